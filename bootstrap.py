@@ -1,0 +1,314 @@
+"""Sets up everything this project needs, once, and runs a command inside.
+
+    python bootstrap.py invoke train      sets up everything and runs the main job
+    python bootstrap.py pytest            sets up everything and runs the tests
+    python bootstrap.py invoke --list     what else can be done
+    python bootstrap.py ruff check .      any other command of the virtual environment
+
+It makes .venv beside this file, installs there what the command needs (the laptop's half is small; training on this
+computer adds torch) and runs the command in the project's folder. A second call installs nothing. Deleting .venv is
+always safe: the next call makes it again.
+
+Standard library only; Windows, macOS and Linux; Python 3.10 or newer.
+"""
+
+import sys
+
+NEEDS: str = "Sniperface needs Python 3.10 or newer"  # Python 2 stops at this line, and shows it
+if sys.version_info < (3, 10):  # noqa: UP036 - the user's Python may be older; this file is valid syntax since 3.6
+    sys.exit(
+        "{} and this is Python {}.{}.{}: install Python 3.11, from python.org or your system's packages, and call "
+        "bootstrap.py with it.".format(NEEDS, *sys.version_info[:3])
+    )
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+HERE = Path(__file__).resolve().parent
+VENV = HERE / ".venv"
+WINDOWS = os.name == "nt"
+BIN = VENV / ("Scripts" if WINDOWS else "bin")
+PYTHON = BIN / ("python.exe" if WINDOWS else "python")
+STAMP = VENV / "bootstrap.json"  # what is installed, or that an installation has begun
+LOCK = HERE / ".bootstrap.lock"  # outside .venv, which may be cleared while the lock is held
+
+# Started as `python -m NAME`: the first line of a script in .venv/bin cannot name every folder (quotes, long names).
+MODULES = {"inv": "invoke", "invoke": "invoke", "mypy": "mypy", "pytest": "pytest", "ruff": "ruff"}
+EXTRAS = {"mypy": {"dev"}, "pytest": {"app", "dev"}, "ruff": {"dev"}}
+# The invoke tasks that run a command of app/ on the target: on this computer they need the extra of that half.
+APP_TASKS = {"bench", "deploy", "evaluate", "export", "mine", "prepare", "train"}
+
+
+def main(command: list[str]) -> int:
+    if not command or command[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    extras = extras_for(command)
+    try:
+        if not is_ready(extras):
+            set_up(extras)
+    except KeyboardInterrupt:
+        say("stopped; the same command begins again from here")
+        return 130
+    return run(command)
+
+
+def extras_for(command: list[str]) -> set[str]:
+    """Which optional dependencies the command needs: 'app' (torch and all that) only where the app itself runs."""
+    name, arguments = Path(command[0]).stem, command[1:]
+    if MODULES.get(name) == "invoke":
+        only_asks = {"-h", "--help", "-l", "--list", "-V", "--version"}.intersection(arguments)
+        task = next((word for word in arguments if not word.startswith("-")), "")
+        return {"app"} if task in APP_TASKS and not only_asks and is_local(target_of(arguments)) else set()
+    if name.startswith("python"):
+        return {"app"} if any(word.startswith(("app.", "benchmarks")) for word in arguments) else set()
+    return EXTRAS.get(name, set())
+
+
+def target_of(arguments: list[str]) -> str:
+    """The value of --on, in each way that invoke reads it."""
+    for index, word in enumerate(arguments):
+        if word.startswith("--on="):
+            return word[len("--on=") :]
+        if word in ("--on", "-o"):
+            return "".join(arguments[index + 1 : index + 2])
+    return "local"
+
+
+def is_local(target: str) -> bool:
+    """Whether the target is this computer. One line of its YAML file says so; there is no YAML reader here yet."""
+    try:
+        text = (HERE / "conf" / "deploy" / f"{target}.yaml").read_text(encoding="utf-8")
+    except OSError:
+        return target == "local"
+    provider = re.search(r"^provider\s*:\s*[\"']?(\w+)", text, re.MULTILINE)
+    return (provider.group(1) if provider else target) == "local"
+
+
+def is_ready(extras: set[str]) -> bool:
+    stamp = read_stamp()
+    return extras.issubset(stamp.get("extras", ())) and stamp.get("fingerprint") == fingerprint()
+
+
+def read_stamp() -> dict[str, Any]:
+    try:
+        stamp = json.loads(STAMP.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def write_stamp(stamp: dict[str, Any]) -> None:
+    new = STAMP.with_suffix(".new")
+    new.write_text(json.dumps(stamp), encoding="utf-8")
+    os.replace(new, STAMP)
+
+
+def fingerprint() -> str:
+    """Another one as soon as the wanted packages, the folder's place, the Python below or what is installed change."""
+    digest = hashlib.sha256(os.fsencode(VENV))
+    packages = [VENV / "Lib" / "site-packages"] if WINDOWS else sorted(VENV.glob("lib/python*/site-packages"))
+    try:
+        for file in (HERE / "pyproject.toml", HERE / "constraints.txt", VENV / "pyvenv.cfg"):
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        digest.update(os.fsencode(PYTHON.resolve(strict=True)))
+        for folder in packages:
+            digest.update(str(folder.stat().st_mtime_ns).encode())
+    except OSError as error:  # no virtual environment, or half of one
+        return f"incomplete: {error.filename}"
+    return digest.hexdigest()
+
+
+def set_up(extras: set[str]) -> None:
+    """Make or repair .venv and install. Of two at once, the second waits and finds the work done."""
+    with one_at_a_time() as lock:
+        if is_ready(extras):
+            return
+        stamp = read_stamp()
+        interrupted = STAMP.exists() and "extras" not in stamp
+        moved = stamp.get("folder", str(VENV)) != str(VENV)  # the scripts in .venv/bin name the old folder
+        if interrupted or moved or not is_healthy():
+            stamp = {}
+            make_venv()
+        kept = stamp["extras"] if stamp.get("fingerprint") == fingerprint() else []
+        write_stamp({})
+        if not install(extras, lock):
+            write_stamp({**stamp, "extras": kept})  # pip changes nothing before it has everything
+            sys.exit(1)
+        write_stamp({"fingerprint": fingerprint(), "folder": str(VENV), "extras": sorted({*kept, *extras})})
+        say("ready")
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[IO[bytes]]:
+    """Hold the lock file; the operating system lets go of it when this process and its pip have ended."""
+    import time
+
+    with open(LOCK, "ab") as lock:
+        patient = False
+        while not is_locked_now(lock):
+            if not patient:
+                say("another bootstrap is at work in this folder; waiting for it")
+            patient = True
+            time.sleep(0.1)
+        yield lock
+
+
+def is_locked_now(lock: IO[bytes]) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            lock.seek(0)
+            msvcrt.locking(lock.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def is_healthy() -> bool:
+    """Whether .venv holds a Python that is new enough and has pip: a bare, half-made or orphaned one does not."""
+    import subprocess
+
+    try:
+        check = [str(PYTHON), "-c", "import pip, sys; sys.exit(sys.version_info < (3, 10))"]
+        return subprocess.run(check, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def make_venv() -> None:
+    import importlib.util
+    import subprocess
+
+    version = "{}.{}.{}".format(*sys.version_info[:3])
+    say(("repairing .venv" if VENV.exists() else "making .venv") + f" with Python {version}")
+    base = getattr(
+        sys, "_base_executable", sys.executable
+    )  # this process may itself run in the .venv to be cleared
+    made = subprocess.run(
+        [base, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True, check=False
+    )
+    if made.returncode == 0:
+        return
+    show_end((made.stdout + made.stderr).splitlines())
+    if importlib.util.find_spec("ensurepip") is None:
+        say(
+            "this Python cannot make virtual environments: install python3-venv (apt-get install python3-venv)"
+        )
+    else:
+        say(".venv could not be made: close the programs that use it, delete the folder .venv and try again")
+    sys.exit(1)
+
+
+def install(extras: set[str], lock: IO[bytes]) -> bool:
+    """Let pip install setuptools, then the project's dependencies, in the versions of constraints.txt."""
+    import shutil
+
+    what = f"with {' and '.join(sorted(extras))}" if extras else "for the laptop"
+    say(f"installing Sniperface {what} (the first time, this takes a while)")
+    # From a copy, so that the build leaves nothing in the project's folder.
+    package = VENV / "package"
+    package.mkdir(exist_ok=True)
+    shutil.copy(HERE / "pyproject.toml", package)
+    wanted = "./.venv/package" + (f"[{','.join(sorted(extras))}]" if extras else "")
+    return pip(["setuptools"], lock) and pip(["--no-build-isolation", "--use-pep517", wanted], lock)
+
+
+def pip(arguments: list[str], lock: IO[bytes]) -> bool:
+    import subprocess
+
+    command = [str(PYTHON), "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
+    command += ["--disable-pip-version-check", "--constraint", "constraints.txt", *arguments]
+    lines = []
+    with subprocess.Popen(
+        command,
+        cwd=HERE,  # so that no argument names the folder: pip splits some of its settings at spaces
+        env={**environment(), "PIP_USER": "0", "PYTHONUTF8": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        # When this process is killed, pip goes on: then it also goes on holding the lock.
+        pass_fds=() if WINDOWS else (lock.fileno(),),
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            large = re.match(r"\s*Downloading (\S+?)-\d\S* \((\d\d+)(\.\d+)? MB\)", line)
+            if large:
+                say(f"  downloading {large.group(1)} ({large.group(2)} MB)")
+            elif line.startswith("Installing collected packages") and line.count(",") > 1:
+                say(f"  unpacking {line.count(',') + 1} packages")
+    if process.returncode != 0:
+        show_end(lines)
+        say(
+            f"pip failed (exit code {process.returncode}); its last lines are above. Is the network there? Then try again"
+        )
+    return process.returncode == 0
+
+
+def run(command: list[str]) -> int:
+    """Become the command; on Windows, where a process cannot become another, wait for it as a child."""
+    import shutil
+
+    env = environment()
+    name = command[0]
+    if name in MODULES:
+        command = [str(PYTHON), "-m", MODULES[name], *command[1:]]
+    else:
+        program = shutil.which(name, path=env["PATH"])
+        if program is None:
+            say(
+                f"there is no command '{name}' here; `python bootstrap.py invoke --list` shows what can be done"
+            )
+            return 2
+        command = [program, *command[1:]]
+    os.chdir(HERE)
+    if WINDOWS:
+        return run_as_child(command, env)
+    os.execve(command[0], command, env)
+
+
+def run_as_child(command: list[str], env: dict[str, str]) -> int:
+    """Ctrl-C reaches the child directly, which decides what it means; its exit code becomes ours."""
+    import subprocess
+
+    with subprocess.Popen(command, env=env) as child:
+        while True:
+            try:
+                return child.wait()
+            except KeyboardInterrupt:
+                continue
+
+
+def environment() -> dict[str, str]:
+    """This process's environment with .venv switched on."""
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONHOME"}
+    return {**env, "VIRTUAL_ENV": str(VENV), "PATH": os.pathsep.join([str(BIN), env.get("PATH", os.defpath)])}
+
+
+def show_end(lines: list[str]) -> None:
+    for line in lines[-12:]:
+        say(f"  | {line}")
+
+
+def say(text: str) -> None:
+    """To stderr, because stdout may be one JSON document; in ASCII, because a console may know nothing else."""
+    print("bootstrap:", text.encode("ascii", "backslashreplace").decode(), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
