@@ -1,0 +1,365 @@
+"""A data set as the laptop sees it: header, manifest, blocks, fraction, and staging. No numpy here."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from deploy.errors import StepFailed, WrongUse
+from deploy.machine import Machine
+from deploy.plan import DataFacts, Plan, slug
+from deploy.shell import Shell
+
+SIDE = 112
+ROW_BYTES = SIDE * SIDE * 3
+GIB = 1 << 30
+PREPARE = "invoke prepare --source folder --path DIR"
+
+# What `app.prepare source=orl` will make, for a plan that must touch nothing.
+ORL_ROWS, ORL_HELD_OUT_ROWS, ORL_BLOCK_ROWS = 400, 100, 10
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first bytes of a .npy file."""
+
+    dtype: str
+    fortran_order: bool
+    shape: tuple[int, ...]
+    data_offset: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An images.npy that was checked, with what its manifest says, or the defaults where there is none."""
+
+    path: Path
+    name: str
+    rows: int
+    held_out_rows: int
+    block_rows: int
+    data_offset: int
+    labels: Path | None
+    manifest: dict[str, Any]
+
+    @property
+    def train_rows(self) -> int:
+        return self.rows - self.held_out_rows
+
+    @property
+    def bytes(self) -> int:
+        return self.data_offset + self.rows * ROW_BYTES
+
+
+def find(path: Path, block_rows: int) -> Dataset:
+    """Check an images.npy and what lies beside it. One sentence names what is wrong and what would work.
+
+    `block_rows` is the app's block size, used where no manifest says it.
+    """
+    if path.is_dir():
+        path = path / "images.npy"
+    header = _check_images(path)
+    rows = header.shape[0]
+    manifest = _read_manifest(path.with_name("manifest.json"), rows)
+    labels = path.with_name("labels.npy")
+    if labels.exists():
+        _check_labels(labels, rows)
+    return Dataset(
+        path=path,
+        name=slug(str(manifest.get("name") or (path.parent.name if path.stem == "images" else path.stem))),
+        rows=rows,
+        held_out_rows=int(manifest.get("held_out_rows", 0)),
+        block_rows=int(manifest.get("block_rows", block_rows)),
+        data_offset=header.data_offset,
+        labels=labels if labels.exists() else None,
+        manifest=manifest,
+    )
+
+
+def facts(dataset: Dataset, fraction: float) -> DataFacts:
+    """What the plan needs to know about the part of a data set that will be used."""
+    selection = dataset.manifest.get("selection")
+    if selection and selection["fraction"] != fraction:
+        raise WrongUse(
+            f"{dataset.path} holds the fraction {selection['fraction']:g} of its data set: "
+            f"give --fraction {selection['fraction']:g}, or --data with the whole file"
+        )
+    part = 1.0 if selection else fraction
+    blocks = choose_blocks(dataset.train_rows, dataset.block_rows, part)
+    rows = sum(min((b + 1) * dataset.block_rows, dataset.train_rows) - b * dataset.block_rows for b in blocks)
+    return DataFacts(
+        name=dataset.name,
+        path=str(dataset.path),
+        rows=dataset.rows,
+        train_rows=rows,
+        bytes=128 + (rows + dataset.held_out_rows) * ROW_BYTES,
+        dataset_id=dataset.manifest.get("dataset_id"),
+    )
+
+
+def orl_facts(path: Path, fraction: float) -> DataFacts:
+    """The try-out's photographs before they are prepared."""
+    train_rows = ORL_ROWS - ORL_HELD_OUT_ROWS
+    rows = ORL_BLOCK_ROWS * len(choose_blocks(train_rows, ORL_BLOCK_ROWS, fraction))
+    size = 128 + (rows + ORL_HELD_OUT_ROWS) * ROW_BYTES
+    return DataFacts("orl", str(path), ORL_ROWS, rows, size, dataset_id=None, ready=False)
+
+
+def choose_blocks(train_rows: int, block_rows: int, fraction: float) -> list[int]:
+    """The fraction rule: training blocks in an order fixed by their number alone; a fraction is its beginning."""
+    count = -(-train_rows // block_rows)
+    order = sorted(range(count), key=lambda block: hashlib.sha256(f"sniperface:{block}".encode()).hexdigest())
+    return sorted(order[: max(1, math.floor(fraction * count + 0.5))])
+
+
+def stage(
+    shell: Shell, machine: Machine, code: PurePath, plan: Plan, dataset: Dataset, progress: Progress
+) -> str | None:
+    """Bring the images to where the plan reads them; returns what was done, or None when they are read in place.
+
+    The copy itself runs on the machine (`pod/files.py`): reserved before the first byte, every block checked against
+    the manifest on the way, resumed where an earlier copy broke off, and there under its own name only when whole.
+    """
+    if not plan.stage:
+        return None
+    destination = PurePath(plan.data_path)
+    blocks = _kept_blocks(dataset, plan.fraction)
+    manifest = _staged_manifest(dataset, blocks, plan.fraction)
+    there = _manifest_there(shell, destination)
+    size = shell.size(destination)
+    if size is not None and there and _same(there, manifest) and size == _staged_bytes(dataset, blocks):
+        return f"already there: {destination}"
+    if size is not None and not there:
+        raise WrongUse(
+            f"{destination} is there, but was not staged by this project: remove it, or set another stage_to in "
+            f"conf/deploy/{plan.target}.yaml"
+        )
+    shell.remove(destination)  # another data set: it would take the room of this one
+    _check_room(shell, dataset, blocks, plan)
+    hashes = _copy(shell, machine, code, dataset, blocks, destination, progress)
+    if dataset.labels is not None:
+        shell.write(destination.with_name("labels.npy"), _labels_of(shell, dataset, blocks))
+    else:
+        shell.remove(destination.with_name("labels.npy"))
+    manifest |= {"blocks": hashes, "dataset_id": dataset_id(hashes)}
+    if manifest["selection"]:
+        manifest["selection"]["of"] = dataset.manifest.get("dataset_id") or dataset_id(hashes)
+    # Before the rename: a break in between leaves a manifest without images, which is simply staged again.
+    shell.write(destination.with_name("manifest.json"), (json.dumps(manifest, indent=1) + "\n").encode())
+    shell.replace(_part(destination), destination)
+    return f"staged {_staged_bytes(dataset, blocks) / GIB:.2f} GiB into {destination}"
+
+
+def dataset_id(blocks: list[str]) -> str:
+    return hashlib.sha256("".join(blocks).encode()).hexdigest()[:16]
+
+
+def read_header(path: Path) -> Header:
+    """The header of a .npy file; ValueError when it is none."""
+    with open(path, "rb") as file:
+        start = file.read(12)
+        if start[:6] != b"\x93NUMPY":
+            raise ValueError("no .npy file")
+        length_bytes = 2 if start[6] == 1 else 4
+        length = int.from_bytes(start[8 : 8 + length_bytes], "little")
+        file.seek(8 + length_bytes)
+        text = file.read(length)
+    if len(text) < length:
+        raise ValueError("cut short")
+    try:
+        values = ast.literal_eval(text.decode("latin-1"))
+        return Header(values["descr"], values["fortran_order"], tuple(values["shape"]), 8 + length_bytes + length)
+    except (SyntaxError, KeyError, TypeError) as error:
+        raise ValueError("no .npy header") from error
+
+
+def header_bytes(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """A .npy header (format 1.0), padded to a multiple of 64 bytes."""
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape!r}, }}"
+    text += " " * (-(10 + len(text) + 1) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("latin-1")
+
+
+def _check_images(path: Path) -> Header:
+    wanted = f"it must be uint8 of shape [N, 112, 112, 3]; `{PREPARE}` makes one"
+    if not path.is_file():
+        raise WrongUse(f"there is no file {path}: give --data an images.npy ({wanted})")
+    header = _read_npy(path)
+    if header.dtype not in ("|u1", "<u1", ">u1", "u1"):
+        raise WrongUse(f"{path} holds {_spoken(header.dtype)}: {wanted}")
+    if len(header.shape) != 4 or header.shape[1:] != (SIDE, SIDE, 3):
+        raise WrongUse(f"{path} has the shape {list(header.shape)}: {wanted}")
+    if header.shape[0] == 0:
+        raise WrongUse(f"{path} has no rows: {wanted}, with N at least 2")
+    if header.fortran_order:
+        raise WrongUse(f"{path} is in Fortran order: save numpy.ascontiguousarray of it again")
+    whole = header.data_offset + header.shape[0] * ROW_BYTES
+    size = path.stat().st_size
+    if size < whole:
+        raise WrongUse(f"{path} is cut short: {size} of {whole} bytes are there; copy or make it again (`{PREPARE}`)")
+    return header
+
+
+def _check_labels(path: Path, rows: int) -> None:
+    header = _read_npy(path)
+    if len(header.shape) != 1 or header.dtype[-2:-1] not in ("i", "u"):
+        raise WrongUse(f"{path} holds {_spoken(header.dtype)} of shape {list(header.shape)}: it must be int32 [{rows}]")
+    if header.shape[0] != rows:
+        raise WrongUse(f"{path} has {header.shape[0]} labels for {rows} images: it must have {rows}, or be removed")
+
+
+def _read_npy(path: Path) -> Header:
+    try:
+        return read_header(path)
+    except (ValueError, OSError) as error:
+        raise WrongUse(f"{path} is not a whole .npy file ({error}): copy or make it again (`{PREPARE}`)") from error
+
+
+def _spoken(dtype: str) -> str:
+    kinds = {"f": "float", "i": "int", "u": "uint", "c": "complex"}
+    kind, size = dtype[-2:-1], dtype[-1:]
+    return f"{kinds[kind]}{8 * int(size)}" if kind in kinds and size.isdigit() else f"dtype {dtype}"
+
+
+def _read_manifest(path: Path, rows: int) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        told = int(manifest["rows"])
+        block_rows, held_out = int(manifest["block_rows"]), int(manifest["held_out_rows"])
+        fits = len(manifest["blocks"]) == -(-told // block_rows) and 0 <= held_out < told
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise WrongUse(f"{path} cannot be used: remove it, or make the data again (`{PREPARE}`)") from error
+    if told != rows or not fits:
+        raise WrongUse(f"{path} does not fit the images ({told} rows told, {rows} there): make the data again")
+    return manifest
+
+
+def _kept_blocks(dataset: Dataset, fraction: float) -> list[int]:
+    """The blocks of a staged file: the chosen training blocks, and every block with held-out rows."""
+    if dataset.manifest.get("selection") or fraction == 1:
+        return list(range(-(-dataset.rows // dataset.block_rows)))
+    held_out = range(dataset.train_rows // dataset.block_rows, -(-dataset.rows // dataset.block_rows))
+    chosen = choose_blocks(dataset.train_rows, dataset.block_rows, fraction)
+    return sorted({*chosen, *(held_out if dataset.held_out_rows else [])})
+
+
+def _rows_of(dataset: Dataset, block: int) -> int:
+    return min((block + 1) * dataset.block_rows, dataset.rows) - block * dataset.block_rows
+
+
+def _staged_bytes(dataset: Dataset, blocks: list[int]) -> int:
+    return len(_staged_header(dataset, blocks)) + sum(_rows_of(dataset, b) for b in blocks) * ROW_BYTES
+
+
+def _staged_header(dataset: Dataset, blocks: list[int]) -> bytes:
+    return header_bytes("|u1", (sum(_rows_of(dataset, block) for block in blocks), SIDE, SIDE, 3))
+
+
+def _staged_manifest(dataset: Dataset, blocks: list[int], fraction: float) -> dict[str, Any]:
+    """The staged file's own manifest; `source` tells a changed file apart where there is no manifest to compare."""
+    rows = sum(_rows_of(dataset, block) for block in blocks)
+    stat = dataset.path.stat()
+    known: list[str] = dataset.manifest.get("blocks", [])
+    selection = dataset.manifest.get("selection")
+    if selection is None and fraction < 1:
+        selection = {"of": dataset.manifest.get("dataset_id"), "fraction": fraction, "blocks": blocks}
+    return {
+        "dataset_id": None,
+        "name": dataset.name,
+        "rows": rows,
+        "dtype": "uint8",
+        "shape": [rows, SIDE, SIDE, 3],
+        "block_rows": dataset.block_rows,
+        "blocks": [known[block] for block in blocks] if known else [],
+        "held_out_rows": dataset.held_out_rows,
+        "labels_sha256": None,
+        "selection": selection,
+        "source": {"path": str(dataset.path), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns},
+    }
+
+
+def _manifest_there(shell: Shell, destination: PurePath) -> dict[str, Any]:
+    try:
+        value = json.loads(shell.read(destination.with_name("manifest.json")))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) and "source" in value else {}
+
+
+def _same(there: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether the staged file holds what is wanted: by block hashes where they are known, else by its source."""
+    keys = ("rows", "block_rows", "held_out_rows", "blocks" if wanted["blocks"] else "source")
+    return all(there.get(key) == wanted[key] for key in keys)
+
+
+def _part(destination: PurePath) -> PurePath:
+    return destination.with_name(destination.name + ".part")
+
+
+def _check_room(shell: Shell, dataset: Dataset, blocks: list[int], plan: Plan) -> None:
+    """An earlier broken copy already owns its room; the rest must be free before the first byte."""
+    folder = PurePath(plan.data_path).parent
+    needed = _staged_bytes(dataset, blocks) - (shell.size(_part(PurePath(plan.data_path))) or 0)
+    free = shell.free_bytes(folder)
+    if needed <= free:
+        return
+    fits = math.floor(100 * plan.fraction * free / max(1, needed)) / 100
+    advice = f"give --fraction {fits:g}, or " if 0 < fits < plan.fraction else ""
+    raise StepFailed(
+        f"{folder} has {free / GIB:.2f} GiB free and the images need {needed / GIB:.2f} GiB: "
+        f"{advice}set stage_to: null in conf/deploy/{plan.target}.yaml to read them in place"
+    )
+
+
+def _copy(
+    shell: Shell,
+    machine: Machine,
+    code: PurePath,
+    dataset: Dataset,
+    blocks: list[int],
+    destination: PurePath,
+    progress: Progress,
+) -> list[str]:
+    """Run the copy on the machine; returns the SHA-256 of each block as it was copied."""
+    known: list[str | None] = dataset.manifest.get("blocks") or [None] * (max(blocks) + 1)
+    order = machine.root / "staging.json"
+    pieces = [
+        {
+            "name": f"block {block} (rows {block * dataset.block_rows} and on)",
+            "offset": dataset.data_offset + block * dataset.block_rows * ROW_BYTES,
+            "bytes": _rows_of(dataset, block) * ROW_BYTES,
+            "sha256": known[block],
+        }
+        for block in blocks
+    ]
+    header = base64.b64encode(_staged_header(dataset, blocks)).decode("ascii")
+    value = {"source": str(dataset.path), "part": str(_part(destination)), "header": header, "pieces": pieces}
+    shell.write(order, json.dumps(value).encode("utf-8"))
+    hashes: list[str] = []
+    for line in shell.stream([machine.python, "-m", "deploy.pod.files", str(order)], cwd=code):
+        if line.startswith("{"):
+            said = json.loads(line)
+            progress(said["done_bytes"], said["all_bytes"])
+            hashes = said.get("sha256", hashes)
+    return hashes
+
+
+def _labels_of(shell: Shell, dataset: Dataset, blocks: list[int]) -> bytes:
+    """labels.npy of the staged rows alone."""
+    assert dataset.labels is not None
+    header = read_header(dataset.labels)
+    width = int(header.dtype[-1])
+    rows = [shell.read(dataset.labels, header.data_offset + b * dataset.block_rows * width, _rows_of(dataset, b) * width)
+            for b in blocks]  # fmt: skip
+    return header_bytes(header.dtype, (sum(_rows_of(dataset, b) for b in blocks),)) + b"".join(rows)

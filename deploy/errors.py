@@ -1,0 +1,50 @@
+"""What can go wrong on the laptop, as one small family.
+
+DeployError            message, evidence (last lines seen), next command to type
+├── StepFailed         1  the job or a step failed
+├── WrongUse           2  the request cannot be carried out as typed
+└── NoMachine          3  the machine could not be had
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class DeployError(Exception):
+    """A failure that is told to the user in one message, without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, evidence: Sequence[str] = (), next_command: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.evidence = tuple(evidence)
+        self.next_command = next_command
+
+
+class StepFailed(DeployError):
+    """The job, or a step on the way to it, failed."""
+
+    exit_code = 1
+
+
+class WrongUse(DeployError):
+    """The request cannot be carried out; nothing was touched."""
+
+    exit_code = 2
+
+
+class NoMachine(DeployError):
+    """The machine could not be had."""
+
+    exit_code = 3
+
+
+def unknown(kind: str, wrong: str, right: Iterable[str]) -> WrongUse:
+    """The complaint about a name that is not in a list: the nearest right one, then all of them."""
+    choices = sorted(right)
+    near = difflib.get_close_matches(wrong, choices, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return WrongUse(f"unknown {kind} '{wrong}': {hint}there are: {', '.join(choices)}")

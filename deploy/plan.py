@@ -1,0 +1,339 @@
+"""PURE: settings, request and facts in; everything that will be done out. `--dry-run` prints it and ends there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import PurePath
+from typing import Any
+
+from deploy.errors import WrongUse
+from deploy.pod.folder import RunFolder
+from deploy.settings import Settings
+from deploy.shell import Hardware
+
+GRACE_S = 60  # for the checkpoint, between a stop and the kill
+NO_COMMIT = "none"
+TRYOUT = "experiment=tryout"
+DATA_KEY = "data.binary_cache_path"
+# The launcher has a flag, or its own decision, for these keys; --set may name the first ones all the same.
+KEYS_WITH_FLAGS = {DATA_KEY: "data", "data.data_fraction": "fraction", "train.resume": "resume", "recipe": "recipe"}
+KEYS_DECIDED_HERE = ("run.dir", "run.commit")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, checked as far as it can be without looking at anything."""
+
+    target: str = "local"
+    fraction: float = 1.0
+    resume: str = "none"
+    recipe: str | None = None
+    data: str | None = None
+    overrides: tuple[str, ...] = ()
+    given: frozenset[str] = frozenset()  # which of the above the user typed
+
+
+@dataclass(frozen=True)
+class CodeFacts:
+    """The working tree as it stands; `tree` is its id where nothing has changed since the commit."""
+
+    kind: str  # "git", or "copy" where the folder is no git repository
+    commit: str | None
+    changed_files: int
+    tree: str | None
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The images that will be used; `ready` is false for photographs that are still to be prepared."""
+
+    name: str
+    path: str
+    rows: int
+    train_rows: int  # after the fraction
+    bytes: int  # of the file that training reads, after the fraction where it is staged
+    dataset_id: str | None
+    ready: bool = True
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """An unfinished run that goes on: which, which attempt this is, and from where."""
+
+    run_id: str
+    attempt: int
+    resume: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything that was looked up, so that the plan itself looks at nothing."""
+
+    now: datetime
+    token: str  # four hexadecimal digits that keep two runs of one second apart
+    python: str
+    code: CodeFacts
+    data: DataFacts
+    config: Mapping[str, Any]  # what `python -m app.config` resolved
+    hardware: Hardware
+    windows: bool = False
+    measured_images_per_s: float | None = None  # whole runs of this backbone on this target
+    continues: Continuation | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is decided, printable and comparable. Paths are the machine's."""
+
+    run_id: str
+    attempt: int
+    target: str
+    provider: str
+    machine: str
+    created: str
+    root: str
+    run_dir: str
+    busy_lock: str
+    code: CodeFacts
+    snapshot: str | None  # None until the snapshot is made, when files have changed since the commit
+    data: DataFacts
+    data_path: str
+    stage: bool
+    fraction: float
+    recipe: str
+    backbone: str
+    epochs: int
+    batch_size: int
+    overrides: tuple[str, ...]
+    resume: str
+    gpus: int
+    cores: int
+    processes: int
+    argv: tuple[str, ...]
+    cwd: str
+    env: Mapping[str, str]
+    grace_s: int
+    expected_minutes: float | None
+    expected_from: str
+    expected_usd: float
+    request: Request
+
+    def to_json(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=sorted))
+        return value
+
+
+def parse_request(
+    *,
+    target: str,
+    fraction: str | None = None,
+    resume: str | None = None,
+    recipe: str | None = None,
+    data: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Request:
+    """Flags to a checked Request. A flag and a --set that say two things about one value are refused."""
+    flags = {"fraction": fraction, "resume": resume, "recipe": recipe, "data": data}
+    values = {name: value for name, value in flags.items() if value is not None}
+    others = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals and not key.startswith("~"):
+            raise WrongUse(f"--set {override} has no '=': write --set key=value, such as --set train.epochs=5")
+        if key in KEYS_DECIDED_HERE:
+            raise WrongUse(f"--set {key} is decided by the launcher: leave it out")
+        flag = KEYS_WITH_FLAGS.get(key)
+        if flag is None:
+            others.append(override)
+        elif values.setdefault(flag, _unquote(value)) != _unquote(value):
+            raise WrongUse(f"--{flag} {values[flag]} and --set {override} differ: give one of them")
+    given = frozenset([*values, *(["overrides"] if others else [])])
+    if values.get("data") in ("null", ""):
+        del values["data"]
+    return Request(
+        target=target,
+        fraction=parse_fraction(values.get("fraction", "1")),
+        resume=values.get("resume", "none") or "none",
+        recipe=values.get("recipe"),
+        data=values.get("data"),
+        overrides=tuple(others),
+        given=given,
+    )
+
+
+def parse_fraction(text: str) -> float:
+    try:
+        fraction = float(text)
+    except ValueError:
+        fraction = math.nan
+    if not 0 < fraction <= 1:
+        raise WrongUse(f"--fraction {text} is not a share of the data: give a number above 0 and up to 1, such as 0.01")
+    return fraction
+
+
+def hydra_override(key: str, value: str | float) -> str:
+    """`key=value` that Hydra's grammar reads back as exactly this value, whatever characters it holds.
+
+    Inside single quotes only the quote itself needs a backslash, and backslashes count only in front of a quote. Before
+    `${` OmegaConf wants one too, and halves those in front of it.
+    """
+    if not isinstance(value, str):
+        return f"{key}={value!r}"
+    text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+    text = re.sub(r"(\\*)'", lambda match: match[1] * 2 + r"\'", text)
+    text = re.sub(r"(\\+)\Z", lambda match: match[1] * 2, text)
+    return f"{key}='{text}'"
+
+
+def user_overrides(request: Request, *, tryout: bool) -> tuple[str, ...]:
+    """What the request means to the app, before the launcher adds paths. `tryout`: no data is configured."""
+    chosen = [TRYOUT] if tryout and not any(item.startswith("experiment=") for item in request.overrides) else []
+    recipe = [f"recipe={request.recipe}"] if request.recipe else []
+    return (*chosen, *recipe, *request.overrides)
+
+
+def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) -> Plan:
+    """Decide everything about one attempt of a run."""
+    root = settings.root
+    run_id, attempt = _identity(request, facts)
+    run_dir = root / "runs" / run_id
+    resume = facts.continues.resume if facts.continues else _resume(request, run_dir)
+    processes = _processes(settings, facts.hardware)
+    data_path = staged_path(settings, facts.data, request.fraction)
+    overrides = user_overrides(request, tryout=tryout)
+    minutes, source = _expected_minutes(facts, processes)
+    return Plan(
+        run_id=run_id,
+        attempt=attempt,
+        target=settings.target.name,
+        provider=settings.target.provider,
+        machine=machine_name(settings, run_id),
+        created=facts.now.isoformat(timespec="seconds"),
+        root=str(root),
+        run_dir=str(run_dir),
+        busy_lock=str(root / "busy.lock"),
+        code=facts.code,
+        snapshot=facts.code.tree,
+        data=facts.data,
+        data_path=str(data_path),
+        stage=settings.target.stage_to is not None,
+        fraction=request.fraction,
+        recipe=str(facts.config["recipe"]["name"]),
+        backbone=str(facts.config["backbone"]["name"]),
+        epochs=int(facts.config["train"]["epochs"]),
+        batch_size=int(facts.config["train"]["batch"]["size"]),
+        overrides=overrides,
+        resume=resume,
+        gpus=facts.hardware.gpus,
+        cores=facts.hardware.cores,
+        processes=processes,
+        argv=_argv(facts, processes, overrides, data_path, request.fraction, resume, run_dir),
+        cwd=str(root / "code" / (facts.code.tree or "<snapshot>")),
+        env=_environment(facts, processes),
+        grace_s=GRACE_S,
+        expected_minutes=minutes,
+        expected_from=source,
+        expected_usd=0.0,
+        request=request,
+    )
+
+
+def settle(plan: Plan, snapshot: str) -> Plan:
+    """The plan with the one thing that is known only after acting: the id of the code snapshot."""
+    return dataclasses.replace(plan, snapshot=snapshot, cwd=plan.cwd.replace("<snapshot>", snapshot))
+
+
+def machine_name(settings: Settings, run_id: str) -> str:
+    """Carries project and run, so that an orphan is found without any local file."""
+    return f"sniperface-{slug(settings.project.name)}-{run_id}"
+
+
+def slug(name: str) -> str:
+    """A name for folders and sessions: ASCII letters, digits and single underscores."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_").lower() or "data"
+
+
+def fraction_mark(fraction: float) -> str:
+    return "" if fraction == 1 else f"-f{fraction:g}"
+
+
+def staged_path(settings: Settings, data: DataFacts, fraction: float) -> PurePath:
+    """Where training reads: in place, or in the staging folder; a part has a folder of its own beside the whole."""
+    if settings.target.stage_to is None:
+        return PurePath(data.path)
+    folder = settings.project / settings.target.stage_to
+    return (folder if fraction == 1 else folder / f"{data.name}{fraction_mark(fraction)}") / "images.npy"
+
+
+def _identity(request: Request, facts: Facts) -> tuple[str, int]:
+    if facts.continues:
+        return facts.continues.run_id, facts.continues.attempt
+    stamp = facts.now.strftime("%Y%m%d-%H%M%S")
+    return f"{facts.data.name}{fraction_mark(request.fraction)}-{stamp}-{facts.token}", 1
+
+
+def _resume(request: Request, run_dir: PurePath) -> str:
+    """A checkpoint that the user names travels into the run folder, so that the run can be explained from it."""
+    if request.resume in ("none", "auto"):
+        return "none"
+    return str(RunFolder(run_dir).resume_from / PurePath(request.resume).name)
+
+
+def _processes(settings: Settings, hardware: Hardware) -> int:
+    """One a GPU; without GPUs two where there are two cores: enough to be the real thing, few enough for a laptop."""
+    if settings.target.processes is not None:
+        return settings.target.processes
+    return hardware.gpus or min(2, hardware.cores)
+
+
+def _argv(
+    facts: Facts,
+    processes: int,
+    overrides: Sequence[str],
+    data_path: PurePath,
+    fraction: float,
+    resume: str,
+    run_dir: PurePath,
+) -> tuple[str, ...]:
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "app.train")
+    decided = (
+        hydra_override(DATA_KEY, str(data_path)),
+        hydra_override("data.data_fraction", fraction),
+        hydra_override("train.resume", resume),
+        hydra_override("run.dir", str(run_dir)),
+        hydra_override("run.commit", facts.code.commit or NO_COMMIT),
+    )
+    return (facts.python, *launcher, *overrides, *decided)
+
+
+def _environment(facts: Facts, processes: int) -> dict[str, str]:
+    values = {
+        "SNIPERFACE_SUPERVISED": "1",
+        "OMP_NUM_THREADS": str(max(1, facts.hardware.cores // processes)),
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",
+    }
+    return {**values, "USE_LIBUV": "0"} if facts.windows else values
+
+
+def _expected_minutes(facts: Facts, processes: int) -> tuple[float | None, str]:
+    images = facts.data.train_rows * int(facts.config["train"]["epochs"])
+    guess = (facts.config.get("plan") or {}).get("images_per_s")
+    if facts.measured_images_per_s:
+        return round(images / facts.measured_images_per_s / 60, 2), "earlier runs of this backbone on this target"
+    if guess:
+        return round(images / (float(guess) * processes) / 60, 2), "a guess from a rate measured elsewhere"
+    return None, "nothing: no earlier run of this backbone on this target"
+
+
+def _unquote(value: str) -> str:
+    """The text inside Hydra's quotes, for the few keys that the launcher takes over."""
+    if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
+        return value[1:-1].replace(f"\\{value[0]}", value[0])
+    return value

@@ -1,0 +1,78 @@
+"""Every file name of a run, and the only way a small file of it is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path, PurePath
+from typing import Any
+
+FINAL_STATES = ("succeeded", "failed", "stopped", "expired", "lost")
+LIVE_STATES = ("running", "restarting")
+HEARTBEAT_S = 2.0
+LOST_AFTER_S = 8.0
+
+
+class RunFolder:
+    """The names inside `runs/<run_id>/`, the same on the laptop and on the machine.
+
+    It holds a pure path, so that a Windows laptop can name files on a Linux machine.
+    """
+
+    def __init__(self, path: PurePath) -> None:
+        self.path = path
+        self.plan = path / "plan.json"
+        self.run = path / "run.json"
+        self.config = path / "config.yaml"
+        self.log = path / "train.log"
+        self.status = path / "status.json"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.latest = self.checkpoints / "latest"
+        self.stop_request = path / "stop.request"
+        self.resume_from = path / "resume_from"
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+
+def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
+    """Replace a file in one step: a reader sees the old bytes or the new ones, never a mixture.
+
+    `durable=False` leaves out the fsync: a heartbeat must not wait for a slow disk, and need not survive a power cut.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open(part, "wb") as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    replace(part, path)
+
+
+def replace(part: Path, path: Path) -> None:
+    """Rename over `path`; Windows refuses while a reader has it open, which passes within moments."""
+    for attempt in range(50):
+        try:
+            os.replace(part, path)
+            return
+        except PermissionError:
+            if os.name != "nt" or attempt == 49:
+                raise
+            time.sleep(0.02)
+
+
+def write_json(path: Path, value: Any, durable: bool = True) -> None:
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"), durable)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, or {} where the file is not there or not whole."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

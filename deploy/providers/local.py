@@ -1,0 +1,47 @@
+"""This computer: always there, free, never released."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path, PurePath
+
+from deploy.errors import NoMachine
+from deploy.machine import Machine, MachineSpec
+from deploy.settings import Settings
+
+
+class LocalProvider:
+    """Acquiring makes the root folder and proves that it can be written; releasing leaves everything as it is."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def acquire(self, spec: MachineSpec) -> Machine:
+        root = Path(spec.root)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            probe = root / ".write-test"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as error:
+            raise NoMachine(
+                f"the folder {root} of target '{self.settings.target.name}' cannot be written: {error.strerror}",
+                next_command=f"set another root in conf/deploy/{self.settings.target.name}.yaml",
+            ) from error
+        return self._machine(spec.name, root)
+
+    def find(self, name: str) -> Machine | None:
+        root = self.settings.root
+        return self._machine(name, root) if Path(root).is_dir() else None
+
+    def list(self) -> list[Machine]:
+        """Nothing is ever owed for this computer, so nothing can be left behind on it."""
+        return []
+
+    def release(self, machine: Machine) -> None:
+        """This computer stays."""
+
+    def _machine(self, name: str, root: PurePath) -> Machine:
+        return Machine(
+            name=name, provider="local", transport="local", root=root, python=sys.executable, usd_per_hour=0.0
+        )
