@@ -40,7 +40,7 @@ LOCK = HERE / ".bootstrap.lock"  # outside .venv, which may be cleared while the
 
 # Started as `python -m NAME`: the first line of a script in .venv/bin cannot name every folder (quotes, long names).
 MODULES = {"inv": "invoke", "invoke": "invoke", "mypy": "mypy", "pytest": "pytest", "ruff": "ruff"}
-EXTRAS = {"mypy": {"dev"}, "pytest": {"app", "dev"}, "ruff": {"dev"}}
+EXTRAS = {"mypy": {"app", "dev"}, "pytest": {"app", "dev"}, "ruff": {"dev"}}  # mypy reads numpy's types
 # The invoke tasks that run a command of app/ on the target: on this computer they need the extra of that half.
 APP_TASKS = {"bench", "deploy", "evaluate", "export", "mine", "prepare", "train"}
 
