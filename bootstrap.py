@@ -5,9 +5,9 @@
     python bootstrap.py invoke --list     what else can be done
     python bootstrap.py ruff check .      any other command of the virtual environment
 
-It makes .venv beside this file, installs there what the command needs (the laptop's half is small; training on this
-computer adds torch) and runs the command in the project's folder. A second call installs nothing. Deleting .venv is
-always safe: the next call makes it again.
+It makes .venv beside this file, installs there what the command needs (the laptop's half is small; training
+on this computer adds torch) and runs the command in the project's folder. A second call installs nothing.
+Deleting .venv is always safe: the next call makes it again.
 
 Standard library only; Windows, macOS and Linux; Python 3.10 or newer.
 """
@@ -15,10 +15,10 @@ Standard library only; Windows, macOS and Linux; Python 3.10 or newer.
 import sys
 
 NEEDS: str = "Sniperface needs Python 3.10 or newer"  # Python 2 stops at this line, and shows it
-if sys.version_info < (3, 10):  # noqa: UP036 - the user's Python may be older; this file is valid syntax since 3.6
+if sys.version_info < (3, 10):  # noqa: UP036 - the user's may be older; what follows is valid syntax since 3.6
     sys.exit(
-        "{} and this is Python {}.{}.{}: install Python 3.11, from python.org or your system's packages, and call "
-        "bootstrap.py with it.".format(NEEDS, *sys.version_info[:3])
+        "{} and this is Python {}.{}.{}: install Python 3.11, from python.org or your system's packages, "
+        "and call bootstrap.py with it.".format(NEEDS, *sys.version_info[:3])
     )
 
 import contextlib
@@ -38,10 +38,10 @@ PYTHON = BIN / ("python.exe" if WINDOWS else "python")
 STAMP = VENV / "bootstrap.json"  # what is installed, or that an installation has begun
 LOCK = HERE / ".bootstrap.lock"  # outside .venv, which may be cleared while the lock is held
 
-# Started as `python -m NAME`: the first line of a script in .venv/bin cannot name every folder (quotes, long names).
+# Started as `python -m NAME`: the first line of a script in .venv/bin cannot name every folder (quotes).
 MODULES = {"inv": "invoke", "invoke": "invoke", "mypy": "mypy", "pytest": "pytest", "ruff": "ruff"}
 EXTRAS = {"mypy": {"app", "dev"}, "pytest": {"app", "dev"}, "ruff": {"dev"}}  # mypy reads numpy's types
-# The invoke tasks that run a command of app/ on the target: on this computer they need the extra of that half.
+# The invoke tasks that run a command of app/ on the target; on this computer they need its extra.
 APP_TASKS = {"bench", "deploy", "evaluate", "export", "mine", "prepare", "train"}
 
 
@@ -60,7 +60,7 @@ def main(command: list[str]) -> int:
 
 
 def extras_for(command: list[str]) -> set[str]:
-    """Which optional dependencies the command needs: 'app' (torch and all that) only where the app itself runs."""
+    """Which optional dependencies the command needs: 'app' (with torch) only where the app itself runs."""
     name, arguments = Path(command[0]).stem, command[1:]
     if MODULES.get(name) == "invoke":
         only_asks = {"-h", "--help", "-l", "--list", "-V", "--version"}.intersection(arguments)
@@ -82,7 +82,7 @@ def target_of(arguments: list[str]) -> str:
 
 
 def is_local(target: str) -> bool:
-    """Whether the target is this computer. One line of its YAML file says so; there is no YAML reader here yet."""
+    """Whether the target is this computer: one line of its file says so. There is no YAML reader here yet."""
     try:
         text = (HERE / "conf" / "deploy" / f"{target}.yaml").read_text(encoding="utf-8")
     except OSError:
@@ -111,7 +111,7 @@ def write_stamp(stamp: dict[str, Any]) -> None:
 
 
 def fingerprint() -> str:
-    """Another one as soon as the wanted packages, the folder's place, the Python below or what is installed change."""
+    """Changes with the wanted packages, the place of the folder, the Python below, and what is installed."""
     digest = hashlib.sha256(os.fsencode(VENV))
     packages = [VENV / "Lib" / "site-packages"] if WINDOWS else sorted(VENV.glob("lib/python*/site-packages"))
     try:
@@ -177,7 +177,7 @@ def is_locked_now(lock: IO[bytes]) -> bool:
 
 
 def is_healthy() -> bool:
-    """Whether .venv holds a Python that is new enough and has pip: a bare, half-made or orphaned one does not."""
+    """Whether .venv holds a Python that is new enough and has pip: a half-made or orphaned one does not."""
     import subprocess
 
     try:
@@ -203,9 +203,7 @@ def make_venv() -> None:
         return
     show_end((made.stdout + made.stderr).splitlines())
     if importlib.util.find_spec("ensurepip") is None:
-        say(
-            "this Python cannot make virtual environments: install python3-venv (apt-get install python3-venv)"
-        )
+        say("this Python cannot make virtual environments: apt-get install python3-venv, then try again")
     else:
         say(".venv could not be made: close the programs that use it, delete the folder .venv and try again")
     sys.exit(1)
@@ -254,9 +252,7 @@ def pip(arguments: list[str], lock: IO[bytes]) -> bool:
                 say(f"  unpacking {line.count(',') + 1} packages")
     if process.returncode != 0:
         show_end(lines)
-        say(
-            f"pip failed (exit code {process.returncode}); its last lines are above. Is the network there? Then try again"
-        )
+        say(f"pip failed (exit code {process.returncode}), its last lines are above; is the network there?")
     return process.returncode == 0
 
 
@@ -271,15 +267,13 @@ def run(command: list[str]) -> int:
     else:
         program = shutil.which(name, path=env["PATH"])
         if program is None:
-            say(
-                f"there is no command '{name}' here; `python bootstrap.py invoke --list` shows what can be done"
-            )
+            say(f"there is no command '{name}' here; what there is: python bootstrap.py invoke --list")
             return 2
         command = [program, *command[1:]]
     os.chdir(HERE)
     if WINDOWS:
         return run_as_child(command, env)
-    os.execve(command[0], command, env)
+    os.execve(command[0], command, env)  # noqa: S606 - running what the user typed is the point
 
 
 def run_as_child(command: list[str], env: dict[str, str]) -> int:
@@ -306,7 +300,7 @@ def show_end(lines: list[str]) -> None:
 
 
 def say(text: str) -> None:
-    """To stderr, because stdout may be one JSON document; in ASCII, because a console may know nothing else."""
+    """To stderr, as stdout may be one JSON document; in ASCII, as a console may know nothing else."""
     print("bootstrap:", text.encode("ascii", "backslashreplace").decode(), file=sys.stderr, flush=True)
 
 
