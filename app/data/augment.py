@@ -1,0 +1,134 @@
+"""Random views of images, a whole batch at once on its own device.
+
+All random numbers of a batch come from one generator on the CPU, so the same seed gives the same views on every
+device, and a resumed run repeats them exactly.
+
+Letters: B batch, S side of the input, T side of the output.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from app.config import AugmentConfig
+
+GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
+
+
+def to_float(images: Tensor, size: int) -> Tensor:
+    """uint8 [B, S, S, 3] -> float [B, 3, size, size] in [-1, 1], resampled when the size differs."""
+    x = images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+    if x.shape[-1] != size:
+        x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
+    return x
+
+
+class Augment:
+    """One random view of each image: uint8 [B, S, S, 3] -> float [B, 3, T, T] in [-1, 1], channels last in memory."""
+
+    def __init__(self, config: AugmentConfig, size: int) -> None:
+        self.config = config
+        self.size = size
+
+    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+        c = self.config
+        draw = _Draw(len(images), generator, images.device)
+        x = images.permute(0, 3, 1, 2).float().div_(255.0)  # [B, 3, S, S] in [0, 1]; colour changes are defined there
+        x = self._crop(x, draw)
+        x = self._colour(x, draw)
+        if c.blur:
+            x = self._blur(x, draw)
+        x = x.mul_(2.0).sub_(1.0)
+        if c.noise:
+            std = draw.where(c.noise, draw.uniform(0.0, c.noise_std), 0.0)
+            x = x + std * draw.normal(x.shape)
+        if c.cutout:
+            x = self._cutout(x, draw)
+        return x.clamp_(-1.0, 1.0).contiguous(memory_format=torch.channels_last)
+
+    def _crop(self, x: Tensor, draw: _Draw) -> Tensor:
+        """Crop, flip and rotate in one resampling, [B, 3, S, S] -> [B, 3, T, T]."""
+        c = self.config
+        area = draw.uniform(*c.crop_scale)
+        ratio = draw.uniform(math.log(c.crop_ratio[0]), math.log(c.crop_ratio[1])).exp()
+        width, height = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
+        # Crop centres such that the crop stays inside: in [-(1 - width), 1 - width] of the half side.
+        x0, y0 = draw.uniform(-1.0, 1.0) * (1 - width), draw.uniform(-1.0, 1.0) * (1 - height)
+        angle = draw.uniform(-c.rotation_deg, c.rotation_deg) * (math.pi / 180)
+        mirror = draw.where(c.flip, -1.0, 1.0)
+        cos, sin = angle.cos(), angle.sin()
+        theta = torch.stack(
+            [
+                torch.stack([mirror * width * cos, -height * sin, x0], -1),
+                torch.stack([mirror * width * sin, height * cos, y0], -1),
+            ],
+            -2,
+        ).reshape(len(x), 2, 3)
+        grid = F.affine_grid(theta, [len(x), 3, self.size, self.size], align_corners=False)
+        return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+    def _colour(self, x: Tensor, draw: _Draw) -> Tensor:
+        """Brightness, contrast and saturation by factors about 1, then grey, each for its share of the images."""
+        c = self.config
+        jittered = draw.where(c.jitter, 1.0, 0.0)
+
+        def factor(strength: float) -> Tensor:
+            return 1 + jittered * draw.uniform(-strength, strength)
+
+        x = x * factor(c.brightness)
+        average = _luma(x).mean((2, 3), keepdim=True)
+        x = average + (x - average) * factor(c.contrast)
+        luma = _luma(x)
+        saturation = draw.where(c.gray, 0.0, 1.0) * factor(c.saturation)
+        return (luma + (x - luma) * saturation).clamp_(0.0, 1.0)
+
+    def _blur(self, x: Tensor, draw: _Draw) -> Tensor:
+        """Gaussian blur with a width of its own for each image; a width of 0 is the identity."""
+        c = self.config
+        sigma = draw.where(c.blur, draw.uniform(*c.blur_sigma_px), 1e-3).flatten()  # [B]
+        radius = math.ceil(2 * c.blur_sigma_px[1])
+        offset = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+        kernel = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
+        kernel = kernel / kernel.sum(1, keepdim=True)  # [B, 2 radius + 1]
+        b, channels, height, width = x.shape
+        # One group per image: a convolution with a kernel of its own for each.
+        y = F.pad(x, (radius,) * 4, mode="reflect").transpose(0, 1)  # [3, B, …]
+        y = F.conv2d(y, kernel[:, None, :, None], groups=b)
+        y = F.conv2d(y, kernel[:, None, None, :], groups=b)
+        return y.transpose(0, 1).reshape(b, channels, height, width)
+
+    def _cutout(self, x: Tensor, draw: _Draw) -> Tensor:
+        """A grey square somewhere in its share of the images."""
+        c = self.config
+        half = draw.where(c.cutout, draw.uniform(*c.cutout_side), 0.0) / 2
+        cx, cy = draw.uniform(0.0, 1.0), draw.uniform(0.0, 1.0)
+        place = (torch.arange(self.size, device=x.device) + 0.5) / self.size
+        inside = ((place[None, None, :, None] - cy).abs() < half) & ((place[None, None, None, :] - cx).abs() < half)
+        return x.masked_fill(inside, 0.0)
+
+
+class _Draw:
+    """Random numbers for a batch, as [B, 1, 1, 1] tensors on `device`; always drawn, so none shifts another."""
+
+    def __init__(self, count: int, generator: Generator, device: torch.device) -> None:
+        self.count, self.generator, self.device = count, generator, device
+
+    def uniform(self, low: float, high: float) -> Tensor:
+        u = torch.rand(self.count, 1, 1, 1, generator=self.generator)
+        return (low + (high - low) * u).to(self.device)
+
+    def where(self, probability: float, then: Tensor | float, otherwise: float) -> Tensor:
+        chosen = self.uniform(0.0, 1.0) < probability
+        return torch.where(chosen, torch.as_tensor(then, device=self.device), otherwise)
+
+    def normal(self, shape: torch.Size) -> Tensor:
+        return torch.randn(shape, generator=self.generator).to(self.device)
+
+
+def _luma(x: Tensor) -> Tensor:
+    """[B, 3, H, W] -> [B, 1, H, W]"""
+    return (x * x.new_tensor(GRAY)[:, None, None]).sum(1, keepdim=True)

@@ -1,0 +1,143 @@
+"""images.npy on disk or in RAM: what it holds, which rows a fraction means, in which order an epoch visits them.
+
+Letters: N images, S side, B batch of one process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import WrongUse
+
+SIDE = 112
+IMAGE_SHAPE = (SIDE, SIDE, 3)
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images with what is known about them. `images` is read through the page cache, never copied as a whole."""
+
+    images: NDArray[np.uint8]  # [N, 112, 112, 3] RGB
+    labels: NDArray[np.int32] | None  # [N], for measuring only
+    train_rows: Rows  # ascending
+    held_out_rows: Rows  # ascending; never trained on
+    dataset_id: str | None
+    fraction: float
+
+
+def open_dataset(path: Path, *, labels_path: Path | None, fraction: float, block_rows: int) -> Dataset:
+    """Open images.npy with the labels.npy and manifest.json beside it, and choose the rows of `fraction`.
+
+    Raises WrongUse, naming the file and what it should hold, when something does not fit.
+    """
+    images = open_images(path)
+    manifest = read_manifest(path, len(images))
+    if labels_path is None and path.with_name("labels.npy").exists():
+        labels_path = path.with_name("labels.npy")
+    labels = None if labels_path is None else open_labels(labels_path, len(images))
+    held_out = manifest.get("held_out_rows", 0)
+    train_count = len(images) - held_out
+    if train_count < 2:
+        raise WrongUse(f"{path} has {train_count} rows to train on; give a file with at least 2 more than held out")
+    selection = manifest.get("selection")
+    if selection is None:
+        blocks = choose_blocks(train_count, manifest.get("block_rows", block_rows), fraction)
+        rows = rows_of_blocks(blocks, manifest.get("block_rows", block_rows), train_count)
+    elif selection["fraction"] == fraction:
+        rows = np.arange(train_count)  # the file holds these blocks and no others
+    else:
+        raise WrongUse(
+            f"{path} holds the fraction {selection['fraction']:g} of its data set, not {fraction:g}; "
+            f"give data.data_fraction={selection['fraction']:g}, or the whole file"
+        )
+    return Dataset(
+        images=images,
+        labels=labels,
+        train_rows=rows,
+        held_out_rows=np.arange(train_count, len(images)),
+        dataset_id=(selection or {}).get("of", manifest.get("dataset_id")),
+        fraction=fraction,
+    )
+
+
+def open_images(path: Path) -> NDArray[np.uint8]:
+    """Map images.npy read-only, or say in one sentence why it cannot be used."""
+    array = _open_npy(path)
+    wanted = "it must be uint8 of shape [N, 112, 112, 3], as `invoke prepare --source folder --path DIR` makes it"
+    if array.dtype != np.uint8:
+        raise WrongUse(f"{path} is {array.dtype}; {wanted}")
+    if array.ndim != 4 or array.shape[1:] != IMAGE_SHAPE:
+        raise WrongUse(f"{path} has the shape {list(array.shape)}; {wanted}")
+    if len(array) == 0:
+        raise WrongUse(f"{path} has no rows; {wanted}, with N at least 1")
+    if not array.flags["C_CONTIGUOUS"]:
+        raise WrongUse(f"{path} is in Fortran order; {wanted}, in C order (numpy.ascontiguousarray)")
+    return array
+
+
+def open_labels(path: Path, count: int) -> NDArray[np.int32]:
+    """Labels [N] as int32, of exactly `count` images."""
+    labels = _open_npy(path)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise WrongUse(f"{path} is {labels.dtype} of shape {list(labels.shape)}; it must be int32 of shape [{count}]")
+    if len(labels) != count:
+        raise WrongUse(f"{path} has {len(labels)} labels for {count} images; it must have {count}")
+    return np.asarray(labels, dtype=np.int32)
+
+
+def _open_npy(path: Path) -> NDArray[Any]:
+    if not path.is_file():
+        raise WrongUse(f"there is no file {path}; `invoke prepare` makes one, or give data.binary_cache_path=PATH")
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        # numpy's own words speak of mmap lengths; what happened is a file cut short or of another kind.
+        raise WrongUse(
+            f"{path} is no whole .npy file ({path.stat().st_size:,} bytes); copy or make it again"
+        ) from error
+
+
+def read_manifest(path: Path, count: int) -> dict[str, Any]:
+    """The manifest beside images.npy, or {} where there is none."""
+    file = path.with_name("manifest.json")
+    if not file.is_file():
+        return {}
+    manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if manifest["rows"] != count:
+        raise WrongUse(f"{file} speaks of {manifest['rows']} rows, {path.name} has {count}; run `invoke prepare` again")
+    return manifest
+
+
+def choose_blocks(train_rows: int, block_rows: int, fraction: float) -> list[int]:
+    """The blocks that `fraction` of the training rows means, ascending.
+
+    Every block has a fixed place in an order that depends on its number alone; a fraction is the beginning of that
+    order. So a larger fraction contains a smaller one, and the laptop finds the same blocks without this code
+    (deploy/data.py; tests/test_architecture.py keeps the two equal).
+    """
+    count = -(-train_rows // block_rows)
+    order = sorted(range(count), key=lambda block: hashlib.sha256(f"sniperface:{block}".encode()).hexdigest())
+    return sorted(order[: max(1, int(fraction * count + 0.5))])
+
+
+def rows_of_blocks(blocks: list[int], block_rows: int, train_rows: int) -> Rows:
+    return np.concatenate([np.arange(b * block_rows, min((b + 1) * block_rows, train_rows)) for b in blocks])
+
+
+def epoch_order(rows: Rows, *, seed: int, epoch: int, multiple_of: int) -> Rows:
+    """The rows of one epoch in the order they are seen, as many as the next multiple of `multiple_of`.
+
+    A pure function, so a resumed run, or one with more processes, visits the same images in the same order. Every
+    row comes once; the rest is filled up from the front of the order.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    return np.resize(order, -(-len(rows) // multiple_of) * multiple_of)

@@ -1,0 +1,36 @@
+"""Which image is the positive of which: itself, or another one of the same pseudo-ID."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.config import NO_ID
+from app.data.dataset import Rows
+
+
+class Positives:
+    """Draws partners from an array of pseudo-IDs [N] (NO_ID: none).
+
+    Members of a cluster lie together in one sorted array, so drawing is arithmetic on offsets, whatever the count
+    of clusters.
+    """
+
+    def __init__(self, pseudo_ids: NDArray[np.int64]) -> None:
+        self.members = np.argsort(pseudo_ids, kind="stable")  # [N] rows, cluster by cluster
+        ids = pseudo_ids[self.members]
+        self.start = np.searchsorted(ids, pseudo_ids, side="left")  # [N] where the row's cluster begins
+        self.count = np.searchsorted(ids, pseudo_ids, side="right") - self.start
+        self.count[pseudo_ids == NO_ID] = 1  # alone
+        self.place = np.empty_like(self.start)  # [N] where the row itself stands
+        self.place[self.members] = np.arange(len(pseudo_ids))
+
+    def draw(self, rows: Rows, probability: float, rng: np.random.Generator) -> Rows:
+        """A positive for each of rows [B]: with `probability` another image of its cluster, else the same image."""
+        other = rng.random(len(rows)) < probability
+        jump = rng.random(len(rows))  # always drawn, so the stream does not depend on the pseudo-IDs
+        count, start = self.count[rows], self.start[rows]
+        other &= count > 1
+        offset = 1 + (jump * np.maximum(count - 1, 1)).astype(np.int64)  # 1 .. count - 1: never itself
+        place = start + (self.place[rows] - start + offset) % count
+        return np.where(other, self.members[np.where(other, place, 0)], rows)

@@ -1,0 +1,145 @@
+"""How well embeddings tell people apart: 10-fold verification and rank-1 identification.
+
+Letters: N images, D embedding size, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from app.config import Config
+from app.data.dataset import Dataset
+from app.data.feed import plain_views
+from app.mining.embed import embed
+from app.runtime.dist import World, share
+
+FOLDS = 10
+PAIRS_SEED = 0  # the pairs belong to the data set, not to a run: every run is measured on the same ones
+
+Embeddings = NDArray[np.float32]
+Measured = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """P pairs of images, half of them of one person, in `FOLDS` folds of equal size that follow each other."""
+
+    left: NDArray[np.int64]  # [P]
+    right: NDArray[np.int64]  # [P]
+    same: NDArray[np.bool_]  # [P]
+    fold: NDArray[np.int64]  # [P]
+
+
+def draw_pairs(labels: NDArray[np.int32], seed: int = PAIRS_SEED) -> Pairs:
+    """All pairs of one person and as many of two people, drawn without repetition, dealt into folds by chance."""
+    left, right = np.triu_indices(len(labels), k=1)
+    same = labels[left] == labels[right]
+    rng = np.random.default_rng(seed)
+    positive = rng.permutation(np.flatnonzero(same))
+    negative = rng.permutation(np.flatnonzero(~same))
+    count = min(len(positive), len(negative))
+    if count < FOLDS:
+        raise ValueError(f"{len(labels)} labels give {count} pairs of each kind; {FOLDS} folds need {FOLDS}")
+    chosen = np.concatenate([positive[:count], negative[:count]])
+    return Pairs(
+        left=left[chosen],
+        right=right[chosen],
+        same=same[chosen],
+        fold=np.tile(np.arange(count) * FOLDS // count, 2),
+    )
+
+
+def verification_accuracy(embeddings: Embeddings, pairs: Pairs) -> tuple[float, float]:
+    """Mean and standard deviation over folds of the accuracy at the threshold that is best on the other folds.
+
+    The protocol of LFW (Huang et al. 2007): embeddings [N, D] are compared by cosine.
+    """
+    unit = normalise(embeddings)
+    score = (unit[pairs.left] * unit[pairs.right]).sum(1)
+    accuracies = []
+    for fold in range(FOLDS):
+        test = pairs.fold == fold
+        threshold = best_threshold(score[~test], pairs.same[~test])
+        accuracies.append(float(((score[test] >= threshold) == pairs.same[test]).mean()))
+    return float(np.mean(accuracies)), float(np.std(accuracies))
+
+
+def best_threshold(score: NDArray[np.float32], same: NDArray[np.bool_]) -> float:
+    """The threshold t for which `score >= t` agrees with `same` most often; midway between two scores."""
+    order = np.argsort(-score, kind="stable")
+    sorted_score = score[order]
+    # right[i]: pairs judged rightly when the i highest scores are called the same person.
+    right = np.concatenate([[0], np.cumsum(np.where(same[order], 1, -1))]) + np.count_nonzero(~same)
+    edges = np.concatenate([[np.inf], (sorted_score[:-1] + sorted_score[1:]) / 2, [-np.inf]])
+    return float(edges[np.argmax(right)])
+
+
+def rank1(embeddings: Embeddings, labels: NDArray[np.int32]) -> float:
+    """Share of images whose nearest other image shows the same person (people with one image are left out)."""
+    unit = normalise(embeddings)
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -np.inf)
+    nearest = labels[np.argmax(cosine, axis=1)]
+    answerable = np.bincount(labels)[labels] > 1
+    return float((nearest == labels)[answerable].mean())
+
+
+def normalise(embeddings: Embeddings) -> Embeddings:
+    """Rows [N, D] to unit length; a zero row stays zero."""
+    norm = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return embeddings / np.maximum(norm, 1e-12)
+
+
+class Meter:
+    """Measures a network on people it never trains on; has nothing to say where there are no labels or too few."""
+
+    def __init__(self, config: Config, data: Dataset, embedder: nn.Module, here: World) -> None:
+        self.config, self.data, self.embedder, self.here = config, data, embedder, here
+        self.rows = data.held_out_rows[: config.train.eval.max_images]
+        self.labels = None if data.labels is None else data.labels[self.rows]
+        self.pairs = None
+        if self.labels is not None and enough(self.labels):
+            self.pairs = draw_pairs(self.labels)
+
+    def baselines(self) -> Iterator[tuple[str, Measured]]:
+        """What training has to beat: raw pixels, and the network as it is now."""
+        for what, measured in (
+            ("pixels", self._score(pixels(self.data, self.rows))),
+            ("untrained", self.measure()),
+        ):
+            if measured:
+                yield what, measured
+
+    def measure(self) -> Measured | None:
+        """10-fold accuracy and rank-1 of flip-summed embeddings; every rank embeds its share."""
+        if self.pairs is None:
+            return None
+        backbone, batch_size = self.config.backbone, self.config.train.eval.batch_size
+        rows = share(self.rows, self.here)
+        views = plain_views(self.data.images, rows, backbone.image_size, batch_size, self.here.device)
+        embeddings = embed(self.embedder, views, self.here, embedding_dim=backbone.embedding_dim, flip_sum=True)
+        return self._score(embeddings.cpu().numpy())
+
+    def _score(self, embeddings: Embeddings) -> Measured | None:
+        if self.pairs is None or self.labels is None:
+            return None
+        accuracy, std = verification_accuracy(embeddings, self.pairs)
+        return {"accuracy": accuracy, "accuracy_std": std, "rank1": rank1(embeddings, self.labels)}
+
+
+def enough(labels: NDArray[np.int32]) -> bool:
+    """Whether the labels give at least a pair of each kind for every fold."""
+    sizes = np.bincount(labels, minlength=1)
+    same = int((sizes * (sizes - 1) // 2).sum())
+    return same >= FOLDS and len(labels) * (len(labels) - 1) // 2 - same >= FOLDS
+
+
+def pixels(data: Dataset, rows: NDArray[np.int64]) -> Embeddings:
+    """The baseline without a network: the network's own input, flattened, the mirrored image added [n, 37632]."""
+    x = data.images[rows].astype(np.float32) / 127.5 - 1
+    return (x + x[:, :, ::-1]).reshape(len(rows), -1)

@@ -1,0 +1,68 @@
+"""Files that are either whole or not there: room is claimed first, then written, synced and renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from app.errors import WrongUse
+
+
+def claim(file: IO[bytes], size_bytes: int, what: str) -> None:
+    """Reserve `size_bytes` for an open file, or raise WrongUse saying how much is missing.
+
+    On a RAM disk a file can be made larger than the room there is; writing to it through a mapping then ends the
+    process with SIGBUS. posix_fallocate asks for the pages now. Where it does not exist (Windows, macOS) the free
+    space is compared.
+    """
+    folder = Path(file.name).parent
+    free = shutil.disk_usage(folder).free
+    try:
+        if size_bytes > free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if size_bytes and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise WrongUse(
+            f"{what} needs {size_bytes / 2**20:,.0f} MiB in {folder} and {free / 2**20:,.0f} MiB are free; "
+            f"free some room or name another place"
+        ) from error
+
+
+@contextmanager
+def atomic(path: Path, size_bytes: int = 0, what: str = "") -> Iterator[IO[bytes]]:
+    """Write a file that appears under `path` complete, or not at all. Room of `size_bytes` is claimed first."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            claim(file, size_bytes, what or str(path))
+            yield file
+            file.truncate(file.tell())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):  # the name itself is only safe once its folder is
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")

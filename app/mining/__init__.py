@@ -1,0 +1,1 @@
+"""Pseudo-IDs: embeddings -> nearest neighbours -> clusters."""

@@ -1,0 +1,91 @@
+"""IResNet, the residual network of face recognition (Duta et al. 2020, arXiv:2004.04989; as used by ArcFace).
+
+Differences from a plain ResNet: stride-1 stem, BN before the first convolution of a block, PReLU, stride on the
+second convolution, no activation after the sum, and a flattened tail instead of average pooling.
+
+Letters: B batch, C channels, H/W height and width, D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+BN_EPS = 1e-5
+
+
+class Block(nn.Module):
+    """BN, conv3x3, BN, PReLU, conv3x3 (stride), BN, plus the shortcut. [B, C_in, H, W] -> [B, C, H/stride, W/stride]"""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels_in, eps=BN_EPS)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels, eps=BN_EPS)
+        self.prelu = nn.PReLU(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(channels, eps=BN_EPS)
+        # The name and the two places keep the keys of published weights (layerS.B.downsample.0 / .1).
+        self.downsample = (
+            nn.Identity()
+            if stride == 1 and channels_in == channels
+            else nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels, eps=BN_EPS)
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.prelu(self.bn2(self.conv1(self.bn1(x))))
+        return self.bn3(self.conv2(y)) + self.downsample(x)
+
+
+class IResNet(nn.Module):
+    """Four stages of `layers` blocks with `width`, 2, 4 and 8 times `width` channels.
+
+    images [B, 3, S, S] in [-1, 1] -> embeddings [B, D], not normalised.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        *,
+        width: int = 64,
+        embedding_dim: int = 512,
+        dropout: float = 0.0,
+        image_size: int = 112,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width, eps=BN_EPS)
+        self.prelu = nn.PReLU(width)
+        channels = width
+        for stage, blocks in enumerate(layers):
+            out = width * 2**stage
+            sizes = [(channels, 2)] + [(out, 1)] * (blocks - 1)
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*(Block(c, out, stride) for c, stride in sizes)))
+            channels = out
+        self.stages = len(layers)
+        side = -(-image_size // 2**self.stages)  # each stage halves, rounding up
+        self.bn2 = nn.BatchNorm2d(channels, eps=BN_EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(channels * side * side, embedding_dim)
+        self.features = nn.BatchNorm1d(embedding_dim, eps=BN_EPS)
+        # A scale per output would undo what the loss says about direction; the published networks freeze it at 1.
+        self.features.weight.requires_grad = False
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0, 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.prelu(self.bn1(self.conv1(x)))
+        for stage in range(self.stages):
+            x = getattr(self, f"layer{stage + 1}")(x)  # [B, width * 2^stage, S / 2^(stage+1), …]
+        x = self.dropout(torch.flatten(self.bn2(x), 1))
+        # 16-bit sums over 25,088 inputs lose accuracy: the tail stays in fp32 whatever autocast says.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.features(self.fc(x.float()))

@@ -1,0 +1,132 @@
+"""Momentum contrast with a margin on the positive (He et al. 2020, arXiv:1911.05722; margin as in USynthFace).
+
+Two departures from the paper, both on purpose:
+- Keys are computed with BN in eval mode, on the running averages of the momentum encoder (EMAN, Cai et al. 2021,
+  arXiv:2101.08482). A key then depends on its own image alone, so batch statistics cannot leak which key belongs to
+  which query; that is what ShuffleBN is for, without moving images between ranks.
+- A queue entry remembers the row of its image. Entries of the same image, or of an image with the same pseudo-ID,
+  are no negatives and are masked; after new pseudo-IDs the queue is right at once, nothing is thrown away.
+
+Letters: B batch, D projection size, K queue size, N images of the data set.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from app.config import NO_ID
+
+EMPTY = -1  # row of a queue place that was never filled
+
+
+class Encoder(nn.Module):
+    """Backbone and projection head: images [B, 3, S, S] -> unit vectors [B, D]."""
+
+    def __init__(self, backbone: nn.Module, embedding_dim: int, hidden_dim: int, projection_dim: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projection = nn.Sequential(
+            nn.Linear(embedding_dim, hidden_dim, bias=False),
+            nn.BatchNorm1d(hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_dim, projection_dim),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        z = self.projection(self.backbone(images))
+        return F.normalize(z.float(), dim=1)
+
+
+class MomentumEncoder(nn.Module):
+    """A copy of an encoder that follows it slowly and is never trained by gradients."""
+
+    def __init__(self, encoder: Encoder, momentum: float) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.momentum = momentum
+        self.eval()
+
+    def train(self, mode: bool = True) -> MomentumEncoder:  # noqa: ARG002 - nn.Module's signature
+        return super().train(False)  # see the module's note on BN
+
+    @torch.no_grad()
+    def follow(self, encoder: Encoder) -> None:
+        """Weights and BN averages move by 1 - momentum towards `encoder`; counters are copied."""
+        mine = [*self.encoder.parameters(), *self.encoder.buffers()]
+        theirs = [*encoder.parameters(), *encoder.buffers()]
+        floats = [(m, t) for m, t in zip(mine, theirs, strict=True) if m.is_floating_point()]
+        torch._foreach_lerp_([m for m, _ in floats], [t.detach() for _, t in floats], 1 - self.momentum)
+        for m, t in zip(mine, theirs, strict=True):
+            if not m.is_floating_point():
+                m.copy_(t)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.encoder(images)
+
+
+class Queue(nn.Module):
+    """The last K keys with the rows of their images; identical on every rank."""
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("keys", torch.zeros(size, dim))
+        self.register_buffer("rows", torch.full((size,), EMPTY, dtype=torch.long))
+        self.register_buffer("position", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def push(self, keys: Tensor, rows: Tensor) -> None:
+        """Put keys [B, D] of images `rows` [B] over the oldest entries; B may be any size, wrapping is exact."""
+        size = len(self.rows)
+        keys, rows = keys[-size:], rows[-size:]
+        places = (self.position + torch.arange(len(rows), device=rows.device)) % size
+        self.keys[places] = keys.to(self.keys.dtype)
+        self.rows[places] = rows
+        self.position.copy_((self.position + len(rows)) % size)
+
+
+def contrastive_loss(
+    queries: Tensor,
+    keys: Tensor,
+    queue: Queue,
+    rows: Tensor,
+    key_rows: Tensor,
+    pseudo_ids: Tensor,
+    *,
+    temperature: float,
+    margin: float,
+    mask_most_similar: int,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """InfoNCE of each query against its key and the queue.
+
+    queries, keys [B, D] unit vectors; rows, key_rows [B] image of each; pseudo_ids [N], NO_ID where there is none.
+    `mask_most_similar` negatives per query that look most alike are left out, as they are likely the same person
+    not found yet. Returns the scalar loss and metrics (scalars, still on the device).
+    """
+    positive = (queries * keys).sum(1, keepdim=True)  # [B, 1]
+    negative = queries @ queue.keys.T  # [B, K]
+    masked = same_person(rows, key_rows, queue.rows, pseudo_ids)  # [B, K]
+    if mask_most_similar:
+        most = negative.detach().masked_fill(masked, -torch.inf).topk(mask_most_similar, dim=1)
+        alike = torch.zeros_like(masked).scatter_(1, most.indices, most.values > -torch.inf)
+        masked = masked | alike
+    logits = torch.cat([positive - margin, negative.masked_fill(masked, -torch.inf)], 1) / temperature
+    loss = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+    with torch.no_grad():
+        metrics = {
+            "positive_cosine": positive.mean(),
+            "negative_cosine": negative[~masked].mean() if bool((~masked).any()) else negative.new_zeros(()),
+            "masked_share": masked.float().mean(),
+        }
+    return loss, metrics
+
+
+def same_person(rows: Tensor, key_rows: Tensor, queue_rows: Tensor, pseudo_ids: Tensor) -> Tensor:
+    """Which queue entries are no negatives [B, K]: empty, the query's or key's own image, or of the same pseudo-ID."""
+    own = (queue_rows == rows[:, None]) | (queue_rows == key_rows[:, None]) | (queue_rows == EMPTY)
+    ids = pseudo_ids[rows][:, None]  # [B, 1]
+    queue_ids = pseudo_ids[queue_rows.clamp(min=0)][None, :]  # [1, K]
+    return own | ((ids == queue_ids) & (ids != NO_ID))

@@ -1,0 +1,1 @@
+"""What training stands on: processes, checkpoints, schedules, the run folder and its records."""

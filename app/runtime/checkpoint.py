@@ -1,0 +1,164 @@
+"""Checkpoints: everything needed to go on as if never stopped, written whole or not at all.
+
+Beside NAME.pt, which holds tensors and plain values only (torch loads it with weights_only), lies NAME.json with its
+sha256 and what it is of. The JSON is written last: a .pt without one was cut short and is never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import time
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from app.errors import WrongUse
+from app.files import atomic, claim, write_json, write_text
+from app.runtime.folder import RunFolder
+
+
+@dataclass
+class TrainState:
+    """Where the loop stands. Data order and random numbers are pure functions of these and the seed."""
+
+    epoch: int = 0  # the epoch in progress
+    step_in_epoch: int = 0  # updates of this epoch that are done
+    step: int = 0  # updates in all
+
+
+def save(
+    folder: RunFolder,
+    state: TrainState,
+    modules: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    *,
+    keep: int,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write a checkpoint and return its JSON, which is `facts` and what only this function knows.
+
+    Between two epochs the checkpoint is of the epoch that just ended, else of the one in progress. Raises WrongUse
+    when there is no room; the checkpoints before it stay whole.
+    """
+    content = {
+        "state": asdict(state),
+        "modules": modules.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+    }
+    epoch_complete = state.step_in_epoch == 0 and state.epoch > 0
+    epoch = state.epoch - 1 if epoch_complete else state.epoch
+    path = folder.checkpoint(epoch, state.step, epoch_complete=epoch_complete)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path, estimated_bytes(modules, optimizer), "a checkpoint") as file:
+        torch.save(content, file)
+    description = {
+        "file": path.name,
+        "sha256": sha256(path),
+        "bytes": path.stat().st_size,
+        "epoch": epoch,
+        "step": state.step,
+        "epoch_complete": epoch_complete,
+        **facts,
+        "created": time.time(),
+    }
+    write_json(path.with_suffix(".json"), description)
+    write_text(folder.latest, path.name)
+    prune(folder, keep)
+    return description
+
+
+def refuse_without_room(folder: RunFolder, modules: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Raise WrongUse now rather than after the first epoch when not even two checkpoints would fit."""
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    with (folder.checkpoints / ".room").open("wb") as file:
+        try:
+            claim(file, 2 * estimated_bytes(modules, optimizer), "two checkpoints")
+        finally:
+            Path(file.name).unlink()
+
+
+def load(path: Path, modules: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> TrainState:
+    """Put a checkpoint into these objects, all or nothing. Raises WrongUse naming what does not fit."""
+    content = read(path)
+    refuse_misfit(path, content["modules"], modules.state_dict())
+    modules.load_state_dict(content["modules"])
+    optimizer.load_state_dict(content["optimizer"])
+    scaler.load_state_dict(content["scaler"])
+    return TrainState(**content["state"])
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file, checked against its JSON where there is one; never runs code from it."""
+    if not path.is_file():
+        raise WrongUse(f"there is no checkpoint {path}; give train.resume=auto or an existing .pt")
+    described = path.with_suffix(".json")
+    broken = f"{path} is corrupt or no checkpoint of ours; use an older one, or train.resume=none to start anew"
+    if described.is_file() and json.loads(described.read_text(encoding="utf-8"))["sha256"] != sha256(path):
+        raise WrongUse(broken)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise WrongUse(broken) from error
+    if not isinstance(content, dict) or not {"state", "modules", "optimizer", "scaler"} <= content.keys():
+        raise WrongUse(broken)
+    return content
+
+
+def refuse_misfit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """The first tensor that is missing, superfluous or of another shape ends it, before anything is loaded."""
+    for name in [*wanted, *saved]:
+        here, there = wanted.get(name), saved.get(name)
+        if here is None or there is None or here.shape != there.shape:
+            shapes = " and ".join("missing" if t is None else str(list(t.shape)) for t in (there, here))
+            raise WrongUse(
+                f"{path} does not fit this configuration: {name} is {shapes} in the checkpoint and here; "
+                f"give the backbone, recipe and data it was made with, or train.resume=none"
+            )
+
+
+def newest(folder: RunFolder) -> Path | None:
+    """The newest whole checkpoint by its step, or None. Damaged ones are passed over."""
+    described = sorted(folder.checkpoints.glob("*.json"), key=lambda file: _step(file), reverse=True)
+    for file in described:
+        path = file.with_suffix(".pt")
+        if path.is_file() and json.loads(file.read_text(encoding="utf-8"))["sha256"] == sha256(path):
+            return path
+    return None
+
+
+def prune(folder: RunFolder, keep: int) -> None:
+    """Remove all but the `keep` newest, JSON first: what is half removed is then no checkpoint any more."""
+    described = sorted(folder.checkpoints.glob("*.json"), key=lambda file: _step(file))
+    for file in described[:-keep]:
+        file.unlink()
+        file.with_suffix(".pt").unlink(missing_ok=True)
+
+
+def estimated_bytes(modules: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """A little more than a checkpoint of these will take; the optimizer may not have made its state yet."""
+    tensors = [t for t in modules.state_dict().values() if isinstance(t, Tensor)]
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
+    size = sum(t.nbytes for t in tensors) + moments * sum(p.nbytes for p in trained)
+    return size + 1024 * (len(tensors) + moments * len(trained)) + 2**20
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _step(described: Path) -> int:
+    return int(json.loads(described.read_text(encoding="utf-8"))["step"])

@@ -1,0 +1,134 @@
+"""Processes: the only place that starts a process group, and the few collectives the app needs.
+
+Everything works with one process and no process group, so nothing else asks whether it is distributed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """Who this process is. `device` is where its tensors live."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def world(timeout_min: float = 10) -> Iterator[World]:
+    """Join the group that torchrun announced in the environment; without torchrun, be the only process.
+
+    NCCL with one GPU a process where there are GPUs, else gloo.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if size == 1:
+        yield World(0, 1, device)
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_min))
+    try:
+        yield World(dist.get_rank(), size, device)
+    finally:
+        # A peer may be dead already; there is nothing left to agree on.
+        dist.destroy_process_group()
+
+
+def any_rank(flag: bool, here: World) -> bool:
+    """Whether `flag` is true on at least one rank; the same answer on all of them."""
+    if here.size == 1:
+        return flag
+    answer = torch.tensor(int(flag))  # on the CPU: no device has to wait for it
+    dist.all_reduce(answer, dist.ReduceOp.MAX)
+    return bool(answer)
+
+
+def mean(value: Tensor, here: World) -> Tensor:
+    """The mean over ranks of a tensor of one shape."""
+    if here.size == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / here.size
+
+
+def share(rows: NDArray[Any], here: World) -> NDArray[Any]:
+    """This rank's contiguous share of `rows`: every row on exactly one rank, shares equal to within one row."""
+    return np.array_split(rows, here.size)[here.rank]
+
+
+@torch.no_grad()
+def average_buffers(module: nn.Module, here: World) -> None:
+    """Give every rank the mean of the floating-point buffers (BN statistics), so that the copies stay the same."""
+    buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    if here.size == 1 or not buffers:
+        return
+    flat = torch.cat([buffer.flatten() for buffer in buffers])  # one message instead of dozens
+    dist.all_reduce(flat)
+    flat /= here.size
+    for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(part.view_as(buffer))
+
+
+def gather_rows(local: Tensor, here: World) -> Tensor:
+    """Concatenate [n_r, …] of all ranks in rank order to [sum n_r, …]; n_r may differ and may be 0. No gradient."""
+    if here.size == 1:
+        return local
+    count = torch.tensor([len(local)], device=local.device)
+    counts = [torch.zeros_like(count) for _ in range(here.size)]
+    dist.all_gather(counts, count)
+    sizes = [int(c) for c in counts]
+    # Ranks with unequal shapes would hang or fail, so everyone sends as many rows as the longest.
+    padded = local.new_zeros((max(sizes), *local.shape[1:]))
+    padded[: len(local)] = local
+    parts = [torch.empty_like(padded) for _ in range(here.size)]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+T = TypeVar("T")
+
+
+def from_main(value: T, here: World) -> T:
+    """Rank 0's value, on every rank (any picklable object)."""
+    if here.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier(here: World) -> None:
+    if here.size > 1:
+        dist.barrier()
+
+
+def data_parallel(module: nn.Module, here: World) -> nn.Module:
+    """The module with its gradients averaged over ranks; itself when alone. Buffers stay with `average_buffers`."""
+    if here.size == 1:
+        return module
+    devices = [here.device.index] if here.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(
+        module, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
+    )

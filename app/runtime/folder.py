@@ -1,0 +1,33 @@
+"""Where everything of a run lies: every file name the app writes or reads, in one class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def latest(self) -> Path:
+        """A text file with the name of the newest whole checkpoint."""
+        return self.checkpoints / "latest"
+
+    def checkpoint(self, epoch: int, step: int, *, epoch_complete: bool) -> Path:
+        """`epoch_014.pt` at an epoch's end; one that a stop cut short has the step in its name as well."""
+        stem = f"epoch_{epoch:03d}" if epoch_complete else f"epoch_{epoch:03d}_step_{step:08d}"
+        return self.checkpoints / f"{stem}.pt"

@@ -1,0 +1,179 @@
+"""Records of a run: one JSON object an event in metrics.jsonl, one line for people, and W&B when asked for.
+
+The only place that knows wandb. Only rank 0 records; the others hold an object that does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any, Protocol
+
+from app.config import Config
+from app.runtime.checkpoint import TrainState
+from app.runtime.dist import World
+from app.runtime.folder import RunFolder
+
+
+class Sink(Protocol):
+    def event(self, record: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Tracker:
+    """Sends each event, with its time and place in the run, to every sink."""
+
+    def __init__(self, sinks: list[Sink]) -> None:
+        self.sinks = sinks
+
+    def event(self, name: str, state: TrainState, **values: Any) -> None:
+        record = {"event": name, "time": time.time(), "epoch": state.epoch, "step": state.step, **values}
+        for sink in self.sinks:
+            sink.event(record)
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+
+def tracker(config: Config, folder: RunFolder, here: World) -> Tracker:
+    if not here.is_main:
+        return Tracker([])
+    sinks: list[Sink] = [JsonLines(folder), Console(config.train.epochs)]
+    if config.track == "wandb":
+        sinks.append(Wandb(config, folder))
+    return Tracker(sinks)
+
+
+class JsonLines:
+    """metrics.jsonl, a line at a time: a reader never sees half an event it would have to wait for."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        end_last_line(folder)
+        self.file = folder.metrics.open("ab", buffering=0)
+
+    def event(self, record: dict[str, Any]) -> None:
+        self.file.write(json.dumps(record).encode() + b"\n")
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def end_last_line(folder: RunFolder) -> None:
+    """A run killed while writing leaves half a line; it must not swallow the first event of the next attempt."""
+    if folder.metrics.is_file() and folder.metrics.stat().st_size:
+        with folder.metrics.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
+class Console:
+    """One plain line an event, for train.log and whoever attaches."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def event(self, record: dict[str, Any]) -> None:
+        text = getattr(self, f"_{record['event']}")(record)
+        print(f"[{time.strftime('%H:%M:%S', time.localtime(record['time']))}] {text}", flush=True)
+
+    def close(self) -> None:
+        pass
+
+    def _start(self, r: dict[str, Any]) -> str:
+        resumed = f", resumed from {r['resumed_from']}" if r["resumed_from"] else ""
+        return (
+            f"{r['train_rows']} images, {r['epochs']} epochs of {r['steps_per_epoch']} steps, "
+            f"{r['world_size']} process(es) x batch {r['global_batch'] // r['world_size']}{resumed}"
+        )
+
+    def _step(self, r: dict[str, Any]) -> str:
+        return (
+            f"epoch {r['epoch'] + 1}/{self.epochs} step {r['step']}  loss {r['loss']:.3f}  lr {r['lr']:.4g}  "
+            f"{r['images_per_s']:.0f} img/s  {clock(r['seconds_left'])} left"
+        )
+
+    def _epoch(self, r: dict[str, Any]) -> str:
+        return f"epoch {r['epoch'] + 1}/{self.epochs} done in {clock(r['seconds'])}, mean loss {r['loss']:.3f}"
+
+    def _mining(self, r: dict[str, Any]) -> str:
+        purity = "" if r["purity"] is None else f", purity {r['purity']:.1%}"
+        verdict = "taken" if r["accepted"] else f"refused, the old ones stay: {r['why']}"
+        return f"{r['count']} pseudo-IDs, coverage {r['coverage']:.1%}{purity}, {r['seconds']:.1f} s: {verdict}"
+
+    def _eval(self, r: dict[str, Any]) -> str:
+        return f"held-out faces, {r['what']}: accuracy {r['accuracy']:.2%}, rank-1 {r['rank1']:.2%}"
+
+    def _checkpoint(self, r: dict[str, Any]) -> str:
+        return f"checkpoint {r['file']} ({r['bytes'] / 2**20:.1f} MiB)"
+
+    def _end(self, r: dict[str, Any]) -> str:
+        return f"{r['reason']} after {clock(r['seconds'])}" + (f": {r['message']}" if r["message"] else "")
+
+
+class Wandb:
+    """Weights & Biases; without a key it logs offline by itself. It may lose its own records, never the run."""
+
+    def __init__(self, config: Config, folder: RunFolder) -> None:
+        self.run: Any = None
+        try:
+            import wandb
+
+            has_key = bool(os.environ.get("WANDB_API_KEY")) or _netrc_has_key()
+            self.run = wandb.init(
+                project=config.wandb.project,
+                entity=config.wandb.entity,
+                name=folder.path.name,
+                id=folder.path.name,
+                resume="allow",
+                dir=str(folder.path),
+                config=config.as_dict(),
+                mode=os.environ.get("WANDB_MODE") or ("online" if has_key else "offline"),  # type: ignore[arg-type]
+                settings=wandb.Settings(console="off", silent=True, init_timeout=60),
+            )
+        except Exception as error:
+            self._give_up(error)
+
+    def event(self, record: dict[str, Any]) -> None:
+        if self.run is None:
+            return
+        try:
+            values = {f"{record['event']}/{key}": value for key, value in record.items() if _is_number(value)}
+            self.run.log(values, step=record["step"])
+        except Exception as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        if self.run is not None:
+            try:
+                self.run.finish()
+            except Exception as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        # Whatever a tracker raises (network, quota, version) is no reason to lose hours of training.
+        print(f"W&B stopped logging ({type(error).__name__}: {error}); metrics.jsonl goes on", flush=True)
+        self.run = None
+
+
+def _netrc_has_key() -> bool:
+    import netrc
+
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def clock(seconds: float) -> str:
+    """75 -> 1:15; 3700 -> 1:01:40"""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
