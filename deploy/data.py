@@ -60,18 +60,19 @@ class Dataset:
         return self.data_offset + self.rows * ROW_BYTES
 
 
-def find(path: Path, block_rows: int) -> Dataset:
+def find(path: Path, block_rows: int, labels: Path | None = None) -> Dataset:
     """Check an images.npy and what lies beside it. One sentence names what is wrong and what would work.
 
-    `block_rows` is the app's block size, used where no manifest says it.
+    `block_rows` is the app's block size, used where no manifest says it; `labels` are labels that lie elsewhere.
     """
     if path.is_dir():
         path = path / "images.npy"
     header = _check_images(path)
     rows = header.shape[0]
     manifest = _read_manifest(path.with_name("manifest.json"), rows)
-    labels = path.with_name("labels.npy")
-    if labels.exists():
+    if labels is None and path.with_name("labels.npy").exists():
+        labels = path.with_name("labels.npy")
+    if labels is not None:
         _check_labels(labels, rows)
     return Dataset(
         path=path,
@@ -80,7 +81,7 @@ def find(path: Path, block_rows: int) -> Dataset:
         held_out_rows=int(manifest.get("held_out_rows", 0)),
         block_rows=int(manifest.get("block_rows", block_rows)),
         data_offset=header.data_offset,
-        labels=labels if labels.exists() else None,
+        labels=labels,
         manifest=manifest,
     )
 
@@ -103,6 +104,7 @@ def facts(dataset: Dataset, fraction: float) -> DataFacts:
         train_rows=rows,
         bytes=128 + (rows + dataset.held_out_rows) * ROW_BYTES,
         dataset_id=dataset.manifest.get("dataset_id"),
+        labels=str(dataset.labels) if dataset.labels not in (None, dataset.path.with_name("labels.npy")) else None,
     )
 
 
@@ -210,6 +212,10 @@ def _check_images(path: Path) -> Header:
 
 
 def _check_labels(path: Path, rows: int) -> None:
+    if not path.is_file():
+        raise WrongUse(
+            f"there is no file {path}: give data.labels_path an int32 .npy of {rows} labels, or leave it out"
+        )
     header = _read_npy(path)
     if len(header.shape) != 1 or header.dtype[-2:-1] not in ("i", "u"):
         raise WrongUse(f"{path} holds {_spoken(header.dtype)} of shape {list(header.shape)}: it must be int32 [{rows}]")
@@ -360,6 +366,9 @@ def _labels_of(shell: Shell, dataset: Dataset, blocks: list[int]) -> bytes:
     assert dataset.labels is not None
     header = read_header(dataset.labels)
     width = int(header.dtype[-1])
-    rows = [shell.read(dataset.labels, header.data_offset + b * dataset.block_rows * width, _rows_of(dataset, b) * width)
-            for b in blocks]  # fmt: skip
+    block_bytes = dataset.block_rows * width
+    rows = [
+        shell.read(dataset.labels, header.data_offset + block * block_bytes, _rows_of(dataset, block) * width)
+        for block in blocks
+    ]
     return header_bytes(header.dtype, (sum(_rows_of(dataset, b) for b in blocks),)) + b"".join(rows)

@@ -27,6 +27,14 @@ class Machine:
     usd_per_hour: float
 
 
+@dataclass(frozen=True)
+class Hardware:
+    """What decides how many processes train."""
+
+    gpus: int
+    cores: int
+
+
 class Provider(Protocol):
     """Makes machines of one kind. `find` returns nothing for an unknown name; `release` of what is gone is success."""
 

@@ -13,16 +13,21 @@ from pathlib import PurePath
 from typing import Any
 
 from deploy.errors import WrongUse
+from deploy.machine import Hardware
 from deploy.pod.folder import RunFolder
 from deploy.settings import Settings
-from deploy.shell import Hardware
 
 GRACE_S = 60  # for the checkpoint, between a stop and the kill
 NO_COMMIT = "none"
 TRYOUT = "experiment=tryout"
 DATA_KEY = "data.binary_cache_path"
 # The launcher has a flag, or its own decision, for these keys; --set may name the first ones all the same.
-KEYS_WITH_FLAGS = {DATA_KEY: "data", "data.data_fraction": "fraction", "train.resume": "resume", "recipe": "recipe"}
+KEYS_WITH_FLAGS = {
+    DATA_KEY: "data",
+    "data.data_fraction": "fraction",
+    "train.resume": "resume",
+    "recipe": "recipe",
+}
 KEYS_DECIDED_HERE = ("run.dir", "run.commit")
 
 
@@ -59,6 +64,7 @@ class DataFacts:
     train_rows: int  # after the fraction
     bytes: int  # of the file that training reads, after the fraction where it is staged
     dataset_id: str | None
+    labels: str | None = None  # only where they do not lie beside the images
     ready: bool = True
 
 
@@ -301,15 +307,31 @@ def _argv(
     resume: str,
     run_dir: PurePath,
 ) -> tuple[str, ...]:
-    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "app.train")
+    launcher = (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        "-m",
+        "app.train",
+    )
     decided = (
         hydra_override(DATA_KEY, str(data_path)),
         hydra_override("data.data_fraction", fraction),
+        *_labels(facts.data, data_path),
         hydra_override("train.resume", resume),
         hydra_override("run.dir", str(run_dir)),
         hydra_override("run.commit", facts.code.commit or NO_COMMIT),
     )
     return (facts.python, *launcher, *overrides, *decided)
+
+
+def _labels(data: DataFacts, data_path: PurePath) -> tuple[str, ...]:
+    """Labels elsewhere keep their place, except where the images are staged: then they lie beside them."""
+    if data.labels is None:
+        return ()
+    staged = str(data_path) != data.path
+    return (hydra_override("data.labels_path", str(data_path.with_name("labels.npy")) if staged else data.labels),)
 
 
 def _environment(facts: Facts, processes: int) -> dict[str, str]:

@@ -54,7 +54,7 @@ def load(project: Path, target: str, environment: Mapping[str, str] = os.environ
     """The settings of one target. An unknown target or key is refused with the right ones."""
     files = {path.stem: path for path in sorted((project / "conf" / "deploy").glob("*.yaml"))}
     if target not in files:
-        raise unknown("target", target, files) if files else WrongUse(f"{project}/conf/deploy holds no target")
+        raise (unknown("target", target, files) if files else WrongUse(f"{project}/conf/deploy holds no target"))
     values = _read(files[target])
     values |= {key: environment[name] for key, name in ENVIRONMENT.items() if environment.get(name)}
     return Settings(project, _target(target, values), environment.get(TMUX_SOCKET) or "sniperface")

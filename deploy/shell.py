@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 from deploy.errors import StepFailed
-from deploy.machine import Machine
+from deploy.machine import Hardware, Machine
 from deploy.pod import folder, processes
 
 CHUNK_BYTES = 8 << 20
@@ -42,12 +42,6 @@ class Result:
     def complaint(self) -> list[str]:
         """The last lines that the command said, on either stream."""
         return (self.stderr or self.stdout).decode("utf-8", errors="replace").strip().splitlines()[-EVIDENCE_LINES:]
-
-
-@dataclass(frozen=True)
-class Hardware:
-    gpus: int
-    cores: int
 
 
 class Shell(Protocol):
@@ -140,7 +134,10 @@ class LocalShell:
         with self._popen(argv, cwd, None, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT) as process:
             try:
                 for line in process.stdout or ():
-                    seen = [*seen[1 - EVIDENCE_LINES :], line.decode("utf-8", errors="replace").rstrip("\r\n")]
+                    seen = [
+                        *seen[1 - EVIDENCE_LINES :],
+                        line.decode("utf-8", errors="replace").rstrip("\r\n"),
+                    ]
                     yield seen[-1]
             except BaseException:
                 processes.kill_tree(process.pid)
@@ -166,7 +163,9 @@ class LocalShell:
         return shutil.which(program)
 
     def hardware(self) -> Hardware:
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        cores = os.cpu_count() or 1
+        if sys.platform == "linux":  # fewer where this process was given a part of the computer
+            cores = len(os.sched_getaffinity(0))
         smi = self.which("nvidia-smi")
         listing = self.run([smi, "-L"], limit_s=30, check=False).text if smi else ""
         return Hardware(gpus=sum(line.startswith("GPU ") for line in listing.splitlines()), cores=cores)

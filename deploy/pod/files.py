@@ -2,8 +2,9 @@
 
     python -m deploy.pod.files <order.json>
 
-The order says: source, part (where to), header (first bytes, base64), pieces [{name, offset, bytes, sha256 or null}].
-Progress is one JSON object a line; the last one holds the SHA-256 of every piece. A failure is one sentence, exit code 1.
+The order says: source, part (where to), header (first bytes, base64), pieces [{name, offset, bytes, sha256|null}].
+Progress is one JSON object a line; the last one holds the SHA-256 of every piece. A failure is one sentence and
+exit code 1.
 The room is reserved before the first byte, because a full tmpfs otherwise kills whoever writes to it through a map.
 """
 
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
 
 
 def copy(order: dict[str, Any], progress: Progress) -> list[str]:
-    """Write header and pieces, one behind the other, into `part`. What an earlier try left there is kept if it is right."""
+    """Write header and pieces, one behind the other, into `part`; what an earlier try left there is kept if right."""
     header, pieces = base64.b64decode(order["header"]), order["pieces"]
     source, part = Path(order["source"]), Path(order["part"])
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -94,9 +95,7 @@ class Progress:
                 print(json.dumps({"done_bytes": self.done_bytes, "all_bytes": self.total_bytes}), flush=True)
 
 
-def _piece(
-    source: Path, part: Path, piece: dict[str, Any], place: int, resumed: bool, progress: Progress
-) -> str:
+def _piece(source: Path, part: Path, piece: dict[str, Any], place: int, resumed: bool, progress: Progress) -> str:
     wanted = piece["sha256"]
     if resumed and wanted and _hash(part, place, piece["bytes"]) == wanted:
         progress.add(piece["bytes"])

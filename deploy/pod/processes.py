@@ -1,7 +1,7 @@
 """Finding and ending every process of a job, however it was orphaned.
 
-torchrun starts each rank in a session of its own, so a process group does not hold them all; and when torchrun is killed its
-ranks become somebody else's children. On Linux the supervisor asks to be that somebody (a "subreaper").
+torchrun starts each rank in a session of its own, so a process group does not hold them all; and when torchrun is
+killed its ranks become somebody else's children. On Linux the supervisor asks to be that somebody (a "subreaper").
 """
 
 from __future__ import annotations

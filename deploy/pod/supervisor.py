@@ -153,10 +153,18 @@ class Supervisor:
         self.metrics.read()
         ending, said = self.metrics.end.get("reason"), self.metrics.end.get("message") or None
         if self.killed:
-            return "stopped", exit_code, f"ended by force: no answer to the stop within {self.plan['grace_s']} s"
+            return (
+                "stopped",
+                exit_code,
+                f"ended by force: no answer to the stop within {self.plan['grace_s']} s",
+            )
         if exit_code != 0:
             how = f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code}"
-            return "failed", exit_code, said if said and ending in ("wrong_use", "failed") else f"the job {how}"
+            return (
+                "failed",
+                exit_code,
+                said if said and ending in ("wrong_use", "failed") else f"the job {how}",
+            )
         if ending:
             return RESULT_OF_END.get(ending, "failed"), exit_code, said
         if self.stop_deadline is not None:
@@ -222,7 +230,7 @@ class MetricsTail:
 
 
 def _machine_lock(plan: dict[str, Any]) -> Lock:
-    """The lock of the machine. A job that outlived its supervisor may still be making its checkpoint: it is waited for."""
+    """The lock of the machine. A job that outlived its supervisor may be making its checkpoint: it is waited for."""
     path = Path(plan["busy_lock"])
     holder = {"run_id": plan["run_id"], "attempt": plan["attempt"], "pid": os.getpid()}
     deadline = time.monotonic() + float(plan["grace_s"])

@@ -1,0 +1,88 @@
+"""Checkpoints as files with a JSON beside them: which are whole, which one is meant, whether one can be used."""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deploy.errors import WrongUse
+from deploy.pod.folder import RunFolder, read_json
+from deploy.shell import LocalShell, Shell
+
+
+def whole(shell: Shell, folder: RunFolder) -> list[dict[str, Any]]:
+    """What is known about every whole checkpoint of a run, the oldest first. A .pt without JSON is not whole."""
+    names = shell.listdir(folder.checkpoints)
+    notes = []
+    for name in names:
+        if not name.endswith(".json") or name.startswith("."):
+            continue
+        try:
+            note = json.loads(shell.read(folder.checkpoints / name))
+        except (OSError, ValueError):
+            continue
+        if isinstance(note, dict) and note.get("file") in names:
+            notes.append(note)
+    return sorted(notes, key=lambda note: (note["epoch"], bool(note.get("epoch_complete", True)), note["step"]))
+
+
+def choose(notes: list[dict[str, Any]], which: str, run_id: str) -> dict[str, Any]:
+    """The one that `--which latest|best|N` means; N is an epoch, counted from 0 as in the file names."""
+    if not notes:
+        raise WrongUse(f"run {run_id} has no whole checkpoint yet", next_command=f"invoke status --run {run_id}")
+    if which == "latest":
+        return notes[-1]
+    if which == "best":
+        rated = [note for note in notes if (note.get("eval") or {}).get("accuracy") is not None]
+        if not rated:
+            raise WrongUse(f"no checkpoint of run {run_id} was evaluated: give --which latest")
+        return max(rated, key=lambda note: float(note["eval"]["accuracy"]))
+    if not re.fullmatch(r"\d+", which):
+        raise WrongUse(f"--which {which} is not known: give latest, best or the number of an epoch, such as 0")
+    of_epoch = [note for note in notes if note["epoch"] == int(which)]
+    if not of_epoch:
+        there = ", ".join(dict.fromkeys(str(note["epoch"]) for note in notes))
+        raise WrongUse(f"run {run_id} has no checkpoint of epoch {which}: there are {there}")
+    return of_epoch[-1]
+
+
+def check_usable(path: Path, model: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that is broken, or that was made for another model, before anything is started."""
+    if not path.is_file():
+        raise WrongUse(f"--resume {path}: there is no such file; give auto, none or the path of a .pt checkpoint")
+    note = read_json(path.with_suffix(".json"))
+    broken = WrongUse(
+        f"{path} is not a whole checkpoint: fetch it again (invoke fetch-checkpoint), or give another one"
+    )
+    if note and note.get("sha256") != LocalShell().sha256(path):
+        raise broken
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if not note and archive.testzip() is not None:  # with a note its SHA-256 has already said so
+                raise broken
+    except (zipfile.BadZipFile, OSError) as error:
+        raise broken from error
+    if note:
+        check_fits(note, model)
+
+
+def check_fits(note: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """A checkpoint's JSON says for which model it is."""
+    if note.get("model") != model:
+        difference = _difference(note.get("model") or {}, model)
+        raise WrongUse(f"checkpoint {note.get('file')} does not fit this configuration: {difference}")
+
+
+def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> str:
+    """The first key in which two models differ, with both values."""
+    for key in dict.fromkeys([*theirs, *ours]):
+        a, b = theirs.get(key), ours.get(key)
+        if a != b:
+            if isinstance(a, dict) and isinstance(b, dict):
+                return _difference(a, b, f"{prefix}{key}.")
+            return f"its {prefix}{key} is {a}, here it is {b}"
+    return "they differ"

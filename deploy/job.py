@@ -1,0 +1,242 @@
+"""One tmux session is one job: start it, look at it, read its log, attach, stop. Without tmux: a detached process."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+from deploy.errors import StepFailed, WrongUse
+from deploy.machine import Machine
+from deploy.plan import Plan
+from deploy.pod.folder import FINAL_STATES, LIVE_STATES, LOST_AFTER_S, RunFolder
+from deploy.shell import EVIDENCE_LINES, Shell
+
+POLL_S = 0.3
+START_LIMIT_S = 30
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the machine says about a job; `state` is already `lost` when the heartbeat has stopped."""
+
+    state: str
+    attempt: int
+    heartbeat_age_s: float | None = None
+    epoch: int | None = None
+    step: int | None = None
+    images_per_s: float | None = None
+    spend_usd: float = 0.0
+    reason: str | None = None
+    started: float | None = None
+    ended: float | None = None
+    exit_code: int | None = None
+
+    @property
+    def final(self) -> bool:
+        return self.state in FINAL_STATES
+
+
+def session_name(run_id: str) -> str:
+    """tmux takes dots and colons for separators."""
+    return re.sub(r"[.:]", "_", run_id)
+
+
+def start(shell: Shell, machine: Machine, plan: Plan, socket: str) -> str:
+    """Start the supervisor and wait until it answers; returns how it runs: "tmux" or "detached"."""
+    folder = RunFolder(PurePath(plan.run_dir))
+    code = PurePath(plan.cwd)
+    shell.remove(folder.stop_request)
+    shell.remove(folder.status)
+    shell.write(folder.plan, (json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+    argv = [machine.python, "-m", "deploy.pod.supervisor", str(folder.path)]
+    how = "detached"
+    if shell.which("tmux"):
+        shell.run(_tmux_start(socket, session_name(plan.run_id), argv, code))
+        how = "tmux"
+    else:
+        shell.spawn(argv, cwd=code)
+    _wait_until_started(shell, folder, plan)
+    return how
+
+
+def _tmux_start(socket: str, session: str, argv: list[str], cwd: PurePath) -> list[str]:
+    """A private server without the user's tmux settings; the session gets this command's environment, not the server's.
+
+    Names alone stand in the command line, values (there may be keys among them) go through tmux's own socket.
+    """
+    own = {"TERM", "TMUX", "TMUX_PANE", "PWD", "OLDPWD", "SHLVL", "_"}
+    names = sorted(name for name in os.environ if re.fullmatch(r"[A-Za-z_]\w*", name) and name not in own)
+    settings = [
+        "set-option",
+        "-g",
+        "update-environment",
+        " ".join(names),
+        ";",
+        "set-option",
+        "-g",
+        "history-limit",
+        "50000",
+    ]
+    session_of = ["new-session", "-d", "-s", session, "-x", "160", "-y", "50", "-c", str(cwd), "--", *argv]
+    return ["tmux", "-L", socket, "-f", os.devnull, "start-server", ";", *settings, ";", *session_of]
+
+
+def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan) -> None:
+    """A condition with a limit: longer than a job of an earlier attempt may take to leave the machine."""
+    deadline = time.monotonic() + START_LIMIT_S + plan.grace_s
+    while time.monotonic() < deadline:
+        status = look(shell, folder)
+        if status and status.attempt == plan.attempt:
+            if status.state == "failed" and status.started is None:
+                raise WrongUse(f"{status.reason}: wait for it, or stop it", next_command="invoke stop")
+            return
+        time.sleep(POLL_S / 3)
+    raise StepFailed(
+        "the supervisor did not answer after its start",
+        next_command=f'"{sys.executable}" -m deploy.pod.supervisor "{folder.path}"   (in {plan.cwd})',
+    )
+
+
+def look(shell: Shell, folder: RunFolder) -> Status | None:
+    """The job's status now; None before its supervisor has said anything."""
+    said = _read_json(shell, folder.status)
+    if "state" not in said:
+        return None
+    age = max(0.0, shell.clock() - float(said["heartbeat"]))
+    state, reason = said["state"], said.get("reason")
+    if state in LIVE_STATES and age > LOST_AFTER_S:
+        state, reason = "lost", f"no heartbeat for {age:.0f} s: the supervisor or its machine is gone"
+    return Status(
+        state=state,
+        attempt=said["attempt"],
+        heartbeat_age_s=round(age, 1),
+        epoch=said.get("epoch"),
+        step=said.get("step"),
+        images_per_s=said.get("images_per_s"),
+        spend_usd=said.get("spend_usd") or 0.0,
+        reason=reason,
+        started=said.get("started"),
+        ended=said.get("ended"),
+        exit_code=said.get("exit_code"),
+    )
+
+
+def attach_argv(shell: Shell, socket: str, run_id: str, *, write: bool) -> list[str]:
+    """The command that shows the live session; read-only unless asked otherwise."""
+    if not shell.which("tmux"):
+        raise StepFailed(
+            "tmux is not installed on the machine, so the job has no terminal to attach to; install it "
+            "(Debian, Ubuntu: apt-get install tmux; macOS: brew install tmux; Windows: inside WSL only)",
+            next_command="invoke logs --follow",
+        )
+    target = f"={session_name(run_id)}"
+    if not shell.run(["tmux", "-L", socket, "has-session", "-t", target], check=False):
+        raise StepFailed(f"run {run_id} has no live session: it has ended", next_command=f"invoke logs --run {run_id}")
+    return ["tmux", "-L", socket, "attach-session", *([] if write else ["-r"]), "-t", target]
+
+
+def request_stop(shell: Shell, folder: RunFolder) -> None:
+    """Ask for a checkpoint and an end; asking again, or asking what has ended, is fine."""
+    shell.write(folder.stop_request, b"")
+
+
+def wait_for_end(shell: Shell, folder: RunFolder, limit_s: float) -> Status | None:
+    """The final status, or the last one seen when the limit has passed."""
+    deadline = time.monotonic() + limit_s
+    status = look(shell, folder)
+    while status and not status.final and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+        status = look(shell, folder)
+    return status
+
+
+@dataclass
+class Tail:
+    """Reads a growing file from a byte offset, as text.
+
+    1. Every byte is given out once, in order; `offset` is where the next read begins.
+    2. A character cut by the end of the file is held back until the rest of it is there.
+    3. Bytes that are no UTF-8 become U+FFFD. 4. A file that is not there yet is an empty file.
+    """
+
+    shell: Shell
+    path: PurePath
+    offset: int = 0
+    decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
+    )
+
+    def read(self) -> str:
+        try:
+            data = self.shell.read(self.path, self.offset)
+        except FileNotFoundError:
+            return ""
+        self.offset += len(data)
+        return self.decoder.decode(data)
+
+
+class Events:
+    """The whole lines of metrics.jsonl, as they come."""
+
+    def __init__(self, shell: Shell, path: PurePath) -> None:
+        self.tail = Tail(shell, path)
+        self.rest = ""
+
+    def read(self) -> list[dict[str, Any]]:
+        *lines, self.rest = (self.rest + self.tail.read()).split("\n")
+        events = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                events.append(json.loads(line))
+        return [event for event in events if isinstance(event, dict)]
+
+
+def follow(shell: Shell, folder: RunFolder) -> Iterator[tuple[Status, list[dict[str, Any]]]]:
+    """Status and new events, again and again until the job has ended; the last look comes after the end."""
+    events = Events(shell, folder.metrics)
+    while True:
+        status = look(shell, folder)
+        if status:
+            yield status, events.read()
+            if status.final:
+                return
+        time.sleep(POLL_S)
+
+
+def follow_log(shell: Shell, folder: RunFolder, on_text: Callable[[str], None]) -> None:
+    """Give out the log until the job has ended; the status is read first, so the last lines are not missed."""
+    tail = Tail(shell, folder.log)
+    while True:
+        status = look(shell, folder)
+        text = tail.read()
+        if text:
+            on_text(text)
+        if status is None or status.final:
+            return
+        time.sleep(POLL_S)
+
+
+def last_lines(shell: Shell, folder: RunFolder) -> list[str]:
+    """Evidence: how the log ends."""
+    size = shell.size(folder.log) or 0
+    if not size:
+        return []
+    text = shell.read(folder.log, max(0, size - 8192)).decode("utf-8", errors="replace")
+    return [line for line in text.splitlines() if line.strip()][-EVIDENCE_LINES:]
+
+
+def _read_json(shell: Shell, path: PurePath) -> dict[str, Any]:
+    try:
+        value = json.loads(shell.read(path))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

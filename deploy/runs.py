@@ -1,0 +1,129 @@
+"""The laptop's address book: one run.json a run. The machine is the truth, this is where to ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deploy.errors import WrongUse, unknown
+from deploy.plan import Plan
+from deploy.pod.folder import RunFolder, read_json, write_json
+
+UNFINISHED = ("stopped", "failed", "lost")
+
+
+@dataclass(frozen=True)
+class Record:
+    """run.json: where a run lives, and the last state that was seen of it."""
+
+    run_id: str
+    target: str
+    provider: str
+    state: str
+    attempt: int
+    created: str
+    commit: str | None
+    fraction: float
+    backbone: str
+    images: int  # rows times epochs: with `seconds`, the measured rate of the next plan
+    run_dir: str
+    machine: str
+    reason: str | None = None
+    seconds: float | None = None
+    session: str | None = None  # how the supervisor runs: tmux or detached
+
+
+def create(runs: Path, plan: Plan) -> Record:
+    """Note the intent before anything is acquired. A run that goes on keeps its folder."""
+    record = Record(
+        run_id=plan.run_id,
+        target=plan.target,
+        provider=plan.provider,
+        state="acquiring",
+        attempt=plan.attempt,
+        created=plan.created,
+        commit=plan.code.commit,
+        fraction=plan.fraction,
+        backbone=plan.backbone,
+        images=plan.data.train_rows * plan.epochs,
+        run_dir=plan.run_dir,
+        machine=plan.machine,
+    )
+    folder = home(runs, plan.run_id)
+    write_json(Path(folder.plan), plan.to_json())
+    write_json(Path(folder.run), asdict(record))
+    return record
+
+
+def update(runs: Path, record: Record, **changes: Any) -> Record:
+    """Write what has changed; nothing is written when nothing has."""
+    changed = replace(record, **changes)
+    if changed != record:
+        write_json(Path(home(runs, record.run_id).run), asdict(changed))
+    return changed
+
+
+def save_plan(runs: Path, plan: Plan) -> None:
+    write_json(Path(home(runs, plan.run_id).plan), plan.to_json())
+
+
+def home(runs: Path, run_id: str) -> RunFolder:
+    """A run's folder on the laptop."""
+    return RunFolder(runs / run_id)
+
+
+def every(runs: Path, target: str | None = None) -> list[Record]:
+    """All runs, the newest first."""
+    records = [record for record in _read_all(runs) if target in (None, record.target)]
+    return sorted(records, key=lambda record: (record.created, record.run_id), reverse=True)
+
+
+def get(runs: Path, run_id: str | None, target: str) -> Record:
+    """The named run, by its id or the beginning of it, or the newest of the target."""
+    if run_id is None:
+        newest = every(runs, target)
+        if not newest:
+            raise WrongUse(f"there is no run on target '{target}' yet", next_command=f"invoke train --on {target}")
+        return newest[0]
+    records = {record.run_id: record for record in every(runs)}
+    matching = [record for name, record in records.items() if name.startswith(run_id)]
+    if run_id in records or len(matching) == 1:
+        return records.get(run_id) or matching[0]
+    if matching:
+        raise WrongUse(f"--run {run_id} is the beginning of {len(matching)} runs: give more of it")
+    raise (
+        unknown("run", run_id, list(records)[:10])
+        if records
+        else WrongUse(f"there is no run '{run_id}': none has been started yet", next_command="invoke train")
+    )
+
+
+def plan_of(runs: Path, record: Record) -> dict[str, Any]:
+    plan = read_json(Path(home(runs, record.run_id).plan))
+    if not plan:
+        raise WrongUse(
+            f"run {record.run_id} cannot go on: its plan.json is gone",
+            next_command="invoke train --resume none",
+        )
+    return plan
+
+
+def measured_images_per_s(runs: Path, target: str, backbone: str) -> float | None:
+    """The median rate of whole finished runs, everything counted: the most honest forecast of the next one."""
+    rates = sorted(
+        record.images / record.seconds
+        for record in every(runs, target)
+        if record.backbone == backbone and record.state == "succeeded" and record.attempt == 1 and record.seconds
+    )
+    return rates[len(rates) // 2] if rates else None
+
+
+def _read_all(runs: Path) -> Iterator[Record]:
+    for file in sorted(runs.glob("*/run.json")) if runs.is_dir() else ():
+        values = read_json(file)
+        try:
+            yield Record(**values)
+        except TypeError:  # written by another version, or by hand: not ours to judge, and no reason to fail
+            continue

@@ -1,0 +1,270 @@
+"""What the user sees: tables and progress on a terminal, plain lines elsewhere, one JSON document with --json."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from deploy.errors import DeployError
+from deploy.job import Status
+from deploy.plan import Plan
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PLAIN_EVERY_S = 10.0
+
+
+class Follower(Protocol):
+    """Shows a running job; used as a context manager."""
+
+    def __enter__(self) -> Follower: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def update(self, status: Status, events: Sequence[Mapping[str, Any]]) -> None: ...
+
+
+class Screen:
+    """Where words go. With `as_json` they go to stderr, and stdout gets exactly one document."""
+
+    def __init__(self, as_json: bool = False) -> None:
+        from rich.console import Console
+
+        self.as_json = as_json
+        self.documented = False
+        for stream in (sys.stdout, sys.stderr):
+            # A name that the terminal cannot show must not end a command.
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        self.console: Console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def document(self, value: Any) -> None:
+        """The answer as JSON, once, when it was asked for."""
+        if self.as_json and not self.documented:
+            self.documented = True
+            print(json.dumps(value, ensure_ascii=True), flush=True)
+
+    def error(self, error: DeployError) -> None:
+        """One clear message: what failed, the last lines of evidence, the next command to type."""
+        lines = [f"error: {error.message}"]
+        lines += [f"  | {line}" for line in error.evidence]
+        lines += [f"next: {error.next_command}"] if error.next_command else []
+        print("\n".join(lines), file=sys.stderr, flush=True)
+        self.document({"error": error.message, "exit_code": error.exit_code, "next": error.next_command})
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title=escape(title), title_justify="left", title_style="bold")
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*(escape(_cell(value)) for value in row))
+        self.console.print(table, soft_wrap=False)
+
+    def facts(self, title: str, values: Mapping[str, Any]) -> None:
+        """One thing, a row a property."""
+        self.document(values)
+        if not self.as_json:
+            self.table(title, ["what", "value"], list(values.items()))
+
+    def rows(self, title: str, things: Sequence[Mapping[str, Any]]) -> None:
+        """Several things of one kind, a row each."""
+        self.document(list(things))
+        if not self.as_json:
+            columns = list(things[0]) if things else ["none yet"]
+            self.table(title, columns, [list(thing.values()) for thing in things])
+
+    def status_line(self, answer: Mapping[str, Any]) -> None:
+        keys = ("state", "epoch", "step", "images_per_s", "heartbeat_age_s")
+        self.say("  ".join(f"{key} {_cell(answer[key])}" for key in keys))
+
+    def plan(self, plan: Plan) -> None:
+        self.table(f"Plan of {plan.run_id}", ["what", "decided"], plan_rows(plan))
+
+    def follower(self) -> Follower:
+        return Bars(self.console) if self.console.is_terminal else Lines(self.say)
+
+    def copying(self, title: str) -> Copying:
+        return Copying(self.console, title)
+
+
+def plan_rows(plan: Plan) -> list[tuple[str, str]]:
+    data = plan.data
+    code = f"commit {plan.code.commit[:12]}" if plan.code.commit else "no commit yet"
+    changed = f" plus {plan.code.changed_files} changed files" if plan.code.changed_files else ""
+    if plan.code.kind == "copy":
+        code, changed = "a copy of the code folders (this folder is no git repository)", ""
+    where = f"staged into {plan.data_path}" if plan.stage else f"read in place from {plan.data_path}"
+    minutes = "unknown" if plan.expected_minutes is None else f"about {plan.expected_minutes:.1f}"
+    return [
+        ("where", f"target {plan.target}: {plan.gpus} GPUs, {plan.cores} cores; {plan.root}"),
+        ("code", code + changed),
+        ("data", f"{data.name}: {data.rows} images, {data.train_rows} to train on, {where}"),
+        *([] if data.ready else [("", "will be prepared from the ORL photographs")]),
+        ("fraction", f"{plan.fraction:g}"),
+        (
+            "job",
+            f"recipe {plan.recipe}, backbone {plan.backbone}, {plan.epochs} epochs, {plan.batch_size} a process",
+        ),
+        ("processes", f"{plan.processes}, each with {plan.env['OMP_NUM_THREADS']} threads"),
+        ("resume", f"{plan.resume} (attempt {plan.attempt})"),
+        ("expected minutes", f"{minutes} ({plan.expected_from})"),
+        ("expected dollars", f"{plan.expected_usd:.2f}"),
+        ("command", " ".join(plan.argv)),
+    ]
+
+
+class Lines:
+    """Plain lines: every event that matters, and a sign of life now and then."""
+
+    def __init__(self, say: Any) -> None:
+        self.say = say
+        self.last_step = 0.0
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def update(self, status: Status, events: Sequence[Mapping[str, Any]]) -> None:
+        for event in events:
+            if event.get("event") == "step":
+                if time.monotonic() - self.last_step < PLAIN_EVERY_S:
+                    continue
+                self.last_step = time.monotonic()
+            text = sentence(event)
+            if text:
+                self.say(text)
+
+
+class Bars:
+    """A bar over the whole run with img/s and time left; events scroll by above it."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        # ASCII apart from the bar itself, which rich draws in ASCII where the terminal's encoding asks for it.
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            refresh_per_second=4,
+        )
+        self.task = self.progress.add_task("starting", total=None, speed="", left="")
+        self.epochs = 0
+        self.steps = 0
+
+    def __enter__(self) -> Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self, status: Status, events: Sequence[Mapping[str, Any]]) -> None:
+        for event in events:
+            kind = event.get("event")
+            if kind == "start":
+                self.epochs = int(event["epochs"])
+                self.steps = self.epochs * int(event["steps_per_epoch"])
+                self.progress.update(self.task, total=self.steps, description="training")
+            elif kind == "step":
+                self._step(event)
+            else:
+                text = sentence(event)
+                if text:
+                    self.progress.console.print(text, markup=False)
+
+    def _step(self, event: Mapping[str, Any]) -> None:
+        self.progress.update(
+            self.task,
+            completed=int(event["step"]),
+            description=f"epoch {int(event['epoch']) + 1}/{self.epochs} loss {event['loss']:.3f}",
+            speed=f"{event['images_per_s']:.0f} img/s",
+            left=f"{duration(event.get('seconds_left'))} left",
+        )
+
+
+class Copying:
+    """A bar over bytes; on something that is no terminal it stays silent, the sentence afterwards says enough."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.task = self.progress.add_task(title, total=None)
+
+    def __enter__(self) -> Copying:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, done_bytes: int, all_bytes: int) -> None:
+        self.progress.update(self.task, completed=done_bytes, total=all_bytes)
+
+
+def sentence(event: Mapping[str, Any]) -> str | None:
+    """One event of metrics.jsonl in words; None for what needs no words."""
+    kind = event.get("event")
+    if kind == "start":
+        resumed = f", resumed from {event['resumed_from']}" if event.get("resumed_from") else ""
+        return (
+            f"{event['train_rows']} images, {event['epochs']} epochs of {event['steps_per_epoch']} steps, "
+            f"{event['world_size']} processes{resumed}"
+        )
+    if kind == "step":
+        return (
+            f"epoch {event['epoch']} step {event['step']} loss {event['loss']:.3f} "
+            f"{event['images_per_s']:.0f} img/s, {duration(event.get('seconds_left'))} left"
+        )
+    if kind == "epoch":
+        return f"epoch {event['epoch']} done: loss {event['loss']:.3f}, {duration(event['seconds'])}"
+    if kind == "mining":
+        purity = "" if event.get("purity") is None else f", purity {event['purity']:.2f}"
+        taken = "" if event.get("accepted", True) else " (not used)"
+        return f"mining: {event['count']} pseudo-IDs, coverage {event['coverage']:.2f}{purity}{taken}"
+    if kind == "eval":
+        return f"{event['what']}: accuracy {event['accuracy']:.4f}, rank-1 {event['rank1']:.4f}"
+    if kind == "checkpoint":
+        return f"checkpoint {event['name']}"
+    return None
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,213 @@
+"""The menu: flags in, one call into deploy.launch, words out. `invoke --list` shows it, `invoke --help NAME` explains."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import task
+
+# Everything else is imported when a command runs: `invoke --list` must be quick, and work without the training packages.
+if TYPE_CHECKING:
+    from deploy.show import Screen
+
+PROJECT = Path(__file__).resolve().parent
+
+ON = {"on": "target: the name of a file in conf/deploy (default: local)"}
+RUN = {"run": "run id, or the beginning of it (default: the newest run of the target)"}
+JSON = {"json": "print one JSON document on stdout; words go to stderr"}
+
+
+@contextlib.contextmanager
+def _telling(as_json: bool = False) -> Iterator[Screen]:
+    """Our errors end in one message and their exit code, never in a traceback."""
+    from deploy.errors import DeployError, StepFailed
+    from deploy.show import Screen
+
+    screen = Screen(as_json)
+    try:
+        yield screen
+    except DeployError as error:
+        screen.error(error)
+        raise Exit(code=error.exit_code) from error
+    except OSError as error:
+        screen.error(StepFailed(str(error)))
+        raise Exit(code=StepFailed.exit_code) from error
+    except KeyboardInterrupt as error:
+        print("interrupted", file=sys.stderr)
+        raise Exit(code=130) from error
+
+
+@task(help={**ON, **JSON}, auto_shortflags=False)
+def deploy(_: Context, on: str = "local", json: bool = False) -> None:
+    """Make a target ready: machine, environment, code and data. A second call does only what is missing."""
+    from deploy import launch
+
+    with _telling(json) as screen:
+        screen.document(launch.deploy(PROJECT, on, screen))
+
+
+@task(
+    help={
+        **ON,
+        "fraction": "share of the data, above 0 and up to 1 (default: 1)",
+        "resume": "auto: continue the newest unfinished run; none: a new run (default); PATH: start from a checkpoint",
+        "recipe": "name of a file in conf/recipe (default: what the configuration says)",
+        "data": "an images.npy, or the folder it is in (default: the target's, else the ORL try-out)",
+        "set": "key=value of the configuration, such as --set train.epochs=5; may be given again and again",
+        "detach": "do not follow the job",
+        "dry-run": "print the plan and end, having touched nothing",
+        **JSON,
+    },
+    iterable=["set_"],
+    auto_shortflags=False,
+)
+def train(
+    _: Context,
+    on: str = "local",
+    fraction: str | None = None,
+    resume: str | None = None,
+    recipe: str | None = None,
+    data: str | None = None,
+    set_: list[str] | None = None,
+    detach: bool = False,
+    dry_run: bool = False,
+    json: bool = False,
+) -> None:
+    """Deploy what is missing, start the job, follow it and bring the checkpoint home. Ctrl-C leaves the job running."""
+    from deploy import launch
+    from deploy.plan import parse_request
+
+    with _telling(json) as screen:
+        request = parse_request(
+            target=on, fraction=fraction, resume=resume, recipe=recipe, data=data, overrides=set_ or ()
+        )
+        screen.document(launch.train(PROJECT, request, screen, detach=detach, dry_run=dry_run))
+
+
+@task(help={**ON, **RUN, "write": "let the keyboard through (default: look only)"}, auto_shortflags=False)
+def attach(_: Context, on: str = "local", run: str | None = None, write: bool = False) -> None:
+    """Show the live tmux session of a run; leave it with Ctrl-b d."""
+    from deploy import launch
+
+    with _telling():
+        code = launch.attach(PROJECT, on, run, write=write)
+    if code:
+        raise Exit(code=code)
+
+
+@task(help={**ON, **RUN, "follow": "go on until the job ends"}, auto_shortflags=False)
+def logs(_: Context, on: str = "local", run: str | None = None, follow: bool = False) -> None:
+    """Print the log of a run."""
+    from deploy import launch
+
+    with _telling():
+        launch.logs(PROJECT, on, run, follow=follow)
+
+
+@task(help={**ON, **RUN, **JSON, "watch": "again every two seconds until the run is over"}, auto_shortflags=False)
+def status(_: Context, on: str = "local", run: str | None = None, json: bool = False, watch: bool = False) -> None:
+    """How a run is doing: one answer from machine, supervisor and app."""
+    from deploy import launch
+
+    with _telling(json) as screen:
+        answer = launch.status(PROJECT, on, run)
+        while watch and not launch.is_over(answer):
+            screen.status_line(answer)
+            time.sleep(2)
+            answer = launch.status(PROJECT, on, run)
+        screen.facts(f"Run {answer['run_id']}", answer)
+
+
+@task(help=JSON, auto_shortflags=False)
+def runs(_: Context, json: bool = False) -> None:
+    """All runs that this laptop knows, the newest first."""
+    from deploy import launch
+
+    with _telling(json) as screen:
+        screen.rows("Runs", launch.list_runs(PROJECT))
+
+
+@task(help={**ON, **RUN, **JSON}, auto_shortflags=False)
+def stop(_: Context, on: str = "local", run: str | None = None, json: bool = False) -> None:
+    """End a run with a checkpoint; `invoke train --resume auto` continues it."""
+    from deploy import launch
+
+    with _telling(json) as screen:
+        screen.document(launch.stop(PROJECT, on, run, screen))
+
+
+@task(
+    name="fetch-checkpoint",
+    help={
+        **ON,
+        **RUN,
+        "which": "latest (default), best, or the number of an epoch",
+        "to": "file or folder to put it (default: runs/<run>/checkpoints)",
+        **JSON,
+    },
+    auto_shortflags=False,
+)
+def fetch_checkpoint(
+    _: Context,
+    on: str = "local",
+    run: str | None = None,
+    which: str = "latest",
+    to: str | None = None,
+    json: bool = False,
+) -> None:
+    """Bring a checkpoint home, verified; one of fuller data is never replaced by one of less."""
+    from deploy import launch
+
+    with _telling(json) as screen:
+        screen.document(launch.fetch_checkpoint(PROJECT, on, run, which, to, screen))
+
+
+@task(
+    help={
+        "source": "orl, folder (one sub-folder a person) or array (an .npy that exists)",
+        "path": "the folder or the .npy file",
+        "labels": "labels.npy of an array",
+        "out": "where to: a folder, or a path ending in .npy (default: data/<name>)",
+    },
+    auto_shortflags=False,
+)
+def prepare(
+    _: Context, source: str = "orl", path: str | None = None, labels: str | None = None, out: str | None = None
+) -> None:
+    """Make images.npy, labels.npy and manifest.json from photographs."""
+    from deploy import launch
+
+    with _telling():
+        code = launch.prepare(PROJECT, source=source, path=path, labels=labels, out=out)
+    if code:
+        raise Exit(code=code)
+
+
+@task(help={**ON, **JSON}, auto_shortflags=False)
+def doctor(_: Context, on: str = "local", json: bool = False) -> None:
+    """What is wrong with the set-up, each finding with its fix."""
+    from deploy import launch
+
+    with _telling(json) as screen:
+        findings: list[dict[str, Any]] = launch.examine(PROJECT, on)
+        screen.rows("Set-up", findings)
+    if any(finding["level"] == "problem" for finding in findings):
+        raise Exit(code=1)
+
+
+@task(help={"quick": "smaller sizes, less certain numbers"}, auto_shortflags=False)
+def bench(_: Context, quick: bool = False) -> None:
+    """Run every benchmark; a claim that does not hold ends with exit code 1."""
+    from deploy import launch
+
+    with _telling():
+        code = launch.bench(PROJECT, quick=quick)
+    if code:
+        raise Exit(code=code)
