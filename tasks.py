@@ -1,4 +1,4 @@
-"""The menu: flags in, one call into deploy.launch, words out. `invoke --list` shows it, `invoke --help NAME` explains."""
+"""The menu: flags in, one call into deploy.launch, words out. `invoke --list` shows it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
-# Everything else is imported when a command runs: `invoke --list` must be quick, and work without the training packages.
+# Everything else is imported when a command runs: `invoke --list` must be quick.
 if TYPE_CHECKING:
     from deploy.show import Screen
 

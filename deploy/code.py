@@ -70,7 +70,8 @@ def _from_git(project: Path, scratch: Path, shelf: Path) -> str:
     if users.exists():
         shutil.copyfile(users, index)
     own = {"GIT_INDEX_FILE": str(index)}
-    _git(project, "add", "--all", "--", ".", *_excluded(), env=own)
+    files = b"".join(name + b"\0" for name in _listed(project, "--cached", "--others", "--exclude-standard"))
+    _git(project, "update-index", "--add", "--remove", "--replace", "-z", "--stdin", env=own, stdin=files)
     prefix = _git(project, "rev-parse", "--show-prefix").text.rstrip("\n")
     tree = _git(project, "write-tree", *([f"--prefix={prefix}"] if prefix else []), env=own).text.strip()
     if not (shelf / tree).exists():
@@ -105,8 +106,7 @@ def _code_files(project: Path) -> list[Path]:
 
 def _refuse_large(project: Path) -> None:
     """A forgotten video or archive in the folder would travel with every run."""
-    listing = _git(project, "ls-files", "-z", "--others", "--exclude-standard", "--", ".", *_excluded())
-    names = [os.fsdecode(name) for name in listing.stdout.split(b"\0") if name]
+    names = [os.fsdecode(name) for name in _listed(project, "--others", "--exclude-standard")]
     sizes = {name: (project / name).lstat().st_size for name in names if (project / name).exists()}
     if sum(sizes.values()) > LARGE_UNTRACKED_BYTES:
         largest = max(sizes, key=lambda name: sizes[name])
@@ -114,6 +114,12 @@ def _refuse_large(project: Path) -> None:
             f"{sum(sizes.values()) >> 20} MiB of files are neither tracked nor ignored by git and would be taken for "
             f"code, the largest is {largest}: add it to .gitignore"
         )
+
+
+def _listed(project: Path, *which: str) -> list[bytes]:
+    """File names as git knows them, each once; a repository inside this one (a name with a slash at its end) is not ours."""
+    names = _git(project, "ls-files", "-z", *which, "--", ".", *_excluded()).stdout.split(b"\0")
+    return [name for name in dict.fromkeys(names) if name and not name.endswith(b"/")]
 
 
 def _is_repository(project: Path) -> bool:
@@ -136,13 +142,16 @@ def _excluded() -> list[str]:
     return [f":(exclude){name}" for name in NEVER_CODE]
 
 
-def _git(project: Path, *argv: str, env: Mapping[str, str] | None = None, check: bool = True) -> Result:
+def _git(
+    project: Path, *argv: str, env: Mapping[str, str] | None = None, stdin: bytes = b"", check: bool = True
+) -> Result:
     # A hook, or an editor, may have pointed git somewhere else by environment.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     return LocalShell().run(
-        ["git", "--no-optional-locks", *argv],
+        ["git", *argv],
         cwd=project,
-        env={**clean, "LC_ALL": "C", **(env or {})},
+        env={**clean, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", **(env or {})},
+        stdin=stdin,
         limit_s=GIT_LIMIT_S,
         check=check,
     )

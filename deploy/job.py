@@ -200,15 +200,14 @@ class Events:
         return [event for event in events if isinstance(event, dict)]
 
 
-def follow(shell: Shell, folder: RunFolder) -> Iterator[tuple[Status, list[dict[str, Any]]]]:
-    """Status and new events, again and again until the job has ended; the last look comes after the end."""
+def follow(shell: Shell, folder: RunFolder) -> Iterator[list[dict[str, Any]]]:
+    """New events, again and again until the job has ended; the status is read first, so the last are not missed."""
     events = Events(shell, folder.metrics)
     while True:
         status = look(shell, folder)
-        if status:
-            yield status, events.read()
-            if status.final:
-                return
+        yield events.read()
+        if status is None or status.final:
+            return
         time.sleep(POLL_S)
 
 

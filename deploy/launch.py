@@ -278,8 +278,8 @@ def _follow(settings: Settings, record: Record, shell: Shell, screen: Screen) ->
     folder = RunFolder(Path(record.run_dir))
     try:
         with screen.follower() as follower:
-            for seen, events in job.follow(shell, folder):
-                follower.update(seen, events)
+            for events in job.follow(shell, folder):
+                follower.update(events)
     except KeyboardInterrupt:
         screen.say(f"\ndetached: run {record.run_id} goes on")
         _say_how_to_reach(record, screen)

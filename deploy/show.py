@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from deploy.errors import DeployError
-from deploy.job import Status
 from deploy.plan import Plan
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ class Follower(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def update(self, status: Status, events: Sequence[Mapping[str, Any]]) -> None: ...
+    def update(self, events: Sequence[Mapping[str, Any]]) -> None: ...
 
 
 class Screen:
@@ -139,7 +138,7 @@ class Lines:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def update(self, status: Status, events: Sequence[Mapping[str, Any]]) -> None:
+    def update(self, events: Sequence[Mapping[str, Any]]) -> None:
         for event in events:
             if event.get("event") == "step":
                 if time.monotonic() - self.last_step < PLAIN_EVERY_S:
@@ -177,7 +176,7 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def update(self, status: Status, events: Sequence[Mapping[str, Any]]) -> None:
+    def update(self, events: Sequence[Mapping[str, Any]]) -> None:
         for event in events:
             kind = event.get("event")
             if kind == "start":

@@ -1,0 +1,128 @@
+"""A real small project for the launcher: real git, tmux, processes; only the training in it is pretended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SOURCE = Path(__file__).parents[2]
+PRETEND = Path(__file__).parent / "pretend"
+HOSTILE_NAMES = ["plain", 'it\'s a "faces" földer $HOME; `x` {a,b}=%#']
+
+
+def wait_until(condition: Callable[[], Any], limit_s: float = 30) -> Any:
+    """The first true answer of a condition; a test never sleeps for a fixed time."""
+    deadline = time.monotonic() + limit_s
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"not true within {limit_s} s"
+        time.sleep(0.02)
+
+
+def git(folder: Path, *argv: str) -> str:
+    named = ["-c", "user.name=Test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false"]
+    return subprocess.run(
+        ["git", *named, *argv], cwd=folder, check=True, capture_output=True, text=True, encoding="utf-8"
+    ).stdout.strip()
+
+
+@dataclass
+class Project:
+    """A project folder with everything the commands need, and the commands themselves, run as a user runs them."""
+
+    path: Path
+    socket: str
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "SNIPERFACE_TMUX_SOCKET": self.socket, "PYTHONUTF8": "1", **self.env}
+
+    def invoke(self, *argv: str, code: int = 0, limit_s: float = 90) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "invoke", *argv],
+            cwd=self.path, env=self.environment, capture_output=True, text=True, encoding="utf-8", timeout=limit_s,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert done.returncode == code, f"{argv}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def json(self, *argv: str, code: int = 0) -> Any:
+        return json.loads(self.invoke(*argv, "--json", code=code).stdout)
+
+    def start(self, *argv: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "invoke", *argv],
+            cwd=self.path, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            encoding="utf-8", stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    def status_file(self, run_id: str) -> dict[str, Any]:
+        path = self.path / ".sniperface" / "local" / "runs" / run_id / "status.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def files(self) -> set[str]:
+        """Every file outside .git, to see that a command touched nothing."""
+        inside = (path for path in self.path.rglob("*") if ".git" not in path.parts and "__pycache__" not in path.parts)
+        return {f"{path.relative_to(self.path)} {path.stat().st_mtime_ns}" for path in inside if path.is_file()}
+
+
+@pytest.fixture(params=HOSTILE_NAMES, ids=["plain-name", "hostile-name"])
+def any_project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
+    """A project in a folder with an ordinary name, and one in a folder with a hostile one."""
+    yield from _make(tmp_path / request.param)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    yield from _make(tmp_path / HOSTILE_NAMES[1])
+
+
+def _make(path: Path) -> Iterator[Project]:
+    shutil.copytree(PRETEND, path, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(SOURCE / "deploy", path / "deploy", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(SOURCE / "conf" / "deploy", path / "conf" / "deploy")
+    for name in ("tasks.py", ".gitignore"):
+        shutil.copy(SOURCE / name, path / name)
+    git(path, "init", "--quiet", "--initial-branch=main")
+    git(path, "add", "--all")
+    git(path, "commit", "--quiet", "-m", "first")
+    made = Project(path, f"sniperface-test-{uuid.uuid4().hex[:8]}")
+    yield made
+    _end(made)
+
+
+def _end(project: Project) -> None:
+    """Nothing that a test started outlives it."""
+    for process in project.started:
+        process.kill()
+        process.communicate()
+    for status in (project.path / ".sniperface" / "local" / "runs").glob("*/status.json"):
+        told = json.loads(status.read_text(encoding="utf-8"))
+        if told.get("ended") is None:
+            from deploy.pod import processes
+
+            for pid in (told.get("pid"), told.get("job_pid")):
+                if pid:
+                    processes.kill_tree(pid)
+    if shutil.which("tmux"):
+        subprocess.run(["tmux", "-L", project.socket, "kill-server"], capture_output=True, check=False)
+        socket = Path(os.environ.get("TMUX_TMPDIR", "/tmp"), f"tmux-{os.getuid()}", project.socket)
+        socket.unlink(missing_ok=True)
