@@ -1,0 +1,356 @@
+"""bootstrap.py in a tiny project: real virtual environments and a real pip, offline, with packages made here.
+
+The tiny project has the shape of ours (the laptop's half, the extras app and dev), and its `invoke` prints how it was
+called. Its stand-in for setuptools can be held in the middle of an installation by a file named `hold`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BOOTSTRAP = Path(__file__).parents[1] / "bootstrap.py"
+HOSTILE_NAME = "it's 100% Übel & 東京 $HOME;x" + ('"q"' if os.name != "nt" else "")
+POSIX_ONLY = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+
+PYPROJECT = """\
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "tiny"
+version = "1"
+# METADATA Requires-Dist: invoke
+# METADATA Provides-Extra: app
+# METADATA Requires-Dist: torch; extra == 'app'
+# METADATA Provides-Extra: dev
+# METADATA Requires-Dist: pytest; extra == 'dev'
+"""
+CONSTRAINTS = "setuptools==999\ninvoke==1\ntorch==1\npytest==1\n"
+
+BACKEND = """\
+import os, time, zipfile
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    hold = os.path.join("..", "..", "hold")
+    if os.path.exists(hold):
+        open(hold + ".reached", "w").close()
+    while os.path.exists(hold):
+        time.sleep(0.02)
+    with open("pyproject.toml", encoding="utf-8") as file:
+        extra = [line[11:] for line in file if line.startswith("# METADATA ")]
+    with zipfile.ZipFile(os.path.join(folder, "tiny-1-py3-none-any.whl"), "w") as wheel:
+        for name, text in {
+            "METADATA": "Metadata-Version: 2.1\\nName: tiny\\nVersion: 1\\n" + "".join(extra),
+            "WHEEL": "Wheel-Version: 1.0\\nGenerator: x\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
+            "RECORD": "tiny-1.dist-info/METADATA,,\\ntiny-1.dist-info/WHEEL,,\\ntiny-1.dist-info/RECORD,,\\n",
+        }.items():
+            wheel.writestr("tiny-1.dist-info/" + name, text)
+    return "tiny-1-py3-none-any.whl"
+"""
+TELLS_HOW = """\
+import json, os, sys
+print(json.dumps({"argv": sys.argv[1:], "cwd": os.getcwd(), "python": sys.executable, "path": os.environ["PATH"]}))
+sys.exit(int(os.environ.get("EXIT_CODE", "0")))
+"""
+
+
+def make_wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> None:
+    info = f"{name}-{version}.dist-info"
+    files = files | {
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        for path, text in {**files, f"{info}/RECORD": record}.items():
+            wheel.writestr(path, text)
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheels")
+    make_wheel(folder, "setuptools", "999", {"setuptools/__init__.py": "", "setuptools/build_meta.py": BACKEND})
+    make_wheel(folder, "invoke", "1", {"invoke/__init__.py": "", "invoke/__main__.py": TELLS_HOW})
+    make_wheel(folder, "pytest", "1", {"pytest/__init__.py": "", "pytest/__main__.py": TELLS_HOW})
+    make_wheel(folder, "torch", "1", {"torch/__init__.py": ""})
+    return folder
+
+
+class Project:
+    """A tiny project in a folder of its own, and how a user calls its bootstrap.py."""
+
+    def __init__(self, folder: Path, wheels: Path | None) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.wheels = wheels  # None: there is no network
+        self.environment: dict[str, str] = {}
+        shutil.copy(BOOTSTRAP, folder)
+        (folder / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
+        (folder / "constraints.txt").write_text(CONSTRAINTS, encoding="utf-8")
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        settings = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+        settings |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", **self.environment}
+        if self.wheels:
+            settings["PIP_FIND_LINKS"] = str(self.wheels)
+        return subprocess.Popen(
+            [sys.executable, str(self.folder / "bootstrap.py"), *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            env=settings,
+            cwd=self.folder.parent,
+            start_new_session=True,
+        )
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*command)
+        out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def has(self, package: str) -> bool:
+        return any((self.folder / ".venv").glob(f"[Ll]ib/**/site-packages/{package}/__init__.py"))
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Project:
+    """A project in a folder with a hostile name, after its first call."""
+    project = Project(tmp_path_factory.mktemp("ready") / HOSTILE_NAME, wheels)
+    first = project.run("invoke", "--list")
+    assert first.returncode == 0, first.stderr
+    assert "making .venv" in first.stderr
+    assert json.loads(first.stdout)["argv"] == ["--list"]
+    return project
+
+
+def wait_until(true: Callable[[], bool], limit_s: float = 60) -> None:
+    end = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def bootstrap() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("bootstrap", BOOTSTRAP)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("command", "extras"),
+    [
+        ("invoke train", {"app"}),
+        ("invoke train --fraction 0.01 --on local", {"app"}),
+        ("invoke --echo prepare --source orl", {"app"}),
+        ("inv bench", {"app"}),
+        ("invoke train --on ssh", set()),
+        ("invoke train --on=runpod", set()),
+        ("invoke train -o ssh", set()),
+        ("invoke train --on", set()),
+        ("invoke train --help", set()),
+        ("invoke --help train", set()),
+        ("invoke --list", set()),
+        ("invoke", set()),
+        ("invoke status --json", set()),
+        ("invoke fetch-checkpoint", set()),
+        ("pytest -k train", {"app", "dev"}),
+        ("ruff check .", {"dev"}),
+        ("mypy --platform win32", {"app", "dev"}),
+        ("python -m app.config", {"app"}),
+        ("python benchmarks/loader.py", {"app"}),
+        ("python --version", set()),
+        ("something else", set()),
+    ],
+)
+def test_each_command_gets_the_extras_it_needs(bootstrap: ModuleType, command: str, extras: set[str]) -> None:
+    assert bootstrap.extras_for(command.split()) == extras
+
+
+def test_a_target_of_the_users_own_is_local_when_its_file_says_so(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "HERE", tmp_path)
+    targets = tmp_path / "conf" / "deploy"
+    targets.mkdir(parents=True)
+    (targets / "desk.yaml").write_text('# mine\nprovider: "local"  # here\nroot: /x\n', encoding="utf-8")
+    (targets / "far.yaml").write_text("provider: ssh\nhost: local\n", encoding="utf-8")
+    assert bootstrap.is_local("desk")
+    assert not bootstrap.is_local("far")
+    assert not bootstrap.is_local("nowhere")
+
+
+def test_an_older_python_can_read_the_file_and_says_one_sentence() -> None:
+    source = BOOTSTRAP.read_text(encoding="utf-8")
+    ast.parse(source, feature_version=(3, 7))
+    pretend = "import runpy, sys; sys.version_info = (3, 9, 18); runpy.run_path(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", pretend, str(BOOTSTRAP)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "3.10 or newer" in done.stderr
+    assert "3.9.18" in done.stderr
+    assert "install Python 3.11" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_called_alone_it_says_what_it_can_do_and_touches_nothing(tmp_path: Path, arguments: list[str]) -> None:
+    project = Project(tmp_path / "project", None)
+    done = project.run(*arguments)
+    assert done.returncode == 0
+    assert "python bootstrap.py invoke train" in done.stdout
+    assert not (project.folder / ".venv").exists()
+
+
+def test_the_command_runs_in_the_projects_folder_with_its_words_unchanged(ready: Project) -> None:
+    words = ["--set", "a b", "it's", '"', "", "ü東", "--on", "$HOME", "*"]
+    told = json.loads(ready.run("invoke", *words).stdout)
+    assert told["argv"] == words
+    assert Path(told["cwd"]) == ready.folder.resolve()
+    assert Path(told["python"]).is_relative_to(ready.folder.resolve() / ".venv")
+    assert Path(told["path"].split(os.pathsep)[0]).parent == ready.folder.resolve() / ".venv"
+
+
+def test_the_exit_code_is_the_commands(ready: Project) -> None:
+    ready.environment = {"EXIT_CODE": "3"}
+    assert ready.run("invoke").returncode == 3
+    ready.environment = {}
+    assert ready.run("no-such-command").returncode == 2
+    assert "no command 'no-such-command'" in ready.run("no-such-command").stderr
+
+
+def test_a_second_call_needs_neither_network_nor_time(ready: Project) -> None:
+    def seconds(command: list[str]) -> float:
+        started = time.monotonic()
+        subprocess.run(command, check=True, stderr=subprocess.PIPE)
+        return time.monotonic() - started
+
+    wheels, ready.wheels = ready.wheels, None
+    assert ready.run("invoke").stderr == ""
+    ready.wheels = wheels
+    own = min(seconds([sys.executable, str(ready.folder / "bootstrap.py"), "python", "-c", ""]) for _ in range(5))
+    assert own - min(seconds([sys.executable, "-c", ""]) for _ in range(5)) < 0.3
+
+
+def test_the_project_folder_stays_clean(ready: Project) -> None:
+    names = {path.name for path in ready.folder.iterdir()}
+    assert names == {"bootstrap.py", "pyproject.toml", "constraints.txt", ".venv", ".bootstrap.lock"}
+
+
+def test_extras_are_added_when_a_command_needs_them(ready: Project) -> None:
+    assert not ready.has("torch")
+    added = ready.run("pytest")
+    assert added.returncode == 0, added.stderr
+    assert "with app and dev" in added.stderr
+    assert ready.has("torch")
+    assert ready.run("invoke", "train").stderr == ""
+
+
+def test_a_change_of_the_pins_is_installed(ready: Project, wheels: Path) -> None:
+    make_wheel(wheels, "invoke", "2", {"invoke/__init__.py": "", "invoke/__main__.py": "print('two')"})
+    pins = ready.folder / "constraints.txt"
+    pins.write_text(CONSTRAINTS.replace("invoke==1", "invoke==2"), encoding="utf-8")
+    assert ready.run("invoke").stdout == "two\n"
+    pins.write_text(CONSTRAINTS, encoding="utf-8")
+    again = ready.run("invoke")
+    assert json.loads(again.stdout)["argv"] == []
+    assert "installing" in again.stderr
+
+
+def test_what_was_deleted_from_the_environment_comes_back(ready: Project) -> None:
+    for path in (ready.folder / ".venv").glob("[Ll]ib/**/site-packages/invoke*"):
+        shutil.rmtree(path)
+    again = ready.run("invoke")
+    assert again.returncode == 0, again.stderr
+    assert "repairing" not in again.stderr
+
+
+def test_when_pip_fails_its_last_words_are_shown(ready: Project) -> None:
+    pins = ready.folder / "constraints.txt"
+    pins.write_text(CONSTRAINTS.replace("invoke==1", "invoke==999"), encoding="utf-8")
+    failed = ready.run("invoke", "train")
+    assert failed.returncode == 1
+    assert failed.stdout == ""
+    assert "invoke==999" in failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith("bootstrap: pip failed (exit code 1)")
+    assert failed.stderr.isascii()
+    pins.write_text(CONSTRAINTS, encoding="utf-8")
+    again = ready.run("invoke", "train")
+    assert again.returncode == 0, again.stderr
+    assert "repairing" not in again.stderr
+
+
+def test_of_two_at_once_one_installs(ready: Project) -> None:
+    (ready.folder / "constraints.txt").write_text(CONSTRAINTS + "# a new day\n", encoding="utf-8")
+    calls = [ready.start("invoke", str(index)) for index in range(2)]
+    told = [call.communicate(timeout=120) for call in calls]
+    assert [json.loads(out)["argv"] for out, _ in told] == [["0"], ["1"]]
+    assert sorted("installing" in err for _, err in told) == [False, True]
+
+
+def test_a_broken_environment_is_made_anew(ready: Project) -> None:
+    for folder in ("bin", "Scripts"):
+        shutil.rmtree(ready.folder / ".venv" / folder, ignore_errors=True)
+    again = ready.run("invoke")
+    assert again.returncode == 0, again.stderr
+    assert "repairing .venv" in again.stderr
+
+
+@POSIX_ONLY
+def test_after_a_killed_installation_the_next_call_waits_for_its_pip_and_repairs(ready: Project) -> None:
+    (ready.folder / "constraints.txt").write_text(CONSTRAINTS + "# a day later\n", encoding="utf-8")
+    hold = ready.folder / "hold"
+    hold.touch()
+    first = ready.start("invoke")
+    wait_until((ready.folder / "hold.reached").exists)
+    second = ready.start("invoke")
+    assert second.stderr is not None
+    assert "waiting" in second.stderr.readline()
+    first.kill()
+    first.communicate()
+    assert second.poll() is None
+    hold.unlink()
+    out, err = second.communicate(timeout=120)
+    assert second.returncode == 0, err
+    assert "repairing .venv" in err
+    assert json.loads(out)["argv"] == []
+    assert ready.run("invoke").stderr == ""
+
+
+@POSIX_ONLY
+def test_ctrl_c_is_the_childs_to_answer(tmp_path: Path) -> None:
+    script = (
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGINT, lambda *_: sys.exit(7))\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "time.sleep(60)\n"
+    )
+    started = tmp_path / "started"
+    parent = (
+        "import importlib.util, os, sys\n"
+        "spec = importlib.util.spec_from_file_location('bootstrap', sys.argv[1])\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "sys.exit(module.run_as_child(sys.argv[2:], dict(os.environ)))\n"
+    )
+    child = [sys.executable, "-c", script, str(started)]
+    process = subprocess.Popen([sys.executable, "-c", parent, str(BOOTSTRAP), *child], start_new_session=True)
+    wait_until(started.exists)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: both get it
+    assert process.wait(timeout=60) == 7
