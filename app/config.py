@@ -309,10 +309,15 @@ def faults(config: Config) -> Iterator[str]:
 def _refuse_unknown_names(overrides: Sequence[str]) -> None:
     """A misspelt key or group gets the nearest right one; Hydra's own message names no alternative."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
     keys = {key for key, _ in _leaves(dataclasses.asdict(Config()))}
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "deploy"}
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
+    for word in overrides:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException as error:
+            raise WrongUse(f"{word} is not of the form key=value, such as train.epochs=10") from error
         name, value = override.key_or_group, override.value()
         if name in groups:
             choices = sorted(path.stem for path in (CONF / name).glob("*.yaml"))

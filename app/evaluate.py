@@ -75,6 +75,7 @@ def best_threshold(score: NDArray[np.float32], same: NDArray[np.bool_]) -> float
     sorted_score = score[order]
     # right[i]: pairs judged rightly when the i highest scores are called the same person.
     right = np.concatenate([[0], np.cumsum(np.where(same[order], 1, -1))]) + np.count_nonzero(~same)
+    right[1:-1][sorted_score[1:] == sorted_score[:-1]] = -1  # no threshold lies between equal scores
     edges = np.concatenate([[np.inf], (sorted_score[:-1] + sorted_score[1:]) / 2, [-np.inf]])
     return float(edges[np.argmax(right)])
 

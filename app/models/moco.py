@@ -118,7 +118,7 @@ def contrastive_loss(
     with torch.no_grad():
         metrics = {
             "positive_cosine": positive.mean(),
-            "negative_cosine": negative[~masked].mean() if bool((~masked).any()) else negative.new_zeros(()),
+            "negative_cosine": (negative * ~masked).sum() / (~masked).sum().clamp(min=1),
             "masked_share": masked.float().mean(),
         }
     return loss, metrics

@@ -1,0 +1,50 @@
+"""Small real data for the app's tests."""
+
+from __future__ import annotations
+
+import os
+
+# Set before torch is imported by a test module: two test processes on two cores must not fight over them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app import prepare
+from app.data.sources import Source
+from app.runtime.dist import World
+
+
+def faces(people: int, each: int, seed: int = 0) -> np.ndarray:
+    """Images [people * each, 112, 112, 3] in which a person is a colour pattern and an image a noisy shift of it."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(30, 225, (people, 1, 7, 7, 3)).repeat(16, axis=2).repeat(16, axis=3)
+    noise = rng.integers(-25, 25, (people, each, 112, 112, 3))
+    light = rng.integers(-20, 20, (people, each, 1, 1, 1))
+    return np.clip(coarse + noise + light, 0, 255).astype(np.uint8).reshape(-1, 112, 112, 3)
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """images.npy of 12 people, 4 images each, of which 4 people are held out; labels and manifest beside it."""
+    images = faces(people=12, each=4)
+    source = Source(
+        name="small",
+        count=len(images),
+        images=lambda: iter(images),
+        labels=np.repeat(np.arange(12, dtype=np.int32), 4),
+        held_out=16,
+        block_rows=4,
+    )
+    out = tmp_path_factory.mktemp("data") / "images.npy"
+    prepare.prepare(source, out)
+    return out
+
+
+@pytest.fixture
+def alone() -> World:
+    import torch
+
+    return World(rank=0, size=1, device=torch.device("cpu"))

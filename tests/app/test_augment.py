@@ -1,0 +1,87 @@
+"""Views: what every change does, that nothing leaves its range, that one seed gives one view."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from app.config import AugmentConfig
+from app.data.augment import Augment, to_float
+
+STILL = AugmentConfig(crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0], flip=0, jitter=0, gray=0, blur=0, noise=0, cutout=0)
+
+
+def images(count: int = 4) -> torch.Tensor:
+    rng = np.random.default_rng(0)
+    smooth = rng.integers(40, 215, (count, 7, 7, 3)).repeat(16, axis=1).repeat(16, axis=2)
+    return torch.from_numpy(smooth.astype(np.uint8))
+
+
+def view(size: int = 112, seed: int = 0, **changes: object) -> torch.Tensor:
+    config = dataclasses.replace(STILL, **changes)
+    return Augment(config, size)(images(), torch.Generator().manual_seed(seed))
+
+
+def test_without_changes_a_view_is_the_image() -> None:
+    assert torch.allclose(view(), to_float(images(), 112), atol=1e-5)
+
+
+def test_to_float_spans_minus_one_to_one_and_puts_colours_first() -> None:
+    x = to_float(torch.tensor([[[[0, 255, 51]]]], dtype=torch.uint8).expand(1, 112, 112, 3), 112)
+    assert x.shape == (1, 3, 112, 112)
+    assert torch.allclose(x[0, :, 5, 5], torch.tensor([-1.0, 1.0, -0.6]))
+
+
+@pytest.mark.parametrize("size", [112, 64, 33])
+def test_the_strongest_changes_stay_in_range_finite_and_channels_last(size: int) -> None:
+    x = Augment(
+        AugmentConfig(rotation_deg=20, jitter=1, brightness=1, contrast=1, gray=0.5, blur=1, noise=1, cutout=1), size
+    )(images(), torch.Generator().manual_seed(0))
+    assert x.shape == (4, 3, size, size)
+    assert torch.isfinite(x).all()
+    assert x.min() >= -1
+    assert x.max() <= 1
+    assert x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_one_seed_gives_one_view_and_another_a_different_one() -> None:
+    config = AugmentConfig()
+    first, again, other = (Augment(config, 112)(images(), torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_flip_mirrors_left_and_right() -> None:
+    assert torch.allclose(view(flip=1.0), to_float(images(), 112).flip(3), atol=1e-5)
+
+
+def test_gray_makes_the_three_colours_equal() -> None:
+    x = view(gray=1.0)
+    assert torch.allclose(x[:, 0], x[:, 1], atol=1e-5)
+    assert torch.allclose(x[:, 0], x[:, 2], atol=1e-5)
+
+
+def test_blur_of_a_given_width_is_the_gaussian_of_that_width() -> None:
+    sigma = 1.0
+    x, y = to_float(images(), 112), view(blur=1.0, blur_sigma_px=[sigma, sigma])
+    offsets = torch.arange(-2, 3.0)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    expected = sum(kernel[i] * kernel[j] * x.roll((i - 2, j - 2), (2, 3)) for i in range(5) for j in range(5))
+    assert torch.allclose(y[:, :, 5:-5, 5:-5], expected[:, :, 5:-5, 5:-5], atol=1e-4)
+
+
+def test_cutout_greys_a_square_of_the_given_side() -> None:
+    changed = (view(cutout=1.0, cutout_side=[0.25, 0.25]) == 0).all(1).float().sum((1, 2))
+    assert (changed <= (112 * 0.25 + 1) ** 2).all()
+    assert (changed > 0).all()
+
+
+def test_contrast_keeps_the_mean_luma() -> None:
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    before, after = to_float(images(), 112), view(jitter=1.0, brightness=0.0, saturation=0.0, contrast=0.3)
+    assert not torch.allclose(before, after, atol=0.01)
+    assert torch.allclose((before * weights).sum(1).mean((1, 2)), (after * weights).sum(1).mean((1, 2)), atol=0.02)

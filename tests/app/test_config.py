@@ -1,0 +1,99 @@
+"""Configuration: everything in conf/ composes, wrong keys and values are answered with what would work."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.config import CONF, load
+from app.errors import WrongUse
+
+GROUPS = ("recipe", "backbone", "data", "experiment")
+CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_file_in_conf_composes(group: str, choice: str) -> None:
+    assert load([f"{group}={choice}"])
+
+
+def test_the_keys_that_users_type_work() -> None:
+    config = load(
+        [
+            "data.binary_cache_path=/dev/shm/images.npy",
+            "data.data_fraction=0.01",
+            "train.batch.size=384",
+            "train.batch.grad_accum_steps=1",
+            "train.optimizer.lr=0.03",
+            "train.lr_schedule.warmup.start_lr=0.003",
+            "train.resume=/path/epoch_014.pt",
+        ]
+    )
+    assert config.data.binary_cache_path == "/dev/shm/images.npy"
+    assert (config.train.batch.size, config.train.optimizer.lr) == (384, 0.03)
+    assert config.train.resume == "/path/epoch_014.pt"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.bacth.size=3", "train.batch.size"),
+        ("batch.size=3", "train.batch.size"),
+        ("trian.epochs=3", "train.epochs"),
+        ("+train.extra=1", "no option train.extra"),
+        ("backbone=iresnet5", "iresnet50"),
+        ("experiment=tryuot", "tryout"),
+        ("recipe=selfsupervised", "self_supervised"),
+        ("backbone.name=resnet", "iresnet"),
+        ("train.optimizer.name=sdg", "sgd"),
+        ("track=wandbb", "wandb"),
+        ("data.data_fraction=0", "0.1"),
+        ("data.data_fraction=1.5", "0.1"),
+        ("data.data_fraction=nan", "0.1"),
+        ("data.data_fraction=abc", "data.data_fraction"),
+        ("train.epochs=0", "at least 1"),
+        ("train.batch.size=1", "at least 2"),
+        ("train.epochs=many", "train.epochs"),
+        ("train.optimizer.lr=-1", "above 0"),
+        ("recipe.moco.momentum=1", "0.999"),
+        ("recipe.moco.queue_size=8", "mask_most_similar"),
+        ("recipe.positives.epochs=[0]", "one probability"),
+        ("--mutlirun", "key=value"),
+        ("train.epochs", "key=value"),
+    ],
+)
+def test_a_wrong_word_is_answered_with_one_sentence_that_helps(override: str, words: str) -> None:
+    with pytest.raises(WrongUse) as raised:
+        load([override])
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_command_prints_json_without_importing_torch() -> None:
+    code = "import sys; sys.argv = ['config', 'experiment=tryout']; from app import config; config.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=True,
+    )
+    facts = json.loads(done.stdout)
+    assert facts["data"]["binary_cache_path"] is None
+    assert facts["model"]["recipe"] == "self_supervised"
+
+
+def test_the_command_ends_with_2_and_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "app.config", "train.epcohs=3"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "train.epochs" in done.stderr

@@ -1,0 +1,66 @@
+"""Networks: published sizes and names, shapes, and that memory layout does not change the numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from app.config import BackboneConfig, load
+from app.models import build_backbone
+
+# Sums over all layers; the 512 frozen tail weights are counted.
+PARAMETERS = {
+    "iresnet18": 24_025_600,
+    "iresnet34": 34_139_328,
+    "iresnet50": 43_590_848,
+    "iresnet100": 65_156_160,
+    "iresnet200": 118_833_920,
+    "mobilefacenet": 2_059_520,
+}
+
+
+@pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
+def test_a_published_network_has_its_published_size(name: str, count: int) -> None:
+    with torch.device("meta"):
+        network = build_backbone(load([f"backbone={name}"]).backbone)
+    assert sum(p.numel() for p in network.parameters()) == count
+
+
+def test_iresnet_has_the_names_of_published_weights() -> None:
+    with torch.device("meta"):
+        names = set(build_backbone(load(["backbone=iresnet50"]).backbone).state_dict())
+    assert {
+        "conv1.weight",
+        "prelu.weight",
+        "layer1.0.bn1.weight",
+        "layer1.0.downsample.0.weight",
+        "layer1.0.downsample.1.running_mean",
+        "layer3.13.bn3.weight",
+        "layer4.2.prelu.weight",
+        "bn2.weight",
+        "fc.bias",
+        "features.bias",
+    } <= names
+    assert "layer1.1.downsample.0.weight" not in names
+
+
+@pytest.mark.parametrize("size", [112, 64, 50])
+@pytest.mark.parametrize(("name", "layers", "width"), [("iresnet", [1, 2], 8), ("mobilefacenet", [1, 1, 1, 1], 64)])
+def test_any_image_size_gives_an_embedding(name: str, layers: list[int], width: int, size: int) -> None:
+    network = build_backbone(BackboneConfig(name, layers, width=width, embedding_dim=24, image_size=size))
+    assert network(torch.zeros(2, 3, size, size)).shape == (2, 24)
+
+
+def test_the_tail_scale_of_iresnet_is_not_trained() -> None:
+    network = build_backbone(BackboneConfig("iresnet", [1, 1], width=8, embedding_dim=16, image_size=32))
+    assert not network.features.weight.requires_grad
+    assert network.features.bias.requires_grad
+
+
+def test_channels_last_gives_the_same_embeddings() -> None:
+    torch.manual_seed(0)
+    network = build_backbone(BackboneConfig("iresnet", [1, 1], width=8, embedding_dim=16, image_size=32)).eval()
+    x = torch.randn(3, 3, 32, 32)
+    plain = network(x)
+    last = network.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last))
+    assert torch.allclose(plain, last, atol=1e-4)
