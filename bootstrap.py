@@ -42,7 +42,7 @@ LOCK = HERE / ".bootstrap.lock"  # outside .venv, which may be cleared while the
 MODULES = {"inv": "invoke", "invoke": "invoke", "mypy": "mypy", "pytest": "pytest", "ruff": "ruff"}
 EXTRAS = {"mypy": {"app", "dev"}, "pytest": {"app", "dev"}, "ruff": {"dev"}}  # mypy reads numpy's types
 # The invoke tasks that run a command of app/ on the target; on this computer they need its extra.
-APP_TASKS = {"bench", "deploy", "evaluate", "export", "mine", "prepare", "train"}
+APP_TASKS = {"bench", "deploy", "prepare", "train"}
 
 
 def main(command: list[str]) -> int:
@@ -193,12 +193,8 @@ def make_venv() -> None:
 
     version = "{}.{}.{}".format(*sys.version_info[:3])
     say(("repairing .venv" if VENV.exists() else "making .venv") + f" with Python {version}")
-    base = getattr(
-        sys, "_base_executable", sys.executable
-    )  # this process may itself run in the .venv to be cleared
-    made = subprocess.run(
-        [base, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True, check=False
-    )
+    base = getattr(sys, "_base_executable", sys.executable)  # this process may itself run in the .venv to be cleared
+    made = subprocess.run([base, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True, check=False)
     if made.returncode == 0:
         return
     show_end((made.stdout + made.stderr).splitlines())

