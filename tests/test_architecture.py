@@ -324,13 +324,12 @@ def drawn() -> dict[str, bool]:
     above: list[str] = []
     for line in filter(str.strip, block.group(1).splitlines()):
         depth = (len(line) - len(line.lstrip())) // 2
-        above = above[:depth]
-        if above:
-            paths["".join(above)] = True
-        for name in re.split(r"\s{2,}", line.strip())[0].split():
-            paths["".join([*above, name])] = False
-            if name.endswith("/"):
-                above = [*above[:depth], name]
+        inside = "".join(above[:depth])
+        if inside:
+            paths[inside] = True
+        names = re.split(r"\s{2,}", line.strip())[0].split()
+        paths |= {inside + name: False for name in names}
+        above = [*above[:depth], names[-1]]
     return paths
 
 

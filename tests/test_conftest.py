@@ -31,7 +31,7 @@ def run_pytest(folder: Path, ci: str) -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-v", "-rA", str(folder)],
         cwd=folder,
-        env={**os.environ, "CI": ci, "PYTHONPATH": str(PROJECT)},
+        env={**os.environ, "CI": ci, "PYTHONPATH": str(PROJECT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         check=False,
