@@ -109,12 +109,10 @@ class Meter:
 
     def baselines(self) -> Iterator[tuple[str, Measured]]:
         """What training has to beat: raw pixels, and the network as it is now."""
-        for what, measured in (
-            ("pixels", self._score(pixels(self.data, self.rows))),
-            ("untrained", self.measure()),
-        ):
-            if measured:
-                yield what, measured
+        measured = self.measure()
+        if measured is not None:
+            yield "pixels", self._score(pixels(self.data, self.rows))
+            yield "untrained", measured
 
     def measure(self) -> Measured | None:
         """10-fold accuracy and rank-1 of flip-summed embeddings; every rank embeds its share."""
@@ -126,9 +124,9 @@ class Meter:
         embeddings = embed(self.embedder, views, self.here, embedding_dim=backbone.embedding_dim, flip_sum=True)
         return self._score(embeddings.cpu().numpy())
 
-    def _score(self, embeddings: Embeddings) -> Measured | None:
-        if self.pairs is None or self.labels is None:
-            return None
+    def _score(self, embeddings: Embeddings) -> Measured:
+        assert self.pairs is not None
+        assert self.labels is not None
         accuracy, std = verification_accuracy(embeddings, self.pairs)
         return {"accuracy": accuracy, "accuracy_std": std, "rank1": rank1(embeddings, self.labels)}
 

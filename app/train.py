@@ -50,9 +50,11 @@ def main(argv: list[str]) -> int:
         track = tracker(config, folder, here)
         try:
             train(config, data, folder, here, track, stop)
-        except WrongUse as error:
-            track.event("end", TrainState(), reason="wrong_use", message=str(error), seconds=0.0)
-            return EXIT_WRONG_USE
+        except (WrongUse, NotFinite) as error:
+            wrong_use = isinstance(error, WrongUse)
+            reason = "wrong_use" if wrong_use else "failed"
+            track.event("end", TrainState(), reason=reason, message=str(error), seconds=0.0)
+            return EXIT_WRONG_USE if wrong_use else 1
         finally:
             track.close()
     return 0
