@@ -117,7 +117,7 @@ def _refuse_large(project: Path) -> None:
 
 
 def _listed(project: Path, *which: str) -> list[bytes]:
-    """File names as git knows them, each once; a repository inside this one (a name with a slash at its end) is not ours."""
+    """File names as git knows them, each once; a repository inside this one (a name ending in a slash) is not ours."""
     names = _git(project, "ls-files", "-z", *which, "--", ".", *_excluded()).stdout.split(b"\0")
     return [name for name in dict.fromkeys(names) if name and not name.endswith(b"/")]
 

@@ -130,7 +130,7 @@ def app(project: Path, module: str, argv: Sequence[str]) -> str:
     result = LocalShell().run(
         [sys.executable, "-m", module, *argv],
         cwd=project,
-        env={**os.environ, "PYTHONUTF8": "1"},
+        env={**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"},
         limit_s=APP_LIMIT_S,
         check=False,
     )

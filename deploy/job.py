@@ -178,7 +178,7 @@ class Tail:
     def read(self) -> str:
         try:
             data = self.shell.read(self.path, self.offset)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return ""
         self.offset += len(data)
         return self.decoder.decode(data)

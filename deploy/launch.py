@@ -293,7 +293,7 @@ def _follow(settings: Settings, record: Record, shell: Shell, screen: Screen) ->
         again = "invoke train --resume auto" + _on(record.target)
         evidence = [] if record.state == "stopped" else job.last_lines(shell, folder)
         raise StepFailed(
-            f"run {record.run_id} is {record.state}" + _because(record), evidence=evidence, next_command=again
+            f"run {record.run_id} {record.state}" + _because(record), evidence=evidence, next_command=again
         )
     return document
 

@@ -340,6 +340,7 @@ def _environment(facts: Facts, processes: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(max(1, facts.hardware.cores // processes)),
         "PYTHONUNBUFFERED": "1",
         "PYTHONUTF8": "1",
+        "PYTHONIOENCODING": "utf-8",  # the user's own, made for a terminal, would end a job that logs a name in it
     }
     return {**values, "USE_LIBUV": "0"} if facts.windows else values
 

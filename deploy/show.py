@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -62,14 +63,21 @@ class Screen:
         self.document({"error": error.message, "exit_code": error.exit_code, "next": error.next_command})
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table on a terminal; elsewhere aligned lines that nothing folds, for logs and pipes."""
+        cells = [[_cell(value) for value in row] for row in rows]
+        if not self.console.is_terminal:
+            widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
+            self.say("\n".join([title, *(_aligned(row, widths) for row in [list(columns), *cells])]))
+            return
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=escape(title), title_justify="left", title_style="bold")
-        for column in columns:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*(escape(_cell(value)) for value in row))
+        self.say(title)
+        table = Table()
+        for place, column in enumerate(columns):
+            table.add_column(column, overflow="fold", no_wrap=place == 0)  # the first one is what gets copied
+        for row in cells:
+            table.add_row(*map(escape, row))
         self.console.print(table, soft_wrap=False)
 
     def facts(self, title: str, values: Mapping[str, Any]) -> None:
@@ -82,8 +90,9 @@ class Screen:
         """Several things of one kind, a row each."""
         self.document(list(things))
         if not self.as_json:
-            columns = list(things[0]) if things else ["none yet"]
-            self.table(title, columns, [list(thing.values()) for thing in things])
+            # A column in which nothing is known would only take room.
+            columns = [key for key in things[0] if any(thing[key] is not None for thing in things)] if things else []
+            self.table(title, columns or ["none yet"], [[thing[key] for key in columns] for thing in things])
 
     def status_line(self, answer: Mapping[str, Any]) -> None:
         keys = ("state", "epoch", "step", "images_per_s", "heartbeat_age_s")
@@ -167,7 +176,6 @@ class Bars:
         )
         self.task = self.progress.add_task("starting", total=None, speed="", left="")
         self.epochs = 0
-        self.steps = 0
 
     def __enter__(self) -> Bars:
         self.progress.start()
@@ -180,11 +188,12 @@ class Bars:
         for event in events:
             kind = event.get("event")
             if kind == "start":
-                self.epochs = int(event["epochs"])
-                self.steps = self.epochs * int(event["steps_per_epoch"])
-                self.progress.update(self.task, total=self.steps, description="training")
+                self.epochs = int(event.get("epochs", 0))
+                steps = self.epochs * int(event.get("steps_per_epoch", 0))
+                self.progress.update(self.task, total=steps or None, description="training")
             elif kind == "step":
-                self._step(event)
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    self._step(event)
             else:
                 text = sentence(event)
                 if text:
@@ -230,6 +239,14 @@ class Copying:
 
 def sentence(event: Mapping[str, Any]) -> str | None:
     """One event of metrics.jsonl in words; None for what needs no words."""
+    try:
+        return _words(event)
+    except (KeyError, TypeError, ValueError):
+        # What is shown must never end what is followed: the code on the machine may be older or newer than this.
+        return str(event.get("event"))
+
+
+def _words(event: Mapping[str, Any]) -> str | None:
     kind = event.get("event")
     if kind == "start":
         resumed = f", resumed from {event['resumed_from']}" if event.get("resumed_from") else ""
@@ -267,3 +284,7 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    return "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()

@@ -38,7 +38,8 @@ def is_alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return True
+    row = _linux_row(str(pid))
+    return row is None or row[2] != "Z"  # a zombie is dead, it only waits for its parent to notice
 
 
 def descendants(pid: int) -> list[int]:

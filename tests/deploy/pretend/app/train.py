@@ -26,7 +26,7 @@ def main() -> int:
         signal.signal(signal.SIGTERM, lambda *_: STOP.set())
         if os.environ.get("SNIPERFACE_SUPERVISED"):
             threading.Thread(target=wait_for_end_of_input, daemon=True).start()
-    print(f"rank {RANK} reads {values['data.binary_cache_path']} – grüße", flush=True)
+    print(f"rank {RANK} reads {values['data.binary_cache_path']}: grüße", flush=True)
     if not Path(values["data.binary_cache_path"]).is_file():
         return 5
     if manner == "wrong_use":

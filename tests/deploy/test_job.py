@@ -1,0 +1,55 @@
+"""Reading what grows: no byte lost, none twice, no character torn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePath
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.job import Events, Tail, session_name
+from deploy.shell import LocalShell
+
+
+class Growing(LocalShell):
+    """A file of which each look shows a little more."""
+
+    def __init__(self, content: bytes, ends: list[int]) -> None:
+        self.content = content
+        self.ends = ends
+
+    def read(self, path: PurePath, offset: int = 0, limit: int | None = None) -> bytes:  # noqa: ARG002 - one file
+        return self.content[offset : self.ends.pop(0) if self.ends else len(self.content)]
+
+
+@given(st.text(), st.lists(st.integers(0, 200), max_size=8))
+def test_text_comes_whole_however_it_is_cut(text: str, cuts: list[int]) -> None:
+    """A character cut in two by the end of the file is held back until the rest of it is there."""
+    content = text.encode("utf-8", errors="replace")
+    tail = Tail(Growing(content, sorted(min(cut, len(content)) for cut in cuts)), Path("log"))
+    assert "".join(tail.read() for _ in range(len(cuts) + 1)) == content.decode("utf-8")
+
+
+def test_a_log_that_is_not_there_yet_is_empty(tmp_path: Path) -> None:
+    """And is read from its beginning when it comes."""
+    tail = Tail(LocalShell(), tmp_path / "train.log")
+    assert tail.read() == ""
+    (tmp_path / "train.log").write_bytes(b"ab\xff")
+    assert tail.read() == "ab\ufffd"
+
+
+def test_an_event_is_given_out_when_its_line_is_whole(tmp_path: Path) -> None:
+    """Half a line waits; a line that is no event is passed over."""
+    file = tmp_path / "metrics.jsonl"
+    events = Events(LocalShell(), file)
+    file.write_text('{"event": "a"}\nnot json\n{"eve')
+    assert events.read() == [{"event": "a"}]
+    with file.open("a") as more:
+        more.write('nt": "b"}\n' + json.dumps({"event": "c"}) + "\n")
+    assert events.read() == [{"event": "b"}, {"event": "c"}]
+
+
+def test_session_names_hold_no_separators() -> None:
+    """tmux reads dots and colons as parts of an address."""
+    assert session_name("orl-f0.01-x:1") == "orl-f0_01-x_1"

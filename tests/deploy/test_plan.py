@@ -1,0 +1,208 @@
+"""The plan is a value: the same facts give the same plan, and all of it is compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from deploy.errors import WrongUse
+from deploy.machine import Hardware
+from deploy.plan import (
+    CodeFacts,
+    Continuation,
+    DataFacts,
+    Facts,
+    Plan,
+    Request,
+    hydra_override,
+    make,
+    parse_request,
+    settle,
+)
+from deploy.settings import Settings, Target
+
+CONFIG = {
+    "recipe": {"name": "self_supervised"},
+    "backbone": {"name": "iresnet"},
+    "train": {"epochs": 20, "batch": {"size": 32}},
+    "plan": {"images_per_s": 50},
+}
+SETTINGS = Settings(Path("/home/me/Faces & more"), Target("local", "local", ".sniperface/local"))
+DATA = DataFacts("orl", "/home/me/Faces & more/data/orl/images.npy", 400, 300, 15_000_000, "abc")
+FACTS = Facts(
+    now=datetime(2026, 11, 21, 20, 30, 45),
+    token="3f2a",
+    python="/venv/bin/python",
+    code=CodeFacts("git", "c0ffee", 2, None),
+    data=DATA,
+    config=CONFIG,
+    hardware=Hardware(gpus=0, cores=8),
+)
+UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}
+RUN = "/home/me/Faces & more/.sniperface/local/runs/orl-20261121-203045-3f2a"
+
+
+def test_the_whole_plan() -> None:
+    """Nothing is decided anywhere else."""
+    request = Request()
+    root = "/home/me/Faces & more/.sniperface/local"
+    assert make(SETTINGS, request, FACTS, tryout=True) == Plan(
+        run_id="orl-20261121-203045-3f2a",
+        attempt=1,
+        target="local",
+        provider="local",
+        machine="sniperface-faces_more-orl-20261121-203045-3f2a",
+        created="2026-11-21T20:30:45",
+        root=root,
+        run_dir=RUN,
+        busy_lock=f"{root}/busy.lock",
+        code=CodeFacts("git", "c0ffee", 2, None),
+        snapshot=None,
+        data=DATA,
+        data_path=DATA.path,
+        stage=False,
+        fraction=1.0,
+        recipe="self_supervised",
+        backbone="iresnet",
+        epochs=20,
+        batch_size=32,
+        overrides=("experiment=tryout",),
+        resume="none",
+        gpus=0,
+        cores=8,
+        processes=2,
+        argv=(
+            *("/venv/bin/python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *("-m", "app.train", "experiment=tryout"),
+            f"data.binary_cache_path='{DATA.path}'",
+            "data.data_fraction=1.0",
+            "train.resume='none'",
+            f"run.dir='{RUN}'",
+            "run.commit='c0ffee'",
+        ),
+        cwd=f"{root}/code/<snapshot>",
+        env={"SNIPERFACE_SUPERVISED": "1", "OMP_NUM_THREADS": "4", "PYTHONUNBUFFERED": "1", **UTF8},
+        grace_s=60,
+        expected_minutes=1.0,
+        expected_from="a guess from a rate measured elsewhere",
+        expected_usd=0.0,
+        request=request,
+    )
+
+
+def test_a_plan_is_json() -> None:
+    """It is written into the run folder and read by the supervisor."""
+    plan = make(SETTINGS, parse_request(target="local", fraction="0.5"), FACTS, tryout=True)
+    assert json.loads(json.dumps(plan.to_json()))["request"]["given"] == ["fraction"]
+
+
+def test_only_the_snapshot_is_settled_later() -> None:
+    """Everything else was decided before anything was touched."""
+    plan = make(SETTINGS, Request(), FACTS, tryout=True)
+    settled = settle(plan, "abc123")
+    assert settled.cwd.endswith("/code/abc123")
+    assert dataclasses.replace(settled, snapshot=None, cwd=plan.cwd) == plan
+
+
+@pytest.mark.parametrize(
+    ("hardware", "asked", "processes", "threads"),
+    [
+        (Hardware(0, 1), None, 1, "1"),
+        (Hardware(0, 2), None, 2, "1"),
+        (Hardware(0, 16), None, 2, "8"),
+        (Hardware(4, 16), None, 4, "4"),
+        (Hardware(0, 16), 5, 5, "3"),
+    ],
+)
+def test_processes_follow_the_machine(hardware: Hardware, asked: int | None, processes: int, threads: str) -> None:
+    """One a GPU, else two where there are two cores, or what the target says."""
+    settings = dataclasses.replace(SETTINGS, target=dataclasses.replace(SETTINGS.target, processes=asked))
+    plan = make(settings, Request(), dataclasses.replace(FACTS, hardware=hardware), tryout=True)
+    assert (plan.processes, plan.env["OMP_NUM_THREADS"]) == (processes, threads)
+
+
+def test_a_fraction_is_in_the_name_and_in_the_command() -> None:
+    """A run of 1 % is never taken for one of everything."""
+    plan = make(SETTINGS, Request(fraction=0.01), FACTS, tryout=False)
+    assert plan.run_id == "orl-f0.01-20261121-203045-3f2a"
+    assert "data.data_fraction=0.01" in plan.argv
+
+
+def test_staged_data_has_its_known_place() -> None:
+    """The whole is <folder>/images.npy, as the users' notes have it; a part has a folder beside it."""
+    settings = dataclasses.replace(SETTINGS, target=dataclasses.replace(SETTINGS.target, stage_to="/dev/shm"))
+    assert make(settings, Request(), FACTS, tryout=False).data_path == "/dev/shm/images.npy"
+    assert make(settings, Request(fraction=0.01), FACTS, tryout=False).data_path == "/dev/shm/orl-f0.01/images.npy"
+
+
+def test_a_run_that_goes_on_keeps_its_name() -> None:
+    """Same folder, next attempt."""
+    plan = make(
+        SETTINGS, Request(), dataclasses.replace(FACTS, continues=Continuation("old-run", 3, "auto")), tryout=True
+    )
+    assert (plan.run_id, plan.attempt, plan.resume) == ("old-run", 3, "auto")
+    assert "train.resume='auto'" in plan.argv
+
+
+def test_a_named_checkpoint_travels_into_the_run_folder() -> None:
+    """So that the run can be explained from its folder."""
+    plan = make(SETTINGS, Request(resume="/home/me/old.pt"), FACTS, tryout=True)
+    assert plan.resume == f"{RUN}/resume_from/old.pt"
+
+
+def test_measured_runs_beat_a_guess() -> None:
+    """6000 images at 10 a second are ten minutes."""
+    plan = make(SETTINGS, Request(), dataclasses.replace(FACTS, measured_images_per_s=10.0), tryout=True)
+    assert plan.expected_minutes == 10.0
+    assert "earlier runs" in plan.expected_from
+
+
+def test_an_experiment_of_the_users_is_not_overruled() -> None:
+    """experiment=tryout is a default, not a decree."""
+    plan = make(SETTINGS, Request(overrides=("experiment=mine",)), FACTS, tryout=True)
+    assert plan.overrides == ("experiment=mine",)
+
+
+@pytest.mark.parametrize("text", ["0", "1.5", "nan", "abc", "-1", "inf", "", "1e999", "1%"])
+def test_a_wrong_fraction_is_refused(text: str) -> None:
+    """The sentence names it and a value that works."""
+    with pytest.raises(WrongUse) as caught:
+        parse_request(target="local", fraction=text)
+    assert f"--fraction {text} " in caught.value.message
+    assert "0.01" in caught.value.message
+
+
+def test_keys_with_a_flag_may_be_set_as_keys() -> None:
+    """The users' old keys work; saying two things about one value does not."""
+    request = parse_request(
+        target="local", overrides=["data.data_fraction=0.25", "data.binary_cache_path='/a b.npy'", "train.epochs=3"]
+    )
+    assert (request.fraction, request.data, request.overrides) == (0.25, "/a b.npy", ("train.epochs=3",))
+    with pytest.raises(WrongUse, match="differ"):
+        parse_request(target="local", fraction="0.5", overrides=["data.data_fraction=0.25"])
+    with pytest.raises(WrongUse, match="decided by the launcher"):
+        parse_request(target="local", overrides=["run.dir=/tmp/x"])
+    with pytest.raises(WrongUse, match="key=value"):
+        parse_request(target="local", overrides=["train.epochs"])
+
+
+@given(
+    st.text(
+        alphabet=st.one_of(
+            st.sampled_from("\\'\"${}=,: []()%#~é"), st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])
+        ),
+        min_size=1,
+    )
+)
+def test_hydra_reads_back_every_path(value: str) -> None:
+    """Whatever a path holds, the app gets exactly it."""
+    parsed = OverridesParser.create().parse_override(hydra_override("data.binary_cache_path", value)).value()
+    assert OmegaConf.create({"path": str(parsed)}).path == value

@@ -1,0 +1,283 @@
+"""The supervisor with real jobs: how they end, and what is told about it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy import job as jobs
+from deploy.pod import processes
+from deploy.pod.folder import RunFolder, read_json, write_json
+from deploy.pod.lock import Busy, Lock, is_held, read_holder
+from deploy.shell import LocalShell
+
+from .conftest import SOURCE, wait_until
+
+TELL = """
+import json, os, sys, time, subprocess
+def tell(**event):
+    with open("metrics.jsonl", "a") as file:
+        file.write(json.dumps(event) + "\\n")
+"""
+GOOD = TELL + 'tell(event="step", epoch=1, step=5, images_per_s=9.5); print("grüße"); tell(event="end", reason="done")'
+OBEDIENT = TELL + 'print("begun", flush=True); sys.stdin.read(); tell(event="end", reason="stopped", message="asked")'
+DEAF = TELL + 'print("begun", flush=True); time.sleep(600)'
+# A rank in a session of its own, as torchrun starts it, that makes its checkpoint when its input ends.
+RANK = 'import sys; sys.stdin.read(); open("checkpoint", "w").write("whole")'
+ORPHANING = TELL + (
+    f"subprocess.Popen([sys.executable, '-c', {RANK!r}], start_new_session=True)\n"
+    "print('begun', flush=True); time.sleep(600)"
+)
+DEAF_RANK = "import time; time.sleep(600)"
+LEAVING = TELL + (
+    f"rank = subprocess.Popen([sys.executable, '-c', {DEAF_RANK!r}], start_new_session=True)\n"
+    "open('rank', 'w').write(str(rank.pid)); sys.exit(3)"
+)
+
+
+class Supervised:
+    """One supervisor and its run folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folder = RunFolder(path)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, script: str, *, attempt: int = 1, grace_s: float = 20, run_id: str = "a-run") -> Supervised:
+        self.path.mkdir(parents=True, exist_ok=True)
+        plan = {
+            "run_id": run_id, "attempt": attempt, "argv": [sys.executable, "-X", "utf8", "-c", script],
+            "cwd": str(self.path), "env": {"MARK": "1"}, "grace_s": grace_s,
+            "busy_lock": str(self.path.parent / "busy.lock"),
+        }  # fmt: skip
+        write_json(Path(self.folder.plan), plan)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "deploy.pod.supervisor", str(self.path)],
+            cwd=SOURCE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        return self
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return read_json(Path(self.folder.status))
+
+    def begun(self) -> Supervised:
+        wait_until(lambda: Path(self.folder.log).exists() and b"begun" in Path(self.folder.log).read_bytes())
+        return self
+
+    def end(self, limit_s: float = 30) -> tuple[int, dict[str, Any]]:
+        assert self.process is not None
+        self.output, self.complaint = self.process.communicate(timeout=limit_s)
+        return self.process.returncode, self.status
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
+    made: list[Supervised] = []
+
+    def build(name: str = "run's folder") -> Supervised:
+        made.append(Supervised(tmp_path / "runs & more" / name))
+        return made[-1]
+
+    yield build
+    for one in made:
+        for pid in (one.process.pid if one.process else None, one.status.get("job_pid")):
+            if pid:
+                processes.kill_tree(pid)
+        if one.process:
+            one.process.communicate()
+
+
+def test_success_is_told(make: Callable[..., Supervised]) -> None:
+    """State, exit code, position; the log is kept and shown."""
+    run = make().start(GOOD)
+    code, status = run.end()
+    assert (code, status["state"], status["exit_code"], status["reason"]) == (0, "succeeded", 0, None)
+    assert (status["epoch"], status["step"], status["images_per_s"]) == (1, 5, 9.5)
+    assert Path(run.folder.log).read_text(encoding="utf-8").strip() == "grüße"
+    assert run.output.decode("utf-8").strip() == "grüße"
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("import sys; sys.exit(7)", "the job ended with exit code 7"),
+        ("import os; os.kill(os.getpid(), 9)", "the job was killed by signal 9"),
+        (TELL + 'tell(event="end", reason="wrong_use", message="give 3"); sys.exit(1)', "give 3"),
+        (TELL + 'tell(event="end", reason="stopped", message="asked"); sys.exit(1)', "the job ended with exit code 1"),
+        ("pass", "the job ended without saying that it was done"),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX: run on Linux or macOS")
+def test_failure_is_told_with_its_reason(make: Callable[..., Supervised], script: str, reason: str) -> None:
+    """An exit code is not a reason; what the job said last is, when it is about a failure."""
+    code, status = make().start(script).end()
+    assert (code, status["state"], status["reason"]) == (1, "failed", reason)
+
+
+def test_a_program_that_is_not_there_is_a_failure(make: Callable[..., Supervised]) -> None:
+    """Not a traceback without a status."""
+    run = make()
+    run.path.mkdir(parents=True)
+    plan = {"run_id": "a", "attempt": 1, "argv": ["/no/such"], "cwd": str(run.path), "env": {}, "grace_s": 1}
+    write_json(Path(run.folder.plan), {**plan, "busy_lock": str(run.path.parent / "busy.lock")})
+    subprocess.run([sys.executable, "-m", "deploy.pod.supervisor", str(run.path)], cwd=SOURCE, check=False, timeout=30)
+    assert run.status["state"] == "failed"
+    assert "could not be started" in run.status["reason"]
+
+
+def test_the_end_of_an_earlier_attempt_is_not_this_ones(make: Callable[..., Supervised]) -> None:
+    """metrics.jsonl is one file for all attempts."""
+    run = make()
+    run.path.mkdir(parents=True)
+    Path(run.folder.metrics).write_text('{"event": "end", "reason": "done"}\n')
+    assert run.start("pass", attempt=2).end()[1]["state"] == "failed"
+
+
+def ask_by_file(run: Supervised) -> None:
+    Path(run.folder.stop_request).touch()
+
+
+def ask_by_signal(run: Supervised) -> None:
+    assert run.process is not None
+    run.process.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("ask", [ask_by_file, ask_by_signal])
+def test_a_stop_closes_the_jobs_input(make: Callable[..., Supervised], ask: Callable[[Supervised], None]) -> None:
+    """The job leaves by itself; the request is gone afterwards."""
+    run = make().start(OBEDIENT).begun()
+    ask(run)
+    code, status = run.end()
+    assert (code, status["state"], status["reason"], status["exit_code"]) == (0, "stopped", "asked", 0)
+    assert not Path(run.folder.stop_request).exists()
+
+
+def test_a_deaf_job_is_ended_after_the_grace(make: Callable[..., Supervised]) -> None:
+    """And the reason says that it was."""
+    run = make().start(DEAF, grace_s=0.5).begun()
+    ask_by_file(run)
+    _, status = run.end()
+    assert status["state"] == "stopped"
+    assert "by force" in status["reason"]
+    assert not processes.is_alive(status["job_pid"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGTERM cannot be caught on Windows: run on Linux or macOS")
+def test_a_second_sigterm_does_not_wait(make: Callable[..., Supervised]) -> None:
+    """The grace is an hour here."""
+    run = make().start(DEAF, grace_s=3600).begun()
+    ask_by_signal(run)
+    wait_until(lambda: run.status.get("reason"))
+    ask_by_signal(run)
+    assert run.end()[1]["state"] == "stopped"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGHUP: run on Linux or macOS")
+def test_a_closed_terminal_means_nothing(make: Callable[..., Supervised]) -> None:
+    """Neither its signal nor its dead output ends the job."""
+    run = make().start(OBEDIENT.replace('print("begun", flush=True)', 'print("begun " * 20000, flush=True)'))
+    assert run.process is not None
+    assert run.process.stdout is not None
+    run.process.stdout.close()
+    run.begun().process.send_signal(signal.SIGHUP)  # type: ignore[union-attr]
+    heartbeat = run.status["heartbeat"]
+    wait_until(lambda: run.status["heartbeat"] > heartbeat)
+    ask_by_file(run)
+    run.process.wait(timeout=30)
+    assert run.status["state"] == "stopped"
+
+
+def test_a_killed_supervisor_is_lost_and_its_job_ends(make: Callable[..., Supervised]) -> None:
+    """The heartbeat stops within 10 s; the pipe closes, so the job makes its checkpoint and leaves."""
+    run = make().start(OBEDIENT).begun()
+    wait_until(lambda: run.status.get("job_pid"))
+    assert run.process is not None
+    run.process.kill()
+    wait_until(
+        lambda: '"stopped"' in Path(run.folder.metrics).read_text() if Path(run.folder.metrics).exists() else None
+    )
+    lost = wait_until(
+        lambda: (seen := jobs.look(LocalShell(), run.folder)) and seen.state == "lost" and seen, limit_s=10
+    )
+    assert "no heartbeat" in lost.reason
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="orphans are adopted on Linux only: run there")
+def test_ranks_that_outlive_a_killed_job_make_their_checkpoint(make: Callable[..., Supervised]) -> None:
+    """torchrun killed: its ranks see the end of their input, and are waited for."""
+    run = make().start(ORPHANING).begun()
+    os.kill(wait_until(lambda: run.status.get("job_pid")), signal.SIGKILL)
+    _, status = run.end()
+    assert (status["state"], status["reason"]) == ("failed", "the job was killed by signal 9")
+    assert (run.path / "checkpoint").read_text() == "whole"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="orphans are adopted on Linux only: run there")
+def test_nothing_is_left_of_a_job(make: Callable[..., Supervised]) -> None:
+    """A rank that does not listen is ended after the grace."""
+    run = make().start(LEAVING, grace_s=0.5)
+    run.end()
+    pid = int((run.path / "rank").read_text())
+    wait_until(lambda: not processes.is_alive(pid))
+
+
+def test_a_second_supervisor_is_refused(make: Callable[..., Supervised]) -> None:
+    """It names the first; a second one of the same run leaves the status alone."""
+    first = make("first").start(OBEDIENT, run_id="first").begun()
+    second = make("second").start(GOOD, run_id="second")
+    assert second.end()[0] == 2
+    assert (second.status["state"], second.status["reason"]) == ("failed", "the machine is busy with run first")
+    again = Supervised(first.path)
+    again.start(OBEDIENT, run_id="first")
+    assert again.end()[0] == 2
+    assert first.status["state"] == "running"
+    ask_by_file(first)
+    assert first.end()[1]["state"] == "stopped"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a lock is not inherited on Windows: run on Linux or macOS")
+def test_a_new_attempt_waits_for_the_job_of_a_killed_one(make: Callable[..., Supervised]) -> None:
+    """Two jobs never write into one run folder; a job that does not leave is ended after the grace."""
+    run = make().start(DEAF).begun()
+    assert run.process is not None
+    orphan = wait_until(lambda: run.status.get("job_pid"))
+    run.process.kill()
+    run.process.communicate()
+    assert run.start(GOOD, attempt=2, grace_s=0.5).end()[1]["state"] == "succeeded"
+    assert not processes.is_alive(orphan)
+
+
+def test_a_lock_lives_as_long_as_its_holder(tmp_path: Path) -> None:
+    """It says who holds it, is asked about without harm, and is free after a kill."""
+    path = tmp_path / "busy.lock"
+    script = (
+        "import sys; from pathlib import Path; from deploy.pod.lock import Lock\n"
+        f"with Lock(Path({str(path)!r}), {{'run_id': 'one'}}).acquire(): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=SOURCE, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline().strip() == b"held"
+        assert is_held(path)
+        assert read_holder(path) == {"run_id": "one"}
+        with pytest.raises(Busy) as caught:
+            Lock(path, {}).acquire()
+        assert caught.value.holder == {"run_id": "one"}
+        holder.kill()
+    assert not is_held(path)
+    with Lock(path, {"run_id": "two"}).acquire():
+        assert json.loads(path.read_text()) == {"run_id": "two"}
+    assert read_holder(path) == {}
+    with contextlib.suppress(FileNotFoundError):
+        assert not is_held(tmp_path / "none")

@@ -1,0 +1,112 @@
+"""Copies: verified, resumable, and never in the place of something better."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path, PurePath
+
+import pytest
+
+from deploy import shell as shells
+from deploy import transfer
+from deploy.errors import StepFailed, WrongUse
+from deploy.pod.folder import write_json
+from deploy.shell import LocalShell
+
+CONTENT = bytes(range(256)) * 400
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Counting(LocalShell):
+    """Remembers from where it was read."""
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+
+    def read(self, path: PurePath, offset: int = 0, limit: int | None = None) -> bytes:
+        self.offsets.append(offset)
+        return super().read(path, offset, limit)
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(transfer, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(shells, "CHUNK_BYTES", 1000)
+    path = tmp_path / "machine's" / "a b.pt"
+    path.parent.mkdir()
+    path.write_bytes(CONTENT)
+    return path
+
+
+def test_a_copy_is_the_same_file(source: Path, tmp_path: Path) -> None:
+    """Both directions; a second copy reads nothing."""
+    shell = Counting()
+    transfer.fetch(shell, source, tmp_path / "new folder" / "a.pt")
+    transfer.push(LocalShell(), tmp_path / "new folder" / "a.pt", tmp_path / "back" / "a.pt", sha256=SHA256)
+    assert (tmp_path / "back" / "a.pt").read_bytes() == CONTENT
+    assert [path.name for path in (tmp_path / "new folder").iterdir()] == ["a.pt"]
+    shell.offsets.clear()
+    transfer.fetch(shell, source, tmp_path / "new folder" / "a.pt")
+    assert shell.offsets == []
+
+
+def test_a_broken_copy_goes_on(source: Path, tmp_path: Path) -> None:
+    """From the byte where it broke off."""
+    (tmp_path / f"a.pt.{SHA256[:8]}.part").write_bytes(CONTENT[:99_500])
+    shell = Counting()
+    transfer.fetch(shell, source, tmp_path / "a.pt")
+    assert shell.offsets[0] == 99_500
+    assert (tmp_path / "a.pt").read_bytes() == CONTENT
+
+
+def test_a_spoiled_part_is_thrown_away(source: Path, tmp_path: Path) -> None:
+    """It is made again from the start."""
+    (tmp_path / f"a.pt.{SHA256[:8]}.part").write_bytes(b"x" * 5000)
+    transfer.fetch(LocalShell(), source, tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").read_bytes() == CONTENT
+
+
+def test_wrong_bytes_never_arrive(source: Path, tmp_path: Path) -> None:
+    """The old file stays."""
+    (tmp_path / "a.pt").write_bytes(b"old")
+    with pytest.raises(StepFailed, match="not what it should be"):
+        transfer.fetch(LocalShell(), source, tmp_path / "a.pt", sha256="0" * 64)
+    assert (tmp_path / "a.pt").read_bytes() == b"old"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def about(fraction: float) -> dict[str, object]:
+    return {"file": "a b.pt", "sha256": SHA256, "fraction": fraction, "epoch": 1, "step": 2}
+
+
+@pytest.mark.parametrize(
+    ("there", "coming", "refused"), [(1.0, 0.01, True), (0.5, 0.1, True), (0.1, 0.1, False), (0.1, 1.0, False)]
+)
+def test_less_data_never_replaces_more(
+    source: Path, tmp_path: Path, there: float, coming: float, refused: bool
+) -> None:
+    """The file and its JSON stay as they were."""
+    place = tmp_path / "model.pt"
+    place.write_bytes(b"precious")
+    write_json(place.with_suffix(".json"), {"sha256": "1" * 64, "fraction": there})
+    if refused:
+        with pytest.raises(WrongUse, match="another --to"):
+            transfer.fetch_checkpoint(LocalShell(), source, about(coming), place)
+        assert place.read_bytes() == b"precious"
+        assert json.loads(place.with_suffix(".json").read_text())["fraction"] == there
+    else:
+        transfer.fetch_checkpoint(LocalShell(), source, about(coming), place)
+        assert place.read_bytes() == CONTENT
+        assert json.loads(place.with_suffix(".json").read_text()) == {**about(coming), "file": "model.pt"}
+
+
+def test_a_file_without_json_is_not_risked(source: Path, tmp_path: Path) -> None:
+    """Nothing says how much data it saw; the very same checkpoint is fine, its fetch broke off before the JSON."""
+    place = tmp_path / "model.pt"
+    place.write_bytes(b"unknown")
+    with pytest.raises(WrongUse, match="nothing says"):
+        transfer.fetch_checkpoint(LocalShell(), source, about(0.5), place)
+    place.write_bytes(CONTENT)
+    transfer.fetch_checkpoint(LocalShell(), source, about(0.5), place)
+    assert place.with_suffix(".json").exists()
