@@ -65,7 +65,7 @@ def report(name: str, claims: list[Claim], *, is_quick: bool) -> int:
     for claim in claims:
         verdict = "holds" if claim.holds else "FAILS"
         print(
-            f"{claim.name:44} {claim.ours:12,.0f} {claim.peer:12,.0f}  {claim.ratio:6.2f}  {claim.at_least:6.2f}  "
+            f"{claim.name:44} {claim.ours:12,.1f} {claim.peer:12,.1f}  {claim.ratio:6.2f}  {claim.at_least:6.2f}  "
             f"{verdict} ({claim.unit})"
         )
     if not is_quick:
