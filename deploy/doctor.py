@@ -84,7 +84,8 @@ def _tmux(_: Settings) -> Finding:
 def _gpu(_: Settings) -> Finding:
     hardware = LocalShell().hardware()
     if hardware.gpus == 0:
-        return Finding("GPU", "warning", f"none found: training uses {hardware.cores} CPU cores", "see nvidia-smi -L")
+        fix = "nothing for the try-out; for more, use a machine on which `nvidia-smi -L` lists a GPU"
+        return Finding("GPU", "warning", f"none found: training uses {hardware.cores} CPU cores", fix)
     return Finding("GPU", "ok", f"{hardware.gpus} GPUs")
 
 

@@ -148,7 +148,8 @@ class LocalShell:
     def spawn(self, argv: Sequence[str], *, cwd: PurePath) -> int:
         options: dict[str, Any] = {"start_new_session": True}
         if sys.platform == "win32":
-            options = {"creationflags": subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP}
+            # A console of its own that nobody sees: without one, every child would open a window.
+            options = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
         null = subprocess.DEVNULL
         process = subprocess.Popen(list(argv), cwd=cwd, stdin=null, stdout=null, stderr=null, **options)
         process.returncode = 0  # it is meant to outlive this process, so its destructor must not complain
@@ -171,7 +172,7 @@ class LocalShell:
         return Hardware(gpus=sum(line.startswith("GPU ") for line in listing.splitlines()), cores=cores)
 
     def read(self, path: PurePath, offset: int = 0, limit: int | None = None) -> bytes:
-        with open(path, "rb") as file:
+        with folder.open_shared(Path(path)) as file:
             file.seek(offset)
             return file.read(-1 if limit is None else limit)
 

@@ -268,7 +268,7 @@ def _words(event: Mapping[str, Any]) -> str | None:
     if kind == "eval":
         return f"{event['what']}: accuracy {event['accuracy']:.4f}, rank-1 {event['rank1']:.4f}"
     if kind == "checkpoint":
-        return f"checkpoint {event['name']}"
+        return f"checkpoint {event.get('name') or event['file']}"
     return None
 
 

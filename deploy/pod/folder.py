@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from pathlib import Path, PurePath
-from typing import Any
+from typing import IO, Any
 
 FINAL_STATES = ("succeeded", "failed", "stopped", "expired", "lost")
 LIVE_STATES = ("running", "restarting")
@@ -65,6 +66,17 @@ def replace(part: Path, path: Path) -> None:
             time.sleep(0.02)
 
 
+def open_shared(path: Path) -> IO[bytes]:
+    """Open for reading a file that may be replaced this very moment, which Windows answers with a refusal."""
+    for _ in range(50):
+        with contextlib.suppress(PermissionError):
+            return open(path, "rb")
+        if os.name != "nt":
+            break
+        time.sleep(0.02)
+    return open(path, "rb")
+
+
 def write_json(path: Path, value: Any, durable: bool = True) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"), durable)
 
@@ -72,7 +84,8 @@ def write_json(path: Path, value: Any, durable: bool = True) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, or {} where the file is not there or not whole."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with open_shared(path) as file:
+            value = json.loads(file.read())
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
