@@ -122,7 +122,11 @@ def _end(project: Project) -> None:
             for pid in (told.get("pid"), told.get("job_pid")):
                 if pid:
                     processes.kill_tree(pid)
+    end_tmux(project.socket)
+
+
+def end_tmux(socket: str) -> None:
+    """End a private tmux server and remove its socket; that there is none is fine."""
     if shutil.which("tmux"):
-        subprocess.run(["tmux", "-L", project.socket, "kill-server"], capture_output=True, check=False)
-        socket = Path(os.environ.get("TMUX_TMPDIR", "/tmp"), f"tmux-{os.getuid()}", project.socket)
-        socket.unlink(missing_ok=True)
+        subprocess.run(["tmux", "-L", socket, "kill-server"], capture_output=True, check=False)
+        Path(os.environ.get("TMUX_TMPDIR", "/tmp"), f"tmux-{os.getuid()}", socket).unlink(missing_ok=True)

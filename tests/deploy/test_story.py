@@ -17,7 +17,7 @@ import pytest
 
 from deploy.data import header_bytes
 
-from .conftest import Project, wait_until
+from .conftest import Project, end_tmux, wait_until
 from .pretend.app.prepare import make as prepare
 
 needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux: apt-get install tmux")
@@ -310,7 +310,7 @@ def terminal(project: Project) -> Callable[..., Any]:
         ).stdout  # fmt: skip
 
     yield tmux
-    subprocess.run(["tmux", "-L", socket, "kill-server"], capture_output=True, check=False)
+    end_tmux(socket)
 
 
 @needs_tmux
