@@ -13,11 +13,13 @@ from torch import Generator, Tensor, nn
 from app.config import NO_ID, Config
 from app.data.augment import Augment
 from app.data.dataset import Dataset, Rows
+from app.data.feed import plain_views
 from app.data.positives import Positives
-from app.mine import mine
+from app.mining.embed import embed
+from app.mining.pseudo_ids import find_pseudo_ids
 from app.models import build_backbone
 from app.models.moco import Encoder, MomentumEncoder, Queue, contrastive_loss
-from app.runtime.dist import World, average_buffers, data_parallel, gather_rows
+from app.runtime.dist import World, average_buffers, data_parallel, gather_rows, share
 from app.runtime.schedule import by_epoch
 
 
@@ -102,19 +104,28 @@ class SelfSupervised:
         ]
 
     def begin_epoch(self, epoch: int, *, refresh: bool) -> dict[str, Any] | None:
-        """Refresh the pseudo-IDs when they are due; a refused labelling leaves the old one."""
-        mining = self.config.mining
-        self.other_probability = by_epoch(self.config.positives.epochs, self.config.positives.probability, epoch)
+        """Refresh the pseudo-IDs when they are due."""
+        mining, positives = self.config.mining, self.config.positives
         due = epoch >= mining.start_epoch and (epoch - mining.start_epoch) % mining.every_epochs == 0
-        report = None
-        if due and refresh:
-            started = time.monotonic()
-            ids, found = mine(self.embedder, self.data, mining, self.backbone_config, self.here, seed=self.seed + epoch)
-            if found.accepted:
-                self.pseudo_ids.ids.copy_(torch.from_numpy(ids))
-            report = {**found.as_dict(), "seconds": time.monotonic() - started}
+        report = self._refresh(self.seed + epoch) if due and refresh else None
+        self.other_probability = by_epoch(positives.epochs, positives.probability, epoch)
         self.positives = Positives(self.pseudo_ids.ids.cpu().numpy())
         return report
+
+    def _refresh(self, seed: int) -> dict[str, Any]:
+        """Embed the training images, find new pseudo-IDs, and take them unless they are refused."""
+        started = time.monotonic()
+        data, mining, size = self.data, self.config.mining, self.backbone_config.image_size
+        rows = data.train_rows
+        views = plain_views(data.images, share(rows, self.here), size, mining.batch_size, self.here.device)
+        bank = embed(self.embedder, views, self.here, embedding_dim=self.backbone_config.embedding_dim)
+        labels = None if data.labels is None else data.labels[rows]
+        found, report = find_pseudo_ids(bank, labels, mining, self.here, seed=seed)
+        if report.accepted:
+            ids = np.full(len(data.images), NO_ID, np.int64)
+            ids[rows] = found
+            self.pseudo_ids.ids.copy_(torch.from_numpy(ids))
+        return {**report.as_dict(), "seconds": time.monotonic() - started}
 
     def pick(self, rows: Rows, rng: np.random.Generator) -> Rows:
         """Queries [B], then their positives [B]."""

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from app.config import NO_ID, MiningConfig
-from app.mine import judge, purity
 from app.mining.cluster import cluster, similarity_floor
 from app.mining.knn import NONE, nearest
+from app.mining.pseudo_ids import judge, purity
 
 
 def planted(sizes: list[int], dim: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

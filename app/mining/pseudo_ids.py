@@ -1,6 +1,6 @@
-"""One refresh of the pseudo-IDs: embed, search, cluster, judge.
+"""Pseudo-IDs from embeddings: search, cluster, judge.
 
-Letters: N images of the data set, n images mined, D embedding size, k neighbours.
+Letters: n images mined, D embedding size, k neighbours.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor
 
-from app.config import NO_ID, BackboneConfig, MiningConfig
-from app.data.dataset import Dataset
-from app.data.feed import plain_views
+from app.config import NO_ID, MiningConfig
 from app.mining.cluster import cluster, similarity_floor
-from app.mining.embed import embed
 from app.mining.knn import nearest
 from app.runtime.dist import World, gather_rows, share
 
@@ -38,44 +35,31 @@ class Report:
         return asdict(self)
 
 
-def mine(
-    embedder: nn.Module,
-    data: Dataset,
-    config: MiningConfig,
-    backbone: BackboneConfig,
-    here: World,
-    *,
-    seed: int,
+def find_pseudo_ids(
+    bank: Tensor, labels: NDArray[np.int32] | None, config: MiningConfig, here: World, *, seed: int
 ) -> tuple[NDArray[np.int64], Report]:
-    """New pseudo-IDs [N] of the training images (NO_ID elsewhere) and a report; the same on every rank.
+    """Pseudo-IDs [n] (NO_ID: none) of unit embeddings `bank` [n, D] and a report; the same on every rank.
 
-    Every rank embeds and searches its own share of the rows; clustering is a pure function that each repeats.
+    Every rank searches its own share of the rows in the whole bank; clustering is a pure function that each repeats.
     """
-    rows = data.train_rows
-    views = plain_views(data.images, share(rows, here), backbone.image_size, config.batch_size, here.device)
-    bank = embed(embedder, views, here, embedding_dim=backbone.embedding_dim)  # [n, D]
     vectors = np.ascontiguousarray(bank.cpu().numpy())
     ids, cosine = nearest(
         vectors,
-        share(np.arange(len(rows)), here),
-        min(config.neighbours, len(rows) - 1),
+        share(np.arange(len(bank)), here),
+        min(config.neighbours, len(bank) - 1),
         threads=torch.get_num_threads(),
     )
-    ids = gather_rows(torch.from_numpy(ids), here).numpy()  # [n, k]
-    cosine = gather_rows(torch.from_numpy(cosine), here).numpy()
     floor = similarity_floor(vectors, config.false_edges_per_image, seed)
     found = cluster(
-        ids,
-        cosine,
+        gather_rows(torch.from_numpy(ids), here).numpy(),  # [n, k]
+        gather_rows(torch.from_numpy(cosine), here).numpy(),
         floor=floor,
         min_overlap=config.min_overlap,
         min_size=config.min_cluster,
         max_size=config.max_cluster,
         seed=seed,
     )
-    pseudo_ids = np.full(len(data.images), NO_ID, np.int64)
-    pseudo_ids[rows] = found
-    return pseudo_ids, judge(found, None if data.labels is None else data.labels[rows], config, floor)
+    return found, judge(found, labels, config, floor)
 
 
 def judge(
