@@ -131,15 +131,15 @@ def set_up(extras: set[str]) -> None:
         if is_ready(extras):
             return
         stamp = read_stamp()
-        interrupted = STAMP.exists() and "extras" not in stamp
+        unfinished = "extras" not in stamp
         moved = stamp.get("folder", str(VENV)) != str(VENV)  # the scripts in .venv/bin name the old folder
-        if interrupted or moved or not is_healthy():
+        if unfinished or moved or not is_healthy():
             stamp = {}
             make_venv()
         kept = stamp["extras"] if stamp.get("fingerprint") == fingerprint() else []
         write_stamp({})
         if not install(extras, lock):
-            write_stamp({**stamp, "extras": kept})  # pip changes nothing before it has everything
+            write_stamp({"folder": str(VENV), **stamp, "extras": kept})  # pip changes nothing before it has everything
             sys.exit(1)
         write_stamp({"fingerprint": fingerprint(), "folder": str(VENV), "extras": sorted({*kept, *extras})})
         say("ready")
