@@ -20,8 +20,9 @@ PROJECT = Path(__file__).parents[1]
 LAPTOP = [
     "tasks",
     "deploy.launch",
-    "deploy.doctor deploy.show",
-    "deploy.facts",
+    "deploy.doctor deploy.home deploy.ready",
+    "deploy.facts deploy.show",
+    "deploy.answers deploy.reach",
     "deploy.checkpoints deploy.code deploy.data deploy.image deploy.job deploy.money deploy.providers deploy.runs",
     "deploy.transfer",
     "deploy.plan deploy.shell",
