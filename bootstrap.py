@@ -287,7 +287,10 @@ def run_as_child(command: list[str], env: dict[str, str]) -> int:
 def environment() -> dict[str, str]:
     """This process's environment with .venv switched on."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONHOME"}
-    return {**env, "VIRTUAL_ENV": str(VENV), "PATH": os.pathsep.join([str(BIN), env.get("PATH", os.defpath)])}
+    path = os.pathsep.join([str(BIN), env.get("PATH", os.defpath)])
+    # What to type before the name of a task: `invoke` tells its user so, who never needs to activate anything.
+    typed = f"{re.sub('[.]exe$', '', Path(sys.executable).name)} bootstrap.py invoke"
+    return {**env, "VIRTUAL_ENV": str(VENV), "PATH": path, "SNIPERFACE_INVOKE": typed}
 
 
 def show_end(lines: list[str]) -> None:

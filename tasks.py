@@ -107,8 +107,8 @@ def logs(_: Context, on: str = "local", run: str | None = None, follow: bool = F
     """Print the log of a run."""
     from deploy import launch
 
-    with _telling():
-        launch.logs(PROJECT, on, run, follow=follow)
+    with _telling() as screen:
+        launch.logs(PROJECT, on, run, screen, follow=follow)
 
 
 @task(help={**ON, **RUN, **JSON, "watch": "again every two seconds until the run is over"}, auto_shortflags=False)
@@ -175,17 +175,23 @@ def fetch_checkpoint(
         "path": "the folder or the .npy file",
         "labels": "labels.npy of an array",
         "out": "where to: a folder, or a path ending in .npy (default: data/<name>)",
+        "held-out": "keep the last N images for measuring (default: orl 100, else 0); let them be of other people",
     },
     auto_shortflags=False,
 )
 def prepare(
-    _: Context, source: str = "orl", path: str | None = None, labels: str | None = None, out: str | None = None
+    _: Context,
+    source: str = "orl",
+    path: str | None = None,
+    labels: str | None = None,
+    out: str | None = None,
+    held_out: str | None = None,
 ) -> None:
     """Make images.npy, labels.npy and manifest.json from photographs."""
     from deploy import launch
 
     with _telling():
-        code = launch.prepare(PROJECT, source=source, path=path, labels=labels, out=out)
+        code = launch.prepare(PROJECT, source=source, path=path, labels=labels, out=out, held_out=held_out)
     if code:
         raise Exit(code=code)
 

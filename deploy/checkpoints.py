@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy.errors import WrongUse
+from deploy.errors import WrongUse, command
 from deploy.pod.folder import RunFolder, read_json
 from deploy.shell import LocalShell, Shell
 
@@ -33,7 +33,7 @@ def whole(shell: Shell, folder: RunFolder) -> list[dict[str, Any]]:
 def choose(notes: list[dict[str, Any]], which: str, run_id: str) -> dict[str, Any]:
     """The one that `--which latest|best|N` means; N is an epoch, counted from 0 as in the file names."""
     if not notes:
-        raise WrongUse(f"run {run_id} has no whole checkpoint yet", next_command=f"invoke status --run {run_id}")
+        raise WrongUse(f"run {run_id} has no whole checkpoint yet", next_command=command(f"status --run {run_id}"))
     if which == "latest":
         return notes[-1]
     if which == "best":
@@ -56,7 +56,7 @@ def check_usable(path: Path, model: Mapping[str, Any]) -> None:
         raise WrongUse(f"--resume {path}: there is no such file; give auto, none or the path of a .pt checkpoint")
     note = read_json(path.with_suffix(".json"))
     broken = WrongUse(
-        f"{path} is not a whole checkpoint: fetch it again (invoke fetch-checkpoint), or give another one"
+        f"{path} is not a whole checkpoint: fetch it again ({command('fetch-checkpoint')}), or give another one"
     )
     if note and note.get("sha256") != LocalShell().sha256(path):
         raise broken

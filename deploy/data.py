@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from deploy.errors import StepFailed, WrongUse
+from deploy.errors import StepFailed, WrongUse, command
 from deploy.machine import Machine
 from deploy.plan import DataFacts, Plan, slug
 from deploy.shell import Shell
@@ -20,7 +20,7 @@ from deploy.shell import Shell
 SIDE = 112
 ROW_BYTES = SIDE * SIDE * 3
 GIB = 1 << 30
-PREPARE = "invoke prepare --source folder --path DIR"
+PREPARE = "prepare --source folder --path DIR"
 
 # What `app.prepare source=orl` will make, for a plan that must touch nothing.
 ORL_ROWS, ORL_HELD_OUT_ROWS, ORL_BLOCK_ROWS = 400, 100, 10
@@ -192,7 +192,7 @@ def header_bytes(dtype: str, shape: tuple[int, ...]) -> bytes:
 
 
 def _check_images(path: Path) -> Header:
-    wanted = f"it must be uint8 of shape [N, 112, 112, 3]; `{PREPARE}` makes one"
+    wanted = f"it must be uint8 of shape [N, 112, 112, 3]; `{command(PREPARE)}` makes one"
     if not path.is_file():
         raise WrongUse(f"there is no file {path}: give --data an images.npy ({wanted})")
     header = _read_npy(path)
@@ -207,7 +207,9 @@ def _check_images(path: Path) -> Header:
     whole = header.data_offset + header.shape[0] * ROW_BYTES
     size = path.stat().st_size
     if size < whole:
-        raise WrongUse(f"{path} is cut short: {size} of {whole} bytes are there; copy or make it again (`{PREPARE}`)")
+        raise WrongUse(
+            f"{path} is cut short: {size} of {whole} bytes are there; copy or make it again (`{command(PREPARE)}`)"
+        )
     return header
 
 
@@ -227,7 +229,9 @@ def _read_npy(path: Path) -> Header:
     try:
         return read_header(path)
     except (ValueError, OSError) as error:
-        raise WrongUse(f"{path} is not a whole .npy file ({error}): copy or make it again (`{PREPARE}`)") from error
+        raise WrongUse(
+            f"{path} is not a whole .npy file ({error}): copy or make it again (`{command(PREPARE)}`)"
+        ) from error
 
 
 def _spoken(dtype: str) -> str:
@@ -245,7 +249,7 @@ def _read_manifest(path: Path, rows: int) -> dict[str, Any]:
         block_rows, held_out = int(manifest["block_rows"]), int(manifest["held_out_rows"])
         fits = len(manifest["blocks"]) == -(-told // block_rows) and 0 <= held_out < told
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        raise WrongUse(f"{path} cannot be used: remove it, or make the data again (`{PREPARE}`)") from error
+        raise WrongUse(f"{path} cannot be used: remove it, or make the data again (`{command(PREPARE)}`)") from error
     if told != rows or not fits:
         raise WrongUse(f"{path} does not fit the images ({told} rows told, {rows} there): make the data again")
     return manifest

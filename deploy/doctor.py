@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deploy.code import look
-from deploy.errors import DeployError
-from deploy.facts import BOOTSTRAP, app_config
+from deploy.errors import BOOTSTRAP, DeployError
+from deploy.facts import app_config
 from deploy.settings import Settings
 from deploy.shell import LocalShell
 

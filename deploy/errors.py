@@ -9,7 +9,10 @@ DeployError            message, evidence (last lines seen), next command to type
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
+
+BOOTSTRAP = "python bootstrap.py invoke train"
 
 
 class DeployError(Exception):
@@ -40,6 +43,11 @@ class NoMachine(DeployError):
     """The machine could not be had."""
 
     exit_code = 3
+
+
+def command(words: str) -> str:
+    """`invoke …` as this user types it: bootstrap.py says so when the command came through it."""
+    return f"{os.environ.get('SNIPERFACE_INVOKE') or 'invoke'} {words}"
 
 
 def unknown(kind: str, wrong: str, right: Iterable[str]) -> WrongUse:

@@ -6,38 +6,31 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from deploy import checkpoints, code, data, runs
-from deploy.errors import StepFailed, WrongUse
+from deploy import checkpoints, code, data, reach, runs
+from deploy.errors import BOOTSTRAP, StepFailed, WrongUse
 from deploy.plan import (
     DATA_KEY,
     Continuation,
-    DataFacts,
     Facts,
+    Plan,
     Request,
     hydra_override,
+    make,
     user_overrides,
 )
-from deploy.runs import Record
+from deploy.pod.folder import read_json
 from deploy.settings import Settings
 from deploy.shell import LocalShell
 
 # The two programs of the app that the laptop asks need seconds; the limit is for a machine under load.
 APP_LIMIT_S = 120
-BOOTSTRAP = "python bootstrap.py invoke train"
-
-
-@dataclass(frozen=True)
-class Unfinished:
-    """The run that `--resume auto` means, with what is known about its whole checkpoints on the machine."""
-
-    record: Record
-    checkpoints: list[dict[str, Any]]
+MEASURED_RUNS = 5  # the newest of a workload are enough to know its speed
 
 
 @dataclass(frozen=True)
@@ -53,70 +46,107 @@ class Checked:
     note: str | None  # something the user should know about how the request was understood
 
 
-def check(settings: Settings, request: Request, unfinished: Unfinished | None) -> Checked:
+def check(settings: Settings, request: Request) -> Checked:
     """Raise WrongUse for the first thing that cannot work."""
+    reach.provider_of(settings)
     note = continues = None
+    last: list[dict[str, Any]] = []  # the checkpoint from which an unfinished run goes on, when it has one
     if request.resume == "auto":
         note = f"nothing to resume on target '{settings.target.name}': starting a new run"
-        if unfinished:
-            request, continues = _continue(settings, request, unfinished)
-            note = f"continuing run {unfinished.record.run_id} ({unfinished.record.state}), attempt {continues.attempt}"
+        if found := reach.unfinished(settings):
+            last = checkpoints.whole(found.shell, found.folder)[-1:]
+            request, continues = _continue(found, request, from_its_own=bool(last))
+            note = f"continuing run {found.record.run_id} ({found.record.state}), attempt {continues.attempt}"
+    elif request.resume != "none":
+        request = replace(request, resume=str(Path(request.resume).absolute()))
+    path = settings.data
     if request.data:
-        request = replace(request, data=str(Path(request.data).absolute()))
-    path = Path(request.data) if request.data else settings.data
-    wanted = user_overrides(request, tryout=False)
-    config = app_config(settings.project, [*wanted, *_data_override(path), _fraction(request)])
-    configured = config["data"].get("binary_cache_path")
-    if path is None and configured:
-        path = settings.project / configured
-    tryout = path is None
-    if tryout and user_overrides(request, tryout=True) != wanted:
-        config = app_config(settings.project, [*user_overrides(request, tryout=True), _fraction(request)])
-    if path is None:
-        path = settings.project / "data" / "orl" / "images.npy"
-    dataset = None if tryout and not path.exists() else find_data(settings, path, config)
+        path = Path(request.data).absolute()
+        request = replace(request, data=str(path))
+    config = _configuration(settings, request, path)
+    path, tryout = _images(settings, path, config)
+    dataset = None if tryout and not path.exists() else _find_data(settings, path, config)
     if dataset is not None:
         data.facts(dataset, request.fraction)
     if request.resume not in ("none", "auto"):
-        request = replace(request, resume=str(Path(request.resume).absolute()))
         checkpoints.check_usable(Path(request.resume), config["model"])
-    if continues and unfinished and unfinished.checkpoints:
-        checkpoints.check_fits(unfinished.checkpoints[-1], config["model"])
+    for note_of_checkpoint in last:
+        checkpoints.check_fits(note_of_checkpoint, config["model"])
     return Checked(request, config, tryout, path, dataset, continues, note)
 
 
-def gather(settings: Settings, checked: Checked) -> Facts:
-    """What the plan is made from."""
+def plan(settings: Settings, checked: Checked) -> Plan:
+    """Everything decided, from everything looked up."""
     fraction = checked.request.fraction
-    backbone = str(checked.config["backbone"]["name"])
-    facts_of_data: DataFacts = (
-        data.facts(checked.dataset, fraction) if checked.dataset else data.orl_facts(checked.images, fraction)
-    )
-    return Facts(
+    facts = Facts(
         now=datetime.now(),
         token=secrets.token_hex(2),
         python=sys.executable,
         code=code.look(settings.project),
-        data=facts_of_data,
+        data=data.facts(checked.dataset, fraction) if checked.dataset else data.orl_facts(checked.images, fraction),
         config=checked.config,
         hardware=LocalShell().hardware(),
         windows=sys.platform == "win32",
-        measured_images_per_s=runs.measured_images_per_s(settings.runs, settings.target.name, backbone),
+        measured_images_per_s=_measured_images_per_s(settings, checked.config),
         continues=checked.continues,
     )
+    return make(settings, checked.request, facts, tryout=checked.tryout)
 
 
-def find_data(settings: Settings, path: Path, config: Mapping[str, Any]) -> data.Dataset:
+def _configuration(settings: Settings, request: Request, path: Path | None) -> dict[str, Any]:
+    """What the app makes of the request. Without data it is the try-out, unless the configuration names some itself."""
+    fraction = hydra_override("data.data_fraction", request.fraction)
+    if path:
+        wanted = user_overrides(request, tryout=False)
+        return app_config(settings.project, [*wanted, hydra_override(DATA_KEY, str(path)), fraction])
+    config = app_config(settings.project, [*user_overrides(request, tryout=True), fraction])
+    if config["data"].get("binary_cache_path"):
+        config = app_config(settings.project, [*user_overrides(request, tryout=False), fraction])
+    return config
+
+
+def _images(settings: Settings, path: Path | None, config: Mapping[str, Any]) -> tuple[Path, bool]:
+    """Where the images are, and whether they are the try-out's because nothing else is configured."""
+    configured = config["data"].get("binary_cache_path")
+    if path or configured:
+        return path or settings.project / configured, False
+    return settings.project / "data" / "orl" / "images.npy", True
+
+
+def _measured_images_per_s(settings: Settings, config: Mapping[str, Any]) -> float | None:
+    """The median rate of the newest whole runs of the same recipe and network; mining and evaluation are in it."""
+    rates: list[float] = []
+    for record in runs.every(settings.runs, settings.target.name):
+        earlier = read_json(Path(runs.home(settings.runs, record.run_id).plan))
+        same = (earlier.get("recipe"), earlier.get("backbone")) == (config["recipe"]["name"], config["backbone"])
+        if same and record.state == "succeeded" and len(rates) < MEASURED_RUNS:
+            rates += _rate(reach.events(settings, record))
+    return sorted(rates)[len(rates) // 2] if rates else None
+
+
+def _rate(events: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Images a second from the last start to the end; a run that goes on counts only what it did itself."""
+    try:
+        start = next(event for event in reversed(events) if event.get("event") == "start")
+        end = next(event for event in reversed(events) if event.get("event") == "end")
+        epochs = (end["step"] - start["step"]) / start["steps_per_epoch"]
+        return [epochs * start["train_rows"] / end["seconds"]] if epochs > 0 else []
+    except (StopIteration, KeyError, TypeError, ZeroDivisionError):  # of another version: no measurement
+        return []
+
+
+def _find_data(settings: Settings, path: Path, config: Mapping[str, Any]) -> data.Dataset:
     labels = config["data"].get("labels_path")
     return data.find(path, int(config["data"].get("block_size", 8192)), settings.project / labels if labels else None)
 
 
-def prepare_orl(settings: Settings, checked: Checked) -> Checked:
+def prepare_orl(settings: Settings, checked: Checked, say: Callable[[str], None]) -> Checked:
     """The try-out's photographs, made once; the same request with its data in place."""
     if checked.dataset is not None:
         return checked
+    say(f"preparing the ORL photographs, once: {checked.images}")
     app(settings.project, "app.prepare", ["source=orl", f"out={checked.images}"])
-    return replace(checked, dataset=find_data(settings, checked.images, checked.config))
+    return replace(checked, dataset=_find_data(settings, checked.images, checked.config))
 
 
 def app_config(project: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -146,10 +176,10 @@ def app(project: Path, module: str, argv: Sequence[str]) -> str:
     return result.text
 
 
-def _continue(settings: Settings, request: Request, unfinished: Unfinished) -> tuple[Request, Continuation]:
+def _continue(found: reach.Reached, request: Request, *, from_its_own: bool) -> tuple[Request, Continuation]:
     """The earlier run's own request; a flag that says something else is a contradiction, not a change."""
-    record = unfinished.record
-    plan = runs.plan_of(settings.runs, record)
+    record = found.record
+    plan = runs.plan_of(found.settings.runs, record)
     told = {**plan["request"], "overrides": tuple(plan["request"]["overrides"]), "given": frozenset()}
     earlier = Request(**{**told, "resume": "auto"})
     for flag in _contradictions(request, earlier):
@@ -158,7 +188,7 @@ def _continue(settings: Settings, request: Request, unfinished: Unfinished) -> t
             "new run with --resume none"
         )
     # A run that began from a checkpoint of the user's, and has none of its own yet, begins from that one again.
-    resume = "auto" if unfinished.checkpoints or plan["resume"] == "none" else str(plan["resume"])
+    resume = "auto" if from_its_own or plan["resume"] == "none" else str(plan["resume"])
     return earlier, Continuation(record.run_id, record.attempt + 1, resume)
 
 
@@ -170,11 +200,3 @@ def _contradictions(request: Request, earlier: Request) -> Iterator[str]:
     if "data" in request.given and str(Path(request.data or "").absolute()) != earlier.data:
         yield f"--data {request.data}"
     yield from (f"--set {item}" for item in request.overrides if item not in earlier.overrides)
-
-
-def _data_override(path: Path | None) -> list[str]:
-    return [hydra_override(DATA_KEY, str(path))] if path else []
-
-
-def _fraction(request: Request) -> str:
-    return hydra_override("data.data_fraction", request.fraction)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from deploy.errors import StepFailed, WrongUse
+from deploy.errors import StepFailed, WrongUse, command
 from deploy.machine import Machine
 from deploy.plan import Plan
 from deploy.pod.folder import FINAL_STATES, LIVE_STATES, LOST_AFTER_S, RunFolder
@@ -97,7 +97,7 @@ def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan) -> None:
         status = look(shell, folder)
         if status and status.attempt == plan.attempt:
             if status.state == "failed" and status.started is None:
-                raise WrongUse(f"{status.reason}: wait for it, or stop it", next_command="invoke stop")
+                raise WrongUse(f"{status.reason}: wait for it, or stop it", next_command=command("stop"))
             return
         time.sleep(POLL_S / 3)
     raise StepFailed(
@@ -136,11 +136,12 @@ def attach_argv(shell: Shell, socket: str, run_id: str, *, write: bool) -> list[
         raise StepFailed(
             "tmux is not installed on the machine, so the job has no terminal to attach to; install it "
             "(Debian, Ubuntu: apt-get install tmux; macOS: brew install tmux; Windows: inside WSL only)",
-            next_command="invoke logs --follow",
+            next_command=command("logs --follow"),
         )
     target = f"={session_name(run_id)}"
     if not shell.run(["tmux", "-L", socket, "has-session", "-t", target], check=False):
-        raise StepFailed(f"run {run_id} has no live session: it has ended", next_command=f"invoke logs --run {run_id}")
+        ended = f"run {run_id} has no live session: it has ended"
+        raise StepFailed(ended, next_command=command(f"logs --run {run_id}"))
     return ["tmux", "-L", socket, "attach-session", *([] if write else ["-r"]), "-t", target]
 
 

@@ -19,6 +19,7 @@ from deploy.settings import Settings
 
 GRACE_S = 60  # for the checkpoint, between a stop and the kill
 NO_COMMIT = "none"
+MEASURED = "measured: earlier runs like this one on this target"
 TRYOUT = "experiment=tryout"
 DATA_KEY = "data.binary_cache_path"
 # The launcher has a flag, or its own decision, for these keys; --set may name the first ones all the same.
@@ -89,7 +90,7 @@ class Facts:
     config: Mapping[str, Any]  # what `python -m app.config` resolved
     hardware: Hardware
     windows: bool = False
-    measured_images_per_s: float | None = None  # whole runs of this backbone on this target
+    measured_images_per_s: float | None = None  # of whole runs like this one
     continues: Continuation | None = None
 
 
@@ -113,7 +114,7 @@ class Plan:
     stage: bool
     fraction: float
     recipe: str
-    backbone: str
+    backbone: Mapping[str, Any]  # all of it: a rate belongs to one network, and a name covers many
     epochs: int
     batch_size: int
     overrides: tuple[str, ...]
@@ -231,7 +232,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         stage=settings.target.stage_to is not None,
         fraction=request.fraction,
         recipe=str(facts.config["recipe"]["name"]),
-        backbone=str(facts.config["backbone"]["name"]),
+        backbone=facts.config["backbone"],
         epochs=int(facts.config["train"]["epochs"]),
         batch_size=int(facts.config["train"]["batch"]["size"]),
         overrides=overrides,
@@ -349,10 +350,12 @@ def _expected_minutes(facts: Facts, processes: int) -> tuple[float | None, str]:
     images = facts.data.train_rows * int(facts.config["train"]["epochs"])
     guess = (facts.config.get("plan") or {}).get("images_per_s")
     if facts.measured_images_per_s:
-        return round(images / facts.measured_images_per_s / 60, 2), "earlier runs of this backbone on this target"
+        return round(images / facts.measured_images_per_s / 60, 2), MEASURED
     if guess:
-        return round(images / (float(guess) * processes) / 60, 2), "a guess from a rate measured elsewhere"
-    return None, "nothing: no earlier run of this backbone on this target"
+        return round(
+            images / (float(guess) * processes) / 60, 2
+        ), "a guess: this was never run here, the speed is that of another computer"
+    return None, "this was never run here"
 
 
 def _unquote(value: str) -> str:

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deploy.errors import WrongUse, unknown
+from deploy.errors import WrongUse, command, unknown
 from deploy.plan import Plan
 from deploy.pod.folder import RunFolder, read_json, write_json
 
+STARTING = ("acquiring", "preparing")
 UNFINISHED = ("stopped", "failed", "lost")
 
 
@@ -27,7 +28,6 @@ class Record:
     commit: str | None
     fraction: float
     backbone: str
-    images: int  # rows times epochs: with `seconds`, the measured rate of the next plan
     run_dir: str
     machine: str
     reason: str | None = None
@@ -46,8 +46,7 @@ def create(runs: Path, plan: Plan) -> Record:
         created=plan.created,
         commit=plan.code.commit,
         fraction=plan.fraction,
-        backbone=plan.backbone,
-        images=plan.data.train_rows * plan.epochs,
+        backbone=str(plan.backbone["name"]),
         run_dir=plan.run_dir,
         machine=plan.machine,
     )
@@ -85,7 +84,7 @@ def get(runs: Path, run_id: str | None, target: str) -> Record:
     if run_id is None:
         newest = every(runs, target)
         if not newest:
-            raise WrongUse(f"there is no run on target '{target}' yet", next_command=f"invoke train --on {target}")
+            raise WrongUse(f"there is no run on target '{target}' yet", next_command=command(f"train --on {target}"))
         return newest[0]
     records = {record.run_id: record for record in every(runs)}
     matching = [record for name, record in records.items() if name.startswith(run_id)]
@@ -96,7 +95,7 @@ def get(runs: Path, run_id: str | None, target: str) -> Record:
     raise (
         unknown("run", run_id, list(records)[:10])
         if records
-        else WrongUse(f"there is no run '{run_id}': none has been started yet", next_command="invoke train")
+        else WrongUse(f"there is no run '{run_id}': none has been started yet", next_command=command("train"))
     )
 
 
@@ -105,19 +104,9 @@ def plan_of(runs: Path, record: Record) -> dict[str, Any]:
     if not plan:
         raise WrongUse(
             f"run {record.run_id} cannot go on: its plan.json is gone",
-            next_command="invoke train --resume none",
+            next_command=command("train --resume none"),
         )
     return plan
-
-
-def measured_images_per_s(runs: Path, target: str, backbone: str) -> float | None:
-    """The median rate of whole finished runs, everything counted: the most honest forecast of the next one."""
-    rates = sorted(
-        record.images / record.seconds
-        for record in every(runs, target)
-        if record.backbone == backbone and record.state == "succeeded" and record.attempt == 1 and record.seconds
-    )
-    return rates[len(rates) // 2] if rates else None
 
 
 def _read_all(runs: Path) -> Iterator[Record]:

@@ -48,6 +48,17 @@ class Screen:
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
+    def raw(self, text: str) -> None:
+        """Somebody else's output, as it came."""
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def commands(self, commands: Sequence[tuple[str, str]]) -> None:
+        """What can be typed next, a line each: purpose, then command."""
+        width = max((len(purpose) for purpose, _ in commands), default=0)
+        for purpose, words in commands:
+            self.say(f"  {purpose.ljust(width)}  {words}")
+
     def document(self, value: Any) -> None:
         """The answer as JSON, once, when it was asked for."""
         if self.as_json and not self.documented:
@@ -101,6 +112,19 @@ class Screen:
     def plan(self, plan: Plan) -> None:
         self.table(f"Plan of {plan.run_id}", ["what", "decided"], plan_rows(plan))
 
+    def result(self, document: Mapping[str, Any]) -> None:
+        """What came of a run, from the document that scripts get."""
+        rows = [(what, row["accuracy"], row["rank1"]) for what, row in document["eval"].items() if row]
+        if rows:
+            self.table("Held-out people: 10-fold verification", ["embedding", "accuracy", "rank-1"], rows)
+        if found := document["pseudo_ids"]:
+            purity = "not measured" if found["purity"] is None else f"{found['purity']:.3f}"
+            self.say(f"pseudo-IDs: {found['count']}, coverage {found['coverage']:.3f}, purity {purity}")
+        if document["checkpoint"]:
+            self.say(f"checkpoint: {document['checkpoint']['path']}")
+        if document["seconds"] is not None:
+            self.say(f"time: {duration(document['seconds'])}")
+
     def follower(self) -> Follower:
         return Bars(self.console) if self.console.is_terminal else Lines(self.say)
 
@@ -122,11 +146,8 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("data", f"{data.name}: {data.rows} images, {data.train_rows} to train on, {where}"),
         *([] if data.ready else [("", "will be prepared from the ORL photographs")]),
         ("fraction", f"{plan.fraction:g}"),
-        (
-            "job",
-            f"recipe {plan.recipe}, backbone {plan.backbone}, {plan.epochs} epochs, {plan.batch_size} a process",
-        ),
-        ("processes", f"{plan.processes}, each with {plan.env['OMP_NUM_THREADS']} threads"),
+        ("job", f"recipe {plan.recipe}, backbone {plan.backbone['name']}, {plan.epochs} epochs"),
+        ("processes", f"{plan.processes}, each with {plan.env['OMP_NUM_THREADS']} threads, {plan.batch_size} images"),
         ("resume", f"{plan.resume} (attempt {plan.attempt})"),
         ("expected minutes", f"{minutes} ({plan.expected_from})"),
         ("expected dollars", f"{plan.expected_usd:.2f}"),

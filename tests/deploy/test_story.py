@@ -70,7 +70,7 @@ def test_plain_words_where_there_is_no_terminal(project: Project) -> None:
     first = project.invoke("train")
     assert "trained    0.9       0.99" in first.stdout
     assert "checkpoint: " in first.stdout
-    assert "earlier runs of this backbone" in project.invoke("train", "--dry-run").stdout
+    assert "measured: earlier runs" in project.invoke("train", "--dry-run").stdout
 
 
 def test_a_dry_run_touches_nothing(project: Project) -> None:

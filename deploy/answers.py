@@ -1,0 +1,81 @@
+"""What commands answer: the documents that scripts rely on, made from a run's record, its events and its status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deploy.errors import command
+from deploy.job import Status
+from deploy.pod.folder import FINAL_STATES
+from deploy.runs import UNFINISHED, Record
+
+Events = Sequence[Mapping[str, Any]]
+ROW = ("run_id", "target", "state", "attempt", "created", "fraction", "backbone", "seconds", "commit", "reason")
+
+
+def of_run(record: Record, events: Events, checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The answer of `train` and `stop`."""
+    measured = {event.get("what"): event for event in events if event.get("event") == "eval"}
+    mined = [event for event in events if event.get("event") == "mining"]
+    return {
+        "run_id": record.run_id,
+        "state": record.state,
+        "seconds": record.seconds,
+        "fraction": record.fraction,
+        "checkpoint": _some(checkpoint, "path", "sha256", "epoch", "step"),
+        "eval": {what: _some(measured.get(what), "accuracy", "rank1") for what in ("pixels", "untrained", "trained")},
+        "pseudo_ids": _some(mined[-1] if mined else None, "count", "coverage", "purity"),
+        "reason": record.reason,
+    }
+
+
+def of_status(record: Record, seen: Status | None, events: Events) -> dict[str, Any]:
+    """The answer of `status`: the machine's word, and how much is left by the app's reckoning."""
+    left = next((event["seconds_left"] for event in reversed(events) if event.get("seconds_left") is not None), None)
+    return {
+        "run_id": record.run_id,
+        "target": record.target,
+        "state": record.state,
+        "attempt": record.attempt,
+        "epoch": seen.epoch if seen else None,
+        "step": seen.step if seen else None,
+        "images_per_s": seen.images_per_s if seen else None,
+        "seconds_left": None if record.state in FINAL_STATES else left,
+        "heartbeat_age_s": seen.heartbeat_age_s if seen else None,
+        "spend_usd": seen.spend_usd if seen else 0.0,
+        "reason": record.reason,
+    }
+
+
+def of_checkpoint(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer of `fetch-checkpoint`."""
+    return {key: about[key] for key in ("path", "sha256", "epoch", "step", "fraction")}
+
+
+def row(record: Record) -> dict[str, Any]:
+    """A run in the list of `runs`."""
+    return {key: getattr(record, key) for key in ROW}
+
+
+def next_commands(record: Record) -> list[tuple[str, str]]:
+    """What can be typed about a run now, each with its purpose."""
+    run = f"--run {record.run_id}"
+    if record.state in FINAL_STATES:
+        return [("continue it", resume(record))] if record.state in UNFINISHED else []
+    live = [("see it live", command(f"attach {run}"))] if record.session == "tmux" else []
+    return [
+        *live,
+        ("read its log", command(f"logs --follow {run}")),
+        ("how it goes", command(f"status {run}")),
+        ("end it", command(f"stop {run}")),
+    ]
+
+
+def resume(record: Record) -> str:
+    """What continues an unfinished run."""
+    return command("train --resume auto" + ("" if record.target == "local" else f" --on {record.target}"))
+
+
+def _some(values: Mapping[str, Any] | None, *keys: str) -> dict[str, Any] | None:
+    return {key: values.get(key) for key in keys} if values else None

@@ -1,0 +1,44 @@
+"""The way back: what a run leaves on the machine comes into the laptop's folder of the same name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from deploy import checkpoints, runs, transfer
+from deploy.reach import Reached
+from deploy.shell import LocalShell
+from deploy.show import Screen
+
+FILES = ("config.yaml", "status.json", "metrics.jsonl", "train.log")
+
+
+def bring(reached: Reached, screen: Screen) -> dict[str, Any] | None:
+    """Config, status, metrics, log and the newest checkpoint, verified; the checkpoint as its JSON tells it."""
+    home = runs.home(reached.settings.runs, reached.record.run_id)
+    for name in FILES:
+        if reached.shell.size(reached.folder.path / name) is not None:
+            transfer.fetch(reached.shell, reached.folder.path / name, Path(home.path / name))
+    whole = checkpoints.whole(reached.shell, reached.folder)
+    return bring_checkpoint(reached, whole[-1], None, screen) if whole else None
+
+
+def bring_checkpoint(reached: Reached, about: dict[str, Any], to: str | None, screen: Screen) -> dict[str, Any]:
+    """One checkpoint to its place in the run's folder at home, or to the file or folder `to`."""
+    home = runs.home(reached.settings.runs, reached.record.run_id)
+    place = _destination(to, about["file"]) if to else Path(home.checkpoints / about["file"])
+    with screen.copying(about["file"]) as progress:
+        transfer.fetch_checkpoint(reached.shell, reached.folder.checkpoints / about["file"], about, place, progress)
+    return {**about, "path": str(place)}
+
+
+def newest_checkpoint(reached: Reached) -> dict[str, Any] | None:
+    """The newest checkpoint that is at home already."""
+    home = runs.home(reached.settings.runs, reached.record.run_id)
+    whole = checkpoints.whole(LocalShell(), home)
+    return {**whole[-1], "path": str(home.checkpoints / whole[-1]["file"])} if whole else None
+
+
+def _destination(to: str, file: str) -> Path:
+    place = Path(to).absolute()
+    return place / file if place.is_dir() or to.endswith(("/", "\\")) else place
