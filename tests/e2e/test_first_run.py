@@ -1,0 +1,218 @@
+"""The whole path with nothing pretended: a fresh copy of the project, real photographs, real training, real tmux.
+
+The network is made tiny so that a run takes seconds; everything else is what a user gets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SOURCE = Path(__file__).parents[2]
+SMALL = [
+    "backbone.layers=[1,1]", "backbone.width=8", "backbone.image_size=32", "backbone.embedding_dim=32",
+    "recipe.moco.projection_hidden=64", "train.epochs=40", "train.log_every_steps=1",
+]  # fmt: skip
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Clone:
+    """A copy of the project's files as a new user has them, in a folder with a hostile name."""
+
+    path: Path
+    socket: str
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "invoke", *words],
+            cwd=self.path,
+            env={**os.environ, "SNIPERFACE_TMUX_SOCKET": self.socket},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def invoke(self, *words: str, code: int = 0) -> str:
+        """Run to the end; what it printed on stdout (and, when it was to fail, on stderr too)."""
+        process = self.start(*words)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == code, f"{words} ended with {process.returncode}\n{out}\n{err}"
+        return out if code == 0 else out + err
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.invoke(*words, "--json"))
+
+    def train(self, *words: str) -> Any:
+        return self.json("train", *(word for setting in SMALL for word in ("--set", setting)), *words)
+
+    def status(self) -> dict[str, Any]:
+        return self.json("status")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    if shutil.which("tmux") is None:
+        pytest.skip("needs tmux: apt-get install tmux, or brew install tmux")
+    path = tmp_path_factory.mktemp("a user") / "zoë's “faces” & co"
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=SOURCE, capture_output=True, check=True).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(SOURCE / name, path / name)
+    subprocess.run(["git", "init", "-q"], cwd=path, check=True)
+    here = Clone(path, f"sniperface-e2e-{uuid.uuid4().hex[:8]}")
+    yield here
+    subprocess.run(["tmux", "-L", here.socket, "kill-server"], check=False, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def finished(clone: Clone) -> Any:
+    """The document of a whole run that nothing disturbed."""
+    return clone.train()
+
+
+def wait_for(condition: Callable[[], Any], limit_s: float = 120) -> Any:
+    deadline = time.monotonic() + limit_s
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)  # a poll, bounded by the deadline
+    return answer
+
+
+def live(clone: Clone, run_id: str) -> Path:
+    return clone.path / ".sniperface" / "local" / "runs" / run_id
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    metrics = folder / "metrics.jsonl"
+    return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+
+
+def reached(folder: Path, event: str, step: int) -> bool:
+    return any(e["event"] == event and e["step"] >= step for e in events(folder))
+
+
+def weights(path: str | Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["modules"]
+
+
+def assert_equal_bits(a: str | Path, b: str | Path) -> None:
+    first, second = weights(a), weights(b)
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def test_one_command_brings_a_trained_checkpoint_home(clone: Clone, finished: dict[str, Any]) -> None:
+    assert (finished["state"], finished["fraction"]) == ("succeeded", 1.0)
+    checkpoint = finished["checkpoint"]
+    assert hashlib.sha256(Path(checkpoint["path"]).read_bytes()).hexdigest() == checkpoint["sha256"]
+    assert (checkpoint["epoch"], checkpoint["step"]) == (39, 200)
+    assert Path(checkpoint["path"]).is_relative_to(clone.path / "runs" / finished["run_id"])
+    for what in ("pixels", "untrained", "trained"):
+        assert 0.5 < finished["eval"][what]["accuracy"] < 1
+        assert 0.5 < finished["eval"][what]["rank1"] <= 1
+    assert finished["pseudo_ids"]["count"] > 5
+    assert finished["pseudo_ids"]["purity"] > 0.7
+    home = {path.name for path in (clone.path / "runs" / finished["run_id"]).iterdir()}
+    names = {"plan.json", "run.json", "config.yaml", "train.log", "status.json", "metrics.jsonl", "checkpoints"}
+    assert names <= home
+
+
+def test_the_other_commands_answer_about_a_run_that_is_over(clone: Clone, finished: dict[str, Any]) -> None:
+    status = clone.status()
+    keys = {"run_id", "state", "attempt", "epoch", "step", "images_per_s", "heartbeat_age_s", "spend_usd", "reason"}
+    assert keys <= status.keys()
+    assert (status["run_id"], status["state"], status["spend_usd"]) == (finished["run_id"], "succeeded", 0)
+    assert [run["run_id"] for run in clone.json("runs")] == [finished["run_id"]]
+    log = clone.invoke("logs")
+    assert log == (clone.path / "runs" / finished["run_id"] / "train.log").read_text()
+    assert clone.invoke("logs", "--follow") == log
+    fetched = clone.json("fetch-checkpoint", "--which", "35")
+    assert fetched["epoch"] == 35
+    assert hashlib.sha256(Path(fetched["path"]).read_bytes()).hexdigest() == fetched["sha256"]
+    clone.invoke("stop")  # ending what is over is success
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(clone: Clone, finished: dict[str, Any]) -> None:
+    run_id = clone.train("--detach")["run_id"]
+    wait_for(lambda: reached(live(clone, run_id), "step", 7))
+    refused = clone.invoke("train", code=2)
+    assert run_id in refused
+    stopped = clone.json("stop")
+    assert (stopped["run_id"], stopped["state"]) == (run_id, "stopped")
+    assert 7 <= stopped["checkpoint"]["step"] < 200
+    resumed = clone.json("train", "--resume", "auto")
+    assert (resumed["run_id"], resumed["state"], resumed["checkpoint"]["step"]) == (run_id, "succeeded", 200)
+    assert clone.status()["attempt"] == 2
+    starts = [e for e in events(live(clone, run_id)) if e["event"] == "start"]
+    assert [start["step"] for start in starts] == [0, stopped["checkpoint"]["step"]]
+    assert_equal_bits(finished["checkpoint"]["path"], resumed["checkpoint"]["path"])
+
+
+@pytest.mark.parametrize("victim", ["supervisor", "torchrun", "rank"])
+def test_whatever_is_killed_the_status_is_true_and_the_run_goes_on(
+    clone: Clone, finished: dict[str, Any], victim: str
+) -> None:
+    run_id = clone.train("--detach")["run_id"]
+    folder = live(clone, run_id)
+    wait_for(lambda: reached(folder, "checkpoint", 10))
+    said = json.loads((folder / "status.json").read_text())
+    ranks = subprocess.run(["pgrep", "-P", str(said["job_pid"])], capture_output=True, text=True, check=True).stdout
+    pid = {"supervisor": said["pid"], "torchrun": said["job_pid"], "rank": int(ranks.split()[-1])}[victim]
+    os.kill(pid, signal.SIGKILL)
+    killed_at = time.monotonic()
+    expected = "lost" if victim == "supervisor" else "failed"
+    wait_for(lambda: clone.status()["state"] == expected, limit_s=20)
+    assert time.monotonic() - killed_at < 12  # 10 s, and the time that the asking takes on a busy machine
+    assert clone.status()["reason"]
+    resumed = clone.json("train", "--resume", "auto")
+    assert (resumed["run_id"], resumed["state"]) == (run_id, "succeeded")
+    assert_equal_bits(finished["checkpoint"]["path"], resumed["checkpoint"]["path"])
+
+
+def test_a_checkpoint_of_partial_data_never_replaces_one_of_full_data(
+    clone: Clone, finished: dict[str, Any], tmp_path: Path
+) -> None:
+    mine = tmp_path / "face.pt"
+    clone.invoke("fetch-checkpoint", "--run", finished["run_id"], "--to", str(mine))
+    before = mine.read_bytes()
+    partial = clone.train("--fraction", "0.2", "--set", "train.epochs=1")
+    assert partial["fraction"] == 0.2
+    start = next(e for e in events(live(clone, partial["run_id"])) if e["event"] == "start")
+    assert start["train_rows"] == 60
+    refused = clone.invoke("fetch-checkpoint", "--to", str(mine), code=2)
+    assert "0.2" in refused
+    assert mine.read_bytes() == before
+    assert json.loads(mine.with_suffix(".json").read_text())["fraction"] == 1.0
+
+
+def test_the_users_own_checkpoint_starts_a_new_run_or_is_refused_in_a_sentence(
+    clone: Clone, finished: dict[str, Any], tmp_path: Path
+) -> None:
+    path = finished["checkpoint"]["path"]
+    longer = clone.train("--resume", path, "--set", "train.epochs=41")
+    assert longer["run_id"] != finished["run_id"]
+    assert longer["checkpoint"]["step"] == 205
+    before = len(clone.json("runs"))
+    small = [word for setting in SMALL for word in ("--set", setting)]
+    misfit = clone.invoke("train", *small, "--set", "backbone.width=16", "--resume", path, code=2)
+    assert "width" in misfit or "backbone" in misfit
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(Path(path).read_bytes()[:-200])
+    assert "broken.pt" in clone.invoke("train", *small, "--resume", str(broken), code=2)
+    assert len(clone.json("runs")) == before
