@@ -35,7 +35,6 @@ MACHINE = [
     "app.train",
     "app.bench app.evaluate app.export app.mine app.prepare",
     "app.recipes",
-    "app.pseudo_ids",
     "app.data app.mining app.models",
     "app.runtime",
     "app.config",
