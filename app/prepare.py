@@ -4,7 +4,8 @@
     source=folder path=DIR                      one sub-folder of images a person
     source=array path=FILE.npy [labels=FILE]    an array that exists already
 
-`held_out=N` keeps the last N images for measuring (default: what the source says; 0 for folders and arrays).
+`held_out=N` keeps the last N images for measuring, or a few more to fill a block (default: what the source says; 0
+for folders and arrays).
 Memory stays bounded: images are written one block after the other, each hashed on the way.
 """
 
@@ -84,8 +85,11 @@ def prepare(source: sources.Source, out: Path, *, held_out: str | None = None) -
     """Write `source` to `out` and what belongs beside it; returns the manifest."""
     if held_out is not None and not (held_out.isdigit() and int(held_out) <= source.count - 2):
         raise WrongUse(f"held_out={held_out} must be a number from 0 to {source.count - 2}, such as 0")
-    held_out_rows = source.held_out if held_out is None else int(held_out)
     block_rows = source.block_rows or max(1, min(MAX_BLOCK_ROWS, source.count // BLOCKS_WANTED))
+    held_out_rows = source.held_out if held_out is None else int(held_out)
+    if held_out_rows:
+        # Whole blocks, so that a fraction of the training images never brings a held-out one along.
+        held_out_rows = min(held_out_rows + (source.count - held_out_rows) % block_rows, source.count)
     out.parent.mkdir(parents=True, exist_ok=True)
     image_bytes = SIDE * SIDE * 3
     stream = source.images()

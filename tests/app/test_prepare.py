@@ -56,6 +56,14 @@ def test_an_array_goes_through_unchanged(tmp_path: Path) -> None:
     assert np.load(out.with_name("labels.npy")).tolist() == list(range(7))
 
 
+def test_held_out_images_fill_whole_blocks(tmp_path: Path) -> None:
+    np.save(tmp_path / "in.npy", np.zeros((250, 112, 112, 3), np.uint8))
+    out = tmp_path / "images.npy"
+    assert prepare.main(["source=array", f"path={tmp_path / 'in.npy'}", f"out={out}", "held_out=31"]) == 0
+    manifest = json.loads(out.with_name("manifest.json").read_text())
+    assert (manifest["block_rows"], manifest["held_out_rows"]) == (2, 32)
+
+
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
