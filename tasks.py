@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,12 +116,7 @@ def status(_: Context, on: str = "local", run: str | None = None, json: bool = F
     from deploy import launch
 
     with _telling(json) as screen:
-        answer = launch.status(PROJECT, on, run)
-        while watch and not launch.is_over(answer):
-            screen.status_line(answer)
-            time.sleep(2)
-            answer = launch.status(PROJECT, on, run)
-        screen.facts(f"Run {answer['run_id']}", answer)
+        screen.document(launch.status(PROJECT, on, run, screen, watch=watch))
 
 
 @task(help=JSON, auto_shortflags=False)
@@ -131,7 +125,7 @@ def runs(_: Context, json: bool = False) -> None:
     from deploy import launch
 
     with _telling(json) as screen:
-        screen.rows("Runs", launch.list_runs(PROJECT))
+        screen.rows("Runs", launch.list_runs(PROJECT), ("run_id", "target", "state", "seconds", "backbone", "reason"))
 
 
 @task(help={**ON, **RUN, **JSON}, auto_shortflags=False)
@@ -203,7 +197,7 @@ def doctor(_: Context, on: str = "local", json: bool = False) -> None:
 
     with _telling(json) as screen:
         findings: list[dict[str, Any]] = launch.examine(PROJECT, on)
-        screen.rows("Set-up", findings)
+        screen.rows("Set-up", findings, ("what", "level", "found", "fix"))
     if any(finding["level"] == "problem" for finding in findings):
         raise Exit(code=1)
 

@@ -32,7 +32,8 @@ def of_run(record: Record, events: Events, checkpoint: Mapping[str, Any] | None)
 
 def of_status(record: Record, seen: Status | None, events: Events) -> dict[str, Any]:
     """The answer of `status`: the machine's word, and how much is left by the app's reckoning."""
-    left = next((event["seconds_left"] for event in reversed(events) if event.get("seconds_left") is not None), None)
+    began = (seen and seen.started) or 0  # what an earlier attempt reckoned with is over
+    reckoned = [event for event in events if event.get("seconds_left") is not None and event.get("time", 0) >= began]
     return {
         "run_id": record.run_id,
         "target": record.target,
@@ -41,7 +42,7 @@ def of_status(record: Record, seen: Status | None, events: Events) -> dict[str, 
         "epoch": seen.epoch if seen else None,
         "step": seen.step if seen else None,
         "images_per_s": seen.images_per_s if seen else None,
-        "seconds_left": None if record.state in FINAL_STATES else left,
+        "seconds_left": reckoned[-1]["seconds_left"] if reckoned and record.state not in FINAL_STATES else None,
         "heartbeat_age_s": seen.heartbeat_age_s if seen else None,
         "spend_usd": seen.spend_usd if seen else 0.0,
         "reason": record.reason,
@@ -59,22 +60,25 @@ def row(record: Record) -> dict[str, Any]:
 
 
 def next_commands(record: Record) -> list[tuple[str, str]]:
-    """What can be typed about a run now, each with its purpose."""
-    run = f"--run {record.run_id}"
+    """What can be typed about a run now, each with its purpose. A live run is the newest of its target: no --run."""
     if record.state in FINAL_STATES:
         return [("continue it", resume(record))] if record.state in UNFINISHED else []
-    live = [("see it live", command(f"attach {run}"))] if record.session == "tmux" else []
+    live = [("see it live", command("attach" + _on(record)))] if record.session == "tmux" else []
     return [
         *live,
-        ("read its log", command(f"logs --follow {run}")),
-        ("how it goes", command(f"status {run}")),
-        ("end it", command(f"stop {run}")),
+        ("read its log", command("logs --follow" + _on(record))),
+        ("how it goes", command("status" + _on(record))),
+        ("end it", command("stop" + _on(record))),
     ]
 
 
 def resume(record: Record) -> str:
     """What continues an unfinished run."""
-    return command("train --resume auto" + ("" if record.target == "local" else f" --on {record.target}"))
+    return command("train --resume auto" + _on(record))
+
+
+def _on(record: Record) -> str:
+    return "" if record.target == "local" else f" --on {record.target}"
 
 
 def _some(values: Mapping[str, Any] | None, *keys: str) -> dict[str, Any] | None:

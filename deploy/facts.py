@@ -18,6 +18,7 @@ from deploy.plan import (
     DATA_KEY,
     Continuation,
     Facts,
+    Measured,
     Plan,
     Request,
     hydra_override,
@@ -87,7 +88,7 @@ def plan(settings: Settings, checked: Checked) -> Plan:
         config=checked.config,
         hardware=LocalShell().hardware(),
         windows=sys.platform == "win32",
-        measured_images_per_s=_measured_images_per_s(settings, checked.config),
+        measured=_measured(settings, checked.config),
         continues=checked.continues,
     )
     return make(settings, checked.request, facts, tryout=checked.tryout)
@@ -113,24 +114,24 @@ def _images(settings: Settings, path: Path | None, config: Mapping[str, Any]) ->
     return settings.project / "data" / "orl" / "images.npy", True
 
 
-def _measured_images_per_s(settings: Settings, config: Mapping[str, Any]) -> float | None:
-    """The median rate of the newest whole runs of the same recipe and network; mining and evaluation are in it."""
-    rates: list[float] = []
+def _measured(settings: Settings, config: Mapping[str, Any]) -> Measured | None:
+    """What the newest whole runs of the same recipe and network took: the one in the middle."""
+    found: list[Measured] = []
     for record in runs.every(settings.runs, settings.target.name):
         earlier = read_json(Path(runs.home(settings.runs, record.run_id).plan))
         same = (earlier.get("recipe"), earlier.get("backbone")) == (config["recipe"]["name"], config["backbone"])
-        if same and record.state == "succeeded" and len(rates) < MEASURED_RUNS:
-            rates += _rate(reach.events(settings, record))
-    return sorted(rates)[len(rates) // 2] if rates else None
+        if same and record.state == "succeeded" and len(found) < MEASURED_RUNS:
+            found += _measure(reach.events(settings, record), record.seconds or 0)
+    return sorted(found, key=lambda one: one.images_per_s)[len(found) // 2] if found else None
 
 
-def _rate(events: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Images a second from the last start to the end; a run that goes on counts only what it did itself."""
+def _measure(events: Sequence[Mapping[str, Any]], seconds: float) -> list[Measured]:
+    """From the last start to the end: of a run that went on, only the last attempt."""
     try:
         start = next(event for event in reversed(events) if event.get("event") == "start")
         end = next(event for event in reversed(events) if event.get("event") == "end")
-        epochs = (end["step"] - start["step"]) / start["steps_per_epoch"]
-        return [epochs * start["train_rows"] / end["seconds"]] if epochs > 0 else []
+        images = (end["step"] - start["step"]) / start["steps_per_epoch"] * start["train_rows"]
+        return [Measured(images / end["seconds"], max(0.0, seconds - end["seconds"]))] if images > 0 else []
     except (StopIteration, KeyError, TypeError, ZeroDivisionError):  # of another version: no measurement
         return []
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from deploy import checkpoints, runs, transfer
+from deploy.pod.lock import Busy, Lock
 from deploy.reach import Reached
+from deploy.settings import Settings
 from deploy.shell import LocalShell
 from deploy.show import Screen
 
@@ -16,9 +21,10 @@ FILES = ("config.yaml", "status.json", "metrics.jsonl", "train.log")
 def bring(reached: Reached, screen: Screen) -> dict[str, Any] | None:
     """Config, status, metrics, log and the newest checkpoint, verified; the checkpoint as its JSON tells it."""
     home = runs.home(reached.settings.runs, reached.record.run_id)
-    for name in FILES:
-        if reached.shell.size(reached.folder.path / name) is not None:
-            transfer.fetch(reached.shell, reached.folder.path / name, Path(home.path / name))
+    with _one_at_a_time(reached.settings):
+        for name in FILES:
+            if reached.shell.size(reached.folder.path / name) is not None:
+                transfer.fetch(reached.shell, reached.folder.path / name, Path(home.path / name))
     whole = checkpoints.whole(reached.shell, reached.folder)
     return bring_checkpoint(reached, whole[-1], None, screen) if whole else None
 
@@ -27,7 +33,7 @@ def bring_checkpoint(reached: Reached, about: dict[str, Any], to: str | None, sc
     """One checkpoint to its place in the run's folder at home, or to the file or folder `to`."""
     home = runs.home(reached.settings.runs, reached.record.run_id)
     place = _destination(to, about["file"]) if to else Path(home.checkpoints / about["file"])
-    with screen.copying(about["file"]) as progress:
+    with _one_at_a_time(reached.settings), screen.copying(about["file"]) as progress:
         transfer.fetch_checkpoint(reached.shell, reached.folder.checkpoints / about["file"], about, place, progress)
     return {**about, "path": str(place)}
 
@@ -37,6 +43,20 @@ def newest_checkpoint(reached: Reached) -> dict[str, Any] | None:
     home = runs.home(reached.settings.runs, reached.record.run_id)
     whole = checkpoints.whole(LocalShell(), home)
     return {**whole[-1], "path": str(home.checkpoints / whole[-1]["file"])} if whole else None
+
+
+@contextlib.contextmanager
+def _one_at_a_time(settings: Settings) -> Iterator[None]:
+    """`train` that follows and `stop` in another terminal both bring the run home: the second finds the work done."""
+    lock = Lock(settings.project / ".sniperface" / f"home-{settings.target.name}.lock", {"busy": True})
+    while True:
+        try:
+            lock.acquire()
+            break
+        except Busy:  # by a living process: the system lets go of the lock when that ends
+            time.sleep(0.1)
+    with lock:
+        yield
 
 
 def _destination(to: str, file: str) -> Path:

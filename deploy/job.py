@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -43,6 +43,17 @@ class Status:
     @property
     def final(self) -> bool:
         return self.state in FINAL_STATES
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where an attempt begins in the files that all attempts of a run append to."""
+
+    log_bytes: int
+    metrics_bytes: int
+
+
+BEGINNING = Position(0, 0)
 
 
 def session_name(run_id: str) -> str:
@@ -130,6 +141,10 @@ def look(shell: Shell, folder: RunFolder) -> Status | None:
     )
 
 
+def position(shell: Shell, folder: RunFolder) -> Position:
+    return Position(shell.size(folder.log) or 0, shell.size(folder.metrics) or 0)
+
+
 def attach_argv(shell: Shell, socket: str, run_id: str, *, write: bool) -> list[str]:
     """The command that shows the live session; read-only unless asked otherwise."""
     if not shell.which("tmux"):
@@ -188,8 +203,8 @@ class Tail:
 class Events:
     """The whole lines of metrics.jsonl, as they come."""
 
-    def __init__(self, shell: Shell, path: PurePath) -> None:
-        self.tail = Tail(shell, path)
+    def __init__(self, shell: Shell, path: PurePath, offset: int = 0) -> None:
+        self.tail = Tail(shell, path, offset)
         self.rest = ""
 
     def read(self) -> list[dict[str, Any]]:
@@ -201,25 +216,15 @@ class Events:
         return [event for event in events if isinstance(event, dict)]
 
 
-def follow(shell: Shell, folder: RunFolder) -> Iterator[list[dict[str, Any]]]:
-    """New events, again and again until the job has ended; the status is read first, so the last are not missed."""
-    events = Events(shell, folder.metrics)
+def follow(shell: Shell, folder: RunFolder, since: Position = BEGINNING) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """New log text and new events, again and again until the job has ended.
+
+    The status is read first, so that the last words are not missed.
+    """
+    log, events = Tail(shell, folder.log, since.log_bytes), Events(shell, folder.metrics, since.metrics_bytes)
     while True:
         status = look(shell, folder)
-        yield events.read()
-        if status is None or status.final:
-            return
-        time.sleep(POLL_S)
-
-
-def follow_log(shell: Shell, folder: RunFolder, on_text: Callable[[str], None]) -> None:
-    """Give out the log until the job has ended; the status is read first, so the last lines are not missed."""
-    tail = Tail(shell, folder.log)
-    while True:
-        status = look(shell, folder)
-        text = tail.read()
-        if text:
-            on_text(text)
+        yield log.read(), events.read()
         if status is None or status.final:
             return
         time.sleep(POLL_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from deploy import answers, checkpoints, doctor, facts, home, job, reach, runs
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.machine import Machine, MachineSpec
 from deploy.plan import GRACE_S, Plan, Request, slug
-from deploy.pod.folder import FINAL_STATES
+from deploy.pod.folder import FINAL_STATES, RunFolder
 from deploy.ready import bring_own_checkpoint, ready
 from deploy.runs import Record
 from deploy.settings import Settings, load
@@ -20,6 +21,7 @@ from deploy.shell import LocalShell, open_shell
 from deploy.show import Screen
 
 STOP_SLACK_S = 30
+WATCH_EVERY_S = 2
 
 
 def deploy(project: Path, target: str, screen: Screen) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def train(
         screen.say(checked.note)
     if dry_run:
         plan = facts.plan(settings, checked)
-        screen.plan(plan)
+        screen.plan(plan, with_command=True)
         return plan.to_json()
     with reach.launching(settings) as note:
         reach.refuse_second(settings)
@@ -60,15 +62,15 @@ def train(
         plan = facts.plan(settings, checked)
         note(plan.run_id)
         screen.plan(plan)
-        record = _start(settings, plan, checked, screen)
+        record, since = _start(settings, plan, checked, screen)
     screen.say(f"run {record.run_id} is {record.state}")
     screen.commands(answers.next_commands(record))
     if detach:
         return answers.of_run(record, [], None)
-    return _follow(settings, record, screen)
+    return _follow(settings, record, since, screen)
 
 
-def _start(settings: Settings, plan: Plan, checked: facts.Checked, screen: Screen) -> Record:
+def _start(settings: Settings, plan: Plan, checked: facts.Checked, screen: Screen) -> tuple[Record, job.Position]:
     """From the intent, noted first, to a running supervisor. What was acquired is released when anything fails."""
     record = runs.create(settings.runs, plan)
     provider = reach.provider_of(settings)
@@ -80,8 +82,11 @@ def _start(settings: Settings, plan: Plan, checked: facts.Checked, screen: Scree
         plan = ready(settings, shell, machine, plan, checked, screen)
         bring_own_checkpoint(shell, checked, plan)
         runs.save_plan(settings.runs, plan)
+        if plan.attempt > 1:
+            screen.say("waiting for the earlier attempt to leave, should it still be writing its checkpoint")
+        since = job.position(shell, RunFolder(Path(plan.run_dir)))
         session = job.start(shell, machine, plan, settings.tmux_socket)
-        return runs.update(settings.runs, record, state="running", session=session)
+        return runs.update(settings.runs, record, state="running", session=session), since
     except BaseException as error:
         if machine is not None:
             provider.release(machine)
@@ -90,13 +95,13 @@ def _start(settings: Settings, plan: Plan, checked: facts.Checked, screen: Scree
         raise
 
 
-def _follow(settings: Settings, record: Record, screen: Screen) -> dict[str, Any]:
+def _follow(settings: Settings, record: Record, since: job.Position, screen: Screen) -> dict[str, Any]:
     """Watch until the end and bring home what came of it. Ctrl-C leaves the job alone."""
     reached = reach.reach_of(settings, record)
     try:
         with screen.follower() as follower:
-            for events in job.follow(reached.shell, reached.folder):
-                follower.update(events)
+            for text, events in job.follow(reached.shell, reached.folder, since):
+                follower.update(text, events)
     except KeyboardInterrupt:
         record, _ = reach.look(settings, record)
         screen.say(f"\ndetached: run {record.run_id} goes on")
@@ -108,21 +113,25 @@ def _follow(settings: Settings, record: Record, screen: Screen) -> dict[str, Any
     screen.result(document)
     if record.state != "succeeded":
         screen.document(document)
-        evidence = [] if record.state == "stopped" else job.last_lines(reached.shell, reached.folder)
+        seen = record.state == "stopped" or screen.shows_the_log
+        evidence = [] if seen else job.last_lines(reached.shell, reached.folder)
         raise StepFailed(_how_it_is(record), evidence=evidence, next_command=answers.resume(record))
     return document
 
 
-def status(project: Path, target: str, run_id: str | None) -> dict[str, Any]:
-    """One merged answer from machine, supervisor and app."""
+def status(project: Path, target: str, run_id: str | None, screen: Screen, *, watch: bool) -> dict[str, Any]:
+    """One merged answer from machine, supervisor and app; with `watch` again and again until the run is over."""
     reached = reach.reach(project, target, run_id)
-    record, seen = reach.look(reached.settings, reached.record)
-    return answers.of_status(record, seen, reach.events(reached.settings, record))
-
-
-def is_over(answer: dict[str, Any]) -> bool:
-    """Whether a status will not change any more by itself."""
-    return answer["state"] in FINAL_STATES
+    while True:
+        record, seen = reach.look(reached.settings, reached.record)
+        answer = answers.of_status(record, seen, reach.events(reached.settings, record))
+        if not watch or record.state in FINAL_STATES:
+            break
+        screen.status_line(answer)
+        time.sleep(WATCH_EVERY_S)
+    screen.facts(f"Run {record.run_id}", answer)
+    screen.commands(answers.next_commands(record))
+    return answer
 
 
 def list_runs(project: Path) -> list[dict[str, Any]]:
@@ -147,8 +156,11 @@ def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict
         record = _stop(reached, screen)
         screen.say(_how_it_is(record))
         home.bring(reached, screen)
+    checkpoint = home.newest_checkpoint(reached)
+    if checkpoint:
+        screen.say(f"checkpoint: {checkpoint['path']} (epoch {checkpoint['epoch']}, step {checkpoint['step']})")
     screen.commands(answers.next_commands(record))
-    return answers.of_run(record, reach.events(reached.settings, record), home.newest_checkpoint(reached))
+    return answers.of_run(record, reach.events(reached.settings, record), checkpoint)
 
 
 def _stop(reached: reach.Reached, screen: Screen) -> Record:
@@ -182,10 +194,10 @@ def fetch_checkpoint(
 def logs(project: Path, target: str, run_id: str | None, screen: Screen, *, follow: bool) -> None:
     """The log as it is, and with `follow` as it grows, until the job has ended."""
     reached = reach.reach(project, target, run_id)
-    if follow:
-        job.follow_log(reached.shell, reached.folder, screen.raw)
-    else:
-        screen.raw(job.Tail(reached.shell, reached.folder.log).read())
+    for text, _ in job.follow(reached.shell, reached.folder):
+        screen.raw(text)
+        if not follow:
+            break
 
 
 def attach(project: Path, target: str, run_id: str | None, *, write: bool) -> int:

@@ -79,6 +79,14 @@ class Continuation:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What earlier whole runs of the same recipe and network on the same target took."""
+
+    images_per_s: float  # mining and evaluation included
+    around_s: float  # before the app begins and after it ends, whatever the amount of data
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything that was looked up, so that the plan itself looks at nothing."""
 
@@ -90,7 +98,7 @@ class Facts:
     config: Mapping[str, Any]  # what `python -m app.config` resolved
     hardware: Hardware
     windows: bool = False
-    measured_images_per_s: float | None = None  # of whole runs like this one
+    measured: Measured | None = None
     continues: Continuation | None = None
 
 
@@ -349,8 +357,9 @@ def _environment(facts: Facts, processes: int) -> dict[str, str]:
 def _expected_minutes(facts: Facts, processes: int) -> tuple[float | None, str]:
     images = facts.data.train_rows * int(facts.config["train"]["epochs"])
     guess = (facts.config.get("plan") or {}).get("images_per_s")
-    if facts.measured_images_per_s:
-        return round(images / facts.measured_images_per_s / 60, 2), MEASURED
+    if facts.measured:
+        seconds = images / facts.measured.images_per_s + facts.measured.around_s
+        return round(seconds / 60, 2), MEASURED
     if guess:
         return round(
             images / (float(guess) * processes) / 60, 2

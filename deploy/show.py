@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +15,7 @@ from deploy.plan import Plan
 if TYPE_CHECKING:
     from rich.console import Console
 
-PLAIN_EVERY_S = 10.0
+LOADING = "starting: PyTorch is being loaded"
 
 
 class Follower(Protocol):
@@ -28,7 +27,7 @@ class Follower(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def update(self, events: Sequence[Mapping[str, Any]]) -> None: ...
+    def update(self, text: str, events: Sequence[Mapping[str, Any]]) -> None: ...
 
 
 class Screen:
@@ -50,13 +49,13 @@ class Screen:
 
     def raw(self, text: str) -> None:
         """Somebody else's output, as it came."""
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        self.console.file.write(text)
+        self.console.file.flush()
 
     def commands(self, commands: Sequence[tuple[str, str]]) -> None:
         """What can be typed next, a line each: purpose, then command."""
         width = max((len(purpose) for purpose, _ in commands), default=0)
-        for purpose, words in commands:
+        for purpose, words in [] if self.as_json else commands:
             self.say(f"  {purpose.ljust(width)}  {words}")
 
     def document(self, value: Any) -> None:
@@ -80,11 +79,12 @@ class Screen:
             widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
             self.say("\n".join([title, *(_aligned(row, widths) for row in [list(columns), *cells])]))
             return
+        from rich import box
         from rich.markup import escape
         from rich.table import Table
 
         self.say(title)
-        table = Table()
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for place, column in enumerate(columns):
             table.add_column(column, overflow="fold", no_wrap=place == 0)  # the first one is what gets copied
         for row in cells:
@@ -92,25 +92,30 @@ class Screen:
         self.console.print(table, soft_wrap=False)
 
     def facts(self, title: str, values: Mapping[str, Any]) -> None:
-        """One thing, a row a property."""
-        self.document(values)
+        """One thing for people, a row a property that is known."""
+        known = [(_words_of(key), _spoken(key, value)) for key, value in values.items() if value is not None]
         if not self.as_json:
-            self.table(title, ["what", "value"], list(values.items()))
+            self.table(title, ["what", "value"], known)
 
-    def rows(self, title: str, things: Sequence[Mapping[str, Any]]) -> None:
-        """Several things of one kind, a row each."""
+    def rows(self, title: str, things: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+        """Several things of one kind, a row each; people see the given columns, a document holds all."""
         self.document(list(things))
-        if not self.as_json:
-            # A column in which nothing is known would only take room.
-            columns = [key for key in things[0] if any(thing[key] is not None for thing in things)] if things else []
-            self.table(title, columns or ["none yet"], [[thing[key] for key in columns] for thing in things])
+        if self.as_json:
+            return
+        # A column in which nothing is known would only take room.
+        known = [key for key in columns if any(thing[key] is not None for thing in things)] or ["none yet"]
+        self.table(
+            title, list(map(_words_of, known)), [[_spoken(key, thing[key]) for key in known] for thing in things]
+        )
 
     def status_line(self, answer: Mapping[str, Any]) -> None:
-        keys = ("state", "epoch", "step", "images_per_s", "heartbeat_age_s")
-        self.say("  ".join(f"{key} {_cell(answer[key])}" for key in keys))
+        keys = ("state", "epoch", "step", "images_per_s", "seconds_left", "heartbeat_age_s")
+        known = [key for key in keys if answer[key] is not None]
+        self.say("  ".join(f"{_words_of(key)} {_spoken(key, answer[key])}" for key in known))
 
-    def plan(self, plan: Plan) -> None:
-        self.table(f"Plan of {plan.run_id}", ["what", "decided"], plan_rows(plan))
+    def plan(self, plan: Plan, *, with_command: bool = False) -> None:
+        command = [("command", " ".join(plan.argv))] if with_command else []
+        self.table(f"Plan of {plan.run_id}", ["what", "decided"], [*plan_rows(plan), *command])
 
     def result(self, document: Mapping[str, Any]) -> None:
         """What came of a run, from the document that scripts get."""
@@ -125,8 +130,13 @@ class Screen:
         if document["seconds"] is not None:
             self.say(f"time: {duration(document['seconds'])}")
 
+    @property
+    def shows_the_log(self) -> bool:
+        """Following shows the job's own lines, where there is no terminal to draw progress on."""
+        return not self.console.is_terminal
+
     def follower(self) -> Follower:
-        return Bars(self.console) if self.console.is_terminal else Lines(self.say)
+        return Lines(self) if self.shows_the_log else Bars(self.console)
 
     def copying(self, title: str) -> Copying:
         return Copying(self.console, title)
@@ -151,32 +161,24 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("resume", f"{plan.resume} (attempt {plan.attempt})"),
         ("expected minutes", f"{minutes} ({plan.expected_from})"),
         ("expected dollars", f"{plan.expected_usd:.2f}"),
-        ("command", " ".join(plan.argv)),
     ]
 
 
 class Lines:
-    """Plain lines: every event that matters, and a sign of life now and then."""
+    """The job's own lines, as they come."""
 
-    def __init__(self, say: Any) -> None:
-        self.say = say
-        self.last_step = 0.0
+    def __init__(self, screen: Screen) -> None:
+        self.screen = screen
 
     def __enter__(self) -> Lines:
+        self.screen.say(f"{LOADING} ...")
         return self
 
     def __exit__(self, *_: object) -> None:
         return None
 
-    def update(self, events: Sequence[Mapping[str, Any]]) -> None:
-        for event in events:
-            if event.get("event") == "step":
-                if time.monotonic() - self.last_step < PLAIN_EVERY_S:
-                    continue
-                self.last_step = time.monotonic()
-            text = sentence(event)
-            if text:
-                self.say(text)
+    def update(self, text: str, events: Sequence[Mapping[str, Any]]) -> None:  # noqa: ARG002 - the log tells them
+        self.screen.raw(text)
 
 
 class Bars:
@@ -195,7 +197,7 @@ class Bars:
             console=console,
             refresh_per_second=4,
         )
-        self.task = self.progress.add_task("starting", total=None, speed="", left="")
+        self.task = self.progress.add_task(LOADING, total=None, speed="", left="")
         self.epochs = 0
 
     def __enter__(self) -> Bars:
@@ -205,7 +207,7 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def update(self, events: Sequence[Mapping[str, Any]]) -> None:
+    def update(self, text: str, events: Sequence[Mapping[str, Any]]) -> None:  # noqa: ARG002 - events hold it all
         for event in events:
             kind = event.get("event")
             if kind == "start":
@@ -216,9 +218,9 @@ class Bars:
                 with contextlib.suppress(KeyError, TypeError, ValueError):
                     self._step(event)
             else:
-                text = sentence(event)
-                if text:
-                    self.progress.console.print(text, markup=False)
+                words = sentence(event)
+                if words:
+                    self.progress.console.print(words, markup=False)
 
     def _step(self, event: Mapping[str, Any]) -> None:
         self.progress.update(
@@ -275,13 +277,8 @@ def _words(event: Mapping[str, Any]) -> str | None:
             f"{event['train_rows']} images, {event['epochs']} epochs of {event['steps_per_epoch']} steps, "
             f"{event['world_size']} processes{resumed}"
         )
-    if kind == "step":
-        return (
-            f"epoch {event['epoch']} step {event['step']} loss {event['loss']:.3f} "
-            f"{event['images_per_s']:.0f} img/s, {duration(event.get('seconds_left'))} left"
-        )
     if kind == "epoch":
-        return f"epoch {event['epoch']} done: loss {event['loss']:.3f}, {duration(event['seconds'])}"
+        return f"epoch {event['epoch'] + 1} done: loss {event['loss']:.3f}, {duration(event['seconds'])}"
     if kind == "mining":
         purity = "" if event.get("purity") is None else f", purity {event['purity']:.2f}"
         taken = "" if event.get("accepted", True) else " (not used)"
@@ -299,6 +296,15 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _words_of(key: str) -> str:
+    """A key of a document as people read it: seconds are shown as minutes and hours, so they are a time."""
+    return {"seconds": "time", "seconds_left": "time left"}.get(key, key.replace("_", " "))
+
+
+def _spoken(key: str, value: Any) -> str:
+    return duration(value) if key.startswith("seconds") and value is not None else _cell(value)
 
 
 def _cell(value: Any) -> str:

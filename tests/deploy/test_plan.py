@@ -20,6 +20,7 @@ from deploy.plan import (
     Continuation,
     DataFacts,
     Facts,
+    Measured,
     Plan,
     Request,
     hydra_override,
@@ -159,10 +160,10 @@ def test_a_named_checkpoint_travels_into_the_run_folder() -> None:
 
 
 def test_measured_runs_beat_a_guess() -> None:
-    """6000 images at 10 a second are ten minutes."""
-    plan = make(SETTINGS, Request(), dataclasses.replace(FACTS, measured_images_per_s=10.0), tryout=True)
-    assert plan.expected_minutes == 10.0
-    assert "earlier runs" in plan.expected_from
+    """6000 images at 10 a second are ten minutes, and half a minute goes by around them."""
+    plan = make(SETTINGS, Request(), dataclasses.replace(FACTS, measured=Measured(10.0, around_s=30)), tryout=True)
+    assert plan.expected_minutes == 10.5
+    assert "measured" in plan.expected_from
 
 
 def test_an_experiment_of_the_users_is_not_overruled() -> None:
