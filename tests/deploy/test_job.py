@@ -8,7 +8,8 @@ from pathlib import Path, PurePath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.job import Events, Tail, session_name
+from deploy.job import Events, Tail, follow, position, session_name
+from deploy.pod.folder import RunFolder
 from deploy.shell import LocalShell
 
 
@@ -48,6 +49,18 @@ def test_an_event_is_given_out_when_its_line_is_whole(tmp_path: Path) -> None:
     with file.open("a") as more:
         more.write('nt": "b"}\n' + json.dumps({"event": "c"}) + "\n")
     assert events.read() == [{"event": "b"}, {"event": "c"}]
+
+
+def test_a_second_attempt_is_followed_from_its_beginning(tmp_path: Path) -> None:
+    """What the first one said is not said again."""
+    folder, shell = RunFolder(tmp_path), LocalShell()
+    (tmp_path / "train.log").write_text("first\n")
+    (tmp_path / "metrics.jsonl").write_text('{"event": "a"}\n')
+    since = position(shell, folder)
+    with (tmp_path / "train.log").open("a") as log, (tmp_path / "metrics.jsonl").open("a") as metrics:
+        log.write("second\n")
+        metrics.write('{"event": "b"}\n')
+    assert list(follow(shell, folder, since)) == [("second\n", [{"event": "b"}])]
 
 
 def test_session_names_hold_no_separators() -> None:

@@ -64,13 +64,15 @@ def test_train_brings_a_verified_checkpoint_home(any_project: Project) -> None:
 
 
 def test_plain_words_where_there_is_no_terminal(project: Project) -> None:
-    """ASCII when the stream cannot do more; the second plan knows how long the first run took."""
+    """ASCII when the stream cannot do more, the job's lines once; a like plan then knows how long the run took."""
     project.env["PYTHONIOENCODING"] = "ascii"
     project.env["PYTHONUTF8"] = "0"
     first = project.invoke("train")
     assert "trained    0.9       0.99" in first.stdout
     assert "checkpoint: " in first.stdout
+    assert first.stdout.count("rank 0 step 9\n") == 1
     assert "measured: earlier runs" in project.invoke("train", "--dry-run").stdout
+    assert "never run here" in project.invoke("train", "--dry-run", "--set", "backbone.width=2").stdout
 
 
 def test_a_dry_run_touches_nothing(project: Project) -> None:
@@ -135,10 +137,13 @@ def test_a_second_train_is_refused(project: Project) -> None:
 def test_stop_and_resume(project: Project) -> None:
     """Stop makes a checkpoint, --resume auto goes on in the same folder with the same settings."""
     run_id = running(project)
-    stopped = project.json("stop")
+    both = [project.start("stop", "--json") for _ in range(2)]  # two terminals bring the same files home
+    stopped, again = (json.loads(process.communicate(timeout=60)[0]) for process in both)
+    assert stopped == again
     assert (stopped["state"], stopped["run_id"]) == ("stopped", run_id)
     assert "_step_" in stopped["checkpoint"]["path"]
-    assert "invoke train --resume auto" in project.invoke("stop").stdout
+    project.env["SNIPERFACE_INVOKE"] = "python3 bootstrap.py invoke"
+    assert "  python3 bootstrap.py invoke train --resume auto\n" in project.invoke("stop").stdout
     contradiction = project.invoke("train", "--resume", "auto", "--fraction", "0.5", code=2)
     assert "--fraction 0.5 contradicts" in contradiction.stderr
     contradiction = project.invoke("train", "--resume", "auto", "--set", "train.epochs=9", code=2)
@@ -270,6 +275,12 @@ def test_deploy_is_idempotent(project: Project) -> None:
     """The second call finds everything there."""
     first, second = project.json("deploy"), project.json("deploy")
     assert first == {**second, "machine": first["machine"]}
+
+
+def test_images_are_kept_for_measuring(project: Project) -> None:
+    """`prepare` hands its flags on to the app."""
+    project.invoke("prepare", "--out", "mine", "--held-out", "5")
+    assert json.loads((project.path / "mine" / "manifest.json").read_text())["held_out_rows"] == 5
 
 
 def test_own_data_and_a_relative_path(project: Project) -> None:

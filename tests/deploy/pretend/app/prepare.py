@@ -39,4 +39,4 @@ def make(out: Path, rows: int = 40, block_rows: int = 5, held_out: int = 10, nam
 
 if __name__ == "__main__":
     options = dict(word.split("=", 1) for word in sys.argv[1:])
-    make(Path(options["out"]))
+    make(Path(options["out"]), held_out=int(options.get("held_out", 10)))
