@@ -93,6 +93,7 @@ class MiningConfig:
     start_epoch: int = 2
     every_epochs: int = 2
     batch_size: int = 512  # images embedded at once by a process
+    flip_sum: bool = False  # add the embedding of the mirrored image: twice the work, fewer false neighbours
     neighbours: int = 32
     min_overlap: float = 0.2  # shared neighbours of two images, as a share of their lists
     false_edges_per_image: float = 0.05  # expected at the similarity floor, which is estimated from the data

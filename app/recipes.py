@@ -118,7 +118,8 @@ class SelfSupervised:
         data, mining, size = self.data, self.config.mining, self.backbone_config.image_size
         rows = data.train_rows
         views = plain_views(data.images, share(rows, self.here), size, mining.batch_size, self.here.device)
-        bank = embed(self.embedder, views, self.here, embedding_dim=self.backbone_config.embedding_dim)
+        width = self.backbone_config.embedding_dim
+        bank = embed(self.embedder, views, self.here, embedding_dim=width, flip_sum=mining.flip_sum)
         labels = None if data.labels is None else data.labels[rows]
         found, report = find_pseudo_ids(bank, labels, mining, self.here, seed=seed)
         if report.accepted:
