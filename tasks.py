@@ -169,7 +169,7 @@ def fetch_checkpoint(
         "path": "the folder or the .npy file",
         "labels": "labels.npy of an array",
         "out": "where to: a folder, or a path ending in .npy (default: data/<name>)",
-        "held-out": "keep the last N images for measuring (default: orl 100, else 0); let them be of other people",
+        "held-out": "keep the last N images, in whole blocks, for measuring: other people (default: orl 100, else 0)",
     },
     auto_shortflags=False,
 )
