@@ -229,7 +229,7 @@ def load(overrides: Sequence[str]) -> Config:
             _refuse_unknown_names(overrides)
             config = OmegaConf.to_object(compose("config", list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
-        raise WrongUse(_one_sentence(error)) from error
+        raise WrongUse(_one_sentence(error, overrides)) from error
     assert isinstance(config, Config)
     for fault in faults(config):
         raise WrongUse(fault)
@@ -312,7 +312,7 @@ def _refuse_unknown_names(overrides: Sequence[str]) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    keys = {key for key, _ in _leaves(dataclasses.asdict(Config()))}
+    keys = _keys()
     groups = {path.name for path in CONF.iterdir() if path.is_dir() and path.name != "deploy"}
     for word in overrides:
         try:
@@ -336,6 +336,10 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
+def _keys() -> set[str]:
+    return {key for key, _ in _leaves(dataclasses.asdict(Config()))}
+
+
 def _default(key: str) -> Any:
     return dict(_leaves(dataclasses.asdict(Config())))[key]
 
@@ -352,10 +356,17 @@ def _nearest(name: str, choices: Sequence[str]) -> str:
     return "`python -m app.config` lists all of them"
 
 
-def _one_sentence(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = "; ".join(line for line in lines if not line.startswith(("object_type", "reference_type")))
-    return text.replace("full_key: ", "in ")
+def _one_sentence(error: Exception, overrides: Sequence[str]) -> str:
+    """What Hydra and OmegaConf say in several lines and several errors, with the default as a value that works."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = str(cause).splitlines() or [type(cause).__name__]
+    key = next((line.removeprefix("    full_key: ") for line in lines if line.startswith("    full_key: ")), "")
+    key = key.split("[")[0]
+    given = next((word for word in overrides if word.lstrip("+~").startswith(f"{key}=")), key)
+    default = f", such as {key}={json.dumps(_default(key))}" if key and key in _keys() else ""
+    return f"{given or 'the configuration'} does not fit: {lines[0].rstrip(".")}; give a value of its kind{default}"
 
 
 def main() -> int:

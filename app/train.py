@@ -74,11 +74,8 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
         checkpoint.refuse_without_room(folder, recipe.modules, optimizer)
         save_resolved(config, folder.config)
 
-    # Measured before anything is loaded, so that every run folder tells what training was worth.
-    state = TrainState()
-    for what, baseline in meter.baselines():
-        track.event("eval", state, what=what, **baseline)
-    resumed_from = to_resume(settings.resume, folder, here)
+    state, resumed_from = TrainState(), to_resume(settings.resume, folder, here)
+    untrained = list(meter.baselines())  # before anything is loaded: every run folder tells what training was worth
     if resumed_from is not None:
         state = checkpoint.load(resumed_from, recipe.modules, optimizer, scaler)
     track.event(
@@ -93,6 +90,8 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
         fraction=data.fraction,
         resumed_from=resumed_from.name if resumed_from else None,
     )
+    for what, baseline in untrained:
+        track.event("eval", state, what=what, **baseline)
 
     first_step, stopped = state.step, False
     while state.epoch < settings.epochs and not stopped:
