@@ -363,10 +363,10 @@ def _one_sentence(error: Exception, overrides: Sequence[str]) -> str:
         cause = cause.__cause__
     lines = str(cause).splitlines() or [type(cause).__name__]
     key = next((line.removeprefix("    full_key: ") for line in lines if line.startswith("    full_key: ")), "")
-    key = key.split("[")[0]
+    key, complaint = key.split("[")[0], lines[0].rstrip(".")
     given = next((word for word in overrides if word.lstrip("+~").startswith(f"{key}=")), key)
     default = f", such as {key}={json.dumps(_default(key))}" if key and key in _keys() else ""
-    return f"{given or 'the configuration'} does not fit: {lines[0].rstrip(".")}; give a value of its kind{default}"
+    return f"{given or 'the configuration'} does not fit: {complaint}; give a value of its kind{default}"
 
 
 def main() -> int:
