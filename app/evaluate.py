@@ -27,7 +27,7 @@ Measured = dict[str, float]
 
 @dataclass(frozen=True)
 class Pairs:
-    """P pairs of images, half of them of one person, in `FOLDS` folds of equal size that follow each other."""
+    """P pairs of images, each dealt into one of `FOLDS` folds; every fold has its share of both kinds."""
 
     left: NDArray[np.int64]  # [P]
     right: NDArray[np.int64]  # [P]
@@ -35,29 +35,23 @@ class Pairs:
     fold: NDArray[np.int64]  # [P]
 
 
-def draw_pairs(labels: NDArray[np.int32], seed: int = PAIRS_SEED) -> Pairs:
-    """All pairs of one person and as many of two people, drawn without repetition, dealt into folds by chance."""
+def all_pairs(labels: NDArray[np.int32], seed: int = PAIRS_SEED) -> Pairs:
+    """Every pair of images once, P = N (N - 1) / 2: nothing hangs on which pairs were drawn."""
     left, right = np.triu_indices(len(labels), k=1)
     same = labels[left] == labels[right]
     rng = np.random.default_rng(seed)
-    positive = rng.permutation(np.flatnonzero(same))
-    negative = rng.permutation(np.flatnonzero(~same))
-    count = min(len(positive), len(negative))
-    if count < FOLDS:
-        raise ValueError(f"{len(labels)} labels give {count} pairs of each kind; {FOLDS} folds need {FOLDS}")
-    chosen = np.concatenate([positive[:count], negative[:count]])
-    return Pairs(
-        left=left[chosen],
-        right=right[chosen],
-        same=same[chosen],
-        fold=np.tile(np.arange(count) * FOLDS // count, 2),
-    )
+    fold = np.empty(len(left), np.int64)
+    for kind in (True, False):
+        places = rng.permutation(np.flatnonzero(same == kind))
+        fold[places] = np.arange(len(places)) * FOLDS // len(places)
+    return Pairs(left, right, same, fold)
 
 
 def verification_accuracy(embeddings: Embeddings, pairs: Pairs) -> tuple[float, float]:
     """Mean and standard deviation over folds of the accuracy at the threshold that is best on the other folds.
 
-    The protocol of LFW (Huang et al. 2007): embeddings [N, D] are compared by cosine.
+    The protocol of LFW (Huang et al. 2007): embeddings [N, D] are compared by cosine. Pairs of one person and pairs of
+    two weigh the same however many there are, so 50 % is chance; in LFW's own list there are as many of each.
     """
     unit = normalise(embeddings)
     score = (unit[pairs.left] * unit[pairs.right]).sum(1)
@@ -65,19 +59,25 @@ def verification_accuracy(embeddings: Embeddings, pairs: Pairs) -> tuple[float, 
     for fold in range(FOLDS):
         test = pairs.fold == fold
         threshold = best_threshold(score[~test], pairs.same[~test])
-        accuracies.append(float(((score[test] >= threshold) == pairs.same[test]).mean()))
+        accuracies.append(balanced_accuracy(score[test], pairs.same[test], threshold))
     return float(np.mean(accuracies)), float(np.std(accuracies))
 
 
+def balanced_accuracy(score: NDArray[np.float32], same: NDArray[np.bool_], threshold: float) -> float:
+    """Mean of the shares judged rightly among pairs of one person and among pairs of two."""
+    right = (score >= threshold) == same
+    return float((right[same].mean() + right[~same].mean()) / 2)
+
+
 def best_threshold(score: NDArray[np.float32], same: NDArray[np.bool_]) -> float:
-    """The threshold t for which `score >= t` agrees with `same` most often; midway between two scores."""
+    """The threshold t for which `score >= t` has the best balanced accuracy; midway between two scores."""
     order = np.argsort(-score, kind="stable")
-    sorted_score = score[order]
-    # right[i]: pairs judged rightly when the i highest scores are called the same person.
-    right = np.concatenate([[0], np.cumsum(np.where(same[order], 1, -1))]) + np.count_nonzero(~same)
-    right[1:-1][sorted_score[1:] == sorted_score[:-1]] = -1  # no threshold lies between equal scores
+    sorted_score, sorted_same = score[order], same[order]
+    # gain[i]: what calling the i highest scores the same person wins in both shares together.
+    gain = np.concatenate([[0.0], np.cumsum(np.where(sorted_same, 1 / same.sum(), -1 / (~same).sum()))])
+    gain[1:-1][sorted_score[1:] == sorted_score[:-1]] = -np.inf  # no threshold lies between equal scores
     edges = np.concatenate([[np.inf], (sorted_score[:-1] + sorted_score[1:]) / 2, [-np.inf]])
-    return float(edges[np.argmax(right)])
+    return float(edges[np.argmax(gain)])
 
 
 def rank1(embeddings: Embeddings, labels: NDArray[np.int32]) -> float:
@@ -105,7 +105,7 @@ class Meter:
         self.labels = None if data.labels is None else data.labels[self.rows]
         self.pairs = None
         if self.labels is not None and enough(self.labels):
-            self.pairs = draw_pairs(self.labels)
+            self.pairs = all_pairs(self.labels)
 
     def baselines(self) -> Iterator[tuple[str, Measured]]:
         """What training has to beat: raw pixels, and the network as it is now."""

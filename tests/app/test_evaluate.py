@@ -7,39 +7,39 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.evaluate import FOLDS, best_threshold, draw_pairs, enough, rank1, verification_accuracy
+from app.evaluate import FOLDS, all_pairs, balanced_accuracy, best_threshold, enough, rank1, verification_accuracy
 
 LABELS = np.repeat(np.arange(8, dtype=np.int32), 6)
 
 
-@given(
-    scores=st.lists(st.integers(-6, 6), min_size=1, max_size=25),
-    seed=st.integers(0, 100),
-)
+@given(scores=st.lists(st.integers(-6, 6), min_size=2, max_size=25), seed=st.integers(0, 100))
 def test_the_best_threshold_is_the_best_of_all_thresholds(scores: list[int], seed: int) -> None:
     score = np.array(scores, np.float32) / 6
     same = np.random.default_rng(seed).random(len(score)) < 0.5
-
-    def accuracy(threshold: float) -> float:
-        return float(((score >= threshold) == same).mean())
-
-    best = max(accuracy(t) for t in [*score, np.inf, -np.inf])
-    # Equal scores cannot be told apart, so a threshold between them is as good as at them.
-    assert accuracy(best_threshold(score, same)) == pytest.approx(best)
+    same[:2] = True, False  # some of each kind
+    best = max(balanced_accuracy(score, same, t) for t in [*score, np.inf, -np.inf])
+    assert balanced_accuracy(score, same, best_threshold(score, same)) == pytest.approx(best)
 
 
-def test_pairs_are_balanced_distinct_and_in_equal_folds() -> None:
-    pairs = draw_pairs(LABELS)
-    assert pairs.same.sum() * 2 == len(pairs.same) == 8 * 15 * 2
+def test_every_pair_comes_once_and_every_fold_has_its_share_of_both_kinds() -> None:
+    pairs = all_pairs(LABELS)
+    assert len({(a, b) for a, b in zip(pairs.left, pairs.right, strict=True)}) == 48 * 47 // 2
     assert np.array_equal(LABELS[pairs.left] == LABELS[pairs.right], pairs.same)
-    assert len({(a, b) for a, b in zip(pairs.left, pairs.right, strict=True)}) == len(pairs.left)
-    assert (np.bincount(pairs.fold) == len(pairs.fold) // FOLDS).all()
-    again = draw_pairs(LABELS)
-    assert np.array_equal(pairs.left, again.left)
+    for kind, total in ((True, 8 * 15), (False, 48 * 47 // 2 - 8 * 15)):
+        sizes = np.bincount(pairs.fold[pairs.same == kind])
+        assert len(sizes) == FOLDS
+        assert abs(sizes - total / FOLDS).max() < 1
+    assert np.array_equal(pairs.fold, all_pairs(LABELS).fold)
+
+
+def test_the_rarer_kind_weighs_as_much_as_the_other() -> None:
+    same = np.array([True] * 2 + [False] * 98)
+    assert balanced_accuracy(np.zeros(100, np.float32), same, 1.0) == 0.5
+    assert balanced_accuracy(np.array([1, 0] + [0] * 98, np.float32), same, 0.5) == 0.75
 
 
 def test_perfect_and_meaningless_embeddings_score_as_they_should() -> None:
-    pairs = draw_pairs(LABELS)
+    pairs = all_pairs(LABELS)
     perfect = np.eye(8, dtype=np.float32)[LABELS]
     assert verification_accuracy(perfect, pairs) == (1.0, 0.0)
     noise = np.random.default_rng(0).normal(size=(len(LABELS), 64)).astype(np.float32)
@@ -52,17 +52,17 @@ def test_the_length_of_an_embedding_does_not_matter() -> None:
     rng = np.random.default_rng(0)
     x = (np.eye(8)[LABELS] + 0.8 * rng.normal(size=(48, 8))).astype(np.float32)
     scaled = x * rng.uniform(0.1, 10, (48, 1)).astype(np.float32)
-    pairs = draw_pairs(LABELS)
+    pairs = all_pairs(LABELS)
     assert verification_accuracy(x, pairs)[0] == pytest.approx(verification_accuracy(scaled, pairs)[0])
 
 
 def test_the_threshold_of_a_fold_does_not_see_that_fold() -> None:
-    pairs = draw_pairs(LABELS)
+    pairs = all_pairs(LABELS)
     rng = np.random.default_rng(5)
     x = (np.eye(8)[LABELS] + 0.9 * rng.normal(size=(48, 8))).astype(np.float32)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     score = (unit[pairs.left] * unit[pairs.right]).sum(1)
-    tuned_on_test = max(float(((score >= t) == pairs.same).mean()) for t in score)
+    tuned_on_test = max(balanced_accuracy(score, pairs.same, t) for t in score)
     assert verification_accuracy(x, pairs)[0] <= tuned_on_test
 
 
