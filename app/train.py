@@ -94,6 +94,7 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
         track.event("eval", state, what=what, **baseline)
 
     first_step, stopped = state.step, False
+    saved_step = state.step if resumed_from and resumed_from.parent == folder.checkpoints else None
     while state.epoch < settings.epochs and not stopped:
         epoch_started = time.monotonic()
         # An epoch that is resumed keeps the pseudo-IDs it began with: they are in the checkpoint.
@@ -125,7 +126,8 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
             state.epoch, state.step_in_epoch = done, 0
             stopped = dist.any_rank(stop.asked.is_set(), here)
         due = state.epoch % settings.checkpoint.every_epochs == 0 or state.epoch == settings.epochs
-        if here.is_main and (stopped or (epoch_complete and due)):
+        # A stop between two epochs finds its checkpoint written already.
+        if here.is_main and (stopped or (epoch_complete and due)) and state.step != saved_step:
             saved = checkpoint.save(
                 folder,
                 state,
@@ -140,6 +142,7 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
                 state,
                 **{key: saved[key] for key in ("epoch", "step", "file", "sha256", "bytes")},
             )
+            saved_step = state.step
     reason = "done" if state.epoch == settings.epochs else "stopped"
     track.event("end", state, reason=reason, message="", seconds=time.monotonic() - started)
 

@@ -126,6 +126,23 @@ def test_stopped_at_any_step_and_resumed_equals_never_stopped(
     assert_equal_bits(undisturbed / "checkpoints" / "epoch_002.pt", tmp_path / "checkpoints" / "epoch_002.pt")
 
 
+def test_a_stop_between_two_epochs_leaves_the_checkpoint_of_the_epoch_alone(
+    undisturbed: Path, small_data: Path, tmp_path: Path, alone: World
+) -> None:
+    run(small_data, tmp_path, alone, stop_at=4)
+    saved = tmp_path / "checkpoints" / "epoch_000.pt"
+    before = saved.stat().st_mtime_ns
+    config = load([*TINY, f"data.binary_cache_path={small_data}", f"run.dir={tmp_path}", "train.resume=auto"])
+    stop, track = Stop(), Tracker([JsonLines(RunFolder(tmp_path))])
+    stop.asked.set()  # while the pseudo-IDs of the next epoch are mined, say
+    train.train(config, train.open_data(config), RunFolder(tmp_path), alone, track, stop)
+    track.close()
+    assert events(tmp_path)[-1]["reason"] == "stopped"
+    assert saved.stat().st_mtime_ns == before
+    run(small_data, tmp_path, alone, "train.resume=auto")
+    assert_equal_bits(undisturbed / "checkpoints" / "epoch_002.pt", tmp_path / "checkpoints" / "epoch_002.pt")
+
+
 def test_accumulated_micro_batches_make_one_update(small_data: Path, tmp_path: Path, alone: World) -> None:
     seen = run(small_data, tmp_path, alone, "train.batch.size=4", "train.batch.grad_accum_steps=2", "train.epochs=1")
     start = next(e for e in seen if e["event"] == "start")
