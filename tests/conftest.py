@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 
+import hypothesis
 import pytest
 
+# A test machine may be busy, so no example has a deadline; CI tries the same examples every time.
+hypothesis.settings.register_profile("patient", deadline=None, derandomize=os.environ.get("CI") == "true")
+hypothesis.settings.load_profile("patient")
+
 # What a skip in CI may wait for; everything else can be had there, and .ci/run must install it.
-NOT_IN_CI = ("needs Docker", "needs a GPU", "needs macOS", "needs Windows")
+NOT_IN_CI = ("needs Docker", "needs the right to mount", "needs a GPU", "needs macOS", "needs Windows")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

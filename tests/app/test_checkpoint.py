@@ -47,7 +47,9 @@ def test_more_than_there_is_room_for_is_refused_before_writing(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root: to mount a small RAM disk")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs the right to mount: run this as root on Linux"
+)
 def test_a_full_ram_disk_is_a_sentence_and_never_a_bus_error(tmp_path: Path) -> None:
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True)
     if mounted.returncode:

@@ -1,0 +1,77 @@
+"""The two halves never import each other; here, and only here, what both must agree on is held against each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app import prepare
+from app.config import load
+from app.data import dataset as app_data
+from app.data.sources import Source
+from app.runtime.folder import RunFolder as AppFolder
+from deploy import data as deploy_data
+from deploy.plan import hydra_override
+from deploy.pod.folder import RunFolder as DeployFolder
+from tests.deploy.test_data import Staging
+
+
+@given(rows=st.integers(1, 5000), block=st.integers(1, 400), fraction=st.floats(0.0005, 1))
+def test_a_fraction_means_the_same_blocks_on_both_sides(rows: int, block: int, fraction: float) -> None:
+    assert app_data.choose_blocks(rows, block, fraction) == deploy_data.choose_blocks(rows, block, fraction)
+
+
+def test_a_run_folder_has_the_same_names_on_both_sides() -> None:
+    app, deploy = AppFolder(Path("r")), DeployFolder(Path("r"))
+    names = ("path", "config", "metrics", "checkpoints", "latest")
+    assert [getattr(app, name) for name in names] == [getattr(deploy, name) for name in names]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    """24 images of 8 people in blocks of 3, 6 images held out."""
+    images = np.random.default_rng(0).integers(0, 255, (24, 112, 112, 3), dtype=np.uint8)
+    labels = np.repeat(np.arange(8, dtype=np.int32), 3)
+    out = tmp_path / "data" / "images.npy"
+    prepare.prepare(Source("faces", 24, lambda: iter(images), labels, held_out=6, block_rows=3), out)
+    return out
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_what_the_laptop_stages_is_what_the_app_would_have_read_in_place(
+    prepared: Path, tmp_path: Path, fraction: float
+) -> None:
+    staging = Staging(prepared, tmp_path / "ram", tmp_path / "root")
+    staging.run(fraction)
+    staged_path = Path(staging.plan(fraction).data_path)
+    options = {"labels_path": None, "fraction": fraction, "block_rows": 8192}
+    staged, in_place = app_data.open_dataset(staged_path, **options), app_data.open_dataset(prepared, **options)
+    for part in ("train_rows", "held_out_rows"):
+        here, there = getattr(staged, part), getattr(in_place, part)
+        assert np.array_equal(staged.images[here], in_place.images[there])
+        assert np.array_equal(staged.labels[here], in_place.labels[there])
+    assert (
+        staged.dataset_id
+        == in_place.dataset_id
+        == json.loads(prepared.with_name("manifest.json").read_text())["dataset_id"]
+    )
+
+
+def test_the_laptop_knows_what_the_app_will_make_of_the_photographs(tmp_path: Path) -> None:
+    out = tmp_path / "orl" / "images.npy"
+    prepare.main(["source=orl", f"out={out}"])
+    known = deploy_data.orl_facts(out, 0.3)
+    found = deploy_data.facts(deploy_data.find(out, 8192), 0.3)
+    assert dataclasses.replace(known, ready=True, dataset_id=found.dataset_id) == found
+
+
+@settings(max_examples=40)
+@given(st.text(min_size=1, max_size=30).filter(lambda text: "\n" not in text and "\r" not in text and "\0" not in text))
+def test_any_path_survives_the_command_line(text: str) -> None:
+    assert load([hydra_override("data.binary_cache_path", text)]).data.binary_cache_path == text
