@@ -218,7 +218,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "tiny disk"
     folder.mkdir()
     if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("mounting a small tmpfs needs Linux and root: sudo pytest")
+        pytest.skip("needs the right to mount: run this as root on Linux")
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"no tmpfs can be mounted here ({mounted.stderr.decode().strip()}): run on a machine of your own")
