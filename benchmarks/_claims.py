@@ -31,6 +31,11 @@ class Claim:
     def holds(self) -> bool:
         return self.ratio >= self.at_least
 
+    def record(self) -> dict[str, object]:
+        """As JSON; four digits are more than a measurement is worth."""
+        values = {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in asdict(self).items()}
+        return {**values, "holds": self.holds}
+
 
 def in_turn(ours: Callable[[], float], peer: Callable[[], float], rounds: int) -> tuple[float, float, float]:
     """Measure A B A B … and return both medians and the median of the ratios ours/peer, round by round.
@@ -70,7 +75,7 @@ def report(name: str, claims: list[Claim], *, is_quick: bool) -> int:
         )
     if not is_quick:
         RESULTS.mkdir(exist_ok=True)
-        record = {"machine": machine(), "claims": [{**asdict(claim), "holds": claim.holds} for claim in claims]}
+        record = {"machine": machine(), "claims": [claim.record() for claim in claims]}
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0 if all(claim.holds for claim in claims) else 1
 

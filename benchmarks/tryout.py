@@ -30,8 +30,8 @@ def main() -> int:
     trained, alone, wanted = mean(ours, "trained"), mean(without, "trained"), mean(ours, "pixels") + POINTS_WANTED
     seconds = statistics.median(run["whole_seconds"] for run in ours)
     for seed, run in zip(seeds, ours, strict=True):
-        accuracy, found = run["eval"]["trained"]["accuracy"], run["pseudo_ids"]
-        print(f"seed {seed}: accuracy {accuracy:.2%}, pseudo-IDs {found}, {run['whole_seconds']:.0f} s")
+        accuracies = ", ".join(f"{what} {measured['accuracy']:.2%}" for what, measured in run["eval"].items())
+        print(f"seed {seed}: {accuracies}; pseudo-IDs {run['pseudo_ids']}; {run['whole_seconds']:.0f} s")
     claims = [
         Claim(f"accuracy, against raw pixels + {POINTS_WANTED:g} points", trained, wanted, "%", trained / wanted, 1.0),
         Claim("accuracy, against no pseudo-IDs", trained, alone, "%", trained / alone, 1.0),

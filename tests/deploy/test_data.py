@@ -221,7 +221,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs the right to mount: run this as root on Linux")
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here ({mounted.stderr.decode().strip()}): run on a machine of your own")
+        pytest.skip(f"needs the right to mount: {mounted.stderr.decode().strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
