@@ -50,11 +50,14 @@ def main(argv: list[str]) -> int:
         track = tracker(config, folder, here)
         try:
             train(config, data, folder, here, track, stop)
-        except (WrongUse, NotFinite) as error:
-            wrong_use = isinstance(error, WrongUse)
-            reason = "wrong_use" if wrong_use else "failed"
-            track.event("end", TrainState(), reason=reason, message=str(error), seconds=0.0)
-            return EXIT_WRONG_USE if wrong_use else 1
+        except WrongUse as error:
+            track.event("end", TrainState(), reason="wrong_use", message=str(error), seconds=0.0)
+            return EXIT_WRONG_USE
+        except NotFinite as error:
+            last_good = checkpoint.newest(folder) if here.is_main else None
+            message = f"{error}; the last good checkpoint is {last_good.name if last_good else 'none yet'}"
+            track.event("end", TrainState(), reason="failed", message=message, seconds=0.0)
+            return 1
         finally:
             track.close()
     return 0
@@ -258,9 +261,7 @@ class Pace:
         values = torch.stack([torch.stack([m[name] for name in names]) for m in self.metrics]).mean(0)
         means = dict(zip(names, dist.mean(values, here).tolist(), strict=True))
         if not math.isfinite(means["loss"]):
-            raise NotFinite(
-                f"the loss is {means['loss']}; continue from the last checkpoint with a lower train.optimizer.lr"
-            )
+            raise NotFinite(f"the loss is {means['loss']}: continue with a lower train.optimizer.lr")
         means["images_per_s"] = self.images / (time.monotonic() - self.since)
         self._restart()
         return means

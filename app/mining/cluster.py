@@ -47,7 +47,8 @@ def similarity_floor(bank: FloatArray, false_edges_per_image: float, seed: int, 
     lower, median = np.arctanh(np.clip(np.quantile(cosine, [0.25, 0.5]), -0.9999, 0.9999))
     sigma = (median - lower) / norm.ppf(0.75)
     tail = min(0.5, false_edges_per_image / max(len(bank) - 1, 1))
-    return float(np.tanh(median + sigma * norm.isf(tail)))
+    # Below 0 two images have nothing in common, however few there are to tell.
+    return max(0.0, float(np.tanh(median + sigma * norm.isf(tail))))
 
 
 def mutual_edges(ids: IdArray, cosine: FloatArray, floor: float, min_overlap: float) -> Edges:

@@ -215,6 +215,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_last_checkpoint(sm
     last = events(tmp_path)[-1]
     assert (last["event"], last["reason"]) == ("end", "failed")
     assert "train.optimizer.lr" in last["message"]
+    assert "none yet" in last["message"]
 
 
 @pytest.mark.parametrize(
