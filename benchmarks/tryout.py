@@ -27,14 +27,15 @@ def main() -> int:
     seeds, more = ([1], ["train.epochs=2"]) if is_quick else ([1, 2, 3], [])
     ours = [job(f"train.seed={seed}", *more) for seed in seeds]
     without = [job(f"train.seed={seed}", NO_PSEUDO_IDS, NO_MINING, *more) for seed in seeds]
-    trained, alone, wanted = mean(ours, "trained"), mean(without, "trained"), mean(ours, "pixels") + POINTS_WANTED
+    trained, wanted = mean(ours, "trained"), mean(ours, "pixels") + POINTS_WANTED
     seconds = statistics.median(run["whole_seconds"] for run in ours)
     for seed, run in zip(seeds, ours, strict=True):
         accuracies = ", ".join(f"{what} {measured['accuracy']:.2%}" for what, measured in run["eval"].items())
         print(f"seed {seed}: {accuracies}; pseudo-IDs {run['pseudo_ids']}; {run['whole_seconds']:.0f} s")
+    # Told, not claimed: on 300 photographs the difference is smaller than that between two seeds.
+    print(f"without pseudo-IDs: {mean(without, 'trained'):.2f} %, with them {trained:.2f} %")
     claims = [
         Claim(f"accuracy, against raw pixels + {POINTS_WANTED:g} points", trained, wanted, "%", trained / wanted, 1.0),
-        Claim("accuracy, against no pseudo-IDs", trained, alone, "%", trained / alone, 1.0),
         Claim("whole job, against 4 minutes", seconds, SECONDS_ALLOWED, "s", SECONDS_ALLOWED / seconds, 1.0),
     ]
     return report("tryout", claims, is_quick=is_quick)
