@@ -212,9 +212,12 @@ def test_a_job_may_say_that_its_input_was_wrong(project: Project) -> None:
     assert "the value does not work; give another" in done.stderr
 
 
-def test_a_failure_on_the_way_leaves_a_truthful_record(project: Project) -> None:
+def test_a_failure_on_the_way_leaves_a_truthful_record(project: Project, tmp_path: Path) -> None:
     """The environment is not fit: the run is failed, with the reason and the fix, and the target is free."""
-    shutil.rmtree(project.path / "torch")
+    without = tmp_path / "without torch"  # also where these tests themselves run beside a real one
+    without.mkdir()
+    (without / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
+    project.env["PYTHONPATH"] = str(without)
     done = project.invoke("train", code=1)
     assert "torch is not installed" in done.stderr
     assert "python bootstrap.py" in done.stderr
