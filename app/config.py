@@ -298,6 +298,19 @@ def faults(config: Config) -> Iterator[str]:
             f"recipe.moco.mask_most_similar={recipe.moco.mask_most_similar} leaves no negatives in a queue of "
             f"{recipe.moco.queue_size}; give at most {recipe.moco.queue_size - 1}"
         )
+    augment = recipe.augment
+    for key, probability in (
+        *((f"recipe.augment.{name}", getattr(augment, name)) for name in ("flip", "jitter", "gray", "blur", "noise")),
+        ("recipe.augment.cutout", augment.cutout),
+        *(("recipe.positives.probability", value) for value in positives.probability),
+    ):
+        if not 0 <= probability <= 1:
+            yield f"{key}={probability:g} is no probability; give a number from 0 to 1"
+    for name in ("crop_scale", "crop_ratio", "blur_sigma_px", "cutout_side"):
+        bounds = getattr(augment, name)
+        if not (len(bounds) == 2 and 0 < bounds[0] <= bounds[1] < math.inf):
+            key = f"recipe.augment.{name}"
+            yield f"{key}={bounds} must be two numbers above 0, the smaller first, such as {_default(key)}"
     if len(positives.epochs) != len(positives.probability):
         yield (
             f"recipe.positives.epochs has {len(positives.epochs)} entries and recipe.positives.probability "

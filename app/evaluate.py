@@ -19,7 +19,7 @@ from app.mining.embed import embed
 from app.runtime.dist import World, share
 
 FOLDS = 10
-PAIRS_SEED = 0  # the pairs belong to the data set, not to a run: every run is measured on the same ones
+FOLDS_SEED = 0  # folds belong to the data set, not to a run: every run is measured on the same ones
 
 Embeddings = NDArray[np.float32]
 Measured = dict[str, float]
@@ -35,7 +35,7 @@ class Pairs:
     fold: NDArray[np.int64]  # [P]
 
 
-def all_pairs(labels: NDArray[np.int32], seed: int = PAIRS_SEED) -> Pairs:
+def all_pairs(labels: NDArray[np.int32], seed: int = FOLDS_SEED) -> Pairs:
     """Every pair of images once, P = N (N - 1) / 2: nothing hangs on which pairs were drawn."""
     left, right = np.triu_indices(len(labels), k=1)
     same = labels[left] == labels[right]

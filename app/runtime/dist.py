@@ -119,11 +119,6 @@ def from_main(value: T, here: World) -> T:
     return box[0]
 
 
-def barrier(here: World) -> None:
-    if here.size > 1:
-        dist.barrier()
-
-
 def data_parallel(module: nn.Module, here: World) -> nn.Module:
     """The module with its gradients averaged over ranks; itself when alone. Buffers stay with `average_buffers`."""
     if here.size == 1:
