@@ -17,7 +17,6 @@ ROW = ("run_id", "target", "state", "attempt", "created", "fraction", "backbone"
 def of_run(record: Record, events: Events, checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
     """The answer of `train` and `stop`."""
     measured = {event.get("what"): event for event in events if event.get("event") == "eval"}
-    mined = [event for event in events if event.get("event") == "mining"]
     return {
         "run_id": record.run_id,
         "state": record.state,
@@ -25,9 +24,17 @@ def of_run(record: Record, events: Events, checkpoint: Mapping[str, Any] | None)
         "fraction": record.fraction,
         "checkpoint": _some(checkpoint, "path", "sha256", "epoch", "step"),
         "eval": {what: _some(measured.get(what), "accuracy", "rank1") for what in ("pixels", "untrained", "trained")},
-        "pseudo_ids": _some(mined[-1] if mined else None, "count", "coverage", "purity"),
+        "pseudo_ids": _pseudo_ids([event for event in events if event.get("event") == "mining"]),
         "reason": record.reason,
     }
+
+
+def _pseudo_ids(mined: Events) -> dict[str, Any] | None:
+    """The labelling that was trained with last: a refused one leaves the one before it, or none at all."""
+    taken = [event for event in mined if event.get("accepted", True)]
+    if mined and not taken:
+        return {"count": 0, "coverage": 0.0, "purity": None}
+    return _some(taken[-1] if taken else None, "count", "coverage", "purity")
 
 
 def of_status(record: Record, seen: Status | None, events: Events) -> dict[str, Any]:

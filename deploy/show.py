@@ -124,7 +124,8 @@ class Screen:
             self.table("Held-out people: 10-fold verification", ["embedding", "accuracy", "rank-1"], rows)
         if found := document["pseudo_ids"]:
             purity = "not measured" if found["purity"] is None else f"{found['purity']:.3f}"
-            self.say(f"pseudo-IDs: {found['count']}, coverage {found['coverage']:.3f}, purity {purity}")
+            none = " (every labelling was refused: the log says why)" if not found["count"] else ""
+            self.say(f"pseudo-IDs: {found['count']}, coverage {found['coverage']:.3f}, purity {purity}{none}")
         if document["checkpoint"]:
             self.say(f"checkpoint: {document['checkpoint']['path']}")
         if document["seconds"] is not None:
