@@ -76,6 +76,7 @@ class MocoConfig:
     temperature: float = 0.05
     margin: float = 0.15  # taken off the positive's cosine
     mask_most_similar: int = 8  # negatives per query left out as likely the same person
+    multi_positive: bool = False  # queue entries of the same pseudo-ID pull too, instead of being masked
 
 
 @dataclass
@@ -88,19 +89,30 @@ class PositiveMixConfig:
 
 @dataclass
 class MiningConfig:
-    """Pseudo-IDs: embed, nearest neighbours, clusters."""
+    """Pseudo-IDs: embed, search nearest neighbours, cluster, judge."""
 
     start_epoch: int = 2
     every_epochs: int = 2
+    features: str = "fresh"  # fresh: embed every image anew; bank: reuse what the momentum encoder saw while training
     batch_size: int = 512  # images embedded at once by a process
     flip_sum: bool = False  # add the embedding of the mirrored image: twice the work, fewer false neighbours
+    # search
     neighbours: int = 32
-    min_overlap: float = 0.2  # shared neighbours of two images, as a share of their lists
-    false_edges_per_image: float = 0.05  # expected at the similarity floor, which is estimated from the data
+    backend: str = "auto"  # auto, faiss or torch
+    placement: str = "auto"  # replicated: every process holds all embeddings; ring: they travel; auto: what fits
+    min_recall: float = 0.999  # of the neighbours of a sample, against brute force; less ends the run
+    # clusters
+    method: str = "overlap"  # or parity: mutual neighbours above a fixed similarity, connected
+    min_overlap: float = 0.2  # overlap: shared neighbours of two images, as a share of their lists
+    false_edges_per_image: float = 0.05  # overlap: expected at the similarity floor, estimated from the data
+    mutual_top: int = 5  # parity: both among each other's first so many
+    similarity: float = 0.6  # parity: least cosine of an edge
     min_cluster: int = 2
-    max_cluster: int = 1000
-    max_largest_share: float = 0.2  # gate: a labelling with a larger cluster is refused
-    min_coverage: float = 0.02  # gate: a labelling of fewer images is refused
+    max_cluster: int = 1000  # larger ones are split
+    # gate: a labelling that breaks one of these is refused, the old one stays
+    min_coverage: float = 0.02  # share of images with a pseudo-ID
+    max_largest_share: float = 0.2  # of all images in one cluster
+    max_churn: float = 0.95  # share of images that had a pseudo-ID and do not keep it
 
 
 @dataclass
@@ -108,7 +120,6 @@ class RecipeConfig:
     name: str = "self_supervised"
     moco: MocoConfig = field(default_factory=MocoConfig)
     positives: PositiveMixConfig = field(default_factory=PositiveMixConfig)
-    mining: MiningConfig = field(default_factory=MiningConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
 
@@ -192,6 +203,7 @@ class WandbConfig:
 @dataclass
 class Config:
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    mining: MiningConfig = field(default_factory=MiningConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -247,7 +259,7 @@ def save_resolved(config: Config, path: Path) -> None:
 def faults(config: Config) -> Iterator[str]:
     """Everything wrong with the values, a sentence each that names the key and a value that works."""
     train, data, backbone, recipe = config.train, config.data, config.backbone, config.recipe
-    mining, positives = recipe.mining, recipe.positives
+    mining, positives = config.mining, recipe.positives
     fraction = data.data_fraction
     if not (math.isfinite(fraction) and 0 < fraction <= 1):
         yield f"data.data_fraction={fraction:g} is no share of the data; give a number above 0 and up to 1, such as 0.1"
@@ -257,6 +269,10 @@ def faults(config: Config) -> Iterator[str]:
         ("train.optimizer.name", train.optimizer.name, ["sgd", "adamw"]),
         ("train.lr_schedule.name", train.lr_schedule.name, ["cosine", "poly", "multistep"]),
         ("train.precision", train.precision, ["fp32", "bf16", "fp16"]),
+        ("mining.features", mining.features, ["fresh", "bank"]),
+        ("mining.backend", mining.backend, ["auto", "faiss", "torch"]),
+        ("mining.placement", mining.placement, ["auto", "replicated", "ring"]),
+        ("mining.method", mining.method, ["overlap", "parity"]),
         ("track", config.track, ["none", "wandb"]),
     ):
         if name not in choices:
@@ -276,11 +292,12 @@ def faults(config: Config) -> Iterator[str]:
         ("backbone.image_size", backbone.image_size, 16),
         ("recipe.moco.queue_size", recipe.moco.queue_size, 1),
         ("recipe.moco.mask_most_similar", recipe.moco.mask_most_similar, 0),
-        ("recipe.mining.neighbours", mining.neighbours, 1),
-        ("recipe.mining.every_epochs", mining.every_epochs, 1),
-        ("recipe.mining.batch_size", mining.batch_size, 1),
-        ("recipe.mining.min_cluster", mining.min_cluster, 2),
-        ("recipe.mining.max_cluster", mining.max_cluster, mining.min_cluster),
+        ("mining.neighbours", mining.neighbours, 1),
+        ("mining.every_epochs", mining.every_epochs, 1),
+        ("mining.batch_size", mining.batch_size, 1),
+        ("mining.mutual_top", mining.mutual_top, 1),
+        ("mining.min_cluster", mining.min_cluster, 2),
+        ("mining.max_cluster", mining.max_cluster, mining.min_cluster),
     ):
         if number < least:
             yield f"{key}={number} is too small; give at least {least}"
@@ -303,9 +320,11 @@ def faults(config: Config) -> Iterator[str]:
         *((f"recipe.augment.{name}", getattr(augment, name)) for name in ("flip", "jitter", "gray", "blur", "noise")),
         ("recipe.augment.cutout", augment.cutout),
         *(("recipe.positives.probability", value) for value in positives.probability),
+        *((f"mining.{name}", getattr(mining, name)) for name in ("min_recall", "min_coverage", "max_largest_share")),
+        *((f"mining.{name}", getattr(mining, name)) for name in ("max_churn", "min_overlap", "similarity")),
     ):
         if not 0 <= probability <= 1:
-            yield f"{key}={probability:g} is no probability; give a number from 0 to 1"
+            yield f"{key}={probability:g} is out of range; give a number from 0 to 1"
     for name in ("crop_scale", "crop_ratio", "blur_sigma_px", "cutout_side"):
         bounds = getattr(augment, name)
         if not (len(bounds) == 2 and 0 < bounds[0] <= bounds[1] < math.inf):

@@ -66,7 +66,7 @@ class SelfSupervised:
     """MoCo with a margin, whose positives are other images of the same pseudo-ID once there are any."""
 
     def __init__(self, config: Config, data: Dataset, here: World) -> None:
-        self.config, self.data, self.here = config.recipe, data, here
+        self.config, self.mining, self.data, self.here = config.recipe, config.mining, data, here
         self.backbone_config, self.seed = config.backbone, config.train.seed
         moco = self.config.moco
         torch.manual_seed(config.train.seed)  # the same start on every rank
@@ -105,7 +105,7 @@ class SelfSupervised:
 
     def begin_epoch(self, epoch: int, *, refresh: bool) -> dict[str, Any] | None:
         """Refresh the pseudo-IDs when they are due."""
-        mining, positives = self.config.mining, self.config.positives
+        mining, positives = self.mining, self.config.positives
         due = epoch >= mining.start_epoch and (epoch - mining.start_epoch) % mining.every_epochs == 0
         report = self._refresh(self.seed + epoch) if due and refresh else None
         self.other_probability = by_epoch(positives.epochs, positives.probability, epoch)
@@ -115,7 +115,7 @@ class SelfSupervised:
     def _refresh(self, seed: int) -> dict[str, Any]:
         """Embed the training images, find new pseudo-IDs, and take them unless they are refused."""
         started = time.monotonic()
-        data, mining, size = self.data, self.config.mining, self.backbone_config.image_size
+        data, mining, size = self.data, self.mining, self.backbone_config.image_size
         rows = data.train_rows
         views = plain_views(data.images, share(rows, self.here), size, mining.batch_size, self.here.device)
         width = self.backbone_config.embedding_dim

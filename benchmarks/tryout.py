@@ -19,7 +19,7 @@ PROJECT = Path(__file__).parents[1]
 POINTS_WANTED = 3.0
 SECONDS_ALLOWED = 240.0
 NO_PSEUDO_IDS = "recipe.positives.probability=[0]"  # positives stay the image itself, negatives stay unmasked
-NO_MINING = "recipe.mining.start_epoch=100000"
+NO_MINING = "mining.start_epoch=100000"
 
 
 def main() -> int:

