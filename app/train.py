@@ -1,7 +1,7 @@
 """Train: torchrun … -m app.train key=value …   (or `python -m app.train …` for one process).
 
 Reads from top to bottom: configuration, data, recipe, optimizer, where to start, then the one loop. Options and their
-meaning are in app/config.py; what the run leaves behind is in app/runtime/folder.py.
+meaning are in app/config/schema.py; what the run leaves behind is in app/runtime/folder.py.
 """
 
 from __future__ import annotations

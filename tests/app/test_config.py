@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.config import CONF, load
+from app.config import CONF, load, read_command_line
 from app.errors import WrongUse
 
 GROUPS = ("recipe", "backbone", "data", "experiment")
@@ -77,7 +77,7 @@ def test_a_wrong_word_is_answered_with_one_sentence_that_helps(override: str, wo
 
 
 def test_the_command_prints_json_without_importing_torch() -> None:
-    code = "import sys; sys.argv = ['config', 'experiment=tryout']; from app import config; config.main()"
+    code = "import sys; sys.argv = ['config', 'experiment=tryout']; from app.config import __main__ as config; config.main()"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"],
         capture_output=True,
@@ -100,3 +100,49 @@ def test_the_command_ends_with_2_and_one_line() -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "train.epochs" in done.stderr
+
+
+# Hydra's habits
+
+
+def test_help_names_every_group_and_every_key_with_its_default() -> None:
+    text = read_command_line(["--help"], "Train.").text
+    assert text is not None
+    assert text.startswith("Train.")
+    assert "backbone=iresnet100 | iresnet18" in text
+    assert "train.optimizer.lr=0.03" in text
+
+
+def test_cfg_job_prints_what_would_run_and_package_a_part_of_it() -> None:
+    whole = read_command_line(["train.epochs=3", "--cfg", "job"], "").text
+    assert whole is not None
+    assert "epochs: 3" in whole
+    part = read_command_line(["--cfg", "job", "-p", "train.batch"], "").text
+    assert part == "size: 128\ngrad_accum_steps: 1\n"
+
+
+def test_multirun_makes_every_combination() -> None:
+    jobs = read_command_line(
+        ["-m", "train.optimizer.lr=0.1,0.2", "backbone=glob(iresnet1*)", "train.epochs=2"], ""
+    ).jobs
+    assert [(job.train.optimizer.lr, job.backbone.layers) for job in jobs] == [
+        (lr, layers) for lr in (0.1, 0.2) for layers in ([3, 13, 30, 3], [2, 2, 2, 2])
+    ]
+    assert {job.train.epochs for job in jobs} == {2}
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["train.epochs=1,2"], "--multirun"),
+        (["--cfg", "hydra"], "--cfg job"),
+        (["--cfg", "job", "--package", "trian"], "train.optimizer"),
+        (["--confg", "job"], "--help"),
+        (["-m", "train.epcohs=1,2"], "train.epochs"),
+        (["-m", "train.epochs=1,0"], "at least 1"),
+    ],
+)
+def test_a_wrong_use_of_them_is_answered_with_the_right_one(words: list[str], answer: str) -> None:
+    with pytest.raises(WrongUse, match=answer) as error:
+        read_command_line(words, "")
+    assert "\n" not in str(error.value)

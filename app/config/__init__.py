@@ -1,0 +1,27 @@
+"""The whole configuration: its schema, what may be wrong with it, how a command line becomes one."""
+
+from app.config.command_line import read_command_line
+from app.config.compose import CONF, load, save_resolved
+from app.config.schema import (
+    NO_ID,
+    AugmentConfig,
+    BackboneConfig,
+    Config,
+    LrScheduleConfig,
+    MiningConfig,
+    WarmupConfig,
+)
+
+__all__ = [
+    "CONF",
+    "NO_ID",
+    "AugmentConfig",
+    "BackboneConfig",
+    "Config",
+    "LrScheduleConfig",
+    "MiningConfig",
+    "WarmupConfig",
+    "load",
+    "read_command_line",
+    "save_resolved",
+]

@@ -1,0 +1,104 @@
+"""What is wrong with a configuration, and with a name: sentences that say what would work."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+
+from app.config.schema import Config, defaults
+
+
+def faults(config: Config) -> Iterator[str]:
+    """Everything wrong with the values, a sentence each that names the key and a value that works."""
+    train, data, backbone, recipe = config.train, config.data, config.backbone, config.recipe
+    mining, positives = config.mining, recipe.positives
+    fraction = data.data_fraction
+    if not (math.isfinite(fraction) and 0 < fraction <= 1):
+        yield f"data.data_fraction={fraction:g} is no share of the data; give a number above 0 and up to 1, such as 0.1"
+    for key, name, choices in (
+        ("recipe.name", recipe.name, ["self_supervised"]),
+        ("backbone.name", backbone.name, ["iresnet", "mobilefacenet"]),
+        ("train.optimizer.name", train.optimizer.name, ["sgd", "adamw"]),
+        ("train.lr_schedule.name", train.lr_schedule.name, ["cosine", "poly", "multistep"]),
+        ("train.precision", train.precision, ["fp32", "bf16", "fp16"]),
+        ("mining.features", mining.features, ["fresh", "bank"]),
+        ("mining.backend", mining.backend, ["auto", "faiss", "torch"]),
+        ("mining.placement", mining.placement, ["auto", "replicated", "ring"]),
+        ("mining.method", mining.method, ["overlap", "parity"]),
+        ("track", config.track, ["none", "wandb"]),
+    ):
+        if name not in choices:
+            yield f"{key}={name} is not known; {nearest(name, choices)}"
+    for key, number, least in (
+        ("train.epochs", train.epochs, 1),
+        ("train.batch.size", train.batch.size, 2),
+        ("train.batch.grad_accum_steps", train.batch.grad_accum_steps, 1),
+        ("train.log_every_steps", train.log_every_steps, 1),
+        ("train.checkpoint.every_epochs", train.checkpoint.every_epochs, 1),
+        ("train.checkpoint.keep", train.checkpoint.keep, 1),
+        ("train.eval.every_epochs", train.eval.every_epochs, 1),
+        ("train.eval.batch_size", train.eval.batch_size, 1),
+        ("data.block_size", data.block_size, 1),
+        ("backbone.width", backbone.width, 1),
+        ("backbone.embedding_dim", backbone.embedding_dim, 1),
+        ("backbone.image_size", backbone.image_size, 16),
+        ("recipe.moco.queue_size", recipe.moco.queue_size, 1),
+        ("recipe.moco.mask_most_similar", recipe.moco.mask_most_similar, 0),
+        ("mining.neighbours", mining.neighbours, 1),
+        ("mining.every_epochs", mining.every_epochs, 1),
+        ("mining.batch_size", mining.batch_size, 1),
+        ("mining.mutual_top", mining.mutual_top, 1),
+        ("mining.min_cluster", mining.min_cluster, 2),
+        ("mining.max_cluster", mining.max_cluster, mining.min_cluster),
+    ):
+        if number < least:
+            yield f"{key}={number} is too small; give at least {least}"
+    for key, value in (
+        ("train.optimizer.lr", train.optimizer.lr),
+        ("train.optimizer.clip_grad_norm", train.optimizer.clip_grad_norm),
+        ("recipe.moco.temperature", recipe.moco.temperature),
+    ):
+        if not (math.isfinite(value) and value > 0):
+            yield f"{key}={value:g} must be a finite number above 0, such as {defaults()[key]}"
+    if not 0 <= recipe.moco.momentum < 1:
+        yield f"recipe.moco.momentum={recipe.moco.momentum:g} must be at least 0 and below 1, such as 0.999"
+    if recipe.moco.mask_most_similar >= recipe.moco.queue_size:
+        yield (
+            f"recipe.moco.mask_most_similar={recipe.moco.mask_most_similar} leaves no negatives in a queue of "
+            f"{recipe.moco.queue_size}; give at most {recipe.moco.queue_size - 1}"
+        )
+    augment = recipe.augment
+    for key, probability in (
+        *((f"recipe.augment.{name}", getattr(augment, name)) for name in ("flip", "jitter", "gray", "blur", "noise")),
+        ("recipe.augment.cutout", augment.cutout),
+        *(("recipe.positives.probability", value) for value in positives.probability),
+        *((f"mining.{name}", getattr(mining, name)) for name in ("min_recall", "min_coverage", "max_largest_share")),
+        *((f"mining.{name}", getattr(mining, name)) for name in ("max_churn", "min_overlap", "similarity")),
+    ):
+        if not 0 <= probability <= 1:
+            yield f"{key}={probability:g} is out of range; give a number from 0 to 1"
+    for name in ("crop_scale", "crop_ratio", "blur_sigma_px", "cutout_side"):
+        bounds = getattr(augment, name)
+        if not (len(bounds) == 2 and 0 < bounds[0] <= bounds[1] < math.inf):
+            key = f"recipe.augment.{name}"
+            yield f"{key}={bounds} must be two numbers above 0, the smaller first, such as {defaults()[key]}"
+    if len(positives.epochs) != len(positives.probability):
+        yield (
+            f"recipe.positives.epochs has {len(positives.epochs)} entries and recipe.positives.probability "
+            f"{len(positives.probability)}; give one probability for each start epoch"
+        )
+    if backbone.name == "mobilefacenet" and (backbone.width % 64 or len(backbone.layers) != 4):
+        yield "backbone mobilefacenet takes four layers and a width of 64, 128 or 256; give backbone=mobilefacenet"
+
+
+def nearest(name: str, choices: Sequence[str]) -> str:
+    """ "did you mean a?" where something is close, else the whole list (or how to see it)."""
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    # A right last part under a wrong path is the commonest slip: batch.size for train.batch.size.
+    close = close or [choice for choice in choices if choice.endswith("." + name.split(".")[-1])][:1]
+    if close:
+        return f"did you mean {close[0]}?"
+    if len(choices) <= 12:
+        return f"choose from {', '.join(choices)}"
+    return "`python -m app.config` lists all of them"

@@ -1,0 +1,61 @@
+"""What stands behind `python -m app.…`: Hydra's overrides, and the habits of its users.
+
+key=value …          the configuration; a group such as backbone=iresnet18 is a key too
+--help               what can be set, with its defaults
+--cfg job            print the configuration instead of running (--package train.optimizer: a part of it)
+--multirun, -m       every combination of key=a,b, one after the other, each in a run folder of its own
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from app.config.compose import as_yaml, groups, load, sweep
+from app.config.schema import Config, defaults
+from app.errors import WrongUse
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """`jobs` to run, or, when there is `text`, only something to print."""
+
+    jobs: Sequence[Config] = ()
+    text: str | None = None
+
+
+def read_command_line(argv: Sequence[str], usage: str) -> CommandLine:
+    """The checked configurations that a command line asks for. `usage` heads the help. Raises WrongUse."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--cfg", "-c")
+    parser.add_argument("--resolve", action="store_true")  # everything printed is resolved
+    parser.add_argument("--package", "-p")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    asked = parser.parse_intermixed_args(list(argv))
+    if asked.help:
+        return CommandLine(text=manual(usage))
+    if asked.cfg not in (None, "job"):
+        raise WrongUse(f"--cfg {asked.cfg} is not known; give --cfg job")
+    if asked.cfg:
+        return CommandLine(text=as_yaml(load(asked.overrides), asked.package))
+    if asked.package or asked.resolve:
+        raise WrongUse("--package and --resolve belong to --cfg job")
+    overrides = sweep(asked.overrides) if asked.multirun else [asked.overrides]
+    return CommandLine(jobs=[load(words) for words in overrides])
+
+
+def manual(usage: str) -> str:
+    """How to call the command, every group with its choices, every key with its default."""
+    choices = "\n".join(f"  {group}={' | '.join(names)}" for group, names in groups().items())
+    keys = "\n".join(f"  {key}={json.dumps(value)}" for key, value in defaults().items())
+    return f"{usage.strip()}\n\n{(__doc__ or '').strip()}\n\nGroups:\n{choices}\n\nKeys and their defaults:\n{keys}\n"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise WrongUse(f"{message}; --help shows what can be given")

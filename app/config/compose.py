@@ -1,0 +1,134 @@
+"""From a command line to a checked Config. The only place that knows Hydra.
+
+Composition only (Hydra's compose API): no process of a distributed run makes a folder or a log of Hydra's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from app.config.checks import faults, nearest
+from app.config.schema import Config, defaults
+from app.errors import WrongUse
+from app.files import write_text
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def groups() -> dict[str, list[str]]:
+    """Each config group with its choices: backbone -> iresnet18, …  (conf/deploy belongs to the laptop's half)."""
+    folders = sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "deploy")
+    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+
+
+def load(overrides: Sequence[str], *, base: Path | None = None) -> Config:
+    """Compose conf/config.yaml with Hydra overrides into a checked Config. Raises WrongUse with one sentence.
+
+    With `base`, a run's own config.yaml, the overrides change that instead; groups are settled then.
+    """
+    # Imported here so that a process which only needs the dataclasses does not pay for Hydra.
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    ConfigStore.instance().store(name="schema", node=Config)
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3", job_name="sniperface"):
+            _refuse_unknown_names(overrides)
+            composed: Any = compose("config", [] if base else list(overrides))
+            if base is not None:
+                composed = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(base))
+                for override in OverridesParser.create().parse_overrides(list(overrides)):
+                    if override.key_or_group in groups():
+                        raise WrongUse(f"{override.input_line} cannot change what was trained; leave it out")
+                    OmegaConf.update(composed, override.key_or_group, override.value())
+            config = OmegaConf.to_object(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise WrongUse(_one_sentence(error, overrides)) from error
+    assert isinstance(config, Config)
+    for fault in faults(config):
+        raise WrongUse(fault)
+    return config
+
+
+def save_resolved(config: Config, path: Path) -> None:
+    """Write the configuration as it was used, in the form that Hydra reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, as_yaml(config))
+
+
+def as_yaml(config: Config, package: str | None = None) -> str:
+    """The configuration, or the part of it under the key `package`, as YAML."""
+    from omegaconf import OmegaConf
+
+    whole = OmegaConf.structured(config)
+    part = OmegaConf.select(whole, package) if package else whole
+    if part is None:
+        raise WrongUse(f"--package {package} is no part of the configuration; give one such as train.optimizer")
+    return OmegaConf.to_yaml(part) if OmegaConf.is_config(part) else f"{part}\n"
+
+
+def sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of each job of a sweep: every combination of `key=a,b`, `range(…)`, `choice(…)` and `glob(…)`."""
+    from itertools import product
+
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
+
+    choices: list[list[str]] = []
+    _refuse_unknown_names(overrides, several=True)
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if not override.is_sweep_override():
+            choices.append([override.input_line or ""])
+            continue
+        key, values = override.get_key_element(), override.value()
+        if isinstance(values, Glob):
+            found = values.filter(groups().get(override.key_or_group, []))
+            choices.append([f"{key}={name}" for name in found])
+        else:
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+    return [list(job) for job in product(*choices)]
+
+
+def _refuse_unknown_names(overrides: Sequence[str], *, several: bool = False) -> None:
+    """A misspelt key or group gets the nearest right one; Hydra's own message names no alternative."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    keys, known = defaults(), groups()
+    for word in overrides:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException as error:
+            raise WrongUse(f"{word} is not of the form key=value, such as train.epochs=10") from error
+        name = override.key_or_group
+        if override.is_sweep_override():
+            if not several:
+                raise WrongUse(f"{word} names several values; add --multirun to run them one after the other")
+            if name in keys or name in known:
+                continue
+        value = None if override.is_sweep_override() else override.value()
+        if name in known:
+            if value is not None and value not in known[name]:
+                raise WrongUse(f"{name}={value} is not known; {nearest(str(value), known[name])}")
+        elif name not in keys:
+            raise WrongUse(f"there is no option {name}; {nearest(name, sorted({*keys, *known}))}")
+
+
+def _one_sentence(error: Exception, overrides: Sequence[str]) -> str:
+    """What Hydra and OmegaConf say in several lines and several errors, with the default as a value that works."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = str(cause).splitlines() or [type(cause).__name__]
+    key = next((line.removeprefix("    full_key: ") for line in lines if line.startswith("    full_key: ")), "")
+    key, complaint = key.split("[")[0], lines[0].rstrip(".")
+    given = next((word for word in overrides if word.lstrip("+~").startswith(f"{key}=")), key)
+    default = f", such as {key}={json.dumps(defaults()[key])}" if key in defaults() else ""
+    return f"{given or 'the configuration'} does not fit: {complaint}; give a value of its kind{default}"
