@@ -14,9 +14,8 @@ from torch import nn
 
 from app.config import Config
 from app.data.dataset import Dataset
-from app.data.feed import plain_views
 from app.mining.embed import embed
-from app.runtime.dist import World, share
+from app.runtime.dist import World, gather_rows
 
 FOLDS = 10
 FOLDS_SEED = 0  # folds belong to the data set, not to a run: every run is measured on the same ones
@@ -118,11 +117,17 @@ class Meter:
         """10-fold accuracy and rank-1 of flip-summed embeddings; every rank embeds its share."""
         if self.pairs is None:
             return None
-        backbone, batch_size = self.config.backbone, self.config.train.eval.batch_size
-        rows = share(self.rows, self.here)
-        views = plain_views(self.data.images, rows, backbone.image_size, batch_size, self.here.device)
-        embeddings = embed(self.embedder, views, self.here, embedding_dim=backbone.embedding_dim, flip_sum=True)
-        return self._score(embeddings.cpu().numpy())
+        embeddings = embed(
+            self.embedder,
+            self.data.images,
+            self.rows,
+            self.here,
+            image_size=self.config.backbone.image_size,
+            batch_size=self.config.train.eval.batch_size,
+            embedding_dim=self.config.backbone.embedding_dim,
+            flip_sum=True,
+        )
+        return self._score(gather_rows(embeddings, self.here).cpu().numpy())
 
     def _score(self, embeddings: Embeddings) -> Measured:
         assert self.pairs is not None

@@ -1,35 +1,117 @@
-"""Embeddings of many images, each process its own share.
+"""Embeddings of many images: each process its own share, chunk by chunk, so that it can be stopped and gone on with.
 
-Letters: B batch, S side, n images of this rank, N of all ranks, D embedding size.
+Letters: N images of all ranks, n of this rank, D embedding size, S side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from app.runtime.dist import World, gather_rows
+from app.data.dataset import Rows
+from app.data.feed import plain_views
+from app.files import atomic
+from app.runtime.dist import World, any_rank, share
+
+CHUNK_ROWS = 8192  # what an interruption may cost, and how long it may take until it is heard
+
+
+class Interrupted(Exception):
+    """The pass was stopped between two chunks, on every rank. What is finished is kept where `kept` was given."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where finished chunks are kept, and what they are embeddings of: never mix those of different weights."""
+
+    folder: Path
+    stamp: str
+
+    def clear(self) -> None:
+        """Remove every kept chunk, whatever its stamp; may be called on each rank, and twice."""
+        self._remove(all_but="")
+
+    def open(self, what: str) -> str:
+        """Make the folder, remove chunks of anything else, and say how the paths of these chunks begin."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(f"{self.stamp}\0{what}".encode()).hexdigest()[:16]
+        self._remove(all_but=digest)
+        return str(self.folder / digest)
+
+    def _remove(self, *, all_but: str) -> None:
+        for file in self.folder.glob("*.chunk.npy*"):  # with what an interrupted write left
+            if not all_but or not file.name.lstrip(".").startswith(all_but):
+                file.unlink(missing_ok=True)  # other ranks tidy up too
 
 
 @torch.no_grad()
 def embed(
-    embedder: nn.Module, views: Iterable[Tensor], here: World, *, embedding_dim: int, flip_sum: bool = False
+    embedder: nn.Module,
+    images: NDArray[np.uint8],
+    rows: Rows,
+    here: World,
+    *,
+    image_size: int,
+    batch_size: int,
+    embedding_dim: int,
+    flip_sum: bool = False,
+    kept: Kept | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    interrupted: Callable[[], bool] | None = None,
+    chunk_rows: int = CHUNK_ROWS,
 ) -> Tensor:
-    """Unit embeddings [N, D]: of this rank's views, batches [B, 3, S, S], followed by those of the ranks after it.
+    """Unit embeddings [n, D], fp32 on `here.device`, of this rank's share of `rows` [N] of `images` [*, S, S, 3].
 
-    The result is the same on every rank; a rank may have no views at all. `flip_sum` adds the embedding of the
-    mirrored image first, as verification protocols do. The embedder is put into eval mode and back.
+    `flip_sum` adds the embedding of the mirrored image first, as verification protocols do. The embedder is put into
+    eval mode and back; autocast is the caller's. After each chunk all ranks agree whether to go on (a rank with fewer
+    chunks, or none, takes part): where `interrupted` says stop on one of them, all raise Interrupted. With `kept`,
+    chunks that an earlier call finished are read instead of computed; the caller clears them once it has the result.
+    `progress` is told images done and images in all, on rank 0, as estimated from its own share.
     """
+    own = share(rows, here)
+    result = torch.empty(len(own), embedding_dim, device=here.device)
+    begins = None
+    if kept is not None:
+        # The batch size may change between two attempts (a GPU ran out of memory); what is embedded, and how, may not.
+        settings = [here.size, len(images), image_size, embedding_dim, flip_sum, chunk_rows]
+        begins = kept.open(f"{settings} {hashlib.sha256(rows.tobytes()).hexdigest()}")
     was_training = embedder.training
     embedder.eval()
-    parts = [torch.zeros(0, embedding_dim, device=here.device)]
+    try:
+        # No rank has more rows than rank 0: all count the chunks of its share, so all meet after each.
+        for start in range(0, -(-len(rows) // here.size), chunk_rows):
+            part, z = own[start : start + chunk_rows], result[start : start + chunk_rows]
+            file = Path(f"{begins}-{here.rank}-{start:09d}.chunk.npy") if begins and len(part) else None
+            if file is not None and file.is_file():
+                z.copy_(torch.from_numpy(np.load(file)))
+            else:
+                _embed_chunk(embedder, plain_views(images, part, image_size, batch_size, here.device), z, flip_sum)
+                if file is not None:
+                    with atomic(file) as open_file:
+                        np.save(open_file, z.cpu().numpy())
+            if progress is not None and here.is_main:
+                progress(min(len(rows), (start + len(part)) * len(rows) // len(own)), len(rows))
+            if any_rank(interrupted is not None and interrupted(), here):
+                raise Interrupted
+    finally:
+        embedder.train(was_training)
+    return result
+
+
+def _embed_chunk(embedder: nn.Module, views: Iterable[Tensor], into: Tensor, flip_sum: bool) -> None:
+    """Unit embeddings of batches [B, 3, S, S], one after the other, into the rows of `into`."""
+    done = 0
     for x in views:
         z = embedder(x)
         if flip_sum:
             z = z + embedder(x.flip(3))
-        parts.append(F.normalize(z.float(), dim=1))
-    embedder.train(was_training)
-    return gather_rows(torch.cat(parts), here)
+        into[done : done + len(x)] = F.normalize(z.float(), dim=1)
+        done += len(x)
