@@ -6,7 +6,7 @@ Everything works with one process and no process group, so nothing else asks whe
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -105,6 +105,24 @@ def gather_rows(local: Tensor, here: World) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(here.size)]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+def pass_on(outgoing: Tensor, incoming: Tensor, here: World) -> Callable[[], None]:
+    """Start sending `outgoing` to the next rank and receiving `incoming` from the one before; call what is returned to
+    wait for both. Their sizes must be known on both sides; nothing is sent of an empty tensor. Needs two ranks.
+    """
+    transfers = []
+    if outgoing.numel():
+        transfers.append(dist.P2POp(dist.isend, outgoing, (here.rank + 1) % here.size))
+    if incoming.numel():
+        transfers.append(dist.P2POp(dist.irecv, incoming, (here.rank - 1) % here.size))
+    started = dist.batch_isend_irecv(transfers) if transfers else []
+
+    def wait() -> None:
+        for transfer in started:
+            transfer.wait()
+
+    return wait
 
 
 T = TypeVar("T")
