@@ -46,11 +46,16 @@ def atomic(path: Path, size_bytes: int = 0, what: str = "") -> Iterator[IO[bytes
             claim(file, size_bytes, what or str(path))
             yield file
             file.truncate(file.tell())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        settle(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def settle(temporary: Path, path: Path) -> None:
+    """Give a complete file its name; both survive a power cut."""
+    with temporary.open("r+b") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
     if hasattr(os, "O_DIRECTORY"):  # the name itself is only safe once its folder is
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -3,86 +3,157 @@
     source=orl                                  400 photographs of 40 people that come with a package
     source=folder path=DIR                      one sub-folder of images a person
     source=array path=FILE.npy [labels=FILE]    an array that exists already
+    source=parquet path=FILE_OR_DIR             DigiFace and its like: a column of image files, one of identities
+                                                [image_column=NAME] [label_column=NAME]
+    source=synthetic identities=N per_identity=N [seed=N]    procedural faces
 
-`held_out=N` keeps the last N images for measuring, or a few more to fill a block (default: what the source says; 0
-for folders and arrays).
-Memory stays bounded: images are written one block after the other, each hashed on the way.
+`held_out=N` keeps the last N images for measuring, or a few more to fill a block (default: what the source says: the
+last 10 people of ORL, the last tenth of the synthetic people; 0 for folders, arrays and parquet).
+`workers=N` processes make the images (default: one a core); their number does not change the result.
+Memory stays bounded: images are written piece by piece. A call that was interrupted, even killed, is gone on with by
+the same call.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import sys
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
+from tqdm import tqdm
 
-from app.data import sources
-from app.data.dataset import IMAGE_SHAPE, SIDE, read_manifest
+from app.data import sources, writer
+from app.data.dataset import IMAGE_SHAPE, read_manifest
+from app.data.synthetic import synthetic
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.files import atomic, write_json
 
-SOURCES = ("orl", "folder", "array")
-OPTIONS = ("source", "out", "path", "labels", "held_out")
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "orl": (),
+    "folder": ("path",),
+    "array": ("path", "labels"),
+    "parquet": ("path", "image_column", "label_column"),
+    "synthetic": ("identities", "per_identity", "seed"),
+}
+EVERYWHERE = ("source", "out", "held_out", "workers")
 MAX_BLOCK_ROWS = 8192
 BLOCKS_WANTED = 100  # so that --fraction 0.01 means something
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+FEW_ROWS = 4096  # made before other processes would have started
+PLAIN_S = 5.0  # between lines of progress where there is no terminal
 
 
 def main(argv: list[str]) -> int:
     try:
         options = parse(argv)
         out = Path(options["out"]).absolute()
-        if whole(out):
+        source = choose(options)
+        workers = number(options, "workers", cores() if source.count > FEW_ROWS else 1, least=1)
+        if whole(source, out, held_out=options.get("held_out")):
             print(f"{out} is there already")
             return 0
-        manifest = prepare(choose(options), out, held_out=options.get("held_out"))
+        with Bar(total=source.count) as bar:
+            manifest = prepare(source, out, held_out=options.get("held_out"), workers=workers, progress=bar.update)
     except WrongUse as error:
         print(error, file=sys.stderr)
         return EXIT_WRONG_USE
+    except OSError as error:
+        print(f"{error}; the same command goes on from here", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
     print(f"{out}: {manifest['rows']} images, data set {manifest['dataset_id']}")
     return 0
 
 
 def parse(argv: list[str]) -> dict[str, str]:
-    """key=value words to a dict; an unknown key is refused with the nearest known one."""
+    """key=value words to a dict; an unknown key, or one of another source, is refused with one that fits."""
     options = {}
+    known = sorted({*EVERYWHERE, *(key for keys in OPTIONS.values() for key in keys)})
     for word in argv:
         key, equals, value = word.partition("=")
-        if key not in OPTIONS or not equals:
-            near = difflib.get_close_matches(key, OPTIONS, n=1) or ["source"]
+        if key not in known or not equals:
+            near = difflib.get_close_matches(key, known, n=1) or ["source"]
             raise WrongUse(f"{word!r} is no option of prepare; did you mean {near[0]}=…?")
         options[key] = value
-    if options.get("source") not in SOURCES:
-        raise WrongUse(f"source={options.get('source', '')} is not known; choose from {', '.join(SOURCES)}")
+    source = options.get("source", "")
+    if source not in OPTIONS:
+        raise WrongUse(f"source={source} is not known; choose from {', '.join(OPTIONS)}")
     if Path(options.get("out", "")).suffix != ".npy":
         raise WrongUse(f"out={options.get('out', '')} must end in .npy, such as out=data/faces/images.npy")
-    if options["source"] != "orl" and "path" not in options:
-        raise WrongUse(f"source={options['source']} needs path=…, such as path=data/photos")
+    for key in options:
+        if key not in (*EVERYWHERE, *OPTIONS[source]):
+            takes = ", ".join(f"{key}=" for key in (*OPTIONS[source], *EVERYWHERE[1:]))
+            raise WrongUse(f"{key}= is no option of source={source}; it takes {takes}")
+    if "path" in OPTIONS[source] and not options.get("path"):
+        raise WrongUse(f"source={source} needs path=…, such as path=data/photos")
     return options
 
 
 def choose(options: dict[str, str]) -> sources.Source:
-    if options["source"] == "orl":
+    kind = options["source"]
+    if kind == "orl":
         return sources.orl()
+    if kind == "synthetic":
+        identities = number(options, "identities", 2000, least=4)
+        per_identity = number(options, "per_identity", 20, least=2)
+        return synthetic(identities, per_identity, number(options, "seed", 0))
     path = Path(options["path"])
-    if options["source"] == "folder":
+    if kind == "folder":
         return sources.folder(path)
+    if kind == "parquet":
+        from app.data.parquet import parquet  # pyarrow takes a moment to load, in every worker of other sources too
+
+        return parquet(path, options.get("image_column"), options.get("label_column"))
     return sources.array(path, Path(options["labels"]) if "labels" in options else None)
 
 
-def whole(out: Path) -> bool:
-    """Whether an earlier call finished: the manifest is written last, and the file has the size it speaks of."""
-    if not (out.is_file() and out.with_name("manifest.json").is_file()):
+def number(options: dict[str, str], key: str, default: int, *, least: int = 0, most: int = 2**31 - 1) -> int:
+    told = options.get(key)
+    if told is None:
+        return default
+    # Longer numbers than int() takes are too large anyway.
+    if not (told.isascii() and told.isdigit() and len(told) < 20 and least <= int(told) <= most):
+        raise WrongUse(f"{key}={told} must be a whole number from {least} to {most}, such as {key}={default}")
+    return int(told)
+
+
+def cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # fewer where this process was given a part of the computer
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def whole(source: sources.Source, out: Path, *, held_out: str | None = None) -> bool:
+    """Whether an earlier call finished: the manifest is written last, and the file has the size it speaks of.
+
+    What is there and something else is never written over.
+    """
+    if not out.is_file():
         return False
-    images = np.load(out, mmap_mode="r")
-    return bool(read_manifest(out, len(images)))
+    manifest = out.with_name("manifest.json")
+    if not manifest.is_file():
+        if writer.begun(out):
+            return False
+        raise WrongUse(f"{out} is there already and no prepare made it; give another out=…, or move it away")
+    there = read_manifest(out, len(np.load(out, mmap_mode="r")))
+    block_rows, held_out_rows = layout(source, held_out)
+    asked = {"rows": source.count, "block_rows": block_rows, "held_out_rows": held_out_rows, "made_of": source.made_of}
+    for key, value in asked.items():
+        if there.get(key, value) != value:
+            what = "other images" if key == "made_of" else f"{key}={there[key]} where {value} are asked for"
+            raise WrongUse(f"{out} is there already, with {what}; give another out=…, or move it away")
+    return True
 
 
-def prepare(source: sources.Source, out: Path, *, held_out: str | None = None) -> dict[str, Any]:
-    """Write `source` to `out` and what belongs beside it; returns the manifest."""
+def layout(source: sources.Source, held_out: str | None) -> tuple[int, int]:
+    """Rows of a block, and rows held out."""
     if held_out is not None and not (held_out.isdigit() and int(held_out) <= source.count - 2):
         raise WrongUse(f"held_out={held_out} must be a number from 0 to {source.count - 2}, such as 0")
     block_rows = source.block_rows or max(1, min(MAX_BLOCK_ROWS, source.count // BLOCKS_WANTED))
@@ -90,19 +161,21 @@ def prepare(source: sources.Source, out: Path, *, held_out: str | None = None) -
     if held_out_rows:
         # Whole blocks, so that a fraction of the training images never brings a held-out one along.
         held_out_rows = min(held_out_rows + (source.count - held_out_rows) % block_rows, source.count)
+    return block_rows, held_out_rows
+
+
+def prepare(
+    source: sources.Source,
+    out: Path,
+    *,
+    held_out: str | None = None,
+    workers: int = 1,
+    progress: Callable[[int], Any] = lambda _: None,
+) -> dict[str, Any]:
+    """Write `source` to `out` and what belongs beside it; returns the manifest. `progress` hears of so many more."""
+    block_rows, held_out_rows = layout(source, held_out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    image_bytes = SIDE * SIDE * 3
-    stream = source.images()
-    blocks, done = [], 0
-    with atomic(out, 128 + source.count * image_bytes, f"{source.count} images") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": "|u1", "fortran_order": False, "shape": (source.count, *IMAGE_SHAPE)}
-        )
-        while block := b"".join(image.tobytes() for image in islice(stream, block_rows)):
-            file.write(block)
-            blocks.append(hashlib.sha256(block).hexdigest())
-            done += len(block) // image_bytes
-            print(f"  {done} of {source.count} images", flush=True)
+    blocks = writer.write_images(source, out, block_rows, workers=workers, progress=progress)
     labels_sha256 = None
     if source.labels is not None:
         with atomic(out.with_name("labels.npy")) as file:
@@ -119,9 +192,34 @@ def prepare(source: sources.Source, out: Path, *, held_out: str | None = None) -
         "held_out_rows": held_out_rows,
         "labels_sha256": labels_sha256,
         "selection": None,
+        "made_of": source.made_of,
     }
     write_json(out.with_name("manifest.json"), manifest)
+    writer.finish(out)
     return manifest
+
+
+class Bar(tqdm):
+    """Images on the way to the disk: a bar in a terminal; elsewhere, such as in a log, a line every few seconds."""
+
+    def __init__(self, total: int) -> None:
+        self.plain = not sys.stderr.isatty()
+        super().__init__(
+            total=total,
+            unit=" images",
+            file=sys.stderr,
+            mininterval=PLAIN_S if self.plain else 0.1,
+            delay=PLAIN_S if self.plain else 0.5,
+            bar_format="  {n_fmt} of {total_fmt} images, {rate_fmt}, {remaining} left" if self.plain else None,
+            smoothing=0.1,
+        )
+
+    @staticmethod
+    def status_printer(file: TextIO) -> Callable[[str], None]:
+        if file.isatty():
+            printer: Callable[[str], None] = tqdm.status_printer(file)
+            return printer
+        return lambda text: print(text, file=file, flush=True) if text.strip() else None
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def prepared(tmp_path: Path) -> Path:
     images = np.random.default_rng(0).integers(0, 255, (24, 112, 112, 3), dtype=np.uint8)
     labels = np.repeat(np.arange(8, dtype=np.int32), 3)
     out = tmp_path / "data" / "images.npy"
-    prepare.prepare(Source("faces", 24, lambda: iter(images), labels, held_out=6, block_rows=3), out)
+    prepare.prepare(Source("faces", 24, lambda a, b: images[a:b], labels, held_out=6, block_rows=3), out)
     return out
 
 

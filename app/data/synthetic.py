@@ -1,0 +1,62 @@
+"""Procedural faces: as many people as asked for, each photographed as often as asked for, from a seed alone.
+
+For try-outs and load tests, where no photographs may be had. Photograph i of person p depends on (seed, p, i) and on
+nothing else, so blocks can be drawn in any order, by any number of processes, and a larger set begins with the people
+of a smaller one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.data.dataset import IMAGE_SHAPE
+from app.data.person import draw_person
+from app.data.portrait import photograph
+from app.data.sources import Source
+from app.errors import WrongUse
+
+LOOK = 1  # of the drawings: a new number when the same seed gives other pictures, so that old and new are never mixed
+MAX_BLOCK_ROWS = 8192
+BLOCKS_WANTED = 100
+HELD_OUT_SHARE, HELD_OUT_LEAST = 10, 2  # a tenth of the people, at least two
+
+
+def synthetic(identities: int, per_identity: int, seed: int = 0) -> Source:
+    """`identities` people, `per_identity` photographs each, person after person.
+
+    A block holds whole people, and the last tenth of them (at least 2) are held out: a network is measured on people
+    that it never saw.
+    """
+    if identities < 2 * HELD_OUT_LEAST:
+        raise WrongUse(f"identities={identities} are too few to train on some and measure on others; give at least 4")
+    if per_identity < 2:
+        raise WrongUse(f"per_identity={per_identity} makes no pair of one person; give at least per_identity=2")
+    if identities * per_identity > np.iinfo(np.int32).max:
+        raise WrongUse(f"{identities * per_identity} images are more than labels can count; give identities=100000")
+    people = max(1, min(MAX_BLOCK_ROWS // per_identity, identities // BLOCKS_WANTED))
+    return Source(
+        name="synthetic",
+        count=identities * per_identity,
+        read=range,
+        decode=partial(draw, per_identity=per_identity, seed=seed),
+        labels=np.repeat(np.arange(identities, dtype=np.int32), per_identity),
+        held_out=max(HELD_OUT_LEAST, round(identities / HELD_OUT_SHARE)) * per_identity,
+        block_rows=people * per_identity,
+        made_of=f"synthetic {LOOK} seed {seed} of {per_identity}",
+    )
+
+
+def draw(rows: Sequence[int], *, per_identity: int, seed: int) -> NDArray[np.uint8]:
+    """Those photographs, [n, 112, 112, 3]."""
+    images = np.empty((len(rows), *IMAGE_SHAPE), np.uint8)
+    person, painted = -1, None
+    for place, row in enumerate(rows):
+        if painted is None or row // per_identity != person:
+            person = row // per_identity
+            painted = draw_person(np.random.default_rng([seed, person, 0]))
+        images[place] = photograph(painted, np.random.default_rng([seed, person, 1 + row % per_identity]))
+    return images
