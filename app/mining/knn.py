@@ -1,39 +1,241 @@
-"""Exact nearest neighbours by cosine. The only place that knows FAISS.
+"""Exact nearest neighbours by cosine, of images spread over processes. The only place that knows FAISS.
 
-Letters: N rows in the bank, Q queries, D size, k neighbours.
+Whatever finds candidates, the cosines that count are computed anew, pair by pair, in fp32; a row whose list could
+still change is searched again, more widely. So the answer does not depend on the backend, on how many processes share
+the work, on where the embeddings lie, or on ties.
+
+Letters: N images of all ranks, n of this rank, D size, M rows of a block of the bank, Q queries, k neighbours,
+c candidates.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import faiss
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-NONE = -1  # no such neighbour: fewer than k others
+from app.mining.candidates import FP32_ERROR, Candidates, FullPrecision, HalfPrecision, full_precision, surpassed
+from app.mining.lists import NONE, Neighbours, nothing, ranked, usable
+from app.mining.ring import blocks
+from app.runtime.dist import World, gather_rows
+
+SPARE = 8  # candidates above k + 1 in fp32: rows whose last ones are equal are few, and cost a second search
+PAIRS_AT_ONCE = 2**22
+BYTES_AT_ONCE = 2**28
+SCORES_AT_ONCE = 2**26
+
+
+class Faiss:
+    """Products and their selection by FAISS: on the CPU at the speed of its BLAS, on a GPU where its GPU build is."""
+
+    tile = 4096  # its own
+
+    def __init__(self, bank: Tensor) -> None:
+        self.bank = bank
+        self.gpu = None
+        if bank.device.type == "cuda":
+            import faiss.contrib.torch_utils  # teaches knn_gpu to take tensors as they lie
+
+            self.gpu = faiss.StandardGpuResources()
+
+    def __call__(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        product = faiss.METRIC_INNER_PRODUCT
+        if self.gpu is not None:
+            best, ids = faiss.knn_gpu(
+                self.gpu, queries, self.bank, count, metric=product, device=self.bank.device.index
+            )
+            return ids, surpassed(best, count, len(self.bank))
+        found = faiss.knn(queries.numpy(), self.bank.numpy(), count, metric=product)
+        best, ids = (torch.from_numpy(array) for array in found)
+        return ids, surpassed(best, count, len(self.bank))
+
+
+BACKENDS: dict[str, type[Faiss] | type[HalfPrecision]] = {"faiss": Faiss, "torch": HalfPrecision}
+
+
+def choose_backend(name: str, device: torch.device) -> str:
+    """`auto`: torch on a GPU and on a CPU with units for bf16, else faiss.
+
+    Without such units a 16-bit product on a CPU is several times slower than one in fp32, where FAISS is as fast as
+    its BLAS. The CPU is asked what it has, not timed: under load a timing would tell ranks different things.
+    """
+    if name != "auto":
+        return name
+    has = torch.cpu.get_capabilities()
+    return "torch" if device.type == "cuda" or has.get("avx512_bf16") or has.get("amx_bf16") else "faiss"
+
+
+def neighbours(shard: Tensor, k: int, here: World, *, backend: str, placement: str) -> Neighbours:
+    """The k nearest other images, among those of all ranks, of each row of this rank's `shard` [n, D] (unit vectors).
+
+    Every rank searches for its own rows, in all embeddings at once or in one shard after the other (app/mining/
+    ring.py); the result is the same. Work on a GPU stays there, unless FAISS is asked for and has no GPU build.
+    """
+    backend = choose_backend(backend, shard.device)
+    if backend == "faiss" and not faiss.get_num_gpus():
+        shard = shard.cpu()
+    with full_precision(shard.device):
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        good = usable(shard)
+        first = sum_before(len(shard), here)
+        own = first + good.nonzero().flatten()
+        ids, cosine = nothing(len(own), k, shard.device)
+        for start, block in blocks(shard, here, placement):
+            found = search(block, start, shard[good], own, k, backend)
+            ids, cosine = ranked(torch.cat([ids, found[0]], 1), torch.cat([cosine, found[1]], 1), k)
+        all_ids, all_cosine = nothing(len(shard), k, shard.device)
+        all_ids[good], all_cosine[good] = ids, cosine
+        unusable = int(gather_rows((~good).sum()[None], here).sum())
+    return Neighbours(all_ids.int().cpu().numpy(), all_cosine.cpu().numpy(), unusable)
 
 
 def nearest(
-    bank: NDArray[np.float32], queries: NDArray[np.int64], k: int, *, threads: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The k most similar other rows of `bank` [N, D] (unit vectors) for each of the rows `queries` [Q].
-
-    Returns ids and cosines [Q, k], most similar first; NONE and -inf where the bank has fewer than k other rows. The
-    row itself is taken out by its id, wherever it stands: among duplicates it need not come first.
-    """
+    bank: NDArray[np.float32], queries: NDArray[np.int64], k: int, *, threads: int, backend: str = "faiss"
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Ids and cosines [Q, k] of the k other rows of `bank` [N, D] most similar to its rows `queries` [Q]."""
     faiss.omp_set_num_threads(threads)
-    wanted = min(k + 1, len(bank))
-    if not len(queries) or wanted < 2:
-        return np.full((len(queries), k), NONE, np.int64), np.full((len(queries), k), -np.inf, np.float32)
-    cosine, ids = faiss.knn(bank[queries], bank, wanted, metric=faiss.METRIC_INNER_PRODUCT)
-    # Most similar first, equal ones by id: the answer must not depend on how queries were shared out.
-    order = np.lexsort((ids, -cosine), axis=1)
-    ids, cosine = np.take_along_axis(ids, order, 1), np.take_along_axis(cosine, order, 1)
-    is_self = ids == queries[:, None]
-    # A row that fell off its own list (more than k equal ones) gives its place to the last.
-    is_self[~is_self.any(1), -1] = True
-    ids, cosine = ids[~is_self].reshape(len(queries), -1), cosine[~is_self].reshape(len(queries), -1)
-    missing = k - ids.shape[1]
-    if missing > 0:
-        ids = np.pad(ids, ((0, 0), (0, missing)), constant_values=NONE)
-        cosine = np.pad(cosine, ((0, 0), (0, missing)), constant_values=-np.inf)
+    rows, own = torch.from_numpy(bank), torch.from_numpy(queries)
+    good = usable(rows)[own]
+    ids, cosine = nothing(len(own), k, rows.device)
+    ids[good], cosine[good] = search(rows, 0, rows[own[good]], own[good], k, choose_backend(backend, rows.device))
+    return ids.int().numpy(), cosine.numpy()
+
+
+def search(block: Tensor, start: int, queries: Tensor, own: Tensor, k: int, backend: str) -> tuple[Tensor, Tensor]:
+    """Ids (global: `start` is that of the block's first row) and cosines [Q, k] of the rows of `block` [M, D] most
+    similar to `queries` [Q, D], whose own ids [Q] are left out wherever they stand: among duplicates not always first.
+    """
+    good = usable(block)
+    bank, names = block, torch.arange(start, start + len(block), device=block.device)
+    if not good.all():
+        bank, names = block[good], names[good]
+    if not len(bank) or not len(queries):
+        return nothing(len(queries), k, block.device)
+    find = BACKENDS[backend](bank)
+    exact = FullPrecision(bank) if bank.is_cuda else find if isinstance(find, Faiss) else Faiss(bank)
+    # 16 bits say little about the order of the best, but twice as many hold them all.
+    count = k + 1 + SPARE if isinstance(find, Faiss) else 2 * k + 2 * SPARE
+    settled = Settled(bank, names, k, exact)
+    parts = [
+        settled(queries[at : at + find.tile], own[at : at + find.tile], count, find)
+        for at in range(0, len(queries), find.tile)
+    ]
+    ids, cosine = (torch.cat(column) for column in zip(*parts, strict=True))
     return ids, cosine
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Lists of k that no row of the bank left out could still change."""
+
+    bank: Tensor  # [M, D]
+    names: Tensor  # [M] global ids, ascending
+    k: int
+    exact: Candidates
+
+    def __call__(self, queries: Tensor, own: Tensor, count: int, find: Candidates) -> tuple[Tensor, Tensor]:
+        """Ids and cosines [B, k] of `queries` [B, D]: from `count` candidates each, or from more where that is not
+        enough.
+        """
+        count = min(count, len(self.bank))
+        rows, beyond = find(queries, count)
+        score, ids = products(queries, self.bank, rows), self.names[rows]
+        itself = ids == own[:, None]
+        ids, score = ranked(ids.masked_fill_(itself, NONE), score.masked_fill_(itself, -torch.inf), self.k)
+        unsure = (score[:, -1] < beyond).nonzero().flatten()
+        if not len(unsure):
+            return ids, score
+        wider = 4 * count if find is self.exact else self.k + 1 + SPARE
+        for part in unsure.split(min(self.exact.tile, max(1, PAIRS_AT_ONCE // wider))):
+            ids[part], score[part] = self(queries[part], own[part], wider, self.exact)
+        return ids, score
+
+
+def products(queries: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
+    """Products [B, c] of `queries` [B, D] with `rows` [B, c] of `bank`, in fp32.
+
+    Each pair by itself, so that its value is the same whatever else is computed with it; a matrix product rounds by
+    where in the matrix an element lies.
+    """
+    if bank.is_cuda:
+        step = max(1, BYTES_AT_ONCE // (4 * rows.shape[1] * bank.shape[1]))
+        pairs = zip(queries.split(step), rows.split(step), strict=True)
+        return torch.cat([(q[:, None] * bank[r]).sum(2) for q, r in pairs])
+    queries, rows = queries.contiguous(), rows.contiguous()
+    result = torch.empty(rows.shape)
+    arrays = (result, queries, bank, rows)
+    by_idx = faiss.fvec_inner_products_by_idx  # type: ignore[attr-defined]
+    by_idx(*(faiss.swig_ptr(array.numpy()) for array in arrays), bank.shape[1], *rows.shape)
+    return result
+
+
+def sum_before(count: int, here: World) -> int:
+    """The sum of the other ranks' counts before this one: the id of this rank's first row."""
+    counts = gather_rows(torch.tensor([count], device=here.device), here)
+    return int(counts[: here.rank].sum())
+
+
+def sample_rows(shard: Tensor, here: World, count: int, seed: int) -> NDArray[np.float32]:
+    """Embeddings [<=count, D] of images drawn from those of all ranks, in their order; unusable ones are left out.
+
+    The same on every rank, and for any number of ranks.
+    """
+    return draw(shard, here, count, seed)[1].cpu().numpy()
+
+
+def draw(shard: Tensor, here: World, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Ids [s], ascending, and embeddings [s, D] of up to `count` usable images of all ranks."""
+    good = gather_rows(usable(shard).to(torch.uint8), here).nonzero().flatten().cpu().numpy()
+    drawn = np.random.default_rng(seed).choice(good, min(count, len(good)), replace=False)
+    ids = torch.from_numpy(np.sort(drawn)).to(shard.device)
+    return ids, gather_rows(shard[owned(ids, shard, here)[1]], here)
+
+
+def owned(ids: Tensor, shard: Tensor, here: World) -> tuple[Tensor, Tensor]:
+    """Which of the ids are rows of this rank's shard (bool, of their shape), and which rows those are [*]."""
+    first = sum_before(len(shard), here)
+    mine = (ids >= first) & (ids < first + len(shard))
+    return mine, ids[mine] - first
+
+
+def recall(found: Neighbours, shard: Tensor, here: World, *, sample: int, seed: int) -> float:
+    """Share of the true neighbours of a sample that are in their lists, against brute force in fp32.
+
+    Every rank compares the sample with its own shard [n, D]. A neighbour is right if it is as near as the last of the
+    true ones, so ties count; the image itself, or one named twice, does not. The same on every rank.
+    """
+    k = found.ids.shape[1]
+    with full_precision(shard.device):
+        ids, rows = draw(shard, here, sample, seed)
+        own, places = owned(ids, shard, here)
+        lists = gather_rows(torch.from_numpy(found.ids).to(shard.device)[places].long(), here)  # [s, k]
+        in_shard, rows_named = owned(lists, shard, here)
+        named = torch.full(lists.shape, -torch.inf, device=shard.device)  # cosines of what the lists name
+        named[in_shard] = (rows.repeat_interleave(in_shard.sum(1), 0) * shard[rows_named]).sum(1)
+        named = over_ranks(named, here).amax(0)
+        best = torch.full((len(ids), k), -torch.inf, device=shard.device)
+        places_of_own = torch.full((len(ids),), NONE, device=shard.device).masked_scatter(own, places)
+        good = usable(shard)
+        for part in torch.arange(len(ids), device=shard.device).split(max(1, SCORES_AT_ONCE // max(1, len(shard)))):
+            scores = (rows[part] @ shard.T).masked_fill(~good, -torch.inf)
+            mine = own[part]
+            scores[mine, places_of_own[part][mine]] = -torch.inf
+            top = min(k, len(shard))
+            best[part, :top] = scores.topk(top, dim=1).values
+        best = over_ranks(best, here).transpose(0, 1).flatten(1).topk(k, dim=1).values  # [s, k]
+    exists = best.isfinite()
+    last = best.masked_fill(~exists, torch.inf).amin(1, keepdim=True)
+    repeated = torch.zeros_like(exists)
+    in_order, order = lists.sort(dim=1)
+    repeated.scatter_(1, order[:, 1:], in_order[:, 1:] == in_order[:, :-1])
+    right = (named >= last - 2 * FP32_ERROR) & (lists != ids[:, None]) & ~repeated
+    return float(right.sum() / exists.sum()) if exists.any() else 1.0
+
+
+def over_ranks(values: Tensor, here: World) -> Tensor:
+    """Every rank's tensor of one shape [s, k], as [R, s, k]."""
+    return gather_rows(values[None], here)

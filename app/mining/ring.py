@@ -1,0 +1,66 @@
+"""Which embeddings a process compares its own with: all at once, or one process's after another as they travel.
+
+Letters: N images of all ranks, n of this rank, D embedding size, R ranks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from app.runtime.dist import World, any_rank, gather_rows, pass_on
+
+FREE_SHARE = 0.35  # of the free memory that all embeddings may take on every rank
+
+
+def blocks(shard: Tensor, here: World, placement: str) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of all ranks' embeddings [*, D] with the position of their first row, until all have come by.
+
+    replicated: one block with everything. ring: the shards [n, D], one by one; while a block is being searched, the
+    next is already on its way, so a rank holds three shards at most. auto: replicated where that fits on every rank.
+    """
+    counts = gather_rows(torch.tensor([len(shard)], device=shard.device), here).tolist()
+    if here.size == 1:
+        yield 0, shard
+        return
+    if placement == "replicated" or (placement == "auto" and fits(sum(counts) * shard.shape[1] * 4, shard, here)):
+        yield 0, gather_rows(shard, here)
+        return
+    first = [0, *accumulate(counts)]
+    block = shard.contiguous()
+    for step in range(here.size):
+        owner, next_owner = (here.rank - step) % here.size, (here.rank - step - 1) % here.size
+        if step == here.size - 1:
+            yield first[owner], block
+            return
+        coming = shard.new_empty((counts[next_owner], shard.shape[1]))
+        arrived = pass_on(block, coming, here)
+        yield first[owner], block
+        arrived()
+        block = coming
+
+
+def fits(size_bytes: int, shard: Tensor, here: World) -> bool:
+    """Whether every rank has room for that much where its shard lives; the same answer on all of them."""
+    free = free_bytes(shard.device)
+    return not any_rank(free is not None and size_bytes > FREE_SHARE * free, here)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Free memory of a GPU, or this process's part of what is free on its machine; None where that cannot be told."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if not meminfo.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free = 1024 * int(lines["MemAvailable"].split()[0])
+    limit = group / "memory.max"  # in a container, less than the machine has
+    if limit.is_file() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int((group / "memory.current").read_text()))
+    return max(0, free) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
