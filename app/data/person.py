@@ -42,7 +42,6 @@ class Person:
     ears: float
     skin_colour: Floats  # [3] in 0..1, as all colours
     hair_colour: Floats
-    lip_colour: Floats
     hair_volume: float  # how far hair stands off the head; 0: none
     hair_length: float  # how far down it hangs, 0 at the ears, 1 at the shoulders
     hair_width: float
@@ -204,7 +203,6 @@ def draw_person(rng: np.random.Generator) -> Person:
         ears=between(0.6, 1.3),
         skin_colour=skin.astype(np.float32),
         hair_colour=hair.astype(np.float32),
-        lip_colour=lips.astype(np.float32),
         hair_volume=0.0 if bald else between(0.04, 0.2),
         hair_length=0.0 if bald else float(rng.choice([0.0, 0.0, between(0.2, 1.0)])),
         hair_width=between(1.04, 1.22),

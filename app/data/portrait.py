@@ -1,85 +1,52 @@
-"""One photograph of a person: pose, expression, light, what covers the face, background, and the camera's own faults.
+"""One photograph of a person: pose, expression, light, what the face wears; all of it drawn anew for each.
 
-Everything here changes from photograph to photograph; what stays is in person.py. Letters: S side of the photograph.
+What stays the same is in person.py, what is around the face in scenery.py. Letters: S side of the photograph, n pixels
+of the head.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.dataset import SIDE as S
-from app.data.person import REACH, SKIN, Floats, Person, T, step, tone, upsampling
+from app.data.person import REACH, Floats, Person, T, step
+from app.data.scenery import background, before, camera, grid, lay
 
-PIXEL = 2 / S  # the photograph spans -1..1 both ways
-
-
-@cache
-def grid() -> tuple[Floats, Floats]:
-    """x [1, S] and y [S, 1] of the photograph's pixels."""
-    line = ((np.arange(S) + 0.5) * PIXEL - 1).astype(np.float32)
-    return line[None, :], line[:, None]
+SCALE, MIDDLE = np.float32((T - 1) / (2 * REACH)), np.float32((T - 1) / 2)  # from the sphere to pixels of the map
 
 
 def photograph(person: Person, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """uint8 [S, S, 3] RGB."""
-    picture = _background(rng)
+    """uint8 [3, S, S] RGB."""
+    picture = background(rng)
     light = _Light(rng)
-    yaw = float(np.clip(rng.normal(0, 0.36), -0.85, 0.85))
-    pitch = float(np.clip(rng.normal(0, 0.20), -0.5, 0.5))
-    roll = rng.normal(0, 0.13)
+    yaw, pitch, roll, aside, lower = rng.standard_normal(5) * (0.36, 0.20, 0.13, 0.05, 0.05)
+    yaw, pitch = np.clip(yaw, -0.85, 0.85), np.clip(pitch, -0.5, 0.5)
     size = 1 / rng.uniform(0.86, 1.14)
     across, down = grid()
-    across, down = across - np.float32(rng.normal(0, 0.05)), down - np.float32(rng.normal(0.0, 0.05))
+    across, down = across - np.float32(aside), down - np.float32(lower)
     cos, sin = np.float32(size * np.cos(roll)), np.float32(size * np.sin(roll))
     x, y = cos * across + sin * down, cos * down - sin * across  # [S, S] upright, the head's centre at 0
     _behind(picture, person, light, rng, x, y, yaw)
     _head(picture, person, light, rng, x, y, yaw, pitch)
-    _before(picture, rng, x, y)
-    return _camera(picture, rng)
-
-
-def lay(picture: Floats, mask: Floats, colour: Any) -> None:
-    """Blend a colour [3], or colours [3, ...], over the picture [3, ...] where the mask [...] says."""
-    colour = np.asarray(colour, np.float32)
-    picture += mask * (colour.reshape(3, *[1] * mask.ndim) - picture if colour.ndim == 1 else colour - picture)
+    before(picture, rng, x, y)
+    return camera(picture, rng)
 
 
 class _Light:
     """A lamp and the light from everywhere else."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        side, above = rng.normal(0, 0.75), rng.normal(0.35, 0.35)
+        side, above, warm, cool = rng.standard_normal(4) * (0.75, 0.35, 0.10, 0.06)
+        above += 0.35
         self.towards = np.array(
             [np.sin(side) * np.cos(above), -np.sin(above), np.cos(side) * np.cos(above)], np.float32
         )
-        lamp = rng.uniform(0.25, 0.95)
-        warm = rng.normal(0, 0.10)
+        lamp, around = rng.uniform((0.25, 0.8), (0.95, 1.0))
         self.lamp = (lamp * np.array([1 + warm, 1.0, 1 - warm])).astype(np.float32)
-        cool = rng.normal(0, 0.06)
-        self.around = (rng.uniform(0.8, 1.0) - 0.72 * lamp) * np.array([1 + cool, 1.0, 1 - cool], np.float32)
+        self.around = ((around - 0.72 * lamp) * np.array([1 + cool, 1.0, 1 - cool])).astype(np.float32)
         self.flat = self.around + self.lamp * max(0.2, float(self.towards[2]))  # [3] on what faces the camera
-
-
-def _background(rng: np.random.Generator) -> Floats:
-    """Soft clouds of colour, often with a hard edge or two: [3, S, S]."""
-    points = int(rng.integers(2, 7))
-    weights = upsampling(S, points)
-    base = rng.uniform(0.08, 0.92) + rng.uniform(0, 0.3) * rng.uniform(-1, 1, 3)
-    change = rng.uniform(0.05, 0.3) * (
-        rng.uniform(-1, 1, (1, points, points)) + rng.uniform(-0.5, 0.5, (3, points, points))
-    )
-    picture = weights @ (base[:, None, None] + change).astype(np.float32) @ weights.T
-    across, down = grid()
-    for _ in range(rng.integers(0, 3)):
-        lean = rng.uniform(0, np.pi)
-        cut = np.float32(np.cos(lean)) * across + np.float32(np.sin(lean)) * down - np.float32(rng.uniform(-0.9, 0.9))
-        colour = rng.uniform(0.05, 0.95) + 0.2 * rng.uniform(-1, 1, 3)
-        lay(picture, np.float32(rng.uniform(0.2, 0.9)) * step(cut, 0.03), colour)
-    return picture
 
 
 def _behind(
@@ -89,24 +56,27 @@ def _behind(
     f = np.float32
     a, b = person.half_width, person.half_height
     turned = x + f(0.10 * np.sin(yaw))
-    cloth = rng.uniform(0.03, 0.95) + 0.25 * rng.uniform(-1, 1, 3)
+    cloth = rng.uniform(0.0, 0.95) + rng.uniform(-0.25, 0.25, 3)
     if person.hair_volume:
         wide, tall = a * person.hair_width + 0.3 * person.hair_volume, b + person.hair_volume
         low = b * (1.5 * person.hair_length - 0.1)
         far = (turned * f(1 / wide)) ** 2 + (np.minimum(y, 0) * f(1 / tall)) ** 2
         mask = step(1 - far, 0.06) * step(f(low) - y, 0.1)
-        grain = person.strands[((turned + 2) * f(256)).astype(np.int32) & 1023]
-        lay(picture, mask, (person.hair_colour * light.flat * f(0.7))[:, None, None] * (1 + f(0.3) * grain))
+        grain = person.strands.take(((turned + 2) * f(256)).astype(np.intp), mode="clip")
+        grain = f(1) + f(0.3) * grain
+        lay(picture, mask, (person.hair_colour * light.flat * f(0.7))[:, None, None] * grain)
     neck = step(person.neck - np.abs(turned * f(0.5) + x * f(0.5)), 0.03) * step(y - f(0.2), 0.05)
     lay(picture, neck, person.skin_colour * light.flat * f(0.55))
     lay(picture, step(y - f(0.92 * b + 0.16) - f(0.35) * x * x, 0.03), cloth * light.flat)
+    ears: Any = 0.0
     for side in (-1, 1):
         middle = side * a * (np.cos(yaw) - 0.1 * side * np.sin(yaw))
         towards = side * np.sin(yaw)  # above 0: this ear turns towards the camera
         if towards > -0.35:
             wide, tall = 0.075 * person.ears + 0.05 * max(0.0, towards), 0.24 * person.ears * b
             ear = ((x - f(middle)) * f(1 / wide)) ** 2 + ((y - f(0.02)) * f(1 / tall)) ** 2
-            lay(picture, step(1 - ear, 0.15), person.skin_colour * light.flat * f(0.8))
+            ears = np.maximum(ears, step(1 - ear, 0.15))
+    lay(picture, ears, person.skin_colour * light.flat * f(0.8))
 
 
 def _head(
@@ -124,7 +94,7 @@ def _head(
     y = y * f(1 / person.half_height)
     x = x * f(1 / person.half_width)
     shown = np.flatnonzero(x * x * f(0.75) + y * y < 1.05)
-    x, y = x.ravel()[shown], y.ravel()[shown]
+    x, y = x.ravel().take(shown), y.ravel().take(shown)
     x /= 1 + f(person.cheek) * np.exp(-(((y - f(0.2)) * 4) ** 2)) + f(person.jaw) * np.exp(-(((y - f(0.72)) * 3) ** 2))
     far = x * x + y * y
     mask = np.clip((1 - far) * f(14), 0, 1)
@@ -161,18 +131,16 @@ def _head(
     colour += shine * light.lamp[:, None]
     colour *= f(0.72) + f(0.28) * np.minimum(z * f(2.2), 1)  # a dark rim where the surface turns away
     flat = picture.reshape(3, -1)
-    under = flat[:, shown]
+    under = flat.take(shown, axis=1)
     lay(under, mask, colour)
-    flat[:, shown] = under
+    for plane, values in zip(flat, under, strict=True):
+        plane[shown] = values
 
 
-SCALE, MIDDLE = np.float32((T - 1) / (2 * REACH)), np.float32((T - 1) / 2)  # from the sphere to pixels of the map
-
-
-def _nearest(x: Floats, y: Floats) -> NDArray[np.int32]:
+def _nearest(x: Floats, y: Floats) -> NDArray[np.intp]:
     column = np.clip(x * SCALE + (MIDDLE + np.float32(0.5)), 0, T - 1).astype(np.int32)
     row = np.clip(y * SCALE + (MIDDLE + np.float32(0.5)), 0, T - 1).astype(np.int32)
-    return row * T + column
+    return (row * T + column).astype(np.intp)
 
 
 def _look_up(table: Floats, x: Floats, y: Floats) -> Floats:
@@ -195,9 +163,8 @@ def _look_up(table: Floats, x: Floats, y: Floats) -> Floats:
 def _expression(person: Person, rng: np.random.Generator, x: Floats, y: Floats) -> Any:
     """Places on the map after smiling, speaking, blinking, raising brows, looking aside: a warp of the skin."""
     f = np.float32
-    smile, opened = rng.normal(0.2, 0.45), max(0.0, rng.normal(0.0, 0.45))
-    lids, raised, gaze = min(1.15, rng.normal(0.95, 0.2)), rng.normal(0, 0.5), rng.normal(0, 0.5)
-    lids = max(0.25, lids)
+    smile, opened, lids, raised, gaze = rng.standard_normal(5) * (0.45, 0.45, 0.2, 0.5, 0.5) + (0.2, 0, 0.95, 0, 0)
+    lids = np.clip(lids, 0.25, 1.15)
     # Brows and lids, both sides at once.
     ex = np.abs(x) - f(person.eye_x)
     ey = y - f(person.eye_y)
@@ -227,8 +194,8 @@ def _expression(person: Person, rng: np.random.Generator, x: Floats, y: Floats) 
 def _worn(colour: Floats, gloss: Floats, person: Person, rng: np.random.Generator, x: Floats, y: Floats) -> None:
     """Glasses, sunglasses or a mask, on the skin: they turn with the head."""
     f = np.float32
-    kind = rng.random()
-    shape = rng.uniform(0, 1, 8)
+    shape = rng.random(9)
+    kind = shape[8]
     if kind < 0.16:
         dark = kind < 0.04
         ex, ey = np.abs(x) - f(person.eye_x + 0.02), y - f(person.eye_y + 0.03)
@@ -248,48 +215,3 @@ def _worn(colour: Floats, gloss: Floats, person: Person, rng: np.random.Generato
         folds = 1 - f(0.12) * np.abs(np.sin((y - f(top)) * f(9)))
         lay(colour, mask, (0.25 + 0.75 * shape[4:7]).astype(f)[:, None] * folds)
         gloss *= 1 - f(0.7) * mask
-
-
-def _before(picture: Floats, rng: np.random.Generator, x: Floats, y: Floats) -> None:
-    """A hand, a bar or a lock of hair between face and camera."""
-    f = np.float32
-    kind = rng.random()
-    shape = rng.uniform(0, 1, 8)
-    if kind > 0.16:
-        return
-    lean = (shape[0] - 0.5) * np.pi
-    cos, sin = f(np.cos(lean)), f(np.sin(lean))
-    along, aside = cos * x + sin * y, cos * y - sin * x
-    where = f(0.3 + 0.5 * shape[1]) * (1 if shape[2] < 0.5 else -1)
-    if kind < 0.06:  # a bar
-        lay(picture, step(f(0.06 + 0.1 * shape[3]) - np.abs(aside - where), 0.02), shape[4:7])
-    elif kind < 0.11:  # three fingers that come from a side
-        skin = tone(SKIN, shape[4]) * (0.6 + 0.5 * shape[5])
-        for finger in range(3):
-            off = aside - where - f(0.13 * (finger - 1))
-            tip = np.hypot(np.maximum(along - f(0.5 * shape[6] - 0.3 - 0.08 * (finger != 1)), 0), off)
-            round_ = f(0.065) - tip
-            lay(picture, step(round_, 0.015), skin.astype(f)[:, None, None] * (0.7 + 4 * np.clip(round_, 0, 0.075)))
-    else:  # a lock of hair
-        bend = aside - where - f(0.4) * along * along
-        width = f(0.05 + 0.08 * shape[3])
-        lay(picture, step(width - np.abs(bend), 0.03), shape[4] * np.array([0.5, 0.4, 0.3]) * (0.5 + shape[5]))
-
-
-def _camera(picture: Floats, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Exposure, contrast, white balance, blur and noise; to bytes."""
-    f = np.float32
-    middle = picture.mean()
-    picture -= middle
-    picture *= f(np.exp(rng.normal(0, 0.16)))
-    picture *= np.exp(rng.normal(0, 0.05, 3)).astype(f)[:, None, None]
-    picture += f(0.45 * middle + 0.55 * 0.44 + rng.normal(0, 0.07))
-    blurs = int(rng.choice([0, 1, 2, 4], p=[0.5, 0.25, 0.15, 0.1]))
-    for _ in range(blurs):
-        picture[:, 1:-1] = f(0.5) * picture[:, 1:-1] + f(0.25) * (picture[:, :-2] + picture[:, 2:])
-        picture[..., 1:-1] = f(0.5) * picture[..., 1:-1] + f(0.25) * (picture[..., :-2] + picture[..., 2:])
-    noise = abs(rng.normal(0, 0.03))
-    grain = np.frombuffer(rng.bytes(2 * picture.size), np.int8).reshape(2, *picture.shape)
-    picture += f(noise / 104) * (grain[0].astype(f) + grain[1])  # the sum of two even ones is near enough to normal
-    picture *= 255
-    return np.clip(picture, 0, 255).astype(np.uint8).transpose(1, 2, 0)

@@ -58,5 +58,7 @@ def draw(rows: Sequence[int], *, per_identity: int, seed: int) -> NDArray[np.uin
         if painted is None or row // per_identity != person:
             person = row // per_identity
             painted = draw_person(np.random.default_rng([seed, person, 0]))
-        images[place] = photograph(painted, np.random.default_rng([seed, person, 1 + row % per_identity]))
+        planes = photograph(painted, np.random.default_rng([seed, person, 1 + row % per_identity]))
+        for channel in range(3):  # several times as fast as a transposed copy
+            images[place, ..., channel] = planes[channel]
     return images
