@@ -1,156 +1,178 @@
 """Clusters of a nearest-neighbour graph: which images likely show one person.
 
-Threshold-and-connect fails on faces: a cone of blurry images, or one bad bridge, joins thousands of people. Here an
-edge must be mutual and its ends must share neighbours; what is left is clustered by label propagation (Raghavan et
-al. 2007, arXiv:0709.2938) on edges weighted by similarity times shared-neighbour overlap (Jarvis and Patrick 1973).
+Threshold-and-connect fails on faces: a cone of blurry images, or one bad bridge, joins thousands of people. The
+default method, `by_overlap`, is label propagation (Raghavan et al. 2007, arXiv:0709.2938) on edges weighted by
+similarity times shared-neighbour overlap (Jarvis and Patrick 1973). `by_components` is the older way, kept for
+comparison: mutual neighbours above a fixed similarity, connected.
 
-Everything is a pure function of its arguments and a seed: every rank computes the same labels.
+Each process does the work of its own rows, what it finds is exchanged, and the labels are the same everywhere,
+whatever the number of processes: sums are of integers, coins are hashes of the image.
 
-Letters: N images, k neighbours, E edges.
+Letters: N images, n of this process (its contiguous share), k neighbours, E edges.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.stats import norm
+from scipy.sparse.csgraph import connected_components
+from scipy.special import ndtri
 
 from app.config import NO_ID
+from app.mining.graph import join, sweep, weigh
+from app.runtime.dist import World, any_rank, gather_rows
 
 SWEEPS = 50
+TIGHTER = [(0.08, 0.05), (0.16, 0.1)]  # for clusters over the limit: share of the way from the floor to 1, more overlap
+CUT = 4  # times the limit: what is larger, and stays together, is no person
+STEP = 0.05  # by which by_components raises the similarity, as CDP does (Zhan et al. 2018)
 FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int32]
 IdArray = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Edges:
-    """Undirected edges, a < b, ascending."""
+def similarity_floor(sample: FloatArray, count: int, false_edges_per_image: float) -> float:
+    """The cosine above which an image among `count` is expected to have that many neighbours by chance.
 
-    a: IdArray  # [E]
-    b: IdArray  # [E]
-    weight: FloatArray  # [E]
-
-
-def similarity_floor(bank: FloatArray, false_edges_per_image: float, seed: int, sample: int = 2048) -> float:
-    """The cosine above which an image of `bank` [N, D] is expected to have that many neighbours by chance.
-
-    Cosines of random pairs are bounded and skewed; their Fisher transform (artanh) is close to normal. True pairs
-    among them sit in the far tail and would lift a quantile taken there, so the normal is fitted to the body (median
-    and lower quartile) and the floor is read off its upper tail.
+    `sample` [S, D] are unit embeddings of randomly chosen images. Cosines of random pairs are bounded and skewed;
+    their Fisher transform (artanh) is close to normal. True pairs among them sit in the far tail and would lift a
+    quantile taken there, so the normal is fitted to the body (median and lower quartile) and the floor is read off its
+    upper tail. Fewer than two images have no pair: 1.
     """
-    rng = np.random.default_rng(seed)
-    rows = rng.choice(len(bank), min(sample, len(bank)), replace=False)
-    cosine = (bank[rows] @ bank[rows].T)[np.triu_indices(len(rows), k=1)]
+    cosine = (sample @ sample.T)[np.triu_indices(len(sample), k=1)]
+    if not len(cosine):
+        return 1.0
     lower, median = np.arctanh(np.clip(np.quantile(cosine, [0.25, 0.5]), -0.9999, 0.9999))
-    sigma = (median - lower) / norm.ppf(0.75)
-    tail = min(0.5, false_edges_per_image / max(len(bank) - 1, 1))
+    sigma = (median - lower) / ndtri(0.75)
+    tail = min(0.5, false_edges_per_image / max(count - 1, 1))
     # Below 0 two images have nothing in common, however few there are to tell.
-    return max(0.0, float(np.tanh(median + sigma * norm.isf(tail))))
+    return max(0.0, float(np.tanh(median - sigma * ndtri(tail))))
 
 
-def mutual_edges(ids: IdArray, cosine: FloatArray, floor: float, min_overlap: float) -> Edges:
-    """Edges between images that are in each other's list, alike above `floor`, and share neighbours.
+def by_overlap(
+    ids: IntArray, cosine: FloatArray, here: World, *, floor: float, min_overlap: float, max_size: int, seed: int
+) -> IdArray:
+    """Labels [N] of all images from the lists [n, k] of each process's own; an image alone keeps a label of its own.
 
-    ids, cosine [N, k] with -1 for "no such neighbour". Overlap is the share of k that both lists, each with its own
-    image added, have in common; the weight is cosine times overlap.
+    Entries below `floor` are no neighbours. Mutual edges weigh double: an image that is not named back may merely be
+    crowded out of a full list, which happens to most images of a person with more than k; counting mutual edges alone
+    leaves such people in pieces (benchmarks/clusters.py has both).
+
+    A cluster larger than `max_size` is clustered again with a higher floor and overlap, a few times: people joined by
+    mistake come apart. What holds together is cut into pieces (`_cut`), and left as it is, for `number` to leave out,
+    if it is so large that it is no person.
     """
-    n, k = ids.shape
-    source = np.repeat(np.arange(n), k)
-    target, similarity = ids.ravel(), cosine.ravel()
-    kept = (target >= 0) & (similarity >= floor)
-    listed = sparse.csr_array(
-        (np.ones(np.count_nonzero(target >= 0), np.float32), (source[target >= 0], target[target >= 0])),
-        shape=(n, n),
-    )
-    listed.setdiag(1)
-    near = sparse.csr_array((similarity[kept], (source[kept], target[kept])), shape=(n, n))
-    mutual = sparse.triu(near.minimum(near.T), k=1).tocoo()
-    mutual.eliminate_zeros()
-    a, b = mutual.row.astype(np.int64), mutual.col.astype(np.int64)
-    overlap = np.asarray(listed[a].multiply(listed[b]).sum(1)).ravel() / (k + 1)
-    strong = overlap >= min_overlap
-    a, b, weight = a[strong], b[strong], (mutual.data * overlap)[strong].astype(np.float32)
-    order = np.lexsort((b, a))
-    return Edges(a[order], b[order], weight[order])
+    lists = gather(ids, here)  # [N, k]
+    n, first = len(lists), first_row(len(lists), here)
+    labels, oversize = np.zeros(n, np.int32), np.ones(n, np.bool_)
+    weight = np.empty(ids.shape, np.uint16)
+    for attempt, (higher, more) in enumerate([(0.0, 0.0), *TIGHTER]):
+        near = np.count_nonzero(cosine >= floor + (1 - floor) * higher, axis=1)
+        degree = gather(near.astype(np.int32), here)
+        group = np.where(oversize, labels, np.int32(-1))
+        weigh(lists, degree, cosine, first, group, min_overlap + more, weight)
+        again = propagate(lists, degree, weight, seed + attempt, here)
+        labels = _by_smallest_member(np.where(oversize, again, labels))
+        sizes = np.bincount(labels, minlength=n)[labels]
+        oversize = sizes > max_size
+        if not oversize.any():
+            return labels.astype(np.int64)
+    return _cut(ids, weight, labels, oversize & (sizes <= CUT * max_size), max_size, here).astype(np.int64)
 
 
-def propagate(edges: Edges, n: int, seed: int) -> IdArray:
-    """Label propagation: labels [N]; images without edges keep a label of their own.
+def _cut(
+    ids: IntArray, weight: NDArray[np.uint16], labels: IntArray, chosen: NDArray[np.bool_], limit: int, here: World
+) -> IntArray:
+    """Labels [N] with the clusters of the `chosen` images [N] cut into pieces of at most `limit`.
 
-    In each sweep a random half of the images takes the label with the greatest total weight among its neighbours
-    (the smallest label wins a tie), seen from the labels of the sweep before; halves keep two neighbours from swapping
-    labels for ever.
+    The strongest edges join first, as far as the limit allows: hardly an image is lost, whereas raising the floor until
+    a person of 72 images falls apart loses most of them.
     """
-    rng = np.random.default_rng(seed)
-    source = np.concatenate([edges.a, edges.b])
-    target = np.concatenate([edges.b, edges.a])
-    weight = np.concatenate([edges.weight, edges.weight]).astype(np.float64)
-    labels = np.arange(n)
-    for _ in range(SWEEPS):
-        best = _heaviest_label(source, labels[target], weight, labels)
-        if np.array_equal(best, labels):
+    first = first_row(len(labels), here)
+    row, place = np.nonzero(weight)
+    edges = np.stack([row + first, ids[row, place]], axis=1).astype(np.int32)
+    inside = chosen[edges[:, 0]] & (labels[edges[:, 0]] == labels[edges[:, 1]])
+    edges, strength = gather(edges[inside], here), gather(weight[row, place][inside].astype(np.int32), here)
+    pieces = join(edges[np.argsort(-strength, kind="stable")], len(labels), limit)
+    return _by_smallest_member(np.where(chosen, pieces, labels))
+
+
+def propagate(lists: IntArray, degree: IntArray, weight: NDArray[np.uint16], seed: int, here: World) -> IntArray:
+    """Label propagation over lists [N, k] with weights [n, k] of the own rows: labels [N], the same on every rank."""
+    first = first_row(len(lists), here)
+    labels = np.arange(len(lists), dtype=np.int32)
+    changed = np.zeros(len(lists), np.bool_)
+    pending = weight.any(axis=1)
+    new = np.empty(len(weight), np.int32)
+    for number in range(SWEEPS):
+        waiting = sweep(lists, degree, weight, first, labels, changed, pending, seed, number, new)
+        after = gather(new, here)
+        np.not_equal(after, labels, out=changed)
+        labels = after.copy()
+        if not any_rank(waiting > 0, here) and not changed.any():
             break
-        labels = np.where(rng.random(n) < 0.5, best, labels)
     return labels
 
 
-def _heaviest_label(source: IdArray, label: IdArray, weight: NDArray[np.float64], current: IdArray) -> IdArray:
-    """For each image the label with the greatest summed weight over its edges; `current` where it has none."""
-    order = np.lexsort((label, source))
-    source, label, weight = source[order], label[order], weight[order]
-    first = np.ones(len(source), bool)
-    first[1:] = (source[1:] != source[:-1]) | (label[1:] != label[:-1])
-    starts = np.flatnonzero(first)
-    total = np.add.reduceat(weight, starts) if len(starts) else weight
-    source, label = source[starts], label[starts]
-    order = np.lexsort((label, -total, source))
-    source, label = source[order], label[order]
-    winner = np.ones(len(source), bool)
-    winner[1:] = source[1:] != source[:-1]
-    best = current.copy()
-    best[source[winner]] = label[winner]
-    return best
-
-
-def cluster(
-    ids: IdArray,
-    cosine: FloatArray,
-    *,
-    floor: float,
-    min_overlap: float,
-    min_size: int,
-    max_size: int,
-    seed: int,
+def by_components(
+    ids: IntArray, cosine: FloatArray, here: World, *, mutual_top: int, similarity: float, max_size: int
 ) -> IdArray:
-    """Pseudo-IDs [N] from neighbour lists [N, k]: 0, 1, … by the first image of each cluster, NO_ID for the rest.
+    """Labels [N]: connected components of images that are among each other's first `mutual_top`, alike enough.
 
-    A cluster larger than `max_size` is clustered again with a higher floor and overlap, a few times; what is still
-    too large is left without an ID rather than taught as one person.
+    A component many times larger than `max_size` is a chain of people: inside it the similarity is raised step by step.
+    What is then still larger is cut, the most alike staying together, so that next to no image is lost.
     """
-    n = len(ids)
-    labels = propagate(mutual_edges(ids, cosine, floor, min_overlap), n, seed)
-    for attempt in range(1, 4):
-        sizes = np.bincount(labels, minlength=n)
-        oversize = sizes[labels] > max_size
-        if not oversize.any():
-            break
-        tighter = mutual_edges(ids, cosine, floor + (1 - floor) * attempt / 4, min_overlap + 0.15 * attempt)
-        inside = oversize[tighter.a] & (labels[tighter.a] == labels[tighter.b])
-        again = propagate(Edges(tighter.a[inside], tighter.b[inside], tighter.weight[inside]), n, seed + attempt)
-        labels = np.where(oversize, again, labels)
-    sizes = np.bincount(labels, minlength=n)
-    good = (sizes[labels] >= min_size) & (sizes[labels] <= max_size)
-    return _number(labels, good)
+    n = len(gather(ids[:, :0], here))
+    top, alike = ids[:, :mutual_top], cosine[:, :mutual_top]
+    row, place = np.nonzero(alike >= similarity)
+    pairs = np.stack([row + first_row(n, here), top[row, place]], axis=1).astype(np.int64)
+    pairs, alike = gather(pairs, here), gather(alike[row, place], here)  # [2E, 2], [2E]: of all ranks
+    key = pairs.min(1) * n + pairs.max(1)
+    order = np.argsort(key, kind="stable")
+    twice = np.flatnonzero(key[order][1:] == key[order][:-1])  # named by both
+    pairs, alike = pairs[order[twice]], np.minimum(alike[order[twice]], alike[order[twice + 1]])
+
+    labels = _components(pairs, n)
+    while (oversize := np.bincount(labels, minlength=n)[labels] > CUT * max_size).any():
+        similarity += STEP
+        kept = ~oversize[pairs[:, 0]] | (alike >= similarity)
+        pairs, alike = pairs[kept], alike[kept]
+        labels = _components(pairs, n)
+    # A component within the limit comes out as it went in.
+    return join(pairs[np.argsort(-alike, kind="stable")].astype(np.int32), n, max_size).astype(np.int64)
 
 
-def _number(labels: IdArray, good: NDArray[np.bool_]) -> IdArray:
-    """Labels of the `good` images renumbered 0, 1, … in order of first appearance; NO_ID elsewhere."""
+def number(labels: IdArray, min_size: int, max_size: int) -> IdArray:
+    """Pseudo-IDs [N]: clusters of a good size numbered 0, 1, … by their first image, NO_ID for the rest."""
+    sizes = np.bincount(labels)[labels]
+    good = (sizes >= min_size) & (sizes <= max_size)
     _, first, inverse = np.unique(labels[good], return_index=True, return_inverse=True)
     rank = np.empty_like(first)
     rank[np.argsort(first)] = np.arange(len(first))
     numbered = np.full(len(labels), NO_ID, np.int64)
     numbered[good] = rank[inverse]
     return numbered
+
+
+def gather(local: NDArray, here: World) -> NDArray:
+    """The rows of all ranks, in rank order."""
+    return gather_rows(torch.from_numpy(np.ascontiguousarray(local)), here).numpy()
+
+
+def first_row(n: int, here: World) -> int:
+    """Where this rank's share of n rows begins."""
+    return sum(len(part) for part in np.array_split(np.empty(n, np.bool_), here.size)[: here.rank])
+
+
+def _components(pairs: IdArray, n: int) -> IntArray:
+    graph = sparse.coo_array((np.ones(len(pairs), np.bool_), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    return connected_components(graph, directed=False)[1]
+
+
+def _by_smallest_member(labels: IntArray) -> IntArray:
+    """Labels renamed to the smallest image that carries them: a label then never names an image of another cluster."""
+    smallest = np.full(len(labels), len(labels), np.int32)
+    np.minimum.at(smallest, labels, np.arange(len(labels), dtype=np.int32))
+    return smallest[labels]

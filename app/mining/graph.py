@@ -70,7 +70,7 @@ def weigh(
             overlap = common / (degree[i] + degree[j] + 2 - common)
             if overlap >= min_overlap:
                 scale = FULL if mutual else FULL // 2
-                weight[row, s] = 1 + min(int(scale * overlap * cosine[row, s]), FULL)
+                weight[row, s] = min(max(int(scale * overlap * cosine[row, s]), 0), FULL)
 
 
 @njit(cache=True, nogil=True)

@@ -1,12 +1,9 @@
-"""Pseudo-IDs from embeddings: search, cluster, judge.
+"""Pseudo-IDs from embeddings: search, cluster, number as before, judge.
 
-Letters: n images mined, D embedding size, k neighbours.
+Letters: N images mined, n of this process (its contiguous share), D embedding size, k neighbours.
 """
 
 from __future__ import annotations
-
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,82 +11,122 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.config import NO_ID, MiningConfig
-from app.mining.cluster import cluster, similarity_floor
-from app.mining.knn import nearest
-from app.runtime.dist import World, gather_rows, share
+from app.mining.cluster import by_components, by_overlap, first_row, gather, number, similarity_floor
+from app.mining.gate import Report, judge, keep_ids
+from app.mining.knn import neighbours, recall, sample_rows
+from app.mining.lists import NONE, Neighbours
+from app.runtime.dist import World
+
+FLOOR_SAMPLE, RECALL_SAMPLE = 2048, 256  # images
+COPY = 0.96  # of the way from the similarity floor to 1: cosine .98 where the floor is .5
+MANY_COPIES = 0.01  # of all images; fewer do not flood the lists of others
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a refresh found. `purity` is None without labels; `why` says what was wrong when not `accepted`."""
-
-    count: int
-    coverage: float
-    largest: int
-    purity: float | None
-    floor: float
-    accepted: bool
-    why: str
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+class SearchInexact(Exception):
+    """The search missed more neighbours than `mining.min_recall` allows; one sentence."""
 
 
 def find_pseudo_ids(
-    bank: Tensor, labels: NDArray[np.int32] | None, config: MiningConfig, here: World, *, seed: int
+    shard: Tensor,
+    previous: NDArray[np.int64],
+    labels: NDArray[np.int32] | None,
+    config: MiningConfig,
+    here: World,
+    *,
+    seed: int,
 ) -> tuple[NDArray[np.int64], Report]:
-    """Pseudo-IDs [n] (NO_ID: none) of unit embeddings `bank` [n, D] and a report; the same on every rank.
+    """Pseudo-IDs [N] (NO_ID: none) of unit embeddings, of which `shard` [n, D] are this rank's, and a report.
 
-    Every rank searches its own share of the rows in the whole bank; clustering is a pure function that each repeats.
+    The same on every rank, and for every number of ranks. `previous` [N] are the ones used so far; a cluster that
+    mostly stays keeps its number. Whether the new ones may be used the report says; labels [N] only measure. Raises
+    SearchInexact.
     """
-    vectors = np.ascontiguousarray(bank.cpu().numpy())
-    ids, cosine = nearest(
-        vectors,
-        share(np.arange(len(bank)), here),
-        min(config.neighbours, len(bank) - 1),
-        threads=torch.get_num_threads(),
+    listed = neighbours(shard, config.neighbours, here, backend=config.backend, placement=config.placement)
+    found_share = recall(listed, shard, here, sample=RECALL_SAMPLE, seed=seed)
+    if found_share < config.min_recall:
+        raise SearchInexact(
+            f"the search found {found_share:.2%} of the true neighbours of a sample and mining.min_recall asks for "
+            f"{config.min_recall:.2%}; mining.backend=faiss is exact"
+        )
+    if config.method == "parity":
+        floor = config.similarity
+        clusters = by_components(
+            listed.ids,
+            listed.cosine,
+            here,
+            mutual_top=config.mutual_top,
+            similarity=floor,
+            max_size=config.max_cluster,
+        )
+    else:
+        floor = similarity_floor(
+            sample_rows(shard, here, FLOOR_SAMPLE, seed), len(previous), config.false_edges_per_image
+        )
+        clusters = _without_copies(shard, listed, config, here, floor, seed)
+    found = keep_ids(previous, number(clusters, config.min_cluster, config.max_cluster))
+    report = judge(
+        found,
+        previous,
+        labels,
+        config,
+        floor=floor,
+        recall=found_share,
+        unusable=listed.unusable,
+        cosine=mean_cosine(found, listed, here),
     )
-    floor = similarity_floor(vectors, config.false_edges_per_image, seed)
-    found = cluster(
-        gather_rows(torch.from_numpy(ids), here).numpy(),  # [n, k]
-        gather_rows(torch.from_numpy(cosine), here).numpy(),
+    return found, report
+
+
+def _without_copies(
+    shard: Tensor, listed: Neighbours, config: MiningConfig, here: World, floor: float, seed: int
+) -> NDArray[np.int64]:
+    """Clusters [N] by overlap, in which near-copies of an image follow it.
+
+    Where there are many, as in frames of a video, an image's list would be full of copies and show nothing else, so
+    the search is done again with one of each.
+    """
+    original = originals(listed, here, floor)
+    copy = original != np.arange(len(original))
+    if copy.mean() >= MANY_COPIES:
+        own = first_row(len(original), here) + np.arange(len(shard))
+        keep = torch.from_numpy(~copy[own]).to(shard.device)
+        # A row of zeros has no neighbours and is nobody's.
+        singles = shard.where(keep[:, None], 0)
+        listed = neighbours(singles, config.neighbours, here, backend=config.backend, placement=config.placement)
+    else:
+        copy[:] = False
+    clusters = by_overlap(
+        listed.ids,
+        listed.cosine,
+        here,
         floor=floor,
         min_overlap=config.min_overlap,
-        min_size=config.min_cluster,
         max_size=config.max_cluster,
         seed=seed,
     )
-    return found, judge(found, labels, config, floor)
+    together = np.where(copy, clusters[original], clusters)
+    full = np.bincount(together)[together] > config.max_cluster
+    return np.where(copy & full, clusters, together)
 
 
-def judge(
-    pseudo_ids: NDArray[np.int64], labels: NDArray[np.int32] | None, config: MiningConfig, floor: float
-) -> Report:
-    """Count and weigh a labelling [n], and decide whether it may be used (labels only measure it)."""
-    labelled = pseudo_ids != NO_ID
-    sizes = np.bincount(pseudo_ids[labelled])
-    coverage, largest = float(labelled.mean()), int(sizes.max(initial=0))
-    why = ""
-    if coverage < config.min_coverage:
-        why = f"only {coverage:.1%} of the images are in a cluster, {config.min_coverage:.1%} are needed"
-    elif largest > config.max_largest_share * len(pseudo_ids):
-        why = f"one cluster holds {largest} of {len(pseudo_ids)} images, over {config.max_largest_share:.0%}"
-    return Report(
-        count=len(sizes),
-        coverage=coverage,
-        largest=largest,
-        purity=None if labels is None else purity(pseudo_ids[labelled], labels[labelled]),
-        floor=floor,
-        accepted=not why,
-        why=why,
-    )
+def originals(listed: Neighbours, here: World, floor: float) -> NDArray[np.int32]:
+    """For each of N images the first image that it is a near-copy of, or of whose copies it is one; else itself."""
+    count = len(gather(listed.ids[:, :0], here))
+    own = (first_row(count, here) + np.arange(len(listed.ids), dtype=np.int32))[:, None]
+    copy = (listed.cosine >= floor + COPY * (1 - floor)) & (listed.ids != NONE)
+    earliest = np.where(copy, listed.ids, own).min(axis=1, initial=count)
+    original = gather(np.minimum(earliest, own[:, 0]), here)
+    while not np.array_equal(original, further := original[original]):
+        original = further
+    return original
 
 
-def purity(pseudo_ids: NDArray[np.int64], labels: NDArray[np.int32]) -> float:
-    """Share of labelled images that carry the commonest label of their cluster; 1 for none at all."""
-    if not len(pseudo_ids):
-        return 1.0
-    pairs, counts = np.unique(np.stack([pseudo_ids, labels.astype(np.int64)]), axis=1, return_counts=True)
-    most = np.zeros(pseudo_ids.max() + 1, np.int64)
-    np.maximum.at(most, pairs[0], counts)
-    return float(most.sum() / len(pseudo_ids))
+def mean_cosine(found: NDArray[np.int64], listed: Neighbours, here: World) -> float | None:
+    """The mean cosine of an image and those in its list that share its pseudo-ID; None where there are none."""
+    own = found[first_row(len(found), here) :][: len(listed.ids)]
+    total = np.zeros((1, 2), np.int64)  # in millionths: sums of integers do not depend on who adds what
+    for ids, cosine in zip(listed.ids.T, listed.cosine.T, strict=True):
+        inside = (ids != NONE) & (own != NO_ID) & (found[ids] == own)
+        total += [np.rint(cosine[inside] * 1e6).astype(np.int64).sum(), np.count_nonzero(inside)]
+    of_all, count = gather(total, here).sum(axis=0)
+    return float(of_all / count / 1e6) if count else None
