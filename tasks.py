@@ -165,11 +165,18 @@ def fetch_checkpoint(
 
 @task(
     help={
-        "source": "orl, folder (one sub-folder a person) or array (an .npy that exists)",
-        "path": "the folder or the .npy file",
+        "source": "orl, folder (one sub-folder a person), array (an .npy that exists), parquet or synthetic",
+        "path": "the folder, the .npy file, or the .parquet file or a folder of such",
         "labels": "labels.npy of an array",
+        "image-column": "of parquet, the column of image files (default: one with a usual name)",
+        "label-column": "of parquet, the column of identities (default: one with a usual name)",
+        "identities": "of synthetic, how many people (default: 2000)",
+        "per-identity": "of synthetic, how many photographs of each (default: 20)",
+        "seed": "of synthetic, which people: another number, other people (default: 0)",
         "out": "where to: a folder, or a path ending in .npy (default: data/<name>)",
-        "held-out": "keep the last N images, in whole blocks, for measuring: other people (default: orl 100, else 0)",
+        "held-out": "keep the last N images, in whole blocks, for measuring: other people "
+        "(default: orl 100, synthetic a tenth, else 0)",
+        "workers": "processes that make the images (default: one a core); the result is the same",
     },
     auto_shortflags=False,
 )
@@ -178,14 +185,29 @@ def prepare(
     source: str = "orl",
     path: str | None = None,
     labels: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    identities: str | None = None,
+    per_identity: str | None = None,
+    seed: str | None = None,
     out: str | None = None,
     held_out: str | None = None,
+    workers: str | None = None,
 ) -> None:
-    """Make images.npy, labels.npy and manifest.json from photographs."""
+    """Make images.npy, labels.npy and manifest.json from photographs or drawn faces. Interrupted, it goes on."""
     from deploy import launch
 
+    options = {
+        "image_column": image_column,
+        "label_column": label_column,
+        "identities": identities,
+        "per_identity": per_identity,
+        "seed": seed,
+        "held_out": held_out,
+        "workers": workers,
+    }
     with _telling():
-        code = launch.prepare(PROJECT, source=source, path=path, labels=labels, out=out, held_out=held_out)
+        code = launch.prepare(PROJECT, source=source, path=path, labels=labels, out=out, options=options)
     if code:
         raise Exit(code=code)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -217,16 +218,22 @@ def attach(project: Path, target: str, run_id: str | None, *, write: bool) -> in
 
 
 def prepare(
-    project: Path, *, source: str, path: str | None, labels: str | None, out: str | None, held_out: str | None
+    project: Path,
+    *,
+    source: str,
+    path: str | None,
+    labels: str | None,
+    out: str | None,
+    options: Mapping[str, str | None],
 ) -> int:
-    """Make a data set with the app's own command; its exit code."""
+    """Make a data set with the app's own command; its exit code. `options` are handed on as they are."""
     name = slug(Path(path).stem) if path and source != "orl" else source
     place = Path(out).absolute() if out else project / "data" / name
     place = place if place.suffix == ".npy" else place / "images.npy"
-    options = [f"source={source}", f"out={place}"]
-    options += [f"{key}={Path(file).absolute()}" for key, file in (("path", path), ("labels", labels)) if file]
-    options += [f"held_out={held_out}"] if held_out is not None else []
-    return LocalShell().foreground([sys.executable, "-m", "app.prepare", *options], cwd=project)
+    words = [f"source={source}", f"out={place}"]
+    words += [f"{key}={Path(file).absolute()}" for key, file in (("path", path), ("labels", labels)) if file]
+    words += [f"{key}={value}" for key, value in options.items() if value is not None]
+    return LocalShell().foreground([sys.executable, "-m", "app.prepare", *words], cwd=project)
 
 
 def examine(project: Path, target: str) -> list[dict[str, Any]]:
