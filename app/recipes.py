@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from app.config import NO_ID, Config
 from app.data.augment import Augment
 from app.data.dataset import Dataset, Rows
-from app.data.feed import plain_views
 from app.data.positives import Positives
-from app.mining.embed import embed
-from app.mining.pseudo_ids import find_pseudo_ids
+from app.mining.refresh import Interlude, embed_share, refresh
 from app.models import build_backbone
-from app.models.moco import Encoder, MomentumEncoder, Queue, contrastive_loss
-from app.runtime.dist import World, average_buffers, data_parallel, gather_rows, share
+from app.models.collapse import spread
+from app.models.moco import EMPTY, Encoder, FeatureBank, MomentumEncoder, Queue, contrastive_loss
+from app.runtime.checkpoint import load_backbone
+from app.runtime.dist import World, average_buffers, averages_of, data_parallel, gather_rows, put_averages, share
 from app.runtime.schedule import by_epoch
 
 
@@ -41,17 +43,26 @@ class Recipe(Protocol):
     def param_groups(self) -> list[dict[str, Any]]:
         """Parameters for the optimizer."""
 
-    def begin_epoch(self, epoch: int, *, refresh: bool) -> dict[str, Any] | None:
-        """Work between epochs, and what to report of it. Without `refresh` the epoch is being resumed."""
+    def warm_start(self, path: Path) -> None:
+        """Begin with the backbone of this file. Raises WrongUse when it does not fit."""
 
-    def pick(self, rows: Rows, rng: np.random.Generator) -> Rows:
-        """The images that a batch of these rows [B] needs."""
+    def begin_epoch(self, epoch: int, interlude: Interlude | None) -> dict[str, Any] | None:
+        """Work between epochs, and what to report of it; without an interlude the epoch is being resumed.
+
+        Raises Interrupted when asked to leave; called again, it goes on where it was.
+        """
+
+    def pick(self, rows: Rows, chance: NDArray[np.float64]) -> Rows:
+        """The images that a batch of these rows [B] needs; `chance` [B, 2]: the random numbers for it."""
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise and metrics, all scalars on the device."""
 
-    def after_step(self) -> None:
-        """What follows the optimizer's step."""
+    def after_step(self, *, taken: bool) -> None:
+        """What follows the optimizer's step. Not `taken`: what the losses since the last one changed is undone."""
+
+    def health(self) -> dict[str, Any]:
+        """Whether what is learnt still tells images apart; `collapsed` says no."""
 
 
 class PseudoIds(nn.Module):
@@ -66,9 +77,8 @@ class SelfSupervised:
     """MoCo with a margin, whose positives are other images of the same pseudo-ID once there are any."""
 
     def __init__(self, config: Config, data: Dataset, here: World) -> None:
-        self.config, self.mining, self.data, self.here = config.recipe, config.mining, data, here
-        self.backbone_config, self.seed = config.backbone, config.train.seed
-        moco = self.config.moco
+        self.config, self.data, self.here = config, data, here
+        moco = config.recipe.moco
         torch.manual_seed(config.train.seed)  # the same start on every rank
         encoder = Encoder(
             build_backbone(config.backbone),
@@ -90,10 +100,17 @@ class SelfSupervised:
                 "pseudo_ids": self.pseudo_ids,
             }
         )
+        self.bank: FeatureBank | None = None
+        if config.mining.features == "bank":
+            self.bank = FeatureBank(len(data.images), config.backbone.embedding_dim).to(here.device)
+            self.modules["bank"] = self.bank
         self.embedder = self.momentum.encoder.backbone
-        self.augment = Augment(self.config.augment, config.backbone.image_size)
-        self.parallel = data_parallel(self.encoder, here)
-        self.pushes: list[tuple[Tensor, Tensor]] = []  # keys and rows since the last step
+        self.augment = Augment(config.recipe.augment, config.backbone.image_size)
+        compiled = torch.compile if config.train.compile else lambda module: module
+        self.parallel = data_parallel(compiled(self.encoder), here)
+        self.keys_of = compiled(self.momentum)
+        self.pushes: list[tuple[Tensor, Tensor, Tensor]] = []  # keys, embeddings and rows since the last step
+        self.averages: Tensor | None = None  # BN's running averages before the first loss since the last step
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Weights of convolutions and linear layers decay; biases, BN and PReLU do not."""
@@ -103,45 +120,59 @@ class SelfSupervised:
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
 
-    def begin_epoch(self, epoch: int, *, refresh: bool) -> dict[str, Any] | None:
+    def warm_start(self, path: Path) -> None:
+        load_backbone(path, self.encoder.backbone, self.momentum.encoder.backbone)
+
+    def begin_epoch(self, epoch: int, interlude: Interlude | None) -> dict[str, Any] | None:
         """Refresh the pseudo-IDs when they are due."""
-        mining, positives = self.mining, self.config.positives
+        mining, positives = self.config.mining, self.config.recipe.positives
         due = epoch >= mining.start_epoch and (epoch - mining.start_epoch) % mining.every_epochs == 0
-        report = self._refresh(self.seed + epoch) if due and refresh else None
-        self.other_probability = by_epoch(positives.epochs, positives.probability, epoch)
+        report = self._refresh(epoch, interlude) if due and interlude is not None else None
+        wanted = by_epoch(positives.epochs, positives.probability, epoch)
+        self.other_probability = min(wanted, 1 - positives.min_same_image)
         self.positives = Positives(self.pseudo_ids.ids.cpu().numpy())
         return report
 
-    def _refresh(self, seed: int) -> dict[str, Any]:
-        """Embed the training images, find new pseudo-IDs, and take them unless they are refused."""
+    def _refresh(self, epoch: int, interlude: Interlude) -> dict[str, Any]:
+        """Find new pseudo-IDs, and take them unless they are refused."""
         started = time.monotonic()
-        data, mining, size = self.data, self.mining, self.backbone_config.image_size
-        rows = data.train_rows
-        views = plain_views(data.images, share(rows, self.here), size, mining.batch_size, self.here.device)
-        width = self.backbone_config.embedding_dim
-        bank = embed(self.embedder, views, self.here, embedding_dim=width, flip_sum=mining.flip_sum)
-        labels = None if data.labels is None else data.labels[rows]
-        found, report = find_pseudo_ids(bank, labels, mining, self.here, seed=seed)
-        if report.accepted:
-            ids = np.full(len(data.images), NO_ID, np.int64)
-            ids[rows] = found
-            self.pseudo_ids.ids.copy_(torch.from_numpy(ids))
-        return {**report.as_dict(), "seconds": time.monotonic() - started}
+        shard = self._shard(interlude)
+        embedded = time.monotonic()
+        found, report = refresh(
+            shard,
+            self.pseudo_ids.ids.cpu().numpy(),
+            self.config,
+            self.data,
+            self.here,
+            seed=self.config.train.seed + epoch,
+            sheet=interlude.folder / f"epoch_{epoch:03d}.png",
+        )
+        if report["accepted"]:
+            self.pseudo_ids.ids.copy_(torch.from_numpy(found))
+        return {**report, "seconds_embedding": embedded - started, "seconds": time.monotonic() - started}
 
-    def pick(self, rows: Rows, rng: np.random.Generator) -> Rows:
+    def _shard(self, interlude: Interlude) -> Tensor:
+        """Embeddings [n, E] of this rank's share of the training images, new ones or those met while training."""
+        if self.bank is None:
+            return embed_share(self.embedder, self.config, self.data, self.here, interlude)
+        return self.bank.features[torch.from_numpy(share(self.data.train_rows, self.here))].float()
+
+    def pick(self, rows: Rows, chance: NDArray[np.float64]) -> Rows:
         """Queries [B], then their positives [B]."""
-        return np.concatenate([rows, self.positives.draw(rows, self.other_probability, rng)])
+        return np.concatenate([rows, self.positives.draw(rows, self.other_probability, chance)])
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """InfoNCE over B = half of the batch's images; see app/models/moco.py."""
-        moco = self.config.moco
+        moco = self.config.recipe.moco
+        if self.averages is None:
+            self.averages = averages_of(self.encoder)
         views = self.augment(batch.images, batch.generator)
         queries, keys = views.chunk(2)  # [B, 3, S, S] each
         rows, key_rows = torch.from_numpy(batch.rows).to(self.here.device).chunk(2)
         with torch.no_grad():
-            k = self.momentum(keys)
+            k, embeddings = self.keys_of(keys)
         q = self.parallel(queries)
-        self.pushes.append((k, key_rows))
+        self.pushes.append((k, embeddings, key_rows))
         return contrastive_loss(
             q,
             k,
@@ -152,15 +183,28 @@ class SelfSupervised:
             temperature=moco.temperature,
             margin=moco.margin,
             mask_most_similar=moco.mask_most_similar,
+            multi_positive=moco.multi_positive,
         )
 
-    def after_step(self) -> None:
+    def after_step(self, *, taken: bool) -> None:
         """The momentum encoder follows, and the keys of all ranks enter the queue."""
+        pushes, averages = self.pushes, self.averages
+        self.pushes, self.averages = [], None
+        if not taken:
+            # What was not finite has gone through the running averages too, and would stay there for ever.
+            put_averages(self.encoder, averages)
+            return
         average_buffers(self.encoder, self.here)
         self.momentum.follow(self.encoder)
-        keys, rows = (torch.cat(parts) for parts in zip(*self.pushes, strict=True))
-        self.pushes.clear()
-        self.queue.push(gather_rows(keys, self.here), gather_rows(rows, self.here))
+        keys, embeddings, rows = (torch.cat(parts) for parts in zip(*pushes, strict=True))
+        rows = gather_rows(rows, self.here)
+        self.queue.push(gather_rows(keys, self.here), rows)
+        if self.bank is not None:
+            self.bank.put(rows, gather_rows(embeddings, self.here))
+
+    def health(self) -> dict[str, Any]:
+        """The spread of the keys in the queue; see app/models/collapse.py."""
+        return spread(self.queue.keys[self.queue.rows != EMPTY])
 
 
 RECIPES = {"self_supervised": SelfSupervised}

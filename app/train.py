@@ -10,7 +10,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +19,61 @@ import torch
 from torch import Tensor
 
 from app import evaluate
-from app.config import Config, load, save_resolved
-from app.data.dataset import Dataset, Rows, epoch_order, open_dataset
+from app.config import Config, read_command_line, save_resolved
+from app.data.dataset import Dataset, Rows, chances, epoch_order, open_configured
 from app.data.feed import feed
 from app.errors import EXIT_WRONG_USE, WrongUse
+from app.mining.embed import Interrupted
+from app.mining.pseudo_ids import SearchInexact
+from app.mining.refresh import PRECISION, Interlude
 from app.recipes import RECIPES, Batch, Recipe
 from app.runtime import checkpoint, dist
 from app.runtime.checkpoint import TrainState
 from app.runtime.dist import World
 from app.runtime.folder import RunFolder
+from app.runtime.pace import Pace
 from app.runtime.schedule import learning_rate
 from app.runtime.stop import Stop
 from app.runtime.track import Tracker, tracker
-
-PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def main(argv: list[str]) -> int:
     stop = Stop().listen()
     try:
-        config = load(argv)
-        data = open_data(config)
+        asked = read_command_line(argv, __doc__ or "")
+        runs = [(config, open_configured(config.data)) for config in asked.jobs]
     except WrongUse as error:
-        if os.environ.get("RANK", "0") == "0":  # every rank sees the same; one says it
+        if is_first():  # every rank sees the same; one says it
             print(error, file=sys.stderr)
         return EXIT_WRONG_USE
+    if asked.text is not None and is_first():
+        print(asked.text, end="")
     with dist.world() as here:
-        default = f"runs/by-hand-{time.strftime('%Y%m%d-%H%M%S')}"
-        folder = RunFolder(Path(dist.from_main(config.run.dir or default, here)))
-        track = tracker(config, folder, here)
-        try:
-            train(config, data, folder, here, track, stop)
-        except WrongUse as error:
-            track.event("end", TrainState(), reason="wrong_use", message=str(error), seconds=0.0)
-            return EXIT_WRONG_USE
-        except NotFinite as error:
-            last_good = checkpoint.newest(folder) if here.is_main else None
-            message = f"{error}; the last good checkpoint is {last_good.name if last_good else 'none yet'}"
-            track.event("end", TrainState(), reason="failed", message=message, seconds=0.0)
-            return 1
-        finally:
-            track.close()
+        for number, (config, data) in enumerate(runs):
+            exit_code = run(config, data, here, stop, number=number if len(runs) > 1 else None)
+            if exit_code or dist.any_rank(stop.asked.is_set(), here):
+                return exit_code
+    return 0
+
+
+def run(config: Config, data: Dataset, here: World, stop: Stop, *, number: int | None) -> int:
+    """One run in a folder of its own, with its end recorded; `number` is its place in a sweep. The exit code."""
+    by_hand = f"runs/{'by-hand' if number is None else 'sweep'}-{time.strftime('%Y%m%d-%H%M%S')}"
+    place = Path(config.run.dir or by_hand)
+    folder = RunFolder(dist.from_main(place if number is None else place / str(number), here))
+    track = tracker(config, folder, here)
+    try:
+        train(config, data, folder, here, track, stop)
+    except WrongUse as error:
+        track.event("end", TrainState(), reason="wrong_use", message=str(error), seconds=0.0)
+        return EXIT_WRONG_USE
+    except (NotFinite, SearchInexact) as error:
+        last_good = checkpoint.newest(folder) if here.is_main else None
+        message = f"{error}; the last good checkpoint is {last_good.name if last_good else 'none yet'}"
+        track.event("end", TrainState(), reason="failed", message=message, seconds=0.0)
+        return 1
+    finally:
+        track.close()
     return 0
 
 
@@ -67,12 +81,16 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
     """The whole run. Raises WrongUse for a checkpoint that does not fit or a disk without room."""
     started = time.monotonic()
     settings = config.train
+    if here.device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = settings.tf32
+        torch.backends.cudnn.benchmark = True  # shapes are the same in every step
     recipe = RECIPES[config.recipe.name](config, data, here)
     optimizer = build_optimizer(config, recipe.param_groups())
     scaler = torch.amp.GradScaler(here.device.type, enabled=settings.precision == "fp16")
     meter = evaluate.Meter(config, data, recipe.embedder, here)
+    rows = len(data.train_rows)
     update_size = settings.batch.size * here.size * settings.batch.grad_accum_steps  # images an update, all ranks
-    steps_per_epoch = math.ceil(len(data.train_rows) / update_size)
     if here.is_main:
         checkpoint.refuse_without_room(folder, recipe.modules, optimizer)
         save_resolved(config, folder.config)
@@ -81,14 +99,16 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
     untrained = list(meter.baselines())  # before anything is loaded: every run folder tells what training was worth
     if resumed_from is not None:
         state = checkpoint.load(resumed_from, recipe.modules, optimizer, scaler)
+    elif settings.warm_start is not None:
+        recipe.warm_start(Path(settings.warm_start))
     track.event(
         "start",
         state,
         world_size=here.size,
         epochs=settings.epochs,
-        steps_per_epoch=steps_per_epoch,
+        steps_per_epoch=math.ceil(rows / update_size),
         global_batch=update_size,
-        train_rows=len(data.train_rows),
+        train_rows=rows,
         dataset_id=data.dataset_id,
         fraction=data.fraction,
         resumed_from=resumed_from.name if resumed_from else None,
@@ -96,38 +116,59 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
     for what, baseline in untrained:
         track.event("eval", state, what=what, **baseline)
 
-    first_step, stopped = state.step, False
+    def stopping() -> bool:
+        return dist.any_rank(stop.asked.is_set(), here)
+
+    first_image = state.epoch * rows + state.seen
+    stopped, skipped_in_a_row = False, 0
     saved_step = state.step if resumed_from and resumed_from.parent == folder.checkpoints else None
     while state.epoch < settings.epochs and not stopped:
         epoch_started = time.monotonic()
         # An epoch that is resumed keeps the pseudo-IDs it began with: they are in the checkpoint.
-        found = recipe.begin_epoch(state.epoch, refresh=state.step_in_epoch == 0)
+        between = Interlude(folder.mining, stop.asked.is_set, embedding_progress(track, state))
+        try:
+            found = recipe.begin_epoch(state.epoch, between if state.seen == 0 else None)
+        except Interrupted:
+            stopped = True
+            found = None
         if found:
             track.event("mining", state, **found)
         pace = Pace()
         micro_batches = batches(config, recipe, data, state, here)
-        while state.step_in_epoch < steps_per_epoch and not (stopped := dist.any_rank(stop.asked.is_set(), here)):
+        while state.seen < rows and not (stopped := stopped or stopping()):
             lr = learning_rate(
-                settings.optimizer.lr, settings.lr_schedule, state.step, steps_per_epoch, settings.epochs
+                settings.optimizer.lr, settings.lr_schedule, state.epoch + state.seen / rows, settings.epochs
             )
-            pace.count(update_size, update(config, recipe, optimizer, scaler, micro_batches, lr, here))
+            metrics = update(config, recipe, optimizer, scaler, micro_batches, lr, here)
+            pace.count(update_size, metrics)
             state.step += 1
-            state.step_in_epoch += 1
-            if state.step % settings.log_every_steps == 0 or state.step_in_epoch == steps_per_epoch:
-                seconds_a_step = (time.monotonic() - started) / (state.step - first_step)  # mining and all included
-                left = (settings.epochs * steps_per_epoch - state.step) * seconds_a_step
+            state.seen = min(state.seen + update_size, rows)
+            # fp16 finds its scale by overflowing; that is no fault until the scale has come down to 1.
+            skipped_in_a_row = skipped_in_a_row + 1 if metrics is None and scaler.get_scale() <= 1 else 0
+            if metrics is None:
+                track.event("skipped", state, in_a_row=skipped_in_a_row)
+            if skipped_in_a_row == settings.max_nonfinite_steps:
+                raise NotFinite(
+                    f"the loss was not finite {skipped_in_a_row} times in a row: "
+                    f"continue with a lower train.optimizer.lr than {settings.optimizer.lr:g}"
+                )
+            if state.step % settings.log_every_steps == 0 or state.seen == rows:
+                done = state.epoch * rows + state.seen
+                seconds_an_image = (time.monotonic() - started) / (done - first_image)  # mining and all included
+                left = (settings.epochs * rows - done) * seconds_an_image
                 track.event("step", state, lr=lr, **pace.report(here), seconds_left=left)
-        epoch_complete = state.step_in_epoch == steps_per_epoch
+        epoch_complete = state.seen == rows
         measured: dict[str, float] | None = None
         if epoch_complete:
-            track.event("epoch", state, loss=pace.epoch_loss(here), seconds=time.monotonic() - epoch_started)
-            done = state.epoch + 1
-            if done % settings.eval.every_epochs == 0 or done == settings.epochs:
+            seconds = time.monotonic() - epoch_started
+            track.event("epoch", state, loss=pace.epoch_loss(here), seconds=seconds, **recipe.health())
+            done_epochs = state.epoch + 1
+            if done_epochs % settings.eval.every_epochs == 0 or done_epochs == settings.epochs:
                 measured = meter.measure()
             if measured:
                 track.event("eval", state, what="trained", **measured)
-            state.epoch, state.step_in_epoch = done, 0
-            stopped = dist.any_rank(stop.asked.is_set(), here)
+            state.epoch, state.seen = done_epochs, 0
+            stopped = stopping()
         due = state.epoch % settings.checkpoint.every_epochs == 0 or state.epoch == settings.epochs
         # A stop between two epochs finds its checkpoint written already.
         if here.is_main and (stopped or (epoch_complete and due)) and state.step != saved_step:
@@ -150,16 +191,17 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
     track.event("end", state, reason=reason, message="", seconds=time.monotonic() - started)
 
 
-def open_data(config: Config) -> Dataset:
-    """The data set that the configuration names, with the rows of its fraction."""
-    if config.data.binary_cache_path is None:
-        raise WrongUse("data.binary_cache_path is not set; give the path of an images.npy, such as data/orl/images.npy")
-    return open_dataset(
-        Path(config.data.binary_cache_path),
-        labels_path=Path(config.data.labels_path) if config.data.labels_path else None,
-        fraction=config.data.data_fraction,
-        block_rows=config.data.block_size,
-    )
+def embedding_progress(track: Tracker, state: TrainState, every_s: float = 10.0) -> Callable[[int, int], None]:
+    """Tells every few seconds how far an embedding pass is; a short one passes in silence."""
+    told = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= every_s:
+            told = time.monotonic()
+            track.event("embedding", state, done=done, total=total)
+
+    return tell
 
 
 def build_optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -181,28 +223,25 @@ def to_resume(wish: str | None, folder: RunFolder, here: World) -> Path | None:
 def batches(config: Config, recipe: Recipe, data: Dataset, state: TrainState, here: World) -> Iterator[Batch]:
     """This rank's micro-batches from where the state stands to the end of the epoch.
 
-    Every random number depends only on the seed, the update, the micro-batch and the rank, so a resumed run draws
-    the same ones.
+    The order of an epoch is dealt out in pieces of `batch.size`, to the ranks in turn. What is random about a piece
+    depends on the seed and its place in that order alone, not on who works on it: a run that is resumed, with more or
+    fewer processes too, goes on with the same images, partners and augmentations.
     """
-    size, accumulate, seed = config.train.batch.size, config.train.batch.grad_accum_steps, config.train.seed
+    size, accumulate = config.train.batch.size, config.train.batch.grad_accum_steps
+    seed, epoch = config.train.seed, state.epoch
+    order = epoch_order(data.train_rows, seed=seed, epoch=epoch)
     world_size = size * here.size
-    order = epoch_order(data.train_rows, seed=seed, epoch=state.epoch, multiple_of=world_size * accumulate)
-    first_update = state.step - state.step_in_epoch
-
-    def keys() -> Iterator[tuple[int, list[int]]]:
-        for place in range(state.step_in_epoch * world_size * accumulate, len(order), world_size):
-            micro = place // world_size
-            yield (
-                place + here.rank * size,
-                [seed, first_update + micro // accumulate, micro % accumulate, here.rank],
-            )
+    end = state.seen + -(-(len(order) - state.seen) // (world_size * accumulate)) * world_size * accumulate
+    places = range(state.seen + here.rank * size, end, world_size)
 
     def rows() -> Iterator[Rows]:
-        for place, key in keys():
-            yield recipe.pick(order[place : place + size], np.random.default_rng(key))
+        for place in places:
+            # The last update of an epoch is filled up from the beginning of its order.
+            piece = np.take(order, np.arange(place, place + size), mode="wrap")
+            yield recipe.pick(piece, chances(place, size, seed=seed, epoch=epoch))
 
-    for (_, key), (picked, images) in zip(keys(), feed(data.images, rows(), here.device), strict=True):
-        draws = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    for place, (picked, images) in zip(places, feed(data.images, rows(), here.device), strict=True):
+        draws = int(np.random.SeedSequence([seed, epoch, place]).generate_state(1, np.uint64)[0] >> 1)
         yield Batch(images, picked, torch.Generator().manual_seed(draws))
 
 
@@ -214,8 +253,11 @@ def update(
     micro_batches: Iterator[Batch],
     lr: float,
     here: World,
-) -> dict[str, Tensor]:
-    """One optimizer step over `grad_accum_steps` micro-batches; returns their mean metrics, still on the device."""
+) -> dict[str, Tensor] | None:
+    """One optimizer step over `grad_accum_steps` micro-batches; returns their mean metrics, still on the device.
+
+    None when a loss or gradient was not finite on some rank: then nothing has changed but the fp16 scale.
+    """
     settings = config.train
     accumulate = settings.batch.grad_accum_steps
     for group in optimizer.param_groups:
@@ -233,45 +275,22 @@ def update(
     scaler.unscale_(optimizer)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(trained, settings.optimizer.clip_grad_norm)
-    scaler.step(optimizer)
+    taken = not dist.any_rank(not bool(torch.isfinite(sums["loss"] + sums["grad_norm"])), here)
+    if taken or scaler.is_enabled():  # the scaler itself steps over gradients that are not finite, and must see them
+        scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    recipe.after_step()
-    return sums
-
-
-class Pace:
-    """Speed and mean metrics since the last report; nothing is read from the device in between."""
-
-    def __init__(self) -> None:
-        self.losses: list[Tensor] = []
-        self._restart()
-
-    def _restart(self) -> None:
-        self.since, self.images, self.metrics = time.monotonic(), 0, list[dict[str, Tensor]]()
-
-    def count(self, images: int, metrics: dict[str, Tensor]) -> None:
-        self.images += images
-        self.metrics.append(metrics)
-        self.losses.append(metrics["loss"])
-
-    def report(self, here: World) -> dict[str, float]:
-        """Mean metrics over steps and ranks, images a second of all ranks. Raises on a loss that is not finite."""
-        names = list(self.metrics[0])
-        values = torch.stack([torch.stack([m[name] for name in names]) for m in self.metrics]).mean(0)
-        means = dict(zip(names, dist.mean(values, here).tolist(), strict=True))
-        if not math.isfinite(means["loss"]):
-            raise NotFinite(f"the loss is {means['loss']}: continue with a lower train.optimizer.lr")
-        means["images_per_s"] = self.images / (time.monotonic() - self.since)
-        self._restart()
-        return means
-
-    def epoch_loss(self, here: World) -> float:
-        return float(dist.mean(torch.stack(self.losses).mean(), here))
+    recipe.after_step(taken=taken)
+    return sums if taken else None
 
 
 class NotFinite(Exception):
     """Training diverged; the checkpoints before it are good."""
+
+
+def is_first() -> bool:
+    """Whether this is the process that speaks, before there is a group of them."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def facts_of(config: Config, data: Dataset, here: World) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def faults(config: Config) -> Iterator[str]:
         ("train.epochs", train.epochs, 1),
         ("train.batch.size", train.batch.size, 2),
         ("train.batch.grad_accum_steps", train.batch.grad_accum_steps, 1),
+        ("train.max_nonfinite_steps", train.max_nonfinite_steps, 1),
         ("train.log_every_steps", train.log_every_steps, 1),
         ("train.checkpoint.every_epochs", train.checkpoint.every_epochs, 1),
         ("train.checkpoint.keep", train.checkpoint.keep, 1),
@@ -71,23 +72,28 @@ def faults(config: Config) -> Iterator[str]:
     augment = recipe.augment
     for key, probability in (
         *((f"recipe.augment.{name}", getattr(augment, name)) for name in ("flip", "jitter", "gray", "blur", "noise")),
-        ("recipe.augment.cutout", augment.cutout),
+        *((f"recipe.augment.{name}", getattr(augment, name)) for name in ("hue", "jpeg", "cutout")),
         *(("recipe.positives.probability", value) for value in positives.probability),
+        ("recipe.positives.min_same_image", positives.min_same_image),
         *((f"mining.{name}", getattr(mining, name)) for name in ("min_recall", "min_coverage", "max_largest_share")),
         *((f"mining.{name}", getattr(mining, name)) for name in ("max_churn", "min_overlap", "similarity")),
     ):
         if not 0 <= probability <= 1:
             yield f"{key}={probability:g} is out of range; give a number from 0 to 1"
-    for name in ("crop_scale", "crop_ratio", "blur_sigma_px", "cutout_side"):
+    for name in ("crop_scale", "crop_ratio", "blur_sigma_px", "jpeg_quality", "cutout_side"):
         bounds = getattr(augment, name)
         if not (len(bounds) == 2 and 0 < bounds[0] <= bounds[1] < math.inf):
             key = f"recipe.augment.{name}"
             yield f"{key}={bounds} must be two numbers above 0, the smaller first, such as {defaults()[key]}"
+    if max(augment.jpeg_quality) > 100:
+        yield f"recipe.augment.jpeg_quality={augment.jpeg_quality} is over 100; give two numbers such as [40, 95]"
     if len(positives.epochs) != len(positives.probability):
         yield (
             f"recipe.positives.epochs has {len(positives.epochs)} entries and recipe.positives.probability "
             f"{len(positives.probability)}; give one probability for each start epoch"
         )
+    if mining.features == "bank" and mining.start_epoch == 0:
+        yield "mining.features=bank has met no image before epoch 0; give mining.start_epoch=1 or mining.features=fresh"
     if backbone.name == "mobilefacenet" and (backbone.width % 64 or len(backbone.layers) != 4):
         yield "backbone mobilefacenet takes four layers and a width of 64, 128 or 256; give backbone=mobilefacenet"
 

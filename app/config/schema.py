@@ -32,9 +32,12 @@ class AugmentConfig:
     brightness: float = 0.25
     contrast: float = 0.25
     saturation: float = 0.25
+    hue: float = 0.06  # of a whole turn
     gray: float = 0.08
     blur: float = 0.35
     blur_sigma_px: list[float] = field(default_factory=lambda: [0.3, 1.5])
+    jpeg: float = 0.45
+    jpeg_quality: list[float] = field(default_factory=lambda: [40.0, 95.0])
     noise: float = 0.2
     noise_std: float = 0.05  # of the range [-1, 1]
     cutout: float = 0.2
@@ -69,6 +72,7 @@ class PositiveMixConfig:
 
     epochs: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 35])
     probability: list[float] = field(default_factory=lambda: [0.0, 0.3, 0.6, 0.85, 0.9])
+    min_same_image: float = 0.15  # least probability of two views of one image, whatever the epoch says
 
 
 @dataclass
@@ -160,8 +164,12 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr_schedule: LrScheduleConfig = field(default_factory=LrScheduleConfig)
     resume: str | None = None  # auto, none, or a checkpoint's path
+    warm_start: str | None = None  # a checkpoint or published weights: a fresh start, but with that backbone
     precision: str = "fp32"
+    tf32: bool = True  # what stays in fp32 on a GPU is multiplied with 10 bits of mantissa
     channels_last: bool = True
+    compile: bool = False  # torch.compile: minutes at the start, faster steps on a GPU; needs a C++ compiler
+    max_nonfinite_steps: int = 10  # in a row; each is skipped, then the run ends
     log_every_steps: int = 10
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -1,7 +1,7 @@
 """Random views of images, a whole batch at once on its own device.
 
-All random numbers of a batch come from one generator on the CPU, so the same seed gives the same views on every
-device, and a resumed run repeats them exactly.
+All random numbers of a batch come from one generator on the CPU (only the noise's many from one on the device, seeded
+by it), so the same seed gives the same views, and a resumed run repeats them exactly.
 
 Letters: B batch, S side of the input, T side of the output.
 """
@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from app.config import AugmentConfig
+from app.data.jpeg import jpeg
 
 GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
+TO_YIQ = (GRAY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # NTSC
 
 
 def to_float(images: Tensor, size: int) -> Tensor:
@@ -42,6 +44,8 @@ class Augment:
         x = self._colour(x, draw)
         if c.blur:
             x = self._blur(x, draw)
+        if c.jpeg:
+            x = self._jpeg(x, draw)
         x = x.mul_(2.0).sub_(1.0)
         if c.noise:
             std = draw.where(c.noise, draw.uniform(0.0, c.noise_std), 0.0)
@@ -72,7 +76,7 @@ class Augment:
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
     def _colour(self, x: Tensor, draw: _Draw) -> Tensor:
-        """Brightness, contrast and saturation by factors about 1, then grey, each for its share of the images."""
+        """Brightness, contrast, saturation and hue, then grey, each for its share of the images."""
         c = self.config
         jittered = draw.where(c.jitter, 1.0, 0.0)
 
@@ -84,7 +88,10 @@ class Augment:
         x = average + (x - average) * factor(c.contrast)
         luma = _luma(x)
         saturation = draw.where(c.gray, 0.0, 1.0) * factor(c.saturation)
-        return (luma + (x - luma) * saturation).clamp_(0.0, 1.0)
+        x = luma + (x - luma) * saturation
+        if c.hue:
+            x = _turn_hue(x, jittered * draw.uniform(-c.hue, c.hue))
+        return x.clamp_(0.0, 1.0)
 
     def _blur(self, x: Tensor, draw: _Draw) -> Tensor:
         """Gaussian blur with a width of its own for each image; a width of 0 is the identity."""
@@ -100,6 +107,13 @@ class Augment:
         y = F.conv2d(y, kernel[:, None, :, None], groups=b)
         y = F.conv2d(y, kernel[:, None, None, :], groups=b)
         return y.transpose(0, 1).reshape(b, channels, height, width)
+
+    def _jpeg(self, x: Tensor, draw: _Draw) -> Tensor:
+        """As read from a JPEG file, for its share of the images."""
+        quality = draw.uniform(*self.config.jpeg_quality).flatten()
+        chosen = draw.which(self.config.jpeg)  # known without asking the device, so only these are worked on
+        x[chosen] = jpeg(x[chosen], quality[chosen])
+        return x
 
     def _cutout(self, x: Tensor, draw: _Draw) -> Tensor:
         """A grey square somewhere in its share of the images."""
@@ -125,8 +139,25 @@ class _Draw:
         chosen = self.uniform(0.0, 1.0) < probability
         return torch.where(chosen, torch.as_tensor(then, device=self.device), otherwise)
 
+    def which(self, probability: float) -> Tensor:
+        """The numbers of the images that are chosen."""
+        return (torch.rand(self.count, generator=self.generator) < probability).nonzero().flatten().to(self.device)
+
     def normal(self, shape: torch.Size) -> Tensor:
-        return torch.randn(shape, generator=self.generator).to(self.device)
+        """Too many to be drawn on the CPU and sent over; repeatable on one kind of device."""
+        generator = Generator(self.device).manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+        return torch.randn(shape, generator=generator, device=self.device)
+
+
+def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the chroma plane of YIQ by `turns` [B, 1, 1, 1] of a whole turn; brightness stays. [B, 3, H, W]"""
+    to_yiq = x.new_tensor(TO_YIQ)
+    angle = turns.flatten() * (2 * math.pi)
+    turn = torch.zeros(len(x), 3, 3, device=x.device)
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1] = turn[:, 2, 2] = angle.cos()
+    turn[:, 1, 2], turn[:, 2, 1] = -angle.sin(), angle.sin()
+    return torch.einsum("bij,bjhw->bihw", torch.linalg.inv(to_yiq) @ turn @ to_yiq, x)
 
 
 def _luma(x: Tensor) -> Tensor:

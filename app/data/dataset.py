@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.config import DataConfig
 from app.errors import WrongUse
 
 SIDE = 112
@@ -32,6 +33,18 @@ class Dataset:
     held_out_rows: Rows  # ascending; never trained on
     dataset_id: str | None
     fraction: float
+
+
+def open_configured(config: DataConfig) -> Dataset:
+    """The data set that the configuration names, with the rows of its fraction. Raises WrongUse."""
+    if config.binary_cache_path is None:
+        raise WrongUse("data.binary_cache_path is not set; give the path of an images.npy, such as data/orl/images.npy")
+    return open_dataset(
+        Path(config.binary_cache_path),
+        labels_path=Path(config.labels_path) if config.labels_path else None,
+        fraction=config.data_fraction,
+        block_rows=config.block_size,
+    )
 
 
 def open_dataset(path: Path, *, labels_path: Path | None, fraction: float, block_rows: int) -> Dataset:
@@ -133,11 +146,19 @@ def rows_of_blocks(blocks: list[int], block_rows: int, train_rows: int) -> Rows:
     return np.concatenate([np.arange(b * block_rows, min((b + 1) * block_rows, train_rows)) for b in blocks])
 
 
-def epoch_order(rows: Rows, *, seed: int, epoch: int, multiple_of: int) -> Rows:
-    """The rows of one epoch in the order they are seen, as many as the next multiple of `multiple_of`.
+def epoch_order(rows: Rows, *, seed: int, epoch: int) -> Rows:
+    """The rows of one epoch in the order they are seen, each once.
 
-    A pure function, so a resumed run, or one with more processes, visits the same images in the same order. Every
-    row comes once; the rest is filled up from the front of the order.
+    A pure function of the seed and the epoch: a resumed run, also one with more or fewer processes, visits the same
+    images in the same order.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(rows)
-    return np.resize(order, -(-len(rows) // multiple_of) * multiple_of)
+    return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def chances(place: int, count: int, *, seed: int, epoch: int) -> NDArray[np.float64]:
+    """Random numbers [count, 2] in [0, 1) that belong to the places `place`, `place` + 1, … of an epoch's order.
+
+    Philox is a function of a counter (Salmon et al. 2011), so a place gets the same numbers whichever process asks.
+    """
+    counter = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=place)
+    return np.random.Generator(counter).random((count, 4))[:, :2]  # a counter's step gives four numbers

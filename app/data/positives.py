@@ -25,10 +25,12 @@ class Positives:
         self.place = np.empty_like(self.start)  # [N] where the row itself stands
         self.place[self.members] = np.arange(len(pseudo_ids))
 
-    def draw(self, rows: Rows, probability: float, rng: np.random.Generator) -> Rows:
-        """A positive for each of rows [B]: with `probability` another image of its cluster, else the same image."""
-        other = rng.random(len(rows)) < probability
-        jump = rng.random(len(rows))  # always drawn, so the stream does not depend on the pseudo-IDs
+    def draw(self, rows: Rows, probability: float, chance: NDArray[np.float64]) -> Rows:
+        """A positive for each of rows [B]: with `probability` another image of its cluster, else the same image.
+
+        `chance` [B, 2]: uniform random numbers, for whether and for which.
+        """
+        other, jump = chance[:, 0] < probability, chance[:, 1]
         count, start = self.count[rows], self.start[rows]
         other &= count > 1
         offset = 1 + (jump * np.maximum(count - 1, 1)).astype(np.int64)  # 1 .. count - 1: never itself

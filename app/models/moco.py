@@ -37,8 +37,11 @@ class Encoder(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        z = self.projection(self.backbone(images))
-        return F.normalize(z.float(), dim=1)
+        return self.project(self.backbone(images))
+
+    def project(self, embeddings: Tensor) -> Tensor:
+        """Embeddings [B, E] of the backbone -> unit vectors [B, D]."""
+        return F.normalize(self.projection(embeddings).float(), dim=1)
 
 
 class MomentumEncoder(nn.Module):
@@ -64,8 +67,10 @@ class MomentumEncoder(nn.Module):
             if not m.is_floating_point():
                 m.copy_(t)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.encoder(images)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys [B, D], and the backbone's unit embeddings [B, E] that they were made from."""
+        embeddings = self.encoder.backbone(images)
+        return self.encoder.project(embeddings), F.normalize(embeddings.float(), dim=1)
 
 
 class Queue(nn.Module):
@@ -88,6 +93,23 @@ class Queue(nn.Module):
         self.position.copy_((self.position + len(rows)) % size)
 
 
+class FeatureBank(nn.Module):
+    """The last embedding met of each of N images [N, E], in 16 bits; NaN where none was met yet."""
+
+    def __init__(self, count: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("features", torch.full((count, dim), torch.nan, dtype=torch.float16))
+
+    @torch.no_grad()
+    def put(self, rows: Tensor, embeddings: Tensor) -> None:
+        """Replace those of images `rows` [B]. Of an image that is there twice the last one counts, on every device."""
+        order = rows.argsort(stable=True)
+        last = torch.ones_like(rows, dtype=torch.bool)
+        last[:-1] = rows[order][1:] != rows[order][:-1]
+        kept = order[last]
+        self.features[rows[kept]] = embeddings[kept].to(self.features.dtype)
+
+
 def contrastive_loss(
     queries: Tensor,
     keys: Tensor,
@@ -99,34 +121,55 @@ def contrastive_loss(
     temperature: float,
     margin: float,
     mask_most_similar: int,
+    multi_positive: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """InfoNCE of each query against its key and the queue.
 
     queries, keys [B, D] unit vectors; rows, key_rows [B] image of each; pseudo_ids [N], NO_ID where there is none.
     `mask_most_similar` negatives per query that look most alike are left out, as they are likely the same person
-    not found yet. Returns the scalar loss and metrics (scalars, still on the device).
+    not found yet. With `multi_positive` the queue's entries of the query's pseudo-ID are positives too, not left out.
+    Returns the scalar loss and metrics (scalars, still on the device).
     """
     positive = (queries * keys).sum(1, keepdim=True)  # [B, 1]
-    negative = queries @ queue.keys.T  # [B, K]
-    masked = same_person(rows, key_rows, queue.rows, pseudo_ids)  # [B, K]
+    queued = (queries @ queue.keys.T).float()  # [B, K]
+    same_image, same_id = same_person(rows, key_rows, queue.rows, pseudo_ids)  # [B, K]
+    masked = same_image | same_id
     if mask_most_similar:
-        most = negative.detach().masked_fill(masked, -torch.inf).topk(mask_most_similar, dim=1)
+        most = queued.detach().masked_fill(masked, -torch.inf).topk(mask_most_similar, dim=1)
         alike = torch.zeros_like(masked).scatter_(1, most.indices, most.values > -torch.inf)
         masked = masked | alike
-    logits = torch.cat([positive - margin, negative.masked_fill(masked, -torch.inf)], 1) / temperature
-    loss = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+    if multi_positive:
+        friends = same_id & ~same_image
+        loss = unified_loss(positive, queued, friends, masked, temperature=temperature, margin=margin)
+    else:
+        logits = torch.cat([positive - margin, queued.masked_fill(masked, -torch.inf)], 1) / temperature
+        loss = F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
     with torch.no_grad():
         metrics = {
             "positive_cosine": positive.mean(),
-            "negative_cosine": (negative * ~masked).sum() / (~masked).sum().clamp(min=1),
+            "negative_cosine": (queued * ~masked).sum() / (~masked).sum().clamp(min=1),
             "masked_share": masked.float().mean(),
         }
     return loss, metrics
 
 
-def same_person(rows: Tensor, key_rows: Tensor, queue_rows: Tensor, pseudo_ids: Tensor) -> Tensor:
-    """Which queue entries are no negatives [B, K]: empty, the query's or key's own image, or of the same pseudo-ID."""
+def unified_loss(
+    positive: Tensor, queued: Tensor, friends: Tensor, masked: Tensor, *, temperature: float, margin: float
+) -> Tensor:
+    """log(1 + sum over positives p and negatives n of exp((n - p + margin) / T)): UniMoCo (arXiv:2103.10773), eq. 4.
+
+    positive [B, 1] and queued [B, K] cosines; `friends` [B, K] are positives, what is `masked` is no negative. With
+    one positive it is InfoNCE.
+    """
+    nothing = -1e30  # not -inf: a row without negatives would have NaN for a gradient
+    negatives = (queued / temperature).masked_fill(masked, nothing).logsumexp(1)
+    missed = torch.cat([positive, queued.masked_fill(~friends, -nothing)], 1) - margin
+    return F.softplus(negatives + (-missed / temperature).logsumexp(1)).mean()
+
+
+def same_person(rows: Tensor, key_rows: Tensor, queue_rows: Tensor, pseudo_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Queue entries that are no negatives [B, K]: empty or of the query's or key's own image; of the same pseudo-ID."""
     own = (queue_rows == rows[:, None]) | (queue_rows == key_rows[:, None]) | (queue_rows == EMPTY)
     ids = pseudo_ids[rows][:, None]  # [B, 1]
     queue_ids = pseudo_ids[queue_rows.clamp(min=0)][None, :]  # [1, K]
-    return own | ((ids == queue_ids) & (ids != NO_ID))
+    return own, (ids == queue_ids) & (ids != NO_ID)

@@ -29,7 +29,7 @@ class TrainState:
     """Where the loop stands. Data order and random numbers are pure functions of these and the seed."""
 
     epoch: int = 0  # the epoch in progress
-    step_in_epoch: int = 0  # updates of this epoch that are done
+    seen: int = 0  # images of its order that are done; not updates, as the number of processes may change
     step: int = 0  # updates in all
 
 
@@ -54,7 +54,7 @@ def save(
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
     }
-    epoch_complete = state.step_in_epoch == 0 and state.epoch > 0
+    epoch_complete = state.seen == 0 and state.epoch > 0
     epoch = state.epoch - 1 if epoch_complete else state.epoch
     path = folder.checkpoint(epoch, state.step, epoch_complete=epoch_complete)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,21 +96,55 @@ def load(path: Path, modules: nn.Module, optimizer: torch.optim.Optimizer, scale
     return TrainState(**content["state"])
 
 
+def load_backbone(path: Path, *backbones: nn.Module) -> None:
+    """Put a file's backbone into each of these: a checkpoint of ours (its momentum encoder's) or published weights.
+
+    Raises WrongUse for a file that holds none or another one.
+    """
+    if not path.is_file():
+        raise WrongUse(f"there is no file {path}; give a checkpoint or a file of published weights that exists")
+    content = read_tensors(path)
+    if isinstance(content, dict) and isinstance(content.get("modules"), dict):
+        prefix = "momentum.encoder.backbone."
+        modules = content["modules"]
+        content = {name.removeprefix(prefix): t for name, t in modules.items() if name.startswith(prefix)}
+    if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
+        raise WrongUse(f"{path} holds no backbone; give a checkpoint or a file of published weights")
+    for backbone in backbones:
+        wanted = backbone.state_dict()
+        # Counters of BN's updates are missing in old files and decide nothing.
+        counters = {name: t for name, t in wanted.items() if name.endswith("num_batches_tracked")}
+        refuse_misfit(path, {**counters, **content}, wanted)
+        backbone.load_state_dict({**counters, **content})
+
+
 def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file, checked against its JSON where there is one; never runs code from it."""
     if not path.is_file():
         raise WrongUse(f"there is no checkpoint {path}; give train.resume=auto or an existing .pt")
     described = path.with_suffix(".json")
-    broken = f"{path} is corrupt or no checkpoint of ours; use an older one, or train.resume=none to start anew"
     if described.is_file() and json.loads(described.read_text(encoding="utf-8"))["sha256"] != sha256(path):
-        raise WrongUse(broken)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise WrongUse(broken) from error
+        raise WrongUse(broken(path))
+    content = read_tensors(path)
     if not isinstance(content, dict) or not {"state", "modules", "optimizer", "scaler"} <= content.keys():
-        raise WrongUse(broken)
+        raise WrongUse(broken(path))
+    if content["state"].keys() != asdict(TrainState()).keys():
+        raise WrongUse(
+            f"{path} is of another version of this program; give train.warm_start={path} to use its backbone"
+        )
     return content
+
+
+def read_tensors(path: Path) -> Any:
+    """What torch stored in a file, tensors and plain values only: no code of it ever runs."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise WrongUse(broken(path)) from error
+
+
+def broken(path: Path) -> str:
+    return f"{path} is corrupt or no checkpoint of ours; use an older one, or train.resume=none to start anew"
 
 
 def refuse_misfit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -120,8 +154,8 @@ def refuse_misfit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, 
         if here is None or there is None or here.shape != there.shape:
             shapes = " and ".join("missing" if t is None else str(list(t.shape)) for t in (there, here))
             raise WrongUse(
-                f"{path} does not fit this configuration: {name} is {shapes} in the checkpoint and here; "
-                f"give the backbone, recipe and data it was made with, or train.resume=none"
+                f"{path} does not fit this configuration: {name} is {shapes} in the file and here; "
+                f"give the backbone, recipe and data it was made with, or leave it out (train.resume=none)"
             )
 
 
@@ -150,6 +184,14 @@ def estimated_bytes(modules: nn.Module, optimizer: torch.optim.Optimizer) -> int
     moments = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
     size = sum(t.nbytes for t in tensors) + moments * sum(p.nbytes for p in trained)
     return size + 1024 * (len(tensors) + moments * len(trained)) + 2**20
+
+
+def weights_digest(module: nn.Module) -> str:
+    """A name for the values of a module's tensors."""
+    digest = hashlib.sha256()
+    for tensor in module.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def sha256(path: Path) -> str:

@@ -81,16 +81,27 @@ def share(rows: NDArray[Any], here: World) -> NDArray[Any]:
 @torch.no_grad()
 def average_buffers(module: nn.Module, here: World) -> None:
     """Give every rank the mean of the floating-point buffers (BN statistics), so that the copies stay the same."""
+    if here.size > 1:
+        flat = averages_of(module)  # one message instead of dozens
+        dist.all_reduce(flat)
+        put_averages(module, flat / here.size)
+
+
+def averages_of(module: nn.Module) -> Tensor:
+    """All floating-point buffers of a module, copied into one flat tensor."""
+    buffers = [buffer.flatten() for buffer in module.buffers() if buffer.is_floating_point()]
+    return torch.cat(buffers) if buffers else torch.zeros(0)
+
+
+@torch.no_grad()
+def put_averages(module: nn.Module, flat: Tensor) -> None:
+    """The reverse of `averages_of`."""
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-    if here.size == 1 or not buffers:
-        return
-    flat = torch.cat([buffer.flatten() for buffer in buffers])  # one message instead of dozens
-    dist.all_reduce(flat)
-    flat /= here.size
     for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
         buffer.copy_(part.view_as(buffer))
 
 
+@torch.no_grad()
 def gather_rows(local: Tensor, here: World) -> Tensor:
     """Concatenate [n_r, …] of all ranks in rank order to [sum n_r, …]; n_r may differ and may be 0. No gradient."""
     if here.size == 1:

@@ -23,6 +23,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def mining(self) -> Path:
+        """Contact sheets of the pseudo-IDs, and what an embedding pass in progress has done so far."""
+        return self.path / "mining"
+
+    @property
     def latest(self) -> Path:
         """A text file with the name of the newest whole checkpoint."""
         return self.checkpoints / "latest"

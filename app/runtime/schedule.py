@@ -8,21 +8,19 @@ from collections.abc import Sequence
 from app.config import LrScheduleConfig
 
 
-def learning_rate(base: float, config: LrScheduleConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """The learning rate of update `step` (0-based).
+def learning_rate(base: float, config: LrScheduleConfig, progress: float, epochs: int) -> float:
+    """The learning rate of the update that begins at `progress`, in epochs: 1.5 is in the middle of the second.
 
     Linear warm-up from `warmup.start_lr` to `base` over `warmup.epochs`, then
     cosine: to `final_lr`; polynomial: base * (1 - t)^power; multistep: times `gamma` at each of `milestones` (epochs).
     """
-    warmup_steps = round(config.warmup.epochs * steps_per_epoch)
-    if step < warmup_steps:
+    warmup = config.warmup.epochs
+    if progress < warmup:
         start = base if config.warmup.start_lr is None else config.warmup.start_lr
-        return start + (base - start) * step / warmup_steps
+        return start + (base - start) * progress / warmup
     if config.name == "multistep":
-        passed = sum(step >= milestone * steps_per_epoch for milestone in config.milestones)
-        return base * config.gamma**passed
-    t = (step - warmup_steps) / max(1, epochs * steps_per_epoch - warmup_steps)
-    t = min(t, 1.0)
+        return base * config.gamma ** sum(progress >= milestone for milestone in config.milestones)
+    t = min((progress - warmup) / (epochs - warmup), 1.0) if epochs > warmup else 1.0
     if config.name == "cosine":
         return config.final_lr + (base - config.final_lr) * 0.5 * (1 + math.cos(math.pi * t))
     return config.final_lr + (base - config.final_lr) * (1 - t) ** config.power

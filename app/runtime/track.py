@@ -92,12 +92,20 @@ class Console:
 
     def _step(self, r: dict[str, Any]) -> str:
         return (
-            f"epoch {r['epoch'] + 1}/{self.epochs} step {r['step']}  loss {r['loss']:.3f}  lr {r['lr']:.4g}  "
+            f"epoch {r['epoch'] + 1}/{self.epochs} step {r['step']}  loss {loss(r)}  lr {r['lr']:.4g}  "
             f"{r['images_per_s']:.0f} img/s  {clock(r['seconds_left'])} left"
         )
 
+    def _skipped(self, r: dict[str, Any]) -> str:
+        return f"step {r['step']} skipped: its loss or gradient was not finite ({r['in_a_row']} in a row)"
+
+    def _embedding(self, r: dict[str, Any]) -> str:
+        return f"embedding for new pseudo-IDs: {r['done']} of {r['total']} images"
+
     def _epoch(self, r: dict[str, Any]) -> str:
-        return f"epoch {r['epoch'] + 1}/{self.epochs} done in {clock(r['seconds'])}, mean loss {r['loss']:.3f}"
+        rank = "" if r["effective_rank"] is None else f", effective rank {r['effective_rank']:.1f}"
+        warning = "; THE EMBEDDINGS COLLAPSE: try a lower train.optimizer.lr" if r["collapsed"] else ""
+        return f"epoch {r['epoch'] + 1}/{self.epochs} done in {clock(r['seconds'])}, mean loss {loss(r)}{rank}{warning}"
 
     def _mining(self, r: dict[str, Any]) -> str:
         purity = "" if r["purity"] is None else f", purity {r['purity']:.1%}"
@@ -170,6 +178,11 @@ def _netrc_has_key() -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def loss(record: dict[str, Any]) -> str:
+    """An event's mean loss; there is none where every step was skipped."""
+    return "none" if record["loss"] is None else f"{record['loss']:.3f}"
 
 
 def clock(seconds: float) -> str:

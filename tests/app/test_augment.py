@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from app.config import AugmentConfig
 from app.data.augment import Augment, to_float
+from app.data.jpeg import jpeg
 
-STILL = AugmentConfig(crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0], flip=0, jitter=0, gray=0, blur=0, noise=0, cutout=0)
+STILL = AugmentConfig(
+    crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0], flip=0, jitter=0, gray=0, blur=0, jpeg=0, noise=0, cutout=0
+)
 
 
 def images(count: int = 4) -> torch.Tensor:
@@ -82,6 +87,45 @@ def test_cutout_greys_a_square_of_the_given_side() -> None:
 
 def test_contrast_keeps_the_mean_luma() -> None:
     weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
-    before, after = to_float(images(), 112), view(jitter=1.0, brightness=0.0, saturation=0.0, contrast=0.3)
+    before, after = to_float(images(), 112), view(jitter=1.0, brightness=0.0, saturation=0.0, hue=0.0, contrast=0.3)
     assert not torch.allclose(before, after, atol=0.01)
     assert torch.allclose((before * weights).sum(1).mean((1, 2)), (after * weights).sum(1).mean((1, 2)), atol=0.02)
+
+
+def photograph(side: int = 112) -> np.ndarray:
+    """Smooth shapes, edges and texture [side, side, 3]."""
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[0:side, 0:side] / side
+    waves = np.stack([np.sin(9 * x + 4 * y), np.cos(7 * y), np.sin(12 * x * y)], 2)
+    edge = ((x - 0.5) ** 2 + (y - 0.4) ** 2 < 0.08)[..., None] * np.array([60, -40, 20])
+    return np.clip(128 + 70 * waves + edge + rng.normal(0, 6, (side, side, 3)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("quality", "side"), [(40, 112), (75, 112), (95, 112), (60, 50)])
+def test_jpeg_is_what_a_jpeg_file_gives_back(quality: int, side: int) -> None:
+    image = photograph(side)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling=2)
+    expected = np.asarray(Image.open(file)).astype(np.float64)
+    x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    got = (jpeg(x, torch.tensor([float(quality)]))[0].permute(1, 2, 0) * 255).numpy()
+    lost = np.abs(expected - image).mean()
+    assert np.abs(got - expected).mean() < 0.2 * lost
+
+
+def test_jpeg_changes_its_share_of_the_images_alone() -> None:
+    every = torch.from_numpy(np.stack([photograph()] * 8))
+    config = dataclasses.replace(STILL, jpeg=0.5, jpeg_quality=[30, 30])
+    changed = (
+        (Augment(config, 112)(every, torch.Generator().manual_seed(0)) - to_float(every, 112)).abs().amax((1, 2, 3))
+    )
+    assert 0 < (changed > 0.05).sum() < 8
+    assert (changed[changed < 0.05] < 1e-4).all()
+
+
+def test_a_turn_of_the_hue_keeps_brightness_and_a_whole_turn_everything() -> None:
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    only = {"jitter": 1.0, "brightness": 0.0, "saturation": 0.0, "contrast": 0.0}
+    before, after = to_float(images(), 112), view(**only, hue=0.06)
+    assert not torch.allclose(before, after, atol=0.01)
+    assert torch.allclose((before * weights).sum(1), (after * weights).sum(1), atol=0.03)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.config import NO_ID
-from app.data.dataset import choose_blocks, epoch_order, open_dataset, rows_of_blocks
+from app.data.dataset import chances, choose_blocks, epoch_order, open_dataset, rows_of_blocks
 from app.data.feed import feed
 from app.data.positives import Positives
 from app.errors import WrongUse
@@ -112,35 +112,47 @@ def test_a_fraction_is_whole_blocks_and_grows_by_adding(rows: int, block: int, s
     assert len(rows_of_blocks(choose_blocks(rows, block, 1.0), block, rows)) == rows
 
 
-@given(count=st.integers(1, 200), multiple=st.integers(1, 64), epoch=st.integers(0, 3))
-def test_an_epoch_visits_every_row_and_its_order_is_a_pure_function(count: int, multiple: int, epoch: int) -> None:
+@given(count=st.integers(1, 200), epoch=st.integers(0, 3))
+def test_an_epoch_visits_every_row_once_and_its_order_is_a_pure_function(count: int, epoch: int) -> None:
     rows = np.arange(100, 100 + count)
-    order = epoch_order(rows, seed=1, epoch=epoch, multiple_of=multiple)
-    assert len(order) % multiple == 0
-    assert len(order) - count < multiple
-    assert set(order) == set(rows)
-    assert np.array_equal(order, epoch_order(rows, seed=1, epoch=epoch, multiple_of=multiple))
-    assert np.bincount(order - 100).max() <= -(-len(order) // count)
+    order = epoch_order(rows, seed=1, epoch=epoch)
+    assert np.array_equal(np.sort(order), rows)
+    assert np.array_equal(order, epoch_order(rows, seed=1, epoch=epoch))
+    assert count < 5 or not np.array_equal(order, epoch_order(rows, seed=1, epoch=epoch + 1))
+
+
+@given(start=st.integers(0, 10**9), cuts=st.lists(st.integers(0, 40), min_size=1, max_size=5), epoch=st.integers(0, 99))
+def test_a_place_has_the_same_chances_whichever_piece_it_lies_in(start: int, cuts: list[int], epoch: int) -> None:
+    whole = chances(start, sum(cuts), seed=3, epoch=epoch)
+    starts = start + np.cumsum([0, *cuts[:-1]])
+    pieces = [chances(int(at), count, seed=3, epoch=epoch) for at, count in zip(starts, cuts, strict=True)]
+    assert np.array_equal(whole, np.concatenate(pieces))
+
+
+def test_chances_are_uniform_and_differ_from_place_to_place() -> None:
+    drawn = chances(0, 20000, seed=0, epoch=0)
+    assert np.allclose(drawn.mean(0), 0.5, atol=0.01)
+    assert np.allclose(np.quantile(drawn, [0.1, 0.9]), [0.1, 0.9], atol=0.01)
+    assert len(np.unique(drawn)) == drawn.size
 
 
 @given(ids=st.lists(st.integers(-1, 5), min_size=1, max_size=60), seed=st.integers(0, 99))
 def test_a_positive_is_another_image_of_the_cluster_or_the_image_itself(ids: list[int], seed: int) -> None:
     pseudo = np.array(ids)
     rows = np.arange(len(ids))
-    always = Positives(pseudo).draw(rows, 1.0, np.random.default_rng(seed))
+    always = Positives(pseudo).draw(rows, 1.0, chances(0, len(rows), seed=seed, epoch=0))
     for row, other in zip(rows, always, strict=True):
         if pseudo[row] == NO_ID or (pseudo == pseudo[row]).sum() == 1:
             assert other == row
         else:
             assert other != row
             assert pseudo[other] == pseudo[row]
-    assert np.array_equal(Positives(pseudo).draw(rows, 0.0, np.random.default_rng(seed)), rows)
+    assert np.array_equal(Positives(pseudo).draw(rows, 0.0, chances(0, len(rows), seed=seed, epoch=0)), rows)
 
 
 def test_every_member_of_a_cluster_is_drawn_equally_often() -> None:
     positives = Positives(np.array([7, 0, 7, 7, 0, 7]))
-    rng = np.random.default_rng(0)
-    drawn = np.concatenate([positives.draw(np.array([2]), 1.0, rng) for _ in range(3000)])
+    drawn = positives.draw(np.full(3000, 2), 1.0, chances(0, 3000, seed=0, epoch=0))
     assert np.allclose(np.bincount(drawn, minlength=6) / 3000, [1 / 3, 0, 0, 1 / 3, 0, 1 / 3], atol=0.04)
 
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from app.config import NO_ID, BackboneConfig
 from app.models import build_backbone
-from app.models.moco import EMPTY, Encoder, MomentumEncoder, Queue, contrastive_loss
+from app.models.collapse import spread
+from app.models.moco import EMPTY, Encoder, FeatureBank, MomentumEncoder, Queue, contrastive_loss
 
 
 def encoder() -> Encoder:
@@ -52,8 +53,9 @@ def test_the_momentum_encoder_moves_by_one_minus_momentum() -> None:
 def test_a_key_depends_on_its_own_image_alone_even_in_training() -> None:
     follower = MomentumEncoder(encoder(), 0.9).train()
     images = torch.randn(6, 3, 16, 16)
-    together, alone = follower(images), torch.cat([follower(image[None]) for image in images])
-    assert torch.allclose(together, alone, atol=1e-5)
+    together, alone = follower(images), [follower(image[None]) for image in images]
+    for part in (0, 1):  # keys, embeddings
+        assert torch.allclose(together[part], torch.cat([one[part] for one in alone]), atol=1e-5)
 
 
 def plain_loss(q, k, queue, rows, key_rows, ids, temperature, margin, mask):
@@ -118,3 +120,69 @@ def test_new_pseudo_ids_change_the_mask_without_touching_the_queue() -> None:
 
     assert share([NO_ID] * 5) == 0.0
     assert share([7, 7, 7, 0, NO_ID]) == 0.5
+
+
+def unified(q, k, queue, rows, key_rows, ids, temperature, margin):
+    """UniMoCo's equation 4 as it stands there: one term for each pair of a positive and a negative."""
+    losses = []
+    for i in range(len(q)):
+        positives, negatives = [float(q[i] @ k[i])], []
+        for j in range(len(queue.rows)):
+            row = int(queue.rows[j])
+            if row in (EMPTY, int(rows[i]), int(key_rows[i])):
+                continue
+            same = ids[row] != NO_ID and ids[row] == ids[rows[i]]
+            (positives if same else negatives).append(float(q[i] @ queue.keys[j]))
+        total = sum(math.exp((n - p + margin) / temperature) for p in positives for n in negatives)
+        losses.append(math.log(1 + total))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_several_positives_follow_the_unified_loss_and_one_is_infonce(labelled: bool) -> None:
+    ids = torch.tensor([0, 0, 1, 1, NO_ID, NO_ID, 2, 0]) if labelled else torch.full((8,), NO_ID)
+    queue = Queue(16, 6)
+    queue.push(units(12, 6, 1), torch.arange(12) % 8)
+    q, k = units(5, 6, 2), units(5, 6, 3)
+    rows, key_rows = torch.tensor([0, 2, 4, 6, 7]), torch.tensor([1, 3, 4, 6, 0])
+    settings = {"temperature": 0.1, "margin": 0.15, "mask_most_similar": 0}
+    loss, _ = contrastive_loss(q, k, queue, rows, key_rows, ids, **settings, multi_positive=True)
+    assert float(loss) == pytest.approx(unified(q, k, queue, rows, key_rows, ids, 0.1, 0.15), rel=1e-5)
+    if not labelled:
+        assert float(loss) == pytest.approx(float(contrastive_loss(q, k, queue, rows, key_rows, ids, **settings)[0]))
+
+
+def test_several_positives_and_no_negative_give_a_loss_of_zero_and_no_nan() -> None:
+    queue = Queue(4, 6)
+    queue.push(units(4, 6, 1), torch.arange(4))
+    q = units(2, 6, 2).requires_grad_()
+    rows = torch.tensor([4, 5])
+    loss, _ = contrastive_loss(
+        q, units(2, 6, 3), queue, rows, rows, torch.zeros(6, dtype=torch.long),
+        temperature=0.05, margin=0.1, mask_most_similar=2, multi_positive=True,
+    )  # fmt: skip
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert torch.isfinite(q.grad).all()
+
+
+def test_the_bank_keeps_the_last_embedding_of_each_image() -> None:
+    bank = FeatureBank(4, 2)
+    bank.put(torch.tensor([2, 0, 2]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]))
+    assert torch.allclose(bank.features[[0, 2]].float(), torch.tensor([[0.0, 1.0], [0.6, 0.8]]), atol=1e-3)
+    assert bank.features[[1, 3]].isnan().all()
+
+
+def test_a_collapse_is_seen_and_a_sphere_is_none() -> None:
+    sphere = spread(units(3000, 32, 0))
+    assert not sphere["collapsed"]
+    assert sphere["embedding_std"] == pytest.approx(1.0, abs=0.05)
+    assert sphere["random_cosine"] == pytest.approx(0.0, abs=0.01)
+    assert 30 < sphere["effective_rank"] <= 32
+    point = spread(F.normalize(torch.ones(100, 32) + 1e-3 * torch.randn(100, 32), dim=1))
+    assert point["collapsed"]
+    assert point["random_cosine"] > 0.99
+    line = spread(units(100, 1, 0).expand(-1, 32) / 32**0.5)  # two opposite points: no cosine would tell
+    assert line["collapsed"]
+    assert line["effective_rank"] == pytest.approx(1.0, abs=0.01)
+    assert spread(units(1, 32, 0))["effective_rank"] is None

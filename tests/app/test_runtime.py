@@ -25,7 +25,7 @@ PROJECT = Path(__file__).parents[2]
 
 def rates(name: str, **changes: object) -> list[float]:
     config = LrScheduleConfig(name=name, warmup=WarmupConfig(epochs=2, start_lr=0.0), **changes)
-    return [learning_rate(1.0, config, step, steps_per_epoch=10, epochs=10) for step in range(100)]
+    return [learning_rate(1.0, config, step / 10, epochs=10) for step in range(100)]
 
 
 @pytest.mark.parametrize("name", ["cosine", "poly", "multistep"])
@@ -44,7 +44,7 @@ def test_each_schedule_follows_its_formula() -> None:
 
 def test_without_a_start_rate_there_is_no_warm_up() -> None:
     config = LrScheduleConfig(warmup=WarmupConfig(epochs=2, start_lr=None))
-    assert learning_rate(0.3, config, 0, 10, 10) == 0.3
+    assert learning_rate(0.3, config, 0.0, 10) == 0.3
 
 
 def test_values_by_epoch() -> None:
@@ -101,7 +101,7 @@ def test_collectives_of_three_processes_with_unequal_shares() -> None:
 def test_only_rank_0_records(tmp_path: Path) -> None:
     config, folder = load([]), RunFolder(tmp_path / "run")
     track = tracker(config, folder, World(1, 2, torch.device("cpu")))
-    track.event("epoch", TrainState(), loss=1.0, seconds=1.0)
+    track.event("end", TrainState(), reason="done", message="", seconds=1.0)
     track.close()
     assert not folder.path.exists()
 
@@ -111,11 +111,11 @@ def test_half_a_line_of_a_killed_run_does_not_swallow_the_next_event(tmp_path: P
     folder.metrics.write_text('{"event": "epoch"}\n{"event": "st')
     end_last_line(folder)
     track = tracker(load([]), folder, World(0, 1, torch.device("cpu")))
-    track.event("epoch", TrainState(), loss=1.0, seconds=1.0)
+    track.event("end", TrainState(), reason="done", message="", seconds=1.0)
     track.close()
     lines = folder.metrics.read_text().splitlines()
     assert len(lines) == 3
-    assert json.loads(lines[2])["loss"] == 1.0
+    assert json.loads(lines[2])["reason"] == "done"
 
 
 def test_clock() -> None:
@@ -132,7 +132,7 @@ from app.runtime.folder import RunFolder
 from app.runtime.track import tracker
 folder = RunFolder(Path("run"))
 track = tracker(load(["track=wandb"]), folder, World(0, 1, torch.device("cpu")))
-track.event("epoch", TrainState(0, 0, 5), loss=1.0, seconds=1.0)
+track.event("end", TrainState(0, 0, 5), reason="done", message="", seconds=1.0)
 track.close()
 """
 
