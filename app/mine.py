@@ -1,0 +1,105 @@
+"""Pseudo-IDs with a trained backbone: python -m app.mine checkpoint=PATH [out=DIR] [key=value …]
+
+    checkpoint=PATH      a checkpoint of a run; the settings are those of the run's config.yaml
+    out=DIR              where the results go (default: mining/<name of the checkpoint> in the run's folder)
+    key=value            changes a setting, such as data.binary_cache_path=… or mining.method=parity
+
+Leaves pseudo_ids.npy (int32 [N], -1: none), report.json, and clusters.png to look at. Under torchrun every process
+takes its share. A call that was interrupted goes on where it was when it is made again.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app.config import NO_ID, Config, load, read_command_line
+from app.data.dataset import Dataset, open_configured
+from app.errors import EXIT_WRONG_USE, WrongUse
+from app.files import atomic, write_json
+from app.mining.embed import Interrupted
+from app.mining.pseudo_ids import SearchInexact
+from app.mining.refresh import Interlude, embed_share, refresh
+from app.models import build_backbone
+from app.runtime import checkpoint, dist
+from app.runtime.dist import World
+from app.runtime.folder import RunFolder
+from app.runtime.stop import Stop
+
+
+def main(argv: list[str]) -> int:
+    stop = Stop().listen()
+    is_first = os.environ.get("RANK", "0") == "0"  # every process comes to the same end; one tells it
+    try:
+        if {"--help", "-h"} & {*argv}:
+            told = read_command_line(["--help"], __doc__ or "").text
+        else:
+            path, out, overrides = own_words(argv)
+            config = load(overrides, base=RunFolder(path.parents[1]).config)
+            data = open_configured(config.data)
+            with dist.world() as here:
+                told = mine(path, out, config, data, here, stop)
+        exit_code = 0
+    except WrongUse as error:
+        told, exit_code = str(error), EXIT_WRONG_USE
+    except Interrupted:
+        told, exit_code = "stopped; the same command goes on from here", 1
+    except SearchInexact as error:
+        told, exit_code = str(error), 1
+    if is_first:
+        print(told, file=sys.stderr if exit_code else sys.stdout)
+    return exit_code
+
+
+def own_words(argv: list[str]) -> tuple[Path, Path, list[str]]:
+    """The checkpoint, the folder for the results, and what is left for the configuration. Raises WrongUse."""
+    given = dict(word.split("=", 1) for word in argv if word.split("=")[0] in ("checkpoint", "out"))
+    if "checkpoint" not in given:
+        raise WrongUse("checkpoint=… is missing; give one such as checkpoint=runs/RUN/checkpoints/epoch_014.pt")
+    path = Path(given["checkpoint"]).absolute()
+    if not path.is_file():
+        raise WrongUse(f"there is no checkpoint {path}; give one such as runs/RUN/checkpoints/epoch_014.pt")
+    folder = RunFolder(path.parents[1])
+    if not folder.config.is_file():
+        raise WrongUse(
+            f"{folder.config} is missing, which says what {path.name} is; give a checkpoint in a run's folder"
+        )
+    out = Path(given["out"]) if "out" in given else folder.mining / path.stem
+    return path, out.absolute(), [word for word in argv if word.split("=")[0] not in ("checkpoint", "out")]
+
+
+def mine(path: Path, out: Path, config: Config, data: Dataset, here: World, stop: Stop) -> str:
+    """Write the pseudo-IDs of `data` to `out`; returns what to tell."""
+    backbone = build_backbone(config.backbone).to(here.device)
+    checkpoint.load_backbone(path, backbone)
+    interlude = Interlude(out, stop.asked.is_set, tell if here.is_main else quiet)
+    shard = embed_share(backbone, config, data, here, interlude)
+    nothing_yet = np.full(len(data.images), NO_ID, np.int64)
+    ids, report = refresh(shard, nothing_yet, config, data, here, seed=config.train.seed, sheet=out / "clusters.png")
+    if here.is_main:
+        with atomic(out / "pseudo_ids.npy") as file:
+            np.save(file, ids.astype(np.int32))
+        write_json(out / "report.json", {"checkpoint": path.name, "dataset_id": data.dataset_id, **report})
+    return sentence(report, out)
+
+
+def sentence(report: dict[str, Any], out: Path) -> str:
+    purity = "" if report["purity"] is None else f", purity {report['purity']:.1%}"
+    warning = "" if report["accepted"] else f"; training would refuse them: {report['why']}"
+    return f"{out}: {report['count']} pseudo-IDs, coverage {report['coverage']:.1%}{purity}{warning}"
+
+
+def tell(done: int, total: int) -> None:
+    print(f"  embedded {done} of {total} images", flush=True)
+
+
+def quiet(done: int, total: int) -> None:
+    """The other processes say nothing."""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,85 @@
+"""One refresh of the pseudo-IDs: embed, search, cluster, judge, and something to look at."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from app.config import NO_ID, Config
+from app.data.dataset import Dataset
+from app.mining.embed import Kept, embed
+from app.mining.pseudo_ids import find_pseudo_ids
+from app.mining.sheet import contact_sheet
+from app.runtime.checkpoint import weights_digest
+from app.runtime.dist import World
+
+PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Interlude:
+    """What long work between two epochs is given."""
+
+    folder: Path  # for what is kept of unfinished work, and for what is left to look at
+    interrupted: Callable[[], bool]  # whether this process was asked to leave
+    progress: Callable[[int, int], None]  # images done, images in all
+
+
+def embed_share(embedder: nn.Module, config: Config, data: Dataset, here: World, interlude: Interlude) -> Tensor:
+    """Unit embeddings [n, D] of this rank's share of the training images. Raises Interrupted.
+
+    What is finished is kept until all is: the same weights, asked again, go on where they were.
+    """
+    kept = Kept(interlude.folder / "embedding", weights_digest(embedder))
+    precision = PRECISION[config.train.precision]
+    with torch.autocast(here.device.type, precision, enabled=precision != torch.float32):
+        shard = embed(
+            embedder,
+            data.images,
+            data.train_rows,
+            here,
+            image_size=config.backbone.image_size,
+            batch_size=config.mining.batch_size,
+            embedding_dim=config.backbone.embedding_dim,
+            flip_sum=config.mining.flip_sum,
+            kept=kept,
+            progress=interlude.progress,
+            interrupted=interlude.interrupted,
+        )
+    if here.is_main:
+        kept.clear()
+    return shard
+
+
+def refresh(
+    shard: Tensor,
+    previous: NDArray[np.int64],
+    config: Config,
+    data: Dataset,
+    here: World,
+    *,
+    seed: int,
+    sheet: Path,
+) -> tuple[NDArray[np.int64], dict[str, Any]]:
+    """Pseudo-IDs [N] of all images (NO_ID: none, as for all that is not trained on) and the report on them.
+
+    `previous` [N] are the ones so far, from `shard` [n, D] come the new ones. `sheet` is the PNG that shows a few.
+    """
+    started = time.monotonic()
+    rows = data.train_rows
+    labels = None if data.labels is None else data.labels[rows]
+    found, report = find_pseudo_ids(shard, previous[rows], labels, config.mining, here, seed=seed)
+    if here.is_main:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(sheet, data.images, rows, found, seed)
+    ids = np.full(len(data.images), NO_ID, np.int64)
+    ids[rows] = found
+    return ids, {**report.as_dict(), "seconds": time.monotonic() - started}

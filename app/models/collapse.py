@@ -1,0 +1,37 @@
+"""Whether vectors still tell images apart: self-supervised training can end with all of them in one place.
+
+Letters: n vectors, D size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ENOUGH = 2048  # vectors looked at; more cost time and say the same
+
+
+@torch.no_grad()
+def spread(vectors: Tensor) -> dict[str, Any]:
+    """How far unit vectors [n, D] spread over the sphere.
+
+    embedding_std: mean over dimensions of the standard deviation, times sqrt(D): 1 on the whole sphere, 0 in a point.
+    effective_rank: exp of the entropy of the normalised singular values (Roy and Vetterli 2007): 1 … D.
+    random_cosine: mean over pairs of different vectors: 0 on the whole sphere, 1 in a point.
+    """
+    x = vectors[:ENOUGH].float()
+    n, d = x.shape
+    if n < 2:
+        return {"embedding_std": None, "effective_rank": None, "random_cosine": None, "collapsed": False}
+    singular = torch.linalg.svdvals(x)
+    share = singular / singular.sum()
+    rank = float(torch.exp(-torch.special.xlogy(share, share).sum()))
+    cosine = float((x.sum(0).square().sum() - x.square().sum()) / (n * (n - 1)))
+    return {
+        "embedding_std": float(x.std(0).mean()) * d**0.5,
+        "effective_rank": rank,
+        "random_cosine": cosine,
+        "collapsed": rank < 2 or cosine > 0.95,
+    }

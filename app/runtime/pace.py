@@ -1,0 +1,42 @@
+"""Speed and mean metrics between two reports, and over an epoch; nothing is read from the device in between."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from app.runtime.dist import World, mean
+
+
+class Pace:
+    """Counts updates. Skipped ones count as work and not in the means."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self._restart()
+
+    def _restart(self) -> None:
+        self.since, self.images, self.metrics = time.monotonic(), 0, list[dict[str, Tensor]]()
+
+    def count(self, images: int, metrics: dict[str, Tensor] | None) -> None:
+        """An update over so many images of all ranks; without metrics it was skipped."""
+        self.images += images
+        if metrics is not None:
+            self.metrics.append(metrics)
+            self.losses.append(metrics["loss"])
+
+    def report(self, here: World) -> dict[str, float | None]:
+        """Mean metrics over steps and ranks (loss None where all were skipped), images a second of all ranks."""
+        means: dict[str, float | None] = {"loss": None}
+        if self.metrics:  # on all ranks or on none: they skip together
+            names = list(self.metrics[0])
+            values = torch.stack([torch.stack([m[name] for name in names]) for m in self.metrics]).mean(0)
+            means = dict(zip(names, mean(values, here).tolist(), strict=True))
+        means["images_per_s"] = self.images / (time.monotonic() - self.since)
+        self._restart()
+        return means
+
+    def epoch_loss(self, here: World) -> float | None:
+        return float(mean(torch.stack(self.losses).mean(), here)) if self.losses else None
