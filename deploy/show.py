@@ -215,6 +215,9 @@ class Bars:
                 self.epochs = int(event.get("epochs", 0))
                 steps = self.epochs * int(event.get("steps_per_epoch", 0))
                 self.progress.update(self.task, total=steps or None, description="training")
+            elif kind == "embedding":
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    self.progress.update(self.task, description=_embedding(event))
             elif kind == "step":
                 with contextlib.suppress(KeyError, TypeError, ValueError):
                     self._step(event)
@@ -278,8 +281,12 @@ def _words(event: Mapping[str, Any]) -> str | None:
             f"{event['train_rows']} images, {event['epochs']} epochs of {event['steps_per_epoch']} steps, "
             f"{event['world_size']} processes{resumed}"
         )
+    if kind == "skipped":
+        return f"step {event['step']} skipped: not finite ({event['in_a_row']} in a row)"
     if kind == "epoch":
-        return f"epoch {event['epoch'] + 1} done: loss {event['loss']:.3f}, {duration(event['seconds'])}"
+        loss = "none" if event["loss"] is None else f"{event['loss']:.3f}"
+        warning = "; THE EMBEDDINGS COLLAPSE" if event.get("collapsed") else ""
+        return f"epoch {event['epoch'] + 1} done: loss {loss}, {duration(event['seconds'])}{warning}"
     if kind == "mining":
         purity = "" if event.get("purity") is None else f", purity {event['purity']:.2f}"
         taken = "" if event.get("accepted", True) else " (not used)"
@@ -289,6 +296,10 @@ def _words(event: Mapping[str, Any]) -> str | None:
     if kind == "checkpoint":
         return f"checkpoint {event.get('name') or event['file']}"
     return None
+
+
+def _embedding(event: Mapping[str, Any]) -> str:
+    return f"embedding {event['done'] / event['total']:.0%}"
 
 
 def duration(seconds: float | None) -> str:

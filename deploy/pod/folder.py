@@ -31,6 +31,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.latest = self.checkpoints / "latest"
+        self.mining = path / "mining"
         self.stop_request = path / "stop.request"
         self.resume_from = path / "resume_from"
 
