@@ -75,6 +75,19 @@ def test_held_out_images_fill_whole_blocks(tmp_path: Path) -> None:
         (["source=folder", "path=/nowhere", "out=a.npy"], "no folder /nowhere"),
         (["source=array", "path=/nowhere.npy", "out=a.npy"], "no file /nowhere.npy"),
         (["source=orl", "held_out=400", "out=a.npy"], "from 0 to 398"),
+        (["source=orl", "held_out=-1", "out=a.npy"], "from 0 to 398"),
+        (["source=orl", "workers=0", "out=a.npy"], "workers=0 must be a whole number from 1"),
+        (["source=orl", "workers=two", "out=a.npy"], "workers=two"),
+        (["source=orl", "identities=5", "out=a.npy"], "identities= is no option of source=orl; it takes out="),
+        (["source=synthetic", "identites=5", "out=a.npy"], "did you mean identities=…?"),
+        (["source=synthetic", "path=x", "out=a.npy"], "path= is no option of source=synthetic"),
+        (["source=synthetic", "identities=0", "out=a.npy"], "identities=0"),
+        (["source=synthetic", "identities=1e3", "out=a.npy"], "such as identities=2000"),
+        (["source=synthetic", "per_identity=1", "out=a.npy"], "per_identity=1"),
+        (["source=synthetic", "seed=-1", "out=a.npy"], "seed=-1"),
+        (["source=synthetic", f"identities={'9' * 5000}", "out=a.npy"], "must be a whole number"),
+        (["source=parquet", "out=a.npy"], "path="),
+        (["source=parquet", "path=/nowhere", "out=a.npy"], "no .parquet file at /nowhere"),
     ],
 )
 def test_wrong_use_is_one_sentence_and_exit_code_2(
@@ -95,3 +108,45 @@ def test_a_broken_image_is_named_and_leaves_nothing(tmp_path: Path, capsys: pyte
     assert prepare.main(["source=folder", f"path={tmp_path / 'photos'}", f"out={out}"]) == 2
     assert "1.jpg" in capsys.readouterr().err
     assert list(out.parent.iterdir()) == []
+
+
+def test_what_is_there_and_something_else_is_never_written_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "images.npy"
+    faces = ["source=synthetic", "identities=4", "per_identity=2", f"out={out}"]
+    np.save(out, np.zeros((3, 112, 112, 3), np.uint8))
+    assert prepare.main(faces) == 2
+    assert "no prepare made it" in capsys.readouterr().err
+    out.unlink()
+    assert prepare.main(faces) == 0
+    assert prepare.main(faces) == 0
+    assert "there already" in capsys.readouterr().out
+    before = out.read_bytes()
+    for other, answer in (("seed=1", "other images"), ("identities=5", "rows=8"), ("held_out=2", "held_out_rows=4")):
+        assert prepare.main([*faces, other]) == 2
+        assert answer in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+def test_a_disk_that_fails_is_one_sentence_and_the_same_command_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "labels.npy").mkdir()
+    words = ["source=synthetic", "identities=4", "per_identity=2", f"out={tmp_path / 'images.npy'}"]
+    assert prepare.main(words) == 1
+    said = capsys.readouterr().err
+    assert "goes on from here" in said
+    assert said.count("\n") == 1
+    (tmp_path / "labels.npy").rmdir()
+    assert prepare.main(words) == 0
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with prepare.Bar(total=2000) as bar:
+        bar.mininterval = bar.delay = 0
+        bar.update(500)
+        bar.update(1500)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines[:2]] == ["  500 of 2000 images", "  2000 of 2000 images"]
+    assert not any("\r" in line for line in lines)
