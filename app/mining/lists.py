@@ -27,8 +27,11 @@ class Neighbours:
 
 def ranked(ids: Tensor, score: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The first k of each row [Q, c], the highest score first and equal ones by id; filled up with NONE to k."""
-    by_id = ids.argsort(dim=1)
-    order = by_id.gather(1, score.gather(1, by_id).argsort(dim=1, descending=True, stable=True))[:, :k]
+    # One sort of one number: above, whole numbers that order as the scores do, turned round; below, the id. (+ 0.0
+    # makes one zero of two.)
+    bits = (score + 0.0).view(torch.int32)
+    ascending = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    order = ((~ascending << 32) | (ids & 0xFFFFFFFF)).argsort(dim=1)[:, :k]
     missing = k - order.shape[1]
     ids, score = ids.gather(1, order), score.gather(1, order)
     return F.pad(ids, (0, missing), value=NONE), F.pad(score, (0, missing), value=-torch.inf)
