@@ -4,7 +4,7 @@ The skin is a map of the unit sphere in Lambert's azimuthal equal-area projectio
 a point (x, y, z) lies at (x, y) * sqrt(2 / (1 + z)), x to the right, y down, z towards the camera. So a turned head
 (portrait.py) shows the parts of the map that the camera would see.
 
-Letters: T side of the map in pixels.
+Letters: T side of the map in pixels while it is painted, M when it is done.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 T = 192
+M = 2 * T - 1  # twice as fine, so that a photograph can take the nearest pixel
 REACH = 1.6  # the map covers [-REACH, REACH] both ways: all of the front, and a third of the back
 
 # From light to dark, from yellow to red, linear between them; sRGB 0..1.
@@ -52,7 +53,7 @@ class Person:
     mouth_y: float
     mouth_width: float
     nose_y: float
-    colour: Floats  # [4, T * T] the painted map: red, green, blue, gloss
+    colour: NDArray[np.uint8]  # [M * M, 4] the painted map: red, green, blue, gloss; 255 is 1
     height: Floats  # [T * T] of the relief
     slope: Floats  # [2, T * T] of the relief, along x and along y
 
@@ -213,10 +214,22 @@ def draw_person(rng: np.random.Generator) -> Person:
         mouth_y=mouth_y,
         mouth_width=mouth_w,
         nose_y=nose_y,
-        colour=paint.colour.reshape(4, T * T),
+        colour=_finer(paint.colour),
         height=paint.height.reshape(T * T),
         slope=slope.reshape(2, T * T).astype(np.float32),
     )
+
+
+def _finer(colour: Floats) -> NDArray[np.uint8]:
+    """[4, T, T] to rows of bytes [M * M, 4], halfway between neighbours."""
+    colour = np.clip(colour, 0, 1) * np.float32(255)
+    finer = np.empty((M, M, 4), np.uint8)
+    rows = np.empty((M, T), np.float32)
+    for channel, plane in enumerate(colour):
+        rows[::2], rows[1::2] = plane, (plane[1:] + plane[:-1]) * np.float32(0.5)
+        finer[:, ::2, channel] = rows
+        finer[:, 1::2, channel] = (rows[:, 1:] + rows[:, :-1]) * np.float32(0.5)
+    return finer.reshape(M * M, 4)
 
 
 def _eye(paint: Painter, side: int, x: float, y: float, w: float, h: float, slant: float, iris: Any, skin: Any) -> None:

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.person import REACH, Floats, Person, T, step
+from app.data.person import REACH, Floats, M, Person, T, step
 from app.data.scenery import background, before, camera, grid, lay
-
-SCALE, MIDDLE = np.float32((T - 1) / (2 * REACH)), np.float32((T - 1) / 2)  # from the sphere to pixels of the map
 
 
 def photograph(person: Person, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -65,18 +63,29 @@ def _behind(
         grain = person.strands.take(((turned + 2) * f(256)).astype(np.intp), mode="clip")
         grain = f(1) + f(0.3) * grain
         lay(picture, mask, (person.hair_colour * light.flat * f(0.7))[:, None, None] * grain)
-    neck = step(person.neck - np.abs(turned * f(0.5) + x * f(0.5)), 0.03) * step(y - f(0.2), 0.05)
-    lay(picture, neck, person.skin_colour * light.flat * f(0.55))
-    lay(picture, step(y - f(0.92 * b + 0.16) - f(0.35) * x * x, 0.03), cloth * light.flat)
+    rows = _rows(y, 0.1, 9)
+    xs, ys, low = x[rows], y[rows], picture[:, rows]
+    neck = step(person.neck - np.abs(turned[rows] * f(0.5) + xs * f(0.5)), 0.03) * step(ys - f(0.2), 0.05)
+    lay(low, neck, person.skin_colour * light.flat * f(0.55))
+    lay(low, step(ys - f(0.92 * b + 0.16) - f(0.35) * xs * xs, 0.03), cloth * light.flat)
     ears: Any = 0.0
+    rows = _rows(y, -0.35 * person.ears * b, 0.35 * person.ears * b)
+    xs, ys = x[rows], (y[rows] - f(0.02)) ** 2
     for side in (-1, 1):
         middle = side * a * (np.cos(yaw) - 0.1 * side * np.sin(yaw))
         towards = side * np.sin(yaw)  # above 0: this ear turns towards the camera
         if towards > -0.35:
             wide, tall = 0.075 * person.ears + 0.05 * max(0.0, towards), 0.24 * person.ears * b
-            ear = ((x - f(middle)) * f(1 / wide)) ** 2 + ((y - f(0.02)) * f(1 / tall)) ** 2
+            ear = ((xs - f(middle)) * f(1 / wide)) ** 2 + ys * f(1 / tall**2)
             ears = np.maximum(ears, step(1 - ear, 0.15))
-    lay(picture, ears, person.skin_colour * light.flat * f(0.8))
+    lay(picture[:, rows], ears, person.skin_colour * light.flat * f(0.8))
+
+
+def _rows(y: Floats, low: float, high: float) -> slice:
+    """The rows of a picture in which y [S, S], a plane, can lie within low..high."""
+    left, right = y[:, 0], y[:, -1]
+    found = np.flatnonzero((np.maximum(left, right) > low) & (np.minimum(left, right) < high))
+    return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
 
 
 def _head(
@@ -108,16 +117,17 @@ def _head(
     mx *= spread
     my *= spread
     # What stands out of the face moves more when it turns.
-    lift = person.height.take(_nearest(mx, my))
+    lift = person.height.take(nearest(mx, my, T))
     mx += f(np.sin(yaw)) * lift
     my += f(np.sin(pitch)) * lift
     mx, my, mouth, teeth = _expression(person, rng, mx, my)
-    skin = _look_up(person.colour, mx, my)
+    skin = person.colour.take(nearest(mx, my, M), axis=0).T.astype(f, order="C")
+    skin *= f(1 / 255)
     colour, gloss = skin[:3], skin[3]
     if mouth is not None:
         lay(colour, mouth, np.where(teeth, f(0.85), np.array([[0.22], [0.06], [0.07]], f)))
     _worn(colour, gloss, person, rng, mx, my)
-    slope = person.slope.take(_nearest(mx, my), axis=1)
+    slope = person.slope.take(nearest(mx, my, T), axis=1)
     lx, ly, lz = light.towards
     facing = lx * (x - f(1.1) * slope[0]) + ly * (y - f(1.1) * slope[1]) + lz * z
     lit = np.clip(facing + f(0.12), 0, 1.3)
@@ -137,27 +147,12 @@ def _head(
         plane[shown] = values
 
 
-def _nearest(x: Floats, y: Floats) -> NDArray[np.intp]:
-    column = np.clip(x * SCALE + (MIDDLE + np.float32(0.5)), 0, T - 1).astype(np.int32)
-    row = np.clip(y * SCALE + (MIDDLE + np.float32(0.5)), 0, T - 1).astype(np.int32)
-    return (row * T + column).astype(np.intp)
-
-
-def _look_up(table: Floats, x: Floats, y: Floats) -> Floats:
-    """Columns of a map [C, T * T] at places [n], bilinear: [C, n]."""
-    column, row = np.clip(x * SCALE + MIDDLE, 0, T - 1.001), np.clip(y * SCALE + MIDDLE, 0, T - 1.001)
-    left, top = column.astype(np.int32), row.astype(np.int32)
-    right, bottom = column - left, row - top
-    at = (top * T + left).astype(np.intp)
-    upper = table.take(at, axis=1)
-    upper += right * (table.take(at + 1, axis=1) - upper)
-    at += T
-    lower = table.take(at, axis=1)
-    lower += right * (table.take(at + 1, axis=1) - lower)
-    lower -= upper
-    lower *= bottom
-    upper += lower
-    return upper
+def nearest(x: Floats, y: Floats, side: int) -> NDArray[np.intp]:
+    """Which pixel of a map with `side` pixels a side shows the places [n] of the sphere."""
+    scale, middle = np.float32((side - 1) / (2 * REACH)), np.float32(side / 2)
+    column = np.clip(x * scale + middle, 0, side - 1).astype(np.int32)
+    row = np.clip(y * scale + middle, 0, side - 1).astype(np.int32)
+    return (row * side + column).astype(np.intp)
 
 
 def _expression(person: Person, rng: np.random.Generator, x: Floats, y: Floats) -> Any:

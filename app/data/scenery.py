@@ -85,9 +85,9 @@ def camera(picture: Floats, rng: np.random.Generator) -> NDArray[np.uint8]:
     f = np.float32
     contrast, exposure, noise, *balance = rng.standard_normal(6)
     middle = float(picture[:, ::4, ::4].mean())
-    gain = np.exp(0.16 * contrast + 0.05 * np.array(balance))
+    gain = 255 * np.exp(0.16 * contrast + 0.05 * np.array(balance))
     # Towards the middle: a camera exposes for what it sees.
-    shift = 0.45 * middle + 0.24 + 0.07 * exposure - middle * gain
+    shift = 255 * (0.45 * middle + 0.24 + 0.07 * exposure) - middle * gain
     picture *= gain.astype(f)[:, None, None]
     picture += shift.astype(f)[:, None, None]
     for _ in range(BLURS[np.searchsorted(BLUR_SHARES, rng.random(), side="right")]):
@@ -103,7 +103,8 @@ def camera(picture: Floats, rng: np.random.Generator) -> NDArray[np.uint8]:
     # The sum of two even ones is near enough to normal; the same bytes a while later serve as the second.
     size, later = picture.size, 1009
     drawn = np.frombuffer(rng.bytes(size + later), np.int8)
-    grain = np.add(drawn[:size], drawn[later:], dtype=np.int16).reshape(picture.shape) * f(0.03 * abs(noise) / 104)
+    grain = np.add(drawn[:size], drawn[later:], dtype=np.int16).reshape(picture.shape) * f(
+        255 * 0.03 * abs(noise) / 104
+    )
     picture += grain
-    picture *= 255
     return np.clip(picture, 0, 255, out=picture).astype(np.uint8)
