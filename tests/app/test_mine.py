@@ -1,0 +1,82 @@
+"""python -m app.mine: pseudo-IDs from a checkpoint, with a report and a picture, also by several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app import mine
+from app.runtime.dist import World
+from tests.app.test_train import PROJECT, run
+
+
+@pytest.fixture(scope="module")
+def trained(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    folder = tmp_path_factory.mktemp("trained")
+    run(small_data, folder, World(0, 1, torch.device("cpu")))
+    return folder / "checkpoints" / "epoch_002.pt"
+
+
+def test_it_leaves_ids_a_report_and_a_picture_in_the_runs_folder(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mine.main([f"checkpoint={trained}"]) == 0
+    out = trained.parents[1] / "mining" / "epoch_002"
+    ids = np.load(out / "pseudo_ids.npy")
+    assert (ids.dtype, ids.shape) == (np.int32, (48,))
+    assert (ids[32:] == -1).all()  # held out
+    assert (ids[:32] >= 0).any()
+    report = json.loads((out / "report.json").read_text())
+    assert (report["checkpoint"], report["count"]) == ("epoch_002.pt", len(set(ids[ids >= 0].tolist())))
+    with Image.open(out / "clusters.png") as picture:
+        assert picture.width > 100
+    said = capsys.readouterr().out
+    assert str(out) in said
+    assert f"{report['count']} pseudo-IDs" in said
+
+
+def test_settings_can_be_changed_and_the_outcome_put_elsewhere(trained: Path, tmp_path: Path) -> None:
+    words = [f"checkpoint={trained}", f"out={tmp_path / 'here'}", "mining.method=parity", "mining.similarity=0.9"]
+    assert mine.main(words) == 0
+    assert json.loads((tmp_path / "here" / "report.json").read_text())["floor"] == 0.9
+
+
+@pytest.mark.slow
+def test_three_processes_find_what_one_finds(trained: Path, tmp_path: Path) -> None:
+    assert mine.main([f"checkpoint={trained}", f"out={tmp_path / 'one'}"]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "-m", "app.mine"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [f"checkpoint={trained}", f"out={tmp_path / 'three'}"]
+    done = subprocess.run([*command, *words], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("pseudo-IDs") == 1
+    one, three = (np.load(tmp_path / name / "pseudo_ids.npy") for name in ("one", "three"))
+    assert np.array_equal(one, three)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        ([], "checkpoint=…"),
+        (["checkpoint=/nowhere/checkpoints/epoch_001.pt"], "no checkpoint /nowhere"),
+        (["checkpoint={trained}", "mining.methd=parity"], "mining.method"),
+        (["checkpoint={trained}", "backbone=iresnet18"], "cannot change what was trained"),
+        (["checkpoint={trained}", "data.binary_cache_path=/nowhere.npy"], "no file /nowhere.npy"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_exit_code_2(
+    words: list[str], answer: str, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mine.main([word.format(trained=trained) for word in words]) == 2
+    said = capsys.readouterr().err
+    assert answer in said
+    assert said.count("\n") == 1
