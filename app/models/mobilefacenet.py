@@ -1,4 +1,5 @@
-"""MobileFaceNet (Chen et al. 2018, arXiv:1804.07573) in the shape of arcface_torch's `mbf`.
+"""MobileFaceNet (Chen et al. 2018, arXiv:1804.07573) in the shape of arcface_torch's `mbf`, with its names: published
+weights load as they are.
 
 Letters: B batch, C channels, H/W height and width, D embedding size.
 """
@@ -6,35 +7,45 @@ Letters: B batch, C channels, H/W height and width, D embedding size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from app.models.layers import PReLU
 
-def conv_bn(c_in: int, c_out: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1) -> nn.Sequential:
+
+class Chain(nn.Module):
+    """One layer after the other, as published: under the name `layers`."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def conv_bn(c_in: int, c_out: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1) -> Chain:
     """A convolution without bias and its BN: [B, c_in, H, W] -> [B, c_out, H/stride, W/stride]."""
-    return nn.Sequential(
-        nn.Conv2d(c_in, c_out, kernel, stride, padding, groups=groups, bias=False), nn.BatchNorm2d(c_out)
-    )
+    convolution = nn.Conv2d(c_in, c_out, kernel, stride, padding, groups=groups, bias=False)
+    return Chain(convolution, nn.BatchNorm2d(c_out))
 
 
-def conv_bn_prelu(
-    c_in: int, c_out: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1
-) -> nn.Sequential:
-    return nn.Sequential(*conv_bn(c_in, c_out, kernel, stride, padding, groups), nn.PReLU(c_out))
+def conv_bn_prelu(c_in: int, c_out: int, kernel: int, stride: int = 1, padding: int = 0, groups: int = 1) -> Chain:
+    return Chain(*conv_bn(c_in, c_out, kernel, stride, padding, groups).layers, PReLU(c_out))
 
 
-class Bottleneck(nn.Module):
-    """Expand 1x1, depthwise 3x3, project 1x1; a shortcut where the shape does not change."""
+class Bottleneck(Chain):
+    """Expand 1x1, depthwise 3x3, project 1x1; plus the shortcut, except where a stage begins (stride 2)."""
 
     def __init__(self, c_in: int, c_out: int, expanded: int, stride: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
+        super().__init__(
             conv_bn_prelu(c_in, expanded, 1),
             conv_bn_prelu(expanded, expanded, 3, stride, 1, groups=expanded),
             conv_bn(expanded, c_out, 1),
         )
-        self.shortcut = stride == 1 and c_in == c_out
+        self.shortcut = stride == 1
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x) if self.shortcut else self.layers(x)
@@ -43,41 +54,50 @@ class Bottleneck(nn.Module):
 class MobileFaceNet(nn.Module):
     """images [B, 3, S, S] in [-1, 1] -> embeddings [B, D], not normalised.
 
-    `layers` (1, 4, 6, 2) with `scale` 2 is the published `mbf`; (2, 8, 12, 4) with 4 is `mbf_large`.
+    `layers` (1, 4, 6, 2) with `width` 128 is the published `mbf`; (2, 8, 12, 4) with 256 is `mbf_large`. The width is
+    that of the first layers, a multiple of 64.
     """
 
     def __init__(
         self,
         layers: Sequence[int] = (1, 4, 6, 2),
         *,
-        scale: int = 2,
+        width: int = 128,
         embedding_dim: int = 512,
+        dropout: float = 0.0,
         image_size: int = 112,
     ) -> None:
         super().__init__()
-        c = 64 * scale
+        c = width
         first, *rest = layers
-        parts: list[nn.Module] = [conv_bn_prelu(3, c, 3, 2, 1)]
-        if first == 1:
-            parts.append(conv_bn_prelu(c, c, 3, 1, 1, groups=64))
-        else:
-            parts.extend(Bottleneck(c, c, 128, 1) for _ in range(first))
+        start = conv_bn_prelu(c, c, 3, 1, 1, groups=64) if first == 1 else repeated(c, 128, first)
+        self.layers = nn.Sequential(conv_bn_prelu(3, c, 3, 2, 1), start)
         c_in = c
-        for blocks, c_out, expanded in zip(rest, (c, 2 * c, 2 * c), (128, 256, 512), strict=True):
-            parts.append(Bottleneck(c_in, c_out, expanded, 2))
-            inner = 128 if c_out == c else 256
-            parts.extend(Bottleneck(c_out, c_out, inner, 1) for _ in range(blocks))
+        for blocks, c_out, expanded, inner in zip(
+            rest, (c, 2 * c, 2 * c), (128, 256, 512), (128, 256, 256), strict=True
+        ):
+            self.layers.extend([Bottleneck(c_in, c_out, expanded, 2), repeated(c_out, inner, blocks)])
             c_in = c_out
-        self.trunk = nn.Sequential(*parts)
         side = -(-image_size // 16)
-        self.tail = nn.Sequential(
-            conv_bn_prelu(c_in, 512, 1),
+        self.conv_sep = conv_bn_prelu(c_in, 512, 1)
+        self.features = Chain(
             conv_bn(512, 512, side, groups=512),  # global depthwise convolution: one weight a place and channel
+            nn.Sequential(nn.Flatten(), nn.Dropout(dropout)),
+            nn.Linear(512, embedding_dim, bias=False),
+            nn.BatchNorm1d(embedding_dim),
         )
-        self.fc = nn.Linear(512, embedding_dim, bias=False)
-        self.features = nn.BatchNorm1d(embedding_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.flatten(self.tail(self.trunk(x)), 1)  # [B, 512]
+        x = self.layers(x)  # [B, C, S/16, S/16]
+        last_bn = self.features.layers[-1]
         with torch.autocast(x.device.type, enabled=False):
-            return self.features(self.fc(x.float()))
+            return self.features(self.conv_sep(x.to(last_bn.weight.dtype)))
+
+
+def repeated(channels: int, expanded: int, blocks: int) -> Chain:
+    return Chain(*(Bottleneck(channels, channels, expanded, 1) for _ in range(blocks)))
+
+
+def mobilefacenet(**options: Any) -> MobileFaceNet:
+    """2,059,520 parameters, 0.44 GMAC an image. Options: width, embedding_dim, dropout, image_size."""
+    return MobileFaceNet((1, 4, 6, 2), **options)

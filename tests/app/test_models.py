@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from app import models
 from app.config import BackboneConfig, load
 from app.models import build_backbone
 
@@ -21,9 +23,25 @@ PARAMETERS = {
 
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
 def test_a_published_network_has_its_published_size(name: str, count: int) -> None:
+    """By its constructor and by its config, which agree in every tensor's name and shape; its docstring says it."""
+    constructor = getattr(models, name)
     with torch.device("meta"):
-        network = build_backbone(load([f"backbone={name}"]).backbone)
+        network = constructor()
+        configured = build_backbone(load([f"backbone={name}"]).backbone)
     assert sum(p.numel() for p in network.parameters()) == count
+    assert shapes(network) == shapes(configured)
+    assert f"{count:,} parameters" in constructor.__doc__
+
+
+def shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in network.state_dict().items()}
+
+
+def test_constructors_take_the_options_of_a_config() -> None:
+    options = {"embedding_dim": 48, "image_size": 32, "dropout": 0.5}
+    for network in (models.iresnet18(width=16, **options), models.mobilefacenet(width=64, **options)):
+        assert network.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 48)
+        assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.5]
 
 
 def test_iresnet_has_the_names_of_published_weights() -> None:
@@ -42,6 +60,24 @@ def test_iresnet_has_the_names_of_published_weights() -> None:
         "features.bias",
     } <= names
     assert "layer1.1.downsample.0.weight" not in names
+
+
+def test_mobilefacenet_has_the_names_of_published_weights() -> None:
+    with torch.device("meta"):
+        names = shapes(models.mobilefacenet())
+    expected = {  # one of each kind, in the published network's order of layers
+        "layers.0.layers.2.weight": (128,),  # stem
+        "layers.1.layers.0.weight": (128, 2, 3, 3),
+        "layers.2.layers.1.layers.0.weight": (128, 1, 3, 3),  # a stage's first block
+        "layers.3.layers.3.layers.2.layers.1.running_var": (128,),  # the fourth of the blocks after it
+        "layers.7.layers.1.layers.0.layers.0.weight": (256, 256, 1, 1),
+        "conv_sep.layers.0.weight": (512, 256, 1, 1),
+        "features.layers.0.layers.0.weight": (512, 1, 7, 7),
+        "features.layers.2.weight": (512, 512),
+        "features.layers.3.bias": (512,),
+    }
+    assert {name: tuple(names[name]) for name in expected} == expected
+    assert len(names) == 333
 
 
 @pytest.mark.parametrize("size", [112, 64, 50])

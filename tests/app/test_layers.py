@@ -1,0 +1,164 @@
+"""Layers with gradients of their own: the same numbers as torch's, by reference, by repetition, inside everything."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from app.models import iresnet18, layers, mobilefacenet
+from app.models.layers import Conv3x3, PReLU
+
+LAST = torch.channels_last
+SMALL = {"embedding_dim": 16, "image_size": 32}
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-12))
+
+
+def own_gradient(y: Tensor) -> bool:
+    assert y.grad_fn is not None
+    return type(y.grad_fn).__name__ in {"_Conv3x3Backward", "_PReLUBackward"}
+
+
+sizes = {"batch": st.integers(1, 5), "c": st.integers(1, 9), "h": st.integers(1, 12), "w": st.integers(1, 12)}
+
+
+@given(**sizes, c_out=st.integers(1, 7), stride=st.sampled_from([1, 2]), chunk=st.sampled_from([1, 3_000, 10**7]))
+@settings(max_examples=60)
+def test_a_convolution_has_the_gradients_of_torch_in_64_bits(
+    batch: int, c: int, h: int, w: int, c_out: int, stride: int, chunk: int
+) -> None:
+    """Any size, chunks of one row, of a few rows, of several images."""
+    torch.manual_seed(0)
+    layer = Conv3x3(c, c_out, stride).double()
+    x = torch.randn(batch, c, h, w, dtype=torch.float64).to(memory_format=LAST).requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "CHUNK_BYTES", chunk)
+        y = layer(x)
+        assert own_gradient(y)
+        grad = torch.randn_like(y)
+        found = torch.autograd.grad(y, (x, layer.weight), grad)
+    expected = torch.autograd.grad(F.conv2d(x, layer.weight, None, stride, 1), (x, layer.weight), grad)
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) < 1e-12
+
+
+@given(**sizes, chunk=st.sampled_from([1, 300, 10**7]))
+@settings(max_examples=60)
+def test_prelu_has_the_gradients_of_torch_in_64_bits(batch: int, c: int, h: int, w: int, chunk: int) -> None:
+    """Slopes of any sign, inputs that are exactly zero."""
+    torch.manual_seed(0)
+    layer = PReLU(c).double()
+    nn.init.normal_(layer.weight)
+    x = torch.randn(batch, c, h, w, dtype=torch.float64).to(memory_format=LAST)
+    x[0, 0] = 0.0
+    x.requires_grad_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "CHUNK_BYTES", chunk)
+        y = layer(x)
+        assert own_gradient(y)
+        grad = torch.randn_like(y)
+        found = torch.autograd.grad(y, (x, layer.weight), grad)
+    for a, b in zip(found, torch.autograd.grad(F.prelu(x, layer.weight), (x, layer.weight), grad), strict=True):
+        assert relative_error(a, b) < 1e-12
+
+
+@pytest.mark.parametrize("layer", [Conv3x3(3, 4), Conv3x3(3, 4, 2), PReLU(3)])
+def test_gradients_are_those_of_finite_differences(layer: nn.Module) -> None:
+    torch.manual_seed(0)
+    layer = copy.deepcopy(layer).double()
+    x = torch.randn(2, 3, 5, 4, dtype=torch.float64).to(memory_format=LAST).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, _: layer(x), (x, layer.weight))
+
+
+@pytest.mark.parametrize(("build", "width"), [(iresnet18, 16), (mobilefacenet, 64)])
+def test_a_network_trains_in_32_bits_as_exactly_as_the_default_layout(
+    build: Callable[..., nn.Module], width: int
+) -> None:
+    """Against 64 bits, the error of all gradients together is not above that of torch's own (and rounding's luck)."""
+    torch.manual_seed(0)
+    network = build(width=width, **SMALL)
+    x = torch.randn(8, 3, 32, 32)
+
+    def gradient(network: nn.Module, x: Tensor) -> Tensor:
+        (network(x) * torch.linspace(-1, 1, 16)).sum().backward()
+        return torch.cat([p.grad.double().flatten() for p in network.parameters() if p.grad is not None])
+
+    exact = gradient(copy.deepcopy(network).double(), x.double())
+    plain = relative_error(gradient(copy.deepcopy(network), x), exact)
+    fast = relative_error(gradient(network.to(memory_format=LAST), x.to(memory_format=LAST)), exact)
+    assert fast < max(2 * plain, 1e-5)
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    def trained() -> list[bytes]:
+        torch.manual_seed(3)
+        network = iresnet18(width=8, **SMALL).to(memory_format=LAST)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(3):
+            network(torch.randn(5, 3, 32, 32)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return [tensor.numpy().tobytes() for tensor in network.state_dict().values()]
+
+    assert trained() == trained()
+
+
+def test_in_the_default_layout_the_layers_are_those_of_torch() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    for ours, theirs in ((Conv3x3(3, 4), nn.Conv2d(3, 4, 3, 1, 1, bias=False)), (PReLU(3), nn.PReLU(3))):
+        theirs.load_state_dict(ours.state_dict())
+        y = ours(x)
+        assert not own_gradient(y)
+        y.sum().backward()
+        theirs(x).sum().backward()
+        assert torch.equal(ours.weight.grad, theirs.weight.grad)
+
+
+@pytest.mark.parametrize("layer", [Conv3x3(3, 3), PReLU(3)])
+def test_where_no_gradient_of_ours_pays_the_layer_is_that_of_torch(layer: nn.Module) -> None:
+    """Evaluation, a frozen weight, autocast, 16 bits."""
+    layer = copy.deepcopy(layer).to(memory_format=LAST)
+    x = torch.randn(2, 3, 8, 8).to(memory_format=LAST).requires_grad_()
+    assert own_gradient(layer(x))
+    with torch.no_grad():
+        assert layer(x).grad_fn is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not own_gradient(layer(x))
+    assert not own_gradient(copy.deepcopy(layer).requires_grad_(False)(x))
+    assert not own_gradient(copy.deepcopy(layer).bfloat16()(x.bfloat16()))
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    layer = PReLU(3)
+    x = torch.randn(2, 3, 4, 4).to(memory_format=LAST).requires_grad_()
+    (grad,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_weight_gradients_have_the_layout_of_their_weight() -> None:
+    """Else the optimizer and DDP copy each of them at every step."""
+    network = iresnet18(width=8, **SMALL).to(memory_format=LAST)
+    network(torch.randn(2, 3, 32, 32)).sum().backward()
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None:
+            assert parameter.grad.stride() == parameter.stride(), name
+
+
+@pytest.mark.parametrize(("build", "width"), [(iresnet18, 8), (mobilefacenet, 64)])
+def test_autocast_trains_in_16_bits_and_ends_in_32(build: Callable[..., nn.Module], width: int) -> None:
+    network = build(width=width, **SMALL).to(memory_format=LAST)
+    with torch.autocast("cpu", torch.bfloat16):
+        embeddings = network(torch.randn(2, 3, 32, 32))
+    assert embeddings.dtype == torch.float32
+    embeddings.sum().backward()
+    assert all(p.grad is not None for p in network.parameters() if p.requires_grad)
