@@ -6,8 +6,9 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,6 +50,35 @@ def atomic(path: Path, size_bytes: int = 0, what: str = "") -> Iterator[IO[bytes
         settle(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Nobody else who asks writes to `path` meanwhile; the system lets go when this process ends, however it ends."""
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("ab") as file:
+        if not _locked_now(file):
+            raise WrongUse(f"another process is writing {path}; wait for it, or give another name")
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows keeps a file that is open
+                lock.unlink()
+
+
+def _locked_now(file: IO[bytes]) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def settle(temporary: Path, path: Path) -> None:

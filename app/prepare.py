@@ -31,7 +31,7 @@ from app.data import sources, writer
 from app.data.dataset import IMAGE_SHAPE, read_manifest
 from app.data.synthetic import synthetic
 from app.errors import EXIT_WRONG_USE, WrongUse
-from app.files import atomic, write_json
+from app.files import atomic, one_at_a_time, write_json
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "orl": (),
@@ -175,28 +175,29 @@ def prepare(
     """Write `source` to `out` and what belongs beside it; returns the manifest. `progress` hears of so many more."""
     block_rows, held_out_rows = layout(source, held_out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    blocks = writer.write_images(source, out, block_rows, workers=workers, progress=progress)
-    labels_sha256 = None
-    if source.labels is not None:
-        with atomic(out.with_name("labels.npy")) as file:
-            np.save(file, source.labels)
-        labels_sha256 = hashlib.sha256(out.with_name("labels.npy").read_bytes()).hexdigest()
-    manifest = {
-        "dataset_id": hashlib.sha256("".join(blocks).encode()).hexdigest()[:16],
-        "name": source.name,
-        "rows": source.count,
-        "dtype": "uint8",
-        "shape": [source.count, *IMAGE_SHAPE],
-        "block_rows": block_rows,
-        "blocks": blocks,
-        "held_out_rows": held_out_rows,
-        "labels_sha256": labels_sha256,
-        "selection": None,
-        "made_of": source.made_of,
-    }
-    write_json(out.with_name("manifest.json"), manifest)
-    writer.finish(out)
-    return manifest
+    with one_at_a_time(out):
+        blocks = writer.write_images(source, out, block_rows, workers=workers, progress=progress)
+        labels_sha256 = None
+        if source.labels is not None:
+            with atomic(out.with_name("labels.npy")) as file:
+                np.save(file, source.labels)
+            labels_sha256 = hashlib.sha256(out.with_name("labels.npy").read_bytes()).hexdigest()
+        manifest = {
+            "dataset_id": hashlib.sha256("".join(blocks).encode()).hexdigest()[:16],
+            "name": source.name,
+            "rows": source.count,
+            "dtype": "uint8",
+            "shape": [source.count, *IMAGE_SHAPE],
+            "block_rows": block_rows,
+            "blocks": blocks,
+            "held_out_rows": held_out_rows,
+            "labels_sha256": labels_sha256,
+            "selection": None,
+            "made_of": source.made_of,
+        }
+        write_json(out.with_name("manifest.json"), manifest)
+        writer.finish(out)
+        return manifest
 
 
 class Bar(tqdm):

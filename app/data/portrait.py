@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.person import REACH, Floats, M, Person, T, step
+from app.data.paint import REACH, Floats, M, T, step
+from app.data.person import Person
 from app.data.scenery import background, before, camera, grid, lay
 
 
@@ -64,10 +65,10 @@ def _behind(
         grain = f(1) + f(0.3) * grain
         lay(picture, mask, (person.hair_colour * light.flat * f(0.7))[:, None, None] * grain)
     rows = _rows(y, 0.1, 9)
-    xs, ys, low = x[rows], y[rows], picture[:, rows]
+    xs, ys, under = x[rows], y[rows], picture[:, rows]
     neck = step(person.neck - np.abs(turned[rows] * f(0.5) + xs * f(0.5)), 0.03) * step(ys - f(0.2), 0.05)
-    lay(low, neck, person.skin_colour * light.flat * f(0.55))
-    lay(low, step(ys - f(0.92 * b + 0.16) - f(0.35) * xs * xs, 0.03), cloth * light.flat)
+    lay(under, neck, person.skin_colour * light.flat * f(0.55))
+    lay(under, step(ys - f(0.92 * b + 0.16) - f(0.35) * xs * xs, 0.03), cloth * light.flat)
     ears: Any = 0.0
     rows = _rows(y, -0.35 * person.ears * b, 0.35 * person.ears * b)
     xs, ys = x[rows], (y[rows] - f(0.02)) ** 2

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.dataset import SIDE as S
-from app.data.person import SKIN, Floats, step, tone, upsampling
+from app.data.paint import Floats, step, tone, upsampling
+from app.data.person import SKIN
 
 BLURS, BLUR_SHARES = (
     (0, 1, 2, 4),

@@ -178,6 +178,19 @@ def test_room_is_claimed_before_the_first_image(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_calls_never_write_the_same_file(tmp_path: Path) -> None:
+    out = tmp_path / "images.npy"
+
+    def read(start: int, stop: int) -> range:
+        with pytest.raises(WrongUse, match="another process is writing"):
+            prepare.prepare(numbered(4, 2), out)
+        return range(start, stop)
+
+    good = numbered(4, 2)
+    prepare.prepare(Source("numbered", 4, read, None, good.decode, block_rows=2), out)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["images.npy", "manifest.json"]
+
+
 def test_an_image_that_a_worker_cannot_read_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     photos = tmp_path / "photos" / "ana"
     photos.mkdir(parents=True)
