@@ -215,6 +215,11 @@ class Bar(tqdm):
             smoothing=0.1,
         )
 
+    def close(self) -> None:
+        if self.plain:
+            self.disable = True  # else it ends with an empty line
+        super().close()
+
     @staticmethod
     def status_printer(file: TextIO) -> Callable[[str], None]:
         if file.isatty():

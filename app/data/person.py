@@ -57,7 +57,7 @@ def draw_person(rng: np.random.Generator) -> Person:
     """Traits and painted map from one stream of random numbers."""
     between = rng.uniform
     skin = tone(SKIN, between(0, 1)) * between(0.96, 1.04, 3)
-    hair = tone(HAIR[rng.integers(len(HAIR))][None].repeat(2, 0), 0) * between(0.8, 1.2) + between(-0.02, 0.02, 3)
+    hair = HAIR[rng.integers(len(HAIR))] * between(0.8, 1.2) + between(-0.02, 0.02, 3)
     if rng.random() < 0.7 and skin.mean() < 0.5:  # mostly dark hair on dark skin
         hair = HAIR[0] * between(0.8, 1.6)
     red = between(0, 1)
