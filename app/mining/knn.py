@@ -83,9 +83,10 @@ def neighbours(shard: Tensor, k: int, here: World, *, backend: str, placement: s
         good = usable(shard)
         first = sum_before(len(shard), here)
         own = first + good.nonzero().flatten()
+        queries = shard if len(own) == len(shard) else shard[good]  # a copy only where it must be
         ids, cosine = nothing(len(own), k, shard.device)
         for start, block in blocks(shard, here, placement):
-            found = search(block, start, shard[good], own, k, backend)
+            found = search(block, start, queries, own, k, backend)
             ids, cosine = ranked(torch.cat([ids, found[0]], 1), torch.cat([cosine, found[1]], 1), k)
         all_ids, all_cosine = nothing(len(shard), k, shard.device)
         all_ids[good], all_cosine[good] = ids, cosine
