@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from app import evaluate
-from app.config import Config, read_command_line, save_resolved
+from app.config import Config, TrainConfig, read_command_line, save_resolved
 from app.data.dataset import Dataset, Rows, chances, epoch_order, open_configured
 from app.data.feed import feed
 from app.errors import EXIT_WRONG_USE, WrongUse
@@ -81,6 +82,7 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
     """The whole run. Raises WrongUse for a checkpoint that does not fit or a disk without room."""
     started = time.monotonic()
     settings = config.train
+    refuse_without_compiler(settings)
     if here.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = settings.tf32
@@ -202,6 +204,13 @@ def embedding_progress(track: Tracker, state: TrainState, every_s: float = 10.0)
             track.event("embedding", state, done=done, total=total)
 
     return tell
+
+
+def refuse_without_compiler(settings: TrainConfig) -> None:
+    """torch.compile finds out in the first step, in pages of it."""
+    compilers = [os.environ.get("CXX", "g++"), "clang++", "cl"]
+    if settings.compile and not any(shutil.which(compiler) for compiler in compilers):
+        raise WrongUse("train.compile=true needs a C++ compiler such as g++; install one, or give train.compile=false")
 
 
 def build_optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -10,6 +10,7 @@ from app.config.schema import (
     DataConfig,
     LrScheduleConfig,
     MiningConfig,
+    TrainConfig,
     WarmupConfig,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "DataConfig",
     "LrScheduleConfig",
     "MiningConfig",
+    "TrainConfig",
     "WarmupConfig",
     "load",
     "read_command_line",

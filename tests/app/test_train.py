@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,6 +229,44 @@ def test_a_loss_that_stays_not_finite_ends_the_run_and_names_the_last_checkpoint
     assert "3 times in a row" in seen[-1]["message"]
     assert "train.optimizer.lr" in seen[-1]["message"]
     assert "none yet" in seen[-1]["message"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train.precision=bf16"],
+        ["train.precision=fp16", "recipe.moco.multi_positive=true"],
+        ["train.optimizer.name=adamw", "train.optimizer.lr=0.001", "train.lr_schedule.name=poly"],
+    ],
+    ids=["bf16", "fp16 and several positives", "adamw and poly"],
+)
+def test_other_ways_to_train_train_and_resume(words: list[str], small_data: Path, tmp_path: Path, alone: World) -> None:
+    run(small_data, tmp_path, alone, *words, "train.epochs=2", stop_at=6)
+    seen = run(small_data, tmp_path, alone, *words, "train.epochs=2", "train.resume=auto")
+    assert (seen[-1]["reason"], seen[-1]["step"]) == ("done", 8)
+    assert all(math.isfinite(e["loss"]) for e in seen if e["event"] == "epoch")
+    assert all(e["in_a_row"] == 0 for e in seen if e["event"] == "skipped")  # fp16 looks for its scale
+
+
+def test_compiling_without_a_compiler_is_refused_at_the_start(
+    small_data: Path, tmp_path: Path, alone: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(WrongUse, match=r"C\+\+ compiler such as g\+\+"):
+        run(small_data, tmp_path, alone, "train.compile=true")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # in torch itself
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++: apt-get install g++")
+def test_a_compiled_network_trains_and_its_checkpoint_fits_an_uncompiled_one(
+    small_data: Path, tmp_path: Path, alone: World
+) -> None:
+    words = ["backbone.layers=[1]", "train.eval.max_images=0"]
+    run(small_data, tmp_path, alone, *words, "train.epochs=1", "train.compile=true")
+    seen = run(small_data, tmp_path, alone, *words, "train.epochs=2", "train.resume=auto")
+    assert (seen[-1]["reason"], seen[-1]["step"]) == ("done", 8)
 
 
 class Faulty(SelfSupervised):
