@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 LAST = torch.channels_last
-CHUNK_BYTES = 4 * 2**20  # stays in a shared cache, and is work enough for the threads to be worth waking
+CHUNK_BYTES = 8 * 2**20  # for each thread: stays in the last cache, and is work enough to be worth a meeting of threads
 
 
 class Conv3x3(nn.Conv2d):
@@ -99,7 +99,7 @@ def weight_gradient(x: Tensor, grad: Tensor, stride: int) -> Tensor:
     _, rows, columns, c_out = grad.shape
     total = x.new_zeros(c_out, 9 * c_in)
     # A chunk is some rows of one image or, where images are small, some whole images.
-    fitting = max(1, CHUNK_BYTES // (columns * 9 * c_in * x.element_size()))
+    fitting = in_chunk(columns * 9 * c_in * x.element_size())
     images = max(1, fitting // rows)
     rows_a_chunk = min(fitting, rows)
     padded = x.new_zeros(images, height + 2, width + 2, c_in)  # the border stays zero
@@ -118,6 +118,11 @@ def weight_gradient(x: Tensor, grad: Tensor, stride: int) -> Tensor:
     return total.view(c_out, 3, 3, c_in).permute(0, 3, 1, 2)
 
 
+def in_chunk(item_bytes: int) -> int:
+    """How many items of this size are worked on at once."""
+    return max(1, CHUNK_BYTES * torch.get_num_threads() // item_bytes)
+
+
 class _PReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
@@ -132,7 +137,7 @@ class _PReLU(torch.autograd.Function):
         of_slope = torch.zeros_like(slope)
         # [B * H * W, C]: as they lie in memory
         x, grad, out = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (x, grad.contiguous(memory_format=LAST), of_input))
-        size = max(1, CHUNK_BYTES // (x.shape[1] * x.element_size()))
+        size = in_chunk(x.shape[1] * x.element_size())
         for x_, grad_, out_ in zip(x.split(size), grad.split(size), out.split(size), strict=True):
             positive = torch.ops.aten.threshold_backward(grad_, x_, 0)  # the gradient where x is above 0, else 0
             negative = grad_ - positive
