@@ -212,6 +212,34 @@ def prepare(
         raise Exit(code=code)
 
 
+@task(
+    help={
+        **ON,
+        **RUN,
+        "which": "latest, best, or a number: the epoch",
+        "out": "folder for the results (default: runs/<run>/mining/<checkpoint>)",
+        "set": "key=value of the configuration, such as --set mining.method=parity; may be given again and again",
+    },
+    iterable=["set_"],
+    auto_shortflags=False,
+)
+def mine(
+    _: Context,
+    on: str = "local",
+    run: str | None = None,
+    which: str = "latest",
+    out: str | None = None,
+    set_: list[str] | None = None,
+) -> None:
+    """Pseudo-IDs of a run's data from one of its checkpoints: pseudo_ids.npy, a report, a picture to look at."""
+    from deploy import launch
+
+    with _telling():
+        code = launch.mine(PROJECT, on, run, which, out, set_ or [])
+    if code:
+        raise Exit(code=code)
+
+
 @task(help={**ON, **JSON}, auto_shortflags=False)
 def doctor(_: Context, on: str = "local", json: bool = False) -> None:
     """What is wrong with the set-up, each finding with its fix."""
