@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -234,6 +234,18 @@ def prepare(
     words += [f"{key}={Path(file).absolute()}" for key, file in (("path", path), ("labels", labels)) if file]
     words += [f"{key}={value}" for key, value in options.items() if value is not None]
     return LocalShell().foreground([sys.executable, "-m", "app.prepare", *words], cwd=project)
+
+
+def mine(
+    project: Path, target: str, run_id: str | None, which: str, out: str | None, overrides: Sequence[str]
+) -> int:
+    """Pseudo-IDs of a run's data from one of its checkpoints, by the app's own command; its exit code."""
+    reached = reach.reach(project, target, run_id)
+    about = checkpoints.choose(checkpoints.whole(reached.shell, reached.folder), which, reached.record.run_id)
+    at_home = runs.home(reached.settings.runs, reached.record.run_id).mining / Path(about["file"]).stem
+    place = Path(out).absolute() if out else Path(at_home)
+    words = [f"checkpoint={reached.folder.checkpoints / about['file']}", f"out={place}", *overrides]
+    return LocalShell().foreground([sys.executable, "-m", "app.mine", *words], cwd=project)
 
 
 def examine(project: Path, target: str) -> list[dict[str, Any]]:

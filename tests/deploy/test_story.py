@@ -197,6 +197,18 @@ def test_fetching_any_checkpoint(project: Project) -> None:
     project.invoke("fetch-checkpoint", "--run", full["run_id"], "--to", str(model))
 
 
+def test_mining_with_any_checkpoint_of_a_run(project: Project) -> None:
+    """The app is given the checkpoint where it lies and a place in the laptop's folder of the run."""
+    run_id = project.json("train")["run_id"]
+    words = json.loads(project.invoke("mine", "--which", "1", "--set", "mining.method=parity").stdout.splitlines()[-1])
+    given = dict(word.split("=", 1) for word in words)
+    assert given.keys() == {"checkpoint", "out", "mining.method"}
+    assert Path(given["checkpoint"]).is_file()
+    assert Path(given["checkpoint"]).name == "epoch_001.pt"
+    assert Path(given["out"]) == project.path / "runs" / run_id / "mining" / "epoch_001"
+    assert "there are 0, 1, 2" in project.invoke("mine", "--which", "9", code=2).stderr
+
+
 def test_a_failed_job_is_a_failed_command(project: Project) -> None:
     """The last lines of the log are the evidence; what exists comes home all the same."""
     done = project.invoke("train", "--set", "train.manner=fails", "--json", code=1)
