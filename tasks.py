@@ -172,6 +172,7 @@ def fetch_checkpoint(
         "label-column": "of parquet, the column of identities (default: one with a usual name)",
         "identities": "of synthetic, how many people (default: 2000)",
         "per-identity": "of synthetic, how many photographs of each (default: 20)",
+        "variation-pct": "of synthetic, how much the faces of one person differ, 0 to 100 (default: 100)",
         "seed": "of synthetic, which people: another number, other people (default: 0)",
         "out": "where to: a folder, or a path ending in .npy (default: data/<name>)",
         "held-out": "keep the last N images, in whole blocks, for measuring: other people "
@@ -190,6 +191,7 @@ def prepare(
     identities: str | None = None,
     per_identity: str | None = None,
     seed: str | None = None,
+    variation_pct: str | None = None,
     out: str | None = None,
     held_out: str | None = None,
     workers: str | None = None,
@@ -203,6 +205,7 @@ def prepare(
         "identities": identities,
         "per_identity": per_identity,
         "seed": seed,
+        "variation_pct": variation_pct,
         "held_out": held_out,
         "workers": workers,
     }

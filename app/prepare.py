@@ -5,7 +5,7 @@
     source=array path=FILE.npy [labels=FILE]    an array that exists already
     source=parquet path=FILE_OR_DIR             DigiFace and its like: a column of image files, one of identities
                                                 [image_column=NAME] [label_column=NAME]
-    source=synthetic identities=N per_identity=N [seed=N]    procedural faces
+    source=synthetic identities=N per_identity=N [seed=N] [variation_pct=N]    procedural faces
 
 `held_out=N` keeps the last N images for measuring, or a few more to fill a block (default: what the source says: the
 last 10 people of ORL, the last tenth of the synthetic people; 0 for folders, arrays and parquet).
@@ -38,7 +38,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "folder": ("path",),
     "array": ("path", "labels"),
     "parquet": ("path", "image_column", "label_column"),
-    "synthetic": ("identities", "per_identity", "seed"),
+    "synthetic": ("identities", "per_identity", "seed", "variation_pct"),
 }
 EVERYWHERE = ("source", "out", "held_out", "workers")
 MAX_BLOCK_ROWS = 8192
@@ -103,7 +103,8 @@ def choose(options: dict[str, str]) -> sources.Source:
     if kind == "synthetic":
         identities = number(options, "identities", 2000, least=4)
         per_identity = number(options, "per_identity", 20, least=2)
-        return synthetic(identities, per_identity, number(options, "seed", 0))
+        variation_pct = number(options, "variation_pct", 100, most=100)
+        return synthetic(identities, per_identity, number(options, "seed", 0), variation_pct)
     path = Path(options["path"])
     if kind == "folder":
         return sources.folder(path)

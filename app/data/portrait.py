@@ -16,33 +16,34 @@ from app.data.person import Person
 from app.data.scenery import background, before, camera, grid, lay
 
 
-def photograph(person: Person, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """uint8 [3, S, S] RGB."""
+def photograph(person: Person, rng: np.random.Generator, variation: float) -> NDArray[np.uint8]:
+    """uint8 [3, S, S] RGB. `variation`, 0 to 1: how far it may be from the frontal, plain one of that person."""
     picture = background(rng)
-    light = _Light(rng)
-    yaw, pitch, roll, aside, lower = rng.standard_normal(5) * (0.36, 0.20, 0.13, 0.05, 0.05)
+    light = _Light(rng, variation)
+    turns = np.array((0.30, 0.15, 0.08, 0.04, 0.04)) * variation
+    yaw, pitch, roll, aside, lower = rng.standard_normal(5) * turns
     yaw, pitch = np.clip(yaw, -0.85, 0.85), np.clip(pitch, -0.5, 0.5)
-    size = 1 / rng.uniform(0.86, 1.14)
+    size = 1 / (1.3 + 0.1 * variation * rng.uniform(-1, 1))  # close, as sets of aligned faces are cut
     across, down = grid()
     across, down = across - np.float32(aside), down - np.float32(lower)
     cos, sin = np.float32(size * np.cos(roll)), np.float32(size * np.sin(roll))
     x, y = cos * across + sin * down, cos * down - sin * across  # [S, S] upright, the head's centre at 0
     _behind(picture, person, light, rng, x, y, yaw)
-    _head(picture, person, light, rng, x, y, yaw, pitch)
-    before(picture, rng, x, y)
-    return camera(picture, rng)
+    _head(picture, person, light, rng, x, y, yaw, pitch, variation)
+    before(picture, rng, x, y, variation)
+    return camera(picture, rng, variation)
 
 
 class _Light:
     """A lamp and the light from everywhere else."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        side, above, warm, cool = rng.standard_normal(4) * (0.75, 0.35, 0.10, 0.06)
+    def __init__(self, rng: np.random.Generator, variation: float) -> None:
+        side, above, warm, cool = rng.standard_normal(4) * np.array((0.6, 0.3, 0.07, 0.04)) * variation
         above += 0.35
         self.towards = np.array(
             [np.sin(side) * np.cos(above), -np.sin(above), np.cos(side) * np.cos(above)], np.float32
         )
-        lamp, around = rng.uniform((0.25, 0.8), (0.95, 1.0))
+        lamp, around = np.array((0.6, 0.9)) + rng.uniform((-0.35, -0.1), (0.35, 0.1)) * variation
         self.lamp = (lamp * np.array([1 + warm, 1.0, 1 - warm])).astype(np.float32)
         self.around = ((around - 0.72 * lamp) * np.array([1 + cool, 1.0, 1 - cool])).astype(np.float32)
         self.flat = self.around + self.lamp * max(0.2, float(self.towards[2]))  # [3] on what faces the camera
@@ -98,6 +99,7 @@ def _head(
     y: Floats,
     yaw: float,
     pitch: float,
+    variation: float,
 ) -> None:
     """The painted map on a turned, lit ellipsoid; only its pixels [n] are worked on."""
     f = np.float32
@@ -121,13 +123,13 @@ def _head(
     lift = person.height.take(nearest(mx, my, T))
     mx += f(np.sin(yaw)) * lift
     my += f(np.sin(pitch)) * lift
-    mx, my, mouth, teeth = _expression(person, rng, mx, my)
+    mx, my, mouth, teeth = _expression(person, rng, mx, my, variation)
     skin = person.colour.take(nearest(mx, my, M), axis=0).T.astype(f, order="C")
     skin *= f(1 / 255)
     colour, gloss = skin[:3], skin[3]
     if mouth is not None:
         lay(colour, mouth, np.where(teeth, f(0.85), np.array([[0.22], [0.06], [0.07]], f)))
-    _worn(colour, gloss, person, rng, mx, my)
+    _worn(colour, gloss, person, rng, mx, my, variation)
     slope = person.slope.take(nearest(mx, my, T), axis=1)
     lx, ly, lz = light.towards
     facing = lx * (x - f(1.1) * slope[0]) + ly * (y - f(1.1) * slope[1]) + lz * z
@@ -156,10 +158,11 @@ def nearest(x: Floats, y: Floats, side: int) -> NDArray[np.intp]:
     return (row * side + column).astype(np.intp)
 
 
-def _expression(person: Person, rng: np.random.Generator, x: Floats, y: Floats) -> Any:
+def _expression(person: Person, rng: np.random.Generator, x: Floats, y: Floats, variation: float) -> Any:
     """Places on the map after smiling, speaking, blinking, raising brows, looking aside: a warp of the skin."""
     f = np.float32
-    smile, opened, lids, raised, gaze = rng.standard_normal(5) * (0.45, 0.45, 0.2, 0.5, 0.5) + (0.2, 0, 0.95, 0, 0)
+    moved = rng.standard_normal(5) * np.array((0.45, 0.45, 0.2, 0.5, 0.5)) * variation
+    smile, opened, lids, raised, gaze = moved + np.array((0.2, 0, 0.95, 0, 0))
     lids = np.clip(lids, 0.25, 1.15)
     # Brows and lids, both sides at once.
     ex = np.abs(x) - f(person.eye_x)
@@ -187,13 +190,16 @@ def _expression(person: Person, rng: np.random.Generator, x: Floats, y: Floats) 
     return x, y2, inside, teeth
 
 
-def _worn(colour: Floats, gloss: Floats, person: Person, rng: np.random.Generator, x: Floats, y: Floats) -> None:
+def _worn(
+    colour: Floats, gloss: Floats, person: Person, rng: np.random.Generator, x: Floats, y: Floats, variation: float
+) -> None:
     """Glasses, sunglasses or a mask, on the skin: they turn with the head."""
     f = np.float32
     shape = rng.random(9)
     kind = shape[8]
-    if kind < 0.16:
-        dark = kind < 0.04
+    glasses, mask_too = 0.16 * variation, 0.24 * variation
+    if kind < glasses:
+        dark = kind < glasses / 4
         ex, ey = np.abs(x) - f(person.eye_x + 0.02), y - f(person.eye_y + 0.03)
         wide, tall = 0.27 + 0.06 * shape[0], 0.17 + 0.08 * shape[1]
         square = (ex / f(wide)) ** 2, (ey / f(tall)) ** 2
@@ -205,7 +211,7 @@ def _worn(colour: Floats, gloss: Floats, person: Person, rng: np.random.Generato
         if dark:
             lay(colour, step(1 - ring, 0.08) * f(0.93), tint * 0.3 + 0.03)
             gloss += step(1 - ring, 0.08)
-    elif kind < 0.24:
+    elif kind < mask_too:
         top = person.nose_y - 0.12 + 0.1 * shape[0]
         mask = step(y - f(top) - f(0.12) * x * x, 0.02) * step(f(1.05) - np.abs(x), 0.02)
         folds = 1 - f(0.12) * np.abs(np.sin((y - f(top)) * f(9)))

@@ -55,20 +55,21 @@ def background(rng: np.random.Generator) -> Floats:
     return picture
 
 
-def before(picture: Floats, rng: np.random.Generator, x: Floats, y: Floats) -> None:
+def before(picture: Floats, rng: np.random.Generator, x: Floats, y: Floats, variation: float) -> None:
     """A hand, a bar or a lock of hair between face and camera, now and then. x, y [S, S] lie upright on the head."""
     f = np.float32
     shape = rng.random(9)
     kind = shape[8]
-    if kind > 0.16:
+    bar, hand, anything = 0.06 * variation, 0.11 * variation, 0.16 * variation
+    if kind >= anything:
         return
     lean = (shape[0] - 0.5) * np.pi
     cos, sin = f(np.cos(lean)), f(np.sin(lean))
     along, aside = cos * x + sin * y, cos * y - sin * x
     aside -= f((0.3 + 0.5 * shape[1]) * (1 if shape[2] < 0.5 else -1))
-    if kind < 0.06:  # a bar
+    if kind < bar:
         lay(picture, step(f(0.06 + 0.1 * shape[3]) - np.abs(aside), 0.02), shape[4:7])
-    elif kind < 0.11:  # three fingers that come from a side
+    elif kind < hand:  # three fingers that come from a side
         skin = (tone(SKIN, shape[4]) * (0.6 + 0.5 * shape[5])).astype(f)[:, None, None]
         for finger in range(3):
             off = aside - f(0.13 * (finger - 1))
@@ -81,17 +82,17 @@ def before(picture: Floats, rng: np.random.Generator, x: Floats, y: Floats) -> N
         lay(picture, step(f(0.05 + 0.08 * shape[3]) - np.abs(bend), 0.03), colour)
 
 
-def camera(picture: Floats, rng: np.random.Generator) -> NDArray[np.uint8]:
+def camera(picture: Floats, rng: np.random.Generator, variation: float) -> NDArray[np.uint8]:
     """Exposure, contrast, white balance, blur and noise; uint8 [3, S, S]. The picture is used up."""
     f = np.float32
-    contrast, exposure, noise, *balance = rng.standard_normal(6)
+    contrast, exposure, noise, *balance = rng.standard_normal(6) * variation
     middle = float(picture[:, ::4, ::4].mean())
     gain = 255 * np.exp(0.16 * contrast + 0.05 * np.array(balance))
     # Towards the middle: a camera exposes for what it sees.
     shift = 255 * (0.45 * middle + 0.24 + 0.07 * exposure) - middle * gain
     picture *= gain.astype(f)[:, None, None]
     picture += shift.astype(f)[:, None, None]
-    for _ in range(BLURS[np.searchsorted(BLUR_SHARES, rng.random(), side="right")]):
+    for _ in range(BLURS[np.searchsorted(BLUR_SHARES, variation * rng.random(), side="right")]):
         for inner, left, right in (
             (np.s_[:, 1:-1], np.s_[:, :-2], np.s_[:, 2:]),
             (np.s_[..., 1:-1], np.s_[..., :-2], np.s_[..., 2:]),

@@ -19,15 +19,16 @@ from app.data.portrait import photograph
 from app.data.sources import Source
 from app.errors import WrongUse
 
-LOOK = 1  # of the drawings: a new number when the same seed gives other pictures, so that old and new are never mixed
+LOOK = 2  # of the drawings: a new number when the same seed gives other pictures, so that old and new are never mixed
 MAX_BLOCK_ROWS = 8192
 BLOCKS_WANTED = 100
 HELD_OUT_SHARE, HELD_OUT_LEAST = 10, 2  # a tenth of the people, at least two
 
 
-def synthetic(identities: int, per_identity: int, seed: int = 0) -> Source:
+def synthetic(identities: int, per_identity: int, seed: int = 0, variation_pct: int = 100) -> Source:
     """`identities` people, `per_identity` photographs each, person after person.
 
+    `variation_pct`, 0 to 100: how much those of one person differ in pose, light, expression, occlusion and camera.
     A block holds whole people, and the last tenth of them (at least 2) are held out: a network is measured on people
     that it never saw.
     """
@@ -42,15 +43,15 @@ def synthetic(identities: int, per_identity: int, seed: int = 0) -> Source:
         name="synthetic",
         count=identities * per_identity,
         read=range,
-        decode=partial(draw, per_identity=per_identity, seed=seed),
+        decode=partial(draw, per_identity=per_identity, seed=seed, variation_pct=variation_pct),
         labels=np.repeat(np.arange(identities, dtype=np.int32), per_identity),
         held_out=max(HELD_OUT_LEAST, round(identities / HELD_OUT_SHARE)) * per_identity,
         block_rows=people * per_identity,
-        made_of=f"synthetic {LOOK} seed {seed} of {per_identity}",
+        made_of=f"synthetic {LOOK} seed {seed} of {per_identity} variation {variation_pct}",
     )
 
 
-def draw(rows: Sequence[int], *, per_identity: int, seed: int) -> NDArray[np.uint8]:
+def draw(rows: Sequence[int], *, per_identity: int, seed: int, variation_pct: int = 100) -> NDArray[np.uint8]:
     """Those photographs, [n, 112, 112, 3]."""
     images = np.empty((len(rows), *IMAGE_SHAPE), np.uint8)
     person, painted = -1, None
@@ -58,7 +59,8 @@ def draw(rows: Sequence[int], *, per_identity: int, seed: int) -> NDArray[np.uin
         if painted is None or row // per_identity != person:
             person = row // per_identity
             painted = draw_person(np.random.default_rng([seed, person, 0]))
-        planes = photograph(painted, np.random.default_rng([seed, person, 1 + row % per_identity]))
+        rng = np.random.default_rng([seed, person, 1 + row % per_identity])
+        planes = photograph(painted, rng, variation_pct / 100)
         for channel in range(3):  # several times as fast as a transposed copy
             images[place, ..., channel] = planes[channel]
     return images

@@ -54,6 +54,15 @@ def test_raw_pixels_do_badly(crowd: np.ndarray) -> None:
     assert 0.52 < accuracy < 0.75
 
 
+def test_less_variation_keeps_the_people_and_makes_their_photographs_more_alike() -> None:
+    def apart(variation_pct: int) -> float:
+        faces = draw(range(40), per_identity=8, seed=11, variation_pct=variation_pct).astype(np.float32)
+        return float(np.abs(np.diff(faces.reshape(5, 8, -1), axis=1)).mean())
+
+    assert apart(0) < 0.6 * apart(50) < 0.6 * apart(100)
+    assert np.array_equal(draw([3], per_identity=4, seed=1), draw([3], per_identity=4, seed=1, variation_pct=100))
+
+
 @given(identities=st.integers(4, 3000), per_identity=st.integers(2, 300))
 def test_blocks_and_what_is_held_out_are_whole_people(identities: int, per_identity: int) -> None:
     from app.prepare import layout
