@@ -18,7 +18,7 @@ from app.data.scenery import background, before, camera, grid, lay
 
 def photograph(person: Person, rng: np.random.Generator, variation: float) -> NDArray[np.uint8]:
     """uint8 [3, S, S] RGB. `variation`, 0 to 1: how far it may be from the frontal, plain one of that person."""
-    picture = background(rng)
+    picture = background(rng, variation)
     light = _Light(rng, variation)
     turns = np.array((0.30, 0.15, 0.08, 0.04, 0.04)) * variation
     yaw, pitch, roll, aside, lower = rng.standard_normal(5) * turns

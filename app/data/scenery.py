@@ -36,8 +36,11 @@ def lay(picture: Floats, mask: Floats, colour: Any) -> None:
     picture += over
 
 
-def background(rng: np.random.Generator) -> Floats:
-    """Soft clouds of colour, often with a hard edge or two."""
+STUDIO = 0.45  # the grey behind photographs that do not vary
+
+
+def background(rng: np.random.Generator, variation: float) -> Floats:
+    """Soft clouds of colour, often with a hard edge or two; the less `variation`, the nearer to a studio's grey."""
     points, edges = rng.integers((2, 0), (7, 3))
     weights = upsampling(S, int(points))
     shape = rng.random(4)
@@ -52,6 +55,8 @@ def background(rng: np.random.Generator) -> Floats:
         cut = step(cos * across + sin * down + np.float32(0.9 - 1.8 * shape[1]), 0.03)
         cut *= np.float32(0.2 + 0.7 * shape[2])
         lay(picture, cut, 0.9 * shape[3] - 0.15 + 0.4 * shape[4:7])
+    picture *= np.float32(variation)
+    picture += np.float32(STUDIO * (1 - variation))
     return picture
 
 
