@@ -215,9 +215,10 @@ def refuse_without_compiler(settings: TrainConfig) -> None:
 
 def build_optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     o = config.train.optimizer
+    rates = {"lr": o.lr, "weight_decay": o.weight_decay, "fused": True}  # one pass over the weights instead of several
     if o.name == "adamw":
-        return torch.optim.AdamW(groups, lr=o.lr, weight_decay=o.weight_decay)
-    return torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay)
+        return torch.optim.AdamW(groups, **rates)
+    return torch.optim.SGD(groups, momentum=o.momentum, nesterov=o.nesterov, **rates)
 
 
 def to_resume(wish: str | None, folder: RunFolder, here: World) -> Path | None:
