@@ -236,9 +236,7 @@ def prepare(
     return LocalShell().foreground([sys.executable, "-m", "app.prepare", *words], cwd=project)
 
 
-def mine(
-    project: Path, target: str, run_id: str | None, which: str, out: str | None, overrides: Sequence[str]
-) -> int:
+def mine(project: Path, target: str, run_id: str | None, which: str, out: str | None, overrides: Sequence[str]) -> int:
     """Pseudo-IDs of a run's data from one of its checkpoints, by the app's own command; its exit code."""
     reached = reach.reach(project, target, run_id)
     about = checkpoints.choose(checkpoints.whole(reached.shell, reached.folder), which, reached.record.run_id)

@@ -28,7 +28,8 @@ HELD_OUT_SHARE, HELD_OUT_LEAST = 10, 2  # a tenth of the people, at least two
 def synthetic(identities: int, per_identity: int, seed: int = 0, variation_pct: int = 100) -> Source:
     """`identities` people, `per_identity` photographs each, person after person.
 
-    `variation_pct`, 0 to 100: how much those of one person differ in pose, light, expression, occlusion, background, camera.
+    `variation_pct`, 0 to 100: how much those of one person differ in pose, light, expression, occlusion, background
+    and camera.
     A block holds whole people, and the last tenth of them (at least 2) are held out: a network is measured on people
     that it never saw.
     """

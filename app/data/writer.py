@@ -20,7 +20,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +228,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         alive.close()
 
 
-def _follow(alive: Connection) -> None:
+def _follow(alive: Any) -> None:  # one end of a Pipe; the class of it differs between systems
     """In a worker: end when the other end of the pipe is closed, on purpose or by the death of its process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the first one decides
 

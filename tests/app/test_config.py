@@ -77,7 +77,7 @@ def test_a_wrong_word_is_answered_with_one_sentence_that_helps(override: str, wo
 
 
 def test_the_command_prints_json_without_importing_torch() -> None:
-    code = "import sys; sys.argv = ['config', 'experiment=tryout']; from app.config import __main__ as config; config.main()"
+    code = "import sys; sys.argv[1:] = ['experiment=tryout']; from app.config import __main__ as config; config.main()"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"],
         capture_output=True,
