@@ -21,6 +21,7 @@ from app.mining.sheet import contact_sheet
 from app.runtime.checkpoint import weights_digest
 from app.runtime.dist import World
 
+CHUNK_ROWS = {"cuda": 8192, "cpu": 512}  # images between two looks at whether to stop: some seconds
 PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -53,6 +54,7 @@ def embed_share(embedder: nn.Module, config: Config, data: Dataset, here: World,
             kept=kept,
             progress=interlude.progress,
             interrupted=interlude.interrupted,
+            chunk_rows=CHUNK_ROWS[here.device.type],
         )
     if here.is_main:
         kept.clear()
