@@ -91,7 +91,7 @@ class MiningConfig:
     min_recall: float = 0.999  # of the neighbours of a sample, against brute force; less ends the run
     # clusters
     method: str = "overlap"  # or parity: mutual neighbours above a fixed similarity, connected
-    min_overlap: float = 0.25  # overlap: shared neighbours of two images, as a share of their lists
+    min_overlap: float = 0.25  # overlap: shared neighbours of two images; 0.2 where `neighbours` is 20 or less
     false_edges_per_image: float = 0.05  # overlap: expected at the similarity floor, estimated from the data
     mutual_top: int = 5  # parity: both among each other's first so many
     similarity: float = 0.6  # parity: least cosine of an edge
