@@ -32,7 +32,10 @@ def main() -> int:
     for name, (prepare, words) in SETS.items():
         images = PROJECT / "data" / name / "images.npy"
         if is_quick and name == "drawn":
-            prepare, images = [*prepare[:1], "identities=60", *prepare[2:]], PROJECT / "data" / "drawn-quick" / "images.npy"
+            prepare, images = (
+                [*prepare[:1], "identities=60", *prepare[2:]],
+                PROJECT / "data" / "drawn-quick" / "images.npy",
+            )
         app("app.prepare", *prepare, f"out={images}").wait()
         pairs = [pair([*words, f"data.binary_cache_path={images}", f"train.seed={seed}", *more]) for seed in seeds]
         for seed, (ours, peer) in zip(seeds, pairs, strict=True):

@@ -99,7 +99,8 @@ for size, port in ((3, ports[0]), (2, ports[1])):
         with dist.world() as here:
             for rows in (len(bank), 2):
                 for method in ("overlap", "parity"):
-                    config = MiningConfig(neighbours=16, min_overlap=0.2, backend="faiss", max_cluster=50, method=method)
+                    config = MiningConfig(neighbours=16, min_overlap=0.2, backend="faiss", max_cluster=50)
+                    config.method = method
                     shard = torch.from_numpy(dist.share(bank[:rows], here))
                     found, report = find_pseudo_ids(shard, previous[:rows], None, config, here, seed=0)
                     np.save(folder / f"{method}_{rows}_{size}_{here.rank}.npy", found)
