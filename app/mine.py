@@ -10,7 +10,6 @@ takes its share. A call that was interrupted goes on where it was when it is mad
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from app.runtime.stop import Stop
 
 def main(argv: list[str]) -> int:
     stop = Stop().listen()
-    is_first = os.environ.get("RANK", "0") == "0"  # every process comes to the same end; one tells it
     try:
         if {"--help", "-h"} & {*argv}:
             told = read_command_line(["--help"], __doc__ or "").text
@@ -50,7 +48,7 @@ def main(argv: list[str]) -> int:
         told, exit_code = "stopped; the same command goes on from here", 1
     except SearchInexact as error:
         told, exit_code = str(error), 1
-    if is_first:
+    if dist.is_first():  # every process comes to the same end; one tells it
         print(told, file=sys.stderr if exit_code else sys.stdout)
     return exit_code
 

@@ -44,11 +44,12 @@ def main(argv: list[str]) -> int:
         asked = read_command_line(argv, __doc__ or "")
         runs = [(config, open_configured(config.data)) for config in asked.jobs]
     except WrongUse as error:
-        if is_first():  # every rank sees the same; one says it
+        if dist.is_first():  # every rank sees the same; one says it
             print(error, file=sys.stderr)
         return EXIT_WRONG_USE
-    if asked.text is not None and is_first():
-        print(asked.text, end="")
+    if asked.text is not None:
+        print(asked.text if dist.is_first() else "", end="")
+        return 0
     with dist.world() as here:
         for number, (config, data) in enumerate(runs):
             exit_code = run(config, data, here, stop, number=number if len(runs) > 1 else None)
@@ -296,11 +297,6 @@ def update(
 
 class NotFinite(Exception):
     """Training diverged; the checkpoints before it are good."""
-
-
-def is_first() -> bool:
-    """Whether this is the process that speaks, before there is a group of them."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def facts_of(config: Config, data: Dataset, here: World) -> dict[str, Any]:

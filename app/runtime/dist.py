@@ -32,6 +32,11 @@ class World:
         return self.rank == 0
 
 
+def is_first() -> bool:
+    """Whether this is the process that speaks, also before and after there is a group of them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def world(timeout_min: float = 10) -> Iterator[World]:
     """Join the group that torchrun announced in the environment; without torchrun, be the only process.
