@@ -100,4 +100,4 @@ def quiet(done: int, total: int) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    dist.leave(main(sys.argv[1:]))

@@ -312,4 +312,4 @@ def facts_of(config: Config, data: Dataset, here: World) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    dist.leave(main(sys.argv[1:]))

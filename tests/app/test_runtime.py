@@ -159,3 +159,24 @@ def test_wandb_without_a_key_logs_offline_never_asks_and_never_stops_a_run(tmp_p
         assert "metrics.jsonl goes on" in done.stdout
     else:
         assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+LEAVE = """
+import atexit
+from app.runtime import dist
+class Late:
+    def __del__(self):
+        print("the interpreter shuts down", flush=True)
+late = Late()
+atexit.register(print, "atexit")
+print("buffered")
+dist.leave(3)
+"""
+
+
+@pytest.mark.parametrize("world_size", ["1", "2"])
+def test_a_process_of_a_group_leaves_before_the_interpreter_shuts_down(world_size: str) -> None:
+    environment = {**os.environ, "WORLD_SIZE": world_size, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, "-c", LEAVE], env=environment, capture_output=True, text=True, timeout=60)
+    shut_down = ["the interpreter shuts down"] if world_size == "1" else []
+    assert (done.returncode, done.stdout.splitlines()) == (3, ["buffered", "atexit", *shut_down]), done.stderr
