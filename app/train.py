@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app import evaluate
 from app.config import Config, TrainConfig, read_command_line, save_resolved
 from app.data.dataset import Dataset, Rows, chances, epoch_order, open_configured
 from app.data.feed import feed
 from app.errors import EXIT_WRONG_USE, WrongUse
+from app.evaluation.meter import Meter
 from app.mining.embed import Interrupted
 from app.mining.pseudo_ids import SearchInexact
 from app.mining.refresh import PRECISION, Interlude
@@ -91,7 +91,7 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
     recipe = RECIPES[config.recipe.name](config, data, here)
     optimizer = build_optimizer(config, recipe.param_groups())
     scaler = torch.amp.GradScaler(here.device.type, enabled=settings.precision == "fp16")
-    meter = evaluate.Meter(config, data, recipe.embedder, here)
+    meter = Meter(config, data, recipe.embedder, here)
     rows = len(data.train_rows)
     update_size = settings.batch.size * here.size * settings.batch.grad_accum_steps  # images an update, all ranks
     if here.is_main:

@@ -35,6 +35,7 @@ MACHINE = [
     "app.train",
     "app.bench app.evaluate app.export app.mine app.prepare",
     "app.recipes",
+    "app.evaluation",
     "app.mining",
     "app.data app.models",
     "app.runtime",

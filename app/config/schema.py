@@ -15,7 +15,9 @@ class DataConfig:
     """Where the images are and which of them are used."""
 
     binary_cache_path: str | None = None  # images.npy, uint8 [N, 112, 112, 3] RGB
-    labels_path: str | None = None  # null: labels.npy beside the images, where there is one; measured with, not learnt
+    labels_path: str | None = None  # null: labels.npy beside the images, where there is one
+    # What recipe supervised learns, int32 [N]; -1 leaves an image out. null: the labels above. Pseudo-IDs fit here.
+    train_labels_path: str | None = None
     data_fraction: float = 1.0  # whole blocks, chosen by the rule in app/data/dataset.py
     block_size: int = 8192  # rows a block, where no manifest.json says it
 
@@ -42,16 +44,25 @@ class AugmentConfig:
     noise_std: float = 0.05  # of the range [-1, 1]
     cutout: float = 0.2
     cutout_side: list[float] = field(default_factory=lambda: [0.15, 0.35])  # share of the image's side
+    amplitude_mix: float = 0.0  # the amplitudes of low frequencies are mixed with those of another image
+    amplitude_mix_alpha: float = 1.0  # most that is taken over
 
 
 @dataclass
 class BackboneConfig:
-    name: str = "iresnet"
-    layers: list[int] = field(default_factory=lambda: [3, 4, 14, 3])
-    width: int = 64
+    name: str = "iresnet"  # iresnet, mobilefacenet or vit
+    layers: list[int] = field(default_factory=lambda: [3, 4, 14, 3])  # blocks of each stage; vit has one stage
+    width: int = 64  # channels of the first stage; of vit, numbers a token
     embedding_dim: int = 512
     dropout: float = 0.0
     image_size: int = 112  # what the network sees; images are resampled while they are cropped
+    fourier: str = "none"  # a learned gain on the image's spectrum: none, vit or iresnet (the mask that goes with it)
+    gradient_checkpointing: bool = False  # a third more work for the memory of most activations
+    # vit alone
+    patch_size: int = 9
+    drop_path: float = 0.0  # probability that the last block is skipped; it rises from 0 at the first
+    mask_ratio: float = 0.0  # share of the tokens left out while training
+    parity_mask_ratio: bool = False  # as published: any mask_ratio above 0 means 0.1
 
 
 @dataclass
@@ -104,8 +115,25 @@ class MiningConfig:
 
 
 @dataclass
+class HeadConfig:
+    """What is asked of the angle between an embedding and the centre of its class."""
+
+    name: str = "arcface"  # combined, arcface, cosface, sphereface, adaface, magface or curricularface
+    scale: float = 64.0  # of the logits
+    margin: float | None = None  # null: the published one of that head
+    margins: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.0])  # combined: cos(m1 * angle + m2) - m3
+    straight_through: bool = True  # arcface, combined: the margin is left out of the gradient, as published since 2022
+    filter_above: float | None = None  # other classes above this cosine do not push: they may be the same person
+    sample_rate: float = 1.0  # share of the class centres a step compares with (Partial FC); those met always are
+    update: str = "lazy"  # lazy: centres that are not sampled rest; dense: they decay and drift on, as published
+    warm_start: bool = False  # train.warm_start brings the centres of the classes with the same numbers, too
+
+
+@dataclass
 class RecipeConfig:
-    name: str = "self_supervised"
+    name: str = "self_supervised"  # or supervised
+    head: HeadConfig = field(default_factory=HeadConfig)
+    ema: float = 0.0  # supervised: what is evaluated is the running mean of the weights, with this decay; 0: themselves
     moco: MocoConfig = field(default_factory=MocoConfig)
     positives: PositiveMixConfig = field(default_factory=PositiveMixConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.evaluate import FOLDS, all_pairs, balanced_accuracy, best_threshold, enough, rank1, verification_accuracy
+from app.evaluation.verification import (
+    FOLDS,
+    all_pairs,
+    balanced_accuracy,
+    best_threshold,
+    enough,
+    rank1,
+    verification_accuracy,
+)
 
 LABELS = np.repeat(np.arange(8, dtype=np.int32), 6)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from app.data.synthetic import draw, synthetic
 from app.errors import WrongUse
-from app.evaluate import all_pairs, verification_accuracy
+from app.evaluation.verification import all_pairs, verification_accuracy
 
 
 def test_a_photograph_depends_on_seed_person_and_number_only() -> None:

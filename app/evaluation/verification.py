@@ -5,23 +5,15 @@ Letters: N images, D embedding size, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
-
-from app.config import Config
-from app.data.dataset import Dataset
-from app.mining.embed import embed
-from app.runtime.dist import World, gather_rows
 
 FOLDS = 10
 FOLDS_SEED = 0  # folds belong to the data set, not to a run: every run is measured on the same ones
 
 Embeddings = NDArray[np.float32]
-Measured = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -95,55 +87,8 @@ def normalise(embeddings: Embeddings) -> Embeddings:
     return embeddings / np.maximum(norm, 1e-12)
 
 
-class Meter:
-    """Measures a network on people it never trains on; has nothing to say where there are no labels or too few."""
-
-    def __init__(self, config: Config, data: Dataset, embedder: nn.Module, here: World) -> None:
-        self.config, self.data, self.embedder, self.here = config, data, embedder, here
-        self.rows = data.held_out_rows[: config.train.eval.max_images]
-        self.labels = None if data.labels is None else data.labels[self.rows]
-        self.pairs = None
-        if self.labels is not None and enough(self.labels):
-            self.pairs = all_pairs(self.labels)
-
-    def baselines(self) -> Iterator[tuple[str, Measured]]:
-        """What training has to beat: raw pixels, and the network as it is now."""
-        measured = self.measure()
-        if measured is not None:
-            yield "pixels", self._score(pixels(self.data, self.rows))
-            yield "untrained", measured
-
-    def measure(self) -> Measured | None:
-        """10-fold accuracy and rank-1 of flip-summed embeddings; every rank embeds its share."""
-        if self.pairs is None:
-            return None
-        embeddings = embed(
-            self.embedder,
-            self.data.images,
-            self.rows,
-            self.here,
-            image_size=self.config.backbone.image_size,
-            batch_size=self.config.train.eval.batch_size,
-            embedding_dim=self.config.backbone.embedding_dim,
-            flip_sum=True,
-        )
-        return self._score(gather_rows(embeddings, self.here).cpu().numpy())
-
-    def _score(self, embeddings: Embeddings) -> Measured:
-        assert self.pairs is not None
-        assert self.labels is not None
-        accuracy, std = verification_accuracy(embeddings, self.pairs)
-        return {"accuracy": accuracy, "accuracy_std": std, "rank1": rank1(embeddings, self.labels)}
-
-
 def enough(labels: NDArray[np.int32]) -> bool:
     """Whether the labels give at least a pair of each kind for every fold."""
     sizes = np.bincount(labels, minlength=1)
     same = int((sizes * (sizes - 1) // 2).sum())
     return same >= FOLDS and len(labels) * (len(labels) - 1) // 2 - same >= FOLDS
-
-
-def pixels(data: Dataset, rows: NDArray[np.int64]) -> Embeddings:
-    """The baseline without a network: the network's own input, flattened, the mirrored image added [n, 37632]."""
-    x = data.images[rows].astype(np.float32) / 127.5 - 1
-    return (x + x[:, :, ::-1]).reshape(len(rows), -1)

@@ -1,0 +1,64 @@
+"""A network measured while it is trained, on people held out. Letters: n images of them, D embedding size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from app.config import Config
+from app.data.dataset import Dataset
+from app.evaluation.verification import Embeddings, all_pairs, enough, rank1, verification_accuracy
+from app.mining.embed import embed
+from app.runtime.dist import World, gather_rows
+
+Measured = dict[str, float]
+
+
+class Meter:
+    """Measures a network on people it never trains on; has nothing to say where there are no labels or too few."""
+
+    def __init__(self, config: Config, data: Dataset, embedder: nn.Module, here: World) -> None:
+        self.config, self.data, self.embedder, self.here = config, data, embedder, here
+        self.rows = data.held_out_rows[: config.train.eval.max_images]
+        self.labels = None if data.labels is None else data.labels[self.rows]
+        self.pairs = None
+        if self.labels is not None and enough(self.labels):
+            self.pairs = all_pairs(self.labels)
+
+    def baselines(self) -> Iterator[tuple[str, Measured]]:
+        """What training has to beat: raw pixels, and the network as it is now."""
+        measured = self.measure()
+        if measured is not None:
+            yield "pixels", self._score(pixels(self.data, self.rows))
+            yield "untrained", measured
+
+    def measure(self) -> Measured | None:
+        """10-fold accuracy and rank-1 of flip-summed embeddings; every rank embeds its share."""
+        if self.pairs is None:
+            return None
+        embeddings = embed(
+            self.embedder,
+            self.data.images,
+            self.rows,
+            self.here,
+            image_size=self.config.backbone.image_size,
+            batch_size=self.config.train.eval.batch_size,
+            embedding_dim=self.config.backbone.embedding_dim,
+            flip_sum=True,
+        )
+        return self._score(gather_rows(embeddings, self.here).cpu().numpy())
+
+    def _score(self, embeddings: Embeddings) -> Measured:
+        assert self.pairs is not None
+        assert self.labels is not None
+        accuracy, std = verification_accuracy(embeddings, self.pairs)
+        return {"accuracy": accuracy, "accuracy_std": std, "rank1": rank1(embeddings, self.labels)}
+
+
+def pixels(data: Dataset, rows: NDArray[np.int64]) -> Embeddings:
+    """The baseline without a network: the network's own input, flattened, the mirrored image added [n, 37632]."""
+    x = data.images[rows].astype(np.float32) / 127.5 - 1
+    return (x + x[:, :, ::-1]).reshape(len(rows), -1)
