@@ -42,7 +42,7 @@ LOCK = HERE / ".bootstrap.lock"  # outside .venv, which may be cleared while the
 MODULES = {"inv": "invoke", "invoke": "invoke", "mypy": "mypy", "pytest": "pytest", "ruff": "ruff"}
 EXTRAS = {"mypy": {"app", "dev"}, "pytest": {"app", "dev"}, "ruff": {"dev"}}  # mypy reads numpy's types
 # The invoke tasks that run a command of app/ on the target; on this computer they need its extra.
-APP_TASKS = {"bench", "deploy", "mine", "prepare", "train"}
+APP_TASKS = {"bench", "deploy", "evaluate", "export", "mine", "prepare", "train"}
 
 
 def main(command: list[str]) -> int:

@@ -59,6 +59,7 @@ def deploy(_: Context, on: str = "local", json: bool = False) -> None:
         "resume": "auto: continue the newest unfinished run; none: a new run (default); PATH: start from a checkpoint",
         "recipe": "name of a file in conf/recipe (default: what the configuration says)",
         "data": "an images.npy, or the folder it is in (default: the target's, else the ORL try-out)",
+        "labels": "for --recipe supervised, labels to learn instead of labels.npy, such as the pseudo_ids.npy of mine",
         "set": "key=value of the configuration, such as --set train.epochs=5; may be given again and again",
         "detach": "do not follow the job",
         "dry-run": "print the plan and end, having touched nothing",
@@ -74,6 +75,7 @@ def train(
     resume: str | None = None,
     recipe: str | None = None,
     data: str | None = None,
+    labels: str | None = None,
     set_: list[str] | None = None,
     detach: bool = False,
     dry_run: bool = False,
@@ -85,7 +87,7 @@ def train(
 
     with _telling(json) as screen:
         request = parse_request(
-            target=on, fraction=fraction, resume=resume, recipe=recipe, data=data, overrides=set_ or ()
+            target=on, fraction=fraction, resume=resume, recipe=recipe, data=data, labels=labels, overrides=set_ or ()
         )
         screen.document(launch.train(PROJECT, request, screen, detach=detach, dry_run=dry_run))
 
@@ -165,11 +167,12 @@ def fetch_checkpoint(
 
 @task(
     help={
-        "source": "orl, folder (one sub-folder a person), array (an .npy that exists), parquet or synthetic",
-        "path": "the folder, the .npy file, or the .parquet file or a folder of such",
+        "source": "orl, folder (one sub-folder a person), array (an .npy that exists), parquet, rec or synthetic",
+        "path": "the folder, the .npy file, the .parquet file or a folder of such, the .rec file or a folder with train.rec",
         "labels": "labels.npy of an array",
         "image-column": "of parquet, the column of image files (default: one with a usual name)",
         "label-column": "of parquet, the column of identities (default: one with a usual name)",
+        "decoder": "of rec, cpu, or dali on a GPU (default: cpu)",
         "identities": "of synthetic, how many people (default: 2000)",
         "per-identity": "of synthetic, how many photographs of each (default: 20)",
         "variation-pct": "of synthetic, how much the faces of one person differ, 0 to 100 (default: 100)",
@@ -188,6 +191,7 @@ def prepare(
     labels: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    decoder: str | None = None,
     identities: str | None = None,
     per_identity: str | None = None,
     seed: str | None = None,
@@ -202,6 +206,7 @@ def prepare(
     options = {
         "image_column": image_column,
         "label_column": label_column,
+        "decoder": decoder,
         "identities": identities,
         "per_identity": per_identity,
         "seed": seed,
@@ -239,6 +244,66 @@ def mine(
 
     with _telling():
         code = launch.mine(PROJECT, on, run, which, out, set_ or [])
+    if code:
+        raise Exit(code=code)
+
+
+@task(
+    help={
+        **ON,
+        **RUN,
+        "which": "latest, best, or a number: the epoch (default: every checkpoint of the run)",
+        "weights": "files of weights, such as 'runs/*/checkpoints/*.pt', instead of a run's checkpoints",
+        "sets": "verification sets, separated by commas: .bin, .csv or images.npy (default: the held-out people)",
+        "out": "folder for the results (default: runs/<run>/evaluation)",
+        "set": "key=value of the configuration, such as --set backbone=iresnet50; may be given again and again",
+    },
+    iterable=["set_"],
+    auto_shortflags=False,
+)
+def evaluate(
+    _: Context,
+    on: str = "local",
+    run: str | None = None,
+    which: str | None = None,
+    weights: str | None = None,
+    sets: str | None = None,
+    out: str | None = None,
+    set_: list[str] | None = None,
+) -> None:
+    """How well checkpoints or files of weights tell people apart: a table, eval.json, ROC curves."""
+    from deploy import launch
+
+    with _telling():
+        code = launch.evaluate(PROJECT, on, run, which, weights=weights, sets=sets, out=out, overrides=set_ or [])
+    if code:
+        raise Exit(code=code)
+
+
+@task(
+    help={
+        **ON,
+        **RUN,
+        "which": "latest, best, or a number: the epoch",
+        "out": "the file (default: runs/<run>/<checkpoint>.onnx)",
+        "set": "option of the export, such as --set opset=17; may be given again and again",
+    },
+    iterable=["set_"],
+    auto_shortflags=False,
+)
+def export(
+    _: Context,
+    on: str = "local",
+    run: str | None = None,
+    which: str = "latest",
+    out: str | None = None,
+    set_: list[str] | None = None,
+) -> None:
+    """A checkpoint as ONNX, compared with torch on real images and checked by the challenge's rules."""
+    from deploy import launch
+
+    with _telling():
+        code = launch.export(PROJECT, on, run, which, out, set_ or [])
     if code:
         raise Exit(code=code)
 

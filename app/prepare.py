@@ -5,10 +5,13 @@
     source=array path=FILE.npy [labels=FILE]    an array that exists already
     source=parquet path=FILE_OR_DIR             DigiFace and its like: a column of image files, one of identities
                                                 [image_column=NAME] [label_column=NAME]
+    source=rec path=FILE.rec_OR_DIR             train.rec of insightface, or what im2rec wrote; train.idx and property
+                                                are compared where they lie beside it [decoder=cpu|dali]
     source=synthetic identities=N per_identity=N [seed=N] [variation_pct=N]    procedural faces
 
 `held_out=N` keeps the last N images for measuring, or a few more to fill a block (default: what the source says: the
-last 10 people of ORL, the last tenth of the synthetic people; 0 for folders, arrays and parquet).
+last 10 people of ORL, the last tenth of the synthetic people; 0 for folders, arrays, parquet and rec). Files of
+insightface are in order of people, so there the last images are the last people; a list that im2rec shuffled is not.
 `workers=N` processes make the images (default: one a core); their number does not change the result.
 Memory stays bounded: images are written piece by piece. A call that was interrupted, even killed, is gone on with by
 the same call.
@@ -29,6 +32,7 @@ from tqdm import tqdm
 
 from app.data import sources, writer
 from app.data.dataset import IMAGE_SHAPE, read_manifest
+from app.data.recordio import rec
 from app.data.synthetic import synthetic
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.files import atomic, one_at_a_time, write_json
@@ -38,6 +42,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "folder": ("path",),
     "array": ("path", "labels"),
     "parquet": ("path", "image_column", "label_column"),
+    "rec": ("path", "decoder"),
     "synthetic": ("identities", "per_identity", "seed", "variation_pct"),
 }
 EVERYWHERE = ("source", "out", "held_out", "workers")
@@ -53,7 +58,9 @@ def main(argv: list[str]) -> int:
         options = parse(argv)
         out = Path(options["out"]).absolute()
         source = choose(options)
-        workers = number(options, "workers", cores() if source.count > FEW_ROWS else 1, least=1)
+        # DALI takes memory of the GPU in every process, and needs no second one.
+        alone = source.count <= FEW_ROWS or options.get("decoder") == "dali"
+        workers = number(options, "workers", 1 if alone else cores(), least=1)
         if whole(source, out, held_out=options.get("held_out")):
             print(f"{out} is there already")
             return 0
@@ -108,6 +115,8 @@ def choose(options: dict[str, str]) -> sources.Source:
     path = Path(options["path"])
     if kind == "folder":
         return sources.folder(path)
+    if kind == "rec":
+        return rec(path, options.get("decoder", "cpu"))
     if kind == "parquet":
         from app.data.parquet import parquet  # pyarrow takes a moment to load, in every worker of other sources too
 

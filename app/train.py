@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from app.config import Config, TrainConfig, read_command_line, save_resolved
-from app.data.dataset import Dataset, Rows, chances, epoch_order, open_configured
+from app.data.dataset import Dataset, Rows, chances, epoch_order
 from app.data.feed import feed
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.evaluation.meter import Meter
@@ -42,7 +43,7 @@ def main(argv: list[str]) -> int:
     stop = Stop().listen()
     try:
         asked = read_command_line(argv, __doc__ or "")
-        runs = [(config, open_configured(config.data)) for config in asked.jobs]
+        runs = [(config, RECIPES[config.recipe.name].training_data(config)) for config in asked.jobs]
     except WrongUse as error:
         if dist.is_first():  # every rank sees the same; one says it
             print(error, file=sys.stderr)
@@ -101,7 +102,7 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
     state, resumed_from = TrainState(), to_resume(settings.resume, folder, here)
     untrained = list(meter.baselines())  # before anything is loaded: every run folder tells what training was worth
     if resumed_from is not None:
-        state = checkpoint.load(resumed_from, recipe.modules, optimizer, scaler)
+        state = checkpoint.load(resumed_from, recipe.modules, recipe.take_tables, optimizer, scaler)
     elif settings.warm_start is not None:
         recipe.warm_start(Path(settings.warm_start))
     track.event(
@@ -174,24 +175,30 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
             stopped = stopping()
         due = state.epoch % settings.checkpoint.every_epochs == 0 or state.epoch == settings.epochs
         # A stop between two epochs finds its checkpoint written already.
-        if here.is_main and (stopped or (epoch_complete and due)) and state.step != saved_step:
-            saved = checkpoint.save(
-                folder,
-                state,
-                recipe.modules,
-                optimizer,
-                scaler,
-                keep=settings.checkpoint.keep,
-                facts={**facts_of(config, data, here), "eval": measured},
-            )
-            track.event(
-                "checkpoint",
-                state,
-                **{key: saved[key] for key in ("epoch", "step", "file", "sha256", "bytes")},
-            )
+        if (stopped or (epoch_complete and due)) and state.step != saved_step:
+            facts = {**facts_of(config, data, here), "eval": measured}
+            save(folder, state, recipe, optimizer, scaler, settings.checkpoint.keep, facts, here, track)
             saved_step = state.step
     reason = "done" if state.epoch == settings.epochs else "stopped"
     track.event("end", state, reason=reason, message="", seconds=time.monotonic() - started)
+
+
+def save(
+    folder: RunFolder,
+    state: TrainState,
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    keep: int,
+    facts: dict[str, Any],
+    here: World,
+    track: Tracker,
+) -> None:
+    """Rank 0 writes a checkpoint; the others send it what they hold a part of."""
+    tables = recipe.tables()
+    if here.is_main:
+        saved = checkpoint.save(folder, state, recipe.modules, tables, optimizer, scaler, keep=keep, facts=facts)
+        track.event("checkpoint", state, **{key: saved[key] for key in ("epoch", "step", "file", "sha256", "bytes")})
 
 
 def embedding_progress(track: Tracker, state: TrainState, every_s: float = 10.0) -> Callable[[int, int], None]:
@@ -251,9 +258,9 @@ def batches(config: Config, recipe: Recipe, data: Dataset, state: TrainState, he
             piece = np.take(order, np.arange(place, place + size), mode="wrap")
             yield recipe.pick(piece, chances(place, size, seed=seed, epoch=epoch))
 
-    for place, (picked, images) in zip(places, feed(data.images, rows(), here.device), strict=True):
+    for number, place, (picked, images) in zip(count(1), places, feed(data.images, rows(), here.device), strict=False):
         draws = int(np.random.SeedSequence([seed, epoch, place]).generate_state(1, np.uint64)[0] >> 1)
-        yield Batch(images, picked, torch.Generator().manual_seed(draws))
+        yield Batch(images, picked, torch.Generator().manual_seed(draws), last=number % accumulate == 0)
 
 
 def update(
@@ -280,7 +287,7 @@ def update(
         torch.manual_seed(batch.generator.initial_seed())  # for dropout and the like
         with torch.autocast(here.device.type, PRECISION[settings.precision], enabled=settings.precision != "fp32"):
             loss, metrics = recipe.loss(batch)
-        scaler.scale(loss / accumulate).backward()
+        scaler.scale(loss if settings.batch.parity_sum else loss / accumulate).backward()
         for name, value in {"loss": loss.detach(), **metrics}.items():
             sums[name] = sums.get(name, 0) + value / accumulate
     scaler.unscale_(optimizer)
@@ -289,9 +296,10 @@ def update(
     taken = not dist.any_rank(not bool(torch.isfinite(sums["loss"] + sums["grad_norm"])), here)
     if taken or scaler.is_enabled():  # the scaler itself steps over gradients that are not finite, and must see them
         scaler.step(optimizer)
+    grad_scale = float(scaler.get_scale())
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    recipe.after_step(taken=taken)
+    recipe.after_step(lr, grad_scale, taken=taken)
     return sums if taken else None
 
 

@@ -6,17 +6,14 @@ negative is masked for having the same one."""
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from _claims import Claim, quick, report
+from _runs import accuracy, app, prepared
 
-PROJECT = Path(__file__).parents[1]
 WITHOUT = ["recipe.positives.probability=[0]", "mining.start_epoch=100000"]
 DRAWN = ["source=synthetic", "identities=2000", "per_identity=5", "variation_pct=25"]
 SETS = {  # name: what prepares it, how it is trained
@@ -30,13 +27,8 @@ def main() -> int:
     seeds, more = ([1], ["train.epochs=1"]) if is_quick else ([1, 2, 3], [])
     claims = []
     for name, (prepare, words) in SETS.items():
-        images = PROJECT / "data" / name / "images.npy"
-        if is_quick and name == "drawn":
-            prepare, images = (
-                [*prepare[:1], "identities=60", *prepare[2:]],
-                PROJECT / "data" / "drawn-quick" / "images.npy",
-            )
-        app("app.prepare", *prepare, f"out={images}").wait()
+        small = is_quick and name == "drawn"
+        images = prepared("drawn-quick" if small else name, [*prepare, *(["identities=60"] if small else [])])
         pairs = [pair([*words, f"data.binary_cache_path={images}", f"train.seed={seed}", *more]) for seed in seeds]
         for seed, (ours, peer) in zip(seeds, pairs, strict=True):
             print(f"{name}, seed {seed}: with pseudo-IDs {ours:.2f} %, without {peer:.2f} %", flush=True)
@@ -56,17 +48,5 @@ def pair(words: list[str]) -> tuple[float, float]:
     return with_ids, without
 
 
-def app(module: str, *words: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *words], cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL
-    )
-
-
-def accuracy(run: Path) -> float:
-    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return 100 * next(event["accuracy"] for event in reversed(events) if event["event"] == "eval")
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

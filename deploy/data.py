@@ -14,7 +14,7 @@ from typing import Any
 
 from deploy.errors import StepFailed, WrongUse, command
 from deploy.machine import Machine
-from deploy.plan import DataFacts, Plan, slug
+from deploy.plan import TRAIN_LABELS, DataFacts, Plan, slug
 from deploy.shell import Shell
 
 SIDE = 112
@@ -49,6 +49,7 @@ class Dataset:
     block_rows: int
     data_offset: int
     labels: Path | None
+    train_labels: Path | None
     manifest: dict[str, Any]
 
     @property
@@ -60,10 +61,11 @@ class Dataset:
         return self.data_offset + self.rows * ROW_BYTES
 
 
-def find(path: Path, block_rows: int, labels: Path | None = None) -> Dataset:
+def find(path: Path, block_rows: int, labels: Path | None = None, train_labels: Path | None = None) -> Dataset:
     """Check an images.npy and what lies beside it. One sentence names what is wrong and what would work.
 
-    `block_rows` is the app's block size, used where no manifest says it; `labels` are labels that lie elsewhere.
+    `block_rows` is the app's block size, used where no manifest says it; `labels` are labels that lie elsewhere,
+    `train_labels` what is learnt instead of them.
     """
     if path.is_dir():
         path = path / "images.npy"
@@ -72,8 +74,9 @@ def find(path: Path, block_rows: int, labels: Path | None = None) -> Dataset:
     manifest = _read_manifest(path.with_name("manifest.json"), rows)
     if labels is None and path.with_name("labels.npy").exists():
         labels = path.with_name("labels.npy")
-    if labels is not None:
-        _check_labels(labels, rows)
+    for file, key in ((labels, "data.labels_path"), (train_labels, "data.train_labels_path")):
+        if file is not None:
+            _check_labels(file, rows, key)
     return Dataset(
         path=path,
         name=slug(str(manifest.get("name") or (path.parent.name if path.stem == "images" else path.stem))),
@@ -82,6 +85,7 @@ def find(path: Path, block_rows: int, labels: Path | None = None) -> Dataset:
         block_rows=int(manifest.get("block_rows", block_rows)),
         data_offset=header.data_offset,
         labels=labels,
+        train_labels=train_labels,
         manifest=manifest,
     )
 
@@ -105,6 +109,7 @@ def facts(dataset: Dataset, fraction: float) -> DataFacts:
         bytes=128 + (rows + dataset.held_out_rows) * ROW_BYTES,
         dataset_id=dataset.manifest.get("dataset_id"),
         labels=str(dataset.labels) if dataset.labels not in (None, dataset.path.with_name("labels.npy")) else None,
+        train_labels=None if dataset.train_labels is None else str(dataset.train_labels),
     )
 
 
@@ -138,6 +143,8 @@ def stage(
     manifest = _staged_manifest(dataset, blocks, plan.fraction)
     there = _manifest_there(shell, destination)
     size = shell.size(destination)
+    if dataset.train_labels is not None:  # small, and another file perhaps than that of the run before
+        shell.write(destination.with_name(TRAIN_LABELS), _labels_of(shell, dataset, dataset.train_labels, blocks))
     if size is not None and there and _same(there, manifest) and size == _staged_bytes(dataset, blocks):
         return f"already there: {destination}"
     if size is not None and not there:
@@ -149,7 +156,7 @@ def stage(
     _check_room(shell, dataset, blocks, plan)
     hashes = _copy(shell, machine, code, dataset, blocks, destination, progress)
     if dataset.labels is not None:
-        shell.write(destination.with_name("labels.npy"), _labels_of(shell, dataset, blocks))
+        shell.write(destination.with_name("labels.npy"), _labels_of(shell, dataset, dataset.labels, blocks))
     else:
         shell.remove(destination.with_name("labels.npy"))
     manifest |= {"blocks": hashes, "dataset_id": dataset_id(hashes)}
@@ -213,11 +220,9 @@ def _check_images(path: Path) -> Header:
     return header
 
 
-def _check_labels(path: Path, rows: int) -> None:
+def _check_labels(path: Path, rows: int, key: str) -> None:
     if not path.is_file():
-        raise WrongUse(
-            f"there is no file {path}: give data.labels_path an int32 .npy of {rows} labels, or leave it out"
-        )
+        raise WrongUse(f"there is no file {path}: give {key} an int32 .npy of {rows} labels, or leave it out")
     header = _read_npy(path)
     if len(header.shape) != 1 or header.dtype[-2:-1] not in ("i", "u"):
         raise WrongUse(f"{path} holds {_spoken(header.dtype)} of shape {list(header.shape)}: it must be int32 [{rows}]")
@@ -365,14 +370,13 @@ def _copy(
     return hashes
 
 
-def _labels_of(shell: Shell, dataset: Dataset, blocks: list[int]) -> bytes:
-    """labels.npy of the staged rows alone."""
-    assert dataset.labels is not None
-    header = read_header(dataset.labels)
+def _labels_of(shell: Shell, dataset: Dataset, labels: Path, blocks: list[int]) -> bytes:
+    """A file of labels for the staged rows alone."""
+    header = read_header(labels)
     width = int(header.dtype[-1])
     block_bytes = dataset.block_rows * width
     rows = [
-        shell.read(dataset.labels, header.data_offset + block * block_bytes, _rows_of(dataset, block) * width)
+        shell.read(labels, header.data_offset + block * block_bytes, _rows_of(dataset, block) * width)
         for block in blocks
     ]
     return header_bytes(header.dtype, (sum(_rows_of(dataset, b) for b in blocks),)) + b"".join(rows)

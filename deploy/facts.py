@@ -16,6 +16,7 @@ from deploy import checkpoints, code, data, reach, runs
 from deploy.errors import BOOTSTRAP, StepFailed, WrongUse
 from deploy.plan import (
     DATA_KEY,
+    LABELS_KEY,
     Continuation,
     Facts,
     Measured,
@@ -64,6 +65,8 @@ def check(settings: Settings, request: Request) -> Checked:
     if request.data:
         path = Path(request.data).absolute()
         request = replace(request, data=str(path))
+    if request.labels:
+        request = replace(request, labels=str(Path(request.labels).absolute()))
     config = _configuration(settings, request, path)
     path, tryout = _images(settings, path, config)
     dataset = None if tryout and not path.exists() else _find_data(settings, path, config)
@@ -96,13 +99,14 @@ def plan(settings: Settings, checked: Checked) -> Plan:
 
 def _configuration(settings: Settings, request: Request, path: Path | None) -> dict[str, Any]:
     """What the app makes of the request. Without data it is the try-out, unless the configuration names some itself."""
-    fraction = hydra_override("data.data_fraction", request.fraction)
+    decided = [hydra_override("data.data_fraction", request.fraction)]
+    decided += [hydra_override(LABELS_KEY, request.labels)] if request.labels else []
     if path:
         wanted = user_overrides(request, tryout=False)
-        return app_config(settings.project, [*wanted, hydra_override(DATA_KEY, str(path)), fraction])
-    config = app_config(settings.project, [*user_overrides(request, tryout=True), fraction])
+        return app_config(settings.project, [*wanted, hydra_override(DATA_KEY, str(path)), *decided])
+    config = app_config(settings.project, [*user_overrides(request, tryout=True), *decided])
     if config["data"].get("binary_cache_path"):
-        config = app_config(settings.project, [*user_overrides(request, tryout=False), fraction])
+        config = app_config(settings.project, [*user_overrides(request, tryout=False), *decided])
     return config
 
 
@@ -137,8 +141,11 @@ def _measure(events: Sequence[Mapping[str, Any]], seconds: float) -> list[Measur
 
 
 def _find_data(settings: Settings, path: Path, config: Mapping[str, Any]) -> data.Dataset:
-    labels = config["data"].get("labels_path")
-    return data.find(path, int(config["data"].get("block_size", 8192)), settings.project / labels if labels else None)
+    labels, train_labels = (
+        settings.project / config["data"][key] if config["data"].get(key) else None
+        for key in ("labels_path", "train_labels_path")
+    )
+    return data.find(path, int(config["data"].get("block_size", 8192)), labels, train_labels)
 
 
 def prepare_orl(settings: Settings, checked: Checked, say: Callable[[str], None]) -> Checked:
@@ -196,6 +203,8 @@ def _continue(found: reach.Reached, request: Request, *, from_its_own: bool) -> 
 def _contradictions(request: Request, earlier: Request) -> Iterator[str]:
     if "fraction" in request.given and request.fraction != earlier.fraction:
         yield f"--fraction {request.fraction:g}"
+    if "labels" in request.given and request.labels != earlier.labels:
+        yield f"--labels {request.labels}"
     if "recipe" in request.given and request.recipe != earlier.recipe:
         yield f"--recipe {request.recipe}"
     if "data" in request.given and str(Path(request.data or "").absolute()) != earlier.data:

@@ -238,12 +238,41 @@ def prepare(
 
 def mine(project: Path, target: str, run_id: str | None, which: str, out: str | None, overrides: Sequence[str]) -> int:
     """Pseudo-IDs of a run's data from one of its checkpoints, by the app's own command; its exit code."""
-    reached = reach.reach(project, target, run_id)
-    about = checkpoints.choose(checkpoints.whole(reached.shell, reached.folder), which, reached.record.run_id)
-    at_home = runs.home(reached.settings.runs, reached.record.run_id).mining / Path(about["file"]).stem
-    place = Path(out).absolute() if out else Path(at_home)
-    words = [f"checkpoint={reached.folder.checkpoints / about['file']}", f"out={place}", *overrides]
+    checkpoint, home_folder = _checkpoint(project, target, run_id, which)
+    place = Path(out).absolute() if out else Path(home_folder.mining) / checkpoint.stem
+    words = [f"checkpoint={checkpoint}", f"out={place}", *overrides]
     return LocalShell().foreground([sys.executable, "-m", "app.mine", *words], cwd=project)
+
+
+def evaluate(
+    project: Path,
+    target: str,
+    run_id: str | None,
+    which: str | None,
+    *,
+    weights: str | None,
+    sets: str | None,
+    out: str | None,
+    overrides: Sequence[str],
+) -> int:
+    """How good checkpoints or any files of weights are, by the app's own command; its exit code."""
+    place = Path(out).absolute() if out else None
+    if weights is None:
+        checkpoint, home_folder = _checkpoint(project, target, run_id, which or "latest")
+        weights = str(checkpoint if which else checkpoint.parent / "*.pt")
+        place = place or Path(home_folder.path) / "evaluation"
+    words = [f"weights={weights}", *([f"sets={sets}"] if sets else []), *([f"out={place}"] if place else [])]
+    return LocalShell().foreground([sys.executable, "-m", "app.evaluate", *words, *overrides], cwd=project)
+
+
+def export(
+    project: Path, target: str, run_id: str | None, which: str, out: str | None, overrides: Sequence[str]
+) -> int:
+    """A checkpoint as ONNX, by the app's own command; its exit code."""
+    checkpoint, home_folder = _checkpoint(project, target, run_id, which)
+    place = Path(out).absolute() if out else Path(home_folder.path) / f"{checkpoint.stem}.onnx"
+    words = [f"checkpoint={checkpoint}", f"out={place}", *overrides]
+    return LocalShell().foreground([sys.executable, "-m", "app.export", *words], cwd=project)
 
 
 def examine(project: Path, target: str) -> list[dict[str, Any]]:
@@ -261,6 +290,14 @@ def bench(project: Path, *, quick: bool) -> int:
         for script in scripts
     ]
     return 1 if any(codes) else 0
+
+
+def _checkpoint(project: Path, target: str, run_id: str | None, which: str) -> tuple[Path, RunFolder]:
+    """The checkpoint that is meant, where the machine has it, and the run's folder at home."""
+    reached = reach.reach(project, target, run_id)
+    about = checkpoints.choose(checkpoints.whole(reached.shell, reached.folder), which, reached.record.run_id)
+    home_folder = runs.home(reached.settings.runs, reached.record.run_id)
+    return Path(reached.folder.checkpoints) / about["file"], home_folder
 
 
 def _how_it_is(record: Record) -> str:

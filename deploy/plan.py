@@ -19,12 +19,16 @@ from deploy.settings import Settings
 
 GRACE_S = 60  # for the checkpoint, between a stop and the kill
 NO_COMMIT = "none"
+TRAIN_LABELS = "train_labels.npy"  # beside staged images
 MEASURED = "measured: earlier runs like this one on this target"
 TRYOUT = "experiment=tryout"
+TRYOUTS = {"supervised": "experiment=tryout_supervised"}  # of recipes that have one of their own
 DATA_KEY = "data.binary_cache_path"
+LABELS_KEY = "data.train_labels_path"
 # The launcher has a flag, or its own decision, for these keys; --set may name the first ones all the same.
 KEYS_WITH_FLAGS = {
     DATA_KEY: "data",
+    LABELS_KEY: "labels",
     "data.data_fraction": "fraction",
     "train.resume": "resume",
     "recipe": "recipe",
@@ -41,6 +45,7 @@ class Request:
     resume: str = "none"
     recipe: str | None = None
     data: str | None = None
+    labels: str | None = None
     overrides: tuple[str, ...] = ()
     given: frozenset[str] = frozenset()  # which of the above the user typed
 
@@ -66,6 +71,7 @@ class DataFacts:
     bytes: int  # of the file that training reads, after the fraction where it is staged
     dataset_id: str | None
     labels: str | None = None  # only where they do not lie beside the images
+    train_labels: str | None = None  # what is learnt instead of them, such as pseudo-IDs
     ready: bool = True
 
 
@@ -151,10 +157,11 @@ def parse_request(
     resume: str | None = None,
     recipe: str | None = None,
     data: str | None = None,
+    labels: str | None = None,
     overrides: Sequence[str] = (),
 ) -> Request:
     """Flags to a checked Request. A flag and a --set that say two things about one value are refused."""
-    flags = {"fraction": fraction, "resume": resume, "recipe": recipe, "data": data}
+    flags = {"fraction": fraction, "resume": resume, "recipe": recipe, "data": data, "labels": labels}
     values = {name: value for name, value in flags.items() if value is not None}
     others = []
     for override in overrides:
@@ -169,14 +176,16 @@ def parse_request(
         elif values.setdefault(flag, _unquote(value)) != _unquote(value):
             raise WrongUse(f"--{flag} {values[flag]} and --set {override} differ: give one of them")
     given = frozenset([*values, *(["overrides"] if others else [])])
-    if values.get("data") in ("null", ""):
-        del values["data"]
+    for flag in ("data", "labels"):
+        if values.get(flag) in ("null", ""):
+            del values[flag]
     return Request(
         target=target,
         fraction=parse_fraction(values.get("fraction", "1")),
         resume=values.get("resume", "none") or "none",
         recipe=values.get("recipe"),
         data=values.get("data"),
+        labels=values.get("labels"),
         overrides=tuple(others),
         given=given,
     )
@@ -208,7 +217,8 @@ def hydra_override(key: str, value: str | float) -> str:
 
 def user_overrides(request: Request, *, tryout: bool) -> tuple[str, ...]:
     """What the request means to the app, before the launcher adds paths. `tryout`: no data is configured."""
-    chosen = [TRYOUT] if tryout and not any(item.startswith("experiment=") for item in request.overrides) else []
+    its_own = TRYOUTS.get(request.recipe or "", TRYOUT)
+    chosen = [its_own] if tryout and not any(item.startswith("experiment=") for item in request.overrides) else []
     recipe = [f"recipe={request.recipe}"] if request.recipe else []
     return (*chosen, *recipe, *request.overrides)
 
@@ -337,10 +347,14 @@ def _argv(
 
 def _labels(data: DataFacts, data_path: PurePath) -> tuple[str, ...]:
     """Labels elsewhere keep their place, except where the images are staged: then they lie beside them."""
-    if data.labels is None:
-        return ()
     staged = str(data_path) != data.path
-    return (hydra_override("data.labels_path", str(data_path.with_name("labels.npy")) if staged else data.labels),)
+    files = (
+        ("data.labels_path", data.labels, "labels.npy"),
+        (LABELS_KEY, data.train_labels, TRAIN_LABELS),
+    )
+    return tuple(
+        hydra_override(key, str(data_path.with_name(name)) if staged else path) for key, path, name in files if path
+    )
 
 
 def _environment(facts: Facts, processes: int) -> dict[str, str]:

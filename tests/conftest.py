@@ -1,4 +1,4 @@
-"""What holds for all tests: the slow ones come last, and in CI nothing is skipped that could be installed."""
+"""What holds for all tests: their order, and that in CI nothing is skipped that could be installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ NOT_IN_CI = ("needs Docker", "needs the right to mount", "needs a GPU", "needs m
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    """Slow tests last; but of two processes none should end alone with the longest file, so that one comes first."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: not item.nodeid.startswith("tests/e2e"))
+    else:
+        items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
 @pytest.hookimpl(wrapper=True)

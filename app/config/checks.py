@@ -8,17 +8,22 @@ from collections.abc import Iterator, Sequence
 
 from app.config.schema import Config, defaults
 
+HEADS = ["combined", "arcface", "cosface", "sphereface", "adaface", "magface", "curricularface"]
+
 
 def faults(config: Config) -> Iterator[str]:
     """Everything wrong with the values, a sentence each that names the key and a value that works."""
     train, data, backbone, recipe = config.train, config.data, config.backbone, config.recipe
-    mining, positives = config.mining, recipe.positives
+    mining, positives, head = config.mining, recipe.positives, recipe.head
     fraction = data.data_fraction
     if not (math.isfinite(fraction) and 0 < fraction <= 1):
         yield f"data.data_fraction={fraction:g} is no share of the data; give a number above 0 and up to 1, such as 0.1"
     for key, name, choices in (
-        ("recipe.name", recipe.name, ["self_supervised"]),
-        ("backbone.name", backbone.name, ["iresnet", "mobilefacenet"]),
+        ("recipe.name", recipe.name, ["self_supervised", "supervised"]),
+        ("backbone.name", backbone.name, ["iresnet", "mobilefacenet", "vit"]),
+        ("backbone.fourier", backbone.fourier, ["none", "vit", "iresnet"]),
+        ("recipe.head.name", head.name, HEADS),
+        ("recipe.head.update", head.update, ["lazy", "dense"]),
         ("train.optimizer.name", train.optimizer.name, ["sgd", "adamw"]),
         ("train.lr_schedule.name", train.lr_schedule.name, ["cosine", "poly", "multistep"]),
         ("train.precision", train.precision, ["fp32", "bf16", "fp16"]),
@@ -44,6 +49,7 @@ def faults(config: Config) -> Iterator[str]:
         ("backbone.width", backbone.width, 1),
         ("backbone.embedding_dim", backbone.embedding_dim, 1),
         ("backbone.image_size", backbone.image_size, 16),
+        ("backbone.patch_size", backbone.patch_size, 1),
         ("recipe.moco.queue_size", recipe.moco.queue_size, 1),
         ("recipe.moco.mask_most_similar", recipe.moco.mask_most_similar, 0),
         ("mining.neighbours", mining.neighbours, 1),
@@ -59,6 +65,7 @@ def faults(config: Config) -> Iterator[str]:
         ("train.optimizer.lr", train.optimizer.lr),
         ("train.optimizer.clip_grad_norm", train.optimizer.clip_grad_norm),
         ("recipe.moco.temperature", recipe.moco.temperature),
+        ("recipe.head.scale", head.scale),
     ):
         if not (math.isfinite(value) and value > 0):
             yield f"{key}={value:g} must be a finite number above 0, such as {defaults()[key]}"
@@ -69,10 +76,24 @@ def faults(config: Config) -> Iterator[str]:
             f"recipe.moco.mask_most_similar={recipe.moco.mask_most_similar} leaves no negatives in a queue of "
             f"{recipe.moco.queue_size}; give at most {recipe.moco.queue_size - 1}"
         )
+    for key, share in (("recipe.ema", recipe.ema), ("backbone.drop_path", backbone.drop_path)):
+        if not 0 <= share < 1:
+            yield f"{key}={share:g} must be at least 0 and below 1, such as {defaults()[key]:g}"
+    if not 0 <= backbone.mask_ratio < 1:
+        yield f"backbone.mask_ratio={backbone.mask_ratio:g} must be at least 0 and below 1, such as 0.1"
+    if not 0 < head.sample_rate <= 1:
+        yield f"recipe.head.sample_rate={head.sample_rate:g} must be above 0 and at most 1, such as 0.3"
+    if len(head.margins) != 3:
+        yield f"recipe.head.margins={head.margins} must be three numbers, such as [1.0, 0.5, 0.0]"
+    if head.filter_above is not None and not -1 <= head.filter_above <= 1:
+        yield f"recipe.head.filter_above={head.filter_above:g} is no cosine; give one such as 0.4, or null"
     augment = recipe.augment
     for key, probability in (
         *((f"recipe.augment.{name}", getattr(augment, name)) for name in ("flip", "jitter", "gray", "blur", "noise")),
-        *((f"recipe.augment.{name}", getattr(augment, name)) for name in ("hue", "jpeg", "cutout")),
+        *(
+            (f"recipe.augment.{name}", getattr(augment, name))
+            for name in ("hue", "jpeg", "cutout", "amplitude_mix", "amplitude_mix_alpha")
+        ),
         *(("recipe.positives.probability", value) for value in positives.probability),
         ("recipe.positives.min_same_image", positives.min_same_image),
         *((f"mining.{name}", getattr(mining, name)) for name in ("min_recall", "min_coverage", "max_largest_share")),
@@ -94,6 +115,19 @@ def faults(config: Config) -> Iterator[str]:
         )
     if mining.features == "bank" and mining.start_epoch == 0:
         yield "mining.features=bank has met no image before epoch 0; give mining.start_epoch=1 or mining.features=fresh"
+    vit_alone = {"drop_path": 0, "mask_ratio": 0, "parity_mask_ratio": False}
+    for name, unset in vit_alone.items():
+        if backbone.name != "vit" and getattr(backbone, name) != unset:
+            yield f"backbone.{name} is of ViT alone; leave it out, or give backbone=vit_t"
+    if backbone.name == "vit" and (len(backbone.layers) != 1 or backbone.width % 8):
+        yield "backbone vit takes one number of layers and a width that 8 heads can share; give backbone=vit_t"
+    if backbone.name == "vit" and backbone.patch_size > backbone.image_size:
+        yield (
+            f"backbone.patch_size={backbone.patch_size} is larger than backbone.image_size={backbone.image_size}; "
+            "give a smaller one, such as 9"
+        )
+    if config.data.train_labels_path and recipe.name != "supervised":
+        yield "data.train_labels_path is for recipe supervised; give recipe=supervised, or leave it out"
     if backbone.name == "mobilefacenet" and (backbone.width % 64 or len(backbone.layers) != 4):
         yield "backbone mobilefacenet takes four layers and a width of 64, 128 or 256; give backbone=mobilefacenet"
 

@@ -120,9 +120,10 @@ class HeadConfig:
 
     name: str = "arcface"  # combined, arcface, cosface, sphereface, adaface, magface or curricularface
     scale: float = 64.0  # of the logits
-    margin: float | None = None  # null: the published one of that head
+    margin: float | None = None  # null: the published one of that head; magface: of the smallest norm
     margins: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.0])  # combined: cos(m1 * angle + m2) - m3
-    straight_through: bool = True  # arcface, combined: the margin is left out of the gradient, as published since 2022
+    # arcface, combined, sphereface: the margin is left out of the gradient, as published since 2022
+    straight_through: bool = True
     filter_above: float | None = None  # other classes above this cosine do not push: they may be the same person
     sample_rate: float = 1.0  # share of the class centres a step compares with (Partial FC); those met always are
     update: str = "lazy"  # lazy: centres that are not sampled rest; dense: they decay and drift on, as published
@@ -143,6 +144,7 @@ class RecipeConfig:
 class BatchConfig:
     size: int = 128  # images a process
     grad_accum_steps: int = 1
+    parity_sum: bool = False  # accumulated losses are added, not averaged: the published trainer's unequal large batch
 
 
 @dataclass
@@ -152,6 +154,7 @@ class OptimizerConfig:
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
+    decay_all: bool = False  # also biases, BN and PReLU, as the published margin recipes do
     clip_grad_norm: float = 5.0
 
 
@@ -235,6 +238,8 @@ class Config:
     def model(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be loaded: everything that decides the shapes of its tensors."""
         moco = self.recipe.moco
+        if self.recipe.name == "supervised":
+            return {"recipe": "supervised", "backbone": dataclasses.asdict(self.backbone)}
         return {
             "recipe": self.recipe.name,
             "backbone": dataclasses.asdict(self.backbone),

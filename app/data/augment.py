@@ -18,6 +18,7 @@ from app.config import AugmentConfig
 from app.data.jpeg import jpeg
 
 GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
+LOW = 0.25  # of a period a pixel: amplitudes below it in both directions, the middle half of each side, are mixed
 TO_YIQ = (GRAY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # NTSC
 
 
@@ -40,6 +41,8 @@ class Augment:
         c = self.config
         draw = _Draw(len(images), generator, images.device)
         x = images.permute(0, 3, 1, 2).float().div_(255.0)  # [B, 3, S, S] in [0, 1]; colour changes are defined there
+        if c.amplitude_mix:
+            x = self._amplitude_mix(x, draw)
         x = self._crop(x, draw)
         x = self._colour(x, draw)
         if c.blur:
@@ -53,6 +56,23 @@ class Augment:
         if c.cutout:
             x = self._cutout(x, draw)
         return x.clamp_(-1.0, 1.0).contiguous(memory_format=torch.channels_last)
+
+    def _amplitude_mix(self, x: Tensor, draw: _Draw) -> Tensor:
+        """Low frequencies take over some of the amplitudes of another image of the batch, for its share of the images.
+
+        Phases stay, and with them what is where; light, colour and contrast change (TransFace, arXiv:2308.10133).
+        """
+        c = self.config
+        share = draw.uniform(0.0, c.amplitude_mix_alpha)
+        others = draw.others()
+        chosen = draw.which(c.amplitude_mix)
+        spectrum = torch.fft.rfft2(x)  # [B, 3, S, S // 2 + 1]
+        own, amplitude = spectrum[chosen], spectrum.abs()
+        row, column = torch.fft.fftfreq(x.shape[-2], device=x.device), torch.fft.rfftfreq(x.shape[-1], device=x.device)
+        low = (row[:, None].abs() < LOW) & (column < LOW)
+        mixed = torch.lerp(amplitude[chosen], amplitude[others[chosen]], share[chosen] * low)
+        x[chosen] = torch.fft.irfft2(torch.polar(mixed, own.angle()), s=x.shape[-2:]).clamp_(0.0, 1.0)
+        return x
 
     def _crop(self, x: Tensor, draw: _Draw) -> Tensor:
         """Crop, flip and rotate in one resampling, [B, 3, S, S] -> [B, 3, T, T]."""
@@ -142,6 +162,11 @@ class _Draw:
     def which(self, probability: float) -> Tensor:
         """The numbers of the images that are chosen."""
         return (torch.rand(self.count, generator=self.generator) < probability).nonzero().flatten().to(self.device)
+
+    def others(self) -> Tensor:
+        """For each image the number of another one; of a single image its own."""
+        steps = torch.randint(max(1, self.count - 1), (self.count,), generator=self.generator) + 1
+        return ((torch.arange(self.count) + steps) % self.count).to(self.device)
 
     def normal(self, shape: torch.Size) -> Tensor:
         """Too many to be drawn on the CPU and sent over; repeatable on one kind of device."""

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.config import DataConfig
+from app.config import NO_ID, DataConfig
 from app.errors import WrongUse
 
 SIDE = 112
@@ -28,11 +28,12 @@ class Dataset:
     """Images with what is known about them. `images` is read through the page cache, never copied as a whole."""
 
     images: NDArray[np.uint8]  # [N, 112, 112, 3] RGB
-    labels: NDArray[np.int32] | None  # [N], for measuring only
+    labels: NDArray[np.int32] | None  # [N]
     train_rows: Rows  # ascending
     held_out_rows: Rows  # ascending; never trained on
     dataset_id: str | None
     fraction: float
+    classes: NDArray[np.int64] | None = None  # [N] what recipe supervised learns: 0 … C - 1, NO_ID: left out
 
 
 def open_configured(config: DataConfig) -> Dataset:
@@ -82,6 +83,31 @@ def open_dataset(path: Path, *, labels_path: Path | None, fraction: float, block
     )
 
 
+def with_classes(data: Dataset, config: DataConfig) -> Dataset:
+    """The same data with its labels numbered 0 … C - 1, and without the training images that have none.
+
+    Held-out images keep `labels`, whatever is learnt. Raises WrongUse where there is nothing to learn.
+    """
+    source = config.train_labels_path
+    labels = data.labels if source is None else open_labels(Path(source), len(data.images))
+    if labels is None:
+        raise WrongUse(
+            f"there is no labels.npy beside {config.binary_cache_path}, and recipe supervised learns labels; "
+            "give data.train_labels_path=FILE.npy"
+        )
+    labels = np.asarray(labels)
+    rows = data.train_rows[labels[data.train_rows] >= 0]
+    values, numbers = np.unique(labels[rows], return_inverse=True)
+    if len(values) < 2:
+        raise WrongUse(
+            f"{source or 'labels.npy'} gives the {len(data.train_rows)} training images {len(values)} classes; "
+            "recipe supervised needs at least 2"
+        )
+    classes = np.full(len(data.images), NO_ID, np.int64)
+    classes[rows] = numbers
+    return replace(data, train_rows=rows, classes=classes)
+
+
 def open_images(path: Path) -> NDArray[np.uint8]:
     """Map images.npy read-only, or say in one sentence why it cannot be used."""
     array = _open_npy(path)
@@ -104,6 +130,9 @@ def open_labels(path: Path, count: int) -> NDArray[np.int32]:
         raise WrongUse(f"{path} is {labels.dtype} of shape {list(labels.shape)}; it must be int32 of shape [{count}]")
     if len(labels) != count:
         raise WrongUse(f"{path} has {len(labels)} labels for {count} images; it must have {count}")
+    bounds = np.iinfo(np.int32)
+    if len(labels) and not bounds.min <= labels.min() <= labels.max() <= bounds.max:
+        raise WrongUse(f"{path} has the label {labels.max()}, too large for int32; number the people from 0 on")
     return np.asarray(labels, dtype=np.int32)
 
 

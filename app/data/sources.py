@@ -2,13 +2,14 @@
 
 A source tells how many images it has before it decodes the first, so room is checked first; it reads and decodes any
 range of rows, so blocks are made independently, and nothing is held in memory. No torch here: data is prepared on
-laptops too. More sources: parquet.py, synthetic.py.
+laptops too. More sources: parquet.py, recordio.py, synthetic.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from app.data.dataset import SIDE, open_images, open_labels
+from app.data.decode import fast_jpeg
 from app.errors import WrongUse
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff"}
@@ -140,12 +142,18 @@ def load_face(file: Path) -> NDArray[np.uint8]:
         raise WrongUse(f"{file} is no readable image; remove it or save it again as .png or .jpg") from error
 
 
-def decode_face(file: Path | IO[bytes]) -> NDArray[np.uint8]:
+def decode_face(file: Path | IO[bytes] | bytes) -> NDArray[np.uint8]:
     """An image file as uint8 [112, 112, 3] RGB: the largest centred square, resampled. Raises one of UNREADABLE."""
-    with Image.open(file) as image:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        square = image.convert("RGB").resize(
-            (SIDE, SIDE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
-        )
-    return np.asarray(square)
+    if not isinstance(file, bytes):
+        file = file.read_bytes() if isinstance(file, Path) else file.read()
+    fast = fast_jpeg(file, SIDE)
+    if fast is not None:
+        return fast
+    with Image.open(io.BytesIO(file)) as image:
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        if rgb.size == (SIDE, SIDE):
+            return np.asarray(rgb)
+        side = min(rgb.size)
+        left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
+        box = (left, top, left + side, top + side)
+        return np.asarray(rgb.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box))

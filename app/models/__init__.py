@@ -3,11 +3,25 @@ constructor of their own."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from app.config import BackboneConfig
 from app.models.iresnet import IResNet, iresnet18, iresnet34, iresnet50, iresnet100, iresnet200
 from app.models.mobilefacenet import MobileFaceNet, mobilefacenet
+from app.models.vit import (
+    VisionTransformer,
+    vit_b,
+    vit_b_dp005_mask_005,
+    vit_h,
+    vit_l,
+    vit_l_dp005_mask_005,
+    vit_s,
+    vit_s_dp005_mask_0,
+    vit_t,
+    vit_t_dp005_mask0,
+)
 
 __all__ = [
     "BACKBONES",
@@ -18,17 +32,31 @@ __all__ = [
     "iresnet100",
     "iresnet200",
     "mobilefacenet",
+    "vit_b",
+    "vit_b_dp005_mask_005",
+    "vit_h",
+    "vit_l",
+    "vit_l_dp005_mask_005",
+    "vit_s",
+    "vit_s_dp005_mask_0",
+    "vit_t",
+    "vit_t_dp005_mask0",
 ]
 
-BACKBONES = {"iresnet": IResNet, "mobilefacenet": MobileFaceNet}
+BACKBONES = {"iresnet": IResNet, "mobilefacenet": MobileFaceNet, "vit": VisionTransformer}
+VIT_ALONE = ("patch_size", "drop_path", "mask_ratio", "parity_mask_ratio")
 
 
 def build_backbone(config: BackboneConfig) -> nn.Module:
     """The network that turns images [B, 3, S, S] in [-1, 1] into embeddings [B, D]."""
-    return BACKBONES[config.name](
-        config.layers,
-        width=config.width,
-        embedding_dim=config.embedding_dim,
-        dropout=config.dropout,
-        image_size=config.image_size,
-    )
+    options: dict[str, Any] = {
+        "width": config.width,
+        "embedding_dim": config.embedding_dim,
+        "dropout": config.dropout,
+        "image_size": config.image_size,
+        "fourier": config.fourier,
+        "gradient_checkpointing": config.gradient_checkpointing,
+    }
+    if config.name == "vit":
+        options |= {name: getattr(config, name) for name in VIT_ALONE}
+    return BACKBONES[config.name](config.layers, **options)

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from app.models.fourier import fourier_layer
 from app.models.layers import Conv3x3, PReLU
+from app.models.recompute import recomputed
 
 BN_EPS = 1e-5
 
@@ -22,8 +24,9 @@ BN_EPS = 1e-5
 class Block(nn.Module):
     """BN, conv3x3, BN, PReLU, conv3x3 (stride), BN, plus the shortcut. [B, C_in, H, W] -> [B, C, H/stride, W/stride]"""
 
-    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+    def __init__(self, channels_in: int, channels: int, stride: int, *, gradient_checkpointing: bool = False) -> None:
         super().__init__()
+        self.gradient_checkpointing = gradient_checkpointing
         self.bn1 = nn.BatchNorm2d(channels_in, eps=BN_EPS)
         self.conv1 = Conv3x3(channels_in, channels)
         self.bn2 = nn.BatchNorm2d(channels, eps=BN_EPS)
@@ -40,6 +43,9 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        return recomputed(self, self._forward, x) if self.gradient_checkpointing else self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         y = self.prelu(self.bn2(self.conv1(self.bn1(x))))
         # In place: BN's gradient needs its input only, and a tensor less is written.
         return self.bn3(self.conv2(y)).add_(self.downsample(x))
@@ -59,16 +65,20 @@ class IResNet(nn.Module):
         embedding_dim: int = 512,
         dropout: float = 0.0,
         image_size: int = 112,
+        fourier: str = "none",
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.fourier_transform_layer = fourier_layer(fourier, image_size)
         self.conv1 = Conv3x3(3, width)
         self.bn1 = nn.BatchNorm2d(width, eps=BN_EPS)
         self.prelu = PReLU(width)
         channels = width
         for stage, blocks in enumerate(layers):
             out = width * 2**stage
-            sizes = [(channels, 2)] + [(out, 1)] * (blocks - 1)
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*(Block(c, out, stride) for c, stride in sizes)))
+            sizes = [(channels, out, 2)] + [(out, out, 1)] * (blocks - 1)
+            blocks_of_stage = (Block(*size, gradient_checkpointing=gradient_checkpointing) for size in sizes)
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks_of_stage))
             channels = out
         self.stages = len(layers)
         side = -(-image_size // 2**self.stages)  # each stage halves, rounding up
@@ -86,7 +96,7 @@ class IResNet(nn.Module):
                 nn.init.normal_(module.weight, 0, 0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.prelu(self.bn1(self.conv1(x)))
+        x = self.prelu(self.bn1(self.conv1(self.fourier_transform_layer(x))))
         for stage in range(self.stages):
             x = getattr(self, f"layer{stage + 1}")(x)  # [B, width * 2^stage, S / 2^(stage+1), …]
         x = self.dropout(torch.flatten(self.bn2(x), 1))
@@ -96,7 +106,7 @@ class IResNet(nn.Module):
 
 
 def iresnet18(**options: Any) -> IResNet:
-    """24,025,600 parameters, 2.61 GMAC an image. Options: width, embedding_dim, dropout, image_size."""
+    """24,025,600 parameters, 2.61 GMAC an image. Options: those of `IResNet`."""
     return IResNet((2, 2, 2, 2), **options)
 
 

@@ -7,12 +7,15 @@ Letters: B batch, C channels, H/W height and width, D embedding size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from app.models.fourier import fourier_layer
 from app.models.layers import PReLU
+from app.models.recompute import recomputed
 
 
 class Chain(nn.Module):
@@ -39,15 +42,19 @@ def conv_bn_prelu(c_in: int, c_out: int, kernel: int, stride: int = 1, padding: 
 class Bottleneck(Chain):
     """Expand 1x1, depthwise 3x3, project 1x1; plus the shortcut, except where a stage begins (stride 2)."""
 
-    def __init__(self, c_in: int, c_out: int, expanded: int, stride: int) -> None:
+    def __init__(self, c_in: int, c_out: int, expanded: int, stride: int, *, gradient_checkpointing: bool) -> None:
         super().__init__(
             conv_bn_prelu(c_in, expanded, 1),
             conv_bn_prelu(expanded, expanded, 3, stride, 1, groups=expanded),
             conv_bn(expanded, c_out, 1),
         )
         self.shortcut = stride == 1
+        self.gradient_checkpointing = gradient_checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
+        return recomputed(self, self._forward, x) if self.gradient_checkpointing else self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x) if self.shortcut else self.layers(x)
 
 
@@ -66,8 +73,16 @@ class MobileFaceNet(nn.Module):
         embedding_dim: int = 512,
         dropout: float = 0.0,
         image_size: int = 112,
+        fourier: str = "none",
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.fourier_transform_layer = fourier_layer(fourier, image_size)
+        bottleneck = partial(Bottleneck, gradient_checkpointing=gradient_checkpointing)
+
+        def repeated(channels: int, expanded: int, blocks: int) -> Chain:
+            return Chain(*(bottleneck(channels, channels, expanded, 1) for _ in range(blocks)))
+
         c = width
         first, *rest = layers
         start = conv_bn_prelu(c, c, 3, 1, 1, groups=64) if first == 1 else repeated(c, 128, first)
@@ -76,7 +91,7 @@ class MobileFaceNet(nn.Module):
         for blocks, c_out, expanded, inner in zip(
             rest, (c, 2 * c, 2 * c), (128, 256, 512), (128, 256, 256), strict=True
         ):
-            self.layers.extend([Bottleneck(c_in, c_out, expanded, 2), repeated(c_out, inner, blocks)])
+            self.layers.extend([bottleneck(c_in, c_out, expanded, 2), repeated(c_out, inner, blocks)])
             c_in = c_out
         side = -(-image_size // 16)
         self.conv_sep = conv_bn_prelu(c_in, 512, 1)
@@ -88,16 +103,12 @@ class MobileFaceNet(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.layers(x)  # [B, C, S/16, S/16]
+        x = self.layers(self.fourier_transform_layer(x))  # [B, C, S/16, S/16]
         last_bn = self.features.layers[-1]
         with torch.autocast(x.device.type, enabled=False):
             return self.features(self.conv_sep(x.to(last_bn.weight.dtype)))
 
 
-def repeated(channels: int, expanded: int, blocks: int) -> Chain:
-    return Chain(*(Bottleneck(channels, channels, expanded, 1) for _ in range(blocks)))
-
-
 def mobilefacenet(**options: Any) -> MobileFaceNet:
-    """2,059,520 parameters, 0.44 GMAC an image. Options: width, embedding_dim, dropout, image_size."""
+    """2,059,520 parameters, 0.44 GMAC an image. Options: those of `MobileFaceNet`."""
     return MobileFaceNet((1, 4, 6, 2), **options)

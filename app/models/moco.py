@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.config import NO_ID
+from app.models.average import follow
 
 EMPTY = -1  # row of a queue place that was never filled
 
@@ -56,16 +57,8 @@ class MomentumEncoder(nn.Module):
     def train(self, mode: bool = True) -> MomentumEncoder:  # noqa: ARG002 - nn.Module's signature
         return super().train(False)  # see the module's note on BN
 
-    @torch.no_grad()
     def follow(self, encoder: Encoder) -> None:
-        """Weights and BN averages move by 1 - momentum towards `encoder`; counters are copied."""
-        mine = [*self.encoder.parameters(), *self.encoder.buffers()]
-        theirs = [*encoder.parameters(), *encoder.buffers()]
-        floats = [(m, t) for m, t in zip(mine, theirs, strict=True) if m.is_floating_point()]
-        torch._foreach_lerp_([m for m, _ in floats], [t.detach() for _, t in floats], 1 - self.momentum)
-        for m, t in zip(mine, theirs, strict=True):
-            if not m.is_floating_point():
-                m.copy_(t)
+        follow(self.encoder, encoder, self.momentum)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Keys [B, D], and the backbone's unit embeddings [B, E] that they were made from."""

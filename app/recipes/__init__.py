@@ -2,7 +2,11 @@
 
 from app.recipes.recipe import Batch, Recipe
 from app.recipes.self_supervised import SelfSupervised
+from app.recipes.supervised import Supervised
 
-__all__ = ["RECIPES", "Batch", "Recipe", "SelfSupervised"]
+__all__ = ["RECIPES", "Batch", "Recipe", "SelfSupervised", "Supervised"]
 
-RECIPES = {"self_supervised": SelfSupervised}
+RECIPES: dict[str, type[SelfSupervised] | type[Supervised]] = {
+    "self_supervised": SelfSupervised,
+    "supervised": Supervised,
+}

@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from app.data.dataset import Rows
+from app.config import Config
+from app.data.dataset import Dataset, Rows
 from app.mining.refresh import Interlude
+from app.runtime.dist import averages_of, put_averages
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,18 @@ class Batch:
     images: Tensor  # uint8 [B, 112, 112, 3]
     rows: Rows  # [B]
     generator: Generator
+    last: bool = True  # of its update: gradients of micro-batches before it need not meet those of other ranks
 
 
 class Recipe(Protocol):
     """All that the loop knows of a recipe; it never asks which one it runs."""
 
-    modules: nn.Module  # everything whose state is saved
+    modules: nn.Module  # everything whose state is saved, the same on every rank
     embedder: nn.Module  # what is evaluated, mined with and exported
+
+    @staticmethod
+    def training_data(config: Config) -> Dataset:
+        """The images it learns from. Raises WrongUse."""
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Parameters for the optimizer."""
@@ -47,8 +54,56 @@ class Recipe(Protocol):
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise and metrics, all scalars on the device."""
 
-    def after_step(self, *, taken: bool) -> None:
-        """What follows the optimizer's step. Not `taken`: what the losses since the last one changed is undone."""
+    def after_step(self, lr: float, grad_scale: float, *, taken: bool) -> None:
+        """What follows the optimizer's step of rate `lr`, whose losses were multiplied by `grad_scale`.
+
+        Not `taken`: what the losses since the last step changed is undone.
+        """
+
+    def tables(self) -> dict[str, Tensor]:
+        """What is saved besides `modules`: tables that ranks hold in parts, here whole, on rank 0. Called on all."""
+
+    def take_tables(self, tables: dict[str, Tensor]) -> None:
+        """The reverse of `tables`, on any number of ranks. Raises WrongUse for tables of another shape."""
 
     def health(self) -> dict[str, Any]:
         """Whether what is learnt still tells images apart; `collapsed` says no."""
+
+
+# What is no weight of a sum: ViT's position embedding and mask token, and the Fourier layer's gain, whose rest is 1.
+RESTING = ("pos_embed", "mask_token", "learnable_param")
+
+
+def decay_groups(module: nn.Module, *, decay_all: bool) -> list[dict[str, Any]]:
+    """Parameters for the optimizer: weights of convolutions and linear layers decay; biases, BN, PReLU and `RESTING`
+    do not, unless `decay_all`, as the published margin recipes have it.
+    """
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if decay_all:
+        return [{"params": [p for _, p in named]}]
+    decays = {name for name, p in named if p.ndim > 1 and not name.endswith(RESTING)}
+    return [
+        {"params": [p for name, p in named if name in decays]},
+        {"params": [p for name, p in named if name not in decays], "weight_decay": 0.0},
+    ]
+
+
+class RunningAverages:
+    """BN's running averages of a network as they were before a step, to undo a step that is not taken.
+
+    What was not finite has gone through them too, and would stay there for ever.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.before: Tensor | None = None
+
+    def remember(self) -> None:
+        """Called before each loss; only the first since the last step counts."""
+        if self.before is None:
+            self.before = averages_of(self.network)
+
+    def settle(self, *, taken: bool) -> None:
+        if not taken and self.before is not None:
+            put_averages(self.network, self.before)
+        self.before = None

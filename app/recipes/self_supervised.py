@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from app.config import NO_ID, Config
 from app.data.augment import Augment
-from app.data.dataset import Dataset, Rows
+from app.data.dataset import Dataset, Rows, open_configured
 from app.data.positives import Positives
 from app.mining.refresh import Interlude, embed_share, refresh
 from app.models import build_backbone
 from app.models.collapse import spread
 from app.models.moco import EMPTY, Encoder, FeatureBank, MomentumEncoder, Queue, contrastive_loss
-from app.recipes.recipe import Batch
+from app.recipes.recipe import Batch, RunningAverages, decay_groups
 from app.runtime.checkpoint import load_backbone
-from app.runtime.dist import World, average_buffers, averages_of, data_parallel, gather_rows, put_averages, share
+from app.runtime.dist import World, average_buffers, data_parallel, gather_rows, gradients_meet, share
 from app.runtime.schedule import by_epoch
 
 
@@ -70,15 +70,14 @@ class SelfSupervised:
         self.parallel = data_parallel(compiled(self.encoder), here)
         self.keys_of = compiled(self.momentum)
         self.pushes: list[tuple[Tensor, Tensor, Tensor]] = []  # keys, embeddings and rows since the last step
-        self.averages: Tensor | None = None  # BN's running averages before the first loss since the last step
+        self.averages = RunningAverages(self.encoder)
+
+    @staticmethod
+    def training_data(config: Config) -> Dataset:
+        return open_configured(config.data)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Weights of convolutions and linear layers decay; biases, BN and PReLU do not."""
-        parameters = [p for p in self.encoder.parameters() if p.requires_grad]
-        return [
-            {"params": [p for p in parameters if p.ndim > 1]},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+        return decay_groups(self.encoder, decay_all=self.config.train.optimizer.decay_all)
 
     def warm_start(self, path: Path) -> None:
         load_backbone(path, self.encoder.backbone, self.momentum.encoder.backbone)
@@ -124,14 +123,14 @@ class SelfSupervised:
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """InfoNCE over B = half of the batch's images; see app/models/moco.py."""
         moco = self.config.recipe.moco
-        if self.averages is None:
-            self.averages = averages_of(self.encoder)
+        self.averages.remember()
         views = self.augment(batch.images, batch.generator)
         queries, keys = views.chunk(2)  # [B, 3, S, S] each
         rows, key_rows = torch.from_numpy(batch.rows).to(self.here.device).chunk(2)
         with torch.no_grad():
             k, embeddings = self.keys_of(keys)
-        q = self.parallel(queries)
+        with gradients_meet(self.parallel, now=batch.last):
+            q = self.parallel(queries)
         self.pushes.append((k, embeddings, key_rows))
         return contrastive_loss(
             q,
@@ -146,13 +145,11 @@ class SelfSupervised:
             multi_positive=moco.multi_positive,
         )
 
-    def after_step(self, *, taken: bool) -> None:
+    def after_step(self, lr: float, grad_scale: float, *, taken: bool) -> None:  # noqa: ARG002 - the optimizer's alone
         """The momentum encoder follows, and the keys of all ranks enter the queue."""
-        pushes, averages = self.pushes, self.averages
-        self.pushes, self.averages = [], None
+        pushes, self.pushes = self.pushes, []
+        self.averages.settle(taken=taken)
         if not taken:
-            # What was not finite has gone through the running averages too, and would stay there for ever.
-            put_averages(self.encoder, averages)
             return
         average_buffers(self.encoder, self.here)
         self.momentum.follow(self.encoder)
@@ -161,6 +158,12 @@ class SelfSupervised:
         self.queue.push(gather_rows(keys, self.here), rows)
         if self.bank is not None:
             self.bank.put(rows, gather_rows(embeddings, self.here))
+
+    def tables(self) -> dict[str, Tensor]:
+        return {}
+
+    def take_tables(self, tables: dict[str, Tensor]) -> None:
+        """There are none."""
 
     def health(self) -> dict[str, Any]:
         """The spread of the keys in the queue; see app/models/collapse.py."""

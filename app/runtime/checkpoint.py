@@ -11,7 +11,7 @@ import json
 import pickle
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from app.errors import WrongUse
 from app.files import atomic, claim, write_json, write_text
 from app.runtime.folder import RunFolder
+from app.runtime.published import translate
+
+EMBEDDERS = ("momentum.encoder.backbone.", "embedder.")  # where each recipe's checkpoint has what is evaluated
 
 
 @dataclass
@@ -37,6 +40,7 @@ def save(
     folder: RunFolder,
     state: TrainState,
     modules: nn.Module,
+    tables: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     *,
@@ -45,12 +49,15 @@ def save(
 ) -> dict[str, Any]:
     """Write a checkpoint and return its JSON, which is `facts` and what only this function knows.
 
+    `tables` are whole: what ranks hold in parts is stored as if one had held it all.
+
     Between two epochs the checkpoint is of the epoch that just ended, else of the one in progress. Raises WrongUse
     when there is no room; the checkpoints before it stay whole.
     """
     content = {
         "state": asdict(state),
         "modules": modules.state_dict(),
+        "tables": dict(tables),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
     }
@@ -58,7 +65,7 @@ def save(
     epoch = state.epoch - 1 if epoch_complete else state.epoch
     path = folder.checkpoint(epoch, state.step, epoch_complete=epoch_complete)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(path, estimated_bytes(modules, optimizer), "a checkpoint") as file:
+    with atomic(path, estimated_bytes(modules, optimizer, tables), "a checkpoint") as file:
         torch.save(content, file)
     description = {
         "file": path.name,
@@ -86,10 +93,17 @@ def refuse_without_room(folder: RunFolder, modules: nn.Module, optimizer: torch.
             Path(file.name).unlink()
 
 
-def load(path: Path, modules: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> TrainState:
+def load(
+    path: Path,
+    modules: nn.Module,
+    take_tables: Callable[[dict[str, Tensor]], None],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> TrainState:
     """Put a checkpoint into these objects, all or nothing. Raises WrongUse naming what does not fit."""
     content = read(path)
     refuse_misfit(path, content["modules"], modules.state_dict())
+    take_tables(content["tables"])  # may refuse, too
     modules.load_state_dict(content["modules"])
     optimizer.load_state_dict(content["optimizer"])
     scaler.load_state_dict(content["scaler"])
@@ -105,8 +119,8 @@ def load_backbone(path: Path, *backbones: nn.Module) -> None:
         raise WrongUse(f"there is no file {path}; give a checkpoint or a file of published weights that exists")
     content = read_tensors(path)
     if isinstance(content, dict) and isinstance(content.get("modules"), dict):
-        prefix = "momentum.encoder.backbone."
         modules = content["modules"]
+        prefix = next((p for p in EMBEDDERS if any(name.startswith(p) for name in modules)), "none")
         content = {name.removeprefix(prefix): t for name, t in modules.items() if name.startswith(prefix)}
     if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
         raise WrongUse(f"{path} holds no backbone; give a checkpoint or a file of published weights")
@@ -114,8 +128,18 @@ def load_backbone(path: Path, *backbones: nn.Module) -> None:
         wanted = backbone.state_dict()
         # Counters of BN's updates are missing in old files and decide nothing.
         counters = {name: t for name, t in wanted.items() if name.endswith("num_batches_tracked")}
-        refuse_misfit(path, {**counters, **content}, wanted)
-        backbone.load_state_dict({**counters, **content})
+        fitting = {**counters, **translate(content, wanted)}
+        refuse_misfit(path, fitting, wanted)
+        backbone.load_state_dict(fitting)
+
+
+def load_centres(path: Path) -> Tensor:
+    """The class centres [C, D] of a checkpoint of recipe supervised. Raises WrongUse for a file without any."""
+    content = read_tensors(path)
+    centres = content.get("tables", {}).get("weight") if isinstance(content, dict) else None
+    if not isinstance(centres, Tensor):
+        raise WrongUse(f"{path} holds no class centres; give recipe.head.warm_start=false to use its backbone alone")
+    return centres
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -128,7 +152,7 @@ def read(path: Path) -> dict[str, Any]:
     content = read_tensors(path)
     if not isinstance(content, dict) or not {"state", "modules", "optimizer", "scaler"} <= content.keys():
         raise WrongUse(broken(path))
-    if content["state"].keys() != asdict(TrainState()).keys():
+    if content["state"].keys() != asdict(TrainState()).keys() or "tables" not in content:
         raise WrongUse(
             f"{path} is of another version of this program; give train.warm_start={path} to use its backbone"
         )
@@ -177,9 +201,11 @@ def prune(folder: RunFolder, keep: int) -> None:
         file.with_suffix(".pt").unlink(missing_ok=True)
 
 
-def estimated_bytes(modules: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def estimated_bytes(
+    modules: nn.Module, optimizer: torch.optim.Optimizer, tables: Mapping[str, Tensor] | None = None
+) -> int:
     """A little more than a checkpoint of these will take; the optimizer may not have made its state yet."""
-    tensors = [t for t in modules.state_dict().values() if isinstance(t, Tensor)]
+    tensors = [t for t in [*modules.state_dict().values(), *(tables or {}).values()] if isinstance(t, Tensor)]
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     moments = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
     size = sum(t.nbytes for t in tensors) + moments * sum(p.nbytes for p in trained)

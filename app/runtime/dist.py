@@ -9,7 +9,7 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,72 @@ def gather_rows(local: Tensor, here: World) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
+def gather_batch(local: Tensor, here: World) -> Tensor:
+    """Concatenate [B, …] of all ranks in rank order to [W * B, …]; B must be the same everywhere.
+
+    The gradient that goes back to a rank is that of its own part, summed over all ranks that used it and multiplied
+    by their number: the mean over ranks, which data_parallel takes of what is computed from it, is then the sum.
+    """
+    return local if here.size == 1 else _GatherBatch.apply(local, here)
+
+
+class _GatherBatch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, here: World) -> Tensor:
+        ctx.here = here
+        parts = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(here.size)]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        own = total(grad, ctx.here).chunk(ctx.here.size)[ctx.here.rank]
+        return own * ctx.here.size, None
+
+
+def total(value: Tensor, here: World) -> Tensor:
+    """The sum over ranks of a tensor of one shape. No gradient."""
+    return _reduced(value, dist.ReduceOp.SUM, here)
+
+
+def greatest(value: Tensor, here: World) -> Tensor:
+    """The maximum over ranks, number by number, of a tensor of one shape. No gradient."""
+    return _reduced(value, dist.ReduceOp.MAX, here)
+
+
+def _reduced(value: Tensor, how: Any, here: World) -> Tensor:
+    if here.size == 1:
+        return value.detach()
+    result = value.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(result, how)
+    return result
+
+
+@torch.no_grad()
+def rows_to_main(local: Tensor, here: World) -> Tensor | None:
+    """[sum n_r, …] from [n_r, …] of all ranks, in rank order, in rank 0's CPU memory; None on the others.
+
+    Ranks send one after the other, to where their rows belong: rank 0 never holds more than the result. A single
+    process on the CPU gets its own tensor back, not a copy.
+    """
+    if here.size == 1:
+        return local.cpu()
+    sizes = [torch.zeros(1, dtype=torch.long) for _ in range(here.size)]
+    dist.all_gather(sizes, torch.tensor([len(local)]))
+    if not here.is_main:
+        if len(local):
+            dist.send(local.cpu().contiguous(), dst=0)
+        return None
+    whole = torch.empty((int(torch.cat(sizes).sum()), *local.shape[1:]), dtype=local.dtype)
+    parts = whole.split([int(size) for size in sizes])
+    parts[0].copy_(local)
+    for rank, part in enumerate(parts[1:], start=1):
+        if len(part):
+            dist.recv(part, src=rank)
+    return whole
+
+
 def pass_on(outgoing: Tensor, incoming: Tensor, here: World) -> Callable[[], None]:
     """Start sending `outgoing` to the next rank and receiving `incoming` from the one before; call what is returned to
     wait for both. Their sizes must be known on both sides; nothing is sent of an empty tensor. Needs two ranks.
@@ -177,3 +244,13 @@ def data_parallel(module: nn.Module, here: World) -> nn.Module:
     return nn.parallel.DistributedDataParallel(
         module, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
     )
+
+
+def gradients_meet(module: nn.Module, *, now: bool) -> AbstractContextManager[None]:
+    """Around a forward pass: whether its gradients are averaged over ranks in the backward pass that follows.
+
+    Of several micro-batches of one update only the last has to; the others only add up.
+    """
+    if now or not isinstance(module, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    return module.no_sync()

@@ -129,3 +129,52 @@ def test_a_turn_of_the_hue_keeps_brightness_and_a_whole_turn_everything() -> Non
     before, after = to_float(images(), 112), view(**only, hue=0.06)
     assert not torch.allclose(before, after, atol=0.01)
     assert torch.allclose((before * weights).sum(1), (after * weights).sum(1), atol=0.03)
+
+
+def mixed(every: torch.Tensor, seed: int = 0, **changes: object) -> torch.Tensor:
+    """Images in [0, 1] whose amplitudes alone were mixed."""
+    config = dataclasses.replace(STILL, **changes)
+    return (Augment(config, every.shape[1])(every, torch.Generator().manual_seed(seed)) + 1) / 2
+
+
+def by_hand(image: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
+    """Amplitudes of the middle half of the whole, shifted spectrum, one colour after the other [S, S, 3]."""
+    result = np.empty(image.shape)
+    side = len(image)
+    frequency = np.abs(np.arange(side) - side // 2)
+    low = (frequency[:, None] < side / 4) & (frequency < side / 4)
+    for colour in range(3):
+        mine, theirs = (np.fft.fftshift(np.fft.fft2(i[..., colour] / 255)) for i in (image, other))
+        amplitude = np.where(low, (1 - share) * np.abs(mine) + share * np.abs(theirs), np.abs(mine))
+        result[..., colour] = np.fft.ifft2(np.fft.ifftshift(amplitude * np.exp(1j * np.angle(mine)))).real
+    return np.clip(result, 0, 1)
+
+
+@pytest.mark.parametrize("side", [112, 33])
+def test_amplitude_mix_is_that_of_whole_spectra_and_the_partner_is_another_image(side: int) -> None:
+    every = np.stack([photograph(side), photograph(side)[::-1], np.roll(photograph(side), 20, 1) // 2 + 60])
+    got = mixed(torch.from_numpy(every.copy()), amplitude_mix=1.0, amplitude_mix_alpha=0.7).permute(0, 2, 3, 1).numpy()
+    generator = torch.Generator().manual_seed(0)
+    share = 0.7 * torch.rand(3, 1, 1, 1, generator=generator).flatten().double().numpy()
+    for i in range(3):
+        candidates = [by_hand(every[i], every[j], share[i]) for j in range(3) if j != i]
+        assert min(np.abs(got[i] - candidate).max() for candidate in candidates) < 1e-4
+
+
+def test_amplitude_mix_changes_its_share_of_the_images_alone() -> None:
+    every = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3)).astype(np.uint8))
+    changed = (mixed(every, amplitude_mix=0.5) - every.permute(0, 3, 1, 2) / 255).abs().amax((1, 2, 3)) > 1e-3
+    assert 0 < changed.sum() < 16
+
+
+def test_amplitude_mix_of_nothing_of_the_other_or_without_another_is_the_image() -> None:
+    assert torch.allclose(view(amplitude_mix=1.0, amplitude_mix_alpha=0.0), to_float(images(), 112), atol=1e-4)
+    assert torch.allclose(mixed(images(1), amplitude_mix=1.0) * 2 - 1, to_float(images(1), 112), atol=1e-4)
+
+
+def test_without_amplitude_mix_its_strength_is_never_looked_at() -> None:
+    first, other = (dataclasses.replace(AugmentConfig(), amplitude_mix_alpha=alpha) for alpha in (0.1, 0.9))
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    views = [Augment(c, 112)(images(), g) for c, g in zip((first, other), generators, strict=True)]
+    assert torch.equal(*views)
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())

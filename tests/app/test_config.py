@@ -118,7 +118,7 @@ def test_cfg_job_prints_what_would_run_and_package_a_part_of_it() -> None:
     assert whole is not None
     assert "epochs: 3" in whole
     part = read_command_line(["--cfg", "job", "-p", "train.batch"], "").text
-    assert part == "size: 128\ngrad_accum_steps: 1\n"
+    assert part == "size: 128\ngrad_accum_steps: 1\nparity_sum: false\n"
 
 
 def test_multirun_makes_every_combination() -> None:

@@ -1,12 +1,23 @@
-"""Verification and identification against versions slow enough to be obviously right."""
+"""Verification and identification against versions slow enough to be obviously right; and python -m app.evaluate: the
+same numbers from any number of processes, and one sentence for what cannot be measured."""
 
 from __future__ import annotations
 
+import json
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
 
+from app import evaluate
+from app.config import Config, load, save_resolved
+from app.evaluation.embedding import embed_all, folded, own_rows
 from app.evaluation.verification import (
     FOLDS,
     all_pairs,
@@ -16,7 +27,15 @@ from app.evaluation.verification import (
     rank1,
     verification_accuracy,
 )
+from app.models import build_backbone
+from app.runtime.checkpoint import sha256
+from app.runtime.dist import World
+from app.runtime.stop import Stop
+from tests.app.conftest import faces
+from tests.app.ranks import run_ranks
+from tests.app.test_evaluation_sets import encoded, write_arrays, write_csv, write_ijb
 
+SMALL = ["backbone.layers=[1,1]", "backbone.width=8", "backbone.image_size=32", "backbone.embedding_dim=32"]
 LABELS = np.repeat(np.arange(8, dtype=np.int32), 6)
 
 
@@ -89,3 +108,265 @@ def test_pairs_of_long_vectors_take_no_memory_of_their_own() -> None:
     long = np.tile(people[labels] + rng.normal(size=(600, 64)).astype(np.float32), (1, 588))
     accuracy, _ = verification_accuracy(long, all_pairs(labels))
     assert 0.9 < accuracy <= 1.0
+
+
+def network_of(config: Config, seed: int) -> nn.Module:
+    """A network whose BNs have seen something, so that leaving one out would be noticed."""
+    torch.manual_seed(seed)
+    network = build_backbone(config.backbone)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.3)
+                module.running_var.uniform_(0.5, 2)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.3)
+    return network
+
+
+def write_run(folder: Path, data: Path, seed: int, prefix: str = "momentum.encoder.backbone.") -> Path:
+    """A run's folder with the checkpoint of a network that has learnt nothing."""
+    config = load([*SMALL, f"data.binary_cache_path={data}", f"run.dir={folder}"])
+    save_resolved(config, folder / "config.yaml")
+    (folder / "checkpoints").mkdir()
+    state = network_of(config, seed).state_dict()
+    path = folder / "checkpoints" / "epoch_000.pt"
+    torch.save({"modules": {f"{prefix}{name}": t for name, t in state.items()}}, path)
+    return path
+
+
+def write_pairs(path: Path) -> Path:
+    """12 people, 60 pairs of each kind, in an order that makes every tenth have both."""
+    images, rng = faces(12, 4), np.random.default_rng(0)
+    pairs, same = [], [bool(i % 2) for i in range(120)]
+    for is_same in same:
+        a = int(rng.integers(48))
+        b = a // 4 * 4 + (a + 1) % 4 if is_same else (a + int(rng.integers(4, 44))) % 48
+        pairs += [encoded(images[a]), encoded(images[b])]
+    path.write_bytes(pickle.dumps((pairs, same)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs/ with two runs, and a set of each kind."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_run(folder / "runs" / "one", small_data, 1)
+    write_run(folder / "runs" / "two", small_data, 2, prefix="embedder.")
+    torch.save([1, 2, 3], folder / "runs" / "other.pt")
+    write_pairs(folder / "lfw.bin")
+    write_csv(folder / "pairs.csv")
+    write_arrays(folder / "people", "labels.npy")
+    write_ijb(folder / "IJBC")
+    return folder
+
+
+def words(place: Path, *sets: str) -> list[str]:
+    return [
+        f"weights={place}/runs/*/checkpoints/*.pt",
+        *([f"sets={','.join(str(place / s) for s in sets)}"] if sets else []),
+    ]
+
+
+def test_a_table_a_document_and_pictures_are_left(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main([*words(place, "lfw.bin", "pairs.csv", "people", "IJBC"), f"out={tmp_path}"]) == 0
+    document = json.loads((tmp_path / "eval.json").read_text())
+    assert set(document["sets"]) == {"lfw", "pairs", "people", "IJBC"}
+    assert document["sets"]["lfw"]["sha256"] == sha256(place / "lfw.bin")
+    assert document["sets"]["lfw"]["images"] < 2 * document["sets"]["lfw"]["pairs"] == 240  # each once
+    best, other = document["weights"]
+    assert best["mean"] >= other["mean"]
+    assert best["sha256"] == sha256(Path(best["file"]))
+    assert best["config"]["backbone"]["width"] == 8
+    numbers = best["sets"]["lfw"]
+    assert 0.5 <= numbers["accuracy"] < numbers["accuracy_tuned_on_test"] <= 1
+    assert numbers["xnorm"] > 0
+    assert set(numbers) >= {"accuracy_std", "tar_at_far_1e-3", "auc"}
+    mains = [numbers["accuracy"], best["sets"]["pairs"]["accuracy"], best["sets"]["people"]["accuracy"]]
+    assert best["mean"] == pytest.approx(np.mean([*mains, best["sets"]["IJBC"]["tar_at_far_1e-4"]]))
+    told = capsys.readouterr().out
+    heading, first, second, where = told.splitlines()[-4:]
+    assert "lfw: 10-fold accuracy (threshold tuned on the test pairs)" in heading
+    assert "IJBC: TAR at FAR 1e-4" in heading
+    assert (first.split()[0], second.split()[0], where) == (best["file"], other["file"], str(tmp_path))
+    assert (
+        f"{numbers['accuracy']:.2%} ± {numbers['accuracy_std']:.2%} ({numbers['accuracy_tuned_on_test']:.2%})" in first
+    )
+    for name in ("lfw", "pairs", "people", "IJBC"):
+        with Image.open(tmp_path / f"roc_{name}.png") as picture:
+            assert picture.width > 400
+
+
+def test_without_sets_the_people_held_out_are_measured(place: Path, tmp_path: Path, small_data: Path) -> None:
+    assert evaluate.main([*words(place), f"out={tmp_path}"]) == 0
+    document = json.loads((tmp_path / "eval.json").read_text())
+    name = f"{small_data.parent.name}-held-out"
+    assert document["sets"][name]["images"] == 16
+    assert all(0 < row["sets"][name]["accuracy"] <= 1 for row in document["weights"])
+
+
+def test_published_weights_need_to_be_told_what_they_are(place: Path, tmp_path: Path) -> None:
+    config = load(SMALL)
+    state = network_of(config, 1).state_dict()
+    torch.save({name: t for name, t in state.items() if "num_batches" not in name}, tmp_path / "published.pt")
+    given = [f"weights={tmp_path}/published.pt,{place}/runs/one/checkpoints/*.pt", f"sets={place}/lfw.bin"]
+    assert evaluate.main([*given, "backbone=iresnet18", *SMALL, f"out={tmp_path}"]) == 0
+    published, own = json.loads((tmp_path / "eval.json").read_text())["weights"]
+    assert published["sets"] == own["sets"]
+    assert evaluate.main([*given, f"out={tmp_path}"]) == 2
+
+
+def test_weights_that_diverged_come_last(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = network_of(load(SMALL), 1).state_dict()
+    torch.save(state, tmp_path / "good.pt")
+    torch.save({**state, "fc.weight": state["fc.weight"] * float("nan")}, tmp_path / "bad.pt")
+    given = [f"weights={tmp_path}/*.pt", f"sets={place}/lfw.bin", "backbone=iresnet18", *SMALL, f"out={tmp_path}/out"]
+    assert evaluate.main(given) == 0
+    assert [row["mean"] is None for row in json.loads((tmp_path / "out" / "eval.json").read_text())["weights"]] == [
+        False,
+        True,
+    ]
+    assert "not finite" in capsys.readouterr().out.splitlines()[-2]
+
+
+def test_a_stop_between_two_weights_says_what_is_finished(place: Path, tmp_path: Path, alone: World) -> None:
+    stop, out = Stop(), tmp_path / "out"
+    request = evaluate.decide([*words(place, "lfw.bin", "people"), f"out={out}"])
+    stop.asked.set()
+    with pytest.raises(evaluate.Stopped, match="0 of 2 sets"):
+        evaluate.evaluate(request, alone, stop)
+
+
+def test_sets_of_one_name_and_runs_of_one_name_are_told_apart(place: Path, tmp_path: Path) -> None:
+    for package in ("ms1mv2", "ms1mv3"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "lfw.bin").write_bytes((place / "lfw.bin").read_bytes())
+    request = evaluate.decide([*words(place), f"sets={tmp_path}/*/lfw.bin"])
+    assert list(request.sets) == ["ms1mv2-lfw", "ms1mv3-lfw"]
+    again = evaluate.with_unlike_names([*request.sets.values(), *request.sets.values()])
+    assert len({images.name for images in again}) == 4
+    files = [Path(f"{folder}/run/checkpoints/epoch_000.pt") for folder in ("a", "b")]
+    assert set(evaluate.short_names(files).values()) == {str(file) for file in files}
+
+
+def test_folding_changes_nothing_but_the_time() -> None:
+    for name in ("iresnet18", "mobilefacenet"):
+        config = load([f"backbone={name}", "backbone.image_size=48"])
+        network = network_of(config, 3).eval()
+        x = torch.randn(3, 3, 48, 48)
+        quick = folded(network, 48)
+        left = sum(isinstance(m, nn.BatchNorm2d) for m in quick.modules())
+        assert left < sum(isinstance(m, nn.BatchNorm2d) for m in network.modules()) / 2
+        with torch.inference_mode():
+            assert torch.allclose(
+                *(nn.functional.normalize(f.double(), dim=1) for f in (network(x), quick(x))), rtol=0, atol=1e-5
+            )
+
+
+def test_a_network_whose_parts_mislead_is_left_as_it_is() -> None:
+    class Misleading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(self.bn(x) + x).mean((2, 3))
+
+    torch.manual_seed(0)
+    network = Misleading().eval()
+    network.bn.running_mean.normal_()
+    assert isinstance(folded(network, 8).bn, nn.BatchNorm2d)
+    network.bn = nn.BatchNorm2d(4).eval()
+    network.forward = lambda x: network.conv(x).mean((2, 3))  # type: ignore[method-assign]
+    assert isinstance(folded(network, 8), Misleading)
+
+
+def test_embeddings_are_sums_over_both_views_and_not_normalised(alone: World) -> None:
+    config = load(SMALL)
+    network = network_of(config, 1)
+    images = faces(4, 3)
+    settings = {"image_size": 32, "batch_size": 5, "embedding_dim": 32}
+    both, length = embed_all(network, images, alone, flip=True, **settings)
+    x = nn.functional.interpolate(
+        torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1, (32, 32), mode="bilinear", antialias=True
+    )
+    with torch.no_grad():
+        plain, mirrored = network(x), network(x.flip(3))
+    assert np.allclose(both, (plain + mirrored).numpy(), atol=1e-4)
+    assert length == pytest.approx(float((plain.norm(dim=1) + mirrored.norm(dim=1)).mean() / 2), rel=1e-5)
+    assert np.allclose(embed_all(network, images, alone, flip=False, **settings)[0], plain.numpy(), atol=1e-4)
+
+
+@given(count=st.integers(0, 60), batch=st.integers(1, 9), size=st.integers(1, 5))
+def test_images_are_shared_in_whole_batches_each_once(count: int, batch: int, size: int) -> None:
+    shares = [own_rows(count, batch, World(rank, size, torch.device("cpu"))) for rank in range(size)]
+    assert np.concatenate(shares).tolist() == list(range(count))
+    assert all(len(rows) == 0 or rows[0] % batch == 0 for rows in shares)
+
+
+RANK = """
+import sys
+from pathlib import Path
+from app import evaluate
+from app.errors import WrongUse
+from app.runtime import dist
+from app.runtime.stop import Stop
+weights, sets, broken, out = sys.argv[1:]
+with dist.world() as here:
+    def run(sets):
+        request = evaluate.decide([f"weights={weights}", f"sets={sets}", f"out={out}/{here.size}"])
+        return evaluate.evaluate(request, here, Stop())
+    run(sets)
+    try:
+        run(broken)
+        raise SystemExit("read what cannot be read")
+    except WrongUse as error:  # on every rank, though one of them has the image
+        assert "image 239 of" in str(error)
+print("fine")
+"""
+
+
+@pytest.mark.slow
+def test_two_and_three_processes_find_what_one_finds_and_refuse_what_one_cannot_read(
+    place: Path, tmp_path: Path
+) -> None:
+    files, same = pickle.loads((place / "lfw.bin").read_bytes())  # noqa: S301 - our own
+    (tmp_path / "broken.bin").write_bytes(pickle.dumps(([*files[:-1], b"no image"], same)))
+    weights, sets = (word.split("=", 1)[1] for word in words(place, "lfw.bin", "people", "IJBC"))
+    assert evaluate.main([f"weights={weights}", f"sets={sets}", f"out={tmp_path / '1'}"]) == 0
+    for size in (2, 3):
+        run_ranks(RANK, size, weights, sets, str(tmp_path / "broken.bin"), str(tmp_path))
+    documents = []
+    for size in (1, 2, 3):
+        document = json.loads((tmp_path / str(size) / "eval.json").read_text())
+        assert document.pop("world_size") == size
+        documents.append(document)
+    assert documents[0] == documents[1] == documents[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "answer"),
+    [
+        ([], "weights=…"),
+        (["weights=nowhere/*.pt"], "weights=nowhere/*.pt matches no file"),
+        (["weights={runs}/one/checkpoints/*.pt", "sets=nowhere/*.bin"], "sets=nowhere/*.bin matches no file"),
+        (["weights={runs}/one/checkpoints/*.pt", "sets="], "sets= names nothing"),
+        (["weights={runs}/one/checkpoints/*.pt", "flip=maybe"], "flip=maybe"),
+        (["weights={runs}/one/checkpoints/*.pt", "backbone=iresnet18"], "cannot change what was trained"),
+        (["weights={runs}/one/checkpoints/*.pt", "train.eval.batchsize=4"], "train.eval.batch_size"),
+        (["weights={runs}/one/config.yaml", "sets={lfw}"], "backbone=iresnet50"),
+        (["weights={runs}/other.pt", "sets={lfw}", "backbone=iresnet18"], "other.pt holds no backbone"),
+        (["weights={runs}/one/checkpoints/*.pt", "sets={lfw}", "backbone.width=16"], "does not fit this configuration"),
+        (["weights={lfw}", "backbone=iresnet18"], "no data set of its own"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_exit_code_2(
+    given: list[str], answer: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [word.format(runs=place / "runs", lfw=place / "lfw.bin") for word in given]
+    assert evaluate.main([*filled, f"out={tmp_path}"]) == 2
+    said = capsys.readouterr().err
+    assert answer in said
+    assert said.count("\n") == 1

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from app import prepare
+from app.config import DataConfig
+from app.data.dataset import open_dataset, with_classes
 
 IMAGE_BYTES = 112 * 112 * 3
 
@@ -43,6 +45,24 @@ def test_a_folder_has_one_person_a_sub_folder(tmp_path: Path) -> None:
     assert prepare.main(["source=folder", f"path={tmp_path / 'photos'}", f"out={out}"]) == 0
     assert np.load(out)[:, 50, 50, 0].tolist() == [10] * 3 + [200] * 3
     assert np.load(out.with_name("labels.npy")).tolist() == [0] * 3 + [1] * 3
+
+
+@pytest.mark.parametrize("file_format", ["png", "jpg"])
+def test_a_folder_is_what_recipe_supervised_learns_from(tmp_path: Path, file_format: str) -> None:
+    for person in range(3):
+        (tmp_path / "photos" / str(person)).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (112, 112), (80 * person, 0, 9)).save(
+                tmp_path / "photos" / str(person) / f"{i}.{file_format}"
+            )
+    out = tmp_path / "images.npy"
+    assert prepare.main(["source=folder", f"path={tmp_path / 'photos'}", f"out={out}", "held_out=2"]) == 0
+    data = open_dataset(out, labels_path=None, fraction=1.0, block_rows=1)
+    assert data.labels is not None
+    assert data.labels.dtype == np.int32
+    classes = with_classes(data, DataConfig(binary_cache_path=str(out))).classes
+    assert classes is not None
+    assert classes.tolist() == [0, 0, 1, 1, -1, -1]
 
 
 def test_an_array_goes_through_unchanged(tmp_path: Path) -> None:
@@ -88,6 +108,10 @@ def test_held_out_images_fill_whole_blocks(tmp_path: Path) -> None:
         (["source=synthetic", f"identities={'9' * 5000}", "out=a.npy"], "must be a whole number"),
         (["source=parquet", "out=a.npy"], "path="),
         (["source=parquet", "path=/nowhere", "out=a.npy"], "no .parquet file at /nowhere"),
+        (["source=rec", "out=a.npy"], "path="),
+        (["source=rec", "path=/nowhere", "out=a.npy"], "no file /nowhere"),
+        (["source=rec", "path=/nowhere", "decoder=gpu", "out=a.npy"], "choose from cpu, dali"),
+        (["source=folder", "path=/nowhere", "decoder=cpu", "out=a.npy"], "decoder= is no option of source=folder"),
     ],
 )
 def test_wrong_use_is_one_sentence_and_exit_code_2(

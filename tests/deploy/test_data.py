@@ -167,6 +167,25 @@ def test_a_part_is_compact_and_says_what_it_is(staging: Staging) -> None:
     assert staged.manifest["dataset_id"] != original
 
 
+def test_labels_to_learn_travel_with_the_part_that_is_staged(staging: Staging, tmp_path: Path) -> None:
+    """Also where the images lie there already: another file may be meant than the last time."""
+    for told in (1, 2):
+        own = tmp_path / f"pseudo_ids_{told}.npy"
+        own.write_bytes(
+            data.header_bytes("<i4", (40,)) + b"".join((told * row).to_bytes(4, "little") for row in range(40))
+        )
+        dataset, plan = data.find(staging.images, 8192, train_labels=own), staging.plan(0.5)
+        data.stage(staging.shell, staging.machine, PurePath(SOURCE), plan, dataset, no_progress)
+        staged = staging.folder / "orl-f0.5" / "train_labels.npy"
+        chosen = data.choose_blocks(30, 5, 0.5)
+        rows = [*(row for block in chosen for row in range(block * 5, block * 5 + 5)), *range(30, 40)]
+        header = data.read_header(staged)
+        assert header.shape == (len(rows),)
+        assert staged.read_bytes()[header.data_offset :] == b"".join((told * row).to_bytes(4, "little") for row in rows)
+    with pytest.raises(WrongUse, match=r"data\.train_labels_path an int32"):
+        data.find(staging.images, 8192, train_labels=tmp_path / "nowhere.npy")
+
+
 def test_an_image_file_without_manifest_is_staged_too(staging: Staging) -> None:
     """Its blocks are hashed on the way; the source's size and time tell whether it is there already."""
     staging.images.with_name("manifest.json").unlink()

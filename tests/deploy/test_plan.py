@@ -105,6 +105,20 @@ def test_a_plan_is_json() -> None:
     assert json.loads(json.dumps(plan.to_json()))["request"]["given"] == ["fraction"]
 
 
+def test_labels_to_learn_are_read_where_they_are_or_beside_staged_images() -> None:
+    """`--recipe supervised` alone has a try-out of its own."""
+    facts = dataclasses.replace(FACTS, data=dataclasses.replace(FACTS.data, train_labels="/home/me/pseudo_ids.npy"))
+    request = parse_request(target="local", recipe="supervised", labels="pseudo_ids.npy")
+    plan = make(SETTINGS, request, facts, tryout=True)
+    assert plan.overrides == ("experiment=tryout_supervised", "recipe=supervised")
+    assert "data.train_labels_path='/home/me/pseudo_ids.npy'" in plan.argv
+    staging = dataclasses.replace(SETTINGS, target=dataclasses.replace(SETTINGS.target, stage_to="/dev/shm"))
+    plan = make(staging, request, facts, tryout=True)
+    assert any(word.endswith("/dev/shm/train_labels.npy'") for word in plan.argv)
+    with pytest.raises(WrongUse, match="differ"):
+        parse_request(target="local", labels="a.npy", overrides=["data.train_labels_path=b.npy"])
+
+
 def test_only_the_snapshot_is_settled_later() -> None:
     """Everything else was decided before anything was touched."""
     plan = make(SETTINGS, Request(), FACTS, tryout=True)

@@ -209,6 +209,28 @@ def test_mining_with_any_checkpoint_of_a_run(project: Project) -> None:
     assert "there are 0, 1, 2" in project.invoke("mine", "--which", "9", code=2).stderr
 
 
+def test_measuring_and_exporting_checkpoints_of_a_run(project: Project) -> None:
+    """All of them or one are measured; files that belong to no run, too."""
+    run_id = project.json("train")["run_id"]
+
+    def given(*words: str) -> dict[str, str]:
+        told = json.loads(project.invoke(*words).stdout.splitlines()[-1])
+        return dict(word.split("=", 1) for word in told)
+
+    home = project.path / "runs" / run_id
+    every = given("evaluate", "--sets", "lfw.bin")
+    assert Path(every["weights"]).name == "*.pt"
+    assert len(list(Path(every["weights"]).parent.glob("*.pt"))) == 3
+    assert (every["sets"], every["out"]) == ("lfw.bin", str(home / "evaluation"))
+    assert Path(given("evaluate", "--which", "1")["weights"]).name == "epoch_001.pt"
+    assert given("evaluate", "--weights", "a/*.pth", "--set", "backbone=iresnet50") == {
+        "weights": "a/*.pth", "backbone": "iresnet50",
+    }  # fmt: skip
+    exported = given("export", "--set", "opset=17")
+    assert Path(exported["checkpoint"]).name == "epoch_002.pt"
+    assert (exported["out"], exported["opset"]) == (str(home / "epoch_002.onnx"), "17")
+
+
 def test_a_failed_job_is_a_failed_command(project: Project) -> None:
     """The last lines of the log are the evidence; what exists comes home all the same."""
     done = project.invoke("train", "--set", "train.manner=fails", "--json", code=1)

@@ -131,6 +131,7 @@ def test_one_command_brings_a_trained_checkpoint_home(clone: Clone, finished: di
     home = {path.name for path in (clone.path / "runs" / finished["run_id"]).iterdir()}
     names = {"plan.json", "run.json", "config.yaml", "train.log", "status.json", "metrics.jsonl", "checkpoints"}
     assert names <= home
+    assert list((clone.path / "runs" / finished["run_id"] / "mining").glob("epoch_*.png"))
 
 
 def test_the_other_commands_answer_about_a_run_that_is_over(clone: Clone, finished: dict[str, Any]) -> None:
@@ -224,3 +225,22 @@ def test_the_users_own_checkpoint_starts_a_new_run_or_is_refused_in_a_sentence(
     broken.write_bytes(Path(path).read_bytes()[:-200])
     assert "broken.pt" in clone.invoke("train", *small, "--resume", str(broken), code=2)
     assert len(clone.json("runs")) == before
+
+
+def test_pseudo_ids_of_one_recipe_are_the_labels_of_the_other(clone: Clone, finished: dict[str, Any]) -> None:
+    """Mined without labels, learnt with a margin head, measured, exported: the two systems together."""
+    clone.invoke("mine", "--run", finished["run_id"])
+    (mined,) = (clone.path / "runs" / finished["run_id"] / "mining").glob("epoch_*/pseudo_ids.npy")
+    words = ["--recipe", "supervised", "--labels", str(mined), "--data", "data/orl", "--set", "train.epochs=8"]
+    sized = [word for setting in SMALL[:4] for word in ("--set", setting)]
+    learnt = clone.json("train", *words, *sized)
+    assert learnt["state"] == "succeeded"
+    start = next(e for e in events(live(clone, learnt["run_id"])) if e["event"] == "start")
+    assert 100 < start["train_rows"] <= 300  # images without a pseudo-ID are left out
+    losses = [e["loss"] for e in events(live(clone, learnt["run_id"])) if e["event"] == "epoch"]
+    assert losses[-1] < losses[0]
+    assert "epoch_007" in clone.invoke("evaluate", "--run", learnt["run_id"], "--which", "latest")
+    folder = clone.path / "runs" / learnt["run_id"]
+    assert json.loads((folder / "evaluation" / "eval.json").read_text())
+    clone.invoke("export", "--run", learnt["run_id"])
+    assert (folder / "epoch_007.onnx").stat().st_size > 10_000

@@ -9,6 +9,7 @@ DEFAULTS = {
     "data.binary_cache_path": None,
     "data.data_fraction": 1.0,
     "data.labels_path": None,
+    "data.train_labels_path": None,
     "data.block_size": 10,
     "train.epochs": 3,
     "train.batch.size": 8,
@@ -21,7 +22,7 @@ DEFAULTS = {
     "run.dir": None,
     "run.commit": "none",
 }
-GROUPS = {"recipe": ["self_supervised"], "experiment": ["tryout", "quick"]}
+GROUPS = {"recipe": ["self_supervised", "supervised"], "experiment": ["tryout", "tryout_supervised", "quick"]}
 
 
 def load(overrides: list[str]) -> dict:

@@ -1,0 +1,234 @@
+"""How good weights are: python -m app.evaluate weights='runs/*/checkpoints/*.pt' sets=lfw.bin,pairs.csv [key=value …]
+
+    weights=PATTERN,…    checkpoints of runs, or files of published weights (these need backbone=NAME)
+    sets=PATH,…          what to measure on: .bin, .csv, a folder of arrays, IJB-B or IJB-C (app/evaluation/sets.py says
+                         how each looks); left out: the held-out people of each run's own data set
+    out=DIR              where the results go (default: evaluation/<time>)
+    flip=false           embed each image alone, without the embedding of its mirror image
+    key=value            changes a setting, such as backbone=iresnet50 or train.eval.batch_size=64
+
+Prints a table, best weights first, and leaves eval.json and a picture of the ROC curves of each set. Accuracy is that
+of ten folds, each with the threshold of the other nine; the accuracy with a threshold tuned on the test pairs
+themselves, which some publish, stands beside it under that name. Under torchrun every process takes its share.
+"""
+
+from __future__ import annotations
+
+import glob
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from app.config import Config, load, read_command_line
+from app.errors import EXIT_WRONG_USE, WrongUse
+from app.evaluation import curve, report
+from app.evaluation.embedding import batch_size_for, embed_all, own_rows
+from app.evaluation.image_set import ImageSet, decode
+from app.evaluation.report import Row
+from app.evaluation.sets import held_out, open_set
+from app.models import build_backbone
+from app.runtime import checkpoint, dist
+from app.runtime.dist import World
+from app.runtime.folder import RunFolder
+from app.runtime.stop import Stop
+
+OWN_WORDS = ("weights", "sets", "out", "flip")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything decided: which weights, which sets, and which of them meet."""
+
+    weights: dict[Path, Config]
+    sets: dict[str, ImageSet]  # by name
+    measured_on: dict[Path, list[str]]  # names of sets
+    out: Path
+    flip: bool
+
+
+def main(argv: list[str]) -> int:
+    stop = Stop().listen()
+    try:
+        if {"--help", "-h"} & {*argv}:
+            told = read_command_line(["--help"], __doc__ or "").text
+        else:
+            request = decide(argv)
+            with dist.world() as here:
+                told = evaluate(request, here, stop)
+        exit_code = 0
+    except WrongUse as error:
+        told, exit_code = str(error), EXIT_WRONG_USE
+    except Stopped as stopped:
+        told, exit_code = str(stopped), 1
+    if dist.is_first():  # every process comes to the same end; one tells it
+        print(told, file=sys.stderr if exit_code else sys.stdout)
+    return exit_code
+
+
+class Stopped(Exception):
+    """Asked to leave between two files of weights."""
+
+
+def decide(argv: Sequence[str]) -> Request:
+    """What a command line asks for. Raises WrongUse."""
+    own = [word for word in argv if "=" in word and word.split("=")[0] in OWN_WORDS]
+    given = dict(word.split("=", 1) for word in own)
+    overrides = [word for word in argv if word not in own]
+    if "weights" not in given:
+        raise WrongUse("weights=… is missing; give files such as weights='runs/*/checkpoints/*.pt'")
+    if given.get("flip", "true") not in ("true", "false"):
+        raise WrongUse(f"flip={given['flip']} is neither true nor false; give flip=false, or leave it out")
+    weights = with_configs(matching("weights", given["weights"]), overrides)
+    sets, measured_on = choose_sets(given.get("sets"), weights)
+    out = Path(given.get("out", f"evaluation/{time.strftime('%Y%m%d-%H%M%S')}"))
+    return Request(weights, sets, measured_on, out.absolute(), given.get("flip") != "false")
+
+
+def matching(key: str, patterns: str) -> list[Path]:
+    """The files that comma-separated patterns name, each once, in order. Raises WrongUse for one that names none."""
+    found: dict[Path, None] = {}
+    for pattern in filter(None, patterns.split(",")):
+        paths = sorted(glob.glob(pattern, recursive=True)) or ([pattern] if Path(pattern).exists() else [])
+        if not paths:
+            raise WrongUse(f"{key}={pattern} matches no file here ({Path.cwd()}); give one such as {EXAMPLES[key]}")
+        found |= dict.fromkeys(map(Path, paths))
+    if not found:
+        raise WrongUse(f"{key}= names nothing; give files such as {EXAMPLES[key]}")
+    return list(found)
+
+
+EXAMPLES = {"weights": "'runs/*/checkpoints/*.pt'", "sets": "lfw.bin"}
+
+
+def with_configs(files: Sequence[Path], overrides: Sequence[str]) -> dict[Path, Config]:
+    """What each file of weights is: as its run's config.yaml says or, outside a run, as the overrides say."""
+    runs = {file: RunFolder(file.absolute().parents[1]) for file in files}
+    bare = [file for file in files if file.parent.name != "checkpoints" or not runs[file].config.is_file()]
+    names_backbone = any(word.startswith("backbone=") for word in overrides)
+    if bare and not names_backbone:
+        raise WrongUse(
+            f"{bare[0]} is not in a run's folder, so nothing says what it is; add one such as backbone=iresnet50"
+        )
+    # Beside published weights, what is said of the backbone is said of them alone.
+    for_runs = [word for word in overrides if not (bare and word.startswith("backbone"))]
+    of_run = {run.path: load(for_runs, base=run.config) for file, run in runs.items() if file not in bare}
+    of_bare = load(overrides) if bare else Config()
+    return {file: of_bare if file in bare else of_run[runs[file].path] for file in files}
+
+
+def choose_sets(patterns: str | None, weights: dict[Path, Config]) -> tuple[dict[str, ImageSet], dict[Path, list[str]]]:
+    """The sets by name, and which of them each file of weights is measured on."""
+    if patterns is not None:
+        opened = [open_set(path) for path in matching("sets", patterns)]
+        sets = {images.name: images for images in with_unlike_names(opened)}
+        return sets, {file: list(sets) for file in weights}
+    of_data: dict[tuple[object, ...], ImageSet] = {}
+    keys = {
+        file: (c.data.binary_cache_path, c.data.labels_path, c.data.data_fraction, c.train.eval.max_images)
+        for file, c in weights.items()
+    }
+    for file, config in weights.items():
+        if config.data.binary_cache_path is None:
+            raise WrongUse(f"{file} comes with no data set of its own; name sets to measure on, such as sets=lfw.bin")
+        if keys[file] not in of_data:
+            of_data[keys[file]] = held_out(config)
+    unlike = dict(zip(of_data, with_unlike_names(list(of_data.values())), strict=True))
+    return {images.name: images for images in unlike.values()}, {file: [unlike[keys[file]].name] for file in weights}
+
+
+def with_unlike_names(sets: Sequence[ImageSet]) -> list[ImageSet]:
+    """Sets of one name, as every package has an lfw.bin, get the name of the folder that they lie in as well."""
+    count = Counter(images.name for images in sets)
+    named = [
+        replace(images, name=f"{Path(images.path).absolute().parent.name}-{images.name}")
+        if count[images.name] > 1
+        else images
+        for images in sets
+    ]
+    count = Counter(images.name for images in named)
+    return [
+        replace(images, name=f"{images.name}-{number}") if count[images.name] > 1 else images
+        for number, images in enumerate(named, 1)
+    ]
+
+
+def evaluate(request: Request, here: World, stop: Stop) -> str:
+    """Measure all weights on all sets, one set after the other: its images are decoded once. Returns what to tell."""
+    out = dist.from_main(request.out, here)  # a clock may strike between two processes
+    shorts = short_names(list(request.weights))
+    rows = {
+        file: Row(file, shorts[file], checkpoint.sha256(file), config.as_dict())
+        for file, config in request.weights.items()
+    }
+    wanted = min(config.train.eval.batch_size for config in request.weights.values())
+    batch_size = batch_size_for(wanted, here)
+    if here.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+    done: list[ImageSet] = []
+    for images in request.sets.values():
+        started = time.monotonic()
+        decoded = decode(images, own_rows(images.count, batch_size, here), here)
+        tell(f"{images.name}: {images.count:,} images, decoded in {time.monotonic() - started:.1f} s", here)
+        for file, row in rows.items():
+            if images.name not in request.measured_on[file]:
+                continue
+            if dist.any_rank(stop.asked.is_set(), here):
+                raise Stopped(f"stopped; {out} holds what was finished: {len(done)} of {len(request.sets)} sets")
+            measure(row, images, decoded, request, batch_size, here)
+        done.append(images)
+        if here.is_main:
+            picture_of(images, list(rows.values()), out)
+            report.write(out / "eval.json", list(rows.values()), done, flip=request.flip, world_size=here.size)
+    return f"{report.table(list(rows.values()), done)}\n{out}"
+
+
+def measure(row: Row, images: ImageSet, decoded: np.ndarray, request: Request, batch_size: int, here: World) -> None:
+    """Put into `row` what its weights are worth on one set; on the main process."""
+    started = time.monotonic()
+    backbone = request.weights[row.file].backbone
+    network = build_backbone(backbone)
+    checkpoint.load_backbone(row.file, network)
+    embeddings, length = embed_all(
+        network,
+        decoded,
+        here,
+        image_size=backbone.image_size,
+        batch_size=batch_size,
+        embedding_dim=backbone.embedding_dim,
+        flip=request.flip,
+    )
+    finite = bool(np.isfinite(embeddings).all())
+    row.outcomes[images.name] = images.protocol.judge(embeddings, here) if finite else None
+    row.lengths[images.name] = length
+    tell(f"{images.name}: {row.file} measured in {time.monotonic() - started:.1f} s", here)
+
+
+def picture_of(images: ImageSet, rows: Sequence[Row], out: Path) -> None:
+    outcomes = {row.short: row.outcomes.get(images.name) for row in report.best_first(rows)}
+    curves = {name: (outcome.far, outcome.tar) for name, outcome in outcomes.items() if outcome is not None}
+    if curves:
+        curve.draw(out / f"roc_{images.name}.png", f"{images.name}: {images.protocol.pairs:,} pairs", curves)
+
+
+def short_names(files: Sequence[Path]) -> dict[Path, str]:
+    """The run's name and the file's, or the file's own outside a run; the whole path where that is not enough."""
+    short = {
+        file: f"{file.absolute().parents[1].name}/{file.stem}" if file.parent.name == "checkpoints" else file.name
+        for file in files
+    }
+    count = Counter(short.values())
+    return {file: name if count[name] == 1 else str(file) for file, name in short.items()}
+
+
+def tell(line: str, here: World) -> None:
+    if here.is_main:
+        print(f"  {line}", flush=True)
+
+
+if __name__ == "__main__":
+    dist.leave(main(sys.argv[1:]))

@@ -1,0 +1,78 @@
+"""A picture of ROC curves: how many pairs of one person are accepted at each rate of wrong acceptance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from app.evaluation.measures import Numbers
+from app.files import atomic
+
+WIDTH, HEIGHT = 760, 560  # pixels
+LEFT, RIGHT, TOP, BOTTOM = 70, 24, 64, 60
+FINE = 3  # drawn so many times larger, then reduced: smooth lines
+PAPER, INK, FAINT = (250, 250, 248), (32, 33, 36), (220, 221, 224)
+COLOURS = ((31, 95, 168), (214, 88, 40), (46, 139, 87), (150, 78, 170), (190, 150, 20), (90, 90, 96))
+POINTS = 600  # of a curve that are drawn
+
+
+def draw(path: Path, title: str, curves: Mapping[str, tuple[Numbers, Numbers]]) -> None:
+    """Write a PNG of curves (far [Q], tar [Q]) by name; the first six are shown. The far axis is logarithmic."""
+    shown = dict(list(curves.items())[: len(COLOURS)])
+    lowest = min(float(far[far > 0].min()) for far, _ in shown.values())
+    decades = max(1, min(6, math.ceil(-math.log10(lowest))))
+    picture = Image.new("RGB", (WIDTH * FINE, HEIGHT * FINE), PAPER)
+    pen = ImageDraw.Draw(picture)
+    _axes(pen, decades)
+    for colour, (far, tar) in zip(COLOURS, shown.values(), strict=False):
+        pen.line(_places(far, tar, decades), colour, 2 * FINE, joint="curve")
+    picture = picture.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
+    _words(ImageDraw.Draw(picture), title, list(shown), decades, len(curves) - len(shown))
+    with atomic(path) as file:
+        picture.save(file, "PNG")
+
+
+def _x(far: float, decades: int) -> float:
+    return LEFT + (WIDTH - LEFT - RIGHT) * (1 + math.log10(far) / decades)
+
+
+def _y(tar: float) -> float:
+    return TOP + (HEIGHT - TOP - BOTTOM) * (1 - tar)
+
+
+def _axes(pen: ImageDraw.ImageDraw, decades: int) -> None:
+    for power in range(decades + 1):
+        x = _x(10.0**-power, decades) * FINE
+        pen.line([(x, _y(1) * FINE), (x, _y(0) * FINE)], FAINT, FINE)
+    for tenth in range(0, 11, 2):
+        y = _y(tenth / 10) * FINE
+        pen.line([(LEFT * FINE, y), ((WIDTH - RIGHT) * FINE, y)], FAINT, FINE)
+
+
+def _places(far: Numbers, tar: Numbers, decades: int) -> list[tuple[float, float]]:
+    """A step function: at each drawn rate, the largest share accepted at no higher a rate."""
+    rates = np.logspace(-decades, 0, POINTS)
+    accepted = tar[np.searchsorted(far, rates * (1 + 1e-9), side="right") - 1]
+    return [(_x(rate, decades) * FINE, _y(share) * FINE) for rate, share in zip(rates, accepted, strict=True)]
+
+
+def _words(pen: ImageDraw.ImageDraw, title: str, names: list[str], decades: int, left_out: int) -> None:
+    plain, small = ImageFont.load_default(15), ImageFont.load_default(12)
+    pen.text((LEFT, 22), title, INK, plain, anchor="lm")
+    for power in range(decades + 1):
+        label = f"1e-{power}" if power else "1"
+        pen.text((_x(10.0**-power, decades), _y(0) + 8), label, INK, small, anchor="mt")
+    for tenth in range(0, 11, 2):
+        pen.text((LEFT - 8, _y(tenth / 10)), f"{tenth * 10} %", INK, small, anchor="rm")
+    pen.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 16), "false accept rate", INK, small, anchor="mm")
+    pen.text((LEFT, TOP - 8), "true accept rate", INK, small, anchor="ls")
+    lines = [*names, *([f"and {left_out} more, not drawn"] if left_out else [])]
+    for number, line in enumerate(lines):
+        y = _y(0) - 16 - 18 * (len(lines) - 1 - number)
+        if number < len(names):
+            pen.line([(WIDTH - RIGHT - 34, y), (WIDTH - RIGHT - 12, y)], COLOURS[number], 3)
+        pen.text((WIDTH - RIGHT - 42, y), line, INK, small, anchor="rm")

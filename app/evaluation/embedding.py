@@ -1,0 +1,102 @@
+"""Embeddings to be measured: of each image and its mirror image, summed and not normalised, on any number of processes.
+
+Letters: N images, n of this process, B batch, D embedding size.
+"""
+
+from __future__ import annotations
+
+import copy
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from app.data.dataset import Rows
+from app.data.feed import plain_views
+from app.evaluation.verification import Embeddings
+from app.runtime.dist import World, gather_rows, share
+
+# On a CPU a batch whose intermediate results stay in the cache, and in memory that is used again instead of being asked
+# for anew, is faster than a large one (benchmarks/evaluate.py).
+CPU_BATCH = 4
+FOLD_TOLERANCE = 1e-5  # of a unit embedding
+
+
+def batch_size_for(wanted: int, here: World) -> int:
+    return min(wanted, CPU_BATCH) if here.device.type == "cpu" else wanted
+
+
+def own_rows(count: int, batch_size: int, here: World) -> Rows:
+    """This process's images of N: whole batches, so that an image is in the same batch whoever works on it.
+
+    What a batched product rounds may depend on the batch; in the same batches, results do not depend on the number
+    of processes.
+    """
+    batches = share(np.arange(-(-count // batch_size)), here)
+    if len(batches) == 0:
+        return np.empty(0, np.int64)
+    return np.arange(batches[0] * batch_size, min((batches[-1] + 1) * batch_size, count))
+
+
+@torch.inference_mode()
+def embed_all(
+    network: nn.Module,
+    images: NDArray[np.uint8],
+    here: World,
+    *,
+    image_size: int,
+    batch_size: int,
+    embedding_dim: int,
+    flip: bool,
+) -> tuple[Embeddings, float]:
+    """Embeddings [N, D] of all processes' images, fp32, the same on each; and XNorm, their mean length.
+
+    images: this process's, [n, 112, 112, 3]. With `flip` the embedding of the mirrored image is added, and the mean
+    length is over both, before they are added.
+    """
+    network = folded(network.eval(), image_size).to(here.device, memory_format=torch.channels_last)
+    result = torch.empty(len(images), embedding_dim + 1, device=here.device)  # the last column: length
+    done = 0
+    for x in plain_views(images, np.arange(len(images)), image_size, batch_size, here.device):
+        views = [network(x).float()] + ([network(x.flip(3)).float()] if flip else [])
+        into = result[done : done + len(x)]
+        into[:, :-1] = sum(views)
+        into[:, -1] = sum(view.norm(dim=1) for view in views) / len(views)
+        done += len(x)
+    whole = gather_rows(result, here).cpu().numpy()
+    return np.ascontiguousarray(whole[:, :-1]), float(whole[:, -1].astype(np.float64).mean())
+
+
+@torch.inference_mode()
+def folded(network: nn.Module, image_size: int) -> nn.Module:
+    """A copy of a network in eval mode with each BN that follows a convolution folded into its weights.
+
+    It says the same within `FOLD_TOLERANCE` in less time. Which BN follows which convolution is read from the order
+    of a module's parts; where that says wrong things, or weights lose too much, the copy is not changed.
+    """
+    parameter = next(network.parameters())
+    probe = torch.rand(4, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    probe = probe.to(parameter.device, parameter.dtype)
+    quick = copy.deepcopy(network)
+    try:
+        _fold(quick)
+        agrees = _agree(network(probe), quick(probe))
+    except RuntimeError:  # two neighbours of different sizes, which belong to nothing in common
+        agrees = False
+    return quick if agrees else copy.deepcopy(network)
+
+
+def _fold(network: nn.Module) -> None:
+    for module in list(network.modules()):
+        parts = list(module.named_children())
+        for (name, conv), (bn_name, bn) in pairwise(parts):
+            if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d):
+                setattr(module, name, nn.utils.fuse_conv_bn_eval(conv, bn))
+                setattr(module, bn_name, nn.Identity())
+
+
+def _agree(a: Tensor, b: Tensor) -> bool:
+    return bool((F.normalize(a.double(), dim=1) - F.normalize(b.double(), dim=1)).abs().max() <= FOLD_TOLERANCE)

@@ -1,0 +1,171 @@
+"""Verification sets as insightface publishes them: NAME.bin, a Python pickle (lfw.bin, cfp_fp.bin, agedb_30.bin, …).
+
+The pickle is a pair: a list of 2P encoded images (bytes, or uint8 arrays of bytes) and a list of P booleans, true
+where images 2i and 2i + 1 show one person. Python 2 or 3 wrote it.
+
+A pickle can name any function and have it called. Here the few names that such a file needs stand for functions of
+this module, which make bytes and plain numpy arrays and nothing else; every other name is refused before it is looked
+up. Not even numpy's own rebuilding code runs on what the file says.
+
+Letters: P pairs.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.errors import WrongUse
+
+# What a stream of bytes that is no pickle, or one cut short, may end in.
+MALFORMED = (
+    *(pickle.UnpicklingError, struct.error, EOFError, MemoryError, OverflowError, RecursionError),
+    *(ArithmeticError, AttributeError, AssertionError, LookupError, TypeError, ValueError),
+)
+KINDS = "biufS"  # booleans, numbers and bytes; no objects, no structures
+
+
+def read_bin(path: Path) -> tuple[list[bytes], NDArray[np.bool_]]:
+    """The 2P encoded images and the P answers of a .bin file. Raises WrongUse; nothing that is in the file runs."""
+    content = _unpickle(path)
+    if not (isinstance(content, tuple | list) and len(content) == 2):
+        raise WrongUse(f"{path} is a pickle of something else; give a verification set such as lfw.bin")
+    images, same = ([_plain(item) for item in _items(part, path)] for part in content)
+    if len(images) != 2 * len(same):
+        raise WrongUse(f"{path} has {len(images)} images for {len(same)} pairs; a whole file has two a pair")
+    for number, image in enumerate(images):
+        if not isinstance(image, bytes):
+            raise WrongUse(f"{path}: image {number} is no encoded image; a verification set holds JPEG or PNG files")
+    if not all(isinstance(answer, bool | int) and answer in (0, 1) for answer in same):
+        raise WrongUse(f"{path} holds answers that are neither true nor false; give a verification set such as lfw.bin")
+    return images, np.array(same, np.bool_)
+
+
+def _unpickle(path: Path) -> Any:
+    data = path.read_bytes()
+    try:
+        return _Restricted(io.BytesIO(data), encoding="bytes").load()
+    except _Refused as refused:
+        raise WrongUse(
+            f"{path} asks for {refused}, which no verification set needs: it may be hostile, and none of it was run; "
+            f"get it from another place"
+        ) from refused
+    except MALFORMED as error:
+        raise WrongUse(f"{path} is no whole pickle ({len(data):,} bytes); copy it again") from error
+
+
+class _Refused(Exception):
+    """A name that is not on the list."""
+
+
+class _Restricted(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED:
+            raise _Refused(f"{module}.{name}")
+        stand_in = ALLOWED[module, name]
+        # A new function each time: what a file may do to it, such as giving it attributes, is forgotten with it.
+        return lambda *given: stand_in(*given)
+
+    def persistent_load(self, _: Any) -> NoReturn:
+        raise _Refused("an object outside the file")
+
+
+class _Dtype:
+    """Stands for numpy.dtype: a number's kind, size and byte order."""
+
+    def __init__(self, name: str | bytes, *_: Any) -> None:
+        _check(isinstance(name, str | bytes))
+        self.value = np.dtype(_text(name))
+        _check(self.value.kind in KINDS)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        order = _text(state[1])
+        _check(order in ("<", ">", "|", "=") and state[2:5] == (None, None, None))  # no parts, no names, no fields
+        self.value = self.value.newbyteorder(">" if order == ">" else "<")
+
+
+class _Array:
+    """Stands for an array: first empty, then given its content."""
+
+    value: NDArray[Any]
+
+    def __init__(self, *_: Any) -> None:
+        self.value = np.empty(0, np.uint8)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, is_fortran, raw = state
+        self.value = _from_buffer(raw, dtype, shape, "F" if is_fortran else "C").value
+
+
+def _from_buffer(raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str | bytes) -> _Array:
+    array = _Array()
+    array.value = np.frombuffer(raw, dtype.value).reshape(shape, order="F" if _text(order) == "F" else "C")
+    return array
+
+
+def _scalar(dtype: _Dtype, raw: bytes) -> Any:
+    return np.frombuffer(raw, dtype.value, count=1)[0]
+
+
+def _encode(text: str, encoding: str | bytes = "latin1") -> bytes:
+    """How Python 3 writes bytes into a pickle that Python 2 can read."""
+    _check(_text(encoding) in ("latin1", "latin-1"))
+    return text.encode("latin1")
+
+
+def _bytes(*parts: Any) -> bytes:
+    """The same for bytes of no length."""
+    _check(parts == ())
+    return b""
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode("ascii") if isinstance(name, bytes) else name
+
+
+def _check(fine: bool) -> None:
+    if not fine:
+        raise pickle.UnpicklingError("no plain array")
+
+
+ALLOWED = {
+    ("_codecs", "encode"): _encode,
+    ("builtins", "bytes"): _bytes,
+    ("__builtin__", "bytes"): _bytes,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy", "ndarray"): _Array,
+    **{
+        (f"numpy.{core}.{module}", name): stand_in
+        for core in ("core", "_core")
+        for module, name, stand_in in (
+            ("multiarray", "_reconstruct", _Array),
+            ("multiarray", "scalar", _scalar),
+            ("numeric", "_frombuffer", _from_buffer),
+        )
+    },
+}
+
+
+def _items(part: Any, path: Path) -> list[Any]:
+    if isinstance(part, _Array):
+        return list(part.value)
+    if not isinstance(part, list | tuple):
+        raise WrongUse(f"{path} is a pickle of something else; give a verification set such as lfw.bin")
+    return list(part)
+
+
+def _plain(item: Any) -> Any:
+    """bytes for arrays of bytes, Python's own numbers for numpy's; the rest as it is."""
+    if isinstance(item, _Array):
+        item = item.value
+    if isinstance(item, np.ndarray):
+        return item.tobytes() if item.dtype.kind in "uS" and item.ndim <= 1 else None
+    if isinstance(item, bytearray):
+        return bytes(item)
+    return item.item() if isinstance(item, np.generic) else item

@@ -1,0 +1,170 @@
+"""What is asked of the embeddings of a set: pairs of images, all pairs of some people's images, pairs of templates.
+
+Each pair is scored once, by one of the processes; the numbers are computed on the main one.
+
+Letters: N images, D embedding size, P pairs, T templates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app.data.dataset import Rows
+from app.evaluation import measures
+from app.evaluation.measures import Answers, Folds, Numbers
+from app.evaluation.verification import Embeddings, Pairs, all_pairs, normalise, verification_accuracy
+from app.runtime.dist import World, gather_rows, share
+
+IJB_FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+RANKS = (1, 5, 20)
+PAIRS_AT_ONCE = 16384
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The numbers by name, the name of the one that ranks, and the ROC curve."""
+
+    numbers: dict[str, float]
+    headline: str
+    far: Numbers
+    tar: Numbers
+
+
+class SetProtocol(Protocol):
+    @property
+    def pairs(self) -> int:
+        """How many pairs are judged."""
+
+    def judge(self, embeddings: Embeddings, here: World) -> Outcome | None:
+        """The outcome for embeddings [N, D] that are finite and not normalised; None on all but the main process."""
+
+
+@dataclass(frozen=True)
+class PairList:
+    """P given pairs of images, with the published measures of LFW and its like."""
+
+    left: Rows
+    right: Rows
+    same: Answers
+    fold: Folds
+
+    @property
+    def pairs(self) -> int:
+        return len(self.same)
+
+    def judge(self, embeddings: Embeddings, here: World) -> Outcome | None:
+        distance = squared_distances(embeddings, self.left, self.right, here)
+        if not here.is_main:
+            return None
+        far, tar = measures.roc(-distance, self.same)
+        accuracy, accuracy_std = measures.accuracy_10_fold(distance, self.same, self.fold)
+        tar_mean, tar_std, far_met = measures.tar_at_far_10_fold(distance, self.same, self.fold)
+        numbers = {
+            "accuracy": accuracy,
+            "accuracy_std": accuracy_std,
+            "accuracy_tuned_on_test": measures.accuracy_tuned_on_test(-distance, self.same),
+            "tar_at_far_1e-3": tar_mean,
+            "tar_at_far_1e-3_std": tar_std,
+            "tar_at_far_1e-3_far_met": far_met,
+            "auc": measures.area(far, tar),
+        }
+        return Outcome(numbers, "accuracy", far, tar)
+
+
+@dataclass(frozen=True)
+class People:
+    """Images of labelled people: all their pairs, as while training, and identification of each among the others."""
+
+    labels: NDArray[np.int32]  # [N]
+
+    @property
+    def pairs(self) -> int:
+        return len(self.labels) * (len(self.labels) - 1) // 2
+
+    def judge(self, embeddings: Embeddings, here: World) -> Outcome | None:
+        if not here.is_main:
+            return None
+        pairs: Pairs = all_pairs(self.labels)
+        accuracy, accuracy_std = verification_accuracy(embeddings, pairs)
+        unit = normalise(embeddings)
+        cosine = unit @ unit.T
+        far, tar = measures.roc(cosine[pairs.left, pairs.right].astype(np.float64), pairs.same)
+        numbers = {
+            "accuracy": accuracy,
+            "accuracy_std": accuracy_std,
+            **{f"rank{k}": value for k, value in zip(RANKS, rank_k(cosine, self.labels, RANKS), strict=True)},
+            "auc": measures.area(far, tar),
+        }
+        return Outcome(numbers, "accuracy", far, tar)
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Pairs of templates, each several images and video frames of one person: the 1:1 protocol of IJB-B and IJB-C."""
+
+    template: NDArray[np.int64]  # [N] which template an image belongs to
+    media: NDArray[np.int64]  # [N] which photograph or video it is of
+    detector_score: NDArray[np.float32]  # [N]
+    left: NDArray[np.int64]  # [P] positions among the templates in ascending order
+    right: NDArray[np.int64]  # [P]
+    same: Answers  # [P]
+
+    @property
+    def pairs(self) -> int:
+        return len(self.same)
+
+    def judge(self, embeddings: Embeddings, here: World) -> Outcome | None:
+        weighted = embeddings * self.detector_score[:, None]
+        score = -squared_distances(pool(weighted, self.template, self.media), self.left, self.right, here)
+        if not here.is_main:
+            return None
+        far, tar = measures.roc(score, self.same)
+        rates = {f"tar_at_far_{name(wanted)}": measures.tar_at_far(far, tar, wanted) for wanted in IJB_FARS}
+        return Outcome({**rates, "auc": measures.area(far, tar)}, "tar_at_far_1e-4", far, tar)
+
+
+def name(far: float) -> str:
+    """1e-4 for 0.0001."""
+    return f"1e{round(np.log10(far))}"
+
+
+def squared_distances(embeddings: Embeddings, left: Rows, right: Rows, here: World) -> Numbers:
+    """Squared Euclidean distances [P], 0 to 4, between normalised rows of embeddings [N, D]; each on one process."""
+    unit = embeddings.astype(np.float64)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    own = share(np.arange(len(left)), here)
+    distance = np.empty(len(own))
+    for start in range(0, len(own), PAIRS_AT_ONCE):
+        pairs = own[start : start + PAIRS_AT_ONCE]
+        distance[start : start + len(pairs)] = np.square(unit[left[pairs]] - unit[right[pairs]]).sum(1)
+    return gather_rows(torch.from_numpy(distance), here).numpy()
+
+
+def pool(features: Embeddings, template: NDArray[np.int64], media: NDArray[np.int64]) -> Embeddings:
+    """Templates [T, D] in ascending order from features [N, D]: mean over the frames of a medium, sum over media."""
+    order = np.lexsort((media, template))
+    t, m = template[order], media[order]
+    first = np.append(0, np.flatnonzero((t[1:] != t[:-1]) | (m[1:] != m[:-1])) + 1)  # of each medium of a template
+    frames = np.diff(np.append(first, len(t)))
+    means = np.add.reduceat(features[order], first, axis=0) / frames[:, None].astype(np.float32)
+    of_medium = t[first]
+    return np.add.reduceat(means, np.append(0, np.flatnonzero(of_medium[1:] != of_medium[:-1]) + 1), axis=0)
+
+
+def rank_k(cosine: Embeddings, labels: NDArray[np.int32], ranks: Sequence[int]) -> list[float]:
+    """For each k, the share of images [N] with another of the same person among the k most alike of the others.
+
+    cosine [N, N]. People with one image are left out of the questions, not of the answers.
+    """
+    same = labels[:, None] == labels[None, :]
+    np.fill_diagonal(same, False)
+    best = np.where(same, cosine, -np.inf).max(axis=1)
+    before = ((cosine > best[:, None]) & (labels[:, None] != labels[None, :])).sum(axis=1)
+    before = before[same.any(axis=1)]
+    return [float((before < k).mean()) for k in ranks]

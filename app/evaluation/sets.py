@@ -1,0 +1,170 @@
+"""Which sets there are to measure on, and how each kind is read.
+
+NAME.bin               verification pairs as insightface publishes them (LFW, CFP-FP, AgeDB-30, CALFW, CPLFW, …)
+NAME.csv               img1,img2,label: paths relative to the file; 1 for one person, 0 for two; a header may be there
+DIR with images.npy    and pairs.npy (int [P, 3]: image, image, 1 or 0), or labels.npy (int [N]: all pairs)
+DIR with meta/         IJB-B or IJB-C as published (app/evaluation/ijb.py)
+
+Letters: N images, P pairs.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.config import Config
+from app.data.dataset import open_configured, open_images, open_labels
+from app.data.sources import UNREADABLE, decode_face, load_face
+from app.errors import WrongUse
+from app.evaluation.ijb import open_ijb
+from app.evaluation.image_set import ImageSet
+from app.evaluation.measures import folds_of
+from app.evaluation.pickle_bin import read_bin
+from app.evaluation.protocols import PairList, People, SetProtocol
+from app.evaluation.verification import FOLDS, enough
+from app.runtime.checkpoint import sha256
+
+MOST_PEOPLE_IMAGES = 5000  # all their pairs are 12.5 million; sorting more takes minutes
+YES, NO = {"1", "true", "same"}, {"0", "false", "different", "-1"}
+
+
+def open_set(path: Path) -> ImageSet:
+    """The set at `path`. Raises WrongUse for what is none of the kinds, is missing, broken, or too small to measure."""
+    if not path.exists():
+        raise WrongUse(f"there is no set {path}; give one such as lfw.bin, pairs.csv or a folder with images.npy")
+    if path.suffix == ".bin":
+        return open_bin(path)
+    if path.suffix == ".csv":
+        return open_csv(path)
+    if path.is_dir() and (path / "meta").is_dir():
+        return open_ijb(path)
+    if (path / "images.npy").is_file() or path.name == "images.npy":
+        return open_arrays(path if path.is_dir() else path.parent)
+    raise WrongUse(f"{path} is no set; give a .bin, a .csv, a folder with images.npy, or one of IJB-B or IJB-C")
+
+
+def open_bin(path: Path) -> ImageSet:
+    encoded, same = read_bin(path)
+    # The same photograph comes in many pairs; it is decoded and embedded once.
+    number: dict[bytes, int] = {}
+    places = np.array([number.setdefault(image, len(number)) for image in encoded], np.int64)
+    distinct = list(number)
+
+    def read(row: int) -> NDArray[np.uint8]:
+        try:
+            return decode_face(io.BytesIO(distinct[row]))
+        except UNREADABLE as error:
+            where = int(np.argmax(places == row))
+            raise WrongUse(f"image {where} of {path} is not readable; copy the file again") from error
+
+    protocol = _pair_list(places[0::2], places[1::2], same, path)
+    return ImageSet(path.stem, str(path), sha256(path), len(distinct), read, protocol)
+
+
+def open_csv(path: Path) -> ImageSet:
+    """The pairs of a CSV file; a file that is missing is named with its row before any work is done."""
+    number: dict[Path, int] = {}
+    pairs: list[tuple[int, int, bool]] = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            for row in reader:
+                if not any(map(str.strip, row)) or (reader.line_num == 1 and _is_header(row)):
+                    continue
+                left, right, same = _read_row(row, f"row {reader.line_num} of {path}")
+                for name in (left, right):
+                    image = path.parent / name
+                    if image not in number and not image.is_file():
+                        raise WrongUse(
+                            f"row {reader.line_num} of {path} names {name}, and there is no file {image}; "
+                            f"give paths relative to {path.parent}"
+                        )
+                    number.setdefault(image, len(number))
+                pairs.append((number[path.parent / left], number[path.parent / right], same))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise WrongUse(f"{path} is no CSV text in UTF-8; save it as lines of img1,img2,label") from error
+    if not pairs:
+        raise WrongUse(f"{path} has no pairs; give lines of img1,img2,label such as a/1.jpg,a/2.jpg,1")
+    files = list(number)
+    left_rows, right_rows, same_list = zip(*pairs, strict=True)
+    protocol = _pair_list(np.array(left_rows), np.array(right_rows), np.array(same_list, np.bool_), path)
+    return ImageSet(path.stem, str(path), sha256(path), len(files), lambda row: load_face(files[row]), protocol)
+
+
+def _is_header(row: Sequence[str]) -> bool:
+    return len(row) >= 3 and row[2].strip().lower() not in YES | NO and not row[2].strip().lstrip("-").isdigit()
+
+
+def _read_row(row: Sequence[str], where: str) -> tuple[str, str, bool]:
+    fields = [field.strip() for field in row]
+    if len(fields) < 3 or fields[2].lower() not in YES | NO:
+        raise WrongUse(f"{where} is {','.join(row)!r}; it must be img1,img2,label with the label 1 or 0")
+    return fields[0], fields[1], fields[2].lower() in YES
+
+
+def open_arrays(folder: Path) -> ImageSet:
+    images = open_images(folder / "images.npy")
+    pairs, labels = folder / "pairs.npy", folder / "labels.npy"
+    protocol: SetProtocol
+    if pairs.is_file():
+        asked, protocol = pairs, _pairs_of_array(pairs, len(images))
+    elif labels.is_file():
+        asked, protocol = labels, _people(open_labels(labels, len(images)), folder)
+    else:
+        raise WrongUse(f"{folder} says nothing of who is on its images; put pairs.npy or labels.npy beside images.npy")
+    digest = hashlib.sha256((sha256(folder / "images.npy") + sha256(asked)).encode()).hexdigest()
+    return ImageSet(folder.name, str(folder), digest, len(images), lambda row: images[row], protocol)
+
+
+def _pairs_of_array(path: Path, count: int) -> PairList:
+    try:
+        pairs = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise WrongUse(f"{path} is no whole .npy file; make it again") from error
+    if pairs.ndim != 2 or pairs.shape[1] != 3 or pairs.dtype.kind not in "iu":
+        raise WrongUse(f"{path} is {pairs.dtype} of shape {list(pairs.shape)}; it must be int of shape [P, 3]")
+    if len(pairs) == 0:
+        raise WrongUse(f"{path} has no pairs; it must have rows of image, image, 1 or 0")
+    if pairs[:, :2].min() < 0 or pairs[:, :2].max() >= count or not np.isin(pairs[:, 2], (0, 1)).all():
+        raise WrongUse(f"{path} must hold rows 0 to {count - 1} of images.npy, and 1 or 0 in its last column")
+    return _pair_list(pairs[:, 0].astype(np.int64), pairs[:, 1].astype(np.int64), pairs[:, 2] == 1, path)
+
+
+def _pair_list(left: NDArray[np.int64], right: NDArray[np.int64], same: NDArray[np.bool_], path: Path) -> PairList:
+    return PairList(left, right, same, folds_of(same, str(path)))
+
+
+def _people(labels: NDArray[np.int32], where: Path) -> People:
+    if not (labels >= 0).all():
+        raise WrongUse(f"{where} holds images without a label; leave them out, or give pairs.npy")
+    if len(labels) > MOST_PEOPLE_IMAGES:
+        raise WrongUse(
+            f"{where} has {len(labels):,} images, too many for all their pairs; "
+            f"give a pairs.npy, or at most {MOST_PEOPLE_IMAGES:,} images"
+        )
+    if not enough(labels):
+        raise WrongUse(
+            f"the labels of {where} give fewer than {FOLDS} pairs of one person or of two; "
+            f"give images of more people, such as 8 people with 4 images each"
+        )
+    return People(labels)
+
+
+def held_out(config: Config) -> ImageSet:
+    """The people of a run's data set that it never trained on, as they are measured while training."""
+    data = open_configured(config.data)
+    path = Path(str(config.data.binary_cache_path))
+    rows = data.held_out_rows[: config.train.eval.max_images]
+    if data.labels is None or len(rows) == 0:
+        raise WrongUse(f"{path} has no labelled people held out; name sets to measure on, such as sets=lfw.bin")
+    protocol = _people(data.labels[rows], path)
+    digest = hashlib.sha256(data.images[rows].tobytes() + data.labels[rows].tobytes()).hexdigest()
+    name = f"{path.resolve().parent.name}-held-out"
+    return ImageSet(name, str(path), digest, len(rows), lambda row: data.images[rows[row]], protocol)

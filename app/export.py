@@ -1,0 +1,213 @@
+"""A trained network as an ONNX file: python -m app.export checkpoint=PATH out=model.onnx [key=value …]
+
+    checkpoint=PATH      a checkpoint of a run; the settings are those of the run's config.yaml
+    weights=FILE         or published weights, with backbone=NAME, such as backbone=iresnet50
+    out=model.onnx       the file; model.json beside it says what it is
+    opset=11             of ONNX, 11 to 20; 11 is what the MFR challenge's server reads
+    normalise=inside     the file takes pixels from 0 to 255; outside: the caller gives (pixel - 127.5) / 127.5
+    check_images=FILE    images.npy to compare on (default: the run's own, else the ORL photographs)
+    check=model.onnx     instead: judge any ONNX file by the rules of the challenge
+
+The file takes RGB faces fp32 [N, 3, 112, 112] and resamples them itself where the network sees another size. It is
+written once onnxruntime's embeddings of real images are those of torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app.config import BackboneConfig, Config, load, read_command_line
+from app.data import sources
+from app.data.dataset import SIDE, open_images
+from app.errors import EXIT_WRONG_USE, WrongUse
+from app.files import atomic, write_json
+from app.models import build_backbone
+from app.onnx import rules
+from app.onnx.compare import LEAST_COSINE, MOST_DIFFERENCE, Agreement, compare
+from app.onnx.make import BATCH, HALF_RANGE, INPUT, OPSETS, OUTPUT, to_onnx
+from app.onnx.session import VERSION, CannotRun
+from app.runtime import checkpoint
+from app.runtime.folder import RunFolder
+
+OWN_WORDS = ("checkpoint", "weights", "out", "opset", "normalise", "check_images", "check")
+COMPARED_IMAGES = 32
+
+
+class Differs(Exception):
+    """The file would say something else than the network. One sentence with both measures; exit code 1."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be written, all of it known to exist."""
+
+    weights: Path
+    backbone: BackboneConfig
+    out: Path
+    opset: int
+    inside: bool  # the file normalises
+    images: NDArray[np.uint8]  # [n, 112, 112, 3] to compare on
+    images_of: str
+
+
+def main(argv: list[str]) -> int:
+    try:
+        told, exit_code = answer(argv)
+        print(told)
+    except WrongUse as error:
+        print(error, file=sys.stderr)
+        exit_code = EXIT_WRONG_USE
+    except (Differs, CannotRun) as error:
+        print(error, file=sys.stderr)
+        exit_code = 1
+    return exit_code
+
+
+def answer(argv: list[str]) -> tuple[str, int]:
+    """What to tell, and the exit code: 1 where a file that was to be judged breaks a rule."""
+    if {"--help", "-h"} & {*argv}:
+        return read_command_line(["--help"], __doc__ or "").text or "", 0
+    own = {word.split("=")[0]: word.partition("=")[2] for word in argv if word.split("=")[0] in OWN_WORDS}
+    if "check" in own:
+        if len(argv) > 1:
+            raise WrongUse("check=… judges a file and nothing else; leave the other words out")
+        verdicts = rules.judge(Path(own["check"]))
+        return lines(verdicts), int(not kept(verdicts))
+    request = decide(own, [word for word in argv if word.split("=")[0] not in OWN_WORDS])
+    return export(request), 0
+
+
+def decide(own: dict[str, str], overrides: list[str]) -> Request:
+    """The words of the command as what is to be done. Raises WrongUse."""
+    path, config = source(own, overrides)
+    out = Path(own.get("out") or "").absolute()
+    if out.suffix != ".onnx":
+        raise WrongUse(f"out={own.get('out', '…')} is no name for the file; give one such as out=model.onnx")
+    beside = out.with_suffix(".json")
+    if beside.exists() and not describes(beside, out.name):
+        raise WrongUse(f"{beside} would be overwritten and is not about {out.name}; give another out=….onnx")
+    opset = own.get("opset", str(OPSETS[0]))
+    if opset not in map(str, OPSETS):
+        raise WrongUse(f"opset={opset} cannot be written; give one from {OPSETS[0]} to {OPSETS[-1]}, such as opset=11")
+    normalise = own.get("normalise", "inside")
+    if normalise not in ("inside", "outside"):
+        raise WrongUse(f"normalise={normalise} is not known; give normalise=inside or normalise=outside")
+    images, images_of = faces(own.get("check_images"), config.data.binary_cache_path)
+    return Request(path, config.backbone, out, int(opset), normalise == "inside", images, images_of)
+
+
+def source(own: dict[str, str], overrides: list[str]) -> tuple[Path, Config]:
+    """The file with the weights, and the configuration that says what they are of."""
+    if ("checkpoint" in own) == ("weights" in own):
+        raise WrongUse(
+            "one of checkpoint=… and weights=… is wanted; "
+            "give checkpoint=runs/RUN/checkpoints/epoch_014.pt, or weights=FILE backbone=NAME"
+        )
+    path = Path(own.get("checkpoint") or own.get("weights") or "").absolute()
+    if not path.is_file():
+        raise WrongUse(f"there is no file {path}; give a checkpoint such as runs/RUN/checkpoints/epoch_014.pt")
+    if "weights" in own:
+        if not any(word.startswith("backbone") for word in overrides):
+            raise WrongUse(f"{path.name} does not say what it is of; add backbone=NAME, such as backbone=iresnet50")
+        return path, load(overrides)
+    folder = RunFolder(path.parent.parent)
+    if not folder.config.is_file():
+        raise WrongUse(
+            f"{folder.config} is missing, which says what {path.name} is; "
+            "give a checkpoint in a run's folder, or weights=FILE backbone=NAME"
+        )
+    return path, load(overrides, base=folder.config)
+
+
+def describes(file: Path, name: str) -> bool:
+    """Whether a JSON file is about the file of this name. The one beside a checkpoint is not about our file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(content, dict) and content.get("file") == name
+
+
+def faces(given: str | None, of_run: str | None) -> tuple[NDArray[np.uint8], str]:
+    """Real images [n, 112, 112, 3], evenly from all there are, and where they are from. Raises WrongUse."""
+    if given or (of_run and Path(of_run).is_file()):
+        path = Path(given or of_run or "")
+        images = open_images(path)
+        return images[evenly(len(images))], str(path)
+    try:
+        orl = sources.orl()
+    except WrongUse as error:
+        raise WrongUse("there are no images to compare on; give check_images=PATH of an images.npy") from error
+    files = orl.read(0, orl.count)
+    return orl.decode([files[row] for row in evenly(orl.count)]), orl.name
+
+
+def evenly(count: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, count - 1, COMPARED_IMAGES).round().astype(np.int64))
+
+
+def export(request: Request) -> str:
+    """Make the file, compare, write it and what it is; returns what to tell. Raises Differs before it writes."""
+    backbone = build_backbone(request.backbone)
+    checkpoint.load_backbone(request.weights, backbone)
+    size, inside = request.backbone.image_size, request.inside
+    model = to_onnx(backbone.eval(), image_size=size, opset=request.opset, inside=inside)
+    agreement = compare(model, backbone, request.images, image_size=size, inside=inside)
+    measured = f"max difference {agreement.max_abs_difference:.1e}, least cosine {agreement.least_cosine:.7f}"
+    if not agreement.good:
+        raise Differs(
+            f"{request.out} was not written, as it differs from the network on {agreement.images} images: {measured} "
+            f"(at most {MOST_DIFFERENCE:g} and at least {LEAST_COSINE:g} are wanted)"
+        )
+    request.out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(request.out, len(model), "the ONNX file") as file:
+        file.write(model)
+    verdicts = rules.judge(request.out)
+    write_json(request.out.with_suffix(".json"), description(request, model, agreement, verdicts))
+    return f"{request.out}: {measured} on {agreement.images} images of {request.images_of}\n{lines(verdicts)}"
+
+
+def description(
+    request: Request, model: bytes, agreement: Agreement, verdicts: Sequence[rules.Verdict]
+) -> dict[str, Any]:
+    """What the JSON beside the file says."""
+    return {
+        "file": request.out.name,
+        "sha256": hashlib.sha256(model).hexdigest(),
+        "bytes": len(model),
+        "opset": request.opset,
+        "input": {"name": INPUT, "shape": [BATCH, 3, SIDE, SIDE], "colours": "RGB"},
+        "output": {"name": OUTPUT, "shape": [BATCH, request.backbone.embedding_dim]},
+        # What the caller does with pixels from 0 to 255: (pixel - mean) / std.
+        "normalisation": {"mean": 0.0, "std": 1.0} if request.inside else {"mean": HALF_RANGE, "std": HALF_RANGE},
+        "backbone": asdict(request.backbone),
+        "checkpoint": {"file": request.weights.name, "sha256": checkpoint.sha256(request.weights)},
+        "agreement": {**asdict(agreement), "images_of": request.images_of},
+        "rules": {verdict.rule: verdict.passed for verdict in verdicts if verdict.passed is not None},
+        "made_with": {"torch": str(torch.__version__), "onnxruntime": VERSION},
+        "created": time.time(),
+    }
+
+
+def lines(verdicts: Sequence[rules.Verdict]) -> str:
+    told = "every rule is kept" if kept(verdicts) else "a rule is broken"
+    return "\n".join([*map(str, verdicts), f"by the rules of MFR-ongoing: {told}"])
+
+
+def kept(verdicts: Sequence[rules.Verdict]) -> bool:
+    return all(verdict.passed is not False for verdict in verdicts)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,305 @@
+"""Partial FC: softmax over class centres that are spread over ranks and sampled (An et al. 2022, arXiv:2203.15565).
+
+Every rank holds a contiguous part of the centres and sees the embeddings of all ranks. A step compares them with the
+centres of the classes that were met and, at a sample rate below 1, with a random share of the others; a softmax across
+ranks makes one loss of it. Only those centres have gradients, and they are kept as that: some rows of a table.
+
+What differs from the published code, on purpose:
+- The sample is a function of the seed, the number of the call and the class alone, and is the int(rate * C) luckiest of
+  all classes, not of each rank's. Any number of ranks of one kind of device then computes the same.
+- `update: lazy` moves sampled centres only. Their moments decay for the steps they missed as zero gradients would have
+  made them; AdamW corrects for the number of their own updates. `dense`, as published, treats all other centres as if
+  they had a gradient of zero: weight decay shrinks and momentum moves them on. At rate 1 both are torch.optim's.
+- The product with the centres is not laid out for autograd: there is no copy of normalised centres, and no gradient
+  as large as the table.
+
+Letters: C classes, D embedding size, N images of all ranks, n centres of this rank in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from app.config.schema import HeadConfig, OptimizerConfig
+from app.errors import WrongUse
+from app.models.heads import build_head
+from app.runtime import dist
+from app.runtime.dist import World
+
+INIT_STD = 0.01
+INIT_ROWS = 4096  # classes whose first values are drawn together
+BETAS, EPS = (0.9, 0.999), 1e-8  # of AdamW: torch's defaults
+CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}  # updated at once: stays in a CPU's cache, keeps a GPU busy
+
+
+class PartialFC(nn.Module):
+    """The loss of embeddings against C class centres, which it trains by itself. Every call is a collective."""
+
+    def __init__(
+        self, classes: int, dim: int, config: HeadConfig, optimizer: OptimizerConfig, here: World, *, seed: int
+    ) -> None:
+        super().__init__()
+        self.classes, self.rate, self.here, self.seed = classes, config.sample_rate, here, seed
+        self.head = build_head(config)
+        self.centres = Centres(share_of(classes, here), dim, optimizer, here, seed=seed, lazy=config.update == "lazy")
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))  # forward calls, each with its own sample
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean loss over the images of all ranks, and metrics, all scalars.
+
+        embeddings [B, D] of any length, labels int64 [B] in [0, C), B the same on all ranks. Behind data_parallel the
+        gradients of a backbone are those of this mean. Those of the centres add up until `step` or `discard`.
+        """
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return self._forward(dist.gather_batch(embeddings.float(), self.here), self._gathered(labels))
+
+    def _forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = self.sample(labels)
+        own = columns(rows, labels - self.centres.start)
+        norms = embeddings.norm(dim=1)
+        unit = embeddings / norms.clamp_min(1e-12)[:, None]
+        cosine = _Cosines.apply(unit, self.centres.some(rows), lambda grad: self.centres.add(rows, grad))  # [N, n]
+        target = dist.total(at(cosine.detach(), own), self.here)  # [N]
+        loss = _CrossEntropy.apply(self.head(cosine, own, target, norms), own, self.here)
+        # Every rank computes the penalty of all images; it must reach them once.
+        penalty = self.head.penalty(norms if self.here.is_main else norms.detach())
+        if penalty is not None:
+            loss = loss + penalty.mean()
+        return loss, {"positive_cosine": target.mean(), "embedding_norm": norms.detach().mean()}
+
+    def _gathered(self, labels: Tensor) -> Tensor:
+        assert labels.dtype == torch.long, "int64, or the search for them goes wrong"
+        labels = dist.gather_batch(labels, self.here)
+        assert bool(((labels >= 0) & (labels < self.classes)).all()), f"labels are in [0, {self.classes})"
+        return labels
+
+    def sample(self, labels: Tensor) -> Tensor:
+        """This rank's rows to compare with, ascending [n]: of all `labels` [N], and of other classes by chance.
+
+        Together int(rate * C) of all ranks, or as many as there are classes in `labels` if that is more.
+        """
+        start, stop = self.centres.start, self.centres.stop
+        self.calls += 1
+        if self.rate >= 1:
+            return torch.arange(stop - start, device=labels.device)
+        state = np.random.SeedSequence([self.seed, int(self.calls)]).generate_state(1, np.uint64)
+        generator = torch.Generator(labels.device).manual_seed(int(state[0] >> 1))
+        # Numbers of all classes on every rank: cheap, and nobody has to ask how many the others took.
+        luck = torch.rand(self.classes, generator=generator, device=labels.device)
+        luck[labels] = 2.0
+        size = max(int(self.rate * self.classes), len(labels.unique()))
+        taken = luck.topk(size, sorted=False).indices
+        return taken[(taken >= start) & (taken < stop)].sub_(start).sort().values
+
+    def step(self, lr: float, *, grad_scale: float = 1.0) -> None:
+        """Update the centres by what the calls since the last step left, whose losses were multiplied by a scale."""
+        self.steps += 1
+        self.centres.step(lr, int(self.steps), grad_scale)
+
+    def discard(self) -> None:
+        """Forget the gradients since the last step."""
+        self.centres.discard()
+
+    def tables(self) -> dict[str, Tensor]:
+        """On rank 0 whole tables, a row a class, in CPU memory and good until the next step; nothing on the others."""
+        whole = {name: dist.rows_to_main(table, self.here) for name, table in self.centres.tables.items()}
+        return {name: table for name, table in whole.items() if table is not None}
+
+    def take_tables(self, tables: dict[str, Tensor]) -> None:
+        """The reverse of `tables`; each rank copies its own rows, all or nothing. Raises WrongUse for a misfit."""
+        if tables.keys() != self.centres.tables.keys():
+            name = "adamw" if "exp_avg" in tables else "sgd"
+            raise WrongUse(f"the class centres were trained by another optimizer; give train.optimizer.name={name}")
+        for name, table in self.centres.tables.items():
+            wanted, given = (self.classes, *table.shape[1:]), tuple(tables[name].shape)
+            if given != wanted:
+                raise WrongUse(
+                    f"the checkpoint's class centres ({name}) are {given} and not {wanted}; give the labels and the "
+                    "backbone.embedding_dim it was trained with, or its path as train.warm_start instead of train.resume"
+                )
+        for name, table in self.centres.tables.items():
+            table.copy_(tables[name][self.centres.start : self.centres.stop])
+
+    def take_centres(self, weight: Tensor) -> None:
+        """Begin with other centres [C', D], for the classes of the same numbers. Raises WrongUse for another D."""
+        mine = self.centres.tables["weight"]
+        if weight.ndim != 2 or weight.shape[1] != mine.shape[1]:
+            raise WrongUse(
+                f"the class centres have shape {tuple(weight.shape)} and embeddings {mine.shape[1]} numbers; give "
+                f"backbone.embedding_dim={weight.shape[-1]} or recipe.head.warm_start=false"
+            )
+        known = weight[self.centres.start : self.centres.stop]
+        mine[: len(known)] = known.to(mine)
+
+
+class Centres:
+    """Rows start to stop of the table of centres, their optimizer's state and, between steps, gradients of some."""
+
+    def __init__(
+        self, rows: tuple[int, int], dim: int, settings: OptimizerConfig, here: World, *, seed: int, lazy: bool
+    ) -> None:
+        self.start, self.stop = rows
+        self.settings, self.lazy = settings, lazy
+        weight = initial(self.start, self.stop, dim, seed).to(here.device)
+        count = torch.zeros(len(weight), dtype=torch.long, device=here.device)
+        self.tables = {"weight": weight, "last_step": count}
+        if settings.name == "adamw":
+            moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+            self.tables |= moments | {"updates": count.clone()}
+        else:
+            self.tables["momentum"] = torch.zeros_like(weight)
+        self.rows: Tensor | None = None  # ascending: those that have a gradient since the last step
+        self.grad: Tensor | None = None
+
+    def some(self, rows: Tensor) -> Tensor:
+        """The centres of ascending rows [n, D]; all of them are not copied."""
+        weight = self.tables["weight"]
+        return weight if len(rows) == len(weight) else weight.index_select(0, rows)
+
+    def add(self, rows: Tensor, grad: Tensor) -> None:
+        """Add a gradient [n, D] of ascending rows [n]; the tensor is kept."""
+        if self.rows is None or self.grad is None:
+            self.rows, self.grad = rows, grad
+        elif torch.equal(self.rows, rows):
+            self.grad += grad
+        else:
+            both = torch.cat([self.rows, rows]).unique()
+            summed = grad.new_zeros(len(both), grad.shape[1])
+            for some, part in ((self.rows, self.grad), (rows, grad)):
+                summed.index_add_(0, torch.searchsorted(both, some), part)
+            self.rows, self.grad = both, summed
+
+    def discard(self) -> None:
+        self.rows = self.grad = None
+
+    @torch.no_grad()
+    def step(self, lr: float, step: int, grad_scale: float) -> None:
+        """Update number `step`, from 1 on, and forget the gradients."""
+        weight = self.tables["weight"]
+        everything = torch.arange(len(weight), device=weight.device)
+        rows = everything[:0] if self.rows is None else self.rows
+        grad = weight[:0] if self.grad is None else self.grad.div_(grad_scale)
+        if not self.lazy and len(rows) < len(weight):
+            grad = torch.zeros_like(weight).index_copy_(0, rows, grad)
+            rows = everything
+        size = max(1, CHUNK_BYTES[weight.device.type] // (weight.shape[1] * weight.element_size()))
+        for i in range(0, len(rows), size):
+            here = slice(i, i + size)
+            if len(rows) == len(weight):  # in place
+                self.update({name: table[here] for name, table in self.tables.items()}, grad[here], lr, step)
+                continue
+            part = {name: table.index_select(0, rows[here]) for name, table in self.tables.items()}
+            self.update(part, grad[here], lr, step)
+            for name, values in part.items():
+                self.tables[name].index_copy_(0, rows[here], values)
+        self.discard()
+
+    def update(self, part: dict[str, Tensor], grad: Tensor, lr: float, step: int) -> None:
+        """Change some rows of all tables by their gradient, which is used up."""
+        o, weight = self.settings, part["weight"]
+        gap = (step - part["last_step"]).double()[:, None]  # 1 for a row that missed no step
+        part["last_step"].fill_(step)
+        if o.name == "adamw":
+            part["updates"] += 1
+            count = part["updates"].double()[:, None]
+            corrections = [(1 - beta**count).to(weight) for beta in BETAS]
+            mean, square = part["exp_avg"], part["exp_avg_sq"]
+            weight.mul_(1 - lr * o.weight_decay)
+            mean.mul_((BETAS[0] ** gap).to(weight)).add_(grad, alpha=1 - BETAS[0])
+            square.mul_((BETAS[1] ** gap).to(weight)).addcmul_(grad, grad, value=1 - BETAS[1])
+            spread = (square / corrections[1]).sqrt_().add_(EPS)
+            weight.addcdiv_(mean / corrections[0], spread, value=-lr)
+            return
+        grad.add_(weight, alpha=o.weight_decay)
+        momentum = part["momentum"].mul_((o.momentum**gap).to(weight)).add_(grad)
+        if o.nesterov:
+            weight.add_(grad, alpha=-lr).add_(momentum, alpha=-lr * o.momentum)
+        else:
+            weight.add_(momentum, alpha=-lr)
+
+
+def share_of(classes: int, here: World) -> tuple[int, int]:
+    """The first class of a rank and the one after its last: shares equal to within one, the larger ones first."""
+    each, over = divmod(classes, here.size)
+    start = here.rank * each + min(here.rank, over)
+    return start, start + each + (here.rank < over)
+
+
+def initial(start: int, stop: int, dim: int, seed: int) -> Tensor:
+    """First values N(0, 0.01) of classes start to stop [stop - start, dim], whoever holds the others."""
+    weight = torch.empty(stop - start, dim)
+    for first in range(start // INIT_ROWS * INIT_ROWS, stop, INIT_ROWS):
+        state = np.random.SeedSequence([seed, first]).generate_state(1, np.uint64)
+        drawn = torch.randn(INIT_ROWS, dim, generator=torch.Generator().manual_seed(int(state[0] >> 1)))
+        low, high = max(first, start), min(first + INIT_ROWS, stop)
+        weight[low - start : high - start] = drawn[low - first : high - first]
+    return weight.mul_(INIT_STD)
+
+
+def columns(rows: Tensor, wanted: Tensor) -> Tensor:
+    """Where in ascending `rows` [n] each of `wanted` [N] is, or -1 where it is not."""
+    if not len(rows):
+        return torch.full_like(wanted, -1)
+    place = torch.searchsorted(rows, wanted).clamp_(max=len(rows) - 1)
+    return torch.where(rows[place] == wanted, place, -1)
+
+
+def at(values: Tensor, column: Tensor) -> Tensor:
+    """values[i, column[i]] of [N, n], and 0 where the column is -1."""
+    there = column >= 0
+    result = values.new_zeros(len(values))
+    result[there] = values[there, column[there]]
+    return result
+
+
+class _Cosines(torch.autograd.Function):
+    """Unit embeddings [N, D] times the directions of centres [n, D]; the gradient of the centres goes to `keep`."""
+
+    @staticmethod
+    def forward(ctx: Any, unit: Tensor, centres: Tensor, keep: Callable[[Tensor], None]) -> Tensor:
+        length = centres.norm(dim=1).clamp_min_(1e-12)
+        cosine = (unit @ centres.T).div_(length).clamp_(-1, 1)  # only rounding reaches 1: no gradient is cut off
+        ctx.save_for_backward(unit, centres, length, cosine)
+        ctx.keep = keep
+        return cosine
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        unit, centres, length, cosine = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            scaled = grad / length
+            # d cos / d centre = (unit - cos * centre / length) / length
+            along = (scaled * cosine).sum(0).div_(length)[:, None]
+            ctx.keep((scaled.T @ unit).addcmul_(along, centres, value=-1))
+            return scaled @ centres, None, None
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """-mean log max(p, 1e-30) of the own class, where the logits [N, n] of a row go on on other ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, own: Tensor, here: World) -> Tensor:
+        # A rank may hold no centre at all.
+        best = logits.amax(1) if logits.shape[1] else logits.new_full((len(logits),), -torch.inf)
+        share = (logits - dist.greatest(best, here)[:, None]).exp_()
+        share /= dist.total(share.sum(1), here)[:, None]
+        ctx.save_for_backward(share, own)
+        return -dist.total(at(share, own), here).clamp_min(1e-30).log().mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        share, own = ctx.saved_tensors
+        weight = grad / len(share)
+        there = own >= 0
+        result = share * weight
+        result[there, own[there]] -= weight
+        return result, None, None

@@ -1,0 +1,245 @@
+"""ViT for faces (Dosovitskiy et al. 2020, arXiv:2010.11929) in the shape of arcface_torch's, with its names: published
+weights load as they are.
+
+Differences from a plain ViT: no class token, all tokens flattened into the embedding's layers as IResNet does; ReLU6;
+no bias for queries, keys and values; 8 heads whatever the width. Patches of 9 pixels cut 108 of 112 pixels into 12 x 12
+tokens; the 4 that are left over on the right and at the bottom are not seen.
+
+While training some tokens may be left out, a random choice for each image (as in MAE, He et al. 2021,
+arXiv:2111.06377): the blocks never see them, and behind the last norm a learned token stands in their places. All
+random choices come from torch's global generator.
+
+Letters: B batch, S side of the image, L tokens, n tokens kept, D width, E embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from app.models.fourier import fourier_layer
+
+HEADS = 8
+BN_EPS = 2e-5
+PARITY_MASK_RATIO = 0.1  # what the published code ran with whatever a mask ratio above 0 said: it was not passed on
+
+
+class Attention(nn.Module):
+    """Self-attention of 8 heads: [B, n, D] -> the same."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, width = x.shape
+        qkv = self.qkv(x).view(b, n, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)  # [3, B, heads, n, D / heads]
+        # At least 32 bits, as published: products of queries and keys grow while a large network trains, 16 bits
+        # overflow or round them, and a softmax makes of an error in the exponent one of the same size in every weight.
+        with torch.autocast(x.device.type, enabled=False):
+            q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).unbind(0)
+            x = F.scaled_dot_product_attention(q, k, v)
+        return self.dropout(self.proj(x.transpose(1, 2).reshape(b, n, width)))
+
+
+class Mlp(nn.Module):
+    """[B, n, D] -> [B, n, 4 D] -> [B, n, D]"""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.fc2(self.dropout(F.relu6(self.fc1(x)))))
+
+
+class DropPath(nn.Module):
+    """A branch that is left out for a share of the images while training (stochastic depth, arXiv:1603.09382).
+
+    What is kept is scaled up, so that the mean stays.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0:
+            return x
+        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.probability
+        return x * (kept.to(x.dtype) / (1 - self.probability))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a norm and beside a shortcut: [B, n, D] -> the same."""
+
+    def __init__(self, width: int, dropout: float, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, dropout)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, dropout)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class PatchEmbed(nn.Module):
+    """A token for each whole patch, row by row: [B, 3, S, S] -> [B, L, D], L = (S // patch_size)²."""
+
+    def __init__(self, width: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch_size, patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class VisionTransformer(nn.Module):
+    """images [B, 3, S, S] in [-1, 1] -> embeddings [B, E], not normalised.
+
+    `layers` has one number, the blocks; `width` is a multiple of 8. `drop_path` is the probability that the last block
+    is left out for an image, rising evenly from 0 at the first. `mask_ratio` of the tokens are left out while training;
+    with `parity_mask_ratio` any ratio above 0 means 0.1, as it did in the published code. `gradient_checkpointing`
+    computes each block a second time in the backward pass instead of keeping what is inside it.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int] = (12,),
+        *,
+        width: int = 512,
+        embedding_dim: int = 512,
+        dropout: float = 0.0,
+        image_size: int = 112,
+        patch_size: int = 9,
+        drop_path: float = 0.0,
+        mask_ratio: float = 0.0,
+        parity_mask_ratio: bool = False,
+        fourier: str = "none",
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        (depth,) = layers
+        tokens = (image_size // patch_size) ** 2
+        self.mask_ratio = PARITY_MASK_RATIO if parity_mask_ratio and mask_ratio > 0 else mask_ratio
+        self.gradient_checkpointing = gradient_checkpointing
+        self.fourier_transform_layer = fourier_layer(fourier, image_size)
+        self.patch_embed = PatchEmbed(width, patch_size)
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        # Published weights hold one, used or not; as a parameter without gradients it would stop training on two GPUs.
+        self.mask_token.requires_grad = self.mask_ratio > 0
+        self.dropout = nn.Dropout(dropout)
+        steps = max(1, depth - 1)
+        self.blocks = nn.ModuleList(Block(width, dropout, drop_path * i / steps) for i in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.feature = nn.Sequential(
+            nn.Linear(tokens * width, width, bias=False),
+            nn.BatchNorm1d(width, eps=BN_EPS),
+            nn.Linear(width, embedding_dim, bias=False),
+            nn.BatchNorm1d(embedding_dim, eps=BN_EPS),
+        )
+        self._initialise()
+
+    def _initialise(self) -> None:
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Both ends stay in 32 bits whatever autocast says, as published: the first layer is cheap, and the sums of the
+        # last ones over 73,728 inputs lose accuracy in 16 bits. So is the sum that runs past the blocks.
+        with torch.autocast(images.device.type, enabled=False):
+            x = self.fourier_transform_layer(images.to(self.pos_embed.dtype))
+            x = self.dropout(self.patch_embed(x) + self.pos_embed)  # [B, L, D]
+        masked = self.training and self.mask_ratio > 0
+        if masked:
+            places = self._places_kept(x)
+            x = x.gather(1, places)  # [B, n, D]
+        for block in self.blocks:
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)  # with the same random choices the second time
+            else:
+                x = block(x)
+        with torch.autocast(images.device.type, enabled=False):
+            x = self.norm(x)
+            if masked:
+                x = self.mask_token.expand(len(x), self.pos_embed.shape[1], -1).scatter(1, places, x)  # [B, L, D]
+            return self.feature(x.flatten(1))
+
+    def _places_kept(self, x: Tensor) -> Tensor:
+        """Which of L tokens are kept, drawn for each image: [B, n, D], the same for all numbers of a token."""
+        b, tokens, width = x.shape
+        kept = max(1, int(tokens * (1 - self.mask_ratio)))
+        order = torch.rand(b, tokens, device=x.device).argsort(1)
+        return order[:, :kept, None].expand(-1, -1, width)
+
+
+def vit_t(**options: Any) -> VisionTransformer:
+    """19,137,792 parameters, 1.5 GMAC an image. Options: those of `VisionTransformer`."""
+    return VisionTransformer((12,), **{"width": 256, "drop_path": 0.1, "mask_ratio": 0.1, **options})
+
+
+def vit_t_dp005_mask0(**options: Any) -> VisionTransformer:
+    """As trained on WebFace42M: 19,137,792 parameters, 1.5 GMAC an image. Options: those of `VisionTransformer`."""
+    return vit_t(**{"drop_path": 0.05, "mask_ratio": 0.0, **options})
+
+
+def vit_s(**options: Any) -> VisionTransformer:
+    """76,023,296 parameters, 5.7 GMAC an image. Options: those of `VisionTransformer`."""
+    return VisionTransformer((12,), **{"width": 512, "drop_path": 0.1, "mask_ratio": 0.1, **options})
+
+
+def vit_s_dp005_mask_0(**options: Any) -> VisionTransformer:
+    """As trained on WebFace42M: 76,023,296 parameters, 5.7 GMAC an image. Options: those of `VisionTransformer`."""
+    return vit_s(**{"drop_path": 0.05, "mask_ratio": 0.0, **options})
+
+
+def vit_b(**options: Any) -> VisionTransformer:
+    """113,833,472 parameters, 11.4 GMAC an image. Options: those of `VisionTransformer`."""
+    published = {"width": 512, "drop_path": 0.1, "mask_ratio": 0.1, "gradient_checkpointing": True}
+    return VisionTransformer((24,), **{**published, **options})
+
+
+def vit_b_dp005_mask_005(**options: Any) -> VisionTransformer:
+    """As trained on WebFace42M: 113,833,472 parameters, 11.4 GMAC an image. Options: those of `VisionTransformer`.
+
+    The published numbers were reached with 0.1 of the tokens left out, not with 0.05: see `parity_mask_ratio`.
+    """
+    return vit_b(**{"drop_path": 0.05, "mask_ratio": 0.05, **options})
+
+
+def vit_l(**options: Any) -> VisionTransformer:
+    """255,684,352 parameters, 25.3 GMAC an image. Options: those of `VisionTransformer`."""
+    published = {"width": 768, "drop_path": 0.1, "mask_ratio": 0.1, "gradient_checkpointing": True}
+    return VisionTransformer((24,), **{**published, **options})
+
+
+def vit_l_dp005_mask_005(**options: Any) -> VisionTransformer:
+    """As trained on WebFace42M: 255,684,352 parameters, 25.3 GMAC an image. Options: those of `VisionTransformer`.
+
+    The published numbers were reached with 0.1 of the tokens left out, not with 0.05: see `parity_mask_ratio`.
+    """
+    return vit_l(**{"drop_path": 0.05, "mask_ratio": 0.05, **options})
+
+
+def vit_h(**options: Any) -> VisionTransformer:
+    """756,393,984 parameters, 89.2 GMAC an image. Options: those of `VisionTransformer`."""
+    published = {"width": 1024, "drop_path": 0.1, "mask_ratio": 0.0, "gradient_checkpointing": True}
+    return VisionTransformer((48,), **{**published, **options})

@@ -1,0 +1,193 @@
+"""What the MFR-ongoing challenge asks of a submitted ONNX file, checked here before it is sent.
+
+The server cannot be asked, so its published checks and rules are repeated: images [*, 3, 112, 112], one output, at
+most 1,024 MB, no 16-bit weights, at least 8 nodes, onnxruntime 1.8. Where this is stricter it is so because a file that
+passes should pass anywhere: every float is fp32, the batch is symbolic (the server would make it so), and 32 images at
+once give finite numbers. Time is told, not judged: the tracks' limits (10, 15, 20 and 30 ms) hold for their GPU.
+
+Letters: N images, D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from app.data.dataset import SIDE
+from app.errors import WrongUse
+from app.onnx.session import CannotRun, Session, first_line
+
+MOST_MB = 1024
+MOST_DIM, MOST_DIM_UNCONSTRAINED = 512, 1024  # the second in the unconstrained track alone
+LEAST_NODES = 8
+FIRST_NODES = 8  # among which normalising is looked for
+NEWEST_OPSET, NEWEST_IR = 14, 7  # that onnxruntime 1.8 reads
+BATCH = 32
+TIMED_RUNS = 10
+WEIGHTS = {TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64}  # integers are shapes and places
+PARSED_BYTES = 2**31 - 1  # of a protobuf message
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A rule, whether it is kept (None: only told), and what was found."""
+
+    rule: str
+    passed: bool | None
+    found: str
+
+    def __str__(self) -> str:
+        word = {True: "pass", False: "FAIL", None: "    "}[self.passed]
+        return f"{word}  {self.rule}: {self.found}"
+
+
+def judge(path: Path) -> list[Verdict]:
+    """Each rule's verdict, in the order they are listed. Raises WrongUse where the file is not ONNX."""
+    if path.is_file() and path.stat().st_size > PARSED_BYTES:
+        return [size(path)]
+    model = read(path)
+    pixels = normalisation(model)
+    return [
+        input_(model),
+        output(model),
+        size(path),
+        weights(model),
+        nodes(model),
+        versions(model),
+        *running(path, *pixels),
+        Verdict("normalisation", None, f"it will be given (pixel - {pixels[0]:g}) / {pixels[1]:g}{overlooked(model)}"),
+    ]
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """The file's graph, valid by ONNX's own rules. Raises WrongUse."""
+    if not path.is_file():
+        raise WrongUse(f"there is no file {path}; give check=FILE.onnx")
+    try:
+        onnx.checker.check_model(str(path))
+    except onnx.checker.ValidationError as error:
+        raise WrongUse(
+            f"{path} is no valid ONNX file ({first_line(error)}); give one that `python -m app.export` has written"
+        ) from error
+    return onnx.load(path, load_external_data=False)
+
+
+def input_(model: onnx.ModelProto) -> Verdict:
+    # Files of old list their weights among the inputs.
+    names = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in names]
+    told = ", ".join(described(value) for value in inputs)
+    if len(inputs) != 1:
+        return Verdict("input", False, f"{len(inputs)} ({told}); one is wanted")
+    kind = inputs[0].type.tensor_type
+    first, *others = kind.shape.dim or [onnx.TensorShapeProto.Dimension()]
+    symbolic = not first.HasField("dim_value")
+    fits = [d.dim_value for d in others] == [3, SIDE, SIDE] and kind.elem_type == TensorProto.FLOAT
+    return Verdict("input", symbolic and fits, f"{told}; fp32 [N, 3, {SIDE}, {SIDE}] with any N is wanted")
+
+
+def output(model: onnx.ModelProto) -> Verdict:
+    outputs = list(model.graph.output)
+    told = ", ".join(described(value) for value in outputs)
+    if len(outputs) != 1:
+        return Verdict("output", False, f"{len(outputs)} ({told}); one is wanted")
+    shape = [d.dim_value for d in outputs[0].type.tensor_type.shape.dim]
+    fits = len(shape) == 2 and 0 < shape[1] <= MOST_DIM_UNCONSTRAINED
+    track = ", for the unconstrained track only" if fits and shape[1] > MOST_DIM else ""
+    limits = f"[N, D] with D at most {MOST_DIM} ({MOST_DIM_UNCONSTRAINED} unconstrained) is wanted"
+    return Verdict("output", fits, f"{told}{track}; {limits}")
+
+
+def described(value: onnx.ValueInfoProto) -> str:
+    """Name, kind and shape, such as `input float [N, 3, 112, 112]`."""
+    kind = value.type.tensor_type
+    shape = ", ".join(str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in kind.shape.dim)
+    return f"{value.name} {TensorProto.DataType.Name(kind.elem_type).lower()} [{shape}]"
+
+
+def size(path: Path) -> Verdict:
+    size_mb = path.stat().st_size / 2**20
+    return Verdict("size", size_mb <= MOST_MB, f"{size_mb:,.1f} MB of at most {MOST_MB:,}")
+
+
+def weights(model: onnx.ModelProto) -> Verdict:
+    tensors = list(all_weights(model.graph))
+    for tensor in tensors:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            return Verdict("weights", False, f"{tensor.name} lies outside the file; all must be inside")
+        if tensor.data_type not in WEIGHTS:
+            kind = TensorProto.DataType.Name(tensor.data_type).lower()
+            return Verdict("weights", False, f"{tensor.name} is {kind}; floats must be fp32")
+    return Verdict("weights", True, f"{len(tensors)} tensors, floats in fp32")
+
+
+def all_weights(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """The tensors that are listed, and those that nodes hold."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t
+
+
+def nodes(model: onnx.ModelProto) -> Verdict:
+    count = len(model.graph.node)
+    return Verdict("nodes", count >= LEAST_NODES, f"{count} of at least {LEAST_NODES}")
+
+
+def versions(model: onnx.ModelProto) -> Verdict:
+    """Operators and file format that onnxruntime 1.8 reads, and no operators but ONNX's own."""
+    opsets = {imported.domain or "ai.onnx": imported.version for imported in model.opset_import}
+    used = {node.domain or "ai.onnx" for node in model.graph.node}
+    opset = opsets.get("ai.onnx", 0)
+    passed = opset <= NEWEST_OPSET and model.ir_version <= NEWEST_IR and used == {"ai.onnx"}
+    foreign = f", operators of {', '.join(sorted(used - {'ai.onnx'}))}" if used != {"ai.onnx"} else ""
+    return Verdict(
+        "opset",
+        passed,
+        f"{opset}, file format {model.ir_version}{foreign}; "
+        f"onnxruntime 1.8 reads ONNX's own up to {NEWEST_OPSET} and {NEWEST_IR}",
+    )
+
+
+def running(path: Path, pixel_mean: float, pixel_std: float) -> list[Verdict]:
+    """Whether 32 images at once give finite embeddings, and how long one takes on this machine's CPU."""
+    rng = np.random.default_rng(0)
+    x: NDArray[np.float32] = rng.integers(0, 256, (BATCH, 3, SIDE, SIDE)).astype(np.float32)
+    x = ((x - pixel_mean) / pixel_std).astype(np.float32)
+    try:
+        session = Session(path)
+        z = session.run(x)
+        finite = bool(np.isfinite(z).all()) and len(z) == BATCH
+        verdict = Verdict("runs", finite, f"{BATCH} images give {'finite' if finite else 'broken'} {list(z.shape)}")
+        time_ms = session.ms_an_image(x[:1], TIMED_RUNS)
+    except CannotRun as error:
+        return [Verdict("runs", False, f"onnxruntime says: {error}")]
+    return [
+        verdict,
+        Verdict("time", None, f"{time_ms:.1f} ms an image on this CPU; the tracks allow 10 to 30 on a GPU"),
+    ]
+
+
+def normalisation(model: onnx.ModelProto) -> tuple[float, float]:
+    """What the server takes off a pixel and what it then divides by: nothing where the file does it.
+
+    The server goes by the names of the first nodes; so does this, as a file with other names is fed wrongly there.
+    """
+    first = [node.name for node in model.graph.node[:FIRST_NODES]]
+    subtracts = any(name.startswith(("Sub", "_minus")) for name in first)
+    multiplies = any(name.startswith(("Mul", "_mul")) for name in first)
+    return (0.0, 1.0) if subtracts and multiplies else (127.5, 127.5)
+
+
+def overlooked(model: onnx.ModelProto) -> str:
+    """A warning where a file begins like one that normalises, but with names that the server does not look for."""
+    operators = [node.op_type for node in model.graph.node if node.op_type not in ("Constant", "Identity")]
+    begins = operators[:1] == ["Sub"] and operators[1:2] in (["Mul"], ["Div"])
+    return ", although it begins with Sub and Mul under other names" if begins and normalisation(model)[0] else ""

@@ -1,0 +1,60 @@
+"""Running an ONNX file with onnxruntime, on the CPU. The only place that knows onnxruntime.
+
+Letters: N images, D embedding size.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+VERSION: str = onnxruntime.__version__
+FATAL_ONLY = 4  # errors are raised, too, and told by who catches them
+
+
+class CannotRun(Exception):
+    """onnxruntime refuses the file, or fails while it runs it. The first line of what it says."""
+
+
+class Session:
+    """A file, or its bytes, ready to run with as many threads as torch uses. Raises CannotRun."""
+
+    def __init__(self, model: Path | bytes) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = FATAL_ONLY
+        source = model if isinstance(model, bytes) else str(model)
+        try:
+            self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its classes have no base of their own
+            raise CannotRun(first_line(error)) from error
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, x: NDArray[np.float32]) -> NDArray[Any]:
+        """The first output for images [N, 3, H, W]. Raises CannotRun."""
+        try:
+            return np.asarray(self._session.run(None, {self._input: x})[0])
+        except Exception as error:  # as above
+            raise CannotRun(first_line(error)) from error
+
+    def ms_an_image(self, x: NDArray[np.float32], repeats: int) -> float:
+        """Median time of one image [1, 3, H, W] by itself."""
+        self.run(x)  # the first call also prepares memory
+        times_s = []
+        for _ in range(repeats):
+            begun = time.perf_counter()
+            self.run(x)
+            times_s.append(time.perf_counter() - begun)
+        return 1000 * statistics.median(times_s)
+
+
+def first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300].rstrip(". ")

@@ -1,0 +1,111 @@
+"""The supervised recipe: a margin head over class centres that are sharded and sampled (ArcFace with Partial FC)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from app.config import Config
+from app.data.augment import Augment
+from app.data.dataset import Dataset, Rows, open_configured, with_classes
+from app.mining.refresh import Interlude
+from app.models import build_backbone
+from app.models.average import Average
+from app.models.collapse import spread
+from app.models.partial_fc import PartialFC
+from app.recipes.recipe import Batch, RunningAverages, decay_groups
+from app.runtime import checkpoint
+from app.runtime.dist import World, average_buffers, data_parallel, gradients_meet
+
+
+class Supervised:
+    """Learns the classes of `data`. What is evaluated is the network itself, or the running mean of its weights."""
+
+    def __init__(self, config: Config, data: Dataset, here: World) -> None:
+        assert data.classes is not None, "training_data gives them"
+        self.config, self.here = config, here
+        self.classes = torch.from_numpy(data.classes)
+        torch.manual_seed(config.train.seed)  # the same start on every rank
+        backbone = build_backbone(config.backbone)
+        if config.train.channels_last:
+            backbone = backbone.to(memory_format=torch.channels_last)
+        self.backbone = backbone.to(here.device)
+        self.head = PartialFC(
+            int(data.classes.max()) + 1,
+            config.backbone.embedding_dim,
+            config.recipe.head,
+            config.train.optimizer,
+            here,
+            seed=config.train.seed,
+        ).to(here.device)
+        # The name `embedder` is what every other command looks for in a checkpoint.
+        self.modules = nn.ModuleDict({"embedder": self.backbone, "head": self.head})
+        self.embedder = self.backbone
+        self.average: Average | None = None
+        if config.recipe.ema > 0:
+            self.average = Average(self.backbone, config.recipe.ema)
+            self.embedder = self.average.network
+            self.modules = nn.ModuleDict(
+                {"backbone": self.backbone, "embedder": self.embedder, "average": self.average, "head": self.head}
+            )
+        self.augment = Augment(config.recipe.augment, config.backbone.image_size)
+        self.parallel = data_parallel(torch.compile(self.backbone) if config.train.compile else self.backbone, here)
+        self.averages = RunningAverages(self.backbone)
+        self.last = torch.zeros(0, config.backbone.embedding_dim)  # embeddings of the last batch
+
+    @staticmethod
+    def training_data(config: Config) -> Dataset:
+        return with_classes(open_configured(config.data), config.data)
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The backbone's; class centres are updated by the head itself, a sampled part at a time."""
+        return decay_groups(self.backbone, decay_all=self.config.train.optimizer.decay_all)
+
+    def warm_start(self, path: Path) -> None:
+        checkpoint.load_backbone(path, self.backbone, *([] if self.average is None else [self.average.network]))
+        if self.config.recipe.head.warm_start:
+            self.head.take_centres(checkpoint.load_centres(path))
+
+    def begin_epoch(self, epoch: int, interlude: Interlude | None) -> None:
+        """Nothing to do: labels do not change."""
+
+    def pick(self, rows: Rows, chance: NDArray[np.float64]) -> Rows:  # noqa: ARG002 - nothing is drawn
+        return rows
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy over the classes, the own one made harder by the margin; see app/models/partial_fc.py."""
+        self.averages.remember()
+        views = self.augment(batch.images, batch.generator)  # [B, 3, S, S]
+        labels = self.classes[torch.from_numpy(batch.rows)].to(self.here.device)
+        with gradients_meet(self.parallel, now=batch.last):
+            embeddings = self.parallel(views)
+        self.last = embeddings.detach()
+        return self.head(embeddings, labels)
+
+    def after_step(self, lr: float, grad_scale: float, *, taken: bool) -> None:
+        """The sampled centres move, and the running mean follows."""
+        self.averages.settle(taken=taken)
+        if not taken:
+            self.head.discard()
+            return
+        self.head.step(lr, grad_scale=grad_scale)
+        average_buffers(self.backbone, self.here)
+        if self.average is not None:
+            self.average.follow(self.backbone)
+
+    def tables(self) -> dict[str, Tensor]:
+        """The class centres and their optimizer state, a row a class."""
+        return self.head.tables()
+
+    def take_tables(self, tables: dict[str, Tensor]) -> None:
+        self.head.take_tables(tables)
+
+    def health(self) -> dict[str, Any]:
+        """The spread of the last batch's embeddings; see app/models/collapse.py."""
+        return spread(F.normalize(self.last.float(), dim=1))

@@ -1,0 +1,68 @@
+"""Steps a second of the Fourier layer in front of a network on this CPU: forward and backward of 64 images at 112x112
+in 32 bits. Ours, half a spectrum and a mask of a few operations, against the published way: the whole spectrum, shifted
+along all axes and back, and a mask that is built bin by bin in every step. Both in one process, in turn, with the same
+gain (its planes rolled, as the peer's meet other colours), on one core."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
+
+from _claims import Claim, in_turn, quick, report, seconds
+
+from app.models.fourier import SMOOTHNESS, FourierLayer
+
+SIZE = 112
+
+
+class Published(nn.Module):
+    """The layer as the CatFace fork has it."""
+
+    def __init__(self, gain: Tensor, smoothness: float) -> None:
+        super().__init__()
+        self.gain, self.smoothness = nn.Parameter(gain), smoothness
+
+    def mask(self, size: int) -> Tensor:
+        mask = torch.ones(size, size)
+        for i in range(size):
+            for j in range(size):
+                down, across = abs(i - size // 2), abs(j - size // 2)
+                if down**2 + across**2 <= 1:
+                    mask[i, j] = self.smoothness
+                else:
+                    distance = math.sqrt((down / (size / 2)) ** 2 + (across / (size / 2)) ** 2)
+                    mask[i, j] = max(1.0, distance / self.smoothness)
+        return mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.fftshift(torch.fft.fft2(x)) * self.mask(x.shape[-1]) * self.gain
+        return torch.fft.ifft2(torch.fft.ifftshift(spectrum)).real
+
+
+def main() -> int:
+    is_quick = quick()
+    batch, rounds = (8, 2) if is_quick else (64, 15)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    layer = FourierLayer(SIZE, "vit")
+    nn.init.uniform_(layer.learnable_param, 0.5, 1.5)
+    peer = Published(layer.learnable_param.detach().roll(1, 0), SMOOTHNESS["vit"])
+    images, upstream = torch.randn(batch, 3, SIZE, SIZE), torch.randn(batch, 3, SIZE, SIZE)
+    assert torch.allclose(layer(images), peer(images), atol=1e-4)
+
+    def step(network: nn.Module) -> float:
+        return 1 / seconds(lambda: network(images).backward(upstream))
+
+    fast, slow, ratio = in_turn(lambda: step(layer), lambda: step(peer), rounds)
+    claim = Claim(f"Fourier layer, {batch} images, one core", fast, slow, "steps/s", ratio, 5.0)
+    return report("fourier", [claim], is_quick=is_quick)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

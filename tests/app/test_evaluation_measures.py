@@ -1,0 +1,170 @@
+"""The published measures against versions slow enough to be obviously right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.interpolate import interp1d
+
+from app.errors import WrongUse
+from app.evaluation import measures
+from app.evaluation.protocols import PairList, Templates, pool, rank_k, squared_distances
+from app.evaluation.verification import rank1
+from app.runtime.dist import World
+
+
+def pairs(seed: int, count: int = 200, coarse: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Squared distances, answers and folds of pairs that overlap; coarse ones are often equal."""
+    rng = np.random.default_rng(seed)
+    same = rng.random(count) < 0.5
+    distance = np.clip(np.where(same, 1.2, 2.0) + rng.normal(0, 0.5, count), 0, 4)
+    return np.round(distance, 1) if coarse else distance, same, measures.folds_of(same, "set")
+
+
+def reference_accuracy(distance: np.ndarray, same: np.ndarray) -> tuple[float, float]:
+    """The published loop: unshuffled folds, every threshold tried on nine of them."""
+    folds, thresholds, found = np.array_split(np.arange(len(same)), 10), np.arange(0, 4, 0.01), []
+    for test in folds:
+        train = np.setdiff1d(np.arange(len(same)), test)
+        accuracies = np.mean((distance[train][None] < thresholds[:, None]) == same[train][None], axis=1)
+        best = thresholds[np.argmax(accuracies)]
+        found.append(np.mean((distance[test] < best) == same[test]))
+    return float(np.mean(found)), float(np.std(found))
+
+
+def reference_tar(distance: np.ndarray, same: np.ndarray, wanted: float) -> tuple[float, float, float]:
+    folds, thresholds, tars, fars = np.array_split(np.arange(len(same)), 10), np.arange(0, 4, 0.001), [], []
+    for test in folds:
+        train = np.setdiff1d(np.arange(len(same)), test)
+        met = np.mean(distance[train][~same[train]][None] < thresholds[:, None], axis=1)
+        threshold = float(interp1d(met, thresholds)(wanted)) if met.max() >= wanted else 0.0
+        tars.append(np.mean(distance[test][same[test]] < threshold))
+        fars.append(np.mean(distance[test][~same[test]] < threshold))
+    return float(np.mean(tars)), float(np.std(tars)), float(np.mean(fars))
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_ten_folds_say_what_the_published_loop_says(seed: int, coarse: bool) -> None:
+    distance, same, fold = pairs(seed, 203, coarse)
+    assert measures.accuracy_10_fold(distance, same, fold) == pytest.approx(reference_accuracy(distance, same))
+    for wanted in (0.013, 0.1):
+        found = measures.tar_at_far_10_fold(distance, same, fold, wanted)
+        assert found == pytest.approx(reference_tar(distance, same, wanted))
+
+
+def test_a_false_accept_rate_that_is_never_reached_accepts_nothing() -> None:
+    _, same, fold = pairs(0)
+    assert measures.tar_at_far_10_fold(np.where(same, 0.0, 4.0), same, fold) == (0.0, 0.0, 0.0)
+
+
+@given(scores=st.lists(st.integers(-5, 5), min_size=2, max_size=40), seed=st.integers(0, 99))
+def test_the_sweep_finds_what_trying_every_score_finds(scores: list[int], seed: int) -> None:
+    score = np.array(scores, np.float64)
+    same = np.random.default_rng(seed).random(len(score)) < 0.5
+    tried = max(float(np.mean((score >= t) == same)) for t in score)
+    assert measures.accuracy_tuned_on_test(score, same) == pytest.approx(tried)
+
+
+@given(scores=st.lists(st.integers(-5, 5), min_size=2, max_size=40), seed=st.integers(0, 99))
+def test_the_curve_and_its_area_and_the_rates_on_it(scores: list[int], seed: int) -> None:
+    score = np.array(scores, np.float64)
+    same = np.random.default_rng(seed).random(len(score)) < 0.5
+    same[:2] = True, False
+    far, tar = measures.roc(score, same)
+    points = [(0.0, 0.0), *((np.mean(score[~same] >= t), np.mean(score[same] >= t)) for t in np.unique(score)[::-1])]
+    assert np.allclose(np.column_stack([far, tar]), points)
+    above = score[same][:, None] - score[~same][None, :]
+    assert measures.area(far, tar) == pytest.approx(np.mean((above > 0) + 0.5 * (above == 0)))
+    for wanted in (1e-6, 0.1, 0.34, 0.5, 1.0):
+        gap = min(abs(f - wanted) for f, _ in points)
+        nearest = max(f for f, _ in points if abs(f - wanted) == gap)
+        assert measures.tar_at_far(far, tar, wanted) == max(t for f, t in points if f == nearest)
+
+
+def test_folds_keep_the_files_order_where_every_tenth_has_both_kinds() -> None:
+    same = np.tile([True] * 5 + [False] * 5, 10)
+    assert np.array_equal(measures.folds_of(same, "set"), np.repeat(np.arange(10), 10))
+    of_sorted = measures.folds_of(np.sort(same), "set")
+    for kind in (True, False):
+        assert (np.bincount(of_sorted[np.sort(same) == kind]) == 5).all()
+
+
+@pytest.mark.parametrize(("same", "who"), [([True] * 50, "0 pairs of two people"), ([False] * 50, "0 pairs of one")])
+def test_one_class_only_is_refused(same: list[bool], who: str) -> None:
+    with pytest.raises(WrongUse, match=f"pairs.csv has {who}"):
+        measures.folds_of(np.array(same), "pairs.csv")
+
+
+def test_pairs_are_scored_by_distance_between_unit_vectors(alone: World) -> None:
+    rng = np.random.default_rng(0)
+    x, (left, right) = rng.normal(size=(30, 8)).astype(np.float32), rng.integers(0, 30, (2, 40_000))
+    unit = x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+    assert np.allclose(squared_distances(x, left, right, alone), 2 - 2 * (unit[left] * unit[right]).sum(1), atol=1e-12)
+
+
+def test_a_list_of_pairs_tells_the_honest_and_the_tuned_accuracy(alone: World) -> None:
+    rng = np.random.default_rng(3)
+    people = np.repeat(rng.normal(size=(40, 6)), 2, axis=0)
+    x = (people + 0.9 * rng.normal(size=people.shape)).astype(np.float32)
+    left = np.concatenate([np.arange(0, 80, 2), np.arange(0, 80, 2)])
+    right = np.concatenate([np.arange(1, 80, 2), (np.arange(0, 80, 2) + 7) % 80])
+    same = np.arange(80) < 40
+    outcome = PairList(left, right, same, measures.folds_of(same, "set")).judge(x, alone)
+    assert outcome is not None
+    assert 0.6 < outcome.numbers["accuracy"] <= outcome.numbers["accuracy_tuned_on_test"] < 1
+    assert outcome.numbers[outcome.headline] == outcome.numbers["accuracy"]
+
+
+def reference_templates(x: np.ndarray, template: np.ndarray, media: np.ndarray) -> np.ndarray:
+    """The published loop over templates and their media."""
+    rows = []
+    for t in np.unique(template):
+        of_t = x[template == t].astype(np.float64)
+        of_media = media[template == t]
+        rows.append(sum(of_t[of_media == m].mean(0) for m in np.unique(of_media)))
+    return np.stack(rows)
+
+
+@given(count=st.integers(1, 40), seed=st.integers(0, 99))
+def test_templates_are_sums_over_media_of_means_over_frames(count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    template, media = rng.integers(5, 12, count), rng.integers(0, 4, count)
+    x = rng.normal(size=(count, 5)).astype(np.float32)
+    assert np.allclose(pool(x, template, media), reference_templates(x, template, media), atol=1e-5)
+
+
+def test_template_pairs_weigh_images_by_the_detectors_score(alone: World) -> None:
+    rng = np.random.default_rng(1)
+    template = np.repeat(np.arange(100, 130), 4)
+    media, weight = rng.integers(0, 3, 120), rng.random(120).astype(np.float32)
+    x = (np.repeat(rng.normal(size=(15, 6)), 8, axis=0) + rng.normal(size=(120, 6))).astype(np.float32)
+    left, right = rng.integers(0, 30, (2, 300))
+    same = left // 2 == right // 2
+    outcome = Templates(template, media, weight, left, right, same).judge(x, alone)
+    assert outcome is not None
+    pooled = reference_templates(x * weight[:, None], template, media)
+    unit = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+    far, tar = measures.roc((unit[left] * unit[right]).sum(1), same)
+    assert outcome.numbers["tar_at_far_1e-1"] == pytest.approx(measures.tar_at_far(far, tar, 0.1))
+    assert set(outcome.numbers) == {"auc", *(f"tar_at_far_1e-{n}" for n in range(1, 7))}
+    assert outcome.numbers["auc"] == pytest.approx(measures.area(far, tar), abs=1e-3)
+
+
+def test_identification_among_the_first_k() -> None:
+    rng = np.random.default_rng(2)
+    labels = np.append(np.repeat(np.arange(9, dtype=np.int32), 4), np.int32(9))  # the last person has one image
+    x = rng.normal(size=(37, 5)).astype(np.float32)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    found = rank_k(x @ x.T, labels, (1, 5, 20))
+    expected = []
+    for k in (1, 5, 20):
+        hits = []
+        for i in range(36):
+            others = [j for j in np.argsort(-(x @ x[i])) if j != i][:k]
+            hits.append(any(labels[j] == labels[i] for j in others))
+        expected.append(np.mean(hits))
+    assert found == pytest.approx(expected)
+    assert found[0] == pytest.approx(rank1(x, labels))

@@ -1,0 +1,242 @@
+"""Sets to measure on: each kind is read as it lies on disk; one that cannot be measured is refused in a sentence."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.errors import WrongUse
+from app.evaluation.align import TEMPLATE, aligned, similarity
+from app.evaluation.image_set import ImageSet, decode
+from app.evaluation.protocols import PairList, People, Templates
+from app.evaluation.sets import open_set
+from app.runtime.dist import World
+from tests.app.conftest import faces
+
+PEOPLE, EACH = 6, 4
+FACES = faces(PEOPLE, EACH)
+PAIRS = [(p * EACH + i, p * EACH + i + 1, 1) for p in range(PEOPLE) for i in range(2)]
+PAIRS += [(p * EACH + i, (p * EACH + i + 5) % 24, 0) for p in range(PEOPLE) for i in range(2)]
+
+
+def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, kind)
+    return out.getvalue()
+
+
+def write_bin(path: Path) -> Path:
+    files = [encoded(FACES[i]) for a, b, _ in PAIRS for i in (a, b)]
+    path.write_bytes(pickle.dumps((files, [bool(same) for *_, same in PAIRS])))
+    return path
+
+
+def write_csv(path: Path, header: str = "img1,img2,label\n") -> Path:
+    (path.parent / "faces").mkdir(exist_ok=True)
+    for number, face in enumerate(FACES):
+        (path.parent / "faces" / f"{number}.png").write_bytes(encoded(face))
+    path.write_text(header + "".join(f"faces/{a}.png, faces/{b}.png, {same}\n" for a, b, same in PAIRS))
+    return path
+
+
+def write_arrays(folder: Path, asked: str) -> Path:
+    folder.mkdir()
+    np.save(folder / "images.npy", FACES)
+    content = {"pairs.npy": np.array(PAIRS), "labels.npy": np.repeat(np.arange(PEOPLE), EACH)}
+    np.save(folder / asked, content[asked])
+    return folder
+
+
+def write_ijb(folder: Path) -> Path:
+    """Templates of two images; the faces lie in larger pictures, turned and twice as large."""
+    for part in ("meta", "loose_crop"):
+        (folder / part).mkdir(parents=True)
+    to_picture = np.array([[0.0, -2.0, 300.0], [2.0, 0.0, 40.0]])  # a quarter turn, twice the size, a shift
+    points = TEMPLATE @ to_picture[:, :2].T + to_picture[:, 2]
+    located, members = [], []
+    for number, face in enumerate(FACES):
+        picture = Image.new("RGB", (420, 360))
+        large = Image.fromarray(face).resize((224, 224), Image.Resampling.NEAREST).transpose(Image.Transpose.ROTATE_270)
+        picture.paste(large, (300 - 224, 40))
+        picture.save(folder / "loose_crop" / f"{number + 1}.png")
+        located.append(f"{number + 1}.png {' '.join(f'{v:.4f}' for v in points.ravel())} 0.{90 + number % 10}")
+        members.append(f"{number + 1}.png {number // 2 + 1} {number}")
+    pairs = [f"{a} {b} {int((a - 1) // 2 == (b - 1) // 2)}" for a in range(1, 13) for b in range(a + 1, 13)]
+    for name, lines in (("face_tid_mid", members), ("name_5pts_score", located), ("template_pair_label", pairs)):
+        (folder / "meta" / f"ijbc_{name}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def all_of(images: ImageSet) -> np.ndarray:
+    import torch
+
+    return decode(images, np.arange(images.count), World(0, 1, torch.device("cpu")))
+
+
+def seen_pairs(images: ImageSet) -> list[tuple[bytes, bytes, bool]]:
+    protocol, pixels = images.protocol, all_of(images)
+    assert isinstance(protocol, PairList)
+    triples = zip(protocol.left, protocol.right, protocol.same, strict=True)
+    return [(pixels[a].tobytes(), pixels[b].tobytes(), bool(s)) for a, b, s in triples]
+
+
+WANTED = [(FACES[a].tobytes(), FACES[b].tobytes(), bool(same)) for a, b, same in PAIRS]
+
+
+@pytest.mark.parametrize("kind", ["bin", "csv", "csv without header", "arrays"])
+def test_pairs_come_in_the_files_order_and_each_image_once(tmp_path: Path, kind: str) -> None:
+    path = {
+        "bin": lambda: write_bin(tmp_path / "lfw.bin"),
+        "csv": lambda: write_csv(tmp_path / "pairs.csv"),
+        "csv without header": lambda: write_csv(tmp_path / "pairs.csv", header=""),
+        "arrays": lambda: write_arrays(tmp_path / "arrays", "pairs.npy"),
+    }[kind]()
+    images = open_set(path)
+    assert seen_pairs(images) == WANTED
+    assert images.count == (24 if kind == "arrays" else len({i for a, b, _ in PAIRS for i in (a, b)}))
+    assert images.name == path.stem
+    assert len(images.sha256) == 64
+
+
+def test_labels_ask_for_all_pairs(tmp_path: Path) -> None:
+    images = open_set(write_arrays(tmp_path / "people", "labels.npy"))
+    assert isinstance(images.protocol, People)
+    assert images.protocol.pairs == 24 * 23 // 2
+    assert np.array_equal(all_of(images), FACES)
+
+
+def test_ijb_faces_are_cut_out_upright(tmp_path: Path) -> None:
+    images = open_set(write_ijb(tmp_path / "IJBC"))
+    assert (images.name, images.count, images.protocol.pairs) == ("IJBC", 24, 66)
+    assert isinstance(images.protocol, Templates)
+    assert images.protocol.template.tolist() == [n // 2 + 1 for n in range(24)]
+    assert images.protocol.detector_score[:2] == pytest.approx([0.90, 0.91])
+    assert (images.protocol.left[0], images.protocol.right[0]) == (0, 1)
+    # Half a pixel lies between the centres of twice as large pixels and where the points say they are.
+    apart = np.abs(all_of(images).astype(int) - FACES)[:, 2:-2, 2:-2]
+    assert np.median(apart) <= 16
+    assert np.abs(all_of(images)[0].astype(int) - FACES[1])[2:-2, 2:-2].mean() > apart[0].mean()
+
+
+def test_the_similarity_is_found_and_never_a_mirror_image() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        angle, scale, shift = rng.uniform(-3, 3), rng.uniform(0.3, 3), rng.uniform(-50, 50, 2)
+        turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        source = rng.uniform(0, 100, (5, 2))
+        assert np.allclose(similarity(source, source @ turn.T + shift), np.column_stack([turn, shift]))
+        found = similarity(source, source[:, ::-1] + rng.normal(0, 5, (5, 2)))
+        assert np.linalg.det(found[:, :2]) > 0
+        target = rng.uniform(0, 100, (5, 2))
+        best = np.square(source @ (m := similarity(source, target))[:, :2].T + m[:, 2] - target).sum()
+        for _ in range(20):  # least squares: no similarity nearby is better
+            a, b, c, d = np.array([m[0, 0], m[1, 0], m[0, 2], m[1, 2]]) + rng.normal(0, 0.05, 4)
+            other = source @ np.array([[a, -b], [b, a]]).T + [c, d]
+            assert np.square(other - target).sum() >= best
+
+
+def test_a_face_already_in_place_stays_as_it_is(tmp_path: Path) -> None:
+    Image.fromarray(FACES[0]).save(tmp_path / "face.png")
+    for shift_x, shift_y in ((0, 0), (3, -2)):
+        found = aligned(tmp_path / "face.png", TEMPLATE + np.array([shift_x, shift_y])).astype(int)
+        wanted = FACES[0][4 + shift_y : 108 + shift_y, 4 + shift_x : 108 + shift_x]
+        assert np.abs(found[4:108, 4:108] - wanted).max() <= 1  # what is a hair below a level is cut down to the next
+
+
+def broken_csv(tmp_path: Path, text: str) -> Path:
+    path = write_csv(tmp_path / "pairs.csv")
+    path.write_bytes(text.encode("latin1"))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("img1,img2,label\nfaces/0.png,faces/1.png,1\nfaces/0.png,faces/nobody.png,0\n", "row 3 .* faces/nobody.png"),
+        ("faces/0.png,faces/1.png,1\n" * 12, "0 pairs of two people"),
+        ("img1,img2,label\n", "has no pairs"),
+        ("", "has no pairs"),
+        ("faces/0.png,faces/1.png,yes\nfaces/0.png,faces/2.png,maybe\n", "row 2 .*maybe"),
+        ("faces/0.png;faces/1.png;1\n", "must be img1,img2,label"),
+        ("faces/\xe9.png,faces/1.png,1\n", "no CSV text in UTF-8"),
+    ],
+)
+def test_what_is_wrong_with_a_csv_is_told(tmp_path: Path, text: str, sentence: str) -> None:
+    with pytest.raises(WrongUse, match=sentence) as told:
+        open_set(broken_csv(tmp_path, text))
+    assert "\n" not in str(told.value)
+
+
+def spoil_arrays(folder: Path, name: str, content: np.ndarray) -> Path:
+    write_arrays(folder, "pairs.npy" if name == "pairs.npy" else "labels.npy")
+    np.save(folder / name, content)
+    return folder
+
+
+def test_what_is_wrong_with_arrays_is_told(tmp_path: Path) -> None:
+    for number, (name, content, sentence) in enumerate(
+        [
+            ("pairs.npy", np.array([[0, 24, 1]]), "rows 0 to 23"),
+            ("pairs.npy", np.zeros((0, 3), int), "has no pairs"),
+            ("pairs.npy", np.zeros((3, 2), int), r"int of shape \[P, 3\]"),
+            ("pairs.npy", np.array([[0, 1, 1]] * 20), "0 pairs of two people"),
+            ("labels.npy", np.zeros(24, int), "fewer than 10 pairs"),
+            ("labels.npy", np.arange(24), "fewer than 10 pairs"),
+            ("labels.npy", np.arange(24) - 1, "without a label"),
+            ("labels.npy", np.arange(23), "23 labels for 24 images"),
+        ]
+    ):
+        with pytest.raises(WrongUse, match=sentence):
+            open_set(spoil_arrays(tmp_path / str(number), name, content))
+
+
+def test_what_is_no_set_is_told(tmp_path: Path) -> None:
+    (tmp_path / "set.txt").write_text("nothing")
+    (tmp_path / "alone").mkdir()
+    np.save(tmp_path / "alone" / "images.npy", FACES)
+    for path, sentence in (("nowhere.bin", "there is no set"), ("set.txt", "is no set"), ("alone", "put pairs.npy or")):
+        with pytest.raises(WrongUse, match=sentence):
+            open_set(tmp_path / path)
+
+
+def test_what_is_wrong_with_ijb_is_told(tmp_path: Path) -> None:
+    folder = write_ijb(tmp_path / "IJBC")
+    for name, old, new, sentence in (
+        ("face_tid_mid", "2.png 1 1\n", "", "do not list the same images"),
+        ("face_tid_mid", "2.png 1 1\n", "2.png 1\n", "line 2 of .* has 2 words"),
+        ("face_tid_mid", "2.png 1 1\n", "2.png one 1\n", "word where a number"),
+        ("template_pair_label", "1 2 1\n", "1 77 1\n", "names template 77"),
+        ("template_pair_label", "1 2 1\n", "1 2 5\n", "lines of template, template, 1 or 0"),
+        ("template_pair_label", "1 2 1\n", "1 2 one\n", "not three whole numbers"),
+    ):
+        file = folder / "meta" / f"ijbc_{name}.txt"
+        whole = file.read_text()
+        file.write_text(whole.replace(old, new, 1))
+        with pytest.raises(WrongUse, match=sentence):
+            open_set(folder)
+        file.write_text(whole)
+    (folder / "meta" / "ijbc_name_5pts_score.txt").unlink()
+    with pytest.raises(WrongUse, match="must hold one list such as ijbc_name_5pts_score"):
+        open_set(folder)
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    files, same = pickle.loads(write_bin(tmp_path / "a.bin").read_bytes())  # noqa: S301 - our own
+    files[5] = files[5][:40]
+    (tmp_path / "a.bin").write_bytes(pickle.dumps((files, same)))
+    folder = write_ijb(tmp_path / "IJBC")
+    (folder / "loose_crop" / "7.png").unlink()
+    csv_set = open_set(write_csv(tmp_path / "pairs.csv"))
+    (tmp_path / "faces" / "1.png").write_bytes(b"no image")
+    for images, sentence in (
+        (open_set(tmp_path / "a.bin"), r"image 5 of .*a\.bin"),
+        (open_set(folder), r"line 7 of .*7\.png"),
+        (csv_set, r"1\.png is no readable image"),
+    ):
+        with pytest.raises(WrongUse, match=sentence):
+            all_of(images)
