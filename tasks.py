@@ -168,7 +168,7 @@ def fetch_checkpoint(
 @task(
     help={
         "source": "orl, folder (one sub-folder a person), array (an .npy that exists), parquet, rec or synthetic",
-        "path": "the folder, the .npy file, the .parquet file or a folder of such, the .rec file or a folder with train.rec",
+        "path": "the folder, the .npy file, the .parquet file or a folder of such, the .rec file or a folder with it",
         "labels": "labels.npy of an array",
         "image-column": "of parquet, the column of image files (default: one with a usual name)",
         "label-column": "of parquet, the column of identities (default: one with a usual name)",

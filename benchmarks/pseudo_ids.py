@@ -17,7 +17,7 @@ from _runs import accuracy, app, prepared
 WITHOUT = ["recipe.positives.probability=[0]", "mining.start_epoch=100000"]
 DRAWN = ["source=synthetic", "identities=2000", "per_identity=5", "variation_pct=25"]
 SETS = {  # name: what prepares it, how it is trained
-    "orl": (["source=orl"], ["experiment=tryout", "train.batch.size=64"]),
+    "orl": (["source=orl"], ["experiment=tryout", "train.batch.size=64", "train.epochs=48"]),
     "drawn": (DRAWN, ["experiment=drawn"]),
 }
 

@@ -19,7 +19,7 @@ FILES = ("config.yaml", "status.json", "metrics.jsonl", "train.log")
 
 
 def bring(reached: Reached, screen: Screen) -> dict[str, Any] | None:
-    """Config, status, metrics, log, pictures and the newest checkpoint, verified; the checkpoint as its JSON tells it."""
+    """Config, status, metrics, log, pictures, newest checkpoint, verified; the checkpoint as its JSON tells it."""
     home = runs.home(reached.settings.runs, reached.record.run_id)
     with _one_at_a_time(reached.settings):
         for name in FILES:

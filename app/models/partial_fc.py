@@ -122,7 +122,7 @@ class PartialFC(nn.Module):
             if given != wanted:
                 raise WrongUse(
                     f"the checkpoint's class centres ({name}) are {given} and not {wanted}; give the labels and the "
-                    "backbone.embedding_dim it was trained with, or its path as train.warm_start instead of train.resume"
+                    "backbone.embedding_dim it was trained with, or its path as train.warm_start, not train.resume"
                 )
         for name, table in self.centres.tables.items():
             table.copy_(tables[name][self.centres.start : self.centres.stop])
