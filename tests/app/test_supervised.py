@@ -83,31 +83,41 @@ def frozen_bn(recipe: Supervised) -> None:
             module.training = False
 
 
+def one_update(data_path: Path, alone: World, *words: str) -> dict[str, torch.Tensor]:
+    """Everything that one update of 32 images leaves, and what it measured."""
+    config = load([*TINY, *SUPERVISED, "recipe.augment.flip=0", f"data.binary_cache_path={data_path}", *words])
+    data = Supervised.training_data(config)
+    recipe = Supervised(config, data, alone)
+    frozen_bn(recipe)
+    optimizer = build_optimizer(config, recipe.param_groups())
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    micro_batches = batches(config, recipe, data, checkpoint.TrainState(), alone)
+    metrics = update(config, recipe, optimizer, scaler, micro_batches, 0.1, alone)
+    assert metrics is not None
+    return {**recipe.modules.state_dict(), **recipe.tables(), **metrics}
+
+
+FOUR = ["train.batch.size=8", "train.batch.grad_accum_steps=4"]
+
+
 @pytest.mark.parametrize("head", ["arcface", "magface"])
 def test_an_accumulated_batch_equals_one_big_batch(head: str, small_data: Path, alone: World) -> None:
-    after = []
-    for size, accumulate in ((32, 1), (8, 4)):
-        config = load(
-            [*TINY, *SUPERVISED, f"train.batch.size={size}", f"train.batch.grad_accum_steps={accumulate}",
-             f"recipe.head.name={head}", "recipe.head.margin=null", "recipe.augment.flip=0",
-             f"data.binary_cache_path={small_data}"]
-        )  # fmt: skip
-        data = Supervised.training_data(config)
-        recipe = Supervised(config, data, alone)
-        frozen_bn(recipe)
-        optimizer = build_optimizer(config, recipe.param_groups())
-        scaler = torch.amp.GradScaler("cpu", enabled=False)
-        micro_batches = batches(config, recipe, data, checkpoint.TrainState(), alone)
-        metrics = update(config, recipe, optimizer, scaler, micro_batches, 0.1, alone)
-        assert metrics is not None
-        after.append({**recipe.modules.state_dict(), **recipe.tables(), "loss": metrics["loss"]})
-    one, four = after
+    words = [f"recipe.head.name={head}", "recipe.head.margin=null"]
+    one = one_update(small_data, alone, *words, "train.batch.size=32")
+    four = one_update(small_data, alone, *words, *FOUR)
     for name, value in one.items():
         if name == "head.calls":
             continue
         torch.testing.assert_close(
             four[name], value, rtol=2e-4, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def test_as_published_accumulated_losses_are_added(small_data: Path, alone: World) -> None:
+    mean = one_update(small_data, alone, *FOUR)
+    added = one_update(small_data, alone, *FOUR, "train.batch.parity_sum=true")
+    torch.testing.assert_close(added["grad_norm"], 4 * mean["grad_norm"])
+    torch.testing.assert_close(added["loss"], mean["loss"])
 
 
 def test_centres_of_the_same_classes_can_be_kept_when_classes_are_added(
