@@ -19,8 +19,7 @@ from app.data.feed import plain_views
 from app.evaluation.verification import Embeddings
 from app.runtime.dist import World, gather_rows, share
 
-# On a CPU a batch whose intermediate results stay in the cache, and in memory that is used again instead of being asked
-# for anew, is faster than a large one (benchmarks/evaluate.py).
+# On a CPU the intermediate results of a large batch leave the cache, and their memory is asked for anew in each layer.
 CPU_BATCH = 4
 FOLD_TOLERANCE = 1e-5  # of a unit embedding
 
