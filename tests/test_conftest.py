@@ -28,10 +28,11 @@ MODULE_SKIP = "import pytest\npytest.skip('needs sshd: apt-get install openssh-s
 
 def run_pytest(folder: Path, ci: str) -> tuple[int, str]:
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = slow\n", encoding="utf-8")
+    alone = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-v", "-rA", str(folder)],
         cwd=folder,
-        env={**os.environ, "CI": ci, "PYTHONPATH": str(PROJECT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        env={**alone, "CI": ci, "PYTHONPATH": str(PROJECT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -24,6 +24,9 @@ from app.files import atomic, claim, write_json, write_text
 from app.runtime.folder import RunFolder
 from app.runtime.published import translate
 
+# What torch raises for a file that is cut short, or of another kind.
+UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError, TypeError)
+UNREADABLE += (LookupError, AssertionError, AttributeError)
 EMBEDDERS = ("momentum.encoder.backbone.", "embedder.")  # where each recipe's checkpoint has what is evaluated
 
 
@@ -163,12 +166,12 @@ def read_tensors(path: Path) -> Any:
     """What torch stored in a file, tensors and plain values only: no code of it ever runs."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise WrongUse(broken(path)) from error
 
 
 def broken(path: Path) -> str:
-    return f"{path} is corrupt or no checkpoint of ours; use an older one, or train.resume=none to start anew"
+    return f"{path} is corrupt or no checkpoint of ours; use an older one, or begin without one"
 
 
 def refuse_misfit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -179,7 +182,7 @@ def refuse_misfit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, 
             shapes = " and ".join("missing" if t is None else str(list(t.shape)) for t in (there, here))
             raise WrongUse(
                 f"{path} does not fit this configuration: {name} is {shapes} in the file and here; "
-                f"give the backbone, recipe and data it was made with, or leave it out (train.resume=none)"
+                f"give the backbone, recipe and data it was made with, or another file"
             )
 
 
