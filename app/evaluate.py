@@ -31,6 +31,7 @@ from app.evaluation.embedding import batch_size_for, embed_all, own_rows
 from app.evaluation.image_set import ImageSet, decode
 from app.evaluation.report import Row
 from app.evaluation.sets import held_out, open_set
+from app.files import make_folder
 from app.models import build_backbone
 from app.runtime import checkpoint, dist
 from app.runtime.dist import World
@@ -107,7 +108,7 @@ EXAMPLES = {"weights": "'runs/*/checkpoints/*.pt'", "sets": "lfw.bin"}
 
 def with_configs(files: Sequence[Path], overrides: Sequence[str]) -> dict[Path, Config]:
     """What each file of weights is: as its run's config.yaml says or, outside a run, as the overrides say."""
-    runs = {file: RunFolder(file.absolute().parents[1]) for file in files}
+    runs = {file: RunFolder(file.absolute().parent.parent) for file in files}
     bare = [file for file in files if file.parent.name != "checkpoints" or not runs[file].config.is_file()]
     names_backbone = any(word.startswith("backbone=") for word in overrides)
     if bare and not names_backbone:
@@ -165,10 +166,12 @@ def evaluate(request: Request, here: World, stop: Stop) -> str:
         file: Row(file, shorts[file], checkpoint.sha256(file), config.as_dict())
         for file, config in request.weights.items()
     }
+    for file, config in request.weights.items():  # a misfit is found now, not hours later
+        checkpoint.load_backbone(file, build_backbone(config.backbone))
     wanted = min(config.train.eval.batch_size for config in request.weights.values())
     batch_size = batch_size_for(wanted, here)
     if here.is_main:
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out, "out")
     done: list[ImageSet] = []
     for images in request.sets.values():
         started = time.monotonic()
@@ -218,7 +221,7 @@ def picture_of(images: ImageSet, rows: Sequence[Row], out: Path) -> None:
 def short_names(files: Sequence[Path]) -> dict[Path, str]:
     """The run's name and the file's, or the file's own outside a run; the whole path where that is not enough."""
     short = {
-        file: f"{file.absolute().parents[1].name}/{file.stem}" if file.parent.name == "checkpoints" else file.name
+        file: f"{file.absolute().parent.parent.name}/{file.stem}" if file.parent.name == "checkpoints" else file.name
         for file in files
     }
     count = Counter(short.values())

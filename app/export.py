@@ -31,7 +31,7 @@ from app.config import BackboneConfig, Config, load, read_command_line
 from app.data import sources
 from app.data.dataset import SIDE, open_images
 from app.errors import EXIT_WRONG_USE, WrongUse
-from app.files import atomic, write_json
+from app.files import atomic, make_folder, write_json
 from app.models import build_backbone
 from app.onnx import rules
 from app.onnx.compare import LEAST_COSINE, MOST_DIFFERENCE, Agreement, compare
@@ -159,6 +159,7 @@ def evenly(count: int) -> NDArray[np.int64]:
 
 def export(request: Request) -> str:
     """Make the file, compare, write it and what it is; returns what to tell. Raises Differs before it writes."""
+    make_folder(request.out.parent, "the folder of out")
     backbone = build_backbone(request.backbone)
     checkpoint.load_backbone(request.weights, backbone)
     size, inside = request.backbone.image_size, request.inside
@@ -170,7 +171,6 @@ def export(request: Request) -> str:
             f"{request.out} was not written, as it differs from the network on {agreement.images} images: {measured} "
             f"(at most {MOST_DIFFERENCE:g} and at least {LEAST_COSINE:g} are wanted)"
         )
-    request.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic(request.out, len(model), "the ONNX file") as file:
         file.write(model)
     verdicts = rules.judge(request.out)

@@ -101,3 +101,11 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def make_folder(path: Path, key: str) -> None:
+    """Make a folder that an option names, before any work is done for it. Raises WrongUse where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WrongUse(f"{key}={path} cannot be made a folder ({error.strerror}); give another {key}") from error

@@ -19,7 +19,7 @@ import numpy as np
 from app.config import NO_ID, Config, load, read_command_line
 from app.data.dataset import Dataset, open_configured
 from app.errors import EXIT_WRONG_USE, WrongUse
-from app.files import atomic, write_json
+from app.files import atomic, make_folder, write_json
 from app.mining.embed import Interrupted
 from app.mining.pseudo_ids import SearchInexact
 from app.mining.refresh import Interlude, embed_share, refresh
@@ -37,8 +37,9 @@ def main(argv: list[str]) -> int:
             told = read_command_line(["--help"], __doc__ or "").text
         else:
             path, out, overrides = own_words(argv)
-            config = load(overrides, base=RunFolder(path.parents[1]).config)
+            config = load(overrides, base=RunFolder(path.parent.parent).config)
             data = open_configured(config.data)
+            make_folder(out, "out")
             with dist.world() as here:
                 told = mine(path, out, config, data, here, stop)
         exit_code = 0
@@ -55,13 +56,13 @@ def main(argv: list[str]) -> int:
 
 def own_words(argv: list[str]) -> tuple[Path, Path, list[str]]:
     """The checkpoint, the folder for the results, and what is left for the configuration. Raises WrongUse."""
-    given = dict(word.split("=", 1) for word in argv if word.split("=")[0] in ("checkpoint", "out"))
+    given = dict(word.split("=", 1) for word in argv if "=" in word and word.split("=")[0] in ("checkpoint", "out"))
     if "checkpoint" not in given:
         raise WrongUse("checkpoint=… is missing; give one such as checkpoint=runs/RUN/checkpoints/epoch_014.pt")
     path = Path(given["checkpoint"]).absolute()
     if not path.is_file():
         raise WrongUse(f"there is no checkpoint {path}; give one such as runs/RUN/checkpoints/epoch_014.pt")
-    folder = RunFolder(path.parents[1])
+    folder = RunFolder(path.parent.parent)
     if not folder.config.is_file():
         raise WrongUse(
             f"{folder.config} is missing, which says what {path.name} is; give a checkpoint in a run's folder"

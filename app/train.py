@@ -25,6 +25,7 @@ from app.data.dataset import Dataset, Rows, chances, epoch_order
 from app.data.feed import feed
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.evaluation.meter import Meter
+from app.files import make_folder
 from app.mining.embed import Interrupted
 from app.mining.pseudo_ids import SearchInexact
 from app.mining.refresh import PRECISION, Interlude
@@ -44,6 +45,8 @@ def main(argv: list[str]) -> int:
     try:
         asked = read_command_line(argv, __doc__ or "")
         runs = [(config, RECIPES[config.recipe.name].training_data(config)) for config in asked.jobs]
+        for config in asked.jobs:
+            refuse_unfit_files(config)
     except WrongUse as error:
         if dist.is_first():  # every rank sees the same; one says it
             print(error, file=sys.stderr)
@@ -212,6 +215,23 @@ def embedding_progress(track: Tracker, state: TrainState, every_s: float = 10.0)
             track.event("embedding", state, done=done, total=total)
 
     return tell
+
+
+def refuse_unfit_files(config: Config) -> None:
+    """Before anything is written: checkpoints to begin with that are not there, and a folder that another run has."""
+    resume, warm_start = config.train.resume, config.train.warm_start
+    for key, path in (("train.resume", resume), ("train.warm_start", warm_start)):
+        if path not in (None, "none", "auto") and not Path(path).is_file():
+            raise WrongUse(f"{key}={path} is no file; give one such as runs/RUN/checkpoints/epoch_014.pt")
+    if config.run.dir is None:
+        return
+    folder = RunFolder(Path(config.run.dir))
+    make_folder(folder.path, "run.dir")
+    if resume in (None, "none") and checkpoint.newest(folder):
+        raise WrongUse(
+            f"run.dir={folder.path} holds checkpoints of an earlier run; "
+            "give train.resume=auto to go on with it, or another run.dir"
+        )
 
 
 def refuse_without_compiler(settings: TrainConfig) -> None:

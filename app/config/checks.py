@@ -6,7 +6,7 @@ import difflib
 import math
 from collections.abc import Iterator, Sequence
 
-from app.config.schema import Config, defaults
+from app.config.schema import Config, HeadConfig, defaults
 
 HEADS = ["combined", "arcface", "cosface", "sphereface", "adaface", "magface", "curricularface"]
 
@@ -39,6 +39,8 @@ def faults(config: Config) -> Iterator[str]:
         ("train.epochs", train.epochs, 1),
         ("train.batch.size", train.batch.size, 2),
         ("train.batch.grad_accum_steps", train.batch.grad_accum_steps, 1),
+        ("train.seed", train.seed, 0),
+        ("train.eval.max_images", train.eval.max_images, 1),
         ("train.max_nonfinite_steps", train.max_nonfinite_steps, 1),
         ("train.log_every_steps", train.log_every_steps, 1),
         ("train.checkpoint.every_epochs", train.checkpoint.every_epochs, 1),
@@ -76,17 +78,20 @@ def faults(config: Config) -> Iterator[str]:
             f"recipe.moco.mask_most_similar={recipe.moco.mask_most_similar} leaves no negatives in a queue of "
             f"{recipe.moco.queue_size}; give at most {recipe.moco.queue_size - 1}"
         )
-    for key, share in (("recipe.ema", recipe.ema), ("backbone.drop_path", backbone.drop_path)):
+    yield from _faults_of_schedule(config)
+    yield from _faults_of_head(config)
+    if train.seed >= 2**63:
+        yield f"train.seed={train.seed} is too large; give one below {2**63}"
+    for key, share in (
+        ("recipe.ema", recipe.ema),
+        ("backbone.drop_path", backbone.drop_path),
+        ("backbone.dropout", backbone.dropout),
+        ("train.optimizer.momentum", train.optimizer.momentum),
+    ):
         if not 0 <= share < 1:
             yield f"{key}={share:g} must be at least 0 and below 1, such as {defaults()[key]:g}"
     if not 0 <= backbone.mask_ratio < 1:
         yield f"backbone.mask_ratio={backbone.mask_ratio:g} must be at least 0 and below 1, such as 0.1"
-    if not 0 < head.sample_rate <= 1:
-        yield f"recipe.head.sample_rate={head.sample_rate:g} must be above 0 and at most 1, such as 0.3"
-    if len(head.margins) != 3:
-        yield f"recipe.head.margins={head.margins} must be three numbers, such as [1.0, 0.5, 0.0]"
-    if head.filter_above is not None and not -1 <= head.filter_above <= 1:
-        yield f"recipe.head.filter_above={head.filter_above:g} is no cosine; give one such as 0.4, or null"
     augment = recipe.augment
     for key, probability in (
         *((f"recipe.augment.{name}", getattr(augment, name)) for name in ("flip", "jitter", "gray", "blur", "noise")),
@@ -126,10 +131,57 @@ def faults(config: Config) -> Iterator[str]:
             f"backbone.patch_size={backbone.patch_size} is larger than backbone.image_size={backbone.image_size}; "
             "give a smaller one, such as 9"
         )
+    if backbone.name == "iresnet" and not (1 <= len(backbone.layers) <= 4 and min(backbone.layers) >= 1):
+        yield f"backbone.layers={backbone.layers} must be one to four numbers from 1 on, such as [3, 4, 14, 3]"
+    if backbone.name == "vit" and backbone.layers and backbone.layers[0] < 1:
+        yield f"backbone.layers={backbone.layers} must be a number from 1 on, such as [12]"
     if config.data.train_labels_path and recipe.name != "supervised":
         yield "data.train_labels_path is for recipe supervised; give recipe=supervised, or leave it out"
     if backbone.name == "mobilefacenet" and (backbone.width % 64 or len(backbone.layers) != 4):
         yield "backbone mobilefacenet takes four layers and a width of 64, 128 or 256; give backbone=mobilefacenet"
+
+
+def _faults_of_schedule(config: Config) -> Iterator[str]:
+    o, schedule = config.train.optimizer, config.train.lr_schedule
+    for key, value in (
+        ("train.optimizer.weight_decay", o.weight_decay),
+        ("train.lr_schedule.final_lr", schedule.final_lr),
+        ("train.lr_schedule.power", schedule.power),
+        ("train.lr_schedule.gamma", schedule.gamma),
+        ("train.lr_schedule.warmup.epochs", schedule.warmup.epochs),
+        ("train.lr_schedule.warmup.start_lr", schedule.warmup.start_lr or 0.0),
+    ):
+        if not (math.isfinite(value) and value >= 0):
+            yield f"{key}={value:g} must be a finite number from 0 on, such as {defaults()[key] or 0}"
+    if o.name == "sgd" and o.nesterov and o.momentum == 0:
+        yield "train.optimizer.momentum=0 has nothing for Nesterov's step; add train.optimizer.nesterov=false"
+
+
+def _faults_of_head(config: Config) -> Iterator[str]:
+    """Also of what would be read by nobody: a margin that is left out in silence is a wrong experiment."""
+    recipe, head = config.recipe, config.recipe.head
+    unset = HeadConfig()
+    if not 0 < head.sample_rate <= 1:
+        yield f"recipe.head.sample_rate={head.sample_rate:g} must be above 0 and at most 1, such as 0.3"
+    if head.filter_above is not None and not -1 <= head.filter_above <= 1:
+        yield f"recipe.head.filter_above={head.filter_above:g} is no cosine; give one such as 0.4, or null"
+    m1, m2, m3 = head.margins if len(head.margins) == 3 else (0.0, 0.0, 0.0)
+    if not (all(math.isfinite(m) for m in head.margins) and m1 > 0 and 0 <= m2 < math.pi / 2 and 0 <= m3 < 1):
+        yield (
+            f"recipe.head.margins={head.margins} must be three numbers, above 0, from 0 to 1.57 (radians) and from 0 "
+            "to 1, such as [1.0, 0.5, 0.0]"
+        )
+    most = 4.0 if head.name == "sphereface" else 1.2 if head.name == "magface" else 1.57
+    if head.margin is not None and not 0 <= head.margin <= most:
+        yield f"recipe.head.margin={head.margin:g} must be from 0 to {most:g} (radians, not degrees), such as 0.4"
+    if head.name != "combined" and head.margins != unset.margins:
+        yield f"recipe.head.margins is of head combined, not of {head.name}; give recipe.head.name=combined"
+    if head.name == "combined" and head.margin is not None:
+        yield "recipe.head.margin is of the other heads; give recipe.head.margins to head combined"
+    if recipe.name != "supervised" and (head != unset or recipe.ema):
+        yield "recipe.head and recipe.ema are of recipe supervised; give recipe=supervised, or leave them out"
+    if head.warm_start and config.train.warm_start is None:
+        yield "recipe.head.warm_start=true needs train.warm_start=PATH, a checkpoint of recipe supervised"
 
 
 def nearest(name: str, choices: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from app.config.schema import Config, defaults
 from app.errors import WrongUse
 from app.files import write_text
 
+HARMLESS = ("backbone.gradient_checkpointing",)  # changes what a network costs, not what it says
 CONF = Path(__file__).parents[2] / "conf"
 
 
@@ -43,9 +44,10 @@ def load(overrides: Sequence[str], *, base: Path | None = None) -> Config:
             _refuse_unknown_names(overrides)
             composed: Any = compose("config", [] if base else list(overrides))
             if base is not None:
-                composed = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(base))
+                composed = OmegaConf.merge(OmegaConf.structured(Config), _saved(base))
                 for override in OverridesParser.create().parse_overrides(list(overrides)):
-                    if override.key_or_group in groups():
+                    of_network = override.key_or_group.startswith("backbone.")
+                    if override.key_or_group in groups() or (of_network and override.key_or_group not in HARMLESS):
                         raise WrongUse(f"{override.input_line} cannot change what was trained; leave it out")
                     OmegaConf.update(composed, override.key_or_group, override.value())
             config = OmegaConf.to_object(composed)
@@ -55,6 +57,16 @@ def load(overrides: Sequence[str], *, base: Path | None = None) -> Config:
     for fault in faults(config):
         raise WrongUse(fault)
     return config
+
+
+def _saved(path: Path) -> Any:
+    """A run's own config.yaml. Raises WrongUse for one that is damaged."""
+    from omegaconf import OmegaConf
+
+    try:
+        return OmegaConf.load(path)
+    except Exception as error:  # of the YAML reader, whose errors have nothing in common
+        raise WrongUse(f"{path} is no configuration of a run; copy it again from where the run was") from error
 
 
 def save_resolved(config: Config, path: Path) -> None:

@@ -127,7 +127,7 @@ class HeadConfig:
     filter_above: float | None = None  # other classes above this cosine do not push: they may be the same person
     sample_rate: float = 1.0  # share of the class centres a step compares with (Partial FC); those met always are
     update: str = "lazy"  # lazy: centres that are not sampled rest; dense: they decay and drift on, as published
-    warm_start: bool = False  # train.warm_start brings the centres of the classes with the same numbers, too
+    warm_start: bool = False  # train.warm_start brings the centres of the labels that are the same, too
 
 
 @dataclass
@@ -239,7 +239,13 @@ class Config:
         """What a checkpoint must agree with to be loaded: everything that decides the shapes of its tensors."""
         moco = self.recipe.moco
         if self.recipe.name == "supervised":
-            return {"recipe": "supervised", "backbone": dataclasses.asdict(self.backbone)}
+            backbone = dataclasses.asdict(self.backbone)
+            return {
+                "recipe": "supervised",
+                "backbone": backbone,
+                "head": self.recipe.head.name,
+                "ema": self.recipe.ema > 0,
+            }
         return {
             "recipe": self.recipe.name,
             "backbone": dataclasses.asdict(self.backbone),

@@ -34,6 +34,7 @@ class Dataset:
     dataset_id: str | None
     fraction: float
     classes: NDArray[np.int64] | None = None  # [N] what recipe supervised learns: 0 … C - 1, NO_ID: left out
+    class_labels: NDArray[np.int64] | None = None  # [C] the label of each class, ascending
 
 
 def open_configured(config: DataConfig) -> Dataset:
@@ -105,7 +106,7 @@ def with_classes(data: Dataset, config: DataConfig) -> Dataset:
         )
     classes = np.full(len(data.images), NO_ID, np.int64)
     classes[rows] = numbers
-    return replace(data, train_rows=rows, classes=classes)
+    return replace(data, train_rows=rows, classes=classes, class_labels=values.astype(np.int64))
 
 
 def open_images(path: Path) -> NDArray[np.uint8]:
@@ -153,8 +154,12 @@ def read_manifest(path: Path, count: int) -> dict[str, Any]:
     file = path.with_name("manifest.json")
     if not file.is_file():
         return {}
-    manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if manifest["rows"] != count:
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        rows = int(manifest["rows"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WrongUse(f"{file} is no manifest of images; run `invoke prepare` again, or remove it") from error
+    if rows != count:
         raise WrongUse(f"{file} speaks of {manifest['rows']} rows, {path.name} has {count}; run `invoke prepare` again")
     return manifest
 

@@ -76,7 +76,7 @@ def open_csv(path: Path) -> ImageSet:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             for row in reader:
-                if not any(map(str.strip, row)) or (reader.line_num == 1 and _is_header(row)):
+                if not any(map(str.strip, row)) or (reader.line_num == 1 and _is_header(row, path.parent)):
                     continue
                 left, right, same = _read_row(row, f"row {reader.line_num} of {path}")
                 for name in (left, right):
@@ -98,7 +98,9 @@ def open_csv(path: Path) -> ImageSet:
     return ImageSet(path.stem, str(path), sha256(path), len(files), lambda row: load_face(files[row]), protocol)
 
 
-def _is_header(row: Sequence[str]) -> bool:
+def _is_header(row: Sequence[str], folder: Path) -> bool:
+    if any((folder / name.strip()).is_file() for name in row[:2]):
+        return False
     return len(row) >= 3 and row[2].strip().lower() not in YES | NO and not row[2].strip().lstrip("-").isdigit()
 
 

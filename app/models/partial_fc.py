@@ -127,16 +127,20 @@ class PartialFC(nn.Module):
         for name, table in self.centres.tables.items():
             table.copy_(tables[name][self.centres.start : self.centres.stop])
 
-    def take_centres(self, weight: Tensor) -> None:
-        """Begin with other centres [C', D], for the classes of the same numbers. Raises WrongUse for another D."""
+    def take_centres(self, weight: Tensor, place: Tensor) -> None:
+        """Begin with other centres [C', D]: class c with row place[c], or as it is where that is -1 (place: [C]).
+
+        Raises WrongUse for another D.
+        """
         mine = self.centres.tables["weight"]
         if weight.ndim != 2 or weight.shape[1] != mine.shape[1]:
             raise WrongUse(
                 f"the class centres have shape {tuple(weight.shape)} and embeddings {mine.shape[1]} numbers; give "
                 f"backbone.embedding_dim={weight.shape[-1]} or recipe.head.warm_start=false"
             )
-        known = weight[self.centres.start : self.centres.stop]
-        mine[: len(known)] = known.to(mine)
+        place = place[self.centres.start : self.centres.stop]
+        known = place >= 0
+        mine[known.to(mine.device)] = weight[place[known]].to(mine)
 
 
 class Centres:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from app.config import Config
 from app.data.augment import Augment
 from app.data.dataset import Dataset, Rows, open_configured, with_classes
+from app.errors import WrongUse
 from app.mining.refresh import Interlude
 from app.models import build_backbone
 from app.models.average import Average
@@ -29,8 +30,10 @@ class Supervised:
 
     def __init__(self, config: Config, data: Dataset, here: World) -> None:
         assert data.classes is not None, "training_data gives them"
+        assert data.class_labels is not None
         self.config, self.here = config, here
         self.classes = torch.from_numpy(data.classes)
+        self.labels = torch.from_numpy(data.class_labels)  # [C] what stands for each class in labels.npy
         torch.manual_seed(config.train.seed)  # the same start on every rank
         backbone = build_backbone(config.backbone)
         if config.train.channels_last:
@@ -68,9 +71,12 @@ class Supervised:
         return decay_groups(self.backbone, decay_all=self.config.train.optimizer.decay_all)
 
     def warm_start(self, path: Path) -> None:
-        checkpoint.load_backbone(path, self.backbone, *([] if self.average is None else [self.average.network]))
+        mean = [] if self.average is None else [self.average.network]
+        checkpoint.load_backbone(path, self.backbone, *mean, new_fourier=True)
         if self.config.recipe.head.warm_start:
-            self.head.take_centres(checkpoint.load_centres(path))
+            centres, labels = checkpoint.load_centres(path)
+            place = torch.searchsorted(labels, self.labels).clamp(max=len(labels) - 1)
+            self.head.take_centres(centres, torch.where(labels[place] == self.labels, place, -1))
 
     def begin_epoch(self, epoch: int, interlude: Interlude | None) -> None:
         """Nothing to do: labels do not change."""
@@ -100,11 +106,18 @@ class Supervised:
             self.average.follow(self.backbone)
 
     def tables(self) -> dict[str, Tensor]:
-        """The class centres and their optimizer state, a row a class."""
-        return self.head.tables()
+        """The class centres and their optimizer state, a row a class, and the label of each."""
+        tables = self.head.tables()
+        return {**tables, "labels": self.labels} if tables else {}
 
     def take_tables(self, tables: dict[str, Tensor]) -> None:
-        self.head.take_tables(tables)
+        labels = tables.get("labels")
+        if labels is not None and len(labels) == len(self.labels) and not torch.equal(labels, self.labels):
+            raise WrongUse(
+                "the checkpoint learnt other labels, as many as these; give the labels it was trained with, or its "
+                "path as train.warm_start, not train.resume"
+            )
+        self.head.take_tables({name: table for name, table in tables.items() if name != "labels"})
 
     def health(self) -> dict[str, Any]:
         """The spread of the last batch's embeddings; see app/models/collapse.py."""

@@ -25,8 +25,11 @@ from app.runtime.folder import RunFolder
 from app.runtime.published import translate
 
 # What torch raises for a file that is cut short, or of another kind.
-UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, ValueError, TypeError)
-UNREADABLE += (LookupError, AssertionError, AttributeError)
+UNREADABLE = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError),
+    *(TypeError, LookupError, AssertionError, AttributeError),
+)
+WRAPPERS = ("state_dict_backbone", "state_dict", "model")  # keys under which others keep a network's tensors
 EMBEDDERS = ("momentum.encoder.backbone.", "embedder.")  # where each recipe's checkpoint has what is evaluated
 
 
@@ -82,7 +85,7 @@ def save(
     }
     write_json(path.with_suffix(".json"), description)
     write_text(folder.latest, path.name)
-    prune(folder, keep)
+    prune(folder, keep, spare=path)
     return description
 
 
@@ -113,10 +116,11 @@ def load(
     return TrainState(**content["state"])
 
 
-def load_backbone(path: Path, *backbones: nn.Module) -> None:
-    """Put a file's backbone into each of these: a checkpoint of ours (its momentum encoder's) or published weights.
+def load_backbone(path: Path, *backbones: nn.Module, new_fourier: bool = False) -> None:
+    """Put a file's backbone into each of these: a checkpoint of ours (what it evaluates) or published weights.
 
-    Raises WrongUse for a file that holds none or another one.
+    With `new_fourier` a Fourier layer that the file has none of stays as it is, to be trained. Raises WrongUse for a
+    file that holds no backbone or another one.
     """
     if not path.is_file():
         raise WrongUse(f"there is no file {path}; give a checkpoint or a file of published weights that exists")
@@ -125,24 +129,29 @@ def load_backbone(path: Path, *backbones: nn.Module) -> None:
         modules = content["modules"]
         prefix = next((p for p in EMBEDDERS if any(name.startswith(p) for name in modules)), "none")
         content = {name.removeprefix(prefix): t for name, t in modules.items() if name.startswith(prefix)}
+    elif isinstance(content, dict):  # as trainers store a network beside other things
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
         raise WrongUse(f"{path} holds no backbone; give a checkpoint or a file of published weights")
     for backbone in backbones:
         wanted = backbone.state_dict()
         # Counters of BN's updates are missing in old files and decide nothing.
         counters = {name: t for name, t in wanted.items() if name.endswith("num_batches_tracked")}
-        fitting = {**counters, **translate(content, wanted)}
+        fitting = {**counters, **translate(content, wanted, new_fourier=new_fourier)}
         refuse_misfit(path, fitting, wanted)
         backbone.load_state_dict(fitting)
 
 
-def load_centres(path: Path) -> Tensor:
-    """The class centres [C, D] of a checkpoint of recipe supervised. Raises WrongUse for a file without any."""
+def load_centres(path: Path) -> tuple[Tensor, Tensor]:
+    """The class centres [C, D] of a checkpoint of recipe supervised, and the label of each class [C].
+
+    Raises WrongUse for a file without any.
+    """
     content = read_tensors(path)
-    centres = content.get("tables", {}).get("weight") if isinstance(content, dict) else None
-    if not isinstance(centres, Tensor):
+    tables = content.get("tables", {}) if isinstance(content, dict) else {}
+    if not {"weight", "labels"} <= tables.keys():
         raise WrongUse(f"{path} holds no class centres; give recipe.head.warm_start=false to use its backbone alone")
-    return centres
+    return tables["weight"], tables["labels"]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -150,7 +159,7 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise WrongUse(f"there is no checkpoint {path}; give train.resume=auto or an existing .pt")
     described = path.with_suffix(".json")
-    if described.is_file() and json.loads(described.read_text(encoding="utf-8"))["sha256"] != sha256(path):
+    if described.is_file() and _described(described).get("sha256") != sha256(path):
         raise WrongUse(broken(path))
     content = read_tensors(path)
     if not isinstance(content, dict) or not {"state", "modules", "optimizer", "scaler"} <= content.keys():
@@ -191,15 +200,20 @@ def newest(folder: RunFolder) -> Path | None:
     described = sorted(folder.checkpoints.glob("*.json"), key=lambda file: _step(file), reverse=True)
     for file in described:
         path = file.with_suffix(".pt")
-        if path.is_file() and json.loads(file.read_text(encoding="utf-8"))["sha256"] == sha256(path):
+        if path.is_file() and _described(file).get("sha256") == sha256(path):
             return path
     return None
 
 
-def prune(folder: RunFolder, keep: int) -> None:
-    """Remove all but the `keep` newest, JSON first: what is half removed is then no checkpoint any more."""
+def prune(folder: RunFolder, keep: int, spare: Path) -> None:
+    """Remove all but the `keep` newest, JSON first: what is half removed is then no checkpoint any more.
+
+    `spare` stays in any case: who went back to an earlier checkpoint has later ones beside the one just written.
+    """
     described = sorted(folder.checkpoints.glob("*.json"), key=lambda file: _step(file))
     for file in described[:-keep]:
+        if file.stem == spare.stem:
+            continue
         file.unlink()
         file.with_suffix(".pt").unlink(missing_ok=True)
 
@@ -232,4 +246,13 @@ def sha256(path: Path) -> str:
 
 
 def _step(described: Path) -> int:
-    return int(json.loads(described.read_text(encoding="utf-8"))["step"])
+    return int(_described(described).get("step", -1))
+
+
+def _described(file: Path) -> dict[str, Any]:
+    """The JSON beside a checkpoint; {} where it is damaged, and with it the checkpoint."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -19,11 +19,13 @@ GAIN = "fourier_transform_layer.learnable_param"
 SQUARES = "fourier_transform_layer.squares"
 
 
-def translate(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def translate(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, new_fourier: bool = False
+) -> dict[str, Tensor]:
     """The tensors of a backbone's file under the names of `wanted`, its state_dict here.
 
-    What is already as it is here stays so; a Fourier layer that the file has none of begins as it is here, as the
-    identity. What does not fit is passed on, for the caller to name it.
+    What is already as it is here stays so. With `new_fourier` a Fourier layer that the file has none of is that of
+    `wanted`: before it is trained it sharpens a little. What does not fit is passed on, for the caller to name it.
     """
     if all(name.startswith(DATA_PARALLEL) for name in state):
         state = {name.removeprefix(DATA_PARALLEL): tensor for name, tensor in state.items()}
@@ -31,6 +33,6 @@ def translate(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict
     if GAIN in state and SQUARES not in state:
         translated[GAIN] = state[GAIN].roll(-1, 0)  # plane 1 is the first colour's
         translated |= {name: wanted[name] for name in [SQUARES] if name in wanted}
-    if GAIN not in state:
+    if new_fourier and GAIN not in state:
         translated |= {name: wanted[name] for name in (GAIN, SQUARES) if name in wanted}
     return translated

@@ -370,16 +370,17 @@ def test_tables_that_do_not_fit_are_refused_and_change_nothing() -> None:
 @pytest.mark.parametrize("classes", [3, 10, 25])
 def test_a_warm_start_takes_the_centres_of_the_classes_it_knows(classes: int) -> None:
     old = torch.randn(classes, 8)
+    place = torch.where(torch.arange(10) < classes, torch.arange(10), -1)
     parts = []
     for rank in range(3):
         layer = make(10, 8, here=World(rank, 3, CPU))
-        layer.take_centres(old)
+        layer.take_centres(old, place)
         parts.append(weight_of(layer))
     after, known = torch.cat(parts), min(classes, 10)
     assert torch.equal(after[:known], old[:known])
     assert torch.equal(after[known:], initial(0, 10, 8, seed=3)[known:])
     with pytest.raises(WrongUse, match=r"embedding_dim=8 "):
-        make(10, 4).take_centres(old)
+        make(10, 4).take_centres(old, place)
 
 
 def test_it_learns_to_tell_classes_apart() -> None:

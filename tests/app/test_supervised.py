@@ -128,15 +128,53 @@ def test_centres_of_the_same_classes_can_be_kept_when_classes_are_added(
     np.save(tmp_path / "few.npy", few)
     run(small_data, tmp_path / "few", alone, *SUPERVISED, f"data.train_labels_path={tmp_path / 'few.npy'}")
     first = tmp_path / "few" / "checkpoints" / "epoch_002.pt"
-    config = load([*TINY, *SUPERVISED, f"data.binary_cache_path={small_data}", "recipe.head.warm_start=true"])
+    config = load(
+        [
+            *TINY,
+            *SUPERVISED,
+            f"data.binary_cache_path={small_data}",
+            "recipe.head.warm_start=true",
+            f"train.warm_start={first}",
+        ]
+    )
     recipe = Supervised(config, Supervised.training_data(config), alone)
     fresh = recipe.tables()["weight"]
     recipe.warm_start(first)
     kept = recipe.tables()["weight"]
     assert torch.equal(kept[:5], tables(tmp_path / "few")["weight"])
     assert torch.equal(kept[5:], fresh[5:])
+    # By the label, not by the number that it got: the first person is left out here.
+    np.save(tmp_path / "later.npy", np.where(labels > 0, labels, -1).astype(np.int32))
+    config.data.train_labels_path = str(tmp_path / "later.npy")
+    recipe = Supervised(config, Supervised.training_data(config), alone)
+    recipe.warm_start(first)
+    assert torch.equal(recipe.tables()["weight"][:4], tables(tmp_path / "few")["weight"][1:])
     with pytest.raises(WrongUse, match="class centres"):
         run(small_data, tmp_path / "more", alone, *SUPERVISED, f"train.resume={first}")
+
+
+def test_other_labels_are_refused_though_there_are_as_many(small_data: Path, tmp_path: Path, alone: World) -> None:
+    run(small_data, tmp_path / "one", alone, *SUPERVISED, "train.epochs=1")
+    labels = np.load(small_data.with_name("labels.npy"))
+    np.save(tmp_path / "other.npy", labels + 100)
+    with pytest.raises(WrongUse, match="other labels"):
+        run(
+            small_data, tmp_path / "two", alone, *SUPERVISED, f"data.train_labels_path={tmp_path / 'other.npy'}",
+            f"train.resume={tmp_path / 'one' / 'checkpoints' / 'epoch_000.pt'}",
+        )  # fmt: skip
+
+
+def test_a_folder_of_another_run_is_refused_and_what_was_just_written_is_never_removed(
+    small_data: Path, tmp_path: Path, alone: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    run(small_data, folder, alone, *SUPERVISED, "train.epochs=2")
+    words = [*TINY, *SUPERVISED, f"data.binary_cache_path={small_data}", f"run.dir={folder}"]
+    assert main(words) == 2
+    assert "train.resume=auto" in capsys.readouterr().err
+    first = folder / "checkpoints" / "epoch_000.pt"
+    run(small_data, folder, alone, *SUPERVISED, f"train.resume={first}", "train.checkpoint.keep=1", stop_at=5)
+    assert (folder / "checkpoints" / (folder / "checkpoints" / "latest").read_text()).is_file()
 
 
 def test_images_without_a_label_are_left_out_and_labels_of_any_kind_are_numbered(small_data: Path) -> None:
@@ -166,6 +204,19 @@ def test_images_without_a_label_are_left_out_and_labels_of_any_kind_are_numbered
         (["recipe.head.margins=[1,2]"], "three numbers"),
         (["data.train_labels_path=nowhere.npy"], "there is no file nowhere.npy"),
         (["recipe=self_supervised", "data.train_labels_path=x.npy"], "recipe=supervised"),
+        (["recipe=self_supervised", "recipe.head.name=adaface"], "recipe=supervised"),
+        (["recipe.head.name=cosface", "recipe.head.margins=[1,0,0.4]"], "recipe.head.name=combined"),
+        (["recipe.head.name=combined", "recipe.head.margin=0.3"], "recipe.head.margins"),
+        (["recipe.head.margin=28.6"], "radians"),
+        (["recipe.head.margin=nan"], "radians"),
+        (["recipe.head.warm_start=true"], "train.warm_start=PATH"),
+        (["train.optimizer.momentum=0"], "nesterov=false"),
+        (["train.optimizer.weight_decay=-1"], "from 0 on"),
+        (["train.lr_schedule.warmup.start_lr=-1"], "from 0 on"),
+        (["backbone.dropout=2"], "below 1"),
+        (["backbone.layers=[1,0]"], "one to four numbers"),
+        (["train.seed=-1"], "too small"),
+        (["train.warm_start=nowhere.pt"], "is no file"),
     ],
 )
 def test_wrong_use_is_one_sentence(
