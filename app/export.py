@@ -159,7 +159,6 @@ def evenly(count: int) -> NDArray[np.int64]:
 
 def export(request: Request) -> str:
     """Make the file, compare, write it and what it is; returns what to tell. Raises Differs before it writes."""
-    make_folder(request.out.parent, "the folder of out")
     backbone = build_backbone(request.backbone)
     checkpoint.load_backbone(request.weights, backbone)
     size, inside = request.backbone.image_size, request.inside
@@ -171,6 +170,7 @@ def export(request: Request) -> str:
             f"{request.out} was not written, as it differs from the network on {agreement.images} images: {measured} "
             f"(at most {MOST_DIFFERENCE:g} and at least {LEAST_COSINE:g} are wanted)"
         )
+    make_folder(request.out.parent, "the folder of out")
     with atomic(request.out, len(model), "the ONNX file") as file:
         file.write(model)
     verdicts = rules.judge(request.out)

@@ -358,7 +358,7 @@ def test_two_and_three_processes_find_what_one_finds_and_refuse_what_one_cannot_
         (["weights={runs}/one/checkpoints/*.pt", "train.eval.batchsize=4"], "train.eval.batch_size"),
         (["weights={runs}/one/config.yaml", "sets={lfw}"], "backbone=iresnet50"),
         (["weights={runs}/other.pt", "sets={lfw}", "backbone=iresnet18"], "other.pt holds no backbone"),
-        (["weights={runs}/one/checkpoints/*.pt", "sets={lfw}", "backbone.width=16"], "does not fit this configuration"),
+        (["weights={runs}/one/checkpoints/*.pt", "sets={lfw}", "backbone.width=16"], "cannot change what was trained"),
         (["weights={lfw}", "backbone=iresnet18"], "no data set of its own"),
     ],
 )
