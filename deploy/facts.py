@@ -67,6 +67,8 @@ def check(settings: Settings, request: Request) -> Checked:
         request = replace(request, data=str(path))
     if request.labels:
         request = replace(request, labels=str(Path(request.labels).absolute()))
+        if not Path(str(request.labels)).is_file():
+            raise WrongUse(f"--labels {request.labels} is no file: give an int32 .npy with a label for each image")
     config = _configuration(settings, request, path)
     path, tryout = _images(settings, path, config)
     dataset = None if tryout and not path.exists() else _find_data(settings, path, config)
@@ -87,7 +89,9 @@ def plan(settings: Settings, checked: Checked) -> Plan:
         token=secrets.token_hex(2),
         python=sys.executable,
         code=code.look(settings.project),
-        data=data.facts(checked.dataset, fraction) if checked.dataset else data.orl_facts(checked.images, fraction),
+        data=data.facts(checked.dataset, fraction)
+        if checked.dataset
+        else replace(data.orl_facts(checked.images, fraction), train_labels=checked.request.labels),
         config=checked.config,
         hardware=LocalShell().hardware(),
         windows=sys.platform == "win32",

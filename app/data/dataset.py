@@ -111,7 +111,7 @@ def with_classes(data: Dataset, config: DataConfig) -> Dataset:
 
 def open_images(path: Path) -> NDArray[np.uint8]:
     """Map images.npy read-only, or say in one sentence why it cannot be used."""
-    array = _open_npy(path)
+    array = _open_npy(path, "`invoke prepare` makes one, or give data.binary_cache_path=PATH")
     wanted = "it must be uint8 of shape [N, 112, 112, 3], as `invoke prepare --source folder --path DIR` makes it"
     if array.dtype != np.uint8:
         raise WrongUse(f"{path} is {array.dtype}; {wanted}")
@@ -126,7 +126,7 @@ def open_images(path: Path) -> NDArray[np.uint8]:
 
 def open_labels(path: Path, count: int) -> NDArray[np.int32]:
     """Labels [N] as int32, of exactly `count` images."""
-    labels = _open_npy(path)
+    labels = _open_npy(path, f"give an int32 .npy of {count} labels")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise WrongUse(f"{path} is {labels.dtype} of shape {list(labels.shape)}; it must be int32 of shape [{count}]")
     if len(labels) != count:
@@ -137,9 +137,9 @@ def open_labels(path: Path, count: int) -> NDArray[np.int32]:
     return np.asarray(labels, dtype=np.int32)
 
 
-def _open_npy(path: Path) -> NDArray[Any]:
+def _open_npy(path: Path, instead: str) -> NDArray[Any]:
     if not path.is_file():
-        raise WrongUse(f"there is no file {path}; `invoke prepare` makes one, or give data.binary_cache_path=PATH")
+        raise WrongUse(f"there is no file {path}; {instead}")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

@@ -209,6 +209,16 @@ def test_mining_with_any_checkpoint_of_a_run(project: Project) -> None:
     assert "there are 0, 1, 2" in project.invoke("mine", "--which", "9", code=2).stderr
 
 
+def test_labels_to_learn_are_looked_for_before_anything_else(project: Project) -> None:
+    """Also where the data is still to be prepared: the plan that is shown has them."""
+    said = project.invoke("train", "--recipe", "supervised", "--labels", "nowhere.npy", "--dry-run", code=2).stderr
+    assert "--labels" in said
+    assert "nowhere.npy is no file" in said
+    (project.path / "own.npy").write_bytes(b"looked at when the images are there")
+    words = project.json("train", "--recipe", "supervised", "--labels", "own.npy", "--dry-run")["argv"]
+    assert [word for word in words if word.startswith("data.train_labels_path=") and word.endswith("own.npy'")]
+
+
 def test_measuring_and_exporting_checkpoints_of_a_run(project: Project) -> None:
     """All of them or one are measured; files that belong to no run, too."""
     run_id = project.json("train")["run_id"]
