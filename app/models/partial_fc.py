@@ -50,6 +50,7 @@ class PartialFC(nn.Module):
         self.centres = Centres(share_of(classes, here), dim, optimizer, here, seed=seed, lazy=config.update == "lazy")
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))  # forward calls, each with its own sample
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.before: dict[str, Tensor] | None = None  # the head's running means before the calls since the last step
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss over the images of all ranks, and metrics, all scalars.
@@ -57,6 +58,8 @@ class PartialFC(nn.Module):
         embeddings [B, D] of any length, labels int64 [B] in [0, C), B the same on all ranks. Behind data_parallel the
         gradients of a backbone are those of this mean. Those of the centres add up until `step` or `discard`.
         """
+        if self.before is None:
+            self.before = {name: mean.clone() for name, mean in self.head.named_buffers()}
         with torch.autocast(embeddings.device.type, enabled=False):
             return self._forward(dist.gather_batch(embeddings.float(), self.here), self._gathered(labels))
 
@@ -101,10 +104,15 @@ class PartialFC(nn.Module):
     def step(self, lr: float, *, grad_scale: float = 1.0) -> None:
         """Update the centres by what the calls since the last step left, whose losses were multiplied by a scale."""
         self.steps += 1
+        self.before = None
         self.centres.step(lr, int(self.steps), grad_scale)
 
     def discard(self) -> None:
-        """Forget the gradients since the last step."""
+        """Forget the gradients since the last step, and what its calls did to the head's running means."""
+        for name, mean in self.head.named_buffers():
+            if self.before is not None:
+                mean.copy_(self.before[name])
+        self.before = None
         self.centres.discard()
 
     def tables(self) -> dict[str, Tensor]:

@@ -487,3 +487,15 @@ def test_processes_compute_what_one_computes(size: int, tmp_path: Path) -> None:
     assert all(torch.equal(table, alone["sampled_adamw"][name]) for name, table in tables.items())
     assert "exp_avg_sq" in tables
     assert all(torch.load(tmp_path / f"again-{rank}.pt") == {} for rank in range(1, size))
+
+
+def test_a_step_that_is_not_taken_leaves_no_trace() -> None:
+    layer = make(10, 8, name="adaface")
+    before = {name: table.clone() for name, table in {**layer.tables(), **dict(layer.head.named_buffers())}.items()}
+    loss, _ = layer(torch.randn(6, 8, requires_grad=True), torch.arange(6))
+    loss.backward()
+    assert not torch.equal(layer.head.mean, before["mean"])
+    layer.discard()
+    layer.step(0.1)  # nothing is left to do
+    after = {**layer.tables(), **dict(layer.head.named_buffers())}
+    assert [name for name in before if name != "last_step" and not torch.equal(before[name], after[name])] == []
