@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from app.config import load
+from app.data.dataset import read_manifest
 from app.errors import WrongUse
-from app.files import atomic, claim, write_json
+from app.files import atomic, claim, make_folder, write_json
+from app.runtime.checkpoint import newest, read_tensors
 from app.runtime.folder import RunFolder
 
 PROJECT = Path(__file__).parents[2]
@@ -80,3 +83,27 @@ def test_names_in_the_run_folder() -> None:
     folder = RunFolder(Path("r"))
     assert folder.checkpoint(14, 7, epoch_complete=True).name == "epoch_014.pt"
     assert folder.checkpoint(14, 123, epoch_complete=False).name == "epoch_014_step_00000123.pt"
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a file").write_bytes(b"")
+    with pytest.raises(WrongUse, match=r"^out=.* cannot be made a folder .*; give another out$"):
+        make_folder(tmp_path / "a file" / "below", "out")
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"step": 1'])
+def test_damaged_files_of_others_are_passed_over_or_refused_in_a_sentence(tmp_path: Path, content: str) -> None:
+    """The JSON beside a checkpoint, a manifest, a run's configuration, weights that were cut short."""
+    folder = RunFolder(tmp_path)
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / "epoch_000.pt").write_bytes(b"weights")
+    (folder.checkpoints / "epoch_000.json").write_text(content)
+    assert newest(folder) is None
+    with pytest.raises(WrongUse, match="corrupt"):
+        read_tensors(folder.checkpoints / "epoch_000.pt")
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(WrongUse, match=r"manifest\.json is no manifest"):
+        read_manifest(tmp_path / "images.npy", 3)
+    folder.config.write_text("a: [1\nb: }")
+    with pytest.raises(WrongUse, match="no configuration of a run"):
+        load([], base=folder.config)
