@@ -61,7 +61,7 @@ def check(settings: Settings, request: Request) -> Checked:
             note = f"continuing run {found.record.run_id} ({found.record.state}), attempt {continues.attempt}"
     elif request.resume != "none":
         request = replace(request, resume=str(Path(request.resume).absolute()))
-    path = settings.data
+    path = settings.project / settings.target.data if settings.target.data else None
     if request.data:
         path = Path(request.data).absolute()
         request = replace(request, data=str(path))

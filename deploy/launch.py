@@ -34,7 +34,7 @@ def deploy(project: Path, target: str, screen: Screen) -> dict[str, Any]:
         checked = facts.prepare_orl(settings, checked, screen.say)
         plan = facts.plan(settings, checked)
         provider = reach.provider_of(settings)
-        machine = provider.acquire(MachineSpec(plan.machine, settings.root))
+        machine = provider.acquire(MachineSpec(plan.machine, plan.machine, settings.root))
         try:
             plan = ready(settings, open_shell(machine), machine, plan, checked, screen)
         except BaseException:
@@ -77,7 +77,7 @@ def _start(settings: Settings, plan: Plan, checked: facts.Checked, screen: Scree
     provider = reach.provider_of(settings)
     machine: Machine | None = None
     try:
-        machine = provider.acquire(MachineSpec(plan.machine, settings.root))
+        machine = provider.acquire(MachineSpec(plan.machine, plan.machine, settings.root))
         record = runs.update(settings.runs, record, state="preparing")
         shell = open_shell(machine)
         plan = ready(settings, shell, machine, plan, checked, screen)

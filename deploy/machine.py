@@ -8,40 +8,74 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
+class Address:
+    """Where SSH finds a machine, with which key, and by which host keys the machine proves that it is the right one."""
+
+    host: str  # a name, an address, or an alias of the user's own ssh configuration
+    port: int | None = None  # None: what the ssh configuration says, else 22
+    user: str | None = None  # None: what the ssh configuration says, else this computer's user
+    key: str | None = None  # a private key file on the laptop; None: agent, ssh configuration, default keys
+    # Public host keys ("ssh-ed25519 AAAA...") that came over a way that is authenticated already, such as the engine
+    # or the provider's API. With none the user's known_hosts decides, or `fingerprint`, or a question.
+    host_keys: tuple[str, ...] = ()
+    fingerprint: str | None = None  # "SHA256:...", pinned in the target's file
+
+
+@dataclass(frozen=True)
 class MachineSpec:
-    """What is asked for. The name carries project and run, so that an orphan is found without any local file."""
+    """What is asked for. The name carries project, target and run, so that an orphan is found without any local file.
+
+    A machine whose name begins with `family` belongs to the same project and target: while one of them is alive and
+    good, it is the answer, and nothing new is made.
+    """
 
     name: str
+    family: str
     root: PurePath
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What was had: how to reach it (`transport` picks the shell), where things live on it, and its price."""
+    """What was had: how to reach it, where things live on it, and its price."""
 
     name: str
     provider: str
-    transport: str
-    root: PurePath
-    python: str
-    usd_per_hour: float
+    root: PurePath  # absolute, in the machine's own kind of path
+    python: str  # the Python of the training environment, on the machine
+    usd_per_hour: float = 0.0
+    address: Address | None = None  # None: this computer
+    id: str = ""  # the provider's own name for it
+    created: float | None = None  # Unix seconds: since when it is paid for
+    gpu: str | None = None  # as the provider calls it
+
+    @property
+    def is_here(self) -> bool:
+        return self.address is None
+
+    def path(self, text: str) -> PurePath:
+        """A path of this machine: a Windows laptop must not turn its slashes around."""
+        return type(self.root)(text)
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What decides how many processes train."""
+    """What decides how many processes train, and whether the data has room."""
 
     gpus: int
-    cores: int
+    cores: int  # that this machine may use: a container's share, not its host's
+    memory_bytes: int | None = None  # likewise; None where it cannot be told
+    gpu: str | None = None  # the name of the first one
 
 
 class Provider(Protocol):
     """Makes machines of one kind. `find` returns nothing for an unknown name; `release` of what is gone is success."""
 
-    def acquire(self, spec: MachineSpec) -> Machine: ...
+    def acquire(self, spec: MachineSpec) -> Machine:
+        """A machine of the family that is there already, or a new one named `spec.name`; NoMachine when neither is."""
 
     def find(self, name: str) -> Machine | None: ...
 
-    def list(self) -> list[Machine]: ...
+    def list(self) -> list[Machine]:
+        """Every machine of this project, of any target and run, that this provider knows."""
 
     def release(self, machine: Machine) -> None: ...

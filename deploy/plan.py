@@ -290,9 +290,9 @@ def fraction_mark(fraction: float) -> str:
 
 def staged_path(settings: Settings, data: DataFacts, fraction: float) -> PurePath:
     """Where training reads: in place, or in the staging folder; a part has a folder of its own beside the whole."""
-    if settings.target.stage_to is None:
+    if settings.stage_to is None:
         return PurePath(data.path)
-    folder = settings.project / settings.target.stage_to
+    folder = settings.stage_to
     return (folder if fraction == 1 else folder / f"{data.name}{fraction_mark(fraction)}") / "images.npy"
 
 

@@ -42,6 +42,4 @@ class LocalProvider:
         """This computer stays."""
 
     def _machine(self, name: str, root: PurePath) -> Machine:
-        return Machine(
-            name=name, provider="local", transport="local", root=root, python=sys.executable, usd_per_hour=0.0
-        )
+        return Machine(name=name, provider="local", root=root, python=sys.executable)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import WrongUse
-from deploy.settings import Target, load
+from deploy.settings import RunPod, Ssh, Target, load
 
 
 @pytest.fixture
@@ -39,6 +39,22 @@ def test_the_environment_wins_over_the_file(folder: Path) -> None:
     assert settings.tmux_socket == "mine"
 
 
+def test_each_provider_has_keys_of_its_own(folder: Path) -> None:
+    """Lists come from the file or, with commas, from the environment; paths stay as they were written."""
+    (folder / "conf" / "deploy" / "box.yaml").write_text(
+        "provider: ssh\nroot: ~/faces\nhost: box\nport: 2222\nkey: C:\\Users\\me\\id\n"
+    )
+    target = load(folder, "box", {"SNIPERFACE_USER": "me"}).target
+    assert target.options == Ssh(host="box", port=2222, user="me", key="C:\\Users\\me\\id")
+    (folder / "conf" / "deploy" / "pod.yaml").write_text("provider: runpod\nroot: /w\nimage: me/x\ngpus: [a b]\n")
+    settings = load(
+        folder, "pod", {"SNIPERFACE_DATA_CENTERS": "EU-RO-1, US-KS-2", "SNIPERFACE_MAX_USD_PER_HOUR": "0.5"}
+    )
+    expected = RunPod(gpus=("a b",), image="me/x", data_centers=("EU-RO-1", "US-KS-2"), max_usd_per_hour=0.5)
+    assert settings.target.options == expected
+    assert str(settings.root) == "/w"
+
+
 @pytest.mark.parametrize(
     ("target", "text", "words"),
     [
@@ -50,6 +66,16 @@ def test_the_environment_wins_over_the_file(folder: Path) -> None:
         ("local", "provider: local\nroot: x\nprocesses: 0\n", ["processes", "auto", "2"]),
         ("local", "provider: [\n", ["conf/deploy/local.yaml"]),
         ("local", "- a\n", ["conf/deploy/local.yaml"]),
+        ("local", "provider: lokal\nroot: x\n", ["lokal", "did you mean 'local'", "runpod"]),
+        ("local", "provider: local\nroot: x\nhost: y\n", ["host", "stage_to"]),
+        ("local", "provider: ssh\nroot: ~/x\n", ["'host'", "host: gpu-box"]),
+        ("local", "provider: ssh\nroot: x\nhost: y\n", ["root", "/workspace/sniperface"]),
+        ("local", "provider: ssh\nroot: ~/x\nhost: y\nport: 22x\n", ["port", "22"]),
+        ("local", "provider: ssh\nroot: ~/x\nhost: y\nport: true\n", ["port", "22"]),
+        ("local", "provider: docker\nroot: /x\nshm_gib: 0\n", ["shm_gib", "1.5"]),
+        ("local", "provider: runpod\nroot: /x\nimage: me/x\n", ["'gpus'", "A4500"]),
+        ("local", "provider: runpod\nroot: /x\ngpus: [a]\n", ["'image'", "me/sniperface"]),
+        ("local", "provider: runpod\nroot: /x\nimage: me/x\ngpus: [a]\napi: v3\n", ["v3", "v2", "sdk"]),
     ],
 )
 def test_a_wrong_name_or_value_is_answered_with_right_ones(
