@@ -146,7 +146,7 @@ def _git(
     project: Path, *argv: str, env: Mapping[str, str] | None = None, stdin: bytes = b"", check: bool = True
 ) -> Result:
     # A hook, or an editor, may have pointed git somewhere else by environment.
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    clean = {name: None for name in os.environ if name.startswith("GIT_")}
     return LocalShell().run(
         ["git", *argv],
         cwd=project,

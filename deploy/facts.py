@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -172,7 +171,7 @@ def app(project: Path, module: str, argv: Sequence[str]) -> str:
     result = LocalShell().run(
         [sys.executable, "-m", module, *argv],
         cwd=project,
-        env={**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"},
+        env={"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"},
         limit_s=APP_LIMIT_S,
         check=False,
     )

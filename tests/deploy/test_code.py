@@ -36,7 +36,7 @@ def tree(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    return Machine("m", "local", "local", tmp_path / "machine root", sys.executable, 0.0)
+    return Machine("m", "local", tmp_path / "machine root", sys.executable)
 
 
 def placed(machine: Machine, snapshot: str) -> dict[str, str]:

@@ -119,7 +119,7 @@ class Staging:
     def __init__(self, images: Path, folder: Path, root: Path) -> None:
         self.images = images
         self.folder = folder
-        self.machine = Machine("m", "local", "local", root, sys.executable, 0.0)
+        self.machine = Machine("m", "local", root, sys.executable)
         self.shell = LocalShell()
 
     def plan(self, fraction: float) -> Plan:

@@ -1,0 +1,250 @@
+"""What a machine can be asked for. The laptop calls these functions directly, another machine's agent calls them there.
+
+Paths are the machine's own. Nothing here goes through a command interpreter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from deploy.pod import folder, processes
+
+CHUNK_BYTES = 8 << 20
+NO_LIMIT_BYTES = 1 << 50  # what cgroups tell where there is no limit is larger than any memory
+
+
+class Overdue(Exception):
+    """A command did not end in time, and was ended; `output` is what it had said."""
+
+    def __init__(self, output: bytes) -> None:
+        super().__init__("overdue")
+        self.output = output
+
+
+def run(
+    argv: Sequence[str],
+    cwd: str | None = None,
+    env: Mapping[str, str | None] | None = None,
+    stdin: bytes = b"",
+    limit_s: float = 60,
+) -> tuple[int, bytes, bytes]:
+    """Exit code, standard output, standard error. `env` is added to the machine's own; None takes a name out."""
+    with _popen(argv, cwd, env, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            stdout, stderr = process.communicate(stdin, timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            processes.kill_tree(process.pid)
+            stdout, stderr = process.communicate()
+            raise Overdue(stderr or stdout) from None
+        except BaseException:
+            processes.kill_tree(process.pid)
+            raise
+    return process.returncode, stdout, stderr
+
+
+def lines(argv: Sequence[str], cwd: str | None = None) -> Iterator[bytes]:
+    """The output of a command, line by line while it runs; the last item is its exit code as `exit N`."""
+    with _popen(argv, cwd, None, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT) as process:
+        try:
+            yield from process.stdout or ()
+        except BaseException:
+            processes.kill_tree(process.pid)
+            raise
+    yield b"exit %d" % process.returncode
+
+
+def spawn(argv: Sequence[str], cwd: str) -> int:
+    """Start a process that outlives this one and its terminal; its pid."""
+    options: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        # A console of its own that nobody sees: without one, every child would open a window.
+        options = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
+    null = subprocess.DEVNULL
+    process = subprocess.Popen(list(argv), cwd=cwd, stdin=null, stdout=null, stderr=null, **options)
+    process.returncode = 0  # it is meant to outlive this process, so its destructor must not complain
+    return process.pid
+
+
+def which(program: str) -> str | None:
+    return shutil.which(program)
+
+
+def environment() -> dict[str, str]:
+    """Names and values that a command gets here; what is no text is left out."""
+    return {name: value for name, value in os.environ.items() if value.isprintable() or value.isascii()}
+
+
+def expand(path: str) -> str:
+    """A path with ~ at its beginning as an absolute one."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def hardware() -> dict[str, Any]:
+    """GPUs that nvidia-smi lists, and the cores and memory that this machine may use, not those of its host."""
+    smi = shutil.which("nvidia-smi")
+    listing = b""
+    if smi:
+        with contextlib.suppress(Overdue):
+            listing = run([smi, "--query-gpu=name", "--format=csv,noheader"], limit_s=30)[1]
+    gpus = [line.strip() for line in listing.decode("utf-8", errors="replace").splitlines() if line.strip()]
+    return {
+        "gpus": len(gpus),
+        "cores": cores(),
+        "memory_bytes": memory_bytes(),
+        "gpu": gpus[0] if gpus else None,
+    }
+
+
+def cores() -> int:
+    """Fewer than the computer has, where this process was given a part of it: by affinity, or by a cgroup's quota."""
+    count = os.cpu_count() or 1
+    if sys.platform == "linux":
+        count = len(os.sched_getaffinity(0))
+        quota, period = (_cgroup("cpu.max", "cpu/cpu.cfs_quota_us").split() + ["max", "100000"])[:2]
+        if quota.isdigit():
+            period = period if period.isdigit() and int(period) else "100000"
+            count = min(count, max(1, int(quota) // int(period)))
+    return count
+
+
+def memory_bytes() -> int | None:
+    """The cgroup's limit or the whole memory, whichever is less; None where neither can be told."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        match = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        whole = int(match[1]) * 1024 if match else NO_LIMIT_BYTES
+        limit = _cgroup("memory.max", "memory/memory.limit_in_bytes").strip()
+        return min(whole, int(limit) if limit.isdigit() else whole)
+    return None
+
+
+def memory_used_bytes() -> int:
+    """What counts against the memory limit already, files in RAM included; 0 where it cannot be told."""
+    used = _cgroup("memory.current", "memory/memory.usage_in_bytes").strip()
+    cache = re.search(r"^(?:total_)?inactive_file (\d+)", _cgroup("memory.stat", "memory/memory.stat"), re.M)
+    return max(0, int(used) - int(cache[1] if cache else 0)) if used.isdigit() else 0
+
+
+def read(path: str, offset: int = 0, limit: int | None = None) -> bytes:
+    with folder.open_shared(Path(path)) as file:
+        file.seek(offset)
+        return file.read(-1 if limit is None else limit)
+
+
+def write(path: str, data: bytes) -> None:
+    folder.write_bytes(Path(path), data)
+
+
+def write_at(path: str, offset: int, data: bytes) -> None:
+    place = Path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    # Not "r+b" or "w+b" by a look beforehand: two ranges of one new file may arrive at once.
+    descriptor = os.open(place, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+    with open(descriptor, "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def replace(source: str, destination: str) -> None:
+    with open(source, "r+b") as file:
+        os.fsync(file.fileno())
+    folder.replace(Path(source), Path(destination))
+
+
+def truncate(path: str, size: int) -> None:
+    """Give a file, made where it is not there, exactly this size, with room behind it where that can be promised."""
+    place = Path(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(place, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+    try:
+        if hasattr(os, "posix_fallocate") and size > os.fstat(descriptor).st_size:
+            os.posix_fallocate(descriptor, 0, size)
+        os.ftruncate(descriptor, size)
+    finally:
+        os.close(descriptor)
+
+
+def size(path: str) -> int | None:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return None
+
+
+def sha256(path: str) -> str:
+    return hashes(path, [[0, 1 << 62]])[0]
+
+
+def hashes(path: str, ranges: Sequence[Sequence[int]]) -> list[str]:
+    """SHA-256 of each [offset, length] of a file, as far as it reaches; several at once, for hashing lets go of Python."""
+
+    def of(each: Sequence[int]) -> str:
+        digest = hashlib.sha256()
+        offset, left = each
+        with open(path, "rb") as file:
+            file.seek(offset)
+            while left > 0 and (chunk := file.read(min(CHUNK_BYTES, left))):
+                digest.update(chunk)
+                left -= len(chunk)
+        return digest.hexdigest()
+
+    if len(ranges) == 1:
+        return [of(ranges[0])]
+    with ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
+        return list(pool.map(of, ranges))
+
+
+def listdir(path: str) -> list[str]:
+    return sorted(os.listdir(path)) if Path(path).is_dir() else []
+
+
+def remove(path: str) -> None:
+    if Path(path).is_dir():
+        shutil.rmtree(path)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def free_bytes(path: str) -> int:
+    """Room on the disk of the nearest folder that exists."""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def clock() -> float:
+    return time.time()
+
+
+def _cgroup(of_version_2: str, of_version_1: str) -> str:
+    """A file of the control group that this process sees as its own; empty where there is none."""
+    for path in (f"/sys/fs/cgroup/{of_version_2}", f"/sys/fs/cgroup/{of_version_1}"):
+        with contextlib.suppress(OSError):
+            return Path(path).read_text()
+    return ""
+
+
+def _popen(
+    argv: Sequence[str], cwd: str | None, env: Mapping[str, str | None] | None, *, stdin: int, stderr: int
+) -> subprocess.Popen[bytes]:
+    merged = {**os.environ, **(env or {})}
+    return subprocess.Popen(
+        list(argv),
+        cwd=cwd,
+        env={name: value for name, value in merged.items() if value is not None},
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+    )

@@ -1,0 +1,25 @@
+"""The only place that runs a command on a machine, or touches its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from deploy.machine import Machine
+from deploy.shell.base import CHUNK_BYTES, EVIDENCE_LINES, Result, Shell
+from deploy.shell.local import LocalShell
+
+__all__ = ["CHUNK_BYTES", "EVIDENCE_LINES", "LocalShell", "Result", "Shell", "open_shell"]
+
+
+def open_shell(machine: Machine, notes: Path, find: Callable[[], Machine | None] | None = None) -> Shell:
+    """A shell on the machine; connects when it is first used.
+
+    `notes` is the folder for host keys that were seen. `find` looks the machine up again after a lost connection, for
+    ports and addresses change.
+    """
+    if machine.is_here:
+        return LocalShell()
+    from deploy.shell.ssh import SshShell  # Fabric takes a third of a second to import
+
+    return SshShell(machine, notes, find)

@@ -1,0 +1,200 @@
+"""An agent on a machine, and the requests to it, over any pair of byte streams."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from deploy.errors import StepFailed
+from deploy.pod import agent, folder, frames, processes, verbs
+from deploy.pod.agent import WITH_BODY
+from deploy.pod.frames import GREETING, Ended, exactly, pack
+
+# A beat is due every two seconds; a line that is silent for so long is dead, whatever the system thinks of it.
+SILENCE_S = 8.0
+GREETING_LIMIT_S = 20.0
+CHATTER_BYTES = 64 << 10  # what a login script may print before the agent speaks
+# The command is the same in every shell: the program itself comes over the standard input.
+BOOTSTRAP = 'python3 -c "import sys;exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))"'
+
+
+class LinkLost(StepFailed):
+    """The connection broke, or the other side fell silent."""
+
+
+class Stream(Protocol):
+    """Bytes to and from a program on the machine."""
+
+    def read(self, count: int) -> bytes:
+        """1 to `count` bytes; none at the end."""
+
+    def write(self, data: bytes | memoryview) -> None: ...
+
+    def close(self) -> None: ...
+
+    def complaint(self) -> list[str]:
+        """The last lines of the program's standard error."""
+
+
+def program() -> bytes:
+    """The agent with everything it needs, as source text that a bare Python runs."""
+    parts = {"deploy": "", "deploy.pod": ""}
+    for module in (frames, folder, processes, verbs, agent):
+        parts[module.__name__] = Path(str(module.__file__)).read_text(encoding="utf-8")
+    text = f"""
+import sys, types
+for name, source in {parts!r}.items():
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__path__ = []
+    parent, _, child = name.rpartition(".")
+    if parent:
+        setattr(sys.modules[parent], child, module)
+    exec(compile(source, name, "exec"), module.__dict__)
+sys.modules["deploy.pod.agent"].main()
+"""
+    source = text.encode("utf-8")
+    return b"%d\n" % len(source) + source
+
+
+class Pending:
+    """An answer that is on its way."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.messages: queue.SimpleQueue[tuple[dict[str, Any], bytes] | None] = queue.SimpleQueue()
+
+    def next(self) -> tuple[dict[str, Any], bytes]:
+        """The next message of the answer; LinkLost when there will be none."""
+        while True:
+            try:
+                message = self.messages.get(timeout=0.5)
+            except queue.Empty:
+                if time.monotonic() - self.link.heard > SILENCE_S:
+                    self.link.fail(f"no sign of life for {SILENCE_S:.0f} s")
+                continue
+            if message is None:
+                raise LinkLost(f"the connection broke: {self.link.broken}", evidence=self.link.stream.complaint())
+            return message
+
+    def result(self) -> Any:
+        """The value, or the error that the verb raised there."""
+        head, body = self.next()
+        return value_of(head, body)
+
+
+class Link:
+    """One agent. Requests are answered in order; several may be on their way, from any thread."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.heard = time.monotonic()
+        self.broken: str | None = None
+        self._numbers = itertools.count()
+        self._pending: dict[int, Pending] = {}
+        self._lock = threading.Lock()
+        self._sending = threading.Lock()
+        self._greeted = threading.Event()
+        threading.Thread(target=self._listen, daemon=True, name="agent").start()
+        self._write(program())
+        if not self._greeted.wait(GREETING_LIMIT_S) or self.broken:
+            self.fail("the machine's Python did not answer")
+            raise LinkLost(
+                "the machine is reached, but `python3` (3.9 or newer) does not answer there",
+                evidence=self.stream.complaint(),
+            )
+
+    def submit(self, verb: str, **arguments: Any) -> Pending:
+        """Send a request without waiting for the answer."""
+        body = arguments.pop(WITH_BODY[verb]) if verb in WITH_BODY else b""
+        pending = Pending(self)
+        with self._lock:
+            number = next(self._numbers)
+            self._pending[number] = pending
+            if self.broken:
+                pending.messages.put(None)
+        with self._sending:
+            self._write(pack({"id": number, "verb": verb, "args": arguments}, body))
+            if body:
+                self._write(body)
+        return pending
+
+    def lines(self, verb: str, **arguments: Any) -> Iterator[bytes]:
+        """A request whose answer comes in many messages."""
+        pending = self.submit(verb, **arguments)
+        while True:
+            head, body = pending.next()
+            if not head.get("more"):
+                value_of(head, body)
+                return
+            yield body
+
+    def fail(self, why: str) -> None:
+        """Give up this link: every answer that is waited for becomes LinkLost."""
+        with self._lock:
+            self.broken = self.broken or why
+            for pending in self._pending.values():
+                pending.messages.put(None)
+            self._pending.clear()
+        self.stream.close()
+
+    close = fail
+
+    def _write(self, data: bytes | memoryview) -> None:
+        try:
+            self.stream.write(data)
+        except (OSError, EOFError, ValueError) as error:
+            self.fail(str(error) or type(error).__name__)
+
+    def _read(self, count: int) -> bytes:
+        data = self.stream.read(count)
+        self.heard = time.monotonic()
+        return data
+
+    def _listen(self) -> None:
+        why = "the machine closed it"
+        try:
+            self._skip_chatter()
+            self._greeted.set()
+            while True:
+                self._deliver(*frames.unpack(self._read))
+        except Ended as ended:
+            why = str(ended)
+        except (OSError, EOFError, ValueError) as error:
+            why = str(error) or type(error).__name__
+        self.fail(why)
+        self._greeted.set()
+
+    def _skip_chatter(self) -> None:
+        seen = bytearray()
+        while not seen.endswith(GREETING):
+            if len(seen) > CHATTER_BYTES:
+                raise Ended(f"it prints {bytes(seen[:80])!r} ... before anything else")
+            seen += exactly(self._read, 1)
+
+    def _deliver(self, head: dict[str, Any], body: bytes) -> None:
+        if "id" not in head:
+            return
+        with self._lock:
+            pending = self._pending.get(head["id"])
+            if not head.get("more"):
+                self._pending.pop(head["id"], None)
+        if pending:
+            pending.messages.put((head, body))
+
+
+def value_of(head: dict[str, Any], body: bytes) -> Any:
+    """The value that an answer holds; raises what the verb raised."""
+    if "error" in head:
+        told = head["error"]
+        raise OSError(told["errno"], told["text"], told["path"] or None)
+    if head.get("overdue"):
+        raise verbs.Overdue(body)
+    if "ended" in head:
+        exit_code, split = head["ended"]
+        return exit_code, body[:split], body[split:]
+    return body if head.get("bytes") else head["value"]

@@ -1,0 +1,34 @@
+"""This computer: the verbs are called directly."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from deploy.errors import StepFailed
+from deploy.pod import verbs
+from deploy.shell.base import Shell
+
+
+class LocalShell(Shell):
+    """This computer."""
+
+    def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:  # noqa: ARG002 - nothing can break here
+        return getattr(verbs, verb)(**arguments)
+
+    def lines(self, argv: Sequence[str], cwd: PurePath | None) -> Iterator[bytes]:
+        try:
+            yield from verbs.lines(argv, None if cwd is None else str(cwd))
+        except FileNotFoundError as error:
+            raise StepFailed(f"{argv[0]} was not found") from error
+
+    def terminal(self, argv: Sequence[str]) -> list[str]:
+        return list(argv)
+
+    def foreground(self, argv: Sequence[str], *, cwd: Path, without: Sequence[str] = ()) -> int:
+        """Lend this terminal to a command until it ends; its exit code."""
+        env = {name: value for name, value in os.environ.items() if name not in without}
+        return subprocess.call(list(argv), cwd=cwd, env=env)

@@ -1,0 +1,118 @@
+"""The system's own ssh: a real terminal for `attach`, and full speed for large files.
+
+Windows ships it since 2018. It is used with a configuration of our own: the user's may ask for multiplexing, which
+breaks it on Windows, and the host key must be the one that was checked.
+"""
+
+from __future__ import annotations
+
+import queue
+import shlex
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from deploy.machine import Machine
+from deploy.shell.host_keys import HostKeys
+from deploy.shell.link import BOOTSTRAP
+
+# Hardware does AES; several streams share the processor, so what one costs is what counts.
+CIPHERS = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
+
+
+def write_config(machine: Machine, host_keys: HostKeys, user: str) -> Path:
+    """Our ssh_config for one machine. First values win, so ours stand before the user's own file."""
+    address = machine.address
+    assert address is not None
+    own: dict[str, str | int | None] = {
+        "Port": address.port,
+        "User": user,
+        "IdentityFile": f'"{Path(address.key).as_posix()}"' if address.key else None,
+        "IdentitiesOnly": "yes" if address.key else None,
+        "HostKeyAlias": host_keys.alias,
+        "UserKnownHostsFile": f'"{host_keys.seen.as_posix()}"',
+        "GlobalKnownHostsFile": "none",
+        "StrictHostKeyChecking": "yes",
+        "CheckHostIP": "no",
+        "ControlMaster": "no",
+        "ControlPath": "none",
+        "ServerAliveInterval": 5,
+        "ServerAliveCountMax": 3,
+        "TCPKeepAlive": "yes",
+        "Ciphers": CIPHERS,
+        "Compression": "no",
+        "ForwardAgent": "no",
+        "ForwardX11": "no",
+        "LogLevel": "ERROR",
+    }
+    lines = [f"Host {address.host}"]
+    lines += [f"  {key} {value}" for key, value in own.items() if value is not None]
+    lines += ["Host *", "Include ~/.ssh/config", ""]
+    path = host_keys.seen.with_suffix(".config")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(lines)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8", newline="\n")
+    return path
+
+
+def command(config: Path, machine: Machine, argv: Sequence[str], *, terminal: bool) -> list[str]:
+    """ssh's argument list. The machine's login shell splits the words again, so they are quoted for it."""
+    assert machine.address is not None
+    tty = ["-t"] if terminal else ["-T", "-o", "BatchMode=yes"]
+    return ["ssh", "-F", str(config), *tty, machine.address.host, shlex.join(argv)]
+
+
+class ProcessStream:
+    """The agent over a process of the system's ssh."""
+
+    def __init__(self, config: Path, machine: Machine) -> None:
+        argv = [*command(config, machine, ["true"], terminal=False)[:-1], BOOTSTRAP]
+        # Ctrl-C belongs to this program, which decides what becomes of its transfers.
+        options: dict[str, Any] = {"start_new_session": True}
+        if sys.platform == "win32":
+            options = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
+        self.process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            **options,
+        )
+        self.said: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._hear, args=(self.process.stderr,), daemon=True).start()
+
+    def read(self, count: int) -> bytes:
+        assert self.process.stdout is not None
+        return self.process.stdout.read(count) or b""
+
+    def write(self, data: bytes | memoryview) -> None:
+        assert self.process.stdin is not None
+        left = memoryview(data)
+        while left:
+            left = left[self.process.stdin.write(left) :]
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None and not pipe.closed:
+                try:
+                    pipe.close()
+                except OSError:
+                    continue
+
+    def complaint(self) -> list[str]:
+        lines = []
+        while not self.said.empty():
+            lines.append(self.said.get())
+        return lines[-10:]
+
+    def _hear(self, pipe: IO[bytes]) -> None:
+        with pipe:
+            for line in pipe:
+                self.said.put(line.decode("utf-8", errors="replace").rstrip())
