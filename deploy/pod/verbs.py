@@ -111,7 +111,7 @@ def cores() -> int:
     count = os.cpu_count() or 1
     if sys.platform == "linux":
         count = len(os.sched_getaffinity(0))
-        quota, period = (_cgroup("cpu.max", "cpu/cpu.cfs_quota_us").split() + ["max", "100000"])[:2]
+        quota, period = [*_cgroup("cpu.max", "cpu/cpu.cfs_quota_us").split(), "max", "100000"][:2]
         if quota.isdigit():
             period = period if period.isdigit() and int(period) else "100000"
             count = min(count, max(1, int(quota) // int(period)))
@@ -186,7 +186,7 @@ def sha256(path: str) -> str:
 
 
 def hashes(path: str, ranges: Sequence[Sequence[int]]) -> list[str]:
-    """SHA-256 of each [offset, length] of a file, as far as it reaches; several at once, for hashing lets go of Python."""
+    """SHA-256 of each [offset, length] of a file, as far as it reaches; several at a time, on all cores."""
 
     def of(each: Sequence[int]) -> str:
         digest = hashlib.sha256()

@@ -75,8 +75,8 @@ class HostKeys:
     def changed(self, found: PKey) -> StepFailed:
         """The sentence that stops everything."""
         return StepFailed(
-            f"{self.address.host} shows another host key ({fingerprint(found.asbytes())}) than the one that is known for "
-            "it: it was set up anew, or somebody stands in between. Nothing was sent to it",
+            f"{self.address.host} shows another host key ({fingerprint(found.asbytes())}) than the one known for it: "
+            "it was set up anew, or somebody stands in between. Nothing was sent to it",
             next_command=f"remove {self.seen} and its line in ~/.ssh/known_hosts, if you know that it was set up anew",
         )
 

@@ -1,4 +1,4 @@
-"""A machine that is reached by SSH: one persistent Fabric connection, an agent behind it, and a way back when it breaks."""
+"""A machine reached by SSH: one Fabric connection, an agent behind it, and a way back when it breaks."""
 
 from __future__ import annotations
 
