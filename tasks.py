@@ -62,6 +62,7 @@ def deploy(_: Context, on: str = "local", json: bool = False) -> None:
         "labels": "for --recipe supervised, labels to learn instead of labels.npy, such as the pseudo_ids.npy of mine",
         "set": "key=value of the configuration, such as --set train.epochs=5; may be given again and again",
         "detach": "do not follow the job",
+        "keep": "should it fail before it runs, keep a machine that was made for it, to look at",
         "dry-run": "print the plan and end, having touched nothing",
         **JSON,
     },
@@ -78,6 +79,7 @@ def train(
     labels: str | None = None,
     set_: list[str] | None = None,
     detach: bool = False,
+    keep: bool = False,
     dry_run: bool = False,
     json: bool = False,
 ) -> None:
@@ -89,7 +91,7 @@ def train(
         request = parse_request(
             target=on, fraction=fraction, resume=resume, recipe=recipe, data=data, labels=labels, overrides=set_ or ()
         )
-        screen.document(launch.train(PROJECT, request, screen, detach=detach, dry_run=dry_run))
+        screen.document(launch.train(PROJECT, request, screen, detach=detach, dry_run=dry_run, keep=keep))
 
 
 @task(help={**ON, **RUN, "write": "let the keyboard through (default: look only)"}, auto_shortflags=False)
@@ -146,6 +148,7 @@ def stop(_: Context, on: str = "local", run: str | None = None, json: bool = Fal
         **RUN,
         "which": "latest (default), best, or the number of an epoch",
         "to": "file or folder to put it (default: runs/<run>/checkpoints)",
+        "watch": "bring every newer one, too, until the run is over",
         **JSON,
     },
     auto_shortflags=False,
@@ -156,17 +159,19 @@ def fetch_checkpoint(
     run: str | None = None,
     which: str = "latest",
     to: str | None = None,
+    watch: bool = False,
     json: bool = False,
 ) -> None:
     """Bring a checkpoint home, verified; one of fuller data is never replaced by one of less."""
     from deploy import launch
 
     with _telling(json) as screen:
-        screen.document(launch.fetch_checkpoint(PROJECT, on, run, which, to, screen))
+        screen.document(launch.fetch_checkpoint(PROJECT, on, run, which, to, screen, watch=watch))
 
 
 @task(
     help={
+        **ON,
         "source": "orl, folder (one sub-folder a person), array (an .npy that exists), parquet, rec or synthetic",
         "path": "the folder, the .npy file, the .parquet file or a folder of such, the .rec file or a folder with it",
         "labels": "labels.npy of an array",
@@ -186,6 +191,7 @@ def fetch_checkpoint(
 )
 def prepare(
     _: Context,
+    on: str = "local",
     source: str = "orl",
     path: str | None = None,
     labels: str | None = None,
@@ -214,8 +220,8 @@ def prepare(
         "held_out": held_out,
         "workers": workers,
     }
-    with _telling():
-        code = launch.prepare(PROJECT, source=source, path=path, labels=labels, out=out, options=options)
+    with _telling() as screen:
+        code = launch.prepare(PROJECT, on, screen, source=source, path=path, labels=labels, out=out, options=options)
     if code:
         raise Exit(code=code)
 
@@ -242,8 +248,8 @@ def mine(
     """Pseudo-IDs of a run's data from one of its checkpoints: pseudo_ids.npy, a report, a picture to look at."""
     from deploy import launch
 
-    with _telling():
-        code = launch.mine(PROJECT, on, run, which, out, set_ or [])
+    with _telling() as screen:
+        code = launch.mine(PROJECT, on, run, which, out, set_ or [], screen)
     if code:
         raise Exit(code=code)
 
@@ -274,8 +280,10 @@ def evaluate(
     """How well checkpoints or files of weights tell people apart: a table, eval.json, ROC curves."""
     from deploy import launch
 
-    with _telling():
-        code = launch.evaluate(PROJECT, on, run, which, weights=weights, sets=sets, out=out, overrides=set_ or [])
+    with _telling() as screen:
+        code = launch.evaluate(
+            PROJECT, on, run, which, screen, weights=weights, sets=sets, out=out, overrides=set_ or []
+        )
     if code:
         raise Exit(code=code)
 
@@ -302,8 +310,8 @@ def export(
     """A checkpoint as ONNX, compared with torch on real images and checked by the challenge's rules."""
     from deploy import launch
 
-    with _telling():
-        code = launch.export(PROJECT, on, run, which, out, set_ or [])
+    with _telling() as screen:
+        code = launch.export(PROJECT, on, run, which, out, set_ or [], screen)
     if code:
         raise Exit(code=code)
 

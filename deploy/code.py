@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import io
 import os
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from deploy.errors import StepFailed, WrongUse
-from deploy.machine import Machine
 from deploy.plan import CodeFacts
-from deploy.shell import LocalShell, Result
+from deploy.shell import LocalShell, Result, Shell
 
 # What a run makes is never code, whatever the ignore file of a fresh repository says.
 NEVER_CODE = ("runs", "data", ".sniperface", ".venv")
 CODE_WITHOUT_GIT = ("app", "conf", "deploy", "benchmarks", "tasks.py", "pyproject.toml", "constraints.txt")
+LARGE_FILE_BYTES = 50 << 20
 LARGE_UNTRACKED_BYTES = 64 << 20
 GIT_LIMIT_S = 300
+# Everybody's snapshot of the same files upon the same commit is the same commit.
+NOBODY = {
+    f"GIT_{who}_{what}": value
+    for who in ("AUTHOR", "COMMITTER")
+    for what, value in {"NAME": "sniperface", "EMAIL": "sniperface@localhost"}.items()
+}
 
 
 def look(project: Path) -> CodeFacts:
@@ -44,56 +51,96 @@ def look(project: Path) -> CodeFacts:
     return CodeFacts(kind="git", commit=commit, changed_files=changed, tree=tree)
 
 
-def place(project: Path, machine: Machine) -> str:
-    """Put a snapshot of the project's code under `<root>/code/<id>`, unless it is there; returns the id."""
-    shelf = Path(machine.root) / "code"
-    shelf.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=shelf) as scratch:
-        if _is_repository(project):
-            snapshot = _from_git(project, Path(scratch), shelf)
-        else:
-            snapshot = _from_copy(project, Path(scratch))
-        if not (shelf / snapshot).exists():
-            # Somebody else may have put the very same snapshot there meanwhile: theirs is as good.
-            with contextlib.suppress(FileExistsError, OSError):
-                os.rename(Path(scratch) / "tree", shelf / snapshot)
-        if not (shelf / snapshot).is_dir():
-            raise StepFailed(f"the code could not be placed in {shelf / snapshot}")
+def place(project: Path, shell: Shell, root: PurePath, large_files: tuple[str, ...] = ()) -> str:
+    """Put a snapshot of the project's code under `<root>/code/<id>` on the machine, unless it is there; returns the id.
+
+    Only what the machine lacks is sent: a bundle upon the newest snapshot that both sides have. `large_files` are
+    names of files over 50 MB that are meant to travel.
+    """
+    shelf = str(root / "code")
+    if _is_repository(project):
+        snapshots = Snapshots(project)
+        tree = snapshots.take(large_files)
+        state = shell.call("snapshot_state", shelf=shelf, snapshot=tree)
+        if not state["there"]:
+            _send(shell, shelf, tree, "bundle", snapshots.bundle(tree, state["commits"]))
+        return tree
+    snapshot, archive = _copy(project)
+    if not shell.call("snapshot_state", shelf=shelf, snapshot=snapshot)["there"]:
+        _send(shell, shelf, snapshot, "tar", archive)
     return snapshot
 
 
-def _from_git(project: Path, scratch: Path, shelf: Path) -> str:
-    """A tree made from an index of its own, so the user's index and working tree stay as they are."""
-    _refuse_large(project)
-    index = scratch / "index"
-    users = project / _git(project, "rev-parse", "--git-path", "index").text.rstrip("\n")
-    if users.exists():
-        shutil.copyfile(users, index)
-    own = {"GIT_INDEX_FILE": str(index)}
-    files = b"".join(name + b"\0" for name in _listed(project, "--cached", "--others", "--exclude-standard"))
-    _git(project, "update-index", "--add", "--remove", "--replace", "-z", "--stdin", env=own, stdin=files)
-    prefix = _git(project, "rev-parse", "--show-prefix").text.rstrip("\n")
-    tree = _git(project, "write-tree", *([f"--prefix={prefix}"] if prefix else []), env=own).text.strip()
-    if not (shelf / tree).exists():
-        own = {"GIT_INDEX_FILE": str(scratch / "index-of-tree")}
-        _git(project, "read-tree", tree, env=own)
-        # From the top of the repository: `checkout-index` in a sub-folder would leave out what is above it.
-        top = Path(_git(project, "rev-parse", "--show-toplevel").text.rstrip("\n"))
-        _git(top, "checkout-index", "--all", "--force", f"--prefix={scratch / 'tree'}{os.sep}", env=own)
-    return tree
+def _send(shell: Shell, shelf: str, snapshot: str, kind: str, data: bytes) -> None:
+    try:
+        shell.call("place_snapshot", shelf=shelf, snapshot=snapshot, kind=kind, data=data)
+    except OSError as error:
+        raise StepFailed(str(error.strerror or error)) from error
 
 
-def _from_copy(project: Path, scratch: Path) -> str:
-    """Where there is no git: the code folders, named by the hash of their content."""
+class Snapshots:
+    """A bare repository beside the user's, with snapshots of the working tree as commits.
+
+    New objects go there, the user's are borrowed, so the user's repository, index and working tree stay as they are.
+    """
+
+    def __init__(self, project: Path) -> None:
+        self.project = project
+        self.store = project / ".sniperface" / "code.git"
+        self.objects = {"GIT_OBJECT_DIRECTORY": str(self.store / "objects")}
+        if not (self.store / "objects").is_dir():
+            _git(project, "init", "--quiet", "--bare", str(self.store))
+            (self.store.parent / ".gitignore").write_text("*\n", encoding="ascii")  # nothing here is anybody's to add
+        users = _path_of(project, "objects")
+        # As a file and not in the environment: a name with a colon, or C:, would be two names there.
+        (self.store / "objects" / "info").mkdir(exist_ok=True)
+        (self.store / "objects" / "info" / "alternates").write_bytes(os.fsencode(users.as_posix()) + b"\n")
+
+    def take(self, large_files: tuple[str, ...]) -> str:
+        """The id of the working tree as it is now."""
+        tracked = _listed(self.project, "--cached")
+        names = [*dict.fromkeys([*tracked, *_listed(self.project, "--others", "--exclude-standard")])]
+        _refuse_submodules(self.project)
+        _refuse_large(self.project, [os.fsdecode(name) for name in names], set(map(os.fsdecode, tracked)), large_files)
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=self.store) as scratch:
+            index = Path(scratch) / "index"
+            if _path_of(self.project, "index").exists():  # with its times: what has not changed is not read again
+                shutil.copyfile(_path_of(self.project, "index"), index)
+            own = {**self.objects, "GIT_INDEX_FILE": str(index)}
+            listing = b"".join(name + b"\0" for name in names)
+            update = ("update-index", "--add", "--remove", "--replace", "-z", "--stdin")
+            _git(self.project, *update, env=own, stdin=listing)
+            prefix = _git(self.project, "rev-parse", "--show-prefix").text.rstrip("\n")
+            return _git(self.project, "write-tree", *([f"--prefix={prefix}"] if prefix else []), env=own).text.strip()
+
+    def bundle(self, tree: str, theirs: list[str]) -> bytes:
+        """A git bundle with the snapshot, thin upon the newest commit of `theirs` that is known here; empty if none."""
+        ref = f"refs/snapshots/{tree}"
+        base = next((commit for commit in theirs if self._git("cat-file", "-e", commit, check=False)), None)
+        commit = self._git("rev-parse", "--verify", "--quiet", ref, check=False).text.strip()
+        if commit and commit == base:
+            return b""  # the machine has the commit, and only its folder was removed
+        parent = ["-p", base] if base else []
+        commit = self._git("commit-tree", *parent, "-m", f"snapshot {tree}", tree, env=NOBODY).text.strip()
+        self._git("update-ref", ref, commit)
+        return self._git("bundle", "create", "--quiet", "-", ref, *([f"^{base}"] if base else [])).stdout
+
+    def _git(self, *argv: str, env: Mapping[str, str] | None = None, check: bool = True) -> Result:
+        return _git(self.project, f"--git-dir={self.store}", *argv, env=env, check=check)
+
+
+def _copy(project: Path) -> tuple[str, bytes]:
+    """Where there is no git: the code folders as a tar archive, named by the hash of their content."""
     digest = hashlib.sha256()
-    for file in _code_files(project):
-        name = file.relative_to(project).as_posix()
-        content = file.read_bytes()
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-        target = scratch / "tree" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-    return f"copy-{digest.hexdigest()[:40]}"
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for file in _code_files(project):
+            name, content = file.relative_to(project).as_posix(), file.read_bytes()
+            digest.update(f"{name}\0{len(content)}\0".encode() + content)
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            archive.addfile(about, io.BytesIO(content))
+    return f"copy-{digest.hexdigest()[:40]}", packed.getvalue()
 
 
 def _code_files(project: Path) -> list[Path]:
@@ -104,15 +151,32 @@ def _code_files(project: Path) -> list[Path]:
     return sorted(file for file in files if "__pycache__" not in file.parts)
 
 
-def _refuse_large(project: Path) -> None:
+def _refuse_submodules(project: Path) -> None:
+    """Their files are in another repository, so the snapshot would name them without holding them."""
+    for line in _git(project, "ls-files", "-z", "--stage", "--", ".", *_excluded()).stdout.split(b"\0"):
+        if line.startswith(b"160000 "):
+            name = os.fsdecode(line.split(b"\t", 1)[1])
+            raise WrongUse(
+                f"{name} is a git submodule, and code travels without submodules: put its files into this repository, "
+                f"or take it out (git rm --cached {name}) and list it in .gitignore"
+            )
+
+
+def _refuse_large(project: Path, names: list[str], tracked: set[str], meant: tuple[str, ...]) -> None:
     """A forgotten video or archive in the folder would travel with every run."""
-    names = [os.fsdecode(name) for name in _listed(project, "--others", "--exclude-standard")]
-    sizes = {name: (project / name).lstat().st_size for name in names if (project / name).exists()}
-    if sum(sizes.values()) > LARGE_UNTRACKED_BYTES:
-        largest = max(sizes, key=lambda name: sizes[name])
+    sizes = {name: (project / name).lstat().st_size for name in names if os.path.lexists(project / name)}
+    for name, size in sizes.items():
+        if size > LARGE_FILE_BYTES and name not in meant:
+            raise WrongUse(
+                f"{name} has {size >> 20} MiB and would travel with the code: list it in .gitignore, or, if it is "
+                f"meant to travel, name it in the target's file: large_files: [{name}]"
+            )
+    untracked = {name: size for name, size in sizes.items() if name not in tracked and name not in meant}
+    if sum(untracked.values()) > LARGE_UNTRACKED_BYTES:
+        largest = max(untracked, key=lambda name: untracked[name])
         raise WrongUse(
-            f"{sum(sizes.values()) >> 20} MiB of files are neither tracked nor ignored by git and would be taken for "
-            f"code, the largest is {largest}: add it to .gitignore"
+            f"{sum(untracked.values()) >> 20} MiB of files are neither tracked nor ignored by git and would be "
+            f"taken for code, the largest is {largest}: add it to .gitignore"
         )
 
 
@@ -120,6 +184,11 @@ def _listed(project: Path, *which: str) -> list[bytes]:
     """File names as git knows them, each once; a repository inside this one (a name ending in a slash) is not ours."""
     names = _git(project, "ls-files", "-z", *which, "--", ".", *_excluded()).stdout.split(b"\0")
     return [name for name in dict.fromkeys(names) if name and not name.endswith(b"/")]
+
+
+def _path_of(project: Path, name: str) -> Path:
+    """Where git keeps something of the user's repository; a worktree shares most of it with others."""
+    return project / _git(project, "rev-parse", "--git-path", name).text.rstrip("\n")
 
 
 def _is_repository(project: Path) -> bool:

@@ -8,18 +8,23 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 from deploy.errors import StepFailed, WrongUse, command
 from deploy.machine import Machine
-from deploy.plan import TRAIN_LABELS, DataFacts, Plan, slug
-from deploy.shell import Shell
+from deploy.origins import HERE, Files, Origin, Place
+from deploy.plan import TRAIN_LABELS, DataFacts, Plan, disk_folder, slug, staged_path, wanted_path
+from deploy.settings import Settings
+from deploy.shell import LocalShell, Shell
+from deploy.transfer import Piece, send_pieces
 
 SIDE = 112
 ROW_BYTES = SIDE * SIDE * 3
 GIB = 1 << 30
+MEMORY_FOR_TRAINING_BYTES = 4 << 30
+HEADER_BYTES = 64 << 10  # no .npy header of an array is longer
 PREPARE = "prepare --source folder --path DIR"
 
 # What `app.prepare source=orl` will make, for a plan that must touch nothing.
@@ -40,17 +45,22 @@ class Header:
 
 @dataclass(frozen=True)
 class Dataset:
-    """An images.npy that was checked, with what its manifest says, or the defaults where there is none."""
+    """An images.npy that was checked, with what its manifest says, or the defaults where there is none.
 
-    path: Path
+    `labels` lie with the images, in their place; `train_labels` are a file of the laptop.
+    """
+
+    path: Place
     name: str
     rows: int
     held_out_rows: int
     block_rows: int
     data_offset: int
-    labels: Path | None
+    labels: Place | None
     train_labels: Path | None
     manifest: dict[str, Any]
+    where: str
+    files: Files
 
     @property
     def train_rows(self) -> int:
@@ -61,22 +71,25 @@ class Dataset:
         return self.data_offset + self.rows * ROW_BYTES
 
 
-def find(path: Path, block_rows: int, labels: Path | None = None, train_labels: Path | None = None) -> Dataset:
+def find(origin: Origin, block_rows: int, labels: Place | None = None, train_labels: Path | None = None) -> Dataset:
     """Check an images.npy and what lies beside it. One sentence names what is wrong and what would work.
 
     `block_rows` is the app's block size, used where no manifest says it; `labels` are labels that lie elsewhere,
     `train_labels` what is learnt instead of them.
     """
-    if path.is_dir():
+    assert origin.files is not None, "the machine is reached before its files are looked at"
+    path, files = origin.path, origin.files
+    if not path.name.endswith(".npy"):
         path = path / "images.npy"
-    header = _check_images(path)
+    header = _check_images(path, files)
     rows = header.shape[0]
-    manifest = _read_manifest(path.with_name("manifest.json"), rows)
-    if labels is None and path.with_name("labels.npy").exists():
+    manifest = _read_manifest(path.with_name("manifest.json"), rows, files)
+    if labels is None and files.size(path.with_name("labels.npy")) is not None:
         labels = path.with_name("labels.npy")
-    for file, key in ((labels, "data.labels_path"), (train_labels, "data.train_labels_path")):
-        if file is not None:
-            _check_labels(file, rows, key)
+    if labels is not None:
+        _check_labels(labels, rows, "data.labels_path", files)
+    if train_labels is not None:
+        _check_labels(train_labels, rows, "data.train_labels_path", LocalShell())
     return Dataset(
         path=path,
         name=slug(str(manifest.get("name") or (path.parent.name if path.stem == "images" else path.stem))),
@@ -87,6 +100,8 @@ def find(path: Path, block_rows: int, labels: Path | None = None, train_labels: 
         labels=labels,
         train_labels=train_labels,
         manifest=manifest,
+        where=origin.where,
+        files=files,
     )
 
 
@@ -110,15 +125,23 @@ def facts(dataset: Dataset, fraction: float) -> DataFacts:
         dataset_id=dataset.manifest.get("dataset_id"),
         labels=str(dataset.labels) if dataset.labels not in (None, dataset.path.with_name("labels.npy")) else None,
         train_labels=None if dataset.train_labels is None else str(dataset.train_labels),
+        where=dataset.where,
     )
 
 
-def orl_facts(path: Path, fraction: float) -> DataFacts:
+def unseen_facts(origin: Origin, train_labels: str | None) -> DataFacts:
+    """Images that lie on a machine which is still to be had: nothing is known but where."""
+    path = origin.path
+    name = slug(path.parent.name if path.stem == "images" else path.stem)
+    return DataFacts(name, str(path), 0, 0, 0, None, train_labels=train_labels, ready=False, where=origin.where)
+
+
+def orl_facts(path: PurePath, fraction: float, where: str = HERE) -> DataFacts:
     """The try-out's photographs before they are prepared."""
     train_rows = ORL_ROWS - ORL_HELD_OUT_ROWS
     rows = ORL_BLOCK_ROWS * len(choose_blocks(train_rows, ORL_BLOCK_ROWS, fraction))
     size = 128 + (rows + ORL_HELD_OUT_ROWS) * ROW_BYTES
-    return DataFacts("orl", str(path), ORL_ROWS, rows, size, dataset_id=None, ready=False)
+    return DataFacts("orl", str(path), ORL_ROWS, rows, size, dataset_id=None, ready=False, where=where)
 
 
 def choose_blocks(train_rows: int, block_rows: int, fraction: float) -> list[int]:
@@ -128,23 +151,56 @@ def choose_blocks(train_rows: int, block_rows: int, fraction: float) -> list[int
     return sorted(order[: max(1, math.floor(fraction * count + 0.5))])
 
 
+@dataclass(frozen=True)
+class Staged:
+    """Where the images are read on the machine, and a sentence about how they came there."""
+
+    path: PurePath
+    words: str
+
+
+def choose_place(shell: Shell, settings: Settings, root: PurePath, dataset: Dataset, fraction: float) -> Staged:
+    """Where the images have room: in RAM as asked for, else on disk, said in words. Looks, and touches nothing."""
+    about = facts(dataset, fraction)
+    wanted = wanted_path(settings, root, about, fraction)
+    if str(wanted) == about.path:
+        return Staged(wanted, f"read in place from {wanted}")
+    needed = _staged_bytes(dataset, _kept_blocks(dataset, fraction))
+    lacking = _lacks_room(shell, wanted, needed)
+    if lacking is None:
+        return Staged(wanted, f"staged into {wanted}")
+    if dataset.where == "machine" or (dataset.where == HERE and settings.is_local):
+        return Staged(type(root)(about.path), f"{lacking}: they are read from disk instead, {about.path}")
+    on_disk = staged_path(disk_folder(root, about), about, fraction)
+    if _lacks_room(shell, on_disk, needed) is None and on_disk != wanted:
+        return Staged(on_disk, f"{lacking}: they are kept on disk instead, {on_disk}")
+    free = shell.free_bytes(wanted.parent)
+    fits = math.floor(100 * fraction * free / max(1, needed)) / 100
+    advice = (
+        f"give --fraction {fits:g}, or a machine with more room" if 0 < fits < fraction else "give a larger machine"
+    )
+    raise StepFailed(f"{lacking}, and {root} has none either: {advice}")
+
+
 def stage(
     shell: Shell, machine: Machine, code: PurePath, plan: Plan, dataset: Dataset, progress: Progress
 ) -> str | None:
     """Bring the images to where the plan reads them; returns what was done, or None when they are read in place.
 
-    The copy itself runs on the machine (`pod/files.py`): reserved before the first byte, every block checked against
-    the manifest on the way, resumed where an earlier copy broke off, and there under its own name only when whole.
+    The room is reserved before the first byte, every block is checked against the manifest on the way, a copy that
+    broke off goes on, and the file is there under its own name only when whole. From the laptop it is sent; what lies
+    on the machine, or at an address, the machine fetches by itself (`pod/files.py`).
     """
     if not plan.stage:
         return None
-    destination = PurePath(plan.data_path)
+    destination = machine.path(plan.data_path)
     blocks = _kept_blocks(dataset, plan.fraction)
     manifest = _staged_manifest(dataset, blocks, plan.fraction)
     there = _manifest_there(shell, destination)
     size = shell.size(destination)
     if dataset.train_labels is not None:  # small, and another file perhaps than that of the run before
-        shell.write(destination.with_name(TRAIN_LABELS), _labels_of(shell, dataset, dataset.train_labels, blocks))
+        own = _labels_of(LocalShell(), dataset, dataset.train_labels, blocks)
+        shell.write(destination.with_name(TRAIN_LABELS), own)
     if size is not None and there and _same(there, manifest) and size == _staged_bytes(dataset, blocks):
         return f"already there: {destination}"
     if size is not None and not there:
@@ -153,10 +209,13 @@ def stage(
             f"conf/deploy/{plan.target}.yaml"
         )
     shell.remove(destination)  # another data set: it would take the room of this one
-    _check_room(shell, dataset, blocks, plan)
-    hashes = _copy(shell, machine, code, dataset, blocks, destination, progress)
+    if dataset.where == HERE and not machine.is_here:
+        hashes = _send(shell, dataset, blocks, destination, progress)
+    else:
+        hashes = _copy(shell, machine, code, dataset, blocks, destination, progress)
     if dataset.labels is not None:
-        shell.write(destination.with_name("labels.npy"), _labels_of(shell, dataset, dataset.labels, blocks))
+        labels = _labels_of(dataset.files, dataset, dataset.labels, blocks)
+        shell.write(destination.with_name("labels.npy"), labels)
     else:
         shell.remove(destination.with_name("labels.npy"))
     manifest |= {"blocks": hashes, "dataset_id": dataset_id(hashes)}
@@ -172,16 +231,15 @@ def dataset_id(blocks: list[str]) -> str:
     return hashlib.sha256("".join(blocks).encode()).hexdigest()[:16]
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Place, files: Files | None = None) -> Header:
     """The header of a .npy file; ValueError when it is none."""
-    with open(path, "rb") as file:
-        start = file.read(12)
-        if start[:6] != b"\x93NUMPY":
-            raise ValueError("no .npy file")
-        length_bytes = 2 if start[6] == 1 else 4
-        length = int.from_bytes(start[8 : 8 + length_bytes], "little")
-        file.seek(8 + length_bytes)
-        text = file.read(length)
+    reader: Files = files or LocalShell()
+    start = reader.read(path, 0, HEADER_BYTES)
+    if start[:6] != b"\x93NUMPY":
+        raise ValueError("no .npy file")
+    length_bytes = 2 if start[6:7] == b"\x01" else 4
+    length = int.from_bytes(start[8 : 8 + length_bytes], "little")
+    text = start[8 + length_bytes : 8 + length_bytes + length]
     if len(text) < length:
         raise ValueError("cut short")
     try:
@@ -198,11 +256,12 @@ def header_bytes(dtype: str, shape: tuple[int, ...]) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("latin-1")
 
 
-def _check_images(path: Path) -> Header:
+def _check_images(path: Place, files: Files) -> Header:
     wanted = f"it must be uint8 of shape [N, 112, 112, 3]; `{command(PREPARE)}` makes one"
-    if not path.is_file():
+    size = files.size(path)
+    if size is None:
         raise WrongUse(f"there is no file {path}: give --data an images.npy ({wanted})")
-    header = _read_npy(path)
+    header = _read_npy(path, files)
     if header.dtype not in ("|u1", "<u1", ">u1", "u1"):
         raise WrongUse(f"{path} holds {_spoken(header.dtype)}: {wanted}")
     if len(header.shape) != 4 or header.shape[1:] != (SIDE, SIDE, 3):
@@ -212,7 +271,6 @@ def _check_images(path: Path) -> Header:
     if header.fortran_order:
         raise WrongUse(f"{path} is in Fortran order: save numpy.ascontiguousarray of it again")
     whole = header.data_offset + header.shape[0] * ROW_BYTES
-    size = path.stat().st_size
     if size < whole:
         raise WrongUse(
             f"{path} is cut short: {size} of {whole} bytes are there; copy or make it again (`{command(PREPARE)}`)"
@@ -220,19 +278,19 @@ def _check_images(path: Path) -> Header:
     return header
 
 
-def _check_labels(path: Path, rows: int, key: str) -> None:
-    if not path.is_file():
+def _check_labels(path: Place, rows: int, key: str, files: Files) -> None:
+    if files.size(path) is None:
         raise WrongUse(f"there is no file {path}: give {key} an int32 .npy of {rows} labels, or leave it out")
-    header = _read_npy(path)
+    header = _read_npy(path, files)
     if len(header.shape) != 1 or header.dtype[-2:-1] not in ("i", "u"):
         raise WrongUse(f"{path} holds {_spoken(header.dtype)} of shape {list(header.shape)}: it must be int32 [{rows}]")
     if header.shape[0] != rows:
         raise WrongUse(f"{path} has {header.shape[0]} labels for {rows} images: it must have {rows}, or be removed")
 
 
-def _read_npy(path: Path) -> Header:
+def _read_npy(path: Place, files: Files) -> Header:
     try:
-        return read_header(path)
+        return read_header(path, files)
     except (ValueError, OSError) as error:
         raise WrongUse(
             f"{path} is not a whole .npy file ({error}): copy or make it again (`{command(PREPARE)}`)"
@@ -245,15 +303,19 @@ def _spoken(dtype: str) -> str:
     return f"{kinds[kind]}{8 * int(size)}" if kind in kinds and size.isdigit() else f"dtype {dtype}"
 
 
-def _read_manifest(path: Path, rows: int) -> dict[str, Any]:
-    if not path.exists():
-        return {}
+def _read_manifest(path: Place, rows: int, files: Files) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        text = files.read(path)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise WrongUse(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        manifest: dict[str, Any] = json.loads(text)
         told = int(manifest["rows"])
         block_rows, held_out = int(manifest["block_rows"]), int(manifest["held_out_rows"])
         fits = len(manifest["blocks"]) == -(-told // block_rows) and 0 <= held_out < told
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise WrongUse(f"{path} cannot be used: remove it, or make the data again (`{command(PREPARE)}`)") from error
     if told != rows or not fits:
         raise WrongUse(f"{path} does not fit the images ({told} rows told, {rows} there): make the data again")
@@ -284,7 +346,6 @@ def _staged_header(dataset: Dataset, blocks: list[int]) -> bytes:
 def _staged_manifest(dataset: Dataset, blocks: list[int], fraction: float) -> dict[str, Any]:
     """The staged file's own manifest; `source` tells a changed file apart where there is no manifest to compare."""
     rows = sum(_rows_of(dataset, block) for block in blocks)
-    stat = dataset.path.stat()
     known: list[str] = dataset.manifest.get("blocks", [])
     selection = dataset.manifest.get("selection")
     if selection is None and fraction < 1:
@@ -300,8 +361,13 @@ def _staged_manifest(dataset: Dataset, blocks: list[int], fraction: float) -> di
         "held_out_rows": dataset.held_out_rows,
         "labels_sha256": None,
         "selection": selection,
-        "source": {"path": str(dataset.path), "bytes": stat.st_size, "modified_ns": stat.st_mtime_ns},
+        "source": {"path": str(dataset.path), "bytes": dataset.bytes, "modified_ns": _modified_ns(dataset)},
     }
+
+
+def _modified_ns(dataset: Dataset) -> int | None:
+    """Of a file on this laptop; what changes elsewhere without a manifest is told apart by its size alone."""
+    return Path(str(dataset.path)).stat().st_mtime_ns if dataset.where == HERE else None
 
 
 def _manifest_there(shell: Shell, destination: PurePath) -> dict[str, Any]:
@@ -322,19 +388,53 @@ def _part(destination: PurePath) -> PurePath:
     return destination.with_name(destination.name + ".part")
 
 
-def _check_room(shell: Shell, dataset: Dataset, blocks: list[int], plan: Plan) -> None:
-    """An earlier broken copy already owns its room; the rest must be free before the first byte."""
-    folder = PurePath(plan.data_path).parent
-    needed = _staged_bytes(dataset, blocks) - (shell.size(_part(PurePath(plan.data_path))) or 0)
-    free = shell.free_bytes(folder)
-    if needed <= free:
-        return
-    fits = math.floor(100 * plan.fraction * free / max(1, needed)) / 100
-    advice = f"give --fraction {fits:g}, or " if 0 < fits < plan.fraction else ""
-    raise StepFailed(
-        f"{folder} has {free / GIB:.2f} GiB free and the images need {needed / GIB:.2f} GiB: "
-        f"{advice}set stage_to: null in conf/deploy/{plan.target}.yaml to read them in place"
-    )
+def _lacks_room(shell: Shell, destination: PurePath, needed: int) -> str | None:
+    """Why `needed` bytes would not fit at `destination`, or None. What an earlier copy left there is room already.
+
+    Files in RAM count against the machine's memory, and training needs some, too.
+    """
+    folder = destination.parent
+    own = (shell.size(_part(destination)) or 0) + (shell.size(destination) or 0)
+    free = shell.free_bytes(folder) + own
+    if needed > free:
+        return f"{folder} has {free / GIB:.2f} GiB free and the images need {needed / GIB:.2f} GiB"
+    limit = shell.hardware().memory_bytes if shell.in_ram(folder) else None
+    if limit is not None:
+        left = limit - shell.memory_used_bytes() + own - min(MEMORY_FOR_TRAINING_BYTES, limit // 4)
+        if needed > left:
+            return f"{left / GIB:.2f} GiB of memory can be spared and the images need {needed / GIB:.2f} GiB of it"
+    return None
+
+
+def _pieces(dataset: Dataset, blocks: list[int]) -> list[Piece]:
+    """The blocks, one behind the other after the header of the staged file."""
+    known: list[str | None] = dataset.manifest.get("blocks") or [None] * (max(blocks) + 1)
+    pieces, place = [], len(_staged_header(dataset, blocks))
+    for block in blocks:
+        pieces.append(
+            Piece(
+                name=f"block {block} (rows {block * dataset.block_rows} and on)",
+                offset=dataset.data_offset + block * dataset.block_rows * ROW_BYTES,
+                bytes=_rows_of(dataset, block) * ROW_BYTES,
+                place=place,
+                sha256=known[block],
+            )
+        )
+        place += pieces[-1].bytes
+    return pieces
+
+
+def _send(shell: Shell, dataset: Dataset, blocks: list[int], destination: PurePath, progress: Progress) -> list[str]:
+    """From the laptop to another machine; returns the SHA-256 of each block."""
+    part = _part(destination)
+    try:
+        shell.truncate(part, _staged_bytes(dataset, blocks))
+        shell.write_at(part, 0, _staged_header(dataset, blocks))
+    except OSError as error:
+        raise StepFailed(
+            f"{destination.parent} has no room for {_staged_bytes(dataset, blocks) / GIB:.2f} GiB: {error.strerror}"
+        ) from error
+    return send_pieces(shell, Path(str(dataset.path)), part, _pieces(dataset, blocks), progress)
 
 
 def _copy(
@@ -347,18 +447,9 @@ def _copy(
     progress: Progress,
 ) -> list[str]:
     """Run the copy on the machine; returns the SHA-256 of each block as it was copied."""
-    known: list[str | None] = dataset.manifest.get("blocks") or [None] * (max(blocks) + 1)
     order = machine.root / "staging.json"
-    pieces = [
-        {
-            "name": f"block {block} (rows {block * dataset.block_rows} and on)",
-            "offset": dataset.data_offset + block * dataset.block_rows * ROW_BYTES,
-            "bytes": _rows_of(dataset, block) * ROW_BYTES,
-            "sha256": known[block],
-        }
-        for block in blocks
-    ]
     header = base64.b64encode(_staged_header(dataset, blocks)).decode("ascii")
+    pieces = [asdict(piece) for piece in _pieces(dataset, blocks)]
     value = {"source": str(dataset.path), "part": str(_part(destination)), "header": header, "pieces": pieces}
     shell.write(order, json.dumps(value).encode("utf-8"))
     hashes: list[str] = []
@@ -370,13 +461,13 @@ def _copy(
     return hashes
 
 
-def _labels_of(shell: Shell, dataset: Dataset, labels: Path, blocks: list[int]) -> bytes:
+def _labels_of(files: Files, dataset: Dataset, labels: Place, blocks: list[int]) -> bytes:
     """A file of labels for the staged rows alone."""
-    header = read_header(labels)
+    header = read_header(labels, files)
     width = int(header.dtype[-1])
     block_bytes = dataset.block_rows * width
     rows = [
-        shell.read(labels, header.data_offset + block * block_bytes, _rows_of(dataset, block) * width)
+        files.read(labels, header.data_offset + block * block_bytes, _rows_of(dataset, block) * width)
         for block in blocks
     ]
     return header_bytes(header.dtype, (sum(_rows_of(dataset, b) for b in blocks),)) + b"".join(rows)

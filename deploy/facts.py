@@ -8,24 +8,25 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from deploy import checkpoints, code, data, reach, runs
+from deploy import checkpoints, code, data, origins, runs
 from deploy.errors import BOOTSTRAP, StepFailed, WrongUse
+from deploy.origins import Origin
 from deploy.plan import (
     DATA_KEY,
     LABELS_KEY,
     Continuation,
+    DataFacts,
     Facts,
     Measured,
-    Plan,
     Request,
     hydra_override,
-    make,
     user_overrides,
 )
 from deploy.pod.folder import read_json
+from deploy.reach import Reach, Reached
 from deploy.settings import Settings
 from deploy.shell import LocalShell
 
@@ -41,84 +42,104 @@ class Checked:
     request: Request
     config: Mapping[str, Any]
     tryout: bool  # no data is configured: the ORL photographs are used, and prepared when they are not there
-    images: Path
-    dataset: data.Dataset | None  # None: still to be prepared
+    images: Origin
+    dataset: data.Dataset | None  # None: still to be prepared, or on a machine that is still to be had
     continues: Continuation | None
     note: str | None  # something the user should know about how the request was understood
 
 
-def check(settings: Settings, request: Request) -> Checked:
+def check(reach: Reach, request: Request) -> Checked:
     """Raise WrongUse for the first thing that cannot work."""
-    reach.provider_of(settings)
+    settings = reach.settings
     note = continues = None
     last: list[dict[str, Any]] = []  # the checkpoint from which an unfinished run goes on, when it has one
     if request.resume == "auto":
         note = f"nothing to resume on target '{settings.target.name}': starting a new run"
-        if found := reach.unfinished(settings):
+        if found := reach.unfinished():
             last = checkpoints.whole(found.shell, found.folder)[-1:]
             request, continues = _continue(found, request, from_its_own=bool(last))
             note = f"continuing run {found.record.run_id} ({found.record.state}), attempt {continues.attempt}"
     elif request.resume != "none":
         request = replace(request, resume=str(Path(request.resume).absolute()))
-    path = settings.project / settings.target.data if settings.target.data else None
-    if request.data:
-        path = Path(request.data).absolute()
-        request = replace(request, data=str(path))
+    text = request.data or settings.target.data
+    origin = origins.parse(text, _beside(settings, request), local=settings.is_local) if text else None
+    if request.data and origin:
+        request = replace(request, data=str(origin.path) if origin.where == origins.HERE else request.data)
     if request.labels:
         request = replace(request, labels=str(Path(request.labels).absolute()))
         if not Path(str(request.labels)).is_file():
             raise WrongUse(f"--labels {request.labels} is no file: give an int32 .npy with a label for each image")
-    config = _configuration(settings, request, path)
-    path, tryout = _images(settings, path, config)
-    dataset = None if tryout and not path.exists() else _find_data(settings, path, config)
-    if dataset is not None:
+    config = _configuration(settings, request, origin)
+    origin, tryout = _images(settings, origin, config)
+    dataset = None
+    if origin.is_known and not (tryout and origin.files and origin.files.size(origin.path) is None):
+        dataset = _find_data(settings, request, origin, config)
         data.facts(dataset, request.fraction)
     if request.resume not in ("none", "auto"):
         checkpoints.check_usable(Path(request.resume), config["model"])
     for note_of_checkpoint in last:
         checkpoints.check_fits(note_of_checkpoint, config["model"])
-    return Checked(request, config, tryout, path, dataset, continues, note)
+    return Checked(request, config, tryout, origin, dataset, continues, note)
 
 
-def plan(settings: Settings, checked: Checked) -> Plan:
-    """Everything decided, from everything looked up."""
-    fraction = checked.request.fraction
-    facts = Facts(
+def gather(reach: Reach, checked: Checked) -> Facts:
+    """Everything looked up that can be before a machine is had; this computer is had already."""
+    settings = reach.settings
+    return Facts(
         now=datetime.now(),
         token=secrets.token_hex(2),
-        python=sys.executable,
+        python=sys.executable if settings.is_local else "python",
         code=code.look(settings.project),
-        data=data.facts(checked.dataset, fraction)
-        if checked.dataset
-        else replace(data.orl_facts(checked.images, fraction), train_labels=checked.request.labels),
+        data=_data_facts(checked),
         config=checked.config,
-        hardware=LocalShell().hardware(),
-        windows=sys.platform == "win32",
+        hardware=LocalShell().hardware() if settings.is_local else None,
+        windows=sys.platform == "win32" and settings.is_local,
         measured=_measured(settings, checked.config),
         continues=checked.continues,
     )
-    return make(settings, checked.request, facts, tryout=checked.tryout)
 
 
-def _configuration(settings: Settings, request: Request, path: Path | None) -> dict[str, Any]:
+def _data_facts(checked: Checked) -> DataFacts:
+    fraction, labels = checked.request.fraction, checked.request.labels
+    if checked.dataset is not None:
+        return data.facts(checked.dataset, fraction)
+    if checked.tryout:
+        assert isinstance(checked.images.path, PurePath)
+        about = data.orl_facts(checked.images.path, fraction, checked.images.where)
+        return replace(about, train_labels=labels)
+    return data.unseen_facts(checked.images, labels)
+
+
+def _beside(settings: Settings, request: Request) -> Path:
+    """What a path is relative to: where the user is who types it, the project for one of the target's file."""
+    return Path.cwd() if request.data else settings.project
+
+
+def _configuration(settings: Settings, request: Request, origin: Origin | None) -> dict[str, Any]:
     """What the app makes of the request. Without data it is the try-out, unless the configuration names some itself."""
     decided = [hydra_override("data.data_fraction", request.fraction)]
     decided += [hydra_override(LABELS_KEY, request.labels)] if request.labels else []
-    if path:
+    if origin:
         wanted = user_overrides(request, tryout=False)
-        return app_config(settings.project, [*wanted, hydra_override(DATA_KEY, str(path)), *decided])
+        return app_config(settings.project, [*wanted, hydra_override(DATA_KEY, str(origin.path)), *decided])
     config = app_config(settings.project, [*user_overrides(request, tryout=True), *decided])
     if config["data"].get("binary_cache_path"):
         config = app_config(settings.project, [*user_overrides(request, tryout=False), *decided])
     return config
 
 
-def _images(settings: Settings, path: Path | None, config: Mapping[str, Any]) -> tuple[Path, bool]:
+def _images(settings: Settings, origin: Origin | None, config: Mapping[str, Any]) -> tuple[Origin, bool]:
     """Where the images are, and whether they are the try-out's because nothing else is configured."""
     configured = config["data"].get("binary_cache_path")
-    if path or configured:
-        return path or settings.project / configured, False
-    return settings.project / "data" / "orl" / "images.npy", True
+    if origin:
+        return origin, False
+    if configured:
+        there = not settings.is_local and str(configured).startswith("/")
+        text = f"{origins.ON_THE_MACHINE}{configured}" if there else configured
+        return origins.parse(text, settings.project, local=settings.is_local), False
+    if settings.is_local:
+        return origins.parse("data/orl/images.npy", settings.project, local=True), True
+    return Origin(origins.MACHINE, settings.root / "data" / "orl" / "images.npy", None), True
 
 
 def _measured(settings: Settings, config: Mapping[str, Any]) -> Measured | None:
@@ -128,7 +149,7 @@ def _measured(settings: Settings, config: Mapping[str, Any]) -> Measured | None:
         earlier = read_json(Path(runs.home(settings.runs, record.run_id).plan))
         same = (earlier.get("recipe"), earlier.get("backbone")) == (config["recipe"]["name"], config["backbone"])
         if same and record.state == "succeeded" and len(found) < MEASURED_RUNS:
-            found += _measure(reach.events(settings, record), record.seconds or 0)
+            found += _measure(runs.events(settings.runs, record.run_id), record.seconds or 0)
     return sorted(found, key=lambda one: one.images_per_s)[len(found) // 2] if found else None
 
 
@@ -143,21 +164,24 @@ def _measure(events: Sequence[Mapping[str, Any]], seconds: float) -> list[Measur
         return []
 
 
-def _find_data(settings: Settings, path: Path, config: Mapping[str, Any]) -> data.Dataset:
-    labels, train_labels = (
-        settings.project / config["data"][key] if config["data"].get(key) else None
-        for key in ("labels_path", "train_labels_path")
+def _find_data(settings: Settings, request: Request, origin: Origin, config: Mapping[str, Any]) -> data.Dataset:
+    labels = config["data"].get("labels_path")
+    own = request.labels or config["data"].get("train_labels_path")
+    return data.find(
+        origin,
+        int(config["data"].get("block_size", 8192)),
+        settings.project / labels if labels else None,
+        settings.project / own if own else None,
     )
-    return data.find(path, int(config["data"].get("block_size", 8192)), labels, train_labels)
 
 
-def prepare_orl(settings: Settings, checked: Checked, say: Callable[[str], None]) -> Checked:
-    """The try-out's photographs, made once; the same request with its data in place."""
-    if checked.dataset is not None:
+def prepare_orl(reach: Reach, checked: Checked, say: Callable[[str], None]) -> Checked:
+    """The try-out's photographs for this computer, made once; the same request with its data in place."""
+    if checked.dataset is not None or not checked.images.is_known:
         return checked
-    say(f"preparing the ORL photographs, once: {checked.images}")
-    app(settings.project, "app.prepare", ["source=orl", f"out={checked.images}"])
-    return replace(checked, dataset=_find_data(settings, checked.images, checked.config))
+    say(f"preparing the ORL photographs, once: {checked.images.path}")
+    app(reach.settings.project, "app.prepare", ["source=orl", f"out={checked.images.path}"])
+    return replace(checked, dataset=_find_data(reach.settings, checked.request, checked.images, checked.config))
 
 
 def app_config(project: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -187,7 +211,7 @@ def app(project: Path, module: str, argv: Sequence[str]) -> str:
     return result.text
 
 
-def _continue(found: reach.Reached, request: Request, *, from_its_own: bool) -> tuple[Request, Continuation]:
+def _continue(found: Reached, request: Request, *, from_its_own: bool) -> tuple[Request, Continuation]:
     """The earlier run's own request; a flag that says something else is a contradiction, not a change."""
     record = found.record
     plan = runs.plan_of(found.settings.runs, record)
@@ -210,6 +234,10 @@ def _contradictions(request: Request, earlier: Request) -> Iterator[str]:
         yield f"--labels {request.labels}"
     if "recipe" in request.given and request.recipe != earlier.recipe:
         yield f"--recipe {request.recipe}"
-    if "data" in request.given and str(Path(request.data or "").absolute()) != earlier.data:
+    if "data" in request.given and request.data != earlier.data and not _is_same_file(request.data, earlier.data):
         yield f"--data {request.data}"
     yield from (f"--set {item}" for item in request.overrides if item not in earlier.overrides)
+
+
+def _is_same_file(one: str | None, other: str | None) -> bool:
+    return str(Path(one or "").absolute()) == other

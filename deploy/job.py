@@ -5,11 +5,10 @@ from __future__ import annotations
 import codecs
 import contextlib
 import json
-import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -63,15 +62,15 @@ def session_name(run_id: str) -> str:
 
 def start(shell: Shell, machine: Machine, plan: Plan, socket: str) -> str:
     """Start the supervisor and wait until it answers; returns how it runs: "tmux" or "detached"."""
-    folder = RunFolder(PurePath(plan.run_dir))
-    code = PurePath(plan.cwd)
+    folder = RunFolder(machine.path(plan.run_dir))
+    code = machine.path(plan.cwd)
     shell.remove(folder.stop_request)
     shell.remove(folder.status)
     shell.write(folder.plan, (json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
     argv = [machine.python, "-m", "deploy.pod.supervisor", str(folder.path)]
     how = "detached"
     if shell.which("tmux"):
-        shell.run(_tmux_start(socket, session_name(plan.run_id), argv, code))
+        shell.run(_tmux_start(socket, session_name(plan.run_id), argv, code, shell.environment()))
         how = "tmux"
     else:
         shell.spawn(argv, cwd=code)
@@ -79,13 +78,13 @@ def start(shell: Shell, machine: Machine, plan: Plan, socket: str) -> str:
     return how
 
 
-def _tmux_start(socket: str, session: str, argv: list[str], cwd: PurePath) -> list[str]:
+def _tmux_start(socket: str, session: str, argv: list[str], cwd: PurePath, env: Mapping[str, str]) -> list[str]:
     """A private server without the user's tmux settings; the session gets this command's environment, not the server's.
 
     Names alone stand in the command line, values (there may be keys among them) go through tmux's own socket.
     """
     own = {"TERM", "TMUX", "TMUX_PANE", "PWD", "OLDPWD", "SHLVL", "_"}
-    names = sorted(name for name in os.environ if re.fullmatch(r"[A-Za-z_]\w*", name) and name not in own)
+    names = sorted(name for name in env if re.fullmatch(r"[A-Za-z_]\w*", name) and name not in own)
     settings = [
         "set-option",
         "-g",
@@ -98,7 +97,7 @@ def _tmux_start(socket: str, session: str, argv: list[str], cwd: PurePath) -> li
         "50000",
     ]
     session_of = ["new-session", "-d", "-s", session, "-x", "160", "-y", "50", "-c", str(cwd), "--", *argv]
-    return ["tmux", "-L", socket, "-f", os.devnull, "start-server", ";", *settings, ";", *session_of]
+    return ["tmux", "-L", socket, "-f", "/dev/null", "start-server", ";", *settings, ";", *session_of]
 
 
 def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan) -> None:

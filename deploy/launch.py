@@ -5,112 +5,130 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from deploy import answers, checkpoints, doctor, facts, home, job, reach, runs
+from deploy import answers, checkpoints, doctor, facts, home, job, reach, remote, runs
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.machine import Machine, MachineSpec
-from deploy.plan import GRACE_S, Plan, Request, slug
+from deploy.plan import GRACE_S, Facts, Plan, Request, family_name, make, slug
 from deploy.pod.folder import FINAL_STATES, RunFolder
-from deploy.ready import bring_own_checkpoint, ready
+from deploy.reach import Reach, Reached
+from deploy.ready import bring_own_files, ready, ready_code
 from deploy.runs import Record
-from deploy.settings import Settings, load
-from deploy.shell import LocalShell, open_shell
+from deploy.settings import load
+from deploy.shell import LocalShell
 from deploy.show import Screen
 
 STOP_SLACK_S = 30
 WATCH_EVERY_S = 2
+FOLLOW_PATIENCE_S = 3600  # a laptop may sleep; the job does not need it
 
 
 def deploy(project: Path, target: str, screen: Screen) -> dict[str, Any]:
     """Make a target ready: machine, environment, code, data. A second call does only what is missing."""
-    settings = load(project, target)
-    checked = facts.check(settings, Request(target=target))
-    with reach.launching(settings) as note:
-        note("deploy")
-        checked = facts.prepare_orl(settings, checked, screen.say)
-        plan = facts.plan(settings, checked)
-        provider = reach.provider_of(settings)
-        machine = provider.acquire(MachineSpec(plan.machine, plan.machine, settings.root))
-        try:
-            plan = ready(settings, open_shell(machine, settings.notes), machine, plan, checked, screen)
-        except BaseException:
-            provider.release(machine)
-            raise
+    with reach.target(project, target) as at:
+        checked = facts.check(at, Request(target=target))
+        with reach.launching(at.settings) as note:
+            note("deploy")
+            checked = facts.prepare_orl(at, checked, screen.say)
+            looked_up = facts.gather(at, checked)
+            plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
+            with _acquired(at, plan.machine, screen) as machine:
+                made = ready(at.settings, machine, at.shell(machine), checked, looked_up, screen)
     screen.say(f"target {target} is ready; train on it with: {command(f'train --on {target}')}")
-    about = {"target": target, "machine": machine.name, "root": str(machine.root)}
-    return {**about, "snapshot": plan.snapshot, "data": plan.data_path}
+    about = {"target": target, "machine": made.machine.name, "root": str(made.machine.root)}
+    return {**about, "snapshot": made.plan.snapshot, "data": made.plan.data_path}
 
 
 def train(
-    project: Path, request: Request, screen: Screen, *, detach: bool = False, dry_run: bool = False
+    project: Path, request: Request, screen: Screen, *, detach: bool = False, dry_run: bool = False, keep: bool = False
 ) -> dict[str, Any]:
     """Check, plan, start, follow, bring home."""
-    settings = load(project, request.target)
-    checked = facts.check(settings, request)
-    if checked.note:
-        screen.say(checked.note)
-    if dry_run:
-        plan = facts.plan(settings, checked)
-        screen.plan(plan, with_command=True)
-        return plan.to_json()
-    with reach.launching(settings) as note:
-        reach.refuse_second(settings)
-        checked = facts.prepare_orl(settings, checked, screen.say)
-        plan = facts.plan(settings, checked)
-        note(plan.run_id)
-        screen.plan(plan)
-        record, since = _start(settings, plan, checked, screen)
-    screen.say(f"run {record.run_id} is {record.state}")
-    screen.commands(answers.next_commands(record))
-    if detach:
-        return answers.of_run(record, [], None)
-    return _follow(settings, record, since, screen)
+    with reach.target(project, request.target) as at:
+        checked = facts.check(at, request)
+        if checked.note:
+            screen.say(checked.note)
+        if dry_run:
+            plan = make(at.settings, checked.request, facts.gather(at, checked), tryout=checked.tryout)
+            screen.plan(plan, with_command=True)
+            return plan.to_json()
+        with reach.launching(at.settings) as note:
+            at.refuse_second()
+            checked = facts.prepare_orl(at, checked, screen.say)
+            looked_up = facts.gather(at, checked)
+            plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
+            note(plan.run_id)
+            screen.plan(plan)
+            record, since = _start(at, plan, checked, looked_up, screen, keep=keep)
+        screen.say(f"run {record.run_id} is {record.state}")
+        screen.commands(answers.next_commands(record))
+        if detach:
+            return answers.of_run(record, [], None)
+        return _follow(at.run(record), since, screen)
 
 
-def _start(settings: Settings, plan: Plan, checked: facts.Checked, screen: Screen) -> tuple[Record, job.Position]:
+def _start(
+    at: Reach, plan: Plan, checked: facts.Checked, looked_up: Facts, screen: Screen, *, keep: bool
+) -> tuple[Record, job.Position]:
     """From the intent, noted first, to a running supervisor. What was acquired is released when anything fails."""
-    record = runs.create(settings.runs, plan)
-    provider = reach.provider_of(settings)
-    machine: Machine | None = None
+    book = at.settings.runs
+    record = runs.create(book, plan)
     try:
-        machine = provider.acquire(MachineSpec(plan.machine, plan.machine, settings.root))
-        record = runs.update(settings.runs, record, state="preparing")
-        shell = open_shell(machine, settings.notes)
-        plan = ready(settings, shell, machine, plan, checked, screen)
-        bring_own_checkpoint(shell, checked, plan)
-        runs.save_plan(settings.runs, plan)
-        if plan.attempt > 1:
-            screen.say("waiting for the earlier attempt to leave, should it still be writing its checkpoint")
-        since = job.position(shell, RunFolder(Path(plan.run_dir)))
-        session = job.start(shell, machine, plan, settings.tmux_socket)
-        return runs.update(settings.runs, record, state="running", session=session), since
+        with _acquired(at, plan.machine, screen, keep=keep) as machine:
+            record = runs.update(book, record, state="preparing", machine=machine.name)
+            shell = at.shell(machine)
+            made = ready(at.settings, machine, shell, checked, looked_up, screen)
+            machine, plan = made.machine, made.plan
+            bring_own_files(shell, machine, checked, plan)
+            runs.save_plan(book, plan)
+            record = runs.update(book, record, run_dir=plan.run_dir)
+            if plan.attempt > 1:
+                screen.say("waiting for the earlier attempt to leave, should it still be writing its checkpoint")
+            since = job.position(shell, RunFolder(machine.path(plan.run_dir)))
+            session = job.start(shell, machine, plan, at.settings.tmux_socket)
+            return runs.update(book, record, state="running", session=session), since
     except BaseException as error:
-        if machine is not None:
-            provider.release(machine)
         reason = error.message if isinstance(error, DeployError) else str(error) or "interrupted before it ran"
-        runs.update(settings.runs, record, state="failed", reason=reason)
+        runs.update(book, record, state="failed", reason=reason)
         raise
 
 
-def _follow(settings: Settings, record: Record, since: job.Position, screen: Screen) -> dict[str, Any]:
-    """Watch until the end and bring home what came of it. Ctrl-C leaves the job alone."""
-    reached = reach.reach_of(settings, record)
+@contextlib.contextmanager
+def _acquired(at: Reach, name: str, screen: Screen, *, keep: bool = False) -> Iterator[Machine]:
+    """A machine of the target. When what is done with it fails, one that was made for it is released."""
+    machine = at.acquire(MachineSpec(name, family_name(at.settings), at.settings.root))
+    try:
+        yield machine
+    except BaseException:
+        if machine.name == name and not keep:
+            at.provider.release(machine)
+            if not machine.is_here:
+                screen.say(f"released {machine.name}, which was made for this; --keep would leave it")
+        elif not machine.is_here and machine.usd_per_hour:
+            screen.say(f"{machine.name} goes on costing ${machine.usd_per_hour:.2f} an hour: {command('down')}")
+        raise
+
+
+def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, Any]:
+    """Watch until the end and bring home what came of it. Neither Ctrl-C nor a lost connection touches the job."""
+    reached.shell.patience_s = FOLLOW_PATIENCE_S
+    reached.shell.on_loss = screen.say
     try:
         with screen.follower() as follower:
             for text, events in job.follow(reached.shell, reached.folder, since):
                 follower.update(text, events)
     except KeyboardInterrupt:
-        record, _ = reach.look(settings, record)
-        screen.say(f"\ndetached: run {record.run_id} goes on")
-        screen.commands(answers.next_commands(record))
-        return answers.of_run(record, reach.events(settings, record), None)
-    record, _ = reach.look(settings, record)
+        reached, _ = reached.look()
+        screen.say(f"\ndetached: run {reached.record.run_id} goes on")
+        screen.commands(answers.next_commands(reached.record))
+        return answers.of_run(reached.record, reached.events(), None)
+    reached, _ = reached.look()
+    record = reached.record
     checkpoint = home.bring(reached, screen)
-    document = answers.of_run(record, reach.events(settings, record), checkpoint)
+    document = answers.of_run(record, reached.events(), checkpoint)
     screen.result(document)
     if record.state != "succeeded":
         screen.document(document)
@@ -122,103 +140,129 @@ def _follow(settings: Settings, record: Record, since: job.Position, screen: Scr
 
 def status(project: Path, target: str, run_id: str | None, screen: Screen, *, watch: bool) -> dict[str, Any]:
     """One merged answer from machine, supervisor and app; with `watch` again and again until the run is over."""
-    reached = reach.reach(project, target, run_id)
-    while True:
-        record, seen = reach.look(reached.settings, reached.record)
-        answer = answers.of_status(record, seen, reach.events(reached.settings, record))
-        if not watch or record.state in FINAL_STATES:
-            break
-        screen.status_line(answer)
-        time.sleep(WATCH_EVERY_S)
-    screen.facts(f"Run {record.run_id}", answer)
-    screen.commands(answers.next_commands(record))
-    return answer
+    with reach.run(project, target, run_id) as reached:
+        while True:
+            reached, seen = reached.look()
+            answer = answers.of_status(reached.record, seen, reached.events())
+            if not watch or reached.record.state in FINAL_STATES:
+                break
+            screen.status_line(answer)
+            time.sleep(WATCH_EVERY_S)
+        screen.facts(f"Run {reached.record.run_id}", answer)
+        screen.commands(answers.next_commands(reached.record))
+        return answer
 
 
 def list_runs(project: Path) -> list[dict[str, Any]]:
     """Every run in the address book, the newest first, each with its state now."""
     listed = []
-    for record in runs.every(project / "runs"):
-        with contextlib.suppress(DeployError):  # a target whose file is gone: its runs keep the state last seen
-            record, _ = reach.look(load(project, record.target), record)
-        listed.append(answers.row(record))
+    with contextlib.ExitStack() as stack:
+        targets: dict[str, Reach] = {}
+        for record in runs.every(project / "runs"):
+            with contextlib.suppress(DeployError):  # gone or not to be reached now: the state last seen stands
+                if record.state not in FINAL_STATES or record.state == "lost":
+                    if record.target not in targets:
+                        targets[record.target] = stack.enter_context(reach.target(project, record.target))
+                    record, _ = targets[record.target].look(record)
+            listed.append(answers.row(record))
     return listed
 
 
 def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict[str, Any]:
     """Ask the job for a checkpoint and an end, and wait for both."""
-    reached = reach.reach(project, target, run_id)
-    record, _ = reach.look(reached.settings, reached.record)
-    if record.state in runs.STARTING:
-        raise WrongUse(f"run {record.run_id} is still {record.state}: press Ctrl-C in the terminal that started it")
-    if record.state in FINAL_STATES:
-        screen.say(f"{_how_it_is(record)} (it was over already)")
-    else:
-        record = _stop(reached, screen)
-        screen.say(_how_it_is(record))
-        home.bring(reached, screen)
-    checkpoint = home.newest_checkpoint(reached)
-    if checkpoint:
-        screen.say(f"checkpoint: {checkpoint['path']} (epoch {checkpoint['epoch']}, step {checkpoint['step']})")
-    screen.commands(answers.next_commands(record))
-    return answers.of_run(record, reach.events(reached.settings, record), checkpoint)
+    with reach.run(project, target, run_id) as reached:
+        reached, _ = reached.look()
+        record = reached.record
+        if record.state in runs.STARTING:
+            raise WrongUse(f"run {record.run_id} is still {record.state}: press Ctrl-C in the terminal that started it")
+        if record.state in FINAL_STATES:
+            screen.say(f"{_how_it_is(record)} (it was over already)")
+        else:
+            reached = _stop(reached, screen)
+            record = reached.record
+            screen.say(_how_it_is(record))
+            home.bring(reached, screen)
+        checkpoint = home.newest_checkpoint(reached)
+        if checkpoint:
+            screen.say(f"checkpoint: {checkpoint['path']} (epoch {checkpoint['epoch']}, step {checkpoint['step']})")
+        screen.commands(answers.next_commands(record))
+        return answers.of_run(record, reached.events(), checkpoint)
 
 
-def _stop(reached: reach.Reached, screen: Screen) -> Record:
+def _stop(reached: Reached, screen: Screen) -> Reached:
     """The job's own end, or after its time of grace the supervisor's."""
     run_id = reached.record.run_id
     grace_s = float(runs.plan_of(reached.settings.runs, reached.record).get("grace_s", GRACE_S))
     screen.say(f"asking run {run_id} to make a checkpoint and end (up to {grace_s:.0f} s)")
     job.request_stop(reached.shell, reached.folder)
     job.wait_for_end(reached.shell, reached.folder, grace_s + STOP_SLACK_S)
-    record, _ = reach.look(reached.settings, reached.record)
-    if record.state not in FINAL_STATES:
+    reached, _ = reached.look()
+    if reached.record.state not in FINAL_STATES:
         raise StepFailed(
             f"run {run_id} did not end within {grace_s + STOP_SLACK_S:.0f} s",
             evidence=job.last_lines(reached.shell, reached.folder),
             next_command=command(f"status --run {run_id}"),
         )
-    return record
+    return reached
 
 
 def fetch_checkpoint(
-    project: Path, target: str, run_id: str | None, which: str, to: str | None, screen: Screen
+    project: Path, target: str, run_id: str | None, which: str, to: str | None, screen: Screen, *, watch: bool = False
 ) -> dict[str, Any]:
-    """Bring one checkpoint home: verified, resumable, and never in the place of one of fuller data."""
-    reached = reach.reach(project, target, run_id)
-    about = checkpoints.choose(checkpoints.whole(reached.shell, reached.folder), which, reached.record.run_id)
-    about = home.bring_checkpoint(reached, about, to, screen)
-    screen.say(f"{about['path']} (epoch {about['epoch']}, step {about['step']}, SHA-256 verified)")
-    return answers.of_checkpoint(about)
+    """Bring one checkpoint home: verified, resumable, and never in the place of one of fuller data.
+
+    With `watch` every newer one as it appears, until the run is over.
+    """
+    with reach.run(project, target, run_id) as reached:
+        reached.shell.on_loss = screen.say
+        brought: dict[str, Any] = {}
+        while True:
+            reached, _ = reached.look()
+            over = reached.record.state in FINAL_STATES
+            found = checkpoints.whole(reached.shell, reached.folder)
+            if found or over or not watch:
+                about = checkpoints.choose(found, which, reached.record.run_id)
+                if about["sha256"] != brought.get("sha256"):
+                    brought = home.bring_checkpoint(reached, about, to, screen)
+                    words = f"epoch {brought['epoch']}, step {brought['step']}, SHA-256 verified"
+                    screen.say(f"{brought['path']} ({words})")
+            if over or not watch:
+                return answers.of_checkpoint(brought)
+            time.sleep(WATCH_EVERY_S)
 
 
 def logs(project: Path, target: str, run_id: str | None, screen: Screen, *, follow: bool) -> None:
     """The log as it is, and with `follow` as it grows, until the job has ended."""
-    reached = reach.reach(project, target, run_id)
-    for text, _ in job.follow(reached.shell, reached.folder):
-        screen.raw(text)
-        if not follow:
-            break
+    with reach.run(project, target, run_id) as reached:
+        if follow:
+            reached.shell.patience_s = FOLLOW_PATIENCE_S
+            reached.shell.on_loss = screen.complain
+        for text, _ in job.follow(reached.shell, reached.folder):
+            screen.raw(text)
+            if not follow:
+                break
 
 
 def attach(project: Path, target: str, run_id: str | None, *, write: bool) -> int:
     """Lend this terminal to the live session until the user leaves it; the exit code of tmux."""
-    reached = reach.reach(project, target, run_id)
-    run_id, instead = reached.record.run_id, command(f"logs --follow --run {reached.record.run_id}")
-    if reached.record.session == "detached":
-        raise StepFailed(
-            f"run {run_id} has no terminal, because tmux was missing when it started: install tmux "
-            "(apt-get install tmux, or brew install tmux; not on Windows) before the next run",
-            next_command=instead,
-        )
-    argv = job.attach_argv(reached.shell, reached.settings.tmux_socket, run_id, write=write)
-    if not sys.stdin.isatty():
-        raise WrongUse("attach needs a terminal", next_command=instead)
-    return LocalShell().foreground(argv, cwd=project, without=("TMUX",))
+    with reach.run(project, target, run_id) as reached:
+        run_id, instead = reached.record.run_id, command(f"logs --follow --run {reached.record.run_id}")
+        if reached.record.session == "detached":
+            raise StepFailed(
+                f"run {run_id} has no terminal, because tmux was missing when it started: install tmux "
+                "(apt-get install tmux, or brew install tmux; not on Windows) before the next run",
+                next_command=instead,
+            )
+        argv = job.attach_argv(reached.shell, reached.settings.tmux_socket, run_id, write=write)
+        if not sys.stdin.isatty():
+            raise WrongUse("attach needs a terminal", next_command=instead)
+        return LocalShell().foreground(reached.shell.terminal(argv), cwd=project, without=("TMUX",))
 
 
 def prepare(
     project: Path,
+    target: str,
+    screen: Screen,
     *,
     source: str,
     path: str | None,
@@ -226,22 +270,51 @@ def prepare(
     out: str | None,
     options: Mapping[str, str | None],
 ) -> int:
-    """Make a data set with the app's own command; its exit code. `options` are handed on as they are."""
+    """Make a data set with the app's own command, here or on a target's machine; its exit code.
+
+    `options` are handed on as they are. On a machine, paths are that machine's.
+    """
     name = slug(Path(path).stem) if path and source != "orl" else source
-    place = Path(out).absolute() if out else project / "data" / name
-    place = place if place.suffix == ".npy" else place / "images.npy"
-    words = [f"source={source}", f"out={place}"]
-    words += [f"{key}={Path(file).absolute()}" for key, file in (("path", path), ("labels", labels)) if file]
-    words += [f"{key}={value}" for key, value in options.items() if value is not None]
-    return LocalShell().foreground([sys.executable, "-m", "app.prepare", *words], cwd=project)
+    words = [f"source={source}"]
+    more = [f"{key}={value}" for key, value in options.items() if value is not None]
+    with reach.target(project, target) as at:
+        if at.settings.is_local:
+            place = Path(out).absolute() if out else project / "data" / name
+            place = place if place.suffix == ".npy" else place / "images.npy"
+            words += [f"out={place}"]
+            words += [f"{key}={Path(file).absolute()}" for key, file in (("path", path), ("labels", labels)) if file]
+            argv = [sys.executable, "-m", "app.prepare", *words, *more]
+            return LocalShell().foreground(argv, cwd=project)
+        with _acquired(at, f"{family_name(at.settings)}prepare", screen) as machine:
+            shell = at.shell(machine)
+            machine, folder = ready_code(at.settings, machine, shell, screen)
+            there = machine.path(out) if out else machine.root / "data" / name
+            there = there if there.suffix == ".npy" else there / "images.npy"
+            words += [f"out={there}", *(f"{key}={file}" for key, file in (("path", path), ("labels", labels)) if file)]
+            for line in shell.stream([machine.python, "-m", "app.prepare", *words, *more], cwd=folder):
+                screen.say(line)
+            screen.say(f"train on it with: {command(f'train --on {target} --data machine:{there}')}")
+    return 0
 
 
-def mine(project: Path, target: str, run_id: str | None, which: str, out: str | None, overrides: Sequence[str]) -> int:
+def mine(
+    project: Path,
+    target: str,
+    run_id: str | None,
+    which: str,
+    out: str | None,
+    overrides: Sequence[str],
+    screen: Screen,
+) -> int:
     """Pseudo-IDs of a run's data from one of its checkpoints, by the app's own command; its exit code."""
-    checkpoint, home_folder = _checkpoint(project, target, run_id, which)
-    place = Path(out).absolute() if out else Path(home_folder.mining) / checkpoint.stem
-    words = [f"checkpoint={checkpoint}", f"out={place}", *overrides]
-    return LocalShell().foreground([sys.executable, "-m", "app.mine", *words], cwd=project)
+    with reach.run(project, target, run_id) as reached:
+        checkpoint = _checkpoint(reached, which)
+        stem = PurePath(checkpoint["file"]).stem
+        place = (
+            Path(out).absolute() if out else Path(runs.home(reached.settings.runs, reached.record.run_id).mining) / stem
+        )
+        words = [f"checkpoint={reached.folder.checkpoints / checkpoint['file']}", *overrides]
+        return remote.app(reached, "app.mine", words, place, screen)
 
 
 def evaluate(
@@ -249,6 +322,7 @@ def evaluate(
     target: str,
     run_id: str | None,
     which: str | None,
+    screen: Screen,
     *,
     weights: str | None,
     sets: str | None,
@@ -256,23 +330,35 @@ def evaluate(
     overrides: Sequence[str],
 ) -> int:
     """How good checkpoints or any files of weights are, by the app's own command; its exit code."""
-    place = Path(out).absolute() if out else None
-    if weights is None:
-        checkpoint, home_folder = _checkpoint(project, target, run_id, which or "latest")
-        weights = str(checkpoint if which else checkpoint.parent / "*.pt")
-        place = place or Path(home_folder.path) / "evaluation"
-    words = [f"weights={weights}", *([f"sets={sets}"] if sets else []), *([f"out={place}"] if place else [])]
-    return LocalShell().foreground([sys.executable, "-m", "app.evaluate", *words, *overrides], cwd=project)
+    if weights is not None:
+        words = [f"weights={weights}", *([f"sets={sets}"] if sets else []), *overrides]
+        words += [f"out={Path(out).absolute()}"] if out else []
+        return LocalShell().foreground([sys.executable, "-m", "app.evaluate", *words], cwd=project)
+    with reach.run(project, target, run_id) as reached:
+        checkpoint = _checkpoint(reached, which or "latest")
+        chosen = reached.folder.checkpoints / (checkpoint["file"] if which else "*.pt")
+        named = [f"sets={','.join(remote.bring_sets(reached, sets))}"] if sets else []
+        own = Path(runs.home(reached.settings.runs, reached.record.run_id).path) / "evaluation"
+        place = Path(out).absolute() if out else own
+        return remote.app(reached, "app.evaluate", [f"weights={chosen}", *named, *overrides], place, screen)
 
 
 def export(
-    project: Path, target: str, run_id: str | None, which: str, out: str | None, overrides: Sequence[str]
+    project: Path,
+    target: str,
+    run_id: str | None,
+    which: str,
+    out: str | None,
+    overrides: Sequence[str],
+    screen: Screen,
 ) -> int:
     """A checkpoint as ONNX, by the app's own command; its exit code."""
-    checkpoint, home_folder = _checkpoint(project, target, run_id, which)
-    place = Path(out).absolute() if out else Path(home_folder.path) / f"{checkpoint.stem}.onnx"
-    words = [f"checkpoint={checkpoint}", f"out={place}", *overrides]
-    return LocalShell().foreground([sys.executable, "-m", "app.export", *words], cwd=project)
+    with reach.run(project, target, run_id) as reached:
+        checkpoint = _checkpoint(reached, which)
+        own = Path(runs.home(reached.settings.runs, reached.record.run_id).path)
+        place = Path(out).absolute() if out else own / f"{PurePath(checkpoint['file']).stem}.onnx"
+        words = [f"checkpoint={reached.folder.checkpoints / checkpoint['file']}", *overrides]
+        return remote.app(reached, "app.export", words, place, screen)
 
 
 def examine(project: Path, target: str) -> list[dict[str, Any]]:
@@ -292,12 +378,9 @@ def bench(project: Path, *, quick: bool) -> int:
     return 1 if any(codes) else 0
 
 
-def _checkpoint(project: Path, target: str, run_id: str | None, which: str) -> tuple[Path, RunFolder]:
-    """The checkpoint that is meant, where the machine has it, and the run's folder at home."""
-    reached = reach.reach(project, target, run_id)
-    about = checkpoints.choose(checkpoints.whole(reached.shell, reached.folder), which, reached.record.run_id)
-    home_folder = runs.home(reached.settings.runs, reached.record.run_id)
-    return Path(reached.folder.checkpoints) / about["file"], home_folder
+def _checkpoint(reached: Reached, which: str) -> dict[str, Any]:
+    """The checkpoint that is meant, as its JSON tells it."""
+    return checkpoints.choose(checkpoints.whole(reached.shell, reached.folder), which, reached.record.run_id)
 
 
 def _how_it_is(record: Record) -> str:

@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 from deploy.errors import WrongUse
-from deploy.machine import Hardware
+from deploy.machine import Hardware, Machine
 from deploy.pod.folder import RunFolder
 from deploy.settings import Settings
 
@@ -73,6 +73,7 @@ class DataFacts:
     labels: str | None = None  # only where they do not lie beside the images
     train_labels: str | None = None  # what is learnt instead of them, such as pseudo-IDs
     ready: bool = True
+    where: str = "here"  # or "machine", or "url"
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that was looked up, so that the plan itself looks at nothing."""
+    """Everything that was looked up, so that the plan itself looks at nothing.
+
+    Before a remote machine is had, what only it can tell is None; the plan is made again when it is known.
+    """
 
     now: datetime
     token: str  # four hexadecimal digits that keep two runs of one second apart
@@ -102,10 +106,13 @@ class Facts:
     code: CodeFacts
     data: DataFacts
     config: Mapping[str, Any]  # what `python -m app.config` resolved
-    hardware: Hardware
+    hardware: Hardware | None
     windows: bool = False
     measured: Measured | None = None
     continues: Continuation | None = None
+    machine: Machine | None = None
+    snapshot: str | None = None
+    data_path: PurePath | None = None  # where the images are read, once the room there is known
 
 
 @dataclass(frozen=True)
@@ -133,16 +140,16 @@ class Plan:
     batch_size: int
     overrides: tuple[str, ...]
     resume: str
-    gpus: int
-    cores: int
-    processes: int
+    gpus: int | None  # None, like the next one, until the machine is there
+    cores: int | None
+    processes: int | None
     argv: tuple[str, ...]
     cwd: str
     env: Mapping[str, str]
     grace_s: int
     expected_minutes: float | None
     expected_from: str
-    expected_usd: float
+    expected_usd: float | None
     request: Request
 
     def to_json(self) -> dict[str, Any]:
@@ -225,12 +232,13 @@ def user_overrides(request: Request, *, tryout: bool) -> tuple[str, ...]:
 
 def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) -> Plan:
     """Decide everything about one attempt of a run."""
-    root = settings.root
+    root = facts.machine.root if facts.machine else settings.root
     run_id, attempt = _identity(request, facts)
     run_dir = root / "runs" / run_id
     resume = facts.continues.resume if facts.continues else _resume(request, run_dir)
     processes = _processes(settings, facts.hardware)
-    data_path = staged_path(settings, facts.data, request.fraction)
+    data_path = facts.data_path or wanted_path(settings, root, facts.data, request.fraction)
+    snapshot = facts.snapshot or facts.code.tree
     overrides = user_overrides(request, tryout=tryout)
     minutes, source = _expected_minutes(facts, processes)
     return Plan(
@@ -238,16 +246,16 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         attempt=attempt,
         target=settings.target.name,
         provider=settings.target.provider,
-        machine=machine_name(settings, run_id),
+        machine=facts.machine.name if facts.machine else machine_name(settings, run_id),
         created=facts.now.isoformat(timespec="seconds"),
         root=str(root),
         run_dir=str(run_dir),
         busy_lock=str(root / "busy.lock"),
         code=facts.code,
-        snapshot=facts.code.tree,
+        snapshot=snapshot,
         data=facts.data,
         data_path=str(data_path),
-        stage=settings.target.stage_to is not None,
+        stage=str(data_path) != facts.data.path,
         fraction=request.fraction,
         recipe=str(facts.config["recipe"]["name"]),
         backbone=facts.config["backbone"],
@@ -255,28 +263,28 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         batch_size=int(facts.config["train"]["batch"]["size"]),
         overrides=overrides,
         resume=resume,
-        gpus=facts.hardware.gpus,
-        cores=facts.hardware.cores,
+        gpus=facts.hardware.gpus if facts.hardware else None,
+        cores=facts.hardware.cores if facts.hardware else None,
         processes=processes,
         argv=_argv(facts, processes, overrides, data_path, request.fraction, resume, run_dir),
-        cwd=str(root / "code" / (facts.code.tree or "<snapshot>")),
+        cwd=str(root / "code" / (snapshot or "<snapshot>")),
         env=_environment(facts, processes),
         grace_s=GRACE_S,
         expected_minutes=minutes,
         expected_from=source,
-        expected_usd=0.0,
+        expected_usd=_expected_usd(facts, minutes),
         request=request,
     )
 
 
-def settle(plan: Plan, snapshot: str) -> Plan:
-    """The plan with the one thing that is known only after acting: the id of the code snapshot."""
-    return dataclasses.replace(plan, snapshot=snapshot, cwd=plan.cwd.replace("<snapshot>", snapshot))
+def family_name(settings: Settings) -> str:
+    """How the names of all machines of this project and target begin."""
+    return f"sniperface-{slug(settings.project.name)}-{slug(settings.target.name)}-"
 
 
 def machine_name(settings: Settings, run_id: str) -> str:
-    """Carries project and run, so that an orphan is found without any local file."""
-    return f"sniperface-{slug(settings.project.name)}-{run_id}"
+    """Carries project, target and run, so that an orphan is found without any local file."""
+    return family_name(settings) + run_id
 
 
 def slug(name: str) -> str:
@@ -288,11 +296,20 @@ def fraction_mark(fraction: float) -> str:
     return "" if fraction == 1 else f"-f{fraction:g}"
 
 
-def staged_path(settings: Settings, data: DataFacts, fraction: float) -> PurePath:
-    """Where training reads: in place, or in the staging folder; a part has a folder of its own beside the whole."""
-    if settings.stage_to is None:
-        return PurePath(data.path)
-    folder = settings.stage_to
+def wanted_path(settings: Settings, root: PurePath, data: DataFacts, fraction: float) -> PurePath:
+    """Where training reads if there is room: in place, in the staging folder, or, where neither can be, on disk."""
+    if settings.stage_to is None and (settings.is_local or data.where == "machine"):
+        return type(root)(data.path)
+    return staged_path(settings.stage_to or disk_folder(root, data), data, fraction)
+
+
+def disk_folder(root: PurePath, data: DataFacts) -> PurePath:
+    """The machine's disk, for images that must be brought and have no room in RAM."""
+    return root / "data" / data.name
+
+
+def staged_path(folder: PurePath, data: DataFacts, fraction: float) -> PurePath:
+    """In a staging folder; a part has a folder of its own beside the whole."""
     return (folder if fraction == 1 else folder / f"{data.name}{fraction_mark(fraction)}") / "images.npy"
 
 
@@ -310,16 +327,16 @@ def _resume(request: Request, run_dir: PurePath) -> str:
     return str(RunFolder(run_dir).resume_from / PurePath(request.resume).name)
 
 
-def _processes(settings: Settings, hardware: Hardware) -> int:
+def _processes(settings: Settings, hardware: Hardware | None) -> int | None:
     """One a GPU; without GPUs two where there are two cores: enough to be the real thing, few enough for a laptop."""
     if settings.target.processes is not None:
         return settings.target.processes
-    return hardware.gpus or min(2, hardware.cores)
+    return (hardware.gpus or min(2, hardware.cores)) if hardware else None
 
 
 def _argv(
     facts: Facts,
-    processes: int,
+    processes: int | None,
     overrides: Sequence[str],
     data_path: PurePath,
     fraction: float,
@@ -330,14 +347,14 @@ def _argv(
         "-m",
         "torch.distributed.run",
         "--standalone",
-        f"--nproc-per-node={processes}",
+        f"--nproc-per-node={processes or '<one a GPU>'}",
         "-m",
         "app.train",
     )
     decided = (
         hydra_override(DATA_KEY, str(data_path)),
         hydra_override("data.data_fraction", fraction),
-        *_labels(facts.data, data_path),
+        *_labels(facts.data, data_path, run_dir),
         hydra_override("train.resume", resume),
         hydra_override("run.dir", str(run_dir)),
         hydra_override("run.commit", facts.code.commit or NO_COMMIT),
@@ -345,22 +362,23 @@ def _argv(
     return (facts.python, *launcher, *overrides, *decided)
 
 
-def _labels(data: DataFacts, data_path: PurePath) -> tuple[str, ...]:
-    """Labels elsewhere keep their place, except where the images are staged: then they lie beside them."""
+def _labels(data: DataFacts, data_path: PurePath, run_dir: PurePath) -> tuple[str, ...]:
+    """Labels keep their place where the images do; beside staged images, or in the run's folder, where they do not."""
     staged = str(data_path) != data.path
-    files = (
-        ("data.labels_path", data.labels, "labels.npy"),
-        (LABELS_KEY, data.train_labels, TRAIN_LABELS),
-    )
-    return tuple(
-        hydra_override(key, str(data_path.with_name(name)) if staged else path) for key, path, name in files if path
-    )
+    files = {}
+    if data.labels:
+        files["data.labels_path"] = str(data_path.with_name("labels.npy")) if staged else data.labels
+    if data.train_labels:
+        carried = str(run_dir / TRAIN_LABELS) if data.where != "here" else data.train_labels
+        files[LABELS_KEY] = str(data_path.with_name(TRAIN_LABELS)) if staged else carried
+    return tuple(hydra_override(key, path) for key, path in files.items())
 
 
-def _environment(facts: Facts, processes: int) -> dict[str, str]:
+def _environment(facts: Facts, processes: int | None) -> dict[str, str]:
+    cores = facts.hardware.cores if facts.hardware else 1
     values = {
         "SNIPERFACE_SUPERVISED": "1",
-        "OMP_NUM_THREADS": str(max(1, facts.hardware.cores // processes)),
+        "OMP_NUM_THREADS": str(max(1, cores // (processes or 1))),
         "PYTHONUNBUFFERED": "1",
         "PYTHONUTF8": "1",
         "PYTHONIOENCODING": "utf-8",  # the user's own, made for a terminal, would end a job that logs a name in it
@@ -368,13 +386,20 @@ def _environment(facts: Facts, processes: int) -> dict[str, str]:
     return {**values, "USE_LIBUV": "0"} if facts.windows else values
 
 
-def _expected_minutes(facts: Facts, processes: int) -> tuple[float | None, str]:
+def _expected_usd(facts: Facts, minutes: float | None) -> float | None:
+    rate = facts.machine.usd_per_hour if facts.machine else (0.0 if facts.hardware else None)
+    if rate == 0:
+        return 0.0
+    return round(minutes / 60 * rate, 2) if rate is not None and minutes is not None else None
+
+
+def _expected_minutes(facts: Facts, processes: int | None) -> tuple[float | None, str]:
     images = facts.data.train_rows * int(facts.config["train"]["epochs"])
     guess = (facts.config.get("plan") or {}).get("images_per_s")
     if facts.measured:
         seconds = images / facts.measured.images_per_s + facts.measured.around_s
         return round(seconds / 60, 2), MEASURED
-    if guess:
+    if guess and processes and facts.data.train_rows:
         return round(
             images / (float(guess) * processes) / 60, 2
         ), "a guess: this was never run here, the speed is that of another computer"

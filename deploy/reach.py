@@ -1,16 +1,16 @@
-"""A run, found and looked at: on its machine, or in the copy at home once the machine's folder is gone."""
+"""A target and its runs, found and looked at: on their machine, or in the copy at home once that is gone."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deploy import job, runs
 from deploy.errors import WrongUse, command, unknown
-from deploy.machine import Provider
+from deploy.machine import Machine, MachineSpec, Provider
 from deploy.pod.folder import FINAL_STATES, RunFolder
 from deploy.pod.lock import Busy, Lock, is_held, read_holder
 from deploy.providers import PROVIDERS
@@ -19,79 +19,128 @@ from deploy.settings import Settings, load
 from deploy.shell import LocalShell, Shell, open_shell
 
 
+class Reach:
+    """One target for the time of one command: a machine is looked up once, and connected once."""
+
+    def __init__(self, settings: Settings) -> None:
+        name = settings.target.provider
+        if name not in PROVIDERS:
+            raise unknown(f"provider in conf/deploy/{settings.target.name}.yaml", name, PROVIDERS)
+        self.settings = settings
+        self.provider: Provider = PROVIDERS[name](settings)
+        self._machines: dict[str, Machine | None] = {}
+        self._shells: dict[str, Shell] = {}
+
+    def __enter__(self) -> Reach:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for shell in self._shells.values():
+            shell.close()
+
+    def acquire(self, spec: MachineSpec) -> Machine:
+        """A machine of the target, made if there is none."""
+        machine = self.provider.acquire(spec)
+        self._machines[machine.name] = machine
+        return machine
+
+    def machine(self, name: str) -> Machine | None:
+        """The machine of this name, if it is still there."""
+        if name not in self._machines:
+            self._machines[name] = self.provider.find(name)
+        return self._machines[name]
+
+    def shell(self, machine: Machine) -> Shell:
+        """The one shell on a machine; after a lost connection the provider tells where it is by then."""
+        if machine.name not in self._shells:
+            name = machine.name
+            self._shells[name] = open_shell(machine, self.settings.notes, lambda: self.provider.find(name))
+        return self._shells[machine.name]
+
+    def run(self, record: Record) -> Reached:
+        """Where to ask about a run: its folder on the machine, else the copy at home."""
+        machine = self.machine(record.machine)
+        if machine:
+            shell, folder = self.shell(machine), RunFolder(machine.path(record.run_dir))
+            if shell.listdir(folder.path):
+                return Reached(self, record, shell, folder, machine)
+        return Reached(self, record, LocalShell(), runs.home(self.settings.runs, record.run_id), None)
+
+    def look(self, record: Record) -> tuple[Record, job.Status | None]:
+        """The truth about a run now: the machine is asked, run.json is brought up to date."""
+        machine = self.machine(record.machine)
+        seen = job.look(self.shell(machine), RunFolder(machine.path(record.run_dir))) if machine else None
+        book = self.settings.runs
+        if seen and seen.attempt == record.attempt:
+            seconds = round(seen.ended - seen.started, 1) if seen.ended and seen.started else None
+            return runs.update(book, record, state=seen.state, reason=seen.reason, seconds=seconds), seen
+        if record.state in FINAL_STATES:
+            return record, None
+        if record.state in runs.STARTING:
+            if _is_launching(self.settings, record.run_id):
+                return record, None
+            reason = "the command that started it ended before the job ran"
+            return runs.update(book, record, state="failed", reason=reason), None
+        return runs.update(book, record, state="lost", reason="its folder on the machine is gone"), None
+
+    def unfinished(self) -> Reached | None:
+        """The newest run of the target that was stopped, failed or lost."""
+        for record in runs.every(self.settings.runs, self.settings.target.name):
+            record, _ = self.look(record)
+            if record.state in runs.UNFINISHED:
+                return self.run(record)
+        return None
+
+    def refuse_second(self) -> None:
+        """A target runs one job at a time; the refusal names the one that is there."""
+        name = self.settings.target.name
+        for record in runs.every(self.settings.runs, name):
+            if record.state not in FINAL_STATES or record.state == "lost":  # a lost one may have been found again
+                record, _ = self.look(record)
+            if record.state not in FINAL_STATES:
+                raise WrongUse(
+                    f"run {record.run_id} is {record.state} on target '{name}': wait for it, or stop it",
+                    next_command=command(f"stop --run {record.run_id}"),
+                )
+
+
 @dataclass(frozen=True)
 class Reached:
-    """A run, and where to ask about it."""
+    """A run, and where to ask about it. `machine` is None where only the copy at home is left."""
 
-    settings: Settings
+    reach: Reach
     record: Record
     shell: Shell
     folder: RunFolder
+    machine: Machine | None
+
+    @property
+    def settings(self) -> Settings:
+        return self.reach.settings
+
+    def look(self) -> tuple[Reached, job.Status | None]:
+        """The same run as it is now."""
+        record, seen = self.reach.look(self.record)
+        return replace(self, record=record), seen
+
+    def events(self) -> list[dict[str, Any]]:
+        """All that the run has told."""
+        return job.Events(self.shell, self.folder.metrics).read()
 
 
-def provider_of(settings: Settings) -> Provider:
-    name = settings.target.provider
-    if name not in PROVIDERS:
-        raise unknown(f"provider in conf/deploy/{settings.target.name}.yaml", name, PROVIDERS)
-    return PROVIDERS[name](settings)
+@contextlib.contextmanager
+def target(project: Path, name: str) -> Iterator[Reach]:
+    """A target, for the time of a command."""
+    with Reach(load(project, name)) as reach:
+        yield reach
 
 
-def reach(project: Path, target: str, run_id: str | None) -> Reached:
+@contextlib.contextmanager
+def run(project: Path, target_name: str, run_id: str | None) -> Iterator[Reached]:
     """The named run, or the newest of the target; the run says itself to which target it belongs."""
-    record = runs.get(project / "runs", run_id, load(project, target).target.name)
-    return reach_of(load(project, record.target), record)
-
-
-def reach_of(settings: Settings, record: Record) -> Reached:
-    machine = provider_of(settings).find(record.machine)
-    shell, folder = open_shell(machine, settings.notes) if machine else LocalShell(), RunFolder(Path(record.run_dir))
-    if machine and shell.listdir(folder.path):
-        return Reached(settings, record, shell, folder)
-    return Reached(settings, record, LocalShell(), runs.home(settings.runs, record.run_id))
-
-
-def look(settings: Settings, record: Record) -> tuple[Record, job.Status | None]:
-    """The truth about a run now: the machine is asked, run.json is brought up to date."""
-    machine = provider_of(settings).find(record.machine)
-    seen = job.look(open_shell(machine, settings.notes), RunFolder(Path(record.run_dir))) if machine else None
-    if seen and seen.attempt == record.attempt:
-        seconds = round(seen.ended - seen.started, 1) if seen.ended and seen.started else None
-        return runs.update(settings.runs, record, state=seen.state, reason=seen.reason, seconds=seconds), seen
-    if record.state in FINAL_STATES:
-        return record, None
-    if record.state in runs.STARTING:
-        if _is_launching(settings, record.run_id):
-            return record, None
-        reason = "the command that started it ended before the job ran"
-        return runs.update(settings.runs, record, state="failed", reason=reason), None
-    return runs.update(settings.runs, record, state="lost", reason="its folder on the machine is gone"), None
-
-
-def events(settings: Settings, record: Record) -> list[dict[str, Any]]:
-    """All events of a run."""
-    reached = reach_of(settings, record)
-    return job.Events(reached.shell, reached.folder.metrics).read()
-
-
-def unfinished(settings: Settings) -> Reached | None:
-    """The newest run of the target that was stopped, failed or lost."""
-    for record in runs.every(settings.runs, settings.target.name):
-        record, _ = look(settings, record)
-        if record.state in runs.UNFINISHED:
-            return reach_of(settings, record)
-    return None
-
-
-def refuse_second(settings: Settings) -> None:
-    """A target runs one job at a time; the refusal names the one that is there."""
-    for record in runs.every(settings.runs, settings.target.name):
-        if record.state not in FINAL_STATES or record.state == "lost":  # a lost one may have been found again
-            record, _ = look(settings, record)
-        if record.state not in FINAL_STATES:
-            raise WrongUse(
-                f"run {record.run_id} is {record.state} on target '{settings.target.name}': wait for it, or stop it",
-                next_command=command(f"stop --run {record.run_id}"),
-            )
+    record = runs.get(project / "runs", run_id, load(project, target_name).target.name)
+    with target(project, record.target) as reach:
+        yield reach.run(record)
 
 
 @contextlib.contextmanager
@@ -114,4 +163,4 @@ def _is_launching(settings: Settings, run_id: str) -> bool:
 
 
 def _launch_lock(settings: Settings) -> Path:
-    return settings.project / ".sniperface" / f"launching-{settings.target.name}.lock"
+    return settings.notes / f"launching-{settings.target.name}.lock"

@@ -2,40 +2,106 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from deploy import code, data, transfer
-from deploy.errors import BOOTSTRAP, StepFailed
+from deploy import code, data, environment, transfer
+from deploy.errors import NoMachine, WrongUse
 from deploy.facts import Checked
 from deploy.machine import Machine
-from deploy.plan import Plan, settle
+from deploy.origins import Origin
+from deploy.plan import TRAIN_LABELS, Facts, Plan, make
+from deploy.pod.folder import RunFolder
 from deploy.settings import Settings
-from deploy.shell import Shell
+from deploy.shell import LinkLost, Shell
 from deploy.show import Screen
 
 
-def ready(settings: Settings, shell: Shell, machine: Machine, plan: Plan, checked: Checked, screen: Screen) -> Plan:
-    """Bring environment, code and data to the machine, each only where it is missing; the settled plan."""
-    plan = settle(plan, code.place(settings.project, machine))
-    screen.say(f"code: {plan.cwd}")
-    _check_environment(shell, machine, PurePath(plan.cwd))
-    assert checked.dataset is not None, "data is prepared before a machine is asked for"
+@dataclass(frozen=True)
+class Ready:
+    """A machine on which the job can start, and the plan with everything that only the machine could tell."""
+
+    machine: Machine
+    plan: Plan
+
+
+def ready(settings: Settings, machine: Machine, shell: Shell, checked: Checked, facts: Facts, screen: Screen) -> Ready:
+    """Bring environment, code and data to the machine, each only where it is missing."""
+    machine, folder = ready_code(settings, machine, shell, screen)
+    dataset = checked.dataset or _found_there(machine, shell, checked, facts, folder, screen)
+    place = data.choose_place(shell, settings, machine.root, dataset, checked.request.fraction)
+    facts = replace(
+        facts,
+        python=machine.python,
+        machine=machine,
+        hardware=shell.hardware(),
+        snapshot=folder.name,
+        data=data.facts(dataset, checked.request.fraction),
+        data_path=place.path,
+    )
+    plan = make(settings, checked.request, facts, tryout=checked.tryout)
     with screen.copying("staging") as progress:
-        staged = data.stage(shell, machine, PurePath(plan.cwd), plan, checked.dataset, progress)
-    screen.say(f"data: {staged or plan.data_path}")
-    return plan
+        staged = data.stage(shell, machine, folder, plan, dataset, progress)
+    screen.say(f"data: {staged or place.words}")
+    return Ready(machine, plan)
 
 
-def bring_own_checkpoint(shell: Shell, checked: Checked, plan: Plan) -> None:
-    """The user's checkpoint travels into the run folder, with its JSON."""
-    if checked.request.resume in ("none", "auto"):
-        return
-    for file in (Path(checked.request.resume), Path(checked.request.resume).with_suffix(".json")):
-        if file.exists():
-            transfer.push(shell, file, PurePath(plan.resume).with_suffix(file.suffix))
+def ready_code(settings: Settings, machine: Machine, shell: Shell, screen: Screen) -> tuple[Machine, PurePath]:
+    """The machine with what only it can tell, and the folder of this code on it, whose environment is there, too."""
+    machine = greet(settings, machine, shell, screen)
+    snapshot = code.place(settings.project, shell, machine.root, settings.target.large_files)
+    folder = machine.root / "code" / snapshot
+    screen.say(f"code: {folder}")
+    environment.ensure(machine, shell, settings.project, folder, screen.say)
+    return machine, folder
 
 
-def _check_environment(shell: Shell, machine: Machine, code_folder: PurePath) -> None:
-    ask = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)"
-    if not shell.run([machine.python, "-c", ask], cwd=code_folder, check=False):
-        raise StepFailed(f"torch is not installed for {machine.python}", next_command=BOOTSTRAP)
+def greet(settings: Settings, machine: Machine, shell: Shell, screen: Screen) -> Machine:
+    """The first word with a machine: it answers, and can be written to."""
+    try:
+        machine = environment.settle(machine, shell, settings.project)
+        shell.write(machine.root / ".write-test", b"")
+        shell.remove(machine.root / ".write-test")
+    except LinkLost as lost:
+        raise NoMachine(lost.message, evidence=lost.evidence) from lost
+    except OSError as error:
+        raise NoMachine(
+            f"the folder {machine.root} of target '{settings.target.name}' cannot be written: {error.strerror}",
+            next_command=f"set another root in conf/deploy/{settings.target.name}.yaml",
+        ) from error
+    if not machine.is_here:
+        screen.say(f"machine: {machine.name}")
+    return machine
+
+
+def bring_own_files(shell: Shell, machine: Machine, checked: Checked, plan: Plan) -> None:
+    """The user's checkpoint travels into the run folder, with its JSON; so do labels of images that lie elsewhere."""
+    folder = RunFolder(machine.path(plan.run_dir))
+    if checked.request.resume not in ("none", "auto"):
+        for file in (Path(checked.request.resume), Path(checked.request.resume).with_suffix(".json")):
+            if file.exists():
+                transfer.push(shell, file, machine.path(plan.resume).with_suffix(file.suffix))
+    if checked.request.labels and not plan.stage and plan.data.where != "here":
+        transfer.push(shell, Path(checked.request.labels), folder.path / TRAIN_LABELS)
+
+
+def _found_there(
+    machine: Machine, shell: Shell, checked: Checked, facts: Facts, folder: PurePath, screen: Screen
+) -> data.Dataset:
+    """Images that lie on the machine; those of the try-out are made there, once."""
+    path = machine.path(facts.data.path) if not checked.tryout else machine.root / "data" / "orl" / "images.npy"
+    if checked.tryout and shell.size(path.with_name("manifest.json")) is None:
+        screen.say(f"preparing the ORL photographs there, once: {path}")
+        for _ in shell.stream([machine.python, "-m", "app.prepare", "source=orl", f"out={path}"], cwd=folder):
+            pass
+    labels = checked.config["data"].get("labels_path")
+    own = Path(checked.request.labels) if checked.request.labels else None
+    try:
+        return data.find(
+            Origin("machine", path, shell),
+            int(checked.config["data"].get("block_size", 8192)),
+            machine.path(labels) if labels else None,
+            own,
+        )
+    except WrongUse as error:
+        raise WrongUse(f"on the machine {error.message}", next_command=error.next_command) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -97,6 +99,19 @@ def get(runs: Path, run_id: str | None, target: str) -> Record:
         if records
         else WrongUse(f"there is no run '{run_id}': none has been started yet", next_command=command("train"))
     )
+
+
+def events(runs: Path, run_id: str) -> list[dict[str, Any]]:
+    """What a run has told, as far as it was brought home."""
+    try:
+        lines = Path(home(runs, run_id).metrics).read_bytes().splitlines()
+    except OSError:
+        return []
+    told = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            told.append(json.loads(line))
+    return [event for event in told if isinstance(event, dict)]
 
 
 def plan_of(runs: Path, record: Record) -> dict[str, Any]:

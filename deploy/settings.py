@@ -84,6 +84,7 @@ class Target:
     data: str | None = None
     stage_to: str | None = None
     processes: int | None = None  # None: decided from the machine's GPUs and cores
+    large_files: tuple[str, ...] = ()  # of the code: files over 50 MB that are meant to travel
     options: Options = field(default_factory=Local)
 
 

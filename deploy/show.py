@@ -52,6 +52,10 @@ class Screen:
         self.console.file.write(text)
         self.console.file.flush()
 
+    def complain(self, text: str) -> None:
+        """A word beside what stdout carries."""
+        print(text, file=sys.stderr, flush=True)
+
     def commands(self, commands: Sequence[tuple[str, str]]) -> None:
         """What can be typed next, a line each: purpose, then command."""
         width = max((len(purpose) for purpose, _ in commands), default=0)
@@ -152,17 +156,33 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     where = f"staged into {plan.data_path}" if plan.stage else f"read in place from {plan.data_path}"
     minutes = "unknown" if plan.expected_minutes is None else f"about {plan.expected_minutes:.1f}"
     return [
-        ("where", f"target {plan.target}: {plan.gpus} GPUs, {plan.cores} cores; {plan.root}"),
+        ("where", f"target {plan.target}: {_hardware(plan)}; {plan.root}"),
         ("code", code + changed),
-        ("data", f"{data.name}: {data.rows} images, {data.train_rows} to train on, {where}"),
-        *([] if data.ready else [("", "will be prepared from the ORL photographs")]),
+        ("data", f"{data.name}: {_images(plan)}, {where}"),
+        *([] if data.ready or not data.rows else [("", "will be prepared from the ORL photographs")]),
         ("fraction", f"{plan.fraction:g}"),
         ("job", f"recipe {plan.recipe}, backbone {plan.backbone['name']}, {plan.epochs} epochs"),
-        ("processes", f"{plan.processes}, each with {plan.env['OMP_NUM_THREADS']} threads, {plan.batch_size} images"),
+        ("processes", f"{_processes(plan)}, {plan.batch_size} images each"),
         ("resume", f"{plan.resume} (attempt {plan.attempt})"),
         ("expected minutes", f"{minutes} ({plan.expected_from})"),
-        ("expected dollars", f"{plan.expected_usd:.2f}"),
+        ("expected dollars", "unknown" if plan.expected_usd is None else f"{plan.expected_usd:.2f}"),
     ]
+
+
+def _hardware(plan: Plan) -> str:
+    return "the machine is still to be had" if plan.cores is None else f"{plan.gpus} GPUs, {plan.cores} cores"
+
+
+def _images(plan: Plan) -> str:
+    if not plan.data.rows:
+        return f"looked at where they are ({plan.data.path})"
+    return f"{plan.data.rows} images, {plan.data.train_rows} to train on"
+
+
+def _processes(plan: Plan) -> str:
+    if plan.processes is None:
+        return "one a GPU, or two without"
+    return f"{plan.processes}, each with {plan.env['OMP_NUM_THREADS']} threads"
 
 
 class Lines:

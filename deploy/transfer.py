@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -13,6 +15,31 @@ from deploy.pod.folder import read_json
 from deploy.shell import CHUNK_BYTES, LocalShell, Shell
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A range of a file, and where it goes."""
+
+    name: str  # as a person would call it
+    offset: int
+    bytes: int
+    place: int
+    sha256: str | None
+
+
+def send_pieces(shell: Shell, source: Path, part: PurePath, pieces: Sequence[Piece], progress: Progress) -> list[str]:
+    done, total, hashes = 0, sum(piece.bytes for piece in pieces), []
+    for piece in pieces:
+        data = LocalShell().read(source, piece.offset, piece.bytes)
+        hashes.append(hashlib.sha256(data).hexdigest())
+        if piece.sha256 and hashes[-1] != piece.sha256:
+            raise StepFailed(f"{piece.name} of {source} is not what manifest.json says: copy or make the data again")
+        for at in range(0, len(data), CHUNK_BYTES):
+            shell.write_at(part, piece.place + at, data[at : at + CHUNK_BYTES])
+        done += piece.bytes
+        progress(done, total)
+    return hashes
 
 
 def no_progress(done_bytes: int, all_bytes: int) -> None:

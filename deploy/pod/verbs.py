@@ -224,6 +224,19 @@ def free_bytes(path: str) -> int:
     return shutil.disk_usage(place).free
 
 
+def in_ram(path: str) -> bool:
+    """Whether a file there would take memory instead of disk."""
+    place = Path(path).absolute()
+    mounts = []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mounts").read_text(errors="replace").splitlines():
+            _, where, kind = line.split(" ", 3)[:3]
+            if place == Path(where) or Path(where) in place.parents:
+                mounts.append((len(where), kind))
+    # Of two at one place, the later one is on top.
+    return bool(mounts) and max(reversed(mounts), key=lambda mount: mount[0])[1] in ("tmpfs", "ramfs")
+
+
 def clock() -> float:
     return time.time()
 

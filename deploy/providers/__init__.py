@@ -1,11 +1,23 @@
-"""Who can make a machine: a literal table, one line a provider."""
+"""Who can make a machine: a literal table, one line a provider. Each is imported when it is used."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from deploy.machine import Provider
-from deploy.providers.local import LocalProvider
 from deploy.settings import Settings
 
-PROVIDERS: dict[str, Callable[[Settings], Provider]] = {"local": LocalProvider}
+
+def _local(settings: Settings) -> Provider:
+    from deploy.providers.local import LocalProvider
+
+    return LocalProvider(settings)
+
+
+def _ssh(settings: Settings) -> Provider:
+    from deploy.providers.ssh import SshProvider
+
+    return SshProvider(settings)
+
+
+PROVIDERS: dict[str, Callable[[Settings], Provider]] = {"local": _local, "ssh": _ssh}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -43,6 +43,9 @@ class Shell:
 
     How a verb gets to the machine (`deploy/pod/verbs.py`) and its answer back is what LocalShell and SshShell add.
     """
+
+    patience_s = 60.0  # how long a lost connection is sought again
+    on_loss: Callable[[str], None] = staticmethod(lambda _: None)  # told when it breaks, and when it is back
 
     def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
         """Have a verb carried out. `again`: it may be asked for twice, should the connection break before its answer.
@@ -167,6 +170,10 @@ class Shell:
 
     def free_bytes(self, path: PurePath) -> int:
         return int(self.call("free_bytes", path=str(path)))
+
+    def in_ram(self, path: PurePath) -> bool:
+        """Whether a file there would take memory instead of disk."""
+        return bool(self.call("in_ram", path=str(path)))
 
     def memory_used_bytes(self) -> int:
         """What counts against the machine's memory limit already."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from deploy.errors import StepFailed
 from deploy.pod import verbs
+from deploy.pod.agent import VERBS
 from deploy.shell.base import Shell
 
 
@@ -17,7 +18,7 @@ class LocalShell(Shell):
     """This computer."""
 
     def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:  # noqa: ARG002 - nothing can break here
-        return getattr(verbs, verb)(**arguments)
+        return VERBS[verb](**arguments)
 
     def lines(self, argv: Sequence[str], cwd: PurePath | None) -> Iterator[bytes]:
         try:

@@ -23,7 +23,6 @@ FIRST_CONNECT_S = 15.0
 # Short, so that the way back is found within three seconds of the network's return.
 CONNECT_AGAIN_S = 2.0
 PAUSES_S = (0.1, 0.2, 0.5, 1.0)
-PATIENCE_S = 60.0
 FIND_EVERY_S = 10.0  # asking the provider costs one of its few calls a minute
 
 
@@ -38,8 +37,6 @@ class SshShell(Shell):
         self.machine = machine
         self.notes = notes
         self.find = find
-        self.patience_s = PATIENCE_S
-        self.on_loss: Callable[[str], None] = lambda _: None  # told when the connection breaks, and when it is back
         self.reconnects = 0
         self._connection: Connection | None = None
         self._link: Link | None = None

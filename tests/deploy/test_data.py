@@ -16,6 +16,7 @@ import pytest
 from deploy import data
 from deploy.errors import StepFailed, WrongUse
 from deploy.machine import Machine
+from deploy.origins import HERE, Origin
 from deploy.plan import Plan, Request, make
 from deploy.settings import Settings, Target
 from deploy.shell import LocalShell
@@ -44,7 +45,7 @@ def write(path: Path, dtype: str, shape: tuple[int, ...], content: int) -> Path:
 
 def test_a_good_file_is_taken_as_it_is(images: Path) -> None:
     """The folder may be given instead of the file."""
-    dataset = data.find(images.parent, 8192)
+    dataset = data.find(here(images.parent), 8192)
     assert (dataset.rows, dataset.train_rows, dataset.block_rows, dataset.name) == (40, 30, 5, "orl")
 
 
@@ -75,7 +76,7 @@ def test_a_wrong_file_is_named_with_what_would_work(
 ) -> None:
     """One sentence each."""
     with pytest.raises(WrongUse) as caught:
-        data.find(make_file(tmp_path), 8192)
+        data.find(here(make_file(tmp_path)), 8192)
     assert [word for word in [*words, "invoke prepare"] if word not in caught.value.message] == []
     assert "\n" not in caught.value.message
 
@@ -87,14 +88,14 @@ def test_what_is_no_npy_file_is_refused(tmp_path: Path, content: bytes) -> None:
     """Empty, another kind, a header cut short, a header that is no dictionary."""
     (tmp_path / "x.npy").write_bytes(content)
     with pytest.raises(WrongUse, match=r"not a whole \.npy file"):
-        data.find(tmp_path / "x.npy", 8192)
+        data.find(here(tmp_path / "x.npy"), 8192)
 
 
 def test_labels_of_another_length_are_refused(images: Path) -> None:
     """The sentence has both numbers."""
     write(images.with_name("labels.npy"), "<i4", (39,), 39 * 4)
     with pytest.raises(WrongUse, match="39 labels for 40 images"):
-        data.find(images, 8192)
+        data.find(here(images), 8192)
 
 
 def test_a_manifest_of_other_images_is_refused(images: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_manifest_of_other_images_is_refused(images: Path) -> None:
     manifest = json.loads(images.with_name("manifest.json").read_text())
     images.with_name("manifest.json").write_text(json.dumps({**manifest, "rows": 41}))
     with pytest.raises(WrongUse, match="41 rows told, 40 there"):
-        data.find(images, 8192)
+        data.find(here(images), 8192)
 
 
 def test_a_fraction_is_part_of_every_larger_one() -> None:
@@ -111,6 +112,10 @@ def test_a_fraction_is_part_of_every_larger_one() -> None:
     assert [len(part) for part in parts] == [1, 1, 10, 50, 100]
     assert all(small <= large for small, large in itertools.pairwise(parts))
     assert data.choose_blocks(30, 10, 0.5) == data.choose_blocks(30, 10, 2 / 3)
+
+
+def here(path: Path) -> Origin:
+    return Origin(HERE, path, LocalShell())
 
 
 class Staging:
@@ -123,13 +128,14 @@ class Staging:
         self.shell = LocalShell()
 
     def plan(self, fraction: float) -> Plan:
-        dataset = data.find(self.images, 8192)
-        settings = Settings(self.folder, Target("local", "local", "root", stage_to=str(self.folder)))
-        facts = dataclasses.replace(FACTS, data=data.facts(dataset, fraction))
+        dataset = data.find(here(self.images), 8192)
+        settings = Settings(self.folder, Target("local", "local", str(self.machine.root), stage_to=str(self.folder)))
+        self.place = data.choose_place(self.shell, settings, self.machine.root, dataset, fraction)
+        facts = dataclasses.replace(FACTS, data=data.facts(dataset, fraction), data_path=self.place.path)
         return make(settings, Request(fraction=fraction), facts, tryout=False)
 
     def run(self, fraction: float = 1.0) -> str | None:
-        dataset, plan = data.find(self.images, 8192), self.plan(fraction)
+        dataset, plan = data.find(here(self.images), 8192), self.plan(fraction)
         return data.stage(self.shell, self.machine, PurePath(SOURCE), plan, dataset, no_progress)
 
 
@@ -148,13 +154,13 @@ def test_everything_is_staged_once(staging: Staging) -> None:
     assert staged.stat().st_mtime_ns == before
     prepare(staging.images, rows=45)
     assert "staged" in (staging.run() or "")
-    assert data.find(staged, 1).rows == 45
+    assert data.find(here(staged), 1).rows == 45
 
 
 def test_a_part_is_compact_and_says_what_it_is(staging: Staging) -> None:
     """Chosen blocks and all held-out rows, with labels and a manifest of their own."""
     staging.run(0.5)
-    staged = data.find(staging.folder / "orl-f0.5" / "images.npy", 1)
+    staged = data.find(here(staging.folder / "orl-f0.5" / "images.npy"), 1)
     chosen = data.choose_blocks(30, 5, 0.5)
     rows = [*(row for block in chosen for row in range(block * 5, block * 5 + 5)), *range(30, 40)]
     content = staged.path.read_bytes()[staged.data_offset :]
@@ -174,7 +180,7 @@ def test_labels_to_learn_travel_with_the_part_that_is_staged(staging: Staging, t
         own.write_bytes(
             data.header_bytes("<i4", (40,)) + b"".join((told * row).to_bytes(4, "little") for row in range(40))
         )
-        dataset, plan = data.find(staging.images, 8192, train_labels=own), staging.plan(0.5)
+        dataset, plan = data.find(here(staging.images), 8192, train_labels=own), staging.plan(0.5)
         data.stage(staging.shell, staging.machine, PurePath(SOURCE), plan, dataset, no_progress)
         staged = staging.folder / "orl-f0.5" / "train_labels.npy"
         chosen = data.choose_blocks(30, 5, 0.5)
@@ -183,14 +189,14 @@ def test_labels_to_learn_travel_with_the_part_that_is_staged(staging: Staging, t
         assert header.shape == (len(rows),)
         assert staged.read_bytes()[header.data_offset :] == b"".join((told * row).to_bytes(4, "little") for row in rows)
     with pytest.raises(WrongUse, match=r"data\.train_labels_path an int32"):
-        data.find(staging.images, 8192, train_labels=tmp_path / "nowhere.npy")
+        data.find(here(staging.images), 8192, train_labels=tmp_path / "nowhere.npy")
 
 
 def test_an_image_file_without_manifest_is_staged_too(staging: Staging) -> None:
     """Its blocks are hashed on the way; the source's size and time tell whether it is there already."""
     staging.images.with_name("manifest.json").unlink()
     staging.run()
-    assert len(data.find(staging.folder / "images.npy", 1).manifest["blocks"]) == 1
+    assert len(data.find(here(staging.folder / "images.npy"), 1).manifest["blocks"]) == 1
     assert "already there" in (staging.run() or "")
 
 
@@ -245,13 +251,13 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_ram_disk_is_a_message(images: Path, tiny_disk: Path, tmp_path: Path) -> None:
-    """Said before the first byte, with a fraction that fits."""
+def test_a_full_ram_disk_has_a_plan_b(images: Path, tiny_disk: Path, tmp_path: Path) -> None:
+    """Said before the first byte: the images are read from where they lie, and nothing is copied."""
     staging = Staging(images, tiny_disk, tmp_path / "root")
-    with pytest.raises(StepFailed) as caught:
-        staging.run()
-    assert "GiB free" in caught.value.message
-    assert "--fraction 0." in caught.value.message
+    assert staging.run() is None
+    assert staging.place.path == images
+    assert "GiB free" in staging.place.words
+    assert "read from disk instead" in staging.place.words
     assert list(tiny_disk.iterdir()) == []
 
 

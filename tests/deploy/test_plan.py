@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from deploy.errors import WrongUse
-from deploy.machine import Hardware
+from deploy.machine import Hardware, Machine
 from deploy.plan import (
     CodeFacts,
     Continuation,
@@ -26,9 +26,8 @@ from deploy.plan import (
     hydra_override,
     make,
     parse_request,
-    settle,
 )
-from deploy.settings import Settings, Target
+from deploy.settings import Settings, Ssh, Target
 
 CONFIG = {
     "recipe": {"name": "self_supervised"},
@@ -60,7 +59,7 @@ def test_the_whole_plan() -> None:
         attempt=1,
         target="local",
         provider="local",
-        machine="sniperface-faces_more-orl-20261121-203045-3f2a",
+        machine="sniperface-faces_more-local-orl-20261121-203045-3f2a",
         created="2026-11-21T20:30:45",
         root=root,
         run_dir=RUN,
@@ -119,12 +118,24 @@ def test_labels_to_learn_are_read_where_they_are_or_beside_staged_images() -> No
         parse_request(target="local", labels="a.npy", overrides=["data.train_labels_path=b.npy"])
 
 
-def test_only_the_snapshot_is_settled_later() -> None:
-    """Everything else was decided before anything was touched."""
-    plan = make(SETTINGS, Request(), FACTS, tryout=True)
-    settled = settle(plan, "abc123")
-    assert settled.cwd.endswith("/code/abc123")
-    assert dataclasses.replace(settled, snapshot=None, cwd=plan.cwd) == plan
+def test_what_only_the_machine_can_tell_is_settled_later() -> None:
+    """The same run, made again from more facts: nothing that was decided before changes."""
+    settings = Settings(SETTINGS.project, Target("box", "ssh", "~/faces", stage_to="/dev/shm", options=Ssh(host="box")))
+    unseen = dataclasses.replace(FACTS, hardware=None, python="python")
+    first = make(settings, Request(target="box"), unseen, tryout=True)
+    assert (first.gpus, first.processes, first.run_dir[:7]) == (None, None, "~/faces")
+    assert "--nproc-per-node=<one a GPU>" in first.argv
+    machine = Machine("sniperface-box", "ssh", PurePosixPath("/home/me/faces"), "/venv/bin/python")
+    seen = dataclasses.replace(
+        unseen, machine=machine, python=machine.python, hardware=Hardware(3, 24), snapshot="abc123",
+        data_path=PurePosixPath("/home/me/faces/data/orl/images.npy"),
+    )  # fmt: skip
+    second = make(settings, Request(target="box"), seen, tryout=True)
+    assert second.run_id == first.run_id
+    assert (second.gpus, second.processes, second.machine) == (3, 3, "sniperface-box")
+    assert (second.cwd, second.root) == ("/home/me/faces/code/abc123", "/home/me/faces")
+    assert second.argv[0] == "/venv/bin/python"
+    assert "data.binary_cache_path='/home/me/faces/data/orl/images.npy'" in second.argv
 
 
 @pytest.mark.parametrize(
