@@ -1,0 +1,56 @@
+"""The project's SSH key: made once, private, and good for OpenSSH."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from deploy.errors import WrongUse
+from deploy.keys import project_key
+from deploy.settings import Docker, Settings, Target
+
+
+def settings(project: Path, key: str | None = None) -> Settings:
+    return Settings(project, Target("docker", "docker", root="/workspace", options=Docker(key=key)))
+
+
+def ssh_keygen(*argv: str | Path) -> str:
+    if not shutil.which("ssh-keygen"):
+        pytest.skip("needs ssh-keygen: install openssh-client")
+    return subprocess.run(["ssh-keygen", *argv], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_the_key_is_made_once_and_openssh_reads_it(tmp_path: Path) -> None:
+    path, public = project_key(settings(tmp_path))
+    assert project_key(settings(tmp_path)) == (path, public)
+    assert public.startswith("ssh-ed25519 ")
+    assert ssh_keygen("-y", "-f", path).split()[:2] == public.split()[:2]
+    if sys.platform != "win32":
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_two_that_make_it_at_once_get_the_same_one(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(lambda _: project_key(settings(tmp_path)), range(8)))) == 1
+    assert [path.name for path in (tmp_path / ".sniperface").iterdir()] == ["key"]
+
+
+def test_a_key_of_the_users_own_may_have_a_passphrase_when_its_public_half_lies_beside_it(tmp_path: Path) -> None:
+    ssh_keygen("-q", "-t", "ed25519", "-N", "secret words", "-f", tmp_path / "mine")
+    path, public = project_key(settings(tmp_path, "mine"))
+    assert path == tmp_path / "mine"
+    assert public == (tmp_path / "mine.pub").read_text().strip()
+    (tmp_path / "mine.pub").unlink()
+    with pytest.raises(WrongUse, match="no private key of OpenSSH without a passphrase"):
+        project_key(settings(tmp_path, "mine"))
+
+
+def test_a_key_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WrongUse, match="cannot be read"):
+        project_key(settings(tmp_path, "C:\\Users\\me\\.ssh\\id_ed25519"))
