@@ -81,13 +81,16 @@ DOORS = {
 }
 STARTS_PROCESSES = {
     "bootstrap.py",
+    "deploy/pod/boot.py",
+    "deploy/pod/environment.py",
+    "deploy/pod/login.py",
+    "deploy/pod/processes.py",
+    "deploy/pod/selftest.py",
+    "deploy/pod/snapshots.py",
+    "deploy/pod/supervisor.py",
+    "deploy/pod/verbs.py",
     "deploy/shell/local.py",
     "deploy/shell/native.py",
-    "deploy/pod/environment.py",
-    "deploy/pod/processes.py",
-    "deploy/pod/snapshots.py",
-    "deploy/pod/verbs.py",
-    "deploy/pod/supervisor.py",
 }
 # Not on Windows; a laptop module may import them only behind a look at sys.platform, or inside a function.
 POSIX_ONLY = {"curses", "fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}

@@ -1,0 +1,58 @@
+# The machine that trains: torch and its friends in one virtual environment, an SSH server, git, tmux. No code of the
+# project: it arrives over SSH as a snapshot, so a changed line of it never rebuilds an image.
+#
+#   docker build -t sniperface .                                          CUDA, as `invoke build` does
+#   docker build -t sniperface --build-arg BASE_IMAGE=ubuntu:24.04 --build-arg FAISS=faiss-cpu \
+#       --build-arg PIP_OPTIONS="--index-url ..." .                       CPU: PIP_OPTIONS names PyTorch's CPU packages
+#   docker run --rm sniperface selftest
+#
+# No syntax line and nothing of BuildKit alone: the classic builder must read this too.
+
+# torch 2.13 is built for CUDA 13.0 and brings those libraries itself, so neither NVIDIA's runtime nor its devel image is
+# needed. What the base image adds is the compatibility package for older drivers, and the variables that make the
+# container toolkit hand over the GPUs. Ubuntu 24.04 has Python 3.12.
+ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
+FROM ${BASE_IMAGE}
+
+# openssh-server makes host keys when it is installed. In an image they would be the same for everybody: away with them,
+# in this very layer; boot.py makes new ones in each container.
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
+        ca-certificates git openssh-server python3 python3-venv tmux \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /etc/ssh/ssh_host_*
+
+# Dependencies have their layer before anything of ours. Only the extra `app`: what the laptop needs stays there.
+# FAISS: faiss-gpu is Meta's own package of the same version, for CUDA 12.6, whose libraries it brings next to torch's;
+# a driver for CUDA 13 runs both. It replaces faiss-cpu: both install the module `faiss`.
+# PIP_OPTIONS stays readable in the image's history, so a password has no place in it.
+ARG FAISS=faiss-gpu
+ARG PIP_OPTIONS=""
+ENV PATH=/opt/sniperface/bin:${PATH} VIRTUAL_ENV=/opt/sniperface
+COPY constraints.txt pyproject.toml /opt/sniperface/
+RUN cd /opt/sniperface \
+    && python3 -m venv . \
+    && pip() { python -m pip "$@" --no-cache-dir --no-input --progress-bar off --disable-pip-version-check \
+        --constraint constraints.txt ${PIP_OPTIONS}; } \
+    && python -c "import sys; from pip._vendor import tomli; \
+project = tomli.load(open('pyproject.toml', 'rb'))['project']; \
+names = project['optional-dependencies']['app']; \
+print(*[sys.argv[1] if name == 'faiss-cpu' else name for name in names], sep='\n')" "${FAISS}" > requirements.txt \
+    && pip install setuptools \
+    && pip install --no-build-isolation --use-pep517 --requirement requirements.txt
+
+# A checkout on Windows may have CRLF line ends and no execute bits; both are put right here.
+COPY deploy/pod/boot.py /usr/local/lib/sniperface/__main__.py
+COPY deploy/pod/login.py deploy/pod/selftest.py /usr/local/lib/sniperface/
+COPY deploy/pod/processes.py /usr/local/lib/sniperface/deploy/pod/
+RUN cd /usr/local/lib/sniperface \
+    && find . -name '*.py' -exec sed -i 's/\r$//' {} + \
+    && chmod 0755 login.py \
+    && /usr/bin/python3 -I . install \
+    && mkdir -p /workspace
+
+# SNIPERFACE_PYTHON tells the launcher, which asks for it over SSH, that this machine has our environment.
+ENV LANG=C.UTF-8 SNIPERFACE_PYTHON=/opt/sniperface/bin/python
+WORKDIR /workspace
+EXPOSE 22
+# The system's Python, so that even a broken environment can be looked into.
+ENTRYPOINT ["/usr/bin/python3", "-I", "-u", "/usr/local/lib/sniperface"]

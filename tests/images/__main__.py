@@ -1,0 +1,13 @@
+"""Make the images of the tests, or say why there can be none."""
+
+from __future__ import annotations
+
+import sys
+
+from tests import images
+
+try:
+    images.check_docker()
+    print(images.base_image())
+except images.NoDocker as reason:
+    sys.exit(str(reason))
