@@ -1,11 +1,15 @@
-"""Copies of single files between laptop and machine: in ranges, resumable, verified, and never half there."""
+"""Copies of files between laptop and machine: in parallel ranges, resumable, verified, and never half there.
+
+What is there already is found out by hashes, on both sides; nothing is written down about a copy that broke off.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -16,34 +20,32 @@ from deploy.shell import CHUNK_BYTES, LocalShell, Shell
 
 Progress = Callable[[int, int], None]
 
-
-@dataclass(frozen=True)
-class Piece:
-    """A range of a file, and where it goes."""
-
-    name: str  # as a person would call it
-    offset: int
-    bytes: int
-    place: int
-    sha256: str | None
-
-
-def send_pieces(shell: Shell, source: Path, part: PurePath, pieces: Sequence[Piece], progress: Progress) -> list[str]:
-    done, total, hashes = 0, sum(piece.bytes for piece in pieces), []
-    for piece in pieces:
-        data = LocalShell().read(source, piece.offset, piece.bytes)
-        hashes.append(hashlib.sha256(data).hexdigest())
-        if piece.sha256 and hashes[-1] != piece.sha256:
-            raise StepFailed(f"{piece.name} of {source} is not what manifest.json says: copy or make the data again")
-        for at in range(0, len(data), CHUNK_BYTES):
-            shell.write_at(part, piece.place + at, data[at : at + CHUNK_BYTES])
-        done += piece.bytes
-        progress(done, total)
-    return hashes
+SMALL_BYTES = 1 << 20  # such a file is one message over the connection that is open anyway
+RANGE_BYTES = 1 << 20
 
 
 def no_progress(done_bytes: int, all_bytes: int) -> None:
     """For small files."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`bytes` bytes from `offset` of one file, which belong to `place` in another; `name` is for error messages."""
+
+    name: str
+    offset: int
+    bytes: int
+    place: int
+    sha256: str | None = None  # None: whatever the source holds is right
+
+
+@dataclass(frozen=True)
+class Range:
+    """A part of a piece, small enough to be held in memory and sent again."""
+
+    place: int
+    bytes: int
+    data: Any = b""
 
 
 def fetch(
@@ -54,8 +56,32 @@ def fetch(
     sha256: str | None = None,
     progress: Progress = no_progress,
 ) -> None:
-    """Copy a file of the machine to the laptop."""
-    copy(shell, source, LocalShell(), destination, sha256=sha256, progress=progress)
+    """Copy a file of the machine to the laptop. The destination changes in one step, after the bytes were verified.
+
+    Raises StepFailed when the bytes are not those of `sha256`; then nothing is left of them.
+    """
+    here = LocalShell()
+    if isinstance(shell, LocalShell):
+        _copy_here(shell, source, here, destination, sha256=sha256, progress=progress)
+        return
+    if sha256 and here.size(destination) is not None and here.sha256(destination) == sha256:
+        return
+    start = shell.read(source, 0, SMALL_BYTES + 1)
+    if len(start) <= SMALL_BYTES:
+        if sha256 not in (None, hashlib.sha256(start).hexdigest()):
+            raise _wrong(source, str(sha256))
+        here.write(destination, start)
+        progress(len(start), len(start))
+        return
+    total, wanted = _size(shell, source), sha256 or shell.sha256(source)
+    part = _part(destination, wanted)
+    for _ in range(2):  # a part that another hand spoiled is looked through once more
+        _Fetching(shell, source, part, total).run(progress)
+        if here.sha256(part) == wanted:
+            here.replace(part, destination)
+            return
+    here.remove(part)
+    raise _wrong(source, wanted)
 
 
 def push(
@@ -66,11 +92,242 @@ def push(
     sha256: str | None = None,
     progress: Progress = no_progress,
 ) -> None:
-    """Copy a file of the laptop to the machine."""
-    copy(LocalShell(), source, shell, destination, sha256=sha256, progress=progress)
+    """Copy a file of the laptop to the machine. Otherwise as `fetch`."""
+    here = LocalShell()
+    if isinstance(shell, LocalShell):
+        _copy_here(here, source, shell, destination, sha256=sha256, progress=progress)
+        return
+    total = _size(here, source)
+    if total <= SMALL_BYTES:
+        data = here.read(source)
+        if sha256 not in (None, hashlib.sha256(data).hexdigest()):
+            raise _wrong(source, str(sha256))
+        shell.write(destination, data)
+        progress(total, total)
+        return
+    if shell.size(destination) == total and shell.sha256(destination) == (sha256 or here.sha256(source)):
+        return
+    # Named after the version of the file. Its hash is known only after a pass over it, which is made while sending.
+    version = sha256 or hashlib.sha256(f"{source} {total} {source.stat().st_mtime_ns}".encode()).hexdigest()
+    part = _part(destination, version)
+    shell.truncate(part, total)
+    try:
+        _send(shell, source, part, [Piece(str(source), 0, total, 0, sha256)], progress)
+    except _WrongPiece as error:
+        shell.remove(part)
+        raise _wrong(source, str(sha256)) from error
+    shell.replace(part, destination)
 
 
-def copy(
+def send_pieces(
+    shell: Shell, source: Path, part: PurePath, pieces: Sequence[Piece], progress: Progress = no_progress
+) -> list[str]:
+    """Ranges of a file of the laptop to their places in `part`, a file of the machine that has its full size already.
+
+    A piece that is there already is not sent again, nor is any part of one. Returns the SHA-256 of each piece, as
+    verified on the machine. Raises StepFailed when a piece is not what its `sha256` says.
+    """
+    try:
+        return _send(shell, source, part, pieces, progress)
+    except _WrongPiece as error:
+        name = error.args[0].name
+        raise StepFailed(f"{name} of {source} is not what manifest.json says: copy or make the data again") from None
+
+
+def fetch_checkpoint(
+    shell: Shell, source: PurePath, about: dict[str, Any], destination: Path, progress: Progress = no_progress
+) -> None:
+    """Fetch a checkpoint with the JSON beside it. The JSON is written last: a .pt without JSON is not whole.
+
+    A checkpoint of a part of the data never takes the place of one of more of it.
+    """
+    note = destination.with_suffix(".json")
+    _refuse_to_lose(destination, read_json(note), about)
+    if read_json(note).get("sha256") != about["sha256"]:
+        with contextlib.suppress(FileNotFoundError):
+            note.unlink()
+    fetch(shell, source, destination, sha256=about["sha256"], progress=progress)
+    LocalShell().write(note, (json.dumps({**about, "file": destination.name}, indent=1) + "\n").encode("utf-8"))
+
+
+class _WrongPiece(Exception):
+    """The source does not hold what the piece promises."""
+
+
+def _send(shell: Shell, source: Path, part: PurePath, pieces: Sequence[Piece], progress: Progress) -> list[str]:
+    for _ in range(2):  # what another hand spoiled meanwhile is sent once more
+        sending = _Sending(shell, source, part, pieces)
+        hashes = sending.run(progress)
+        if shell.hashes(part, [(piece.place, piece.bytes) for piece in pieces]) == hashes:
+            return hashes
+    raise StepFailed(
+        f"{part} does not keep what is written to it: its disk is bad, or another command writes to it too"
+    )
+
+
+class _Sending:
+    """Pieces on their way to the machine."""
+
+    def __init__(self, shell: Shell, source: Path, part: PurePath, pieces: Sequence[Piece]) -> None:
+        self.shell = shell
+        self.source = source
+        self.part = part
+        self.pieces = pieces
+        self.hashes = [""] * len(pieces)
+        self.there: dict[int, list[str]] = {}  # of pieces that are there in parts: the hash of each range
+        self.tally = _Tally(sum(piece.bytes for piece in pieces))
+
+    def run(self, progress: Progress) -> list[str]:
+        self._look()
+        left = self.tally.all_bytes - self.tally.done_bytes
+        _carry(self.shell, left, self._ranges(), self._request, self._took, lambda: self.tally.tell(progress))
+        return self.hashes
+
+    def _look(self) -> None:
+        """What is there: whole pieces first, then the ranges of those that are there in parts."""
+        there = self.shell.hashes(self.part, [(piece.place, piece.bytes) for piece in self.pieces], holes=True)
+        for index, (piece, found) in enumerate(zip(self.pieces, there, strict=True)):
+            if found and found == piece.sha256:
+                self.hashes[index] = found
+                self.tally.add(piece.bytes)
+            elif found:
+                ranges = [(piece.place + at, size) for at, size in _split(piece.bytes)]
+                self.there[index] = self.shell.hashes(self.part, ranges, holes=True)
+
+    def _ranges(self) -> Iterator[Range]:
+        """What is to be sent, in order; the pieces are hashed on the way, so they are read once."""
+        with open(self.source, "rb") as file:
+            for index, piece in enumerate(self.pieces):
+                if self.hashes[index]:
+                    continue
+                digest = hashlib.sha256()
+                there = self.there.get(index)
+                file.seek(piece.offset)
+                for number, (at, size) in enumerate(_split(piece.bytes)):
+                    data = file.read(size)
+                    if len(data) < size:
+                        raise StepFailed(f"{self.source} ends inside {piece.name}: copy or make it again")
+                    digest.update(data)
+                    if there and there[number] == hashlib.sha256(data).hexdigest():
+                        self.tally.add(size)
+                    else:
+                        yield Range(piece.place + at, size, data)
+                if piece.sha256 not in (None, digest.hexdigest()):
+                    raise _WrongPiece(piece)
+                self.hashes[index] = digest.hexdigest()
+
+    def _request(self, part: Range) -> tuple[str, dict[str, Any]]:
+        return "write_at", {"path": str(self.part), "offset": part.place, "data": part.data}
+
+    def _took(self, part: Range, _: object) -> None:
+        self.tally.add(part.bytes)
+
+
+class _Fetching:
+    """A file on its way to the laptop."""
+
+    def __init__(self, shell: Shell, source: PurePath, part: Path, size: int) -> None:
+        self.shell = shell
+        self.source = source
+        self.part = part
+        self.size = size
+        self.tally = _Tally(size)
+        self.lock = threading.Lock()
+
+    def run(self, progress: Progress) -> None:
+        ranges = self._missing()
+        left = self.tally.all_bytes - self.tally.done_bytes
+        with open(self.part, "r+b") as self.file:
+            _carry(self.shell, left, iter(ranges), self._request, self._took, lambda: self.tally.tell(progress))
+
+    def _missing(self) -> list[Range]:
+        here, ranges = LocalShell(), _split(self.size)
+        there = here.hashes(self.part, ranges, holes=True) if here.size(self.part) == self.size else [""] * len(ranges)
+        here.truncate(self.part, self.size)
+        candidates = [each for each, found in zip(ranges, there, strict=True) if found]
+        right = dict(zip(candidates, self.shell.hashes(self.source, candidates), strict=True)) if candidates else {}
+        missing = []
+        for each, found in zip(ranges, there, strict=True):
+            if found and right[each] == found:
+                self.tally.add(each[1])
+            else:
+                missing.append(Range(*each))
+        return missing
+
+    def _request(self, part: Range) -> tuple[str, dict[str, Any]]:
+        return "read", {"path": str(self.source), "offset": part.place, "limit": part.bytes}
+
+    def _took(self, part: Range, value: bytes) -> None:
+        if len(value) < part.bytes:
+            raise StepFailed(f"{self.source} became shorter while it was copied")
+        with self.lock:
+            self.file.seek(part.place)
+            self.file.write(value)
+        self.tally.add(part.bytes)
+
+
+class _Tally:
+    """Bytes done by many threads, told by one."""
+
+    def __init__(self, all_bytes: int) -> None:
+        self.all_bytes = all_bytes
+        self.done_bytes = 0
+        self.told = -1
+        self.lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        with self.lock:
+            self.done_bytes += count
+
+    def tell(self, progress: Progress) -> None:
+        if self.done_bytes != self.told:
+            self.told = self.done_bytes
+            progress(self.told, self.all_bytes)
+
+
+def _carry(
+    shell: Shell,
+    left_bytes: int,
+    ranges: Iterator[Range],
+    request: Callable[[Range], tuple[str, dict[str, Any]]],
+    took: Callable[[Range, Any], None],
+    report: Callable[[], None],
+) -> None:
+    from deploy.shell.lanes import Lanes, count_for, round_trip_s
+    from deploy.shell.ssh import SshShell
+
+    if isinstance(shell, SshShell):
+        count = count_for(left_bytes, round_trip_s(shell))
+        Lanes(shell, ranges, request, took).run(count, report)
+        return
+    for each in ranges:
+        verb, arguments = request(each)
+        took(each, shell.call(verb, **arguments))
+        report()
+    report()
+
+
+def _split(size: int) -> list[tuple[int, int]]:
+    """(offset, bytes) of each range of so many bytes."""
+    return [(at, min(RANGE_BYTES, size - at)) for at in range(0, size, RANGE_BYTES)]
+
+
+def _part(destination: Any, version: str) -> Any:
+    return destination.with_name(f"{destination.name}.{version[:8]}.part")
+
+
+def _size(shell: Shell, path: PurePath) -> int:
+    size = shell.size(path)
+    if size is None:
+        raise StepFailed(f"{path} is not there any more")
+    return size
+
+
+def _wrong(source: PurePath, wanted: str) -> StepFailed:
+    return StepFailed(f"{source} is not what it should be (SHA-256 {wanted[:12]}): its copy was thrown away")
+
+
+def _copy_here(
     origin: Shell,
     source: PurePath,
     place: Shell,
@@ -79,21 +336,18 @@ def copy(
     sha256: str | None = None,
     progress: Progress = no_progress,
 ) -> None:
-    """One file from one machine to another. The destination changes in one step, after the bytes were verified.
-
-    The unfinished copy is named after the hash, so another version of the file never continues it.
-    """
+    """Both ends are this computer."""
     wanted = sha256 or origin.sha256(source)
     if place.size(destination) == origin.size(source) and place.sha256(destination) == wanted:
         return
-    part = destination.with_name(f"{destination.name}.{wanted[:8]}.part")
+    part = _part(destination, wanted)
     for _ in range(2):  # a part that another hand spoiled is thrown away, and the copy made once more from the start
         _copy_ranges(origin, source, place, part, progress)
         if place.sha256(part) == wanted:
             place.replace(part, destination)
             return
         place.remove(part)
-    raise StepFailed(f"{source} is not what it should be (SHA-256 {wanted[:12]}): its copy was thrown away")
+    raise _wrong(source, wanted)
 
 
 def _copy_ranges(origin: Shell, source: PurePath, place: Shell, part: PurePath, progress: Progress) -> None:
@@ -112,22 +366,6 @@ def _copy_ranges(origin: Shell, source: PurePath, place: Shell, part: PurePath, 
         place.write_at(part, done, chunk)
         done += len(chunk)
         progress(done, total)
-
-
-def fetch_checkpoint(
-    shell: Shell, source: PurePath, about: dict[str, Any], destination: Path, progress: Progress = no_progress
-) -> None:
-    """Fetch a checkpoint with the JSON beside it. The JSON is written last: a .pt without JSON is not whole.
-
-    A checkpoint of a part of the data never takes the place of one of more of it.
-    """
-    note = destination.with_suffix(".json")
-    _refuse_to_lose(destination, read_json(note), about)
-    if read_json(note).get("sha256") != about["sha256"]:
-        with contextlib.suppress(FileNotFoundError):
-            note.unlink()
-    fetch(shell, source, destination, sha256=about["sha256"], progress=progress)
-    LocalShell().write(note, (json.dumps({**about, "file": destination.name}, indent=1) + "\n").encode("utf-8"))
 
 
 def _refuse_to_lose(destination: Path, there: dict[str, Any], coming: dict[str, Any]) -> None:

@@ -68,7 +68,7 @@ def main() -> None:
         threading.Thread(target=_beat, args=(send,), daemon=True).start()
         with contextlib.suppress(Ended):
             while True:
-                head, body = unpack(source.read1)
+                head, body = unpack(source.readinto1)
                 _answer(head, body, send)
     os._exit(0)  # the laptop is gone: nothing is left to be told, and a beat may be stuck in a full pipe
 

@@ -28,21 +28,23 @@ def pack(head: dict[str, Any], body: bytes | memoryview = b"") -> bytes:
     return LENGTHS.pack(len(text), len(body)) + text
 
 
-def unpack(read: Callable[[int], bytes]) -> tuple[dict[str, Any], bytes]:
-    """The next message from `read(n)`, which gives 1 to n bytes, or none at the end; raises Ended there."""
-    head_length, body_length = LENGTHS.unpack(exactly(read, LENGTHS.size))
-    head: dict[str, Any] = json.loads(exactly(read, head_length))
-    return head, exactly(read, body_length)
+def unpack(read_into: Callable[[memoryview], int]) -> tuple[dict[str, Any], bytes]:
+    """The next message; raises Ended where the stream ends.
+
+    `read_into(view)` fills 1 to len(view) bytes, and 0 at the end.
+    """
+    head_length, body_length = LENGTHS.unpack(exactly(read_into, LENGTHS.size))
+    head: dict[str, Any] = json.loads(exactly(read_into, head_length))
+    return head, exactly(read_into, body_length)
 
 
-def exactly(read: Callable[[int], bytes], length: int) -> bytes:
+def exactly(read_into: Callable[[memoryview], int], length: int) -> bytes:
     """`length` bytes from a stream that gives them in pieces."""
-    pieces = bytearray()
-    while len(pieces) < length:
-        piece = read(length - len(pieces))
-        if not piece:
-            raise Ended(f"the connection ended after {len(pieces)} of {length} bytes")
-        if len(piece) == length:
-            return piece
-        pieces += piece
-    return bytes(pieces)
+    data = bytearray(length)
+    left = memoryview(data)
+    while left:
+        count = read_into(left)
+        if not count:
+            raise Ended(f"the connection ended after {length - len(left)} of {length} bytes")
+        left = left[count:]
+    return bytes(data)

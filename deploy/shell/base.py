@@ -157,9 +157,9 @@ class Shell:
     def sha256(self, path: PurePath) -> str:
         return str(self.call("sha256", path=str(path)))
 
-    def hashes(self, path: PurePath, ranges: Sequence[tuple[int, int]]) -> list[str]:
-        """SHA-256 of each (offset, length) of a file."""
-        return list(self.call("hashes", path=str(path), ranges=[list(each) for each in ranges]))
+    def hashes(self, path: PurePath, ranges: Sequence[tuple[int, int]], *, holes: bool = False) -> list[str]:
+        """SHA-256 of each (offset, length) of a file; with `holes`, '' for a range that was never written to."""
+        return list(self.call("hashes", path=str(path), ranges=[list(each) for each in ranges], holes=holes))
 
     def listdir(self, path: PurePath) -> list[str]:
         return list(self.call("listdir", path=str(path)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import WrongUse
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from paramiko import Channel
 
 KEEPALIVE_S = 5
+FAREWELL_S = 0.5
 WINDOW_BYTES = 16 << 20  # what may be on its way to us; Paramiko's 2 MiB hold a stream to 20 MB/s at 100 ms
 # Paramiko sets no buffers, and Windows' 64 KiB hold a stream to some Mbit/s. Elsewhere the system knows better, and
 # a size set by hand would switch its own off.
@@ -66,21 +68,37 @@ def connect(address: Address, host_keys: HostKeys, timeout_s: float) -> Connecti
 
 
 class ChannelStream:
-    """The agent over a channel of a Fabric connection."""
+    """The agent over a channel of a Fabric connection, which it closes at its end when it is `owned`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, owned: bool = False) -> None:
+        self.connection = connection
+        self.owned = owned
         self.channel: Channel = connection.transport.open_session(window_size=WINDOW_BYTES, timeout=15)
         self.channel.exec_command(BOOTSTRAP)
         self.channel.settimeout(SILENCE_S)  # beats come much more often; a full window of a dead line ends here too
 
-    def read(self, count: int) -> bytes:
-        return bytes(self.channel.recv(count))
+    def read_into(self, view: memoryview) -> int:
+        data: bytes = self.channel.recv(len(view))
+        view[: len(data)] = data
+        return len(data)
 
     def write(self, data: bytes | memoryview) -> None:
         self.channel.sendall(data)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError, EOFError):
+        # Paramiko's own close waits until its message went out, which never happens on a dead line with full buffers.
+        farewell = threading.Thread(target=self._close_channel, daemon=True, name="farewell")
+        farewell.start()
+        farewell.join(FAREWELL_S)
+        if self.owned or farewell.is_alive():
+            self.channel.get_transport().close()
+
+    def release(self) -> None:
+        if self.owned:
+            self.connection.close()
+
+    def _close_channel(self) -> None:
+        with contextlib.suppress(OSError, EOFError, paramiko_error()):
             self.channel.close()
 
     def complaint(self) -> list[str]:
@@ -89,6 +107,13 @@ class ChannelStream:
             while self.channel.recv_stderr_ready():
                 said += self.channel.recv_stderr(1 << 16)
         return said.decode("utf-8", errors="replace").strip().splitlines()[-10:]
+
+
+def paramiko_error() -> type[Exception]:
+    import paramiko
+
+    error: type[Exception] = paramiko.SSHException
+    return error
 
 
 def _transport(sock: Any, **options: Any) -> Any:

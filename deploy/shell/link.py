@@ -30,12 +30,16 @@ class LinkLost(StepFailed):
 class Stream(Protocol):
     """Bytes to and from a program on the machine."""
 
-    def read(self, count: int) -> bytes:
-        """1 to `count` bytes; none at the end."""
+    def read_into(self, view: memoryview) -> int:
+        """Fill 1 to len(view) bytes; 0 at the end."""
 
     def write(self, data: bytes | memoryview) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Break it off, at once and from any thread: whoever reads or writes is woken."""
+
+    def release(self) -> None:
+        """Free what it holds; called when nobody reads or writes any more."""
 
     def complaint(self) -> list[str]:
         """The last lines of the program's standard error."""
@@ -72,10 +76,8 @@ class Pending:
         """The next message of the answer; LinkLost when there will be none."""
         while True:
             try:
-                message = self.messages.get(timeout=0.5)
+                message = self.messages.get(timeout=0.5)  # Windows would not hear Ctrl-C in a wait without a limit
             except queue.Empty:
-                if time.monotonic() - self.link.heard > SILENCE_S:
-                    self.link.fail(f"no sign of life for {SILENCE_S:.0f} s")
                 continue
             if message is None:
                 raise LinkLost(f"the connection broke: {self.link.broken}", evidence=self.link.stream.complaint())
@@ -99,8 +101,11 @@ class Link:
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._greeted = threading.Event()
-        threading.Thread(target=self._listen, daemon=True, name="agent").start()
-        self._write(program())
+        self._ended = threading.Event()
+        for work in (self._listen, self._watch):
+            threading.Thread(target=work, daemon=True, name=f"agent {work.__name__}").start()
+        with self._sending:
+            self._write(program())
         if not self._greeted.wait(GREETING_LIMIT_S) or self.broken:
             self.fail("the machine's Python did not answer")
             raise LinkLost(
@@ -140,6 +145,7 @@ class Link:
             for pending in self._pending.values():
                 pending.messages.put(None)
             self._pending.clear()
+        self._ended.set()
         self.stream.close()
 
     close = fail
@@ -150,10 +156,10 @@ class Link:
         except (OSError, EOFError, ValueError) as error:
             self.fail(str(error) or type(error).__name__)
 
-    def _read(self, count: int) -> bytes:
-        data = self.stream.read(count)
+    def _read_into(self, view: memoryview) -> int:
+        count = self.stream.read_into(view)
         self.heard = time.monotonic()
-        return data
+        return count
 
     def _listen(self) -> None:
         why = "the machine closed it"
@@ -161,20 +167,28 @@ class Link:
             self._skip_chatter()
             self._greeted.set()
             while True:
-                self._deliver(*frames.unpack(self._read))
+                self._deliver(*frames.unpack(self._read_into))
         except Ended as ended:
             why = str(ended)
         except (OSError, EOFError, ValueError) as error:
             why = str(error) or type(error).__name__
         self.fail(why)
         self._greeted.set()
+        with self._sending:  # a descriptor that is closed while another thread writes to it may be another file by then
+            self.stream.release()
+
+    def _watch(self) -> None:
+        """Silence is noticed here: those who wait for an answer, or for a full pipe to be emptied, cannot look."""
+        while not self._ended.wait(0.5):
+            if time.monotonic() - self.heard > SILENCE_S:
+                self.fail(f"no sign of life for {SILENCE_S:.0f} s")
 
     def _skip_chatter(self) -> None:
         seen = bytearray()
         while not seen.endswith(GREETING):
             if len(seen) > CHATTER_BYTES:
                 raise Ended(f"it prints {bytes(seen[:80])!r} ... before anything else")
-            seen += exactly(self._read, 1)
+            seen += exactly(self._read_into, 1)
 
     def _deliver(self, head: dict[str, Any], body: bytes) -> None:
         if "id" not in head:

@@ -17,7 +17,7 @@ from deploy.shell.host_keys import HostKeys
 from deploy.shell.link import Link, LinkLost
 
 if TYPE_CHECKING:
-    from fabric import Connection
+    from deploy.shell.connect import Connection
 
 FIRST_CONNECT_S = 15.0
 # Short, so that the way back is found within three seconds of the network's return.
@@ -93,6 +93,17 @@ class SshShell(Shell):
         try:
             return Link(ChannelStream(self.connection()))
         except (paramiko.SSHException, OSError, EOFError) as error:
+            raise LinkLost(f"the connection broke: {error or type(error).__name__}") from error
+
+    def separate_link(self) -> Link:
+        """One more agent over a Fabric connection of its own."""
+        import paramiko
+
+        connection = self._connect(FIRST_CONNECT_S)
+        try:
+            return Link(ChannelStream(connection, owned=True))
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            connection.close()
             raise LinkLost(f"the connection broke: {error or type(error).__name__}") from error
 
     def native_link(self) -> Link:
