@@ -28,7 +28,7 @@ from app.config import Config, load, read_command_line
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.evaluation import curve, report
 from app.evaluation.embedding import batch_size_for, embed_all, own_rows
-from app.evaluation.image_set import ImageSet, decode
+from app.evaluation.image_set import Faces, ImageSet, Streamed, decode
 from app.evaluation.report import Row
 from app.evaluation.sets import held_out, open_set
 from app.files import make_folder
@@ -159,7 +159,10 @@ def with_unlike_names(sets: Sequence[ImageSet]) -> list[ImageSet]:
 
 
 def evaluate(request: Request, here: World, stop: Stop) -> str:
-    """Measure all weights on all sets, one set after the other: its images are decoded once. Returns what to tell."""
+    """Measure all weights on all sets, one set after the other: its images are decoded once, where memory holds them.
+
+    Returns what to tell.
+    """
     out = dist.from_main(request.out, here)  # a clock may strike between two processes
     shorts = short_names(list(request.weights))
     rows = {
@@ -176,7 +179,8 @@ def evaluate(request: Request, here: World, stop: Stop) -> str:
     for images in request.sets.values():
         started = time.monotonic()
         decoded = decode(images, own_rows(images.count, batch_size, here), here)
-        tell(f"{images.name}: {images.count:,} images, decoded in {time.monotonic() - started:.1f} s", here)
+        how = "read anew for each file of weights" if isinstance(decoded, Streamed) else "decoded"
+        tell(f"{images.name}: {images.count:,} images, {how} ({time.monotonic() - started:.1f} s)", here)
         for file, row in rows.items():
             if images.name not in request.measured_on[file]:
                 continue
@@ -190,7 +194,7 @@ def evaluate(request: Request, here: World, stop: Stop) -> str:
     return f"{report.table(list(rows.values()), done)}\n{out}"
 
 
-def measure(row: Row, images: ImageSet, decoded: np.ndarray, request: Request, batch_size: int, here: World) -> None:
+def measure(row: Row, images: ImageSet, decoded: Faces, request: Request, batch_size: int, here: World) -> None:
     """Put into `row` what its weights are worth on one set; on the main process."""
     started = time.monotonic()
     backbone = request.weights[row.file].backbone

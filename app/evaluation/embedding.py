@@ -6,16 +6,20 @@ Letters: N images, n of this process, B batch, D embedding size.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
+from threading import Lock
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from app.data.augment import to_float
 from app.data.dataset import Rows
-from app.data.feed import plain_views
+from app.evaluation.image_set import Faces, refused_together
 from app.evaluation.verification import Embeddings
 from app.runtime.dist import World, gather_rows, share
 
@@ -40,10 +44,9 @@ def own_rows(count: int, batch_size: int, here: World) -> Rows:
     return np.arange(batches[0] * batch_size, min((batches[-1] + 1) * batch_size, count))
 
 
-@torch.inference_mode()
 def embed_all(
     network: nn.Module,
-    images: NDArray[np.uint8],
+    images: Faces,
     here: World,
     *,
     image_size: int,
@@ -54,22 +57,47 @@ def embed_all(
     """Embeddings [N, D] of all processes' images, fp32, the same on each; and XNorm, their mean length.
 
     images: this process's, [n, 112, 112, 3]. With `flip` the embedding of the mirrored image is added, and the mean
-    length is over both, before they are added.
+    length is over both, before they are added. Raises WrongUse on all processes for an image that cannot be read.
     """
     network = folded(network.eval(), image_size).to(here.device, memory_format=torch.channels_last)
     result = torch.empty(len(images), embedding_dim + 1, device=here.device)  # the last column: length
-    done = 0
-    for x in plain_views(images, np.arange(len(images)), image_size, batch_size, here.device):
-        views = [network(x).float()] + ([network(x.flip(3)).float()] if flip else [])
-        into = result[done : done + len(x)]
-        into[:, :-1] = sum(views)
-        into[:, -1] = sum(view.norm(dim=1) for view in views) / len(views)
-        done += len(x)
+    # The cores work on a batch each. A GPU has one turn at a time, as it has memory for one batch; what is decoded
+    # meanwhile waits for it.
+    turn = Lock() if here.device.type == "cuda" else nullcontext()
+
+    @torch.inference_mode()
+    def embed(start: int) -> None:
+        pixels = torch.from_numpy(images[start : start + batch_size])
+        with turn:
+            x = to_float(pixels.to(here.device), image_size).contiguous(memory_format=torch.channels_last)
+            views = [network(x).float()] + ([network(x.flip(3)).float()] if flip else [])
+            into = result[start : start + len(x)]
+            into[:, :-1] = sum(views)
+            into[:, -1] = sum(view.norm(dim=1) for view in views) / len(views)
+
+    with refused_together(here), a_core_each() as threads:
+        for _ in threads.map(embed, range(0, len(images), batch_size)):
+            pass
     whole = gather_rows(result, here).cpu().numpy()
     return np.ascontiguousarray(whole[:, :-1]), float(whole[:, -1].astype(np.float64).mean())
 
 
-@torch.inference_mode()
+@contextmanager
+def a_core_each() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch uses cores, each of which computes on one.
+
+    Convolutions of few small images gain less from a second core than a second batch beside the first does; and what
+    is computed on one core is rounded the same, however many there are.
+    """
+    cores = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(cores, "embed", torch.set_num_threads, (1,)) as threads:
+            yield threads
+    finally:
+        torch.set_num_threads(cores)  # else threads that torch makes later would have one core, too
+
+
+@torch.no_grad()  # not inference_mode: its tensors cannot be moved or laid out anew outside of it
 def folded(network: nn.Module, image_size: int) -> nn.Module:
     """A copy of a network in eval mode with each BN that follows a convolution folded into its weights.
 
