@@ -32,18 +32,24 @@ from torch import Tensor, nn
 from app.config.schema import HeadConfig
 from app.errors import WrongUse
 
+PUBLISHED_MARGINS = {
+    "arcface": 0.5,
+    "cosface": 0.4,
+    "sphereface": 1.7,
+    "adaface": 0.4,
+    "magface": 0.45,
+    "curricularface": 0.5,
+}
 MEAN_SHARE = 0.01  # how far the running means of AdaFace and CurricularFace move towards those of a batch
 
 
 class Head(nn.Module):
     """The logits of a rank's centres. A subclass says what becomes of the own class, and perhaps of the others."""
 
-    published_margin = 0.0
-
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         self.scale = config.scale
-        self.margin = self.published_margin if config.margin is None else config.margin
+        self.margin = PUBLISHED_MARGINS.get(config.name, 0.0) if config.margin is None else config.margin
         self.filter_above = config.filter_above
         self.straight_through = False
 
@@ -84,12 +90,12 @@ class Head(nn.Module):
 
 
 class Combined(Head):
-    """cos(m1 * angle + m2) - m3."""
+    """cos(m1 * angle + m2) - m3. ArcFace has m2 alone, CosFace m3 alone."""
 
-    def __init__(self, config: HeadConfig, margins: tuple[float, float, float] | None = None) -> None:
+    def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
-        m1, m2, m3 = margins or config.margins
-        self.m1, self.m2, self.m3 = m1, m2, m3
+        special = {"arcface": (1.0, self.margin, 0.0), "cosface": (1.0, 0.0, self.margin)}
+        self.m1, self.m2, self.m3 = special.get(config.name, config.margins)
         self.straight_through = config.straight_through
 
     def own_class(self, cosine: Tensor, norms: Tensor) -> Tensor:  # noqa: ARG002 - the same for all norms
@@ -100,24 +106,8 @@ class Combined(Head):
         return turned - self.m3
 
 
-class ArcFace(Combined):
-    published_margin = 0.5
-
-    def __init__(self, config: HeadConfig) -> None:
-        super().__init__(config, (1.0, self.published_margin if config.margin is None else config.margin, 0.0))
-
-
-class CosFace(Combined):
-    published_margin = 0.4
-
-    def __init__(self, config: HeadConfig) -> None:
-        super().__init__(config, (1.0, 0.0, self.published_margin if config.margin is None else config.margin))
-
-
 class SphereFace(Head):
     """(-1)^k cos(m * angle) - 2k: the cosine of m times the angle, continued so that it falls all the way to pi."""
-
-    published_margin = 1.7
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
@@ -132,7 +122,6 @@ class SphereFace(Head):
 class AdaFace(Head):
     """cos(angle - m * z) - (m + m * z), where z says how far an embedding's norm is from the mean: from -1 to 1."""
 
-    published_margin = 0.4
     SPREAD = 0.333  # z of a norm that is one standard deviation above the mean
     EDGE = 1e-3  # cosines stay so far from 1 and -1, angles from 0 and pi
 
@@ -166,7 +155,6 @@ class MagFace(Head):
     `margin` is the one of the smallest norm; that of the greatest is 0.35 more, as published.
     """
 
-    published_margin = 0.45
     NORMS = (10.0, 110.0)
     RISE = 0.35
     PRICE = 35.0
@@ -188,8 +176,6 @@ class CurricularFace(Head):
     t is the running mean of the cosines with the own class: 0 at first, so that hard ones count less, later more.
     """
 
-    published_margin = 0.5
-
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
         self.register_buffer("t", torch.tensor(0.0))
@@ -208,8 +194,8 @@ class CurricularFace(Head):
 
 HEADS: dict[str, type[Head]] = {
     "combined": Combined,
-    "arcface": ArcFace,
-    "cosface": CosFace,
+    "arcface": Combined,
+    "cosface": Combined,
     "sphereface": SphereFace,
     "adaface": AdaFace,
     "magface": MagFace,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from app.config.schema import HeadConfig
 from app.errors import WrongUse
-from app.models.heads import HEADS, Head, build_head
+from app.models.heads import HEADS, PUBLISHED_MARGINS, Head, build_head
 
 B, N = 24, 40
 
@@ -195,10 +195,14 @@ def test_a_margin_that_is_given_replaces_the_published_one() -> None:
     cosine, labels, norms = inputs()
     for name in set(HEADS) - {"combined"}:
         default = logits_of(build_head(HeadConfig(name)), cosine, labels, norms)
-        same = logits_of(build_head(HeadConfig(name, margin=HEADS[name].published_margin)), cosine, labels, norms)
+        same = logits_of(build_head(HeadConfig(name, margin=PUBLISHED_MARGINS[name])), cosine, labels, norms)
         other = logits_of(build_head(HeadConfig(name, margin=0.2)), cosine, labels, norms)
         assert torch.equal(default, same)
         assert not torch.equal(default, other)
+
+
+def test_no_head_is_made_of_another() -> None:
+    assert {kind.__bases__ for kind in HEADS.values()} == {(Head,)}
 
 
 def test_an_unknown_head_is_refused_with_the_right_names() -> None:
