@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -83,10 +84,67 @@ def run(config: Config, data: Dataset, here: World, stop: Stop, *, number: int |
     return 0
 
 
+@dataclass
+class Training:
+    """A run in progress: what its steps share. `state` is where it stands, and in every checkpoint."""
+
+    config: Config
+    data: Dataset
+    folder: RunFolder
+    here: World
+    track: Tracker
+    stop: Stop
+    recipe: Recipe
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    meter: Meter
+    started: float  # by time.monotonic()
+    state: TrainState = field(default_factory=TrainState)
+    first_image: int = 0  # of all epochs together, where this process took over
+    saved_step: int | None = None
+    skipped_in_a_row: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Images an epoch."""
+        return len(self.data.train_rows)
+
+    @property
+    def update_size(self) -> int:
+        """Images an update, of all ranks."""
+        return self.config.train.batch.size * self.here.size * self.config.train.batch.grad_accum_steps
+
+    def stopping(self) -> bool:
+        return dist.any_rank(self.stop.asked.is_set(), self.here)
+
+
 def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: Tracker, stop: Stop) -> None:
     """The whole run. Raises WrongUse for a checkpoint that does not fit or a disk without room."""
-    started = time.monotonic()
-    settings = config.train
+    t = set_up(config, data, folder, here, track, stop)
+    begin(t)
+    state, settings, stopped = t.state, config.train, False
+    while state.epoch < settings.epochs and not stopped:
+        epoch_started, pace = time.monotonic(), Pace()
+        stopped = not begin_epoch(t)
+        micro_batches = batches(config, t.recipe, data, state, here)
+        while state.seen < t.rows and not (stopped := stopped or t.stopping()):
+            step(t, micro_batches, pace)
+        measured = None
+        epoch_complete = state.seen == t.rows
+        if epoch_complete:
+            measured = end_epoch(t, pace, time.monotonic() - epoch_started)
+            stopped = t.stopping()
+        due = state.epoch % settings.checkpoint.every_epochs == 0 or state.epoch == settings.epochs
+        # A stop between two epochs finds its checkpoint written already.
+        if (stopped or (epoch_complete and due)) and state.step != t.saved_step:
+            save(t, measured)
+    reason = "done" if state.epoch == settings.epochs else "stopped"
+    track.event("end", state, reason=reason, message="", seconds=time.monotonic() - t.started)
+
+
+def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track: Tracker, stop: Stop) -> Training:
+    """Everything a run needs, on its device; nothing is loaded yet, and room for checkpoints is seen to."""
+    started, settings = time.monotonic(), config.train
     refuse_without_compiler(settings)
     if here.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
@@ -96,112 +154,108 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
     optimizer = build_optimizer(config, recipe.param_groups())
     scaler = torch.amp.GradScaler(here.device.type, enabled=settings.precision == "fp16")
     meter = Meter(config, data, recipe.embedder, here)
-    rows = len(data.train_rows)
-    update_size = settings.batch.size * here.size * settings.batch.grad_accum_steps  # images an update, all ranks
     if here.is_main:
         checkpoint.refuse_without_room(folder, recipe.modules, optimizer)
         save_resolved(config, folder.config)
+    return Training(config, data, folder, here, track, stop, recipe, optimizer, scaler, meter, started)
 
-    state, resumed_from = TrainState(), to_resume(settings.resume, folder, here)
-    untrained = list(meter.baselines())  # before anything is loaded: every run folder tells what training was worth
+
+def begin(t: Training) -> None:
+    """Measure what training has to beat, then load what is gone on from, and tell both."""
+    settings, recipe = t.config.train, t.recipe
+    resumed_from = to_resume(settings.resume, t.folder, t.here)
+    untrained = list(t.meter.baselines())  # before anything is loaded: every run folder tells what training was worth
     if resumed_from is not None:
-        state = checkpoint.load(resumed_from, recipe.modules, recipe.take_tables, optimizer, scaler)
+        t.state = checkpoint.load(resumed_from, recipe.modules, recipe.take_tables, t.optimizer, t.scaler)
+        if resumed_from.parent == t.folder.checkpoints:
+            t.saved_step = t.state.step
     elif settings.warm_start is not None:
         recipe.warm_start(Path(settings.warm_start))
-    track.event(
+    t.first_image = t.state.epoch * t.rows + t.state.seen
+    t.track.event(
         "start",
-        state,
-        world_size=here.size,
+        t.state,
+        world_size=t.here.size,
         epochs=settings.epochs,
-        steps_per_epoch=math.ceil(rows / update_size),
-        global_batch=update_size,
-        train_rows=rows,
-        dataset_id=data.dataset_id,
-        fraction=data.fraction,
+        steps_per_epoch=math.ceil(t.rows / t.update_size),
+        global_batch=t.update_size,
+        train_rows=t.rows,
+        dataset_id=t.data.dataset_id,
+        fraction=t.data.fraction,
         resumed_from=resumed_from.name if resumed_from else None,
     )
     for what, baseline in untrained:
-        track.event("eval", state, what=what, **baseline)
-
-    def stopping() -> bool:
-        return dist.any_rank(stop.asked.is_set(), here)
-
-    first_image = state.epoch * rows + state.seen
-    stopped, skipped_in_a_row = False, 0
-    saved_step = state.step if resumed_from and resumed_from.parent == folder.checkpoints else None
-    while state.epoch < settings.epochs and not stopped:
-        epoch_started = time.monotonic()
-        # An epoch that is resumed keeps the pseudo-IDs it began with: they are in the checkpoint.
-        between = Interlude(folder.mining, stop.asked.is_set, embedding_progress(track, state))
-        try:
-            found = recipe.begin_epoch(state.epoch, between if state.seen == 0 else None)
-        except Interrupted:
-            stopped = True
-            found = None
-        if found:
-            track.event("mining", state, **found)
-        pace = Pace()
-        micro_batches = batches(config, recipe, data, state, here)
-        while state.seen < rows and not (stopped := stopped or stopping()):
-            lr = learning_rate(
-                settings.optimizer.lr, settings.lr_schedule, state.epoch + state.seen / rows, settings.epochs
-            )
-            metrics = update(config, recipe, optimizer, scaler, micro_batches, lr, here)
-            pace.count(update_size, metrics)
-            state.step += 1
-            state.seen = min(state.seen + update_size, rows)
-            # fp16 finds its scale by overflowing; that is no fault until the scale has come down to 1.
-            skipped_in_a_row = skipped_in_a_row + 1 if metrics is None and scaler.get_scale() <= 1 else 0
-            if metrics is None:
-                track.event("skipped", state, in_a_row=skipped_in_a_row)
-            if skipped_in_a_row == settings.max_nonfinite_steps:
-                raise NotFinite(
-                    f"the loss was not finite {skipped_in_a_row} times in a row: "
-                    f"continue with a lower train.optimizer.lr than {settings.optimizer.lr:g}"
-                )
-            if state.step % settings.log_every_steps == 0 or state.seen == rows:
-                done = state.epoch * rows + state.seen
-                seconds_an_image = (time.monotonic() - started) / (done - first_image)  # mining and all included
-                left = (settings.epochs * rows - done) * seconds_an_image
-                track.event("step", state, lr=lr, **pace.report(here), seconds_left=left)
-        epoch_complete = state.seen == rows
-        measured: dict[str, float] | None = None
-        if epoch_complete:
-            seconds = time.monotonic() - epoch_started
-            track.event("epoch", state, loss=pace.epoch_loss(here), seconds=seconds, **recipe.health())
-            done_epochs = state.epoch + 1
-            if done_epochs % settings.eval.every_epochs == 0 or done_epochs == settings.epochs:
-                measured = meter.measure()
-            if measured:
-                track.event("eval", state, what="trained", **measured)
-            state.epoch, state.seen = done_epochs, 0
-            stopped = stopping()
-        due = state.epoch % settings.checkpoint.every_epochs == 0 or state.epoch == settings.epochs
-        # A stop between two epochs finds its checkpoint written already.
-        if (stopped or (epoch_complete and due)) and state.step != saved_step:
-            facts = {**facts_of(config, data, here), "eval": measured}
-            save(folder, state, recipe, optimizer, scaler, settings.checkpoint.keep, facts, here, track)
-            saved_step = state.step
-    reason = "done" if state.epoch == settings.epochs else "stopped"
-    track.event("end", state, reason=reason, message="", seconds=time.monotonic() - started)
+        t.track.event("eval", t.state, what=what, **baseline)
 
 
-def save(
-    folder: RunFolder,
-    state: TrainState,
-    recipe: Recipe,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    keep: int,
-    facts: dict[str, Any],
-    here: World,
-    track: Tracker,
-) -> None:
+def begin_epoch(t: Training) -> bool:
+    """What the recipe does between epochs, such as mining; False when it was asked to leave meanwhile."""
+    # An epoch that is resumed keeps the pseudo-IDs it began with: they are in the checkpoint.
+    between = Interlude(t.folder.mining, t.stop.asked.is_set, embedding_progress(t.track, t.state))
+    try:
+        found = t.recipe.begin_epoch(t.state.epoch, between if t.state.seen == 0 else None)
+    except Interrupted:
+        return False
+    if found:
+        t.track.event("mining", t.state, **found)
+    return True
+
+
+def step(t: Training, micro_batches: Iterator[Batch], pace: Pace) -> None:
+    """One update, and what there is to tell of it. Raises NotFinite when too many in a row could not be taken."""
+    settings, state = t.config.train, t.state
+    progress = state.epoch + state.seen / t.rows  # in epochs
+    lr = learning_rate(settings.optimizer.lr, settings.lr_schedule, progress, settings.epochs)
+    metrics = update(t.config, t.recipe, t.optimizer, t.scaler, micro_batches, lr, t.here)
+    pace.count(t.update_size, metrics)
+    state.step += 1
+    state.seen = min(state.seen + t.update_size, t.rows)
+    # fp16 finds its scale by overflowing; that is no fault until the scale has come down to 1.
+    t.skipped_in_a_row = t.skipped_in_a_row + 1 if metrics is None and t.scaler.get_scale() <= 1 else 0
+    if metrics is None:
+        t.track.event("skipped", state, in_a_row=t.skipped_in_a_row)
+    if t.skipped_in_a_row == settings.max_nonfinite_steps:
+        raise NotFinite(
+            f"the loss was not finite {t.skipped_in_a_row} times in a row: "
+            f"continue with a lower train.optimizer.lr than {settings.optimizer.lr:g}"
+        )
+    if state.step % settings.log_every_steps == 0 or state.seen == t.rows:
+        done = state.epoch * t.rows + state.seen
+        seconds_an_image = (time.monotonic() - t.started) / (done - t.first_image)  # mining and all included
+        left = (settings.epochs * t.rows - done) * seconds_an_image
+        t.track.event("step", state, lr=lr, **pace.report(t.here), seconds_left=left)
+
+
+def end_epoch(t: Training, pace: Pace, seconds: float) -> dict[str, float] | None:
+    """Tell how the epoch went and go on to the next; what was measured, when measuring was due."""
+    settings, state = t.config.train, t.state
+    t.track.event("epoch", state, loss=pace.epoch_loss(t.here), seconds=seconds, **t.recipe.health())
+    done = state.epoch + 1
+    due = done % settings.eval.every_epochs == 0 or done == settings.epochs
+    measured = t.meter.measure() if due else None
+    if measured:
+        t.track.event("eval", state, what="trained", **measured)
+    state.epoch, state.seen = done, 0
+    return measured
+
+
+def save(t: Training, measured: dict[str, float] | None) -> None:
     """Rank 0 writes a checkpoint; the others send it what they hold a part of."""
-    tables = recipe.tables()
-    if here.is_main:
-        saved = checkpoint.save(folder, state, recipe.modules, tables, optimizer, scaler, keep=keep, facts=facts)
-        track.event("checkpoint", state, **{key: saved[key] for key in ("epoch", "step", "file", "sha256", "bytes")})
+    tables = t.recipe.tables()
+    t.saved_step = t.state.step
+    if not t.here.is_main:
+        return
+    saved = checkpoint.save(
+        t.folder,
+        t.state,
+        t.recipe.modules,
+        tables,
+        t.optimizer,
+        t.scaler,
+        keep=t.config.train.checkpoint.keep,
+        facts={**facts_of(t.config, t.data, t.here), "eval": measured},
+    )
+    t.track.event("checkpoint", t.state, **{key: saved[key] for key in ("epoch", "step", "file", "sha256", "bytes")})
 
 
 def embedding_progress(track: Tracker, state: TrainState, every_s: float = 10.0) -> Callable[[int, int], None]:
