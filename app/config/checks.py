@@ -106,13 +106,7 @@ def faults(config: Config) -> Iterator[str]:
     ):
         if not 0 <= probability <= 1:
             yield f"{key}={probability:g} is out of range; give a number from 0 to 1"
-    for name in ("crop_scale", "crop_ratio", "blur_sigma_px", "jpeg_quality", "cutout_side"):
-        bounds = getattr(augment, name)
-        if not (len(bounds) == 2 and 0 < bounds[0] <= bounds[1] < math.inf):
-            key = f"recipe.augment.{name}"
-            yield f"{key}={bounds} must be two numbers above 0, the smaller first, such as {defaults()[key]}"
-    if max(augment.jpeg_quality) > 100:
-        yield f"recipe.augment.jpeg_quality={augment.jpeg_quality} is over 100; give two numbers such as [40, 95]"
+    yield from _faults_of_ranges(config)
     if len(positives.epochs) != len(positives.probability):
         yield (
             f"recipe.positives.epochs has {len(positives.epochs)} entries and recipe.positives.probability "
@@ -139,6 +133,36 @@ def faults(config: Config) -> Iterator[str]:
         yield "data.train_labels_path is for recipe supervised; give recipe=supervised, or leave it out"
     if backbone.name == "mobilefacenet" and (backbone.width % 64 or len(backbone.layers) != 4):
         yield "backbone mobilefacenet takes four layers and a width of 64, 128 or 256; give backbone=mobilefacenet"
+
+
+def _faults_of_ranges(config: Config) -> Iterator[str]:
+    """Of how far an augmentation may go."""
+    augment = config.recipe.augment
+    widest_blur = (config.backbone.image_size - 1) / 2  # the kernel, two sigmas to each side, is mirrored at the edge
+    for name, most in (
+        ("crop_scale", 1.0),
+        ("crop_ratio", 10.0),
+        ("blur_sigma_px", widest_blur),
+        ("jpeg_quality", 100.0),
+        ("cutout_side", 1.0),
+    ):
+        bounds = getattr(augment, name)
+        if not (len(bounds) == 2 and 0 < bounds[0] <= bounds[1] <= most):
+            key = f"recipe.augment.{name}"
+            yield (
+                f"{key}={bounds} must be two numbers above 0 and up to {most:g}, the smaller first, "
+                f"such as {defaults()[key]}"
+            )
+    for name, most in (
+        ("brightness", 1.0),
+        ("contrast", 1.0),
+        ("saturation", 1.0),
+        ("noise_std", 1.0),
+        ("rotation_deg", 180.0),
+    ):
+        if not 0 <= getattr(augment, name) <= most:
+            key = f"recipe.augment.{name}"
+            yield f"{key}={getattr(augment, name):g} must be from 0 to {most:g}, such as {defaults()[key]:g}"
 
 
 def _faults_of_schedule(config: Config) -> Iterator[str]:

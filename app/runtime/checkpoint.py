@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from app.errors import WrongUse
 from app.files import atomic, claim, write_json, write_text
 from app.runtime.folder import RunFolder
-from app.runtime.published import translate
+from app.runtime.published import GAIN, translate
 
 # What torch raises for a file that is cut short, or of another kind.
 UNREADABLE = (
@@ -138,8 +138,20 @@ def load_backbone(path: Path, *backbones: nn.Module, new_fourier: bool = False) 
         # Counters of BN's updates are missing in old files and decide nothing.
         counters = {name: t for name, t in wanted.items() if name.endswith("num_batches_tracked")}
         fitting = {**counters, **translate(content, wanted, new_fourier=new_fourier)}
+        refuse_fourier(path, fitting, wanted)
         refuse_misfit(path, fitting, wanted)
         backbone.load_state_dict(fitting)
+
+
+def refuse_fourier(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """A Fourier layer on one side only. Which mask belongs to its gain is written in no file of published weights."""
+    if GAIN in saved and GAIN not in wanted:
+        raise WrongUse(
+            f"{path} has a Fourier layer and does not say with which mask; add the one it was trained with, "
+            "backbone.fourier=vit or backbone.fourier=iresnet"
+        )
+    if GAIN in wanted and GAIN not in saved:
+        raise WrongUse(f"{path} has no Fourier layer; give backbone.fourier=none")
 
 
 def load_centres(path: Path) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from app.config import BackboneConfig
+from app.errors import WrongUse
 from app.models import build_backbone
+from app.runtime.checkpoint import load_backbone
 from app.runtime.published import GAIN, translate
 
 
@@ -74,3 +78,16 @@ def test_names_that_are_not_known_are_passed_on(sizes: dict[str, int], in_parall
 def test_a_fork_without_a_place_for_its_gain_is_passed_on_for_the_caller_to_refuse() -> None:
     state = {GAIN: torch.rand(3, 32, 32)}
     assert translate(state, network().state_dict()).keys() == {GAIN}
+
+
+@pytest.mark.parametrize("name", ["iresnet", "vit"])
+def test_the_mask_that_a_file_does_not_tell_is_asked_for(name: str, tmp_path: Path) -> None:
+    fork = {key: t for key, t in network(name, name).state_dict().items() if not key.endswith("squares")}
+    torch.save(fork, tmp_path / "fork.pt")
+    with pytest.raises(WrongUse, match=r"fork\.pt .* add .* backbone\.fourier=vit or backbone\.fourier=iresnet$"):
+        load_backbone(tmp_path / "fork.pt", network(name))
+    load_backbone(tmp_path / "fork.pt", network(name, name))
+    torch.save(network(name).state_dict(), tmp_path / "plain.pt")
+    with pytest.raises(WrongUse, match=r"plain\.pt has no Fourier layer; give backbone\.fourier=none$"):
+        load_backbone(tmp_path / "plain.pt", network(name, name))
+    load_backbone(tmp_path / "plain.pt", network(name, name), new_fourier=True)
