@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.config import BackboneConfig, Config, load, read_command_line
+from app.config import BackboneConfig, Config, load, own_words
 from app.data import sources
 from app.data.dataset import SIDE, open_images
-from app.errors import EXIT_WRONG_USE, WrongUse
+from app.errors import WrongUse
 from app.files import atomic, make_folder, write_json
 from app.models import build_backbone
 from app.onnx import rules
@@ -38,6 +38,7 @@ from app.onnx.compare import LEAST_COSINE, MOST_DIFFERENCE, Agreement, compare
 from app.onnx.make import BATCH, HALF_RANGE, INPUT, OPSETS, OUTPUT, to_onnx
 from app.onnx.session import VERSION, CannotRun
 from app.runtime import checkpoint
+from app.runtime.command import answer
 from app.runtime.folder import RunFolder
 
 OWN_WORDS = ("checkpoint", "weights", "out", "opset", "normalise", "check_images", "check")
@@ -62,30 +63,18 @@ class Request:
 
 
 def main(argv: list[str]) -> int:
-    try:
-        told, exit_code = answer(argv)
-        print(told)
-    except WrongUse as error:
-        print(error, file=sys.stderr)
-        exit_code = EXIT_WRONG_USE
-    except (Differs, CannotRun) as error:
-        print(error, file=sys.stderr)
-        exit_code = 1
-    return exit_code
+    return answer(argv, __doc__ or "", lambda: work(argv), Differs, CannotRun)
 
 
-def answer(argv: list[str]) -> tuple[str, int]:
+def work(argv: list[str]) -> tuple[str, int]:
     """What to tell, and the exit code: 1 where a file that was to be judged breaks a rule."""
-    if {"--help", "-h"} & {*argv}:
-        return read_command_line(["--help"], __doc__ or "").text or "", 0
-    own = {word.split("=")[0]: word.partition("=")[2] for word in argv if word.split("=")[0] in OWN_WORDS}
+    own, overrides = own_words(argv, OWN_WORDS)
     if "check" in own:
         if len(argv) > 1:
             raise WrongUse("check=… judges a file and nothing else; leave the other words out")
         verdicts = rules.judge(Path(own["check"]))
         return lines(verdicts), int(not kept(verdicts))
-    request = decide(own, [word for word in argv if word.split("=")[0] not in OWN_WORDS])
-    return export(request), 0
+    return export(decide(own, overrides)), 0
 
 
 def decide(own: dict[str, str], overrides: list[str]) -> Request:

@@ -16,15 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from app.config import NO_ID, Config, load, read_command_line
+from app.config import NO_ID, Config, load, own_words
 from app.data.dataset import Dataset, open_configured
-from app.errors import EXIT_WRONG_USE, WrongUse
+from app.errors import WrongUse
 from app.files import atomic, make_folder, write_json
 from app.mining.embed import Interrupted
 from app.mining.pseudo_ids import SearchInexact
 from app.mining.refresh import Interlude, embed_share, refresh
 from app.models import build_backbone
 from app.runtime import checkpoint, dist
+from app.runtime.command import answer
 from app.runtime.dist import World
 from app.runtime.folder import RunFolder
 from app.runtime.stop import Stop
@@ -32,34 +33,24 @@ from app.runtime.stop import Stop
 
 def main(argv: list[str]) -> int:
     stop = Stop().listen()
-    try:
-        if {"--help", "-h"} & {*argv}:
-            told = read_command_line(["--help"], __doc__ or "").text
-        else:
-            path, out, overrides = own_words(argv)
-            config = load(overrides, base=RunFolder(path.parent.parent).config)
-            data = open_configured(config.data)
-            make_folder(out, "out")
-            with dist.world() as here:
-                told = mine(path, out, config, data, here, stop)
-        exit_code = 0
-    except WrongUse as error:
-        told, exit_code = str(error), EXIT_WRONG_USE
-    except Interrupted:
-        told, exit_code = "stopped; the same command goes on from here", 1
-    except SearchInexact as error:
-        told, exit_code = str(error), 1
-    if dist.is_first():  # every process comes to the same end; one tells it
-        print(told, file=sys.stderr if exit_code else sys.stdout)
-    return exit_code
+
+    def work() -> tuple[str, int]:
+        path, out, overrides = decide(argv)
+        config = load(overrides, base=RunFolder(path.parent.parent).config)
+        data = open_configured(config.data)
+        make_folder(out, "out")
+        with dist.world() as here:
+            return mine(path, out, config, data, here, stop), 0
+
+    return answer(argv, __doc__ or "", work, Interrupted, SearchInexact)
 
 
-def own_words(argv: list[str]) -> tuple[Path, Path, list[str]]:
+def decide(argv: list[str]) -> tuple[Path, Path, list[str]]:
     """The checkpoint, the folder for the results, and what is left for the configuration. Raises WrongUse."""
-    given = dict(word.split("=", 1) for word in argv if "=" in word and word.split("=")[0] in ("checkpoint", "out"))
-    if "checkpoint" not in given:
+    own, overrides = own_words(argv, ("checkpoint", "out"))
+    if not own.get("checkpoint"):
         raise WrongUse("checkpoint=… is missing; give one such as checkpoint=runs/RUN/checkpoints/epoch_014.pt")
-    path = Path(given["checkpoint"]).absolute()
+    path = Path(own["checkpoint"]).absolute()
     if not path.is_file():
         raise WrongUse(f"there is no checkpoint {path}; give one such as runs/RUN/checkpoints/epoch_014.pt")
     folder = RunFolder(path.parent.parent)
@@ -67,8 +58,8 @@ def own_words(argv: list[str]) -> tuple[Path, Path, list[str]]:
         raise WrongUse(
             f"{folder.config} is missing, which says what {path.name} is; give a checkpoint in a run's folder"
         )
-    out = Path(given["out"]) if "out" in given else folder.mining / path.stem
-    return path, out.absolute(), [word for word in argv if word.split("=")[0] not in ("checkpoint", "out")]
+    out = Path(own["out"]) if own.get("out") else folder.mining / path.stem
+    return path, out.absolute(), overrides
 
 
 def mine(path: Path, out: Path, config: Config, data: Dataset, here: World, stop: Stop) -> str:

@@ -1,6 +1,6 @@
 """The whole configuration: its schema, what may be wrong with it, how a command line becomes one."""
 
-from app.config.command_line import read_command_line
+from app.config.command_line import manual, own_words, read_command_line
 from app.config.compose import CONF, load, save_resolved
 from app.config.schema import (
     NO_ID,
@@ -26,6 +26,8 @@ __all__ = [
     "TrainConfig",
     "WarmupConfig",
     "load",
+    "manual",
+    "own_words",
     "read_command_line",
     "save_resolved",
 ]

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from app.config.checks import nearest
 from app.config.compose import as_yaml, groups, load, sweep
 from app.config.schema import Config, defaults
 from app.errors import WrongUse
@@ -47,6 +48,30 @@ def read_command_line(argv: Sequence[str], usage: str) -> CommandLine:
         raise WrongUse("--package and --resolve belong to --cfg job")
     overrides = sweep(asked.overrides) if asked.multirun else [asked.overrides]
     return CommandLine(jobs=[load(words) for words in overrides])
+
+
+def own_words(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """A command's own words, key=value with one of `names`, and the others, which are the configuration's.
+
+    Raises WrongUse for a key that is neither, with the nearest one, for what is no key=value, and for a word of the
+    command's that comes twice.
+    """
+    own: dict[str, str] = {}
+    others = []
+    known = sorted({*names, *defaults(), *groups()})
+    for word in argv:
+        key, equals, value = word.partition("=")
+        if not equals or word.startswith("-"):
+            raise WrongUse(f"{word} is not of the form key=value, such as {names[0]}=…; --help shows what can be given")
+        if key in own:
+            raise WrongUse(f"{key}= is given twice; give it once")
+        if key in names:
+            own[key] = value
+        elif key.lstrip("+~") in known:
+            others.append(word)
+        else:
+            raise WrongUse(f"there is no option {key}; {nearest(key, known)}")
+    return own, others
 
 
 def manual(usage: str) -> str:

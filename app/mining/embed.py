@@ -27,6 +27,9 @@ CHUNK_ROWS = 8192  # what an interruption may cost, and how long it may take unt
 class Interrupted(Exception):
     """The pass was stopped between two chunks, on every rank. What is finished is kept where `kept` was given."""
 
+    def __init__(self) -> None:
+        super().__init__("stopped; the same command goes on from here")
+
 
 @dataclass(frozen=True)
 class Kept:

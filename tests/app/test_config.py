@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from app.config import CONF, load, read_command_line
+from app.config import CONF, load, own_words, read_command_line
 from app.errors import WrongUse
 
 GROUPS = ("recipe", "backbone", "data", "experiment")
@@ -65,6 +66,17 @@ def test_the_keys_that_users_type_work() -> None:
         ("recipe.augment.flip=1.5", "from 0 to 1"),
         ("recipe.augment.crop_scale=[0.5]", "two numbers"),
         ("recipe.augment.blur_sigma_px=[2,1]", "the smaller first"),
+        ("recipe.augment.crop_scale=[0.5,1.5]", "up to 1,"),
+        ("recipe.augment.crop_ratio=[0.1,100]", "up to 10,"),
+        ("recipe.augment.cutout_side=[0.1,2]", "up to 1,"),
+        ("recipe.augment.jpeg_quality=[40,400]", "up to 100,"),
+        ("recipe.augment.blur_sigma_px=[1,90]", "up to 55.5,"),
+        ("recipe.augment.blur_sigma_px=[1,nan]", "up to 55.5,"),
+        ("recipe.augment.brightness=1.5", "from 0 to 1,"),
+        ("recipe.augment.contrast=-1", "from 0 to 1,"),
+        ("recipe.augment.saturation=nan", "from 0 to 1,"),
+        ("recipe.augment.noise_std=5", "from 0 to 1,"),
+        ("recipe.augment.rotation_deg=1000", "from 0 to 180,"),
         ("--mutlirun", "key=value"),
         ("train.epochs", "key=value"),
     ],
@@ -74,6 +86,27 @@ def test_a_wrong_word_is_answered_with_one_sentence_that_helps(override: str, wo
         load([override])
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("wieghts=a.pt", "there is no option wieghts; did you mean weights?"),
+        ("trian.epochs=3", "there is no option trian.epochs; did you mean train.epochs?"),
+        ("backbon=iresnet18", "there is no option backbon; did you mean backbone?"),
+        ("weights", "weights is not of the form key=value, such as weights=…; --help shows what can be given"),
+        ("--weights=a.pt", "--weights=a.pt is not of the form key=value, such as weights=…; --help shows"),
+        ("sets=b.bin", "sets= is given twice; give it once"),
+    ],
+)
+def test_a_wrong_word_beside_a_commands_own_is_answered_too(word: str, sentence: str) -> None:
+    with pytest.raises(WrongUse, match=f"^{re.escape(sentence)}"):
+        own_words(["sets=a.bin", word], ("weights", "sets"))
+
+
+def test_a_commands_own_words_are_taken_out_and_the_others_left() -> None:
+    words = ["weights=a=b.pt", "backbone=vit_t", "train.eval.batch_size=4", "+train.seed=1"]
+    assert own_words(words, ("weights", "sets")) == ({"weights": "a=b.pt"}, words[1:])
 
 
 def test_the_command_prints_json_without_importing_torch() -> None:

@@ -314,7 +314,8 @@ def test_a_file_that_differs_is_not_written(images: Path, tmp_path: Path, capsys
     [
         ([], "checkpoint=runs/RUN/checkpoints"),
         (["checkpoint=/nowhere.pt", "out=model.onnx"], "no file /nowhere.pt"),
-        (["checkpoint", "out=model.onnx"], "no file"),
+        (["checkpoint", "out=model.onnx"], "checkpoint is not of the form key=value"),
+        (["checkpoint={weights}", "opst=11"], "did you mean opset?"),
         (["checkpoint={weights}", "out=model.onnx"], "config.yaml is missing"),
         (["checkpoint={weights}", "weights={weights}", "out=model.onnx"], "one of checkpoint="),
         (["weights={weights}", "out=model.onnx"], "backbone=iresnet50"),

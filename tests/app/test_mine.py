@@ -68,6 +68,7 @@ def test_three_processes_find_what_one_finds(trained: Path, tmp_path: Path) -> N
     [
         ([], "checkpoint=…"),
         (["checkpoint=/nowhere/checkpoints/epoch_001.pt"], "no checkpoint /nowhere"),
+        (["chekpoint={trained}"], "did you mean checkpoint?"),
         (["checkpoint={trained}", "mining.methd=parity"], "mining.method"),
         (["checkpoint={trained}", "backbone=iresnet18"], "cannot change what was trained"),
         (["checkpoint={trained}", "data.binary_cache_path=/nowhere.npy"], "no file /nowhere.npy"),
