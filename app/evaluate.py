@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from app.config import Config, load, read_command_line
-from app.errors import EXIT_WRONG_USE, WrongUse
+from app.config import Config, load, own_words
+from app.errors import WrongUse
 from app.evaluation import curve, report
 from app.evaluation.embedding import batch_size_for, embed_all, own_rows
 from app.evaluation.image_set import Faces, ImageSet, Streamed, decode
@@ -34,6 +34,7 @@ from app.evaluation.sets import held_out, open_set
 from app.files import make_folder
 from app.models import build_backbone
 from app.runtime import checkpoint, dist
+from app.runtime.command import answer
 from app.runtime.dist import World
 from app.runtime.folder import RunFolder
 from app.runtime.stop import Stop
@@ -54,21 +55,13 @@ class Request:
 
 def main(argv: list[str]) -> int:
     stop = Stop().listen()
-    try:
-        if {"--help", "-h"} & {*argv}:
-            told = read_command_line(["--help"], __doc__ or "").text
-        else:
-            request = decide(argv)
-            with dist.world() as here:
-                told = evaluate(request, here, stop)
-        exit_code = 0
-    except WrongUse as error:
-        told, exit_code = str(error), EXIT_WRONG_USE
-    except Stopped as stopped:
-        told, exit_code = str(stopped), 1
-    if dist.is_first():  # every process comes to the same end; one tells it
-        print(told, file=sys.stderr if exit_code else sys.stdout)
-    return exit_code
+
+    def work() -> tuple[str, int]:
+        request = decide(argv)
+        with dist.world() as here:
+            return evaluate(request, here, stop), 0
+
+    return answer(argv, __doc__ or "", work, Stopped)
 
 
 class Stopped(Exception):
@@ -77,16 +70,14 @@ class Stopped(Exception):
 
 def decide(argv: Sequence[str]) -> Request:
     """What a command line asks for. Raises WrongUse."""
-    own = [word for word in argv if "=" in word and word.split("=")[0] in OWN_WORDS]
-    given = dict(word.split("=", 1) for word in own)
-    overrides = [word for word in argv if word not in own]
+    given, overrides = own_words(argv, OWN_WORDS)
     if "weights" not in given:
         raise WrongUse("weights=… is missing; give files such as weights='runs/*/checkpoints/*.pt'")
     if given.get("flip", "true") not in ("true", "false"):
         raise WrongUse(f"flip={given['flip']} is neither true nor false; give flip=false, or leave it out")
     weights = with_configs(matching("weights", given["weights"]), overrides)
     sets, measured_on = choose_sets(given.get("sets"), weights)
-    out = Path(given.get("out", f"evaluation/{time.strftime('%Y%m%d-%H%M%S')}"))
+    out = Path(given.get("out") or f"evaluation/{time.strftime('%Y%m%d-%H%M%S')}")
     return Request(weights, sets, measured_on, out.absolute(), given.get("flip") != "false")
 
 
@@ -189,7 +180,7 @@ def evaluate(request: Request, here: World, stop: Stop) -> str:
             measure(row, images, decoded, request, batch_size, here)
         done.append(images)
         if here.is_main:
-            picture_of(images, list(rows.values()), out)
+            picture_of(images, report.best_first(list(rows.values()), done), out)
             report.write(out / "eval.json", list(rows.values()), done, flip=request.flip, world_size=here.size)
     return f"{report.table(list(rows.values()), done)}\n{out}"
 
@@ -216,7 +207,7 @@ def measure(row: Row, images: ImageSet, decoded: Faces, request: Request, batch_
 
 
 def picture_of(images: ImageSet, rows: Sequence[Row], out: Path) -> None:
-    outcomes = {row.short: row.outcomes.get(images.name) for row in report.best_first(rows)}
+    outcomes = {row.short: row.outcomes.get(images.name) for row in rows}
     curves = {name: (outcome.far, outcome.tar) for name, outcome in outcomes.items() if outcome is not None}
     if curves:
         curve.draw(out / f"roc_{images.name}.png", f"{images.name}: {images.protocol.pairs:,} pairs", curves)

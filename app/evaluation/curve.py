@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ FINE = 3  # drawn so many times larger, then reduced: smooth lines
 PAPER, INK, FAINT = (250, 250, 248), (32, 33, 36), (220, 221, 224)
 COLOURS = ((31, 95, 168), (214, 88, 40), (46, 139, 87), (150, 78, 170), (190, 150, 20), (90, 90, 96))
 POINTS = 600  # of a curve that are drawn
+DASH = 12  # of those points: how long one of several curves that coincide is seen until the next one is
+TOGETHER = 2  # pixels between curves that cover each other
 
 
 def draw(path: Path, title: str, curves: Mapping[str, tuple[Numbers, Numbers]]) -> None:
@@ -28,8 +30,7 @@ def draw(path: Path, title: str, curves: Mapping[str, tuple[Numbers, Numbers]]) 
     picture = Image.new("RGB", (WIDTH * FINE, HEIGHT * FINE), PAPER)
     pen = ImageDraw.Draw(picture)
     _axes(pen, decades)
-    for colour, (far, tar) in zip(COLOURS, shown.values(), strict=False):
-        pen.line(_places(far, tar, decades), colour, 2 * FINE, joint="curve")
+    _lines(pen, [_places(far, tar, decades) for far, tar in shown.values()])
     picture = picture.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
     _words(ImageDraw.Draw(picture), title, list(shown), decades, len(curves) - len(shown))
     with atomic(path) as file:
@@ -58,6 +59,20 @@ def _places(far: Numbers, tar: Numbers, decades: int) -> list[tuple[float, float
     rates = np.logspace(-decades, 0, POINTS)
     accepted = tar[np.searchsorted(far, rates * (1 + 1e-9), side="right") - 1]
     return [(_x(rate, decades) * FINE, _y(share) * FINE) for rate, share in zip(rates, accepted, strict=True)]
+
+
+def _lines(pen: ImageDraw.ImageDraw, curves: Sequence[Sequence[tuple[float, float]]]) -> None:
+    """Each curve in its colour; where several coincide they take turns, so that none hides another."""
+    for start in range(0, POINTS - 1, DASH):
+        pieces = [curve[start : start + DASH + 1] for curve in curves]
+        for number, piece in enumerate(pieces):
+            there = [other for other, covered in enumerate(pieces) if _coincide(piece, covered)]
+            if there[start // DASH % len(there)] == number:
+                pen.line(piece, COLOURS[number], 2 * FINE, joint="curve")
+
+
+def _coincide(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> bool:
+    return all(abs(a[1] - b[1]) < TOGETHER * FINE for a, b in zip(one, other, strict=True))
 
 
 def _words(pen: ImageDraw.ImageDraw, title: str, names: list[str], decades: int, left_out: int) -> None:

@@ -7,7 +7,7 @@ Letters: N images, D embedding size, P pairs, T templates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,19 +18,21 @@ from numpy.typing import NDArray
 from app.data.dataset import Rows
 from app.evaluation import measures
 from app.evaluation.measures import Answers, Folds, Numbers
-from app.evaluation.verification import Embeddings, Pairs, all_pairs, normalise, verification_accuracy
+from app.evaluation.verification import FOLDS, Embeddings, Pairs, all_pairs, normalise, verification_accuracy
 from app.runtime.dist import World, gather_rows, share
 
 IJB_FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+IJB_MAIN_FAR = 1e-4
+FOLD_FAR = 1e-3
 RANKS = (1, 5, 20)
 PAIRS_AT_ONCE = 16384
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The numbers by name, the name of the one that ranks, and the ROC curve."""
+    """The numbers by name (None: too few pairs to measure it), the name of the one that ranks, and the ROC curve."""
 
-    numbers: dict[str, float]
+    numbers: Mapping[str, float | None]
     headline: str
     far: Numbers
     tar: Numbers
@@ -40,6 +42,13 @@ class SetProtocol(Protocol):
     @property
     def pairs(self) -> int:
         """How many pairs are judged."""
+
+    @property
+    def measure(self) -> str:
+        """What the number that ranks is called: only numbers of one name can be averaged."""
+
+    def too_few(self) -> dict[str, int]:
+        """Numbers that these pairs cannot show, and how many pairs of two people each needs."""
 
     def judge(self, embeddings: Embeddings, here: World) -> Outcome | None:
         """The outcome for embeddings [N, D] that are finite and not normalised; None on all but the main process."""
@@ -58,20 +67,30 @@ class PairList:
     def pairs(self) -> int:
         return len(self.same)
 
+    @property
+    def measure(self) -> str:
+        return "10-fold accuracy"
+
+    def too_few(self) -> dict[str, int]:
+        # The threshold of a fold is found on the other nine.
+        needed = -(-impostors_needed(FOLD_FAR) * FOLDS // (FOLDS - 1))
+        return {"tar_at_far_1e-3": needed} if (~self.same).sum() < needed else {}
+
     def judge(self, embeddings: Embeddings, here: World) -> Outcome | None:
         distance = squared_distances(embeddings, self.left, self.right, here)
         if not here.is_main:
             return None
         far, tar = measures.roc(-distance, self.same)
         accuracy, accuracy_std = measures.accuracy_10_fold(distance, self.same, self.fold)
-        tar_mean, tar_std, far_met = measures.tar_at_far_10_fold(distance, self.same, self.fold)
+        tar_mean, tar_std, far_met = measures.tar_at_far_10_fold(distance, self.same, self.fold, FOLD_FAR)
+        measured = not self.too_few()
         numbers = {
             "accuracy": accuracy,
             "accuracy_std": accuracy_std,
             "accuracy_tuned_on_test": measures.accuracy_tuned_on_test(-distance, self.same),
-            "tar_at_far_1e-3": tar_mean,
-            "tar_at_far_1e-3_std": tar_std,
-            "tar_at_far_1e-3_far_met": far_met,
+            "tar_at_far_1e-3": tar_mean if measured else None,
+            "tar_at_far_1e-3_std": tar_std if measured else None,
+            "tar_at_far_1e-3_far_met": far_met if measured else None,
             "auc": measures.area(far, tar),
         }
         return Outcome(numbers, "accuracy", far, tar)
@@ -86,6 +105,13 @@ class People:
     @property
     def pairs(self) -> int:
         return len(self.labels) * (len(self.labels) - 1) // 2
+
+    @property
+    def measure(self) -> str:
+        return "balanced 10-fold accuracy"
+
+    def too_few(self) -> dict[str, int]:
+        return {}
 
     def judge(self, embeddings: Embeddings, here: World) -> Outcome | None:
         if not here.is_main:
@@ -119,19 +145,40 @@ class Templates:
     def pairs(self) -> int:
         return len(self.same)
 
+    @property
+    def measure(self) -> str:
+        return self.headline.replace("tar_at_far_", "TAR at FAR ")
+
+    @property
+    def headline(self) -> str:
+        """The published one, TAR at FAR 1e-4; of fewer pairs, at the lowest rate above that they can show."""
+        names = [rate_name(far) for far in IJB_FARS if far >= IJB_MAIN_FAR]
+        return next((name for name in names if name not in self.too_few()), "auc")
+
+    def too_few(self) -> dict[str, int]:
+        impostors = int((~self.same).sum())
+        needed = {rate_name(far): impostors_needed(far) for far in IJB_FARS}
+        return {name: count for name, count in needed.items() if impostors < count}
+
     def judge(self, embeddings: Embeddings, here: World) -> Outcome | None:
         weighted = embeddings * self.detector_score[:, None]
         score = -squared_distances(pool(weighted, self.template, self.media), self.left, self.right, here)
         if not here.is_main:
             return None
         far, tar = measures.roc(score, self.same)
-        rates = {f"tar_at_far_{name(wanted)}": measures.tar_at_far(far, tar, wanted) for wanted in IJB_FARS}
-        return Outcome({**rates, "auc": measures.area(far, tar)}, "tar_at_far_1e-4", far, tar)
+        rates = {rate_name(wanted): measures.tar_at_far(far, tar, wanted) for wanted in IJB_FARS}
+        shown = {name: None if name in self.too_few() else rate for name, rate in rates.items()}
+        return Outcome({**shown, "auc": measures.area(far, tar)}, self.headline, far, tar)
 
 
-def name(far: float) -> str:
-    """1e-4 for 0.0001."""
-    return f"1e{round(np.log10(far))}"
+def rate_name(far: float) -> str:
+    """tar_at_far_1e-4 for 0.0001."""
+    return f"tar_at_far_1e{round(np.log10(far))}"
+
+
+def impostors_needed(far: float) -> int:
+    """How many pairs of two people a false accept rate needs so that it allows one of them."""
+    return round(1 / far)
 
 
 def squared_distances(embeddings: Embeddings, left: Rows, right: Rows, here: World) -> Numbers:

@@ -24,38 +24,59 @@ class Row:
     outcomes: dict[str, Outcome | None] = field(default_factory=dict)
     lengths: dict[str, float] = field(default_factory=dict)  # XNorm by the name of a set
 
-    @property
-    def mean(self) -> float:
-        """The mean of the main numbers over the sets it was measured on; below every number where one is missing."""
-        values = [o.numbers[o.headline] if o else -math.inf for o in self.outcomes.values()]
-        return sum(values) / len(values) if values else -math.inf
+    def mean(self, measure: str, sets: Sequence[ImageSet]) -> float | None:
+        """The mean of one measure over those of the sets that have it and were measured; None where there are none.
+
+        Below every number where the embeddings of one of them were not finite.
+        """
+        outcomes = [
+            self.outcomes[images.name]
+            for images in sets
+            if images.protocol.measure == measure and images.name in self.outcomes
+        ]
+        values = [(o.numbers[o.headline] or 0.0) if o else -math.inf for o in outcomes]
+        return sum(values) / len(values) if values else None
 
 
-def best_first(rows: Sequence[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: -row.mean)  # stable: equal ones keep the order of their names
+def best_first(rows: Sequence[Row], sets: Sequence[ImageSet]) -> list[Row]:
+    """By the mean of the first set's measure; where that is equal, or was not taken, by the next one's."""
+    measures = measures_of(sets)
+
+    def worth(row: Row) -> list[float]:
+        means = [row.mean(measure, sets) for measure in measures]
+        return [math.inf if mean is None else -mean for mean in means]
+
+    return sorted(rows, key=worth)  # stable: equal ones keep the order of their names
+
+
+def measures_of(sets: Sequence[ImageSet]) -> list[str]:
+    """Each measure once, in the order of the sets."""
+    return list(dict.fromkeys(images.protocol.measure for images in sets))
 
 
 def table(rows: Sequence[Row], sets: Sequence[ImageSet]) -> str:
-    """A line for each file of weights, best first, in per cent. A column says what it shows of its set."""
-    headings = ["weights", "mean", *(f"{images.name}: {_what(rows, images.name)}" for images in sets)]
+    """A line for each file of weights, best first, in per cent. A column says what it shows of its set.
+
+    Sets of one measure have their mean beside them; numbers of unlike measures are never averaged. Lines below the
+    table say what the pairs of a set are too few for.
+    """
+    shared = [m for m in measures_of(sets) if sum(images.protocol.measure == m for images in sets) > 1]
+    headings = ["weights", *(f"mean {m}" for m in shared), *(f"{s.name}: {_what(s, rows)}" for s in sets)]
     lines = [headings]
-    for row in best_first(rows):
-        mean = f"{row.mean:.2%}" if math.isfinite(row.mean) else "-"
-        lines.append([str(row.file), mean, *(_cell(row, images.name) for images in sets)])
+    for row in best_first(rows, sets):
+        means = [_per_cent(row.mean(measure, sets)) for measure in shared]
+        lines.append([str(row.file), *means, *(_cell(row, images.name) for images in sets)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([*padded, *(_not_measured(images) for images in sets if images.protocol.too_few())])
 
 
-def _what(rows: Sequence[Row], name: str) -> str:
-    outcome = next((row.outcomes[name] for row in rows if row.outcomes.get(name)), None)
-    if outcome is None:
-        return "accuracy"
-    if outcome.headline != "accuracy":
-        return outcome.headline.replace("tar_at_far_", "TAR at FAR ")
+def _what(images: ImageSet, rows: Sequence[Row]) -> str:
+    outcome = next((row.outcomes[images.name] for row in rows if row.outcomes.get(images.name)), None)
+    if outcome is None or outcome.headline != "accuracy":
+        return images.protocol.measure
     beside = ", rank-1" if "rank1" in outcome.numbers else " (threshold tuned on the test pairs)"
-    return f"10-fold accuracy{beside}"
+    return f"{images.protocol.measure}{beside}"
 
 
 def _cell(row: Row, name: str) -> str:
@@ -66,9 +87,21 @@ def _cell(row: Row, name: str) -> str:
         return "not finite"
     numbers = outcome.numbers
     if outcome.headline != "accuracy":
-        return f"{numbers[outcome.headline]:.2%}"
-    beside = f", {numbers['rank1']:.2%}" if "rank1" in numbers else f" ({numbers['accuracy_tuned_on_test']:.2%})"
-    return f"{numbers['accuracy']:.2%} ± {numbers['accuracy_std']:.2%}{beside}"
+        return _per_cent(numbers[outcome.headline])
+    beside = "rank1" if "rank1" in numbers else "accuracy_tuned_on_test"
+    shown = _per_cent(numbers[beside])
+    spread = f"{_per_cent(numbers['accuracy'])} ± {_per_cent(numbers['accuracy_std'])}"
+    return f"{spread}, {shown}" if beside == "rank1" else f"{spread} ({shown})"
+
+
+def _per_cent(number: float | None) -> str:
+    return "-" if number is None or not math.isfinite(number) else f"{number:.2%}"
+
+
+def _not_measured(images: ImageSet) -> str:
+    needed = images.protocol.too_few()
+    rates = ", ".join(f"{name.removeprefix('tar_at_far_')} ({count:,})" for name, count in needed.items())
+    return f"{images.name}: TAR n/a at FAR {rates}; in brackets how many pairs of two people it needs"
 
 
 def write(path: Path, rows: Sequence[Row], sets: Sequence[ImageSet], *, flip: bool, world_size: int) -> None:
@@ -82,6 +115,8 @@ def write(path: Path, rows: Sequence[Row], sets: Sequence[ImageSet], *, flip: bo
                 "sha256": images.sha256,
                 "images": images.count,
                 "pairs": images.protocol.pairs,
+                "measure": images.protocol.measure,
+                "pairs_of_two_people_needed": images.protocol.too_few(),
             }
             for images in sets
         },
@@ -89,16 +124,20 @@ def write(path: Path, rows: Sequence[Row], sets: Sequence[ImageSet], *, flip: bo
             {
                 "file": str(row.file),
                 "sha256": row.sha256,
-                "mean": row.mean if math.isfinite(row.mean) else None,
+                "means": {measure: _finite(row.mean(measure, sets)) for measure in measures_of(sets)},
                 "sets": {name: _numbers(row, name) for name in row.outcomes},
                 "config": row.config,
             }
-            for row in best_first(rows)
+            for row in best_first(rows, sets)
         ],
     }
     write_json(path, document)
 
 
-def _numbers(row: Row, name: str) -> dict[str, float] | None:
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _numbers(row: Row, name: str) -> dict[str, float | None] | None:
     outcome = row.outcomes[name]
     return None if outcome is None else {**outcome.numbers, "xnorm": row.lengths[name]}

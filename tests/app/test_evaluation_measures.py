@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.interpolate import interp1d
 
 from app.errors import WrongUse
 from app.evaluation import measures
+from app.evaluation.curve import COLOURS, draw
 from app.evaluation.protocols import PairList, Templates, pool, rank_k, squared_distances
 from app.evaluation.verification import rank1
 from app.runtime.dist import World
@@ -151,6 +155,44 @@ def test_template_pairs_weigh_images_by_the_detectors_score(alone: World) -> Non
     assert outcome.numbers["tar_at_far_1e-1"] == pytest.approx(measures.tar_at_far(far, tar, 0.1))
     assert set(outcome.numbers) == {"auc", *(f"tar_at_far_1e-{n}" for n in range(1, 7))}
     assert outcome.numbers["auc"] == pytest.approx(measures.area(far, tar), abs=1e-3)
+
+
+def test_a_rate_that_the_pairs_cannot_show_is_not_measured(alone: World) -> None:
+    """Below one of the pairs of two people, what would be printed is the rate at which none is accepted."""
+    rng = np.random.default_rng(1)
+    x, image = rng.normal(size=(40, 6)).astype(np.float32), np.arange(40)
+    for impostors, headline, shown in ((9, "auc", []), (100, "tar_at_far_1e-2", [1, 2]), (10_000, None, [1, 2, 3, 4])):
+        left, right = rng.integers(0, 40, (2, impostors + 30))
+        same = np.arange(impostors + 30) < 30
+        protocol = Templates(image, image, np.ones(40, np.float32), left, right, same)
+        outcome = protocol.judge(x, alone)
+        assert outcome is not None
+        assert [n for n in range(1, 7) if outcome.numbers[f"tar_at_far_1e-{n}"] is not None] == shown
+        assert outcome.headline == (headline or "tar_at_far_1e-4")  # the published one as soon as it can be shown
+        assert outcome.numbers[outcome.headline] is not None
+        assert protocol.too_few() == {f"tar_at_far_1e-{n}": 10**n for n in range(6, 0, -1) if n not in shown}
+    for impostors, needed in ((1111, {"tar_at_far_1e-3": 1112}), (1112, {})):
+        left, right = rng.integers(0, 40, (2, 2 * impostors))
+        same = np.arange(2 * impostors) % 2 == 0
+        pair_list = PairList(left, right, same, measures.folds_of(same, "set"))
+        outcome = pair_list.judge(x, alone)
+        assert outcome is not None
+        assert pair_list.too_few() == needed
+        assert (outcome.numbers["tar_at_far_1e-3"] is None) == bool(needed)
+
+
+def test_curves_that_coincide_are_all_seen(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    same = rng.random(2000) < 0.5
+    curves = [measures.roc(np.where(same, d, 0.0) + rng.normal(size=2000), same) for d in (3, 1)]
+    draw(tmp_path / "roc.png", "set", {"a": curves[0], "b": curves[0], "c": curves[0], "alone": curves[1]})
+    with Image.open(tmp_path / "roc.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)[64:400, 70:600]  # left of the names
+    seen = [int((np.abs(pixels - colour).sum(2) < 30).sum()) for colour in COLOURS[:5]]
+    assert min(seen[:4]) > 50
+    assert max(seen[:3]) < 2 * min(seen[:3])
+    assert seen[3] > max(seen[:3])  # what nothing coincides with is a whole line
+    assert seen[4] == 0
 
 
 def test_identification_among_the_first_k() -> None:
