@@ -94,6 +94,22 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What a run may take, and what happens then; read by the supervisor and by the guard of the machine."""
+
+    max_restarts: int
+    max_hours: float | None
+    max_usd: float | None
+    idle_min: float | None
+    stall_min: float | None
+    sync_to: str | None
+    on_end: str
+    paid_since: float | None  # Unix seconds; None where nothing is paid
+    usd_per_hour: float
+    release: str  # how the machine can be released from inside: "none" or "runpod"
+
+
+@dataclass(frozen=True)
 class Facts:
     """Everything that was looked up, so that the plan itself looks at nothing.
 
@@ -147,6 +163,7 @@ class Plan:
     cwd: str
     env: Mapping[str, str]
     grace_s: int
+    limits: Limits
     expected_minutes: float | None
     expected_from: str
     expected_usd: float | None
@@ -270,10 +287,27 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         cwd=str(root / "code" / (snapshot or "<snapshot>")),
         env=_environment(facts, processes),
         grace_s=GRACE_S,
+        limits=_limits(settings, facts.machine),
         expected_minutes=minutes,
         expected_from=source,
         expected_usd=_expected_usd(facts, minutes),
         request=request,
+    )
+
+
+def _limits(settings: Settings, machine: Machine | None) -> Limits:
+    target = settings.target
+    return Limits(
+        max_restarts=target.max_restarts,
+        max_hours=target.max_hours,
+        max_usd=target.max_usd,
+        idle_min=target.idle_min,
+        stall_min=target.stall_min,
+        sync_to=target.sync_to,
+        on_end=target.on_end,
+        paid_since=machine.created if machine else None,
+        usd_per_hour=machine.usd_per_hour if machine else 0.0,
+        release="runpod" if target.provider == "runpod" else "none",
     )
 
 

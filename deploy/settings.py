@@ -71,7 +71,7 @@ class RunPod:
 
 Options = Local | Ssh | Docker | RunPod
 OPTIONS: dict[str, type[Options]] = {"local": Local, "ssh": Ssh, "docker": Docker, "runpod": RunPod}
-CHOICES = {"api": ("v2", "sdk"), "cloud": ("SECURE", "COMMUNITY")}
+CHOICES = {"api": ("v2", "sdk"), "cloud": ("SECURE", "COMMUNITY"), "on_end": ("keep", "stop", "terminate")}
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,13 @@ class Target:
     stage_to: str | None = None
     processes: int | None = None  # None: decided from the machine's GPUs and cores
     large_files: tuple[str, ...] = ()  # of the code: files over 50 MB that are meant to travel
+    max_restarts: int = 3  # of a job that crashes, each from a newer checkpoint than the last
+    max_hours: float | None = None  # ceilings, counted from the moment the machine is paid for
+    max_usd: float | None = None
+    idle_min: float | None = None  # without a job
+    stall_min: float | None = None  # of a job without a new step, with its GPUs idle
+    sync_to: str | None = None  # where the newest checkpoint goes before a machine is released: a path there, or a URL
+    on_end: str = "keep"  # or stop, or terminate: what becomes of a machine whose work is done
     options: Options = field(default_factory=Local)
 
 
@@ -200,8 +207,9 @@ def _value(where: str, key: str, value: Any, kind: Any) -> Any:
 
 def _check(where: str, told: Mapping[str, Any], options: Options) -> None:
     for key, right in CHOICES.items():
-        if getattr(options, key, right[0]) not in right:
-            raise unknown(f"{key} in {where}", str(getattr(options, key)), right)
+        value = told.get(key, getattr(options, key, right[0]))
+        if value not in right:
+            raise unknown(f"{key} in {where}", str(value), right)
     for key in ("host", "image"):
         required = {each.name for each in fields(options) if each.default == "" and each.default is not MISSING}
         if key in required and not getattr(options, key):
