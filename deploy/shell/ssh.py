@@ -17,7 +17,7 @@ from deploy.shell.host_keys import HostKeys
 from deploy.shell.link import Link, LinkLost
 
 if TYPE_CHECKING:
-    from fabric import Connection
+    from deploy.shell.connect import Connection
 
 FIRST_CONNECT_S = 15.0
 # Short, so that the way back is found within three seconds of the network's return.
