@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -21,7 +22,9 @@ from deploy.shell import CHUNK_BYTES, LocalShell, Shell
 Progress = Callable[[int, int], None]
 
 SMALL_BYTES = 1 << 20  # such a file is one message over the connection that is open anyway
+FIRST_BYTES = 64 << 10
 RANGE_BYTES = 1 << 20
+PIECE_BYTES = 32 << 20
 
 
 def no_progress(done_bytes: int, all_bytes: int) -> None:
@@ -66,18 +69,19 @@ def fetch(
         return
     if sha256 and here.size(destination) is not None and here.sha256(destination) == sha256:
         return
-    start = shell.read(source, 0, SMALL_BYTES + 1)
-    if len(start) <= SMALL_BYTES:
-        if sha256 not in (None, hashlib.sha256(start).hexdigest()):
+    path = str(source)
+    total, data = shell.calls([("size", {"path": path}), ("read", {"path": path, "limit": FIRST_BYTES})])
+    if total <= SMALL_BYTES:
+        data = data if total == len(data) else shell.read(source, 0, total)
+        if sha256 not in (None, hashlib.sha256(data).hexdigest()):
             raise _wrong(source, str(sha256))
-        here.write(destination, start)
-        progress(len(start), len(start))
+        here.write(destination, data)
+        progress(len(data), total)
         return
-    total, wanted = _size(shell, source), sha256 or shell.sha256(source)
+    wanted = sha256 or shell.hashes(source, [(0, total)])[0]  # a log may grow meanwhile
     part = _part(destination, wanted)
     for _ in range(2):  # a part that another hand spoiled is looked through once more
-        _Fetching(shell, source, part, total).run(progress)
-        if here.sha256(part) == wanted:
+        if _Fetching(shell, source, part, total).run(progress) == wanted:
             here.replace(part, destination)
             return
     here.remove(part)
@@ -105,18 +109,27 @@ def push(
         shell.write(destination, data)
         progress(total, total)
         return
-    if shell.size(destination) == total and shell.sha256(destination) == (sha256 or here.sha256(source)):
-        return
     # Named after the version of the file. Its hash is known only after a pass over it, which is made while sending.
     version = sha256 or hashlib.sha256(f"{source} {total} {source.stat().st_mtime_ns}".encode()).hexdigest()
     part = _part(destination, version)
-    shell.truncate(part, total)
-    try:
-        _send(shell, source, part, [Piece(str(source), 0, total, 0, sha256)], progress)
-    except _WrongPiece as error:
-        shell.remove(part)
-        raise _wrong(source, str(sha256)) from error
-    shell.replace(part, destination)
+    before, begun = shell.calls([("size", {"path": str(destination)}), ("size", {"path": str(part)})])
+    if before == total and shell.sha256(destination) == (sha256 or here.sha256(source)):
+        return
+    # With a hash of the whole it is one piece. Without, many: the machine hashes them on all its cores.
+    step = total if sha256 else PIECE_BYTES
+    pieces = [Piece(str(source), at, min(step, total - at), at, sha256) for at in range(0, total, step)]
+    for _ in range(2):  # what another hand spoiled meanwhile is sent once more
+        sending = _Sending(shell, source, part, pieces)
+        try:
+            hashes = sending.run(progress, size=total, is_new=begun is None)
+        except _WrongPiece as error:
+            shell.remove(part)
+            raise _wrong(source, str(sha256)) from error
+        holding = [(piece.place, piece.bytes, found) for piece, found in zip(pieces, hashes, strict=True)]
+        if shell.replace(part, destination, holding=holding):
+            return
+        begun = total
+    raise _unstable(part)
 
 
 def send_pieces(
@@ -127,11 +140,15 @@ def send_pieces(
     A piece that is there already is not sent again, nor is any part of one. Returns the SHA-256 of each piece, as
     verified on the machine. Raises StepFailed when a piece is not what its `sha256` says.
     """
-    try:
-        return _send(shell, source, part, pieces, progress)
-    except _WrongPiece as error:
-        name = error.args[0].name
-        raise StepFailed(f"{name} of {source} is not what manifest.json says: copy or make the data again") from None
+    for _ in range(2):  # what another hand spoiled meanwhile is sent once more
+        try:
+            hashes = _Sending(shell, source, part, pieces).run(progress)
+        except _WrongPiece as error:
+            words = f"{error} of {source} is not what manifest.json says: copy or make the data again"
+            raise StepFailed(words) from None
+        if shell.hashes(part, [(piece.place, piece.bytes) for piece in pieces]) == hashes:
+            return hashes
+    raise _unstable(part)
 
 
 def fetch_checkpoint(
@@ -154,17 +171,6 @@ class _WrongPiece(Exception):
     """The source does not hold what the piece promises."""
 
 
-def _send(shell: Shell, source: Path, part: PurePath, pieces: Sequence[Piece], progress: Progress) -> list[str]:
-    for _ in range(2):  # what another hand spoiled meanwhile is sent once more
-        sending = _Sending(shell, source, part, pieces)
-        hashes = sending.run(progress)
-        if shell.hashes(part, [(piece.place, piece.bytes) for piece in pieces]) == hashes:
-            return hashes
-    raise StepFailed(
-        f"{part} does not keep what is written to it: its disk is bad, or another command writes to it too"
-    )
-
-
 class _Sending:
     """Pieces on their way to the machine."""
 
@@ -177,10 +183,14 @@ class _Sending:
         self.there: dict[int, list[str]] = {}  # of pieces that are there in parts: the hash of each range
         self.tally = _Tally(sum(piece.bytes for piece in pieces))
 
-    def run(self, progress: Progress) -> list[str]:
-        self._look()
-        left = self.tally.all_bytes - self.tally.done_bytes
-        _carry(self.shell, left, self._ranges(), self._request, self._took, lambda: self.tally.tell(progress))
+    def run(self, progress: Progress, *, size: int | None = None, is_new: bool = False) -> list[str]:
+        """`size`: give the part this size first; `is_new`: nothing is there yet."""
+        with _lanes(self.shell, self.tally.all_bytes) as carry:
+            if size is not None:
+                self.shell.truncate(self.part, size)
+            if not is_new:
+                self._look()
+            carry(self._ranges(), self._request, self._took, lambda: self.tally.tell(progress))
         return self.hashes
 
     def _look(self) -> None:
@@ -213,7 +223,7 @@ class _Sending:
                     else:
                         yield Range(piece.place + at, size, data)
                 if piece.sha256 not in (None, digest.hexdigest()):
-                    raise _WrongPiece(piece)
+                    raise _WrongPiece(piece.name)
                 self.hashes[index] = digest.hexdigest()
 
     def _request(self, part: Range) -> tuple[str, dict[str, Any]]:
@@ -234,11 +244,13 @@ class _Fetching:
         self.tally = _Tally(size)
         self.lock = threading.Lock()
 
-    def run(self, progress: Progress) -> None:
-        ranges = self._missing()
-        left = self.tally.all_bytes - self.tally.done_bytes
-        with open(self.part, "r+b") as self.file:
-            _carry(self.shell, left, iter(ranges), self._request, self._took, lambda: self.tally.tell(progress))
+    def run(self, progress: Progress) -> str:
+        """The SHA-256 of what is there at the end."""
+        with _lanes(self.shell, self.size) as carry:
+            ranges = self._missing()
+            with open(self.part, "r+b") as self.file:
+                carry(iter(ranges), self._request, self._took, lambda: self.tally.tell(progress))
+        return LocalShell().sha256(self.part)
 
     def _missing(self) -> list[Range]:
         here, ranges = LocalShell(), _split(self.size)
@@ -285,21 +297,26 @@ class _Tally:
             progress(self.told, self.all_bytes)
 
 
-def _carry(
+@contextlib.contextmanager
+def _lanes(shell: Shell, all_bytes: int) -> Iterator[Callable[..., None]]:
+    """A way to have ranges carried; its connections are being made while it is still looked what is missing."""
+    from deploy.shell.lanes import Lanes, count_for
+    from deploy.shell.ssh import SshShell
+
+    if isinstance(shell, SshShell):
+        with Lanes[Range](shell, count_for(all_bytes, shell.link().round_trip_s)) as lanes:
+            yield lanes.carry
+    else:
+        yield partial(_carry_here, shell)
+
+
+def _carry_here(
     shell: Shell,
-    left_bytes: int,
     ranges: Iterator[Range],
     request: Callable[[Range], tuple[str, dict[str, Any]]],
     took: Callable[[Range, Any], None],
     report: Callable[[], None],
 ) -> None:
-    from deploy.shell.lanes import Lanes, count_for, round_trip_s
-    from deploy.shell.ssh import SshShell
-
-    if isinstance(shell, SshShell):
-        count = count_for(left_bytes, round_trip_s(shell))
-        Lanes(shell, ranges, request, took).run(count, report)
-        return
     for each in ranges:
         verb, arguments = request(each)
         took(each, shell.call(verb, **arguments))
@@ -325,6 +342,10 @@ def _size(shell: Shell, path: PurePath) -> int:
 
 def _wrong(source: PurePath, wanted: str) -> StepFailed:
     return StepFailed(f"{source} is not what it should be (SHA-256 {wanted[:12]}): its copy was thrown away")
+
+
+def _unstable(part: PurePath) -> StepFailed:
+    return StepFailed(f"{part} does not keep what is written to it: another command writes to it, or its disk is bad")
 
 
 def _copy_here(

@@ -156,10 +156,14 @@ def write_at(path: str, offset: int, data: bytes) -> None:
         file.write(data)
 
 
-def replace(source: str, destination: str) -> None:
+def replace(source: str, destination: str, holding: Sequence[Sequence[Any]] = ()) -> bool:
+    """Rename, after the bytes have reached the disk; only if each [offset, length, sha256] of `holding` is true."""
+    if hashes(source, [each[:2] for each in holding]) != [each[2] for each in holding]:
+        return False
     with open(source, "r+b") as file:
         os.fsync(file.fileno())
     folder.replace(Path(source), Path(destination))
+    return True
 
 
 def truncate(path: str, size: int) -> None:

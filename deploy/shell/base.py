@@ -54,6 +54,10 @@ class Shell:
         """
         raise NotImplementedError
 
+    def calls(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
+        """Several verbs, in order, in one round trip; each as `call` with `again`, and the first error is raised."""
+        return [self.call(verb, **arguments) for verb, arguments in requests]
+
     def lines(self, argv: Sequence[str], cwd: PurePath | None) -> Iterator[bytes]:
         raise NotImplementedError
 
@@ -142,13 +146,16 @@ class Shell:
         """Give a file this size, with room behind it where the system can promise that; it is made if need be."""
         self.call("truncate", path=str(path), size=size)
 
-    def replace(self, source: PurePath, destination: PurePath) -> None:
-        """Flush `source` to disk and rename it over `destination`."""
+    def replace(self, source: PurePath, destination: PurePath, *, holding: Sequence[tuple[int, int, str]] = ()) -> bool:
+        """Flush `source` to disk and rename it over `destination`; not when it does not hold, for each (offset, length,
+        SHA-256), what it says, and then the answer is no."""
+        ranges = [list(each) for each in holding]
         try:
-            self.call("replace", source=str(source), destination=str(destination))
+            return bool(self.call("replace", source=str(source), destination=str(destination), holding=ranges))
         except FileNotFoundError:  # asked for twice over a broken connection: the first time did it
             if self.size(destination) is None:
                 raise
+            return True
 
     def size(self, path: PurePath) -> int | None:
         size: int | None = self.call("size", path=str(path))

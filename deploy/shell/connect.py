@@ -14,7 +14,7 @@ from deploy.shell.host_keys import HostKeys
 from deploy.shell.link import BOOTSTRAP, SILENCE_S, LinkLost
 
 if TYPE_CHECKING:
-    from fabric import Connection
+    from fabric import Connection as Connection
     from paramiko import Channel
 
 KEEPALIVE_S = 5

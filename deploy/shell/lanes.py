@@ -5,9 +5,10 @@ OpenSSH lets 2 MiB be on their way in a channel: at 100 ms that is 20 MB/s, howe
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
@@ -20,9 +21,11 @@ WINDOW_BYTES = 2 << 20
 WANTED_BYTES_PER_S = 160e6  # what the windows of all lanes together let through; more costs handshakes
 BYTES_A_LANE = 8 << 20  # a lane costs ten round trips before its first byte
 FEWEST_LANES, MOST_LANES = 2, 16
-# sshd begins to refuse at ten connections that have not logged in yet.
-HANDSHAKES_AT_A_TIME = 8
-IN_FLIGHT = 4  # requests of a lane; more than a window, so that the answer to one is never waited for
+HANDSHAKES_AT_A_TIME = 8  # sshd begins to refuse at ten connections that have not logged in yet
+# Channels of the open connection, there after two round trips: they work until the lanes are there. Paramiko is slow
+# on Windows, and what is under way in it would be waited for.
+HELPERS = 1 if sys.platform == "win32" else 4
+IN_FLIGHT = 4  # requests of a lane: more than a window holds, so that the answer to one is never waited for
 TRIES = 4
 PAUSE_S = 0.3
 
@@ -36,82 +39,125 @@ def count_for(size: int, round_trip_s: float) -> int:
 
 
 class Lanes(Generic[T]):
-    """Asks for `request(chunk)`, a verb and its arguments, for every chunk; hands each answer to `took(chunk, value)`.
+    """Connections of their own, being made from the beginning of the `with` block on; with `count` 1 the open one.
 
-    `chunks` is drawn from by one thread at a time, `took` is called from many. When a connection breaks, a new one
-    takes its place and what was not answered is asked for again, so a request must bear being carried out twice.
+    When a connection breaks, a new one takes its place, and what was not answered is asked for again: a request must
+    bear being carried out twice.
     """
 
-    def __init__(
-        self,
-        shell: SshShell,
-        chunks: Iterator[T],
-        request: Callable[[T], tuple[str, dict[str, Any]]],
-        took: Callable[[T, Any], None],
-    ) -> None:
+    def __init__(self, shell: SshShell, count: int) -> None:
         self.shell = shell
-        self.chunks = chunks
-        self.request = request
-        self.took = took
+        self.count = count
         self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
         self._links: set[Link] = set()
-        self._returned: deque[T] = deque()
-        self._all_drawn = False
-        self._waited_for = 0  # chunks that were drawn and not answered yet
+        self._chunks: Iterator[T] = iter(())
+        self._all_drawn = True
+        self._returned: deque[T] = deque()  # by a lane that broke
+        self._under_way = 0  # chunks that were drawn and not answered yet
         self._failure: BaseException | None = None
         self._over = False
         self._handshakes = threading.Semaphore(HANDSHAKES_AT_A_TIME)
         self._coming_back = threading.Lock()
         self._ways: list[Callable[[], Link]] = [shell.native_link, shell.separate_link, shell.another_link]
-        self._borrowed = False
+        self._proven: set[Callable[[], Link]] = set()
 
-    def run(self, count: int, report: Callable[[], None]) -> None:
-        """Return when all is done; raise what went wrong first. `report` is called now and then, by this thread."""
-        if count == 1:  # what is over before a new connection would be there
-            self._ways, self._borrowed = [self.shell.link], True
-        threads = [threading.Thread(target=self._lane, daemon=True, name=f"lane {n}") for n in range(count)]
-        for thread in threads:
-            thread.start()
-        try:
-            while any(thread.is_alive() for thread in threads) and self._failure is None:
-                report()
-                with self._changed:
-                    self._changed.wait(0.1)
-        finally:
+    def __enter__(self) -> Lanes[T]:
+        if self.count > 1:
+            for _ in range(self.count):
+                self._start(self._lane)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._over = True
+            links = list(self._links)
+            self._changed.notify_all()
+        for link in links:
+            link.close("closed")
+        for thread in self._threads:
+            thread.join(5)
+
+    def carry(
+        self,
+        chunks: Iterator[T],
+        request: Callable[[T], tuple[str, dict[str, Any]]],
+        took: Callable[[T, Any], None],
+        report: Callable[[], None],
+    ) -> None:
+        """Ask for `request(chunk)`, a verb and its arguments, for each chunk, and hand each answer to `took`.
+
+        `chunks` is drawn from by one thread at a time, `took` is called from many, `report` from this one, now and then.
+        Returns when all is done, and raises what went wrong first.
+        """
+        self.request, self.took = request, took
+        with self._changed:
+            self._chunks, self._all_drawn = chunks, False
+            self._changed.notify_all()
+        if self.count == 1:
+            self._start(self._alone)
+        else:
+            for number in range(HELPERS):
+                self._start(self._help, number)
+        while True:
+            report()
             with self._changed:
-                self._over = True
-                links = list(self._links)
-                self._changed.notify_all()
-            for link in links:
-                self._let_go(link)
-            for thread in threads:
-                thread.join(5)
-        if self._failure is not None:
-            raise self._failure
+                if self._failure is not None:
+                    raise self._failure
+                if self._is_done():
+                    break
+                self._changed.wait(0.1)
         report()
 
-    def _lane(self) -> None:
+    def _start(self, work: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=self._guarded, args=(work, *arguments), daemon=True, name=work.__name__)
+        self._threads.append(thread)
+        thread.start()
+
+    def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
+        """What breaks in a thread is raised where it is waited for."""
         try:
-            while (link := self._open()) is not None:
-                try:
-                    self._work(link)
-                    return
-                except LinkLost:
-                    continue  # what was on its way has been handed back
-                finally:
-                    self._let_go(link)
+            work(*arguments)
         except BaseException as error:
             with self._changed:
                 self._failure = self._failure or error
-        finally:
-            with self._changed:
                 self._changed.notify_all()
 
-    def _work(self, link: Link) -> None:
+    def _lane(self) -> None:
+        while (link := self._open()) is not None:
+            try:
+                self._work(link, lambda: not self._over)
+                return
+            except LinkLost:
+                continue  # what was on its way has been handed back
+            finally:
+                with self._changed:
+                    self._links.discard(link)
+                link.close("closed")
+
+    def _alone(self) -> None:
+        """Over the open connection, which finds its own way back."""
+        while not self._is_done() and not self._over:
+            with contextlib.suppress(LinkLost):
+                self._work(self.shell.link(), lambda: not self._is_done())
+                return
+            self.shell.call("clock")
+
+    def _help(self, number: int) -> None:
+        """Until the first lane is there. The open connection itself is only lent."""
+        with contextlib.suppress(LinkLost):
+            link = self.shell.another_link() if number else self.shell.link()
+            try:
+                self._work(link, lambda: not self._links and not self._is_done())
+            finally:
+                if number:
+                    link.close("closed")
+
+    def _work(self, link: Link, goes_on: Callable[[], bool]) -> None:
         flying: deque[tuple[T, Pending]] = deque()
         try:
             while True:
-                while len(flying) < IN_FLIGHT and (chunk := self._draw(wait=not flying)) is not None:
+                while len(flying) < IN_FLIGHT and (chunk := self._draw(goes_on, wait=not flying)) is not None:
                     verb, arguments = self.request(chunk)
                     flying.append((chunk, link.submit(verb, **arguments)))
                 if not flying:
@@ -119,35 +165,36 @@ class Lanes(Generic[T]):
                 value = flying[0][1].result()
                 self.took(flying.popleft()[0], value)
                 with self._changed:
-                    self._waited_for -= 1
+                    self._under_way -= 1
                     self._changed.notify_all()
         except BaseException:
             with self._changed:
-                self._waited_for -= len(flying)
+                self._under_way -= len(flying)
                 self._returned.extend(chunk for chunk, _ in flying)
                 self._changed.notify_all()
             raise
 
-    def _draw(self, wait: bool) -> T | None:
-        """The next chunk; None when there is none now, or with `wait`, when there will be none any more."""
+    def _draw(self, goes_on: Callable[[], bool], wait: bool) -> T | None:
+        """The next chunk; None when there is none now, or with `wait`, when there is no reason to wait any longer."""
         with self._changed:
-            while not self._over:
+            while goes_on() and self._failure is None:
                 chunk = self._returned.popleft() if self._returned else None
                 if chunk is None and not self._all_drawn:
-                    chunk = next(self.chunks, None)
+                    chunk = next(self._chunks, None)
                     self._all_drawn = chunk is None
+                    self._changed.notify_all()
                 if chunk is not None:
-                    self._waited_for += 1
+                    self._under_way += 1
                     return chunk
-                if not wait or self._waited_for == 0:
+                if not wait:
                     return None
                 self._changed.wait(0.5)  # another lane may break, and hand back what it had
             return None
 
     def _open(self) -> Link | None:
-        """A link for a lane; None when it is not needed any more, or when the others have to do without."""
+        """A link for a lane; None when the others have to do without."""
         for attempt in range(TRIES):
-            if self._is_done():
+            if self._over:
                 return None
             try:
                 with self._handshakes:
@@ -158,45 +205,32 @@ class Lanes(Generic[T]):
                 with self._coming_back:
                     self.shell.call("clock")  # waits as long as the shell is willing to, and says what is wrong
                 with self._changed:
-                    self._changed.wait_for(self._is_done, PAUSE_S * (attempt + 1))
+                    self._changed.wait_for(lambda: self._over, PAUSE_S * (attempt + 1))
                 continue
             with self._changed:
                 self._links.add(link)
                 is_late = self._over
             if is_late:
-                self._let_go(link)
+                link.close("closed")
             return link
-        if self._links or self._is_done():
+        if self._links:
             return None
         raise StepFailed("the machine answers, but refuses further connections for the copy")
 
     def _first_that_works(self) -> Link:
         """By the system's ssh, which is fastest; else by a Fabric connection of its own, else over the one there is."""
-        lost: LinkLost | None = None
+        failed: list[Callable[[], Link]] = []
         for way in list(self._ways):
             try:
-                return way()
-            except LinkLost as error:
+                link = way()
+            except (LinkLost, OSError) as error:  # OSError: there is no ssh here
                 lost = error
-            except OSError as error:  # there is no ssh here
-                self._ways = [each for each in self._ways if each != way]
-                lost = LinkLost(str(error))
-        assert lost is not None
-        raise lost
-
-    def _let_go(self, link: Link) -> None:
-        with self._changed:
-            self._links.discard(link)
-        if not self._borrowed:
-            link.close("closed")
+                failed.append(way)
+                continue
+            self._proven.add(way)
+            self._ways = [each for each in self._ways if each not in failed or each in self._proven]
+            return link
+        raise LinkLost(str(lost)) from lost
 
     def _is_done(self) -> bool:
-        return self._over or (self._all_drawn and not self._returned and self._waited_for == 0)
-
-
-def round_trip_s(shell: SshShell) -> float:
-    """Of the open connection, the agent's time included."""
-    shell.link()
-    started = time.monotonic()
-    shell.call("clock")
-    return time.monotonic() - started
+        return self._all_drawn and not self._returned and self._under_way == 0

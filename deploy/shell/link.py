@@ -19,8 +19,9 @@ from deploy.pod.frames import GREETING, Ended, exactly, pack
 SILENCE_S = 8.0
 GREETING_LIMIT_S = 20.0
 CHATTER_BYTES = 64 << 10  # what a login script may print before the agent speaks
-# The command is the same in every shell: the program itself comes over the standard input.
-BOOTSTRAP = 'python3 -c "import sys;exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))"'
+# The command is the same in every shell: the program itself comes over the standard input. -I and -S: no module that
+# happens to lie in the home folder or in an environment there is loaded, and none is looked for.
+BOOTSTRAP = 'python3 -IS -c "import sys;exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))"'
 
 
 class LinkLost(StepFailed):
@@ -70,6 +71,7 @@ class Pending:
 
     def __init__(self, link: Link) -> None:
         self.link = link
+        self.sent = time.monotonic()
         self.messages: queue.SimpleQueue[tuple[dict[str, Any], bytes] | None] = queue.SimpleQueue()
 
     def next(self) -> tuple[dict[str, Any], bytes]:
@@ -96,6 +98,7 @@ class Link:
         self.stream = stream
         self.heard = time.monotonic()
         self.broken: str | None = None
+        self.round_trip_s = GREETING_LIMIT_S  # the shortest so far, the agent's work included
         self._numbers = itertools.count()
         self._pending: dict[int, Pending] = {}
         self._lock = threading.Lock()
@@ -198,6 +201,7 @@ class Link:
             if not head.get("more"):
                 self._pending.pop(head["id"], None)
         if pending:
+            self.round_trip_s = min(self.round_trip_s, time.monotonic() - pending.sent)
             pending.messages.put((head, body))
 
 

@@ -14,7 +14,7 @@ from deploy.shell import native
 from deploy.shell.base import Shell
 from deploy.shell.connect import ChannelStream, connect
 from deploy.shell.host_keys import HostKeys
-from deploy.shell.link import Link, LinkLost
+from deploy.shell.link import Link, LinkLost, Pending
 
 if TYPE_CHECKING:
     from deploy.shell.connect import Connection
@@ -43,17 +43,11 @@ class SshShell(Shell):
         self._lock = threading.RLock()
 
     def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
-        limit_s = time.monotonic() + self.patience_s
-        while True:
-            try:
-                return self.link().submit(verb, **arguments).result()
-            except LinkLost as lost:
-                self._drop()
-                self._give_up_on(lost)
-                if not again:
-                    words = f"{lost.message}; it is not known whether '{verb}' was carried out"
-                    raise StepFailed(words, evidence=lost.evidence) from lost
-                self._come_back(lost, limit_s)
+        once = None if again else verb
+        return self._persist(lambda link: [link.submit(verb, **arguments)], once)[0]
+
+    def calls(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
+        return self._persist(lambda link: [link.submit(verb, **arguments) for verb, arguments in requests], None)
 
     def lines(self, argv: Sequence[str], cwd: PurePath | None) -> Iterator[bytes]:
         try:
@@ -112,6 +106,20 @@ class SshShell(Shell):
 
     def close(self) -> None:
         self._drop()
+
+    def _persist(self, ask: Callable[[Link], list[Pending]], once: str | None) -> list[Any]:
+        """The answers to what `ask` asks for, over one connection after another; `once`: a verb not to be repeated."""
+        limit_s = time.monotonic() + self.patience_s
+        while True:
+            try:
+                return [pending.result() for pending in ask(self.link())]
+            except LinkLost as lost:
+                self._drop()
+                self._give_up_on(lost)
+                if once:
+                    words = f"{lost.message}; it is not known whether '{once}' was carried out"
+                    raise StepFailed(words, evidence=lost.evidence) from lost
+                self._come_back(lost, limit_s)
 
     def _connect(self, timeout_s: float) -> Connection:
         assert self.machine.address is not None

@@ -62,8 +62,8 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def openssh(folder: Path, port: int | None = None) -> Iterator[Server]:
-    """OpenSSH's sshd, with keys of its own."""
+def openssh(folder: Path, port: int | None = None, more: str = "") -> Iterator[Server]:
+    """OpenSSH's sshd, with keys of its own; `more` stands before the other lines of its configuration, and so wins."""
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     host_key = folder / "host_key"
@@ -76,8 +76,10 @@ def openssh(folder: Path, port: int | None = None) -> Iterator[Server]:
         Path("/run/sshd").mkdir(exist_ok=True)
     config = folder / "sshd_config"
     config.write_text(
-        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {host_key}\nAuthorizedKeysFile {folder}/authorized_keys\n"
+        f"{more}Port {port}\nListenAddress 127.0.0.1\nHostKey {host_key}\nAuthorizedKeysFile {folder}/authorized_keys\n"
         f"PidFile {folder}/sshd.pid\nStrictModes no\nPasswordAuthentication no\nUsePAM no\nPermitRootLogin yes\n"
+        # A login script of whoever runs the tests belongs neither into them nor into a measurement.
+        f"SetEnv HOME={folder}\n"
         "MaxStartups 100\nMaxSessions 100\nSubsystem sftp internal-sftp\nUseDNS no\nLogLevel ERROR\n"
     )
     assert SSHD
