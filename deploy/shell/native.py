@@ -34,10 +34,10 @@ def write_config(machine: Machine, host_keys: HostKeys, user: str) -> Path:
     own: dict[str, str | int | None] = {
         "Port": address.port,
         "User": user,
-        "IdentityFile": f'"{Path(address.key).as_posix()}"' if address.key else None,
+        "IdentityFile": _quoted(Path(address.key)) if address.key else None,
         "IdentitiesOnly": "yes" if address.key else None,
         "HostKeyAlias": host_keys.alias,
-        "UserKnownHostsFile": f'"{host_keys.seen.as_posix()}"',
+        "UserKnownHostsFile": _quoted(host_keys.seen),
         "GlobalKnownHostsFile": "none",
         "StrictHostKeyChecking": "yes",
         "CheckHostIP": "no",
@@ -61,6 +61,12 @@ def write_config(machine: Machine, host_keys: HostKeys, user: str) -> Path:
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8", newline="\n")
     return path
+
+
+def _quoted(path: Path) -> str:
+    """A path as ssh_config reads it back: % begins a token there, and a quote ends what is quoted."""
+    text = path.as_posix().replace("%", "%%").replace('"', '\\"')
+    return f'"{text}"'
 
 
 def command(config: Path, machine: Machine, argv: Sequence[str], *, terminal: bool) -> list[str]:
