@@ -316,6 +316,43 @@ def export(
         raise Exit(code=code)
 
 
+@task(help=JSON, auto_shortflags=False)
+def ps(_: Context, json: bool = False) -> None:
+    """What is billing: every machine of this project, from its provider; orphans first."""
+    from deploy import launch
+    from deploy.money import COLUMNS
+
+    with _telling(json) as screen:
+        screen.rows("Machines", launch.bills(PROJECT), COLUMNS)
+
+
+@task(
+    help={
+        **ON,
+        "run": "the machine of this run",
+        "all": "every machine of this project, of any target",
+        "orphans": "every machine on which no run of this laptop is alive",
+        "anyway": "also when what is on it cannot be brought home",
+        **JSON,
+    },
+    auto_shortflags=False,
+)
+def down(
+    _: Context,
+    on: str = "local",
+    run: str | None = None,
+    all: bool = False,
+    orphans: bool = False,
+    anyway: bool = False,
+    json: bool = False,
+) -> None:
+    """Release machines: the run ends with a checkpoint, everything comes home, nothing bills any more."""
+    from deploy import launch
+
+    with _telling(json) as screen:
+        screen.document(launch.down(PROJECT, on, run, screen, every=all, orphans=orphans, anyway=anyway))
+
+
 @task(help={**ON, **JSON}, auto_shortflags=False)
 def doctor(_: Context, on: str = "local", json: bool = False) -> None:
     """What is wrong with the set-up, each finding with its fix."""

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Any
 
-from deploy import answers, checkpoints, doctor, facts, home, job, reach, remote, runs
+from deploy import answers, checkpoints, doctor, facts, home, job, money, reach, remote, runs
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.machine import Machine, MachineSpec
 from deploy.plan import GRACE_S, Facts, Plan, Request, family_name, make, slug
@@ -30,6 +30,7 @@ FOLLOW_PATIENCE_S = 3600  # a laptop may sleep; the job does not need it
 def deploy(project: Path, target: str, screen: Screen) -> dict[str, Any]:
     """Make a target ready: machine, environment, code, data. A second call does only what is missing."""
     with reach.target(project, target) as at:
+        _remind(project, at, screen)
         checked = facts.check(at, Request(target=target))
         with reach.launching(at.settings) as note:
             note("deploy")
@@ -48,6 +49,7 @@ def train(
 ) -> dict[str, Any]:
     """Check, plan, start, follow, bring home."""
     with reach.target(project, request.target) as at:
+        _remind(project, at, screen)
         checked = facts.check(at, request)
         if checked.note:
             screen.say(checked.note)
@@ -141,6 +143,7 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
 def status(project: Path, target: str, run_id: str | None, screen: Screen, *, watch: bool) -> dict[str, Any]:
     """One merged answer from machine, supervisor and app; with `watch` again and again until the run is over."""
     with reach.run(project, target, run_id) as reached:
+        _remind(project, reached.reach, screen)
         while True:
             reached, seen = reached.look()
             answer = answers.of_status(reached.record, seen, reached.events())
@@ -171,6 +174,7 @@ def list_runs(project: Path) -> list[dict[str, Any]]:
 def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict[str, Any]:
     """Ask the job for a checkpoint and an end, and wait for both."""
     with reach.run(project, target, run_id) as reached:
+        _remind(project, reached.reach, screen)
         reached, _ = reached.look()
         record = reached.record
         if record.state in runs.STARTING:
@@ -214,6 +218,7 @@ def fetch_checkpoint(
     With `watch` every newer one as it appears, until the run is over.
     """
     with reach.run(project, target, run_id) as reached:
+        _remind(project, reached.reach, screen)
         reached.shell.on_loss = screen.say
         brought: dict[str, Any] = {}
         while True:
@@ -234,6 +239,7 @@ def fetch_checkpoint(
 def logs(project: Path, target: str, run_id: str | None, screen: Screen, *, follow: bool) -> None:
     """The log as it is, and with `follow` as it grows, until the job has ended."""
     with reach.run(project, target, run_id) as reached:
+        _remind(project, reached.reach, screen)
         if follow:
             reached.shell.patience_s = FOLLOW_PATIENCE_S
             reached.shell.on_loss = screen.complain
@@ -361,6 +367,72 @@ def export(
         return remote.app(reached, "app.export", words, place, screen)
 
 
+def bills(project: Path) -> list[dict[str, Any]]:
+    """Every machine that is there for this project, whoever made it; orphans first."""
+    found: list[money.Bill] = []
+    for at in money.targets(project):
+        with at, contextlib.suppress(DeployError):  # a provider without key or engine has no machine of ours
+            found += money.bills(project, at)
+    return [bill.to_json() for bill in sorted(found, key=lambda bill: not bill.orphan)]
+
+
+def down(
+    project: Path, target: str, run_id: str | None, screen: Screen, *, every: bool, orphans: bool, anyway: bool
+) -> list[dict[str, Any]]:
+    """Release machines: a run on one ends with a checkpoint, and what is there comes home first."""
+    gone: list[dict[str, Any]] = []
+    record = runs.get(project / "runs", run_id, target) if run_id else None
+    for at in (
+        money.targets(project) if every or orphans else [Reach(load(project, record.target if record else target))]
+    ):
+        with at:
+            for bill in _bills_of(project, at, screen, quiet=every or orphans):
+                own = bill.machine.startswith(family_name(at.settings)) if not (every or orphans) else True
+                if not own or (orphans and not bill.orphan) or (record and bill.machine != record.machine):
+                    continue
+                machine = at.machine(bill.machine)
+                _bring_all_home(at, bill, screen, anyway=anyway)
+                if machine is not None:
+                    at.provider.release(machine)
+                screen.say(f"released {bill.machine}" + (f" after ${bill.usd:.2f}" if bill.usd else ""))
+                gone.append(bill.to_json())
+    if not gone:
+        screen.say("there is nothing to release")
+    return gone
+
+
+def _bills_of(project: Path, at: Reach, screen: Screen, *, quiet: bool) -> list[money.Bill]:
+    try:
+        return money.bills(project, at)
+    except DeployError as error:
+        if not quiet:
+            raise
+        screen.say(f"not asked: {at.settings.target.provider} ({error.message})")
+        return []
+
+
+def _bring_all_home(at: Reach, bill: money.Bill, screen: Screen, *, anyway: bool) -> None:
+    """Nothing that only this machine has is lost, unless the user says so."""
+    for record in runs.every(at.settings.runs):
+        if record.machine != bill.machine:
+            continue
+        try:
+            reached, _ = at.run(record).look()
+            if reached.machine is None:
+                continue
+            if reached.record.state not in FINAL_STATES:
+                reached = _stop(reached, screen)
+            home.bring(reached, screen)
+        except (DeployError, OSError) as error:
+            if not anyway:
+                raise StepFailed(
+                    f"what run {record.run_id} left on {bill.machine} could not be brought home ({error}): the machine "
+                    "was kept",
+                    next_command=command(f"down --run {record.run_id} --anyway"),
+                ) from error
+            screen.say(f"run {record.run_id} could not be brought home, and is given up ({error})")
+
+
 def examine(project: Path, target: str) -> list[dict[str, Any]]:
     """What is wrong with the set-up, each finding with its fix."""
     return [asdict(finding) for finding in doctor.examine(load(project, target))]
@@ -381,6 +453,12 @@ def bench(project: Path, *, quick: bool) -> int:
 def _checkpoint(reached: Reached, which: str) -> dict[str, Any]:
     """The checkpoint that is meant, as its JSON tells it."""
     return checkpoints.choose(checkpoints.whole(reached.shell, reached.folder), which, reached.record.run_id)
+
+
+def _remind(project: Path, at: Reach, screen: Screen) -> None:
+    """Every command names machines that bill without need; on stderr, for stdout may be a log or a document."""
+    for warning in money.warnings(project, at):
+        screen.complain(f"{warning}; see {command('ps')}, end it with {command('down --orphans')}")
 
 
 def _how_it_is(record: Record) -> str:

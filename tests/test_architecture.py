@@ -20,11 +20,10 @@ PROJECT = Path(__file__).parents[1]
 LAPTOP = [
     "tasks",
     "deploy.launch",
-    "deploy.doctor deploy.home deploy.ready deploy.remote",
+    "deploy.doctor deploy.home deploy.money deploy.ready deploy.remote",
     "deploy.facts deploy.show",
     "deploy.answers deploy.reach",
-    "deploy.checkpoints deploy.code deploy.data deploy.environment deploy.job deploy.money "
-    "deploy.providers deploy.runs",
+    "deploy.checkpoints deploy.code deploy.data deploy.environment deploy.job deploy.providers deploy.runs",
     "deploy.image deploy.keys deploy.origins",
     "deploy.transfer",
     "deploy.plan deploy.shell",
@@ -96,7 +95,7 @@ STARTS_PROCESSES = {
 POSIX_ONLY = {"curses", "fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}
 
 # The tasks that need no torch on this computer; bootstrap.py's APP_TASKS are the others.
-LAPTOP_TASKS = {"attach", "doctor", "fetch-checkpoint", "logs", "runs", "status", "stop"}
+LAPTOP_TASKS = {"attach", "doctor", "down", "fetch-checkpoint", "logs", "ps", "runs", "status", "stop"}
 
 REGISTRY_ADDRESS = re.compile(
     r"py[p]i\.org|pytho[n]hosted\.org|download\.pytorc[h]\.org|deb\.debia[n]\.org|registry\.np[m]js|"

@@ -87,7 +87,7 @@ class Lanes(Generic[T]):
     ) -> None:
         """Ask for `request(chunk)`, a verb and its arguments, for each chunk, and hand each answer to `took`.
 
-        `chunks` is drawn from by one thread at a time, `took` is called from many, `report` from this one, now and then.
+        `chunks` is drawn from by one thread at a time, `took` is called from many, `report` from this one now and then.
         Returns when all is done, and raises what went wrong first.
         """
         self.request, self.took = request, took

@@ -1,4 +1,4 @@
-"""The commands on a machine that is reached by SSH: a real server, real git, tmux and processes; training is pretended."""
+"""The commands on a machine by SSH: a real server, real git, tmux and processes; only the training is pretended."""
 
 from __future__ import annotations
 
