@@ -12,6 +12,16 @@
 # needed. What the base image adds is the compatibility package for older drivers, and the variables that make the
 # container toolkit hand over the GPUs. Ubuntu 24.04 has Python 3.12.
 ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
+
+# A stage of its own for what is to be installed: the extra `app`, as what the laptop needs stays there. The next stage
+# sees only this list, so that another change of pyproject.toml, such as a lint rule, leaves its layers as they are.
+FROM ${BASE_IMAGE} AS requirements
+COPY constraints.txt pyproject.toml /from/
+RUN mkdir /to \
+    && sed -n '/^app = \[/,/^\]/s/^ *"\([^"]*\)".*/\1/p' /from/pyproject.toml > /to/requirements.txt \
+    && sed 's/\r$//' /from/constraints.txt > /to/constraints.txt \
+    && grep -q '^torch==' /to/requirements.txt
+
 FROM ${BASE_IMAGE}
 
 # openssh-server makes host keys when it is installed. In an image they would be the same for everybody: away with them,
@@ -21,22 +31,19 @@ RUN apt-get update \
         ca-certificates git openssh-server python3 python3-venv tmux \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /etc/ssh/ssh_host_*
 
-# Dependencies have their layer before anything of ours. Only the extra `app`: what the laptop needs stays there.
+# Dependencies have their layer before anything of ours.
 # FAISS: faiss-gpu is Meta's own package of the same version, for CUDA 12.6, whose libraries it brings next to torch's;
-# a driver for CUDA 13 runs both. It replaces faiss-cpu: both install the module `faiss`.
+# a driver for CUDA 13 runs both. It takes the place of faiss-cpu: both install the module `faiss`.
 # PIP_OPTIONS stays readable in the image's history, so a password has no place in it.
 ARG FAISS=faiss-gpu
 ARG PIP_OPTIONS=""
 ENV PATH=/opt/sniperface/bin:${PATH} VIRTUAL_ENV=/opt/sniperface
-COPY constraints.txt pyproject.toml /opt/sniperface/
+COPY --from=requirements /to/ /opt/sniperface/
 RUN cd /opt/sniperface \
     && python3 -m venv . \
+    && sed -i "s/^faiss-cpu$/${FAISS}/" requirements.txt \
     && pip() { python -m pip "$@" --no-cache-dir --no-input --progress-bar off --disable-pip-version-check \
         --constraint constraints.txt ${PIP_OPTIONS}; } \
-    && python -c "import sys; from pip._vendor import tomli; \
-project = tomli.load(open('pyproject.toml', 'rb'))['project']; \
-names = project['optional-dependencies']['app']; \
-print(*[sys.argv[1] if name == 'faiss-cpu' else name for name in names], sep='\n')" "${FAISS}" > requirements.txt \
     && pip install setuptools \
     && pip install --no-build-isolation --use-pep517 --requirement requirements.txt
 

@@ -24,6 +24,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
+@pytest.fixture(scope="session")
+def our_image() -> str:
+    """Name and tag of our image, built by our Dockerfile; what is built is kept for the next time."""
+    from tests import images
+
+    try:
+        return images.our_image()
+    except images.NoDocker as reason:
+        pytest.skip(str(reason))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield

@@ -20,4 +20,10 @@ def _ssh(settings: Settings) -> Provider:
     return SshProvider(settings)
 
 
-PROVIDERS: dict[str, Callable[[Settings], Provider]] = {"local": _local, "ssh": _ssh}
+def _docker(settings: Settings) -> Provider:
+    from deploy.providers.docker import DockerProvider
+
+    return DockerProvider(settings)
+
+
+PROVIDERS: dict[str, Callable[[Settings], Provider]] = {"docker": _docker, "local": _local, "ssh": _ssh}

@@ -1,56 +1,23 @@
-"""Images for the tests: a stand-in for the base image, and ours, built on it by our own Dockerfile.
+"""Our image for the tests, built by our own Dockerfile on a stand-in for the base image (base.py).
 
-`python -m tests.images` makes both, once; what exists is kept. Image registries may be out of reach, so the base is a
-root file system by debootstrap, with this machine's certificates and settings of apt and pip.
+`python -m tests.images` makes both, once; what exists is kept.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
-import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from deploy import image
+from tests.images.base import base_image
+from tests.images.engine import NoDocker, check_docker, docker, exists
+
+__all__ = ["NoDocker", "arguments", "build", "check_docker", "docker", "exists", "our_image"]
+
 PROJECT = Path(__file__).parents[2]
-BASE = "sniperface-test-base"
 OURS = "sniperface-test"
-CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
-BEGIN = "-----BEGIN CERTIFICATE-----"
-WHEELS = "/opt/wheels"  # in the base
-
-
-class NoDocker(Exception):
-    """Why there can be no image here, as a test's reason to be skipped."""
-
-
-def docker(*argv: str, builder: str = "", stdin: bytes | None = None) -> str:
-    """Output of the docker command; the classic builder is asked for by DOCKER_BUILDKIT=0."""
-    program = shutil.which("docker", path="/usr/bin") or shutil.which("docker")
-    if not program:
-        raise NoDocker("needs Docker: install docker.io")
-    env = {**os.environ, **({"DOCKER_BUILDKIT": builder} if builder else {})}
-    done = subprocess.run([program, *argv], env=env, input=stdin, capture_output=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"docker {' '.join(argv[:3])} failed:\n{(done.stdout + done.stderr).decode()[-4000:]}")
-    return done.stdout.decode().strip()
-
-
-def check_docker() -> None:
-    if not shutil.which("docker"):
-        raise NoDocker("needs Docker: install docker.io")
-    try:
-        docker("version")
-    except RuntimeError as error:
-        raise NoDocker("needs Docker: start dockerd, and let this user reach it") from error
-
-
-def exists(image: str) -> bool:
-    return bool(docker("images", "--quiet", image))
 
 
 @contextlib.contextmanager
@@ -63,82 +30,25 @@ def one_at_a_time() -> Iterator[None]:
         yield
 
 
-def base_image() -> str:
-    """The stand-in, made when it is missing."""
-    pip, wheels = pip_settings()
-    apt = apt_sources()
-    inputs = [Path(__file__).read_bytes(), pip.encode(), apt.encode(), *(os.fsencode(wheel.name) for wheel in wheels)]
-    with contextlib.suppress(OSError):
-        inputs.append(Path(CERTIFICATES).read_bytes())
-    image = f"{BASE}:{hashlib.sha256(b'|'.join(inputs)).hexdigest()[:12]}"
-    if exists(image):
-        return image
-    if not shutil.which("debootstrap", path="/usr/sbin:/usr/bin") or os.getuid() != 0:
-        raise NoDocker("needs Docker: and its base image is made by debootstrap, as root; install debootstrap")
-    with tempfile.TemporaryDirectory(prefix="sniperface-base-") as folder:
-        root = Path(folder, "root")
-        mirror, suite = apt.splitlines()[0].split()[1:3]
-        run(["debootstrap", "--variant=minbase", "--include=ca-certificates", suite, str(root), mirror])
-        run(["chroot", str(root), "apt-get", "clean"])
-        (root / "etc/apt/sources.list").write_text(apt)
-        for setting in Path("/etc/apt/apt.conf.d").glob("*"):
-            if "Acquire::" in setting.read_text(errors="replace"):
-                shutil.copy(setting, root / "etc/apt/apt.conf.d")
-        (root / "etc/pip.conf").write_text(pip)
-        if Path(CERTIFICATES).exists():
-            trusted = Path(CERTIFICATES).read_text(encoding="utf-8").split(BEGIN)[1:]
-            for number, certificate in enumerate(trusted):  # one a file, for update-ca-certificates
-                file = root / f"usr/local/share/ca-certificates/here-{number}.crt"
-                file.write_text(BEGIN + certificate, encoding="utf-8")
-            run(["chroot", str(root), "update-ca-certificates"])
-        (root / WHEELS.lstrip("/")).mkdir(parents=True)
-        for wheel in wheels:
-            shutil.copy(wheel, root / WHEELS.lstrip("/"))
-        with subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as tar:
-            path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-            imported = subprocess.run(
-                ["docker", "import", "--change", f"ENV {path}", "-", image], stdin=tar.stdout, capture_output=True
-            )
-        if tar.returncode or imported.returncode:
-            raise RuntimeError(f"docker import failed: {imported.stderr.decode()}")
-    return image
+def arguments() -> dict[str, str]:
+    """Of the build: the stand-in as base, and no GPU."""
+    return {"BASE_IMAGE": base_image(), "FAISS": "faiss-cpu"}
 
 
-def apt_sources() -> str:
-    """This machine's own mirror and suites, as `deb` lines; whatever else it has is left out."""
-    form = "$(ORIGIN)|deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
-    listing = run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
-    lines = [line.split("|")[1] for line in listing.splitlines() if line.split("|")[0] in ("Debian", "Ubuntu")]
-    if not lines:
-        raise NoDocker("needs Docker: and its base image needs apt-get update on a Debian-like machine")
-    return "".join(f"{line}\n" for line in sorted(set(lines), key=lambda line: line.split()[2]))
+def our_image() -> str:
+    """Our image on the stand-in, made when this checkout's environment has none yet."""
+    check_docker()
+    with one_at_a_time():
+        told = arguments()
+        reference = f"{OURS}:{image.tag(PROJECT, told)}"
+        if not exists(reference):
+            build(reference, told)
+        return reference
 
 
-def pip_settings() -> tuple[str, list[Path]]:
-    """pip.conf for the base: this machine's, with its local folders of wheels as one, torch's for Linux alone."""
-    listing = run([sys.executable, "-m", "pip", "config", "list"])
-    told = {}
-    for line in listing.splitlines():
-        name, _, value = line.partition("=")
-        section, _, key = name.partition(".")
-        if section in ("global", "install", ":env:"):
-            told[key] = value.strip("'\"")
-    kept = {key: told[key] for key in ("index-url", "timeout", "default-timeout", "trusted-host") if key in told}
-    extra = [word for word in told.get("extra-index-url", "").split() if not word.startswith("file:")]
-    folders = [Path(word.removeprefix("file://")) for word in told.get("find-links", "").split()]
-    wheels = [wheel for folder in folders if folder.is_dir() for wheel in sorted(folder.glob("torch-*.whl"))]
-    kept |= {"extra-index-url": " ".join(extra)} if extra else {}
-    kept |= {"find-links": WHEELS} if wheels else {}
-    kept |= {"cert": CERTIFICATES} if Path(CERTIFICATES).exists() else {}
-    return "[global]\n" + "".join(f"{key} = {value}\n" for key, value in sorted(kept.items())), wheels
-
-
-def run(argv: Sequence[str]) -> str:
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(argv[:3])} failed:\n{(done.stdout + done.stderr)[-4000:]}")
-    return done.stdout
-
-
-def build_args(base: str) -> Mapping[str, str]:
-    return {"BASE_IMAGE": base, "FAISS": "faiss-cpu"}
+def build(reference: str, told: Mapping[str, str], *, project: Path = PROJECT, builder: str = "1") -> None:
+    """With BuildKit, or with the classic builder ("0"); each has layers of its own and keeps them."""
+    argv = ["build", "--tag", reference, "--label", f"{image.ENVIRONMENT}={image.environment(project)}"]
+    for name, value in told.items():
+        argv += ["--build-arg", f"{name}={value}"]
+    docker(*argv, str(project), builder=builder)

@@ -7,7 +7,6 @@ import sys
 from tests import images
 
 try:
-    images.check_docker()
-    print(images.base_image())
+    print(images.our_image())
 except images.NoDocker as reason:
     sys.exit(str(reason))

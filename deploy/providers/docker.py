@@ -1,0 +1,279 @@
+"""A container of our image, on the local Docker engine or on a remote one. Labels are the record: no file is kept."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from deploy import image
+from deploy.errors import NoMachine, StepFailed, command
+from deploy.keys import project_key
+from deploy.machine import Address, Machine, MachineSpec
+from deploy.plan import slug
+from deploy.settings import Docker, Settings
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+    from docker.models.containers import Container
+
+LABEL = "sniperface."  # project, target, family, root
+PYTHON = "/opt/sniperface/bin/python"
+READY_S = 60.0  # from a started container to an sshd that answers
+SSH_PORT = "22/tcp"
+HOST_KEY = "sniperface host key: "
+BAD_START = "sniperface bad start: "
+
+
+class DockerProvider:
+    """The four verbs. A machine's name is its container's; `find` and `release` take what is gone for gone."""
+
+    def __init__(self, settings: Settings) -> None:
+        assert isinstance(settings.target.options, Docker)
+        self.settings = settings
+        self.options = settings.target.options
+        self._client: DockerClient | None = None
+
+    @property
+    def client(self) -> DockerClient:
+        if self._client is None:
+            self._client = image.engine(self.options.docker_host)
+        return self._client
+
+    def acquire(self, spec: MachineSpec) -> Machine:
+        found = sorted(self._usable(spec.family), key=lambda each: each.status != "running")
+        container = found[0] if found else self._create(spec)
+        try:
+            if container.status == "paused":
+                container.unpause()
+            elif container.status != "running":
+                self._start(container)
+            return self._when_it_answers(container)
+        except BaseException:
+            if not found:
+                self._remove(container)
+            raise
+
+    def find(self, name: str) -> Machine | None:
+        from docker.errors import NotFound
+
+        try:
+            container = self.client.containers.get(name)
+        except NotFound:
+            return None
+        if LABEL + "project" not in container.labels or container.status != "running":
+            return None
+        return self._machine(container)
+
+    def list(self) -> list[Machine]:
+        return [self._machine(container) for container in self._containers()]
+
+    def release(self, machine: Machine) -> None:
+        from docker.errors import NotFound
+
+        try:
+            self._remove(self.client.containers.get(machine.name))
+        except NotFound:
+            return
+
+    def _usable(self, family: str) -> Sequence[Container]:
+        """Containers of another environment than this checkout's keep what they have, and are not used any more."""
+        if self.options.image:
+            return self._containers(family=family)
+        now = image.environment(self.settings.project)
+        return [each for each in self._containers(family=family) if each.labels.get(image.ENVIRONMENT) == now]
+
+    def _containers(self, **labels: str) -> Sequence[Container]:
+        wanted = {"project": slug(self.settings.project.name), **labels}
+        filters = {"label": [f"{LABEL}{name}={value}" for name, value in wanted.items()]}
+        return list(self.client.containers.list(all=True, filters=filters, ignore_removed=True))
+
+    def _create(self, spec: MachineSpec) -> Container:
+        from docker.errors import APIError, ImageNotFound
+
+        name = self.options.image or image.newest(self.client, self.settings.project)
+        if not name:
+            raise NoMachine(
+                "the Docker engine has no image of this environment yet: build it once",
+                next_command=command(f"build --on {self.settings.target.name}"),
+            )
+        labels = {
+            "project": slug(self.settings.project.name),
+            "target": self.settings.target.name,
+            "family": spec.family,
+            "root": str(spec.root),
+        }
+        gib = 1 << 30
+        memory = self.options.memory_gib
+        try:
+            return self.client.containers.create(
+                name,
+                name=spec.name,
+                labels={LABEL + key: value for key, value in labels.items()},
+                environment={"PUBLIC_KEY": project_key(self.settings)[1]},
+                # A port of the engine's choice, and never one that the whole network sees, unless the engine is remote.
+                ports={SSH_PORT: ("0.0.0.0" if self._is_remote() else "127.0.0.1", None)},  # noqa: S104
+                shm_size=int(self.options.shm_gib * gib),
+                mem_limit=int(memory * gib) if memory else None,
+                network=self.options.network,
+                volumes=list(self.options.volumes),
+                device_requests=self._gpus(),
+                detach=True,
+            )
+        except ImageNotFound as error:
+            raise NoMachine(
+                f"the Docker engine has no image {name}: pull or build it first",
+                next_command=f"docker pull {name}" if self.options.image else command("build"),
+            ) from error
+        except APIError as error:
+            raise _refused(f"the container {spec.name} could not be made", error) from error
+
+    def _gpus(self) -> Sequence[Any]:
+        """All that the engine has, or as many as asked for; `auto` asks the engine whether it knows NVIDIA's."""
+        from docker.types import DeviceRequest
+
+        wanted = self.options.gpus
+        if wanted == "none" or (wanted == "auto" and "nvidia" not in self.client.info().get("Runtimes", {})):
+            return []
+        if wanted not in ("auto", "all") and not wanted.isdigit():
+            raise NoMachine(
+                f"gpus of target '{self.settings.target.name}' must be auto, none, all or a number: {wanted}"
+            )
+        count = int(wanted) if wanted.isdigit() else -1
+        return [DeviceRequest(driver="nvidia", count=count, capabilities=[["gpu"]])]
+
+    def _start(self, container: Container) -> None:
+        from docker.errors import APIError
+
+        try:
+            container.start()
+        except APIError as error:
+            raise _refused(f"the container {container.name} could not be started", error) from error
+
+    def _when_it_answers(self, container: Container) -> Machine:
+        """An sshd that says its name. Until then the container's log is watched for the reason why it never will."""
+        machine: Machine | None = None
+
+        def answers() -> bool:
+            nonlocal machine
+            container.reload()
+            log = _log(container)
+            if BAD_START in log or container.status not in ("running", "created", "restarting"):
+                raise NoMachine(
+                    f"the container {container.name} did not start well", evidence=log.splitlines()[-8:],
+                    next_command=f"docker logs {container.name}",
+                )  # fmt: skip
+            machine = self._machine(container, log)
+            assert machine.address is not None
+            return bool(machine.address.host_keys and machine.address.port) and _speaks_ssh(machine.address)
+
+        if not _becomes_true(answers, READY_S) or machine is None:
+            where = f"{machine.address.host}:{machine.address.port}" if machine and machine.address else "nowhere"
+            raise NoMachine(
+                f"the container {container.name} runs, but no SSH server answers at {where} within {READY_S:g} s; the "
+                "place where a remote engine's ports are reached is ssh_host: in conf/deploy",
+                evidence=_log(container).splitlines()[-8:],
+                next_command=f"docker logs {container.name}",
+            )
+        return machine
+
+    def _machine(self, container: Container, log: str | None = None) -> Machine:
+        """As the engine describes it. Its host keys come from its log: the engine is who we trust already."""
+        ports = (container.attrs["NetworkSettings"].get("Ports") or {}).get(SSH_PORT) or []
+        log = _log(container) if log is None else log
+        keys = [line.removeprefix(HOST_KEY).strip() for line in log.splitlines() if line.startswith(HOST_KEY)]
+        address = Address(
+            host=self._ssh_host(),
+            port=int(ports[0]["HostPort"]) if ports else None,
+            user="root",
+            key=str(project_key(self.settings)[0]),
+            host_keys=tuple(keys[-1:]),
+        )
+        environment = dict(entry.partition("=")[::2] for entry in container.attrs["Config"].get("Env") or [])
+        return Machine(
+            name=str(container.name),
+            provider="docker",
+            root=PurePosixPath(container.labels.get(LABEL + "root") or str(self.settings.root)),
+            python=environment.get("SNIPERFACE_PYTHON", PYTHON),
+            address=address,
+            id=str(container.id),
+            created=_seconds(container.attrs["Created"]),
+        )
+
+    def _remove(self, container: Container) -> None:
+        """With its anonymous volumes. The processes inside are told first: a job writes a checkpoint."""
+        from docker.errors import APIError, NotFound
+
+        try:
+            container.stop(timeout=60)
+            container.remove(force=True, v=True)
+        except NotFound:
+            return
+        except APIError as error:
+            if error.status_code == 409:  # somebody else removes it at this moment
+                return
+            raise StepFailed(f"the container {container.name} could not be removed", evidence=[str(error)]) from error
+
+    def _is_remote(self) -> bool:
+        return self._engine_host() is not None
+
+    def _ssh_host(self) -> str:
+        return self.options.ssh_host or self._engine_host() or "127.0.0.1"
+
+    def _engine_host(self) -> str | None:
+        """The computer of an engine that is reached through the network; None for this one."""
+        host = image.engine_address(self.options.docker_host) or ""
+        return urlsplit(host).hostname if urlsplit(host).scheme in ("ssh", "tcp", "http", "https") else None
+
+
+def _log(container: Container) -> str:
+    """What the container said at its last start: all of it would grow with every connection that sshd notes."""
+    from docker.errors import APIError
+
+    started = _seconds(container.attrs["State"]["StartedAt"])
+    if started <= 0:  # never
+        return ""
+    try:
+        return str(container.logs(since=started, until=started + READY_S).decode("utf-8", errors="replace"))
+    except APIError:  # it was just removed, or its log driver keeps nothing to read
+        return ""
+
+
+def _speaks_ssh(address: Address) -> bool:
+    """A published port takes connections before anything listens behind it, so only a banner counts."""
+    try:
+        with socket.create_connection((address.host, address.port or 22), timeout=5) as connection:
+            connection.settimeout(5)
+            return connection.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+def _becomes_true(condition: Callable[[], bool], limit_s: float) -> bool:
+    limit = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > limit:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _seconds(text: str) -> float:
+    """Docker's times have nine digits behind the point, and Python 3.10 reads six."""
+    whole, _, rest = text.partition(".")
+    return datetime.fromisoformat(f"{whole[:19]}+00:00").timestamp() + (
+        float(f"0.{rest[:6]}") if rest[:6].isdigit() else 0
+    )
+
+
+def _refused(what: str, error: Exception) -> NoMachine:
+    words = str(getattr(error, "explanation", None) or error)
+    if "could not select device driver" in words or "nvidia" in words.lower():
+        what += ": the engine has no GPU to give; install the NVIDIA container toolkit there, or set gpus: none"
+    elif "port is already allocated" in words:
+        what += ": its port is taken"
+    return NoMachine(what, evidence=[words[:400]], next_command="docker info")
