@@ -11,72 +11,24 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-SOURCE = Path(__file__).parents[2]
-SMALL = [
-    "backbone.layers=[1,1]", "backbone.width=8", "backbone.image_size=32", "backbone.embedding_dim=32",
-    "recipe.moco.projection_hidden=64", "train.epochs=40", "train.log_every_steps=1",
-]  # fmt: skip
+from .clones import SMALL, Clone, events, make_clone, wait_for
 
 pytestmark = pytest.mark.slow
-
-
-@dataclass
-class Clone:
-    """A copy of the project's files as a new user has them, in a folder with a hostile name."""
-
-    path: Path
-    socket: str
-
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "invoke", *words],
-            cwd=self.path,
-            env={**os.environ, "SNIPERFACE_TMUX_SOCKET": self.socket},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def invoke(self, *words: str, code: int = 0) -> str:
-        """Run to the end; what it printed on stdout (and, when it was to fail, on stderr too)."""
-        process = self.start(*words)
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == code, f"{words} ended with {process.returncode}\n{out}\n{err}"
-        return out if code == 0 else out + err
-
-    def json(self, *words: str) -> Any:
-        return json.loads(self.invoke(*words, "--json"))
-
-    def train(self, *words: str) -> Any:
-        return self.json("train", *(word for setting in SMALL for word in ("--set", setting)), *words)
-
-    def status(self) -> dict[str, Any]:
-        return self.json("status")
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     if shutil.which("tmux") is None:
         pytest.skip("needs tmux: apt-get install tmux, or brew install tmux")
-    path = tmp_path_factory.mktemp("a user") / "zoë's “faces” & co"
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=SOURCE, capture_output=True, check=True).stdout
-    for name in filter(None, listed.decode().split("\0")):
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(SOURCE / name, path / name)
-    subprocess.run(["git", "init", "-q"], cwd=path, check=True)
-    here = Clone(path, f"sniperface-e2e-{uuid.uuid4().hex[:8]}")
+    here = make_clone(tmp_path_factory.mktemp("a user"))
     yield here
     subprocess.run(["tmux", "-L", here.socket, "kill-server"], check=False, capture_output=True)
 
@@ -87,21 +39,8 @@ def finished(clone: Clone) -> Any:
     return clone.train()
 
 
-def wait_for(condition: Callable[[], Any], limit_s: float = 120) -> Any:
-    deadline = time.monotonic() + limit_s
-    while not (answer := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)  # a poll, bounded by the deadline
-    return answer
-
-
 def live(clone: Clone, run_id: str) -> Path:
     return clone.path / ".sniperface" / "local" / "runs" / run_id
-
-
-def events(folder: Path) -> list[dict[str, Any]]:
-    metrics = folder / "metrics.jsonl"
-    return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
 
 
 def reached(folder: Path, event: str, step: int) -> bool:

@@ -1,0 +1,170 @@
+"""The whole path on machines, nothing pretended: real photographs and training, real SSH, real containers.
+
+For each kind of machine: deploy, train on a part of the data with two processes, follow the log, lose the network in
+the middle, go on, fetch, measure what was fetched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.pod import processes
+from tests.deploy.proxy import proxy
+from tests.deploy.servers import SSHD, openssh
+
+from .clones import SMALL, Clone, make_clone, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+@dataclass
+class Site:
+    """A clone with a target on which the whole path is walked, and a way to cut the network to it."""
+
+    clone: Clone
+    target: str
+    cut: Callable[[], AbstractContextManager[None]]
+    log: Callable[[str], bytes]  # train.log of a run, as it is on the machine
+
+
+def write_target(clone: Clone, name: str, **values: object) -> None:
+    (clone.path / "conf" / "deploy" / f"{name}.yaml").write_text(json.dumps(values), encoding="utf-8")
+
+
+@pytest.fixture
+def ssh_site(tmp_path: Path) -> Iterator[Site]:
+    """A host by SSH, at the far end of a line that can be cut."""
+    if SSHD is None or shutil.which("tmux") is None:
+        pytest.skip("needs an SSH server and tmux: apt-get install openssh-server tmux")
+    clone = make_clone(tmp_path)
+    root = tmp_path / "far away" / "root"
+    with openssh(tmp_path / "server") as server, proxy(server.port, delay_s=0.02) as line:
+        known = tmp_path / "home" / ".ssh" / "known_hosts"
+        known.parent.mkdir(parents=True)
+        known.write_text(f"[127.0.0.1]:{line.port} {server.host_key}\n")
+        clone.env = {"HOME": str(tmp_path / "home"), "USER": "root"}
+        write_target(
+            clone, "box", provider="ssh", host="127.0.0.1", port=line.port, key=str(server.key), root=str(root),
+            stage_to=str(tmp_path / "ram"), python=sys.executable,
+        )  # fmt: skip
+
+        @contextmanager
+        def cut() -> Iterator[None]:
+            line.cut()
+            yield
+            line.drop()
+            line.restore()
+
+        yield Site(clone, "box", cut, lambda run_id: (root / "runs" / run_id / "train.log").read_bytes())
+        for status in (root / "runs").glob("*/status.json"):
+            told = json.loads(status.read_text())
+            if told.get("ended") is None:
+                processes.kill_tree(told["pid"])
+        subprocess.run(["tmux", "-L", clone.socket, "kill-server"], check=False, capture_output=True)
+
+
+@pytest.fixture
+def docker_site(tmp_path: Path) -> Iterator[Site]:
+    """A container of our image on the local engine."""
+    from tests.images import NoDocker, docker, our_image
+
+    try:
+        reference = our_image()
+    except NoDocker as reason:
+        pytest.skip(str(reason))
+    if os.geteuid() != 0 or shutil.which("iptables") is None:
+        pytest.skip("needs the right to cut a port: run this as root, with iptables installed")
+    clone = make_clone(tmp_path)
+    write_target(clone, "docker", provider="docker", image=reference, root="/workspace/sniperface", stage_to="/dev/shm")
+
+    def container() -> dict[str, Any]:
+        (machine,) = clone.json("ps")
+        found: dict[str, Any] = json.loads(docker("inspect", machine["machine"]))[0]
+        return found
+
+    @contextmanager
+    def cut() -> Iterator[None]:
+        port = container()["NetworkSettings"]["Ports"]["22/tcp"][0]["HostPort"]
+        rules = [["OUTPUT", "-p", "tcp", way, port, "-j", "DROP"] for way in ("--dport", "--sport")]
+        for rule in rules:
+            subprocess.run(["iptables", "-I", *rule], check=True)
+        try:
+            yield
+        finally:
+            for rule in rules:
+                subprocess.run(["iptables", "-D", *rule], check=True)
+
+    def log(run_id: str) -> bytes:
+        words = ["docker", "exec", container()["Name"], "cat", f"/workspace/sniperface/runs/{run_id}/train.log"]
+        return subprocess.run(words, check=True, capture_output=True).stdout
+
+    yield Site(clone, "docker", cut, log)
+    clone.invoke("down", "--all", "--anyway")
+    assert clone.json("ps") == []
+
+
+@pytest.fixture(params=["ssh", "docker"])
+def site(request: pytest.FixtureRequest) -> Site:
+    """Each kind of machine."""
+    found: Site = request.getfixturevalue(f"{request.param}_site")
+    return found
+
+
+def test_the_whole_path(site: Site, tmp_path: Path) -> None:
+    """Nothing of the log is lost or doubled, and what comes home is what was trained."""
+    clone, on = site.clone, ("--on", site.target)
+    clone.invoke("deploy", *on)
+    assert "already there" in clone.invoke("deploy", *on)
+    small = [word for setting in SMALL for word in ("--set", setting)]
+    started = clone.json("train", *on, "--fraction", "0.5", "--detach", *small, "--set", "train.epochs=120")
+    run_id = started["run_id"]
+    printed = tmp_path / "printed"
+    with printed.open("wb") as out:
+        following = subprocess.Popen(
+            [sys.executable, "-m", "invoke", "logs", "--follow", *on],
+            cwd=clone.path, env={**os.environ, **clone.env, "PYTHONUTF8": "1"}, stdout=out, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    wait_for(lambda: b"epoch 3/" in printed.read_bytes())
+    with site.cut():
+        wait_for(lambda: lost(following), 60)
+        seen = printed.stat().st_size
+    wait_for(lambda: printed.stat().st_size > seen, 60)
+    _, complaint = following.communicate(timeout=240)
+    assert following.returncode == 0, complaint
+    assert b"connected again" in complaint
+    assert printed.read_bytes() == site.log(run_id)
+    status = clone.json("status", *on)
+    assert (status["state"], status["attempt"]) == ("succeeded", 1)
+    fetched = clone.json("fetch-checkpoint", *on)
+    assert fetched["epoch"] == 119
+    clone.invoke("prepare", "--source", "orl")
+    words = [
+        "-m",
+        "app.evaluate",
+        f"weights=runs/{run_id}/checkpoints/epoch_119.pt",
+        "sets=data/orl/images.npy",
+        f"out={tmp_path / 'eval'}",
+    ]
+    subprocess.run([sys.executable, *words], cwd=clone.path, check=True, capture_output=True, timeout=240)
+    assert json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert "epoch_119" in clone.invoke("evaluate", *on, "--which", "latest")
+
+
+def lost(following: subprocess.Popen[bytes]) -> bool:
+    """Whether the follower has said that its connection is gone."""
+    assert following.stderr
+    os.set_blocking(following.stderr.fileno(), False)
+    said = following.stderr.read() or b""
+    os.set_blocking(following.stderr.fileno(), True)
+    return b"connection lost" in said
