@@ -1,0 +1,75 @@
+"""A project on a machine that is far away: an SSH server on this computer behind a line with a round trip of 100 ms."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).parents[1]
+sys.path.insert(0, str(PROJECT))
+
+from deploy.machine import Machine  # noqa: E402
+from deploy.pod import processes  # noqa: E402
+from deploy.shell.host_keys import fingerprint  # noqa: E402
+from tests.deploy.proxy import proxy  # noqa: E402
+from tests.deploy.servers import openssh  # noqa: E402
+
+ROUND_TRIP_S = 0.1
+
+
+@dataclass
+class Far:
+    """A copy of the project with the target `far`."""
+
+    project: Path
+    root: Path
+    machine: Machine
+    key: Path
+    environment: dict[str, str]
+
+    def invoke(self, *words: str) -> Any:
+        done = subprocess.run(
+            [sys.executable, "-m", "invoke", *words, "--on", "far", "--json"],
+            cwd=self.project, env=self.environment, stdout=subprocess.PIPE, check=True,
+        )  # fmt: skip
+        return json.loads(done.stdout)
+
+
+@contextmanager
+def far(*, round_trip_s: float = ROUND_TRIP_S) -> Iterator[Far]:
+    """Everything is removed in the end, what still runs there too."""
+    with tempfile.TemporaryDirectory(prefix="sniperface-far-") as text:
+        folder = Path(text)
+        project, root = folder / "project", folder / "far" / "root"
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, check=True).stdout
+        for name in filter(None, listed.decode().split("\0")):
+            (project / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / name, project / name)
+        subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
+        with openssh(folder / "server") as server, proxy(server.port, round_trip_s / 2) as line:
+            target = {
+                "provider": "ssh", "host": "127.0.0.1", "port": line.port, "user": "root", "key": str(server.key),
+                "fingerprint": fingerprint(base64.b64decode(server.host_key.split()[1])), "root": str(root),
+                "stage_to": str(folder / "ram"), "python": sys.executable,
+            }  # fmt: skip
+            (project / "conf" / "deploy" / "far.yaml").write_text(json.dumps(target), encoding="utf-8")
+            environment = {**os.environ, "SNIPERFACE_TMUX_SOCKET": f"sniperface-far-{os.getpid()}"}
+            try:
+                yield Far(project, root, server.machine(port=line.port), server.key, environment)
+            finally:
+                for status in (root / "runs").glob("*/status.json"):
+                    told = json.loads(status.read_text())
+                    if told.get("ended") is None:
+                        processes.kill_tree(told["pid"])
+                socket = environment["SNIPERFACE_TMUX_SOCKET"]
+                subprocess.run(["tmux", "-L", socket, "kill-server"], check=False, capture_output=True)
