@@ -75,7 +75,11 @@ def decide(argv: Sequence[str]) -> Request:
         raise WrongUse("weights=… is missing; give files such as weights='runs/*/checkpoints/*.pt'")
     if given.get("flip", "true") not in ("true", "false"):
         raise WrongUse(f"flip={given['flip']} is neither true nor false; give flip=false, or leave it out")
-    weights = with_configs(matching("weights", given["weights"]), overrides)
+    files = matching("weights", given["weights"])
+    folder = next((file for file in files if not file.is_file()), None)
+    if folder is not None:
+        raise WrongUse(f"weights={folder} is a folder; give the files in it, such as weights='{folder}/*.pt'")
+    weights = with_configs(files, overrides)
     sets, measured_on = choose_sets(given.get("sets"), weights)
     out = Path(given.get("out") or f"evaluation/{time.strftime('%Y%m%d-%H%M%S')}")
     return Request(weights, sets, measured_on, out.absolute(), given.get("flip") != "false")

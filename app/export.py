@@ -159,7 +159,7 @@ def export(request: Request) -> str:
             f"{request.out} was not written, as it differs from the network on {agreement.images} images: {measured} "
             f"(at most {MOST_DIFFERENCE:g} and at least {LEAST_COSINE:g} are wanted)"
         )
-    make_folder(request.out.parent, "the folder of out")
+    make_folder(request.out.parent, "out", of=request.out)
     with atomic(request.out, len(model), "the ONNX file") as file:
         file.write(model)
     verdicts = rules.judge(request.out)

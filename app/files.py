@@ -103,9 +103,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def make_folder(path: Path, key: str) -> None:
-    """Make a folder that an option names, before any work is done for it. Raises WrongUse where that cannot be."""
+def make_folder(path: Path, key: str, of: Path | None = None) -> None:
+    """Make a folder that an option names, or that the file `of` which it names is to lie in, before any work is done
+    for it. Raises WrongUse where that cannot be."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WrongUse(f"{key}={path} cannot be made a folder ({error.strerror}); give another {key}") from error
+        wanted = f"{key}={path} cannot be made a folder"
+        if of is not None:
+            wanted = f"{key}={of} lies in {path}, which cannot be made a folder"
+        raise WrongUse(f"{wanted} ({error.strerror}); give another {key}") from error

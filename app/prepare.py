@@ -35,7 +35,7 @@ from app.data.dataset import IMAGE_SHAPE, read_manifest
 from app.data.recordio import rec
 from app.data.synthetic import synthetic
 from app.errors import EXIT_WRONG_USE, WrongUse
-from app.files import atomic, one_at_a_time, write_json
+from app.files import atomic, make_folder, one_at_a_time, write_json
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "orl": (),
@@ -54,6 +54,9 @@ PLAIN_S = 5.0  # between lines of progress where there is no terminal
 
 
 def main(argv: list[str]) -> int:
+    if {"--help", "-h"} & {*argv}:
+        print((__doc__ or "").strip())
+        return 0
     try:
         options = parse(argv)
         out = Path(options["out"]).absolute()
@@ -88,6 +91,8 @@ def parse(argv: list[str]) -> dict[str, str]:
         if key not in known or not equals:
             near = difflib.get_close_matches(key, known, n=1) or ["source"]
             raise WrongUse(f"{word!r} is no option of prepare; did you mean {near[0]}=…?")
+        if key in options:
+            raise WrongUse(f"{key}= is given twice; give it once")
         options[key] = value
     source = options.get("source", "")
     if source not in OPTIONS:
@@ -184,7 +189,7 @@ def prepare(
 ) -> dict[str, Any]:
     """Write `source` to `out` and what belongs beside it; returns the manifest. `progress` hears of so many more."""
     block_rows, held_out_rows = layout(source, held_out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent, "out", of=out)
     with one_at_a_time(out):
         blocks = writer.write_images(source, out, block_rows, workers=workers, progress=progress)
         labels_sha256 = None

@@ -272,11 +272,14 @@ def embedding_progress(track: Tracker, state: TrainState, every_s: float = 10.0)
 
 
 def refuse_unfit_files(config: Config) -> None:
-    """Before anything is written: checkpoints to begin with that are not there, and a folder that another run has."""
+    """Before anything is written: checkpoints to begin with that cannot be read, and a folder that another run has."""
     resume, warm_start = config.train.resume, config.train.warm_start
     for key, path in (("train.resume", resume), ("train.warm_start", warm_start)):
-        if path not in (None, "none", "auto") and not Path(path).is_file():
+        if path in (None, "none", "auto"):
+            continue
+        if not Path(path).is_file():
             raise WrongUse(f"{key}={path} is no file; give one such as runs/RUN/checkpoints/epoch_014.pt")
+        checkpoint.read_tensors(Path(path), in_place=True)
     if config.run.dir is None:
         return
     folder = RunFolder(Path(config.run.dir))

@@ -118,7 +118,7 @@ def _refuse_unknown_names(overrides: Sequence[str], *, several: bool = False) ->
         try:
             override = OverridesParser.create().parse_override(word)
         except HydraException as error:
-            raise WrongUse(f"{word} is not of the form key=value, such as train.epochs=10") from error
+            raise WrongUse(f"{word or repr(word)} is not of the form key=value, such as train.epochs=10") from error
         name = override.key_or_group
         if override.is_sweep_override():
             if not several:

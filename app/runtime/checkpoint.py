@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import time
 import zipfile
 from collections.abc import Callable, Mapping
@@ -24,11 +23,6 @@ from app.files import atomic, claim, write_json, write_text
 from app.runtime.folder import RunFolder
 from app.runtime.published import GAIN, translate
 
-# What torch raises for a file that is cut short, or of another kind.
-UNREADABLE = (
-    *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError),
-    *(TypeError, LookupError, AssertionError, AttributeError),
-)
 WRAPPERS = ("state_dict_backbone", "state_dict", "model")  # keys under which others keep a network's tensors
 EMBEDDERS = ("momentum.encoder.backbone.", "embedder.")  # where each recipe's checkpoint has what is evaluated
 
@@ -183,11 +177,15 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_tensors(path: Path) -> Any:
-    """What torch stored in a file, tensors and plain values only: no code of it ever runs."""
+def read_tensors(path: Path, *, in_place: bool = False) -> Any:
+    """What torch stored in a file, tensors and plain values only: no code of it ever runs.
+
+    With `in_place` the numbers stay in the file until they are used, where its format allows that.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+        mapped = in_place and zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # of the unpickler, which follows whatever the bytes say
         raise WrongUse(broken(path)) from error
 
 

@@ -158,6 +158,7 @@ def place(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(folder / "runs" / "one", small_data, 1)
     write_run(folder / "runs" / "two", small_data, 2, prefix="embedder.")
     torch.save([1, 2, 3], folder / "runs" / "other.pt")
+    (folder / "runs" / "junk").write_bytes(b"junk")
     write_pairs(folder / "lfw.bin")
     write_csv(folder / "pairs.csv")
     write_arrays(folder / "people", "labels.npy")
@@ -419,6 +420,8 @@ def test_two_and_three_processes_find_what_one_finds_and_refuse_what_one_cannot_
         (["weights={runs}/one/checkpoints/*.pt", "sets=nowhere/*.bin"], "sets=nowhere/*.bin matches no file"),
         (["weights={runs}/one/checkpoints/*.pt", "sets="], "sets= names nothing"),
         (["weights={runs}/one/checkpoints/*.pt", "flip=maybe"], "flip=maybe"),
+        (["weights={runs}/one", "sets={lfw}"], "one is a folder; give the files in it"),
+        (["weights={runs}/junk", "sets={lfw}", "backbone=iresnet18"], "corrupt or no checkpoint"),
         (["wieghts={runs}/one/checkpoints/*.pt"], "did you mean weights?"),
         (["weights={runs}/one/checkpoints/*.pt", "set={lfw}"], "did you mean sets?"),
         (["weights={runs}/one/checkpoints/*.pt", "backbone=iresnet18"], "cannot change what was trained"),

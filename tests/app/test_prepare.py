@@ -106,6 +106,7 @@ def test_held_out_images_fill_whole_blocks(tmp_path: Path) -> None:
         (["source=synthetic", "per_identity=1", "out=a.npy"], "per_identity=1"),
         (["source=synthetic", "seed=-1", "out=a.npy"], "seed=-1"),
         (["source=synthetic", f"identities={'9' * 5000}", "out=a.npy"], "must be a whole number"),
+        (["source=orl", "out=a.npy", "out=b.npy"], "out= is given twice"),
         (["source=parquet", "out=a.npy"], "path="),
         (["source=parquet", "path=/nowhere", "out=a.npy"], "no .parquet file at /nowhere"),
         (["source=rec", "out=a.npy"], "path="),
@@ -123,6 +124,21 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(
     assert answer in said
     assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert prepare.main(["source=orl", f"out={tmp_path / 'file' / 'images.npy'}"]) == 2
+    said = capsys.readouterr().err
+    assert "file, which cannot be made a folder" in said
+    assert said.count("\n") == 1
+
+
+def test_help_names_every_source_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare.main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"source={source}" in said for source in prepare.OPTIONS)
+    assert all(f"{key}=" in said for keys in prepare.OPTIONS.values() for key in keys)
 
 
 def test_a_broken_image_is_named_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -369,6 +369,20 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("key", ["train.warm_start", "train.resume"])
+@pytest.mark.parametrize("content", [b"junk", b"", b"PK\x03\x04" + bytes(99)])
+def test_a_file_that_cannot_be_read_is_refused_before_anything_is_written(
+    key: str, content: bytes, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file.pt").write_bytes(content)
+    words = [f"data.binary_cache_path={small_data}", f"run.dir={tmp_path / 'run'}", f"{key}={tmp_path / 'file.pt'}"]
+    assert train.main([*TINY, *words]) == 2
+    said = capsys.readouterr().err
+    assert "file.pt is corrupt or no checkpoint" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 # Real processes under torchrun
 
 
