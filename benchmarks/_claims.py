@@ -37,12 +37,15 @@ class Claim:
         return {**values, "holds": self.holds}
 
 
-def in_turn(ours: Callable[[], float], peer: Callable[[], float], rounds: int) -> tuple[float, float, float]:
+def in_turn(
+    ours: Callable[[], float], peer: Callable[[], float], rounds: int, *, warm_up: bool = True
+) -> tuple[float, float, float]:
     """Measure A B A B … and return both medians and the median of the ratios ours/peer, round by round.
 
-    A machine's speed drifts; the two halves of one round see the same drift.
+    A machine's speed drifts; the two halves of one round see the same drift. Without `warm_up` the first round counts.
     """
-    ours(), peer()  # warm caches, not counted
+    if warm_up:
+        ours(), peer()  # warm caches, not counted
     pairs = [(ours(), peer()) for _ in range(rounds)]
     return (
         statistics.median(a for a, _ in pairs),

@@ -105,6 +105,7 @@ def claim(
         lambda: seconds(lambda: found.append(ours(path, weights, config, here))),
         lambda: seconds(lambda: found.append(peer(path, weights, config, layout))),
         rounds,
+        warm_up=rounds > 1,
     )
     assert max(found) - min(found) < 0.02, found  # what is rounded otherwise moves pairs over a threshold
     return Claim(name, fast, slow, "s", 1 / ratio, at_least)
@@ -120,9 +121,10 @@ def main() -> int:
         weights, path = Path(folder) / "weights.pt", Path(folder) / "pairs.bin"
         torch.save(build_backbone(config.backbone).state_dict(), weights)
         for name, pairs, different, layout, at_least, rounds in (
-            ("as in LFW", 6000, LFW_DIFFERENT, planes, 2.0, 3),
-            ("all different", 600, 1.0, planes, 1.5, 5),
-            ("a better peer", 600, LFW_DIFFERENT, beside, 1.5, 5),
+            ("all different", 300, 1.0, planes, 1.5, 3),
+            ("a better peer", 300, LFW_DIFFERENT, beside, 1.5, 3),
+            # Minutes long each, and warmed up by those before: one round tells it.
+            ("as in LFW", 6000, LFW_DIFFERENT, planes, 2.0, 1),
         ):
             pairs = 100 if is_quick else pairs
             write_pairs(path, pairs, round(2 * pairs * different))
