@@ -191,55 +191,50 @@ class VisionTransformer(nn.Module):
         return order[:, :kept, None].expand(-1, -1, width)
 
 
+AS_PUBLISHED = {"drop_path": 0.1, "mask_ratio": 0.1}
+
+
 def vit_t(**options: Any) -> VisionTransformer:
     """19,137,792 parameters, 1.5 GMAC an image. Options: those of `VisionTransformer`."""
-    return VisionTransformer((12,), **{"width": 256, "drop_path": 0.1, "mask_ratio": 0.1, **options})
-
-
-def vit_t_dp005_mask0(**options: Any) -> VisionTransformer:
-    """As trained on WebFace42M: 19,137,792 parameters, 1.5 GMAC an image. Options: those of `VisionTransformer`."""
-    return vit_t(**{"drop_path": 0.05, "mask_ratio": 0.0, **options})
+    return VisionTransformer((12,), **{"width": 256, **AS_PUBLISHED, **options})
 
 
 def vit_s(**options: Any) -> VisionTransformer:
-    """76,023,296 parameters, 5.7 GMAC an image. Options: those of `VisionTransformer`."""
-    return VisionTransformer((12,), **{"width": 512, "drop_path": 0.1, "mask_ratio": 0.1, **options})
-
-
-def vit_s_dp005_mask_0(**options: Any) -> VisionTransformer:
-    """As trained on WebFace42M: 76,023,296 parameters, 5.7 GMAC an image. Options: those of `VisionTransformer`."""
-    return vit_s(**{"drop_path": 0.05, "mask_ratio": 0.0, **options})
+    """76,023,296 parameters, 5.7 GMAC an image. Options: as of `vit_t`."""
+    return VisionTransformer((12,), **{"width": 512, **AS_PUBLISHED, **options})
 
 
 def vit_b(**options: Any) -> VisionTransformer:
-    """113,833,472 parameters, 11.4 GMAC an image. Options: those of `VisionTransformer`."""
-    published = {"width": 512, "drop_path": 0.1, "mask_ratio": 0.1, "gradient_checkpointing": True}
-    return VisionTransformer((24,), **{**published, **options})
-
-
-def vit_b_dp005_mask_005(**options: Any) -> VisionTransformer:
-    """As trained on WebFace42M: 113,833,472 parameters, 11.4 GMAC an image. Options: those of `VisionTransformer`.
-
-    The published numbers were reached with 0.1 of the tokens left out, not with 0.05: see `parity_mask_ratio`.
-    """
-    return vit_b(**{"drop_path": 0.05, "mask_ratio": 0.05, **options})
+    """113,833,472 parameters, 11.4 GMAC an image. Options: as of `vit_t`."""
+    return VisionTransformer((24,), **{"width": 512, "gradient_checkpointing": True, **AS_PUBLISHED, **options})
 
 
 def vit_l(**options: Any) -> VisionTransformer:
-    """255,684,352 parameters, 25.3 GMAC an image. Options: those of `VisionTransformer`."""
-    published = {"width": 768, "drop_path": 0.1, "mask_ratio": 0.1, "gradient_checkpointing": True}
-    return VisionTransformer((24,), **{**published, **options})
-
-
-def vit_l_dp005_mask_005(**options: Any) -> VisionTransformer:
-    """As trained on WebFace42M: 255,684,352 parameters, 25.3 GMAC an image. Options: those of `VisionTransformer`.
-
-    The published numbers were reached with 0.1 of the tokens left out, not with 0.05: see `parity_mask_ratio`.
-    """
-    return vit_l(**{"drop_path": 0.05, "mask_ratio": 0.05, **options})
+    """255,684,352 parameters, 25.3 GMAC an image. Options: as of `vit_t`."""
+    return VisionTransformer((24,), **{"width": 768, "gradient_checkpointing": True, **AS_PUBLISHED, **options})
 
 
 def vit_h(**options: Any) -> VisionTransformer:
-    """756,393,984 parameters, 89.2 GMAC an image. Options: those of `VisionTransformer`."""
-    published = {"width": 1024, "drop_path": 0.1, "mask_ratio": 0.0, "gradient_checkpointing": True}
+    """756,393,984 parameters, 89.2 GMAC an image. Options: as of `vit_t`."""
+    published = {"width": 1024, "gradient_checkpointing": True, **AS_PUBLISHED, "mask_ratio": 0.0}
     return VisionTransformer((48,), **{**published, **options})
+
+
+def vit_t_dp005_mask0(**options: Any) -> VisionTransformer:
+    """`vit_t` as trained on WebFace42M, 19,137,792 parameters."""
+    return vit_t(**{"drop_path": 0.05, "mask_ratio": 0.0, **options})
+
+
+def vit_s_dp005_mask_0(**options: Any) -> VisionTransformer:
+    """`vit_s` as trained on WebFace42M, 76,023,296 parameters."""
+    return vit_s(**{"drop_path": 0.05, "mask_ratio": 0.0, **options})
+
+
+def vit_b_dp005_mask_005(**options: Any) -> VisionTransformer:
+    """`vit_b` as trained on WebFace42M, 113,833,472 parameters. Its mask: see `parity_mask_ratio`."""
+    return vit_b(**{"drop_path": 0.05, "mask_ratio": 0.05, **options})
+
+
+def vit_l_dp005_mask_005(**options: Any) -> VisionTransformer:
+    """`vit_l` as trained on WebFace42M, 255,684,352 parameters. Its mask: see `parity_mask_ratio`."""
+    return vit_l(**{"drop_path": 0.05, "mask_ratio": 0.05, **options})
