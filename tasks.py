@@ -20,6 +20,11 @@ PROJECT = Path(__file__).resolve().parent
 
 ON = {"on": "target: the name of a file in conf/deploy (default: local)"}
 RUN = {"run": "run id, or the beginning of it (default: the newest run of the target)"}
+BUILD = {
+    "cpu": "for machines without a GPU; --pip-options should then name PyTorch's CPU packages",
+    "base": "image to build on (default: the Dockerfile's, NVIDIA's for CUDA)",
+    "pip-options": "options for pip inside the build, such as those that name another index; they stay readable",
+}
 JSON = {"json": "print one JSON document on stdout; words go to stderr"}
 
 
@@ -351,6 +356,44 @@ def down(
 
     with _telling(json) as screen:
         screen.document(launch.down(PROJECT, on, run, screen, every=all, orphans=orphans, anyway=anyway))
+
+
+@task(
+    help={"on": "target whose Docker engine builds: a file in conf/deploy (default: docker)", **BUILD},
+    auto_shortflags=False,
+)
+def build(
+    _: Context, on: str = "docker", cpu: bool = False, base: str | None = None, pip_options: str | None = None
+) -> None:
+    """Build the image that machines are made of; one of an unchanged environment is there already."""
+    from deploy import image
+
+    with _telling() as screen:
+        image.build(PROJECT, on, screen.say, image.arguments(cpu, base, pip_options))
+
+
+@task(
+    help={
+        "on": "target that will pull it, a file in conf/deploy (default: runpod)",
+        "image": "name in the registry, such as me/sniperface (default: the target's)",
+        **BUILD,
+    },
+    auto_shortflags=False,
+)
+def push(
+    _: Context,
+    on: str = "runpod",
+    image: str | None = None,
+    cpu: bool = False,
+    base: str | None = None,
+    pip_options: str | None = None,
+) -> None:
+    """Put the image into a registry, built first if it must be; log in there with `docker login` before."""
+    from deploy.image import arguments
+    from deploy.image import push as push_image
+
+    with _telling() as screen:
+        push_image(PROJECT, on, image, screen.say, arguments(cpu, base, pip_options))
 
 
 @task(help={**ON, **JSON}, auto_shortflags=False)

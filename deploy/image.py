@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import NoMachine, StepFailed, WrongUse, command
+from deploy.settings import Docker, Settings, load
 from deploy.shell import LocalShell
 
 if TYPE_CHECKING:
@@ -54,67 +55,79 @@ def environment(project: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def tag(project: Path, arguments: Mapping[str, str] | None = None) -> str:
+def arguments(cpu: bool = False, base: str | None = None, pip_options: str | None = None) -> dict[str, str]:
+    """The Dockerfile's arguments; those that are not told are its own."""
+    told = dict(CPU) if cpu else {}
+    told |= {"BASE_IMAGE": base} if base else {}
+    return told | ({"PIP_OPTIONS": pip_options} if pip_options else {})
+
+
+def tag(project: Path, told: Mapping[str, str] | None = None) -> str:
     """Such as cuda-1f2e3d4c5b6a: without arguments, the tag of what `invoke build` and `invoke push` make."""
-    arguments = arguments or {}
-    kind = "cpu" if arguments.get("FAISS") == CPU["FAISS"] else "cuda"
-    told = "".join(f"\0{name}={value}" for name, value in sorted(arguments.items()))
-    return f"{kind}-{hashlib.sha256((environment(project) + told).encode()).hexdigest()[:12]}"
+    told = told or {}
+    kind = "cpu" if told.get("FAISS") == CPU["FAISS"] else "cuda"
+    words = "".join(f"\0{name}={value}" for name, value in sorted(told.items()))
+    return f"{kind}-{hashlib.sha256((environment(project) + words).encode()).hexdigest()[:12]}"
 
 
-def build(
-    project: Path, say: Say, arguments: Mapping[str, str] | None = None, *, docker_host: str | None = None
-) -> str:
-    """The image of this environment, built when the engine has none; its name and tag."""
-    arguments = arguments or {}
-    reference = f"{NAME}:{tag(project, arguments)}"
+def build(project: Path, target: str, say: Say, told: Mapping[str, str] | None = None) -> str:
+    """The image of this environment, built when the target's engine has none; its name and tag."""
+    told = told or {}
+    host = _docker_host(load(project, target))
+    reference = f"{NAME}:{tag(project, told)}"
     program = LocalShell().which("docker")
     if not program:
         raise WrongUse(
             "building needs the docker command, and there is none on this computer: install Docker Desktop, or "
-            "docker.io on Linux; an image can also be built elsewhere and named with image: in conf/deploy"
+            "docker.io on Linux; an image that was built elsewhere is named with image: in conf/deploy"
         )
-    client = engine(docker_host)
-    if client.images.list(reference):
-        say(f"image {reference} is there: nothing to build")
-        return reference
-    say(f"building image {reference}: the first time, packages of gigabytes are fetched")
-    argv = [program, *(["--host", docker_host] if docker_host else []), "build", "--tag", reference]
-    argv += ["--label", f"{ENVIRONMENT}={environment(project)}"]
-    for name, value in arguments.items():
-        argv += ["--build-arg", f"{name}={value}"]
-    for line in LocalShell().stream([*argv, "."], cwd=project):
-        say(line)
-    say(f"image {reference} is built: {client.images.get(reference).attrs['Size'] / 1e9:.2f} GB")
+    with contextlib.closing(engine(host)) as client:
+        if client.images.list(reference):
+            say(f"image {reference} is there: nothing to build")
+            return reference
+        say(f"building image {reference}; the first time, packages of gigabytes are fetched")
+        argv = [program, *(["--host", host] if host else []), "build", "--tag", reference]
+        argv += ["--label", f"{ENVIRONMENT}={environment(project)}"]
+        for name, value in told.items():
+            argv += ["--build-arg", f"{name}={value}"]
+        for line in LocalShell().stream([*argv, "."], cwd=project):
+            say(line)
+        say(f"image {reference} is built: {client.images.get(reference).attrs['Size'] / 1e9:.2f} GB")
     return reference
 
 
-def push(
-    project: Path,
-    repository: str,
-    say: Say,
-    arguments: Mapping[str, str] | None = None,
-    *,
-    docker_host: str | None = None,
-) -> str:
+def push(project: Path, target: str, repository: str | None, say: Say, told: Mapping[str, str] | None = None) -> str:
     """Put the image of this environment into a registry, built first when it is missing; its full name there."""
-    from docker.errors import APIError, DockerException
+    from docker.errors import DockerException
 
-    name, _, own_tag = _parts(repository)
-    reference = build(project, say, arguments, docker_host=docker_host)
-    target_tag = own_tag or reference.partition(":")[2]
-    client = engine(docker_host)
-    client.images.get(reference).tag(name, target_tag)
-    say(f"pushing {name}:{target_tag}")
-    progress = Progress(say)
-    try:
-        for event in client.images.push(name, target_tag, stream=True, decode=True):
-            progress.take(event)
-    except StepFailed as error:
-        raise _refused(name, error.message) from error
-    except (APIError, DockerException) as error:
-        raise _refused(name, str(error)) from error
-    return f"{name}:{target_tag}"
+    settings = load(project, target)
+    repository = repository or getattr(settings.target.options, "image", None)
+    if not repository:
+        raise WrongUse(f"where to push is not known: {command('push --image me/sniperface')}, or image: in conf/deploy")
+    full_name = in_registry(project, repository, told)
+    reference = build(project, target, say, told)
+    name, _, its_tag = full_name.rpartition(":")
+    with contextlib.closing(engine(_docker_host(settings))) as client:
+        client.images.get(reference).tag(name, its_tag)
+        say(f"pushing {full_name}")
+        progress = Progress(say)
+        try:
+            for event in client.images.push(name, its_tag, stream=True, decode=True):
+                progress.take(event)
+        except StepFailed as error:
+            raise _refused(name, error.message) from error
+        except DockerException as error:
+            raise _refused(name, str(error)) from error
+    say(f"pushed {full_name}")
+    return full_name
+
+
+def in_registry(project: Path, repository: str, told: Mapping[str, str] | None = None) -> str:
+    """The name that machines elsewhere pull: as given, with the environment's tag where it has none."""
+    # A colon before a slash belongs to a registry's port.
+    if not re.fullmatch(r"[a-z0-9][\w.-]*(:\d+)?(/[a-z0-9][\w.-]*)*(:[\w][\w.-]*)?", repository):
+        raise WrongUse(f"'{repository}' is no name of an image, such as me/sniperface or me/sniperface:cuda")
+    return repository if ":" in repository.split("/")[-1] else f"{repository}:{tag(project, told)}"
 
 
 def newest(client: DockerClient, project: Path) -> str | None:
@@ -200,12 +213,9 @@ def _refused(name: str, words: str) -> StepFailed:
     return StepFailed(f"{name} could not be pushed", evidence=[words], next_command=f"docker push {name}")
 
 
-def _parts(repository: str) -> tuple[str, str, str]:
-    """Name and tag; a colon before a slash belongs to a registry's port."""
-    found = re.fullmatch(r"([\w.-]+(?::\d+)?(?:/[\w./-]+)?)(:)?((?<=:)[\w.-]+)?", repository)
-    if not found:
-        raise WrongUse(f"'{repository}' is no name of an image, such as me/sniperface or me/sniperface:cuda")
-    return found.group(1), found.group(2) or "", found.group(3) or ""
+def _docker_host(settings: Settings) -> str | None:
+    options = settings.target.options
+    return options.docker_host if isinstance(options, Docker) else None
 
 
 def _of_context() -> str | None:

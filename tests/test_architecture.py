@@ -95,7 +95,19 @@ STARTS_PROCESSES = {
 POSIX_ONLY = {"curses", "fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}
 
 # The tasks that need no torch on this computer; bootstrap.py's APP_TASKS are the others.
-LAPTOP_TASKS = {"attach", "doctor", "down", "fetch-checkpoint", "logs", "ps", "runs", "status", "stop"}
+LAPTOP_TASKS = {
+    "attach",
+    "build",
+    "doctor",
+    "down",
+    "fetch-checkpoint",
+    "logs",
+    "ps",
+    "push",
+    "runs",
+    "status",
+    "stop",
+}
 
 REGISTRY_ADDRESS = re.compile(
     r"py[p]i\.org|pytho[n]hosted\.org|download\.pytorc[h]\.org|deb\.debia[n]\.org|registry\.np[m]js|"
