@@ -11,6 +11,8 @@ import contextlib
 import hashlib
 import os
 import re
+import socket
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,6 +148,7 @@ def engine(docker_host: str | None = None) -> DockerClient:
     where = f"at {host}" if host else "on this computer"
     ssh = {"use_ssh_client": True} if (host or "").startswith("ssh://") else {}
     try:
+        _knock(host)
         with contextlib.ExitStack() as undo:
             if host:
                 client = docker.DockerClient(base_url=host, timeout=ENGINE_S, tls=_tls(host), **ssh)
@@ -216,6 +219,15 @@ def _refused(name: str, words: str) -> StepFailed:
 def _docker_host(settings: Settings) -> str | None:
     options = settings.target.options
     return options.docker_host if isinstance(options, Docker) else None
+
+
+def _knock(host: str | None) -> None:
+    """The SDK forgets to close a socket that nobody answers, and hides why: here the system's own error comes out."""
+    address = host or "unix:///var/run/docker.sock"
+    if sys.platform != "win32" and address.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as door:
+            door.settimeout(ENGINE_S)
+            door.connect(address.removeprefix("unix://"))
 
 
 def _of_context() -> str | None:

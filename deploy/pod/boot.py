@@ -34,8 +34,10 @@ assert sys.platform != "win32"  # for mypy, which checks this file for Windows, 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = Path("/run/sniperface/environment")
 NOT_A_SESSIONS = (b"OLDPWD", b"PWD", b"SHLVL", b"TERM", b"_")  # of this process alone
-AUTHORIZED_KEYS = Path("/etc/ssh/sniperface_authorized_keys")
-HOST_KEY = Path("/etc/ssh/ssh_host_ed25519_key")
+PUBLIC_KEY_FILE = Path("/run/sniperface-public-key")  # where compose.yaml puts a .pub file of the user's
+KEYS = Path("/etc/ssh/sniperface")  # a folder of its own, so that a volume can keep the host key
+AUTHORIZED_KEYS = KEYS / "authorized_keys"
+HOST_KEY = KEYS / "ssh_host_ed25519_key"
 CONFIGURATION = Path("/etc/ssh/sshd_config.d/00-sniperface.conf")
 SSHD = "/usr/sbin/sshd"
 PAUSE_S = (1, 2, 5, 10, 30)  # between two starts of an sshd that ends
@@ -110,7 +112,9 @@ class Machine:
         processes.adopt_orphans()  # for `docker run --init` and --pid=host, where something else is process 1
         try:
             write_environment()
-            keys = authorized_keys(os.environ.get("PUBLIC_KEY", ""), home_keys())
+            KEYS.mkdir(mode=0o700, exist_ok=True)
+            public_keys = f"{os.environ.get('PUBLIC_KEY', '')}\n{text_of(PUBLIC_KEY_FILE)}"
+            keys = authorized_keys(public_keys, at_home=text_of(Path.home() / ".ssh" / "authorized_keys"))
             write(AUTHORIZED_KEYS, keys.encode(), 0o600)
             say(f"host key: {host_key()}")
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
@@ -213,10 +217,10 @@ def is_key(line: str) -> bool:
     return len(blob) > 4 + length and blob[4 : 4 + length] == found.group(1).encode()
 
 
-def home_keys() -> str:
-    """Keys that an image made from ours, or a volume, has brought."""
+def text_of(path: Path) -> str:
+    """What a file holds, or nothing: it may come with a volume, or an image made from ours, and need not be there."""
     try:
-        return (Path.home() / ".ssh" / "authorized_keys").read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
