@@ -71,9 +71,11 @@ DOORS = {
     },
     "pyarrow": {"app/data/parquet.py"},
     "rich": {"deploy/show.py"},
-    "runpod": {"deploy/providers/runpod.py"},
+    "requests": {"deploy/providers/runpod/rest.py"},
+    "runpod": {"deploy/providers/runpod/sdk.py"},
     "torch.distributed": {"app/runtime/dist.py"},
     "simplejpeg": {"app/data/decode.py"},
+    "tomli": {"deploy/providers/runpod/key.py"},
     "tqdm": {"app/prepare.py"},
     "wandb": {"app/runtime/track.py"},
     "yaml": {"deploy/settings.py"},
@@ -271,7 +273,8 @@ def test_process_groups_are_made_in_one_place() -> None:
     [
         (
             ("deploy", "tasks.py"),
-            {"cryptography", "docker", "fabric", "fsspec", "invoke", "omegaconf", "paramiko", "rich", "runpod", "yaml"},
+            {"cryptography", "docker", "fabric", "fsspec", "invoke", "omegaconf", "paramiko", "requests"}
+            | {"rich", "runpod", "tomli", "yaml"},
         ),
         (
             ("app",),

@@ -1,0 +1,97 @@
+"""Requests that may have to be asked again: with patience, within the pace, and never so that two pods are made."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from deploy.providers.runpod.api import Api, ApiError, Conflict, Gone, Pod, TooMany, Unclear, Wanted
+from deploy.providers.runpod.notes import Notes
+from deploy.providers.runpod.pace import Clock, Limits, backoff
+from deploy.providers.runpod.words import could_not_give_back
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Asking:
+    api: Api
+    clock: Clock
+    limits: Limits
+    notes: Notes
+    say: Callable[[str], None]
+
+    def ask(self, call: Callable[[], T], patience_s: float | None = None) -> T:
+        """For what may be asked twice."""
+        waits, until = backoff(), self.clock.now() + (self.limits.patience_s if patience_s is None else patience_s)
+        while True:
+            try:
+                return call()
+            except (TooMany, Unclear) as error:
+                self._wait(error, next(waits), until)
+
+    def pods(self) -> list[Pod]:
+        return self.ask(self.api.pods)
+
+    def pod(self, pod_id: str, patience_s: float | None = None) -> Pod:
+        return self.ask(lambda: self.api.get(pod_id), patience_s)
+
+    def create(self, wanted: Wanted) -> Pod:
+        """Names are not unique and there is no key of idempotency: after no answer, first see whether it is there."""
+        waits, until = backoff(), self.clock.now() + self.limits.patience_s
+        unclear: Unclear | None = None
+        while True:
+            try:
+                pod = self.api.create(wanted)
+                break
+            except (TooMany, Unclear) as error:
+                unclear = error if isinstance(error, Unclear) else unclear
+                try:
+                    self._wait(error, next(waits), until)
+                except TooMany:
+                    raise unclear or error from error
+            if unclear and (found := of_family(self.pods(), wanted.name, exactly=True)):
+                pod = found[0]
+                break
+        if unclear:  # the first request may have been carried out late
+            for twin in of_family(self.pods(), wanted.name, exactly=True):
+                if twin.id != pod.id:
+                    self.terminate(twin.id, str(twin))
+        return pod
+
+    def terminate(self, pod_id: str, what: str) -> None:
+        """Until it is so: what is gone already is success."""
+        try:
+            self.ask(lambda: self.api.terminate(pod_id))
+        except Gone:
+            pass
+        except Conflict as error:
+            with contextlib.suppress(Gone):
+                if self.pod(pod_id).status != "TERMINATED":
+                    raise could_not_give_back(what, error) from error
+        except ApiError as error:
+            raise could_not_give_back(what, error) from error
+        self.notes.forget(pod_id)
+
+    def last_lines(self, pod: Pod) -> list[str]:
+        with contextlib.suppress(ApiError):
+            return [line.text for line in self.api.log(pod.id, None, None, 20)][-5:]
+        return []
+
+    def _wait(self, error: TooMany | Unclear, wait_s: float, until: float) -> None:
+        wait_s = error.retry_after_s if isinstance(error, TooMany) else wait_s
+        if self.clock.now() + wait_s > until:
+            raise error
+        self.say(f"{error}: again in {wait_s:.0f} s")
+        self.clock.sleep(wait_s)
+
+
+def of_family(pods: Sequence[Pod], family: str, *, exactly: bool = False) -> list[Pod]:
+    """The living, the best first: running before starting, then the oldest. A longer word is another family."""
+    begin = family if family.endswith("-") else f"{family}-"
+    mine = [
+        pod for pod in pods if pod.is_alive and (pod.name == family or (not exactly and pod.name.startswith(begin)))
+    ]
+    return sorted(mine, key=lambda pod: (pod.status != "RUNNING", pod.created or 0.0, pod.id))

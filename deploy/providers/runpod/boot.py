@@ -1,0 +1,114 @@
+"""From a pod that was promised to one that answers: RUNNING is not ready, not each machine is what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deploy.errors import NoMachine
+from deploy.providers.runpod import events
+from deploy.providers.runpod.api import Gone, Pod
+from deploy.providers.runpod.asking import Asking
+from deploy.providers.runpod.identity import Identity, read
+from deploy.providers.runpod.pace import answers_ssh, polls
+
+ADDRESS_S = 60.0  # after a restart an address is unknown for a moment
+SECOND_LOOK_S = 10.0
+LOG_WAITS_S = (2.0, 5.0)  # a log may lag behind its pod
+
+
+class Unfit(Exception):
+    """A pod that is not what was asked for, or will never be."""
+
+    def __init__(self, why: str, evidence: Sequence[str] = ()) -> None:
+        super().__init__(why)
+        self.why = why
+        self.evidence = tuple(evidence)
+
+
+@dataclass(frozen=True)
+class Boot:
+    asking: Asking
+    wait_min: float
+    min_memory_gib: float | None
+
+    def ready(self, pod: Pod) -> tuple[Pod, Identity]:
+        """An SSH server has said who it is, and the machine has what it should have. Else Unfit, or NoMachine."""
+        clock, say = self.asking.clock, self.asking.say
+        began = clock.now()
+        until = began + self.wait_min * 60
+        waits = polls()
+        while True:
+            self._refuse_unfit(pod)
+            if pod.status != "RUNNING" or not pod.host or not pod.port:
+                say(f"{pod} is {pod.status}: waiting for its container, {clock.now() - began:.0f} s")
+            elif answers_ssh(pod.host, pod.port, self.asking.limits.probe_s):
+                return self._known(pod)
+            else:
+                say(f"{pod} runs: waiting for its SSH server, {clock.now() - began:.0f} s")
+            wait_s = next(waits)
+            if clock.now() + wait_s > until:
+                raise NoMachine(
+                    f"{pod}, {pod.name}, did not answer within wait_min: {self.wait_min:g} (it is {pod.status})",
+                    evidence=self.asking.last_lines(pod),
+                    next_command="set a longer wait_min in the target's file, if its image is large",
+                )
+            clock.sleep(wait_s)
+            try:
+                pod = self.asking.pod(pod.id, patience_s=until - clock.now())
+            except Gone as error:
+                raise Unfit("it vanished while it started") from error
+
+    def addressed(self, pod: Pod) -> Pod:
+        """The pod with its address as it is now. Gone when it is."""
+        until = self.asking.clock.now() + ADDRESS_S
+        waits = polls()
+        while not (pod.host and pod.port):
+            wait_s = next(waits)
+            if not pod.is_alive or self.asking.clock.now() + wait_s > until:
+                raise NoMachine(f"{pod}, {pod.name}, is {pod.status} and has no address")
+            self.asking.say(f"{pod} is {pod.status}: waiting for its address")
+            self.asking.clock.sleep(wait_s)
+            pod = self.asking.pod(pod.id)
+        return pod
+
+    def identity(self, pod: Pod) -> Identity:
+        """From the log, once a start; empty where there is no log to read."""
+        known = self.asking.notes.host_keys(pod)
+        if known or not self.asking.api.has_log:
+            return Identity(known)
+        identity = self._read(pod)
+        for wait_s in LOG_WAITS_S:
+            if identity.host_keys:
+                break
+            self.asking.clock.sleep(wait_s)
+            identity = self._read(pod)
+        if identity.host_keys:
+            self.asking.notes.remember(pod, identity.host_keys)
+        else:
+            self.asking.say(f"the log of {pod} names no host key: the first connection pins the one it meets")
+        return identity
+
+    def _read(self, pod: Pod) -> Identity:
+        # Some earlier: the keys are printed at boot, by a clock that may be another one than the API's.
+        since = events.earlier(pod.started, 60) if pod.started else None
+        return read(self.asking.ask(lambda: list(self.asking.api.log(pod.id, since, None, 5000))))
+
+    def _known(self, pod: Pod) -> tuple[Pod, Identity]:
+        identity = self.identity(pod)
+        if pod.gpus_seen == 0 and identity.gpus is None:  # a reading that comes late looks the same
+            self.asking.clock.sleep(SECOND_LOOK_S)
+            pod = self.asking.pod(pod.id)
+            if pod.gpus_seen == 0:
+                raise Unfit("it came without GPUs")
+        self._refuse_unfit(pod, identity)
+        return pod, identity
+
+    def _refuse_unfit(self, pod: Pod, identity: Identity | None = None) -> None:
+        if not pod.is_alive:
+            raise Unfit(f"it ended while it started ({pod.status})", self.asking.last_lines(pod))
+        if pod.gpu_count == 0 or (identity and identity.gpus == 0):
+            raise Unfit("it came without GPUs")
+        memory = pod.memory_gib or (identity and identity.memory_gib)
+        if self.min_memory_gib and memory and memory < self.min_memory_gib:
+            raise Unfit(f"it has {memory:.0f} GiB of memory, less than min_memory_gib: {self.min_memory_gib:g}")

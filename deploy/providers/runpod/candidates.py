@@ -1,0 +1,75 @@
+"""PURE: what is asked for and what RunPod offers in, what to try in which order out, and why the rest was left."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deploy.providers.runpod.api import Offer
+from deploy.settings import RunPod
+
+
+@dataclass(frozen=True)
+class Candidate:
+    gpu: str
+    data_center: str | None  # None: RunPod chooses
+    usd_per_hour: float  # of the whole machine
+
+    def __str__(self) -> str:
+        return _place(self.gpu, self.data_center)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    place: str
+    why: str
+    by_rule: bool = False  # a 400 whose text does not speak of room: the request itself may be wrong
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    candidates: Sequence[Candidate]
+    refusals: Sequence[Refusal]
+
+
+def choose(options: RunPod, offers: Sequence[Offer], data_center: str | None) -> Chosen:
+    """GPUs in the user's order, each in each data centre; a network volume is in one data centre only."""
+    by_id = {offer.gpu: offer for offer in offers}
+    centers: Sequence[str | None] = [data_center] if data_center else options.data_centers or [None]
+    chosen: list[Candidate] = []
+    refused: list[Refusal] = []
+    for gpu in options.gpus:
+        offer = by_id.get(gpu)
+        why = _why_not(options, gpu, offer, by_id)
+        if why or offer is None:
+            refused.append(Refusal(gpu, why))
+            continue
+        price = offer.usd_per_gpu_hour * options.gpu_count
+        for center in centers:
+            if center and offer.data_centers is not None and not offer.data_centers.get(center):
+                refused.append(Refusal(_place(gpu, center), "no stock"))
+            else:
+                chosen.append(Candidate(gpu, center, price))
+    return Chosen(chosen, refused)
+
+
+def _why_not(options: RunPod, gpu: str, offer: Offer | None, known: dict[str, Offer]) -> str:
+    if offer is None:
+        near = difflib.get_close_matches(gpu, known, n=1, cutoff=0.5)
+        return "RunPod has no GPU of this name" + (f", did you mean '{near[0]}'?" if near else "")
+    if offer.max_count == 0:
+        return f"not offered in the {options.cloud} cloud"
+    if offer.max_count < options.gpu_count:
+        return f"its largest machine has {offer.max_count} GPUs, {options.gpu_count} are asked for"
+    price = offer.usd_per_gpu_hour * options.gpu_count
+    if options.max_usd_per_hour is not None and price > options.max_usd_per_hour + 1e-9:
+        return f"{price:.2f} USD an hour is above max_usd_per_hour: {options.max_usd_per_hour:g}"
+    return "no stock" if offer.has_stock is False else ""
+
+
+def _place(gpu: str, data_center: str | None) -> str:
+    return f"{gpu}, {data_center}" if data_center else gpu

@@ -1,0 +1,62 @@
+"""The API key: where it comes from, and that it is never seen."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from deploy.errors import WrongUse
+
+VARIABLE = "RUNPOD_API_KEY"
+FILE = Path("~/.runpod/config.toml")  # `runpod config` writes it: [default] api_key = "..."
+WHERE_TO_GET = "make one at https://console.runpod.io/user/settings (read and write for pods), then set RUNPOD_API_KEY"
+
+
+class Key:
+    """Shows nothing of itself, in no print, no log and no traceback."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return "Key(***)"
+
+    __str__ = __repr__
+
+    def reveal(self) -> str:
+        return self._text
+
+    def mask(self, text: str) -> str:
+        """What came from outside, without the key, should it be in there."""
+        return text.replace(self._text, "***")
+
+
+def load(environment: Mapping[str, str] = os.environ) -> Key:
+    told, where = environment.get(VARIABLE, "").strip(), VARIABLE
+    if not told:
+        told, where = _of_file(FILE.expanduser()), str(FILE)
+    if not told:
+        raise WrongUse(f"RunPod needs an API key: neither {VARIABLE} nor {FILE} has one", next_command=WHERE_TO_GET)
+    # Anything else would end up in the HTTP library's complaint about a header, with the key in it.
+    if not re.fullmatch(r"[!-~]+", told):
+        raise WrongUse(f"the API key in {where} has spaces or letters that no key has", next_command=WHERE_TO_GET)
+    return Key(told)
+
+
+def _of_file(path: Path) -> str:
+    import tomli  # Python 3.10 has no tomllib; RunPod's own package brings this one
+
+    try:
+        values = tomli.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise WrongUse(f"{FILE} cannot be read: {error.strerror}") from error
+    except ValueError:  # which may quote the line: the key is in it
+        raise WrongUse(f"{FILE} cannot be read as TOML", next_command=WHERE_TO_GET) from None
+    profile = values.get("default", {})
+    return str(profile.get("api_key", "")).strip() if isinstance(profile, dict) else ""

@@ -1,0 +1,73 @@
+"""What the laptop remembers of its pods: a cache and a safety net, never the truth; that is what RunPod's list says.
+
+intents/<name>.json  before a pod is asked for: should everything die in the next second, its name is known
+pods/<id>.json       host keys, so that not each command reads a log; they count for one start of the container only
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from deploy.providers.runpod.api import Pod
+
+KEEP_S = 3600
+
+
+class Notes:
+    def __init__(self, folder: Path) -> None:
+        self.intents = folder / "intents"
+        self.pods = folder / "pods"
+
+    def intend(self, name: str, **what: Any) -> None:
+        _write(self.intents / f"{name}.json", {"name": name, **what})
+
+    def intended(self, name: str) -> dict[str, Any]:
+        return _read(self.intents / f"{name}.json")
+
+    def tidy(self, there: set[str], now: float) -> None:
+        """Intents of pods that ended by themselves; not the newest, whose pod may still appear."""
+        for path in self.intents.glob("*.json"):
+            what = _read(path)
+            if path.stem not in there and now - (what.get("made") or what.get("asked") or 0) > KEEP_S:
+                path.unlink(missing_ok=True)
+
+    def done_with(self, name: str) -> None:
+        (self.intents / f"{name}.json").unlink(missing_ok=True)
+
+    def host_keys(self, pod: Pod) -> tuple[str, ...]:
+        """Those seen at this start, at this address; a restarted container makes new ones."""
+        known = _read(self.pods / f"{pod.id}.json")
+        keys = known.get("host_keys") if known.get("boot") == _boot(pod) else None
+        return tuple(map(str, keys)) if isinstance(keys, list) else ()
+
+    def remember(self, pod: Pod, host_keys: tuple[str, ...]) -> None:
+        _write(self.pods / f"{pod.id}.json", {"name": pod.name, "boot": _boot(pod), "host_keys": list(host_keys)})
+
+    def forget(self, pod_id: str) -> None:
+        (self.pods / f"{pod_id}.json").unlink(missing_ok=True)
+
+
+def _boot(pod: Pod) -> list[Any]:
+    return [pod.started, pod.host, pod.port]
+
+
+def _write(path: Path, values: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return values if isinstance(values, dict) else {}
+    return {}

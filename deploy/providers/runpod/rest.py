@@ -1,0 +1,225 @@
+"""RunPod's REST API v2.
+
+Through `requests` rather than the standard library: it is there already (RunPod's and Docker's own packages stand on
+it), brings certificates where Python on macOS and Windows may lack them, and knows the user's proxies. The other
+implementation uses it too, so that both work, or fail, in the same networks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+import requests
+from requests.auth import AuthBase
+
+from deploy.providers.runpod import events
+from deploy.providers.runpod.api import (
+    BASE_URL,
+    BASE_URL_VARIABLE,
+    KINDS,
+    ApiError,
+    LogLine,
+    Offer,
+    Pod,
+    TooMany,
+    Unclear,
+    Wanted,
+)
+from deploy.providers.runpod.key import Key
+from deploy.providers.runpod.pace import Limits, Pace
+
+
+class RestApi:
+    """A host key reaches us over the pod's log here, which only the account's key opens."""
+
+    has_log = True
+
+    def __init__(self, key: Key, pace: Pace, limits: Limits, environment: Mapping[str, str] = os.environ) -> None:
+        self.base = (environment.get(BASE_URL_VARIABLE) or BASE_URL).rstrip("/")
+        self.key = key
+        self.pace = pace
+        self.limits = limits
+        self._session = requests.Session()
+        self._session.auth = _Bearer(key)  # an object, because ~/.netrc overrules a header
+
+    def create(self, wanted: Wanted) -> Pod:
+        return _pod(self._json("POST", "/v2/pods", body=body_of(wanted)))
+
+    def get(self, pod_id: str) -> Pod:
+        return _pod(self._json("GET", f"/v2/pods/{_safe(pod_id)}"))
+
+    def pods(self) -> list[Pod]:
+        return [_pod(each) for each in self._json("GET", "/v2/pods")["pods"]]
+
+    def terminate(self, pod_id: str) -> None:
+        self._send("DELETE", f"/v2/pods/{_safe(pod_id)}", urgent=True)
+
+    def offers(self, gpus: Sequence[str], count: int, cloud: str, min_cuda: str | None) -> list[Offer]:  # noqa: ARG002
+        """The whole catalogue in one call."""
+        asked = {"include": "AVAILABILITY", "product": "POD", "count": str(count), "cloud": cloud}
+        found = self._json(
+            "GET", "/v2/catalog/gpus", query={**asked, **({"minCudaVersion": min_cuda} if min_cuda else {})}
+        )
+        return [_offer(each, cloud.lower()) for each in found["gpus"]]
+
+    def data_center_of(self, volume: str) -> str:
+        return str(self._json("GET", f"/v2/network-volumes/{_safe(volume)}")["dataCenter"])
+
+    def log(self, pod_id: str, since: str | None, cursor: str | None, tail: int) -> Iterator[LogLine]:
+        query = {"since": since} if since else {"tail": str(tail)}
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": cursor} if cursor else {})}
+        answer = self._send("GET", f"/v2/pods/{_safe(pod_id)}/logs", query=query, headers=headers, stream=True)
+        with answer:
+            try:
+                # One byte at a time: whatever else is asked for may wait until so much is there.
+                yield from events.parse(answer.iter_content(chunk_size=1))
+            except OSError:  # silence, or a cut: both end what there is to read now
+                return
+
+    def _json(self, method: str, path: str, **about: Any) -> dict[str, Any]:
+        answer = self._send(method, path, **about)
+        try:
+            values = answer.json()
+        except ValueError:
+            raise Unclear(f"{method} {path}: {answer.status_code} without JSON") from None
+        if not isinstance(values, dict):
+            raise Unclear(f"{method} {path}: {answer.status_code} with unexpected JSON")
+        return values
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        stream: bool = False,
+        urgent: bool = False,
+    ) -> requests.Response:
+        self.pace.take(urgent=urgent)
+        read_s = self.limits.log_idle_s if stream else self.limits.request_s
+        try:
+            answer = self._session.request(
+                method, self.base + path, params=query, json=body, headers=headers, stream=stream,
+                timeout=(self.limits.request_s, read_s), allow_redirects=False,
+            )  # fmt: skip
+        except OSError as error:  # all that requests raises for a network is one
+            raise Unclear(f"{method} {path}: {_without_addresses(self.key.mask(str(error)))}") from None
+        self._listen_to(answer.headers.get("RateLimit", ""))
+        if answer.status_code >= 300:
+            with answer:
+                raise _refusal(answer, f"{method} {path}", self.key)
+        return answer
+
+    def _listen_to(self, rate_limit: str) -> None:
+        """`"minute";r=0;t=12, "hour";r=2800;t=1812`: r calls are left for t seconds."""
+        for left, seconds in re.findall(r"r=(\d+);\s*t=(\d+)", rate_limit):
+            if int(left) == 0:
+                self.pace.hold(int(seconds))
+
+
+class _Bearer(AuthBase):
+    def __init__(self, key: Key) -> None:
+        self.key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self.key.reveal()}"
+        return request
+
+
+def body_of(wanted: Wanted) -> dict[str, Any]:
+    """Nothing that is not asked for: v2 refuses what it does not know. `gpu.count` always, lest nothing matches."""
+    gpu = {"id": wanted.gpu, "count": wanted.gpu_count}
+    body: dict[str, Any] = {
+        "name": wanted.name,
+        "image": wanted.image,
+        "gpu": {**gpu, "minCudaVersion": wanted.min_cuda} if wanted.min_cuda else gpu,
+        "cloud": wanted.cloud,
+        "disk": wanted.disk_gib,
+        "ports": ["22/tcp"],
+        "env": {"PUBLIC_KEY": wanted.public_key},
+    }
+    if wanted.data_center:
+        body["dataCenterIds"] = [wanted.data_center]
+    if wanted.volume:
+        body["mounts"] = {"network": [{"volumeId": wanted.volume, "path": wanted.volume_path}]}
+    if wanted.registry:
+        body["registry"] = wanted.registry
+    return body
+
+
+def _pod(values: Mapping[str, Any]) -> Pod:
+    """The Pod of the specification; v2 says nothing of a machine's memory."""
+    gpu, runtime = values.get("gpu") or {}, values.get("runtime") or {}
+    gpus = runtime.get("gpus")
+    direct = (values.get("ssh") or {}).get("direct") or _ssh_port(runtime.get("ports") or [])
+    return Pod(
+        id=str(values["id"]),
+        name=str(values["name"]),
+        status=str(values["status"]),
+        usd_per_hour=float(values.get("cost") or 0),
+        gpu=gpu.get("id"),
+        gpu_count=gpu.get("count") if gpu else 0,
+        gpus_seen=None if gpus is None else len(gpus),
+        data_center=values.get("dataCenterId"),
+        host=direct.get("host"),
+        port=direct.get("port"),
+        user=direct.get("username") or "root",
+        created=unix_time(values.get("createdAt")),
+        started=values.get("startedAt"),
+    )
+
+
+def _ssh_port(ports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    for port in ports:
+        if port.get("private") == 22 and port.get("public") and port.get("ip"):
+            return {"host": port["ip"], "port": port["public"]}
+    return {}
+
+
+def _offer(values: Mapping[str, Any], cloud: str) -> Offer:
+    stock = values.get("availability")
+    centers = {each["id"]: each["availability"] != "NONE" for each in values.get("dataCenters") or []}
+    return Offer(
+        gpu=str(values["id"]),
+        usd_per_gpu_hour=float(values["price"][cloud]),
+        max_count=int(values["maxCount"][cloud]) if values.get(cloud) else 0,
+        has_stock=None if stock is None else stock != "NONE",
+        data_centers=centers,  # left out by the API when it is nowhere
+    )
+
+
+def unix_time(text: str | None) -> float | None:
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() if text else None
+    except ValueError:
+        return None
+
+
+def _refusal(answer: requests.Response, what: str, key: Key) -> ApiError:
+    try:
+        problem = answer.json()
+        detail, errors = str(problem["detail"]), [str(each) for each in problem.get("errors") or []]
+    except (ValueError, KeyError, TypeError, OSError):
+        return Unclear(f"{what}: {answer.status_code} {answer.reason} without RunPod's own words")
+    told = key.mask(detail), [key.mask(each) for each in errors]
+    if answer.status_code == 429:
+        after = answer.headers.get("Retry-After", "")
+        return TooMany(told[0], float(after) if after.isdigit() else 5.0)
+    kind = KINDS.get(answer.status_code, Unclear)
+    return kind(told[0] if kind is not Unclear else f"{what}: {answer.status_code}: {told[0]}", told[1])
+
+
+def _safe(part: str) -> str:
+    return quote(part, safe="")
+
+
+def _without_addresses(text: str) -> str:
+    """`HTTPSConnectionPool(...): Max retries exceeded (Caused by X(<object at 0x7f>, 'why'))` -> why."""
+    return re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", text)[:300]

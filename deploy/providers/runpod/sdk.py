@@ -1,0 +1,185 @@
+"""The GraphQL functions of RunPod's own package, as of 1.12: the way that stays if v2 moves.
+
+Less than v2: no log, so a machine's host keys are not known beforehand and the first connection to each pod pins
+them; no stock in the catalogue, no registry credentials, no floor for CUDA (a list of the versions above it instead).
+Its functions paste values into the query as they are, so that a quote in one would change the query: such values are
+refused. It is imported when it is used; that alone takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from deploy.errors import WrongUse
+from deploy.providers.runpod.api import (
+    ApiError,
+    BadRequest,
+    Forbidden,
+    Gone,
+    LogLine,
+    NoBalance,
+    Offer,
+    Pod,
+    Refused,
+    TooMany,
+    Unclear,
+    Wanted,
+    WrongKey,
+)
+from deploy.providers.runpod.key import Key
+from deploy.providers.runpod.pace import Clock, Pace
+
+# GraphQL answers 200 to everything; what went wrong stands in a sentence only.
+SENTENCES: Sequence[tuple[str, type[ApiError]]] = (
+    (r"too many requests|rate limit", TooMany),
+    (r"something went wrong|internal server error|timed? ?out|try again later", Unclear),
+    (r"balance|insufficient funds|add (more )?funds|spend(ing)? limit", NoBalance),
+    (r"pod .*not found|not found.* pod|pod does not exist", Gone),
+    (r"forbidden|not authori[sz]ed|no access|access denied", Forbidden),
+    (
+        r"syntax error|cannot query field|is not defined by|unknown argument|expected (value|type)|required type",
+        BadRequest,
+    ),
+)
+NEWEST_CUDA = (13, 9)
+
+
+class SdkApi:
+    """Host keys: see above. Times are told by the pod's uptime only."""
+
+    has_log = False
+
+    def __init__(self, key: Key, pace: Pace, clock: Clock) -> None:
+        self.key = key
+        self.pace = pace
+        self.clock = clock
+
+    def create(self, wanted: Wanted) -> Pod:
+        if wanted.registry:
+            raise WrongUse("registry credentials cannot be given with api: sdk", next_command="set api: v2")
+        values = {
+            "name": wanted.name,
+            "image_name": wanted.image,
+            "gpu_type_id": wanted.gpu,
+            "cloud_type": wanted.cloud,
+            "data_center_id": wanted.data_center,
+            "ports": "22/tcp",
+            "env": {"PUBLIC_KEY": wanted.public_key},
+            "network_volume_id": wanted.volume,
+            "volume_mount_path": wanted.volume_path,
+            "allowed_cuda_versions": versions_from(wanted.min_cuda) if wanted.min_cuda else None,
+        }
+        refuse_unsafe(values)
+        made = self._call(
+            # The first of the two calls asks whether there is such a GPU.
+            lambda sdk: sdk.create_pod(
+                **values, gpu_count=wanted.gpu_count, container_disk_in_gb=wanted.disk_gib, start_ssh=False
+            ),
+            calls=2,
+        )
+        if not made:
+            raise Unclear("RunPod's answer names no pod")
+        return Pod(
+            id=str(made["id"]), name=wanted.name, status="PROVISIONING", gpu=wanted.gpu, created=self.clock.time()
+        )
+
+    def get(self, pod_id: str) -> Pod:
+        refuse_unsafe({"id": pod_id})
+        values = self._call(lambda sdk: sdk.get_pod(pod_id, api_key=self.key.reveal()))
+        if values is None:
+            raise Gone(f"pod {pod_id} not found")
+        return self._pod(values)
+
+    def pods(self) -> list[Pod]:
+        return [self._pod(each) for each in self._call(lambda sdk: sdk.get_pods(api_key=self.key.reveal()))]
+
+    def terminate(self, pod_id: str) -> None:
+        refuse_unsafe({"id": pod_id})
+        self._call(lambda sdk: sdk.terminate_pod(pod_id), urgent=True)
+
+    def offers(self, gpus: Sequence[str], count: int, cloud: str, min_cuda: str | None) -> list[Offer]:  # noqa: ARG002
+        """One call a GPU. The price is the list's; of stock it says only whether there is any at all."""
+        found = []
+        for gpu in gpus:
+            refuse_unsafe({"gpus": gpu})
+            try:
+                values = self._gpu(gpu, count)
+            except Gone:
+                continue
+            offered = values.get(f"{cloud.lower()}Cloud")
+            price = values.get(f"{cloud.lower()}Price") or 0
+            found.append(Offer(gpu, float(price), int(values.get("maxGpuCount") or 0) if offered else 0))
+        return found
+
+    def data_center_of(self, volume: str) -> str:
+        for each in self._call(lambda sdk: sdk.get_user(api_key=self.key.reveal()))["networkVolumes"] or []:
+            if each["id"] == volume:
+                return str(each["dataCenterId"])
+        raise Gone(f"network volume {volume} not found")
+
+    def log(self, pod_id: str, since: str | None, cursor: str | None, tail: int) -> Iterator[LogLine]:  # noqa: ARG002
+        return iter(())
+
+    def _gpu(self, gpu: str, count: int) -> Any:
+        return self._call(lambda sdk: sdk.get_gpu(gpu, count, api_key=self.key.reveal()))
+
+    def _pod(self, values: dict[str, Any]) -> Pod:
+        runtime = values.get("runtime")
+        ports = (runtime or {}).get("ports") or []
+        ssh: dict[str, Any] = next((each for each in ports if each["privatePort"] == 22 and each.get("isIpPublic")), {})
+        status = str(values["desiredStatus"])
+        up_s = values.get("uptimeSeconds")
+        return Pod(
+            id=str(values["id"]),
+            name=str(values["name"]),
+            status="STARTING" if status == "RUNNING" and runtime is None else status,
+            usd_per_hour=float(values.get("costPerHr") or 0),
+            gpu=(values.get("machine") or {}).get("gpuDisplayName"),
+            gpu_count=values.get("gpuCount"),
+            memory_gib=values.get("memoryInGb") or None,
+            host=ssh.get("ip"),
+            port=ssh.get("publicPort"),
+            created=self.clock.time() - up_s if up_s else None,
+        )
+
+    def _call(self, ask: Callable[[Any], Any], *, calls: int = 1, urgent: bool = False) -> Any:
+        import runpod
+        from runpod.error import AuthenticationError, QueryError
+
+        self.pace.take(calls, urgent=urgent)
+        runpod.api_key = self.key.reveal()  # not every function takes it as an argument
+        try:
+            return ask(runpod)
+        except AuthenticationError:
+            raise WrongKey("RunPod does not know the API key") from None
+        except QueryError as error:
+            raise _sorted(self.key.mask(str(error.message))) from None
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            # No network, an HTML page, or JSON without the field: the package looks at no status but 401.
+            raise Unclear(f"RunPod's API gave no answer: {self.key.mask(str(error))[:300]}") from None
+        except ValueError as error:
+            raise Gone(self.key.mask(str(error))) from None  # no such GPU
+
+
+def refuse_unsafe(values: dict[str, Any]) -> None:
+    """Nothing that would end the string it is pasted into."""
+    for name, value in values.items():
+        several = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        for text in several:
+            if isinstance(text, str) and re.search(r'["\\\x00-\x1f\x7f]', text):
+                raise WrongUse(f"{name}: {text!r} has a quote, a backslash or a line end, which api: sdk cannot take")
+
+
+def versions_from(floor: str) -> list[str]:
+    """The package knows an exact list only: every version from the floor to one that is yet to come."""
+    major, minor = (int(part) for part in f"{floor}.0".split(".")[:2])
+    pairs = ((a, b) for a in range(major, NEWEST_CUDA[0] + 1) for b in range(10))
+    return [f"{a}.{b}" for a, b in pairs if (major, minor) <= (a, b) <= NEWEST_CUDA]
+
+
+def _sorted(sentence: str) -> ApiError:
+    kind = next((kind for words, kind in SENTENCES if re.search(words, sentence, re.IGNORECASE)), Refused)
+    return kind(sentence)

@@ -1,0 +1,94 @@
+"""Sentences of the provider, and what is read out of RunPod's."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+
+from deploy.errors import NoMachine, StepFailed, WrongUse, command
+from deploy.providers.runpod.api import (
+    ApiError,
+    BadRequest,
+    Forbidden,
+    NoBalance,
+    Refused,
+    TooMany,
+    Unclear,
+    WrongKey,
+)
+from deploy.providers.runpod.candidates import Refusal
+from deploy.providers.runpod.key import WHERE_TO_GET
+
+# RunPod has no code for "no room": these are its texts, as people met them.
+ROOM = re.compile(
+    r"no (longer )?(any )?(instances|machines|capacity|stock)|not? enough|does not have the resources|"
+    r"no .*available|unavailable|out of (stock|capacity)|could not be placed|different machine",
+    re.IGNORECASE,
+)
+
+
+def unlike_room(error: ApiError) -> bool:
+    return isinstance(error, Refused) and not ROOM.search(str(error))
+
+
+def no_candidate(target: str, refusals: Sequence[Refusal]) -> NoMachine:
+    """A rule that is broken is refused for each candidate alike; no room is an answer for one."""
+    where = f"conf/deploy/{target}.yaml"
+    asked = [refusal for refusal in refusals if refusal.by_rule]
+    if asked and len(asked) == len(refusals):
+        message = f"RunPod refused every candidate of target '{target}', perhaps the request itself: {asked[-1].why}"
+        following = f"look at {where}"
+    else:
+        message = f"RunPod has no machine for target '{target}' now"
+        following = f"{command(f'deploy --on {target}')}   (later, or with more gpus or data_centers in {where})"
+    if any("max_usd_per_hour" in refusal.why for refusal in refusals):
+        following = f"raise max_usd_per_hour or name other gpus in {where}, then: {command(f'deploy --on {target}')}"
+    return NoMachine(message, evidence=[str(refusal) for refusal in refusals], next_command=following)
+
+
+def could_not_give_back(what: str, error: ApiError) -> StepFailed:
+    return StepFailed(
+        f"{what} could not be given back and bills on: {error}",
+        next_command="terminate it at https://console.runpod.io/pods",
+    )
+
+
+def first_words(why: str, evidence: Sequence[str]) -> str:
+    return f"{why}: {evidence[-1]}" if evidence else why
+
+
+def public_line(text: str) -> str:
+    """The key without its comment: a CR of Windows or a quote in there would spoil authorized_keys, or a query."""
+    found = re.match(r"((?:ssh|ecdsa|sk)-[\w@.-]+)\s+([A-Za-z0-9+/]+=*)(?:\s|$)", text.strip())
+    if not found:
+        raise WrongUse("the public key of this project is no line of OpenSSH, such as: ssh-ed25519 AAAA…")
+    return f"{found[1]} {found[2]}"
+
+
+@contextlib.contextmanager
+def in_words(where: str) -> Iterator[None]:
+    """RunPod's refusals as what the user can do about them."""
+    try:
+        yield
+    except WrongKey as error:
+        raise WrongUse(f"RunPod does not accept the API key: {error}", next_command=WHERE_TO_GET) from error
+    except Forbidden as error:
+        raise WrongUse(f"the API key may not do this: {error}", next_command=WHERE_TO_GET) from error
+    except BadRequest as error:
+        raise WrongUse(
+            f"RunPod refuses the request as it is: {error.detail}",
+            evidence=error.errors,
+            next_command=f"look at {where}",
+        ) from error
+    except NoBalance as error:
+        raise NoMachine(
+            f"RunPod: the balance is too low: {error}",
+            next_command="add credit at https://console.runpod.io/user/billing",
+        ) from error
+    except TooMany as error:
+        raise NoMachine(f"RunPod's limit of calls is used up for {error.retry_after_s:.0f} s: {error}") from error
+    except Unclear as error:
+        raise NoMachine(f"RunPod's API does not answer: {error}") from error
+    except ApiError as error:
+        raise StepFailed(f"RunPod: {error}") from error

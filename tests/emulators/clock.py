@@ -1,0 +1,25 @@
+"""A clock that a test moves: who sleeps on it is awake at once, and the time has passed for all."""
+
+from __future__ import annotations
+
+import threading
+
+from deploy.providers.runpod.pace import Clock
+
+START = 1_780_000_000.0  # a day in 2026
+
+
+class MovedClock(Clock):
+    def __init__(self) -> None:
+        self._moved = 0.0
+        self._lock = threading.Lock()
+
+    def now(self) -> float:
+        return self._moved
+
+    def time(self) -> float:
+        return START + self._moved
+
+    def sleep(self, seconds: float) -> None:
+        with self._lock:
+            self._moved += max(seconds, 0.0)

@@ -1,0 +1,139 @@
+"""RunPod's published specification of v2, as checks: of a request's body and query, of an answer.
+
+Where the specification and we differ, or it and itself, is said in EXCEPTIONS.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from jsonschema import Draft202012Validator, FormatChecker
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
+
+SPECIFICATION = json.loads(Path(__file__).with_name("runpod-v2-openapi.json").read_text(encoding="utf-8"))
+EXCEPTIONS = (
+    "Last-Event-ID is a date-time in its parameter, but the example of the stream has ids with /000000000001 after "
+    "it: we send plain time stamps, and the emulator can send either kind of id",
+    "402 and 5xx are not in the lists of answers: they come under `default`",
+    "the example of a created pod has runtime {}, the text says null: both are read as nothing known",
+    "`gpu.count` is 1 when left out, but such requests are known to match no machine: we always send it",
+    "v2 tells nothing of a machine's memory: our image prints it into its log",
+)
+FORMATS = FormatChecker(formats=())
+
+
+@FORMATS.checks("date-time")
+def is_date_time(value: object) -> bool:
+    return not isinstance(value, str) or bool(
+        re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", value)
+    )
+
+
+def problems_of_body(method: str, path: str, body: Any) -> list[str]:
+    """What v2 would list under `errors` of a 422."""
+    about = _operation(method, path).get("requestBody")
+    if about is None:
+        return [] if body is None else ["$: a body where none is expected"]
+    return _errors(about["content"]["application/json"]["schema"], body)
+
+
+def problems_of_query(method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str]) -> list[str]:
+    parameters = {
+        (p["name"].lower() if p["in"] == "header" else p["name"], p["in"]): p for p in _parameters(method, path)
+    }
+    found = [f"?{name}: not a parameter" for name in query if (name, "query") not in parameters]
+    given = [((name, "query"), value) for name, value in query.items()]
+    given += [((name.lower(), "header"), value) for name, value in headers.items()]
+    for key, text in given:
+        if key in parameters:
+            schema = parameters[key]["schema"]
+            found += [f"{key[0]}: {problem}" for problem in _errors(schema, _typed(schema, text))]
+    return found
+
+
+def problems_of_answer(method: str, path: str, status: int, headers: Mapping[str, str], body: bytes) -> list[str]:
+    responses = _operation(method, path)["responses"]
+    told = _resolved(responses.get(str(status)) or responses["default"])
+    content = told.get("content")
+    if not content:
+        return [f"{status} has a body"] if body else []
+    kind = headers.get("Content-Type", "").split(";")[0]
+    if kind not in content:
+        return [f"{status} is {kind}, not {' or '.join(content)}"]
+    return [] if kind == "text/event-stream" else _errors(content[kind]["schema"], json.loads(body))
+
+
+def knows(method: str, path: str) -> bool:
+    try:
+        return bool(_operation(method, path))
+    except KeyError:
+        return False
+
+
+def parameters_of_path(path: str) -> dict[str, str]:
+    template = _template(path)
+    names = re.findall(r"{(\w+)}", template)
+    found = re.fullmatch(re.sub(r"{\w+}", "([^/]+)", template), path)
+    return dict(zip(names, map(unquote, found.groups() if found else ()), strict=True))
+
+
+def _operation(method: str, path: str) -> dict[str, Any]:
+    return SPECIFICATION["paths"][_template(path)][method.lower()]
+
+
+def _template(path: str) -> str:
+    for template in SPECIFICATION["paths"]:
+        if re.fullmatch(re.sub(r"{\w+}", "[^/]+", template), path):
+            return template
+    raise KeyError(path)
+
+
+def _parameters(method: str, path: str) -> list[dict[str, Any]]:
+    shared = SPECIFICATION["paths"][_template(path)].get("parameters", [])
+    return [_resolved(each) for each in [*shared, *_operation(method, path).get("parameters", [])]]
+
+
+def _resolved(value: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" not in value:
+        return value
+    found: Any = SPECIFICATION
+    for part in value["$ref"].removeprefix("#/").split("/"):
+        found = found[part]
+    return found
+
+
+def _typed(schema: dict[str, Any], text: str) -> Any:
+    """A query is text: what the schema makes of it."""
+    kind = _resolved(schema).get("type")
+    if kind == "array":
+        return text.split(",")
+    if kind == "integer" and re.fullmatch(r"-?\d+", text):
+        return int(text)
+    return {"true": True, "false": False}.get(text, text) if kind == "boolean" else text
+
+
+def _errors(schema: dict[str, Any], value: Any) -> list[str]:
+    validator = Draft202012Validator(
+        {"$ref": "urn:runpod" + schema["$ref"]} if "$ref" in schema else _absolute(schema),
+        registry=_registry(),
+        format_checker=FORMATS,
+    )
+    return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(value)]
+
+
+def _absolute(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {k: "urn:runpod" + v if k == "$ref" else _absolute(v) for k, v in schema.items()}
+    return [_absolute(each) for each in schema] if isinstance(schema, list) else schema
+
+
+@cache
+def _registry() -> Registry:
+    return Registry().with_resource("urn:runpod", Resource(SPECIFICATION, DRAFT202012))

@@ -1,0 +1,132 @@
+"""What stands behind an emulated pod: nothing but a listener that greets like an SSH server, or a real container."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from deploy.providers.runpod.pace import Clock
+    from tests.emulators.runpod_state import Pod
+
+LABEL = "sniperface.emulator"
+Line = tuple[str, str]  # time stamp, text
+
+
+class Machine(Protocol):
+    def address(self) -> tuple[str, int] | None: ...
+
+    def log(self) -> list[Line]: ...
+
+    def restart(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+Maker = Callable[["Pod"], Machine]
+
+
+def stamp(time: float) -> str:
+    return datetime.fromtimestamp(time, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:23] + "Z"
+
+
+class Greeter:
+    """A port that says SSH-2.0, from `late_s` after the container's start on; before that it hangs up."""
+
+    def __init__(self, pod: Pod, clock: Clock, late_s: float = 0.0, *, with_keys: bool = True) -> None:
+        self.pod = pod
+        self.clock = clock
+        self.late_s = late_s
+        self.with_keys = with_keys
+        self.boots = 1
+        self.printed: list[Line] = []
+        self._listen()
+
+    def host_key(self) -> str:
+        number = int(self.pod.id[3:]) * 10 + self.boots
+        return f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI{number:05d}{'A' * 38}"
+
+    def address(self) -> tuple[str, int]:
+        return self.socket.getsockname()[:2]
+
+    def log(self) -> list[Line]:
+        if self.clock.time() < self.pod.started:
+            return []
+        at = stamp(self.pod.started)
+        gpus = 0 if self.pod.zero_gpus else self.pod.gpu_count
+        keys = [(at, f"sniperface host key: {self.host_key()} root@{self.pod.id}")] if self.with_keys else []
+        hardware = (at, f"sniperface hardware: gpus={gpus} memory_gib={self.pod.memory_gib}")
+        return [(at, "booting"), *keys, *([hardware] if self.with_keys else []), *self.printed]
+
+    def restart(self) -> None:
+        self.close()
+        self.boots += 1
+        self._listen()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+        self._thread.join(5)
+
+    def _listen(self) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._greet, args=(self.socket,), daemon=True)
+        self._thread.start()
+
+    def _greet(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                if self.clock.time() >= self.pod.started + self.late_s:
+                    connection.sendall(b"SSH-2.0-emulated\r\n")
+
+
+class Container:
+    """Our image with its own SSH server, on a port of this computer, as `docker run` starts it."""
+
+    def __init__(self, pod: Pod, image: str | None = None) -> None:
+        env = [part for name, value in pod.env.items() for part in ("--env", f"{name}={value}")]
+        self.id = docker(
+            "run", "--detach", "--label", f"{LABEL}={pod.id}", "--publish", "127.0.0.1::22",
+            "--env", f"RUNPOD_POD_ID={pod.id}", *env, image or pod.image,
+        )  # fmt: skip
+
+    def address(self) -> tuple[str, int] | None:
+        ports = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Ports}}", self.id) or "{}")
+        bound = ports.get("22/tcp")
+        return (bound[0]["HostIp"], int(bound[0]["HostPort"])) if bound else None
+
+    def log(self) -> list[Line]:
+        done = subprocess.run(
+            ["docker", "logs", "--timestamps", self.id], capture_output=True, text=True, encoding="utf-8", check=False
+        )
+        lines = [line.partition(" ") for line in (done.stdout + done.stderr).splitlines()]
+        return sorted((f"{at[:23]}Z", text) for at, _, text in lines if at)
+
+    def restart(self) -> None:
+        docker("restart", "--time", "1", self.id)
+
+    def close(self) -> None:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            docker("rm", "--force", "--volumes", self.id)
+
+
+def docker(*argv: str) -> str:
+    return subprocess.run(
+        ["docker", *argv], check=True, capture_output=True, text=True, encoding="utf-8"
+    ).stdout.strip()
+
+
+def remove_leftovers() -> None:
+    for container in docker("ps", "--all", "--quiet", "--filter", f"label={LABEL}").split():
+        docker("rm", "--force", "--volumes", container)

@@ -1,0 +1,183 @@
+"""What an account at RunPod has, and what happens to it: one truth behind both APIs of the emulator."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from deploy.providers.runpod.pace import Clock
+from tests.emulators.runpod_pods import Machine, Maker
+
+NO_ROOM = "There are no longer any instances available with the requested specifications. Please refresh and try again."
+
+
+class Refusal(Exception):
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+@dataclass
+class Gpu:
+    id: str
+    usd_per_hour: float
+    memory_gib: int
+    max_count: int = 8
+    stock: dict[str, str] = field(default_factory=dict)  # data centre -> LOW, MEDIUM, HIGH
+
+
+def catalogue() -> dict[str, Gpu]:
+    """Names as RunPod writes them; prices and stock invented."""
+    gpus = [
+        Gpu("NVIDIA RTX A4500", 0.25, 20, 4, {"EU-RO-1": "HIGH", "US-KS-2": "LOW"}),
+        Gpu("NVIDIA RTX A5000", 0.27, 24, 8, {"EU-RO-1": "MEDIUM", "US-TX-3": "HIGH"}),
+        Gpu("NVIDIA A40", 0.40, 48, 8, {"EU-SE-1": "HIGH", "US-KS-2": "HIGH"}),
+        Gpu("NVIDIA H100 80GB HBM3", 2.69, 80, 8, {"US-KS-2": "LOW"}),
+        Gpu("NVIDIA GeForce RTX 3070", 0.13, 8, 2, {}),
+    ]
+    return {gpu.id: gpu for gpu in gpus}
+
+
+@dataclass
+class Pod:
+    id: str
+    name: str
+    image: str
+    gpu: str
+    gpu_count: int
+    cloud: str
+    data_center: str
+    disk: int
+    ports: list[str]
+    env: dict[str, str]
+    mounts: dict[str, Any]
+    registry: str | None
+    usd_per_hour: float
+    created: float
+    booted: float  # when the container last began to start
+    boot_s: float
+    machine: Machine | None = None
+    memory_gib: float = 62.0
+    zero_gpus: bool = False
+    ends: str = ""  # EXITED or ERROR instead of RUNNING
+    vanishes: float = float("inf")
+    runtime_null_s: float = 0.0
+    locked: bool = False
+    stopped: bool = False
+
+    def status(self, now: float) -> str:
+        if self.stopped:
+            return "EXITED"
+        if now < self.booted + self.boot_s * 0.2:
+            return "PROVISIONING"
+        if now < self.started:
+            return "STARTING"
+        return self.ends or "RUNNING"
+
+    @property
+    def started(self) -> float:
+        return self.booted + self.boot_s
+
+    def has_runtime(self, now: float) -> bool:
+        return self.status(now) == "RUNNING" and now >= self.started + self.runtime_null_s
+
+
+class Account:
+    def __init__(self, clock: Clock, maker: Maker, boot_s: float) -> None:
+        self.clock = clock
+        self.maker = maker
+        self.boot_s = boot_s
+        self.gpus = catalogue()
+        self.volumes: dict[str, dict[str, Any]] = {}
+        self.pods: dict[str, Pod] = {}
+        self.ended: list[Pod] = []
+        self.refusals: list[tuple[int, str]] = []  # for the next creations
+        self.oddities: list[Mapping[str, Any]] = []  # fields of the next pods
+        self.runtime_null_s = 0.0
+        self.lock = threading.RLock()
+        self._numbers = itertools.count(1)
+
+    def create(
+        self,
+        *,
+        name: str,
+        image: str,
+        gpu: str,
+        gpu_count: int,
+        cloud: str,
+        data_centers: Sequence[str],
+        disk: int,
+        ports: Sequence[str],
+        env: Mapping[str, str],
+        volume: str | None = None,
+        volume_path: str = "",
+        registry: str | None = None,
+    ) -> Pod:
+        with self.lock:
+            if self.refusals:
+                raise Refusal(*self.refusals.pop(0))
+            kind = self.gpus.get(gpu)
+            if kind is None:
+                raise Refusal(400, f"gpu type {gpu} not found")
+            if volume and volume not in self.volumes:
+                raise Refusal(400, f"network volume {volume} not found")
+            wanted = [self.volumes[volume]["dataCenter"]] if volume else list(data_centers) or list(kind.stock)
+            centers = [center for center in wanted if center in kind.stock]
+            if not centers or gpu_count > kind.max_count:
+                raise Refusal(400, NO_ROOM)
+            odd = dict(self.oddities.pop(0)) if self.oddities else {}
+            number, now = next(self._numbers), self.clock.time()
+            pod = Pod(
+                id=f"pod{number:04d}", name=name, image=image, gpu=gpu, gpu_count=gpu_count, cloud=cloud,
+                data_center=centers[0], disk=disk, ports=list(ports), env=dict(env),
+                mounts={"network": [{"volumeId": volume, "path": volume_path}]} if volume else {}, registry=registry,
+                usd_per_hour=kind.usd_per_hour * gpu_count, created=now, booted=now,
+                boot_s=odd.pop("boot_s", self.boot_s), runtime_null_s=self.runtime_null_s,
+            )  # fmt: skip
+            pod.vanishes = now + odd.pop("vanishes_after_s", float("inf"))
+            vars(pod).update(odd)
+            self.pods[pod.id] = pod
+        pod.machine = self.maker(pod)  # outside the lock: an engine takes its time
+        return pod
+
+    def find(self, pod_id: str) -> Pod:
+        self._age()
+        if pod_id not in self.pods:
+            raise Refusal(404, "pod not found")
+        return self.pods[pod_id]
+
+    def all(self) -> list[Pod]:
+        self._age()
+        return list(self.pods.values())
+
+    def terminate(self, pod_id: str) -> None:
+        pod = self.find(pod_id)
+        if pod.locked:
+            raise Refusal(409, "pod is locked")
+        self._end(pod)
+
+    def restart(self, pod: Pod) -> None:
+        """The container's disk is new, its port is another one."""
+        pod.booted, pod.stopped = self.clock.time(), False
+        if pod.machine:
+            pod.machine.restart()
+
+    def each_machine(self, act: Callable[[Machine], None]) -> None:
+        for pod in [*self.pods.values(), *self.ended]:
+            if pod.machine:
+                act(pod.machine)
+
+    def _age(self) -> None:
+        for pod in [pod for pod in self.pods.values() if self.clock.time() >= pod.vanishes]:
+            self._end(pod)
+
+    def _end(self, pod: Pod) -> None:
+        with self.lock:
+            self.pods.pop(pod.id, None)
+            self.ended.append(pod)
+        if pod.machine:
+            pod.machine.close()
