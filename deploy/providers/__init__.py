@@ -26,4 +26,15 @@ def _docker(settings: Settings) -> Provider:
     return DockerProvider(settings)
 
 
-PROVIDERS: dict[str, Callable[[Settings], Provider]] = {"docker": _docker, "local": _local, "ssh": _ssh}
+def _runpod(settings: Settings) -> Provider:
+    from deploy.providers.runpod import RunPodProvider
+
+    return RunPodProvider(settings)
+
+
+PROVIDERS: dict[str, Callable[[Settings], Provider]] = {
+    "docker": _docker,
+    "local": _local,
+    "runpod": _runpod,
+    "ssh": _ssh,
+}

@@ -120,20 +120,17 @@ def _typed(schema: dict[str, Any], text: str) -> Any:
 
 
 def _errors(schema: dict[str, Any], value: Any) -> list[str]:
-    validator = Draft202012Validator(
-        {"$ref": "urn:runpod" + schema["$ref"]} if "$ref" in schema else _absolute(schema),
-        registry=_registry(),
-        format_checker=FORMATS,
-    )
+    validator = _validator(json.dumps(_absolute(schema)))
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(value)]
+
+
+@cache
+def _validator(schema: str) -> Draft202012Validator:
+    registry = Registry().with_resource("urn:runpod", Resource(SPECIFICATION, DRAFT202012))
+    return Draft202012Validator(json.loads(schema), registry=registry, format_checker=FORMATS)
 
 
 def _absolute(schema: Any) -> Any:
     if isinstance(schema, dict):
         return {k: "urn:runpod" + v if k == "$ref" else _absolute(v) for k, v in schema.items()}
     return [_absolute(each) for each in schema] if isinstance(schema, list) else schema
-
-
-@cache
-def _registry() -> Registry:
-    return Registry().with_resource("urn:runpod", Resource(SPECIFICATION, DRAFT202012))

@@ -115,7 +115,7 @@ class Emulator:
         self._down = is_down
 
     def next_pod(self, **oddities: Any) -> None:
-        """zero_gpus, memory_gib, ends, vanishes_after_s, usd_per_hour, boot_s, locked."""
+        """zero_gpus, memory_gib, ends, vanishes_after_s, appears_after_s (in lists), usd_per_hour, boot_s, locked."""
         self.account.oddities.append(oddities)
 
     def restart(self, name: str) -> None:
@@ -197,6 +197,7 @@ class Emulator:
 def _handler(emulator: Emulator) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # header and body are two writes: each answer would wait 40 ms
 
         def handle_one(self) -> None:
             url = urlsplit(self.path)

@@ -65,6 +65,7 @@ class Pod:
     zero_gpus: bool = False
     ends: str = ""  # EXITED or ERROR instead of RUNNING
     vanishes: float = float("inf")
+    appears: float = 0.0  # in lists
     runtime_null_s: float = 0.0
     locked: bool = False
     stopped: bool = False
@@ -139,6 +140,7 @@ class Account:
                 boot_s=odd.pop("boot_s", self.boot_s), runtime_null_s=self.runtime_null_s,
             )  # fmt: skip
             pod.vanishes = now + odd.pop("vanishes_after_s", float("inf"))
+            pod.appears = now + odd.pop("appears_after_s", 0.0)
             vars(pod).update(odd)
             self.pods[pod.id] = pod
         pod.machine = self.maker(pod)  # outside the lock: an engine takes its time
@@ -152,7 +154,7 @@ class Account:
 
     def all(self) -> list[Pod]:
         self._age()
-        return list(self.pods.values())
+        return [pod for pod in self.pods.values() if self.clock.time() >= pod.appears]
 
     def terminate(self, pod_id: str) -> None:
         pod = self.find(pod_id)

@@ -38,14 +38,16 @@ class Asking:
     def pod(self, pod_id: str, patience_s: float | None = None) -> Pod:
         return self.ask(lambda: self.api.get(pod_id), patience_s)
 
-    def create(self, wanted: Wanted) -> Pod:
-        """Names are not unique and there is no key of idempotency: after no answer, first see whether it is there."""
+    def create(self, wanted: Wanted) -> tuple[Pod, bool]:
+        """The pod, and whether there may be twins of it, from a request that is carried out late.
+
+        Names are not unique and there is no key of idempotency: after no answer, first see whether it is there.
+        """
         waits, until = backoff(), self.clock.now() + self.limits.patience_s
         unclear: Unclear | None = None
         while True:
             try:
-                pod = self.api.create(wanted)
-                break
+                return self.api.create(wanted), unclear is not None
             except (TooMany, Unclear) as error:
                 unclear = error if isinstance(error, Unclear) else unclear
                 try:
@@ -53,13 +55,12 @@ class Asking:
                 except TooMany:
                     raise unclear or error from error
             if unclear and (found := of_family(self.pods(), wanted.name, exactly=True)):
-                pod = found[0]
-                break
-        if unclear:  # the first request may have been carried out late
-            for twin in of_family(self.pods(), wanted.name, exactly=True):
-                if twin.id != pod.id:
-                    self.terminate(twin.id, str(twin))
-        return pod
+                return found[0], True
+
+    def end_all(self, name: str, but: str = "") -> None:
+        for pod in of_family(self.pods(), name, exactly=True):
+            if pod.id != but:
+                self.terminate(pod.id, f"{pod}, {name},")
 
     def terminate(self, pod_id: str, what: str) -> None:
         """Until it is so: what is gone already is success."""

@@ -50,13 +50,16 @@ def load(environment: Mapping[str, str] = os.environ) -> Key:
 def _of_file(path: Path) -> str:
     import tomli  # Python 3.10 has no tomllib; RunPod's own package brings this one
 
+    values: dict[str, object] | None = None
     try:
         values = tomli.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return ""
     except OSError as error:
         raise WrongUse(f"{FILE} cannot be read: {error.strerror}") from error
-    except ValueError:  # which may quote the line: the key is in it
-        raise WrongUse(f"{FILE} cannot be read as TOML", next_command=WHERE_TO_GET) from None
+    except ValueError:
+        pass
+    if values is None:  # raised here without its cause, which may quote the line with the key
+        raise WrongUse(f"{FILE} cannot be read as TOML", next_command=WHERE_TO_GET)
     profile = values.get("default", {})
     return str(profile.get("api_key", "")).strip() if isinstance(profile, dict) else ""

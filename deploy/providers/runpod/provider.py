@@ -93,13 +93,13 @@ class RunPodProvider:
 
     def _new(self, spec: MachineSpec) -> Machine:
         target, chosen = self.settings.target.name, self._choose()
-        refusals = [*chosen.refusals]
+        refusals, twins = [*chosen.refusals], False
         public_key = public_line(project_key(self.settings)[1])
         for candidate in chosen.candidates:
             self._notes.intend(spec.name, target=target, candidate=str(candidate), asked=self.clock.time())
             self.say(f"asking for {candidate}, {candidate.usd_per_hour:.2f} USD an hour")
             try:
-                pod = self._asking.create(self._wanted(spec.name, candidate, public_key))
+                pod, was_unclear = self._asking.create(self._wanted(spec.name, candidate, public_key))
             except (Refused, Forbidden) as error:
                 refusals.append(Refusal(str(candidate), str(error), by_rule=unlike_room(error)))
                 continue
@@ -111,36 +111,48 @@ class RunPodProvider:
             except BaseException:
                 self._notes.done_with(spec.name)
                 raise
+            twins = twins or was_unclear
             try:
-                return self._handed_out(pod, spec.name)
+                return self._handed_out(pod, spec.name, may_have_twins=twins)
             except Unfit as unfit:
                 self.say(f"{pod} is given back: {unfit.why}")
                 self._asking.terminate(pod.id, f"{pod}, {pod.name},")
                 refusals.append(Refusal(str(candidate), first_words(unfit.why, unfit.evidence)))
+        if twins:
+            self._asking.end_all(spec.name)
         self._notes.done_with(spec.name)
         raise no_candidate(target, refusals)
 
-    def _handed_out(self, pod: Pod, name: str) -> Machine:
+    def _handed_out(self, pod: Pod, name: str, *, may_have_twins: bool) -> Machine:
         """From here on it bills: it is handed out, given back, or named in the error."""
         note = {"target": self.settings.target.name, "pod": pod.id, "made": self.clock.time()}
         try:
             self._notes.intend(name, **note)
-            ceiling = self.options.max_usd_per_hour
-            if ceiling is not None and pod.usd_per_hour > ceiling + 1e-9:
-                raise Unfit(f"it costs {pod.usd_per_hour:.2f} USD an hour, more than max_usd_per_hour: {ceiling:g}")
-            machine = self._machine(*self._boot.ready(pod))
+            self._refuse_dear(pod)
+            pod, identity = self._boot.ready(pod)
+            self._refuse_dear(pod)  # not every API tells the price at once
+            if may_have_twins:
+                self._asking.end_all(name, but=pod.id)
+            machine = self._machine(pod, identity)
             self._notes.intend(name, **note, handed_out=True)
             return machine
         except Unfit:
-            raise
+            raise  # goes back, and the next candidate is tried
         except BaseException as error:
             self.say(f"giving {pod} back")
             try:
                 self._asking.terminate(pod.id, f"{pod}, {pod.name},")
+                if may_have_twins:
+                    self._asking.end_all(name)
             except DeployError as left:
                 raise NoMachine(f"{error or 'interrupted'}; and {left}", next_command=left.next_command) from error
             self._notes.done_with(name)
             raise
+
+    def _refuse_dear(self, pod: Pod) -> None:
+        ceiling = self.options.max_usd_per_hour
+        if ceiling is not None and pod.usd_per_hour > ceiling + 1e-9:
+            raise Unfit(f"it costs {pod.usd_per_hour:.2f} USD an hour, more than max_usd_per_hour: {ceiling:g}")
 
     def _choose(self) -> Chosen:
         options, where = self.options, f"conf/deploy/{self.settings.target.name}.yaml"

@@ -104,13 +104,16 @@ class RestApi:
     ) -> requests.Response:
         self.pace.take(urgent=urgent)
         read_s = self.limits.log_idle_s if stream else self.limits.request_s
+        answer, lost = None, ""
         try:
             answer = self._session.request(
                 method, self.base + path, params=query, json=body, headers=headers, stream=stream,
                 timeout=(self.limits.request_s, read_s), allow_redirects=False,
             )  # fmt: skip
         except OSError as error:  # all that requests raises for a network is one
-            raise Unclear(f"{method} {path}: {_without_addresses(self.key.mask(str(error)))}") from None
+            lost = _without_addresses(self.key.mask(str(error)))
+        if answer is None:  # raised here without its cause, which holds the request and its headers
+            raise Unclear(f"{method} {path}: {lost}")
         self._listen_to(answer.headers.get("RateLimit", ""))
         if answer.status_code >= 300:
             with answer:

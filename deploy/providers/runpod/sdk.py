@@ -99,6 +99,10 @@ class SdkApi:
     def terminate(self, pod_id: str) -> None:
         refuse_unsafe({"id": pod_id})
         self._call(lambda sdk: sdk.terminate_pod(pod_id), urgent=True)
+        # It does not look at its answer: a refusal without GraphQL's errors, such as a 429, would pass for success.
+        left = self._call(lambda sdk: sdk.get_pod(pod_id, api_key=self.key.reveal()), urgent=True)
+        if left and left.get("desiredStatus") != "TERMINATED":
+            raise Unclear(f"pod {pod_id} is still there")
 
     def offers(self, gpus: Sequence[str], count: int, cloud: str, min_cuda: str | None) -> list[Offer]:  # noqa: ARG002
         """One call a GPU. The price is the list's; of stock it says only whether there is any at all."""
@@ -151,17 +155,19 @@ class SdkApi:
 
         self.pace.take(calls, urgent=urgent)
         runpod.api_key = self.key.reveal()  # not every function takes it as an argument
+        problem: ApiError
         try:
             return ask(runpod)
         except AuthenticationError:
-            raise WrongKey("RunPod does not know the API key") from None
+            problem = WrongKey("RunPod does not know the API key")
         except QueryError as error:
-            raise _sorted(self.key.mask(str(error.message))) from None
+            problem = _sorted(self.key.mask(str(error.message)))
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             # No network, an HTML page, or JSON without the field: the package looks at no status but 401.
-            raise Unclear(f"RunPod's API gave no answer: {self.key.mask(str(error))[:300]}") from None
-        except ValueError as error:
-            raise Gone(self.key.mask(str(error))) from None  # no such GPU
+            problem = Unclear(f"RunPod's API gave no answer: {self.key.mask(str(error))[:300]}")
+        except ValueError as error:  # no such GPU
+            problem = Gone(self.key.mask(str(error)))
+        raise problem  # out here without its cause, which holds the request and what was answered
 
 
 def refuse_unsafe(values: dict[str, Any]) -> None:

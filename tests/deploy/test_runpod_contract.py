@@ -1,0 +1,150 @@
+"""What is said over the wire, against RunPod's published specification of v2 and the fields of GraphQL in use.
+
+Each test of the provider ends with this check as well (tests/emulators/rig.py); here is that the check itself bites.
+Where the specification and its examples, or we, differ: tests/emulators/contract.py, EXCEPTIONS.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.providers.runpod.api import Wanted
+from deploy.providers.runpod.rest import body_of
+from tests.emulators import contract
+from tests.emulators.rig import Rig, breaches, rig
+from tests.emulators.runpod import KEY
+
+WORDS = st.text(min_size=1, max_size=20)
+PODS = "/v2/pods"
+
+
+@pytest.fixture
+def v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    yield from rig("v2", tmp_path, monkeypatch)
+
+
+@given(
+    st.builds(
+        Wanted,
+        name=WORDS, image=WORDS, gpu=WORDS, gpu_count=st.integers(1, 64), public_key=WORDS,
+        cloud=st.sampled_from(["SECURE", "COMMUNITY"]), data_center=st.none() | WORDS,
+        min_cuda=st.none() | st.from_regex(r"[0-9]{1,2}\.[0-9]{1,2}", fullmatch=True), disk_gib=st.integers(1, 9999),
+        volume=st.none() | WORDS, volume_path=WORDS, registry=st.none() | WORDS,
+    )
+)  # fmt: skip
+def test_whatever_is_wanted_the_body_is_in_the_contract(wanted: Wanted) -> None:
+    body = body_of(wanted)
+    assert contract.problems_of_body("POST", PODS, body) == []
+    assert body["gpu"]["count"] >= 1
+
+
+def test_a_whole_life_of_a_pod_is_in_the_contract(v2: Rig) -> None:
+    v2.emulator.account.volumes["vol1"] = {
+        "name": "faces", "size": 50, "dataCenter": "US-KS-2", "type": "HIGH_PERFORMANCE"
+    }  # fmt: skip
+    machine = v2.acquire(volume="vol1", registry="reg1", min_cuda="12.4", min_memory_gib=8)
+    v2.provider().find(machine.name)
+    v2.provider().list()
+    list(v2.provider().log(machine))
+    v2.provider().release(machine)
+    v2.provider().release(machine)
+    v2.emulator.keys = {"another"}
+    with pytest.raises(Exception, match="API key"):
+        v2.provider().list()
+    checked = {
+        (each.what.replace(machine.id, "{id}").replace("vol1", "{id}"), each.status) for each in v2.emulator.exchanges
+    }
+    assert checked == {
+        ("GET /v2/pods", 200), ("GET /v2/pods", 401), ("GET /v2/network-volumes/{id}", 200),
+        ("GET /v2/catalog/gpus", 200), ("POST /v2/pods", 201), ("GET /v2/pods/{id}/logs", 200),
+        ("DELETE /v2/pods/{id}", 204), ("DELETE /v2/pods/{id}", 404),
+    }  # fmt: skip
+    assert breaches(v2.emulator) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gpuCount": 1},
+        {"terminateAfter": "1h"},
+        {"gpu": {"id": "NVIDIA A40", "count": 1, "minRAMPerGPU": 40}},
+        {"gpu": {"id": "NVIDIA A40", "count": 0}},
+        {"gpu": {"id": "NVIDIA A40", "count": 1, "minCudaVersion": "12"}},
+        {"mounts": {"network": [{"volumeId": "v"}]}},
+        {"mounts": {"volume": "v"}},
+        {"env": {"A": 1}},
+        {"ports": "22/tcp"},
+        {"cloud": "ALL"},
+        {"disk": "40"},
+        {"name": ""},
+        {"image": None},
+    ],
+    ids=str,
+)
+def test_the_emulator_refuses_what_v2_refuses(v2: Rig, change: dict[str, Any]) -> None:
+    body = {**body_of(Wanted("n", "i", "NVIDIA A40", 1, "ssh-ed25519 A")), **change}
+    answer = requests.post(v2.emulator.url + PODS, json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=5)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"]
+    assert v2.emulator.names == []
+    v2.emulator.exchanges.clear()  # a breach, on purpose
+
+
+@pytest.mark.parametrize("path", ["/v2/pods?all=1", "/v2/catalog/gpus?include=STOCK", "/v2/catalog/gpus?count=many"])
+def test_the_emulator_refuses_unknown_queries(v2: Rig, path: str) -> None:
+    answer = requests.get(v2.emulator.url + path, headers={"Authorization": f"Bearer {KEY}"}, timeout=5)
+    assert answer.status_code == 422
+    v2.emulator.exchanges.clear()
+
+
+def test_the_check_sees_an_answer_outside_of_the_contract() -> None:
+    kind = {"Content-Type": "application/json"}
+    assert contract.problems_of_answer("GET", PODS, 200, kind, b'{"pods": [{"id": "x"}]}')
+    assert contract.problems_of_answer("GET", PODS, 200, kind, b"[]")
+    assert contract.problems_of_answer("GET", PODS, 200, {"Content-Type": "text/html"}, b"<html>")
+    assert contract.problems_of_answer("DELETE", f"{PODS}/x", 204, kind, b"{}")
+    assert contract.problems_of_answer("GET", PODS, 402, kind, b"{}")
+
+
+def test_the_examples_of_the_specification_are_in_it_too() -> None:
+    """All that we stand on; so a newer copy of it with other shapes is seen here first."""
+    checked = 0
+    for path, methods in contract.SPECIFICATION["paths"].items():
+        for method, about in methods.items():
+            if method == "parameters":
+                continue
+            for status, answer in about["responses"].items():
+                content = answer.get("content", {}).get("application/json", {})
+                for example in content.get("examples", {}).values():
+                    told = json.dumps(example["value"]).encode()
+                    kind = {"Content-Type": "application/json"}
+                    path_of_one = path.replace("{id}", "x")
+                    assert contract.problems_of_answer(method, path_of_one, int(status), kind, told) == []
+                    checked += 1
+    assert checked > 8
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "{ myself { pods { id gpuUtilization } } }",
+        'mutation { podFindAndDeployOnDemand(input: { name: "n", gpuTypeIds: ["x"] }) { id } }',
+        'mutation { podFindAndDeployOnDemand(input: { gpuCount: "1" }) { id } }',
+        'mutation { podTerminate(input: { podId: "a" }) ',
+        'query { pod(input: { podId: "a"b" }) { id } }',
+    ],
+)
+def test_the_emulator_refuses_graphql_that_is_not_in_use(v2: Rig, query: str) -> None:
+    answer = requests.post(
+        v2.emulator.url + "/graphql", json={"query": query}, headers={"Authorization": f"Bearer {KEY}"}, timeout=5
+    )
+    assert answer.status_code == 400
+    assert answer.json()["errors"]

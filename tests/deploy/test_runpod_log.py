@@ -1,0 +1,88 @@
+"""A pod's log as a stream: cut anywhere, with two lines of one time stamp, nothing is lost and nothing comes twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.providers.runpod import events
+from deploy.providers.runpod.api import LogLine
+from deploy.providers.runpod.identity import read
+from tests.emulators.rig import Rig, rig
+from tests.emulators.runpod_pods import stamp
+
+
+@pytest.fixture
+def v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    yield from rig("v2", tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("numbered", [False, True], ids=["ids-are-stamps", "ids-are-numbered"])
+def test_a_log_is_followed_across_cuts(v2: Rig, numbered: bool) -> None:
+    v2.emulator.numbered_events = numbered
+    machine = v2.acquire()
+    pod = v2.emulator.pod(machine.name)
+    wanted = [f"line {number} \u00e4\u4e2d" for number in range(40)]
+    # Seven lines each second, all seven with one time stamp; two of them are the same line.
+    pod.machine.printed = [  # type: ignore[union-attr]
+        (stamp(pod.started + 1 + number // 7), text) for number, text in enumerate([*wanted, wanted[-1]])
+    ]
+    v2.emulator.cut_log_after = [0, 3, 1, 9, 8, 9, 20, 11]
+    lines = v2.provider().log(machine, follow=True)
+    printed = list(islice(lines, 44))
+    assert printed[3:] == [*wanted, wanted[-1]]
+    cursors = [e.headers.get("Last-Event-ID") for e in v2.emulator.exchanges if e.path.endswith("/logs")]
+    assert len([cursor for cursor in cursors if cursor]) > 4
+
+
+def test_a_log_is_read_once_and_ends_where_nothing_comes(v2: Rig) -> None:
+    machine = v2.acquire()
+    assert list(v2.provider().log(machine))[:1] == ["booting"]
+
+
+def test_host_keys_of_the_last_boot_count_and_only_whole_lines_of_the_container() -> None:
+    def line(text: str, source: str = "container") -> LogLine:
+        return LogLine(text, source)
+
+    found = read(
+        [
+            line("sniperface host key: ssh-ed25519 AAAAold root@pod"),
+            line("sniperface host key: ssh-rsa AAAArsa=="),
+            line("sniperface hardware: gpus=2 memory_gib=61.5"),
+            line("sniperface host key: ssh-ed25519 AAAAnew root@pod"),
+            line("epoch 3: sniperface host key: ssh-ed25519 AAAAforged"),
+            line("sniperface host key: ssh-ed25519 AAAA' quoted"),
+            line("sniperface host key: ssh-ed25519 AAAAsystem", "system"),
+            line("sniperface hardware: gpus=0"),
+        ]
+    )
+    assert found.host_keys == ("ssh-ed25519 AAAAnew", "ssh-rsa AAAArsa==")
+    assert (found.gpus, found.memory_gib) == (0, None)
+
+
+@given(st.lists(st.integers(1, 40)))
+def test_a_stream_is_read_wherever_it_is_cut(sizes: list[int]) -> None:
+    data = (
+        ': a comment\r\n\r\nid: 1\r\ndata: {"line": "\u4e2d\u00e4", "source": "container", "ts": "t"}\r\n\r\n'
+        'event: other\ndata: no json\n\nretry: 5\nid: 2\ndata: {"line":\ndata: "two", "source": "system"}\n\n'
+        'data: {"line": "unfinished"}\n'
+    ).encode()
+    chunks, at = [], 0
+    for size in [*sizes, len(data)]:
+        chunks.append(data[at : at + size])
+        at += size
+    assert list(events.parse(chunks)) == [
+        LogLine("\u4e2d\u00e4", "container", "t", "1"),
+        LogLine("two", "system", "", "2"),
+    ]
+
+
+def test_earlier_is_a_time_stamp_of_the_api() -> None:
+    assert events.earlier("2026-06-01T12:00:00.123Z") == "2026-06-01T11:59:58Z"
+    assert events.earlier("2026-06-01T00:00:01Z", 60) == "2026-05-31T23:59:01Z"
+    assert events.earlier("no time") == "no time"
