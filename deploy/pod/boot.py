@@ -9,6 +9,7 @@ gone with each. It says `sniperface bad start: ...` in the container's log and w
 the beginning of a line:
 
     sniperface host key: ssh-ed25519 AAAA...     whoever may read the log knows this machine from now on
+    sniperface hardware: gpus=1 memory_gib=61.5  whoever rents it sees whether it is what was asked for
     sniperface ready: ...
 
 Standard library only, Python 3.9 or newer; `install` is for the Dockerfile.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import os
 import re
 import signal
@@ -117,6 +119,7 @@ class Machine:
             keys = authorized_keys(public_keys, at_home=text_of(Path.home() / ".ssh" / "authorized_keys"))
             write(AUTHORIZED_KEYS, keys.encode(), 0o600)
             say(f"host key: {host_key()}")
+            say(f"hardware: {hardware()}")
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
             self.start_at = time.monotonic()
         except Exception as error:
@@ -240,6 +243,17 @@ def host_key() -> str:
         if made.returncode:
             raise BadStart(f"the host key could not be made: {made.stderr.strip()}")
     return " ".join(public.read_text(encoding="utf-8").split()[:2])
+
+
+def hardware() -> str:
+    """What this container may use: its GPUs are devices in it, its memory is its cgroup's limit or all there is."""
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    found = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
+    limits = [int(found[1]) * 1024] if found else []
+    for path in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroups version 2, and 1
+        with contextlib.suppress(OSError, ValueError):  # ValueError: "max"
+            limits.append(int(Path("/sys/fs/cgroup", path).read_text(encoding="ascii")))
+    return f"gpus={gpus}" + (f" memory_gib={min(limits) / 2**30:.1f}" if limits else "")
 
 
 def is_supervisor(pid: int) -> bool:

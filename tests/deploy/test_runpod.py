@@ -394,6 +394,17 @@ def test_one_that_does_not_answer_in_time_goes_back_with_its_last_words(v2: Rig)
     assert 100 < v2.clock.now() <= 120
 
 
+def test_a_bad_start_is_not_waited_for(v2: Rig) -> None:
+    """It would be one on the next machine, too."""
+    v2.emulator.next_pod(bad_start="PUBLIC_KEY is not set")
+    with pytest.raises(NoMachine, match="did not start well: PUBLIC_KEY is not set") as caught:
+        v2.acquire()
+    assert caught.value.evidence[:2] == ("booting", "sniperface bad start: PUBLIC_KEY is not set")
+    assert v2.emulator.names == []
+    assert v2.clock.now() < 60
+    assert v2.creations == 1
+
+
 def test_ctrl_c_gives_back(both: Rig) -> None:
     sleep = both.clock.sleep
 

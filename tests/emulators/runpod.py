@@ -115,7 +115,9 @@ class Emulator:
         self._down = is_down
 
     def next_pod(self, **oddities: Any) -> None:
-        """zero_gpus, memory_gib, ends, vanishes_after_s, appears_after_s (in lists), usd_per_hour, boot_s, locked."""
+        """zero_gpus, memory_gib, ends, vanishes_after_s, appears_after_s (in lists), usd_per_hour, boot_s, locked,
+        bad_start.
+        """
         self.account.oddities.append(oddities)
 
     def restart(self, name: str) -> None:

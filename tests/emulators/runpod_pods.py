@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import threading
@@ -62,7 +63,8 @@ class Greeter:
         gpus = 0 if self.pod.zero_gpus else self.pod.gpu_count
         keys = [(at, f"sniperface host key: {self.host_key()} root@{self.pod.id}")] if self.with_keys else []
         hardware = (at, f"sniperface hardware: gpus={gpus} memory_gib={self.pod.memory_gib}")
-        return [(at, "booting"), *keys, *([hardware] if self.with_keys else []), *self.printed]
+        bad = [(at, f"sniperface bad start: {self.pod.bad_start}")] if self.pod.bad_start else []
+        return [(at, "booting"), *bad, *keys, *([hardware] if self.with_keys else []), *self.printed]
 
     def restart(self) -> None:
         self.close()
@@ -87,7 +89,7 @@ class Greeter:
             except OSError:
                 return
             with connection, contextlib.suppress(OSError):
-                if self.clock.time() >= self.pod.started + self.late_s:
+                if self.clock.time() >= self.pod.started + self.late_s and not self.pod.bad_start:
                     connection.sendall(b"SSH-2.0-emulated\r\n")
 
 
@@ -96,6 +98,7 @@ class Container:
 
     def __init__(self, pod: Pod, image: str | None = None) -> None:
         env = [part for name, value in pod.env.items() for part in ("--env", f"{name}={value}")]
+        self.pod = pod
         self.id = docker(
             "run", "--detach", "--label", f"{LABEL}={pod.id}", "--publish", "127.0.0.1::22",
             "--env", f"RUNPOD_POD_ID={pod.id}", *env, image or pod.image,
@@ -111,7 +114,12 @@ class Container:
             ["docker", "logs", "--timestamps", self.id], capture_output=True, text=True, encoding="utf-8", check=False
         )
         lines = [line.partition(" ") for line in (done.stdout + done.stderr).splitlines()]
-        return sorted((f"{at[:23]}Z", text) for at, _, text in lines if at)
+        return sorted((f"{at[:23]}Z", self._with_gpus(text)) for at, _, text in lines if at)
+
+    def _with_gpus(self, text: str) -> str:
+        """The one thing that is pretended: this computer need not have what was rented."""
+        gpus = 0 if self.pod.zero_gpus else self.pod.gpu_count
+        return re.sub(r"^(sniperface hardware: gpus=)\d+", rf"\g<1>{gpus}", text)
 
     def restart(self) -> None:
         docker("restart", "--time", "1", self.id)

@@ -68,6 +68,7 @@ class Pod:
     appears: float = 0.0  # in lists
     runtime_null_s: float = 0.0
     locked: bool = False
+    bad_start: str = ""  # as our image says it
     stopped: bool = False
 
     def status(self, now: float) -> str:

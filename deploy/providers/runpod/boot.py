@@ -12,6 +12,7 @@ from deploy.providers.runpod.asking import Asking
 from deploy.providers.runpod.identity import Identity, read
 from deploy.providers.runpod.pace import answers_ssh, polls
 
+LOOK_S = 20.0  # between two looks into the log of one that runs and does not answer
 ADDRESS_S = 60.0  # after a restart an address is unknown for a moment
 SECOND_LOOK_S = 10.0
 LOG_WAITS_S = (2.0, 5.0)  # a log may lag behind its pod
@@ -38,6 +39,7 @@ class Boot:
         began = clock.now()
         until = began + self.wait_min * 60
         waits = polls()
+        look_at: float | None = None
         while True:
             self._refuse_unfit(pod)
             if pod.status != "RUNNING" or not pod.host or not pod.port:
@@ -45,6 +47,10 @@ class Boot:
             elif answers_ssh(pod.host, pod.port, self.asking.limits.probe_s):
                 return self._known(pod)
             else:
+                if look_at is not None and clock.now() >= look_at:
+                    self._refuse_bad_start(pod)
+                    look_at = None
+                look_at = look_at or clock.now() + LOOK_S
                 say(f"{pod} runs: waiting for its SSH server, {clock.now() - began:.0f} s")
             wait_s = next(waits)
             if clock.now() + wait_s > until:
@@ -103,6 +109,14 @@ class Boot:
                 raise Unfit("it came without GPUs")
         self._refuse_unfit(pod, identity)
         return pod, identity
+
+    def _refuse_bad_start(self, pod: Pod) -> None:
+        """The image says so itself, and would on each machine: waiting longer only costs."""
+        identity = self._read(pod) if self.asking.api.has_log else Identity()
+        if identity.bad_start:
+            raise NoMachine(
+                f"the container of {pod} did not start well: {identity.bad_start}", evidence=self.asking.last_lines(pod)
+            )
 
     def _refuse_unfit(self, pod: Pod, identity: Identity | None = None) -> None:
         if not pod.is_alive:

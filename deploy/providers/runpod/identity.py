@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from deploy.providers.runpod.api import LogLine
 
 HOST_KEY = re.compile(r"sniperface host key: ((?:ssh|ecdsa|sk)-[\w@.-]+) ([A-Za-z0-9+/]+=*)(?:\s|$)")
+BAD_START = "sniperface bad start: "
+READY = "sniperface ready: "
 HARDWARE = re.compile(r"sniperface hardware: gpus=(\d+)(?: memory_gib=([\d.]+))?")
 
 
@@ -17,6 +19,7 @@ class Identity:
     host_keys: tuple[str, ...] = ()
     gpus: int | None = None
     memory_gib: float | None = None
+    bad_start: str = ""  # why nobody will ever be able to log in
 
 
 def read(lines: Iterable[LogLine]) -> Identity:
@@ -24,6 +27,7 @@ def read(lines: Iterable[LogLine]) -> Identity:
     keys: dict[str, str] = {}
     gpus: int | None = None
     memory_gib: float | None = None
+    bad_start = ""
     for line in lines:
         if line.source != "container":
             continue
@@ -32,4 +36,8 @@ def read(lines: Iterable[LogLine]) -> Identity:
         elif found := HARDWARE.match(line.text):
             gpus = int(found[1])
             memory_gib = float(found[2]) if found[2] else None
-    return Identity(tuple(keys.values()), gpus, memory_gib)
+        elif line.text.startswith(BAD_START):
+            bad_start = line.text.removeprefix(BAD_START)
+        elif line.text.startswith(READY):
+            bad_start = ""
+    return Identity(tuple(keys.values()), gpus, memory_gib, bad_start)

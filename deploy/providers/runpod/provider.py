@@ -21,7 +21,7 @@ from deploy.providers.runpod.pace import Clock, Limits, Pace, polls
 from deploy.providers.runpod.words import first_words, in_words, no_candidate, public_line, unlike_room
 from deploy.settings import RunPod, Settings
 
-PYTHON = "/opt/venv/bin/python"  # of our image
+PYTHON = "/opt/sniperface/bin/python"  # of our image
 
 
 class RunPodProvider:
