@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -418,6 +420,22 @@ def test_ctrl_c_gives_back(both: Rig) -> None:
         both.acquire()
     assert both.emulator.names == []
     assert both.intents() == []
+
+
+def test_ctrl_c_while_it_is_made_gives_back(both: Rig) -> None:
+    """The request is under way, RunPod carries it out, and nobody is there for the answer."""
+    create = both.emulator.account.create
+
+    def interrupted(**about: Any) -> Any:
+        pod = create(**about)
+        os.kill(os.getpid(), signal.SIGINT)
+        return pod
+
+    both.emulator.account.create = interrupted  # type: ignore[method-assign]
+    both.emulator.fail("done-late", both.on("create"))
+    with pytest.raises(KeyboardInterrupt):
+        both.acquire()
+    assert both.emulator.names == []
 
 
 def killed(rig: Rig, **options: Any) -> None:

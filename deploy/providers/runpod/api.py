@@ -44,7 +44,8 @@ class Pod:
     host: str | None = None  # with port and user: where SSH is reached directly; None until it is published
     port: int | None = None
     user: str = "root"
-    created: float | None = None  # Unix seconds
+    created: float | None = None  # Unix seconds; None where the API does not say
+    up_s: float | None = None  # since the container started
     started: str | None = None  # when the container started, in the API's own words: another one after a restart
 
     @property

@@ -11,7 +11,7 @@ from deploy.keys import project_key
 from deploy.machine import Address, Machine, MachineSpec
 from deploy.plan import slug
 from deploy.providers.runpod import events, key
-from deploy.providers.runpod.api import Api, Forbidden, Gone, Pod, Refused, Unclear, Wanted
+from deploy.providers.runpod.api import Api, ApiError, Forbidden, Gone, Pod, Refused, Unclear, Wanted
 from deploy.providers.runpod.asking import Asking, of_family
 from deploy.providers.runpod.boot import Boot, Unfit
 from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, choose
@@ -108,8 +108,12 @@ class RunPodProvider:
                     f"RunPod did not say whether it made the pod {spec.name}; if it did, it bills: {error}",
                     next_command=f"{command(f'deploy --on {target}')}   (finds it by its name)",
                 ) from error
-            except BaseException:
+            except (ApiError, DeployError):
                 self._notes.done_with(spec.name)
+                raise
+            except BaseException:  # Ctrl-C while RunPod was making it; the note stays, should it show later
+                self.say(f"seeing whether {spec.name} was made, to give it back")
+                self._asking.end_all(spec.name)
                 raise
             twins = twins or was_unclear
             try:
@@ -209,9 +213,15 @@ class RunPodProvider:
             usd_per_hour=pod.usd_per_hour,
             address=Address(pod.host or "", pod.port, pod.user, str(private), identity.host_keys),
             id=pod.id,
-            created=pod.created,
+            created=self._created(pod),
             gpu=pod.gpu,
         )
+
+    def _created(self, pod: Pod) -> float | None:
+        """The uptime begins anew with each restart, so it is the last thing to go by."""
+        note = self._notes.intended(pod.name)
+        noted = note.get("made") if note.get("pod") == pod.id else None
+        return pod.created or noted or (self.clock.time() - pod.up_s if pod.up_s else None)
 
     # Made when they are first needed: the key is read, a library imported
 
@@ -221,7 +231,7 @@ class RunPodProvider:
         if self.options.api == "sdk":
             from deploy.providers.runpod.sdk import SdkApi
 
-            return SdkApi(key.load(), pace, self.clock)
+            return SdkApi(key.load(), pace)
         from deploy.providers.runpod.rest import RestApi
 
         return RestApi(key.load(), pace, self.limits)

@@ -30,7 +30,7 @@ from deploy.providers.runpod.api import (
     WrongKey,
 )
 from deploy.providers.runpod.key import Key
-from deploy.providers.runpod.pace import Clock, Pace
+from deploy.providers.runpod.pace import Pace
 
 # GraphQL answers 200 to everything; what went wrong stands in a sentence only.
 SENTENCES: Sequence[tuple[str, type[ApiError]]] = (
@@ -48,14 +48,13 @@ NEWEST_CUDA = (13, 9)
 
 
 class SdkApi:
-    """Host keys: see above. Times are told by the pod's uptime only."""
+    """No verb here knows when a pod was made: the laptop's own note has to."""
 
     has_log = False
 
-    def __init__(self, key: Key, pace: Pace, clock: Clock) -> None:
+    def __init__(self, key: Key, pace: Pace) -> None:
         self.key = key
         self.pace = pace
-        self.clock = clock
 
     def create(self, wanted: Wanted) -> Pod:
         if wanted.registry:
@@ -82,9 +81,7 @@ class SdkApi:
         )
         if not made:
             raise Unclear("RunPod's answer names no pod")
-        return Pod(
-            id=str(made["id"]), name=wanted.name, status="PROVISIONING", gpu=wanted.gpu, created=self.clock.time()
-        )
+        return Pod(id=str(made["id"]), name=wanted.name, status="PROVISIONING", gpu=wanted.gpu)
 
     def get(self, pod_id: str) -> Pod:
         refuse_unsafe({"id": pod_id})
@@ -135,7 +132,6 @@ class SdkApi:
         ports = (runtime or {}).get("ports") or []
         ssh: dict[str, Any] = next((each for each in ports if each["privatePort"] == 22 and each.get("isIpPublic")), {})
         status = str(values["desiredStatus"])
-        up_s = values.get("uptimeSeconds")
         return Pod(
             id=str(values["id"]),
             name=str(values["name"]),
@@ -146,7 +142,7 @@ class SdkApi:
             memory_gib=values.get("memoryInGb") or None,
             host=ssh.get("ip"),
             port=ssh.get("publicPort"),
-            created=self.clock.time() - up_s if up_s else None,
+            up_s=values.get("uptimeSeconds"),
         )
 
     def _call(self, ask: Callable[[Any], Any], *, calls: int = 1, urgent: bool = False) -> Any:

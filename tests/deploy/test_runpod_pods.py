@@ -1,0 +1,85 @@
+"""The provider before pods that are real containers of our image: its SSH server, its log, its ports."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from deploy.machine import Machine, MachineSpec
+from deploy.plan import slug
+from deploy.providers.runpod import RunPodProvider
+from deploy.settings import RunPod, Settings, Target
+from deploy.shell import open_shell
+from tests.emulators.rig import breaches
+from tests.emulators.runpod import KEY, Emulator
+from tests.emulators.runpod_pods import LABEL, docker
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def emulator(our_image: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    emulator = Emulator(pods="docker", image=our_image)
+    monkeypatch.setenv("RUNPOD_API_BASE_URL", emulator.url)
+    monkeypatch.setenv("RUNPOD_API_KEY", KEY)
+    yield emulator
+    emulator.close()
+    assert containers(emulator) == []
+
+
+def containers(emulator: Emulator) -> list[str]:
+    """Those of this emulator that the engine still has."""
+    listed = docker("ps", "--all", "--quiet", "--no-trunc", "--filter", f"label={LABEL}").split()
+    mine = {getattr(pod.machine, "id", "") for pod in [*emulator.account.pods.values(), *emulator.account.ended]}
+    return [each for each in listed if each in mine]
+
+
+def scanned(machine: Machine) -> set[str]:
+    """What the machine's SSH server itself shows, over the network."""
+    assert machine.address
+    argv = ["ssh-keyscan", "-T", "10", "-p", str(machine.address.port), machine.address.host]
+    shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    return {line.split(" ", 1)[1].strip() for line in shown.splitlines() if not line.startswith("#")}
+
+
+def says(settings: Settings, machine: Machine) -> str:
+    shell = open_shell(machine, settings.notes)
+    try:
+        return shell.run(["sh", "-c", "echo $RUNPOD_POD_ID; id -un"]).text
+    finally:
+        shell.close()
+
+
+@pytest.mark.parametrize("api", ["v2", "sdk"])
+def test_a_pod_from_its_creation_to_its_end(emulator: Emulator, api: str, tmp_path: Path) -> None:
+    options = RunPod(gpus=("NVIDIA RTX A4500",), image="me/sniperface:1", api=api, min_memory_gib=0.5, wait_min=2)
+    settings = Settings(tmp_path, Target("runpod", "runpod", "/workspace/sniperface", options=options))
+    provider = RunPodProvider(settings)
+    family = f"sniperface-{slug(tmp_path.name)}-runpod-"
+    spec = MachineSpec(f"{family}r1", family, PurePosixPath("/workspace/sniperface"))
+
+    machine = provider.acquire(spec)
+    assert machine.address
+    assert provider.acquire(spec) == machine
+    assert set(machine.address.host_keys) == (scanned(machine) if api == "v2" else set())
+    if api == "v2":  # with nothing known of it beforehand, a machine is asked about
+        assert says(settings, machine) == f"{machine.id}\nroot\n"
+
+    emulator.restart(spec.name)
+    again = provider.find(spec.name)
+    assert again
+    assert again.address
+    assert again.address.port != machine.address.port
+    if api == "v2":
+        assert set(again.address.host_keys) == scanned(again)
+        assert says(settings, again) == f"{machine.id}\nroot\n"
+        assert any(line.startswith("sniperface ready") for line in provider.log(again))
+
+    provider.release(again)
+    provider.release(again)
+    assert provider.list() == []
+    assert containers(emulator) == []
+    assert breaches(emulator) == []
