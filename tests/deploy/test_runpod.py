@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -422,6 +423,7 @@ def test_ctrl_c_gives_back(both: Rig) -> None:
     assert both.intents() == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals: run it on Linux or macOS")
 def test_ctrl_c_while_it_is_made_gives_back(both: Rig) -> None:
     """The request is under way, RunPod carries it out, and nobody is there for the answer."""
     create = both.emulator.account.create

@@ -7,6 +7,9 @@ Where the specification and its examples, or we, differ: tests/emulators/contrac
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from tests.emulators.runpod import KEY
 
 WORDS = st.text(min_size=1, max_size=20)
 PODS = "/v2/pods"
+PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -130,6 +134,19 @@ def test_the_examples_of_the_specification_are_in_it_too() -> None:
                     assert contract.problems_of_answer(method, path_of_one, int(status), kind, told) == []
                     checked += 1
     assert checked > 8
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals: run it on Linux or macOS")
+def test_the_emulator_runs_by_itself() -> None:
+    argv = [sys.executable, "-m", "tests.emulators.runpod", "--pods", "none", "--port", "0"]
+    with subprocess.Popen(argv, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        url = process.stdout.readline().split()[0].partition("=")[2]
+        answer = requests.get(url + PODS, headers={"Authorization": "Bearer any"}, timeout=5)
+        assert answer.json() == {"pods": []}
+        assert process.stdout.readline() == "200 GET /v2/pods\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import sys
 import threading
 import time
@@ -293,7 +294,13 @@ def main() -> int:
     parser.add_argument("--pods", choices=["none", "docker"], default="docker")
     parser.add_argument("--image", help="which image a pod is, whatever is asked for")
     parser.add_argument("--boot-s", type=float, default=3.0, help="how long a pod is STARTING")
+    parser.add_argument("--clean", action="store_true", help="only remove containers that an earlier one left behind")
     told = parser.parse_args()
+    if told.clean:
+        remove_leftovers()
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     emulator = Emulator(pods=told.pods, port=told.port, boot_s=told.boot_s, image=told.image)
     emulator.keys = _Any()  # type: ignore[assignment]
     print(f"RUNPOD_API_BASE_URL={emulator.url}   (any key will do; Ctrl-C ends it and its pods)", flush=True)
@@ -301,13 +308,11 @@ def main() -> int:
     try:
         while True:
             time.sleep(0.2)
-            for exchange in emulator.exchanges[shown:]:
-                print(exchange.status or "...", exchange.what, flush=True)
+            while shown < len(emulator.exchanges) and emulator.exchanges[shown].status:
+                print(emulator.exchanges[shown].status, emulator.exchanges[shown].what, flush=True)
                 shown += 1
     except KeyboardInterrupt:
         emulator.close()
-        if told.pods == "docker":
-            remove_leftovers()
     return 0
 
 
