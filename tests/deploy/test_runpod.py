@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 
+from deploy import image
 from deploy.errors import NoMachine, StepFailed, WrongUse
 from deploy.machine import Machine
 from tests.emulators.clock import START
 from tests.emulators.rig import Rig, rig
+
+PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture(params=["v2", "sdk"])
@@ -153,7 +156,7 @@ def test_the_sdk_says_what_it_cannot_do(sdk: Rig) -> None:
     with pytest.raises(WrongUse, match="registry credentials"):
         sdk.acquire(registry="reg1")
     with pytest.raises(WrongUse, match=r"image_name: .* has a quote"):
-        sdk.acquire(image='me/x", dockerArgs: "rm -rf /')
+        sdk.acquire(image='me/x:1", dockerArgs: "sh')
     with pytest.raises(WrongUse, match=r"gpus: .* has a quote"):
         sdk.acquire(gpus=('NVIDIA "A40',))
     assert sdk.creations == 0
@@ -164,6 +167,16 @@ def test_a_cuda_floor_is_a_list_for_the_sdk(sdk: Rig) -> None:
     sdk.acquire(min_cuda="12.8")
     body = next(each.body.decode() for each in sdk.emulator.exchanges if "podFind" in each.what)
     assert r"allowedCudaVersions: [\"12.8\", \"12.9\", \"13.0\"" in body
+
+
+def test_an_image_without_a_tag_has_the_one_of_its_environment(both: Rig) -> None:
+    """As `invoke push` names it."""
+    for name in (*image.FILES, "pyproject.toml"):
+        (both.project / name).parent.mkdir(parents=True, exist_ok=True)
+        (both.project / name).write_bytes((PROJECT / name).read_bytes())
+    machine = both.acquire(image="registry.example:5000/me/sniperface")
+    tag = image.tag(both.project)
+    assert of(both, machine.name).image == f"registry.example:5000/me/sniperface:{tag}"
 
 
 # Candidates
@@ -503,6 +516,15 @@ def test_host_keys_are_read_once_a_start(v2: Rig) -> None:
     for _ in range(3):
         assert v2.provider().find(machine.name) == machine
     assert v2.emulator.counts()["GET /v2/pods/pod0001/logs"] == 1
+
+
+def test_a_look_at_an_api_that_is_down_does_not_take_long(both: Rig) -> None:
+    both.emulator.down()
+    for look in (both.provider().list, lambda: both.provider().find("x")):
+        before = both.clock.now()
+        with pytest.raises(NoMachine, match="does not answer"):
+            look()
+        assert both.clock.now() - before <= 20
 
 
 def test_find_knows_nothing_of_what_is_gone_or_stopped(both: Rig) -> None:

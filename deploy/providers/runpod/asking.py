@@ -32,8 +32,8 @@ class Asking:
             except (TooMany, Unclear) as error:
                 self._wait(error, next(waits), until)
 
-    def pods(self) -> list[Pod]:
-        return self.ask(self.api.pods)
+    def pods(self, patience_s: float | None = None) -> list[Pod]:
+        return self.ask(self.api.pods, patience_s)
 
     def pod(self, pod_id: str, patience_s: float | None = None) -> Pod:
         return self.ask(lambda: self.api.get(pod_id), patience_s)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
+from deploy import image
 from deploy.errors import DeployError, NoMachine, WrongUse, command
 from deploy.keys import project_key
 from deploy.machine import Address, Machine, MachineSpec
@@ -55,7 +56,7 @@ class RunPodProvider:
     def find(self, name: str) -> Machine | None:
         """With the address as it is now: the port is another one after each restart."""
         with self._words():
-            pods = of_family(self._asking.pods(), name, exactly=True)
+            pods = of_family(self._asking.pods(self.limits.look_s), name, exactly=True)
             try:
                 pod = self._boot.addressed(pods[0]) if pods else None
             except Gone:
@@ -66,7 +67,7 @@ class RunPodProvider:
         """Stopped ones too: their disks bill. One without an address (yet) has an empty host."""
         mine = f"sniperface-{slug(self.settings.project.name)}-"
         with self._words():
-            pods = [pod for pod in self._asking.pods() if pod.name.startswith(mine)]
+            pods = [pod for pod in self._asking.pods(self.limits.look_s) if pod.name.startswith(mine)]
         return [self._machine(pod, Identity(self._notes.host_keys(pod))) for pod in pods]
 
     def release(self, machine: Machine) -> None:
@@ -178,7 +179,7 @@ class RunPodProvider:
         options = self.options
         return Wanted(
             name=name,
-            image=options.image,
+            image=self._image(),
             gpu=candidate.gpu,
             gpu_count=options.gpu_count,
             public_key=public_key,
@@ -190,6 +191,12 @@ class RunPodProvider:
             volume_path=options.volume_path,
             registry=options.registry,
         )
+
+    def _image(self) -> str:
+        """Without a tag of the user's it is the environment's own, under which `invoke push` has put it."""
+        name = self.options.image
+        has_tag = ":" in name.rpartition("/")[2] or "@" in name
+        return name if has_tag else f"{name}:{image.tag(self.settings.project)}"
 
     # One that is there
 
