@@ -101,7 +101,7 @@ def _start(
 @contextlib.contextmanager
 def _acquired(at: Reach, name: str, screen: Screen, *, keep: bool = False) -> Iterator[Machine]:
     """A machine of the target. When what is done with it fails, one that was made for it is released."""
-    machine = at.acquire(MachineSpec(name, family_name(at.settings), at.settings.root))
+    machine = at.acquire(MachineSpec(name, family_name(at.settings), at.settings.root), screen.say)
     try:
         yield machine
     except BaseException:

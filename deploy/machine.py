@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Protocol
@@ -68,7 +69,12 @@ class Hardware:
 
 
 class Provider(Protocol):
-    """Makes machines of one kind. `find` returns nothing for an unknown name; `release` of what is gone is success."""
+    """Makes machines of one kind. `find` returns nothing for an unknown name; `release` of what is gone is success.
+
+    `say` is told, in words, what is waited for.
+    """
+
+    say: Callable[[str], None]
 
     def acquire(self, spec: MachineSpec) -> Machine:
         """A machine of the family that is there already, or a new one named `spec.name`; NoMachine when neither is."""

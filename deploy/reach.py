@@ -38,8 +38,9 @@ class Reach:
         for shell in self._shells.values():
             shell.close()
 
-    def acquire(self, spec: MachineSpec) -> Machine:
-        """A machine of the target, made if there is none."""
+    def acquire(self, spec: MachineSpec, say: Callable[[str], None]) -> Machine:
+        """A machine of the target, made if there is none; `say` is told what is waited for."""
+        self.provider.say = say
         machine = self.provider.acquire(spec)
         self._machines[machine.name] = machine
         return machine

@@ -35,6 +35,7 @@ class DockerProvider:
     def __init__(self, settings: Settings) -> None:
         assert isinstance(settings.target.options, Docker)
         self.settings = settings
+        self.say: Callable[[str], None] = lambda _: None
         self.options = settings.target.options
         self._client: DockerClient | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path, PurePath
 
 from deploy.errors import NoMachine
@@ -15,6 +16,7 @@ class LocalProvider:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.say: Callable[[str], None] = lambda _: None
 
     def acquire(self, spec: MachineSpec) -> Machine:
         root = Path(spec.root)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from deploy.machine import Address, Machine, MachineSpec
 from deploy.settings import Settings, Ssh, key_file
 
@@ -12,6 +14,7 @@ class SshProvider:
     def __init__(self, settings: Settings) -> None:
         assert isinstance(settings.target.options, Ssh)
         self.settings = settings
+        self.say: Callable[[str], None] = lambda _: None
         self.options = settings.target.options
 
     def acquire(self, spec: MachineSpec) -> Machine:

@@ -6,22 +6,26 @@ the middle, go on, fetch, measure what was fetched.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from deploy.pod import processes
 from tests.deploy.proxy import proxy
 from tests.deploy.servers import SSHD, openssh
+from tests.emulators.rig import breaches
+from tests.emulators.runpod import KEY, Emulator
+from tests.emulators.runpod_pods import LABEL
+from tests.images.engine import docker
 
 from .clones import SMALL, Clone, make_clone, wait_for
 
@@ -59,7 +63,7 @@ def ssh_site(tmp_path: Path) -> Iterator[Site]:
             stage_to=str(tmp_path / "ram"), python=sys.executable,
         )  # fmt: skip
 
-        @contextmanager
+        @contextlib.contextmanager
         def cut() -> Iterator[None]:
             line.cut()
             yield
@@ -74,47 +78,71 @@ def ssh_site(tmp_path: Path) -> Iterator[Site]:
         subprocess.run(["tmux", "-L", clone.socket, "kill-server"], check=False, capture_output=True)
 
 
+def image_of_ours() -> str:
+    """Our image on the stand-in base; a skip where there can be none."""
+    from tests.images import NoDocker, our_image
+
+    if os.geteuid() != 0 or shutil.which("iptables") is None:
+        pytest.skip("needs the right to cut a port: run this as root, with iptables installed")
+    try:
+        return our_image()
+    except NoDocker as reason:
+        pytest.skip(str(reason))
+
+
+@contextlib.contextmanager
+def cut_port(container: str) -> Iterator[None]:
+    """Nothing gets to a container's SSH port or back, and nobody is told."""
+    port = docker("port", container, "22").split(":")[-1]
+    rules = [["OUTPUT", "-p", "tcp", way, port, "-j", "DROP"] for way in ("--dport", "--sport")]
+    for rule in rules:
+        subprocess.run(["iptables", "-I", *rule], check=True)
+    try:
+        yield
+    finally:
+        for rule in rules:
+            subprocess.run(["iptables", "-D", *rule], check=True)
+
+
+def log_of(container: str, run_id: str) -> bytes:
+    words = ["docker", "exec", container, "cat", f"/workspace/sniperface/runs/{run_id}/train.log"]
+    return subprocess.run(words, check=True, capture_output=True).stdout
+
+
 @pytest.fixture
 def docker_site(tmp_path: Path) -> Iterator[Site]:
     """A container of our image on the local engine."""
-    from tests.images import NoDocker, docker, our_image
-
-    try:
-        reference = our_image()
-    except NoDocker as reason:
-        pytest.skip(str(reason))
-    if os.geteuid() != 0 or shutil.which("iptables") is None:
-        pytest.skip("needs the right to cut a port: run this as root, with iptables installed")
+    reference = image_of_ours()
     clone = make_clone(tmp_path)
     write_target(clone, "docker", provider="docker", image=reference, root="/workspace/sniperface", stage_to="/dev/shm")
 
-    def container() -> dict[str, Any]:
+    def container() -> str:
         (machine,) = clone.json("ps")
-        found: dict[str, Any] = json.loads(docker("inspect", machine["machine"]))[0]
-        return found
+        return str(machine["machine"])
 
-    @contextmanager
-    def cut() -> Iterator[None]:
-        port = container()["NetworkSettings"]["Ports"]["22/tcp"][0]["HostPort"]
-        rules = [["OUTPUT", "-p", "tcp", way, port, "-j", "DROP"] for way in ("--dport", "--sport")]
-        for rule in rules:
-            subprocess.run(["iptables", "-I", *rule], check=True)
-        try:
-            yield
-        finally:
-            for rule in rules:
-                subprocess.run(["iptables", "-D", *rule], check=True)
-
-    def log(run_id: str) -> bytes:
-        words = ["docker", "exec", container()["Name"], "cat", f"/workspace/sniperface/runs/{run_id}/train.log"]
-        return subprocess.run(words, check=True, capture_output=True).stdout
-
-    yield Site(clone, "docker", cut, log)
+    yield Site(clone, "docker", lambda: cut_port(container()), lambda run_id: log_of(container(), run_id))
     clone.invoke("down", "--all", "--anyway")
     assert clone.json("ps") == []
 
 
-@pytest.fixture(params=["ssh", "docker"])
+@pytest.fixture
+def runpod_site(tmp_path: Path) -> Iterator[Site]:
+    """A pod of an emulated RunPod: a container of our image, found and reached as a real one is."""
+    reference = image_of_ours()
+    clone = make_clone(tmp_path)
+    with contextlib.closing(Emulator(pods="docker", image=reference, boot_s=2)) as emulator:
+        clone.env = {"RUNPOD_API_BASE_URL": emulator.url, "RUNPOD_API_KEY": KEY}
+
+        def container() -> str:
+            return docker("ps", "--quiet", "--filter", f"label={LABEL}").split()[0]
+
+        yield Site(clone, "runpod", lambda: cut_port(container()), lambda run_id: log_of(container(), run_id))
+        clone.invoke("down", "--all", "--anyway")
+        assert clone.json("ps") == []
+        assert breaches(emulator) == []
+
+
+@pytest.fixture(params=["ssh", "docker", "runpod"])
 def site(request: pytest.FixtureRequest) -> Site:
     """Each kind of machine."""
     found: Site = request.getfixturevalue(f"{request.param}_site")
