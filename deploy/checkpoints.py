@@ -27,7 +27,12 @@ def whole(shell: Shell, folder: RunFolder) -> list[dict[str, Any]]:
             continue
         if isinstance(note, dict) and note.get("file") in names:
             notes.append(note)
-    return sorted(notes, key=lambda note: (note["epoch"], bool(note.get("epoch_complete", True)), note["step"]))
+    return sorted(notes, key=age)
+
+
+def age(note: Mapping[str, Any]) -> tuple[int, bool, int]:
+    """How far a checkpoint has come, to compare two of one run."""
+    return int(note["epoch"]), bool(note.get("epoch_complete", True)), int(note["step"])
 
 
 def choose(notes: list[dict[str, Any]], which: str, run_id: str) -> dict[str, Any]:

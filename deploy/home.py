@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from deploy import checkpoints, runs, transfer
+from deploy.pod.folder import RunFolder
 from deploy.pod.lock import Busy, Lock
 from deploy.reach import Reached
 from deploy.settings import Settings
-from deploy.shell import LocalShell
+from deploy.shell import LocalShell, Shell
 from deploy.show import Screen
 
 FILES = ("config.yaml", "status.json", "metrics.jsonl", "train.log")
@@ -39,6 +41,28 @@ def bring_checkpoint(reached: Reached, about: dict[str, Any], to: str | None, sc
     with _one_at_a_time(reached.settings), screen.copying(about["file"]) as progress:
         transfer.fetch_checkpoint(reached.shell, reached.folder.checkpoints / about["file"], about, place, progress)
     return {**about, "path": str(place)}
+
+
+def restore(settings: Settings, shell: Shell, folder: RunFolder, screen: Screen) -> dict[str, Any] | None:
+    """The other way round: give a run that goes on elsewhere what it left at home, unless its machine has more.
+
+    Log and events come too, so that the run's own record has no hole. Returns the checkpoint that was sent.
+    """
+    home = runs.home(settings.runs, folder.run_id)
+    here, there = checkpoints.whole(LocalShell(), home), checkpoints.whole(shell, folder)
+    if not here or (there and checkpoints.age(there[-1]) >= checkpoints.age(here[-1])):
+        return None
+    about = here[-1]
+    for name in ("metrics.jsonl", "train.log"):
+        if Path(home.path / name).exists() and shell.size(folder.path / name) is None:
+            transfer.push(shell, Path(home.path / name), folder.path / name)
+    file = folder.checkpoints / about["file"]
+    with screen.copying(about["file"]) as progress:
+        transfer.push(shell, Path(home.checkpoints / about["file"]), file, sha256=about["sha256"], progress=progress)
+    shell.write(file.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode("utf-8"))
+    shell.write(folder.latest, about["file"].encode("utf-8"))
+    screen.say(f"restored {about['file']} (epoch {about['epoch']}, step {about['step']}) from this laptop")
+    return about
 
 
 def newest_checkpoint(reached: Reached) -> dict[str, Any] | None:

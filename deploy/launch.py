@@ -88,6 +88,7 @@ def _start(
             runs.save_plan(book, plan)
             record = runs.update(book, record, run_dir=plan.run_dir)
             if plan.attempt > 1:
+                home.restore(at.settings, shell, RunFolder(machine.path(plan.run_dir)), screen)
                 screen.say("waiting for the earlier attempt to leave, should it still be writing its checkpoint")
             since = job.position(shell, RunFolder(machine.path(plan.run_dir)))
             session = job.start(shell, machine, plan, at.settings.tmux_socket)

@@ -177,14 +177,8 @@ def test_the_whole_path(site: Site, tmp_path: Path) -> None:
     fetched = clone.json("fetch-checkpoint", *on)
     assert fetched["epoch"] == 119
     clone.invoke("prepare", "--source", "orl")
-    words = [
-        "-m",
-        "app.evaluate",
-        f"weights=runs/{run_id}/checkpoints/epoch_119.pt",
-        "sets=data/orl/images.npy",
-        f"out={tmp_path / 'eval'}",
-    ]
-    subprocess.run([sys.executable, *words], cwd=clone.path, check=True, capture_output=True, timeout=240)
+    weights = f"runs/{run_id}/checkpoints/epoch_119.pt"
+    clone.invoke("evaluate", "--weights", weights, "--sets", "data/orl/images.npy", "--out", str(tmp_path / "eval"))
     assert json.loads((tmp_path / "eval" / "eval.json").read_text())
     assert "epoch_119" in clone.invoke("evaluate", *on, "--which", "latest")
 
