@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from app.models.fourier import fourier_layer
-from app.models.layers import Conv3x3, PReLU
+from app.models.layers import Conv1x1, Conv3x3, PReLU
 from app.models.recompute import recomputed
 
 BN_EPS = 1e-5
@@ -37,9 +37,7 @@ class Block(nn.Module):
         self.downsample = (
             nn.Identity()
             if stride == 1 and channels_in == channels
-            else nn.Sequential(
-                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels, eps=BN_EPS)
-            )
+            else nn.Sequential(Conv1x1(channels_in, channels, stride), nn.BatchNorm2d(channels, eps=BN_EPS))
         )
 
     def forward(self, x: Tensor) -> Tensor:

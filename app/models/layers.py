@@ -1,8 +1,9 @@
-"""Two layers that train faster on a CPU: a 3x3 convolution and PReLU with gradients of their own.
+"""Two layers that train faster on a CPU, a 3x3 convolution and PReLU with gradients of their own; and a 1x1 convolution
+that goes round a fault of oneDNN's.
 
-Both are torch's layers, with the same parameters, names and outputs. What differs is how the gradients are computed,
-and only where it pays: on a CPU, in 32 or 64 bits, in channels_last, outside autocast and torch.compile. Everywhere
-else, and so on every GPU, they are torch's own. Gradients of these gradients are not offered.
+All are torch's layers, with the same parameters, names and outputs. What differs in the first two is how the gradients
+are computed, and only where it pays: on a CPU, in 32 or 64 bits, in channels_last, outside autocast and torch.compile.
+Everywhere else, and so on every GPU, they are torch's own. Gradients of these gradients are not offered.
 
 - oneDNN's weight gradient of a channels_last convolution without AVX-512 runs at a third of the speed of its forward
   pass. Here it is what it is on paper, one matrix product: output gradients times the 3x3 windows that they saw. The
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 LAST = torch.channels_last
+VECTOR = 16  # 32-bit numbers in the widest vector of a CPU, that of AVX-512
 CHUNK_BYTES = 8 * 2**20  # for each thread: stays in the last cache, and is work enough to be worth a meeting of threads
 
 
@@ -38,6 +40,24 @@ class Conv3x3(nn.Conv2d):
             x.is_contiguous(memory_format=LAST) or self.weight.is_contiguous(memory_format=LAST)
         ):
             return _Conv3x3.apply(x.contiguous(memory_format=LAST), self.weight, self.stride[0])
+        return super().forward(x)
+
+
+class Conv1x1(nn.Conv2d):
+    """A 1x1 convolution without bias: [B, C_in, H, W] -> [B, C_out, H/stride, W/stride], rounded up.
+
+    oneDNN's weight gradient of a strided one writes past its memory where C_in is less than a vector of the CPU
+    (uxlfoundation/oneDNN#6035): a crash, a hang, or wrong numbers. So the pixels that count are taken out first.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
+        super().__init__(channels_in, channels_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stride = self.stride[0]
+        wants_gradient = torch.is_grad_enabled() and self.weight.requires_grad
+        if stride > 1 and self.in_channels < VECTOR and x.device.type == "cpu" and wants_gradient:
+            return F.conv2d(x[:, :, ::stride, ::stride], self.weight)
         return super().forward(x)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from app.models import iresnet18, layers, mobilefacenet
-from app.models.layers import Conv3x3, PReLU
+from app.models.layers import Conv1x1, Conv3x3, PReLU
 
 LAST = torch.channels_last
 SMALL = {"embedding_dim": 16, "image_size": 32}
@@ -49,6 +49,24 @@ def test_a_convolution_has_the_gradients_of_torch_in_64_bits(
     expected = torch.autograd.grad(F.conv2d(x, layer.weight, None, stride, 1), (x, layer.weight), grad)
     for a, b in zip(found, expected, strict=True):
         assert relative_error(a, b) < 1e-12
+
+
+@pytest.mark.parametrize(("c", "c_out", "side"), [(8, 8, 112), (8, 16, 56), (4, 8, 32), (15, 16, 57), (16, 32, 28)])
+def test_a_strided_1x1_convolution_has_the_gradients_of_torch_in_64_bits(c: int, c_out: int, side: int) -> None:
+    """oneDNN's own of few channels crash, hang or are wrong, as the CPU and the number of threads have it."""
+    torch.manual_seed(0)
+    layer = Conv1x1(c, c_out, 2).to(memory_format=LAST)
+    x = torch.randn(32, c, side, side).to(memory_format=LAST).requires_grad_()
+    y = layer(x)
+    grad = torch.randn_like(y)
+    found = torch.autograd.grad(y, (x, layer.weight), grad)
+    x64, weight64 = x.detach().double().requires_grad_(), layer.weight.detach().double().requires_grad_()
+    y64 = F.conv2d(x64, weight64, None, 2)
+    assert y.shape == y64.shape
+    for a, b in zip((y, *found), (y64, *torch.autograd.grad(y64, (x64, weight64), grad.double())), strict=True):
+        assert relative_error(a.detach().double(), b.detach()) < 1e-5
+    with torch.no_grad():
+        assert torch.allclose(layer(x), y, atol=1e-5)
 
 
 @given(**sizes, chunk=st.sampled_from([1, 300, 10**7]))
