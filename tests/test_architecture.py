@@ -61,7 +61,7 @@ DOORS = {
     "onnx": {"app/onnx/make.py", "app/onnx/rules.py"},
     "onnxruntime": {"app/onnx/session.py"},
     "omegaconf": {"app/config/compose.py", "deploy/settings.py"},
-    "paramiko": {"deploy/shell/connect.py", "deploy/shell/host_keys.py", "deploy/shell/ssh.py"},
+    "paramiko": {"deploy/shell/connect.py", "deploy/shell/host_keys.py"},
     "PIL": {
         "app/data/parquet.py",
         "app/data/sources.py",

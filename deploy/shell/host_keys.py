@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.errors import StepFailed, WrongUse
 from deploy.machine import Address, Machine
+from deploy.pod import folder
 
 if TYPE_CHECKING:
     from paramiko import PKey, SSHClient
@@ -27,6 +29,8 @@ class HostKeys:
     1. Keys that came with the address (from the engine, or from the provider's API) are the only right ones.
     2. So is a fingerprint that the target's file pins.
     3. Else known_hosts decides, the user's or ours; a machine that neither knows is asked about once.
+
+    A gateway on the way to the machine is the user's own business: for it, known_hosts decides.
     """
 
     def __init__(self, machine: Machine, notes: Path, ask: Callable[[str], bool] | None = None) -> None:
@@ -36,75 +40,136 @@ class HostKeys:
         self.seen = notes / "ssh" / f"{machine.name}.known_hosts"
         self.alias = f"sniperface-{machine.name}"
         self.ask = ask or _ask
-        self.refused: StepFailed | WrongUse | None = None
+        self._gateways: dict[str, PKey] = {}
 
     def prepare(self, client: SSHClient, host: str, port: int) -> None:
         """Tell the client which keys are right, and whom to ask about others."""
-        known = client.get_host_keys()
-        name = host if port == 22 else f"[{host}]:{port}"
+        name, known = name_of(host, port), client.get_host_keys()
         for key in self._pinned():
             known.add(name, key.get_name(), key)
-        if not len(known) and not self.address.fingerprint:
-            for file in (Path.home() / ".ssh" / "known_hosts", self.seen):
-                self._load(client, file, name)
-        client.set_missing_host_key_policy(self)
+        if not self.address.host_keys and not self.address.fingerprint:
+            for _, key in _lines(_users_file(), name, self.alias) or _lines(self.seen, self.alias):
+                known.add(name, key.get_name(), key)
+        client.set_missing_host_key_policy(_Policy(self._judge))
 
-    def missing_host_key(self, client: SSHClient, hostname: str, key: PKey) -> None:  # noqa: ARG002 - Paramiko's
-        """Paramiko asks this about a key that it was not told of: returning accepts it."""
-        shown = fingerprint(key.asbytes())
-        pinned = self.address.fingerprint
-        if pinned:
-            if pinned.removeprefix("SHA256:").rstrip("=") != shown.removeprefix("SHA256:"):
-                raise self.changed(key)
-            return
-        if self.address.host_keys:
-            raise self.changed(key)
-        if not self.ask(f"The host key of {hostname} is not known yet: {key.get_name()} {shown}. Is it right?"):
-            raise WrongUse(
-                f"the host key of {hostname} is not known: if {shown} is right, write fingerprint: {shown} into the "
-                "target's file in conf/deploy, or connect once with ssh"
-            )
+    def prepare_gateway(self, client: SSHClient, host: str, port: int) -> None:
+        name = name_of(host, port)
+        for _, key in _lines(_users_file(), name) or _lines(self.seen, name):
+            client.get_host_keys().add(name, key.get_name(), key)
+        client.set_missing_host_key_policy(_Policy(self._judge_gateway))
 
     def note(self, key: PKey) -> None:
-        """Write down the key of a connection that was accepted, for the system's ssh and for the next time."""
-        line = f"{self.alias} {key.get_name()} {key.get_base64()}\n"
-        if not self.seen.exists() or self.seen.read_text(encoding="ascii") != line:
-            self.seen.parent.mkdir(parents=True, exist_ok=True)
-            self.seen.write_text(line, encoding="ascii", newline="\n")
+        """Write down the keys of a connection that was accepted, for the system's ssh and for the next time."""
+        keys = {self.alias: key, **self._gateways}
+        kept = [(name, old) for name, old in _lines(self.seen) if name not in keys and name != self.alias]
+        lines = [f"{name} {each.get_name()} {each.get_base64()}\n" for name, each in [*kept, *keys.items()]]
+        text = "".join(lines).encode("ascii")
+        if not self.seen.exists() or self.seen.read_bytes() != text:
+            folder.write_bytes(self.seen, text)
 
-    def changed(self, found: PKey) -> StepFailed:
+    def changed(self, host: str, found: PKey) -> StepFailed:
         """The sentence that stops everything."""
+        if self.address.host_keys or self.address.fingerprint:
+            known, advice = "the one that its provider told" if self.address.host_keys else "the pinned one", None
+        else:
+            known, advice = "the one known for it", f'ssh-keygen -R "{host}"'
+            if _lines(self.seen, self.alias):
+                advice += f' and remove "{self.seen}", if you know that it was set up anew'
         return StepFailed(
-            f"{self.address.host} shows another host key ({fingerprint(found.asbytes())}) than the one known for it: "
+            f"{host} shows another host key ({fingerprint(found.asbytes())}) than {known}: "
             "it was set up anew, or somebody stands in between. Nothing was sent to it",
-            next_command=f"remove {self.seen} and its line in ~/.ssh/known_hosts, if you know that it was set up anew",
+            next_command=advice,
         )
 
-    def _pinned(self) -> list[PKey]:
-        import paramiko
+    def _judge(self, host: str, key: PKey) -> None:
+        """Of a key about which the client was told nothing."""
+        pinned = self.address.fingerprint
+        if self.address.host_keys:
+            raise self.changed(host, key)
+        if not pinned:
+            self._question(host, key, f"write fingerprint: {fingerprint(key.asbytes())} into the target's file")
+        elif pinned.removeprefix("SHA256:").rstrip("=") != fingerprint(key.asbytes()).removeprefix("SHA256:"):
+            raise self.changed(host, key)
 
-        keys = []
-        for line in self.address.host_keys:
-            words = line.split()
-            keys.append(paramiko.PKey.from_type_string(words[0], base64.b64decode(words[1])))
+    def _judge_gateway(self, host: str, key: PKey) -> None:
+        self._question(host, key, "connect to it once with ssh, which asks")
+        self._gateways[host] = key
+
+    def _question(self, host: str, key: PKey, otherwise: str) -> None:
+        shown = fingerprint(key.asbytes())
+        if not self.ask(f"The host key of {host} is not known yet: {key.get_name()} {shown}. Is it right?"):
+            raise WrongUse(f"the host key of {host} is not known: if {shown} is right, {otherwise}")
+
+    def _pinned(self) -> list[PKey]:
+        keys = [key for line in self.address.host_keys if (key := _parse(line.split()[:2])) is not None]
+        if self.address.host_keys and not keys:
+            raise StepFailed(
+                f"none of the host keys told for {self.address.host} is of a kind that can be checked",
+                evidence=self.address.host_keys,
+            )
         return keys
 
-    def _load(self, client: SSHClient, file: Path, name: str) -> None:
-        """What a file knows about this host, under its own name or under the one that we gave it."""
-        import paramiko
 
-        if not file.is_file():
-            return
-        try:
-            known = paramiko.HostKeys(str(file))
-        except (OSError, paramiko.SSHException, UnicodeDecodeError):  # one bad line must not stop everything
-            return
-        for kind, key in [*(known.lookup(name) or {}).items(), *(known.lookup(self.alias) or {}).items()]:
-            client.get_host_keys().add(name, kind, key)
+class _Policy:
+    """What Paramiko asks about a key that it was not told of: returning accepts it."""
+
+    def __init__(self, judge: Callable[[str, PKey], None]) -> None:
+        self.judge = judge
+
+    def missing_host_key(self, client: SSHClient, hostname: str, key: PKey) -> None:  # noqa: ARG002 - Paramiko's
+        self.judge(hostname, key)
+
+
+def name_of(host: str, port: int) -> str:
+    """As known_hosts names it."""
+    return host if port == 22 else f"[{host}]:{port}"
+
+
+def _users_file() -> Path:
+    return Path.home() / ".ssh" / "known_hosts"
+
+
+def _lines(file: Path, *names: str) -> list[tuple[str, PKey]]:
+    """The (name, key) pairs of a known_hosts file, of these hosts or of all; a bad line does not hide the others."""
+    return [(name, key) for name, key in _every_line(file) if not names or any(_is(name, each) for each in names)]
+
+
+def _every_line(file: Path) -> Iterator[tuple[str, PKey]]:
+    if not file.is_file():
+        return
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        words = line.split()
+        if len(words) >= 3 and not words[0].startswith(("#", "@")):
+            key = _parse(words[1:3])
+            if key is not None:
+                for name in words[0].split(","):
+                    yield name, key
+
+
+def _is(pattern: str, name: str) -> bool:
+    """Names may be hashed; wild cards are not looked at."""
+    if not pattern.startswith("|1|"):
+        return pattern == name
+    import paramiko
+
+    try:
+        return bool(paramiko.HostKeys.hash_host(name, pattern) == pattern)
+    except (ValueError, binascii.Error):
+        return False
+
+
+def _parse(words: list[str]) -> PKey | None:
+    """A public key; None for a kind, or a text, that Paramiko does not know."""
+    import paramiko
+
+    try:
+        return paramiko.PKey.from_type_string(words[0], base64.b64decode(words[1]))
+    except (paramiko.SSHException, ValueError, IndexError, KeyError):
+        return None
 
 
 def _ask(question: str) -> bool:
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         return False
     print(f"{question} [yes/no] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -74,7 +74,7 @@ class Lanes(Generic[T]):
             links = list(self._links)
             self._changed.notify_all()
         for link in links:
-            link.close("closed")
+            link.close()
         for thread in self._threads:
             thread.join(5)
 
@@ -133,7 +133,7 @@ class Lanes(Generic[T]):
             finally:
                 with self._changed:
                     self._links.discard(link)
-                link.close("closed")
+                link.close()
 
     def _alone(self) -> None:
         """Over the open connection, which finds its own way back."""
@@ -151,7 +151,7 @@ class Lanes(Generic[T]):
                 self._work(link, lambda: not self._links and not self._is_done())
             finally:
                 if number:
-                    link.close("closed")
+                    link.close()
 
     def _work(self, link: Link, goes_on: Callable[[], bool]) -> None:
         flying: deque[tuple[T, Pending]] = deque()
@@ -211,7 +211,7 @@ class Lanes(Generic[T]):
                 self._links.add(link)
                 is_late = self._over
             if is_late:
-                link.close("closed")
+                link.close()
             return link
         if self._links:
             return None

@@ -6,7 +6,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,15 +17,20 @@ from deploy.pod.frames import GREETING, Ended, exactly, pack
 
 # A beat is due every two seconds; a line that is silent for so long is dead, whatever the system thinks of it.
 SILENCE_S = 8.0
-GREETING_LIMIT_S = 20.0
+GREETING_LIMIT_S = 30.0  # login scripts may be slow
 CHATTER_BYTES = 64 << 10  # what a login script may print before the agent speaks
+NOT_FOUND, TOO_OLD = 127, 86  # exit codes: of every command interpreter, and ours
 # The command is the same in every shell: the program itself comes over the standard input. -I and -S: no module that
 # happens to lie in the home folder or in an environment there is loaded, and none is looked for.
-BOOTSTRAP = 'python3 -IS -c "import sys;exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))"'
+BOOTSTRAP = "python3 -IS -c 'import sys;exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))'"
 
 
 class LinkLost(StepFailed):
-    """The connection broke, or the other side fell silent."""
+    """The connection broke, or the other side fell silent: worth another try."""
+
+
+class NoAgent(StepFailed):
+    """The machine is reached, but cannot run the agent: it will not be able to a second later."""
 
 
 class Stream(Protocol):
@@ -42,6 +47,9 @@ class Stream(Protocol):
     def release(self) -> None:
         """Free what it holds; called when nobody reads or writes any more."""
 
+    def exit_code(self) -> int | None:
+        """The program's own, when it ended by itself; None when the connection broke."""
+
     def complaint(self) -> list[str]:
         """The last lines of the program's standard error."""
 
@@ -53,6 +61,9 @@ def program() -> bytes:
         parts[module.__name__] = Path(str(module.__file__)).read_text(encoding="utf-8")
     text = f"""
 import sys, types
+if sys.version_info < (3, 9):
+    sys.stderr.write(sys.version.split()[0])
+    sys.exit({TOO_OLD})
 for name, source in {parts!r}.items():
     module = sys.modules[name] = types.ModuleType(name)
     module.__path__ = []
@@ -92,13 +103,18 @@ class Pending:
 
 
 class Link:
-    """One agent. Requests are answered in order; several may be on their way, from any thread."""
+    """One agent. Requests are answered in order; several may be on their way, from any thread.
+
+    Raises LinkLost when the connection breaks before the agent speaks, NoAgent when the machine cannot run it.
+    """
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.heard = time.monotonic()
         self.broken: str | None = None
         self.round_trip_s = GREETING_LIMIT_S  # the shortest so far, the agent's work included
+        self._chatter = bytearray()
+        self._exit_code: int | None = None
         self._numbers = itertools.count()
         self._pending: dict[int, Pending] = {}
         self._lock = threading.Lock()
@@ -107,14 +123,13 @@ class Link:
         self._ended = threading.Event()
         for work in (self._listen, self._watch):
             threading.Thread(target=work, daemon=True, name=f"agent {work.__name__}").start()
-        with self._sending:
-            self._write(program())
-        if not self._greeted.wait(GREETING_LIMIT_S) or self.broken:
-            self.fail("the machine's Python did not answer")
-            raise LinkLost(
-                "the machine is reached, but `python3` (3.9 or newer) does not answer there",
-                evidence=self.stream.complaint(),
-            )
+        try:
+            with self._sending:
+                self._write(program())
+            self._await_greeting()
+        except BaseException:
+            self.fail("given up")
+            raise
 
     def submit(self, verb: str, **arguments: Any) -> Pending:
         """Send a request without waiting for the answer."""
@@ -151,7 +166,20 @@ class Link:
         self._ended.set()
         self.stream.close()
 
-    close = fail
+    def close(self) -> None:
+        """The agent ends when it sees the end of its input."""
+        self.fail("closed")
+
+    def _await_greeting(self) -> None:
+        limit_s = time.monotonic() + GREETING_LIMIT_S
+        while not self._greeted.wait(0.2) and not self.broken:
+            if time.monotonic() > limit_s:
+                self.fail(f"no answer within {GREETING_LIMIT_S:.0f} s")
+        if self.broken:
+            said = [*last_lines(self._chatter), *self.stream.complaint()]
+            if self._exit_code is None:
+                raise LinkLost(f"the connection broke: {self.broken}", evidence=said)
+            raise NoAgent(_why(self._exit_code, said), evidence=said)
 
     def _write(self, data: bytes | memoryview) -> None:
         try:
@@ -165,7 +193,6 @@ class Link:
         return count
 
     def _listen(self) -> None:
-        why = "the machine closed it"
         try:
             self._skip_chatter()
             self._greeted.set()
@@ -175,23 +202,25 @@ class Link:
             why = str(ended)
         except (OSError, EOFError, ValueError) as error:
             why = str(error) or type(error).__name__
+        if not self._greeted.is_set():
+            self._exit_code = self.stream.exit_code()  # before it is broken off
         self.fail(why)
-        self._greeted.set()
         with self._sending:  # a descriptor that is closed while another thread writes to it may be another file by then
             self.stream.release()
 
     def _watch(self) -> None:
         """Silence is noticed here: those who wait for an answer, or for a full pipe to be emptied, cannot look."""
+        self._greeted.wait(GREETING_LIMIT_S)
         while not self._ended.wait(0.5):
             if time.monotonic() - self.heard > SILENCE_S:
                 self.fail(f"no sign of life for {SILENCE_S:.0f} s")
 
     def _skip_chatter(self) -> None:
-        seen = bytearray()
-        while not seen.endswith(GREETING):
-            if len(seen) > CHATTER_BYTES:
-                raise Ended(f"it prints {bytes(seen[:80])!r} ... before anything else")
-            seen += exactly(self._read_into, 1)
+        """What login scripts print stands before the greeting."""
+        while not self._chatter.endswith(GREETING):
+            if len(self._chatter) > CHATTER_BYTES:
+                raise Ended("a login script there prints without end")
+            self._chatter += exactly(self._read_into, 1)
 
     def _deliver(self, head: dict[str, Any], body: bytes) -> None:
         if "id" not in head:
@@ -216,3 +245,15 @@ def value_of(head: dict[str, Any], body: bytes) -> Any:
         exit_code, split = head["ended"]
         return exit_code, body[:split], body[split:]
     return body if head.get("bytes") else head["value"]
+
+
+def last_lines(text: bytes | bytearray) -> list[str]:
+    return text.decode("utf-8", errors="replace").strip().splitlines()[-10:]
+
+
+def _why(exit_code: int, said: Sequence[str]) -> str:
+    if exit_code == NOT_FOUND:
+        return "the machine is reached, but has no `python3`: install Python 3.9 or newer there"
+    if exit_code == TOO_OLD:
+        return f"the machine is reached, but its `python3` is {said[-1] if said else 'old'}: 3.9 or newer is needed"
+    return f"the machine is reached, but `python3` does not run there: it ended with exit code {exit_code}"

@@ -14,35 +14,44 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any, cast
 
 from deploy.machine import Machine
+from deploy.pod import folder
 from deploy.shell.host_keys import HostKeys
 from deploy.shell.link import BOOTSTRAP
 
 # Hardware does AES; several streams share the processor, so what one costs is what counts. A whole list, for Windows'
 # first ssh does not know how to put a few in front ("^").
 CIPHERS = "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,aes128-ctr,aes256-ctr"
+CONNECT_S = 15
 PIPE_BYTES = 1 << 20
+SAYS_LAST_S = 1.0  # a process ends closely after its output
+OWN_ERROR = 255  # of ssh itself; another exit code is that of the command
 
 
-def write_config(machine: Machine, host_keys: HostKeys, user: str) -> Path:
-    """Our ssh_config for one machine. First values win, so ours stand before the user's own file."""
+def config_of(machine: Machine, host_keys: HostKeys, user: str, home: PurePath) -> str:
+    """Our ssh_config for one machine. First values win, so ours stand before the user's own file.
+
+    The home folder is named: Python goes by the environment, ssh by the list of users, and both must read the same.
+    """
     address = machine.address
     assert address is not None
+    ours, theirs = quoted(host_keys.seen), quoted(home / ".ssh" / "known_hosts")
     own: dict[str, str | int | None] = {
         "Port": address.port,
         "User": user,
-        "IdentityFile": _quoted(Path(address.key)) if address.key else None,
+        "IdentityFile": quoted(_same_kind(home, address.key)) if address.key else None,
         "IdentitiesOnly": "yes" if address.key else None,
         "HostKeyAlias": host_keys.alias,
-        "UserKnownHostsFile": _quoted(host_keys.seen),
+        "UserKnownHostsFile": ours,
         "GlobalKnownHostsFile": "none",
         "StrictHostKeyChecking": "yes",
         "CheckHostIP": "no",
         "ControlMaster": "no",
         "ControlPath": "none",
+        "ConnectTimeout": CONNECT_S,
         "ServerAliveInterval": 5,
         "ServerAliveCountMax": 3,
         "TCPKeepAlive": "yes",
@@ -50,43 +59,46 @@ def write_config(machine: Machine, host_keys: HostKeys, user: str) -> Path:
         "Compression": "no",
         "ForwardAgent": "no",
         "ForwardX11": "no",
+        "ClearAllForwardings": "yes",
         "LogLevel": "ERROR",
     }
     lines = [f"Host {address.host}"]
     lines += [f"  {key} {value}" for key, value in own.items() if value is not None]
-    lines += ["Host *", "Include ~/.ssh/config", ""]
+    # Gateways too: no multiplexing, and the keys that were accepted for them.
+    lines += ["Host *", "  ControlMaster no", "  ControlPath none", f"  Include {quoted(home / '.ssh' / 'config')}"]
+    lines += [f"  UserKnownHostsFile {theirs} {ours}", ""]
+    return "\n".join(lines)
+
+
+def write_config(machine: Machine, host_keys: HostKeys, user: str) -> Path:
+    """The file that ssh is given."""
     path = host_keys.seen.with_suffix(".config")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = "\n".join(lines)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        path.write_text(text, encoding="utf-8", newline="\n")
+    data = config_of(machine, host_keys, user, Path.home()).encode("utf-8")
+    if not path.exists() or path.read_bytes() != data:
+        folder.write_bytes(path, data)
     return path
 
 
-def _quoted(path: Path) -> str:
-    """A path as ssh_config reads it back: % begins a token there, and a quote ends what is quoted."""
-    text = path.as_posix().replace("%", "%%").replace('"', '\\"')
-    return f'"{text}"'
+def quoted(path: PurePath) -> str:
+    """A path as ssh_config reads it back, where a backslash escapes, % begins a token, and a quote ends what is quoted."""
+    return '"' + path.as_posix().replace("%", "%%").replace('"', '\\"') + '"'
 
 
 def command(config: Path, machine: Machine, argv: Sequence[str], *, terminal: bool) -> list[str]:
     """ssh's argument list. The machine's login shell splits the words again, so they are quoted for it."""
-    assert machine.address is not None
-    tty = ["-t"] if terminal else ["-T", "-o", "BatchMode=yes"]
-    return ["ssh", "-F", str(config), *tty, machine.address.host, shlex.join(argv)]
+    return [*_ssh(config, machine, "-t" if terminal else "-T"), shlex.join(argv)]
 
 
 class ProcessStream:
-    """The agent over a process of the system's ssh."""
+    """The agent over a process of the system's ssh. OSError where there is no ssh."""
 
     def __init__(self, config: Path, machine: Machine) -> None:
-        argv = [*command(config, machine, ["true"], terminal=False)[:-1], BOOTSTRAP]
         # Ctrl-C belongs to this program, which decides what becomes of its transfers.
         options: dict[str, Any] = {"start_new_session": True}
         if sys.platform == "win32":
             options = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
         self.process = subprocess.Popen(
-            argv,
+            [*_ssh(config, machine, "-T", "-o", "BatchMode=yes"), BOOTSTRAP],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -100,7 +112,8 @@ class ProcessStream:
         for pipe in (self._in, self._out):
             _widen(pipe)
         self.said: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._hear, args=(self.process.stderr,), daemon=True).start()
+        self._hearing = threading.Thread(target=self._hear, args=(self.process.stderr,), daemon=True, name="ssh stderr")
+        self._hearing.start()
 
     def read_into(self, view: memoryview) -> int:
         return self._out.readinto(view) or 0
@@ -119,7 +132,15 @@ class ProcessStream:
             with contextlib.suppress(OSError):
                 pipe.close()
 
+    def exit_code(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            code = self.process.wait(SAYS_LAST_S)
+            return code if 0 <= code < OWN_ERROR else None
+        return None
+
     def complaint(self) -> list[str]:
+        if self.process.poll() is not None:
+            self._hearing.join(SAYS_LAST_S)
         lines = []
         while not self.said.empty():
             lines.append(self.said.get())
@@ -129,6 +150,17 @@ class ProcessStream:
         with pipe:
             for line in pipe:
                 self.said.put(line.decode("utf-8", errors="replace").rstrip())
+
+
+def _ssh(config: Path, machine: Machine, *options: str) -> list[str]:
+    assert machine.address is not None
+    return ["ssh", "-F", str(config), *options, machine.address.host]
+
+
+def _same_kind(home: PurePath, path: str) -> PurePath:
+    """A path of the laptop, `~` at its beginning included."""
+    made = type(home)(path)
+    return home.joinpath(*made.parts[1:]) if made.parts[:1] == ("~",) else made
 
 
 def _widen(pipe: io.FileIO) -> None:

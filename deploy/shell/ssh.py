@@ -12,7 +12,7 @@ from deploy.errors import StepFailed
 from deploy.machine import Machine
 from deploy.shell import native
 from deploy.shell.base import Shell
-from deploy.shell.connect import ChannelStream, connect
+from deploy.shell.connect import ChannelStream, broken, connect, disconnect
 from deploy.shell.host_keys import HostKeys
 from deploy.shell.link import Link, LinkLost, Pending
 
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from deploy.shell.connect import Connection
 
 FIRST_CONNECT_S = 15.0
-# Short, so that the way back is found within three seconds of the network's return.
-CONNECT_AGAIN_S = 2.0
+# Short, so that the way back is found within three seconds of the network's return; longer and longer, for a machine
+# that is busy may need the time.
+CONNECT_AGAIN_S = (2.0, 2.0, 3.0, 5.0, 10.0)
 PAUSES_S = (0.1, 0.2, 0.5, 1.0)
+PATIENCE_S = 60.0
 FIND_EVERY_S = 10.0  # asking the provider costs one of its few calls a minute
+MOST_TRIES = 20  # a request that breaks the connection each time is not repeated for ever
 
 
 class SshShell(Shell):
@@ -33,14 +36,24 @@ class SshShell(Shell):
     `find` gives the machine as it is now, with another port perhaps, or None when it is gone.
     """
 
-    def __init__(self, machine: Machine, notes: Path, find: Callable[[], Machine | None] | None = None) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        notes: Path,
+        find: Callable[[], Machine | None] | None = None,
+        ask: Callable[[str], bool] | None = None,
+    ) -> None:
         self.machine = machine
         self.notes = notes
         self.find = find
+        self.ask = ask  # whether an unknown host key is right; None: ask at the terminal
+        self.patience_s = PATIENCE_S
+        self.on_loss: Callable[[str], None] = lambda _: None  # told when the connection breaks, and when it is back
         self.reconnects = 0
         self._connection: Connection | None = None
         self._link: Link | None = None
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # over what this shell holds; never while the machine is waited for
+        self._connecting = threading.RLock()  # one thread makes the connection, the others wait for it
 
     def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
         once = None if again else verb
@@ -50,128 +63,138 @@ class SshShell(Shell):
         return self._persist(lambda link: [link.submit(verb, **arguments) for verb, arguments in requests], None)
 
     def lines(self, argv: Sequence[str], cwd: PurePath | None) -> Iterator[bytes]:
+        link = self.link()
+        is_over = False
         try:
-            yield from self.link().lines("lines", argv=list(argv), cwd=None if cwd is None else str(cwd))
+            yield from link.lines("lines", argv=list(argv), cwd=None if cwd is None else str(cwd))
+            is_over = True
         except FileNotFoundError as error:
+            is_over = True
             raise StepFailed(f"{argv[0]} was not found") from error
-        except BaseException:
-            self._drop_link()  # the agent is still at it: closing ends the command
-            raise
+        finally:
+            if not is_over:
+                self._drop_link(link)  # the agent is still at it: closing ends the command
 
     def terminal(self, argv: Sequence[str]) -> list[str]:
         return native.command(self.config(), self.machine, argv, terminal=True)
 
     def config(self) -> Path:
         """An ssh_config for the system's ssh, which trusts the host key that this connection has checked."""
-        user = str(self.connection().user)
-        return native.write_config(self.machine, self._host_keys(), user)
+        with self._connecting:
+            user = str(self.connection().user)
+            return native.write_config(self.machine, self._host_keys(), user)
 
     def connection(self) -> Connection:
         """The open Fabric connection; made when there is none."""
-        with self._lock:
-            if self._connection is None or not self._connection.is_connected:
-                self._connection = self._connect(FIRST_CONNECT_S)
-            return self._connection
+        with self._connecting:
+            connection = self._connection
+            if connection is None or not connection.is_connected:
+                connection = self._connect(FIRST_CONNECT_S)
+                with self._lock:
+                    self._connection = connection
+            return connection
 
     def link(self) -> Link:
         """The agent of this shell; started when there is none."""
-        with self._lock:
-            if self._link is None or self._link.broken:
-                self._link = self.another_link()
-            return self._link
+        with self._connecting:
+            link = self._link
+            if link is None or link.broken:
+                link = self.another_link()
+                with self._lock:
+                    self._link = link
+            return link
 
     def another_link(self) -> Link:
         """One more agent over the same connection."""
-        import paramiko
-
-        try:
-            return Link(ChannelStream(self.connection()))
-        except (paramiko.SSHException, OSError, EOFError) as error:
-            raise LinkLost(f"the connection broke: {error or type(error).__name__}") from error
+        return _link_over(self.connection(), owned=False)
 
     def separate_link(self) -> Link:
         """One more agent over a Fabric connection of its own."""
-        import paramiko
-
-        connection = self._connect(FIRST_CONNECT_S)
-        try:
-            return Link(ChannelStream(connection, owned=True))
-        except (paramiko.SSHException, OSError, EOFError) as error:
-            connection.close()
-            raise LinkLost(f"the connection broke: {error or type(error).__name__}") from error
+        return _link_over(self._connect(FIRST_CONNECT_S), owned=True)
 
     def native_link(self) -> Link:
         """One more agent over a connection of its own, by the system's ssh; OSError where there is none."""
         return Link(native.ProcessStream(self.config(), self.machine))
 
     def close(self) -> None:
-        self._drop()
+        with self._lock:
+            link, self._link = self._link, None
+            connection, self._connection = self._connection, None
+        if link is not None:
+            link.close()
+        if connection is not None:
+            disconnect(connection)
 
     def _persist(self, ask: Callable[[Link], list[Pending]], once: str | None) -> list[Any]:
         """The answers to what `ask` asks for, over one connection after another; `once`: a verb not to be repeated."""
-        limit_s = time.monotonic() + self.patience_s
-        while True:
+        for tries in range(1, MOST_TRIES + 1):
+            link: Link | None = None
             try:
-                return [pending.result() for pending in ask(self.link())]
+                link = self.link()
+                return [pending.result() for pending in ask(link)]
             except LinkLost as lost:
-                self._drop()
-                self._give_up_on(lost)
-                if once:
+                if link is not None and once:
                     words = f"{lost.message}; it is not known whether '{once}' was carried out"
+                    self._drop_link(link)
                     raise StepFailed(words, evidence=lost.evidence) from lost
-                self._come_back(lost, limit_s)
+                if tries == MOST_TRIES:
+                    raise
+                self._come_back(lost, link)
+        raise AssertionError
 
     def _connect(self, timeout_s: float) -> Connection:
         assert self.machine.address is not None
         return connect(self.machine.address, self._host_keys(), timeout_s)
 
     def _host_keys(self) -> HostKeys:
-        return HostKeys(self.machine, self.notes)
+        return HostKeys(self.machine, self.notes, self.ask)
 
-    def _come_back(self, lost: LinkLost, limit_s: float) -> None:
-        """Connect again, and again, where the machine is now."""
-        self.on_loss(f"connection lost ({lost.message}); trying again")
-        look_again = time.monotonic() + 1  # at first it is most likely where it was
-        for pause_s in _pauses():
-            if time.monotonic() > limit_s:
-                raise lost
-            if self.find is not None and time.monotonic() > look_again:
-                look_again = time.monotonic() + FIND_EVERY_S
-                found = self.find()
-                if found is None:
-                    raise StepFailed(f"the machine {self.machine.name} is gone", evidence=lost.evidence) from lost
-                self.machine = found
-            self.reconnects += 1
-            try:
-                with self._lock:
-                    self._connection = self._connect(CONNECT_AGAIN_S)
-                self.on_loss("connected again")
-                return
-            except LinkLost as error:
-                lost = error
-            time.sleep(pause_s)
+    def _come_back(self, lost: LinkLost, link: Link | None) -> None:
+        """Connect again, and again, where the machine is now; `link` is the one that broke."""
+        with self._connecting:
+            if self._link is not None and self._link is not link and not self._link.broken:
+                return  # another thread has found the way back
+            self.close()
+            self.on_loss(f"connection lost ({lost.message}); trying again")
+            limit_s = time.monotonic() + self.patience_s
+            look_again = time.monotonic() + 1  # at first it is most likely where it was
+            tries = 0
+            while True:
+                if self.find is not None and time.monotonic() > look_again:
+                    look_again = time.monotonic() + FIND_EVERY_S
+                    self._look_up(lost)
+                self.reconnects += 1
+                try:
+                    self._connection = self._connect(CONNECT_AGAIN_S[min(tries, len(CONNECT_AGAIN_S) - 1)])
+                    self.link()
+                    self.on_loss("connected again")
+                    return
+                except LinkLost as error:
+                    lost = error
+                    self.close()
+                if time.monotonic() > limit_s:
+                    raise lost
+                time.sleep(PAUSES_S[min(tries, len(PAUSES_S) - 1)])
+                tries += 1
 
-    @staticmethod
-    def _give_up_on(lost: LinkLost) -> None:
-        """A machine without a usable Python will not have one a second later; nor is a fault of ours worth a repeat."""
-        if "python3" in lost.message or any("Error" in line for line in lost.evidence):
-            raise lost
+    def _look_up(self, lost: LinkLost) -> None:
+        assert self.find is not None
+        found = self.find()
+        if found is None:
+            raise StepFailed(f"the machine {self.machine.name} is gone", evidence=lost.evidence) from lost
+        self.machine = found
 
-    def _drop_link(self) -> None:
+    def _drop_link(self, link: Link) -> None:
         with self._lock:
-            if self._link is not None:
-                self._link.close("closed")
-            self._link = None
-
-    def _drop(self) -> None:
-        with self._lock:
-            self._drop_link()
-            if self._connection is not None:
-                self._connection.close()
-            self._connection = None
+            if self._link is link:
+                self._link = None
+        link.close()
 
 
-def _pauses() -> Iterator[float]:
-    yield from PAUSES_S
-    while True:
-        yield PAUSES_S[-1]
+def _link_over(connection: Connection, *, owned: bool) -> Link:
+    try:
+        return Link(ChannelStream(connection, owned=owned))
+    except broken() as error:
+        if owned:
+            disconnect(connection)
+        raise LinkLost(f"the connection broke: {error or type(error).__name__}") from error

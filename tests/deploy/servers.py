@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.machine import Address, Machine
+from deploy.pod import processes
 
 from .conftest import wait_until
 
@@ -89,7 +90,7 @@ def openssh(folder: Path, port: int | None = None, more: str = "") -> Iterator[S
         assert process.poll() is None, process.stderr and process.stderr.read()
         yield Server(port, user_key, " ".join(public.split()[:2]), folder / "root", process)
     finally:
-        process.terminate()
+        processes.kill_tree(process.pid)  # and the connections that it serves
         process.communicate()
 
 
@@ -107,7 +108,7 @@ def asyncssh_server(folder: Path) -> Iterator[Server]:
         port = int(process.stdout.readline())
         yield Server(port, folder / "id", " ".join(public.split()[:2]), folder / "root", process)
     finally:
-        process.kill()
+        processes.kill_tree(process.pid)
         process.communicate()
 
 
