@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -40,9 +41,40 @@ def test_a_log_is_followed_across_cuts(v2: Rig, numbered: bool) -> None:
     assert len([cursor for cursor in cursors if cursor]) > 4
 
 
-def test_a_log_is_read_once_and_ends_where_nothing_comes(v2: Rig) -> None:
+def test_a_log_that_never_stops_is_left(v2: Rig) -> None:
+    """Reading host keys out of it must end."""
     machine = v2.acquire()
+    pod = v2.emulator.pod(machine.name)
+    talking = Talking(pod.machine.log())  # type: ignore[union-attr]
+    pod.machine.log = talking.log  # type: ignore[method-assign,union-attr]
+    v2.emulator.holds_streams = True
+    limited = v2.with_limits(log_idle_s=5, log_s=0.3)
+    began = time.monotonic()
+    assert len(list(limited.provider().log(machine))) > 3
+    assert time.monotonic() - began < 4
+
+
+class Talking:
+    def __init__(self, lines: list[tuple[str, str]]) -> None:
+        self.lines = lines
+
+    def log(self) -> list[tuple[str, str]]:
+        self.lines.append((self.lines[0][0], f"line {len(self.lines)}"))
+        return self.lines
+
+
+def test_a_log_is_opened_again_when_the_api_is_down(v2: Rig) -> None:
+    machine = v2.acquire()
+    v2.emulator.fail("502", "logs", times=3)
     assert list(v2.provider().log(machine))[:1] == ["booting"]
+
+
+def test_silence_is_the_end_of_a_log(v2: Rig) -> None:
+    machine = v2.acquire()
+    v2.emulator.holds_streams = True
+    printed = list(v2.with_limits(log_idle_s=0.3).provider().log(machine))
+    assert printed[0] == "booting"
+    assert len(printed) == 3
 
 
 def test_host_keys_of_the_last_boot_count_and_only_whole_lines_of_the_container() -> None:

@@ -20,7 +20,7 @@ from tests.emulators.clock import MovedClock
 from tests.emulators.runpod import KEY, Emulator
 
 GPUS = ("NVIDIA RTX A4500", "NVIDIA A40")
-LIMITS = Limits(request_s=5, log_idle_s=0.1, probe_s=2)
+LIMITS = Limits(request_s=5, log_idle_s=2, probe_s=2)
 ROOT = "/workspace/sniperface"
 
 
@@ -70,6 +70,7 @@ def rig(api: str, project: Path, monkeypatch: pytest.MonkeyPatch, **about: Any) 
     """However a test ends, everything that was said over the wire has to be as RunPod's specification has it."""
     clock = MovedClock()
     emulator = Emulator(clock=clock, **about)
+    emulator.holds_streams = False  # no test waits for silence but those about it
     monkeypatch.setenv("RUNPOD_API_BASE_URL", emulator.url)
     monkeypatch.setenv("RUNPOD_API_KEY", KEY)
     monkeypatch.setenv("HOME", str(project))

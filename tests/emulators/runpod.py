@@ -83,6 +83,7 @@ class Emulator:
         self.ssh_late_s = 0.0
         self.prints_keys = True
         self.numbered_events = False  # ids as in the example of the specification rather than as in its text
+        self.holds_streams = True  # as RunPod does: a log never ends, there is only silence
         self.cut_log_after: list[int] = []  # lines, for the next streams
         self.keys = {KEY}
         self.closing = threading.Event()
@@ -90,7 +91,7 @@ class Emulator:
         self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.005,), daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -267,7 +268,7 @@ def _handler(emulator: Emulator) -> type[BaseHTTPRequestHandler]:
             left = emulator.cut_log_after.pop(0) if emulator.cut_log_after else None
             sent: list[bytes] = []
             try:
-                while not emulator.closing.wait(0.02):
+                while True:
                     for event in from_line(0)[len(sent) :]:
                         if left == len(sent):
                             self.close_connection = True
@@ -275,6 +276,11 @@ def _handler(emulator: Emulator) -> type[BaseHTTPRequestHandler]:
                         self._chunk(event[:7])  # a stream is cut anywhere
                         self._chunk(event[7:])
                         sent.append(event)
+                    if not emulator.holds_streams:
+                        self.wfile.write(b"0\r\n\r\n")
+                        return
+                    if emulator.closing.wait(0.02):
+                        return
             except (OSError, Refusal):
                 self.close_connection = True
 

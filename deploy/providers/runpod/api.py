@@ -95,8 +95,10 @@ class Api(Protocol):
 
     def data_center_of(self, volume: str) -> str: ...
 
-    def log(self, pod_id: str, since: str | None, cursor: str | None, tail: int) -> Iterator[LogLine]:
-        """The stream of a pod's log, which ends when nothing comes for a while."""
+    def log(
+        self, pod_id: str, since: str | None, cursor: str | None, tail: int, *, live: bool = False
+    ) -> Iterator[LogLine]:
+        """The stream of a pod's log, which ends when nothing comes for a while; a live one waits longer for it."""
 
 
 class ApiError(Exception):

@@ -24,6 +24,7 @@ class Limits:
     probe_s: float = 5.0  # for an SSH server to say who it is
     log_idle_s: float = 1.5  # a log stream never ends: silence of so long means that all was read
     log_s: float = 10.0  # ... and a chatty one is left after so long
+    live_idle_s: float = 60.0  # the same silence where somebody looks on
     patience_s: float = 90.0  # with an API that does not answer, where something is made or given back
     look_s: float = 20.0  # the same where only a look was asked for
 

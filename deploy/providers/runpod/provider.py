@@ -12,7 +12,7 @@ from deploy.keys import project_key
 from deploy.machine import Address, Machine, MachineSpec
 from deploy.plan import slug
 from deploy.providers.runpod import events, key
-from deploy.providers.runpod.api import Api, ApiError, Forbidden, Gone, Pod, Refused, Unclear, Wanted
+from deploy.providers.runpod.api import Api, ApiError, Forbidden, Gone, LogLine, Pod, Refused, Unclear, Wanted
 from deploy.providers.runpod.asking import Asking, of_family
 from deploy.providers.runpod.boot import Boot, Unfit
 from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, choose
@@ -78,8 +78,14 @@ class RunPodProvider:
         self._notes.done_with(machine.name)
 
     def log(self, machine: Machine, *, follow: bool = False) -> Iterator[str]:
-        """What the container printed, also when SSH is down; with `follow` across cuts, for as long as it is read."""
+        """What the container printed, also when SSH is down; with `follow` across cuts, for as long as it is read.
+
+        Nothing with `api: sdk`, which has no log.
+        """
         waits = polls()
+
+        def stream(cursor: str | None) -> Iterator[LogLine]:
+            return self._asking.ask(lambda: self._api.log(machine.id, None, cursor, 5000, live=follow))
 
         def between() -> bool:
             if follow:
@@ -87,8 +93,8 @@ class RunPodProvider:
             return follow
 
         with self._words():
-            stream = events.follow(lambda cursor: self._api.log(machine.id, None, cursor, 5000), between)
-            yield from (line.text for line in stream if line.source == "container")
+            if self._api.has_log:
+                yield from (line.text for line in events.follow(stream, between) if line.source == "container")
 
     # A new one
 

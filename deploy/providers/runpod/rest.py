@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -70,16 +71,17 @@ class RestApi:
     def data_center_of(self, volume: str) -> str:
         return str(self._json("GET", f"/v2/network-volumes/{_safe(volume)}")["dataCenter"])
 
-    def log(self, pod_id: str, since: str | None, cursor: str | None, tail: int) -> Iterator[LogLine]:
+    def log(
+        self, pod_id: str, since: str | None, cursor: str | None, tail: int, *, live: bool = False
+    ) -> Iterator[LogLine]:
         query = {"since": since} if since else {"tail": str(tail)}
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": cursor} if cursor else {})}
         answer = self._send("GET", f"/v2/pods/{_safe(pod_id)}/logs", query=query, headers=headers, stream=True)
-        with answer:
-            try:
-                # One byte at a time: whatever else is asked for may wait until so much is there.
-                yield from events.parse(answer.iter_content(chunk_size=1))
-            except OSError:  # silence, or a cut: both end what there is to read now
-                return
+        # An answer may take its time; once it has begun, silence means that all was read.
+        connection = getattr(answer.raw, "connection", None)
+        if connection is not None and connection.sock is not None:
+            connection.sock.settimeout(self.limits.live_idle_s if live else self.limits.log_idle_s)
+        return _log_lines(answer, None if live else self.limits.log_s)
 
     def _json(self, method: str, path: str, **about: Any) -> dict[str, Any]:
         answer = self._send(method, path, **about)
@@ -103,12 +105,11 @@ class RestApi:
         urgent: bool = False,
     ) -> requests.Response:
         self.pace.take(urgent=urgent)
-        read_s = self.limits.log_idle_s if stream else self.limits.request_s
         answer, lost = None, ""
         try:
             answer = self._session.request(
                 method, self.base + path, params=query, json=body, headers=headers, stream=stream,
-                timeout=(self.limits.request_s, read_s), allow_redirects=False,
+                timeout=self.limits.request_s, allow_redirects=False,
             )  # fmt: skip
         except OSError as error:  # all that requests raises for a network is one
             lost = _without_addresses(self.key.mask(str(error)))
@@ -134,6 +135,23 @@ class _Bearer(AuthBase):
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = f"Bearer {self.key.reveal()}"
         return request
+
+
+def _log_lines(answer: requests.Response, limit_s: float | None) -> Iterator[LogLine]:
+    end = time.monotonic() + (float("inf") if limit_s is None else limit_s)
+
+    def chunks() -> Iterator[bytes]:
+        # One byte at a time: whatever else is asked for may wait until so much is there.
+        for chunk in answer.iter_content(chunk_size=1):
+            yield chunk
+            if time.monotonic() > end:
+                return
+
+    with answer:
+        try:
+            yield from events.parse(chunks())
+        except OSError:  # silence, or a cut: both end what there is to read now
+            return
 
 
 def body_of(wanted: Wanted) -> dict[str, Any]:
@@ -194,7 +212,7 @@ def _offer(values: Mapping[str, Any], cloud: str) -> Offer:
         usd_per_gpu_hour=float(values["price"][cloud]),
         max_count=int(values["maxCount"][cloud]) if values.get(cloud) else 0,
         has_stock=None if stock is None else stock != "NONE",
-        data_centers=centers,  # left out by the API when it is nowhere
+        data_centers=centers or None,
     )
 
 

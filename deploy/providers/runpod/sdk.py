@@ -121,7 +121,10 @@ class SdkApi:
                 return str(each["dataCenterId"])
         raise Gone(f"network volume {volume} not found")
 
-    def log(self, pod_id: str, since: str | None, cursor: str | None, tail: int) -> Iterator[LogLine]:  # noqa: ARG002
+    def log(
+        self, pod_id: str, since: str | None, cursor: str | None, tail: int, *, live: bool = False
+    ) -> Iterator[LogLine]:
+        del pod_id, since, cursor, tail, live
         return iter(())
 
     def _gpu(self, gpu: str, count: int) -> Any:
