@@ -20,6 +20,7 @@ class Address:
     # or the provider's API. With none the user's known_hosts decides, or `fingerprint`, or a question.
     host_keys: tuple[str, ...] = ()
     fingerprint: str | None = None  # "SHA256:...", pinned in the target's file
+    first_use: bool = False  # made a moment ago, so that nothing can be known of it: its first key is pinned
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ class HostKeys:
 
     1. Keys that came with the address (from the engine, or from the provider's API) are the only right ones.
     2. So is a fingerprint that the target's file pins.
-    3. Else known_hosts decides, the user's or ours; a machine that neither knows is asked about once.
+    3. Else known_hosts decides, the user's or ours; a machine that neither knows is asked about once, unless it is so
+       new that nobody could know it: then its first key is the right one.
 
     A gateway on the way to the machine is the user's own business: for it, known_hosts decides.
     """
@@ -86,6 +87,8 @@ class HostKeys:
         pinned = self.address.fingerprint
         if self.address.host_keys:
             raise self.changed(host, key)
+        if not pinned and self.address.first_use:
+            return
         if not pinned:
             self._question(host, key, f"write fingerprint: {fingerprint(key.asbytes())} into the target's file")
         elif pinned.removeprefix("SHA256:").rstrip("=") != fingerprint(key.asbytes()).removeprefix("SHA256:"):

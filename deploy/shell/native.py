@@ -80,7 +80,7 @@ def write_config(machine: Machine, host_keys: HostKeys, user: str) -> Path:
 
 
 def quoted(path: PurePath) -> str:
-    """A path as ssh_config reads it back, where a backslash escapes, % begins a token, and a quote ends what is quoted."""
+    """A path as ssh_config reads it back: a backslash escapes there, % begins a token, a quote ends what is quoted."""
     return '"' + path.as_posix().replace("%", "%%").replace('"', '\\"') + '"'
 
 

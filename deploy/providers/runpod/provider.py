@@ -224,7 +224,9 @@ class RunPodProvider:
             root=self.settings.root,
             python=PYTHON,
             usd_per_hour=pod.usd_per_hour,
-            address=Address(pod.host or "", pod.port, pod.user, str(private), identity.host_keys),
+            address=Address(
+                pod.host or "", pod.port, pod.user, str(private), identity.host_keys, first_use=not identity.host_keys
+            ),
             id=pod.id,
             created=self._created(pod),
             gpu=pod.gpu,
