@@ -67,6 +67,7 @@ def deploy(_: Context, on: str = "local", json: bool = False) -> None:
         "labels": "for --recipe supervised, labels to learn instead of labels.npy, such as the pseudo_ids.npy of mine",
         "set": "key=value of the configuration, such as --set train.epochs=5; may be given again and again",
         "detach": "do not follow the job",
+        "yes": "agree to what it costs without being asked",
         "keep": "should it fail before it runs, keep a machine that was made for it, to look at",
         "dry-run": "print the plan and end, having touched nothing",
         **JSON,
@@ -85,6 +86,7 @@ def train(
     set_: list[str] | None = None,
     detach: bool = False,
     keep: bool = False,
+    yes: bool = False,
     dry_run: bool = False,
     json: bool = False,
 ) -> None:
@@ -96,7 +98,7 @@ def train(
         request = parse_request(
             target=on, fraction=fraction, resume=resume, recipe=recipe, data=data, labels=labels, overrides=set_ or ()
         )
-        screen.document(launch.train(PROJECT, request, screen, detach=detach, dry_run=dry_run, keep=keep))
+        screen.document(launch.train(PROJECT, request, screen, detach=detach, dry_run=dry_run, keep=keep, yes=yes))
 
 
 @task(help={**ON, **RUN, "write": "let the keyboard through (default: look only)"}, auto_shortflags=False)

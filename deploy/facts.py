@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from deploy import checkpoints, code, data, origins, runs
-from deploy.errors import BOOTSTRAP, StepFailed, WrongUse
+from deploy.errors import BOOTSTRAP, DeployError, StepFailed, WrongUse
 from deploy.origins import Origin
 from deploy.plan import (
     DATA_KEY,
@@ -95,6 +95,8 @@ def gather(reach: Reach, checked: Checked) -> Facts:
         hardware=LocalShell().hardware() if settings.is_local else None,
         windows=sys.platform == "win32" and settings.is_local,
         measured=_measured(settings, checked.config),
+        phases=[record.phases for record in _newest(settings) if record.phases],
+        usd_per_hour=_price(reach),
         continues=checked.continues,
     )
 
@@ -140,6 +142,19 @@ def _images(settings: Settings, origin: Origin | None, config: Mapping[str, Any]
     if settings.is_local:
         return origins.parse("data/orl/images.npy", settings.project, local=True), True
     return Origin(origins.MACHINE, settings.root / "data" / "orl" / "images.npy", None), True
+
+
+def _newest(settings: Settings) -> list[runs.Record]:
+    """The last runs on this target that ended well."""
+    succeeded = [each for each in runs.every(settings.runs, settings.target.name) if each.state == "succeeded"]
+    return succeeded[:MEASURED_RUNS]
+
+
+def _price(reach: Reach) -> float | None:
+    try:
+        return reach.provider.price()
+    except DeployError:  # no key, no answer: what it means for the run is said when a machine is asked for
+        return None
 
 
 def _measured(settings: Settings, config: Mapping[str, Any]) -> Measured | None:

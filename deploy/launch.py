@@ -13,6 +13,7 @@ from typing import Any
 from deploy import answers, checkpoints, doctor, facts, home, job, money, reach, remote, runs
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.machine import Machine, MachineSpec
+from deploy.phases import Stopwatch
 from deploy.plan import GRACE_S, Facts, Plan, Request, family_name, make, slug
 from deploy.pod.folder import FINAL_STATES, RunFolder
 from deploy.reach import Reach, Reached
@@ -37,15 +38,23 @@ def deploy(project: Path, target: str, screen: Screen) -> dict[str, Any]:
             checked = facts.prepare_orl(at, checked, screen.say)
             looked_up = facts.gather(at, checked)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
-            with _acquired(at, plan.machine, screen) as machine:
-                made = ready(at.settings, machine, at.shell(machine), checked, looked_up, screen)
+            watch = Stopwatch()
+            with _acquired(at, plan.machine, screen, watch) as machine:
+                made = ready(at.settings, machine, at.shell(machine), checked, looked_up, screen, watch)
     screen.say(f"target {target} is ready; train on it with: {command(f'train --on {target}')}")
     about = {"target": target, "machine": made.machine.name, "root": str(made.machine.root)}
     return {**about, "snapshot": made.plan.snapshot, "data": made.plan.data_path}
 
 
 def train(
-    project: Path, request: Request, screen: Screen, *, detach: bool = False, dry_run: bool = False, keep: bool = False
+    project: Path,
+    request: Request,
+    screen: Screen,
+    *,
+    detach: bool = False,
+    dry_run: bool = False,
+    keep: bool = False,
+    yes: bool = False,
 ) -> dict[str, Any]:
     """Check, plan, start, follow, bring home."""
     with reach.target(project, request.target) as at:
@@ -64,6 +73,7 @@ def train(
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
             note(plan.run_id)
             screen.plan(plan)
+            _agree(plan, at.settings.target.confirm_usd, screen, yes=yes)
             record, since = _start(at, plan, checked, looked_up, screen, keep=keep)
         screen.say(f"run {record.run_id} is {record.state}")
         screen.commands(answers.next_commands(record))
@@ -78,11 +88,12 @@ def _start(
     """From the intent, noted first, to a running supervisor. What was acquired is released when anything fails."""
     book = at.settings.runs
     record = runs.create(book, plan)
+    watch = Stopwatch()
     try:
-        with _acquired(at, plan.machine, screen, keep=keep) as machine:
+        with _acquired(at, plan.machine, screen, watch, keep=keep) as machine:
             record = runs.update(book, record, state="preparing", machine=machine.name)
             shell = at.shell(machine)
-            made = ready(at.settings, machine, shell, checked, looked_up, screen)
+            made = ready(at.settings, machine, shell, checked, looked_up, screen, watch)
             machine, plan = made.machine, made.plan
             bring_own_files(shell, machine, checked, plan)
             runs.save_plan(book, plan)
@@ -92,7 +103,7 @@ def _start(
                 screen.say("waiting for the earlier attempt to leave, should it still be writing its checkpoint")
             since = job.position(shell, RunFolder(machine.path(plan.run_dir)))
             session = job.start(shell, machine, plan, at.settings.tmux_socket)
-            return runs.update(book, record, state="running", session=session), since
+            return runs.update(book, record, state="running", session=session, phases=watch.taken), since
     except BaseException as error:
         reason = error.message if isinstance(error, DeployError) else str(error) or "interrupted before it ran"
         runs.update(book, record, state="failed", reason=reason)
@@ -100,9 +111,10 @@ def _start(
 
 
 @contextlib.contextmanager
-def _acquired(at: Reach, name: str, screen: Screen, *, keep: bool = False) -> Iterator[Machine]:
+def _acquired(at: Reach, name: str, screen: Screen, watch: Stopwatch, *, keep: bool = False) -> Iterator[Machine]:
     """A machine of the target. When what is done with it fails, one that was made for it is released."""
-    machine = at.acquire(MachineSpec(name, family_name(at.settings), at.settings.root), screen.say)
+    with watch.phase("machine"):
+        machine = at.acquire(MachineSpec(name, family_name(at.settings), at.settings.root), screen.say)
     try:
         yield machine
     except BaseException:
@@ -130,9 +142,15 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
         return answers.of_run(reached.record, reached.events(), None)
     reached, _ = reached.look()
     record = reached.record
-    checkpoint = home.bring(reached, screen)
+    watch = Stopwatch(record.phases)
+    with watch.phase("home"):
+        checkpoint = home.bring(reached, screen)
+    taken = {**watch.taken, **({"training": record.seconds} if record.seconds else {})}
+    record = runs.update(reached.settings.runs, record, phases=taken)
     document = answers.of_run(record, reached.events(), checkpoint)
     screen.result(document)
+    plan = runs.plan_of(reached.settings.runs, record)
+    screen.compared(plan["phases"], taken, plan["usd_per_hour"])
     if record.state != "succeeded":
         screen.document(document)
         seen = record.state == "stopped" or screen.shows_the_log
@@ -292,7 +310,7 @@ def prepare(
             words += [f"{key}={Path(file).absolute()}" for key, file in (("path", path), ("labels", labels)) if file]
             argv = [sys.executable, "-m", "app.prepare", *words, *more]
             return LocalShell().foreground(argv, cwd=project)
-        with _acquired(at, f"{family_name(at.settings)}prepare", screen) as machine:
+        with _acquired(at, f"{family_name(at.settings)}prepare", screen, Stopwatch()) as machine:
             shell = at.shell(machine)
             machine, folder = ready_code(at.settings, machine, shell, screen)
             there = machine.path(out) if out else machine.root / "data" / name
@@ -454,6 +472,18 @@ def bench(project: Path, *, quick: bool) -> int:
 def _checkpoint(reached: Reached, which: str) -> dict[str, Any]:
     """The checkpoint that is meant, as its JSON tells it."""
     return checkpoints.choose(checkpoints.whole(reached.shell, reached.folder), which, reached.record.run_id)
+
+
+def _agree(plan: Plan, confirm_usd: float, screen: Screen, *, yes: bool) -> None:
+    """Before money is spent that may be more than the user thinks of: a question, or --yes."""
+    if not plan.usd_per_hour or yes or (plan.expected_usd is not None and plan.expected_usd <= confirm_usd):
+        return
+    cost = f"about ${plan.expected_usd:.2f}" if plan.expected_usd is not None else "how long is not known yet"
+    words = f"this run costs ${plan.usd_per_hour:.2f} an hour, {cost}"
+    if not sys.stdin.isatty():
+        raise WrongUse(f"{words}: give --yes to agree, or set confirm_usd in conf/deploy/{plan.target}.yaml")
+    if not screen.ask(f"{words}. Go on?"):
+        raise WrongUse("nothing was started")
 
 
 def _remind(project: Path, at: Reach, screen: Screen) -> None:

@@ -82,6 +82,9 @@ class Provider(Protocol):
 
     def find(self, name: str) -> Machine | None: ...
 
+    def price(self) -> float | None:
+        """US dollars an hour of what `acquire` would ask for first; 0 where nothing is paid, None where none is had."""
+
     def list(self) -> list[Machine]:
         """Every machine of this project, of any target and run, that this provider knows."""
 

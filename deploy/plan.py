@@ -14,6 +14,7 @@ from typing import Any
 
 from deploy.errors import WrongUse
 from deploy.machine import Hardware, Machine
+from deploy.phases import Phase, predict
 from deploy.pod.folder import RunFolder
 from deploy.settings import Settings
 
@@ -125,6 +126,8 @@ class Facts:
     hardware: Hardware | None
     windows: bool = False
     measured: Measured | None = None
+    phases: Sequence[Mapping[str, float]] = ()  # seconds by phase, of earlier runs on this target
+    usd_per_hour: float | None = 0.0  # None: the provider does not tell
     continues: Continuation | None = None
     machine: Machine | None = None
     snapshot: str | None = None
@@ -164,6 +167,8 @@ class Plan:
     env: Mapping[str, str]
     grace_s: int
     limits: Limits
+    usd_per_hour: float | None
+    phases: tuple[Phase, ...]
     expected_minutes: float | None
     expected_from: str
     expected_usd: float | None
@@ -258,6 +263,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
     snapshot = facts.snapshot or facts.code.tree
     overrides = user_overrides(request, tryout=tryout)
     minutes, source = _expected_minutes(facts, processes)
+    rate = facts.machine.usd_per_hour if facts.machine else facts.usd_per_hour
     return Plan(
         run_id=run_id,
         attempt=attempt,
@@ -288,9 +294,11 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         env=_environment(facts, processes),
         grace_s=GRACE_S,
         limits=_limits(settings, facts.machine),
+        usd_per_hour=rate,
+        phases=predict(facts.phases, None if minutes is None else minutes * 60, rate),
         expected_minutes=minutes,
         expected_from=source,
-        expected_usd=_expected_usd(facts, minutes),
+        expected_usd=_dollars(minutes, rate),
         request=request,
     )
 
@@ -420,11 +428,10 @@ def _environment(facts: Facts, processes: int | None) -> dict[str, str]:
     return {**values, "USE_LIBUV": "0"} if facts.windows else values
 
 
-def _expected_usd(facts: Facts, minutes: float | None) -> float | None:
-    rate = facts.machine.usd_per_hour if facts.machine else (0.0 if facts.hardware else None)
-    if rate == 0:
+def _dollars(minutes: float | None, usd_per_hour: float | None) -> float | None:
+    if usd_per_hour == 0:
         return 0.0
-    return round(minutes / 60 * rate, 2) if rate is not None and minutes is not None else None
+    return None if minutes is None or usd_per_hour is None else round(minutes / 60 * usd_per_hour, 2)
 
 
 def _expected_minutes(facts: Facts, processes: int | None) -> tuple[float | None, str]:

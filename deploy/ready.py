@@ -10,6 +10,7 @@ from deploy.errors import NoMachine, WrongUse
 from deploy.facts import Checked
 from deploy.machine import Machine
 from deploy.origins import Origin
+from deploy.phases import Stopwatch
 from deploy.plan import TRAIN_LABELS, Facts, Plan, make
 from deploy.pod.folder import RunFolder
 from deploy.settings import Settings
@@ -25,9 +26,32 @@ class Ready:
     plan: Plan
 
 
-def ready(settings: Settings, machine: Machine, shell: Shell, checked: Checked, facts: Facts, screen: Screen) -> Ready:
+def ready(
+    settings: Settings,
+    machine: Machine,
+    shell: Shell,
+    checked: Checked,
+    facts: Facts,
+    screen: Screen,
+    watch: Stopwatch | None = None,
+) -> Ready:
     """Bring environment, code and data to the machine, each only where it is missing."""
-    machine, folder = ready_code(settings, machine, shell, screen)
+    watch = watch or Stopwatch()
+    with watch.phase("code"):
+        machine, folder = ready_code(settings, machine, shell, screen)
+    with watch.phase("data"):
+        return _ready_data(settings, machine, shell, folder, checked, facts, screen)
+
+
+def _ready_data(
+    settings: Settings,
+    machine: Machine,
+    shell: Shell,
+    folder: PurePath,
+    checked: Checked,
+    facts: Facts,
+    screen: Screen,
+) -> Ready:
     dataset = checked.dataset or _found_there(machine, shell, checked, facts, folder, screen)
     place = data.choose_place(shell, settings, machine.root, dataset, checked.request.fraction)
     facts = replace(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ class Record:
     machine: str
     reason: str | None = None
     seconds: float | None = None
+    phases: Mapping[str, float] | None = None  # seconds that each part took, see deploy/phases.py
     session: str | None = None  # how the supervisor runs: tmux or detached
 
 

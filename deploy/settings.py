@@ -91,6 +91,7 @@ class Target:
     idle_min: float | None = None  # without a job
     stall_min: float | None = None  # of a job without a new step, with its GPUs idle
     sync_to: str | None = None  # where the newest checkpoint goes before a machine is released: a path there, or a URL
+    confirm_usd: float = 1.0  # a run that may cost more is asked about first
     on_end: str = "keep"  # or stop, or terminate: what becomes of a machine whose work is done
     options: Options = field(default_factory=Local)
 

@@ -121,6 +121,24 @@ class Screen:
         command = [("command", " ".join(plan.argv))] if with_command else []
         self.table(f"Plan of {plan.run_id}", ["what", "decided"], [*plan_rows(plan), *command])
 
+    def ask(self, question: str) -> bool:
+        """Yes or no, from the person at the terminal."""
+        print(f"{question} [yes/no] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    def compared(
+        self, phases: Sequence[Mapping[str, Any]], taken: Mapping[str, float], usd_per_hour: float | None
+    ) -> None:
+        """What was expected of each part of a run, and what it took."""
+        if usd_per_hour == 0 and all(phase["seconds"] is None for phase in phases if phase["name"] != "training"):
+            return  # on this computer, the first time: nothing to compare, nothing to pay
+        rows = []
+        for phase in phases:
+            seconds = taken.get(phase["name"])
+            cost = "-" if seconds is None or not usd_per_hour else f"${seconds / 3600 * usd_per_hour:.3f}"
+            rows.append((phase["name"], duration(phase["seconds"]), duration(seconds), cost))
+        self.table("Expected and taken", ["part", "expected", "taken", "cost"], rows)
+
     def result(self, document: Mapping[str, Any]) -> None:
         """What came of a run, from the document that scripts get."""
         rows = [(what, row["accuracy"], row["rank1"]) for what, row in document["eval"].items() if row]
@@ -165,8 +183,16 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("processes", f"{_processes(plan)}, {plan.batch_size} images each"),
         ("resume", f"{plan.resume} (attempt {plan.attempt})"),
         ("expected minutes", f"{minutes} ({plan.expected_from})"),
-        ("expected dollars", "unknown" if plan.expected_usd is None else f"{plan.expected_usd:.2f}"),
+        ("parts", ", ".join(f"{phase.name} {duration(phase.seconds)}" for phase in plan.phases)),
+        ("expected dollars", _dollars(plan)),
     ]
+
+
+def _dollars(plan: Plan) -> str:
+    if plan.usd_per_hour == 0:
+        return "0.00"
+    rate = "an unknown price" if plan.usd_per_hour is None else f"${plan.usd_per_hour:.2f}"
+    return f"{'unknown' if plan.expected_usd is None else f'{plan.expected_usd:.2f}'}, at {rate} an hour"
 
 
 def _hardware(plan: Plan) -> str:

@@ -27,7 +27,7 @@ LAPTOP = [
     "deploy.image deploy.keys deploy.origins",
     "deploy.transfer",
     "deploy.plan deploy.shell",
-    "deploy.settings",
+    "deploy.settings deploy.phases",
     "deploy.machine",
     "deploy.errors",
     "deploy.pod",

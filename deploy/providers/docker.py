@@ -70,6 +70,9 @@ class DockerProvider:
             return None
         return self._machine(container)
 
+    def price(self) -> float | None:
+        return 0.0
+
     def list(self) -> list[Machine]:
         return [self._machine(container) for container in self._containers()]
 

@@ -36,6 +36,9 @@ class LocalProvider:
         root = self.settings.root
         return self._machine(name, root) if Path(root).is_dir() else None
 
+    def price(self) -> float | None:
+        return 0.0
+
     def list(self) -> list[Machine]:
         """Nothing is ever owed for this computer, so nothing can be left behind on it."""
         return []

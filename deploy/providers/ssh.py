@@ -23,6 +23,9 @@ class SshProvider:
     def find(self, name: str) -> Machine | None:
         return self._machine(name)
 
+    def price(self) -> float | None:
+        return 0.0
+
     def list(self) -> list[Machine]:
         """Nothing is ever owed for it here, so nothing can be left behind."""
         return []

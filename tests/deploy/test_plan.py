@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from deploy.errors import WrongUse
 from deploy.machine import Hardware, Machine
+from deploy.phases import NAMES, Phase
 from deploy.plan import (
     CodeFacts,
     Continuation,
@@ -93,6 +94,10 @@ def test_the_whole_plan() -> None:
         env={"SNIPERFACE_SUPERVISED": "1", "OMP_NUM_THREADS": "4", "PYTHONUNBUFFERED": "1", **UTF8},
         grace_s=60,
         limits=Limits(3, None, None, None, None, None, "keep", None, 0.0, "none"),
+        usd_per_hour=0.0,
+        phases=tuple(
+            Phase(name, 60.0 if name == "training" else None, 0.0 if name == "training" else None) for name in NAMES
+        ),
         expected_minutes=1.0,
         expected_from="a guess: this was never run here, the speed is that of another computer",
         expected_usd=0.0,

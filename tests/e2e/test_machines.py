@@ -155,7 +155,7 @@ def test_the_whole_path(site: Site, tmp_path: Path) -> None:
     clone.invoke("deploy", *on)
     assert "already there" in clone.invoke("deploy", *on)
     small = [word for setting in SMALL for word in ("--set", setting)]
-    started = clone.json("train", *on, "--fraction", "0.5", "--detach", *small, "--set", "train.epochs=120")
+    started = clone.json("train", *on, "--fraction", "0.5", "--detach", "--yes", *small, "--set", "train.epochs=120")
     run_id = started["run_id"]
     printed = tmp_path / "printed"
     with printed.open("wb") as out:

@@ -63,6 +63,11 @@ class RunPodProvider:
                 pod = None
             return self._machine(pod, self._boot.identity(pod)) if pod else None
 
+    def price(self) -> float | None:
+        """Of the first candidate that may be asked for."""
+        with self._words():
+            return next((candidate.usd_per_hour for candidate in self._choose().candidates), None)
+
     def list(self) -> list[Machine]:
         """Stopped ones too: their disks bill. One without an address (yet) has an empty host."""
         mine = f"sniperface-{slug(self.settings.project.name)}-"

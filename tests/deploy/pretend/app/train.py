@@ -30,6 +30,8 @@ def main() -> int:
     if not Path(values["data.binary_cache_path"]).is_file():
         return 5
     if manner == "wrong_use":
+        if RANK:
+            STOP.wait(30)  # the first to leave ends the others: rank 0 has something to say before
         tell(folder, "end", 0, 0, reason="wrong_use", message="the value does not work; give another")
         return 1
     epoch, step = resume(folder, values)
