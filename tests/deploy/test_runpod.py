@@ -83,6 +83,21 @@ def test_an_image_that_prints_no_keys_is_told(v2: Rig) -> None:
     assert "names no host key" in v2.said[-1]
 
 
+@pytest.mark.parametrize("status", ["403", "404", "409"])
+def test_a_log_that_may_not_be_read_costs_no_pod(v2: Rig, status: str) -> None:
+    """A key without that right, or a log that is not there yet; the second look finds it."""
+    v2.emulator.fail(status, "logs")
+    machine = v2.acquire()
+    assert machine.address
+    assert machine.address.host_keys == (of(v2, machine.name).machine.host_key(),)
+    v2.emulator.fail(status, "logs", times=99)
+    v2.emulator.restart(machine.name)
+    again = v2.provider().find(machine.name)
+    assert again
+    assert again.address
+    assert again.address.host_keys == ()
+
+
 def test_acquire_twice_is_one_pod(both: Rig) -> None:
     first = both.acquire()
     again = both.acquire("r2")
@@ -571,6 +586,13 @@ def test_release_by_name_ends_every_pod_of_that_name(both: Rig) -> None:
     machine = both.acquire()
     both.provider().release(Machine(machine.name, "runpod", machine.root, "python"))
     assert both.emulator.names == []
+
+
+def test_a_pod_between_two_states_is_asked_again(v2: Rig) -> None:
+    machine = v2.acquire()
+    v2.emulator.fail("409", v2.on("end"), times=2)
+    v2.provider().release(machine)
+    assert v2.emulator.names == []
 
 
 def test_a_locked_pod_is_named(v2: Rig) -> None:

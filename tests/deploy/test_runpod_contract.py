@@ -118,6 +118,22 @@ def test_the_check_sees_an_answer_outside_of_the_contract() -> None:
     assert contract.problems_of_answer("GET", PODS, 402, kind, b"{}")
 
 
+def test_where_the_specification_is_not_at_one_with_itself_or_us() -> None:
+    """contract.EXCEPTIONS, as facts: when a newer copy of it settles one, this says so."""
+    paths = contract.SPECIFICATION["paths"]
+    log = paths["/v2/pods/{id}/logs"]["get"]["responses"]["200"]["content"]["text/event-stream"]["examples"]["logLine"]
+    first = log["value"].splitlines()[0].removeprefix("id: ")
+    assert not contract.is_date_time(first)
+    assert contract.is_date_time(first.partition("/")[0])
+    create = paths[PODS]["post"]["responses"]
+    assert not {"402", "500", "502", "503"} & set(create)
+    assert create["201"]["content"]["application/json"]["examples"]["pod"]["value"]["runtime"] == {}
+    schemas = contract.SPECIFICATION["components"]["schemas"]
+    assert schemas["GpuConfig"]["properties"]["count"]["default"] == 1
+    assert "memory" not in schemas["GpuConfig"]["properties"]
+    assert len(contract.EXCEPTIONS) == 5
+
+
 def test_the_examples_of_the_specification_are_in_it_too() -> None:
     """All that we stand on; so a newer copy of it with other shapes is seen here first."""
     checked = 0

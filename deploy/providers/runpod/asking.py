@@ -63,15 +63,22 @@ class Asking:
                 self.terminate(pod.id, f"{pod}, {name},")
 
     def terminate(self, pod_id: str, what: str) -> None:
-        """Until it is so: what is gone already is success."""
+        """Until it is so: what is gone already is success, what is in between two states is asked again."""
+        waits, until = backoff(), self.clock.now() + self.limits.look_s
         try:
-            self.ask(lambda: self.api.terminate(pod_id))
+            while True:
+                try:
+                    self.ask(lambda: self.api.terminate(pod_id))
+                    break
+                except Conflict:
+                    wait_s = next(waits)
+                    if self.pod(pod_id).status == "TERMINATED":
+                        break
+                    if self.clock.now() + wait_s > until:
+                        raise
+                    self.clock.sleep(wait_s)
         except Gone:
             pass
-        except Conflict as error:
-            with contextlib.suppress(Gone):
-                if self.pod(pod_id).status != "TERMINATED":
-                    raise could_not_give_back(what, error) from error
         except ApiError as error:
             raise could_not_give_back(what, error) from error
         self.notes.forget(pod_id)

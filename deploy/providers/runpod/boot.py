@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deploy.errors import NoMachine
 from deploy.providers.runpod import events
-from deploy.providers.runpod.api import Gone, Pod
+from deploy.providers.runpod.api import Conflict, Forbidden, Gone, Pod, Refused
 from deploy.providers.runpod.asking import Asking
 from deploy.providers.runpod.identity import Identity, read
 from deploy.providers.runpod.pace import answers_ssh, polls
@@ -45,7 +45,10 @@ class Boot:
             if pod.status != "RUNNING" or not pod.host or not pod.port:
                 say(f"{pod} is {pod.status}: waiting for its container, {clock.now() - began:.0f} s")
             elif answers_ssh(pod.host, pod.port, self.asking.limits.probe_s):
-                return self._known(pod)
+                try:
+                    return self._known(pod)
+                except Gone as error:
+                    raise Unfit("it vanished while it started") from error
             else:
                 if look_at is not None and clock.now() >= look_at:
                     self._refuse_bad_start(pod)
@@ -98,7 +101,10 @@ class Boot:
     def _read(self, pod: Pod) -> Identity:
         # Some earlier: the keys are printed at boot, by a clock that may be another one than the API's.
         since = events.earlier(pod.started, 60) if pod.started else None
-        return read(self.asking.ask(lambda: list(self.asking.api.log(pod.id, since, None, 5000))))
+        try:
+            return read(self.asking.ask(lambda: list(self.asking.api.log(pod.id, since, None, 5000))))
+        except (Conflict, Forbidden, Gone, Refused):  # no log yet, or none for this key: the pod itself may be well
+            return Identity()
 
     def _known(self, pod: Pod) -> tuple[Pod, Identity]:
         identity = self.identity(pod)
@@ -108,6 +114,8 @@ class Boot:
             if pod.gpus_seen == 0:
                 raise Unfit("it came without GPUs")
         self._refuse_unfit(pod, identity)
+        if self.min_memory_gib and not (pod.memory_gib or identity.memory_gib or self.asking.notes.host_keys(pod)):
+            self.asking.say(f"neither {pod} nor its image tells its memory: min_memory_gib is not checked")
         return pod, identity
 
     def _refuse_bad_start(self, pod: Pod) -> None:
