@@ -39,6 +39,8 @@ def bring_checkpoint(reached: Reached, about: dict[str, Any], to: str | None, sc
     home = runs.home(reached.settings.runs, reached.record.run_id)
     place = _destination(to, about["file"]) if to else Path(home.checkpoints / about["file"])
     with _one_at_a_time(reached.settings), screen.copying(about["file"]) as progress:
+        if not to and reached.shell.size(reached.folder.config) is not None:  # it says what the weights are
+            transfer.fetch(reached.shell, reached.folder.config, Path(home.config))
         transfer.fetch_checkpoint(reached.shell, reached.folder.checkpoints / about["file"], about, place, progress)
     return {**about, "path": str(place)}
 
