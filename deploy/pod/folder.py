@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import time
@@ -10,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import IO, Any
 
 FINAL_STATES = ("succeeded", "failed", "stopped", "expired", "lost")
-LIVE_STATES = ("running", "restarting")
+LIVE_STATES = ("planned", "running", "restarting")  # whose supervisor lives: "planned" is one that waits for its turn
 HEARTBEAT_S = 2.0
 LOST_AFTER_S = 8.0
 
@@ -34,10 +35,27 @@ class RunFolder:
         self.mining = path / "mining"
         self.stop_request = path / "stop.request"
         self.resume_from = path / "resume_from"
+        self.ended = path / "ended.json"  # why the guard ended it, written before the guard acted
+        self.secrets = path / "secrets.env"  # there only until the supervisor has read it
 
     @property
     def run_id(self) -> str:
         return self.path.name
+
+
+class Root:
+    """The names in the folder where everything lies on a machine, beside code, environments and data."""
+
+    def __init__(self, path: PurePath) -> None:
+        self.path = path
+        self.runs = path / "runs"
+        self.busy_lock = path / "busy.lock"
+        self.queue = path / "queue"
+        self.contact = path / "contact"  # touched by the laptop with each command: somebody is there
+        self.guard = path / "guard.json"  # the laptop's word: limits and the machine's name
+        self.guard_secrets = path / "guard-secrets.env"  # for the final sync; there only until the guard has read it
+        self.guard_status = path / "guard-status.json"
+        self.guard_lock = path / "guard.lock"
 
 
 def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
@@ -80,6 +98,23 @@ def open_shared(path: Path) -> IO[bytes]:
 
 def write_json(path: Path, value: Any, durable: bool = True) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"), durable)
+
+
+def tell_json(path: Path, value: Any, durable: bool = False) -> None:
+    """Write what only tells: on a full disk over the old text, in place; without a way to write, not at all.
+
+    The old bytes are the only room that a full disk leaves. A reader may then meet half a text, and takes it for none.
+    """
+    try:
+        write_json(path, value, durable)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(path.with_name(f".{path.name}.{os.getpid()}.part"))
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return
+        with contextlib.suppress(OSError), open(path, "r+b") as file:
+            file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+            file.truncate()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -36,13 +37,14 @@ class Lock:
     def acquire(self) -> Lock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = open(self.path, "a+b")  # noqa: SIM115 - held open for as long as the lock is
-        for _ in range(10):
+        for look in range(10):
             if _try_lock(file):
                 break
-            if read_holder(self.path):
+            # Somebody may only be asking `is_held`, for a moment, and a name in it may be that of one who was killed.
+            if look >= 2 and read_holder(self.path):
                 file.close()
                 raise Busy(read_holder(self.path))
-            time.sleep(0.02)  # nobody's name in it: somebody is only asking `is_held`, or has not written it yet
+            time.sleep(0.02)
         else:
             file.close()
             raise Busy({})
@@ -73,8 +75,9 @@ class Lock:
             raise ValueError(f"{self.path} is not held")
         self._file.seek(0)
         self._file.truncate()
-        self._file.write(json.dumps(holder).encode("utf-8"))
-        self._file.flush()
+        with contextlib.suppress(OSError):  # a full disk takes the name, not the lock
+            self._file.write(json.dumps(holder).encode("utf-8"))
+            self._file.flush()
 
 
 def read_holder(path: Path) -> dict[str, Any]:

@@ -56,6 +56,18 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def cpu_s(pid: int) -> float | None:
+    """Seconds of processor time of `pid` and everything living below it; None where the system does not tell."""
+    if not sys.platform.startswith("linux"):
+        return None
+    ticks = 0
+    for member in [pid, *descendants(pid)]:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = Path("/proc", str(member), "stat").read_text(errors="replace").rsplit(")", 1)[1].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def kill_tree(pid: int, keep_root: bool = False) -> None:
     """End `pid` and everything below it, at once. Ending what is gone is success.
 

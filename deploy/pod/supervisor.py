@@ -1,4 +1,4 @@
-"""Owns one job on the machine: starts it, keeps its log and its status, and sees that all of it ends.
+"""Owns one job on the machine: starts it, again if it crashes, keeps its log and status, and sees that all of it ends.
 
     python -m deploy.pod.supervisor <run folder>
 
@@ -10,183 +10,255 @@ purpose or because this process died, it makes a checkpoint and leaves.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from deploy.pod import processes
-from deploy.pod.folder import HEARTBEAT_S, RunFolder, read_json, write_json
+from deploy.pod import processes, redact, restarts, turns, whole
+from deploy.pod.clock import Clock
+from deploy.pod.folder import Root, RunFolder, read_json, tell_json
+from deploy.pod.limits import Limits, parse
 from deploy.pod.lock import Busy, Lock
+from deploy.pod.redact import Redactor
+from deploy.pod.status import StatusFile
+from deploy.pod.stopping import Stops
 
-POLL_S = 0.1
+POLL_S = 0.2
 RESULT_OF_END = {"done": "succeeded", "stopped": "stopped", "wrong_use": "failed", "failed": "failed"}
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str], clock: Clock | None = None) -> int:
     folder = RunFolder(Path(argv[1]).absolute())
     plan = read_json(Path(folder.plan))
     if not plan:
         print(f"{folder.plan} is missing or not whole", file=sys.stderr)
         return 2
+    secrets = redact.take(Path(folder.secrets))
     processes.adopt_orphans()
+    supervisor = Supervisor(folder, plan, secrets, clock or Clock())
     try:
-        with _machine_lock(plan) as lock:
-            return Supervisor(folder, plan, lock).run()
+        with supervisor.turn() as lock:
+            return supervisor.run(lock) if lock else supervisor.leave_the_queue()
     except Busy as busy:
         return _refuse(folder, plan, busy)
+    finally:
+        supervisor.status.gauges.gpus.close()
 
 
 class Supervisor:
-    """One attempt of one run, from its first heartbeat to its last."""
+    """One attempt of one run, from its first heartbeat to its last, restarts included."""
 
-    def __init__(self, folder: RunFolder, plan: dict[str, Any], lock: Lock) -> None:
+    def __init__(self, folder: RunFolder, plan: dict[str, Any], secrets: dict[str, str], clock: Clock) -> None:
         self.folder = folder
         self.plan = plan
-        self.lock = lock
-        self.metrics = MetricsTail(Path(folder.metrics))
-        self.terminations = 0
+        self.root = Root(Path(plan["busy_lock"]).parent)
+        self.secrets = secrets
+        self.clock = clock
+        self.limits = _limits(plan)
+        self.grace_s = float(plan["grace_s"])
+        redactor = Redactor([*secrets.values(), *redact.of_environment({**os.environ, **plan["env"]})])
+        self.status = StatusFile(folder, plan, self.limits, redactor, clock)
+        self.stops = Stops(folder)
         self.stop_deadline: float | None = None
         self.killed = False
-        self.last_beat = 0.0
         self.echo_alive = True
-        self.status: dict[str, Any] = {
-            "run_id": plan["run_id"],
-            "state": "running",
-            "attempt": plan["attempt"],
-            "pid": os.getpid(),
-            "job_pid": None,
-            "started": time.time(),
-            "heartbeat": time.time(),
-            "ended": None,
-            "exit_code": None,
-            "reason": None,
-            "epoch": None,
-            "step": None,
-            "images_per_s": None,
-            "spend_usd": 0.0,
-            "deadline": None,
-        }
 
-    def run(self) -> int:
-        self._listen_to_signals()
-        self._beat(durable=True)
-        with open(str(self.folder.log), "ab", buffering=0) as log, open(str(self.folder.log), "rb") as echo:
-            echo.seek(0, os.SEEK_END)
-            try:
-                job = self._start(log)
-            except OSError as error:
-                return self._finish("failed", None, f"the job could not be started: {error}")
-            while job.poll() is None:
-                self._listen_to_stop(job)
-                self._echo(echo)
-                self._beat()
+    def turn(self) -> contextlib.AbstractContextManager[Lock | None]:
+        """The lock of the machine; None when the run was asked to end while it waited for its turn."""
+        holder = {"run_id": self.plan["run_id"], "attempt": self.plan["attempt"], "pid": os.getpid()}
+        if not self.plan.get("queue"):
+            waiting = turns.waiting(self.root)
+            if waiting:
+                raise Busy(waiting[0])
+            return self._machine_lock(holder)
+        lock = self._wait_for_turn(turns.Ticket(self.root, holder), holder)
+        return lock if lock is not None else contextlib.nullcontext()
+
+    def run(self, lock: Lock) -> int:
+        """Start the job, and again as long as that helps."""
+        self.status.tell(state="running", reason=None)
+        started_from = whole.newest(self.folder, self.status.beat)
+        argv = list(self.plan["argv"])
+        with open(self.folder.log, "ab", buffering=0) as log, open(self.folder.log, "rb") as echo:
+            while True:
+                since = echo.seek(0, os.SEEK_END)
+                self.status.metrics.begin()
+                try:
+                    job = self._start(argv, log, lock)
+                except OSError as error:
+                    return self._finish("failed", None, f"the job could not be started: {error}")
+                self._watch(job, echo)
+                state, reason = self._judge(job.returncode)
+                evidence = self.status.evidence(since) if state == "failed" else None
+                if state != "failed" or self.stops.asked:
+                    return self._finish(state, job.returncode, reason, evidence)
+                newest = whole.newest(self.folder, self.status.beat)
+                why_not = restarts.refusal(
+                    job.returncode,
+                    self.status.metrics.end.get("reason"),
+                    self.status.values["restarts"],
+                    int(self.limits.max_restarts),
+                    started_from["step"] if started_from else -1,
+                    newest,
+                )
+                if why_not is not None or newest is None:
+                    reason = f"{reason}; {why_not}" if why_not else reason
+                    return self._finish("failed", job.returncode, reason, evidence)
+                if not self._pause(f"{reason}; starting again from {newest['file']}", evidence):
+                    state, reason = self._stopped("stopped before it was started again")
+                    return self._finish(state, job.returncode, reason)
+                started_from, argv = newest, restarts.resuming(argv)
+
+    def leave_the_queue(self) -> int:
+        state, reason = self._stopped("stopped while it waited for its turn")
+        return self._finish(state, None, reason)
+
+    def _wait_for_turn(self, ticket: turns.Ticket, holder: dict[str, Any]) -> Lock | None:
+        self.status.tell(state="planned")
+        try:
+            while not self.stops.asked:
+                ahead = ticket.ahead()
+                try:
+                    if not ahead:
+                        return self._machine_lock(holder, self.status.beat)
+                    before = ahead[-1]
+                except Busy as busy:
+                    before = busy.holder
+                place = f" (place {len(ahead) + 1} in the queue)" if ahead else ""
+                reason = f"waiting for run {before.get('run_id', 'of another command')}{place}"
+                if self.status.values["reason"] != reason:
+                    self.status.tell(reason=reason)
+                self.status.beat()
                 time.sleep(POLL_S)
-            self._end_what_is_left(job, echo)
-        return self._finish(*self._judge(job.returncode))
+            return None
+        finally:
+            ticket.leave()
 
-    def _start(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    def _machine_lock(self, holder: dict[str, Any], tick: Callable[[], None] = lambda: None) -> Lock:
+        """A job that outlived its supervisor may still be making its checkpoint: it is waited for."""
+        deadline = self.clock.monotonic() + self.grace_s
+        while True:
+            try:
+                return Lock(Path(self.root.busy_lock), holder).acquire()
+            except Busy as busy:
+                owner, job = busy.holder.get("pid"), busy.holder.get("job_pid")
+                if not owner or not job or processes.is_alive(int(owner)):
+                    raise
+                # The lock is held and its supervisor is gone: so the job it names lives, and its pid is no stranger's.
+                if self.clock.monotonic() > deadline:
+                    processes.kill_tree(int(job))
+                    deadline = self.clock.monotonic() + 10
+            tick()
+            time.sleep(POLL_S)
+
+    def _start(self, argv: list[str], log: IO[bytes], lock: Lock) -> subprocess.Popen[bytes]:
         """The job in a session of its own, so that Ctrl-C in `attach` reaches this process and not the ranks."""
         options: dict[str, Any] = {}
         if sys.platform == "win32":
             options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
         else:
-            options |= {"start_new_session": True, "pass_fds": (self.lock.fileno(),)}
+            options.update(start_new_session=True, pass_fds=(lock.fileno(),))
         job = subprocess.Popen(
-            self.plan["argv"],
+            argv,
             cwd=self.plan["cwd"],
-            env={**os.environ, **self.plan["env"]},
+            env={**os.environ, **self.plan["env"], **self.secrets},
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             **options,
         )
-        self.status["job_pid"] = job.pid
-        self.lock.write({**self.lock.holder, "job_pid": job.pid})
-        self._beat(durable=True)
+        lock.write({**lock.holder, "job_pid": job.pid})
+        self.status.tell(state="running", job_pid=job.pid, reason=None)
         return job
 
-    def _listen_to_signals(self) -> None:
-        """SIGTERM and Ctrl-C ask for an end, twice for an end at once; a closed terminal means nothing."""
-
-        def ask(*_: object) -> None:
-            self.terminations += 1
-
-        signal.signal(signal.SIGTERM, ask)
-        signal.signal(signal.SIGINT, ask)
-        if sys.platform == "win32":
-            signal.signal(signal.SIGBREAK, ask)
-        else:
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    def _watch(self, job: subprocess.Popen[bytes], echo: IO[bytes]) -> None:
+        """Until neither the job nor anything that it started is left."""
+        while job.poll() is None:
+            self._listen_to_stop(job)
+            self._echo(echo)
+            self.status.beat()
+            time.sleep(POLL_S)
+        self._end_what_is_left(job, echo)
 
     def _listen_to_stop(self, job: subprocess.Popen[bytes]) -> None:
-        asked = self.terminations > 0 or Path(self.folder.stop_request).exists()
-        if asked and self.stop_deadline is None:
-            self.stop_deadline = time.monotonic() + float(self.plan["grace_s"])
-            self.status["reason"] = "stop was asked for; waiting for the checkpoint"
-            self._beat(durable=True)
+        if self.stop_deadline is None and self.stops.asked:
+            self.stop_deadline = self.clock.monotonic() + self.grace_s
+            why = self.stops.expired
+            asked = f"{why}: waiting for the checkpoint" if why else "stop was asked for; waiting for the checkpoint"
+            self.status.tell(reason=asked)
             _close(job)
-        late = self.stop_deadline is not None and time.monotonic() > self.stop_deadline
-        if (late or self.terminations > 1) and not self.killed:
+        late = self.stop_deadline is not None and self.clock.monotonic() > self.stop_deadline
+        if (late or self.stops.at_once) and not self.killed:
             self.killed = True
             processes.kill_tree(job.pid)
 
     def _end_what_is_left(self, job: subprocess.Popen[bytes], echo: IO[bytes]) -> None:
         """Ranks may outlive torchrun: the closed pipe lets them make their checkpoint, the kill sees that they end."""
         _close(job)
-        deadline = time.monotonic() + (0 if self.killed else float(self.plan["grace_s"]))
-        while processes.descendants(os.getpid()) and time.monotonic() < deadline and self.terminations < 2:
+        if job.returncode and not self.stops.asked:
+            self.status.tell(reason=f"the job {_how(job.returncode)}; waiting for what is left of it")
+        deadline = self.clock.monotonic() + (0 if self.killed else self.grace_s)
+        while self._others() and self.clock.monotonic() < deadline and not self.stops.at_once:
             processes.reap()
             self._echo(echo)
-            self._beat()
+            self.status.beat()
             time.sleep(POLL_S)
         processes.kill_tree(os.getpid(), keep_root=True)
         processes.reap()
         self._echo(echo)
 
-    def _judge(self, exit_code: int) -> tuple[str, int, str | None]:
-        """Final state, exit code and reason, from how the job left and what it said last."""
-        self.metrics.read()
-        ending, said = self.metrics.end.get("reason"), self.metrics.end.get("message") or None
+    def _others(self) -> bool:
+        """Whether anything of the job lives; the look at the GPUs is no part of it."""
+        return any(pid != self.status.gauges.gpus.pid for pid in processes.descendants(os.getpid()))
+
+    def _judge(self, exit_code: int) -> tuple[str, str | None]:
+        """Final state and reason, from how the job left and what it said last."""
+        self.status.metrics.read()
+        end = self.status.metrics.end
+        ending, said = end.get("reason"), end.get("message") or None
         if self.killed:
-            return (
-                "stopped",
-                exit_code,
-                f"ended by force: no answer to the stop within {self.plan['grace_s']} s",
-            )
+            by_force = f"ended by force: no answer to the stop within {self.grace_s:g} s"
+            state, why = self._stopped(None)
+            return state, f"{why}; {by_force}" if why else by_force
         if exit_code != 0:
-            how = f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code}"
-            return (
-                "failed",
-                exit_code,
-                said if said and ending in ("wrong_use", "failed") else f"the job {how}",
-            )
+            return "failed", said if said and ending in restarts.NOT_A_CRASH else f"the job {_how(exit_code)}"
         if ending:
-            return RESULT_OF_END.get(ending, "failed"), exit_code, said
+            state = RESULT_OF_END.get(ending, "failed")
+            return self._stopped(said) if state == "stopped" else (state, said)
         if self.stop_deadline is not None:
-            return "stopped", exit_code, "stopped before training began"
-        return "failed", exit_code, "the job ended without saying that it was done"
+            return self._stopped("stopped before training began")
+        return "failed", "the job ended without saying that it was done"
 
-    def _finish(self, state: str, exit_code: int | None, reason: str | None) -> int:
-        self.status |= {"state": state, "exit_code": exit_code, "reason": reason, "ended": time.time()}
-        self._beat(durable=True)
-        with contextlib.suppress(OSError):
-            os.unlink(str(self.folder.stop_request))
-        return 0 if state in ("succeeded", "stopped") else 1
+    def _stopped(self, said: str | None) -> tuple[str, str | None]:
+        """State and reason of a run that was asked to end: by the guard, or by a user."""
+        expired = self.stops.expired
+        return ("expired", expired) if expired else ("stopped", said)
 
-    def _beat(self, durable: bool = False) -> None:
-        if not durable and time.monotonic() - self.last_beat < HEARTBEAT_S:
-            return
-        self.last_beat = time.monotonic()
-        self.metrics.read()
-        self.status |= self.metrics.position
-        self.status["heartbeat"] = time.time()
-        with contextlib.suppress(OSError):  # a full disk must not end the job; the old heartbeat tells the truth
-            write_json(Path(self.folder.status), self.status, durable)
+    def _pause(self, reason: str, evidence: list[str] | None) -> bool:
+        """Wait before a restart; whether there is to be one."""
+        count = self.status.values["restarts"]
+        crash = {"time": self.clock.wall(), "reason": reason, "evidence": evidence}
+        self.status.tell(state="restarting", restarts=count + 1, reason=reason, last_crash=crash, job_pid=None)
+        return self._wait(restarts.pause_s(self.limits.restart_pause_s, count), lambda: self.stops.asked)
+
+    def _wait(self, seconds: float, until: Callable[[], bool]) -> bool:
+        deadline = self.clock.monotonic() + seconds
+        while self.clock.monotonic() < deadline:
+            if until():
+                return False
+            self.status.beat()
+            time.sleep(POLL_S)
+        return True
+
+    def _finish(self, state: str, exit_code: int | None, reason: str | None, evidence: list[str] | None = None) -> int:
+        ended = self.clock.wall()
+        self.status.tell(state=state, exit_code=exit_code, reason=reason, evidence=evidence, ended=ended)
+        self.stops.done()
+        return 0 if state in ("succeeded", "stopped", "expired") else 1
 
     def _echo(self, log: IO[bytes]) -> None:
         """Show new log bytes in the terminal that `attach` opens, for as long as there is one."""
@@ -199,53 +271,12 @@ class Supervisor:
             self.echo_alive = False
 
 
-class MetricsTail:
-    """What this attempt has written to metrics.jsonl so far: where it is, and how it ended."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.offset = path.stat().st_size if path.exists() else 0
-        self.position: dict[str, Any] = {}
-        self.end: dict[str, Any] = {}
-
-    def read(self) -> None:
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                new = file.read()
-        except OSError:
-            return
-        whole = new[: new.rfind(b"\n") + 1]
-        self.offset += len(whole)
-        for line in whole.splitlines():
-            with contextlib.suppress(ValueError):
-                self._take(json.loads(line))
-
-    def _take(self, event: dict[str, Any]) -> None:
-        for key in ("epoch", "step", "images_per_s"):
-            if event.get(key) is not None:
-                self.position[key] = event[key]
-        if event.get("event") == "end":
-            self.end = event
-
-
-def _machine_lock(plan: dict[str, Any]) -> Lock:
-    """The lock of the machine. A job that outlived its supervisor may be making its checkpoint: it is waited for."""
-    path = Path(plan["busy_lock"])
-    holder = {"run_id": plan["run_id"], "attempt": plan["attempt"], "pid": os.getpid()}
-    deadline = time.monotonic() + float(plan["grace_s"])
-    while True:
-        try:
-            return Lock(path, holder).acquire()
-        except Busy as busy:
-            owner, job = busy.holder.get("pid"), busy.holder.get("job_pid")
-            if not owner or not job or processes.is_alive(int(owner)):
-                raise
-            # The lock is held and its supervisor is gone: so the job it names lives, and its pid is not a stranger's.
-            if time.monotonic() > deadline:
-                processes.kill_tree(int(job))
-                deadline = time.monotonic() + 10
-        time.sleep(POLL_S)
+def _limits(plan: dict[str, Any]) -> Limits:
+    """A limit that cannot be read is none: the guard complains of it, the job is not kept waiting for that."""
+    try:
+        return parse(plan.get("limits") or {})
+    except ValueError:
+        return Limits()
 
 
 def _refuse(folder: RunFolder, plan: dict[str, Any], busy: Busy) -> int:
@@ -255,8 +286,12 @@ def _refuse(folder: RunFolder, plan: dict[str, Any], busy: Busy) -> int:
     if busy.holder.get("run_id") != plan["run_id"]:
         now = time.time()
         status = {"run_id": plan["run_id"], "state": "failed", "attempt": plan["attempt"], "reason": reason}
-        write_json(Path(folder.status), {**status, "pid": os.getpid(), "heartbeat": now, "ended": now})
+        tell_json(Path(folder.status), {**status, "pid": os.getpid(), "heartbeat": now, "ended": now}, durable=True)
     return 2
+
+
+def _how(exit_code: int) -> str:
+    return f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code}"
 
 
 def _close(job: subprocess.Popen[bytes]) -> None:

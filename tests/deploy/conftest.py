@@ -12,9 +12,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from deploy.pod import processes
+from deploy.shell import LocalShell
+
+if TYPE_CHECKING:
+    from .supervised import Supervised
 
 SOURCE = Path(__file__).parents[2]
 PRETEND = Path(__file__).parent / "pretend"
@@ -30,6 +36,13 @@ def wait_until(condition: Callable[[], Any], limit_s: float = 30) -> Any:
             return answer
         assert time.monotonic() < deadline, f"not true within {limit_s} s"
         time.sleep(0.02)
+
+
+class SoonAfter(LocalShell):
+    """This computer, ten seconds from now."""
+
+    def clock(self) -> float:
+        return super().clock() + 10
 
 
 def git(folder: Path, *argv: str) -> str:
@@ -109,6 +122,26 @@ def _make(path: Path) -> Iterator[Project]:
     _end(made)
 
 
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
+    """Supervisors of one machine, each with a run folder of its own; `make(root=...)` puts it on another machine."""
+    from .supervised import Supervised
+
+    made: list[Supervised] = []
+
+    def build(name: str = "a-run's folder", root: Path = tmp_path / "root & more") -> Supervised:
+        made.append(Supervised(root / "runs" / name))
+        return made[-1]
+
+    yield build
+    for one in made:
+        for pid in (one.process.pid if one.process else None, one.status.get("job_pid")):
+            if pid:
+                processes.kill_tree(pid)
+        if one.process:
+            one.process.communicate()
+
+
 def _end(project: Project) -> None:
     """Nothing that a test started outlives it."""
     for process in project.started:
@@ -117,8 +150,6 @@ def _end(project: Project) -> None:
     for status in (project.path / ".sniperface" / "local" / "runs").glob("*/status.json"):
         told = json.loads(status.read_text(encoding="utf-8"))
         if told.get("ended") is None:
-            from deploy.pod import processes
-
             for pid in (told.get("pid"), told.get("job_pid")):
                 if pid:
                     processes.kill_tree(pid)

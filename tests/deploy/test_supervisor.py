@@ -8,29 +8,19 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from deploy import job as jobs
 from deploy.pod import processes
-from deploy.pod.folder import RunFolder, read_json, write_json
+from deploy.pod.folder import write_json
 from deploy.pod.lock import Busy, Lock, is_held, read_holder
-from deploy.shell import LocalShell
 
-from .conftest import SOURCE, wait_until
+from .conftest import SOURCE, SoonAfter, wait_until
+from .supervised import DEAF, GOOD, OBEDIENT, TELL, Supervised
 
-TELL = """
-import json, os, sys, time, subprocess
-def tell(**event):
-    with open("metrics.jsonl", "a") as file:
-        file.write(json.dumps(event) + "\\n")
-"""
-GOOD = TELL + 'tell(event="step", epoch=1, step=5, images_per_s=9.5); print("grüße"); tell(event="end", reason="done")'
-OBEDIENT = TELL + 'print("begun", flush=True); sys.stdin.read(); tell(event="end", reason="stopped", message="asked")'
-DEAF = TELL + 'print("begun", flush=True); time.sleep(600)'
 # A rank in a session of its own, as torchrun starts it, that makes its checkpoint when its input ends.
 RANK = 'import sys; sys.stdin.read(); open("checkpoint", "w").write("whole")'
 ORPHANING = TELL + (
@@ -42,66 +32,6 @@ LEAVING = TELL + (
     f"rank = subprocess.Popen([sys.executable, '-c', {DEAF_RANK!r}], start_new_session=True)\n"
     "open('rank', 'w').write(str(rank.pid)); sys.exit(3)"
 )
-
-
-class SoonAfter(LocalShell):
-    """This computer, ten seconds from now."""
-
-    def clock(self) -> float:
-        return super().clock() + 10
-
-
-class Supervised:
-    """One supervisor and its run folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.folder = RunFolder(path)
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self, script: str, *, attempt: int = 1, grace_s: float = 20, run_id: str = "a-run") -> Supervised:
-        self.path.mkdir(parents=True, exist_ok=True)
-        plan = {
-            "run_id": run_id, "attempt": attempt, "argv": [sys.executable, "-X", "utf8", "-c", script],
-            "cwd": str(self.path), "env": {"MARK": "1"}, "grace_s": grace_s,
-            "busy_lock": str(self.path.parent / "busy.lock"),
-        }  # fmt: skip
-        write_json(Path(self.folder.plan), plan)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "deploy.pod.supervisor", str(self.path)],
-            cwd=SOURCE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        return self
-
-    @property
-    def status(self) -> dict[str, Any]:
-        return read_json(Path(self.folder.status))
-
-    def begun(self) -> Supervised:
-        wait_until(lambda: Path(self.folder.log).exists() and b"begun" in Path(self.folder.log).read_bytes())
-        return self
-
-    def end(self, limit_s: float = 30) -> tuple[int, dict[str, Any]]:
-        assert self.process is not None
-        self.output, self.complaint = self.process.communicate(timeout=limit_s)
-        return self.process.returncode, self.status
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
-    made: list[Supervised] = []
-
-    def build(name: str = "run's folder") -> Supervised:
-        made.append(Supervised(tmp_path / "runs & more" / name))
-        return made[-1]
-
-    yield build
-    for one in made:
-        for pid in (one.process.pid if one.process else None, one.status.get("job_pid")):
-            if pid:
-                processes.kill_tree(pid)
-        if one.process:
-            one.process.communicate()
 
 
 def test_success_is_told(make: Callable[..., Supervised]) -> None:
@@ -240,12 +170,12 @@ def test_nothing_is_left_of_a_job(make: Callable[..., Supervised]) -> None:
 
 def test_a_second_supervisor_is_refused(make: Callable[..., Supervised]) -> None:
     """It names the first; a second one of the same run leaves the status alone."""
-    first = make("first").start(OBEDIENT, run_id="first").begun()
-    second = make("second").start(GOOD, run_id="second")
+    first = make("first").start(OBEDIENT).begun()
+    second = make("second").start(GOOD)
     assert second.end()[0] == 2
     assert (second.status["state"], second.status["reason"]) == ("failed", "the machine is busy with run first")
     again = Supervised(first.path)
-    again.start(OBEDIENT, run_id="first")
+    again.start(OBEDIENT)
     assert again.end()[0] == 2
     assert first.status["state"] == "running"
     ask_by_file(first)

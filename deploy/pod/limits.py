@@ -1,0 +1,86 @@
+"""What a run and a machine may take, as the laptop wrote it into plan.json ("limits") and guard.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+ON_END = ("keep", "stop", "terminate")
+RELEASES = ("none", "runpod")
+SHARE_FOR_THE_END = 0.05
+
+
+@dataclass(frozen=True)
+class Limits:
+    """None means no such ceiling. Minutes may be fractions."""
+
+    machine: str = "this machine"
+    max_restarts: int = 0
+    restart_pause_s: float = 2.0  # before the first restart; doubled for each further one
+    max_hours: float | None = None
+    max_usd: float | None = None
+    idle_min: float | None = None
+    stall_min: float | None = None
+    sync_to: str | None = None
+    on_end: str = "keep"
+    paid_since: float | None = None
+    usd_per_hour: float = 0.0
+    release: str = "none"
+    # For the guard alone:
+    grace_s: float = 60.0  # for a checkpoint, where the run's own plan names no other
+    sync_limit_s: float = 600.0  # for the final copy of one run
+    volume_path: str | None = None  # what lies below outlives the machine
+    watch: tuple[str, ...] = ()  # files and folders whose growth is a sign of life, such as data that is being staged
+    poll_s: float = 1.0
+    retry_s: float = 60.0  # between two tries to release a machine that could not be released
+
+    @property
+    def usd_s(self) -> float | None:
+        """How many paid seconds max_usd buys."""
+        if self.max_usd is None or self.usd_per_hour <= 0:
+            return None
+        return self.max_usd / self.usd_per_hour * 3600
+
+    @property
+    def hard_s(self) -> float | None:
+        """When the end has to begin, so that checkpoint and copy are paid for by max_usd, too."""
+        if self.usd_s is None:
+            return None
+        return self.usd_s - min(self.grace_s + self.sync_limit_s, SHARE_FOR_THE_END * self.usd_s)
+
+    @property
+    def deadline_s(self) -> float | None:
+        """The earliest of both, in paid seconds."""
+        times = [self.hard_s, None if self.max_hours is None else self.max_hours * 3600]
+        return min((each for each in times if each is not None), default=None)
+
+
+def parse(values: Mapping[str, Any]) -> Limits:
+    """Limits from JSON. Keys of another version are passed over; ValueError names a value that cannot be."""
+    told: dict[str, Any] = {}
+    for each in fields(Limits):
+        value = values.get(each.name)
+        if value is None:
+            continue
+        if each.name in ("machine", "sync_to", "on_end", "release", "volume_path"):
+            told[each.name] = str(value)
+        elif each.name == "watch":
+            told[each.name] = tuple(str(path) for path in value)
+        else:
+            told[each.name] = _number(each.name, value)
+    limits = Limits(**told)
+    for name, right in (("on_end", ON_END), ("release", RELEASES)):
+        if getattr(limits, name) not in right:
+            raise ValueError(f"{name} must be one of {', '.join(right)}, not {getattr(limits, name)}")
+    return limits
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if isinstance(value, bool) or not 0 <= number < float("inf"):
+        raise ValueError(f"{name} must be a number from 0, not {value!r}")
+    return number

@@ -1,0 +1,51 @@
+"""Secrets that a run was given, and a filter that keeps them out of what is written about it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+MASK = "[secret]"
+SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+SHORTEST = 6  # what is shorter hides nothing, and would mask half of every text
+
+
+def take(path: Path) -> dict[str, str]:
+    """Names and values of a secrets file, which is removed at once: from here on they live in memory only."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        values = {}
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+    return {str(name): str(value) for name, value in values.items()} if isinstance(values, dict) else {}
+
+
+def of_environment(environment: Mapping[str, str]) -> list[str]:
+    """Values whose names say that they are secret."""
+    return [value for name, value in environment.items() if SECRET_NAME.search(name)]
+
+
+class Redactor:
+    """Masks values, in texts and in whatever holds texts. One that has several lines is masked line by line, too."""
+
+    def __init__(self, values: Iterable[str]) -> None:
+        pieces = {piece for value in values for piece in (value, *value.splitlines())}
+        found = sorted((piece for piece in pieces if len(piece.strip()) >= SHORTEST), key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, found))) if found else None
+
+    def __call__(self, value: Any) -> Any:
+        if self._pattern is None:
+            return value
+        if isinstance(value, str):
+            return self._pattern.sub(MASK, value)
+        if isinstance(value, Mapping):
+            return {key: self(each) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self(each) for each in value]
+        return value
