@@ -66,6 +66,7 @@ def deploy(_: Context, on: str = "local", json: bool = False) -> None:
         "data": "an images.npy, or the folder it is in (default: the target's, else the ORL try-out)",
         "labels": "for --recipe supervised, labels to learn instead of labels.npy, such as the pseudo_ids.npy of mine",
         "set": "key=value of the configuration, such as --set train.epochs=5; may be given again and again",
+        "queue": "where another run is on the machine, wait there for its end, on the warm data",
         "detach": "do not follow the job",
         "yes": "agree to what it costs without being asked",
         "keep": "should it fail before it runs, keep a machine that was made for it, to look at",
@@ -84,6 +85,7 @@ def train(
     data: str | None = None,
     labels: str | None = None,
     set_: list[str] | None = None,
+    queue: bool = False,
     detach: bool = False,
     keep: bool = False,
     yes: bool = False,
@@ -96,7 +98,14 @@ def train(
 
     with _telling(json) as screen:
         request = parse_request(
-            target=on, fraction=fraction, resume=resume, recipe=recipe, data=data, labels=labels, overrides=set_ or ()
+            target=on,
+            fraction=fraction,
+            resume=resume,
+            recipe=recipe,
+            data=data,
+            labels=labels,
+            overrides=set_ or (),
+            queue=queue,
         )
         screen.document(launch.train(PROJECT, request, screen, detach=detach, dry_run=dry_run, keep=keep, yes=yes))
 
@@ -128,6 +137,26 @@ def status(_: Context, on: str = "local", run: str | None = None, json: bool = F
 
     with _telling(json) as screen:
         screen.document(launch.status(PROJECT, on, run, screen, watch=watch))
+
+
+@task(
+    help={
+        **ON,
+        **RUN,
+        **JSON,
+        "max-usd": "stop the run when it has cost so many dollars (default: the target's max_usd)",
+    },
+    auto_shortflags=False,
+)
+def watch(
+    _: Context, on: str = "local", run: str | None = None, max_usd: str | None = None, json: bool = False
+) -> None:
+    """Stay with a run until it is done: its checkpoints come home, a machine that vanishes is replaced."""
+    from deploy import launch
+    from deploy.plan import parse_dollars
+
+    with _telling(json) as screen:
+        screen.document(launch.watch(PROJECT, on, run, screen, max_usd=parse_dollars(max_usd)))
 
 
 @task(help=JSON, auto_shortflags=False)

@@ -208,6 +208,11 @@ def stage(
             f"{destination} is there, but was not staged by this project: remove it, or set another stage_to in "
             f"conf/deploy/{plan.target}.yaml"
         )
+    if size is not None and plan.queue:
+        raise WrongUse(
+            f"{destination} holds other images, which the runs on this machine use: wait for their end, or use a "
+            "target with another stage_to"
+        )
     shell.remove(destination)  # another data set: it would take the room of this one
     if dataset.where == HERE and not machine.is_here:
         hashes = _send(shell, dataset, blocks, destination, progress)

@@ -23,15 +23,22 @@ FILES = ("config.yaml", "status.json", "metrics.jsonl", "train.log")
 def bring(reached: Reached, screen: Screen) -> dict[str, Any] | None:
     """Config, status, metrics, log, pictures, newest checkpoint, verified; the checkpoint as its JSON tells it."""
     home = runs.home(reached.settings.runs, reached.record.run_id)
+    bring_record(reached)
     with _one_at_a_time(reached.settings):
-        for name in FILES:
-            if reached.shell.size(reached.folder.path / name) is not None:
-                transfer.fetch(reached.shell, reached.folder.path / name, Path(home.path / name))
         for name in reached.shell.listdir(reached.folder.mining):
             if name.endswith(".png"):
                 transfer.fetch(reached.shell, reached.folder.mining / name, Path(home.mining / name))
     whole = checkpoints.whole(reached.shell, reached.folder)
     return bring_checkpoint(reached, whole[-1], None, screen) if whole else None
+
+
+def bring_record(reached: Reached) -> None:
+    """What a run says about itself, as far as it has come."""
+    home = runs.home(reached.settings.runs, reached.record.run_id)
+    with _one_at_a_time(reached.settings):
+        for name in FILES:
+            if reached.shell.size(reached.folder.path / name) is not None:
+                transfer.fetch(reached.shell, reached.folder.path / name, Path(home.path / name))
 
 
 def bring_checkpoint(reached: Reached, about: dict[str, Any], to: str | None, screen: Screen) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from deploy import answers, checkpoints, doctor, facts, home, job, money, reach, remote, runs
-from deploy.errors import DeployError, StepFailed, WrongUse, command
+from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse, command
 from deploy.machine import Machine, MachineSpec
 from deploy.phases import Stopwatch
 from deploy.plan import GRACE_S, Facts, Plan, Request, family_name, make, slug
@@ -20,11 +20,12 @@ from deploy.reach import Reach, Reached
 from deploy.ready import bring_own_files, ready, ready_code
 from deploy.runs import Record
 from deploy.settings import load
-from deploy.shell import LocalShell
+from deploy.shell import LinkLost, LocalShell
 from deploy.show import Screen
 
 STOP_SLACK_S = 30
 WATCH_EVERY_S = 2
+WATCH_PAUSES_S = (15, 30, 60, 120, 300)
 FOLLOW_PATIENCE_S = 3600  # a laptop may sleep; the job does not need it
 
 
@@ -67,7 +68,8 @@ def train(
             screen.plan(plan, with_command=True)
             return plan.to_json()
         with reach.launching(at.settings) as note:
-            at.refuse_second()
+            if not request.queue:
+                at.refuse_second()
             checked = facts.prepare_orl(at, checked, screen.say)
             looked_up = facts.gather(at, checked)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
@@ -103,7 +105,9 @@ def _start(
                 screen.say("waiting for the earlier attempt to leave, should it still be writing its checkpoint")
             since = job.position(shell, RunFolder(machine.path(plan.run_dir)))
             session = job.start(shell, machine, plan, at.settings.tmux_socket)
-            return runs.update(book, record, state="running", session=session, phases=watch.taken), since
+            seen = job.look(shell, RunFolder(machine.path(plan.run_dir)))
+            state = seen.state if seen else "running"
+            return runs.update(book, record, state=state, session=session, phases=watch.taken), since
     except BaseException as error:
         reason = error.message if isinstance(error, DeployError) else str(error) or "interrupted before it ran"
         runs.update(book, record, state="failed", reason=reason)
@@ -173,6 +177,52 @@ def status(project: Path, target: str, run_id: str | None, screen: Screen, *, wa
         screen.facts(f"Run {reached.record.run_id}", answer)
         screen.commands(answers.next_commands(reached.record))
         return answer
+
+
+def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max_usd: float | None) -> dict[str, Any]:
+    """Stay with a run until it is done: its newest checkpoint comes home, and a machine that vanishes is replaced.
+
+    No capacity is waited out, with pauses that grow; a run that has cost `max_usd` is stopped.
+    """
+    record = runs.get(project / "runs", run_id, target)
+    pauses = iter(WATCH_PAUSES_S)
+    while True:
+        with contextlib.suppress(LinkLost), reach.run(project, record.target, record.run_id) as reached:
+            record = _keep_home_current(reached, screen, max_usd)
+        if record.state == "lost":
+            screen.say(f"{_how_it_is(record)}; going on elsewhere")
+            try:
+                train(project, Request(target=record.target, resume="auto"), screen, detach=True, yes=True)
+                record, pauses = runs.get(project / "runs", record.run_id, target), iter(WATCH_PAUSES_S)
+            except (NoMachine, LinkLost) as error:
+                pause = next(pauses, WATCH_PAUSES_S[-1])
+                screen.say(f"{error.message}; trying again in {pause} s")
+                time.sleep(pause)
+        elif record.state in FINAL_STATES:
+            screen.say(_how_it_is(record))
+            return answers.row(record)
+        else:
+            time.sleep(WATCH_EVERY_S)
+
+
+def _keep_home_current(reached: Reached, screen: Screen, max_usd: float | None) -> Record:
+    """One look at a watched run."""
+    reached, seen = reached.look()
+    if reached.machine is not None:
+        found = checkpoints.whole(reached.shell, reached.folder)
+        at_home = home.newest_checkpoint(reached)
+        if found and (at_home is None or checkpoints.age(found[-1]) > checkpoints.age(at_home)):
+            about = home.bring_checkpoint(reached, found[-1], None, screen)
+            screen.say(f"{about['path']} (epoch {about['epoch']}, step {about['step']})")
+        home.bring_record(reached)
+    if reached.record.state in FINAL_STATES:
+        if reached.machine is not None:
+            home.bring(reached, screen)
+    elif max_usd is not None and seen is not None and seen.spend_usd >= max_usd:
+        screen.say(f"this run has cost ${seen.spend_usd:.2f}, which is what --max-usd allows")
+        reached = _stop(reached, screen)
+        home.bring(reached, screen)
+    return reached.record
 
 
 def list_runs(project: Path) -> list[dict[str, Any]]:

@@ -48,6 +48,7 @@ class Request:
     data: str | None = None
     labels: str | None = None
     overrides: tuple[str, ...] = ()
+    queue: bool = False  # wait for the machine's turn, where another run is on it
     given: frozenset[str] = frozenset()  # which of the above the user typed
 
 
@@ -165,6 +166,7 @@ class Plan:
     argv: tuple[str, ...]
     cwd: str
     env: Mapping[str, str]
+    queue: bool
     grace_s: int
     limits: Limits
     usd_per_hour: float | None
@@ -188,6 +190,7 @@ def parse_request(
     data: str | None = None,
     labels: str | None = None,
     overrides: Sequence[str] = (),
+    queue: bool = False,
 ) -> Request:
     """Flags to a checked Request. A flag and a --set that say two things about one value are refused."""
     flags = {"fraction": fraction, "resume": resume, "recipe": recipe, "data": data, "labels": labels}
@@ -216,6 +219,7 @@ def parse_request(
         data=values.get("data"),
         labels=values.get("labels"),
         overrides=tuple(others),
+        queue=queue,
         given=given,
     )
 
@@ -228,6 +232,18 @@ def parse_fraction(text: str) -> float:
     if not 0 < fraction <= 1:
         raise WrongUse(f"--fraction {text} is not a share of the data: give a number above 0 and up to 1, such as 0.01")
     return fraction
+
+
+def parse_dollars(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        dollars = float(text)
+    except ValueError:
+        dollars = math.nan
+    if not 0 < dollars < math.inf:
+        raise WrongUse(f"--max-usd {text} is no amount of money: give a number above 0, such as 20")
+    return dollars
 
 
 def hydra_override(key: str, value: str | float) -> str:
@@ -292,6 +308,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         argv=_argv(facts, processes, overrides, data_path, request.fraction, resume, run_dir),
         cwd=str(root / "code" / (snapshot or "<snapshot>")),
         env=_environment(facts, processes),
+        queue=request.queue,
         grace_s=GRACE_S,
         limits=_limits(settings, facts.machine),
         usd_per_hour=rate,

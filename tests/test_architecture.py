@@ -110,6 +110,7 @@ LAPTOP_TASKS = {
     "runs",
     "status",
     "stop",
+    "watch",
 }
 
 REGISTRY_ADDRESS = re.compile(

@@ -41,6 +41,7 @@ class StatusFile:
             "restarts": 0,
             "pid": os.getpid(),
             "job_pid": None,
+            "job_started": None,  # when torchrun was, the last time
             "started": now,
             "heartbeat": now,
             "ended": None,

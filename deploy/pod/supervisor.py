@@ -172,7 +172,7 @@ class Supervisor:
             **options,
         )
         lock.write({**lock.holder, "job_pid": job.pid})
-        self.status.tell(state="running", job_pid=job.pid, reason=None)
+        self.status.tell(state="running", job_pid=job.pid, job_started=self.clock.wall(), reason=None)
         return job
 
     def _watch(self, job: subprocess.Popen[bytes], echo: IO[bytes]) -> None:

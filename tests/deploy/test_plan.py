@@ -92,6 +92,7 @@ def test_the_whole_plan() -> None:
         ),
         cwd=f"{root}/code/<snapshot>",
         env={"SNIPERFACE_SUPERVISED": "1", "OMP_NUM_THREADS": "4", "PYTHONUNBUFFERED": "1", **UTF8},
+        queue=False,
         grace_s=60,
         limits=Limits(3, None, None, None, None, None, "keep", None, 0.0, "none"),
         usd_per_hour=0.0,

@@ -304,3 +304,53 @@ def test_a_launch_that_fails_leaves_a_record(box: Box) -> None:
     assert "python" in failed.stderr
     run = box.json("runs") if False else json.loads(box.project.invoke("runs", "--json").stdout)[0]
     assert run["state"] == "failed"
+
+
+def test_runs_wait_for_their_turn(box: Box) -> None:
+    """--queue: in the order of their coming, on the warm data; one that waits can be taken out."""
+    first = box.json("train", "--detach", "--set", "train.step_s=0.3", "--set", "train.epochs=8")["run_id"]
+    second = box.json("train", "--detach", "--queue")
+    third = box.json("train", "--detach", "--queue")["run_id"]
+    assert second["state"] == "planned"
+    listed = {run["run_id"]: run for run in json.loads(box.project.invoke("runs", "--json").stdout)}
+    assert [listed[run]["state"] for run in (first, second["run_id"], third)] == ["running", "planned", "planned"]
+    assert "waiting for run" in listed[third]["reason"]
+    assert box.json("stop", "--run", third)["state"] == "stopped"
+    followed = box.invoke("logs", "--follow", "--run", second["run_id"])
+    assert "rank 0 step 9" in followed.stdout
+    states = {run["run_id"]: run["state"] for run in json.loads(box.project.invoke("runs", "--json").stdout)}
+    assert (states[first], states[second["run_id"]], states[third]) == ("succeeded", "succeeded", "stopped")
+
+
+def test_a_machine_that_vanished_is_replaced(box: Box, tmp_path: Path) -> None:
+    """What is at home goes to another machine, and the run goes on there; its record has no hole."""
+    box.json("train", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=6")
+    wait_until(lambda: list((box.root / "runs").glob("*/checkpoints/epoch_001.json")), 60)
+    fetched = box.json("fetch-checkpoint")
+    run = next((box.root / "runs").iterdir())
+    from deploy.pod import processes
+
+    processes.kill_tree(json.loads((run / "status.json").read_text())["pid"])
+    box.root.rename(tmp_path / "burnt")
+    assert box.json("status")["state"] == "lost"
+    done = box.json("train", "--resume", "auto")
+    assert (done["run_id"], done["state"], done["checkpoint"]["epoch"]) == (run.name, "succeeded", 5)
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "start"][-1] >= fetched["step"]
+
+
+def test_a_watched_run_is_finished_whatever_happens(box: Box, tmp_path: Path) -> None:
+    """Its machine burns down in the middle; watch has its checkpoint, starts it again, and brings the end home."""
+    box.json("train", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=8")
+    watching = box.project.start("watch", "--on", "box")
+    wait_until(lambda: list((box.project.path / "runs").glob("*/checkpoints/epoch_*.json")), 60)
+    from deploy.pod import processes
+
+    run = next((box.root / "runs").iterdir())
+    processes.kill_tree(json.loads((run / "status.json").read_text())["pid"])
+    box.root.rename(tmp_path / "burnt")
+    said, complaint = watching.communicate(timeout=120)
+    assert watching.returncode == 0, complaint
+    assert "going on elsewhere" in said
+    assert said.splitlines()[-1].endswith("succeeded")
+    assert next((box.project.path / "runs").glob("*/checkpoints/epoch_007.json"))
