@@ -1,4 +1,4 @@
-"""The menu: flags in, one call into deploy.launch, words out. `invoke --list` shows it."""
+"""The menu: flags in, one call into a story of deploy/, words out. `invoke --list` shows it."""
 
 from __future__ import annotations
 
@@ -113,10 +113,10 @@ def train(
 @task(help={**ON, **RUN, "write": "let the keyboard through (default: look only)"}, auto_shortflags=False)
 def attach(_: Context, on: str = "local", run: str | None = None, write: bool = False) -> None:
     """Show the live tmux session of a run; leave it with Ctrl-b d."""
-    from deploy import launch
+    from deploy import looking
 
     with _telling():
-        code = launch.attach(PROJECT, on, run, write=write)
+        code = looking.attach(PROJECT, on, run, write=write)
     if code:
         raise Exit(code=code)
 
@@ -124,19 +124,19 @@ def attach(_: Context, on: str = "local", run: str | None = None, write: bool = 
 @task(help={**ON, **RUN, "follow": "go on until the job ends"}, auto_shortflags=False)
 def logs(_: Context, on: str = "local", run: str | None = None, follow: bool = False) -> None:
     """Print the log of a run."""
-    from deploy import launch
+    from deploy import looking
 
     with _telling() as screen:
-        launch.logs(PROJECT, on, run, screen, follow=follow)
+        looking.logs(PROJECT, on, run, screen, follow=follow)
 
 
 @task(help={**ON, **RUN, **JSON, "watch": "again every two seconds until the run is over"}, auto_shortflags=False)
 def status(_: Context, on: str = "local", run: str | None = None, json: bool = False, watch: bool = False) -> None:
     """How a run is doing: one answer from machine, supervisor and app."""
-    from deploy import launch
+    from deploy import looking
 
     with _telling(json) as screen:
-        screen.document(launch.status(PROJECT, on, run, screen, watch=watch))
+        screen.document(looking.status(PROJECT, on, run, screen, watch=watch))
 
 
 @task(
@@ -152,29 +152,29 @@ def watch(
     _: Context, on: str = "local", run: str | None = None, max_usd: str | None = None, json: bool = False
 ) -> None:
     """Stay with a run until it is done: its checkpoints come home, a machine that vanishes is replaced."""
-    from deploy import launch
+    from deploy import watching
     from deploy.plan import parse_dollars
 
     with _telling(json) as screen:
-        screen.document(launch.watch(PROJECT, on, run, screen, max_usd=parse_dollars(max_usd)))
+        screen.document(watching.watch(PROJECT, on, run, screen, max_usd=parse_dollars(max_usd)))
 
 
 @task(help=JSON, auto_shortflags=False)
 def runs(_: Context, json: bool = False) -> None:
     """All runs that this laptop knows, the newest first."""
-    from deploy import launch
+    from deploy import looking
 
     with _telling(json) as screen:
-        screen.rows("Runs", launch.list_runs(PROJECT), ("run_id", "target", "state", "seconds", "backbone", "reason"))
+        screen.rows("Runs", looking.list_runs(PROJECT), ("run_id", "target", "state", "seconds", "backbone", "reason"))
 
 
 @task(help={**ON, **RUN, **JSON}, auto_shortflags=False)
 def stop(_: Context, on: str = "local", run: str | None = None, json: bool = False) -> None:
     """End a run with a checkpoint; `invoke train --resume auto` continues it."""
-    from deploy import launch
+    from deploy import ending
 
     with _telling(json) as screen:
-        screen.document(launch.stop(PROJECT, on, run, screen))
+        screen.document(ending.stop(PROJECT, on, run, screen))
 
 
 @task(
@@ -199,10 +199,10 @@ def fetch_checkpoint(
     json: bool = False,
 ) -> None:
     """Bring a checkpoint home, verified; one of fuller data is never replaced by one of less."""
-    from deploy import launch
+    from deploy import watching
 
     with _telling(json) as screen:
-        screen.document(launch.fetch_checkpoint(PROJECT, on, run, which, to, screen, watch=watch))
+        screen.document(watching.fetch_checkpoint(PROJECT, on, run, which, to, screen, watch=watch))
 
 
 @task(
@@ -243,7 +243,7 @@ def prepare(
     workers: str | None = None,
 ) -> None:
     """Make images.npy, labels.npy and manifest.json from photographs or drawn faces. Interrupted, it goes on."""
-    from deploy import launch
+    from deploy import apps
 
     options = {
         "image_column": image_column,
@@ -257,7 +257,7 @@ def prepare(
         "workers": workers,
     }
     with _telling() as screen:
-        code = launch.prepare(PROJECT, on, screen, source=source, path=path, labels=labels, out=out, options=options)
+        code = apps.prepare(PROJECT, on, screen, source=source, path=path, labels=labels, out=out, options=options)
     if code:
         raise Exit(code=code)
 
@@ -282,10 +282,10 @@ def mine(
     set_: list[str] | None = None,
 ) -> None:
     """Pseudo-IDs of a run's data from one of its checkpoints: pseudo_ids.npy, a report, a picture to look at."""
-    from deploy import launch
+    from deploy import apps
 
     with _telling() as screen:
-        code = launch.mine(PROJECT, on, run, which, out, set_ or [], screen)
+        code = apps.mine(PROJECT, on, run, which, out, set_ or [], screen)
     if code:
         raise Exit(code=code)
 
@@ -314,12 +314,10 @@ def evaluate(
     set_: list[str] | None = None,
 ) -> None:
     """How well checkpoints or files of weights tell people apart: a table, eval.json, ROC curves."""
-    from deploy import launch
+    from deploy import apps
 
     with _telling() as screen:
-        code = launch.evaluate(
-            PROJECT, on, run, which, screen, weights=weights, sets=sets, out=out, overrides=set_ or []
-        )
+        code = apps.evaluate(PROJECT, on, run, which, screen, weights=weights, sets=sets, out=out, overrides=set_ or [])
     if code:
         raise Exit(code=code)
 
@@ -344,10 +342,10 @@ def export(
     set_: list[str] | None = None,
 ) -> None:
     """A checkpoint as ONNX, compared with torch on real images and checked by the challenge's rules."""
-    from deploy import launch
+    from deploy import apps
 
     with _telling() as screen:
-        code = launch.export(PROJECT, on, run, which, out, set_ or [], screen)
+        code = apps.export(PROJECT, on, run, which, out, set_ or [], screen)
     if code:
         raise Exit(code=code)
 
@@ -355,11 +353,11 @@ def export(
 @task(help=JSON, auto_shortflags=False)
 def ps(_: Context, json: bool = False) -> None:
     """What is billing: every machine of this project, from its provider; orphans first."""
-    from deploy import launch
+    from deploy import looking
     from deploy.money import COLUMNS
 
     with _telling(json) as screen:
-        screen.rows("Machines", launch.bills(PROJECT), COLUMNS)
+        screen.rows("Machines", looking.bills(PROJECT), COLUMNS)
 
 
 @task(
@@ -383,10 +381,10 @@ def down(
     json: bool = False,
 ) -> None:
     """Release machines: the run ends with a checkpoint, everything comes home, nothing bills any more."""
-    from deploy import launch
+    from deploy import ending
 
     with _telling(json) as screen:
-        screen.document(launch.down(PROJECT, on, run, screen, every=all, orphans=orphans, anyway=anyway))
+        screen.document(ending.down(PROJECT, on, run, screen, every=all, orphans=orphans, anyway=anyway))
 
 
 @task(
@@ -430,10 +428,10 @@ def push(
 @task(help={**ON, **JSON}, auto_shortflags=False)
 def doctor(_: Context, on: str = "local", json: bool = False) -> None:
     """What is wrong with the set-up, each finding with its fix."""
-    from deploy import launch
+    from deploy import looking
 
     with _telling(json) as screen:
-        findings: list[dict[str, Any]] = launch.examine(PROJECT, on)
+        findings: list[dict[str, Any]] = looking.examine(PROJECT, on)
         screen.rows("Set-up", findings, ("what", "level", "found", "fix"))
     if any(finding["level"] == "problem" for finding in findings):
         raise Exit(code=1)
@@ -442,9 +440,9 @@ def doctor(_: Context, on: str = "local", json: bool = False) -> None:
 @task(help={"quick": "smaller sizes, less certain numbers"}, auto_shortflags=False)
 def bench(_: Context, quick: bool = False) -> None:
     """Run every benchmark; a claim that does not hold ends with exit code 1."""
-    from deploy import launch
+    from deploy import apps
 
     with _telling():
-        code = launch.bench(PROJECT, quick=quick)
+        code = apps.bench(PROJECT, quick=quick)
     if code:
         raise Exit(code=code)

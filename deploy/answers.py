@@ -61,6 +61,11 @@ def of_checkpoint(about: Mapping[str, Any]) -> dict[str, Any]:
     return {key: about[key] for key in ("path", "sha256", "epoch", "step", "fraction")}
 
 
+def how_it_is(record: Record) -> str:
+    """A run and its state in words."""
+    return f"run {record.run_id} {record.state}" + (f": {record.reason}" if record.reason else "")
+
+
 def row(record: Record) -> dict[str, Any]:
     """A run in the list of `runs`."""
     return {key: getattr(record, key) for key in ROW}

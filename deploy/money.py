@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from deploy import runs
-from deploy.errors import DeployError
+from deploy.errors import DeployError, command
 from deploy.machine import Machine
 from deploy.pod.folder import FINAL_STATES
-from deploy.reach import Reach
+from deploy.reach import Reach, is_launching
 from deploy.runs import Record
 from deploy.settings import load
+from deploy.show import Screen
 
 COLUMNS = ("machine", "target", "gpu", "usd_per_hour", "hours", "usd", "run", "state", "note")
 
@@ -85,9 +86,15 @@ def warnings(project: Path, at: Reach) -> list[str]:
     ]
 
 
+def remind(project: Path, at: Reach, screen: Screen) -> None:
+    """Every command names machines that bill without need; on stderr, for stdout may be a log or a document."""
+    for warning in warnings(project, at):
+        screen.complain(f"{warning}; see {command('ps')}, end it with {command('down --orphans')}")
+
+
 def _bill(at: Reach, machine: Machine, records: Iterable[Record], now: float) -> Bill:
     on_it = [record for record in records if record.machine == machine.name]
-    living = [record for record in on_it if record.state not in FINAL_STATES]
+    living = [record for record in on_it if _lives(at, record)]
     record = next(iter([*living, *on_it]), None)
     hours = round((now - machine.created) / 3600, 3) if machine.created else None
     bill = Bill(
@@ -106,6 +113,13 @@ def _bill(at: Reach, machine: Machine, records: Iterable[Record], now: float) ->
         None if living else "no run is on it" if record else "this laptop has no record of it"
     )
     return Bill(**{**asdict(bill), "note": note})
+
+
+def _lives(at: Reach, record: Record) -> bool:
+    """A run that was being started when its command was killed will never live."""
+    if record.state in runs.STARTING:
+        return is_launching(at.settings, record.run_id)
+    return record.state not in FINAL_STATES
 
 
 def _target_of(at: Reach, machine: Machine) -> str:

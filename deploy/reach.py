@@ -78,7 +78,7 @@ class Reach:
         if record.state in FINAL_STATES:
             return record, None
         if record.state in runs.STARTING:
-            if _is_launching(self.settings, record.run_id):
+            if is_launching(self.settings, record.run_id):
                 return record, None
             reason = "the command that started it ended before the job ran"
             return runs.update(book, record, state="failed", reason=reason), None
@@ -158,7 +158,8 @@ def launching(settings: Settings) -> Iterator[Callable[[str], None]]:
         ) from busy
 
 
-def _is_launching(settings: Settings, run_id: str) -> bool:
+def is_launching(settings: Settings, run_id: str) -> bool:
+    """Whether a living command of this laptop is about to start the run."""
     lock = _launch_lock(settings)
     return is_held(lock) and read_holder(lock).get("run_id") == run_id
 

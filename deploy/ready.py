@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from deploy import code, data, environment, transfer
-from deploy.errors import NoMachine, WrongUse
+from deploy.errors import NoMachine, WrongUse, command
 from deploy.facts import Checked
-from deploy.machine import Machine
+from deploy.machine import Machine, MachineSpec
 from deploy.origins import Origin
 from deploy.phases import Stopwatch
-from deploy.plan import TRAIN_LABELS, Facts, Plan, make
+from deploy.plan import TRAIN_LABELS, Facts, Plan, family_name, make
 from deploy.pod.folder import RunFolder
+from deploy.reach import Reach
 from deploy.settings import Settings
 from deploy.shell import LinkLost, Shell
 from deploy.show import Screen
@@ -68,6 +71,23 @@ def _ready_data(
         staged = data.stage(shell, machine, folder, plan, dataset, progress)
     screen.say(f"data: {staged or place.words}")
     return Ready(machine, plan)
+
+
+@contextlib.contextmanager
+def acquired(at: Reach, name: str, screen: Screen, watch: Stopwatch, *, keep: bool = False) -> Iterator[Machine]:
+    """A machine of the target. When what is done with it fails, one that was made for it is released."""
+    with watch.phase("machine"):
+        machine = at.acquire(MachineSpec(name, family_name(at.settings), at.settings.root), screen.say)
+    try:
+        yield machine
+    except BaseException:
+        if machine.name == name and not keep:
+            at.provider.release(machine)
+            if not machine.is_here:
+                screen.say(f"released {machine.name}, which was made for this; --keep would leave it")
+        elif not machine.is_here and machine.usd_per_hour:
+            screen.say(f"{machine.name} goes on costing ${machine.usd_per_hour:.2f} an hour: {command('down')}")
+        raise
 
 
 def ready_code(settings: Settings, machine: Machine, shell: Shell, screen: Screen) -> tuple[Machine, PurePath]:

@@ -19,8 +19,9 @@ PROJECT = Path(__file__).parents[1]
 # From top to bottom: a room imports only from lines below its own. A package is one room; inside it, all is allowed.
 LAPTOP = [
     "tasks",
-    "deploy.launch",
-    "deploy.doctor deploy.home deploy.money deploy.ready deploy.remote",
+    "deploy.watching",
+    "deploy.apps deploy.ending deploy.launch deploy.looking",
+    "deploy.doctor deploy.home deploy.money deploy.ready",
     "deploy.facts deploy.show",
     "deploy.answers deploy.reach",
     "deploy.checkpoints deploy.code deploy.data deploy.environment deploy.job deploy.providers deploy.runs",
@@ -316,7 +317,7 @@ def test_the_menu_shows_itself_without_torch() -> None:
     absent = ["torch", "numpy", "scipy", "faiss", "wandb", "hydra", "PIL"]
     script = (
         f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
-        "import deploy.launch\n"
+        "import deploy.launch, deploy.watching, deploy.looking, deploy.ending, deploy.apps\n"
         "from invoke.main import program; program.run(['invoke', '--list'])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=False)

@@ -1,0 +1,96 @@
+"""The ways to look: at a run, at all runs, at its log and terminal, at what bills, at the set-up."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from deploy import answers, doctor, job, money, reach, runs
+from deploy.errors import DeployError, StepFailed, WrongUse, command
+from deploy.money import remind
+from deploy.pod.folder import FINAL_STATES
+from deploy.reach import Reach
+from deploy.settings import load
+from deploy.shell import LocalShell
+from deploy.show import Screen
+
+AGAIN_EVERY_S = 2
+PATIENCE_S = 3600  # a laptop may sleep; the job does not need it
+
+
+def status(project: Path, target: str, run_id: str | None, screen: Screen, *, watch: bool) -> dict[str, Any]:
+    """One merged answer from machine, supervisor and app; with `watch` again and again until the run is over."""
+    with reach.run(project, target, run_id) as reached:
+        remind(project, reached.reach, screen)
+        while True:
+            reached, seen = reached.look()
+            answer = answers.of_status(reached.record, seen, reached.events())
+            if not watch or reached.record.state in FINAL_STATES:
+                break
+            screen.status_line(answer)
+            time.sleep(AGAIN_EVERY_S)
+        screen.facts(f"Run {reached.record.run_id}", answer)
+        screen.commands(answers.next_commands(reached.record))
+        return answer
+
+
+def list_runs(project: Path) -> list[dict[str, Any]]:
+    """Every run in the address book, the newest first, each with its state now."""
+    listed = []
+    with contextlib.ExitStack() as stack:
+        targets: dict[str, Reach] = {}
+        for record in runs.every(project / "runs"):
+            with contextlib.suppress(DeployError):  # gone or not to be reached now: the state last seen stands
+                if record.state not in FINAL_STATES or record.state == "lost":
+                    if record.target not in targets:
+                        targets[record.target] = stack.enter_context(reach.target(project, record.target))
+                    record, _ = targets[record.target].look(record)
+            listed.append(answers.row(record))
+    return listed
+
+
+def logs(project: Path, target: str, run_id: str | None, screen: Screen, *, follow: bool) -> None:
+    """The log as it is, and with `follow` as it grows, until the job has ended."""
+    with reach.run(project, target, run_id) as reached:
+        remind(project, reached.reach, screen)
+        if follow:
+            reached.shell.patience_s = PATIENCE_S
+            reached.shell.on_loss = screen.complain
+        for text, _ in job.follow(reached.shell, reached.folder):
+            screen.raw(text)
+            if not follow:
+                break
+
+
+def attach(project: Path, target: str, run_id: str | None, *, write: bool) -> int:
+    """Lend this terminal to the live session until the user leaves it; the exit code of tmux."""
+    with reach.run(project, target, run_id) as reached:
+        run_id, instead = reached.record.run_id, command(f"logs --follow --run {reached.record.run_id}")
+        if reached.record.session == "detached":
+            raise StepFailed(
+                f"run {run_id} has no terminal, because tmux was missing when it started: install tmux "
+                "(apt-get install tmux, or brew install tmux; not on Windows) before the next run",
+                next_command=instead,
+            )
+        argv = job.attach_argv(reached.shell, reached.settings.tmux_socket, run_id, write=write)
+        if not sys.stdin.isatty():
+            raise WrongUse("attach needs a terminal", next_command=instead)
+        return LocalShell().foreground(reached.shell.terminal(argv), cwd=project, without=("TMUX",))
+
+
+def bills(project: Path) -> list[dict[str, Any]]:
+    """Every machine that is there for this project, whoever made it; orphans first."""
+    found: list[money.Bill] = []
+    for at in money.targets(project):
+        with at, contextlib.suppress(DeployError):  # a provider without key or engine has no machine of ours
+            found += money.bills(project, at)
+    return [bill.to_json() for bill in sorted(found, key=lambda bill: not bill.orphan)]
+
+
+def examine(project: Path, target: str) -> list[dict[str, Any]]:
+    """What is wrong with the set-up, each finding with its fix."""
+    return [asdict(finding) for finding in doctor.examine(load(project, target))]

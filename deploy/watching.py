@@ -1,0 +1,95 @@
+"""Staying with a run: its checkpoints come home, and a machine that vanishes is replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+from deploy import answers, checkpoints, home, reach, runs
+from deploy.ending import stop_run
+from deploy.errors import NoMachine
+from deploy.launch import train
+from deploy.money import remind
+from deploy.plan import Request
+from deploy.pod.folder import FINAL_STATES
+from deploy.reach import Reached
+from deploy.runs import Record
+from deploy.shell import LinkLost
+from deploy.show import Screen
+
+EVERY_S = 2
+PAUSES_S = (15, 30, 60, 120, 300)
+
+
+def fetch_checkpoint(
+    project: Path, target: str, run_id: str | None, which: str, to: str | None, screen: Screen, *, watch: bool = False
+) -> dict[str, Any]:
+    """Bring one checkpoint home: verified, resumable, and never in the place of one of fuller data.
+
+    With `watch` every newer one as it appears, until the run is over.
+    """
+    with reach.run(project, target, run_id) as reached:
+        remind(project, reached.reach, screen)
+        reached.shell.on_loss = screen.say
+        brought: dict[str, Any] = {}
+        while True:
+            reached, _ = reached.look()
+            over = reached.record.state in FINAL_STATES
+            found = checkpoints.whole(reached.shell, reached.folder)
+            if found or over or not watch:
+                about = checkpoints.choose(found, which, reached.record.run_id)
+                if about["sha256"] != brought.get("sha256"):
+                    brought = home.bring_checkpoint(reached, about, to, screen)
+                    words = f"epoch {brought['epoch']}, step {brought['step']}, SHA-256 verified"
+                    screen.say(f"{brought['path']} ({words})")
+            if over or not watch:
+                return answers.of_checkpoint(brought)
+            time.sleep(EVERY_S)
+
+
+def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max_usd: float | None) -> dict[str, Any]:
+    """Stay with a run until it is done: its newest checkpoint comes home, and a machine that vanishes is replaced.
+
+    No capacity is waited out, with pauses that grow; a run that has cost `max_usd` is stopped.
+    """
+    record = runs.get(project / "runs", run_id, target)
+    pauses = iter(PAUSES_S)
+    while True:
+        with contextlib.suppress(LinkLost), reach.run(project, record.target, record.run_id) as reached:
+            record = _keep_home_current(reached, screen, max_usd)
+        if record.state == "lost":
+            screen.say(f"{answers.how_it_is(record)}; going on elsewhere")
+            try:
+                train(project, Request(target=record.target, resume="auto"), screen, detach=True, yes=True)
+                record, pauses = runs.get(project / "runs", record.run_id, target), iter(PAUSES_S)
+            except (NoMachine, LinkLost) as error:
+                pause = next(pauses, PAUSES_S[-1])
+                screen.say(f"{error.message}; trying again in {pause} s")
+                time.sleep(pause)
+        elif record.state in FINAL_STATES:
+            screen.say(answers.how_it_is(record))
+            return answers.row(record)
+        else:
+            time.sleep(EVERY_S)
+
+
+def _keep_home_current(reached: Reached, screen: Screen, max_usd: float | None) -> Record:
+    """One look at a watched run."""
+    reached, seen = reached.look()
+    if reached.machine is not None:
+        found = checkpoints.whole(reached.shell, reached.folder)
+        at_home = home.newest_checkpoint(reached)
+        if found and (at_home is None or checkpoints.age(found[-1]) > checkpoints.age(at_home)):
+            about = home.bring_checkpoint(reached, found[-1], None, screen)
+            screen.say(f"{about['path']} (epoch {about['epoch']}, step {about['step']})")
+        home.bring_record(reached)
+    if reached.record.state in FINAL_STATES:
+        if reached.machine is not None:
+            home.bring(reached, screen)
+    elif max_usd is not None and seen is not None and seen.spend_usd >= max_usd:
+        screen.say(f"this run has cost ${seen.spend_usd:.2f}, which is what --max-usd allows")
+        reached = stop_run(reached, screen)
+        home.bring(reached, screen)
+    return reached.record
