@@ -60,6 +60,13 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def core_seconds(work: Callable[[], object]) -> float:
+    """By the time that this process kept cores busy: what others do on the machine hardly counts."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
 def quick() -> bool:
     """Whether --quick was given: less data and fewer rounds, to see that a benchmark runs."""
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)

@@ -13,8 +13,6 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
 
-from _claims import Claim, in_turn, quick, report
+from _claims import Claim, core_seconds, in_turn, quick, report
 
 from app.data import decode
 from app.data.decode import simplejpeg
@@ -71,13 +69,6 @@ def bare(files: list[bytes]) -> None:
         np.stack([simplejpeg.decode_jpeg(file, "RGB") for file in files[at : at + BATCH]])
 
 
-def images_per_s(count: int, work: Callable[[], object]) -> float:
-    """By the time this process's core worked: others on the machine do not count."""
-    started = time.process_time()
-    work()
-    return count / (time.process_time() - started)
-
-
 def main() -> int:
     is_quick = quick()
     tints, rounds = (1, 2) if is_quick else (10, 7)
@@ -109,8 +100,8 @@ def main() -> int:
             (".rec by Pillow, peer a Pillow loop", read_with_pillow, pillow_loop, 1.0),
         ):
             a, b, ratio = in_turn(
-                lambda work=work: images_per_s(len(files), work),
-                lambda peer=peer: images_per_s(len(files), peer),
+                lambda work=work: len(files) / core_seconds(work),
+                lambda peer=peer: len(files) / core_seconds(peer),
                 rounds,
             )
             claims.append(Claim(name, a, b, "images/s", ratio, at_least))
