@@ -24,7 +24,7 @@ FEW = b'app = [\n    "faiss-cpu",\n    "numpy",\n    "torch==2.13.0",\n]'
 
 
 def test_the_classic_builder_makes_the_same_machine_from_a_checkout_with_crlf(our_image: str, tmp_path: Path) -> None:
-    """Its layers are its own, and kept. With fewer packages: they are what takes minutes, and no part of the question."""
+    """Its layers are its own, and kept. With few packages: they take minutes, and are no part of the question."""
     for name in (*image.FILES, "pyproject.toml"):
         path = tmp_path / "checkout" / name
         path.parent.mkdir(parents=True, exist_ok=True)

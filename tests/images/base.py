@@ -68,8 +68,14 @@ def base_image() -> str:
 def apt_sources() -> str:
     """This machine's own mirror and suites, as `deb` lines; whatever else it has is left out."""
     form = "$(ORIGIN)|deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
-    listing = run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
-    lines = [line.split("|")[1] for line in listing.splitlines() if line.split("|")[0] in ("Debian", "Ubuntu")]
+    if not shutil.which("apt-get"):
+        raise NoDocker("needs Docker: and its base image is made on a Debian-like machine only")
+    lines: list[str] = []
+    for update in (False, True):  # without its lists apt does not know whose a mirror is
+        if update and not lines and os.getuid() == 0:
+            run(["apt-get", "update"])
+        listing = run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
+        lines = [line.split("|")[1] for line in listing.splitlines() if line.split("|")[0] in ("Debian", "Ubuntu")]
     if not lines:
         raise NoDocker("needs Docker: and its base image needs apt-get update on a Debian-like machine")
     return "".join(f"{line}\n" for line in sorted(set(lines), key=lambda line: line.split()[2]))
