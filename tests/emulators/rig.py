@@ -84,6 +84,31 @@ def rig(api: str, project: Path, monkeypatch: pytest.MonkeyPatch, **about: Any) 
         emulator.close()
 
 
+def of(rig: Rig, name: str) -> Any:
+    """The pod, as the emulator knows it."""
+    return rig.emulator.pod(name)
+
+
+def killed(rig: Rig, **options: Any) -> None:
+    """The laptop's process dies while a pod starts: nothing of it runs any more, not even what gives back."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(seconds: float) -> None:
+        del seconds
+        rig.emulator.down()
+        raise Killed
+
+    sleep, rig.clock.sleep = rig.clock.sleep, die  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        rig.acquire(**options)
+    rig.clock.sleep = sleep  # type: ignore[method-assign]
+    rig.emulator.down(False)
+    assert rig.emulator.names == [rig.spec().name]
+    assert rig.intents() == [rig.spec().name]
+
+
 def breaches(emulator: Emulator) -> list[str]:
     """Against the contract: each request of ours, each answer of the emulator, but for those that a fault replaced."""
     found = []

@@ -83,9 +83,9 @@ class Boot:
 
     def identity(self, pod: Pod) -> Identity:
         """From the log, once a start; empty where there is no log to read."""
-        known = self.asking.notes.host_keys(pod)
-        if known or not self.asking.api.has_log:
-            return Identity(known)
+        known = self.asking.notes.identity(pod)
+        if known.host_keys or not self.asking.api.has_log:
+            return known
         identity = self._read(pod)
         for wait_s in LOG_WAITS_S:
             if identity.host_keys:
@@ -93,7 +93,7 @@ class Boot:
             self.asking.clock.sleep(wait_s)
             identity = self._read(pod)
         if identity.host_keys:
-            self.asking.notes.remember(pod, identity.host_keys)
+            self.asking.notes.remember(pod, identity)
         else:
             self.asking.say(f"the log of {pod} names no host key: the first connection pins the one it meets")
         return identity
@@ -114,7 +114,7 @@ class Boot:
             if pod.gpus_seen == 0:
                 raise Unfit("it came without GPUs")
         self._refuse_unfit(pod, identity)
-        if self.min_memory_gib and not (pod.memory_gib or identity.memory_gib or self.asking.notes.host_keys(pod)):
+        if self.min_memory_gib and not (pod.memory_gib or identity.memory_gib):
             self.asking.say(f"neither {pod} nor its image tells its memory: min_memory_gib is not checked")
         return pod, identity
 

@@ -1,7 +1,7 @@
 """What the laptop remembers of its pods: a cache and a safety net, never the truth; that is what RunPod's list says.
 
 intents/<name>.json  before a pod is asked for: should everything die in the next second, its name is known
-pods/<id>.json       host keys, so that not each command reads a log; they count for one start of the container only
+pods/<id>.json       what its log said of it, so that not each command reads it; it counts for one start only
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from deploy.providers.runpod.api import Pod
+from deploy.providers.runpod.identity import Identity
 
 KEEP_S = 3600
 
@@ -39,14 +41,15 @@ class Notes:
     def done_with(self, name: str) -> None:
         (self.intents / f"{name}.json").unlink(missing_ok=True)
 
-    def host_keys(self, pod: Pod) -> tuple[str, ...]:
-        """Those seen at this start, at this address; a restarted container makes new ones."""
+    def identity(self, pod: Pod) -> Identity:
+        """As seen at this start, at this address; a restarted container makes new keys. Empty when it was not seen."""
         known = _read(self.pods / f"{pod.id}.json")
-        keys = known.get("host_keys") if known.get("boot") == _boot(pod) else None
-        return tuple(map(str, keys)) if isinstance(keys, list) else ()
+        if known.get("boot") != _boot(pod):
+            return Identity()
+        return Identity(tuple(known.get("host_keys") or ()), known.get("gpus"), known.get("memory_gib"))
 
-    def remember(self, pod: Pod, host_keys: tuple[str, ...]) -> None:
-        _write(self.pods / f"{pod.id}.json", {"name": pod.name, "boot": _boot(pod), "host_keys": list(host_keys)})
+    def remember(self, pod: Pod, identity: Identity) -> None:
+        _write(self.pods / f"{pod.id}.json", {"name": pod.name, "boot": _boot(pod), **asdict(identity)})
 
     def forget(self, pod_id: str) -> None:
         (self.pods / f"{pod_id}.json").unlink(missing_ok=True)

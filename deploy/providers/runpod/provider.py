@@ -73,7 +73,7 @@ class RunPodProvider:
         mine = f"sniperface-{slug(self.settings.project.name)}-"
         with self._words():
             pods = [pod for pod in self._asking.pods(self.limits.look_s) if pod.name.startswith(mine)]
-        return [self._machine(pod, Identity(self._notes.host_keys(pod))) for pod in pods]
+        return [self._machine(pod, self._notes.identity(pod)) for pod in pods]
 
     def release(self, machine: Machine) -> None:
         with self._words():
