@@ -70,7 +70,7 @@ def main() -> None:
             while True:
                 head, body = unpack(source.readinto1)
                 _answer(head, body, send)
-    os._exit(0)  # the laptop is gone: nothing is left to be told, and a beat may be stuck in a full pipe
+    _leave()
 
 
 def _answer(head: dict[str, Any], body: bytes, send: Callable[..., None]) -> None:
@@ -101,6 +101,13 @@ def _beat(send: Callable[..., None]) -> None:
         while True:
             time.sleep(BEAT_S)
             send({"beat": True})
+    _leave()  # the laptop went away while a command runs
+
+
+def _leave() -> None:
+    """Nothing is left to be told, and a beat may be stuck in a full pipe. What was spawned stays."""
+    verbs.end_awaited()
+    os._exit(0)
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -25,6 +25,9 @@ CHUNK_BYTES = 8 << 20
 NO_LIMIT_BYTES = 1 << 50  # what cgroups tell where there is no limit is larger than any memory
 
 
+running: set[int] = set()  # the commands that somebody waits for
+
+
 class Overdue(Exception):
     """A command did not end in time, and was ended; `output` is what it had said."""
 
@@ -41,7 +44,7 @@ def run(
     limit_s: float = 60,
 ) -> tuple[int, bytes, bytes]:
     """Exit code, standard output, standard error. `env` is added to the machine's own; None takes a name out."""
-    with _popen(argv, cwd, env, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with _popen(argv, cwd, env, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process, _awaited(process.pid):
         try:
             stdout, stderr = process.communicate(stdin, timeout=limit_s)
         except subprocess.TimeoutExpired:
@@ -56,13 +59,19 @@ def run(
 
 def lines(argv: Sequence[str], cwd: str | None = None) -> Iterator[bytes]:
     """The output of a command, line by line while it runs; the last item is its exit code as `exit N`."""
-    with _popen(argv, cwd, None, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT) as process:
+    with _popen(argv, cwd, None, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT) as process, _awaited(process.pid):
         try:
             yield from process.stdout or ()
         except BaseException:
             processes.kill_tree(process.pid)
             raise
     yield b"exit %d" % process.returncode
+
+
+def end_awaited() -> None:
+    """End the commands that are run at the moment: nobody waits for them any more."""
+    for pid in list(running):
+        processes.kill_tree(pid)
 
 
 def spawn(argv: Sequence[str], cwd: str) -> int:
@@ -259,6 +268,15 @@ def _is_hole(descriptor: int, offset: int, length: int) -> bool:
         return os.lseek(descriptor, offset, os.SEEK_DATA) >= offset + length
     except OSError as error:
         return error.errno == errno.ENXIO  # nothing but a hole from there to the end
+
+
+@contextlib.contextmanager
+def _awaited(pid: int) -> Iterator[None]:
+    running.add(pid)
+    try:
+        yield
+    finally:
+        running.discard(pid)
 
 
 def _cgroup(of_version_2: str, of_version_1: str) -> str:

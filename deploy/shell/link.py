@@ -133,7 +133,7 @@ class Link:
 
     def submit(self, verb: str, **arguments: Any) -> Pending:
         """Send a request without waiting for the answer."""
-        body = arguments.pop(WITH_BODY[verb]) if verb in WITH_BODY else b""
+        body = arguments.pop(WITH_BODY[verb], b"") if verb in WITH_BODY else b""
         pending = Pending(self)
         with self._lock:
             number = next(self._numbers)
@@ -176,6 +176,8 @@ class Link:
             if time.monotonic() > limit_s:
                 self.fail(f"no answer within {GREETING_LIMIT_S:.0f} s")
         if self.broken:
+            if len(self._chatter) > CHATTER_BYTES:
+                raise NoAgent("a login script on the machine prints without end", evidence=last_lines(self._chatter))
             said = [*last_lines(self._chatter), *self.stream.complaint()]
             if self._exit_code is None:
                 raise LinkLost(f"the connection broke: {self.broken}", evidence=said)
@@ -219,7 +221,7 @@ class Link:
         """What login scripts print stands before the greeting."""
         while not self._chatter.endswith(GREETING):
             if len(self._chatter) > CHATTER_BYTES:
-                raise Ended("a login script there prints without end")
+                raise Ended("too much text before the agent's first word")
             self._chatter += exactly(self._read_into, 1)
 
     def _deliver(self, head: dict[str, Any], body: bytes) -> None:

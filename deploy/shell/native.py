@@ -89,16 +89,21 @@ def command(config: Path, machine: Machine, argv: Sequence[str], *, terminal: bo
     return [*_ssh(config, machine, "-t" if terminal else "-T"), shlex.join(argv)]
 
 
-class ProcessStream:
-    """The agent over a process of the system's ssh. OSError where there is no ssh."""
+def agent_command(config: Path, machine: Machine) -> list[str]:
+    """ssh's argument list for the agent; it must never ask anything."""
+    return [*_ssh(config, machine, "-T", "-o", "BatchMode=yes"), BOOTSTRAP]
 
-    def __init__(self, config: Path, machine: Machine) -> None:
+
+class ProcessStream:
+    """The agent over a process, `agent_command` for one of the system's ssh. OSError where there is no such program."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
         # Ctrl-C belongs to this program, which decides what becomes of its transfers.
         options: dict[str, Any] = {"start_new_session": True}
         if sys.platform == "win32":
             options = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
         self.process = subprocess.Popen(
-            [*_ssh(config, machine, "-T", "-o", "BatchMode=yes"), BOOTSTRAP],
+            list(argv),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -114,7 +114,7 @@ class SshShell(Shell):
 
     def native_link(self) -> Link:
         """One more agent over a connection of its own, by the system's ssh; OSError where there is none."""
-        return Link(native.ProcessStream(self.config(), self.machine))
+        return Link(native.ProcessStream(native.agent_command(self.config(), self.machine)))
 
     def close(self) -> None:
         with self._lock:
