@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deploy import checkpoints, runs, transfer
+from deploy import checkpoints, guard, runs, transfer
 from deploy.pod.folder import RunFolder
 from deploy.pod.lock import Busy, Lock
 from deploy.reach import Reached
@@ -49,6 +49,8 @@ def bring_checkpoint(reached: Reached, about: dict[str, Any], to: str | None, sc
         if not to and reached.shell.size(reached.folder.config) is not None:  # it says what the weights are
             transfer.fetch(reached.shell, reached.folder.config, Path(home.config))
         transfer.fetch_checkpoint(reached.shell, reached.folder.checkpoints / about["file"], about, place, progress)
+    if reached.machine is not None and not reached.machine.is_here:
+        guard.note_fetched(reached.shell, reached.folder, about)
     return {**about, "path": str(place)}
 
 

@@ -88,7 +88,7 @@ def _start(
             shell = at.shell(machine)
             made = ready(at.settings, machine, shell, checked, looked_up, screen, watch)
             machine, plan = made.machine, made.plan
-            bring_own_files(shell, machine, checked, plan)
+            bring_own_files(at.settings, shell, machine, checked, plan)
             runs.save_plan(book, plan)
             record = runs.update(book, record, run_dir=plan.run_dir)
             if plan.attempt > 1:

@@ -310,7 +310,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         env=_environment(facts, processes),
         queue=request.queue,
         grace_s=GRACE_S,
-        limits=_limits(settings, facts.machine),
+        limits=limits_of(settings, facts.machine),
         usd_per_hour=rate,
         phases=predict(facts.phases, None if minutes is None else minutes * 60, rate),
         expected_minutes=minutes,
@@ -320,7 +320,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
     )
 
 
-def _limits(settings: Settings, machine: Machine | None) -> Limits:
+def limits_of(settings: Settings, machine: Machine | None) -> Limits:
     target = settings.target
     return Limits(
         max_restarts=target.max_restarts,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deploy import job, runs
+from deploy import guard, job, runs
 from deploy.errors import WrongUse, command, unknown
 from deploy.machine import Machine, MachineSpec, Provider
 from deploy.pod.folder import FINAL_STATES, RunFolder
@@ -64,6 +64,7 @@ class Reach:
         if machine:
             shell, folder = self.shell(machine), RunFolder(machine.path(record.run_dir))
             if shell.listdir(folder.path):
+                guard.greet(machine, shell, folder.path.parent.parent)
                 return Reached(self, record, shell, folder, machine)
         return Reached(self, record, LocalShell(), runs.home(self.settings.runs, record.run_id), None)
 

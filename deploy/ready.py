@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from deploy import code, data, environment, transfer
+from deploy import code, data, environment, guard, transfer
 from deploy.errors import NoMachine, WrongUse, command
 from deploy.facts import Checked
 from deploy.machine import Machine, MachineSpec
@@ -96,6 +96,9 @@ def ready_code(settings: Settings, machine: Machine, shell: Shell, screen: Scree
     snapshot = code.place(settings.project, shell, machine.root, settings.target.large_files)
     folder = machine.root / "code" / snapshot
     screen.say(f"code: {folder}")
+    armed = guard.arm(settings, machine, shell, folder)
+    if armed:
+        screen.say(f"guarded: {armed}")
     environment.ensure(machine, shell, settings.project, folder, screen.say)
     return machine, folder
 
@@ -118,9 +121,12 @@ def greet(settings: Settings, machine: Machine, shell: Shell, screen: Screen) ->
     return machine
 
 
-def bring_own_files(shell: Shell, machine: Machine, checked: Checked, plan: Plan) -> None:
-    """The user's checkpoint travels into the run folder, with its JSON; so do labels of images that lie elsewhere."""
+def bring_own_files(settings: Settings, shell: Shell, machine: Machine, checked: Checked, plan: Plan) -> None:
+    """Into the run folder: the user's checkpoint with its JSON, labels of images that lie elsewhere, secrets."""
     folder = RunFolder(machine.path(plan.run_dir))
+    secrets = {} if machine.is_here else guard.own_secrets(settings)
+    if secrets:
+        guard.write_secrets(shell, folder.secrets, secrets)
     if checked.request.resume not in ("none", "auto"):
         for file in (Path(checked.request.resume), Path(checked.request.resume).with_suffix(".json")):
             if file.exists():

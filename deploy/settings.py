@@ -84,6 +84,12 @@ class Target:
     data: str | None = None
     stage_to: str | None = None
     processes: int | None = None  # None: decided from the machine's GPUs and cores
+    secrets: tuple[str, ...] = (  # names of this computer's environment whose values a run elsewhere is given
+        "WANDB_API_KEY",
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+    )
     large_files: tuple[str, ...] = ()  # of the code: files over 50 MB that are meant to travel
     max_restarts: int = 3  # of a job that crashes, each from a newer checkpoint than the last
     max_hours: float | None = None  # ceilings, counted from the moment the machine is paid for

@@ -24,7 +24,8 @@ LAPTOP = [
     "deploy.doctor deploy.home deploy.money deploy.ready",
     "deploy.facts deploy.show",
     "deploy.answers deploy.reach",
-    "deploy.checkpoints deploy.code deploy.data deploy.environment deploy.job deploy.providers deploy.runs",
+    "deploy.checkpoints deploy.code deploy.data deploy.environment deploy.guard deploy.job deploy.providers "
+    "deploy.runs",
     "deploy.image deploy.keys deploy.origins",
     "deploy.transfer",
     "deploy.plan deploy.shell",

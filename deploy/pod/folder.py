@@ -58,14 +58,14 @@ class Root:
         self.guard_lock = path / "guard.lock"
 
 
-def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
+def write_bytes(path: Path, data: bytes, durable: bool = True, mode: int = 0o666) -> None:
     """Replace a file in one step: a reader sees the old bytes or the new ones, never a mixture.
 
     `durable=False` leaves out the fsync: a heartbeat must not wait for a slow disk, and need not survive a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
+    with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(data)
         if durable:
             file.flush()

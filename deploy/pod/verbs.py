@@ -151,8 +151,9 @@ def read(path: str, offset: int = 0, limit: int | None = None) -> bytes:
         return file.read(-1 if limit is None else limit)
 
 
-def write(path: str, data: bytes) -> None:
-    folder.write_bytes(Path(path), data)
+def write(path: str, data: bytes, private: bool = False) -> None:
+    """`private`: nobody but the owner may read it, from its first moment on."""
+    folder.write_bytes(Path(path), data, mode=0o600 if private else 0o666)
 
 
 def write_at(path: str, offset: int, data: bytes) -> None:

@@ -134,9 +134,9 @@ class Shell:
         data: bytes = self.call("read", path=str(path), offset=offset, limit=limit)
         return data
 
-    def write(self, path: PurePath, data: bytes) -> None:
-        """Replace a whole file in one step."""
-        self.call("write", path=str(path), data=data)
+    def write(self, path: PurePath, data: bytes, *, private: bool = False) -> None:
+        """Replace a whole file in one step; a `private` one is for its owner alone."""
+        self.call("write", path=str(path), data=data, private=private)
 
     def write_at(self, path: PurePath, offset: int, data: bytes) -> None:
         """Write a range of a file, which is made, with its folders, when it is not there."""

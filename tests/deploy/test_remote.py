@@ -354,3 +354,24 @@ def test_a_watched_run_is_finished_whatever_happens(box: Box, tmp_path: Path) ->
     assert "going on elsewhere" in said
     assert said.splitlines()[-1].endswith("succeeded")
     assert next((box.project.path / "runs").glob("*/checkpoints/epoch_007.json"))
+
+
+def test_a_machine_is_guarded_before_anything_takes_long(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle for so long without a word from the laptop, its work is ended; secrets are a file that nobody else reads."""
+    box.target(idle_min=0.2, secrets=["BOX_TOKEN"])
+    box.project.env["BOX_TOKEN"] = "planted-secret-5171"
+    said = box.invoke("train", "--detach", "--set", "train.step_s=0.3", "--set", "train.epochs=4").stdout
+    assert "guarded: idle_min 0.2" in said
+    guard = json.loads((box.root / "guard.json").read_text())
+    assert (guard["idle_min"], guard["machine"]) == (0.2, "sniperface-it_s_a_faces_f_lder_home_x_a_b-box")
+    run = next((box.root / "runs").iterdir())
+    wait_until(lambda: not (run / "secrets.env").exists())
+    wait_until(lambda: json.loads((run / "status.json").read_text())["state"] == "succeeded", 60)
+    box.invoke("fetch-checkpoint")
+    assert list((run / "checkpoints").glob("*.fetched"))
+    told = box.root / "guard-status.json"
+    wait_until(lambda: "idle" in json.dumps(json.loads(told.read_text())["decision"]), 90)
+    for folder in (box.root, box.project.path, box.ram):
+        for file in folder.rglob("*"):
+            assert not file.is_file() or b"planted-secret-5171" not in file.read_bytes(), file
+    subprocess.run(["pkill", "-f", f"deploy.pod.guard {box.root}"], check=False)

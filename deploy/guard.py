@@ -1,0 +1,66 @@
+"""The laptop's word to the guard of a machine: its ceilings, that somebody is there, and what has come home already."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import PurePath
+from typing import Any
+
+from deploy.machine import Machine
+from deploy.plan import limits_of
+from deploy.pod.folder import Root, RunFolder
+from deploy.pod.whole import FETCHED
+from deploy.settings import RunPod, Settings
+from deploy.shell import Shell
+
+
+def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath) -> str | None:
+    """Before anything that takes long: from here on the machine looks after its money by itself. Returns its ceilings.
+
+    Where nothing is paid and nothing was limited there is nothing to guard.
+    """
+    limits = limits_of(settings, machine)
+    ceilings = {name: getattr(limits, name) for name in ("max_hours", "max_usd", "idle_min", "stall_min")}
+    armed = {name: value for name, value in ceilings.items() if value is not None}
+    if not armed:
+        return None
+    root = Root(machine.root)
+    growing = [
+        machine.root / "data",
+        machine.root / "environments",
+        *([settings.stage_to] if settings.stage_to else []),
+    ]
+    told = {**asdict(limits), "machine": machine.name, "watch": [str(path) for path in growing]}
+    if isinstance(settings.target.options, RunPod) and settings.target.options.volume:
+        told["volume_path"] = settings.target.options.volume_path
+    secrets = own_secrets(settings)
+    if secrets and limits.sync_to:
+        write_secrets(shell, root.guard_secrets, secrets)
+    shell.write(root.guard, json.dumps(told, indent=1).encode("utf-8"))
+    shell.spawn([machine.python, "-m", "deploy.pod.guard", str(machine.root)], cwd=code)
+    return ", ".join(f"{name} {value:g}" for name, value in armed.items())
+
+
+def greet(machine: Machine, shell: Shell, root: PurePath) -> None:
+    """Somebody is there: idleness is counted anew."""
+    if machine.usd_per_hour:
+        shell.write(Root(root).contact, b"")
+
+
+def note_fetched(shell: Shell, folder: RunFolder, about: Mapping[str, Any]) -> None:
+    """A verified copy is at home, so the machine may go."""
+    told = {"sha256": about["sha256"], "to": "the laptop"}
+    shell.write(folder.checkpoints / f"{about['file']}{FETCHED}", json.dumps(told).encode("utf-8"))
+
+
+def own_secrets(settings: Settings) -> dict[str, str]:
+    """What the target's `secrets` names and this computer's environment holds."""
+    return {name: os.environ[name] for name in settings.target.secrets if os.environ.get(name)}
+
+
+def write_secrets(shell: Shell, path: PurePath, secrets: Mapping[str, str]) -> None:
+    """As a file that only its owner reads, over the connection; never in a command line, never in a plan."""
+    shell.write(path, json.dumps(dict(secrets)).encode("utf-8"), private=True)
