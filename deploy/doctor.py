@@ -5,16 +5,22 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from deploy.code import look
-from deploy.errors import BOOTSTRAP, DeployError
+from deploy.environment import settle
+from deploy.errors import BOOTSTRAP, DeployError, command
 from deploy.facts import app_config
+from deploy.plan import family_name
+from deploy.reach import Reach
 from deploy.settings import Settings
 from deploy.shell import LocalShell
 
 MIN_FREE_GIB = 5
+MISSING = {
+    "git": ("problem", "not installed on the machine: code cannot travel", "apt-get install git, there"),
+    "tmux": ("warning", "not installed on the machine: `attach` cannot work", "apt-get install tmux, there"),
+}
 APP_PACKAGES = ("torch", "numpy", "scipy", "faiss", "wandb")
 
 
@@ -28,18 +34,46 @@ class Finding:
     fix: str | None = None
 
 
-def examine(settings: Settings) -> list[Finding]:
-    checks: list[Callable[[Settings], Finding]] = [
-        _python,
-        _packages,
-        _config,
-        _git,
-        _tmux,
-        _gpu,
-        _disk,
-        _terminal,
-    ]
-    return [check(settings) for check in checks]
+def examine(at: Reach) -> list[Finding]:
+    """Of this computer, and, where the target is another machine, of what it takes to have and to use that."""
+    settings = at.settings
+    of_laptop = [_python, _config, _git, _disk, _terminal]
+    if settings.is_local:
+        return [check(settings) for check in (*of_laptop[:1], _packages, *of_laptop[1:3], _tmux, _gpu, *of_laptop[3:])]
+    return [*(check(settings) for check in (*of_laptop, _ssh)), *_machine(at)]
+
+
+def _ssh(_: Settings) -> Finding:
+    if LocalShell().which("ssh"):
+        return Finding("ssh", "ok", "installed")
+    fix = "Windows: Settings, Optional features, OpenSSH Client; Debian, Ubuntu: apt-get install openssh-client"
+    return Finding("ssh", "warning", "not installed: `attach` cannot work, and large files are slow", fix)
+
+
+def _machine(at: Reach) -> list[Finding]:
+    """The provider is asked, and a machine that is there; nothing is made for this."""
+    target = at.settings.target.name
+    try:
+        machines = [each for each in at.provider.list() if each.name.startswith(family_name(at.settings))]
+        machine = machines[0] if machines else at.machine(family_name(at.settings).rstrip("-"))
+    except DeployError as error:
+        return [Finding(f"provider {at.settings.target.provider}", "problem", error.message, error.next_command)]
+    if machine is None:
+        return [Finding("machine", "ok", f"none is there; one is made by: {command(f'deploy --on {target}')}")]
+    shell = at.shell(machine)
+    try:
+        machine = settle(machine, shell, at.settings.project)
+        hardware = shell.hardware()
+        missing = [program for program in ("git", "tmux") if shell.which(program) is None]
+        free_gib = shell.free_bytes(at.settings.stage_to or machine.root) / (1 << 30)
+    except DeployError as error:
+        return [Finding("machine", "problem", error.message, error.next_command)]
+    found = f"{machine.name}: {hardware.gpus} GPUs ({hardware.gpu or 'none'}), {hardware.cores} cores"
+    findings = [Finding("machine", "ok", found)]
+    findings += [Finding(name, *MISSING[name]) for name in missing]
+    where = at.settings.stage_to or machine.root
+    level = "ok" if free_gib > 1 else "warning"
+    return [*findings, Finding("room", level, f"{free_gib:.1f} GiB free in {where}", None)]
 
 
 def _python(_: Settings) -> Finding:
@@ -90,11 +124,12 @@ def _gpu(_: Settings) -> Finding:
 
 
 def _disk(settings: Settings) -> Finding:
-    free_gib = LocalShell().free_bytes(settings.root) / (1 << 30)
+    place = settings.root if settings.is_local else settings.project
+    free_gib = LocalShell().free_bytes(place) / (1 << 30)
     if free_gib < MIN_FREE_GIB:
         fix = f"remove old runs, or set another root in conf/deploy/{settings.target.name}.yaml"
-        return Finding("disk", "warning", f"{free_gib:.1f} GiB free in {settings.root}", fix)
-    return Finding("disk", "ok", f"{free_gib:.0f} GiB free in {settings.root}")
+        return Finding("disk", "warning", f"{free_gib:.1f} GiB free in {place}", fix)
+    return Finding("disk", "ok", f"{free_gib:.0f} GiB free in {place}")
 
 
 def _terminal(_: Settings) -> Finding:

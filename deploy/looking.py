@@ -14,8 +14,7 @@ from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.money import remind
 from deploy.pod.folder import FINAL_STATES
 from deploy.reach import Reach
-from deploy.settings import load
-from deploy.shell import LocalShell
+from deploy.shell import LinkLost, LocalShell
 from deploy.show import Screen
 
 AGAIN_EVERY_S = 2
@@ -54,7 +53,25 @@ def list_runs(project: Path) -> list[dict[str, Any]]:
 
 
 def logs(project: Path, target: str, run_id: str | None, screen: Screen, *, follow: bool) -> None:
-    """The log as it is, and with `follow` as it grows, until the job has ended."""
+    """The log as it is, and with `follow` as it grows, until the job has ended.
+
+    Where SSH is down, what the machine's console tells, which has the job's output too.
+    """
+    try:
+        _logs(project, target, run_id, screen, follow=follow)
+    except LinkLost as lost:
+        record = runs.get(project / "runs", run_id, target)
+        with reach.target(project, record.target) as at:
+            machine = at.machine(record.machine)
+            lines = list(at.provider.log(machine)) if machine else []
+        if not lines:
+            raise
+        screen.complain(f"{lost.message}; this is the console of {record.machine}, as its provider shows it:")
+        screen.raw("\n".join(lines) + "\n")
+        raise
+
+
+def _logs(project: Path, target: str, run_id: str | None, screen: Screen, *, follow: bool) -> None:
     with reach.run(project, target, run_id) as reached:
         remind(project, reached.reach, screen)
         if follow:
@@ -93,4 +110,5 @@ def bills(project: Path) -> list[dict[str, Any]]:
 
 def examine(project: Path, target: str) -> list[dict[str, Any]]:
     """What is wrong with the set-up, each finding with its fix."""
-    return [asdict(finding) for finding in doctor.examine(load(project, target))]
+    with reach.target(project, target) as at:
+        return [asdict(finding) for finding in doctor.examine(at)]

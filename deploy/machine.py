@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Protocol
@@ -89,3 +89,6 @@ class Provider(Protocol):
         """Every machine of this project, of any target and run, that this provider knows."""
 
     def release(self, machine: Machine) -> None: ...
+
+    def log(self, machine: Machine) -> Iterator[str]:
+        """What a machine printed on its console, also while SSH is down; nothing where there is no such thing."""

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from deploy.pod import processes, redact, restarts, turns, whole
 from deploy.pod.clock import Clock
+from deploy.pod.echo import Echo
 from deploy.pod.folder import Root, RunFolder, read_json, tell_json
 from deploy.pod.limits import Limits, parse
 from deploy.pod.lock import Busy, Lock
@@ -65,7 +66,7 @@ class Supervisor:
         self.stops = Stops(folder)
         self.stop_deadline: float | None = None
         self.killed = False
-        self.echo_alive = True
+        self.echo = Echo()
 
     def turn(self) -> contextlib.AbstractContextManager[Lock | None]:
         """The lock of the machine; None when the run was asked to end while it waited for its turn."""
@@ -261,14 +262,9 @@ class Supervisor:
         return 0 if state in ("succeeded", "stopped", "expired") else 1
 
     def _echo(self, log: IO[bytes]) -> None:
-        """Show new log bytes in the terminal that `attach` opens, for as long as there is one."""
         text = log.read()
-        if not text or not self.echo_alive:
-            return
-        try:
-            os.write(sys.stdout.fileno(), text)
-        except (OSError, ValueError, AttributeError):
-            self.echo_alive = False
+        if text:
+            self.echo(text)
 
 
 def _limits(plan: dict[str, Any]) -> Limits:

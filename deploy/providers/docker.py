@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LABEL = "sniperface."  # project, target, family, root
 PYTHON = "/opt/sniperface/bin/python"
 READY_S = 60.0  # from a started container to an sshd that answers
+LOG_LINES = 1000
 SSH_PORT = "22/tcp"
 HOST_KEY = "sniperface host key: "
 BAD_START = "sniperface bad start: "
@@ -83,6 +84,15 @@ class DockerProvider:
             self._remove(self.client.containers.get(machine.name))
         except NotFound:
             return
+
+    def log(self, machine: Machine) -> Iterator[str]:
+        from docker.errors import NotFound
+
+        try:
+            said = self.client.containers.get(machine.name).logs(tail=LOG_LINES)
+        except NotFound:
+            return
+        yield from said.decode("utf-8", errors="replace").splitlines()
 
     def _usable(self, family: str) -> Sequence[Container]:
         """Containers of another environment than this checkout's keep what they have, and are not used any more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 
 from deploy.errors import NoMachine
@@ -45,6 +45,9 @@ class LocalProvider:
 
     def release(self, machine: Machine) -> None:
         """This computer stays."""
+
+    def log(self, machine: Machine) -> Iterator[str]:  # noqa: ARG002 - as of every provider
+        return iter(())
 
     def _machine(self, name: str, root: PurePath) -> Machine:
         return Machine(name=name, provider="local", root=root, python=sys.executable)

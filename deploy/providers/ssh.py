@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from deploy.machine import Address, Machine, MachineSpec
 from deploy.settings import Settings, Ssh, key_file
@@ -32,6 +32,9 @@ class SshProvider:
 
     def release(self, machine: Machine) -> None:
         """The host stays."""
+
+    def log(self, machine: Machine) -> Iterator[str]:  # noqa: ARG002 - as of every provider
+        return iter(())
 
     def _machine(self, name: str) -> Machine:
         options = self.options

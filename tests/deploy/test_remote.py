@@ -356,7 +356,7 @@ def test_a_watched_run_is_finished_whatever_happens(box: Box, tmp_path: Path) ->
     assert next((box.project.path / "runs").glob("*/checkpoints/epoch_007.json"))
 
 
-def test_a_machine_is_guarded_before_anything_takes_long(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_is_guarded_before_anything_takes_long(box: Box) -> None:
     """Idle for so long without a word from the laptop, its work is ended; secrets are a file that nobody else reads."""
     box.target(idle_min=0.2, secrets=["BOX_TOKEN"])
     box.project.env["BOX_TOKEN"] = "planted-secret-5171"
