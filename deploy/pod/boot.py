@@ -257,10 +257,12 @@ def hardware() -> str:
 
 
 def is_supervisor(pid: int) -> bool:
+    """Whether Python runs as one; the tmux and the shells around it have its name in their own command lines."""
     try:
-        return b"deploy.pod.supervisor" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
+    return b"python" in words[0].rpartition(b"/")[2] and b"deploy.pod.supervisor" in words
 
 
 def tell(pids: list[int]) -> None:

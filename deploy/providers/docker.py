@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from deploy import image
-from deploy.errors import NoMachine, StepFailed, command
+from deploy.errors import NoMachine, StepFailed, WrongUse, command
 from deploy.keys import project_key
 from deploy.machine import Address, Machine, MachineSpec
 from deploy.plan import slug
@@ -109,6 +109,11 @@ class DockerProvider:
     def _create(self, spec: MachineSpec) -> Container:
         from docker.errors import APIError, ImageNotFound
 
+        if self.options.network in ("host", "none"):
+            raise WrongUse(
+                f"network: {self.options.network} leaves target '{self.settings.target.name}' without a port of its "
+                "own for SSH: leave it out, or name a bridge network, such as network: bridge"
+            )
         name = self.options.image or image.newest(self.client, self.settings.project)
         if not name:
             raise NoMachine(
@@ -154,7 +159,7 @@ class DockerProvider:
         if wanted == "none" or (wanted == "auto" and "nvidia" not in self.client.info().get("Runtimes", {})):
             return []
         if wanted not in ("auto", "all") and not wanted.isdigit():
-            raise NoMachine(
+            raise WrongUse(
                 f"gpus of target '{self.settings.target.name}' must be auto, none, all or a number: {wanted}"
             )
         count = int(wanted) if wanted.isdigit() else -1

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
+import socketserver
 import subprocess
+import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pytest
 
 from deploy import image
-from deploy.errors import NoMachine
+from deploy.errors import NoMachine, WrongUse
 from deploy.machine import Machine, MachineSpec
 from deploy.providers.docker import DockerProvider
 from deploy.settings import Docker, Settings, Target
@@ -139,3 +143,64 @@ def test_an_engine_that_is_not_there_is_said_with_its_address(tmp_path: Path) ->
         nobody = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(NoMachine, match=f"no Docker engine answers at {nobody}"):
         DockerProvider(settings(tmp_path, docker_host=nobody)).list()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"gpus": "some"}, "must be auto, none, all or a number: some"),
+        ({"network": "host"}, "without a port of its own"),
+    ],
+)
+def test_an_option_that_cannot_work_is_said(
+    provider: DockerProvider, our_image: str, options: dict[str, str], sentence: str
+) -> None:
+    asking = DockerProvider(settings(provider.settings.project, image=our_image, **options))
+    with pytest.raises(WrongUse, match=sentence):
+        asking.acquire(spec(asking, "r1"))
+    assert provider.list() == []
+
+
+def test_an_engine_elsewhere_is_reached_by_its_address(
+    provider: DockerProvider, our_image: str, tmp_path: Path
+) -> None:
+    """By TCP, through a relay to this computer's engine; the container's port is then open to the network."""
+    with relay("/var/run/docker.sock") as port:
+        there = settings(provider.settings.project, image=our_image, docker_host=f"tcp://127.0.0.2:{port}")
+        remote = DockerProvider(there)
+        machine = remote.acquire(spec(remote, "r1"))
+        assert machine.address is not None
+        assert machine.address.host == "127.0.0.2"
+        assert provider.list() == [replace(machine, address=replace(machine.address, host="127.0.0.1"))]
+        assert ssh(machine, "echo there", tmp_path) == "there"
+        remote.release(machine)
+        remote.client.close()
+
+
+@contextlib.contextmanager
+def relay(path: str) -> Iterator[int]:
+    """A port of this computer that leads to a Unix socket."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.socket(socket.AF_UNIX) as there:
+                there.connect(path)
+                pump = threading.Thread(target=_copy, args=(there, self.request), daemon=True)
+                pump.start()
+                _copy(self.request, there)
+                pump.join()
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+
+    with Server(("127.0.0.2", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def _copy(source: socket.socket, sink: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)

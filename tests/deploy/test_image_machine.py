@@ -177,15 +177,26 @@ def test_a_restart_keeps_the_host_key(our_image: str, tmp_path: Path) -> None:
 
 
 def test_the_end_waits_for_a_supervisor_and_its_checkpoint(our_image: str, tmp_path: Path) -> None:
-    """The supervisor in tmux is told first and alone; only when it is gone, the rest is."""
-    job = "trap 'echo job >> /workspace/order; exit' TERM; while :; do sleep 0.1; done"
-    supervisor = "trap 'sleep 1; echo checkpoint >> /workspace/order; exit' TERM; while :; do sleep 0.1; done"
+    """The supervisor is told first and alone; when it is gone, the rest is: tmux, which has its name too, and jobs."""
+    supervisor = """
+import signal, sys, time
+def end(*_):
+    time.sleep(1)
+    open("/workspace/order", "a").write("checkpoint\\n")
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+open("/workspace/up", "w")
+while True:
+    time.sleep(0.1)
+"""
+    job = "trap 'echo job >> /workspace/order; exit' TERM; touch /workspace/jobup; while :; do sleep 0.1; done"
     with started(our_image, tmp_path) as made:
         made.until_it_answers()
-        for name, script in (("job", job), ("deploy.pod.supervisor", supervisor)):
-            Path(tmp_path, name).write_text(script)
-            made.ssh(f"cat > /workspace/{name}", stdin=script.encode())
-            made.ssh(f"tmux new-session -d -s {name.split('.')[-1]} 'bash /workspace/{name}'")
+        made.ssh("mkdir -p /workspace/deploy/pod; cat > /workspace/deploy/pod/supervisor.py", stdin=supervisor.encode())
+        made.ssh("cat > /workspace/job", stdin=job.encode())
+        made.ssh("cd /workspace; tmux new-session -d -s one 'python -m deploy.pod.supervisor'")
+        made.ssh("setsid --fork bash /workspace/job < /dev/null > /dev/null 2>&1")
+        wait_until(lambda: {b"up", b"jobup"} <= set(made.ssh("ls /workspace").split()))
         docker("stop", "--time", "30", made.id)
         assert docker("inspect", "--format", "{{.State.ExitCode}}", made.id) == "0"
         docker("start", made.id)

@@ -33,9 +33,10 @@ class Machine:
 
     def until_it_answers(self) -> Machine:
         """The host key comes from the log; ssh accepts it and no other."""
-        log = wait_until(lambda: self.log() if "Server listening" in self.log() else "")
-        [key] = {line.removeprefix(HOST_KEY) for line in log.splitlines() if line.startswith(HOST_KEY)}
+        wait_until(lambda: HOST_KEY in self.log())
+        [key] = {line.removeprefix(HOST_KEY) for line in self.log().splitlines() if line.startswith(HOST_KEY)}
         self.known_hosts.write_text(f"[127.0.0.1]:{self.port()} {key}\n")
+        wait_until(lambda: subprocess.run([*self.argv(), "true"], capture_output=True, check=False).returncode == 0)
         return self
 
     def argv(self, program: str = "ssh", *options: str) -> list[str]:
