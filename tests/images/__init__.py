@@ -18,6 +18,7 @@ __all__ = ["NoDocker", "arguments", "build", "check_docker", "docker", "exists",
 
 PROJECT = Path(__file__).parents[2]
 OURS = "sniperface-test"
+TEST = "sniperface.test"  # label
 
 
 @contextlib.contextmanager
@@ -43,12 +44,15 @@ def our_image() -> str:
         reference = f"{OURS}:{image.tag(PROJECT, told)}"
         if not exists(reference):
             build(reference, told)
+            # Of environments that are gone: what no container uses, and was made days ago.
+            docker("image", "prune", "--all", "--force", "--filter", f"label={TEST}", "--filter", "until=72h")
         return reference
 
 
 def build(reference: str, told: Mapping[str, str], *, project: Path = PROJECT, builder: str = "1") -> None:
     """With BuildKit, or with the classic builder ("0"); each has layers of its own and keeps them."""
-    argv = ["build", "--tag", reference, "--label", f"{image.ENVIRONMENT}={image.environment(project)}"]
+    labels = [f"{image.ENVIRONMENT}={image.environment(project)}", f"{TEST}=yes"]
+    argv = ["build", "--tag", reference, *(word for label in labels for word in ("--label", label))]
     for name, value in told.items():
         argv += ["--build-arg", f"{name}={value}"]
     docker(*argv, str(project), builder=builder)
