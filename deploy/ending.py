@@ -7,6 +7,7 @@ from typing import Any
 
 from deploy import answers, home, job, money, reach, runs
 from deploy.errors import DeployError, StepFailed, WrongUse, command
+from deploy.machine import Machine
 from deploy.money import remind
 from deploy.plan import GRACE_S, family_name
 from deploy.pod.folder import FINAL_STATES
@@ -62,28 +63,25 @@ def down(
     """Release machines: a run on one ends with a checkpoint, and what is there comes home first."""
     gone: list[dict[str, Any]] = []
     record = runs.get(project / "runs", run_id, target) if run_id else None
-    for at in (
-        money.targets(project) if every or orphans else [Reach(load(project, record.target if record else target))]
-    ):
+    wide = every or orphans
+    for at in money.targets(project) if wide else [Reach(load(project, record.target if record else target))]:
         with at:
-            for bill in _bills_of(project, at, screen, quiet=every or orphans):
-                own = bill.machine.startswith(family_name(at.settings)) if not (every or orphans) else True
-                if not own or (orphans and not bill.orphan) or (record and bill.machine != record.machine):
-                    continue
-                machine = at.machine(bill.machine)
-                _bring_all_home(at, bill, screen, anyway=anyway)
-                if machine is not None:
+            for machine, bill in _there(project, at, screen, quiet=wide):
+                is_of_target = wide or machine.name.startswith(family_name(at.settings))
+                is_meant = (bill.orphan or not orphans) and (record is None or machine.name == record.machine)
+                if is_of_target and is_meant:
+                    _bring_all_home(at, machine, screen, anyway=anyway)
                     at.provider.release(machine)
-                screen.say(f"released {bill.machine}" + (f" after ${bill.usd:.2f}" if bill.usd else ""))
-                gone.append(bill.to_json())
+                    screen.say(f"released {machine.name}" + (f" after ${bill.usd:.2f}" if bill.usd else ""))
+                    gone.append(bill.to_json())
     if not gone:
         screen.say("there is nothing to release")
     return gone
 
 
-def _bills_of(project: Path, at: Reach, screen: Screen, *, quiet: bool) -> list[money.Bill]:
+def _there(project: Path, at: Reach, screen: Screen, *, quiet: bool) -> list[tuple[Machine, money.Bill]]:
     try:
-        return money.bills(project, at)
+        return money.priced(project, at)
     except DeployError as error:
         if not quiet:
             raise
@@ -91,23 +89,29 @@ def _bills_of(project: Path, at: Reach, screen: Screen, *, quiet: bool) -> list[
         return []
 
 
-def _bring_all_home(at: Reach, bill: money.Bill, screen: Screen, *, anyway: bool) -> None:
+def _bring_all_home(at: Reach, machine: Machine, screen: Screen, *, anyway: bool) -> None:
     """Nothing that only this machine has is lost, unless the user says so."""
     for record in runs.every(at.settings.runs):
-        if record.machine != bill.machine:
+        if record.machine != machine.name or record.state in runs.STARTING:
             continue
         try:
             reached, _ = at.run(record).look()
-            if reached.machine is None:
-                continue
-            if reached.record.state not in FINAL_STATES:
-                reached = stop_run(reached, screen)
-            home.bring(reached, screen)
+            if at.machine(machine.name) is None and record.session and not _is_home(reached):
+                raise StepFailed("it does not answer")  # a container that was stopped holds what the run left
+            if reached.machine is not None:
+                if reached.record.state not in FINAL_STATES:
+                    reached = stop_run(reached, screen)
+                home.bring(reached, screen)
         except (DeployError, OSError) as error:
             if not anyway:
                 raise StepFailed(
-                    f"what run {record.run_id} left on {bill.machine} could not be brought home ({error}): the machine "
+                    f"what run {record.run_id} left on {machine.name} could not be brought home ({error}): the machine "
                     "was kept",
                     next_command=command(f"down --run {record.run_id} --anyway"),
                 ) from error
             screen.say(f"run {record.run_id} could not be brought home, and is given up ({error})")
+
+
+def _is_home(reached: Reached) -> bool:
+    """Whether the end of a run was brought home before its machine stopped answering."""
+    return reached.record.state == "succeeded" and home.newest_checkpoint(reached) is not None

@@ -39,11 +39,16 @@ class Bill:
         return asdict(self)
 
 
-def bills(project: Path, at: Reach, now: float | None = None) -> list[Bill]:
-    """Every machine of the target's provider, orphans first. The provider is asked, local files only name the runs."""
+def bills(project: Path, at: Reach) -> list[Bill]:
+    """Every machine of the target's provider, orphans first."""
+    return [bill for _, bill in priced(project, at)]
+
+
+def priced(project: Path, at: Reach) -> list[tuple[Machine, Bill]]:
+    """The same with the machines themselves. The provider is asked, local files only name the runs."""
     records = runs.every(project / "runs")
-    found = [_bill(at, machine, records, now or time.time()) for machine in at.provider.list()]
-    return sorted(found, key=lambda bill: (not bill.orphan, bill.machine))
+    found = [(machine, _bill(at, machine, records, time.time())) for machine in at.provider.list()]
+    return sorted(found, key=lambda pair: (not pair[1].orphan, pair[1].machine))
 
 
 def targets(project: Path) -> Iterator[Reach]:

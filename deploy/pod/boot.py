@@ -138,11 +138,17 @@ class Machine:
             return
         self.start_at = None
         self.starts += 1
-        self.sshd = subprocess.Popen(
-            [SSHD, "-D", "-e"],  # -e: to the container's log
-            stdin=subprocess.DEVNULL,
-            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS) and None,
-        )
+        try:
+            self.sshd = subprocess.Popen(
+                [SSHD, "-D", "-e"],  # -e: to the container's log
+                stdin=subprocess.DEVNULL,
+                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS) and None,
+            )
+        except OSError as error:  # this process is the container: it must not end for that, and with it the job
+            wait_s = PAUSE_S[min(self.starts, len(PAUSE_S)) - 1]
+            self.start_at = time.monotonic() + wait_s
+            say(f"sshd cannot be started: {error}; again in {wait_s} s")
+            return
         say(f"ready: sshd started ({self.starts}), Python is {os.environ.get('SNIPERFACE_PYTHON', sys.executable)}")
 
     def collect(self) -> None:

@@ -1,0 +1,112 @@
+"""kill -9 of the laptop's command between each two steps of a launch: nothing is left that nobody knows of, and the
+next command simply works. A real container, so that something could be left behind; only the training is pretended."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Project
+
+pytestmark = pytest.mark.slow
+
+# Where the command dies, before or after what is named.
+POINTS = [
+    ("before", "deploy.reach.Reach.acquire"),
+    ("after", "deploy.reach.Reach.acquire"),
+    ("before", "deploy.code.place"),
+    ("after", "deploy.code.place"),
+    ("after", "deploy.environment.ensure"),
+    ("before", "deploy.data.stage"),
+    ("after", "deploy.data.stage"),
+    ("before", "deploy.job.start"),
+    ("after", "deploy.job.start"),
+]
+# Runs `invoke`, and kills itself at one call of one function.
+DYING = """
+import importlib, os, sys
+when, name, *words = sys.argv[1:]
+owner, attribute = name.rsplit(".", 1)
+try:
+    place = importlib.import_module(owner)
+except ModuleNotFoundError:
+    module, kind = owner.rsplit(".", 1)
+    place = getattr(importlib.import_module(module), kind)
+real = getattr(place, attribute)
+def dying(*args, **kwargs):
+    if when == "after":
+        real(*args, **kwargs)
+    os.kill(os.getpid(), 9)
+setattr(place, attribute, dying)
+from invoke.main import program
+program.run(["invoke", *words])
+"""
+
+
+@pytest.fixture
+def with_docker(project: Project, our_image: str) -> Iterator[Project]:
+    """The project with a target `docker`; its containers are nobody else's."""
+    project.path = project.path.rename(project.path.with_name(f"p{uuid.uuid4().hex[:8]}"))
+    target = {"provider": "docker", "image": our_image, "root": "/workspace/sniperface", "stage_to": "/dev/shm"}
+    (project.path / "conf" / "deploy" / "docker.yaml").write_text(json.dumps(target))
+    yield project
+    project.invoke("down", "--all", "--anyway")
+    assert project.json("ps") == []
+
+
+def dies(project: Project, when: str, name: str) -> None:
+    words = ["train", "--on", "docker", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=30"]
+    done = subprocess.run(
+        [sys.executable, "-c", DYING, when, name, *words], cwd=project.path, env=project.environment,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def machines(project: Project) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = project.json("ps")
+    return found
+
+
+def test_the_laptop_dies_at_each_step(with_docker: Project) -> None:
+    """What was made is listed and named as an orphan; the run is never said to run when it does not."""
+    project = with_docker
+    for when, name in POINTS:
+        dies(project, when, name)
+        record = json.loads(project.invoke("runs", "--json").stdout)[0]
+        alive = (when, name) == ("after", "deploy.job.start")
+        assert record["state"] == ("running" if alive else "failed"), (when, name, record)
+        there = machines(project)
+        assert len(there) == (0 if (when, name) == POINTS[0] else 1), (when, name)
+        assert all(machine["orphan"] is not alive for machine in there), (when, name, there)
+        if alive:
+            assert project.json("stop", "--on", "docker")["state"] == "stopped"
+    done = project.json("train", "--on", "docker")
+    assert done["state"] == "succeeded"
+    assert len(machines(project)) == 1
+    assert project.json("down", "--on", "docker", "--orphans")[0]["orphan"] is True
+    assert machines(project) == []
+
+
+def test_two_laptops_on_one_target(with_docker: Project, tmp_path: Path) -> None:
+    """The second finds the same machine, which says that it is busy; it starts nothing and releases nothing."""
+    project = with_docker
+    project.json("train", "--on", "docker", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=50")
+    (machine,) = machines(project)
+    other = tmp_path / "other" / project.path.name
+    subprocess.run(["mkdir", "-p", str(other.parent)], check=True)
+    subprocess.run(["cp", "-r", str(project.path), str(other.parent)], check=True)
+    subprocess.run(["rm", "-rf", str(other / "runs")], check=True)
+    second = Project(other, project.socket, env=project.env)
+    refused = second.invoke("train", "--on", "docker", code=2)
+    assert "busy with run" in refused.stderr
+    assert [each["machine"] for each in machines(project)] == [machine["machine"]]
+    assert project.json("status", "--on", "docker")["state"] == "running"
