@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, cast
 
 from deploy.pod import snapshots, verbs
@@ -80,9 +80,7 @@ def _answer(head: dict[str, Any], body: bytes, send: Callable[..., None]) -> Non
     try:
         value = VERBS[verb](**arguments)
         if verb == "lines":
-            for line in value:
-                send({"id": number, "more": True}, line)
-            send({"id": number, "value": None})
+            send({"id": number, "value": _send_lines(value, number, send)})
         elif verb == "run":
             send({"id": number, "ended": [value[0], len(value[1])]}, value[1] + value[2])
         elif isinstance(value, bytes):
@@ -94,6 +92,16 @@ def _answer(head: dict[str, Any], body: bytes, send: Callable[..., None]) -> Non
     except OSError as error:
         told = {"errno": error.errno, "text": error.strerror or str(error), "path": str(error.filename or "")}
         send({"id": number, "error": told})
+
+
+def _send_lines(lines: Generator[bytes, None, int], number: int, send: Callable[..., None]) -> int:
+    """Each as soon as it is there; returns the exit code."""
+    while True:
+        try:
+            line = next(lines)
+        except StopIteration as end:
+            return int(end.value)
+        send({"id": number, "more": True}, line)
 
 
 def _beat(send: Callable[..., None]) -> None:

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -57,15 +57,15 @@ def run(
     return process.returncode, stdout, stderr
 
 
-def lines(argv: Sequence[str], cwd: str | None = None) -> Iterator[bytes]:
-    """The output of a command, line by line while it runs; the last item is its exit code as `exit N`."""
+def lines(argv: Sequence[str], cwd: str | None = None) -> Generator[bytes, None, int]:
+    """The output of a command, line by line while it runs; returns its exit code."""
     with _popen(argv, cwd, None, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT) as process, _awaited(process.pid):
         try:
             yield from process.stdout or ()
         except BaseException:
             processes.kill_tree(process.pid)
             raise
-    yield b"exit %d" % process.returncode
+    return process.returncode
 
 
 def end_awaited() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -58,7 +58,8 @@ class Shell:
         """Several verbs, in order, in one round trip; each as `call` with `again`, and the first error is raised."""
         return [self.call(verb, **arguments) for verb, arguments in requests]
 
-    def lines(self, argv: Sequence[str], cwd: PurePath | None) -> Iterator[bytes]:
+    def lines(self, argv: Sequence[str], cwd: PurePath | None) -> Generator[bytes, None, int]:
+        """What a command says, line by line while it runs; returns its exit code."""
         raise NotImplementedError
 
     def terminal(self, argv: Sequence[str]) -> list[str]:
@@ -97,18 +98,32 @@ class Shell:
             raise StepFailed(f"{name_of(argv)} failed with exit code {exit_code}", evidence=result.complaint)
         return result
 
-    def stream(self, argv: Sequence[str], *, cwd: PurePath | None = None) -> Iterator[str]:
-        """The lines of a command while it runs; raises StepFailed with the last of them when it fails."""
+    def stream(self, argv: Sequence[str], *, cwd: PurePath | None = None, again: bool = False) -> Iterator[str]:
+        """The lines of a command while it runs; raises StepFailed with the last of them when it fails.
+
+        `again`: the command may be started once more when the connection breaks; its lines then begin anew.
+        """
         seen: list[str] = []
-        ending = b""
-        for line in self.lines(argv, cwd):
-            if ending:
-                seen = [*seen[1 - EVIDENCE_LINES :], ending.decode("utf-8", errors="replace").rstrip("\r\n")]
-                yield seen[-1]
-            ending = line
-        code = int(ending.rsplit(b" ", 1)[-1])
+        lines = self.lines(argv, cwd)
+        while True:
+            try:
+                line = next(lines).decode("utf-8", errors="replace").rstrip("\r\n")
+            except StopIteration as end:
+                code = int(end.value)
+                break
+            except StepFailed as failed:
+                if not (again and self.is_loss(failed)):
+                    raise
+                lines = self.lines(argv, cwd)
+                continue
+            seen = [*seen[1 - EVIDENCE_LINES :], line]
+            yield line
         if code != 0:
             raise StepFailed(f"{name_of(argv)} failed with exit code {code}", evidence=seen)
+
+    def is_loss(self, failed: StepFailed) -> bool:  # noqa: ARG002 - of a connection; here there is none
+        """Whether a connection was lost, after which asking again may help."""
+        return False
 
     def spawn(self, argv: Sequence[str], *, cwd: PurePath) -> int:
         """Start a process that outlives this one and its terminal; its pid."""

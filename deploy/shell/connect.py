@@ -58,7 +58,7 @@ def connect(address: Address, host_keys: HostKeys, timeout_s: float) -> Connecti
     )
     try:
         for gateway in list(_chain(connection))[1:]:
-            gateway.connect_kwargs |= options
+            gateway.connect_kwargs.update(options)
             host_keys.prepare_gateway(gateway.client, gateway.host, gateway.port)
         host_keys.prepare(connection.client, connection.host, connection.port)
         _open(connection, address, host_keys, timeout_s)

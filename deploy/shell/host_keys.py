@@ -167,7 +167,7 @@ def _parse(words: list[str]) -> PKey | None:
 
     try:
         return paramiko.PKey.from_type_string(words[0], base64.b64decode(words[1]))
-    except (paramiko.SSHException, ValueError, IndexError, KeyError):
+    except (paramiko.SSHException, paramiko.UnknownKeyType, ValueError, IndexError):
         return None
 
 

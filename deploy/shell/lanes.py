@@ -9,12 +9,13 @@ import contextlib
 import math
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from deploy.errors import StepFailed
-from deploy.shell.link import Link, LinkLost, Pending
+from deploy.shell.link import Link, LinkLost, NoAgent, Pending
 from deploy.shell.ssh import SshShell
 
 WINDOW_BYTES = 2 << 20
@@ -28,6 +29,7 @@ HELPERS = 1 if sys.platform == "win32" else 4
 IN_FLIGHT = 4  # requests of a lane: more than a window holds, so that the answer to one is never waited for
 TRIES = 4
 PAUSE_S = 0.3
+GOODBYE_S = 5.0
 
 T = TypeVar("T")
 
@@ -75,8 +77,9 @@ class Lanes(Generic[T]):
             self._changed.notify_all()
         for link in links:
             link.close()
+        limit_s = time.monotonic() + GOODBYE_S
         for thread in self._threads:
-            thread.join(5)
+            thread.join(max(0.0, limit_s - time.monotonic()))
 
     def carry(
         self,
@@ -126,7 +129,7 @@ class Lanes(Generic[T]):
     def _lane(self) -> None:
         while (link := self._open()) is not None:
             try:
-                self._work(link, lambda: not self._over)
+                self._work(link, lambda: True)
                 return
             except LinkLost:
                 continue  # what was on its way has been handed back
@@ -137,7 +140,7 @@ class Lanes(Generic[T]):
 
     def _alone(self) -> None:
         """Over the open connection, which finds its own way back."""
-        while not self._is_done() and not self._over:
+        while not self._is_done() and not self._over and self._failure is None:
             with contextlib.suppress(LinkLost):
                 self._work(self.shell.link(), lambda: not self._is_done())
                 return
@@ -177,7 +180,7 @@ class Lanes(Generic[T]):
     def _draw(self, goes_on: Callable[[], bool], wait: bool) -> T | None:
         """The next chunk; None when there is none now, or with `wait`, when there is no reason to wait any longer."""
         with self._changed:
-            while goes_on() and self._failure is None:
+            while goes_on() and self._failure is None and not self._over:
                 chunk = self._returned.popleft() if self._returned else None
                 if chunk is None and not self._all_drawn:
                     chunk = next(self._chunks, None)
@@ -223,7 +226,7 @@ class Lanes(Generic[T]):
         for way in list(self._ways):
             try:
                 link = way()
-            except (LinkLost, OSError) as error:  # OSError: there is no ssh here
+            except (LinkLost, NoAgent, OSError) as error:  # OSError: there is no ssh here
                 lost = error
                 failed.append(way)
                 continue

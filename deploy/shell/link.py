@@ -6,7 +6,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -146,14 +146,13 @@ class Link:
                 self._write(body)
         return pending
 
-    def lines(self, verb: str, **arguments: Any) -> Iterator[bytes]:
-        """A request whose answer comes in many messages."""
+    def lines(self, verb: str, **arguments: Any) -> Generator[bytes, None, Any]:
+        """A request whose answer comes in many messages; returns its value."""
         pending = self.submit(verb, **arguments)
         while True:
             head, body = pending.next()
             if not head.get("more"):
-                value_of(head, body)
-                return
+                return value_of(head, body)
             yield body
 
     def fail(self, why: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -20,9 +20,9 @@ class LocalShell(Shell):
     def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:  # noqa: ARG002 - nothing can break here
         return VERBS[verb](**arguments)
 
-    def lines(self, argv: Sequence[str], cwd: PurePath | None) -> Iterator[bytes]:
+    def lines(self, argv: Sequence[str], cwd: PurePath | None) -> Generator[bytes, None, int]:
         try:
-            yield from verbs.lines(argv, None if cwd is None else str(cwd))
+            return (yield from verbs.lines(argv, None if cwd is None else str(cwd)))
         except FileNotFoundError as error:
             raise StepFailed(f"{argv[0]} was not found") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -62,11 +62,11 @@ class SshShell(Shell):
     def calls(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
         return self._persist(lambda link: [link.submit(verb, **arguments) for verb, arguments in requests], None)
 
-    def lines(self, argv: Sequence[str], cwd: PurePath | None) -> Iterator[bytes]:
-        link = self.link()
+    def lines(self, argv: Sequence[str], cwd: PurePath | None) -> Generator[bytes, None, int]:
+        link = self._link_or_wait()
         is_over = False
         try:
-            yield from link.lines("lines", argv=list(argv), cwd=None if cwd is None else str(cwd))
+            code = yield from link.lines("lines", argv=list(argv), cwd=None if cwd is None else str(cwd))
             is_over = True
         except FileNotFoundError as error:
             is_over = True
@@ -74,6 +74,10 @@ class SshShell(Shell):
         finally:
             if not is_over:
                 self._drop_link(link)  # the agent is still at it: closing ends the command
+        return int(code)
+
+    def is_loss(self, failed: StepFailed) -> bool:
+        return isinstance(failed, LinkLost)
 
     def terminal(self, argv: Sequence[str]) -> list[str]:
         return native.command(self.config(), self.machine, argv, terminal=True)
@@ -128,12 +132,11 @@ class SshShell(Shell):
     def _persist(self, ask: Callable[[Link], list[Pending]], once: str | None) -> list[Any]:
         """The answers to what `ask` asks for, over one connection after another; `once`: a verb not to be repeated."""
         for tries in range(1, MOST_TRIES + 1):
-            link: Link | None = None
+            link = self._link_or_wait()
             try:
-                link = self.link()
                 return [pending.result() for pending in ask(link)]
             except LinkLost as lost:
-                if link is not None and once:
+                if once:
                     words = f"{lost.message}; it is not known whether '{once}' was carried out"
                     self._drop_link(link)
                     raise StepFailed(words, evidence=lost.evidence) from lost
@@ -141,6 +144,17 @@ class SshShell(Shell):
                     raise
                 self._come_back(lost, link)
         raise AssertionError
+
+    def _link_or_wait(self) -> Link:
+        """A link that works; waited for, as long as the patience lasts."""
+        link = self._link
+        if link is not None and link.broken:  # while nothing was asked for
+            self._come_back(LinkLost(f"the connection broke: {link.broken}"), link)
+        try:
+            return self.link()
+        except LinkLost as lost:
+            self._come_back(lost, None)
+            return self.link()
 
     def _connect(self, timeout_s: float) -> Connection:
         assert self.machine.address is not None

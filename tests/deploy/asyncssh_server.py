@@ -16,7 +16,14 @@ async def handle(process: asyncssh.SSHServerProcess[bytes]) -> None:
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     await process.redirect(stdin=child.stdin, stdout=child.stdout, stderr=child.stderr)
-    process.exit(await child.wait())
+    ended, left = asyncio.ensure_future(child.wait()), asyncio.ensure_future(process.wait_closed())
+    await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
+    if left.done():  # as sshd does: its ends of the pipes are closed, what the command makes of it is its own business
+        for number in (0, 1, 2):
+            child._transport.get_pipe_transport(number).close()  # type: ignore[attr-defined]
+    code = await ended
+    await process.stdout.drain()
+    process.exit(code)
 
 
 async def serve(folder: Path) -> None:
