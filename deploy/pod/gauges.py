@@ -15,8 +15,10 @@ from deploy.pod import processes, verbs
 from deploy.pod.clock import Clock
 
 EVERY_S = 5.0
-GPU_EVERY_S = 5
-GPU_STALE_S = 30.0
+GPU_EVERY_S = 5  # of a program that repeats itself
+GPU_SILENT_S = 20.0  # after which one that repeats itself is taken for one that keeps its words until it ends
+GPU_ONCE_S = 30.0  # between two starts of one that does not
+GPU_STALE_S = 60.0
 QUERY = ["--query-gpu=index,utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits"]
 MIB = 1 << 20
 
@@ -57,7 +59,8 @@ class Gauges:
 class GpuWatch:
     """One nvidia-smi that repeats itself: starting it each time would cost more than all the rest of the supervisor.
 
-    A driver that hangs, hangs that process, and its last words grow stale; nobody waits for it.
+    A driver that hangs, hangs that process, and its last words grow stale; nobody waits for it. One whose words do not
+    come through the pipe while it runs is started anew each time, less often.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -65,8 +68,9 @@ class GpuWatch:
         self.program = shutil.which("nvidia-smi")
         self.process: subprocess.Popen[bytes] | None = None
         self._seen: dict[int, tuple[float, dict[str, Any]]] = {}
-        self._start_at = clock.monotonic()
+        self._start_at = self._started_at = clock.monotonic()
         self._pause_s = 1.0
+        self._repeats = True
 
     @property
     def pid(self) -> int | None:
@@ -77,24 +81,31 @@ class GpuWatch:
         if self.program is None:
             return None
         now = self.clock.monotonic()
-        if (self.process is None or self.process.poll() is not None) and now >= self._start_at:
-            self._start_at, self._pause_s = now + self._pause_s, min(300.0, self._pause_s * 2)
-            self._start(self.program)
+        runs = self.process is not None and self.process.poll() is None
+        if runs and self._repeats and not self._seen and now - self._started_at > GPU_SILENT_S:
+            self._repeats = runs = False
+            self.close()
+        if not runs and now >= self._start_at:
+            self._start_at = now + (self._pause_s if self._repeats else GPU_ONCE_S)
+            self._pause_s = min(300.0, self._pause_s * 2)
+            self._start(self.program, now)
         fresh = {number: values for number, (at, values) in dict(self._seen).items() if now - at < GPU_STALE_S}
         return [fresh[number] for number in sorted(fresh)] or None
 
     def close(self) -> None:
         if self.process is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self.process.kill()
+                self.process.wait(0.5)  # longer only where the driver hangs: then it is left
 
-    def _start(self, program: str) -> None:
+    def _start(self, program: str, now: float) -> None:
+        self._started_at = now
         options: dict[str, Any] = {}
         if sys.platform == "win32":
             options["creationflags"] = subprocess.CREATE_NO_WINDOW
         with contextlib.suppress(OSError):
             self.process = subprocess.Popen(
-                [program, *QUERY, f"--loop={GPU_EVERY_S}"],
+                [program, *QUERY, *([f"--loop={GPU_EVERY_S}"] if self._repeats else [])],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options,
             )  # fmt: skip
             threading.Thread(target=self._listen, args=(self.process,), name="gpus", daemon=True).start()

@@ -26,6 +26,7 @@ from deploy.pod.release import Outcome
 from deploy.pod.stopping import ask_to_expire
 
 CODE = Path(__file__).resolve().parents[2]
+COPY_EVERY_S = 30.0
 SLACK_S = 20.0  # between a supervisor's kill of its job and its own end
 T = TypeVar("T")
 
@@ -39,6 +40,9 @@ class Goodbye:
         self.clock = clock
         self.beat = beat
         self.secrets: dict[str, str] = {}  # for the copies
+        self._copier: threading.Thread | None = None
+        self._copy_at = clock.monotonic()
+        self.last_copy: str | None = None
         self.copied: dict[str, str] = {}  # sha256 of what was copied -> where to; its note may not fit on a full disk
 
     def end_jobs(self, ceiling: Ceiling, limits: Limits) -> list[RunFolder]:
@@ -73,15 +77,36 @@ class Goodbye:
         if self.activity.job and self.activity.job.get("job_pid"):
             processes.kill_tree(int(self.activity.job["job_pid"]))
 
+    def keep_copies(self, limits: Limits) -> None:
+        """Copy each new checkpoint of the job that runs, beside all else: a machine may vanish without a goodbye."""
+        folder = self.activity.folder
+        if folder is None or not limits.sync_to or self.clock.monotonic() < self._copy_at or self._copies():
+            return
+        self._copy_at = self.clock.monotonic() + COPY_EVERY_S
+        newest = whole.described(folder)[:1]
+        if (
+            newest
+            and newest[0].get("sha256") not in self.copied
+            and not whole.has_copy(folder, newest[0], whole.SYNCED)
+        ):
+            self._copier = threading.Thread(target=self._note_copy, args=(folder, limits), name="copies", daemon=True)
+            self._copier.start()
+
+    def _copies(self) -> bool:
+        return self._copier is not None and self._copier.is_alive()
+
+    def _note_copy(self, folder: RunFolder, limits: Limits) -> None:
+        self.last_copy = self._copy(folder, limits, limits.sync_limit_s)
+
     def copy(self, folders: list[RunFolder], limits: Limits, until_s: float | None) -> list[str]:
         """The final sync of each run: what came of it, in words. `until_s`: when the money is spent."""
-        words = []
-        for folder in folders:
-            limit_s = limits.sync_limit_s
-            if until_s is not None:
-                limit_s = min(limit_s, max(10.0, until_s - self.clock.monotonic()))
-            words.append(self._while_beating(partial(self._copy, folder, limits, limit_s)))
-        return words
+
+        def left_s() -> float:
+            left = limits.sync_limit_s
+            return left if until_s is None else min(left, max(10.0, until_s - self.clock.monotonic()))
+
+        self._wait(lambda: not self._copies(), left_s(), limits.poll_s)  # two would meet under one name
+        return [self._while_beating(partial(self._copy, folder, limits, left_s())) for folder in folders]
 
     def only_copies(self, limits: Limits) -> dict[str, str]:
         """Runs, each with its newest checkpoint, that nobody else has."""
@@ -90,7 +115,9 @@ class Goodbye:
             return found
         for folder in run_folders(self.root):
             for note in whole.described(folder)[:1]:
-                if note.get("sha256") not in self.copied and not whole.is_elsewhere(folder, note):
+                if note.get("sha256") not in self.copied and not whole.has_copy(
+                    folder, note, whole.FETCHED, whole.SYNCED
+                ):
                     found[folder.run_id] = note["file"]
         return found
 
@@ -101,7 +128,7 @@ class Goodbye:
 
     def _copy(self, folder: RunFolder, limits: Limits, limit_s: float) -> str:
         """In a process of its own, at the end of its time ended: a volume may hang."""
-        argv = [sys.executable, "-m", "deploy.pod.sync", str(folder.path), str(limits.sync_to)]
+        argv = [_python(folder), "-m", "deploy.pod.sync", str(folder.path), str(limits.sync_to)]
         try:
             more = [limits.volume_path] if limits.volume_path else []
             code, out, err = verbs.run([*argv, *more], cwd=str(CODE), env=self.secrets, limit_s=limit_s)
@@ -181,6 +208,12 @@ def _see_that_it_is_told(folder: RunFolder, ceiling: Ceiling, clock: Clock) -> N
         tell_json(Path(folder.status), {**status, **words}, durable=True)
     with contextlib.suppress(OSError):
         os.unlink(folder.stop_request)
+
+
+def _python(folder: RunFolder) -> str:
+    """The job's own Python, which has fsspec; the guard's may be any, as it starts before that one is made."""
+    argv: Any = read_json(Path(folder.plan)).get("argv") or [""]
+    return str(argv[0]) if os.path.isfile(str(argv[0])) else sys.executable
 
 
 def _grace_s(folder: RunFolder) -> float:

@@ -104,6 +104,7 @@ class Guard:
             if self.ceiling is not None:
                 self.ceiling = None
                 self.decide("guarding", "no ceiling is reached any more")
+            self.goodbye.keep_copies(self.limits)
         else:
             if self.ceiling is None or self.ceiling.cause != ceiling.cause or self.activity.is_busy:
                 self._end_work(ceiling)
@@ -242,6 +243,7 @@ class Guard:
             deadline=self.meter.deadline,
             running=job.get("run_id"),
             waiting=[each.get("run_id") for each in self.activity.waiting],
+            last_copy=self.goodbye.last_copy,
             meter=self.meter.note(),
         )
         tell_json(Path(self.root.guard_status), self.redact(self.status), durable)

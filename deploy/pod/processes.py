@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -42,8 +43,11 @@ def is_alive(pid: int) -> bool:
     return row is None or row[2] != "Z"  # a zombie is dead, it only waits for its parent to notice
 
 
-def descendants(pid: int) -> list[int]:
-    """All living children, grandchildren, … of `pid`; empty on Windows, where `taskkill /T` walks the tree itself."""
+def descendants(pid: int, spare: Collection[int] = ()) -> list[int]:
+    """All living children, grandchildren, … of `pid`; empty on Windows, where `taskkill /T` walks the tree itself.
+
+    `spare`: these are left out, with everything below them.
+    """
     children: dict[int, list[int]] = {}
     for child, parent, state in _table():
         if state != "Z":
@@ -51,7 +55,8 @@ def descendants(pid: int) -> list[int]:
     found: list[int] = []
     wave = [pid]
     while wave:
-        wave = [child for parent in wave for child in children.get(parent, []) if child not in found]
+        below = (child for parent in wave for child in children.get(parent, []))
+        wave = [child for child in below if child not in found and child not in spare]
         found += wave
     return found
 
@@ -68,7 +73,7 @@ def cpu_s(pid: int) -> float | None:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def kill_tree(pid: int, keep_root: bool = False) -> None:
+def kill_tree(pid: int, keep_root: bool = False, spare: Collection[int] = ()) -> None:
     """End `pid` and everything below it, at once. Ending what is gone is success.
 
     Not covered: on Windows the children of a root that is kept; they end when their standard input closes.
@@ -80,7 +85,7 @@ def kill_tree(pid: int, keep_root: bool = False) -> None:
         return
     # Twice: a process may start another between the look and the kill.
     for _ in range(2):
-        for victim in [*descendants(pid), *([] if keep_root else [pid])]:
+        for victim in [*descendants(pid, spare), *([] if keep_root else [pid])]:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(victim, signal.SIGKILL)
 

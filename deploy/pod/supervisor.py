@@ -18,17 +18,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from deploy.pod import processes, redact, restarts, turns, whole
+from deploy.pod import processes, redact, restarts, turns, verbs, whole
 from deploy.pod.clock import Clock
 from deploy.pod.echo import Echo
 from deploy.pod.folder import Root, RunFolder, read_json, tell_json
 from deploy.pod.limits import Limits, parse
-from deploy.pod.lock import Busy, Lock
+from deploy.pod.lock import Busy, Lock, is_held
 from deploy.pod.redact import Redactor
 from deploy.pod.status import StatusFile
 from deploy.pod.stopping import Stops
 
 POLL_S = 0.2
+GUARD_EVERY_S = 5.0
+CODE = Path(__file__).resolve().parents[2]
 RESULT_OF_END = {"done": "succeeded", "stopped": "stopped", "wrong_use": "failed", "failed": "failed"}
 
 
@@ -67,6 +69,8 @@ class Supervisor:
         self.stop_deadline: float | None = None
         self.killed = False
         self.echo = Echo()
+        self.guard_pid: int | None = None  # of one that was started here
+        self.guard_seen_at = clock.monotonic()
 
     def turn(self) -> contextlib.AbstractContextManager[Lock | None]:
         """The lock of the machine; None when the run was asked to end while it waited for its turn."""
@@ -181,6 +185,7 @@ class Supervisor:
         while job.poll() is None:
             self._listen_to_stop(job)
             self._echo(echo)
+            self._look_for_guard()
             self.status.beat()
             time.sleep(POLL_S)
         self._end_what_is_left(job, echo)
@@ -208,13 +213,28 @@ class Supervisor:
             self._echo(echo)
             self.status.beat()
             time.sleep(POLL_S)
-        processes.kill_tree(os.getpid(), keep_root=True)
+        processes.kill_tree(os.getpid(), keep_root=True, spare=self._not_the_jobs())
         processes.reap()
         self._echo(echo)
 
     def _others(self) -> bool:
-        """Whether anything of the job lives; the look at the GPUs is no part of it."""
-        return any(pid != self.status.gauges.gpus.pid for pid in processes.descendants(os.getpid()))
+        """Whether anything of the job lives."""
+        return bool(processes.descendants(os.getpid(), spare=self._not_the_jobs()))
+
+    def _not_the_jobs(self) -> set[int]:
+        """The look at the GPUs, and the guard of the machine, which is everybody's."""
+        return {pid for pid in (self.status.gauges.gpus.pid, self.guard_pid) if pid is not None}
+
+    def _look_for_guard(self) -> None:
+        """A machine that has limits has a guard. One that was killed would be missed by nobody else."""
+        now = self.clock.monotonic()
+        if now - self.guard_seen_at < GUARD_EVERY_S:
+            return
+        self.guard_seen_at = now
+        if Path(self.root.guard).exists() and not is_held(Path(self.root.guard_lock)):
+            with contextlib.suppress(OSError):
+                argv = [sys.executable, "-m", "deploy.pod.guard", str(self.root.path)]
+                self.guard_pid = verbs.spawn(argv, str(CODE))
 
     def _judge(self, exit_code: int) -> tuple[str, str | None]:
         """Final state and reason, from how the job left and what it said last."""

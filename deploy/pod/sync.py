@@ -30,6 +30,8 @@ class SyncFailed(Exception):
 
 def main(argv: list[str]) -> int:
     folder = RunFolder(Path(argv[1]).absolute())
+    if sys.platform != "win32":
+        os.nice(10)  # the job that may run beside it comes first
     try:
         place = places.of(argv[2], Path(folder.path), argv[3] if len(argv) > 3 else None)
         told = sync(folder, place, argv[2])

@@ -50,10 +50,10 @@ def sha256(path: Path, tick: Callable[[], None] = lambda: None) -> str:
     return digest.hexdigest()
 
 
-def is_elsewhere(folder: RunFolder, note: dict[str, Any]) -> bool:
-    """Whether somebody else has a verified copy of exactly these bytes."""
-    marks = (read_json(Path(folder.checkpoints / f"{note['file']}{end}")) for end in (FETCHED, SYNCED))
-    return any(mark.get("sha256") == note["sha256"] for mark in marks)
+def has_copy(folder: RunFolder, note: dict[str, Any], *marks: str) -> bool:
+    """Whether one of these notes, FETCHED or SYNCED, tells of a verified copy of exactly these bytes."""
+    told = (read_json(Path(folder.checkpoints / f"{note['file']}{mark}")) for mark in marks)
+    return any(each.get("sha256") == note["sha256"] for each in told)
 
 
 def _size(folder: RunFolder, note: dict[str, Any]) -> int | None:

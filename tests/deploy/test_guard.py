@@ -81,6 +81,7 @@ def guarded(tmp_path: Path, api: Api) -> Iterator[Guarded]:
     """On the same machine as the runs of `make`."""
     one = Guarded(tmp_path / "root & more", api)
     yield one
+    Path(one.root.guard).unlink(missing_ok=True)  # else a supervisor would start another
     if one.process:
         processes.kill_tree(one.process.pid)
         one.process.communicate()
@@ -122,6 +123,22 @@ def test_there_is_one_guard_a_machine(guarded: Guarded) -> None:
         guarded.process.terminate()
         assert guarded.process.wait(30) == 0
         assert guarded.status["state"] == "ended"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs kill -9 and /proc: run on Linux")
+def test_a_killed_guard_is_replaced_by_the_supervisor(guarded: Guarded, make: Make) -> None:
+    """And outlives it, as it is no part of the job."""
+    run = make("one").start(OBEDIENT).begun()
+    guarded.allow(max_hours=48, paid_since=time.time()).start()
+    assert guarded.process is not None
+    guarded.process.kill()
+    guarded.process.communicate()
+    second = wait_until(lambda: guarded.status["pid"] != guarded.process.pid and guarded.status["pid"])  # type: ignore[union-attr]
+    run.stop()
+    assert run.end()[1]["state"] == "stopped"
+    assert processes.is_alive(second)
+    os.kill(second, signal.SIGTERM)
+    wait_until(lambda: guarded.status["state"] == "ended")
 
 
 def test_it_takes_up_new_limits(guarded: Guarded, make: Make) -> None:
@@ -302,6 +319,15 @@ def test_a_volume_that_hangs_does_not_hang_the_guard(guarded: Guarded, make: Mak
     wait_until(lambda: guarded.status["heartbeat"] > heartbeat)
     guarded.until("kept")
     assert "was not done within 3 s" in guarded.words
+
+
+def test_each_new_checkpoint_is_copied_while_the_job_runs(guarded: Guarded, make: Make, volume: dict[str, str]) -> None:
+    """A machine may vanish without a goodbye."""
+    run = make("one").start(TRAINING).begun()
+    guarded.allow(**volume).start()
+    wait_until(lambda: Path(backup(volume, run).checkpoints / "epoch_001.json").exists())
+    wait_until(lambda: "epoch_001.pt is in" in (guarded.status["last_copy"] or ""))
+    assert (run.status["state"], guarded.status["state"]) == ("running", "guarding")
 
 
 def test_a_copy_that_is_not_right_is_no_copy(tmp_path: Path, make: Make) -> None:

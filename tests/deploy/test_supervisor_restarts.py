@@ -191,6 +191,24 @@ def test_a_graphics_driver_that_hangs_is_waited_for_by_nobody(tmp_path: Path, mo
         watch.process.wait(10)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="the program is a script: run on Linux or macOS")
+def test_words_that_come_only_at_the_end_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that keeps its output back while it repeats itself."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(
+        f"#!{sys.executable}\nimport sys, time\nprint('0, 5, 1, 2')\n'--loop=5' in sys.argv and time.sleep(600)\n"
+    )
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    now = [0.0]
+    watch = gauges.GpuWatch(Clock(monotonic=lambda: now[0]))
+    assert watch.read() is None
+    now[0] = gauges.GPU_SILENT_S + 1
+    assert wait_until(watch.read)[0]["utilization_pct"] == 5
+    assert watch.process is not None
+    assert watch.process.wait(10) == 0
+
+
 def test_secrets_are_the_jobs_alone(make: Make) -> None:
     """In its environment, and nowhere else: no file, no command line, no status, no evidence."""
     secret = 'wandb-"quoted"-2f7d'
