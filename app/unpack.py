@@ -1,0 +1,81 @@
+"""python -m app.unpack ORDER.json: packed blocks into an images.npy that has its full size already.
+
+The order says: packed (a file of packed blocks), part (where to), kind, shape of an image, and pieces [{name, offset,
+bytes, sha256, place, rows, unpacked_sha256}]: where each block lies packed, and where its images belong. Both hashes
+are compared: what is trained on is what the laptop saw. Progress is one JSON object a line. A failure is one sentence
+that names the block, and exit code 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app.data.packed import Damaged, read
+from app.threads import Progress, in_parallel
+
+EXIT_FAILED = 1
+
+
+def main(argv: list[str]) -> int:
+    try:
+        unpack(json.loads(Path(argv[0]).read_text(encoding="utf-8")))
+    except Damaged as error:
+        print(error, flush=True)
+        return EXIT_FAILED
+    return 0
+
+
+def unpack(order: dict[str, Any]) -> None:
+    """Unpack the pieces of an order, as many at a time as there are cores."""
+    row_bytes = int(np.prod(order["shape"]))
+    progress = Progress(sum(piece["rows"] * row_bytes for piece in order["pieces"]))
+    in_parallel(lambda piece: _unpack(order, piece, progress), order["pieces"], progress)
+    with open(order["part"], "r+b") as part:
+        os.fsync(part.fileno())
+
+
+def _unpack(order: dict[str, Any], piece: dict[str, Any], progress: Progress) -> None:
+    packed, unpacked = hashlib.sha256(), hashlib.sha256()
+    with open(order["packed"], "rb") as source, open(order["part"], "r+b") as part:
+        source.seek(piece["offset"])
+        part.seek(piece["place"])
+        hashed = Hashed(source, packed)
+        try:
+            for image in read(hashed, piece["bytes"], order["kind"], piece["rows"], tuple(order["shape"])):
+                data = np.ascontiguousarray(image).data
+                unpacked.update(data)
+                part.write(data)
+                progress.add(data.nbytes)
+        except Damaged as error:
+            raise Damaged(f"packed {piece['name']} is damaged: {error}") from error
+    if packed.hexdigest() != piece["sha256"]:
+        raise Damaged(f"packed {piece['name']} is damaged: it is not what was sent")
+    if unpacked.hexdigest() != piece["unpacked_sha256"]:
+        raise Damaged(
+            f"packed {piece['name']} unpacks to other pixels here than where it was packed: the same versions of "
+            "simplejpeg and Pillow must be on both sides, as constraints.txt has them"
+        )
+
+
+class Hashed:
+    """A file whose bytes are hashed as they are read."""
+
+    def __init__(self, file: Any, digest: Any) -> None:
+        self.file = file
+        self.digest = digest
+
+    def read(self, count: int, /) -> bytes:
+        data: bytes = self.file.read(count)
+        self.digest.update(data)
+        return data
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
