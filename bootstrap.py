@@ -43,6 +43,7 @@ MODULES = {"inv": "invoke", "invoke": "invoke", "mypy": "mypy", "pytest": "pytes
 EXTRAS = {"mypy": {"app", "dev"}, "pytest": {"app", "dev"}, "ruff": {"dev"}}  # mypy reads numpy's types
 # The invoke tasks that run a command of app/ on the target; on this computer they need its extra.
 APP_TASKS = {"bench", "deploy", "evaluate", "export", "mine", "prepare", "train"}
+PACK_TASKS = {"deploy", "train"}  # may send images packed, and pack them here
 
 
 def main(command: list[str]) -> int:
@@ -65,30 +66,46 @@ def extras_for(command: list[str]) -> set[str]:
     if MODULES.get(name) == "invoke":
         only_asks = {"-h", "--help", "-l", "--list", "-V", "--version"}.intersection(arguments)
         task = next((word for word in arguments if not word.startswith("-")), "")
-        return {"app"} if task in APP_TASKS and not only_asks and is_local(target_of(arguments)) else set()
+        if task not in APP_TASKS or only_asks:
+            return set()
+        target = value_of(("--on", "-o"), arguments)
+        target = "local" if target is None else target
+        if is_local(target):
+            return {"app"}
+        return {"pack"} if task in PACK_TASKS and packs(target, arguments) else set()
     if name.startswith("python"):
         return {"app"} if any(word.startswith(("app.", "benchmarks")) for word in arguments) else set()
     return EXTRAS.get(name, set())
 
 
-def target_of(arguments: list[str]) -> str:
-    """The value of --on, in each way that invoke reads it."""
+def value_of(flags: tuple[str, ...], arguments: list[str]) -> str | None:
+    """The value of a flag, in each way that invoke reads it; None where it is not given."""
     for index, word in enumerate(arguments):
-        if word.startswith("--on="):
-            return word[len("--on=") :]
-        if word in ("--on", "-o"):
-            return "".join(arguments[index + 1 : index + 2])
-    return "local"
+        name, equals, value = word.partition("=")
+        if name in flags:
+            return value if equals else "".join(arguments[index + 1 : index + 2])
+    return None
 
 
 def is_local(target: str) -> bool:
-    """Whether the target is this computer: one line of its file says so. There is no YAML reader here yet."""
+    """Whether the target is this computer: one line of its file says so."""
+    return (key_of(target, "provider") or target) == "local"
+
+
+def packs(target: str, arguments: list[str]) -> bool:
+    """Whether images are sent packed to the target: by the flag, the environment, or its file."""
+    told = value_of(("--pack",), arguments) or os.environ.get("SNIPERFACE_PACK") or key_of(target, "pack")
+    return told not in (None, "none", "null")
+
+
+def key_of(target: str, key: str) -> str | None:
+    """A word that a target's file says. There is no YAML reader here yet."""
     try:
         text = (HERE / "conf" / "deploy" / f"{target}.yaml").read_text(encoding="utf-8")
     except OSError:
-        return target == "local"
-    provider = re.search(r"^provider\s*:\s*[\"']?(\w+)", text, re.MULTILINE)
-    return (provider.group(1) if provider else target) == "local"
+        return None
+    found = re.search(rf"^{key}\s*:\s*[\"']?(\w+)", text, re.MULTILINE)
+    return found.group(1) if found else None
 
 
 def is_ready(extras: set[str]) -> bool:

@@ -165,6 +165,11 @@ def bootstrap() -> ModuleType:
         ("invoke train --on=runpod", set()),
         ("invoke train -o ssh", set()),
         ("invoke train --on", set()),
+        ("invoke train --on ssh --pack jpeg95", {"pack"}),
+        ("invoke deploy --pack=lossless --on=runpod", {"pack"}),
+        ("invoke train --on ssh --pack none", set()),
+        ("invoke train --pack jpeg95", {"app"}),
+        ("invoke mine --on ssh", set()),
         ("invoke train --help", set()),
         ("invoke --help train", set()),
         ("invoke --list", set()),
@@ -195,6 +200,9 @@ def test_a_target_of_the_users_own_is_local_when_its_file_says_so(
     assert bootstrap.is_local("desk")
     assert not bootstrap.is_local("far")
     assert not bootstrap.is_local("nowhere")
+    (targets / "thin.yaml").write_text("provider: ssh\npack: jpeg95  # lossy\n", encoding="utf-8")
+    assert bootstrap.extras_for(["invoke", "deploy", "--on", "thin"]) == {"pack"}
+    assert bootstrap.extras_for(["invoke", "deploy", "--on", "thin", "--pack", "none"]) == set()
 
 
 def test_an_older_python_can_read_the_file_and_says_one_sentence() -> None:
