@@ -25,6 +25,7 @@ BUILD = {
     "base": "image to build on (default: the Dockerfile's, NVIDIA's for CUDA)",
     "pip-options": "options for pip inside the build, such as those that name another index; they stay readable",
 }
+PACK = {"pack": "how images of this computer are sent: none (default), lossless, or jpeg50 to jpeg100, which is lossy"}
 JSON = {"json": "print one JSON document on stdout; words go to stderr"}
 
 
@@ -48,13 +49,13 @@ def _telling(as_json: bool = False) -> Iterator[Screen]:
         raise Exit(code=130) from error
 
 
-@task(help={**ON, **JSON}, auto_shortflags=False)
-def deploy(_: Context, on: str = "local", json: bool = False) -> None:
+@task(help={**ON, **PACK, **JSON}, auto_shortflags=False)
+def deploy(_: Context, on: str = "local", pack: str | None = None, json: bool = False) -> None:
     """Make a target ready: machine, environment, code and data. A second call does only what is missing."""
     from deploy import launch
 
     with _telling(json) as screen:
-        screen.document(launch.deploy(PROJECT, on, screen))
+        screen.document(launch.deploy(PROJECT, on, screen, pack=pack))
 
 
 @task(
@@ -65,6 +66,7 @@ def deploy(_: Context, on: str = "local", json: bool = False) -> None:
         "recipe": "name of a file in conf/recipe (default: what the configuration says)",
         "data": "an images.npy, or the folder it is in (default: the target's, else the ORL try-out)",
         "labels": "for --recipe supervised, labels to learn instead of labels.npy, such as the pseudo_ids.npy of mine",
+        **PACK,
         "set": "key=value of the configuration, such as --set train.epochs=5; may be given again and again",
         "queue": "where another run is on the machine, wait there for its end, on the warm data",
         "detach": "do not follow the job",
@@ -84,6 +86,7 @@ def train(
     recipe: str | None = None,
     data: str | None = None,
     labels: str | None = None,
+    pack: str | None = None,
     set_: list[str] | None = None,
     queue: bool = False,
     detach: bool = False,
@@ -104,6 +107,7 @@ def train(
             recipe=recipe,
             data=data,
             labels=labels,
+            pack=pack,
             overrides=set_ or (),
             queue=queue,
         )

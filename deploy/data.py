@@ -15,6 +15,7 @@ from typing import Any
 from deploy.errors import StepFailed, WrongUse, command
 from deploy.machine import Machine
 from deploy.origins import HERE, Files, Origin, Place
+from deploy.packing import NONE, Packing, packed_file
 from deploy.plan import TRAIN_LABELS, DataFacts, Plan, disk_folder, slug, staged_path, wanted_path
 from deploy.settings import Settings
 from deploy.shell import LocalShell, Shell
@@ -105,7 +106,7 @@ def find(origin: Origin, block_rows: int, labels: Place | None = None, train_lab
     )
 
 
-def facts(dataset: Dataset, fraction: float) -> DataFacts:
+def facts(dataset: Dataset, fraction: float, packing: Packing | None = None) -> DataFacts:
     """What the plan needs to know about the part of a data set that will be used."""
     selection = dataset.manifest.get("selection")
     if selection and selection["fraction"] != fraction:
@@ -122,11 +123,28 @@ def facts(dataset: Dataset, fraction: float) -> DataFacts:
         rows=dataset.rows,
         train_rows=rows,
         bytes=128 + (rows + dataset.held_out_rows) * ROW_BYTES,
-        dataset_id=dataset.manifest.get("dataset_id"),
+        dataset_id=_marked(dataset.manifest.get("dataset_id"), packing),
         labels=str(dataset.labels) if dataset.labels not in (None, dataset.path.with_name("labels.npy")) else None,
         train_labels=None if dataset.train_labels is None else str(dataset.train_labels),
         where=dataset.where,
+        packed=packing.kind if packing else None,
+        packed_bytes=packing.bytes if packing else None,
     )
+
+
+def _marked(dataset_id: str | None, packing: Packing | None) -> str | None:
+    return f"{dataset_id}{packing.mark}" if dataset_id and packing else dataset_id
+
+
+def packing_of(notes: Path, dataset: Dataset, fraction: float, kind: str) -> Packing | None:
+    """How the blocks of a fraction are sent packed, if they are; `notes` is where the laptop keeps its own files."""
+    if kind == NONE:
+        return None
+    blocks = _kept_blocks(dataset, fraction)
+    source = f"{dataset.path} {dataset.bytes} {_modified_ns(dataset)}"  # where no manifest says which images these are
+    name = dataset.manifest.get("dataset_id") or hashlib.sha256(source.encode()).hexdigest()[:16]
+    pieces = dict(zip(blocks, _pieces(dataset, blocks), strict=True))
+    return Packing(kind, Path(str(dataset.path)), notes / "packed" / str(name) / kind, (SIDE, SIDE, 3), pieces)
 
 
 def unseen_facts(origin: Origin, train_labels: str | None) -> DataFacts:
@@ -183,25 +201,33 @@ def choose_place(shell: Shell, settings: Settings, root: PurePath, dataset: Data
 
 
 def stage(
-    shell: Shell, machine: Machine, code: PurePath, plan: Plan, dataset: Dataset, progress: Progress
+    shell: Shell,
+    machine: Machine,
+    code: PurePath,
+    plan: Plan,
+    dataset: Dataset,
+    progress: Progress,
+    packing: Packing | None = None,
 ) -> str | None:
     """Bring the images to where the plan reads them; returns what was done, or None when they are read in place.
 
     The room is reserved before the first byte, every block is checked against the manifest on the way, a copy that
-    broke off goes on, and the file is there under its own name only when whole. From the laptop it is sent; what lies
-    on the machine, or at an address, the machine fetches by itself (`pod/files.py`).
+    broke off goes on, and the file is there under its own name only when whole. From the laptop it is sent, perhaps
+    packed; what lies on the machine, or at an address, the machine fetches by itself (`pod/files.py`).
     """
     if not plan.stage:
         return None
     destination = machine.path(plan.data_path)
     blocks = _kept_blocks(dataset, plan.fraction)
-    manifest = _staged_manifest(dataset, blocks, plan.fraction)
+    manifest = _staged_manifest(dataset, blocks, plan.fraction, packing)
     there = _manifest_there(shell, destination)
     size = shell.size(destination)
     if dataset.train_labels is not None:  # small, and another file perhaps than that of the run before
         own = _labels_of(LocalShell(), dataset, dataset.train_labels, blocks)
         shell.write(destination.with_name(TRAIN_LABELS), own)
     if size is not None and there and _same(there, manifest) and size == _staged_bytes(dataset, blocks):
+        if packing:
+            shell.remove(packed_file(machine).parent)  # of a call that was cut after its last step but one
         return f"already there: {destination}"
     if size is not None and not there:
         raise WrongUse(
@@ -214,8 +240,13 @@ def stage(
             "target with another stage_to"
         )
     shell.remove(destination)  # another data set: it would take the room of this one
-    if dataset.where == HERE and not machine.is_here:
-        hashes = _send(shell, dataset, blocks, destination, progress)
+    if packing:
+        _reserve(shell, dataset, blocks, destination)
+        hashes = packing.send(shell, machine, code, _part(destination), progress)
+    elif dataset.where == HERE and not machine.is_here:
+        _reserve(shell, dataset, blocks, destination)
+        pieces = _pieces(dataset, blocks)
+        hashes = send_pieces(shell, Path(str(dataset.path)), _part(destination), pieces, progress)
     else:
         hashes = _copy(shell, machine, code, dataset, blocks, destination, progress)
     if dataset.labels is not None:
@@ -223,13 +254,19 @@ def stage(
         shell.write(destination.with_name("labels.npy"), labels)
     else:
         shell.remove(destination.with_name("labels.npy"))
-    manifest |= {"blocks": hashes, "dataset_id": dataset_id(hashes)}
+    originals = packing.hashes("original_sha256") if packing else hashes
+    of = _marked(dataset.manifest.get("dataset_id") or dataset_id(originals), packing)
+    of_part = dataset_id(hashes) + (f"-{manifest['packed']}" if manifest["packed"] else "")
+    manifest |= {"blocks": hashes, "dataset_id": of if len(blocks) == _count(dataset) else of_part}
     if manifest["selection"]:
-        manifest["selection"]["of"] = dataset.manifest.get("dataset_id") or dataset_id(hashes)
+        manifest["selection"] = {**manifest["selection"], "of": of}
     # Before the rename: a break in between leaves a manifest without images, which is simply staged again.
     shell.write(destination.with_name("manifest.json"), (json.dumps(manifest, indent=1) + "\n").encode())
     shell.replace(_part(destination), destination)
-    return f"staged {_staged_bytes(dataset, blocks) / GIB:.2f} GiB into {destination}"
+    if packing:
+        shell.remove(packed_file(machine).parent)
+    sent = f", sent {packing.words}" if packing else ""
+    return f"staged {_staged_bytes(dataset, blocks) / GIB:.2f} GiB into {destination}{sent}"
 
 
 def dataset_id(blocks: list[str]) -> str:
@@ -330,10 +367,14 @@ def _read_manifest(path: Place, rows: int, files: Files) -> dict[str, Any]:
 def _kept_blocks(dataset: Dataset, fraction: float) -> list[int]:
     """The blocks of a staged file: the chosen training blocks, and every block with held-out rows."""
     if dataset.manifest.get("selection") or fraction == 1:
-        return list(range(-(-dataset.rows // dataset.block_rows)))
+        return list(range(_count(dataset)))
     held_out = range(dataset.train_rows // dataset.block_rows, -(-dataset.rows // dataset.block_rows))
     chosen = choose_blocks(dataset.train_rows, dataset.block_rows, fraction)
     return sorted({*chosen, *(held_out if dataset.held_out_rows else [])})
+
+
+def _count(dataset: Dataset) -> int:
+    return -(-dataset.rows // dataset.block_rows)
 
 
 def _rows_of(dataset: Dataset, block: int) -> int:
@@ -348,10 +389,16 @@ def _staged_header(dataset: Dataset, blocks: list[int]) -> bytes:
     return header_bytes("|u1", (sum(_rows_of(dataset, block) for block in blocks), SIDE, SIDE, 3))
 
 
-def _staged_manifest(dataset: Dataset, blocks: list[int], fraction: float) -> dict[str, Any]:
-    """The staged file's own manifest; `source` tells a changed file apart where there is no manifest to compare."""
+def _staged_manifest(
+    dataset: Dataset, blocks: list[int], fraction: float, packing: Packing | None = None
+) -> dict[str, Any]:
+    """The staged file's own manifest; `source` tells a changed file apart where there is no manifest to compare.
+
+    What was sent lossy has blocks of its own, and says so for good, also where a copy of it is staged again.
+    """
     rows = sum(_rows_of(dataset, block) for block in blocks)
     known: list[str] = dataset.manifest.get("blocks", [])
+    own = packing.hashes("unpacked_sha256") if packing else []
     selection = dataset.manifest.get("selection")
     if selection is None and fraction < 1:
         selection = {"of": dataset.manifest.get("dataset_id"), "fraction": fraction, "blocks": blocks}
@@ -362,7 +409,8 @@ def _staged_manifest(dataset: Dataset, blocks: list[int], fraction: float) -> di
         "dtype": "uint8",
         "shape": [rows, SIDE, SIDE, 3],
         "block_rows": dataset.block_rows,
-        "blocks": [known[block] for block in blocks] if known else [],
+        "blocks": own or ([known[block] for block in blocks] if known else []),
+        "packed": packing.kind if packing and packing.mark else dataset.manifest.get("packed"),
         "held_out_rows": dataset.held_out_rows,
         "labels_sha256": None,
         "selection": selection,
@@ -386,7 +434,7 @@ def _manifest_there(shell: Shell, destination: PurePath) -> dict[str, Any]:
 def _same(there: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Whether the staged file holds what is wanted: by block hashes where they are known, else by its source."""
     keys = ("rows", "block_rows", "held_out_rows", "blocks" if wanted["blocks"] else "source")
-    return all(there.get(key) == wanted[key] for key in keys)
+    return all(there.get(key) == wanted[key] for key in (*keys, "packed"))
 
 
 def _part(destination: PurePath) -> PurePath:
@@ -429,8 +477,8 @@ def _pieces(dataset: Dataset, blocks: list[int]) -> list[Piece]:
     return pieces
 
 
-def _send(shell: Shell, dataset: Dataset, blocks: list[int], destination: PurePath, progress: Progress) -> list[str]:
-    """From the laptop to another machine; returns the SHA-256 of each block."""
+def _reserve(shell: Shell, dataset: Dataset, blocks: list[int], destination: PurePath) -> None:
+    """Room for all of it on another machine, before the first byte."""
     part = _part(destination)
     try:
         shell.truncate(part, _staged_bytes(dataset, blocks))
@@ -439,7 +487,6 @@ def _send(shell: Shell, dataset: Dataset, blocks: list[int], destination: PurePa
         raise StepFailed(
             f"{destination.parent} has no room for {_staged_bytes(dataset, blocks) / GIB:.2f} GiB: {error.strerror}"
         ) from error
-    return send_pieces(shell, Path(str(dataset.path)), part, _pieces(dataset, blocks), progress)
 
 
 def _copy(

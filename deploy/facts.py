@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path, PurePath
 from typing import Any
 
-from deploy import checkpoints, code, data, origins, runs
+from deploy import checkpoints, code, data, origins, packing, runs
 from deploy.errors import BOOTSTRAP, DeployError, StepFailed, WrongUse
 from deploy.origins import Origin
 from deploy.plan import (
@@ -75,6 +75,7 @@ def check(reach: Reach, request: Request) -> Checked:
     if origin.is_known and not (tryout and origin.files and origin.files.size(origin.path) is None):
         dataset = _find_data(settings, request, origin, config)
         data.facts(dataset, request.fraction)
+    request = replace(request, pack=_pack(settings, request, origin, again=continues is not None))
     if request.resume not in ("none", "auto"):
         checkpoints.check_usable(Path(request.resume), config["model"])
     for note_of_checkpoint in last:
@@ -90,7 +91,7 @@ def gather(reach: Reach, checked: Checked) -> Facts:
         token=secrets.token_hex(2),
         python=sys.executable if settings.is_local else "python",
         code=code.look(settings.project),
-        data=_data_facts(checked),
+        data=_data_facts(settings, checked),
         config=checked.config,
         hardware=LocalShell().hardware() if settings.is_local else None,
         windows=sys.platform == "win32" and settings.is_local,
@@ -101,10 +102,11 @@ def gather(reach: Reach, checked: Checked) -> Facts:
     )
 
 
-def _data_facts(checked: Checked) -> DataFacts:
+def _data_facts(settings: Settings, checked: Checked) -> DataFacts:
     fraction, labels = checked.request.fraction, checked.request.labels
     if checked.dataset is not None:
-        return data.facts(checked.dataset, fraction)
+        packed = data.packing_of(settings.notes, checked.dataset, fraction, checked.request.pack)
+        return data.facts(checked.dataset, fraction, packed)
     if checked.tryout:
         assert isinstance(checked.images.path, PurePath)
         about = data.orl_facts(checked.images.path, fraction, checked.images.where)
@@ -142,6 +144,30 @@ def _images(settings: Settings, origin: Origin | None, config: Mapping[str, Any]
     if settings.is_local:
         return origins.parse("data/orl/images.npy", settings.project, local=True), True
     return Origin(origins.MACHINE, settings.root / "data" / "orl" / "images.npy", None), True
+
+
+def _pack(settings: Settings, request: Request, origin: Origin, *, again: bool) -> str:
+    """How the images travel: as the flag says, or the target's file where they can be packed at all.
+
+    A run that goes on keeps its way (`again`): what is lossy is another data set.
+    """
+    sent = origin.where == origins.HERE and not settings.is_local
+    kind = request.pack
+    if "pack" not in request.given and not again:
+        kind = settings.target.pack or packing.NONE if sent else packing.NONE
+    if kind == packing.NONE:
+        return kind
+    if not sent:
+        places = {
+            origins.HERE: "stay here",
+            origins.MACHINE: "are on the machine",
+            origins.URL: f"are at {origin.path}",
+        }
+        which = places[origin.where]
+        words = f"--pack {kind} is for images of this computer that are sent to another, and these {which}"
+        raise WrongUse(f"{words}: leave it out")
+    packing.check_possible(kind)
+    return kind
 
 
 def _newest(settings: Settings) -> list[runs.Record]:
@@ -247,6 +273,8 @@ def _contradictions(request: Request, earlier: Request) -> Iterator[str]:
         yield f"--fraction {request.fraction:g}"
     if "labels" in request.given and request.labels != earlier.labels:
         yield f"--labels {request.labels}"
+    if "pack" in request.given and request.pack != earlier.pack:
+        yield f"--pack {request.pack}"
     if "recipe" in request.given and request.recipe != earlier.recipe:
         yield f"--recipe {request.recipe}"
     if "data" in request.given and request.data != earlier.data and not _is_same_file(request.data, earlier.data):

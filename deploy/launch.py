@@ -10,30 +10,32 @@ from deploy import answers, facts, home, job, reach, runs
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.money import remind
 from deploy.phases import Stopwatch
-from deploy.plan import Facts, Plan, Request, make
+from deploy.plan import Facts, Plan, Request, make, parse_request
 from deploy.pod.folder import RunFolder
 from deploy.reach import Reach, Reached
-from deploy.ready import acquired, bring_own_files, ready
+from deploy.ready import acquired, bring_own_files, pack_images, ready
 from deploy.runs import Record
 from deploy.show import Screen
 
 FOLLOW_PATIENCE_S = 3600  # a laptop may sleep; the job does not need it
 
 
-def deploy(project: Path, target: str, screen: Screen) -> dict[str, Any]:
+def deploy(project: Path, target: str, screen: Screen, *, pack: str | None = None) -> dict[str, Any]:
     """Make a target ready: machine, environment, code, data. A second call does only what is missing."""
     with reach.target(project, target) as at:
         remind(project, at, screen)
-        checked = facts.check(at, Request(target=target))
+        checked = facts.check(at, parse_request(target=target, pack=pack))
         with reach.launching(at.settings) as note:
             note("deploy")
             checked = facts.prepare_orl(at, checked, screen.say)
+            pack_images(at.settings, checked, screen)
             looked_up = facts.gather(at, checked)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
             watch = Stopwatch()
             with acquired(at, plan.machine, screen, watch) as machine:
                 made = ready(at.settings, machine, at.shell(machine), checked, looked_up, screen, watch)
-    screen.say(f"target {target} is ready; train on it with: {command(f'train --on {target}')}")
+    packed = f" --pack {pack}" if pack else ""  # else the images would be sent again as they are
+    screen.say(f"target {target} is ready; train on it with: {command(f'train --on {target}{packed}')}")
     about = {"target": target, "machine": made.machine.name, "root": str(made.machine.root)}
     return {**about, "snapshot": made.plan.snapshot, "data": made.plan.data_path}
 
@@ -67,6 +69,7 @@ def train(
             note(plan.run_id)
             screen.plan(plan)
             _agree(plan, at.settings.target.confirm_usd, screen, yes=yes)
+            pack_images(at.settings, checked, screen)
             record, since = _start(at, plan, checked, looked_up, screen, keep=keep)
         screen.say(f"run {record.run_id} is {record.state}")
         screen.commands(answers.next_commands(record))

@@ -16,7 +16,7 @@ from deploy.errors import WrongUse
 from deploy.machine import Hardware, Machine
 from deploy.phases import Phase, predict
 from deploy.pod.folder import RunFolder
-from deploy.settings import Settings
+from deploy.settings import Settings, pack_kind
 
 GRACE_S = 60  # for the checkpoint, between a stop and the kill
 NO_COMMIT = "none"
@@ -48,6 +48,7 @@ class Request:
     data: str | None = None
     labels: str | None = None
     overrides: tuple[str, ...] = ()
+    pack: str = "none"  # how images of the laptop travel
     queue: bool = False  # wait for the machine's turn, where another run is on it
     given: frozenset[str] = frozenset()  # which of the above the user typed
 
@@ -76,6 +77,8 @@ class DataFacts:
     train_labels: str | None = None  # what is learnt instead of them, such as pseudo-IDs
     ready: bool = True
     where: str = "here"  # or "machine", or "url"
+    packed: str | None = None  # sent as `lossless`, or lossy as `jpeg95`
+    packed_bytes: int | None = None  # None: still to be packed
 
 
 @dataclass(frozen=True)
@@ -189,11 +192,12 @@ def parse_request(
     recipe: str | None = None,
     data: str | None = None,
     labels: str | None = None,
+    pack: str | None = None,
     overrides: Sequence[str] = (),
     queue: bool = False,
 ) -> Request:
     """Flags to a checked Request. A flag and a --set that say two things about one value are refused."""
-    flags = {"fraction": fraction, "resume": resume, "recipe": recipe, "data": data, "labels": labels}
+    flags = {"fraction": fraction, "resume": resume, "recipe": recipe, "data": data, "labels": labels, "pack": pack}
     values = {name: value for name, value in flags.items() if value is not None}
     others = []
     for override in overrides:
@@ -219,6 +223,7 @@ def parse_request(
         data=values.get("data"),
         labels=values.get("labels"),
         overrides=tuple(others),
+        pack=pack_kind(values.get("pack", "none"), "--pack"),
         queue=queue,
         given=given,
     )

@@ -57,20 +57,33 @@ def _ready_data(
 ) -> Ready:
     dataset = checked.dataset or _found_there(machine, shell, checked, facts, folder, screen)
     place = data.choose_place(shell, settings, machine.root, dataset, checked.request.fraction)
+    pack_images(settings, checked, screen)  # should somebody have removed what was packed
+    packing = data.packing_of(settings.notes, dataset, checked.request.fraction, checked.request.pack)
     facts = replace(
         facts,
         python=machine.python,
         machine=machine,
         hardware=shell.hardware(),
         snapshot=folder.name,
-        data=data.facts(dataset, checked.request.fraction),
+        data=data.facts(dataset, checked.request.fraction, packing),
         data_path=place.path,
     )
     plan = make(settings, checked.request, facts, tryout=checked.tryout)
     with screen.copying("staging") as progress:
-        staged = data.stage(shell, machine, folder, plan, dataset, progress)
+        staged = data.stage(shell, machine, folder, plan, dataset, progress, packing)
     screen.say(f"data: {staged or place.words}")
     return Ready(machine, plan)
+
+
+def pack_images(settings: Settings, checked: Checked, screen: Screen) -> None:
+    """Images that travel packed, packed before a machine is paid for; a block that was packed once stays packed."""
+    if checked.dataset is None:
+        return
+    packing = data.packing_of(settings.notes, checked.dataset, checked.request.fraction, checked.request.pack)
+    if packing and packing.missing:
+        with screen.copying("packing") as progress:
+            packing.make(settings.project, progress)
+        screen.say(f"packed {packing.words} ({packing.folder})")
 
 
 @contextlib.contextmanager

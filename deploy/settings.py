@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -96,6 +97,7 @@ class Target:
     max_usd: float | None = None
     idle_min: float | None = None  # without a job
     stall_min: float | None = None  # of a job without a new step, with its GPUs idle
+    pack: str | None = None  # how images of this laptop travel: none, lossless, or jpeg50 to jpeg100 (lossy)
     sync_to: str | None = None  # where the newest checkpoint goes before a machine is released: a path there, or a URL
     confirm_usd: float = 1.0  # a run that may cost more is asked about first
     on_end: str = "keep"  # or stop, or terminate: what becomes of a machine whose work is done
@@ -170,6 +172,13 @@ def key_file(settings: Settings, text: str) -> Path:
     return path if path.is_absolute() or PureWindowsPath(text).is_absolute() else settings.project / path
 
 
+def pack_kind(text: str, key: str) -> str:
+    """A way to pack images, as it was typed for `key`; refused with those that there are."""
+    if re.fullmatch("none|lossless|jpeg(100|[5-9][0-9])", text):
+        return text
+    raise WrongUse(f"{key} {text} is no way to pack images: give none, lossless, or jpeg50 to jpeg100, such as jpeg95")
+
+
 def _read(path: Path, where: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -225,6 +234,8 @@ def _check(where: str, told: Mapping[str, Any], options: Options) -> None:
     if isinstance(options, RunPod) and not options.gpus:
         raise WrongUse(f"{where} lacks the key 'gpus', such as gpus: [NVIDIA RTX A4500, NVIDIA A40]")
     remote = not isinstance(options, Local)
+    if told.get("pack"):
+        pack_kind(told["pack"], f"pack: in {where}:")
     for key in ("root", "stage_to"):
         text = told.get(key)
         if remote and text and not text.startswith(("/", "~/")):

@@ -177,6 +177,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("where", f"target {plan.target}: {_hardware(plan)}; {plan.root}"),
         ("code", code + changed),
         ("data", f"{data.name}: {_images(plan)}, {where}"),
+        *([("sent", _packed(plan))] if data.packed else []),
         *([] if data.ready or not data.rows else [("", "will be prepared from the ORL photographs")]),
         ("fraction", f"{plan.fraction:g}"),
         ("job", f"recipe {plan.recipe}, backbone {plan.backbone['name']}, {plan.epochs} epochs"),
@@ -203,6 +204,18 @@ def _images(plan: Plan) -> str:
     if not plan.data.rows:
         return f"looked at where they are ({plan.data.path})"
     return f"{plan.data.rows} images, {plan.data.train_rows} to train on"
+
+
+def _packed(plan: Plan) -> str:
+    data = plan.data
+    loss = "nothing is lost" if data.packed == "lossless" else "lossy: another data set than the original"
+    if data.packed_bytes is None:
+        return f"packed as {data.packed} ({loss}), before a machine is asked for"
+    return f"packed as {data.packed} ({loss}): {_mib(data.packed_bytes)} instead of {_mib(data.bytes)}"
+
+
+def _mib(count: int) -> str:
+    return f"{count / (1 << 20):,.1f} MiB"
 
 
 def _processes(plan: Plan) -> str:

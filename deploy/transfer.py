@@ -40,6 +40,7 @@ class Piece:
     bytes: int
     place: int
     sha256: str | None = None  # None: whatever the source holds is right
+    source: str | None = None  # where the pieces of one transfer are of several files
 
 
 @dataclass(frozen=True)
@@ -133,19 +134,23 @@ def push(
 
 
 def send_pieces(
-    shell: Shell, source: Path, part: PurePath, pieces: Sequence[Piece], progress: Progress = no_progress
+    shell: Shell,
+    source: Path,
+    part: PurePath,
+    pieces: Sequence[Piece],
+    progress: Progress = no_progress,
+    wrong: str = "is not what manifest.json says: copy or make the data again",
 ) -> list[str]:
     """Ranges of a file of the laptop to their places in `part`, a file of the machine that has its full size already.
 
     A piece that is there already is not sent again, nor is any part of one. Returns the SHA-256 of each piece, as
-    verified on the machine. Raises StepFailed when a piece is not what its `sha256` says.
+    verified on the machine. Raises StepFailed, in the words of `wrong`, when a piece is not what its `sha256` says.
     """
     for _ in range(2):  # what another hand spoiled meanwhile is sent once more
         try:
             hashes = _Sending(shell, source, part, pieces).run(progress)
         except _WrongPiece as error:
-            words = f"{error} of {source} is not what manifest.json says: copy or make the data again"
-            raise StepFailed(words) from None
+            raise StepFailed(f"{error} of {source} {wrong}") from None
         if shell.hashes(part, [(piece.place, piece.bytes) for piece in pieces]) == hashes:
             return hashes
     raise _unstable(part)
@@ -206,25 +211,25 @@ class _Sending:
 
     def _ranges(self) -> Iterator[Range]:
         """What is to be sent, in order; the pieces are hashed on the way, so they are read once."""
-        with open(self.source, "rb") as file:
-            for index, piece in enumerate(self.pieces):
-                if self.hashes[index]:
-                    continue
-                digest = hashlib.sha256()
-                there = self.there.get(index)
+        for index, piece in enumerate(self.pieces):
+            if self.hashes[index]:
+                continue
+            digest = hashlib.sha256()
+            there = self.there.get(index)
+            with open(piece.source or self.source, "rb") as file:
                 file.seek(piece.offset)
                 for number, (at, size) in enumerate(_split(piece.bytes)):
                     data = file.read(size)
                     if len(data) < size:
-                        raise StepFailed(f"{self.source} ends inside {piece.name}: copy or make it again")
+                        raise StepFailed(f"{file.name} ends inside {piece.name}: copy or make it again")
                     digest.update(data)
                     if there and there[number] == hashlib.sha256(data).hexdigest():
                         self.tally.add(size)
                     else:
                         yield Range(piece.place + at, size, data)
-                if piece.sha256 not in (None, digest.hexdigest()):
-                    raise _WrongPiece(piece.name)
-                self.hashes[index] = digest.hexdigest()
+            if piece.sha256 not in (None, digest.hexdigest()):
+                raise _WrongPiece(piece.name)
+            self.hashes[index] = digest.hexdigest()
 
     def _request(self, part: Range) -> tuple[str, dict[str, Any]]:
         return "write_at", {"path": str(self.part), "offset": part.place, "data": part.data}

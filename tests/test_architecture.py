@@ -26,7 +26,7 @@ LAPTOP = [
     "deploy.answers deploy.reach",
     "deploy.checkpoints deploy.code deploy.data deploy.environment deploy.guard deploy.job deploy.providers "
     "deploy.runs",
-    "deploy.image deploy.keys deploy.origins",
+    "deploy.image deploy.keys deploy.origins deploy.packing",
     "deploy.transfer",
     "deploy.plan deploy.shell",
     "deploy.settings deploy.phases",
@@ -36,7 +36,7 @@ LAPTOP = [
 ]
 MACHINE = [
     "app.train",
-    "app.bench app.evaluate app.export app.mine app.prepare",
+    "app.bench app.evaluate app.export app.mine app.pack app.prepare app.unpack",
     "app.recipes",
     "app.evaluation",
     "app.onnx",
@@ -45,7 +45,7 @@ MACHINE = [
     "app.runtime",
     "app.config",
     "app.files",
-    "app.errors",
+    "app.errors app.threads",
 ]
 
 # The only files through which an outside thing is reached.
@@ -65,6 +65,7 @@ DOORS = {
     "omegaconf": {"app/config/compose.py", "deploy/settings.py"},
     "paramiko": {"deploy/shell/connect.py", "deploy/shell/host_keys.py"},
     "PIL": {
+        "app/data/packed.py",
         "app/data/parquet.py",
         "app/data/sources.py",
         "app/evaluation/align.py",
@@ -76,7 +77,7 @@ DOORS = {
     "requests": {"deploy/providers/runpod/rest.py"},
     "runpod": {"deploy/providers/runpod/sdk.py"},
     "torch.distributed": {"app/runtime/dist.py"},
-    "simplejpeg": {"app/data/decode.py"},
+    "simplejpeg": {"app/data/decode.py", "app/data/packed.py"},
     "tomli": {"deploy/providers/runpod/key.py"},
     "tqdm": {"app/prepare.py"},
     "wandb": {"app/runtime/track.py"},
@@ -296,7 +297,7 @@ def test_each_half_imports_only_what_is_installed_for_it(half: tuple[str, ...], 
         assert foreign <= allowed, f"{name_of(path)} imports {sorted(foreign - allowed)}"
 
 
-@pytest.mark.parametrize("command", ["app.config", "app.prepare"])
+@pytest.mark.parametrize("command", ["app.config", "app.pack", "app.prepare", "app.unpack"])
 def test_commands_that_answer_at_once_never_load_torch(command: str) -> None:
     files = {name_of(path): path for path in sources("app")}
     seen: set[str] = set()
