@@ -1,4 +1,4 @@
-"""A machine as plain data, and the four verbs that every provider has."""
+"""A machine as plain data, and the verbs that every provider has: four to have machines, two to look at them."""
 
 from __future__ import annotations
 
