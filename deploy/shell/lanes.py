@@ -23,8 +23,8 @@ WANTED_BYTES_PER_S = 160e6  # what the windows of all lanes together let through
 BYTES_A_LANE = 8 << 20  # a lane costs ten round trips before its first byte
 FEWEST_LANES, MOST_LANES = 2, 16
 HANDSHAKES_AT_A_TIME = 8  # sshd begins to refuse at ten connections that have not logged in yet
-# Channels of the open connection, there after two round trips: they work until the lanes are there. Paramiko is slow
-# on Windows, and what is under way in it would be waited for.
+# Channels of the open connection, there after two round trips, long before the lanes. Paramiko is slow on Windows, and
+# what is under way in it would be waited for.
 HELPERS = 1 if sys.platform == "win32" else 4
 IN_FLIGHT = 4  # requests of a lane: more than a window holds, so that the answer to one is never waited for
 TRIES = 4
@@ -50,6 +50,8 @@ class Lanes(Generic[T]):
     def __init__(self, shell: SshShell, count: int) -> None:
         self.shell = shell
         self.count = count
+        # Where windows are what holds a stream up, the helpers' own are worth their cost until the end.
+        self.helpers = HELPERS if count > FEWEST_LANES else 1
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._links: set[Link] = set()
@@ -100,7 +102,7 @@ class Lanes(Generic[T]):
         if self.count == 1:
             self._start(self._alone)
         else:
-            for number in range(HELPERS):
+            for number in range(self.helpers):
                 self._start(self._help, number)
         while True:
             report()
@@ -147,11 +149,11 @@ class Lanes(Generic[T]):
             self.shell.call("clock")
 
     def _help(self, number: int) -> None:
-        """Until the first lane is there. The open connection itself is only lent."""
+        """A single one until the first lane is there. The open connection itself is only lent."""
         with contextlib.suppress(LinkLost):
             link = self.shell.another_link() if number else self.shell.link()
             try:
-                self._work(link, lambda: not self._links and not self._is_done())
+                self._work(link, lambda: (self.helpers > 1 or not self._links) and not self._is_done())
             finally:
                 if number:
                     link.close()

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from deploy.errors import StepFailed
 from deploy.pod import agent, folder, frames, processes, snapshots, verbs
 from deploy.pod.agent import WITH_BODY
-from deploy.pod.frames import GREETING, Ended, exactly, pack
+from deploy.pod.frames import GREETING, Ended, pack
 
 # A beat is due every two seconds; a line that is silent for so long is dead, whatever the system thinks of it.
 SILENCE_S = 8.0
@@ -114,6 +114,7 @@ class Link:
         self.broken: str | None = None
         self.round_trip_s = GREETING_LIMIT_S  # the shortest so far, the agent's work included
         self._chatter = bytearray()
+        self._left = bytearray()
         self._exit_code: int | None = None
         self._numbers = itertools.count()
         self._pending: dict[int, Pending] = {}
@@ -189,6 +190,11 @@ class Link:
             self.fail(str(error) or type(error).__name__)
 
     def _read_into(self, view: memoryview) -> int:
+        if self._left:
+            count = min(len(view), len(self._left))
+            view[:count] = self._left[:count]
+            del self._left[:count]
+            return count
         count = self.stream.read_into(view)
         self.heard = time.monotonic()
         return count
@@ -217,11 +223,16 @@ class Link:
                 self.fail(f"no sign of life for {SILENCE_S:.0f} s")
 
     def _skip_chatter(self) -> None:
-        """What login scripts print stands before the greeting."""
-        while not self._chatter.endswith(GREETING):
+        """What login scripts print stands before the greeting; what was read beyond it is kept."""
+        view = memoryview(bytearray(4096))
+        while (at := self._chatter.find(GREETING)) < 0:
             if len(self._chatter) > CHATTER_BYTES:
                 raise Ended("too much text before the agent's first word")
-            self._chatter += exactly(self._read_into, 1)
+            count = self._read_into(view)
+            if not count:
+                raise Ended("it ended before the agent's first word")
+            self._chatter += view[:count]
+        self._left = self._chatter[at + len(GREETING) :]
 
     def _deliver(self, head: dict[str, Any], body: bytes) -> None:
         if "id" not in head:
