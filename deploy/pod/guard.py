@@ -32,6 +32,7 @@ from deploy.pod.redact import Redactor
 from deploy.pod.release import environment
 
 KEEPS_WORDS = 20
+IN_WORDS = ("decision", "decisions", "copies", "last_copy", "limits")  # where others' words may be among ours
 ARMED = ("max_hours", "max_usd", "idle_min", "stall_min", "sync_to", "on_end", "usd_per_hour", "release")
 
 
@@ -246,7 +247,8 @@ class Guard:
             last_copy=self.goodbye.last_copy,
             meter=self.meter.note(),
         )
-        tell_json(Path(self.root.guard_status), self.redact(self.status), durable)
+        told = {name: self.redact(self.status[name]) for name in IN_WORDS if name in self.status}
+        tell_json(Path(self.root.guard_status), {**self.status, **told}, durable)
 
     def _listen_to_signals(self) -> None:
         def end(*_: object) -> None:

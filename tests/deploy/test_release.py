@@ -14,6 +14,10 @@ from typing import Any
 import pytest
 
 from deploy.pod.release import PAUSES_S, release
+from tests.emulators import contract
+from tests.emulators.rig import breaches
+from tests.emulators.runpod import KEY as EMULATED_KEY
+from tests.emulators.runpod import Emulator
 
 KEY = "rpa_NEVER_TO_BE_SEEN"
 POD = "pod 1/2"
@@ -113,6 +117,21 @@ def test_a_service_that_is_down_is_tried_again(api: Api, env: dict[str, str]) ->
     pauses = Pauses()
     assert release("terminate", env, pauses).done
     assert pauses == [PAUSES_S[0], PAUSES_S[1], 7.0]
+
+
+def test_both_calls_are_as_the_specification_has_them(env: dict[str, str]) -> None:
+    """Against RunPod's own description; there is no such pod afterwards."""
+    emulator = Emulator()
+    try:
+        about = {"name": "a", "image": "b", "gpu": "NVIDIA A40", "gpu_count": 1, "cloud": "SECURE", "data_centers": []}
+        pod = emulator.account.create(**about, disk=20, ports=[], env={})
+        there = {**env, "RUNPOD_POD_ID": pod.id, "RUNPOD_API_KEY": EMULATED_KEY, "RUNPOD_API_BASE_URL": emulator.url}
+        assert release("terminate", there, Pauses()).done
+        assert (emulator.account.pods, breaches(emulator)) == ({}, [])
+    finally:
+        emulator.close()
+    assert contract.problems_of_body("POST", "/v2/pods/x/action", {"action": "stop"}) == []
+    assert contract.problems_of_body("POST", "/v2/pods/x/action", {"action": "rest"}) != []
 
 
 posix = pytest.mark.skipif(os.name == "nt", reason="the tool is a script: run on Linux or macOS")

@@ -16,8 +16,10 @@ import pytest
 
 from deploy.pod import gauges, restarts
 from deploy.pod.clock import Clock
-from deploy.pod.folder import HEARTBEAT_S, write_json
-from deploy.pod.redact import MASK
+from deploy.pod.folder import HEARTBEAT_S, RunFolder, read_json, write_json
+from deploy.pod.limits import Limits
+from deploy.pod.redact import MASK, Redactor
+from deploy.pod.status import StatusFile
 
 from .conftest import PRETEND, wait_until
 from .supervised import DEAF, SAVE, TELL, Supervised
@@ -214,7 +216,7 @@ def test_secrets_are_the_jobs_alone(make: Make) -> None:
     secret = 'wandb-"quoted"-2f7d'
     run = make()
     run.path.mkdir(parents=True)
-    write_json(Path(run.folder.secrets), {"WANDB_API_KEY": secret, "SHORT": "1"})
+    write_json(Path(run.folder.secrets), {"WANDB_API_KEY": secret, "SHORT": "1", "SILLY": "failed"})
     wait = 'print("begun", flush=True); sys.stdin.read(); raise RuntimeError("bad key " + os.environ["WANDB_API_KEY"])'
     run.start(TELL + wait).begun()
     assert not Path(run.folder.secrets).exists()
@@ -222,10 +224,33 @@ def test_secrets_are_the_jobs_alone(make: Make) -> None:
     run.stop()
     _, status = run.end()
     assert status["evidence"][-1] == f"RuntimeError: bad key {MASK}"
+    assert status["state"] == "failed"
     for file in run.path.rglob("*"):  # the log is the job's own
         if file.is_file() and file != Path(run.folder.log):
             assert json.dumps(secret)[1:-1].encode() not in file.read_bytes()
             assert secret.encode() not in file.read_bytes()
+
+
+def test_a_jump_of_the_clock_makes_a_heartbeat_due(tmp_path: Path) -> None:
+    """The last one looks an hour old, or is an hour ahead and would hide a death."""
+    now, wall = [0.0], [10_000.0]
+    folder = RunFolder(tmp_path)
+    plan = {"run_id": "a", "attempt": 1, "busy_lock": str(tmp_path / "busy.lock")}
+    clock = Clock(monotonic=lambda: now[0], wall=lambda: wall[0])
+    status = StatusFile(folder, plan, Limits(), Redactor([]), clock)
+
+    def beat(later_s: float, jump_s: float) -> float:
+        now[0] += later_s
+        wall[0] += later_s + jump_s
+        status.beat()
+        return float(read_json(Path(folder.status))["heartbeat"])
+
+    assert beat(0, 0) == 10_000
+    assert beat(0.5, 0) == 10_000
+    assert beat(0.1, 3600) == wall[0]
+    assert beat(0.1, -3600) == wall[0]
+    assert beat(0.1, 0) == wall[0] - 0.1
+    assert beat(HEARTBEAT_S, 0) == wall[0]
 
 
 JUMPING = """
