@@ -27,6 +27,7 @@ from deploy.pod.stopping import ask_to_expire
 
 CODE = Path(__file__).resolve().parents[2]
 COPY_EVERY_S = 30.0
+COPY_AGAIN_S = 300.0  # after one that failed
 SLACK_S = 20.0  # between a supervisor's kill of its job and its own end
 T = TypeVar("T")
 
@@ -84,11 +85,7 @@ class Goodbye:
             return
         self._copy_at = self.clock.monotonic() + COPY_EVERY_S
         newest = whole.described(folder)[:1]
-        if (
-            newest
-            and newest[0].get("sha256") not in self.copied
-            and not whole.has_copy(folder, newest[0], whole.SYNCED)
-        ):
+        if newest and not self._is_copied(folder, newest[0], whole.SYNCED):
             self._copier = threading.Thread(target=self._note_copy, args=(folder, limits), name="copies", daemon=True)
             self._copier.start()
 
@@ -96,7 +93,13 @@ class Goodbye:
         return self._copier is not None and self._copier.is_alive()
 
     def _note_copy(self, folder: RunFolder, limits: Limits) -> None:
+        before = len(self.copied)
         self.last_copy = self._copy(folder, limits, limits.sync_limit_s)
+        if len(self.copied) == before:
+            self._copy_at = self.clock.monotonic() + COPY_AGAIN_S
+
+    def _is_copied(self, folder: RunFolder, note: dict[str, Any], *marks: str) -> bool:
+        return note.get("sha256") in self.copied or whole.has_copy(folder, note, *marks)
 
     def copy(self, folders: list[RunFolder], limits: Limits, until_s: float | None) -> list[str]:
         """The final sync of each run: what came of it, in words. `until_s`: when the money is spent."""
@@ -115,9 +118,7 @@ class Goodbye:
             return found
         for folder in run_folders(self.root):
             for note in whole.described(folder)[:1]:
-                if note.get("sha256") not in self.copied and not whole.has_copy(
-                    folder, note, whole.FETCHED, whole.SYNCED
-                ):
+                if not self._is_copied(folder, note, whole.FETCHED, whole.SYNCED):
                     found[folder.run_id] = note["file"]
         return found
 

@@ -109,7 +109,9 @@ class Guard:
         else:
             if self.ceiling is None or self.ceiling.cause != ceiling.cause or self.activity.is_busy:
                 self._end_work(ceiling)
-            if self.clock.monotonic() >= self.again_at and not self.activity.is_busy:
+            # A job that not even force could end is no reason to go on paying; one that has just begun is.
+            free = not self.activity.is_busy or ceiling.cause in ("max_usd", "max_hours")
+            if free and self.clock.monotonic() >= self.again_at:
                 self._let_go(ceiling)
         self.beat()
 

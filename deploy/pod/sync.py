@@ -78,7 +78,18 @@ def _put_checkpoint(place: places.Place, folder: RunFolder, note: dict[str, Any]
     _put(place, file.encode("utf-8"), f"{above}/{folder.latest.name}")
     mark = {"sha256": note["sha256"], "to": sync_to, "time": time.time()}
     tell_json(Path(folder.checkpoints / f"{file}{SYNCED}"), mark)
+    _remove_what_the_run_removed(place, folder, above)
     return [f"{above}/{name}" for name in (file, about, folder.latest.name)]
+
+
+def _remove_what_the_run_removed(place: places.Place, folder: RunFolder, above: str) -> None:
+    """A run keeps its newest few checkpoints; so does the copy of it. Nothing is touched but what was put there."""
+    for mark in Path(folder.checkpoints).glob(f"*{SYNCED}"):
+        file = mark.name[: -len(SYNCED)]
+        if not Path(folder.checkpoints / file).exists():
+            place.remove(f"{above}/{Path(file).stem}.json")  # first: what is half removed is no checkpoint any more
+            place.remove(f"{above}/{file}")
+            mark.unlink()
 
 
 def _put_log(place: places.Place, folder: RunFolder) -> str:

@@ -347,6 +347,23 @@ def test_a_copy_that_is_not_right_is_no_copy(tmp_path: Path, make: Make) -> None
         sync.sync(run.folder, Lossy(tmp_path / "other"), "other")
 
 
+def test_a_copy_keeps_no_more_than_the_run_does(tmp_path: Path, make: Make) -> None:
+    """Of what was put there by a copy, that is; else a run of many epochs would fill the place."""
+    run = make("one")
+    run.start(SAVE + 'save(1); tell(event="end", reason="done")').end()
+    checkpoints = tmp_path / "there" / "one" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "epoch_000.pt").write_bytes(b"of somebody else")
+    place = places.Folder(tmp_path / "there")
+    sync.sync(run.folder, place, "there")
+    for name in ("epoch_001.json", "epoch_001.pt"):
+        (run.path / "checkpoints" / name).unlink()
+    run.start(SAVE + 'save(2); tell(event="end", reason="done")').end()
+    sync.sync(run.folder, place, "there")
+    assert {path.name for path in checkpoints.iterdir()} == {"epoch_000.pt", "epoch_002.pt", "epoch_002.json", "latest"}
+    assert [path.name for path in (run.path / "checkpoints").glob("*.synced")] == ["epoch_002.pt.synced"]
+
+
 def test_copies_go_to_an_address_as_well(tmp_path: Path, make: Make) -> None:
     """By fsspec, in a process of its own; what it cannot do is one sentence."""
     run = make("one")
