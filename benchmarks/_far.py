@@ -46,8 +46,8 @@ class Far:
 
 
 @contextmanager
-def far(*, round_trip_s: float = ROUND_TRIP_S) -> Iterator[Far]:
-    """Everything is removed in the end, what still runs there too."""
+def far(*, round_trip_s: float = ROUND_TRIP_S, bytes_per_s: float = 0.0) -> Iterator[Far]:
+    """Everything is removed in the end, what still runs there too. `bytes_per_s`: 0 for a line of any width."""
     with tempfile.TemporaryDirectory(prefix="sniperface-far-") as text:
         folder = Path(text)
         project, root = folder / "project", folder / "far" / "root"
@@ -56,7 +56,7 @@ def far(*, round_trip_s: float = ROUND_TRIP_S) -> Iterator[Far]:
             (project / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / name, project / name)
         subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
-        with openssh(folder / "server") as server, proxy(server.port, round_trip_s / 2) as line:
+        with openssh(folder / "server") as server, proxy(server.port, round_trip_s / 2, bytes_per_s) as line:
             target = {
                 "provider": "ssh", "host": "127.0.0.1", "port": line.port, "user": "root", "key": str(server.key),
                 "fingerprint": fingerprint(base64.b64decode(server.host_key.split()[1])), "root": str(root),

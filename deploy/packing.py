@@ -123,7 +123,7 @@ class Packing:
         try:
             shell.truncate(there, pieces[-1].place + pieces[-1].bytes)
         except OSError as error:
-            words = f"{there.parent} has no room for {(self.bytes or 0) / MIB:,.1f} MiB of packed images"
+            words = f"{there.parent} cannot take {(self.bytes or 0) / MIB:,.1f} MiB of packed images"
             raise StepFailed(f"{words} ({error.strerror}): make room there, or give --pack none") from error
         spoiled = f"is not what was packed: remove {self.folder}, and the same command packs it again"
         send_pieces(shell, self.folder, there, pieces, progress, spoiled)
