@@ -76,4 +76,6 @@ def _pack(order: dict[str, Any], block: dict[str, Any], progress: Progress) -> N
 
 
 if __name__ == "__main__":
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")  # a path of Windows in a sentence that is read as UTF-8
     raise SystemExit(main(sys.argv[1:]))

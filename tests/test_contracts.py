@@ -17,8 +17,10 @@ from app.data import dataset as app_data
 from app.data.sources import Source
 from app.runtime.folder import RunFolder as AppFolder
 from deploy import data as deploy_data
+from deploy.origins import HERE, Origin
 from deploy.plan import hydra_override
 from deploy.pod.folder import RunFolder as DeployFolder
+from deploy.shell import LocalShell
 from tests.deploy.test_data import Staging
 
 
@@ -67,7 +69,7 @@ def test_the_laptop_knows_what_the_app_will_make_of_the_photographs(tmp_path: Pa
     out = tmp_path / "orl" / "images.npy"
     prepare.main(["source=orl", f"out={out}"])
     known = deploy_data.orl_facts(out, 0.3)
-    found = deploy_data.facts(deploy_data.find(out, 8192), 0.3)
+    found = deploy_data.facts(deploy_data.find(Origin(HERE, out, LocalShell()), 8192), 0.3)
     assert dataclasses.replace(known, ready=True, dataset_id=found.dataset_id) == found
 
 
