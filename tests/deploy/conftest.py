@@ -22,6 +22,9 @@ from deploy.shell import LocalShell
 if TYPE_CHECKING:
     from .supervised import Supervised
 
+if TYPE_CHECKING:
+    from tests.emulators.rig import Rig
+
 SOURCE = Path(__file__).parents[2]
 PRETEND = Path(__file__).parent / "pretend"
 HOSTILE_NAMES = ["plain", 'it\'s a "faces" földer $HOME; `x` {a,b}=%#']
@@ -161,3 +164,35 @@ def end_tmux(socket: str) -> None:
     if shutil.which("tmux"):
         subprocess.run(["tmux", "-L", socket, "kill-server"], capture_output=True, check=False)
         Path(os.environ.get("TMUX_TMPDIR", "/tmp"), f"tmux-{os.getuid()}", socket).unlink(missing_ok=True)
+
+
+@pytest.fixture
+def boot_s() -> float:
+    """How long an emulated pod is STARTING; tests that are about waiting say more."""
+    return 0.0
+
+
+@pytest.fixture(params=["v2", "sdk"])
+def both(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot_s: float
+) -> Iterator[Rig]:
+    """RunPod's provider before the emulator, with each of the two APIs."""
+    from tests.emulators.rig import rig
+
+    yield from rig(request.param, tmp_path, monkeypatch, boot_s=boot_s)
+
+
+@pytest.fixture
+def v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot_s: float) -> Iterator[Rig]:
+    """The same with REST alone."""
+    from tests.emulators.rig import rig
+
+    yield from rig("v2", tmp_path, monkeypatch, boot_s=boot_s)
+
+
+@pytest.fixture
+def sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot_s: float) -> Iterator[Rig]:
+    """The same with RunPod's own package alone."""
+    from tests.emulators.rig import rig
+
+    yield from rig("sdk", tmp_path, monkeypatch, boot_s=boot_s)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,14 @@ import pytest
 
 from deploy import image
 from deploy.errors import NoMachine, WrongUse
-from tests.emulators.rig import Rig, of, rig
+from tests.emulators.rig import Rig, of
 
 PROJECT = Path(__file__).parents[2]
 
 
-@pytest.fixture(params=["v2", "sdk"])
-def both(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    yield from rig(request.param, tmp_path, monkeypatch, boot_s=30)
-
-
 @pytest.fixture
-def v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    yield from rig("v2", tmp_path, monkeypatch, boot_s=30)
-
-
-@pytest.fixture
-def sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    yield from rig("sdk", tmp_path, monkeypatch, boot_s=30)
+def boot_s() -> float:
+    return 30
 
 
 # Made

@@ -10,7 +10,6 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,12 @@ from hypothesis import strategies as st
 from deploy.providers.runpod.api import Wanted
 from deploy.providers.runpod.rest import body_of
 from tests.emulators import contract
-from tests.emulators.rig import Rig, breaches, rig
+from tests.emulators.rig import Rig, breaches
 from tests.emulators.runpod import KEY
 
 WORDS = st.text(min_size=1, max_size=20)
 PODS = "/v2/pods"
 PROJECT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    yield from rig("v2", tmp_path, monkeypatch)
 
 
 @given(

@@ -5,29 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deploy.errors import NoMachine
-from tests.emulators.rig import Rig, killed, of, rig
-
-
-@pytest.fixture(params=["v2", "sdk"])
-def both(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    yield from rig(request.param, tmp_path, monkeypatch, boot_s=30)
+from tests.emulators.rig import Rig, killed, of
 
 
 @pytest.fixture
-def v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    yield from rig("v2", tmp_path, monkeypatch, boot_s=30)
-
-
-@pytest.fixture
-def sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    yield from rig("sdk", tmp_path, monkeypatch, boot_s=30)
+def boot_s() -> float:
+    return 30
 
 
 # A bad line

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from deploy.errors import NoMachine, StepFailed
 from deploy.machine import Machine
 from tests.emulators.clock import START
-from tests.emulators.rig import Rig, killed, of, rig
-
-
-@pytest.fixture(params=["v2", "sdk"])
-def both(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    yield from rig(request.param, tmp_path, monkeypatch, boot_s=30)
+from tests.emulators.rig import Rig, killed, of
 
 
 @pytest.fixture
-def v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    yield from rig("v2", tmp_path, monkeypatch, boot_s=30)
+def boot_s() -> float:
+    return 30
 
 
 # Found, listed, released

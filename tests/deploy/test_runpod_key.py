@@ -14,20 +14,15 @@ import pytest
 
 from deploy.errors import WrongUse
 from deploy.providers.runpod import key
-from tests.emulators.rig import Rig, rig
+from tests.emulators.rig import Rig
 from tests.emulators.runpod import KEY
 
 PROJECT = Path(__file__).parents[2]
 
 
-@pytest.fixture(params=["v2", "sdk"])
-def both(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    yield from rig(request.param, tmp_path, monkeypatch, boot_s=10)
-
-
 @pytest.fixture
-def v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    yield from rig("v2", tmp_path, monkeypatch, boot_s=10)
+def boot_s() -> float:
+    return 10
 
 
 def config(home: Path, text: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,13 +12,8 @@ from hypothesis import strategies as st
 from deploy.providers.runpod import events
 from deploy.providers.runpod.api import LogLine
 from deploy.providers.runpod.identity import read
-from tests.emulators.rig import Rig, rig
+from tests.emulators.rig import Rig
 from tests.emulators.runpod_pods import stamp
-
-
-@pytest.fixture
-def v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    yield from rig("v2", tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("numbered", [False, True], ids=["ids-are-stamps", "ids-are-numbered"])
