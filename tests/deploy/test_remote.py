@@ -308,7 +308,7 @@ def test_a_launch_that_fails_leaves_a_record(box: Box) -> None:
 
 def test_runs_wait_for_their_turn(box: Box) -> None:
     """--queue: in the order of their coming, on the warm data; one that waits can be taken out."""
-    first = box.json("train", "--detach", "--set", "train.step_s=0.3", "--set", "train.epochs=8")["run_id"]
+    first = box.json("train", "--detach", *SLOW_STEPS)["run_id"]
     second = box.json("train", "--detach", "--queue")
     third = box.json("train", "--detach", "--queue")["run_id"]
     assert second["state"] == "planned"
@@ -316,10 +316,11 @@ def test_runs_wait_for_their_turn(box: Box) -> None:
     assert [listed[run]["state"] for run in (first, second["run_id"], third)] == ["running", "planned", "planned"]
     assert "waiting for run" in listed[third]["reason"]
     assert box.json("stop", "--run", third)["state"] == "stopped"
+    assert box.json("stop", "--run", first)["state"] == "stopped"
     followed = box.invoke("logs", "--follow", "--run", second["run_id"])
     assert "rank 0 step 9" in followed.stdout
     states = {run["run_id"]: run["state"] for run in json.loads(box.project.invoke("runs", "--json").stdout)}
-    assert (states[first], states[second["run_id"]], states[third]) == ("succeeded", "succeeded", "stopped")
+    assert (states[first], states[second["run_id"]], states[third]) == ("stopped", "succeeded", "stopped")
 
 
 def test_a_machine_that_vanished_is_replaced(box: Box, tmp_path: Path) -> None:
