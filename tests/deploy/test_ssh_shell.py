@@ -208,6 +208,7 @@ def test_a_stream_ends_or_begins_anew_where_it_is_cut(
                 list(stream)
 
 
+@pytest.mark.slow
 def test_a_log_goes_on_over_a_cut(
     server: Server, line: Proxy, open_shell: Callable[..., SshShell], tmp_path: Path
 ) -> None:
@@ -252,7 +253,7 @@ def test_a_log_goes_on_over_a_cut(
     assert came_back - restored < 3
 
 
-@pytest.mark.parametrize("way", ["cut", "refuse"])
+@pytest.mark.parametrize("way", [pytest.param("cut", marks=pytest.mark.slow), "refuse"])
 def test_patience_ends(server: Server, line: Proxy, open_shell: Callable[..., SshShell], way: str) -> None:
     """A line that is cut for ever, or a machine that refuses: one sentence, after as long as the shell is told."""
     shell = open_shell(server.machine(port=line.port))

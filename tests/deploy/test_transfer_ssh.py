@@ -28,7 +28,11 @@ MIB = 1 << 20
 SIZE = 24 * MIB + 12345
 
 
-@pytest.fixture(scope="module", params=["openssh", "asyncssh"])
+# Everywhere one of the two; both where there are minutes.
+SECOND = pytest.param("asyncssh", marks=pytest.mark.slow if SSHD else ())
+
+
+@pytest.fixture(scope="module", params=["openssh", SECOND])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     if request.param == "openssh" and SSHD is None:
         pytest.skip("needs an SSH server: apt-get install openssh-server")
@@ -148,7 +152,7 @@ def test_only_the_missing_half_moves_again(
 
 
 @pytest.mark.parametrize("way", ["up", "down"])
-@pytest.mark.parametrize("fault", ["drop", "cut"])
+@pytest.mark.parametrize("fault", ["drop", pytest.param("cut", marks=pytest.mark.slow)])
 def test_a_copy_goes_on_over_a_cut(
     shell: SshShell, line: Proxy, here: Path, data: bytes, tmp_path: Path, way: str, fault: str
 ) -> None:
