@@ -217,9 +217,8 @@ class Link:
 
     def _watch(self) -> None:
         """Silence is noticed here: those who wait for an answer, or for a full pipe to be emptied, cannot look."""
-        self._greeted.wait(GREETING_LIMIT_S)
         while not self._ended.wait(0.5):
-            if time.monotonic() - self.heard > SILENCE_S:
+            if self._greeted.is_set() and time.monotonic() - self.heard > SILENCE_S:
                 self.fail(f"no sign of life for {SILENCE_S:.0f} s")
 
     def _skip_chatter(self) -> None:
