@@ -279,8 +279,8 @@ def test_attach_shows_the_live_session(box: Box) -> None:
 
         wait_until(lambda: "rank 0 step" in screen(), 60)
         subprocess.run([*terminal, "send-keys", "C-c"], check=True)
-        seen = screen().rstrip().splitlines()[-2:]
-        wait_until(lambda: screen().rstrip().splitlines()[-2:] != seen)
+        seen = screen().rstrip().splitlines()[-4:]
+        wait_until(lambda: screen().rstrip().splitlines()[-4:] != seen)
         assert box.json("status")["state"] == "running"
     finally:
         subprocess.run([*terminal, "kill-server"], check=False, capture_output=True)
