@@ -62,7 +62,8 @@ class Proxy:
 
 @contextlib.contextmanager
 def proxy(port: int, delay_s: float = 0.0, bytes_per_s: float = 0.0) -> Iterator[Proxy]:
-    """A line to a port of this computer; `delay_s` is one way, `bytes_per_s` each way, 0 for no limit."""
+    """A line to a port of this computer; `delay_s` is one way; `bytes_per_s` each way, shared by all connections, 0 for
+    no limit."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.deploy.proxy", str(port), str(delay_s), str(bytes_per_s)],
         cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -84,7 +85,6 @@ class Way:
         self.target: socket.socket | None = None
         self.queue: deque[tuple[float, memoryview]] = deque()
         self.queued = 0
-        self.free_at = 0.0  # when the line has room for the next byte
         self.ended = False  # the source has no more
         self.shut = False  # and the target knows
         self.blocked = False
@@ -98,6 +98,9 @@ class Line:
         self.delay_s = delay_s
         self.bytes_per_s = bytes_per_s
         self.read_bytes = max(4096, min(READ_BYTES, int(bytes_per_s * 0.01))) if bytes_per_s else READ_BYTES
+        # Behind a narrow line nobody can send far ahead: a quarter of a second of each connection waits in front of it.
+        self.queue_bytes = max(64 << 10, int(bytes_per_s / 4)) if bytes_per_s else QUEUE_BYTES
+        self.free_at = {"up": 0.0, "down": 0.0}  # when it has room for the next byte; all connections share its width
         self.selector = selectors.DefaultSelector()
         self.waiting: list[tuple[float, socket.socket]] = []  # accepted; their first packet is still on its way
         self.pairs: list[tuple[Way, Way]] = []
@@ -211,9 +214,10 @@ class Line:
             way.queue.append((now + self.delay_s, memoryview(b"")))
             return
         self.counters[way.name] += len(data)
-        start = max(now, way.free_at)
+        start = now
         if self.bytes_per_s:
-            way.free_at = start = start + len(data) / self.bytes_per_s
+            start = max(now, self.free_at[way.name]) + len(data) / self.bytes_per_s
+            self.free_at[way.name] = start
         way.queue.append((start + self.delay_s, memoryview(data)))
         way.queued += len(data)
 
@@ -245,7 +249,7 @@ class Line:
             for source, target in ((up, down), (down, up)):  # of one socket: what comes from it, and what goes to it
                 events = 0
                 if not self.is_cut:
-                    if not source.ended and source.queued < QUEUE_BYTES:
+                    if not source.ended and source.queued < self.queue_bytes:
                         events |= selectors.EVENT_READ
                     if target.blocked:
                         events |= selectors.EVENT_WRITE
