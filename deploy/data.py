@@ -503,9 +503,9 @@ def _copy(
     header = base64.b64encode(_staged_header(dataset, blocks)).decode("ascii")
     pieces = [asdict(piece) for piece in _pieces(dataset, blocks)]
     value = {"source": str(dataset.path), "part": str(_part(destination)), "header": header, "pieces": pieces}
-    shell.write(order, json.dumps(value).encode("utf-8"))
+    shell.write(order, json.dumps(value).encode("utf-8"), private=True)  # an address may carry a signature
     hashes: list[str] = []
-    for line in shell.stream([machine.python, "-m", "deploy.pod.files", str(order)], cwd=code):
+    for line in shell.stream([machine.python, "-m", "deploy.pod.files", str(order)], cwd=code, again=True):
         if line.startswith("{"):
             said = json.loads(line)
             progress(said["done_bytes"], said["all_bytes"])

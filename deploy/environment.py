@@ -31,7 +31,9 @@ def ensure(machine: Machine, shell: Shell, project: Path, code: PurePath, say: C
     folder = _folder(machine.root, project)
     if machine.python == str(folder / "bin" / "python") and not machine.is_here:
         if shell.size(folder / "ready.json") is None:
-            for line in shell.stream(["python3", "-m", "deploy.pod.environment", str(folder), str(code)], cwd=code):
+            for line in shell.stream(
+                ["python3", "-m", "deploy.pod.environment", str(folder), str(code)], cwd=code, again=True
+            ):
                 say(line)
         return
     ask = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)"

@@ -40,7 +40,9 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath) -> s
     if secrets and limits.sync_to:
         write_secrets(shell, root.guard_secrets, secrets)
     shell.write(root.guard, json.dumps(told, indent=1).encode("utf-8"))
-    shell.spawn([machine.python, "-m", "deploy.pod.guard", str(machine.root)], cwd=code)
+    # The environment that trains is still to be made, perhaps; the guard needs no more than any Python has.
+    python = machine.python if machine.is_here else "python3"
+    shell.spawn([python, "-m", "deploy.pod.guard", str(machine.root)], cwd=code)
     return ", ".join(f"{name} {value:g}" for name, value in armed.items())
 
 

@@ -14,7 +14,7 @@ from deploy.plan import Plan
 from deploy.pod.folder import RunFolder, read_json, write_json
 
 STARTING = ("acquiring", "preparing")
-UNFINISHED = ("stopped", "failed", "lost")
+UNFINISHED = ("stopped", "failed", "lost", "expired")
 
 
 @dataclass(frozen=True)

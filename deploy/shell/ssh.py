@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deploy.shell.connect import Connection
 
 FIRST_CONNECT_S = 15.0
+FIRST_PATIENCE_S = 10.0
 # Short, so that the way back is found within three seconds of the network's return; longer and longer, for a machine
 # that is busy may need the time.
 CONNECT_AGAIN_S = (2.0, 2.0, 3.0, 5.0, 10.0)
@@ -48,6 +49,7 @@ class SshShell(Shell):
         self.find = find
         self.ask = ask  # whether an unknown host key is right; None: ask at the terminal
         self.patience_s = PATIENCE_S
+        self._was_there = False
         self.on_loss: Callable[[str], None] = lambda _: None  # told when the connection breaks, and when it is back
         self.reconnects = 0
         self._connection: Connection | None = None
@@ -105,7 +107,7 @@ class SshShell(Shell):
             if link is None or link.broken:
                 link = self.another_link()
                 with self._lock:
-                    self._link = link
+                    self._link, self._was_there = link, True
             return link
 
     def another_link(self) -> Link:
@@ -170,7 +172,10 @@ class SshShell(Shell):
                 return  # another thread has found the way back
             self.close()
             self.on_loss(f"connection lost ({lost.message}); trying again")
-            limit_s = time.monotonic() + self.patience_s
+            # A machine that was never reached is more likely the wrong one than one that will be back in a minute.
+            limit_s = time.monotonic() + (
+                self.patience_s if self._was_there else min(self.patience_s, FIRST_PATIENCE_S)
+            )
             look_again = time.monotonic() + 1  # at first it is most likely where it was
             tries = 0
             while True:
