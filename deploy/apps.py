@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -44,7 +45,7 @@ def prepare(
             words += [f"{key}={Path(file).absolute()}" for key, file in (("path", path), ("labels", labels)) if file]
             argv = [sys.executable, "-m", "app.prepare", *words, *more]
             return LocalShell().foreground(argv, cwd=project)
-        with acquired(at, f"{family_name(at.settings)}prepare", screen, Stopwatch()) as machine:
+        with acquired(at, f"{family_name(at.settings)}prepare-{secrets.token_hex(3)}", screen, Stopwatch()) as machine:
             shell = at.shell(machine)
             machine, folder = ready_code(at.settings, machine, shell, screen)
             there = machine.path(out) if out else machine.root / "data" / name

@@ -290,7 +290,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         attempt=attempt,
         target=settings.target.name,
         provider=settings.target.provider,
-        machine=facts.machine.name if facts.machine else machine_name(settings, run_id),
+        machine=facts.machine.name if facts.machine else machine_name(settings, run_id, attempt),
         created=facts.now.isoformat(timespec="seconds"),
         root=str(root),
         run_dir=str(run_dir),
@@ -346,9 +346,13 @@ def family_name(settings: Settings) -> str:
     return f"sniperface-{slug(settings.project.name)}-{slug(settings.target.name)}-"
 
 
-def machine_name(settings: Settings, run_id: str) -> str:
-    """Carries project, target and run, so that an orphan is found without any local file."""
-    return family_name(settings) + run_id
+def machine_name(settings: Settings, run_id: str, attempt: int = 1) -> str:
+    """Carries project, target and run, so that an orphan is found without any local file.
+
+    Each attempt has a name of its own: a machine that answers to it was made for this attempt, and holds nothing yet
+    that could be lost.
+    """
+    return family_name(settings) + run_id + (f"-{attempt}" if attempt > 1 else "")
 
 
 def slug(name: str) -> str:

@@ -110,3 +110,21 @@ def test_two_laptops_on_one_target(with_docker: Project, tmp_path: Path) -> None
     assert "busy with run" in refused.stderr
     assert [each["machine"] for each in machines(project)] == [machine["machine"]]
     assert project.json("status", "--on", "docker")["state"] == "running"
+
+
+def test_a_failed_attempt_never_releases_the_machine_of_an_earlier_one(with_docker: Project) -> None:
+    """It may hold the only copy of a checkpoint."""
+    project = with_docker
+    slow = ("--set", "train.step_s=0.2", "--set", "train.epochs=30")
+    project.json("train", "--on", "docker", "--detach", *slow)
+    (machine,) = machines(project)
+    project.json("stop", "--on", "docker")
+    with open(project.path / "forgotten.bin", "wb") as file:
+        file.truncate(60 << 20)
+    failed = project.invoke("train", "--on", "docker", "--resume", "auto", code=2)
+    assert "forgotten.bin has 60 MiB" in failed.stderr
+    assert "released" not in failed.stdout + failed.stderr
+    assert [each["machine"] for each in machines(project)] == [machine["machine"]]
+    (project.path / "forgotten.bin").unlink()
+    assert project.json("train", "--on", "docker", "--resume", "auto", "--detach")["state"] == "running"
+    assert project.json("stop", "--on", "docker")["state"] == "stopped"

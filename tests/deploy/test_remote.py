@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from deploy.pod import processes
 from deploy.shell.host_keys import fingerprint
 
 from .conftest import Project, wait_until
@@ -68,11 +69,10 @@ def _box(project: Project, folder: Path, make: Callable[[Path], AbstractContextM
         yield box
         # What is left running on the "machine" would outlive the test.
         for status in (box.root / "runs").glob("*/status.json"):
-            from deploy.pod import processes
-
             told = json.loads(status.read_text(encoding="utf-8"))
             for pid in (told.get("pid"), told.get("job_pid")) if told.get("ended") is None else ():
-                processes.kill_tree(pid) if pid else None
+                if pid:
+                    processes.kill_tree(pid)
 
 
 @pytest.fixture(params=["openssh", "asyncssh"])
@@ -123,7 +123,7 @@ def test_a_file_of_the_laptop_is_staged_by_block(box: Box, tmp_path: Path) -> No
     about = json.loads(staged.with_name("manifest.json").read_text())
     assert about["selection"]["fraction"] == 0.1
     assert staged.stat().st_size < images.stat().st_size / 2
-    whole = box.json("deploy", "--json") if False else box.json("train", "--data", str(images))
+    whole = box.json("train", "--data", str(images))
     assert whole["state"] == "succeeded"
     assert (box.ram / "images.npy").read_bytes()[-1000:] == images.read_bytes()[-1000:]
     assert not list(box.ram.rglob("*.part"))
@@ -302,7 +302,7 @@ def test_a_launch_that_fails_leaves_a_record(box: Box) -> None:
     box.target(python="/no/such/python")
     failed = box.invoke("train", code=1)
     assert "python" in failed.stderr
-    run = box.json("runs") if False else json.loads(box.project.invoke("runs", "--json").stdout)[0]
+    run = json.loads(box.project.invoke("runs", "--json").stdout)[0]
     assert run["state"] == "failed"
 
 
@@ -329,8 +329,6 @@ def test_a_machine_that_vanished_is_replaced(box: Box, tmp_path: Path) -> None:
     wait_until(lambda: list((box.root / "runs").glob("*/checkpoints/epoch_001.json")), 60)
     fetched = box.json("fetch-checkpoint")
     run = next((box.root / "runs").iterdir())
-    from deploy.pod import processes
-
     processes.kill_tree(json.loads((run / "status.json").read_text())["pid"])
     box.root.rename(tmp_path / "burnt")
     assert box.json("status")["state"] == "lost"
@@ -345,8 +343,6 @@ def test_a_watched_run_is_finished_whatever_happens(box: Box, tmp_path: Path) ->
     box.json("train", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=8")
     watching = box.project.start("watch", "--on", "box")
     wait_until(lambda: list((box.project.path / "runs").glob("*/checkpoints/epoch_*.json")), 60)
-    from deploy.pod import processes
-
     run = next((box.root / "runs").iterdir())
     processes.kill_tree(json.loads((run / "status.json").read_text())["pid"])
     box.root.rename(tmp_path / "burnt")
