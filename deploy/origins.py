@@ -120,6 +120,10 @@ class UrlFiles:
             request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - checked above
             with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:  # noqa: S310
                 return int(answer.headers["Content-Length"])
+        except urllib.error.HTTPError:  # the server is there, the file is not
+            return None
+        except urllib.error.URLError as error:
+            raise WrongUse(f"{url} cannot be reached from here: {error.reason}") from error
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

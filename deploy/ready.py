@@ -69,6 +69,8 @@ def _ready_data(
         data_path=place.path,
     )
     plan = make(settings, checked.request, facts, tryout=checked.tryout)
+    if not machine.is_here:
+        screen.say(f"hardware: {plan.gpus} GPUs, {plan.cores} cores, so {plan.processes} processes")
     with screen.copying("staging") as progress:
         staged = data.stage(shell, machine, folder, plan, dataset, progress, packing)
     screen.say(f"data: {staged or place.words}")

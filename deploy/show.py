@@ -184,9 +184,15 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("processes", f"{_processes(plan)}, {plan.batch_size} images each"),
         ("resume", f"{plan.resume} (attempt {plan.attempt})"),
         ("expected minutes", f"{minutes} ({plan.expected_from})"),
-        ("parts", ", ".join(f"{phase.name} {duration(phase.seconds)}" for phase in plan.phases)),
+        *_parts(plan),
         ("expected dollars", _dollars(plan)),
     ]
+
+
+def _parts(plan: Plan) -> list[tuple[str, str]]:
+    """Where the time goes, as far as earlier runs on this target have told."""
+    known = [f"{phase.name} {duration(phase.seconds)}" for phase in plan.phases if phase.seconds is not None]
+    return [("parts", ", ".join(known))] if len(known) > 1 else []
 
 
 def _dollars(plan: Plan) -> str:

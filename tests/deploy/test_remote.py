@@ -181,6 +181,8 @@ def test_images_may_lie_at_an_address(box: Box, address: str, tmp_path: Path) ->
     assert (box.ram / "images.npy").stat().st_size == (tmp_path / "bucket/faces/images.npy").stat().st_size
     wrong = box.invoke("train", "--data", address.replace("faces", "nothing"), code=2)
     assert "there is no file http://" in wrong.stderr
+    nobody = box.invoke("train", "--data", "http://127.0.0.1:9/faces/images.npy", code=2)
+    assert "cannot be reached" in nobody.stderr
 
 
 def test_a_full_ram_disk_has_a_plan_b(box: Box, tmp_path: Path) -> None:
