@@ -1,30 +1,26 @@
-"""A data set as the laptop sees it: header, manifest, blocks, fraction, and staging. No numpy here."""
+"""A data set as the laptop sees it: header, manifest, blocks, fraction. No numpy here."""
 
 from __future__ import annotations
 
 import ast
-import base64
 import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from deploy.errors import StepFailed, WrongUse, command
-from deploy.machine import Machine
+from deploy.errors import WrongUse, command
 from deploy.origins import HERE, Files, Origin, Place
-from deploy.packing import NONE, Packing, packed_file
-from deploy.plan import TRAIN_LABELS, DataFacts, Plan, disk_folder, slug, staged_path, wanted_path
-from deploy.settings import Settings
-from deploy.shell import LocalShell, Shell
-from deploy.transfer import Piece, send_pieces
+from deploy.packing import NONE, Packing
+from deploy.plan import DataFacts, slug
+from deploy.shell import LocalShell
+from deploy.transfer import Piece
 
 SIDE = 112
 ROW_BYTES = SIDE * SIDE * 3
 GIB = 1 << 30
-MEMORY_FOR_TRAINING_BYTES = 4 << 30
 HEADER_BYTES = 64 << 10  # no .npy header of an array is longer
 PREPARE = "prepare --source folder --path DIR"
 
@@ -123,7 +119,7 @@ def facts(dataset: Dataset, fraction: float, packing: Packing | None = None) -> 
         rows=dataset.rows,
         train_rows=rows,
         bytes=128 + (rows + dataset.held_out_rows) * ROW_BYTES,
-        dataset_id=_marked(dataset.manifest.get("dataset_id"), packing),
+        dataset_id=marked(dataset.manifest.get("dataset_id"), packing),
         labels=str(dataset.labels) if dataset.labels not in (None, dataset.path.with_name("labels.npy")) else None,
         train_labels=None if dataset.train_labels is None else str(dataset.train_labels),
         where=dataset.where,
@@ -132,7 +128,7 @@ def facts(dataset: Dataset, fraction: float, packing: Packing | None = None) -> 
     )
 
 
-def _marked(dataset_id: str | None, packing: Packing | None) -> str | None:
+def marked(dataset_id: str | None, packing: Packing | None) -> str | None:
     return f"{dataset_id}{packing.mark}" if dataset_id and packing else dataset_id
 
 
@@ -140,10 +136,10 @@ def packing_of(notes: Path, dataset: Dataset, fraction: float, kind: str) -> Pac
     """How the blocks of a fraction are sent packed, if they are; `notes` is where the laptop keeps its own files."""
     if kind == NONE:
         return None
-    blocks = _kept_blocks(dataset, fraction)
-    source = f"{dataset.path} {dataset.bytes} {_modified_ns(dataset)}"  # where no manifest says which images these are
+    blocks = kept_blocks(dataset, fraction)
+    source = f"{dataset.path} {dataset.bytes} {modified_ns(dataset)}"  # where no manifest says which images these are
     name = dataset.manifest.get("dataset_id") or hashlib.sha256(source.encode()).hexdigest()[:16]
-    pieces = dict(zip(blocks, _pieces(dataset, blocks), strict=True))
+    pieces = dict(zip(blocks, pieces_of(dataset, blocks), strict=True))
     return Packing(kind, Path(str(dataset.path)), notes / "packed" / str(name) / kind, (SIDE, SIDE, 3), pieces)
 
 
@@ -167,106 +163,6 @@ def choose_blocks(train_rows: int, block_rows: int, fraction: float) -> list[int
     count = -(-train_rows // block_rows)
     order = sorted(range(count), key=lambda block: hashlib.sha256(f"sniperface:{block}".encode()).hexdigest())
     return sorted(order[: max(1, math.floor(fraction * count + 0.5))])
-
-
-@dataclass(frozen=True)
-class Staged:
-    """Where the images are read on the machine, and a sentence about how they came there."""
-
-    path: PurePath
-    words: str
-
-
-def choose_place(shell: Shell, settings: Settings, root: PurePath, dataset: Dataset, fraction: float) -> Staged:
-    """Where the images have room: in RAM as asked for, else on disk, said in words. Looks, and touches nothing."""
-    about = facts(dataset, fraction)
-    wanted = wanted_path(settings, root, about, fraction)
-    if str(wanted) == about.path:
-        return Staged(wanted, f"read in place from {wanted}")
-    needed = _staged_bytes(dataset, _kept_blocks(dataset, fraction))
-    lacking = _lacks_room(shell, wanted, needed)
-    if lacking is None:
-        return Staged(wanted, f"staged into {wanted}")
-    if dataset.where == "machine" or (dataset.where == HERE and settings.is_local):
-        return Staged(type(root)(about.path), f"{lacking}: they are read from disk instead, {about.path}")
-    on_disk = staged_path(disk_folder(root, about), about, fraction)
-    if _lacks_room(shell, on_disk, needed) is None and on_disk != wanted:
-        return Staged(on_disk, f"{lacking}: they are kept on disk instead, {on_disk}")
-    free = shell.free_bytes(wanted.parent)
-    fits = math.floor(100 * fraction * free / max(1, needed)) / 100
-    advice = (
-        f"give --fraction {fits:g}, or a machine with more room" if 0 < fits < fraction else "give a larger machine"
-    )
-    raise StepFailed(f"{lacking}, and {root} has none either: {advice}")
-
-
-def stage(
-    shell: Shell,
-    machine: Machine,
-    code: PurePath,
-    plan: Plan,
-    dataset: Dataset,
-    progress: Progress,
-    packing: Packing | None = None,
-) -> str | None:
-    """Bring the images to where the plan reads them; returns what was done, or None when they are read in place.
-
-    The room is reserved before the first byte, every block is checked against the manifest on the way, a copy that
-    broke off goes on, and the file is there under its own name only when whole. From the laptop it is sent, perhaps
-    packed; what lies on the machine, or at an address, the machine fetches by itself (`pod/files.py`).
-    """
-    if not plan.stage:
-        return None
-    destination = machine.path(plan.data_path)
-    blocks = _kept_blocks(dataset, plan.fraction)
-    manifest = _staged_manifest(dataset, blocks, plan.fraction, packing)
-    there = _manifest_there(shell, destination)
-    size = shell.size(destination)
-    if dataset.train_labels is not None:  # small, and another file perhaps than that of the run before
-        own = _labels_of(LocalShell(), dataset, dataset.train_labels, blocks)
-        shell.write(destination.with_name(TRAIN_LABELS), own)
-    if size is not None and there and _same(there, manifest) and size == _staged_bytes(dataset, blocks):
-        if packing:
-            shell.remove(packed_file(machine).parent)  # of a call that was cut after its last step but one
-        return f"already there: {destination}"
-    if size is not None and not there:
-        raise WrongUse(
-            f"{destination} is there, but was not staged by this project: remove it, or set another stage_to in "
-            f"conf/deploy/{plan.target}.yaml"
-        )
-    if size is not None and plan.queue:
-        raise WrongUse(
-            f"{destination} holds other images, which the runs on this machine use: wait for their end, or use a "
-            "target with another stage_to"
-        )
-    shell.remove(destination)  # another data set: it would take the room of this one
-    if packing:
-        _reserve(shell, dataset, blocks, destination)
-        hashes = packing.send(shell, machine, code, _part(destination), progress)
-    elif dataset.where == HERE and not machine.is_here:
-        _reserve(shell, dataset, blocks, destination)
-        pieces = _pieces(dataset, blocks)
-        hashes = send_pieces(shell, Path(str(dataset.path)), _part(destination), pieces, progress)
-    else:
-        hashes = _copy(shell, machine, code, dataset, blocks, destination, progress)
-    if dataset.labels is not None:
-        labels = _labels_of(dataset.files, dataset, dataset.labels, blocks)
-        shell.write(destination.with_name("labels.npy"), labels)
-    else:
-        shell.remove(destination.with_name("labels.npy"))
-    originals = packing.hashes("original_sha256") if packing else hashes
-    of = _marked(dataset.manifest.get("dataset_id") or dataset_id(originals), packing)
-    of_part = dataset_id(hashes) + (f"-{manifest['packed']}" if manifest["packed"] else "")
-    manifest |= {"blocks": hashes, "dataset_id": of if len(blocks) == _count(dataset) else of_part}
-    if manifest["selection"]:
-        manifest["selection"] = {**manifest["selection"], "of": of}
-    # Before the rename: a break in between leaves a manifest without images, which is simply staged again.
-    shell.write(destination.with_name("manifest.json"), (json.dumps(manifest, indent=1) + "\n").encode())
-    shell.replace(_part(destination), destination)
-    if packing:
-        shell.remove(packed_file(machine).parent)
-    sent = f", sent {packing.words}" if packing else ""
-    return f"staged {_staged_bytes(dataset, blocks) / GIB:.2f} GiB into {destination}{sent}"
 
 
 def dataset_id(blocks: list[str]) -> str:
@@ -364,162 +260,45 @@ def _read_manifest(path: Place, rows: int, files: Files) -> dict[str, Any]:
     return manifest
 
 
-def _kept_blocks(dataset: Dataset, fraction: float) -> list[int]:
+def kept_blocks(dataset: Dataset, fraction: float) -> list[int]:
     """The blocks of a staged file: the chosen training blocks, and every block with held-out rows."""
     if dataset.manifest.get("selection") or fraction == 1:
-        return list(range(_count(dataset)))
+        return list(range(count_blocks(dataset)))
     held_out = range(dataset.train_rows // dataset.block_rows, -(-dataset.rows // dataset.block_rows))
     chosen = choose_blocks(dataset.train_rows, dataset.block_rows, fraction)
     return sorted({*chosen, *(held_out if dataset.held_out_rows else [])})
 
 
-def _count(dataset: Dataset) -> int:
+def count_blocks(dataset: Dataset) -> int:
     return -(-dataset.rows // dataset.block_rows)
 
 
-def _rows_of(dataset: Dataset, block: int) -> int:
+def rows_of(dataset: Dataset, block: int) -> int:
     return min((block + 1) * dataset.block_rows, dataset.rows) - block * dataset.block_rows
 
 
-def _staged_bytes(dataset: Dataset, blocks: list[int]) -> int:
-    return len(_staged_header(dataset, blocks)) + sum(_rows_of(dataset, b) for b in blocks) * ROW_BYTES
+def staged_header(dataset: Dataset, blocks: list[int]) -> bytes:
+    return header_bytes("|u1", (sum(rows_of(dataset, block) for block in blocks), SIDE, SIDE, 3))
 
 
-def _staged_header(dataset: Dataset, blocks: list[int]) -> bytes:
-    return header_bytes("|u1", (sum(_rows_of(dataset, block) for block in blocks), SIDE, SIDE, 3))
-
-
-def _staged_manifest(
-    dataset: Dataset, blocks: list[int], fraction: float, packing: Packing | None = None
-) -> dict[str, Any]:
-    """The staged file's own manifest; `source` tells a changed file apart where there is no manifest to compare.
-
-    What was sent lossy has blocks of its own, and says so for good, also where a copy of it is staged again.
-    """
-    rows = sum(_rows_of(dataset, block) for block in blocks)
-    known: list[str] = dataset.manifest.get("blocks", [])
-    own = packing.hashes("unpacked_sha256") if packing else []
-    selection = dataset.manifest.get("selection")
-    if selection is None and fraction < 1:
-        selection = {"of": dataset.manifest.get("dataset_id"), "fraction": fraction, "blocks": blocks}
-    return {
-        "dataset_id": None,
-        "name": dataset.name,
-        "rows": rows,
-        "dtype": "uint8",
-        "shape": [rows, SIDE, SIDE, 3],
-        "block_rows": dataset.block_rows,
-        "blocks": own or ([known[block] for block in blocks] if known else []),
-        "packed": packing.kind if packing and packing.mark else dataset.manifest.get("packed"),
-        "held_out_rows": dataset.held_out_rows,
-        "labels_sha256": None,
-        "selection": selection,
-        "source": {"path": str(dataset.path), "bytes": dataset.bytes, "modified_ns": _modified_ns(dataset)},
-    }
-
-
-def _modified_ns(dataset: Dataset) -> int | None:
+def modified_ns(dataset: Dataset) -> int | None:
     """Of a file on this laptop; what changes elsewhere without a manifest is told apart by its size alone."""
     return Path(str(dataset.path)).stat().st_mtime_ns if dataset.where == HERE else None
 
 
-def _manifest_there(shell: Shell, destination: PurePath) -> dict[str, Any]:
-    try:
-        value = json.loads(shell.read(destination.with_name("manifest.json")))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) and "source" in value else {}
-
-
-def _same(there: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether the staged file holds what is wanted: by block hashes where they are known, else by its source."""
-    keys = ("rows", "block_rows", "held_out_rows", "blocks" if wanted["blocks"] else "source")
-    return all(there.get(key) == wanted[key] for key in (*keys, "packed"))
-
-
-def _part(destination: PurePath) -> PurePath:
-    return destination.with_name(destination.name + ".part")
-
-
-def _lacks_room(shell: Shell, destination: PurePath, needed: int) -> str | None:
-    """Why `needed` bytes would not fit at `destination`, or None. What an earlier copy left there is room already.
-
-    Files in RAM count against the machine's memory, and training needs some, too.
-    """
-    folder = destination.parent
-    own = (shell.size(_part(destination)) or 0) + (shell.size(destination) or 0)
-    free = shell.free_bytes(folder) + own
-    if needed > free:
-        return f"{folder} has {free / GIB:.2f} GiB free and the images need {needed / GIB:.2f} GiB"
-    limit = shell.hardware().memory_bytes if shell.in_ram(folder) else None
-    if limit is not None:
-        left = limit - shell.memory_used_bytes() + own - min(MEMORY_FOR_TRAINING_BYTES, limit // 4)
-        if needed > left:
-            return f"{left / GIB:.2f} GiB of memory can be spared and the images need {needed / GIB:.2f} GiB of it"
-    return None
-
-
-def _pieces(dataset: Dataset, blocks: list[int]) -> list[Piece]:
+def pieces_of(dataset: Dataset, blocks: list[int]) -> list[Piece]:
     """The blocks, one behind the other after the header of the staged file."""
     known: list[str | None] = dataset.manifest.get("blocks") or [None] * (max(blocks) + 1)
-    pieces, place = [], len(_staged_header(dataset, blocks))
+    pieces, place = [], len(staged_header(dataset, blocks))
     for block in blocks:
         pieces.append(
             Piece(
                 name=f"block {block} (rows {block * dataset.block_rows} and on)",
                 offset=dataset.data_offset + block * dataset.block_rows * ROW_BYTES,
-                bytes=_rows_of(dataset, block) * ROW_BYTES,
+                bytes=rows_of(dataset, block) * ROW_BYTES,
                 place=place,
                 sha256=known[block],
             )
         )
         place += pieces[-1].bytes
     return pieces
-
-
-def _reserve(shell: Shell, dataset: Dataset, blocks: list[int], destination: PurePath) -> None:
-    """Room for all of it on another machine, before the first byte."""
-    part = _part(destination)
-    try:
-        shell.truncate(part, _staged_bytes(dataset, blocks))
-        shell.write_at(part, 0, _staged_header(dataset, blocks))
-    except OSError as error:
-        raise StepFailed(
-            f"{destination.parent} has no room for {_staged_bytes(dataset, blocks) / GIB:.2f} GiB: {error.strerror}"
-        ) from error
-
-
-def _copy(
-    shell: Shell,
-    machine: Machine,
-    code: PurePath,
-    dataset: Dataset,
-    blocks: list[int],
-    destination: PurePath,
-    progress: Progress,
-) -> list[str]:
-    """Run the copy on the machine; returns the SHA-256 of each block as it was copied."""
-    order = machine.root / "staging.json"
-    header = base64.b64encode(_staged_header(dataset, blocks)).decode("ascii")
-    pieces = [asdict(piece) for piece in _pieces(dataset, blocks)]
-    value = {"source": str(dataset.path), "part": str(_part(destination)), "header": header, "pieces": pieces}
-    shell.write(order, json.dumps(value).encode("utf-8"), private=True)  # an address may carry a signature
-    hashes: list[str] = []
-    for line in shell.stream([machine.python, "-m", "deploy.pod.files", str(order)], cwd=code, again=True):
-        if line.startswith("{"):
-            said = json.loads(line)
-            progress(said["done_bytes"], said["all_bytes"])
-            hashes = said.get("sha256", hashes)
-    return hashes
-
-
-def _labels_of(files: Files, dataset: Dataset, labels: Place, blocks: list[int]) -> bytes:
-    """A file of labels for the staged rows alone."""
-    header = read_header(labels, files)
-    width = int(header.dtype[-1])
-    block_bytes = dataset.block_rows * width
-    rows = [
-        files.read(labels, header.data_offset + block * block_bytes, _rows_of(dataset, block) * width)
-        for block in blocks
-    ]
-    return header_bytes(header.dtype, (sum(_rows_of(dataset, b) for b in blocks),)) + b"".join(rows)

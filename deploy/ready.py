@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from deploy import code, data, environment, guard, transfer
+from deploy import code, data, environment, guard, staging, transfer
 from deploy.errors import NoMachine, WrongUse, command
 from deploy.facts import Checked
 from deploy.machine import Machine, MachineSpec
@@ -56,7 +56,7 @@ def _ready_data(
     screen: Screen,
 ) -> Ready:
     dataset = checked.dataset or _found_there(machine, shell, checked, facts, folder, screen)
-    place = data.choose_place(shell, settings, machine.root, dataset, checked.request.fraction)
+    place = staging.choose_place(shell, settings, machine.root, dataset, checked.request.fraction)
     pack_images(settings, checked, screen)  # should somebody have removed what was packed
     packing = data.packing_of(settings.notes, dataset, checked.request.fraction, checked.request.pack)
     facts = replace(
@@ -72,7 +72,7 @@ def _ready_data(
     if not machine.is_here:
         screen.say(f"hardware: {plan.gpus} GPUs, {plan.cores} cores, so {plan.processes} processes")
     with screen.copying("staging") as progress:
-        staged = data.stage(shell, machine, folder, plan, dataset, progress, packing)
+        staged = staging.stage(shell, machine, folder, plan, dataset, progress, packing)
     screen.say(f"data: {staged or place.words}")
     return Ready(machine, plan)
 

@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 import pytest
 
 from deploy import data
+from deploy import staging as to_ram
 from deploy.errors import StepFailed, WrongUse
 from deploy.machine import Machine
 from deploy.origins import HERE, Origin
@@ -130,13 +131,13 @@ class Staging:
     def plan(self, fraction: float) -> Plan:
         dataset = data.find(here(self.images), 8192)
         settings = Settings(self.folder, Target("local", "local", str(self.machine.root), stage_to=str(self.folder)))
-        self.place = data.choose_place(self.shell, settings, self.machine.root, dataset, fraction)
+        self.place = to_ram.choose_place(self.shell, settings, self.machine.root, dataset, fraction)
         facts = dataclasses.replace(FACTS, data=data.facts(dataset, fraction), data_path=self.place.path)
         return make(settings, Request(fraction=fraction), facts, tryout=False)
 
     def run(self, fraction: float = 1.0) -> str | None:
         dataset, plan = data.find(here(self.images), 8192), self.plan(fraction)
-        return data.stage(self.shell, self.machine, PurePath(SOURCE), plan, dataset, no_progress)
+        return to_ram.stage(self.shell, self.machine, PurePath(SOURCE), plan, dataset, no_progress)
 
 
 @pytest.fixture
@@ -181,7 +182,7 @@ def test_labels_to_learn_travel_with_the_part_that_is_staged(staging: Staging, t
             data.header_bytes("<i4", (40,)) + b"".join((told * row).to_bytes(4, "little") for row in range(40))
         )
         dataset, plan = data.find(here(staging.images), 8192, train_labels=own), staging.plan(0.5)
-        data.stage(staging.shell, staging.machine, PurePath(SOURCE), plan, dataset, no_progress)
+        to_ram.stage(staging.shell, staging.machine, PurePath(SOURCE), plan, dataset, no_progress)
         staged = staging.folder / "orl-f0.5" / "train_labels.npy"
         chosen = data.choose_blocks(30, 5, 0.5)
         rows = [*(row for block in chosen for row in range(block * 5, block * 5 + 5)), *range(30, 40)]

@@ -25,8 +25,8 @@ POINTS = [
     ("before", "deploy.code.place"),
     ("after", "deploy.code.place"),
     ("after", "deploy.environment.ensure"),
-    ("before", "deploy.data.stage"),
-    ("after", "deploy.data.stage"),
+    ("before", "deploy.staging.stage"),
+    ("after", "deploy.staging.stage"),
     ("before", "deploy.job.start"),
     ("after", "deploy.job.start"),
 ]
