@@ -24,7 +24,7 @@ from tests.deploy.proxy import proxy
 from tests.deploy.servers import SSHD, openssh
 from tests.emulators.rig import breaches
 from tests.emulators.runpod import KEY, Emulator
-from tests.emulators.runpod_pods import LABEL
+from tests.emulators.runpod_pods import Container
 from tests.images.engine import docker
 
 from .clones import SMALL, Clone, make_clone, wait_for
@@ -134,7 +134,9 @@ def runpod_site(tmp_path: Path) -> Iterator[Site]:
         clone.env = {"RUNPOD_API_BASE_URL": emulator.url, "RUNPOD_API_KEY": KEY}
 
         def container() -> str:
-            return docker("ps", "--quiet", "--filter", f"label={LABEL}").split()[0]
+            machine = emulator.account.all()[0].machine  # of this emulator: another one's may run beside it
+            assert isinstance(machine, Container)
+            return machine.id
 
         yield Site(clone, "runpod", lambda: cut_port(container()), lambda run_id: log_of(container(), run_id))
         clone.invoke("down", "--all", "--anyway")
