@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from deploy import image
-from deploy.errors import NoMachine, WrongUse
+from deploy.errors import NoMachine, WrongUse, command
 from deploy.machine import Machine, MachineSpec
 from deploy.providers.docker import DockerProvider
 from deploy.settings import Docker, Settings, Target
@@ -125,7 +125,7 @@ def test_without_an_image_the_next_command_is_to_build_one(tmp_path: Path, our_i
     provider = DockerProvider(settings(tmp_path))
     with pytest.raises(NoMachine, match="no image of this environment yet") as raised:
         provider.acquire(MachineSpec("sniperface-none", "sniperface-none", PurePosixPath("/workspace")))
-    assert raised.value.next_command == "invoke build --on docker"
+    assert raised.value.next_command == command("build --on docker")
 
 
 def test_gpus_that_the_engine_has_not_are_said(provider: DockerProvider, our_image: str) -> None:
