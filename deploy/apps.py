@@ -70,9 +70,7 @@ def mine(
     with reach.run(project, target, run_id) as reached:
         checkpoint = _checkpoint(reached, which)
         stem = PurePath(checkpoint["file"]).stem
-        place = (
-            Path(out).absolute() if out else Path(runs.home(reached.settings.runs, reached.record.run_id).mining) / stem
-        )
+        place = Path(out).absolute() if out else Path(reached.home.mining) / stem
         words = [f"checkpoint={reached.folder.checkpoints / checkpoint['file']}", *overrides]
         return _app(reached, "app.mine", words, place, screen)
 
@@ -98,7 +96,7 @@ def evaluate(
         checkpoint = _checkpoint(reached, which or "latest")
         chosen = reached.folder.checkpoints / (checkpoint["file"] if which else "*.pt")
         named = [f"sets={','.join(_bring_sets(reached, sets))}"] if sets else []
-        own = Path(runs.home(reached.settings.runs, reached.record.run_id).path) / "evaluation"
+        own = Path(reached.home.path) / "evaluation"
         place = Path(out).absolute() if out else own
         return _app(reached, "app.evaluate", [f"weights={chosen}", *named, *overrides], place, screen)
 
@@ -115,7 +113,7 @@ def export(
     """A checkpoint as ONNX, by the app's own command; its exit code."""
     with reach.run(project, target, run_id) as reached:
         checkpoint = _checkpoint(reached, which)
-        own = Path(runs.home(reached.settings.runs, reached.record.run_id).path)
+        own = Path(reached.home.path)
         place = Path(out).absolute() if out else own / f"{PurePath(checkpoint['file']).stem}.onnx"
         words = [f"checkpoint={reached.folder.checkpoints / checkpoint['file']}", *overrides]
         return _app(reached, "app.export", words, place, screen)

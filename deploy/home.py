@@ -22,7 +22,7 @@ FILES = ("config.yaml", "status.json", "metrics.jsonl", "train.log")
 
 def bring(reached: Reached, screen: Screen) -> dict[str, Any] | None:
     """Config, status, metrics, log, pictures, newest checkpoint, verified; the checkpoint as its JSON tells it."""
-    home = runs.home(reached.settings.runs, reached.record.run_id)
+    home = reached.home
     bring_record(reached)
     with _one_at_a_time(reached.settings):
         for name in reached.shell.listdir(reached.folder.mining):
@@ -34,7 +34,7 @@ def bring(reached: Reached, screen: Screen) -> dict[str, Any] | None:
 
 def bring_record(reached: Reached) -> None:
     """What a run says about itself, as far as it has come."""
-    home = runs.home(reached.settings.runs, reached.record.run_id)
+    home = reached.home
     with _one_at_a_time(reached.settings):
         for name in FILES:
             if reached.shell.size(reached.folder.path / name) is not None:
@@ -43,7 +43,7 @@ def bring_record(reached: Reached) -> None:
 
 def bring_checkpoint(reached: Reached, about: dict[str, Any], to: str | None, screen: Screen) -> dict[str, Any]:
     """One checkpoint to its place in the run's folder at home, or to the file or folder `to`."""
-    home = runs.home(reached.settings.runs, reached.record.run_id)
+    home = reached.home
     place = _destination(to, about["file"]) if to else Path(home.checkpoints / about["file"])
     with _one_at_a_time(reached.settings), screen.copying(about["file"]) as progress:
         if not to and reached.shell.size(reached.folder.config) is not None:  # it says what the weights are
@@ -78,7 +78,7 @@ def restore(settings: Settings, shell: Shell, folder: RunFolder, screen: Screen)
 
 def newest_checkpoint(reached: Reached) -> dict[str, Any] | None:
     """The newest checkpoint that is at home already."""
-    home = runs.home(reached.settings.runs, reached.record.run_id)
+    home = reached.home
     whole = checkpoints.whole(LocalShell(), home)
     return {**whole[-1], "path": str(home.checkpoints / whole[-1]["file"])} if whole else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def _bill(at: Reach, machine: Machine, records: Iterable[Record], now: float) ->
     note = past_ceiling(bill, at) or (
         None if living else "no run is on it" if record else "this laptop has no record of it"
     )
-    return Bill(**{**asdict(bill), "note": note})
+    return replace(bill, note=note)
 
 
 def _lives(at: Reach, record: Record) -> bool:

@@ -346,7 +346,7 @@ def family_name(settings: Settings) -> str:
     return f"sniperface-{slug(settings.project.name)}-{slug(settings.target.name)}-"
 
 
-def machine_name(settings: Settings, run_id: str, attempt: int = 1) -> str:
+def machine_name(settings: Settings, run_id: str, attempt: int) -> str:
     """Carries project, target and run, so that an orphan is found without any local file.
 
     Each attempt has a name of its own: a machine that answers to it was made for this attempt, and holds nothing yet

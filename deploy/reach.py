@@ -120,6 +120,11 @@ class Reached:
     def settings(self) -> Settings:
         return self.reach.settings
 
+    @property
+    def home(self) -> RunFolder:
+        """The run's folder on this laptop."""
+        return runs.home(self.settings.runs, self.record.run_id)
+
     def look(self) -> tuple[Reached, job.Status | None]:
         """The same run as it is now."""
         record, seen = self.reach.look(self.record)
