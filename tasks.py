@@ -97,7 +97,7 @@ def train(
 ) -> None:
     """Deploy what is missing, start the job, follow it and bring the checkpoint home. Ctrl-C leaves the job running."""
     from deploy import launch
-    from deploy.plan import parse_request
+    from deploy.request import parse_request
 
     with _telling(json) as screen:
         request = parse_request(
@@ -157,7 +157,7 @@ def watch(
 ) -> None:
     """Stay with a run until it is done: its checkpoints come home, a machine that vanishes is replaced."""
     from deploy import watching
-    from deploy.plan import parse_dollars
+    from deploy.request import parse_dollars
 
     with _telling(json) as screen:
         screen.document(watching.watch(PROJECT, on, run, screen, max_usd=parse_dollars(max_usd)))

@@ -14,19 +14,10 @@ from typing import Any
 from deploy import checkpoints, code, data, origins, packing, runs
 from deploy.errors import BOOTSTRAP, DeployError, StepFailed, WrongUse
 from deploy.origins import Origin
-from deploy.plan import (
-    DATA_KEY,
-    LABELS_KEY,
-    Continuation,
-    DataFacts,
-    Facts,
-    Measured,
-    Request,
-    hydra_override,
-    user_overrides,
-)
+from deploy.plan import Continuation, DataFacts, Facts, Measured
 from deploy.pod.folder import read_json
 from deploy.reach import Reach, Reached
+from deploy.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
 from deploy.settings import Settings
 from deploy.shell import LocalShell
 

@@ -10,10 +10,11 @@ from deploy import answers, facts, home, job, reach, runs
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.money import remind
 from deploy.phases import Stopwatch
-from deploy.plan import Facts, Plan, Request, make, parse_request
+from deploy.plan import Facts, Plan, make
 from deploy.pod.folder import RunFolder
 from deploy.reach import Reach, Reached
 from deploy.ready import acquired, bring_own_files, pack_images, ready
+from deploy.request import Request, parse_request
 from deploy.runs import Record
 from deploy.show import Screen
 

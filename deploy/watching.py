@@ -12,9 +12,9 @@ from deploy.ending import stop_run
 from deploy.errors import NoMachine
 from deploy.launch import train
 from deploy.money import remind
-from deploy.plan import Request
 from deploy.pod.folder import FINAL_STATES
 from deploy.reach import Reached
+from deploy.request import Request
 from deploy.runs import Record
 from deploy.shell import LinkLost
 from deploy.show import Screen

@@ -30,6 +30,7 @@ LAPTOP = [
     "deploy.image deploy.keys deploy.origins deploy.packing",
     "deploy.transfer",
     "deploy.plan deploy.shell",
+    "deploy.request",
     "deploy.settings deploy.phases",
     "deploy.machine",
     "deploy.errors",

@@ -18,8 +18,8 @@ from app.data.sources import Source
 from app.runtime.folder import RunFolder as AppFolder
 from deploy import data as deploy_data
 from deploy.origins import HERE, Origin
-from deploy.plan import hydra_override
 from deploy.pod.folder import RunFolder as DeployFolder
+from deploy.request import hydra_override
 from deploy.shell import LocalShell
 from tests.deploy.test_data import Staging
 

@@ -18,7 +18,8 @@ from deploy import staging as to_ram
 from deploy.errors import StepFailed, WrongUse
 from deploy.machine import Machine
 from deploy.origins import HERE, Origin
-from deploy.plan import Plan, Request, make
+from deploy.plan import Plan, make
+from deploy.request import Request
 from deploy.settings import Settings, Target
 from deploy.shell import LocalShell
 from deploy.transfer import no_progress

@@ -16,7 +16,7 @@ import pytest
 from deploy import data, packing
 from deploy.errors import WrongUse
 from deploy.origins import HERE, Origin
-from deploy.plan import parse_request
+from deploy.request import parse_request
 from deploy.shell import LocalShell
 
 from .conftest import SOURCE, Project, wait_until
