@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -29,11 +30,30 @@ class MachineSpec:
 
     A machine whose name begins with `family` belongs to the same project and target: while one of them is alive and
     good, it is the answer, and nothing new is made.
+
+    A run on several machines asks for one after the other, node 0 first; they must be able to reach each other.
     """
 
     name: str
     family: str
     root: PurePath
+    node: int = 0  # which of them this is
+    nodes: int = 1
+
+    def fits(self, name: str) -> bool:
+        """Whether a machine of this name is of the family, and has this place in it."""
+        return name.startswith(self.family) and node_of(name) == self.node
+
+
+def node_name(name: str, node: int) -> str:
+    """The name of one of several machines that were made together; the first has theirs."""
+    return f"{name}-node{node}" if node else name
+
+
+def node_of(name: str) -> int:
+    """The reverse of `node_name`."""
+    found = re.search(r"-node(\d+)$", name)
+    return int(found[1]) if found else 0
 
 
 @dataclass(frozen=True)
