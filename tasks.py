@@ -26,6 +26,7 @@ BUILD = {
     "pip-options": "options for pip inside the build, such as those that name another index; they stay readable",
 }
 PACK = {"pack": "how images of this computer are sent: none (default), lossless, or jpeg50 to jpeg100, which is lossy"}
+NODES = {"nodes": "machines for one run (default: the target's nodes, else 1)"}
 JSON = {"json": "print one JSON document on stdout; words go to stderr"}
 
 
@@ -49,13 +50,15 @@ def _telling(as_json: bool = False) -> Iterator[Screen]:
         raise Exit(code=130) from error
 
 
-@task(help={**ON, **PACK, **JSON}, auto_shortflags=False)
-def deploy(_: Context, on: str = "local", pack: str | None = None, json: bool = False) -> None:
+@task(help={**ON, **NODES, **PACK, **JSON}, auto_shortflags=False)
+def deploy(
+    _: Context, on: str = "local", nodes: str | None = None, pack: str | None = None, json: bool = False
+) -> None:
     """Make a target ready: machine, environment, code and data. A second call does only what is missing."""
     from deploy import launch
 
     with _telling(json) as screen:
-        screen.document(launch.deploy(PROJECT, on, screen, pack=pack))
+        screen.document(launch.deploy(PROJECT, on, screen, pack=pack, nodes=nodes))
 
 
 @task(
@@ -67,6 +70,7 @@ def deploy(_: Context, on: str = "local", pack: str | None = None, json: bool = 
         "data": "an images.npy, or the folder it is in (default: the target's, else the ORL try-out)",
         "labels": "for --recipe supervised, labels to learn instead of labels.npy, such as the pseudo_ids.npy of mine",
         **PACK,
+        **NODES,
         "set": "key=value of the configuration, such as --set train.epochs=5; may be given again and again",
         "queue": "where another run is on the machine, wait there for its end, on the warm data",
         "detach": "do not follow the job",
@@ -87,6 +91,7 @@ def train(
     data: str | None = None,
     labels: str | None = None,
     pack: str | None = None,
+    nodes: str | None = None,
     set_: list[str] | None = None,
     queue: bool = False,
     detach: bool = False,
@@ -108,6 +113,7 @@ def train(
             data=data,
             labels=labels,
             pack=pack,
+            nodes=nodes,
             overrides=set_ or (),
             queue=queue,
         )

@@ -12,6 +12,7 @@ from deploy.runs import UNFINISHED, Record
 
 Events = Sequence[Mapping[str, Any]]
 ROW = ("run_id", "target", "state", "attempt", "created", "fraction", "backbone", "seconds", "commit", "reason")
+NODE = ("node", "machine", "state", "heartbeat_age_s", "reason")
 
 
 def of_run(record: Record, events: Events, checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -54,6 +55,12 @@ def of_status(record: Record, seen: Status | None, events: Events) -> dict[str, 
         "spend_usd": seen.spend_usd if seen else 0.0,
         "reason": record.reason,
     }
+
+
+def of_node(number: int, machine: str, seen: Status | None) -> dict[str, Any]:
+    """One of several machines that train a run; nothing seen means that it is gone, or does not answer."""
+    state, age, reason = (seen.state, seen.heartbeat_age_s, seen.reason) if seen else ("lost", None, None)
+    return {"node": number, "machine": machine, "state": state, "heartbeat_age_s": age, "reason": reason}
 
 
 def of_checkpoint(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,6 +46,8 @@ def stop_run(reached: Reached, screen: Screen) -> Reached:
     grace_s = float(runs.plan_of(reached.settings.runs, reached.record).get("grace_s", GRACE_S))
     screen.say(f"asking run {run_id} to make a checkpoint and end (up to {grace_s:.0f} s)")
     job.request_stop(reached.shell, reached.folder)
+    for other in reached.others():
+        job.request_stop(other.shell, other.folder)
     job.wait_for_end(reached.shell, reached.folder, grace_s + STOP_SLACK_S)
     reached, _ = reached.look()
     if reached.record.state not in FINAL_STATES:
@@ -68,7 +70,7 @@ def down(
         with at:
             for machine, bill in _there(project, at, screen, quiet=wide):
                 is_of_target = wide or machine.name.startswith(family_name(at.settings))
-                is_meant = (bill.orphan or not orphans) and (record is None or machine.name == record.machine)
+                is_meant = (bill.orphan or not orphans) and (record is None or machine.name in record.machines)
                 if is_of_target and is_meant:
                     _bring_all_home(at, machine, screen, anyway=anyway)
                     at.provider.release(machine)
@@ -92,7 +94,7 @@ def _there(project: Path, at: Reach, screen: Screen, *, quiet: bool) -> list[tup
 def _bring_all_home(at: Reach, machine: Machine, screen: Screen, *, anyway: bool) -> None:
     """Nothing that only this machine has is lost, unless the user says so."""
     for record in runs.every(at.settings.runs):
-        if record.machine != machine.name or record.state in runs.STARTING:
+        if machine.name not in record.machines or record.state in runs.STARTING:
             continue
         try:
             reached, _ = at.run(record).look()

@@ -18,7 +18,7 @@ from deploy.plan import Continuation, DataFacts, Facts, Measured
 from deploy.pod.folder import read_json
 from deploy.reach import Reach, Reached
 from deploy.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
-from deploy.settings import Settings
+from deploy.settings import Local, Settings, Ssh
 from deploy.shell import LocalShell
 
 # The two programs of the app that the laptop asks need seconds; the limit is for a machine under load.
@@ -44,6 +44,7 @@ def check(reach: Reach, request: Request) -> Checked:
     settings = reach.settings
     note = continues = None
     last: list[dict[str, Any]] = []  # the checkpoint from which an unfinished run goes on, when it has one
+    _check_nodes(settings, request)
     if request.resume == "auto":
         note = f"nothing to resume on target '{settings.target.name}': starting a new run"
         if found := reach.unfinished():
@@ -74,6 +75,20 @@ def check(reach: Reach, request: Request) -> Checked:
     return Checked(request, config, tryout, origin, dataset, continues, note)
 
 
+def _check_nodes(settings: Settings, request: Request) -> None:
+    """How many machines a target can have, as far as its file tells."""
+    nodes, name, options = request.nodes or settings.target.nodes, settings.target.name, settings.target.options
+    if nodes > 1 and isinstance(options, Local):
+        raise WrongUse(f"--nodes {nodes}: target '{name}' is this computer, which is one machine: give --on another")
+    if isinstance(options, Ssh) and nodes > max(1, len(options.hosts)):
+        raise WrongUse(
+            f"--nodes {nodes}: target '{name}' names {max(1, len(options.hosts))} host: list as many in "
+            f"conf/deploy/{name}.yaml, such as hosts: [gpu-1, gpu-2]"
+        )
+    if nodes > 1 and request.queue:
+        raise WrongUse("--queue is for runs on one machine: leave it out, or give --nodes 1")
+
+
 def gather(reach: Reach, checked: Checked) -> Facts:
     """Everything looked up that can be before a machine is had; this computer is had already."""
     settings = reach.settings
@@ -86,7 +101,7 @@ def gather(reach: Reach, checked: Checked) -> Facts:
         config=checked.config,
         hardware=LocalShell().hardware() if settings.is_local else None,
         windows=sys.platform == "win32" and settings.is_local,
-        measured=_measured(settings, checked.config),
+        measured=_measured(settings, checked.config, checked.request.nodes or settings.target.nodes),
         phases=[record.phases for record in _newest(settings) if record.phases],
         usd_per_hour=_price(reach),
         continues=checked.continues,
@@ -174,12 +189,13 @@ def _price(reach: Reach) -> float | None:
         return None
 
 
-def _measured(settings: Settings, config: Mapping[str, Any]) -> Measured | None:
-    """What the newest whole runs of the same recipe and network took: the one in the middle."""
+def _measured(settings: Settings, config: Mapping[str, Any], nodes: int) -> Measured | None:
+    """What the newest whole runs of the same recipe and network, on as many machines, took: the one in the middle."""
+    wanted = (config["recipe"]["name"], config["backbone"], nodes)
     found: list[Measured] = []
     for record in runs.every(settings.runs, settings.target.name):
         earlier = read_json(Path(runs.home(settings.runs, record.run_id).plan))
-        same = (earlier.get("recipe"), earlier.get("backbone")) == (config["recipe"]["name"], config["backbone"])
+        same = (earlier.get("recipe"), earlier.get("backbone"), earlier.get("nodes", 1)) == wanted
         if same and record.state == "succeeded" and len(found) < MEASURED_RUNS:
             found += _measure(runs.events(settings.runs, record.run_id), record.seconds or 0)
     return sorted(found, key=lambda one: one.images_per_s)[len(found) // 2] if found else None
@@ -248,7 +264,8 @@ def _continue(found: Reached, request: Request, *, from_its_own: bool) -> tuple[
     record = found.record
     plan = runs.plan_of(found.settings.runs, record)
     told = {**plan["request"], "overrides": tuple(plan["request"]["overrides"]), "given": frozenset()}
-    earlier = Request(**{**told, "resume": "auto"})
+    more = {"nodes": request.nodes} if "nodes" in request.given else {}  # it may go on with more machines, or fewer
+    earlier = Request(**{**told, "resume": "auto", **more})
     for flag in _contradictions(request, earlier):
         raise WrongUse(
             f"{flag} contradicts run {record.run_id}, which --resume auto would continue: leave it out, or start a "

@@ -17,12 +17,12 @@ from deploy.settings import RunPod, Settings
 from deploy.shell import Shell
 
 
-def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath) -> str | None:
+def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, nodes: int = 1) -> str | None:
     """Before anything that takes long: from here on the machine looks after its money by itself. Returns its ceilings.
 
     Where nothing is paid and nothing was limited there is nothing to guard.
     """
-    limits = limits_of(settings, machine)
+    limits = limits_of(settings, machine, nodes)
     ceilings = {name: getattr(limits, name) for name in ("max_hours", "max_usd", "idle_min", "stall_min")}
     armed = {name: value for name, value in ceilings.items() if value is not None}
     if not armed:

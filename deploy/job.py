@@ -174,6 +174,14 @@ def wait_for_end(shell: Shell, folder: RunFolder, limit_s: float) -> Status | No
     return status
 
 
+def end(shell: Shell, folder: RunFolder, grace_s: float) -> None:
+    """Ask a job that still goes on to end, and wait for it; none at all, or one that ended, is left alone."""
+    status = look(shell, folder)
+    if status and status.state in LIVE_STATES:
+        request_stop(shell, folder)
+        wait_for_end(shell, folder, grace_s)
+
+
 @dataclass
 class Tail:
     """Reads a growing file from a byte offset, as text.
@@ -227,6 +235,20 @@ def follow(shell: Shell, folder: RunFolder, since: Position = BEGINNING) -> Iter
         if status is None or status.final:
             return
         time.sleep(POLL_S)
+
+
+class NodeLines:
+    """The log of one of several machines, as whole lines with its number in front."""
+
+    def __init__(self, shell: Shell, folder: RunFolder, node: int) -> None:
+        self.tail, self.node, self.rest = Tail(shell, folder.log), node, ""
+
+    def read(self, *, to_the_end: bool = False) -> str:
+        """What is new; a line that has no end yet is kept back, unless there will be no more."""
+        *lines, self.rest = (self.rest + self.tail.read()).split("\n")
+        if to_the_end and self.rest:
+            lines, self.rest = [*lines, self.rest], ""
+        return "".join(f"{self.node}| {line}\n" for line in lines)
 
 
 def last_lines(shell: Shell, folder: RunFolder) -> list[str]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from deploy import answers, facts, home, job, reach, runs
 from deploy.errors import DeployError, StepFailed, WrongUse, command
+from deploy.machine import Machine
 from deploy.money import remind
 from deploy.phases import Stopwatch
-from deploy.plan import Facts, Plan, make
+from deploy.plan import GRACE_S, Facts, Plan, make
 from deploy.pod.folder import RunFolder
 from deploy.reach import Reach, Reached
-from deploy.ready import acquired, bring_own_files, pack_images, ready
+from deploy.ready import Ready, acquired_all, bring_own_files, pack_images, ready_all
 from deploy.request import Request, parse_request
 from deploy.runs import Record
 from deploy.show import Screen
@@ -21,11 +23,13 @@ from deploy.show import Screen
 FOLLOW_PATIENCE_S = 3600  # a laptop may sleep; the job does not need it
 
 
-def deploy(project: Path, target: str, screen: Screen, *, pack: str | None = None) -> dict[str, Any]:
+def deploy(
+    project: Path, target: str, screen: Screen, *, pack: str | None = None, nodes: str | None = None
+) -> dict[str, Any]:
     """Make a target ready: machine, environment, code, data. A second call does only what is missing."""
     with reach.target(project, target) as at:
         remind(project, at, screen)
-        checked = facts.check(at, parse_request(target=target, pack=pack))
+        checked = facts.check(at, parse_request(target=target, pack=pack, nodes=nodes))
         with reach.launching(at.settings) as note:
             note("deploy")
             checked = facts.prepare_orl(at, checked, screen.say)
@@ -33,10 +37,11 @@ def deploy(project: Path, target: str, screen: Screen, *, pack: str | None = Non
             looked_up = facts.gather(at, checked)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
             watch = Stopwatch()
-            with acquired(at, plan.machine, screen, watch) as machine:
-                made = ready(at.settings, machine, at.shell(machine), checked, looked_up, screen, watch)
+            with acquired_all(at, plan, screen, watch) as machines:
+                made = ready_all(at, machines, checked, looked_up, screen, watch)[0]
     packed = f" --pack {pack}" if pack else ""  # else the images would be sent again as they are
-    screen.say(f"target {target} is ready; train on it with: {command(f'train --on {target}{packed}')}")
+    several = f" --nodes {nodes}" if nodes else ""
+    screen.say(f"target {target} is ready; train on it with: {command(f'train --on {target}{packed}{several}')}")
     about = {"target": target, "machine": made.machine.name, "root": str(made.machine.root)}
     return {**about, "snapshot": made.plan.snapshot, "data": made.plan.data_path}
 
@@ -87,26 +92,52 @@ def _start(
     record = runs.create(book, plan)
     watch = Stopwatch()
     try:
-        with acquired(at, plan.machine, screen, watch, keep=keep) as machine:
-            record = runs.update(book, record, state="preparing", machine=machine.name)
-            shell = at.shell(machine)
-            made = ready(at.settings, machine, shell, checked, looked_up, screen, watch)
-            machine, plan = made.machine, made.plan
-            bring_own_files(at.settings, shell, machine, checked, plan)
+        with acquired_all(at, plan, screen, watch, keep=keep) as machines:
+            record = runs.update(book, record, state="preparing", **_names(machines))
+            made = ready_all(at, machines, checked, looked_up, screen, watch)
+            (machine, plan), shell = (made[0].machine, made[0].plan), at.shell(made[0].machine)
+            for each in made:
+                bring_own_files(at.settings, at.shell(each.machine), each.machine, checked, each.plan)
             runs.save_plan(book, plan)
-            record = runs.update(book, record, run_dir=plan.run_dir)
+            record = runs.update(book, record, run_dir=plan.run_dir, **_names([each.machine for each in made]))
+            folder = RunFolder(machine.path(plan.run_dir))
             if plan.attempt > 1:
-                home.restore(at.settings, shell, RunFolder(machine.path(plan.run_dir)), screen)
+                home.restore(at.settings, shell, folder, screen)
                 screen.say("waiting for the earlier attempt to leave, should it still be writing its checkpoint")
-            since = job.position(shell, RunFolder(machine.path(plan.run_dir)))
-            session = job.start(shell, machine, plan, at.settings.tmux_socket)
-            seen = job.look(shell, RunFolder(machine.path(plan.run_dir)))
+            since = job.position(shell, folder)
+            session = _start_jobs(at, made)
+            seen = job.look(shell, folder)
             state = seen.state if seen else "running"
             return runs.update(book, record, state=state, session=session, phases=watch.taken), since
     except BaseException as error:
         reason = error.message if isinstance(error, DeployError) else str(error) or "interrupted before it ran"
         runs.update(book, record, state="failed", reason=reason)
         raise
+
+
+def _names(machines: Sequence[Machine]) -> dict[str, Any]:
+    first, *others = (machine.name for machine in machines)
+    return {"machine": first, "others": others}
+
+
+def _start_jobs(at: Reach, made: Sequence[Ready]) -> str:
+    """A supervisor on each machine, that of rank 0 last: whom the others wait for should have nobody to wait for.
+
+    Returns how the supervisor of rank 0 runs.
+    """
+    folders = [(at.shell(each.machine), RunFolder(each.machine.path(each.plan.run_dir))) for each in made]
+    for shell, folder in folders[1:]:  # of an earlier attempt, waiting for its first machine to come back
+        job.end(shell, folder, made[0].plan.grace_s)
+    session = ""
+    for number in reversed(range(len(made))):
+        machine, plan = made[number].machine, made[number].plan
+        try:
+            session = job.start(folders[number][0], machine, plan, at.settings.tmux_socket)
+        except BaseException:
+            for shell, folder in folders[number + 1 :]:
+                job.request_stop(shell, folder)
+            raise
+    return session
 
 
 def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, Any]:
@@ -124,6 +155,8 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
         return answers.of_run(reached.record, reached.events(), None)
     reached, _ = reached.look()
     record = reached.record
+    for other in reached.others():
+        job.end(other.shell, other.folder, GRACE_S)
     watch = Stopwatch(record.phases)
     with watch.phase("home"):
         checkpoint = home.bring(reached, screen)

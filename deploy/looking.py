@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from deploy import answers, doctor, job, money, reach, runs
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.money import remind
 from deploy.pod.folder import FINAL_STATES
-from deploy.reach import Reach
+from deploy.reach import Reach, Reached
 from deploy.shell import LinkLost, LocalShell
 from deploy.show import Screen
 
 AGAIN_EVERY_S = 2
+OTHERS_PATIENCE_S = 20  # with one of several machines whose lines are only read along
 PATIENCE_S = 3600  # a laptop may sleep; the job does not need it
 
 
@@ -28,13 +30,31 @@ def status(project: Path, target: str, run_id: str | None, screen: Screen, *, wa
         while True:
             reached, seen = reached.look()
             answer = answers.of_status(reached.record, seen, reached.events())
+            if reached.record.others:
+                answer["nodes"] = list(_nodes(reached, seen))
             if not watch or reached.record.state in FINAL_STATES:
                 break
             screen.status_line(answer)
             time.sleep(AGAIN_EVERY_S)
-        screen.facts(f"Run {reached.record.run_id}", answer)
+        nodes = answer.get("nodes")
+        screen.facts(f"Run {reached.record.run_id}", {key: value for key, value in answer.items() if key != "nodes"})
+        if nodes and not screen.as_json:
+            screen.rows("Machines", nodes, answers.NODE)
         screen.commands(answers.next_commands(reached.record))
         return answer
+
+
+def _nodes(reached: Reached, seen: job.Status | None) -> Iterator[dict[str, Any]]:
+    """Each machine of a run, that of rank 0 first; one that is gone or does not answer is lost."""
+    yield answers.of_node(0, reached.record.machine, seen if reached.machine else None)
+    there = {each.record.machine: each for each in reached.others()}
+    for number, name in enumerate(reached.record.others, start=1):
+        its = None
+        if name in there:
+            with contextlib.suppress(LinkLost):
+                there[name].shell.patience_s = OTHERS_PATIENCE_S
+                its = job.look(there[name].shell, there[name].folder)
+        yield answers.of_node(number, name, its)
 
 
 def list_runs(project: Path) -> list[dict[str, Any]]:
@@ -77,10 +97,32 @@ def _logs(project: Path, target: str, run_id: str | None, screen: Screen, *, fol
         if follow:
             reached.shell.patience_s = PATIENCE_S
             reached.shell.on_loss = screen.complain
-        for text, _ in job.follow(reached.shell, reached.folder):
+        told = _merged(reached, screen) if reached.record.others else job.follow(reached.shell, reached.folder)
+        for text, _ in told:
             screen.raw(text)
             if not follow:
                 break
+
+
+def _merged(reached: Reached, screen: Screen) -> Iterator[tuple[str, None]]:
+    """The logs of several machines, by line; `0|` is where rank 0 is. One that is lost is said once, and left out."""
+    first, *others = (job.NodeLines(each.shell, each.folder, n) for n, each in enumerate([reached, *reached.others()]))
+    for other in others:
+        other.tail.shell.patience_s = OTHERS_PATIENCE_S
+    while True:
+        status = job.look(reached.shell, reached.folder)
+        is_over = status is None or status.final
+        text = first.read(to_the_end=is_over)
+        for other in list(others):
+            try:
+                text += other.read(to_the_end=is_over)
+            except (LinkLost, OSError) as error:
+                screen.complain(f"node {other.node}: {error}")
+                others.remove(other)
+        yield text, None
+        if is_over:
+            return
+        time.sleep(job.POLL_S)
 
 
 def attach(project: Path, target: str, run_id: str | None, *, write: bool) -> int:

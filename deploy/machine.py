@@ -89,6 +89,17 @@ class Hardware:
     gpu: str | None = None  # the name of the first one
 
 
+@dataclass(frozen=True)
+class Place:
+    """One of several machines that train one run. Addresses are IPv4, as the machines reach each other."""
+
+    rank: int  # of its torchrun agent among them; 0 writes the checkpoints
+    address: str
+    interface: str  # of the network that leads to the others; empty where it could not be told
+    host: str  # the address of rank 0, where all meet
+    port: int
+
+
 class Provider(Protocol):
     """Makes machines of one kind. `find` returns nothing for an unknown name; `release` of what is gone is success.
 

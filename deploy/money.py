@@ -98,7 +98,7 @@ def remind(project: Path, at: Reach, screen: Screen) -> None:
 
 
 def _bill(at: Reach, machine: Machine, records: Iterable[Record], now: float) -> Bill:
-    on_it = [record for record in records if record.machine == machine.name]
+    on_it = [record for record in records if machine.name in record.machines]
     living = [record for record in on_it if _lives(at, record)]
     record = next(iter([*living, *on_it]), None)
     hours = round((now - machine.created) / 3600, 3) if machine.created else None

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import PurePath
 from typing import Any
 
-from deploy.machine import Hardware, Machine
+from deploy.machine import Hardware, Machine, Place
 from deploy.phases import Phase, predict
 from deploy.pod.folder import RunFolder
 from deploy.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
@@ -106,6 +106,7 @@ class Facts:
     machine: Machine | None = None
     snapshot: str | None = None
     data_path: PurePath | None = None  # where the images are read, once the room there is known
+    place: Place | None = None  # of this machine, once several of them have met
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,15 @@ class Plan:
     resume: str
     gpus: int | None  # None, like the next one, until the machine is there
     cores: int | None
-    processes: int | None
+    processes: int | None  # on each machine
+    nodes: int
+    place: Place | None
     argv: tuple[str, ...]
     cwd: str
     env: Mapping[str, str]
     queue: bool
     grace_s: int
+    join_s: int
     limits: Limits
     usd_per_hour: float | None
     phases: tuple[Phase, ...]
@@ -164,8 +168,10 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
     data_path = facts.data_path or wanted_path(settings, root, facts.data, request.fraction)
     snapshot = facts.snapshot or facts.code.tree
     overrides = user_overrides(request, tryout=tryout)
-    minutes, source = _expected_minutes(facts, processes)
-    rate = facts.machine.usd_per_hour if facts.machine else facts.usd_per_hour
+    nodes = request.nodes or settings.target.nodes
+    minutes, source = _expected_minutes(facts, processes, nodes)
+    each = facts.machine.usd_per_hour if facts.machine else facts.usd_per_hour
+    rate = None if each is None else each * nodes
     return Plan(
         run_id=run_id,
         attempt=attempt,
@@ -191,12 +197,20 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         gpus=facts.hardware.gpus if facts.hardware else None,
         cores=facts.hardware.cores if facts.hardware else None,
         processes=processes,
-        argv=_argv(facts, processes, overrides, data_path, request.fraction, resume, run_dir),
+        nodes=nodes,
+        place=facts.place,
+        argv=(
+            facts.python,
+            *_launcher(settings, facts, processes, nodes, run_id),
+            *overrides,
+            *_decided(facts, data_path, request.fraction, resume, run_dir),
+        ),
         cwd=str(root / "code" / (snapshot or "<snapshot>")),
         env=_environment(facts, processes),
         queue=request.queue,
         grace_s=GRACE_S,
-        limits=limits_of(settings, facts.machine),
+        join_s=_join_s(settings),
+        limits=limits_of(settings, facts.machine, nodes),
         usd_per_hour=rate,
         phases=predict(facts.phases, None if minutes is None else minutes * 60, rate),
         expected_minutes=minutes,
@@ -206,7 +220,8 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
     )
 
 
-def limits_of(settings: Settings, machine: Machine | None) -> Limits:
+def limits_of(settings: Settings, machine: Machine | None, nodes: int = 1) -> Limits:
+    """Several machines spend together, and each of them guards what all of them may spend."""
     target = settings.target
     return Limits(
         max_restarts=target.max_restarts,
@@ -217,7 +232,7 @@ def limits_of(settings: Settings, machine: Machine | None) -> Limits:
         sync_to=target.sync_to,
         on_end=target.on_end,
         paid_since=machine.created if machine else None,
-        usd_per_hour=machine.usd_per_hour if machine else 0.0,
+        usd_per_hour=machine.usd_per_hour * nodes if machine else 0.0,
         release="runpod" if target.provider == "runpod" else "none",
     )
 
@@ -283,24 +298,39 @@ def _processes(settings: Settings, hardware: Hardware | None) -> int | None:
     return (hardware.gpus or min(2, hardware.cores)) if hardware else None
 
 
-def _argv(
-    facts: Facts,
-    processes: int | None,
-    overrides: Sequence[str],
-    data_path: PurePath,
-    fraction: float,
-    resume: str,
-    run_dir: PurePath,
-) -> tuple[str, ...]:
-    launcher = (
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes or '<one a GPU>'}",
+def _launcher(settings: Settings, facts: Facts, processes: int | None, nodes: int, run_id: str) -> tuple[str, ...]:
+    """torchrun: https://pytorch.org/docs/stable/elastic/run.html. Restarts are the supervisor's, on each machine."""
+    each = f"--nproc-per-node={processes or '<one a GPU>'}"
+    torchrun = ("-m", "torch.distributed.run")
+    if nodes == 1:
+        return (*torchrun, "--standalone", each, "-m", "app.train")
+    place = facts.place or Place(0, "<its address>", "", "<address of the first machine>", 29400)
+    join_s = _join_s(settings)
+    # Who goes on with fewer gives the others this time to come, once the first is there; else all must come in it.
+    least, waiting = nodes, f"join_timeout={join_s}"
+    if settings.target.on_lost_node == "go_on":
+        least, waiting = 1, f"last_call_timeout={join_s},join_timeout={join_s + 60}"
+    return (
+        *torchrun,
+        f"--nnodes={least}:{nodes}",
+        each,
+        "--max-restarts=0",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={place.host}:{place.port}",
+        f"--rdzv-id={run_id}",
+        f"--rdzv-conf=is_host={int(place.rank == 0)},{waiting}",
+        f"--local-addr={place.address}",
         "-m",
         "app.train",
     )
-    decided = (
+
+
+def _join_s(settings: Settings) -> int:
+    return max(1, round(settings.target.join_min * 60))
+
+
+def _decided(facts: Facts, data_path: PurePath, fraction: float, resume: str, run_dir: PurePath) -> tuple[str, ...]:
+    return (
         hydra_override(DATA_KEY, str(data_path)),
         hydra_override("data.data_fraction", fraction),
         *_labels(facts.data, data_path, run_dir),
@@ -308,7 +338,6 @@ def _argv(
         hydra_override("run.dir", str(run_dir)),
         hydra_override("run.commit", facts.code.commit or NO_COMMIT),
     )
-    return (facts.python, *launcher, *overrides, *decided)
 
 
 def _labels(data: DataFacts, data_path: PurePath, run_dir: PurePath) -> tuple[str, ...]:
@@ -332,6 +361,8 @@ def _environment(facts: Facts, processes: int | None) -> dict[str, str]:
         "PYTHONUTF8": "1",
         "PYTHONIOENCODING": "utf-8",  # the user's own, made for a terminal, would end a job that logs a name in it
     }
+    if facts.place and facts.place.interface:
+        values |= {"GLOO_SOCKET_IFNAME": facts.place.interface, "NCCL_SOCKET_IFNAME": f"={facts.place.interface}"}
     return {**values, "USE_LIBUV": "0"} if facts.windows else values
 
 
@@ -341,7 +372,7 @@ def _dollars(minutes: float | None, usd_per_hour: float | None) -> float | None:
     return None if minutes is None or usd_per_hour is None else round(minutes / 60 * usd_per_hour, 2)
 
 
-def _expected_minutes(facts: Facts, processes: int | None) -> tuple[float | None, str]:
+def _expected_minutes(facts: Facts, processes: int | None, nodes: int) -> tuple[float | None, str]:
     images = facts.data.train_rows * int(facts.config["train"]["epochs"])
     guess = (facts.config.get("plan") or {}).get("images_per_s")
     if facts.measured:
@@ -349,6 +380,6 @@ def _expected_minutes(facts: Facts, processes: int | None) -> tuple[float | None
         return round(seconds / 60, 2), MEASURED
     if guess and processes and facts.data.train_rows:
         return round(
-            images / (float(guess) * processes) / 60, 2
+            images / (float(guess) * processes * nodes) / 60, 2
         ), "a guess: this was never run here, the speed is that of another computer"
     return None, "this was never run here"

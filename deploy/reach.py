@@ -130,6 +130,13 @@ class Reached:
         record, seen = self.reach.look(self.record)
         return replace(self, record=record), seen
 
+    def others(self) -> list[Reached]:
+        """The same run on the other machines that train it, as far as they are there, in the order of their ranks."""
+        if self.machine is None:
+            return []
+        reached = [self.reach.run(replace(self.record, machine=name, others=())) for name in self.record.others]
+        return [each for each in reached if each.machine is not None]
+
     def events(self) -> list[dict[str, Any]]:
         """All that the run has told."""
         return job.Events(self.shell, self.folder.metrics).read()

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from deploy import code, data, environment, guard, staging, transfer
 from deploy.errors import NoMachine, WrongUse, command
 from deploy.facts import Checked
-from deploy.machine import Machine, MachineSpec
+from deploy.machine import Machine, MachineSpec, node_name
 from deploy.origins import Origin
 from deploy.phases import Stopwatch
 from deploy.plan import TRAIN_LABELS, Facts, Plan, family_name, make
 from deploy.pod.folder import RunFolder
 from deploy.reach import Reach
+from deploy.rendezvous import meet
 from deploy.settings import Settings
 from deploy.shell import LinkLost, Shell
 from deploy.show import Screen
@@ -27,6 +28,27 @@ class Ready:
 
     machine: Machine
     plan: Plan
+    facts: Facts
+
+
+def ready_all(
+    at: Reach, machines: Sequence[Machine], checked: Checked, facts: Facts, screen: Screen, watch: Stopwatch
+) -> list[Ready]:
+    """Every machine of a run, in the order in which torchrun will rank them."""
+    made = []
+    for number, machine in enumerate(machines):
+        if len(machines) > 1:
+            screen.say(f"machine {number + 1} of {len(machines)}")
+        made.append(ready(at.settings, machine, at.shell(machine), checked, facts, screen, watch))
+    if len(made) == 1:
+        return made
+    places = meet([(each.machine, at.shell(each.machine)) for each in made])
+    for number, (each, place) in enumerate(zip(made, places, strict=True)):
+        told = replace(each.facts, place=place)
+        made[number] = Ready(each.machine, make(at.settings, checked.request, told, tryout=checked.tryout), told)
+        through = f" through {place.interface}" if place.interface else ""
+        screen.say(f"node {place.rank}: {each.machine.name} at {place.address}{through}")
+    return sorted(made, key=lambda each: each.plan.place.rank if each.plan.place else 0)
 
 
 def ready(
@@ -41,7 +63,8 @@ def ready(
     """Bring environment, code and data to the machine, each only where it is missing."""
     watch = watch or Stopwatch()
     with watch.phase("code"):
-        machine, folder = ready_code(settings, machine, shell, screen)
+        nodes = checked.request.nodes or settings.target.nodes
+        machine, folder = ready_code(settings, machine, shell, screen, nodes)
     with watch.phase("data"):
         return _ready_data(settings, machine, shell, folder, checked, facts, screen)
 
@@ -74,7 +97,7 @@ def _ready_data(
     with screen.copying("staging") as progress:
         staged = staging.stage(shell, machine, folder, plan, dataset, progress, packing)
     screen.say(f"data: {staged or place.words}")
-    return Ready(machine, plan)
+    return Ready(machine, plan, facts)
 
 
 def pack_images(settings: Settings, checked: Checked, screen: Screen) -> None:
@@ -89,10 +112,26 @@ def pack_images(settings: Settings, checked: Checked, screen: Screen) -> None:
 
 
 @contextlib.contextmanager
-def acquired(at: Reach, name: str, screen: Screen, watch: Stopwatch, *, keep: bool = False) -> Iterator[Machine]:
+def acquired_all(
+    at: Reach, plan: Plan, screen: Screen, watch: Stopwatch, *, keep: bool = False
+) -> Iterator[list[Machine]]:
+    """As many machines as the plan wants, each as `acquired`."""
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(acquired(at, plan.machine, screen, watch, keep=keep, node=node, nodes=plan.nodes))
+            for node in range(plan.nodes)
+        ]
+
+
+@contextlib.contextmanager
+def acquired(
+    at: Reach, name: str, screen: Screen, watch: Stopwatch, *, keep: bool = False, node: int = 0, nodes: int = 1
+) -> Iterator[Machine]:
     """A machine of the target. When what is done with it fails, one that was made for it is released."""
+    name = node_name(name, node)
     with watch.phase("machine"):
-        machine = at.acquire(MachineSpec(name, family_name(at.settings), at.settings.root), screen.say)
+        spec = MachineSpec(name, family_name(at.settings), at.settings.root, node, nodes)
+        machine = at.acquire(spec, screen.say)
     try:
         yield machine
     except BaseException:
@@ -105,13 +144,15 @@ def acquired(at: Reach, name: str, screen: Screen, watch: Stopwatch, *, keep: bo
         raise
 
 
-def ready_code(settings: Settings, machine: Machine, shell: Shell, screen: Screen) -> tuple[Machine, PurePath]:
+def ready_code(
+    settings: Settings, machine: Machine, shell: Shell, screen: Screen, nodes: int = 1
+) -> tuple[Machine, PurePath]:
     """The machine with what only it can tell, and the folder of this code on it, whose environment is there, too."""
     machine = greet(settings, machine, shell, screen)
     snapshot = code.place(settings.project, shell, machine.root, settings.target.large_files)
     folder = machine.root / "code" / snapshot
     screen.say(f"code: {folder}")
-    armed = guard.arm(settings, machine, shell, folder)
+    armed = guard.arm(settings, machine, shell, folder, nodes)
     if armed:
         screen.say(f"guarded: {armed}")
     environment.ensure(machine, shell, settings.project, folder, screen.say)

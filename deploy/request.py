@@ -37,6 +37,7 @@ class Request:
     labels: str | None = None
     overrides: tuple[str, ...] = ()
     pack: str = "none"  # how images of the laptop travel
+    nodes: int | None = None  # machines for this run; None: what the target says
     queue: bool = False  # wait for the machine's turn, where another run is on it
     given: frozenset[str] = frozenset()  # which of the above the user typed
 
@@ -50,6 +51,7 @@ def parse_request(
     data: str | None = None,
     labels: str | None = None,
     pack: str | None = None,
+    nodes: str | None = None,
     overrides: Sequence[str] = (),
     queue: bool = False,
 ) -> Request:
@@ -68,7 +70,7 @@ def parse_request(
             others.append(override)
         elif values.setdefault(flag, _unquote(value)) != _unquote(value):
             raise WrongUse(f"--{flag} {values[flag]} and --set {override} differ: give one of them")
-    given = frozenset([*values, *(["overrides"] if others else [])])
+    given = frozenset([*values, *(["overrides"] if others else []), *(["nodes"] if nodes is not None else [])])
     for flag in ("data", "labels"):
         if values.get(flag) in ("null", ""):
             del values[flag]
@@ -81,6 +83,7 @@ def parse_request(
         labels=values.get("labels"),
         overrides=tuple(others),
         pack=pack_kind(values.get("pack", "none"), "--pack"),
+        nodes=None if nodes is None else parse_nodes(nodes),
         queue=queue,
         given=given,
     )
@@ -94,6 +97,12 @@ def parse_fraction(text: str) -> float:
     if not 0 < fraction <= 1:
         raise WrongUse(f"--fraction {text} is not a share of the data: give a number above 0 and up to 1, such as 0.01")
     return fraction
+
+
+def parse_nodes(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise WrongUse(f"--nodes {text} is no number of machines: give a whole number from 1, such as 2")
+    return int(text)
 
 
 def parse_dollars(text: str | None) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,16 @@ class Record:
     fraction: float
     backbone: str
     run_dir: str
-    machine: str
+    machine: str  # where rank 0 is
     reason: str | None = None
     seconds: float | None = None
     phases: Mapping[str, float] | None = None  # seconds that each part took, see deploy/phases.py
     session: str | None = None  # how the supervisor runs: tmux or detached
+    others: Sequence[str] = ()  # the other machines that train it, in the order of their ranks
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        return (self.machine, *self.others)
 
 
 def create(runs: Path, plan: Plan) -> Record:

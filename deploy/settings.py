@@ -27,6 +27,7 @@ class Ssh:
     """A host that is there. `host` may be an alias of the user's own ssh configuration, gateways included."""
 
     host: str = ""
+    hosts: tuple[str, ...] = ()  # instead, for runs on several: each as name, or user@name:port
     port: int | None = None
     user: str | None = None
     key: str | None = None
@@ -44,6 +45,7 @@ class Docker:
     key: str | None = None  # None: a key of this project's own, made once
     gpus: str = "auto"  # auto: all that the engine has; none; all; or a number
     shm_gib: float = 2.0
+    cpus: float | None = None  # None: all of the engine's
     memory_gib: float | None = None
     network: str | None = None
     volumes: tuple[str, ...] = ()  # host:container, as `docker run -v` takes them
@@ -72,7 +74,12 @@ class RunPod:
 
 Options = Local | Ssh | Docker | RunPod
 OPTIONS: dict[str, type[Options]] = {"local": Local, "ssh": Ssh, "docker": Docker, "runpod": RunPod}
-CHOICES = {"api": ("v2", "sdk"), "cloud": ("SECURE", "COMMUNITY"), "on_end": ("keep", "stop", "terminate")}
+CHOICES = {
+    "api": ("v2", "sdk"),
+    "cloud": ("SECURE", "COMMUNITY"),
+    "on_end": ("keep", "stop", "terminate"),
+    "on_lost_node": ("end", "go_on"),
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,10 @@ class Target:
     root: str
     data: str | None = None
     stage_to: str | None = None
-    processes: int | None = None  # None: decided from the machine's GPUs and cores
+    processes: int | None = None  # of each machine; None: decided from its GPUs and cores
+    nodes: int = 1  # machines that a run trains on
+    join_min: float = 3.0  # that one of several machines waits for the others, at the start and after a restart
+    on_lost_node: str = "end"  # or go_on: with the machines that are left, from the newest checkpoint
     secrets: tuple[str, ...] = (  # names of this computer's environment whose values a run elsewhere is given
         "WANDB_API_KEY",
         "AWS_ACCESS_KEY_ID",
@@ -228,7 +238,7 @@ def _check(where: str, told: Mapping[str, Any], options: Options) -> None:
             raise unknown(f"{key} in {where}", str(value), right)
     for key in ("host", "image"):
         required = {each.name for each in fields(options) if each.default == "" and each.default is not MISSING}
-        if key in required and not getattr(options, key):
+        if key in required and not getattr(options, key) and not getattr(options, "hosts", ()):
             example = {"host": "host: gpu-box.example.org", "image": "image: me/sniperface"}[key]
             raise WrongUse(f"{where} lacks the key '{key}', such as {example}")
     if isinstance(options, RunPod) and not options.gpus:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any, cast
 
-from deploy.pod import snapshots, verbs
+from deploy.pod import rendezvous, snapshots, verbs
 from deploy.pod.frames import GREETING, Ended, pack, unpack
 
 BEAT_S = 2.0
@@ -48,6 +48,10 @@ VERBS: dict[str, Callable[..., Any]] = {
         verbs.clock,
         snapshots.snapshot_state,
         snapshots.place_snapshot,
+        rendezvous.open_rendezvous,
+        rendezvous.reach_rendezvous,
+        rendezvous.close_rendezvous,
+        rendezvous.interface_of,
     )
 }
 

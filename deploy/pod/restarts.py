@@ -2,14 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from deploy.pod import whole
+from deploy.pod.clock import Clock
+from deploy.pod.folder import RunFolder
 
 RESUME_KEY = "train.resume="
 LONGEST_PAUSE_S = 60.0
 # The job's own verdicts: it ended on purpose, and would come to the same end again.
 NOT_A_CRASH = ("wrong_use", "failed")
 WRONG_USE = 2
+
+
+@dataclass(frozen=True)
+class Crash:
+    """How the job ended, and whether any rank of it had been started."""
+
+    exit_code: int
+    ending: str | None  # the app's own word
+    ran: bool
+    restarts: int
+
+
+class Rule(Protocol):
+    """Whether a crashed job is started again; asked after each start and each crash."""
+
+    def started(self) -> None: ...
+
+    def refusal(self, crash: Crash) -> str | None:
+        """Why there is no restart, '' where nobody need be told, None when there is one."""
+
+    def words(self) -> str:
+        """What a restart is."""
+
+
+class FromCheckpoint:
+    """Of the machine that writes checkpoints: again while each start has brought the run further."""
+
+    def __init__(self, folder: RunFolder, most: int, tick: Callable[[], None]) -> None:
+        self.folder, self.most, self.tick = folder, most, tick
+        self.newest: dict[str, Any] | None = None
+        self.before = -1
+
+    def started(self) -> None:
+        self.newest = whole.newest(self.folder, self.tick)
+        self.before = self.newest["step"] if self.newest else -1
+
+    def refusal(self, crash: Crash) -> str | None:
+        self.newest = whole.newest(self.folder, self.tick)
+        return refusal(crash.exit_code, crash.ending, crash.restarts, self.most, self.before, self.newest)
+
+    def words(self) -> str:
+        return f"starting again from {self.newest['file']}" if self.newest else "starting again"
+
+
+class WithTheOthers:
+    """Of the other machines: again for as long as rank 0's takes them back, which is the one that judges the run."""
+
+    def __init__(self, host: str, patience_s: float, clock: Clock) -> None:
+        self.host, self.patience_s, self.clock = host, patience_s, clock
+        self.ran_at = clock.monotonic()
+
+    def started(self) -> None:
+        pass
+
+    def refusal(self, crash: Crash) -> str | None:
+        now = self.clock.monotonic()
+        if crash.exit_code == WRONG_USE:
+            return ""
+        if crash.ran:
+            self.ran_at = now
+        if now - self.ran_at > self.patience_s:
+            return f"not started again: {self.host} has not taken it back for {self.patience_s:.0f} s"
+        return None
+
+    def words(self) -> str:
+        return f"joining {self.host} again"
 
 
 def refusal(

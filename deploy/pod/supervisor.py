@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from deploy.pod import processes, redact, restarts, turns, verbs, whole
+from deploy.pod import processes, redact, restarts, turns, verbs
 from deploy.pod.clock import Clock
 from deploy.pod.echo import Echo
 from deploy.pod.folder import Root, RunFolder, read_json, tell_json
@@ -68,9 +68,24 @@ class Supervisor:
         self.stops = Stops(folder)
         self.stop_deadline: float | None = None
         self.killed = False
+        self.place = plan.get("place") or {}  # among several machines
+        self.ran = False  # whether torchrun has started ranks since it was started itself
+        self.rule = self._rule()
         self.echo = Echo()
         self.guard_pid: int | None = None  # of one that was started here
         self.guard_seen_at = clock.monotonic()
+
+    @property
+    def is_follower(self) -> bool:
+        """Whether another machine writes checkpoints and metrics, and says how the run ends."""
+        return bool(self.place.get("rank"))
+
+    def _rule(self) -> restarts.Rule:
+        if not self.is_follower:
+            return restarts.FromCheckpoint(self.folder, int(self.limits.max_restarts), self.status.beat)
+        # Rank 0's machine may have to end its job, make a pause and wait for everybody.
+        patience_s = float(self.plan["join_s"]) + self.grace_s + restarts.LONGEST_PAUSE_S
+        return restarts.WithTheOthers(self.place["host"], patience_s, self.clock)
 
     def turn(self) -> contextlib.AbstractContextManager[Lock | None]:
         """The lock of the machine; None when the run was asked to end while it waited for its turn."""
@@ -86,7 +101,7 @@ class Supervisor:
     def run(self, lock: Lock) -> int:
         """Start the job, and again as long as that helps."""
         self.status.tell(state="running", reason=None)
-        started_from = whole.newest(self.folder, self.status.beat)
+        self.rule.started()
         argv = list(self.plan["argv"])
         with open(self.folder.log, "ab", buffering=0) as log, open(self.folder.log, "rb") as echo:
             while True:
@@ -101,22 +116,17 @@ class Supervisor:
                 evidence = self.status.evidence(since) if state == "failed" else None
                 if state != "failed" or self.stops.asked:
                     return self._finish(state, job.returncode, reason, evidence)
-                newest = whole.newest(self.folder, self.status.beat)
-                why_not = restarts.refusal(
-                    job.returncode,
-                    self.status.metrics.end.get("reason"),
-                    self.status.values["restarts"],
-                    int(self.limits.max_restarts),
-                    started_from["step"] if started_from else -1,
-                    newest,
-                )
-                if why_not is not None or newest is None:
+                ending = self.status.metrics.end.get("reason")
+                crash = restarts.Crash(job.returncode, ending, self.ran, self.status.values["restarts"])
+                why_not = self.rule.refusal(crash)
+                if why_not is not None:
                     reason = f"{reason}; {why_not}" if why_not else reason
                     return self._finish("failed", job.returncode, reason, evidence)
-                if not self._pause(f"{reason}; starting again from {newest['file']}", evidence):
+                if not self._pause(f"{reason}; {self.rule.words()}", evidence):
                     state, reason = self._stopped("stopped before it was started again")
                     return self._finish(state, job.returncode, reason)
-                started_from, argv = newest, restarts.resuming(argv)
+                self.rule.started()
+                argv = restarts.resuming(argv)
 
     def leave_the_queue(self) -> int:
         state, reason = self._stopped("stopped while it waited for its turn")
@@ -177,6 +187,7 @@ class Supervisor:
             **options,
         )
         lock.write({**lock.holder, "job_pid": job.pid})
+        self.ran = False
         self.status.tell(state="running", job_pid=job.pid, job_started=self.clock.wall(), reason=None)
         return job
 
@@ -185,6 +196,7 @@ class Supervisor:
         while job.poll() is None:
             self._listen_to_stop(job)
             self._echo(echo)
+            self._look_for_ranks(job)
             self._look_for_guard()
             self.status.beat()
             time.sleep(POLL_S)
@@ -225,6 +237,11 @@ class Supervisor:
         """The look at the GPUs, and the guard of the machine, which is everybody's."""
         return {pid for pid in (self.status.gauges.gpus.pid, self.guard_pid) if pid is not None}
 
+    def _look_for_ranks(self, job: subprocess.Popen[bytes]) -> None:
+        """Of several machines torchrun first waits for all of them, and says so nowhere that could be read."""
+        if not self.ran:
+            self.ran = not self.place or len(processes.descendants(job.pid)) >= int(self.plan["processes"])
+
     def _look_for_guard(self) -> None:
         """A machine that has limits has a guard. One that was killed would be missed by nobody else."""
         now = self.clock.monotonic()
@@ -245,6 +262,10 @@ class Supervisor:
             by_force = f"ended by force: no answer to the stop within {self.grace_s:g} s"
             state, why = self._stopped(None)
             return state, f"{why}; {by_force}" if why else by_force
+        if exit_code != 0 and not self.ran:
+            return "failed", f"the {self.plan['nodes']} machines of this run did not all come together"
+        if exit_code == 0 and self.is_follower:
+            return self._stopped("stopped") if self.stops.asked else ("succeeded", None)
         if exit_code != 0:
             return "failed", said if said and ending in restarts.NOT_A_CRASH else f"the job {_how(exit_code)}"
         if ending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from deploy.settings import Docker, Settings
 if TYPE_CHECKING:
     from docker import DockerClient
     from docker.models.containers import Container
+    from docker.models.networks import Network
 
 LABEL = "sniperface."  # project, target, family, root
 PYTHON = "/opt/sniperface/bin/python"
@@ -47,13 +49,16 @@ class DockerProvider:
         return self._client
 
     def acquire(self, spec: MachineSpec) -> Machine:
-        found = sorted(self._usable(spec.family), key=lambda each: each.status != "running")
+        usable = [each for each in self._usable(spec.family) if spec.fits(str(each.name))]
+        found = sorted(usable, key=lambda each: each.status != "running")
         container = found[0] if found else self._create(spec)
         try:
             if container.status == "paused":
                 container.unpause()
             elif container.status != "running":
                 self._start(container)
+            if spec.nodes > 1:
+                self._join_network(container)
             return self._when_it_answers(container)
         except BaseException:
             if not found:
@@ -102,7 +107,7 @@ class DockerProvider:
         return [each for each in self._containers(family=family) if each.labels.get(image.ENVIRONMENT) == now]
 
     def _containers(self, **labels: str) -> Sequence[Container]:
-        wanted = {"project": slug(self.settings.project.name), **labels}
+        wanted = {"project": self._project, **labels}
         filters = {"label": [f"{LABEL}{name}={value}" for name, value in wanted.items()]}
         return list(self.client.containers.list(all=True, filters=filters, ignore_removed=True))
 
@@ -121,7 +126,7 @@ class DockerProvider:
                 next_command=command(f"build --on {self.settings.target.name}"),
             )
         labels = {
-            "project": slug(self.settings.project.name),
+            "project": self._project,
             "target": self.settings.target.name,
             "family": spec.family,
             "root": str(spec.root),
@@ -138,6 +143,7 @@ class DockerProvider:
                 ports={SSH_PORT: ("0.0.0.0" if self._is_remote() else "127.0.0.1", None)},  # noqa: S104
                 shm_size=int(self.options.shm_gib * gib),
                 mem_limit=int(memory * gib) if memory else None,
+                nano_cpus=int(self.options.cpus * 1e9) if self.options.cpus else None,
                 network=self.options.network,
                 volumes=list(self.options.volumes),
                 device_requests=self._gpus(),
@@ -150,6 +156,28 @@ class DockerProvider:
             ) from error
         except APIError as error:
             raise _refused(f"the container {spec.name} could not be made", error) from error
+
+    def _join_network(self, container: Container) -> None:
+        """One that all machines of this project are in; made when it is first needed, and removed with the last one."""
+        container.reload()
+        if self.options.network:  # the user's own: in it already
+            return
+        networks = self._networks() or [
+            self.client.networks.create(_network_name(self.settings), labels={LABEL + "project": self._project})
+        ]
+        if networks[0].name not in container.attrs["NetworkSettings"]["Networks"]:
+            networks[0].connect(container)
+
+    def _networks(self) -> Sequence[Network]:
+        return list(
+            self.client.networks.list(
+                names=[f"^{_network_name(self.settings)}$"], filters={"label": f"{LABEL}project={self._project}"}
+            )
+        )
+
+    @property
+    def _project(self) -> str:
+        return slug(self.settings.project.name)
 
     def _gpus(self) -> Sequence[Any]:
         """All that the engine has, or as many as asked for; `auto` asks the engine whether it knows NVIDIA's."""
@@ -230,12 +258,22 @@ class DockerProvider:
         try:
             container.stop(timeout=60)
             container.remove(force=True, v=True)
+            self._remove_empty_network()
         except NotFound:
             return
         except APIError as error:
             if error.status_code == 409:  # somebody else removes it at this moment
                 return
             raise StepFailed(f"the container {container.name} could not be removed", evidence=[str(error)]) from error
+
+    def _remove_empty_network(self) -> None:
+        from docker.errors import APIError
+
+        for network in self._networks():
+            network.reload()
+            if not network.containers:
+                with contextlib.suppress(APIError):  # another one joins it at this moment, or has removed it
+                    network.remove()
 
     def _is_remote(self) -> bool:
         return self._engine_host() is not None
@@ -247,6 +285,10 @@ class DockerProvider:
         """The computer of an engine that is reached through the network; None for this one."""
         host = image.engine_address(self.options.docker_host) or ""
         return urlsplit(host).hostname if urlsplit(host).scheme in ("ssh", "tcp", "http", "https") else None
+
+
+def _network_name(settings: Settings) -> str:
+    return f"sniperface-{slug(settings.project.name)}"
 
 
 def _log(container: Container) -> str:

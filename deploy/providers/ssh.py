@@ -1,15 +1,15 @@
-"""A host that is there already, reached by SSH: nothing is made, nothing is paid for, nothing is released."""
+"""Hosts that are there already, reached by SSH: nothing is made, nothing is paid for, nothing is released."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from deploy.machine import Address, Machine, MachineSpec
+from deploy.machine import Address, Machine, MachineSpec, node_name, node_of
 from deploy.settings import Settings, Ssh, key_file
 
 
 class SshProvider:
-    """The one machine that the target's file names. Whether it answers shows when it is first asked for something."""
+    """The machines that the target's file names. Whether one answers shows when it is first asked for something."""
 
     def __init__(self, settings: Settings) -> None:
         assert isinstance(settings.target.options, Ssh)
@@ -18,10 +18,10 @@ class SshProvider:
         self.options = settings.target.options
 
     def acquire(self, spec: MachineSpec) -> Machine:
-        return self._machine(spec.family.rstrip("-"))
+        return self._machine(node_name(spec.family.rstrip("-"), spec.node))
 
     def find(self, name: str) -> Machine | None:
-        return self._machine(name)
+        return self._machine(name) if node_of(name) < max(1, len(self.options.hosts)) else None
 
     def price(self) -> float | None:
         return 0.0
@@ -38,16 +38,26 @@ class SshProvider:
 
     def _machine(self, name: str) -> Machine:
         options = self.options
+        user, host, port = _parts(options.hosts[node_of(name)] if options.hosts else options.host)
         return Machine(
             name=name,
             provider="ssh",
             root=self.settings.root,
             python=options.python,
             address=Address(
-                host=options.host,
-                port=options.port,
-                user=options.user,
+                host=host,
+                port=port or options.port,
+                user=user or options.user,
                 key=str(key_file(self.settings, options.key)) if options.key else None,
                 fingerprint=options.fingerprint,
             ),
         )
+
+
+def _parts(entry: str) -> tuple[str | None, str, int | None]:
+    """User, host and port of `host`, `user@host`, `host:port` or `user@host:port`; an IPv6 address has many colons."""
+    user, _, place = entry.rpartition("@")
+    host, colon, port = place.rpartition(":")
+    if colon and port.isdecimal() and ":" not in host:
+        return user or None, host, int(port)
+    return user or None, place, None

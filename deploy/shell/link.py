@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deploy.errors import StepFailed
-from deploy.pod import agent, folder, frames, processes, snapshots, verbs
+from deploy.pod import agent, folder, frames, processes, rendezvous, snapshots, verbs
 from deploy.pod.agent import WITH_BODY
 from deploy.pod.frames import GREETING, Ended, pack
 
@@ -57,7 +57,7 @@ class Stream(Protocol):
 def program() -> bytes:
     """The agent with everything it needs, as source text that a bare Python runs."""
     parts = {"deploy": "", "deploy.pod": ""}
-    for module in (frames, folder, processes, verbs, snapshots, agent):
+    for module in (frames, folder, processes, verbs, snapshots, rendezvous, agent):
         parts[module.__name__] = Path(str(module.__file__)).read_text(encoding="utf-8")
     text = f"""
 import sys, types

@@ -67,6 +67,7 @@ class Supervised:
     def start(
         self, script: str = "", *, attempt: int = 1, grace_s: float = 20, run_id: str | None = None,
         argv: Sequence[str] | None = None, env: dict[str, str] | None = None, queue: bool = False,
+        place: dict[str, Any] | None = None, join_s: float = 180,
         launcher: Sequence[str] = ("-m", "deploy.pod.supervisor"), **limits: Any,
     ) -> Supervised:  # fmt: skip
         self.path.mkdir(parents=True, exist_ok=True)
@@ -74,6 +75,7 @@ class Supervised:
             "run_id": run_id or self.path.name, "attempt": attempt, "cwd": str(self.path), "env": {"MARK": "1"},
             "argv": argv or [sys.executable, "-X", "utf8", "-c", script, "train.resume='none'"],
             "grace_s": grace_s, "busy_lock": str(self.root.busy_lock), "queue": queue,
+            "place": place, "nodes": 2 if place else 1, "processes": 1, "join_s": join_s,
             "limits": {"restart_pause_s": 0.05, **limits},
         }  # fmt: skip
         write_json(Path(self.folder.plan), plan)

@@ -70,6 +70,8 @@ def test_the_whole_plan() -> None:
         gpus=0,
         cores=8,
         processes=2,
+        nodes=1,
+        place=None,
         argv=(
             *("/venv/bin/python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
             *("-m", "app.train", "experiment=tryout"),
@@ -83,6 +85,7 @@ def test_the_whole_plan() -> None:
         env={"SNIPERFACE_SUPERVISED": "1", "OMP_NUM_THREADS": "4", "PYTHONUNBUFFERED": "1", **UTF8},
         queue=False,
         grace_s=60,
+        join_s=180,
         limits=Limits(3, None, None, None, None, None, "keep", None, 0.0, "none"),
         usd_per_hour=0.0,
         phases=tuple(

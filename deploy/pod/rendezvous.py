@@ -1,0 +1,106 @@
+"""Where machines meet: an address of one that the others really reach, and the interfaces through which they do.
+
+Names are not asked. To itself a host's own name often means 127.0.1.1, and gloo and NCCL, left alone, then listen where
+nobody else comes; an address that looks right may be that of another network's namesake. So one machine answers with a
+word that only it knows, and what the others hear it on is true.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+SIOCGIFADDR = 0x8915
+REACH_S = 5.0
+
+_listening: list[socket.socket] = []
+
+
+def open_rendezvous(port: int, word: str) -> list[str]:
+    """Answer everybody at `port` with `word` until `close_rendezvous`; this machine's addresses, likely ones first.
+
+    Raises OSError, EADDRINUSE where the port is taken.
+    """
+    close_rendezvous()
+    listener = socket.socket()
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("", port))
+        listener.listen()
+    except BaseException:
+        listener.close()
+        raise
+    _listening.append(listener)
+    threading.Thread(target=_answer, args=(listener, word.encode("ascii")), daemon=True).start()
+    return _addresses()
+
+
+def close_rendezvous() -> None:
+    while _listening:
+        listener = _listening.pop()
+        with contextlib.suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)  # wakes who waits in accept
+        listener.close()
+
+
+def reach_rendezvous(addresses: list[str], port: int, word: str) -> list[list[str]]:
+    """On which of the addresses the word is heard: [address, this machine's own one, its interface], in their order."""
+
+    def heard(address: str) -> list[str] | None:
+        with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=REACH_S) as connection:
+            own = str(connection.getsockname()[0])
+            if _read(connection, len(word)) == word.encode("ascii"):
+                return [address, own, interface_of(own)]
+        return None
+
+    with ThreadPoolExecutor(max_workers=max(1, len(addresses))) as pool:
+        return [each for each in pool.map(heard, addresses) if each]
+
+
+def interface_of(address: str) -> str:
+    """The name of the network interface with this IPv4 address; empty where it cannot be told."""
+    return next((name for name, its in _interfaces() if its == address), "lo" if address.startswith("127.") else "")
+
+
+def _addresses() -> list[str]:
+    """RunPod tells a cluster's own network; SSH tells by which address this machine was reached; then all others."""
+    told = [os.environ.get("NODE_ADDR", "").partition("/")[0]]
+    told += os.environ.get("SSH_CONNECTION", "").split(" ")[2:3]
+    return list(dict.fromkeys(address for address in [*told, *(its for _, its in _interfaces())] if address))
+
+
+def _interfaces() -> list[tuple[str, str]]:
+    """Names and IPv4 addresses; the loopback last, as it leads elsewhere only where there is no elsewhere."""
+    if sys.platform != "linux":
+        return []
+    import fcntl
+
+    found = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # one without an IPv4 address
+                told = fcntl.ioctl(asking.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                found.append((name, socket.inet_ntoa(told[20:24])))
+    return sorted(found, key=lambda each: each[1].startswith("127."))
+
+
+def _answer(listener: socket.socket, word: bytes) -> None:
+    with contextlib.suppress(OSError):  # closed
+        while True:
+            connection, _ = listener.accept()
+            with contextlib.suppress(OSError), connection:
+                connection.settimeout(REACH_S)
+                connection.sendall(word)
+                connection.recv(1)  # who came leaves first: what lingers of the connection then keeps no port of ours
+
+
+def _read(connection: socket.socket, count: int) -> bytes:
+    said = b""
+    while len(said) < count and (more := connection.recv(count - len(said))):
+        said += more
+    return said

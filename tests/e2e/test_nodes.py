@@ -1,0 +1,118 @@
+"""One run on several machines, which are containers of our image: they train together, and bear the loss of one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.images.engine import docker
+
+from .clones import SMALL, Clone, make_clone, wait_for
+
+pytestmark = pytest.mark.slow
+WORDS = [word for setting in (*SMALL, "train.epochs=200") for word in ("--set", setting)]
+
+
+@pytest.fixture
+def clone(tmp_path: Path, our_image: str) -> Iterator[Clone]:
+    """A clone whose target `pair` are two containers of our image, with one process each."""
+    here = make_clone(tmp_path)
+    write_target(here, our_image)
+    yield here
+    here.invoke("down", "--all", "--anyway")
+    assert here.json("ps") == []
+
+
+def write_target(clone: Clone, image: str, **values: object) -> None:
+    told = {"provider": "docker", "image": image, "root": "/workspace/sniperface", "stage_to": "/dev/shm"}
+    told |= {"processes": 1, "cpus": 1, "nodes": 2, "join_min": 0.2, **values}
+    (clone.path / "conf" / "deploy" / "pair.yaml").write_text(json.dumps(told), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def network(name: str) -> Iterator[str]:
+    """One that gives its second member an address that comes first, as text."""
+    docker("network", "create", "--subnet=10.203.77.0/24", "--ip-range=10.203.77.8/29", "--gateway=10.203.77.8", name)
+    try:
+        yield name
+    finally:
+        docker("network", "rm", name)
+
+
+def nodes(clone: Clone, run_id: str) -> list[dict[str, Any]]:
+    told: list[dict[str, Any]] = clone.json("status", "--on", "pair", "--run", run_id)["nodes"]
+    return told
+
+
+def states(clone: Clone, run_id: str) -> list[str]:
+    return [node["state"] for node in nodes(clone, run_id)]
+
+
+def trains(clone: Clone, run_id: str, world_size: int) -> Any:
+    """Whether checkpoints are made by so many processes."""
+    told = clone.json("fetch-checkpoint", "--on", "pair", "--run", run_id)
+    about = json.loads(Path(told["path"]).with_suffix(".json").read_text(encoding="utf-8"))
+    return about["world_size"] == world_size and about
+
+
+def test_two_machines_train_one_run(clone: Clone) -> None:
+    """Stopped, continued, and continued again after one of the two is gone: each time by both, from where it was."""
+    run_id = clone.json("train", "--on", "pair", "--detach", *WORDS)["run_id"]
+    assert [machine["run"] for machine in clone.json("ps")] == [run_id, run_id]
+    wait_for(lambda: clone.json("status", "--on", "pair")["epoch"])
+    assert states(clone, run_id) == ["running", "running"]
+    log = clone.invoke("logs", "--on", "pair")
+    assert {line[:2] for line in log.splitlines()} == {"0|", "1|"}
+    clone.invoke("stop", "--on", "pair")
+    wait_for(lambda: states(clone, run_id) == ["stopped", "stopped"])
+
+    clone.invoke("train", "--on", "pair", "--resume", "auto", "--detach")
+    wait_for(lambda: len(starts(clone, run_id)) == 2)
+    second = nodes(clone, run_id)[1]["machine"]
+    docker("rm", "--force", second)
+    told = wait_for(lambda: failed(clone))
+    assert "2 machines of this run did not all come together" in told["reason"]
+    assert states(clone, run_id) == ["failed", "lost"]
+
+    clone.invoke("train", "--on", "pair", "--resume", "auto", "--detach")
+    wait_for(lambda: states(clone, run_id) == ["running", "running"])
+    started = wait_for(lambda: len(told := starts(clone, run_id)) == 3 and told)
+    clone.invoke("stop", "--on", "pair")
+    assert [event["world_size"] for event in started] == [2, 2, 2]
+    assert None not in [event["resumed_from"] for event in started[1:]]
+    clone.invoke("down", "--on", "pair")
+    assert docker("network", "ls", "--quiet", "--filter", f"name=sniperface-{clone.path.name}") == ""
+
+
+def starts(clone: Clone, run_id: str) -> list[dict[str, Any]]:
+    """What the run has told of each of its starts, on the machine that writes."""
+    writer = nodes(clone, run_id)[0]["machine"]
+    told = docker("exec", writer, "cat", f"/workspace/sniperface/runs/{run_id}/metrics.jsonl").splitlines()
+    return [event for event in map(json.loads, told) if event["event"] == "start"]
+
+
+def failed(clone: Clone) -> dict[str, Any] | None:
+    told: dict[str, Any] = clone.json("status", "--on", "pair")
+    return told if told["state"] == "failed" else None
+
+
+def test_a_run_goes_on_with_the_machines_that_are_left(clone: Clone, our_image: str) -> None:
+    """Where the target says so; here the machine that was made second is the one that writes."""
+    with network(f"order-{clone.socket}") as name:
+        write_target(clone, our_image, on_lost_node="go_on", network=name)
+        run_id = clone.json("train", "--on", "pair", "--detach", *WORDS)["run_id"]
+        first, second = (node["machine"] for node in nodes(clone, run_id))
+        assert first.endswith("-node1")
+        wait_for(lambda: clone.json("status", "--on", "pair")["epoch"])
+        assert trains(clone, run_id, 2)
+        docker("rm", "--force", second)
+        wait_for(lambda: states(clone, run_id) == ["running", "lost"])
+        wait_for(lambda: trains(clone, run_id, 1))
+        clone.invoke("stop", "--on", "pair")
+        assert clone.json("status", "--on", "pair")["state"] == "stopped"
+        clone.invoke("down", "--on", "pair")
