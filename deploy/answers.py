@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from deploy.errors import command
 from deploy.job import Status
+from deploy.phases import Compared
 from deploy.pod.folder import FINAL_STATES
 from deploy.runs import UNFINISHED, Record
 
@@ -38,8 +40,10 @@ def _pseudo_ids(mined: Events) -> dict[str, Any] | None:
     return _some(taken[-1] if taken else None, "count", "coverage", "purity")
 
 
-def of_status(record: Record, seen: Status | None, events: Events) -> dict[str, Any]:
-    """The answer of `status`: the machine's word, and how much is left by the app's reckoning."""
+def of_status(record: Record, seen: Status | None, events: Events, phases: Sequence[Compared] = ()) -> dict[str, Any]:
+    """The answer of `status`: the machine's word, how much is left by the app's reckoning, and of a run that is over
+    what was expected of its parts beside what they took.
+    """
     began = (seen and seen.started) or 0  # what an earlier attempt reckoned with is over
     reckoned = [event for event in events if event.get("seconds_left") is not None and event.get("time", 0) >= began]
     return {
@@ -54,6 +58,7 @@ def of_status(record: Record, seen: Status | None, events: Events) -> dict[str, 
         "heartbeat_age_s": seen.heartbeat_age_s if seen else None,
         "spend_usd": seen.spend_usd if seen else 0.0,
         "reason": record.reason,
+        "phases": [asdict(phase) for phase in phases],
     }
 
 

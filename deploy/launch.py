@@ -164,8 +164,7 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
     record = runs.update(reached.settings.runs, record, phases=taken)
     document = answers.of_run(record, reached.events(), checkpoint)
     screen.result(document)
-    plan = runs.plan_of(reached.settings.runs, record)
-    screen.compared(plan["phases"], taken, plan["usd_per_hour"])
+    screen.compared(runs.compared(reached.settings.runs, record))
     if record.state != "succeeded":
         screen.document(document)
         seen = record.state == "stopped" or screen.shows_the_log

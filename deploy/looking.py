@@ -19,6 +19,7 @@ from deploy.shell import LinkLost, LocalShell
 from deploy.show import Screen
 
 AGAIN_EVERY_S = 2
+TABLES = ("phases", "nodes")  # of the answer of status: shown below it
 OTHERS_PATIENCE_S = 20  # with one of several machines whose lines are only read along
 PATIENCE_S = 3600  # a laptop may sleep; the job does not need it
 
@@ -29,17 +30,18 @@ def status(project: Path, target: str, run_id: str | None, screen: Screen, *, wa
         remind(project, reached.reach, screen)
         while True:
             reached, seen = reached.look()
-            answer = answers.of_status(reached.record, seen, reached.events())
+            parts = runs.compared(reached.settings.runs, reached.record)
+            answer = answers.of_status(reached.record, seen, reached.events(), parts)
             if reached.record.others:
                 answer["nodes"] = list(_nodes(reached, seen))
             if not watch or reached.record.state in FINAL_STATES:
                 break
             screen.status_line(answer)
             time.sleep(AGAIN_EVERY_S)
-        nodes = answer.get("nodes")
-        screen.facts(f"Run {reached.record.run_id}", {key: value for key, value in answer.items() if key != "nodes"})
-        if nodes and not screen.as_json:
-            screen.rows("Machines", nodes, answers.NODE)
+        screen.facts(f"Run {reached.record.run_id}", {key: answer[key] for key in answer if key not in TABLES})
+        if "nodes" in answer and not screen.as_json:
+            screen.rows("Machines", answer["nodes"], answers.NODE)
+        screen.compared(parts)
         screen.commands(answers.next_commands(reached.record))
         return answer
 

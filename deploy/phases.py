@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 NAMES = ("machine", "code", "data", "training", "home")
 
@@ -25,6 +26,17 @@ class Phase:
     name: str
     seconds: float | None
     usd: float | None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One part of a run: what was expected of it and what it took, in seconds and dollars; None where not known."""
+
+    name: str
+    expected_s: float | None
+    taken_s: float | None
+    expected_usd: float | None
+    taken_usd: float | None
 
 
 class Stopwatch:
@@ -53,6 +65,31 @@ def predict(
         usd = round((seconds or 0) / 3600 * (usd_per_hour or 0), 4) if known else None
         phases.append(Phase(name, None if seconds is None else round(seconds, 1), usd))
     return tuple(phases)
+
+
+def compare(
+    expected: Sequence[Mapping[str, Any]], taken: Mapping[str, float], usd_per_hour: float | None
+) -> tuple[Compared, ...]:
+    """The phases of a plan, as JSON holds them, beside what was measured; nothing where there is nothing to compare:
+    on a machine that costs nothing, the first time.
+    """
+    if usd_per_hour == 0 and all(phase["seconds"] is None for phase in expected if phase["name"] != "training"):
+        return ()
+    found = []
+    for phase in expected:
+        seconds = taken.get(phase["name"])
+        usd = None if seconds is None or usd_per_hour is None else round(seconds / 3600 * usd_per_hour, 4)
+        found.append(Compared(phase["name"], phase["seconds"], seconds, phase["usd"], usd))
+    return tuple(found)
+
+
+def duration(seconds: float | None) -> str:
+    """As people read it: 1:02:03, 2:03; `?` where it is not known."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def total(phases: Sequence[Phase]) -> Phase:

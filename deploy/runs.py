@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import WrongUse, command, unknown
+from deploy.phases import Compared, compare
 from deploy.plan import Plan
-from deploy.pod.folder import RunFolder, read_json, write_json
+from deploy.pod.folder import FINAL_STATES, RunFolder, read_json, write_json
 
 STARTING = ("acquiring", "preparing")
 UNFINISHED = ("stopped", "failed", "lost", "expired")
@@ -128,6 +129,15 @@ def plan_of(runs: Path, record: Record) -> dict[str, Any]:
             next_command=command("train --resume none"),
         )
     return plan
+
+
+def compared(runs: Path, record: Record) -> tuple[Compared, ...]:
+    """What was expected of each part of a run and what it took; nothing while it goes on."""
+    plan = read_json(Path(home(runs, record.run_id).plan))
+    if record.state not in FINAL_STATES or not plan.get("phases"):
+        return ()
+    training = {"training": record.seconds} if record.seconds else {}
+    return compare(plan["phases"], {**(record.phases or {}), **training}, plan.get("usd_per_hour"))
 
 
 def _read_all(runs: Path) -> Iterator[Record]:

@@ -24,7 +24,7 @@ LAPTOP = [
     "deploy.doctor deploy.home deploy.money deploy.ready",
     "deploy.facts deploy.show",
     "deploy.answers deploy.reach",
-    "deploy.rendezvous deploy.staging",
+    "deploy.planned deploy.rendezvous deploy.staging",
     "deploy.checkpoints deploy.code deploy.data deploy.environment deploy.guard deploy.job deploy.providers "
     "deploy.runs",
     "deploy.image deploy.keys deploy.origins deploy.packing",

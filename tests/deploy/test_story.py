@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -73,6 +74,25 @@ def test_plain_words_where_there_is_no_terminal(project: Project) -> None:
     assert first.stdout.count("rank 0 step 9\n") == 1
     assert "measured: earlier runs" in project.invoke("train", "--dry-run").stdout
     assert "never run here" in project.invoke("train", "--dry-run", "--set", "backbone.width=2").stdout
+
+
+def test_a_finished_run_tells_what_was_expected_of_it(project: Project) -> None:
+    """Small and readable, in `status` for ever; the first time there is nothing to compare, nor while it runs."""
+    project.invoke("train")
+    assert project.json("status")["phases"] == []
+    run_id = project.json("train", "--detach")["run_id"]
+    assert project.json("status")["phases"] == [] or project.status_file(run_id)["ended"]
+    project.invoke("logs", "--follow")
+    parts = {part["name"]: part for part in project.json("status")["phases"]}
+    assert list(parts) == ["machine", "code", "data", "training", "home"]
+    assert all(part["expected_s"] is not None for part in parts.values())
+    assert parts["training"]["taken_s"] > 0
+    assert parts["home"]["taken_s"] is None  # nobody has brought it home
+    assert {part["taken_usd"] for part in parts.values()} == {0.0, None}
+    shown = project.invoke("status").stdout.splitlines()
+    at = shown.index("Expected and taken")
+    assert re.split(r"\s{2,}", shown[at + 1].strip()) == ["part", "expected", "taken", "expected cost", "cost"]
+    assert [line.split()[0] for line in shown[at + 2 : at + 7]] == list(parts)
 
 
 def test_a_dry_run_touches_nothing(project: Project) -> None:

@@ -1,0 +1,85 @@
+"""A plan as people read it, and afterwards what it expected beside what came of it: rows for a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deploy.phases import Compared, duration
+from deploy.plan import Plan
+
+
+def plan_rows(plan: Plan) -> list[tuple[str, str]]:
+    data = plan.data
+    code = f"commit {plan.code.commit[:12]}" if plan.code.commit else "no commit yet"
+    changed = f" plus {plan.code.changed_files} changed files" if plan.code.changed_files else ""
+    if plan.code.kind == "copy":
+        code, changed = "a copy of the code folders (this folder is no git repository)", ""
+    where = f"staged into {plan.data_path}" if plan.stage else f"read in place from {plan.data_path}"
+    minutes = "unknown" if plan.expected_minutes is None else f"about {plan.expected_minutes:.1f}"
+    return [
+        ("where", f"target {plan.target}: {_hardware(plan)}; {plan.root}"),
+        ("code", code + changed),
+        ("data", f"{data.name}: {_images(plan)}, {where}"),
+        *([("sent", _packed(plan))] if data.packed else []),
+        *([] if data.ready or not data.rows else [("", "will be prepared from the ORL photographs")]),
+        ("fraction", f"{plan.fraction:g}"),
+        ("job", f"recipe {plan.recipe}, backbone {plan.backbone['name']}, {plan.epochs} epochs"),
+        ("processes", f"{_processes(plan)}, {plan.batch_size} images each"),
+        ("resume", f"{plan.resume} (attempt {plan.attempt})"),
+        ("expected minutes", f"{minutes} ({plan.expected_from})"),
+        *_parts(plan),
+        ("expected dollars", _dollars(plan)),
+    ]
+
+
+def _parts(plan: Plan) -> list[tuple[str, str]]:
+    """Where the time goes, as far as earlier runs on this target have told."""
+    known = [f"{phase.name} {duration(phase.seconds)}" for phase in plan.phases if phase.seconds is not None]
+    return [("parts", ", ".join(known))] if len(known) > 1 else []
+
+
+def _dollars(plan: Plan) -> str:
+    if plan.usd_per_hour == 0:
+        return "0.00"
+    rate = "an unknown price" if plan.usd_per_hour is None else f"${plan.usd_per_hour:.2f}"
+    return f"{'unknown' if plan.expected_usd is None else f'{plan.expected_usd:.2f}'}, at {rate} an hour"
+
+
+def _hardware(plan: Plan) -> str:
+    return "the machine is still to be had" if plan.cores is None else f"{plan.gpus} GPUs, {plan.cores} cores"
+
+
+def _images(plan: Plan) -> str:
+    if not plan.data.rows:
+        return f"looked at where they are ({plan.data.path})"
+    return f"{plan.data.rows} images, {plan.data.train_rows} to train on"
+
+
+def _packed(plan: Plan) -> str:
+    data = plan.data
+    loss = "nothing is lost" if data.packed == "lossless" else "lossy: another data set than the original"
+    if data.packed_bytes is None:
+        return f"packed as {data.packed} ({loss}), before a machine is asked for"
+    return f"packed as {data.packed} ({loss}): {_mib(data.packed_bytes)} instead of {_mib(data.bytes)}"
+
+
+def _mib(count: int) -> str:
+    return f"{count / (1 << 20):,.1f} MiB"
+
+
+def _processes(plan: Plan) -> str:
+    if plan.processes is None:
+        return "one a GPU, or two without"
+    return f"{plan.processes}, each with {plan.env['OMP_NUM_THREADS']} threads"
+
+
+def compared_rows(parts: Sequence[Compared]) -> list[tuple[str, ...]]:
+    """A part of a run: its name, time expected and taken, dollars expected and taken."""
+    return [
+        (each.name, duration(each.expected_s), duration(each.taken_s), _usd(each.expected_usd), _usd(each.taken_usd))
+        for each in parts
+    ]
+
+
+def _usd(dollars: float | None) -> str:
+    return "-" if not dollars else f"${dollars:.3f}"
