@@ -362,12 +362,12 @@ def export(
 
 @task(help=JSON, auto_shortflags=False)
 def ps(_: Context, json: bool = False) -> None:
-    """What is billing: every machine of this project, from its provider; orphans first."""
+    """What is billing: machines of this project, volumes of its accounts, from their providers; orphans first."""
     from deploy import looking
     from deploy.money import COLUMNS
 
     with _telling(json) as screen:
-        screen.rows("Machines", looking.bills(PROJECT), COLUMNS)
+        screen.rows("Machines and volumes", looking.bills(PROJECT, screen), COLUMNS)
 
 
 @task(

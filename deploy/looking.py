@@ -143,12 +143,18 @@ def attach(project: Path, target: str, run_id: str | None, *, write: bool) -> in
         return LocalShell().foreground(reached.shell.terminal(argv), cwd=project, without=("TMUX",))
 
 
-def bills(project: Path) -> list[dict[str, Any]]:
-    """Every machine that is there for this project, whoever made it; orphans first."""
+def bills(project: Path, screen: Screen) -> list[dict[str, Any]]:
+    """Every machine that is there for this project, whoever made it, and every volume of its accounts; orphans first.
+
+    An account that does not answer is named: what it bills is not known then.
+    """
     found: list[money.Bill] = []
     for at in money.targets(project):
-        with at, contextlib.suppress(DeployError):  # a provider without key or engine has no machine of ours
-            found += money.bills(project, at)
+        try:
+            found += [bill for _, bill in money.priced(project, at)]
+            found += money.stored(project, at)
+        except DeployError as error:
+            screen.complain(f"{at.settings.target.provider} could not be asked for all that bills ({error.message})")
     return [bill.to_json() for bill in sorted(found, key=lambda bill: not bill.orphan)]
 
 

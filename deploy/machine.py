@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Protocol
@@ -69,6 +69,7 @@ class Machine:
     id: str = ""  # the provider's own name for it
     created: float | None = None  # Unix seconds: since when it is paid for
     gpu: str | None = None  # as the provider calls it
+    is_stopped: bool = False  # it computes nothing; `usd_per_hour` is then what its disk costs
 
     @property
     def is_here(self) -> bool:
@@ -77,6 +78,18 @@ class Machine:
     def path(self, text: str) -> PurePath:
         """A path of this machine: a Windows laptop must not turn its slashes around."""
         return type(self.root)(text)
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Storage of the account that bills by itself, whether or not a machine uses it."""
+
+    id: str
+    name: str  # the user's own word for it; two may have the same
+    gb: int
+    usd_per_month: float
+    place: str  # the data centre that it is in
+    note: str | None = None  # what is not sure about the price
 
 
 @dataclass(frozen=True)
@@ -118,6 +131,9 @@ class Provider(Protocol):
 
     def list(self) -> list[Machine]:
         """Every machine of this project, of any target and run, that this provider knows."""
+
+    def volumes(self) -> Sequence[Volume]:
+        """Every volume of the account that bills, whoever made it; nothing where storage is not billed by itself."""
 
     def release(self, machine: Machine) -> None: ...
 

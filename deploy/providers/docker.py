@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from deploy import image
 from deploy.errors import NoMachine, StepFailed, WrongUse, command
 from deploy.keys import project_key
-from deploy.machine import Address, Machine, MachineSpec
+from deploy.machine import Address, Machine, MachineSpec, Volume
 from deploy.plan import slug
 from deploy.settings import Docker, Settings
 
@@ -81,6 +81,10 @@ class DockerProvider:
 
     def list(self) -> list[Machine]:
         return [self._machine(container) for container in self._containers()]
+
+    def volumes(self) -> Sequence[Volume]:
+        """The engine's own cost nothing but the disk that they lie on."""
+        return ()
 
     def release(self, machine: Machine) -> None:
         from docker.errors import NotFound
@@ -249,6 +253,7 @@ class DockerProvider:
             address=address,
             id=str(container.id),
             created=_seconds(container.attrs["Created"]),
+            is_stopped=container.status not in ("running", "restarting"),
         )
 
     def _remove(self, container: Container) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 from deploy.errors import NoMachine
-from deploy.machine import Machine, MachineSpec
+from deploy.machine import Machine, MachineSpec, Volume
 from deploy.settings import Settings
 
 
@@ -42,6 +42,9 @@ class LocalProvider:
     def list(self) -> list[Machine]:
         """Nothing is ever owed for this computer, so nothing can be left behind on it."""
         return []
+
+    def volumes(self) -> Sequence[Volume]:
+        return ()
 
     def release(self, machine: Machine) -> None:
         """This computer stays."""

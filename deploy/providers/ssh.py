@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from deploy.machine import Address, Machine, MachineSpec, node_name, node_of
+from deploy.machine import Address, Machine, MachineSpec, Volume, node_name, node_of
 from deploy.settings import Settings, Ssh, key_file
 
 
@@ -29,6 +29,9 @@ class SshProvider:
     def list(self) -> list[Machine]:
         """Nothing is ever owed for it here, so nothing can be left behind."""
         return []
+
+    def volumes(self) -> Sequence[Volume]:
+        return ()
 
     def release(self, machine: Machine) -> None:
         """The host stays."""

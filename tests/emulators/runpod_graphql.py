@@ -134,7 +134,8 @@ class Root:
             "desiredStatus": "RUNNING" if status in ("PROVISIONING", "STARTING") else status,
             "gpuCount": 0 if pod.zero_gpus else pod.gpu_count, "memoryInGb": pod.memory_gib, "podType": "RESERVED",
             "env": [f"{key}={value}" for key, value in pod.env.items()], "machineId": "machine",
-            "containerDiskInGb": pod.disk, "ports": ",".join(pod.ports), "volumeMountPath": "",
+            "containerDiskInGb": pod.disk, "volumeInGb": pod.mounts.get("persistent", {}).get("size", 0),
+            "ports": ",".join(pod.ports), "volumeMountPath": "",
             "uptimeSeconds": max(int(now - pod.started), 0), "machine": {"gpuDisplayName": pod.gpu, "podHostId": "h"},
             "runtime": {"ports": [ssh] if ssh else []} if pod.has_runtime(now) else None,
         }  # fmt: skip

@@ -68,6 +68,8 @@ def _answer(
             return 204, None
         case "GET", ["catalog", "gpus"]:
             return 200, {"gpus": [gpu_as_json(gpu, query) for gpu in account.gpus.values()]}
+        case "GET", ["network-volumes"]:
+            return 200, {"networkVolumes": [{"id": id, **volume} for id, volume in account.volumes.items()]}
         case "GET", ["network-volumes", _]:
             if name not in account.volumes:
                 raise Refusal(404, "network volume not found")

@@ -46,11 +46,17 @@ class Pod:
     user: str = "root"
     created: float | None = None  # Unix seconds; None where the API does not say
     up_s: float | None = None  # since the container started
+    volume_gb: int = 0  # of its own, which bills while it is stopped; not of a network volume
     started: str | None = None  # when the container started, in the API's own words: another one after a restart
 
     @property
     def is_alive(self) -> bool:
         return self.status not in ENDED
+
+    @property
+    def is_stopped(self) -> bool:
+        """Its GPUs are given back, its own volume is kept, and costs."""
+        return self.status == "EXITED"
 
     def __str__(self) -> str:
         about = [self.gpu or "no GPU", self.data_center, f"{self.usd_per_hour:.2f} USD an hour"]
@@ -66,6 +72,15 @@ class Offer:
     max_count: int
     has_stock: bool | None = None  # None: the API does not say
     data_centers: Mapping[str, bool] | None = None  # id -> has stock; None: the API does not say
+
+
+@dataclass(frozen=True)
+class NetworkVolume:
+    id: str
+    name: str
+    gb: int
+    data_center: str
+    kind: str | None = None  # STANDARD or HIGH_PERFORMANCE; None: the API does not say
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,9 @@ class Api(Protocol):
         """The catalogue, at least what it says of these GPUs."""
 
     def data_center_of(self, volume: str) -> str: ...
+
+    def volumes(self) -> list[NetworkVolume]:
+        """Every network volume of the account."""
 
     def log(
         self, pod_id: str, since: str | None, cursor: str | None, tail: int, *, live: bool = False

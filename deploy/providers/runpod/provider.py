@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 from deploy import image
 from deploy.errors import DeployError, NoMachine, WrongUse, command
 from deploy.keys import project_key
-from deploy.machine import Address, Machine, MachineSpec
+from deploy.machine import Address, Machine, MachineSpec, Volume
 from deploy.plan import slug
-from deploy.providers.runpod import events, key
+from deploy.providers.runpod import events, key, prices
 from deploy.providers.runpod.api import Api, ApiError, Forbidden, Gone, LogLine, Pod, Refused, Unclear, Wanted
 from deploy.providers.runpod.asking import Asking, of_family
 from deploy.providers.runpod.boot import Boot, Unfit
@@ -74,6 +74,22 @@ class RunPodProvider:
         with self._words():
             pods = [pod for pod in self._asking.pods(self.limits.look_s) if pod.name.startswith(mine)]
         return [self._machine(pod, self._notes.identity(pod)) for pod in pods]
+
+    def volumes(self) -> Sequence[Volume]:
+        """Of the whole account: nothing here makes one, so a name says nothing of whose it is."""
+        with self._words():
+            found = self._asking.ask(self._api.volumes, self.limits.look_s)
+        return [
+            Volume(
+                each.id,
+                each.name,
+                each.gb,
+                prices.network_volume(each.gb, each.kind),
+                each.data_center,
+                None if each.kind else "twice as much if it is a fast one, which api: sdk does not tell",
+            )
+            for each in found
+        ]
 
     def release(self, machine: Machine) -> None:
         with self._words():
@@ -228,13 +244,14 @@ class RunPodProvider:
             provider="runpod",
             root=self.settings.root,
             python=PYTHON,
-            usd_per_hour=pod.usd_per_hour,
+            usd_per_hour=prices.stopped_disk(pod.volume_gb) if pod.is_stopped else pod.usd_per_hour,
             address=Address(
                 pod.host or "", pod.port, pod.user, str(private), identity.host_keys, first_use=not identity.host_keys
             ),
             id=pod.id,
             created=self._created(pod),
             gpu=pod.gpu,
+            is_stopped=pod.is_stopped,
         )
 
     def _created(self, pod: Pod) -> float | None:

@@ -25,6 +25,7 @@ from deploy.providers.runpod.api import (
     KINDS,
     ApiError,
     LogLine,
+    NetworkVolume,
     Offer,
     Pod,
     TooMany,
@@ -70,6 +71,13 @@ class RestApi:
 
     def data_center_of(self, volume: str) -> str:
         return str(self._json("GET", f"/v2/network-volumes/{_safe(volume)}")["dataCenter"])
+
+    def volumes(self) -> list[NetworkVolume]:
+        found = self._json("GET", "/v2/network-volumes")["networkVolumes"]
+        return [
+            NetworkVolume(str(each["id"]), str(each["name"]), int(each["size"]), str(each["dataCenter"]), each["type"])
+            for each in found
+        ]
 
     def log(
         self, pod_id: str, since: str | None, cursor: str | None, tail: int, *, live: bool = False
@@ -194,6 +202,7 @@ def _pod(values: Mapping[str, Any]) -> Pod:
         user=direct.get("username") or "root",
         created=unix_time(values.get("createdAt")),
         started=values.get("startedAt"),
+        volume_gb=int(((values.get("mounts") or {}).get("persistent") or {}).get("size") or 0),
     )
 
 

@@ -20,6 +20,7 @@ from deploy.providers.runpod.api import (
     Forbidden,
     Gone,
     LogLine,
+    NetworkVolume,
     NoBalance,
     Offer,
     Pod,
@@ -116,10 +117,18 @@ class SdkApi:
         return found
 
     def data_center_of(self, volume: str) -> str:
-        for each in self._call(lambda sdk: sdk.get_user(api_key=self.key.reveal()))["networkVolumes"] or []:
-            if each["id"] == volume:
-                return str(each["dataCenterId"])
+        for each in self.volumes():
+            if each.id == volume:
+                return each.data_center
         raise Gone(f"network volume {volume} not found")
+
+    def volumes(self) -> list[NetworkVolume]:
+        """Of their kind, which decides the price, it says nothing."""
+        found = self._call(lambda sdk: sdk.get_user(api_key=self.key.reveal())["networkVolumes"]) or []
+        return [
+            NetworkVolume(str(each["id"]), str(each["name"]), int(each["size"]), str(each["dataCenterId"]))
+            for each in found
+        ]
 
     def log(
         self, pod_id: str, since: str | None, cursor: str | None, tail: int, *, live: bool = False
@@ -146,6 +155,7 @@ class SdkApi:
             host=ssh.get("ip"),
             port=ssh.get("publicPort"),
             up_s=values.get("uptimeSeconds"),
+            volume_gb=int(values.get("volumeInGb") or 0),
         )
 
     def _call(self, ask: Callable[[Any], Any], *, calls: int = 1, urgent: bool = False) -> Any:
