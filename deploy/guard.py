@@ -11,10 +11,12 @@ from typing import Any
 
 from deploy.machine import Machine
 from deploy.plan import limits_of
-from deploy.pod.folder import Root, RunFolder
+from deploy.pod.folder import LOST_AFTER_S, Root, RunFolder
 from deploy.pod.whole import FETCHED
 from deploy.settings import RunPod, Settings
 from deploy.shell import Shell
+
+CEILINGS = ("max_hours", "max_usd", "idle_min", "stall_min")
 
 
 def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, nodes: int = 1) -> str | None:
@@ -23,8 +25,7 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
     Where nothing is paid and nothing was limited there is nothing to guard.
     """
     limits = limits_of(settings, machine, nodes)
-    ceilings = {name: getattr(limits, name) for name in ("max_hours", "max_usd", "idle_min", "stall_min")}
-    armed = {name: value for name, value in ceilings.items() if value is not None}
+    armed = {name: getattr(limits, name) for name in CEILINGS if getattr(limits, name) is not None}
     if not armed:
         return None
     root = Root(machine.root)
@@ -33,23 +34,62 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
         machine.root / "environments",
         *([settings.stage_to] if settings.stage_to else []),
     ]
-    told = {**asdict(limits), "machine": machine.name, "watch": [str(path) for path in growing]}
+    told = {**asdict(limits), "machine": machine.name, "watch": [str(path) for path in growing], "code": str(code)}
     if isinstance(settings.target.options, RunPod) and settings.target.options.volume:
         told["volume_path"] = settings.target.options.volume_path
     secrets = own_secrets(settings)
     if secrets and limits.sync_to:
         write_secrets(shell, root.guard_secrets, secrets)
     shell.write(root.guard, json.dumps(told, indent=1).encode("utf-8"))
-    # The environment that trains is still to be made, perhaps; the guard needs no more than any Python has.
-    python = machine.python if machine.is_here else "python3"
-    shell.spawn([python, "-m", "deploy.pod.guard", str(machine.root)], cwd=code)
+    _start(machine, shell, machine.root, code)
     return ", ".join(f"{name} {value:g}" for name, value in armed.items())
 
 
-def greet(machine: Machine, shell: Shell, root: PurePath) -> None:
-    """Somebody is there: idleness is counted anew."""
+def greet(settings: Settings, machine: Machine, shell: Shell, root: PurePath) -> str | None:
+    """Somebody is there: idleness is counted anew, and a guard that died is started again. Returns the guard's state.
+
+    Where the target has no ceilings there is none, and none is looked for.
+    """
     if machine.usd_per_hour:
         shell.write(Root(root).contact, b"")
+    if any(getattr(settings.target, name) is not None for name in CEILINGS):
+        return revive(settings, machine, shell, root)
+    return None
+
+
+def revive(settings: Settings, machine: Machine, shell: Shell, root: PurePath) -> str | None:
+    """Start the guard of a machine again, with the limits that it had, when its heart has stopped. Returns the state
+    that it told last.
+
+    One that lives, and was started again by somebody who had no secrets to give, is given them.
+    """
+    said, now = heard(shell, Root(root).guard_status)
+    lives = now - said.get("heartbeat", 0.0) <= LOST_AFTER_S
+    if lives and (not settings.target.sync_to or set(own_secrets(settings)) <= set(said.get("secrets", ()))):
+        return said.get("state")
+    told, _ = heard(shell, Root(root).guard)
+    if told.get("sync_to") and own_secrets(settings):
+        write_secrets(shell, Root(root).guard_secrets, own_secrets(settings))
+    if not lives and told.get("code"):
+        _start(machine, shell, root, machine.path(told["code"]))
+    return said.get("state")
+
+
+def _start(machine: Machine, shell: Shell, root: PurePath, code: PurePath) -> None:
+    """Where one lives already, another ends at once."""
+    # The environment that trains is still to be made, perhaps; the guard needs no more than any Python has.
+    python = machine.python if machine.is_here else "python3"
+    shell.spawn([python, "-m", "deploy.pod.guard", str(root)], cwd=code)
+
+
+def heard(shell: Shell, path: PurePath) -> tuple[dict[str, Any], float]:
+    """A small JSON file of the machine, {} where there is none, and the machine's own time."""
+    try:
+        data, now = shell.calls([("read", {"path": str(path)}), ("clock", {})])
+        value = json.loads(data)
+    except (OSError, ValueError):
+        return {}, float("inf")
+    return (value if isinstance(value, dict) else {}), float(now)
 
 
 def note_fetched(shell: Shell, folder: RunFolder, about: Mapping[str, Any]) -> None:

@@ -64,7 +64,7 @@ class Reach:
         if machine:
             shell, folder = self.shell(machine), RunFolder(machine.path(record.run_dir))
             if shell.listdir(folder.path):
-                guard.greet(machine, shell, folder.path.parent.parent)
+                guard.greet(self.settings, machine, shell, folder.path.parent.parent)
                 return Reached(self, record, shell, folder, machine)
         return Reached(self, record, LocalShell(), runs.home(self.settings.runs, record.run_id), None)
 

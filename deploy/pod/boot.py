@@ -20,6 +20,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import json
 import os
 import re
 import signal
@@ -35,6 +36,7 @@ assert sys.platform != "win32"  # for mypy, which checks this file for Windows, 
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = Path("/run/sniperface/environment")
+GUARD = Path("/run/sniperface/guard")  # written by the machine's guard: how to start it, should it be killed
 NOT_A_SESSIONS = (b"OLDPWD", b"PWD", b"SHLVL", b"TERM", b"_")  # of this process alone
 PUBLIC_KEY_FILE = Path("/run/sniperface-public-key")  # where compose.yaml puts a .pub file of the user's
 KEYS = Path("/etc/ssh/sniperface")  # a folder of its own, so that a volume can keep the host key
@@ -43,6 +45,8 @@ HOST_KEY = KEYS / "ssh_host_ed25519_key"
 CONFIGURATION = Path("/etc/ssh/sshd_config.d/00-sniperface.conf")
 SSHD = "/usr/sbin/sshd"
 PAUSE_S = (1, 2, 5, 10, 30)  # between two starts of an sshd that ends
+GUARD_EVERY_S = 10.0
+GUARD_AT_LEAST_S = 60.0  # between two looks, for one that ends again and again
 SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
 LAST_S = 5.0  # for processes that are told to end, after the supervisors have
 
@@ -108,6 +112,8 @@ class Machine:
         self.starts = 0
         self.start_at: float | None = None  # when sshd is to be started, in monotonic seconds
         self.ending = False
+        self.guard_starts = 0
+        self.guard_at = time.monotonic()  # when to look for it next
 
     def run(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # `pause` is where they are seen
@@ -128,7 +134,9 @@ class Machine:
         asked = False
         while not asked:
             self.look_after_sshd()
-            asked = pause(60 if self.start_at is None else self.start_at - time.monotonic())
+            self.look_after_guard()
+            due = self.guard_at if self.start_at is None else min(self.guard_at, self.start_at)
+            asked = pause(due - time.monotonic())
             self.collect()
         self.end()
 
@@ -150,6 +158,33 @@ class Machine:
             say(f"sshd cannot be started: {error}; again in {wait_s} s")
             return
         say(f"ready: sshd started ({self.starts}), Python is {os.environ.get('SNIPERFACE_PYTHON', sys.executable)}")
+
+    def look_after_guard(self) -> None:
+        """Start it again when it was killed, or when this container was: without one, nobody ends what is paid for.
+
+        A machine from which `guard.json` was removed wants none.
+        """
+        if time.monotonic() < self.guard_at:
+            return
+        self.guard_at = time.monotonic() + GUARD_EVERY_S
+        try:
+            told = json.loads(GUARD.read_text(encoding="utf-8"))
+            if not Path(told["needs"]).exists() or is_locked(Path(told["lock"])):
+                return
+            subprocess.Popen(
+                told["argv"],
+                cwd=told["cwd"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS) and None,
+            )
+        except (OSError, ValueError, KeyError, TypeError):  # there is none, or its code is gone
+            return
+        self.guard_starts += 1
+        self.guard_at = time.monotonic() + min(GUARD_EVERY_S * self.guard_starts, GUARD_AT_LEAST_S)
+        say(f"the guard of this machine was gone: started again ({self.guard_starts})")
 
     def collect(self) -> None:
         while True:
@@ -260,6 +295,20 @@ def hardware() -> str:
         with contextlib.suppress(OSError, ValueError):  # ValueError: "max"
             limits.append(int(Path("/sys/fs/cgroup", path).read_text(encoding="ascii")))
     return f"gpus={gpus}" + (f" memory_gib={min(limits) / 2**30:.1f}" if limits else "")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock on a file, as deploy/pod/lock.py takes it."""
+    import fcntl
+
+    try:
+        with path.open("r+b") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def is_supervisor(pid: int) -> bool:

@@ -12,6 +12,8 @@ machine. The only copy of a checkpoint is not given up for that, unless `on_end`
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import sys
@@ -23,7 +25,7 @@ from deploy.pod import redact
 from deploy.pod.activity import SIGNS_EVERY_S, Activity
 from deploy.pod.ceilings import Ceiling, reached
 from deploy.pod.clock import Clock, Jumps
-from deploy.pod.folder import HEARTBEAT_S, Root, RunFolder, read_json, tell_json
+from deploy.pod.folder import HEARTBEAT_S, Root, RunFolder, read_json, tell_json, write_bytes
 from deploy.pod.goodbye import Goodbye, newest_run, run_folders
 from deploy.pod.limits import Limits, parse
 from deploy.pod.lock import Busy, Lock
@@ -32,6 +34,8 @@ from deploy.pod.redact import Redactor
 from deploy.pod.release import environment
 
 KEEPS_WORDS = 20
+CODE = Path(__file__).resolve().parents[2]
+FOR_BOOT = Path("/run/sniperface/guard")  # in our image: boot.py starts again what is named there, should it be killed
 IN_WORDS = ("decision", "decisions", "copies", "last_copy", "limits")  # where others' words may be among ours
 ARMED = ("max_hours", "max_usd", "idle_min", "stall_min", "sync_to", "on_end", "usd_per_hour", "release")
 
@@ -46,6 +50,7 @@ def main(argv: list[str], clock: Clock | None = None) -> int:
         return 2
     try:
         with Lock(Path(root.guard_lock), {"pid": os.getpid()}).acquire():
+            _tell_boot(root)
             return Guard(root, clock or Clock()).run()
     except Busy:
         return 0
@@ -75,6 +80,7 @@ class Guard:
             "heartbeat": clock.wall(),
             "decision": None,
             "decisions": [],
+            "secrets": [],  # the names of those that it was given, for the copies
         }
 
     def run(self) -> int:
@@ -235,6 +241,7 @@ class Guard:
             self.goodbye.secrets.update(redact.take(Path(self.root.guard_secrets)))
             known = [*redact.of_environment(environment()), *self.goodbye.secrets.values()]
             self.redact = Redactor(known)
+            self.status["secrets"] = sorted(self.goodbye.secrets)
 
     def _write(self, durable: bool) -> None:
         self._told_at = self.clock.monotonic()
@@ -260,6 +267,15 @@ class Guard:
         signal.signal(signal.SIGINT, end)
         if sys.platform != "win32":
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _tell_boot(root: Root) -> None:
+    """Process 1 of our image looks after its guard; elsewhere there is nobody to tell."""
+    argv = [sys.executable, "-m", "deploy.pod.guard", str(root.path)]
+    note = {"argv": argv, "cwd": str(CODE), "needs": str(root.guard), "lock": str(root.guard_lock)}
+    with contextlib.suppress(OSError):
+        if FOR_BOOT.parent.is_dir():
+            write_bytes(FOR_BOOT, json.dumps(note).encode("utf-8"), mode=0o600)
 
 
 def _not_whole() -> dict[str, Any]:

@@ -21,12 +21,14 @@ from typing import Any
 import pytest
 
 from deploy.pod import processes
+from deploy.pod.folder import read_json
 from deploy.shell.host_keys import fingerprint
 
 from .conftest import Project, wait_until
 from .pretend.app.prepare import make as prepare
 from .servers import SSHD, Server, asyncssh_server, openssh
 
+needs_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs kill -9 and /proc: run on Linux")
 needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux: apt-get install tmux")
 SLOW_STEPS = ("--set", "train.step_s=0.2", "--set", "train.epochs=50")
 
@@ -374,3 +376,24 @@ def test_a_machine_is_guarded_before_anything_takes_long(box: Box) -> None:
         for file in folder.rglob("*"):
             assert not file.is_file() or b"planted-secret-5171" not in file.read_bytes(), file
     subprocess.run(["pkill", "-f", f"deploy.pod.guard {box.root}"], check=False)
+
+
+@needs_proc
+def test_a_command_that_looks_at_a_machine_starts_its_guard_again(box: Box) -> None:
+    """Where nobody else does: a host is no container of ours. kill -9, then status, logs and fetch, each in turn."""
+    box.target(max_hours=50)
+    box.json("train")
+    told = box.root / "guard-status.json"
+    try:
+        for command in ("status", "logs", "fetch-checkpoint"):
+            pid = json.loads(told.read_text())["pid"]
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda pid=pid: not processes.is_alive(pid))
+            heartbeat = json.loads(told.read_text())["heartbeat"]
+            # As if it had been dead for a minute: the test does not wait for that.
+            told.write_text(json.dumps({**json.loads(told.read_text()), "heartbeat": heartbeat - 60}))
+            box.invoke(command)
+            wait_until(lambda pid=pid: read_json(told).get("pid") not in (None, pid))
+            assert read_json(told)["limits"]["max_hours"] == 50
+    finally:
+        os.kill(json.loads(told.read_text())["pid"], signal.SIGTERM)
