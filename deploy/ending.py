@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deploy import answers, home, job, money, reach, runs
-from deploy.errors import DeployError, StepFailed, WrongUse, command
+from deploy import answers, home, money, reach, runs
+from deploy.errors import DeployError, WrongUse
 from deploy.machine import Machine
-from deploy.money import remind
-from deploy.plan import GRACE_S, family_name
+from deploy.plan import family_name
 from deploy.pod.folder import FINAL_STATES
-from deploy.reach import Reach, Reached
+from deploy.reach import Reach
+from deploy.reaper import reap
+from deploy.releasing import bring_all_home, stop_run
 from deploy.settings import load
 from deploy.show import Screen
-
-STOP_SLACK_S = 30
 
 
 def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict[str, Any]:
     """Ask the job for a checkpoint and an end, and wait for both."""
-    with reach.run(project, target, run_id) as reached:
-        remind(project, reached.reach, screen)
+    with reach.run(project, target, run_id, partial(reap, screen=screen)) as reached:
         reached, _ = reached.look()
         record = reached.record
         if record.state in runs.STARTING:
@@ -40,25 +39,6 @@ def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict
         return answers.of_run(record, reached.events(), checkpoint)
 
 
-def stop_run(reached: Reached, screen: Screen) -> Reached:
-    """The job's own end, or after its time of grace the supervisor's."""
-    run_id = reached.record.run_id
-    grace_s = float(runs.plan_of(reached.settings.runs, reached.record).get("grace_s", GRACE_S))
-    screen.say(f"asking run {run_id} to make a checkpoint and end (up to {grace_s:.0f} s)")
-    job.request_stop(reached.shell, reached.folder)
-    for other in reached.others():
-        job.request_stop(other.shell, other.folder)
-    job.wait_for_end(reached.shell, reached.folder, grace_s + STOP_SLACK_S)
-    reached, _ = reached.look()
-    if reached.record.state not in FINAL_STATES:
-        raise StepFailed(
-            f"run {run_id} did not end within {grace_s + STOP_SLACK_S:.0f} s",
-            evidence=job.last_lines(reached.shell, reached.folder),
-            next_command=command(f"status --run {run_id}"),
-        )
-    return reached
-
-
 def down(
     project: Path, target: str, run_id: str | None, screen: Screen, *, every: bool, orphans: bool, anyway: bool
 ) -> list[dict[str, Any]]:
@@ -72,7 +52,7 @@ def down(
                 is_of_target = wide or machine.name.startswith(family_name(at.settings))
                 is_meant = (bill.orphan or not orphans) and (record is None or machine.name in record.machines)
                 if is_of_target and is_meant:
-                    _bring_all_home(at, machine, screen, anyway=anyway)
+                    bring_all_home(at, machine, screen, anyway=anyway)
                     at.provider.release(machine)
                     screen.say(f"released {machine.name}" + (f" after ${bill.usd:.2f}" if bill.usd else ""))
                     gone.append(bill.to_json())
@@ -89,31 +69,3 @@ def _there(project: Path, at: Reach, screen: Screen, *, quiet: bool) -> list[tup
             raise
         screen.say(f"not asked: {at.settings.target.provider} ({error.message})")
         return []
-
-
-def _bring_all_home(at: Reach, machine: Machine, screen: Screen, *, anyway: bool) -> None:
-    """Nothing that only this machine has is lost, unless the user says so."""
-    for record in runs.every(at.settings.runs):
-        if machine.name not in record.machines or record.state in runs.STARTING:
-            continue
-        try:
-            reached, _ = at.run(record).look()
-            if at.machine(machine.name) is None and record.session and not _is_home(reached):
-                raise StepFailed("it does not answer")  # a container that was stopped holds what the run left
-            if reached.machine is not None:
-                if reached.record.state not in FINAL_STATES:
-                    reached = stop_run(reached, screen)
-                home.bring(reached, screen)
-        except (DeployError, OSError) as error:
-            if not anyway:
-                raise StepFailed(
-                    f"what run {record.run_id} left on {machine.name} could not be brought home ({error}): the machine "
-                    "was kept",
-                    next_command=command(f"down --run {record.run_id} --anyway"),
-                ) from error
-            screen.say(f"run {record.run_id} could not be brought home, and is given up ({error})")
-
-
-def _is_home(reached: Reached) -> bool:
-    """Whether the end of a run was brought home before its machine stopped answering."""
-    return reached.record.state == "succeeded" and home.newest_checkpoint(reached) is not None

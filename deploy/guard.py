@@ -46,15 +46,16 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
 
 
 def greet(settings: Settings, machine: Machine, shell: Shell, root: PurePath) -> str | None:
-    """Somebody is there: idleness is counted anew, and a guard that died is started again. Returns the guard's state.
+    """Somebody is there: a guard that died is started again, and idleness is counted anew. Returns the guard's state.
 
-    Where the target has no ceilings there is none, and none is looked for.
+    Not for one that is stuck: the machine should have been gone before. Where the target has no ceilings there is no
+    guard, and none is looked for.
     """
-    if machine.usd_per_hour:
+    limited = any(getattr(settings.target, name) is not None for name in CEILINGS)
+    state = revive(settings, machine, shell, root) if limited else None
+    if machine.usd_per_hour and state != "stuck":
         shell.write(Root(root).contact, b"")
-    if any(getattr(settings.target, name) is not None for name in CEILINGS):
-        return revive(settings, machine, shell, root)
-    return None
+    return state
 
 
 def revive(settings: Settings, machine: Machine, shell: Shell, root: PurePath) -> str | None:

@@ -10,12 +10,12 @@ from typing import Any
 from deploy import answers, facts, home, job, reach, runs
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.machine import Machine
-from deploy.money import remind
 from deploy.phases import Stopwatch
 from deploy.plan import GRACE_S, Facts, Plan, make
 from deploy.pod.folder import RunFolder
 from deploy.reach import Reach, Reached
 from deploy.ready import Ready, acquired_all, bring_own_files, pack_images, ready_all
+from deploy.reaper import reap
 from deploy.request import Request, parse_request
 from deploy.runs import Record
 from deploy.show import Screen
@@ -28,7 +28,7 @@ def deploy(
 ) -> dict[str, Any]:
     """Make a target ready: machine, environment, code, data. A second call does only what is missing."""
     with reach.target(project, target) as at:
-        remind(project, at, screen)
+        reap(at, screen=screen)
         checked = facts.check(at, parse_request(target=target, pack=pack, nodes=nodes))
         with reach.launching(at.settings) as note:
             note("deploy")
@@ -58,7 +58,7 @@ def train(
 ) -> dict[str, Any]:
     """Check, plan, start, follow, bring home."""
     with reach.target(project, request.target) as at:
-        remind(project, at, screen)
+        reap(at, screen=screen)
         checked = facts.check(at, request)
         if checked.note:
             screen.say(checked.note)

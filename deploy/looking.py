@@ -7,14 +7,15 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deploy import answers, doctor, job, money, reach, runs
 from deploy.errors import DeployError, StepFailed, WrongUse, command
-from deploy.money import remind
 from deploy.pod.folder import FINAL_STATES
 from deploy.reach import Reach, Reached
+from deploy.reaper import reap
 from deploy.shell import LinkLost, LocalShell
 from deploy.show import Screen
 
@@ -26,8 +27,7 @@ PATIENCE_S = 3600  # a laptop may sleep; the job does not need it
 
 def status(project: Path, target: str, run_id: str | None, screen: Screen, *, watch: bool) -> dict[str, Any]:
     """One merged answer from machine, supervisor and app; with `watch` again and again until the run is over."""
-    with reach.run(project, target, run_id) as reached:
-        remind(project, reached.reach, screen)
+    with reach.run(project, target, run_id, partial(reap, screen=screen)) as reached:
         while True:
             reached, seen = reached.look()
             parts = runs.compared(reached.settings.runs, reached.record)
@@ -94,8 +94,7 @@ def logs(project: Path, target: str, run_id: str | None, screen: Screen, *, foll
 
 
 def _logs(project: Path, target: str, run_id: str | None, screen: Screen, *, follow: bool) -> None:
-    with reach.run(project, target, run_id) as reached:
-        remind(project, reached.reach, screen)
+    with reach.run(project, target, run_id, partial(reap, screen=screen)) as reached:
         if follow:
             reached.shell.patience_s = PATIENCE_S
             reached.shell.on_loss = screen.complain

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from deploy import runs
-from deploy.errors import DeployError, command
+from deploy.errors import DeployError
 from deploy.machine import Machine, Volume
 from deploy.plan import slug
 from deploy.pod.folder import FINAL_STATES, read_json
 from deploy.reach import Reach, is_launching
 from deploy.runs import Record
 from deploy.settings import RunPod, Settings, load
-from deploy.show import Screen
 
 COLUMNS = (
     "machine", "volume", "target", "gpu", "gb", "usd_per_hour", "usd_per_month", "hours", "usd", "run", "state", "note",
@@ -109,25 +108,6 @@ def past_ceiling(bill: Bill, allowed: Ceilings) -> str | None:
     if allowed.max_hours is not None and bill.hours > allowed.max_hours:
         return f"past max_hours: {allowed.max_hours:g}"
     return None
-
-
-def warnings(project: Path, at: Reach) -> list[str]:
-    """What a person should know before anything else is started: machines that bill for nobody, or for too long."""
-    try:
-        found = [bill for _, bill in priced(project, at)]
-    except DeployError:
-        return []
-    return [
-        f"{bill.machine} costs {an_hour(bill.usd_per_hour)}: {bill.note}"
-        for bill in found
-        if bill.usd_per_hour and bill.note
-    ]
-
-
-def remind(project: Path, at: Reach, screen: Screen) -> None:
-    """Every command names machines that bill without need; on stderr, for stdout may be a log or a document."""
-    for warning in warnings(project, at):
-        screen.complain(f"{warning}; see {command('ps')}, end it with {command('down --orphans')}")
 
 
 def _targets(project: Path) -> Iterator[Settings]:

@@ -28,6 +28,7 @@ class Reach:
             raise unknown(f"provider in conf/deploy/{settings.target.name}.yaml", name, PROVIDERS)
         self.settings = settings
         self.provider: Provider = PROVIDERS[name](settings)
+        self.given_up: set[str] = set()  # machines whose guard could not release them
         self._machines: dict[str, Machine | None] = {}
         self._shells: dict[str, Shell] = {}
 
@@ -58,13 +59,21 @@ class Reach:
             self._shells[name] = open_shell(machine, self.settings.notes, lambda: self.provider.find(name))
         return self._shells[machine.name]
 
+    def forget(self, name: str) -> None:
+        """A machine that was released: who asks for it is told that it is gone."""
+        self._machines[name] = None
+        shell = self._shells.pop(name, None)
+        if shell is not None:
+            shell.close()
+
     def run(self, record: Record) -> Reached:
         """Where to ask about a run: its folder on the machine, else the copy at home."""
         machine = self.machine(record.machine)
         if machine:
             shell, folder = self.shell(machine), RunFolder(machine.path(record.run_dir))
             if shell.listdir(folder.path):
-                guard.greet(self.settings, machine, shell, folder.path.parent.parent)
+                if guard.greet(self.settings, machine, shell, folder.path.parent.parent) == "stuck":
+                    self.given_up.add(machine.name)
                 return Reached(self, record, shell, folder, machine)
         return Reached(self, record, LocalShell(), runs.home(self.settings.runs, record.run_id), None)
 
@@ -142,6 +151,9 @@ class Reached:
         return job.Events(self.shell, self.folder.metrics).read()
 
 
+LookAfter = Callable[[Reach, str | None], None]
+
+
 @contextlib.contextmanager
 def target(project: Path, name: str) -> Iterator[Reach]:
     """A target, for the time of a command."""
@@ -150,11 +162,22 @@ def target(project: Path, name: str) -> Iterator[Reach]:
 
 
 @contextlib.contextmanager
-def run(project: Path, target_name: str, run_id: str | None) -> Iterator[Reached]:
-    """The named run, or the newest of the target; the run says itself to which target it belongs."""
+def run(project: Path, target_name: str, run_id: str | None, look_after: LookAfter | None = None) -> Iterator[Reached]:
+    """The named run, or the newest of the target; the run says itself to which target it belongs.
+
+    `look_after` is called with the target before its machine is asked about the run, and once more, with the machine's
+    name, when the guard there has given up: the machine may be gone afterwards.
+    """
     record = runs.get(project / "runs", run_id, load(project, target_name).target.name)
     with target(project, record.target) as reach:
-        yield reach.run(record)
+        if look_after:
+            look_after(reach, None)
+            record = runs.get(project / "runs", record.run_id, record.target)
+        reached = reach.run(record)
+        if look_after and record.machine in reach.given_up:
+            look_after(reach, record.machine)
+            reached = reach.run(runs.get(project / "runs", record.run_id, record.target))
+        yield reached
 
 
 @contextlib.contextmanager
@@ -171,10 +194,10 @@ def launching(settings: Settings) -> Iterator[Callable[[str], None]]:
         ) from busy
 
 
-def is_launching(settings: Settings, run_id: str) -> bool:
-    """Whether a living command of this laptop is about to start the run."""
+def is_launching(settings: Settings, run_id: str | None = None) -> bool:
+    """Whether a living command of this laptop is about to start the run, or any on this target."""
     lock = _launch_lock(settings)
-    return is_held(lock) and read_holder(lock).get("run_id") == run_id
+    return is_held(lock) and (run_id is None or read_holder(lock).get("run_id") == run_id)
 
 
 def _launch_lock(settings: Settings) -> Path:

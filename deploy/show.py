@@ -131,7 +131,9 @@ class Screen:
     def compared(self, parts: Sequence[Compared]) -> None:
         """What was expected of each part of a run, and what it took."""
         if parts and not self.as_json:
-            self.table("Expected and taken", ["part", "expected", "taken", "expected cost", "cost"], compared_rows(parts))
+            self.table(
+                "Expected and taken", ["part", "expected", "taken", "expected cost", "cost"], compared_rows(parts)
+            )
 
     def result(self, document: Mapping[str, Any]) -> None:
         """What came of a run, from the document that scripts get."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deploy import answers, checkpoints, home, reach, runs
-from deploy.ending import stop_run
 from deploy.errors import NoMachine
 from deploy.launch import train
-from deploy.money import remind
 from deploy.pod.folder import FINAL_STATES
 from deploy.reach import Reached
+from deploy.reaper import reap
+from deploy.releasing import stop_run
 from deploy.request import Request
 from deploy.runs import Record
 from deploy.shell import LinkLost
@@ -30,8 +31,7 @@ def fetch_checkpoint(
 
     With `watch` every newer one as it appears, until the run is over.
     """
-    with reach.run(project, target, run_id) as reached:
-        remind(project, reached.reach, screen)
+    with reach.run(project, target, run_id, partial(reap, screen=screen)) as reached:
         reached.shell.on_loss = screen.say
         brought: dict[str, Any] = {}
         while True:

@@ -21,6 +21,8 @@ LAPTOP = [
     "tasks",
     "deploy.watching",
     "deploy.apps deploy.ending deploy.launch deploy.looking",
+    "deploy.reaper",
+    "deploy.releasing",
     "deploy.doctor deploy.home deploy.money deploy.ready",
     "deploy.facts deploy.show",
     "deploy.answers deploy.reach",

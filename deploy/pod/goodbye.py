@@ -26,6 +26,7 @@ from deploy.pod.release import Outcome
 from deploy.pod.stopping import ask_to_expire
 
 CODE = Path(__file__).resolve().parents[2]
+COPIES = (whole.FETCHED, whole.SYNCED)
 COPY_EVERY_S = 30.0
 COPY_AGAIN_S = 300.0  # after one that failed
 SLACK_S = 20.0  # between a supervisor's kill of its job and its own end
@@ -112,15 +113,7 @@ class Goodbye:
         return [self._while_beating(partial(self._copy, folder, limits, left_s())) for folder in folders]
 
     def only_copies(self, limits: Limits) -> dict[str, str]:
-        """Runs, each with its newest checkpoint, that nobody else has."""
-        found: dict[str, str] = {}
-        if places.is_below(Path(self.root.path), limits.volume_path):
-            return found
-        for folder in run_folders(self.root):
-            for note in whole.described(folder)[:1]:
-                if not self._is_copied(folder, note, whole.FETCHED, whole.SYNCED):
-                    found[folder.run_id] = note["file"]
-        return found
+        return only_copies(self.root, limits, lambda folder, note: self._is_copied(folder, note, *COPIES))
 
     def release(self, action: str) -> Outcome:
         """Give the machine back, or stop it."""
@@ -182,6 +175,21 @@ class Goodbye:
         if failed:
             raise failed[0]
         return done[0]
+
+
+def only_copies(
+    root: Root, limits: Limits, is_copied: Callable[[RunFolder, dict[str, Any]], bool] | None = None
+) -> dict[str, str]:
+    """Runs, each with its newest checkpoint, that nobody else has, by the notes beside the checkpoints."""
+    known = is_copied or (lambda folder, note: whole.has_copy(folder, note, *COPIES))
+    found: dict[str, str] = {}
+    if places.is_below(Path(root.path), limits.volume_path):
+        return found
+    for folder in run_folders(root):
+        for note in whole.described(folder)[:1]:
+            if not known(folder, note):
+                found[folder.run_id] = note["file"]
+    return found
 
 
 def run_folders(root: Root) -> Iterator[RunFolder]:

@@ -33,7 +33,8 @@ def emulator(project: Project) -> Iterator[Emulator]:
 
 def target(project: Project, name: str = "runpod", **values: object) -> None:
     told = {
-        "provider": "runpod", "image": "me/sniperface:1", "gpus": ["NVIDIA RTX A4500"], "root": "/workspace/x", **values,
+        "provider": "runpod", "image": "me/sniperface:1", "gpus": ["NVIDIA RTX A4500"], "root": "/workspace/x",
+        **values,
     }  # fmt: skip
     (project.path / "conf" / "deploy" / f"{name}.yaml").write_text(json.dumps(told), encoding="utf-8")
 
@@ -41,8 +42,8 @@ def target(project: Project, name: str = "runpod", **values: object) -> None:
 def pod(emulator: Emulator, name: str, **about: Any) -> Pod:
     """One that was made `hours` ago, by whoever it was."""
     made = emulator.account.create(
-        name=name, image="me/sniperface:1", gpu="NVIDIA RTX A4500", gpu_count=2, cloud="SECURE", data_centers=[], disk=40,
-        ports=["22/tcp"], env={},
+        name=name, image="me/sniperface:1", gpu="NVIDIA RTX A4500", gpu_count=2, cloud="SECURE", data_centers=[],
+        disk=40, ports=["22/tcp"], env={},
     )  # fmt: skip
     made.created = made.booted = emulator.clock.time() - about.pop("hours", 1) * 3600
     vars(made).update(about)

@@ -1,0 +1,68 @@
+"""Before a machine is let go of: its run ends with a checkpoint, and what only it has comes home."""
+
+from __future__ import annotations
+
+from deploy import checkpoints, home, job, runs
+from deploy.errors import DeployError, StepFailed, command
+from deploy.machine import Machine
+from deploy.plan import GRACE_S
+from deploy.pod.folder import FINAL_STATES
+from deploy.reach import Reach, Reached
+from deploy.runs import Record
+from deploy.shell import LocalShell
+from deploy.show import Screen
+
+STOP_SLACK_S = 30
+
+
+def stop_run(reached: Reached, screen: Screen) -> Reached:
+    """The job's own end, or after its time of grace the supervisor's."""
+    run_id = reached.record.run_id
+    grace_s = float(runs.plan_of(reached.settings.runs, reached.record).get("grace_s", GRACE_S))
+    screen.say(f"asking run {run_id} to make a checkpoint and end (up to {grace_s:.0f} s)")
+    job.request_stop(reached.shell, reached.folder)
+    for other in reached.others():
+        job.request_stop(other.shell, other.folder)
+    job.wait_for_end(reached.shell, reached.folder, grace_s + STOP_SLACK_S)
+    reached, _ = reached.look()
+    if reached.record.state not in FINAL_STATES:
+        raise StepFailed(
+            f"run {run_id} did not end within {grace_s + STOP_SLACK_S:.0f} s",
+            evidence=job.last_lines(reached.shell, reached.folder),
+            next_command=command(f"status --run {run_id}"),
+        )
+    return reached
+
+
+def bring_all_home(at: Reach, machine: Machine, screen: Screen, *, anyway: bool) -> None:
+    """Nothing that only this machine has is lost, unless the user says so."""
+    for record in runs.every(at.settings.runs):
+        if machine.name not in record.machines or record.state in runs.STARTING:
+            continue
+        try:
+            reached, _ = at.run(record).look()
+            writes = record.machine == machine.name  # of several machines one has all that a run leaves
+            if writes and at.machine(machine.name) is None and not is_home(at, reached.record):
+                raise StepFailed("it does not answer")  # a container that was stopped holds what the run left
+            if reached.machine is not None:
+                if reached.record.state not in FINAL_STATES:
+                    reached = stop_run(reached, screen)
+                home.bring(reached, screen)
+        except (DeployError, OSError) as error:
+            if not anyway:
+                raise StepFailed(
+                    f"what run {record.run_id} left on {machine.name} could not be brought home ({error}): the machine "
+                    "was kept",
+                    next_command=command(f"down --run {record.run_id} --anyway"),
+                ) from error
+            screen.say(f"run {record.run_id} could not be brought home, and is given up ({error})")
+
+
+def is_home(at: Reach, record: Record) -> bool:
+    """Whether a run that its machine can no longer be asked about has left nothing there: its end came home, or it
+    never began."""
+    if record.session is None:
+        return True
+    whole = checkpoints.whole(LocalShell(), runs.home(at.settings.runs, record.run_id))
+    epochs = int(runs.plan_of(at.settings.runs, record)["epochs"])
+    return record.state == "succeeded" and bool(whole) and int(whole[-1]["epoch"]) + 1 >= epochs
