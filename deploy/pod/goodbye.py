@@ -27,7 +27,8 @@ from deploy.pod.stopping import ask_to_expire
 
 CODE = Path(__file__).resolve().parents[2]
 COPIES = (whole.FETCHED, whole.SYNCED)
-COPY_EVERY_S = 30.0
+LOOK_EVERY_S = 5.0  # for a checkpoint that is to be copied
+COPY_EVERY_S = 30.0  # at most
 COPY_AGAIN_S = 300.0  # after one that failed
 SLACK_S = 20.0  # between a supervisor's kill of its job and its own end
 T = TypeVar("T")
@@ -84,9 +85,10 @@ class Goodbye:
         folder = self.activity.folder
         if folder is None or not limits.sync_to or self.clock.monotonic() < self._copy_at or self._copies():
             return
-        self._copy_at = self.clock.monotonic() + COPY_EVERY_S
+        self._copy_at = self.clock.monotonic() + LOOK_EVERY_S
         newest = whole.described(folder)[:1]
         if newest and not self._is_copied(folder, newest[0], whole.SYNCED):
+            self._copy_at = self.clock.monotonic() + COPY_EVERY_S
             self._copier = threading.Thread(target=self._note_copy, args=(folder, limits), name="copies", daemon=True)
             self._copier.start()
 

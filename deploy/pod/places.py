@@ -1,6 +1,7 @@
 """Where copies go that outlive a machine: a folder, such as a network volume, or an address that fsspec knows.
 
-A place takes a file whole or not at all, and reads it back: a copy is one that was read again with the right hash.
+A place takes a file whole or not at all, and reads it back: a copy is one that was read again with the right hash. What
+lies there comes back the same way, when its machine is gone and the run goes on elsewhere.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ class Place(Protocol):
     def put(self, source: IO[bytes], name: str) -> str:
         """Copy what can be read to `name`; the sha256 of what lies there now."""
 
+    def get(self, name: str, target: IO[bytes]) -> str:
+        """Copy what lies at `name`; its sha256. FileNotFoundError when nothing does."""
+
+    def listing(self, above: str) -> dict[str, int]:
+        """Bytes of each file in the folder `above`, by its name; nothing where there is no such folder."""
+
     def remove(self, name: str) -> None:
         """What is not there, is removed."""
 
@@ -50,6 +57,17 @@ class Folder:
         folder.replace(part, place)
         return digest
 
+    def get(self, name: str, target: IO[bytes]) -> str:
+        with open(self.path / name, "rb") as source:
+            return _copy(source, target)
+
+    def listing(self, above: str) -> dict[str, int]:
+        try:
+            with os.scandir(self.path / above) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path / name)
@@ -72,7 +90,7 @@ class Bucket:
             raise NoPlace(f"sync_to {url} is no address that fsspec knows: {error}") from error
 
     def put(self, source: IO[bytes], name: str) -> str:
-        place = f"{self.path.rstrip('/')}/{name}"
+        place = self._at(name)
         self.files.makedirs(place.rsplit("/", 1)[0], exist_ok=True)
         with self.files.open(place, "wb") as writer:
             shutil.copyfileobj(source, writer, CHUNK_BYTES)
@@ -82,10 +100,33 @@ class Bucket:
                 digest.update(chunk)
         return digest.hexdigest()
 
+    def get(self, name: str, target: IO[bytes]) -> str:
+        with self.files.open(self._at(name), "rb") as source:
+            return _copy(source, target)
+
+    def listing(self, above: str) -> dict[str, int]:
+        try:
+            found = self.files.ls(self._at(above), detail=True)
+        except FileNotFoundError:
+            return {}
+        files = [each for each in found if each.get("type") == "file" and each.get("size") is not None]
+        return {str(each["name"]).rstrip("/").rsplit("/", 1)[-1]: int(each["size"]) for each in files}
+
     def remove(self, name: str) -> None:
-        place = f"{self.path.rstrip('/')}/{name}"
+        place = self._at(name)
         if self.files.exists(place):
             self.files.rm(place)
+
+    def _at(self, name: str) -> str:
+        return f"{self.path.rstrip('/')}/{name}"
+
+
+def _copy(source: IO[bytes], target: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while chunk := source.read(CHUNK_BYTES):
+        digest.update(chunk)
+        target.write(chunk)
+    return digest.hexdigest()
 
 
 def of(sync_to: str, root: Path, volume_path: str | None) -> Place:

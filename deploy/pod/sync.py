@@ -46,15 +46,19 @@ def main(argv: list[str]) -> int:
 
 
 def sync(folder: RunFolder, place: places.Place, sync_to: str) -> dict[str, Any]:
-    """Small files first, they tell why; then the checkpoint, its JSON last, so that it is whole or not there."""
+    """Small files first, they tell why; then the checkpoint, its JSON last, so that it is whole or not there.
+
+    Which checkpoint is decided before anything is read: what the run told up to it is then in the metrics that are kept
+    with it, and a run that goes on from this copy has no hole in its curve.
+    """
     begun = time.monotonic()
+    note = newest(folder)
     names = []
     for file in (folder.plan, folder.config, folder.status, folder.metrics, folder.ended):
         if Path(file).exists():
             names.append(_put(place, Path(file).read_bytes(), f"{folder.run_id}/{file.name}"))
     if Path(folder.log).exists():
         names.append(_put_log(place, folder))
-    note = newest(folder)
     if note:
         names += _put_checkpoint(place, folder, note, sync_to)
     return {
@@ -93,7 +97,10 @@ def _remove_what_the_run_removed(place: places.Place, folder: RunFolder, above: 
 
 
 def _put_log(place: places.Place, folder: RunFolder) -> str:
-    """The whole log, or its end under another name, as byte offsets would be wrong in it."""
+    """The whole log, or its end under another name, as byte offsets would be wrong in it.
+
+    Once it is that long, the beginning stays as it was put last: `restore` joins both where they overlap.
+    """
     with open(folder.log, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - LOG_BYTES))
