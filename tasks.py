@@ -154,7 +154,7 @@ def status(_: Context, on: str = "local", run: str | None = None, json: bool = F
         **ON,
         **RUN,
         **JSON,
-        "max-usd": "stop the run when it has cost so many dollars (default: the target's max_usd)",
+        "max-usd": "stop the run when its machines, of all attempts, have cost so much (default: the target's max_usd)",
     },
     auto_shortflags=False,
 )

@@ -56,7 +56,7 @@ def of_status(record: Record, seen: Status | None, events: Events, phases: Seque
         "images_per_s": seen.images_per_s if seen else None,
         "seconds_left": reckoned[-1]["seconds_left"] if reckoned and record.state not in FINAL_STATES else None,
         "heartbeat_age_s": seen.heartbeat_age_s if seen else None,
-        "spend_usd": seen.spend_usd if seen else 0.0,
+        "spend_usd": record.spend_usd,
         "reason": record.reason,
         "phases": [asdict(phase) for phase in phases],
     }

@@ -22,11 +22,11 @@ CEILINGS = ("max_hours", "max_usd", "idle_min", "stall_min")
 def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, nodes: int = 1) -> str | None:
     """Before anything that takes long: from here on the machine looks after its money by itself. Returns its ceilings.
 
-    Where nothing is paid and nothing was limited there is nothing to guard.
+    Where nothing is paid, nothing was limited and no copies are kept there is nothing to guard.
     """
     limits = limits_of(settings, machine, nodes)
     armed = {name: getattr(limits, name) for name in CEILINGS if getattr(limits, name) is not None}
-    if not armed:
+    if not armed and not limits.sync_to:
         return None
     root = Root(machine.root)
     growing = [
@@ -35,23 +35,30 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
         *([settings.stage_to] if settings.stage_to else []),
     ]
     told = {**asdict(limits), "machine": machine.name, "watch": [str(path) for path in growing], "code": str(code)}
-    if isinstance(settings.target.options, RunPod) and settings.target.options.volume:
-        told["volume_path"] = settings.target.options.volume_path
+    if volume := volume_path(settings):
+        told["volume_path"] = volume
     secrets = own_secrets(settings)
     if secrets and limits.sync_to:
         write_secrets(shell, root.guard_secrets, secrets)
     shell.write(root.guard, json.dumps(told, indent=1).encode("utf-8"))
     _start(machine, shell, machine.root, code)
-    return ", ".join(f"{name} {value:g}" for name, value in armed.items())
+    copies = [f"copies to {limits.sync_to}"] if limits.sync_to else []
+    return ", ".join([*(f"{name} {value:g}" for name, value in armed.items()), *copies])
+
+
+def volume_path(settings: Settings) -> str | None:
+    """What lies below outlives the machine, as its provider says."""
+    options = settings.target.options
+    return options.volume_path if isinstance(options, RunPod) and options.volume else None
 
 
 def greet(settings: Settings, machine: Machine, shell: Shell, root: PurePath) -> str | None:
     """Somebody is there: a guard that died is started again, and idleness is counted anew. Returns the guard's state.
 
-    Not for one that is stuck: the machine should have been gone before. Where the target has no ceilings there is no
-    guard, and none is looked for.
+    Not for one that is stuck: the machine should have been gone before. Where the target has no ceilings and keeps no
+    copies there is no guard, and none is looked for.
     """
-    limited = any(getattr(settings.target, name) is not None for name in CEILINGS)
+    limited = any(getattr(settings.target, name) is not None for name in (*CEILINGS, "sync_to"))
     state = revive(settings, machine, shell, root) if limited else None
     if machine.usd_per_hour and state != "stuck":
         shell.write(Root(root).contact, b"")

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deploy import checkpoints, guard, runs, transfer
-from deploy.pod.folder import RunFolder
+from deploy import checkpoints, guard, transfer
 from deploy.pod.lock import Busy, Lock
 from deploy.reach import Reached
 from deploy.settings import Settings
-from deploy.shell import LocalShell, Shell
+from deploy.shell import LocalShell
 from deploy.show import Screen
 
 FILES = ("config.yaml", "status.json", "metrics.jsonl", "train.log")
@@ -52,28 +50,6 @@ def bring_checkpoint(reached: Reached, about: dict[str, Any], to: str | None, sc
     if reached.machine is not None and not reached.machine.is_here:
         guard.note_fetched(reached.shell, reached.folder, about)
     return {**about, "path": str(place)}
-
-
-def restore(settings: Settings, shell: Shell, folder: RunFolder, screen: Screen) -> dict[str, Any] | None:
-    """The other way round: give a run that goes on elsewhere what it left at home, unless its machine has more.
-
-    Log and events come too, so that the run's own record has no hole. Returns the checkpoint that was sent.
-    """
-    home = runs.home(settings.runs, folder.run_id)
-    here, there = checkpoints.whole(LocalShell(), home), checkpoints.whole(shell, folder)
-    if not here or (there and checkpoints.age(there[-1]) >= checkpoints.age(here[-1])):
-        return None
-    about = here[-1]
-    for name in ("metrics.jsonl", "train.log"):
-        if Path(home.path / name).exists() and shell.size(folder.path / name) is None:
-            transfer.push(shell, Path(home.path / name), folder.path / name)
-    file = folder.checkpoints / about["file"]
-    with screen.copying(about["file"]) as progress:
-        transfer.push(shell, Path(home.checkpoints / about["file"]), file, sha256=about["sha256"], progress=progress)
-    shell.write(file.with_suffix(".json"), (json.dumps(about, indent=1) + "\n").encode("utf-8"))
-    shell.write(folder.latest, about["file"].encode("utf-8"))
-    screen.say(f"restored {about['file']} (epoch {about['epoch']}, step {about['step']}) from this laptop")
-    return about
 
 
 def newest_checkpoint(reached: Reached) -> dict[str, Any] | None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deploy import answers, facts, home, job, reach, runs
+from deploy import answers, facts, home, job, reach, runs, saved
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.machine import Machine
 from deploy.phases import Stopwatch
-from deploy.plan import GRACE_S, Facts, Plan, make
+from deploy.plan import GRACE_S, Facts, Plan, going_on, make
 from deploy.pod.folder import RunFolder
 from deploy.reach import Reach, Reached
 from deploy.ready import Ready, acquired_all, bring_own_files, pack_images, ready_all
@@ -69,6 +70,7 @@ def train(
         with reach.launching(at.settings) as note:
             if not request.queue:
                 at.refuse_second()
+            saved.refuse_to_forget(at, request)
             checked = facts.prepare_orl(at, checked, screen.say)
             looked_up = facts.gather(at, checked)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
@@ -102,7 +104,10 @@ def _start(
             record = runs.update(book, record, run_dir=plan.run_dir, **_names([each.machine for each in made]))
             folder = RunFolder(machine.path(plan.run_dir))
             if plan.attempt > 1:
-                home.restore(at.settings, shell, folder, screen)
+                restored = saved.restore(at.settings, machine, shell, plan, screen)
+                made = [replace(each, plan=going_on(each.plan)) for each in made] if restored.note else made
+                runs.save_plan(book, made[0].plan)
+                record = runs.spent(book, record, restored.spend)
                 screen.say("waiting for the earlier attempt to leave, should it still be writing its checkpoint")
             since = job.position(shell, folder)
             session = _start_jobs(at, made)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deploy import answers, doctor, job, money, reach, runs
+from deploy import answers, doctor, job, money, reach, runs, saved
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.pod.folder import FINAL_STATES
 from deploy.reach import Reach, Reached
@@ -20,7 +20,7 @@ from deploy.shell import LinkLost, LocalShell
 from deploy.show import Screen
 
 AGAIN_EVERY_S = 2
-TABLES = ("phases", "nodes")  # of the answer of status: shown below it
+TABLES = ("phases", "nodes", "saved")  # of the answer of status: shown below it
 OTHERS_PATIENCE_S = 20  # with one of several machines whose lines are only read along
 PATIENCE_S = 3600  # a laptop may sleep; the job does not need it
 
@@ -38,10 +38,14 @@ def status(project: Path, target: str, run_id: str | None, screen: Screen, *, wa
                 break
             screen.status_line(answer)
             time.sleep(AGAIN_EVERY_S)
+        what = saved.of(reached.settings, reached.record, reached) if reached.record.state == "lost" else None
+        answer["saved"] = what.to_json() if what else None
         screen.facts(f"Run {reached.record.run_id}", {key: answer[key] for key in answer if key not in TABLES})
         if "nodes" in answer and not screen.as_json:
             screen.rows("Machines", answer["nodes"], answers.NODE)
         screen.compared(parts)
+        if what:
+            screen.say(f"saved: {what}")
         screen.commands(answers.next_commands(reached.record))
         return answer
 
@@ -70,7 +74,10 @@ def list_runs(project: Path) -> list[dict[str, Any]]:
                     if record.target not in targets:
                         targets[record.target] = stack.enter_context(reach.target(project, record.target))
                     record, _ = targets[record.target].look(record)
-            listed.append(answers.row(record))
+            row = answers.row(record)
+            if record.state == "lost" and record.target in targets:
+                row["reason"] = f"{record.reason}; saved: {saved.of(targets[record.target].settings, record)}"
+            listed.append(row)
     return listed
 
 

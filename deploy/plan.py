@@ -14,6 +14,7 @@ from typing import Any
 from deploy.machine import Hardware, Machine, Place
 from deploy.phases import Phase, predict
 from deploy.pod.folder import RunFolder
+from deploy.pod.restarts import resuming
 from deploy.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
 from deploy.settings import Settings
 
@@ -218,6 +219,11 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         expected_usd=_dollars(minutes, rate),
         request=request,
     )
+
+
+def going_on(plan: Plan) -> Plan:
+    """The same, from the newest whole checkpoint of the run's own folder, whatever it once began from."""
+    return dataclasses.replace(plan, resume="auto", argv=tuple(resuming(plan.argv)))
 
 
 def limits_of(settings: Settings, machine: Machine | None, nodes: int = 1) -> Limits:

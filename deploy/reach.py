@@ -84,6 +84,7 @@ class Reach:
         book = self.settings.runs
         if seen and seen.attempt == record.attempt:
             seconds = round(seen.ended - seen.started, 1) if seen.ended and seen.started else None
+            record = runs.spent(book, record, {record.machine: seen.spend_usd})
             return runs.update(book, record, state=seen.state, reason=seen.reason, seconds=seconds), seen
         if record.state in FINAL_STATES:
             return record, None
@@ -92,7 +93,8 @@ class Reach:
                 return record, None
             reason = "the command that started it ended before the job ran"
             return runs.update(book, record, state="failed", reason=reason), None
-        return runs.update(book, record, state="lost", reason="its folder on the machine is gone"), None
+        gone = "its folder on the machine is gone" if machine else f"its machine {record.machine} is gone"
+        return runs.update(book, record, state="lost", reason=gone), None
 
     def unfinished(self) -> Reached | None:
         """The newest run of the target that was stopped, failed or lost."""

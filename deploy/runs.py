@@ -38,10 +38,16 @@ class Record:
     phases: Mapping[str, float] | None = None  # seconds that each part took, see deploy/phases.py
     session: str | None = None  # how the supervisor runs: tmux or detached
     others: Sequence[str] = ()  # the other machines that train it, in the order of their ranks
+    spend: Mapping[str, float] | None = None  # dollars, by machine: what each had cost when it was last seen
 
     @property
     def machines(self) -> tuple[str, ...]:
         return (self.machine, *self.others)
+
+    @property
+    def spend_usd(self) -> float:
+        """Of all attempts, on all machines."""
+        return round(sum((self.spend or {}).values()), 4)
 
 
 def create(runs: Path, plan: Plan) -> Record:
@@ -58,6 +64,7 @@ def create(runs: Path, plan: Plan) -> Record:
         backbone=str(plan.backbone["name"]),
         run_dir=plan.run_dir,
         machine=plan.machine,
+        spend=read_json(Path(home(runs, plan.run_id).run)).get("spend"),
     )
     folder = home(runs, plan.run_id)
     write_json(Path(folder.plan), plan.to_json())
@@ -71,6 +78,13 @@ def update(runs: Path, record: Record, **changes: Any) -> Record:
     if changed != record:
         write_json(Path(home(runs, record.run_id).run), asdict(changed))
     return changed
+
+
+def spent(runs: Path, record: Record, told: Mapping[str, float]) -> Record:
+    """With what machines tell that they have cost; nobody tells less than before."""
+    before = record.spend or {}
+    more = {machine: usd for machine, usd in told.items() if usd > before.get(machine, 0.0)}
+    return update(runs, record, spend={**before, **more}) if more else record
 
 
 def save_plan(runs: Path, plan: Plan) -> None:

@@ -17,6 +17,8 @@ from deploy.reaper import reap
 from deploy.releasing import stop_run
 from deploy.request import Request
 from deploy.runs import Record
+from deploy.saved import NothingReadable
+from deploy.settings import load
 from deploy.shell import LinkLost
 from deploy.show import Screen
 
@@ -42,6 +44,8 @@ def fetch_checkpoint(
                 about = checkpoints.choose(found, which, reached.record.run_id)
                 if about["sha256"] != brought.get("sha256"):
                     brought = home.bring_checkpoint(reached, about, to, screen)
+                    if not to:  # what was told up to it, should it be all that is left one day
+                        home.bring_record(reached)
                     words = f"epoch {brought['epoch']}, step {brought['step']}, SHA-256 verified"
                     screen.say(f"{brought['path']} ({words})")
             if over or not watch:
@@ -52,22 +56,20 @@ def fetch_checkpoint(
 def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max_usd: float | None) -> dict[str, Any]:
     """Stay with a run until it is done: its newest checkpoint comes home, and a machine that vanishes is replaced.
 
-    No capacity is waited out, with pauses that grow; a run that has cost `max_usd` is stopped.
+    A run whose machines, all attempts together, have cost `max_usd` (None: the target's) is stopped.
     """
     record = runs.get(project / "runs", run_id, target)
-    pauses = iter(PAUSES_S)
+    max_usd = max_usd or load(project, record.target).target.max_usd
     while True:
         with contextlib.suppress(LinkLost), reach.run(project, record.target, record.run_id) as reached:
             record = _keep_home_current(reached, screen, max_usd)
+        if record.state == "lost" and max_usd is not None and record.spend_usd >= max_usd:
+            words = f"it has cost ${record.spend_usd:.2f}, which is all that ${max_usd:g} allow: it does not go on"
+            screen.say(f"{answers.how_it_is(record)}; {words}")
+            return answers.row(record)
         if record.state == "lost":
             screen.say(f"{answers.how_it_is(record)}; going on elsewhere")
-            try:
-                train(project, Request(target=record.target, resume="auto"), screen, detach=True, yes=True)
-                record, pauses = runs.get(project / "runs", record.run_id, target), iter(PAUSES_S)
-            except (NoMachine, LinkLost) as error:
-                pause = next(pauses, PAUSES_S[-1])
-                screen.say(f"{error.message}; trying again in {pause} s")
-                time.sleep(pause)
+            record = _go_on_elsewhere(project, record, screen)
         elif record.state in FINAL_STATES:
             screen.say(answers.how_it_is(record))
             return answers.row(record)
@@ -75,9 +77,23 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
             time.sleep(EVERY_S)
 
 
+def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
+    """Neither a lack of machines nor copies that cannot be read now end it: both pass, and are tried again and again,
+    with pauses that grow."""
+    pauses = iter(PAUSES_S)
+    while True:
+        try:
+            train(project, Request(target=record.target, resume="auto"), screen, detach=True, yes=True)
+            return runs.get(project / "runs", record.run_id, record.target)
+        except (NoMachine, LinkLost, NothingReadable) as error:
+            pause = next(pauses, PAUSES_S[-1])
+            screen.say(f"{error.message}; trying again in {pause} s")
+            time.sleep(pause)
+
+
 def _keep_home_current(reached: Reached, screen: Screen, max_usd: float | None) -> Record:
     """One look at a watched run."""
-    reached, seen = reached.look()
+    reached, _ = reached.look()
     if reached.machine is not None:
         found = checkpoints.whole(reached.shell, reached.folder)
         at_home = home.newest_checkpoint(reached)
@@ -88,8 +104,8 @@ def _keep_home_current(reached: Reached, screen: Screen, max_usd: float | None) 
     if reached.record.state in FINAL_STATES:
         if reached.machine is not None:
             home.bring(reached, screen)
-    elif max_usd is not None and seen is not None and seen.spend_usd >= max_usd:
-        screen.say(f"this run has cost ${seen.spend_usd:.2f}, which is what --max-usd allows")
+    elif max_usd is not None and reached.record.spend_usd >= max_usd:
+        screen.say(f"this run has cost ${reached.record.spend_usd:.2f}, which is all that ${max_usd:g} allow")
         reached = stop_run(reached, screen)
         home.bring(reached, screen)
     return reached.record

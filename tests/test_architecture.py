@@ -23,7 +23,7 @@ LAPTOP = [
     "deploy.apps deploy.ending deploy.launch deploy.looking",
     "deploy.reaper",
     "deploy.releasing",
-    "deploy.doctor deploy.home deploy.money deploy.ready",
+    "deploy.doctor deploy.home deploy.money deploy.ready deploy.saved",
     "deploy.facts deploy.show",
     "deploy.answers deploy.reach",
     "deploy.planned deploy.rendezvous deploy.staging",

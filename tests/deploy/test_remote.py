@@ -64,7 +64,7 @@ class Box:
         place.write_text(json.dumps(told), encoding="utf-8")  # JSON is YAML
 
 
-def _box(project: Project, folder: Path, make: Callable[[Path], AbstractContextManager[Server]]) -> Iterator[Box]:
+def make_box(project: Project, folder: Path, make: Callable[[Path], AbstractContextManager[Server]]) -> Iterator[Box]:
     with make(folder / "server") as server:
         box = Box(project, server, folder / "far away" / "röot", folder / "ram")
         box.target()
@@ -82,13 +82,13 @@ def any_box(request: pytest.FixtureRequest, project: Project, tmp_path: Path) ->
     """Behind each of the two servers."""
     if request.param == "openssh" and SSHD is None:
         pytest.skip("needs an SSH server: apt-get install openssh-server")
-    yield from _box(project, tmp_path, openssh if request.param == "openssh" else asyncssh_server)
+    yield from make_box(project, tmp_path, openssh if request.param == "openssh" else asyncssh_server)
 
 
 @pytest.fixture
 def box(project: Project, tmp_path: Path) -> Iterator[Box]:
     """Behind OpenSSH where it is installed."""
-    yield from _box(project, tmp_path, openssh if SSHD else asyncssh_server)
+    yield from make_box(project, tmp_path, openssh if SSHD else asyncssh_server)
 
 
 def test_the_everyday_five(any_box: Box) -> None:
