@@ -144,8 +144,9 @@ def position(shell: Shell, folder: RunFolder) -> Position:
     return Position(shell.size(folder.log) or 0, shell.size(folder.metrics) or 0)
 
 
-def attach_argv(shell: Shell, socket: str, run_id: str, *, write: bool) -> list[str]:
+def attach_argv(shell: Shell, socket: str, folder: RunFolder, *, write: bool) -> list[str]:
     """The command that shows the live session; read-only unless asked otherwise."""
+    run_id = folder.run_id
     if not shell.which("tmux"):
         raise StepFailed(
             "tmux is not installed on the machine, so the job has no terminal to attach to; install it "
@@ -154,6 +155,10 @@ def attach_argv(shell: Shell, socket: str, run_id: str, *, write: bool) -> list[
         )
     target = f"={session_name(run_id)}"
     if not shell.run(["tmux", "-L", socket, "has-session", "-t", target], check=False):
+        status = look(shell, folder)
+        if status and not status.final:  # nothing in it needs a terminal
+            words = f"run {run_id} goes on without a terminal: the tmux that it was started in was ended"
+            raise StepFailed(words, next_command=command(f"logs --follow --run {run_id}"))
         ended = f"run {run_id} has no live session: it has ended"
         raise StepFailed(ended, next_command=command(f"logs --run {run_id}"))
     return ["tmux", "-L", socket, "attach-session", *([] if write else ["-r"]), "-t", target]

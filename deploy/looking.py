@@ -143,7 +143,7 @@ def attach(project: Path, target: str, run_id: str | None, *, write: bool) -> in
                 "(apt-get install tmux, or brew install tmux; not on Windows) before the next run",
                 next_command=instead,
             )
-        argv = job.attach_argv(reached.shell, reached.settings.tmux_socket, run_id, write=write)
+        argv = job.attach_argv(reached.shell, reached.settings.tmux_socket, reached.folder, write=write)
         if not sys.stdin.isatty():
             raise WrongUse("attach needs a terminal", next_command=instead)
         return LocalShell().foreground(reached.shell.terminal(argv), cwd=project, without=("TMUX",))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from functools import partial
 from pathlib import Path
@@ -61,8 +60,11 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
     record = runs.get(project / "runs", run_id, target)
     max_usd = max_usd or load(project, record.target).target.max_usd
     while True:
-        with contextlib.suppress(LinkLost), reach.run(project, record.target, record.run_id) as reached:
-            record = _keep_home_current(reached, screen, max_usd)
+        try:
+            with reach.run(project, record.target, record.run_id) as reached:
+                record = _keep_home_current(reached, screen, max_usd)
+        except (NoMachine, LinkLost) as error:  # neither says anything about the run: its provider does not answer
+            screen.say(error.message)
         if record.state == "lost" and max_usd is not None and record.spend_usd >= max_usd:
             words = f"it has cost ${record.spend_usd:.2f}, which is all that ${max_usd:g} allow: it does not go on"
             screen.say(f"{answers.how_it_is(record)}; {words}")
@@ -86,6 +88,9 @@ def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
             train(project, Request(target=record.target, resume="auto"), screen, detach=True, yes=True)
             return runs.get(project / "runs", record.run_id, record.target)
         except (NoMachine, LinkLost, NothingReadable) as error:
+            # An attempt that never ran has not changed the run: it is as lost as before, not failed.
+            now = runs.get(project / "runs", record.run_id, record.target)
+            runs.update(project / "runs", now, state="lost", reason=error.message)
             pause = next(pauses, PAUSES_S[-1])
             screen.say(f"{error.message}; trying again in {pause} s")
             time.sleep(pause)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import hypothesis
 import pytest
+
+from tests.faults import Fault
 
 # A test machine may be busy, so no example has a deadline; CI tries the same examples every time.
 hypothesis.settings.register_profile("patient", deadline=None, derandomize=os.environ.get("CI") == "true")
@@ -16,8 +18,18 @@ hypothesis.settings.load_profile("patient")
 NOT_IN_CI = ("needs Docker", "needs the right to mount", "needs a GPU", "needs macOS", "needs Windows")
 
 
+PASSED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests last; but of two processes none should end alone with the longest file, so that one comes first."""
+    """Slow tests last; but of two processes none should end alone with the longest file, so that one comes first.
+
+    A test that takes the fixture `fault` injects one, and can be chosen with `-m fault`.
+    """
+    for item in items:
+        if "fault" in getattr(item, "fixturenames", ()):
+            item.add_marker("fault")
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: not item.nodeid.startswith("tests/e2e"))
     else:
@@ -35,9 +47,22 @@ def our_image() -> str:
         pytest.skip(str(reason))
 
 
+@pytest.fixture
+def fault(request: pytest.FixtureRequest) -> Iterator[Fault]:
+    """What is shown of every fault; see tests/faults.py."""
+    made = Fault(request.node.nodeid)
+    yield made
+    passed = request.node.stash.get(PASSED, False)
+    made.record(survived=passed)
+    if passed:
+        made.check()
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    if report.when == "call":
+        item.stash[PASSED] = report.passed
     _refuse_skip(report)
     return report
 

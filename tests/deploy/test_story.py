@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from deploy.data import header_bytes
+from tests.faults import Fault
 
 from .conftest import Project, end_tmux, wait_until
 from .pretend.app.prepare import make as prepare
@@ -317,14 +318,15 @@ def test_a_killed_launch_does_not_block_the_target(project: Project) -> None:
     assert (status["run_id"], status["state"]) == (folder.name, "failed")
 
 
-def test_a_killed_supervisor_is_lost_and_can_be_resumed(project: Project) -> None:
+def test_a_killed_supervisor_is_lost_and_can_be_resumed(project: Project, fault: Fault) -> None:
     """Status is truthful within ten seconds; the last checkpoint is whole."""
     run_id = running(project)
     os.kill(project.status_file(run_id)["pid"], signal.SIGKILL)
-    began = time.monotonic()
-    wait_until(lambda: project.json("status")["state"] == "lost", limit_s=12)
-    assert time.monotonic() - began < 10
+    fault.strikes()
+    fault.told(lambda: project.json("status")["state"] == "lost")
     assert project.json("fetch-checkpoint")["step"] > 0
+    fault.checkpoints(run_folder(project, run_id), project.path / "runs" / run_id)
+    fault.machines(project.json("ps"), [])
     assert "lost" in project.invoke("train", "--resume", "auto", "--detach").stdout
     assert project.json("status")["attempt"] == 2
     project.invoke("stop")
@@ -412,6 +414,31 @@ def test_ctrl_c_detaches_and_attach_shows_the_job(project: Project, terminal: Ca
     wait_until(lambda: "detached" in look())
     assert project.json("status")["state"] == "running"
     assert project.json("stop")["state"] == "stopped"
+
+
+@needs_tmux
+def test_tmux_is_killed_and_the_job_goes_on(project: Project, fault: Fault) -> None:
+    """kill -9 of its server: the supervisor goes on without a terminal, which attach says; the next run has one."""
+    run_id = running(project)
+    pid = subprocess.run(
+        ["tmux", "-L", project.socket, "display-message", "-p", "#{pid}"], check=True, capture_output=True, text=True
+    ).stdout
+    os.kill(int(pid), signal.SIGKILL)
+    fault.strikes()
+    struck, log = time.time(), run_folder(project, run_id) / "train.log"
+    seen = log.stat().st_size
+    fault.told(lambda: project.json("status")["state"] == "running")
+    wait_until(lambda: project.status_file(run_id)["heartbeat"] > struck + 2 and log.stat().st_size > seen)
+    refused = project.invoke("attach", code=1)
+    assert f"run {run_id} goes on without a terminal" in refused.stderr
+    assert f"invoke logs --follow --run {run_id}" in refused.stderr
+    assert project.json("stop")["state"] == "stopped"
+    fault.checkpoints(run_folder(project, run_id), project.path / "runs" / run_id)
+    fault.machines(project.json("ps"), [])
+    second = running(project)
+    record = json.loads((project.path / "runs" / second / "run.json").read_text(encoding="utf-8"))
+    assert record["session"] == "tmux"
+    project.invoke("stop")
 
 
 @needs_tmux

@@ -77,6 +77,13 @@ def wait_for(condition: Callable[[], Any], limit_s: float = 120) -> Any:
     return answer
 
 
+def copy_of(container: str, path: str, to: Path) -> Path:
+    """A folder of a container as it is now, whether that runs or not."""
+    to.mkdir()
+    subprocess.run(["docker", "cp", f"{container}:{path}", str(to)], check=True, capture_output=True)
+    return to / Path(path).name
+
+
 def events(folder: Path) -> list[dict[str, Any]]:
     metrics = folder / "metrics.jsonl"
     return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []

@@ -17,15 +17,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from deploy.pod.release import BASE_URL_VARIABLE
 from deploy.providers.runpod.pace import Clock
 from tests.emulators import contract, runpod_graphql, runpod_rest
 from tests.emulators.runpod_pods import Container, Greeter, Machine, remove_leftovers
 from tests.emulators.runpod_state import NO_ROOM, Account, Pod, Refusal
 
 KEY = "rpa_EMULATED0KEY0NEVER0SHOWN"
+POD_KEY = "rpa_EMULATED0KEY0OF0A0POD"  # which RunPod gives each pod, to ask about itself
+KEY_VARIABLE = "RUNPOD_API_KEY"
 PER_MINUTE = 60
 HTML = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
 
@@ -71,12 +75,16 @@ class Emulator:
         boot_s: float = 0.0,
         port: int = 0,
         image: str | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
+        """`host`: an address of this computer that containers reach too, such as tests.emulators.runpod_pods.gateway(),
+        for pods that are to give themselves back."""
         self.clock = clock or Clock()
         makers: dict[str, Callable[[Pod], Machine]] = {
             "none": lambda pod: Greeter(pod, self.clock, self.ssh_late_s, with_keys=self.prints_keys),
-            "docker": lambda pod: Container(pod, image),
+            "docker": lambda pod: Container(pod, image, self.given_to_pods, self.folders),
         }
+        self.folders: dict[str, Path] = {}  # of network volumes
         self.account = Account(self.clock, makers[pods] if isinstance(pods, str) else pods, boot_s)
         self.exchanges: list[Exchange] = []
         self.faults: list[Fault] = []
@@ -85,12 +93,12 @@ class Emulator:
         self.numbered_events = False  # ids as in the example of the specification rather than as in its text
         self.holds_streams = True  # as RunPod does: a log never ends, there is only silence
         self.cut_log_after: list[int] = []  # lines, for the next streams
-        self.keys = {KEY}
+        self.keys = {KEY, POD_KEY}
         self.closing = threading.Event()
         self._down = False
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
+        self._server = ThreadingHTTPServer((host, port), _handler(self))
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"http://{host}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.005,), daemon=True)
         self._thread.start()
 
@@ -125,7 +133,18 @@ class Emulator:
     def restart(self, name: str) -> None:
         self.account.restart(self.pod(name))
 
+    def volume(self, volume_id: str, data_center: str, folder: Path) -> None:
+        """A network volume, kept in a folder of this computer: it outlives its pods."""
+        about = {"name": volume_id, "size": 50, "dataCenter": data_center, "type": "HIGH_PERFORMANCE"}
+        self.account.volumes[volume_id] = about
+        self.folders[volume_id] = folder
+
     # What was seen
+
+    @property
+    def given_to_pods(self) -> dict[str, str]:
+        """Each pod can ask about itself, and give itself back."""
+        return {KEY_VARIABLE: POD_KEY, BASE_URL_VARIABLE: self.url}
 
     def pod(self, name: str) -> Pod:
         return next(pod for pod in self.account.all() if pod.name == name)

@@ -8,8 +8,9 @@ import re
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -96,8 +97,18 @@ class Greeter:
 class Container:
     """Our image with its own SSH server, on a port of this computer, as `docker run` starts it."""
 
-    def __init__(self, pod: Pod, image: str | None = None) -> None:
-        env = [part for name, value in pod.env.items() for part in ("--env", f"{name}={value}")]
+    def __init__(
+        self,
+        pod: Pod,
+        image: str | None = None,
+        given: Mapping[str, str] | None = None,
+        folders: Mapping[str, Path] | None = None,
+    ) -> None:
+        """`given`: what a pod's environment holds besides what was asked for; `folders`: network volumes."""
+        told = {**(given or {}), **pod.env}
+        env = [part for name, value in told.items() for part in ("--env", f"{name}={value}")]
+        for mount in pod.mounts.get("network", []):
+            env += ["--volume", f"{(folders or {})[mount['volumeId']]}:{mount['path']}"]
         self.pod = pod
         self.id = docker(
             "run", "--detach", "--label", f"{LABEL}={pod.id}", "--publish", "127.0.0.1::22",
@@ -133,6 +144,11 @@ def docker(*argv: str) -> str:
     return subprocess.run(
         ["docker", *argv], check=True, capture_output=True, text=True, encoding="utf-8"
     ).stdout.strip()
+
+
+def gateway() -> str:
+    """This computer, as its containers see it."""
+    return docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}")
 
 
 def remove_leftovers() -> None:

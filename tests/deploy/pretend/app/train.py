@@ -83,8 +83,10 @@ def save(folder: Path, values: dict, stem: str, epoch: int, step: int, *, whole:
         return
     path = folder / "checkpoints" / f"{stem}.pt"
     path.parent.mkdir(exist_ok=True)
-    with zipfile.ZipFile(path, "w") as archive:
+    part = path.with_name(f".{path.name}.part")
+    with zipfile.ZipFile(part, "w") as archive:
         archive.writestr("weights", f"{epoch} {step}")
+    os.replace(part, path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     about = {
         "file": path.name, "sha256": sha256, "bytes": path.stat().st_size, "epoch": epoch, "step": step,
@@ -93,8 +95,10 @@ def save(folder: Path, values: dict, stem: str, epoch: int, step: int, *, whole:
         "model": {"backbone": values["backbone.name"], "width": values["backbone.width"]},
         "eval": {"accuracy": 0.9 - epoch / 100}, "created": time.time(),
     }  # fmt: skip
-    path.with_suffix(".json").write_text(json.dumps(about), encoding="utf-8")
-    (path.parent / "latest").write_text(path.name, encoding="utf-8")
+    for name, text in ((f"{stem}.json", json.dumps(about)), ("latest", path.name)):
+        part = path.with_name(f".{name}.part")
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path.with_name(name))
     tell(folder, "checkpoint", epoch, step, name=path.name, sha256=sha256, bytes=path.stat().st_size)
 
 

@@ -1,0 +1,256 @@
+"""What breaks while a run goes on in a rented machine: RunPod's API emulated, its pods real containers of our image.
+
+The pods have their own key and reach the API, so they give themselves back as real ones do. The laptop is closed, its
+line cut; the API is away; there is no room for another pod: nothing is lost, nothing bills unnoticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.pod.folder import read_json, write_json
+from tests.deploy.proxy import Proxy, proxy
+from tests.emulators.rig import breaches
+from tests.emulators.runpod import KEY, Emulator
+from tests.emulators.runpod_pods import Container, gateway
+from tests.emulators.runpod_state import Pod
+from tests.faults import Fault
+
+from .clones import SMALL, Clone, copy_of, make_clone, wait_for
+from .test_machines import cut_port, image_of_ours, log_of, write_target
+
+pytestmark = pytest.mark.slow
+GPU = {"provider": "runpod", "gpus": ["NVIDIA A40"], "data_centers": ["EU-SE-1"], "root": "/workspace/sniperface"}
+WORDS = ("--on", "runpod", "--detach", "--yes", *(word for setting in SMALL for word in ("--set", setting)))
+RUNS = "/workspace/sniperface/runs"
+HOUR_S = 3600.0
+
+
+@dataclass
+class Site:
+    """A clone before an account of its own; `volume` outlives the pods that have it."""
+
+    clone: Clone
+    emulator: Emulator
+    volume: Path
+
+    @property
+    def container(self) -> str:
+        machine = self.emulator.account.all()[0].machine
+        assert isinstance(machine, Container)
+        return machine.id
+
+    @property
+    def root(self) -> Path:
+        """On the volume."""
+        return self.volume / "sniperface"
+
+    def target(self, **values: object) -> None:
+        write_target(self.clone, "runpod", **{**GPU, "stage_to": "/dev/shm", "image": "me/sniperface:1", **values})
+
+    def bills(self, fault: Fault) -> None:
+        fault.machines(self.clone.json("ps"), self.emulator.names)
+
+    def guard(self) -> dict[str, Any]:
+        return read_json(self.root / "guard-status.json")
+
+    def limits(self, **changed: object) -> None:
+        """The laptop's last word, as it writes it."""
+        write_json(self.root / "guard.json", {**read_json(self.root / "guard.json"), **changed})
+
+
+class Moving(Container):
+    """A pod behind a line, whose port on the outside can become another one."""
+
+    def __init__(self, pod: Pod, image: str, given: dict[str, str], lines: contextlib.ExitStack) -> None:
+        super().__init__(pod, image, given)
+        self.lines = lines
+        self.line = self._new_line()
+
+    def address(self) -> tuple[str, int] | None:
+        return "127.0.0.1", self.line.port
+
+    def move(self) -> None:
+        before, self.line = self.line, self._new_line()
+        before.refuse()
+        before.drop()
+
+    def _new_line(self) -> Proxy:
+        inside = super().address()
+        assert inside
+        return self.lines.enter_context(proxy(inside[1]))
+
+
+def _site(folder: Path, emulator: Emulator) -> Iterator[Site]:
+    clone = make_clone(folder)
+    clone.env = {"RUNPOD_API_BASE_URL": emulator.url, "RUNPOD_API_KEY": KEY}
+    volume = folder / "volume"
+    volume.mkdir()
+    emulator.volume("vol1", "EU-SE-1", volume)
+    site = Site(clone, emulator, volume)
+    site.target()
+    with contextlib.closing(emulator):
+        yield site
+        print("CALLS", emulator.most_calls_a_minute(), emulator.counts())
+        assert breaches(emulator) == []
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    reference = image_of_ours()
+    yield from _site(tmp_path, Emulator(pods="docker", image=reference, host=gateway()))
+
+
+@pytest.fixture
+def moving_site(tmp_path: Path) -> Iterator[Site]:
+    reference = image_of_ours()
+    with contextlib.ExitStack() as lines:
+        emulator = Emulator(pods=lambda pod: Moving(pod, reference, emulator.given_to_pods, lines), host=gateway())
+        yield from _site(tmp_path, emulator)
+
+
+def test_a_log_is_followed_over_a_cut_and_to_another_port(moving_site: Site, tmp_path: Path, fault: Fault) -> None:
+    """The line is cut for five seconds; then the pod has another port, and the old one refuses."""
+    site, clone = moving_site, moving_site.clone
+    run_id = clone.json("train", *WORDS, "--set", "train.epochs=50")["run_id"]
+    pod = site.emulator.account.all()[0].machine
+    assert isinstance(pod, Moving)
+    printed = tmp_path / "printed"
+    with printed.open("wb") as out:
+        following = subprocess.Popen(
+            [sys.executable, "-m", "invoke", "logs", "--follow", "--on", "runpod"],
+            cwd=clone.path, env={**os.environ, **clone.env, "PYTHONUTF8": "1"}, stdout=out, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    wait_for(lambda: b"epoch 2/" in printed.read_bytes())
+    fault.strikes()
+    pod.line.cut()
+    cut_at = time.monotonic()
+    wait_for(lambda: time.monotonic() - cut_at > 5)
+    pod.line.restore()
+    fault.told(lambda: clone.json("status", "--on", "runpod")["state"] == "running")
+    seen = printed.stat().st_size
+    wait_for(lambda: printed.stat().st_size > seen)
+    fault.strikes()
+    pod.move()
+    fault.told(lambda: clone.json("status", "--on", "runpod")["state"] == "running")
+    _, complaint = following.communicate(timeout=240)
+    assert following.returncode == 0, complaint
+    assert b"connected again" in complaint
+    fault.log(printed.read_bytes(), log_of(site.container, run_id))
+    assert clone.json("status", "--on", "runpod")["state"] == "succeeded"
+    fault.checkpoints(copy_of(site.container, f"{RUNS}/{run_id}", tmp_path / "copy"))
+    site.bills(fault)
+
+
+def test_a_pod_that_vanishes_is_replaced_once_there_is_room(site: Site, fault: Fault) -> None:
+    """In the middle of an epoch, while the API is away; then there is no room; then a creation gets no answer."""
+    clone, emulator = site.clone, site.emulator
+    run_id = clone.json("train", *WORDS, "--set", "train.batch.size=10", "--set", "train.epochs=8")["run_id"]
+    watching = clone.start("watch", "--on", "runpod", "--run", run_id)
+    home = clone.path / "runs" / run_id
+    wait_for(lambda: list((home / "checkpoints").glob("epoch_00[1-9].json")))
+    first, container = emulator.account.all()[0], site.container
+    seen = wait_for(lambda: halfway(container, run_id))
+    emulator.down()
+    fault.strikes()
+    first.vanishes = 0.0
+    emulator.account.all()
+    fault.told(lambda: "RunPod's API does not answer" in clone.invoke("status", "--on", "runpod", code=3))
+    emulator.no_room(1)
+    emulator.down(False)
+    fault.strikes()
+    fault.told(lambda: clone.json("status", "--on", "runpod")["state"] in ("lost", "acquiring"))
+    wait_for(lambda: not emulator.account.refusals)
+    fault.strikes()
+    emulator.fail("done-cut", "^POST /v2/pods$")
+    said, complaint = watching.communicate(timeout=240)
+    assert watching.returncode == 0, said + complaint
+    assert "no machine for target 'runpod' now" in said
+    assert said.splitlines()[-1].endswith("succeeded"), said
+    assert [pod.id for pod in emulator.account.all()] == ["pod0002"]
+    starts = [event["step"] for event in events_of(home) if event["event"] == "start"]
+    assert 0 < starts[-1] <= seen
+    fault.checkpoints(home)
+    assert next((home / "checkpoints").glob("epoch_007.pt"))
+    site.bills(fault)
+
+
+def halfway(container: str, run_id: str) -> int | None:
+    """The step of a run that is in the middle of an epoch of 30."""
+    words = ["docker", "exec", container, "tail", "-n", "1", f"{RUNS}/{run_id}/metrics.jsonl"]
+    last = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+    return last["step"] if last["event"] == "step" and 9 <= last["step"] % 30 <= 21 else None
+
+
+def events_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_ceiling_fires_with_the_laptop_gone_and_the_api_away(site: Site, fault: Fault) -> None:
+    """The line to the pod is cut for ever. Its job ends with a checkpoint; it says that it cannot be given back, and
+    tries again until it can."""
+    site.target(volume="vol1", max_hours=48)
+    run_id = site.clone.json("train", *WORDS, "--set", "train.epochs=4000")["run_id"]
+    run, container = site.root / "runs" / run_id, site.container
+    wait_for(lambda: list((run / "checkpoints").glob("epoch_*.json")))
+    with cut_port(container):
+        site.emulator.down()
+        fault.strikes()
+        site.limits(paid_since=time.time() - 49 * HOUR_S, retry_s=1)  # two days have passed
+        fault.told(lambda: site.guard()["state"] == "ending" or read_json(run / "status.json")["state"] == "expired")
+        wait_for(lambda: site.guard()["state"] == "stuck")
+        assert "max_hours 48 reached" in site.guard()["decision"]
+        fault.guard(site.guard())
+        assert read_json(run / "status.json")["state"] == "expired"
+        busy = subprocess.run(["docker", "exec", container, "pgrep", "-f", "app.train"], capture_output=True)
+        assert busy.stdout == b""
+        site.emulator.down(False)
+        wait_for(lambda: site.emulator.names == [])
+    fault.strikes()
+    fault.checkpoints(run)
+    fault.told(lambda: site.clone.json("status", "--on", "runpod")["state"] == "lost")
+    site.bills(fault)
+
+
+def test_a_pod_that_nobody_needs_gives_itself_back(site: Site, fault: Fault) -> None:
+    """Its run is done, its laptop closed."""
+    idle_min = 0.1
+    site.target(volume="vol1", idle_min=20)
+    run_id = site.clone.json("train", *WORDS, "--set", "train.epochs=10")["run_id"]
+    run, pod = site.root / "runs" / run_id, site.emulator.account.all()[0]
+    site.limits(idle_min=idle_min)
+    fault.strikes()
+    ended = wait_for(lambda: read_json(run / "status.json").get("ended"))
+    wait_for(lambda: site.emulator.names == [])
+    fault.orphan(time.time() - ended, idle_min)
+    fault.strikes()
+    fault.told(lambda: site.clone.json("status", "--on", "runpod")["state"] == "lost")
+    fault.checkpoints(run)
+    site.bills(fault)
+    assert pod.id in [each.id for each in site.emulator.account.ended]
+
+
+def test_the_api_is_away_when_a_machine_is_to_be_given_back(site: Site, fault: Fault) -> None:
+    """`down` says that it could not ask, and does it when it can."""
+    site.clone.json("deploy", "--on", "runpod")
+    fault.strikes()
+    site.emulator.down()
+    fault.told(lambda: "RunPod's API does not answer" in site.clone.invoke("down", "--on", "runpod", code=3))
+    site.emulator.down(False)
+    site.bills(fault)
+    site.emulator.fail("cut", "^DELETE", times=2)
+    site.clone.invoke("down", "--on", "runpod")
+    site.bills(fault)
+    assert site.emulator.names == []
+    fault.leaves_out(checkpoints="nothing was trained")
