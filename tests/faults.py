@@ -109,7 +109,8 @@ class Fault:
     def log(self, shown: bytes, written: bytes) -> None:
         """A log that was followed over a fault has each byte once."""
         self.figures["log_bytes"] += len(written)
-        same = len(os.path.commonprefix([shown, written]))
+        pairs = enumerate(zip(shown, written, strict=False))
+        same = next((at for at, (one, other) in pairs if one != other), min(len(shown), len(written)))
         wrong = max(len(shown), len(written)) - same
         self.figures["log_bytes_wrong"] += wrong
         assert wrong == 0, f"{wrong} bytes are lost, doubled or changed, from byte {same} on"
@@ -156,9 +157,8 @@ def looked_at(run: Path, *, complete: bool = True) -> tuple[int, list[str]]:
         problems.append(f"{run.name}: latest names {latest.read_text(encoding='utf-8')!r}, which is not whole")
     told = [event["step"] for event in _events(run) if event.get("event") == "checkpoint"]
     if complete and told and max(told) > max(steps, default=-1):
-        problems.append(
-            f"{run.name}: the checkpoint of step {max(told)} is lost; the newest is of {max(steps, default=None)}"
-        )
+        newest = max(steps, default=None)
+        problems.append(f"{run.name}: the checkpoint of step {max(told)} is lost; the newest is of step {newest}")
     return len(whole_ones), problems
 
 

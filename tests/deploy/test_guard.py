@@ -23,6 +23,7 @@ from deploy.pod.folder import Root, RunFolder, read_json, write_json
 from deploy.pod.limits import Limits, parse
 from deploy.pod.lock import Lock
 from deploy.pod.meter import Meter
+from tests.faults import Fault
 
 from .conftest import SOURCE, wait_until
 from .supervised import DEAF, GOOD, OBEDIENT, SAVE, TELL, TRAINING, Supervised
@@ -126,16 +127,20 @@ def test_there_is_one_guard_a_machine(guarded: Guarded) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs kill -9 and /proc: run on Linux")
-def test_a_killed_guard_is_replaced_by_the_supervisor(guarded: Guarded, make: Make) -> None:
+def test_a_killed_guard_is_replaced_by_the_supervisor(guarded: Guarded, make: Make, fault: Fault) -> None:
     """And outlives it, as it is no part of the job."""
-    run = make("one").start(OBEDIENT).begun()
+    run = make("one").start(TRAINING).begun()
     guarded.allow(max_hours=48, paid_since=time.time()).start()
     assert guarded.process is not None
     guarded.process.kill()
+    fault.strikes()
     guarded.process.communicate()
-    second = wait_until(lambda: guarded.status["pid"] != guarded.process.pid and guarded.status["pid"])  # type: ignore[union-attr]
+    second = fault.told(lambda: guarded.status["pid"] != guarded.process.pid and guarded.status["pid"])  # type: ignore[union-attr]
+    wait_until(lambda: guarded.status["running"] == "one")
+    fault.guard(guarded.status)
     run.stop()
     assert run.end()[1]["state"] == "stopped"
+    fault.checkpoints(run.path)
     assert processes.is_alive(second)
     os.kill(second, signal.SIGTERM)
     wait_until(lambda: guarded.status["state"] == "ended")
@@ -166,16 +171,22 @@ def paid(**limits: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("cause", ["max_hours", "max_usd", "stall_min"])
 def test_a_ceiling_ends_in_checkpoint_copy_and_release(
-    guarded: Guarded, make: Make, volume: dict[str, str], cause: str
+    guarded: Guarded, make: Make, volume: dict[str, str], cause: str, fault: Fault
 ) -> None:
     """The reason is written down before anything is done, and is the run's own in the end."""
     limits = {"max_hours": {"max_hours": 0.9}, "max_usd": {"max_usd": 1.9}, "stall_min": {"stall_min": 0.02}}[cause]
     asked = 'print("begun", flush=True); sys.stdin.read(); print("noted:", os.path.exists("ended.json"), flush=True)'
     run = make("one").start(TRAINING.replace('print("begun", flush=True); sys.stdin.read();', f"{asked};")).begun()
-    guarded.allow(**paid(**limits, **volume)).start().until("released")
+    guarded.allow(**paid(**limits, **volume)).start()
+    wait_until(lambda: f"{cause} " in guarded.words)
+    fault.strikes()
+    fault.told(lambda: f"{cause} " in (run.status["reason"] or ""))
+    guarded.until("released")
     _, status = run.end()
     assert status["state"] == "expired"
     assert f"{cause} " in status["reason"]
+    fault.guard(guarded.status)
+    fault.checkpoints(run.path, Path(backup(volume, run).path))
     assert b"noted: True" in run.log
     ended = read_json(Path(run.folder.ended))
     assert (ended["cause"], ended["reason"], ended["run_id"]) == (cause, status["reason"], "one")
@@ -193,12 +204,19 @@ def test_a_ceiling_ends_in_checkpoint_copy_and_release(
     assert "epoch_002.pt is in" in guarded.words
 
 
-def test_an_idle_machine_is_released(guarded: Guarded, make: Make, volume: dict[str, str]) -> None:
+def test_an_idle_machine_is_released(guarded: Guarded, make: Make, volume: dict[str, str], fault: Fault) -> None:
     """After its last job, which stays what it was; an earlier run that nobody else has is copied, too."""
     done = TRAINING.replace("sys.stdin.read()", "None").replace('"stopped"', '"done"')
     for name in ("earlier", "later"):
         assert make(name).start(done).end()[1]["state"] == "succeeded"
-    guarded.allow(idle_min=0.02, **volume).start().until("released")
+    guarded.allow(idle_min=0.02, **volume).start()
+    fault.strikes()
+    armed = time.monotonic()
+    fault.told(lambda: "idle_min" in guarded.words)
+    guarded.until("released")
+    fault.orphan(time.monotonic() - armed, 0.02)
+    fault.guard(guarded.status)
+    fault.checkpoints(*(make(name).path for name in ("earlier", "later")))
     later = make("later")
     assert (later.status["state"], read_json(Path(later.folder.ended))["cause"]) == ("succeeded", "idle_min")
     for run in (make("earlier"), later):
@@ -261,10 +279,14 @@ def test_an_orphan_does_not_block_its_machine(guarded: Guarded, make: Make) -> N
 # Whose copy is the only one
 
 
-def test_the_only_copy_is_kept_until_somebody_has_it(guarded: Guarded, make: Make) -> None:
+def test_the_only_copy_is_kept_until_somebody_has_it(guarded: Guarded, make: Make, fault: Fault) -> None:
     """It says what that costs. The laptop's note ends it; a note about other bytes does not."""
     run = make("one").start(TRAINING).begun()
-    guarded.allow(**paid(max_hours=0.5)).start().until("kept")
+    guarded.allow(**paid(max_hours=0.5)).start()
+    fault.strikes()
+    fault.told(lambda: guarded.status["state"] == "kept")
+    fault.guard(guarded.status)
+    fault.checkpoints(run.path)
     assert "kept because the only copy of epoch_002.pt (run one) is here; costs $2.00 an hour" in guarded.words
     assert guarded.status["only_copies"] == {"one": "epoch_002.pt"}
     mark_fetched(run, "epoch_001.pt")
@@ -391,11 +413,15 @@ def test_a_long_log_is_copied_from_its_end(tmp_path: Path, make: Make) -> None:
 # Release, and what cannot be released
 
 
-def test_a_refusal_is_seen_and_tried_again(guarded: Guarded, make: Make) -> None:
+def test_a_refusal_is_seen_and_tried_again(guarded: Guarded, make: Make, volume: dict[str, str], fault: Fault) -> None:
     """The job is ended, so the GPUs idle; the key is nowhere."""
-    run = make("one").start(OBEDIENT).begun()
+    run = make("one").start(TRAINING).begun()
     guarded.api.always = 403
-    guarded.allow(**paid(max_hours=0.5)).start().until("stuck")
+    guarded.allow(**paid(max_hours=0.5, **volume)).start()
+    fault.strikes()
+    fault.told(lambda: guarded.status["state"] == "stuck")
+    fault.guard(guarded.status)
+    fault.checkpoints(run.path)
     assert run.status["state"] == "expired"
     assert "could not be released, its job is ended, it goes on costing $2.00 an hour" in guarded.words
     assert "403 Forbidden" in guarded.words
@@ -439,13 +465,16 @@ sys.exit(main(["guard", sys.argv[1]], Clock(wall=wall)))
 
 
 @pytest.mark.parametrize("jump_s", [90_000, -90_000])
-def test_a_jump_of_the_clock_fires_no_ceiling(guarded: Guarded, make: Make, jump_s: int) -> None:
+def test_a_jump_of_the_clock_fires_no_ceiling(guarded: Guarded, make: Make, jump_s: int, fault: Fault) -> None:
     """Nor does it forgive hours that were paid; a guard that is started anew counts on from there."""
-    run = make("one").start(OBEDIENT).begun()
+    run = make("one").start(TRAINING).begun()
     limits = paid(max_hours=10, max_usd=20, idle_min=100, stall_min=100)
     guarded.allow(**limits).start("-c", JUMPING)
     (Path(guarded.root.path) / "jump").write_text(str(jump_s))
-    wait_until(lambda: abs(guarded.status["heartbeat"] - time.time() - jump_s) < 100)
+    fault.strikes()
+    fault.told(lambda: abs(guarded.status["heartbeat"] - time.time() - jump_s) < 100)
+    fault.guard(guarded.status)
+    fault.checkpoints(run.path)
     assert guarded.status["spend_usd"] == pytest.approx(2.0, abs=0.05)
     assert guarded.process is not None
     guarded.process.kill()

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.faults import Fault
+from tests.images.engine import docker
+
 from .conftest import Project
 
 pytestmark = pytest.mark.slow
@@ -21,6 +24,7 @@ pytestmark = pytest.mark.slow
 # Where the command dies, before or after what is named.
 POINTS = [
     ("before", "deploy.reach.Reach.acquire"),
+    ("after", "deploy.providers.docker.DockerProvider._create"),
     ("after", "deploy.reach.Reach.acquire"),
     ("before", "deploy.code.place"),
     ("after", "deploy.code.place"),
@@ -76,27 +80,36 @@ def machines(project: Project) -> list[dict[str, Any]]:
     return found
 
 
-def test_the_laptop_dies_at_each_step(with_docker: Project) -> None:
+def containers(project: Project) -> list[str]:
+    """What is there, by the engine's own word."""
+    mine = f"label=sniperface.project={project.path.name}"
+    return docker("ps", "--all", "--filter", mine, "--format", "{{.Names}}").split()
+
+
+def test_the_laptop_dies_at_each_step(with_docker: Project, fault: Fault) -> None:
     """What was made is listed and named as an orphan; the run is never said to run when it does not."""
     project = with_docker
     for when, name in POINTS:
         dies(project, when, name)
+        fault.strikes()
         record = json.loads(project.invoke("runs", "--json").stdout)[0]
         alive = (when, name) == ("after", "deploy.job.start")
-        assert record["state"] == ("running" if alive else "failed"), (when, name, record)
+        fault.told(lambda record=record, alive=alive: record["state"] == ("running" if alive else "failed"), limit_s=0)
         there = machines(project)
+        fault.machines(there, containers(project))
         assert len(there) == (0 if (when, name) == POINTS[0] else 1), (when, name)
         assert all(machine["orphan"] is not alive for machine in there), (when, name, there)
         if alive:
             assert project.json("stop", "--on", "docker")["state"] == "stopped"
     done = project.json("train", "--on", "docker")
     assert done["state"] == "succeeded"
+    fault.checkpoints(project.path / "runs" / done["run_id"])
     assert len(machines(project)) == 1
     assert project.json("down", "--on", "docker", "--orphans")[0]["orphan"] is True
     assert machines(project) == []
 
 
-def test_two_laptops_on_one_target(with_docker: Project, tmp_path: Path) -> None:
+def test_two_laptops_on_one_target(with_docker: Project, tmp_path: Path, fault: Fault) -> None:
     """The second finds the same machine, which says that it is busy; it starts nothing and releases nothing."""
     project = with_docker
     project.json("train", "--on", "docker", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=50")
@@ -106,10 +119,15 @@ def test_two_laptops_on_one_target(with_docker: Project, tmp_path: Path) -> None
     subprocess.run(["cp", "-r", str(project.path), str(other.parent)], check=True)
     subprocess.run(["rm", "-rf", str(other / "runs")], check=True)
     second = Project(other, project.socket, env=project.env)
+    fault.strikes()
     refused = second.invoke("train", "--on", "docker", code=2)
     assert "busy with run" in refused.stderr
+    fault.strikes()
+    fault.told(lambda: project.json("status", "--on", "docker")["state"] == "running")
     assert [each["machine"] for each in machines(project)] == [machine["machine"]]
-    assert project.json("status", "--on", "docker")["state"] == "running"
+    stopped = project.json("stop", "--on", "docker")
+    fault.checkpoints(project.path / "runs" / stopped["run_id"])
+    fault.machines(machines(project), containers(project))
 
 
 def test_a_failed_attempt_never_releases_the_machine_of_an_earlier_one(with_docker: Project) -> None:

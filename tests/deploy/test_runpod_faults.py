@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from deploy.errors import NoMachine
-from tests.emulators.rig import Rig, killed, of
+from tests.emulators.rig import Rig, killed, listed, of
+from tests.faults import Fault
+
+NO_RUN = {"truth": "no run is on the machine yet", "checkpoints": "no run is on the machine yet"}
 
 
 @pytest.fixture
@@ -41,13 +44,18 @@ def test_a_bad_answer_is_asked_again(both: Rig, verb: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["done-cut", "done-late"])
-def test_a_creation_without_an_answer_is_looked_up_by_name(both: Rig, kind: str, monkeypatch: Any) -> None:
+def test_a_creation_without_an_answer_is_looked_up_by_name(
+    both: Rig, kind: str, monkeypatch: Any, fault: Fault
+) -> None:
     if kind == "done-late" and both.api == "sdk":
         cut_short(monkeypatch)
+    fault.strikes()
     both.emulator.fail(kind, both.on("create"))
     machine = both.with_limits(request_s=0.5).acquire()
     assert both.emulator.names == [machine.name]
     assert both.creations == 1
+    fault.machines(listed(both), both.emulator.names)
+    fault.leaves_out(**NO_RUN)
 
 
 def cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,16 +66,20 @@ def cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "post", lambda *args, **kwargs: post(*args, **{**kwargs, "timeout": 0.5}))
 
 
-def test_a_creation_that_shows_late_does_not_stay_a_second_pod(both: Rig) -> None:
+def test_a_creation_that_shows_late_does_not_stay_a_second_pod(both: Rig, fault: Fault) -> None:
+    fault.strikes()
     both.emulator.next_pod(appears_after_s=1.5)
     both.emulator.fail("done-cut", both.on("create"))
     machine = both.acquire()
     assert both.creations == 2
     assert both.emulator.names == [machine.name]
     assert len(both.emulator.account.ended) == 1
+    fault.machines(listed(both), both.emulator.names)
+    fault.leaves_out(**NO_RUN)
 
 
-def test_a_creation_that_stays_unclear_is_named_and_found_later(both: Rig) -> None:
+def test_a_creation_that_stays_unclear_is_named_and_found_later(both: Rig, fault: Fault) -> None:
+    fault.strikes()
     both.emulator.next_pod(appears_after_s=600)
     both.emulator.fail("done-cut", both.on("create"))
     both.emulator.fail("502", both.on("create"), times=99)
@@ -79,10 +91,13 @@ def test_a_creation_that_stays_unclear_is_named_and_found_later(both: Rig) -> No
     machine = both.acquire("r2")
     assert machine.name == both.spec().name
     assert both.emulator.names == [machine.name]
+    fault.machines(listed(both), both.emulator.names)
+    fault.leaves_out(**NO_RUN)
 
 
-def test_an_api_that_is_down_for_a_while_costs_no_pod(both: Rig) -> None:
+def test_an_api_that_is_down_for_a_while_costs_no_pod(both: Rig, fault: Fault) -> None:
     """While a pod starts, and the calls come back after four minutes."""
+    fault.strikes()
     sleep = both.clock.sleep
 
     def slept(seconds: float) -> None:
@@ -94,6 +109,8 @@ def test_an_api_that_is_down_for_a_while_costs_no_pod(both: Rig) -> None:
     assert both.clock.now() > 250
     assert both.emulator.names == [machine.name]
     assert both.creations == 1
+    fault.machines(listed(both), both.emulator.names)
+    fault.leaves_out(**NO_RUN)
 
 
 def test_what_cannot_be_given_back_is_named(both: Rig) -> None:
@@ -216,8 +233,11 @@ def test_ctrl_c_while_it_is_made_gives_back(both: Rig) -> None:
     assert both.emulator.names == []
 
 
-def test_after_a_killed_launch_its_pod_is_the_one(both: Rig) -> None:
+def test_after_a_killed_launch_its_pod_is_the_one(both: Rig, fault: Fault) -> None:
     killed(both)
+    fault.strikes()
+    fault.machines(listed(both), both.emulator.names)
+    fault.leaves_out(**NO_RUN)
     assert both.acquire("r2").name == both.spec().name
     assert both.creations == 1
 

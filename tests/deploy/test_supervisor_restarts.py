@@ -20,14 +20,16 @@ from deploy.pod.folder import HEARTBEAT_S, RunFolder, read_json, write_json
 from deploy.pod.limits import Limits
 from deploy.pod.redact import MASK, Redactor
 from deploy.pod.status import StatusFile
+from tests.faults import Fault
 
 from .conftest import PRETEND, wait_until
-from .supervised import DEAF, SAVE, TELL, Supervised
+from .supervised import SAVE, TELL, TRAINING, Supervised
 
 Make = Callable[..., Supervised]
 CRASHING = SAVE + 'save(count + 1)\nif count < 2: crash()\ntell(event="end", reason="done")'
 LOOPING = SAVE + "if not count: save(1)\ncrash()"
 EACH_TIME = SAVE + "save(count + 1)\ncrash()"
+UNPAID = "nobody pays for this one"
 HALF = SAVE + "save(count + 1, broken=bool(steps))\ncrash()"
 posix = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX: run on Linux or macOS")
 
@@ -113,7 +115,7 @@ def test_a_second_signal_leaves_the_last_checkpoint_whole(make: Make) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="orphans are adopted on Linux only: run there")
 @pytest.mark.parametrize("victim", ["rank", "torchrun"])
-def test_a_killed_process_of_a_job_is_made_good(make: Make, victim: str) -> None:
+def test_a_killed_process_of_a_job_is_made_good(make: Make, victim: str, fault: Fault) -> None:
     """The launcher's shape: torchrun, two ranks in sessions of their own. Nothing of the first start is left."""
     run = make()
     images = run.path.parent / "images.npy"
@@ -127,12 +129,16 @@ def test_a_killed_process_of_a_job_is_made_good(make: Make, victim: str) -> None
     first = wait_until(lambda: (run.status.get("step") or 0) >= 3 and run.status["job_pid"])
     ranks = subprocess.run(["pgrep", "-P", str(first)], capture_output=True, text=True, check=True).stdout.split()
     os.kill(first if victim == "torchrun" else int(ranks[1]), signal.SIGKILL)
+    fault.strikes()
+    fault.told(lambda: run.status["restarts"] or "killed" in (run.status["reason"] or ""))
     _, status = run.end()
     assert (status["state"], status["restarts"], status["step"]) == ("succeeded", 1, 120)
     events = [json.loads(line) for line in Path(run.folder.metrics).read_text().splitlines()]
     starts = [event["step"] for event in events if event["event"] == "start"]
     assert starts[0] == 0 < starts[1]
     assert not any(_is_there(int(pid)) for pid in ranks)
+    fault.checkpoints(run.path)
+    fault.leaves_out(machines=UNPAID)
 
 
 def test_a_restart_changes_nothing_but_where_to_resume() -> None:
@@ -265,18 +271,20 @@ sys.exit(main(["supervisor", sys.argv[1]], Clock(wall=wall)))
 
 
 @pytest.mark.parametrize("jump_s", [90_000, -90_000])
-def test_a_jump_of_the_clock_neither_ends_a_job_nor_makes_it_look_dead(make: Make, jump_s: int) -> None:
+def test_a_jump_of_the_clock_neither_ends_a_job_nor_makes_it_look_dead(make: Make, jump_s: int, fault: Fault) -> None:
     """The heartbeat is put right at once, not when the next is due; the grace is not over; the money not spent."""
-    run = make().start(DEAF, launcher=["-c", JUMPING], paid_since=time.time(), usd_per_hour=1, max_hours=1).begun()
+    job = TRAINING.replace("sys.stdin.read()", "time.sleep(600)")
+    run = make().start(job, launcher=["-c", JUMPING], paid_since=time.time(), usd_per_hour=1, max_hours=1).begun()
     (run.path / "jump").write_text(str(jump_s))
-    jumped = time.monotonic()
-    wait_until(lambda: abs(run.status["heartbeat"] - time.time() - jump_s) < 100)
-    assert time.monotonic() - jumped < HEARTBEAT_S + 1
+    fault.strikes()
+    fault.told(lambda: abs(run.status["heartbeat"] - time.time() - jump_s) < 100)
     run.stop()
     wait_until(lambda: "waiting for the checkpoint" in (run.status.get("reason") or ""))
     heartbeat = run.status["heartbeat"]
     wait_until(lambda: run.status["heartbeat"] > heartbeat)
     assert (run.status["state"], run.status["spend_usd"]) == ("running", pytest.approx(0, abs=0.1))
+    fault.checkpoints(run.path)
+    fault.leaves_out(machines=UNPAID)
 
 
 @pytest.fixture
@@ -302,12 +310,14 @@ except OSError: pass
 """
 
 
-def test_a_full_disk_ends_neither_the_heartbeat_nor_the_job(make: Make, small_disk: Path) -> None:
+def test_a_full_disk_ends_neither_the_heartbeat_nor_the_job(make: Make, small_disk: Path, fault: Fault) -> None:
     """What is told about a run is told over the old words, as there is no room for new ones."""
     run = make(root=small_disk).start(TELL + FILL + "sys.stdin.read()")
     wait_until(lambda: (run.path / "filling").exists() and _is_full(small_disk))
+    fault.strikes()
     heartbeat = run.status["heartbeat"]
-    wait_until(lambda: (run.status or {"heartbeat": 0})["heartbeat"] > heartbeat)
+    fault.told(lambda: (run.status or {"heartbeat": 0})["heartbeat"] > heartbeat)
+    fault.leaves_out(checkpoints="the job makes none", machines=UNPAID)
     assert run.process is not None
     run.process.send_signal(signal.SIGTERM)
     _, status = run.end()
@@ -315,11 +325,17 @@ def test_a_full_disk_ends_neither_the_heartbeat_nor_the_job(make: Make, small_di
     assert not list(run.path.glob(".*.part"))
 
 
-def test_a_checkpoint_without_room_is_a_failure_with_the_last_one_whole(make: Make, small_disk: Path) -> None:
+def test_a_checkpoint_without_room_is_a_failure_with_the_last_one_whole(
+    make: Make, small_disk: Path, fault: Fault
+) -> None:
     """The job crashes of it, is started again from there, and crashes of it again: then it is told."""
-    script = SAVE + "if not count: save(1)\nopen('checkpoints/epoch_002.pt', 'wb').write(bytes(1 << 20))"
+    script = SAVE + "if not count: save(1)\nopen('checkpoints/.epoch_002.pt.part', 'wb').write(bytes(1 << 20))"
     run = make(root=small_disk).start(script, max_restarts=3)
+    fault.strikes()
+    fault.told(lambda: run.status.get("last_crash") or run.status.get("state") == "failed")
     _, status = run.end()
+    fault.checkpoints(run.path)
+    fault.leaves_out(machines=UNPAID)
     assert (status["state"], status["restarts"]) == ("failed", 1)
     assert status["evidence"][-1] == f"no room is left on the disk of {run.path}"
     assert "since epoch_001.pt" in status["reason"]

@@ -10,18 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 
+from deploy.plan import slug
+from tests.faults import Fault
 from tests.images.engine import docker
 
-from .clones import SMALL, Clone, make_clone, wait_for
+from .clones import SMALL, Clone, copy_of, make_clone, wait_for
+from .test_machines import log_of
 
 pytestmark = pytest.mark.slow
+GOING_ON = ("lost", "acquiring", "preparing")  # what watch has seen, and does
 WORDS = [word for setting in SMALL for word in ("--set", setting)]
 
 
-@pytest.fixture
-def clone(tmp_path: Path, our_image: str) -> Iterator[Clone]:
-    """A clone whose target `docker` is a container of our image."""
-    here = make_clone(tmp_path)
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory, our_image: str) -> Iterator[Clone]:
+    """A clone whose target `docker` is a container of our image, which stays warm from test to test."""
+    here = make_clone(tmp_path_factory.mktemp("a user"))
     target = {"provider": "docker", "image": our_image, "root": "/workspace/sniperface", "stage_to": "/dev/shm"}
     (here.path / "conf" / "deploy" / "docker.yaml").write_text(json.dumps(target), encoding="utf-8")
     yield here
@@ -34,7 +38,13 @@ def container(clone: Clone) -> str:
     return str(machine["machine"])
 
 
-def test_a_container_that_vanishes_costs_nothing_of_the_run(clone: Clone) -> None:
+def bills(clone: Clone, fault: Fault) -> None:
+    project = slug(clone.path.name)
+    there = docker("ps", "--all", "--filter", f"label=sniperface.project={project}", "--format", "{{.Names}}")
+    fault.machines(clone.json("ps"), there.split())
+
+
+def test_a_container_that_vanishes_costs_nothing_of_the_run(clone: Clone, fault: Fault) -> None:
     """In the middle of an epoch; watch has the newest checkpoint and goes on elsewhere, to the same weights."""
     undisturbed = clone.json("train", "--on", "docker", *WORDS)
     run_id = clone.json("train", "--on", "docker", "--detach", *WORDS)["run_id"]
@@ -43,12 +53,16 @@ def test_a_container_that_vanishes_costs_nothing_of_the_run(clone: Clone) -> Non
     wait_for(lambda: list(home.glob("epoch_01*.json")))
     first = container(clone)
     docker("rm", "--force", first)
+    fault.strikes()
+    fault.told(lambda: clone.json("status", "--on", "docker")["state"] in GOING_ON)
     said, complaint = watching.communicate(timeout=300)
     assert watching.returncode == 0, complaint
     assert "going on elsewhere" in said
     assert container(clone) != first
     finished = next(home.glob("epoch_039.pt"))
     assert_equal_bits(Path(undisturbed["checkpoint"]["path"]), finished)
+    fault.checkpoints(home.parent)
+    bills(clone, fault)
 
 
 def assert_equal_bits(one: Path, other: Path) -> None:
@@ -56,21 +70,44 @@ def assert_equal_bits(one: Path, other: Path) -> None:
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
-def test_ssh_goes_down_and_the_job_does_not(clone: Clone) -> None:
+def test_ssh_goes_down_and_the_job_does_not(clone: Clone, tmp_path: Path, fault: Fault) -> None:
     """kill -9 of sshd: the console is shown instead; sshd is started again; the log has each byte once."""
     run_id = clone.json("train", "--on", "docker", "--detach", *WORDS)["run_id"]
     name = container(clone)
     log = f"/workspace/sniperface/runs/{run_id}/train.log"
     wait_for(lambda: "epoch 1/" in docker("exec", name, "cat", log))
     docker("exec", name, "sh", "-c", "mv /usr/sbin/sshd /usr/sbin/sshd.away && pkill -9 -x sshd")
+    fault.strikes()
     shown = clone.invoke("logs", "--on", "docker", code=1)
     assert "epoch 1/" in shown
     assert "this is the console of" in shown
     docker("exec", name, "mv", "/usr/sbin/sshd.away", "/usr/sbin/sshd")
     wait_for(lambda: answers(name))
+    fault.strikes()
+    fault.told(lambda: clone.json("status", "--on", "docker")["state"] in ("running", "succeeded"))
     followed = clone.invoke("logs", "--on", "docker", "--follow")
-    assert followed.encode() == subprocess.run(["docker", "exec", name, "cat", log], capture_output=True).stdout
+    fault.log(followed.encode(), log_of(name, run_id))
     assert clone.json("status", "--on", "docker")["state"] == "succeeded"
+    fault.checkpoints(copy_of(name, f"/workspace/sniperface/runs/{run_id}", tmp_path / "copy"))
+    bills(clone, fault)
+
+
+def test_tmux_is_killed_on_the_machine_and_the_job_is_not(clone: Clone, tmp_path: Path, fault: Fault) -> None:
+    """kill -9 of its server: the supervisor goes on as a child of the container's first process."""
+    run_id = clone.json("train", "--on", "docker", "--detach", *WORDS)["run_id"]
+    name = container(clone)
+    log = f"/workspace/sniperface/runs/{run_id}/train.log"
+    wait_for(lambda: "epoch 1/" in docker("exec", name, "cat", log))
+    docker("exec", name, "pkill", "-9", "-x", "tmux: server")
+    fault.strikes()
+    fault.told(lambda: clone.json("status", "--on", "docker")["state"] == "running")
+    assert "goes on without a terminal" in clone.invoke("attach", "--on", "docker", code=1)
+    followed = clone.invoke("logs", "--on", "docker", "--follow")
+    fault.log(followed.encode(), log_of(name, run_id))
+    status = clone.json("status", "--on", "docker")
+    assert (status["state"], status["attempt"]) == ("succeeded", 1)
+    fault.checkpoints(copy_of(name, f"/workspace/sniperface/runs/{run_id}", tmp_path / "copy"))
+    bills(clone, fault)
 
 
 def answers(name: str) -> bool:

@@ -25,9 +25,10 @@ from tests.deploy.servers import SSHD, openssh
 from tests.emulators.rig import breaches
 from tests.emulators.runpod import KEY, Emulator
 from tests.emulators.runpod_pods import Container
+from tests.faults import Fault
 from tests.images.engine import docker
 
-from .clones import SMALL, Clone, make_clone, wait_for
+from .clones import SMALL, Clone, copy_of, make_clone, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +41,8 @@ class Site:
     target: str
     cut: Callable[[], AbstractContextManager[None]]
     log: Callable[[str], bytes]  # train.log of a run, as it is on the machine
+    run: Callable[[str], Path]  # the folder of a run, or a copy of it
+    there: Callable[[], list[str]]  # names of the machines that bill
 
 
 def write_target(clone: Clone, name: str, **values: object) -> None:
@@ -70,7 +73,8 @@ def ssh_site(tmp_path: Path) -> Iterator[Site]:
             line.drop()
             line.restore()
 
-        yield Site(clone, "box", cut, lambda run_id: (root / "runs" / run_id / "train.log").read_bytes())
+        runs = root / "runs"
+        yield Site(clone, "box", cut, lambda id: (runs / id / "train.log").read_bytes(), lambda id: runs / id, list)
         for status in (root / "runs").glob("*/status.json"):
             told = json.loads(status.read_text())
             if told.get("ended") is None:
@@ -120,7 +124,13 @@ def docker_site(tmp_path: Path) -> Iterator[Site]:
         (machine,) = clone.json("ps")
         return str(machine["machine"])
 
-    yield Site(clone, "docker", lambda: cut_port(container()), lambda run_id: log_of(container(), run_id))
+    def run(run_id: str) -> Path:
+        return copy_of(container(), f"/workspace/sniperface/runs/{run_id}", tmp_path / "copy")
+
+    yield Site(
+        clone, "docker", lambda: cut_port(container()), lambda run_id: log_of(container(), run_id), run,
+        lambda: [container()],
+    )  # fmt: skip
     clone.invoke("down", "--all", "--anyway")
     assert clone.json("ps") == []
 
@@ -138,7 +148,13 @@ def runpod_site(tmp_path: Path) -> Iterator[Site]:
             assert isinstance(machine, Container)
             return machine.id
 
-        yield Site(clone, "runpod", lambda: cut_port(container()), lambda run_id: log_of(container(), run_id))
+        def run(run_id: str) -> Path:
+            return copy_of(container(), f"/workspace/sniperface/runs/{run_id}", tmp_path / "copy")
+
+        yield Site(
+            clone, "runpod", lambda: cut_port(container()), lambda run_id: log_of(container(), run_id), run,
+            lambda: emulator.names,
+        )  # fmt: skip
         clone.invoke("down", "--all", "--anyway")
         assert clone.json("ps") == []
         assert breaches(emulator) == []
@@ -151,7 +167,7 @@ def site(request: pytest.FixtureRequest) -> Site:
     return found
 
 
-def test_the_whole_path(site: Site, tmp_path: Path) -> None:
+def test_the_whole_path(site: Site, tmp_path: Path, fault: Fault) -> None:
     """Nothing of the log is lost or doubled, and what comes home is what was trained."""
     clone, on = site.clone, ("--on", site.target)
     clone.invoke("deploy", *on)
@@ -169,15 +185,19 @@ def test_the_whole_path(site: Site, tmp_path: Path) -> None:
     with site.cut():
         wait_for(lambda: lost(following), 60)
         seen = printed.stat().st_size
+    fault.strikes()
+    fault.told(lambda: clone.json("status", *on)["state"] in ("running", "succeeded"))
     wait_for(lambda: printed.stat().st_size > seen, 60)
     _, complaint = following.communicate(timeout=240)
     assert following.returncode == 0, complaint
     assert b"connected again" in complaint
-    assert printed.read_bytes() == site.log(run_id)
+    fault.log(printed.read_bytes(), site.log(run_id))
     status = clone.json("status", *on)
     assert (status["state"], status["attempt"]) == ("succeeded", 1)
     fetched = clone.json("fetch-checkpoint", *on)
     assert fetched["epoch"] == 119
+    fault.checkpoints(site.run(run_id), clone.path / "runs" / run_id)
+    fault.machines(clone.json("ps"), site.there())
     clone.invoke("prepare", "--source", "orl")
     weights = f"runs/{run_id}/checkpoints/epoch_119.pt"
     clone.invoke("evaluate", "--weights", weights, "--sets", "data/orl/images.npy", "--out", str(tmp_path / "eval"))

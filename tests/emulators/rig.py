@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from deploy.machine import Machine, MachineSpec
+from deploy.money import priced
 from deploy.plan import slug
 from deploy.providers.runpod import RunPodProvider
 from deploy.providers.runpod.pace import Limits
+from deploy.reach import Reach
 from deploy.settings import RunPod, Settings, Target
 from tests.emulators import contract
 from tests.emulators.clock import MovedClock
@@ -82,6 +84,14 @@ def rig(api: str, project: Path, monkeypatch: pytest.MonkeyPatch, **about: Any) 
         assert breaches(emulator) == []
     finally:
         emulator.close()
+
+
+def listed(rig: Rig) -> list[dict[str, Any]]:
+    """What `ps` of this project lists, from the provider alone."""
+    provider = rig.provider()
+    at = Reach(provider.settings)
+    at.provider = provider
+    return [bill.to_json() for _, bill in priced(rig.project, at)]
 
 
 def of(rig: Rig, name: str) -> Any:
