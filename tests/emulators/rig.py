@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deploy.machine import Machine, MachineSpec
+from deploy.machine import Machine, MachineSpec, node_name
 from deploy.money import priced
 from deploy.plan import slug
 from deploy.providers.runpod import RunPodProvider
@@ -42,12 +42,17 @@ class Rig:
         provider.say = self.said.append
         return provider
 
-    def spec(self, run: str = "r1") -> MachineSpec:
+    def spec(self, run: str = "r1", node: int = 0, nodes: int = 1) -> MachineSpec:
         family = f"sniperface-{slug(self.project.name)}-runpod"
-        return MachineSpec(f"{family}-{run}", family, PurePosixPath(ROOT))
+        return MachineSpec(node_name(f"{family}-{run}", node), family, PurePosixPath(ROOT), node, nodes)
 
     def acquire(self, run: str = "r1", **options: Any) -> Machine:
         return self.provider(**options).acquire(self.spec(run))
+
+    def acquire_all(self, nodes: int = 2, run: str = "r1", **options: Any) -> list[Machine]:
+        """As the launcher does for a run on several machines: one after the other, by one provider."""
+        provider = self.provider(**options)
+        return [provider.acquire(self.spec(run, node, nodes)) for node in range(nodes)]
 
     @property
     def creations(self) -> int:

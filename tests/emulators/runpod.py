@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl, urlsplit
 from deploy.pod.release import BASE_URL_VARIABLE
 from deploy.providers.runpod.pace import Clock
 from tests.emulators import contract, runpod_graphql, runpod_rest
-from tests.emulators.runpod_pods import Container, Greeter, Machine, remove_leftovers
+from tests.emulators.runpod_pods import Container, DockerNetwork, Greeter, Machine, Network, remove_leftovers
 from tests.emulators.runpod_state import NO_ROOM, Account, Pod, Refusal
 
 KEY = "rpa_EMULATED0KEY0NEVER0SHOWN"
@@ -85,7 +85,8 @@ class Emulator:
             "docker": lambda pod: Container(pod, image, self.given_to_pods, self.folders),
         }
         self.folders: dict[str, Path] = {}  # of network volumes
-        self.account = Account(self.clock, makers[pods] if isinstance(pods, str) else pods, boot_s)
+        networks = DockerNetwork if pods == "docker" else Network
+        self.account = Account(self.clock, makers[pods] if isinstance(pods, str) else pods, boot_s, networks)
         self.exchanges: list[Exchange] = []
         self.faults: list[Fault] = []
         self.ssh_late_s = 0.0
@@ -107,7 +108,7 @@ class Emulator:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
-        self.account.each_machine(lambda machine: machine.close())
+        self.account.close()
 
     # Faults
 
@@ -130,6 +131,10 @@ class Emulator:
         """
         self.account.oddities.append(oddities)
 
+    def next_cluster(self, **oddities: Any) -> None:
+        """appears_after_s (in lists), ranks_after_s, vanishes_after_s, data_center, type."""
+        self.account.cluster_oddities.append(oddities)
+
     def restart(self, name: str) -> None:
         self.account.restart(self.pod(name))
 
@@ -151,7 +156,9 @@ class Emulator:
 
     @property
     def names(self) -> list[str]:
-        return [pod.name for pod in self.account.all()]
+        """Of pods of their own, then of clusters."""
+        alone = [pod.name for pod in self.account.all() if pod.cluster is None]
+        return [*alone, *(cluster.name for cluster in self.account.all_clusters())]
 
     def counts(self) -> Counter[str]:
         return Counter(exchange.what for exchange in self.exchanges)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import os
 import re
 import socket
 import subprocess
@@ -36,6 +38,57 @@ Maker = Callable[["Pod"], Machine]
 
 def stamp(time: float) -> str:
     return datetime.fromtimestamp(time, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f")[:23] + "Z"
+
+
+class Network:
+    """Of one cluster: which address each of its pods has, as RunPod tells it in a pod's environment."""
+
+    def __init__(self, cluster_id: str) -> None:
+        self.cluster_id = cluster_id
+        self.begin = "10.65.0"
+
+    @property
+    def cidr(self) -> str:
+        return f"{self.begin}.0/24"
+
+    def ip(self, rank: int) -> str:
+        return f"{self.begin}.{rank + 2}"
+
+    def environment(self, rank: int, nodes: int, gpus_each: int) -> dict[str, str]:
+        first = self.ip(0)
+        return {
+            "PRIMARY_ADDR": first, "MASTER_ADDR": first, "PRIMARY_PORT": "29500", "MASTER_PORT": "29500",
+            "HOST_NODE_ADDR": f"{first}:29500", "NODE_ADDR": self.ip(rank), "NODE_RANK": str(rank),
+            "NUM_NODES": str(nodes), "NUM_TRAINERS": str(gpus_each), "WORLD_SIZE": str(nodes * gpus_each),
+        }  # fmt: skip
+
+    def options(self, rank: int) -> tuple[str, ...]:
+        del rank
+        return ()
+
+    def close(self) -> None:
+        """There is none."""
+
+
+class DockerNetwork(Network):
+    """The same as a network of the engine, where containers reach each other."""
+
+    def __init__(self, cluster_id: str) -> None:
+        super().__init__(cluster_id)
+        self.name = f"sniperface-emulator-{os.getpid()}-{cluster_id}"
+        for part in itertools.islice(itertools.cycle(range(256)), os.getpid() % 256, os.getpid() % 256 + 256):
+            self.begin = f"10.65.{part}"
+            with contextlib.suppress(subprocess.CalledProcessError):  # taken by another one
+                docker("network", "create", "--label", LABEL, "--subnet", self.cidr, self.name)
+                return
+        raise RuntimeError("no network of 10.65.0.0/16 is free on the Docker engine")
+
+    def options(self, rank: int) -> tuple[str, ...]:
+        return "--network", self.name, "--ip", self.ip(rank)
+
+    def close(self) -> None:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            docker("network", "rm", self.name)
 
 
 class Greeter:
@@ -110,8 +163,9 @@ class Container:
         for mount in pod.mounts.get("network", []):
             env += ["--volume", f"{(folders or {})[mount['volumeId']]}:{mount['path']}"]
         self.pod = pod
+        network = pod.cluster.network.options(pod.rank) if pod.cluster else ()
         self.id = docker(
-            "run", "--detach", "--label", f"{LABEL}={pod.id}", "--publish", "127.0.0.1::22",
+            "run", "--detach", "--label", f"{LABEL}={pod.id}", "--publish", "127.0.0.1::22", *network,
             "--env", f"RUNPOD_POD_ID={pod.id}", *env, image or pod.image,
         )  # fmt: skip
 
@@ -154,3 +208,5 @@ def gateway() -> str:
 def remove_leftovers() -> None:
     for container in docker("ps", "--all", "--quiet", "--filter", f"label={LABEL}").split():
         docker("rm", "--force", "--volumes", container)
+    for network in docker("network", "ls", "--quiet", "--filter", f"label={LABEL}").split():
+        docker("network", "rm", network)

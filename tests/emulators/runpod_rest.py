@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from tests.emulators import contract
 from tests.emulators.runpod_pods import stamp
-from tests.emulators.runpod_state import Account, Gpu, Pod, Refusal
+from tests.emulators.runpod_state import Account, Cluster, Gpu, Pod, Refusal
 
 TITLES = {
     400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 403: "Forbidden", 404: "Not Found",
@@ -58,13 +59,24 @@ def _answer(
     name = contract.parameters_of_path(path).get("id", "")
     match method, path.split("/")[2:]:
         case "GET", ["pods"]:
-            return 200, {"pods": [as_json(account, pod) for pod in account.all()]}
+            return 200, {"pods": [as_json(account, pod) for pod in listed(account, query)]}
         case "POST", ["pods"]:
             return 201, as_json(account, create(account, told))
         case "GET", ["pods", _]:
             return 200, as_json(account, account.find(name))
         case "DELETE", ["pods", _]:
             account.terminate(name)
+            return 204, None
+        case "GET", ["clusters"]:
+            return 200, {"clusters": [cluster_as_json(account, each) for each in account.all_clusters()]}
+        case "POST", ["clusters"]:
+            return 201, cluster_as_json(account, create_cluster(account, told))
+        case "GET", ["clusters", _]:
+            return 200, cluster_as_json(account, account.find_cluster(name))
+        case "GET", ["clusters", _, "pods"]:
+            return 200, {"pods": [as_json(account, pod) for pod in account.find_cluster(name).pods]}
+        case "DELETE", ["clusters", _]:
+            account.end_cluster(name)
             return 204, None
         case "GET", ["catalog", "gpus"]:
             return 200, {"gpus": [gpu_as_json(gpu, query) for gpu in account.gpus.values()]}
@@ -99,6 +111,55 @@ def create(account: Account, told: dict[str, Any]) -> Pod:
         volume_path=network[0].get("path", ""),
         registry=told.get("registry"),
     )
+
+
+def listed(account: Account, query: Mapping[str, str]) -> list[Pod]:
+    """Pods of clusters only when they are asked for."""
+    pods = account.all()
+    return pods if query.get("includeClusterPods") == "true" else [pod for pod in pods if pod.cluster is None]
+
+
+def create_cluster(account: Account, told: dict[str, Any]) -> Cluster:
+    network = (told.get("mounts") or {}).get("network") or [{}]
+    first = account.create(
+        name=told["name"],
+        image=told["image"],
+        gpu=told["compute"]["gpuTypeId"],
+        gpu_count=told["compute"]["gpuCountPerPod"],
+        cloud="SECURE",
+        data_centers=told.get("dataCenterIds", []),
+        disk=told.get("disk", 10),
+        ports=told.get("ports", []),
+        env=told.get("env", {}),
+        volume=network[0].get("volumeId"),
+        volume_path=network[0].get("path", ""),
+        nodes=told["compute"]["podCount"],
+    )
+    assert first.cluster
+    return first.cluster
+
+
+def cluster_as_json(account: Account, cluster: Cluster) -> dict[str, Any]:
+    by_status = Counter(pod.status(account.clock.time()) for pod in cluster.pods)
+    compute = {"gpuTypeId": cluster.gpu, "gpuCountPerPod": cluster.gpus_each, "podCount": cluster.nodes}
+    placed = {"dataCenterId": cluster.data_center, "network": {"cidr": cluster.network.cidr}} if cluster.pods else {}
+    return {
+        "id": cluster.id,
+        "name": cluster.name,
+        "type": cluster.type,
+        "compute": compute,
+        "pods": {"total": len(cluster.pods), "byStatus": dict(by_status)},
+        "createdAt": stamp(cluster.created),
+        **placed,
+    }
+
+
+def membership(account: Account, pod: Pod) -> dict[str, Any]:
+    if pod.cluster is None:
+        return {}
+    if account.clock.time() < pod.cluster.ranks:
+        return {"cluster": {"id": pod.cluster.id, "rank": None}}
+    return {"cluster": {"id": pod.cluster.id, "rank": pod.rank, "ip": pod.cluster.network.ip(pod.rank)}}
 
 
 def as_json(account: Account, pod: Pod) -> dict[str, Any]:
@@ -138,6 +199,7 @@ def as_json(account: Account, pod: Pod) -> dict[str, Any]:
         "runtime": runtime if pod.has_runtime(now) else None,
         "createdAt": stamp(pod.created),
         "startedAt": stamp(pod.started) if now >= pod.started else None,
+        **membership(account, pod),
     }
 
 

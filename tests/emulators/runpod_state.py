@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deploy.providers.runpod.pace import Clock
-from tests.emulators.runpod_pods import Machine, Maker
+from tests.emulators.runpod_pods import Machine, Maker, Network
 
 NO_ROOM = "There are no longer any instances available with the requested specifications. Please refresh and try again."
 
@@ -70,6 +70,8 @@ class Pod:
     locked: bool = False
     bad_start: str = ""  # as our image says it
     stopped: bool = False
+    cluster: Cluster | None = None
+    rank: int = 0  # in that
 
     def status(self, now: float) -> str:
         if self.stopped:
@@ -88,17 +90,39 @@ class Pod:
         return self.status(now) == "RUNNING" and now >= self.started + self.runtime_null_s
 
 
+@dataclass
+class Cluster:
+    """Equal pods in one data centre, and the network between them."""
+
+    id: str
+    name: str
+    type: str
+    nodes: int
+    gpu: str
+    gpus_each: int
+    data_center: str
+    created: float
+    network: Network
+    pods: list[Pod] = field(default_factory=list)
+    appears: float = 0.0  # in lists
+    ranks: float = 0.0  # when its pods are told their ranks
+    vanishes: float = float("inf")
+
+
 class Account:
-    def __init__(self, clock: Clock, maker: Maker, boot_s: float) -> None:
+    def __init__(self, clock: Clock, maker: Maker, boot_s: float, networks: Callable[[str], Network] = Network) -> None:
         self.clock = clock
         self.maker = maker
+        self.networks = networks
         self.boot_s = boot_s
         self.gpus = catalogue()
         self.volumes: dict[str, dict[str, Any]] = {}
         self.pods: dict[str, Pod] = {}
+        self.clusters: dict[str, Cluster] = {}
         self.ended: list[Pod] = []
         self.refusals: list[tuple[int, str]] = []  # for the next creations
         self.oddities: list[Mapping[str, Any]] = []  # fields of the next pods
+        self.cluster_oddities: list[Mapping[str, Any]] = []  # the same of clusters
         self.runtime_null_s = 0.0
         self.lock = threading.RLock()
         self._numbers = itertools.count(1)
@@ -118,7 +142,9 @@ class Account:
         volume: str | None = None,
         volume_path: str = "",
         registry: str | None = None,
+        nodes: int = 1,
     ) -> Pod:
+        """A pod, or the first one of a cluster."""
         with self.lock:
             if self.refusals:
                 raise Refusal(*self.refusals.pop(0))
@@ -131,20 +157,48 @@ class Account:
             centers = [center for center in wanted if center in kind.stock]
             if not centers or gpu_count > kind.max_count:
                 raise Refusal(400, NO_ROOM)
-            odd = dict(self.oddities.pop(0)) if self.oddities else {}
-            number, now = next(self._numbers), self.clock.time()
-            pod = Pod(
-                id=f"pod{number:04d}", name=name, image=image, gpu=gpu, gpu_count=gpu_count, cloud=cloud,
-                data_center=centers[0], disk=disk, ports=list(ports), env=dict(env),
-                mounts={"network": [{"volumeId": volume, "path": volume_path}]} if volume else {}, registry=registry,
-                usd_per_hour=kind.usd_per_hour * gpu_count, created=now, booted=now,
-                boot_s=odd.pop("boot_s", self.boot_s), runtime_null_s=self.runtime_null_s,
-            )  # fmt: skip
-            pod.vanishes = now + odd.pop("vanishes_after_s", float("inf"))
-            pod.appears = now + odd.pop("appears_after_s", 0.0)
-            vars(pod).update(odd)
-            self.pods[pod.id] = pod
-        pod.machine = self.maker(pod)  # outside the lock: an engine takes its time
+            about = {
+                "name": name, "image": image, "gpu": gpu, "gpu_count": gpu_count, "cloud": cloud,
+                "data_center": centers[0], "disk": disk, "ports": list(ports), "registry": registry,
+                "mounts": {"network": [{"volumeId": volume, "path": volume_path}]} if volume else {},
+                "usd_per_hour": kind.usd_per_hour * gpu_count,
+            }  # fmt: skip
+            cluster = self._new_cluster(name, nodes, about) if nodes > 1 else None
+            pods = [self._new_pod({**about, "env": dict(env)}, cluster, rank) for rank in range(nodes)]
+        for pod in pods:
+            pod.machine = self.maker(pod)  # outside the lock: an engine takes its time
+        return pods[0]
+
+    def _new_cluster(self, name: str, nodes: int, about: Mapping[str, Any]) -> Cluster:
+        odd = dict(self.cluster_oddities.pop(0)) if self.cluster_oddities else {}
+        now, id = self.clock.time(), f"cluster{next(self._numbers):04d}"
+        cluster = Cluster(
+            id, name, "TRAINING", nodes, about["gpu"], about["gpu_count"], about["data_center"], now, self.networks(id)
+        )
+        cluster.appears = now + odd.pop("appears_after_s", 0.0)
+        cluster.ranks = now + odd.pop("ranks_after_s", 0.0)
+        cluster.vanishes = now + odd.pop("vanishes_after_s", float("inf"))
+        vars(cluster).update(odd)
+        self.clusters[id] = cluster
+        return cluster
+
+    def _new_pod(self, about: dict[str, Any], cluster: Cluster | None, rank: int) -> Pod:
+        odd = dict(self.oddities.pop(0)) if self.oddities else {}
+        now = self.clock.time()
+        pod = Pod(
+            id=f"pod{next(self._numbers):04d}", created=now, booted=now, boot_s=odd.pop("boot_s", self.boot_s),
+            runtime_null_s=self.runtime_null_s, cluster=cluster, rank=rank, **about,
+        )  # fmt: skip
+        if cluster:
+            pod.name = f"{cluster.name}-{pod.id}"  # nobody has promised what they are called
+            pod.data_center = cluster.data_center
+            pod.appears = cluster.appears
+            pod.env |= cluster.network.environment(rank, cluster.nodes, cluster.gpus_each)
+            cluster.pods.append(pod)
+        pod.vanishes = now + odd.pop("vanishes_after_s", float("inf"))
+        pod.appears = max(pod.appears, now + odd.pop("appears_after_s", 0.0))
+        vars(pod).update(odd)
+        self.pods[pod.id] = pod
         return pod
 
     def find(self, pod_id: str) -> Pod:
@@ -161,7 +215,27 @@ class Account:
         pod = self.find(pod_id)
         if pod.locked:
             raise Refusal(409, "pod is locked")
+        if pod.cluster:
+            raise Refusal(409, "pod belongs to a cluster and cannot be terminated via the pod endpoints")
         self._end(pod)
+
+    def find_cluster(self, cluster_id: str) -> Cluster:
+        self._age()
+        if cluster_id not in self.clusters:
+            raise Refusal(404, "cluster not found")
+        return self.clusters[cluster_id]
+
+    def all_clusters(self) -> list[Cluster]:
+        self._age()
+        return [cluster for cluster in self.clusters.values() if self.clock.time() >= cluster.appears]
+
+    def end_cluster(self, cluster_id: str) -> None:
+        cluster = self.find_cluster(cluster_id)
+        with self.lock:
+            self.clusters.pop(cluster.id, None)
+        for pod in cluster.pods:
+            self._end(pod)
+        cluster.network.close()
 
     def restart(self, pod: Pod) -> None:
         """The container's disk is new, its port is another one."""
@@ -174,13 +248,24 @@ class Account:
             if pod.machine:
                 act(pod.machine)
 
+    def close(self) -> None:
+        self.each_machine(lambda machine: machine.close())
+        for cluster in self.clusters.values():
+            cluster.network.close()
+
     def _age(self) -> None:
+        for cluster in [each for each in self.clusters.values() if self.clock.time() >= each.vanishes]:
+            cluster.vanishes = float("inf")
+            self.end_cluster(cluster.id)
         for pod in [pod for pod in self.pods.values() if self.clock.time() >= pod.vanishes]:
             self._end(pod)
 
     def _end(self, pod: Pod) -> None:
         with self.lock:
-            self.pods.pop(pod.id, None)
+            if self.pods.pop(pod.id, None) is None:
+                return
             self.ended.append(pod)
+            if pod.cluster:
+                pod.cluster.pods = [each for each in pod.cluster.pods if each is not pod]
         if pod.machine:
             pod.machine.close()
