@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
-from deploy.machine import Machine
+from deploy.machine import Machine, node_of
 from deploy.plan import limits_of
 from deploy.pod.folder import LOST_AFTER_S, Root, RunFolder
 from deploy.pod.whole import FETCHED
@@ -35,6 +35,8 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
         *([settings.stage_to] if settings.stage_to else []),
     ]
     told = {**asdict(limits), "machine": machine.name, "watch": [str(path) for path in growing], "code": str(code)}
+    if machine.group:
+        told |= {"group": machine.group, "node": node_of(machine.name)}
     if volume := volume_path(settings):
         told["volume_path"] = volume
     secrets = own_secrets(settings)

@@ -70,6 +70,7 @@ class Machine:
     created: float | None = None  # Unix seconds: since when it is paid for
     gpu: str | None = None  # as the provider calls it
     is_stopped: bool = False  # it computes nothing; `usd_per_hour` is then what its disk costs
+    group: str | None = None  # the provider's name for what it is a part of, and is released with; None: it is alone
 
     @property
     def is_here(self) -> bool:

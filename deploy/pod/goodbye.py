@@ -117,10 +117,10 @@ class Goodbye:
     def only_copies(self, limits: Limits) -> dict[str, str]:
         return only_copies(self.root, limits, lambda folder, note: self._is_copied(folder, note, *COPIES))
 
-    def release(self, action: str) -> Outcome:
-        """Give the machine back, or stop it."""
+    def release(self, action: str, cluster: str | None = None) -> Outcome:
+        """Give the machine back, with the cluster that it belongs to, or stop it."""
         env = {**release.environment(), **self.secrets}
-        return self._while_beating(lambda: release.release(action, env, time.sleep))
+        return self._while_beating(lambda: release.release(action, env, time.sleep, cluster))
 
     def _copy(self, folder: RunFolder, limits: Limits, limit_s: float) -> str:
         """In a process of its own, at the end of its time ended: a volume may hang."""

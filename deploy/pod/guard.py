@@ -8,6 +8,9 @@ the machine, or on SIGTERM.
 
 A ceiling ends in: a record of why (ended.json) -> stop of the job with a checkpoint -> final sync -> release of the
 machine. The only copy of a checkpoint is not given up for that, unless `on_end` says so or max_usd is reached.
+
+Machines of a cluster are released together, by the guard of the first one: the checkpoints are there, so it alone
+knows whether a copy is the only one. The others' guards end what runs and wait, and release all once max_usd is spent.
 """
 
 from __future__ import annotations
@@ -172,16 +175,21 @@ class Guard:
         if limits.release == "none":
             self.decide("ended", f"{why}; nothing to release: this machine is not ours to give back", only_copies=only)
             return
-        if only and limits.on_end == "keep" and ceiling.cause != "max_usd":
+        if limits.group and limits.node and not self._is_spent():
+            until = f"or once max_usd {limits.max_usd:g} is spent" if limits.max_usd else "with no max_usd to end it"
+            self.decide("waiting", f"{why}; released with its cluster, by the guard of its first machine, {until}")
+            return
+        stops = limits.on_end == "stop" and not limits.group  # a cluster cannot be stopped
+        if only and not stops and limits.on_end != "terminate" and ceiling.cause != "max_usd":
             self.again_at = self.clock.monotonic() + min(limits.retry_s, SIGNS_EVERY_S)
             until = f"until max_usd {limits.max_usd:g} is reached" if limits.max_usd else "with no max_usd to end it"
             kept = f"kept because the only copy of {_some(only)} is here; costs {price}, {until}"
             self.decide("kept", f"{why}; {kept}", only_copies=only)
             return
-        action = "stop" if limits.on_end == "stop" else "terminate"
+        action = "stop" if stops else "terminate"
         lost = f", and with it the only copy of {_some(only)}" if only and action == "terminate" else ""
         self.decide("releasing", f"{why}; {action}{lost}", only_copies=only)
-        outcome = self.goodbye.release(action)
+        outcome = self.goodbye.release(action, limits.group)
         if outcome.done:
             self.decide("released", f"{why}; {outcome.words}")
         else:
@@ -202,6 +210,10 @@ class Guard:
         if self.limits.usd_s is None or self.meter.paid_s is None:
             return None
         return self.clock.monotonic() + self.limits.usd_s - self.meter.paid_s
+
+    def _is_spent(self) -> bool:
+        usd_s, paid_s = self.limits.usd_s, self.meter.paid_s
+        return usd_s is not None and paid_s is not None and paid_s >= usd_s
 
     def _record(self, folder: RunFolder | None, record: dict[str, Any]) -> None:
         if folder is not None and Path(folder.path).is_dir():

@@ -34,6 +34,8 @@ class Limits:
     watch: tuple[str, ...] = ()  # files and folders whose growth is a sign of life, such as data that is being staged
     poll_s: float = 1.0
     retry_s: float = 60.0  # between two tries to release a machine that could not be released
+    group: str | None = None  # id of the cluster that this machine is part of, and can only be released with
+    node: int = 0  # its place in there
 
     @property
     def usd_s(self) -> float | None:
@@ -63,7 +65,7 @@ def parse(values: Mapping[str, Any]) -> Limits:
         value = values.get(each.name)
         if value is None:
             continue
-        if each.name in ("machine", "sync_to", "on_end", "release", "volume_path"):
+        if each.name in ("machine", "sync_to", "on_end", "release", "volume_path", "group"):
             told[each.name] = str(value)
         elif each.name == "watch":
             told[each.name] = tuple(str(path) for path in value)

@@ -51,12 +51,21 @@ def environment() -> dict[str, str]:
     return own
 
 
-def release(action: str, env: Mapping[str, str], pause: Callable[[float], None]) -> Outcome:
-    """`terminate` or `stop` this pod. `pause` waits between two tries."""
+def release(action: str, env: Mapping[str, str], pause: Callable[[float], None], cluster: str | None = None) -> Outcome:
+    """`terminate` or `stop` this pod. `pause` waits between two tries.
+
+    A pod of a cluster goes with its cluster or not at all: the API ends none alone, and were the tool able to, the
+    others would bill on.
+    """
+    if cluster:
+        if action != "terminate":
+            return Outcome(False, "a cluster can only be ended, not stopped")
+        by_api = _by_api(action, f"clusters/{urllib.parse.quote(cluster, safe='')}", env, pause)
+        return Outcome(by_api.done, Redactor(of_environment(env))(by_api.words))
     pod = env.get("RUNPOD_POD_ID")
     if not pod:
         return Outcome(False, "this machine does not know its RUNPOD_POD_ID: is it a pod at all?")
-    by_api = _by_api(action, pod, env, pause)
+    by_api = _by_api(action, f"pods/{urllib.parse.quote(pod, safe='')}", env, pause)
     if by_api.done:
         return by_api
     by_tool = _by_tool(action, pod, env)
@@ -65,13 +74,13 @@ def release(action: str, env: Mapping[str, str], pause: Callable[[float], None])
     return Outcome(False, Redactor(of_environment(env))(f"{by_api.words}; {by_tool.words}"))
 
 
-def _by_api(action: str, pod: str, env: Mapping[str, str], pause: Callable[[float], None]) -> Outcome:
+def _by_api(action: str, path: str, env: Mapping[str, str], pause: Callable[[float], None]) -> Outcome:
     key, base = env.get("RUNPOD_API_KEY"), (env.get(BASE_URL_VARIABLE) or BASE_URL).rstrip("/")
     if not key:
         return Outcome(False, "there is no RUNPOD_API_KEY for the API")
     if not base.startswith(("https://", "http://")):
         return Outcome(False, f"{BASE_URL_VARIABLE} is no address: {base}")
-    address = f"{base}/v2/pods/{urllib.parse.quote(pod, safe='')}"
+    address = f"{base}/v2/{path}"
     words = ""
     for wait_s in (*PAUSES_S, None):
         outcome, again_s, words = _ask(action, address, key)
@@ -96,7 +105,7 @@ def _ask(action: str, address: str, key: str) -> tuple[Outcome | None, float, st
         with error:
             words = f"the API answered {error.code} {error.reason} to {action}"
             if error.code == 404:
-                return Outcome(True, "the API knows no such pod any more"), 0.0, ""
+                return Outcome(True, "the API does not know it any more"), 0.0, ""
             if error.code == 429 or error.code >= 500:
                 wait = error.headers.get("Retry-After") or ""
                 return None, float(wait) if wait.isdigit() else 0.0, words

@@ -410,6 +410,30 @@ def test_a_long_log_is_copied_from_its_end(tmp_path: Path, make: Make) -> None:
     assert (len(tail), tail[-11:]) == (sync.LOG_BYTES, b"last words\n")
 
 
+# Machines of a cluster, which are released together
+
+
+def test_the_first_machine_releases_the_cluster(guarded: Guarded, make: Make) -> None:
+    """Stopping is no way to end one, so the only copy waits as if it were to be kept."""
+    run = make("one").start(TRAINING).begun()
+    guarded.allow(**paid(max_hours=0.5, group="cluster1", node=0, on_end="stop")).start().until("kept")
+    assert guarded.api.calls == []
+    mark_fetched(run, "epoch_002.pt")
+    guarded.until("released")
+    assert guarded.api.calls[0] == ("DELETE", "/v2/clusters/cluster1", None)
+
+
+def test_another_machine_leaves_that_to_the_first_until_the_money_is_spent(guarded: Guarded, make: Make) -> None:
+    """The checkpoints are not here, so nothing here tells whether there is another copy."""
+    run = make("one").start(OBEDIENT).begun()
+    guarded.allow(**paid(max_hours=0.5, max_usd=4, group="cluster1", node=1)).start().until("waiting")
+    assert run.end()[1]["state"] == "expired"
+    assert "by the guard of its first machine, or once max_usd 4 is spent" in guarded.words
+    assert guarded.api.calls == []
+    guarded.allow(**paid(max_hours=0.5, max_usd=1.9, group="cluster1", node=1)).until("released")
+    assert {call[:2] for call in guarded.api.calls} == {("DELETE", "/v2/clusters/cluster1")}
+
+
 # Release, and what cannot be released
 
 

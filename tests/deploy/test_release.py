@@ -111,6 +111,20 @@ def test_a_pod_is_stopped(api: Api, env: dict[str, str]) -> None:
     assert api.calls == [("POST", "/v2/pods/pod%201%2F2/action", {"action": "stop"})]
 
 
+def test_a_pod_of_a_cluster_goes_with_its_cluster(api: Api, env: dict[str, str]) -> None:
+    """By one call, or not at all: its own pod is never asked for, by neither way."""
+    calls = tool(env)
+    assert release("terminate", env, Pauses(), "cluster 1/2").done
+    assert api.calls == [("DELETE", "/v2/clusters/cluster%201%2F2", None)]
+    api.always = 403
+    refused = release("terminate", env, Pauses(), "cluster1")
+    assert (refused.done, refused.words) == (False, "the API answered 403 Forbidden to terminate")
+    stopped = release("stop", env, Pauses(), "cluster1")
+    assert (stopped.done, stopped.words) == (False, "a cluster can only be ended, not stopped")
+    assert {path.split("/")[2] for _, path, _ in api.calls} == {"clusters"}
+    assert not calls.exists()
+
+
 def test_a_service_that_is_down_is_tried_again(api: Api, env: dict[str, str]) -> None:
     """Also one that hangs up; a busy one says how long to wait."""
     api.answers = [(502, {}), None, (429, {"Retry-After": "7"})]
