@@ -19,13 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.providers.runpod.api import Wanted
-from deploy.providers.runpod.rest import body_of
+from deploy.providers.runpod.rest import body_of, body_of_cluster
 from tests.emulators import contract
 from tests.emulators.rig import Rig, breaches
 from tests.emulators.runpod import KEY
 
 WORDS = st.text(min_size=1, max_size=20)
-PODS = "/v2/pods"
+PODS, CLUSTERS = "/v2/pods", "/v2/clusters"
 PROJECT = Path(__file__).parents[2]
 
 
@@ -63,9 +63,53 @@ def test_a_whole_life_of_a_pod_is_in_the_contract(v2: Rig) -> None:
     assert checked == {
         ("GET /v2/pods", 200), ("GET /v2/pods", 401), ("GET /v2/network-volumes/{id}", 200),
         ("GET /v2/catalog/gpus", 200), ("POST /v2/pods", 201), ("GET /v2/pods/{id}/logs", 200),
-        ("DELETE /v2/pods/{id}", 204), ("DELETE /v2/pods/{id}", 404),
+        ("DELETE /v2/pods/{id}", 204), ("DELETE /v2/pods/{id}", 404), ("GET /v2/clusters", 200),
     }  # fmt: skip
     assert breaches(v2.emulator) == []
+
+
+def test_a_whole_life_of_a_cluster_is_in_the_contract(v2: Rig) -> None:
+    v2.emulator.next_cluster(ranks_after_s=10)
+    first, second = v2.acquire_all()
+    v2.provider().find(second.name)
+    v2.provider().list()
+    list(v2.provider().log(second))
+    for machine in (second, first):
+        v2.provider().release(machine)
+    ids = [(str(first.group), "{id}"), (first.id, "{pod}"), (second.id, "{pod}")]
+    checked = set()
+    for each in v2.emulator.exchanges:
+        what = each.what
+        for id, word in ids:
+            what = what.replace(id, word)
+        checked.add((what, each.status))
+    assert checked == {
+        ("GET /v2/clusters", 200), ("GET /v2/catalog/gpus", 200), ("POST /v2/clusters", 201),
+        ("GET /v2/clusters/{id}/pods", 200), ("GET /v2/pods/{pod}/logs", 200), ("GET /v2/pods", 200),
+        ("DELETE /v2/clusters/{id}", 204), ("DELETE /v2/clusters/{id}", 404),
+    }  # fmt: skip
+    assert breaches(v2.emulator) == []
+
+
+@given(
+    st.builds(
+        Wanted,
+        name=WORDS, image=WORDS, gpu=WORDS, gpu_count=st.integers(1, 64), public_key=WORDS, nodes=st.integers(2, 250),
+        data_center=st.none() | WORDS, disk_gib=st.integers(1, 9999), volume=st.none() | WORDS, volume_path=WORDS,
+    )
+)  # fmt: skip
+def test_whatever_cluster_is_wanted_the_body_is_in_the_contract(wanted: Wanted) -> None:
+    assert contract.problems_of_body("POST", CLUSTERS, body_of_cluster(wanted)) == []
+
+
+def test_a_cluster_has_no_registry_and_no_cloud_in_the_contract() -> None:
+    """When that changes, deploy/providers/runpod/clusters.py need not refuse them any more."""
+    body = body_of_cluster(Wanted("n", "i", "NVIDIA A40", 1, "ssh-ed25519 A", nodes=2))
+    assert contract.problems_of_body("POST", CLUSTERS, body) == []
+    for more in ({"registry": "reg1"}, {"cloud": "COMMUNITY"}, {"gpu": {"id": "x", "minCudaVersion": "12.4"}}):
+        assert contract.problems_of_body("POST", CLUSTERS, {**body, **more}) != []
+    belongs = contract.SPECIFICATION["paths"]["/v2/pods/{id}"]["delete"]["responses"]["409"]["description"]
+    assert "belongs to a cluster and cannot be terminated" in belongs
 
 
 @pytest.mark.parametrize(

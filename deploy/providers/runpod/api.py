@@ -14,7 +14,7 @@ ENDED = frozenset({"EXITED", "ERROR", "TERMINATED", "DEAD"})
 
 @dataclass(frozen=True)
 class Wanted:
-    """One pod, of one GPU type: both APIs place exactly that, the fallbacks are ours."""
+    """One pod, or a cluster of equal ones, of one GPU type: the API places exactly that, the fallbacks are ours."""
 
     name: str
     image: str
@@ -28,6 +28,7 @@ class Wanted:
     volume: str | None = None
     volume_path: str = "/workspace"
     registry: str | None = None
+    nodes: int = 1  # how many pods; more than one is a cluster
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Pod:
     up_s: float | None = None  # since the container started
     volume_gb: int = 0  # of its own, which bills while it is stopped; not of a network volume
     started: str | None = None  # when the container started, in the API's own words: another one after a restart
+    cluster: str | None = None  # id of the cluster that it belongs to
+    rank: int | None = None  # its place in that; None until it is given one
 
     @property
     def is_alive(self) -> bool:
@@ -61,6 +64,32 @@ class Pod:
     def __str__(self) -> str:
         about = [self.gpu or "no GPU", self.data_center, f"{self.usd_per_hour:.2f} USD an hour"]
         return f"pod {self.id} ({', '.join(filter(None, about))})"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Equal pods in one data centre, made and ended together; the pods themselves are asked for separately."""
+
+    id: str
+    name: str
+    nodes: int  # how many it was made with
+    gpu: str
+    type: str = "TRAINING"
+    running: int = 0  # how many of them are RUNNING
+    data_center: str | None = None
+    created: float | None = None  # Unix seconds
+
+    @property
+    def is_alive(self) -> bool:
+        return True  # there is no other kind in the list
+
+    @property
+    def status(self) -> str:
+        return "RUNNING" if self.running == self.nodes else "STARTING"
+
+    def __str__(self) -> str:
+        about = [f"{self.nodes} x {self.gpu}", self.data_center]
+        return f"cluster {self.id} ({', '.join(filter(None, about))})"
 
 
 @dataclass(frozen=True)
@@ -101,12 +130,15 @@ class Api(Protocol):
     def get(self, pod_id: str) -> Pod:
         """Gone when there is no such pod."""
 
-    def pods(self) -> list[Pod]: ...
+    def pods(self) -> list[Pod]:
+        """Those of clusters too, where the API knows clusters."""
 
     def terminate(self, pod_id: str) -> None: ...
 
-    def offers(self, gpus: Sequence[str], count: int, cloud: str, min_cuda: str | None) -> list[Offer]:
-        """The catalogue, at least what it says of these GPUs."""
+    def offers(
+        self, gpus: Sequence[str], count: int, cloud: str, min_cuda: str | None, product: str = "POD"
+    ) -> list[Offer]:
+        """The catalogue, at least what it says of these GPUs; the stock is another one for each product."""
 
     def data_center_of(self, volume: str) -> str: ...
 
@@ -117,6 +149,19 @@ class Api(Protocol):
         self, pod_id: str, since: str | None, cursor: str | None, tail: int, *, live: bool = False
     ) -> Iterator[LogLine]:
         """The stream of a pod's log, which ends when nothing comes for a while; a live one waits longer for it."""
+
+
+class ClusterApi(Api, Protocol):
+    """Instant Clusters. A pod of one cannot be ended alone: pods of clusters are made and ended with them."""
+
+    def create_cluster(self, wanted: Wanted) -> Cluster: ...
+
+    def clusters(self) -> list[Cluster]: ...
+
+    def members(self, cluster_id: str) -> list[Pod]:
+        """Gone when there is no such cluster."""
+
+    def end_cluster(self, cluster_id: str) -> None: ...
 
 
 class ApiError(Exception):

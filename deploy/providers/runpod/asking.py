@@ -1,18 +1,40 @@
-"""Requests that may have to be asked again: with patience, within the pace, and never so that two pods are made."""
+"""Requests that may have to be asked again: with patience, within the pace, and never so that two things are made."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from deploy.providers.runpod.api import Api, ApiError, Conflict, Gone, Pod, TooMany, Unclear, Wanted
+from deploy.providers.runpod.api import Api, ApiError, Conflict, Gone, Pod, TooMany, Unclear
 from deploy.providers.runpod.notes import Notes
 from deploy.providers.runpod.pace import Clock, Limits, backoff
 from deploy.providers.runpod.words import could_not_give_back
 
 T = TypeVar("T")
+
+
+class Named(Protocol):
+    """A pod, or a cluster of them, as a list has it."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def created(self) -> float | None: ...
+
+    @property
+    def is_alive(self) -> bool: ...
+
+
+N = TypeVar("N", bound=Named)
 
 
 @dataclass(frozen=True)
@@ -38,8 +60,8 @@ class Asking:
     def pod(self, pod_id: str, patience_s: float | None = None) -> Pod:
         return self.ask(lambda: self.api.get(pod_id), patience_s)
 
-    def create(self, wanted: Wanted) -> tuple[Pod, bool]:
-        """The pod, and whether there may be twins of it, from a request that is carried out late.
+    def create(self, make: Callable[[], T], look: Callable[[], T | None]) -> tuple[T, bool]:
+        """What was made, and whether there may be twins of it, from a request that is carried out late.
 
         Names are not unique and there is no key of idempotency: after no answer, first see whether it is there.
         """
@@ -47,20 +69,15 @@ class Asking:
         unclear: Unclear | None = None
         while True:
             try:
-                return self.api.create(wanted), unclear is not None
+                return make(), unclear is not None
             except (TooMany, Unclear) as error:
                 unclear = error if isinstance(error, Unclear) else unclear
                 try:
                     self._wait(error, next(waits), until)
                 except TooMany:
                     raise unclear or error from error
-            if unclear and (found := of_family(self.pods(), wanted.name, exactly=True)):
-                return found[0], True
-
-    def end_all(self, name: str, but: str = "") -> None:
-        for pod in of_family(self.pods(), name, exactly=True):
-            if pod.id != but:
-                self.terminate(pod.id, f"{pod}, {name},")
+            if unclear and (found := look()):
+                return found, True
 
     def terminate(self, pod_id: str, what: str) -> None:
         """Until it is so: what is gone already is success, what is in between two states is asked again."""
@@ -96,10 +113,10 @@ class Asking:
         self.clock.sleep(wait_s)
 
 
-def of_family(pods: Sequence[Pod], family: str, *, exactly: bool = False) -> list[Pod]:
+def of_family(found: Sequence[N], family: str, *, exactly: bool = False) -> list[N]:
     """The living, the best first: running before starting, then the oldest. A longer word is another family."""
     begin = family if family.endswith("-") else f"{family}-"
     mine = [
-        pod for pod in pods if pod.is_alive and (pod.name == family or (not exactly and pod.name.startswith(begin)))
+        one for one in found if one.is_alive and (one.name == family or (not exactly and one.name.startswith(begin)))
     ]
-    return sorted(mine, key=lambda pod: (pod.status != "RUNNING", pod.created or 0.0, pod.id))
+    return sorted(mine, key=lambda one: (one.status != "RUNNING", one.created or 0.0, one.id))

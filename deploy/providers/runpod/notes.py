@@ -31,11 +31,12 @@ class Notes:
     def intended(self, name: str) -> dict[str, Any]:
         return _read(self.intents / f"{name}.json")
 
-    def tidy(self, there: set[str], now: float) -> None:
-        """Intents of pods that ended by themselves; not the newest, whose pod may still appear."""
+    def tidy(self, there: set[str], now: float, kind: str = "pod") -> None:
+        """Intents of what ended by itself, of one kind; not the newest, whose pod may still appear."""
         for path in self.intents.glob("*.json"):
             what = _read(path)
-            if path.stem not in there and now - (what.get("made") or what.get("asked") or 0) > KEEP_S:
+            age = now - (what.get("made") or what.get("asked") or 0)
+            if what.get("kind", "pod") == kind and path.stem not in there and age > KEEP_S:
                 path.unlink(missing_ok=True)
 
     def done_with(self, name: str) -> None:
@@ -49,10 +50,18 @@ class Notes:
         return Identity(tuple(known.get("host_keys") or ()), known.get("gpus"), known.get("memory_gib"))
 
     def remember(self, pod: Pod, identity: Identity) -> None:
-        _write(self.pods / f"{pod.id}.json", {"name": pod.name, "boot": _boot(pod), **asdict(identity)})
+        _write(
+            self.pods / f"{pod.id}.json",
+            {"name": pod.name, "cluster": pod.cluster, "boot": _boot(pod), **asdict(identity)},
+        )
 
     def forget(self, pod_id: str) -> None:
         (self.pods / f"{pod_id}.json").unlink(missing_ok=True)
+
+    def forget_cluster(self, cluster_id: str) -> None:
+        for path in self.pods.glob("*.json"):
+            if _read(path).get("cluster") == cluster_id:
+                path.unlink(missing_ok=True)
 
 
 def _boot(pod: Pod) -> list[Any]:

@@ -1,26 +1,30 @@
-"""The four verbs for pods: what is there is found by name; what is made is noted first; what is no good goes back."""
+"""The verbs: what is there is found by its name, in RunPod's list and nowhere else; one machine is a pod of its own."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from deploy import image
-from deploy.errors import DeployError, NoMachine, WrongUse, command
 from deploy.keys import project_key
 from deploy.machine import Address, Machine, MachineSpec, Volume
 from deploy.plan import slug
-from deploy.providers.runpod import events, key, prices
-from deploy.providers.runpod.api import Api, ApiError, Forbidden, Gone, LogLine, Pod, Refused, Unclear, Wanted
+from deploy.providers.runpod import clusters, events, key, prices
+from deploy.providers.runpod.api import Api, Gone, LogLine, Pod, Wanted
 from deploy.providers.runpod.asking import Asking, of_family
 from deploy.providers.runpod.boot import Boot, Unfit
-from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, choose
+from deploy.providers.runpod.clusters import Clusters
 from deploy.providers.runpod.identity import Identity
+from deploy.providers.runpod.making import Making
 from deploy.providers.runpod.notes import Notes
 from deploy.providers.runpod.pace import Clock, Limits, Pace, polls
-from deploy.providers.runpod.words import first_words, in_words, no_candidate, public_line, unlike_room
+from deploy.providers.runpod.words import in_words
 from deploy.settings import RunPod, Settings
+
+if TYPE_CHECKING:
+    from deploy.providers.runpod.rest import RestApi
 
 PYTHON = "/opt/sniperface/bin/python"  # of our image
 
@@ -43,37 +47,48 @@ class RunPodProvider:
 
     def acquire(self, spec: MachineSpec) -> Machine:
         with self._words():
-            pods = self._asking.pods()
+            if spec.nodes > 1:
+                clusters.refuse(self.settings, self.options, spec.nodes)
+                return self._clusters.acquire(spec)
+            pods = self._pods.all()
             self._notes.tidy({pod.name for pod in pods}, self.clock.time())
             for pod in of_family(pods, spec.family):
                 self.say(f"{pod} is there already, as {pod.name}")
                 try:
                     return self._machine(*self._boot.ready(pod))
                 except Unfit as unfit:
-                    self._leave_or_give_back(pod, unfit)
-            return self._new(spec)
+                    if not self._making.give_back_unused(self._pods, pod, unfit):
+                        self.say(f"{pod} is left as it is: {unfit.why}")
+            return self._making.new(self._pods, spec.name)
 
     def find(self, name: str) -> Machine | None:
         """With the address as it is now: the port is another one after each restart."""
         with self._words():
-            pods = of_family(self._asking.pods(self.limits.look_s), name, exactly=True)
+            pods = self._asking.pods(self.limits.look_s)
+            pod = next(iter(of_family(_alone(pods), name, exactly=True)), None)
+            if pod is None and self._has_clusters:
+                pod = self._clusters.find(name, pods)
+            if pod is None:
+                return None
             try:
-                pod = self._boot.addressed(pods[0]) if pods else None
+                pod = self._boot.addressed(pod)
             except Gone:
-                pod = None
-            return self._machine(pod, self._boot.identity(pod)) if pod else None
+                return None
+            return self._machine(pod, self._boot.identity(pod), name)
 
     def price(self) -> float | None:
         """Of the first candidate that may be asked for."""
         with self._words():
-            return next((candidate.usd_per_hour for candidate in self._choose().candidates), None)
+            return next((each.usd_per_hour for each in self._making.choose(self._pods.product).candidates), None)
 
     def list(self) -> list[Machine]:
         """Stopped ones too: their disks bill. One without an address (yet) has an empty host."""
         mine = f"sniperface-{slug(self.settings.project.name)}-"
         with self._words():
-            pods = [pod for pod in self._asking.pods(self.limits.look_s) if pod.name.startswith(mine)]
-        return [self._machine(pod, self._notes.identity(pod)) for pod in pods]
+            pods = self._asking.pods(self.limits.look_s)
+            named = [(pod, pod.name) for pod in _alone(pods) if pod.name.startswith(mine)]
+            named += self._clusters.named(mine, pods) if self._has_clusters else []
+        return [self._machine(pod, self._notes.identity(pod), name) for pod, name in named]
 
     def volumes(self) -> Sequence[Volume]:
         """Of the whole account: nothing here makes one, so a name says nothing of whose it is."""
@@ -92,11 +107,20 @@ class RunPodProvider:
         ]
 
     def release(self, machine: Machine) -> None:
+        """Of any machine of a cluster: of all of them, because RunPod ends no pod of one alone."""
+        plain = clusters.plain_name(machine.name)
         with self._words():
-            named = [] if machine.id else [pod.id for pod in self._asking.pods() if pod.name == machine.name]
-            for pod_id in [machine.id] if machine.id else named:
-                self._asking.terminate(pod_id, f"pod {pod_id}, {machine.name},")
-        self._notes.done_with(machine.name)
+            if machine.group:
+                self._clusters.end_by_id(machine.group, f"cluster {machine.group}, {plain},")
+            elif machine.id:
+                self._asking.terminate(machine.id, f"pod {machine.id}, {machine.name},")
+            else:
+                for pod in [pod for pod in self._pods.all() if pod.name == machine.name]:
+                    self._pods.end(pod)
+                for cluster in self._clusters.all() if self._has_clusters else []:
+                    if cluster.name in (plain, machine.name):
+                        self._clusters.end(cluster)
+        self._notes.done_with(plain if machine.group else machine.name)
 
     def log(self, machine: Machine, *, follow: bool = False) -> Iterator[str]:
         """What the container printed, also when SSH is down; with `follow` across cuts, for as long as it is read.
@@ -114,133 +138,15 @@ class RunPodProvider:
             return follow
 
         with self._words():
-            if self._api.has_log:
+            if self._api.has_log and machine.id:
                 yield from (line.text for line in events.follow(stream, between) if line.source == "container")
 
-    # A new one
+    # One that was had
 
-    def _new(self, spec: MachineSpec) -> Machine:
-        target, chosen = self.settings.target.name, self._choose()
-        refusals, twins = [*chosen.refusals], False
-        public_key = public_line(project_key(self.settings)[1])
-        for candidate in chosen.candidates:
-            self._notes.intend(spec.name, target=target, candidate=str(candidate), asked=self.clock.time())
-            self.say(f"asking for {candidate}, {candidate.usd_per_hour:.2f} USD an hour")
-            try:
-                pod, was_unclear = self._asking.create(self._wanted(spec.name, candidate, public_key))
-            except (Refused, Forbidden) as error:
-                refusals.append(Refusal(str(candidate), str(error), by_rule=unlike_room(error)))
-                continue
-            except Unclear as error:  # the note stays: there may be a pod
-                raise NoMachine(
-                    f"RunPod did not say whether it made the pod {spec.name}; if it did, it bills: {error}",
-                    next_command=f"{command(f'deploy --on {target}')}   (finds it by its name)",
-                ) from error
-            except (ApiError, DeployError):
-                self._notes.done_with(spec.name)
-                raise
-            except BaseException:  # Ctrl-C while RunPod was making it; the note stays, should it show later
-                self.say(f"seeing whether {spec.name} was made, to give it back")
-                self._asking.end_all(spec.name)
-                raise
-            twins = twins or was_unclear
-            try:
-                return self._handed_out(pod, spec.name, may_have_twins=twins)
-            except Unfit as unfit:
-                self.say(f"{pod} is given back: {unfit.why}")
-                self._asking.terminate(pod.id, f"{pod}, {pod.name},")
-                refusals.append(Refusal(str(candidate), first_words(unfit.why, unfit.evidence)))
-        if twins:
-            self._asking.end_all(spec.name)
-        self._notes.done_with(spec.name)
-        raise no_candidate(target, refusals)
-
-    def _handed_out(self, pod: Pod, name: str, *, may_have_twins: bool) -> Machine:
-        """From here on it bills: it is handed out, given back, or named in the error."""
-        note = {"target": self.settings.target.name, "pod": pod.id, "made": self.clock.time()}
-        try:
-            self._notes.intend(name, **note)
-            self._refuse_dear(pod)
-            pod, identity = self._boot.ready(pod)
-            self._refuse_dear(pod)  # not every API tells the price at once
-            if may_have_twins:
-                self._asking.end_all(name, but=pod.id)
-            machine = self._machine(pod, identity)
-            self._notes.intend(name, **note, handed_out=True)
-            return machine
-        except Unfit:
-            raise  # goes back, and the next candidate is tried
-        except BaseException as error:
-            self.say(f"giving {pod} back")
-            try:
-                self._asking.terminate(pod.id, f"{pod}, {pod.name},")
-                if may_have_twins:
-                    self._asking.end_all(name)
-            except DeployError as left:
-                raise NoMachine(f"{error or 'interrupted'}; and {left}", next_command=left.next_command) from error
-            self._notes.done_with(name)
-            raise
-
-    def _refuse_dear(self, pod: Pod) -> None:
-        ceiling = self.options.max_usd_per_hour
-        if ceiling is not None and pod.usd_per_hour > ceiling + 1e-9:
-            raise Unfit(f"it costs {pod.usd_per_hour:.2f} USD an hour, more than max_usd_per_hour: {ceiling:g}")
-
-    def _choose(self) -> Chosen:
-        options, where = self.options, f"conf/deploy/{self.settings.target.name}.yaml"
-        center = None
-        if options.volume:
-            volume = options.volume
-            if options.cloud != "SECURE":
-                raise WrongUse(f"volume in {where}: network volumes are in the SECURE cloud only")
-            try:
-                center = self._asking.ask(lambda: self._api.data_center_of(volume))
-            except Gone as error:
-                raise WrongUse(f"volume in {where}: RunPod has no network volume '{volume}'") from error
-            if options.data_centers and center not in options.data_centers:
-                raise WrongUse(f"the volume '{volume}' is in {center}, which data_centers in {where} leaves out")
-        asked = options.gpus, options.gpu_count, options.cloud, options.min_cuda
-        return choose(options, self._asking.ask(lambda: self._api.offers(*asked)), center)
-
-    def _wanted(self, name: str, candidate: Candidate, public_key: str) -> Wanted:
-        options = self.options
-        return Wanted(
-            name=name,
-            image=self._image(),
-            gpu=candidate.gpu,
-            gpu_count=options.gpu_count,
-            public_key=public_key,
-            cloud=options.cloud,
-            data_center=candidate.data_center,
-            min_cuda=options.min_cuda,
-            disk_gib=options.disk_gib,
-            volume=options.volume,
-            volume_path=options.volume_path,
-            registry=options.registry,
-        )
-
-    def _image(self) -> str:
-        """Without a tag of the user's it is the environment's own, under which `invoke push` has put it."""
-        name = self.options.image
-        has_tag = ":" in name.rpartition("/")[2] or "@" in name
-        return name if has_tag else f"{name}:{image.tag(self.settings.project)}"
-
-    # One that is there
-
-    def _leave_or_give_back(self, pod: Pod, unfit: Unfit) -> None:
-        """One that was in use is never ended here, whatever the settings say now; one that never was goes back."""
-        intent = self._notes.intended(pod.name)
-        if intent.get("pod") == pod.id and not intent.get("handed_out"):
-            self.say(f"{pod} is given back: {unfit.why}")
-            self._asking.terminate(pod.id, f"{pod}, {pod.name},")
-            self._notes.done_with(pod.name)
-        else:
-            self.say(f"{pod} is left as it is: {unfit.why}")
-
-    def _machine(self, pod: Pod, identity: Identity) -> Machine:
+    def _machine(self, pod: Pod, identity: Identity, name: str = "") -> Machine:
         private = project_key(self.settings)[0]
         return Machine(
-            name=pod.name,
+            name=name or pod.name,
             provider="runpod",
             root=self.settings.root,
             python=PYTHON,
@@ -252,6 +158,7 @@ class RunPodProvider:
             created=self._created(pod),
             gpu=pod.gpu,
             is_stopped=pod.is_stopped,
+            group=pod.cluster,
         )
 
     def _created(self, pod: Pod) -> float | None:
@@ -264,14 +171,37 @@ class RunPodProvider:
 
     @cached_property
     def _api(self) -> Api:
-        pace = Pace(self.clock, self.limits.calls_per_minute, self._tell)
         if self.options.api == "sdk":
             from deploy.providers.runpod.sdk import SdkApi
 
-            return SdkApi(key.load(), pace)
+            return SdkApi(key.load(), self._pace)
+        return self._rest
+
+    @cached_property
+    def _rest(self) -> RestApi:
         from deploy.providers.runpod.rest import RestApi
 
-        return RestApi(key.load(), pace, self.limits)
+        return RestApi(key.load(), self._pace, self.limits)
+
+    @cached_property
+    def _pace(self) -> Pace:
+        return Pace(self.clock, self.limits.calls_per_minute, self._tell)
+
+    @property
+    def _has_clusters(self) -> bool:
+        return self.options.api == "v2"
+
+    @cached_property
+    def _pods(self) -> _Pods:
+        return _Pods(self._asking, self._boot, self._making, self._machine)
+
+    @cached_property
+    def _clusters(self) -> Clusters:
+        return Clusters(self._rest, self._asking, self._boot, self._making, self._machine)
+
+    @cached_property
+    def _making(self) -> Making:
+        return Making(self.settings, self.options, self._asking)
 
     @cached_property
     def _asking(self) -> Asking:
@@ -290,6 +220,38 @@ class RunPodProvider:
 
     def _words(self) -> contextlib.AbstractContextManager[None]:
         return in_words(f"conf/deploy/{self.settings.target.name}.yaml")
+
+
+@dataclass(frozen=True)
+class _Pods:
+    """One machine, as `Making` asks for it."""
+
+    asking: Asking
+    boot: Boot
+    making: Making
+    machine: Callable[[Pod, Identity], Machine]
+    word = "pod"
+    product = "POD"
+
+    def create(self, wanted: Wanted) -> Pod:
+        return self.asking.api.create(wanted)
+
+    def all(self) -> list[Pod]:
+        return _alone(self.asking.pods())
+
+    def ready(self, made: Pod) -> Machine:
+        self.making.refuse_dear(made)
+        pod, identity = self.boot.ready(made)
+        self.making.refuse_dear(pod)  # not every API tells the price at once
+        return self.machine(pod, identity)
+
+    def end(self, made: Pod) -> None:
+        self.asking.terminate(made.id, f"{made}, {made.name},")
+
+
+def _alone(pods: Sequence[Pod]) -> list[Pod]:
+    """One that is part of a cluster is never taken for a machine of its own."""
+    return [pod for pod in pods if pod.cluster is None]
 
 
 def _silent(text: str) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote
@@ -24,6 +25,7 @@ from deploy.providers.runpod.api import (
     BASE_URL_VARIABLE,
     KINDS,
     ApiError,
+    Cluster,
     LogLine,
     NetworkVolume,
     Offer,
@@ -56,14 +58,31 @@ class RestApi:
         return _pod(self._json("GET", f"/v2/pods/{_safe(pod_id)}"))
 
     def pods(self) -> list[Pod]:
-        return [_pod(each) for each in self._json("GET", "/v2/pods")["pods"]]
+        found = self._json("GET", "/v2/pods", query={"includeClusterPods": "true"})
+        return [_pod(each) for each in found["pods"]]
 
     def terminate(self, pod_id: str) -> None:
         self._send("DELETE", f"/v2/pods/{_safe(pod_id)}", urgent=True)
 
-    def offers(self, gpus: Sequence[str], count: int, cloud: str, min_cuda: str | None) -> list[Offer]:  # noqa: ARG002
+    def create_cluster(self, wanted: Wanted) -> Cluster:
+        return _cluster(self._json("POST", "/v2/clusters", body=body_of_cluster(wanted)))
+
+    def clusters(self) -> list[Cluster]:
+        return [_cluster(each) for each in self._json("GET", "/v2/clusters")["clusters"]]
+
+    def members(self, cluster_id: str) -> list[Pod]:
+        found = self._json("GET", f"/v2/clusters/{_safe(cluster_id)}/pods")["pods"]
+        return [replace(_pod(each), cluster=cluster_id) for each in found]
+
+    def end_cluster(self, cluster_id: str) -> None:
+        self._send("DELETE", f"/v2/clusters/{_safe(cluster_id)}", urgent=True)
+
+    def offers(
+        self, gpus: Sequence[str], count: int, cloud: str, min_cuda: str | None, product: str = "POD"
+    ) -> list[Offer]:
         """The whole catalogue in one call."""
-        asked = {"include": "AVAILABILITY", "product": "POD", "count": str(count), "cloud": cloud}
+        del gpus
+        asked = {"include": "AVAILABILITY", "product": product, "count": str(count), "cloud": cloud}
         found = self._json(
             "GET", "/v2/catalog/gpus", query={**asked, **({"minCudaVersion": min_cuda} if min_cuda else {})}
         )
@@ -165,11 +184,29 @@ def _log_lines(answer: requests.Response, limit_s: float | None) -> Iterator[Log
 def body_of(wanted: Wanted) -> dict[str, Any]:
     """Nothing that is not asked for: v2 refuses what it does not know. `gpu.count` always, lest nothing matches."""
     gpu = {"id": wanted.gpu, "count": wanted.gpu_count}
+    body = {
+        **_container(wanted),
+        "gpu": {**gpu, "minCudaVersion": wanted.min_cuda} if wanted.min_cuda else gpu,
+        "cloud": wanted.cloud,
+    }
+    if wanted.registry:
+        body["registry"] = wanted.registry
+    return body
+
+
+def body_of_cluster(wanted: Wanted) -> dict[str, Any]:
+    """Its fields are fewer: no cloud, no floor for CUDA, no credentials for a registry."""
+    return {
+        **_container(wanted),
+        "type": "TRAINING",
+        "compute": {"gpuTypeId": wanted.gpu, "gpuCountPerPod": wanted.gpu_count, "podCount": wanted.nodes},
+    }
+
+
+def _container(wanted: Wanted) -> dict[str, Any]:
     body: dict[str, Any] = {
         "name": wanted.name,
         "image": wanted.image,
-        "gpu": {**gpu, "minCudaVersion": wanted.min_cuda} if wanted.min_cuda else gpu,
-        "cloud": wanted.cloud,
         "disk": wanted.disk_gib,
         "ports": ["22/tcp"],
         "env": {"PUBLIC_KEY": wanted.public_key},
@@ -178,15 +215,13 @@ def body_of(wanted: Wanted) -> dict[str, Any]:
         body["dataCenterIds"] = [wanted.data_center]
     if wanted.volume:
         body["mounts"] = {"network": [{"volumeId": wanted.volume, "path": wanted.volume_path}]}
-    if wanted.registry:
-        body["registry"] = wanted.registry
     return body
 
 
 def _pod(values: Mapping[str, Any]) -> Pod:
     """The Pod of the specification; v2 says nothing of a machine's memory."""
     gpu, runtime = values.get("gpu") or {}, values.get("runtime") or {}
-    gpus = runtime.get("gpus")
+    gpus, cluster = runtime.get("gpus"), values.get("cluster") or {}
     direct = (values.get("ssh") or {}).get("direct") or _ssh_port(runtime.get("ports") or [])
     return Pod(
         id=str(values["id"]),
@@ -203,6 +238,22 @@ def _pod(values: Mapping[str, Any]) -> Pod:
         created=unix_time(values.get("createdAt")),
         started=values.get("startedAt"),
         volume_gb=int(((values.get("mounts") or {}).get("persistent") or {}).get("size") or 0),
+        cluster=cluster.get("id"),
+        rank=cluster.get("rank"),
+    )
+
+
+def _cluster(values: Mapping[str, Any]) -> Cluster:
+    compute = values["compute"]
+    return Cluster(
+        id=str(values["id"]),
+        name=str(values["name"]),
+        nodes=int(compute["podCount"]),
+        gpu=str(compute["gpuTypeId"]),
+        type=str(values["type"]),
+        running=int(values["pods"]["byStatus"].get("RUNNING", 0)),
+        data_center=values.get("dataCenterId"),
+        created=unix_time(values.get("createdAt")),
     )
 
 

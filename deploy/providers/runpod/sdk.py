@@ -102,8 +102,11 @@ class SdkApi:
         if left and left.get("desiredStatus") != "TERMINATED":
             raise Unclear(f"pod {pod_id} is still there")
 
-    def offers(self, gpus: Sequence[str], count: int, cloud: str, min_cuda: str | None) -> list[Offer]:  # noqa: ARG002
+    def offers(
+        self, gpus: Sequence[str], count: int, cloud: str, min_cuda: str | None, product: str = "POD"
+    ) -> list[Offer]:
         """One call a GPU. The price is the list's; of stock it says only whether there is any at all."""
+        del min_cuda, product
         found = []
         for gpu in gpus:
             refuse_unsafe({"gpus": gpu})

@@ -32,7 +32,7 @@ def unlike_room(error: ApiError) -> bool:
     return isinstance(error, Refused) and not ROOM.search(str(error))
 
 
-def no_candidate(target: str, refusals: Sequence[Refusal]) -> NoMachine:
+def no_candidate(target: str, refusals: Sequence[Refusal], what: str = "machine") -> NoMachine:
     """A rule that is broken is refused for each candidate alike; no room is an answer for one."""
     where = f"conf/deploy/{target}.yaml"
     asked = [refusal for refusal in refusals if refusal.by_rule]
@@ -40,17 +40,17 @@ def no_candidate(target: str, refusals: Sequence[Refusal]) -> NoMachine:
         message = f"RunPod refused every candidate of target '{target}', perhaps the request itself: {asked[-1].why}"
         following = f"look at {where}"
     else:
-        message = f"RunPod has no machine for target '{target}' now"
+        message = f"RunPod has no {what} for target '{target}' now"
         following = f"{command(f'deploy --on {target}')}   (later, or with more gpus or data_centers in {where})"
     if any("max_usd_per_hour" in refusal.why for refusal in refusals):
         following = f"raise max_usd_per_hour or name other gpus in {where}, then: {command(f'deploy --on {target}')}"
     return NoMachine(message, evidence=[str(refusal) for refusal in refusals], next_command=following)
 
 
-def could_not_give_back(what: str, error: ApiError) -> StepFailed:
+def could_not_give_back(what: str, error: ApiError, page: str = "pods") -> StepFailed:
     return StepFailed(
         f"{what} could not be given back and bills on: {error}",
-        next_command="terminate it at https://console.runpod.io/pods",
+        next_command=f"terminate it at https://console.runpod.io/{page}",
     )
 
 

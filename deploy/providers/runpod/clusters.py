@@ -1,0 +1,220 @@
+"""Several machines at once: the pods of one Instant Cluster, which RunPod makes together and ends together.
+
+A pod of a cluster can neither be deleted nor stopped alone, so whichever machine of it is released, all of them are.
+What its pods are called is RunPod's affair: to us the one of rank k in cluster NAME is NAME-node<k>, the first is NAME.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from deploy.errors import NoMachine, WrongUse, command
+from deploy.machine import Machine, MachineSpec, node_name, node_of
+from deploy.providers.runpod.api import ApiError, Cluster, ClusterApi, Gone, Pod, Wanted
+from deploy.providers.runpod.asking import Asking, of_family
+from deploy.providers.runpod.boot import Boot, Unfit
+from deploy.providers.runpod.identity import Identity
+from deploy.providers.runpod.making import Making
+from deploy.providers.runpod.pace import polls
+from deploy.providers.runpod.words import could_not_give_back
+from deploy.settings import RunPod, Settings
+
+MOST_NODES = 250
+AsMachine = Callable[[Pod, Identity, str], Machine]  # a pod, what its log said of it, and its name to us
+
+
+class Clusters:
+    word = "cluster"
+    product = "CLUSTER"
+
+    def __init__(self, api: ClusterApi, asking: Asking, boot: Boot, making: Making, machine: AsMachine) -> None:
+        self.api = api
+        self.asking = asking
+        self.boot = boot
+        self.making = making
+        self.machine = machine
+        self.chosen = ""  # id of the one whose first machine was handed out last; the others are of the same
+
+    def acquire(self, spec: MachineSpec) -> Machine:
+        """Node 0 when all of them answer, and then each other one as it is."""
+        found = self.all()
+        if spec.node:
+            return self._other_node(spec, found)
+        self.asking.notes.tidy({each.name for each in found}, self.asking.clock.time(), self.word)
+        for cluster in of_family(found, spec.family):
+            if not _fits(cluster, spec):
+                self.asking.say(f"{cluster}, {cluster.name}, is left as it is: {spec.nodes} machines are asked for")
+                continue
+            self.asking.say(f"{cluster} is there already, as {cluster.name}")
+            try:
+                machine = self._whole(cluster, lambda _: None)
+            except Unfit as unfit:
+                self._give_back_or_refuse(cluster, unfit)
+            else:
+                self.chosen = cluster.id
+                return machine
+        machine = self.making.new(self, spec.name, spec.nodes)
+        self.chosen = machine.group or ""
+        return machine
+
+    def find(self, name: str, pods: Sequence[Pod]) -> Pod | None:
+        """The living pod that is `name` to us, among those that the account has."""
+        if not any(pod.cluster for pod in pods):
+            return None
+        ids = {each.name: each.id for each in self.all(self.asking.limits.look_s)}
+        for plain, node in ((name, 0), (plain_name(name), node_of(name))):
+            if plain in ids:
+                mine = (pod for pod in pods if (pod.cluster, pod.rank) == (ids[plain], node))
+                return next((pod for pod in mine if pod.is_alive), None)
+        return None
+
+    def named(self, begin: str, pods: Sequence[Pod]) -> list[tuple[Pod, str]]:
+        """Every pod of clusters whose name begins so, with its name to us; a cluster without one stands for itself."""
+        clusters = self.all(self.asking.limits.look_s)
+        found = []
+        for cluster in clusters:
+            if cluster.name.startswith(begin):
+                mine = [pod for pod in pods if pod.cluster == cluster.id] or [_nothing_yet(cluster)]
+                found += [(pod, node_name(cluster.name, rank)) for rank, pod in _ranked(mine)]
+        # One list may be younger than the other: what bills is shown, under whatever name it has.
+        known = {each.id for each in clusters}
+        unknown = [pod for pod in pods if pod.cluster and pod.cluster not in known and pod.name.startswith(begin)]
+        return [*found, *((pod, pod.name) for pod in unknown)]
+
+    # What `Making` asks for
+
+    def create(self, wanted: Wanted) -> Cluster:
+        return self.api.create_cluster(wanted)
+
+    def all(self, patience_s: float | None = None) -> list[Cluster]:
+        return self.asking.ask(self.api.clusters, patience_s)
+
+    def ready(self, made: Cluster) -> Machine:
+        return self._whole(made, self._refuse_other)
+
+    def end(self, made: Cluster) -> None:
+        self.end_by_id(made.id, f"{made}, {made.name},")
+
+    def end_by_id(self, cluster_id: str, what: str) -> None:
+        """What is gone already is success."""
+        try:
+            self.asking.ask(lambda: self.api.end_cluster(cluster_id))
+        except Gone:
+            pass
+        except ApiError as error:
+            raise could_not_give_back(what, error, "cluster") from error
+        self.asking.notes.forget_cluster(cluster_id)
+
+    # One that is there
+
+    def _whole(self, cluster: Cluster, refuse: Callable[[Pod], None]) -> Machine:
+        """Its first machine, when each has an SSH server that has said who it is, and what it should have."""
+        first: Machine | None = None
+        for rank, pod in enumerate(self._members(cluster)):
+            refuse(pod)
+            ready, identity = self.boot.ready(pod)
+            refuse(ready)  # the price may have come late
+            first = first or self.machine(ready, identity, node_name(cluster.name, rank))
+        assert first is not None  # `_members` gives as many as were asked for
+        return first
+
+    def _members(self, cluster: Cluster) -> list[Pod]:
+        """All of them in the order of their ranks, which come some time after the cluster."""
+        clock = self.asking.clock
+        began, waits = clock.now(), polls()
+        while True:
+            try:
+                pods = self.asking.ask(lambda: self.api.members(cluster.id))
+            except Gone as error:
+                raise Unfit("it vanished") from error
+            if ended := [pod for pod in pods if not pod.is_alive]:
+                lines = self.asking.last_lines(ended[0])
+                raise Unfit(f"machine {ended[0].rank} of it, {ended[0].id}, has ended ({ended[0].status})", lines)
+            in_order = sorted(pods, key=lambda pod: -1 if pod.rank is None else pod.rank)
+            if [pod.rank for pod in in_order] == list(range(cluster.nodes)):
+                return in_order
+            self.asking.say(f"{cluster}: waiting for its pods, {clock.now() - began:.0f} s")
+            wait_s = next(waits)
+            if clock.now() + wait_s > began + self.boot.wait_min * 60:
+                ranks = ", ".join("none" if pod.rank is None else str(pod.rank) for pod in in_order)
+                raise NoMachine(
+                    f"{cluster}, {cluster.name}, did not have its {cluster.nodes} pods within "
+                    f"wait_min: {self.boot.wait_min:g} (ranks: {ranks or 'no pod at all'})"
+                )
+            clock.sleep(wait_s)
+
+    def _refuse_other(self, pod: Pod) -> None:
+        """Data centres are a preference to RunPod here, and a price is known once there is a pod."""
+        self.making.refuse_dear(pod)
+        allowed = self.making.options.data_centers
+        if allowed and pod.data_center and pod.data_center not in allowed:
+            raise Unfit(f"it is in {pod.data_center}, which data_centers leaves out")
+
+    def _give_back_or_refuse(self, cluster: Cluster, unfit: Unfit) -> None:
+        """A second cluster beside one that bills is never made: the user, or its own guard, ends that one first."""
+        if cluster.id not in {each.id for each in self.all()}:
+            self.asking.say(f"{cluster} is gone")
+        elif not self.making.give_back_unused(self, cluster, unfit):
+            following = command(f"down --on {self.making.settings.target.name}")
+            raise NoMachine(
+                f"{cluster}, {cluster.name}, is no good any more and bills on: {unfit.why}",
+                evidence=unfit.evidence,
+                next_command=f"{following}   (brings home what is there)",
+            )
+
+    def _other_node(self, spec: MachineSpec, found: Sequence[Cluster]) -> Machine:
+        mine = [each for each in of_family(found, spec.family) if _fits(each, spec)]
+        best = sorted(mine, key=lambda each: (each.id != self.chosen, each.name != plain_name(spec.name)))
+        if not best:
+            raise NoMachine(f"the cluster that {spec.name} belongs to is not there (any more): ask for node 0 first")
+        name = node_name(best[0].name, spec.node)
+        try:
+            pod, identity = self.boot.ready(self._members(best[0])[spec.node])
+        except Unfit as unfit:
+            raise NoMachine(f"{name} of {best[0]} is no good: {unfit.why}", evidence=unfit.evidence) from unfit
+        return self.machine(pod, identity, name)
+
+
+def refuse(settings: Settings, options: RunPod, nodes: int) -> None:
+    """What a cluster cannot be asked for, before anything is."""
+    where, alone = f"conf/deploy/{settings.target.name}.yaml", "a run on several machines, an Instant Cluster of RunPod"
+    wrong = {
+        "which api: sdk does not know: set api: v2": options.api != "v2",
+        "has at most 250 of them": nodes > MOST_NODES,
+        "gets no credentials for a registry: leave registry out, and let the image be public": bool(options.registry),
+        "cannot be asked for in the COMMUNITY cloud: set cloud: SECURE": options.cloud != "SECURE",
+        "cannot be asked for by its CUDA version: leave min_cuda out": bool(options.min_cuda),
+        "cannot be stopped, only ended: set on_end: keep, or terminate": settings.target.on_end == "stop",
+    }
+    for words, is_so in wrong.items():
+        if is_so:
+            raise WrongUse(f"{alone}, {words} in {where}")
+
+
+def plain_name(name: str) -> str:
+    """Of the cluster that a machine belongs to: its first machine has the same."""
+    return name.removesuffix(f"-node{node_of(name)}")
+
+
+def _fits(cluster: Cluster, spec: MachineSpec) -> bool:
+    return cluster.nodes == spec.nodes and cluster.type == "TRAINING"
+
+
+def _ranked(pods: Sequence[Pod]) -> list[tuple[int, Pod]]:
+    """Those without a rank yet get the places that are free, so that each has a name of its own."""
+    taken = {pod.rank for pod in pods}
+    free = (rank for rank in range(len(pods) * 2) if rank not in taken)
+    ranked = [(next(free) if pod.rank is None else pod.rank, pod) for pod in pods]
+    return sorted(ranked, key=lambda each: each[0])
+
+
+def _nothing_yet(cluster: Cluster) -> Pod:
+    return Pod(
+        id="",
+        name=cluster.name,
+        status="PROVISIONING",
+        gpu=cluster.gpu,
+        data_center=cluster.data_center,
+        created=cluster.created,
+        cluster=cluster.id,
+    )
