@@ -1,16 +1,19 @@
-"""The provider before pods that are real containers of our image: its SSH server, its log, its ports."""
+"""The provider before pods that are real containers of our image: its SSH server, its log, its ports, its network."""
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
 
-from deploy.machine import Machine, MachineSpec
+from deploy.machine import Machine, MachineSpec, node_name
 from deploy.plan import slug
 from deploy.providers.runpod import RunPodProvider
+from deploy.providers.runpod.provider import PYTHON
 from deploy.settings import RunPod, Settings, Target
 from deploy.shell import open_shell
 from tests.emulators.rig import breaches
@@ -18,6 +21,9 @@ from tests.emulators.runpod import KEY, Emulator
 from tests.emulators.runpod_pods import LABEL, docker
 
 pytestmark = pytest.mark.slow
+
+NETWORK = f"sniperface-emulator-{os.getpid()}-"
+GREETING = "import socket, sys; print(socket.create_connection((sys.argv[1], 22), 10).recv(99).decode())"
 
 
 @pytest.fixture
@@ -82,4 +88,46 @@ def test_a_pod_from_its_creation_to_its_end(emulator: Emulator, api: str, tmp_pa
     provider.release(again)
     assert provider.list() == []
     assert containers(emulator) == []
+    assert breaches(emulator) == []
+
+
+def test_a_cluster_from_its_creation_to_its_end(emulator: Emulator, tmp_path: Path) -> None:
+    """Two machines, one asked for after the other, that reach each other in a network of their own."""
+    options = RunPod(gpus=("NVIDIA RTX A4500",), image="me/sniperface:1", min_memory_gib=0.5, wait_min=2)
+    settings = Settings(tmp_path, Target("runpod", "runpod", "/workspace/sniperface", options=options))
+    provider = RunPodProvider(settings)
+    family = f"sniperface-{slug(tmp_path.name)}-runpod-"
+    root = PurePosixPath("/workspace/sniperface")
+    specs = [MachineSpec(node_name(f"{family}r1", node), family, root, node, 2) for node in range(2)]
+
+    machines = [provider.acquire(spec) for spec in specs]
+    assert [machine.name for machine in machines] == [f"{family}r1", f"{family}r1-node1"]
+    assert [provider.acquire(spec) for spec in specs] == machines
+    assert [provider.find(spec.name) for spec in specs] == machines
+    assert provider.list() == machines
+    assert len(containers(emulator)) == 2
+    for machine in machines:
+        assert machine.address
+        assert set(machine.address.host_keys) == scanned(machine)
+    shells = [open_shell(machine, settings.notes) for machine in machines]
+    try:
+        addresses = [shell.run(["sh", "-c", "echo $NODE_ADDR"]).text.strip() for shell in shells]
+        assert addresses[0] != addresses[1]
+        for shell, rank, other in zip(shells, range(2), reversed(addresses), strict=True):
+            told = shell.run(
+                ["sh", "-c", "echo $NODE_RANK $NUM_NODES $MASTER_ADDR $RUNPOD_POD_ID; cat /proc/self/mounts"]
+            )
+            assert told.text.splitlines()[0] == f"{rank} 2 {addresses[0]} {machines[rank].id}"
+            assert re.search(r" /dev/shm tmpfs \S*size=65536k", told.text)  # as the documents of RunPod have it
+            assert shell.run([PYTHON, "-c", GREETING, other]).text.startswith("SSH-2.0-")
+    finally:
+        for shell in shells:
+            shell.close()
+
+    provider.release(machines[1])
+    provider.release(machines[0])
+    assert provider.list() == []
+    assert [provider.find(spec.name) for spec in specs] == [None, None]
+    assert containers(emulator) == []
+    assert docker("network", "ls", "--quiet", "--filter", f"name={NETWORK}{machines[0].group}") == ""
     assert breaches(emulator) == []
