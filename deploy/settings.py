@@ -61,7 +61,7 @@ class RunPod:
     gpu_count: int = 1
     data_centers: tuple[str, ...] = ()  # none: any
     cloud: str = "SECURE"  # or COMMUNITY
-    max_usd_per_hour: float | None = None  # for the whole machine
+    max_usd_per_hour: float | None = None  # for one whole machine; where there are several, for each
     min_cuda: str | None = None
     min_memory_gib: float | None = None  # a machine with less is given back after boot
     disk_gib: int = 40
