@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from deploy import runs
 from deploy.machine import Machine
 from deploy.pod import metrics, places, processes, restore, sync
 from deploy.pod.folder import RunFolder, read_json
@@ -366,3 +367,72 @@ def read(path: str) -> str:
         return Path(path).read_text(errors="replace")
     except OSError:
         return ""
+
+
+# What a run may cost, all attempts together
+
+
+def spend(box: Box, run: Path, **told: float) -> None:
+    """As if these machines had been seen to cost so much."""
+    place = box.project.path / "runs" / run.name / "run.json"
+    place.write_text(json.dumps({**read_json(place), "spend": told}), encoding="utf-8")
+
+
+def test_a_watched_run_costs_no_more_than_it_may(box: Box, tmp_path: Path) -> None:
+    """The sum of its machines counts, by default against the target's max_usd; with money left it goes on, and what
+    earlier machines have cost is not forgotten."""
+    box.target(max_usd=7)
+    run = begin(box)
+    newer(run)
+    box.invoke("fetch-checkpoint")
+    lose(box, run, tmp_path)
+    spend(box, run, first=4.5, second=2.75)
+    for flags, allowed in (((), "$7"), (("--max-usd", "5"), "$5")):
+        said = box.invoke("watch", *flags).stdout
+        assert f"it has cost $7.25, which is all that {allowed} allow: it does not go on" in said
+        assert "going on elsewhere" not in said
+    assert not box.root.exists()
+    assert box.json("status")["spend_usd"] == 7.25
+    assert "going on elsewhere" in box.invoke("watch", "--max-usd", "8").stdout
+    assert (box.json("status")["state"], box.json("status")["spend_usd"]) == ("succeeded", 7.25)
+
+
+def test_a_running_run_is_stopped_at_what_it_may_cost(box: Box) -> None:
+    """With what earlier attempts have cost, on other machines."""
+    run = begin(box, epochs=200)
+    spend(box, run, first=4.5)
+    newer(run)
+    said = box.invoke("watch", "--max-usd", "4").stdout
+    assert "this run has cost $4.50, which is all that $4 allow" in said
+    assert box.json("status")["state"] == "stopped"
+
+
+def test_what_a_machine_has_cost_is_counted_once(tmp_path: Path) -> None:
+    """It tells the whole of it each time; another one's comes on top; nobody tells less than before."""
+    record = runs.Record("r", "x", "x", "running", 1, "2026-01-01", None, 1.0, "iresnet", "/r", "m")
+    for told in ({"a": 1.0}, {"a": 2.5}, {"b": 0.5}, {"a": 0.0}, {}):
+        record = runs.spent(tmp_path, record, told)
+    assert (record.spend, record.spend_usd) == ({"a": 2.5, "b": 0.5}, 3.0)
+    assert runs.every(tmp_path)[0].spend_usd == 3.0
+
+
+@pytest.mark.slow  # a watch pauses for a quarter of a minute
+def test_a_machine_that_cannot_be_had_at_first_is_asked_for_again(box: Box, tmp_path: Path) -> None:
+    """The first try fails; that is no reason to give up the run."""
+    run = begin(box)
+    newer(run)
+    box.invoke("fetch-checkpoint")
+    lose(box, run, tmp_path)
+    box.root.write_text("a file where the folder should be")
+    watching = box.project.start("watch", "--on", "box")
+    assert watching.stdout
+    said = []
+    while not said or "trying again in" not in said[-1]:
+        said.append(watching.stdout.readline())
+        assert said[-1], said
+    assert "cannot be written" in said[-1]
+    box.root.unlink()
+    rest, complaint = watching.communicate(timeout=120)
+    assert watching.returncode == 0, complaint
+    assert rest.splitlines()[-1].endswith("succeeded")
+    assert_each_step_is_told_once(run)
