@@ -30,6 +30,15 @@ def bring(reached: Reached, screen: Screen) -> dict[str, Any] | None:
     return bring_checkpoint(reached, whole[-1], None, screen) if whole else None
 
 
+def bring_others(reached: Reached) -> None:
+    """Log and status of each other machine of a run, into `nodes/<rank>/`: why one of them left is written there."""
+    for rank, other in enumerate(reached.others(), start=1):
+        with _one_at_a_time(reached.settings):
+            for file in (other.folder.log, other.folder.status):
+                if other.shell.size(file) is not None:
+                    transfer.fetch(other.shell, file, Path(reached.home.path / "nodes" / str(rank) / file.name))
+
+
 def bring_record(reached: Reached) -> None:
     """What a run says about itself, as far as it has come."""
     home = reached.home

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deploy import answers, facts, home, job, reach, runs, saved
+from deploy import answers, checkpoints, facts, home, job, reach, runs, saved
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.machine import Machine
 from deploy.phases import Stopwatch
@@ -104,6 +104,7 @@ def _start(
             record = runs.update(book, record, run_dir=plan.run_dir, **_names([each.machine for each in made]))
             folder = RunFolder(machine.path(plan.run_dir))
             if plan.attempt > 1:
+                _gather_checkpoints(at, record, screen)
                 restored = saved.restore(at.settings, machine, shell, plan, screen)
                 made = [replace(each, plan=going_on(each.plan)) for each in made] if restored.note else made
                 runs.save_plan(book, made[0].plan)
@@ -118,6 +119,21 @@ def _start(
         reason = error.message if isinstance(error, DeployError) else str(error) or "interrupted before it ran"
         runs.update(book, record, state="failed", reason=reason)
         raise
+
+
+def _gather_checkpoints(at: Reach, record: Record, screen: Screen) -> None:
+    """Of several machines another one may have written before, when addresses were others: what it has comes home."""
+    first = at.run(record)
+    for other in first.others():
+        found = [checkpoints.whole(each.shell, each.folder)[-1:] for each in (other, first)]
+        newest = max((checkpoints.age(one[0]) for one in [*found[1:], _at_home(first)] if one), default=None)
+        if found[0] and (newest is None or checkpoints.age(found[0][0]) > newest):
+            home.bring_checkpoint(other, found[0][0], None, screen)
+
+
+def _at_home(reached: Reached) -> list[dict[str, Any]]:
+    newest = home.newest_checkpoint(reached)
+    return [newest] if newest else []
 
 
 def _names(machines: Sequence[Machine]) -> dict[str, Any]:
@@ -162,6 +178,7 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
     record = reached.record
     for other in reached.others():
         job.end(other.shell, other.folder, GRACE_S)
+    home.bring_others(reached)
     watch = Stopwatch(record.phases)
     with watch.phase("home"):
         checkpoint = home.bring(reached, screen)

@@ -46,7 +46,10 @@ def _dollars(plan: Plan) -> str:
 
 
 def _hardware(plan: Plan) -> str:
-    return "the machine is still to be had" if plan.cores is None else f"{plan.gpus} GPUs, {plan.cores} cores"
+    if plan.cores is None:
+        return "the machine is still to be had" if plan.nodes == 1 else f"{plan.nodes} machines are still to be had"
+    several = f"{plan.nodes} machines, the first with " if plan.nodes > 1 else ""
+    return f"{several}{plan.gpus} GPUs, {plan.cores} cores"
 
 
 def _images(plan: Plan) -> str:
@@ -68,9 +71,10 @@ def _mib(count: int) -> str:
 
 
 def _processes(plan: Plan) -> str:
+    several = f"on each of {plan.nodes} machines " if plan.nodes > 1 else ""
     if plan.processes is None:
-        return "one a GPU, or two without"
-    return f"{plan.processes}, each with {plan.env['OMP_NUM_THREADS']} threads"
+        return f"{several}one a GPU, or two without"
+    return f"{several}{plan.processes}, each with {plan.env['OMP_NUM_THREADS']} threads"
 
 
 def compared_rows(parts: Sequence[Compared]) -> list[tuple[str, ...]]:
