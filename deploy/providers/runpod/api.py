@@ -158,6 +158,9 @@ class ClusterApi(Api, Protocol):
 
     def clusters(self) -> list[Cluster]: ...
 
+    def cluster(self, cluster_id: str) -> Cluster:
+        """Gone when there is no such cluster."""
+
     def members(self, cluster_id: str) -> list[Pod]:
         """Gone when there is no such cluster."""
 

@@ -6,6 +6,8 @@ What its pods are called is RunPod's affair: to us the one of rank k in cluster 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Sequence
 
 from deploy.errors import NoMachine, WrongUse, command
@@ -61,7 +63,7 @@ class Clusters:
         """The living pod that is `name` to us, among those that the account has."""
         if not any(pod.cluster for pod in pods):
             return None
-        ids = {each.name: each.id for each in self.all(self.asking.limits.look_s)}
+        ids = {each.name: each.id for each in self._clusters_of(pods)}
         for plain, node in ((name, 0), (plain_name(name), node_of(name))):
             if plain in ids:
                 mine = (pod for pod in pods if (pod.cluster, pod.rank) == (ids[plain], node))
@@ -70,16 +72,25 @@ class Clusters:
 
     def named(self, begin: str, pods: Sequence[Pod]) -> list[tuple[Pod, str]]:
         """Every pod of clusters whose name begins so, with its name to us; a cluster without one stands for itself."""
-        clusters = self.all(self.asking.limits.look_s)
+        clusters = self._clusters_of(pods)
         found = []
         for cluster in clusters:
             if cluster.name.startswith(begin):
                 mine = [pod for pod in pods if pod.cluster == cluster.id] or [_nothing_yet(cluster)]
                 found += [(pod, node_name(cluster.name, rank)) for rank, pod in _ranked(mine)]
-        # One list may be younger than the other: what bills is shown, under whatever name it has.
+        # Should a cluster be gone and a pod of it be there, it is shown under whatever name it has.
         known = {each.id for each in clusters}
         unknown = [pod for pod in pods if pod.cluster and pod.cluster not in known and pod.name.startswith(begin)]
         return [*found, *((pod, pod.name) for pod in unknown)]
+
+    def _clusters_of(self, pods: Sequence[Pod]) -> list[Cluster]:
+        """All there are. One list may lag behind the other, and a machine without its name passes for an orphan."""
+        look_s = self.asking.limits.look_s
+        clusters = self.all(look_s)
+        for cluster_id in sorted({pod.cluster for pod in pods if pod.cluster} - {each.id for each in clusters}):
+            with contextlib.suppress(Gone):
+                clusters.append(self.asking.ask(functools.partial(self.api.cluster, cluster_id), look_s))
+        return clusters
 
     # What `Making` asks for
 

@@ -70,6 +70,9 @@ class RestApi:
     def clusters(self) -> list[Cluster]:
         return [_cluster(each) for each in self._json("GET", "/v2/clusters")["clusters"]]
 
+    def cluster(self, cluster_id: str) -> Cluster:
+        return _cluster(self._json("GET", f"/v2/clusters/{_safe(cluster_id)}"))
+
     def members(self, cluster_id: str) -> list[Pod]:
         found = self._json("GET", f"/v2/clusters/{_safe(cluster_id)}/pods")["pods"]
         return [replace(_pod(each), cluster=cluster_id) for each in found]
