@@ -95,6 +95,7 @@ STARTS_PROCESSES = {
     "deploy/pod/login.py",
     "deploy/pod/processes.py",
     "deploy/pod/selftest.py",
+    "deploy/pod/sieve.py",
     "deploy/pod/snapshots.py",
     "deploy/pod/supervisor.py",
     "deploy/pod/verbs.py",

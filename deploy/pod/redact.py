@@ -31,12 +31,17 @@ def of_environment(environment: Mapping[str, str]) -> list[str]:
     return [value for name, value in environment.items() if SECRET_NAME.search(name)]
 
 
+def pieces(values: Iterable[str]) -> list[str]:
+    """What to look for in a text, the longest first: each value, and each line of one that has several."""
+    found = {piece for value in values for piece in (value, *value.splitlines())}
+    return sorted((piece for piece in found if len(piece.strip()) >= SHORTEST), key=len, reverse=True)
+
+
 class Redactor:
     """Masks values, in texts and in whatever holds texts. One that has several lines is masked line by line, too."""
 
     def __init__(self, values: Iterable[str]) -> None:
-        pieces = {piece for value in values for piece in (value, *value.splitlines())}
-        found = sorted((piece for piece in pieces if len(piece.strip()) >= SHORTEST), key=len, reverse=True)
+        found = pieces(values)
         self._pattern = re.compile("|".join(map(re.escape, found))) if found else None
 
     def __call__(self, value: Any) -> Any:

@@ -2,9 +2,10 @@
 
     python -m deploy.pod.supervisor <run folder>
 
-The job's own output goes straight into train.log and is copied from there to this process's output, so that the last
-words of a job are kept even when this process is killed. The job watches its standard input: when that pipe closes, on
-purpose or because this process died, it makes a checkpoint and leaves.
+The job's own output goes straight into train.log, or through a process that takes its secrets out (sieve.py), and is
+copied from there to this process's output, so that the last words of a job are kept even when this one is killed. The
+job watches its standard input: when that pipe closes, on purpose or because this process died, it makes a checkpoint
+and leaves.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from deploy.pod import processes, redact, restarts, turns, verbs
+from deploy.pod import processes, redact, restarts, sieve, turns, verbs
 from deploy.pod.clock import Clock
 from deploy.pod.echo import Echo
 from deploy.pod.folder import Root, RunFolder, read_json, tell_json
@@ -30,6 +31,7 @@ from deploy.pod.stopping import Stops
 
 POLL_S = 0.2
 GUARD_EVERY_S = 5.0
+SIEVE_LIMIT_S = 10.0  # for the last words of a job that has ended
 CODE = Path(__file__).resolve().parents[2]
 RESULT_OF_END = {"done": "succeeded", "stopped": "stopped", "wrong_use": "failed", "failed": "failed"}
 
@@ -63,8 +65,9 @@ class Supervisor:
         self.clock = clock
         self.limits = _limits(plan)
         self.grace_s = float(plan["grace_s"])
-        redactor = Redactor([*secrets.values(), *redact.of_environment({**os.environ, **plan["env"]})])
-        self.status = StatusFile(folder, plan, self.limits, redactor, clock)
+        self.hidden = [*secrets.values(), *redact.of_environment({**os.environ, **plan["env"]})]
+        self.status = StatusFile(folder, plan, self.limits, Redactor(self.hidden), clock)
+        self.sieve: subprocess.Popen[bytes] | None = None
         self.stops = Stops(folder)
         self.stop_deadline: float | None = None
         self.killed = False
@@ -177,15 +180,20 @@ class Supervisor:
             options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
         else:
             options.update(start_new_session=True, pass_fds=(lock.fileno(),))
-        job = subprocess.Popen(
-            argv,
-            cwd=self.plan["cwd"],
-            env={**os.environ, **self.plan["env"], **self.secrets},
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            **options,
-        )
+        self.sieve = sieve.before(Path(self.folder.log), self.hidden)
+        try:
+            job = subprocess.Popen(
+                argv,
+                cwd=self.plan["cwd"],
+                env={**os.environ, **self.plan["env"], **self.secrets},
+                stdin=subprocess.PIPE,
+                stdout=self.sieve.stdin if self.sieve else log,
+                stderr=subprocess.STDOUT,
+                **options,
+            )
+        finally:
+            if self.sieve and self.sieve.stdin:
+                self.sieve.stdin.close()  # it is the job's now, and ends with it
         lock.write({**lock.holder, "job_pid": job.pid})
         self.ran = False
         self.status.tell(state="running", job_pid=job.pid, job_started=self.clock.wall(), reason=None)
@@ -227,6 +235,7 @@ class Supervisor:
             time.sleep(POLL_S)
         processes.kill_tree(os.getpid(), keep_root=True, spare=self._not_the_jobs())
         processes.reap()
+        self._wait(SIEVE_LIMIT_S, lambda: self.sieve is None or self.sieve.poll() is not None)
         self._echo(echo)
 
     def _others(self) -> bool:
@@ -234,8 +243,9 @@ class Supervisor:
         return bool(processes.descendants(os.getpid(), spare=self._not_the_jobs()))
 
     def _not_the_jobs(self) -> set[int]:
-        """The look at the GPUs, and the guard of the machine, which is everybody's."""
-        return {pid for pid in (self.status.gauges.gpus.pid, self.guard_pid) if pid is not None}
+        """The look at the GPUs, what stands before the log, and the guard of the machine, which is everybody's."""
+        sieve_pid = self.sieve.pid if self.sieve else None
+        return {pid for pid in (self.status.gauges.gpus.pid, sieve_pid, self.guard_pid) if pid is not None}
 
     def _look_for_ranks(self, job: subprocess.Popen[bytes]) -> None:
         """Of several machines torchrun first waits for all of them, and says so nowhere that could be read."""
