@@ -60,13 +60,14 @@ class Clone:
 
 def make_clone(folder: Path) -> Clone:
     """The project's files in a fresh repository below `folder`."""
-    path = folder / "zoë's “faces” & co"
+    token = uuid.uuid4().hex[:8]  # machines are told apart by the name of the project: another test has its own
+    path = folder / f"zoë's “faces” & co {token}"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=SOURCE, capture_output=True, check=True).stdout
     for name in filter(None, listed.decode().split("\0")):
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(SOURCE / name, path / name)
     subprocess.run(["git", "init", "-q"], cwd=path, check=True)
-    return Clone(path, f"sniperface-e2e-{uuid.uuid4().hex[:8]}")
+    return Clone(path, f"sniperface-e2e-{token}")
 
 
 def wait_for(condition: Callable[[], Any], limit_s: float = 120) -> Any:

@@ -14,7 +14,7 @@ from deploy.plan import slug
 from tests.faults import Fault
 from tests.images.engine import docker
 
-from .clones import SMALL, Clone, copy_of, make_clone, wait_for
+from .clones import SMALL, Clone, copy_of, events, make_clone, wait_for
 from .test_machines import log_of
 
 pytestmark = pytest.mark.slow
@@ -23,10 +23,22 @@ WORDS = [word for setting in SMALL for word in ("--set", setting)]
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory: pytest.TempPathFactory, our_image: str) -> Iterator[Clone]:
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that each container of the target has as /volume, for copies that outlive it."""
+    return tmp_path_factory.mktemp("volume")
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory, our_image: str, volume: Path) -> Iterator[Clone]:
     """A clone whose target `docker` is a container of our image, which stays warm from test to test."""
     here = make_clone(tmp_path_factory.mktemp("a user"))
-    target = {"provider": "docker", "image": our_image, "root": "/workspace/sniperface", "stage_to": "/dev/shm"}
+    target = {
+        "provider": "docker",
+        "image": our_image,
+        "root": "/workspace/sniperface",
+        "stage_to": "/dev/shm",
+        "volumes": [f"{volume}:/volume"],
+    }
     (here.path / "conf" / "deploy" / "docker.yaml").write_text(json.dumps(target), encoding="utf-8")
     yield here
     here.invoke("down", "--all", "--anyway")
@@ -63,6 +75,30 @@ def test_a_container_that_vanishes_costs_nothing_of_the_run(clone: Clone, fault:
     assert_equal_bits(Path(undisturbed["checkpoint"]["path"]), finished)
     fault.checkpoints(home.parent)
     bills(clone, fault)
+
+
+def test_what_only_the_volume_has_is_gone_on_from(clone: Clone, volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The laptop was closed, its folder of the run is empty, the container vanishes: the same bits, the same curve."""
+    undisturbed = clone.json("train", "--on", "docker", *WORDS)
+    monkeypatch.setitem(clone.env, "SNIPERFACE_SYNC_TO", "/volume/copies of runs")
+    run_id = clone.json("train", "--on", "docker", "--detach", *WORDS)["run_id"]
+    home, kept = clone.path / "runs" / run_id, volume / "copies of runs" / run_id
+    wait_for(lambda: list(kept.glob("checkpoints/epoch_*.json")))
+    docker("rm", "--force", container(clone))
+    assert not (home / "checkpoints").exists()
+    said = clone.invoke("train", "--on", "docker", *WORDS, code=2)
+    assert f"run {run_id} was lost (its machine " in said
+    assert f"no checkpoint at home, copies in the volume /volume/copies of runs/{run_id}" in said
+    said = clone.invoke("train", "--on", "docker", "--resume", "auto")
+    (restored,) = [line for line in said.splitlines() if line.startswith("restored epoch_")]
+    assert restored.endswith(" from the volume /volume/copies of runs")
+    assert_equal_bits(Path(undisturbed["checkpoint"]["path"]), home / "checkpoints" / "epoch_039.pt")
+    assert curve(home) == curve(clone.path / "runs" / undisturbed["run_id"])
+
+
+def curve(folder: Path) -> list[tuple[int, float]]:
+    """Each step with its loss, as the run told them."""
+    return [(event["step"], event["loss"]) for event in events(folder) if event["event"] == "step"]
 
 
 def assert_equal_bits(one: Path, other: Path) -> None:
