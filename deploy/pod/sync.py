@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.pod import places
-from deploy.pod.folder import RunFolder, tell_json
+from deploy.pod.folder import RunFolder, read_json, tell_json
 from deploy.pod.whole import SYNCED, newest
 
 LOG_BYTES = 4 << 20
@@ -56,7 +56,7 @@ def sync(folder: RunFolder, place: places.Place, sync_to: str) -> dict[str, Any]
     names = []
     for file in (folder.plan, folder.config, folder.status, folder.metrics, folder.ended):
         if Path(file).exists():
-            names.append(_put(place, Path(file).read_bytes(), f"{folder.run_id}/{file.name}"))
+            names.append(_put(place, Path(file).read_bytes(), f"{top(folder)}/{file.name}"))
     if Path(folder.log).exists():
         names.append(_put_log(place, folder))
     if note:
@@ -71,10 +71,18 @@ def sync(folder: RunFolder, place: places.Place, sync_to: str) -> dict[str, Any]
     }
 
 
+def top(folder: RunFolder) -> str:
+    """Where a run's copy lies in the place. Of several machines that train it each has a log and a status of its own;
+    that of rank 0 has what the run goes on from."""
+    place = read_json(Path(folder.plan)).get("place")
+    rank = place.get("rank") if isinstance(place, dict) else None
+    return f"{folder.run_id}/rank-{rank}" if rank else folder.run_id
+
+
 def _put_checkpoint(place: places.Place, folder: RunFolder, note: dict[str, Any], sync_to: str) -> list[str]:
     file = note["file"]
     about = f"{Path(file).stem}.json"
-    above = f"{folder.run_id}/{folder.checkpoints.name}"
+    above = f"{top(folder)}/{folder.checkpoints.name}"
     place.remove(f"{above}/{about}")  # of an earlier file of this name
     with open(folder.checkpoints / file, "rb") as source:
         _verify(place.put(source, f"{above}/{file}"), note["sha256"], file)
@@ -105,7 +113,7 @@ def _put_log(place: places.Place, folder: RunFolder) -> str:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - LOG_BYTES))
         data = file.read()
-    return _put(place, data, f"{folder.run_id}/{folder.log.name}{'' if size <= LOG_BYTES else '.tail'}")
+    return _put(place, data, f"{top(folder)}/{folder.log.name}{'' if size <= LOG_BYTES else '.tail'}")
 
 
 def _put(place: places.Place, data: bytes, name: str) -> str:

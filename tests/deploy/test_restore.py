@@ -16,7 +16,7 @@ import pytest
 from deploy import runs
 from deploy.machine import Machine
 from deploy.pod import metrics, places, processes, restore, sync
-from deploy.pod.folder import RunFolder, read_json
+from deploy.pod.folder import RunFolder, read_json, write_json
 from deploy.saved import Kept
 from deploy.settings import Settings, Target
 from deploy.shell import LocalShell
@@ -118,6 +118,20 @@ def test_a_volume_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     seen = Kept(Settings(tmp_path, target), machine, LocalShell(), SOURCE, run).look(Screen())
     assert "hangs, or is too slow" in str(seen.why_not)
     assert processes_with("deploy.pod.restore", str(run.path)) == []
+
+
+def test_of_several_machines_each_has_its_own_copy(make: Make, tmp_path: Path) -> None:
+    """Another one's log and status do not take the place of those that belong to the checkpoint."""
+    first, second = make("one", tmp_path / "first"), make("one", tmp_path / "second")
+    place = places.Folder(tmp_path / "volume")
+    first.start(SAVE + 'save(1); print("rank 0"); tell(event="end", reason="done")').end()
+    second.start(TELL + 'print("rank 1"); tell(event="end", reason="done")').end()
+    for machine, rank in ((first, 0), (second, 1)):
+        write_json(Path(machine.folder.plan), {**read_json(Path(machine.folder.plan)), "place": {"rank": rank}})
+        sync.sync(machine.folder, place, "volume")
+    assert (tmp_path / "volume" / "one" / "train.log").read_bytes() == b"rank 0\n"
+    assert (tmp_path / "volume" / "one" / "rank-1" / "train.log").read_bytes() == b"rank 1\n"
+    assert [note["step"] for note in restore.look(first.folder, place)["checkpoints"]] == [1]
 
 
 # What a run has told
