@@ -126,14 +126,19 @@ class Fault:
         assert set(why) <= set(PARTS), f"there are: {', '.join(PARTS)}"
         self.shown |= why
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether nothing was forgotten."""
+        return bool(self.figures["faults"]) and set(self.shown) == set(PARTS)
+
     def check(self) -> None:
-        """Nothing was forgotten."""
+        """The same, as a failure that names it."""
         missing = [part for part in PARTS if part not in self.shown]
         assert self.figures["faults"], "no fault has struck: `fault.strikes()` belongs where it does"
         assert not missing, f"a test of a fault shows or leaves out, with a reason, also: {', '.join(missing)}"
 
     def record(self, *, survived: bool) -> None:
-        if os.environ.get(RECORD):
+        if os.environ.get(RECORD) and self.figures["faults"]:  # none: it was skipped
             line = json.dumps({"test": self.test, "survived": survived, **self.figures, "shown": self.shown})
             with open(os.environ[RECORD], "a", encoding="utf-8") as file:  # one small write: processes may share it
                 file.write(f"{line}\n")

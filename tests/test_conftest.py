@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,13 +28,17 @@ def test_known(): raise AssertionError
 MODULE_SKIP = "import pytest\npytest.skip('needs sshd: apt-get install openssh-server', allow_module_level=True)\n"
 
 
-def run_pytest(folder: Path, ci: str) -> tuple[int, str]:
-    (folder / "pytest.ini").write_text("[pytest]\nmarkers = slow\n", encoding="utf-8")
-    alone = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_XDIST")}
+def run_pytest(folder: Path, ci: str, **more: str) -> tuple[int, str]:
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n slow\n fault\n", encoding="utf-8")
+    alone = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("PYTEST_XDIST") and key not in ("SNIPERFACE_NO_ENGINE", "SNIPERFACE_FAULTS")
+    }
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-v", "-rA", str(folder)],
         cwd=folder,
-        env={**alone, "CI": ci, "PYTHONPATH": str(PROJECT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        env={**alone, "CI": ci, "PYTHONPATH": str(PROJECT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **more},
         capture_output=True,
         text=True,
         check=False,
@@ -53,3 +59,89 @@ def test_in_ci_a_skip_for_want_of_something_installable_is_a_failure(tmp_path: P
 def test_in_ci_a_whole_file_may_not_be_skipped_either(tmp_path: Path) -> None:
     (tmp_path / "test_module.py").write_text(MODULE_SKIP, encoding="utf-8")
     assert run_pytest(tmp_path, "true")[0] != 0
+
+
+NEEDS_DOCKER = """\
+import pytest
+
+def test_container(): pytest.skip("needs Docker: start dockerd, and let this user reach it")
+"""
+
+
+@pytest.mark.parametrize(("why", "code"), [("", 1), ("the kernel makes no containers", 0)])
+def test_in_ci_a_missing_engine_is_a_failure_unless_there_can_be_none(tmp_path: Path, why: str, code: int) -> None:
+    (tmp_path / "test_container.py").write_text(NEEDS_DOCKER)
+    returncode, out = run_pytest(tmp_path, "true", SNIPERFACE_NO_ENGINE=why)
+    assert returncode == code, out
+    assert ("should have installed it: needs Docker" in out) == bool(code)
+
+
+@pytest.mark.parametrize(
+    ("user", "programs", "code", "words"),
+    [
+        (0, {"docker": 0}, 0, ""),
+        (0, {"docker": 1, "dockerd": 1, "unshare": 0}, 1, "dockerd does not start, though the kernel could"),
+        (0, {"docker": 1, "dockerd": 1, "unshare": 1}, 0, "the kernel does not let this machine make containers"),
+        (0, {"docker": 1}, 0, "dockerd is not installed"),
+        (7, {"docker": 1, "dockerd": 1}, 0, "only root can start one"),
+    ],
+    ids=["answers", "broken", "impossible", "not-installed", "not-root"],
+)
+@pytest.mark.skipif(os.name == "nt", reason="needs bash: CI runs on Linux or macOS")
+def test_ci_says_when_there_can_be_no_engine(
+    tmp_path: Path, user: int, programs: dict[str, int], code: int, words: str
+) -> None:
+    """.ci/engine on machines of every kind: one says what it can by the exit codes of its programs."""
+    for name in ("bash", "seq", "sleep", "tail", "setsid"):
+        found = shutil.which(name)
+        if found is None:
+            pytest.skip("needs setsid: run on Linux")
+        (tmp_path / name).symlink_to(found)
+    for name, ends_with in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {ends_with}\n")
+    (tmp_path / "id").write_text(f"#!/bin/sh\necho {user}\n")
+    for name in (*programs, "id"):
+        (tmp_path / name).chmod(0o755)
+    script = '. .ci/engine; start_engine; code=$?; echo "code $code: ${SNIPERFACE_NO_ENGINE-}"'
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=PROJECT, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    assert f"code {code}: " in done.stdout
+    assert words in done.stdout
+    assert ("NO DOCKER ENGINE" in done.stdout) == (code == 0 and bool(words))
+
+
+FAULTS = """\
+from pathlib import Path
+
+def test_shown(fault):
+    fault.strikes()
+    fault.told(lambda: True)
+    fault.leaves_out(checkpoints="none", machines="none")
+def test_forgetful(fault):
+    fault.strikes()
+    fault.told(lambda: True)
+def test_damaged(fault, tmp_path):
+    fault.strikes()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "epoch_000.pt").write_bytes(b"half")
+    fault.checkpoints(tmp_path)
+def test_hidden(fault):
+    fault.strikes()
+    fault.machines([], ["a-machine"])
+def test_other(): pass
+"""
+
+
+def test_a_test_of_a_fault_shows_everything_and_is_recorded(tmp_path: Path) -> None:
+    """One that forgets a part fails, and so does one that finds damage; `-m fault` chooses them."""
+    (tmp_path / "test_faults.py").write_text(FAULTS)
+    record = tmp_path / "faults.jsonl"
+    returncode, out = run_pytest(tmp_path, "", SNIPERFACE_FAULTS=str(record), PYTEST_ADDOPTS="-m fault")
+    assert returncode == 1
+    assert "1 deselected" in out
+    assert "shows or leaves out, with a reason, also: checkpoints, machines" in out
+    found = {line["test"].split("::")[1]: line for line in map(json.loads, record.read_text().splitlines())}
+    survived = {name: line["survived"] for name, line in found.items()}
+    assert survived == {"test_shown": True, "test_forgetful": False, "test_damaged": False, "test_hidden": False}
+    assert (found["test_damaged"]["checkpoints_damaged"], found["test_hidden"]["machines_unnoticed"]) == (1, 1)

@@ -130,7 +130,7 @@ def test_without_an_image_the_next_command_is_to_build_one(tmp_path: Path, our_i
 
 def test_gpus_that_the_engine_has_not_are_said(provider: DockerProvider, our_image: str) -> None:
     if "nvidia" in provider.client.info().get("Runtimes", {}):
-        pytest.skip("needs Docker: without GPUs")
+        pytest.skip("needs an engine without GPUs")
     asking = DockerProvider(settings(provider.settings.project, image=our_image, gpus="all"))
     with pytest.raises(NoMachine, match="the engine has no GPU to give"):
         asking.acquire(spec(asking, "r1"))

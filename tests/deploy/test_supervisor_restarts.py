@@ -297,7 +297,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         mounted = subprocess.run(words, check=False, capture_output=True).returncode == 0
     if not mounted:
-        pytest.skip("needs to mount a small disk: run as root on Linux")
+        pytest.skip("needs the right to mount: run this as root on Linux")
     yield path
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
