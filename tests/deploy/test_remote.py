@@ -23,6 +23,7 @@ import pytest
 from deploy.pod import processes
 from deploy.pod.folder import read_json
 from deploy.shell.host_keys import fingerprint
+from tests.faults import Fault
 
 from .conftest import Project, wait_until
 from .pretend.app.prepare import make as prepare
@@ -187,7 +188,7 @@ def test_images_may_lie_at_an_address(box: Box, address: str, tmp_path: Path) ->
     assert "cannot be reached" in nobody.stderr
 
 
-def test_a_full_ram_disk_has_a_plan_b(box: Box, tmp_path: Path) -> None:
+def test_a_full_ram_disk_has_a_plan_b(box: Box, tmp_path: Path, fault: Fault) -> None:
     """Said in words: the images of the laptop are kept on the machine's disk instead."""
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("needs the right to mount: run this as root on Linux")
@@ -197,9 +198,13 @@ def test_a_full_ram_disk_has_a_plan_b(box: Box, tmp_path: Path) -> None:
     try:
         images = tmp_path / "faces" / "images.npy"
         prepare(images, rows=60)
+        fault.strikes()
         done = box.invoke("train", "--data", str(images))
         assert "kept on disk instead" in done.stdout or (box.root / "data").exists()
         assert list((box.root / "data").rglob("images.npy"))
+        fault.leaves_out(truth="the command itself says it, before anything runs")
+        fault.checkpoints(*(box.root / "runs").iterdir(), *(box.project.path / "runs").iterdir())
+        fault.machines(box.json("ps"), [])
     finally:
         subprocess.run(["umount", str(box.ram)], check=True)
 
@@ -240,17 +245,21 @@ def test_a_run_is_stopped_and_goes_on(box: Box) -> None:
     box.invoke("stop")
 
 
-def test_the_laptop_may_die_while_it_follows(box: Box) -> None:
+def test_the_laptop_may_die_while_it_follows(box: Box, fault: Fault) -> None:
     """kill -9: the job does not notice; the log is read again from another terminal, each byte once."""
     following = box.project.start("train", "--on", "box", "--set", "train.step_s=0.1", "--set", "train.epochs=8")
     run = wait_until(lambda: list((box.root / "runs").glob("*/checkpoints/epoch_000.json")), 60)[0].parents[1]
     following.kill()
+    fault.strikes()
     following.communicate()
+    fault.told(lambda: box.json("status")["state"] in ("running", "succeeded"))
     followed = box.invoke("logs", "--follow").stdout
-    assert followed == (run / "train.log").read_text(encoding="utf-8")
+    fault.log(followed.encode("utf-8"), (run / "train.log").read_bytes())
     assert followed.count("rank 0 step 24\n") == 1
     assert box.json("status")["state"] == "succeeded"
     assert box.json("fetch-checkpoint")["epoch"] == 7
+    fault.checkpoints(run, box.project.path / "runs" / run.name)
+    fault.machines(box.json("ps"), [])
 
 
 def test_a_checkpoint_is_kept_current_while_training(box: Box) -> None:

@@ -138,10 +138,10 @@ def test_whatever_is_killed_the_status_is_true_and_the_run_goes_on_to_the_same_b
 
 @pytest.fixture
 def small_disk(clone: Clone) -> Iterator[Path]:
-    """A target `small` on this computer, whose runs lie on a disk of 16 MiB."""
+    """A target `small` on this computer, whose runs lie on a disk of 48 MiB."""
     root = clone.path / ".sniperface" / "small"
     (root / "runs").mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(root / "runs")]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(root / "runs")]
     if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
         pytest.skip("needs the right to mount: run this as root on Linux")
     target = {"provider": "local", "root": ".sniperface/small"}
