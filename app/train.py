@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from app.config import Config, TrainConfig, read_command_line, save_resolved
+from app.data.alike import refuse_others
 from app.data.dataset import Dataset, Rows, chances, epoch_order
 from app.data.feed import feed
 from app.errors import EXIT_WRONG_USE, WrongUse
@@ -43,19 +44,16 @@ from app.runtime.track import Tracker, tracker
 
 def main(argv: list[str]) -> int:
     stop = Stop().listen()
-    try:
-        asked = read_command_line(argv, __doc__ or "")
-        runs = [(config, RECIPES[config.recipe.name].training_data(config)) for config in asked.jobs]
-        for config in asked.jobs:
-            refuse_unfit_files(config)
-    except WrongUse as error:
-        if dist.is_first():  # every rank sees the same; one says it
-            print(error, file=sys.stderr)
-        return EXIT_WRONG_USE
-    if asked.text is not None:
-        print(asked.text if dist.is_first() else "", end="")
-        return 0
-    with dist.world() as here:
+    with dist.world() as here:  # first of all: what one machine lacks has to end the others, too
+        try:
+            text, runs = what_is_asked(argv, here)
+        except WrongUse as error:
+            if here.first_of_machine:  # every rank raises it; each machine's log says it once
+                print(error, file=sys.stderr)
+            return EXIT_WRONG_USE
+        if text is not None:
+            print(text if here.is_main else "", end="")
+            return 0
         for number, (config, data) in enumerate(runs):
             exit_code = run(config, data, here, stop, number=number if len(runs) > 1 else None)
             if exit_code or dist.any_rank(stop.asked.is_set(), here):
@@ -63,11 +61,26 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def what_is_asked(argv: list[str], here: World) -> tuple[str | None, list[tuple[Config, Dataset]]]:
+    """A text to print, or the runs with their data, the same on every machine. Raises WrongUse, on all ranks."""
+    with dist.together(here):
+        asked = read_command_line(argv, __doc__ or "")
+        runs = [(config, RECIPES[config.recipe.name].training_data(config)) for config in asked.jobs]
+        for config in asked.jobs:
+            refuse_unfit_files(config, here)
+    refuse_others([data for _, data in runs], here)
+    with dist.together(here):  # only now is anything written: a folder, on each disk
+        for config in asked.jobs if here.first_of_machine else ():
+            if config.run.dir is not None:
+                make_folder(Path(config.run.dir), "run.dir")
+    return asked.text, runs
+
+
 def run(config: Config, data: Dataset, here: World, stop: Stop, *, number: int | None) -> int:
     """One run in a folder of its own, with its end recorded; `number` is its place in a sweep. The exit code."""
     by_hand = f"runs/{'by-hand' if number is None else 'sweep'}-{time.strftime('%Y%m%d-%H%M%S')}"
-    place = Path(config.run.dir or by_hand)
-    folder = RunFolder(dist.from_main(place if number is None else place / str(number), here))
+    place = Path(config.run.dir or dist.from_main(by_hand, here))
+    folder = RunFolder(place if number is None else place / str(number))
     track = tracker(config, folder, here)
     try:
         train(config, data, folder, here, track, stop)
@@ -75,7 +88,7 @@ def run(config: Config, data: Dataset, here: World, stop: Stop, *, number: int |
         track.event("end", TrainState(), reason="wrong_use", message=str(error), seconds=0.0)
         return EXIT_WRONG_USE
     except (NotFinite, SearchInexact) as error:
-        last_good = checkpoint.newest(folder) if here.is_main else None
+        last_good = dist.from_main(checkpoint.newest(folder) if here.is_main else None, here)
         message = f"{error}; the last good checkpoint is {last_good.name if last_good else 'none yet'}"
         track.event("end", TrainState(), reason="failed", message=message, seconds=0.0)
         return 1
@@ -145,7 +158,8 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
 def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track: Tracker, stop: Stop) -> Training:
     """Everything a run needs, on its device; nothing is loaded yet, and room for checkpoints is seen to."""
     started, settings = time.monotonic(), config.train
-    refuse_without_compiler(settings)
+    with dist.together(here):
+        refuse_without_compiler(settings)
     if here.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = settings.tf32
@@ -154,20 +168,21 @@ def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track:
     optimizer = build_optimizer(config, recipe.param_groups())
     scaler = torch.amp.GradScaler(here.device.type, enabled=settings.precision == "fp16")
     meter = Meter(config, data, recipe.embedder, here)
-    if here.is_main:
-        checkpoint.refuse_without_room(folder, recipe.modules, optimizer)
-        save_resolved(config, folder.config)
+    with dist.together(here):
+        if here.is_main:
+            checkpoint.refuse_without_room(folder, recipe.modules, optimizer)
+            save_resolved(config, folder.config)
     return Training(config, data, folder, here, track, stop, recipe, optimizer, scaler, meter, started)
 
 
 def begin(t: Training) -> None:
     """Measure what training has to beat, then load what is gone on from, and tell both."""
     settings, recipe = t.config.train, t.recipe
-    resumed_from = to_resume(settings.resume, t.folder, t.here)
+    resumed_from, in_this_folder = dist.from_main(to_resume(settings.resume, t.folder, t.here), t.here)
     untrained = list(t.meter.baselines())  # before anything is loaded: every run folder tells what training was worth
     if resumed_from is not None:
         t.state = checkpoint.load(resumed_from, recipe.modules, recipe.take_tables, t.optimizer, t.scaler)
-        if resumed_from.parent == t.folder.checkpoints:
+        if in_this_folder:
             t.saved_step = t.state.step
     elif settings.warm_start is not None:
         recipe.warm_start(Path(settings.warm_start))
@@ -241,21 +256,24 @@ def end_epoch(t: Training, pace: Pace, seconds: float) -> dict[str, float] | Non
 
 def save(t: Training, measured: dict[str, float] | None) -> None:
     """Rank 0 writes a checkpoint; the others send it what they hold a part of."""
-    tables = t.recipe.tables()
+    tables, saved = t.recipe.tables(), {}
     t.saved_step = t.state.step
-    if not t.here.is_main:
-        return
-    saved = checkpoint.save(
-        t.folder,
-        t.state,
-        t.recipe.modules,
-        tables,
-        t.optimizer,
-        t.scaler,
-        keep=t.config.train.checkpoint.keep,
-        facts={**facts_of(t.config, t.data, t.here), "eval": measured},
-    )
-    t.track.event("checkpoint", t.state, **{key: saved[key] for key in ("epoch", "step", "file", "sha256", "bytes")})
+    with dist.together(t.here):  # a full disk ends all
+        if t.here.is_main:
+            saved = checkpoint.save(
+                t.folder,
+                t.state,
+                t.recipe.modules,
+                tables,
+                t.optimizer,
+                t.scaler,
+                keep=t.config.train.checkpoint.keep,
+                facts={**facts_of(t.config, t.data, t.here), "eval": measured},
+            )
+    if t.here.is_main:
+        t.track.event(
+            "checkpoint", t.state, **{key: saved[key] for key in ("epoch", "step", "file", "sha256", "bytes")}
+        )
 
 
 def embedding_progress(track: Tracker, state: TrainState, every_s: float = 10.0) -> Callable[[int, int], None]:
@@ -271,8 +289,13 @@ def embedding_progress(track: Tracker, state: TrainState, every_s: float = 10.0)
     return tell
 
 
-def refuse_unfit_files(config: Config) -> None:
-    """Before anything is written: checkpoints to begin with that cannot be read, and a folder that another run has."""
+def refuse_unfit_files(config: Config, here: World) -> None:
+    """Before anything is written: checkpoints to begin with that cannot be read, and a folder that another run has.
+
+    Rank 0 reads them, and decides what there is to go on from, whatever lies on other machines.
+    """
+    if not here.is_main:
+        return
     resume, warm_start = config.train.resume, config.train.warm_start
     for key, path in (("train.resume", resume), ("train.warm_start", warm_start)):
         if path in (None, "none", "auto"):
@@ -283,7 +306,6 @@ def refuse_unfit_files(config: Config) -> None:
     if config.run.dir is None:
         return
     folder = RunFolder(Path(config.run.dir))
-    make_folder(folder.path, "run.dir")
     if resume in (None, "none") and checkpoint.newest(folder):
         raise WrongUse(
             f"run.dir={folder.path} holds checkpoints of an earlier run; "
@@ -306,13 +328,15 @@ def build_optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim
     return torch.optim.SGD(groups, momentum=o.momentum, nesterov=o.nesterov, **rates)
 
 
-def to_resume(wish: str | None, folder: RunFolder, here: World) -> Path | None:
-    """The checkpoint to go on from: `auto` is the newest whole one of this run folder, none is a fresh start."""
-    if wish in (None, "none"):
-        return None
-    if wish == "auto":
-        return dist.from_main(checkpoint.newest(folder) if here.is_main else None, here)
-    return Path(wish)
+def to_resume(wish: str | None, folder: RunFolder, here: World) -> tuple[Path | None, bool]:
+    """The checkpoint to go on from, and whether it is one of this run folder; rank 0's answer counts.
+
+    `auto` is the newest whole one of the folder, none is a fresh start.
+    """
+    if wish in (None, "none") or not here.is_main:
+        return None, False
+    path = checkpoint.newest(folder) if wish == "auto" else Path(wish)
+    return path, path is not None and path.parent == folder.checkpoints
 
 
 def batches(config: Config, recipe: Recipe, data: Dataset, state: TrainState, here: World) -> Iterator[Batch]:

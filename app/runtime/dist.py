@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,18 +22,35 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from app.errors import WrongUse
+
 
 @dataclass(frozen=True)
 class World:
-    """Who this process is. `device` is where its tensors live."""
+    """Who this process is. `device` is where its tensors live, `machines` names the machine of each rank."""
 
     rank: int
     size: int
     device: torch.device
+    machines: tuple[str, ...] = ()  # empty without a group: then there is one
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    @property
+    def several_machines(self) -> bool:
+        """Whether there may be files that one rank sees and another does not."""
+        return len({*self.machines}) > 1
+
+    @property
+    def first_of_machine(self) -> bool:
+        """Whether this is the process that writes, speaks and tidies up on its machine."""
+        return self.is_main or (bool(self.machines) and self.own_ranks()[0] == self.rank)
+
+    def own_ranks(self) -> list[int]:
+        """The ranks on this machine, ascending."""
+        return [rank for rank, machine in enumerate(self.machines) if machine == self.machines[self.rank]]
 
 
 def is_first() -> bool:
@@ -57,7 +75,11 @@ def world(timeout_min: float = 10) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(minutes=timeout_min))
     try:
-        yield World(dist.get_rank(), size, device)
+        # torchrun counts machines as its ranks are counted; a host's name alone may be that of another container.
+        own = f"machine {os.environ.get('GROUP_RANK', '0')} ({socket.gethostname()})"
+        machines = [own] * size
+        dist.all_gather_object(machines, own)
+        yield World(dist.get_rank(), size, device, tuple(machines))
     finally:
         # A peer may be dead already; there is nothing left to agree on.
         dist.destroy_process_group()
@@ -84,6 +106,30 @@ def any_rank(flag: bool, here: World) -> bool:
     answer = torch.tensor(int(flag))  # on the CPU: no device has to wait for it
     dist.all_reduce(answer, dist.ReduceOp.MAX)
     return bool(answer)
+
+
+@contextmanager
+def together(here: World) -> Iterator[None]:
+    """What is refused inside on one rank is refused on all of them, in one sentence: all raise WrongUse.
+
+    Without this the others would wait for the one that left until the group's timeout. Where it is one machine of
+    several that has something to refuse, the sentence begins with its name. There must be no collective inside.
+    """
+    refused = None
+    try:
+        yield
+    except WrongUse as error:
+        if here.size == 1:
+            raise
+        refused = str(error)
+    if here.size == 1:
+        return
+    sentences: list[str | None] = [None] * here.size
+    dist.all_gather_object(sentences, refused)
+    rank = next((rank for rank, sentence in enumerate(sentences) if sentence is not None), None)
+    if rank is not None:
+        everywhere = not here.several_machines or len({*sentences}) == 1
+        raise WrongUse(f"{sentences[rank]}" if everywhere else f"{here.machines[rank]}: {sentences[rank]}")
 
 
 def mean(value: Tensor, here: World) -> Tensor:

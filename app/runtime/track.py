@@ -1,6 +1,7 @@
 """Records of a run: one JSON object an event in metrics.jsonl, one line for people, and W&B when asked for.
 
-The only place that knows wandb. Only rank 0 records; the others hold an object that does nothing.
+The only place that knows wandb. Only rank 0 records; the others hold an object that does nothing, or, as the first on
+a machine without rank 0, says where to look.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Tracker:
 
 def tracker(config: Config, folder: RunFolder, here: World) -> Tracker:
     if not here.is_main:
-        return Tracker([])
+        return Tracker([Bystander(config.train.epochs, here)] if here.first_of_machine else [])
     sinks: list[Sink] = [JsonLines(folder), Console(config.train.epochs)]
     if config.track == "wandb":
         sinks.append(Wandb(config, folder))
@@ -120,6 +121,24 @@ class Console:
 
     def _end(self, r: dict[str, Any]) -> str:
         return f"{r['reason']} after {clock(r['seconds'])}" + (f": {r['message']}" if r["message"] else "")
+
+
+class Bystander:
+    """The log of a machine without rank 0: who speaks for it, and how it ended."""
+
+    def __init__(self, epochs: int, here: World) -> None:
+        self.console = Console(epochs)
+        first, last, main = here.own_ranks()[0], here.own_ranks()[-1], here.machines[0]
+        ranks = f"rank {first}" if first == last else f"ranks {first} to {last}"
+        line = f"{here.machines[here.rank]} has {ranks} of {here.size}; rank 0 on {main} speaks for all and has the run"
+        print(f"[{time.strftime('%H:%M:%S')}] {line}", flush=True)
+
+    def event(self, record: dict[str, Any]) -> None:
+        if record["event"] == "end":
+            self.console.event(record)
+
+    def close(self) -> None:
+        pass
 
 
 class Wandb:

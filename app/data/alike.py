@@ -1,0 +1,58 @@
+"""Whether machines that share no disk train on the same images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.data.dataset import Dataset
+from app.errors import WrongUse
+from app.runtime.dist import World, from_main, together
+
+LOOKED_AT = 64  # images, evenly spread; 2.4 MB
+
+INSTEAD = "give every machine the same images.npy with the manifest.json and labels beside it"
+
+
+def refuse_others(data: Sequence[Dataset], here: World) -> None:
+    """Compare the data sets of every machine with rank 0's. Raises WrongUse, on all ranks, for one that is another.
+
+    Processes of one machine opened the same files, and are not asked.
+    """
+    if not here.several_machines:
+        return
+    own = [what_it_is(one) for one in data]
+    wanted = from_main(own, here)
+    with together(here):
+        if len(own) != len(wanted):
+            raise WrongUse(f"{len(own)} runs were asked for here and {len(wanted)} there; give all the same command")
+        for mine, first in zip(own, wanted, strict=True):
+            for what in mine:
+                if mine[what] != first[what]:
+                    raise WrongUse(
+                        f"its data is not that of {here.machines[0]}: {what} {mine[what]} here and {first[what]} "
+                        f"there; {INSTEAD}"
+                    )
+
+
+def what_it_is(data: Dataset) -> dict[str, Any]:
+    """What must be equal, under the words for it, the plainest first."""
+    some = np.linspace(0, len(data.images) - 1, LOOKED_AT).astype(np.int64)
+    return {
+        "data set": data.dataset_id,
+        "images": len(data.images),
+        "fraction": data.fraction,
+        "images to train on": len(data.train_rows),
+        "rows to train on (digest)": digest(data.train_rows),
+        "labels (digest)": digest(data.labels),
+        "classes (digest)": digest(data.classes),
+        f"{LOOKED_AT} of the images (digest)": digest(data.images[some]),
+    }
+
+
+def digest(values: NDArray[Any] | None) -> str | None:
+    return None if values is None else hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()[:12]
