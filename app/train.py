@@ -181,7 +181,7 @@ def begin(t: Training) -> None:
     resumed_from, in_this_folder = dist.from_main(to_resume(settings.resume, t.folder, t.here), t.here)
     untrained = list(t.meter.baselines())  # before anything is loaded: every run folder tells what training was worth
     if resumed_from is not None:
-        t.state = checkpoint.load(resumed_from, recipe.modules, recipe.take_tables, t.optimizer, t.scaler)
+        t.state = checkpoint.load(resumed_from, recipe.modules, recipe.take_tables, t.optimizer, t.scaler, t.here)
         if in_this_folder:
             t.saved_step = t.state.step
     elif settings.warm_start is not None:

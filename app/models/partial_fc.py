@@ -121,7 +121,14 @@ class PartialFC(nn.Module):
         return {name: table for name, table in whole.items() if table is not None}
 
     def take_tables(self, tables: dict[str, Tensor]) -> None:
-        """The reverse of `tables`; each rank copies its own rows, all or nothing. Raises WrongUse for a misfit."""
+        """The reverse of `tables`: each rank gets its rows of rank 0's, or, for a misfit, all raise WrongUse."""
+        with dist.together(self.here):
+            if self.here.is_main:
+                self._refuse_misfit(tables)
+        for name, table in self.centres.tables.items():
+            dist.rows_from_main(tables.get(name), table, self.here)
+
+    def _refuse_misfit(self, tables: dict[str, Tensor]) -> None:
         if tables.keys() != self.centres.tables.keys():
             name = "adamw" if "exp_avg" in tables else "sgd"
             raise WrongUse(f"the class centres were trained by another optimizer; give train.optimizer.name={name}")
@@ -132,8 +139,6 @@ class PartialFC(nn.Module):
                     f"the checkpoint's class centres ({name}) are {given} and not {wanted}; give the labels and the "
                     "backbone.embedding_dim it was trained with, or its path as train.warm_start, not train.resume"
                 )
-        for name, table in self.centres.tables.items():
-            table.copy_(tables[name][self.centres.start : self.centres.stop])
 
     def take_centres(self, weight: Tensor, place: Tensor) -> None:
         """Begin with other centres [C', D]: class c with row place[c], or as it is where that is -1 (place: [C]).

@@ -40,7 +40,7 @@ class Recipe(Protocol):
         """Parameters for the optimizer."""
 
     def warm_start(self, path: Path) -> None:
-        """Begin with the backbone of this file. Raises WrongUse when it does not fit."""
+        """Begin with the backbone of this file, which rank 0 reads. Raises WrongUse when it does not fit."""
 
     def begin_epoch(self, epoch: int, interlude: Interlude | None) -> dict[str, Any] | None:
         """Work between epochs, and what to report of it; without an interlude the epoch is being resumed.
@@ -64,7 +64,10 @@ class Recipe(Protocol):
         """What is saved besides `modules`: tables that ranks hold in parts, here whole, on rank 0. Called on all."""
 
     def take_tables(self, tables: dict[str, Tensor]) -> None:
-        """The reverse of `tables`, on any number of ranks. Raises WrongUse for tables of another shape."""
+        """The reverse of `tables`, on any number of ranks: rank 0 has them, the others give {}.
+
+        Raises WrongUse, on all ranks, for tables of another shape.
+        """
 
     def health(self) -> dict[str, Any]:
         """Whether what is learnt still tells images apart; `collapsed` says no."""

@@ -80,7 +80,7 @@ class SelfSupervised:
         return decay_groups(self.encoder, decay_all=self.config.train.optimizer.decay_all)
 
     def warm_start(self, path: Path) -> None:
-        load_backbone(path, self.encoder.backbone, self.momentum.encoder.backbone, new_fourier=True)
+        load_backbone(path, self.encoder.backbone, self.momentum.encoder.backbone, new_fourier=True, here=self.here)
 
     def begin_epoch(self, epoch: int, interlude: Interlude | None) -> dict[str, Any] | None:
         """Refresh the pseudo-IDs when they are due."""

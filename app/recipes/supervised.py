@@ -22,7 +22,7 @@ from app.models.collapse import spread
 from app.models.partial_fc import PartialFC
 from app.recipes.recipe import Batch, RunningAverages, decay_groups
 from app.runtime import checkpoint
-from app.runtime.dist import World, average_buffers, data_parallel, gradients_meet
+from app.runtime.dist import World, average_buffers, data_parallel, gradients_meet, together
 
 
 class Supervised:
@@ -72,9 +72,9 @@ class Supervised:
 
     def warm_start(self, path: Path) -> None:
         mean = [] if self.average is None else [self.average.network]
-        checkpoint.load_backbone(path, self.backbone, *mean, new_fourier=True)
+        checkpoint.load_backbone(path, self.backbone, *mean, new_fourier=True, here=self.here)
         if self.config.recipe.head.warm_start:
-            centres, labels = checkpoint.load_centres(path)
+            centres, labels = checkpoint.load_centres(path, self.here)
             place = torch.searchsorted(labels, self.labels).clamp(max=len(labels) - 1)
             self.head.take_centres(centres, torch.where(labels[place] == self.labels, place, -1))
 
@@ -112,11 +112,12 @@ class Supervised:
 
     def take_tables(self, tables: dict[str, Tensor]) -> None:
         labels = tables.get("labels")
-        if labels is not None and len(labels) == len(self.labels) and not torch.equal(labels, self.labels):
-            raise WrongUse(
-                "the checkpoint learnt other labels, as many as these; give the labels it was trained with, or its "
-                "path as train.warm_start, not train.resume"
-            )
+        with together(self.here):
+            if labels is not None and len(labels) == len(self.labels) and not torch.equal(labels, self.labels):
+                raise WrongUse(
+                    "the checkpoint learnt other labels, as many as these; give the labels it was trained with, or its "
+                    "path as train.warm_start, not train.resume"
+                )
         self.head.take_tables({name: table for name, table in tables.items() if name != "labels"})
 
     def health(self) -> dict[str, Any]:

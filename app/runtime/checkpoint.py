@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from app.errors import WrongUse
 from app.files import atomic, claim, write_json, write_text
+from app.runtime.dist import ALONE, World, copied_from_main, together
 from app.runtime.folder import RunFolder
 from app.runtime.published import GAIN, translate
 
@@ -99,34 +100,38 @@ def load(
     take_tables: Callable[[dict[str, Tensor]], None],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    here: World,
 ) -> TrainState:
-    """Put a checkpoint into these objects, all or nothing. Raises WrongUse naming what does not fit."""
-    content = read(path)
-    refuse_misfit(path, content["modules"], modules.state_dict())
-    take_tables(content["tables"])  # may refuse, too
+    """Put a checkpoint into these objects, all or nothing. Raises WrongUse naming what does not fit, on all ranks.
+
+    Rank 0 reads it and the others get from it what they need: no other machine has to have the file, and what may lie
+    there under its name is not looked at.
+    """
+    content, tables = None, {}
+    with together(here):
+        if here.is_main:
+            content = read(path, in_place=True)
+            refuse_misfit(path, content["modules"], modules.state_dict())
+            tables = content.pop("tables")
+    content = copied_from_main(content, here)
+    take_tables(tables)  # may refuse, too
     modules.load_state_dict(content["modules"])
     optimizer.load_state_dict(content["optimizer"])
     scaler.load_state_dict(content["scaler"])
     return TrainState(**content["state"])
 
 
-def load_backbone(path: Path, *backbones: nn.Module, new_fourier: bool = False) -> None:
+def load_backbone(path: Path, *backbones: nn.Module, new_fourier: bool = False, here: World = ALONE) -> None:
     """Put a file's backbone into each of these: a checkpoint of ours (what it evaluates) or published weights.
 
-    With `new_fourier` a Fourier layer that the file has none of stays as it is, to be trained. Raises WrongUse for a
-    file that holds no backbone or another one.
+    With `new_fourier` a Fourier layer that the file has none of stays as it is, to be trained. Given the ranks `here`,
+    only rank 0 needs the file. Raises WrongUse for a file that holds no backbone or another one.
     """
-    if not path.is_file():
-        raise WrongUse(f"there is no file {path}; give a checkpoint or a file of published weights that exists")
-    content = read_tensors(path)
-    if isinstance(content, dict) and isinstance(content.get("modules"), dict):
-        modules = content["modules"]
-        prefix = next((p for p in EMBEDDERS if any(name.startswith(p) for name in modules)), "none")
-        content = {name.removeprefix(prefix): t for name, t in modules.items() if name.startswith(prefix)}
-    elif isinstance(content, dict):  # as trainers store a network beside other things
-        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
-    if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
-        raise WrongUse(f"{path} holds no backbone; give a checkpoint or a file of published weights")
+    content = None
+    with together(here):
+        if here.is_main:
+            content = read_backbone(path)
+    content = copied_from_main(content, here)
     for backbone in backbones:
         wanted = backbone.state_dict()
         # Counters of BN's updates are missing in old files and decide nothing.
@@ -135,6 +140,22 @@ def load_backbone(path: Path, *backbones: nn.Module, new_fourier: bool = False) 
         refuse_fourier(path, fitting, wanted)
         refuse_misfit(path, fitting, wanted)
         backbone.load_state_dict(fitting)
+
+
+def read_backbone(path: Path) -> dict[str, Tensor]:
+    """The tensors of a backbone under the names they have in a file. Raises WrongUse where it holds none."""
+    if not path.is_file():
+        raise WrongUse(f"there is no file {path}; give a checkpoint or a file of published weights that exists")
+    content = read_tensors(path, in_place=True)
+    if isinstance(content, dict) and isinstance(content.get("modules"), dict):
+        modules = content["modules"]
+        prefix = next((p for p in EMBEDDERS if any(name.startswith(p) for name in modules)), "none")
+        content = {name.removeprefix(prefix): t for name, t in modules.items() if name.startswith(prefix)}
+    elif isinstance(content, dict):  # as trainers store a network beside other things
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
+    if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
+        raise WrongUse(f"{path} holds no backbone; give a checkpoint or a file of published weights")
+    return content
 
 
 def refuse_fourier(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
@@ -148,26 +169,35 @@ def refuse_fourier(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str,
         raise WrongUse(f"{path} has no Fourier layer; give backbone.fourier=none")
 
 
-def load_centres(path: Path) -> tuple[Tensor, Tensor]:
+def load_centres(path: Path, here: World) -> tuple[Tensor, Tensor]:
     """The class centres [C, D] of a checkpoint of recipe supervised, and the label of each class [C].
 
-    Raises WrongUse for a file without any.
+    Only rank 0 needs the file. Raises WrongUse for one without any.
     """
-    content = read_tensors(path)
-    tables = content.get("tables", {}) if isinstance(content, dict) else {}
-    if not {"weight", "labels"} <= tables.keys():
-        raise WrongUse(f"{path} holds no class centres; give recipe.head.warm_start=false to use its backbone alone")
-    return tables["weight"], tables["labels"]
+    tables: dict[str, Tensor] = {}
+    with together(here):
+        if here.is_main:
+            content = read_tensors(path, in_place=True)
+            tables = content.get("tables", {}) if isinstance(content, dict) else {}
+            if not {"weight", "labels"} <= tables.keys():
+                raise WrongUse(
+                    f"{path} holds no class centres; give recipe.head.warm_start=false to use its backbone alone"
+                )
+    weight, labels = copied_from_main([tables.get("weight"), tables.get("labels")], here)
+    return weight, labels
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint file, checked against its JSON where there is one; never runs code from it."""
+def read(path: Path, *, in_place: bool = False) -> dict[str, Any]:
+    """The content of a checkpoint file, checked against its JSON where there is one; never runs code from it.
+
+    `in_place`: as in `read_tensors`.
+    """
     if not path.is_file():
         raise WrongUse(f"there is no checkpoint {path}; give train.resume=auto or an existing .pt")
     described = path.with_suffix(".json")
     if described.is_file() and _described(described).get("sha256") != sha256(path):
         raise WrongUse(broken(path))
-    content = read_tensors(path)
+    content = read_tensors(path, in_place=in_place)
     if not isinstance(content, dict) or not {"state", "modules", "optimizer", "scaler"} <= content.keys():
         raise WrongUse(broken(path))
     if content["state"].keys() != asdict(TrainState()).keys() or "tables" not in content:

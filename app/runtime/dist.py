@@ -9,7 +9,7 @@ import atexit
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -51,6 +51,9 @@ class World:
     def own_ranks(self) -> list[int]:
         """The ranks on this machine, ascending."""
         return [rank for rank, machine in enumerate(self.machines) if machine == self.machines[self.rank]]
+
+
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 def is_first() -> bool:
@@ -252,6 +255,35 @@ def rows_to_main(local: Tensor, here: World) -> Tensor | None:
     return whole
 
 
+@torch.no_grad()
+def rows_from_main(whole: Tensor | None, into: Tensor, here: World) -> None:
+    """The reverse of `rows_to_main`: each rank gets its rows of rank 0's `whole`, in pieces, and holds no others."""
+    if here.size == 1:
+        assert whole is not None
+        into.copy_(whole)
+        return
+    sizes = [torch.zeros(1, dtype=torch.long) for _ in range(here.size)]
+    dist.all_gather(sizes, torch.tensor([len(into)]))
+    if here.is_main:
+        assert whole is not None
+        parts = whole.split([int(size) for size in sizes])
+        into.copy_(parts[0])
+        for rank, part in enumerate(parts[1:], start=1):
+            for piece in _pieces(part):
+                dist.send(piece.to("cpu", into.dtype).contiguous(), dst=rank)
+    else:
+        for piece in _pieces(into):
+            coming = torch.empty_like(piece, device="cpu", memory_format=torch.contiguous_format)
+            dist.recv(coming, src=0)
+            piece.copy_(coming)
+
+
+def _pieces(rows: Tensor) -> Iterable[Tensor]:
+    """Views of some 64 MiB each, by the number and shape of the rows alone; none of no rows."""
+    a_row = max(1, rows[:1].numel() * 8)  # as if of 8 bytes: both sides count alike, whatever the type
+    return rows.split(max(1, 2**26 // a_row)) if len(rows) else ()
+
+
 def pass_on(outgoing: Tensor, incoming: Tensor, here: World) -> Callable[[], None]:
     """Start sending `outgoing` to the next rank and receiving `incoming` from the one before; call what is returned to
     wait for both. Their sizes must be known on both sides; nothing is sent of an empty tensor. Needs two ranks.
@@ -280,6 +312,39 @@ def from_main(value: T, here: World) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def copied_from_main(value: Any, here: World) -> Any:
+    """Rank 0's dicts and lists of tensors and plain values, on every rank, each with tensors of its own in CPU memory.
+
+    Tensors travel one by one as the bytes they are: beside the result no rank holds more than one of them.
+    """
+    given: list[Tensor] = []
+
+    def shape(tensor: Tensor) -> Tensor:
+        given.append(tensor)
+        return tensor.to("meta")
+
+    def copied(shape: Tensor) -> Tensor:
+        tensor = torch.empty_like(shape, device="cpu")
+        if here.is_main:
+            tensor.copy_(given.pop(0))
+        if here.size > 1 and tensor.numel():
+            dist.broadcast(torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()), src=0)
+        return tensor
+
+    return _each_tensor(from_main(_each_tensor(value, shape), here), copied)
+
+
+def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same dicts and lists with every tensor changed, in their order."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _each_tensor(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_each_tensor(item, change) for item in value]
+    return value
 
 
 def data_parallel(module: nn.Module, here: World) -> nn.Module:
