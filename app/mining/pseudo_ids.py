@@ -15,7 +15,7 @@ from app.mining.cluster import by_components, by_overlap, first_row, gather, num
 from app.mining.gate import Report, judge, keep_ids
 from app.mining.knn import neighbours, recall, sample_rows
 from app.mining.lists import NONE, Neighbours
-from app.runtime.dist import World
+from app.runtime.dist import World, from_main
 
 FLOOR_SAMPLE, RECALL_SAMPLE = 2048, 256  # images
 COPY = 0.96  # of the way from the similarity floor to 1: cosine .98 where the floor is .5
@@ -59,9 +59,9 @@ def find_pseudo_ids(
             max_size=config.max_cluster,
         )
     else:
-        floor = similarity_floor(
-            sample_rows(shard, here, FLOOR_SAMPLE, seed), len(previous), config.false_edges_per_image
-        )
+        sample = sample_rows(shard, here, FLOOR_SAMPLE, seed)
+        # Rank 0's: CPUs of several kinds may round the last bit of a product differently.
+        floor = from_main(similarity_floor(sample, len(previous), config.false_edges_per_image), here)
         clusters = _without_copies(shard, listed, config, here, floor, seed)
     found = keep_ids(previous, number(clusters, config.min_cluster, config.max_cluster))
     report = judge(

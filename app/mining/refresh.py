@@ -56,7 +56,7 @@ def embed_share(embedder: nn.Module, config: Config, data: Dataset, here: World,
             interrupted=interlude.interrupted,
             chunk_rows=CHUNK_ROWS[here.device.type],
         )
-    if here.is_main:
+    if here.first_of_machine:  # of each: their disks may be their own
         kept.clear()
     return shard
 
