@@ -54,6 +54,7 @@ def down(
                 if is_of_target and is_meant:
                     bring_all_home(at, machine, screen, anyway=anyway)
                     at.provider.release(machine)
+                    at.forget(machine.name)
                     screen.say(f"released {machine.name}" + (f" after ${bill.usd:.2f}" if bill.usd else ""))
                     gone.append(bill.to_json())
     if not gone:

@@ -10,7 +10,6 @@ from typing import Any
 
 from deploy import answers, checkpoints, facts, home, job, reach, runs, saved
 from deploy.errors import DeployError, StepFailed, WrongUse, command
-from deploy.machine import Machine
 from deploy.phases import Stopwatch
 from deploy.plan import GRACE_S, Facts, Plan, going_on, make
 from deploy.pod.folder import RunFolder
@@ -95,13 +94,16 @@ def _start(
     watch = Stopwatch()
     try:
         with acquired_all(at, plan, screen, watch, keep=keep) as machines:
-            record = runs.update(book, record, state="preparing", **_names(machines))
+            first, *others = (machine.name for machine in machines)
+            others_at = dict.fromkeys(others, plan.run_dir)
+            record = runs.update(book, record, state="preparing", machine=first, others=others_at)
             made = ready_all(at, machines, checked, looked_up, screen, watch)
             (machine, plan), shell = (made[0].machine, made[0].plan), at.shell(made[0].machine)
             for each in made:
                 bring_own_files(at.settings, at.shell(each.machine), each.machine, checked, each.plan)
             runs.save_plan(book, plan)
-            record = runs.update(book, record, run_dir=plan.run_dir, **_names([each.machine for each in made]))
+            others_at = {each.machine.name: each.plan.run_dir for each in made[1:]}
+            record = runs.update(book, record, machine=machine.name, run_dir=plan.run_dir, others=others_at)
             folder = RunFolder(machine.path(plan.run_dir))
             if plan.attempt > 1:
                 _gather_checkpoints(at, record, screen)
@@ -134,11 +136,6 @@ def _gather_checkpoints(at: Reach, record: Record, screen: Screen) -> None:
 def _at_home(reached: Reached) -> list[dict[str, Any]]:
     newest = home.newest_checkpoint(reached)
     return [newest] if newest else []
-
-
-def _names(machines: Sequence[Machine]) -> dict[str, Any]:
-    first, *others = (machine.name for machine in machines)
-    return {"machine": first, "others": others}
 
 
 def _start_jobs(at: Reach, made: Sequence[Ready]) -> str:
@@ -177,6 +174,8 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
     reached, _ = reached.look()
     record = reached.record
     for other in reached.others():
+        if record.state != "failed":  # then it ends by itself, a moment later
+            job.wait_for_end(other.shell, other.folder, GRACE_S)
         job.end(other.shell, other.folder, GRACE_S)
     home.bring_others(reached)
     watch = Stopwatch(record.phases)

@@ -145,7 +145,8 @@ class Reached:
         """The same run on the other machines that train it, as far as they are there, in the order of their ranks."""
         if self.machine is None:
             return []
-        reached = [self.reach.run(replace(self.record, machine=name, others=())) for name in self.record.others]
+        there = self.record.others.items()
+        reached = [self.reach.run(replace(self.record, machine=name, run_dir=at, others={})) for name, at in there]
         return [each for each in reached if each.machine is not None]
 
     def events(self) -> list[dict[str, Any]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Record:
     seconds: float | None = None
     phases: Mapping[str, float] | None = None  # seconds that each part took, see deploy/phases.py
     session: str | None = None  # how the supervisor runs: tmux or detached
-    others: Sequence[str] = ()  # the other machines that train it, in the order of their ranks
+    others: Mapping[str, str] = field(default_factory=dict)  # its folder on each other machine, by rank
     spend: Mapping[str, float] | None = None  # dollars, by machine: what each had cost when it was last seen
 
     @property

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deploy.pod import processes
+from tests.deploy.servers import SSHD, openssh
 from tests.images.engine import docker
 
-from .clones import SMALL, Clone, make_clone, wait_for
+from .clones import SMALL, Clone, events, make_clone, wait_for
 
 pytestmark = pytest.mark.slow
+needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: its loopback has many addresses")
 WORDS = [word for setting in (*SMALL, "train.epochs=200") for word in ("--set", setting)]
 
 
@@ -99,6 +106,54 @@ def starts(clone: Clone, run_id: str) -> list[dict[str, Any]]:
 def failed(clone: Clone) -> dict[str, Any] | None:
     told: dict[str, Any] = clone.json("status", "--on", "pair")
     return told if told["state"] == "failed" else None
+
+
+@pytest.fixture
+def two_hosts(tmp_path: Path) -> Iterator[Clone]:
+    """A clone whose target `pair` are two SSH servers, each with a home of its own, which is where `root` leads."""
+    if SSHD is None or shutil.which("tmux") is None:
+        pytest.skip("needs an SSH server and tmux: apt-get install openssh-server tmux")
+    here, user = make_clone(tmp_path), tmp_path / "user"
+    homes = [tmp_path / name for name in ("one", "other")]
+    with contextlib.ExitStack() as stack:
+        servers = []
+        for home in homes:
+            (home / "tmux").mkdir(parents=True)
+            for name in ("id", "id.pub"):  # one key opens both
+                if home != homes[0]:
+                    shutil.copy(homes[0] / name, home / name)
+            environment = f"SetEnv HOME={home} TMUX_TMPDIR={home / 'tmux'}\n"
+            servers.append(stack.enter_context(openssh(home, more=environment)))
+        known = user / ".ssh" / "known_hosts"
+        known.parent.mkdir(parents=True)
+        known.write_text("".join(f"[127.0.0.1]:{each.port} {each.host_key}\n" for each in servers))
+        here.env = {"HOME": str(user), "USER": "root"}
+        told = {
+            "provider": "ssh", "hosts": [f"127.0.0.1:{each.port}" for each in servers], "key": str(servers[0].key),
+            "root": "~/faces", "python": sys.executable, "processes": 1, "nodes": 2,
+        }  # fmt: skip
+        (here.path / "conf" / "deploy" / "pair.yaml").write_text(json.dumps(told), encoding="utf-8")
+        yield here
+        for home in homes:
+            for status in (home / "faces" / "runs").glob("*/status.json"):
+                processes.kill_tree(json.loads(status.read_text())["pid"])
+            socket = {**os.environ, "TMUX_TMPDIR": str(home / "tmux")}
+            subprocess.run(["tmux", "-L", here.socket, "kill-server"], env=socket, check=False, capture_output=True)
+
+
+@needs_linux
+def test_two_hosts_of_a_list_train_one_run(two_hosts: Clone, tmp_path: Path) -> None:
+    """To its end, followed; each has the run in a folder of its own, and what the other one said comes home, too."""
+    done = two_hosts.json("train", "--on", "pair", *WORDS[:-2], "--set", "train.epochs=3")
+    home = two_hosts.path / "runs" / done["run_id"]
+    assert (done["state"], done["checkpoint"]["epoch"]) == ("succeeded", 2)
+    assert [event["world_size"] for event in events(home) if event["event"] == "start"] == [2]
+    assert states(two_hosts, done["run_id"]) == ["succeeded", "succeeded"]
+    there = [tmp_path / name / "faces" / "runs" / done["run_id"] for name in ("one", "other")]
+    assert [(folder / "metrics.jsonl").exists() for folder in there] == [True, False]
+    assert (home / "nodes" / "1" / "train.log").read_bytes() == (there[1] / "train.log").read_bytes()
+    assert "rank 1 of 2; rank 0 on" in (home / "nodes" / "1" / "train.log").read_text()
+    assert "names 2 host" in two_hosts.invoke("train", "--on", "pair", "--nodes", "3", code=2)
 
 
 def test_a_run_goes_on_with_the_machines_that_are_left(clone: Clone, our_image: str) -> None:
