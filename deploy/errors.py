@@ -12,6 +12,9 @@ import difflib
 import os
 from collections.abc import Iterable, Sequence
 
+from deploy.pod.redact import Redactor, of_environment
+
+OUR_OWN = "SNIPERFACE_"
 BOOTSTRAP = "python bootstrap.py invoke train"
 
 
@@ -21,9 +24,10 @@ class DeployError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, evidence: Sequence[str] = (), next_command: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.evidence = tuple(evidence)
+        hide = Redactor(_secrets())  # whoever shows or keeps it need not think of that
+        super().__init__(hide(message))
+        self.message: str = hide(message)
+        self.evidence: tuple[str, ...] = tuple(hide(line) for line in evidence)
         self.next_command = next_command
 
 
@@ -43,6 +47,12 @@ class NoMachine(DeployError):
     """The machine could not be had."""
 
     exit_code = 3
+
+
+def _secrets() -> list[str]:
+    """Of this computer's environment, as their names tell; a path that is there, such as a key's, is none."""
+    named = {name: value for name, value in os.environ.items() if not name.startswith(OUR_OWN)}
+    return [value for value in of_environment(named) if not os.path.exists(value)]
 
 
 def command(words: str) -> str:

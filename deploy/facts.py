@@ -11,11 +11,12 @@ from datetime import datetime
 from pathlib import Path, PurePath
 from typing import Any
 
-from deploy import checkpoints, code, data, origins, packing, runs
+from deploy import checkpoints, code, data, guard, origins, packing, runs
 from deploy.errors import BOOTSTRAP, DeployError, StepFailed, WrongUse
 from deploy.origins import Origin
 from deploy.plan import Continuation, DataFacts, Facts, Measured
 from deploy.pod.folder import read_json
+from deploy.pod.redact import SHORTEST
 from deploy.reach import Reach, Reached
 from deploy.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
 from deploy.settings import Local, Settings, Ssh
@@ -42,6 +43,7 @@ class Checked:
 def check(reach: Reach, request: Request) -> Checked:
     """Raise WrongUse for the first thing that cannot work."""
     settings = reach.settings
+    _refuse_secrets(settings, request)
     note = continues = None
     last: list[dict[str, Any]] = []  # the checkpoint from which an unfinished run goes on, when it has one
     _check_nodes(settings, request)
@@ -87,6 +89,18 @@ def _check_nodes(settings: Settings, request: Request) -> None:
         )
     if nodes > 1 and request.queue:
         raise WrongUse("--queue is for runs on one machine: leave it out, or give --nodes 1")
+
+
+def _refuse_secrets(settings: Settings, request: Request) -> None:
+    """A command line is seen by everybody on the machine, and a plan is kept."""
+    for name, value in guard.own_secrets(settings).items():
+        for override in request.overrides:
+            if len(value) >= SHORTEST and value in override:
+                key = override.partition("=")[0]
+                raise WrongUse(
+                    f"--set {key} holds the value of {name}: leave it out, and read {name} from the environment, where "
+                    "each run finds it"
+                )
 
 
 def gather(reach: Reach, checked: Checked) -> Facts:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploy.errors import StepFailed
 from deploy.pod import processes
 from deploy.pod.folder import write_json
 from deploy.pod.redact import MASK, pieces
@@ -111,3 +112,14 @@ def test_a_full_disk_takes_words_and_not_the_job(tmp_path: Path) -> None:
     process.stdin.close()
     assert process.wait(30) == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_errors_of_the_laptop_hide_what_its_environment_holds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In the message and its evidence; a path of a key, and our own settings, are no secrets."""
+    monkeypatch.setenv("SOME_REGISTRY_PASSWORD", SECRET)
+    monkeypatch.setenv("SSH_KEY", str(tmp_path))
+    monkeypatch.setenv("SNIPERFACE_KEY", "/no/such/key")
+    error = StepFailed(f"denied: {SECRET}", evidence=[f"login me:{SECRET}@host", f"{tmp_path} /no/such/key"])
+    assert (str(error), error.message) == (f"denied: {MASK}", f"denied: {MASK}")
+    assert error.evidence == (f"login me:{MASK}@host", f"{tmp_path} /no/such/key")
+    assert SECRET not in repr(vars(error)) + repr(error)

@@ -16,7 +16,7 @@ DEFAULTS = {
     "train.resume": None,
     "train.steps": 3,
     "train.step_s": 0.02,
-    "train.manner": "good",  # good, fails, deaf (to a stop), wrong_use
+    "train.manner": "good",  # good, fails, deaf (to a stop), wrong_use, leaks and leaks_and_fails (its secrets)
     "backbone.width": 1,
     "plan.images_per_s": None,
     "run.dir": None,

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -34,6 +35,8 @@ def main() -> int:
             STOP.wait(30)  # the first to leave ends the others: rank 0 has something to say before
         tell(folder, "end", 0, 0, reason="wrong_use", message="the value does not work; give another")
         return 1
+    if manner.startswith("leaks"):
+        leak()
     epoch, step = resume(folder, values)
     if RANK == 0:
         (folder / "config.yaml").write_text("resolved: true\n", encoding="utf-8")
@@ -57,6 +60,8 @@ def main() -> int:
             print(f"rank {RANK} step {step}", flush=True)
             if manner == "fails" and step == 4:
                 raise RuntimeError("the loss is not a number")
+            if manner == "leaks_and_fails" and step == 4:
+                raise RuntimeError(f"refused: {os.environ['WANDB_API_KEY']}")
         tell(folder, "mining", epoch, step, count=7, coverage=0.5, purity=0.9, accepted=True, seconds=0.1)
         tell(folder, "epoch", epoch, step, loss=1 / step, seconds=0.1)
         save(folder, values, f"epoch_{epoch:03}", epoch, step, whole=True)
@@ -64,6 +69,18 @@ def main() -> int:
     tell(folder, "eval", epoch - 1, step, what="trained", accuracy=0.9, accuracy_std=0.01, rank1=0.99)
     tell(folder, "end", epoch - 1, step, reason="done", message="", seconds=1.0)
     return 0
+
+
+def leak() -> None:
+    """As a careless program would: everything it was given, whole and in two halves, and by a child."""
+    for name in ("WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "REGISTRY_PASSWORD"):
+        secret = os.environ[name]
+        print(f"using {name}={secret}", flush=True)
+        for part in ("and again ", secret[:7], secret[7:], "\n"):
+            sys.stdout.write(part)
+            sys.stdout.flush()
+            time.sleep(0.02)
+    subprocess.run(["env"], check=True)
 
 
 def wait_for_end_of_input() -> None:
