@@ -18,7 +18,7 @@ from deploy.request import Request
 from deploy.runs import Record
 from deploy.saved import NothingReadable
 from deploy.settings import load
-from deploy.shell import LinkLost
+from deploy.shell import LinkLost, MachineGone
 from deploy.show import Screen
 
 EVERY_S = 2
@@ -65,7 +65,7 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
         try:
             with reach.run(project, record.target, record.run_id) as reached:
                 record = _keep_home_current(reached, screen, max_usd)
-        except (NoMachine, LinkLost) as error:  # neither says anything about the run: its provider does not answer
+        except (NoMachine, LinkLost, MachineGone) as error:  # what that means for the run, the next look will tell
             screen.say(error.message)
         if record.state == "lost" and max_usd is not None and record.spend_usd >= max_usd:
             words = f"it has cost ${record.spend_usd:.2f}, which is all that ${max_usd:g} allow: it does not go on"
@@ -89,7 +89,7 @@ def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
         try:
             train(project, Request(target=record.target, resume="auto"), screen, detach=True, yes=True)
             return runs.get(project / "runs", record.run_id, record.target)
-        except (NoMachine, LinkLost, NothingReadable) as error:
+        except (NoMachine, LinkLost, MachineGone, NothingReadable) as error:
             # An attempt that never ran has not changed the run: it is as lost as before, not failed.
             now = runs.get(project / "runs", record.run_id, record.target)
             runs.update(project / "runs", now, state="lost", reason=error.message)

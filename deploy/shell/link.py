@@ -29,6 +29,10 @@ class LinkLost(StepFailed):
     """The connection broke, or the other side fell silent: worth another try."""
 
 
+class MachineGone(StepFailed):
+    """The connection broke, and its provider knows no such machine any more."""
+
+
 class NoAgent(StepFailed):
     """The machine is reached, but cannot run the agent: it will not be able to a second later."""
 

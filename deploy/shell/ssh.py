@@ -8,13 +8,13 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from deploy.errors import StepFailed
+from deploy.errors import NoMachine, StepFailed
 from deploy.machine import Machine
 from deploy.shell import native
 from deploy.shell.base import Shell
 from deploy.shell.connect import ChannelStream, broken, connect, disconnect
 from deploy.shell.host_keys import HostKeys
-from deploy.shell.link import Link, LinkLost, Pending
+from deploy.shell.link import Link, LinkLost, MachineGone, Pending
 
 if TYPE_CHECKING:
     from deploy.shell.connect import Connection
@@ -198,9 +198,13 @@ class SshShell(Shell):
 
     def _look_up(self, lost: LinkLost) -> None:
         assert self.find is not None
-        found = self.find()
+        try:
+            found = self.find()
+        except NoMachine as error:  # its provider does not answer either: perhaps it is where it was
+            self.on_loss(error.message)
+            return
         if found is None:
-            raise StepFailed(f"the machine {self.machine.name} is gone", evidence=lost.evidence) from lost
+            raise MachineGone(f"the machine {self.machine.name} is gone", evidence=lost.evidence) from lost
         self.machine = found
 
     def _drop_link(self, link: Link) -> None:

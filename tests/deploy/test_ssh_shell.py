@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from deploy.errors import DeployError, StepFailed, WrongUse
+from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse
 from deploy.machine import Machine
 from deploy.shell import link as links
 from deploy.shell import native
@@ -276,10 +276,18 @@ def test_patience_ends(server: Server, line: Proxy, open_shell: Callable[..., Ss
 
 
 def test_a_machine_that_moved_is_found(server: Server, open_shell: Callable[..., SshShell]) -> None:
-    """Ports change when a machine starts again; one that is gone is said to be."""
+    """Ports change when a machine starts again, and its provider may not answer at first; one that is gone is said to
+    be."""
     there: list[Machine | None] = []
+    away = ["the provider does not answer"]
+
+    def find() -> Machine | None:
+        if away:
+            raise NoMachine(away.pop())
+        return there[0]
+
     with proxy(server.port) as before, proxy(server.port) as after:
-        shell = open_shell(server.machine(port=before.port), find=lambda: there[0])
+        shell = open_shell(server.machine(port=before.port), find=find)
         shell.clock()
         there.append(server.machine(port=after.port))
         before.refuse()

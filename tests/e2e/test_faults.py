@@ -19,7 +19,7 @@ from .test_machines import log_of
 
 pytestmark = pytest.mark.slow
 GOING_ON = ("lost", "acquiring", "preparing")  # what watch has seen, and does
-WORDS = [word for setting in SMALL for word in ("--set", setting)]
+WORDS = ["--resume", "none", *(word for setting in SMALL for word in ("--set", setting))]
 
 
 @pytest.fixture(scope="module")
