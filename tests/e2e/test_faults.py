@@ -19,7 +19,8 @@ from .test_machines import log_of
 
 pytestmark = pytest.mark.slow
 GOING_ON = ("lost", "acquiring", "preparing")  # what watch has seen, and does
-WORDS = ["--resume", "none", *(word for setting in SMALL for word in ("--set", setting))]
+WORDS = [word for setting in SMALL for word in ("--set", setting)]
+ANEW = ["--on", "docker", "--detach", "--resume", "none", *WORDS]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,7 @@ def assert_equal_bits(one: Path, other: Path) -> None:
 
 def test_ssh_goes_down_and_the_job_does_not(clone: Clone, tmp_path: Path, fault: Fault) -> None:
     """kill -9 of sshd: the console is shown instead; sshd is started again; the log has each byte once."""
-    run_id = clone.json("train", "--on", "docker", "--detach", *WORDS)["run_id"]
+    run_id = clone.json("train", *ANEW)["run_id"]
     name = container(clone)
     log = f"/workspace/sniperface/runs/{run_id}/train.log"
     wait_for(lambda: "epoch 1/" in docker("exec", name, "cat", log))
@@ -130,7 +131,7 @@ def test_ssh_goes_down_and_the_job_does_not(clone: Clone, tmp_path: Path, fault:
 
 def test_tmux_is_killed_on_the_machine_and_the_job_is_not(clone: Clone, tmp_path: Path, fault: Fault) -> None:
     """kill -9 of its server: the supervisor goes on as a child of the container's first process."""
-    run_id = clone.json("train", "--on", "docker", "--detach", *WORDS)["run_id"]
+    run_id = clone.json("train", *ANEW, "--set", "train.epochs=100")["run_id"]
     name = container(clone)
     log = f"/workspace/sniperface/runs/{run_id}/train.log"
     wait_for(lambda: "epoch 1/" in docker("exec", name, "cat", log))
