@@ -58,7 +58,7 @@ def deploy(
     from deploy import launch
 
     with _telling(json) as screen:
-        screen.document(launch.deploy(PROJECT, on, screen, pack=pack, nodes=nodes))
+        screen.document(launch.deploy(PROJECT, on, screen, pack=pack, several=nodes))
 
 
 @task(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +30,17 @@ def bring(reached: Reached, screen: Screen) -> dict[str, Any] | None:
     return bring_checkpoint(reached, whole[-1], None, screen) if whole else None
 
 
-def bring_others(reached: Reached) -> None:
-    """Log and status of each other machine of a run, into `nodes/<rank>/`: why one of them left is written there."""
-    for rank, other in enumerate(reached.others(), start=1):
-        with _one_at_a_time(reached.settings):
-            for file in (other.folder.log, other.folder.status):
-                if other.shell.size(file) is not None:
-                    transfer.fetch(other.shell, file, Path(reached.home.path / "nodes" / str(rank) / file.name))
-
-
 def bring_record(reached: Reached) -> None:
     """What a run says about itself, as far as it has come."""
-    home = reached.home
+    bring_files(reached, Path(reached.home.path), FILES)
+
+
+def bring_files(reached: Reached, to: Path, names: Sequence[str]) -> None:
+    """Files of a run's folder, those that are there, into a folder at home."""
     with _one_at_a_time(reached.settings):
-        for name in FILES:
+        for name in names:
             if reached.shell.size(reached.folder.path / name) is not None:
-                transfer.fetch(reached.shell, reached.folder.path / name, Path(home.path / name))
+                transfer.fetch(reached.shell, reached.folder.path / name, to / name)
 
 
 def bring_checkpoint(reached: Reached, about: dict[str, Any], to: str | None, screen: Screen) -> dict[str, Any]:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deploy import answers, checkpoints, facts, home, job, reach, runs, saved
+from deploy import answers, facts, home, job, nodes, reach, runs, saved
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.phases import Stopwatch
-from deploy.plan import GRACE_S, Facts, Plan, going_on, make
+from deploy.plan import Facts, Plan, going_on, make
 from deploy.pod.folder import RunFolder
 from deploy.reach import Reach, Reached
-from deploy.ready import Ready, acquired_all, bring_own_files, pack_images, ready_all
+from deploy.ready import acquired_all, bring_own_files, pack_images, ready_all
 from deploy.reaper import reap
 from deploy.request import Request, parse_request
 from deploy.runs import Record
@@ -24,12 +23,12 @@ FOLLOW_PATIENCE_S = 3600  # a laptop may sleep; the job does not need it
 
 
 def deploy(
-    project: Path, target: str, screen: Screen, *, pack: str | None = None, nodes: str | None = None
+    project: Path, target: str, screen: Screen, *, pack: str | None = None, several: str | None = None
 ) -> dict[str, Any]:
     """Make a target ready: machine, environment, code, data. A second call does only what is missing."""
     with reach.target(project, target) as at:
         reap(at, screen=screen)
-        checked = facts.check(at, parse_request(target=target, pack=pack, nodes=nodes))
+        checked = facts.check(at, parse_request(target=target, pack=pack, nodes=several))
         with reach.launching(at.settings) as note:
             note("deploy")
             checked = facts.prepare_orl(at, checked, screen.say)
@@ -40,8 +39,8 @@ def deploy(
             with acquired_all(at, plan, screen, watch) as machines:
                 made = ready_all(at, machines, checked, looked_up, screen, watch)[0]
     packed = f" --pack {pack}" if pack else ""  # else the images would be sent again as they are
-    several = f" --nodes {nodes}" if nodes else ""
-    screen.say(f"target {target} is ready; train on it with: {command(f'train --on {target}{packed}{several}')}")
+    on_all = f" --nodes {several}" if several else ""
+    screen.say(f"target {target} is ready; train on it with: {command(f'train --on {target}{packed}{on_all}')}")
     about = {"target": target, "machine": made.machine.name, "root": str(made.machine.root)}
     return {**about, "snapshot": made.plan.snapshot, "data": made.plan.data_path}
 
@@ -106,14 +105,14 @@ def _start(
             record = runs.update(book, record, machine=machine.name, run_dir=plan.run_dir, others=others_at)
             folder = RunFolder(machine.path(plan.run_dir))
             if plan.attempt > 1:
-                _gather_checkpoints(at, record, screen)
+                nodes.gather_checkpoints(at, record, screen)
                 restored = saved.restore(at.settings, machine, shell, plan, screen)
                 made = [replace(each, plan=going_on(each.plan)) for each in made] if restored.note else made
                 runs.save_plan(book, made[0].plan)
                 record = runs.spent(book, record, restored.spend)
                 screen.say("waiting for the earlier attempt to leave, should it still be writing its checkpoint")
             since = job.position(shell, folder)
-            session = _start_jobs(at, made)
+            session = nodes.start(at, made)
             seen = job.look(shell, folder)
             state = seen.state if seen else "running"
             return runs.update(book, record, state=state, session=session, phases=watch.taken), since
@@ -121,41 +120,6 @@ def _start(
         reason = error.message if isinstance(error, DeployError) else str(error) or "interrupted before it ran"
         runs.update(book, record, state="failed", reason=reason)
         raise
-
-
-def _gather_checkpoints(at: Reach, record: Record, screen: Screen) -> None:
-    """Of several machines another one may have written before, when addresses were others: what it has comes home."""
-    first = at.run(record)
-    for other in first.others():
-        found = [checkpoints.whole(each.shell, each.folder)[-1:] for each in (other, first)]
-        newest = max((checkpoints.age(one[0]) for one in [*found[1:], _at_home(first)] if one), default=None)
-        if found[0] and (newest is None or checkpoints.age(found[0][0]) > newest):
-            home.bring_checkpoint(other, found[0][0], None, screen)
-
-
-def _at_home(reached: Reached) -> list[dict[str, Any]]:
-    newest = home.newest_checkpoint(reached)
-    return [newest] if newest else []
-
-
-def _start_jobs(at: Reach, made: Sequence[Ready]) -> str:
-    """A supervisor on each machine, that of rank 0 last: whom the others wait for should have nobody to wait for.
-
-    Returns how the supervisor of rank 0 runs.
-    """
-    folders = [(at.shell(each.machine), RunFolder(each.machine.path(each.plan.run_dir))) for each in made]
-    for shell, folder in folders[1:]:  # of an earlier attempt, waiting for its first machine to come back
-        job.end(shell, folder, made[0].plan.grace_s)
-    session = ""
-    for number in reversed(range(len(made))):
-        machine, plan = made[number].machine, made[number].plan
-        try:
-            session = job.start(folders[number][0], machine, plan, at.settings.tmux_socket)
-        except BaseException:
-            for shell, folder in folders[number + 1 :]:
-                job.request_stop(shell, folder)
-            raise
-    return session
 
 
 def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, Any]:
@@ -173,14 +137,10 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
         return answers.of_run(reached.record, reached.events(), None)
     reached, _ = reached.look()
     record = reached.record
-    for other in reached.others():
-        if record.state != "failed":  # then it ends by itself, a moment later
-            job.wait_for_end(other.shell, other.folder, GRACE_S)
-        job.end(other.shell, other.folder, GRACE_S)
-    home.bring_others(reached)
     watch = Stopwatch(record.phases)
     with watch.phase("home"):
         checkpoint = home.bring(reached, screen)
+        nodes.end_others(reached, screen)
     taken = {**watch.taken, **({"training": record.seconds} if record.seconds else {})}
     record = runs.update(reached.settings.runs, record, phases=taken)
     document = answers.of_run(record, reached.events(), checkpoint)

@@ -5,23 +5,21 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deploy import answers, doctor, job, money, reach, runs, saved
+from deploy import answers, doctor, job, money, nodes, reach, runs, saved
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.pod.folder import FINAL_STATES
-from deploy.reach import Reach, Reached
+from deploy.reach import Reach
 from deploy.reaper import reap
 from deploy.shell import LinkLost, LocalShell
 from deploy.show import Screen
 
 AGAIN_EVERY_S = 2
 TABLES = ("phases", "nodes", "saved")  # of the answer of status: shown below it
-OTHERS_PATIENCE_S = 20  # with one of several machines whose lines are only read along
 PATIENCE_S = 3600  # a laptop may sleep; the job does not need it
 
 
@@ -33,7 +31,7 @@ def status(project: Path, target: str, run_id: str | None, screen: Screen, *, wa
             parts = runs.compared(reached.settings.runs, reached.record)
             answer = answers.of_status(reached.record, seen, reached.events(), parts)
             if reached.record.others:
-                answer["nodes"] = list(_nodes(reached, seen))
+                answer["nodes"] = list(nodes.look(reached, seen))
             if not watch or reached.record.state in FINAL_STATES:
                 break
             screen.status_line(answer)
@@ -48,19 +46,6 @@ def status(project: Path, target: str, run_id: str | None, screen: Screen, *, wa
             screen.say(f"saved: {what}")
         screen.commands(answers.next_commands(reached.record))
         return answer
-
-
-def _nodes(reached: Reached, seen: job.Status | None) -> Iterator[dict[str, Any]]:
-    """Each machine of a run, that of rank 0 first; one that is gone or does not answer is lost."""
-    yield answers.of_node(0, reached.record.machine, seen if reached.machine else None)
-    there = {each.record.machine: each for each in reached.others()}
-    for number, name in enumerate(reached.record.others, start=1):
-        its = None
-        if name in there:
-            with contextlib.suppress(LinkLost):
-                there[name].shell.patience_s = OTHERS_PATIENCE_S
-                its = job.look(there[name].shell, there[name].folder)
-        yield answers.of_node(number, name, its)
 
 
 def list_runs(project: Path) -> list[dict[str, Any]]:
@@ -105,32 +90,11 @@ def _logs(project: Path, target: str, run_id: str | None, screen: Screen, *, fol
         if follow:
             reached.shell.patience_s = PATIENCE_S
             reached.shell.on_loss = screen.complain
-        told = _merged(reached, screen) if reached.record.others else job.follow(reached.shell, reached.folder)
-        for text, _ in told:
+        own = (text for text, _ in job.follow(reached.shell, reached.folder))
+        for text in nodes.logs(reached, screen) if reached.record.others else own:
             screen.raw(text)
             if not follow:
                 break
-
-
-def _merged(reached: Reached, screen: Screen) -> Iterator[tuple[str, None]]:
-    """The logs of several machines, by line; `0|` is where rank 0 is. One that is lost is said once, and left out."""
-    first, *others = (job.NodeLines(each.shell, each.folder, n) for n, each in enumerate([reached, *reached.others()]))
-    for other in others:
-        other.tail.shell.patience_s = OTHERS_PATIENCE_S
-    while True:
-        status = job.look(reached.shell, reached.folder)
-        is_over = status is None or status.final
-        text = first.read(to_the_end=is_over)
-        for other in list(others):
-            try:
-                text += other.read(to_the_end=is_over)
-            except (LinkLost, OSError) as error:
-                screen.complain(f"node {other.node}: {error}")
-                others.remove(other)
-        yield text, None
-        if is_over:
-            return
-        time.sleep(job.POLL_S)
 
 
 def attach(project: Path, target: str, run_id: str | None, *, write: bool) -> int:

@@ -141,11 +141,14 @@ class Reached:
         record, seen = self.reach.look(self.record)
         return replace(self, record=record), seen
 
-    def others(self) -> list[Reached]:
-        """The same run on the other machines that train it, as far as they are there, in the order of their ranks."""
+    def others(self, *names: str) -> list[Reached]:
+        """The same run on the other machines that train it, or on those of these names, in the order of their ranks.
+
+        One that is gone is left out.
+        """
         if self.machine is None:
             return []
-        there = self.record.others.items()
+        there = [(name, at) for name, at in self.record.others.items() if not names or name in names]
         reached = [self.reach.run(replace(self.record, machine=name, run_dir=at, others={})) for name, at in there]
         return [each for each in reached if each.machine is not None]
 

@@ -22,7 +22,7 @@ LAPTOP = [
     "deploy.watching",
     "deploy.apps deploy.ending deploy.launch deploy.looking",
     "deploy.reaper",
-    "deploy.releasing",
+    "deploy.nodes deploy.releasing",
     "deploy.doctor deploy.home deploy.money deploy.ready deploy.saved",
     "deploy.facts deploy.show",
     "deploy.answers deploy.reach",
