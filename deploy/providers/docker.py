@@ -74,7 +74,11 @@ class DockerProvider:
             return None
         if LABEL + "project" not in container.labels or container.status != "running":
             return None
-        return self._machine(container)
+        machine = self._machine(container)
+        # One that is being started by another command has not said its host key yet: nobody can be sure of it.
+        says_its_key = machine.address is not None and machine.address.host_keys
+        is_starting = time.time() - _seconds(container.attrs["State"]["StartedAt"]) < READY_S
+        return None if is_starting and not says_its_key else machine
 
     def price(self) -> float | None:
         return 0.0

@@ -97,6 +97,17 @@ def test_a_stopped_one_is_started_again_with_its_files_and_its_host_key(
     assert ssh(again, "cat /workspace/note", tmp_path) == "kept"
 
 
+def test_one_that_is_still_starting_is_not_there_yet(provider: DockerProvider) -> None:
+    """Else a command that looks at that moment would ask whether an unknown host key is right."""
+    machine = provider.acquire(spec(provider, "r1"))
+    about = provider.client.containers.get(machine.name)
+    silent = provider.client.containers.run(
+        about.image, ["sleep", "600"], entrypoint="", detach=True, name=f"{machine.name}-2", labels=about.labels
+    )
+    assert provider.find(str(silent.name)) is None
+    assert {each.name for each in provider.list()} == {machine.name, silent.name}
+
+
 def test_two_machines_have_different_host_keys(provider: DockerProvider) -> None:
     one = provider.acquire(spec(provider, "r1"))
     other = provider.acquire(MachineSpec(f"{one.name}-other", f"{one.name}-other", one.root))
