@@ -24,7 +24,7 @@ from deploy.reach import Reach, Reached
 from deploy.request import Request
 from deploy.runs import Record
 from deploy.settings import Settings
-from deploy.shell import LocalShell, Shell
+from deploy.shell import LinkLost, LocalShell, MachineGone, Shell
 from deploy.show import Screen
 
 LOOK_LIMIT_S = 60.0
@@ -34,6 +34,10 @@ MACHINE, KEPT, HOME = "machine", "kept", "home"
 NEARNESS = (HOME, KEPT, MACHINE)
 
 Note = dict[str, Any]
+
+
+class Unusable(StepFailed):
+    """A copy that is not whole, or a place that cannot be read: there may be others."""
 
 
 class NothingReadable(StepFailed):
@@ -111,9 +115,7 @@ def restore(settings: Settings, machine: Machine, shell: Shell, plan: Plan, scre
         place = {MACHINE: "the machine", KEPT: _place(settings.target.sync_to), HOME: "this laptop"}[where]
         try:
             bringing.bring(where, note)
-        except StepFailed as failed:
-            if shell.is_loss(failed):
-                raise
+        except Unusable as failed:
             screen.say(f"passed over {_name(note)} from {place}: {failed.message}")
             continue
         verb = "going on from" if where == MACHINE else "restored"
@@ -157,9 +159,7 @@ class Kept:
     def look(self, screen: Screen) -> Seen:
         try:
             told = self._ask(limit_s=LOOK_LIMIT_S)
-        except StepFailed as failed:
-            if self.shell.is_loss(failed):
-                raise
+        except Unusable as failed:
             screen.say(f"{_place(self.sync_to)} cannot be read, and is passed over: {failed.message}")
             return Seen(why_not=failed.message)
         for damage in told["damaged"]:
@@ -184,13 +184,13 @@ class Kept:
                 check=False,
                 again=True,
             )
+        except (LinkLost, MachineGone):  # that says nothing about the copies
+            raise
         except StepFailed as failed:
-            if self.shell.is_loss(failed):
-                raise
-            raise StepFailed(f"it hangs, or is too slow ({failed.message})") from failed
+            raise Unusable(f"it hangs, or is too slow ({failed.message})") from failed
         last = (result.text.strip().splitlines() or result.complaint or ["it said nothing"])[-1]
         if not result:
-            raise StepFailed(str(self.redact(last)))
+            raise Unusable(str(self.redact(last)))
         told: dict[str, Any] = json.loads(last)
         return told
 
@@ -210,7 +210,7 @@ class _Bringing:
         self.here = LocalShell()
 
     def bring(self, where: str, note: Note) -> None:
-        """Raises StepFailed for a checkpoint that is not whole; then it is not there."""
+        """Raises Unusable for a checkpoint that is not whole; then it is not there."""
         if where == MACHINE:
             self._verify(self.shell, self.folder, note)
         elif where == HOME:
@@ -223,7 +223,7 @@ class _Bringing:
 
     def _verify(self, shell: Shell, folder: RunFolder, note: Note) -> None:
         if shell.sha256(folder.checkpoints / note["file"]) != note["sha256"]:
-            raise StepFailed("its bytes are not those that were written (its SHA-256 differs)")
+            raise Unusable("its bytes are not those that were written (its SHA-256 differs)")
 
     def _send(self, note: Note) -> None:
         file = self.folder.checkpoints / note["file"]
@@ -244,9 +244,7 @@ class _Bringing:
         if self.kept:
             try:
                 reaches = self.kept.record(note)
-            except StepFailed as failed:
-                if self.shell.is_loss(failed):
-                    raise
+            except Unusable as failed:
                 self.screen.say(f"log and metrics in {_place(self.kept.sync_to)} are passed over: {failed.message}")
         if not reaches and self.here.size(self.home.metrics) is not None:
             told, reaches = metrics.up_to(Path(self.home.metrics).read_bytes(), note)
