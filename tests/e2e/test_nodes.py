@@ -16,9 +16,13 @@ import pytest
 
 from deploy.pod import processes
 from tests.deploy.servers import SSHD, openssh
+from tests.emulators.rig import breaches
+from tests.emulators.runpod import KEY, Emulator
+from tests.emulators.runpod_pods import gateway
 from tests.images.engine import docker
 
 from .clones import SMALL, Clone, events, make_clone, wait_for
+from .test_machines import image_of_ours
 
 pytestmark = pytest.mark.slow
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: its loopback has many addresses")
@@ -37,7 +41,7 @@ def clone(tmp_path: Path, our_image: str) -> Iterator[Clone]:
 
 def write_target(clone: Clone, image: str, **values: object) -> None:
     told = {"provider": "docker", "image": image, "root": "/workspace/sniperface", "stage_to": "/dev/shm"}
-    told |= {"processes": 1, "cpus": 1, "nodes": 2, "join_min": 0.2, **values}
+    told |= {"processes": 1, "cpus": 1, "nodes": 2, "join_min": 0.5, **values}
     (clone.path / "conf" / "deploy" / "pair.yaml").write_text(json.dumps(told), encoding="utf-8")
 
 
@@ -171,3 +175,25 @@ def test_a_run_goes_on_with_the_machines_that_are_left(clone: Clone, our_image: 
         clone.invoke("stop", "--on", "pair")
         assert clone.json("status", "--on", "pair")["state"] == "stopped"
         clone.invoke("down", "--on", "pair")
+
+
+def test_two_pods_of_a_cluster_train_one_run(tmp_path: Path) -> None:
+    """On the cluster's own network; each pod counts what both cost, and ending one ends both."""
+    reference, clone = image_of_ours(), make_clone(tmp_path)
+    with contextlib.closing(Emulator(pods="docker", image=reference, host=gateway())) as emulator:
+        clone.env = {"RUNPOD_API_BASE_URL": emulator.url, "RUNPOD_API_KEY": KEY}
+        target = {"provider": "runpod", "image": "me/sniperface:1", "root": "/workspace/sniperface"}
+        target |= {"gpus": ["NVIDIA H100 80GB HBM3"], "stage_to": "/dev/shm", "processes": 2, "max_usd": 50, "nodes": 2}
+        (clone.path / "conf" / "deploy" / "pair.yaml").write_text(json.dumps(target), encoding="utf-8")
+        done = clone.json("train", "--on", "pair", "--yes", *WORDS[:-2], "--set", "train.epochs=3")
+        assert (done["state"], done["checkpoint"]["epoch"]) == ("succeeded", 2)
+        home = clone.path / "runs" / done["run_id"]
+        assert [event["world_size"] for event in events(home) if event["event"] == "start"] == [4]
+        plan = json.loads((home / "plan.json").read_text(encoding="utf-8"))
+        assert plan["place"]["address"].startswith("10.65.")
+        first, second = clone.json("ps")
+        assert first["usd_per_hour"] > 0
+        assert plan["usd_per_hour"] == pytest.approx(first["usd_per_hour"] + second["usd_per_hour"])
+        clone.invoke("down", "--on", "pair")
+        assert clone.json("ps") == []
+        assert breaches(emulator) == []
