@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,12 @@ def clone(tmp_path_factory: pytest.TempPathFactory, our_image: str, volume: Path
     assert here.json("ps") == []
 
 
+@pytest.fixture(scope="module")
+def undisturbed(clone: Clone) -> Path:
+    """The folder of a run to which nothing happened."""
+    return clone.path / "runs" / str(clone.json("train", "--on", "docker", *WORDS)["run_id"])
+
+
 def container(clone: Clone) -> str:
     (machine,) = clone.json("ps")
     return str(machine["machine"])
@@ -57,9 +64,8 @@ def bills(clone: Clone, fault: Fault) -> None:
     fault.machines(clone.json("ps"), there.split())
 
 
-def test_a_container_that_vanishes_costs_nothing_of_the_run(clone: Clone, fault: Fault) -> None:
+def test_a_container_that_vanishes_costs_nothing_of_the_run(clone: Clone, undisturbed: Path, fault: Fault) -> None:
     """In the middle of an epoch; watch has the newest checkpoint and goes on elsewhere, to the same weights."""
-    undisturbed = clone.json("train", "--on", "docker", *WORDS)
     run_id = clone.json("train", "--on", "docker", "--detach", *WORDS)["run_id"]
     watching = clone.start("watch", "--on", "docker", "--run", run_id)
     home = clone.path / "runs" / run_id / "checkpoints"
@@ -72,29 +78,32 @@ def test_a_container_that_vanishes_costs_nothing_of_the_run(clone: Clone, fault:
     assert watching.returncode == 0, complaint
     assert "going on elsewhere" in said
     assert container(clone) != first
-    finished = next(home.glob("epoch_039.pt"))
-    assert_equal_bits(Path(undisturbed["checkpoint"]["path"]), finished)
+    assert_equal_bits(undisturbed, home.parent)
     fault.checkpoints(home.parent)
     bills(clone, fault)
 
 
-def test_what_only_the_volume_has_is_gone_on_from(clone: Clone, volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_only_the_volume_has_is_gone_on_from(clone: Clone, undisturbed: Path, volume: Path, fault: Fault) -> None:
     """The laptop was closed, its folder of the run is empty, the container vanishes: the same bits, the same curve."""
-    undisturbed = clone.json("train", "--on", "docker", *WORDS)
-    monkeypatch.setitem(clone.env, "SNIPERFACE_SYNC_TO", "/volume/copies of runs")
-    run_id = clone.json("train", "--on", "docker", "--detach", *WORDS)["run_id"]
+    keeping = replace(clone, env={"SNIPERFACE_SYNC_TO": "/volume/copies of runs"})
+    run_id = keeping.json("train", "--on", "docker", "--detach", *WORDS)["run_id"]
     home, kept = clone.path / "runs" / run_id, volume / "copies of runs" / run_id
     wait_for(lambda: list(kept.glob("checkpoints/epoch_*.json")))
     docker("rm", "--force", container(clone))
+    fault.strikes()
+    fault.told(lambda: keeping.json("status", "--on", "docker")["state"] == "lost")
+    fault.checkpoints(kept, complete=False)
     assert not (home / "checkpoints").exists()
-    said = clone.invoke("train", "--on", "docker", *WORDS, code=2)
+    said = keeping.invoke("train", "--on", "docker", *WORDS, code=2)
     assert f"run {run_id} was lost (its machine " in said
     assert f"no checkpoint at home, copies in the volume /volume/copies of runs/{run_id}" in said
-    said = clone.invoke("train", "--on", "docker", "--resume", "auto")
+    said = keeping.invoke("train", "--on", "docker", "--resume", "auto")
     (restored,) = [line for line in said.splitlines() if line.startswith("restored epoch_")]
     assert restored.endswith(" from the volume /volume/copies of runs")
-    assert_equal_bits(Path(undisturbed["checkpoint"]["path"]), home / "checkpoints" / "epoch_039.pt")
-    assert curve(home) == curve(clone.path / "runs" / undisturbed["run_id"])
+    assert_equal_bits(undisturbed, home)
+    assert curve(home) == curve(undisturbed)
+    fault.checkpoints(home)
+    bills(clone, fault)
 
 
 def curve(folder: Path) -> list[tuple[int, float]]:
@@ -103,7 +112,8 @@ def curve(folder: Path) -> list[tuple[int, float]]:
 
 
 def assert_equal_bits(one: Path, other: Path) -> None:
-    first, second = (torch.load(path, weights_only=True)["modules"] for path in (one, other))
+    last = (folder / "checkpoints" / "epoch_039.pt" for folder in (one, other))
+    first, second = (torch.load(path, weights_only=True)["modules"] for path in last)
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
