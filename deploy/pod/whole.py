@@ -29,7 +29,7 @@ def described(folder: RunFolder) -> list[dict[str, Any]]:
                 note = read_json(Path(folder.checkpoints / name))
                 if isinstance(note.get("step"), int) and _size(folder, note) == note.get("bytes", -1):
                     notes.append(note)
-    return sorted(notes, key=lambda note: (note["step"], bool(note.get("epoch_complete", True))), reverse=True)
+    return sorted(notes, key=_age, reverse=True)
 
 
 def newest(folder: RunFolder, tick: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
@@ -54,6 +54,13 @@ def has_copy(folder: RunFolder, note: dict[str, Any], *marks: str) -> bool:
     """Whether one of these notes, FETCHED or SYNCED, tells of a verified copy of exactly these bytes."""
     told = (read_json(Path(folder.checkpoints / f"{note['file']}{mark}")) for mark in marks)
     return any(each.get("sha256") == note["sha256"] for each in told)
+
+
+def _age(note: dict[str, Any]) -> tuple[int, bool, int]:
+    """In the laptop's order (deploy/checkpoints.py): a stop between two epochs leaves two checkpoints of one step, and
+    if both sides did not mean the same one, the only copy of the other would keep its machine for ever.
+    """
+    return int(note.get("epoch") or 0), bool(note.get("epoch_complete", True)), note["step"]
 
 
 def _size(folder: RunFolder, note: dict[str, Any]) -> int | None:

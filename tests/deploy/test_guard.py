@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from deploy import checkpoints
 from deploy.pod import places, processes, sync
 from deploy.pod.activity import Activity, computes
 from deploy.pod.ceilings import Seen, reached
@@ -23,6 +24,7 @@ from deploy.pod.folder import Root, RunFolder, read_json, write_json
 from deploy.pod.limits import Limits, parse
 from deploy.pod.lock import Lock
 from deploy.pod.meter import Meter
+from deploy.shell import LocalShell
 from tests.faults import Fault
 
 from .conftest import SOURCE, wait_until
@@ -297,6 +299,23 @@ def test_the_only_copy_is_kept_until_somebody_has_it(guarded: Guarded, make: Mak
     mark_fetched(run, "epoch_002.pt")
     guarded.until("released")
     assert guarded.api.calls[0][0] == "DELETE"
+
+
+def test_both_sides_mean_the_same_newest_checkpoint(guarded: Guarded, make: Make) -> None:
+    """A stop between two epochs leaves two of one step: what the laptop fetches is what the guard waits for."""
+    script = SAVE + (
+        'save(2); print("begun", flush=True); sys.stdin.read()\n'
+        'about = {**json.load(open("checkpoints/epoch_002.json")), "file": "epoch_003_step_2.pt", "epoch": 3}\n'
+        'open("checkpoints/epoch_003_step_2.pt", "wb").write(b"weights 2")\n'
+        'open("checkpoints/epoch_003_step_2.json", "w").write(json.dumps({**about, "epoch_complete": False}))\n'
+        'tell(event="end", reason="stopped", message="asked")'
+    )
+    run = make("one").start(script).begun()
+    guarded.allow(**paid(max_hours=0.5)).start().until("kept")
+    fetched = checkpoints.whole(LocalShell(), run.folder)[-1]
+    assert guarded.status["only_copies"] == {"one": fetched["file"]}
+    mark_fetched(run, fetched["file"])
+    guarded.until("released")
 
 
 def test_max_usd_is_hard(guarded: Guarded, make: Make) -> None:
