@@ -49,7 +49,7 @@ def check(reach: Reach, request: Request) -> Checked:
     _check_nodes(settings, request)
     if request.resume == "auto":
         note = f"nothing to resume on target '{settings.target.name}': starting a new run"
-        if found := reach.unfinished():
+        if found := reach.unfinished(request.run):
             last = checkpoints.whole(found.shell, found.folder)[-1:]
             request, continues = _continue(found, request, from_its_own=bool(last))
             note = f"continuing run {found.record.run_id} ({found.record.state}), attempt {continues.attempt}"

@@ -96,9 +96,21 @@ class Reach:
         gone = "its folder on the machine is gone" if machine else f"its machine {record.machine} is gone"
         return runs.update(book, record, state="lost", reason=gone), None
 
-    def unfinished(self) -> Reached | None:
-        """The newest run of the target that was stopped, failed or lost."""
-        for record in runs.every(self.settings.runs, self.settings.target.name):
+    def unfinished(self, run_id: str | None = None) -> Reached | None:
+        """The newest run of the target that was stopped, failed or lost; or the named one, refused if it is not."""
+        name = self.settings.target.name
+        if run_id is not None:
+            record = runs.get(self.settings.runs, run_id, name)
+            if record.target == name:
+                record, _ = self.look(record)
+            if record.target != name or record.state not in runs.UNFINISHED:
+                raise WrongUse(
+                    f"run {record.run_id} is {record.state} on target '{record.target}': what goes on on '{name}' is a "
+                    "run of it that was stopped, failed or lost",
+                    next_command=command("runs"),
+                )
+            return self.run(record)
+        for record in runs.every(self.settings.runs, name):
             record, _ = self.look(record)
             if record.state in runs.UNFINISHED:
                 return self.run(record)

@@ -32,6 +32,7 @@ class Request:
     target: str = "local"
     fraction: float = 1.0
     resume: str = "none"
+    run: str | None = None  # of `resume: auto`: which unfinished run goes on; None: the newest
     recipe: str | None = None
     data: str | None = None
     labels: str | None = None
@@ -47,6 +48,7 @@ def parse_request(
     target: str,
     fraction: str | None = None,
     resume: str | None = None,
+    run: str | None = None,
     recipe: str | None = None,
     data: str | None = None,
     labels: str | None = None,
@@ -70,6 +72,8 @@ def parse_request(
             others.append(override)
         elif values.setdefault(flag, _unquote(value)) != _unquote(value):
             raise WrongUse(f"--{flag} {values[flag]} and --set {override} differ: give one of them")
+    if run is not None and values.get("resume") != "auto":
+        raise WrongUse(f"--run {run} is for a run that goes on: give --resume auto with it")
     given = frozenset([*values, *(["overrides"] if others else []), *(["nodes"] if nodes is not None else [])])
     for flag in ("data", "labels"):
         if values.get(flag) in ("null", ""):
@@ -78,6 +82,7 @@ def parse_request(
         target=target,
         fraction=parse_fraction(values.get("fraction", "1")),
         resume=values.get("resume", "none") or "none",
+        run=run,
         recipe=values.get("recipe"),
         data=values.get("data"),
         labels=values.get("labels"),

@@ -87,7 +87,8 @@ def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
     pauses = iter(PAUSES_S)
     while True:
         try:
-            train(project, Request(target=record.target, resume="auto"), screen, detach=True, yes=True)
+            again = Request(target=record.target, resume="auto", run=record.run_id)
+            train(project, again, screen, detach=True, yes=True)
             return runs.get(project / "runs", record.run_id, record.target)
         except (NoMachine, LinkLost, MachineGone, NothingReadable) as error:
             # An attempt that never ran has not changed the run: it is as lost as before, not failed.

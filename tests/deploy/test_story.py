@@ -179,6 +179,18 @@ def test_stop_and_resume(project: Project) -> None:
     project.invoke("stop")
 
 
+def test_an_older_run_goes_on_by_its_name(project: Project) -> None:
+    """The newest is what --resume auto means by itself; one that is done, or another target's, does not go on."""
+    older = project.json("train", "--detach", "--set", "train.epochs=50")["run_id"]
+    project.invoke("stop")
+    newer = project.json("train")["run_id"]
+    assert "--resume auto" in project.invoke("train", "--run", older, code=2).stderr
+    refused = project.invoke("train", "--resume", "auto", "--run", newer, code=2)
+    assert f"run {newer} is succeeded on target 'local'" in refused.stderr
+    assert project.json("train", "--resume", "auto", "--run", older, "--detach")["run_id"] == older
+    project.invoke("stop", "--run", older)
+
+
 def test_nothing_to_resume_is_a_fresh_start(project: Project) -> None:
     """And it is said."""
     done = project.invoke("train", "--resume", "auto")
