@@ -13,7 +13,7 @@ from deploy.plan import family_name
 from deploy.pod.folder import FINAL_STATES
 from deploy.reach import Reach
 from deploy.reaper import reap
-from deploy.releasing import bring_all_home, stop_run
+from deploy.releasing import bring_all_home, run_of_another_laptop, stop_run
 from deploy.settings import load
 from deploy.show import Screen
 
@@ -42,7 +42,10 @@ def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict
 def down(
     project: Path, target: str, run_id: str | None, screen: Screen, *, every: bool, orphans: bool, anyway: bool
 ) -> list[dict[str, Any]]:
-    """Release machines: a run on one ends with a checkpoint, and what is there comes home first."""
+    """Release machines: a run on one ends with a checkpoint, and what is there comes home first.
+
+    One on which another laptop's run lives is kept, unless `anyway`.
+    """
     gone: list[dict[str, Any]] = []
     record = runs.get(project / "runs", run_id, target) if run_id else None
     wide = every or orphans
@@ -52,6 +55,11 @@ def down(
                 is_of_target = wide or machine.name.startswith(family_name(at.settings))
                 is_meant = (bill.orphan or not orphans) and (record is None or machine.name in record.machines)
                 if is_of_target and is_meant:
+                    if not anyway and (other := run_of_another_laptop(at, machine)):
+                        screen.complain(
+                            f"kept {machine.name}: run {other} of another computer is on it; --anyway ends it"
+                        )
+                        continue
                     bring_all_home(at, machine, screen, anyway=anyway)
                     at.provider.release(machine)
                     at.forget(machine.name)

@@ -6,7 +6,7 @@ from deploy import checkpoints, home, job, runs
 from deploy.errors import DeployError, StepFailed, command
 from deploy.machine import Machine
 from deploy.plan import GRACE_S
-from deploy.pod.folder import FINAL_STATES
+from deploy.pod.folder import FINAL_STATES, LIVE_STATES, Root, RunFolder
 from deploy.reach import Reach, Reached
 from deploy.runs import Record
 from deploy.shell import LocalShell
@@ -56,6 +56,27 @@ def bring_all_home(at: Reach, machine: Machine, screen: Screen, *, anyway: bool)
                     next_command=command(f"down --run {record.run_id} --anyway"),
                 ) from error
             screen.say(f"run {record.run_id} could not be brought home, and is given up ({error})")
+
+
+def run_of_another_laptop(at: Reach, machine: Machine) -> str | None:
+    """A run that lives on a machine, by the machine's own word, and that this laptop knows nothing of.
+
+    None, too, where the machine does not answer.
+    """
+    known = {record.run_id for record in runs.every(at.settings.runs)}
+    try:
+        there = at.machine(machine.name)
+        if there is None or there.address is None or not there.address.host:
+            return None
+        shell = at.shell(there)
+        folder = Root(there.path(shell.expand(str(there.root)))).runs
+        for name in shell.listdir(folder):
+            seen = job.look(shell, RunFolder(folder / name)) if name not in known else None
+            if seen and seen.state in LIVE_STATES:
+                return name
+    except (DeployError, OSError):
+        return None
+    return None
 
 
 def is_home(at: Reach, record: Record) -> bool:
