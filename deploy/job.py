@@ -118,10 +118,12 @@ def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan) -> None:
 
 def look(shell: Shell, folder: RunFolder) -> Status | None:
     """The job's status now; None before its supervisor has said anything."""
+    # The time first: should the connection break between the two, an old answer must not be held against a later time.
+    now = shell.clock()
     said = _read_json(shell, folder.status)
     if "state" not in said:
         return None
-    age = max(0.0, shell.clock() - float(said["heartbeat"]))
+    age = max(0.0, now - float(said["heartbeat"]))
     state, reason = said["state"], said.get("reason")
     if state in LIVE_STATES and age > LOST_AFTER_S:
         state, reason = "lost", f"no heartbeat for {age:.0f} s: the supervisor or its machine is gone"

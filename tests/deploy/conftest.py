@@ -48,6 +48,20 @@ class SoonAfter(LocalShell):
         return super().clock() + 10
 
 
+class CutAfterReading(LocalShell):
+    """This computer, over a line that breaks after an answer and is back a minute later."""
+
+    waited_s = 0.0
+
+    def read(self, *args: Any, **kwargs: Any) -> bytes:
+        data = super().read(*args, **kwargs)
+        self.waited_s = 60.0
+        return data
+
+    def clock(self) -> float:
+        return super().clock() + self.waited_s
+
+
 def git(folder: Path, *argv: str) -> str:
     named = ["-c", "user.name=Test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false"]
     return subprocess.run(

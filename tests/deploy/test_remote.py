@@ -204,7 +204,7 @@ def test_a_full_ram_disk_has_a_plan_b(box: Box, tmp_path: Path, fault: Fault) ->
         assert list((box.root / "data").rglob("images.npy"))
         fault.leaves_out(truth="the command itself says it, before anything runs")
         fault.checkpoints(*(box.root / "runs").iterdir(), *(box.project.path / "runs").iterdir())
-        fault.machines(box.json("ps"), [])
+        fault.machines(box.project.json("ps"), [])
     finally:
         subprocess.run(["umount", str(box.ram)], check=True)
 
@@ -259,7 +259,7 @@ def test_the_laptop_may_die_while_it_follows(box: Box, fault: Fault) -> None:
     assert box.json("status")["state"] == "succeeded"
     assert box.json("fetch-checkpoint")["epoch"] == 7
     fault.checkpoints(run, box.project.path / "runs" / run.name)
-    fault.machines(box.json("ps"), [])
+    fault.machines(box.project.json("ps"), [])
 
 
 def test_a_checkpoint_is_kept_current_while_training(box: Box) -> None:

@@ -18,7 +18,7 @@ from deploy.pod import processes
 from deploy.pod.folder import write_json
 from deploy.pod.lock import Busy, Lock, is_held, read_holder
 
-from .conftest import SOURCE, SoonAfter, wait_until
+from .conftest import SOURCE, CutAfterReading, SoonAfter, wait_until
 from .supervised import DEAF, GOOD, OBEDIENT, TELL, Supervised
 
 # A rank in a session of its own, as torchrun starts it, that makes its checkpoint when its input ends.
@@ -147,6 +147,16 @@ def test_a_killed_supervisor_is_lost_and_its_job_ends(make: Callable[..., Superv
     lost = jobs.look(SoonAfter(), run.folder)
     assert lost
     assert (lost.state, "no heartbeat" in (lost.reason or "")) == ("lost", True)
+
+
+def test_a_line_that_breaks_while_it_is_asked_makes_nobody_look_lost(make: Callable[..., Supervised]) -> None:
+    """Else whoever follows a log leaves, and says nothing."""
+    run = make().start(OBEDIENT).begun()
+    seen = jobs.look(CutAfterReading(), run.folder)
+    assert seen
+    assert seen.state == "running"
+    ask_by_file(run)
+    run.end()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="orphans are adopted on Linux only: run there")
