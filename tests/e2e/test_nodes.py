@@ -163,7 +163,7 @@ def test_two_hosts_of_a_list_train_one_run(two_hosts: Clone, tmp_path: Path) -> 
 def test_a_run_goes_on_with_the_machines_that_are_left(clone: Clone, our_image: str) -> None:
     """Where the target says so; here the machine that was made second is the one that writes."""
     with network(f"order-{clone.socket}") as name:
-        write_target(clone, our_image, on_lost_node="go_on", network=name)
+        write_target(clone, our_image, on_lost_node="go_on", join_min=0.3, network=name)
         run_id = clone.json("train", "--on", "pair", "--detach", *WORDS)["run_id"]
         first, second = (node["machine"] for node in nodes(clone, run_id))
         assert first.endswith("-node1")
