@@ -14,7 +14,7 @@ from typing import Any
 from deploy import checkpoints, code, data, guard, origins, packing, runs
 from deploy.errors import BOOTSTRAP, DeployError, StepFailed, WrongUse
 from deploy.origins import Origin
-from deploy.plan import Continuation, DataFacts, Facts, Measured
+from deploy.plan import MEASURED_RUNS, Continuation, DataFacts, Facts, Measured, kind_of
 from deploy.pod.folder import read_json
 from deploy.pod.redact import SHORTEST
 from deploy.reach import Reach, Reached
@@ -24,7 +24,7 @@ from deploy.shell import LocalShell
 
 # The two programs of the app that the laptop asks need seconds; the limit is for a machine under load.
 APP_LIMIT_S = 120
-MEASURED_RUNS = 5  # the newest of a workload are enough to know its speed
+MEASURED_MOST = 20  # earlier runs that are looked at, on machines of any kind
 
 
 @dataclass(frozen=True)
@@ -203,25 +203,27 @@ def _price(reach: Reach) -> float | None:
         return None
 
 
-def _measured(settings: Settings, config: Mapping[str, Any], nodes: int) -> Measured | None:
-    """What the newest whole runs of the same recipe and network, on as many machines, took: the one in the middle."""
+def _measured(settings: Settings, config: Mapping[str, Any], nodes: int) -> list[Measured]:
+    """What whole runs of the same recipe and network, on as many machines, took; the newest first."""
     wanted = (config["recipe"]["name"], config["backbone"], nodes)
     found: list[Measured] = []
     for record in runs.every(settings.runs, settings.target.name):
-        earlier = read_json(Path(runs.home(settings.runs, record.run_id).plan))
-        same = (earlier.get("recipe"), earlier.get("backbone"), earlier.get("nodes", 1)) == wanted
-        if same and record.state == "succeeded" and len(found) < MEASURED_RUNS:
-            found += _measure(runs.events(settings.runs, record.run_id), record.seconds or 0)
-    return sorted(found, key=lambda one: one.images_per_s)[len(found) // 2] if found else None
+        plan = read_json(Path(runs.home(settings.runs, record.run_id).plan))
+        same = (plan.get("recipe"), plan.get("backbone"), plan.get("nodes", 1)) == wanted
+        if same and record.state == "succeeded" and len(found) < MEASURED_MOST:
+            kind = kind_of(plan.get("gpu"), plan.get("gpus"), plan.get("cores"))
+            found += _measure(runs.events(settings.runs, record.run_id), record.seconds or 0, kind)
+    return found
 
 
-def _measure(events: Sequence[Mapping[str, Any]], seconds: float) -> list[Measured]:
+def _measure(events: Sequence[Mapping[str, Any]], seconds: float, kind: str) -> list[Measured]:
     """From the last start to the end: of a run that went on, only the last attempt."""
     try:
         start = next(event for event in reversed(events) if event.get("event") == "start")
         end = next(event for event in reversed(events) if event.get("event") == "end")
         images = (end["step"] - start["step"]) / start["steps_per_epoch"] * start["train_rows"]
-        return [Measured(images / end["seconds"], max(0.0, seconds - end["seconds"]))] if images > 0 else []
+        around_s = max(0.0, seconds - end["seconds"])
+        return [Measured(images / end["seconds"], around_s, kind)] if images > 0 else []
     except (StopIteration, KeyError, TypeError, ZeroDivisionError):  # of another version: no measurement
         return []
 

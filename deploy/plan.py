@@ -21,7 +21,8 @@ from deploy.settings import Settings
 GRACE_S = 60  # for the checkpoint, between a stop and the kill
 NO_COMMIT = "none"
 TRAIN_LABELS = "train_labels.npy"  # beside staged images
-MEASURED = "measured: earlier runs like this one on this target"
+MEASURED = "measured: earlier runs like this one on "
+MEASURED_RUNS = 5  # the newest ones of a workload are enough to know its speed
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,11 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Measured:
-    """What earlier whole runs of the same recipe and network on the same target took."""
+    """What an earlier whole run of the same recipe and network, on as many machines of the same target, took."""
 
     images_per_s: float  # mining and evaluation included
     around_s: float  # before the app begins and after it ends, whatever the amount of data
+    kind: str  # of its machines, see `kind_of`
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Facts:
     config: Mapping[str, Any]  # what `python -m app.config` resolved
     hardware: Hardware | None
     windows: bool = False
-    measured: Measured | None = None
+    measured: Sequence[Measured] = ()  # the newest first
     phases: Sequence[Mapping[str, float]] = ()  # seconds by phase, of earlier runs on this target
     usd_per_hour: float | None = 0.0  # None: the provider does not tell
     continues: Continuation | None = None
@@ -135,7 +137,8 @@ class Plan:
     batch_size: int
     overrides: tuple[str, ...]
     resume: str
-    gpus: int | None  # None, like the next one, until the machine is there
+    gpu: str | None  # its name; None, like the next two, until the machine is there
+    gpus: int | None
     cores: int | None
     processes: int | None  # on each machine
     nodes: int
@@ -195,6 +198,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         batch_size=int(facts.config["train"]["batch"]["size"]),
         overrides=overrides,
         resume=resume,
+        gpu=facts.hardware.gpu if facts.hardware else None,
         gpus=facts.hardware.gpus if facts.hardware else None,
         cores=facts.hardware.cores if facts.hardware else None,
         processes=processes,
@@ -378,14 +382,24 @@ def _dollars(minutes: float | None, usd_per_hour: float | None) -> float | None:
     return None if minutes is None or usd_per_hour is None else round(minutes / 60 * usd_per_hour, 2)
 
 
+def kind_of(gpu: str | None, gpus: int | None, cores: int | None) -> str:
+    """What decides how fast a machine trains."""
+    return f"{gpus} x {gpu}" if gpus else f"{cores} cores"
+
+
 def _expected_minutes(facts: Facts, processes: int | None, nodes: int) -> tuple[float | None, str]:
     images = facts.data.train_rows * int(facts.config["train"]["epochs"])
     guess = (facts.config.get("plan") or {}).get("images_per_s")
-    if facts.measured:
-        seconds = images / facts.measured.images_per_s + facts.measured.around_s
-        return round(seconds / 60, 2), MEASURED
+    found, on = list(facts.measured), "this target"
+    if facts.hardware:
+        kind = kind_of(facts.hardware.gpu, facts.hardware.gpus, facts.hardware.cores)
+        found, on = [each for each in found if each.kind == kind], f"such a machine ({kind})"
+    if found:
+        newest = sorted(found[:MEASURED_RUNS], key=lambda each: each.images_per_s)
+        middle = newest[len(newest) // 2]
+        return round((images / middle.images_per_s + middle.around_s) / 60, 2), MEASURED + on
     if guess and processes and facts.data.train_rows:
         return round(
             images / (float(guess) * processes * nodes) / 60, 2
         ), "a guess: this was never run here, the speed is that of another computer"
-    return None, "this was never run here"
+    return None, f"this was never run on {on}"

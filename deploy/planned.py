@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deploy.phases import Compared, duration
+from deploy.phases import Compared, Phase, duration
 from deploy.plan import Plan
 
 
@@ -34,8 +34,15 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
 
 def _parts(plan: Plan) -> list[tuple[str, str]]:
     """Where the time goes, as far as earlier runs on this target have told."""
-    known = [f"{phase.name} {duration(phase.seconds)}" for phase in plan.phases if phase.seconds is not None]
+    known = [_part(phase, plan.epochs) for phase in plan.phases if phase.seconds is not None]
     return [("parts", ", ".join(known))] if len(known) > 1 else []
+
+
+def _part(phase: Phase, epochs: int) -> str:
+    seconds = phase.seconds or 0.0
+    more = [f"{duration(seconds / epochs)} an epoch"] if phase.name == "training" and epochs > 1 else []
+    more += [f"${phase.usd:.2f}"] if phase.usd else []
+    return f"{phase.name} {duration(seconds)}" + (f" ({', '.join(more)})" if more else "")
 
 
 def _dollars(plan: Plan) -> str:

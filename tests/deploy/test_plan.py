@@ -67,6 +67,7 @@ def test_the_whole_plan() -> None:
         batch_size=32,
         overrides=("experiment=tryout",),
         resume="none",
+        gpu=None,
         gpus=0,
         cores=8,
         processes=2,
@@ -185,10 +186,19 @@ def test_a_named_checkpoint_travels_into_the_run_folder() -> None:
 
 
 def test_measured_runs_beat_a_guess() -> None:
-    """6000 images at 10 a second are ten minutes, and half a minute goes by around them."""
-    plan = make(SETTINGS, Request(), dataclasses.replace(FACTS, measured=Measured(10.0, around_s=30)), tryout=True)
-    assert plan.expected_minutes == 10.5
-    assert "measured" in plan.expected_from
+    """Those on such a machine, once it is known which it is; before that, those of the target."""
+    slow, fast = Measured(10.0, 30, "8 cores"), Measured(1000.0, 30, "1 x NVIDIA A40")
+    facts = dataclasses.replace(FACTS, measured=[fast, slow])
+    plan = make(SETTINGS, Request(), facts, tryout=True)
+    assert plan.expected_minutes == pytest.approx(300 * 20 / 10 / 60 + 0.5)
+    assert plan.expected_from == "measured: earlier runs like this one on such a machine (8 cores)"
+    unseen = make(SETTINGS, Request(), dataclasses.replace(facts, hardware=None), tryout=True)
+    assert unseen.expected_from.endswith("on this target")
+    other = dataclasses.replace(facts, hardware=Hardware(1, 8, gpu="NVIDIA H100"), config={**CONFIG, "plan": None})
+    new = make(SETTINGS, Request(), other, tryout=True)
+    assert (new.expected_minutes, new.expected_from) == (
+        None, "this was never run on such a machine (1 x NVIDIA H100)",
+    )  # fmt: skip
 
 
 def test_an_experiment_of_the_users_is_not_overruled() -> None:
