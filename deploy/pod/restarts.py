@@ -28,9 +28,10 @@ class Crash:
 
 
 class Rule(Protocol):
-    """Whether a crashed job is started again; asked after each start and each crash."""
+    """Whether a crashed job is started again."""
 
-    def started(self) -> None: ...
+    def begin(self) -> None:
+        """Before the first start."""
 
     def refusal(self, crash: Crash) -> str | None:
         """Why there is no restart, '' where nobody need be told, None when there is one."""
@@ -44,16 +45,15 @@ class FromCheckpoint:
 
     def __init__(self, folder: RunFolder, most: int, tick: Callable[[], None]) -> None:
         self.folder, self.most, self.tick = folder, most, tick
-        self.newest: dict[str, Any] | None = None
-        self.before = -1
+        self.newest: dict[str, Any] | None = None  # at the last start; after a crash, what it left
 
-    def started(self) -> None:
+    def begin(self) -> None:
         self.newest = whole.newest(self.folder, self.tick)
-        self.before = self.newest["step"] if self.newest else -1
 
     def refusal(self, crash: Crash) -> str | None:
+        before = self.newest["step"] if self.newest else -1
         self.newest = whole.newest(self.folder, self.tick)
-        return refusal(crash.exit_code, crash.ending, crash.restarts, self.most, self.before, self.newest)
+        return refusal(crash.exit_code, crash.ending, crash.restarts, self.most, before, self.newest)
 
     def words(self) -> str:
         return f"starting again from {self.newest['file']}" if self.newest else "starting again"
@@ -66,7 +66,7 @@ class WithTheOthers:
         self.host, self.patience_s, self.clock = host, patience_s, clock
         self.ran_at = clock.monotonic()
 
-    def started(self) -> None:
+    def begin(self) -> None:
         pass
 
     def refusal(self, crash: Crash) -> str | None:

@@ -104,7 +104,7 @@ class Supervisor:
     def run(self, lock: Lock) -> int:
         """Start the job, and again as long as that helps."""
         self.status.tell(state="running", reason=None)
-        self.rule.started()
+        self.rule.begin()
         argv = list(self.plan["argv"])
         with open(self.folder.log, "ab", buffering=0) as log, open(self.folder.log, "rb") as echo:
             while True:
@@ -128,7 +128,6 @@ class Supervisor:
                 if not self._pause(f"{reason}; {self.rule.words()}", evidence):
                     state, reason = self._stopped("stopped before it was started again")
                     return self._finish(state, job.returncode, reason)
-                self.rule.started()
                 argv = restarts.resuming(argv)
 
     def leave_the_queue(self) -> int:
