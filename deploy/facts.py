@@ -69,7 +69,8 @@ def check(reach: Reach, request: Request) -> Checked:
     if origin.is_known and not (tryout and origin.files and origin.files.size(origin.path) is None):
         dataset = _find_data(settings, request, origin, config)
         data.facts(dataset, request.fraction)
-    request = replace(request, pack=_pack(settings, request, origin, again=continues is not None))
+    pack, in_vain = _pack(settings, request, origin, again=continues is not None)
+    request, note = replace(request, pack=pack), "; ".join(filter(None, (note, in_vain))) or None
     if request.resume not in ("none", "auto"):
         checkpoints.check_usable(Path(request.resume), config["model"])
     for note_of_checkpoint in last:
@@ -166,28 +167,28 @@ def _images(settings: Settings, origin: Origin | None, config: Mapping[str, Any]
     return Origin(origins.MACHINE, settings.root / "data" / "orl" / "images.npy", None), True
 
 
-def _pack(settings: Settings, request: Request, origin: Origin, *, again: bool) -> str:
-    """How the images travel: as the flag says, or the target's file where they can be packed at all.
+def _pack(settings: Settings, request: Request, origin: Origin, *, again: bool) -> tuple[str, str | None]:
+    """How the images travel: as the flag says, or the target's file where they can be packed at all; and, where that
+    file asks in vain, why.
 
     A run that goes on keeps its way (`again`): what is lossy is another data set.
     """
-    sent = origin.where == origins.HERE and not settings.is_local
-    kind = request.pack
-    if "pack" not in request.given and not again:
-        kind = settings.target.pack or packing.NONE if sent else packing.NONE
+    by_file = "pack" not in request.given and not again
+    kind = settings.target.pack or packing.NONE if by_file else request.pack
     if kind == packing.NONE:
-        return kind
-    if not sent:
+        return kind, None
+    if origin.where != origins.HERE or settings.is_local:
         places = {
             origins.HERE: "stay here",
             origins.MACHINE: "are on the machine",
             origins.URL: f"are at {origin.path}",
         }
-        which = places[origin.where]
-        words = f"--pack {kind} is for images of this computer that are sent to another, and these {which}"
-        raise WrongUse(f"{words}: leave it out")
+        words = f"is for images of this computer that are sent to another, and these {places[origin.where]}"
+        if by_file:
+            return packing.NONE, f"pack: {kind} of conf/deploy/{settings.target.name}.yaml {words}: not packed"
+        raise WrongUse(f"--pack {kind} {words}: leave it out")
     packing.check_possible(kind)
-    return kind
+    return kind, None
 
 
 def _newest(settings: Settings) -> list[runs.Record]:

@@ -29,6 +29,8 @@ def deploy(
     with reach.target(project, target) as at:
         reap(at, screen=screen)
         checked = facts.check(at, parse_request(target=target, pack=pack, nodes=several))
+        if checked.note:
+            screen.say(checked.note)
         with reach.launching(at.settings) as note:
             note("deploy")
             checked = facts.prepare_orl(at, checked, screen.say)

@@ -249,6 +249,9 @@ def test_where_packing_means_nothing_it_is_said(box: Box, words: list[str], said
 def test_a_target_may_say_it_for_those_images_that_are_sent(box: Box) -> None:
     """A default that does not fit is no mistake of who typed something else; a wrong one is."""
     box.target(pack="jpeg95")
+    planned = box.invoke("train", "--dry-run").stdout
+    assert "pack: jpeg95 of conf/deploy/box.yaml is for images of this computer" in planned
+    assert "these are on the machine: not packed" in planned
     assert box.json("train", "--dry-run")["request"]["pack"] == "none"
     box.target(pack="png")
     assert "pack: in conf/deploy/box.yaml: png is no way to pack images" in box.invoke("deploy", code=2).stderr
