@@ -14,7 +14,8 @@ from typing import Any
 from deploy import checkpoints, code, data, guard, origins, packing, runs
 from deploy.errors import BOOTSTRAP, DeployError, StepFailed, WrongUse
 from deploy.origins import Origin
-from deploy.plan import MEASURED_RUNS, Continuation, DataFacts, Facts, Measured, kind_of
+from deploy.phases import NEWEST, Measured, kind_of
+from deploy.plan import Continuation, DataFacts, Facts
 from deploy.pod.folder import read_json
 from deploy.pod.redact import SHORTEST
 from deploy.reach import Reach, Reached
@@ -194,7 +195,7 @@ def _pack(settings: Settings, request: Request, origin: Origin, *, again: bool) 
 def _newest(settings: Settings) -> list[runs.Record]:
     """The last runs on this target that ended well."""
     succeeded = [each for each in runs.every(settings.runs, settings.target.name) if each.state == "succeeded"]
-    return succeeded[:MEASURED_RUNS]
+    return succeeded[:NEWEST]
 
 
 def _price(reach: Reach) -> float | None:

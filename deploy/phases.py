@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NAMES = ("machine", "code", "data", "training", "home")
+NEWEST = 5  # of runs of one workload are enough to know its speed
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,15 @@ class Compared:
     taken_usd: float | None
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What an earlier whole run of the same recipe and network, on as many machines of the same target, took."""
+
+    images_per_s: float  # mining and evaluation included
+    around_s: float  # before the app begins and after it ends, whatever the amount of data
+    kind: str  # of its machines, see `kind_of`
+
+
 class Stopwatch:
     """Seconds by phase, on top of those that were measured `before`."""
 
@@ -51,6 +61,33 @@ class Stopwatch:
         began = time.monotonic()
         yield
         self.taken[name] = round(time.monotonic() - began, 2)
+
+
+def kind_of(gpu: str | None, gpus: int | None, cores: int | None) -> str:
+    """What decides how fast a machine trains."""
+    return f"{gpus} x {gpu}" if gpus else f"{cores} cores"
+
+
+def training_minutes(
+    images: int, measured: Sequence[Measured], kind: str | None, guess_per_s: float | None
+) -> tuple[float | None, str]:
+    """How long so many images take in all, and how that is known; None where it is not.
+
+    `measured`: the newest first; of those on machines of the same kind, once it is known, the one in the middle.
+    `guess_per_s`: images a second where nothing was measured.
+    """
+    found, on = list(measured), "this target"
+    if kind:
+        found, on = [each for each in measured if each.kind == kind], f"such a machine ({kind})"
+    if found:
+        newest = sorted(found[:NEWEST], key=lambda each: each.images_per_s)
+        middle = newest[len(newest) // 2]
+        seconds = images / middle.images_per_s + middle.around_s
+        return round(seconds / 60, 2), f"measured: earlier runs like this one on {on}"
+    if guess_per_s and images:
+        words = "a guess: this was never run here, the speed is that of another computer"
+        return round(images / guess_per_s / 60, 2), words
+    return None, f"this was never run on {on}"
 
 
 def predict(

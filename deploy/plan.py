@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from deploy.machine import Hardware, Machine, Place
-from deploy.phases import Phase, predict
+from deploy.phases import Measured, Phase, kind_of, predict, training_minutes
 from deploy.pod.folder import RunFolder
 from deploy.pod.restarts import resuming
 from deploy.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
@@ -21,8 +21,6 @@ from deploy.settings import Settings
 GRACE_S = 60  # for the checkpoint, between a stop and the kill
 NO_COMMIT = "none"
 TRAIN_LABELS = "train_labels.npy"  # beside staged images
-MEASURED = "measured: earlier runs like this one on "
-MEASURED_RUNS = 5  # the newest ones of a workload are enough to know its speed
 
 
 @dataclass(frozen=True)
@@ -60,15 +58,6 @@ class Continuation:
     run_id: str
     attempt: int
     resume: str
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What an earlier whole run of the same recipe and network, on as many machines of the same target, took."""
-
-    images_per_s: float  # mining and evaluation included
-    around_s: float  # before the app begins and after it ends, whatever the amount of data
-    kind: str  # of its machines, see `kind_of`
 
 
 @dataclass(frozen=True)
@@ -173,7 +162,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
     snapshot = facts.snapshot or facts.code.tree
     overrides = user_overrides(request, tryout=tryout)
     nodes = request.nodes or settings.target.nodes
-    minutes, source = _expected_minutes(facts, processes, nodes)
+    minutes, source = _minutes(facts, processes, nodes)
     each = facts.machine.usd_per_hour if facts.machine else facts.usd_per_hour
     rate = None if each is None else each * nodes
     return Plan(
@@ -382,24 +371,11 @@ def _dollars(minutes: float | None, usd_per_hour: float | None) -> float | None:
     return None if minutes is None or usd_per_hour is None else round(minutes / 60 * usd_per_hour, 2)
 
 
-def kind_of(gpu: str | None, gpus: int | None, cores: int | None) -> str:
-    """What decides how fast a machine trains."""
-    return f"{gpus} x {gpu}" if gpus else f"{cores} cores"
-
-
-def _expected_minutes(facts: Facts, processes: int | None, nodes: int) -> tuple[float | None, str]:
+def _minutes(facts: Facts, processes: int | None, nodes: int) -> tuple[float | None, str]:
     images = facts.data.train_rows * int(facts.config["train"]["epochs"])
     guess = (facts.config.get("plan") or {}).get("images_per_s")
-    found, on = list(facts.measured), "this target"
-    if facts.hardware:
-        kind = kind_of(facts.hardware.gpu, facts.hardware.gpus, facts.hardware.cores)
-        found, on = [each for each in found if each.kind == kind], f"such a machine ({kind})"
-    if found:
-        newest = sorted(found[:MEASURED_RUNS], key=lambda each: each.images_per_s)
-        middle = newest[len(newest) // 2]
-        return round((images / middle.images_per_s + middle.around_s) / 60, 2), MEASURED + on
-    if guess and processes and facts.data.train_rows:
-        return round(
-            images / (float(guess) * processes * nodes) / 60, 2
-        ), "a guess: this was never run here, the speed is that of another computer"
-    return None, f"this was never run on {on}"
+    seen = facts.hardware
+    kind = kind_of(seen.gpu, seen.gpus, seen.cores) if seen else None
+    return training_minutes(
+        images, facts.measured, kind, float(guess) * processes * nodes if guess and processes else None
+    )

@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 
 from deploy.errors import WrongUse
 from deploy.machine import Hardware, Machine
-from deploy.phases import NAMES, Phase
-from deploy.plan import CodeFacts, Continuation, DataFacts, Facts, Limits, Measured, Plan, make
+from deploy.phases import NAMES, Measured, Phase
+from deploy.plan import CodeFacts, Continuation, DataFacts, Facts, Limits, Plan, make
 from deploy.request import Request, hydra_override, parse_request
 from deploy.settings import Settings, Ssh, Target
 
