@@ -42,13 +42,17 @@ def start(at: Reach, made: Sequence[Ready]) -> str:
 
 
 def gather_checkpoints(at: Reach, record: Record, screen: Screen) -> None:
-    """What a machine has that wrote an earlier attempt, when addresses were others, comes home if nobody has more."""
+    """What a machine has that wrote an earlier attempt, when addresses were others, comes home if nobody has more.
+
+    What the run told comes with it: the machine that writes from now on goes on with that.
+    """
     first = at.run(record)
     for other in first.others():
         theirs, known = (checkpoints.whole(each.shell, each.folder)[-1:] for each in (other, first))
         at_home = home.newest_checkpoint(first)
         known += [at_home] if at_home else []
         if theirs and all(checkpoints.age(theirs[0]) > checkpoints.age(each) for each in known):
+            home.bring_record(other)
             home.bring_checkpoint(other, theirs[0], None, screen)
 
 

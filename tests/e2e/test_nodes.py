@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,13 +121,15 @@ def two_hosts(tmp_path: Path) -> Iterator[Clone]:
     here, user = make_clone(tmp_path), tmp_path / "user"
     homes = [tmp_path / name for name in ("one", "other")]
     with contextlib.ExitStack() as stack:
-        servers = []
+        servers, sockets = [], []
         for home in homes:
-            (home / "tmux").mkdir(parents=True)
+            home.mkdir()
             for name in ("id", "id.pub"):  # one key opens both
                 if home != homes[0]:
                     shutil.copy(homes[0] / name, home / name)
-            environment = f"SetEnv HOME={home} TMUX_TMPDIR={home / 'tmux'}\n"
+            # A socket's path has to be short.
+            sockets.append(stack.enter_context(tempfile.TemporaryDirectory(prefix="sniperface-")))
+            environment = f"SetEnv HOME={home} TMUX_TMPDIR={sockets[-1]}\n"
             servers.append(stack.enter_context(openssh(home, more=environment)))
         known = user / ".ssh" / "known_hosts"
         known.parent.mkdir(parents=True)
@@ -138,11 +141,11 @@ def two_hosts(tmp_path: Path) -> Iterator[Clone]:
         }  # fmt: skip
         (here.path / "conf" / "deploy" / "pair.yaml").write_text(json.dumps(told), encoding="utf-8")
         yield here
-        for home in homes:
+        for home, socket in zip(homes, sockets, strict=True):
             for status in (home / "faces" / "runs").glob("*/status.json"):
                 processes.kill_tree(json.loads(status.read_text())["pid"])
-            socket = {**os.environ, "TMUX_TMPDIR": str(home / "tmux")}
-            subprocess.run(["tmux", "-L", here.socket, "kill-server"], env=socket, check=False, capture_output=True)
+            server = {**os.environ, "TMUX_TMPDIR": socket}
+            subprocess.run(["tmux", "-L", here.socket, "kill-server"], env=server, check=False, capture_output=True)
 
 
 @needs_linux
