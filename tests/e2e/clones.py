@@ -71,11 +71,17 @@ def make_clone(folder: Path) -> Clone:
 
 
 def wait_for(condition: Callable[[], Any], limit_s: float = 120) -> Any:
+    """The first true answer. A question that takes long, such as a command, is put less often: it must not hold up what
+    it asks about.
+    """
     deadline = time.monotonic() + limit_s
-    while not (answer := condition()):
+    while True:
+        asked = time.monotonic()
+        answer = condition()
+        if answer:
+            return answer
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)  # a poll, bounded by the deadline
-    return answer
+        time.sleep(max(0.05, 2 * (time.monotonic() - asked)))  # a poll, bounded by the deadline
 
 
 def copy_of(container: str, path: str, to: Path) -> Path:
