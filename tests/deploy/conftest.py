@@ -39,9 +39,7 @@ def wait_until(condition: Callable[[], Any], limit_s: float = 30) -> Any:
         if answer:
             return answer
         assert time.monotonic() < deadline, f"not true within {limit_s} s"
-        time.sleep(
-            max(0.02, time.monotonic() - asked)
-        )  # a command that is asked takes the cores from what is waited for
+        time.sleep(max(0.02, time.monotonic() - asked))  # who asks takes cores from what is waited for
 
 
 class SoonAfter(LocalShell):
