@@ -141,7 +141,7 @@ def test_ssh_goes_down_and_the_job_does_not(clone: Clone, tmp_path: Path, fault:
 
 def test_tmux_is_killed_on_the_machine_and_the_job_is_not(clone: Clone, tmp_path: Path, fault: Fault) -> None:
     """kill -9 of its server: the supervisor goes on as a child of the container's first process."""
-    run_id = clone.json("train", *ANEW, "--set", "train.epochs=100")["run_id"]
+    run_id = clone.json("train", *ANEW, "--set", "train.epochs=60")["run_id"]
     name = container(clone)
     log = f"/workspace/sniperface/runs/{run_id}/train.log"
     wait_for(lambda: "epoch 1/" in docker("exec", name, "cat", log))

@@ -25,6 +25,7 @@ from tests.faults import Fault
 from .clones import SMALL, Clone, events, make_clone, wait_for
 
 pytestmark = pytest.mark.slow
+SHORT = ("--set", "train.epochs=24")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
 @pytest.fixture(scope="module")
 def finished(clone: Clone) -> Any:
     """The document of a whole run that nothing disturbed."""
-    return clone.train()
+    return clone.train(*SHORT)
 
 
 def live(clone: Clone, run_id: str) -> Path:
@@ -63,7 +64,7 @@ def test_one_command_brings_a_trained_checkpoint_home(clone: Clone, finished: di
     assert (finished["state"], finished["fraction"]) == ("succeeded", 1.0)
     checkpoint = finished["checkpoint"]
     assert hashlib.sha256(Path(checkpoint["path"]).read_bytes()).hexdigest() == checkpoint["sha256"]
-    assert (checkpoint["epoch"], checkpoint["step"]) == (39, 200)
+    assert (checkpoint["epoch"], checkpoint["step"]) == (23, 120)
     assert Path(checkpoint["path"]).is_relative_to(clone.path / "runs" / finished["run_id"])
     for what in ("pixels", "untrained", "trained"):
         assert 0.5 < finished["eval"][what]["accuracy"] < 1
@@ -85,22 +86,22 @@ def test_the_other_commands_answer_about_a_run_that_is_over(clone: Clone, finish
     log = clone.invoke("logs")
     assert log == (clone.path / "runs" / finished["run_id"] / "train.log").read_text()
     assert clone.invoke("logs", "--follow") == log
-    fetched = clone.json("fetch-checkpoint", "--which", "35")
-    assert fetched["epoch"] == 35
+    fetched = clone.json("fetch-checkpoint", "--which", "20")
+    assert fetched["epoch"] == 20
     assert hashlib.sha256(Path(fetched["path"]).read_bytes()).hexdigest() == fetched["sha256"]
     clone.invoke("stop")  # ending what is over is success
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(clone: Clone, finished: dict[str, Any]) -> None:
-    run_id = clone.train("--detach")["run_id"]
+    run_id = clone.train(*SHORT, "--detach")["run_id"]
     wait_for(lambda: reached(live(clone, run_id), "step", 7))
     refused = clone.invoke("train", code=2)
     assert run_id in refused
     stopped = clone.json("stop")
     assert (stopped["run_id"], stopped["state"]) == (run_id, "stopped")
-    assert 7 <= stopped["checkpoint"]["step"] < 200
+    assert 7 <= stopped["checkpoint"]["step"] < 120
     resumed = clone.json("train", "--resume", "auto")
-    assert (resumed["run_id"], resumed["state"], resumed["checkpoint"]["step"]) == (run_id, "succeeded", 200)
+    assert (resumed["run_id"], resumed["state"], resumed["checkpoint"]["step"]) == (run_id, "succeeded", 120)
     assert clone.status()["attempt"] == 2
     starts = [e for e in events(live(clone, run_id)) if e["event"] == "start"]
     assert [start["step"] for start in starts] == [0, stopped["checkpoint"]["step"]]
@@ -110,7 +111,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(clone: Clone, finishe
 def test_whatever_is_killed_the_status_is_true_and_the_run_goes_on_to_the_same_bits(
     clone: Clone, finished: dict[str, Any], fault: Fault
 ) -> None:
-    run_id = clone.train("--detach")["run_id"]
+    run_id = clone.train(*SHORT, "--detach")["run_id"]
     folder = live(clone, run_id)
     for restarts, (victim, step) in enumerate((("rank", 10), ("torchrun", 20)), start=1):
         wait_for(lambda step=step: reached(folder, "checkpoint", step))
@@ -127,7 +128,7 @@ def test_whatever_is_killed_the_status_is_true_and_the_run_goes_on_to_the_same_b
     wait_for(lambda: clone.status()["state"] == "succeeded")
     fetched = clone.json("fetch-checkpoint")
     assert clone.status()["attempt"] == 2
-    assert fetched["step"] == 200
+    assert fetched["step"] == 120
     starts = [event["step"] for event in events(folder) if event["event"] == "start"]
     assert len(starts) == 4
     assert starts == sorted(set(starts))  # each went on from further than the one before
@@ -154,7 +155,7 @@ def test_a_disk_that_fills_up_ends_a_run_with_its_checkpoints_whole(
     clone: Clone, finished: dict[str, Any], small_disk: Path, fault: Fault
 ) -> None:
     """The reason names the room that is missing; with room again the run goes on."""
-    run_id = clone.train("--on", "small", "--detach")["run_id"]
+    run_id = clone.train(*SHORT, "--on", "small", "--detach")["run_id"]
     folder = small_disk / run_id
     wait_for(lambda: reached(folder, "checkpoint", 10))
     with contextlib.suppress(OSError), open(small_disk / "filler", "wb", buffering=0) as filler:
@@ -205,9 +206,9 @@ def test_the_users_own_checkpoint_starts_a_new_run_or_is_refused_in_a_sentence(
     clone: Clone, finished: dict[str, Any], tmp_path: Path
 ) -> None:
     path = finished["checkpoint"]["path"]
-    longer = clone.train("--resume", path, "--set", "train.epochs=41")
+    longer = clone.train("--resume", path, "--set", "train.epochs=25")
     assert longer["run_id"] != finished["run_id"]
-    assert longer["checkpoint"]["step"] == 205
+    assert longer["checkpoint"]["step"] == 125
     before = len(clone.json("runs"))
     small = [word for setting in SMALL for word in ("--set", setting)]
     misfit = clone.invoke("train", *small, "--set", "backbone.width=16", "--resume", path, code=2)

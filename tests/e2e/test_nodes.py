@@ -84,7 +84,7 @@ def test_two_machines_train_one_run(clone: Clone) -> None:
     wait_for(lambda: states(clone, run_id) == ["stopped", "stopped"])
 
     clone.invoke("train", "--on", "pair", "--resume", "auto", "--detach")
-    wait_for(lambda: len(starts(clone, run_id)) == 2)
+    wait_for(lambda: got_on(clone, run_id, 2))
     second = nodes(clone, run_id)[1]["machine"]
     docker("rm", "--force", second)
     told = wait_for(lambda: failed(clone))
@@ -93,7 +93,8 @@ def test_two_machines_train_one_run(clone: Clone) -> None:
 
     clone.invoke("train", "--on", "pair", "--resume", "auto", "--detach")
     wait_for(lambda: states(clone, run_id) == ["running", "running"])
-    started = wait_for(lambda: len(told := starts(clone, run_id)) == 3 and told)
+    wait_for(lambda: got_on(clone, run_id, 3))
+    started = starts(clone, run_id)
     clone.invoke("stop", "--on", "pair")
     assert [event["world_size"] for event in started] == [2, 2, 2]
     assert None not in [event["resumed_from"] for event in started[1:]]
@@ -101,11 +102,22 @@ def test_two_machines_train_one_run(clone: Clone) -> None:
     assert docker("network", "ls", "--quiet", "--filter", f"name=sniperface-{clone.path.name}") == ""
 
 
-def starts(clone: Clone, run_id: str) -> list[dict[str, Any]]:
-    """What the run has told of each of its starts, on the machine that writes."""
+def told(clone: Clone, run_id: str) -> list[dict[str, Any]]:
+    """What the run has told, on the machine that writes."""
     writer = nodes(clone, run_id)[0]["machine"]
-    told = docker("exec", writer, "cat", f"/workspace/sniperface/runs/{run_id}/metrics.jsonl").splitlines()
-    return [event for event in map(json.loads, told) if event["event"] == "start"]
+    lines = docker("exec", writer, "cat", f"/workspace/sniperface/runs/{run_id}/metrics.jsonl").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def starts(clone: Clone, run_id: str) -> list[dict[str, Any]]:
+    return [event for event in told(clone, run_id) if event["event"] == "start"]
+
+
+def got_on(clone: Clone, run_id: str, attempt: int) -> bool:
+    """Whether an attempt has made a checkpoint of its own: without one, nothing of it would be gone on from."""
+    kinds = [event["event"] for event in told(clone, run_id)]
+    begun = [place for place, kind in enumerate(kinds) if kind == "start"]
+    return len(begun) == attempt and "checkpoint" in kinds[begun[-1] :]
 
 
 def failed(clone: Clone) -> dict[str, Any] | None:
