@@ -76,18 +76,18 @@ def training_minutes(
     `measured`: the newest first; of those on machines of the same kind, once it is known, the one in the middle.
     `guess_per_s`: images a second where nothing was measured.
     """
-    found, on = list(measured), "this target"
-    if kind:
-        found, on = [each for each in measured if each.kind == kind], f"such a machine ({kind})"
+    found, on = list(measured), "on this target"
+    if kind and found:
+        found, on = [each for each in measured if each.kind == kind], f"on such a machine ({kind})"
     if found:
         newest = sorted(found[:NEWEST], key=lambda each: each.images_per_s)
         middle = newest[len(newest) // 2]
         seconds = images / middle.images_per_s + middle.around_s
-        return round(seconds / 60, 2), f"measured: earlier runs like this one on {on}"
+        return round(seconds / 60, 2), f"measured: earlier runs like this one {on}"
     if guess_per_s and images:
         words = "a guess: this was never run here, the speed is that of another computer"
         return round(images / guess_per_s / 60, 2), words
-    return None, f"this was never run on {on}"
+    return None, f"this was never run {on if measured else 'here'}"
 
 
 def predict(

@@ -67,6 +67,8 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
                 record = _keep_home_current(reached, screen, max_usd)
         except (NoMachine, LinkLost, MachineGone) as error:  # what that means for the run, the next look will tell
             screen.say(error.message)
+        except FileNotFoundError as error:  # a disk may go while files are fetched from it
+            screen.say(f"{error.filename} is not there any more")
         if record.state == "lost" and max_usd is not None and record.spend_usd >= max_usd:
             words = f"it has cost ${record.spend_usd:.2f}, which is all that ${max_usd:g} allow: it does not go on"
             screen.say(f"{answers.how_it_is(record)}; {words}")
