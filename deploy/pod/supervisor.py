@@ -194,7 +194,7 @@ class Supervisor:
             if self.sieve and self.sieve.stdin:
                 self.sieve.stdin.close()  # it is the job's now, and ends with it
         lock.write({**lock.holder, "job_pid": job.pid})
-        self.ran = False
+        self.ran = not self.place
         self.status.tell(state="running", job_pid=job.pid, job_started=self.clock.wall(), reason=None)
         return job
 
@@ -249,7 +249,7 @@ class Supervisor:
     def _look_for_ranks(self, job: subprocess.Popen[bytes]) -> None:
         """Of several machines torchrun first waits for all of them, and says so nowhere that could be read."""
         if not self.ran:
-            self.ran = not self.place or len(processes.descendants(job.pid)) >= int(self.plan["processes"])
+            self.ran = len(processes.descendants(job.pid)) >= int(self.plan["processes"])
 
     def _look_for_guard(self) -> None:
         """A machine that has limits has a guard. One that was killed would be missed by nobody else."""
