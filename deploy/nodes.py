@@ -47,7 +47,7 @@ def gather_checkpoints(at: Reach, record: Record, screen: Screen) -> None:
     What the run told comes with it: the machine that writes from now on goes on with that.
     """
     first = at.run(record)
-    for other in first.others():
+    for other in at.others(record):  # also where the one of rank 0 is new, and has nothing of the run yet
         theirs, known = (checkpoints.whole(each.shell, each.folder)[-1:] for each in (other, first))
         at_home = home.newest_checkpoint(first)
         known += [at_home] if at_home else []

@@ -77,6 +77,12 @@ class Reach:
                 return Reached(self, record, shell, folder, machine)
         return Reached(self, record, LocalShell(), runs.home(self.settings.runs, record.run_id), None)
 
+    def others(self, record: Record, *names: str) -> list[Reached]:
+        """A run on the machines beside that of rank 0, or on those of these names; one that is gone is left out."""
+        there = [(name, at) for name, at in record.others.items() if not names or name in names]
+        reached = [self.run(replace(record, machine=name, run_dir=at, others={})) for name, at in there]
+        return [each for each in reached if each.machine is not None]
+
     def look(self, record: Record) -> tuple[Record, job.Status | None]:
         """The truth about a run now: the machine is asked, run.json is brought up to date."""
         machine = self.machine(record.machine)
@@ -156,13 +162,9 @@ class Reached:
     def others(self, *names: str) -> list[Reached]:
         """The same run on the other machines that train it, or on those of these names, in the order of their ranks.
 
-        One that is gone is left out.
+        One that is gone is left out; where this machine is gone, all are.
         """
-        if self.machine is None:
-            return []
-        there = [(name, at) for name, at in self.record.others.items() if not names or name in names]
-        reached = [self.reach.run(replace(self.record, machine=name, run_dir=at, others={})) for name, at in there]
-        return [each for each in reached if each.machine is not None]
+        return self.reach.others(self.record, *names) if self.machine is not None else []
 
     def events(self) -> list[dict[str, Any]]:
         """All that the run has told."""
