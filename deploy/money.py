@@ -51,8 +51,9 @@ class Ceilings:
     """What a machine may take, by the laptop's word to its guard; None: no such ceiling, or none that is known."""
 
     max_hours: float | None = None
-    max_usd: float | None = None
+    max_usd: float | None = None  # of all machines of a run together
     idle_min: float | None = None
+    nodes: int = 1  # so many of them
 
 
 def priced(project: Path, at: Reach) -> list[tuple[Machine, Bill]]:
@@ -89,21 +90,23 @@ def ceilings(project: Path, target: str | None, on_it: Iterable[Record]) -> Ceil
     that was changed since is no reason to end what runs."""
     plans = [read_json(Path(runs.home(project / "runs", record.run_id).plan)) for record in on_it]
     told: list[Mapping[str, Any]] = [plan["limits"] for plan in plans if plan.get("limits")]
-    told += [vars(settings.target) for settings in _targets(project) if settings.target.name == target]
+    in_file = [vars(settings.target) for settings in _targets(project) if settings.target.name == target]
+    nodes = min((int(each.get("nodes", 1)) for each in plans or in_file), default=1)
+    told += in_file
 
     def laxest(name: str) -> float:
         values = [each.get(name) for each in told]
         return max((float("inf") if value is None else float(value) for value in values), default=float("inf"))
 
     known = {name: laxest(name) for name in ("max_hours", "max_usd", "idle_min")}
-    return Ceilings(**{name: value for name, value in known.items() if value < float("inf")})
+    return Ceilings(**{name: value for name, value in known.items() if value < float("inf")}, nodes=nodes)
 
 
 def past_ceiling(bill: Bill, allowed: Ceilings) -> str | None:
     """Why this machine should be gone already."""
     if bill.hours is None:
         return None
-    if allowed.max_usd is not None and bill.usd is not None and bill.usd > allowed.max_usd:
+    if allowed.max_usd is not None and bill.usd is not None and bill.usd * allowed.nodes > allowed.max_usd:
         return f"past max_usd: {allowed.max_usd:g}"
     if allowed.max_hours is not None and bill.hours > allowed.max_hours:
         return f"past max_hours: {allowed.max_hours:g}"

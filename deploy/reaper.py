@@ -141,7 +141,7 @@ class _Overdue:
         known, paid_h = self.on_it, self.bill.hours or 0.0
         if not known or not late:
             return note
-        hard_h = (self.allowed.max_usd or float("inf")) / self.bill.usd_per_hour
+        hard_h = (self.allowed.max_usd or float("inf")) / (self.bill.usd_per_hour * self.allowed.nodes)
         soft_h = min(hard_h, self.allowed.max_hours or float("inf"))
         at_home = self.bill.orphan and all(is_home(own, record) for record in known)
         if at_home and paid_h > soft_h + SLACK_MIN / 60:

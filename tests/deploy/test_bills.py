@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from deploy.plan import slug
+from deploy.pod.folder import write_json
 from deploy.providers.runpod import prices
+from deploy.runs import Record
 from tests.emulators.rig import breaches
 from tests.emulators.runpod import KEY, Emulator
 from tests.emulators.runpod_state import Pod
@@ -94,6 +97,23 @@ def test_a_stopped_pod_bills_for_its_disk(project: Project, emulator: Emulator, 
     assert with_disk["note"] == "stopped, and its disk is kept; this laptop has no record of it"
     said = project.invoke("logs", "--on", "runpod", code=2).stderr  # there is no run: nothing else happens
     assert "there is no run" in said
+
+
+def test_max_usd_is_of_all_machines_of_a_run(project: Project, emulator: Emulator) -> None:
+    """Each of two has cost two thirds of what both may: that is past it, as the guard of each reckons, too."""
+    target(project)
+    first = f"sniperface-{slug(project.path.name)}-runpod-a"
+    pods = [pod(emulator, name, hours=3) for name in (first, f"{first}-node1")]
+    run = Record(
+        "a", "runpod", "runpod", "running", 1, "2026", None, 1.0, "x", "/x/a", first, others={pods[1].name: ""}
+    )
+    folder = project.path / "runs" / "a"
+    write_json(folder / "run.json", asdict(run))
+    most = round(bills(project)[0]["usd"] * 1.5, 2)
+    target(project, max_usd=most)
+    for nodes, is_past in ((1, False), (2, True)):
+        write_json(folder / "plan.json", {"nodes": nodes, "limits": {"max_usd": most}})
+        assert [("past max_usd" in (bill["note"] or "")) for bill in bills(project)] == [is_past, is_past]
 
 
 def test_an_account_that_two_targets_share_bills_once(project: Project, emulator: Emulator) -> None:
