@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -158,6 +159,14 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
                 processes.kill_tree(pid)
         if one.process:
             one.process.communicate()
+
+
+@pytest.fixture
+def hears_ctrl_c() -> Iterator[None]:
+    """A shell starts what runs in the background deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def _end(project: Project) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from deploy.pod.limits import parse
 from deploy.settings import RunPod, Settings, Target
 from deploy.shell import LocalShell
 from tests.emulators.clock import START
-from tests.emulators.rig import GPUS, ROOT, Rig, breaches
+from tests.emulators.rig import GPUS, ROOT, Rig, breaches, ctrl_c_while_it_is_made, ctrl_c_while_it_starts, killed
 from tests.emulators.runpod import KEY
 from tests.emulators.runpod_state import Cluster
 
@@ -342,40 +339,17 @@ def test_a_bad_answer_is_asked_again(v2: Rig, on: str, kind: str) -> None:
 
 
 def test_ctrl_c_gives_the_cluster_back(v2: Rig) -> None:
-    sleep = v2.clock.sleep
-
-    def slept(seconds: float) -> None:
-        sleep(seconds)
-        if v2.emulator.names:
-            raise KeyboardInterrupt
-
-    v2.clock.sleep = slept  # type: ignore[method-assign]
+    ctrl_c_while_it_starts(v2)
     with pytest.raises(KeyboardInterrupt):
         v2.acquire_all()
     assert v2.emulator.names == []
     assert v2.intents() == []
 
 
-@pytest.fixture
-def hears_ctrl_c() -> Iterator[None]:
-    """A shell starts what runs in the background deaf to it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("hears_ctrl_c")
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals: run it on Linux or macOS")
 def test_ctrl_c_while_it_is_made_gives_back(v2: Rig) -> None:
-    create = v2.emulator.account.create
-
-    def interrupted(**about: Any) -> Any:
-        pod = create(**about)
-        os.kill(os.getpid(), signal.SIGINT)
-        return pod
-
-    v2.emulator.account.create = interrupted  # type: ignore[method-assign]
-    v2.emulator.fail("done-late", CREATE)
+    ctrl_c_while_it_is_made(v2, CREATE)
     with pytest.raises(KeyboardInterrupt):
         v2.acquire_all()
     assert v2.emulator.names == []
@@ -413,36 +387,17 @@ def test_beside_one_that_lost_a_machine_no_second_one_is_made(v2: Rig) -> None:
 
 
 def test_after_a_killed_launch_its_cluster_is_the_one(v2: Rig) -> None:
-    killed(v2)
+    killed(v2, 2)
     assert v2.acquire_all(run="r2")[0].name == v2.spec().name
     assert created(v2) == 1
 
 
 def test_after_a_killed_launch_its_bad_cluster_goes_back(v2: Rig) -> None:
     v2.emulator.next_pod(memory_gib=15.0)
-    killed(v2, min_memory_gib=40)
+    killed(v2, 2, min_memory_gib=40)
     machines = v2.acquire_all(run="r2", min_memory_gib=40)
     assert v2.emulator.names == [v2.spec("r2").name]
     assert machines[0].name == v2.spec("r2").name
-
-
-def killed(rig: Rig, **options: Any) -> None:
-    """The laptop's process dies while the cluster starts: nothing of it runs any more, not even what gives back."""
-
-    class Killed(BaseException):
-        pass
-
-    def die(seconds: float) -> None:
-        del seconds
-        rig.emulator.down()
-        raise Killed
-
-    sleep, rig.clock.sleep = rig.clock.sleep, die  # type: ignore[method-assign]
-    with pytest.raises(Killed):
-        rig.acquire_all(**options)
-    rig.clock.sleep = sleep  # type: ignore[method-assign]
-    rig.emulator.down(False)
-    assert rig.intents() == [rig.spec().name]
 
 
 # What its guards are told

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from deploy.errors import NoMachine
-from tests.emulators.rig import Rig, killed, listed, of
+from tests.emulators.rig import Rig, ctrl_c_while_it_is_made, ctrl_c_while_it_starts, killed, listed, of
 from tests.faults import Fault
 
 NO_RUN = {"truth": "no run is on the machine yet", "checkpoints": "no run is on the machine yet"}
@@ -193,41 +190,17 @@ def test_a_bad_start_is_not_waited_for(v2: Rig) -> None:
 
 
 def test_ctrl_c_gives_back(both: Rig) -> None:
-    sleep = both.clock.sleep
-
-    def slept(seconds: float) -> None:
-        sleep(seconds)
-        if both.emulator.names:
-            raise KeyboardInterrupt
-
-    both.clock.sleep = slept  # type: ignore[method-assign]
+    ctrl_c_while_it_starts(both)
     with pytest.raises(KeyboardInterrupt):
         both.acquire()
     assert both.emulator.names == []
     assert both.intents() == []
 
 
-@pytest.fixture
-def hears_ctrl_c() -> Iterator[None]:
-    """A shell starts what runs in the background deaf to it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("hears_ctrl_c")
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals: run it on Linux or macOS")
 def test_ctrl_c_while_it_is_made_gives_back(both: Rig) -> None:
-    """The request is under way, RunPod carries it out, and nobody is there for the answer."""
-    create = both.emulator.account.create
-
-    def interrupted(**about: Any) -> Any:
-        pod = create(**about)
-        os.kill(os.getpid(), signal.SIGINT)
-        return pod
-
-    both.emulator.account.create = interrupted  # type: ignore[method-assign]
-    both.emulator.fail("done-late", both.on("create"))
+    ctrl_c_while_it_is_made(both, both.on("create"))
     with pytest.raises(KeyboardInterrupt):
         both.acquire()
     assert both.emulator.names == []

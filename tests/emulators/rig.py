@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -104,8 +106,8 @@ def of(rig: Rig, name: str) -> Any:
     return rig.emulator.pod(name)
 
 
-def killed(rig: Rig, **options: Any) -> None:
-    """The laptop's process dies while a pod starts: nothing of it runs any more, not even what gives back."""
+def killed(rig: Rig, nodes: int = 1, **options: Any) -> None:
+    """The laptop's process dies while it starts: nothing of it runs any more, not even what gives back."""
 
     class Killed(BaseException):
         pass
@@ -117,11 +119,36 @@ def killed(rig: Rig, **options: Any) -> None:
 
     sleep, rig.clock.sleep = rig.clock.sleep, die  # type: ignore[method-assign]
     with pytest.raises(Killed):
-        rig.acquire(**options)
+        rig.acquire_all(nodes, **options)
     rig.clock.sleep = sleep  # type: ignore[method-assign]
     rig.emulator.down(False)
     assert rig.emulator.names == [rig.spec().name]
     assert rig.intents() == [rig.spec().name]
+
+
+def ctrl_c_while_it_starts(rig: Rig) -> None:
+    """Pressed in the first pause after something was made."""
+    sleep = rig.clock.sleep
+
+    def slept(seconds: float) -> None:
+        sleep(seconds)
+        if rig.emulator.names:
+            raise KeyboardInterrupt
+
+    rig.clock.sleep = slept  # type: ignore[method-assign]
+
+
+def ctrl_c_while_it_is_made(rig: Rig, on: str) -> None:
+    """The request (`on`) is under way, RunPod carries it out, and nobody is there for the answer."""
+    create = rig.emulator.account.create
+
+    def interrupted(**about: Any) -> Any:
+        pod = create(**about)
+        os.kill(os.getpid(), signal.SIGINT)
+        return pod
+
+    rig.emulator.account.create = interrupted  # type: ignore[method-assign]
+    rig.emulator.fail("done-late", on)
 
 
 def breaches(emulator: Emulator) -> list[str]:
