@@ -94,23 +94,30 @@ def create(account: Account, told: dict[str, Any]) -> Pod:
         raise Refusal(400, "exactly one of gpu and cpu is required")
     if "gpu" not in told:
         raise Refusal(400, "the emulator has no CPU pods")
-    network = (told.get("mounts") or {}).get("network") or [{}]
     if "count" not in told["gpu"]:
         raise Refusal(400, "no instances available")  # as it is known to say then
     return account.create(
-        name=told["name"],
-        image=told["image"],
         gpu=told["gpu"]["id"],
         gpu_count=told["gpu"]["count"],
         cloud=told.get("cloud", "SECURE"),
-        data_centers=told.get("dataCenterIds", []),
-        disk=told.get("disk", 10),
-        ports=told.get("ports", []),
-        env=told.get("env", {}),
-        volume=network[0].get("volumeId"),
-        volume_path=network[0].get("path", ""),
         registry=told.get("registry"),
+        **_container(told),
     )
+
+
+def _container(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a pod and each pod of a cluster are told in the same words."""
+    network = (told.get("mounts") or {}).get("network") or [{}]
+    return {
+        "name": told["name"],
+        "image": told["image"],
+        "data_centers": told.get("dataCenterIds", []),
+        "disk": told.get("disk", 10),
+        "ports": told.get("ports", []),
+        "env": told.get("env", {}),
+        "volume": network[0].get("volumeId"),
+        "volume_path": network[0].get("path", ""),
+    }
 
 
 def listed(account: Account, query: Mapping[str, str]) -> list[Pod]:
@@ -120,20 +127,12 @@ def listed(account: Account, query: Mapping[str, str]) -> list[Pod]:
 
 
 def create_cluster(account: Account, told: dict[str, Any]) -> Cluster:
-    network = (told.get("mounts") or {}).get("network") or [{}]
     first = account.create(
-        name=told["name"],
-        image=told["image"],
         gpu=told["compute"]["gpuTypeId"],
         gpu_count=told["compute"]["gpuCountPerPod"],
         cloud="SECURE",
-        data_centers=told.get("dataCenterIds", []),
-        disk=told.get("disk", 10),
-        ports=told.get("ports", []),
-        env=told.get("env", {}),
-        volume=network[0].get("volumeId"),
-        volume_path=network[0].get("path", ""),
         nodes=told["compute"]["podCount"],
+        **_container(told),
     )
     assert first.cluster
     return first.cluster
