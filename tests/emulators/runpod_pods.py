@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import itertools
 import json
 import os
@@ -201,8 +202,17 @@ def docker(*argv: str) -> str:
 
 
 def gateway() -> str:
-    """This computer, as its containers see it."""
-    return docker("network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}")
+    """This computer's address, as its containers reach it."""
+    return gateway_of(json.loads(docker("network", "inspect", "bridge", "--format", "{{json .IPAM.Config}}")))
+
+
+def gateway_of(pools: list[dict[str, str]]) -> str:
+    """The bridge's address in the address pools of `docker network inspect`.
+
+    Docker 20.10 names no gateway until its second start. It then gives the bridge the first host of the subnet.
+    """
+    pool = next(pool for pool in pools if ipaddress.ip_network(pool["Subnet"]).version == 4)
+    return pool.get("Gateway") or str(next(ipaddress.ip_network(pool["Subnet"]).hosts()))
 
 
 def remove_leftovers() -> None:
