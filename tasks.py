@@ -226,6 +226,7 @@ def fetch_checkpoint(
         "labels": "labels.npy of an array",
         "image-column": "of parquet, the column of image files (default: one with a usual name)",
         "label-column": "of parquet, the column of identities (default: one with a usual name)",
+        "split": "of parquet, which split of a folder that holds several, such as train",
         "decoder": "of rec, cpu, or dali on a GPU (default: cpu)",
         "identities": "of synthetic, how many people (default: 2000)",
         "per-identity": "of synthetic, how many photographs of each (default: 20)",
@@ -234,6 +235,7 @@ def fetch_checkpoint(
         "out": "where to: a folder, or a path ending in .npy (default: data/<name>)",
         "held-out": "keep the last N images, in whole blocks, for measuring: other people "
         "(default: orl 100, synthetic a tenth, else 0)",
+        "unreadable": "skip: leave out images that cannot be read, and list them in the manifest",
         "workers": "processes that make the images (default: one a core); the result is the same",
     },
     auto_shortflags=False,
@@ -246,6 +248,7 @@ def prepare(
     labels: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    split: str | None = None,
     decoder: str | None = None,
     identities: str | None = None,
     per_identity: str | None = None,
@@ -253,6 +256,7 @@ def prepare(
     variation_pct: str | None = None,
     out: str | None = None,
     held_out: str | None = None,
+    unreadable: str | None = None,
     workers: str | None = None,
 ) -> None:
     """Make images.npy, labels.npy and manifest.json from photographs or drawn faces. Interrupted, it goes on."""
@@ -261,12 +265,14 @@ def prepare(
     options = {
         "image_column": image_column,
         "label_column": label_column,
+        "split": split,
         "decoder": decoder,
         "identities": identities,
         "per_identity": per_identity,
         "seed": seed,
         "variation_pct": variation_pct,
         "held_out": held_out,
+        "unreadable": unreadable,
         "workers": workers,
     }
     with _telling() as screen:

@@ -4,7 +4,7 @@
     source=folder path=DIR                      one sub-folder of images a person
     source=array path=FILE.npy [labels=FILE]    an array that exists already
     source=parquet path=FILE_OR_DIR             DigiFace and its like: a column of image files, one of identities
-                                                [image_column=NAME] [label_column=NAME]
+                                                [image_column=NAME] [label_column=NAME] [split=train]
     source=rec path=FILE.rec_OR_DIR             train.rec of insightface, or what im2rec wrote; train.idx and property
                                                 are compared where they lie beside it [decoder=cpu|dali]
     source=synthetic identities=N per_identity=N [seed=N] [variation_pct=N]    procedural faces
@@ -12,6 +12,8 @@
 `held_out=N` keeps the last N images for measuring, or a few more to fill a block (default: what the source says: the
 last 10 people of ORL, the last tenth of the synthetic people; 0 for folders, arrays, parquet and rec). Files of
 insightface are in order of people, so there the last images are the last people; a list that im2rec shuffled is not.
+`unreadable=skip` leaves out images that cannot be read and lists them in the manifest (default: refuse them, all at
+once; the others are kept, so the next call makes only what was missing).
 `workers=N` processes make the images (default: one a core); their number does not change the result.
 Memory stays bounded: images are written piece by piece. A call that was interrupted, even killed, is gone on with by
 the same call.
@@ -23,7 +25,7 @@ import difflib
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -41,15 +43,16 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "orl": (),
     "folder": ("path",),
     "array": ("path", "labels"),
-    "parquet": ("path", "image_column", "label_column"),
+    "parquet": ("path", "image_column", "label_column", "split"),
     "rec": ("path", "decoder"),
     "synthetic": ("identities", "per_identity", "seed", "variation_pct"),
 }
-EVERYWHERE = ("source", "out", "held_out", "workers")
+EVERYWHERE = ("source", "out", "held_out", "unreadable", "workers")
 MAX_BLOCK_ROWS = 8192
 BLOCKS_WANTED = 100  # so that --fraction 0.01 means something
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 FEW_ROWS = 4096  # made before other processes would have started
+SHOWN = 20  # unreadable images that are named on the terminal
 PLAIN_S = 5.0  # between lines of progress where there is no terminal
 
 
@@ -67,8 +70,12 @@ def main(argv: list[str]) -> int:
         if whole(source, out, held_out=options.get("held_out")):
             print(f"{out} is there already")
             return 0
-        with Bar(total=source.count) as bar:
-            manifest = prepare(source, out, held_out=options.get("held_out"), workers=workers, progress=bar.update)
+        for sentence in source.left_out:
+            print(sentence, file=sys.stderr)
+        manifest = make(source, out, options, workers)
+    except writer.Unreadable as error:
+        print(told(error.bad, out), file=sys.stderr)
+        return EXIT_WRONG_USE
     except WrongUse as error:
         print(error, file=sys.stderr)
         return EXIT_WRONG_USE
@@ -80,6 +87,34 @@ def main(argv: list[str]) -> int:
         return EXIT_INTERRUPTED
     print(f"{out}: {manifest['rows']} images, data set {manifest['dataset_id']}")
     return 0
+
+
+def make(source: sources.Source, out: Path, options: dict[str, str], workers: int) -> dict[str, Any]:
+    """The data set, with a bar; with unreadable=skip a second time, without what could not be read the first time."""
+    held_out = options.get("held_out")
+    try:
+        with Bar(total=source.count) as bar:
+            return prepare(source, out, held_out=held_out, workers=workers, progress=bar.update)
+    except writer.Unreadable as error:
+        if options.get("unreadable") != "skip" or len(error.bad) == source.count:
+            raise
+        print(f"{len(error.bad)} images left out, listed in the manifest; once more without them", file=sys.stderr)
+        rest = source.without([image.row for image in error.bad])
+        with Bar(total=rest.count) as bar:
+            return prepare(rest, out, held_out=held_out, workers=workers, progress=bar.update, skipped=error.bad)
+
+
+def told(bad: Sequence[writer.BadImage], out: Path) -> str:
+    """Every unreadable image: the first ones here, all of them in a file where they are many."""
+    if len(bad) == 1:
+        return f"{bad[0].sentence}, or leave it out with unreadable=skip"
+    lines = [image.sentence for image in bad[:SHOWN]]
+    if len(bad) > SHOWN:
+        listing = out.with_name("unreadable.txt")
+        with atomic(listing) as file:
+            file.write("".join(f"{image.sentence}\n" for image in bad).encode())
+        lines.append(f"and {len(bad) - SHOWN} more, all of them in {listing}")
+    return "\n".join([*lines, f"{len(bad)} images cannot be read; leave them out with unreadable=skip"])
 
 
 def parse(argv: list[str]) -> dict[str, str]:
@@ -94,6 +129,8 @@ def parse(argv: list[str]) -> dict[str, str]:
         if key in options:
             raise WrongUse(f"{key}= is given twice; give it once")
         options[key] = value
+    if options.get("unreadable", "refuse") not in ("refuse", "skip"):
+        raise WrongUse(f"unreadable={options['unreadable']} is not known; give unreadable=skip, or leave it out")
     source = options.get("source", "")
     if source not in OPTIONS:
         raise WrongUse(f"source={source} is not known; choose from {', '.join(OPTIONS)}")
@@ -125,7 +162,7 @@ def choose(options: dict[str, str]) -> sources.Source:
     if kind == "parquet":
         from app.data.parquet import parquet  # pyarrow takes a moment to load, in every worker of other sources too
 
-        return parquet(path, options.get("image_column"), options.get("label_column"))
+        return parquet(path, options.get("image_column"), options.get("label_column"), options.get("split"))
     return sources.array(path, Path(options["labels"]) if "labels" in options else None)
 
 
@@ -158,11 +195,12 @@ def whole(source: sources.Source, out: Path, *, held_out: str | None = None) -> 
             return False
         raise WrongUse(f"{out} is there already and no prepare made it; give another out=…, or move it away")
     there = read_manifest(out, len(np.load(out, mmap_mode="r")))
+    source = source.without(there["skipped_rows"]) if there.get("skipped_rows") else source
     block_rows, held_out_rows = layout(source, held_out)
     asked = {"rows": source.count, "block_rows": block_rows, "held_out_rows": held_out_rows, "made_of": source.made_of}
     for key, value in asked.items():
         if there.get(key, value) != value:
-            what = "other images" if key == "made_of" else f"{key}={there[key]} where {value} are asked for"
+            what = "other or older images" if key == "made_of" else f"{key}={there[key]} where {value} are asked for"
             raise WrongUse(f"{out} is there already, with {what}; give another out=…, or move it away")
     return True
 
@@ -186,8 +224,12 @@ def prepare(
     held_out: str | None = None,
     workers: int = 1,
     progress: Callable[[int], Any] = lambda _: None,
+    skipped: Sequence[writer.BadImage] = (),
 ) -> dict[str, Any]:
-    """Write `source` to `out` and what belongs beside it; returns the manifest. `progress` hears of so many more."""
+    """Write `source` to `out` and what belongs beside it; returns the manifest. `progress` hears of so many more.
+
+    `skipped` names the images that could not be read, which `source` is already without.
+    """
     block_rows, held_out_rows = layout(source, held_out)
     make_folder(out.parent, "out", of=out)
     with one_at_a_time(out):
@@ -209,6 +251,8 @@ def prepare(
             "labels_sha256": labels_sha256,
             "selection": None,
             "made_of": source.made_of,
+            "left_out": [*source.left_out, *(image.sentence for image in skipped)],
+            "skipped_rows": [image.row for image in skipped],  # of the source, as it was before
         }
         write_json(out.with_name("manifest.json"), manifest)
         writer.finish(out)

@@ -141,12 +141,16 @@ def _open_npy(path: Path, instead: str) -> NDArray[Any]:
     if not path.is_file():
         raise WrongUse(f"there is no file {path}; {instead}")
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        content = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         # numpy's own words speak of mmap lengths; what happened is a file cut short or of another kind.
         raise WrongUse(
             f"{path} is no whole .npy file ({path.stat().st_size:,} bytes); copy or make it again"
         ) from error
+    if not isinstance(content, np.ndarray):  # numpy opens by content, not by name
+        content.close()
+        raise WrongUse(f"{path} is an archive of arrays (.npz); save one array with numpy.save")
+    return content
 
 
 def read_manifest(path: Path, count: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Letters: N rows of all files together.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,11 @@ LABEL_COLUMNS = (
     "identity", "identity_id", "label", "labels", "subject", "subject_id", "person", "person_id", "class", "class_id",
     "target", "id_label", "pid", "id", "name",
 )  # fmt: skip
+SPLITS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test", "dev": "validation", "eval": "validation",
+    "val": "validation", "valid": "validation", "validation": "validation",
+}  # fmt: skip
+UNKNOWN = -1  # the label of a row whose person is not known
 BATCH_ROWS = 64  # so many image files are in memory at once while reading
 LABEL_BATCH_ROWS = 65536
 BUFFER_BYTES = 1 << 20  # read ahead of one column: without a buffer, a row group would be fetched whole
@@ -42,9 +48,15 @@ class Stored(NamedTuple):
     data: bytes | None
 
 
-def parquet(path: Path, image_column: str | None = None, label_column: str | None = None) -> Source:
-    """The images of one parquet file, or of all in a folder; identities 0..M-1 in the order in which they appear."""
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+def parquet(
+    path: Path, image_column: str | None = None, label_column: str | None = None, split: str | None = None
+) -> Source:
+    """The images of one parquet file, or of those of a split in a folder.
+
+    Identities are numbered 0..M-1 in the order in which they appear; the number -1 stays -1, which means unknown.
+    Raises WrongUse for a folder of several splits, of which none is named.
+    """
+    files = _of_split(path, sorted(path.rglob("*.parquet")), split) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise WrongUse(f"there is no .parquet file at {path}; give path=FILE.parquet or path=DIR with such files")
     counts = []
@@ -65,8 +77,35 @@ def parquet(path: Path, image_column: str | None = None, label_column: str | Non
         read=_Reader(files, counts, image_column),
         decode=decode,
         labels=_labels(files, label_column),
-        made_of=f"{fingerprint(files, path if path.is_dir() else path.parent)} {image_column}",
+        made_of=f"{fingerprint(files, path if path.is_dir() else path.parent)} {image_column} {label_column}",
     )
+
+
+def _of_split(path: Path, files: list[Path], wanted: str | None) -> list[Path]:
+    """The files of one split; a file belongs to the split that its name, or its folder's, begins with."""
+    splits: dict[str | None, list[Path]] = {}
+    for file in files:
+        splits.setdefault(_split(file, path), []).append(file)
+    named = [name for name in splits if name]
+    if wanted is not None and wanted not in splits:
+        known = f"choose from {', '.join(named)}" if named else "its files name no split; leave split= out"
+        raise WrongUse(f"split={wanted} is not in {path}; {known}")
+    if wanted is None and len(named) > 1:
+        raise WrongUse(f"{path} holds the splits {', '.join(named)}; give split={_first(named)}, or path=FILE.parquet")
+    return splits[wanted] if wanted is not None else files
+
+
+def _split(file: Path, top: Path) -> str | None:
+    """The split that a file is of, by the names that Hugging Face gives to files and folders."""
+    for name in (file.stem, *(folder.name for folder in file.relative_to(top).parents)):
+        word = re.split(r"[-_.]", name.lower(), maxsplit=1)[0]
+        if word in SPLITS:
+            return SPLITS[word]
+    return None
+
+
+def _first(splits: Sequence[str]) -> str:
+    return "train" if "train" in splits else splits[0]
 
 
 def decode(rows: Sequence[Stored]) -> NDArray[np.uint8]:
@@ -123,7 +162,7 @@ class _Reader:
 
 def _labels(files: list[Path], column: str) -> NDArray[np.int32]:
     """Identities [N], numbered as they appear. Only this column is read."""
-    numbers: dict[Any, int] = {}
+    numbers: dict[Any, int] = {UNKNOWN: UNKNOWN}
     labels = []
     for file in files:
         row = 0
@@ -138,8 +177,8 @@ def _labels(files: list[Path], column: str) -> NDArray[np.int32]:
                 # By first appearance in the rows; a dictionary that came with the file may be in any order.
                 seen, first_at = np.unique(codes, return_index=True)
                 for code in seen[np.argsort(first_at)]:
-                    numbers.setdefault(names[code], len(numbers))
-                table = np.array([numbers.get(name, -1) for name in names], np.int32)
+                    numbers.setdefault(names[code], len(numbers) - 1)
+                table = np.array([numbers.get(name, UNKNOWN) for name in names], np.int32)
                 labels.append(table[codes])
                 row += len(values)
     return np.concatenate(labels)

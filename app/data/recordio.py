@@ -59,6 +59,15 @@ def rec(path: Path, decoder: str = "cpu") -> Source:
     records = Records(file)
     index = file.with_suffix(".idx")
     starts = records.indexed(index) if index.is_file() else records.scan()
+    gap = records.gap(starts)
+    left_out = (
+        ()
+        if gap is None
+        else (
+            f"{index} names {len(starts)} records and leaves others out, the first at byte {gap} of {file.name}; "
+            "remove it to read all",
+        )
+    )
     labels, pictured = records.heads(starts)
     _compare_header(records, labels[~pictured], int(pictured.sum()))
     starts = starts[pictured]
@@ -73,6 +82,7 @@ def rec(path: Path, decoder: str = "cpu") -> Source:
         decode=partial(decode_records if decoder == "cpu" else decode_with_dali, file),
         labels=classes,
         made_of=f"{fingerprint([file, *read_too], file.parent)} {decoder}",
+        left_out=left_out,
     )
 
 
@@ -151,6 +161,15 @@ class Records:
             raise WrongUse(f"{index} names byte {repeated[0]} of {self.path.name} twice; copy both again")
         return starts
 
+    def gap(self, starts: NDArray[np.int64]) -> int | None:
+        """The first byte of a record that is none of these; None where they are all. Each begins where one ends."""
+        ends = starts + HEAD_BYTES + _padded(self._lengths(starts // 4))
+        split = self.words[starts // 4 + 1] >> LENGTH_BITS == FIRST
+        ends[split] = [self._end(start) for start in starts[split].tolist()]  # few
+        ends = np.append(0, ends)
+        gaps = np.flatnonzero(ends != np.append(starts, self.size))
+        return int(ends[gaps[0]]) if len(gaps) else None
+
     def heads(self, starts: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The label of every record [R], the first where there are several, and whether an image follows [R]."""
         labels, pictured = np.empty(len(starts), np.float32), np.empty(len(starts), bool)
@@ -177,6 +196,13 @@ class Records:
             return self.data[start + HEAD_BYTES + FIXED_BYTES + 4 * count : end]
         payload = self.payload(start)
         return payload[FIXED_BYTES + 4 * int.from_bytes(payload[:4], "little") :]
+
+    def _end(self, start: int) -> int:
+        """Where the record that begins there ends, with its padding."""
+        part, end = self._piece(start, after=WHOLE)
+        while part in (FIRST, MIDDLE):
+            part, end = self._piece(_padded(end), after=part)
+        return int(_padded(end))
 
     def payload(self, start: int) -> bytes:
         """The bytes of the record that begins there, put together again."""
@@ -276,16 +302,25 @@ def _classes(file: Path, starts: NDArray[np.int64], labels: NDArray[np.float32])
 
 
 def _compare_property(file: Path, classes: NDArray[np.int32]) -> None:
-    """That the file `property`, "classes,height,width", speaks of these images, where it is there."""
+    """Raises WrongUse where the file `property` speaks of other images.
+
+    Its first line is "classes,height,width". insightface's RecBuilder adds a line with the number of images, and counts
+    classes as the largest label + 1; older sets count the people.
+    """
     told = file.with_name("property")
     if not told.is_file():
         return
-    words = told.read_text(encoding="utf-8", errors="replace").strip().split(",")
-    if len(words) != 3 or not all(word.strip().isdigit() for word in words):
+    lines = told.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+    words = [word.strip() for word in lines[0].split(",")]
+    if len(words) != 3 or not all(word.isdigit() for word in words):
         raise WrongUse(f"{told} is not classes,height,width, such as 85742,112,112; copy it again, or remove it")
-    count = len(np.unique(classes[classes >= 0]))
-    if count != int(words[0]):
-        raise WrongUse(f"{told} tells of {int(words[0])} classes and {file.name} has {count}; copy both again")
+    known = classes[classes >= 0]
+    people = len(np.unique(known))
+    if not people <= int(words[0]) <= max(people, int(known.max(initial=-1)) + 1):
+        raise WrongUse(f"{told} tells of {int(words[0])} classes and {file.name} has {people}; copy both again")
+    images = lines[1].strip() if len(lines) > 1 else ""
+    if images.isdigit() and int(images) != len(classes):
+        raise WrongUse(f"{told} tells of {int(images)} images and {file.name} has {len(classes)}; copy both again")
 
 
 def framed(payload: bytes) -> bytes:

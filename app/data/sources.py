@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import io
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +26,24 @@ from app.data.dataset import SIDE, open_images, open_labels
 from app.data.decode import fast_jpeg
 from app.errors import WrongUse
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {
+    ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+}  # fmt: skip
+# The first bytes of JPEG, PNG, GIF, BMP and of RIFF, which holds WebP: a file without a suffix may be an image, too.
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"RIFF")
 # What the decoders raise for broken files; SyntaxError is Pillow's word for a broken PNG.
 UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError)
+EXIF = b"Exif\0\0"  # begins the metadata of a JPEG, which may say how the camera was held
+ORIENTATION = 0x0112  # EXIF's tag for that
+TURNS = {  # its values; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -38,8 +55,9 @@ class Source:
     another process, so it is a function that can be pickled.
 
     `block_rows` 0 leaves the block size to the writer; a source that knows how many images a person has gives a
-    multiple of it, so that no person is cut by a fraction. `made_of` says what the images come from: an unfinished
-    file is gone on with only where it is the same.
+    multiple of it, so that no person is cut by a fraction. `made_of` says what the images come from: a data set is the
+    same only where this is. `made_of_rows(start, stop)` says it of those rows, where a source can tell, so that a block
+    of an unfinished file is kept while others change. `left_out` tells, a sentence each, which files were not taken.
     """
 
     name: str
@@ -50,6 +68,33 @@ class Source:
     held_out: int = 0
     block_rows: int = 0
     made_of: str = ""
+    made_of_rows: Callable[[int, int], str] | None = None
+    left_out: tuple[str, ...] = ()
+
+    def without(self, rows: Sequence[int]) -> Source:
+        """This source without these rows, given in ascending order."""
+        kept = np.delete(np.arange(self.count), rows)
+
+        def read(start: int, stop: int) -> Sequence[Any]:
+            wanted = kept[start:stop]
+            items = self.read(int(wanted[0]), int(wanted[-1]) + 1)
+            return [items[row - int(wanted[0])] for row in wanted.tolist()]
+
+        def made_of_rows(start: int, stop: int) -> str:
+            wanted = kept[start:stop].tolist()
+            told = self.made_of if self.made_of_rows is None else self.made_of_rows(wanted[0], wanted[-1] + 1)
+            # As if nothing had been left out where no row is missing in between.
+            return told if len(wanted) == wanted[-1] + 1 - wanted[0] else f"{told} without {wanted}"
+
+        return replace(
+            self,
+            count=len(kept),
+            read=read,
+            labels=None if self.labels is None else self.labels[kept],
+            held_out=int((kept >= self.count - self.held_out).sum()),
+            made_of=f"{self.made_of} without {hashlib.sha256(','.join(map(str, rows)).encode()).hexdigest()}",
+            made_of_rows=made_of_rows,
+        )
 
 
 def orl() -> Source:
@@ -81,18 +126,16 @@ def orl() -> Source:
 
 
 def folder(path: Path) -> Source:
-    """A folder with one sub-folder a person; people and files in order of their names."""
+    """A folder with one sub-folder of images a person; people and files in the order of their names.
+
+    Hidden files and folders are no part of the data. Raises WrongUse where images lie deeper, or at the top.
+    """
     if not path.is_dir():
         raise WrongUse(f"there is no folder {path}; give path=DIR with one sub-folder of images for each person")
-    people = sorted(entry for entry in path.iterdir() if entry.is_dir())
-    files = [
-        (label, file)
-        for label, person in enumerate(people)
-        for file in sorted(person.iterdir())
-        if file.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not files:
-        raise WrongUse(f"{path} has no images in sub-folders; it needs one sub-folder of .jpg or .png files a person")
+    people = [_person(entry) for entry in _visible(path) if entry.is_dir()]
+    _refuse_other_trees(path, people)
+    found = [person for person in people if person.images]
+    files = [(label, file) for label, person in enumerate(found) for file in person.images]
     return Source(
         name=path.resolve().name,
         count=len(files),
@@ -100,7 +143,80 @@ def folder(path: Path) -> Source:
         decode=load_faces,
         labels=np.array([label for label, _ in files], dtype=np.int32),
         made_of=fingerprint([file for _, file in files], path),
+        made_of_rows=lambda start, stop: fingerprint([file for _, file in files[start:stop]], path),
+        left_out=_left_out(people, [entry for entry in _visible(path) if not entry.is_dir()]),
     )
+
+
+class _Person(NamedTuple):
+    """One sub-folder: its images, its other files, and the folders in it."""
+
+    folder: Path
+    images: list[Path]
+    others: list[Path]
+    folders: list[Path]
+
+
+def _person(folder: Path) -> _Person:
+    entries = _visible(folder)
+    files = [entry for entry in entries if not entry.is_dir()]
+    images = [file for file in files if _is_image(file)]
+    return _Person(
+        folder, images, [file for file in files if file not in {*images}], [e for e in entries if e.is_dir()]
+    )
+
+
+def _visible(folder: Path) -> list[Path]:
+    """The entries of a folder by name, without hidden ones: .DS_Store, .ipynb_checkpoints, a Mac's ._photo.jpg."""
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _is_image(file: Path) -> bool:
+    """By its suffix, or by its first bytes where it has none."""
+    if file.suffix:
+        return file.suffix.lower() in IMAGE_SUFFIXES
+    with file.open("rb") as opened:
+        return opened.read(8).startswith(SIGNATURES)
+
+
+def _refuse_other_trees(path: Path, people: Sequence[_Person]) -> None:
+    """Raises WrongUse for a tree whose images are not one level deep, naming where they lie."""
+    deeper = next((inner for p in people for inner in p.folders if any(map(_is_image, _files(inner)))), None)
+    if deeper is not None:
+        raise WrongUse(
+            f"{deeper} holds images two levels below {path}; give path={deeper.parent}, or move each person's images "
+            f"into one sub-folder of {path}"
+        )
+    if any(person.images for person in people):
+        return
+    if any(map(_is_image, _files(path))):
+        raise WrongUse(f"the images in {path} lie in no sub-folder; make one sub-folder a person and move them there")
+    raise WrongUse(f"{path} has no images in sub-folders; it needs one sub-folder of .jpg or .png files a person")
+
+
+def _files(folder: Path) -> list[Path]:
+    return [entry for entry in _visible(folder) if not entry.is_dir()]
+
+
+def _left_out(people: Sequence[_Person], at_the_top: Sequence[Path]) -> tuple[str, ...]:
+    """What a folder holds and its data set does not, by kind."""
+    told = []
+    kinds = Counter(file.suffix.lower() or "no suffix" for person in people for file in person.others)
+    if kinds:
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        told.append(f"{_count(kinds.total(), 'file')} left out: {listed}")
+    empty = [person.folder.name for person in people if not person.images]
+    if empty:
+        more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+        told.append(f"{_count(len(empty), 'sub-folder')} without images: {', '.join(empty[:3])}{more}")
+    loose = sum(map(_is_image, at_the_top))
+    if loose:
+        told.append(f"{_count(loose, 'image')} left out: in no sub-folder")
+    return tuple(told)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def array(path: Path, labels: Path | None) -> Source:
@@ -112,7 +228,7 @@ def array(path: Path, labels: Path | None) -> Source:
         read=range,
         decode=partial(rows_of_array, path),
         labels=None if labels is None else open_labels(labels, len(images)),
-        made_of=fingerprint([path], path.parent),
+        made_of=" ".join([fingerprint([path], path.parent), *([] if labels is None else [content_of(labels)])]),
     )
 
 
@@ -121,13 +237,21 @@ def rows_of_array(path: Path, rows: range) -> NDArray[np.uint8]:
 
 
 def fingerprint(files: Sequence[Path], folder: Path) -> str:
-    """What names and sizes tell about files, without reading them."""
+    """What names, sizes and times of last change tell about files, without reading them.
+
+    A size alone is not enough: an array that is written again in place keeps it.
+    """
     told = hashlib.sha256()
     for file in files:
-        told.update(
-            f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode("utf-8", "surrogateescape")
-        )
+        stat = file.stat()
+        name = file.relative_to(folder).as_posix()
+        told.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
     return told.hexdigest()
+
+
+def content_of(file: Path) -> str:
+    """The sha256 of a small file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def load_faces(files: Sequence[Path]) -> NDArray[np.uint8]:
@@ -136,24 +260,64 @@ def load_faces(files: Sequence[Path]) -> NDArray[np.uint8]:
 
 
 def load_face(file: Path) -> NDArray[np.uint8]:
+    """An image file as uint8 [112, 112, 3] RGB. Raises WrongUse naming the file."""
     try:
         return decode_face(file)
+    except UnknownScale as error:
+        raise WrongUse(f"{file} {error}") from error
     except UNREADABLE as error:
         raise WrongUse(f"{file} is no readable image; remove it or save it again as .png or .jpg") from error
 
 
+class UnknownScale(ValueError):
+    """Pixels of more than 16 bits or with fractions: no file says which of their values is white."""
+
+
 def decode_face(file: Path | IO[bytes] | bytes) -> NDArray[np.uint8]:
-    """An image file as uint8 [112, 112, 3] RGB: the largest centred square, resampled. Raises one of UNREADABLE."""
+    """An image file as uint8 [112, 112, 3] RGB, upright: the largest centred square, resampled.
+
+    Raises one of UNREADABLE, of which UnknownScale says what to do.
+    """
     if not isinstance(file, bytes):
         file = file.read_bytes() if isinstance(file, Path) else file.read()
+    if EXIF in file:
+        with warnings.catch_warnings():  # Pillow warns of damaged metadata, with a path of its own
+            warnings.simplefilter("ignore")
+            return _with_pillow(file)
     fast = fast_jpeg(file, SIDE)
-    if fast is not None:
-        return fast
+    return _with_pillow(file) if fast is None else fast
+
+
+def _with_pillow(file: bytes) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(file)) as image:
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        rgb = _eight_bits(_upright(image), image.format)
         if rgb.size == (SIDE, SIDE):
             return np.asarray(rgb)
         side = min(rgb.size)
         left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
         box = (left, top, left + side, top + side)
         return np.asarray(rgb.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As the camera was held, where the file's EXIF data can be read and say so."""
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # whatever Pillow's parser raises for damaged metadata: the pixels are still good
+        return image
+    turned = TURNS.get(orientation)
+    return image if turned is None else image.transpose(turned)
+
+
+def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
+    """RGB of 8 bits. Raises UnknownScale where the file does not say what white is."""
+    if image.mode == "RGB":
+        return image
+    # Pillow's own conversion of 16 bits clips, so that all above 255 would be white. It opens a PGM of 16 bits as I.
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
+        grey = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        kind = "32-bit whole numbers" if image.mode == "I" else "floating-point numbers"
+        raise UnknownScale(f"has {kind} for pixels, whose white is not known; save it with 8 or 16 bits, as .png")
+    return image.convert("RGB")

@@ -21,7 +21,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,24 @@ Decode = Callable[[Any], NDArray[np.uint8]]
 Progress = Callable[[int], None]  # so many more images are there
 
 
+class BadImage(NamedTuple):
+    """An image that cannot be made: its row in the source, and the sentence that names it."""
+
+    row: int
+    sentence: str
+
+
+class Unreadable(WrongUse):
+    """The images of a source that cannot be made, all of them."""
+
+    def __init__(self, bad: Sequence[BadImage]) -> None:
+        self.bad = sorted(bad)
+        super().__init__("\n".join(image.sentence for image in self.bad))
+
+
+Written = tuple[str, list[BadImage]]  # sha256 of a block, and the images that kept it from being whole
+
+
 def write_images(
     source: Source, out: Path, block_rows: int, *, workers: int = 1, progress: Progress = lambda _: None
 ) -> list[str]:
@@ -45,25 +63,29 @@ def write_images(
 
     The list of blocks stays until `finish`, so that a call that ended between the two is gone on with as well.
 
-    Raises WrongUse for images that cannot be read (nothing is left behind then) and OSError when the disk fails.
+    Raises Unreadable when all other blocks are done, so that one call names every bad image and the next call
+    makes only their blocks; and OSError when the disk fails.
     """
     unfinished = Unfinished.of(source, out, block_rows)
     hashes = unfinished.resume()
     progress(sum(unfinished.rows_of(block) for block in hashes))
     missing = [block for block in range(unfinished.blocks) if block not in hashes]
-    try:
-        with (
-            unfinished.notes.open("a", encoding="utf-8") as notes,
-            closing(_make(source, unfinished, missing, workers)) as made,
-        ):
-            for block, sha256 in made:
+    bad: list[BadImage] = []
+    with (
+        unfinished.notes.open("a", encoding="utf-8") as notes,
+        closing(_make(source, unfinished, missing, workers)) as made,
+    ):
+        for block, (sha256, unreadable) in made:
+            bad += unreadable
+            if not unreadable:
                 hashes[block] = sha256
-                notes.write(json.dumps([block, sha256]) + "\n")
+                notes.write(unfinished.note(block, sha256))
                 notes.flush()
-                progress(unfinished.rows_of(block))
-    except WrongUse:
-        unfinished.forget()
-        raise
+            progress(unfinished.rows_of(block))
+    if bad:
+        if not hashes:
+            unfinished.forget()
+        raise Unreadable(bad)
     settle(unfinished.path, out)
     return [hashes[block] for block in range(unfinished.blocks)]
 
@@ -84,19 +106,34 @@ def _notes(out: Path) -> Path:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """An images.npy on its way: its blocks, and which of them are there."""
+    """An images.npy on its way: its blocks, and which of them are there.
+
+    A note is a line of JSON: number and sha256 of a block that is done, and what its images were made of.
+    """
 
     path: Path
-    notes: Path  # a line with what the images are made of, then one with number and sha256 of each block that is done
+    notes: Path
     out: Path
-    made_of: str
-    count: int
+    source: Source
     block_rows: int
 
     @classmethod
     def of(cls, source: Source, out: Path, block_rows: int) -> Unfinished:
-        made_of = hashlib.sha256(f"{source.made_of}\0{source.count}\0{block_rows}".encode()).hexdigest()
-        return cls(out.with_name(f".{out.name}.part"), _notes(out), out, made_of, source.count, block_rows)
+        return cls(out.with_name(f".{out.name}.part"), _notes(out), out, source, block_rows)
+
+    @property
+    def count(self) -> int:
+        return self.source.count
+
+    def made_of(self, block: int) -> str:
+        """What the images of a block come from, its place and length included."""
+        start = block * self.block_rows
+        stop = start + self.rows_of(block)
+        told = self.source.made_of if self.source.made_of_rows is None else self.source.made_of_rows(start, stop)
+        return hashlib.sha256(f"{told}\0{start}\0{stop}".encode()).hexdigest()
+
+    def note(self, block: int, sha256: str) -> str:
+        return json.dumps([block, sha256, self.made_of(block)]) + "\n"
 
     @property
     def blocks(self) -> int:
@@ -116,43 +153,42 @@ class Unfinished:
         return len(self.header) + block * self.block_rows * ROW_BYTES
 
     def resume(self) -> dict[int, str]:
-        """The blocks that an earlier call left, each read again and found right; else a new file, its room claimed."""
-        size = len(self.header) + self.count * ROW_BYTES
+        """The blocks that an earlier call left, each read again and found right, in a file whose room is claimed."""
         noted = self._noted()
-        if noted is not None and self.out.exists() and not self.path.exists():
+        if noted and self.out.exists() and not self.path.exists():
             os.replace(self.out, self.path)  # whole, but the call ended before it said so
-        if noted is None or not self.path.exists() or self.path.stat().st_size != size:
+        if not noted or not self.path.exists():
             self.forget()
+        self._claim()
+        with self.path.open("rb") as file:
+            right = {block: sha256 for block, sha256 in noted.items() if self._hash(file, block) == sha256}
+        self.notes.write_text("".join(self.note(*each) for each in right.items()), encoding="utf-8")
+        return right
+
+    def _claim(self) -> None:
+        """The file at its full size, with its header; its blocks stay as they are."""
+        size = len(self.header) + self.count * ROW_BYTES
+        with self.path.open("r+b" if self.path.exists() else "wb") as file:
             try:
-                with self.path.open("wb") as file:
-                    claim(file, size, f"{self.count} images")
-                    file.truncate(size)
-                    file.write(self.header)
+                claim(file, size, f"{self.count} images")
             except WrongUse:
                 self.forget()
                 raise
-            self.notes.write_text(json.dumps(self.made_of) + "\n", encoding="utf-8")
-            return {}
-        with self.path.open("rb") as file:
-            right = {block: sha256 for block, sha256 in noted.items() if self._hash(file, block) == sha256}
-        lines = [self.made_of, *([block, sha256] for block, sha256 in right.items())]
-        self.notes.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        return right
+            file.truncate(size)
+            file.seek(0)
+            file.write(self.header)
 
-    def _noted(self) -> dict[int, str] | None:
-        """Blocks that are said to be done; None where nothing was begun, or something else."""
+    def _noted(self) -> dict[int, str]:
+        """Blocks that are said to be done and are made of the same images as then."""
         if not self.notes.is_file():
-            return None
-        first, *lines = self.notes.read_text(encoding="utf-8").splitlines() or [""]
-        if first != json.dumps(self.made_of):
-            return None
+            return {}
         noted: dict[int, str] = {}
-        for line in lines:
+        for line in self.notes.read_text(encoding="utf-8").splitlines():
             try:
-                block, sha256 = json.loads(line)
-            except ValueError:  # the last line, cut short
+                block, sha256, made_of = json.loads(line)
+            except (ValueError, TypeError):  # the last line, cut short, or a note of an earlier version
                 continue
-            if 0 <= block < self.blocks:
+            if 0 <= block < self.blocks and made_of == self.made_of(block):
                 noted[block] = sha256
         return noted
 
@@ -169,20 +205,20 @@ class Unfinished:
         self.notes.unlink(missing_ok=True)
 
 
-def _make(source: Source, unfinished: Unfinished, blocks: list[int], workers: int) -> Generator[tuple[int, str]]:
-    """Make those blocks; each with its hash, in order. At most workers + 1 of them are read ahead."""
+def _make(source: Source, unfinished: Unfinished, blocks: list[int], workers: int) -> Generator[tuple[int, Written]]:
+    """Make those blocks, in order. At most workers + 1 of them are read ahead."""
 
-    def task(block: int) -> tuple[Path, int, Sequence[Any], Decode]:
+    def task(block: int) -> tuple[Path, int, int, Sequence[Any], Decode]:
         start = block * unfinished.block_rows
         rows = source.read(start, start + unfinished.rows_of(block))
-        return unfinished.path, unfinished.offset(block), rows, source.decode
+        return unfinished.path, unfinished.offset(block), start, rows, source.decode
 
     workers = min(workers, len(blocks))
     if workers <= 1:
         for block in blocks:
             yield block, write_block(*task(block))
         return
-    waiting: deque[tuple[int, Future[str]]] = deque()
+    waiting: deque[tuple[int, Future[Written]]] = deque()
     with _pool(workers) as pool:
         for block in blocks:
             waiting.append((block, pool.submit(write_block, *task(block))))
@@ -193,19 +229,37 @@ def _make(source: Source, unfinished: Unfinished, blocks: list[int], workers: in
             yield number, future.result()
 
 
-def write_block(path: Path, offset: int, rows: Sequence[Any], decode: Decode) -> str:
-    """Decode rows and write them at their place; the sha256 of what was written."""
-    sha256 = hashlib.sha256()
+def write_block(path: Path, offset: int, first_row: int, rows: Sequence[Any], decode: Decode) -> Written:
+    """Decode rows and write them at their place; the sha256 of what was written, and the images that are bad.
+
+    Where an image is bad, the piece that holds it is left as it was, and the hash means nothing.
+    """
+    sha256, bad = hashlib.sha256(), list[BadImage]()
     with path.open("r+b") as file:
-        file.seek(offset)
         for start in range(0, len(rows), PIECE_ROWS):
             piece = rows[start : start + PIECE_ROWS]
-            images = np.ascontiguousarray(decode(piece))
+            try:
+                images = np.ascontiguousarray(decode(piece))
+            except WrongUse:
+                bad += _bad_images(first_row + start, piece, decode)
+                continue
             assert images.dtype == np.uint8
             assert images.shape == (len(piece), *IMAGE_SHAPE)
+            file.seek(offset + start * ROW_BYTES)
             file.write(images.data)
             sha256.update(images.data)
-    return sha256.hexdigest()
+    return sha256.hexdigest(), bad
+
+
+def _bad_images(first_row: int, rows: Sequence[Any], decode: Decode) -> list[BadImage]:
+    """Those of the rows that cannot be decoded, found one by one."""
+    bad = []
+    for place in range(len(rows)):
+        try:
+            decode(rows[place : place + 1])
+        except WrongUse as error:
+            bad.append(BadImage(first_row + place, str(error)))
+    return bad
 
 
 @contextmanager

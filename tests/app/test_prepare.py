@@ -163,7 +163,11 @@ def test_what_is_there_and_something_else_is_never_written_over(
     assert prepare.main(faces) == 0
     assert "there already" in capsys.readouterr().out
     before = out.read_bytes()
-    for other, answer in (("seed=1", "other images"), ("identities=5", "rows=8"), ("held_out=2", "held_out_rows=4")):
+    for other, answer in (
+        ("seed=1", "other or older images"),
+        ("identities=5", "rows=8"),
+        ("held_out=2", "held_out_rows=4"),
+    ):
         kept = [word for word in faces if word.split("=")[0] != other.split("=")[0]]
         assert prepare.main([*kept, other]) == 2
         assert answer in capsys.readouterr().err

@@ -214,12 +214,12 @@ def test_prepare_writes_the_same_bytes_with_any_number_of_workers(tmp_path: Path
 
 
 def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str], path: Path) -> str:
-    """The one sentence with which prepare refuses, leaving nothing."""
+    """The one sentence with which prepare refuses, leaving no data set."""
     out = tmp_path / "out" / "images.npy"
     assert prepare.main(["source=rec", f"path={path}", f"out={out}"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert not out.parent.exists() or list(out.parent.iterdir()) == []
+    assert not out.exists()  # nothing that looks whole
     return said
 
 
@@ -311,6 +311,49 @@ def test_a_property_file_of_another_set_is_refused(
     file.with_name("property").write_text(text)
     said = refusal(tmp_path, capsys, file.parent)
     assert [word for word in words if word not in said] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("5,112,112\n20\n", [i // 4 for i in range(20)]),  # as insightface's RecBuilder writes it
+        ("6,112,112", [1 + i // 4 for i in range(20)]),  # its classes: the largest label + 1
+        ("29,112,112\r\n20\r\n", [7 * (i // 4) for i in range(20)]),
+        ("5,112,112", [7 * (i // 4) for i in range(20)]),  # and as older sets count them
+        ("\ufeff5,112,112", [i // 4 for i in range(20)]),
+    ],
+)
+def test_a_property_file_counts_people_or_labels(tmp_path: Path, text: str, labels: list[int]) -> None:
+    file = tmp_path / "train.rec"
+    write(file, [image_record(jpeg(i), float(label)) for i, label in enumerate(labels)])
+    file.with_name("property").write_bytes(text.encode("utf-8"))
+    source = rec(file)
+    assert source.labels is not None
+    assert source.labels.tolist() == labels
+
+
+def test_a_property_file_with_another_number_of_images_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "in" / "train.rec"
+    write(file, [image_record(jpeg(i), float(i // 2)) for i in range(4)])
+    file.with_name("property").write_text("2,112,112\n5\n")
+    assert "tells of 5 images and train.rec has 4" in refusal(tmp_path, capsys, file.parent)
+
+
+@pytest.mark.parametrize(("kept", "gap"), [([0, 1, 2], 3), ([1, 2, 3], 0), ([0, 2, 3], 1), ([0, 1, 2, 3], None)])
+@pytest.mark.parametrize("split", [False, True])
+def test_an_index_that_leaves_records_out_is_told(
+    tmp_path: Path, kept: list[int], gap: int | None, split: bool
+) -> None:
+    inside = MAGIC_BYTES * 2 if split else b""
+    starts = write(tmp_path / "a.rec", [image_record(jpeg(i) + inside, float(i)) for i in range(4)])
+    (tmp_path / "a.idx").write_text("".join(f"{key}\t{starts[key]}\n" for key in kept))
+    source = rec(tmp_path / "a.rec")
+    assert source.count == len(kept)
+    assert len(source.left_out) == (gap is not None)
+    for sentence in source.left_out:
+        assert f"the first at byte {starts[gap or 0]} of a.rec" in sentence
 
 
 @pytest.mark.parametrize(

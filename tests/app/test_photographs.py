@@ -1,0 +1,251 @@
+"""Photographs as people have them: turned, of 16 bits, in folders with other things, and some of them damaged."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from app import prepare
+from app.data import sources
+from app.data.sources import decode_face
+
+SIDE = 112
+
+
+def picture(seed: int = 0) -> NDArray[np.uint8]:
+    """Smooth, and different in all four corners, so that every turn of it shows."""
+    rng = np.random.default_rng(seed)
+    return np.kron(rng.integers(30, 226, (4, 4, 3)), np.ones((28, 28, 1))).astype(np.uint8)
+
+
+def oriented_jpeg(pixels: NDArray[np.uint8], orientation: int) -> bytes:
+    """A JPEG with that EXIF orientation: the APP1 segment is written here, by the letter of EXIF 2.3."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=95, subsampling=0)
+    entry = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    exif = b"Exif\0\0" + b"MM\0*" + struct.pack(">IH", 8, 1) + entry + struct.pack(">I", 0)
+    return file.getvalue()[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + file.getvalue()[2:]
+
+
+# What a camera stores for an upright scene, by orientation: EXIF 2.3, "0th row / 0th column".
+STORED = {
+    1: lambda scene: scene,
+    2: lambda scene: scene[:, ::-1],
+    3: lambda scene: scene[::-1, ::-1],
+    4: lambda scene: scene[::-1],
+    5: lambda scene: scene.transpose(1, 0, 2),
+    6: lambda scene: np.rot90(scene, 1),
+    7: lambda scene: scene[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda scene: np.rot90(scene, -1),
+}
+
+
+def png16(grey: NDArray[np.uint16]) -> bytes:
+    """A PNG of 16-bit grey, chunk by chunk."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in grey)
+    header = struct.pack(">IIBBBBB", grey.shape[1], grey.shape[0], 16, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("side", [SIDE, 168])  # as it is, and one that is resampled
+def test_a_photograph_is_upright_however_the_camera_was_held(orientation: int, side: int) -> None:
+    scene = np.asarray(Image.fromarray(picture()).resize((side, side), Image.Resampling.NEAREST))
+    decoded = decode_face(oriented_jpeg(np.ascontiguousarray(STORED[orientation](scene)), orientation))
+    assert np.abs(decoded.astype(int) - picture()).mean() < 8  # a wrong turn: 60 and more
+
+
+def test_damaged_metadata_does_not_cost_the_image() -> None:
+    good = oriented_jpeg(picture(), 1)
+    for broken in (
+        good.replace(b"MM\0*", b"XX\0*"),
+        good.replace(struct.pack(">IH", 8, 1), struct.pack(">IH", 9999, 1)),
+    ):
+        assert np.abs(decode_face(broken).astype(int) - picture()).mean() < 8
+
+
+def test_16_bits_of_grey_are_scaled_not_clipped() -> None:
+    grey = np.linspace(0, 65535, SIDE * SIDE).reshape(SIDE, SIDE).round().astype(np.uint16)
+    expected = np.repeat((grey / 257).round().astype(np.uint8)[..., None], 3, 2)
+    assert np.array_equal(decode_face(png16(grey)), expected)
+    pgm = b"P5\n112 112\n65535\n" + grey.astype(">u2").tobytes()
+    assert np.array_equal(decode_face(pgm), expected)
+    tiff = io.BytesIO()
+    Image.fromarray(grey).save(tiff, "TIFF")
+    assert np.array_equal(decode_face(tiff.getvalue()), expected)
+
+
+@pytest.mark.parametrize(("kind", "words"), [(np.float32, "floating-point"), (np.int32, "32-bit whole numbers")])
+def test_pixels_without_a_known_white_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: type, words: str
+) -> None:
+    for person in "ab":
+        (tmp_path / "in" / person).mkdir(parents=True)
+    Image.fromarray(np.ones((SIDE, SIDE), kind)).save(tmp_path / "in" / "a" / "1.tif")
+    Image.fromarray(picture()).save(tmp_path / "in" / "b" / "1.png")
+    assert run(tmp_path) == 2
+    said = capsys.readouterr().err
+    assert "1.tif" in said
+    assert words in said
+    assert "8 or 16 bits" in said
+
+
+def run(tmp_path: Path, *words: str) -> int:
+    return prepare.main(["source=folder", f"path={tmp_path / 'in'}", f"out={tmp_path / 'out' / 'images.npy'}", *words])
+
+
+def tree(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def encoded(kind: str, seed: int = 0) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture(seed)).save(file, kind)
+    return file.getvalue()
+
+
+def test_a_folder_is_taken_as_people_have_it_and_what_is_left_out_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jpeg = encoded("JPEG")
+    tree(
+        tmp_path / "in",
+        {
+            "ada/1.jpg": jpeg, "ada/2.JFIF": jpeg, "ada/._1.jpg": b"\0\5\x16\7 a Mac's", "ada/.DS_Store": b"x",
+            "ada/notes.txt": b"x", "ada/3.heic": b"x", "ada/4.heic": b"x",
+            "bob/scan": encoded("PNG", 1), "bob/moving.gif": encoded("GIF", 1), "bob/plain": b"just text",
+            "empty/Thumbs.db": b"x", ".ipynb_checkpoints/1.jpg": jpeg, "loose.jpg": jpeg,
+        },
+    )  # fmt: skip
+    assert run(tmp_path) == 0
+    said = capsys.readouterr().err
+    assert "5 files left out: 2 .heic, 1 .txt, 1 no suffix, 1 .db" in said
+    assert "1 sub-folder without images: empty" in said
+    assert "1 image left out: in no sub-folder" in said
+    assert np.load(tmp_path / "out" / "labels.npy").tolist() == [0, 0, 1, 1]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert len(manifest["left_out"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["x/ada/1.jpg", "x/bob/1.jpg"], "two levels below"),
+        (["1.jpg", "2.jpg"], "in no sub-folder"),
+        (["ada/1.txt"], "no images in sub-folders"),
+        ([".hidden/1.jpg"], "no images in sub-folders"),
+    ],
+)
+def test_a_tree_of_another_shape_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: list[str], words: str
+) -> None:
+    tree(tmp_path / "in", {file: encoded("JPEG") for file in files})
+    assert run(tmp_path) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def people(folder: Path, count: int, broken: tuple[int, ...] = ()) -> None:
+    tree(
+        folder,
+        {f"p{i // 4:02d}/{i:02d}.png": encoded("PNG", i)[: 60 if i in broken else None] for i in range(count)},
+    )
+
+
+def test_one_call_names_every_unreadable_image_and_the_next_one_makes_only_their_blocks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    people(tmp_path / "in", 24, broken=(5, 22, 23))
+    assert run(tmp_path) == 2
+    said = capsys.readouterr().err
+    assert all(f"{number:02d}.png" in said for number in (5, 22, 23))
+    assert "3 images cannot be read" in said
+    assert not (tmp_path / "out" / "images.npy").exists()
+    people(tmp_path / "mended", 24)
+    for number in (5, 22, 23):
+        name = Path(f"p{number // 4:02d}/{number:02d}.png")
+        (tmp_path / "in" / name).write_bytes((tmp_path / "mended" / name).read_bytes())
+    made: list[int] = []
+    prepare.prepare(sources.folder(tmp_path / "in"), tmp_path / "out" / "images.npy", progress=made.append)
+    assert made == [21, 1, 1, 1]
+    assert np.array_equal(np.load(tmp_path / "out" / "images.npy"), np.stack([picture(i) for i in range(24)]))
+
+
+def test_a_bad_image_that_is_removed_keeps_the_blocks_before_it(tmp_path: Path) -> None:
+    people(tmp_path / "in", 24, broken=(20,))
+    assert run(tmp_path) == 2
+    (tmp_path / "in" / "p05" / "20.png").unlink()
+    made: list[int] = []
+    prepare.prepare(sources.folder(tmp_path / "in"), tmp_path / "out" / "images.npy", progress=made.append)
+    assert made == [20, 1, 1, 1]
+    assert np.array_equal(np.load(tmp_path / "out" / "images.npy")[20], picture(21))
+
+
+def test_unreadable_images_are_skipped_where_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    people(tmp_path / "in", 24, broken=(0, 7, 23))
+    assert run(tmp_path, "unreadable=skip") == 0
+    assert "3 images left out" in capsys.readouterr().err
+    kept = [i for i in range(24) if i not in (0, 7, 23)]
+    assert np.array_equal(np.load(tmp_path / "out" / "images.npy"), np.stack([picture(i) for i in kept]))
+    assert np.load(tmp_path / "out" / "labels.npy").tolist() == [i // 4 for i in kept]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["skipped_rows"] == [0, 7, 23]
+    assert any("p05/23.png".replace("/", str(Path("/"))[0]) in sentence for sentence in manifest["left_out"])
+    assert run(tmp_path, "unreadable=skip") == 0
+    assert "is there already" in capsys.readouterr().out
+    assert run(tmp_path, "unreadable=yes") == 2
+
+
+def test_many_unreadable_images_are_listed_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    people(tmp_path / "in", 32, broken=tuple(range(2, 30)))
+    assert run(tmp_path) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 22
+    listing = tmp_path / "out" / "unreadable.txt"
+    assert str(listing) in said
+    assert listing.read_text().count("\n") == 28
+
+
+def test_an_array_written_again_or_other_labels_are_another_data_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.stack([picture(i) for i in range(4)])
+    source, labels = tmp_path / "a.npy", tmp_path / "labels.npy"
+    np.save(source, images)
+    np.save(labels, np.array([0, 0, 1, 1], np.int32))
+    words = ["source=array", f"path={source}", f"labels={labels}", f"out={tmp_path / 'out' / 'images.npy'}"]
+    assert prepare.main(words) == 0
+    assert prepare.main(words) == 0
+    np.save(labels, np.array([0, 1, 1, 0], np.int32))
+    assert prepare.main(words) == 2
+    assert "other or older images" in capsys.readouterr().err
+    np.save(labels, np.array([0, 0, 1, 1], np.int32))
+    assert prepare.main(words) == 0  # labels are known by their content
+    np.save(source, images[::-1].copy())  # of the same size
+    assert prepare.main(words) == 2
+    assert "move it away" in capsys.readouterr().err
+
+
+def test_an_archive_of_arrays_is_named_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (tmp_path / "images.npy").open("wb") as file:
+        np.savez(file, np.zeros((3, SIDE, SIDE, 3), np.uint8))
+    words = ["source=array", f"path={tmp_path / 'images.npy'}", f"out={tmp_path / 'out' / 'images.npy'}"]
+    assert prepare.main(words) == 2
+    assert "archive of arrays" in capsys.readouterr().err
