@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from deploy.machine import Address, Machine, MachineSpec, Volume, node_name, node_of
 from deploy.settings import Settings, Ssh, key_file
+from deploy.shell.ssh_config import parts
 
 
 class SshProvider:
@@ -41,7 +42,7 @@ class SshProvider:
 
     def _machine(self, name: str) -> Machine:
         options = self.options
-        user, host, port = _parts(options.hosts[node_of(name)] if options.hosts else options.host)
+        user, host, port = parts(options.hosts[node_of(name)] if options.hosts else options.host)
         return Machine(
             name=name,
             provider="ssh",
@@ -55,12 +56,3 @@ class SshProvider:
                 fingerprint=options.fingerprint,
             ),
         )
-
-
-def _parts(entry: str) -> tuple[str | None, str, int | None]:
-    """User, host and port of `host`, `user@host`, `host:port` or `user@host:port`; an IPv6 address has many colons."""
-    user, _, place = entry.rpartition("@")
-    host, colon, port = place.rpartition(":")
-    if colon and port.isdecimal() and ":" not in host:
-        return user or None, host, int(port)
-    return user or None, place, None

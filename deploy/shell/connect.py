@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import re
 import socket
 import sys
 import threading
@@ -13,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.errors import WrongUse
 from deploy.machine import Address
-from deploy.shell.host_keys import HostKeys
+from deploy.shell.host_keys import HostKeys, name_of
 from deploy.shell.link import BOOTSTRAP, LinkLost, last_lines
+from deploy.shell.ssh_config import MOST_JUMPS, Way, parts, way_to
 
 if TYPE_CHECKING:
     from fabric import Connection as Connection
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 KEEPALIVE_S = 5
 FAREWELL_S = 0.5
+NO_KEY = "No authentication methods available"  # Paramiko's only sign of it; its class is that of a broken line
+_AGENT = threading.Lock()
 SAYS_LAST_S = 1.0  # an exit code follows the last byte closely
 WINDOW_BYTES = 16 << 20  # what may be on its way to us; Paramiko's 2 MiB hold a stream to 20 MB/s at 100 ms
 # Paramiko sets no buffers, and Windows' 64 KiB hold a stream to some Mbit/s. Elsewhere the system knows better, and
@@ -41,27 +46,18 @@ def connect(address: Address, host_keys: HostKeys, timeout_s: float) -> Connecti
 
     `timeout_s` is for each step: until the host is reached, until it says hello, until it has let the key in.
     """
-    from fabric import Config, Connection
-
     logging.getLogger("paramiko").addHandler(logging.NullHandler())  # it prints tracebacks of what is retried here
     if address.key:
         _check_key(Path(address.key))
-    options = {"banner_timeout": timeout_s, "auth_timeout": 2 * timeout_s, "transport_factory": _transport}
-    keys = {"key_filename": address.key} if address.key else {}
-    connection = Connection(
-        address.host,
-        user=address.user,
-        port=address.port,
-        config=Config(),
-        connect_kwargs={**keys, **options},
-        connect_timeout=max(1, round(timeout_s)),
-    )
+    way = way_to(address.host, address.user, address.port)
+    gateways: list[tuple[str, Connection]] = []
+    connection = _connection(way, address.key, timeout_s, gateway=_gateway(way, timeout_s, gateways))
     try:
-        for gateway in list(_chain(connection))[1:]:
-            gateway.connect_kwargs.update(options)
-            host_keys.prepare_gateway(gateway.client, gateway.host, gateway.port)
+        for called, gateway in gateways:
+            host_keys.prepare_gateway(gateway.client, gateway.host, gateway.port, called)
         host_keys.prepare(connection.client, connection.host, connection.port)
-        _open(connection, address, host_keys, timeout_s)
+        with _agent(way):
+            _open(connection, address, host_keys, timeout_s)
     except BaseException:
         disconnect(connection)
         raise
@@ -76,6 +72,97 @@ def disconnect(connection: Connection) -> None:
     for each in list(_chain(connection)):
         with contextlib.suppress(*broken()):
             each.client.close()
+        _end_proxy(each.connect_kwargs.get("sock"))
+
+
+def _connection(way: Way, key: str | None, timeout_s: float, gateway: Any) -> Connection:
+    """A connection that is not open yet. Its way was read by OpenSSH, so Fabric reads no ssh_config again."""
+    import paramiko
+    from fabric import Config, Connection
+
+    keys = [key] if key else list(way.keys)
+    return Connection(
+        way.host,
+        user=way.user,
+        port=way.port,
+        gateway=gateway,
+        config=Config(ssh_config=paramiko.SSHConfig()),
+        connect_kwargs={
+            **({"key_filename": keys} if keys else {}),
+            "allow_agent": way.agent != "none",
+            "banner_timeout": timeout_s,
+            "auth_timeout": 2 * timeout_s,
+            "transport_factory": _transport,
+        },
+        connect_timeout=max(1, round(timeout_s)),
+    )
+
+
+def _gateway(way: Way, timeout_s: float, made: list[tuple[str, Connection]], depth: int = 0) -> Any:
+    """What stands before a host: a connection with gateways of its own, or the command that makes one.
+
+    Every connection is added to `made`, with the name that the user's configuration gives it. False where there is
+    nothing: with None, Fabric would look for a gateway itself. Raises WrongUse for gateways that lead in a circle.
+    """
+    if way.proxy_command and not way.jumps:
+        tokens = {"%": "%", "h": way.host, "n": way.host, "p": str(way.port), "r": way.user}
+        return re.sub(r"%([%hnpr])", lambda token: tokens[token[1]], way.proxy_command)
+    gateway: Any = False
+    for jump in way.jumps:
+        if depth + len(made) >= MOST_JUMPS:
+            raise WrongUse(
+                f"{way.host} lies behind more than {MOST_JUMPS} gateways: look at ProxyJump in ~/.ssh/config"
+            )
+        user, host, port = parts(jump)
+        hop = way_to(host, user, port)
+        # The first gateway may lie behind others; `Host *` with a ProxyJump names a gateway for the gateway itself.
+        if gateway is False and jump not in hop.jumps:
+            gateway = _gateway(hop, timeout_s, made, depth + 1)
+        gateway = _connection(hop, None, timeout_s, gateway)
+        made.append((host, gateway))
+    return gateway
+
+
+@contextlib.contextmanager
+def _agent(way: Way) -> Iterator[None]:
+    """Paramiko finds the agent by SSH_AUTH_SOCK alone; an IdentityAgent stands there while a connection is opened."""
+    if way.agent in (None, "none"):
+        yield
+        return
+    with _AGENT:
+        before = os.environ.get("SSH_AUTH_SOCK")
+        os.environ["SSH_AUTH_SOCK"] = str(way.agent)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["SSH_AUTH_SOCK"]
+            else:
+                os.environ["SSH_AUTH_SOCK"] = before
+
+
+def _proxy(command: str) -> Any:
+    """A ProxyCommand that runs. Paramiko's own ends it by its number, which fails for one that has ended."""
+    import paramiko
+
+    proxy = paramiko.ProxyCommand(command)
+    proxy.close = proxy.process.kill
+    return proxy
+
+
+def _end_proxy(sock: Any) -> None:
+    """End a ProxyCommand, which Paramiko leaves as it is, once the thread that reads from it has seen the end."""
+    process = getattr(sock, "process", None)
+    if process is None:
+        return
+    process.kill()
+    process.wait()
+    reader = getattr(sock, "reader", None)
+    if reader is not None and reader.is_alive():
+        reader.join(SAYS_LAST_S)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        with contextlib.suppress(OSError):
+            pipe.close()
 
 
 class ChannelStream:
@@ -129,17 +216,23 @@ class ChannelStream:
 def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout_s: float) -> None:
     import paramiko
 
-    def where() -> str:
+    def stuck() -> Connection:
         """The first one on the way that did not open."""
-        stuck = next((each for each in reversed(list(_chain(connection))) if not each.is_connected), connection)
-        return f"{stuck.user}@{stuck.host}:{stuck.port}"
+        return next((each for each in reversed(list(_chain(connection))) if not each.is_connected), connection)
 
+    def where() -> str:
+        return f"{stuck().user}@{name_of(stuck().host, stuck().port)}"
+
+    proxy = None
     try:
         if not connection.gateway:
             connection.connect_kwargs["sock"] = _socket(connection.host, connection.port, timeout_s)
+        elif isinstance(connection.gateway, str):
+            connection.connect_kwargs["sock"] = proxy = _proxy(connection.gateway)
+            connection.gateway = False  # else Fabric starts the command a second time
         connection.open()
     except paramiko.BadHostKeyException as error:
-        raise host_keys.changed(error.hostname, error.key) from error
+        raise host_keys.changed(name_of(stuck().host, stuck().port), error.key) from error
     except paramiko.PasswordRequiredException as error:
         raise WrongUse(
             f"the key for {where()} has a passphrase: give it to your SSH agent first",
@@ -153,7 +246,32 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
             next_command=f"ssh -v -p {connection.port} {connection.user}@{connection.host}",
         ) from error
     except broken() as error:
-        raise LinkLost(f"{where()} cannot be reached: {_words(error)}") from error
+        if NO_KEY in str(error):
+            raise WrongUse(
+                f"{where()} answers, and this computer has no key to log in with: no SSH agent has one, and none is in "
+                "~/.ssh. Make one, add its public half to authorized_keys there, or name one with key: in the "
+                "target's file",
+                next_command="ssh-keygen -t ed25519",
+            ) from error
+        said = _last_words(proxy)
+        through = f" through its ProxyCommand ({said})" if said else ""
+        raise LinkLost(f"{where()} cannot be reached{through}: {_words(error)}") from error
+
+
+def _last_words(proxy: Any) -> str:
+    """What a ProxyCommand that has ended complained about."""
+    said: list[bytes] = []
+
+    def listen() -> None:  # in a thread: a child of the command may hold its stderr open
+        with contextlib.suppress(OSError, ValueError):
+            while data := proxy.process.stderr.read(1 << 12):
+                said.append(data)
+
+    if proxy is not None:
+        hearing = threading.Thread(target=listen, daemon=True, name="proxy stderr")
+        hearing.start()
+        hearing.join(SAYS_LAST_S)
+    return " ".join(last_lines(b"".join(said))[-3:])[:200]
 
 
 def _chain(connection: Any) -> Iterator[Any]:
@@ -185,6 +303,8 @@ def _transport(sock: Any, **options: Any) -> Any:
     import paramiko
 
     transport = paramiko.Transport(sock, **options)
+    if hasattr(sock, "process"):
+        sock.reader = transport
     security = transport.get_security_options()
     ciphers = list(security.ciphers)
     security.ciphers = sorted(ciphers, key=lambda name: not name.endswith("gcm@openssh.com"))

@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,11 +54,12 @@ class HostKeys:
                 known.add(name, key.get_name(), key)
         client.set_missing_host_key_policy(_Policy(self._judge))
 
-    def prepare_gateway(self, client: SSHClient, host: str, port: int) -> None:
+    def prepare_gateway(self, client: SSHClient, host: str, port: int, called: str) -> None:
+        """The same for a gateway, which the user's configuration calls by that name."""
         name = name_of(host, port)
         for _, key in _lines(_users_file(), name) or _lines(self.seen, name):
             client.get_host_keys().add(name, key.get_name(), key)
-        client.set_missing_host_key_policy(_Policy(self._judge_gateway))
+        client.set_missing_host_key_policy(_Policy(partial(self._judge_gateway, called)))
 
     def note(self, key: PKey) -> None:
         """Write down the keys of a connection that was accepted, for the system's ssh and for the next time."""
@@ -94,8 +96,9 @@ class HostKeys:
         elif pinned.removeprefix("SHA256:").rstrip("=") != fingerprint(key.asbytes()).removeprefix("SHA256:"):
             raise self.changed(host, key)
 
-    def _judge_gateway(self, host: str, key: PKey) -> None:
-        self._question(host, key, "connect to it once with ssh, which asks")
+    def _judge_gateway(self, called: str, host: str, key: PKey) -> None:
+        shown = f"the gateway {called} ({host})" if called != host else f"the gateway {host}"
+        self._question(shown, key, f"connect to it once with ssh {called}, which asks")
         self._gateways[host] = key
 
     def _question(self, host: str, key: PKey, otherwise: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from deploy.shell import native
 from deploy.shell.host_keys import HostKeys
 from deploy.shell.link import BOOTSTRAP, LinkLost, NoAgent
 from deploy.shell.ssh import SshShell
+from deploy.shell.ssh_config import parts
 from tests.faults import Fault
 
 from .conftest import HOSTILE_NAMES, wait_until
@@ -503,7 +505,9 @@ def test_a_gateway_is_gone_through(tmp_path: Path, home: Path, open_shell: Calla
             f"Host deep\n  HostName 127.0.0.1\n  Port {inner.port}\n  ProxyJump gate\n"
         )
         machine = inner.machine(host="deep", port=None)
-        assert f"the host key of [127.0.0.1]:{outer.port} is not known" in sentence(open_shell(machine), WrongUse)
+        assert f"the host key of the gateway gate ([127.0.0.1]:{outer.port}) is not known" in sentence(
+            open_shell(machine), WrongUse
+        )
         asked: list[str] = []
         shell = open_shell(machine, ask=lambda question: asked.append(question) or True)
         way = shell.run(["sh", "-c", "echo $SSH_CONNECTION"]).text.split()
@@ -516,6 +520,120 @@ def test_a_gateway_is_gone_through(tmp_path: Path, home: Path, open_shell: Calla
         shell.close()
         known_hosts(home, outer, inner.host_key)
         assert "shows another host key" in sentence(open_shell(machine), StepFailed)
+
+
+@needs_sshd
+def test_gateways_behind_gateways(tmp_path: Path, home: Path, open_shell: Callable[..., SshShell]) -> None:
+    """A first gateway with a gateway of its own, and the host key of each is asked about."""
+    with openssh(tmp_path / "a") as far, openssh(tmp_path / "b") as near, openssh(tmp_path / "c") as inner:
+        (home / ".ssh" / "config").write_text(
+            f"Host far\n  HostName 127.0.0.1\n  Port {far.port}\n  IdentityFile {far.key}\n"
+            f"Host near\n  HostName 127.0.0.1\n  Port {near.port}\n  IdentityFile {near.key}\n  ProxyJump far\n"
+            f"Host deep\n  HostName 127.0.0.1\n  Port {inner.port}\n  ProxyJump near\n"
+            "Host round\n  ProxyJump about\nHost about\n  ProxyJump round\n"
+        )
+        asked: list[str] = []
+        shell = open_shell(inner.machine(host="deep", port=None), ask=lambda question: asked.append(question) or True)
+        assert shell.clock() > 0
+        assert ["gateway far" in asked[0], "gateway near" in asked[1]] == [True, True]
+        assert "more than 8 gateways" in sentence(open_shell(inner.machine(host="round", port=None)), WrongUse)
+
+
+@needs_sshd
+@pytest.mark.parametrize("criterion", ["Host mybox", "Match host mybox exec true", "Match originalhost mybox user *"])
+def test_an_alias_of_an_included_file_brings_everything(
+    server: Server, home: Path, open_shell: Callable[..., SshShell], criterion: str
+) -> None:
+    """Where Paramiko's own parser finds nothing, or stops at a criterion that it does not know."""
+    machine = server.machine()
+    assert machine.address is not None
+    (home / ".ssh" / "config").write_text(f"Include {home}/.ssh/more.conf\n")
+    (home / ".ssh" / "more.conf").write_text(
+        f"{criterion}\n  HostName 127.0.0.1\n  Port {server.port}\n  User {machine.address.user}\n"
+        f"  IdentityFile {server.key}\n"
+    )
+    known_hosts(home, server, server.host_key)
+    assert open_shell(server.machine(host="mybox", port=None, user=None, key=None, host_keys=())).clock() > 0
+
+
+@needs_sshd
+def test_a_configuration_that_ssh_refuses_is_named(
+    server: Server, home: Path, open_shell: Callable[..., SshShell]
+) -> None:
+    (home / ".ssh" / "config").write_text("Host *\n  Prot 22\n")
+    words = sentence(open_shell(server.machine()), WrongUse)
+    assert "your SSH configuration cannot be read" in words
+    assert "prot" in words.lower()
+
+
+@needs_sshd
+def test_an_agent_that_the_configuration_names_lets_in(
+    server: Server, home: Path, open_shell: Callable[..., SshShell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 1Password, Secretive and gpg-agent are set up: by IdentityAgent, with no SSH_AUTH_SOCK."""
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    socket = home / "a.sock"
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.DEVNULL)
+    try:
+        wait_until(socket.exists)
+        added = {**os.environ, "SSH_AUTH_SOCK": str(socket)}
+        subprocess.run(["ssh-add", "-q", str(server.key)], env=added, check=True)
+        (home / ".ssh" / "config").write_text(f"Host *\n  IdentityAgent {socket}\n")
+        assert open_shell(server.machine(key=None)).clock() > 0
+        assert "SSH_AUTH_SOCK" not in os.environ
+        (home / ".ssh" / "config").write_text("Host *\n  IdentityAgent none\n")
+        assert "no key to log in with" in sentence(open_shell(server.machine(key=None)), WrongUse)
+    finally:
+        agent.kill()
+        agent.wait()
+
+
+def test_no_key_at_all_is_said_at_once(server: Server, open_shell: Callable[..., SshShell]) -> None:
+    shell = open_shell(server.machine(key=None))
+    with pytest.raises(WrongUse, match="no key to log in with") as caught:
+        shell.clock()
+    assert caught.value.next_command == "ssh-keygen -t ed25519"
+
+
+def test_what_a_proxy_command_said_is_told(server: Server, home: Path, open_shell: Callable[..., SshShell]) -> None:
+    (home / ".ssh" / "config").write_text("Host *\n  ProxyCommand sh -c 'echo no tunnel to %h >&2; exit 1'\n")
+    assert "no tunnel to 127.0.0.1" in sentence(open_shell(server.machine()), LinkLost)
+
+
+def test_the_advice_about_a_changed_host_key_works(
+    server: Server, home: Path, tmp_path: Path, open_shell: Callable[..., SshShell]
+) -> None:
+    """It is typed as it is printed, and then the machine is asked about like a new one."""
+    other = " ".join(make_key(tmp_path / "other").split()[:2])
+    (home / ".ssh" / "known_hosts").write_text(f"[127.0.0.1]:{server.port} {other}\n")
+    shell = open_shell(server.machine(host_keys=()))
+    with pytest.raises(StepFailed) as caught:
+        shell.clock()
+    assert caught.value.next_command
+    typed = [*shlex.split(caught.value.next_command), "-f", str(home / ".ssh" / "known_hosts")]
+    subprocess.run(typed, check=True, capture_output=True)
+    assert open_shell(server.machine(host_keys=()), ask=lambda _: True).clock() > 0
+
+
+@pytest.mark.parametrize(
+    ("entry", "read"),
+    [
+        ("box", (None, "box", None)),
+        ("me@box:2201", ("me", "box", 2201)),
+        ("2001:db8::1", (None, "2001:db8::1", None)),
+        ("me@[::1]:2301", ("me", "::1", 2301)),
+        ("[::1]", (None, "::1", None)),
+        ("ssh://me@box:22/", ("me", "box", 22)),
+    ],
+)
+def test_a_host_is_read_as_ssh_writes_it(entry: str, read: tuple[str | None, str, int | None]) -> None:
+    assert parts(entry) == read
+
+
+@pytest.mark.parametrize("entry", ["[::1", "[::1]x", "[::1]:", "me@[::1]:http"])
+def test_a_host_that_is_none_is_refused(entry: str) -> None:
+    with pytest.raises(WrongUse, match="is no host"):
+        parts(entry)
 
 
 # What Windows needs.
