@@ -101,6 +101,7 @@ STARTS_PROCESSES = {
     "deploy/pod/verbs.py",
     "deploy/shell/local.py",
     "deploy/shell/native.py",
+    "deploy/shell/ssh_config.py",
 }
 # Not on Windows; a laptop module may import them only behind a look at sys.platform, or inside a function.
 POSIX_ONLY = {"curses", "fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}
