@@ -12,6 +12,8 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
+from deploy import flags
+
 # Everything else is imported when a command runs: `invoke --list` must be quick.
 if TYPE_CHECKING:
     from deploy.show import Screen
@@ -465,3 +467,6 @@ def bench(_: Context, quick: bool = False) -> None:
         code = apps.bench(PROJECT, quick=quick)
     if code:
         raise Exit(code=code)
+
+
+flags.check(sys.argv, sys.modules[__name__])

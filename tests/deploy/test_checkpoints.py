@@ -32,7 +32,7 @@ def test_of_two_checkpoints_of_an_epoch_the_later_one_is_meant() -> None:
 
 
 def test_a_whole_epoch_is_further_than_a_part_of_it() -> None:
-    assert sorted(NOTES[::-1], key=age) == NOTES
+    assert sorted([NOTES[2], NOTES[3], NOTES[1], NOTES[0]], key=age) == NOTES
 
 
 @pytest.mark.parametrize(
