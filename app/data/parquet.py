@@ -187,7 +187,7 @@ def _labels(files: list[Path], column: str) -> NDArray[np.int32]:
 def _opened(file: Path) -> Any:
     try:
         return pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that are no UTF-8
         raise WrongUse(f"{file} is no whole parquet file; copy or download it again") from error
 
 
@@ -197,8 +197,9 @@ def _batches(file: Path, opened: Any, column: str, rows: int, groups: list[int])
         for batch in opened.iter_batches(rows, row_groups=groups, columns=[column], use_threads=False):
             array = batch.column(0)
             yield array.field("bytes") if pa.types.is_struct(array.type) else array
-    except (pa.ArrowException, OSError) as error:
-        raise WrongUse(f"{file} breaks off or is damaged ({error}); copy or download it again") from error
+    except (pa.ArrowException, OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise WrongUse(f"{file} breaks off or is damaged ({said}); copy or download it again") from error
 
 
 def _holds_images(kind: Any) -> bool:

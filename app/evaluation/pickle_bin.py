@@ -42,9 +42,12 @@ def read_bin(path: Path) -> tuple[list[bytes], NDArray[np.bool_]]:
     for number, image in enumerate(images):
         if not isinstance(image, bytes):
             raise WrongUse(f"{path}: image {number} is no encoded image; a verification set holds JPEG or PNG files")
-    if not all(isinstance(answer, bool | int) and answer in (0, 1) for answer in same):
+    # Truth values, 1 and 0, or 1 and -1; numbers of each kind.
+    if not all(isinstance(answer, bool | int | float) and answer in (0, 1, -1) for answer in same) or {0, -1} <= {
+        *same
+    }:
         raise WrongUse(f"{path} holds answers that are neither true nor false; give a verification set such as lfw.bin")
-    return images, np.array(same, np.bool_)
+    return images, np.array([answer == 1 for answer in same], np.bool_)
 
 
 def _unpickle(path: Path) -> Any:
@@ -125,6 +128,14 @@ def _bytes(*parts: Any) -> bytes:
     return b""
 
 
+def _bytearray(*parts: Any) -> bytes:
+    """Bytes that may be changed, as every Python writes them: of bytes, or of text and its encoding."""
+    _check(len(parts) <= 2 and all(isinstance(part, bytes | str) for part in parts))
+    if len(parts) == 2:
+        return _encode(*parts)
+    return parts[0] if parts else b""
+
+
 def _text(name: str | bytes) -> str:
     return name.decode("ascii") if isinstance(name, bytes) else name
 
@@ -138,6 +149,8 @@ ALLOWED = {
     ("_codecs", "encode"): _encode,
     ("builtins", "bytes"): _bytes,
     ("__builtin__", "bytes"): _bytes,
+    ("builtins", "bytearray"): _bytearray,
+    ("__builtin__", "bytearray"): _bytearray,
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _Array,
     **{
@@ -165,7 +178,8 @@ def _plain(item: Any) -> Any:
     if isinstance(item, _Array):
         item = item.value
     if isinstance(item, np.ndarray):
-        return item.tobytes() if item.dtype.kind in "uS" and item.ndim <= 1 else None
+        # cv2.imencode gives a column of bytes, [n, 1]: one axis is long, the others are 1.
+        return item.tobytes() if item.dtype.kind in "uS" and item.size == max(item.shape, default=1) else None
     if isinstance(item, bytearray):
         return bytes(item)
     return item.item() if isinstance(item, np.generic) else item

@@ -30,10 +30,17 @@ def written(tmp_path: Path, content: Any, protocol: int = 4) -> Path:
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize(
     "images",
-    [IMAGES, [np.frombuffer(image, np.uint8) for image in IMAGES]],
-    ids=["bytes", "arrays"],
+    [
+        IMAGES,
+        [np.frombuffer(image, np.uint8) for image in IMAGES],
+        [np.frombuffer(image, np.uint8)[:, None] for image in IMAGES],  # as cv2.imencode gave them for years
+        [bytearray(image) for image in IMAGES],
+    ],
+    ids=["bytes", "arrays", "columns", "bytearrays"],
 )
-@pytest.mark.parametrize("same", [SAME, np.array(SAME), [np.bool_(s) for s in SAME], [1, 0]], ids=str)
+@pytest.mark.parametrize(
+    "same", [SAME, np.array(SAME), [np.bool_(s) for s in SAME], [1, 0], [1, -1], [1.0, 0.0]], ids=str
+)
 def test_whatever_python_3_wrote_is_read(tmp_path: Path, protocol: int, images: Any, same: Any) -> None:
     read, answers = read_bin(written(tmp_path, (images, same), protocol))
     assert read == IMAGES
@@ -147,6 +154,9 @@ def test_a_damaged_file_is_read_or_refused(cut: int, place: int, value: int, tmp
         ((IMAGES[:3], SAME), "3 images for 2 pairs"),
         (([1, 2, 3, 4], SAME), "image 0 is no encoded image"),
         ((IMAGES, [2, 0]), "neither true nor false"),
+        ((IMAGES, [-1, 0]), "neither true nor false"),
+        ((IMAGES, [float("nan"), 0]), "neither true nor false"),
+        (([np.zeros((2, 2), np.uint8)] * 4, SAME), "image 0 is no encoded image"),
     ],
 )
 def test_other_pickles_are_told_apart(tmp_path: Path, content: Any, sentence: str) -> None:
