@@ -23,12 +23,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from app.runtime.memory import free_bytes
+
 # A bound on the rounding of a product of unit vectors in fp32: 512 terms, each off by 2^-24 of it, add up to 3e-5 only
 # if all go one way; as they come, to a few 1e-7.
 FP32_ERROR = 4e-6
 ROUNDOFF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 MOST_MEMBERS = 128
 ROWS_AT_ONCE = 2**16
+# Settings of torch.backends.cuda.matmul under which cuBLAS adds 16-bit products in 16 bits.
+REDUCED_SUMS = (
+    "allow_fp16_reduced_precision_reduction",
+    "allow_bf16_reduced_precision_reduction",
+    "allow_fp16_accumulation",
+)
 
 
 class Candidates(Protocol):
@@ -113,17 +121,25 @@ def tile_rows(columns: int, bytes_each: int, device: torch.device) -> int:
     """How many rows of scores are held at once: as large as products like them, within a share of what is free."""
     room = 2**26  # about the last cache of a CPU
     if device.type == "cuda":
-        room = min(2**31, torch.cuda.mem_get_info(device)[0] // 8)
+        room = min(2**31, (free_bytes(device) or 0) // 8)
     return max(16, min(4096, room // (columns * bytes_each)))
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """fp32 products in fp32 proper (no TF32, no autocast), whatever training has set for itself."""
-    before = torch.get_float32_matmul_precision()
+    """Products as exact as their type allows, whatever training has set: no TF32, no autocast, sums in fp32.
+
+    cuBLAS may otherwise add the parts of a 16-bit product in 16 bits, which `ROUNDOFF` does not bound. No gradients.
+    """
+    products, precision = torch.backends.cuda.matmul, torch.get_float32_matmul_precision()
+    before = {name: getattr(products, name) for name in REDUCED_SUMS}
     torch.set_float32_matmul_precision("highest")
     try:
+        for name in REDUCED_SUMS:
+            setattr(products, name, False)
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(precision)
+        for name, value in before.items():
+            setattr(products, name, value)

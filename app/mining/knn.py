@@ -1,5 +1,7 @@
 """Exact nearest neighbours by cosine, of images spread over processes. The only place that knows FAISS.
 
+FAISS is imported when a search on a CPU needs it, so a process that never searches there starts without it.
+
 Whatever finds candidates, the cosines that count are computed anew, pair by pair, in fp32; a row whose list could
 still change is searched again, more widely. So the answer does not depend on the backend, on how many processes share
 the work, on where the embeddings lie, or on ties.
@@ -10,14 +12,17 @@ c candidates.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 
-import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from app.errors import WrongUse
 from app.mining.candidates import FP32_ERROR, Candidates, FullPrecision, HalfPrecision, full_precision, surpassed
 from app.mining.lists import NONE, Neighbours, nothing, ranked, usable
 from app.mining.ring import blocks
@@ -27,6 +32,31 @@ SPARE = 8  # candidates above k + 1 in fp32: rows whose last ones are equal are 
 PAIRS_AT_ONCE = 2**22
 BYTES_AT_ONCE = 2**28
 SCORES_AT_ONCE = 2**26
+NO_FAISS = "mining.backend=faiss needs the package faiss-cpu or faiss-gpu; install one, or give mining.backend=auto"
+
+
+@cache
+def installed_faiss() -> ModuleType | None:
+    """The module `faiss`; None where it is not installed or cannot be loaded."""
+    try:
+        import faiss
+    except ImportError:  # also a library that it needs, such as one of CUDA
+        return None
+    return faiss
+
+
+def faiss_module() -> ModuleType:
+    """The module `faiss`. Raises WrongUse where it cannot be loaded."""
+    module = installed_faiss()
+    if module is None:
+        raise WrongUse(NO_FAISS)
+    return module
+
+
+def refuse_without_faiss(backend: str) -> None:
+    """At the start of a run, before hours of work. Raises WrongUse where `mining.backend` asks for what is missing."""
+    if backend == "faiss":
+        faiss_module()
 
 
 class Faiss:
@@ -36,20 +66,21 @@ class Faiss:
 
     def __init__(self, bank: Tensor) -> None:
         self.bank = bank
+        self.faiss = faiss_module()
         self.gpu = None
         if bank.device.type == "cuda":
             import faiss.contrib.torch_utils  # teaches knn_gpu to take tensors as they lie
 
-            self.gpu = faiss.StandardGpuResources()
+            self.gpu = self.faiss.StandardGpuResources()
 
     def __call__(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        product = faiss.METRIC_INNER_PRODUCT
+        product = self.faiss.METRIC_INNER_PRODUCT
         if self.gpu is not None:
-            best, ids = faiss.knn_gpu(
+            best, ids = self.faiss.knn_gpu(
                 self.gpu, queries, self.bank, count, metric=product, device=self.bank.device.index
             )
             return ids, surpassed(best, count, len(self.bank))
-        found = faiss.knn(queries.numpy(), self.bank.numpy(), count, metric=product)
+        found = self.faiss.knn(queries.numpy(), self.bank.numpy(), count, metric=product)
         best, ids = (torch.from_numpy(array) for array in found)
         return ids, surpassed(best, count, len(self.bank))
 
@@ -58,15 +89,26 @@ BACKENDS: dict[str, type[Faiss] | type[HalfPrecision]] = {"faiss": Faiss, "torch
 
 
 def choose_backend(name: str, device: torch.device) -> str:
-    """`auto`: torch on a GPU and on a CPU with units for bf16, else faiss.
+    """`auto`: torch on a GPU, on a CPU with units for bf16, and where FAISS is not installed; else faiss.
 
     Without such units a 16-bit product on a CPU is several times slower than one in fp32, where FAISS is as fast as
     its BLAS. The CPU is asked what it has, not timed: under load a timing would tell ranks different things.
     """
     if name != "auto":
         return name
+    return "faiss" if prefers_faiss(device) and installed_faiss() else "torch"
+
+
+def prefers_faiss(device: torch.device) -> bool:
+    """Whether FAISS is the faster of the backends there: on a CPU without units for bf16."""
     has = torch.cpu.get_capabilities()
-    return "torch" if device.type == "cuda" or has.get("avx512_bf16") or has.get("amx_bf16") else "faiss"
+    return device.type != "cuda" and not (has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def tell_of_fallback(name: str, device: torch.device, here: World) -> None:
+    """Say once that `auto` takes the slower backend, and why."""
+    if here.is_main and name == "auto" and prefers_faiss(device) and not installed_faiss():
+        print("faiss is not installed; torch searches the neighbours, more slowly on this CPU", file=sys.stderr)
 
 
 def neighbours(shard: Tensor, k: int, here: World, *, backend: str, placement: str) -> Neighbours:
@@ -75,11 +117,12 @@ def neighbours(shard: Tensor, k: int, here: World, *, backend: str, placement: s
     Every rank searches for its own rows, in all embeddings at once or in one shard after the other (app/mining/
     ring.py); the result is the same. Work on a GPU stays there, unless FAISS is asked for and has no GPU build.
     """
+    tell_of_fallback(backend, shard.device, here)
     backend = choose_backend(backend, shard.device)
-    if backend == "faiss" and not faiss.get_num_gpus():
+    if backend == "faiss" and not faiss_module().get_num_gpus():
         shard = shard.cpu()
     with full_precision(shard.device):
-        faiss.omp_set_num_threads(torch.get_num_threads())
+        set_threads(torch.get_num_threads(), shard.device)
         good = usable(shard)
         first = sum_before(len(shard), here)
         own = first + good.nonzero().flatten()
@@ -98,12 +141,19 @@ def nearest(
     bank: NDArray[np.float32], queries: NDArray[np.int64], k: int, *, threads: int, backend: str = "faiss"
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Ids and cosines [Q, k] of the k other rows of `bank` [N, D] most similar to its rows `queries` [Q]."""
-    faiss.omp_set_num_threads(threads)
     rows, own = torch.from_numpy(bank), torch.from_numpy(queries)
+    set_threads(threads, rows.device)
     good = usable(rows)[own]
     ids, cosine = nothing(len(own), k, rows.device)
     ids[good], cosine[good] = search(rows, 0, rows[own[good]], own[good], k, choose_backend(backend, rows.device))
     return ids.int().numpy(), cosine.numpy()
+
+
+def set_threads(count: int, device: torch.device) -> None:
+    """FAISS has threads of its own on a CPU."""
+    faiss = installed_faiss() if device.type == "cpu" else None
+    if faiss is not None:
+        faiss.omp_set_num_threads(count)
 
 
 def search(block: Tensor, start: int, queries: Tensor, own: Tensor, k: int, backend: str) -> tuple[Tensor, Tensor]:
@@ -117,7 +167,7 @@ def search(block: Tensor, start: int, queries: Tensor, own: Tensor, k: int, back
     if not len(bank) or not len(queries):
         return nothing(len(queries), k, block.device)
     find = BACKENDS[backend](bank)
-    exact = FullPrecision(bank) if bank.is_cuda else find if isinstance(find, Faiss) else Faiss(bank)
+    exact = find if isinstance(find, Faiss) else exact_search(bank)
     # 16 bits say little about the order of the best, but twice as many hold them all.
     count = k + 1 + SPARE if isinstance(find, Faiss) else 2 * k + 2 * SPARE
     settled = Settled(bank, names, k, exact)
@@ -127,6 +177,11 @@ def search(block: Tensor, start: int, queries: Tensor, own: Tensor, k: int, back
     ]
     ids, cosine = (torch.cat(column) for column in zip(*parts, strict=True))
     return ids, cosine
+
+
+def exact_search(bank: Tensor) -> Candidates:
+    """Products in fp32, by the faster of what is there."""
+    return FullPrecision(bank) if bank.is_cuda or installed_faiss() is None else Faiss(bank)
 
 
 @dataclass(frozen=True)
@@ -160,17 +215,17 @@ def products(queries: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
     """Products [B, c] of `queries` [B, D] with `rows` [B, c] of `bank`, in fp32.
 
     Each pair by itself, so that its value is the same whatever else is computed with it; a matrix product rounds by
-    where in the matrix an element lies.
+    where in the matrix an element lies. Without FAISS a CPU adds in another order: last bits may differ then.
     """
-    if bank.is_cuda:
+    faiss = None if bank.is_cuda else installed_faiss()
+    if faiss is None:
         step = max(1, BYTES_AT_ONCE // (4 * rows.shape[1] * bank.shape[1]))
         pairs = zip(queries.split(step), rows.split(step), strict=True)
         return torch.cat([(q[:, None] * bank[r]).sum(2) for q, r in pairs])
     queries, rows = queries.contiguous(), rows.contiguous()
     result = torch.empty(rows.shape)
     arrays = (result, queries, bank, rows)
-    by_idx = faiss.fvec_inner_products_by_idx  # type: ignore[attr-defined]
-    by_idx(*(faiss.swig_ptr(array.numpy()) for array in arrays), bank.shape[1], *rows.shape)
+    faiss.fvec_inner_products_by_idx(*(faiss.swig_ptr(array.numpy()) for array in arrays), bank.shape[1], *rows.shape)
     return result
 
 
@@ -240,3 +295,39 @@ def recall(found: Neighbours, shard: Tensor, here: World, *, sample: int, seed: 
 def over_ranks(values: Tensor, here: World) -> Tensor:
     """Every rank's tensor of one shape [s, k], as [R, s, k]."""
     return gather_rows(values[None], here)
+
+
+class SelfTestFailed(Exception):
+    """The search that mining would use here does not work; one sentence."""
+
+
+def self_test(device: torch.device | str) -> str:
+    """Search a few thousand vectors on `device`; one line that names the backends that found the right neighbours.
+
+    Tries the backend that `mining.backend=auto` takes and, on a GPU, FAISS where its GPU build is installed. That one
+    is optional: where it fails, the line says so. Raises SelfTestFailed where the first one does.
+    """
+    where = torch.device(device)
+    first = choose_backend("auto", where)
+    said = _searched_right(first, where)
+    if said is not None:
+        raise SelfTestFailed(f"the search by {first} on {where} {said}")
+    faiss = installed_faiss()
+    if where.type != "cuda" or faiss is None or not faiss.get_num_gpus():
+        return f"{first} on {where}"
+    said = _searched_right("faiss", where)
+    return f"{first} on {where}, " + ("faiss-gpu" if said is None else f"but not mining.backend=faiss: it {said}")
+
+
+def _searched_right(backend: str, device: torch.device) -> str | None:
+    """None where a backend finds what float64 finds; else what is wrong with it."""
+    alone = World(0, 1, device)
+    vectors = torch.nn.functional.normalize(torch.randn(3000, 128, generator=torch.Generator().manual_seed(0)))
+    cosine = (vectors.double() @ vectors.T.double()).fill_diagonal_(-torch.inf)
+    try:
+        found = neighbours(vectors.to(device), 16, alone, backend=backend, placement="auto")
+    except (RuntimeError, AssertionError) as error:  # FAISS raises the first, for lack of a kernel, too
+        return f"fails: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+    right = np.allclose(found.cosine, cosine.topk(16).values.numpy(), atol=FP32_ERROR)
+    named = cosine.numpy()[np.arange(3000)[:, None], found.ids]
+    return None if right and np.allclose(named, found.cosine, atol=FP32_ERROR) else "finds wrong neighbours"

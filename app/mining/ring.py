@@ -5,15 +5,14 @@ Letters: N images of all ranks, n of this rank, D embedding size, R ranks.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from itertools import accumulate
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from app.runtime.dist import World, any_rank, gather_rows, pass_on
+from app.runtime.memory import free_bytes
 
 FREE_SHARE = 0.35  # of the free memory that all embeddings may take on every rank
 
@@ -49,18 +48,3 @@ def fits(size_bytes: int, shard: Tensor, here: World) -> bool:
     """Whether every rank has room for that much where its shard lives; the same answer on all of them."""
     free = free_bytes(shard.device)
     return not any_rank(free is not None and size_bytes > FREE_SHARE * free, here)
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Free memory of a GPU, or this process's part of what is free on its machine; None where that cannot be told."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-    if not meminfo.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    free = 1024 * int(lines["MemAvailable"].split()[0])
-    limit = group / "memory.max"  # in a container, less than the machine has
-    if limit.is_file() and limit.read_text().strip() != "max":
-        free = min(free, int(limit.read_text()) - int((group / "memory.current").read_text()))
-    return max(0, free) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

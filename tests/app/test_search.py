@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from app.mining import ring
-from app.mining.candidates import greatest, members_of_buckets
-from app.mining.knn import BACKENDS, NONE, Neighbours, choose_backend, nearest, neighbours, recall, sample_rows
+from app.mining import knn, ring
+from app.mining.candidates import REDUCED_SUMS, full_precision, greatest, members_of_buckets
+from app.mining.knn import (
+    BACKENDS,
+    NO_FAISS,
+    NONE,
+    Neighbours,
+    SelfTestFailed,
+    choose_backend,
+    nearest,
+    neighbours,
+    recall,
+    sample_rows,
+    self_test,
+)
 from app.runtime.dist import World
-from tests.app.ranks import run_ranks
+from tests.app.ranks import PROJECT, run_ranks
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 Floats = NDArray[np.float32]
@@ -281,3 +296,64 @@ def test_processes_find_what_one_finds_across_shards_and_wherever_embeddings_lie
             assert np.array_equal(result["sample"], sample)
             assert result["recall"] == 1.0
             assert result["unusable"] == alone.unusable
+
+
+def test_sums_of_16_bit_products_stay_in_fp32_inside_the_search_and_settings_come_back() -> None:
+    """cuBLAS may add fp16 products in fp16 unless it is told not to; the certificate does not cover that."""
+    products = torch.backends.cuda.matmul
+    assert len(REDUCED_SUMS) == 3
+    for start in ([True, True, False], [False, True, True]):
+        for name, value in zip(REDUCED_SUMS, start, strict=True):
+            setattr(products, name, value)
+        with pytest.raises(KeyError), full_precision(torch.device("cpu")):
+            assert [getattr(products, name) for name in REDUCED_SUMS] == [False] * 3
+            raise KeyError
+        assert [getattr(products, name) for name in REDUCED_SUMS] == start
+    for name, value in zip(REDUCED_SUMS, (True, True, False), strict=True):
+        setattr(products, name, value)
+
+
+WITHOUT_FAISS = """
+import sys
+import torch
+sys.modules["faiss"] = None  # any import of it fails
+from app.errors import WrongUse
+from app.mining import knn
+from app.runtime.dist import ALONE
+from tests.app.test_search import check, people, find
+torch.cpu.get_capabilities = lambda: {}  # a CPU on which auto would take FAISS
+assert knn.choose_backend("auto", ALONE.device) == "torch"
+bank = people([5] * 100, 24, 1.0)
+bank[7], bank[3] = bank[4], 0
+check(find(bank, 12, "auto"), bank, 12)
+assert knn.self_test("cpu") == "torch on cpu"
+try:
+    find(bank, 12, "faiss")
+    raise SystemExit("searched without FAISS")
+except WrongUse as error:
+    print(error)
+"""
+
+
+def test_without_faiss_auto_searches_with_torch_and_says_so_and_faiss_is_refused_in_a_sentence() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_FAISS], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == NO_FAISS + "\n"
+    assert set(done.stderr.splitlines()) == {
+        "faiss is not installed; torch searches the neighbours, more slowly on this CPU"
+    }
+
+
+def test_the_self_test_names_what_searches_and_raises_when_it_answers_wrongly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert self_test("cpu") == f"{choose_backend('auto', torch.device('cpu'))} on cpu"
+    right = knn.neighbours
+
+    def shifted(*given: Any, **options: Any) -> Neighbours:
+        found = right(*given, **options)
+        return Neighbours((found.ids + 1) % 3000, found.cosine)
+
+    monkeypatch.setattr(knn, "neighbours", shifted)
+    with pytest.raises(SelfTestFailed, match="finds wrong neighbours$"):
+        self_test("cpu")

@@ -1,0 +1,65 @@
+"""Memory of the device a process computes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that this process can still use on a GPU, or its part of what is free on its machine.
+
+    None where the operating system does not say.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return usable_bytes(free, torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device))
+    return _free_of_machine(Path("/proc/meminfo"), Path("/sys/fs/cgroup"), _processes())
+
+
+def usable_bytes(driver_free: int, reserved: int, allocated: int) -> int:
+    """What the driver has free, plus what PyTorch's allocator has reserved and does not use.
+
+    After an epoch of training the allocator holds most of a card. The driver counts that as used, though the next
+    tensors go there.
+    """
+    return driver_free + max(0, reserved - allocated)
+
+
+@contextmanager
+def emptied_cache(device: torch.device) -> Iterator[None]:
+    """On a GPU, return the allocator's unused blocks to the driver before and after.
+
+    Mining asks for few large blocks and training for many of its own sizes: each would find the other's fragments.
+    """
+    release_cache(device)
+    try:
+        yield
+    finally:
+        release_cache(device)
+
+
+def release_cache(device: torch.device) -> None:
+    """Return the allocator's unused blocks to the driver; nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _free_of_machine(meminfo: Path, group: Path, processes: int) -> int | None:
+    """A process's part of the machine's free memory, or of what its container has left, which is less."""
+    if not meminfo.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    free = 1024 * int(lines["MemAvailable"].split()[0])
+    limit = group / "memory.max"
+    if limit.is_file() and limit.read_text().strip() != "max":
+        free = min(free, int(limit.read_text()) - int((group / "memory.current").read_text()))
+    return max(0, free) // processes
+
+
+def _processes() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
