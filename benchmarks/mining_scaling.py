@@ -22,6 +22,7 @@ from _claims import Claim, in_turn, quick, report, seconds
 from app.config import NO_ID, MiningConfig
 from app.mining.embed import embed
 from app.mining.pseudo_ids import find_pseudo_ids
+from app.models.embedder import Embedder
 from app.models.iresnet import IResNet
 from app.runtime.dist import World, any_rank, world
 
@@ -50,7 +51,7 @@ def rank(number: int, port: int, is_quick: bool, answer: SimpleQueue[tuple[float
     config = MiningConfig(batch_size=64)
 
     def mine(here: World) -> None:
-        shard = embed(net, images, rows, here, image_size=SIDE, batch_size=config.batch_size, embedding_dim=DIM)
+        shard = embed(Embedder(net, SIDE), images, rows, here, batch_size=config.batch_size, embedding_dim=DIM)
         find_pseudo_ids(shard, np.full(count, NO_ID), None, config, here, seed=0)
 
     with world() as here:

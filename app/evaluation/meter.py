@@ -12,6 +12,7 @@ from app.config import Config
 from app.data.dataset import Dataset
 from app.evaluation.verification import Embeddings, all_pairs, enough, rank1, verification_accuracy
 from app.mining.embed import embed
+from app.models.embedder import Embedder
 from app.runtime.dist import World, gather_rows
 
 Measured = dict[str, float]
@@ -40,14 +41,12 @@ class Meter:
         if self.pairs is None:
             return None
         embeddings = embed(
-            self.embedder,
+            Embedder(self.embedder, self.config.backbone.image_size, flip=True),
             self.data.images,
             self.rows,
             self.here,
-            image_size=self.config.backbone.image_size,
             batch_size=self.config.train.eval.batch_size,
             embedding_dim=self.config.backbone.embedding_dim,
-            flip_sum=True,
         )
         return self._score(gather_rows(embeddings, self.here).cpu().numpy())
 

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from app.data.dataset import Rows
 from app.data.feed import plain_views
-from app.files import atomic
+from app.mining.kept import Chunks, Kept
+from app.models.embedder import Embedder
 from app.runtime.dist import World, any_rank, share
 
 CHUNK_ROWS = 8192  # what an interruption may cost, and how long it may take until it is heard
@@ -31,41 +30,15 @@ class Interrupted(Exception):
         super().__init__("stopped; the same command goes on from here")
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Where finished chunks are kept, and what they are embeddings of: never mix those of different weights."""
-
-    folder: Path
-    stamp: str
-
-    def clear(self) -> None:
-        """Remove every kept chunk, whatever its stamp; may be called on each rank, and twice."""
-        self._remove(all_but="")
-
-    def open(self, what: str) -> str:
-        """Make the folder, remove chunks of anything else, and say how the paths of these chunks begin."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256(f"{self.stamp}\0{what}".encode()).hexdigest()[:16]
-        self._remove(all_but=digest)
-        return str(self.folder / digest)
-
-    def _remove(self, *, all_but: str) -> None:
-        for file in self.folder.glob("*.chunk.npy*"):  # with what an interrupted write left
-            if not all_but or not file.name.lstrip(".").startswith(all_but):
-                file.unlink(missing_ok=True)  # other ranks tidy up too
-
-
 @torch.no_grad()
 def embed(
-    embedder: nn.Module,
+    embedder: Embedder,
     images: NDArray[np.uint8],
     rows: Rows,
     here: World,
     *,
-    image_size: int,
     batch_size: int,
     embedding_dim: int,
-    flip_sum: bool = False,
     kept: Kept | None = None,
     progress: Callable[[int, int], None] | None = None,
     interrupted: Callable[[], bool] | None = None,
@@ -73,48 +46,36 @@ def embed(
 ) -> Tensor:
     """Unit embeddings [n, D], fp32 on `here.device`, of this rank's share of `rows` [N] of `images` [*, S, S, 3].
 
-    `flip_sum` adds the embedding of the mirrored image first, as verification protocols do. The embedder is put into
-    eval mode and back; autocast is the caller's. After each chunk all ranks agree whether to go on (a rank with fewer
-    chunks, or none, takes part): where `interrupted` says stop on one of them, all raise Interrupted. With `kept`,
-    chunks that an earlier call finished are read instead of computed; the caller clears them once it has the result.
-    `progress` is told images done and images in all, on rank 0, as estimated from its own share.
+    After each chunk all ranks agree whether to go on (a rank with fewer chunks, or none, takes part): where
+    `interrupted` says stop on one of them, all raise Interrupted. With `kept`, a pass that is expected to take long
+    keeps its chunks, and those that an earlier call finished are read instead of computed; the caller clears them once
+    it has the result. `progress` is told images done and images in all, on rank 0, as estimated from its own share.
     """
     own = share(rows, here)
     result = torch.empty(len(own), embedding_dim, device=here.device)
     begins = None
     if kept is not None:
         # The batch size may change between two attempts (a GPU ran out of memory); what is embedded, and how, may not.
-        settings = [here.size, len(images), image_size, embedding_dim, flip_sum, chunk_rows]
-        begins = kept.open(f"{settings} {hashlib.sha256(rows.tobytes()).hexdigest()}")
-    was_training = embedder.training
-    embedder.eval()
-    try:
+        settings = [here.size, len(images), embedder.image_size, embedding_dim, embedder.flip, chunk_rows]
+        digest = hashlib.sha256(rows.tobytes()).hexdigest()
+        begins = kept.open(f"{settings} {embedder.precision} {here.device.type} {digest}")
+    with Chunks(begins, here.rank, len(own)) as chunks:
         # No rank has more rows than rank 0: all count the chunks of its share, so all meet after each.
         for start in range(0, -(-len(rows) // here.size), chunk_rows):
             part, z = own[start : start + chunk_rows], result[start : start + chunk_rows]
-            file = Path(f"{begins}-{here.rank}-{start:09d}.chunk.npy") if begins and len(part) else None
-            if file is not None and file.is_file():
-                z.copy_(torch.from_numpy(np.load(file)))
-            else:
-                _embed_chunk(embedder, plain_views(images, part, image_size, batch_size, here.device), z, flip_sum)
-                if file is not None:
-                    with atomic(file) as open_file:
-                        np.save(open_file, z.cpu().numpy())
+            if not chunks.read(start, z):
+                _embed_chunk(embedder, plain_views(images, part, embedder.image_size, batch_size, here.device), z)
+                chunks.write(start, z)
             if progress is not None and here.is_main:
                 progress(min(len(rows), (start + len(part)) * len(rows) // len(own)), len(rows))
             if any_rank(interrupted is not None and interrupted(), here):
                 raise Interrupted
-    finally:
-        embedder.train(was_training)
     return result
 
 
-def _embed_chunk(embedder: nn.Module, views: Iterable[Tensor], into: Tensor, flip_sum: bool) -> None:
+def _embed_chunk(embedder: Embedder, views: Iterable[Tensor], into: Tensor) -> None:
     """Unit embeddings of batches [B, 3, S, S], one after the other, into the rows of `into`."""
     done = 0
     for x in views:
-        z = embedder(x)
-        if flip_sum:
-            z = z + embedder(x.flip(3))
-        into[done : done + len(x)] = F.normalize(z.float(), dim=1)
+        into[done : done + len(x)] = F.normalize(embedder(x)[0], dim=1)
         done += len(x)

@@ -69,7 +69,6 @@ class Faiss:
         self.faiss = faiss_module()
         self.gpu = None
         if bank.device.type == "cuda":
-            import faiss.contrib.torch_utils  # teaches knn_gpu to take tensors as they lie
 
             self.gpu = self.faiss.StandardGpuResources()
 

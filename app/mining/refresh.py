@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from app.config import NO_ID, Config
 from app.data.dataset import Dataset
-from app.mining.embed import Kept, embed
+from app.mining.embed import embed
+from app.mining.kept import Kept
 from app.mining.pseudo_ids import find_pseudo_ids
 from app.mining.sheet import contact_sheet
+from app.models.embedder import Embedder
 from app.runtime.checkpoint import weights_digest
 from app.runtime.dist import World
+from app.runtime.memory import emptied_cache
 
 CHUNK_ROWS = {"cuda": 8192, "cpu": 512}  # images between two looks at whether to stop: some seconds
 PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,20 +40,18 @@ class Interlude:
 def embed_share(embedder: nn.Module, config: Config, data: Dataset, here: World, interlude: Interlude) -> Tensor:
     """Unit embeddings [n, D] of this rank's share of the training images. Raises Interrupted.
 
-    What is finished is kept until all is: the same weights, asked again, go on where they were.
+    What a long pass has finished is kept until all is: the same weights, asked again, go on where they were.
     """
     kept = Kept(interlude.folder / "embedding", weights_digest(embedder))
     precision = PRECISION[config.train.precision]
-    with torch.autocast(here.device.type, precision, enabled=precision != torch.float32):
+    with emptied_cache(here.device):
         shard = embed(
-            embedder,
+            Embedder(embedder, config.backbone.image_size, precision=precision, flip=config.mining.flip_sum),
             data.images,
             data.train_rows,
             here,
-            image_size=config.backbone.image_size,
             batch_size=config.mining.batch_size,
             embedding_dim=config.backbone.embedding_dim,
-            flip_sum=config.mining.flip_sum,
             kept=kept,
             progress=interlude.progress,
             interrupted=interlude.interrupted,
@@ -78,7 +79,8 @@ def refresh(
     started = time.monotonic()
     rows = data.train_rows
     labels = None if data.labels is None else data.labels[rows]
-    found, report = find_pseudo_ids(shard, previous[rows], labels, config.mining, here, seed=seed)
+    with emptied_cache(here.device):
+        found, report = find_pseudo_ids(shard, previous[rows], labels, config.mining, here, seed=seed)
     if here.is_main:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(sheet, data.images, rows, found, seed)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from app.mining.embed import Interrupted, Kept, embed
+from app.mining.embed import Interrupted, embed
+from app.mining.kept import Chunks, Kept, is_long
+from app.models.embedder import Embedder
 from app.runtime.dist import World
 from tests.app.ranks import run_ranks
 
@@ -18,17 +20,33 @@ ROWS = np.arange(3, 33)
 
 
 class Net(nn.Module):
-    """A small network that counts what it embeds and behaves differently in training."""
+    """A small network that behaves differently in training."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(196, 8))
-        self.embedded = 0
+        nn.init.normal_(self.layers[1].running_mean)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.embedded += len(x)
         return self.layers(x)
+
+
+class Counting(Embedder):
+    """Counts the images that it embeds."""
+
+    def __init__(self, *, flip: bool = False) -> None:
+        super().__init__(Net(), SIZE, flip=flip)
+        self.embedded = 0
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.embedded += len(x)
+        return super().__call__(x)
+
+
+@pytest.fixture(autouse=True)
+def passes_of_any_length_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.mining.kept.LONG_S", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +54,18 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (40, SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def run(net: Net, images: np.ndarray, here: World, **options: object) -> Tensor:
-    settings = {"image_size": SIZE, "batch_size": 4, "embedding_dim": 8, "chunk_rows": 10}
-    return embed(net, images, ROWS, here, **{**settings, **options})
+def run(embedder: Embedder, images: np.ndarray, here: World, **options: object) -> Tensor:
+    settings = {"batch_size": 4, "embedding_dim": 8, "chunk_rows": 10}
+    return embed(embedder, images, ROWS, here, **{**settings, **options})
 
 
 def test_embeddings_are_unit_vectors_of_the_network_as_it_is_outside_training(images: np.ndarray, alone: World) -> None:
     net = Net()
-    z = run(net, images, alone)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    z = run(Embedder(net, SIZE), images, alone)
+    mirrored_too = run(Embedder(net, SIZE, flip=True), images, alone)
     assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     x = torch.from_numpy(images[ROWS]).permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
         net.eval()
@@ -52,24 +73,25 @@ def test_embeddings_are_unit_vectors_of_the_network_as_it_is_outside_training(im
         both = nn.functional.normalize(net(x) + net(x.flip(3)), dim=1)
     assert z.dtype == torch.float32
     assert torch.allclose(z, plain, atol=1e-5)
-    assert torch.allclose(run(net, images, alone, flip_sum=True), both, atol=1e-5)
-    assert not net.training
+    assert torch.allclose(mirrored_too, both, atol=1e-5)
 
 
 def test_neither_batches_nor_chunks_show(images: np.ndarray, alone: World) -> None:
-    whole = run(Net(), images, alone, batch_size=30, chunk_rows=8192)
+    whole = run(Counting(), images, alone, batch_size=30, chunk_rows=8192)
     for batch_size, chunk_rows in ((1, 7), (4, 10), (64, 30)):
-        assert torch.allclose(run(Net(), images, alone, batch_size=batch_size, chunk_rows=chunk_rows), whole, atol=1e-6)
+        assert torch.allclose(
+            run(Counting(), images, alone, batch_size=batch_size, chunk_rows=chunk_rows), whole, atol=1e-6
+        )
 
 
 def test_progress_counts_to_all_images(images: np.ndarray, alone: World) -> None:
     told: list[tuple[int, int]] = []
-    run(Net(), images, alone, progress=lambda done, total: told.append((done, total)))
+    run(Counting(), images, alone, progress=lambda done, total: told.append((done, total)))
     assert told == [(10, 30), (20, 30), (30, 30)]
 
 
 def test_an_interrupted_pass_goes_on_where_it_was(images: np.ndarray, alone: World, tmp_path: Path) -> None:
-    kept, net, asked = Kept(tmp_path / "kept", "weights 1"), Net(), []
+    kept, net, asked = Kept(tmp_path / "kept", "weights 1"), Counting(), []
 
     def after_two_chunks() -> bool:
         asked.append(True)
@@ -77,11 +99,10 @@ def test_an_interrupted_pass_goes_on_where_it_was(images: np.ndarray, alone: Wor
 
     with pytest.raises(Interrupted):
         run(net, images, alone, kept=kept, interrupted=after_two_chunks)
-    assert net.training
     assert net.embedded == 20
     z = run(net, images, alone, kept=kept)
     assert net.embedded == 30
-    assert torch.equal(z, run(Net(), images, alone))
+    assert torch.equal(z, run(Counting(), images, alone))  # to the bit: so are the pseudo-IDs
     kept.clear()
     kept.clear()
     assert list(kept.folder.iterdir()) == []
@@ -90,12 +111,14 @@ def test_an_interrupted_pass_goes_on_where_it_was(images: np.ndarray, alone: Wor
 def test_chunks_of_other_weights_or_settings_are_removed_not_used(
     images: np.ndarray, alone: World, tmp_path: Path
 ) -> None:
-    run(Net(), images, alone, kept=Kept(tmp_path, "weights 1"))
+    run(Counting(), images, alone, kept=Kept(tmp_path, "weights 1"))
     (tmp_path / "other.txt").write_text("not ours")
-    for kept, options in ((Kept(tmp_path, "weights 2"), {}), (Kept(tmp_path, "weights 2"), {"flip_sum": True})):
-        before, net = set(tmp_path.glob("*.npy")), Net()
-        run(net, images, alone, kept=kept, **options)
-        assert net.embedded == 30 * (1 + len(options))
+    in_16_bits = Counting()
+    in_16_bits.precision = torch.bfloat16
+    for net in (Counting(), Counting(flip=True), in_16_bits):
+        before = set(tmp_path.glob("*.npy"))
+        run(net, images, alone, kept=Kept(tmp_path, "weights 2"))
+        assert net.embedded == 30
         assert len(set(tmp_path.glob("*.npy"))) == 3
         assert not before & set(tmp_path.iterdir())
     assert (tmp_path / "other.txt").exists()
@@ -103,18 +126,47 @@ def test_chunks_of_other_weights_or_settings_are_removed_not_used(
 
 def test_what_a_write_cut_short_left_is_not_taken_for_a_chunk(images: np.ndarray, alone: World, tmp_path: Path) -> None:
     kept = Kept(tmp_path, "weights")
-    run(Net(), images, alone, kept=kept)
-    last = max(tmp_path.glob("*.npy"))
+    whole = run(Counting(), images, alone, kept=kept)
+    first, middle, last = sorted(tmp_path.glob("*.npy"))
     last.rename(tmp_path / f".{last.name}.part")
-    net = Net()
-    run(net, images, alone, kept=kept)
-    assert net.embedded == 10
+    content = middle.read_bytes()
+    for spoilt in (b"", content[:40], content[:-9], content[:200] + bytes(len(content) - 200)):
+        middle.write_bytes(spoilt)  # as a power cut leaves a file that was not synced
+        net = Counting()
+        assert torch.equal(run(net, images, alone, kept=kept), whole)
+        assert net.embedded == (20 if spoilt == b"" else 10)
+    assert first.exists()
     kept.clear()
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_takes_nothing_costs_the_chunks_and_not_the_pass(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Chunks(tmp_path / "gone" / "begins", 0, 30) as chunks:
+        chunks.write(0, torch.zeros(10, 8))
+        chunks.write(10, torch.zeros(10, 8))
+    assert capsys.readouterr().err == f"embeddings are not kept in {tmp_path / 'gone'} (No such file or directory)\n"
+    assert not chunks.read(0, torch.zeros(10, 8))
+
+
+@pytest.mark.parametrize(
+    ("elapsed_s", "done", "total", "long"),
+    [(1.0, 8192, 8192, False), (1.0, 8192, 480_000, False), (1.0, 8192, 500_000, True), (0.0, 0, 500_000, False)],
+)
+def test_only_a_pass_that_is_expected_to_take_over_a_minute_is_kept(
+    elapsed_s: float, done: int, total: int, long: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("app.mining.kept.LONG_S", 60.0)
+    assert is_long(elapsed_s, done, total) is long
+    times = iter([0.0, elapsed_s])
+    with Chunks(tmp_path / "begins", 0, total, clock=lambda: next(times)) as chunks:
+        chunks.write(0, torch.zeros(done, 1))
+    assert len(list(tmp_path.iterdir())) == long
+
+
 def test_no_rows_are_no_embeddings(images: np.ndarray, alone: World) -> None:
-    z = embed(Net(), images, ROWS[:0], alone, image_size=SIZE, batch_size=4, embedding_dim=8)
+    z = embed(Embedder(Net(), SIZE), images, ROWS[:0], alone, batch_size=4, embedding_dim=8)
     assert z.shape == (0, 8)
 
 
@@ -122,17 +174,20 @@ RANK = """
 import sys
 from pathlib import Path
 import numpy as np, torch
-from app.mining.embed import Interrupted, Kept
+from app.mining import kept
+from app.mining.embed import Interrupted
+from app.mining.kept import Kept
 from app.runtime import dist
-from tests.app.test_embed import Net, ROWS, embed, run
+from tests.app.test_embed import Counting, ROWS, embed
+kept.LONG_S = 0.0
 images = np.load(sys.argv[1])
 with dist.world() as here:
     def shares(rows, **options):
-        net = Net()
-        z = embed(net, images, rows, here, image_size=16, batch_size=4, embedding_dim=8, chunk_rows=4, **options)
+        net = Counting()
+        z = embed(net, images, rows, here, batch_size=4, embedding_dim=8, chunk_rows=4, **options)
         return dist.gather_rows(z, here), net.embedded
     alone = dist.World(0, 1, here.device)
-    one = lambda rows: embed(Net(), images, rows, alone, image_size=16, batch_size=4, embedding_dim=8)
+    one = lambda rows: embed(Counting(), images, rows, alone, batch_size=4, embedding_dim=8)
     whole, done = shares(ROWS)                       # 30 rows: 10 each, or 15
     assert torch.allclose(whole, one(ROWS), atol=1e-6)
     assert done == len(dist.share(ROWS, here))

@@ -19,7 +19,7 @@ from torch import nn
 from app import evaluate
 from app.config import Config, load, save_resolved
 from app.evaluation import image_set
-from app.evaluation.embedding import embed_all, folded, own_rows
+from app.evaluation.embedding import embed_all, own_rows
 from app.evaluation.image_set import ImageSet, Streamed, decode
 from app.evaluation.protocols import PairList
 from app.evaluation.verification import (
@@ -264,41 +264,9 @@ def test_sets_of_one_name_and_runs_of_one_name_are_told_apart(place: Path, tmp_p
     assert set(evaluate.short_names(files).values()) == {str(file) for file in files}
 
 
-def test_folding_changes_nothing_but_the_time() -> None:
-    for name in ("iresnet18", "mobilefacenet"):
-        config = load([f"backbone={name}", "backbone.image_size=48"])
-        network = network_of(config, 3).eval()
-        x = torch.randn(3, 3, 48, 48)
-        quick = folded(network, 48)
-        left = sum(isinstance(m, nn.BatchNorm2d) for m in quick.modules())
-        assert left < sum(isinstance(m, nn.BatchNorm2d) for m in network.modules()) / 2
-        with torch.inference_mode():
-            assert torch.allclose(
-                *(nn.functional.normalize(f.double(), dim=1) for f in (network(x), quick(x))), rtol=0, atol=1e-5
-            )
-
-
-def test_a_network_whose_parts_mislead_is_left_as_it_is() -> None:
-    class Misleading(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.conv(self.bn(x) + x).mean((2, 3))
-
-    torch.manual_seed(0)
-    network = Misleading().eval()
-    network.bn.running_mean.normal_()
-    assert isinstance(folded(network, 8).bn, nn.BatchNorm2d)
-    network.bn = nn.BatchNorm2d(4).eval()
-    network.forward = lambda x: network.conv(x).mean((2, 3))  # type: ignore[method-assign]
-    assert isinstance(folded(network, 8), Misleading)
-
-
 def test_embeddings_are_sums_over_both_views_and_not_normalised(alone: World) -> None:
     config = load(SMALL)
-    network = network_of(config, 1)
+    network = network_of(config, 1).eval()
     images = faces(4, 3)
     settings = {"image_size": 32, "batch_size": 5, "embedding_dim": 32}
     both, length = embed_all(network, images, alone, flip=True, **settings)

@@ -130,7 +130,7 @@ def test_what_one_machine_lacks_ends_all_with_one_sentence(small_data: Path, tmp
 
 
 RANK = """
-import os, sys
+import os, sys, time
 from dataclasses import replace
 from pathlib import Path
 os.environ["GROUP_RANK"] = os.environ["RANK"]
@@ -139,6 +139,7 @@ from app.config import load
 from app.data.alike import refuse_others
 from app.data.dataset import open_configured
 from app.errors import WrongUse
+from app.mining import kept as keeping
 from app.mining.refresh import Interlude, embed_share
 from app.models import build_backbone
 from app.runtime import dist
@@ -185,9 +186,15 @@ with dist.world() as here:
         said = refusal(lambda: refuse_others([replace(data, **other) if here.rank == 2 else data], here))
         assert said.startswith("machine 2 (") and f"data is not that of machine 0 (" in said and what in said, said
     # What is kept of an embedding pass goes on each disk when the pass is done.
+    keeping.LONG_S = 0.0
     disk = Path(sys.argv[2]) / str(here.rank)
     kept = []
-    between = Interlude(disk, lambda: bool(kept.extend(disk.rglob("*.chunk.npy"))), lambda done, total: None)
+    def heard():  # a thread writes it
+        while not (found := list(disk.rglob("*.chunk.npy"))):
+            time.sleep(0.01)
+        kept.extend(found)
+        return False
+    between = Interlude(disk, heard, lambda done, total: None)
     embed_share(build_backbone(config.backbone), config, data, here, between)
     assert len(kept) == 1 and not list(disk.rglob("*.chunk.npy"))
 print("fine")

@@ -280,8 +280,9 @@ def test_features_met_while_training_can_be_mined(small_data: Path, tmp_path: Pa
 
 
 def test_a_stop_while_embedding_is_heard_and_the_run_goes_on_from_there(
-    undisturbed: Path, small_data: Path, tmp_path: Path, alone: World
+    undisturbed: Path, small_data: Path, tmp_path: Path, alone: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("app.mining.kept.LONG_S", 0.0)  # as a pass over many images
     run(small_data, tmp_path, alone, stop_at=4)
     config = load([*TINY, f"data.binary_cache_path={small_data}", f"run.dir={tmp_path}", "train.resume=auto"])
     stop, track = Stop(), Tracker([JsonLines(RunFolder(tmp_path))])

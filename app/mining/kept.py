@@ -1,0 +1,131 @@
+"""Chunks of embeddings that an interrupted pass leaves on the disk, and the next one reads.
+
+They are fp32: a pass that was resumed gives the same pseudo-IDs, to the bit, as one that was not interrupted. They are
+written by a thread and not synced, so that the device need not wait: what a power cut spoils fails its checksum and is
+embedded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LONG_S = 60.0  # a pass that is expected to be shorter keeps nothing
+CHECKSUM_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Where finished chunks are kept, and what they are embeddings of: never mix those of different weights."""
+
+    folder: Path
+    stamp: str
+
+    def clear(self) -> None:
+        """Remove every kept chunk, whatever its stamp; may be called on each rank, and twice."""
+        self._remove(all_but="")
+
+    def open(self, what: str) -> Path:
+        """Make the folder, remove chunks of anything else, and return how the paths of these chunks begin."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256(f"{self.stamp}\0{what}".encode()).hexdigest()[:16]
+        self._remove(all_but=digest)
+        return self.folder / digest
+
+    def _remove(self, *, all_but: str) -> None:
+        for file in self.folder.glob("*.chunk.npy*"):  # with what an interrupted write left
+            if not all_but or not file.name.lstrip(".").startswith(all_but):
+                file.unlink(missing_ok=True)  # other ranks tidy up too
+
+
+@dataclass
+class Chunks:
+    """The chunks of one rank's pass over `total` images. Close it with `with`: that waits for the writes."""
+
+    begins: Path | None  # how the files' paths begin; None keeps nothing
+    rank: int
+    total: int
+    clock: Callable[[], float] = time.monotonic
+    embedded: int = 0  # images, in this call
+    long: bool = False
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "chunks"))
+    writes: list[Future[None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.started = self.clock()
+
+    def __enter__(self) -> Chunks:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.writer.shutdown(wait=True)
+
+    def read(self, start: int, into: Tensor) -> bool:
+        """Fill `into` [n, D] with the chunk that begins at row `start`, if it is kept and whole."""
+        if self.begins is None:
+            return False
+        z = read_chunk(self._file(start))
+        if z is None or z.shape != into.shape:
+            return False
+        into.copy_(torch.from_numpy(z))
+        self.long = True  # the earlier call found it so
+        return True
+
+    def write(self, start: int, z: Tensor) -> None:
+        """Keep a chunk [n, D] that was just embedded, if the pass is a long one. `z` must not change any more."""
+        self.embedded += len(z)
+        self.long = self.long or is_long(self.clock() - self.started, self.embedded, self.total)
+        if self.begins is not None and len(z) and self.long:
+            self.writes.append(self.writer.submit(self._keep, self._file(start), z))
+
+    def _keep(self, file: Path, z: Tensor) -> None:
+        try:
+            write_chunk(file, z.cpu().numpy())
+        except OSError as error:  # a full disk costs an interrupted pass its work, and nothing else
+            print(f"embeddings are not kept in {file.parent} ({error.strerror})", file=sys.stderr)
+            self.begins = None
+
+    def _file(self, start: int) -> Path:
+        return Path(f"{self.begins}-{self.rank}-{start:09d}.chunk.npy")
+
+
+def is_long(elapsed_s: float, done: int, total: int) -> bool:
+    """Whether a pass over `total` images, `done` of them in `elapsed_s`, is expected to take longer than `LONG_S`."""
+    return done > 0 and elapsed_s * total / done > LONG_S
+
+
+def write_chunk(file: Path, z: np.ndarray) -> None:
+    """An .npy file and a checksum after it, under its name once it is complete. Raises OSError."""
+    buffer = io.BytesIO()
+    np.save(buffer, z)
+    content = buffer.getvalue()
+    temporary = file.with_name(f".{file.name}.part")
+    try:
+        temporary.write_bytes(content + zlib.crc32(content).to_bytes(CHECKSUM_BYTES, "little"))
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_chunk(file: Path) -> np.ndarray | None:
+    """What `write_chunk` wrote; None where there is none or it is not whole."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    body, checksum = content[:-CHECKSUM_BYTES], content[-CHECKSUM_BYTES:]
+    if not body or zlib.crc32(body).to_bytes(CHECKSUM_BYTES, "little") != checksum:
+        return None
+    return np.load(io.BytesIO(body))
