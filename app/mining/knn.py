@@ -69,7 +69,6 @@ class Faiss:
         self.faiss = faiss_module()
         self.gpu = None
         if bank.device.type == "cuda":
-
             self.gpu = self.faiss.StandardGpuResources()
 
     def __call__(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:

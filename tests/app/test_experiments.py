@@ -1,0 +1,190 @@
+"""Every file of conf/experiment against the data that it names and the settings that were published."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app.config import CONF, NO_ID, Config, load
+from app.config.schema import leaves
+from app.mining.gate import pair_f
+from app.mining.pseudo_ids import find_pseudo_ids
+from app.runtime.dist import ALONE
+
+
+@dataclass(frozen=True)
+class Named:
+    """The data set an experiment is for, and the processes it is meant to run on."""
+
+    images: int
+    people: int
+    each: tuple[int, int] | None  # images a person: fewest and most; None: unequal, and nothing depends on it
+    processes: int
+    updates: int  # an epoch
+
+
+MS1MV3 = 5_179_510, 93_431
+WEBFACE42M = 42_474_557, 2_059_906
+EXPERIMENTS = {
+    "drawn": Named(9_000, 1_800, (5, 5), 1, 71),
+    "ms1mv3_r50": Named(*MS1MV3, None, 8, 5_059),
+    "ms1mv3_r50_onegpu": Named(*MS1MV3, None, 1, 40_465),
+    "sniperface": Named(1_219_995, 109_999, (5, 72), 3, 1_589),
+    "tryout": Named(300, 30, (10, 10), 1, 10),
+    "tryout_supervised": Named(300, 30, (10, 10), 1, 10),
+    "wf42m_pfc02_16gpus_r100": Named(*WEBFACE42M, None, 16, 10_370),
+    "wf42m_pfc03_40epoch_8gpu_vit_b": Named(*WEBFACE42M, None, 8, 1_729),
+}
+SELF_SUPERVISED = [name for name in EXPERIMENTS if load([f"experiment={name}"]).recipe.name == "self_supervised"]
+
+SGD = {"name": "sgd", "momentum": 0.9, "nesterov": False, "weight_decay": 5e-4, "decay_all": True, "clip_grad_norm": 5}
+PUBLISHED: dict[str, dict[str, Any]] = {  # arcface_torch/configs
+    "ms1mv3_r50_onegpu": {
+        "backbone.layers": [3, 4, 14, 3],
+        "recipe.head.margins": [1.0, 0.5, 0.0],
+        "recipe.head.sample_rate": 1.0,
+        "train.epochs": 20,
+        "train.batch.size": 128,
+        "train.optimizer": {**SGD, "lr": 0.02},
+        "train.lr_schedule.warmup.epochs": 0,
+    },
+    "ms1mv3_r50": {
+        "backbone.layers": [3, 4, 14, 3],
+        "recipe.head.margins": [1.0, 0.5, 0.0],
+        "recipe.head.sample_rate": 1.0,
+        "train.epochs": 20,
+        "train.batch.size": 128,
+        "train.optimizer": {**SGD, "lr": 0.1},
+        "train.lr_schedule.warmup.epochs": 0,
+    },
+    "wf42m_pfc02_16gpus_r100": {
+        "backbone.layers": [3, 13, 30, 3],
+        "recipe.head.margins": [1.0, 0.0, 0.4],
+        "recipe.head.sample_rate": 0.2,
+        "train.epochs": 20,
+        "train.batch.size": 256,
+        "train.optimizer": {**SGD, "lr": 0.3},
+        "train.lr_schedule.warmup.epochs": 1,
+    },
+    "wf42m_pfc03_40epoch_8gpu_vit_b": {
+        "backbone.name": "vit",
+        "backbone.layers": [24],
+        "backbone.width": 512,
+        "backbone.drop_path": 0.05,
+        "recipe.head.margins": [1.0, 0.0, 0.4],
+        "recipe.head.sample_rate": 0.3,
+        "train.epochs": 40,
+        "train.batch.size": 256,
+        "train.batch.grad_accum_steps": 12,
+        "train.optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1, "decay_all": True, "clip_grad_norm": 5},
+        "train.lr_schedule.warmup.epochs": 4,
+    },
+}
+USERS = {  # what the users of `sniperface` train with; their clustering is not among it
+    "recipe.moco": {"momentum": 0.999, "temperature": 0.05, "margin": 0.15, "queue_size": 65536, "projection_dim": 128},
+    "recipe.positives": {"epochs": [0, 5, 10, 20, 35], "probability": [0.0, 0.3, 0.6, 0.85, 0.9]},
+    "recipe.positives.min_same_image": 0.15,
+    "mining": {"start_epoch": 2, "every_epochs": 2, "mutual_top": 5, "similarity": 0.6, "min_cluster": 2},
+    "train.epochs": 75,
+    "train.batch": {"size": 128, "grad_accum_steps": 2},
+    "train.optimizer": {"lr": 0.03, "nesterov": True, "momentum": 0.9, "weight_decay": 5e-4, "clip_grad_norm": 5},
+    "train.lr_schedule": {"name": "multistep", "milestones": [20, 40, 60], "gamma": 0.5},
+    "train.lr_schedule.warmup": {"epochs": 2, "start_lr": 0.003},
+    "train.checkpoint.keep": 10,
+}
+
+
+def configured(name: str) -> Config:
+    return load([f"experiment={name}"])
+
+
+def update_size(name: str) -> int:
+    batch = configured(name).train.batch
+    return batch.size * batch.grad_accum_steps * EXPERIMENTS[name].processes
+
+
+def test_each_experiment_names_its_data_here() -> None:
+    assert set(EXPERIMENTS) == {file.stem for file in (CONF / "experiment").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_what_an_experiments_first_lines_say_of_its_data_is_what_it_was_checked_against(name: str) -> None:
+    data, files = EXPERIMENTS[name], [CONF / "experiment" / f"{name}.yaml"]
+    if name == "ms1mv3_r50":  # "As ms1mv3_r50_onegpu"
+        files.append(CONF / "experiment" / "ms1mv3_r50_onegpu.yaml")
+    said = " ".join(line for file in files for line in Path(file).read_text().splitlines() if line.startswith("#"))
+    assert f"{data.images:,}" in said
+    if name != "sniperface":  # which says 10,000 and 100,000
+        assert f"{data.people:,} people" in said
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_steps_and_schedule_fit_the_data(name: str) -> None:
+    train, data = configured(name).train, EXPERIMENTS[name]
+    assert math.ceil(data.images / update_size(name)) == data.updates
+    assert data.updates >= 10, "too few updates an epoch for a schedule by epochs"
+    assert train.lr_schedule.warmup.epochs < train.epochs / 5
+    if train.lr_schedule.name == "multistep":
+        assert max(train.lr_schedule.milestones) < train.epochs
+    assert (train.lr_schedule.warmup.start_lr or 0) < train.optimizer.lr
+
+
+@pytest.mark.parametrize("name", SELF_SUPERVISED)
+def test_mining_can_find_the_people_of_the_data(name: str) -> None:
+    config, data = configured(name), EXPERIMENTS[name]
+    mining, moco = config.mining, config.recipe.moco
+    assert data.each is not None
+    fewest, most = data.each
+    assert mining.min_cluster <= fewest
+    assert most < mining.max_cluster, "a person with this many images would be cut into pieces"
+    assert mining.neighbours >= min(most, 32) - 1, "a list shorter than a person shows too little of it"
+    assert mining.max_largest_share > most / data.images
+    # Other images of the query's person in the queue are masked, by pseudo-ID once there are some.
+    assert moco.queue_size < data.images
+    assert moco.queue_size >= update_size(name)
+    assert moco.momentum ** (data.updates * config.train.epochs) < 0.9, "the momentum encoder would stay untrained"
+    positives = config.recipe.positives
+    assert max(positives.epochs) < config.train.epochs
+    assert positives.epochs[[p > 0 for p in positives.probability].index(True)] >= mining.start_epoch
+
+
+@pytest.mark.parametrize(("name", "published"), PUBLISHED.items())
+def test_published_recipes_have_the_published_values(name: str, published: dict[str, Any]) -> None:
+    has(configured(name), published)
+
+
+def test_the_headline_experiment_has_the_settings_of_its_users() -> None:
+    has(configured("sniperface"), USERS)
+
+
+def has(config: Config, expected: dict[str, Any]) -> None:
+    actual = dict(leaves(config.as_dict()))
+    for prefix, value in expected.items():
+        for key, number in leaves(value, f"{prefix}.") if isinstance(value, dict) else [(prefix, value)]:
+            assert actual[key] == number, key
+
+
+@pytest.mark.parametrize("name", ["sniperface"])
+@pytest.mark.parametrize("noise", [0.8, 1.15])
+def test_its_mining_finds_people_of_the_size_that_the_data_has(name: str, noise: float) -> None:
+    """Planted people with the data's mix of sizes, in the proportion that they have there; 2,440 images."""
+    rng = np.random.default_rng(3)
+    sizes = ([72] * 10 + [5] * 100) * 2
+    labels = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)[rng.permutation(sum(sizes))]
+    centres = rng.normal(size=(len(sizes), 256))
+    spread = rng.normal(size=(len(labels), 256))
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (centres, spread)]
+    embeddings = unit[0][labels] + noise * unit[1]
+    embeddings = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32)
+    found, report = find_pseudo_ids(
+        torch.from_numpy(embeddings), np.full(len(labels), NO_ID), labels, configured(name).mining, ALONE, seed=0
+    )
+    assert report.accepted
+    assert pair_f(found, labels) > 0.98
+    assert np.bincount(found[found >= 0]).max() == 72
