@@ -21,7 +21,7 @@ from app.data.dataset import Dataset, open_configured
 from app.errors import WrongUse
 from app.files import atomic, make_folder, write_json
 from app.mining.embed import Interrupted
-from app.mining.pseudo_ids import SearchInexact
+from app.mining.knn import SearchInexact, refuse_without_faiss
 from app.mining.refresh import Interlude, embed_share, refresh
 from app.models import build_backbone
 from app.runtime import checkpoint, dist
@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
     def work() -> tuple[str, int]:
         path, out, overrides = decide(argv)
         config = load(overrides, base=RunFolder(path.parent.parent).config)
+        refuse_without_faiss(config.mining.backend)
         data = open_configured(config.data)
         make_folder(out, "out")
         with dist.world() as here:

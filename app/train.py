@@ -29,7 +29,7 @@ from app.errors import EXIT_WRONG_USE, WrongUse
 from app.evaluation.meter import Meter
 from app.files import make_folder
 from app.mining.embed import Interrupted
-from app.mining.pseudo_ids import SearchInexact
+from app.mining.knn import SearchInexact
 from app.mining.refresh import PRECISION, Interlude
 from app.recipes import RECIPES, Batch, Recipe
 from app.runtime import checkpoint, dist

@@ -35,6 +35,10 @@ SCORES_AT_ONCE = 2**26
 NO_FAISS = "mining.backend=faiss needs the package faiss-cpu or faiss-gpu; install one, or give mining.backend=auto"
 
 
+class SearchInexact(Exception):
+    """The search missed more neighbours than `mining.min_recall` allows; one sentence."""
+
+
 @cache
 def installed_faiss() -> ModuleType | None:
     """The module `faiss`; None where it is not installed or cannot be loaded."""

@@ -13,17 +13,13 @@ from torch import Tensor
 from app.config import NO_ID, MiningConfig
 from app.mining.cluster import by_components, by_overlap, first_row, gather, number, similarity_floor
 from app.mining.gate import Report, judge, keep_ids
-from app.mining.knn import neighbours, recall, sample_rows
+from app.mining.knn import SearchInexact, neighbours, recall, sample_rows
 from app.mining.lists import NONE, Neighbours
 from app.runtime.dist import World, from_main
 
 FLOOR_SAMPLE, RECALL_SAMPLE = 2048, 256  # images
 COPY = 0.96  # of the way from the similarity floor to 1: cosine .98 where the floor is .5
 MANY_COPIES = 0.01  # of all images; fewer do not flood the lists of others
-
-
-class SearchInexact(Exception):
-    """The search missed more neighbours than `mining.min_recall` allows; one sentence."""
 
 
 def find_pseudo_ids(

