@@ -362,7 +362,10 @@ def _environment(facts: Facts, processes: int | None) -> dict[str, str]:
     }
     if facts.place and facts.place.interface:
         values |= {"GLOO_SOCKET_IFNAME": facts.place.interface, "NCCL_SOCKET_IFNAME": f"={facts.place.interface}"}
-    return {**values, "USE_LIBUV": "0"} if facts.windows else values
+    if facts.windows:
+        return {**values, "USE_LIBUV": "0"}
+    # Blocks of GPU memory grow in place: mining between two epochs leaves training no fragments.
+    return {**values, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 def _dollars(minutes: float | None, usd_per_hour: float | None) -> float | None:

@@ -38,6 +38,7 @@ FACTS = Facts(
     hardware=Hardware(gpus=0, cores=8),
 )
 UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}
+ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 RUN = "/home/me/Faces & more/.sniperface/local/runs/orl-20261121-203045-3f2a"
 
 
@@ -83,7 +84,7 @@ def test_the_whole_plan() -> None:
             "run.commit='c0ffee'",
         ),
         cwd=f"{root}/code/<snapshot>",
-        env={"SNIPERFACE_SUPERVISED": "1", "OMP_NUM_THREADS": "4", "PYTHONUNBUFFERED": "1", **UTF8},
+        env={"SNIPERFACE_SUPERVISED": "1", "OMP_NUM_THREADS": "4", "PYTHONUNBUFFERED": "1", **UTF8, **ALLOCATOR},
         queue=False,
         grace_s=60,
         join_s=180,
