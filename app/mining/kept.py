@@ -91,6 +91,8 @@ class Chunks:
             self.writes.append(self.writer.submit(self._keep, self._file(start), z))
 
     def _keep(self, file: Path, z: Tensor) -> None:
+        if self.begins is None:  # an earlier chunk found no room
+            return
         try:
             write_chunk(file, z.cpu().numpy())
         except OSError as error:  # a full disk costs an interrupted pass its work, and nothing else
