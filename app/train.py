@@ -36,6 +36,7 @@ from app.runtime import checkpoint, dist
 from app.runtime.checkpoint import TrainState
 from app.runtime.dist import World
 from app.runtime.folder import RunFolder
+from app.runtime.optimizer import build_optimizer
 from app.runtime.pace import Pace
 from app.runtime.schedule import learning_rate
 from app.runtime.stop import Stop
@@ -116,6 +117,7 @@ class Training:
     first_image: int = 0  # of all epochs together, where this process took over
     saved_step: int | None = None
     skipped_in_a_row: int = 0
+    taken_this_epoch: int = 0  # steps; of a resumed epoch at least one
 
     @property
     def rows(self) -> int:
@@ -143,10 +145,10 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
         while state.seen < t.rows and not (stopped := stopped or t.stopping()):
             step(t, micro_batches, pace)
         measured = None
-        epoch_complete = state.seen == t.rows
+        epoch_complete = state.seen >= t.rows
         if epoch_complete:
             measured = end_epoch(t, pace, time.monotonic() - epoch_started)
-            stopped = t.stopping()
+        stopped = stopped or t.stopping()  # asked in each round, so that no loop can go on for ever
         due = state.epoch % settings.checkpoint.every_epochs == 0 or state.epoch == settings.epochs
         # A stop between two epochs finds its checkpoint written already.
         if (stopped or (epoch_complete and due)) and state.step != t.saved_step:
@@ -165,7 +167,7 @@ def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track:
         torch.backends.cudnn.allow_tf32 = settings.tf32
         torch.backends.cudnn.benchmark = True  # shapes are the same in every step
     recipe = RECIPES[config.recipe.name](config, data, here)
-    optimizer = build_optimizer(config, recipe.param_groups())
+    optimizer = build_optimizer(settings.optimizer, recipe.param_groups())
     scaler = torch.amp.GradScaler(here.device.type, enabled=settings.precision == "fp16")
     meter = Meter(config, data, recipe.embedder, here)
     with dist.together(here):
@@ -186,6 +188,7 @@ def begin(t: Training) -> None:
             t.saved_step = t.state.step
     elif settings.warm_start is not None:
         recipe.warm_start(Path(settings.warm_start))
+    t.taken_this_epoch = int(t.state.seen > 0)
     t.first_image = t.state.epoch * t.rows + t.state.seen
     t.track.event(
         "start",
@@ -223,6 +226,7 @@ def step(t: Training, micro_batches: Iterator[Batch], pace: Pace) -> None:
     lr = learning_rate(settings.optimizer.lr, settings.lr_schedule, progress, settings.epochs)
     metrics = update(t.config, t.recipe, t.optimizer, t.scaler, micro_batches, lr, t.here)
     pace.count(t.update_size, metrics)
+    t.taken_this_epoch += metrics is not None
     state.step += 1
     state.seen = min(state.seen + t.update_size, t.rows)
     # fp16 finds its scale by overflowing; that is no fault until the scale has come down to 1.
@@ -244,14 +248,27 @@ def step(t: Training, micro_batches: Iterator[Batch], pace: Pace) -> None:
 def end_epoch(t: Training, pace: Pace, seconds: float) -> dict[str, float] | None:
     """Tell how the epoch went and go on to the next; what was measured, when measuring was due."""
     settings, state = t.config.train, t.state
+    refuse_idle_epoch(t)
     t.track.event("epoch", state, loss=pace.epoch_loss(t.here), seconds=seconds, **t.recipe.health())
     done = state.epoch + 1
     due = done % settings.eval.every_epochs == 0 or done == settings.epochs
     measured = t.meter.measure() if due else None
     if measured:
         t.track.event("eval", state, what="trained", **measured)
-    state.epoch, state.seen = done, 0
+    state.epoch, state.seen, t.taken_this_epoch = done, 0, 0
     return measured
+
+
+def refuse_idle_epoch(t: Training) -> None:
+    """Raise NotFinite when no step of the epoch was taken: what was trained is nothing."""
+    if t.taken_this_epoch:
+        return
+    settings = t.config.train
+    other = "train.precision=fp32, or a lower " if settings.precision == "fp16" else "a lower "
+    raise NotFinite(
+        f"no step of epoch {t.state.epoch + 1} was taken, as no loss or gradient was finite: continue with "
+        f"{other}train.optimizer.lr than {settings.optimizer.lr:g}"
+    )
 
 
 def save(t: Training, measured: dict[str, float] | None) -> None:
@@ -318,14 +335,6 @@ def refuse_without_compiler(settings: TrainConfig) -> None:
     compilers = [os.environ.get("CXX", "g++"), "clang++", "cl"]
     if settings.compile and not any(shutil.which(compiler) for compiler in compilers):
         raise WrongUse("train.compile=true needs a C++ compiler such as g++; install one, or give train.compile=false")
-
-
-def build_optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    o = config.train.optimizer
-    rates = {"lr": o.lr, "weight_decay": o.weight_decay, "fused": True}  # one pass over the weights instead of several
-    if o.name == "adamw":
-        return torch.optim.AdamW(groups, **rates)
-    return torch.optim.SGD(groups, momentum=o.momentum, nesterov=o.nesterov, **rates)
 
 
 def to_resume(wish: str | None, folder: RunFolder, here: World) -> tuple[Path | None, bool]:
