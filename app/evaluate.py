@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from app.config import Config, load, own_words
-from app.errors import WrongUse
+from app.errors import Failed, WrongUse
 from app.evaluation import curve, report
 from app.evaluation.embedding import batch_size_for, embed_all, own_rows
 from app.evaluation.image_set import Faces, ImageSet, Streamed, decode
@@ -36,6 +36,7 @@ from app.models import build_backbone
 from app.runtime import checkpoint, dist
 from app.runtime.command import answer
 from app.runtime.dist import World
+from app.runtime.finite import NotFinite
 from app.runtime.folder import RunFolder
 from app.runtime.stop import Stop
 
@@ -59,12 +60,12 @@ def main(argv: list[str]) -> int:
     def work() -> tuple[str, int]:
         request = decide(argv)
         with dist.world() as here:
-            return evaluate(request, here, stop), 0
+            return evaluate(request, here, stop)
 
-    return answer(argv, __doc__ or "", work, Stopped)
+    return answer(argv, __doc__ or "", work)
 
 
-class Stopped(Exception):
+class Stopped(Failed):
     """Asked to leave between two files of weights."""
 
 
@@ -153,10 +154,10 @@ def with_unlike_names(sets: Sequence[ImageSet]) -> list[ImageSet]:
     ]
 
 
-def evaluate(request: Request, here: World, stop: Stop) -> str:
+def evaluate(request: Request, here: World, stop: Stop) -> tuple[str, int]:
     """Measure all weights on all sets, one set after the other: its images are decoded once, where memory holds them.
 
-    Returns what to tell.
+    Returns what to tell, and the exit code: 1 where weights or embeddings are not finite.
     """
     out = dist.from_main(request.out, here)  # a clock may strike between two processes
     shorts = short_names(list(request.weights))
@@ -164,8 +165,8 @@ def evaluate(request: Request, here: World, stop: Stop) -> str:
         file: Row(file, shorts[file], checkpoint.sha256(file), config.as_dict())
         for file, config in request.weights.items()
     }
-    for file, config in request.weights.items():  # a misfit is found now, not hours later
-        checkpoint.load_backbone(file, build_backbone(config.backbone))
+    unusable = faults_of(request.weights)
+    faults = dict(unusable)
     wanted = min(config.train.eval.batch_size for config in request.weights.values())
     batch_size = batch_size_for(wanted, here)
     if here.is_main:
@@ -181,12 +182,31 @@ def evaluate(request: Request, here: World, stop: Stop) -> str:
                 continue
             if dist.any_rank(stop.asked.is_set(), here):
                 raise Stopped(f"stopped; {out} holds what was finished: {len(done)} of {len(request.sets)} sets")
+            if file in unusable:
+                row.outcomes[images.name] = None
+                continue
             measure(row, images, decoded, request, batch_size, here)
+            if row.outcomes[images.name] is None:
+                faults[file] = f"{file}: its embeddings of {images.name} are not finite"
         done.append(images)
         if here.is_main:
             picture_of(images, report.best_first(list(rows.values()), done), out)
             report.write(out / "eval.json", list(rows.values()), done, flip=request.flip, world_size=here.size)
-    return f"{report.table(list(rows.values()), done)}\n{out}"
+    return "\n".join([*faults.values(), report.table(list(rows.values()), done), str(out)]), int(bool(faults))
+
+
+def faults_of(weights: dict[Path, Config]) -> dict[Path, str]:
+    """A sentence for each file whose weights are not finite. Raises WrongUse for one that does not fit.
+
+    Found now, not hours later.
+    """
+    faults = {}
+    for file, config in weights.items():
+        try:
+            checkpoint.load_backbone(file, build_backbone(config.backbone))
+        except NotFinite as error:
+            faults[file] = str(error)
+    return faults
 
 
 def measure(row: Row, images: ImageSet, decoded: Faces, request: Request, batch_size: int, here: World) -> None:

@@ -20,8 +20,6 @@ from app.config import NO_ID, Config, load, own_words
 from app.data.dataset import Dataset, open_configured
 from app.errors import WrongUse
 from app.files import atomic, make_folder, write_json
-from app.mining.embed import Interrupted
-from app.mining.pseudo_ids import SearchInexact
 from app.mining.refresh import Interlude, embed_share, refresh
 from app.models import build_backbone
 from app.runtime import checkpoint, dist
@@ -42,7 +40,7 @@ def main(argv: list[str]) -> int:
         with dist.world() as here:
             return mine(path, out, config, data, here, stop), 0
 
-    return answer(argv, __doc__ or "", work, Interrupted, SearchInexact)
+    return answer(argv, __doc__ or "", work)
 
 
 def decide(argv: list[str]) -> tuple[Path, Path, list[str]]:

@@ -13,6 +13,7 @@ from app.data.dataset import Dataset
 from app.evaluation.verification import Embeddings, all_pairs, enough, rank1, verification_accuracy
 from app.mining.embed import embed
 from app.runtime.dist import World, gather_rows
+from app.runtime.finite import NotFinite
 
 Measured = dict[str, float]
 
@@ -30,13 +31,21 @@ class Meter:
 
     def baselines(self) -> Iterator[tuple[str, Measured]]:
         """What training has to beat: raw pixels, and the network as it is now."""
-        measured = self.measure()
-        if measured is not None:
-            yield "pixels", self._score(pixels(self.data, self.rows))
-            yield "untrained", measured
+        if self.pairs is None:
+            return
+        yield "pixels", self._score(pixels(self.data, self.rows))
+        try:
+            measured = self.measure()
+        except NotFinite:  # a network before its first step may overflow: there is nothing to beat then
+            return
+        assert measured is not None
+        yield "untrained", measured
 
     def measure(self) -> Measured | None:
-        """10-fold accuracy and rank-1 of flip-summed embeddings; every rank embeds its share."""
+        """10-fold accuracy and rank-1 of flip-summed embeddings; every rank embeds its share.
+
+        Raises NotFinite, on all ranks.
+        """
         if self.pairs is None:
             return None
         embeddings = embed(
@@ -49,7 +58,11 @@ class Meter:
             embedding_dim=self.config.backbone.embedding_dim,
             flip_sum=True,
         )
-        return self._score(gather_rows(embeddings, self.here).cpu().numpy())
+        whole = gather_rows(embeddings, self.here).cpu().numpy()
+        if not np.isfinite(whole).all():
+            broken = int((~np.isfinite(whole)).any(axis=1).sum())
+            raise NotFinite(f"the embeddings of {broken} of {len(whole)} held-out images are not finite")
+        return self._score(whole)
 
     def _score(self, embeddings: Embeddings) -> Measured:
         assert self.pairs is not None

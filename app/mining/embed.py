@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from app.data.dataset import Rows
 from app.data.feed import plain_views
+from app.errors import Failed
 from app.files import atomic
 from app.runtime.dist import World, any_rank, share
 
 CHUNK_ROWS = 8192  # what an interruption may cost, and how long it may take until it is heard
 
 
-class Interrupted(Exception):
+class Interrupted(Failed):
     """The pass was stopped between two chunks, on every rank. What is finished is kept where `kept` was given."""
 
     def __init__(self) -> None:

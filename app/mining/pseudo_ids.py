@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.config import NO_ID, MiningConfig
+from app.errors import Failed
 from app.mining.cluster import by_components, by_overlap, first_row, gather, number, similarity_floor
 from app.mining.gate import Report, judge, keep_ids
 from app.mining.knn import neighbours, recall, sample_rows
@@ -22,7 +23,7 @@ COPY = 0.96  # of the way from the similarity floor to 1: cosine .98 where the f
 MANY_COPIES = 0.01  # of all images; fewer do not flood the lists of others
 
 
-class SearchInexact(Exception):
+class SearchInexact(Failed):
     """The search missed more neighbours than `mining.min_recall` allows; one sentence."""
 
 

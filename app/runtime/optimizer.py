@@ -32,3 +32,9 @@ def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
         for p in group["params"]:
             if optimizer.state[p].get("momentum_buffer") is None:
                 optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+
+
+def take_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Continue with a saved state of the same kind of optimizer, and with the options that this one was built with."""
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+    fill_momentum(optimizer)  # a checkpoint of momentum 0, or of an older version, may have none
