@@ -35,10 +35,10 @@ from app.files import make_folder
 from app.models import build_backbone
 from app.runtime import checkpoint, dist
 from app.runtime.command import answer
-from app.runtime.dist import World
+from app.runtime.dist import ALONE, World
 from app.runtime.finite import NotFinite
 from app.runtime.folder import RunFolder
-from app.runtime.stop import Stop
+from app.runtime.stop import Interrupted, Stop
 
 OWN_WORDS = ("weights", "sets", "out", "flip")
 
@@ -58,7 +58,8 @@ def main(argv: list[str]) -> int:
     stop = Stop().listen()
 
     def work() -> tuple[str, int]:
-        request = decide(argv)
+        with stop.at_once(ALONE):
+            request = decide(argv)
         with dist.world() as here:
             return evaluate(request, here, stop)
 
@@ -66,7 +67,7 @@ def main(argv: list[str]) -> int:
 
 
 class Stopped(Failed):
-    """Asked to leave between two files of weights."""
+    """Asked to leave; what was measured of whole sets is written."""
 
 
 def decide(argv: Sequence[str]) -> Request:
@@ -160,6 +161,20 @@ def evaluate(request: Request, here: World, stop: Stop) -> tuple[str, int]:
     Returns what to tell, and the exit code: 1 where weights or embeddings are not finite.
     """
     out = dist.from_main(request.out, here)  # a clock may strike between two processes
+    done: list[ImageSet] = []
+    try:
+        with stop.at_once(here):
+            return measure_all(request, out, done, here, stop)
+    except Interrupted as error:
+        finished = f"{len(done)} of {len(request.sets)} sets"
+        raise Stopped(f"stopped; {out} holds what was finished: {finished}") from error
+
+
+def measure_all(request: Request, out: Path, done: list[ImageSet], here: World, stop: Stop) -> tuple[str, int]:
+    """Measure everything, and write the results anew after each set, which is then added to `done`.
+
+    Raises Interrupted.
+    """
     shorts = short_names(list(request.weights))
     rows = {
         file: Row(file, shorts[file], checkpoint.sha256(file), config.as_dict())
@@ -171,21 +186,19 @@ def evaluate(request: Request, here: World, stop: Stop) -> tuple[str, int]:
     batch_size = batch_size_for(wanted, here)
     if here.is_main:
         make_folder(out, "out")
-    done: list[ImageSet] = []
     for images in request.sets.values():
         started = time.monotonic()
-        decoded = decode(images, own_rows(images.count, batch_size, here), here)
+        decoded = decode(images, own_rows(images.count, batch_size, here), here, stop.asked.is_set)
+        stop.leave_together(here)
         how = "read anew for each file of weights" if isinstance(decoded, Streamed) else "decoded"
         tell(f"{images.name}: {images.count:,} images, {how} ({time.monotonic() - started:.1f} s)", here)
         for file, row in rows.items():
             if images.name not in request.measured_on[file]:
                 continue
-            if dist.any_rank(stop.asked.is_set(), here):
-                raise Stopped(f"stopped; {out} holds what was finished: {len(done)} of {len(request.sets)} sets")
             if file in unusable:
                 row.outcomes[images.name] = None
                 continue
-            measure(row, images, decoded, request, batch_size, here)
+            measure(row, images, decoded, request, batch_size, here, stop)
             if row.outcomes[images.name] is None:
                 faults[file] = f"{file}: its embeddings of {images.name} are not finite"
         done.append(images)
@@ -209,8 +222,10 @@ def faults_of(weights: dict[Path, Config]) -> dict[Path, str]:
     return faults
 
 
-def measure(row: Row, images: ImageSet, decoded: Faces, request: Request, batch_size: int, here: World) -> None:
-    """Put into `row` what its weights are worth on one set; on the main process."""
+def measure(
+    row: Row, images: ImageSet, decoded: Faces, request: Request, batch_size: int, here: World, stop: Stop
+) -> None:
+    """Put into `row` what its weights are worth on one set; on the main process. Raises Interrupted."""
     started = time.monotonic()
     backbone = request.weights[row.file].backbone
     network = build_backbone(backbone)
@@ -223,7 +238,9 @@ def measure(row: Row, images: ImageSet, decoded: Faces, request: Request, batch_
         batch_size=batch_size,
         embedding_dim=backbone.embedding_dim,
         flip=request.flip,
+        interrupted=stop.asked.is_set,
     )
+    stop.leave_together(here)
     finite = bool(np.isfinite(embeddings).all())
     row.outcomes[images.name] = images.protocol.judge(embeddings, here) if finite else None
     row.lengths[images.name] = length

@@ -39,7 +39,9 @@ from app.onnx.make import BATCH, HALF_RANGE, INPUT, OPSETS, OUTPUT, to_onnx
 from app.onnx.session import VERSION
 from app.runtime import checkpoint
 from app.runtime.command import answer
+from app.runtime.dist import ALONE
 from app.runtime.folder import RunFolder
+from app.runtime.stop import Stop
 
 OWN_WORDS = ("checkpoint", "weights", "out", "opset", "normalise", "check_images", "check")
 COMPARED_IMAGES = 32
@@ -63,7 +65,13 @@ class Request:
 
 
 def main(argv: list[str]) -> int:
-    return answer(argv, __doc__ or "", lambda: work(argv))
+    stop = Stop().listen()
+
+    def at_once() -> tuple[str, int]:
+        with stop.at_once(ALONE):
+            return work(argv)
+
+    return answer(argv, __doc__ or "", at_once)
 
 
 def work(argv: list[str]) -> tuple[str, int]:

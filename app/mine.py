@@ -24,7 +24,7 @@ from app.mining.refresh import Interlude, embed_share, refresh
 from app.models import build_backbone
 from app.runtime import checkpoint, dist
 from app.runtime.command import answer
-from app.runtime.dist import World
+from app.runtime.dist import ALONE, World
 from app.runtime.folder import RunFolder
 from app.runtime.stop import Stop
 
@@ -33,11 +33,12 @@ def main(argv: list[str]) -> int:
     stop = Stop().listen()
 
     def work() -> tuple[str, int]:
-        path, out, overrides = decide(argv)
-        config = load(overrides, base=RunFolder(path.parent.parent).config)
-        data = open_configured(config.data)
-        make_folder(out, "out")
-        with dist.world() as here:
+        with stop.at_once(ALONE):
+            path, out, overrides = decide(argv)
+            config = load(overrides, base=RunFolder(path.parent.parent).config)
+            data = open_configured(config.data)
+            make_folder(out, "out")
+        with dist.world() as here, stop.at_once(here):
             return mine(path, out, config, data, here, stop), 0
 
     return answer(argv, __doc__ or "", work)

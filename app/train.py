@@ -29,7 +29,6 @@ from app.data.feed import feed
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.evaluation.meter import Meter
 from app.files import make_folder
-from app.mining.embed import Interrupted
 from app.mining.pseudo_ids import SearchInexact
 from app.mining.refresh import PRECISION, Interlude
 from app.recipes import RECIPES, Batch, Recipe
@@ -43,7 +42,7 @@ from app.runtime.pace import Pace
 from app.runtime.resume import facts_of
 from app.runtime.schedule import learning_rate
 from app.runtime.start import refuse_unfit_files, to_resume
-from app.runtime.stop import Stop
+from app.runtime.stop import Interrupted, Stop
 from app.runtime.track import Tracker, tracker
 
 
@@ -51,7 +50,10 @@ def main(argv: list[str]) -> int:
     stop = Stop().listen()
     with dist.world() as here:  # first of all: what one machine lacks has to end the others, too
         try:
-            text, runs = what_is_asked(argv, here)
+            with stop.at_once(here):
+                text, runs = what_is_asked(argv, here)
+        except Interrupted:
+            return 0
         except WrongUse as error:
             if here.first_of_machine:  # every rank raises it; each machine's log says it once
                 print(error, file=sys.stderr)
@@ -140,8 +142,13 @@ class Training:
 
 def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: Tracker, stop: Stop) -> None:
     """The whole run. Raises WrongUse for a checkpoint that does not fit or a disk without room."""
-    t = set_up(config, data, folder, here, track, stop)
-    begin(t)
+    try:
+        with stop.at_once(here):
+            t = set_up(config, data, folder, here, track, stop)
+            begin(t)
+    except Interrupted:
+        track.event("end", TrainState(), reason="stopped", message="nothing was trained", seconds=0.0)
+        return
     state, settings, stopped = t.state, config.train, False
     while state.epoch < settings.epochs and not stopped:
         epoch_started, pace = time.monotonic(), Pace()
@@ -174,7 +181,7 @@ def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track:
     recipe = RECIPES[config.recipe.name](config, data, here)
     optimizer = build_optimizer(settings.optimizer, recipe.param_groups())
     scaler = torch.amp.GradScaler(here.device.type, enabled=settings.precision == "fp16")
-    meter = Meter(config, data, recipe.embedder, here)
+    meter = Meter(config, data, recipe.embedder, here, stop.asked.is_set)
     with dist.together(here):
         if here.is_main:
             checkpoint.refuse_without_room(folder, recipe.modules, optimizer)
@@ -224,7 +231,8 @@ def begin_epoch(t: Training) -> bool:
     # An epoch that is resumed keeps the pseudo-IDs it began with: they are in the checkpoint.
     between = Interlude(t.folder.mining, t.stop.asked.is_set, embedding_progress(t.track, t.state))
     try:
-        found = t.recipe.begin_epoch(t.state.epoch, between if t.state.seen == 0 else None)
+        with t.stop.at_once(t.here):
+            found = t.recipe.begin_epoch(t.state.epoch, between if t.state.seen == 0 else None)
     except Interrupted:
         return False
     if found:
@@ -268,11 +276,20 @@ def end_epoch(t: Training, pace: Pace, seconds: float) -> dict[str, float] | Non
     done = state.epoch + 1
     due = done % settings.eval.every_epochs == 0 or done == settings.epochs
     with diverging(t):
-        measured = t.meter.measure() if due else None
+        measured = measure(t) if due else None
     if measured:
         t.track.event("eval", state, what="trained", **measured)
     state.epoch, state.seen, t.taken_this_epoch = done, 0, 0
     return measured
+
+
+def measure(t: Training) -> dict[str, float] | None:
+    """What the meter says, or None when it was asked to leave meanwhile: the epoch's checkpoint is worth more."""
+    try:
+        with t.stop.at_once(t.here):
+            return t.meter.measure()
+    except Interrupted:
+        return None
 
 
 @contextmanager

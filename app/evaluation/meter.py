@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,10 @@ Measured = dict[str, float]
 class Meter:
     """Measures a network on people it never trains on; has nothing to say where there are no labels or too few."""
 
-    def __init__(self, config: Config, data: Dataset, embedder: nn.Module, here: World) -> None:
+    def __init__(
+        self, config: Config, data: Dataset, embedder: nn.Module, here: World, interrupted: Callable[[], bool]
+    ) -> None:
+        self.interrupted = interrupted  # whether this process was asked to leave
         self.config, self.data, self.embedder, self.here = config, data, embedder, here
         self.rows = data.held_out_rows[: config.train.eval.max_images]
         self.labels = None if data.labels is None else data.labels[self.rows]
@@ -44,7 +47,7 @@ class Meter:
     def measure(self) -> Measured | None:
         """10-fold accuracy and rank-1 of flip-summed embeddings; every rank embeds its share.
 
-        Raises NotFinite, on all ranks.
+        Raises NotFinite and Interrupted, on all ranks.
         """
         if self.pairs is None:
             return None
@@ -57,6 +60,7 @@ class Meter:
             batch_size=self.config.train.eval.batch_size,
             embedding_dim=self.config.backbone.embedding_dim,
             flip_sum=True,
+            interrupted=self.interrupted,
         )
         whole = gather_rows(embeddings, self.here).cpu().numpy()
         if not np.isfinite(whole).all():

@@ -18,18 +18,11 @@ from torch import Tensor, nn
 
 from app.data.dataset import Rows
 from app.data.feed import plain_views
-from app.errors import Failed
 from app.files import atomic
 from app.runtime.dist import World, any_rank, share
+from app.runtime.stop import Interrupted
 
 CHUNK_ROWS = 8192  # what an interruption may cost, and how long it may take until it is heard
-
-
-class Interrupted(Failed):
-    """The pass was stopped between two chunks, on every rank. What is finished is kept where `kept` was given."""
-
-    def __init__(self) -> None:
-        super().__init__("stopped; the same command goes on from here")
 
 
 @dataclass(frozen=True)
@@ -93,29 +86,39 @@ def embed(
         # No rank has more rows than rank 0: all count the chunks of its share, so all meet after each.
         for start in range(0, -(-len(rows) // here.size), chunk_rows):
             part, z = own[start : start + chunk_rows], result[start : start + chunk_rows]
+            whole = True
             file = Path(f"{begins}-{here.rank}-{start:09d}.chunk.npy") if begins and len(part) else None
             if file is not None and file.is_file():
                 z.copy_(torch.from_numpy(np.load(file)))
             else:
-                _embed_chunk(embedder, plain_views(images, part, image_size, batch_size, here.device), z, flip_sum)
-                if file is not None:
+                views = plain_views(images, part, image_size, batch_size, here.device)
+                whole = _embed_chunk(embedder, views, z, flip_sum, interrupted)
+                if whole and file is not None:
                     with atomic(file) as open_file:
                         np.save(open_file, z.cpu().numpy())
             if progress is not None and here.is_main:
                 progress(min(len(rows), (start + len(part)) * len(rows) // len(own)), len(rows))
-            if any_rank(interrupted is not None and interrupted(), here):
+            if any_rank(not whole or (interrupted is not None and interrupted()), here):
                 raise Interrupted
     finally:
         embedder.train(was_training)
     return result
 
 
-def _embed_chunk(embedder: nn.Module, views: Iterable[Tensor], into: Tensor, flip_sum: bool) -> None:
-    """Unit embeddings of batches [B, 3, S, S], one after the other, into the rows of `into`."""
+def _embed_chunk(
+    embedder: nn.Module, views: Iterable[Tensor], into: Tensor, flip_sum: bool, interrupted: Callable[[], bool] | None
+) -> bool:
+    """Unit embeddings of batches [B, 3, S, S], one after the other, into the rows of `into`.
+
+    False, and not all of them, when this rank was interrupted: the ranks agree about that after the chunk.
+    """
     done = 0
     for x in views:
+        if done and interrupted is not None and interrupted():
+            return False
         z = embedder(x)
         if flip_sum:
             z = z + embedder(x.flip(3))
         into[done : done + len(x)] = F.normalize(z.float(), dim=1)
         done += len(x)
+    return True
