@@ -122,7 +122,7 @@ class Training:
     facts: dict[str, Any]  # what a later run compares itself with
     state: TrainState = field(default_factory=TrainState)
     first_image: int = 0  # of all epochs together, where this process took over
-    saved_step: int | None = None
+    saved_step: int = 0  # before the first step there is nothing to save
     skipped_in_a_row: int = 0
     taken_this_epoch: int = 0  # steps; of a resumed epoch at least one
 

@@ -22,6 +22,7 @@ from app.files import atomic
 from app.runtime.dist import World, any_rank, share
 from app.runtime.stop import Interrupted
 
+CPU_BATCH = 16  # a batch is what a stop waits for; a CPU gains nothing from a larger one
 CHUNK_ROWS = 8192  # what an interruption may cost, and how long it may take until it is heard
 
 
@@ -73,6 +74,8 @@ def embed(
     chunks that an earlier call finished are read instead of computed; the caller clears them once it has the result.
     `progress` is told images done and images in all, on rank 0, as estimated from its own share.
     """
+    if here.device.type == "cpu":
+        batch_size = min(batch_size, CPU_BATCH)
     own = share(rows, here)
     result = torch.empty(len(own), embedding_dim, device=here.device)
     begins = None

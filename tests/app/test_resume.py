@@ -266,7 +266,8 @@ def test_a_supervised_run_keeps_its_head_and_labels(
     seen = go(other_data, tmp_path / "other", "train.resume=auto")
     assert start_of(seen)["notes"][0].startswith("continues with other data (data set ")
     labels = tmp_path / "labels.npy"
-    np.save(labels, np.roll(np.repeat(np.arange(12, dtype=np.int32), 4), 1))
+    people = np.repeat(np.arange(12, dtype=np.int32), 4)
+    np.save(labels, np.append(np.roll(people[:32], 1), people[32:]))
     with pytest.raises(WrongUse, match="which needs the labels it was trained with"):
         go(small_data, tmp_path / "mid", "train.resume=auto", f"data.train_labels_path={labels}")
     np.save(labels, np.repeat(np.arange(12, dtype=np.int32) * 2, 4))
