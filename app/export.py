@@ -39,7 +39,7 @@ from app.onnx.make import BATCH, HALF_RANGE, INPUT, OPSETS, OUTPUT, to_onnx
 from app.onnx.session import VERSION
 from app.runtime import checkpoint
 from app.runtime.command import answer
-from app.runtime.dist import ALONE
+from app.runtime.dist import ALONE, leave
 from app.runtime.folder import RunFolder
 from app.runtime.stop import Stop
 
@@ -207,4 +207,4 @@ def kept(verdicts: Sequence[rules.Verdict]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -99,17 +99,15 @@ def world(timeout_min: float = 10) -> Iterator[World]:
 
 
 def leave(exit_code: int) -> NoReturn:
-    """End this process; in a group, without the interpreter's shutdown.
+    """End this process without the interpreter's shutdown, which takes seconds of what a stop may take.
 
     DistributedDataParallel keeps gloo's threads alive after its group is destroyed. One that lets go of its last tensor
     while the interpreter shuts down aborts the process, after a run that went well (pytorch/pytorch#179291).
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(exit_code)
-    raise SystemExit(exit_code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def any_rank(flag: bool, here: World) -> bool:
