@@ -138,7 +138,9 @@ def judge(file: str, saved: Facts, here: Facts, *, epoch: int, seen: int, own: b
             raise WrongUse(_too_early(file, rule, saved, here, epoch))
     notes = [_note(rule, saved, here) for rule in differing if rule.answer(mid_epoch) is SAID]
     if here["epochs"] <= epoch:
-        if not (own and here["epochs"] == epoch):
+        # A supervisor may start a run again that ended right after its last checkpoint.
+        finished = own and not mid_epoch and saved.get("epochs", epoch) == here["epochs"] == epoch
+        if not finished:
             raise WrongUse(f"{file}: {epoch} epochs are done already; give train.epochs={epoch + 1} or more")
         notes.append(f"all {epoch} epochs are done already; train.epochs={epoch + 1} or more trains on")
     unknown = [rule.key for rule in RULES if rule.name in here and rule.name not in saved]

@@ -112,6 +112,10 @@ def test_the_sentences_name_what_works() -> None:
 )
 def test_epochs_that_are_done_already(epochs: int, epoch: int, own: bool, refused: bool) -> None:
     here = {**BASE, "epochs": epochs}
+    if epochs <= epoch:
+        for saved, seen in (({**here, "epochs": 9}, 0), (here, 8)):  # asked for less than before, or cut short
+            with pytest.raises(WrongUse, match="are done already; give"):
+                judge("e.pt", saved, here, epoch=epoch, seen=seen, own=own)
     if refused:
         with pytest.raises(WrongUse, match=r"3 epochs are done already; give train\.epochs=4 or more"):
             judge("e.pt", here, here, epoch=epoch, seen=0, own=own)
