@@ -55,6 +55,10 @@ class Stop:
             if self.asked.is_set():
                 raise Interrupted
             yield
+        except Exception as error:
+            if not self._leaves_at_once:  # the stop came through a handler that made another error of it
+                raise Interrupted from error
+            raise
         finally:
             self._leaves_at_once = False
 

@@ -226,6 +226,24 @@ def heard(ask: Callable[[], None], alone: World) -> None:
             signal.signal(name, handler)
 
 
+def test_a_handler_that_takes_every_exception_does_not_hide_a_stop(alone: World) -> None:
+    before, stop = signal.getsignal(signal.SIGTERM), Stop().listen()
+
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception as error:
+            raise ValueError("the file is corrupt") from error
+
+    try:
+        with pytest.raises(Interrupted), stop.at_once(alone):
+            work()
+        with pytest.raises(ValueError, match="its own"), Stop().at_once(alone):
+            raise ValueError("its own")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 DIES = """
 import os, sys
 from app.errors import WrongUse
