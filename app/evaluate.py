@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from app.config import Config, load, own_words
-from app.errors import WrongUse
+from app.errors import Failed, WrongUse
 from app.evaluation import curve, report
 from app.evaluation.embedding import batch_size_for, embed_all, own_rows
 from app.evaluation.image_set import Faces, ImageSet, Streamed, decode
@@ -35,9 +35,10 @@ from app.files import make_folder
 from app.models import build_backbone
 from app.runtime import checkpoint, dist
 from app.runtime.command import answer
-from app.runtime.dist import World
+from app.runtime.dist import ALONE, World
+from app.runtime.finite import NotFinite
 from app.runtime.folder import RunFolder
-from app.runtime.stop import Stop
+from app.runtime.stop import Interrupted, Stop
 
 OWN_WORDS = ("weights", "sets", "out", "flip")
 
@@ -57,15 +58,16 @@ def main(argv: list[str]) -> int:
     stop = Stop().listen()
 
     def work() -> tuple[str, int]:
-        request = decide(argv)
+        with stop.at_once(ALONE):
+            request = decide(argv)
         with dist.world() as here:
-            return evaluate(request, here, stop), 0
+            return evaluate(request, here, stop)
 
-    return answer(argv, __doc__ or "", work, Stopped)
+    return answer(argv, __doc__ or "", work)
 
 
-class Stopped(Exception):
-    """Asked to leave between two files of weights."""
+class Stopped(Failed):
+    """Asked to leave; what was measured of whole sets is written."""
 
 
 def decide(argv: Sequence[str]) -> Request:
@@ -153,44 +155,77 @@ def with_unlike_names(sets: Sequence[ImageSet]) -> list[ImageSet]:
     ]
 
 
-def evaluate(request: Request, here: World, stop: Stop) -> str:
+def evaluate(request: Request, here: World, stop: Stop) -> tuple[str, int]:
     """Measure all weights on all sets, one set after the other: its images are decoded once, where memory holds them.
 
-    Returns what to tell.
+    Returns what to tell, and the exit code: 1 where weights or embeddings are not finite.
     """
     out = dist.from_main(request.out, here)  # a clock may strike between two processes
+    done: list[ImageSet] = []
+    try:
+        with stop.at_once(here):
+            return measure_all(request, out, done, here, stop)
+    except Interrupted as error:
+        finished = f"{len(done)} of {len(request.sets)} sets"
+        raise Stopped(f"stopped; {out} holds what was finished: {finished}") from error
+
+
+def measure_all(request: Request, out: Path, done: list[ImageSet], here: World, stop: Stop) -> tuple[str, int]:
+    """Measure everything, and write the results anew after each set, which is then added to `done`.
+
+    Raises Interrupted.
+    """
     shorts = short_names(list(request.weights))
     rows = {
         file: Row(file, shorts[file], checkpoint.sha256(file), config.as_dict())
         for file, config in request.weights.items()
     }
-    for file, config in request.weights.items():  # a misfit is found now, not hours later
-        checkpoint.load_backbone(file, build_backbone(config.backbone))
+    unusable = faults_of(request.weights)
+    faults = dict(unusable)
     wanted = min(config.train.eval.batch_size for config in request.weights.values())
     batch_size = batch_size_for(wanted, here)
     if here.is_main:
         make_folder(out, "out")
-    done: list[ImageSet] = []
     for images in request.sets.values():
         started = time.monotonic()
-        decoded = decode(images, own_rows(images.count, batch_size, here), here)
+        decoded = decode(images, own_rows(images.count, batch_size, here), here, stop.asked.is_set)
+        stop.leave_together(here)
         how = "read anew for each file of weights" if isinstance(decoded, Streamed) else "decoded"
         tell(f"{images.name}: {images.count:,} images, {how} ({time.monotonic() - started:.1f} s)", here)
         for file, row in rows.items():
             if images.name not in request.measured_on[file]:
                 continue
-            if dist.any_rank(stop.asked.is_set(), here):
-                raise Stopped(f"stopped; {out} holds what was finished: {len(done)} of {len(request.sets)} sets")
-            measure(row, images, decoded, request, batch_size, here)
+            if file in unusable:
+                row.outcomes[images.name] = None
+                continue
+            measure(row, images, decoded, request, batch_size, here, stop)
+            if row.outcomes[images.name] is None:
+                faults[file] = f"{file}: its embeddings of {images.name} are not finite"
         done.append(images)
         if here.is_main:
             picture_of(images, report.best_first(list(rows.values()), done), out)
             report.write(out / "eval.json", list(rows.values()), done, flip=request.flip, world_size=here.size)
-    return f"{report.table(list(rows.values()), done)}\n{out}"
+    return "\n".join([*faults.values(), report.table(list(rows.values()), done), str(out)]), int(bool(faults))
 
 
-def measure(row: Row, images: ImageSet, decoded: Faces, request: Request, batch_size: int, here: World) -> None:
-    """Put into `row` what its weights are worth on one set; on the main process."""
+def faults_of(weights: dict[Path, Config]) -> dict[Path, str]:
+    """A sentence for each file whose weights are not finite. Raises WrongUse for one that does not fit.
+
+    Found now, not hours later.
+    """
+    faults = {}
+    for file, config in weights.items():
+        try:
+            checkpoint.load_backbone(file, build_backbone(config.backbone))
+        except NotFinite as error:
+            faults[file] = str(error)
+    return faults
+
+
+def measure(
+    row: Row, images: ImageSet, decoded: Faces, request: Request, batch_size: int, here: World, stop: Stop
+) -> None:
+    """Put into `row` what its weights are worth on one set; on the main process. Raises Interrupted."""
     started = time.monotonic()
     backbone = request.weights[row.file].backbone
     network = build_backbone(backbone)
@@ -203,7 +238,9 @@ def measure(row: Row, images: ImageSet, decoded: Faces, request: Request, batch_
         batch_size=batch_size,
         embedding_dim=backbone.embedding_dim,
         flip=request.flip,
+        interrupted=stop.asked.is_set,
     )
+    stop.leave_together(here)
     finite = bool(np.isfinite(embeddings).all())
     row.outcomes[images.name] = images.protocol.judge(embeddings, here) if finite else None
     row.lengths[images.name] = length

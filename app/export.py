@@ -30,22 +30,24 @@ from numpy.typing import NDArray
 from app.config import BackboneConfig, Config, load, own_words
 from app.data import sources
 from app.data.dataset import SIDE, open_images
-from app.errors import WrongUse
+from app.errors import Failed, WrongUse
 from app.files import atomic, make_folder, write_json
 from app.models import build_backbone
 from app.onnx import rules
 from app.onnx.compare import LEAST_COSINE, MOST_DIFFERENCE, Agreement, compare
 from app.onnx.make import BATCH, HALF_RANGE, INPUT, OPSETS, OUTPUT, to_onnx
-from app.onnx.session import VERSION, CannotRun
+from app.onnx.session import VERSION
 from app.runtime import checkpoint
 from app.runtime.command import answer
+from app.runtime.dist import ALONE, leave
 from app.runtime.folder import RunFolder
+from app.runtime.stop import Stop
 
 OWN_WORDS = ("checkpoint", "weights", "out", "opset", "normalise", "check_images", "check")
 COMPARED_IMAGES = 32
 
 
-class Differs(Exception):
+class Differs(Failed):
     """The file would say something else than the network. One sentence with both measures; exit code 1."""
 
 
@@ -63,7 +65,13 @@ class Request:
 
 
 def main(argv: list[str]) -> int:
-    return answer(argv, __doc__ or "", lambda: work(argv), Differs, CannotRun)
+    stop = Stop().listen()
+
+    def at_once() -> tuple[str, int]:
+        with stop.at_once(ALONE):
+            return work(argv)
+
+    return answer(argv, __doc__ or "", at_once)
 
 
 def work(argv: list[str]) -> tuple[str, int]:
@@ -199,4 +207,4 @@ def kept(verdicts: Sequence[rules.Verdict]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave(main(sys.argv[1:]))

@@ -20,13 +20,12 @@ from app.config import NO_ID, Config, load, own_words
 from app.data.dataset import Dataset, open_configured
 from app.errors import WrongUse
 from app.files import atomic, make_folder, write_json
-from app.mining.embed import Interrupted
-from app.mining.knn import SearchInexact, refuse_without_faiss
+from app.mining.knn import refuse_without_faiss
 from app.mining.refresh import Interlude, embed_share, refresh
 from app.models import build_backbone
 from app.runtime import checkpoint, dist
 from app.runtime.command import answer
-from app.runtime.dist import World
+from app.runtime.dist import ALONE, World
 from app.runtime.folder import RunFolder
 from app.runtime.stop import Stop
 
@@ -35,15 +34,16 @@ def main(argv: list[str]) -> int:
     stop = Stop().listen()
 
     def work() -> tuple[str, int]:
-        path, out, overrides = decide(argv)
-        config = load(overrides, base=RunFolder(path.parent.parent).config)
-        refuse_without_faiss(config.mining.backend)
-        data = open_configured(config.data)
-        make_folder(out, "out")
-        with dist.world() as here:
+        with stop.at_once(ALONE):
+            path, out, overrides = decide(argv)
+            config = load(overrides, base=RunFolder(path.parent.parent).config)
+            refuse_without_faiss(config.mining.backend)
+            data = open_configured(config.data)
+            make_folder(out, "out")
+        with dist.world() as here, stop.at_once(here):
             return mine(path, out, config, data, here, stop), 0
 
-    return answer(argv, __doc__ or "", work, Interrupted, SearchInexact)
+    return answer(argv, __doc__ or "", work)
 
 
 def decide(argv: list[str]) -> tuple[Path, Path, list[str]]:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> int:
     if {"--help", "-h"} & {*argv}:
         print((__doc__ or "").strip())
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         options = parse(argv)
         out = Path(options["out"]).absolute()

@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -23,22 +24,25 @@ from torch import Tensor
 
 from app.config import Config, TrainConfig, read_command_line, save_resolved
 from app.data.alike import refuse_others
-from app.data.dataset import Dataset, Rows, chances, epoch_order
+from app.data.dataset import Dataset, Rows, chances, epoch_order, identity
 from app.data.feed import feed
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.evaluation.meter import Meter
 from app.files import make_folder
-from app.mining.embed import Interrupted
 from app.mining.knn import SearchInexact
 from app.mining.refresh import PRECISION, Interlude
 from app.recipes import RECIPES, Batch, Recipe
 from app.runtime import checkpoint, dist
 from app.runtime.checkpoint import TrainState
 from app.runtime.dist import World
+from app.runtime.finite import NotFinite, noticed_together
 from app.runtime.folder import RunFolder
+from app.runtime.optimizer import build_optimizer
 from app.runtime.pace import Pace
+from app.runtime.resume import facts_of
 from app.runtime.schedule import learning_rate
-from app.runtime.stop import Stop
+from app.runtime.start import refuse_unfit_files, to_resume
+from app.runtime.stop import Interrupted, Stop
 from app.runtime.track import Tracker, tracker
 
 
@@ -46,7 +50,10 @@ def main(argv: list[str]) -> int:
     stop = Stop().listen()
     with dist.world() as here:  # first of all: what one machine lacks has to end the others, too
         try:
-            text, runs = what_is_asked(argv, here)
+            with stop.at_once(here):
+                text, runs = what_is_asked(argv, here)
+        except Interrupted:
+            return 0
         except WrongUse as error:
             if here.first_of_machine:  # every rank raises it; each machine's log says it once
                 print(error, file=sys.stderr)
@@ -112,10 +119,12 @@ class Training:
     scaler: torch.amp.GradScaler
     meter: Meter
     started: float  # by time.monotonic()
+    facts: dict[str, Any]  # what a later run compares itself with
     state: TrainState = field(default_factory=TrainState)
     first_image: int = 0  # of all epochs together, where this process took over
-    saved_step: int | None = None
+    saved_step: int = 0  # before the first step there is nothing to save
     skipped_in_a_row: int = 0
+    taken_this_epoch: int = 0  # steps; of a resumed epoch at least one
 
     @property
     def rows(self) -> int:
@@ -133,8 +142,13 @@ class Training:
 
 def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: Tracker, stop: Stop) -> None:
     """The whole run. Raises WrongUse for a checkpoint that does not fit or a disk without room."""
-    t = set_up(config, data, folder, here, track, stop)
-    begin(t)
+    try:
+        with stop.at_once(here):
+            t = set_up(config, data, folder, here, track, stop)
+            begin(t)
+    except Interrupted:
+        track.event("end", TrainState(), reason="stopped", message="nothing was trained", seconds=0.0)
+        return
     state, settings, stopped = t.state, config.train, False
     while state.epoch < settings.epochs and not stopped:
         epoch_started, pace = time.monotonic(), Pace()
@@ -143,10 +157,10 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
         while state.seen < t.rows and not (stopped := stopped or t.stopping()):
             step(t, micro_batches, pace)
         measured = None
-        epoch_complete = state.seen == t.rows
+        epoch_complete = state.seen >= t.rows
         if epoch_complete:
             measured = end_epoch(t, pace, time.monotonic() - epoch_started)
-            stopped = t.stopping()
+        stopped = stopped or t.stopping()  # asked in each round, so that no loop can go on for ever
         due = state.epoch % settings.checkpoint.every_epochs == 0 or state.epoch == settings.epochs
         # A stop between two epochs finds its checkpoint written already.
         if (stopped or (epoch_complete and due)) and state.step != t.saved_step:
@@ -165,27 +179,35 @@ def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track:
         torch.backends.cudnn.allow_tf32 = settings.tf32
         torch.backends.cudnn.benchmark = True  # shapes are the same in every step
     recipe = RECIPES[config.recipe.name](config, data, here)
-    optimizer = build_optimizer(config, recipe.param_groups())
+    optimizer = build_optimizer(settings.optimizer, recipe.param_groups())
     scaler = torch.amp.GradScaler(here.device.type, enabled=settings.precision == "fp16")
-    meter = Meter(config, data, recipe.embedder, here)
+    meter = Meter(config, data, recipe.embedder, here, stop.asked.is_set)
     with dist.together(here):
         if here.is_main:
             checkpoint.refuse_without_room(folder, recipe.modules, optimizer)
-            save_resolved(config, folder.config)
-    return Training(config, data, folder, here, track, stop, recipe, optimizer, scaler, meter, started)
+    images = len(data.images) if checkpoint.of_data(recipe.modules) else None
+    facts = facts_of(config, **identity(data), images=images, ranks=here.size)
+    return Training(config, data, folder, here, track, stop, recipe, optimizer, scaler, meter, started, facts)
 
 
 def begin(t: Training) -> None:
-    """Measure what training has to beat, then load what is gone on from, and tell both."""
-    settings, recipe = t.config.train, t.recipe
+    """Measure what training has to beat, then load what the run continues, and tell both."""
+    settings, recipe, found = t.config.train, t.recipe, None
     resumed_from, in_this_folder = dist.from_main(to_resume(settings.resume, t.folder, t.here), t.here)
-    untrained = list(t.meter.baselines())  # before anything is loaded: every run folder tells what training was worth
     if resumed_from is not None:
-        t.state = checkpoint.load(resumed_from, recipe.modules, recipe.take_tables, t.optimizer, t.scaler, t.here)
+        own = in_this_folder and settings.resume == "auto"
+        found = checkpoint.examine(resumed_from, recipe.modules, t.facts, t.here, own=own)
+    with dist.together(t.here):
+        if t.here.is_main:  # only now: the folder's config.yaml says what the checkpoints in it are
+            save_resolved(t.config, t.folder.config)
+    untrained = list(t.meter.baselines())  # before anything is loaded: every run folder tells what training was worth
+    if found is not None:
+        t.state = checkpoint.load(found, recipe.modules, recipe.take_tables, t.optimizer, t.scaler, t.here)
         if in_this_folder:
             t.saved_step = t.state.step
     elif settings.warm_start is not None:
         recipe.warm_start(Path(settings.warm_start))
+    t.taken_this_epoch = int(t.state.seen > 0 and t.state.step > 0)
     t.first_image = t.state.epoch * t.rows + t.state.seen
     t.track.event(
         "start",
@@ -198,6 +220,7 @@ def begin(t: Training) -> None:
         dataset_id=t.data.dataset_id,
         fraction=t.data.fraction,
         resumed_from=resumed_from.name if resumed_from else None,
+        notes=list(found.verdict.notes) if found else [],
     )
     for what, baseline in untrained:
         t.track.event("eval", t.state, what=what, **baseline)
@@ -208,7 +231,8 @@ def begin_epoch(t: Training) -> bool:
     # An epoch that is resumed keeps the pseudo-IDs it began with: they are in the checkpoint.
     between = Interlude(t.folder.mining, t.stop.asked.is_set, embedding_progress(t.track, t.state))
     try:
-        found = t.recipe.begin_epoch(t.state.epoch, between if t.state.seen == 0 else None)
+        with t.stop.at_once(t.here):
+            found = t.recipe.begin_epoch(t.state.epoch, between if t.state.seen == 0 else None)
     except Interrupted:
         return False
     if found:
@@ -223,6 +247,7 @@ def step(t: Training, micro_batches: Iterator[Batch], pace: Pace) -> None:
     lr = learning_rate(settings.optimizer.lr, settings.lr_schedule, progress, settings.epochs)
     metrics = update(t.config, t.recipe, t.optimizer, t.scaler, micro_batches, lr, t.here)
     pace.count(t.update_size, metrics)
+    t.taken_this_epoch += metrics is not None
     state.step += 1
     state.seen = min(state.seen + t.update_size, t.rows)
     # fp16 finds its scale by overflowing; that is no fault until the scale has come down to 1.
@@ -244,21 +269,57 @@ def step(t: Training, micro_batches: Iterator[Batch], pace: Pace) -> None:
 def end_epoch(t: Training, pace: Pace, seconds: float) -> dict[str, float] | None:
     """Tell how the epoch went and go on to the next; what was measured, when measuring was due."""
     settings, state = t.config.train, t.state
-    t.track.event("epoch", state, loss=pace.epoch_loss(t.here), seconds=seconds, **t.recipe.health())
+    refuse_idle_epoch(t)
+    with diverging(t):
+        health = t.recipe.health()
+    t.track.event("epoch", state, loss=pace.epoch_loss(t.here), seconds=seconds, **health)
     done = state.epoch + 1
     due = done % settings.eval.every_epochs == 0 or done == settings.epochs
-    measured = t.meter.measure() if due else None
+    with diverging(t):
+        measured = measure(t) if due else None
     if measured:
         t.track.event("eval", state, what="trained", **measured)
-    state.epoch, state.seen = done, 0
+    state.epoch, state.seen, t.taken_this_epoch = done, 0, 0
     return measured
 
 
+def measure(t: Training) -> dict[str, float] | None:
+    """What the meter says, or None when it was asked to leave meanwhile: the epoch's checkpoint is worth more."""
+    try:
+        with t.stop.at_once(t.here):
+            return t.meter.measure()
+    except Interrupted:
+        return None
+
+
+@contextmanager
+def diverging(t: Training) -> Iterator[None]:
+    """A NotFinite of one rank inside is raised by all, with what to try."""
+    try:
+        with noticed_together(t.here):
+            yield
+    except NotFinite as error:
+        lr = t.config.train.optimizer.lr
+        raise NotFinite(f"{error}: continue with a lower train.optimizer.lr than {lr:g}") from error
+
+
+def refuse_idle_epoch(t: Training) -> None:
+    """Raise NotFinite when no step of the epoch was taken: what was trained is nothing."""
+    if t.taken_this_epoch:
+        return
+    settings = t.config.train
+    other = "train.precision=fp32, or a lower " if settings.precision == "fp16" else "a lower "
+    raise NotFinite(
+        f"no step of epoch {t.state.epoch + 1} was taken, as no loss or gradient was finite: continue with "
+        f"{other}train.optimizer.lr than {settings.optimizer.lr:g}"
+    )
+
+
 def save(t: Training, measured: dict[str, float] | None) -> None:
-    """Rank 0 writes a checkpoint; the others send it what they hold a part of."""
+    """Rank 0 writes a checkpoint; the others send it what they hold a part of. Raises WrongUse and NotFinite."""
     tables, saved = t.recipe.tables(), {}
     t.saved_step = t.state.step
-    with dist.together(t.here):  # a full disk ends all
+    with dist.together(t.here), diverging(t):  # a full disk ends all, and so does what is not finite
         if t.here.is_main:
             saved = checkpoint.save(
                 t.folder,
@@ -268,7 +329,7 @@ def save(t: Training, measured: dict[str, float] | None) -> None:
                 t.optimizer,
                 t.scaler,
                 keep=t.config.train.checkpoint.keep,
-                facts={**facts_of(t.config, t.data, t.here), "eval": measured},
+                facts={**described(t), "eval": measured},
             )
     if t.here.is_main:
         t.track.event(
@@ -289,54 +350,11 @@ def embedding_progress(track: Tracker, state: TrainState, every_s: float = 10.0)
     return tell
 
 
-def refuse_unfit_files(config: Config, here: World) -> None:
-    """Before anything is written: checkpoints to begin with that cannot be read, and a folder that another run has.
-
-    Rank 0 reads them, and decides what there is to go on from, whatever lies on other machines.
-    """
-    if not here.is_main:
-        return
-    resume, warm_start = config.train.resume, config.train.warm_start
-    for key, path in (("train.resume", resume), ("train.warm_start", warm_start)):
-        if path in (None, "none", "auto"):
-            continue
-        if not Path(path).is_file():
-            raise WrongUse(f"{key}={path} is no file; give one such as runs/RUN/checkpoints/epoch_014.pt")
-        checkpoint.read_tensors(Path(path), in_place=True)
-    if config.run.dir is None:
-        return
-    folder = RunFolder(Path(config.run.dir))
-    if resume in (None, "none") and checkpoint.newest(folder):
-        raise WrongUse(
-            f"run.dir={folder.path} holds checkpoints of an earlier run; "
-            "give train.resume=auto to go on with it, or another run.dir"
-        )
-
-
 def refuse_without_compiler(settings: TrainConfig) -> None:
     """torch.compile finds out in the first step, in pages of it."""
     compilers = [os.environ.get("CXX", "g++"), "clang++", "cl"]
     if settings.compile and not any(shutil.which(compiler) for compiler in compilers):
         raise WrongUse("train.compile=true needs a C++ compiler such as g++; install one, or give train.compile=false")
-
-
-def build_optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    o = config.train.optimizer
-    rates = {"lr": o.lr, "weight_decay": o.weight_decay, "fused": True}  # one pass over the weights instead of several
-    if o.name == "adamw":
-        return torch.optim.AdamW(groups, **rates)
-    return torch.optim.SGD(groups, momentum=o.momentum, nesterov=o.nesterov, **rates)
-
-
-def to_resume(wish: str | None, folder: RunFolder, here: World) -> tuple[Path | None, bool]:
-    """The checkpoint to go on from, and whether it is one of this run folder; rank 0's answer counts.
-
-    `auto` is the newest whole one of the folder, none is a fresh start.
-    """
-    if wish in (None, "none") or not here.is_main:
-        return None, False
-    path = checkpoint.newest(folder) if wish == "auto" else Path(wish)
-    return path, path is not None and path.parent == folder.checkpoints
 
 
 def batches(config: Config, recipe: Recipe, data: Dataset, state: TrainState, here: World) -> Iterator[Batch]:
@@ -404,19 +422,16 @@ def update(
     return sums if taken else None
 
 
-class NotFinite(Exception):
-    """Training diverged; the checkpoints before it are good."""
-
-
-def facts_of(config: Config, data: Dataset, here: World) -> dict[str, Any]:
+def described(t: Training) -> dict[str, Any]:
     """What a checkpoint's JSON says besides its own state."""
     return {
-        "commit": config.run.commit,
-        "dataset_id": data.dataset_id,
-        "fraction": data.fraction,
-        "world_size": here.size,
-        "recipe": config.recipe.name,
-        "model": config.model(),
+        "commit": t.config.run.commit,
+        "dataset_id": t.data.dataset_id,
+        "fraction": t.data.fraction,
+        "world_size": t.here.size,
+        "recipe": t.config.recipe.name,
+        "model": t.config.model(),
+        "facts": t.facts,
     }
 
 

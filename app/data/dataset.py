@@ -19,6 +19,7 @@ from app.errors import WrongUse
 
 SIDE = 112
 IMAGE_SHAPE = (SIDE, SIDE, 3)
+SAMPLED = 64  # images that name a data set without a manifest
 
 Rows = NDArray[np.int64]
 
@@ -82,6 +83,29 @@ def open_dataset(path: Path, *, labels_path: Path | None, fraction: float, block
         dataset_id=(selection or {}).get("of", manifest.get("dataset_id")),
         fraction=fraction,
     )
+
+
+def identity(data: Dataset) -> dict[str, Any]:
+    """What a checkpoint records of the data: its name, how many images are trained on, and digests of what is learnt.
+
+    A data set without a manifest is known by some of its images. Images that were staged in part are the same data.
+    """
+    classes = labels = None
+    if data.classes is not None and data.class_labels is not None:
+        classes = digest(data.class_labels)
+        labels = digest(data.class_labels[data.classes[data.train_rows]])
+    name = data.dataset_id or f"without manifest {fingerprint(data.images)}"
+    return {"data": name, "rows": len(data.train_rows), "classes": classes, "labels": labels}
+
+
+def fingerprint(images: NDArray[np.uint8]) -> str:
+    """A name for images [N, 112, 112, 3] by their number and up to `SAMPLED` of them, evenly from all."""
+    rows = np.unique(np.linspace(0, len(images) - 1, SAMPLED).round().astype(np.int64))
+    return digest(np.append(images[rows].reshape(-1), np.frombuffer(str(len(images)).encode(), np.uint8)))
+
+
+def digest(array: NDArray[Any]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
 
 
 def with_classes(data: Dataset, config: DataConfig) -> Dataset:

@@ -5,7 +5,7 @@ Letters: N images, n of this process, B batch, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from threading import Lock
@@ -16,7 +16,7 @@ from torch import nn
 
 from app.data.augment import to_float
 from app.data.dataset import Rows
-from app.evaluation.image_set import Faces, refused_together
+from app.evaluation.image_set import Faces, never, refused_together
 from app.evaluation.verification import Embeddings
 from app.models.embedder import Embedder
 from app.runtime.dist import World, gather_rows, share
@@ -50,11 +50,13 @@ def embed_all(
     batch_size: int,
     embedding_dim: int,
     flip: bool,
+    interrupted: Callable[[], bool] = never,
 ) -> tuple[Embeddings, float]:
     """Embeddings [N, D] of all processes' images, fp32, the same on each; and XNorm, their mean length.
 
     images: this process's, [n, 112, 112, 3]. With `flip` the embedding of the mirrored image is added, and the mean
-    length is over both, before they are added. Raises WrongUse on all processes for an image that cannot be read.
+    length is over both, before they are added. Raises WrongUse on all processes for an image that cannot be read. From
+    when `interrupted` says so the rest is left out; the caller then agrees with the other processes to stop.
     """
     embedder = Embedder(network, image_size, device=here.device, flip=flip)
     result = torch.empty(len(images), embedding_dim + 1, device=here.device)  # the last column: length
@@ -64,6 +66,8 @@ def embed_all(
 
     @torch.inference_mode()
     def embed(start: int) -> None:
+        if interrupted():
+            return
         pixels = torch.from_numpy(images[start : start + batch_size])
         with turn:
             x = to_float(pixels.to(here.device), image_size).contiguous(memory_format=torch.channels_last)

@@ -52,9 +52,14 @@ class Streamed:
 Faces = NDArray[np.uint8] | Streamed
 
 
-def decode(images: ImageSet, rows: Rows, here: World) -> Faces:
+def never() -> bool:
+    return False
+
+
+def decode(images: ImageSet, rows: Rows, here: World, interrupted: Callable[[], bool] = never) -> Faces:
     """Those images [n, 112, 112, 3], 37 kB each: in memory where they fit into HELD_BYTES, else streamed.
 
+    From when `interrupted` says so the rest is left out; the caller then agrees with the other processes to stop.
     Raises WrongUse on all processes for one that is to be held and that one of them cannot read.
     """
     largest_share = -(-images.count // here.size)  # the same for all processes, which must take the same way
@@ -63,7 +68,8 @@ def decode(images: ImageSet, rows: Rows, here: World) -> Faces:
     decoded = np.empty((len(rows), *IMAGE_SHAPE), np.uint8)
 
     def read(place: int) -> None:
-        decoded[place] = images.read(int(rows[place]))
+        if not interrupted():
+            decoded[place] = images.read(int(rows[place]))
 
     with refused_together(here), ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="decode") as threads:
         for _ in threads.map(read, range(len(rows))):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from app.evaluation.verification import Embeddings, all_pairs, enough, rank1, ve
 from app.mining.embed import embed
 from app.models.embedder import Embedder
 from app.runtime.dist import World, gather_rows
+from app.runtime.finite import NotFinite
 
 Measured = dict[str, float]
 
@@ -21,7 +22,10 @@ Measured = dict[str, float]
 class Meter:
     """Measures a network on people it never trains on; has nothing to say where there are no labels or too few."""
 
-    def __init__(self, config: Config, data: Dataset, embedder: nn.Module, here: World) -> None:
+    def __init__(
+        self, config: Config, data: Dataset, embedder: nn.Module, here: World, interrupted: Callable[[], bool]
+    ) -> None:
+        self.interrupted = interrupted  # whether this process was asked to leave
         self.config, self.data, self.embedder, self.here = config, data, embedder, here
         self.rows = data.held_out_rows[: config.train.eval.max_images]
         self.labels = None if data.labels is None else data.labels[self.rows]
@@ -31,13 +35,21 @@ class Meter:
 
     def baselines(self) -> Iterator[tuple[str, Measured]]:
         """What training has to beat: raw pixels, and the network as it is now."""
-        measured = self.measure()
-        if measured is not None:
-            yield "pixels", self._score(pixels(self.data, self.rows))
-            yield "untrained", measured
+        if self.pairs is None:
+            return
+        yield "pixels", self._score(pixels(self.data, self.rows))
+        try:
+            measured = self.measure()
+        except NotFinite:  # a network before its first step may overflow: there is nothing to beat then
+            return
+        assert measured is not None
+        yield "untrained", measured
 
     def measure(self) -> Measured | None:
-        """10-fold accuracy and rank-1 of flip-summed embeddings; every rank embeds its share."""
+        """10-fold accuracy and rank-1 of flip-summed embeddings; every rank embeds its share.
+
+        Raises NotFinite and Interrupted, on all ranks.
+        """
         if self.pairs is None:
             return None
         embeddings = embed(
@@ -47,8 +59,13 @@ class Meter:
             self.here,
             batch_size=self.config.train.eval.batch_size,
             embedding_dim=self.config.backbone.embedding_dim,
+            interrupted=self.interrupted,
         )
-        return self._score(gather_rows(embeddings, self.here).cpu().numpy())
+        whole = gather_rows(embeddings, self.here).cpu().numpy()
+        if not np.isfinite(whole).all():
+            broken = int((~np.isfinite(whole)).any(axis=1).sum())
+            raise NotFinite(f"the embeddings of {broken} of {len(whole)} held-out images are not finite")
+        return self._score(whole)
 
     def _score(self, embeddings: Embeddings) -> Measured:
         assert self.pairs is not None

@@ -19,15 +19,10 @@ from app.data.feed import plain_views
 from app.mining.kept import Chunks, Kept
 from app.models.embedder import Embedder
 from app.runtime.dist import World, any_rank, share
+from app.runtime.stop import Interrupted
 
+CPU_BATCH = 16  # a batch is what a stop waits for; a CPU gains nothing from a larger one
 CHUNK_ROWS = 8192  # what an interruption may cost, and how long it may take until it is heard
-
-
-class Interrupted(Exception):
-    """The pass was stopped between two chunks, on every rank. What is finished is kept where `kept` was given."""
-
-    def __init__(self) -> None:
-        super().__init__("stopped; the same command goes on from here")
 
 
 @torch.no_grad()
@@ -51,6 +46,8 @@ def embed(
     keeps its chunks, and those that an earlier call finished are read instead of computed; the caller clears them once
     it has the result. `progress` is told images done and images in all, on rank 0, as estimated from its own share.
     """
+    if here.device.type == "cpu":
+        batch_size = min(batch_size, CPU_BATCH)
     own = share(rows, here)
     result = torch.empty(len(own), embedding_dim, device=here.device)
     begins = None
@@ -63,19 +60,30 @@ def embed(
         # No rank has more rows than rank 0: all count the chunks of its share, so all meet after each.
         for start in range(0, -(-len(rows) // here.size), chunk_rows):
             part, z = own[start : start + chunk_rows], result[start : start + chunk_rows]
-            if not chunks.read(start, z):
-                _embed_chunk(embedder, plain_views(images, part, embedder.image_size, batch_size, here.device), z)
-                chunks.write(start, z)
+            whole = chunks.read(start, z)
+            if not whole:
+                views = plain_views(images, part, embedder.image_size, batch_size, here.device)
+                whole = _embed_chunk(embedder, views, z, interrupted)
+                if whole:
+                    chunks.write(start, z)
             if progress is not None and here.is_main:
                 progress(min(len(rows), (start + len(part)) * len(rows) // len(own)), len(rows))
-            if any_rank(interrupted is not None and interrupted(), here):
+            if any_rank(not whole or (interrupted is not None and interrupted()), here):
                 raise Interrupted
     return result
 
 
-def _embed_chunk(embedder: Embedder, views: Iterable[Tensor], into: Tensor) -> None:
-    """Unit embeddings of batches [B, 3, S, S], one after the other, into the rows of `into`."""
+def _embed_chunk(
+    embedder: Embedder, views: Iterable[Tensor], into: Tensor, interrupted: Callable[[], bool] | None
+) -> bool:
+    """Unit embeddings of batches [B, 3, S, S], one after the other, into the rows of `into`.
+
+    False, and not all of them, when this rank was interrupted: the ranks agree about that after the chunk.
+    """
     done = 0
     for x in views:
+        if done and interrupted is not None and interrupted():
+            return False
         into[done : done + len(x)] = F.normalize(embedder(x)[0], dim=1)
         done += len(x)
+    return True

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from app.errors import WrongUse
+from app.errors import Failed, WrongUse
 from app.mining.candidates import FP32_ERROR, Candidates, FullPrecision, HalfPrecision, full_precision, surpassed
 from app.mining.lists import NONE, Neighbours, nothing, ranked, usable
 from app.mining.ring import blocks
@@ -35,7 +35,7 @@ SCORES_AT_ONCE = 2**26
 NO_FAISS = "mining.backend=faiss needs the package faiss-cpu or faiss-gpu; install one, or give mining.backend=auto"
 
 
-class SearchInexact(Exception):
+class SearchInexact(Failed):
     """The search missed more neighbours than `mining.min_recall` allows; one sentence."""
 
 
@@ -299,7 +299,7 @@ def over_ranks(values: Tensor, here: World) -> Tensor:
     return gather_rows(values[None], here)
 
 
-class SelfTestFailed(Exception):
+class SelfTestFailed(Failed):
     """The search that mining would use here does not work; one sentence."""
 
 

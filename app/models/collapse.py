@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from app.runtime.finite import NotFinite, is_finite
+
 ENOUGH = 2048  # vectors looked at; more cost time and say the same
 
 
@@ -20,9 +22,13 @@ def spread(vectors: Tensor) -> dict[str, Any]:
     embedding_std: mean over dimensions of the standard deviation, times sqrt(D): 1 on the whole sphere, 0 in a point.
     effective_rank: exp of the entropy of the normalised singular values (Roy and Vetterli 2007): 1 … D.
     random_cosine: mean over pairs of different vectors: 0 on the whole sphere, 1 in a point.
+
+    Raises NotFinite.
     """
     x = vectors[:ENOUGH].float()
     n, d = x.shape
+    if not is_finite(x):
+        raise NotFinite(f"{int((~x.isfinite()).any(1).sum())} of {n} embeddings are not finite")
     if n < 2:
         return {"embedding_std": None, "effective_rank": None, "random_cosine": None, "collapsed": False}
     singular = torch.linalg.svdvals(x)

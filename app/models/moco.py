@@ -69,6 +69,8 @@ class MomentumEncoder(nn.Module):
 class Queue(nn.Module):
     """The last K keys with the rows of their images; identical on every rank."""
 
+    of_data = ("rows",)
+
     def __init__(self, size: int, dim: int) -> None:
         super().__init__()
         self.register_buffer("keys", torch.zeros(size, dim))
@@ -88,6 +90,8 @@ class Queue(nn.Module):
 
 class FeatureBank(nn.Module):
     """The last embedding met of each of N images [N, E], in 16 bits; NaN where none was met yet."""
+
+    of_data = may_hold_nan = ("features",)
 
     def __init__(self, count: int, dim: int) -> None:
         super().__init__()

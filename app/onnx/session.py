@@ -15,11 +15,13 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from app.errors import Failed
+
 VERSION: str = onnxruntime.__version__
 FATAL_ONLY = 4  # errors are raised, too, and told by who catches them
 
 
-class CannotRun(Exception):
+class CannotRun(Failed):
     """onnxruntime refuses the file, or fails while it runs it. The first line of what it says."""
 
 

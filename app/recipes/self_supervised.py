@@ -29,6 +29,8 @@ from app.runtime.schedule import by_epoch
 class PseudoIds(nn.Module):
     """Pseudo-IDs [N] as a buffer, so that they are part of every checkpoint."""
 
+    of_data = ("ids",)
+
     def __init__(self, count: int) -> None:
         super().__init__()
         self.register_buffer("ids", torch.full((count,), NO_ID, dtype=torch.long))

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,15 @@ from torch import Tensor, nn
 
 from app.errors import WrongUse
 from app.files import atomic, claim, write_json, write_text
-from app.runtime.dist import ALONE, World, copied_from_main, together
+from app.runtime.dist import ALONE, World, copied_from_main, from_main, together
+from app.runtime.finite import NotFinite, first_fault, is_finite, may_hold_nan
 from app.runtime.folder import RunFolder
+from app.runtime.optimizer import take_state
 from app.runtime.published import GAIN, translate
+from app.runtime.resume import Facts, Verdict, judge, recorded
 
 WRAPPERS = ("state_dict_backbone", "state_dict", "model")  # keys under which others keep a network's tensors
+PARTS = ("state", "modules", "tables", "optimizer", "scaler")  # of a checkpoint
 EMBEDDERS = ("momentum.encoder.backbone.", "embedder.")  # where each recipe's checkpoint has what is evaluated
 
 
@@ -53,7 +57,7 @@ def save(
     `tables` are whole: what ranks hold in parts is stored as if one had held it all.
 
     Between two epochs the checkpoint is of the epoch that just ended, else of the one in progress. Raises WrongUse
-    when there is no room; the checkpoints before it stay whole.
+    when there is no room, and NotFinite for a value that is not; the checkpoints before it stay whole.
     """
     content = {
         "state": asdict(state),
@@ -61,7 +65,11 @@ def save(
         "tables": dict(tables),
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
+        "facts": facts.get("facts", {}),
     }
+    fault = not_finite(content, modules)
+    if fault is not None:
+        raise NotFinite(f"{fault} holds values that are not finite, so no checkpoint was written")
     epoch_complete = state.seen == 0 and state.epoch > 0
     epoch = state.epoch - 1 if epoch_complete else state.epoch
     path = folder.checkpoint(epoch, state.step, epoch_complete=epoch_complete)
@@ -94,38 +102,91 @@ def refuse_without_room(folder: RunFolder, modules: nn.Module, optimizer: torch.
             Path(file.name).unlink()
 
 
+@dataclass
+class Resumable:
+    """A checkpoint that was examined and may be continued."""
+
+    content: dict[str, Any] | None  # on rank 0 alone
+    verdict: Verdict
+
+
+def examine(path: Path, modules: nn.Module, facts: Facts, here: World, *, own: bool) -> Resumable:
+    """Read a checkpoint on rank 0 and judge it, before anything is changed. Raises WrongUse on all ranks.
+
+    No other machine has to have the file, and what may lie there under its name is not looked at. `own`: as in
+    `resume.judge`.
+    """
+    content = verdict = None
+    with together(here):
+        if here.is_main:
+            content = read(path, in_place=True)
+            saved, state = recorded(content, _described(path.with_suffix(".json"))), content["state"]
+            verdict = judge(path.name, saved, facts, epoch=state["epoch"], seen=state["seen"], own=own)
+            if verdict.other_data:
+                wanted = modules.state_dict()
+                content["modules"] |= {name: wanted[name].cpu() for name in of_data(modules) if name in wanted}
+            refuse_misfit(path, content["modules"], modules.state_dict())
+            refuse_not_finite(path, content, modules)
+    agreed = from_main(verdict, here)
+    assert agreed is not None, "rank 0 has one"
+    return Resumable(content, agreed)
+
+
 def load(
-    path: Path,
+    found: Resumable,
     modules: nn.Module,
     take_tables: Callable[[dict[str, Tensor]], None],
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     here: World,
 ) -> TrainState:
-    """Put a checkpoint into these objects, all or nothing. Raises WrongUse naming what does not fit, on all ranks.
+    """Put an examined checkpoint into these objects; the other ranks get from rank 0 what they need.
 
-    Rank 0 reads it and the others get from it what they need: no other machine has to have the file, and what may lie
-    there under its name is not looked at.
+    The optimizer keeps the options that this run gives it. Raises WrongUse, on all ranks, for tables that do not fit.
     """
-    content, tables = None, {}
-    with together(here):
-        if here.is_main:
-            content = read(path, in_place=True)
-            refuse_misfit(path, content["modules"], modules.state_dict())
-            tables = content.pop("tables")
-    content = copied_from_main(content, here)
-    take_tables(tables)  # may refuse, too
+    tables = found.content.pop("tables") if found.content is not None else {}
+    content = copied_from_main(found.content, here)
+    take_tables(tables)  # may refuse
     modules.load_state_dict(content["modules"])
-    optimizer.load_state_dict(content["optimizer"])
-    scaler.load_state_dict(content["scaler"])
+    take_state(optimizer, content["optimizer"])
+    if scaler.is_enabled() and content["scaler"]:  # empty where the run before was not fp16: the scale starts anew
+        scaler.load_state_dict(content["scaler"])
     return TrainState(**content["state"])
+
+
+def of_data(modules: nn.Module) -> set[str]:
+    """Names of the tensors that speak of single images by their rows, as parts declare them in `of_data`."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in modules.named_modules()
+        for name in getattr(part, "of_data", ())
+    }
+
+
+def not_finite(content: Mapping[str, Any], modules: nn.Module) -> str | None:
+    """The first part of a checkpoint that holds a value that is not finite and may not, by name."""
+    spared = {f"modules.{name}" for name in may_hold_nan(modules)}
+    return first_fault({key: content[key] for key in PARTS if key in content}, spared)
+
+
+def refuse_not_finite(path: Path, content: Mapping[str, Any], modules: nn.Module) -> None:
+    """Raises WrongUse that names the tensor, and an older checkpoint of the same folder that is finite."""
+    fault = not_finite(content, modules)
+    if fault is None:
+        return
+    older = next(
+        (file for file in older_than(path) if not_finite(read_tensors(file, in_place=True), modules) is None), None
+    )
+    instead = f"give train.resume={older}" if older else "begin without it, or with train.warm_start of another file"
+    raise WrongUse(f"{path} holds values that are not finite in {fault}; {instead}")
 
 
 def load_backbone(path: Path, *backbones: nn.Module, new_fourier: bool = False, here: World = ALONE) -> None:
     """Put a file's backbone into each of these: a checkpoint of ours (what it evaluates) or published weights.
 
     With `new_fourier` a Fourier layer that the file has none of stays as it is, to be trained. Given the ranks `here`,
-    only rank 0 needs the file. Raises WrongUse for a file that holds no backbone or another one.
+    only rank 0 needs the file. Raises WrongUse for a file that holds no backbone or another one, and NotFinite for one
+    with values that are not.
     """
     content = None
     with together(here):
@@ -139,7 +200,15 @@ def load_backbone(path: Path, *backbones: nn.Module, new_fourier: bool = False, 
         fitting = {**counters, **translate(content, wanted, new_fourier=new_fourier)}
         refuse_fourier(path, fitting, wanted)
         refuse_misfit(path, fitting, wanted)
+        refuse_nan_weights(path, fitting)
         backbone.load_state_dict(fitting)
+
+
+def refuse_nan_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Raises NotFinite that names the first tensor of `weights` with a value that is not finite."""
+    fault = first_fault(dict(weights))
+    if fault is not None:
+        raise NotFinite(f"{path} holds values that are not finite in {fault}; give an older checkpoint or another file")
 
 
 def read_backbone(path: Path) -> dict[str, Tensor]:
@@ -182,6 +251,11 @@ def load_centres(path: Path, here: World) -> tuple[Tensor, Tensor]:
             if not {"weight", "labels"} <= tables.keys():
                 raise WrongUse(
                     f"{path} holds no class centres; give recipe.head.warm_start=false to use its backbone alone"
+                )
+            if not is_finite(tables["weight"]):
+                raise WrongUse(
+                    f"{path} holds values that are not finite in its class centres; give another file, or "
+                    "recipe.head.warm_start=false to use its backbone alone"
                 )
     weight, labels = copied_from_main([tables.get("weight"), tables.get("labels")], here)
     return weight, labels
@@ -233,6 +307,16 @@ def refuse_misfit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, 
                 f"{path} does not fit this configuration: {name} is {shapes} in the file and here; "
                 f"give the backbone, recipe and data it was made with, or another file"
             )
+
+
+def older_than(path: Path) -> Iterator[Path]:
+    """The whole checkpoints beside this one that were saved before it, the newest first."""
+    step = _step(path.with_suffix(".json"))
+    described = sorted(path.parent.glob("*.json"), key=_step, reverse=True)
+    for file in described:
+        older = file.with_suffix(".pt")
+        if _step(file) < step and older.is_file() and _described(file).get("sha256") == sha256(older):
+            yield older
 
 
 def newest(folder: RunFolder) -> Path | None:

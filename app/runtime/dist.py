@@ -9,6 +9,7 @@ import atexit
 import os
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from app.errors import WrongUse
+from app.errors import EXIT_FAILED, Failed, WrongUse
 
 
 @dataclass(frozen=True)
@@ -83,23 +84,30 @@ def world(timeout_min: float = 10) -> Iterator[World]:
         machines = [own] * size
         dist.all_gather_object(machines, own)
         yield World(dist.get_rank(), size, device, tuple(machines))
+    except (WrongUse, Failed):
+        raise  # all ranks raise it: they leave in order
+    except Exception:
+        # Peers may wait for this rank inside a collective, and destroying the group may wait for them. torchrun ends
+        # them once this process is gone.
+        traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_FAILED)
     finally:
         # A peer may be dead already; there is nothing left to agree on.
         dist.destroy_process_group()
 
 
 def leave(exit_code: int) -> NoReturn:
-    """End this process; in a group, without the interpreter's shutdown.
+    """End this process without the interpreter's shutdown, which takes seconds of what a stop may take.
 
     DistributedDataParallel keeps gloo's threads alive after its group is destroyed. One that lets go of its last tensor
     while the interpreter shuts down aborts the process, after a run that went well (pytorch/pytorch#179291).
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(exit_code)
-    raise SystemExit(exit_code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def any_rank(flag: bool, here: World) -> bool:

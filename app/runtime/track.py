@@ -86,6 +86,7 @@ class Console:
 
     def _start(self, r: dict[str, Any]) -> str:
         resumed = f", resumed from {r['resumed_from']}" if r["resumed_from"] else ""
+        resumed += "".join(f"; {note}" for note in r["notes"])
         return (
             f"{r['train_rows']} images, {r['epochs']} epochs of {r['steps_per_epoch']} steps, "
             f"{r['world_size']} process(es) x batch {r['global_batch'] // r['world_size']}{resumed}"

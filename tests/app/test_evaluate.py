@@ -238,10 +238,12 @@ def test_weights_that_diverged_come_last(place: Path, tmp_path: Path, capsys: py
     torch.save(state, tmp_path / "good.pt")
     torch.save({**state, "fc.weight": state["fc.weight"] * float("nan")}, tmp_path / "bad.pt")
     given = [f"weights={tmp_path}/*.pt", f"sets={place}/lfw.bin", "backbone=iresnet18", *SMALL, f"out={tmp_path}/out"]
-    assert evaluate.main(given) == 0
+    assert evaluate.main(given) == 1
     rows = json.loads((tmp_path / "out" / "eval.json").read_text())["weights"]
     assert [row["means"]["10-fold accuracy"] is None for row in rows] == [False, True]
-    assert "not finite" in capsys.readouterr().out.splitlines()[-3]
+    told = capsys.readouterr().out.splitlines()
+    assert "not finite" in told[-3]
+    assert any("bad.pt holds values that are not finite in fc.weight" in line for line in told)
 
 
 def test_a_stop_between_two_weights_says_what_is_finished(place: Path, tmp_path: Path, alone: World) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def test_a_checkpoint_of_another_network_is_refused_before_training(
     undisturbed: Path, small_data: Path, tmp_path: Path, alone: World
 ) -> None:
     saved = undisturbed / "checkpoints" / "epoch_002.pt"
-    with pytest.raises(WrongUse, match=r"epoch_002\.pt does not fit.*conv1"):
+    with pytest.raises(WrongUse, match=r"epoch_002\.pt does not fit.*backbone\.width=8, here it is 16"):
         run(small_data, tmp_path, alone, "backbone.width=16", f"train.resume={saved}")
     assert not list((tmp_path / "checkpoints").glob("*.pt"))
 
@@ -286,7 +287,13 @@ def test_a_stop_while_embedding_is_heard_and_the_run_goes_on_from_there(
     run(small_data, tmp_path, alone, stop_at=4)
     config = load([*TINY, f"data.binary_cache_path={small_data}", f"run.dir={tmp_path}", "train.resume=auto"])
     stop, track = Stop(), Tracker([JsonLines(RunFolder(tmp_path))])
-    stop.asked.set()
+    kept = tmp_path / "mining" / "embedding"
+
+    class OnceKept(threading.Event):
+        def is_set(self) -> bool:
+            return bool(list(kept.glob("*.chunk.npy")))
+
+    stop.asked = OnceKept()
     train.train(config, open_configured(config.data), RunFolder(tmp_path), alone, track, stop)
     track.close()
     assert list((tmp_path / "mining" / "embedding").glob("*.chunk.npy"))

@@ -1,0 +1,71 @@
+"""Values that are not finite: found by name, and one exception for a run that has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from app.errors import Failed, WrongUse
+from app.runtime.dist import World, any_rank
+
+
+class NotFinite(Failed):
+    """Training diverged, or weights hold NaN or infinity. The checkpoints before are good."""
+
+
+def may_hold_nan(module: nn.Module) -> set[str]:
+    """Names, as in the module's state_dict, of the tensors in which NaN has a meaning.
+
+    A part of a module declares them in a class attribute `may_hold_nan`, a tuple of names.
+    """
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, part in module.named_modules()
+        for name in getattr(part, "may_hold_nan", ())
+    }
+
+
+def first_fault(content: Any, spared: Collection[str] = (), name: str = "") -> str | None:
+    """The dotted name of the first tensor or number that is not finite in nested dicts and lists; None: all are.
+
+    Names in `spared` are left out.
+    """
+    if name in spared:
+        return None
+    if isinstance(content, dict | list | tuple):
+        items = content.items() if isinstance(content, dict) else enumerate(content)
+        faults = (first_fault(value, spared, f"{name}.{key}" if name else str(key)) for key, value in items)
+        return next((fault for fault in faults if fault is not None), None)
+    if isinstance(content, Tensor):
+        return None if is_finite(content) else name
+    return name if isinstance(content, float) and not math.isfinite(content) else None
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds finite numbers only."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    least, greatest = torch.aminmax(tensor.detach())  # one pass without a copy; NaN comes through
+    return bool(torch.isfinite(least) & torch.isfinite(greatest))
+
+
+@contextmanager
+def noticed_together(here: World) -> Iterator[None]:
+    """Where one rank raises NotFinite inside, all ranks raise it. There must be no collective inside that it misses."""
+    fault: NotFinite | None = None
+    refusal: WrongUse | None = None
+    try:
+        yield
+    except NotFinite as error:
+        fault = error
+    except WrongUse as error:
+        refusal = error
+    if any_rank(fault is not None, here):
+        raise fault or NotFinite("another process found values that are not finite")
+    if refusal is not None:
+        raise refusal

@@ -1,0 +1,243 @@
+"""The resume contract: what may change between a checkpoint and the run that continues it, and what happens then.
+
+`RULES` is the contract. docs/resume.md shows it to users; tests/app/test_resume.py holds that page to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from app.config.schema import Config
+from app.errors import WrongUse
+
+Facts = Mapping[str, Any]  # by the name of a rule; a fact that is missing is not known
+
+
+class Answer(Enum):
+    EXACT = "continues exactly"
+    SAID = "continues, and says so"
+    REFUSED = "refused"
+
+
+EXACT, SAID, REFUSED = Answer
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What happens when one fact differs: in the middle of an epoch, and between two epochs."""
+
+    name: str
+    key: str  # the option that decides it
+    mid: Answer
+    between: Answer
+
+    def answer(self, mid_epoch: bool) -> Answer:
+        return self.mid if mid_epoch else self.between
+
+
+RULES = (
+    Rule("recipe", "recipe.name", REFUSED, REFUSED),
+    Rule("backbone", "backbone", REFUSED, REFUSED),
+    Rule("projection", "recipe.moco.projection_hidden and projection_dim", REFUSED, REFUSED),
+    Rule("queue_size", "recipe.moco.queue_size", REFUSED, REFUSED),
+    Rule("head", "recipe.head.name", REFUSED, REFUSED),
+    Rule("ema", "recipe.ema above 0", REFUSED, REFUSED),
+    Rule("classes", "the set of labels", REFUSED, REFUSED),
+    Rule("optimizer", "train.optimizer.name", REFUSED, REFUSED),
+    Rule("decay_all", "train.optimizer.decay_all", REFUSED, REFUSED),
+    Rule("data", "the data set", REFUSED, SAID),
+    Rule("fraction", "data.data_fraction", REFUSED, SAID),
+    Rule("labels", "which image has which label", REFUSED, SAID),
+    Rule("rows", "the number of training images", REFUSED, SAID),
+    Rule("seed", "train.seed", REFUSED, SAID),
+    Rule("batch", "train.batch.size", SAID, SAID),
+    Rule("accumulate", "train.batch.grad_accum_steps", SAID, SAID),
+    Rule("ranks", "the number of processes", SAID, SAID),
+    Rule("precision", "train.precision", SAID, SAID),
+    Rule("regularisation", "backbone.dropout, drop_path and mask_ratio", SAID, SAID),
+    Rule("epochs", "train.epochs", SAID, SAID),
+    Rule("gradient_checkpointing", "backbone.gradient_checkpointing", EXACT, EXACT),
+)
+
+# These keys of the backbone change neither its shapes nor what it computes when it is evaluated.
+REGULARISATION = ("dropout", "drop_path", "mask_ratio", "parity_mask_ratio")
+WITHOUT_EFFECT = ("gradient_checkpointing",)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A checkpoint may be continued: what to say of it, and whether what it knows of single images is worthless."""
+
+    notes: tuple[str, ...] = ()
+    other_data: bool = False
+
+
+def facts_of(
+    config: Config, *, data: str, images: int | None, rows: int, classes: str | None, labels: str | None, ranks: int
+) -> dict[str, Any]:
+    """What a checkpoint records for a later run to compare.
+
+    `data` names the data set, `images` counts the rows of its file (None where nothing is remembered by row), `rows`
+    the images that are trained on. `classes` is a digest of the labels that exist, `labels` one of which image has
+    which; both are None where no labels are learnt.
+    """
+    settings, model = config.train, config.model()
+    return {
+        "recipe": config.recipe.name,
+        **_parts_of(model["backbone"]),
+        "projection": model.get("projection"),
+        "queue_size": model.get("queue_size"),
+        "head": model.get("head"),
+        "ema": model.get("ema"),
+        "classes": classes,
+        "labels": labels,
+        "data": data,
+        "images": images,
+        "fraction": config.data.data_fraction,
+        "rows": rows,
+        "seed": settings.seed,
+        "batch": settings.batch.size,
+        "accumulate": settings.batch.grad_accum_steps,
+        "ranks": ranks,
+        "precision": settings.precision,
+        "optimizer": settings.optimizer.name,
+        "decay_all": settings.optimizer.decay_all,
+        "epochs": settings.epochs,
+    }
+
+
+def recorded(content: Mapping[str, Any], note: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a checkpoint: those it was saved with or, of an older version, what its content and JSON tell."""
+    groups = content["optimizer"]["param_groups"]
+    told: dict[str, Any] = {"optimizer": "adamw" if "betas" in groups[0] else "sgd", "decay_all": len(groups) == 1}
+    if isinstance(content.get("facts"), dict):
+        return {**content["facts"], **told}
+    model = note.get("model") if isinstance(note.get("model"), dict) else {}
+    assert model is not None
+    told |= {name: model[name] for name in ("recipe", "projection", "queue_size", "head", "ema") if name in model}
+    if isinstance(model.get("backbone"), dict):
+        told |= _parts_of(model["backbone"])
+    names = {"data": "dataset_id", "fraction": "fraction", "ranks": "world_size"}
+    return told | {name: note[key] for name, key in names.items() if note.get(key) is not None}
+
+
+def judge(file: str, saved: Facts, here: Facts, *, epoch: int, seen: int, own: bool) -> Verdict:
+    """Whether a run with the facts `here` may continue checkpoint `file`, which stands `seen` images into `epoch`.
+
+    `own`: it is the newest of the run's own folder, asked for with `auto`. Raises WrongUse.
+    """
+    mid_epoch = seen > 0
+    differing = list(differences(saved, here))
+    for rule in differing:
+        if rule.between is REFUSED:
+            raise WrongUse(_misfit(file, rule.name, saved[rule.name], here[rule.name]))
+        if rule.answer(mid_epoch) is REFUSED:
+            raise WrongUse(_too_early(file, rule, saved, here, epoch))
+    notes = [_note(rule, saved, here) for rule in differing if rule.answer(mid_epoch) is SAID]
+    if here["epochs"] <= epoch:
+        # A supervisor may start a run again that ended right after its last checkpoint.
+        finished = own and not mid_epoch and saved.get("epochs", epoch) == here["epochs"] == epoch
+        if not finished:
+            raise WrongUse(f"{file}: {epoch} epochs are done already; give train.epochs={epoch + 1} or more")
+        notes.append(f"all {epoch} epochs are done already; train.epochs={epoch + 1} or more trains on")
+    unknown = [rule.key for rule in RULES if rule.name in here and rule.name not in saved]
+    if unknown:
+        notes.append(f"{file} does not record {', '.join(unknown)}: taken as unchanged")
+    return Verdict(tuple(notes), other_data=any(rule.name == "data" for rule in differing))
+
+
+def differences(saved: Facts, here: Facts) -> Iterator[Rule]:
+    """The rules whose facts are known on both sides and differ, in the order of `RULES`."""
+    explained = False  # a number of images that follows from another difference is not told by itself
+    for rule in RULES:
+        if rule.name not in saved or rule.name not in here or (rule.name == "rows" and explained):
+            continue
+        same = saved[rule.name] == here[rule.name]
+        if isinstance(here[rule.name], dict):  # an older version may not know every key
+            same = not _changed(saved[rule.name], here[rule.name])
+        if rule.name == "data":
+            same = same and not _other_rows(saved, here)
+        if not same:
+            explained = explained or rule.name in ("data", "fraction", "labels")
+            yield rule
+
+
+def _parts_of(backbone: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The keys of a backbone by the rule that they fall under."""
+    apart = {"regularisation": REGULARISATION, "gradient_checkpointing": WITHOUT_EFFECT}
+    parts = {name: {key: backbone[key] for key in keys if key in backbone} for name, keys in apart.items()}
+    rest = {key: value for key, value in backbone.items() if key not in (*REGULARISATION, *WITHOUT_EFFECT)}
+    return {"backbone": rest, **parts}
+
+
+def _changed(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    return [key for key in here if key in saved and saved[key] != here[key]]
+
+
+def _other_rows(saved: Facts, here: Facts) -> bool:
+    """Whether row numbers mean other images, where a recipe remembers any: the file has another number of rows."""
+    counts = saved.get("images"), here.get("images")
+    return None not in counts and counts[0] != counts[1]
+
+
+def _misfit(file: str, name: str, old: Any, new: Any) -> str:
+    """The sentence for what never fits."""
+    afresh = "or give its path as train.warm_start, not train.resume, to use its backbone alone"
+    if name == "classes":
+        return f"{file} learnt other labels; give the labels it was trained with, {afresh}"
+    if name == "backbone":
+        key = _changed(old, new)[0]
+        given, now = f"backbone.{key}={_word(old[key])}", _word(new[key])
+    elif name == "projection":
+        given = f"recipe.moco.projection_hidden={old[0]} recipe.moco.projection_dim={old[1]}"
+        now = f"{new[0]} and {new[1]}"
+    elif name == "ema":
+        given, now = ("recipe.ema=0.999", "0") if old else ("recipe.ema=0", "a mean of its weights")
+    else:
+        rule = next(rule for rule in RULES if rule.name == name)
+        given, now = f"{rule.key}={_word(old)}", _word(new)
+    return f"{file} does not fit this configuration: it was made with {given}, here it is {now}; give {given}, {afresh}"
+
+
+def _too_early(file: str, rule: Rule, saved: Facts, here: Facts, epoch: int) -> str:
+    """The sentence for what fits only between two epochs."""
+    needed, now = _named(rule, saved, here)
+    return (
+        f"{file} is in the middle of epoch {epoch + 1}, which needs {needed}, and this run has {now}; "
+        f"give {needed}, or a checkpoint of a whole epoch"
+    )
+
+
+def _named(rule: Rule, saved: Facts, here: Facts) -> tuple[str, str]:
+    """What a fact was and what it is, each with its name."""
+    old, new = saved[rule.name], here[rule.name]
+    if rule.name == "data":
+        if old != new:
+            return f"data set {old}", f"data set {new}"
+        return f"a file of {saved['images']} images", f"one of {here['images']}"
+    if rule.name == "labels":
+        return "the labels it was trained with", "others"
+    if rule.name == "rows":
+        return f"its {old} training images", f"{new}"
+    return f"{rule.key}={_word(old)}", _word(new)
+
+
+def _note(rule: Rule, saved: Facts, here: Facts) -> str:
+    """What is said of a difference that does not stop a run."""
+    old, new = saved[rule.name], here[rule.name]
+    if rule.name == "regularisation":
+        return ", ".join(f"backbone.{key} {_word(new[key])}, was {_word(old[key])}" for key in _changed(old, new))
+    if rule.name == "data":
+        anew = "; pseudo-IDs and queue begin anew" if here.get("images") is not None else ""
+        was, now = _named(rule, saved, here)
+        return f"continues with other data ({now}, was {was}){anew}"
+    if rule.name == "labels":
+        return "continues with other labels"
+    return f"{rule.key} {_word(new)}, was {_word(old)}"
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
