@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.config import Config, TrainConfig, read_command_line, save_resolved
+from app.config import Config, read_command_line, save_resolved
 from app.data.alike import refuse_others
 from app.data.dataset import Dataset, Rows, chances, epoch_order
 from app.data.feed import feed
@@ -34,9 +33,12 @@ from app.mining.refresh import PRECISION, Interlude
 from app.recipes import RECIPES, Batch, Recipe
 from app.runtime import checkpoint, dist
 from app.runtime.checkpoint import TrainState
+from app.runtime.compiler import refuse_without_compiler
+from app.runtime.devices import refuse_missing_gpus
 from app.runtime.dist import World
 from app.runtime.folder import RunFolder
 from app.runtime.pace import Pace
+from app.runtime.precision import settle
 from app.runtime.schedule import learning_rate
 from app.runtime.stop import Stop
 from app.runtime.track import Tracker, tracker
@@ -44,6 +46,12 @@ from app.runtime.track import Tracker, tracker
 
 def main(argv: list[str]) -> int:
     stop = Stop().listen()
+    try:
+        refuse_missing_gpus()  # before ranks meet: they must agree on CPU or GPU
+    except WrongUse as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(error, file=sys.stderr)
+        return EXIT_WRONG_USE
     with dist.world() as here:  # first of all: what one machine lacks has to end the others, too
         try:
             text, runs = what_is_asked(argv, here)
@@ -78,6 +86,7 @@ def what_is_asked(argv: list[str], here: World) -> tuple[str | None, list[tuple[
 
 def run(config: Config, data: Dataset, here: World, stop: Stop, *, number: int | None) -> int:
     """One run in a folder of its own, with its end recorded; `number` is its place in a sweep. The exit code."""
+    config.train.precision = settle(config.train.precision, here)  # before any record of the configuration
     by_hand = f"runs/{'by-hand' if number is None else 'sweep'}-{time.strftime('%Y%m%d-%H%M%S')}"
     place = Path(config.run.dir or dist.from_main(by_hand, here))
     folder = RunFolder(place if number is None else place / str(number))
@@ -158,8 +167,10 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
 def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track: Tracker, stop: Stop) -> Training:
     """Everything a run needs, on its device; nothing is loaded yet, and room for checkpoints is seen to."""
     started, settings = time.monotonic(), config.train
+    settings.precision = settle(settings.precision, here)
     with dist.together(here):
-        refuse_without_compiler(settings)
+        if settings.compile:
+            refuse_without_compiler(here.device.type)
     if here.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = settings.tf32
@@ -191,6 +202,8 @@ def begin(t: Training) -> None:
         "start",
         t.state,
         world_size=t.here.size,
+        device=t.here.device.type,
+        precision=settings.precision,
         epochs=settings.epochs,
         steps_per_epoch=math.ceil(t.rows / t.update_size),
         global_batch=t.update_size,
@@ -311,13 +324,6 @@ def refuse_unfit_files(config: Config, here: World) -> None:
             f"run.dir={folder.path} holds checkpoints of an earlier run; "
             "give train.resume=auto to go on with it, or another run.dir"
         )
-
-
-def refuse_without_compiler(settings: TrainConfig) -> None:
-    """torch.compile finds out in the first step, in pages of it."""
-    compilers = [os.environ.get("CXX", "g++"), "clang++", "cl"]
-    if settings.compile and not any(shutil.which(compiler) for compiler in compilers):
-        raise WrongUse("train.compile=true needs a C++ compiler such as g++; install one, or give train.compile=false")
 
 
 def build_optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
