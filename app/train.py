@@ -37,6 +37,7 @@ from app.runtime.compiler import refuse_without_compiler
 from app.runtime.devices import refuse_missing_gpus
 from app.runtime.dist import World
 from app.runtime.folder import RunFolder
+from app.runtime.fit import OutOfMemory, step_fits
 from app.runtime.pace import Pace
 from app.runtime.precision import settle
 from app.runtime.schedule import learning_rate
@@ -96,6 +97,14 @@ def run(config: Config, data: Dataset, here: World, stop: Stop, *, number: int |
     except WrongUse as error:
         track.event("end", TrainState(), reason="wrong_use", message=str(error), seconds=0.0)
         return EXIT_WRONG_USE
+    except OutOfMemory as error:
+        track.event("end", TrainState(), reason="failed", message=str(error), seconds=0.0)
+        if not here.first_of_machine:
+            print(error, file=sys.stderr)
+        if here.size > 1:  # the others wait for this one in a collective, and torchrun ends them
+            track.close()
+            dist.leave(1)
+        return 1
     except (NotFinite, SearchInexact) as error:
         last_good = dist.from_main(checkpoint.newest(folder) if here.is_main else None, here)
         message = f"{error}; the last good checkpoint is {last_good.name if last_good else 'none yet'}"
@@ -150,7 +159,8 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
         stopped = not begin_epoch(t)
         micro_batches = batches(config, t.recipe, data, state, here)
         while state.seen < t.rows and not (stopped := stopped or t.stopping()):
-            step(t, micro_batches, pace)
+            with step_fits(config, here.device):
+                step(t, micro_batches, pace)
         measured = None
         epoch_complete = state.seen == t.rows
         if epoch_complete:

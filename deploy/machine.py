@@ -105,6 +105,7 @@ class Hardware:
     gpu_memory_bytes: int | None = None  # of the smallest one
     capability: tuple[int, int] | None = None  # of the oldest one
     driver: str | None = None
+    shm_bytes: int | None = None  # size of /dev/shm; None where there is none
     why: str | None = None  # there is no GPU, where a reason is known
 
 

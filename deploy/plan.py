@@ -22,6 +22,7 @@ from deploy.settings import Settings
 
 GRACE_S = 60  # for the checkpoint, between a stop and the kill
 NO_COMMIT = "none"
+TINY_SHM_BYTES = 256 << 20
 DEVICES = "SNIPERFACE_DEVICES"  # how many GPUs a machine's job must find; 0: it trains on the CPU
 TRAIN_LABELS = "train_labels.npy"  # beside staged images
 
@@ -374,12 +375,19 @@ def _environment(facts: Facts, processes: int | None) -> dict[str, str]:
         "PYTHONUTF8": "1",
         "PYTHONIOENCODING": "utf-8",  # the user's own, made for a terminal, would end a job that logs a name in it
     }
+    if _has_tiny_shm(facts.hardware):
+        values["NCCL_SHM_DISABLE"] = "1"  # it exchanges by other ways then, instead of failing there
     if facts.place and facts.place.interface:
         values |= {"GLOO_SOCKET_IFNAME": facts.place.interface, "NCCL_SOCKET_IFNAME": f"={facts.place.interface}"}
     if facts.windows:
         return {**values, "USE_LIBUV": "0"}
     # Blocks of GPU memory grow in place: mining between two epochs leaves training no fragments.
     return {**values, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
+def _has_tiny_shm(hardware: Hardware | None) -> bool:
+    """Several GPUs, and a /dev/shm of a container's 64 MB: NCCL takes 10 MB for each channel between two ranks."""
+    return bool(hardware and hardware.gpus > 1 and (hardware.shm_bytes or TINY_SHM_BYTES) < TINY_SHM_BYTES)
 
 
 def _precision(settings: Settings, facts: Facts) -> str:

@@ -101,7 +101,8 @@ def _ready_data(
     screen: Screen,
 ) -> Ready:
     dataset = checked.dataset or _found_there(machine, shell, checked, facts, folder, screen)
-    place = staging.choose_place(shell, settings, machine.root, dataset, checked.request.fraction)
+    gpus = facts.hardware.gpus if facts.hardware else 0
+    place = staging.choose_place(shell, settings, machine.root, dataset, checked.request.fraction, gpus=gpus)
     pack_images(settings, checked, screen)  # should somebody have removed what was packed
     packing = data.packing_of(settings.notes, dataset, checked.request.fraction, checked.request.pack)
     facts = replace(

@@ -102,7 +102,9 @@ def expand(path: str) -> str:
 
 def hardware() -> dict[str, Any]:
     """Cores and memory that this machine may use, not those of its host. Of GPUs only the job's environment knows."""
-    return {"gpus": 0, "cores": cores(), "memory_bytes": memory_bytes()}
+    shm = "/dev/shm"  # noqa: S108 - this machine's own
+    shm_bytes = shutil.disk_usage(shm).total if os.path.isdir(shm) else None
+    return {"gpus": 0, "cores": cores(), "memory_bytes": memory_bytes(), "shm_bytes": shm_bytes}
 
 
 def cores() -> int:

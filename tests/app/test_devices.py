@@ -9,10 +9,12 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from app.config import load
 from app.errors import WrongUse
-from app.runtime import compiler, devices
+from app.runtime import compiler, devices, fit
 from app.runtime.precision import resolve
 from tests.app.ranks import run_ranks
 from tests.app.training import PROJECT, TINY
@@ -141,3 +143,52 @@ def test_what_compiling_lacks_is_named(
         compiler.refuse_without_compiler(device)
     assert words in str(caught.value)
     assert str(caught.value).endswith("or give train.compile=false")
+
+
+STARVED = """
+import re, resource, sys
+from pathlib import Path
+from app import train
+pages = int(re.search(r"VmSize:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (pages + (600 << 20), resource.RLIM_INFINITY))
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's: run on Linux")
+def test_a_step_that_finds_no_memory_is_one_sentence_with_a_batch_to_try(small_data: Path, tmp_path: Path) -> None:
+    """A real allocation that the system refuses."""
+    words = [*TINY, "train.batch.size=16384", f"data.binary_cache_path={small_data}", f"run.dir={tmp_path / 'run'}"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", STARVED, *words],
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (
+        "a step with train.batch.size=16384 in fp32 does not fit into memory; give train.batch.size=8192 "
+        "train.batch.grad_accum_steps=2, the same global batch, or backbone.gradient_checkpointing=true"
+    ) in done.stdout
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    ],
+)
+def test_what_gpus_say_without_memory_is_known(error: RuntimeError) -> None:
+    config = load(["train.batch.size=7"])
+    with (
+        pytest.raises(fit.OutOfMemory, match=r"train\.batch\.size=7 .*; give backbone\.gradient_checkpointing=true"),
+        fit.step_fits(config, torch.device("cpu")),
+    ):
+        raise error
+    with pytest.raises(RuntimeError, match="another"), fit.step_fits(config, torch.device("cpu")):
+        raise RuntimeError("another")
