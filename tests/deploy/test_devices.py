@@ -243,3 +243,41 @@ def test_what_is_seen_here_is_what_the_plan_counts(look: Look, tmp_path: Path) -
 )  # fmt: skip
 def test_an_answer_of_another_kind_is_no_answer(text: str) -> None:
     assert devices.parse(text) is None
+
+
+FAISS = """
+import numpy
+__version__ = "1.15.1"
+class IndexFlatIP:
+    def __init__(self, size): self.on_gpu = False
+    def add(self, vectors): self.vectors = vectors
+    def search(self, vectors, count):
+        if self.on_gpu:
+            raise RuntimeError("CUDA error 209 no kernel image is available for execution on the device\\nat Foo.cu")
+        return None, numpy.argsort(-(vectors @ self.vectors.T))[:, :count]
+def index_cpu_to_gpu(resources, number, index):
+    index.on_gpu = True
+    return index
+StandardGpuResources = object
+get_num_gpus = lambda: {gpus}
+"""
+
+
+@pytest.mark.parametrize(
+    ("gpus", "said"),
+    [
+        (0, "1.15.1, on the CPU"),
+        (1, "note: 1.15.1 fails on a GPU (CUDA error 209 no kernel image is available for execution on the device): "
+            "mining searches with torch there, as long as mining.backend=faiss is not set"),
+    ],
+)  # fmt: skip
+def test_a_search_that_fails_on_the_card_is_a_note_with_the_way_that_is_left(
+    gpus: int, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "faiss.py").write_text(FAISS.replace("{gpus}", str(gpus)))
+    ask = (
+        "import sys; sys.path[:0] = sys.argv[1:]\nfrom deploy.pod import selftest\n"
+        "try: print(selftest.faiss())\nexcept selftest.Note as note: print(f'note: {note}')"
+    )
+    argv = [sys.executable, "-c", ask, str(tmp_path), str(devices.PROBE.parents[2])]
+    assert LocalShell().run(argv).text.strip() == said
