@@ -40,6 +40,8 @@ class Devices:
 
     @property
     def versions(self) -> str:
+        if self.torch is None and not self.why:
+            return "nothing of NVIDIA's driver is there"
         return f"torch {self.torch or 'none'}, CUDA {self.cuda or 'none'}, NVIDIA driver {self.driver or 'unknown'}"
 
 
@@ -91,7 +93,7 @@ def fault(devices: Devices, device: str, *, promised: int | None = None, is_here
     `device`: the target's key. `promised`: GPUs that are paid for. `is_here`: this computer, which may train on its CPU
     where its driver is broken, as long as it says so.
     """
-    count, because = len(devices.gpus), f" ({devices.versions}): {devices.why or 'no reason is known.'}"
+    count, because = len(devices.gpus), f" ({devices.versions})" + (f": {devices.why}" if devices.why else "")
     if device == CPU:
         return None
     if promised and count < promised:

@@ -23,7 +23,7 @@ VIEWS_KEPT = 10  # arrays [batch, 3, S, S] in fp32: two views, and what augmenta
 MARGIN_BYTES = 1536 * MIB  # CUDA's context, cuDNN's and NCCL's buffers; not measured on a GPU yet
 MARGIN_SHARE = 0.1  # of what is saved: gradients of activations, fragments; not measured on a GPU yet
 BF16_FROM = (8, 0)  # compute capability
-BEFORE_AMPERE = re.compile(r"\b(V100|P100|P40|P4|T4|K80|M60|GTX|TITAN|Quadro|RTX (20\d\d|[3-8]000)\b(?! Ada))", re.I)
+BEFORE_AMPERE = re.compile(r"\b(V100|P100|P40|P4|T4|K80|M60|GTX|TITAN|Quadro|RTX (20\d\d|[3-8]000)\b(?! Ada))\b", re.I)
 SHAPE = ("name", "layers", "width", "embedding_dim", "patch_size")  # of a backbone: what its figures depend on
 
 
@@ -152,7 +152,7 @@ def _fixed_bytes(config: Mapping[str, Any], figures: Mapping[str, Any], precisio
         trained += int(moco["projection_hidden"]) * (width + int(moco["projection_dim"]))
         copied = trained
         queue = int(moco["queue_size"]) * int(moco["projection_dim"])
-    state = trained * STATE.get(config["train"]["optimizer"]["name"], max(STATE.values()))
+    state = trained * STATE.get(config["train"].get("optimizer", {}).get("name"), max(STATE.values()))
     kind = "fp32" if precision == "fp32" else "half"
     in_a_step = float(figures.get("saved_mib_fixed", {}).get(kind, 0.0)) * MIB
     return int(state + (copied + queue) * FP32 + in_a_step) + MARGIN_BYTES

@@ -37,7 +37,7 @@ def catalogue() -> dict[str, Gpu]:
         Gpu("NVIDIA RTX A4500", 0.25, 20, 4, {"EU-RO-1": "HIGH", "US-KS-2": "LOW"}),
         Gpu("NVIDIA RTX A5000", 0.27, 24, 8, {"EU-RO-1": "MEDIUM", "US-TX-3": "HIGH"}),
         Gpu("NVIDIA A40", 0.40, 48, 8, {"EU-SE-1": "HIGH", "US-KS-2": "HIGH"}),
-        Gpu("NVIDIA H100 80GB HBM3", 2.69, 80, 8, {"US-KS-2": "LOW"}),
+        Gpu("NVIDIA H100 80GB HBM3", 2.69, 80, 8, {"US-KS-2": "LOW"}, ("13.0",)),
         Gpu("NVIDIA GeForce RTX 3070", 0.13, 8, 2, {}),
     ]
     return {gpu.id: gpu for gpu in gpus}
