@@ -36,8 +36,8 @@ from app.runtime.checkpoint import TrainState
 from app.runtime.compiler import refuse_without_compiler
 from app.runtime.devices import refuse_missing_gpus
 from app.runtime.dist import World
-from app.runtime.folder import RunFolder
 from app.runtime.fit import OutOfMemory, step_fits
+from app.runtime.folder import RunFolder
 from app.runtime.pace import Pace
 from app.runtime.precision import settle
 from app.runtime.schedule import learning_rate
