@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import WrongUse
+from deploy.machine import Card, Hardware
 from deploy.settings import read_yaml
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -46,6 +47,32 @@ class Need:
             return f"not known: {self.why}"
         there = "an unknown size" if self.available_bytes is None else f"{self.available_bytes / GIB:.1f} GiB"
         return f"about {self.needed_bytes / GIB:.1f} GiB of {there} on each GPU{f' ({self.why})' if self.why else ''}"
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """What is known of the GPUs of a run: those of the machine, or those that would be rented first."""
+
+    hardware: Hardware | None
+    card: Card | None
+    device: str  # the target's key
+
+    def precision(self, wish: str) -> str:
+        """train.precision as the job will settle it; the wish itself where nothing is known yet."""
+        if self.hardware:
+            return resolve(wish, self.hardware.capability, self.hardware.gpu)
+        if self.device == "cpu":
+            return resolve(wish, None, None)
+        return resolve(wish, None, self.card.name) if self.card else wish
+
+    def need(self, config: Mapping[str, Any], table: Mapping[str, Any], precision: str) -> Need | None:
+        """None on a CPU, and where nothing is known of the GPUs."""
+        if self.hardware:
+            there = self.hardware.gpu_memory_bytes
+            return of_step(config, table, precision, there) if self.hardware.gpus else None
+        if self.card is None or self.device == "cpu":
+            return None
+        return of_step(config, table, precision, self.card.memory_bytes)
 
 
 def resolve(wish: str, capability: tuple[int, int] | None, gpu: str | None) -> str:

@@ -167,7 +167,8 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
     run_dir = root / "runs" / run_id
     resume = facts.continues.resume if facts.continues else _resume(request, run_dir)
     processes = _processes(settings, facts.hardware)
-    precision = _precision(settings, facts)
+    gpus = memory.Gpus(facts.hardware, facts.card, settings.target.device)
+    precision = gpus.precision(str(facts.config["train"].get("precision", "fp32")))
     data_path = facts.data_path or wanted_path(settings, root, facts.data, request.fraction)
     snapshot = facts.snapshot or facts.code.tree
     overrides = user_overrides(request, tryout=tryout)
@@ -198,7 +199,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         overrides=overrides,
         resume=resume,
         precision=precision,
-        memory=_memory(settings, facts, precision),
+        memory=gpus.need(facts.config, facts.memory, precision),
         gpu=facts.hardware.gpu if facts.hardware else None,
         gpus=facts.hardware.gpus if facts.hardware else None,
         no_gpu=facts.hardware.why if facts.hardware else None,
@@ -388,26 +389,6 @@ def _environment(facts: Facts, processes: int | None) -> dict[str, str]:
 def _has_tiny_shm(hardware: Hardware | None) -> bool:
     """Several GPUs, and a /dev/shm of a container's 64 MB: NCCL takes 10 MB for each channel between two ranks."""
     return bool(hardware and hardware.gpus > 1 and (hardware.shm_bytes or TINY_SHM_BYTES) < TINY_SHM_BYTES)
-
-
-def _precision(settings: Settings, facts: Facts) -> str:
-    wish, hardware = str(facts.config["train"].get("precision", "fp32")), facts.hardware
-    if hardware:
-        return memory.resolve(wish, hardware.capability, hardware.gpu)
-    if settings.target.device == "cpu":
-        return memory.resolve(wish, None, None)
-    return memory.resolve(wish, None, facts.card.name) if facts.card else wish
-
-
-def _memory(settings: Settings, facts: Facts, precision: str) -> Need | None:
-    """Of what is there, else of what would be rented; None on a CPU, and where nothing is known of the GPUs."""
-    if facts.hardware:
-        if not facts.hardware.gpus:
-            return None
-        return memory.of_step(facts.config, facts.memory, precision, facts.hardware.gpu_memory_bytes)
-    if facts.card is None or settings.target.device == "cpu":
-        return None
-    return memory.of_step(facts.config, facts.memory, precision, facts.card.memory_bytes)
 
 
 def _dollars(minutes: float | None, usd_per_hour: float | None) -> float | None:

@@ -10,14 +10,14 @@ from typing import Any
 
 from deploy import devices, guard, job, runs
 from deploy.devices import Devices
-from deploy.errors import CannotTrain, WrongUse, command, unknown
+from deploy.errors import CannotTrain, NoMachine, WrongUse, command, unknown
 from deploy.machine import Machine, MachineSpec, Provider
 from deploy.pod.folder import FINAL_STATES, RunFolder
 from deploy.pod.lock import Busy, Lock, is_held, read_holder
 from deploy.providers import PROVIDERS
 from deploy.runs import Record
 from deploy.settings import Settings, load
-from deploy.shell import LocalShell, Shell, open_shell
+from deploy.shell import LinkLost, LocalShell, Shell, open_shell
 
 
 class Reach:
@@ -59,6 +59,9 @@ class Reach:
             fault = devices.fault(found, device, promised=machine.gpus)
             if fault:
                 raise CannotTrain(fault, next_command=devices.advice(self.settings.target.name))
+        except LinkLost as lost:
+            self.forget(machine.name)
+            raise NoMachine(lost.message, evidence=lost.evidence) from lost
         except BaseException:
             self.forget(machine.name)
             raise
