@@ -24,11 +24,13 @@ RUN mkdir /to \
 
 FROM ${BASE_IMAGE}
 
+# g++ and python3-dev are for train.compile=true: torch writes C++ for CPUs, Triton a launcher in C for GPUs, and both
+# include Python.h.
 # openssh-server makes host keys when it is installed. In an image they would be the same for everybody: away with them,
 # in this very layer; boot.py makes new ones in each container.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-        ca-certificates git openssh-server python3 python3-venv tmux \
+        ca-certificates g++ git openssh-server python3 python3-dev python3-venv tmux \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /etc/ssh/ssh_host_*
 
 # Dependencies have their layer before anything of ours.

@@ -27,6 +27,7 @@ from app.runtime import checkpoint, dist
 from app.runtime.command import answer
 from app.runtime.dist import ALONE, World
 from app.runtime.folder import RunFolder
+from app.runtime.precision import settle
 from app.runtime.stop import Stop
 
 
@@ -65,6 +66,7 @@ def decide(argv: list[str]) -> tuple[Path, Path, list[str]]:
 
 def mine(path: Path, out: Path, config: Config, data: Dataset, here: World, stop: Stop) -> str:
     """Write the pseudo-IDs of `data` to `out`; returns what to tell."""
+    config.train.precision = settle(config.train.precision, here)
     backbone = build_backbone(config.backbone).to(here.device)
     checkpoint.load_backbone(path, backbone)
     interlude = Interlude(out, stop.asked.is_set, tell if here.is_main else quiet)

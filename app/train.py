@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.config import Config, TrainConfig, read_command_line, save_resolved
+from app.config import Config, read_command_line, save_resolved
 from app.data.alike import refuse_others
 from app.data.dataset import Dataset, Rows, chances, epoch_order, identity
 from app.data.feed import feed
@@ -34,11 +33,15 @@ from app.mining.refresh import PRECISION, Interlude
 from app.recipes import RECIPES, Batch, Recipe
 from app.runtime import checkpoint, dist
 from app.runtime.checkpoint import TrainState
+from app.runtime.compiler import refuse_without_compiler
+from app.runtime.devices import refuse_missing_gpus
 from app.runtime.dist import World
 from app.runtime.finite import NotFinite, noticed_together
+from app.runtime.fit import OutOfMemory, step_fits
 from app.runtime.folder import RunFolder
 from app.runtime.optimizer import build_optimizer
 from app.runtime.pace import Pace
+from app.runtime.precision import settle
 from app.runtime.resume import facts_of
 from app.runtime.schedule import learning_rate
 from app.runtime.start import refuse_unfit_files, to_resume
@@ -48,6 +51,12 @@ from app.runtime.track import Tracker, tracker
 
 def main(argv: list[str]) -> int:
     stop = Stop().listen()
+    try:
+        refuse_missing_gpus()  # before ranks meet: they must agree on CPU or GPU
+    except WrongUse as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(error, file=sys.stderr)
+        return EXIT_WRONG_USE
     with dist.world() as here:  # first of all: what one machine lacks has to end the others, too
         try:
             with stop.at_once(here):
@@ -85,6 +94,7 @@ def what_is_asked(argv: list[str], here: World) -> tuple[str | None, list[tuple[
 
 def run(config: Config, data: Dataset, here: World, stop: Stop, *, number: int | None) -> int:
     """One run in a folder of its own, with its end recorded; `number` is its place in a sweep. The exit code."""
+    config.train.precision = settle(config.train.precision, here)  # before any record of the configuration
     by_hand = f"runs/{'by-hand' if number is None else 'sweep'}-{time.strftime('%Y%m%d-%H%M%S')}"
     place = Path(config.run.dir or dist.from_main(by_hand, here))
     folder = RunFolder(place if number is None else place / str(number))
@@ -94,6 +104,14 @@ def run(config: Config, data: Dataset, here: World, stop: Stop, *, number: int |
     except WrongUse as error:
         track.event("end", TrainState(), reason="wrong_use", message=str(error), seconds=0.0)
         return EXIT_WRONG_USE
+    except OutOfMemory as error:
+        track.event("end", TrainState(), reason="failed", message=str(error), seconds=0.0)
+        if not here.first_of_machine:
+            print(error, file=sys.stderr)
+        if here.size > 1:  # the others wait for this one in a collective, and torchrun ends them
+            track.close()
+            dist.leave(1)
+        return 1
     except (NotFinite, SearchInexact) as error:
         last_good = dist.from_main(checkpoint.newest(folder) if here.is_main else None, here)
         message = f"{error}; the last good checkpoint is {last_good.name if last_good else 'none yet'}"
@@ -155,7 +173,8 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
         stopped = not begin_epoch(t)
         micro_batches = batches(config, t.recipe, data, state, here)
         while state.seen < t.rows and not (stopped := stopped or t.stopping()):
-            step(t, micro_batches, pace)
+            with step_fits(config, here.device):
+                step(t, micro_batches, pace)
         measured = None
         epoch_complete = state.seen >= t.rows
         if epoch_complete:
@@ -172,8 +191,10 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
 def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track: Tracker, stop: Stop) -> Training:
     """Everything a run needs, on its device; nothing is loaded yet, and room for checkpoints is seen to."""
     started, settings = time.monotonic(), config.train
+    settings.precision = settle(settings.precision, here)
     with dist.together(here):
-        refuse_without_compiler(settings)
+        if settings.compile:
+            refuse_without_compiler(here.device.type)
     if here.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = settings.tf32
@@ -213,6 +234,8 @@ def begin(t: Training) -> None:
         "start",
         t.state,
         world_size=t.here.size,
+        device=t.here.device.type,
+        precision=settings.precision,
         epochs=settings.epochs,
         steps_per_epoch=math.ceil(t.rows / t.update_size),
         global_batch=t.update_size,
@@ -348,13 +371,6 @@ def embedding_progress(track: Tracker, state: TrainState, every_s: float = 10.0)
             track.event("embedding", state, done=done, total=total)
 
     return tell
-
-
-def refuse_without_compiler(settings: TrainConfig) -> None:
-    """torch.compile finds out in the first step, in pages of it."""
-    compilers = [os.environ.get("CXX", "g++"), "clang++", "cl"]
-    if settings.compile and not any(shutil.which(compiler) for compiler in compilers):
-        raise WrongUse("train.compile=true needs a C++ compiler such as g++; install one, or give train.compile=false")
 
 
 def batches(config: Config, recipe: Recipe, data: Dataset, state: TrainState, here: World) -> Iterator[Batch]:

@@ -7,14 +7,17 @@ import shutil
 import sys
 from dataclasses import dataclass
 
+from deploy import devices
 from deploy.code import look
+from deploy.devices import Devices
 from deploy.environment import settle
 from deploy.errors import BOOTSTRAP, DeployError, command
 from deploy.facts import app_config
+from deploy.machine import Machine
 from deploy.plan import family_name
 from deploy.reach import Reach
-from deploy.settings import Settings
-from deploy.shell import LocalShell
+from deploy.settings import Settings, Target
+from deploy.shell import LocalShell, Shell
 
 MIN_FREE_GIB = 5
 MISSING = {
@@ -64,12 +67,12 @@ def _machine(at: Reach) -> list[Finding]:
     try:
         machine = settle(machine, shell, at.settings.project)
         hardware = shell.hardware()
+        gpu = _gpu_there(at.settings, machine, shell)
         missing = [program for program in ("git", "tmux") if shell.which(program) is None]
         free_gib = shell.free_bytes(at.settings.stage_to or machine.root) / (1 << 30)
     except DeployError as error:
         return [Finding("machine", "problem", error.message, error.next_command)]
-    found = f"{machine.name}: {hardware.gpus} GPUs ({hardware.gpu or 'none'}), {hardware.cores} cores"
-    findings = [Finding("machine", "ok", found)]
+    findings = [Finding("machine", "ok", f"{machine.name}: {hardware.cores} cores"), gpu]
     findings += [Finding(name, *MISSING[name]) for name in missing]
     where = at.settings.stage_to or machine.root
     level = "ok" if free_gib > 1 else "warning"
@@ -115,12 +118,31 @@ def _tmux(_: Settings) -> Finding:
     return Finding("tmux", "warning", "not installed: jobs run without a terminal, `attach` cannot work", fix)
 
 
-def _gpu(_: Settings) -> Finding:
-    hardware = LocalShell().hardware()
-    if hardware.gpus == 0:
-        fix = "nothing for the try-out; for more, use a machine on which `nvidia-smi -L` lists a GPU"
-        return Finding("GPU", "warning", f"none found: training uses {hardware.cores} CPU cores", fix)
-    return Finding("GPU", "ok", f"{hardware.gpus} GPUs")
+def _gpu(settings: Settings) -> Finding:
+    found = devices.ask(LocalShell(), sys.executable, settings.project)
+    return gpu_finding(found, settings.target, is_here=True)
+
+
+def _gpu_there(settings: Settings, machine: Machine, shell: Shell) -> Finding:
+    """By the Python that trains there, once there is one."""
+    if shell.which(machine.python) is None:
+        return Finding("GPU", "ok", "asked when the training environment is made, by deploy or train")
+    return gpu_finding(devices.ask(shell, machine.python, machine.root), settings.target, promised=machine.gpus)
+
+
+def gpu_finding(found: Devices, target: Target, *, promised: int | None = None, is_here: bool = False) -> Finding:
+    """What training will use, and why it is not more."""
+    why = devices.fault(found, target.device, promised=promised, is_here=is_here)
+    if why:
+        return Finding("GPU", "problem", why, devices.advice(target.name))
+    if target.device == devices.CPU:
+        return Finding("GPU", "ok", "not used: device: cpu in the target's file")
+    if not found.gpus:
+        fix = "nothing for the try-out; for more, use a machine with a GPU of NVIDIA's and its driver"
+        reason = f" ({found.why})" if found.why else ""
+        return Finding("GPU", "warning", f"none found{reason}: training uses the CPU", fix)
+    names = ", ".join(f"{each.name} {each.memory_bytes / (1 << 30):.0f} GiB" for each in found.gpus)
+    return Finding("GPU", "ok", f"{len(found.gpus)} GPUs: {names} ({found.versions})")
 
 
 def _disk(settings: Settings) -> Finding:

@@ -4,6 +4,7 @@ DeployError            message, evidence (last lines seen), next command to type
 ├── StepFailed         1  the job or a step failed
 ├── WrongUse           2  the request cannot be carried out as typed
 └── NoMachine          3  the machine could not be had
+    └── CannotTrain    3  it is there, and cannot use its GPUs
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ class NoMachine(DeployError):
     """The machine could not be had."""
 
     exit_code = 3
+
+
+class CannotTrain(NoMachine):
+    """The machine is there, and the environment on it cannot use its GPUs."""
 
 
 def _secrets() -> list[str]:

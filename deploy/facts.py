@@ -11,8 +11,9 @@ from datetime import datetime
 from pathlib import Path, PurePath
 from typing import Any
 
-from deploy import checkpoints, code, data, guard, origins, packing, runs
+from deploy import checkpoints, code, data, devices, guard, memory, origins, packing, runs
 from deploy.errors import BOOTSTRAP, DeployError, StepFailed, WrongUse
+from deploy.machine import Card
 from deploy.origins import Origin
 from deploy.phases import NEWEST, Measured, kind_of
 from deploy.plan import Continuation, DataFacts, Facts
@@ -115,12 +116,14 @@ def gather(reach: Reach, checked: Checked) -> Facts:
         code=code.look(settings.project),
         data=_data_facts(settings, checked),
         config=checked.config,
-        hardware=LocalShell().hardware() if settings.is_local else None,
+        hardware=devices.here(LocalShell(), settings) if settings.is_local else None,
         windows=sys.platform == "win32" and settings.is_local,
         measured=_measured(settings, checked.config, checked.request.nodes or settings.target.nodes),
         phases=[record.phases for record in _newest(settings) if record.phases],
         usd_per_hour=_price(reach),
         continues=checked.continues,
+        card=_card(reach),
+        memory=memory.read(settings.project),
     )
 
 
@@ -202,6 +205,13 @@ def _price(reach: Reach) -> float | None:
     try:
         return reach.provider.price()
     except DeployError:  # no key, no answer: what it means for the run is said when a machine is asked for
+        return None
+
+
+def _card(reach: Reach) -> Card | None:
+    try:
+        return reach.provider.card()
+    except DeployError:  # as of the price
         return None
 
 

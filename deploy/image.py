@@ -37,6 +37,7 @@ FILES = (
 )
 # Of pyproject.toml only the packages that train: a lint rule is no reason for a new image.
 PACKAGES = re.compile(rb"^app = \[.*?^\]", re.MULTILINE | re.DOTALL)
+BASE_CUDA = re.compile(r"^ARG BASE_IMAGE=nvidia/cuda:(\d+\.\d+)", re.MULTILINE)
 CPU = {"BASE_IMAGE": "ubuntu:24.04", "FAISS": "faiss-cpu"}
 ENGINE_S = 60  # an engine that is there answers faster, also through ssh://
 
@@ -55,6 +56,16 @@ def environment(project: Path) -> str:
             content = b"".join(PACKAGES.findall(content))
         digest.update(f"{name}\0".encode() + hashlib.sha256(content).digest())
     return digest.hexdigest()[:12]
+
+
+def cuda(project: Path) -> str | None:
+    """The CUDA version that our image needs of a host's driver, such as 13.0: that of its base; None without a file."""
+    try:
+        text = (project / "Dockerfile").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = BASE_CUDA.search(text)
+    return found[1] if found else None
 
 
 def arguments(cpu: bool = False, base: str | None = None, pip_options: str | None = None) -> dict[str, str]:

@@ -13,7 +13,7 @@ from deploy.phases import Stopwatch
 from deploy.plan import Facts, Plan, going_on, make
 from deploy.pod.folder import RunFolder
 from deploy.reach import Reach, Reached
-from deploy.ready import acquired_all, bring_own_files, pack_images, ready_all
+from deploy.ready import acquired_all, bring_own_files, pack_images, ready_all, refuse_too_much
 from deploy.reaper import reap
 from deploy.request import Request, parse_request
 from deploy.runs import Record
@@ -39,7 +39,7 @@ def deploy(
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
             watch = Stopwatch()
             with acquired_all(at, plan, screen, watch) as machines:
-                made = ready_all(at, machines, checked, looked_up, screen, watch)[0]
+                made = ready_all(at, machines, checked, looked_up, screen, watch, trains=False)[0]
     packed = f" --pack {pack}" if pack else ""  # else the images would be sent again as they are
     on_all = f" --nodes {several}" if several else ""
     screen.say(f"target {target} is ready; train on it with: {command(f'train --on {target}{packed}{on_all}')}")
@@ -64,8 +64,10 @@ def train(
         if checked.note:
             screen.say(checked.note)
         if dry_run:
-            plan = make(at.settings, checked.request, facts.gather(at, checked), tryout=checked.tryout)
+            looked_up = facts.gather(at, checked)
+            plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
             screen.plan(plan, with_command=True)
+            refuse_too_much(plan, looked_up)
             return plan.to_json()
         with reach.launching(at.settings) as note:
             if not request.queue:
@@ -76,6 +78,7 @@ def train(
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
             note(plan.run_id)
             screen.plan(plan)
+            refuse_too_much(plan, looked_up)
             _agree(plan, at.settings.target.confirm_usd, screen, yes=yes)
             pack_images(at.settings, checked, screen)
             record, since = _start(at, plan, checked, looked_up, screen, keep=keep)

@@ -69,6 +69,7 @@ class Machine:
     id: str = ""  # the provider's own name for it
     created: float | None = None  # Unix seconds: since when it is paid for
     gpu: str | None = None  # as the provider calls it
+    gpus: int | None = None  # that are paid for; None where only the machine knows
     is_stopped: bool = False  # it computes nothing; `usd_per_hour` is then what its disk costs
     group: str | None = None  # the provider's name for what it is a part of, and is released with; None: it is alone
 
@@ -97,10 +98,24 @@ class Volume:
 class Hardware:
     """What decides how many processes train, and whether the data has room."""
 
-    gpus: int
+    gpus: int  # that the environment which trains can use; see deploy/devices.py
     cores: int  # that this machine may use: a container's share, not its host's
     memory_bytes: int | None = None  # likewise; None where it cannot be told
     gpu: str | None = None  # the name of the first one
+    gpu_memory_bytes: int | None = None  # of the smallest one
+    capability: tuple[int, int] | None = None  # of the oldest one
+    driver: str | None = None
+    shm_bytes: int | None = None  # size of /dev/shm; None where there is none
+    why: str | None = None  # there is no GPU, where a reason is known
+
+
+@dataclass(frozen=True)
+class Card:
+    """GPUs of one kind, as a provider offers them."""
+
+    name: str
+    count: int
+    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -117,10 +132,12 @@ class Place:
 class Provider(Protocol):
     """Makes machines of one kind. `find` returns nothing for an unknown name; `release` of what is gone is success.
 
-    `say` is told, in words, what is waited for.
+    `say` is told, in words, what is waited for. `check` is called with each machine that was made or found, before
+    `acquire` hands it out; it raises NoMachine for one that cannot train, and what was made is then released.
     """
 
     say: Callable[[str], None]
+    check: Callable[[Machine], None]
 
     def acquire(self, spec: MachineSpec) -> Machine:
         """A machine of the family that is there already, or a new one named `spec.name`; NoMachine when neither is."""
@@ -129,6 +146,9 @@ class Provider(Protocol):
 
     def price(self) -> float | None:
         """US dollars an hour of what `acquire` would ask for first; 0 where nothing is paid, None where none is had."""
+
+    def card(self) -> Card | None:
+        """The GPUs of what `acquire` would ask for first; None where that is known on the machine alone."""
 
     def list(self) -> list[Machine]:
         """Every machine of this project, of any target and run, that this provider knows."""

@@ -6,12 +6,14 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePath
 from typing import Any
 
-from deploy.machine import Hardware, Machine, Place
+from deploy import memory
+from deploy.machine import Card, Hardware, Machine, Place
+from deploy.memory import Need
 from deploy.phases import Measured, Phase, kind_of, predict, training_minutes
 from deploy.pod.folder import RunFolder
 from deploy.pod.restarts import resuming
@@ -20,6 +22,8 @@ from deploy.settings import Settings
 
 GRACE_S = 60  # for the checkpoint, between a stop and the kill
 NO_COMMIT = "none"
+TINY_SHM_BYTES = 256 << 20
+DEVICES = "SNIPERFACE_DEVICES"  # how many GPUs a machine's job must find; 0: it trains on the CPU
 TRAIN_LABELS = "train_labels.npy"  # beside staged images
 
 
@@ -99,6 +103,8 @@ class Facts:
     snapshot: str | None = None
     data_path: PurePath | None = None  # where the images are read, once the room there is known
     place: Place | None = None  # of this machine, once several of them have met
+    card: Card | None = None  # what the provider would rent first, before the machine can be asked
+    memory: Mapping[str, Any] = field(default_factory=dict)  # what conf/memory.yaml says of each backbone
 
 
 @dataclass(frozen=True)
@@ -126,8 +132,11 @@ class Plan:
     batch_size: int
     overrides: tuple[str, ...]
     resume: str
+    precision: str  # as the job will settle it; auto where that is not known yet
+    memory: Need | None  # of one GPU; None on a CPU, and where nothing is known of the GPUs
     gpu: str | None  # its name; None, like the next two, until the machine is there
     gpus: int | None
+    no_gpu: str | None  # why there is none, where a reason is known
     cores: int | None
     processes: int | None  # on each machine
     nodes: int
@@ -158,6 +167,8 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
     run_dir = root / "runs" / run_id
     resume = facts.continues.resume if facts.continues else _resume(request, run_dir)
     processes = _processes(settings, facts.hardware)
+    gpus = memory.Gpus(facts.hardware, facts.card, settings.target.device)
+    precision = gpus.precision(str(facts.config["train"].get("precision", "fp32")))
     data_path = facts.data_path or wanted_path(settings, root, facts.data, request.fraction)
     snapshot = facts.snapshot or facts.code.tree
     overrides = user_overrides(request, tryout=tryout)
@@ -187,8 +198,11 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         batch_size=int(facts.config["train"]["batch"]["size"]),
         overrides=overrides,
         resume=resume,
+        precision=precision,
+        memory=gpus.need(facts.config, facts.memory, precision),
         gpu=facts.hardware.gpu if facts.hardware else None,
         gpus=facts.hardware.gpus if facts.hardware else None,
+        no_gpu=facts.hardware.why if facts.hardware else None,
         cores=facts.hardware.cores if facts.hardware else None,
         processes=processes,
         nodes=nodes,
@@ -356,16 +370,25 @@ def _environment(facts: Facts, processes: int | None) -> dict[str, str]:
     values = {
         "SNIPERFACE_SUPERVISED": "1",
         "OMP_NUM_THREADS": str(max(1, cores // (processes or 1))),
+        # The app refuses to train with fewer, and on a CPU instead of them.
+        **({DEVICES: str(facts.hardware.gpus)} if facts.hardware else {}),
         "PYTHONUNBUFFERED": "1",
         "PYTHONUTF8": "1",
         "PYTHONIOENCODING": "utf-8",  # the user's own, made for a terminal, would end a job that logs a name in it
     }
+    if _has_tiny_shm(facts.hardware):
+        values["NCCL_SHM_DISABLE"] = "1"  # it exchanges by other ways then, instead of failing there
     if facts.place and facts.place.interface:
         values |= {"GLOO_SOCKET_IFNAME": facts.place.interface, "NCCL_SOCKET_IFNAME": f"={facts.place.interface}"}
     if facts.windows:
         return {**values, "USE_LIBUV": "0"}
     # Blocks of GPU memory grow in place: mining between two epochs leaves training no fragments.
     return {**values, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+
+
+def _has_tiny_shm(hardware: Hardware | None) -> bool:
+    """Several GPUs, and a /dev/shm of a container's 64 MB: NCCL takes 10 MB for each channel between two ranks."""
+    return bool(hardware and hardware.gpus > 1 and (hardware.shm_bytes or TINY_SHM_BYTES) < TINY_SHM_BYTES)
 
 
 def _dollars(minutes: float | None, usd_per_hour: float | None) -> float | None:

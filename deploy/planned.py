@@ -25,6 +25,8 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("fraction", f"{plan.fraction:g}"),
         ("job", f"recipe {plan.recipe}, backbone {plan.backbone['name']}, {plan.epochs} epochs"),
         ("processes", f"{_processes(plan)}, {plan.batch_size} images each"),
+        ("precision", plan.precision),
+        *([("GPU memory", plan.memory.words)] if plan.memory else []),
         ("resume", f"{plan.resume} (attempt {plan.attempt})"),
         ("expected minutes", f"{minutes} ({plan.expected_from})"),
         *_parts(plan),
@@ -56,7 +58,13 @@ def _hardware(plan: Plan) -> str:
     if plan.cores is None:
         return "the machine is still to be had" if plan.nodes == 1 else f"{plan.nodes} machines are still to be had"
     several = f"{plan.nodes} machines, the first with " if plan.nodes > 1 else ""
-    return f"{several}{plan.gpus} GPUs, {plan.cores} cores"
+    return f"{several}{gpus_of(plan)}, {plan.cores} cores"
+
+
+def gpus_of(plan: Plan) -> str:
+    if not plan.gpus:
+        return f"CPU ({plan.no_gpu})" if plan.no_gpu else "CPU"
+    return f"{plan.gpus} GPUs ({plan.gpu})"
 
 
 def _images(plan: Plan) -> str:

@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deploy import guard, job, runs
-from deploy.errors import WrongUse, command, unknown
+from deploy import devices, guard, job, runs
+from deploy.devices import Devices
+from deploy.errors import CannotTrain, NoMachine, WrongUse, command, unknown
 from deploy.machine import Machine, MachineSpec, Provider
 from deploy.pod.folder import FINAL_STATES, RunFolder
 from deploy.pod.lock import Busy, Lock, is_held, read_holder
 from deploy.providers import PROVIDERS
 from deploy.runs import Record
 from deploy.settings import Settings, load
-from deploy.shell import LocalShell, Shell, open_shell
+from deploy.shell import LinkLost, LocalShell, Shell, open_shell
 
 
 class Reach:
@@ -29,6 +30,7 @@ class Reach:
         self.settings = settings
         self.provider: Provider = PROVIDERS[name](settings)
         self.given_up: set[str] = set()  # machines whose guard could not release them
+        self.devices: dict[str, Devices] = {}  # of machines that were asked when they were acquired
         self._machines: dict[str, Machine | None] = {}
         self._shells: dict[str, Shell] = {}
 
@@ -42,9 +44,28 @@ class Reach:
     def acquire(self, spec: MachineSpec, say: Callable[[str], None]) -> Machine:
         """A machine of the target, made if there is none; `say` is told what is waited for."""
         self.provider.say = say
+        self.provider.check = self._check
         machine = self.provider.acquire(spec)
         self._machines[machine.name] = machine
         return machine
+
+    def _check(self, machine: Machine) -> None:
+        """Its environment must be able to use the GPUs that are paid for. Raises CannotTrain."""
+        self.forget(machine.name)  # what was known is of one that was given back
+        self._machines[machine.name] = machine
+        device = self.settings.target.device
+        try:
+            found = devices.ask(self.shell(machine), machine.python)
+            fault = devices.fault(found, device, promised=machine.gpus)
+            if fault:
+                raise CannotTrain(fault, next_command=devices.advice(self.settings.target.name))
+        except LinkLost as lost:
+            self.forget(machine.name)
+            raise NoMachine(lost.message, evidence=lost.evidence) from lost
+        except BaseException:
+            self.forget(machine.name)
+            raise
+        self.devices[machine.name] = found
 
     def machine(self, name: str) -> Machine | None:
         """The machine of this name, if it is still there."""
@@ -62,6 +83,7 @@ class Reach:
     def forget(self, name: str) -> None:
         """A machine that was released: who asks for it is told that it is gone."""
         self._machines[name] = None
+        self.devices.pop(name, None)
         shell = self._shells.pop(name, None)
         if shell is not None:
             shell.close()

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
-from deploy import code, data, environment, guard, staging, transfer
+from deploy import code, data, devices, environment, guard, memory, staging, transfer
+from deploy.devices import Devices
 from deploy.errors import NoMachine, WrongUse, command
 from deploy.facts import Checked
 from deploy.machine import Machine, MachineSpec, node_name
 from deploy.origins import Origin
 from deploy.phases import Stopwatch
 from deploy.plan import TRAIN_LABELS, Facts, Plan, family_name, make
+from deploy.planned import gpus_of
 from deploy.pod.folder import RunFolder
 from deploy.reach import Reach
 from deploy.rendezvous import meet
@@ -32,14 +34,26 @@ class Ready:
 
 
 def ready_all(
-    at: Reach, machines: Sequence[Machine], checked: Checked, facts: Facts, screen: Screen, watch: Stopwatch
+    at: Reach,
+    machines: Sequence[Machine],
+    checked: Checked,
+    facts: Facts,
+    screen: Screen,
+    watch: Stopwatch,
+    *,
+    trains: bool = True,
 ) -> list[Ready]:
-    """Every machine of a run, in the order in which torchrun will rank them."""
+    """Every machine of a run, in the order in which torchrun will rank them.
+
+    `trains`: it is the request's own training that they are made ready for, so its steps must have room on them.
+    """
     made = []
     for number, machine in enumerate(machines):
         if len(machines) > 1:
             screen.say(f"machine {number + 1} of {len(machines)}")
-        made.append(ready(at.settings, machine, at.shell(machine), checked, facts, screen, watch))
+        known = at.devices.get(machine.name)
+        shell = at.shell(machine)
+        made.append(ready(at.settings, machine, shell, checked, facts, screen, watch, known=known, trains=trains))
     if len(made) == 1:
         return made
     places = meet([(each.machine, at.shell(each.machine)) for each in made])
@@ -59,12 +73,20 @@ def ready(
     facts: Facts,
     screen: Screen,
     watch: Stopwatch | None = None,
+    *,
+    known: Devices | None = None,
+    trains: bool = True,
 ) -> Ready:
     """Bring environment, code and data to the machine, each only where it is missing."""
     watch = watch or Stopwatch()
     with watch.phase("code"):
         nodes = checked.request.nodes or settings.target.nodes
         machine, folder = ready_code(settings, machine, shell, screen, nodes)
+        if not machine.is_here:
+            hardware = devices.seen(shell, settings, machine.python, folder, known=known)
+            facts = replace(facts, hardware=hardware)
+            if trains:
+                refuse_too_much(make(settings, checked.request, facts, tryout=checked.tryout), facts)
     with watch.phase("data"):
         return _ready_data(settings, machine, shell, folder, checked, facts, screen)
 
@@ -79,25 +101,32 @@ def _ready_data(
     screen: Screen,
 ) -> Ready:
     dataset = checked.dataset or _found_there(machine, shell, checked, facts, folder, screen)
-    place = staging.choose_place(shell, settings, machine.root, dataset, checked.request.fraction)
+    gpus = facts.hardware.gpus if facts.hardware else 0
+    place = staging.choose_place(shell, settings, machine.root, dataset, checked.request.fraction, gpus=gpus)
     pack_images(settings, checked, screen)  # should somebody have removed what was packed
     packing = data.packing_of(settings.notes, dataset, checked.request.fraction, checked.request.pack)
     facts = replace(
         facts,
         python=machine.python,
         machine=machine,
-        hardware=shell.hardware(),
         snapshot=folder.name,
         data=data.facts(dataset, checked.request.fraction, packing),
         data_path=place.path,
     )
     plan = make(settings, checked.request, facts, tryout=checked.tryout)
     if not machine.is_here:
-        screen.say(f"hardware: {plan.gpus} GPUs, {plan.cores} cores, so {plan.processes} processes")
+        screen.say(f"hardware: {gpus_of(plan)}, {plan.cores} cores, so {plan.processes} processes")
     with screen.copying("staging") as progress:
         staged = staging.stage(shell, machine, folder, plan, dataset, progress, packing)
     screen.say(f"data: {staged or place.words}")
     return Ready(machine, plan, facts)
+
+
+def refuse_too_much(plan: Plan, facts: Facts) -> None:
+    """Before anything is paid for, or moves: WrongUse for a step that the GPUs have no memory for."""
+    if plan.memory:
+        gpu = plan.gpu or (facts.card.name if facts.card else "its GPU")
+        memory.refuse_too_much(plan.memory, facts.config, gpu)
 
 
 def pack_images(settings: Settings, checked: Checked, screen: Screen) -> None:

@@ -62,7 +62,7 @@ class RunPod:
     data_centers: tuple[str, ...] = ()  # none: any
     cloud: str = "SECURE"  # or COMMUNITY
     max_usd_per_hour: float | None = None  # for one whole machine; where there are several, for each
-    min_cuda: str | None = None
+    min_cuda: str | None = None  # of the host's driver; None: the CUDA that our image is made for
     min_memory_gib: float | None = None  # a machine with less is given back after boot
     disk_gib: int = 40
     volume: str | None = None  # id of a network volume, mounted at volume_path
@@ -77,6 +77,7 @@ OPTIONS: dict[str, type[Options]] = {"local": Local, "ssh": Ssh, "docker": Docke
 CHOICES = {
     "api": ("v2", "sdk"),
     "cloud": ("SECURE", "COMMUNITY"),
+    "device": ("auto", "cuda", "cpu"),
     "on_end": ("keep", "stop", "terminate"),
     "on_lost_node": ("end", "go_on"),
 }
@@ -92,6 +93,7 @@ class Target:
     data: str | None = None
     stage_to: str | None = None
     processes: int | None = None  # of each machine; None: decided from its GPUs and cores
+    device: str = "auto"  # auto: the GPUs there, or the CPU where there are none; cuda: GPUs or nothing; cpu: the CPU
     nodes: int = 1  # machines that a run trains on
     join_min: float = 3.0  # that one of several machines waits for the others, at the start and after a restart
     on_lost_node: str = "end"  # or go_on: with the machines that are left, from the newest checkpoint
@@ -151,7 +153,7 @@ def load(project: Path, target: str, environment: Mapping[str, str] = os.environ
     if target not in files:
         raise (unknown("target", target, files) if files else WrongUse(f"{project}/conf/deploy holds no target"))
     where = f"conf/deploy/{files[target].name}"
-    values = _read(files[target], where)
+    values = read_yaml(files[target], where)
     provider = environment.get("SNIPERFACE_PROVIDER") or values.get("provider")
     if not provider:
         raise WrongUse(f"{where} lacks the key 'provider', such as provider: local")
@@ -189,7 +191,8 @@ def pack_kind(text: str, key: str) -> str:
     raise WrongUse(f"{key} {text} is no way to pack images: give none, lossless, or jpeg50 to jpeg100, such as jpeg95")
 
 
-def _read(path: Path, where: str) -> dict[str, Any]:
+def read_yaml(path: Path, where: str) -> dict[str, Any]:
+    """The keys and values of a YAML file. Raises WrongUse that calls it `where`."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError

@@ -6,7 +6,7 @@ import base64
 import json
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from deploy.data import (
@@ -36,6 +36,8 @@ from deploy.shell import LocalShell, Shell
 from deploy.transfer import Progress, send_pieces
 
 MEMORY_FOR_TRAINING_BYTES = 4 << 30
+SHM = PurePosixPath("/dev/shm")  # noqa: S108 - the machine's
+SHM_FOR_NCCL_BYTES = 512 << 20  # ranks whose GPUs cannot reach each other exchange through files there
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,20 @@ class Staged:
     words: str
 
 
-def choose_place(shell: Shell, settings: Settings, root: PurePath, dataset: Dataset, fraction: float) -> Staged:
-    """Where the images have room: in RAM as asked for, else on disk, said in words. Looks, and touches nothing."""
+def choose_place(
+    shell: Shell, settings: Settings, root: PurePath, dataset: Dataset, fraction: float, *, gpus: int = 0
+) -> Staged:
+    """Where the images have room: in RAM as asked for, else on disk, said in words. Looks, and touches nothing.
+
+    `gpus`: of the machine; several of them need room in /dev/shm, too.
+    """
     about = facts(dataset, fraction)
     wanted = wanted_path(settings, root, about, fraction)
     if str(wanted) == about.path:
         return Staged(wanted, f"read in place from {wanted}")
     needed = _staged_bytes(dataset, kept_blocks(dataset, fraction))
-    lacking = _lacks_room(shell, wanted, needed)
+    kept_free = SHM_FOR_NCCL_BYTES if gpus > 1 and PurePosixPath(wanted).is_relative_to(SHM) else 0
+    lacking = _lacks_room(shell, wanted, needed, kept_free)
     if lacking is None:
         return Staged(wanted, f"staged into {wanted}")
     if dataset.where == "machine" or (dataset.where == HERE and settings.is_local):
@@ -61,7 +69,7 @@ def choose_place(shell: Shell, settings: Settings, root: PurePath, dataset: Data
     on_disk = staged_path(disk_folder(root, about), about, fraction)
     if _lacks_room(shell, on_disk, needed) is None and on_disk != wanted:
         return Staged(on_disk, f"{lacking}: they are kept on disk instead, {on_disk}")
-    free = shell.free_bytes(wanted.parent)
+    free = max(0, shell.free_bytes(wanted.parent) - kept_free)
     fits = math.floor(100 * fraction * free / max(1, needed)) / 100
     advice = (
         f"give --fraction {fits:g}, or a machine with more room" if 0 < fits < fraction else "give a larger machine"
@@ -189,16 +197,17 @@ def _part(destination: PurePath) -> PurePath:
     return destination.with_name(destination.name + ".part")
 
 
-def _lacks_room(shell: Shell, destination: PurePath, needed: int) -> str | None:
+def _lacks_room(shell: Shell, destination: PurePath, needed: int, kept_free: int = 0) -> str | None:
     """Why `needed` bytes would not fit at `destination`, or None. What an earlier copy left there is room already.
 
     Files in RAM count against the machine's memory, and training needs some, too.
     """
     folder = destination.parent
     own = (shell.size(_part(destination)) or 0) + (shell.size(destination) or 0)
-    free = shell.free_bytes(folder) + own
+    free = shell.free_bytes(folder) + own - kept_free
     if needed > free:
-        return f"{folder} has {free / GIB:.2f} GiB free and the images need {needed / GIB:.2f} GiB"
+        for_nccl = " besides what the GPUs exchange through it" if kept_free else ""
+        return f"{folder} has {max(0, free) / GIB:.2f} GiB free{for_nccl} and the images need {needed / GIB:.2f} GiB"
     limit = shell.hardware().memory_bytes if shell.in_ram(folder) else None
     if limit is not None:
         left = limit - shell.memory_used_bytes() + own - min(MEMORY_FOR_TRAINING_BYTES, limit // 4)

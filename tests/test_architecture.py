@@ -27,12 +27,12 @@ LAPTOP = [
     "deploy.facts deploy.show",
     "deploy.answers deploy.reach",
     "deploy.flags deploy.planned deploy.rendezvous deploy.staging",
-    "deploy.checkpoints deploy.code deploy.data deploy.environment deploy.guard deploy.job deploy.providers "
-    "deploy.runs",
+    "deploy.checkpoints deploy.code deploy.data deploy.devices deploy.environment deploy.guard deploy.job "
+    "deploy.providers deploy.runs",
     "deploy.image deploy.keys deploy.origins deploy.packing",
     "deploy.transfer",
     "deploy.plan deploy.shell",
-    "deploy.request",
+    "deploy.memory deploy.request",
     "deploy.settings deploy.phases",
     "deploy.machine",
     "deploy.errors",
@@ -91,6 +91,7 @@ STARTS_PROCESSES = {
     "bootstrap.py",
     "deploy/flags.py",
     "deploy/pod/boot.py",
+    "deploy/pod/devices.py",
     "deploy/pod/environment.py",
     "deploy/pod/gauges.py",
     "deploy/pod/login.py",

@@ -77,3 +77,14 @@ def test_the_laptop_knows_what_the_app_will_make_of_the_photographs(tmp_path: Pa
 @given(st.text(min_size=1, max_size=30).filter(lambda text: "\n" not in text and "\r" not in text and "\0" not in text))
 def test_any_path_survives_the_command_line(text: str) -> None:
     assert load([hydra_override("data.binary_cache_path", text)]).data.binary_cache_path == text
+
+
+def test_the_plan_and_the_job_settle_the_precision_alike() -> None:
+    """The rule is on both sides, as the halves share no code."""
+    from app.runtime.precision import resolve
+    from deploy import memory
+
+    for wish in ("auto", "fp32", "fp16", "bf16"):
+        assert memory.resolve(wish, None, None) == resolve(wish, [])
+        for capability in ((6, 1), (7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)):
+            assert memory.resolve(wish, capability, "any") == resolve(wish, [capability])

@@ -196,10 +196,12 @@ class TrainConfig:
     lr_schedule: LrScheduleConfig = field(default_factory=LrScheduleConfig)
     resume: str | None = None  # auto, none, or a checkpoint's path
     warm_start: str | None = None  # a checkpoint or published weights: a fresh start, but with that backbone
-    precision: str = "fp32"
+    # auto, fp32, bf16 or fp16. auto: bf16 on GPUs from compute capability 8.0 on, fp16 on older ones, fp32 on a CPU.
+    # The run folder's config.yaml has what it came to.
+    precision: str = "auto"
     tf32: bool = True  # what stays in fp32 on a GPU is multiplied with 10 bits of mantissa
     channels_last: bool = True
-    compile: bool = False  # torch.compile: minutes at the start, faster steps on a GPU; needs a C++ compiler
+    compile: bool = False  # torch.compile: minutes at the start, faster steps on a GPU; the image has what it needs
     max_nonfinite_steps: int = 10  # in a row; each is skipped, then the run ends
     log_every_steps: int = 10
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from app.errors import EXIT_FAILED, Failed, WrongUse
+from app.runtime.devices import own_device
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,8 @@ def world(timeout_min: float = 10) -> Iterator[World]:
     NCCL with one GPU a process where there are GPUs, else gloo.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = own_device()
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1:
         yield World(0, 1, device)
@@ -320,6 +320,14 @@ def from_main(value: T, here: World) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_all(value: T, here: World) -> list[T]:
+    """The value of every rank in rank order, on every rank (any picklable object)."""
+    values = [value] * here.size
+    if here.size > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 def copied_from_main(value: Any, here: World) -> Any:

@@ -89,7 +89,8 @@ class Console:
         resumed += "".join(f"; {note}" for note in r["notes"])
         return (
             f"{r['train_rows']} images, {r['epochs']} epochs of {r['steps_per_epoch']} steps, "
-            f"{r['world_size']} process(es) x batch {r['global_batch'] // r['world_size']}{resumed}"
+            f"{r['world_size']} process(es) x batch {r['global_batch'] // r['world_size']} "
+            f"in {r['precision']} on {r['device']}{resumed}"
         )
 
     def _step(self, r: dict[str, Any]) -> str:

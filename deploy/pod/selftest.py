@@ -52,11 +52,15 @@ def torch() -> str:
         if Path("/dev/nvidiactl").exists():
             raise Broken(f"there is a GPU, but torch {module.__version__} (CUDA {module.version.cuda}) cannot use it")
         return f"{module.__version__}, no GPU here"
+    searched = module.eye(64)
     names = [module.cuda.get_device_name(index) for index in range(module.cuda.device_count())]
     for index in range(len(names)):
         there = numbers.to(f"cuda:{index}")
         if float(there @ there) != 14.0:
             raise Broken(f"torch computes wrongly on GPU {index}, {names[index]}")
+        half = searched.to(f"cuda:{index}", module.float16)  # as mining searches: a product in 16 bits, its largest
+        if (half @ half.T).topk(1).indices.flatten().tolist() != list(range(64)):
+            raise Broken(f"torch finds wrong neighbours on GPU {index}, {names[index]}")
     return f"{module.__version__}, CUDA {module.version.cuda}, {len(names)} GPUs: {', '.join(names)}"
 
 
@@ -64,13 +68,26 @@ def faiss() -> str:
     module: Any = importlib.import_module("faiss")
     numpy: Any = importlib.import_module("numpy")
     vectors = numpy.eye(64, dtype="float32")
-    index = module.IndexFlatIP(64)
     gpus = module.get_num_gpus() if hasattr(module, "get_num_gpus") else 0
-    if gpus:
-        index = module.index_cpu_to_gpu(module.StandardGpuResources(), 0, index)
-    index.add(vectors)
-    if index.search(vectors, 1)[1].ravel().tolist() != list(range(64)):
-        raise Broken(f"faiss {module.__version__} finds wrong neighbours")
+
+    def check(index: Any) -> None:
+        index.add(vectors)
+        if index.search(vectors, 1)[1].ravel().tolist() != list(range(64)):
+            raise Broken(f"faiss {module.__version__} finds wrong neighbours")
+
+    check(module.IndexFlatIP(64))
+    try:
+        for number in range(gpus):
+            resources = module.StandardGpuResources()  # must outlive the index
+            check(module.index_cpu_to_gpu(resources, number, module.IndexFlatIP(64)))
+    except (
+        Exception
+    ) as error:  # it has a CUDA of its own, which need not know this GPU; nothing but a choice rests on it
+        why = str(error).strip().splitlines()[0:1] or [type(error).__name__]
+        raise Note(
+            f"{module.__version__} fails on a GPU ({why[0]}): mining searches with torch there, as long as "
+            "mining.backend=faiss is not set"
+        ) from error
     if Path("/dev/nvidiactl").exists() and not gpus:
         raise Note(f"{module.__version__} without GPU: an image with FAISS=faiss-gpu has it")
     return f"{module.__version__}, {f'{gpus} GPUs' if gpus else 'on the CPU'}"

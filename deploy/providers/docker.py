@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from deploy import image
 from deploy.errors import NoMachine, StepFailed, WrongUse, command
 from deploy.keys import project_key
-from deploy.machine import Address, Machine, MachineSpec, Volume
+from deploy.machine import Address, Card, Machine, MachineSpec, Volume
 from deploy.plan import slug
 from deploy.settings import Docker, Settings
 
@@ -39,6 +39,7 @@ class DockerProvider:
         assert isinstance(settings.target.options, Docker)
         self.settings = settings
         self.say: Callable[[str], None] = lambda _: None
+        self.check: Callable[[Machine], None] = lambda _: None
         self.options = settings.target.options
         self._client: DockerClient | None = None
 
@@ -59,7 +60,9 @@ class DockerProvider:
                 self._start(container)
             if spec.nodes > 1:
                 self._join_network(container)
-            return self._when_it_answers(container)
+            machine = self._when_it_answers(container)
+            self.check(machine)
+            return machine
         except BaseException:
             if not found:
                 self._remove(container)
@@ -82,6 +85,9 @@ class DockerProvider:
 
     def price(self) -> float | None:
         return 0.0
+
+    def card(self) -> Card | None:
+        return None
 
     def list(self) -> list[Machine]:
         return [self._machine(container) for container in self._containers()]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 from deploy.errors import NoMachine
-from deploy.machine import Machine, MachineSpec, Volume
+from deploy.machine import Card, Machine, MachineSpec, Volume
 from deploy.settings import Settings
 
 
@@ -17,6 +17,7 @@ class LocalProvider:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.say: Callable[[str], None] = lambda _: None
+        self.check: Callable[[Machine], None] = lambda _: None  # asked later, once there is an environment
 
     def acquire(self, spec: MachineSpec) -> Machine:
         root = Path(spec.root)
@@ -38,6 +39,9 @@ class LocalProvider:
 
     def price(self) -> float | None:
         return 0.0
+
+    def card(self) -> Card | None:
+        return None
 
     def list(self) -> list[Machine]:
         """Nothing is ever owed for this computer, so nothing can be left behind on it."""

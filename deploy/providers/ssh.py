@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from deploy.machine import Address, Machine, MachineSpec, Volume, node_name, node_of
+from deploy.machine import Address, Card, Machine, MachineSpec, Volume, node_name, node_of
 from deploy.settings import Settings, Ssh, key_file
 from deploy.shell.ssh_config import parts
 
@@ -16,6 +16,7 @@ class SshProvider:
         assert isinstance(settings.target.options, Ssh)
         self.settings = settings
         self.say: Callable[[str], None] = lambda _: None
+        self.check: Callable[[Machine], None] = lambda _: None  # asked later, once there is an environment
         self.options = settings.target.options
 
     def acquire(self, spec: MachineSpec) -> Machine:
@@ -26,6 +27,9 @@ class SshProvider:
 
     def price(self) -> float | None:
         return 0.0
+
+    def card(self) -> Card | None:
+        return None
 
     def list(self) -> list[Machine]:
         """Nothing is ever owed for it here, so nothing can be left behind."""

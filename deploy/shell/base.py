@@ -134,6 +134,7 @@ class Shell:
         return found
 
     def hardware(self) -> Hardware:
+        """Cores and memory; which GPUs a job can use is asked by `devices.ask`."""
         return Hardware(**self.call("hardware"))
 
     def environment(self) -> dict[str, str]:

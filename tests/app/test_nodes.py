@@ -171,7 +171,7 @@ with dist.world() as here:
     assert said.startswith("machine 1 (") and said.endswith("): no"), said
     assert refusal(lambda: refuse([0, 1, 2])) == "no"
     # Every machine opened its own files.
-    config = load([*TINY, f"data.binary_cache_path={sys.argv[1]}"])
+    config = load([*TINY, "train.precision=fp32", f"data.binary_cache_path={sys.argv[1]}"])
     data = open_configured(config.data)
     refuse_others([data], here)
     for other, what in (

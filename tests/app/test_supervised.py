@@ -85,7 +85,16 @@ def frozen_bn(recipe: Supervised) -> None:
 
 def one_update(data_path: Path, alone: World, *words: str) -> dict[str, torch.Tensor]:
     """Everything that one update of 32 images leaves, and what it measured."""
-    config = load([*TINY, *SUPERVISED, "recipe.augment.flip=0", f"data.binary_cache_path={data_path}", *words])
+    config = load(
+        [
+            *TINY,
+            *SUPERVISED,
+            "train.precision=fp32",
+            "recipe.augment.flip=0",
+            f"data.binary_cache_path={data_path}",
+            *words,
+        ]
+    )
     data = Supervised.training_data(config)
     recipe = Supervised(config, data, alone)
     frozen_bn(recipe)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.app.training import PROJECT, TINY
 from tests.deploy.conftest import wait_until
 from tests.images.container import BAD_START, Machine, new_key, started
 from tests.images.engine import docker
@@ -50,6 +52,17 @@ def test_the_selftest_fails_where_something_is_broken(our_image: str) -> None:
     assert done.returncode == 1
     assert "broken  write     /workspace cannot be written: Read-only file system" in done.stdout
     assert "note    /dev/shm  64 MiB: little; docker run --shm-size 2g" in done.stdout
+
+
+def test_a_compiled_network_trains_in_the_image(our_image: str) -> None:
+    """With torch's own generator of C++: a compiler and Python's headers are in the image."""
+    train = ["python", "-m", "app.train", *TINY, "train.compile=true", "train.epochs=1", "run.dir=/tmp/run"]
+    words = " ".join(map(shlex.quote, [*train, "data.binary_cache_path=/tmp/faces/images.npy"]))
+    make = "python -m app.prepare source=synthetic out=/tmp/faces/images.npy identities=12 per_identity=8"
+    mounted = ["--volume", f"{PROJECT}:/code:ro", "--workdir", "/code", "--env", "PYTHONDONTWRITEBYTECODE=1"]
+    told = docker("run", "--rm", "--shm-size", "1g", *mounted, our_image, "sh", "-c", f"{make} && {words}")
+    assert "in fp32 on cpu" in told
+    assert "checkpoint epoch_000.pt" in told
 
 
 def test_any_other_command_runs_instead(our_image: str) -> None:

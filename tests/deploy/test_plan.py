@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from deploy.errors import WrongUse
-from deploy.machine import Hardware, Machine
+from deploy.machine import Card, Hardware, Machine
 from deploy.phases import NAMES, Measured, Phase
 from deploy.plan import CodeFacts, Continuation, DataFacts, Facts, Limits, Plan, make
 from deploy.request import Request, hydra_override, parse_request
@@ -68,8 +68,11 @@ def test_the_whole_plan() -> None:
         batch_size=32,
         overrides=("experiment=tryout",),
         resume="none",
+        precision="fp32",
+        memory=None,
         gpu=None,
         gpus=0,
+        no_gpu=None,
         cores=8,
         processes=2,
         nodes=1,
@@ -84,7 +87,14 @@ def test_the_whole_plan() -> None:
             "run.commit='c0ffee'",
         ),
         cwd=f"{root}/code/<snapshot>",
-        env={"SNIPERFACE_SUPERVISED": "1", "OMP_NUM_THREADS": "4", "PYTHONUNBUFFERED": "1", **UTF8, **ALLOCATOR},
+        env={
+            "SNIPERFACE_SUPERVISED": "1",
+            "OMP_NUM_THREADS": "4",
+            "SNIPERFACE_DEVICES": "0",
+            "PYTHONUNBUFFERED": "1",
+            **UTF8,
+            **ALLOCATOR,
+        },
         queue=False,
         grace_s=60,
         join_s=180,
@@ -98,6 +108,32 @@ def test_the_whole_plan() -> None:
         expected_usd=0.0,
         request=request,
     )
+
+
+def test_the_job_is_told_how_many_gpus_it_must_find() -> None:
+    """And nothing before the machine was asked."""
+    a4500 = Hardware(3, 24, gpu="NVIDIA RTX A4500", gpu_memory_bytes=20 << 30, capability=(8, 6))
+    for hardware, told in ((a4500, "3"), (FACTS.hardware, "0"), (None, None)):
+        plan = make(SETTINGS, Request(), dataclasses.replace(FACTS, hardware=hardware), tryout=True)
+        assert plan.env.get("SNIPERFACE_DEVICES") == told
+
+
+@pytest.mark.parametrize(
+    ("wish", "hardware", "card", "precision"),
+    [
+        ("auto", Hardware(0, 8), None, "fp32"),
+        ("auto", Hardware(3, 8, gpu="NVIDIA RTX A4500", capability=(8, 6)), None, "bf16"),
+        ("auto", Hardware(1, 8, gpu="Tesla T4", capability=(7, 5)), None, "fp16"),
+        ("auto", None, Card("NVIDIA RTX A4500", 1, 20 << 30), "bf16"),
+        ("auto", None, Card("Tesla V100-PCIE-16GB", 1, 16 << 30), "fp16"),
+        ("auto", None, None, "auto"),
+        ("fp16", Hardware(0, 8), None, "fp16"),
+    ],
+)
+def test_the_plan_tells_the_precision(wish: str, hardware: Hardware, card: Card | None, precision: str) -> None:
+    config = {**CONFIG, "train": {**CONFIG["train"], "precision": wish}}
+    facts = dataclasses.replace(FACTS, config=config, hardware=hardware, card=card)
+    assert make(SETTINGS, Request(), facts, tryout=True).precision == precision
 
 
 def test_a_plan_is_json() -> None:

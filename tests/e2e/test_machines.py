@@ -142,6 +142,7 @@ def runpod_site(tmp_path: Path) -> Iterator[Site]:
     clone = make_clone(tmp_path)
     with contextlib.closing(Emulator(pods="docker", image=reference, boot_s=2)) as emulator:
         clone.env = {"RUNPOD_API_BASE_URL": emulator.url, "RUNPOD_API_KEY": KEY}
+        clone.env["SNIPERFACE_DEVICE"] = "cpu"  # there is no GPU behind an emulated pod
 
         def container() -> str:
             machine = emulator.account.all()[0].machine  # of this emulator: another one's may run beside it

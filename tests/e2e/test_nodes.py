@@ -199,6 +199,7 @@ def test_two_pods_of_a_cluster_train_one_run(tmp_path: Path) -> None:
         clone.env = {"RUNPOD_API_BASE_URL": emulator.url, "RUNPOD_API_KEY": KEY}
         target = {"provider": "runpod", "image": "me/sniperface:1", "root": "/workspace/sniperface"}
         target |= {"gpus": ["NVIDIA H100 80GB HBM3"], "stage_to": "/dev/shm", "processes": 2, "max_usd": 50, "nodes": 2}
+        target |= {"device": "cpu"}  # there is no GPU behind an emulated pod
         (clone.path / "conf" / "deploy" / "pair.yaml").write_text(json.dumps(target), encoding="utf-8")
         done = clone.json("train", "--on", "pair", "--yes", *WORDS[:-2], "--set", "train.epochs=3")
         assert (done["state"], done["checkpoint"]["epoch"]) == ("succeeded", 2)

@@ -32,6 +32,7 @@ from .test_machines import cut_port, image_of_ours, log_of, write_target
 
 pytestmark = pytest.mark.slow
 GPU = {"provider": "runpod", "gpus": ["NVIDIA A40"], "data_centers": ["EU-SE-1"], "root": "/workspace/sniperface"}
+GPU |= {"device": "cpu"}  # there is none behind an emulated pod
 WORDS = ("--on", "runpod", "--detach", "--yes", *(word for setting in SMALL for word in ("--set", setting)))
 RUNS = "/workspace/sniperface/runs"
 HOUR_S = 3600.0
@@ -255,3 +256,12 @@ def test_the_api_is_away_when_a_machine_is_to_be_given_back(site: Site, fault: F
     site.bills(fault)
     assert site.emulator.names == []
     fault.leaves_out(checkpoints="nothing was trained")
+
+
+def test_a_pod_whose_gpu_cannot_be_used_never_trains_on_its_cpu(site: Site) -> None:
+    """Its own Python is asked before anything is sent: it is given back, and the reason is told."""
+    site.target(device="auto", gpus=["NVIDIA A40", "NVIDIA RTX A4500"], data_centers=["EU-SE-1", "EU-RO-1"])
+    complaint = site.clone.invoke("train", *WORDS, code=3)
+    assert complaint.count("1 GPUs are paid for and torch can use 0") >= 2  # of each candidate
+    assert site.emulator.names == []
+    assert site.clone.json("ps") == []

@@ -109,6 +109,7 @@ class Root:
                 env={each["key"]: each["value"] for each in input.get("env", [])},
                 volume=input.get("networkVolumeId"),
                 volume_path=input.get("volumeMountPath", ""),
+                takes=lambda cuda: cuda in (input.get("allowedCudaVersions") or [cuda]),
             )
         except Refusal as refusal:
             raise GraphQLError(refusal.detail) from refusal

@@ -101,8 +101,13 @@ def create(account: Account, told: dict[str, Any]) -> Pod:
         gpu_count=told["gpu"]["count"],
         cloud=told.get("cloud", "SECURE"),
         registry=told.get("registry"),
+        takes=lambda cuda: version(cuda) >= version(told["gpu"].get("minCudaVersion", "0.0")),
         **_container(told),
     )
+
+
+def version(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(".")))
 
 
 def _container(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,7 +191,7 @@ def as_json(account: Account, pod: Pod) -> dict[str, Any]:
         "gpu": {"id": pod.gpu, "count": pod.gpu_count},
         "cloud": pod.cloud,
         "dataCenterId": pod.data_center,
-        "cudaVersion": "12.8",
+        "cudaVersion": pod.cuda,
         "ssh": {
             "proxy": endpoint("ssh.runpod.io", 22, f"{pod.id}-64411eb2"),
             "direct": endpoint(host, port, "root") if where else None,

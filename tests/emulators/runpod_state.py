@@ -28,6 +28,7 @@ class Gpu:
     memory_gib: int
     max_count: int = 8
     stock: dict[str, str] = field(default_factory=dict)  # data centre -> LOW, MEDIUM, HIGH
+    hosts: tuple[str, ...] = ("12.8", "13.0")  # the newest CUDA of each one's driver; the first that fits is taken
 
 
 def catalogue() -> dict[str, Gpu]:
@@ -36,7 +37,7 @@ def catalogue() -> dict[str, Gpu]:
         Gpu("NVIDIA RTX A4500", 0.25, 20, 4, {"EU-RO-1": "HIGH", "US-KS-2": "LOW"}),
         Gpu("NVIDIA RTX A5000", 0.27, 24, 8, {"EU-RO-1": "MEDIUM", "US-TX-3": "HIGH"}),
         Gpu("NVIDIA A40", 0.40, 48, 8, {"EU-SE-1": "HIGH", "US-KS-2": "HIGH"}),
-        Gpu("NVIDIA H100 80GB HBM3", 2.69, 80, 8, {"US-KS-2": "LOW"}),
+        Gpu("NVIDIA H100 80GB HBM3", 2.69, 80, 8, {"US-KS-2": "LOW"}, ("13.0",)),
         Gpu("NVIDIA GeForce RTX 3070", 0.13, 8, 2, {}),
     ]
     return {gpu.id: gpu for gpu in gpus}
@@ -57,6 +58,7 @@ class Pod:
     mounts: dict[str, Any]
     registry: str | None
     usd_per_hour: float
+    cuda: str
     created: float
     booted: float  # when the container last began to start
     boot_s: float
@@ -143,8 +145,9 @@ class Account:
         volume_path: str = "",
         registry: str | None = None,
         nodes: int = 1,
+        takes: Callable[[str], object] = bool,
     ) -> Pod:
-        """A pod, or the first one of a cluster."""
+        """A pod, or the first one of a cluster. `takes`: which CUDA versions of a host are good enough."""
         with self.lock:
             if self.refusals:
                 raise Refusal(*self.refusals.pop(0))
@@ -155,13 +158,14 @@ class Account:
                 raise Refusal(400, f"network volume {volume} not found")
             wanted = [self.volumes[volume]["dataCenter"]] if volume else list(data_centers) or list(kind.stock)
             centers = [center for center in wanted if center in kind.stock]
-            if not centers or gpu_count > kind.max_count:
+            hosts = [cuda for cuda in kind.hosts if takes(cuda)]
+            if not centers or not hosts or gpu_count > kind.max_count:
                 raise Refusal(400, NO_ROOM)
             about = {
                 "name": name, "image": image, "gpu": gpu, "gpu_count": gpu_count, "cloud": cloud,
                 "data_center": centers[0], "disk": disk, "ports": list(ports), "registry": registry,
                 "mounts": {"network": [{"volumeId": volume, "path": volume_path}]} if volume else {},
-                "usd_per_hour": kind.usd_per_hour * gpu_count,
+                "usd_per_hour": kind.usd_per_hour * gpu_count, "cuda": hosts[0],
             }  # fmt: skip
             cluster = self._new_cluster(name, nodes, about) if nodes > 1 else None
             pods = [self._new_pod({**about, "env": dict(env)}, cluster, rank) for rank in range(nodes)]

@@ -51,6 +51,7 @@ class Pod:
     started: str | None = None  # when the container started, in the API's own words: another one after a restart
     cluster: str | None = None  # id of the cluster that it belongs to
     rank: int | None = None  # its place in that; None until it is given one
+    cuda: str | None = None  # the newest that its host's driver has; None where the API does not say
 
     @property
     def is_alive(self) -> bool:
@@ -101,6 +102,7 @@ class Offer:
     max_count: int
     has_stock: bool | None = None  # None: the API does not say
     data_centers: Mapping[str, bool] | None = None  # id -> has stock; None: the API does not say
+    memory_gib: float | None = None  # of one GPU
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Boot:
     asking: Asking
     wait_min: float
     min_memory_gib: float | None
+    min_cuda: str | None = None
 
     def ready(self, pod: Pod) -> tuple[Pod, Identity]:
         """An SSH server has said who it is, and the machine has what it should have. Else Unfit, or NoMachine."""
@@ -131,6 +132,14 @@ class Boot:
             raise Unfit(f"it ended while it started ({pod.status})", self.asking.last_lines(pod))
         if pod.gpu_count == 0 or (identity and identity.gpus == 0):
             raise Unfit("it came without GPUs")
+        if self.min_cuda and pod.cuda and _version(pod.cuda) < _version(self.min_cuda):
+            raise Unfit(f"its driver knows CUDA {pod.cuda} at most, less than min_cuda: {self.min_cuda}")
         memory = pod.memory_gib or (identity and identity.memory_gib)
         if self.min_memory_gib and memory and memory < self.min_memory_gib:
             raise Unfit(f"it has {memory:.0f} GiB of memory, less than min_memory_gib: {self.min_memory_gib:g}")
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """12.8 as (12, 8); what is no version is above any, so that nothing is refused for it."""
+    parts = text.split(".")
+    return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else (1 << 30,)

@@ -15,6 +15,7 @@ class Candidate:
     gpu: str
     data_center: str | None  # None: RunPod chooses
     usd_per_hour: float  # of the whole machine
+    memory_gib: float | None = None  # of one GPU; None where the API does not say
 
     def __str__(self) -> str:
         return _place(self.gpu, self.data_center)
@@ -53,7 +54,7 @@ def choose(options: RunPod, offers: Sequence[Offer], data_center: str | None) ->
             if center and offer.data_centers is not None and not offer.data_centers.get(center):
                 refused.append(Refusal(_place(gpu, center), "no stock"))
             else:
-                chosen.append(Candidate(gpu, center, price))
+                chosen.append(Candidate(gpu, center, price, offer.memory_gib))
     return Chosen(chosen, refused)
 
 

@@ -22,6 +22,7 @@ from deploy.providers.runpod.words import could_not_give_back
 from deploy.settings import RunPod, Settings
 
 MOST_NODES = 250
+Fit = Callable[[Machine], Machine]  # a machine that can train, as it is; Unfit for one that cannot
 AsMachine = Callable[[Pod, Identity, str], Machine]  # a pod, what its log said of it, and its name to us
 
 
@@ -29,12 +30,15 @@ class Clusters:
     word = "cluster"
     product = "CLUSTER"
 
-    def __init__(self, api: ClusterApi, asking: Asking, boot: Boot, making: Making, machine: AsMachine) -> None:
+    def __init__(
+        self, api: ClusterApi, asking: Asking, boot: Boot, making: Making, machine: AsMachine, fit: Fit
+    ) -> None:
         self.api = api
         self.asking = asking
         self.boot = boot
         self.making = making
         self.machine = machine
+        self.fit = fit
         self.chosen = ""  # id of the one whose first machine was handed out last; the others are of the same
 
     def acquire(self, spec: MachineSpec) -> Machine:
@@ -125,7 +129,8 @@ class Clusters:
             refuse(pod)
             ready, identity = self.boot.ready(pod)
             refuse(ready)  # the price may have come late
-            first = first or self.machine(ready, identity, node_name(cluster.name, rank))
+            machine = self.fit(self.machine(ready, identity, node_name(cluster.name, rank)))
+            first = first or machine
         assert first is not None  # `_members` gives as many as were asked for
         return first
 

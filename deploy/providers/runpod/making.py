@@ -138,7 +138,7 @@ class Making:
                 raise WrongUse(f"volume in {where}: RunPod has no network volume '{volume}'") from error
             if options.data_centers and center not in options.data_centers:
                 raise WrongUse(f"the volume '{volume}' is in {center}, which data_centers in {where} leaves out")
-        asked = options.gpus, options.gpu_count, options.cloud, options.min_cuda, product
+        asked = options.gpus, options.gpu_count, options.cloud, self.min_cuda, product
         return choose(options, self.asking.ask(lambda: api.offers(*asked)), center)
 
     def _end_all(self, kind: Kind[T], name: str, but: str = "") -> None:
@@ -156,13 +156,18 @@ class Making:
             public_key=public_key,
             cloud=options.cloud,
             data_center=candidate.data_center,
-            min_cuda=options.min_cuda,
+            min_cuda=self.min_cuda,
             disk_gib=options.disk_gib,
             volume=options.volume,
             volume_path=options.volume_path,
             registry=options.registry,
             nodes=nodes,
         )
+
+    @property
+    def min_cuda(self) -> str | None:
+        """The target's own word, else what our image needs of a host's driver."""
+        return self.options.min_cuda or image.cuda(self.settings.project)
 
     def _image(self) -> str:
         """Without a tag of the user's it is the environment's own, under which `invoke push` has put it."""

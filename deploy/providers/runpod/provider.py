@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from deploy.errors import CannotTrain
 from deploy.keys import project_key
-from deploy.machine import Address, Machine, MachineSpec, Volume
+from deploy.machine import Address, Card, Machine, MachineSpec, Volume
 from deploy.plan import slug
 from deploy.providers.runpod import clusters, events, key, prices
 from deploy.providers.runpod.api import Api, Gone, LogLine, Pod, Wanted
 from deploy.providers.runpod.asking import Asking, of_family
 from deploy.providers.runpod.boot import Boot, Unfit
+from deploy.providers.runpod.candidates import Candidate
 from deploy.providers.runpod.clusters import Clusters
 from deploy.providers.runpod.identity import Identity
 from deploy.providers.runpod.making import Making
@@ -44,6 +46,7 @@ class RunPodProvider:
         self.clock = clock or Clock()
         self.limits = limits or Limits()
         self.say: Callable[[str], None] = _silent
+        self.check: Callable[[Machine], None] = lambda _: None
 
     def acquire(self, spec: MachineSpec) -> Machine:
         with self._words():
@@ -55,7 +58,7 @@ class RunPodProvider:
             for pod in of_family(pods, spec.family):
                 self.say(f"{pod} is there already, as {pod.name}")
                 try:
-                    return self._machine(*self._boot.ready(pod))
+                    return self._fit(self._machine(*self._boot.ready(pod)))
                 except Unfit as unfit:
                     if not self._making.give_back_unused(self._pods, pod, unfit):
                         self.say(f"{pod} is left as it is: {unfit.why}")
@@ -78,8 +81,15 @@ class RunPodProvider:
 
     def price(self) -> float | None:
         """Of the first candidate that may be asked for."""
-        with self._words():
-            return next((each.usd_per_hour for each in self._making.choose(self._pods.product).candidates), None)
+        candidates = self._candidates
+        return candidates[0].usd_per_hour if candidates else None
+
+    def card(self) -> Card | None:
+        """Of the first candidate, as the catalogue tells its memory."""
+        first = next(iter(self._candidates), None)
+        if first is None or not first.memory_gib:
+            return None
+        return Card(first.gpu, self.options.gpu_count, int(first.memory_gib * (1 << 30)))
 
     def list(self) -> list[Machine]:
         """Stopped ones too: their disks bill. One without an address (yet) has an empty host."""
@@ -143,6 +153,14 @@ class RunPodProvider:
 
     # One that was had
 
+    def _fit(self, machine: Machine) -> Machine:
+        """The machine, when it can train by its own word; Unfit when it cannot."""
+        try:
+            self.check(machine)
+        except CannotTrain as error:
+            raise Unfit(error.message, error.evidence) from error
+        return machine
+
     def _machine(self, pod: Pod, identity: Identity, name: str = "") -> Machine:
         private = project_key(self.settings)[0]
         return Machine(
@@ -157,6 +175,7 @@ class RunPodProvider:
             id=pod.id,
             created=self._created(pod),
             gpu=pod.gpu,
+            gpus=pod.gpu_count or self.options.gpu_count,
             is_stopped=pod.is_stopped,
             group=pod.cluster,
         )
@@ -187,17 +206,23 @@ class RunPodProvider:
     def _pace(self) -> Pace:
         return Pace(self.clock, self.limits.calls_per_minute, self._tell)
 
+    @cached_property
+    def _candidates(self) -> Sequence[Candidate]:
+        """What may be asked for, as the catalogue was when it was first looked at; for plans alone."""
+        with self._words():
+            return self._making.choose(self._pods.product).candidates
+
     @property
     def _has_clusters(self) -> bool:
         return self.options.api == "v2"
 
     @cached_property
     def _pods(self) -> _Pods:
-        return _Pods(self._asking, self._boot, self._making, self._machine)
+        return _Pods(self._asking, self._boot, self._making, self._machine, self._fit)
 
     @cached_property
     def _clusters(self) -> Clusters:
-        return Clusters(self._rest, self._asking, self._boot, self._making, self._machine)
+        return Clusters(self._rest, self._asking, self._boot, self._making, self._machine, self._fit)
 
     @cached_property
     def _making(self) -> Making:
@@ -209,7 +234,7 @@ class RunPodProvider:
 
     @cached_property
     def _boot(self) -> Boot:
-        return Boot(self._asking, self.options.wait_min, self.options.min_memory_gib)
+        return Boot(self._asking, self.options.wait_min, self.options.min_memory_gib, self._making.min_cuda)
 
     @cached_property
     def _notes(self) -> Notes:
@@ -230,6 +255,7 @@ class _Pods:
     boot: Boot
     making: Making
     machine: Callable[[Pod, Identity], Machine]
+    fit: Callable[[Machine], Machine]
     word = "pod"
     product = "POD"
 
@@ -243,7 +269,7 @@ class _Pods:
         self.making.refuse_dear(made)
         pod, identity = self.boot.ready(made)
         self.making.refuse_dear(pod)  # not every API tells the price at once
-        return self.machine(pod, identity)
+        return self.fit(self.machine(pod, identity))
 
     def end(self, made: Pod) -> None:
         self.asking.terminate(made.id, f"{made}, {made.name},")

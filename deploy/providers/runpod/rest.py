@@ -243,6 +243,7 @@ def _pod(values: Mapping[str, Any]) -> Pod:
         volume_gb=int(((values.get("mounts") or {}).get("persistent") or {}).get("size") or 0),
         cluster=cluster.get("id"),
         rank=cluster.get("rank"),
+        cuda=values.get("cudaVersion"),
     )
 
 
@@ -276,6 +277,7 @@ def _offer(values: Mapping[str, Any], cloud: str) -> Offer:
         max_count=int(values["maxCount"][cloud]) if values.get(cloud) else 0,
         has_stock=None if stock is None else stock != "NONE",
         data_centers=centers or None,
+        memory_gib=float(values["memory"]) if values.get("memory") else None,
     )
 
 

@@ -116,7 +116,8 @@ class SdkApi:
                 continue
             offered = values.get(f"{cloud.lower()}Cloud")
             price = values.get(f"{cloud.lower()}Price") or 0
-            found.append(Offer(gpu, float(price), int(values.get("maxGpuCount") or 0) if offered else 0))
+            most = int(values.get("maxGpuCount") or 0) if offered else 0
+            found.append(Offer(gpu, float(price), most, memory_gib=float(values.get("memoryInGb") or 0) or None))
         return found
 
     def data_center_of(self, volume: str) -> str:

@@ -1,0 +1,33 @@
+"""Which numbers a step computes with: `train.precision`, settled once for all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from app.runtime import dist
+from app.runtime.dist import World
+
+AUTO = "auto"
+BF16_FROM = (8, 0)  # compute capability: older GPUs emulate bf16, slower than fp32
+
+Capability = tuple[int, int]
+
+
+def resolve(wish: str, capabilities: Sequence[Capability]) -> str:
+    """fp32, fp16 or bf16. `capabilities`: of every rank's GPU; none for a run on CPUs.
+
+    deploy/memory.py has the same rule for the plan; a test compares them.
+    """
+    if wish != AUTO:
+        return wish
+    if not capabilities:
+        return "fp32"
+    return "bf16" if min(capabilities) >= BF16_FROM else "fp16"
+
+
+def settle(wish: str, here: World) -> str:
+    """The same answer on all ranks: the oldest GPU among them decides. All ranks must call it."""
+    own = torch.cuda.get_device_capability(here.device) if here.device.type == "cuda" else None
+    return resolve(wish, [each for each in dist.from_all(own, here) if each is not None])
