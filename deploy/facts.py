@@ -105,14 +105,20 @@ def _refuse_secrets(settings: Settings, request: Request) -> None:
                 )
 
 
+def check_code(settings: Settings) -> tuple[str, ...]:
+    """Refuse code that holds credentials; returns tracked files to warn of."""
+    return code.check(settings.project, settings.target.allow_files, guard.named_secrets(settings))
+
+
 def gather(reach: Reach, checked: Checked) -> Facts:
     """Everything looked up that can be before a machine is had; this computer is had already."""
     settings = reach.settings
+    suspicious = check_code(settings)
     return Facts(
         now=datetime.now(),
         token=secrets.token_hex(2),
         python=sys.executable if settings.is_local else "python",
-        code=code.look(settings.project),
+        code=replace(code.look(settings.project), suspicious=suspicious),
         data=_data_facts(settings, checked),
         config=checked.config,
         hardware=LocalShell().hardware() if settings.is_local else None,

@@ -16,6 +16,13 @@ from deploy.pod.whole import FETCHED
 from deploy.settings import RunPod, Settings
 from deploy.shell import Shell
 
+# What a run may be given without being named in `secrets:`, and what the laptop keeps.
+KNOWN_SECRETS = (
+    "WANDB_API_KEY",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "RUNPOD_API_KEY",
+)
 CEILINGS = ("max_hours", "max_usd", "idle_min", "stall_min")
 
 
@@ -111,6 +118,12 @@ def note_fetched(shell: Shell, folder: RunFolder, about: Mapping[str, Any]) -> N
 def own_secrets(settings: Settings) -> dict[str, str]:
     """What the target's `secrets` names and this computer's environment holds."""
     return {name: os.environ[name] for name in settings.target.secrets if os.environ.get(name)}
+
+
+def named_secrets(settings: Settings) -> dict[str, str]:
+    """Every value of this computer that a run may be given, whether this one is or not."""
+    names = {*settings.target.secrets, *KNOWN_SECRETS}
+    return {name: os.environ[name] for name in sorted(names) if os.environ.get(name)}
 
 
 def write_secrets(shell: Shell, path: PurePath, secrets: Mapping[str, str]) -> None:

@@ -31,6 +31,8 @@ class CodeFacts:
     commit: str | None
     changed_files: int
     tree: str | None
+    untracked: tuple[str, ...] = ()  # files that travel although git does not track them
+    suspicious: tuple[str, ...] = ()  # tracked files that look like credentials
 
 
 @dataclass(frozen=True)

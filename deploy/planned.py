@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deploy.phases import Compared, Phase, duration
-from deploy.plan import Plan
+from deploy.plan import CodeFacts, Plan
+
+NAMES_SHOWN = 5
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -19,6 +21,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     return [
         ("where", f"target {plan.target}: {_hardware(plan)}; {plan.root}"),
         ("code", code + changed),
+        *_travelling(plan.code),
         ("data", f"{data.name}: {_images(plan)}, {where}"),
         *([("sent", _packed(plan))] if data.packed else []),
         *([] if data.ready or not data.rows else [("", "will be prepared from the ORL photographs")]),
@@ -30,6 +33,22 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         *_parts(plan),
         ("expected dollars", _dollars(plan)),
     ]
+
+
+def _travelling(code: CodeFacts) -> list[tuple[str, str]]:
+    """Files that the user may not expect to leave this computer."""
+    rows = []
+    if code.untracked:
+        rows.append(
+            ("untracked", f"{len(code.untracked)} files travel that git does not track: {_some(code.untracked)}")
+        )
+    if code.suspicious:
+        rows.append(("warning", f"tracked files look like credentials, and travel: {_some(code.suspicious)}"))
+    return rows
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
 
 
 def _parts(plan: Plan) -> list[tuple[str, str]]:

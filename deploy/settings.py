@@ -102,6 +102,7 @@ class Target:
         "AWS_SESSION_TOKEN",
     )
     large_files: tuple[str, ...] = ()  # of the code: files over 50 MB that are meant to travel
+    allow_files: tuple[str, ...] = ()  # of the code: files that look like credentials and are meant to travel
     max_restarts: int = 3  # of a job that crashes, each from a newer checkpoint than the last
     max_hours: float | None = None  # ceilings, counted from the moment the machine is paid for
     max_usd: float | None = None
