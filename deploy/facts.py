@@ -95,7 +95,7 @@ def _check_nodes(settings: Settings, request: Request) -> None:
 
 def _refuse_secrets(settings: Settings, request: Request) -> None:
     """A command line is seen by everybody on the machine, and a plan is kept."""
-    for name, value in guard.own_secrets(settings).items():
+    for name, value in guard.named_secrets(settings).items():
         for override in request.overrides:
             if len(value) >= SHORTEST and value in override:
                 key = override.partition("=")[0]
@@ -106,8 +106,14 @@ def _refuse_secrets(settings: Settings, request: Request) -> None:
 
 
 def check_code(settings: Settings) -> tuple[str, ...]:
-    """Refuse code that holds credentials; returns tracked files to warn of."""
-    return code.check(settings.project, settings.target.allow_files, guard.named_secrets(settings))
+    """Refuse code that holds credentials; returns tracked files to warn of, of which a rented machine gets none."""
+    suspicious = code.check(settings.project, settings.target.allow_files, guard.named_secrets(settings))
+    if suspicious and settings.is_rented:
+        raise WrongUse(
+            f"{suspicious[0]} looks like a credential and would travel to a rented machine: remove it from the "
+            f"repository, or name it in conf/deploy/{settings.target.name}.yaml: allow_files: [{suspicious[0]}]"
+        )
+    return suspicious
 
 
 def gather(reach: Reach, checked: Checked) -> Facts:
@@ -127,7 +133,22 @@ def gather(reach: Reach, checked: Checked) -> Facts:
         phases=[record.phases for record in _newest(settings) if record.phases],
         usd_per_hour=_price(reach),
         continues=checked.continues,
+        secrets=_secret_names(settings, checked),
     )
+
+
+def _secret_names(settings: Settings, checked: Checked) -> tuple[str, ...]:
+    if settings.is_local:
+        return ()
+    return tuple(sorted({*guard.own_secrets(settings), *job_secrets(settings, checked)}))
+
+
+def job_secrets(settings: Settings, checked: Checked) -> dict[str, str]:
+    """What this job is given of this computer's environment; nothing where it runs here, which has it all."""
+    if settings.is_local:
+        return {}
+    track = str(checked.config.get("track", "none"))
+    return guard.job_secrets(settings, track=track, data=str(checked.images.path))
 
 
 def _data_facts(settings: Settings, checked: Checked) -> DataFacts:

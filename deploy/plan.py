@@ -101,6 +101,7 @@ class Facts:
     snapshot: str | None = None
     data_path: PurePath | None = None  # where the images are read, once the room there is known
     place: Place | None = None  # of this machine, once several of them have met
+    secrets: tuple[str, ...] = ()  # names of variables of this computer that the machine is given
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,8 @@ class Plan:
     expected_from: str
     expected_usd: float | None
     request: Request
+    secrets: tuple[str, ...] = ()
+    rented: bool = False
 
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=sorted))
@@ -213,6 +216,8 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         expected_from=source,
         expected_usd=_dollars(minutes, rate),
         request=request,
+        secrets=facts.secrets,
+        rented=settings.is_rented,
     )
 
 

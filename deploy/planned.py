@@ -22,6 +22,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("where", f"target {plan.target}: {_hardware(plan)}; {plan.root}"),
         ("code", code + changed),
         *_travelling(plan.code),
+        *_secrets(plan),
         ("data", f"{data.name}: {_images(plan)}, {where}"),
         *([("sent", _packed(plan))] if data.packed else []),
         *([] if data.ready or not data.rows else [("", "will be prepared from the ORL photographs")]),
@@ -45,6 +46,13 @@ def _travelling(code: CodeFacts) -> list[tuple[str, str]]:
     if code.suspicious:
         rows.append(("warning", f"tracked files look like credentials, and travel: {_some(code.suspicious)}"))
     return rows
+
+
+def _secrets(plan: Plan) -> list[tuple[str, str]]:
+    if plan.provider == "local":
+        return []
+    whose = "a rented machine" if plan.rented else "the machine"
+    return [("secrets", f"{whose} is given {', '.join(plan.secrets) or 'none'}")]
 
 
 def _some(names: Sequence[str]) -> str:

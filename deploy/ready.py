@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 
 from deploy import code, data, environment, guard, staging, transfer
 from deploy.errors import NoMachine, WrongUse, command
-from deploy.facts import Checked, check_code
+from deploy.facts import Checked, check_code, job_secrets
 from deploy.machine import Machine, MachineSpec, node_name
 from deploy.origins import Origin
 from deploy.phases import Stopwatch
@@ -183,7 +183,7 @@ def greet(settings: Settings, machine: Machine, shell: Shell, screen: Screen) ->
 def bring_own_files(settings: Settings, shell: Shell, machine: Machine, checked: Checked, plan: Plan) -> None:
     """Into the run folder: the user's checkpoint with its JSON, labels of images that lie elsewhere, secrets."""
     folder = RunFolder(machine.path(plan.run_dir))
-    secrets = {} if machine.is_here else guard.own_secrets(settings)
+    secrets = {} if machine.is_here else job_secrets(settings, checked)
     if secrets:
         guard.write_secrets(shell, folder.secrets, secrets)
     if checked.request.resume not in ("none", "auto"):
