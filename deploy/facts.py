@@ -16,6 +16,7 @@ from deploy.errors import BOOTSTRAP, DeployError, StepFailed, WrongUse
 from deploy.origins import Origin
 from deploy.phases import NEWEST, Measured, kind_of
 from deploy.plan import Continuation, DataFacts, Facts
+from deploy.pod.addresses import shown
 from deploy.pod.folder import read_json
 from deploy.pod.redact import SHORTEST
 from deploy.reach import Reach, Reached
@@ -209,7 +210,7 @@ def _pack(settings: Settings, request: Request, origin: Origin, *, again: bool) 
         places = {
             origins.HERE: "stay here",
             origins.MACHINE: "are on the machine",
-            origins.URL: f"are at {origin.path}",
+            origins.URL: f"are at {shown(str(origin.path))}",
         }
         words = f"is for images of this computer that are sent to another, and these {places[origin.where]}"
         if by_file:

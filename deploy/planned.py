@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from deploy.phases import Compared, Phase, duration
 from deploy.plan import CodeFacts, Plan
+from deploy.pod.addresses import shown
 
 NAMES_SHOWN = 5
 
@@ -16,7 +17,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     changed = f" plus {plan.code.changed_files} changed files" if plan.code.changed_files else ""
     if plan.code.kind == "copy":
         code, changed = "a copy of the code folders (this folder is no git repository)", ""
-    where = f"staged into {plan.data_path}" if plan.stage else f"read in place from {plan.data_path}"
+    where = f"staged into {plan.data_path}" if plan.stage else f"read in place from {shown(plan.data_path)}"
     minutes = "unknown" if plan.expected_minutes is None else f"about {plan.expected_minutes:.1f}"
     return [
         ("where", f"target {plan.target}: {_hardware(plan)}; {plan.root}"),
@@ -88,7 +89,7 @@ def _hardware(plan: Plan) -> str:
 
 def _images(plan: Plan) -> str:
     if not plan.data.rows:
-        return f"looked at where they are ({plan.data.path})"
+        return f"looked at where they are ({shown(plan.data.path)})"
     return f"{plan.data.rows} images, {plan.data.train_rows} to train on"
 
 
