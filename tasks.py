@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.main import program
-from invoke.parser import ParserContext
+from invoke.parser.context import ParserContext
 from invoke.tasks import Task
 from invoke.tasks import task as invoke_task
 

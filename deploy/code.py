@@ -61,8 +61,8 @@ def check(project: Path, allowed: tuple[str, ...], secrets: Mapping[str, str]) -
     if not _is_repository(project):
         names = [file.relative_to(project).as_posix() for file in _code_files(project)]
         return leaks.refuse(leaks.find(project, names, secrets), set(), allowed)
-    tracked, names = _travelling(project)
-    found = leaks.find(project, map(os.fsdecode, names), secrets)
+    tracked, listed = _travelling(project)
+    found = leaks.find(project, map(os.fsdecode, listed), secrets)
     return leaks.refuse(found, set(map(os.fsdecode, tracked)), allowed)
 
 
