@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invoke.context import Context
 from invoke.exceptions import Exit
-from invoke.tasks import task
+from invoke.main import program
+from invoke.parser.context import ParserContext
+from invoke.tasks import Task
+from invoke.tasks import task as invoke_task
 
 from deploy import flags
+from deploy.flags import Flag
 
 # Everything else is imported when a command runs: `invoke --list` must be quick.
 if TYPE_CHECKING:
@@ -52,7 +57,49 @@ def _telling(as_json: bool = False) -> Iterator[Screen]:
         raise Exit(code=130) from error
 
 
-@task(help={**ON, **NODES, **PACK, **JSON}, auto_shortflags=False)
+class Command(Task):  # type: ignore[type-arg]
+    """A task that runs only when every word of the command line is one that this project honours."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        check_command_line()
+        context: Context = args[0]
+        if context.config.run.dry:
+            raise Exit("error: a dry run by Invoke's own setting is not honoured: use train --dry-run", code=2)
+        return super().__call__(*args, **kwargs)
+
+
+def task(**about: Any) -> Callable[..., Any]:
+    return invoke_task(klass=Command, auto_shortflags=False, **about)
+
+
+def commands() -> dict[str, dict[str, Flag]]:
+    """Every command with its flags, as Invoke itself derives them."""
+    found = {}
+    for each in [value for value in globals().values() if isinstance(value, Command)]:
+        looked_at = copy.copy(each)
+        looked_at.help = dict(each.help)  # which get_arguments empties
+        own = ParserContext(name=each.name, args=looked_at.get_arguments()).flags
+        name = each.name.replace("_", "-")
+        found[name] = {flag: Flag(about.takes_value, about.kind is list) for flag, about in own.items()}
+    return found
+
+
+def check_command_line() -> None:
+    """Refuse what Invoke would pass over; print the version where it is asked for. Both end here.
+
+    Called when this file is loaded, before Invoke reads the words, and again before a command runs.
+    """
+    if not program.argv:
+        return  # imported, not run
+    words = program.argv[1:]
+    with _telling("--json" in words):
+        asks_version = flags.check(words, commands())
+    if asks_version:
+        print(flags.version(PROJECT))
+        raise Exit(code=0)
+
+
+@task(help={**ON, **NODES, **PACK, **JSON})
 def deploy(
     _: Context, on: str = "local", nodes: str | None = None, pack: str | None = None, json: bool = False
 ) -> None:
@@ -83,7 +130,6 @@ def deploy(
         **JSON,
     },
     iterable=["set_"],
-    auto_shortflags=False,
 )
 def train(
     _: Context,
@@ -125,7 +171,7 @@ def train(
         screen.document(launch.train(PROJECT, request, screen, detach=detach, dry_run=dry_run, keep=keep, yes=yes))
 
 
-@task(help={**ON, **RUN, "write": "let the keyboard through (default: look only)"}, auto_shortflags=False)
+@task(help={**ON, **RUN, "write": "let the keyboard through (default: look only)"})
 def attach(_: Context, on: str = "local", run: str | None = None, write: bool = False) -> None:
     """Show the live tmux session of a run; leave it with Ctrl-b d."""
     from deploy import looking
@@ -136,7 +182,7 @@ def attach(_: Context, on: str = "local", run: str | None = None, write: bool = 
         raise Exit(code=code)
 
 
-@task(help={**ON, **RUN, "follow": "go on until the job ends"}, auto_shortflags=False)
+@task(help={**ON, **RUN, "follow": "go on until the job ends"})
 def logs(_: Context, on: str = "local", run: str | None = None, follow: bool = False) -> None:
     """Print the log of a run."""
     from deploy import looking
@@ -145,7 +191,7 @@ def logs(_: Context, on: str = "local", run: str | None = None, follow: bool = F
         looking.logs(PROJECT, on, run, screen, follow=follow)
 
 
-@task(help={**ON, **RUN, **JSON, "watch": "again every two seconds until the run is over"}, auto_shortflags=False)
+@task(help={**ON, **RUN, **JSON, "watch": "again every two seconds until the run is over"})
 def status(_: Context, on: str = "local", run: str | None = None, json: bool = False, watch: bool = False) -> None:
     """How a run is doing: one answer from machine, supervisor and app."""
     from deploy import looking
@@ -161,7 +207,6 @@ def status(_: Context, on: str = "local", run: str | None = None, json: bool = F
         **JSON,
         "max-usd": "stop the run when its machines, of all attempts, have cost so much (default: the target's max_usd)",
     },
-    auto_shortflags=False,
 )
 def watch(
     _: Context, on: str = "local", run: str | None = None, max_usd: str | None = None, json: bool = False
@@ -174,7 +219,7 @@ def watch(
         screen.document(watching.watch(PROJECT, on, run, screen, max_usd=parse_dollars(max_usd)))
 
 
-@task(help=JSON, auto_shortflags=False)
+@task(help=JSON)
 def runs(_: Context, json: bool = False) -> None:
     """All runs that this laptop knows, the newest first."""
     from deploy import looking
@@ -183,7 +228,7 @@ def runs(_: Context, json: bool = False) -> None:
         screen.rows("Runs", looking.list_runs(PROJECT), ("run_id", "target", "state", "seconds", "backbone", "reason"))
 
 
-@task(help={**ON, **RUN, **JSON}, auto_shortflags=False)
+@task(help={**ON, **RUN, **JSON})
 def stop(_: Context, on: str = "local", run: str | None = None, json: bool = False) -> None:
     """End a run with a checkpoint; `invoke train --resume auto` continues it."""
     from deploy import ending
@@ -202,7 +247,6 @@ def stop(_: Context, on: str = "local", run: str | None = None, json: bool = Fal
         "watch": "bring every newer one, too, until the run is over",
         **JSON,
     },
-    auto_shortflags=False,
 )
 def fetch_checkpoint(
     _: Context,
@@ -240,7 +284,6 @@ def fetch_checkpoint(
         "unreadable": "skip: leave out images that cannot be read, and list them in the manifest",
         "workers": "processes that make the images (default: one a core); the result is the same",
     },
-    auto_shortflags=False,
 )
 def prepare(
     _: Context,
@@ -292,7 +335,6 @@ def prepare(
         "set": "key=value of the configuration, such as --set mining.method=parity; may be given again and again",
     },
     iterable=["set_"],
-    auto_shortflags=False,
 )
 def mine(
     _: Context,
@@ -322,7 +364,6 @@ def mine(
         "set": "key=value of the configuration, such as --set backbone=iresnet50; may be given again and again",
     },
     iterable=["set_"],
-    auto_shortflags=False,
 )
 def evaluate(
     _: Context,
@@ -352,7 +393,6 @@ def evaluate(
         "set": "option of the export, such as --set opset=17; may be given again and again",
     },
     iterable=["set_"],
-    auto_shortflags=False,
 )
 def export(
     _: Context,
@@ -371,7 +411,7 @@ def export(
         raise Exit(code=code)
 
 
-@task(help=JSON, auto_shortflags=False)
+@task(help=JSON)
 def ps(_: Context, json: bool = False) -> None:
     """What is billing: machines of this project, volumes of its accounts, from their providers; orphans first."""
     from deploy import looking
@@ -390,7 +430,6 @@ def ps(_: Context, json: bool = False) -> None:
         "anyway": "also when what is on it cannot be brought home",
         **JSON,
     },
-    auto_shortflags=False,
 )
 def down(
     _: Context,
@@ -410,7 +449,6 @@ def down(
 
 @task(
     help={"on": "target whose Docker engine builds: a file in conf/deploy (default: docker)", **BUILD},
-    auto_shortflags=False,
 )
 def build(
     _: Context, on: str = "docker", cpu: bool = False, base: str | None = None, pip_options: str | None = None
@@ -428,7 +466,6 @@ def build(
         "image": "name in the registry, such as me/sniperface (default: the target's)",
         **BUILD,
     },
-    auto_shortflags=False,
 )
 def push(
     _: Context,
@@ -446,7 +483,7 @@ def push(
         push_image(PROJECT, on, image, screen.say, arguments(cpu, base, pip_options))
 
 
-@task(help={**ON, **JSON}, auto_shortflags=False)
+@task(help={**ON, **JSON})
 def doctor(_: Context, on: str = "local", json: bool = False) -> None:
     """What is wrong with the set-up, each finding with its fix."""
     from deploy import looking
@@ -458,7 +495,7 @@ def doctor(_: Context, on: str = "local", json: bool = False) -> None:
         raise Exit(code=1)
 
 
-@task(help={"quick": "smaller sizes, less certain numbers"}, auto_shortflags=False)
+@task(help={"quick": "smaller sizes, less certain numbers"})
 def bench(_: Context, quick: bool = False) -> None:
     """Run every benchmark; a claim that does not hold ends with exit code 1."""
     from deploy import apps
@@ -469,4 +506,4 @@ def bench(_: Context, quick: bool = False) -> None:
         raise Exit(code=code)
 
 
-flags.check(sys.argv, sys.modules[__name__])
+check_command_line()

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
+from deploy import leaks
 from deploy.errors import StepFailed, WrongUse
 from deploy.plan import CodeFacts
 from deploy.shell import LocalShell, Result, Shell
@@ -47,16 +48,44 @@ def look(project: Path) -> CodeFacts:
         *_excluded(),
     )
     changed = listing.stdout.count(b"\0")
+    untracked = tuple(sorted(os.fsdecode(line[3:]) for line in listing.stdout.split(b"\0") if line[:2] == b"??"))
     tree = _git(project, "rev-parse", "HEAD:./").text.strip() if commit and not changed else None
-    return CodeFacts(kind="git", commit=commit, changed_files=changed, tree=tree)
+    return CodeFacts(kind="git", commit=commit, changed_files=changed, tree=tree, untracked=untracked)
 
 
-def place(project: Path, shell: Shell, root: PurePath, large_files: tuple[str, ...] = ()) -> str:
+def check(project: Path, allowed: tuple[str, ...], secrets: Mapping[str, str]) -> tuple[str, ...]:
+    """Refuse files that look like credentials, before anything is noted or paid for. Returns tracked ones to warn of.
+
+    `allowed`: names or patterns of files that are meant to travel. `secrets`: names and values a run may be given.
+    """
+    if not _is_repository(project):
+        names = [file.relative_to(project).as_posix() for file in _code_files(project)]
+        return leaks.refuse(leaks.find(project, names, secrets), set(), allowed)
+    tracked, listed = _travelling(project)
+    found = leaks.find(project, map(os.fsdecode, listed), secrets)
+    return leaks.refuse(found, set(map(os.fsdecode, tracked)), allowed)
+
+
+def _travelling(project: Path) -> tuple[list[bytes], list[bytes]]:
+    """Names of tracked files, and of all that a snapshot holds."""
+    tracked = _listed(project, "--cached")
+    return tracked, [*dict.fromkeys([*tracked, *_listed(project, "--others", "--exclude-standard")])]
+
+
+def place(
+    project: Path,
+    shell: Shell,
+    root: PurePath,
+    large_files: tuple[str, ...] = (),
+    allowed: tuple[str, ...] = (),
+    secrets: Mapping[str, str] | None = None,
+) -> str:
     """Put a snapshot of the project's code under `<root>/code/<id>` on the machine, unless it is there; returns the id.
 
     Only what the machine lacks is sent: a bundle upon the newest snapshot that both sides have. `large_files` are
-    names of files over 50 MB that are meant to travel.
+    names of files over 50 MB that are meant to travel, `allowed` and `secrets` are those of `check`.
     """
+    check(project, allowed, secrets or {})
     shelf = str(root / "code")
     if _is_repository(project):
         snapshots = Snapshots(project)
@@ -98,8 +127,7 @@ class Snapshots:
 
     def take(self, large_files: tuple[str, ...]) -> str:
         """The id of the working tree as it is now."""
-        tracked = _listed(self.project, "--cached")
-        names = [*dict.fromkeys([*tracked, *_listed(self.project, "--others", "--exclude-standard")])]
+        tracked, names = _travelling(self.project)
         _refuse_submodules(self.project)
         _refuse_large(self.project, [os.fsdecode(name) for name in names], set(map(os.fsdecode, tracked)), large_files)
         with tempfile.TemporaryDirectory(prefix=".making-", dir=self.store) as scratch:

@@ -13,6 +13,7 @@ import difflib
 import os
 from collections.abc import Iterable, Sequence
 
+from deploy.pod.addresses import hide
 from deploy.pod.redact import Redactor, of_environment
 
 OUR_OWN = "SNIPERFACE_"
@@ -25,10 +26,10 @@ class DeployError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, evidence: Sequence[str] = (), next_command: str | None = None) -> None:
-        hide = Redactor(_secrets())  # whoever shows or keeps it need not think of that
-        super().__init__(hide(message))
-        self.message: str = hide(message)
-        self.evidence: tuple[str, ...] = tuple(hide(line) for line in evidence)
+        redact = Redactor(_secrets())  # whoever shows or keeps it need not think of that
+        self.message: str = redact(hide(message))
+        super().__init__(self.message)
+        self.evidence: tuple[str, ...] = tuple(redact(hide(line)) for line in evidence)
         self.next_command = next_command
 
 

@@ -17,6 +17,7 @@ from deploy.machine import Card
 from deploy.origins import Origin
 from deploy.phases import NEWEST, Measured, kind_of
 from deploy.plan import Continuation, DataFacts, Facts
+from deploy.pod.addresses import shown
 from deploy.pod.folder import read_json
 from deploy.pod.redact import SHORTEST
 from deploy.reach import Reach, Reached
@@ -96,7 +97,7 @@ def _check_nodes(settings: Settings, request: Request) -> None:
 
 def _refuse_secrets(settings: Settings, request: Request) -> None:
     """A command line is seen by everybody on the machine, and a plan is kept."""
-    for name, value in guard.own_secrets(settings).items():
+    for name, value in guard.named_secrets(settings).items():
         for override in request.overrides:
             if len(value) >= SHORTEST and value in override:
                 key = override.partition("=")[0]
@@ -106,14 +107,26 @@ def _refuse_secrets(settings: Settings, request: Request) -> None:
                 )
 
 
+def check_code(settings: Settings) -> tuple[str, ...]:
+    """Refuse code that holds credentials; returns tracked files to warn of, of which a rented machine gets none."""
+    suspicious = code.check(settings.project, settings.target.allow_files, guard.named_secrets(settings))
+    if suspicious and settings.is_rented:
+        raise WrongUse(
+            f"{suspicious[0]} looks like a credential and would travel to a rented machine: remove it from the "
+            f"repository, or name it in conf/deploy/{settings.target.name}.yaml: allow_files: [{suspicious[0]}]"
+        )
+    return suspicious
+
+
 def gather(reach: Reach, checked: Checked) -> Facts:
     """Everything looked up that can be before a machine is had; this computer is had already."""
     settings = reach.settings
+    suspicious = check_code(settings)
     return Facts(
         now=datetime.now(),
         token=secrets.token_hex(2),
         python=sys.executable if settings.is_local else "python",
-        code=code.look(settings.project),
+        code=replace(code.look(settings.project), suspicious=suspicious),
         data=_data_facts(settings, checked),
         config=checked.config,
         hardware=devices.here(LocalShell(), settings) if settings.is_local else None,
@@ -124,7 +137,22 @@ def gather(reach: Reach, checked: Checked) -> Facts:
         continues=checked.continues,
         card=_card(reach),
         memory=memory.read(settings.project),
+        secrets=_secret_names(settings, checked),
     )
+
+
+def _secret_names(settings: Settings, checked: Checked) -> tuple[str, ...]:
+    if settings.is_local:
+        return ()
+    return tuple(sorted({*guard.own_secrets(settings), *job_secrets(settings, checked)}))
+
+
+def job_secrets(settings: Settings, checked: Checked) -> dict[str, str]:
+    """What this job is given of this computer's environment; nothing where it runs here, which has it all."""
+    if settings.is_local:
+        return {}
+    track = str(checked.config.get("track", "none"))
+    return guard.job_secrets(settings, track=track, data=str(checked.images.path))
 
 
 def _data_facts(settings: Settings, checked: Checked) -> DataFacts:
@@ -185,7 +213,7 @@ def _pack(settings: Settings, request: Request, origin: Origin, *, again: bool) 
         places = {
             origins.HERE: "stay here",
             origins.MACHINE: "are on the machine",
-            origins.URL: f"are at {origin.path}",
+            origins.URL: f"are at {shown(str(origin.path))}",
         }
         words = f"is for images of this computer that are sent to another, and these {places[origin.where]}"
         if by_file:

@@ -1,103 +1,168 @@
-"""Flags that would be ignored are refused before anything starts.
+"""A strict reading of the command line, before Invoke acts on it.
 
-Invoke, which runs tasks.py, accepts its own flags after a task's name, too: `--dry` would echo shell commands, of which
-there are none here, and start a real job. So the command line is parsed a second time, without them, before Invoke
-sees the tasks.
+Invoke takes its own flags (`--dry`, `--echo`, `-V` …) after a command's name, too. They mean nothing here, and the
+command would start. So every word must be one that this project honours; anything else ends with exit code 2.
 """
 
 from __future__ import annotations
 
-import copy
 import difflib
 import re
-import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from typing import NoReturn
 
-from invoke.collection import Collection
-from invoke.exceptions import Exit, ParseError
-from invoke.parser import Parser
-from invoke.parser.context import ParserContext
-from invoke.program import Program
+from deploy.errors import WrongUse, command, unknown
 
-# Of Invoke's own flags, those that mean something here; the first ones print and end.
-PRINTING = {"complete", "help", "list", "print-completion-script", "version"}
-HONOURED = PRINTING | {"collection", "list-depth", "list-format", "search-root"}
-UNKNOWN = re.compile(r"No idea what '(.*)' is!")
-NO_VALUE = re.compile(r"Flag <Argument: ([\w-]+)\b.*needed value")
-GIT_LIMIT_S = 5
+# Invoke's own flags that mean something here, and whether a value follows. They come before a command.
+BEFORE = {
+    "--collection": True,
+    "-c": True,
+    "--list-depth": True,
+    "-D": True,
+    "--list-format": True,
+    "-F": True,
+    "--search-root": True,
+    "-r": True,
+}
+HELP, LIST, VERSION = ("--help", "-h"), ("--list", "-l"), ("--version", "-V")
+ASKS = (*HELP, *LIST, *VERSION)
+COMPLETION = ("--complete", "--print-completion-script")  # Invoke ends after these without running a command
+# What a person may type for a flag of ours; closeness of letters does not find these.
+MEANT = {"--dry": "--dry-run", "-R": "--dry-run", "-n": "--dry-run", "--follow": "--watch", "-f": "--follow"}
 
 
-def check(argv: Sequence[str], tasks: ModuleType) -> None:
-    """Raises Exit with code 2 for a flag that would be ignored, with code 0 after the version was printed.
+@dataclass(frozen=True)
+class Flag:
+    """A flag of a command: whether a value follows, and whether it may be given again."""
 
-    Words of another program than Invoke are none of its flags, and are left alone.
+    takes_value: bool
+    repeats: bool = False
+
+
+Commands = Mapping[str, Mapping[str, Flag]]
+
+
+def check(words: Sequence[str], commands: Commands) -> bool:
+    """Whether the version is asked for, by a command line (without the program's name) that is right.
+
+    Raises: WrongUse with the nearest right word, where any word is not ours.
     """
-    if not _is_invoke(argv[0]):
+    if words and words[0].partition("=")[0] in COMPLETION:
+        return False
+    rest = _before(words, commands)
+    if rest is None:
+        return True
+    return bool(rest) and _command(rest[0], rest[1:], commands)
+
+
+def _before(words: Sequence[str], commands: Commands) -> Sequence[str] | None:
+    """The words from the command's name on; None where the version is asked for."""
+    index = 0
+    while index < len(words) and words[index].startswith("-"):
+        name, equals, _ = words[index].partition("=")
+        index += 1
+        if name in VERSION:
+            return None
+        if name in HELP and not equals:
+            for asked in words[index : index + 1]:
+                _known(asked, commands)
+            if len(words) > index + 1:
+                raise WrongUse(f"--help explains one command: leave out '{words[index + 1]}'")
+            return ()
+        if name in LIST and not equals:
+            continue
+        if name not in BEFORE:
+            _refuse(name, "", _all_flags(commands))
+        if not equals:
+            if index == len(words):
+                raise WrongUse(f"{name} needs a value")
+            index += 1
+    return words[index:]
+
+
+def _command(name: str, words: Sequence[str], commands: Commands) -> bool:
+    flags = _known(name, commands)
+    seen: set[str] = set()
+    waiting = ""
+    version = False
+    for index, word in enumerate(words):
+        flag, equals, _ = word.partition("=")
+        if waiting:
+            _value(waiting, word, flags)
+            waiting = ""
+        elif flag in ASKS and not equals:
+            version = version or flag in VERSION
+        elif not word.startswith("-"):
+            if word not in commands:
+                raise _stray(name, word, flags)
+            return _command(word, words[index + 1 :], commands) or version
+        elif flag not in flags:
+            _refuse(flag, name, flags)
+        else:
+            _once(flag, flags[flag], seen)
+            if equals and not flags[flag].takes_value:
+                raise WrongUse(f"{flag} takes no value: write {flag} alone, or leave it out")
+            waiting = flag if flags[flag].takes_value and not equals else ""
+    if waiting:
+        raise _missing(waiting)
+    return version
+
+
+def _known(name: str, commands: Commands) -> Mapping[str, Flag]:
+    if name not in commands:
+        raise unknown("command", name, commands)
+    return commands[name]
+
+
+def _once(name: str, flag: Flag, seen: set[str]) -> None:
+    if name in seen and not flag.repeats:
+        raise WrongUse(f"{name} is given twice: give it once")
+    seen.add(name)
+
+
+def _value(flag: str, word: str, flags: Mapping[str, Flag]) -> None:
+    """A flag where a value should be is a forgotten value; a number below zero, or a text with blanks, is a value."""
+    if not word.startswith("-"):
         return
-    program = Program()
-    own = ParserContext(args=program.core_args() + program.task_args())
-    try:
-        core = Parser(initial=own, ignore_unknown=True).parse_argv(list(argv[1:]))
-    except ParseError:
-        return  # Invoke says it, and starts nothing
-    given = {name for name, arg in core[0].args.items() if arg.got_value}
-    if given & PRINTING:
+    is_flag = word.partition("=")[0] in (*flags, *ASKS)
+    if not is_flag and (" " in word or re.fullmatch(r"-\d+(\.\d+)?", word)):
         return
-    ignored = sorted(given - HONOURED)
-    if ignored:
-        raise Exit(f"error: --{ignored[0]} would be ignored, so nothing was started: leave it out", code=2)
-    words = list(core.unparsed)
-    # A task's help ends before anything starts, whatever else is said; so does the version.
-    if {"-h", "--help"} & {*words}:
-        return
-    # Of a copy: a task gives its help texts to the first who asks for its flags.
-    contexts = copy.deepcopy(Collection.from_module(tasks)).to_contexts()
-    if {"-V", "--version"} & {*words}:
-        print(version(Path(str(tasks.__file__)).parent))
-        raise Exit(code=0)
-    try:
-        Parser(contexts=contexts).parse_argv(words)
-    except ParseError as error:
-        raise Exit(f"error: {sentence(error, [str(each.name) for each in contexts])}", code=2) from error
+    raise _missing(flag, f"; a value that begins with - is written {flag}={word}")
+
+
+def _missing(flag: str, more: str = "") -> WrongUse:
+    return WrongUse(f"{flag} needs a value, and none was given{more}")
+
+
+def _stray(name: str, word: str, flags: Mapping[str, Flag]) -> WrongUse:
+    near = difflib.get_close_matches(f"--{word}", flags, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}?" if near else f"see {command(f'{name} --help')}"
+    return WrongUse(f"'{word}' is not a flag of {name}: {hint}")
+
+
+def _refuse(flag: str, name: str, right: Iterable[str]) -> NoReturn:
+    choices = sorted({*right, "--help", "--version"})
+    meant = MEANT.get(flag)
+    near = [meant] if meant in choices else difflib.get_close_matches(flag, choices, n=1, cutoff=0.0)
+    of = f" of {name}" if name else " before a command"
+    see = command(f"{name} --help" if name else "--list")
+    raise WrongUse(f"unknown flag {flag}{of}: did you mean {near[0]}? All of them: {see}")
+
+
+def _all_flags(commands: Commands) -> set[str]:
+    return {*BEFORE, *LIST, *(flag for flags in commands.values() for flag in flags)}
 
 
 def version(project: Path) -> str:
-    """This program's version, and the commit where it is a checkout."""
-    said = re.search(r'^version = "(.*)"', (project / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    argv = ["git", "-C", str(project), "rev-parse", "--short", "HEAD"]
-    try:
-        commit = subprocess.run(argv, capture_output=True, text=True, timeout=GIT_LIMIT_S, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = ""
-    return f"sniperface {said[1] if said else 'of an unknown version'}{f' ({commit})' if commit else ''}"
+    """Name, version and, in a checkout, the commit."""
+    from deploy.shell import LocalShell
 
-
-def _is_invoke(program: str) -> bool:
-    path = Path(program)
-    return path.stem in ("invoke", "inv") or (path.stem == "__main__" and path.parent.name == "invoke")
-
-
-def sentence(error: ParseError, commands: Sequence[str]) -> str:
-    """What is wrong with a command line, and the nearest right word."""
-    valueless = NO_VALUE.match(str(error))
-    if valueless:
-        return f"--{valueless[1]} needs a value, and nothing was started"
-    unknown = UNKNOWN.match(str(error))
-    if unknown is None:
-        return str(error)
-    word, context = unknown[1], error.context
-    if not word.startswith("-") or context is None:
-        near = nearest(word, commands)
-        return f"there is no command {word}: {f'did you mean {near}?' if near else '`invoke --list` lists them'}"
-    near = nearest(word, [*context.flags, *context.inverse_flags])
-    hint = f"did you mean {near}?" if near else f"`invoke {context.name} --help` lists its flags"
-    return f"{word} is no flag of {context.name}, and nothing was started: {hint}"
-
-
-def nearest(word: str, known: Sequence[str]) -> str | None:
-    """The one that begins so, or the one that is most alike; a single letter is like nothing."""
-    beginning = [each for each in sorted(known) if len(word) > 2 and each.startswith(word)]
-    alike = difflib.get_close_matches(word, known, n=1) if len(word.strip("-")) > 1 else []
-    return next(iter([*beginning, *alike]), None)
+    told = re.search(r'^version = "([^"]+)"', (project / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    text = f"sniperface {told.group(1) if told else 'unknown'}"
+    shell = LocalShell()
+    if shell.which("git") is None or not (project / ".git").exists():
+        return text
+    commit = shell.run(["git", "rev-parse", "--short", "HEAD"], cwd=project, check=False).text.strip()
+    return f"{text} ({commit})" if commit else text

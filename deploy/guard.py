@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
@@ -16,6 +16,10 @@ from deploy.pod.whole import FETCHED
 from deploy.settings import RunPod, Settings
 from deploy.shell import Shell
 
+WANDB_SECRETS = ("WANDB_API_KEY",)
+S3_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+KEPT_SECRETS = ("RUNPOD_API_KEY",)  # the laptop's own; no machine is given it
+IDENTIFIERS = ("AWS_ACCESS_KEY_ID",)  # a name, worth nothing without its key
 CEILINGS = ("max_hours", "max_usd", "idle_min", "stall_min")
 
 
@@ -109,8 +113,29 @@ def note_fetched(shell: Shell, folder: RunFolder, about: Mapping[str, Any]) -> N
 
 
 def own_secrets(settings: Settings) -> dict[str, str]:
-    """What the target's `secrets` names and this computer's environment holds."""
-    return {name: os.environ[name] for name in settings.target.secrets if os.environ.get(name)}
+    """For the guard and for copies: keys of S3 where copies go there, and what the target's `secrets` names."""
+    return _held(settings, S3_SECRETS if is_s3(settings.target.sync_to) else ())
+
+
+def job_secrets(settings: Settings, *, track: str, data: str) -> dict[str, str]:
+    """For the job: the key of W&B where it is used, of S3 where the images lie there, and what `secrets` names."""
+    needed = [*(WANDB_SECRETS if track == "wandb" else ()), *(S3_SECRETS if is_s3(data) else ())]
+    return _held(settings, needed)
+
+
+def named_secrets(settings: Settings) -> dict[str, str]:
+    """Every value of this computer that a run may be given, or that the laptop keeps; none belongs in code or words."""
+    held = _held(settings, (*WANDB_SECRETS, *S3_SECRETS, *KEPT_SECRETS))
+    return {name: value for name, value in held.items() if name not in IDENTIFIERS or name in settings.target.secrets}
+
+
+def is_s3(place: str | None) -> bool:
+    return str(place).lower().startswith(("s3://", "s3a://"))
+
+
+def _held(settings: Settings, names: Iterable[str]) -> dict[str, str]:
+    wanted = sorted({*names, *settings.target.secrets})
+    return {name: os.environ[name] for name in wanted if os.environ.get(name)}
 
 
 def write_secrets(shell: Shell, path: PurePath, secrets: Mapping[str, str]) -> None:

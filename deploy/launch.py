@@ -11,6 +11,7 @@ from deploy import answers, facts, home, job, nodes, reach, runs, saved
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.phases import Stopwatch
 from deploy.plan import Facts, Plan, going_on, make
+from deploy.pod.addresses import hide
 from deploy.pod.folder import RunFolder
 from deploy.reach import Reach, Reached
 from deploy.ready import acquired_all, bring_own_files, pack_images, ready_all, refuse_too_much
@@ -68,7 +69,7 @@ def train(
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
             screen.plan(plan, with_command=True)
             refuse_too_much(plan, looked_up)
-            return plan.to_json()
+            return dict(hide(plan.to_json()))
         with reach.launching(at.settings) as note:
             if not request.queue:
                 at.refuse_second()

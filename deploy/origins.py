@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Protocol
 
 from deploy.errors import WrongUse
+from deploy.pod.addresses import open_address, request, shown
 from deploy.shell import LocalShell
 
 ON_THE_MACHINE = "machine:"
 HERE, MACHINE, URL = "here", "machine", "url"
 LIMIT_S = 30
+NEVER = ("file:", "ftp:", "ftps:", "local:")  # fsspec would read them, too
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,12 @@ class Url:
         return self.text
 
     @property
+    def shown(self) -> str:
+        return shown(self.text)
+
+    @property
     def name(self) -> str:
-        return self.text.rsplit("/", 1)[-1]
+        return self._path.rsplit("/", 1)[-1]
 
     @property
     def stem(self) -> str:
@@ -35,13 +41,27 @@ class Url:
 
     @property
     def parent(self) -> Url:
-        return Url(self.text.rsplit("/", 1)[0])
+        return self._with(self._path.rsplit("/", 1)[0])
 
     def __truediv__(self, name: str) -> Url:
-        return Url(f"{self.text}/{name}")
+        return self._with(f"{self._path}/{name}")
 
     def with_name(self, name: str) -> Url:
-        return Url(f"{self.parent}/{name}")
+        return self.parent / name
+
+    @property
+    def normal(self) -> Url:
+        """Without slashes at the end of the path, and without a fragment."""
+        return self._with(self._path)
+
+    @property
+    def _path(self) -> str:
+        """Without the query, which may hold a signature; a fragment is never sent."""
+        return re.split("[?#]", self.text)[0].rstrip("/")
+
+    def _with(self, path: str) -> Url:
+        _, mark, query = self.text.partition("#")[0].partition("?")
+        return Url(f"{path}{mark}{query}")
 
 
 Place = PurePath | Url
@@ -71,7 +91,11 @@ class Origin:
 def parse(text: str, project: Path, *, local: bool) -> Origin:
     """`machine:/path` lies on the machine, `https://…` at an address, everything else here."""
     if "://" in text:
-        return Origin(URL, Url(text.rstrip("/")), UrlFiles())
+        if text.lower().startswith(NEVER):
+            raise WrongUse(
+                f"--data {shown(text)}: images are read from https:// or s3://, or from a path without file://"
+            )
+        return Origin(URL, Url(text).normal, UrlFiles())
     if text.startswith(ON_THE_MACHINE):
         path = text[len(ON_THE_MACHINE) :]
         if not path.startswith("/") and not (local and path):
@@ -93,9 +117,8 @@ class UrlFiles:
                 data: bytes = file.read(-1 if limit is None else limit)
                 return data
         end = "" if limit is None else offset + limit - 1
-        request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-{end}"})  # noqa: S310 - checked above
         try:
-            with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:  # noqa: S310
+            with open_address(request(url, {"Range": f"bytes={offset}-{end}"}), LIMIT_S) as answer:
                 if answer.status == 206:
                     ranged: bytes = answer.read()
                     return ranged
@@ -104,6 +127,7 @@ class UrlFiles:
                 whole: bytes = answer.read()
                 return whole
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code in (404, 403):
                 raise FileNotFoundError(error.code, error.reason, url) from error
             if error.code == 416:
@@ -117,15 +141,30 @@ class UrlFiles:
         try:
             if not url.startswith(("http://", "https://")):
                 return int(_fsspec(url).size(url))
-            request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - checked above
-            with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:  # noqa: S310
-                return int(answer.headers["Content-Length"])
-        except urllib.error.HTTPError:  # the server is there, the file is not
+            return _size(url)
+        except urllib.error.HTTPError as error:  # the server is there, the file is not
+            error.close()
             return None
         except urllib.error.URLError as error:
             raise WrongUse(f"{url} cannot be reached from here: {error.reason}") from error
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+def _size(url: str) -> int:
+    """By HEAD, or, as a signature may be for GET alone, by asking for one byte."""
+    try:
+        asked = request(url, {})
+        asked.method = "HEAD"
+        with open_address(asked, LIMIT_S) as answer:
+            return int(answer.headers["Content-Length"])
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code not in (403, 405, 501):
+            raise
+    with open_address(request(url, {"Range": "bytes=0-0"}), LIMIT_S) as answer:
+        whole = answer.headers.get("Content-Range", "").rpartition("/")[2]
+        return int(whole or answer.headers["Content-Length"])
 
 
 def _fsspec(url: str) -> Any:

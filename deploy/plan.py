@@ -35,6 +35,8 @@ class CodeFacts:
     commit: str | None
     changed_files: int
     tree: str | None
+    untracked: tuple[str, ...] = ()  # files that travel although git does not track them
+    suspicious: tuple[str, ...] = ()  # tracked files that look like credentials
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Facts:
     place: Place | None = None  # of this machine, once several of them have met
     card: Card | None = None  # what the provider would rent first, before the machine can be asked
     memory: Mapping[str, Any] = field(default_factory=dict)  # what conf/memory.yaml says of each backbone
+    secrets: tuple[str, ...] = ()  # names of variables of this computer that the machine is given
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,8 @@ class Plan:
     expected_from: str
     expected_usd: float | None
     request: Request
+    secrets: tuple[str, ...] = ()
+    rented: bool = False
 
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=sorted))
@@ -225,6 +230,8 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         expected_from=source,
         expected_usd=_dollars(minutes, rate),
         request=request,
+        secrets=facts.secrets,
+        rented=settings.is_rented,
     )
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deploy.phases import Compared, Phase, duration
-from deploy.plan import Plan
+from deploy.plan import CodeFacts, Plan
+from deploy.pod.addresses import shown
+
+NAMES_SHOWN = 5
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -14,11 +17,13 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     changed = f" plus {plan.code.changed_files} changed files" if plan.code.changed_files else ""
     if plan.code.kind == "copy":
         code, changed = "a copy of the code folders (this folder is no git repository)", ""
-    where = f"staged into {plan.data_path}" if plan.stage else f"read in place from {plan.data_path}"
+    where = f"staged into {plan.data_path}" if plan.stage else f"read in place from {shown(plan.data_path)}"
     minutes = "unknown" if plan.expected_minutes is None else f"about {plan.expected_minutes:.1f}"
     return [
         ("where", f"target {plan.target}: {_hardware(plan)}; {plan.root}"),
         ("code", code + changed),
+        *_travelling(plan.code),
+        *_secrets(plan),
         ("data", f"{data.name}: {_images(plan)}, {where}"),
         *([("sent", _packed(plan))] if data.packed else []),
         *([] if data.ready or not data.rows else [("", "will be prepared from the ORL photographs")]),
@@ -32,6 +37,29 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         *_parts(plan),
         ("expected dollars", _dollars(plan)),
     ]
+
+
+def _travelling(code: CodeFacts) -> list[tuple[str, str]]:
+    """Files that the user may not expect to leave this computer."""
+    rows = []
+    if code.untracked:
+        rows.append(
+            ("untracked", f"{len(code.untracked)} files travel that git does not track: {_some(code.untracked)}")
+        )
+    if code.suspicious:
+        rows.append(("warning", f"tracked files look like credentials, and travel: {_some(code.suspicious)}"))
+    return rows
+
+
+def _secrets(plan: Plan) -> list[tuple[str, str]]:
+    if plan.provider == "local":
+        return []
+    whose = "a rented machine" if plan.rented else "the machine"
+    return [("secrets", f"{whose} is given {', '.join(plan.secrets) or 'none'}")]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
 
 
 def _parts(plan: Plan) -> list[tuple[str, str]]:
@@ -69,7 +97,7 @@ def gpus_of(plan: Plan) -> str:
 
 def _images(plan: Plan) -> str:
     if not plan.data.rows:
-        return f"looked at where they are ({plan.data.path})"
+        return f"looked at where they are ({shown(plan.data.path)})"
     return f"{plan.data.rows} images, {plan.data.train_rows} to train on"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from deploy import code, data, devices, environment, guard, memory, staging, transfer
 from deploy.devices import Devices
 from deploy.errors import NoMachine, WrongUse, command
-from deploy.facts import Checked
+from deploy.facts import Checked, check_code, job_secrets
 from deploy.machine import Machine, MachineSpec, node_name
 from deploy.origins import Origin
 from deploy.phases import Stopwatch
@@ -157,6 +157,7 @@ def acquired(
     at: Reach, name: str, screen: Screen, watch: Stopwatch, *, keep: bool = False, node: int = 0, nodes: int = 1
 ) -> Iterator[Machine]:
     """A machine of the target. When what is done with it fails, one that was made for it is released."""
+    check_code(at.settings)  # before it costs anything
     name = node_name(name, node)
     with watch.phase("machine"):
         spec = MachineSpec(name, family_name(at.settings), at.settings.root, node, nodes)
@@ -178,7 +179,9 @@ def ready_code(
 ) -> tuple[Machine, PurePath]:
     """The machine with what only it can tell, and the folder of this code on it, whose environment is there, too."""
     machine = greet(settings, machine, shell, screen)
-    snapshot = code.place(settings.project, shell, machine.root, settings.target.large_files)
+    about = settings.target
+    secrets = guard.named_secrets(settings)
+    snapshot = code.place(settings.project, shell, machine.root, about.large_files, about.allow_files, secrets)
     folder = machine.root / "code" / snapshot
     screen.say(f"code: {folder}")
     armed = guard.arm(settings, machine, shell, folder, nodes)
@@ -209,7 +212,7 @@ def greet(settings: Settings, machine: Machine, shell: Shell, screen: Screen) ->
 def bring_own_files(settings: Settings, shell: Shell, machine: Machine, checked: Checked, plan: Plan) -> None:
     """Into the run folder: the user's checkpoint with its JSON, labels of images that lie elsewhere, secrets."""
     folder = RunFolder(machine.path(plan.run_dir))
-    secrets = {} if machine.is_here else guard.own_secrets(settings)
+    secrets = {} if machine.is_here else job_secrets(settings, checked)
     if secrets:
         guard.write_secrets(shell, folder.secrets, secrets)
     if checked.request.resume not in ("none", "auto"):

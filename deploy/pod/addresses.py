@@ -1,0 +1,107 @@
+"""Web addresses: shown without what is secret in them, and opened only where a redirect may lead.
+
+A redirect stays on https, and does not lead from a public host to a private one. A name is looked up before it is
+followed; a name server that answers differently a moment later is not covered.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import re
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+IN_TEXT = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
+PORTS = {"http": 80, "https": 443}
+
+
+def shown(address: str) -> str:
+    """As it may be shown: a password stands before the host, a signature in the query, a token in the fragment."""
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return re.split(r"[?#]", address)[0].rpartition("@")[2]
+    return parts._replace(query="", fragment="", netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def hide(value: Any) -> Any:
+    """The same for every address in a text, and in whatever holds texts."""
+    if isinstance(value, str):
+        return IN_TEXT.sub(lambda found: shown(found.group()), value)
+    if isinstance(value, Mapping):
+        return {key: hide(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [hide(each) for each in value]
+    return value
+
+
+def request(address: str, headers: Mapping[str, str]) -> urllib.request.Request:
+    """A request whose user and password, where the address has them, go to its own host alone."""
+    parts = urlsplit(address)
+    user, at, host = parts.netloc.rpartition("@")
+    made = urllib.request.Request(  # noqa: S310 - `open_address` has no other handlers
+        parts._replace(netloc=host, fragment="").geturl(), headers=dict(headers)
+    )
+    if at:
+        word = base64.b64encode(unquote(user).encode()).decode("ascii")
+        made.add_unredirected_header("Authorization", f"Basic {word}")
+    return made
+
+
+def open_address(wanted: urllib.request.Request, timeout_s: float) -> Any:
+    """The answer over http or https, and no other scheme. Raises: urllib.error.URLError, ValueError."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.UnknownHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        Redirects,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener.open(wanted, timeout=timeout_s)
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a redirect where `why_not` has nothing against it."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        reason = why_not(req.full_url, newurl)
+        if reason:
+            fp.close()
+            raise urllib.error.URLError(f"it redirects to {shown(newurl)}, {reason}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def why_not(start: str, to: str) -> str | None:
+    """What is wrong with a redirect; None where it may be followed."""
+    here, there = urlsplit(start), urlsplit(to)
+    if there.scheme not in PORTS:
+        return "which is neither http nor https"
+    if here.scheme == "https" and there.scheme != "https":
+        return "which is not encrypted"
+    if _is_private(there) and not _is_private(here):
+        return "a private address: name it as the data's own address, if it is meant"
+    return None
+
+
+def _is_private(parts: Any) -> bool:
+    """Whether any address of the host is outside the public internet. An unknown name is left to the connection."""
+    try:
+        found = socket.getaddrinfo(parts.hostname, parts.port or PORTS[parts.scheme], type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return False
+    return any(not _public(str(each[4][0])) for each in found)
+
+
+def _public(text: str) -> bool:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_global and not address.is_multicast

@@ -1,0 +1,162 @@
+"""Addresses with credentials: never shown, whole when asked for, and not led astray by a redirect."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from deploy import origins
+from deploy.errors import WrongUse
+from deploy.origins import Url, UrlFiles
+from deploy.pod.addresses import hide, shown, why_not
+from deploy.pod.sources import CopyFailed, open_source
+
+BODY = bytes(range(256)) * 8
+
+
+@dataclass
+class Site:
+    """A server that gives ranges to whoever has the signature, and can redirect. `asked`: path, query, password."""
+
+    url: str
+    asked: list[tuple[str, str, str | None]] = field(default_factory=list)
+    redirect_to: str | None = None
+    refuses_head: bool = True  # as S3 does for an address that is signed for GET
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            parts = urlsplit(self.path)
+            made.asked.append((parts.path, parts.query, self.headers.get("Authorization")))
+            if made.redirect_to and parts.path == "/start/images.npy":
+                self.send_response(302)
+                self.send_header("Location", made.redirect_to)
+            elif parts.query != "sig=SECRET" or (self.command == "HEAD" and made.refuses_head):
+                self.send_response(403)
+            else:
+                first, last = (self.headers.get("Range") or "bytes=0-")[6:].split("-")
+                body = BODY[int(first) : int(last) + 1 if last else None]
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {first}-{int(first) + len(body) - 1}/{len(BODY)}")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+                return
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET  # noqa: N815 - the library's name
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        made = Site(f"http://127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield made
+        server.shutdown()
+
+
+def test_a_signature_goes_with_every_file_of_the_data_set(site: Site) -> None:
+    """Manifest, images and blocks: the file's name comes before the query."""
+    origin = origins.parse(f"{site.url}/faces/?sig=SECRET#token", Path("x"), local=False)
+    assert isinstance(origin.path, Url)
+    images = origin.path / "images.npy"
+    files = UrlFiles()
+    assert files.read(images.with_name("manifest.json"), 3, 5) == BODY[3:8]
+    assert files.size(images) == len(BODY)
+    assert b"".join(bytes(piece) for piece in open_source(str(images)).read(10, 20)) == BODY[10:30]
+    assert {path for path, _, _ in site.asked} == {"/faces/manifest.json", "/faces/images.npy"}
+    assert {query for _, query, _ in site.asked} == {"sig=SECRET"}
+    assert (images.name, images.stem, images.parent.name) == ("images.npy", "images", "faces")
+
+
+def test_a_password_goes_to_its_own_host_only(site: Site) -> None:
+    address = site.url.replace("://", "://u:p%40ss@")
+    site.redirect_to = f"{site.url}/images.npy?sig=SECRET"
+    assert UrlFiles().read(f"{address}/start/images.npy", 0, 4) == BODY[:4]
+    assert [password for _, _, password in site.asked] == ["Basic dTpwQHNz", None]
+
+
+@pytest.mark.parametrize("to", ["ftp://127.0.0.1/x", "file:///etc/passwd", "gopher://127.0.0.1/x"])
+def test_a_redirect_stays_on_the_web(site: Site, to: str) -> None:
+    """On the laptop as on the machine, where asking again would not help."""
+    site.redirect_to = to
+    with pytest.raises(OSError, match=r"redirects|not allowed|HTTP Error|answered 302"):
+        UrlFiles().read(f"{site.url}/start/images.npy", 0, 4)
+    source = open_source(f"{site.url}/start/images.npy")
+    source.over.set()  # no pauses
+    with pytest.raises(CopyFailed) as failed:
+        list(source.read(0, 4))
+    assert "SECRET" not in str(failed.value)
+
+
+PUBLIC, OTHER = "https://93.184.215.14/a", "https://1.1.1.1/b?sig=SECRET"
+
+
+@pytest.mark.parametrize(
+    ("start", "to", "allowed"),
+    [
+        (PUBLIC, OTHER, True),
+        ("http://93.184.215.14/a", OTHER, True),
+        (PUBLIC, "http://1.1.1.1/b", False),
+        (PUBLIC, "https://127.0.0.1/b", False),
+        (PUBLIC, "https://10.0.0.1/b", False),
+        (PUBLIC, "https://192.168.1.1/b", False),
+        (PUBLIC, "http://169.254.169.254/latest/meta-data", False),
+        (PUBLIC, "https://169.254.169.254/latest/meta-data", False),
+        (PUBLIC, "https://[::1]/b", False),
+        (PUBLIC, "https://[::ffff:10.0.0.1]/b", False),
+        (PUBLIC, "https://[fe80::1]/b", False),
+        (PUBLIC, "https://0.0.0.0/b", False),
+        (PUBLIC, "https://2130706433/b", False),  # 127.0.0.1, as some spell it
+        ("https://10.0.0.1/a", "https://10.0.0.2/b", True),
+        ("http://127.0.0.1/a", "http://127.0.0.1/b", True),
+        (PUBLIC, "ftp://1.1.1.1/b", False),
+        (PUBLIC, "file:///etc/passwd", False),
+    ],
+)
+def test_where_a_redirect_may_lead(start: str, to: str, allowed: bool) -> None:
+    assert (why_not(start, to) is None) is allowed
+
+
+@pytest.mark.parametrize("text", ["file:///etc/passwd", "ftp://host/images.npy", "FILE:///x"])
+def test_other_schemes_are_refused(text: str) -> None:
+    with pytest.raises(WrongUse, match="https://"):
+        origins.parse(text, Path("x"), local=False)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://u:SECRET@h:8443/a/b.npy?X-Amz-Signature=SECRET#SECRET", "s3://SECRET:SECRET@h/a", "https://h/?SECRET",
+     "https://u:SECRET@[::1/a?SECRET"],
+)  # fmt: skip
+def test_what_is_secret_in_an_address_is_never_shown(address: str) -> None:
+    assert "SECRET" not in shown(address)
+    assert "SECRET" not in hide(f"see {address}, or '{address}'")
+    assert "SECRET" not in str(hide({"a": [address]}))
+    assert "SECRET" not in WrongUse(f"{address} cannot be reached", evidence=[address]).message
+    assert shown("https://h/a.npy") == "https://h/a.npy"
+
+
+def test_no_message_of_a_failure_holds_the_signature(site: Site) -> None:
+    """A server that is away, and one that refuses."""
+    for address in (f"{site.url}/x?sig=SECRET2", "http://u:SECRET@127.0.0.1:1/images.npy?sig=SECRET"):
+        with pytest.raises((OSError, WrongUse)) as failed:
+            UrlFiles().read(Url(address), 0, 4)
+        assert "SECRET" not in str(hide(str(failed.value)))
+        source = open_source(address)
+        source.over.set()
+        with pytest.raises((CopyFailed, WrongUse)) as failed:
+            list(source.read(0, 4))
+        assert "SECRET" not in str(failed.value)
