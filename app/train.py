@@ -179,6 +179,7 @@ def begin(t: Training) -> None:
     """Measure what training has to beat, then load what is gone on from, and tell both."""
     settings, recipe = t.config.train, t.recipe
     resumed_from, in_this_folder = dist.from_main(to_resume(settings.resume, t.folder, t.here), t.here)
+    recipe.calibrate()
     untrained = list(t.meter.baselines())  # before anything is loaded: every run folder tells what training was worth
     if resumed_from is not None:
         t.state = checkpoint.load(resumed_from, recipe.modules, recipe.take_tables, t.optimizer, t.scaler, t.here)
@@ -186,6 +187,7 @@ def begin(t: Training) -> None:
             t.saved_step = t.state.step
     elif settings.warm_start is not None:
         recipe.warm_start(Path(settings.warm_start))
+        recipe.calibrate(backbone=False)
     t.first_image = t.state.epoch * t.rows + t.state.seen
     t.track.event(
         "start",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from app.config import Config
+from app.data.augment import Augment
 from app.data.dataset import Dataset, Rows
 from app.mining.refresh import Interlude
+from app.models import batch_norm
 from app.runtime.dist import averages_of, put_averages
 
 
@@ -41,6 +45,12 @@ class Recipe(Protocol):
 
     def warm_start(self, path: Path) -> None:
         """Begin with the backbone of this file, which rank 0 reads. Raises WrongUse when it does not fit."""
+
+    def calibrate(self, *, backbone: bool = True) -> None:
+        """Give BN's running averages the statistics of some training images; every rank gets the same.
+
+        Without `backbone` its averages stay, as after a warm start, where they belong to its weights.
+        """
 
     def begin_epoch(self, epoch: int, interlude: Interlude | None) -> dict[str, Any] | None:
         """Work between epochs, and what to report of it; without an interlude the epoch is being resumed.
@@ -71,6 +81,14 @@ class Recipe(Protocol):
 
     def health(self) -> dict[str, Any]:
         """Whether what is learnt still tells images apart; `collapsed` says no."""
+
+
+def first_views(data: Dataset, augment: Augment, seed: int, device: torch.device) -> Iterator[Tensor]:
+    """Views [B, 3, S, S] of training images spread evenly over the data, the same on every rank."""
+    rows = data.train_rows[np.linspace(0, len(data.train_rows) - 1, batch_norm.IMAGES).astype(np.int64)]
+    for number, some in enumerate(np.split(rows, batch_norm.IMAGES // batch_norm.BATCH)):
+        images = torch.from_numpy(np.ascontiguousarray(data.images[some])).to(device)
+        yield augment(images, Generator().manual_seed(seed + number))
 
 
 # What is no weight of a sum: ViT's position embedding and mask token, and the Fourier layer's gain, whose rest is 1.

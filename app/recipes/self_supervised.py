@@ -18,11 +18,12 @@ from app.data.positives import Positives
 from app.mining.knn import refuse_without_faiss
 from app.mining.refresh import Interlude, embed_share, refresh
 from app.models import build_backbone
+from app.models.batch_norm import calibrate
 from app.models.collapse import spread
 from app.models.moco import EMPTY, Encoder, FeatureBank, MomentumEncoder, Queue, contrastive_loss
-from app.recipes.recipe import Batch, RunningAverages, decay_groups
+from app.recipes.recipe import Batch, RunningAverages, decay_groups, first_views
 from app.runtime.checkpoint import load_backbone
-from app.runtime.dist import World, average_buffers, data_parallel, gather_rows, gradients_meet, share
+from app.runtime.dist import World, average_buffers, buffers_from_main, data_parallel, gather_rows, gradients_meet, share
 from app.runtime.schedule import by_epoch
 
 
@@ -83,6 +84,12 @@ class SelfSupervised:
 
     def warm_start(self, path: Path) -> None:
         load_backbone(path, self.encoder.backbone, self.momentum.encoder.backbone, new_fourier=True, here=self.here)
+
+    def calibrate(self, *, backbone: bool = True) -> None:
+        views = first_views(self.data, self.augment, self.config.train.seed, self.here.device)
+        calibrate(self.encoder, views, only=None if backbone else self.encoder.projection)
+        buffers_from_main(self.encoder, self.here)
+        self.momentum.encoder.load_state_dict(self.encoder.state_dict())
 
     def begin_epoch(self, epoch: int, interlude: Interlude | None) -> dict[str, Any] | None:
         """Refresh the pseudo-IDs when they are due."""

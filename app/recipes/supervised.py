@@ -18,11 +18,12 @@ from app.errors import WrongUse
 from app.mining.refresh import Interlude
 from app.models import build_backbone
 from app.models.average import Average
+from app.models.batch_norm import calibrate
 from app.models.collapse import spread
 from app.models.partial_fc import PartialFC
-from app.recipes.recipe import Batch, RunningAverages, decay_groups
+from app.recipes.recipe import Batch, RunningAverages, decay_groups, first_views
 from app.runtime import checkpoint
-from app.runtime.dist import World, average_buffers, data_parallel, gradients_meet, together
+from app.runtime.dist import World, average_buffers, buffers_from_main, data_parallel, gradients_meet, together
 
 
 class Supervised:
@@ -31,7 +32,7 @@ class Supervised:
     def __init__(self, config: Config, data: Dataset, here: World) -> None:
         assert data.classes is not None, "training_data gives them"
         assert data.class_labels is not None
-        self.config, self.here = config, here
+        self.config, self.data, self.here = config, data, here
         self.classes = torch.from_numpy(data.classes)
         self.labels = torch.from_numpy(data.class_labels)  # [C] what stands for each class in labels.npy
         torch.manual_seed(config.train.seed)  # the same start on every rank
@@ -77,6 +78,14 @@ class Supervised:
             centres, labels = checkpoint.load_centres(path, self.here)
             place = torch.searchsorted(labels, self.labels).clamp(max=len(labels) - 1)
             self.head.take_centres(centres, torch.where(labels[place] == self.labels, place, -1))
+
+    def calibrate(self, *, backbone: bool = True) -> None:
+        if not backbone:  # there is no BN outside of it
+            return
+        calibrate(self.backbone, first_views(self.data, self.augment, self.config.train.seed, self.here.device))
+        buffers_from_main(self.backbone, self.here)
+        if self.average is not None:
+            self.average.network.load_state_dict(self.backbone.state_dict())
 
     def begin_epoch(self, epoch: int, interlude: Interlude | None) -> None:
         """Nothing to do: labels do not change."""

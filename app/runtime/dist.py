@@ -158,6 +158,15 @@ def average_buffers(module: nn.Module, here: World) -> None:
         put_averages(module, flat / here.size)
 
 
+@torch.no_grad()
+def buffers_from_main(module: nn.Module, here: World) -> None:
+    """Give every rank the floating-point buffers (BN statistics) of rank 0, to the bit."""
+    if here.size > 1:
+        flat = averages_of(module)
+        dist.broadcast(flat, src=0)
+        put_averages(module, flat)
+
+
 def averages_of(module: nn.Module) -> Tensor:
     """All floating-point buffers of a module, copied into one flat tensor."""
     buffers = [buffer.flatten() for buffer in module.buffers() if buffer.is_floating_point()]
