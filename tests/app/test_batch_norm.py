@@ -27,7 +27,10 @@ def made(kind: str, small_data: Path, alone: World, *words: str) -> SelfSupervis
     "name",
     [
         *("iresnet18", "mobilefacenet", "vit_t"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("iresnet34", "iresnet50", "iresnet100", "iresnet200", "vit_b")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("iresnet34", "iresnet50", "iresnet100", "iresnet200", "vit_b")
+        ),
     ],
 )
 def test_an_untrained_momentum_encoder_gives_finite_keys_in_every_precision(
