@@ -1,9 +1,9 @@
 """Random views of images, a whole batch at once on its own device.
 
-All random numbers of a batch are drawn on the CPU, ahead of the step and in one table (`Augment.draw`); only the many of
-the noise come from a generator on the device with a seed of the batch. So the same seed gives the same views, and a resumed
-run repeats them exactly. Making the views asks the device for nothing: which images are mixed or compressed is known
-on the host.
+All random numbers of a batch are drawn on the CPU, ahead of the step and in one table (`Augment.draw`); only those of
+the noise come from a generator on the device, with a seed of the batch. So the same seed gives the same views, and a
+resumed run repeats them exactly. Making the views asks the device for nothing: the host knows which images are mixed
+or compressed.
 
 Views are computed in fp32 whatever the caller's autocast or TF32 setting says: 16 bits move a pixel by up to 42 of 255
 levels.

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-Norm = nn.modules.batchnorm._BatchNorm
+Norm: TypeAlias = nn.modules.batchnorm._BatchNorm
 IMAGES = 128  # images that the first statistics come from
 BATCH = 64
 

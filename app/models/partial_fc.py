@@ -45,6 +45,7 @@ class PartialFC(nn.Module):
         self, classes: int, dim: int, config: HeadConfig, optimizer: OptimizerConfig, here: World, *, seed: int
     ) -> None:
         super().__init__()
+        self.calls: Tensor
         self.classes, self.rate, self.here, self.seed = classes, config.sample_rate, here, seed
         self.head = build_head(config)
         self.centres = Centres(share_of(classes, here), dim, optimizer, here, seed=seed, lazy=config.update == "lazy")

@@ -27,14 +27,31 @@ from tests.app.training import TINY
 
 WAITS = (
     *("_local_scalar_dense", "nonzero", "nonzero_static", "masked_select", "equal", "is_nonzero", "bincount"),
-    *("_unique2", "unique_dim", "unique_consecutive", "linalg_inv_ex", "linalg_eigh", "_linalg_svd", "repeat_interleave"),
+    *(
+        "_unique2",
+        "unique_dim",
+        "unique_consecutive",
+        "linalg_inv_ex",
+        "linalg_eigh",
+        "_linalg_svd",
+        "repeat_interleave",
+    ),
 )
 COPIES = ("lift_fresh", "lift_fresh_copy", "_pin_memory")  # lift_fresh: a tensor made from Python's numbers
 INDEXED = ("index", "index_put", "index_put_", "_index_put_impl_")
 FREE = (
     *("view", "_unsafe_view", "_reshape_alias", "t", "transpose", "permute", "expand", "slice", "select", "split"),
     *("split_with_sizes", "unsqueeze", "squeeze", "detach", "alias", "as_strided", "unbind", "chunk", "empty"),
-    *("empty_like", "new_empty", "empty_strided", "new_empty_strided", "is_same_size", "narrow", "diagonal", "view_as_real"),
+    *(
+        "empty_like",
+        "new_empty",
+        "empty_strided",
+        "new_empty_strided",
+        "is_same_size",
+        "narrow",
+        "diagonal",
+        "view_as_real",
+    ),
 )
 
 
@@ -87,7 +104,9 @@ STEPS = {
     "moco, every augmentation": ["recipe.augment.amplitude_mix=0.5", "recipe.augment.rotation_deg=9"],
     "moco adamw": ["train.optimizer.name=adamw"],
     "vit": ["backbone.name=vit", "backbone.layers=[2]", "backbone.width=16", "backbone.fourier=vit"],
-    **{f"{head}": [*SUPERVISED, f"recipe.head.name={head}"] for head in ("arcface", "cosface", "sphereface", "adaface")},
+    **{
+        f"{head}": [*SUPERVISED, f"recipe.head.name={head}"] for head in ("arcface", "cosface", "sphereface", "adaface")
+    },
     **{f"{head}": [*SUPERVISED, f"recipe.head.name={head}"] for head in ("magface", "curricularface", "combined")},
     "mean": [*SUPERVISED, "recipe.ema=0.9", "train.precision=bf16"],
     "sampled": [*SUPERVISED, "recipe.head.sample_rate=0.5", "train.batch.size=4"],
