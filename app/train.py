@@ -456,7 +456,7 @@ def update(
     sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(trained, settings.optimizer.clip_grad_norm)
     finite = torch.isfinite(sums["loss"] + sums["grad_norm"])
     told = dist.greatest(torch.stack([1 - finite.float(), torch.full_like(one, stop)]), here)
-    optimizer.found_inf = told[0]  # type: ignore[attr-defined]  # torch's fused optimizers skip the step themselves
+    optimizer.found_inf = told[0]  # torch's fused optimizers skip the step themselves
     optimizer.step()
     scaler.update()
     optimizer.zero_grad(set_to_none=True)

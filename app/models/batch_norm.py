@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-Norm: TypeAlias = nn.modules.batchnorm._BatchNorm
+Norm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d
 IMAGES = 128  # images that the first statistics come from
 BATCH = 64
 
