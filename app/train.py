@@ -6,6 +6,7 @@ meaning are in app/config/schema.py; what the run leaves behind is in app/runtim
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import sys
@@ -13,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,15 @@ from torch import Tensor
 
 from app.config import Config, read_command_line, save_resolved
 from app.data.alike import refuse_others
-from app.data.dataset import Dataset, Rows, chances, epoch_order, identity
-from app.data.feed import feed
+from app.data.dataset import Dataset, chances, epoch_order, identity
+from app.data.feed import Asked, parcels
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.evaluation.meter import Meter
 from app.files import make_folder
 from app.mining.knn import SearchInexact
-from app.mining.refresh import PRECISION, Interlude
-from app.recipes import RECIPES, Batch, Recipe
-from app.runtime import checkpoint, dist
+from app.mining.refresh import Interlude
+from app.recipes import RECIPES, Batch, Recipe, arrived, wanted
+from app.runtime import checkpoint, dist, precision
 from app.runtime.checkpoint import TrainState
 from app.runtime.compiler import refuse_without_compiler
 from app.runtime.devices import refuse_missing_gpus
@@ -41,7 +41,6 @@ from app.runtime.fit import OutOfMemory, step_fits
 from app.runtime.folder import RunFolder
 from app.runtime.optimizer import build_optimizer
 from app.runtime.pace import Pace
-from app.runtime.precision import settle
 from app.runtime.resume import facts_of
 from app.runtime.schedule import learning_rate
 from app.runtime.start import refuse_unfit_files, to_resume
@@ -94,7 +93,7 @@ def what_is_asked(argv: list[str], here: World) -> tuple[str | None, list[tuple[
 
 def run(config: Config, data: Dataset, here: World, stop: Stop, *, number: int | None) -> int:
     """One run in a folder of its own, with its end recorded; `number` is its place in a sweep. The exit code."""
-    config.train.precision = settle(config.train.precision, here)  # before any record of the configuration
+    config.train.precision = precision.settle(config.train.precision, here)  # before any record of the configuration
     by_hand = f"runs/{'by-hand' if number is None else 'sweep'}-{time.strftime('%Y%m%d-%H%M%S')}"
     place = Path(config.run.dir or dist.from_main(by_hand, here))
     folder = RunFolder(place if number is None else place / str(number))
@@ -143,6 +142,8 @@ class Training:
     saved_step: int = 0  # before the first step there is nothing to save
     skipped_in_a_row: int = 0
     taken_this_epoch: int = 0  # steps; of a resumed epoch at least one
+    pending: Update | None = None  # the last update, whose verdict nobody has read yet
+    stop_heard: bool = False  # some rank was asked to leave, as the verdict of an update said
 
     @property
     def rows(self) -> int:
@@ -157,6 +158,10 @@ class Training:
     def stopping(self) -> bool:
         return dist.any_rank(self.stop.asked.is_set(), self.here)
 
+    def stopping_soon(self) -> bool:
+        """As `stopping`, in the loop: several ranks learn it from the verdict of an update, and none waits to ask."""
+        return self.stop_heard or (self.here.size == 1 and self.stop.asked.is_set())
+
 
 def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: Tracker, stop: Stop) -> None:
     """The whole run. Raises WrongUse for a checkpoint that does not fit or a disk without room."""
@@ -167,14 +172,16 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
     except Interrupted:
         track.event("end", TrainState(), reason="stopped", message="nothing was trained", seconds=0.0)
         return
-    state, settings, stopped = t.state, config.train, False
+    state, settings, recipe, stopped = t.state, config.train, t.recipe, False
     while state.epoch < settings.epochs and not stopped:
         epoch_started, pace = time.monotonic(), Pace()
-        stopped = not begin_epoch(t)
-        micro_batches = batches(config, t.recipe, data, state, here)
-        while state.seen < t.rows and not (stopped := stopped or t.stopping()):
-            with step_fits(config, here.device):
+        stopped = not begin_epoch(t) or t.stopping()
+        micro_batches = batches(config, recipe, data, state, here)
+        with step_fits(config, here.device):
+            while state.seen < t.rows and not (stopped := stopped or t.stopping_soon()):
                 step(t, micro_batches, pace)
+            settle(t, pace)
+            recipe.catch_up()
         measured = None
         epoch_complete = state.seen >= t.rows
         if epoch_complete:
@@ -191,7 +198,7 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
 def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track: Tracker, stop: Stop) -> Training:
     """Everything a run needs, on its device; nothing is loaded yet, and room for checkpoints is seen to."""
     started, settings = time.monotonic(), config.train
-    settings.precision = settle(settings.precision, here)
+    settings.precision = precision.settle(settings.precision, here)
     with dist.together(here):
         if settings.compile:
             refuse_without_compiler(here.device.type)
@@ -221,6 +228,7 @@ def begin(t: Training) -> None:
     with dist.together(t.here):
         if t.here.is_main:  # only now: the folder's config.yaml says what the checkpoints in it are
             save_resolved(t.config, t.folder.config)
+    recipe.calibrate()
     untrained = list(t.meter.baselines())  # before anything is loaded: every run folder tells what training was worth
     if found is not None:
         t.state = checkpoint.load(found, recipe.modules, recipe.take_tables, t.optimizer, t.scaler, t.here)
@@ -228,6 +236,7 @@ def begin(t: Training) -> None:
             t.saved_step = t.state.step
     elif settings.warm_start is not None:
         recipe.warm_start(Path(settings.warm_start))
+        recipe.calibrate(backbone=False)
     t.taken_this_epoch = int(t.state.seen > 0 and t.state.step > 0)
     t.first_image = t.state.epoch * t.rows + t.state.seen
     t.track.event(
@@ -264,29 +273,49 @@ def begin_epoch(t: Training) -> bool:
 
 
 def step(t: Training, micro_batches: Iterator[Batch], pace: Pace) -> None:
-    """One update, and what there is to tell of it. Raises NotFinite when too many in a row could not be taken."""
+    """Launch one update, and tell of the one before it. Raises NotFinite when too many in a row could not be taken."""
     settings, state = t.config.train, t.state
-    progress = state.epoch + state.seen / t.rows  # in epochs
-    lr = learning_rate(settings.optimizer.lr, settings.lr_schedule, progress, settings.epochs)
-    metrics = update(t.config, t.recipe, t.optimizer, t.scaler, micro_batches, lr, t.here)
-    pace.count(t.update_size, metrics)
-    t.taken_this_epoch += metrics is not None
-    state.step += 1
-    state.seen = min(state.seen + t.update_size, t.rows)
+    # The schedule counts images of updates that were taken; the last update always counts as taken, as its verdict may
+    # not be known yet. So a resumed run, which knows it, has the same rate.
+    skipped = state.skipped + (state.skipped_last if t.pending else 0)
+    progress = state.epoch + (state.seen - skipped) / t.rows  # in epochs
+    lr = learning_rate(settings.optimizer.lr, settings.lr_schedule, max(progress, 0.0), settings.epochs)
+    launched = update(t.config, t.recipe, t.optimizer, t.scaler, micro_batches, lr, t.here, stop=t.stop.asked.is_set())
+    settle(t, pace)
+    images = min(t.update_size, t.rows - state.seen)
+    state.seen += images
+    t.pending = dataclasses.replace(launched, images=images)
+    if (state.step + 1) % settings.log_every_steps and state.seen < t.rows:
+        return
+    taken = settle(t, pace)  # to report its metrics, the host has to wait anyway
+    if taken or state.seen == t.rows:
+        done = state.epoch * t.rows + state.seen
+        seconds_an_image = (time.monotonic() - t.started) / (done - t.first_image)  # mining and all included
+        left = (settings.epochs * t.rows - done) * seconds_an_image
+        t.track.event("step", state, lr=lr, **pace.report(t.here), seconds_left=left)
+
+
+def settle(t: Training, pace: Pace) -> bool:
+    """Read the verdict of the last update, if there is one: whether it was taken. Raises NotFinite as `step` does."""
+    if t.pending is None:
+        return False
+    (launched, t.pending), settings, state = (t.pending, None), t.config.train, t.state
+    verdict = launched.verdict()
+    pace.count(t.update_size, launched.metrics if verdict.taken else None)
+    t.taken_this_epoch += verdict.taken
+    t.stop_heard = t.stop_heard or verdict.stop
+    state.step += verdict.taken
+    state.skipped, state.skipped_last = state.skipped + state.skipped_last, 0 if verdict.taken else launched.images
     # fp16 finds its scale by overflowing; that is no fault until the scale has come down to 1.
-    t.skipped_in_a_row = t.skipped_in_a_row + 1 if metrics is None and t.scaler.get_scale() <= 1 else 0
-    if metrics is None:
+    t.skipped_in_a_row = t.skipped_in_a_row + 1 if not verdict.taken and verdict.scale <= 1 else 0
+    if not verdict.taken:
         t.track.event("skipped", state, in_a_row=t.skipped_in_a_row)
     if t.skipped_in_a_row == settings.max_nonfinite_steps:
         raise NotFinite(
             f"the loss was not finite {t.skipped_in_a_row} times in a row: "
             f"continue with a lower train.optimizer.lr than {settings.optimizer.lr:g}"
         )
-    if state.step % settings.log_every_steps == 0 or state.seen == t.rows:
-        done = state.epoch * t.rows + state.seen
-        seconds_an_image = (time.monotonic() - t.started) / (done - t.first_image)  # mining and all included
-        left = (settings.epochs * t.rows - done) * seconds_an_image
-        t.track.event("step", state, lr=lr, **pace.report(t.here), seconds_left=left)
+    return verdict.taken
 
 
 def end_epoch(t: Training, pace: Pace, seconds: float) -> dict[str, float] | None:
@@ -387,15 +416,39 @@ def batches(config: Config, recipe: Recipe, data: Dataset, state: TrainState, he
     end = state.seen + -(-(len(order) - state.seen) // (world_size * accumulate)) * world_size * accumulate
     places = range(state.seen + here.rank * size, end, world_size)
 
-    def rows() -> Iterator[Rows]:
+    def asked() -> Iterator[Asked]:
         for place in places:
             # The last update of an epoch is filled up from the beginning of its order.
             piece = np.take(order, np.arange(place, place + size), mode="wrap")
-            yield recipe.pick(piece, chances(place, size, seed=seed, epoch=epoch))
+            rows = recipe.pick(piece, chances(place, size, seed=seed, epoch=epoch))
+            drawn = np.random.SeedSequence([seed, epoch, place]).generate_state(1, np.uint64)
+            yield wanted(recipe, rows, seed=int(drawn[0] >> 1))
 
-    for number, place, (picked, images) in zip(count(1), places, feed(data.images, rows(), here.device), strict=False):
-        draws = int(np.random.SeedSequence([seed, epoch, place]).generate_state(1, np.uint64)[0] >> 1)
-        yield Batch(images, picked, torch.Generator().manual_seed(draws), last=number % accumulate == 0)
+    for number, parcel in enumerate(parcels(data.images, asked(), here.device), start=1):
+        yield arrived(parcel, last=number % accumulate == 0)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of an update, on all ranks alike."""
+
+    taken: bool  # False: a loss or gradient was not finite somewhere, and nothing has changed but the fp16 scale
+    stop: bool  # some rank was asked to leave
+    scale: float  # of fp16's losses from now on; 1 without
+
+
+@dataclass(frozen=True)
+class Update:
+    """An update that was launched; its numbers are still on the device."""
+
+    metrics: dict[str, Tensor]  # means over its micro-batches
+    numbers: dist.Late
+    images: int = 0  # of all ranks, of this epoch's order
+
+    def verdict(self) -> Verdict:
+        """Wait until the device has made the update, and say whether it counts."""
+        not_finite, stop, scale = self.numbers.read()
+        return Verdict(not not_finite, bool(stop), scale)
 
 
 def update(
@@ -406,10 +459,13 @@ def update(
     micro_batches: Iterator[Batch],
     lr: float,
     here: World,
-) -> dict[str, Tensor] | None:
-    """One optimizer step over `grad_accum_steps` micro-batches; returns their mean metrics, still on the device.
+    *,
+    stop: bool = False,
+) -> Update:
+    """Launch one optimizer step over `grad_accum_steps` micro-batches, without waiting for the device.
 
-    None when a loss or gradient was not finite on some rank: then nothing has changed but the fp16 scale.
+    Where a loss or gradient is not finite on some rank, nothing changes but the fp16 scale. That is decided on the
+    device, which tells it together with whether a rank was asked to `stop`.
     """
     settings = config.train
     accumulate = settings.batch.grad_accum_steps
@@ -419,23 +475,24 @@ def update(
     sums: dict[str, Tensor] = {}
     for _ in range(accumulate):
         batch = next(micro_batches)
-        torch.manual_seed(batch.generator.initial_seed())  # for dropout and the like
-        with torch.autocast(here.device.type, PRECISION[settings.precision], enabled=settings.precision != "fp32"):
-            loss, metrics = recipe.loss(batch)
+        torch.manual_seed(batch.seed)  # for dropout and the like
+        loss, metrics = recipe.loss(batch)
         scaler.scale(loss if settings.batch.parity_sum else loss / accumulate).backward()
         for name, value in {"loss": loss.detach(), **metrics}.items():
-            sums[name] = sums.get(name, 0) + value / accumulate
+            sums[name] = sums[name] + value / accumulate if name in sums else value / accumulate
+    one = torch.ones((), device=here.device)
+    grad_scale = scaler.scale(one)
     scaler.unscale_(optimizer)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(trained, settings.optimizer.clip_grad_norm)
-    taken = not dist.any_rank(not bool(torch.isfinite(sums["loss"] + sums["grad_norm"])), here)
-    if taken or scaler.is_enabled():  # the scaler itself steps over gradients that are not finite, and must see them
-        scaler.step(optimizer)
-    grad_scale = float(scaler.get_scale())
+    finite = torch.isfinite(sums["loss"] + sums["grad_norm"])
+    told = dist.greatest(torch.stack([1 - finite.float(), torch.full_like(one, stop)]), here)
+    optimizer.found_inf = told[0]  # torch's fused optimizers skip the step themselves
+    optimizer.step()
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    recipe.after_step(lr, grad_scale, taken=taken)
-    return sums if taken else None
+    recipe.after_step(lr, grad_scale, taken=1 - told[0])
+    return Update(sums, dist.Late(torch.cat([told, scaler.scale(one)[None]])))
 
 
 def described(t: Training) -> dict[str, Any]:

@@ -1,25 +1,43 @@
 """Random views of images, a whole batch at once on its own device.
 
-All random numbers of a batch come from one generator on the CPU (only the noise's many from one on the device, seeded
-by it), so the same seed gives the same views, and a resumed run repeats them exactly.
+All random numbers of a batch are drawn on the CPU, ahead of the step and in one table (`Augment.draw`); only those of
+the noise come from a generator on the device, with a seed of the batch. So the same seed gives the same views, and a
+resumed run repeats them exactly. Making the views asks the device for nothing: the host knows which images are mixed
+or compressed.
+
+Views are computed in fp32 whatever the caller's autocast or TF32 setting says: 16 bits move a pixel by up to 42 of 255
+levels.
 
 Letters: B batch, S side of the input, T side of the output.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from app.config import AugmentConfig
-from app.data.jpeg import jpeg
+from app.data.jpeg import constant, jpeg
 
 GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 LOW = 0.25  # of a period a pixel: amplitudes below it in both directions, the middle half of each side, are mixed
 TO_YIQ = (GRAY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # NTSC
+
+# What a number of the table decides, a row each. A change has rows of its own: turning one off shifts no other.
+ROWS = (
+    *("mix_share", "mix_other", "mix", "area", "ratio", "x0", "y0", "angle", "flip", "jitter", "brightness"),
+    *("contrast", "saturation", "gray", "hue", "blur", "sigma", "quality", "jpeg", "noise", "noise_std"),
+    *("cutout", "side", "cx", "cy"),
+)
+ROW = {name: number for number, name in enumerate(ROWS)}
 
 
 def to_float(images: Tensor, size: int) -> Tensor:
@@ -30,6 +48,26 @@ def to_float(images: Tensor, size: int) -> Tensor:
     return x
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Everything random about the views of one batch."""
+
+    table: Tensor  # float [len(ROWS), B], uniform in [0, 1)
+    places: Tensor  # int64 [3, B]: another image for each; first the images to mix; first those to compress
+    mixed: int  # how many images are mixed, and compressed
+    compressed: int
+    noise_seed: int
+
+    def tensors(self) -> list[Tensor]:
+        """What has to be on the device of the images."""
+        return [self.table, self.places]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Draws:
+        """The same draws with their tensors elsewhere."""
+        table, places = tensors
+        return dataclasses.replace(self, table=table, places=places)
+
+
 class Augment:
     """One random view of each image: uint8 [B, S, S, 3] -> float [B, 3, T, T] in [-1, 1], channels last in memory."""
 
@@ -37,89 +75,124 @@ class Augment:
         self.config = config
         self.size = size
 
-    def __call__(self, images: Tensor, generator: Generator) -> Tensor:
+    def draw(self, count: int, generator: Generator) -> Draws:
+        """The random numbers for `count` images, on the CPU."""
         c = self.config
-        draw = _Draw(len(images), generator, images.device)
+        table = torch.rand(len(ROWS), count, generator=generator)
+        steps = (table[ROW["mix_other"]] * max(1, count - 1)).long().clamp(max=max(0, count - 2)) + 1
+        places = torch.zeros(3, count, dtype=torch.long)
+        places[0] = (torch.arange(count) + steps) % count
+        chosen = [
+            (table[ROW[name]] < share).nonzero()[:, 0] for name, share in (("mix", c.amplitude_mix), ("jpeg", c.jpeg))
+        ]
+        for into, some in zip(places[1:], chosen, strict=True):
+            into[: len(some)] = some
+        seed = int(torch.randint(2**62, (), generator=generator))
+        return Draws(table, places, len(chosen[0]), len(chosen[1]), seed)
+
+    def __call__(self, images: Tensor, draws: Draws | Generator) -> Tensor:
+        if isinstance(draws, Generator):
+            draws = self.draw(len(images), draws)
+            draws = draws.with_tensors([t.to(images.device) for t in draws.tensors()])
+        with torch.no_grad(), exact(images.device):
+            return self._views(images, draws)
+
+    def _views(self, images: Tensor, draws: Draws) -> Tensor:
+        c = self.config
+        draw = _Values(self._ranges(images.device), draws.table)
         x = images.permute(0, 3, 1, 2).float().div_(255.0)  # [B, 3, S, S] in [0, 1]; colour changes are defined there
-        if c.amplitude_mix:
-            x = self._amplitude_mix(x, draw)
+        if c.amplitude_mix and draws.mixed:
+            x = self._amplitude_mix(x, draw, draws)
         x = self._crop(x, draw)
         x = self._colour(x, draw)
         if c.blur:
             x = self._blur(x, draw)
-        if c.jpeg:
-            x = self._jpeg(x, draw)
+        if c.jpeg and draws.compressed:
+            chosen = draws.places[2, : draws.compressed]  # only these are worked on
+            qualities = draw.value("quality").flatten().index_select(0, chosen)
+            x = x.index_copy(0, chosen, jpeg(x.index_select(0, chosen), qualities))
         x = x.mul_(2.0).sub_(1.0)
         if c.noise:
-            std = draw.where(c.noise, draw.uniform(0.0, c.noise_std), 0.0)
-            x = x + std * draw.normal(x.shape)
+            std = draw.value("noise_std") * draw.hit("noise")
+            x = torch.addcmul(x, std, _noise(x, draws.noise_seed))
         if c.cutout:
             x = self._cutout(x, draw)
         return x.clamp_(-1.0, 1.0).contiguous(memory_format=torch.channels_last)
 
-    def _amplitude_mix(self, x: Tensor, draw: _Draw) -> Tensor:
+    def _ranges(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each row of the table: the least value, how far values go from there, and a probability [rows, 1]."""
+        c = self.config
+        values = {
+            "mix_share": (0.0, c.amplitude_mix_alpha),
+            "area": c.crop_scale,
+            "ratio": [math.log(ratio) for ratio in c.crop_ratio],
+            "x0": (-1.0, 1.0),
+            "y0": (-1.0, 1.0),
+            "angle": [angle * math.pi / 180 for angle in (-c.rotation_deg, c.rotation_deg)],
+            **{name: (-getattr(c, name), getattr(c, name)) for name in ("brightness", "contrast", "saturation")},
+            "hue": (-c.hue * 2 * math.pi, c.hue * 2 * math.pi),
+            "sigma": c.blur_sigma_px,
+            "quality": c.jpeg_quality,
+            "noise_std": (0.0, c.noise_std),
+            "side": c.cutout_side,
+        }
+        bounds = [tuple(values.get(name, (0.0, 1.0))) for name in ROWS]
+        chances = [(getattr(c, name, 0.0),) for name in ROWS if name != "mix"]
+        chances.insert(ROW["mix"], (c.amplitude_mix,))
+        low = constant(tuple((a,) for a, _ in bounds), device)
+        span = constant(tuple((b - a,) for a, b in bounds), device)
+        return low, span, constant(tuple(chances), device)
+
+    def _amplitude_mix(self, x: Tensor, draw: _Values, draws: Draws) -> Tensor:
         """Low frequencies take over some of the amplitudes of another image of the batch, for its share of the images.
 
         Phases stay, and with them what is where; light, colour and contrast change (TransFace, arXiv:2308.10133).
         """
-        c = self.config
-        share = draw.uniform(0.0, c.amplitude_mix_alpha)
-        others = draw.others()
-        chosen = draw.which(c.amplitude_mix)
+        chosen = draws.places[1, : draws.mixed]
+        others = draws.places[0].index_select(0, chosen)
+        share = draw.value("mix_share").index_select(0, chosen)
         spectrum = torch.fft.rfft2(x)  # [B, 3, S, S // 2 + 1]
-        own, amplitude = spectrum[chosen], spectrum.abs()
+        own, amplitude = spectrum.index_select(0, chosen), spectrum.abs()
         row, column = torch.fft.fftfreq(x.shape[-2], device=x.device), torch.fft.rfftfreq(x.shape[-1], device=x.device)
         low = (row[:, None].abs() < LOW) & (column < LOW)
-        mixed = torch.lerp(amplitude[chosen], amplitude[others[chosen]], share[chosen] * low)
-        x[chosen] = torch.fft.irfft2(torch.polar(mixed, own.angle()), s=x.shape[-2:]).clamp_(0.0, 1.0)
-        return x
+        mixed = torch.lerp(own.abs(), amplitude.index_select(0, others), share * low)
+        changed = torch.fft.irfft2(torch.polar(mixed, own.angle()), s=x.shape[-2:]).clamp_(0.0, 1.0)
+        return x.index_copy(0, chosen, changed)
 
-    def _crop(self, x: Tensor, draw: _Draw) -> Tensor:
+    def _crop(self, x: Tensor, draw: _Values) -> Tensor:
         """Crop, flip and rotate in one resampling, [B, 3, S, S] -> [B, 3, T, T]."""
-        c = self.config
-        area = draw.uniform(*c.crop_scale)
-        ratio = draw.uniform(math.log(c.crop_ratio[0]), math.log(c.crop_ratio[1])).exp()
-        width, height = (area * ratio).sqrt().clamp(max=1.0), (area / ratio).sqrt().clamp(max=1.0)
+        area, ratio, angle = draw.flat("area"), draw.flat("ratio").exp(), draw.flat("angle")
+        sides = torch.stack([area * ratio, area / ratio]).sqrt_().clamp_(max=1.0)  # [2, B] width and height
         # Crop centres such that the crop stays inside: in [-(1 - width), 1 - width] of the half side.
-        x0, y0 = draw.uniform(-1.0, 1.0) * (1 - width), draw.uniform(-1.0, 1.0) * (1 - height)
-        angle = draw.uniform(-c.rotation_deg, c.rotation_deg) * (math.pi / 180)
-        mirror = draw.where(c.flip, -1.0, 1.0)
-        cos, sin = angle.cos(), angle.sin()
-        theta = torch.stack(
-            [
-                torch.stack([mirror * width * cos, -height * sin, x0], -1),
-                torch.stack([mirror * width * sin, height * cos, y0], -1),
-            ],
-            -2,
-        ).reshape(len(x), 2, 3)
+        centre = torch.stack([draw.flat("x0"), draw.flat("y0")]) * (1 - sides)
+        mirror = 1 - 2 * draw.hit("flip").flatten()
+        turn = torch.stack([angle.cos() * mirror, angle.sin() * mirror, -angle.sin(), angle.cos()]).view(2, 2, -1)
+        scaled = turn * sides[:, None]  # [from x or y, to x or y, B]
+        theta = torch.cat([scaled, centre[None]]).permute(2, 1, 0)  # [B, 2, 3]
         grid = F.affine_grid(theta, [len(x), 3, self.size, self.size], align_corners=False)
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
-    def _colour(self, x: Tensor, draw: _Draw) -> Tensor:
+    def _colour(self, x: Tensor, draw: _Values) -> Tensor:
         """Brightness, contrast, saturation and hue, then grey, each for its share of the images."""
-        c = self.config
-        jittered = draw.where(c.jitter, 1.0, 0.0)
-
-        def factor(strength: float) -> Tensor:
-            return 1 + jittered * draw.uniform(-strength, strength)
-
-        x = x * factor(c.brightness)
+        jittered = draw.hit("jitter")
+        brightness, contrast, saturation = (
+            1 + jittered * draw.value(name) for name in ("brightness", "contrast", "saturation")
+        )
+        x = x * brightness
         average = _luma(x).mean((2, 3), keepdim=True)
-        x = average + (x - average) * factor(c.contrast)
+        x = average + (x - average) * contrast
         luma = _luma(x)
-        saturation = draw.where(c.gray, 0.0, 1.0) * factor(c.saturation)
-        x = luma + (x - luma) * saturation
-        if c.hue:
-            x = _turn_hue(x, jittered * draw.uniform(-c.hue, c.hue))
+        x = luma + (x - luma) * (saturation * (1 - draw.hit("gray")))
+        if self.config.hue:
+            x = _turn_hue(x, jittered.flatten() * draw.flat("hue"))
         return x.clamp_(0.0, 1.0)
 
-    def _blur(self, x: Tensor, draw: _Draw) -> Tensor:
+    def _blur(self, x: Tensor, draw: _Values) -> Tensor:
         """Gaussian blur with a width of its own for each image; a width of 0 is the identity."""
-        c = self.config
-        sigma = draw.where(c.blur, draw.uniform(*c.blur_sigma_px), 1e-3).flatten()  # [B]
-        radius = math.ceil(2 * c.blur_sigma_px[1])
+        sigma = torch.where(draw.hit("blur") > 0, draw.value("sigma"), 1e-3).view(-1, 1)  # [B, 1]
+        radius = math.ceil(2 * self.config.blur_sigma_px[1])
         offset = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
-        kernel = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
+        kernel = torch.exp(-0.5 * (offset / sigma) ** 2)
         kernel = kernel / kernel.sum(1, keepdim=True)  # [B, 2 radius + 1]
         b, channels, height, width = x.shape
         # One group per image: a convolution with a kernel of its own for each.
@@ -128,63 +201,76 @@ class Augment:
         y = F.conv2d(y, kernel[:, None, None, :], groups=b)
         return y.transpose(0, 1).reshape(b, channels, height, width)
 
-    def _jpeg(self, x: Tensor, draw: _Draw) -> Tensor:
-        """As read from a JPEG file, for its share of the images."""
-        quality = draw.uniform(*self.config.jpeg_quality).flatten()
-        chosen = draw.which(self.config.jpeg)  # known without asking the device, so only these are worked on
-        x[chosen] = jpeg(x[chosen], quality[chosen])
-        return x
-
-    def _cutout(self, x: Tensor, draw: _Draw) -> Tensor:
+    def _cutout(self, x: Tensor, draw: _Values) -> Tensor:
         """A grey square somewhere in its share of the images."""
-        c = self.config
-        half = draw.where(c.cutout, draw.uniform(*c.cutout_side), 0.0) / 2
-        cx, cy = draw.uniform(0.0, 1.0), draw.uniform(0.0, 1.0)
+        half = draw.value("side") * draw.hit("cutout") / 2
         place = (torch.arange(self.size, device=x.device) + 0.5) / self.size
-        inside = ((place[None, None, :, None] - cy).abs() < half) & ((place[None, None, None, :] - cx).abs() < half)
-        return x.masked_fill(inside, 0.0)
+        inside_x = (place[None, None, None, :] - draw.value("cx")).abs() < half
+        inside_y = (place[None, None, :, None] - draw.value("cy")).abs() < half
+        return x.masked_fill(inside_x & inside_y, 0.0)
 
 
-class _Draw:
-    """Random numbers for a batch, as [B, 1, 1, 1] tensors on `device`; always drawn, so none shifts another."""
+class _Values:
+    """Rows of the table as what they stand for."""
 
-    def __init__(self, count: int, generator: Generator, device: torch.device) -> None:
-        self.count, self.generator, self.device = count, generator, device
+    def __init__(self, ranges: tuple[Tensor, Tensor, Tensor], table: Tensor) -> None:
+        low, span, chance = ranges
+        self.values = torch.addcmul(low, table, span)
+        self.hits = (table < chance).float()
 
-    def uniform(self, low: float, high: float) -> Tensor:
-        u = torch.rand(self.count, 1, 1, 1, generator=self.generator)
-        return (low + (high - low) * u).to(self.device)
+    def flat(self, name: str) -> Tensor:
+        """A value an image [B]."""
+        return self.values[ROW[name]]
 
-    def where(self, probability: float, then: Tensor | float, otherwise: float) -> Tensor:
-        chosen = self.uniform(0.0, 1.0) < probability
-        return torch.where(chosen, torch.as_tensor(then, device=self.device), otherwise)
+    def value(self, name: str) -> Tensor:
+        """A value an image [B, 1, 1, 1]."""
+        return self.values[ROW[name]].view(-1, 1, 1, 1)
 
-    def which(self, probability: float) -> Tensor:
-        """The numbers of the images that are chosen."""
-        return (torch.rand(self.count, generator=self.generator) < probability).nonzero().flatten().to(self.device)
-
-    def others(self) -> Tensor:
-        """For each image the number of another one; of a single image its own."""
-        steps = torch.randint(max(1, self.count - 1), (self.count,), generator=self.generator) + 1
-        return ((torch.arange(self.count) + steps) % self.count).to(self.device)
-
-    def normal(self, shape: torch.Size) -> Tensor:
-        """Too many to be drawn on the CPU and sent over; repeatable on one kind of device."""
-        generator = Generator(self.device).manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
-        return torch.randn(shape, generator=generator, device=self.device)
+    def hit(self, name: str) -> Tensor:
+        """1 for the images that a change falls on, else 0 [B, 1, 1, 1]."""
+        return self.hits[ROW[name]].view(-1, 1, 1, 1)
 
 
-def _turn_hue(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn the chroma plane of YIQ by `turns` [B, 1, 1, 1] of a whole turn; brightness stays. [B, 3, H, W]"""
-    to_yiq = x.new_tensor(TO_YIQ)
-    angle = turns.flatten() * (2 * math.pi)
-    turn = torch.zeros(len(x), 3, 3, device=x.device)
-    turn[:, 0, 0] = 1
-    turn[:, 1, 1] = turn[:, 2, 2] = angle.cos()
-    turn[:, 1, 2], turn[:, 2, 1] = -angle.sin(), angle.sin()
-    return torch.einsum("bij,bjhw->bihw", torch.linalg.inv(to_yiq) @ turn @ to_yiq, x)
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Inside, fp32 means 32 bits: no autocast and, on a GPU, no TF32."""
+    with torch.autocast(device.type, enabled=False):
+        if device.type != "cuda":
+            yield
+            return
+        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before[0])
+            torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def _noise(like: Tensor, seed: int) -> Tensor:
+    """Normal numbers: too many to be drawn on the CPU and sent over; repeatable on one kind of device."""
+    return torch.randn(like.shape, generator=Generator(like.device).manual_seed(seed), device=like.device)
+
+
+@functools.cache
+def _hue_matrices() -> tuple[tuple[tuple[float, ...], ...], ...]:
+    """A, B, C [1, 9] such that A + cos B + sin C turns the chroma plane of YIQ by an angle, for colours in RGB."""
+    to_yiq = torch.tensor(TO_YIQ, dtype=torch.float64)
+    parts = torch.zeros(3, 3, 3, dtype=torch.float64)
+    parts[0, 0, 0] = parts[1, 1, 1] = parts[1, 2, 2] = parts[2, 2, 1] = 1
+    parts[2, 1, 2] = -1
+    turned = torch.linalg.inv(to_yiq) @ parts @ to_yiq
+    return tuple((tuple(matrix.flatten().tolist()),) for matrix in turned)
+
+
+def _turn_hue(x: Tensor, angle: Tensor) -> Tensor:
+    """Turn the chroma plane of YIQ by `angle` [B]; brightness stays. [B, 3, H, W]"""
+    still, cos, sin = (constant(matrix, x.device) for matrix in _hue_matrices())
+    turn = torch.addcmul(torch.addcmul(still, angle.cos()[:, None], cos), angle.sin()[:, None], sin)  # [B, 9]
+    return torch.einsum("bij,bjhw->bihw", turn.view(-1, 3, 3), x)
 
 
 def _luma(x: Tensor) -> Tensor:
     """[B, 3, H, W] -> [B, 1, H, W]"""
-    return (x * x.new_tensor(GRAY)[:, None, None]).sum(1, keepdim=True)
+    return (x * constant((GRAY,), x.device).view(3, 1, 1)).sum(1, keepdim=True)

@@ -2,13 +2,18 @@
 
 Copying rows into a buffer that exists already runs at memory speed (benchmarks/loader.py), so no worker processes are
 needed: one background thread per process keeps a GPU fed.
+
+A batch travels as one parcel of bytes: the images and the numbers that belong to them. On a GPU the thread sends it on
+a stream of its own, so that copying overlaps with the step before and the host waits for nothing.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +24,29 @@ from app.data.augment import to_float
 from app.data.dataset import Rows
 
 AHEAD = 2  # batches copied before they are asked for
+ALIGNED = 16  # bytes: where each tensor of a parcel begins
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A batch that is wanted: images by their rows, and what belongs to them."""
+
+    rows: Rows
+    prepare: Callable[[], tuple[Sequence[Tensor], Any]] = lambda: ((), None)  # called in the feed's thread
+    seed: int = 0  # of all that is random about the batch
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A batch that has arrived."""
+
+    asked: Asked
+    images: Tensor  # uint8 [B, S, S, 3] on the device, as `feed` says
+    tensors: list[Tensor]  # those of `prepare`, on the device; they are never overwritten
+    rest: Any  # what `prepare` gave besides
+
+
+Part = tuple[torch.dtype, tuple[int, ...], int, int]  # of a parcel: type, shape, first byte, bytes
 
 
 def feed(images: NDArray[np.uint8], batches: Iterable[Rows], device: torch.device) -> Iterator[tuple[Rows, Tensor]]:
@@ -27,45 +55,100 @@ def feed(images: NDArray[np.uint8], batches: Iterable[Rows], device: torch.devic
     A yielded tensor on the CPU is a view of a buffer that is overwritten two batches later; the caller uses it up
     before asking for the next.
     """
-    pinned = device.type == "cuda"
-    buffers: list[Tensor | None] = [None] * (AHEAD + 1)
-    moved: list[torch.cuda.Event | None] = [None] * (AHEAD + 1)  # when the device has read a pinned buffer
+    for parcel in parcels(images, (Asked(rows) for rows in batches), device):
+        yield parcel.asked.rows, parcel.images
 
-    def copy(slot: int, rows: Rows) -> Tensor:
-        event, buffer = moved[slot], buffers[slot]
-        if event is not None:
-            event.synchronize()
-        if buffer is None or len(buffer) < len(rows):
-            buffer = torch.empty((len(rows), *images.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
-            buffers[slot] = buffer
-        # mode="clip" writes straight into `out`; the default checks every index through a temporary array.
-        np.take(images, rows, axis=0, out=buffer[: len(rows)].numpy(), mode="clip")
-        return buffer[: len(rows)]
 
-    def move(slot: int, batch: Tensor) -> Tensor:
-        if not pinned:
-            return batch
-        there = batch.to(device, non_blocking=True)
-        moved[slot] = event = torch.cuda.Event()
-        event.record()
-        return there
-
+def parcels(images: NDArray[np.uint8], batches: Iterable[Asked], device: torch.device) -> Iterator[Parcel]:
+    """Each batch that is asked for, in order, prepared and sent ahead of its turn."""
+    sender = Sender(images, device)
     with ThreadPoolExecutor(1, thread_name_prefix="feed") as thread:
-        waiting: deque[tuple[int, Rows, Future[Tensor]]] = deque()
-
-        def oldest() -> tuple[Rows, Tensor]:
-            slot, rows, batch = waiting.popleft()
-            return rows, move(slot, batch.result())
-
-        for number, rows in enumerate(batches):
+        waiting: deque[Future[Sent]] = deque()
+        for number, asked in enumerate(batches):
+            rows = asked.rows
             if len(rows) and not (rows.min() >= 0 and rows.max() < len(images)):
                 raise IndexError(f"rows {rows.min()}..{rows.max()} of {len(images)} images")
-            slot = number % len(buffers)
-            waiting.append((slot, rows, thread.submit(copy, slot, rows)))
+            waiting.append(thread.submit(sender.send, number % (AHEAD + 1), asked))
             if len(waiting) > AHEAD:
-                yield oldest()
+                yield sender.receive(waiting.popleft().result())
         while waiting:
-            yield oldest()
+            yield sender.receive(waiting.popleft().result())
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A batch on its way."""
+
+    asked: Asked
+    bytes: Tensor  # on the device
+    parts: list[Part]
+    rest: Any
+    event: torch.cuda.Event | None  # when the bytes are there; none on a CPU
+
+
+class Sender:
+    """Fills pinned buffers, one a slot, and sends them; `send` runs in the feed's thread, `receive` in the caller's."""
+
+    def __init__(self, images: NDArray[np.uint8], device: torch.device) -> None:
+        self.images, self.device = images, device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.buffers = [torch.empty(0, dtype=torch.uint8)] * (AHEAD + 1)
+        self.read: list[torch.cuda.Event | None] = [None] * (AHEAD + 1)  # when the device has read a pinned buffer
+
+    def send(self, slot: int, asked: Asked) -> Sent:
+        tensors, rest = asked.prepare()
+        parts = layout([*((t.dtype, tuple(t.shape)) for t in tensors), (torch.uint8, self._shape(len(asked.rows)))])
+        event = self.read[slot]
+        if event is not None:
+            event.synchronize()
+        parcel = self._buffer(slot, parts[-1][2] + parts[-1][3])
+        *places, pixels = unpack(parcel, parts)
+        for place, tensor in zip(places, tensors, strict=True):
+            place.copy_(tensor)
+        # mode="clip" writes straight into `out`; the default checks every index through a temporary array.
+        np.take(self.images, asked.rows, axis=0, out=pixels.numpy(), mode="clip")
+        if self.stream is None:
+            return Sent(asked, parcel, parts, rest, None)
+        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+            there = parcel.to(self.device, non_blocking=True)
+            sent = torch.cuda.Event()
+            sent.record(self.stream)
+        self.read[slot] = sent
+        return Sent(asked, there, parts, rest, sent)
+
+    def receive(self, sent: Sent) -> Parcel:
+        """The batch, to be used on the caller's stream."""
+        if sent.event is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(sent.event)
+            sent.bytes.record_stream(stream)  # its memory is not given away while that stream may read it
+        *tensors, pixels = unpack(sent.bytes, sent.parts)
+        if sent.event is None:  # the buffer will be overwritten
+            tensors = [tensor.clone() for tensor in tensors]
+        return Parcel(sent.asked, pixels, tensors, sent.rest)
+
+    def _shape(self, count: int) -> tuple[int, ...]:
+        return (count, *self.images.shape[1:])
+
+    def _buffer(self, slot: int, size: int) -> Tensor:
+        if len(self.buffers[slot]) < size:
+            self.buffers[slot] = torch.empty(size, dtype=torch.uint8, pin_memory=self.stream is not None)
+        return self.buffers[slot][:size]
+
+
+def layout(tensors: Iterable[tuple[torch.dtype, tuple[int, ...]]]) -> list[Part]:
+    """Where tensors of these types and shapes lie in one row of bytes."""
+    parts, start = list[Part](), 0
+    for dtype, shape in tensors:
+        size = int(np.prod(shape)) * dtype.itemsize
+        parts.append((dtype, shape, start, size))
+        start += -(-size // ALIGNED) * ALIGNED
+    return parts
+
+
+def unpack(parcel: Tensor, parts: Iterable[Part]) -> list[Tensor]:
+    """Views of a row of bytes, as `layout` says."""
+    return [parcel[start : start + size].view(dtype).view(shape) for dtype, shape, start, size in parts]
 
 
 def plain_views(

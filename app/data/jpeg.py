@@ -8,6 +8,7 @@ Letters: B batch, S side (padded to a multiple of 16 inside).
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -40,11 +41,11 @@ def jpeg(x: Tensor, quality: Tensor) -> Tensor:
     side = x.shape[-1]
     padding = -side % 16
     levels = F.pad(x * 255.0, (0, padding, 0, padding), mode="replicate")
-    ycc = torch.einsum("ij,bjhw->bihw", x.new_tensor(TO_YCC), levels)
+    ycc = torch.einsum("ij,bjhw->bihw", constant(TO_YCC, x.device), levels)
     luma = _through_blocks(ycc[:, :1].round() - 128.0, LUMA, quality).round() + 128.0
     chroma = _through_blocks(F.avg_pool2d(ycc[:, 1:].round(), 2).round(), CHROMA, quality)
     chroma = F.interpolate(chroma.round(), scale_factor=2, mode="bilinear", align_corners=False)
-    rgb = torch.einsum("ij,bjhw->bihw", x.new_tensor(TO_RGB), torch.cat([luma, chroma], 1))
+    rgb = torch.einsum("ij,bjhw->bihw", constant(TO_RGB, x.device), torch.cat([luma, chroma], 1))
     return (rgb[..., :side, :side].round() / 255.0).clamp(0.0, 1.0)
 
 
@@ -52,17 +53,26 @@ def _through_blocks(x: Tensor, table: tuple[tuple[int, ...], ...], quality: Tens
     """[B, C, H, W] through 8x8 cosine transforms whose coefficients are rounded to multiples of the scaled table."""
     b, c, height, width = x.shape
     scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None, None]
-    step = ((x.new_tensor(table) * scale + 50) / 100).floor().clamp(1, 255)[:, None, :, None, :]  # [B, 1, 8, 1, 8]
-    dct = _dct(x)
+    step = (
+        ((constant(table, x.device) * scale + 50) / 100).floor().clamp(1, 255)[:, None, :, None, :]
+    )  # [B, 1, 8, 1, 8]
+    dct = _dct(x.device)
     blocks = x.view(b, c * (height // 8), 8, width // 8, 8)
     frequencies = torch.einsum("ui,bnimj,vj->bnumv", dct, blocks, dct)
     kept = (frequencies / step).round() * step
     return torch.einsum("ui,bnumv,vj->bnimj", dct, kept, dct).reshape(b, c, height, width)
 
 
-def _dct(like: Tensor) -> Tensor:
+@functools.cache
+def constant(values: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    """A float32 matrix, sent to the device once: a copy in each step would make the host wait for the device."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+@functools.cache
+def _dct(device: torch.device) -> Tensor:
     """The orthonormal DCT-II of 8 points [8 frequencies, 8 places]."""
-    u, i = torch.arange(8.0, device=like.device)[:, None], torch.arange(8.0, device=like.device)[None, :]
+    u, i = torch.arange(8.0)[:, None], torch.arange(8.0)[None, :]
     matrix = torch.cos((2 * i + 1) * u * math.pi / 16) / 2
     matrix[0] /= math.sqrt(2)
-    return matrix.to(like.dtype)
+    return matrix.to(device)

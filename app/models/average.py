@@ -9,15 +9,22 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def follow(mean: nn.Module, network: nn.Module, momentum: float) -> None:
-    """Weights and BN averages of `mean` move by 1 - momentum towards those of `network`; counters are copied."""
-    mine = [*mean.parameters(), *mean.buffers()]
-    theirs = [*network.parameters(), *network.buffers()]
-    floats = [(m, t) for m, t in zip(mine, theirs, strict=True) if m.is_floating_point()]
-    torch._foreach_lerp_([m for m, _ in floats], [t.detach() for _, t in floats], 1 - momentum)
-    for m, t in zip(mine, theirs, strict=True):
-        if not m.is_floating_point():
-            m.copy_(t)
+def follow(mean: nn.Module, network: nn.Module, share: Tensor, taken: Tensor) -> None:
+    """Weights and BN averages of `mean` move by `share` (0 to 1) towards those of `network`; counters are copied.
+
+    Unless `taken` (1 or 0) nothing changes. Both numbers are tensors on the device: the host need not know them.
+    """
+    pairs = list(zip(_tensors(mean), _tensors(network), strict=True))
+    for is_float, part in ((True, share * taken), (False, taken.long())):
+        mine = [m for m, _ in pairs if m.is_floating_point() == is_float]
+        if mine:
+            apart = torch._foreach_sub([t.detach() for _, t in pairs if t.is_floating_point() == is_float], mine)
+            torch._foreach_mul_(apart, part)
+            torch._foreach_add_(mine, apart)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 class Average(nn.Module):
@@ -37,10 +44,11 @@ class Average(nn.Module):
     def train(self, mode: bool = True) -> Average:  # noqa: ARG002 - nn.Module's signature
         return super().train(False)
 
-    def follow(self, network: nn.Module) -> None:
-        self.steps += 1
-        steps = int(self.steps)
-        follow(self.network, network, min(self.momentum, (1 + steps) / (10 + steps)))
+    def follow(self, network: nn.Module, taken: Tensor) -> None:
+        """Go after `network`, unless its step was not `taken` (1 or 0, on the device)."""
+        self.steps += taken.long()
+        momentum = ((1 + self.steps) / (10 + self.steps)).clamp(max=self.momentum)
+        follow(self.network, network, 1 - momentum, taken)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)

@@ -19,7 +19,7 @@ Past an angle of pi - margin the cosine of ArcFace rises again, and the gradient
 kept so, and without effect when straight-through. CurricularFace goes on with a straight line there, MagFace asks for a
 margin below 90 degrees only, AdaFace stops at pi.
 
-Letters: B images of all ranks, n centres compared with on this rank, P of the images have their own class among them.
+Letters: B images of all ranks, n centres compared with on this rank.
 """
 
 from __future__ import annotations
@@ -62,19 +62,25 @@ class Head(nn.Module):
         """
         if self.training:
             self.observe(target, norms.detach())
-        rows = (own >= 0).nonzero()[:, 0]
-        place = (rows, own[rows])
-        mine = cosine[place].double()  # one number an image: the digits that angles lose cost nothing to keep
-        asked = self.own_class(mine, norms[rows].double())
-        if self.straight_through:
-            asked = asked.detach() + (mine - mine.detach())
         others = self.other_classes(cosine, target)
         if self.filter_above is not None:
             others = others.masked_fill(cosine > self.filter_above, 0.0)
-        return (others * self.scale).index_put_(place, (asked * self.scale).to(others.dtype))
+        others = others * self.scale
+        if not cosine.shape[1]:
+            return others
+        # An image whose class is elsewhere goes along with a cosine of 0, and its number is left out at the end: a
+        # choice of rows would make the host wait for the device.
+        here, column = (own >= 0)[:, None], own.clamp(min=0)[:, None]  # [B, 1]
+        # One number an image: the digits that angles lose cost nothing to keep.
+        mine = torch.where(here, cosine.gather(1, column), 0.0).double()[:, 0]
+        asked = self.own_class(mine, norms.double())
+        if self.straight_through:
+            asked = asked.detach() + (mine - mine.detach())
+        asked = (asked * self.scale).to(others.dtype)[:, None]
+        return others.scatter(1, column, torch.where(here, asked, others.gather(1, column)))
 
     def own_class(self, cosine: Tensor, norms: Tensor) -> Tensor:
-        """What stands for the cosine with the own class: both and the result float64 [P]."""
+        """What stands for the cosine with the own class: both and the result float64 [B]."""
         raise NotImplementedError
 
     def other_classes(self, cosine: Tensor, target: Tensor) -> Tensor:  # noqa: ARG002 - for those who need it

@@ -57,8 +57,9 @@ class MomentumEncoder(nn.Module):
     def train(self, mode: bool = True) -> MomentumEncoder:  # noqa: ARG002 - nn.Module's signature
         return super().train(False)  # see the module's note on BN
 
-    def follow(self, encoder: Encoder) -> None:
-        follow(self.encoder, encoder, self.momentum)
+    def follow(self, encoder: Encoder, taken: Tensor) -> None:
+        """Go after `encoder`, unless its step was not `taken` (1 or 0, on the device)."""
+        follow(self.encoder, encoder, torch.full_like(taken, 1 - self.momentum), taken)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Keys [B, D], and the backbone's unit embeddings [B, E] that they were made from."""
@@ -78,14 +79,18 @@ class Queue(nn.Module):
         self.register_buffer("position", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def push(self, keys: Tensor, rows: Tensor) -> None:
-        """Put keys [B, D] of images `rows` [B] over the oldest entries; B may be any size, wrapping is exact."""
-        size = len(self.rows)
+    def push(self, keys: Tensor, rows: Tensor, taken: Tensor) -> None:
+        """Put keys [B, D] of images `rows` [B] over the oldest entries; B may be any size, wrapping is exact.
+
+        Nothing changes unless `taken` (1 or 0, on the device).
+        """
+        size, is_taken = len(self.rows), taken > 0
         keys, rows = keys[-size:], rows[-size:]
         places = (self.position + torch.arange(len(rows), device=rows.device)) % size
-        self.keys[places] = keys.to(self.keys.dtype)
-        self.rows[places] = rows
-        self.position.copy_((self.position + len(rows)) % size)
+        for table, new in ((self.keys, keys), (self.rows, rows)):
+            new = torch.where(is_taken, new.to(table.dtype), table.index_select(0, places))
+            table.index_copy_(0, places, new)
+        self.position.copy_((self.position + len(rows) * taken.long()) % size)
 
 
 class FeatureBank(nn.Module):
@@ -98,13 +103,15 @@ class FeatureBank(nn.Module):
         self.register_buffer("features", torch.full((count, dim), torch.nan, dtype=torch.float16))
 
     @torch.no_grad()
-    def put(self, rows: Tensor, embeddings: Tensor) -> None:
-        """Replace those of images `rows` [B]. Of an image that is there twice the last one counts, on every device."""
-        order = rows.argsort(stable=True)
-        last = torch.ones_like(rows, dtype=torch.bool)
-        last[:-1] = rows[order][1:] != rows[order][:-1]
-        kept = order[last]
-        self.features[rows[kept]] = embeddings[kept].to(self.features.dtype)
+    def put(self, rows: Tensor, embeddings: Tensor, taken: Tensor) -> None:
+        """Replace those of images `rows` [B], unless not `taken`. Of an image that is there twice the last one counts.
+
+        Each of its places writes that last one, so the order of writing does not matter.
+        """
+        rows, order = rows.sort(stable=True)
+        last = torch.searchsorted(rows, rows, right=True) - 1  # where the entries of the same image end
+        new = embeddings.index_select(0, order[last]).to(self.features.dtype)
+        self.features.index_copy_(0, rows, torch.where(taken > 0, new, self.features.index_select(0, rows)))
 
 
 def contrastive_loss(
@@ -125,11 +132,37 @@ def contrastive_loss(
     queries, keys [B, D] unit vectors; rows, key_rows [B] image of each; pseudo_ids [N], NO_ID where there is none.
     `mask_most_similar` negatives per query that look most alike are left out, as they are likely the same person
     not found yet. With `multi_positive` the queue's entries of the query's pseudo-ID are positives too, not left out.
-    Returns the scalar loss and metrics (scalars, still on the device).
+    Returns the scalar loss and metrics (scalars, still on the device). Cosines are fp32 whatever autocast says: an
+    error of 16 bits divided by the temperature would be one of percents in the gradient.
     """
+    with torch.autocast(queries.device.type, enabled=False):
+        queries, keys = queries.float(), keys.float()
+        return _contrastive_loss(
+            queries,
+            keys,
+            queue,
+            *same_person(rows, key_rows, queue.rows, pseudo_ids),
+            temperature=temperature,
+            margin=margin,
+            mask_most_similar=mask_most_similar,
+            multi_positive=multi_positive,
+        )
+
+
+def _contrastive_loss(
+    queries: Tensor,
+    keys: Tensor,
+    queue: Queue,
+    same_image: Tensor,
+    same_id: Tensor,
+    *,
+    temperature: float,
+    margin: float,
+    mask_most_similar: int,
+    multi_positive: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
     positive = (queries * keys).sum(1, keepdim=True)  # [B, 1]
-    queued = (queries @ queue.keys.T).float()  # [B, K]
-    same_image, same_id = same_person(rows, key_rows, queue.rows, pseudo_ids)  # [B, K]
+    queued = queries @ queue.keys.T  # [B, K]
     masked = same_image | same_id
     if mask_most_similar:
         most = queued.detach().masked_fill(masked, -torch.inf).topk(mask_most_similar, dim=1)

@@ -45,10 +45,11 @@ class PartialFC(nn.Module):
         self, classes: int, dim: int, config: HeadConfig, optimizer: OptimizerConfig, here: World, *, seed: int
     ) -> None:
         super().__init__()
+        self.calls: Tensor
         self.classes, self.rate, self.here, self.seed = classes, config.sample_rate, here, seed
         self.head = build_head(config)
         self.centres = Centres(share_of(classes, here), dim, optimizer, here, seed=seed, lazy=config.update == "lazy")
-        self.register_buffer("calls", torch.zeros((), dtype=torch.long))  # forward calls, each with its own sample
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))  # forward calls; stays in the CPU's memory
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.before: dict[str, Tensor] | None = None  # the head's running means before the calls since the last step
 
@@ -56,12 +57,17 @@ class PartialFC(nn.Module):
         """The mean loss over the images of all ranks, and metrics, all scalars.
 
         embeddings [B, D] of any length, labels int64 [B] in [0, C), B the same on all ranks. Behind data_parallel the
-        gradients of a backbone are those of this mean. Those of the centres add up until `step` or `discard`.
+        gradients of a backbone are those of this mean. Those of the centres add up until `step`.
         """
         if self.before is None:
             self.before = {name: mean.clone() for name, mean in self.head.named_buffers()}
         with torch.autocast(embeddings.device.type, enabled=False):
             return self._forward(dist.gather_batch(embeddings.float(), self.here), self._gathered(labels))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
+        moved = super()._apply(fn, recurse)
+        self.calls = self.calls.cpu()  # the host counts calls, and must not ask the device for their number
+        return moved
 
     def _forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         rows = self.sample(labels)
@@ -80,7 +86,7 @@ class PartialFC(nn.Module):
     def _gathered(self, labels: Tensor) -> Tensor:
         assert labels.dtype == torch.long, "int64, or the search for them goes wrong"
         labels = dist.gather_batch(labels, self.here)
-        assert bool(((labels >= 0) & (labels < self.classes)).all()), f"labels are in [0, {self.classes})"
+        torch._assert_async(((labels >= 0) & (labels < self.classes)).all(), f"labels are in [0, {self.classes})")
         return labels
 
     def sample(self, labels: Tensor) -> Tensor:
@@ -92,28 +98,31 @@ class PartialFC(nn.Module):
         self.calls += 1
         if self.rate >= 1:
             return torch.arange(stop - start, device=labels.device)
-        state = np.random.SeedSequence([self.seed, int(self.calls)]).generate_state(1, np.uint64)
+        state = np.random.SeedSequence([self.seed, int(self.calls.numpy())]).generate_state(1, np.uint64)
         generator = torch.Generator(labels.device).manual_seed(int(state[0] >> 1))
         # Numbers of all classes on every rank: cheap, and nobody has to ask how many the others took.
         luck = torch.rand(self.classes, generator=generator, device=labels.device)
-        luck[labels] = 2.0
-        size = max(int(self.rate * self.classes), len(labels.unique()))
+        luck.index_fill_(0, labels, 2.0)
+        size = int(self.rate * self.classes)
+        if size < min(len(labels), self.classes):  # the classes met may be more: only then are they counted
+            size = max(size, len(labels.unique()))
         taken = luck.topk(size, sorted=False).indices
-        return taken[(taken >= start) & (taken < stop)].sub_(start).sort().values
+        if self.here.size > 1:  # how many are of this rank is a matter of chance: here the host has to ask
+            taken = taken[(taken >= start) & (taken < stop)]
+        return taken.sub_(start).sort().values
 
-    def step(self, lr: float, *, grad_scale: float = 1.0) -> None:
-        """Update the centres by what the calls since the last step left, whose losses were multiplied by a scale."""
-        self.steps += 1
-        self.before = None
-        self.centres.step(lr, int(self.steps), grad_scale)
+    def step(self, lr: float, *, grad_scale: Tensor | float = 1.0, taken: Tensor | None = None) -> None:
+        """Update the centres by what the calls since the last step left, whose losses were multiplied by a scale.
 
-    def discard(self) -> None:
-        """Forget the gradients since the last step, and what its calls did to the head's running means."""
-        for name, mean in self.head.named_buffers():
-            if self.before is not None:
-                mean.copy_(self.before[name])
+        Not `taken` (0 on the device, not 1): nothing changes, what the calls did to the head's running means is undone.
+        """
+        taken = torch.ones((), device=self.steps.device) if taken is None else taken
+        self.steps += taken.long()
+        if self.before is not None:
+            for name, mean in self.head.named_buffers():
+                mean.copy_(torch.where(taken > 0, mean, self.before[name]))
         self.before = None
-        self.centres.discard()
+        self.centres.step(lr, self.steps, grad_scale, taken)
 
     def tables(self) -> dict[str, Tensor]:
         """On rank 0 whole tables, a row a class, in CPU memory and good until the next step; nothing on the others."""
@@ -172,74 +181,105 @@ class Centres:
             self.tables |= moments | {"updates": count.clone()}
         else:
             self.tables["momentum"] = torch.zeros_like(weight)
-        self.rows: Tensor | None = None  # ascending: those that have a gradient since the last step
-        self.grad: Tensor | None = None
+        # Of the rows that have a gradient since the last step: their numbers, ascending, and the gradients.
+        self.part: tuple[Tensor, Tensor] | None = None
+        self.last: Tensor | None = None  # where `part` ends, on the device; what follows repeats its last row
 
     def some(self, rows: Tensor) -> Tensor:
         """The centres of ascending rows [n, D]; all of them are not copied."""
         weight = self.tables["weight"]
         return weight if len(rows) == len(weight) else weight.index_select(0, rows)
 
+    @property
+    def rows(self) -> Tensor | None:
+        """The rows with a gradient, ascending; the last may be repeated."""
+        return None if self.part is None else self.part[0]
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient of each of `rows` [n, D]."""
+        if self.part is None or self.last is None:
+            return None if self.part is None else self.part[1]
+        own = torch.arange(len(self.part[0]), device=self.last.device).clamp(max=self.last)
+        return self.part[1].index_select(0, own)
+
     def add(self, rows: Tensor, grad: Tensor) -> None:
         """Add a gradient [n, D] of ascending rows [n]; the tensor is kept."""
-        if self.rows is None or self.grad is None:
-            self.rows, self.grad = rows, grad
-        elif torch.equal(self.rows, rows):
-            self.grad += grad
-        else:
-            both = torch.cat([self.rows, rows]).unique()
-            summed = grad.new_zeros(len(both), grad.shape[1])
-            for some, part in ((self.rows, self.grad), (rows, grad)):
-                summed.index_add_(0, torch.searchsorted(both, some), part)
-            self.rows, self.grad = both, summed
+        count = len(self.tables["weight"])
+        if self.part is None:
+            self.part = rows, grad
+        elif len(rows) == len(self.part[0]) == count:  # all of them
+            self.part[1].add_(grad)
+        elif len(rows) + len(self.part[0]):
+            self._merge(rows, grad, count)
 
-    def discard(self) -> None:
-        self.rows = self.grad = None
+    def _merge(self, rows: Tensor, grad: Tensor, count: int) -> None:
+        """Sum the gradients of rows that are in both, without asking the device how many there are.
+
+        There is room for all; what is left over repeats the last row, with a gradient of zero so that it adds nothing.
+        """
+        assert self.part is not None
+        both, order = torch.cat([self.part[0], rows]).sort(stable=True)
+        is_new = torch.ones_like(both)
+        is_new[1:] = both[1:] != both[:-1]
+        place = is_new.cumsum(0) - 1  # [m] where each goes among the different ones
+        size = min(len(both), count)
+        different = both[-1:].repeat(size).scatter_(0, place, both)
+        summed = grad.new_zeros(size, grad.shape[1])
+        summed.index_add_(0, place, torch.cat([self.part[1], grad]).index_select(0, order))
+        self.part, self.last = (different, summed), place[-1]
 
     @torch.no_grad()
-    def step(self, lr: float, step: int, grad_scale: float) -> None:
-        """Update number `step`, from 1 on, and forget the gradients."""
+    def step(self, lr: float, step: Tensor, grad_scale: Tensor | float, taken: Tensor) -> None:
+        """Update number `step`, from 1 on, and forget the gradients; unless `taken` is 0, when nothing changes."""
         weight = self.tables["weight"]
         everything = torch.arange(len(weight), device=weight.device)
-        rows = everything[:0] if self.rows is None else self.rows
-        grad = weight[:0] if self.grad is None else self.grad.div_(grad_scale)
+        rows, grad = self.rows, self.grad
+        if rows is None or grad is None:
+            rows, grad = everything[:0], weight[:0]
         if not self.lazy and len(rows) < len(weight):
             grad = torch.zeros_like(weight).index_copy_(0, rows, grad)
             rows = everything
         size = max(1, CHUNK_BYTES[weight.device.type] // (weight.shape[1] * weight.element_size()))
+        # A sampled part may be as long as the table and still repeat a row.
+        whole = len(rows) == len(weight) and (self.last is None or rows is everything)
         for i in range(0, len(rows), size):
             here = slice(i, i + size)
-            if len(rows) == len(weight):  # in place
-                self.update({name: table[here] for name, table in self.tables.items()}, grad[here], lr, step)
+            finite = torch.where(taken > 0, grad[here], 0.0).div_(grad_scale)
+            if whole:  # in place
+                self.update({name: table[here] for name, table in self.tables.items()}, finite, lr, step, taken)
                 continue
             part = {name: table.index_select(0, rows[here]) for name, table in self.tables.items()}
-            self.update(part, grad[here], lr, step)
+            self.update(part, finite, lr, step, taken)
             for name, values in part.items():
                 self.tables[name].index_copy_(0, rows[here], values)
-        self.discard()
+        self.part = self.last = None
 
-    def update(self, part: dict[str, Tensor], grad: Tensor, lr: float, step: int) -> None:
-        """Change some rows of all tables by their gradient, which is used up."""
+    def update(self, part: dict[str, Tensor], grad: Tensor, lr: float, step: Tensor, taken: Tensor) -> None:
+        """Change some rows of all tables by their gradient, which is used up; not `taken`, it is 0, and so is all else.
+
+        Each number that moves something is multiplied by `taken`, so that the host need not know it.
+        """
         o, weight = self.settings, part["weight"]
-        gap = (step - part["last_step"]).double()[:, None]  # 1 for a row that missed no step
-        part["last_step"].fill_(step)
+        gap = ((step - part["last_step"]) * taken).double()[:, None]  # 1 for a row that missed no step
+        part["last_step"].copy_(torch.where(taken > 0, step, part["last_step"]))
         if o.name == "adamw":
-            part["updates"] += 1
-            count = part["updates"].double()[:, None]
+            part["updates"] += taken.long()
+            count = part["updates"].clamp(min=1).double()[:, None]
             corrections = [(1 - beta**count).to(weight) for beta in BETAS]
             mean, square = part["exp_avg"], part["exp_avg_sq"]
-            weight.mul_(1 - lr * o.weight_decay)
+            weight.mul_(1 - taken * (lr * o.weight_decay))
             mean.mul_((BETAS[0] ** gap).to(weight)).add_(grad, alpha=1 - BETAS[0])
             square.mul_((BETAS[1] ** gap).to(weight)).addcmul_(grad, grad, value=1 - BETAS[1])
             spread = (square / corrections[1]).sqrt_().add_(EPS)
-            weight.addcdiv_(mean / corrections[0], spread, value=-lr)
+            weight.addcdiv_(mean / corrections[0], spread.div_(taken), value=-lr)
             return
-        grad.add_(weight, alpha=o.weight_decay)
+        grad.addcmul_(weight, taken * o.weight_decay)
         momentum = part["momentum"].mul_((o.momentum**gap).to(weight)).add_(grad)
         if o.nesterov:
-            weight.add_(grad, alpha=-lr).add_(momentum, alpha=-lr * o.momentum)
+            weight.addcmul_(grad, taken * -lr).addcmul_(momentum, taken * (-lr * o.momentum))
         else:
-            weight.add_(momentum, alpha=-lr)
+            weight.addcmul_(momentum, taken * -lr)
 
 
 def share_of(classes: int, here: World) -> tuple[int, int]:
@@ -270,10 +310,10 @@ def columns(rows: Tensor, wanted: Tensor) -> Tensor:
 
 def at(values: Tensor, column: Tensor) -> Tensor:
     """values[i, column[i]] of [N, n], and 0 where the column is -1."""
-    there = column >= 0
-    result = values.new_zeros(len(values))
-    result[there] = values[there, column[there]]
-    return result
+    if not values.shape[1]:
+        return values.new_zeros(len(values))
+    own = values.gather(1, column.clamp(min=0)[:, None])[:, 0]
+    return torch.where(column >= 0, own, 0.0)
 
 
 class _Cosines(torch.autograd.Function):
@@ -316,7 +356,7 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         share, own = ctx.saved_tensors
         weight = grad / len(share)
-        there = own >= 0
         result = share * weight
-        result[there, own[there]] -= weight
+        if result.shape[1]:
+            result.scatter_add_(1, own.clamp(min=0)[:, None], torch.where(own >= 0, -weight, 0.0)[:, None])
         return result, None, None

@@ -1,10 +1,10 @@
 """What is trained, and how a batch becomes a number. `RECIPES` names what `recipe.name` may choose."""
 
-from app.recipes.recipe import Batch, Recipe
+from app.recipes.recipe import Batch, Recipe, arrived, wanted
 from app.recipes.self_supervised import SelfSupervised
 from app.recipes.supervised import Supervised
 
-__all__ = ["RECIPES", "Batch", "Recipe", "SelfSupervised", "Supervised"]
+__all__ = ["RECIPES", "Batch", "Recipe", "SelfSupervised", "Supervised", "arrived", "wanted"]
 
 RECIPES: dict[str, type[SelfSupervised] | type[Supervised]] = {
     "self_supervised": SelfSupervised,

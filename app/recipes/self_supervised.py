@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from app.data.positives import Positives
 from app.mining.knn import refuse_without_faiss
 from app.mining.refresh import Interlude, embed_share, refresh
 from app.models import build_backbone
+from app.models.batch_norm import calibrate
 from app.models.collapse import spread
 from app.models.moco import EMPTY, Encoder, FeatureBank, MomentumEncoder, Queue, contrastive_loss
-from app.recipes.recipe import Batch, RunningAverages, decay_groups
+from app.recipes.recipe import Batch, RunningAverages, decay_groups, first_views, half_precision
 from app.runtime.checkpoint import load_backbone
-from app.runtime.dist import World, average_buffers, data_parallel, gather_rows, gradients_meet, share
+from app.runtime.dist import World, buffers_from_main, data_parallel, gather_packed, gradients_meet, share
 from app.runtime.schedule import by_epoch
 
 
@@ -72,7 +74,8 @@ class SelfSupervised:
         compiled = torch.compile if config.train.compile else lambda module: module
         self.parallel = data_parallel(compiled(self.encoder), here)
         self.keys_of = compiled(self.momentum)
-        self.pushes: list[tuple[Tensor, Tensor, Tensor]] = []  # keys, embeddings and rows since the last step
+        self.pushes: list[tuple[Tensor, Tensor, Tensor]] = []  # keys, rows and embeddings since the last step
+        self.arriving: tuple[Callable[[], list[Tensor]], Tensor] | None = None  # those of all ranks; step taken or not
         self.averages = RunningAverages(self.encoder)
 
     @staticmethod
@@ -85,6 +88,12 @@ class SelfSupervised:
 
     def warm_start(self, path: Path) -> None:
         load_backbone(path, self.encoder.backbone, self.momentum.encoder.backbone, new_fourier=True, here=self.here)
+
+    def calibrate(self, *, backbone: bool = True) -> None:
+        views = first_views(self.data, self.augment, self.config.train.seed, self.here.device)
+        calibrate(self.encoder, views, only=None if backbone else self.encoder.projection)
+        buffers_from_main(self.encoder, self.here)
+        self.momentum.encoder.load_state_dict(self.encoder.state_dict())
 
     def begin_epoch(self, epoch: int, interlude: Interlude | None) -> dict[str, Any] | None:
         """Refresh the pseudo-IDs when they are due."""
@@ -124,18 +133,23 @@ class SelfSupervised:
         """Queries [B], then their positives [B]."""
         return np.concatenate([rows, self.positives.draw(rows, self.other_probability, chance)])
 
+    def targets(self, rows: Rows) -> NDArray[np.int64]:
+        """The rows themselves: pseudo-IDs and the queue speak of those."""
+        return rows
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """InfoNCE over B = half of the batch's images; see app/models/moco.py."""
         moco = self.config.recipe.moco
         self.averages.remember()
-        views = self.augment(batch.images, batch.generator)
-        queries, keys = views.chunk(2)  # [B, 3, S, S] each
-        rows, key_rows = torch.from_numpy(batch.rows).to(self.here.device).chunk(2)
-        with torch.no_grad():
-            k, embeddings = self.keys_of(keys)
-        with gradients_meet(self.parallel, now=batch.last):
-            q = self.parallel(queries)
-        self.pushes.append((k, embeddings, key_rows))
+        queries, keys = self.augment(batch.images, batch.draws).chunk(2)  # [B, 3, S, S] each
+        rows, key_rows = batch.targets.chunk(2)
+        with half_precision(self.config, self.here.device):
+            with torch.no_grad():
+                k, embeddings = self.keys_of(keys)
+            with gradients_meet(self.parallel, now=batch.last):
+                q = self.parallel(queries)
+        self.pushes.append((k, key_rows, embeddings))
+        self.catch_up()
         return contrastive_loss(
             q,
             k,
@@ -149,19 +163,26 @@ class SelfSupervised:
             multi_positive=moco.multi_positive,
         )
 
-    def after_step(self, lr: float, grad_scale: float, *, taken: bool) -> None:  # noqa: ARG002 - the optimizer's alone
-        """The momentum encoder follows, and the keys of all ranks enter the queue."""
+    def after_step(self, lr: float, grad_scale: Tensor, *, taken: Tensor) -> None:  # noqa: ARG002 - the optimizer's
+        """The momentum encoder follows, and the keys of all ranks set out for the queue."""
         pushes, self.pushes = self.pushes, []
-        self.averages.settle(taken=taken)
-        if not taken:
+        self.averages.settle(self.here, taken)
+        self.momentum.follow(self.encoder, taken)
+        keys, rows, *features = (torch.cat(parts) for parts in zip(*pushes, strict=True))
+        met = [features[0].to(torch.float16)] if self.bank is not None else []
+        self.arriving = gather_packed([keys, rows, *met], self.here), taken
+        if self.here.size == 1:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Keys that were on their way from other ranks, while the next batch was embedded, enter the queue."""
+        if self.arriving is None:
             return
-        average_buffers(self.encoder, self.here)
-        self.momentum.follow(self.encoder)
-        keys, embeddings, rows = (torch.cat(parts) for parts in zip(*pushes, strict=True))
-        rows = gather_rows(rows, self.here)
-        self.queue.push(gather_rows(keys, self.here), rows)
+        (wait, taken), self.arriving = self.arriving, None
+        keys, rows, *met = wait()
+        self.queue.push(keys, rows, taken)
         if self.bank is not None:
-            self.bank.put(rows, gather_rows(embeddings, self.here))
+            self.bank.put(rows, met[0], taken)
 
     def tables(self) -> dict[str, Tensor]:
         return {}

@@ -18,11 +18,12 @@ from app.errors import WrongUse
 from app.mining.refresh import Interlude
 from app.models import build_backbone
 from app.models.average import Average
+from app.models.batch_norm import calibrate
 from app.models.collapse import spread
 from app.models.partial_fc import PartialFC
-from app.recipes.recipe import Batch, RunningAverages, decay_groups
+from app.recipes.recipe import Batch, RunningAverages, decay_groups, first_views, half_precision
 from app.runtime import checkpoint
-from app.runtime.dist import World, average_buffers, data_parallel, gradients_meet, together
+from app.runtime.dist import World, buffers_from_main, data_parallel, gradients_meet, together
 
 
 class Supervised:
@@ -31,8 +32,8 @@ class Supervised:
     def __init__(self, config: Config, data: Dataset, here: World) -> None:
         assert data.classes is not None, "training_data gives them"
         assert data.class_labels is not None
-        self.config, self.here = config, here
-        self.classes = torch.from_numpy(data.classes)
+        self.config, self.data, self.here = config, data, here
+        self.classes = data.classes
         self.labels = torch.from_numpy(data.class_labels)  # [C] what stands for each class in labels.npy
         torch.manual_seed(config.train.seed)  # the same start on every rank
         backbone = build_backbone(config.backbone)
@@ -78,32 +79,42 @@ class Supervised:
             place = torch.searchsorted(labels, self.labels).clamp(max=len(labels) - 1)
             self.head.take_centres(centres, torch.where(labels[place] == self.labels, place, -1))
 
+    def calibrate(self, *, backbone: bool = True) -> None:
+        if not backbone:  # there is no BN outside of it
+            return
+        calibrate(self.backbone, first_views(self.data, self.augment, self.config.train.seed, self.here.device))
+        buffers_from_main(self.backbone, self.here)
+        if self.average is not None:
+            self.average.network.load_state_dict(self.backbone.state_dict())
+
     def begin_epoch(self, epoch: int, interlude: Interlude | None) -> None:
         """Nothing to do: labels do not change."""
 
     def pick(self, rows: Rows, chance: NDArray[np.float64]) -> Rows:  # noqa: ARG002 - nothing is drawn
         return rows
 
+    def targets(self, rows: Rows) -> NDArray[np.int64]:
+        """The class of each image."""
+        return self.classes[rows]
+
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy over the classes, the own one made harder by the margin; see app/models/partial_fc.py."""
         self.averages.remember()
-        views = self.augment(batch.images, batch.generator)  # [B, 3, S, S]
-        labels = self.classes[torch.from_numpy(batch.rows)].to(self.here.device)
-        with gradients_meet(self.parallel, now=batch.last):
+        views = self.augment(batch.images, batch.draws)  # [B, 3, S, S]
+        with half_precision(self.config, self.here.device), gradients_meet(self.parallel, now=batch.last):
             embeddings = self.parallel(views)
         self.last = embeddings.detach()
-        return self.head(embeddings, labels)
+        return self.head(embeddings, batch.targets)
 
-    def after_step(self, lr: float, grad_scale: float, *, taken: bool) -> None:
+    def after_step(self, lr: float, grad_scale: Tensor, *, taken: Tensor) -> None:
         """The sampled centres move, and the running mean follows."""
-        self.averages.settle(taken=taken)
-        if not taken:
-            self.head.discard()
-            return
-        self.head.step(lr, grad_scale=grad_scale)
-        average_buffers(self.backbone, self.here)
+        self.averages.settle(self.here, taken)
+        self.head.step(lr, grad_scale=grad_scale, taken=taken)
         if self.average is not None:
-            self.average.follow(self.backbone)
+            self.average.follow(self.backbone, taken)
+
+    def catch_up(self) -> None:
+        """Nothing is left under way."""
 
     def tables(self) -> dict[str, Tensor]:
         """The class centres and their optimizer state, a row a class, and the label of each."""

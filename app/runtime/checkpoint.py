@@ -38,7 +38,9 @@ class TrainState:
 
     epoch: int = 0  # the epoch in progress
     seen: int = 0  # images of its order that are done; not updates, as the number of processes may change
-    step: int = 0  # updates in all
+    step: int = 0  # updates that were taken
+    skipped: int = 0  # images of updates that were not, in all epochs; the schedule does not count them
+    skipped_last: int = 0  # those of the last update, if it was not: they count one update later
 
 
 def save(
@@ -274,7 +276,11 @@ def read(path: Path, *, in_place: bool = False) -> dict[str, Any]:
     content = read_tensors(path, in_place=in_place)
     if not isinstance(content, dict) or not {"state", "modules", "optimizer", "scaler"} <= content.keys():
         raise WrongUse(broken(path))
-    if content["state"].keys() != asdict(TrainState()).keys() or "tables" not in content:
+    # A field that an older version did not have keeps its default.
+    if (
+        not {"epoch", "seen", "step"} <= content["state"].keys() <= asdict(TrainState()).keys()
+        or "tables" not in content
+    ):
         raise WrongUse(
             f"{path} is of another version of this program; give train.warm_start={path} to use its backbone"
         )

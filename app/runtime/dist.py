@@ -6,11 +6,12 @@ Everything works with one process and no process group, so nothing else asks whe
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -143,6 +144,27 @@ def together(here: World) -> Iterator[None]:
         raise WrongUse(f"{sentences[rank]}" if everywhere else f"{here.machines[rank]}: {sentences[rank]}")
 
 
+class Late:
+    """Numbers on their way from the device to the host."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.there: torch.cuda.Event | None = None
+        if numbers.device.type == "cuda":
+            self.numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self.numbers.copy_(numbers, non_blocking=True)
+            self.there = torch.cuda.Event()
+            self.there.record()
+        else:
+            self.numbers = numbers.clone()
+
+    def read(self) -> list[float]:
+        """The numbers; waits until the device has come so far."""
+        if self.there is not None:
+            self.there.synchronize()
+        values: list[float] = self.numbers.tolist()
+        return values
+
+
 def mean(value: Tensor, here: World) -> Tensor:
     """The mean over ranks of a tensor of one shape."""
     if here.size == 1:
@@ -161,9 +183,16 @@ def share(rows: NDArray[Any], here: World) -> NDArray[Any]:
 def average_buffers(module: nn.Module, here: World) -> None:
     """Give every rank the mean of the floating-point buffers (BN statistics), so that the copies stay the same."""
     if here.size > 1:
-        flat = averages_of(module)  # one message instead of dozens
-        dist.all_reduce(flat)
-        put_averages(module, flat / here.size)
+        put_averages(module, mean(averages_of(module), here))  # one message instead of dozens
+
+
+@torch.no_grad()
+def buffers_from_main(module: nn.Module, here: World) -> None:
+    """Give every rank the floating-point buffers (BN statistics) of rank 0, to the bit."""
+    if here.size > 1:
+        flat = averages_of(module)
+        dist.broadcast(flat, src=0)
+        put_averages(module, flat)
 
 
 def averages_of(module: nn.Module) -> Tensor:
@@ -176,8 +205,9 @@ def averages_of(module: nn.Module) -> Tensor:
 def put_averages(module: nn.Module, flat: Tensor) -> None:
     """The reverse of `averages_of`."""
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-    for buffer, part in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
-        buffer.copy_(part.view_as(buffer))
+    if buffers:
+        parts = flat.split([b.numel() for b in buffers])
+        torch._foreach_copy_(buffers, [part.view_as(b) for b, part in zip(buffers, parts, strict=True)])
 
 
 @torch.no_grad()
@@ -195,6 +225,27 @@ def gather_rows(local: Tensor, here: World) -> Tensor:
     parts = [torch.empty_like(padded) for _ in range(here.size)]
     dist.all_gather(parts, padded)
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+
+@torch.no_grad()
+def gather_packed(parts: Sequence[Tensor], here: World) -> Callable[[], list[Tensor]]:
+    """Start to gather tensors [n, …] of all ranks, n the same everywhere; call what is returned for [W * n, …] each.
+
+    They travel as the bytes that they are, in one message. The call makes the device wait, not the host.
+    """
+    if here.size == 1:
+        return lambda: list(parts)
+    rows = [part.contiguous().view(len(part), -1).view(torch.uint8) for part in parts]
+    packed = torch.cat(rows, 1)  # [n, bytes]
+    whole = packed.new_empty(here.size * len(packed), packed.shape[1])
+    work = dist.all_gather_into_tensor(whole, packed, async_op=True)
+
+    def wait() -> list[Tensor]:
+        work.wait()
+        columns = whole.split([row.shape[1] for row in rows], 1)
+        return [c.contiguous().view(p.dtype).view(-1, *p.shape[1:]) for c, p in zip(columns, parts, strict=True)]
+
+    return wait
 
 
 def gather_batch(local: Tensor, here: World) -> Tensor:
@@ -368,9 +419,11 @@ def data_parallel(module: nn.Module, here: World) -> nn.Module:
     if here.size == 1:
         return module
     devices = [here.device.index] if here.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(
-        module, device_ids=devices, forward_sync_buffers=False, gradient_as_bucket_view=True
-    )
+    wrapper = nn.parallel.DistributedDataParallel
+    # The name of this argument until torch 2.11, and since.
+    names = inspect.signature(wrapper.__init__).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    return wrapper(module, device_ids=devices, gradient_as_bucket_view=True, **{sync: False})
 
 
 def gradients_meet(module: nn.Module, *, now: bool) -> AbstractContextManager[None]:

@@ -42,7 +42,8 @@ def recipe(opened: Opened, alone: World) -> SelfSupervised:
 
 def batch_of(recipe: SelfSupervised, rows: np.ndarray, seed: int = 0) -> Batch:
     images = torch.from_numpy(recipe.data.images[rows])
-    return Batch(images, rows, torch.Generator().manual_seed(seed))
+    draws = recipe.augment.draw(len(rows), torch.Generator().manual_seed(seed))
+    return Batch(images, rows, torch.from_numpy(recipe.targets(rows)), draws, seed)
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -62,7 +63,7 @@ def test_1_neighbours_have_the_numbers_of_the_whole_data_set() -> None:
 
 def test_2_pseudo_ids_reach_the_loss(recipe: SelfSupervised) -> None:
     """The mask of equal pseudo-IDs was dead code."""
-    recipe.queue.push(torch.nn.functional.normalize(torch.randn(24, 16), dim=1), torch.arange(8, 32))
+    recipe.queue.push(torch.nn.functional.normalize(torch.randn(24, 16), dim=1), torch.arange(8, 32), torch.ones(()))
     recipe.begin_epoch(0, None)
     rows = np.arange(4)
     before, without = recipe.loss(batch_of(recipe, recipe.pick(rows, chances(0, 4, seed=0, epoch=0))))

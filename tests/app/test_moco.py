@@ -13,6 +13,8 @@ from app.models import build_backbone
 from app.models.collapse import spread
 from app.models.moco import EMPTY, Encoder, FeatureBank, MomentumEncoder, Queue, contrastive_loss
 
+TAKEN, SKIPPED = torch.ones(()), torch.zeros(())
+
 
 def encoder() -> Encoder:
     torch.manual_seed(0)
@@ -29,7 +31,7 @@ def test_the_queue_holds_exactly_the_last_keys_whatever_the_batches(sizes: list[
     queue = Queue(8, 2)
     rows = torch.arange(sum(sizes))
     for part in rows.split(sizes):
-        queue.push(part[:, None].expand(-1, 2).float(), part)
+        queue.push(part[:, None].expand(-1, 2).float(), part, TAKEN)
     kept = rows[-8:].tolist()
     assert sorted(r for r in queue.rows.tolist() if r != EMPTY) == kept
     filled = queue.rows != EMPTY
@@ -43,7 +45,7 @@ def test_the_momentum_encoder_moves_by_one_minus_momentum() -> None:
     for parameter in followed.parameters():
         parameter.data.add_(1.0)
     followed.backbone.bn1.running_mean.add_(2.0)
-    follower.follow(followed)
+    follower.follow(followed, TAKEN)
     after = follower.encoder.state_dict()
     assert torch.allclose(after["backbone.conv1.weight"], before["backbone.conv1.weight"] + 0.25)
     assert torch.allclose(after["backbone.bn1.running_mean"], before["backbone.bn1.running_mean"] + 0.5)
@@ -83,7 +85,7 @@ def plain_loss(q, k, queue, rows, key_rows, ids, temperature, margin, mask):
 def test_the_loss_equals_the_plain_version(mask: int, margin: float) -> None:
     ids = torch.tensor([0, 0, 1, 1, NO_ID, NO_ID, 2, 0])
     queue = Queue(16, 6)
-    queue.push(units(12, 6, 1), torch.arange(12) % 8)  # four places stay empty
+    queue.push(units(12, 6, 1), torch.arange(12) % 8, TAKEN)  # four places stay empty
     q, k = units(5, 6, 2), units(5, 6, 3)
     rows, key_rows = torch.tensor([0, 2, 4, 6, 7]), torch.tensor([1, 3, 4, 6, 0])
     loss, metrics = contrastive_loss(
@@ -109,7 +111,7 @@ def test_an_empty_queue_gives_a_loss_of_zero_and_no_nan() -> None:
 
 def test_new_pseudo_ids_change_the_mask_without_touching_the_queue() -> None:
     queue = Queue(4, 6)
-    queue.push(units(4, 6, 1), torch.tensor([1, 2, 3, 4]))
+    queue.push(units(4, 6, 1), torch.tensor([1, 2, 3, 4]), TAKEN)
     q, rows = units(1, 6, 2), torch.tensor([0])
 
     def share(ids: list[int]) -> float:
@@ -142,7 +144,7 @@ def unified(q, k, queue, rows, key_rows, ids, temperature, margin):
 def test_several_positives_follow_the_unified_loss_and_one_is_infonce(labelled: bool) -> None:
     ids = torch.tensor([0, 0, 1, 1, NO_ID, NO_ID, 2, 0]) if labelled else torch.full((8,), NO_ID)
     queue = Queue(16, 6)
-    queue.push(units(12, 6, 1), torch.arange(12) % 8)
+    queue.push(units(12, 6, 1), torch.arange(12) % 8, TAKEN)
     q, k = units(5, 6, 2), units(5, 6, 3)
     rows, key_rows = torch.tensor([0, 2, 4, 6, 7]), torch.tensor([1, 3, 4, 6, 0])
     settings = {"temperature": 0.1, "margin": 0.15, "mask_most_similar": 0}
@@ -154,7 +156,7 @@ def test_several_positives_follow_the_unified_loss_and_one_is_infonce(labelled: 
 
 def test_several_positives_and_no_negative_give_a_loss_of_zero_and_no_nan() -> None:
     queue = Queue(4, 6)
-    queue.push(units(4, 6, 1), torch.arange(4))
+    queue.push(units(4, 6, 1), torch.arange(4), TAKEN)
     q = units(2, 6, 2).requires_grad_()
     rows = torch.tensor([4, 5])
     loss, _ = contrastive_loss(
@@ -168,7 +170,7 @@ def test_several_positives_and_no_negative_give_a_loss_of_zero_and_no_nan() -> N
 
 def test_the_bank_keeps_the_last_embedding_of_each_image() -> None:
     bank = FeatureBank(4, 2)
-    bank.put(torch.tensor([2, 0, 2]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]))
+    bank.put(torch.tensor([2, 0, 2]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]), TAKEN)
     assert torch.allclose(bank.features[[0, 2]].float(), torch.tensor([[0.0, 1.0], [0.6, 0.8]]), atol=1e-3)
     assert bank.features[[1, 3]].isnan().all()
 

@@ -101,9 +101,9 @@ def one_update(data_path: Path, alone: World, *words: str) -> dict[str, torch.Te
     optimizer = build_optimizer(config, recipe.param_groups())
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     micro_batches = batches(config, recipe, data, checkpoint.TrainState(), alone)
-    metrics = update(config, recipe, optimizer, scaler, micro_batches, 0.1, alone)
-    assert metrics is not None
-    return {**recipe.modules.state_dict(), **recipe.tables(), **metrics}
+    updated = update(config, recipe, optimizer, scaler, micro_batches, 0.1, alone)
+    assert updated.verdict().taken
+    return {**recipe.modules.state_dict(), **recipe.tables(), **updated.metrics}
 
 
 FOUR = ["train.batch.size=8", "train.batch.grad_accum_steps=4"]
