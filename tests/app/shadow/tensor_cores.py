@@ -1,9 +1,8 @@
 """A GPU's matrix units on a CPU: products of 16-bit numbers, summed in 32 bits, rounded to 16 bits at the end.
 
-A CPU without 16-bit units needs ten times as long for a 16-bit convolution as for one in fp32. Here its inputs, which are
-16-bit numbers already, are multiplied in fp32 and the result is rounded, as tensor cores do it: an overflow becomes inf,
-small gradients become 0. Everything else runs in its own 16 bits. The backward pass of a CPU runs in the same thread, so
-that it is inside, too.
+A CPU without 16-bit units needs ten times as long for a 16-bit convolution as for one in fp32. Here 16-bit inputs are
+multiplied in fp32 and the result is rounded, as tensor cores do it: an overflow becomes inf, small gradients become 0.
+Everything else runs in its own 16 bits. A CPU's backward pass runs in the same thread, so it is inside, too.
 
     python -m tests.app.shadow.tensor_cores key=value …      app.train on them, also under torchrun
 """
