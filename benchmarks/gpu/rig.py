@@ -34,6 +34,11 @@ class Rig:
             torch.cuda.set_device(self.device)
 
     @property
+    def patience(self) -> int:
+        """How many times its budget a check may take: budgets are for GPUs."""
+        return 10 if self.on_cpu else 1
+
+    @property
     def card(self) -> str:
         """The card's name as part of a file's name, such as nvidia-rtx-a4500."""
         name = "cpu" if self.on_cpu else torch.cuda.get_device_name(self.device)

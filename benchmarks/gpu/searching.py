@@ -28,7 +28,7 @@ def embedding(rig: Rig) -> Records:
         # Every image several times: enough work for a rate, without drawing more faces.
         rows = np.tile(trainer.data.train_rows, rig.sized(8, 1))
         data = dataclasses.replace(trainer.data, train_rows=rows)
-        between = Interlude(rig.out / "mining", lambda: False, lambda done, total: None)
+        between = Interlude(rig.work / "mining", lambda: False, lambda *_: None)
 
         def work(trainer: Trainer = trainer, data: object = data, between: Interlude = between) -> Tensor:
             return embed_share(trainer.recipe.embedder, trainer.config, data, trainer.here, between)
@@ -65,7 +65,9 @@ def search_speed(rig: Rig) -> Records:
         record = {"rows": count, "queries_per_s": asked / rig.seconds(ours, 3, 1)}
         find = HalfPrecision(bank)
 
-        def bare(find: HalfPrecision = find, half: Tensor = queries.to(find.half)) -> None:
+        half = queries.to(find.half)
+
+        def bare(find: HalfPrecision = find, half: Tensor = half) -> None:
             for part in half.split(find.tile):
                 torch.mm(part, find.rows.T, out=find.scores[: len(part)])
 

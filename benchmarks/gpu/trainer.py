@@ -53,12 +53,5 @@ class Trainer:
             yield from train.batches(self.config, self.recipe, self.data, TrainState(epoch=epoch), self.here)
 
     def step(self) -> Any:
-        return train.update(
-            self.config,
-            self.recipe,
-            self.optimizer,
-            self.scaler,
-            self.batches,
-            self.config.train.optimizer.lr,
-            self.here,
-        )
+        lr = self.config.train.optimizer.lr
+        return train.update(self.config, self.recipe, self.optimizer, self.scaler, self.batches, lr, self.here)
