@@ -15,6 +15,7 @@ from app.data.dataset import Dataset
 from app.recipes import RECIPES, Batch
 from app.runtime.checkpoint import TrainState
 from app.runtime.dist import World
+from app.runtime.optimizer import build_optimizer
 from benchmarks.gpu.rig import Rig
 
 
@@ -41,7 +42,7 @@ class Trainer:
         self.config = load([f"data.binary_cache_path={rig.data_path}", *words])
         self.data = dataset(rig)
         self.recipe = RECIPES[self.config.recipe.name](self.config, self.data, self.here)
-        self.optimizer = train.build_optimizer(self.config, self.recipe.param_groups())
+        self.optimizer = build_optimizer(self.config.train.optimizer, self.recipe.param_groups())
         self.scaler = torch.amp.GradScaler(rig.device.type, enabled=self.config.train.precision == "fp16")
         self.recipe.calibrate()
         self.recipe.begin_epoch(0, None)
