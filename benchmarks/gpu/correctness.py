@@ -1,0 +1,279 @@
+"""Whether the device computes what a CPU computes in float64 or fp32."""
+
+from __future__ import annotations
+
+import copy
+import json
+import signal
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.gpu.rig import PRECISIONS, Rig, distance
+from benchmarks.gpu.running import Records, Wrong
+
+# Largest relative distance to float64 that rounding explains, of outputs and of gradients of the first layer.
+BOUNDS = {"fp32": (1e-4, 1e-2), "bf16": (0.1, 0.5), "fp16": (0.02, 0.2)}
+
+
+def right(what: str, found: float, most: float) -> float:
+    """`found` itself. Raises Wrong when it is more than `most`, or no number."""
+    if not found <= most:
+        raise Wrong(f"{what}: {found:.3g} is more than {most:g}")
+    return found
+
+
+def machine_rates(rig: Rig) -> Records:
+    """What the card reaches at best: a 16-bit product, and a copy of memory."""
+    n = rig.sized(8192, 256)
+    a = torch.randn(n, n, device=rig.device, dtype=torch.bfloat16)
+    x = torch.randn(rig.sized(2**29, 2**20), device=rig.device)
+    y = torch.empty_like(x)
+    product, copy_s = rig.seconds(lambda: a @ a), rig.seconds(lambda: y.copy_(x))
+    yield {"bf16_tflop_s": 2 * n**3 / product / 1e12, "copy_gb_s": 2 * x.nbytes / copy_s / 1e9}
+
+
+def augmentation(rig: Rig) -> Records:
+    """Views on the device against the CPU's, in grey levels; inside autocast they are the same to the bit."""
+    from app.config.schema import AugmentConfig
+    from app.data.augment import Augment
+
+    images = torch.from_numpy(rig.images[:32])
+    for name, config in (
+        ("default", AugmentConfig(noise=0.0)),
+        ("jpeg alone", AugmentConfig(hue=0, blur=0, noise=0.0, jpeg=0.9)),
+    ):
+        augment = Augment(config, 112)
+
+        def views(x: Tensor, augment: Augment = augment) -> Tensor:
+            return augment(x, torch.Generator().manual_seed(3))
+
+        on_cpu, on_device = views(images), views(images.to(rig.device))
+        grey = (on_device.cpu() - on_cpu).abs().flatten() * 127.5
+        for precision in ("bf16", "fp16"):
+            with rig.autocast(precision):
+                right(f"{name} in {precision}", float((views(images.to(rig.device)) - on_device).abs().max()), 0.0)
+        # A JPEG's coefficient that lies between two steps may be rounded either way: a few pixels may differ by more.
+        yield {"what": name, "mean_grey": right(name, float(grey.mean()), 0.1), "max_grey": float(grey.max())}
+
+
+def networks(rig: Rig) -> Records:
+    """Outputs in eval mode and gradients in train mode of three families, against float64 on the CPU."""
+    from app.models.batch_norm import calibrate
+
+    from app.config import load
+    from app.models import build_backbone
+
+    size = rig.sized(112, 32)
+    for name in ("iresnet_narrow",) if rig.on_cpu else ("iresnet18", "mobilefacenet", "vit_t_dp005_mask0"):
+        torch.manual_seed(0)
+        config = load([f"backbone={name}", f"backbone.image_size={size}"]).backbone
+        config.drop_path = 0.0
+        network = build_backbone(config)
+        x, weight = torch.randn(8, 3, size, size), torch.randn(8, config.embedding_dim)
+        calibrate(network, [x])
+        exact = copy.deepcopy(network).double()
+        wanted, wanted_grad = outputs(exact, x.double(), weight.double())
+        ours = network.to(rig.device, memory_format=torch.channels_last)
+        for precision, (of_output, of_gradient) in BOUNDS.items():
+            with rig.autocast(precision), no_tf32():
+                output, gradient = outputs(
+                    ours, x.to(rig.device).contiguous(memory_format=torch.channels_last), weight.to(rig.device)
+                )
+            yield {
+                "network": name,
+                "precision": precision,
+                "output": right(f"{name} {precision}", distance(output, wanted), of_output),
+                "gradient": right(f"gradient of {name} {precision}", distance(gradient, wanted_grad), of_gradient),
+            }
+
+
+def outputs(network: nn.Module, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings in eval mode, and the first weight's gradient of a weighted sum of normalised ones."""
+    network.zero_grad()
+    z = network.eval()(x)
+    (F.normalize(z, dim=1) * weight).sum().backward()
+    first = next(p for p in network.parameters() if p.requires_grad and p.ndim == 4)
+    return z, first.grad
+
+
+class no_tf32:  # noqa: N801 - used as a word
+    """Products in fp32 proper."""
+
+    def __enter__(self) -> None:
+        self.before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_float32_matmul_precision(self.before[0])
+        torch.backends.cudnn.allow_tf32 = self.before[1]
+
+
+def contrastive(rig: Rig) -> Records:
+    """InfoNCE and the gradient of its queries, inside autocast, against float64 on the CPU."""
+    from app.models.moco import Queue, contrastive_loss
+
+    torch.manual_seed(0)
+    b, d, k, images = 64, 128, rig.sized(16384, 512), 4096
+    queries, keys, queued = (F.normalize(torch.randn(n, d), dim=1) for n in (b, b, k))
+    rows, queue_rows, ids = torch.arange(b), torch.arange(k) % images, torch.arange(images) // 8
+    wanted, wanted_grad = infonce(queries.double(), keys.double(), queued.double(), rows, queue_rows, ids)
+    queue = Queue(k, d).to(rig.device)
+    queue.keys.copy_(queued)
+    queue.rows.copy_(queue_rows)
+    for precision in PRECISIONS:
+        q = queries.to(rig.device).requires_grad_()
+        places = (t.to(rig.device) for t in (rows, rows + b, ids))
+        with rig.autocast(precision), no_tf32():
+            loss, _ = contrastive_loss(
+                q, keys.to(rig.device), queue, *places, temperature=0.05, margin=0.15, mask_most_similar=0
+            )
+        (gradient,) = torch.autograd.grad(loss, q)
+        yield {
+            "precision": precision,
+            "loss": right("loss", distance(loss, wanted), 1e-5),
+            "gradient": right("gradient", distance(gradient, wanted_grad), 1e-3),
+        }
+
+
+def infonce(
+    queries: Tensor, keys: Tensor, queued: Tensor, rows: Tensor, queue_rows: Tensor, ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The loss by its definition, and its gradient; key i is an image of row i + B, T is 0.05, the margin 0.15."""
+    queries = queries.clone().requires_grad_()
+    own = (queue_rows == rows[:, None]) | (queue_rows == rows[:, None] + len(rows))
+    masked = own | (ids[queue_rows] == ids[rows][:, None])
+    positive = ((queries * keys).sum(1, keepdim=True) - 0.15) / 0.05
+    negatives = (queries @ queued.T / 0.05).masked_fill(masked, -torch.inf)
+    loss = (torch.cat([positive, negatives], 1).logsumexp(1) - positive[:, 0]).mean()
+    return loss, torch.autograd.grad(loss, queries)[0]
+
+
+def heads(rig: Rig) -> Records:
+    """Loss and gradient of every margin head over all and over sampled classes, against the CPU."""
+    from app.config.checks import HEADS
+    from app.config.schema import HeadConfig, OptimizerConfig
+    from app.models.partial_fc import PartialFC
+    from app.runtime.dist import World
+
+    torch.manual_seed(0)
+    classes, dim = rig.sized(5000, 200), 128
+    embeddings, labels = 20 * torch.randn(64, dim), torch.randint(0, classes, (64,))
+
+    def value(head: str, rate: float, device: torch.device) -> tuple[Tensor, Tensor]:
+        config = HeadConfig(name=head, sample_rate=rate)
+        layer = PartialFC(classes, dim, config, OptimizerConfig(), World(0, 1, device), seed=1).to(device)
+        x = embeddings.to(device).requires_grad_()
+        loss, _ = layer(x, labels.to(device))
+        loss.backward()
+        layer.step(0.1)
+        return loss, x.grad
+
+    for head in HEADS:
+        for rate in (1.0, 0.3):
+            wanted, wanted_grad = value(head, rate, torch.device("cpu"))
+            with no_tf32():
+                loss, gradient = value(head, rate, rig.device)
+            yield {
+                "head": head,
+                "sample_rate": rate,
+                "loss": right(head, distance(loss, wanted), 1e-4),
+                "gradient": right(f"gradient of {head}", distance(gradient, wanted_grad), 1e-3),
+            }
+
+
+def feeding(rig: Rig) -> Records:
+    """Images arrive as they are, however busy the device is: the sums of 60 batches."""
+    from app.data.feed import feed
+
+    rng, size = np.random.default_rng(0), rig.sized(2048, 64)
+    busy = torch.randn(size, size, device=rig.device)
+    rows = [rng.integers(0, len(rig.images), rig.sized(128, 16)) for _ in range(60)]
+    sums = []
+    for _, images in feed(rig.images, rows, rig.device):
+        for _ in range(4):
+            busy = (busy @ busy).clamp(-1, 1)
+        sums.append(images.sum(dtype=torch.int64))
+    wrong = sum(int(found) != int(rig.images[r].sum(dtype=np.int64)) for found, r in zip(sums, rows, strict=True))
+    yield {"batches": len(rows), "wrong": right("batches that differ", wrong, 0)}
+
+
+def search_is_exact(rig: Rig) -> Records:
+    """Neighbours by both backends against brute force in float64."""
+    import importlib.util
+
+    from app.mining.knn import neighbours
+    from app.runtime.dist import World
+
+    torch.manual_seed(0)
+    bank = F.normalize(torch.randn(rig.sized(20_000, 500), 512) + 2 * torch.randn(512), dim=1)
+    scores = (bank.double().to(rig.device) @ bank.double().to(rig.device).T).fill_diagonal_(-9)
+    wanted = scores.topk(20).values.cpu()
+    del scores
+    for backend in ("torch", "faiss") if importlib.util.find_spec("faiss") else ("torch",):
+        found = neighbours(bank.to(rig.device), 20, World(0, 1, rig.device), backend=backend, placement="auto")
+        worst = float((wanted - torch.from_numpy(np.asarray(found.cosine))).abs().max())
+        yield {"backend": backend, "worst_cosine": right(backend, worst, 1e-5)}
+
+
+def overflow(rig: Rig) -> Records:
+    """A scale that overflows changes no weight and no average, and is halved; the next good step is taken."""
+    from benchmarks.gpu.trainer import Trainer
+
+    # Not MoCo: its queue is empty in the first step, and so is the gradient.
+    words = ["recipe=supervised", "backbone=iresnet_narrow", "backbone.image_size=32", "train.batch.size=8"]
+    t = Trainer(rig, [*words, "train.precision=fp16"])
+    t.scaler = torch.amp.GradScaler(rig.device.type, init_scale=2.0**60)
+    before = {name: tensor.clone() for name, tensor in t.recipe.modules.state_dict().items() if "counter" not in name}
+    taken = t.step().verdict().taken
+    changed = [
+        name
+        for name, tensor in t.recipe.modules.state_dict().items()
+        if tensor.is_floating_point() and not torch.equal(tensor, before[name])
+    ]
+    if taken or changed:
+        raise Wrong(f"taken: {taken}; changed by a step that was not taken: {changed[:5]}")
+    t.scaler = torch.amp.GradScaler(rig.device.type, init_scale=2.0**8)
+    if not any(t.step().verdict().taken for _ in range(8)):
+        raise Wrong("no step was taken from a scale of 256 down to 1")
+    yield {"skipped": True}
+
+
+def experiments(rig: Rig) -> Records:
+    """Every file of conf/experiment for three updates at 32 pixels, by the command itself, then gone on with."""
+    from app import train
+    from app.config.compose import CONF
+
+    for experiment in sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")):
+        if rig.on_cpu and experiment not in ("drawn", "tryout_supervised"):
+            continue  # tests/app/shadow runs all of them on a CPU, in minutes
+        folder = rig.work / "runs" / experiment
+        words = [
+            f"experiment={experiment}", f"data.binary_cache_path={rig.data_path}", f"run.dir={folder}",
+            "backbone.image_size=32", "train.batch.size=8", "train.batch.grad_accum_steps=1",
+            f"data.data_fraction={64 / len(rig.images)}", "data.block_size=8", "train.log_every_steps=1",
+            "train.checkpoint.keep=2",
+        ]  # fmt: skip
+        handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for epochs, resume in ((1, "none"), (2, "auto")):
+                if train.main([*words, f"train.epochs={epochs}", f"train.resume={resume}"]) != 0:
+                    raise Wrong(f"{experiment}: app.train ended with an error; see its output")
+        finally:
+            for name, handler in handlers.items():
+                signal.signal(name, handler)
+        yield {"experiment": experiment, **what_happened(folder)}
+
+
+def what_happened(folder: Any) -> dict[str, Any]:
+    """Losses and skipped steps of a run. Raises Wrong when its last step was skipped or it did not go on."""
+    told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [event["loss"] for event in told if event["event"] == "step"]
+    starts = [event for event in told if event["event"] == "start"]
+    if losses[-1] is None or not np.isfinite(losses[-1]) or starts[-1]["resumed_from"] is None:
+        raise Wrong(f"{folder.name}: last loss {losses[-1]}, resumed from {starts[-1]['resumed_from']}")
+    return {"steps": len(losses), "skipped": losses.count(None), "last_loss": losses[-1]}

@@ -1,0 +1,29 @@
+"""The checks in their order: what is wrong is told first, then what is slow. Budgets add up to nine minutes."""
+
+from __future__ import annotations
+
+from benchmarks.gpu import correctness, searching, steps
+from benchmarks.gpu.running import Check
+
+COMPOSES = ("hydra", "omegaconf")  # what app.config.load needs
+
+CHECKS = [
+    Check("rates", correctness.machine_rates, 10),
+    Check("augmentation", correctness.augmentation, 15),
+    Check("contrastive", correctness.contrastive, 10),
+    Check("heads", correctness.heads, 20),
+    Check("feeding", correctness.feeding, 10),
+    Check("search_is_exact", correctness.search_is_exact, 15),
+    Check("networks", correctness.networks, 25, COMPOSES),
+    Check("overflow", correctness.overflow, 15, COMPOSES),
+    Check("experiments", correctness.experiments, 90, COMPOSES),
+    Check("waits", steps.waits, 20, COMPOSES),
+    Check("augmentation_share", steps.augmentation_share, 20, COMPOSES),
+    Check("profile", steps.profile, 20, COMPOSES),
+    Check("embedding", searching.embedding, 30, COMPOSES),
+    Check("search", searching.search_speed, 60),
+    Check("partial_fc", searching.partial_fc, 25),
+    Check("mining", searching.mining, 40),
+    Check("steps", steps.step_speed, 150, COMPOSES),
+]
+CORRECTNESS = CHECKS[:9]

@@ -1,0 +1,141 @@
+"""How fast a training step is, what it waits for, and how much memory it takes."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.rig import Rig
+from benchmarks.gpu.running import Records
+from benchmarks.gpu.trainer import Trainer
+
+
+def step_speed(rig: Rig) -> Records:
+    """Images a second of MoCo with IResNet50: batch sizes, precisions, compiled and not; the useful ones first."""
+    peak = matrix_rate(rig)
+    sizes = (8,) if rig.on_cpu else (128, 384)
+    for compiled in (False, True):
+        for precision in ("bf16", "fp16", "fp32"):
+            for size in sizes:
+                if rig.on_cpu and (compiled or precision == "fp16"):
+                    continue
+                yield measured(rig, precision, size, compiled=compiled, peak=peak)
+
+
+def measured(rig: Rig, precision: str, size: int, *, compiled: bool, peak: float) -> dict[str, Any]:
+    """One setting; a setting that does not fit, or that cannot be compiled, is a result too."""
+    setting = {"precision": precision, "batch": size, "compile": compiled}
+    rig.clear()
+    try:
+        trainer = Trainer(rig, words(rig, precision, size, compiled=compiled))
+        if not rig.on_cpu:
+            torch.backends.cudnn.benchmark = True
+            torch.set_float32_matmul_precision("high")
+        step_s = rig.seconds(trainer.step, rounds=8, warm_up=3)
+        flop = flops(trainer) if not compiled else None
+    except RuntimeError as error:  # out of memory among them
+        return {**setting, "error": f"{type(error).__name__}: {error}"[:200]}
+    result = {**setting, "images_per_s": size / step_s, "step_ms": step_s * 1000}
+    if flop is not None:
+        result |= {"gflop_per_image": flop / size / 1e9, "of_matrix_rate": flop / step_s / peak}
+    if not rig.on_cpu:
+        result |= {"peak_gib": torch.cuda.max_memory_allocated(rig.device) / 2**30}
+    return {**result, "estimated_gib": estimate(trainer, precision, size)}
+
+
+def words(rig: Rig, precision: str, size: int, *, compiled: bool = False, recipe: str = "self_supervised") -> list[str]:
+    """A command line: IResNet50 at 112 pixels on a GPU, something small on a CPU."""
+    small = ["backbone=iresnet_narrow", "backbone.image_size=32"]
+    return [
+        *(small if rig.on_cpu else ["backbone=iresnet50"]),
+        *(["recipe.moco.queue_size=1024"] if rig.on_cpu and recipe == "self_supervised" else []),
+        f"train.precision={precision}",
+        f"train.batch.size={size}",
+        f"train.compile={str(compiled).lower()}",
+    ]
+
+
+def matrix_rate(rig: Rig) -> float:
+    """FLOP a second of a large bf16 product: what a share of is told, whatever the step's own precision."""
+    n = rig.sized(8192, 256)
+    a = torch.randn(n, n, device=rig.device, dtype=torch.bfloat16)
+    return 2 * n**3 / rig.seconds(lambda: a @ a)
+
+
+def flops(trainer: Trainer) -> int:
+    """Operations of one step's products and convolutions."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        trainer.step()
+    return counter.get_total_flops()
+
+
+def estimate(trainer: Trainer, precision: str, size: int) -> float | None:
+    """GiB by conf/memory.yaml: weights, gradients, momentum, the momentum encoder, and what is saved for backward."""
+    import yaml
+
+    from app.config.compose import CONF
+
+    table = yaml.safe_load((CONF / "memory.yaml").read_text(encoding="utf-8"))["backbones"]
+    params = sum(p.numel() for p in trainer.recipe.embedder.parameters())
+    entries = [
+        entry
+        for entry in table.values()
+        if (entry["params"], entry["image_size"]) == (params, trainer.config.backbone.image_size)
+    ]
+    if not entries:
+        return None
+    name = "fp32" if precision == "fp32" else "half"
+    saved_mib = entries[0]["saved_mib_per_image"][name] * size + entries[0]["saved_mib_fixed"][name]
+    return 16 * params / 2**30 + saved_mib / 1024
+
+
+def waits(rig: Rig) -> Records:
+    """How often the host waits for the device in one step, by CUDA's own count. Warnings name the lines."""
+    for recipe in ("self_supervised", "supervised"):
+        trainer = Trainer(rig, [f"recipe={recipe}", *words(rig, "bf16", rig.sized(64, 8), recipe=recipe)])
+        for _ in range(3):
+            trainer.step()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if not rig.on_cpu:
+                torch.cuda.set_sync_debug_mode("warn")
+            try:
+                update = trainer.step()
+            finally:
+                if not rig.on_cpu:
+                    torch.cuda.set_sync_debug_mode("default")
+        update.verdict()
+        told = [f"{w.filename.rsplit('/', 3)[-1]}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+        yield {"recipe": recipe, "waits": None if rig.on_cpu else len(told), "at": sorted(set(told))}
+
+
+def augmentation_share(rig: Rig) -> Records:
+    """Time of the augmentation alone, beside that of the whole step."""
+    size = rig.sized(128, 8)
+    trainer = Trainer(rig, words(rig, "bf16", size))
+    batch = next(trainer.batches)
+    step_s = rig.seconds(trainer.step)
+    augment_s = rig.seconds(lambda: trainer.recipe.augment(batch.images, batch.draws))
+    yield {"batch": size, "augment_ms": augment_s * 1000, "step_ms": step_s * 1000, "share": augment_s / step_s}
+
+
+def profile(rig: Rig) -> Records:
+    """Where one step's time goes: a table in a file of its own, and the greatest entries."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    trainer = Trainer(rig, words(rig, "bf16", rig.sized(128, 8)))
+    rig.seconds(trainer.step, rounds=1)
+    kinds = [ProfilerActivity.CPU] if rig.on_cpu else [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    with profiler(activities=kinds) as found:
+        trainer.step()
+        rig.synchronize()
+    by = "self_cpu_time_total" if rig.on_cpu else "self_device_time_total"
+    averages = found.key_averages()
+    (rig.out / f"profile-{rig.card}.txt").write_text(averages.table(sort_by=by, row_limit=40), encoding="utf-8")
+    longest = sorted(averages, key=lambda event: -getattr(event, by))[:8]
+    yield {"ms": {event.key[:60]: getattr(event, by) / 1000 for event in longest}}

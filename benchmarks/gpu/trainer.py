@@ -1,0 +1,58 @@
+"""A training run without files: the loop's own recipe, optimizer, batches and update, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+
+from app import train
+from app.config import load
+from app.data.dataset import Dataset
+from app.recipes import RECIPES, Batch
+from app.runtime.checkpoint import TrainState
+from app.runtime.dist import World
+from app.runtime.optimizer import build_optimizer
+from benchmarks.gpu.rig import Rig
+
+
+def dataset(rig: Rig) -> Dataset:
+    """The rig's images, all of them to train on, with their people as classes."""
+    rows = np.arange(len(rig.images))
+    return Dataset(
+        images=rig.images,
+        labels=rig.labels,
+        train_rows=rows,
+        held_out_rows=rows[:0],
+        dataset_id=None,
+        fraction=1.0,
+        classes=rig.labels.astype(np.int64),
+        class_labels=np.unique(rig.labels).astype(np.int64),
+    )
+
+
+class Trainer:
+    """`words` are those of a command line. Every call of `step` is one update, not waited for."""
+
+    def __init__(self, rig: Rig, words: Sequence[str]) -> None:
+        self.here = World(0, 1, rig.device)
+        self.config = load([f"data.binary_cache_path={rig.data_path}", *words])
+        self.data = dataset(rig)
+        self.recipe = RECIPES[self.config.recipe.name](self.config, self.data, self.here)
+        self.optimizer = build_optimizer(self.config.train.optimizer, self.recipe.param_groups())
+        self.scaler = torch.amp.GradScaler(rig.device.type, enabled=self.config.train.precision == "fp16")
+        self.recipe.calibrate()
+        self.recipe.begin_epoch(0, None)
+        self.batches = self._batches()
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches of one epoch after the other, without end."""
+        for epoch in count():
+            yield from train.batches(self.config, self.recipe, self.data, TrainState(epoch=epoch), self.here)
+
+    def step(self) -> Any:
+        lr = self.config.train.optimizer.lr
+        return train.update(self.config, self.recipe, self.optimizer, self.scaler, self.batches, lr, self.here)

@@ -1,0 +1,57 @@
+"""A GPU's matrix units on a CPU: products of 16-bit numbers, summed in 32 bits, rounded to 16 bits at the end.
+
+A CPU without 16-bit units needs ten times as long for a 16-bit convolution as for one in fp32. Here 16-bit inputs are
+multiplied in fp32 and the result is rounded, as tensor cores do it: an overflow becomes inf, small gradients become 0.
+Everything else runs in its own 16 bits. A CPU's backward pass runs in the same thread, so it is inside, too.
+
+    python -m tests.app.shadow.tensor_cores key=value …      app.train on them, also under torchrun
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+aten = torch.ops.aten
+PRODUCTS = {
+    aten.addmm.default,
+    aten.baddbmm.default,
+    aten.bmm.default,
+    aten.convolution.default,
+    aten.convolution_backward.default,
+    aten.mm.default,
+}
+
+
+class TensorCores(TorchDispatchMode):
+    """Inside, 16-bit products run in fp32 and are rounded."""
+
+    def __torch_dispatch__(
+        self, op: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        half = half_of(args) if op in PRODUCTS else None
+        if half is None:
+            return op(*args, **(kwargs or {}))
+        wide = tree_map_only(Tensor, lambda tensor: tensor.float(), args)
+        return tree_map_only(Tensor, lambda tensor: tensor.to(half), op(*wide, **(kwargs or {})))
+
+
+def half_of(args: tuple[Any, ...]) -> torch.dtype | None:
+    """The 16-bit type of a product's factors; None for one in 32 or 64 bits."""
+    found = [arg.dtype for arg in args if isinstance(arg, Tensor)]
+    return next((dtype for dtype in found if dtype in (torch.float16, torch.bfloat16)), None)
+
+
+if __name__ == "__main__":
+    from app import train
+    from app.runtime import dist
+
+    with TensorCores():
+        code = train.main(sys.argv[1:])
+    dist.leave(code)

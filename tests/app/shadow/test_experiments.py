@@ -1,0 +1,214 @@
+"""Every experiment as a GPU would run it, on a CPU: its own depth, precision, head and recipe, on 32-pixel faces.
+
+An experiment is covered by lying in conf/experiment. What is made small is only what costs time and not what decides
+whether training works: the images' size, the batch, the number of epochs. Products of 16-bit numbers are rounded as a
+GPU rounds them (tensor_cores.py). Each experiment trains, mines if its recipe does, saves, and goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app import prepare, train
+from app.config import Config, load
+from app.data.sources import Source
+from app.runtime.folder import RunFolder
+from tests.app.conftest import faces
+from tests.app.shadow.tensor_cores import TensorCores
+from tests.app.training import PROJECT, events
+
+EXPERIMENTS = sorted(path.stem for path in (PROJECT / "conf" / "experiment").glob("*.yaml"))
+# A GPU takes bf16 or fp16 by what it can do; a CPU takes fp32.
+PRECISIONS = {"auto": ["fp32", "bf16", "fp16"], "fp32": ["fp32"], "bf16": ["bf16"], "fp16": ["fp16"]}
+BATCH, UPDATES, SCALE_SEARCH = 4, 3, 5  # of an epoch; fp16 gets a few more, to find its scale in
+PEOPLE, EACH, HELD_OUT = 23, 4, 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """One experiment in one precision."""
+
+    experiment: str
+    precision: str
+    more: tuple[str, ...] = ()  # words of the command line
+
+    @cached_property
+    def config(self) -> Config:
+        return load([f"experiment={self.experiment}"])
+
+    @property
+    def updates(self) -> int:
+        return UPDATES + (SCALE_SEARCH if self.precision == "fp16" else 0)
+
+    @property
+    def takes_long(self) -> bool:
+        return sum(self.config.backbone.layers) > 8
+
+    def words(self, data: Path, folder: Path, ranks: int = 1) -> list[str]:
+        """The command line: the experiment, and what makes it small."""
+        accumulate = min(2, self.config.train.batch.grad_accum_steps)
+        images = self.updates * BATCH * accumulate * ranks
+        words = [
+            f"experiment={self.experiment}", f"train.precision={self.precision}", "backbone.image_size=32",
+            f"data.binary_cache_path={data}", f"data.data_fraction={images / ((PEOPLE * EACH) - HELD_OUT):.4f}",
+            f"run.dir={folder}", f"train.batch.size={BATCH}", f"train.batch.grad_accum_steps={accumulate}",
+            "train.log_every_steps=1", "train.eval.max_images=20", "train.checkpoint.keep=2",
+        ]  # fmt: skip
+        if self.config.recipe.name == "self_supervised":
+            words.append(f"mining.start_epoch={min(1, self.config.mining.start_epoch)}")
+            words += ["mining.max_largest_share=1", "mining.min_coverage=0"]  # of a dozen images one person is a lot
+        return [*words, *self.more]
+
+
+def cases() -> list[Any]:
+    """Every experiment in every precision that it may run in; the deep ones take a minute or two each."""
+    found = []
+    for experiment in EXPERIMENTS:
+        for precision in PRECISIONS[load([f"experiment={experiment}"]).train.precision]:
+            case = Case(experiment, precision)
+            marks = [pytest.mark.slow] if case.takes_long else []
+            found.append(pytest.param(case, id=f"{experiment}-{precision}", marks=marks))
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn faces with labels, and enough of them for the longest epoch; blocks of one batch."""
+    images = faces(people=PEOPLE, each=EACH)
+    labels = np.repeat(np.arange(PEOPLE, dtype=np.int32), EACH)
+    source = Source(
+        name="drawn",
+        count=len(images),
+        read=lambda start, stop: images[start:stop],
+        labels=labels,
+        held_out=HELD_OUT,
+        block_rows=BATCH,
+    )
+    out = tmp_path_factory.mktemp("data") / "images.npy"
+    prepare.prepare(source, out)
+    return out
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """app.train listens for Ctrl-C and SIGTERM; the tests that follow do not want that."""
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for name, handler in before.items():
+        signal.signal(name, handler)
+
+
+@pytest.mark.parametrize("case", cases())
+def test_an_experiment_trains_in_its_own_precision(case: Case, data: Path, tmp_path: Path) -> None:
+    def run(*words: str) -> None:
+        with TensorCores():
+            assert train.main([*case.words(data, tmp_path / "run"), *words]) == 0
+
+    run("train.epochs=1")
+    check_steps(case, tmp_path / "run", epoch=0)
+    run("train.epochs=2", "train.resume=auto")
+    check_resumed(case, tmp_path / "run")
+
+
+def test_the_recipe_of_the_project_takes_its_first_steps(data: Path, tmp_path: Path) -> None:
+    """IResNet50, MoCo, fp16, in a few seconds: deep networks overflow on BN averages that nobody has measured."""
+    case = Case("sniperface", "fp16", ("train.batch.grad_accum_steps=1", "data.data_fraction=0.17", "train.epochs=1"))
+    with TensorCores():
+        assert train.main(case.words(data, tmp_path / "run")) == 0
+    steps = [event["loss"] for event in events(tmp_path / "run") if event["event"] == "step"]
+    assert [loss for loss in steps if loss is not None], "every step was skipped"
+    assert_finite(tensors(tmp_path / "run", epoch=0))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("backbone", ["iresnet100", "iresnet200"])
+def test_the_deepest_networks_give_finite_keys(backbone: str, precision: str, data: Path, tmp_path: Path) -> None:
+    """100 and 200 layers overflow even fp32 where BN does not normalise. The keys are those that the queue holds."""
+    more = (f"backbone={backbone}", "train.batch.grad_accum_steps=1", "data.data_fraction=0.17", "train.epochs=1")
+    with TensorCores():
+        assert train.main(Case("sniperface", precision, more).words(data, tmp_path / "run")) == 0
+    found = tensors(tmp_path / "run", epoch=0)
+    assert_finite(found)
+    (keys,) = [tensor for name, tensor in found.items() if name.endswith("queue.keys")]
+    assert torch.allclose(keys.norm(dim=1)[:4], torch.ones(4), atol=0.01)  # one batch at least was pushed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", cases())
+def test_an_experiment_trains_on_two_ranks(case: Case, data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    module = ["-m", "tests.app.shadow.tensor_cores"]
+
+    def run(*words: str) -> None:
+        words = (*case.words(data, tmp_path / "run", ranks=2), *words)
+        done = subprocess.run(
+            [*command, *module, *words], cwd=PROJECT, capture_output=True, text=True, check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+
+    run("train.epochs=1")
+    check_steps(case, tmp_path / "run", epoch=0)
+    run("train.epochs=2", "train.resume=auto")
+    check_resumed(case, tmp_path / "run")
+
+
+def check_steps(case: Case, folder: Path, epoch: int) -> None:
+    """The updates were taken, the run ended well and its checkpoint is finite; fp16 may skip while it finds a scale."""
+    told = events(folder)
+    assert told[-1]["event"] == "end"
+    assert told[-1]["reason"] == "done"
+    steps = [event["loss"] for event in told if event["event"] == "step" and event["epoch"] == epoch]
+    assert len(steps) >= UPDATES
+    assert None not in steps[-UPDATES:], "the last updates of the epoch were skipped"
+    if case.precision != "fp16":
+        assert None not in steps
+    assert np.isfinite([loss for loss in steps if loss is not None]).all()
+    assert_finite(tensors(folder, epoch))
+
+
+def assert_finite(found: dict[str, torch.Tensor]) -> None:
+    for name, tensor in found.items():
+        assert not tensor.is_floating_point() or tensor.isfinite().all(), f"{name} is not finite"
+
+
+def check_resumed(case: Case, folder: Path) -> None:
+    """The second run went on from the first one's checkpoint, mined if its recipe does, and moved every weight."""
+    starts = [event for event in events(folder) if event["event"] == "start"]
+    assert starts[-1]["resumed_from"] == "epoch_000.pt"
+    check_steps(case, folder, epoch=1)
+    before, after = tensors(folder, 0), tensors(folder, 1)
+    weights = [name for name, tensor in before.items() if tensor.is_floating_point() and tensor.ndim > 1]
+    rests = [name for name in weights if torch.equal(before[name], after[name])]
+    assert len(weights) > 5
+    assert rests == []
+    mined = [event for event in events(folder) if event["event"] == "mining"]
+    assert bool(mined) == (case.config.recipe.name == "self_supervised")
+
+
+def tensors(folder: Path, epoch: int) -> dict[str, torch.Tensor]:
+    """Everything numeric in a checkpoint: networks, queues, tables of a head, the optimizer's state."""
+    content = torch.load(RunFolder(folder).checkpoints / f"epoch_{epoch:03d}.pt", weights_only=True)
+    found: dict[str, torch.Tensor] = {}
+
+    def collect(name: str, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            found[name] = value
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            collect(f"{name}.{key}", inner)
+
+    collect("", content)
+    return found
