@@ -62,10 +62,9 @@ def augmentation(rig: Rig) -> Records:
 
 def networks(rig: Rig) -> Records:
     """Outputs in eval mode and gradients in train mode of three families, against float64 on the CPU."""
-    from app.models.batch_norm import calibrate
-
     from app.config import load
     from app.models import build_backbone
+    from app.models.batch_norm import calibrate
 
     size = rig.sized(112, 32)
     for name in ("iresnet_narrow",) if rig.on_cpu else ("iresnet18", "mobilefacenet", "vit_t_dp005_mask0"):
