@@ -17,20 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from app.config import Config, read_command_line, save_resolved
 from app.data.alike import refuse_others
-from app.data.dataset import Dataset, chances, epoch_order, identity
-from app.data.feed import Asked, parcels
+from app.data.dataset import Dataset, identity
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.evaluation.meter import Meter
 from app.files import make_folder
 from app.mining.knn import SearchInexact
 from app.mining.refresh import Interlude
-from app.recipes import RECIPES, Batch, Recipe, arrived, wanted
+from app.recipes import RECIPES, Batch, Recipe
+from app.recipes.update import Update, batches, update
 from app.runtime import checkpoint, dist, precision
 from app.runtime.checkpoint import TrainState
 from app.runtime.compiler import refuse_without_compiler
@@ -400,99 +398,6 @@ def embedding_progress(track: Tracker, state: TrainState, every_s: float = 10.0)
             track.event("embedding", state, done=done, total=total)
 
     return tell
-
-
-def batches(config: Config, recipe: Recipe, data: Dataset, state: TrainState, here: World) -> Iterator[Batch]:
-    """This rank's micro-batches from where the state stands to the end of the epoch.
-
-    The order of an epoch is dealt out in pieces of `batch.size`, to the ranks in turn. What is random about a piece
-    depends on the seed and its place in that order alone, not on who works on it: a run that is resumed, with more or
-    fewer processes too, goes on with the same images, partners and augmentations.
-    """
-    size, accumulate = config.train.batch.size, config.train.batch.grad_accum_steps
-    seed, epoch = config.train.seed, state.epoch
-    order = epoch_order(data.train_rows, seed=seed, epoch=epoch)
-    world_size = size * here.size
-    end = state.seen + -(-(len(order) - state.seen) // (world_size * accumulate)) * world_size * accumulate
-    places = range(state.seen + here.rank * size, end, world_size)
-
-    def asked() -> Iterator[Asked]:
-        for place in places:
-            # The last update of an epoch is filled up from the beginning of its order.
-            piece = np.take(order, np.arange(place, place + size), mode="wrap")
-            rows = recipe.pick(piece, chances(place, size, seed=seed, epoch=epoch))
-            drawn = np.random.SeedSequence([seed, epoch, place]).generate_state(1, np.uint64)
-            yield wanted(recipe, rows, seed=int(drawn[0] >> 1))
-
-    for number, parcel in enumerate(parcels(data.images, asked(), here.device), start=1):
-        yield arrived(parcel, last=number % accumulate == 0)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of an update, on all ranks alike."""
-
-    taken: bool  # False: a loss or gradient was not finite somewhere, and nothing has changed but the fp16 scale
-    stop: bool  # some rank was asked to leave
-    scale: float  # of fp16's losses from now on; 1 without
-
-
-@dataclass(frozen=True)
-class Update:
-    """An update that was launched; its numbers are still on the device."""
-
-    metrics: dict[str, Tensor]  # means over its micro-batches
-    numbers: dist.Late
-    images: int = 0  # of all ranks, of this epoch's order
-
-    def verdict(self) -> Verdict:
-        """Wait until the device has made the update, and say whether it counts."""
-        not_finite, stop, scale = self.numbers.read()
-        return Verdict(not not_finite, bool(stop), scale)
-
-
-def update(
-    config: Config,
-    recipe: Recipe,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
-    micro_batches: Iterator[Batch],
-    lr: float,
-    here: World,
-    *,
-    stop: bool = False,
-) -> Update:
-    """Launch one optimizer step over `grad_accum_steps` micro-batches, without waiting for the device.
-
-    Where a loss or gradient is not finite on some rank, nothing changes but the fp16 scale. That is decided on the
-    device, which tells it together with whether a rank was asked to `stop`.
-    """
-    settings = config.train
-    accumulate = settings.batch.grad_accum_steps
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    recipe.modules.train()
-    sums: dict[str, Tensor] = {}
-    for _ in range(accumulate):
-        batch = next(micro_batches)
-        torch.manual_seed(batch.seed)  # for dropout and the like
-        loss, metrics = recipe.loss(batch)
-        scaler.scale(loss if settings.batch.parity_sum else loss / accumulate).backward()
-        for name, value in {"loss": loss.detach(), **metrics}.items():
-            sums[name] = sums[name] + value / accumulate if name in sums else value / accumulate
-    one = torch.ones((), device=here.device)
-    grad_scale = scaler.scale(one)
-    scaler.unscale_(optimizer)
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    sums["grad_norm"] = torch.nn.utils.clip_grad_norm_(trained, settings.optimizer.clip_grad_norm)
-    finite = torch.isfinite(sums["loss"] + sums["grad_norm"])
-    told = dist.greatest(torch.stack([1 - finite.float(), torch.full_like(one, stop)]), here)
-    optimizer.found_inf = told[0]  # torch's fused optimizers skip the step themselves
-    optimizer.step()
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    recipe.after_step(lr, grad_scale, taken=1 - told[0])
-    return Update(sums, dist.Late(torch.cat([told, scaler.scale(one)[None]])))
 
 
 def described(t: Training) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from _claims import Claim, in_turn, quick, report, seconds
 
 from app.config import load
 from app.models import build_backbone, iresnet18
-from app.train import build_optimizer
+from app.runtime.optimizer import build_optimizer
 
 SIZE = 112
 
@@ -47,7 +47,7 @@ def main() -> int:
     o = config.train.optimizer
     rates = {"lr": 1e-3, "momentum": o.momentum, "nesterov": o.nesterov, "weight_decay": o.weight_decay}
     theirs = torch.optim.SGD(plain.parameters(), **rates)
-    mine = build_optimizer(config, [{"params": list(network.parameters()), "lr": 1e-3}])
+    mine = build_optimizer(config.train.optimizer, [{"params": list(network.parameters()), "lr": 1e-3}])
     ours, peer = stepper(network, mine, images.to(memory_format=layout)), stepper(plain, theirs, images)
     fast, slow, ratio = in_turn(lambda: batch / seconds(ours), lambda: batch / seconds(peer), rounds)
     claim = Claim("training step of IResNet18, one core", fast, slow, "images/s", ratio, 1.3)

@@ -21,9 +21,9 @@ from app.mining.knn import nearest
 from app.mining.pseudo_ids import find_pseudo_ids
 from app.mining.refresh import Interlude
 from app.recipes import Batch, SelfSupervised
+from app.recipes.update import batches
 from app.runtime.checkpoint import TrainState
 from app.runtime.dist import World, share
-from app.train import batches
 from tests.app.training import TINY, events, run
 
 Opened = tuple[Config, Dataset]

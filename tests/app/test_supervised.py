@@ -14,10 +14,12 @@ from app.data.dataset import open_dataset, with_classes
 from app.errors import WrongUse
 from app.models import build_backbone
 from app.recipes import Supervised
+from app.recipes.update import batches, update
 from app.runtime import checkpoint
 from app.runtime.checkpoint import load_backbone
 from app.runtime.dist import World
-from app.train import batches, build_optimizer, main, update
+from app.runtime.optimizer import build_optimizer
+from app.train import main
 from tests.app.training import TINY, assert_equal_bits, events, launch, reached, run, wait_for
 
 SUPERVISED = ["recipe=supervised", "recipe.head.scale=16", "recipe.head.margin=0.2", "train.epochs=3"]
@@ -98,7 +100,7 @@ def one_update(data_path: Path, alone: World, *words: str) -> dict[str, torch.Te
     data = Supervised.training_data(config)
     recipe = Supervised(config, data, alone)
     frozen_bn(recipe)
-    optimizer = build_optimizer(config, recipe.param_groups())
+    optimizer = build_optimizer(config.train.optimizer, recipe.param_groups())
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     micro_batches = batches(config, recipe, data, checkpoint.TrainState(), alone)
     updated = update(config, recipe, optimizer, scaler, micro_batches, 0.1, alone)

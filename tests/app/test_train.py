@@ -25,13 +25,13 @@ from app.data.augment import Augment
 from app.data.dataset import Dataset, epoch_order, open_configured
 from app.errors import WrongUse
 from app.recipes import RECIPES, Batch, SelfSupervised
+from app.recipes.update import batches
 from app.runtime import checkpoint
 from app.runtime.checkpoint import TrainState
 from app.runtime.dist import World
 from app.runtime.folder import RunFolder
 from app.runtime.stop import Stop
 from app.runtime.track import JsonLines, Tracker
-from app.train import batches
 from tests.app.training import TINY, assert_equal_bits, events, launch, reached, run, tensors, wait_for
 
 

@@ -19,10 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from app.config import load
 from app.recipes import RECIPES, Batch, Recipe, SelfSupervised
+from app.recipes.update import batches, update
 from app.runtime import dist
 from app.runtime.checkpoint import TrainState
 from app.runtime.dist import World
-from app.train import batches, build_optimizer, update
+from app.runtime.optimizer import build_optimizer
 from tests.app.training import TINY
 
 WAITS = (
@@ -80,7 +81,7 @@ def counted(data: Path, alone: World, *words: str, kind: type | None = None, acc
     recipe_type = kind or RECIPES[config.recipe.name]
     recipe: Recipe = recipe_type(config, recipe_type.training_data(config), alone)
     recipe.calibrate()
-    optimizer = build_optimizer(config, recipe.param_groups())
+    optimizer = build_optimizer(config.train.optimizer, recipe.param_groups())
     scaler = torch.amp.GradScaler("cpu", enabled=config.train.precision == "fp16", init_scale=16.0)
     recipe.begin_epoch(0, None)
     micro_batches = batches(config, recipe, recipe.data, TrainState(), alone)
