@@ -167,8 +167,8 @@ class Reached:
         return self.reach.others(self.record, *names) if self.machine is not None else []
 
     def events(self) -> list[dict[str, Any]]:
-        """All that the run has told."""
-        return job.Events(self.shell, self.folder.metrics).read()
+        """What the run has told: of each kind of event the newest."""
+        return job.all_events(self.shell, self.folder.metrics)
 
 
 LookAfter = Callable[[Reach, str | None], None]

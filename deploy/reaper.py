@@ -15,14 +15,13 @@ is hard, for so long that a living guard would have ended it; what that may have
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy import guard, money, reach, runs
+from deploy import border, guard, money, reach, runs
 from deploy.errors import DeployError, command
 from deploy.machine import Machine
 from deploy.money import Bill, Ceilings, an_hour, past_ceiling
@@ -164,8 +163,6 @@ def _ask(shell: Shell, machine: Machine, root: Root) -> dict[str, Any] | None:
     told, _ = guard.heard(shell, root.guard)
     if not told.get("code"):
         return None
-    code = machine.path(told["code"])
-    stands: dict[str, Any] = json.loads(
-        shell.run(["python3", "-m", "deploy.pod.standing", str(root.path)], cwd=code, again=True).stdout
-    )
-    return stands
+    code = machine.path(border.path_text(told["code"], f"{shell.name}: {root.guard.name}, code"))
+    argv = ["python3", "-m", "deploy.pod.standing", str(root.path)]
+    return border.standing(shell.run(argv, cwd=code, again=True).stdout, f"{shell.name}: how it stands")

@@ -35,6 +35,7 @@ LAPTOP = [
     "deploy.request",
     "deploy.settings deploy.phases",
     "deploy.machine",
+    "deploy.border",
     "deploy.errors",
     "deploy.pod",
 ]
