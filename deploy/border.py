@@ -391,7 +391,7 @@ def dollars(value: object, what: str, machines: Sequence[str] = ()) -> dict[str,
     """What machines have cost, by name; only of those that are known, where they are given."""
     if not isinstance(value, dict) or len(value) > 1000:
         raise BadAnswer(f"{what} is {_shown(value)} instead of dollars by machine")
-    told = {str(name): number(usd, f"{what}, {text(name, what)}", 0) for name, usd in value.items()}
+    told = {str(name): number(usd, f"{what}, {text(name, what)}", 0, 100_000) for name, usd in value.items()}
     return {name: usd for name, usd in told.items() if not machines or name in machines}
 
 

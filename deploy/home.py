@@ -10,6 +10,7 @@ from typing import Any
 
 from deploy import border, checkpoints, guard, transfer
 from deploy.border import Name, Place, chosen, place
+from deploy.pod.folder import private_folder
 from deploy.pod.lock import Busy, Lock
 from deploy.reach import Reached
 from deploy.settings import Settings
@@ -70,6 +71,7 @@ def newest_checkpoint(reached: Reached) -> dict[str, Any] | None:
 @contextlib.contextmanager
 def _one_at_a_time(settings: Settings) -> Iterator[None]:
     """`train` that follows and `stop` in another terminal both bring the run home: the second finds the work done."""
+    private_folder(settings.notes)
     lock = Lock(settings.project / ".sniperface" / f"home-{settings.target.name}.lock", {"busy": True})
     while True:
         try:

@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 from deploy import border
-from deploy.errors import StepFailed, WrongUse, command
+from deploy.errors import BadAnswer, StepFailed, WrongUse, command
 from deploy.machine import Machine
 from deploy.plan import Plan
 from deploy.pod.folder import FINAL_STATES, LIVE_STATES, LOST_AFTER_S, RunFolder
@@ -286,5 +286,5 @@ def last_lines(shell: Shell, folder: RunFolder) -> list[str]:
 def _read_json(shell: Shell, path: PurePath) -> dict[str, Any]:
     try:
         return border.document(shell.read(path, limit=border.DOCUMENT_BYTES + 1), f"{shell.name}: {path.name}")
-    except (OSError, border.BadAnswer):  # not there, or half written on a full disk
+    except (OSError, BadAnswer):  # not there, or half written on a full disk
         return {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,27 @@ def update(runs: Path, record: Record, **changes: Any) -> Record:
     return changed
 
 
+def credible_usd(told: float, *, usd_per_hour: float, hours: float, lives: bool) -> float:
+    """What a machine has cost, by the laptop's price and clock; what it tells itself counts up to that.
+
+    While a run `lives` on it, every hour since it was made is paid for.
+    """
+    most = max(0.0, usd_per_hour * hours)
+    return round(most if lives else min(told, most), 4)
+
+
+def hours_since(record: Record, created: float | None, now: float) -> float:
+    """For how long a machine of the run is paid: since it was made, or where that is not told, since the run began."""
+    if created is None:
+        try:
+            created = datetime.fromisoformat(record.created).timestamp()
+        except ValueError:
+            return 0.0
+    return max(0.0, now - created) / 3600
+
+
 def spent(runs: Path, record: Record, told: Mapping[str, float]) -> Record:
-    """With what machines tell that they have cost; nobody tells less than before."""
+    """With what machines have cost, by machine, as `credible_usd` has it; it never becomes less."""
     before = record.spend or {}
     more = {machine: usd for machine, usd in told.items() if usd > before.get(machine, 0.0)}
     return update(runs, record, spend={**before, **more}) if more else record

@@ -58,6 +58,14 @@ class Root:
         self.guard_lock = path / "guard.lock"
 
 
+def private_folder(path: Path) -> None:
+    """Make a folder that only its owner enters, whatever the umask; one that is there becomes one."""
+    path.mkdir(parents=True, exist_ok=True)
+    if os.name == "posix" and path.stat().st_mode & 0o077:
+        with contextlib.suppress(OSError):  # of another user, who decides
+            os.chmod(path, 0o700)
+
+
 def write_bytes(path: Path, data: bytes, durable: bool = True, mode: int = 0o666) -> None:
     """Replace a file in one step: a reader sees the old bytes or the new ones, never a mixture.
 

@@ -258,7 +258,9 @@ class Link:
                 raise NoAgent("a login script on the machine prints without end", evidence=last_lines(self._chatter))
             said = [*last_lines(self._chatter), *self.stream.complaint()]
             if self._exit_code is None:
-                raise LinkLost(f"the connection broke: {self.broken}", evidence=said)
+                raise (Misbehaves if self.misbehaves else LinkLost)(
+                    f"the connection broke: {self.broken}", evidence=said
+                )
             raise NoAgent(_why(self._exit_code, said), evidence=said)
 
     def _write(self, data: bytes | memoryview) -> None:

@@ -174,10 +174,10 @@ class SshShell(Shell):
         with self._connecting:
             if self._link is not None and self._link is not link and not self._link.broken:
                 return  # another thread has found the way back
+            if isinstance(lost, Misbehaves) or time.monotonic() > self.give_up_at:
+                raise lost
             self.close()
             self.on_loss(f"connection lost ({lost.message}); trying again")
-            if time.monotonic() > self.give_up_at:
-                raise lost
             # A machine that was never reached is more likely the wrong one than one that will be back in a minute.
             patience_s = self.patience_s if self._was_there else min(self.patience_s, FIRST_PATIENCE_S)
             limit_s = min(time.monotonic() + patience_s, self.give_up_at)
