@@ -17,6 +17,7 @@ from typing import Any
 
 from deploy.errors import BadAnswer, WrongUse
 from deploy.pod.folder import FINAL_STATES, LIVE_STATES
+from deploy.pod.frames import HEAD_BYTES
 from deploy.pod.text import visible
 
 GIB = 1 << 30
@@ -295,6 +296,25 @@ def event(line: str | bytes) -> dict[str, Any] | None:
             return None
     needed = _NEEDED.get(str(found.get("event")), ())
     return None if any(found.get(key) is None for key in needed) else found
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The JSON of one message of an agent."""
+
+    number: int | None  # of the request that it answers; None: a beat
+    more: bool  # the answer goes on in another message
+    head: dict[str, Any]
+
+
+def frame(data: bytes) -> Frame:
+    head = document(data, "a message", HEAD_BYTES)
+    number, more = head.get("id"), head.get("more", False)
+    if "id" in head:
+        whole(number, "the number of a message")
+    if not isinstance(more, bool):
+        raise BadAnswer(f"more of a message is {_shown(more)} instead of true or false")
+    return Frame(number, more, head)
 
 
 def standing(data: bytes, what: str) -> dict[str, Any]:

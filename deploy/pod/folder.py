@@ -130,6 +130,6 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         with open_shared(path) as file:
             value = json.loads(file.read())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

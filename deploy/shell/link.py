@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import threading
 import time
@@ -319,22 +318,22 @@ class Link:
     def _deliver(self) -> None:
         """Read one message, and hand it to who waits for it. What is no message of ours raises Misspoken."""
         head_bytes, body_bytes = lengths(self._read_into)
-        head = _head(exactly(self._read_into, head_bytes))
-        if "id" not in head:
+        try:
+            frame = border.frame(exactly(self._read_into, head_bytes))
+        except BadAnswer as error:
+            raise Misspoken(error.message) from error
+        if frame.number is None:
             if body_bytes:
                 raise Misspoken("a beat with a body")
             return
-        pending = self._awaited(head)
-        if body_bytes > pending.most_bytes and not (head.get("overdue") and body_bytes <= LINE_BYTES):
+        pending = self._awaited(frame.number, frame.more)
+        if body_bytes > pending.most_bytes and not (frame.head.get("overdue") and body_bytes <= LINE_BYTES):
             raise Misspoken(f"{body_bytes} bytes as an answer to {pending.verb}")
         body = exactly(self._read_into, body_bytes)
         self.round_trip_s = min(self.round_trip_s, time.monotonic() - pending.sent)
-        pending.put(head, body)
+        pending.put(frame.head, body)
 
-    def _awaited(self, head: dict[str, Any]) -> Pending:
-        number, more = head["id"], head.get("more", False)
-        if isinstance(number, bool) or not isinstance(number, int) or not isinstance(more, bool):
-            raise Misspoken("an answer without a number")
+    def _awaited(self, number: int, more: bool) -> Pending:
         with self._lock:
             pending = self._pending.get(number) if more else self._pending.pop(number, None)
         if pending is None:
@@ -372,16 +371,6 @@ class Link:
         self.misbehaves = True
         self.fail(f"the machine does not speak our language ({what})")
         return Misbehaves(f"the connection broke: {self.broken}")
-
-
-def _head(text: bytes) -> dict[str, Any]:
-    try:
-        head = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Misspoken("no JSON") from error
-    if not isinstance(head, dict):
-        raise Misspoken("no JSON object")
-    return head
 
 
 def last_lines(text: bytes | bytearray) -> list[str]:

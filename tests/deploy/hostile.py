@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import shutil
 import struct
@@ -77,7 +78,7 @@ class Hostile:
         (self.root / "runs" / RUN / "results" / "epoch_000").mkdir(parents=True)
         data = b"weights"
         note = {
-            "file": "epoch_000.pt", "sha256": __import__("hashlib").sha256(data).hexdigest(), "bytes": len(data),
+            "file": "epoch_000.pt", "sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data),
             "epoch": 0, "step": 3, "epoch_complete": True, "fraction": 1.0, "eval": None, "model": {},
         }  # fmt: skip
         Path(self.run.checkpoints / "epoch_000.pt").write_bytes(data)
@@ -161,7 +162,8 @@ def hostile_machine(folder: Path) -> Iterator[Hostile]:
     make_key(folder / "id")
     made = Hostile(folder / "root", folder / "id", " ".join(public.split()[:2]))
     made.honest()
-    loop, is_there = asyncio.new_event_loop(), threading.Event()
+    is_there, goodbye = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
 
     async def listen() -> None:
         server = await asyncssh.listen(
@@ -170,11 +172,18 @@ def hostile_machine(folder: Path) -> Iterator[Hostile]:
         )  # fmt: skip
         made.port = server.get_port()
         is_there.set()
+        await goodbye.wait()
+        server.close()
+        await server.wait_closed()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     def run() -> None:
         asyncio.set_event_loop(loop)
         loop.run_until_complete(listen())
-        loop.run_forever()
+        loop.close()
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -182,7 +191,7 @@ def hostile_machine(folder: Path) -> Iterator[Hostile]:
     try:
         yield made
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(goodbye.set)
         thread.join(10)
 
 
@@ -195,7 +204,7 @@ class Priced(SshProvider):
         return None if name in self.released else self._priced(name)
 
     def list(self) -> list[Machine]:
-        return [] if self.released else [self._priced("sniperface-laptop-bad")]
+        return [] if self.released else [self._priced("sniperface-laptop-bad-r")]
 
     def release(self, machine: Machine) -> None:
         self.released.append(machine.name)
@@ -217,7 +226,7 @@ def make_laptop(folder: Path, machine: Hostile) -> Path:
     (targets / "bad.yaml").write_text(json.dumps(bad))
     (targets / "local.yaml").write_text(json.dumps({"provider": "local", "root": ".sniperface/local"}))
     local = folder / ".sniperface" / "local" / "runs" / GOOD
-    add_run(folder, RUN, "bad", "ssh", str(machine.run.path), "sniperface-laptop-bad")
+    add_run(folder, RUN, "bad", "ssh", str(machine.run.path), "sniperface-laptop-bad-r")
     add_run(folder, GOOD, "local", "local", str(local), "local")
     now = time.time() + 3600
     write_json(local / "status.json", {"state": "running", "attempt": 1, "heartbeat": now, "step": 7, "epoch": 0})

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from .conftest import SOURCE
 from .hostile import ESCAPE, GOOD, RUN, SILENCE, Hostile, Priced, Say, hostile_machine, make_laptop
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: asyncssh serves files of this computer")
-NAME = "sniperface-laptop-bad"
+NAME = "sniperface-laptop-bad-r"
 COMMANDS: dict[str, Callable[[Path, Screen], object]] = {
     "status": lambda at, screen: looking.status(at, "bad", RUN, screen, watch=False),
     "runs": lambda at, screen: screen.rows("Runs", looking.list_runs(at), ("run_id", "state", "reason")),
@@ -43,6 +43,11 @@ COMMANDS: dict[str, Callable[[Path, Screen], object]] = {
     "down": lambda at, screen: down(at, screen, anyway=False),
     "down --anyway": lambda at, screen: down(at, screen, anyway=True),
 }
+
+
+def with_some_fast(cases: Iterable[Any], fast: Container[int]) -> list[Any]:
+    """The cases of these numbers are fast tests; all of them take minutes."""
+    return [case if number in fast else pytest.param(case, marks=pytest.mark.slow) for number, case in enumerate(cases)]
 
 
 def down(at: Path, screen: Screen, *, anyway: bool) -> object:
@@ -86,7 +91,8 @@ def outcome(command: str, laptop: Path, capsys: pytest.CaptureFixture[str]) -> s
         COMMANDS[command](laptop, screen)
     except DeployError as error:
         screen.error(error)
-        assert len(error.message.splitlines()) == 1, error.message
+        lines = error.message.splitlines()
+        assert len(lines) == 1, lines
     except OSError as error:  # tasks.py says it in the same way
         screen.error(DeployError(str(error)))
     told = capsys.readouterr()
@@ -110,8 +116,10 @@ def test_an_honest_machine_is_served(machine: Hostile, laptop: Path, capsys: pyt
     assert Priced.released == [NAME]
 
 
-@pytest.mark.parametrize("file", ["../../../victim.py", "ABSOLUTE", "..\\victim.py", "epoch_000.py", "a/../epoch_1.pt"])
-@pytest.mark.parametrize("command", ["fetch-checkpoint", "watch"])
+@pytest.mark.parametrize("command", with_some_fast(["fetch-checkpoint", "watch"], {0}))
+@pytest.mark.parametrize(
+    "file", with_some_fast(["../../../victim.py", "ABSOLUTE", "..\\victim.py", "epoch_0.py", "a/../epoch_1.pt"], {0, 1})
+)
 def test_a_checkpoint_writes_nothing_outside_its_run(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], file: str, command: str
 ) -> None:
@@ -158,7 +166,7 @@ BAD_STATUS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("told", BAD_STATUS, ids=lambda told: str(told))
+@pytest.mark.parametrize("told", with_some_fast(BAD_STATUS, {0}), ids=str)
 def test_one_wrong_number_neither_stops_a_release_nor_hides_others(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], told: dict[str, Any]
 ) -> None:
@@ -195,7 +203,7 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], Say | None]] = {
 }
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", with_some_fast(ATTACKS, {0, 4}))
 def test_release_never_waits_for_the_machine(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], attack: str
 ) -> None:
@@ -210,7 +218,7 @@ def test_release_never_waits_for_the_machine(
     assert "Traceback" not in shown
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", with_some_fast(ATTACKS, {2}))
 def test_every_other_command_ends_too(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], attack: str
 ) -> None:
@@ -244,7 +252,7 @@ def test_a_machine_that_says_nothing_is_released_at_max_usd(
     assert Priced.released == [NAME]
 
 
-@pytest.mark.parametrize("size", [1 << 50, 4 * 10**12, -1, "7", 7.5, 10**30, True])
+@pytest.mark.parametrize("size", with_some_fast([1 << 50, 4 * 10**12, -1, "7", 7.5, 10**30, True], {1}))
 def test_a_size_is_believed_when_it_fits_and_not_before(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], size: Any
 ) -> None:
@@ -261,6 +269,7 @@ def test_a_size_is_believed_when_it_fits_and_not_before(
     assert not list(laptop.rglob("*.pt"))
 
 
+@pytest.mark.slow
 def test_a_file_that_becomes_shorter_leaves_nothing(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,6 +298,7 @@ def test_what_is_said_is_shown_and_not_obeyed(
     assert "\\x1b" in outcome("fetch-checkpoint", laptop, capsys)
 
 
+@pytest.mark.slow
 def test_links_on_the_machine_bring_nothing_else(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -375,7 +385,7 @@ ANY = {
 PATIENT = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=6, **PATIENT)  # type: ignore[arg-type]
+@settings(max_examples=2, **PATIENT)  # type: ignore[arg-type]
 @given(**ANY)  # type: ignore[arg-type]
 def test_anything_is_right_or_one_sentence(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], **what: Any
@@ -392,12 +402,14 @@ def test_anything_is_right_or_one_sentence_for_long(
     right_or_one_sentence(machine, laptop, capsys, *what.values())
 
 
+@pytest.mark.slow  # a process for each attack
 def test_memory_stays_within_bounds(machine: Hostile, laptop: Path) -> None:
     """Measured in a process of its own: attacks cost at most 64 MiB more than an honest answer does."""
     Path(machine.run.log).write_bytes(b"\x1b" * (20 << 20))
     Path(machine.run.metrics).write_bytes(b"[[],[],[]]\n" + b'{"event": "x", "y": [[],[],[],[],[],[]]}\n' * 200_000)
     script = (
-        "import sys, resource\nfrom pathlib import Path\nfrom deploy import looking\nfrom deploy.errors import DeployError\n"
+        "import sys, resource\nfrom pathlib import Path\nfrom deploy import looking\n"
+        "from deploy.errors import DeployError\n"
         "from deploy.show import Screen\nproject, rounds = Path(sys.argv[1]), sys.argv[2:]\n"
         "for name in rounds:\n    try:\n"
         f"        looking.logs(project, 'bad', '{RUN}', Screen(), follow=False) if name == 'logs' else "
