@@ -73,12 +73,17 @@ def write_bytes(path: Path, data: bytes, durable: bool = True, mode: int = 0o666
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-        file.write(data)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    replace(part, path)
+    try:
+        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        replace(part, path)
+    except OSError:  # such as a full disk: the old file stays, and nothing lies beside it
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
 
 
 def replace(part: Path, path: Path) -> None:

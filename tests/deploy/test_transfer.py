@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path, PurePath
+from typing import Any
 
 import pytest
 
@@ -13,7 +17,7 @@ from deploy import transfer
 from deploy.border import chosen
 from deploy.errors import StepFailed, WrongUse
 from deploy.pod.folder import write_json
-from deploy.shell import LocalShell
+from deploy.shell import LocalShell, Shell
 
 CONTENT = bytes(range(256)) * 400
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -111,3 +115,33 @@ def test_a_file_without_json_is_not_risked(source: Path, tmp_path: Path) -> None
     place.write_bytes(CONTENT)
     transfer.fetch_checkpoint(LocalShell(), source, about(0.5), chosen(place))
     assert place.with_suffix(".json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the right to mount: run this as root on Linux")
+@pytest.mark.parametrize("size", [1 << 20, 4 << 20], ids=["while it is written", "before a byte is written"])
+def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(tmp_path: Path, size: int) -> None:
+    """A real disk of half a megabyte."""
+    disk, source = tmp_path / "disk", tmp_path / "source.pt"
+    disk.mkdir()
+    source.write_bytes(os.urandom(size))
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        (disk / "a.pt").write_bytes(b"old")
+        with pytest.raises((StepFailed, OSError)) as caught:
+            transfer.fetch(Far(), source, chosen(disk / "a.pt"))
+        assert "room" in str(caught.value) or "space" in str(caught.value)
+        assert [path.name for path in disk.iterdir()] == ["a.pt"]
+        assert (disk / "a.pt").read_bytes() == b"old"
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+class Far(Shell):
+    """A machine whose files are this computer's."""
+
+    name = "box"
+
+    def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:  # noqa: ARG002 - nothing can break
+        return LocalShell().call(verb, **arguments)

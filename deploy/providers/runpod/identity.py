@@ -14,7 +14,7 @@ HOST_KEY = re.compile(r"sniperface host key: ((?:ssh|ecdsa|sk)-[\w@.-]{1,60}) ([
 MOST_KEYS = 8
 BAD_START = "sniperface bad start: "
 READY = "sniperface ready: "
-HARDWARE = re.compile(r"sniperface hardware: gpus=(\d{1,4})(?: memory_gib=(\d{1,6}(?:\.\d{1,6})?))?")
+HARDWARE = re.compile(r"sniperface hardware: gpus=(\d{1,4})\b(?: memory_gib=(\d{1,6}(?:\.\d{1,6})?))?")
 
 
 @dataclass(frozen=True)
