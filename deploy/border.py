@@ -12,6 +12,7 @@ import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ RESULT = re.compile(r"[^/\\]{1,100}\.(npy|json|png)")  # of `mine` and `evaluate
 
 _FORBIDDEN = set('<>:"/\\|?*')
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])", re.IGNORECASE)
+_COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NUMBERS = {
     "time", "epoch", "step", "epochs", "steps_per_epoch", "seconds", "seconds_left", "images_per_s", "loss", "done",
@@ -330,6 +332,37 @@ def standing(data: bytes, what: str) -> dict[str, Any]:
         "decision": None if said.get("decision") is None else text(said["decision"], f"{what}, decision"),
         "only_copies": {text(run, what, 200): text(file, what, 200) for run, file in copies.items()},
     }
+
+
+def snapshot_state(value: object, what: str) -> tuple[bool, list[str]]:
+    """Whether a snapshot of the code is on the machine, and the commits there: they go into command lines of git."""
+    said = mapping(value, what)
+    commits = names(said.get("commits"), what)
+    if not isinstance(said.get("there"), bool) or not all(_COMMIT.fullmatch(each) for each in commits):
+        raise BadAnswer(f"{what} is {_shown(value)} instead of a state of snapshots")
+    return said["there"], commits
+
+
+def address(value: object, what: str) -> str:
+    """An IPv4 address."""
+    try:
+        return str(IPv4Address(value if isinstance(value, str) else ""))
+    except ValueError:
+        raise BadAnswer(f"{what} is {_shown(value)} instead of an IPv4 address") from None
+
+
+def interface(value: object, what: str) -> str:
+    """The name of a network interface; empty where it could not be told."""
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.:@-]{0,15}", value):
+        raise BadAnswer(f"{what} is {_shown(value)} instead of a network interface")
+    return value
+
+
+def heard(value: object, what: str) -> list[tuple[str, str, str]]:
+    """How a machine reaches another: the other's address, its own, the interface."""
+    if not isinstance(value, list) or not all(isinstance(each, list) and len(each) == 3 for each in value):
+        raise BadAnswer(f"{what} is {_shown(value)} instead of ways to another machine")
+    return [(address(each[0], what), address(each[1], what), interface(each[2], what)) for each in value]
 
 
 def restorable(data: str, what: str) -> dict[str, Any]:

@@ -147,3 +147,24 @@ def test_events_are_kept_in_bounds() -> None:
     assert events[0] == {"event": "eval", "what": "pixels"}
     assert [each["step"] for each in events if each["event"] == "step"][-1] == 9999
     assert len(events) < kept.KINDS * kept.OF_EACH
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda: border.snapshot_state({"there": False, "commits": ["--output=/x"]}, "box"),
+        lambda: border.snapshot_state({"there": 1, "commits": []}, "box"),
+        lambda: border.snapshot_state([], "box"),
+        lambda: border.address("10.0.0.1; id", "box"),
+        lambda: border.heard([["10.0.0.1", "10.0.0.2", "eth0 x"]], "box"),
+        lambda: border.heard([["10.0.0.1"]], "box"),
+        lambda: border.interface("a" * 50, "box"),
+    ],
+)
+def test_what_goes_into_command_lines_is_of_its_kind(check: Callable[[], object]) -> None:
+    assert sentence(check).startswith("box")
+
+
+def test_ordinary_answers_pass() -> None:
+    assert border.snapshot_state({"there": False, "commits": ["a" * 40]}, "box") == (False, ["a" * 40])
+    assert border.heard([["10.0.0.1", "10.0.0.2", "eth0"]], "box") == [("10.0.0.1", "10.0.0.2", "eth0")]
