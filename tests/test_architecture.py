@@ -90,7 +90,7 @@ DOORS = {
 }
 # The only files of the laptop that parse JSON or YAML, each with what it reads. What a machine says is border's.
 PARSES = {
-    "deploy/border.py": "what a machine, a provider or a stranger's file says",
+    "deploy/border/documents.py": "what a machine, a provider or a stranger's file says",
     "deploy/data.py": "manifest.json beside the images, with a sentence for what does not fit",
     "deploy/facts.py": "the output of this project's own app.config",
     "deploy/plan.py": "its own words, on their way to plan.json",
