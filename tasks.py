@@ -427,7 +427,7 @@ def ps(_: Context, json: bool = False) -> None:
         "run": "the machine of this run",
         "all": "every machine of this project, of any target",
         "orphans": "every machine on which no run of this laptop is alive",
-        "anyway": "also when what is on it cannot be brought home",
+        "anyway": "also when what is on it cannot be brought home: within a minute, whatever the machine does",
         **JSON,
     },
 )

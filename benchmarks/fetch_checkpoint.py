@@ -13,6 +13,7 @@ from _claims import Claim, quick, report, seconds
 from _moving import Moving, moving
 
 from deploy import transfer
+from deploy.border import chosen
 
 LEAST_RATIO = 3.0
 OVERHEAD = 1.05  # handshakes, agents, headers; above this something moved twice
@@ -31,11 +32,13 @@ def resumed(at: Moving, source: Path, sha256: str) -> tuple[float, float, float]
     """Seconds of the second try, the bytes that it moved, and those that were missing."""
     there = at.folder / "fetched.pt"
     with contextlib.suppress(Cut):
-        transfer.fetch(at.shell, source, there, sha256=sha256, progress=cut_at_half)
+        transfer.fetch(at.shell, source, chosen(there), sha256=sha256, progress=cut_at_half)
     had: list[int] = []
     before = at.line.counters()["down"]
     taken = seconds(
-        lambda: transfer.fetch(at.shell, source, there, sha256=sha256, progress=lambda done, _: had.append(done))
+        lambda: transfer.fetch(
+            at.shell, source, chosen(there), sha256=sha256, progress=lambda done, _: had.append(done)
+        )
     )
     moved = at.line.counters()["down"] - before
     assert hashlib.sha256(there.read_bytes()).hexdigest() == sha256

@@ -70,7 +70,7 @@ def of_node(number: int, machine: str, seen: Status | None) -> dict[str, Any]:
 
 def of_checkpoint(about: Mapping[str, Any]) -> dict[str, Any]:
     """The answer of `fetch-checkpoint`."""
-    return {key: about[key] for key in ("path", "sha256", "epoch", "step", "fraction")}
+    return {key: about.get(key) for key in ("path", "sha256", "epoch", "step", "fraction")}
 
 
 def how_it_is(record: Record) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from deploy import checkpoints, reach, runs, transfer
+from deploy import border, checkpoints, reach, runs, transfer
+from deploy.border import Name, Place, chosen
 from deploy.errors import WrongUse, command
 from deploy.origins import ON_THE_MACHINE
 from deploy.phases import Stopwatch
@@ -146,11 +147,13 @@ def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen:
     argv = [plan["argv"][0], "-m", module, *words, f"out={there}"]
     for line in reached.shell.stream(argv, cwd=reached.machine.path(plan["cwd"])):
         screen.say(line)
+    most = border.FILE_BYTES["result"]
     if out.suffix:
-        transfer.fetch(reached.shell, there, out)
+        transfer.fetch(reached.shell, there, chosen(out), most_bytes=most)
     else:
-        for name in reached.shell.listdir(there):
-            transfer.fetch(reached.shell, there / name, out / name)
+        what, listed = f"{reached.shell.name}: the results", reached.shell.listdir(there)[: border.RESULTS_MOST]
+        for name in [Name(each, what, like=border.RESULT) for each in listed]:
+            transfer.fetch(reached.shell, there / name, Place(out, (name,)), most_bytes=most)
     screen.say(f"brought home: {out}")
     return 0
 

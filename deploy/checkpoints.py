@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy.errors import WrongUse, command
-from deploy.pod.folder import RunFolder, read_json
+from deploy import border
+from deploy.errors import BadAnswer, WrongUse, command
+from deploy.pod.folder import RunFolder
 from deploy.shell import LocalShell, Shell
+
+NOTE = re.compile(r"epoch_[A-Za-z0-9_-]{1,60}\.json")
 
 
 def whole(shell: Shell, folder: RunFolder) -> list[dict[str, Any]]:
-    """What is known about every whole checkpoint of a run, the oldest first. A .pt without JSON is not whole."""
+    """What is known about every whole checkpoint of a run, the oldest first. A .pt without JSON is not whole.
+
+    A note that is damaged is passed over while there are others. Raises BadAnswer, for the first one, where every note
+    is damaged.
+    """
     names = shell.listdir(folder.checkpoints)
-    notes = []
+    notes, wrong = [], []
     for name in names:
-        if not name.endswith(".json") or name.startswith("."):
+        if not NOTE.fullmatch(name) or f"{name[:-5]}.pt" not in names:
             continue
+        what = f"{shell.name}: {name} of run {folder.run_id}"
         try:
-            note = json.loads(shell.read(folder.checkpoints / name))
-        except (OSError, ValueError):
+            data = shell.read(folder.checkpoints / name, limit=border.DOCUMENT_BYTES + 1)
+            note = border.checkpoint_note(data, what)
+        except OSError:
             continue
-        if isinstance(note, dict) and note.get("file") in names:
+        except BadAnswer as error:
+            wrong.append(error)
+            continue
+        if note["file"] == f"{name[:-5]}.pt":
             notes.append(note)
+    if wrong and not notes:
+        raise wrong[0]
     return sorted(notes, key=age)
 
 
@@ -59,7 +72,7 @@ def check_usable(path: Path, model: Mapping[str, Any]) -> None:
     """Refuse a checkpoint that is broken, or that was made for another model, before anything is started."""
     if not path.is_file():
         raise WrongUse(f"--resume {path}: there is no such file; give auto, none or the path of a .pt checkpoint")
-    note = read_json(path.with_suffix(".json"))
+    note = border.read_document(path.with_suffix(".json"))
     broken = WrongUse(
         f"{path} is not a whole checkpoint: fetch it again ({command('fetch-checkpoint')}), or give another one"
     )

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
-from deploy import leaks
+from deploy import border, leaks
 from deploy.errors import StepFailed, WrongUse
 from deploy.plan import CodeFacts
 from deploy.shell import LocalShell, Result, Shell
@@ -90,14 +90,19 @@ def place(
     if _is_repository(project):
         snapshots = Snapshots(project)
         tree = snapshots.take(large_files)
-        state = shell.call("snapshot_state", shelf=shelf, snapshot=tree)
-        if not state["there"]:
-            _send(shell, shelf, tree, "bundle", snapshots.bundle(tree, state["commits"]))
+        is_there, commits = _state(shell, shelf, tree)
+        if not is_there:
+            _send(shell, shelf, tree, "bundle", snapshots.bundle(tree, commits))
         return tree
     snapshot, archive = _copy(project)
-    if not shell.call("snapshot_state", shelf=shelf, snapshot=snapshot)["there"]:
+    if not _state(shell, shelf, snapshot)[0]:
         _send(shell, shelf, snapshot, "tar", archive)
     return snapshot
+
+
+def _state(shell: Shell, shelf: str, snapshot: str) -> tuple[bool, list[str]]:
+    told = shell.call("snapshot_state", shelf=shelf, snapshot=snapshot)
+    return border.snapshot_state(told, f"{shell.name}: its snapshots")
 
 
 def _send(shell: Shell, shelf: str, snapshot: str, kind: str, data: bytes) -> None:

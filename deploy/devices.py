@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from deploy.errors import CannotTrain, StepFailed
+from deploy import border
+from deploy.errors import BadAnswer, CannotTrain, StepFailed
 from deploy.machine import Hardware
 from deploy.settings import Settings
 from deploy.shell import Shell
@@ -57,12 +57,12 @@ def ask(shell: Shell, python: str, cwd: PurePath | None = None) -> Devices:
 def parse(text: str) -> Devices | None:
     """The probe's document as values of the right kind; None for anything else."""
     try:
-        told = json.loads(text)
+        told = border.document(text, "the answer about GPUs")
         gpus = tuple(_gpu(each) for each in told["gpus"][:MOST_GPUS])
         listed = told["listed"]
         words = {key: _text(told[key]) for key in ("visible", "torch", "cuda", "driver", "why")}
         return Devices(gpus, None if listed is None else int(listed), **words)
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (BadAnswer, ValueError, KeyError, TypeError, IndexError):
         return None
 
 

@@ -44,9 +44,11 @@ def down(
 ) -> list[dict[str, Any]]:
     """Release machines: a run on one ends with a checkpoint, and what is there comes home first.
 
-    One on which another laptop's run lives is kept, unless `anyway`.
+    One on which another laptop's run lives is kept, unless `anyway`. One that cannot be brought home is kept, and does
+    not keep the others: the first such failure is raised at the end.
     """
     gone: list[dict[str, Any]] = []
+    failures: list[DeployError] = []
     record = runs.get(project / "runs", run_id, target) if run_id else None
     wide = every or orphans
     for at in money.targets(project) if wide else [Reach(load(project, record.target if record else target))]:
@@ -60,11 +62,19 @@ def down(
                             f"kept {machine.name}: run {other} of another computer is on it; --anyway ends it"
                         )
                         continue
-                    bring_all_home(at, machine, screen, anyway=anyway)
-                    at.provider.release(machine)
+                    try:
+                        bring_all_home(at, machine, screen, anyway=anyway)
+                        at.provider.release(machine)
+                    except DeployError as error:
+                        failures.append(error)
+                        continue
                     at.forget(machine.name)
                     screen.say(f"released {machine.name}" + (f" after ${bill.usd:.2f}" if bill.usd else ""))
                     gone.append(bill.to_json())
+    for failure in failures[1:]:
+        screen.complain(f"error: {failure.message}")
+    if failures:
+        raise failures[0]
     if not gone:
         screen.say("there is nothing to release")
     return gone

@@ -2,6 +2,7 @@
 
 DeployError            message, evidence (last lines seen), next command to type
 ├── StepFailed         1  the job or a step failed
+│   └── BadAnswer      1  a machine or a provider said something that does not fit
 ├── WrongUse           2  the request cannot be carried out as typed
 └── NoMachine          3  the machine could not be had
     └── CannotTrain    3  it is there, and cannot use its GPUs
@@ -37,6 +38,10 @@ class StepFailed(DeployError):
     """The job, or a step on the way to it, failed."""
 
     exit_code = 1
+
+
+class BadAnswer(StepFailed):
+    """A machine or a provider said something that does not fit; the message names it and the field."""
 
 
 class WrongUse(DeployError):

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
+from deploy import border
+from deploy.errors import BadAnswer
 from deploy.machine import Machine, node_of
 from deploy.plan import limits_of
 from deploy.pod.folder import LOST_AFTER_S, Root, RunFolder
@@ -78,15 +80,19 @@ def revive(settings: Settings, machine: Machine, shell: Shell, root: PurePath) -
     One that lives, and was started again by somebody who had no secrets to give, is given them.
     """
     said, now = heard(shell, Root(root).guard_status)
-    lives = now - said.get("heartbeat", 0.0) <= LOST_AFTER_S
-    if lives and (not settings.target.sync_to or set(own_secrets(settings)) <= set(said.get("secrets", ()))):
-        return said.get("state")
+    what = f"{shell.name}: {Root(root).guard_status.name}"
+    lives = now - border.number(said.get("heartbeat", 0.0), f"{what}, heartbeat", 0, 1e11) <= LOST_AFTER_S
+    state = None if said.get("state") is None else border.text(said["state"], f"{what}, state", 20)
+    has = border.names(said.get("secrets", []), f"{what}, secrets")
+    if lives and (not settings.target.sync_to or set(own_secrets(settings)) <= set(has)):
+        return state
     told, _ = heard(shell, Root(root).guard)
     if told.get("sync_to") and own_secrets(settings):
         write_secrets(shell, Root(root).guard_secrets, own_secrets(settings))
     if not lives and told.get("code"):
-        _start(machine, shell, root, machine.path(told["code"]))
-    return said.get("state")
+        code = border.path_text(told["code"], f"{shell.name}: {Root(root).guard.name}, code")
+        _start(machine, shell, root, machine.path(code))
+    return state
 
 
 def _start(machine: Machine, shell: Shell, root: PurePath, code: PurePath) -> None:
@@ -98,12 +104,12 @@ def _start(machine: Machine, shell: Shell, root: PurePath, code: PurePath) -> No
 
 def heard(shell: Shell, path: PurePath) -> tuple[dict[str, Any], float]:
     """A small JSON file of the machine, {} where there is none, and the machine's own time."""
+    what, limit = f"{shell.name}: {path.name}", border.DOCUMENT_BYTES + 1
     try:
-        data, now = shell.calls([("read", {"path": str(path)}), ("clock", {})])
-        value = json.loads(data)
-    except (OSError, ValueError):
+        data, now = shell.calls([("read", {"path": str(path), "limit": limit}), ("clock", {})])
+        return border.document(data, what), border.number(now, f"{shell.name}: its clock", 0, 1e11)
+    except (OSError, BadAnswer):  # not there, or half written on a full disk
         return {}, float("inf")
-    return (value if isinstance(value, dict) else {}), float(now)
 
 
 def note_fetched(shell: Shell, folder: RunFolder, about: Mapping[str, Any]) -> None:

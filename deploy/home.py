@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy import checkpoints, guard, transfer
+from deploy import border, checkpoints, guard, transfer
+from deploy.border import Name, Place, chosen, place
+from deploy.pod.folder import private_folder
 from deploy.pod.lock import Busy, Lock
 from deploy.reach import Reached
 from deploy.settings import Settings
@@ -20,40 +22,43 @@ FILES = ("config.yaml", "status.json", "metrics.jsonl", "train.log")
 
 def bring(reached: Reached, screen: Screen) -> dict[str, Any] | None:
     """Config, status, metrics, log, pictures, newest checkpoint, verified; the checkpoint as its JSON tells it."""
-    home = reached.home
     bring_record(reached)
     with _one_at_a_time(reached.settings):
-        for name in reached.shell.listdir(reached.folder.mining):
-            if name.endswith(".png"):
-                transfer.fetch(reached.shell, reached.folder.mining / name, Path(home.mining / name))
+        pictures = [name for name in reached.shell.listdir(reached.folder.mining) if name.endswith(".png")]
+        for each in pictures[: border.RESULTS_MOST]:
+            name = Name(each, f"{reached.shell.name}: mining of run {reached.record.run_id}", like=border.PICTURE)
+            there, to = reached.folder.mining / name, place(Path(reached.home.path), "mining", name)
+            transfer.fetch(reached.shell, there, to, most_bytes=border.FILE_BYTES["picture"])
     whole = checkpoints.whole(reached.shell, reached.folder)
     return bring_checkpoint(reached, whole[-1], None, screen) if whole else None
 
 
 def bring_record(reached: Reached) -> None:
     """What a run says about itself, as far as it has come."""
-    bring_files(reached, Path(reached.home.path), FILES)
+    bring_files(reached, FILES)
 
 
-def bring_files(reached: Reached, to: Path, names: Sequence[str]) -> None:
-    """Files of a run's folder, those that are there, into a folder at home."""
+def bring_files(reached: Reached, names: Sequence[str], below: Sequence[str] = ()) -> None:
+    """Those of these files of a run's folder that are there, into the run's folder at home, or `below` it."""
     with _one_at_a_time(reached.settings):
         for name in names:
             if reached.shell.size(reached.folder.path / name) is not None:
-                transfer.fetch(reached.shell, reached.folder.path / name, to / name)
+                to = place(Path(reached.home.path), *below, name)
+                transfer.fetch(reached.shell, reached.folder.path / name, to, most_bytes=border.FILE_BYTES[name])
 
 
 def bring_checkpoint(reached: Reached, about: dict[str, Any], to: str | None, screen: Screen) -> dict[str, Any]:
     """One checkpoint to its place in the run's folder at home, or to the file or folder `to`."""
-    home = reached.home
-    place = _destination(to, about["file"]) if to else Path(home.checkpoints / about["file"])
-    with _one_at_a_time(reached.settings), screen.copying(about["file"]) as progress:
-        if not to and reached.shell.size(reached.folder.config) is not None:  # it says what the weights are
-            transfer.fetch(reached.shell, reached.folder.config, Path(home.config))
-        transfer.fetch_checkpoint(reached.shell, reached.folder.checkpoints / about["file"], about, place, progress)
+    file = Name(about["file"], reached.shell.name, like=border.CHECKPOINT)
+    at_home = place(Path(reached.home.path), "checkpoints", file)
+    destination = _destination(to, file) if to else at_home
+    if not to:  # it says what the weights are
+        bring_files(reached, ("config.yaml",))
+    with _one_at_a_time(reached.settings), screen.copying(file) as progress:
+        transfer.fetch_checkpoint(reached.shell, reached.folder.checkpoints / file, about, destination, progress)
     if reached.machine is not None and not reached.machine.is_here:
         guard.note_fetched(reached.shell, reached.folder, about)
-    return {**about, "path": str(place)}
+    return {**about, "path": str(destination.path)}
 
 
 def newest_checkpoint(reached: Reached) -> dict[str, Any] | None:
@@ -66,6 +71,7 @@ def newest_checkpoint(reached: Reached) -> dict[str, Any] | None:
 @contextlib.contextmanager
 def _one_at_a_time(settings: Settings) -> Iterator[None]:
     """`train` that follows and `stop` in another terminal both bring the run home: the second finds the work done."""
+    private_folder(settings.notes)
     lock = Lock(settings.project / ".sniperface" / f"home-{settings.target.name}.lock", {"busy": True})
     while True:
         try:
@@ -77,6 +83,7 @@ def _one_at_a_time(settings: Settings) -> Iterator[None]:
         yield
 
 
-def _destination(to: str, file: str) -> Path:
-    place = Path(to).absolute()
-    return place / file if place.is_dir() or to.endswith(("/", "\\")) else place
+def _destination(to: str, file: Name) -> Place:
+    """The file that the user named, or a file of this name in the folder that the user named."""
+    named = Path(to).absolute()
+    return Place(named, (file,)) if named.is_dir() or to.endswith(("/", "\\")) else chosen(named)

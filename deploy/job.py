@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import json
 import re
 import sys
@@ -13,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from deploy.errors import StepFailed, WrongUse, command
+from deploy import border
+from deploy.errors import BadAnswer, StepFailed, WrongUse, command
 from deploy.machine import Machine
 from deploy.plan import Plan
 from deploy.pod.folder import FINAL_STATES, LIVE_STATES, LOST_AFTER_S, RunFolder
@@ -21,6 +21,7 @@ from deploy.shell import EVIDENCE_LINES, Shell
 
 POLL_S = 0.3
 START_LIMIT_S = 30
+PIECE_BYTES = 2 << 20  # of a log, in one request
 
 
 @dataclass(frozen=True)
@@ -120,25 +121,26 @@ def look(shell: Shell, folder: RunFolder) -> Status | None:
     """The job's status now; None before its supervisor has said anything."""
     # The time first: should the connection break between the two, an old answer must not be held against a later time.
     now = shell.clock()
-    said = _read_json(shell, folder.status)
-    if "state" not in said:
+    told = _read_json(shell, folder.status)
+    if "state" not in told:
         return None
-    age = max(0.0, now - float(said["heartbeat"]))
-    state, reason = said["state"], said.get("reason")
+    said = border.status(told, f"{shell.name}: status.json of run {folder.run_id}")
+    age = max(0.0, now - said.heartbeat)
+    state, reason = said.state, said.reason
     if state in LIVE_STATES and age > LOST_AFTER_S:
         state, reason = "lost", f"no heartbeat for {age:.0f} s: the supervisor or its machine is gone"
     return Status(
         state=state,
-        attempt=said["attempt"],
+        attempt=said.attempt,
         heartbeat_age_s=round(age, 1),
-        epoch=said.get("epoch"),
-        step=said.get("step"),
-        images_per_s=said.get("images_per_s"),
-        spend_usd=said.get("spend_usd") or 0.0,
+        epoch=said.epoch,
+        step=said.step,
+        images_per_s=said.images_per_s,
+        spend_usd=said.spend_usd,
         reason=reason,
-        started=said.get("started"),
-        ended=said.get("ended"),
-        exit_code=said.get("exit_code"),
+        started=said.started,
+        ended=said.ended,
+        exit_code=said.exit_code,
     )
 
 
@@ -201,16 +203,19 @@ class Tail:
     shell: Shell
     path: PurePath
     offset: int = 0
+    is_behind: bool = False  # there was more than one read takes
     decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
     )
 
     def read(self) -> str:
+        """What is new, at most PIECE_BYTES of it; empty when there is nothing now."""
         try:
-            data = self.shell.read(self.path, self.offset)
+            data = self.shell.read(self.path, self.offset, PIECE_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             return ""
         self.offset += len(data)
+        self.is_behind = len(data) == PIECE_BYTES
         return self.decoder.decode(data)
 
 
@@ -222,12 +227,21 @@ class Events:
         self.rest = ""
 
     def read(self) -> list[dict[str, Any]]:
+        """What is new, at most PIECE_BYTES of it."""
         *lines, self.rest = (self.rest + self.tail.read()).split("\n")
-        events = []
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                events.append(json.loads(line))
-        return [event for event in events if isinstance(event, dict)]
+        if len(self.rest) > border.EVENT_BYTES:  # no event is that long
+            self.rest = ""
+        return [event for line in lines if (event := border.event(line)) is not None]
+
+
+def all_events(shell: Shell, path: PurePath) -> list[dict[str, Any]]:
+    """What a run has told: of each kind the newest ones, as many as fit into memory."""
+    size = min(shell.size(path) or 0, border.FILE_BYTES["metrics.jsonl"])
+    events, kept = Events(shell, path), border.Newest()
+    while True:
+        kept.add(events.read())
+        if not events.tail.is_behind or events.tail.offset >= size:
+            return kept.events()
 
 
 def follow(shell: Shell, folder: RunFolder, since: Position = BEGINNING) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -239,6 +253,8 @@ def follow(shell: Shell, folder: RunFolder, since: Position = BEGINNING) -> Iter
     while True:
         status = look(shell, folder)
         yield log.read(), events.read()
+        while log.is_behind or events.tail.is_behind:
+            yield log.read(), events.read()
         if status is None or status.final:
             return
         time.sleep(POLL_S)
@@ -253,7 +269,7 @@ class NodeLines:
     def read(self, *, to_the_end: bool = False) -> str:
         """What is new; a line that has no end yet is kept back, unless there will be no more."""
         *lines, self.rest = (self.rest + self.tail.read()).split("\n")
-        if to_the_end and self.rest:
+        if self.rest and (len(self.rest) > PIECE_BYTES or (to_the_end and not self.tail.is_behind)):
             lines, self.rest = [*lines, self.rest], ""
         return "".join(f"{self.node}| {line}\n" for line in lines)
 
@@ -263,13 +279,12 @@ def last_lines(shell: Shell, folder: RunFolder) -> list[str]:
     size = shell.size(folder.log) or 0
     if not size:
         return []
-    text = shell.read(folder.log, max(0, size - 8192)).decode("utf-8", errors="replace")
+    text = shell.read(folder.log, max(0, size - 8192), 8192).decode("utf-8", errors="replace")
     return [line for line in text.splitlines() if line.strip()][-EVIDENCE_LINES:]
 
 
 def _read_json(shell: Shell, path: PurePath) -> dict[str, Any]:
     try:
-        value = json.loads(shell.read(path))
-    except (OSError, ValueError):
+        return border.document(shell.read(path, limit=border.DOCUMENT_BYTES + 1), f"{shell.name}: {path.name}")
+    except (OSError, BadAnswer):  # not there, or half written on a full disk
         return {}
-    return value if isinstance(value, dict) else {}

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from deploy import answers, doctor, job, money, nodes, reach, runs, saved
-from deploy.errors import DeployError, StepFailed, WrongUse, command
+from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse, command
 from deploy.pod.folder import FINAL_STATES
 from deploy.reach import Reach
 from deploy.reaper import reap
-from deploy.shell import LinkLost, LocalShell
+from deploy.runs import Record
+from deploy.shell import LinkLost, LocalShell, Misbehaves
 from deploy.show import Screen
 
 AGAIN_EVERY_S = 2
+LIST_LIMIT_S = 20.0  # for each target's machine to answer `runs`
 TABLES = ("phases", "nodes", "saved")  # of the answer of status: shown below it
 PATIENCE_S = 3600  # a laptop may sleep; the job does not need it
 
@@ -54,16 +56,29 @@ def list_runs(project: Path) -> list[dict[str, Any]]:
     with contextlib.ExitStack() as stack:
         targets: dict[str, Reach] = {}
         for record in runs.every(project / "runs"):
-            with contextlib.suppress(DeployError):  # gone or not to be reached now: the state last seen stands
+            unreadable = None
+            try:
                 if record.state not in FINAL_STATES or record.state == "lost":
                     if record.target not in targets:
                         targets[record.target] = stack.enter_context(reach.target(project, record.target))
+                        targets[record.target].limit_s = LIST_LIMIT_S
                     record, _ = targets[record.target].look(record)
+            except (BadAnswer, Misbehaves) as error:  # the state last seen stands
+                unreadable = f"the machine's answer is not readable: {error.message}"
+            except (DeployError, OSError):  # gone, or not to be reached now
+                pass
             row = answers.row(record)
             if record.state == "lost" and record.target in targets:
-                row["reason"] = f"{record.reason}; saved: {saved.of(targets[record.target].settings, record)}"
-            listed.append(row)
+                row["reason"] = f"{record.reason}; saved: {_saved(targets[record.target], record)}"
+            listed.append({**row, "reason": unreadable} if unreadable else row)
     return listed
+
+
+def _saved(at: Reach, record: Record) -> str:
+    try:
+        return str(saved.of(at.settings, record))
+    except DeployError as error:
+        return error.message
 
 
 def logs(project: Path, target: str, run_id: str | None, screen: Screen, *, follow: bool) -> None:

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Protocol
 
+from deploy.errors import WrongUse
+
+# Of a host: a name, an alias of ssh's configuration, IPv4 or IPv6. Of a user: also Windows' domain\\user.
+HOST = re.compile(r"[A-Za-z0-9_:\[][A-Za-z0-9_.:%+\]-]{0,254}")
+USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@\\-]{0,63}\$?")
+
 
 @dataclass(frozen=True)
 class Address:
@@ -22,6 +28,14 @@ class Address:
     host_keys: tuple[str, ...] = ()
     fingerprint: str | None = None  # "SHA256:...", pinned in the target's file
     first_use: bool = False  # made a moment ago, so that nothing can be known of it: its first key is pinned
+
+    def __post_init__(self) -> None:
+        """Raises WrongUse for what is no word of ssh's configuration or command line."""
+        for what, value, kind, right in (("host", self.host, HOST, "gpu-1"), ("user", self.user, USER, "root")):
+            if value and not kind.fullmatch(value):
+                raise WrongUse(f"{what} {value[:80]!r} has characters that no {what} has: give one such as {right}")
+        if self.key and not self.key.isprintable():
+            raise WrongUse(f"the path of the key {self.key[:200]!r} has characters that cannot be printed")
 
 
 @dataclass(frozen=True)

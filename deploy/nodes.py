@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from deploy import answers, checkpoints, home, job
@@ -102,6 +101,6 @@ def end_others(reached: Reached, screen: Screen) -> None:
                 if reached.record.state != "failed":  # then it ends by itself, a moment later
                     job.wait_for_end(other.shell, other.folder, GRACE_S)
                 job.end(other.shell, other.folder, GRACE_S)
-                home.bring_files(other, Path(reached.home.path / "nodes" / str(rank)), ("train.log", "status.json"))
+                home.bring_files(other, ("train.log", "status.json"), below=("nodes", str(rank)))
         except (DeployError, OSError) as error:
             screen.say(f"node {rank}, {name}, could not be asked how it ended: {error}")

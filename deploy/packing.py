@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
+from deploy import border
 from deploy.errors import StepFailed, WrongUse
 from deploy.machine import Machine
 from deploy.pod.folder import read_json
@@ -171,5 +172,5 @@ def _run(shell: Shell, argv: Sequence[str], folder: PurePath, progress: Progress
     """A program of the app that tells its progress as JSON; how it fails is its own sentence."""
     for line in shell.stream(argv, cwd=folder):
         if line.startswith("{"):
-            said = json.loads(line)
+            said = border.progress(line, f"{shell.name}: {argv[2]}")
             progress(said["done_bytes"], said["all_bytes"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from deploy import devices, guard, job, runs
 from deploy.devices import Devices
 from deploy.errors import CannotTrain, NoMachine, WrongUse, command, unknown
 from deploy.machine import Machine, MachineSpec, Provider
-from deploy.pod.folder import FINAL_STATES, RunFolder
+from deploy.pod.folder import FINAL_STATES, LIVE_STATES, RunFolder, private_folder
 from deploy.pod.lock import Busy, Lock, is_held, read_holder
 from deploy.providers import PROVIDERS
 from deploy.runs import Record
@@ -28,9 +29,12 @@ class Reach:
         if name not in PROVIDERS:
             raise unknown(f"provider in conf/deploy/{settings.target.name}.yaml", name, PROVIDERS)
         self.settings = settings
+        if settings.notes.is_dir():  # made by an older version, or by hand
+            private_folder(settings.notes)
         self.provider: Provider = PROVIDERS[name](settings)
         self.given_up: set[str] = set()  # machines whose guard could not release them
         self.devices: dict[str, Devices] = {}  # of machines that were asked when they were acquired
+        self.limit_s: float | None = None  # in which each machine has to answer; None: as long as each verb may take
         self._machines: dict[str, Machine | None] = {}
         self._shells: dict[str, Shell] = {}
 
@@ -78,6 +82,8 @@ class Reach:
         if machine.name not in self._shells:
             name = machine.name
             self._shells[name] = open_shell(machine, self.settings.notes, lambda: self.provider.find(name))
+            if self.limit_s is not None:
+                self._shells[name].give_up_at = time.monotonic() + self.limit_s
         return self._shells[machine.name]
 
     def forget(self, name: str) -> None:
@@ -92,6 +98,7 @@ class Reach:
         """Where to ask about a run: its folder on the machine, else the copy at home."""
         machine = self.machine(record.machine)
         if machine:
+            record = self._charge(record, machine)
             shell, folder = self.shell(machine), RunFolder(machine.path(record.run_dir))
             if shell.listdir(folder.path):
                 if guard.greet(self.settings, machine, shell, folder.path.parent.parent) == "stuck":
@@ -106,13 +113,17 @@ class Reach:
         return [each for each in reached if each.machine is not None]
 
     def look(self, record: Record) -> tuple[Record, job.Status | None]:
-        """The truth about a run now: the machine is asked, run.json is brought up to date."""
+        """The truth about a run now: the machine is asked, run.json is brought up to date.
+
+        Raises BadAnswer where what the machine says does not fit; what it costs is noted before it is asked.
+        """
         machine = self.machine(record.machine)
+        record = self._charge(record, machine) if machine else record
         seen = job.look(self.shell(machine), RunFolder(machine.path(record.run_dir))) if machine else None
         book = self.settings.runs
         if seen and seen.attempt == record.attempt:
             seconds = round(seen.ended - seen.started, 1) if seen.ended and seen.started else None
-            record = runs.spent(book, record, {record.machine: seen.spend_usd})
+            record = self._charge(record, machine, seen) if machine else record
             return runs.update(book, record, state=seen.state, reason=seen.reason, seconds=seconds), seen
         if record.state in FINAL_STATES:
             return record, None
@@ -123,6 +134,15 @@ class Reach:
             return runs.update(book, record, state="failed", reason=reason), None
         gone = "its folder on the machine is gone" if machine else f"its machine {record.machine} is gone"
         return runs.update(book, record, state="lost", reason=gone), None
+
+    def _charge(self, record: Record, machine: Machine, seen: job.Status | None = None) -> Record:
+        """With what its machines have cost by now; `seen` where rank 0 was asked."""
+        lives = seen.state in LIVE_STATES if seen else record.state not in FINAL_STATES
+        hours = runs.hours_since(record, machine.created, time.time())
+        usd_per_hour = machine.usd_per_hour * len(record.machines)
+        told = seen.spend_usd if seen else 0.0
+        usd = runs.credible_usd(told, usd_per_hour=usd_per_hour, hours=hours, lives=lives)
+        return runs.spent(self.settings.runs, record, {record.machine: usd})
 
     def unfinished(self, run_id: str | None = None) -> Reached | None:
         """The newest run of the target that was stopped, failed or lost; or the named one, refused if it is not."""
@@ -189,8 +209,8 @@ class Reached:
         return self.reach.others(self.record, *names) if self.machine is not None else []
 
     def events(self) -> list[dict[str, Any]]:
-        """All that the run has told."""
-        return job.Events(self.shell, self.folder.metrics).read()
+        """What the run has told: of each kind of event the newest."""
+        return job.all_events(self.shell, self.folder.metrics)
 
 
 LookAfter = Callable[[Reach, str | None], None]
@@ -225,6 +245,7 @@ def run(project: Path, target_name: str, run_id: str | None, look_after: LookAft
 @contextlib.contextmanager
 def launching(settings: Settings) -> Iterator[Callable[[str], None]]:
     """One launch at a time on a target, from here to the running job; gives a way to note which run it is."""
+    private_folder(settings.notes)
     try:
         with Lock(_launch_lock(settings), {"run_id": "of another command"}).acquire() as lock:
             yield lambda run_id: lock.write({"run_id": run_id})

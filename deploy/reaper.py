@@ -9,21 +9,23 @@ connected to it anyway that it has given up. It is released when all of this hol
 2. its guard has tried to release it and could not, or it is past max_hours or max_usd and its guard is dead;
 3. nothing is left that only it has: what is of this laptop's runs is brought home first.
 
+What a machine says can only end it earlier: past max_usd, which is hard, or past three times max_hours, by the price of
+its provider and the laptop's clock, it is released whatever it says.
+
 One that does not answer is released when the end of all its runs is at home already, or when it is past max_usd, which
 is hard, for so long that a living guard would have ended it; what that may have cost is said.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy import guard, money, reach, runs
-from deploy.errors import DeployError, command
+from deploy import border, guard, money, reach, runs
+from deploy.errors import BadAnswer, DeployError, command
 from deploy.machine import Machine
 from deploy.money import Bill, Ceilings, an_hour, past_ceiling
 from deploy.pod.folder import Root
@@ -33,6 +35,8 @@ from deploy.runs import Record
 from deploy.shell import LinkLost, Shell
 from deploy.show import Screen
 
+# What a machine says of itself delays its end up to here, and no further.
+WORD_TIMES = 3  # of max_hours
 SLACK_MIN = 15.0  # for a guard's own goodbye: checkpoint, copies, tries of the release
 
 
@@ -54,7 +58,7 @@ def reap(at: Reach, given_up: str | None = None, *, screen: Screen) -> None:
             continue
         try:
             note = _Overdue(at, machine, bill, screen).look_after(surely=given_up is not None)
-        except (DeployError, OSError, ValueError) as error:
+        except Exception as error:  # of any kind: the machine is a stranger
             note = f"{bill.note or 'it is to be looked after'}, and {error}"
         if note:
             words = f"{machine.name} costs {an_hour(bill.usd_per_hour)}: {note}"
@@ -90,8 +94,11 @@ class _Overdue:
             if reach.is_launching(own.settings):
                 return self.bill.note
             try:
+                if why := must_go(self.bill, self.allowed):
+                    self._end(own, why)
+                    return None
                 return self._decide(own, late)
-            except (LinkLost, NoAnswer) as error:
+            except (LinkLost, BadAnswer, NoAnswer) as error:
                 return self._without_an_answer(own, late, str(error))
 
     def _is_quiet(self) -> bool:
@@ -135,6 +142,14 @@ class _Overdue:
         self._release(own, f"{what}; {f'{brought} came home first' if brought else 'nothing was left on it'}")
         return None
 
+    def _end(self, own: Reach, why: str) -> None:
+        """Whatever the machine says; what it has comes home as far as a short time allows."""
+        there = own.machine(self.machine.name)
+        if there is None or not there.address or not there.address.host:
+            raise NoAnswer("it has no address")
+        bring_all_home(own, self.machine, self.screen, anyway=True)
+        self._release(own, f"{why}; what had not come home by then is lost, see {command('runs')}")
+
     def _without_an_answer(self, own: Reach, late: str | None, words: str) -> str | None:
         """It may be the machine, or the way to it."""
         note = f"{late or self.bill.note or 'its guard gave up'}, and it does not answer ({words})"
@@ -159,13 +174,23 @@ class _Overdue:
         self.screen.complain(f"released {self.machine.name}{cost}: {why}")
 
 
+def must_go(bill: Bill, allowed: Ceilings) -> str | None:
+    """Why a machine goes whatever it says, by its provider's price and the laptop's clock alone."""
+    if bill.hours is None:
+        return None
+    slack_h, rate = SLACK_MIN / 60, bill.usd_per_hour * allowed.nodes
+    if allowed.max_usd is not None and rate > 0 and bill.hours > allowed.max_usd / rate + slack_h:
+        return f"past max_usd: {allowed.max_usd:g}, which is hard"
+    if allowed.max_hours is not None and bill.hours > allowed.max_hours * WORD_TIMES + slack_h:
+        return f"past {WORD_TIMES} times max_hours: {allowed.max_hours:g}"
+    return None
+
+
 def _ask(shell: Shell, machine: Machine, root: Root) -> dict[str, Any] | None:
     """How the machine stands, by its own word (deploy/pod/standing.py); None where nobody can say it there."""
     told, _ = guard.heard(shell, root.guard)
     if not told.get("code"):
         return None
-    code = machine.path(told["code"])
-    stands: dict[str, Any] = json.loads(
-        shell.run(["python3", "-m", "deploy.pod.standing", str(root.path)], cwd=code, again=True).stdout
-    )
-    return stands
+    code = machine.path(border.path_text(told["code"], f"{shell.name}: {root.guard.name}, code"))
+    argv = ["python3", "-m", "deploy.pod.standing", str(root.path)]
+    return border.standing(shell.run(argv, cwd=code, again=True).stdout, f"{shell.name}: how it stands")

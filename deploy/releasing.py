@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 from deploy import checkpoints, home, job, runs
 from deploy.errors import DeployError, StepFailed, command
 from deploy.machine import Machine
@@ -13,6 +16,7 @@ from deploy.shell import LocalShell
 from deploy.show import Screen
 
 STOP_SLACK_S = 30
+ANYWAY_S = 45.0  # for all that is on a machine that goes anyway: within a minute, whatever it says
 
 
 def stop_run(reached: Reached, screen: Screen) -> Reached:
@@ -35,7 +39,24 @@ def stop_run(reached: Reached, screen: Screen) -> Reached:
 
 
 def bring_all_home(at: Reach, machine: Machine, screen: Screen, *, anyway: bool) -> None:
-    """Nothing that only this machine has is lost, unless the user says so."""
+    """Nothing that only this machine has is lost, unless the user says so: `anyway` ends the attempt after ANYWAY_S.
+
+    Never raises with `anyway`. Otherwise raises StepFailed for the first run that could not be brought home.
+    """
+    if not anyway:
+        _bring_each(at, machine, screen, anyway=False)
+        return
+    # In a thread of its own: nothing that a machine does or does not do may hold up its release.
+    bringing = threading.Thread(target=_bring_each, args=(at, machine, screen), kwargs={"anyway": True}, daemon=True)
+    until = time.monotonic() + ANYWAY_S
+    bringing.start()
+    while bringing.is_alive() and time.monotonic() < until:
+        bringing.join(0.2)
+    if bringing.is_alive():
+        screen.say(f"what is on {machine.name} did not come home within {ANYWAY_S:.0f} s, and is given up")
+
+
+def _bring_each(at: Reach, machine: Machine, screen: Screen, *, anyway: bool) -> None:
     for record in runs.every(at.settings.runs):
         if machine.name not in record.machines or record.state in runs.STARTING:
             continue
@@ -48,7 +69,7 @@ def bring_all_home(at: Reach, machine: Machine, screen: Screen, *, anyway: bool)
                 if reached.record.state not in FINAL_STATES:
                     reached = stop_run(reached, screen)
                 home.bring(reached, screen)
-        except (DeployError, OSError) as error:
+        except Exception as error:  # of any kind: the machine is a stranger, and its release must not depend on it
             if not anyway:
                 raise StepFailed(
                     f"what run {record.run_id} left on {machine.name} could not be brought home ({error}): the machine "

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deploy import border
 from deploy.errors import StepFailed, WrongUse
 from deploy.machine import Machine, Place
 from deploy.shell import Shell
@@ -46,7 +47,8 @@ def meet(machines: Machines) -> list[Place]:
     if first != 0:
         port, heard = _at(machines, first, [addresses[first]])
     interfaces = {number: each.interface for number, each in heard.items()}
-    interfaces[first] = machines[first][1].call("interface_of", address=addresses[first])
+    told = machines[first][1].call("interface_of", address=addresses[first])
+    interfaces[first] = border.interface(told, f"{machines[first][0].name}: its interface")
     return [
         Place(order.index(number), address, interfaces[number], addresses[first], port)
         for number, address in enumerate(addresses)
@@ -62,7 +64,7 @@ def _at(machines: Machines, first: int, wanted: list[str] | None) -> tuple[int, 
     others = [number for number in range(len(machines)) if number != first]
     asked: dict[str, Any] = {"addresses": addresses, "port": port, "word": word}
     try:
-        answers = {number: machines[number][1].call("reach_rendezvous", **asked) for number in others}
+        answers = {number: _reached(*machines[number], asked) for number in others}
     finally:
         shell.call("close_rendezvous")
     heard = {number: {each[0]: _Heard(*each) for each in answer} for number, answer in answers.items()}
@@ -76,10 +78,15 @@ def _at(machines: Machines, first: int, wanted: list[str] | None) -> tuple[int, 
     )
 
 
+def _reached(machine: Machine, shell: Shell, asked: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return border.heard(shell.call("reach_rendezvous", **asked), f"{machine.name}: how it reaches the others")
+
+
 def _open(host: Machine, shell: Shell, word: str) -> tuple[int, list[str]]:
     for port in PORTS:
         try:
-            return port, shell.call("open_rendezvous", port=port, word=word)
+            told = border.names(shell.call("open_rendezvous", port=port, word=word), f"{host.name}: its addresses")
+            return port, [border.address(each, f"{host.name}: its address") for each in told]
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise

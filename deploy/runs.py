@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from deploy.errors import WrongUse, command, unknown
+from deploy import border
+from deploy.errors import BadAnswer, WrongUse, command, unknown
 from deploy.phases import Compared, compare
 from deploy.plan import Plan
 from deploy.pod.folder import FINAL_STATES, RunFolder, read_json, write_json
 
 STARTING = ("acquiring", "preparing")
 UNFINISHED = ("stopped", "failed", "lost", "expired")
+WORDS = ("run_id", "target", "provider", "state", "created", "backbone", "run_dir", "machine")
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,27 @@ def update(runs: Path, record: Record, **changes: Any) -> Record:
     return changed
 
 
+def credible_usd(told: float, *, usd_per_hour: float, hours: float, lives: bool) -> float:
+    """What a machine has cost, by the laptop's price and clock; what it tells itself counts up to that.
+
+    While a run `lives` on it, every hour since it was made is paid for.
+    """
+    most = max(0.0, usd_per_hour * hours)
+    return round(most if lives else min(told, most), 4)
+
+
+def hours_since(record: Record, created: float | None, now: float) -> float:
+    """For how long a machine of the run is paid: since it was made, or where that is not told, since the run began."""
+    if created is None:
+        try:
+            created = datetime.fromisoformat(record.created).timestamp()
+        except ValueError:
+            return 0.0
+    return max(0.0, now - created) / 3600
+
+
 def spent(runs: Path, record: Record, told: Mapping[str, float]) -> Record:
-    """With what machines tell that they have cost; nobody tells less than before."""
+    """With what machines have cost, by machine, as `credible_usd` has it; it never becomes less."""
     before = record.spend or {}
     more = {machine: usd for machine, usd in told.items() if usd > before.get(machine, 0.0)}
     return update(runs, record, spend={**before, **more}) if more else record
@@ -124,15 +144,7 @@ def get(runs: Path, run_id: str | None, target: str) -> Record:
 
 def events(runs: Path, run_id: str) -> list[dict[str, Any]]:
     """What a run has told, as far as it was brought home."""
-    try:
-        lines = Path(home(runs, run_id).metrics).read_bytes().splitlines()
-    except OSError:
-        return []
-    told = []
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            told.append(json.loads(line))
-    return [event for event in told if isinstance(event, dict)]
+    return border.read_events(Path(home(runs, run_id).metrics))
 
 
 def plan_of(runs: Path, record: Record) -> dict[str, Any]:
@@ -158,6 +170,20 @@ def _read_all(runs: Path) -> Iterator[Record]:
     for file in sorted(runs.glob("*/run.json")) if runs.is_dir() else ():
         values = read_json(file)
         try:
-            yield Record(**values)
-        except TypeError:  # written by another version, or by hand: not ours to judge, and no reason to fail
+            yield _record(values)
+        except (TypeError, BadAnswer):  # written by another version, or by hand: not ours to judge, no reason to fail
             continue
+
+
+def _record(values: Mapping[str, Any]) -> Record:
+    """Raises TypeError or BadAnswer for what is no record."""
+    record, what = Record(**values), "run.json"
+    if not all(isinstance(getattr(record, key), str) for key in WORDS):
+        raise TypeError
+    border.whole(record.attempt, what)
+    border.number(record.fraction, what)
+    border.dollars(record.spend or {}, what)
+    border.strings(dict(record.others), what)
+    for value in (record.seconds, *(record.phases or {}).values()):
+        border.number(value or 0, what)
+    return record

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from deploy import checkpoints, guard, runs, transfer
-from deploy.errors import StepFailed, WrongUse, command
+from deploy import border, checkpoints, guard, runs, transfer
+from deploy.errors import BadAnswer, StepFailed, WrongUse, command
 from deploy.machine import Machine
 from deploy.plan import Plan
 from deploy.pod import metrics
@@ -158,22 +158,24 @@ class Kept:
 
     def look(self, screen: Screen) -> Seen:
         try:
-            told = self._ask(limit_s=LOOK_LIMIT_S)
-        except Unusable as failed:
+            told = border.restorable(self._ask(limit_s=LOOK_LIMIT_S), f"{self.shell.name}: {_place(self.sync_to)}")
+        except (Unusable, BadAnswer) as failed:
             screen.say(f"{_place(self.sync_to)} cannot be read, and is passed over: {failed.message}")
             return Seen(why_not=failed.message)
         for damage in told["damaged"]:
             screen.say(f"passed over a copy in {_place(self.sync_to)}: {damage}")
-        return Seen(told["checkpoints"], int(told["log_bytes"]), told["spend"])
+        return Seen(told["checkpoints"], told["log_bytes"], told["spend"])
 
     def take(self, note: Note) -> None:
         self._ask("--take", note["file"], limit_s=LOOK_LIMIT_S + note["bytes"] / SLOWEST_BYTES_PER_S)
 
     def record(self, note: Note) -> bool:
         """Whether what was told up to the checkpoint is there now."""
-        return bool(self._ask("--record", limit_s=RECORD_LIMIT_S, stdin=json.dumps(note).encode("utf-8"))["reaches"])
+        told = self._ask("--record", limit_s=RECORD_LIMIT_S, stdin=json.dumps(note).encode("utf-8"))
+        return border.document(told, f"{self.shell.name}: {_place(self.sync_to)}").get("reaches") is True
 
-    def _ask(self, *words: str, limit_s: float, stdin: bytes = b"") -> dict[str, Any]:
+    def _ask(self, *words: str, limit_s: float, stdin: bytes = b"") -> str:
+        """The JSON document that the process says."""
         try:
             result = self.shell.run(
                 [*self.argv, *words],
@@ -191,8 +193,7 @@ class Kept:
         last = (result.text.strip().splitlines() or result.complaint or ["it said nothing"])[-1]
         if not result:
             raise Unusable(str(self.redact(last)))
-        told: dict[str, Any] = json.loads(last)
-        return told
+        return last
 
 
 class _Bringing:
@@ -244,7 +245,7 @@ class _Bringing:
         if self.kept:
             try:
                 reaches = self.kept.record(note)
-            except Unusable as failed:
+            except (Unusable, BadAnswer) as failed:
                 self.screen.say(f"log and metrics in {_place(self.kept.sync_to)} are passed over: {failed.message}")
         if not reaches and self.here.size(self.home.metrics) is not None:
             told, reaches = metrics.up_to(Path(self.home.metrics).read_bytes(), note)

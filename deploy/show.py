@@ -9,14 +9,18 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from deploy.border import cut
 from deploy.errors import DeployError
 from deploy.phases import Compared, duration
 from deploy.plan import Plan
 from deploy.planned import compared_rows, plan_rows
+from deploy.pod.text import visible, visible_log
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+MESSAGE_CHARACTERS = 4000
+EVIDENCE_CHARACTERS = 200  # of each line
 LOADING = "starting: PyTorch is being loaded"
 
 
@@ -33,7 +37,10 @@ class Follower(Protocol):
 
 
 class Screen:
-    """Where words go. With `as_json` they go to stderr, and stdout gets exactly one document."""
+    """Where words go. What a terminal would obey becomes text that it shows.
+
+    With `as_json` words go to stderr, and stdout gets exactly one document.
+    """
 
     def __init__(self, as_json: bool = False) -> None:
         from rich.console import Console
@@ -47,16 +54,16 @@ class Screen:
         self.console: Console = Console(stderr=as_json, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(visible(text), markup=False)
 
     def raw(self, text: str) -> None:
-        """Somebody else's output, as it came."""
-        self.console.file.write(text)
+        """Somebody else's output, as text alone: what a terminal would obey is shown, colours are left out."""
+        self.console.file.write(visible_log(text))
         self.console.file.flush()
 
     def complain(self, text: str) -> None:
         """A word beside what stdout carries."""
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text), file=sys.stderr, flush=True)
 
     def commands(self, commands: Sequence[tuple[str, str]]) -> None:
         """What can be typed next, a line each: purpose, then command."""
@@ -72,15 +79,15 @@ class Screen:
 
     def error(self, error: DeployError) -> None:
         """One clear message: what failed, the last lines of evidence, the next command to type."""
-        lines = [f"error: {error.message}"]
-        lines += [f"  | {line}" for line in error.evidence]
+        lines = [f"error: {cut(visible(error.message), MESSAGE_CHARACTERS)}"]
+        lines += [f"  | {cut(visible(line, newlines=False), EVIDENCE_CHARACTERS)}" for line in error.evidence]
         lines += [f"next: {error.next_command}"] if error.next_command else []
         print("\n".join(lines), file=sys.stderr, flush=True)
         self.document({"error": error.message, "exit_code": error.exit_code, "next": error.next_command})
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table on a terminal; elsewhere aligned lines that nothing folds, for logs and pipes."""
-        cells = [[_cell(value) for value in row] for row in rows]
+        cells = [[visible(_cell(value), newlines=False) for value in row] for row in rows]
         if not self.console.is_terminal:
             widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
             self.say("\n".join([title, *(_aligned(row, widths) for row in [list(columns), *cells])]))
@@ -125,7 +132,7 @@ class Screen:
 
     def ask(self, question: str) -> bool:
         """Yes or no, from the person at the terminal."""
-        print(f"{question} [yes/no] ", end="", file=sys.stderr, flush=True)
+        print(f"{visible(question)} [yes/no] ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def compared(self, parts: Sequence[Compared]) -> None:
@@ -220,7 +227,7 @@ class Bars:
             else:
                 words = sentence(event)
                 if words:
-                    self.progress.console.print(words, markup=False)
+                    self.progress.console.print(visible(words), markup=False)
 
     def _step(self, event: Mapping[str, Any]) -> None:
         self.progress.update(
@@ -236,6 +243,7 @@ class Copying:
     """A bar over bytes; on something that is no terminal it stays silent, the sentence afterwards says enough."""
 
     def __init__(self, console: Console, title: str) -> None:
+        from rich.markup import escape
         from rich.progress import (
             BarColumn,
             DownloadColumn,
@@ -255,7 +263,7 @@ class Copying:
             disable=not console.is_terminal,
             transient=True,
         )
-        self.task = self.progress.add_task(title, total=None)
+        self.task = self.progress.add_task(escape(visible(title)), total=None)
 
     def __enter__(self) -> Copying:
         self.progress.start()

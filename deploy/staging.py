@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
+from deploy import border
 from deploy.data import (
     GIB,
     ROW_BYTES,
@@ -26,7 +27,7 @@ from deploy.data import (
     rows_of,
     staged_header,
 )
-from deploy.errors import StepFailed, WrongUse
+from deploy.errors import BadAnswer, StepFailed, WrongUse
 from deploy.machine import Machine
 from deploy.origins import HERE, Files, Place
 from deploy.packing import Packing, packed_file
@@ -38,6 +39,7 @@ from deploy.transfer import Progress, send_pieces
 MEMORY_FOR_TRAINING_BYTES = 4 << 30
 SHM = PurePosixPath("/dev/shm")  # noqa: S108 - the machine's
 SHM_FOR_NCCL_BYTES = 512 << 20  # ranks whose GPUs cannot reach each other exchange through files there
+MANIFEST_BYTES = (8 << 20) - 1  # of a staged file: the hashes of about 100,000 blocks
 
 
 @dataclass(frozen=True)
@@ -181,10 +183,11 @@ def _staged_manifest(
 
 def _manifest_there(shell: Shell, destination: PurePath) -> dict[str, Any]:
     try:
-        value = json.loads(shell.read(destination.with_name("manifest.json")))
-    except (OSError, ValueError):
+        data = shell.read(destination.with_name("manifest.json"), limit=MANIFEST_BYTES + 1)
+        value = border.document(data, f"{shell.name}: manifest.json", MANIFEST_BYTES)
+    except (OSError, BadAnswer):
         return {}
-    return value if isinstance(value, dict) and "source" in value else {}
+    return value if "source" in value else {}
 
 
 def _same(there: dict[str, Any], wanted: dict[str, Any]) -> bool:
@@ -246,7 +249,7 @@ def _copy(
     hashes: list[str] = []
     for line in shell.stream([machine.python, "-m", "deploy.pod.files", str(order)], cwd=code, again=True):
         if line.startswith("{"):
-            said = json.loads(line)
+            said = border.progress(line, f"{shell.name}: the copy of the data")
             progress(said["done_bytes"], said["all_bytes"])
             hashes = said.get("sha256", hashes)
     return hashes

@@ -8,15 +8,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any
 
-from deploy.errors import StepFailed, WrongUse
-from deploy.pod.folder import read_json
+from deploy import border
+from deploy.border import Place
+from deploy.errors import BadAnswer, StepFailed, WrongUse
 from deploy.shell import CHUNK_BYTES, LocalShell, Shell
 
 Progress = Callable[[int, int], None]
@@ -25,6 +28,7 @@ SMALL_BYTES = 1 << 20  # such a file is one message over the connection that is 
 FIRST_BYTES = 64 << 10
 RANGE_BYTES = 1 << 20
 PIECE_BYTES = 32 << 20
+HASHED_AT_ONCE = 4096  # ranges in one request
 
 
 def no_progress(done_bytes: int, all_bytes: int) -> None:
@@ -55,23 +59,26 @@ class Range:
 def fetch(
     shell: Shell,
     source: PurePath,
-    destination: Path,
+    place: Place,
     *,
+    most_bytes: int = border.FILE_BYTES["result"],
     sha256: str | None = None,
+    expected_bytes: int | None = None,
     progress: Progress = no_progress,
 ) -> None:
     """Copy a file of the machine to the laptop. The destination changes in one step, after the bytes were verified.
 
-    Raises StepFailed when the bytes are not those of `sha256`; then nothing is left of them.
+    Until then they are in a `.part` beside it, which grows as they come. An interrupted copy goes on from there.
+    Raises BadAnswer when the file is larger than `most_bytes`, or not `expected_bytes` long, before a byte is written;
+    StepFailed when there is no room for it, or when the bytes are not those of `sha256`; then nothing is left of them.
     """
-    here = LocalShell()
+    here, destination = LocalShell(), place.path
     if isinstance(shell, LocalShell):
         _copy_here(shell, source, here, destination, sha256=sha256, progress=progress)
         return
     if sha256 and here.size(destination) is not None and here.sha256(destination) == sha256:
         return
-    path = str(source)
-    total, data = shell.calls([("size", {"path": path}), ("read", {"path": path, "limit": FIRST_BYTES})])
+    total, data = _beginning(shell, source, most_bytes, expected_bytes)
     if total <= SMALL_BYTES:
         data = data if total == len(data) else shell.read(source, 0, total)
         if sha256 not in (None, hashlib.sha256(data).hexdigest()):
@@ -81,12 +88,40 @@ def fetch(
         return
     wanted = sha256 or shell.hashes(source, [(0, total)])[0]  # a log may grow meanwhile
     part = _part(destination, wanted)
+    _refuse_without_room(source, part, total)
     for _ in range(2):  # a part that another hand spoiled is looked through once more
-        if _Fetching(shell, source, part, total).run(progress) == wanted:
-            here.replace(part, destination)
+        try:
+            found = _Fetching(shell, source, part, total).run(progress)
+        except _Shorter:
+            here.remove(part)
+            raise
+        if found == wanted:
+            here.replace(part, place.path)
             return
     here.remove(part)
     raise _wrong(source, wanted)
+
+
+def _beginning(shell: Shell, source: PurePath, most_bytes: int, expected_bytes: int | None) -> tuple[int, bytes]:
+    """How long a file of the machine is, within bounds, and its first bytes."""
+    path, what = str(source), f"{shell.name}: {source.name}"
+    total, data = shell.calls([("size", {"path": path}), ("read", {"path": path, "limit": FIRST_BYTES})])
+    total = border.size(total, f"{what}, its size", most_bytes)
+    if expected_bytes is not None and total != expected_bytes:
+        raise BadAnswer(f"{what} has {total} bytes, and its JSON says {expected_bytes}: nothing was copied")
+    if not isinstance(data, bytes) or len(data) > FIRST_BYTES:
+        raise BadAnswer(f"{what}: what was read of it is no bytes")
+    return total, data
+
+
+def _refuse_without_room(source: PurePath, part: Path, total: int) -> None:
+    here = LocalShell()
+    free, needed = here.free_bytes(part), total - (here.size(part) or 0)
+    if needed > free - border.RESERVE_BYTES:
+        raise StepFailed(
+            f"{source.name} has {total / border.GIB:.1f} GiB, and {part.parent} has room for "
+            f"{max(0, free - border.RESERVE_BYTES) / border.GIB:.1f} GiB: make room, and fetch it again"
+        )
 
 
 def push(
@@ -157,19 +192,29 @@ def send_pieces(
 
 
 def fetch_checkpoint(
-    shell: Shell, source: PurePath, about: dict[str, Any], destination: Path, progress: Progress = no_progress
+    shell: Shell, source: PurePath, about: dict[str, Any], place: Place, progress: Progress = no_progress
 ) -> None:
     """Fetch a checkpoint with the JSON beside it. The JSON is written last: a .pt without JSON is not whole.
 
     A checkpoint of a part of the data never takes the place of one of more of it.
     """
+    destination = place.path
     note = destination.with_suffix(".json")
-    _refuse_to_lose(destination, read_json(note), about)
-    if read_json(note).get("sha256") != about["sha256"]:
+    if note.is_symlink():
+        raise WrongUse(f"{note} is a symbolic link: remove it")
+    there = border.read_document(note)
+    _refuse_to_lose(destination, there, about)
+    if there.get("sha256") != about["sha256"]:
         with contextlib.suppress(FileNotFoundError):
             note.unlink()
-    fetch(shell, source, destination, sha256=about["sha256"], progress=progress)
+    most = border.FILE_BYTES["checkpoint"]
+    sha256, expected = about["sha256"], about.get("bytes")
+    fetch(shell, source, place, most_bytes=most, sha256=sha256, expected_bytes=expected, progress=progress)
     LocalShell().write(note, (json.dumps({**about, "file": destination.name}, indent=1) + "\n").encode("utf-8"))
+
+
+class _Shorter(StepFailed):
+    """The machine sent fewer bytes than it announced."""
 
 
 class _WrongPiece(Exception):
@@ -252,31 +297,40 @@ class _Fetching:
     def run(self, progress: Progress) -> str:
         """The SHA-256 of what is there at the end."""
         with _lanes(self.shell, self.size) as carry:
-            ranges = self._missing()
-            with open(self.part, "r+b") as self.file:
-                carry(iter(ranges), self._request, self._took, lambda: self.tally.tell(progress))
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            right = self._right()
+            descriptor = os.open(self.part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+            with open(descriptor, "r+b") as self.file:
+                if os.fstat(descriptor).st_size > self.size:
+                    self.file.truncate(self.size)
+                carry(self._missing(right), self._request, self._took, lambda: self.tally.tell(progress))
         return LocalShell().sha256(self.part)
 
-    def _missing(self) -> list[Range]:
-        here, ranges = LocalShell(), _split(self.size)
-        there = here.hashes(self.part, ranges, holes=True) if here.size(self.part) == self.size else [""] * len(ranges)
-        here.truncate(self.part, self.size)
-        candidates = [each for each, found in zip(ranges, there, strict=True) if found]
-        right = dict(zip(candidates, self.shell.hashes(self.source, candidates), strict=True)) if candidates else {}
-        missing = []
-        for each, found in zip(ranges, there, strict=True):
-            if found and right[each] == found:
-                self.tally.add(each[1])
+    def _right(self) -> set[int]:
+        """Where the ranges begin that an earlier copy brought already: by hashes on both sides, some at a time."""
+        here = LocalShell()
+        right: set[int] = set()
+        whole = _split(min(here.size(self.part) or 0, self.size) // RANGE_BYTES * RANGE_BYTES)
+        while some := list(islice(whole, HASHED_AT_ONCE)):
+            there = here.hashes(self.part, some, holes=True)
+            found = [(each, its) for each, its in zip(some, there, strict=True) if its]
+            wanted = self.shell.hashes(self.source, [each for each, _ in found]) if found else []
+            right |= {each[0] for (each, its), other in zip(found, wanted, strict=True) if its == other}
+        return right
+
+    def _missing(self, right: set[int]) -> Iterator[Range]:
+        for at, size in _split(self.size):
+            if at in right:
+                self.tally.add(size)
             else:
-                missing.append(Range(*each))
-        return missing
+                yield Range(at, size)
 
     def _request(self, part: Range) -> tuple[str, dict[str, Any]]:
         return "read", {"path": str(self.source), "offset": part.place, "limit": part.bytes}
 
     def _took(self, part: Range, value: bytes) -> None:
-        if len(value) < part.bytes:
-            raise StepFailed(f"{self.source} became shorter while it was copied")
+        if not isinstance(value, bytes) or len(value) != part.bytes:
+            raise _Shorter(f"{self.source} became shorter while it was copied")
         with self.lock:
             self.file.seek(part.place)
             self.file.write(value)
@@ -329,9 +383,9 @@ def _carry_here(
     report()
 
 
-def _split(size: int) -> list[tuple[int, int]]:
+def _split(size: int) -> Iterator[tuple[int, int]]:
     """(offset, bytes) of each range of so many bytes."""
-    return [(at, min(RANGE_BYTES, size - at)) for at in range(0, size, RANGE_BYTES)]
+    return ((at, min(RANGE_BYTES, size - at)) for at in range(0, size, RANGE_BYTES))
 
 
 def _part(destination: Any, version: str) -> Any:
@@ -399,7 +453,7 @@ def _refuse_to_lose(destination: Path, there: dict[str, Any], coming: dict[str, 
         return
     if not there and LocalShell().sha256(destination) == coming["sha256"]:
         return  # an earlier fetch that broke off before its JSON
-    here, new = there.get("fraction"), float(coming["fraction"])
+    here, new = there.get("fraction"), float(coming.get("fraction") or 0.0)
     if here is None and new < 1:
         raise WrongUse(
             f"{destination} is there, and nothing says how much data it saw; this checkpoint saw {new:.4g} of it: "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy import answers, checkpoints, home, reach, runs
-from deploy.errors import NoMachine
+from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse
 from deploy.launch import train
 from deploy.pod.folder import FINAL_STATES
 from deploy.reach import Reached
@@ -24,6 +24,7 @@ from deploy.show import Screen
 EVERY_S = 2
 # Each look asks where the machine is. RunPod grants 60 calls a minute to all that use the account, and ours are 15.
 ASKED_EVERY_S = {"runpod": 5}
+CEILING_S = 900.0  # for a run at max_usd to end, and to come home
 PAUSES_S = (15, 30, 60, 120, 300)
 
 
@@ -57,18 +58,29 @@ def fetch_checkpoint(
 def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max_usd: float | None) -> dict[str, Any]:
     """Stay with a run until it is done: its newest checkpoint comes home, and a machine that vanishes is replaced.
 
-    A run whose machines, all attempts together, have cost `max_usd` (None: the target's) is stopped.
+    A run whose machines, all attempts together, have cost `max_usd` (None: the target's) is stopped. That is counted by
+    the provider's price and this computer's clock; machines that do not stop then are released.
     """
     record = runs.get(project / "runs", run_id, target)
     max_usd = max_usd or load(project, record.target).target.max_usd
+    said = ""
     while True:
+        words = ""
         try:
             with reach.run(project, record.target, record.run_id) as reached:
-                record = _keep_home_current(reached, screen, max_usd)
-        except (NoMachine, LinkLost, MachineGone) as error:  # what that means for the run, the next look will tell
-            screen.say(error.message)
+                record = _keep_home_current(reached, screen)
+        except (NoMachine, StepFailed) as error:  # what that means for the run, the next look will tell
+            words = error.message
         except FileNotFoundError as error:  # a disk may go while files are fetched from it
-            screen.say(f"{error.filename} is not there any more")
+            words = f"{error.filename} is not there any more"
+        if words:
+            record = runs.get(project / "runs", record.run_id, record.target)  # with what it costs
+        if words not in ("", said):
+            screen.say(words)
+        said = words
+        if max_usd is not None and record.state not in FINAL_STATES and record.spend_usd >= max_usd:
+            screen.say(f"this run has cost ${record.spend_usd:.2f}, which is all that ${max_usd:g} allow")
+            record = _end_at_ceiling(project, record, screen)
         if record.state == "lost" and max_usd is not None and record.spend_usd >= max_usd:
             words = f"it has cost ${record.spend_usd:.2f}, which is all that ${max_usd:g} allow: it does not go on"
             screen.say(f"{answers.how_it_is(record)}; {words}")
@@ -101,21 +113,40 @@ def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
             time.sleep(pause)
 
 
-def _keep_home_current(reached: Reached, screen: Screen, max_usd: float | None) -> Record:
+def _end_at_ceiling(project: Path, record: Record, screen: Screen) -> Record:
+    """Stop the run and bring it home; where the machine does not do its part in time, release what is paid for."""
+    try:
+        with reach.run(project, record.target, record.run_id) as reached:
+            reached.shell.give_up_at = time.monotonic() + CEILING_S
+            reached = stop_run(reached, screen)
+            home.bring(reached, screen)
+            return reached.record
+    except (DeployError, OSError) as error:
+        screen.say(f"it could not be stopped ({error})")
+    with reach.target(project, record.target) as at:
+        for name in record.machines:
+            machine = at.machine(name)
+            if machine is not None and machine.usd_per_hour:
+                at.provider.release(machine)
+                at.forget(name)
+                screen.say(f"released {name}: what had not come home by then is lost")
+    reason = "it reached max_usd and could not be stopped"
+    return runs.update(project / "runs", record, state="expired", reason=reason)
+
+
+def _keep_home_current(reached: Reached, screen: Screen) -> Record:
     """One look at a watched run."""
     reached, _ = reached.look()
     if reached.machine is not None:
         found = checkpoints.whole(reached.shell, reached.folder)
         at_home = home.newest_checkpoint(reached)
         if found and (at_home is None or checkpoints.age(found[-1]) > checkpoints.age(at_home)):
-            about = home.bring_checkpoint(reached, found[-1], None, screen)
-            screen.say(f"{about['path']} (epoch {about['epoch']}, step {about['step']})")
+            try:
+                about = home.bring_checkpoint(reached, found[-1], None, screen)
+                screen.say(f"{about['path']} (epoch {about['epoch']}, step {about['step']})")
+            except WrongUse as error:  # it would take the place of a better one: no reason to leave the run alone
+                raise StepFailed(error.message) from error
         home.bring_record(reached)
-    if reached.record.state in FINAL_STATES:
-        if reached.machine is not None:
-            home.bring(reached, screen)
-    elif max_usd is not None and reached.record.spend_usd >= max_usd:
-        screen.say(f"this run has cost ${reached.record.spend_usd:.2f}, which is all that ${max_usd:g} allow")
-        reached = stop_run(reached, screen)
+    if reached.record.state in FINAL_STATES and reached.machine is not None:
         home.bring(reached, screen)
     return reached.record

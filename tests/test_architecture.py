@@ -35,6 +35,7 @@ LAPTOP = [
     "deploy.memory deploy.request",
     "deploy.settings deploy.phases",
     "deploy.machine",
+    "deploy.border",
     "deploy.errors",
     "deploy.pod",
 ]
@@ -85,7 +86,34 @@ DOORS = {
     "tomli": {"deploy/providers/runpod/key.py"},
     "tqdm": {"app/prepare.py"},
     "wandb": {"app/runtime/track.py"},
-    "yaml": {"deploy/settings.py"},
+    "yaml": {"app/config/compose.py", "deploy/settings.py"},
+}
+# The only files of the laptop that parse JSON or YAML, each with what it reads. What a machine says is border's.
+PARSES = {
+    "deploy/border/documents.py": "what a machine, a provider or a stranger's file says",
+    "deploy/data.py": "manifest.json beside the images, with a sentence for what does not fit",
+    "deploy/facts.py": "the output of this project's own app.config",
+    "deploy/plan.py": "its own words, on their way to plan.json",
+    "deploy/providers/runpod/events.py": "an event of RunPod's log stream, into a LogLine",
+    "deploy/providers/runpod/notes.py": "its own notes",
+    "deploy/providers/runpod/rest.py": "RunPod's answers, into Pod and Cluster",
+    "deploy/settings.py": "the user's own conf/deploy",
+}
+# The only files that write to the terminal.
+PRINTS = {
+    "deploy/show.py": "the screen, which shows escapes and does not obey them",
+    "deploy/shell/link.py": "the text of the agent, which runs on the machine",
+    "deploy/shell/host_keys.py": "a question about a host of the user's own configuration",
+    "tasks.py": "that it was interrupted",
+}
+# Who asks a machine for names, and what becomes of them.
+LISTS = {
+    "deploy/apps.py": "results: border.Name",
+    "deploy/checkpoints.py": "notes of checkpoints: border.checkpoint_note",
+    "deploy/home.py": "pictures: border.Name",
+    "deploy/reach.py": "only whether there are any",
+    "deploy/releasing.py": "runs of others, asked about on the machine",
+    "deploy/shell/base.py": "the verb itself",
 }
 STARTS_PROCESSES = {
     "bootstrap.py",
@@ -269,6 +297,24 @@ def test_processes_are_started_in_few_places() -> None:
     assert found <= STARTS_PROCESSES, found - STARTS_PROCESSES
 
 
+@pytest.mark.parametrize(
+    ("what", "doors"),
+    [
+        (r"\bjson\.loads?\(|\byaml\.\w*load|OmegaConf\.load|\.json\(\)", PARSES),
+        (r"(?<![\w.])print\(|console\.(print|file)|std(out|err)\.write", PRINTS),
+        (r"\.listdir\(|call\(\"listdir", LISTS),
+    ],
+    ids=["parses", "prints", "lists"],
+)
+def test_what_a_machine_says_comes_in_by_the_border(what: str, doors: dict[str, str]) -> None:
+    """Each other file is handed typed values, and hands text to the screen. A door that is none is struck out."""
+    laptop = [path for path in sources("deploy", "tasks.py") if "pod" not in path.parts]
+    found = {
+        path.relative_to(PROJECT).as_posix() for path in laptop if re.search(what, path.read_text(encoding="utf-8"))
+    }
+    assert found == set(doors)
+
+
 def test_process_groups_are_made_in_one_place() -> None:
     users = {
         name_of(path)
@@ -291,7 +337,7 @@ def test_process_groups_are_made_in_one_place() -> None:
         (
             ("app",),
             {"faiss", "hydra", "numba", "numpy", "nvidia", "omegaconf", "onnx", "onnxruntime", "PIL", "pyarrow"}
-            | {"scipy", "simplejpeg", "torch", "tqdm", "wandb"},
+            | {"scipy", "simplejpeg", "torch", "tqdm", "wandb", "yaml"},
         ),
         (("bootstrap.py",), set()),
     ],

@@ -15,6 +15,7 @@ from app.config.schema import Config, defaults
 from app.errors import WrongUse
 from app.files import write_text
 
+SAVED_BYTES = 1 << 20  # of a config.yaml
 HARMLESS = ("backbone.gradient_checkpointing",)  # changes what a network costs, not what it says
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -60,13 +61,46 @@ def load(overrides: Sequence[str], *, base: Path | None = None) -> Config:
 
 
 def _saved(path: Path) -> Any:
-    """A run's own config.yaml. Raises WrongUse for one that is damaged."""
+    """A run's own config.yaml, as plain values: it may come from a stranger's machine.
+
+    Raises WrongUse for one that is damaged, too large, or that holds aliases or interpolations, which we never write.
+    """
     from omegaconf import OmegaConf
 
     try:
-        return OmegaConf.load(path)
+        with path.open("rb") as file:
+            text = file.read(SAVED_BYTES + 1)
+        values = _plain(text) if len(text) <= SAVED_BYTES else None
     except Exception as error:  # of the YAML reader, whose errors have nothing in common
         raise WrongUse(f"{path} is no configuration of a run; copy it again from where the run was") from error
+    if not isinstance(values, dict):
+        raise WrongUse(f"{path} is no configuration of a run; copy it again from where the run was")
+    if (found := _interpolation(values)) is not None:
+        raise WrongUse(f"{path} holds the interpolation {found[:80]!r}; put the value itself there")
+    return OmegaConf.create(values)
+
+
+def _plain(text: bytes) -> Any:
+    """YAML without aliases, whose few bytes may stand for billions of values."""
+    import yaml
+
+    class Plain(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.events.AliasEvent):
+                raise yaml.YAMLError("an alias")
+            return super().compose_node(parent, index)
+
+    return yaml.load(text, Loader=Plain)  # noqa: S506 - a safe loader
+
+
+def _interpolation(value: Any) -> str | None:
+    """The first text in it that OmegaConf would look up elsewhere, such as in the environment."""
+    if isinstance(value, str):
+        return value if "${" in value else None
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    inner = value if isinstance(value, list) else []
+    return next((found for each in inner if (found := _interpolation(each)) is not None), None)
 
 
 def save_resolved(config: Config, path: Path) -> None:

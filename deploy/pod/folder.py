@@ -58,6 +58,14 @@ class Root:
         self.guard_lock = path / "guard.lock"
 
 
+def private_folder(path: Path) -> None:
+    """Make a folder that only its owner enters, whatever the umask; one that is there becomes one."""
+    path.mkdir(parents=True, exist_ok=True)
+    if os.name == "posix" and path.stat().st_mode & 0o077:
+        with contextlib.suppress(OSError):  # of another user, who decides
+            os.chmod(path, 0o700)
+
+
 def write_bytes(path: Path, data: bytes, durable: bool = True, mode: int = 0o666) -> None:
     """Replace a file in one step: a reader sees the old bytes or the new ones, never a mixture.
 
@@ -65,12 +73,17 @@ def write_bytes(path: Path, data: bytes, durable: bool = True, mode: int = 0o666
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-        file.write(data)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    replace(part, path)
+    try:
+        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        replace(part, path)
+    except OSError:  # such as a full disk: the old file stays, and nothing lies beside it
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
 
 
 def replace(part: Path, path: Path) -> None:
@@ -122,6 +135,6 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         with open_shared(path) as file:
             value = json.loads(file.read())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -14,6 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 LENGTHS = struct.Struct(">II")
+HEAD_BYTES = 1 << 20  # of the JSON of an answer
+BODY_BYTES = 8 << 20  # of what follows it
+LINE_BYTES = 64 << 10  # of a command's output, in one message; a longer line comes in several
 # What an agent says first. Whatever a login script printed before it is skipped.
 GREETING = b"\0sniperface agent 1\0"
 
@@ -26,6 +29,18 @@ def pack(head: dict[str, Any], body: bytes | memoryview = b"") -> bytes:
     """The bytes in front of `body`, which is sent by itself: it may be large, and copying it costs."""
     text = json.dumps(head).encode("utf-8")
     return LENGTHS.pack(len(text), len(body)) + text
+
+
+class Misspoken(Exception):
+    """The other side sends what is no message of ours."""
+
+
+def lengths(read_into: Callable[[memoryview], int]) -> tuple[int, int]:
+    """The lengths of the next answer; raises Misspoken for more than an answer may have, before any of it is read."""
+    head, body = LENGTHS.unpack(exactly(read_into, LENGTHS.size))
+    if head > HEAD_BYTES or body > BODY_BYTES:
+        raise Misspoken(f"a message of {head} and {body} bytes")
+    return head, body
 
 
 def unpack(read_into: Callable[[memoryview], int]) -> tuple[dict[str, Any], bytes]:

@@ -22,6 +22,10 @@ class Busy(Exception):
         self.holder = holder
 
 
+def _private(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)
+
+
 class Lock:
     """`with Lock(path, {"run_id": ...}).acquire():` holds the lock or raises Busy. The system frees it at death.
 
@@ -36,7 +40,7 @@ class Lock:
 
     def acquire(self) -> Lock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(self.path, "a+b")  # noqa: SIM115 - held open for as long as the lock is
+        file = open(self.path, "a+b", opener=_private)  # noqa: SIM115 - held open for as long as the lock is
         for look in range(10):
             if _try_lock(file):
                 break

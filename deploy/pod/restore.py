@@ -16,21 +16,41 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from deploy.pod import metrics, places
 from deploy.pod.folder import RunFolder, replace, tell_json, write_bytes
 from deploy.pod.whole import SYNCED
 
+CHECKPOINT = re.compile(r"epoch_[A-Za-z0-9_-]{1,60}\.pt")
+NOTE_BYTES = 256 << 10
+TOLD_BYTES = 1 << 30  # of a log, or of metrics
+MOST_NOTES = 1000
 JOINT_BYTES = 1024  # so many of a log are found again in its copied end
 GAP = b"[what the log said in between was on a machine that is gone]\n"
 
 
 class NotRestored(Exception):
     """One sentence that a person can act on."""
+
+
+class Bounded(io.RawIOBase):
+    """Takes at most so many bytes: others may write to the place that they come from."""
+
+    def __init__(self, target: IO[bytes], most: int, name: str) -> None:
+        self.target = target
+        self.left = most
+        self.name = name
+
+    def write(self, data: Any) -> int:
+        self.left -= len(data)
+        if self.left < 0:
+            raise NotRestored(f"{self.name} has more bytes than it should have")
+        return self.target.write(data)
 
 
 def main(argv: list[str]) -> int:
@@ -65,7 +85,8 @@ def look(folder: RunFolder, place: places.Place) -> dict[str, Any]:
     above = f"{folder.run_id}/{folder.checkpoints.name}"
     sizes = place.listing(above)
     notes, damaged = [], []
-    for name in sorted(name for name in sizes if name.endswith(".json") and not name.startswith(".")):
+    listed = sorted(name for name in sizes if name.endswith(".json") and not name.startswith("."))
+    for name in listed[-MOST_NOTES:]:
         note = _json(place, f"{above}/{name}")
         file = f"{Path(name).stem}.pt"
         if not _describes(note, file):
@@ -87,6 +108,8 @@ def look(folder: RunFolder, place: places.Place) -> dict[str, Any]:
 
 def take(folder: RunFolder, place: places.Place, file: str, sync_to: str) -> dict[str, Any]:
     """One checkpoint, verified on its way: the file, then its JSON, then `latest`; whole or not there."""
+    if not CHECKPOINT.fullmatch(file):
+        raise NotRestored(f"{ascii(file)[:100]} is no name of a checkpoint")
     above = f"{folder.run_id}/{folder.checkpoints.name}"
     about = Path(folder.checkpoints / file).with_suffix(".json")
     note = _json(place, f"{above}/{about.name}")
@@ -96,7 +119,7 @@ def take(folder: RunFolder, place: places.Place, file: str, sync_to: str) -> dic
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
         with open(part, "wb") as writer:
-            found = place.get(f"{above}/{file}", writer)
+            found = place.get(f"{above}/{file}", cast("IO[bytes]", Bounded(writer, note["bytes"], file)))
             writer.flush()
             os.fsync(writer.fileno())
         if found != note["sha256"]:
@@ -147,25 +170,26 @@ def joined(beginning: bytes, tail: bytes) -> bytes:
 
 def _describes(note: dict[str, Any], file: str) -> bool:
     """Whether a JSON from outside is that of this file, with everything that is relied on."""
-    numbers = all(isinstance(note.get(key), int) for key in ("epoch", "step", "bytes"))
-    return numbers and note.get("file") == file and isinstance(note.get("sha256"), str)
+    numbers = all(isinstance(note.get(key), int) and note[key] >= 0 for key in ("epoch", "step", "bytes"))
+    is_named = note.get("file") == file and CHECKPOINT.fullmatch(file) is not None
+    return numbers and is_named and isinstance(note.get("sha256"), str)
 
 
 def _json(place: places.Place, name: str) -> dict[str, Any]:
     """{} where it is not there or not whole; a place that cannot be read is another matter."""
     try:
-        text = _read(place, name)
-    except FileNotFoundError:
+        text = _read(place, name, NOTE_BYTES)
+    except (FileNotFoundError, NotRestored):
         return {}
     value = None
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(text)
     return value if isinstance(value, dict) else {}
 
 
-def _read(place: places.Place, name: str) -> bytes:
+def _read(place: places.Place, name: str, most: int = TOLD_BYTES) -> bytes:
     target = io.BytesIO()
-    place.get(name, target)
+    place.get(name, cast("IO[bytes]", Bounded(target, most, name)))
     return target.getvalue()
 
 

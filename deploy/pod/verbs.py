@@ -16,12 +16,14 @@ import sys
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deploy.pod import folder, processes
+from deploy.pod.frames import BODY_BYTES, LINE_BYTES
 
-CHUNK_BYTES = 8 << 20
+CHUNK_BYTES = BODY_BYTES
 NO_LIMIT_BYTES = 1 << 50  # what cgroups tell where there is no limit is larger than any memory
 
 
@@ -50,18 +52,21 @@ def run(
         except subprocess.TimeoutExpired:
             processes.kill_tree(process.pid)
             stdout, stderr = process.communicate()
-            raise Overdue(stderr or stdout) from None
+            raise Overdue((stderr or stdout)[-LINE_BYTES:]) from None
         except BaseException:
             processes.kill_tree(process.pid)
             raise
+    if len(stdout) + len(stderr) > BODY_BYTES:
+        raise OSError(errno.EFBIG, f"it said more than {BODY_BYTES} bytes", argv[0])
     return process.returncode, stdout, stderr
 
 
 def lines(argv: Sequence[str], cwd: str | None = None) -> Generator[bytes, None, int]:
-    """The output of a command, line by line while it runs; returns its exit code."""
+    """The output of a command, line by line while it runs, a long line in pieces; returns its exit code."""
     with _popen(argv, cwd, None, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT) as process, _awaited(process.pid):
         try:
-            yield from process.stdout or ()
+            if process.stdout:
+                yield from iter(partial(process.stdout.readline, LINE_BYTES), b"")
         except BaseException:
             processes.kill_tree(process.pid)
             raise

@@ -246,7 +246,8 @@ class DockerProvider:
         """As the engine describes it. Its host keys come from its log: the engine is who we trust already."""
         ports = (container.attrs["NetworkSettings"].get("Ports") or {}).get(SSH_PORT) or []
         log = _log(container) if log is None else log
-        keys = [line.removeprefix(HOST_KEY).strip() for line in log.splitlines() if line.startswith(HOST_KEY)]
+        told = [line.removeprefix(HOST_KEY).strip() for line in log.splitlines() if line.startswith(HOST_KEY)]
+        keys = [key for key in told if len(key) < 4000 and key.isprintable()]
         address = Address(
             host=self._ssh_host(),
             port=int(ports[0]["HostPort"]) if ports else None,

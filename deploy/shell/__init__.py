@@ -7,10 +7,20 @@ from pathlib import Path
 
 from deploy.machine import Machine
 from deploy.shell.base import CHUNK_BYTES, EVIDENCE_LINES, Result, Shell
-from deploy.shell.link import LinkLost, MachineGone
+from deploy.shell.link import LinkLost, MachineGone, Misbehaves
 from deploy.shell.local import LocalShell
 
-__all__ = ["CHUNK_BYTES", "EVIDENCE_LINES", "LinkLost", "LocalShell", "MachineGone", "Result", "Shell", "open_shell"]
+__all__ = [
+    "CHUNK_BYTES",
+    "EVIDENCE_LINES",
+    "LinkLost",
+    "LocalShell",
+    "MachineGone",
+    "Misbehaves",
+    "Result",
+    "Shell",
+    "open_shell",
+]
 
 
 def open_shell(machine: Machine, notes: Path, find: Callable[[], Machine | None] | None = None) -> Shell:

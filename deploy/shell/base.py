@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from deploy.errors import StepFailed
+from deploy import border
+from deploy.errors import BadAnswer, StepFailed
 from deploy.machine import Hardware
 from deploy.pod.verbs import CHUNK_BYTES
 
 __all__ = ["CHUNK_BYTES", "EVIDENCE_LINES", "Result", "Shell"]
 
 EVIDENCE_LINES = 10
+LONGEST_LINE_BYTES = CHUNK_BYTES
+MOST_LOSSES = 20  # of a connection, while one command is started again and again
+HASHED_AT_ONCE = 8192  # ranges in one request: the answer has room in one message
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,9 @@ class Shell:
     How a verb gets to the machine (`deploy/pod/verbs.py`) and its answer back is what LocalShell and SshShell add.
     """
 
+    name = "this computer"  # in messages
     patience_s = 60.0  # how long a lost connection is sought again
+    give_up_at = math.inf  # by the monotonic clock: beyond it nothing is waited for, whatever the machine does
     on_loss: Callable[[str], None] = staticmethod(lambda _: None)  # told when it breaks, and when it is back
 
     def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
@@ -104,17 +111,18 @@ class Shell:
         `again`: the command may be started once more when the connection breaks; its lines then begin anew.
         """
         seen: list[str] = []
-        lines = self.lines(argv, cwd)
+        lines, losses = _whole_lines(self.lines(argv, cwd)), 0
         while True:
             try:
-                line = next(lines).decode("utf-8", errors="replace").rstrip("\r\n")
+                line = next(lines)
             except StopIteration as end:
-                code = int(end.value)
+                code = border.whole(end.value, self._answer("lines"), -(1 << 32), 1 << 32)
                 break
             except StepFailed as failed:
-                if not (again and self.is_loss(failed)):
+                losses += 1
+                if not (again and losses < MOST_LOSSES and self.is_loss(failed)):
                     raise
-                lines = self.lines(argv, cwd)
+                lines = _whole_lines(self.lines(argv, cwd))
                 continue
             seen = [*seen[1 - EVIDENCE_LINES :], line]
             yield line
@@ -127,27 +135,41 @@ class Shell:
 
     def spawn(self, argv: Sequence[str], *, cwd: PurePath) -> int:
         """Start a process that outlives this one and its terminal; its pid."""
-        return int(self.call("spawn", again=False, argv=list(argv), cwd=str(cwd)))
+        pid = self.call("spawn", again=False, argv=list(argv), cwd=str(cwd))
+        return border.whole(pid, self._answer("spawn"), 0, 1 << 32)
 
     def which(self, program: str) -> str | None:
-        found: str | None = self.call("which", program=program)
-        return found
+        found = self.call("which", program=program)
+        return None if found is None else border.path_text(found, self._answer("which"))
 
     def hardware(self) -> Hardware:
         """Cores and memory; which GPUs a job can use is asked by `devices.ask`."""
-        return Hardware(**self.call("hardware"))
+        told, what = border.mapping(self.call("hardware"), self._answer("hardware")), self._answer("hardware")
+        memory, shm = told.get("memory_bytes"), told.get("shm_bytes")
+        return Hardware(
+            gpus=border.whole(told.get("gpus"), f"{what}, gpus", 0, 1024),
+            cores=border.whole(told.get("cores"), f"{what}, cores", 1, 1 << 16),
+            memory_bytes=None if memory is None else border.size(memory, f"{what}, memory_bytes", 1 << 60),
+            shm_bytes=None if shm is None else border.size(shm, f"{what}, shm_bytes", 1 << 60),
+        )
 
     def environment(self) -> dict[str, str]:
         """Names and values that a command gets on the machine."""
-        return dict(self.call("environment"))
+        return border.strings(self.call("environment"), self._answer("environment"))
 
     def expand(self, path: str) -> str:
         """A path of the machine with ~ at its beginning as an absolute one."""
-        return str(self.call("expand", path=path))
+        return border.path_text(self.call("expand", path=path), self._answer("expand"))
 
     def read(self, path: PurePath, offset: int = 0, limit: int | None = None) -> bytes:
-        """Bytes of a file from an offset; empty behind its end; FileNotFoundError when it is not there."""
-        data: bytes = self.call("read", path=str(path), offset=offset, limit=limit)
+        """Bytes of a file from an offset, at most `limit` or CHUNK_BYTES; empty behind its end.
+
+        Raises FileNotFoundError when it is not there.
+        """
+        limit = CHUNK_BYTES if limit is None else limit
+        data = self.call("read", path=str(path), offset=offset, limit=limit)
+        if not isinstance(data, bytes) or len(data) > limit:
+            raise BadAnswer(f"{self._answer('read')} is not at most {limit} bytes")
         return data
 
     def write(self, path: PurePath, data: bytes, *, private: bool = False) -> None:
@@ -167,44 +189,73 @@ class Shell:
         SHA-256), what it says, and then the answer is no."""
         ranges = [list(each) for each in holding]
         try:
-            return bool(self.call("replace", source=str(source), destination=str(destination), holding=ranges))
+            return self.call("replace", source=str(source), destination=str(destination), holding=ranges) is True
         except FileNotFoundError:  # asked for twice over a broken connection: the first time did it
             if self.size(destination) is None:
                 raise
             return True
 
     def size(self, path: PurePath) -> int | None:
-        size: int | None = self.call("size", path=str(path))
-        return size
+        size = self.call("size", path=str(path))
+        return None if size is None else border.size(size, self._answer("size"))
 
     def sha256(self, path: PurePath) -> str:
-        return str(self.call("sha256", path=str(path)))
+        return border.sha256(self.call("sha256", path=str(path)), self._answer("sha256"))
 
     def hashes(self, path: PurePath, ranges: Sequence[tuple[int, int]], *, holes: bool = False) -> list[str]:
         """SHA-256 of each (offset, length) of a file; with `holes`, '' for a range that was never written to."""
-        return list(self.call("hashes", path=str(path), ranges=[list(each) for each in ranges], holes=holes))
+        found: list[str] = []
+        for first in range(0, len(ranges), HASHED_AT_ONCE):
+            asked = [list(each) for each in ranges[first : first + HASHED_AT_ONCE]]
+            told = self.call("hashes", path=str(path), ranges=asked, holes=holes)
+            found += border.hashes(told, len(asked), self._answer("hashes"), holes)
+        return found
 
     def listdir(self, path: PurePath) -> list[str]:
-        return list(self.call("listdir", path=str(path)))
+        """The names in a folder; none where there is no such folder. A name may be anything: see `border.Name`."""
+        return border.names(self.call("listdir", path=str(path)), self._answer("listdir"))
 
     def remove(self, path: PurePath) -> None:
         """Remove a file or a folder; removing what is gone is success."""
         self.call("remove", path=str(path))
 
     def free_bytes(self, path: PurePath) -> int:
-        return int(self.call("free_bytes", path=str(path)))
+        return border.size(self.call("free_bytes", path=str(path)), self._answer("free_bytes"), 1 << 62)
 
     def in_ram(self, path: PurePath) -> bool:
         """Whether a file there would take memory instead of disk."""
-        return bool(self.call("in_ram", path=str(path)))
+        return self.call("in_ram", path=str(path)) is True
 
     def memory_used_bytes(self) -> int:
         """What counts against the machine's memory limit already."""
-        return int(self.call("memory_used_bytes"))
+        return border.size(self.call("memory_used_bytes"), self._answer("memory_used_bytes"), 1 << 62)
 
     def clock(self) -> float:
         """The machine's own time, in Unix seconds: heartbeats are compared with it."""
-        return float(self.call("clock"))
+        return border.number(self.call("clock"), self._answer("clock"), 0, 1e11)
+
+    def _answer(self, verb: str) -> str:
+        """In messages."""
+        return f"{self.name}: its answer to {verb}"
+
+
+def _whole_lines(pieces: Generator[bytes, None, Any]) -> Generator[str, None, Any]:
+    """Lines as text, put together from pieces; returns what `pieces` returns."""
+    line = b""
+    while True:
+        try:
+            line += next(pieces)
+        except StopIteration as end:
+            if line:
+                yield _text_of(line)
+            return end.value
+        if line.endswith(b"\n") or len(line) > LONGEST_LINE_BYTES:
+            yield _text_of(line)
+            line = b""
+
+
+def _text_of(line: bytes) -> str:
+    return line.decode("utf-8", errors="replace").rstrip("\r\n")
 
 
 def name_of(argv: Sequence[str]) -> str:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploy import border
 from deploy.errors import StepFailed, WrongUse
 from deploy.machine import Address, Machine
 from deploy.pod import folder
 
 if TYPE_CHECKING:
     from paramiko import PKey, SSHClient
+
+MACHINE_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def fingerprint(key: bytes) -> str:
@@ -39,8 +43,9 @@ class HostKeys:
         assert machine.address is not None
         self.machine = machine
         self.address: Address = machine.address
-        self.seen = notes / "ssh" / f"{machine.name}.known_hosts"
-        self.alias = f"sniperface-{machine.name}"
+        name = border.Name(machine.name, "the provider", like=MACHINE_NAME)
+        self.seen = notes / "ssh" / f"{name}.known_hosts"
+        self.alias = f"sniperface-{name}"
         self.ask = ask or _ask
         self._gateways: dict[str, PKey] = {}
 
@@ -68,7 +73,9 @@ class HostKeys:
         lines = [f"{name} {each.get_name()} {each.get_base64()}\n" for name, each in [*kept, *keys.items()]]
         text = "".join(lines).encode("ascii")
         if not self.seen.exists() or self.seen.read_bytes() != text:
-            folder.write_bytes(self.seen, text)
+            folder.private_folder(self.seen.parent.parent)
+            folder.private_folder(self.seen.parent)
+            folder.write_bytes(self.seen, text, mode=0o600)
 
     def changed(self, host: str, found: PKey) -> StepFailed:
         """The sentence that stops everything."""

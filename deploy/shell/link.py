@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import itertools
-import queue
+import math
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from deploy.errors import StepFailed
+from deploy import border
+from deploy.errors import BadAnswer, StepFailed
 from deploy.pod import agent, folder, frames, processes, rendezvous, snapshots, verbs
 from deploy.pod.agent import WITH_BODY
-from deploy.pod.frames import GREETING, Ended, pack
+from deploy.pod.frames import BODY_BYTES, GREETING, LINE_BYTES, Ended, Misspoken, exactly, lengths, pack
 
 # A beat is due every two seconds; a line that is silent for so long is dead, whatever the system thinks of it.
 SILENCE_S = 8.0
+QUEUE_BYTES = 4 << 20  # of an answer in many messages that nobody has taken yet; then the machine has to wait
+QUEUE_MESSAGES = 4096
+# A beat says that the machine lives, not that it will ever answer: each answer has a limit of its own.
+ANSWER_S = 60.0
+LONG_ANSWER_S = 600.0  # of verbs that work on whole files or folders
+LONG = {
+    "hashes", "sha256", "replace", "truncate", "remove", "place_snapshot", "snapshot_state", "open_rendezvous",
+    "reach_rendezvous", "hardware",
+}  # fmt: skip
+SLOWEST_BYTES_PER_S = 16 << 10  # of a body on its way to the machine
+FOR_EVER_S = 7 * 86400.0  # a command that tells its lines as they come, such as one that prepares data
 GREETING_LIMIT_S = 30.0  # login scripts may be slow
 CHATTER_BYTES = 64 << 10  # what a login script may print before the agent speaks
 NOT_FOUND, TOO_OLD = 127, 86  # exit codes: of every command interpreter, and ours
@@ -27,6 +40,14 @@ BOOTSTRAP = "python3 -IS -c 'import sys;exec(sys.stdin.buffer.read(int(sys.stdin
 
 class LinkLost(StepFailed):
     """The connection broke, or the other side fell silent: worth another try."""
+
+
+class Misbehaves(LinkLost):
+    """The machine is reached, and what it sends is no answer: asking again would not help."""
+
+
+class NoAnswer(LinkLost):
+    """The machine lives, by its beats, and did not answer in time."""
 
 
 class MachineGone(StepFailed):
@@ -81,29 +102,78 @@ sys.modules["deploy.pod.agent"].main()
     return b"%d\n" % len(source) + source
 
 
+def limit_of(verb: str, arguments: Mapping[str, Any], body_bytes: int) -> float:
+    """How many seconds an answer may take, beats or not."""
+    if verb == "lines":
+        return FOR_EVER_S
+    own_s = float(arguments.get("limit_s", 60)) if verb == "run" else 0.0
+    return own_s + (LONG_ANSWER_S if verb in LONG else ANSWER_S) + body_bytes / SLOWEST_BYTES_PER_S
+
+
+def most_of(verb: str, arguments: Mapping[str, Any]) -> int:
+    """How many bytes may follow the JSON of an answer."""
+    if verb == "read":
+        limit = arguments.get("limit")
+        return BODY_BYTES if limit is None else min(BODY_BYTES, limit)
+    return {"run": BODY_BYTES, "lines": LINE_BYTES}.get(verb, 0)
+
+
 class Pending:
     """An answer that is on its way."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, verb: str = "", limit_s: float = math.inf, most_bytes: int = 0) -> None:
         self.link = link
+        self.verb = verb
+        self.limit_s = limit_s
+        self.most_bytes = most_bytes
         self.sent = time.monotonic()
-        self.messages: queue.SimpleQueue[tuple[dict[str, Any], bytes] | None] = queue.SimpleQueue()
+        self._messages: deque[tuple[dict[str, Any], bytes]] = deque()
+        self._bytes = 0
+        self._is_over = False
+        self._changed = threading.Condition()
+
+    def put(self, head: dict[str, Any], body: bytes) -> None:
+        """Called by the listening thread, which waits here while too much is waiting to be taken."""
+        with self._changed:
+            while self._bytes > QUEUE_BYTES or len(self._messages) > QUEUE_MESSAGES:
+                if self.link.broken:
+                    return
+                self.link.heard = time.monotonic()  # it is this side that is slow
+                self._changed.wait(0.5)
+            self._messages.append((head, body))
+            self._bytes += len(body)
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """There will be no more."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
 
     def next(self) -> tuple[dict[str, Any], bytes]:
-        """The next message of the answer; LinkLost when there will be none."""
-        while True:
-            try:
-                message = self.messages.get(timeout=0.5)  # Windows would not hear Ctrl-C in a wait without a limit
-            except queue.Empty:
-                continue
-            if message is None:
-                raise LinkLost(f"the connection broke: {self.link.broken}", evidence=self.link.stream.complaint())
-            return message
+        """The next message of the answer; LinkLost when there will be none, or when its time is over."""
+        with self._changed:
+            while not self._messages:
+                if self._is_over:
+                    kind = Misbehaves if self.link.misbehaves else LinkLost
+                    raise kind(f"the connection broke: {self.link.broken}", evidence=self.link.stream.complaint())
+                until = min(self.sent + self.limit_s, self.link.give_up_at)
+                if time.monotonic() > until:
+                    break
+                self._changed.wait(0.5)  # Windows would not hear Ctrl-C in a wait without a limit
+            else:
+                message = self._messages.popleft()
+                self._bytes -= len(message[1])
+                self._changed.notify_all()
+                return message
+        waited_s = time.monotonic() - self.sent
+        self.link.fail(f"no answer to {self.verb} within {waited_s:.0f} s")
+        raise NoAnswer(f"the machine is there, and did not answer to {self.verb} within {waited_s:.0f} s")
 
     def result(self) -> Any:
         """The value, or the error that the verb raised there."""
         head, body = self.next()
-        return value_of(head, body)
+        return self.link.value_of(head, body)
 
 
 class Link:
@@ -116,6 +186,8 @@ class Link:
         self.stream = stream
         self.heard = time.monotonic()
         self.broken: str | None = None
+        self.misbehaves = False  # it broke because of what the machine sent
+        self.give_up_at = math.inf  # by the monotonic clock: nothing is waited for beyond it
         self.round_trip_s = GREETING_LIMIT_S  # the shortest so far, the agent's work included
         self._chatter = bytearray()
         self._left = bytearray()
@@ -139,12 +211,12 @@ class Link:
     def submit(self, verb: str, **arguments: Any) -> Pending:
         """Send a request without waiting for the answer."""
         body = arguments.pop(WITH_BODY[verb], b"") if verb in WITH_BODY else b""
-        pending = Pending(self)
+        pending = Pending(self, verb, limit_of(verb, arguments, len(body)), most_of(verb, arguments))
         with self._lock:
             number = next(self._numbers)
             self._pending[number] = pending
             if self.broken:
-                pending.messages.put(None)
+                pending.end()
         with self._sending:
             self._write(pack({"id": number, "verb": verb, "args": arguments}, body))
             if body:
@@ -157,16 +229,17 @@ class Link:
         while True:
             head, body = pending.next()
             if not head.get("more"):
-                return value_of(head, body)
+                return self.value_of(head, body)
             yield body
 
     def fail(self, why: str) -> None:
         """Give up this link: every answer that is waited for becomes LinkLost."""
         with self._lock:
             self.broken = self.broken or why
-            for pending in self._pending.values():
-                pending.messages.put(None)
+            given_up = list(self._pending.values())
             self._pending.clear()
+        for pending in given_up:
+            pending.end()
         self._ended.set()
         self.stream.close()
 
@@ -184,7 +257,9 @@ class Link:
                 raise NoAgent("a login script on the machine prints without end", evidence=last_lines(self._chatter))
             said = [*last_lines(self._chatter), *self.stream.complaint()]
             if self._exit_code is None:
-                raise LinkLost(f"the connection broke: {self.broken}", evidence=said)
+                raise (Misbehaves if self.misbehaves else LinkLost)(
+                    f"the connection broke: {self.broken}", evidence=said
+                )
             raise NoAgent(_why(self._exit_code, said), evidence=said)
 
     def _write(self, data: bytes | memoryview) -> None:
@@ -208,9 +283,12 @@ class Link:
             self._skip_chatter()
             self._greeted.set()
             while True:
-                self._deliver(*frames.unpack(self._read_into))
+                self._deliver()
         except Ended as ended:
             why = str(ended)
+        except Misspoken as misspoken:
+            self.misbehaves = True
+            why = f"the machine does not speak our language ({misspoken})"
         except (OSError, EOFError, ValueError) as error:
             why = str(error) or type(error).__name__
         if not self._greeted.is_set():
@@ -237,29 +315,62 @@ class Link:
             self._chatter += view[:count]
         self._left = self._chatter[at + len(GREETING) :]
 
-    def _deliver(self, head: dict[str, Any], body: bytes) -> None:
-        if "id" not in head:
+    def _deliver(self) -> None:
+        """Read one message, and hand it to who waits for it. What is no message of ours raises Misspoken."""
+        head_bytes, body_bytes = lengths(self._read_into)
+        try:
+            frame = border.frame(exactly(self._read_into, head_bytes))
+        except BadAnswer as error:
+            raise Misspoken(error.message) from error
+        if frame.number is None:
+            if body_bytes:
+                raise Misspoken("a beat with a body")
             return
+        pending = self._awaited(frame.number, frame.more)
+        if body_bytes > pending.most_bytes and not (frame.head.get("overdue") and body_bytes <= LINE_BYTES):
+            raise Misspoken(f"{body_bytes} bytes as an answer to {pending.verb}")
+        body = exactly(self._read_into, body_bytes)
+        self.round_trip_s = min(self.round_trip_s, time.monotonic() - pending.sent)
+        pending.put(frame.head, body)
+
+    def _awaited(self, number: int, more: bool) -> Pending:
         with self._lock:
-            pending = self._pending.get(head["id"])
-            if not head.get("more"):
-                self._pending.pop(head["id"], None)
-        if pending:
-            self.round_trip_s = min(self.round_trip_s, time.monotonic() - pending.sent)
-            pending.messages.put((head, body))
+            pending = self._pending.get(number) if more else self._pending.pop(number, None)
+        if pending is None:
+            raise Ended("closed") if self.broken else Misspoken("an answer to nothing")
+        if more and pending.verb != "lines":
+            raise Misspoken(f"half an answer to {pending.verb}")
+        return pending
 
+    def value_of(self, head: dict[str, Any], body: bytes) -> Any:
+        """The value that an answer holds; raises what the verb raised."""
+        if "error" in head:
+            told = head["error"]
+            if not isinstance(told, dict) or not isinstance(told.get("errno"), int | None):
+                raise self._misspoken("an error without a number")
+            try:
+                words, path = (border.text(told.get(key) or "", "an error", 300) for key in ("text", "path"))
+            except BadAnswer as error:
+                raise self._misspoken("an error without words") from error
+            raise OSError(told["errno"], words, path or None)
+        if head.get("overdue"):
+            raise verbs.Overdue(body)
+        if "ended" in head:
+            ended = head["ended"]
+            if not isinstance(ended, list) or not all(type(each) is int for each in ended) or len(ended) != 2:
+                raise self._misspoken("an end without an exit code")
+            exit_code, split = ended
+            return exit_code, body[: max(0, split)], body[max(0, split) :]
+        if head.get("bytes"):
+            return body
+        if "value" not in head:
+            raise self._misspoken("an answer without a value")
+        return head["value"]
 
-def value_of(head: dict[str, Any], body: bytes) -> Any:
-    """The value that an answer holds; raises what the verb raised."""
-    if "error" in head:
-        told = head["error"]
-        raise OSError(told["errno"], told["text"], told["path"] or None)
-    if head.get("overdue"):
-        raise verbs.Overdue(body)
-    if "ended" in head:
-        exit_code, split = head["ended"]
-        return exit_code, body[:split], body[split:]
-    return body if head.get("bytes") else head["value"]
+    def _misspoken(self, what: str) -> Misbehaves:
+        self.misbehaves = True
+        self.fail(f"the machine does not speak our language ({what})")
+        return Misbehaves(f"the connection broke: {self.broken}")
 
 
 def last_lines(text: bytes | bytearray) -> list[str]:

@@ -75,7 +75,7 @@ def write_config(machine: Machine, host_keys: HostKeys, user: str) -> Path:
     path = host_keys.seen.with_suffix(".config")
     data = config_of(machine, host_keys, user, Path.home()).encode("utf-8")
     if not path.exists() or path.read_bytes() != data:
-        folder.write_bytes(path, data)
+        folder.write_bytes(path, data, mode=0o600)
     return path
 
 
@@ -159,7 +159,7 @@ class ProcessStream:
 
 def _ssh(config: Path, machine: Machine, *options: str) -> list[str]:
     assert machine.address is not None
-    return ["ssh", "-F", str(config), *options, machine.address.host]
+    return ["ssh", "-F", str(config), *options, "--", machine.address.host]
 
 
 def _same_kind(home: PurePath, path: str) -> PurePath:

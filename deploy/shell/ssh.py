@@ -14,7 +14,7 @@ from deploy.shell import native
 from deploy.shell.base import Shell
 from deploy.shell.connect import ChannelStream, broken, connect, disconnect
 from deploy.shell.host_keys import HostKeys
-from deploy.shell.link import Link, LinkLost, MachineGone, Pending
+from deploy.shell.link import Link, LinkLost, MachineGone, Misbehaves, NoAnswer, Pending
 
 if TYPE_CHECKING:
     from deploy.shell.connect import Connection
@@ -45,6 +45,7 @@ class SshShell(Shell):
         ask: Callable[[str], bool] | None = None,
     ) -> None:
         self.machine = machine
+        self.name = machine.name
         self.notes = notes
         self.find = find
         self.ask = ask  # whether an unknown host key is right; None: ask at the terminal
@@ -76,10 +77,10 @@ class SshShell(Shell):
         finally:
             if not is_over:
                 self._drop_link(link)  # the agent is still at it: closing ends the command
-        return int(code)
+        return code  # type: ignore[no-any-return]  # who asks checks it
 
     def is_loss(self, failed: StepFailed) -> bool:
-        return isinstance(failed, LinkLost)
+        return isinstance(failed, LinkLost) and not isinstance(failed, Misbehaves | NoAnswer)
 
     def terminal(self, argv: Sequence[str]) -> list[str]:
         return native.command(self.config(), self.machine, argv, terminal=True)
@@ -108,6 +109,7 @@ class SshShell(Shell):
                 link = self.another_link()
                 with self._lock:
                     self._link, self._was_there = link, True
+            link.give_up_at = self.give_up_at
             return link
 
     def another_link(self) -> Link:
@@ -133,6 +135,7 @@ class SshShell(Shell):
 
     def _persist(self, ask: Callable[[Link], list[Pending]], once: str | None) -> list[Any]:
         """The answers to what `ask` asks for, over one connection after another; `once`: a verb not to be repeated."""
+        began = time.monotonic()
         for tries in range(1, MOST_TRIES + 1):
             link = self._link_or_wait()
             try:
@@ -142,7 +145,8 @@ class SshShell(Shell):
                     words = f"{lost.message}; it is not known whether '{once}' was carried out"
                     self._drop_link(link)
                     raise StepFailed(words, evidence=lost.evidence) from lost
-                if tries == MOST_TRIES:
+                is_late = isinstance(lost, NoAnswer) and time.monotonic() - began > self.patience_s
+                if tries == MOST_TRIES or is_late or isinstance(lost, Misbehaves):
                     raise
                 self._come_back(lost, link)
         raise AssertionError
@@ -170,12 +174,13 @@ class SshShell(Shell):
         with self._connecting:
             if self._link is not None and self._link is not link and not self._link.broken:
                 return  # another thread has found the way back
+            if isinstance(lost, Misbehaves) or time.monotonic() > self.give_up_at:
+                raise lost
             self.close()
             self.on_loss(f"connection lost ({lost.message}); trying again")
             # A machine that was never reached is more likely the wrong one than one that will be back in a minute.
-            limit_s = time.monotonic() + (
-                self.patience_s if self._was_there else min(self.patience_s, FIRST_PATIENCE_S)
-            )
+            patience_s = self.patience_s if self._was_there else min(self.patience_s, FIRST_PATIENCE_S)
+            limit_s = min(time.monotonic() + patience_s, self.give_up_at)
             look_again = time.monotonic() + 1  # at first it is most likely where it was
             tries = 0
             while True:

@@ -450,3 +450,37 @@ def test_a_machine_that_cannot_be_had_at_first_is_asked_for_again(box: Box, tmp_
     assert watching.returncode == 0, complaint
     assert rest.splitlines()[-1].endswith("succeeded")
     assert_each_step_is_told_once(run)
+
+
+# A place that others write to
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        {"file": "../../epoch_001.pt"}, {"epoch": "1"}, {"bytes": -1}, {"sha256": None}, {"x": "y" * 300_000},
+        {"file": "epoch_001.pt\n"},
+    ],
+    ids=["climbs", "no number", "negative", "no hash", "huge", "another name"],
+)  # fmt: skip
+def test_a_note_that_others_wrote_is_passed_over(tmp_path: Path, note: dict[str, Any]) -> None:
+    place = places.of(f"file://{tmp_path.as_posix()}/bucket", tmp_path, None)
+    good = {"file": "epoch_001.pt", "epoch": 1, "step": 1, "sha256": "0" * 64, "bytes": 7}
+    place.put(io.BytesIO(b"weights"), "one/checkpoints/epoch_001.pt")
+    place.put(io.BytesIO(json.dumps({**good, **note}).encode()), "one/checkpoints/epoch_001.json")
+    seen = restore.look(RunFolder(tmp_path / "elsewhere" / "one"), place)
+    assert (seen["checkpoints"], seen["damaged"]) == ([], ["epoch_001.json is not whole"])
+
+
+def test_a_file_that_others_made_longer_takes_no_room(tmp_path: Path) -> None:
+    """Of a checkpoint no more than its JSON says is written; a name that is none is refused."""
+    place = places.of(f"file://{tmp_path.as_posix()}/bucket", tmp_path, None)
+    note = {"file": "epoch_001.pt", "epoch": 1, "step": 1, "sha256": "0" * 64, "bytes": 7}
+    place.put(io.BytesIO(b"x" * (20 << 20)), "one/checkpoints/epoch_001.pt")
+    place.put(io.BytesIO(json.dumps(note).encode()), "one/checkpoints/epoch_001.json")
+    folder = RunFolder(tmp_path / "elsewhere" / "one")
+    with pytest.raises(restore.NotRestored, match=r"epoch_001.pt has more bytes than it should have"):
+        restore.take(folder, place, "epoch_001.pt", "x")
+    with pytest.raises(restore.NotRestored, match=r"is no name of a checkpoint"):
+        restore.take(folder, place, "../../epoch_001.pt", "x")
+    assert list(Path(folder.checkpoints).iterdir()) == []

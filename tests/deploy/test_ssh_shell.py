@@ -721,6 +721,7 @@ def test_a_real_network_loses_one_packet_in_a_hundred(tmp_path: Path, open_shell
     if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("iptables") is None:
         pytest.skip("needs the right to change the network: run this as root on Linux, with iptables installed")
     from deploy import transfer
+    from deploy.border import chosen
 
     with openssh(tmp_path / "server") as server:
         rules = [
@@ -735,7 +736,7 @@ def test_a_real_network_loses_one_packet_in_a_hundred(tmp_path: Path, open_shell
             data = os.urandom(40 << 20)
             (tmp_path / "a").write_bytes(data)
             transfer.push(shell, tmp_path / "a", tmp_path / "far" / "a")
-            transfer.fetch(shell, tmp_path / "far" / "a", tmp_path / "back")
+            transfer.fetch(shell, tmp_path / "far" / "a", chosen(tmp_path / "back"))
             assert (tmp_path / "back").read_bytes() == data
         finally:
             for rule in rules:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from deploy import transfer
+from deploy.border import chosen
 from deploy.errors import StepFailed
 from deploy.shell import lanes
 from deploy.shell import link as links
@@ -83,6 +84,10 @@ class Seen:
             act()
 
 
+def fetch(shell: SshShell, source: Path, destination: Path, **options: Any) -> None:
+    transfer.fetch(shell, source, chosen(destination), **options)
+
+
 def test_there_and_back(shell: SshShell, line: Proxy, here: Path, data: bytes, tmp_path: Path) -> None:
     """Whole, under the final name only, with progress that only grows; a second copy moves nothing."""
     there, back = tmp_path / "far away" / "ü.pt", tmp_path / "back" / "a.pt"
@@ -90,7 +95,7 @@ def test_there_and_back(shell: SshShell, line: Proxy, here: Path, data: bytes, t
     up, down = Seen(), Seen()
     transfer.push(shell, here, there, progress=up)
     assert there.read_bytes() == data
-    transfer.fetch(shell, there, back, sha256=sha256, progress=down)
+    fetch(shell, there, back, sha256=sha256, progress=down)
     assert back.read_bytes() == data
     assert [path.name for folder in (there, back) for path in folder.parent.iterdir()] == ["ü.pt", "a.pt"]
     for seen in (up, down):
@@ -99,7 +104,7 @@ def test_there_and_back(shell: SshShell, line: Proxy, here: Path, data: bytes, t
     before = line.counters()
     transfer.push(shell, here, there)
     transfer.push(shell, here, there, sha256=sha256)
-    transfer.fetch(shell, there, back, sha256=sha256)
+    fetch(shell, there, back, sha256=sha256)
     after = line.counters()
     assert sum(after[way] - before[way] for way in ("up", "down")) < 20_000
     assert after["connections"] == before["connections"]
@@ -112,12 +117,12 @@ def test_small_files_take_no_connection_of_their_own(shell: SshShell, line: Prox
         content = os.urandom(size)
         (tmp_path / "small").write_bytes(content)
         transfer.push(shell, tmp_path / "small", tmp_path / "there")
-        transfer.fetch(shell, tmp_path / "there", tmp_path / "back")
+        fetch(shell, tmp_path / "there", tmp_path / "back")
         assert (tmp_path / "back").read_bytes() == content
     assert line.counters()["connections"] == before
     for copy in (
         lambda: transfer.push(shell, tmp_path / "small", tmp_path / "there", sha256="0" * 64),
-        lambda: transfer.fetch(shell, tmp_path / "there", tmp_path / "new", sha256="0" * 64),
+        lambda: fetch(shell, tmp_path / "there", tmp_path / "new", sha256="0" * 64),
     ):
         with pytest.raises(StepFailed, match="not what it should be"):
             copy()
@@ -138,7 +143,7 @@ def test_only_the_missing_half_moves_again(
 ) -> None:
     """Counted at the line, after a copy that was broken off at half."""
     place = tmp_path / "place.pt"
-    copy: Callable[..., None] = transfer.push if way == "up" else transfer.fetch
+    copy: Callable[..., None] = transfer.push if way == "up" else fetch
     with pytest.raises(Stop):
         copy(shell, here, place, progress=Seen(stop))
     assert not place.exists()
@@ -158,7 +163,7 @@ def test_a_copy_goes_on_over_a_cut(
 ) -> None:
     """All connections break, or nothing goes through for longer than a silence may last."""
     place = tmp_path / "place.pt"
-    copy: Callable[..., None] = transfer.push if way == "up" else transfer.fetch
+    copy: Callable[..., None] = transfer.push if way == "up" else fetch
     restored = threading.Timer(3.5, line.restore)
 
     def break_it() -> None:
@@ -177,7 +182,7 @@ def test_a_spoiled_part_does_not_survive(shell: SshShell, here: Path, data: byte
     sha256 = hashlib.sha256(data).hexdigest()
     part = tmp_path / f"place.pt.{sha256[:8]}.part"
     for junk in (b"x" * (SIZE + 5), data[: SIZE // 2]):
-        for copy in (transfer.fetch, transfer.push):
+        for copy in (fetch, transfer.push):
             part.write_bytes(junk)
             copy(shell, here, tmp_path / "place.pt", sha256=sha256)  # type: ignore[operator]
             assert (tmp_path / "place.pt").read_bytes() == data
@@ -188,7 +193,7 @@ def test_wrong_bytes_never_arrive(shell: SshShell, here: Path, tmp_path: Path) -
     """The old file stays, and nothing lies beside it."""
     place = tmp_path / "place.pt"
     place.write_bytes(b"old")
-    for copy in (transfer.fetch, transfer.push):
+    for copy in (fetch, transfer.push):
         with pytest.raises(StepFailed, match="not what it should be"):
             copy(shell, here, place, sha256="0" * 64)  # type: ignore[operator]
         assert place.read_bytes() == b"old"

@@ -11,6 +11,8 @@ from deploy.providers.runpod.api import LogLine
 
 # A cursor is a time stamp, and two lines may have the same one: the second of them would be lost or come twice.
 EARLIER_S = 2.0
+LINE_BYTES = 256 << 10  # a longer line is cut: what comes from a container is not bounded by anybody else
+DATA_LINES = 1000  # of one event
 
 
 def parse(chunks: Iterable[bytes]) -> Iterator[LogLine]:
@@ -21,7 +23,7 @@ def parse(chunks: Iterable[bytes]) -> Iterator[LogLine]:
         if line.startswith("id:"):
             name = line[3:].strip()
         elif line.startswith("data:"):
-            data.append(line[5:].removeprefix(" "))
+            data += [line[5:].removeprefix(" ")] if len(data) < DATA_LINES else []
         elif not line and data:
             event = _event(name, "\n".join(data))
             if event:
@@ -65,14 +67,17 @@ def _event(name: str, data: str) -> LogLine | None:
     try:
         values = json.loads(data)
         return LogLine(str(values["line"]), str(values.get("source", "")), str(values.get("ts", "")), name)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    rest = b""
+    """Lines of a stream; of one that does not end, its first LINE_BYTES."""
+    rest = bytearray()
     for chunk in chunks:
-        rest += chunk
-        while b"\n" in rest:
-            line, rest = rest.split(b"\n", 1)
-            yield line.rstrip(b"\r").decode("utf-8", "replace")
+        *ended, more = chunk.split(b"\n")
+        for piece in ended:
+            rest += piece[: max(0, LINE_BYTES - len(rest))]
+            yield bytes(rest).rstrip(b"\r").decode("utf-8", "replace")
+            rest = bytearray()
+        rest += more[: max(0, LINE_BYTES - len(rest))]

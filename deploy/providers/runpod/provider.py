@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from deploy.errors import CannotTrain
 from deploy.keys import project_key
-from deploy.machine import Address, Card, Machine, MachineSpec, Volume
+from deploy.machine import HOST, USER, Address, Card, Machine, MachineSpec, Volume
 from deploy.plan import slug
 from deploy.providers.runpod import clusters, events, key, prices
 from deploy.providers.runpod.api import Api, Gone, LogLine, Pod, Wanted
@@ -170,7 +171,12 @@ class RunPodProvider:
             python=PYTHON,
             usd_per_hour=prices.stopped_disk(pod.volume_gb) if pod.is_stopped else pod.usd_per_hour,
             address=Address(
-                pod.host or "", pod.port, pod.user, str(private), identity.host_keys, first_use=not identity.host_keys
+                _fitting(HOST, pod.host) or "",
+                pod.port,
+                _fitting(USER, pod.user),
+                str(private),
+                identity.host_keys,
+                first_use=not identity.host_keys,
             ),
             id=pod.id,
             created=self._created(pod),
@@ -282,3 +288,8 @@ def _alone(pods: Sequence[Pod]) -> list[Pod]:
 
 def _silent(text: str) -> None:
     del text
+
+
+def _fitting(kind: re.Pattern[str], value: str | None) -> str | None:
+    """What the account says of an address, where it is one: a pod without an address can still be released."""
+    return value if value and kind.fullmatch(value) else None

@@ -1,0 +1,252 @@
+"""Documents: status.json, a checkpoint's JSON, events, and what programs on the machine tell."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.border.places import CHECKPOINT, Name
+from deploy.border.values import LISTED_MOST, dollars, mapping, names, number, sha256, shown, size, strings, text, whole
+from deploy.errors import BadAnswer
+from deploy.pod.folder import FINAL_STATES, LIVE_STATES
+from deploy.pod.frames import HEAD_BYTES
+from deploy.pod.text import visible
+
+GIB = 1 << 30
+DOCUMENT_BYTES = 256 << 10  # status.json, a checkpoint's JSON, guard.json
+EVENT_BYTES = 8 << 10  # one line of metrics.jsonl
+EVENT_VALUES = 256  # in one event, nested ones included
+RESULTS_MOST = 200  # files that one command brings home
+RESERVE_BYTES = 256 << 20  # of the laptop's disk that a machine never gets
+# The most bytes that one file of each kind may have.
+FILE_BYTES = {
+    "config.yaml": 1 << 20,
+    "status.json": DOCUMENT_BYTES,
+    "metrics.jsonl": 256 << 20,
+    "train.log": 4 * GIB,
+    "picture": 16 << 20,
+    "result": 16 * GIB,
+    "checkpoint": 64 * GIB,
+}
+
+_NUMBERS = {
+    "time", "epoch", "step", "epochs", "steps_per_epoch", "seconds", "seconds_left", "images_per_s", "loss", "done",
+    "total", "train_rows", "world_size", "in_a_row", "count", "coverage", "purity", "accuracy", "rank1",
+}  # fmt: skip
+_WORDS = {"event", "what", "name", "file", "sha256", "resumed_from"}
+# Without these an event of the kind cannot be shown.
+_NEEDED = {"mining": ("count", "coverage"), "eval": ("what", "accuracy", "rank1"), "step": ("step",)}
+
+
+def document(data: bytes | str, what: str, most: int = DOCUMENT_BYTES) -> dict[str, Any]:
+    """The JSON object in a small file or answer. NaN and Infinity become None."""
+    if len(data) > most:
+        raise BadAnswer(f"{what} has more than {most} bytes")
+    try:
+        value = json.loads(data, parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        raise BadAnswer(f"{what} is no JSON object") from error
+    if not isinstance(value, dict):
+        raise BadAnswer(f"{what} is no JSON object")
+    return value
+
+
+def read_document(path: Path, most: int = DOCUMENT_BYTES) -> dict[str, Any]:
+    """The JSON object in a file of the laptop that a machine may have filled; {} where there is none."""
+    try:
+        with open(path, "rb") as file:
+            return document(file.read(most + 1), str(path), most)
+    except (OSError, BadAnswer):
+        return {}
+
+
+@dataclass(frozen=True)
+class Status:
+    """What status.json of a run says, each field within its bounds."""
+
+    state: str
+    attempt: int
+    heartbeat: float
+    epoch: int | None
+    step: int | None
+    images_per_s: float | None
+    spend_usd: float
+    reason: str | None
+    started: float | None
+    ended: float | None
+    exit_code: int | None
+
+
+def status(said: Mapping[str, Any], what: str) -> Status:
+    """`said` is the document. Raises BadAnswer for the first field that does not fit."""
+
+    def some(key: str, check: Any, *bounds: float) -> Any:
+        return None if said.get(key) is None else check(said[key], f"{what}, {key}", *bounds)
+
+    if said.get("state") not in (*FINAL_STATES, *LIVE_STATES):
+        raise BadAnswer(f"{what}, state is {shown(said.get('state'))} instead of a state such as running")
+    return Status(
+        state=said["state"],
+        attempt=whole(said.get("attempt"), f"{what}, attempt", 0, 1_000_000),
+        heartbeat=number(said.get("heartbeat"), f"{what}, heartbeat", 0, 1e11),
+        epoch=some("epoch", whole, -1),
+        step=some("step", whole, -1),
+        images_per_s=some("images_per_s", number, 0, 1e9),
+        spend_usd=some("spend_usd", number, 0) or 0.0,
+        reason=some("reason", text),
+        started=some("started", number, 0, 1e11),
+        ended=some("ended", number, 0, 1e11),
+        exit_code=some("exit_code", whole, -(1 << 32), 1 << 32),
+    )
+
+
+def checkpoint_note(data: bytes | Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The JSON beside a checkpoint, with everything that is relied on checked."""
+    note = dict(data) if isinstance(data, Mapping) else document(data, what)
+    note["file"] = str(Name(note.get("file"), what, like=CHECKPOINT))
+    for key in ("epoch", "step"):
+        note[key] = whole(note.get(key), f"{what}, {key}")
+    note["sha256"] = sha256(note.get("sha256"), f"{what}, sha256")
+    if note.get("bytes") is not None:
+        note["bytes"] = size(note["bytes"], f"{what}, bytes", FILE_BYTES["checkpoint"])
+    if note.get("fraction") is not None:
+        note["fraction"] = number(note["fraction"], f"{what}, fraction", 0, 1)
+    if not isinstance(note.get("epoch_complete", True), bool):
+        raise BadAnswer(f"{what}, epoch_complete is {shown(note['epoch_complete'])} instead of true or false")
+    for key in ("eval", "model"):
+        if note.get(key) is not None and not isinstance(note[key], dict):
+            raise BadAnswer(f"{what}, {key} is {shown(note[key])} instead of an object")
+    if (note.get("eval") or {}).get("accuracy") is not None:
+        number(note["eval"]["accuracy"], f"{what}, eval.accuracy")
+    return note
+
+
+def event(line: str | bytes) -> dict[str, Any] | None:
+    """One line of metrics.jsonl; None for what is no event, which is passed over."""
+    try:
+        found = document(line, "an event", EVENT_BYTES)
+    except BadAnswer:
+        return None
+    if _count(found) > EVENT_VALUES:
+        return None
+    for key, value in found.items():
+        if value is None:
+            continue
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+        if (key in _NUMBERS and not is_number) or (key in _WORDS and not isinstance(value, str)):
+            return None
+    needed = _NEEDED.get(str(found.get("event")), ())
+    return None if any(found.get(key) is None for key in needed) else found
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The JSON of one message of an agent."""
+
+    number: int | None  # of the request that it answers; None: a beat
+    more: bool  # the answer goes on in another message
+    head: dict[str, Any]
+
+
+def frame(data: bytes) -> Frame:
+    head = document(data, "a message", HEAD_BYTES)
+    number, more = head.get("id"), head.get("more", False)
+    if "id" in head:
+        whole(number, "the number of a message")
+    if not isinstance(more, bool):
+        raise BadAnswer(f"more of a message is {shown(more)} instead of true or false")
+    return Frame(number, more, head)
+
+
+def standing(data: bytes, what: str) -> dict[str, Any]:
+    """How a machine stands, by its own word: the fields of deploy/pod/standing.py, each checked."""
+    said = document(data, what)
+    if not isinstance(said.get("guarded"), bool):
+        raise BadAnswer(f"{what}, guarded is {shown(said.get('guarded'))} instead of true or false")
+    copies = strings(said.get("only_copies"), f"{what}, only_copies")
+    return {
+        "at_work": [visible(each, newlines=False) for each in names(said.get("at_work"), f"{what}, at_work")],
+        "guarded": said["guarded"],
+        "state": None if said.get("state") is None else text(said["state"], f"{what}, state", 20),
+        "decision": None if said.get("decision") is None else text(said["decision"], f"{what}, decision"),
+        "only_copies": {text(run, what, 200): text(file, what, 200) for run, file in copies.items()},
+    }
+
+
+def restorable(data: str, what: str) -> dict[str, Any]:
+    """What deploy/pod/restore.py found: a bucket that others write to may be behind it."""
+    said = document(data, what, 1 << 20)
+    notes = said.get("checkpoints")
+    if not isinstance(notes, list) or len(notes) > LISTED_MOST:
+        raise BadAnswer(f"{what}, checkpoints is {shown(notes)} instead of a list")
+    found, wrong = [], []
+    for each in notes:
+        try:
+            note = checkpoint_note(mapping(each, f"{what}, a checkpoint"), what)
+            size(note.get("bytes"), f"{what}, bytes", FILE_BYTES["checkpoint"])
+            found.append(note)
+        except BadAnswer as error:
+            wrong.append(error.message)
+    return {
+        "checkpoints": found,
+        "damaged": [*names(said.get("damaged"), f"{what}, damaged"), *wrong][:20],
+        "log_bytes": size(said.get("log_bytes"), f"{what}, log_bytes"),
+        "spend": dollars(said.get("spend"), f"{what}, spend"),
+    }
+
+
+def progress(line: str, what: str) -> dict[str, Any]:
+    """One line of a program that tells its progress: done_bytes, all_bytes, at its end perhaps sha256."""
+    said = document(line, what, 8 << 20)
+    told = {key: size(said.get(key), f"{what}, {key}") for key in ("done_bytes", "all_bytes")}
+    if "sha256" not in said:
+        return told
+    listed = said["sha256"] if isinstance(said["sha256"], list) else [None]
+    return {**told, "sha256": [sha256(each, f"{what}, sha256") for each in listed]}
+
+
+class Newest:
+    """Events of a run, bounded: of each kind the newest, and every kind counts for itself."""
+
+    KINDS = 16
+    OF_EACH = 40
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._kinds: dict[str, deque[tuple[int, dict[str, Any]]]] = {}
+
+    def add(self, events: Sequence[dict[str, Any]]) -> None:
+        for each in events:
+            self._number += 1
+            kind = str(each.get("event"))
+            if kind in self._kinds or len(self._kinds) < self.KINDS:
+                self._kinds.setdefault(kind, deque(maxlen=self.OF_EACH)).append((self._number, each))
+
+    def events(self) -> list[dict[str, Any]]:
+        """In the order in which they were told."""
+        every = [each for kind in self._kinds.values() for each in kind]
+        return [each for _, each in sorted(every, key=lambda pair: pair[0])]
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events in a metrics.jsonl of the laptop, which a machine has filled: of each kind the newest."""
+    kept = Newest()
+    try:
+        with open(path, "rb") as file:
+            while line := file.readline(EVENT_BYTES + 2):
+                found = event(line)
+                kept.add([found] if found else [])
+    except OSError:
+        return []
+    return kept.events()
+
+
+def _count(value: object) -> int:
+    """How many values a JSON value is made of."""
+    if isinstance(value, dict):
+        return 1 + sum(map(_count, value.values()))
+    return 1 + sum(map(_count, value)) if isinstance(value, list) else 1

@@ -1,0 +1,79 @@
+"""Names and places: one component of a path, and where it may lie on the laptop."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.border.values import shown
+from deploy.errors import BadAnswer, WrongUse
+
+NAME_CHARACTERS = 120
+CHECKPOINT = re.compile(r"epoch_[A-Za-z0-9_-]{1,60}\.pt")
+PICTURE = re.compile(r"[^/\\]{1,100}\.png")
+RESULT = re.compile(r"[^/\\]{1,100}\.(npy|json|png)")  # of `mine` and `evaluate`
+
+_FORBIDDEN = set('<>:"/\\|?*')
+_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-9¹²³])", re.IGNORECASE)
+
+
+class Name(str):
+    """One component of a path that is a plain file name on Windows, macOS and Linux alike."""
+
+    __slots__ = ()
+
+    def __new__(cls, value: object, what: str = "the machine", *, like: re.Pattern[str] | None = None) -> Name:
+        if isinstance(value, Name) and like is None:
+            return value
+        why = _why_no_name(value)
+        if why is None and like is not None and not like.fullmatch(str(value)):
+            why = "is not a name that is expected there"
+        if why:
+            raise BadAnswer(f"{what}: the file name {shown(value)} {why}")
+        return super().__new__(cls, str(value))
+
+
+def _why_no_name(value: object) -> str | None:
+    if not isinstance(value, str):
+        return "is no text"
+    stem = value.split(".")[0].rstrip(" ")
+    reasons = {
+        "is empty or too long": not 0 < len(value) <= NAME_CHARACTERS or len(value.encode("utf-8", "replace")) > 240,
+        "has a separator, a drive or a character that Windows forbids": bool(_FORBIDDEN & set(value)),
+        "has characters that cannot be printed": not value.isprintable(),
+        "begins with a dot, a dash or a blank": value[:1] in {".", "-", " ", "~"},
+        "ends with a dot or a blank": value[-1:] in {".", " "},
+        "is a device on Windows": bool(_RESERVED.fullmatch(stem)),
+    }
+    return next((why for why, holds in reasons.items() if holds), None)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a file of a machine goes: a name in a folder below `root`, which the user or the project chose."""
+
+    root: Path
+    names: tuple[Name, ...]
+
+    @property
+    def path(self) -> Path:
+        """The place, checked now. Raises WrongUse where a link leads out of the root."""
+        path = self.root
+        for name in self.names:
+            path = path / name
+            if path.is_symlink():
+                raise WrongUse(f"{path} is a symbolic link: remove it, for a machine's files must stay in {self.root}")
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise WrongUse(f"{path} leads out of {self.root}: remove what leads there")
+        return path
+
+
+def place(root: Path, *names: str, what: str = "the machine") -> Place:
+    """The place of a file below `root`; every name is checked."""
+    return Place(root, tuple(Name(name, what) for name in names))
+
+
+def chosen(path: Path) -> Place:
+    """The place that the user typed, such as --to: it needs no check."""
+    return Place(path.parent, (str.__new__(Name, path.name),))

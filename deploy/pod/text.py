@@ -1,0 +1,29 @@
+"""Text that a terminal shows and does not obey."""
+
+from __future__ import annotations
+
+import re
+
+# C0 without tab and newline, DEL, C1, bidirectional marks, the two Unicode line separators, and lone surrogates.
+_OBEYED = [*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0), 0x61C, 0x200E, 0x200F, *range(0x2028, 0x202F)]
+_OBEYED += [*range(0x2066, 0x206A), *range(0xD800, 0xE000)]
+_CODES = {number: f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" for number in _OBEYED}
+_CODES[0x0D] = "\\r"
+_LINE_CODES = {**_CODES, 0x0A: "\\n"}
+_COLOURS = re.compile("\x1b\\[[0-9;:]{0,40}m")
+
+
+def visible(text: str, *, newlines: bool = True) -> str:
+    """Control characters, escapes and marks of direction as readable codes, such as \\x1b.
+
+    Tabs stay, and newlines where `newlines` says so.
+    """
+    plain = text.replace("\n", "").replace("\t", "") if newlines else text
+    if plain.isprintable():
+        return text
+    return text.translate(_CODES if newlines else _LINE_CODES)  # a substitution takes 60 bytes for each match
+
+
+def visible_log(text: str) -> str:
+    """As `visible`, for the output of a job: colours are left out, and a carriage return begins a new line."""
+    return visible(_COLOURS.sub("", text).replace("\r\n", "\n").replace("\r", "\n"))

@@ -1,0 +1,41 @@
+"""A run's own config.yaml may come from a stranger's machine: it is plain values, or it is refused in one sentence."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from app.config.compose import SAVED_BYTES, as_yaml, load
+from app.errors import WrongUse
+
+ALIASES = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
+
+
+def test_what_was_saved_is_read_again(tmp_path: Path) -> None:
+    """Floats in any notation, nothing and lists come back as they were."""
+    config = load(["train.optimizer.lr=0.00001", "run.commit='12e5678'"])
+    (tmp_path / "config.yaml").write_text(as_yaml(config))
+    assert load([], base=tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (ALIASES, "is no configuration of a run"),
+        ("train: &a {epochs: 1}\nmining: *a\n", "is no configuration of a run"),
+        ("[" * 20_000, "is no configuration of a run"),
+        ("- 1\n", "is no configuration of a run"),
+        ("!!python/object/apply:os.system ['id']\n", "is no configuration of a run"),
+        ("a: " + "x" * SAVED_BYTES, "is no configuration of a run"),
+        ("run: {name: '${oc.env:HOME}'}\n", "holds the interpolation"),
+        ("train: {'${oc.env:HOME}': 1}\n", "holds the interpolation"),
+    ],
+)
+def test_a_strangers_file_is_no_program(text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    began = time.monotonic()
+    with pytest.raises(WrongUse, match=words):
+        load([], base=tmp_path / "config.yaml")
+    assert time.monotonic() - began < 20
