@@ -21,6 +21,7 @@ from app.models.embedder import Embedder
 from app.runtime.checkpoint import weights_digest
 from app.runtime.dist import World
 from app.runtime.memory import emptied_cache
+from app.runtime.precision import of_device
 
 CHUNK_ROWS = {"cuda": 8192, "cpu": 512}  # images between two looks at whether to stop: some seconds
 PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,7 +42,7 @@ def embed_share(embedder: nn.Module, config: Config, data: Dataset, here: World,
     What a long pass has finished is kept until all is: the same weights, asked again, go on where they were.
     """
     kept = Kept(interlude.folder / "embedding", weights_digest(embedder))
-    precision = PRECISION[config.train.precision]
+    precision = PRECISION[of_device(config.train.precision, here.device)]
     with emptied_cache(here.device):
         shard = embed(
             Embedder(embedder, config.backbone.image_size, precision=precision, flip=config.mining.flip_sum),

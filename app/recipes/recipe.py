@@ -20,6 +20,7 @@ from app.data.feed import Asked, Parcel
 from app.mining.refresh import PRECISION, Interlude
 from app.models import batch_norm
 from app.runtime.dist import World, averages_of, mean, put_averages
+from app.runtime.precision import of_device
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def first_views(data: Dataset, augment: Augment, seed: int, device: torch.device
 
 def half_precision(config: Config, device: torch.device) -> AbstractContextManager[None]:
     """Around the forward pass of a network alone: views, losses and heads compute in fp32."""
-    precision = PRECISION[config.train.precision]
+    precision = PRECISION[of_device(config.train.precision, device)]
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 

@@ -29,5 +29,14 @@ def resolve(wish: str, capabilities: Sequence[Capability]) -> str:
 
 def settle(wish: str, here: World) -> str:
     """The same answer on all ranks: the oldest GPU among them decides. All ranks must call it."""
-    own = torch.cuda.get_device_capability(here.device) if here.device.type == "cuda" else None
-    return resolve(wish, [each for each in dist.from_all(own, here) if each is not None])
+    return resolve(wish, [each for each in dist.from_all(_capability(here.device), here) if each is not None])
+
+
+def of_device(wish: str, device: torch.device) -> str:
+    """What `wish` means on one device, for a configuration that no run has settled."""
+    capability = _capability(device)
+    return resolve(wish, [] if capability is None else [capability])
+
+
+def _capability(device: torch.device) -> Capability | None:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
