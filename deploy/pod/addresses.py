@@ -26,6 +26,8 @@ def shown(address: str) -> str:
         parts = urlsplit(address)
     except ValueError:
         return re.split(r"[?#]", address)[0].rpartition("@")[2]
+    if not parts.netloc:  # unix:///run/docker.sock has no host, and urllib would drop its slashes
+        return re.split(r"[?#]", address)[0]
     return parts._replace(query="", fragment="", netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 

@@ -176,6 +176,6 @@ def test_11_nothing_hangs_on_keys_that_are_not_read_or_on_a_service(
     run(small_data, tmp_path, alone, "train.epochs=1")
     described = json.loads((tmp_path / "checkpoints" / "epoch_000.json").read_text())
     saved = torch.load(tmp_path / "checkpoints" / described["file"], weights_only=True)
-    assert saved.keys() == {"state", "modules", "tables", "optimizer", "scaler"}
+    assert saved.keys() == {"state", "modules", "tables", "optimizer", "scaler", "facts"}
     assert {"queue.keys", "queue.rows", "pseudo_ids.ids"} <= saved["modules"].keys()
     assert events(tmp_path)[-1]["reason"] == "done"

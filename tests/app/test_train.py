@@ -296,7 +296,10 @@ def test_a_stop_while_embedding_is_heard_and_the_run_goes_on_from_there(
 
     class OnceKept(threading.Event):
         def is_set(self) -> bool:
-            return bool(list(kept.glob("*.chunk.npy")))
+            end = time.monotonic() + (0.5 if kept.is_dir() else 0)  # a thread writes the chunk
+            while not (found := list(kept.glob("*.chunk.npy"))) and time.monotonic() < end:
+                pass
+            return bool(found)
 
     stop.asked = OnceKept()
     train.train(config, open_configured(config.data), RunFolder(tmp_path), alone, track, stop)
