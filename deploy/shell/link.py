@@ -346,7 +346,7 @@ class Link:
         """The value that an answer holds; raises what the verb raised."""
         if "error" in head:
             told = head["error"]
-            if not isinstance(told, dict) or not isinstance(told.get("errno"), int | None):
+            if not isinstance(told, dict) or not isinstance(told.get("errno", ""), int | None):
                 raise self._misspoken("an error without a number")
             try:
                 words, path = (border.text(told.get(key) or "", "an error", 300) for key in ("text", "path"))
