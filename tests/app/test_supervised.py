@@ -160,7 +160,7 @@ def test_centres_of_the_same_classes_can_be_kept_when_classes_are_added(
     recipe = Supervised(config, Supervised.training_data(config), alone)
     recipe.warm_start(first)
     assert torch.equal(recipe.tables()["weight"][:4], tables(tmp_path / "few")["weight"][1:])
-    with pytest.raises(WrongUse, match="class centres"):
+    with pytest.raises(WrongUse, match="learnt other labels"):
         run(small_data, tmp_path / "more", alone, *SUPERVISED, f"train.resume={first}")
 
 
