@@ -122,6 +122,7 @@ def gather(reach: Reach, checked: Checked) -> Facts:
     """Everything looked up that can be before a machine is had; this computer is had already."""
     settings = reach.settings
     suspicious = check_code(settings)
+    price = _price(reach)
     return Facts(
         now=datetime.now(),
         token=secrets.token_hex(2),
@@ -133,9 +134,9 @@ def gather(reach: Reach, checked: Checked) -> Facts:
         windows=sys.platform == "win32" and settings.is_local,
         measured=_measured(settings, checked.config, checked.request.nodes or settings.target.nodes),
         phases=[record.phases for record in _newest(settings) if record.phases],
-        usd_per_hour=_price(reach),
+        usd_per_hour=price,
         continues=checked.continues,
-        card=_card(reach),
+        card=None if price is None else _card(reach),  # a provider that did not answer is not asked again
         memory=memory.read(settings.project),
         secrets=_secret_names(settings, checked),
     )
