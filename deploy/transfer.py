@@ -68,7 +68,7 @@ def fetch(
 ) -> None:
     """Copy a file of the machine to the laptop. The destination changes in one step, after the bytes were verified.
 
-    Until then they are in a `.part` beside it, which grows as they come. An interrupted copy goes on from there.
+    Until then they are in a `.part` beside it, which grows as they come. An interrupted copy resumes from it.
     Raises BadAnswer when the file is larger than `most_bytes`, or not `expected_bytes` long, before a byte is written;
     StepFailed when there is no room for it, or when the bytes are not those of `sha256`; then nothing is left of them.
     """

@@ -44,7 +44,7 @@ def embed(
     After each chunk all ranks agree whether to go on (a rank with fewer chunks, or none, takes part): where
     `interrupted` says stop on one of them, all raise Interrupted. With `kept`, a pass that is expected to take long
     keeps its chunks, and those that an earlier call finished are read instead of computed; the caller clears them once
-    it has the result. `progress` is told images done and images in all, on rank 0, as estimated from its own share.
+    it has the result. `progress` is told the images done and the total, on rank 0, as estimated from its own share.
     """
     if here.device.type == "cpu":
         batch_size = min(batch_size, CPU_BATCH)

@@ -182,7 +182,7 @@ def search(block: Tensor, start: int, queries: Tensor, own: Tensor, k: int, back
 
 
 def exact_search(bank: Tensor) -> Candidates:
-    """Products in fp32, by the faster of what is there."""
+    """Products in fp32, by the faster method that this build of torch has."""
     return FullPrecision(bank) if bank.is_cuda or installed_faiss() is None else Faiss(bank)
 
 

@@ -39,7 +39,7 @@ class TrainState:
     epoch: int = 0  # the epoch in progress
     seen: int = 0  # images of its order that are done; not updates, as the number of processes may change
     step: int = 0  # updates that were taken
-    skipped: int = 0  # images of updates that were not, in all epochs; the schedule does not count them
+    skipped: int = 0  # images of updates that were skipped, over all epochs; the schedule does not count them
     skipped_last: int = 0  # those of the last update, if it was not: they count one update later
 
 

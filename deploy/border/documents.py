@@ -163,7 +163,7 @@ def frame(data: bytes) -> Frame:
 
 
 def standing(data: bytes, what: str) -> dict[str, Any]:
-    """How a machine stands, by its own word: the fields of deploy/pod/standing.py, each checked."""
+    """The state that a machine reports: the fields of deploy/pod/standing.py, each checked."""
     said = document(data, what)
     if not isinstance(said.get("guarded"), bool):
         raise BadAnswer(f"{what}, guarded is {shown(said.get('guarded'))} instead of true or false")

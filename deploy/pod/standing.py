@@ -1,4 +1,4 @@
-"""How a machine stands, by its own word: who works on it, whether it is guarded, what only it has.
+"""The state that a machine reports: who works on it, whether it is guarded, what only it has.
 
     python -m deploy.pod.standing <root>
 

@@ -154,7 +154,7 @@ START = {
 def test_a_real_command_line_starts_nothing(how: str) -> None:
     """By the console script as by the module: a refusal in words, and the version."""
     if not Path(START[how][0]).exists():
-        pytest.skip(f"no {START[how][0]} here")
+        pytest.skip(f"needs {START[how][0]}: pip installs it with invoke")
     refused = subprocess.run([*START[how], "train", "--dry", "--json"], cwd=PROJECT, capture_output=True, text=True)
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: unknown flag --dry of train: did you mean --dry-run?")

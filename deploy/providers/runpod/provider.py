@@ -155,7 +155,7 @@ class RunPodProvider:
     # One that was had
 
     def _fit(self, machine: Machine) -> Machine:
-        """The machine, when it can train by its own word; Unfit when it cannot."""
+        """The machine, if it reports that it can train. Raises Unfit otherwise."""
         try:
             self.check(machine)
         except CannotTrain as error:
