@@ -2,7 +2,8 @@
 
 An experiment is covered by lying in conf/experiment. What is made small is only what costs time and not what decides
 whether training works: the images' size, the batch, the number of epochs. Products of 16-bit numbers are rounded as a
-GPU rounds them (tensor_cores.py). Each experiment trains, mines if its recipe does, saves a checkpoint and resumes from it.
+GPU rounds them (tensor_cores.py). Each experiment trains, mines if its recipe does, saves a checkpoint and resumes
+from it.
 """
 
 from __future__ import annotations
