@@ -21,7 +21,7 @@ from deploy.shell import EVIDENCE_LINES, Shell
 
 POLL_S = 0.3
 START_LIMIT_S = 30
-PIECE_BYTES = 2 << 20  # of a log, in one request
+PIECE_BYTES = 1 << 20  # of a log, in one request
 
 
 @dataclass(frozen=True)

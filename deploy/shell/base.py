@@ -241,7 +241,7 @@ class Shell:
 
 def _whole_lines(pieces: Generator[bytes, None, Any]) -> Generator[str, None, Any]:
     """Lines as text, put together from pieces; returns what `pieces` returns."""
-    line = b""
+    line = bytearray()
     while True:
         try:
             line += next(pieces)
@@ -251,10 +251,10 @@ def _whole_lines(pieces: Generator[bytes, None, Any]) -> Generator[str, None, An
             return end.value
         if line.endswith(b"\n") or len(line) > LONGEST_LINE_BYTES:
             yield _text_of(line)
-            line = b""
+            line = bytearray()
 
 
-def _text_of(line: bytes) -> str:
+def _text_of(line: bytearray) -> str:
     return line.decode("utf-8", errors="replace").rstrip("\r\n")
 
 

@@ -29,7 +29,7 @@ LONG = {
     "reach_rendezvous", "hardware",
 }  # fmt: skip
 SLOWEST_BYTES_PER_S = 16 << 10  # of a body on its way to the machine
-FOR_EVER_S = 7 * 86400.0  # a command that tells its lines as they come, such as one that prepares data
+LINES_SILENCE_S = 3600.0  # between two lines of a command that tells them as they come, such as one that mines
 GREETING_LIMIT_S = 30.0  # login scripts may be slow
 CHATTER_BYTES = 64 << 10  # what a login script may print before the agent speaks
 NOT_FOUND, TOO_OLD = 127, 86  # exit codes: of every command interpreter, and ours
@@ -103,9 +103,9 @@ sys.modules["deploy.pod.agent"].main()
 
 
 def limit_of(verb: str, arguments: Mapping[str, Any], body_bytes: int) -> float:
-    """How many seconds an answer may take, beats or not."""
+    """How many seconds an answer, or the next line of one, may take, beats or not."""
     if verb == "lines":
-        return FOR_EVER_S
+        return LINES_SILENCE_S
     own_s = float(arguments.get("limit_s", 60)) if verb == "run" else 0.0
     return own_s + (LONG_ANSWER_S if verb in LONG else ANSWER_S) + body_bytes / SLOWEST_BYTES_PER_S
 
@@ -164,6 +164,8 @@ class Pending:
             else:
                 message = self._messages.popleft()
                 self._bytes -= len(message[1])
+                if message[0].get("more"):
+                    self.sent = time.monotonic()
                 self._changed.notify_all()
                 return message
         waited_s = time.monotonic() - self.sent
@@ -173,7 +175,7 @@ class Pending:
     def result(self) -> Any:
         """The value, or the error that the verb raised there."""
         head, body = self.next()
-        return self.link.value_of(head, body)
+        return self.link.value_of(self.verb, head, body)
 
 
 class Link:
@@ -229,7 +231,7 @@ class Link:
         while True:
             head, body = pending.next()
             if not head.get("more"):
-                return self.value_of(head, body)
+                return self.value_of(verb, head, body)
             yield body
 
     def fail(self, why: str) -> None:
@@ -327,7 +329,7 @@ class Link:
                 raise Misspoken("a beat with a body")
             return
         pending = self._awaited(frame.number, frame.more)
-        if body_bytes > pending.most_bytes and not (frame.head.get("overdue") and body_bytes <= LINE_BYTES):
+        if body_bytes > pending.most_bytes:
             raise Misspoken(f"{body_bytes} bytes as an answer to {pending.verb}")
         body = exactly(self._read_into, body_bytes)
         self.round_trip_s = min(self.round_trip_s, time.monotonic() - pending.sent)
@@ -342,8 +344,8 @@ class Link:
             raise Misspoken(f"half an answer to {pending.verb}")
         return pending
 
-    def value_of(self, head: dict[str, Any], body: bytes) -> Any:
-        """The value that an answer holds; raises what the verb raised."""
+    def value_of(self, verb: str, head: dict[str, Any], body: bytes) -> Any:
+        """The value that an answer holds, in the form that the verb has; raises what the verb raised."""
         if "error" in head:
             told = head["error"]
             if not isinstance(told, dict) or not isinstance(told.get("errno", ""), int | None):
@@ -353,15 +355,17 @@ class Link:
             except BadAnswer as error:
                 raise self._misspoken("an error without words") from error
             raise OSError(told["errno"], words, path or None)
-        if head.get("overdue"):
-            raise verbs.Overdue(body)
-        if "ended" in head:
-            ended = head["ended"]
+        if verb == "run":
+            if head.get("overdue"):
+                raise verbs.Overdue(body)
+            ended = head.get("ended")
             if not isinstance(ended, list) or not all(type(each) is int for each in ended) or len(ended) != 2:
                 raise self._misspoken("an end without an exit code")
             exit_code, split = ended
             return exit_code, body[: max(0, split)], body[max(0, split) :]
-        if head.get("bytes"):
+        if verb == "read":
+            if head.get("bytes") is not True:
+                raise self._misspoken("no bytes as an answer to read")
             return body
         if "value" not in head:
             raise self._misspoken("an answer without a value")

@@ -131,9 +131,10 @@ class Hostile:
         part = {"value": said.value} if said.head is None else said.head
         message = said.raw if said.raw is not None else pack({"id": number, **part}, said.body) + said.body
         process.stdout.write(message)
-        while said.endless:
+        while said.endless and not process.is_closing():  # a write to what is closed raises nothing
             await process.stdout.drain()
             process.stdout.write(message)
+            await asyncio.sleep(0)
 
     def _truth(self, verb: str, arguments: dict[str, Any]) -> Iterator[tuple[dict[str, Any], bytes]]:
         if verb == "lines":

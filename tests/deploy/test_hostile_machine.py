@@ -67,7 +67,8 @@ def laptop(machine: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     Priced.released.clear()
     monkeypatch.setitem(providers.PROVIDERS, "ssh", Priced)
     for module, name, value in (
-        (link, "ANSWER_S", 1.5), (link, "LONG_ANSWER_S", 1.5), (link, "GREETING_LIMIT_S", 5.0),
+        (link, "ANSWER_S", 1.5), (link, "LONG_ANSWER_S", 1.5), (link, "LINES_SILENCE_S", 3.0),
+        (link, "GREETING_LIMIT_S", 5.0),
         (ssh, "PATIENCE_S", 1.0), (ssh, "FIRST_PATIENCE_S", 1.0), (releasing, "ANYWAY_S", 4.0),
         (releasing, "STOP_SLACK_S", 0.5), (looking, "LIST_LIMIT_S", 5.0), (watching, "CEILING_S", 5.0),
         (watching, "EVERY_S", 0.05),
@@ -196,6 +197,9 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], Say | None]] = {
     "an id of nobody": lambda _: Say(raw=b'\0\0\0\x0b\0\0\0\0{"id": 99 }'),
     "no value": lambda _: Say(head={}),
     "half an end": lambda _: Say(head={"ended": "x"}),
+    "another verb's end": lambda _: Say(head={"ended": [0, 0]}),
+    "another verb's value": lambda _: Say([]),
+    "overdue": lambda _: Say(head={"overdue": True}),
     "half an error": lambda _: Say(head={"error": {}}),
     "an error of a list": lambda _: Say(head={"error": {"errno": "x", "text": [], "path": 5}}),
     "endless halves": lambda _: Say(head={"more": True}, body=b"x" * 1000, endless=True),
@@ -223,7 +227,13 @@ def test_every_other_command_ends_too(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], attack: str
 ) -> None:
     machine.lies |= dict.fromkeys(("clock", "read"), ATTACKS[attack])
-    assert "error: " in outcome("fetch-checkpoint", laptop, capsys) or "BadAnswer" not in attack
+    assert "error: " in outcome("fetch-checkpoint", laptop, capsys)
+    machine.lies = {"run": ATTACKS[attack]}
+    outcome("doctor", laptop, capsys)
+    if attack != "endless halves":  # lines without end are shown without end, as those of an honest command are
+        machine.lies = {"lines": ATTACKS[attack]}
+        assert "error: " in outcome("mine", laptop, capsys)
+    machine.lies = dict.fromkeys(("clock", "read"), ATTACKS[attack])
     assert GOOD in outcome("runs", laptop, capsys)
 
 
@@ -403,19 +413,21 @@ def test_anything_is_right_or_one_sentence_for_long(
 
 
 @pytest.mark.slow  # a process for each attack
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: memory is read in /proc")
 def test_memory_stays_within_bounds(machine: Hostile, laptop: Path) -> None:
     """Measured in a process of its own: attacks cost at most 64 MiB more than an honest answer does."""
     Path(machine.run.log).write_bytes(b"\x1b" * (20 << 20))
     Path(machine.run.metrics).write_bytes(b"[[],[],[]]\n" + b'{"event": "x", "y": [[],[],[],[],[],[]]}\n' * 200_000)
     script = (
-        "import sys, resource\nfrom pathlib import Path\nfrom deploy import looking\n"
+        "import re, sys\nfrom pathlib import Path\nfrom deploy import looking\n"
         "from deploy.errors import DeployError\n"
         "from deploy.show import Screen\nproject, rounds = Path(sys.argv[1]), sys.argv[2:]\n"
         "for name in rounds:\n    try:\n"
         f"        looking.logs(project, 'bad', '{RUN}', Screen(), follow=False) if name == 'logs' else "
         f"looking.status(project, 'bad', '{RUN}', Screen(), watch=False)\n"
         "    except DeployError as error:\n        print(error.message, file=sys.stderr)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)\n"
+        # Not ru_maxrss: a child begins with its parent's.
+        "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1], file=sys.stderr)\n"
     )
 
     def peak_kib(*rounds: str) -> int:
@@ -430,5 +442,5 @@ def test_memory_stays_within_bounds(machine: Hostile, laptop: Path) -> None:
     Path(machine.run.metrics).write_bytes(write)
     assert peak_kib("status", "logs") - normal < 64 << 10
     for name in ("endless halves", "a header of 4 GiB", "a body of 4 GiB", "deep JSON"):
-        machine.lies |= {"clock": ATTACKS[name], "lines": ATTACKS[name]}
+        machine.lies["clock"] = ATTACKS[name]
         assert peak_kib("status") - normal < 64 << 10, name
