@@ -110,13 +110,18 @@ class _Overdue:
         heard = max([self.machine.created or 0.0, *(file.stat().st_mtime for file in files if file.exists())])
         return time.time() - heard > (idle_min + SLACK_MIN) * 60
 
-    def _decide(self, own: Reach, late: str | None) -> str | None:
-        """From what the machine says."""
+    def _there(self, own: Reach) -> Machine:
+        """As its provider has it now, with an address."""
         if not self.machine.address or not self.machine.address.host:
             raise NoAnswer("it has no address")
         there = own.machine(self.machine.name)
         if there is None:
             raise NoAnswer("it does not run")
+        return there
+
+    def _decide(self, own: Reach, late: str | None) -> str | None:
+        """From what the machine says."""
+        there = self._there(own)
         shell = own.shell(there)
         root = Root(there.path(shell.expand(str(there.root))))
         stands = _ask(shell, there, root)
@@ -144,9 +149,7 @@ class _Overdue:
 
     def _end(self, own: Reach, why: str) -> None:
         """Whatever the machine says; what it has comes home as far as a short time allows."""
-        there = own.machine(self.machine.name)
-        if there is None or not there.address or not there.address.host:
-            raise NoAnswer("it has no address")
+        self._there(own)
         bring_all_home(own, self.machine, self.screen, anyway=True)
         self._release(own, f"{why}; what had not come home by then is lost, see {command('runs')}")
 

@@ -38,7 +38,7 @@ class Rented:
     def target(self, **values: object) -> None:
         told = {
             "provider": "runpod", "image": "me/sniperface:1", "gpus": ["NVIDIA RTX A4500"], "root": ROOT,
-            "stage_to": "/dev/shm", **values,
+            "stage_to": "/dev/shm", "device": "cpu", **values,  # there is no GPU behind an emulated pod
         }  # fmt: skip
         (self.project.path / "conf" / "deploy" / "runpod.yaml").write_text(json.dumps(told))
 

@@ -79,6 +79,7 @@ def site(request: pytest.FixtureRequest, project: Project, our_image: str) -> It
             target = {"provider": "docker", "image": our_image}
         else:
             target = {"provider": "runpod", "image": "me/sniperface:1", "gpus": ["NVIDIA RTX A4500"]}
+            target["device"] = "cpu"  # there is no GPU behind an emulated pod
             made.emulator = Emulator(pods="docker", image=our_image)
             stack.callback(made.emulator.close)
             made.emulator.keys = {KEPT["RUNPOD_API_KEY"]}

@@ -264,4 +264,4 @@ def test_a_pod_whose_gpu_cannot_be_used_never_trains_on_its_cpu(site: Site) -> N
     complaint = site.clone.invoke("train", *WORDS, code=3)
     assert complaint.count("1 GPUs are paid for and torch can use 0") >= 2  # of each candidate
     assert site.emulator.names == []
-    assert site.clone.json("ps") == []
+    assert [each["volume"] for each in site.clone.json("ps")] == ["vol1 (vol1, EU-SE-1)"]  # it was there before

