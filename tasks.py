@@ -16,12 +16,12 @@ from invoke.parser.context import ParserContext
 from invoke.tasks import Task
 from invoke.tasks import task as invoke_task
 
-from deploy import flags
-from deploy.flags import Flag
+from deploy.commands import flags
+from deploy.commands.flags import Flag
 
 # Everything else is imported when a command runs: `invoke --list` must be quick.
 if TYPE_CHECKING:
-    from deploy.show import Screen
+    from deploy.ui.screen import Screen
 
 PROJECT = Path(__file__).resolve().parent
 
@@ -41,7 +41,7 @@ JSON = {"json": "print one JSON document on stdout; words go to stderr"}
 def _telling(as_json: bool = False) -> Iterator[Screen]:
     """Our errors end in one message and their exit code, never in a traceback."""
     from deploy.errors import DeployError, StepFailed
-    from deploy.show import Screen
+    from deploy.ui.screen import Screen
 
     screen = Screen(as_json)
     try:
@@ -104,7 +104,7 @@ def deploy(
     _: Context, on: str = "local", nodes: str | None = None, pack: str | None = None, json: bool = False
 ) -> None:
     """Make a target ready: machine, environment, code and data. A second call does only what is missing."""
-    from deploy import launch
+    from deploy.commands import train as launch
 
     with _telling(json) as screen:
         screen.document(launch.deploy(PROJECT, on, screen, pack=pack, several=nodes))
@@ -151,8 +151,8 @@ def train(
     json: bool = False,
 ) -> None:
     """Deploy what is missing, start the job, follow it and bring the checkpoint home. Ctrl-C leaves the job running."""
-    from deploy import launch
-    from deploy.request import parse_request
+    from deploy.commands import train as launch
+    from deploy.specs.request import parse_request
 
     with _telling(json) as screen:
         request = parse_request(
@@ -174,7 +174,7 @@ def train(
 @task(help={**ON, **RUN, "write": "let the keyboard through (default: look only)"})
 def attach(_: Context, on: str = "local", run: str | None = None, write: bool = False) -> None:
     """Show the live tmux session of a run; leave it with Ctrl-b d."""
-    from deploy import looking
+    from deploy.commands import status as looking
 
     with _telling():
         code = looking.attach(PROJECT, on, run, write=write)
@@ -185,7 +185,7 @@ def attach(_: Context, on: str = "local", run: str | None = None, write: bool = 
 @task(help={**ON, **RUN, "follow": "go on until the job ends"})
 def logs(_: Context, on: str = "local", run: str | None = None, follow: bool = False) -> None:
     """Print the log of a run."""
-    from deploy import looking
+    from deploy.commands import status as looking
 
     with _telling() as screen:
         looking.logs(PROJECT, on, run, screen, follow=follow)
@@ -194,7 +194,7 @@ def logs(_: Context, on: str = "local", run: str | None = None, follow: bool = F
 @task(help={**ON, **RUN, **JSON, "watch": "again every two seconds until the run is over"})
 def status(_: Context, on: str = "local", run: str | None = None, json: bool = False, watch: bool = False) -> None:
     """How a run is doing: one answer from machine, supervisor and app."""
-    from deploy import looking
+    from deploy.commands import status as looking
 
     with _telling(json) as screen:
         screen.document(looking.status(PROJECT, on, run, screen, watch=watch))
@@ -212,8 +212,8 @@ def watch(
     _: Context, on: str = "local", run: str | None = None, max_usd: str | None = None, json: bool = False
 ) -> None:
     """Stay with a run until it is done: its checkpoints come home, a machine that vanishes is replaced."""
-    from deploy import watching
-    from deploy.request import parse_dollars
+    from deploy.commands import watch as watching
+    from deploy.specs.request import parse_dollars
 
     with _telling(json) as screen:
         screen.document(watching.watch(PROJECT, on, run, screen, max_usd=parse_dollars(max_usd)))
@@ -222,7 +222,7 @@ def watch(
 @task(help=JSON)
 def runs(_: Context, json: bool = False) -> None:
     """All runs that this laptop knows, the newest first."""
-    from deploy import looking
+    from deploy.commands import status as looking
 
     with _telling(json) as screen:
         screen.rows("Runs", looking.list_runs(PROJECT), ("run_id", "target", "state", "seconds", "backbone", "reason"))
@@ -231,7 +231,7 @@ def runs(_: Context, json: bool = False) -> None:
 @task(help={**ON, **RUN, **JSON})
 def stop(_: Context, on: str = "local", run: str | None = None, json: bool = False) -> None:
     """End a run with a checkpoint; `invoke train --resume auto` continues it."""
-    from deploy import ending
+    from deploy.commands import stop as ending
 
     with _telling(json) as screen:
         screen.document(ending.stop(PROJECT, on, run, screen))
@@ -258,7 +258,7 @@ def fetch_checkpoint(
     json: bool = False,
 ) -> None:
     """Bring a checkpoint home, verified; one of fuller data is never replaced by one of less."""
-    from deploy import watching
+    from deploy.commands import watch as watching
 
     with _telling(json) as screen:
         screen.document(watching.fetch_checkpoint(PROJECT, on, run, which, to, screen, watch=watch))
@@ -305,7 +305,7 @@ def prepare(
     workers: str | None = None,
 ) -> None:
     """Make images.npy, labels.npy and manifest.json from photographs or drawn faces. Interrupted, it goes on."""
-    from deploy import apps
+    from deploy.commands import app as apps
 
     options = {
         "image_column": image_column,
@@ -345,7 +345,7 @@ def mine(
     set_: list[str] | None = None,
 ) -> None:
     """Pseudo-IDs of a run's data from one of its checkpoints: pseudo_ids.npy, a report, a picture to look at."""
-    from deploy import apps
+    from deploy.commands import app as apps
 
     with _telling() as screen:
         code = apps.mine(PROJECT, on, run, which, out, set_ or [], screen)
@@ -376,7 +376,7 @@ def evaluate(
     set_: list[str] | None = None,
 ) -> None:
     """How well checkpoints or files of weights tell people apart: a table, eval.json, ROC curves."""
-    from deploy import apps
+    from deploy.commands import app as apps
 
     with _telling() as screen:
         code = apps.evaluate(PROJECT, on, run, which, screen, weights=weights, sets=sets, out=out, overrides=set_ or [])
@@ -403,7 +403,7 @@ def export(
     set_: list[str] | None = None,
 ) -> None:
     """A checkpoint as ONNX, compared with torch on real images and checked by the challenge's rules."""
-    from deploy import apps
+    from deploy.commands import app as apps
 
     with _telling() as screen:
         code = apps.export(PROJECT, on, run, which, out, set_ or [], screen)
@@ -414,8 +414,8 @@ def export(
 @task(help=JSON)
 def ps(_: Context, json: bool = False) -> None:
     """What is billing: machines of this project, volumes of its accounts, from their providers; orphans first."""
-    from deploy import looking
-    from deploy.money import COLUMNS
+    from deploy.billing.bills import COLUMNS
+    from deploy.commands import status as looking
 
     with _telling(json) as screen:
         screen.rows("Machines and volumes", looking.bills(PROJECT, screen), COLUMNS)
@@ -441,7 +441,7 @@ def down(
     json: bool = False,
 ) -> None:
     """Release machines: the run ends with a checkpoint, everything comes home, nothing bills any more."""
-    from deploy import ending
+    from deploy.commands import stop as ending
 
     with _telling(json) as screen:
         screen.document(ending.down(PROJECT, on, run, screen, every=all, orphans=orphans, anyway=anyway))
@@ -454,7 +454,7 @@ def build(
     _: Context, on: str = "docker", cpu: bool = False, base: str | None = None, pip_options: str | None = None
 ) -> None:
     """Build the image that machines are made of; one of an unchanged environment is there already."""
-    from deploy import image
+    from deploy.providers import image
 
     with _telling() as screen:
         image.build(PROJECT, on, screen.say, image.arguments(cpu, base, pip_options))
@@ -476,8 +476,8 @@ def push(
     pip_options: str | None = None,
 ) -> None:
     """Put the image into a registry, built first if it must be; log in there with `docker login` before."""
-    from deploy.image import arguments
-    from deploy.image import push as push_image
+    from deploy.providers.image import arguments
+    from deploy.providers.image import push as push_image
 
     with _telling() as screen:
         push_image(PROJECT, on, image, screen.say, arguments(cpu, base, pip_options))
@@ -486,7 +486,7 @@ def push(
 @task(help={**ON, **JSON})
 def doctor(_: Context, on: str = "local", json: bool = False) -> None:
     """What is wrong with the set-up, each finding with its fix."""
-    from deploy import looking
+    from deploy.commands import status as looking
 
     with _telling(json) as screen:
         findings: list[dict[str, Any]] = looking.examine(PROJECT, on)
@@ -498,7 +498,7 @@ def doctor(_: Context, on: str = "local", json: bool = False) -> None:
 @task(help={"quick": "smaller sizes, less certain numbers"})
 def bench(_: Context, quick: bool = False) -> None:
     """Run every benchmark; a claim that does not hold ends with exit code 1."""
-    from deploy import apps
+    from deploy.commands import app as apps
 
     with _telling():
         code = apps.bench(PROJECT, quick=quick)

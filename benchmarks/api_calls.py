@@ -17,7 +17,7 @@ from _claims import Claim, quick, report
 
 from deploy.providers.runpod import key
 from deploy.providers.runpod.api import TooMany, Wanted
-from deploy.providers.runpod.pace import Limits, Pace, answers_ssh
+from deploy.providers.runpod.ratelimit import Limits, Pace, answers_ssh
 from deploy.providers.runpod.rest import RestApi
 from tests.emulators.clock import MovedClock
 from tests.emulators.rig import Rig

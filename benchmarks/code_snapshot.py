@@ -14,8 +14,8 @@ from pathlib import Path
 from _claims import Claim, quick, report, seconds
 from _far import Far, far
 
-from deploy import code
 from deploy.shell import open_shell
+from deploy.workspace import code
 
 FILES = 2000
 

@@ -12,8 +12,8 @@ from statistics import median
 from _claims import Claim, quick, report, seconds
 from _moving import Moving, moving
 
-from deploy import transfer
 from deploy.border import chosen
+from deploy.shell import transfer
 
 LEAST_RATIO = 3.0
 OVERHEAD = 1.05  # handshakes, agents, headers; above this something moved twice

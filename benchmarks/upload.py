@@ -12,7 +12,7 @@ from pathlib import Path
 from _claims import Claim, in_turn, quick, report, seconds
 from _moving import MIB, ROUND_TRIP_S, Moving, moving
 
-from deploy import transfer
+from deploy.shell import transfer
 
 
 def ours(at: Moving, source: Path) -> None:

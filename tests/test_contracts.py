@@ -16,11 +16,11 @@ from app.config import load
 from app.data import dataset as app_data
 from app.data.sources import Source
 from app.runtime.folder import RunFolder as AppFolder
-from deploy import data as deploy_data
-from deploy.origins import HERE, Origin
 from deploy.pod.folder import RunFolder as DeployFolder
-from deploy.request import hydra_override
 from deploy.shell import LocalShell
+from deploy.specs.request import hydra_override
+from deploy.workspace import dataset as deploy_data
+from deploy.workspace.sources import HERE, Origin
 from tests.deploy.test_data import Staging
 
 
@@ -82,7 +82,7 @@ def test_any_path_survives_the_command_line(text: str) -> None:
 def test_the_plan_and_the_job_settle_the_precision_alike() -> None:
     """The rule is on both sides, as the halves share no code."""
     from app.runtime.precision import resolve
-    from deploy import memory
+    from deploy.specs import memory
 
     for wish in ("auto", "fp32", "fp16", "bf16"):
         assert memory.resolve(wish, None, None) == resolve(wish, [])

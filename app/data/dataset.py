@@ -197,7 +197,7 @@ def choose_blocks(train_rows: int, block_rows: int, fraction: float) -> list[int
 
     Every block has a fixed place in an order that depends on its number alone; a fraction is the beginning of that
     order. So a larger fraction contains a smaller one, and the laptop finds the same blocks without this code
-    (deploy/data.py; tests/test_contracts.py keeps the two equal).
+    (deploy/workspace/dataset.py; tests/test_contracts.py keeps the two equal).
     """
     count = -(-train_rows // block_rows)
     order = sorted(range(count), key=lambda block: hashlib.sha256(f"sniperface:{block}".encode()).hexdigest())

@@ -18,7 +18,7 @@ Capability = tuple[int, int]
 def resolve(wish: str, capabilities: Sequence[Capability]) -> str:
     """fp32, fp16 or bf16. `capabilities`: of every rank's GPU; none for a run on CPUs.
 
-    deploy/memory.py has the same rule for the plan; a test compares them.
+    deploy/specs/memory.py has the same rule for the plan; a test compares them.
     """
     if wish != AUTO:
         return wish

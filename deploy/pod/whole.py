@@ -57,8 +57,8 @@ def has_copy(folder: RunFolder, note: dict[str, Any], *marks: str) -> bool:
 
 
 def _age(note: dict[str, Any]) -> tuple[int, bool, int]:
-    """In the laptop's order (deploy/checkpoints.py): a stop between two epochs leaves two checkpoints of one step, and
-    if both sides did not mean the same one, the only copy of the other would keep its machine for ever.
+    """In the laptop's order (deploy/runs/checkpoints.py): a stop between two epochs leaves two checkpoints of one step,
+    and if both sides did not mean the same one, the only copy of the other would keep its machine for ever.
     """
     return int(note.get("epoch") or 0), bool(note.get("epoch_complete", True)), note["step"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from deploy.machine import Provider
-from deploy.settings import Settings
+from deploy.specs.machine import Provider
+from deploy.specs.settings import Settings
 
 
 def _local(settings: Settings) -> Provider:

@@ -11,12 +11,12 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from deploy import image
 from deploy.errors import NoMachine, StepFailed, WrongUse, command
-from deploy.keys import project_key
-from deploy.machine import Address, Card, Machine, MachineSpec, Volume
-from deploy.plan import slug
-from deploy.settings import Docker, Settings
+from deploy.providers import image
+from deploy.providers.ssh_key import project_key
+from deploy.specs.machine import Address, Card, Machine, MachineSpec, Volume
+from deploy.specs.plan import slug
+from deploy.specs.settings import Docker, Settings
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 from deploy.errors import NoMachine
-from deploy.machine import Card, Machine, MachineSpec, Volume
-from deploy.settings import Settings
+from deploy.specs.machine import Card, Machine, MachineSpec, Volume
+from deploy.specs.settings import Settings
 
 
 class LocalProvider:

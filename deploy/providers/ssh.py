@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from deploy.machine import Address, Card, Machine, MachineSpec, Volume, node_name, node_of
-from deploy.settings import Settings, Ssh, key_file
 from deploy.shell.ssh_config import parts
+from deploy.specs.machine import Address, Card, Machine, MachineSpec, Volume, node_name, node_of
+from deploy.specs.settings import Settings, Ssh, key_file
 
 
 class SshProvider:

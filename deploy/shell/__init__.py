@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from deploy.machine import Machine
 from deploy.shell.base import CHUNK_BYTES, EVIDENCE_LINES, Result, Shell
 from deploy.shell.link import LinkLost, MachineGone, Misbehaves
 from deploy.shell.local import LocalShell
+from deploy.specs.machine import Machine
 
 __all__ = [
     "CHUNK_BYTES",

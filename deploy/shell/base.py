@@ -10,8 +10,8 @@ from typing import Any
 
 from deploy import border
 from deploy.errors import BadAnswer, StepFailed
-from deploy.machine import Hardware
 from deploy.pod.verbs import CHUNK_BYTES
+from deploy.specs.machine import Hardware
 
 __all__ = ["CHUNK_BYTES", "EVIDENCE_LINES", "Result", "Shell"]
 

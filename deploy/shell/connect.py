@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import WrongUse
-from deploy.machine import Address
 from deploy.shell.host_keys import HostKeys, name_of
 from deploy.shell.link import BOOTSTRAP, LinkLost, last_lines
 from deploy.shell.ssh_config import MOST_JUMPS, Way, parts, way_to
+from deploy.specs.machine import Address
 
 if TYPE_CHECKING:
     from fabric import Connection as Connection

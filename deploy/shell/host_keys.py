@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from deploy import border
 from deploy.errors import StepFailed, WrongUse
-from deploy.machine import Address, Machine
 from deploy.pod import folder
+from deploy.specs.machine import Address, Machine
 
 if TYPE_CHECKING:
     from paramiko import PKey, SSHClient

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import IO, Any, cast
 
-from deploy.machine import Machine
 from deploy.pod import folder
 from deploy.shell.host_keys import HostKeys
 from deploy.shell.link import BOOTSTRAP
+from deploy.specs.machine import Machine
 
 # Hardware does AES; several streams share the processor, so what one costs is what counts. A whole list, for Windows'
 # first ssh does not know how to put a few in front ("^").

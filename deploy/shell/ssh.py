@@ -9,12 +9,12 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import NoMachine, StepFailed
-from deploy.machine import Machine
 from deploy.shell import native
 from deploy.shell.base import Shell
 from deploy.shell.connect import ChannelStream, broken, connect, disconnect
 from deploy.shell.host_keys import HostKeys
 from deploy.shell.link import Link, LinkLost, MachineGone, Misbehaves, NoAnswer, Pending
+from deploy.specs.machine import Machine
 
 if TYPE_CHECKING:
     from deploy.shell.connect import Connection

@@ -21,12 +21,12 @@ from typing import Any
 
 import asyncssh
 
-from deploy.machine import Machine
 from deploy.pod.agent import VERBS, WITH_BODY
 from deploy.pod.folder import RunFolder, write_json
 from deploy.pod.frames import GREETING, pack
 from deploy.providers.ssh import SshProvider
-from deploy.runs import Record
+from deploy.runs.records import Record
+from deploy.specs.machine import Machine
 
 from .servers import make_key
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.machine import Address, Machine
 from deploy.pod import processes
+from deploy.specs.machine import Address, Machine
 
 from .conftest import wait_until
 

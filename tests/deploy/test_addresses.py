@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from deploy import origins
 from deploy.errors import WrongUse
-from deploy.origins import Url, UrlFiles
 from deploy.pod.addresses import hide, shown, why_not
 from deploy.pod.sources import CopyFailed, open_source
+from deploy.workspace import sources as origins
+from deploy.workspace.sources import Url, UrlFiles
 
 BODY = bytes(range(256)) * 8
 

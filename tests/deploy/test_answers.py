@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from deploy.answers import of_run
-from deploy.runs import Record
+from deploy.runs.documents import of_run
+from deploy.runs.records import Record
 
 RECORD = Record("r", "local", "local", "succeeded", 1, "2026-01-01", None, 1.0, "iresnet", "/r", "m")
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from deploy.plan import slug
 from deploy.pod.folder import write_json
 from deploy.providers.runpod import prices
-from deploy.runs import Record
+from deploy.runs.records import Record
+from deploy.specs.plan import slug
 from tests.emulators.rig import breaches
 from tests.emulators.runpod import KEY, Emulator
 from tests.emulators.runpod_state import Pod

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from deploy.checkpoints import age, choose
 from deploy.errors import WrongUse
+from deploy.runs.checkpoints import age, choose
 
 
 def note(epoch: int, step: int, *, whole: bool = True, accuracy: float | None = None) -> dict[str, Any]:

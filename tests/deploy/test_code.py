@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from deploy import code
 from deploy.errors import WrongUse
 from deploy.shell import LocalShell
+from deploy.workspace import code
 
 from .conftest import HOSTILE_NAMES, git
 

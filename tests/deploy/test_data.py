@@ -13,16 +13,16 @@ from pathlib import Path, PurePath
 
 import pytest
 
-from deploy import data
-from deploy import staging as to_ram
 from deploy.errors import StepFailed, WrongUse
-from deploy.machine import Machine
-from deploy.origins import HERE, Origin
-from deploy.plan import Plan, make
-from deploy.request import Request
-from deploy.settings import Settings, Target
 from deploy.shell import LocalShell
-from deploy.transfer import no_progress
+from deploy.shell.transfer import no_progress
+from deploy.specs.machine import Machine
+from deploy.specs.plan import Plan, make
+from deploy.specs.request import Request
+from deploy.specs.settings import Settings, Target
+from deploy.workspace import dataset as data
+from deploy.workspace import staging as to_ram
+from deploy.workspace.sources import HERE, Origin
 
 from .conftest import HOSTILE_NAMES, SOURCE
 from .pretend.app.prepare import make as prepare

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from deploy import devices
-from deploy.devices import Devices, Gpu
-from deploy.doctor import gpu_finding
+from deploy.commands.doctor import gpu_finding
 from deploy.errors import CannotTrain
-from deploy.settings import Settings, Target
 from deploy.shell import LocalShell
+from deploy.specs.settings import Settings, Target
+from deploy.workspace import devices
+from deploy.workspace.devices import Devices, Gpu
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="the programs are scripts: run on Linux or macOS")
 

@@ -15,11 +15,11 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from deploy import image
 from deploy.errors import NoMachine, WrongUse, command
-from deploy.machine import Machine, MachineSpec
+from deploy.providers import image
 from deploy.providers.docker import DockerProvider
-from deploy.settings import Docker, Settings, Target
+from deploy.specs.machine import Machine, MachineSpec
+from deploy.specs.settings import Docker, Settings, Target
 from tests import images
 
 pytestmark = pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 from invoke.main import program
 
 import tasks
-from deploy import flags
+from deploy.commands import flags
 from deploy.errors import WrongUse
 
 PROJECT = Path(tasks.__file__).parent

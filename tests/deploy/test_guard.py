@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from deploy import checkpoints
 from deploy.pod import places, processes, sync
 from deploy.pod.activity import Activity, computes
 from deploy.pod.ceilings import Seen, reached
@@ -24,6 +23,7 @@ from deploy.pod.folder import Root, RunFolder, read_json, write_json
 from deploy.pod.limits import Limits, parse
 from deploy.pod.lock import Lock
 from deploy.pod.meter import Meter
+from deploy.runs import checkpoints
 from deploy.shell import LocalShell
 from tests.faults import Fault
 

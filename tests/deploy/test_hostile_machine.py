@@ -19,11 +19,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploy import apps, ending, looking, providers, releasing, watching
+from deploy import providers
+from deploy.billing import teardown as releasing
+from deploy.commands import app as apps
+from deploy.commands import status as looking
+from deploy.commands import stop as ending
+from deploy.commands import watch as watching
 from deploy.errors import DeployError
 from deploy.pod.folder import read_json, write_json
 from deploy.shell import link, ssh
-from deploy.show import Screen
+from deploy.ui.screen import Screen
 
 from .conftest import SOURCE
 from .hostile import ESCAPE, GOOD, RUN, SILENCE, Hostile, Priced, Say, hostile_machine, make_laptop
@@ -421,7 +426,7 @@ def test_memory_stays_within_bounds(machine: Hostile, laptop: Path) -> None:
     script = (
         "import re, sys\nfrom pathlib import Path\nfrom deploy import looking\n"
         "from deploy.errors import DeployError\n"
-        "from deploy.show import Screen\nproject, rounds = Path(sys.argv[1]), sys.argv[2:]\n"
+        "from deploy.ui.screen import Screen\nproject, rounds = Path(sys.argv[1]), sys.argv[2:]\n"
         "for name in rounds:\n    try:\n"
         f"        looking.logs(project, 'bad', '{RUN}', Screen(), follow=False) if name == 'logs' else "
         f"looking.status(project, 'bad', '{RUN}', Screen(), watch=False)\n"

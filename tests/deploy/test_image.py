@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy import image
 from deploy.errors import NoMachine, StepFailed, WrongUse
+from deploy.providers import image
 
 SOURCE = Path(__file__).parents[2]
 

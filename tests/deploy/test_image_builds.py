@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import image
+from deploy.providers import image
 from tests import images
 from tests.images.container import Machine, new_key, started
 from tests.images.engine import docker, docker_program

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy import image
 from deploy.errors import StepFailed
+from deploy.providers import image
 from tests import images
 from tests.deploy.conftest import wait_until
 from tests.images.engine import docker, docker_program

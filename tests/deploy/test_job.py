@@ -8,8 +8,8 @@ from pathlib import Path, PurePath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.job import Events, Tail, follow, position, session_name
 from deploy.pod.folder import RunFolder
+from deploy.runs.job import Events, Tail, follow, position, session_name
 from deploy.shell import LocalShell
 
 

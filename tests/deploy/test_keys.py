@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import WrongUse
-from deploy.keys import project_key
-from deploy.settings import Docker, Settings, Target
+from deploy.providers.ssh_key import project_key
+from deploy.specs.settings import Docker, Settings, Target
 
 
 def settings(project: Path, key: str | None = None) -> Settings:

@@ -23,16 +23,16 @@ pytestmark = pytest.mark.slow
 
 # Where the command dies, before or after what is named.
 POINTS = [
-    ("before", "deploy.reach.Reach.acquire"),
+    ("before", "deploy.runs.session.Reach.acquire"),
     ("after", "deploy.providers.docker.DockerProvider._create"),
-    ("after", "deploy.reach.Reach.acquire"),
-    ("before", "deploy.code.place"),
-    ("after", "deploy.code.place"),
-    ("after", "deploy.environment.ensure"),
-    ("before", "deploy.staging.stage"),
-    ("after", "deploy.staging.stage"),
-    ("before", "deploy.job.start"),
-    ("after", "deploy.job.start"),
+    ("after", "deploy.runs.session.Reach.acquire"),
+    ("before", "deploy.workspace.code.place"),
+    ("after", "deploy.workspace.code.place"),
+    ("after", "deploy.workspace.environment.ensure"),
+    ("before", "deploy.workspace.staging.stage"),
+    ("after", "deploy.workspace.staging.stage"),
+    ("before", "deploy.runs.job.start"),
+    ("after", "deploy.runs.job.start"),
 ]
 # Runs `invoke`, and kills itself at one call of one function.
 DYING = """
@@ -93,7 +93,7 @@ def test_the_laptop_dies_at_each_step(with_docker: Project, fault: Fault) -> Non
         dies(project, when, name)
         fault.strikes()
         record = json.loads(project.invoke("runs", "--json").stdout)[0]
-        alive = (when, name) == ("after", "deploy.job.start")
+        alive = (when, name) == ("after", "deploy.runs.job.start")
         fault.told(lambda record=record, alive=alive: record["state"] == ("running" if alive else "failed"), limit_s=0)
         there = machines(project)
         fault.machines(there, containers(project))

@@ -9,9 +9,9 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from deploy import code, leaks
 from deploy.errors import WrongUse
 from deploy.shell import LocalShell
+from deploy.workspace import code, leaks
 
 from .conftest import Project, git
 
@@ -133,13 +133,13 @@ def test_the_project_ignores_the_usual_names() -> None:
         "x.key",
         "x.p12",
     ]
-    project = Path(code.__file__).parents[1]
+    project = Path(code.__file__).parents[2]
     ignored = subprocess.run(["git", "check-ignore", *names], cwd=project, capture_output=True, text=True).stdout
     assert ignored.split() == names
 
 
 def test_the_tree_of_this_project_is_clean() -> None:
-    project = Path(code.__file__).parents[1]
+    project = Path(code.__file__).parents[2]
     tracked = [name for name in git(project, "ls-files", "-z").split("\0") if name]
     assert len(tracked) > 300
     assert leaks.find(project, tracked, {}) == []

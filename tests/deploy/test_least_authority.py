@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy import guard
 from deploy.errors import WrongUse
-from deploy.facts import check_code
-from deploy.settings import Settings, load
+from deploy.runs import watchdog as guard
+from deploy.specs.settings import Settings, load
+from deploy.steps.resolve import check_code
 
 from .conftest import Project, git
 
@@ -21,7 +21,7 @@ ALL = {
     "MY_TOKEN": "token-value",
 }
 S3 = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
-PROJECT = Path(guard.__file__).parents[1]
+PROJECT = Path(guard.__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy import memory
 from deploy.errors import WrongUse
+from deploy.specs import memory
 from tests.emulators.runpod import KEY, Emulator
 
 from .conftest import Project

@@ -15,14 +15,14 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from deploy.errors import StepFailed, WrongUse
-from deploy.machine import MachineSpec, Place, node_name, node_of
-from deploy.plan import make as make_plan
 from deploy.pod import rendezvous
 from deploy.providers.ssh import SshProvider
-from deploy.rendezvous import PORTS, meet
-from deploy.request import parse_request
-from deploy.settings import load
 from deploy.shell import LocalShell, Shell, open_shell
+from deploy.specs.machine import MachineSpec, Place, node_name, node_of
+from deploy.specs.plan import make as make_plan
+from deploy.specs.request import parse_request
+from deploy.specs.settings import load
+from deploy.steps.rendezvous import PORTS, meet
 
 from .conftest import SOURCE
 from .servers import SSHD, Server, openssh

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy import data, packing
 from deploy.errors import WrongUse
-from deploy.origins import HERE, Origin
-from deploy.request import parse_request
 from deploy.shell import LocalShell
+from deploy.specs.request import parse_request
+from deploy.workspace import compression as packing
+from deploy.workspace import dataset as data
+from deploy.workspace.sources import HERE, Origin
 
 from .conftest import SOURCE, Project, wait_until
 from .pretend.app.prepare import header

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from deploy.errors import WrongUse
-from deploy.machine import Card, Hardware, Machine
-from deploy.phases import NAMES, Measured, Phase
-from deploy.plan import CodeFacts, Continuation, DataFacts, Facts, Limits, Plan, make
-from deploy.request import Request, hydra_override, parse_request
-from deploy.settings import Settings, Ssh, Target
+from deploy.specs.estimate import NAMES, Measured, Phase
+from deploy.specs.machine import Card, Hardware, Machine
+from deploy.specs.plan import CodeFacts, Continuation, DataFacts, Facts, Limits, Plan, make
+from deploy.specs.request import Request, hydra_override, parse_request
+from deploy.specs.settings import Settings, Ssh, Target
 
 CONFIG = {
     "recipe": {"name": "self_supervised"},

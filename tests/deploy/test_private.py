@@ -11,13 +11,13 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from deploy.errors import BadAnswer, WrongUse
-from deploy.machine import Address, Machine
 from deploy.pod.folder import private_folder
 from deploy.pod.lock import Lock
 from deploy.providers.runpod import events, identity
 from deploy.providers.runpod.api import LogLine
 from deploy.shell import native
 from deploy.shell.host_keys import HostKeys
+from deploy.specs.machine import Address, Machine
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX modes: run on Linux or macOS")
 MACHINE = Machine("box", "ssh", PurePosixPath("/w"), "python3", address=Address("gpu-1", 22, "ann", "/k/id"))

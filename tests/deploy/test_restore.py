@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from deploy import runs
-from deploy.machine import Machine
 from deploy.pod import metrics, places, processes, restore, sync
 from deploy.pod.folder import RunFolder, read_json, write_json
-from deploy.saved import Kept
-from deploy.settings import Settings, Target
+from deploy.runs import records as runs
 from deploy.shell import LocalShell
-from deploy.show import Screen
+from deploy.specs.machine import Machine
+from deploy.specs.settings import Settings, Target
+from deploy.steps.restore import Kept
+from deploy.ui.screen import Screen
 
 from .conftest import SOURCE, Project, wait_until
 from .servers import SSHD, asyncssh_server, openssh
@@ -114,7 +114,7 @@ def test_a_volume_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     target = Target("local", "local", "root", sync_to=f"file://{tmp_path}/volume")
     machine = Machine("here", "local", tmp_path, sys.executable)
     run = RunFolder(tmp_path / "runs" / "one")
-    monkeypatch.setattr("deploy.saved.LOOK_LIMIT_S", 3.0)
+    monkeypatch.setattr("deploy.steps.restore.LOOK_LIMIT_S", 3.0)
     seen = Kept(Settings(tmp_path, target), machine, LocalShell(), SOURCE, run).look(Screen())
     assert "hangs, or is too slow" in str(seen.why_not)
     assert processes_with("deploy.pod.restore", str(run.path)) == []

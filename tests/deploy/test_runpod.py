@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from deploy import image
 from deploy.errors import NoMachine, WrongUse
+from deploy.providers import image
 from tests.emulators.rig import Rig, of
 
 PROJECT = Path(__file__).parents[2]

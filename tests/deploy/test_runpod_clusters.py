@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import requests
 
-from deploy import guard
 from deploy.errors import NoMachine, StepFailed, WrongUse
-from deploy.machine import Machine, node_name
 from deploy.pod import processes
 from deploy.pod.folder import Root, read_json
 from deploy.pod.limits import parse
-from deploy.settings import RunPod, Settings, Target
+from deploy.runs import watchdog as guard
 from deploy.shell import LocalShell
+from deploy.specs.machine import Machine, node_name
+from deploy.specs.settings import RunPod, Settings, Target
 from tests.emulators.clock import START
 from tests.emulators.rig import GPUS, ROOT, Rig, breaches, ctrl_c_while_it_is_made, ctrl_c_while_it_starts, killed
 from tests.emulators.runpod import KEY

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from deploy import image
 from deploy.errors import CannotTrain, NoMachine
-from deploy.machine import Machine
+from deploy.providers import image
+from deploy.specs.machine import Machine
 from tests.emulators.rig import Rig, of
 
 from .conftest import SOURCE

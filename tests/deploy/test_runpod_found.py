@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deploy.errors import NoMachine, StepFailed
-from deploy.machine import Machine
+from deploy.specs.machine import Machine
 from tests.emulators.clock import START
 from tests.emulators.rig import Rig, killed, of
 

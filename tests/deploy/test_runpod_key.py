@@ -167,7 +167,7 @@ def test_no_process_gets_it_in_its_arguments(both: Rig, monkeypatch: pytest.Monk
 
 def test_nothing_of_runpod_is_loaded_before_it_is_chosen() -> None:
     script = (
-        "import sys, deploy.launch, deploy.providers; "
+        "import sys, deploy.commands.train, deploy.providers; "
         "found = {'requests', 'runpod', 'tomli', 'deploy.providers.runpod'} & set(sys.modules); "
         "sys.exit(f'loaded: {found}' if found else 0)"
     )

@@ -10,12 +10,12 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from deploy.machine import Machine, MachineSpec, node_name
-from deploy.plan import slug
 from deploy.providers.runpod import RunPodProvider
 from deploy.providers.runpod.provider import PYTHON
-from deploy.settings import RunPod, Settings, Target
 from deploy.shell import open_shell
+from deploy.specs.machine import Machine, MachineSpec, node_name
+from deploy.specs.plan import slug
+from deploy.specs.settings import RunPod, Settings, Target
 from tests.emulators.rig import breaches
 from tests.emulators.runpod import KEY, Emulator
 from tests.emulators.runpod_pods import LABEL, docker

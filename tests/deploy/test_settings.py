@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import WrongUse
-from deploy.settings import RunPod, Ssh, Target, load
+from deploy.specs.settings import RunPod, Ssh, Target, load
 
 
 @pytest.fixture

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 
 from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse
-from deploy.machine import Machine
 from deploy.shell import link as links
 from deploy.shell import native
 from deploy.shell.host_keys import HostKeys
 from deploy.shell.link import BOOTSTRAP, LinkLost, NoAgent
 from deploy.shell.ssh import SshShell
 from deploy.shell.ssh_config import parts
+from deploy.specs.machine import Machine
 from tests.faults import Fault
 
 from .conftest import HOSTILE_NAMES, wait_until
@@ -720,8 +720,8 @@ def test_a_real_network_loses_one_packet_in_a_hundred(tmp_path: Path, open_shell
     """The kernel loses them, on one port of this computer."""
     if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("iptables") is None:
         pytest.skip("needs the right to change the network: run this as root on Linux, with iptables installed")
-    from deploy import transfer
     from deploy.border import chosen
+    from deploy.shell import transfer
 
     with openssh(tmp_path / "server") as server:
         rules = [

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from deploy.data import header_bytes
+from deploy.workspace.dataset import header_bytes
 from tests.faults import Fault
 
 from .conftest import Project, end_tmux, wait_until

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy import job as jobs
 from deploy.pod import processes
 from deploy.pod.folder import write_json
 from deploy.pod.lock import Busy, Lock, is_held, read_holder
+from deploy.runs import job as jobs
 
 from .conftest import SOURCE, CutAfterReading, SoonAfter, wait_until
 from .supervised import DEAF, GOOD, OBEDIENT, TELL, Supervised

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy import job as jobs
 from deploy.pod import turns
 from deploy.pod.folder import write_json
+from deploy.runs import job as jobs
 
 from .conftest import SoonAfter, wait_until
 from .supervised import GOOD, OBEDIENT, TELL, Supervised

@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 
 from deploy import shell as shells
-from deploy import transfer
 from deploy.border import chosen
 from deploy.errors import StepFailed, WrongUse
 from deploy.pod.folder import write_json
-from deploy.shell import LocalShell, Shell
+from deploy.shell import LocalShell, Shell, transfer
 
 CONTENT = bytes(range(256)) * 400
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 
-from deploy import transfer
 from deploy.border import chosen
 from deploy.errors import StepFailed
-from deploy.shell import lanes
+from deploy.shell import lanes, transfer
 from deploy.shell import link as links
 from deploy.shell.lanes import Lanes, count_for
 from deploy.shell.ssh import SshShell
-from deploy.transfer import Piece, send_pieces
+from deploy.shell.transfer import Piece, send_pieces
 
 from .conftest import HOSTILE_NAMES
 from .proxy import Proxy, proxy

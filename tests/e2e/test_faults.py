@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deploy.plan import slug
+from deploy.specs.plan import slug
 from tests.faults import Fault
 from tests.images.engine import docker
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from deploy.machine import Machine, MachineSpec, node_name
-from deploy.money import priced
-from deploy.plan import slug
+from deploy.billing.bills import priced
 from deploy.providers.runpod import RunPodProvider
-from deploy.providers.runpod.pace import Limits
-from deploy.reach import Reach
-from deploy.settings import RunPod, Settings, Target
+from deploy.providers.runpod.ratelimit import Limits
+from deploy.runs.session import Reach
+from deploy.specs.machine import Machine, MachineSpec, node_name
+from deploy.specs.plan import slug
+from deploy.specs.settings import RunPod, Settings, Target
 from tests.emulators import contract
 from tests.emulators.clock import MovedClock
 from tests.emulators.runpod import KEY, Emulator

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from deploy.pod.release import BASE_URL_VARIABLE
-from deploy.providers.runpod.pace import Clock
+from deploy.providers.runpod.ratelimit import Clock
 from tests.emulators import contract, runpod_graphql, runpod_rest
 from tests.emulators.runpod_pods import Container, DockerNetwork, Greeter, Machine, Network, remove_leftovers
 from tests.emulators.runpod_state import NO_ROOM, Account, Pod, Refusal

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from deploy.providers.runpod.pace import Clock
+    from deploy.providers.runpod.ratelimit import Clock
     from tests.emulators.runpod_state import Pod
 
 LABEL = "sniperface.emulator"

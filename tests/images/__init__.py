@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from deploy import image
+from deploy.providers import image
 from tests.images.base import base_image
 from tests.images.engine import NoDocker, check_docker, docker, exists
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deploy.providers.runpod.api import Offer
-from deploy.settings import RunPod
+from deploy.specs.settings import RunPod
 
 
 @dataclass(frozen=True)

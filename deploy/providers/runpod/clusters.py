@@ -11,15 +11,15 @@ import functools
 from collections.abc import Callable, Sequence
 
 from deploy.errors import NoMachine, WrongUse, command
-from deploy.machine import Machine, MachineSpec, node_name, node_of
 from deploy.providers.runpod.api import ApiError, Cluster, ClusterApi, Gone, Pod, Wanted
-from deploy.providers.runpod.asking import Asking, of_family
-from deploy.providers.runpod.boot import Boot, Unfit
+from deploy.providers.runpod.create import Making
 from deploy.providers.runpod.identity import Identity
-from deploy.providers.runpod.making import Making
-from deploy.providers.runpod.pace import polls
-from deploy.providers.runpod.words import could_not_give_back
-from deploy.settings import RunPod, Settings
+from deploy.providers.runpod.messages import could_not_give_back
+from deploy.providers.runpod.ratelimit import polls
+from deploy.providers.runpod.readiness import Boot, Unfit
+from deploy.providers.runpod.retry import Asking, of_family
+from deploy.specs.machine import Machine, MachineSpec, node_name, node_of
+from deploy.specs.settings import RunPod, Settings
 
 MOST_NODES = 250
 Fit = Callable[[Machine], Machine]  # a machine that can train, as it is; Unfit for one that cannot

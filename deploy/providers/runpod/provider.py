@@ -10,21 +10,21 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from deploy.errors import CannotTrain
-from deploy.keys import project_key
-from deploy.machine import HOST, USER, Address, Card, Machine, MachineSpec, Volume
-from deploy.plan import slug
 from deploy.providers.runpod import clusters, events, key, prices
 from deploy.providers.runpod.api import Api, Gone, LogLine, Pod, Wanted
-from deploy.providers.runpod.asking import Asking, of_family
-from deploy.providers.runpod.boot import Boot, Unfit
+from deploy.providers.runpod.cache import Notes
 from deploy.providers.runpod.candidates import Candidate
 from deploy.providers.runpod.clusters import Clusters
+from deploy.providers.runpod.create import Making
 from deploy.providers.runpod.identity import Identity
-from deploy.providers.runpod.making import Making
-from deploy.providers.runpod.notes import Notes
-from deploy.providers.runpod.pace import Clock, Limits, Pace, polls
-from deploy.providers.runpod.words import in_words
-from deploy.settings import RunPod, Settings
+from deploy.providers.runpod.messages import in_words
+from deploy.providers.runpod.ratelimit import Clock, Limits, Pace, polls
+from deploy.providers.runpod.readiness import Boot, Unfit
+from deploy.providers.runpod.retry import Asking, of_family
+from deploy.providers.ssh_key import project_key
+from deploy.specs.machine import HOST, USER, Address, Card, Machine, MachineSpec, Volume
+from deploy.specs.plan import slug
+from deploy.specs.settings import RunPod, Settings
 
 if TYPE_CHECKING:
     from deploy.providers.runpod.rest import RestApi

@@ -35,7 +35,7 @@ from deploy.providers.runpod.api import (
     Wanted,
 )
 from deploy.providers.runpod.key import Key
-from deploy.providers.runpod.pace import Limits, Pace
+from deploy.providers.runpod.ratelimit import Limits, Pace
 
 
 class RestApi:

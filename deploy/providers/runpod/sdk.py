@@ -31,7 +31,7 @@ from deploy.providers.runpod.api import (
     WrongKey,
 )
 from deploy.providers.runpod.key import Key
-from deploy.providers.runpod.pace import Pace
+from deploy.providers.runpod.ratelimit import Pace
 
 # GraphQL answers 200 to everything; what went wrong stands in a sentence only.
 SENTENCES: Sequence[tuple[str, type[ApiError]]] = (

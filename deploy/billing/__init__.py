@@ -1,0 +1,1 @@
+"""What costs, and how it ends: bills, the reaper, teardown."""

@@ -1,0 +1,191 @@
+"""What is billing: every machine of this project and every volume of its accounts, as their providers tell it, with the
+run or the targets they are for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deploy.errors import DeployError
+from deploy.pod.folder import FINAL_STATES, read_json
+from deploy.runs import records as runs
+from deploy.runs.records import Record
+from deploy.runs.session import Reach, is_launching
+from deploy.specs.machine import Machine, Volume
+from deploy.specs.plan import slug
+from deploy.specs.settings import RunPod, Settings, load
+
+COLUMNS = (
+    "machine", "volume", "target", "gpu", "gb", "usd_per_hour", "usd_per_month", "hours", "usd", "run", "state", "note",
+)  # fmt: skip
+HOURS_A_MONTH = 730
+
+
+@dataclass(frozen=True)
+class Bill:
+    """One machine or one volume (the other is None): what it costs, and for whom."""
+
+    machine: str | None
+    volume: str | None
+    target: str | None  # a volume's: all that mount it, with commas
+    gpu: str | None
+    gb: int | None  # of a volume
+    usd_per_hour: float
+    usd_per_month: float | None  # of a volume
+    hours: float | None  # since it was made; None where the provider does not say
+    usd: float | None  # so far
+    run: str | None
+    state: str | None  # of that run, as last seen from this laptop
+    orphan: bool  # no living run of this laptop is on it; no target of this project mounts it
+    note: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What a machine may take, by the laptop's word to its guard; None: no such ceiling, or none that is known."""
+
+    max_hours: float | None = None
+    max_usd: float | None = None  # of all machines of a run together
+    idle_min: float | None = None
+    nodes: int = 1  # so many of them
+
+
+def priced(project: Path, at: Reach) -> list[tuple[Machine, Bill]]:
+    """Every machine of the target's provider, orphans first. The provider is asked, local files only name the runs."""
+    records = runs.every(project / "runs")
+    found = [(machine, _bill(at, machine, records, time.time())) for machine in at.provider.list()]
+    return sorted(found, key=lambda pair: (not pair[1].orphan, pair[1].machine))
+
+
+def stored(project: Path, at: Reach) -> list[Bill]:
+    """Every volume of the provider's account. Other projects may have theirs in it, so what is sure is only which of
+    them this project's targets name."""
+    mounted: dict[str, list[str]] = {}
+    for settings in _targets(project):
+        options = settings.target.options
+        if isinstance(options, RunPod) and options.volume:
+            mounted.setdefault(options.volume, []).append(settings.target.name)
+    return [_stored(volume, mounted.get(volume.id, [])) for volume in at.provider.volumes()]
+
+
+def targets(project: Path) -> Iterator[Reach]:
+    """One target for each provider and account that makes machines; a target that cannot be used is left out."""
+    chosen: dict[tuple[str, str | None], Settings] = {}
+    # RunPod's own package tells less: not since when, nor which kind of volume.
+    for settings in sorted(_targets(project), key=lambda each: getattr(each.target.options, "api", None) == "sdk"):
+        account = (settings.target.provider, getattr(settings.target.options, "docker_host", None))
+        chosen.setdefault(account, settings)
+    for settings in chosen.values():
+        yield Reach(settings)
+
+
+def ceilings(project: Path, target: str | None, on_it: Iterable[Record]) -> Ceilings:
+    """Of a machine: what its runs were started with, or its target's file says; of several values the laxest, as a file
+    that was changed since is no reason to end what runs."""
+    plans = [read_json(Path(runs.home(project / "runs", record.run_id).plan)) for record in on_it]
+    told: list[Mapping[str, Any]] = [plan["limits"] for plan in plans if plan.get("limits")]
+    in_file = [vars(settings.target) for settings in _targets(project) if settings.target.name == target]
+    nodes = min((int(each.get("nodes", 1)) for each in plans or in_file), default=1)
+    told += in_file
+
+    def laxest(name: str) -> float:
+        values = [each.get(name) for each in told]
+        return max((float("inf") if value is None else float(value) for value in values), default=float("inf"))
+
+    known = {name: laxest(name) for name in ("max_hours", "max_usd", "idle_min")}
+    return Ceilings(**{name: value for name, value in known.items() if value < float("inf")}, nodes=nodes)
+
+
+def past_ceiling(bill: Bill, allowed: Ceilings) -> str | None:
+    """Why this machine should be gone already."""
+    if bill.hours is None:
+        return None
+    if allowed.max_usd is not None and bill.usd is not None and bill.usd * allowed.nodes > allowed.max_usd:
+        return f"past max_usd: {allowed.max_usd:g}"
+    if allowed.max_hours is not None and bill.hours > allowed.max_hours:
+        return f"past max_hours: {allowed.max_hours:g}"
+    return None
+
+
+def _targets(project: Path) -> Iterator[Settings]:
+    for file in sorted((project / "conf" / "deploy").glob("*.yaml")):
+        try:
+            yield load(project, file.stem)
+        except DeployError:
+            continue
+
+
+def _bill(at: Reach, machine: Machine, records: Iterable[Record], now: float) -> Bill:
+    on_it = [record for record in records if machine.name in record.machines]
+    living = [record for record in on_it if lives(at, record)]
+    record = next(iter([*living, *on_it]), None)
+    hours = round((now - machine.created) / 3600, 3) if machine.created else None
+    # What a stopped one has cost is not known: nobody says since when it is stopped.
+    usd = None if hours is None or machine.is_stopped else round(hours * machine.usd_per_hour, 2)
+    bill = Bill(
+        machine=machine.name,
+        volume=None,
+        target=record.target if record else _target_of(at, machine),
+        gpu=machine.gpu,
+        gb=None,
+        usd_per_hour=round(machine.usd_per_hour, 4),
+        usd_per_month=None,
+        hours=hours,
+        usd=usd,
+        run=record.run_id if record else None,
+        state=record.state if record else None,
+        orphan=not living,
+        note=None,
+    )
+    notes = [
+        "stopped, and its disk is kept" if machine.is_stopped else None,
+        past_ceiling(bill, ceilings(at.settings.project, bill.target, on_it)),
+        None if living else "no run is on it" if record else "this laptop has no record of it",
+    ]
+    return replace(bill, note="; ".join(filter(None, notes)) or None)
+
+
+def _stored(volume: Volume, mounted_by: Sequence[str]) -> Bill:
+    nobody = None if mounted_by else "no target of conf/deploy names it"
+    return Bill(
+        machine=None,
+        volume=f"{volume.name} ({volume.id}, {volume.place})",
+        target=", ".join(mounted_by) or None,
+        gpu=None,
+        gb=volume.gb,
+        usd_per_hour=round(volume.usd_per_month / HOURS_A_MONTH, 4),
+        usd_per_month=volume.usd_per_month,
+        hours=None,
+        usd=None,
+        run=None,
+        state=None,
+        orphan=not mounted_by,
+        note="; ".join(filter(None, [nobody, volume.note])) or None,
+    )
+
+
+def lives(at: Reach, record: Record) -> bool:
+    """A run that was being started when its command was killed will never live."""
+    if record.state in runs.STARTING:
+        return is_launching(at.settings, record.run_id)
+    return record.state not in FINAL_STATES
+
+
+def _target_of(at: Reach, machine: Machine) -> str:
+    """From the name: sniperface-<project>-<target>-<run>."""
+    words = machine.name.split("-")
+    if len(words) < 4:
+        return at.settings.target.name
+    names = [each.target.name for each in _targets(at.settings.project)]
+    return next((name for name in names if slug(name) == words[2]), words[2])
+
+
+def an_hour(usd_per_hour: float) -> str:
+    """A price in words, also that of a few gigabytes."""
+    return f"${usd_per_hour:.2f} an hour" if usd_per_hour >= 0.01 else f"${usd_per_hour:.4f} an hour"

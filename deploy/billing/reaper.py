@@ -1,0 +1,203 @@
+"""Every command looks whether a machine of this project bills for nobody: it is named, and one that its own guard could
+not end is ended from here.
+
+What is looked at first costs one call of the provider's list. A machine is asked itself only when that list, the limits
+it was given and the laptop's records say that it should be gone, or when its guard has told the command that is
+connected to it anyway that it has given up. It is released when all of this holds:
+
+1. no run works or waits on it, by its own word: not this laptop's, and nobody else's;
+2. its guard has tried to release it and could not, or it is past max_hours or max_usd and its guard is dead;
+3. nothing is left that only it has: what is of this laptop's runs is brought home first.
+
+What a machine says can only end it earlier: past max_usd, which is hard, or past three times max_hours, by the price of
+its provider and the laptop's clock, it is released whatever it says.
+
+One that does not answer is released when the end of all its runs is at home already, or when it is past max_usd, which
+is hard, for so long that a living guard would have ended it; what that may have cost is said.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy import border
+from deploy.billing import bills as money
+from deploy.billing.bills import Bill, Ceilings, an_hour, past_ceiling
+from deploy.billing.teardown import bring_all_home, is_home
+from deploy.errors import BadAnswer, DeployError, command
+from deploy.pod.folder import Root
+from deploy.runs import records as runs
+from deploy.runs import session as reach
+from deploy.runs import watchdog as guard
+from deploy.runs.records import Record
+from deploy.runs.session import Reach
+from deploy.shell import LinkLost, Shell
+from deploy.specs.machine import Machine
+from deploy.ui.screen import Screen
+
+# What a machine says of itself delays its end up to here, and no further.
+WORD_TIMES = 3  # of max_hours
+SLACK_MIN = 15.0  # for a guard's own goodbye: checkpoint, copies, tries of the release
+
+
+class NoAnswer(Exception):
+    """Why a machine cannot be asked."""
+
+
+def reap(at: Reach, given_up: str | None = None, *, screen: Screen) -> None:
+    """Name what bills without need, end what nobody else will; on stderr, for stdout may be a log or a document.
+
+    `given_up`: only the machine of this name, whose guard has said so. Whatever goes wrong here, the command goes on.
+    """
+    try:
+        found = money.priced(at.settings.project, at)
+    except DeployError:  # what an account that cannot be asked means is said by `ps`
+        return
+    for machine, bill in found:
+        if not bill.usd_per_hour or given_up not in (None, machine.name):
+            continue
+        try:
+            note = _Overdue(at, machine, bill, screen).look_after(surely=given_up is not None)
+        except Exception as error:  # of any kind: the machine is a stranger
+            note = f"{bill.note or 'it is to be looked after'}, and {error}"
+        if note:
+            words = f"{machine.name} costs {an_hour(bill.usd_per_hour)}: {note}"
+            screen.complain(f"{words}; see {command('ps')}, end it with {command('down --orphans')}")
+
+
+@dataclass(frozen=True)
+class _Overdue:
+    """One machine that bills, seen by one command."""
+
+    at: Reach
+    machine: Machine
+    bill: Bill
+    screen: Screen
+
+    @property
+    def on_it(self) -> list[Record]:
+        return [each for each in runs.every(self.at.settings.runs) if self.machine.name in each.machines]
+
+    @property
+    def allowed(self) -> Ceilings:
+        return money.ceilings(self.at.settings.project, self.bill.target, self.on_it)
+
+    def look_after(self, *, surely: bool) -> str | None:
+        """What is to be said of it; None when there is nothing, or when it was released, which is said already."""
+        late = past_ceiling(self.bill, self.allowed)
+        if self.machine.is_stopped or not (late or surely or self._is_quiet()):
+            return self.bill.note
+        with ExitStack() as stack:
+            own = self.at
+            if self.bill.target != own.settings.target.name:
+                own = stack.enter_context(reach.target(own.settings.project, str(self.bill.target)))
+            if reach.is_launching(own.settings):
+                return self.bill.note
+            try:
+                if why := must_go(self.bill, self.allowed):
+                    self._end(own, why)
+                    return None
+                return self._decide(own, late)
+            except (LinkLost, BadAnswer, NoAnswer) as error:
+                return self._without_an_answer(own, late, str(error))
+
+    def _is_quiet(self) -> bool:
+        """Nothing was heard of its runs for longer than its guard waits."""
+        idle_min = self.allowed.idle_min
+        if not self.bill.orphan or not self.on_it or idle_min is None:
+            return False
+        files = [Path(runs.home(self.at.settings.runs, each.run_id).run) for each in self.on_it]
+        heard = max([self.machine.created or 0.0, *(file.stat().st_mtime for file in files if file.exists())])
+        return time.time() - heard > (idle_min + SLACK_MIN) * 60
+
+    def _there(self, own: Reach) -> Machine:
+        """As its provider has it now, with an address."""
+        if not self.machine.address or not self.machine.address.host:
+            raise NoAnswer("it has no address")
+        there = own.machine(self.machine.name)
+        if there is None:
+            raise NoAnswer("it does not run")
+        return there
+
+    def _decide(self, own: Reach, late: str | None) -> str | None:
+        """From what the machine says."""
+        there = self._there(own)
+        shell = own.shell(there)
+        root = Root(there.path(shell.expand(str(there.root))))
+        stands = _ask(shell, there, root)
+        if stands is None:  # it was never guarded, or by an older version: not ours to judge
+            return self.bill.note
+        note, gave_up = late or self.bill.note or "its guard has died", stands["state"] == "stuck"
+        if not stands["guarded"] and (stands["at_work"] or not (late or gave_up)):
+            guard.revive(own.settings, there, shell, root.path)
+            return f"{note}; its guard was gone, and is started again"
+        if stands["at_work"]:
+            return late and f"{late}; run {stands['at_work'][0]} is on it, and its guard is to end that"
+        if stands["guarded"] and not gave_up:
+            return f"{note}; its guard says: {stands['decision']}" if late else self.bill.note
+        bring_all_home(own, self.machine, self.screen, anyway=False)
+        brought = ", ".join(stands["only_copies"].values())
+        stands = _ask(shell, there, root) or stands  # that may have taken a while
+        if stands["at_work"]:
+            return self.bill.note
+        if stands["only_copies"]:
+            run, file = next(iter(stands["only_copies"].items()))
+            return f"{note}; it has the only copy of {file} of run {run}, which did not come home from here"
+        what = "its guard could not release it" if gave_up else f"{late}, and its guard is dead"
+        self._release(own, f"{what}; {f'{brought} came home first' if brought else 'nothing was left on it'}")
+        return None
+
+    def _end(self, own: Reach, why: str) -> None:
+        """Whatever the machine says; what it has comes home as far as a short time allows."""
+        self._there(own)
+        bring_all_home(own, self.machine, self.screen, anyway=True)
+        self._release(own, f"{why}; what had not come home by then is lost, see {command('runs')}")
+
+    def _without_an_answer(self, own: Reach, late: str | None, words: str) -> str | None:
+        """It may be the machine, or the way to it."""
+        note = f"{late or self.bill.note or 'its guard gave up'}, and it does not answer ({words})"
+        known, paid_h = self.on_it, self.bill.hours or 0.0
+        if not known or not late:
+            return note
+        hard_h = (self.allowed.max_usd or float("inf")) / (self.bill.usd_per_hour * self.allowed.nodes)
+        soft_h = min(hard_h, self.allowed.max_hours or float("inf"))
+        at_home = self.bill.orphan and all(is_home(own, record) for record in known)
+        if at_home and paid_h > soft_h + SLACK_MIN / 60:
+            self._release(own, f"{note}; the end of its runs is at home")
+            return None
+        if paid_h > hard_h + SLACK_MIN / 60:
+            self._release(own, f"{note}; max_usd is hard: WHAT ONLY IT HAD IS LOST, see {command('runs')}")
+            return None
+        return note
+
+    def _release(self, own: Reach, why: str) -> None:
+        own.provider.release(self.machine)
+        self.at.forget(self.machine.name)
+        cost = "" if self.bill.usd is None else f" after ${self.bill.usd:.2f}"
+        self.screen.complain(f"released {self.machine.name}{cost}: {why}")
+
+
+def must_go(bill: Bill, allowed: Ceilings) -> str | None:
+    """Why a machine goes whatever it says, by its provider's price and the laptop's clock alone."""
+    if bill.hours is None:
+        return None
+    slack_h, rate = SLACK_MIN / 60, bill.usd_per_hour * allowed.nodes
+    if allowed.max_usd is not None and rate > 0 and bill.hours > allowed.max_usd / rate + slack_h:
+        return f"past max_usd: {allowed.max_usd:g}, which is hard"
+    if allowed.max_hours is not None and bill.hours > allowed.max_hours * WORD_TIMES + slack_h:
+        return f"past {WORD_TIMES} times max_hours: {allowed.max_hours:g}"
+    return None
+
+
+def _ask(shell: Shell, machine: Machine, root: Root) -> dict[str, Any] | None:
+    """How the machine stands, by its own word (deploy/pod/standing.py); None where nobody can say it there."""
+    told, _ = guard.heard(shell, root.guard)
+    if not told.get("code"):
+        return None
+    code = machine.path(border.path_text(told["code"], f"{shell.name}: {root.guard.name}, code"))
+    argv = ["python3", "-m", "deploy.pod.standing", str(root.path)]
+    return border.standing(shell.run(argv, cwd=code, again=True).stdout, f"{shell.name}: how it stands")

@@ -1,0 +1,112 @@
+"""Before a machine is let go of: its run ends with a checkpoint, and what only it has comes home."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from deploy.errors import DeployError, StepFailed, command
+from deploy.pod.folder import FINAL_STATES, LIVE_STATES, Root, RunFolder
+from deploy.runs import checkpoints, job
+from deploy.runs import records as runs
+from deploy.runs.records import Record
+from deploy.runs.session import Reach, Reached
+from deploy.shell import LocalShell
+from deploy.specs.machine import Machine
+from deploy.specs.plan import GRACE_S
+from deploy.steps import download as home
+from deploy.ui.screen import Screen
+
+STOP_SLACK_S = 30
+ANYWAY_S = 45.0  # for all that is on a machine that goes anyway: within a minute, whatever it says
+
+
+def stop_run(reached: Reached, screen: Screen) -> Reached:
+    """The job's own end, or after its time of grace the supervisor's."""
+    run_id = reached.record.run_id
+    grace_s = float(runs.plan_of(reached.settings.runs, reached.record).get("grace_s", GRACE_S))
+    screen.say(f"asking run {run_id} to make a checkpoint and end (up to {grace_s:.0f} s)")
+    job.request_stop(reached.shell, reached.folder)
+    for other in reached.others():
+        job.request_stop(other.shell, other.folder)
+    job.wait_for_end(reached.shell, reached.folder, grace_s + STOP_SLACK_S)
+    reached, _ = reached.look()
+    if reached.record.state not in FINAL_STATES:
+        raise StepFailed(
+            f"run {run_id} did not end within {grace_s + STOP_SLACK_S:.0f} s",
+            evidence=job.last_lines(reached.shell, reached.folder),
+            next_command=command(f"status --run {run_id}"),
+        )
+    return reached
+
+
+def bring_all_home(at: Reach, machine: Machine, screen: Screen, *, anyway: bool) -> None:
+    """Nothing that only this machine has is lost, unless the user says so: `anyway` ends the attempt after ANYWAY_S.
+
+    Never raises with `anyway`. Otherwise raises StepFailed for the first run that could not be brought home.
+    """
+    if not anyway:
+        _bring_each(at, machine, screen, anyway=False)
+        return
+    # In a thread of its own: nothing that a machine does or does not do may hold up its release.
+    bringing = threading.Thread(target=_bring_each, args=(at, machine, screen), kwargs={"anyway": True}, daemon=True)
+    until = time.monotonic() + ANYWAY_S
+    bringing.start()
+    while bringing.is_alive() and time.monotonic() < until:
+        bringing.join(0.2)
+    if bringing.is_alive():
+        screen.say(f"what is on {machine.name} did not come home within {ANYWAY_S:.0f} s, and is given up")
+
+
+def _bring_each(at: Reach, machine: Machine, screen: Screen, *, anyway: bool) -> None:
+    for record in runs.every(at.settings.runs):
+        if machine.name not in record.machines or record.state in runs.STARTING:
+            continue
+        try:
+            reached, _ = at.run(record).look()
+            writes = record.machine == machine.name  # of several machines one has all that a run leaves
+            if writes and at.machine(machine.name) is None and not is_home(at, reached.record):
+                raise StepFailed("it does not answer")  # a container that was stopped holds what the run left
+            if reached.machine is not None:
+                if reached.record.state not in FINAL_STATES:
+                    reached = stop_run(reached, screen)
+                home.bring(reached, screen)
+        except Exception as error:  # of any kind: the machine is a stranger, and its release must not depend on it
+            if not anyway:
+                raise StepFailed(
+                    f"what run {record.run_id} left on {machine.name} could not be brought home ({error}): the machine "
+                    "was kept",
+                    next_command=command(f"down --run {record.run_id} --anyway"),
+                ) from error
+            screen.say(f"run {record.run_id} could not be brought home, and is given up ({error})")
+
+
+def run_of_another_laptop(at: Reach, machine: Machine) -> str | None:
+    """A run that lives on a machine, by the machine's own word, and that this laptop knows nothing of.
+
+    None, too, where the machine does not answer.
+    """
+    known = {record.run_id for record in runs.every(at.settings.runs)}
+    try:
+        there = at.machine(machine.name)
+        if there is None or there.address is None or not there.address.host:
+            return None
+        shell = at.shell(there)
+        folder = Root(there.path(shell.expand(str(there.root)))).runs
+        for name in shell.listdir(folder):
+            seen = job.look(shell, RunFolder(folder / name)) if name not in known else None
+            if seen and seen.state in LIVE_STATES:
+                return name
+    except (DeployError, OSError):
+        return None
+    return None
+
+
+def is_home(at: Reach, record: Record) -> bool:
+    """Whether a run that its machine can no longer be asked about has left nothing there: its end came home, or it
+    never began."""
+    if record.session is None:
+        return True
+    whole = checkpoints.whole(LocalShell(), runs.home(at.settings.runs, record.run_id))
+    epochs = int(runs.plan_of(at.settings.runs, record)["epochs"])
+    return record.state == "succeeded" and bool(whole) and int(whole[-1]["epoch"]) + 1 >= epochs

@@ -1,0 +1,1 @@
+"""One file a command, each the story of what it does."""

@@ -1,0 +1,191 @@
+"""The app's other commands, where a run is: on its machine, with the results brought home, or on this computer."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from deploy import border
+from deploy.border import Name, Place, chosen
+from deploy.errors import WrongUse, command
+from deploy.runs import checkpoints
+from deploy.runs import records as runs
+from deploy.runs import session as reach
+from deploy.runs.session import Reached
+from deploy.shell import LocalShell, transfer
+from deploy.specs.estimate import Stopwatch
+from deploy.specs.plan import family_name, slug
+from deploy.steps.provision import acquired, ready_code
+from deploy.ui.screen import Screen
+from deploy.workspace.sources import ON_THE_MACHINE
+
+
+def prepare(
+    project: Path,
+    target: str,
+    screen: Screen,
+    *,
+    source: str,
+    path: str | None,
+    labels: str | None,
+    out: str | None,
+    options: Mapping[str, str | None],
+) -> int:
+    """Make a data set with the app's own command, here or on a target's machine; its exit code.
+
+    `options` are handed on as they are. On a machine, paths are that machine's.
+    """
+    name = slug(Path(path).stem) if path and source != "orl" else source
+    words = [f"source={source}"]
+    more = [f"{key}={value}" for key, value in options.items() if value is not None]
+    with reach.target(project, target) as at:
+        if at.settings.is_local:
+            place = Path(out).absolute() if out else project / "data" / name
+            place = place if place.suffix == ".npy" else place / "images.npy"
+            words += [f"out={place}"]
+            words += [f"{key}={Path(file).absolute()}" for key, file in (("path", path), ("labels", labels)) if file]
+            argv = [sys.executable, "-m", "app.prepare", *words, *more]
+            return LocalShell().foreground(argv, cwd=project)
+        with acquired(at, f"{family_name(at.settings)}prepare-{secrets.token_hex(3)}", screen, Stopwatch()) as machine:
+            shell = at.shell(machine)
+            machine, folder = ready_code(at.settings, machine, shell, screen)
+            there = machine.path(out) if out else machine.root / "data" / name
+            there = there if there.suffix == ".npy" else there / "images.npy"
+            words += [f"out={there}", *(f"{key}={file}" for key, file in (("path", path), ("labels", labels)) if file)]
+            for line in shell.stream([machine.python, "-m", "app.prepare", *words, *more], cwd=folder):
+                screen.say(line)
+            screen.say(f"train on it with: {command(f'train --on {target} --data machine:{there}')}")
+    return 0
+
+
+def mine(
+    project: Path,
+    target: str,
+    run_id: str | None,
+    which: str,
+    out: str | None,
+    overrides: Sequence[str],
+    screen: Screen,
+) -> int:
+    """Pseudo-IDs of a run's data from one of its checkpoints, by the app's own command; its exit code."""
+    with reach.run(project, target, run_id) as reached:
+        checkpoint = _checkpoint(reached, which)
+        stem = PurePath(checkpoint["file"]).stem
+        place = Path(out).absolute() if out else Path(reached.home.mining) / stem
+        words = [f"checkpoint={reached.folder.checkpoints / checkpoint['file']}", *overrides]
+        return _app(reached, "app.mine", words, place, screen)
+
+
+def evaluate(
+    project: Path,
+    target: str,
+    run_id: str | None,
+    which: str | None,
+    screen: Screen,
+    *,
+    weights: str | None,
+    sets: str | None,
+    out: str | None,
+    overrides: Sequence[str],
+) -> int:
+    """How good checkpoints or any files of weights are, by the app's own command; its exit code."""
+    if weights is not None:
+        words = [f"weights={weights}", *([f"sets={sets}"] if sets else []), *overrides]
+        words += [f"out={Path(out).absolute()}"] if out else []
+        return LocalShell().foreground([sys.executable, "-m", "app.evaluate", *words], cwd=project)
+    with reach.run(project, target, run_id) as reached:
+        checkpoint = _checkpoint(reached, which or "latest")
+        chosen = reached.folder.checkpoints / (checkpoint["file"] if which else "*.pt")
+        named = [f"sets={','.join(_bring_sets(reached, sets))}"] if sets else []
+        own = Path(reached.home.path) / "evaluation"
+        place = Path(out).absolute() if out else own
+        return _app(reached, "app.evaluate", [f"weights={chosen}", *named, *overrides], place, screen)
+
+
+def export(
+    project: Path,
+    target: str,
+    run_id: str | None,
+    which: str,
+    out: str | None,
+    overrides: Sequence[str],
+    screen: Screen,
+) -> int:
+    """A checkpoint as ONNX, by the app's own command; its exit code."""
+    with reach.run(project, target, run_id) as reached:
+        checkpoint = _checkpoint(reached, which)
+        own = Path(reached.home.path)
+        place = Path(out).absolute() if out else own / f"{PurePath(checkpoint['file']).stem}.onnx"
+        words = [f"checkpoint={reached.folder.checkpoints / checkpoint['file']}", *overrides]
+        return _app(reached, "app.export", words, place, screen)
+
+
+def bench(project: Path, *, quick: bool) -> int:
+    """Run every benchmark; 1 when a claim did not hold."""
+    scripts = sorted(file for file in (project / "benchmarks").glob("*.py") if not file.name.startswith("_"))
+    if not scripts:
+        raise WrongUse(f"there is no benchmark in {project / 'benchmarks'}")
+    codes = [
+        LocalShell().foreground([sys.executable, str(script), *(["--quick"] if quick else [])], cwd=project)
+        for script in scripts
+    ]
+    return 1 if any(codes) else 0
+
+
+def _checkpoint(reached: Reached, which: str) -> dict[str, Any]:
+    """The checkpoint that is meant, as its JSON tells it."""
+    return checkpoints.choose(checkpoints.whole(reached.shell, reached.folder), which, reached.record.run_id)
+
+
+def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen: Screen) -> int:
+    """`python -m module *words out=…` with the code and the environment of the run; its results are at `out` here."""
+    if reached.machine is None or reached.machine.is_here:
+        argv = [sys.executable, "-m", module, *words, f"out={out}"]
+        return LocalShell().foreground(argv, cwd=reached.settings.project)
+    plan = runs.plan_of(reached.settings.runs, reached.record)
+    there = reached.folder.path / "results" / out.name
+    argv = [plan["argv"][0], "-m", module, *words, f"out={there}"]
+    for line in reached.shell.stream(argv, cwd=reached.machine.path(plan["cwd"])):
+        screen.say(line)
+    most = border.FILE_BYTES["result"]
+    if out.suffix:
+        transfer.fetch(reached.shell, there, chosen(out), most_bytes=most)
+    else:
+        what, listed = f"{reached.shell.name}: the results", reached.shell.listdir(there)[: border.RESULTS_MOST]
+        for name in [Name(each, what, like=border.RESULT) for each in listed]:
+            transfer.fetch(reached.shell, there / name, Place(out, (name,)), most_bytes=most)
+    screen.say(f"brought home: {out}")
+    return 0
+
+
+def _bring_sets(reached: Reached, sets: str) -> list[str]:
+    """Verification sets by their names on the run's machine; files of this laptop are sent there, once."""
+    if reached.machine is None or reached.machine.is_here:
+        return sets.split(",")
+    return [str(_bring_set(reached, text.strip())) for text in sets.split(",")]
+
+
+def _bring_set(reached: Reached, text: str) -> PurePath:
+    assert reached.machine is not None
+    if text.startswith(ON_THE_MACHINE):
+        return reached.machine.path(text[len(ON_THE_MACHINE) :])
+    file = Path(text).absolute()
+    if not file.is_file():
+        raise WrongUse(f"--sets {text}: there is no such file here; one on the machine is named machine:/path")
+    if file.suffix not in (".bin", ".npy"):
+        raise WrongUse(
+            f"--sets {text} names other files, which would not travel with it: copy them to the machine, and give "
+            f"{ON_THE_MACHINE}/path/{file.name}"
+        )
+    there = reached.folder.path.parent.parent / "sets" / file.parent.name / file.name
+    for beside in [file, *([] if file.suffix == ".bin" else _beside(file))]:
+        transfer.push(reached.shell, beside, there.with_name(beside.name))
+    return there
+
+
+def _beside(images: Path) -> list[Path]:
+    """What belongs to an images.npy."""
+    return [path for path in (images.with_name("labels.npy"), images.with_name("manifest.json")) if path.exists()]

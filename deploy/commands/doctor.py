@@ -1,0 +1,162 @@
+"""What is wrong with the set-up on this computer, each finding with its fix."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from dataclasses import dataclass
+
+from deploy.errors import BOOTSTRAP, DeployError, command
+from deploy.runs.session import Reach
+from deploy.shell import LocalShell, Shell
+from deploy.specs.machine import Machine
+from deploy.specs.plan import family_name
+from deploy.specs.settings import Settings, Target
+from deploy.steps.resolve import app_config
+from deploy.workspace import devices
+from deploy.workspace.code import look
+from deploy.workspace.devices import Devices
+from deploy.workspace.environment import settle
+
+MIN_FREE_GIB = 5
+MISSING = {
+    "git": ("problem", "not installed on the machine: code cannot travel", "apt-get install git, there"),
+    "tmux": ("warning", "not installed on the machine: `attach` cannot work", "apt-get install tmux, there"),
+}
+APP_PACKAGES = ("torch", "numpy", "scipy", "faiss", "wandb")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`level`: ok, warning (works, with less) or problem (train will fail)."""
+
+    what: str
+    level: str
+    found: str
+    fix: str | None = None
+
+
+def examine(at: Reach) -> list[Finding]:
+    """Of this computer, and, where the target is another machine, of what it takes to have and to use that."""
+    settings = at.settings
+    of_laptop = [_python, _config, _git, _disk, _terminal]
+    if settings.is_local:
+        return [check(settings) for check in (*of_laptop[:1], _packages, *of_laptop[1:3], _tmux, _gpu, *of_laptop[3:])]
+    return [*(check(settings) for check in (*of_laptop, _ssh)), *_machine(at)]
+
+
+def _ssh(_: Settings) -> Finding:
+    if LocalShell().which("ssh"):
+        return Finding("ssh", "ok", "installed")
+    fix = "Windows: Settings, Optional features, OpenSSH Client; Debian, Ubuntu: apt-get install openssh-client"
+    return Finding("ssh", "warning", "not installed: `attach` cannot work, and large files are slow", fix)
+
+
+def _machine(at: Reach) -> list[Finding]:
+    """The provider is asked, and a machine that is there; nothing is made for this."""
+    target = at.settings.target.name
+    try:
+        machines = [each for each in at.provider.list() if each.name.startswith(family_name(at.settings))]
+        machine = machines[0] if machines else at.machine(family_name(at.settings).rstrip("-"))
+    except DeployError as error:
+        return [Finding(f"provider {at.settings.target.provider}", "problem", error.message, error.next_command)]
+    if machine is None:
+        return [Finding("machine", "ok", f"none is there; one is made by: {command(f'deploy --on {target}')}")]
+    shell = at.shell(machine)
+    try:
+        machine = settle(machine, shell, at.settings.project)
+        hardware = shell.hardware()
+        gpu = _gpu_there(at.settings, machine, shell)
+        missing = [program for program in ("git", "tmux") if shell.which(program) is None]
+        free_gib = shell.free_bytes(at.settings.stage_to or machine.root) / (1 << 30)
+    except DeployError as error:
+        return [Finding("machine", "problem", error.message, error.next_command)]
+    findings = [Finding("machine", "ok", f"{machine.name}: {hardware.cores} cores"), gpu]
+    findings += [Finding(name, *MISSING[name]) for name in missing]
+    where = at.settings.stage_to or machine.root
+    level = "ok" if free_gib > 1 else "warning"
+    return [*findings, Finding("room", level, f"{free_gib:.1f} GiB free in {where}", None)]
+
+
+def _python(_: Settings) -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("python", "ok", f"{version} ({sys.executable})")
+
+
+def _packages(_: Settings) -> Finding:
+    missing = [name for name in APP_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        return Finding("training packages", "problem", f"missing: {', '.join(missing)}", BOOTSTRAP)
+    return Finding("training packages", "ok", "all there")
+
+
+def _config(settings: Settings) -> Finding:
+    try:
+        app_config(settings.project, [])
+    except DeployError as error:
+        return Finding("configuration", "problem", error.message, error.next_command or "python -m app.config")
+    return Finding("configuration", "ok", "conf/ is understood")
+
+
+def _git(settings: Settings) -> Finding:
+    if LocalShell().which("git") is None:
+        return Finding("git", "warning", "not installed: code is copied, runs cannot name a commit", "install git")
+    try:
+        facts = look(settings.project)
+    except DeployError as error:
+        return Finding("git", "problem", error.message, error.next_command)
+    if facts.kind == "copy":
+        return Finding("git", "warning", "this folder is no repository: runs cannot name a commit", "git init")
+    return Finding("git", "ok", f"commit {(facts.commit or 'none yet')[:12]}, {facts.changed_files} changed files")
+
+
+def _tmux(_: Settings) -> Finding:
+    if LocalShell().which("tmux"):
+        return Finding("tmux", "ok", "installed")
+    fix = "apt-get install tmux, or brew install tmux; nothing to do on Windows"
+    return Finding("tmux", "warning", "not installed: jobs run without a terminal, `attach` cannot work", fix)
+
+
+def _gpu(settings: Settings) -> Finding:
+    found = devices.ask(LocalShell(), sys.executable, settings.project)
+    return gpu_finding(found, settings.target, is_here=True)
+
+
+def _gpu_there(settings: Settings, machine: Machine, shell: Shell) -> Finding:
+    """By the Python that trains there, once there is one."""
+    if shell.which(machine.python) is None:
+        return Finding("GPU", "ok", "asked when the training environment is made, by deploy or train")
+    return gpu_finding(devices.ask(shell, machine.python, machine.root), settings.target, promised=machine.gpus)
+
+
+def gpu_finding(found: Devices, target: Target, *, promised: int | None = None, is_here: bool = False) -> Finding:
+    """What training will use, and why it is not more."""
+    why = devices.fault(found, target.device, promised=promised, is_here=is_here)
+    if why:
+        return Finding("GPU", "problem", why, devices.advice(target.name))
+    if target.device == devices.CPU:
+        return Finding("GPU", "ok", "not used: device: cpu in the target's file")
+    if not found.gpus:
+        fix = "nothing for the try-out; for more, use a machine with a GPU of NVIDIA's and its driver"
+        reason = f" ({found.why})" if found.why else ""
+        return Finding("GPU", "warning", f"none found{reason}: training uses the CPU", fix)
+    names = ", ".join(f"{each.name} {each.memory_bytes / (1 << 30):.0f} GiB" for each in found.gpus)
+    return Finding("GPU", "ok", f"{len(found.gpus)} GPUs: {names} ({found.versions})")
+
+
+def _disk(settings: Settings) -> Finding:
+    place = settings.root if settings.is_local else settings.project
+    free_gib = LocalShell().free_bytes(place) / (1 << 30)
+    if free_gib < MIN_FREE_GIB:
+        fix = f"remove old runs, or set another root in conf/deploy/{settings.target.name}.yaml"
+        return Finding("disk", "warning", f"{free_gib:.1f} GiB free in {place}", fix)
+    return Finding("disk", "ok", f"{free_gib:.0f} GiB free in {place}")
+
+
+def _terminal(_: Settings) -> Finding:
+    width = shutil.get_terminal_size().columns
+    encoding = (sys.stdout.encoding or "ascii").lower()
+    if not encoding.startswith("utf"):
+        return Finding("terminal", "warning", f"{encoding}: tables are drawn in ASCII", "set PYTHONUTF8=1")
+    return Finding("terminal", "ok", f"{encoding}, {width} columns")

@@ -1,0 +1,94 @@
+"""The ways to end things: a run with a checkpoint, a machine with everything on it brought home first."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from deploy.billing import bills as money
+from deploy.billing.reaper import reap
+from deploy.billing.teardown import bring_all_home, run_of_another_laptop, stop_run
+from deploy.errors import DeployError, WrongUse
+from deploy.pod.folder import FINAL_STATES
+from deploy.runs import documents as answers
+from deploy.runs import records as runs
+from deploy.runs import session as reach
+from deploy.runs.session import Reach
+from deploy.specs.machine import Machine
+from deploy.specs.plan import family_name
+from deploy.specs.settings import load
+from deploy.steps import download as home
+from deploy.ui.screen import Screen
+
+
+def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict[str, Any]:
+    """Ask the job for a checkpoint and an end, and wait for both."""
+    with reach.run(project, target, run_id, partial(reap, screen=screen)) as reached:
+        reached, _ = reached.look()
+        record = reached.record
+        if record.state in runs.STARTING:
+            raise WrongUse(f"run {record.run_id} is still {record.state}: press Ctrl-C in the terminal that started it")
+        if record.state in FINAL_STATES:
+            screen.say(f"{answers.how_it_is(record)} (it was over already)")
+        else:
+            reached = stop_run(reached, screen)
+            record = reached.record
+            screen.say(answers.how_it_is(record))
+            home.bring(reached, screen)
+        checkpoint = home.newest_checkpoint(reached)
+        if checkpoint:
+            screen.say(f"checkpoint: {checkpoint['path']} (epoch {checkpoint['epoch']}, step {checkpoint['step']})")
+        screen.commands(answers.next_commands(record))
+        return answers.of_run(record, reached.events(), checkpoint)
+
+
+def down(
+    project: Path, target: str, run_id: str | None, screen: Screen, *, every: bool, orphans: bool, anyway: bool
+) -> list[dict[str, Any]]:
+    """Release machines: a run on one ends with a checkpoint, and what is there comes home first.
+
+    One on which another laptop's run lives is kept, unless `anyway`. One that cannot be brought home is kept, and does
+    not keep the others: the first such failure is raised at the end.
+    """
+    gone: list[dict[str, Any]] = []
+    failures: list[DeployError] = []
+    record = runs.get(project / "runs", run_id, target) if run_id else None
+    wide = every or orphans
+    for at in money.targets(project) if wide else [Reach(load(project, record.target if record else target))]:
+        with at:
+            for machine, bill in _there(project, at, screen, quiet=wide):
+                is_of_target = wide or machine.name.startswith(family_name(at.settings))
+                is_meant = (bill.orphan or not orphans) and (record is None or machine.name in record.machines)
+                if is_of_target and is_meant:
+                    if not anyway and (other := run_of_another_laptop(at, machine)):
+                        screen.complain(
+                            f"kept {machine.name}: run {other} of another computer is on it; --anyway ends it"
+                        )
+                        continue
+                    try:
+                        bring_all_home(at, machine, screen, anyway=anyway)
+                        at.provider.release(machine)
+                    except DeployError as error:
+                        failures.append(error)
+                        continue
+                    at.forget(machine.name)
+                    screen.say(f"released {machine.name}" + (f" after ${bill.usd:.2f}" if bill.usd else ""))
+                    gone.append(bill.to_json())
+    for failure in failures[1:]:
+        screen.complain(f"error: {failure.message}")
+    if failures:
+        raise failures[0]
+    if not gone:
+        screen.say("there is nothing to release")
+    return gone
+
+
+def _there(project: Path, at: Reach, screen: Screen, *, quiet: bool) -> list[tuple[Machine, money.Bill]]:
+    try:
+        return money.priced(project, at)
+    except DeployError as error:
+        if not quiet:
+            raise
+        screen.say(f"not asked: {at.settings.target.provider} ({error.message})")
+        return []

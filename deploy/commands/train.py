@@ -1,0 +1,179 @@
+"""THE STORY: a machine made ready, a job started on it, followed, and what came of it brought home."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from deploy.billing.reaper import reap
+from deploy.errors import DeployError, StepFailed, WrongUse, command
+from deploy.pod.addresses import hide
+from deploy.pod.folder import RunFolder
+from deploy.runs import documents as answers
+from deploy.runs import job
+from deploy.runs import records as runs
+from deploy.runs import session as reach
+from deploy.runs.records import Record
+from deploy.runs.session import Reach, Reached
+from deploy.specs.estimate import Stopwatch
+from deploy.specs.plan import Facts, Plan, going_on, make
+from deploy.specs.request import Request, parse_request
+from deploy.steps import download as home
+from deploy.steps import nodes
+from deploy.steps import resolve as facts
+from deploy.steps import restore as saved
+from deploy.steps.provision import acquired_all, bring_own_files, pack_images, ready_all, refuse_too_much
+from deploy.ui.screen import Screen
+
+FOLLOW_PATIENCE_S = 3600  # a laptop may sleep; the job does not need it
+
+
+def deploy(
+    project: Path, target: str, screen: Screen, *, pack: str | None = None, several: str | None = None
+) -> dict[str, Any]:
+    """Make a target ready: machine, environment, code, data. A second call does only what is missing."""
+    with reach.target(project, target) as at:
+        reap(at, screen=screen)
+        checked = facts.check(at, parse_request(target=target, pack=pack, nodes=several))
+        if checked.note:
+            screen.say(checked.note)
+        with reach.launching(at.settings) as note:
+            note("deploy")
+            checked = facts.prepare_orl(at, checked, screen.say)
+            pack_images(at.settings, checked, screen)
+            looked_up = facts.gather(at, checked)
+            plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
+            watch = Stopwatch()
+            with acquired_all(at, plan, screen, watch) as machines:
+                made = ready_all(at, machines, checked, looked_up, screen, watch, trains=False)[0]
+    packed = f" --pack {pack}" if pack else ""  # else the images would be sent again as they are
+    on_all = f" --nodes {several}" if several else ""
+    screen.say(f"target {target} is ready; train on it with: {command(f'train --on {target}{packed}{on_all}')}")
+    about = {"target": target, "machine": made.machine.name, "root": str(made.machine.root)}
+    return {**about, "snapshot": made.plan.snapshot, "data": made.plan.data_path}
+
+
+def train(
+    project: Path,
+    request: Request,
+    screen: Screen,
+    *,
+    detach: bool = False,
+    dry_run: bool = False,
+    keep: bool = False,
+    yes: bool = False,
+) -> dict[str, Any]:
+    """Check, plan, start, follow, bring home."""
+    with reach.target(project, request.target) as at:
+        reap(at, screen=screen)
+        checked = facts.check(at, request)
+        if checked.note:
+            screen.say(checked.note)
+        if dry_run:
+            looked_up = facts.gather(at, checked)
+            plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
+            screen.plan(plan, with_command=True)
+            refuse_too_much(plan, looked_up)
+            return dict(hide(plan.to_json()))
+        with reach.launching(at.settings) as note:
+            if not request.queue:
+                at.refuse_second()
+            saved.refuse_to_forget(at, request)
+            checked = facts.prepare_orl(at, checked, screen.say)
+            looked_up = facts.gather(at, checked)
+            plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
+            note(plan.run_id)
+            screen.plan(plan)
+            refuse_too_much(plan, looked_up)
+            _agree(plan, at.settings.target.confirm_usd, screen, yes=yes)
+            pack_images(at.settings, checked, screen)
+            record, since = _start(at, plan, checked, looked_up, screen, keep=keep)
+        screen.say(f"run {record.run_id} is {record.state}")
+        screen.commands(answers.next_commands(record))
+        if detach:
+            return answers.of_run(record, [], None)
+        return _follow(at.run(record), since, screen)
+
+
+def _start(
+    at: Reach, plan: Plan, checked: facts.Checked, looked_up: Facts, screen: Screen, *, keep: bool
+) -> tuple[Record, job.Position]:
+    """From the intent, noted first, to a running supervisor. What was acquired is released when anything fails."""
+    book = at.settings.runs
+    record = runs.create(book, plan)
+    watch = Stopwatch()
+    try:
+        with acquired_all(at, plan, screen, watch, keep=keep) as machines:
+            first, *others = (machine.name for machine in machines)
+            others_at = dict.fromkeys(others, plan.run_dir)
+            record = runs.update(book, record, state="preparing", machine=first, others=others_at)
+            made = ready_all(at, machines, checked, looked_up, screen, watch)
+            (machine, plan), shell = (made[0].machine, made[0].plan), at.shell(made[0].machine)
+            for each in made:
+                bring_own_files(at.settings, at.shell(each.machine), each.machine, checked, each.plan)
+            runs.save_plan(book, plan)
+            others_at = {each.machine.name: each.plan.run_dir for each in made[1:]}
+            record = runs.update(book, record, machine=machine.name, run_dir=plan.run_dir, others=others_at)
+            folder = RunFolder(machine.path(plan.run_dir))
+            if plan.attempt > 1:
+                nodes.gather_checkpoints(at, record, screen)
+                restored = saved.restore(at.settings, machine, shell, plan, screen)
+                made = [replace(each, plan=going_on(each.plan)) for each in made] if restored.note else made
+                runs.save_plan(book, made[0].plan)
+                record = runs.spent(book, record, restored.spend)
+                screen.say("waiting for the earlier attempt to leave, should it still be writing its checkpoint")
+            since = job.position(shell, folder)
+            session = nodes.start(at, made)
+            seen = job.look(shell, folder)
+            state = seen.state if seen else "running"
+            return runs.update(book, record, state=state, session=session, phases=watch.taken), since
+    except BaseException as error:
+        reason = error.message if isinstance(error, DeployError) else str(error) or "interrupted before it ran"
+        runs.update(book, record, state="failed", reason=reason)
+        raise
+
+
+def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, Any]:
+    """Watch until the end and bring home what came of it. Neither Ctrl-C nor a lost connection touches the job."""
+    reached.shell.patience_s = FOLLOW_PATIENCE_S
+    reached.shell.on_loss = screen.say
+    try:
+        with screen.follower() as follower:
+            for text, events in job.follow(reached.shell, reached.folder, since):
+                follower.update(text, events)
+    except KeyboardInterrupt:
+        reached, _ = reached.look()
+        screen.say(f"\ndetached: run {reached.record.run_id} goes on")
+        screen.commands(answers.next_commands(reached.record))
+        return answers.of_run(reached.record, reached.events(), None)
+    reached, _ = reached.look()
+    record = reached.record
+    watch = Stopwatch(record.phases)
+    with watch.phase("home"):
+        checkpoint = home.bring(reached, screen)
+        nodes.end_others(reached, screen)
+    taken = {**watch.taken, **({"training": record.seconds} if record.seconds else {})}
+    record = runs.update(reached.settings.runs, record, phases=taken)
+    document = answers.of_run(record, reached.events(), checkpoint)
+    screen.result(document)
+    screen.compared(runs.compared(reached.settings.runs, record))
+    if record.state != "succeeded":
+        screen.document(document)
+        seen = record.state == "stopped" or screen.shows_the_log
+        evidence = [] if seen else job.last_lines(reached.shell, reached.folder)
+        raise StepFailed(answers.how_it_is(record), evidence=evidence, next_command=answers.resume(record))
+    return document
+
+
+def _agree(plan: Plan, confirm_usd: float, screen: Screen, *, yes: bool) -> None:
+    """Before money is spent that may be more than the user thinks of: a question, or --yes."""
+    if not plan.usd_per_hour or yes or (plan.expected_usd is not None and plan.expected_usd <= confirm_usd):
+        return
+    cost = f"about ${plan.expected_usd:.2f}" if plan.expected_usd is not None else "how long is not known yet"
+    words = f"this run costs ${plan.usd_per_hour:.2f} an hour, {cost}"
+    if not sys.stdin.isatty():
+        raise WrongUse(f"{words}: give --yes to agree, or set confirm_usd in conf/deploy/{plan.target}.yaml")
+    if not screen.ask(f"{words}. Go on?"):
+        raise WrongUse("nothing was started")

@@ -1,0 +1,156 @@
+"""Staying with a run: its checkpoints come home, and a machine that vanishes is replaced."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from deploy.billing.reaper import reap
+from deploy.billing.teardown import stop_run
+from deploy.commands.train import train
+from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse
+from deploy.pod.folder import FINAL_STATES
+from deploy.runs import checkpoints
+from deploy.runs import documents as answers
+from deploy.runs import records as runs
+from deploy.runs import session as reach
+from deploy.runs.records import Record
+from deploy.runs.session import Reached
+from deploy.shell import LinkLost, MachineGone
+from deploy.specs.request import Request
+from deploy.specs.settings import load
+from deploy.steps import download as home
+from deploy.steps.restore import NothingReadable
+from deploy.ui.screen import Screen
+
+EVERY_S = 2
+# Each look asks where the machine is. RunPod grants 60 calls a minute to all that use the account, and ours are 15.
+ASKED_EVERY_S = {"runpod": 5}
+CEILING_S = 900.0  # for a run at max_usd to end, and to come home
+PAUSES_S = (15, 30, 60, 120, 300)
+
+
+def fetch_checkpoint(
+    project: Path, target: str, run_id: str | None, which: str, to: str | None, screen: Screen, *, watch: bool = False
+) -> dict[str, Any]:
+    """Bring one checkpoint home: verified, resumable, and never in the place of one of fuller data.
+
+    With `watch` every newer one as it appears, until the run is over.
+    """
+    with reach.run(project, target, run_id, partial(reap, screen=screen)) as reached:
+        reached.shell.on_loss = screen.say
+        brought: dict[str, Any] = {}
+        while True:
+            reached, _ = reached.look()
+            over = reached.record.state in FINAL_STATES
+            found = checkpoints.whole(reached.shell, reached.folder)
+            if found or over or not watch:
+                about = checkpoints.choose(found, which, reached.record.run_id)
+                if about["sha256"] != brought.get("sha256"):
+                    brought = home.bring_checkpoint(reached, about, to, screen)
+                    if not to:  # what was told up to it, should it be all that is left one day
+                        home.bring_record(reached)
+                    words = f"epoch {brought['epoch']}, step {brought['step']}, SHA-256 verified"
+                    screen.say(f"{brought['path']} ({words})")
+            if over or not watch:
+                return answers.of_checkpoint(brought)
+            time.sleep(EVERY_S)
+
+
+def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max_usd: float | None) -> dict[str, Any]:
+    """Stay with a run until it is done: its newest checkpoint comes home, and a machine that vanishes is replaced.
+
+    A run whose machines, all attempts together, have cost `max_usd` (None: the target's) is stopped. That is counted by
+    the provider's price and this computer's clock; machines that do not stop then are released.
+    """
+    record = runs.get(project / "runs", run_id, target)
+    max_usd = max_usd or load(project, record.target).target.max_usd
+    said = ""
+    while True:
+        words = ""
+        try:
+            with reach.run(project, record.target, record.run_id) as reached:
+                record = _keep_home_current(reached, screen)
+        except (NoMachine, StepFailed) as error:  # what that means for the run, the next look will tell
+            words = error.message
+        except FileNotFoundError as error:  # a disk may go while files are fetched from it
+            words = f"{error.filename} is not there any more"
+        if words:
+            record = runs.get(project / "runs", record.run_id, record.target)  # with what it costs
+        if words not in ("", said):
+            screen.say(words)
+        said = words
+        if max_usd is not None and record.state not in FINAL_STATES and record.spend_usd >= max_usd:
+            screen.say(f"this run has cost ${record.spend_usd:.2f}, which is all that ${max_usd:g} allow")
+            record = _end_at_ceiling(project, record, screen)
+        if record.state == "lost" and max_usd is not None and record.spend_usd >= max_usd:
+            words = f"it has cost ${record.spend_usd:.2f}, which is all that ${max_usd:g} allow: it does not go on"
+            screen.say(f"{answers.how_it_is(record)}; {words}")
+            return answers.row(record)
+        if record.state == "lost":
+            screen.say(f"{answers.how_it_is(record)}; going on elsewhere")
+            record = _go_on_elsewhere(project, record, screen)
+        elif record.state in FINAL_STATES:
+            screen.say(answers.how_it_is(record))
+            return answers.row(record)
+        else:
+            time.sleep(ASKED_EVERY_S.get(record.provider, EVERY_S))
+
+
+def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
+    """Neither a lack of machines nor copies that cannot be read now end it: both pass, and are tried again and again,
+    with pauses that grow."""
+    pauses = iter(PAUSES_S)
+    while True:
+        try:
+            again = Request(target=record.target, resume="auto", run=record.run_id)
+            train(project, again, screen, detach=True, yes=True)
+            return runs.get(project / "runs", record.run_id, record.target)
+        except (NoMachine, LinkLost, MachineGone, NothingReadable) as error:
+            # An attempt that never ran has not changed the run: it is as lost as before, not failed.
+            now = runs.get(project / "runs", record.run_id, record.target)
+            runs.update(project / "runs", now, state="lost", reason=error.message)
+            pause = next(pauses, PAUSES_S[-1])
+            screen.say(f"{error.message}; trying again in {pause} s")
+            time.sleep(pause)
+
+
+def _end_at_ceiling(project: Path, record: Record, screen: Screen) -> Record:
+    """Stop the run and bring it home; where the machine does not do its part in time, release what is paid for."""
+    try:
+        with reach.run(project, record.target, record.run_id) as reached:
+            reached.shell.give_up_at = time.monotonic() + CEILING_S
+            reached = stop_run(reached, screen)
+            home.bring(reached, screen)
+            return reached.record
+    except (DeployError, OSError) as error:
+        screen.say(f"it could not be stopped ({error})")
+    with reach.target(project, record.target) as at:
+        for name in record.machines:
+            machine = at.machine(name)
+            if machine is not None and machine.usd_per_hour:
+                at.provider.release(machine)
+                at.forget(name)
+                screen.say(f"released {name}: what had not come home by then is lost")
+    reason = "it reached max_usd and could not be stopped"
+    return runs.update(project / "runs", record, state="expired", reason=reason)
+
+
+def _keep_home_current(reached: Reached, screen: Screen) -> Record:
+    """One look at a watched run."""
+    reached, _ = reached.look()
+    if reached.machine is not None:
+        found = checkpoints.whole(reached.shell, reached.folder)
+        at_home = home.newest_checkpoint(reached)
+        if found and (at_home is None or checkpoints.age(found[-1]) > checkpoints.age(at_home)):
+            try:
+                about = home.bring_checkpoint(reached, found[-1], None, screen)
+                screen.say(f"{about['path']} (epoch {about['epoch']}, step {about['step']})")
+            except WrongUse as error:  # it would take the place of a better one: no reason to leave the run alone
+                raise StepFailed(error.message) from error
+        home.bring_record(reached)
+    if reached.record.state in FINAL_STATES and reached.machine is not None:
+        home.bring(reached, screen)
+    return reached.record

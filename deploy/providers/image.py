@@ -1,0 +1,269 @@
+"""The image that machines are made of: built by the docker command, tagged by what defines it, pushed by the SDK.
+
+Building is left to the command: the SDK cannot use BuildKit. The tag is a hash of the files that go into the
+environment and of the build's arguments, so an unchanged environment is found and never built again; code is not in
+it. A label with the hash of the files alone tells whether an image, however it was built, belongs to this checkout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploy.errors import NoMachine, StepFailed, WrongUse, command
+from deploy.shell import LocalShell
+from deploy.specs.settings import Docker, Settings, load
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+NAME = "sniperface"
+ENVIRONMENT = "sniperface.environment"  # label: the hash of what follows
+FILES = (
+    ".dockerignore",
+    "Dockerfile",
+    "constraints.txt",
+    "deploy/pod/boot.py",
+    "deploy/pod/login.py",
+    "deploy/pod/processes.py",
+    "deploy/pod/selftest.py",
+)
+# Of pyproject.toml only the packages that train: a lint rule is no reason for a new image.
+PACKAGES = re.compile(rb"^app = \[.*?^\]", re.MULTILINE | re.DOTALL)
+BASE_CUDA = re.compile(r"^ARG BASE_IMAGE=nvidia/cuda:(\d+\.\d+)", re.MULTILINE)
+CPU = {"BASE_IMAGE": "ubuntu:24.04", "FAISS": "faiss-cpu"}
+ENGINE_S = 60  # an engine that is there answers faster, also through ssh://
+
+Say = Callable[[str], None]
+
+
+def environment(project: Path) -> str:
+    """The hash of what defines the environment. A checkout with CRLF has the same one."""
+    digest = hashlib.sha256()
+    for name in (*FILES, "pyproject.toml"):
+        try:
+            content = (project / name).read_bytes().replace(b"\r\n", b"\n")
+        except OSError as error:
+            raise WrongUse(f"the image needs {name} in {project}, and it cannot be read: {error.strerror}") from error
+        if name == "pyproject.toml":
+            content = b"".join(PACKAGES.findall(content))
+        digest.update(f"{name}\0".encode() + hashlib.sha256(content).digest())
+    return digest.hexdigest()[:12]
+
+
+def cuda(project: Path) -> str | None:
+    """The CUDA version that our image needs of a host's driver, such as 13.0: that of its base; None without a file."""
+    try:
+        text = (project / "Dockerfile").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = BASE_CUDA.search(text)
+    return found[1] if found else None
+
+
+def arguments(cpu: bool = False, base: str | None = None, pip_options: str | None = None) -> dict[str, str]:
+    """The Dockerfile's arguments; those that are not told are its own."""
+    told = dict(CPU) if cpu else {}
+    told |= {"BASE_IMAGE": base} if base else {}
+    return told | ({"PIP_OPTIONS": pip_options} if pip_options else {})
+
+
+def tag(project: Path, told: Mapping[str, str] | None = None) -> str:
+    """Such as cuda-1f2e3d4c5b6a: without arguments, the tag of what `invoke build` and `invoke push` make."""
+    told = told or {}
+    kind = "cpu" if told.get("FAISS") == CPU["FAISS"] else "cuda"
+    words = "".join(f"\0{name}={value}" for name, value in sorted(told.items()))
+    return f"{kind}-{hashlib.sha256((environment(project) + words).encode()).hexdigest()[:12]}"
+
+
+def build(project: Path, target: str, say: Say, told: Mapping[str, str] | None = None) -> str:
+    """The image of this environment, built when the target's engine has none; its name and tag."""
+    told = told or {}
+    host = _docker_host(load(project, target))
+    reference = f"{NAME}:{tag(project, told)}"
+    program = LocalShell().which("docker")
+    if not program:
+        raise WrongUse(
+            "building needs the docker command, and there is none on this computer: install Docker Desktop, or "
+            "docker.io on Linux; an image that was built elsewhere is named with image: in conf/deploy"
+        )
+    with contextlib.closing(engine(host)) as client:
+        if client.images.list(reference):
+            say(f"image {reference} is there: nothing to build")
+            return reference
+        say(f"building image {reference}; the first time, packages of gigabytes are fetched")
+        argv = [program, *(["--host", host] if host else []), "build", "--tag", reference]
+        argv += ["--label", f"{ENVIRONMENT}={environment(project)}"]
+        for name, value in told.items():
+            argv += ["--build-arg", f"{name}={value}"]
+        for line in LocalShell().stream([*argv, "."], cwd=project):
+            say(line)
+        say(f"image {reference} is built: {client.images.get(reference).attrs['Size'] / 1e9:.2f} GB")
+    return reference
+
+
+def push(project: Path, target: str, repository: str | None, say: Say, told: Mapping[str, str] | None = None) -> str:
+    """Put the image of this environment into a registry, built first when it is missing; its full name there."""
+    from docker.errors import DockerException
+
+    settings = load(project, target)
+    repository = repository or getattr(settings.target.options, "image", None)
+    if not repository:
+        raise WrongUse(f"where to push is not known: {command('push --image me/sniperface')}, or image: in conf/deploy")
+    full_name = in_registry(project, repository, told)
+    reference = build(project, target, say, told)
+    name, _, its_tag = full_name.rpartition(":")
+    with contextlib.closing(engine(_docker_host(settings))) as client:
+        client.images.get(reference).tag(name, its_tag)
+        say(f"pushing {full_name}")
+        progress = Progress(say)
+        try:
+            for event in client.images.push(name, its_tag, stream=True, decode=True):
+                progress.take(event)
+        except StepFailed as error:
+            raise _refused(name, error.message) from error
+        except DockerException as error:
+            raise _refused(name, str(error)) from error
+    say(f"pushed {full_name}")
+    return full_name
+
+
+def in_registry(project: Path, repository: str, told: Mapping[str, str] | None = None) -> str:
+    """The name that machines elsewhere pull: as given, with the environment's tag where it has none."""
+    # A colon before a slash belongs to a registry's port.
+    if not re.fullmatch(r"[a-z0-9][\w.-]*(:\d+)?(/[a-z0-9][\w.-]*)*(:[\w][\w.-]*)?", repository):
+        raise WrongUse(f"'{repository}' is no name of an image, such as me/sniperface or me/sniperface:cuda")
+    return repository if ":" in repository.split("/")[-1] else f"{repository}:{tag(project, told)}"
+
+
+def newest(client: DockerClient, project: Path) -> str | None:
+    """The image of this checkout's environment that was built last on an engine, CPU or CUDA."""
+    found = client.images.list(filters={"label": f"{ENVIRONMENT}={environment(project)}"})
+    found = sorted((image for image in found if image.tags), key=lambda image: str(image.attrs["Created"]))
+    return str(found[-1].tags[0]) if found else None
+
+
+def engine(docker_host: str | None = None) -> DockerClient:
+    """The Docker engine: the one named, else DOCKER_HOST, else the docker command's context. It has answered."""
+    import docker
+    from docker.errors import DockerException
+
+    host = engine_address(docker_host)
+    where = f"at {host}" if host else "on this computer"
+    ssh = {"use_ssh_client": True} if (host or "").startswith("ssh://") else {}
+    try:
+        _knock(host)
+        with contextlib.ExitStack() as undo:
+            if host:
+                client = docker.DockerClient(base_url=host, timeout=ENGINE_S, tls=_tls(host), **ssh)
+            else:
+                client = docker.from_env(timeout=ENGINE_S)
+            undo.callback(client.close)
+            client.ping()
+            undo.pop_all()
+            return client
+    except (DockerException, OSError, ValueError) as error:
+        causes = list(_causes(error))
+        if any(isinstance(cause, PermissionError) for cause in causes):
+            raise NoMachine(
+                f"this user may not talk to the Docker engine {where}: join the group docker, then log in again",
+                next_command="sudo usermod -aG docker $USER",
+            ) from error
+        raise NoMachine(
+            f"no Docker engine answers {where}: start Docker Desktop, or dockerd; another one is named with "
+            "DOCKER_HOST, or docker_host: in conf/deploy, such as ssh://me@gpu-box",
+            evidence=[str(causes[-1])[:300]],
+            next_command="docker version",
+        ) from error
+
+
+def engine_address(docker_host: str | None = None) -> str | None:
+    """Such as ssh://me@gpu-box; None: where the SDK looks by itself."""
+    return docker_host or os.environ.get("DOCKER_HOST") or _of_context()
+
+
+class Progress:
+    """A push or pull in few lines: what is new about a layer, and the sum of bytes now and then."""
+
+    def __init__(self, say: Say) -> None:
+        self.say = say
+        self.bytes: dict[str, tuple[int, int]] = {}
+        self.told_pct = 0
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        if "error" in event:
+            raise StepFailed(str(event["error"]))
+        layer, status = str(event.get("id", "")), str(event.get("status", ""))
+        detail = event.get("progressDetail") or {}
+        if detail.get("total"):
+            self.bytes[layer] = (int(detail.get("current", 0)), int(detail["total"]))
+        elif layer in self.bytes and status in ("Pushed", "Pull complete"):
+            self.bytes[layer] = (self.bytes[layer][1], self.bytes[layer][1])
+        done, total = (sum(column) for column in zip(*self.bytes.values(), strict=True)) if self.bytes else (0, 0)
+        pct = 100 * done // total if total else 0
+        if pct >= self.told_pct + 10:
+            self.told_pct = pct
+            self.say(f"  {done / 1e9:.2f} of {total / 1e9:.2f} GB")
+        elif not layer and status:
+            self.say(f"  {status}")
+
+
+def _refused(name: str, words: str) -> StepFailed:
+    registry = name.split("/")[0] if re.search(r"[.:]", name.split("/")[0]) and "/" in name else ""
+    if re.search(r"denied|unauthori[sz]ed|authentication|no basic auth", words, re.IGNORECASE):
+        return StepFailed(
+            f"the registry does not let you push {name}: log in there first, and push to a name of your own, such as "
+            f"{command('push --image me/sniperface')}",
+            evidence=[words],
+            next_command=f"docker login {registry}".strip(),
+        )
+    return StepFailed(f"{name} could not be pushed", evidence=[words], next_command=f"docker push {name}")
+
+
+def _docker_host(settings: Settings) -> str | None:
+    options = settings.target.options
+    return options.docker_host if isinstance(options, Docker) else None
+
+
+def _knock(host: str | None) -> None:
+    """The SDK forgets to close a socket that nobody answers, and hides why: here the system's own error comes out."""
+    address = host or "unix:///var/run/docker.sock"
+    if sys.platform != "win32" and address.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as door:
+            door.settimeout(ENGINE_S)
+            door.connect(address.removeprefix("unix://"))
+
+
+def _of_context() -> str | None:
+    """The engine that `docker context use` has chosen: Docker Desktop's and Colima's are known only there."""
+    with contextlib.suppress(Exception):  # no context is no error, and a broken one the docker command explains better
+        from docker.context import ContextAPI
+
+        return ContextAPI.get_current_context().Host or None
+    return None
+
+
+def _tls(host: str) -> Any:
+    """As the docker command reads DOCKER_TLS_VERIFY and DOCKER_CERT_PATH."""
+    if not host.startswith(("tcp://", "https://")) or not os.environ.get("DOCKER_TLS_VERIFY"):
+        return False
+    from docker.tls import TLSConfig
+
+    folder = Path(os.environ.get("DOCKER_CERT_PATH") or Path.home() / ".docker")
+    pair = (str(folder / "cert.pem"), str(folder / "key.pem"))
+    return TLSConfig(client_cert=pair, ca_cert=str(folder / "ca.pem"), verify=True)
+
+
+def _causes(error: BaseException) -> Iterable[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        inner = next((each for each in seen.args if isinstance(each, BaseException)), None)
+        seen = seen.__cause__ or seen.__context__ or inner

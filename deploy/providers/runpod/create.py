@@ -1,0 +1,180 @@
+"""Something new: noted before it is asked for, handed out when it is good, else given back; one candidate at a time.
+
+The same for a pod and for a cluster of them, because the same may go wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from deploy.errors import DeployError, NoMachine, WrongUse, command
+from deploy.providers import image
+from deploy.providers.runpod.api import ApiError, Forbidden, Gone, Pod, Refused, Unclear, Wanted
+from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, choose
+from deploy.providers.runpod.messages import first_words, no_candidate, public_line, unlike_room
+from deploy.providers.runpod.readiness import Unfit
+from deploy.providers.runpod.retry import Asking, Named, of_family
+from deploy.providers.ssh_key import project_key
+from deploy.specs.machine import Machine
+from deploy.specs.settings import RunPod, Settings
+
+T = TypeVar("T", bound=Named)
+
+
+class Kind(Protocol[T]):
+    """What RunPod makes in one piece, and takes back in one."""
+
+    word: str  # as it is called in sentences and notes
+    product: str  # as the catalogue calls it
+
+    def create(self, wanted: Wanted) -> T:
+        """One request; what may come of it is an ApiError."""
+
+    def all(self) -> Sequence[T]: ...
+
+    def ready(self, made: T) -> Machine:
+        """When it answers and is what was asked for; Unfit when it is not, or will never be."""
+
+    def end(self, made: T) -> None: ...
+
+
+@dataclass(frozen=True)
+class Making:
+    settings: Settings
+    options: RunPod
+    asking: Asking
+
+    def new(self, kind: Kind[T], name: str, nodes: int = 1) -> Machine:
+        target, chosen = self.settings.target.name, self.choose(kind.product)
+        refusals, twins = [*chosen.refusals], False
+        public_key = public_line(project_key(self.settings)[1])
+        notes, say = self.asking.notes, self.asking.say
+        for candidate in chosen.candidates:
+            asked = self.asking.clock.time()
+            notes.intend(name, kind=kind.word, target=target, candidate=str(candidate), asked=asked)
+            several = f"{nodes} x " if nodes > 1 else ""
+            say(f"asking for {several}{candidate}, {nodes * candidate.usd_per_hour:.2f} USD an hour")
+            wanted = self._wanted(name, nodes, candidate, public_key)
+            try:
+                made, was_unclear = self.asking.create(lambda: kind.create(wanted), lambda: _named(kind, name))  # noqa: B023 - called at once
+            except (Refused, Forbidden) as error:
+                refusals.append(Refusal(str(candidate), str(error), by_rule=unlike_room(error)))
+                continue
+            except Unclear as error:  # the note stays: there may be one
+                raise NoMachine(
+                    f"RunPod did not say whether it made the {kind.word} {name}; if it did, it bills: {error}",
+                    next_command=f"{command(f'deploy --on {target}')}   (finds it by its name)",
+                ) from error
+            except (ApiError, DeployError):
+                notes.done_with(name)
+                raise
+            except BaseException:  # Ctrl-C while RunPod was making it; the note stays, should it show later
+                say(f"seeing whether {name} was made, to give it back")
+                self._end_all(kind, name)
+                raise
+            twins = twins or was_unclear
+            try:
+                return self._handed_out(kind, made, name, may_have_twins=twins)
+            except Unfit as unfit:
+                say(f"{made} is given back: {unfit.why}")
+                kind.end(made)
+                refusals.append(Refusal(str(candidate), first_words(unfit.why, unfit.evidence)))
+        if twins:
+            self._end_all(kind, name)
+        notes.done_with(name)
+        raise no_candidate(target, refusals, kind.word if nodes > 1 else "machine")
+
+    def _handed_out(self, kind: Kind[T], made: T, name: str, *, may_have_twins: bool) -> Machine:
+        """From here on it bills: it is handed out, given back, or named in the error."""
+        notes, now = self.asking.notes, self.asking.clock.time()
+        note = {"kind": kind.word, "target": self.settings.target.name, kind.word: made.id, "made": now}
+        try:
+            notes.intend(name, **note)
+            machine = kind.ready(made)
+            if may_have_twins:
+                self._end_all(kind, name, but=made.id)
+            notes.intend(name, **note, handed_out=True)
+            return machine
+        except Unfit:
+            raise  # goes back, and the next candidate is tried
+        except BaseException as error:
+            self.asking.say(f"giving {made} back")
+            try:
+                kind.end(made)
+                if may_have_twins:
+                    self._end_all(kind, name)
+            except DeployError as left:
+                raise NoMachine(f"{error or 'interrupted'}; and {left}", next_command=left.next_command) from error
+            notes.done_with(name)
+            raise
+
+    def give_back_unused(self, kind: Kind[T], made: T, unfit: Unfit) -> bool:
+        """One that was in use is never ended here, whatever the settings say now; one that never was goes back."""
+        intent = self.asking.notes.intended(made.name)
+        if intent.get(kind.word) != made.id or intent.get("handed_out"):
+            return False
+        self.asking.say(f"{made} is given back: {unfit.why}")
+        kind.end(made)
+        self.asking.notes.done_with(made.name)
+        return True
+
+    def refuse_dear(self, pod: Pod) -> None:
+        ceiling = self.options.max_usd_per_hour
+        if ceiling is not None and pod.usd_per_hour > ceiling + 1e-9:
+            raise Unfit(f"it costs {pod.usd_per_hour:.2f} USD an hour, more than max_usd_per_hour: {ceiling:g}")
+
+    def choose(self, product: str) -> Chosen:
+        options, where, api = self.options, f"conf/deploy/{self.settings.target.name}.yaml", self.asking.api
+        center = None
+        if options.volume:
+            volume = options.volume
+            if options.cloud != "SECURE":
+                raise WrongUse(f"volume in {where}: network volumes are in the SECURE cloud only")
+            try:
+                center = self.asking.ask(lambda: api.data_center_of(volume))
+            except Gone as error:
+                raise WrongUse(f"volume in {where}: RunPod has no network volume '{volume}'") from error
+            if options.data_centers and center not in options.data_centers:
+                raise WrongUse(f"the volume '{volume}' is in {center}, which data_centers in {where} leaves out")
+        asked = options.gpus, options.gpu_count, options.cloud, self.min_cuda, product
+        return choose(options, self.asking.ask(lambda: api.offers(*asked)), center)
+
+    def _end_all(self, kind: Kind[T], name: str, but: str = "") -> None:
+        for each in of_family(kind.all(), name, exactly=True):
+            if each.id != but:
+                kind.end(each)
+
+    def _wanted(self, name: str, nodes: int, candidate: Candidate, public_key: str) -> Wanted:
+        options = self.options
+        return Wanted(
+            name=name,
+            image=self._image(),
+            gpu=candidate.gpu,
+            gpu_count=options.gpu_count,
+            public_key=public_key,
+            cloud=options.cloud,
+            data_center=candidate.data_center,
+            min_cuda=self.min_cuda,
+            disk_gib=options.disk_gib,
+            volume=options.volume,
+            volume_path=options.volume_path,
+            registry=options.registry,
+            nodes=nodes,
+        )
+
+    @property
+    def min_cuda(self) -> str | None:
+        """The target's own word, else what our image needs of a host's driver."""
+        return self.options.min_cuda or image.cuda(self.settings.project)
+
+    def _image(self) -> str:
+        """Without a tag of the user's it is the environment's own, under which `invoke push` has put it."""
+        name = self.options.image
+        has_tag = ":" in name.rpartition("/")[2] or "@" in name
+        return name if has_tag else f"{name}:{image.tag(self.settings.project)}"
+
+
+def _named(kind: Kind[T], name: str) -> T | None:
+    return next(iter(of_family(kind.all(), name, exactly=True)), None)

@@ -1,0 +1,122 @@
+"""Requests that may have to be asked again: with patience, within the pace, and never so that two things are made."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from deploy.providers.runpod.api import Api, ApiError, Conflict, Gone, Pod, TooMany, Unclear
+from deploy.providers.runpod.cache import Notes
+from deploy.providers.runpod.messages import could_not_give_back
+from deploy.providers.runpod.ratelimit import Clock, Limits, backoff
+
+T = TypeVar("T")
+
+
+class Named(Protocol):
+    """A pod, or a cluster of them, as a list has it."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def created(self) -> float | None: ...
+
+    @property
+    def is_alive(self) -> bool: ...
+
+
+N = TypeVar("N", bound=Named)
+
+
+@dataclass(frozen=True)
+class Asking:
+    api: Api
+    clock: Clock
+    limits: Limits
+    notes: Notes
+    say: Callable[[str], None]
+
+    def ask(self, call: Callable[[], T], patience_s: float | None = None) -> T:
+        """For what may be asked twice."""
+        waits, until = backoff(), self.clock.now() + (self.limits.patience_s if patience_s is None else patience_s)
+        while True:
+            try:
+                return call()
+            except (TooMany, Unclear) as error:
+                self._wait(error, next(waits), until)
+
+    def pods(self, patience_s: float | None = None) -> list[Pod]:
+        return self.ask(self.api.pods, patience_s)
+
+    def pod(self, pod_id: str, patience_s: float | None = None) -> Pod:
+        return self.ask(lambda: self.api.get(pod_id), patience_s)
+
+    def create(self, make: Callable[[], T], look: Callable[[], T | None]) -> tuple[T, bool]:
+        """What was made, and whether there may be twins of it, from a request that is carried out late.
+
+        Names are not unique and there is no key of idempotency: after no answer, first see whether it is there.
+        """
+        waits, until = backoff(), self.clock.now() + self.limits.patience_s
+        unclear: Unclear | None = None
+        while True:
+            try:
+                return make(), unclear is not None
+            except (TooMany, Unclear) as error:
+                unclear = error if isinstance(error, Unclear) else unclear
+                try:
+                    self._wait(error, next(waits), until)
+                except TooMany:
+                    raise unclear or error from error
+            if unclear and (found := look()):
+                return found, True
+
+    def terminate(self, pod_id: str, what: str) -> None:
+        """Until it is so: what is gone already is success, what is in between two states is asked again."""
+        waits, until = backoff(), self.clock.now() + self.limits.look_s
+        try:
+            while True:
+                try:
+                    self.ask(lambda: self.api.terminate(pod_id))
+                    break
+                except Conflict:
+                    wait_s = next(waits)
+                    if self.pod(pod_id).status == "TERMINATED":
+                        break
+                    if self.clock.now() + wait_s > until:
+                        raise
+                    self.clock.sleep(wait_s)
+        except Gone:
+            pass
+        except ApiError as error:
+            raise could_not_give_back(what, error) from error
+        self.notes.forget(pod_id)
+
+    def last_lines(self, pod: Pod) -> list[str]:
+        with contextlib.suppress(ApiError):
+            return [line.text for line in self.api.log(pod.id, None, None, 20)][-5:]
+        return []
+
+    def _wait(self, error: TooMany | Unclear, wait_s: float, until: float) -> None:
+        wait_s = error.retry_after_s if isinstance(error, TooMany) else wait_s
+        if self.clock.now() + wait_s > until:
+            raise error
+        self.say(f"{error}: again in {wait_s:.0f} s")
+        self.clock.sleep(wait_s)
+
+
+def of_family(found: Sequence[N], family: str, *, exactly: bool = False) -> list[N]:
+    """The living, the best first: running before starting, then the oldest. A longer word is another family."""
+    begin = family if family.endswith("-") else f"{family}-"
+    mine = [
+        one for one in found if one.is_alive and (one.name == family or (not exactly and one.name.startswith(begin)))
+    ]
+    return sorted(mine, key=lambda one: (one.status != "RUNNING", one.created or 0.0, one.id))

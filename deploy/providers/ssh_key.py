@@ -1,0 +1,81 @@
+"""The SSH key of this project: made once, kept beside the launcher's other notes, never sent anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from pathlib import Path
+
+from deploy.errors import WrongUse
+from deploy.shell import LocalShell
+from deploy.specs.settings import Settings, key_file
+
+COMMENT = "sniperface"
+
+
+def project_key(settings: Settings) -> tuple[Path, str]:
+    """The private key file and its public line: the key that the target names, else this project's own."""
+    chosen = getattr(settings.target.options, "key", None)
+    if chosen:
+        path = key_file(settings, chosen)
+        return path, _public_line(path)
+    path = settings.notes / "key"
+    if not path.exists():
+        _make(path)
+    return path, _public_line(path)
+
+
+def _make(path: Path) -> None:
+    """An ed25519 key that only this user can read. Of two that make one at once, the first wins for both."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    private = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+    part.unlink(missing_ok=True)
+    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(private)
+        file.flush()
+        os.fsync(file.fileno())
+    _for_this_user_only(part)
+    try:
+        os.link(part, path)  # unlike a rename, it never replaces a key that is in use
+    except FileExistsError:
+        pass
+    except OSError:  # a disk without hard links
+        if not path.exists():
+            os.replace(part, path)
+    part.unlink(missing_ok=True)
+
+
+def _for_this_user_only(path: Path) -> None:
+    """On Windows a file's rights come from its folder, and ssh.exe refuses a key that others may read."""
+    if sys.platform == "win32":
+        import getpass
+
+        rights = ["/inheritance:r", "/grant:r", f"{getpass.getuser()}:F"]
+        LocalShell().run(["icacls", str(path), *rights], check=False)
+
+
+def _public_line(path: Path) -> str:
+    """From the .pub file beside the key, which a key with a passphrase needs, else from the key itself."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
+
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        beside = path.with_name(f"{path.name}.pub").read_text(encoding="utf-8").strip()
+        if beside:
+            return beside
+    try:
+        key = load_ssh_private_key(path.read_bytes(), None)
+    except OSError as error:
+        raise WrongUse(f"the key {path} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise WrongUse(
+            f"the key {path} is no private key of OpenSSH without a passphrase, and {path.name}.pub is not beside it",
+            next_command=f'ssh-keygen -y -f "{path}" > "{path}.pub"',
+        ) from error
+    public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    return f"{public} {COMMENT}"

@@ -1,0 +1,1 @@
+"""A run, here and on its machine: records, session, job, checkpoints, watchdog."""

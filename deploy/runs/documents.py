@@ -1,0 +1,109 @@
+"""What commands answer: the documents that scripts rely on, made from a run's record, its events and its status."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from deploy.errors import command
+from deploy.pod.folder import FINAL_STATES
+from deploy.runs.job import Status
+from deploy.runs.records import UNFINISHED, Record
+from deploy.specs.estimate import Compared
+
+Events = Sequence[Mapping[str, Any]]
+ROW = ("run_id", "target", "state", "attempt", "created", "fraction", "backbone", "seconds", "commit", "reason")
+NODE = ("node", "machine", "state", "heartbeat_age_s", "reason")
+
+
+def of_run(record: Record, events: Events, checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The answer of `train` and `stop`."""
+    measured = {event.get("what"): event for event in events if event.get("event") == "eval"}
+    return {
+        "run_id": record.run_id,
+        "state": record.state,
+        "seconds": record.seconds,
+        "fraction": record.fraction,
+        "checkpoint": _some(checkpoint, "path", "sha256", "epoch", "step"),
+        "eval": {what: _some(measured.get(what), "accuracy", "rank1") for what in ("pixels", "untrained", "trained")},
+        "pseudo_ids": _pseudo_ids([event for event in events if event.get("event") == "mining"]),
+        "reason": record.reason,
+    }
+
+
+def _pseudo_ids(mined: Events) -> dict[str, Any] | None:
+    """The labelling that was trained with last: a refused one leaves the one before it, or none at all."""
+    taken = [event for event in mined if event.get("accepted", True)]
+    if mined and not taken:
+        return {"count": 0, "coverage": 0.0, "purity": None}
+    return _some(taken[-1] if taken else None, "count", "coverage", "purity")
+
+
+def of_status(record: Record, seen: Status | None, events: Events, phases: Sequence[Compared] = ()) -> dict[str, Any]:
+    """The answer of `status`: the machine's word, how much is left by the app's reckoning, and of a run that is over
+    what was expected of its parts beside what they took.
+    """
+    began = (seen and seen.started) or 0  # what an earlier attempt reckoned with is over
+    reckoned = [event for event in events if event.get("seconds_left") is not None and event.get("time", 0) >= began]
+    return {
+        "run_id": record.run_id,
+        "target": record.target,
+        "state": record.state,
+        "attempt": record.attempt,
+        "epoch": seen.epoch if seen else None,
+        "step": seen.step if seen else None,
+        "images_per_s": seen.images_per_s if seen else None,
+        "seconds_left": reckoned[-1]["seconds_left"] if reckoned and record.state not in FINAL_STATES else None,
+        "heartbeat_age_s": seen.heartbeat_age_s if seen else None,
+        "spend_usd": record.spend_usd,
+        "reason": record.reason,
+        "phases": [asdict(phase) for phase in phases],
+    }
+
+
+def of_node(number: int, machine: str, seen: Status | None) -> dict[str, Any]:
+    """One of several machines that train a run; nothing seen means that it is gone, or does not answer."""
+    state, age, reason = (seen.state, seen.heartbeat_age_s, seen.reason) if seen else ("lost", None, None)
+    return {"node": number, "machine": machine, "state": state, "heartbeat_age_s": age, "reason": reason}
+
+
+def of_checkpoint(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer of `fetch-checkpoint`."""
+    return {key: about.get(key) for key in ("path", "sha256", "epoch", "step", "fraction")}
+
+
+def how_it_is(record: Record) -> str:
+    """A run and its state in words."""
+    return f"run {record.run_id} {record.state}" + (f": {record.reason}" if record.reason else "")
+
+
+def row(record: Record) -> dict[str, Any]:
+    """A run in the list of `runs`."""
+    return {key: getattr(record, key) for key in ROW}
+
+
+def next_commands(record: Record) -> list[tuple[str, str]]:
+    """What can be typed about a run now, each with its purpose. A live run is the newest of its target: no --run."""
+    if record.state in FINAL_STATES:
+        return [("continue it", resume(record))] if record.state in UNFINISHED else []
+    live = [("see it live", command("attach" + _on(record)))] if record.session == "tmux" else []
+    return [
+        *live,
+        ("read its log", command("logs --follow" + _on(record))),
+        ("how it goes", command("status" + _on(record))),
+        ("end it", command("stop" + _on(record))),
+    ]
+
+
+def resume(record: Record) -> str:
+    """What continues an unfinished run."""
+    return command("train --resume auto" + _on(record))
+
+
+def _on(record: Record) -> str:
+    return "" if record.target == "local" else f" --on {record.target}"
+
+
+def _some(values: Mapping[str, Any] | None, *keys: str) -> dict[str, Any] | None:
+    return {key: values.get(key) for key in keys} if values else None

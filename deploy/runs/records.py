@@ -1,0 +1,189 @@
+"""The laptop's address book: one run.json a run. The machine is the truth, this is where to ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from deploy import border
+from deploy.errors import BadAnswer, WrongUse, command, unknown
+from deploy.pod.folder import FINAL_STATES, RunFolder, read_json, write_json
+from deploy.specs.estimate import Compared, compare
+from deploy.specs.plan import Plan
+
+STARTING = ("acquiring", "preparing")
+UNFINISHED = ("stopped", "failed", "lost", "expired")
+WORDS = ("run_id", "target", "provider", "state", "created", "backbone", "run_dir", "machine")
+
+
+@dataclass(frozen=True)
+class Record:
+    """run.json: where a run lives, and the last state that was seen of it."""
+
+    run_id: str
+    target: str
+    provider: str
+    state: str
+    attempt: int
+    created: str
+    commit: str | None
+    fraction: float
+    backbone: str
+    run_dir: str
+    machine: str  # where rank 0 is
+    reason: str | None = None
+    seconds: float | None = None
+    phases: Mapping[str, float] | None = None  # seconds that each part took, see deploy/specs/estimate.py
+    session: str | None = None  # how the supervisor runs: tmux or detached
+    others: Mapping[str, str] = field(default_factory=dict)  # its folder on each other machine, by rank
+    spend: Mapping[str, float] | None = None  # dollars, by machine: what each had cost when it was last seen
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        return (self.machine, *self.others)
+
+    @property
+    def spend_usd(self) -> float:
+        """Of all attempts, on all machines."""
+        return round(sum((self.spend or {}).values()), 4)
+
+
+def create(runs: Path, plan: Plan) -> Record:
+    """Note the intent before anything is acquired. A run that goes on keeps its folder."""
+    record = Record(
+        run_id=plan.run_id,
+        target=plan.target,
+        provider=plan.provider,
+        state="acquiring",
+        attempt=plan.attempt,
+        created=plan.created,
+        commit=plan.code.commit,
+        fraction=plan.fraction,
+        backbone=str(plan.backbone["name"]),
+        run_dir=plan.run_dir,
+        machine=plan.machine,
+        spend=read_json(Path(home(runs, plan.run_id).run)).get("spend"),
+    )
+    folder = home(runs, plan.run_id)
+    write_json(Path(folder.plan), plan.to_json())
+    write_json(Path(folder.run), asdict(record))
+    return record
+
+
+def update(runs: Path, record: Record, **changes: Any) -> Record:
+    """Write what has changed; nothing is written when nothing has."""
+    changed = replace(record, **changes)
+    if changed != record:
+        write_json(Path(home(runs, record.run_id).run), asdict(changed))
+    return changed
+
+
+def credible_usd(told: float, *, usd_per_hour: float, hours: float, lives: bool) -> float:
+    """What a machine has cost, by the laptop's price and clock; what it tells itself counts up to that.
+
+    While a run `lives` on it, every hour since it was made is paid for.
+    """
+    most = max(0.0, usd_per_hour * hours)
+    return round(most if lives else min(told, most), 4)
+
+
+def hours_since(record: Record, created: float | None, now: float) -> float:
+    """For how long a machine of the run is paid: since it was made, or where that is not told, since the run began."""
+    if created is None:
+        try:
+            created = datetime.fromisoformat(record.created).timestamp()
+        except ValueError:
+            return 0.0
+    return max(0.0, now - created) / 3600
+
+
+def spent(runs: Path, record: Record, told: Mapping[str, float]) -> Record:
+    """With what machines have cost, by machine, as `credible_usd` has it; it never becomes less."""
+    before = record.spend or {}
+    more = {machine: usd for machine, usd in told.items() if usd > before.get(machine, 0.0)}
+    return update(runs, record, spend={**before, **more}) if more else record
+
+
+def save_plan(runs: Path, plan: Plan) -> None:
+    write_json(Path(home(runs, plan.run_id).plan), plan.to_json())
+
+
+def home(runs: Path, run_id: str) -> RunFolder:
+    """A run's folder on the laptop."""
+    return RunFolder(runs / run_id)
+
+
+def every(runs: Path, target: str | None = None) -> list[Record]:
+    """All runs, the newest first."""
+    records = [record for record in _read_all(runs) if target in (None, record.target)]
+    return sorted(records, key=lambda record: (record.created, record.run_id), reverse=True)
+
+
+def get(runs: Path, run_id: str | None, target: str) -> Record:
+    """The named run, by its id or the beginning of it, or the newest of the target."""
+    if run_id is None:
+        newest = every(runs, target)
+        if not newest:
+            raise WrongUse(f"there is no run on target '{target}' yet", next_command=command(f"train --on {target}"))
+        return newest[0]
+    records = {record.run_id: record for record in every(runs)}
+    matching = [record for name, record in records.items() if name.startswith(run_id)]
+    if run_id in records or len(matching) == 1:
+        return records.get(run_id) or matching[0]
+    if matching:
+        raise WrongUse(f"--run {run_id} is the beginning of {len(matching)} runs: give more of it")
+    raise (
+        unknown("run", run_id, list(records)[:10])
+        if records
+        else WrongUse(f"there is no run '{run_id}': none has been started yet", next_command=command("train"))
+    )
+
+
+def events(runs: Path, run_id: str) -> list[dict[str, Any]]:
+    """What a run has told, as far as it was brought home."""
+    return border.read_events(Path(home(runs, run_id).metrics))
+
+
+def plan_of(runs: Path, record: Record) -> dict[str, Any]:
+    plan = read_json(Path(home(runs, record.run_id).plan))
+    if not plan:
+        raise WrongUse(
+            f"run {record.run_id} cannot go on: its plan.json is gone",
+            next_command=command("train --resume none"),
+        )
+    return plan
+
+
+def compared(runs: Path, record: Record) -> tuple[Compared, ...]:
+    """What was expected of each part of a run and what it took; nothing while it goes on."""
+    plan = read_json(Path(home(runs, record.run_id).plan))
+    if record.state not in FINAL_STATES or not plan.get("phases"):
+        return ()
+    training = {"training": record.seconds} if record.seconds else {}
+    return compare(plan["phases"], {**(record.phases or {}), **training}, plan.get("usd_per_hour"))
+
+
+def _read_all(runs: Path) -> Iterator[Record]:
+    for file in sorted(runs.glob("*/run.json")) if runs.is_dir() else ():
+        values = read_json(file)
+        try:
+            yield _record(values)
+        except (TypeError, BadAnswer):  # written by another version, or by hand: not ours to judge, no reason to fail
+            continue
+
+
+def _record(values: Mapping[str, Any]) -> Record:
+    """Raises TypeError or BadAnswer for what is no record."""
+    record, what = Record(**values), "run.json"
+    if not all(isinstance(getattr(record, key), str) for key in WORDS):
+        raise TypeError
+    border.whole(record.attempt, what)
+    border.number(record.fraction, what)
+    border.dollars(record.spend or {}, what)
+    border.strings(dict(record.others), what)
+    for value in (record.seconds, *(record.phases or {}).values()):
+        border.number(value or 0, what)
+    return record

@@ -1,0 +1,270 @@
+"""A target and its runs, found and looked at: on their machine, or in the copy at home once that is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from deploy.errors import CannotTrain, NoMachine, WrongUse, command, unknown
+from deploy.pod.folder import FINAL_STATES, LIVE_STATES, RunFolder, private_folder
+from deploy.pod.lock import Busy, Lock, is_held, read_holder
+from deploy.providers import PROVIDERS
+from deploy.runs import job
+from deploy.runs import records as runs
+from deploy.runs import watchdog as guard
+from deploy.runs.records import Record
+from deploy.shell import LinkLost, LocalShell, Shell, open_shell
+from deploy.specs.machine import Machine, MachineSpec, Provider
+from deploy.specs.settings import Settings, load
+from deploy.workspace import devices
+from deploy.workspace.devices import Devices
+
+
+class Reach:
+    """One target for the time of one command: a machine is looked up once, and connected once."""
+
+    def __init__(self, settings: Settings) -> None:
+        name = settings.target.provider
+        if name not in PROVIDERS:
+            raise unknown(f"provider in conf/deploy/{settings.target.name}.yaml", name, PROVIDERS)
+        self.settings = settings
+        if settings.notes.is_dir():  # made by an older version, or by hand
+            private_folder(settings.notes)
+        self.provider: Provider = PROVIDERS[name](settings)
+        self.given_up: set[str] = set()  # machines whose guard could not release them
+        self.devices: dict[str, Devices] = {}  # of machines that were asked when they were acquired
+        self.limit_s: float | None = None  # in which each machine has to answer; None: as long as each verb may take
+        self._machines: dict[str, Machine | None] = {}
+        self._shells: dict[str, Shell] = {}
+
+    def __enter__(self) -> Reach:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for shell in self._shells.values():
+            shell.close()
+
+    def acquire(self, spec: MachineSpec, say: Callable[[str], None]) -> Machine:
+        """A machine of the target, made if there is none; `say` is told what is waited for."""
+        self.provider.say = say
+        self.provider.check = self._check
+        machine = self.provider.acquire(spec)
+        self._machines[machine.name] = machine
+        return machine
+
+    def _check(self, machine: Machine) -> None:
+        """Its environment must be able to use the GPUs that are paid for. Raises CannotTrain."""
+        self.forget(machine.name)  # what was known is of one that was given back
+        self._machines[machine.name] = machine
+        device = self.settings.target.device
+        try:
+            found = devices.ask(self.shell(machine), machine.python)
+            fault = devices.fault(found, device, promised=machine.gpus)
+            if fault:
+                raise CannotTrain(fault, next_command=devices.advice(self.settings.target.name))
+        except LinkLost as lost:
+            self.forget(machine.name)
+            raise NoMachine(lost.message, evidence=lost.evidence) from lost
+        except BaseException:
+            self.forget(machine.name)
+            raise
+        self.devices[machine.name] = found
+
+    def machine(self, name: str) -> Machine | None:
+        """The machine of this name, if it is still there."""
+        if name not in self._machines:
+            self._machines[name] = self.provider.find(name)
+        return self._machines[name]
+
+    def shell(self, machine: Machine) -> Shell:
+        """The one shell on a machine; after a lost connection the provider tells where it is by then."""
+        if machine.name not in self._shells:
+            name = machine.name
+            self._shells[name] = open_shell(machine, self.settings.notes, lambda: self.provider.find(name))
+            if self.limit_s is not None:
+                self._shells[name].give_up_at = time.monotonic() + self.limit_s
+        return self._shells[machine.name]
+
+    def forget(self, name: str) -> None:
+        """A machine that was released: who asks for it is told that it is gone."""
+        self._machines[name] = None
+        self.devices.pop(name, None)
+        shell = self._shells.pop(name, None)
+        if shell is not None:
+            shell.close()
+
+    def run(self, record: Record) -> Reached:
+        """Where to ask about a run: its folder on the machine, else the copy at home."""
+        machine = self.machine(record.machine)
+        if machine:
+            record = self._charge(record, machine)
+            shell, folder = self.shell(machine), RunFolder(machine.path(record.run_dir))
+            if shell.listdir(folder.path):
+                if guard.greet(self.settings, machine, shell, folder.path.parent.parent) == "stuck":
+                    self.given_up.add(machine.name)
+                return Reached(self, record, shell, folder, machine)
+        return Reached(self, record, LocalShell(), runs.home(self.settings.runs, record.run_id), None)
+
+    def others(self, record: Record, *names: str) -> list[Reached]:
+        """A run on the machines beside that of rank 0, or on those of these names; one that is gone is left out."""
+        there = [(name, at) for name, at in record.others.items() if not names or name in names]
+        reached = [self.run(replace(record, machine=name, run_dir=at, others={})) for name, at in there]
+        return [each for each in reached if each.machine is not None]
+
+    def look(self, record: Record) -> tuple[Record, job.Status | None]:
+        """The truth about a run now: the machine is asked, run.json is brought up to date.
+
+        Raises BadAnswer where what the machine says does not fit; what it costs is noted before it is asked.
+        """
+        machine = self.machine(record.machine)
+        record = self._charge(record, machine) if machine else record
+        seen = job.look(self.shell(machine), RunFolder(machine.path(record.run_dir))) if machine else None
+        book = self.settings.runs
+        if seen and seen.attempt == record.attempt:
+            seconds = round(seen.ended - seen.started, 1) if seen.ended and seen.started else None
+            record = self._charge(record, machine, seen) if machine else record
+            return runs.update(book, record, state=seen.state, reason=seen.reason, seconds=seconds), seen
+        if record.state in FINAL_STATES:
+            return record, None
+        if record.state in runs.STARTING:
+            if is_launching(self.settings, record.run_id):
+                return record, None
+            reason = "the command that started it ended before the job ran"
+            return runs.update(book, record, state="failed", reason=reason), None
+        gone = "its folder on the machine is gone" if machine else f"its machine {record.machine} is gone"
+        return runs.update(book, record, state="lost", reason=gone), None
+
+    def _charge(self, record: Record, machine: Machine, seen: job.Status | None = None) -> Record:
+        """With what its machines have cost by now; `seen` where rank 0 was asked."""
+        lives = seen.state in LIVE_STATES if seen else record.state not in FINAL_STATES
+        hours = runs.hours_since(record, machine.created, time.time())
+        usd_per_hour = machine.usd_per_hour * len(record.machines)
+        told = seen.spend_usd if seen else 0.0
+        usd = runs.credible_usd(told, usd_per_hour=usd_per_hour, hours=hours, lives=lives)
+        return runs.spent(self.settings.runs, record, {record.machine: usd})
+
+    def unfinished(self, run_id: str | None = None) -> Reached | None:
+        """The newest run of the target that was stopped, failed or lost; or the named one, refused if it is not."""
+        name = self.settings.target.name
+        if run_id is not None:
+            record = runs.get(self.settings.runs, run_id, name)
+            if record.target == name:
+                record, _ = self.look(record)
+            if record.target != name or record.state not in runs.UNFINISHED:
+                raise WrongUse(
+                    f"run {record.run_id} is {record.state} on target '{record.target}': what goes on on '{name}' is a "
+                    "run of it that was stopped, failed or lost",
+                    next_command=command("runs"),
+                )
+            return self.run(record)
+        for record in runs.every(self.settings.runs, name):
+            record, _ = self.look(record)
+            if record.state in runs.UNFINISHED:
+                return self.run(record)
+        return None
+
+    def refuse_second(self) -> None:
+        """A target runs one job at a time; the refusal names the one that is there."""
+        name = self.settings.target.name
+        for record in runs.every(self.settings.runs, name):
+            if record.state not in FINAL_STATES or record.state == "lost":  # a lost one may have been found again
+                record, _ = self.look(record)
+            if record.state not in FINAL_STATES:
+                raise WrongUse(
+                    f"run {record.run_id} is {record.state} on target '{name}': wait for it, or stop it",
+                    next_command=command(f"stop --run {record.run_id}"),
+                )
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A run, and where to ask about it. `machine` is None where only the copy at home is left."""
+
+    reach: Reach
+    record: Record
+    shell: Shell
+    folder: RunFolder
+    machine: Machine | None
+
+    @property
+    def settings(self) -> Settings:
+        return self.reach.settings
+
+    @property
+    def home(self) -> RunFolder:
+        """The run's folder on this laptop."""
+        return runs.home(self.settings.runs, self.record.run_id)
+
+    def look(self) -> tuple[Reached, job.Status | None]:
+        """The same run as it is now."""
+        record, seen = self.reach.look(self.record)
+        return replace(self, record=record), seen
+
+    def others(self, *names: str) -> list[Reached]:
+        """The same run on the other machines that train it, or on those of these names, in the order of their ranks.
+
+        One that is gone is left out; where this machine is gone, all are.
+        """
+        return self.reach.others(self.record, *names) if self.machine is not None else []
+
+    def events(self) -> list[dict[str, Any]]:
+        """What the run has told: of each kind of event the newest."""
+        return job.all_events(self.shell, self.folder.metrics)
+
+
+LookAfter = Callable[[Reach, str | None], None]
+
+
+@contextlib.contextmanager
+def target(project: Path, name: str) -> Iterator[Reach]:
+    """A target, for the time of a command."""
+    with Reach(load(project, name)) as reach:
+        yield reach
+
+
+@contextlib.contextmanager
+def run(project: Path, target_name: str, run_id: str | None, look_after: LookAfter | None = None) -> Iterator[Reached]:
+    """The named run, or the newest of the target; the run says itself to which target it belongs.
+
+    `look_after` is called with the target before its machine is asked about the run, and once more, with the machine's
+    name, when the guard there has given up: the machine may be gone afterwards.
+    """
+    record = runs.get(project / "runs", run_id, load(project, target_name).target.name)
+    with target(project, record.target) as reach:
+        if look_after:
+            look_after(reach, None)
+            record = runs.get(project / "runs", record.run_id, record.target)
+        reached = reach.run(record)
+        if look_after and record.machine in reach.given_up:
+            look_after(reach, record.machine)
+            reached = reach.run(runs.get(project / "runs", record.run_id, record.target))
+        yield reached
+
+
+@contextlib.contextmanager
+def launching(settings: Settings) -> Iterator[Callable[[str], None]]:
+    """One launch at a time on a target, from here to the running job; gives a way to note which run it is."""
+    private_folder(settings.notes)
+    try:
+        with Lock(_launch_lock(settings), {"run_id": "of another command"}).acquire() as lock:
+            yield lambda run_id: lock.write({"run_id": run_id})
+    except Busy as busy:
+        name = settings.target.name
+        raise WrongUse(
+            f"run {busy.holder.get('run_id', 'of another command')} is being started on target '{name}': wait for it",
+            next_command=command(f"status --on {name}"),
+        ) from busy
+
+
+def is_launching(settings: Settings, run_id: str | None = None) -> bool:
+    """Whether a living command of this laptop is about to start the run, or any on this target."""
+    lock = _launch_lock(settings)
+    return is_held(lock) and (run_id is None or read_holder(lock).get("run_id") == run_id)
+
+
+def _launch_lock(settings: Settings) -> Path:
+    return settings.notes / f"launching-{settings.target.name}.lock"

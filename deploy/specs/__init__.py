@@ -1,0 +1,1 @@
+"""Values only: settings, request, plan, machine, estimates."""

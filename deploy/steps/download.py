@@ -1,0 +1,91 @@
+"""The way back: what a run leaves on the machine comes into the laptop's folder of the same name."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from deploy import border
+from deploy.border import Name, Place, chosen, place
+from deploy.pod.folder import private_folder
+from deploy.pod.lock import Busy, Lock
+from deploy.runs import checkpoints
+from deploy.runs import watchdog as guard
+from deploy.runs.session import Reached
+from deploy.shell import LocalShell, transfer
+from deploy.specs.settings import Settings
+from deploy.ui.screen import Screen
+
+FILES = ("config.yaml", "status.json", "metrics.jsonl", "train.log")
+
+
+def bring(reached: Reached, screen: Screen) -> dict[str, Any] | None:
+    """Config, status, metrics, log, pictures, newest checkpoint, verified; the checkpoint as its JSON tells it."""
+    bring_record(reached)
+    with _one_at_a_time(reached.settings):
+        pictures = [name for name in reached.shell.listdir(reached.folder.mining) if name.endswith(".png")]
+        for each in pictures[: border.RESULTS_MOST]:
+            name = Name(each, f"{reached.shell.name}: mining of run {reached.record.run_id}", like=border.PICTURE)
+            there, to = reached.folder.mining / name, place(Path(reached.home.path), "mining", name)
+            transfer.fetch(reached.shell, there, to, most_bytes=border.FILE_BYTES["picture"])
+    whole = checkpoints.whole(reached.shell, reached.folder)
+    return bring_checkpoint(reached, whole[-1], None, screen) if whole else None
+
+
+def bring_record(reached: Reached) -> None:
+    """What a run says about itself, as far as it has come."""
+    bring_files(reached, FILES)
+
+
+def bring_files(reached: Reached, names: Sequence[str], below: Sequence[str] = ()) -> None:
+    """Those of these files of a run's folder that are there, into the run's folder at home, or `below` it."""
+    with _one_at_a_time(reached.settings):
+        for name in names:
+            if reached.shell.size(reached.folder.path / name) is not None:
+                to = place(Path(reached.home.path), *below, name)
+                transfer.fetch(reached.shell, reached.folder.path / name, to, most_bytes=border.FILE_BYTES[name])
+
+
+def bring_checkpoint(reached: Reached, about: dict[str, Any], to: str | None, screen: Screen) -> dict[str, Any]:
+    """One checkpoint to its place in the run's folder at home, or to the file or folder `to`."""
+    file = Name(about["file"], reached.shell.name, like=border.CHECKPOINT)
+    at_home = place(Path(reached.home.path), "checkpoints", file)
+    destination = _destination(to, file) if to else at_home
+    if not to:  # it says what the weights are
+        bring_files(reached, ("config.yaml",))
+    with _one_at_a_time(reached.settings), screen.copying(file) as progress:
+        transfer.fetch_checkpoint(reached.shell, reached.folder.checkpoints / file, about, destination, progress)
+    if reached.machine is not None and not reached.machine.is_here:
+        guard.note_fetched(reached.shell, reached.folder, about)
+    return {**about, "path": str(destination.path)}
+
+
+def newest_checkpoint(reached: Reached) -> dict[str, Any] | None:
+    """The newest checkpoint that is at home already."""
+    home = reached.home
+    whole = checkpoints.whole(LocalShell(), home)
+    return {**whole[-1], "path": str(home.checkpoints / whole[-1]["file"])} if whole else None
+
+
+@contextlib.contextmanager
+def _one_at_a_time(settings: Settings) -> Iterator[None]:
+    """`train` that follows and `stop` in another terminal both bring the run home: the second finds the work done."""
+    private_folder(settings.notes)
+    lock = Lock(settings.project / ".sniperface" / f"home-{settings.target.name}.lock", {"busy": True})
+    while True:
+        try:
+            lock.acquire()
+            break
+        except Busy:  # by a living process: the system lets go of the lock when that ends
+            time.sleep(0.1)
+    with lock:
+        yield
+
+
+def _destination(to: str, file: Name) -> Place:
+    """The file that the user named, or a file of this name in the folder that the user named."""
+    named = Path(to).absolute()
+    return Place(named, (file,)) if named.is_dir() or to.endswith(("/", "\\")) else chosen(named)

@@ -1,0 +1,248 @@
+"""The way out: what a machine needs before a job can start on it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+
+from deploy.errors import NoMachine, WrongUse, command
+from deploy.pod.folder import RunFolder
+from deploy.runs import watchdog as guard
+from deploy.runs.session import Reach
+from deploy.shell import LinkLost, Shell, transfer
+from deploy.specs import memory
+from deploy.specs.estimate import Stopwatch
+from deploy.specs.machine import Machine, MachineSpec, node_name
+from deploy.specs.plan import TRAIN_LABELS, Facts, Plan, family_name, make
+from deploy.specs.settings import Settings
+from deploy.steps.rendezvous import meet
+from deploy.steps.resolve import Checked, check_code, job_secrets
+from deploy.ui.plan_table import gpus_of
+from deploy.ui.screen import Screen
+from deploy.workspace import code, devices, environment, staging
+from deploy.workspace import dataset as data
+from deploy.workspace.devices import Devices
+from deploy.workspace.sources import Origin
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A machine on which the job can start, and the plan with everything that only the machine could tell."""
+
+    machine: Machine
+    plan: Plan
+    facts: Facts
+
+
+def ready_all(
+    at: Reach,
+    machines: Sequence[Machine],
+    checked: Checked,
+    facts: Facts,
+    screen: Screen,
+    watch: Stopwatch,
+    *,
+    trains: bool = True,
+) -> list[Ready]:
+    """Every machine of a run, in the order in which torchrun will rank them.
+
+    `trains`: it is the request's own training that they are made ready for, so its steps must have room on them.
+    """
+    made = []
+    for number, machine in enumerate(machines):
+        if len(machines) > 1:
+            screen.say(f"machine {number + 1} of {len(machines)}")
+        known = at.devices.get(machine.name)
+        shell = at.shell(machine)
+        made.append(ready(at.settings, machine, shell, checked, facts, screen, watch, known=known, trains=trains))
+    if len(made) == 1:
+        return made
+    places = meet([(each.machine, at.shell(each.machine)) for each in made])
+    for number, (each, place) in enumerate(zip(made, places, strict=True)):
+        told = replace(each.facts, place=place)
+        made[number] = Ready(each.machine, make(at.settings, checked.request, told, tryout=checked.tryout), told)
+        through = f" through {place.interface}" if place.interface else ""
+        screen.say(f"node {place.rank}: {each.machine.name} at {place.address}{through}")
+    return sorted(made, key=lambda each: each.plan.place.rank if each.plan.place else 0)
+
+
+def ready(
+    settings: Settings,
+    machine: Machine,
+    shell: Shell,
+    checked: Checked,
+    facts: Facts,
+    screen: Screen,
+    watch: Stopwatch | None = None,
+    *,
+    known: Devices | None = None,
+    trains: bool = True,
+) -> Ready:
+    """Bring environment, code and data to the machine, each only where it is missing."""
+    watch = watch or Stopwatch()
+    with watch.phase("code"):
+        nodes = checked.request.nodes or settings.target.nodes
+        machine, folder = ready_code(settings, machine, shell, screen, nodes)
+        if not machine.is_here:
+            hardware = devices.seen(shell, settings, machine.python, folder, known=known)
+            facts = replace(facts, hardware=hardware)
+            if trains:
+                refuse_too_much(make(settings, checked.request, facts, tryout=checked.tryout), facts)
+    with watch.phase("data"):
+        return _ready_data(settings, machine, shell, folder, checked, facts, screen)
+
+
+def _ready_data(
+    settings: Settings,
+    machine: Machine,
+    shell: Shell,
+    folder: PurePath,
+    checked: Checked,
+    facts: Facts,
+    screen: Screen,
+) -> Ready:
+    dataset = checked.dataset or _found_there(machine, shell, checked, facts, folder, screen)
+    gpus = facts.hardware.gpus if facts.hardware else 0
+    place = staging.choose_place(shell, settings, machine.root, dataset, checked.request.fraction, gpus=gpus)
+    pack_images(settings, checked, screen)  # should somebody have removed what was packed
+    packing = data.packing_of(settings.notes, dataset, checked.request.fraction, checked.request.pack)
+    facts = replace(
+        facts,
+        python=machine.python,
+        machine=machine,
+        snapshot=folder.name,
+        data=data.facts(dataset, checked.request.fraction, packing),
+        data_path=place.path,
+    )
+    plan = make(settings, checked.request, facts, tryout=checked.tryout)
+    if not machine.is_here:
+        screen.say(f"hardware: {gpus_of(plan)}, {plan.cores} cores, so {plan.processes} processes")
+    with screen.copying("staging") as progress:
+        staged = staging.stage(shell, machine, folder, plan, dataset, progress, packing)
+    screen.say(f"data: {staged or place.words}")
+    return Ready(machine, plan, facts)
+
+
+def refuse_too_much(plan: Plan, facts: Facts) -> None:
+    """Before anything is paid for, or moves: WrongUse for a step that the GPUs have no memory for."""
+    if plan.memory:
+        gpu = plan.gpu or (facts.card.name if facts.card else "its GPU")
+        memory.refuse_too_much(plan.memory, facts.config, gpu)
+
+
+def pack_images(settings: Settings, checked: Checked, screen: Screen) -> None:
+    """Images that travel packed, packed before a machine is paid for; a block that was packed once stays packed."""
+    if checked.dataset is None:
+        return
+    packing = data.packing_of(settings.notes, checked.dataset, checked.request.fraction, checked.request.pack)
+    if packing and packing.missing:
+        with screen.copying("packing") as progress:
+            packing.make(settings.project, progress)
+        screen.say(f"packed {packing.words} ({packing.folder})")
+
+
+@contextlib.contextmanager
+def acquired_all(
+    at: Reach, plan: Plan, screen: Screen, watch: Stopwatch, *, keep: bool = False
+) -> Iterator[list[Machine]]:
+    """As many machines as the plan wants, each as `acquired`."""
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(acquired(at, plan.machine, screen, watch, keep=keep, node=node, nodes=plan.nodes))
+            for node in range(plan.nodes)
+        ]
+
+
+@contextlib.contextmanager
+def acquired(
+    at: Reach, name: str, screen: Screen, watch: Stopwatch, *, keep: bool = False, node: int = 0, nodes: int = 1
+) -> Iterator[Machine]:
+    """A machine of the target. When what is done with it fails, one that was made for it is released."""
+    check_code(at.settings)  # before it costs anything
+    name = node_name(name, node)
+    with watch.phase("machine"):
+        spec = MachineSpec(name, family_name(at.settings), at.settings.root, node, nodes)
+        machine = at.acquire(spec, screen.say)
+    try:
+        yield machine
+    except BaseException:
+        if machine.name == name and not keep:
+            at.provider.release(machine)
+            if not machine.is_here:
+                screen.say(f"released {machine.name}, which was made for this; --keep would leave it")
+        elif not machine.is_here and machine.usd_per_hour:
+            screen.say(f"{machine.name} goes on costing ${machine.usd_per_hour:.2f} an hour: {command('down')}")
+        raise
+
+
+def ready_code(
+    settings: Settings, machine: Machine, shell: Shell, screen: Screen, nodes: int = 1
+) -> tuple[Machine, PurePath]:
+    """The machine with what only it can tell, and the folder of this code on it, whose environment is there, too."""
+    machine = greet(settings, machine, shell, screen)
+    about = settings.target
+    secrets = guard.named_secrets(settings)
+    snapshot = code.place(settings.project, shell, machine.root, about.large_files, about.allow_files, secrets)
+    folder = machine.root / "code" / snapshot
+    screen.say(f"code: {folder}")
+    armed = guard.arm(settings, machine, shell, folder, nodes)
+    if armed:
+        screen.say(f"guarded: {armed}")
+    environment.ensure(machine, shell, settings.project, folder, screen.say)
+    return machine, folder
+
+
+def greet(settings: Settings, machine: Machine, shell: Shell, screen: Screen) -> Machine:
+    """The first word with a machine: it answers, and can be written to."""
+    try:
+        machine = environment.settle(machine, shell, settings.project)
+        shell.write(machine.root / ".write-test", b"")
+        shell.remove(machine.root / ".write-test")
+    except LinkLost as lost:
+        raise NoMachine(lost.message, evidence=lost.evidence) from lost
+    except OSError as error:
+        raise NoMachine(
+            f"the folder {machine.root} of target '{settings.target.name}' cannot be written: {error.strerror}",
+            next_command=f"set another root in conf/deploy/{settings.target.name}.yaml",
+        ) from error
+    if not machine.is_here:
+        screen.say(f"machine: {machine.name}")
+    return machine
+
+
+def bring_own_files(settings: Settings, shell: Shell, machine: Machine, checked: Checked, plan: Plan) -> None:
+    """Into the run folder: the user's checkpoint with its JSON, labels of images that lie elsewhere, secrets."""
+    folder = RunFolder(machine.path(plan.run_dir))
+    secrets = {} if machine.is_here else job_secrets(settings, checked)
+    if secrets:
+        guard.write_secrets(shell, folder.secrets, secrets)
+    if checked.request.resume not in ("none", "auto"):
+        for file in (Path(checked.request.resume), Path(checked.request.resume).with_suffix(".json")):
+            if file.exists():
+                transfer.push(shell, file, machine.path(plan.resume).with_suffix(file.suffix))
+    if checked.request.labels and not plan.stage and plan.data.where != "here":
+        transfer.push(shell, Path(checked.request.labels), folder.path / TRAIN_LABELS)
+
+
+def _found_there(
+    machine: Machine, shell: Shell, checked: Checked, facts: Facts, folder: PurePath, screen: Screen
+) -> data.Dataset:
+    """Images that lie on the machine; those of the try-out are made there, once."""
+    path = machine.path(facts.data.path) if not checked.tryout else machine.root / "data" / "orl" / "images.npy"
+    if checked.tryout and shell.size(path.with_name("manifest.json")) is None:
+        screen.say(f"preparing the ORL photographs there, once: {path}")
+        for _ in shell.stream([machine.python, "-m", "app.prepare", "source=orl", f"out={path}"], cwd=folder):
+            pass
+    labels = checked.config["data"].get("labels_path")
+    own = Path(checked.request.labels) if checked.request.labels else None
+    try:
+        return data.find(
+            Origin("machine", path, shell),
+            int(checked.config["data"].get("block_size", 8192)),
+            machine.path(labels) if labels else None,
+            own,
+        )
+    except WrongUse as error:
+        raise WrongUse(f"on the machine {error.message}", next_command=error.next_command) from error

@@ -1,0 +1,93 @@
+"""Where the machines of one run meet, found out by having them meet."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from deploy import border
+from deploy.errors import StepFailed, WrongUse
+from deploy.shell import Shell
+from deploy.specs.machine import Machine, Place
+
+PORTS = range(29400, 29410)  # the first is torchrun's own choice
+
+
+Machines = Sequence[tuple[Machine, Shell]]
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """How a machine reaches another: at which address of that one, from which of its own, through what."""
+
+    address: str
+    own: str
+    interface: str
+
+
+def meet(machines: Machines) -> list[Place]:
+    """The place of each machine, in the order they are given.
+
+    torchrun ranks its agents by their addresses, as text. The machine whose address comes first therefore has rank 0,
+    which writes checkpoints and metrics; it is also where all meet, so that whoever is left after another was lost is
+    still the one that writes. Raises StepFailed when one cannot reach another, WrongUse when two of them are one.
+    """
+    port, heard = _at(machines, 0, None)
+    addresses = [next(iter(heard.values())).address, *(each.own for each in heard.values())]
+    if addresses[0].startswith("127."):  # one computer: its loopback has as many addresses as are needed
+        addresses = [f"127.0.0.{number}" for number in range(1, len(machines) + 1)]
+    if len(set(addresses)) < len(addresses):
+        names = ", ".join(f"{machine.name} ({its})" for (machine, _), its in zip(machines, addresses, strict=True))
+        raise WrongUse(f"two of these machines are one: {names}; name each machine once")
+    order = sorted(range(len(machines)), key=lambda number: addresses[number])
+    first = order[0]
+    if first != 0:
+        port, heard = _at(machines, first, [addresses[first]])
+    interfaces = {number: each.interface for number, each in heard.items()}
+    told = machines[first][1].call("interface_of", address=addresses[first])
+    interfaces[first] = border.interface(told, f"{machines[first][0].name}: its interface")
+    return [
+        Place(order.index(number), address, interfaces[number], addresses[first], port)
+        for number, address in enumerate(addresses)
+    ]
+
+
+def _at(machines: Machines, first: int, wanted: list[str] | None) -> tuple[int, dict[int, _Heard]]:
+    """A free port of one of them, and how each of the others, by its number, reaches it: all at the same address."""
+    host, shell = machines[first]
+    word = secrets.token_hex(8)
+    port, told = _open(host, shell, word)
+    addresses = wanted or told
+    others = [number for number in range(len(machines)) if number != first]
+    asked: dict[str, Any] = {"addresses": addresses, "port": port, "word": word}
+    try:
+        answers = {number: _reached(*machines[number], asked) for number in others}
+    finally:
+        shell.call("close_rendezvous")
+    heard = {number: {each[0]: _Heard(*each) for each in answer} for number, answer in answers.items()}
+    for address in addresses:
+        if all(address in each for each in heard.values()):
+            return port, {number: each[address] for number, each in heard.items()}
+    deaf = [machines[number][0].name for number, each in heard.items() if not each] or ["some of the others"]
+    raise StepFailed(
+        f"{', '.join(deaf)} cannot reach {host.name} at port {port} of {' or '.join(addresses) or 'any address'}: "
+        "training on several machines needs a network between them on which all ports are open"
+    )
+
+
+def _reached(machine: Machine, shell: Shell, asked: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return border.heard(shell.call("reach_rendezvous", **asked), f"{machine.name}: how it reaches the others")
+
+
+def _open(host: Machine, shell: Shell, word: str) -> tuple[int, list[str]]:
+    for port in PORTS:
+        try:
+            told = border.names(shell.call("open_rendezvous", port=port, word=word), f"{host.name}: its addresses")
+            return port, [border.address(each, f"{host.name}: its address") for each in told]
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise StepFailed(f"{host.name} has no port left for a rendezvous: {PORTS[0]} to {PORTS[-1]} are taken")

@@ -1,0 +1,358 @@
+"""Everything that is looked up, and can be refused, before the first thing is written or started."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path, PurePath
+from typing import Any
+
+from deploy.errors import BOOTSTRAP, DeployError, StepFailed, WrongUse
+from deploy.pod.addresses import shown
+from deploy.pod.folder import read_json
+from deploy.pod.redact import SHORTEST
+from deploy.runs import checkpoints
+from deploy.runs import records as runs
+from deploy.runs import watchdog as guard
+from deploy.runs.session import Reach, Reached
+from deploy.shell import LocalShell
+from deploy.specs import memory
+from deploy.specs.estimate import NEWEST, Measured, kind_of
+from deploy.specs.machine import Card
+from deploy.specs.plan import Continuation, DataFacts, Facts
+from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
+from deploy.specs.settings import Local, Settings, Ssh
+from deploy.workspace import code, devices
+from deploy.workspace import compression as packing
+from deploy.workspace import dataset as data
+from deploy.workspace import sources as origins
+from deploy.workspace.sources import Origin
+
+# The two programs of the app that the laptop asks need seconds; the limit is for a machine under load.
+APP_LIMIT_S = 120
+MEASURED_MOST = 20  # earlier runs that are looked at, on machines of any kind
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A request that can be carried out, with what the checks found."""
+
+    request: Request
+    config: Mapping[str, Any]
+    tryout: bool  # no data is configured: the ORL photographs are used, and prepared when they are not there
+    images: Origin
+    dataset: data.Dataset | None  # None: still to be prepared, or on a machine that is still to be had
+    continues: Continuation | None
+    note: str | None  # something the user should know about how the request was understood
+
+
+def check(reach: Reach, request: Request) -> Checked:
+    """Raise WrongUse for the first thing that cannot work."""
+    settings = reach.settings
+    _refuse_secrets(settings, request)
+    note = continues = None
+    last: list[dict[str, Any]] = []  # the checkpoint from which an unfinished run goes on, when it has one
+    _check_nodes(settings, request)
+    if request.resume == "auto":
+        note = f"nothing to resume on target '{settings.target.name}': starting a new run"
+        if found := reach.unfinished(request.run):
+            last = checkpoints.whole(found.shell, found.folder)[-1:]
+            request, continues = _continue(found, request, from_its_own=bool(last))
+            note = f"continuing run {found.record.run_id} ({found.record.state}), attempt {continues.attempt}"
+    elif request.resume != "none":
+        request = replace(request, resume=str(Path(request.resume).absolute()))
+    text = request.data or settings.target.data
+    origin = origins.parse(text, _beside(settings, request), local=settings.is_local) if text else None
+    if request.data and origin:
+        request = replace(request, data=str(origin.path) if origin.where == origins.HERE else request.data)
+    if request.labels:
+        request = replace(request, labels=str(Path(request.labels).absolute()))
+        if not Path(str(request.labels)).is_file():
+            raise WrongUse(f"--labels {request.labels} is no file: give an int32 .npy with a label for each image")
+    config = _configuration(settings, request, origin)
+    origin, tryout = _images(settings, origin, config)
+    dataset = None
+    if origin.is_known and not (tryout and origin.files and origin.files.size(origin.path) is None):
+        dataset = _find_data(settings, request, origin, config)
+        data.facts(dataset, request.fraction)
+    pack, in_vain = _pack(settings, request, origin, again=continues is not None)
+    request, note = replace(request, pack=pack), "; ".join(filter(None, (note, in_vain))) or None
+    if request.resume not in ("none", "auto"):
+        checkpoints.check_usable(Path(request.resume), config["model"])
+    for note_of_checkpoint in last:
+        checkpoints.check_fits(note_of_checkpoint, config["model"])
+    return Checked(request, config, tryout, origin, dataset, continues, note)
+
+
+def _check_nodes(settings: Settings, request: Request) -> None:
+    """How many machines a target can have, as far as its file tells."""
+    nodes, name, options = request.nodes or settings.target.nodes, settings.target.name, settings.target.options
+    if nodes > 1 and isinstance(options, Local):
+        raise WrongUse(f"--nodes {nodes}: target '{name}' is this computer, which is one machine: give --on another")
+    if isinstance(options, Ssh) and nodes > max(1, len(options.hosts)):
+        raise WrongUse(
+            f"--nodes {nodes}: target '{name}' names {max(1, len(options.hosts))} host: list as many in "
+            f"conf/deploy/{name}.yaml, such as hosts: [gpu-1, gpu-2]"
+        )
+    if nodes > 1 and request.queue:
+        raise WrongUse("--queue is for runs on one machine: leave it out, or give --nodes 1")
+
+
+def _refuse_secrets(settings: Settings, request: Request) -> None:
+    """A command line is seen by everybody on the machine, and a plan is kept."""
+    for name, value in guard.named_secrets(settings).items():
+        for override in request.overrides:
+            if len(value) >= SHORTEST and value in override:
+                key = override.partition("=")[0]
+                raise WrongUse(
+                    f"--set {key} holds the value of {name}: leave it out, and read {name} from the environment, where "
+                    "each run finds it"
+                )
+
+
+def check_code(settings: Settings) -> tuple[str, ...]:
+    """Refuse code that holds credentials; returns tracked files to warn of, of which a rented machine gets none."""
+    suspicious = code.check(settings.project, settings.target.allow_files, guard.named_secrets(settings))
+    if suspicious and settings.is_rented:
+        raise WrongUse(
+            f"{suspicious[0]} looks like a credential and would travel to a rented machine: remove it from the "
+            f"repository, or name it in conf/deploy/{settings.target.name}.yaml: allow_files: [{suspicious[0]}]"
+        )
+    return suspicious
+
+
+def gather(reach: Reach, checked: Checked) -> Facts:
+    """Everything looked up that can be before a machine is had; this computer is had already."""
+    settings = reach.settings
+    suspicious = check_code(settings)
+    price = _price(reach)
+    return Facts(
+        now=datetime.now(),
+        token=secrets.token_hex(2),
+        python=sys.executable if settings.is_local else "python",
+        code=replace(code.look(settings.project), suspicious=suspicious),
+        data=_data_facts(settings, checked),
+        config=checked.config,
+        hardware=devices.here(LocalShell(), settings) if settings.is_local else None,
+        windows=sys.platform == "win32" and settings.is_local,
+        measured=_measured(settings, checked.config, checked.request.nodes or settings.target.nodes),
+        phases=[record.phases for record in _newest(settings) if record.phases],
+        usd_per_hour=price,
+        continues=checked.continues,
+        card=None if price is None else _card(reach),  # a provider that did not answer is not asked again
+        memory=memory.read(settings.project),
+        secrets=_secret_names(settings, checked),
+    )
+
+
+def _secret_names(settings: Settings, checked: Checked) -> tuple[str, ...]:
+    if settings.is_local:
+        return ()
+    return tuple(sorted({*guard.own_secrets(settings), *job_secrets(settings, checked)}))
+
+
+def job_secrets(settings: Settings, checked: Checked) -> dict[str, str]:
+    """What this job is given of this computer's environment; nothing where it runs here, which has it all."""
+    if settings.is_local:
+        return {}
+    track = str(checked.config.get("track", "none"))
+    return guard.job_secrets(settings, track=track, data=str(checked.images.path))
+
+
+def _data_facts(settings: Settings, checked: Checked) -> DataFacts:
+    fraction, labels = checked.request.fraction, checked.request.labels
+    if checked.dataset is not None:
+        packed = data.packing_of(settings.notes, checked.dataset, fraction, checked.request.pack)
+        return data.facts(checked.dataset, fraction, packed)
+    if checked.tryout:
+        assert isinstance(checked.images.path, PurePath)
+        about = data.orl_facts(checked.images.path, fraction, checked.images.where)
+        return replace(about, train_labels=labels)
+    return data.unseen_facts(checked.images, labels)
+
+
+def _beside(settings: Settings, request: Request) -> Path:
+    """What a path is relative to: where the user is who types it, the project for one of the target's file."""
+    return Path.cwd() if request.data else settings.project
+
+
+def _configuration(settings: Settings, request: Request, origin: Origin | None) -> dict[str, Any]:
+    """What the app makes of the request. Without data it is the try-out, unless the configuration names some itself."""
+    decided = [hydra_override("data.data_fraction", request.fraction)]
+    decided += [hydra_override(LABELS_KEY, request.labels)] if request.labels else []
+    if origin:
+        wanted = user_overrides(request, tryout=False)
+        return app_config(settings.project, [*wanted, hydra_override(DATA_KEY, str(origin.path)), *decided])
+    config = app_config(settings.project, [*user_overrides(request, tryout=True), *decided])
+    if config["data"].get("binary_cache_path"):
+        config = app_config(settings.project, [*user_overrides(request, tryout=False), *decided])
+    return config
+
+
+def _images(settings: Settings, origin: Origin | None, config: Mapping[str, Any]) -> tuple[Origin, bool]:
+    """Where the images are, and whether they are the try-out's because nothing else is configured."""
+    configured = config["data"].get("binary_cache_path")
+    if origin:
+        return origin, False
+    if configured:
+        there = not settings.is_local and str(configured).startswith("/")
+        text = f"{origins.ON_THE_MACHINE}{configured}" if there else configured
+        return origins.parse(text, settings.project, local=settings.is_local), False
+    if settings.is_local:
+        return origins.parse("data/orl/images.npy", settings.project, local=True), True
+    return Origin(origins.MACHINE, settings.root / "data" / "orl" / "images.npy", None), True
+
+
+def _pack(settings: Settings, request: Request, origin: Origin, *, again: bool) -> tuple[str, str | None]:
+    """How the images travel: as the flag says, or the target's file where they can be packed at all; and, where that
+    file asks in vain, why.
+
+    A run that goes on keeps its way (`again`): what is lossy is another data set.
+    """
+    by_file = "pack" not in request.given and not again
+    kind = settings.target.pack or packing.NONE if by_file else request.pack
+    if kind == packing.NONE:
+        return kind, None
+    if origin.where != origins.HERE or settings.is_local:
+        places = {
+            origins.HERE: "stay here",
+            origins.MACHINE: "are on the machine",
+            origins.URL: f"are at {shown(str(origin.path))}",
+        }
+        words = f"is for images of this computer that are sent to another, and these {places[origin.where]}"
+        if by_file:
+            return packing.NONE, f"pack: {kind} of conf/deploy/{settings.target.name}.yaml {words}: not packed"
+        raise WrongUse(f"--pack {kind} {words}: leave it out")
+    packing.check_possible(kind)
+    return kind, None
+
+
+def _newest(settings: Settings) -> list[runs.Record]:
+    """The last runs on this target that ended well."""
+    succeeded = [each for each in runs.every(settings.runs, settings.target.name) if each.state == "succeeded"]
+    return succeeded[:NEWEST]
+
+
+def _price(reach: Reach) -> float | None:
+    try:
+        return reach.provider.price()
+    except DeployError:  # no key, no answer: what it means for the run is said when a machine is asked for
+        return None
+
+
+def _card(reach: Reach) -> Card | None:
+    try:
+        return reach.provider.card()
+    except DeployError:  # as of the price
+        return None
+
+
+def _measured(settings: Settings, config: Mapping[str, Any], nodes: int) -> list[Measured]:
+    """What whole runs of the same recipe and network, on as many machines, took; the newest first."""
+    wanted = (config["recipe"]["name"], config["backbone"], nodes)
+    found: list[Measured] = []
+    for record in runs.every(settings.runs, settings.target.name):
+        plan = read_json(Path(runs.home(settings.runs, record.run_id).plan))
+        same = (plan.get("recipe"), plan.get("backbone"), plan.get("nodes", 1)) == wanted
+        if same and record.state == "succeeded" and len(found) < MEASURED_MOST:
+            kind = kind_of(plan.get("gpu"), plan.get("gpus"), plan.get("cores"))
+            found += _measure(runs.events(settings.runs, record.run_id), record.seconds or 0, kind)
+    return found
+
+
+def _measure(events: Sequence[Mapping[str, Any]], seconds: float, kind: str) -> list[Measured]:
+    """From the last start to the end: of a run that went on, only the last attempt."""
+    try:
+        start = next(event for event in reversed(events) if event.get("event") == "start")
+        end = next(event for event in reversed(events) if event.get("event") == "end")
+        images = (end["step"] - start["step"]) / start["steps_per_epoch"] * start["train_rows"]
+        around_s = max(0.0, seconds - end["seconds"])
+        return [Measured(images / end["seconds"], around_s, kind)] if images > 0 else []
+    except (StopIteration, KeyError, TypeError, ZeroDivisionError):  # of another version: no measurement
+        return []
+
+
+def _find_data(settings: Settings, request: Request, origin: Origin, config: Mapping[str, Any]) -> data.Dataset:
+    labels = config["data"].get("labels_path")
+    own = request.labels or config["data"].get("train_labels_path")
+    return data.find(
+        origin,
+        int(config["data"].get("block_size", 8192)),
+        settings.project / labels if labels else None,
+        settings.project / own if own else None,
+    )
+
+
+def prepare_orl(reach: Reach, checked: Checked, say: Callable[[str], None]) -> Checked:
+    """The try-out's photographs for this computer, made once; the same request with its data in place."""
+    if checked.dataset is not None or not checked.images.is_known:
+        return checked
+    say(f"preparing the ORL photographs, once: {checked.images.path}")
+    app(reach.settings.project, "app.prepare", ["source=orl", f"out={checked.images.path}"])
+    return replace(checked, dataset=_find_data(reach.settings, checked.request, checked.images, checked.config))
+
+
+def app_config(project: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """The resolved configuration; a wrong key or value comes back as the app's own sentence."""
+    config: dict[str, Any] = json.loads(app(project, "app.config", overrides))
+    return config
+
+
+def app(project: Path, module: str, argv: Sequence[str]) -> str:
+    """The output of one of the app's small programs, run from the project folder."""
+    result = LocalShell().run(
+        [sys.executable, "-m", module, *argv],
+        cwd=project,
+        env={"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"},
+        limit_s=APP_LIMIT_S,
+        check=False,
+    )
+    if result.exit_code == 2:
+        raise WrongUse(" ".join(result.complaint))
+    if not result:
+        missing = b"ModuleNotFoundError" in result.stderr
+        raise StepFailed(
+            f"python -m {module} failed with exit code {result.exit_code}",
+            evidence=result.complaint,
+            next_command=BOOTSTRAP if missing else None,
+        )
+    return result.text
+
+
+def _continue(found: Reached, request: Request, *, from_its_own: bool) -> tuple[Request, Continuation]:
+    """The earlier run's own request; a flag that says something else is a contradiction, not a change."""
+    record = found.record
+    plan = runs.plan_of(found.settings.runs, record)
+    told = {**plan["request"], "overrides": tuple(plan["request"]["overrides"]), "given": frozenset()}
+    more = {"nodes": request.nodes} if "nodes" in request.given else {}  # it may go on with more machines, or fewer
+    earlier = Request(**{**told, "resume": "auto", **more})
+    for flag in _contradictions(request, earlier):
+        raise WrongUse(
+            f"{flag} contradicts run {record.run_id}, which --resume auto would continue: leave it out, or start a "
+            "new run with --resume none"
+        )
+    # A run that began from a checkpoint of the user's, and has none of its own yet, begins from that one again.
+    resume = "auto" if from_its_own or plan["resume"] == "none" else str(plan["resume"])
+    return earlier, Continuation(record.run_id, record.attempt + 1, resume)
+
+
+def _contradictions(request: Request, earlier: Request) -> Iterator[str]:
+    if "fraction" in request.given and request.fraction != earlier.fraction:
+        yield f"--fraction {request.fraction:g}"
+    if "labels" in request.given and request.labels != earlier.labels:
+        yield f"--labels {request.labels}"
+    if "pack" in request.given and request.pack != earlier.pack:
+        yield f"--pack {request.pack}"
+    if "recipe" in request.given and request.recipe != earlier.recipe:
+        yield f"--recipe {request.recipe}"
+    if "data" in request.given and request.data != earlier.data and not _is_same_file(request.data, earlier.data):
+        yield f"--data {request.data}"
+    yield from (f"--set {item}" for item in request.overrides if item not in earlier.overrides)
+
+
+def _is_same_file(one: str | None, other: str | None) -> bool:
+    return str(Path(one or "").absolute()) == other

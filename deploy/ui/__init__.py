@@ -1,0 +1,1 @@
+"""What the user sees: the plan as a table, the screen."""

@@ -1,0 +1,132 @@
+"""A plan as people read it, and afterwards what it expected beside what came of it: rows for a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deploy.pod.addresses import shown
+from deploy.specs.estimate import Compared, Phase, duration
+from deploy.specs.plan import CodeFacts, Plan
+
+NAMES_SHOWN = 5
+
+
+def plan_rows(plan: Plan) -> list[tuple[str, str]]:
+    data = plan.data
+    code = f"commit {plan.code.commit[:12]}" if plan.code.commit else "no commit yet"
+    changed = f" plus {plan.code.changed_files} changed files" if plan.code.changed_files else ""
+    if plan.code.kind == "copy":
+        code, changed = "a copy of the code folders (this folder is no git repository)", ""
+    where = f"staged into {plan.data_path}" if plan.stage else f"read in place from {shown(plan.data_path)}"
+    minutes = "unknown" if plan.expected_minutes is None else f"about {plan.expected_minutes:.1f}"
+    return [
+        ("where", f"target {plan.target}: {_hardware(plan)}; {plan.root}"),
+        ("code", code + changed),
+        *_travelling(plan.code),
+        *_secrets(plan),
+        ("data", f"{data.name}: {_images(plan)}, {where}"),
+        *([("sent", _packed(plan))] if data.packed else []),
+        *([] if data.ready or not data.rows else [("", "will be prepared from the ORL photographs")]),
+        ("fraction", f"{plan.fraction:g}"),
+        ("job", f"recipe {plan.recipe}, backbone {plan.backbone['name']}, {plan.epochs} epochs"),
+        ("processes", f"{_processes(plan)}, {plan.batch_size} images each"),
+        ("precision", plan.precision),
+        *([("GPU memory", plan.memory.words)] if plan.memory else []),
+        ("resume", f"{plan.resume} (attempt {plan.attempt})"),
+        ("expected minutes", f"{minutes} ({plan.expected_from})"),
+        *_parts(plan),
+        ("expected dollars", _dollars(plan)),
+    ]
+
+
+def _travelling(code: CodeFacts) -> list[tuple[str, str]]:
+    """Files that the user may not expect to leave this computer."""
+    rows = []
+    if code.untracked:
+        rows.append(
+            ("untracked", f"{len(code.untracked)} files travel that git does not track: {_some(code.untracked)}")
+        )
+    if code.suspicious:
+        rows.append(("warning", f"tracked files look like credentials, and travel: {_some(code.suspicious)}"))
+    return rows
+
+
+def _secrets(plan: Plan) -> list[tuple[str, str]]:
+    if plan.provider == "local":
+        return []
+    whose = "a rented machine" if plan.rented else "the machine"
+    return [("secrets", f"{whose} is given {', '.join(plan.secrets) or 'none'}")]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")
+
+
+def _parts(plan: Plan) -> list[tuple[str, str]]:
+    """Where the time goes, as far as earlier runs on this target have told."""
+    known = [_part(phase, plan.epochs) for phase in plan.phases if phase.seconds is not None]
+    return [("parts", ", ".join(known))] if len(known) > 1 else []
+
+
+def _part(phase: Phase, epochs: int) -> str:
+    seconds = phase.seconds or 0.0
+    more = [f"{duration(seconds / epochs)} an epoch"] if phase.name == "training" and epochs > 1 else []
+    more += [f"${phase.usd:.2f}"] if phase.usd else []
+    return f"{phase.name} {duration(seconds)}" + (f" ({', '.join(more)})" if more else "")
+
+
+def _dollars(plan: Plan) -> str:
+    if plan.usd_per_hour == 0:
+        return "0.00"
+    rate = "an unknown price" if plan.usd_per_hour is None else f"${plan.usd_per_hour:.2f}"
+    return f"{'unknown' if plan.expected_usd is None else f'{plan.expected_usd:.2f}'}, at {rate} an hour"
+
+
+def _hardware(plan: Plan) -> str:
+    if plan.cores is None:
+        return "the machine is still to be had" if plan.nodes == 1 else f"{plan.nodes} machines are still to be had"
+    several = f"{plan.nodes} machines, the first with " if plan.nodes > 1 else ""
+    return f"{several}{gpus_of(plan)}, {plan.cores} cores"
+
+
+def gpus_of(plan: Plan) -> str:
+    if not plan.gpus:
+        return f"CPU ({plan.no_gpu})" if plan.no_gpu else "CPU"
+    return f"{plan.gpus} GPUs ({plan.gpu})"
+
+
+def _images(plan: Plan) -> str:
+    if not plan.data.rows:
+        return f"looked at where they are ({shown(plan.data.path)})"
+    return f"{plan.data.rows} images, {plan.data.train_rows} to train on"
+
+
+def _packed(plan: Plan) -> str:
+    data = plan.data
+    loss = "nothing is lost" if data.packed == "lossless" else "lossy: another data set than the original"
+    if data.packed_bytes is None:
+        return f"packed as {data.packed} ({loss}), before a machine is asked for"
+    return f"packed as {data.packed} ({loss}): {_mib(data.packed_bytes)} instead of {_mib(data.bytes)}"
+
+
+def _mib(count: int) -> str:
+    return f"{count / (1 << 20):,.1f} MiB"
+
+
+def _processes(plan: Plan) -> str:
+    several = f"on each of {plan.nodes} machines " if plan.nodes > 1 else ""
+    if plan.processes is None:
+        return f"{several}one a GPU, or two without"
+    return f"{several}{plan.processes}, each with {plan.env['OMP_NUM_THREADS']} threads"
+
+
+def compared_rows(parts: Sequence[Compared]) -> list[tuple[str, ...]]:
+    """A part of a run: its name, time expected and taken, dollars expected and taken."""
+    return [
+        (each.name, duration(each.expected_s), duration(each.taken_s), _usd(each.expected_usd), _usd(each.taken_usd))
+        for each in parts
+    ]
+
+
+def _usd(dollars: float | None) -> str:
+    return "-" if not dollars else f"${dollars:.3f}"

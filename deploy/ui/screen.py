@@ -1,0 +1,333 @@
+"""What the user sees: tables and progress on a terminal, plain lines elsewhere, one JSON document with --json."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from deploy.border import cut
+from deploy.errors import DeployError
+from deploy.pod.text import visible, visible_log
+from deploy.specs.estimate import Compared, duration
+from deploy.specs.plan import Plan
+from deploy.ui.plan_table import compared_rows, plan_rows
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MESSAGE_CHARACTERS = 4000
+EVIDENCE_CHARACTERS = 200  # of each line
+LOADING = "starting: PyTorch is being loaded"
+
+
+class Follower(Protocol):
+    """Shows a running job; used as a context manager."""
+
+    def __enter__(self) -> Follower: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def update(self, text: str, events: Sequence[Mapping[str, Any]]) -> None: ...
+
+
+class Screen:
+    """Where words go. What a terminal would obey becomes text that it shows.
+
+    With `as_json` words go to stderr, and stdout gets exactly one document.
+    """
+
+    def __init__(self, as_json: bool = False) -> None:
+        from rich.console import Console
+
+        self.as_json = as_json
+        self.documented = False
+        for stream in (sys.stdout, sys.stderr):
+            # A name that the terminal cannot show must not end a command.
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        self.console: Console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        self.console.print(visible(text), markup=False)
+
+    def raw(self, text: str) -> None:
+        """Somebody else's output, as text alone: what a terminal would obey is shown, colours are left out."""
+        self.console.file.write(visible_log(text))
+        self.console.file.flush()
+
+    def complain(self, text: str) -> None:
+        """A word beside what stdout carries."""
+        print(visible(text), file=sys.stderr, flush=True)
+
+    def commands(self, commands: Sequence[tuple[str, str]]) -> None:
+        """What can be typed next, a line each: purpose, then command."""
+        width = max((len(purpose) for purpose, _ in commands), default=0)
+        for purpose, words in [] if self.as_json else commands:
+            self.say(f"  {purpose.ljust(width)}  {words}")
+
+    def document(self, value: Any) -> None:
+        """The answer as JSON, once, when it was asked for."""
+        if self.as_json and not self.documented:
+            self.documented = True
+            print(json.dumps(value, ensure_ascii=True), flush=True)
+
+    def error(self, error: DeployError) -> None:
+        """One clear message: what failed, the last lines of evidence, the next command to type."""
+        lines = [f"error: {cut(visible(error.message), MESSAGE_CHARACTERS)}"]
+        lines += [f"  | {cut(visible(line, newlines=False), EVIDENCE_CHARACTERS)}" for line in error.evidence]
+        lines += [f"next: {error.next_command}"] if error.next_command else []
+        print("\n".join(lines), file=sys.stderr, flush=True)
+        self.document({"error": error.message, "exit_code": error.exit_code, "next": error.next_command})
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table on a terminal; elsewhere aligned lines that nothing folds, for logs and pipes."""
+        cells = [[visible(_cell(value), newlines=False) for value in row] for row in rows]
+        if not self.console.is_terminal:
+            widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
+            self.say("\n".join([title, *(_aligned(row, widths) for row in [list(columns), *cells])]))
+            return
+        from rich import box
+        from rich.markup import escape
+        from rich.table import Table
+
+        self.say(title)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for place, column in enumerate(columns):
+            table.add_column(column, overflow="fold", no_wrap=place == 0)  # the first one is what gets copied
+        for row in cells:
+            table.add_row(*map(escape, row))
+        self.console.print(table, soft_wrap=False)
+
+    def facts(self, title: str, values: Mapping[str, Any]) -> None:
+        """One thing for people, a row a property that is known."""
+        known = [(_words_of(key), _spoken(key, value)) for key, value in values.items() if value is not None]
+        if not self.as_json:
+            self.table(title, ["what", "value"], known)
+
+    def rows(self, title: str, things: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+        """Several things of one kind, a row each; people see the given columns, a document holds all."""
+        self.document(list(things))
+        if self.as_json:
+            return
+        # A column in which nothing is known would only take room.
+        known = [key for key in columns if any(thing[key] is not None for thing in things)] or ["none yet"]
+        self.table(
+            title, list(map(_words_of, known)), [[_spoken(key, thing[key]) for key in known] for thing in things]
+        )
+
+    def status_line(self, answer: Mapping[str, Any]) -> None:
+        keys = ("state", "epoch", "step", "images_per_s", "seconds_left", "heartbeat_age_s")
+        known = [key for key in keys if answer[key] is not None]
+        self.say("  ".join(f"{_words_of(key)} {_spoken(key, answer[key])}" for key in known))
+
+    def plan(self, plan: Plan, *, with_command: bool = False) -> None:
+        command = [("command", " ".join(plan.argv))] if with_command else []
+        self.table(f"Plan of {plan.run_id}", ["what", "decided"], [*plan_rows(plan), *command])
+
+    def ask(self, question: str) -> bool:
+        """Yes or no, from the person at the terminal."""
+        print(f"{visible(question)} [yes/no] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+    def compared(self, parts: Sequence[Compared]) -> None:
+        """What was expected of each part of a run, and what it took."""
+        if parts and not self.as_json:
+            self.table(
+                "Expected and taken", ["part", "expected", "taken", "expected cost", "cost"], compared_rows(parts)
+            )
+
+    def result(self, document: Mapping[str, Any]) -> None:
+        """What came of a run, from the document that scripts get."""
+        rows = [(what, row["accuracy"], row["rank1"]) for what, row in document["eval"].items() if row]
+        if rows:
+            self.table("Held-out people: 10-fold verification", ["embedding", "accuracy", "rank-1"], rows)
+        if found := document["pseudo_ids"]:
+            purity = "not measured" if found["purity"] is None else f"{found['purity']:.3f}"
+            none = " (every labelling was refused: the log says why)" if not found["count"] else ""
+            self.say(f"pseudo-IDs: {found['count']}, coverage {found['coverage']:.3f}, purity {purity}{none}")
+        if document["checkpoint"]:
+            self.say(f"checkpoint: {document['checkpoint']['path']}")
+        if document["seconds"] is not None:
+            self.say(f"time: {duration(document['seconds'])}")
+
+    @property
+    def shows_the_log(self) -> bool:
+        """Following shows the job's own lines, where there is no terminal to draw progress on."""
+        return not self.console.is_terminal
+
+    def follower(self) -> Follower:
+        return Lines(self) if self.shows_the_log else Bars(self.console)
+
+    def copying(self, title: str) -> Copying:
+        return Copying(self.console, title)
+
+
+class Lines:
+    """The job's own lines, as they come."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.screen = screen
+
+    def __enter__(self) -> Lines:
+        self.screen.say(f"{LOADING} ...")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def update(self, text: str, events: Sequence[Mapping[str, Any]]) -> None:  # noqa: ARG002 - the log tells them
+        self.screen.raw(text)
+
+
+class Bars:
+    """A bar over the whole run with img/s and time left; events scroll by above it."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        # ASCII apart from the bar itself, which rich draws in ASCII where the terminal's encoding asks for it.
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+            refresh_per_second=4,
+        )
+        self.task = self.progress.add_task(LOADING, total=None, speed="", left="")
+        self.epochs = 0
+
+    def __enter__(self) -> Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def update(self, text: str, events: Sequence[Mapping[str, Any]]) -> None:  # noqa: ARG002 - events hold it all
+        for event in events:
+            kind = event.get("event")
+            if kind == "start":
+                self.epochs = int(event.get("epochs", 0))
+                steps = self.epochs * int(event.get("steps_per_epoch", 0))
+                self.progress.update(self.task, total=steps or None, description="training")
+            elif kind == "embedding":
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    self.progress.update(self.task, description=_embedding(event))
+            elif kind == "step":
+                with contextlib.suppress(KeyError, TypeError, ValueError):
+                    self._step(event)
+            else:
+                words = sentence(event)
+                if words:
+                    self.progress.console.print(visible(words), markup=False)
+
+    def _step(self, event: Mapping[str, Any]) -> None:
+        self.progress.update(
+            self.task,
+            completed=int(event["step"]),
+            description=f"epoch {int(event['epoch']) + 1}/{self.epochs} loss {event['loss']:.3f}",
+            speed=f"{event['images_per_s']:.0f} img/s",
+            left=f"{duration(event.get('seconds_left'))} left",
+        )
+
+
+class Copying:
+    """A bar over bytes; on something that is no terminal it stays silent, the sentence afterwards says enough."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        from rich.markup import escape
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.task = self.progress.add_task(escape(visible(title)), total=None)
+
+    def __enter__(self) -> Copying:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def __call__(self, done_bytes: int, all_bytes: int) -> None:
+        self.progress.update(self.task, completed=done_bytes, total=all_bytes)
+
+
+def sentence(event: Mapping[str, Any]) -> str | None:
+    """One event of metrics.jsonl in words; None for what needs no words."""
+    try:
+        return _words(event)
+    except (KeyError, TypeError, ValueError):
+        # What is shown must never end what is followed: the code on the machine may be older or newer than this.
+        return str(event.get("event"))
+
+
+def _words(event: Mapping[str, Any]) -> str | None:
+    kind = event.get("event")
+    if kind == "start":
+        resumed = f", resumed from {event['resumed_from']}" if event.get("resumed_from") else ""
+        return (
+            f"{event['train_rows']} images, {event['epochs']} epochs of {event['steps_per_epoch']} steps, "
+            f"{event['world_size']} processes{resumed}"
+        )
+    if kind == "skipped":
+        return f"step {event['step']} skipped: not finite ({event['in_a_row']} in a row)"
+    if kind == "epoch":
+        loss = "none" if event["loss"] is None else f"{event['loss']:.3f}"
+        warning = "; THE EMBEDDINGS COLLAPSE" if event.get("collapsed") else ""
+        return f"epoch {event['epoch'] + 1} done: loss {loss}, {duration(event['seconds'])}{warning}"
+    if kind == "mining":
+        purity = "" if event.get("purity") is None else f", purity {event['purity']:.2f}"
+        taken = "" if event.get("accepted", True) else " (not used)"
+        return f"mining: {event['count']} pseudo-IDs, coverage {event['coverage']:.2f}{purity}{taken}"
+    if kind == "eval":
+        return f"{event['what']}: accuracy {event['accuracy']:.4f}, rank-1 {event['rank1']:.4f}"
+    if kind == "checkpoint":
+        return f"checkpoint {event.get('name') or event['file']}"
+    return None
+
+
+def _embedding(event: Mapping[str, Any]) -> str:
+    return f"embedding {event['done'] / event['total']:.0%}"
+
+
+def _words_of(key: str) -> str:
+    """A key of a document as people read it: seconds are shown as minutes and hours, so they are a time."""
+    return {"seconds": "time", "seconds_left": "time left"}.get(key, key.replace("_", " "))
+
+
+def _spoken(key: str, value: Any) -> str:
+    return duration(value) if key.startswith("seconds") and value is not None else _cell(value)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    return "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()

@@ -1,0 +1,1 @@
+"""What a machine must have: code, environment, data."""

@@ -1,0 +1,176 @@
+"""Images that travel packed over a thin line: packed on the laptop, once, and unpacked on the machine.
+
+Packing and unpacking are programs of the app, for they need its libraries: `app.pack` runs here, before a machine is
+paid for, `app.unpack` there. A packed block is kept on the laptop with a note of its hashes, and sent as any file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any
+
+from deploy import border
+from deploy.errors import StepFailed, WrongUse
+from deploy.pod.folder import read_json
+from deploy.shell import LocalShell, Shell
+from deploy.shell.transfer import Piece, Progress, send_pieces
+from deploy.specs.machine import Machine
+
+NONE, LOSSLESS = "none", "lossless"
+NEEDED = {"numpy": "numpy", "PIL": "pillow", "simplejpeg": "simplejpeg"}  # module and package
+MIB = 1 << 20
+
+
+def check_possible(kind: str) -> None:
+    """Raise WrongUse where this Python cannot pack."""
+    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise WrongUse(
+            f"--pack {kind} needs {' and '.join(missing)}, not installed here: `python bootstrap.py invoke …` installs "
+            "what a command with --pack needs"
+        )
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Which blocks of which images are packed, how, and where they are kept."""
+
+    kind: str
+    images: Path
+    folder: Path
+    shape: tuple[int, ...]  # of an image
+    blocks: Mapping[int, Piece]  # by number; each says where the images lie, and where they belong when staged
+
+    @property
+    def mark(self) -> str:
+        """What is lossy is another data set, and its id says so."""
+        return "" if self.kind == LOSSLESS else f"-{self.kind}"
+
+    @cached_property
+    def notes(self) -> dict[int, dict[str, Any]]:
+        """What is packed already: of each block its size and hashes."""
+        found = {number: self._note(number) for number in self.blocks}
+        return {number: note for number, note in found.items() if note}
+
+    @property
+    def missing(self) -> list[int]:
+        return [number for number in self.blocks if number not in self.notes]
+
+    @property
+    def bytes(self) -> int | None:
+        """How much will be sent; None while something is still to be packed."""
+        return None if self.missing else sum(note["packed_bytes"] for note in self.notes.values())
+
+    def hashes(self, which: str) -> list[str]:
+        """`original_sha256`, or `unpacked_sha256`, of each block."""
+        return [self.notes[number][which] for number in self.blocks]
+
+    @property
+    def words(self) -> str:
+        before = sum(piece.bytes for piece in self.blocks.values())
+        after = self.bytes
+        size = "" if after is None else f", {after / MIB:,.1f} MiB instead of {before / MIB:,.1f}"
+        loss = "nothing is lost" if self.kind == LOSSLESS else "lossy: another data set than the original"
+        return f"as {self.kind} ({loss}){size}"
+
+    def make(self, project: Path, progress: Progress) -> None:
+        """Pack what is missing, on all cores."""
+        blocks = [
+            {
+                "name": self.blocks[number].name,
+                "file": self._file(number).name,
+                "offset": self.blocks[number].offset,
+                "bytes": self.blocks[number].bytes,
+                "sha256": self.blocks[number].sha256,
+            }
+            for number in self.missing
+        ]
+        order = {
+            "images": str(self.images),
+            "kind": self.kind,
+            "shape": self.shape,
+            "folder": str(self.folder),
+            "blocks": blocks,
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "packing.json"
+            file.write_text(json.dumps(order), encoding="utf-8")
+            _run(LocalShell(), [sys.executable, "-m", "app.pack", str(file)], project, progress)
+        del self.__dict__["notes"]
+        if self.missing:
+            raise StepFailed(f"{self.folder} does not keep what is packed into it: its disk is full, or bad")
+
+    def send(self, shell: Shell, machine: Machine, code: PurePath, part: PurePath, progress: Progress) -> list[str]:
+        """Bring the blocks to the machine and unpack them into `part`, which has its full size already.
+
+        Packed they lie on the machine's disk, not in RAM. Returns the SHA-256 of each block as it was unpacked.
+        """
+        pieces: list[Piece] = []
+        for number, piece in self.blocks.items():
+            note, file = self.notes[number], self._file(number)
+            place = pieces[-1].place + pieces[-1].bytes if pieces else 0
+            pieces.append(
+                Piece(f"packed {piece.name}", 0, note["packed_bytes"], place, note["packed_sha256"], str(file))
+            )
+        there = packed_file(machine)
+        try:
+            shell.truncate(there, pieces[-1].place + pieces[-1].bytes)
+        except OSError as error:
+            words = f"{there.parent} cannot take {(self.bytes or 0) / MIB:,.1f} MiB of packed images"
+            raise StepFailed(f"{words} ({error.strerror}): make room there, or give --pack none") from error
+        spoiled = f"is not what was packed: remove {self.folder}, and the same command packs it again"
+        send_pieces(shell, self.folder, there, pieces, progress, spoiled)
+        order = machine.root / "unpacking.json"
+        value = {
+            "packed": str(there),
+            "part": str(part),
+            "kind": self.kind,
+            "shape": self.shape,
+            "pieces": [self._unpacking(number, piece) for number, piece in zip(self.blocks, pieces, strict=True)],
+        }
+        shell.write(order, json.dumps(value).encode("utf-8"))
+        _run(shell, [machine.python, "-m", "app.unpack", str(order)], code, progress)
+        return self.hashes("unpacked_sha256")
+
+    def _unpacking(self, number: int, packed: Piece) -> dict[str, Any]:
+        return {
+            "name": self.blocks[number].name,
+            "offset": packed.place,
+            "bytes": packed.bytes,
+            "sha256": packed.sha256,
+            "place": self.blocks[number].place,
+            "rows": self.blocks[number].bytes // math.prod(self.shape),
+            "unpacked_sha256": self.notes[number]["unpacked_sha256"],
+        }
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number:05}.pack"
+
+    def _note(self, number: int) -> dict[str, Any]:
+        """Of a block that is whole, and of these images; else nothing."""
+        file = self._file(number)
+        note = read_json(file.with_suffix(".json"))
+        there = file.exists() and file.stat().st_size == note.get("packed_bytes")
+        known = self.blocks[number].sha256
+        return note if there and known in (None, note["original_sha256"]) else {}
+
+
+def packed_file(machine: Machine) -> PurePath:
+    """Where packed blocks lie on a machine until they are unpacked."""
+    return machine.root / "packed" / "blocks"
+
+
+def _run(shell: Shell, argv: Sequence[str], folder: PurePath, progress: Progress) -> None:
+    """A program of the app that tells its progress as JSON; how it fails is its own sentence."""
+    for line in shell.stream(argv, cwd=folder):
+        if line.startswith("{"):
+            said = border.progress(line, f"{shell.name}: {argv[2]}")
+            progress(said["done_bytes"], said["all_bytes"])

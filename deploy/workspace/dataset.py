@@ -1,0 +1,304 @@
+"""A data set as the laptop sees it: header, manifest, blocks, fraction. No numpy here."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from deploy.errors import WrongUse, command
+from deploy.shell import LocalShell
+from deploy.shell.transfer import Piece
+from deploy.specs.plan import DataFacts, slug
+from deploy.workspace.compression import NONE, Packing
+from deploy.workspace.sources import HERE, Files, Origin, Place
+
+SIDE = 112
+ROW_BYTES = SIDE * SIDE * 3
+GIB = 1 << 30
+HEADER_BYTES = 64 << 10  # no .npy header of an array is longer
+PREPARE = "prepare --source folder --path DIR"
+
+# What `app.prepare source=orl` will make, for a plan that must touch nothing.
+ORL_ROWS, ORL_HELD_OUT_ROWS, ORL_BLOCK_ROWS = 400, 100, 10
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Header:
+    """The first bytes of a .npy file."""
+
+    dtype: str
+    fortran_order: bool
+    shape: tuple[int, ...]
+    data_offset: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An images.npy that was checked, with what its manifest says, or the defaults where there is none.
+
+    `labels` lie with the images, in their place; `train_labels` are a file of the laptop.
+    """
+
+    path: Place
+    name: str
+    rows: int
+    held_out_rows: int
+    block_rows: int
+    data_offset: int
+    labels: Place | None
+    train_labels: Path | None
+    manifest: dict[str, Any]
+    where: str
+    files: Files
+
+    @property
+    def train_rows(self) -> int:
+        return self.rows - self.held_out_rows
+
+    @property
+    def bytes(self) -> int:
+        return self.data_offset + self.rows * ROW_BYTES
+
+
+def find(origin: Origin, block_rows: int, labels: Place | None = None, train_labels: Path | None = None) -> Dataset:
+    """Check an images.npy and what lies beside it. One sentence names what is wrong and what would work.
+
+    `block_rows` is the app's block size, used where no manifest says it; `labels` are labels that lie elsewhere,
+    `train_labels` what is learnt instead of them.
+    """
+    assert origin.files is not None, "the machine is reached before its files are looked at"
+    path, files = origin.path, origin.files
+    if not path.name.endswith(".npy"):
+        path = path / "images.npy"
+    header = _check_images(path, files)
+    rows = header.shape[0]
+    manifest = _read_manifest(path.with_name("manifest.json"), rows, files)
+    if labels is None and files.size(path.with_name("labels.npy")) is not None:
+        labels = path.with_name("labels.npy")
+    if labels is not None:
+        _check_labels(labels, rows, "data.labels_path", files)
+    if train_labels is not None:
+        _check_labels(train_labels, rows, "data.train_labels_path", LocalShell())
+    return Dataset(
+        path=path,
+        name=slug(str(manifest.get("name") or (path.parent.name if path.stem == "images" else path.stem))),
+        rows=rows,
+        held_out_rows=int(manifest.get("held_out_rows", 0)),
+        block_rows=int(manifest.get("block_rows", block_rows)),
+        data_offset=header.data_offset,
+        labels=labels,
+        train_labels=train_labels,
+        manifest=manifest,
+        where=origin.where,
+        files=files,
+    )
+
+
+def facts(dataset: Dataset, fraction: float, packing: Packing | None = None) -> DataFacts:
+    """What the plan needs to know about the part of a data set that will be used."""
+    selection = dataset.manifest.get("selection")
+    if selection and selection["fraction"] != fraction:
+        raise WrongUse(
+            f"{dataset.path} holds the fraction {selection['fraction']:g} of its data set: "
+            f"give --fraction {selection['fraction']:g}, or --data with the whole file"
+        )
+    part = 1.0 if selection else fraction
+    blocks = choose_blocks(dataset.train_rows, dataset.block_rows, part)
+    rows = sum(min((b + 1) * dataset.block_rows, dataset.train_rows) - b * dataset.block_rows for b in blocks)
+    return DataFacts(
+        name=dataset.name,
+        path=str(dataset.path),
+        rows=dataset.rows,
+        train_rows=rows,
+        bytes=128 + (rows + dataset.held_out_rows) * ROW_BYTES,
+        dataset_id=marked(dataset.manifest.get("dataset_id"), packing),
+        labels=str(dataset.labels) if dataset.labels not in (None, dataset.path.with_name("labels.npy")) else None,
+        train_labels=None if dataset.train_labels is None else str(dataset.train_labels),
+        where=dataset.where,
+        packed=packing.kind if packing else None,
+        packed_bytes=packing.bytes if packing else None,
+    )
+
+
+def marked(dataset_id: str | None, packing: Packing | None) -> str | None:
+    return f"{dataset_id}{packing.mark}" if dataset_id and packing else dataset_id
+
+
+def packing_of(notes: Path, dataset: Dataset, fraction: float, kind: str) -> Packing | None:
+    """How the blocks of a fraction are sent packed, if they are; `notes` is where the laptop keeps its own files."""
+    if kind == NONE:
+        return None
+    blocks = kept_blocks(dataset, fraction)
+    source = f"{dataset.path} {dataset.bytes} {modified_ns(dataset)}"  # where no manifest says which images these are
+    name = dataset.manifest.get("dataset_id") or hashlib.sha256(source.encode()).hexdigest()[:16]
+    pieces = dict(zip(blocks, pieces_of(dataset, blocks), strict=True))
+    return Packing(kind, Path(str(dataset.path)), notes / "packed" / str(name) / kind, (SIDE, SIDE, 3), pieces)
+
+
+def unseen_facts(origin: Origin, train_labels: str | None) -> DataFacts:
+    """Images that lie on a machine which is still to be had: nothing is known but where."""
+    path = origin.path
+    name = slug(path.parent.name if path.stem == "images" else path.stem)
+    return DataFacts(name, str(path), 0, 0, 0, None, train_labels=train_labels, ready=False, where=origin.where)
+
+
+def orl_facts(path: PurePath, fraction: float, where: str = HERE) -> DataFacts:
+    """The try-out's photographs before they are prepared."""
+    train_rows = ORL_ROWS - ORL_HELD_OUT_ROWS
+    rows = ORL_BLOCK_ROWS * len(choose_blocks(train_rows, ORL_BLOCK_ROWS, fraction))
+    size = 128 + (rows + ORL_HELD_OUT_ROWS) * ROW_BYTES
+    return DataFacts("orl", str(path), ORL_ROWS, rows, size, dataset_id=None, ready=False, where=where)
+
+
+def choose_blocks(train_rows: int, block_rows: int, fraction: float) -> list[int]:
+    """The fraction rule: training blocks in an order fixed by their number alone; a fraction is its beginning."""
+    count = -(-train_rows // block_rows)
+    order = sorted(range(count), key=lambda block: hashlib.sha256(f"sniperface:{block}".encode()).hexdigest())
+    return sorted(order[: max(1, math.floor(fraction * count + 0.5))])
+
+
+def dataset_id(blocks: list[str]) -> str:
+    return hashlib.sha256("".join(blocks).encode()).hexdigest()[:16]
+
+
+def read_header(path: Place, files: Files | None = None) -> Header:
+    """The header of a .npy file; ValueError when it is none."""
+    reader: Files = files or LocalShell()
+    start = reader.read(path, 0, HEADER_BYTES)
+    if start[:6] != b"\x93NUMPY":
+        raise ValueError("no .npy file")
+    length_bytes = 2 if start[6:7] == b"\x01" else 4
+    length = int.from_bytes(start[8 : 8 + length_bytes], "little")
+    text = start[8 + length_bytes : 8 + length_bytes + length]
+    if len(text) < length:
+        raise ValueError("cut short")
+    try:
+        values = ast.literal_eval(text.decode("latin-1"))
+        return Header(values["descr"], values["fortran_order"], tuple(values["shape"]), 8 + length_bytes + length)
+    except (SyntaxError, KeyError, TypeError) as error:
+        raise ValueError("no .npy header") from error
+
+
+def header_bytes(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """A .npy header (format 1.0), padded to a multiple of 64 bytes."""
+    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape!r}, }}"
+    text += " " * (-(10 + len(text) + 1) % 64) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("latin-1")
+
+
+def _check_images(path: Place, files: Files) -> Header:
+    wanted = f"it must be uint8 of shape [N, 112, 112, 3]; `{command(PREPARE)}` makes one"
+    size = files.size(path)
+    if size is None:
+        raise WrongUse(f"there is no file {path}: give --data an images.npy ({wanted})")
+    header = _read_npy(path, files)
+    if header.dtype not in ("|u1", "<u1", ">u1", "u1"):
+        raise WrongUse(f"{path} holds {_spoken(header.dtype)}: {wanted}")
+    if len(header.shape) != 4 or header.shape[1:] != (SIDE, SIDE, 3):
+        raise WrongUse(f"{path} has the shape {list(header.shape)}: {wanted}")
+    if header.shape[0] == 0:
+        raise WrongUse(f"{path} has no rows: {wanted}, with N at least 2")
+    if header.fortran_order:
+        raise WrongUse(f"{path} is in Fortran order: save numpy.ascontiguousarray of it again")
+    whole = header.data_offset + header.shape[0] * ROW_BYTES
+    if size < whole:
+        raise WrongUse(
+            f"{path} is cut short: {size} of {whole} bytes are there; copy or make it again (`{command(PREPARE)}`)"
+        )
+    return header
+
+
+def _check_labels(path: Place, rows: int, key: str, files: Files) -> None:
+    if files.size(path) is None:
+        raise WrongUse(f"there is no file {path}: give {key} an int32 .npy of {rows} labels, or leave it out")
+    header = _read_npy(path, files)
+    if len(header.shape) != 1 or header.dtype[-2:-1] not in ("i", "u"):
+        raise WrongUse(f"{path} holds {_spoken(header.dtype)} of shape {list(header.shape)}: it must be int32 [{rows}]")
+    if header.shape[0] != rows:
+        raise WrongUse(f"{path} has {header.shape[0]} labels for {rows} images: it must have {rows}, or be removed")
+
+
+def _read_npy(path: Place, files: Files) -> Header:
+    try:
+        return read_header(path, files)
+    except (ValueError, OSError) as error:
+        raise WrongUse(
+            f"{path} is not a whole .npy file ({error}): copy or make it again (`{command(PREPARE)}`)"
+        ) from error
+
+
+def _spoken(dtype: str) -> str:
+    kinds = {"f": "float", "i": "int", "u": "uint", "c": "complex"}
+    kind, size = dtype[-2:-1], dtype[-1:]
+    return f"{kinds[kind]}{8 * int(size)}" if kind in kinds and size.isdigit() else f"dtype {dtype}"
+
+
+def _read_manifest(path: Place, rows: int, files: Files) -> dict[str, Any]:
+    try:
+        text = files.read(path)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise WrongUse(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        manifest: dict[str, Any] = json.loads(text)
+        told = int(manifest["rows"])
+        block_rows, held_out = int(manifest["block_rows"]), int(manifest["held_out_rows"])
+        fits = len(manifest["blocks"]) == -(-told // block_rows) and 0 <= held_out < told
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise WrongUse(f"{path} cannot be used: remove it, or make the data again (`{command(PREPARE)}`)") from error
+    if told != rows or not fits:
+        raise WrongUse(f"{path} does not fit the images ({told} rows told, {rows} there): make the data again")
+    return manifest
+
+
+def kept_blocks(dataset: Dataset, fraction: float) -> list[int]:
+    """The blocks of a staged file: the chosen training blocks, and every block with held-out rows."""
+    if dataset.manifest.get("selection") or fraction == 1:
+        return list(range(count_blocks(dataset)))
+    held_out = range(dataset.train_rows // dataset.block_rows, -(-dataset.rows // dataset.block_rows))
+    chosen = choose_blocks(dataset.train_rows, dataset.block_rows, fraction)
+    return sorted({*chosen, *(held_out if dataset.held_out_rows else [])})
+
+
+def count_blocks(dataset: Dataset) -> int:
+    return -(-dataset.rows // dataset.block_rows)
+
+
+def rows_of(dataset: Dataset, block: int) -> int:
+    return min((block + 1) * dataset.block_rows, dataset.rows) - block * dataset.block_rows
+
+
+def staged_header(dataset: Dataset, blocks: list[int]) -> bytes:
+    return header_bytes("|u1", (sum(rows_of(dataset, block) for block in blocks), SIDE, SIDE, 3))
+
+
+def modified_ns(dataset: Dataset) -> int | None:
+    """Of a file on this laptop; what changes elsewhere without a manifest is told apart by its size alone."""
+    return Path(str(dataset.path)).stat().st_mtime_ns if dataset.where == HERE else None
+
+
+def pieces_of(dataset: Dataset, blocks: list[int]) -> list[Piece]:
+    """The blocks, one behind the other after the header of the staged file."""
+    known: list[str | None] = dataset.manifest.get("blocks") or [None] * (max(blocks) + 1)
+    pieces, place = [], len(staged_header(dataset, blocks))
+    for block in blocks:
+        pieces.append(
+            Piece(
+                name=f"block {block} (rows {block * dataset.block_rows} and on)",
+                offset=dataset.data_offset + block * dataset.block_rows * ROW_BYTES,
+                bytes=rows_of(dataset, block) * ROW_BYTES,
+                place=place,
+                sha256=known[block],
+            )
+        )
+        place += pieces[-1].bytes
+    return pieces

@@ -1,0 +1,138 @@
+"""Which GPUs the environment that trains can use, and whether a run may start with them."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Any
+
+from deploy import border
+from deploy.errors import BadAnswer, CannotTrain, StepFailed
+from deploy.shell import Shell
+from deploy.specs.machine import Hardware
+from deploy.specs.settings import Settings
+
+PROBE = Path(__file__).parents[1] / "pod" / "devices.py"
+PROBE_S = 180  # torch is read from a cold disk, and each GPU gets a context
+MOST_GPUS = 64
+AUTO, CUDA, CPU = "auto", "cuda", "cpu"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    name: str
+    capability: tuple[int, int]
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What deploy/pod/devices.py found on a machine."""
+
+    gpus: tuple[Gpu, ...] = ()  # those that torch computes on
+    listed: int | None = None  # those that nvidia-smi lists; None where it gave no answer
+    visible: str | None = None  # CUDA_VISIBLE_DEVICES there
+    torch: str | None = None  # None: not imported, as there is nothing of NVIDIA's
+    cuda: str | None = None  # that torch is built for
+    driver: str | None = None
+    why: str | None = None  # a reason for fewer GPUs than there should be
+
+    @property
+    def versions(self) -> str:
+        if self.torch is None and not self.why:
+            return "nothing of NVIDIA's driver is there"
+        return f"torch {self.torch or 'none'}, CUDA {self.cuda or 'none'}, NVIDIA driver {self.driver or 'unknown'}"
+
+
+def ask(shell: Shell, python: str, cwd: PurePath | None = None) -> Devices:
+    """Ask the Python that trains. Raises StepFailed where it gives no answer."""
+    result = shell.run([python, "-"], stdin=PROBE.read_bytes(), cwd=cwd, limit_s=PROBE_S, check=False, again=True)
+    devices = parse(result.text) if result else None
+    if devices is None:
+        raise StepFailed(f"{python} could not tell which GPUs it can use", evidence=result.complaint)
+    return devices
+
+
+def parse(text: str) -> Devices | None:
+    """The probe's document as values of the right kind; None for anything else."""
+    try:
+        told = border.document(text, "the answer about GPUs")
+        gpus = tuple(_gpu(each) for each in told["gpus"][:MOST_GPUS])
+        listed = told["listed"]
+        words = {key: _text(told[key]) for key in ("visible", "torch", "cuda", "driver", "why")}
+        return Devices(gpus, None if listed is None else int(listed), **words)
+    except (BadAnswer, ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def here(shell: Shell, settings: Settings) -> Hardware:
+    """This computer, by the Python that runs this. Raises CannotTrain."""
+    return seen(shell, settings, sys.executable, settings.project, is_here=True)
+
+
+def seen(
+    shell: Shell,
+    settings: Settings,
+    python: str,
+    cwd: PurePath,
+    *,
+    is_here: bool = False,
+    known: Devices | None = None,
+) -> Hardware:
+    """A machine with the GPUs that its job will use; `known` where they were asked for already. Raises CannotTrain."""
+    found = known or ask(shell, python, cwd)
+    if why := fault(found, settings.target.device, is_here=is_here):
+        raise CannotTrain(why, next_command=advice(settings.target.name))
+    return combine(shell.hardware(), found, settings.target.device)
+
+
+def fault(devices: Devices, device: str, *, promised: int | None = None, is_here: bool = False) -> str | None:
+    """PURE: why a run must not start on a machine with these devices; None where it may.
+
+    `device`: the target's key. `promised`: GPUs that are paid for. `is_here`: this computer, which may train on its CPU
+    where its driver is broken, as long as it says so.
+    """
+    count, because = len(devices.gpus), f" ({devices.versions})" + (f": {devices.why}" if devices.why else "")
+    if device == CPU:
+        return None
+    if promised and count < promised:
+        return f"{promised} GPUs are paid for and torch can use {count}{because}"
+    if device == CUDA and not count:
+        return f"the target wants device: cuda and torch can use no GPU{because}"
+    if count < (devices.listed or 0) and devices.visible is None and (devices.cuda or not is_here):
+        return f"the machine has {devices.listed} GPUs and torch can use {count}{because}"
+    if not count and devices.why and devices.listed is None and not is_here and "No devices" not in devices.why:
+        return f"torch can use no GPU{because}"
+    return None
+
+
+def advice(target: str) -> str:
+    """What to do about a fault where no other machine is tried."""
+    return (
+        f"set device: cpu in conf/deploy/{target}.yaml to train on the CPU; or repair the driver there, or name the "
+        "GPUs that work in CUDA_VISIBLE_DEVICES"
+    )
+
+
+def combine(machine: Hardware, devices: Devices, device: str) -> Hardware:
+    """Cores and memory of a machine, with the GPUs that its job will use."""
+    gpus = () if device == CPU else devices.gpus
+    return replace(
+        machine,
+        gpus=len(gpus),
+        gpu=gpus[0].name if gpus else None,
+        gpu_memory_bytes=min((each.memory_bytes for each in gpus), default=None),
+        capability=min((each.capability for each in gpus), default=None),
+        driver=devices.driver,
+        why=None if gpus else "device: cpu in the target's file" if device == CPU and devices.gpus else devices.why,
+    )
+
+
+def _gpu(told: Any) -> Gpu:
+    major, minor = told["capability"]
+    return Gpu(str(told["name"])[:100], (int(major), int(minor)), int(told["memory_bytes"]))
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else "".join(letter for letter in str(value) if letter.isprintable())[:600]

@@ -1,0 +1,51 @@
+"""The training environment on a machine: our image's, one that the user names, or one that is made there once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path, PurePath
+
+from deploy.errors import BOOTSTRAP, StepFailed
+from deploy.shell import Shell
+from deploy.specs.machine import Machine
+
+OUR_IMAGE = "SNIPERFACE_PYTHON"  # set in our image: where its Python is
+AUTO = "auto"
+
+
+def settle(machine: Machine, shell: Shell, project: Path) -> Machine:
+    """The machine with what only it can tell: its root as an absolute path, and the Python that trains."""
+    if machine.is_here:
+        return machine
+    root = machine.path(shell.expand(str(machine.root)))
+    python = machine.python
+    if python == AUTO:
+        python = shell.environment().get(OUR_IMAGE) or str(_folder(root, project) / "bin" / "python")
+    return replace(machine, root=root, python=python)
+
+
+def ensure(machine: Machine, shell: Shell, project: Path, code: PurePath, say: Callable[[str], None]) -> None:
+    """Make the environment where it is missing; StepFailed when it cannot train."""
+    folder = _folder(machine.root, project)
+    if machine.python == str(folder / "bin" / "python") and not machine.is_here:
+        if shell.size(folder / "ready.json") is None:
+            for line in shell.stream(
+                ["python3", "-m", "deploy.pod.environment", str(folder), str(code)], cwd=code, again=True
+            ):
+                say(line)
+        return
+    ask = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)"
+    if not shell.run([machine.python, "-c", ask], cwd=code, check=False, again=True):
+        fix = BOOTSTRAP if machine.is_here else "set python: auto in the target's file, and it is made by itself"
+        raise StepFailed(f"torch is not installed for {machine.python}", next_command=fix)
+
+
+def _folder(root: PurePath, project: Path) -> PurePath:
+    """One environment for each state of the files that define it."""
+    digest = hashlib.sha256()
+    for name in ("pyproject.toml", "constraints.txt"):
+        file = project / name
+        digest.update(file.read_bytes().replace(b"\r\n", b"\n") if file.exists() else b"")
+    return root / "environments" / digest.hexdigest()[:12]

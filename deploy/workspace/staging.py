@@ -1,0 +1,267 @@
+"""Images on their way to where training reads them: room first, verified blocks, whole or not there."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any
+
+from deploy import border
+from deploy.errors import BadAnswer, StepFailed, WrongUse
+from deploy.shell import LocalShell, Shell
+from deploy.shell.transfer import Progress, send_pieces
+from deploy.specs.machine import Machine
+from deploy.specs.plan import TRAIN_LABELS, Plan, disk_folder, staged_path, wanted_path
+from deploy.specs.settings import Settings
+from deploy.workspace.compression import Packing, packed_file
+from deploy.workspace.dataset import (
+    GIB,
+    ROW_BYTES,
+    SIDE,
+    Dataset,
+    count_blocks,
+    dataset_id,
+    facts,
+    header_bytes,
+    kept_blocks,
+    marked,
+    modified_ns,
+    pieces_of,
+    read_header,
+    rows_of,
+    staged_header,
+)
+from deploy.workspace.sources import HERE, Files, Place
+
+MEMORY_FOR_TRAINING_BYTES = 4 << 30
+SHM = PurePosixPath("/dev/shm")  # noqa: S108 - the machine's
+SHM_FOR_NCCL_BYTES = 512 << 20  # ranks whose GPUs cannot reach each other exchange through files there
+MANIFEST_BYTES = (8 << 20) - 1  # of a staged file: the hashes of about 100,000 blocks
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Where the images are read on the machine, and a sentence about how they came there."""
+
+    path: PurePath
+    words: str
+
+
+def choose_place(
+    shell: Shell, settings: Settings, root: PurePath, dataset: Dataset, fraction: float, *, gpus: int = 0
+) -> Staged:
+    """Where the images have room: in RAM as asked for, else on disk, said in words. Looks, and touches nothing.
+
+    `gpus`: of the machine; several of them need room in /dev/shm, too.
+    """
+    about = facts(dataset, fraction)
+    wanted = wanted_path(settings, root, about, fraction)
+    if str(wanted) == about.path:
+        return Staged(wanted, f"read in place from {wanted}")
+    needed = _staged_bytes(dataset, kept_blocks(dataset, fraction))
+    kept_free = SHM_FOR_NCCL_BYTES if gpus > 1 and PurePosixPath(wanted).is_relative_to(SHM) else 0
+    lacking = _lacks_room(shell, wanted, needed, kept_free)
+    if lacking is None:
+        return Staged(wanted, f"staged into {wanted}")
+    if dataset.where == "machine" or (dataset.where == HERE and settings.is_local):
+        return Staged(type(root)(about.path), f"{lacking}: they are read from disk instead, {about.path}")
+    on_disk = staged_path(disk_folder(root, about), about, fraction)
+    if _lacks_room(shell, on_disk, needed) is None and on_disk != wanted:
+        return Staged(on_disk, f"{lacking}: they are kept on disk instead, {on_disk}")
+    free = max(0, shell.free_bytes(wanted.parent) - kept_free)
+    fits = math.floor(100 * fraction * free / max(1, needed)) / 100
+    advice = (
+        f"give --fraction {fits:g}, or a machine with more room" if 0 < fits < fraction else "give a larger machine"
+    )
+    raise StepFailed(f"{lacking}, and {root} has none either: {advice}")
+
+
+def stage(
+    shell: Shell,
+    machine: Machine,
+    code: PurePath,
+    plan: Plan,
+    dataset: Dataset,
+    progress: Progress,
+    packing: Packing | None = None,
+) -> str | None:
+    """Bring the images to where the plan reads them; returns what was done, or None when they are read in place.
+
+    The room is reserved before the first byte, every block is checked against the manifest on the way, a copy that
+    broke off goes on, and the file is there under its own name only when whole. From the laptop it is sent, perhaps
+    packed; what lies on the machine, or at an address, the machine fetches by itself (`pod/files.py`).
+    """
+    if not plan.stage:
+        return None
+    destination = machine.path(plan.data_path)
+    blocks = kept_blocks(dataset, plan.fraction)
+    manifest = _staged_manifest(dataset, blocks, plan.fraction, packing)
+    there = _manifest_there(shell, destination)
+    size = shell.size(destination)
+    if dataset.train_labels is not None:  # small, and another file perhaps than that of the run before
+        own = _labels_of(LocalShell(), dataset, dataset.train_labels, blocks)
+        shell.write(destination.with_name(TRAIN_LABELS), own)
+    if size is not None and there and _same(there, manifest) and size == _staged_bytes(dataset, blocks):
+        if packing:
+            shell.remove(packed_file(machine).parent)  # of a call that was cut after its last step but one
+        return f"already there: {destination}"
+    if size is not None and not there:
+        raise WrongUse(
+            f"{destination} is there, but was not staged by this project: remove it, or set another stage_to in "
+            f"conf/deploy/{plan.target}.yaml"
+        )
+    if size is not None and plan.queue:
+        raise WrongUse(
+            f"{destination} holds other images, which the runs on this machine use: wait for their end, or use a "
+            "target with another stage_to"
+        )
+    shell.remove(destination)  # another data set: it would take the room of this one
+    if packing:
+        _reserve(shell, dataset, blocks, destination)
+        hashes = packing.send(shell, machine, code, _part(destination), progress)
+    elif dataset.where == HERE and not machine.is_here:
+        _reserve(shell, dataset, blocks, destination)
+        pieces = pieces_of(dataset, blocks)
+        hashes = send_pieces(shell, Path(str(dataset.path)), _part(destination), pieces, progress)
+    else:
+        hashes = _copy(shell, machine, code, dataset, blocks, destination, progress)
+    if dataset.labels is not None:
+        labels = _labels_of(dataset.files, dataset, dataset.labels, blocks)
+        shell.write(destination.with_name("labels.npy"), labels)
+    else:
+        shell.remove(destination.with_name("labels.npy"))
+    originals = packing.hashes("original_sha256") if packing else hashes
+    of = marked(dataset.manifest.get("dataset_id") or dataset_id(originals), packing)
+    of_part = dataset_id(hashes) + (f"-{manifest['packed']}" if manifest["packed"] else "")
+    manifest |= {"blocks": hashes, "dataset_id": of if len(blocks) == count_blocks(dataset) else of_part}
+    if manifest["selection"]:
+        manifest["selection"] = {**manifest["selection"], "of": of}
+    # Before the rename: a break in between leaves a manifest without images, which is simply staged again.
+    shell.write(destination.with_name("manifest.json"), (json.dumps(manifest, indent=1) + "\n").encode())
+    shell.replace(_part(destination), destination)
+    if packing:
+        shell.remove(packed_file(machine).parent)
+    sent = f", sent {packing.words}" if packing else ""
+    return f"staged {_staged_bytes(dataset, blocks) / GIB:.2f} GiB into {destination}{sent}"
+
+
+def _staged_bytes(dataset: Dataset, blocks: list[int]) -> int:
+    return len(staged_header(dataset, blocks)) + sum(rows_of(dataset, b) for b in blocks) * ROW_BYTES
+
+
+def _staged_manifest(
+    dataset: Dataset, blocks: list[int], fraction: float, packing: Packing | None = None
+) -> dict[str, Any]:
+    """The staged file's own manifest; `source` tells a changed file apart where there is no manifest to compare.
+
+    What was sent lossy has blocks of its own, and says so for good, also where a copy of it is staged again.
+    """
+    rows = sum(rows_of(dataset, block) for block in blocks)
+    known: list[str] = dataset.manifest.get("blocks", [])
+    own = packing.hashes("unpacked_sha256") if packing else []
+    selection = dataset.manifest.get("selection")
+    if selection is None and fraction < 1:
+        selection = {"of": dataset.manifest.get("dataset_id"), "fraction": fraction, "blocks": blocks}
+    return {
+        "dataset_id": None,
+        "name": dataset.name,
+        "rows": rows,
+        "dtype": "uint8",
+        "shape": [rows, SIDE, SIDE, 3],
+        "block_rows": dataset.block_rows,
+        "blocks": own or ([known[block] for block in blocks] if known else []),
+        "packed": packing.kind if packing and packing.mark else dataset.manifest.get("packed"),
+        "held_out_rows": dataset.held_out_rows,
+        "labels_sha256": None,
+        "selection": selection,
+        "source": {"path": str(dataset.path), "bytes": dataset.bytes, "modified_ns": modified_ns(dataset)},
+    }
+
+
+def _manifest_there(shell: Shell, destination: PurePath) -> dict[str, Any]:
+    try:
+        data = shell.read(destination.with_name("manifest.json"), limit=MANIFEST_BYTES + 1)
+        value = border.document(data, f"{shell.name}: manifest.json", MANIFEST_BYTES)
+    except (OSError, BadAnswer):
+        return {}
+    return value if "source" in value else {}
+
+
+def _same(there: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether the staged file holds what is wanted: by block hashes where they are known, else by its source."""
+    keys = ("rows", "block_rows", "held_out_rows", "blocks" if wanted["blocks"] else "source")
+    return all(there.get(key) == wanted[key] for key in (*keys, "packed"))
+
+
+def _part(destination: PurePath) -> PurePath:
+    return destination.with_name(destination.name + ".part")
+
+
+def _lacks_room(shell: Shell, destination: PurePath, needed: int, kept_free: int = 0) -> str | None:
+    """Why `needed` bytes would not fit at `destination`, or None. What an earlier copy left there is room already.
+
+    Files in RAM count against the machine's memory, and training needs some, too.
+    """
+    folder = destination.parent
+    own = (shell.size(_part(destination)) or 0) + (shell.size(destination) or 0)
+    free = shell.free_bytes(folder) + own - kept_free
+    if needed > free:
+        for_nccl = " besides what the GPUs exchange through it" if kept_free else ""
+        return f"{folder} has {max(0, free) / GIB:.2f} GiB free{for_nccl} and the images need {needed / GIB:.2f} GiB"
+    limit = shell.hardware().memory_bytes if shell.in_ram(folder) else None
+    if limit is not None:
+        left = limit - shell.memory_used_bytes() + own - min(MEMORY_FOR_TRAINING_BYTES, limit // 4)
+        if needed > left:
+            return f"{left / GIB:.2f} GiB of memory can be spared and the images need {needed / GIB:.2f} GiB of it"
+    return None
+
+
+def _reserve(shell: Shell, dataset: Dataset, blocks: list[int], destination: PurePath) -> None:
+    """Room for all of it on another machine, before the first byte."""
+    part = _part(destination)
+    try:
+        shell.truncate(part, _staged_bytes(dataset, blocks))
+        shell.write_at(part, 0, staged_header(dataset, blocks))
+    except OSError as error:
+        raise StepFailed(
+            f"{destination.parent} has no room for {_staged_bytes(dataset, blocks) / GIB:.2f} GiB: {error.strerror}"
+        ) from error
+
+
+def _copy(
+    shell: Shell,
+    machine: Machine,
+    code: PurePath,
+    dataset: Dataset,
+    blocks: list[int],
+    destination: PurePath,
+    progress: Progress,
+) -> list[str]:
+    """Run the copy on the machine; returns the SHA-256 of each block as it was copied."""
+    order = machine.root / "staging.json"
+    header = base64.b64encode(staged_header(dataset, blocks)).decode("ascii")
+    pieces = [asdict(piece) for piece in pieces_of(dataset, blocks)]
+    value = {"source": str(dataset.path), "part": str(_part(destination)), "header": header, "pieces": pieces}
+    shell.write(order, json.dumps(value).encode("utf-8"), private=True)  # an address may carry a signature
+    hashes: list[str] = []
+    for line in shell.stream([machine.python, "-m", "deploy.pod.files", str(order)], cwd=code, again=True):
+        if line.startswith("{"):
+            said = border.progress(line, f"{shell.name}: the copy of the data")
+            progress(said["done_bytes"], said["all_bytes"])
+            hashes = said.get("sha256", hashes)
+    return hashes
+
+
+def _labels_of(files: Files, dataset: Dataset, labels: Place, blocks: list[int]) -> bytes:
+    """A file of labels for the staged rows alone."""
+    header = read_header(labels, files)
+    width = int(header.dtype[-1])
+    block_bytes = dataset.block_rows * width
+    rows = [
+        files.read(labels, header.data_offset + block * block_bytes, rows_of(dataset, block) * width)
+        for block in blocks
+    ]
+    return header_bytes(header.dtype, (sum(rows_of(dataset, b) for b in blocks),)) + b"".join(rows)
