@@ -27,7 +27,7 @@ FROM ${BASE_IMAGE}
 # g++ and python3-dev are for train.compile=true: torch writes C++ for CPUs, Triton a launcher in C for GPUs, and both
 # include Python.h.
 # openssh-server makes host keys when it is installed. In an image they would be the same for everybody: away with them,
-# in this very layer; boot.py makes new ones in each container.
+# in this very layer; init.py makes new ones in each container.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
         ca-certificates g++ git openssh-server python3 python3-dev python3-venv tmux \
@@ -50,9 +50,9 @@ RUN cd /opt/sniperface \
     && pip install --no-build-isolation --use-pep517 --requirement requirements.txt
 
 # A checkout on Windows may have CRLF line ends and no execute bits; both are put right here.
-COPY deploy/pod/boot.py /usr/local/lib/sniperface/__main__.py
-COPY deploy/pod/login.py deploy/pod/selftest.py /usr/local/lib/sniperface/
-COPY deploy/pod/processes.py /usr/local/lib/sniperface/deploy/pod/
+COPY deploy/pod/image/init.py /usr/local/lib/sniperface/__main__.py
+COPY deploy/pod/image/login.py deploy/pod/image/selftest.py /usr/local/lib/sniperface/
+COPY deploy/pod/base/processes.py /usr/local/lib/sniperface/deploy/pod/base/
 RUN cd /usr/local/lib/sniperface \
     && find . -name '*.py' -exec sed -i 's/\r$//' {} + \
     && chmod 0755 login.py \

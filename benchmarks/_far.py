@@ -18,7 +18,7 @@ from typing import Any
 PROJECT = Path(__file__).parents[1]
 sys.path.insert(0, str(PROJECT))
 
-from deploy.pod import processes  # noqa: E402
+from deploy.pod.base import processes  # noqa: E402
 from deploy.shell.host_keys import fingerprint  # noqa: E402
 from deploy.specs.machine import Machine  # noqa: E402
 from tests.deploy.proxy import proxy  # noqa: E402

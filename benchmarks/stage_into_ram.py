@@ -48,7 +48,7 @@ def main() -> int:
         order.write_text(json.dumps({"source": str(source), "part": str(part), "header": header, "pieces": pieces}))
 
         def ours() -> None:
-            argv = [sys.executable, "-m", "deploy.pod.files", str(order)]
+            argv = [sys.executable, "-m", "deploy.pod.agent.files", str(order)]
             subprocess.run(argv, cwd=PROJECT, check=True, stdout=subprocess.DEVNULL)
 
         def peer() -> None:

@@ -14,8 +14,8 @@ import difflib
 import os
 from collections.abc import Iterable, Sequence
 
-from deploy.pod.addresses import hide
-from deploy.pod.redact import Redactor, of_environment
+from deploy.pod.base.addresses import hide
+from deploy.pod.base.redact import Redactor, of_environment
 
 OUR_OWN = "SNIPERFACE_"
 BOOTSTRAP = "python bootstrap.py invoke train"

@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from deploy.pod import whole
-from deploy.pod.folder import LIVE_STATES, RunFolder, read_json
+from deploy.pod.base import checkpoints as whole
+from deploy.pod.base.folder import LIVE_STATES, RunFolder, read_json
 
 RECORD = "SNIPERFACE_FAULTS"
 TRUTH_S = 10.0

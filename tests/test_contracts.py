@@ -16,7 +16,7 @@ from app.config import load
 from app.data import dataset as app_data
 from app.data.sources import Source
 from app.runtime.folder import RunFolder as AppFolder
-from deploy.pod.folder import RunFolder as DeployFolder
+from deploy.pod.base.folder import RunFolder as DeployFolder
 from deploy.shell import LocalShell
 from deploy.specs.request import hydra_override
 from deploy.workspace import dataset as deploy_data

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import DeployError
-from deploy.pod.folder import FINAL_STATES, read_json
+from deploy.pod.base.folder import FINAL_STATES, read_json
 from deploy.runs import records as runs
 from deploy.runs.records import Record
 from deploy.runs.session import Reach, is_launching

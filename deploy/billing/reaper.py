@@ -29,7 +29,7 @@ from deploy.billing import bills as money
 from deploy.billing.bills import Bill, Ceilings, an_hour, past_ceiling
 from deploy.billing.teardown import bring_all_home, is_home
 from deploy.errors import BadAnswer, DeployError, command
-from deploy.pod.folder import Root
+from deploy.pod.base.folder import Root
 from deploy.runs import records as runs
 from deploy.runs import session as reach
 from deploy.runs import watchdog as guard
@@ -194,7 +194,7 @@ def must_go(bill: Bill, allowed: Ceilings) -> str | None:
 
 
 def _ask(shell: Shell, machine: Machine, root: Root) -> dict[str, Any] | None:
-    """How the machine stands, by its own word (deploy/pod/standing.py); None where nobody can say it there."""
+    """How the machine stands, by its own word (deploy/pod/watchdog/report.py); None where nobody can say it there."""
     told, _ = guard.heard(shell, root.guard)
     if not told.get("code"):
         return None

@@ -6,7 +6,7 @@ import threading
 import time
 
 from deploy.errors import DeployError, StepFailed, command
-from deploy.pod.folder import FINAL_STATES, LIVE_STATES, Root, RunFolder
+from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, Root, RunFolder
 from deploy.runs import checkpoints, job
 from deploy.runs import records as runs
 from deploy.runs.records import Record

@@ -12,9 +12,9 @@ from typing import Any
 from deploy.border.places import CHECKPOINT, Name
 from deploy.border.values import LISTED_MOST, dollars, mapping, names, number, sha256, shown, size, strings, text, whole
 from deploy.errors import BadAnswer
-from deploy.pod.folder import FINAL_STATES, LIVE_STATES
-from deploy.pod.frames import HEAD_BYTES
-from deploy.pod.text import visible
+from deploy.pod.agent.frames import HEAD_BYTES
+from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES
+from deploy.pod.base.text import visible
 
 GIB = 1 << 30
 DOCUMENT_BYTES = 256 << 10  # status.json, a checkpoint's JSON, guard.json
@@ -163,7 +163,7 @@ def frame(data: bytes) -> Frame:
 
 
 def standing(data: bytes, what: str) -> dict[str, Any]:
-    """The state that a machine reports: the fields of deploy/pod/standing.py, each checked."""
+    """The state that a machine reports: the fields of deploy/pod/watchdog/report.py, each checked."""
     said = document(data, what)
     if not isinstance(said.get("guarded"), bool):
         raise BadAnswer(f"{what}, guarded is {shown(said.get('guarded'))} instead of true or false")
@@ -178,7 +178,7 @@ def standing(data: bytes, what: str) -> dict[str, Any]:
 
 
 def restorable(data: str, what: str) -> dict[str, Any]:
-    """What deploy/pod/restore.py found: a bucket that others write to may be behind it."""
+    """What deploy/pod/backup/restore.py found: a bucket that others write to may be behind it."""
     said = document(data, what, 1 << 20)
     notes = said.get("checkpoints")
     if not isinstance(notes, list) or len(notes) > LISTED_MOST:

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from deploy.errors import BadAnswer
-from deploy.pod.text import visible
+from deploy.pod.base.text import visible
 
 REASON_CHARACTERS = 1000
 LISTED_MOST = 10_000  # names in one folder of a machine

@@ -14,7 +14,7 @@ from deploy.billing import bills as money
 from deploy.billing.reaper import reap
 from deploy.commands import doctor
 from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse, command
-from deploy.pod.folder import FINAL_STATES
+from deploy.pod.base.folder import FINAL_STATES
 from deploy.runs import documents as answers
 from deploy.runs import job
 from deploy.runs import records as runs

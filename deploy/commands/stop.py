@@ -10,7 +10,7 @@ from deploy.billing import bills as money
 from deploy.billing.reaper import reap
 from deploy.billing.teardown import bring_all_home, run_of_another_laptop, stop_run
 from deploy.errors import DeployError, WrongUse
-from deploy.pod.folder import FINAL_STATES
+from deploy.pod.base.folder import FINAL_STATES
 from deploy.runs import documents as answers
 from deploy.runs import records as runs
 from deploy.runs import session as reach

@@ -9,8 +9,8 @@ from typing import Any
 
 from deploy.billing.reaper import reap
 from deploy.errors import DeployError, StepFailed, WrongUse, command
-from deploy.pod.addresses import hide
-from deploy.pod.folder import RunFolder
+from deploy.pod.base.addresses import hide
+from deploy.pod.base.folder import RunFolder
 from deploy.runs import documents as answers
 from deploy.runs import job
 from deploy.runs import records as runs

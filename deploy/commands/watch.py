@@ -11,7 +11,7 @@ from deploy.billing.reaper import reap
 from deploy.billing.teardown import stop_run
 from deploy.commands.train import train
 from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse
-from deploy.pod.folder import FINAL_STATES
+from deploy.pod.base.folder import FINAL_STATES
 from deploy.runs import checkpoints
 from deploy.runs import documents as answers
 from deploy.runs import records as runs

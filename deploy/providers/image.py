@@ -30,10 +30,10 @@ FILES = (
     ".dockerignore",
     "Dockerfile",
     "constraints.txt",
-    "deploy/pod/boot.py",
-    "deploy/pod/login.py",
-    "deploy/pod/processes.py",
-    "deploy/pod/selftest.py",
+    "deploy/pod/image/init.py",
+    "deploy/pod/image/login.py",
+    "deploy/pod/base/processes.py",
+    "deploy/pod/image/selftest.py",
 )
 # Of pyproject.toml only the packages that train: a lint rule is no reason for a new image.
 PACKAGES = re.compile(rb"^app = \[.*?^\]", re.MULTILINE | re.DOTALL)

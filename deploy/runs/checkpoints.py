@@ -10,7 +10,7 @@ from typing import Any
 
 from deploy import border
 from deploy.errors import BadAnswer, WrongUse, command
-from deploy.pod.folder import RunFolder
+from deploy.pod.base.folder import RunFolder
 from deploy.shell import LocalShell, Shell
 
 NOTE = re.compile(r"epoch_[A-Za-z0-9_-]{1,60}\.json")

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from deploy.errors import command
-from deploy.pod.folder import FINAL_STATES
+from deploy.pod.base.folder import FINAL_STATES
 from deploy.runs.job import Status
 from deploy.runs.records import UNFINISHED, Record
 from deploy.specs.estimate import Compared

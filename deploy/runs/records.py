@@ -10,7 +10,7 @@ from typing import Any
 
 from deploy import border
 from deploy.errors import BadAnswer, WrongUse, command, unknown
-from deploy.pod.folder import FINAL_STATES, RunFolder, read_json, write_json
+from deploy.pod.base.folder import FINAL_STATES, RunFolder, read_json, write_json
 from deploy.specs.estimate import Compared, compare
 from deploy.specs.plan import Plan
 

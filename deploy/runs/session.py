@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import CannotTrain, NoMachine, WrongUse, command, unknown
-from deploy.pod.folder import FINAL_STATES, LIVE_STATES, RunFolder, private_folder
-from deploy.pod.lock import Busy, Lock, is_held, read_holder
+from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder, private_folder
+from deploy.pod.base.lock import Busy, Lock, is_held, read_holder
 from deploy.providers import PROVIDERS
 from deploy.runs import job
 from deploy.runs import records as runs

@@ -11,8 +11,8 @@ from typing import Any
 
 from deploy import border
 from deploy.errors import BadAnswer
-from deploy.pod.folder import LOST_AFTER_S, Root, RunFolder
-from deploy.pod.whole import FETCHED
+from deploy.pod.base.checkpoints import FETCHED
+from deploy.pod.base.folder import LOST_AFTER_S, Root, RunFolder
 from deploy.shell import Shell
 from deploy.specs.machine import Machine, node_of
 from deploy.specs.plan import limits_of

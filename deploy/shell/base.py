@@ -10,7 +10,7 @@ from typing import Any
 
 from deploy import border
 from deploy.errors import BadAnswer, StepFailed
-from deploy.pod.verbs import CHUNK_BYTES
+from deploy.pod.agent.verbs import CHUNK_BYTES
 from deploy.specs.machine import Hardware
 
 __all__ = ["CHUNK_BYTES", "EVIDENCE_LINES", "Result", "Shell"]
@@ -46,7 +46,8 @@ class Result:
 class Shell:
     """Paths belong to the machine; every command has a limit; no command goes through a command interpreter.
 
-    How a verb gets to the machine (`deploy/pod/verbs.py`) and its answer back is what LocalShell and SshShell add.
+    How a verb gets to the machine (`deploy/pod/agent/verbs.py`) and its answer back is what LocalShell and SshShell
+    add.
     """
 
     name = "this computer"  # in messages
@@ -88,7 +89,7 @@ class Shell:
         again: bool = False,
     ) -> Result:
         """`env` is added to the machine's own environment; None takes a name out. `again` as in `call`."""
-        from deploy.pod.verbs import Overdue
+        from deploy.pod.agent.verbs import Overdue
 
         place = None if cwd is None else str(cwd)
         arguments = {"argv": list(argv), "cwd": place, "env": dict(env or {}), "stdin": stdin, "limit_s": limit_s}

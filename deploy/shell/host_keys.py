@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from deploy import border
 from deploy.errors import StepFailed, WrongUse
-from deploy.pod import folder
+from deploy.pod.base import folder
 from deploy.specs.machine import Address, Machine
 
 if TYPE_CHECKING:

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 from deploy import border
 from deploy.errors import BadAnswer, StepFailed
-from deploy.pod import agent, folder, frames, processes, rendezvous, snapshots, verbs
-from deploy.pod.agent import WITH_BODY
-from deploy.pod.frames import BODY_BYTES, GREETING, LINE_BYTES, Ended, Misspoken, exactly, lengths, pack
+from deploy.pod.agent import agent, frames, rendezvous, snapshots, verbs
+from deploy.pod.agent.agent import WITH_BODY
+from deploy.pod.agent.frames import BODY_BYTES, GREETING, LINE_BYTES, Ended, Misspoken, exactly, lengths, pack
+from deploy.pod.base import folder, processes
 
 # A beat is due every two seconds; a line that is silent for so long is dead, whatever the system thinks of it.
 SILENCE_S = 8.0
@@ -81,7 +82,7 @@ class Stream(Protocol):
 
 def program() -> bytes:
     """The agent with everything it needs, as source text that a bare Python runs."""
-    parts = {"deploy": "", "deploy.pod": ""}
+    parts = {"deploy": "", "deploy.pod": "", "deploy.pod.base": "", "deploy.pod.agent": ""}
     for module in (frames, folder, processes, verbs, snapshots, rendezvous, agent):
         parts[module.__name__] = Path(str(module.__file__)).read_text(encoding="utf-8")
     text = f"""
@@ -96,7 +97,7 @@ for name, source in {parts!r}.items():
     if parent:
         setattr(sys.modules[parent], child, module)
     exec(compile(source, name, "exec"), module.__dict__)
-sys.modules["deploy.pod.agent"].main()
+sys.modules["deploy.pod.agent.agent"].main()
 """
     source = text.encode("utf-8")
     return b"%d\n" % len(source) + source

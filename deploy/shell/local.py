@@ -9,8 +9,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from deploy.errors import StepFailed
-from deploy.pod import verbs
-from deploy.pod.agent import VERBS
+from deploy.pod.agent import verbs
+from deploy.pod.agent.agent import VERBS
 from deploy.shell.base import Shell
 
 

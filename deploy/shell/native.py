@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 from typing import IO, Any, cast
 
-from deploy.pod import folder
+from deploy.pod.base import folder
 from deploy.shell.host_keys import HostKeys
 from deploy.shell.link import BOOTSTRAP
 from deploy.specs.machine import Machine

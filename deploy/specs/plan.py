@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import PurePath
 from typing import Any
 
-from deploy.pod.folder import RunFolder
-from deploy.pod.restarts import resuming
+from deploy.pod.base.folder import RunFolder
+from deploy.pod.job.restarts import resuming
 from deploy.specs import memory
 from deploy.specs.estimate import Measured, Phase, kind_of, predict, training_minutes
 from deploy.specs.machine import Card, Hardware, Machine, Place

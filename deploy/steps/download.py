@@ -10,8 +10,8 @@ from typing import Any
 
 from deploy import border
 from deploy.border import Name, Place, chosen, place
-from deploy.pod.folder import private_folder
-from deploy.pod.lock import Busy, Lock
+from deploy.pod.base.folder import private_folder
+from deploy.pod.base.lock import Busy, Lock
 from deploy.runs import checkpoints
 from deploy.runs import watchdog as guard
 from deploy.runs.session import Reached

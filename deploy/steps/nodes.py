@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from deploy.errors import DeployError
-from deploy.pod.folder import RunFolder
+from deploy.pod.base.folder import RunFolder
 from deploy.runs import checkpoints, job
 from deploy.runs import documents as answers
 from deploy.runs.records import Record

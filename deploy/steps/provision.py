@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from deploy.errors import NoMachine, WrongUse, command
-from deploy.pod.folder import RunFolder
+from deploy.pod.base.folder import RunFolder
 from deploy.runs import watchdog as guard
 from deploy.runs.session import Reach
 from deploy.shell import LinkLost, Shell, transfer

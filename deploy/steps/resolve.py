@@ -12,9 +12,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from deploy.errors import BOOTSTRAP, DeployError, StepFailed, WrongUse
-from deploy.pod.addresses import shown
-from deploy.pod.folder import read_json
-from deploy.pod.redact import SHORTEST
+from deploy.pod.base.addresses import shown
+from deploy.pod.base.folder import read_json
+from deploy.pod.base.redact import SHORTEST
 from deploy.runs import checkpoints
 from deploy.runs import records as runs
 from deploy.runs import watchdog as guard

@@ -15,9 +15,9 @@ from typing import Any
 
 from deploy import border
 from deploy.errors import BadAnswer, StepFailed, WrongUse, command
-from deploy.pod import metrics
-from deploy.pod.folder import RunFolder
-from deploy.pod.redact import Redactor
+from deploy.pod.base import metrics
+from deploy.pod.base.folder import RunFolder
+from deploy.pod.base.redact import Redactor
 from deploy.runs import checkpoints
 from deploy.runs import records as runs
 from deploy.runs import watchdog as guard
@@ -157,7 +157,7 @@ class Kept:
         self.redact = Redactor(guard.own_secrets(settings).values())
         volume = guard.volume_path(settings)
         words = ["--volume", volume] if volume else []
-        self.argv = [machine.python, "-m", "deploy.pod.restore", str(folder.path), self.sync_to, *words]
+        self.argv = [machine.python, "-m", "deploy.pod.backup.restore", str(folder.path), self.sync_to, *words]
 
     def look(self, screen: Screen) -> Seen:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deploy.pod.addresses import shown
+from deploy.pod.base.addresses import shown
 from deploy.specs.estimate import Compared, Phase, duration
 from deploy.specs.plan import CodeFacts, Plan
 

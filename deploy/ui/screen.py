@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from deploy.border import cut
 from deploy.errors import DeployError
-from deploy.pod.text import visible, visible_log
+from deploy.pod.base.text import visible, visible_log
 from deploy.specs.estimate import Compared, duration
 from deploy.specs.plan import Plan
 from deploy.ui.plan_table import compared_rows, plan_rows

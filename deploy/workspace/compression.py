@@ -19,7 +19,7 @@ from typing import Any
 
 from deploy import border
 from deploy.errors import StepFailed, WrongUse
-from deploy.pod.folder import read_json
+from deploy.pod.base.folder import read_json
 from deploy.shell import LocalShell, Shell
 from deploy.shell.transfer import Piece, Progress, send_pieces
 from deploy.specs.machine import Machine

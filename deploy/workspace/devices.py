@@ -13,7 +13,7 @@ from deploy.shell import Shell
 from deploy.specs.machine import Hardware
 from deploy.specs.settings import Settings
 
-PROBE = Path(__file__).parents[1] / "pod" / "devices.py"
+PROBE = Path(__file__).parents[1] / "pod" / "agent" / "devices.py"
 PROBE_S = 180  # torch is read from a cold disk, and each GPU gets a context
 MOST_GPUS = 64
 AUTO, CUDA, CPU = "auto", "cuda", "cpu"
@@ -28,7 +28,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Devices:
-    """What deploy/pod/devices.py found on a machine."""
+    """What deploy/pod/agent/devices.py found on a machine."""
 
     gpus: tuple[Gpu, ...] = ()  # those that torch computes on
     listed: int | None = None  # those that nvidia-smi lists; None where it gave no answer

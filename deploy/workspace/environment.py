@@ -32,7 +32,7 @@ def ensure(machine: Machine, shell: Shell, project: Path, code: PurePath, say: C
     if machine.python == str(folder / "bin" / "python") and not machine.is_here:
         if shell.size(folder / "ready.json") is None:
             for line in shell.stream(
-                ["python3", "-m", "deploy.pod.environment", str(folder), str(code)], cwd=code, again=True
+                ["python3", "-m", "deploy.pod.agent.environment", str(folder), str(code)], cwd=code, again=True
             ):
                 say(line)
         return

@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from deploy.errors import WrongUse
-from deploy.pod.redact import SHORTEST
+from deploy.pod.base.redact import SHORTEST
 
 FILE_BYTES = 1 << 20  # of each file, at its beginning; a credential file is small
 ALL_BYTES = 128 << 20  # of all files together: a check before every run must stay quick

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Protocol
 
 from deploy.errors import WrongUse
-from deploy.pod.addresses import open_address, request, shown
+from deploy.pod.base.addresses import open_address, request, shown
 from deploy.shell import LocalShell
 
 ON_THE_MACHINE = "machine:"

@@ -92,7 +92,7 @@ def stage(
 
     The room is reserved before the first byte, every block is checked against the manifest on the way, a copy that
     broke off goes on, and the file is there under its own name only when whole. From the laptop it is sent, perhaps
-    packed; what lies on the machine, or at an address, the machine fetches by itself (`pod/files.py`).
+    packed; what lies on the machine, or at an address, the machine fetches by itself (`pod/agent/files.py`).
     """
     if not plan.stage:
         return None
@@ -247,7 +247,7 @@ def _copy(
     value = {"source": str(dataset.path), "part": str(_part(destination)), "header": header, "pieces": pieces}
     shell.write(order, json.dumps(value).encode("utf-8"), private=True)  # an address may carry a signature
     hashes: list[str] = []
-    for line in shell.stream([machine.python, "-m", "deploy.pod.files", str(order)], cwd=code, again=True):
+    for line in shell.stream([machine.python, "-m", "deploy.pod.agent.files", str(order)], cwd=code, again=True):
         if line.startswith("{"):
             said = border.progress(line, f"{shell.name}: the copy of the data")
             progress(said["done_bytes"], said["all_bytes"])

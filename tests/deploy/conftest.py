@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deploy.pod import processes
+from deploy.pod.base import processes
 from deploy.shell import LocalShell
 
 if TYPE_CHECKING:

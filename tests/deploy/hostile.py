@@ -21,9 +21,9 @@ from typing import Any
 
 import asyncssh
 
-from deploy.pod.agent import VERBS, WITH_BODY
-from deploy.pod.folder import RunFolder, write_json
-from deploy.pod.frames import GREETING, pack
+from deploy.pod.agent.agent import VERBS, WITH_BODY
+from deploy.pod.agent.frames import GREETING, pack
+from deploy.pod.base.folder import RunFolder, write_json
 from deploy.providers.ssh import SshProvider
 from deploy.runs.records import Record
 from deploy.specs.machine import Machine

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploy.pod import processes
+from deploy.pod.base import processes
 from deploy.specs.machine import Address, Machine
 
 from .conftest import wait_until

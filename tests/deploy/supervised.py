@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.pod.folder import Root, RunFolder, read_json, write_json
+from deploy.pod.base.folder import Root, RunFolder, read_json, write_json
 
 from .conftest import SOURCE, wait_until
 

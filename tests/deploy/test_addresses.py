@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from deploy.errors import WrongUse
-from deploy.pod.addresses import hide, shown, why_not
-from deploy.pod.sources import CopyFailed, open_source
+from deploy.pod.agent.sources import CopyFailed, open_source
+from deploy.pod.base.addresses import hide, shown, why_not
 from deploy.workspace import sources as origins
 from deploy.workspace.sources import Url, UrlFiles
 

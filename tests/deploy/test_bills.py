@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from deploy.pod.folder import write_json
+from deploy.pod.base.folder import write_json
 from deploy.providers.runpod import prices
 from deploy.runs.records import Record
 from deploy.specs.plan import slug

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from deploy.pod import files, sources
+from deploy.pod.agent import files, sources
 
 from .conftest import HOSTILE_NAMES, SOURCE
 
@@ -111,7 +111,7 @@ def test_a_file_arrives_as_a_command(data: bytes, tmp_path: Path) -> None:
     (folder / "images.npy").write_bytes(data)
     told = order(str(folder / "images.npy"), folder / "new" / "part", data)
     (folder / "order.json").write_text(json.dumps(told))
-    argv = [sys.executable, "-m", "deploy.pod.files", str(folder / "order.json")]
+    argv = [sys.executable, "-m", "deploy.pod.agent.files", str(folder / "order.json")]
     done = subprocess.run(argv, cwd=SOURCE, capture_output=True, text=True, check=True)
     last = json.loads(done.stdout.splitlines()[-1])
     assert last == {"done_bytes": len(data), "all_bytes": len(data), "sha256": [p["sha256"] for p in told["pieces"]]}

@@ -15,14 +15,16 @@ from typing import Any
 
 import pytest
 
-from deploy.pod import places, processes, sync
-from deploy.pod.activity import Activity, computes
-from deploy.pod.ceilings import Seen, reached
-from deploy.pod.clock import Clock
-from deploy.pod.folder import Root, RunFolder, read_json, write_json
-from deploy.pod.limits import Limits, parse
-from deploy.pod.lock import Lock
-from deploy.pod.meter import Meter
+from deploy.pod.backup import storage as places
+from deploy.pod.backup import sync
+from deploy.pod.base import processes
+from deploy.pod.base.clock import Clock
+from deploy.pod.base.folder import Root, RunFolder, read_json, write_json
+from deploy.pod.base.limits import Limits, parse
+from deploy.pod.base.lock import Lock
+from deploy.pod.base.paid_time import Meter
+from deploy.pod.watchdog.activity import Activity, computes
+from deploy.pod.watchdog.ceilings import Seen, reached
 from deploy.runs import checkpoints
 from deploy.shell import LocalShell
 from tests.faults import Fault
@@ -409,7 +411,7 @@ def test_copies_go_to_an_address_as_well(tmp_path: Path, make: Make) -> None:
     """By fsspec, in a process of its own; what it cannot do is one sentence."""
     run = make("one")
     run.start(SAVE + 'save(1); tell(event="end", reason="done")').end()
-    words = [sys.executable, "-m", "deploy.pod.sync", str(run.path)]
+    words = [sys.executable, "-m", "deploy.pod.backup.sync", str(run.path)]
     url = f"file://{(tmp_path / 'bucket').as_posix()}"
     done = subprocess.run([*words, url], cwd=SOURCE, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, json.loads(done.stdout)["checkpoint"]) == (0, "epoch_001.pt")
@@ -498,8 +500,8 @@ def test_secrets_for_the_copies_are_read_once(guarded: Guarded) -> None:
 
 JUMPING = """
 import os, sys, time
-from deploy.pod.clock import Clock
-from deploy.pod.guard import main
+from deploy.pod.base.clock import Clock
+from deploy.pod.watchdog.daemon import main
 def wall():
     return time.time() + (float(open(JUMP).read() or 0) if os.path.exists(JUMP) else 0)
 JUMP = sys.argv[1] + "/jump"

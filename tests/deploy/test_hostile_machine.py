@@ -26,7 +26,7 @@ from deploy.commands import status as looking
 from deploy.commands import stop as ending
 from deploy.commands import watch as watching
 from deploy.errors import DeployError
-from deploy.pod.folder import read_json, write_json
+from deploy.pod.base.folder import read_json, write_json
 from deploy.shell import link, ssh
 from deploy.ui.screen import Screen
 

@@ -36,7 +36,7 @@ def test_the_tag_changes_with_the_environment_and_with_nothing_else(checkout: Pa
     assert image.tag(checkout) == first
     edit(checkout / "pyproject.toml", '    "faiss-cpu",', '    "faiss-cpu",\n    "another",')
     second = image.tag(checkout)
-    edit(checkout / "deploy" / "pod" / "boot.py", "PAUSE_S", "REST_S")
+    edit(checkout / "deploy" / "pod" / "image" / "init.py", "PAUSE_S", "REST_S")
     assert len({first, second, image.tag(checkout)}) == 3
 
 

@@ -41,7 +41,7 @@ def test_a_change_of_what_runs_at_boot_reinstalls_nothing(our_image: str) -> Non
     """Dependencies have their layer before ours: the large layers are the first ones."""
     history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", our_image).splitlines()
     [packages] = [place for place, line in enumerate(history) if "pip install" in line]
-    [boot] = [place for place, line in enumerate(history) if "boot.py" in line]
+    [boot] = [place for place, line in enumerate(history) if "init.py" in line]
     [system] = [place for place, line in enumerate(history) if "apt-get install" in line]
     assert boot < packages < system  # the newest comes first
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.pod.folder import RunFolder
+from deploy.pod.base.folder import RunFolder
 from deploy.runs.job import Events, Tail, follow, position, session_name
 from deploy.shell import LocalShell
 

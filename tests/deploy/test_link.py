@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.pod.frames import Ended, pack, unpack
+from deploy.pod.agent.frames import Ended, pack, unpack
 from deploy.shell import link as links
 from deploy.shell.link import BOOTSTRAP, Link, LinkLost, NoAgent
 from deploy.shell.native import ProcessStream

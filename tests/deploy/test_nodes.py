@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from deploy.errors import StepFailed, WrongUse
-from deploy.pod import rendezvous
+from deploy.pod.agent import rendezvous
 from deploy.providers.ssh import SshProvider
 from deploy.shell import LocalShell, Shell, open_shell
 from deploy.specs.machine import MachineSpec, Place, node_name, node_of
@@ -167,7 +167,7 @@ class Lonely(LocalShell):
 
     def call(self, verb: str, *, again: bool = True, **arguments: object) -> object:  # noqa: ARG002
         asked = f"print(json.dumps(VERBS[{verb!r}](**{arguments!r})))"
-        code = f"import json; from deploy.pod.agent import VERBS; {asked}"
+        code = f"import json; from deploy.pod.agent.agent import VERBS; {asked}"
         argv = ["unshare", "--net", sys.executable, "-c", code]
         return json.loads(subprocess.run(argv, cwd=SOURCE, check=True, capture_output=True, text=True).stdout)
 
@@ -208,8 +208,8 @@ def test_one_that_is_not_taken_back_gives_up(make: Make) -> None:
 
 HURRIED = """
 import sys, time
-from deploy.pod.clock import Clock
-from deploy.pod.supervisor import main
+from deploy.pod.base.clock import Clock
+from deploy.pod.job.supervisor import main
 sys.exit(main(["supervisor", sys.argv[1]], Clock(monotonic=lambda: 200 * time.monotonic())))
 """
 

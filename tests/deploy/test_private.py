@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from deploy.errors import BadAnswer, WrongUse
-from deploy.pod.folder import private_folder
-from deploy.pod.lock import Lock
+from deploy.pod.base.folder import private_folder
+from deploy.pod.base.lock import Lock
 from deploy.providers.runpod import events, identity
 from deploy.providers.runpod.api import LogLine
 from deploy.shell import native

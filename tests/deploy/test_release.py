@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from deploy.pod.release import PAUSES_S, release
+from deploy.pod.watchdog.release import PAUSES_S, release
 from tests.emulators import contract
 from tests.emulators.rig import breaches
 from tests.emulators.runpod import KEY as EMULATED_KEY

@@ -20,8 +20,8 @@ from typing import Any
 
 import pytest
 
-from deploy.pod import processes
-from deploy.pod.folder import read_json
+from deploy.pod.base import processes
+from deploy.pod.base.folder import read_json
 from deploy.shell.host_keys import fingerprint
 from tests.faults import Fault
 

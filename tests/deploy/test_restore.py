@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from deploy.pod import metrics, places, processes, restore, sync
-from deploy.pod.folder import RunFolder, read_json, write_json
+from deploy.pod.backup import restore, sync
+from deploy.pod.backup import storage as places
+from deploy.pod.base import metrics, processes
+from deploy.pod.base.folder import RunFolder, read_json, write_json
 from deploy.runs import records as runs
 from deploy.shell import LocalShell
 from deploy.specs.machine import Machine
@@ -45,7 +47,7 @@ def asked(run: RunFolder, sync_to: str, *words: str, note: dict[str, Any] | None
     """What the process says; a folder counts as a volume."""
     volume = [] if "://" in sync_to else ["--volume", sync_to]
     done = subprocess.run(
-        [sys.executable, "-m", "deploy.pod.restore", str(run.path), sync_to, *volume, *words],
+        [sys.executable, "-m", "deploy.pod.backup.restore", str(run.path), sync_to, *volume, *words],
         cwd=SOURCE, capture_output=True, text=True, check=False, timeout=60, input=json.dumps(note or {}),
     )  # fmt: skip
     assert (done.returncode, len(done.stdout.splitlines())) == (code, 1), done.stdout + done.stderr
@@ -99,7 +101,7 @@ def test_nothing_is_there_or_nothing_can_be_there(tmp_path: Path) -> None:
     assert asked(run, f"file://{tmp_path}/nothing")["checkpoints"] == []
     assert "nothing://x" in asked(run, "nothing://x", code=1)
     done = subprocess.run(
-        [sys.executable, "-m", "deploy.pod.restore", str(run.path), str(tmp_path / "there")],
+        [sys.executable, "-m", "deploy.pod.backup.restore", str(run.path), str(tmp_path / "there")],
         cwd=SOURCE, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert "is the volume mounted there?" in done.stdout
@@ -117,7 +119,7 @@ def test_a_volume_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("deploy.steps.restore.LOOK_LIMIT_S", 3.0)
     seen = Kept(Settings(tmp_path, target), machine, LocalShell(), SOURCE, run).look(Screen())
     assert "hangs, or is too slow" in str(seen.why_not)
-    assert processes_with("deploy.pod.restore", str(run.path)) == []
+    assert processes_with("deploy.pod.backup.restore", str(run.path)) == []
 
 
 def test_of_several_machines_each_has_its_own_copy(make: Make, tmp_path: Path) -> None:
@@ -247,7 +249,7 @@ def newer(run: Path) -> None:
 
 def copy(run: Path, bucket: Path) -> str:
     """What the guard does; the checkpoint that was copied."""
-    words = [sys.executable, "-m", "deploy.pod.sync", str(run), f"file://{bucket}"]
+    words = [sys.executable, "-m", "deploy.pod.backup.sync", str(run), f"file://{bucket}"]
     done = subprocess.run(words, cwd=SOURCE, capture_output=True, text=True, check=True, timeout=60)
     return str(json.loads(done.stdout)["checkpoint"])
 
@@ -355,7 +357,7 @@ def test_credentials_are_in_one_process_only(box: Box, bucket: Path, tmp_path: P
     pipe.unlink()
     os.mkfifo(pipe)
     going = box.project.start("train", "--on", "box", "--resume", "auto")
-    [reader] = wait_until(lambda: processes_with("deploy.pod.restore", str(box.root)), 60)
+    [reader] = wait_until(lambda: processes_with("deploy.pod.backup.restore", str(box.root)), 60)
     mine = {going.pid, *processes.descendants(going.pid)}
     assert [pid for pid in every_process() if secret in read(f"/proc/{pid}/environ") and pid not in mine] == [reader]
     assert [pid for pid in every_process() if secret in read(f"/proc/{pid}/cmdline")] == []

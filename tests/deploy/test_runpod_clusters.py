@@ -11,9 +11,9 @@ import pytest
 import requests
 
 from deploy.errors import NoMachine, StepFailed, WrongUse
-from deploy.pod import processes
-from deploy.pod.folder import Root, read_json
-from deploy.pod.limits import parse
+from deploy.pod.base import processes
+from deploy.pod.base.folder import Root, read_json
+from deploy.pod.base.limits import parse
 from deploy.runs import watchdog as guard
 from deploy.shell import LocalShell
 from deploy.specs.machine import Machine, node_name

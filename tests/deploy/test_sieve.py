@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.errors import StepFailed
-from deploy.pod import processes
-from deploy.pod.folder import write_json
-from deploy.pod.redact import MASK, pieces
-from deploy.pod.sieve import Sieve
+from deploy.pod.base import processes
+from deploy.pod.base.folder import write_json
+from deploy.pod.base.redact import MASK, pieces
+from deploy.pod.job.redacting_log import Sieve
 
 from .conftest import wait_until
 from .supervised import TELL, Supervised
@@ -101,7 +101,7 @@ def test_an_environment_without_secrets_needs_no_sieve(make: Make, monkeypatch: 
 
 def test_a_full_disk_takes_words_and_not_the_job(tmp_path: Path) -> None:
     """What /dev/full does not take is left out."""
-    from deploy.pod import sieve
+    from deploy.pod.job import redacting_log as sieve
 
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full: run on Linux")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.pod import processes
-from deploy.pod.folder import write_json
-from deploy.pod.lock import Busy, Lock, is_held, read_holder
+from deploy.pod.base import processes
+from deploy.pod.base.folder import write_json
+from deploy.pod.base.lock import Busy, Lock, is_held, read_holder
 from deploy.runs import job as jobs
 
 from .conftest import SOURCE, CutAfterReading, SoonAfter, wait_until
@@ -208,7 +208,7 @@ def test_a_lock_lives_as_long_as_its_holder(tmp_path: Path) -> None:
     """It says who holds it, is asked about without harm, and is free after a kill."""
     path = tmp_path / "busy.lock"
     script = (
-        "import sys; from pathlib import Path; from deploy.pod.lock import Lock\n"
+        "import sys; from pathlib import Path; from deploy.pod.base.lock import Lock\n"
         f"with Lock(Path({str(path)!r}), {{'run_id': 'one'}}).acquire(): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.pod import turns
-from deploy.pod.folder import write_json
+from deploy.pod.base import queue as turns
+from deploy.pod.base.folder import write_json
 from deploy.runs import job as jobs
 
 from .conftest import SoonAfter, wait_until

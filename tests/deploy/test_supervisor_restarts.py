@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from deploy.pod import gauges, restarts
-from deploy.pod.clock import Clock
-from deploy.pod.folder import HEARTBEAT_S, RunFolder, read_json, write_json
-from deploy.pod.limits import Limits
-from deploy.pod.redact import MASK, Redactor
-from deploy.pod.status import StatusFile
+from deploy.pod.base.clock import Clock
+from deploy.pod.base.folder import HEARTBEAT_S, RunFolder, read_json, write_json
+from deploy.pod.base.limits import Limits
+from deploy.pod.base.redact import MASK, Redactor
+from deploy.pod.job import gpu_metrics as gauges
+from deploy.pod.job import restarts
+from deploy.pod.job.status import StatusFile
 from tests.faults import Fault
 
 from .conftest import PRETEND, wait_until
@@ -261,8 +262,8 @@ def test_a_jump_of_the_clock_makes_a_heartbeat_due(tmp_path: Path) -> None:
 
 JUMPING = """
 import os, sys, time
-from deploy.pod.clock import Clock
-from deploy.pod.supervisor import main
+from deploy.pod.base.clock import Clock
+from deploy.pod.job.supervisor import main
 def wall():
     return time.time() + (float(open(JUMP).read() or 0) if os.path.exists(JUMP) else 0)
 JUMP = sys.argv[1] + "/jump"

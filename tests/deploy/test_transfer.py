@@ -15,7 +15,7 @@ import pytest
 from deploy import shell as shells
 from deploy.border import chosen
 from deploy.errors import StepFailed, WrongUse
-from deploy.pod.folder import write_json
+from deploy.pod.base.folder import write_json
 from deploy.shell import LocalShell, Shell, transfer
 
 CONTENT = bytes(range(256)) * 400

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.pod import processes
+from deploy.pod.base import processes
 from tests.deploy.proxy import proxy
 from tests.deploy.servers import SSHD, openssh
 from tests.emulators.rig import breaches

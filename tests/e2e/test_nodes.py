@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from deploy.pod import processes
+from deploy.pod.base import processes
 from tests.deploy.servers import SSHD, openssh
 from tests.emulators.rig import breaches
 from tests.emulators.runpod import KEY, Emulator

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from deploy.pod.folder import read_json, write_json
+from deploy.pod.base.folder import read_json, write_json
 from tests.deploy.proxy import Proxy, proxy
 from tests.emulators.rig import breaches
 from tests.emulators.runpod import KEY, Emulator

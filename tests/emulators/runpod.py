@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from deploy.pod.release import BASE_URL_VARIABLE
+from deploy.pod.watchdog.release import BASE_URL_VARIABLE
 from deploy.providers.runpod.ratelimit import Clock
 from tests.emulators import contract, runpod_graphql, runpod_rest
 from tests.emulators.runpod_pods import Container, DockerNetwork, Greeter, Machine, Network, remove_leftovers

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from deploy.pod.text import visible
+from deploy.pod.base.text import visible
 from deploy.providers.runpod.api import LogLine
 
 # The log is the machine's own word: what is taken from it has bounds.

@@ -1,0 +1,1 @@
+"""The laptop's requests, answered on the machine."""

@@ -1,0 +1,128 @@
+"""Answers the laptop's requests on a machine: verbs over standard input and output, for as long as the laptop is there.
+
+Nothing is installed for it. The laptop sends these modules themselves as the first bytes (`deploy/shell/link.py`).
+Requests are answered one after the other, in order, so several may be on the way at once. A beat every few seconds
+tells the laptop that the line is alive while a long request is worked on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from typing import Any, cast
+
+from deploy.pod.agent import rendezvous, snapshots, verbs
+from deploy.pod.agent.frames import GREETING, Ended, pack, unpack
+
+BEAT_S = 2.0
+# Verbs whose last argument is the body of the message.
+WITH_BODY = {"run": "stdin", "write": "data", "write_at": "data", "place_snapshot": "data"}
+VERBS: dict[str, Callable[..., Any]] = {
+    each.__name__: each
+    for each in (
+        verbs.run,
+        verbs.lines,
+        verbs.spawn,
+        verbs.which,
+        verbs.environment,
+        verbs.expand,
+        verbs.hardware,
+        verbs.memory_used_bytes,
+        verbs.read,
+        verbs.write,
+        verbs.write_at,
+        verbs.replace,
+        verbs.truncate,
+        verbs.size,
+        verbs.sha256,
+        verbs.hashes,
+        verbs.listdir,
+        verbs.remove,
+        verbs.free_bytes,
+        verbs.in_ram,
+        verbs.clock,
+        snapshots.snapshot_state,
+        snapshots.place_snapshot,
+        rendezvous.open_rendezvous,
+        rendezvous.reach_rendezvous,
+        rendezvous.close_rendezvous,
+        rendezvous.interface_of,
+    )
+}
+
+
+def main() -> None:
+    source = cast(io.BufferedReader, sys.stdin.buffer)
+    out = os.dup(1)
+    os.dup2(2, 1)  # what a library prints must not get between the messages
+    lock = threading.Lock()
+
+    def send(head: dict[str, Any], body: bytes = b"") -> None:
+        with lock:
+            _write(out, pack(head, body))
+            _write(out, body)
+
+    with contextlib.suppress(OSError):
+        _write(out, GREETING)
+        threading.Thread(target=_beat, args=(send,), daemon=True).start()
+        with contextlib.suppress(Ended):
+            while True:
+                head, body = unpack(source.readinto1)
+                _answer(head, body, send)
+    _leave()
+
+
+def _answer(head: dict[str, Any], body: bytes, send: Callable[..., None]) -> None:
+    number, verb, arguments = head["id"], head["verb"], head["args"]
+    if verb in WITH_BODY:
+        arguments[WITH_BODY[verb]] = body
+    try:
+        value = VERBS[verb](**arguments)
+        if verb == "lines":
+            send({"id": number, "value": _send_lines(value, number, send)})
+        elif verb == "run":
+            send({"id": number, "ended": [value[0], len(value[1])]}, value[1] + value[2])
+        elif isinstance(value, bytes):
+            send({"id": number, "bytes": True}, value)
+        else:
+            send({"id": number, "value": value})
+    except verbs.Overdue as overdue:
+        send({"id": number, "overdue": True}, overdue.output)
+    except OSError as error:
+        told = {"errno": error.errno, "text": error.strerror or str(error), "path": str(error.filename or "")}
+        send({"id": number, "error": told})
+
+
+def _send_lines(lines: Generator[bytes, None, int], number: int, send: Callable[..., None]) -> int:
+    """Each as soon as it is there; returns the exit code."""
+    while True:
+        try:
+            line = next(lines)
+        except StopIteration as end:
+            return int(end.value)
+        send({"id": number, "more": True}, line)
+
+
+def _beat(send: Callable[..., None]) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            time.sleep(BEAT_S)
+            send({"beat": True})
+    _leave()  # the laptop went away while a command runs
+
+
+def _leave() -> None:
+    """Nothing is left to be told, and a beat may be stuck in a full pipe. What was spawned stays."""
+    verbs.end_awaited()
+    os._exit(0)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]

@@ -1,0 +1,103 @@
+"""Makes the training environment on a machine that is not our image: a virtual environment, once a lock file.
+
+    python3 -m deploy.pod.agent.environment <folder> <code folder>
+
+Progress is plain lines. A half-made environment has no `ready.json` and is made again; of two laptops that ask at once,
+the second waits and finds it there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from deploy.pod.base.folder import write_json
+from deploy.pod.base.lock import Busy, Lock
+
+CANDIDATES = ("python3.11", "python3.12", "python3.13", "python3.10", "python3")
+USABLE = "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))"
+READY = "ready.json"
+
+
+def main(argv: list[str]) -> int:
+    folder, code = Path(argv[1]), Path(argv[2])
+    with _alone(folder):
+        if (folder / READY).exists():
+            return 0
+        python = next((name for name in CANDIDATES if _usable(name)), None)
+        if python is None:
+            print(
+                "the machine has no Python 3.10 or newer that can make virtual environments: install it there "
+                "(Debian, Ubuntu: apt-get install python3 python3-venv), or name one with python: in the target's file"
+            )
+            return 1
+        return _make(folder, code, python)
+
+
+def _make(folder: Path, code: Path, python: str) -> int:
+    print(
+        f"making the training environment {folder.name} with {python}; the first time, this takes minutes", flush=True
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    if _run([python, "-m", "venv", str(folder)], folder.parent):
+        return 1
+    package = folder / "package"
+    package.mkdir()
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(code / name, package / name)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
+    pip += ["--disable-pip-version-check", "--constraint", "constraints.txt"]
+    for wanted in (["setuptools"], ["--no-build-isolation", "--use-pep517", ".[app]"]):
+        if _run([*pip, *wanted], package):
+            return 1
+    write_json(folder / READY, {"made": time.time(), "python": python})
+    return 0
+
+
+def _run(argv: list[str], cwd: Path) -> int:
+    """A command whose large steps are told, and whose last lines are, when it fails."""
+    lines: list[str] = []
+    with subprocess.Popen(
+        argv, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env={**os.environ, "PIP_USER": "0"}, text=True, encoding="utf-8", errors="replace",
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            large = re.match(r"\s*Downloading (\S+?)-\d\S* \((\d\d+)(\.\d+)? MB\)", line)
+            if large:
+                print(f"  downloading {large.group(1)} ({large.group(2)} MB)", flush=True)
+            elif line.startswith("Installing collected packages"):
+                print(f"  unpacking {line.count(',') + 1} packages", flush=True)
+    if process.returncode:
+        print("\n".join(lines[-8:]), flush=True)
+    return process.returncode
+
+
+def _usable(name: str) -> bool:
+    path = shutil.which(name)
+    return bool(path) and subprocess.run([name, "-c", USABLE], capture_output=True, check=False).returncode == 0
+
+
+def _alone(folder: Path) -> Lock:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = Lock(folder.with_suffix(".lock"), {"pid": os.getpid()})
+    told = False
+    while True:
+        try:
+            return lock.acquire()
+        except Busy as busy:
+            if not told:
+                print(f"somebody else is making it: waiting ({json.dumps(busy.holder)})", flush=True)
+            told = True
+            time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,1 @@
+"""Copies of checkpoints and logs outside the machine."""

@@ -1,0 +1,159 @@
+"""Where copies go that outlive a machine: a folder, such as a network volume, or an address that fsspec knows.
+
+A place takes a file whole or not at all, and reads it back: a copy is one that was read again with the right hash. What
+lies there comes back the same way, when its machine is gone and the run goes on elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import IO, Protocol
+
+from deploy.pod.agent import verbs
+from deploy.pod.base import folder
+from deploy.pod.base.checkpoints import CHUNK_BYTES, sha256
+
+
+class NoPlace(Exception):
+    """One sentence: why nothing can be kept there."""
+
+
+class Place(Protocol):
+    def put(self, source: IO[bytes], name: str) -> str:
+        """Copy what can be read to `name`; the sha256 of what lies there now."""
+
+    def get(self, name: str, target: IO[bytes]) -> str:
+        """Copy what lies at `name`; its sha256. FileNotFoundError when nothing does."""
+
+    def listing(self, above: str) -> dict[str, int]:
+        """Bytes of each file in the folder `above`, by its name; nothing where there is no such folder."""
+
+    def remove(self, name: str) -> None:
+        """What is not there, is removed."""
+
+
+class Folder:
+    """A path on this machine that is mounted from elsewhere."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def put(self, source: IO[bytes], name: str) -> str:
+        place = self.path / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        part = place.with_name(f".{place.name}.part")
+        with open(part, "wb") as writer:
+            shutil.copyfileobj(source, writer, CHUNK_BYTES)
+            writer.flush()
+            os.fsync(writer.fileno())
+            if sys.platform == "linux":  # else the check would read what is still in memory
+                os.posix_fadvise(writer.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        digest = sha256(part)
+        folder.replace(part, place)
+        return digest
+
+    def get(self, name: str, target: IO[bytes]) -> str:
+        with open(self.path / name, "rb") as source:
+            return _copy(source, target)
+
+    def listing(self, above: str) -> dict[str, int]:
+        try:
+            with os.scandir(self.path / above) as entries:
+                return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path / name)
+
+
+class Bucket:
+    """Object stores show an object when it is whole, so it needs no other name first."""
+
+    def __init__(self, url: str) -> None:
+        scheme = url.split("://", 1)[0]
+        try:
+            # By name: this file has to work where fsspec is not installed, too.
+            self.files, self.path = importlib.import_module("fsspec").core.url_to_fs(url)
+        except ImportError as error:
+            raise NoPlace(
+                f"sync_to {url} needs the Python package fsspec and what it needs for {scheme}://, which are not "
+                f"installed on the machine ({error}): install them there, or give a path on a volume"
+            ) from error
+        except ValueError as error:
+            raise NoPlace(f"sync_to {url} is no address that fsspec knows: {error}") from error
+
+    def put(self, source: IO[bytes], name: str) -> str:
+        place = self._at(name)
+        self.files.makedirs(place.rsplit("/", 1)[0], exist_ok=True)
+        with self.files.open(place, "wb") as writer:
+            shutil.copyfileobj(source, writer, CHUNK_BYTES)
+        digest = hashlib.sha256()
+        with self.files.open(place, "rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def get(self, name: str, target: IO[bytes]) -> str:
+        with self.files.open(self._at(name), "rb") as source:
+            return _copy(source, target)
+
+    def listing(self, above: str) -> dict[str, int]:
+        try:
+            found = self.files.ls(self._at(above), detail=True)
+        except FileNotFoundError:
+            return {}
+        files = [each for each in found if each.get("type") == "file" and each.get("size") is not None]
+        return {str(each["name"]).rstrip("/").rsplit("/", 1)[-1]: int(each["size"]) for each in files}
+
+    def remove(self, name: str) -> None:
+        place = self._at(name)
+        if self.files.exists(place):
+            self.files.rm(place)
+
+    def _at(self, name: str) -> str:
+        return f"{self.path.rstrip('/')}/{name}"
+
+
+def _copy(source: IO[bytes], target: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while chunk := source.read(CHUNK_BYTES):
+        digest.update(chunk)
+        target.write(chunk)
+    return digest.hexdigest()
+
+
+def of(sync_to: str, root: Path, volume_path: str | None) -> Place:
+    """The place that a setting means. NoPlace where the copy would go with the machine."""
+    if "://" in sync_to:
+        return Bucket(sync_to)
+    path = Path(sync_to).expanduser().absolute()
+    refuse_the_machines_own(path, root, volume_path)
+    return Folder(path)
+
+
+def refuse_the_machines_own(path: Path, root: Path, volume_path: str | None) -> None:
+    """A path that is mistyped, or whose volume is not mounted, is a folder on the disk that goes with the machine."""
+    if is_below(path, volume_path):
+        return
+    there = path
+    while not there.exists():
+        there = there.parent
+    in_ram = verbs.in_ram(str(there))
+    if in_ram or os.stat(there).st_dev == os.stat(root).st_dev:
+        what = "in memory" if in_ram else "on the machine's own disk"
+        raise NoPlace(f"sync_to {path} lies {what} and would go with it: is the volume mounted there?")
+
+
+def is_below(path: Path, above: str | None) -> bool:
+    if not above:
+        return False
+    top = Path(above).absolute()
+    return path == top or top in path.parents

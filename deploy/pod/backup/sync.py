@@ -1,0 +1,131 @@
+"""The final sync: what is worth keeping of a run goes to a place that outlives the machine, each byte verified there.
+
+    python -m deploy.pod.backup.sync <run folder> <sync_to> [<volume path>]
+
+One JSON object on standard output tells what is there; a failure is one sentence and exit code 1. It is a process of
+its own because a volume that hangs cannot be interrupted in any other way than by ending who waits for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from deploy.pod.backup import storage as places
+from deploy.pod.base.checkpoints import SYNCED, newest
+from deploy.pod.base.folder import RunFolder, read_json, tell_json
+
+LOG_BYTES = 4 << 20
+
+
+class SyncFailed(Exception):
+    """One sentence that a person can act on."""
+
+
+def main(argv: list[str]) -> int:
+    folder = RunFolder(Path(argv[1]).absolute())
+    if sys.platform != "win32":
+        os.nice(10)  # the job that may run beside it comes first
+    try:
+        place = places.of(argv[2], Path(folder.path), argv[3] if len(argv) > 3 else None)
+        told = sync(folder, place, argv[2])
+    except (SyncFailed, places.NoPlace) as error:
+        print(error)
+        return 1
+    except Exception as error:  # of a store's own library: any kind
+        print(f"the copy to {argv[2]} failed: {type(error).__name__}: {error}")
+        return 1
+    print(json.dumps(told))
+    return 0
+
+
+def sync(folder: RunFolder, place: places.Place, sync_to: str) -> dict[str, Any]:
+    """Small files first, they tell why; then the checkpoint, its JSON last, so that it is whole or not there.
+
+    Which checkpoint is decided before anything is read: what the run told up to it is then in the metrics that are kept
+    with it, and a run that goes on from this copy has no hole in its curve.
+    """
+    begun = time.monotonic()
+    note = newest(folder)
+    names = []
+    for file in (folder.plan, folder.config, folder.status, folder.metrics, folder.ended):
+        if Path(file).exists():
+            names.append(_put(place, Path(file).read_bytes(), f"{top(folder)}/{file.name}"))
+    if Path(folder.log).exists():
+        names.append(_put_log(place, folder))
+    if note:
+        names += _put_checkpoint(place, folder, note, sync_to)
+    return {
+        "run_id": folder.run_id,
+        "sync_to": sync_to,
+        "checkpoint": note["file"] if note else None,
+        "sha256": note["sha256"] if note else None,
+        "names": names,
+        "seconds": round(time.monotonic() - begun, 1),
+    }
+
+
+def top(folder: RunFolder) -> str:
+    """Where a run's copy lies in the place. Of several machines that train it each has a log and a status of its own;
+    that of rank 0 has what the run goes on from."""
+    place = read_json(Path(folder.plan)).get("place")
+    rank = place.get("rank") if isinstance(place, dict) else None
+    return f"{folder.run_id}/rank-{rank}" if rank else folder.run_id
+
+
+def _put_checkpoint(place: places.Place, folder: RunFolder, note: dict[str, Any], sync_to: str) -> list[str]:
+    file = note["file"]
+    about = f"{Path(file).stem}.json"
+    above = f"{top(folder)}/{folder.checkpoints.name}"
+    place.remove(f"{above}/{about}")  # of an earlier file of this name
+    with open(folder.checkpoints / file, "rb") as source:
+        _verify(place.put(source, f"{above}/{file}"), note["sha256"], file)
+    _put(place, Path(folder.checkpoints / about).read_bytes(), f"{above}/{about}")
+    _put(place, file.encode("utf-8"), f"{above}/{folder.latest.name}")
+    mark = {"sha256": note["sha256"], "to": sync_to, "time": time.time()}
+    tell_json(Path(folder.checkpoints / f"{file}{SYNCED}"), mark)
+    _remove_what_the_run_removed(place, folder, above)
+    return [f"{above}/{name}" for name in (file, about, folder.latest.name)]
+
+
+def _remove_what_the_run_removed(place: places.Place, folder: RunFolder, above: str) -> None:
+    """A run keeps its newest few checkpoints; so does the copy of it. Nothing is touched but what was put there."""
+    for mark in Path(folder.checkpoints).glob(f"*{SYNCED}"):
+        file = mark.name[: -len(SYNCED)]
+        if not Path(folder.checkpoints / file).exists():
+            place.remove(f"{above}/{Path(file).stem}.json")  # first: what is half removed is no checkpoint any more
+            place.remove(f"{above}/{file}")
+            mark.unlink()
+
+
+def _put_log(place: places.Place, folder: RunFolder) -> str:
+    """The whole log, or its end under another name, as byte offsets would be wrong in it.
+
+    Once it is that long, the beginning stays as it was put last: `restore` joins both where they overlap.
+    """
+    with open(folder.log, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - LOG_BYTES))
+        data = file.read()
+    return _put(place, data, f"{top(folder)}/{folder.log.name}{'' if size <= LOG_BYTES else '.tail'}")
+
+
+def _put(place: places.Place, data: bytes, name: str) -> str:
+    """A small file, or one that grows, as it is at one moment."""
+    _verify(place.put(io.BytesIO(data), name), hashlib.sha256(data).hexdigest(), name)
+    return name
+
+
+def _verify(there: str, wanted: str, name: str) -> None:
+    if there != wanted:
+        raise SyncFailed(f"the copy of {name} is not what was written: is the place full or broken?")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,1 @@
+"""The name for deploy/pod/watchdog/daemon.py that other versions know."""

@@ -1,0 +1,1 @@
+"""Process 1 of the project's image, and what it starts."""

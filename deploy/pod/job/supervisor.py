@@ -1,0 +1,354 @@
+"""Owns one job on the machine: starts it, again if it crashes, keeps its log and status, and sees that all of it ends.
+
+    python -m deploy.pod.supervisor <run folder>
+
+The job's own output goes straight into train.log, or through a process that takes its secrets out
+(redacting_log.py), and is copied from there to this process's output, so that the last words of a job are kept even
+when this one is killed. The job watches its standard input: when that pipe closes, on purpose or because this process
+died, it makes a checkpoint and leaves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from deploy.pod.agent import verbs
+from deploy.pod.base import processes, redact
+from deploy.pod.base import queue as turns
+from deploy.pod.base.clock import Clock
+from deploy.pod.base.folder import Root, RunFolder, read_json, tell_json
+from deploy.pod.base.limits import Limits, parse
+from deploy.pod.base.lock import Busy, Lock, is_held
+from deploy.pod.base.redact import Redactor
+from deploy.pod.base.stopping import Stops
+from deploy.pod.job import redacting_log as sieve
+from deploy.pod.job import restarts
+from deploy.pod.job.status import StatusFile
+from deploy.pod.job.tee import Echo
+
+POLL_S = 0.2
+GUARD_EVERY_S = 5.0
+SIEVE_LIMIT_S = 10.0  # for the last words of a job that has ended
+CODE = Path(__file__).resolve().parents[3]
+RESULT_OF_END = {"done": "succeeded", "stopped": "stopped", "wrong_use": "failed", "failed": "failed"}
+
+
+def main(argv: list[str], clock: Clock | None = None) -> int:
+    folder = RunFolder(Path(argv[1]).absolute())
+    plan = read_json(Path(folder.plan))
+    if not plan:
+        print(f"{folder.plan} is missing or not whole", file=sys.stderr)
+        return 2
+    secrets = redact.take(Path(folder.secrets))
+    processes.adopt_orphans()
+    supervisor = Supervisor(folder, plan, secrets, clock or Clock())
+    try:
+        with supervisor.turn() as lock:
+            return supervisor.run(lock) if lock else supervisor.leave_the_queue()
+    except Busy as busy:
+        return _refuse(folder, plan, busy)
+    finally:
+        supervisor.status.gauges.gpus.close()
+
+
+class Supervisor:
+    """One attempt of one run, from its first heartbeat to its last, restarts included."""
+
+    def __init__(self, folder: RunFolder, plan: dict[str, Any], secrets: dict[str, str], clock: Clock) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.root = Root(Path(plan["busy_lock"]).parent)
+        self.secrets = secrets
+        self.clock = clock
+        self.limits = _limits(plan)
+        self.grace_s = float(plan["grace_s"])
+        self.hidden = [*secrets.values(), *redact.of_environment({**os.environ, **plan["env"]})]
+        self.status = StatusFile(folder, plan, self.limits, Redactor(self.hidden), clock)
+        self.sieve: subprocess.Popen[bytes] | None = None
+        self.stops = Stops(folder)
+        self.stop_deadline: float | None = None
+        self.killed = False
+        self.place = plan.get("place") or {}  # among several machines
+        self.ran = False  # whether torchrun has started ranks since it was started itself
+        self.rule = self._rule()
+        self.echo = Echo()
+        self.guard_pid: int | None = None  # of one that was started here
+        self.guard_seen_at = clock.monotonic()
+
+    @property
+    def is_follower(self) -> bool:
+        """Whether another machine writes checkpoints and metrics, and says how the run ends."""
+        return bool(self.place.get("rank"))
+
+    def _rule(self) -> restarts.Rule:
+        if not self.is_follower:
+            return restarts.FromCheckpoint(self.folder, int(self.limits.max_restarts), self.status.beat)
+        # Rank 0's machine may have to end its job, make a pause and wait for everybody.
+        patience_s = float(self.plan["join_s"]) + self.grace_s + restarts.LONGEST_PAUSE_S
+        return restarts.WithTheOthers(self.place["host"], patience_s, self.clock)
+
+    def turn(self) -> contextlib.AbstractContextManager[Lock | None]:
+        """The lock of the machine; None when the run was asked to end while it waited for its turn."""
+        holder = {"run_id": self.plan["run_id"], "attempt": self.plan["attempt"], "pid": os.getpid()}
+        if not self.plan.get("queue"):
+            waiting = turns.waiting(self.root)
+            if waiting:
+                raise Busy(waiting[0])
+            return self._machine_lock(holder)
+        lock = self._wait_for_turn(turns.Ticket(self.root, holder), holder)
+        return lock if lock is not None else contextlib.nullcontext()
+
+    def run(self, lock: Lock) -> int:
+        """Start the job, and again as long as that helps."""
+        self.status.tell(state="running", reason=None)
+        self.rule.begin()
+        argv = list(self.plan["argv"])
+        with open(self.folder.log, "ab", buffering=0) as log, open(self.folder.log, "rb") as echo:
+            while True:
+                since = echo.seek(0, os.SEEK_END)
+                self.status.metrics.begin()
+                try:
+                    job = self._start(argv, log, lock)
+                except OSError as error:
+                    return self._finish("failed", None, f"the job could not be started: {error}")
+                self._watch(job, echo)
+                state, reason = self._judge(job.returncode)
+                evidence = self.status.evidence(since) if state == "failed" else None
+                if state != "failed" or self.stops.asked:
+                    return self._finish(state, job.returncode, reason, evidence)
+                ending = self.status.metrics.end.get("reason")
+                crash = restarts.Crash(job.returncode, ending, self.ran, self.status.values["restarts"])
+                why_not = self.rule.refusal(crash)
+                if why_not is not None:
+                    reason = f"{reason}; {why_not}" if why_not else reason
+                    return self._finish("failed", job.returncode, reason, evidence)
+                if not self._pause(f"{reason}; {self.rule.words()}", evidence):
+                    state, reason = self._stopped("stopped before it was started again")
+                    return self._finish(state, job.returncode, reason)
+                argv = restarts.resuming(argv)
+
+    def leave_the_queue(self) -> int:
+        state, reason = self._stopped("stopped while it waited for its turn")
+        return self._finish(state, None, reason)
+
+    def _wait_for_turn(self, ticket: turns.Ticket, holder: dict[str, Any]) -> Lock | None:
+        self.status.tell(state="planned")
+        try:
+            while not self.stops.asked:
+                ahead = ticket.ahead()
+                try:
+                    if not ahead:
+                        return self._machine_lock(holder, self.status.beat)
+                    before = ahead[-1]
+                except Busy as busy:
+                    before = busy.holder
+                place = f" (place {len(ahead) + 1} in the queue)" if ahead else ""
+                reason = f"waiting for run {before.get('run_id', 'of another command')}{place}"
+                if self.status.values["reason"] != reason:
+                    self.status.tell(reason=reason)
+                self.status.beat()
+                time.sleep(POLL_S)
+            return None
+        finally:
+            ticket.leave()
+
+    def _machine_lock(self, holder: dict[str, Any], tick: Callable[[], None] = lambda: None) -> Lock:
+        """A job that outlived its supervisor may still be making its checkpoint: it is waited for."""
+        deadline = self.clock.monotonic() + self.grace_s
+        while True:
+            try:
+                return Lock(Path(self.root.busy_lock), holder).acquire()
+            except Busy as busy:
+                owner, job = busy.holder.get("pid"), busy.holder.get("job_pid")
+                if not owner or not job or processes.is_alive(int(owner)):
+                    raise
+                # The lock is held and its supervisor is gone: so the job it names lives, and its pid is no stranger's.
+                if self.clock.monotonic() > deadline:
+                    processes.kill_tree(int(job))
+                    deadline = self.clock.monotonic() + 10
+            tick()
+            time.sleep(POLL_S)
+
+    def _start(self, argv: list[str], log: IO[bytes], lock: Lock) -> subprocess.Popen[bytes]:
+        """The job in a session of its own, so that Ctrl-C in `attach` reaches this process and not the ranks."""
+        options: dict[str, Any] = {}
+        if sys.platform == "win32":
+            options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
+        else:
+            options.update(start_new_session=True, pass_fds=(lock.fileno(),))
+        self.sieve = sieve.before(Path(self.folder.log), self.hidden)
+        try:
+            job = subprocess.Popen(
+                argv,
+                cwd=self.plan["cwd"],
+                env={**os.environ, **self.plan["env"], **self.secrets},
+                stdin=subprocess.PIPE,
+                stdout=self.sieve.stdin if self.sieve else log,
+                stderr=subprocess.STDOUT,
+                **options,
+            )
+        finally:
+            if self.sieve and self.sieve.stdin:
+                self.sieve.stdin.close()  # it is the job's now, and ends with it
+        lock.write({**lock.holder, "job_pid": job.pid})
+        self.ran = not self.place
+        self.status.tell(state="running", job_pid=job.pid, job_started=self.clock.wall(), reason=None)
+        return job
+
+    def _watch(self, job: subprocess.Popen[bytes], echo: IO[bytes]) -> None:
+        """Until neither the job nor anything that it started is left."""
+        while job.poll() is None:
+            self._listen_to_stop(job)
+            self._echo(echo)
+            self._look_for_ranks(job)
+            self._look_for_guard()
+            self.status.beat()
+            time.sleep(POLL_S)
+        self._end_what_is_left(job, echo)
+
+    def _listen_to_stop(self, job: subprocess.Popen[bytes]) -> None:
+        if self.stop_deadline is None and self.stops.asked:
+            self.stop_deadline = self.clock.monotonic() + self.grace_s
+            why = self.stops.expired
+            asked = f"{why}: waiting for the checkpoint" if why else "stop was asked for; waiting for the checkpoint"
+            self.status.tell(reason=asked)
+            _close(job)
+        late = self.stop_deadline is not None and self.clock.monotonic() > self.stop_deadline
+        if (late or self.stops.at_once) and not self.killed:
+            self.killed = True
+            processes.kill_tree(job.pid)
+
+    def _end_what_is_left(self, job: subprocess.Popen[bytes], echo: IO[bytes]) -> None:
+        """Ranks may outlive torchrun: the closed pipe lets them make their checkpoint, the kill sees that they end."""
+        _close(job)
+        if job.returncode and not self.stops.asked:
+            self.status.tell(reason=f"the job {_how(job.returncode)}; waiting for what is left of it")
+        deadline = self.clock.monotonic() + (0 if self.killed else self.grace_s)
+        while self._others() and self.clock.monotonic() < deadline and not self.stops.at_once:
+            processes.reap()
+            self._echo(echo)
+            self.status.beat()
+            time.sleep(POLL_S)
+        processes.kill_tree(os.getpid(), keep_root=True, spare=self._not_the_jobs())
+        processes.reap()
+        self._wait(SIEVE_LIMIT_S, lambda: self.sieve is None or self.sieve.poll() is not None)
+        self._echo(echo)
+
+    def _others(self) -> bool:
+        """Whether anything of the job lives."""
+        return bool(processes.descendants(os.getpid(), spare=self._not_the_jobs()))
+
+    def _not_the_jobs(self) -> set[int]:
+        """The look at the GPUs, what stands before the log, and the guard of the machine, which is everybody's."""
+        sieve_pid = self.sieve.pid if self.sieve else None
+        return {pid for pid in (self.status.gauges.gpus.pid, sieve_pid, self.guard_pid) if pid is not None}
+
+    def _look_for_ranks(self, job: subprocess.Popen[bytes]) -> None:
+        """Of several machines torchrun first waits for all of them, and says so nowhere that could be read."""
+        if not self.ran:
+            self.ran = len(processes.descendants(job.pid)) >= int(self.plan["processes"])
+
+    def _look_for_guard(self) -> None:
+        """A machine that has limits has a guard. One that was killed would be missed by nobody else."""
+        now = self.clock.monotonic()
+        if now - self.guard_seen_at < GUARD_EVERY_S:
+            return
+        self.guard_seen_at = now
+        if Path(self.root.guard).exists() and not is_held(Path(self.root.guard_lock)):
+            with contextlib.suppress(OSError):
+                argv = [sys.executable, "-m", "deploy.pod.guard", str(self.root.path)]
+                self.guard_pid = verbs.spawn(argv, str(CODE))
+
+    def _judge(self, exit_code: int) -> tuple[str, str | None]:
+        """Final state and reason, from how the job left and what it said last."""
+        self.status.metrics.read()
+        end = self.status.metrics.end
+        ending, said = end.get("reason"), end.get("message") or None
+        if self.killed:
+            by_force = f"ended by force: no answer to the stop within {self.grace_s:g} s"
+            state, why = self._stopped(None)
+            return state, f"{why}; {by_force}" if why else by_force
+        if exit_code != 0 and not self.ran:
+            return "failed", f"the {self.plan['nodes']} machines of this run did not all come together"
+        if exit_code == 0 and self.is_follower:
+            return self._stopped("stopped") if self.stops.asked else ("succeeded", None)
+        if exit_code != 0:
+            return "failed", said if said and ending in restarts.NOT_A_CRASH else f"the job {_how(exit_code)}"
+        if ending:
+            state = RESULT_OF_END.get(ending, "failed")
+            return self._stopped(said) if state == "stopped" else (state, said)
+        if self.stop_deadline is not None:
+            return self._stopped("stopped before training began")
+        return "failed", "the job ended without saying that it was done"
+
+    def _stopped(self, said: str | None) -> tuple[str, str | None]:
+        """State and reason of a run that was asked to end: by the guard, or by a user."""
+        expired = self.stops.expired
+        return ("expired", expired) if expired else ("stopped", said)
+
+    def _pause(self, reason: str, evidence: list[str] | None) -> bool:
+        """Wait before a restart; whether there is to be one."""
+        count = self.status.values["restarts"]
+        crash = {"time": self.clock.wall(), "reason": reason, "evidence": evidence}
+        self.status.tell(state="restarting", restarts=count + 1, reason=reason, last_crash=crash, job_pid=None)
+        return self._wait(restarts.pause_s(self.limits.restart_pause_s, count), lambda: self.stops.asked)
+
+    def _wait(self, seconds: float, until: Callable[[], bool]) -> bool:
+        deadline = self.clock.monotonic() + seconds
+        while self.clock.monotonic() < deadline:
+            if until():
+                return False
+            self.status.beat()
+            time.sleep(POLL_S)
+        return True
+
+    def _finish(self, state: str, exit_code: int | None, reason: str | None, evidence: list[str] | None = None) -> int:
+        ended = self.clock.wall()
+        self.status.tell(state=state, exit_code=exit_code, reason=reason, evidence=evidence, ended=ended)
+        self.stops.done()
+        return 0 if state in ("succeeded", "stopped", "expired") else 1
+
+    def _echo(self, log: IO[bytes]) -> None:
+        text = log.read()
+        if text:
+            self.echo(text)
+
+
+def _limits(plan: dict[str, Any]) -> Limits:
+    """A limit that cannot be read is none: the guard complains of it, the job is not kept waiting for that."""
+    try:
+        return parse(plan.get("limits") or {})
+    except ValueError:
+        return Limits()
+
+
+def _refuse(folder: RunFolder, plan: dict[str, Any], busy: Busy) -> int:
+    """Say who has the machine; the folder's status is left alone when it is that very run's."""
+    reason = f"the machine is busy with run {busy.holder.get('run_id', 'of another command')}"
+    print(reason, file=sys.stderr)
+    if busy.holder.get("run_id") != plan["run_id"]:
+        now = time.time()
+        status = {"run_id": plan["run_id"], "state": "failed", "attempt": plan["attempt"], "reason": reason}
+        tell_json(Path(folder.status), {**status, "pid": os.getpid(), "heartbeat": now, "ended": now}, durable=True)
+    return 2
+
+
+def _how(exit_code: int) -> str:
+    return f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code}"
+
+
+def _close(job: subprocess.Popen[bytes]) -> None:
+    if job.stdin is not None:
+        with contextlib.suppress(OSError):
+            job.stdin.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,1 @@
+"""The name for deploy/pod/watchdog/report.py that other versions know."""

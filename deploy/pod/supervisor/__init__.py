@@ -1,0 +1,1 @@
+"""The name for deploy/pod/job/supervisor.py that other versions know."""

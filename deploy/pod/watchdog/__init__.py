@@ -1,0 +1,1 @@
+"""Ceilings, and the release of a machine by itself."""

@@ -1,0 +1,148 @@
+"""What goes on on a machine: which job runs, who waits, whether the job moves, when somebody was last here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from deploy.pod.base import processes
+from deploy.pod.base import queue as turns
+from deploy.pod.base.clock import Clock
+from deploy.pod.base.folder import Root, RunFolder, read_json
+from deploy.pod.base.lock import is_held, read_holder
+from deploy.pod.watchdog.ceilings import Seen
+
+BUSY_PCT = 5.0  # of a GPU, or without GPUs of a core: below it nothing is computed
+SIGNS_EVERY_S = 5.0
+
+
+class Activity:
+    """Looked at again and again; what it remembers are moments of the monotonic clock."""
+
+    def __init__(self, root: Root, clock: Clock) -> None:
+        self.root = root
+        self.clock = clock
+        self.job: dict[str, Any] | None = None  # what its supervisor wrote into the machine's lock
+        self.waiting: list[dict[str, Any]] = []
+        self.orphan_since: float | None = None  # when its supervisor was first seen dead
+        self.moved_at = clock.monotonic()  # when anybody last did anything here
+        self._job_at = self.moved_at
+        self._step_at: float | None = None
+        self._computed_at = self.moved_at
+        self._position: object = None
+        self._status: tuple[int, dict[str, Any]] = (0, {})
+        self._signs: object = None
+        self._signs_at = self.moved_at - SIGNS_EVERY_S
+
+    @property
+    def is_busy(self) -> bool:
+        return self.job is not None or bool(self.waiting)
+
+    @property
+    def folder(self) -> RunFolder | None:
+        """Of the job that runs."""
+        name = (self.job or {}).get("run_id")
+        return RunFolder(Path(self.root.runs / str(name))) if name else None
+
+    def look(self, watch: Sequence[str], signs_every_s: float = SIGNS_EVERY_S) -> None:
+        now = self.clock.monotonic()
+        before = _identity(self.job)
+        self.waiting = turns.waiting(self.root)
+        self.job = read_holder(Path(self.root.busy_lock)) if is_held(Path(self.root.busy_lock)) else None
+        if _identity(self.job) != before:
+            self._job_at = self._computed_at = now
+            self._step_at, self._position = None, None
+        if self.is_busy:
+            self.moved_at = now
+        if self.job is not None:
+            self._look_at_job(now)
+        if now - self._signs_at >= signs_every_s:
+            self._signs_at = now
+            signs = list(self._look_for_signs(watch))
+            if signs != self._signs:
+                self._signs, self.moved_at = signs, now
+
+    def seen(self, paid_s: float | None) -> Seen:
+        now = self.clock.monotonic()
+        stall_s = None
+        if self.job is not None and self._step_at is not None:
+            stall_s = now - max(self._step_at, self._computed_at)
+        return Seen(
+            paid_s=paid_s,
+            job_s=now - self._job_at if self.job is not None else None,
+            idle_s=None if self.is_busy else now - self.moved_at,
+            stall_s=stall_s,
+        )
+
+    def _look_at_job(self, now: float) -> None:
+        pid = (self.job or {}).get("pid")
+        alive = pid is None or processes.is_alive(int(pid))
+        self.orphan_since = None if alive else self.orphan_since or now
+        status = self._read_status()
+        if self._step_at is None and status.get("job_pid"):
+            self._step_at = now
+        position = (status.get("epoch"), status.get("step"), status.get("restarts"))
+        if position != self._position:
+            self._position, self._step_at = position, now
+        if computes(status):
+            self._computed_at = now
+
+    def _read_status(self) -> dict[str, Any]:
+        """The job's status.json, read again only when it has changed."""
+        if self.folder is None:
+            return {}
+        path = Path(self.folder.status)
+        try:
+            changed = path.stat().st_mtime_ns
+        except OSError:
+            return {}
+        if changed != self._status[0]:
+            self._status = (changed, read_json(path) or self._status[1])
+        mine = self._status[1].get("run_id") == (self.job or {}).get("run_id")
+        return self._status[1] if mine else {}
+
+    def _look_for_signs(self, watch: Sequence[str]) -> Iterator[object]:
+        """Whatever the laptop or a staging command touches: changed names, sizes and times, two levels deep.
+
+        Not the folders of runs: the guard itself writes there.
+        """
+        root = self.root
+        for path in (root.contact, root.guard):
+            yield _sign(str(path))
+        for folder in (root.path / "code", root.path / "data", root.path / "environments", *watch):
+            yield from _signs(str(folder), levels=2)
+
+
+def computes(status: dict[str, Any]) -> bool:
+    """Whether the job keeps a processor busy: a GPU where they can be asked, else any core. Unknown counts as yes.
+
+    Not covered: ranks that wait for each other inside NCCL keep their GPUs busy with waiting; its own time-out, ten
+    minutes, ends such a job.
+    """
+    told = [gpu.get("utilization_pct") for gpu in status.get("gpus") or []]
+    known = [value for value in told if value is not None] or [status.get("job_cpu_pct")]
+    return any(value is None or float(value) > BUSY_PCT for value in known)
+
+
+def _identity(job: dict[str, Any] | None) -> object:
+    return None if job is None else (job.get("run_id"), job.get("attempt"), job.get("pid"))
+
+
+def _signs(path: str, levels: int) -> Iterator[object]:
+    yield _sign(path)
+    if levels:
+        with contextlib.suppress(OSError), os.scandir(path) as entries:
+            for entry in entries:
+                deeper = levels - 1 if entry.is_dir(follow_symlinks=False) else 0
+                yield from _signs(entry.path, deeper)
+
+
+def _sign(path: str) -> object:
+    try:
+        about = os.stat(path)
+    except OSError:
+        return path, None
+    return path, about.st_size, about.st_mtime_ns

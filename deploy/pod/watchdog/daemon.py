@@ -1,0 +1,303 @@
+"""Looks after the money of one machine, also when the laptop is gone: ceilings, and what happens when one is reached.
+
+    python -m deploy.pod.guard <root> &
+
+Reads <root>/guard.json (limits, and the machine's name), which the laptop replaces whenever it likes, and writes
+<root>/guard-status.json. There is one guard a machine: another that is started finds it and ends at once. It ends with
+the machine, or on SIGTERM.
+
+A ceiling ends in: a record of why (ended.json) -> stop of the job with a checkpoint -> final sync -> release of the
+machine. The only copy of a checkpoint is not given up for that, unless `on_end` says so or max_usd is reached.
+
+Machines of a cluster are released together, by the guard of the first one: the checkpoints are there, so it alone
+knows whether a copy is the only one. The others' guards end what runs and wait, and release all once max_usd is spent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from deploy.pod.base import redact
+from deploy.pod.base.clock import Clock, Jumps
+from deploy.pod.base.folder import HEARTBEAT_S, Root, RunFolder, read_json, tell_json, write_bytes
+from deploy.pod.base.limits import Limits, parse
+from deploy.pod.base.lock import Busy, Lock
+from deploy.pod.base.paid_time import Meter
+from deploy.pod.base.redact import Redactor
+from deploy.pod.watchdog.activity import SIGNS_EVERY_S, Activity
+from deploy.pod.watchdog.ceilings import Ceiling, reached
+from deploy.pod.watchdog.release import environment
+from deploy.pod.watchdog.shutdown import Goodbye, newest_run, run_folders
+
+KEEPS_WORDS = 20
+CODE = Path(__file__).resolve().parents[3]
+FOR_BOOT = Path("/run/sniperface/guard")  # in our image: init.py starts again what is named there, should it be killed
+IN_WORDS = ("decision", "decisions", "copies", "last_copy", "limits")  # where others' words may be among ours
+ARMED = ("max_hours", "max_usd", "idle_min", "stall_min", "sync_to", "on_end", "usd_per_hour", "release")
+
+
+def main(argv: list[str], clock: Clock | None = None) -> int:
+    if len(argv) != 2:
+        print((__doc__ or "").split("\n\n")[1].strip(), file=sys.stderr)
+        return 2
+    root = Root(Path(argv[1]).absolute())
+    if not read_json(Path(root.guard)):
+        print(f"{root.guard} is missing or not whole: it holds the limits of this machine", file=sys.stderr)
+        return 2
+    try:
+        with Lock(Path(root.guard_lock), {"pid": os.getpid()}).acquire():
+            _tell_boot(root)
+            return Guard(root, clock or Clock()).run()
+    except Busy:
+        return 0
+
+
+class Guard:
+    """One look at everything a second; what follows from it, in `tick`."""
+
+    def __init__(self, root: Root, clock: Clock) -> None:
+        self.root = root
+        self.clock = clock
+        self.limits = Limits()
+        self.meter = Meter(self.limits, clock)
+        self.activity = Activity(root, clock)
+        self.goodbye = Goodbye(root, self.activity, clock, self.beat)
+        self.redact = Redactor(redact.of_environment(environment()))
+        self.jumps = Jumps(clock)
+        self.ceiling: Ceiling | None = None  # the one that was acted on
+        self.again_at = 0.0  # when what was tried is to be tried again
+        self.told_to_end = False
+        self._told_at: float | None = None
+        self._limits_read: object = None
+        self.status: dict[str, Any] = {
+            "state": "guarding",
+            "pid": os.getpid(),
+            "machine": None,
+            "heartbeat": clock.wall(),
+            "decision": None,
+            "decisions": [],
+            "secrets": [],  # the names of those that it was given, for the copies
+        }
+
+    def run(self) -> int:
+        self._listen_to_signals()
+        self.meter = Meter(self.limits, self.clock)
+        known = read_json(Path(self.root.guard_status)).get("meter")
+        self._read_limits(known if isinstance(known, dict) else None)
+        self.decide("guarding", "armed")
+        while not self.told_to_end:
+            try:
+                self.tick()
+            except Exception as error:  # whatever it is: a guard that ended because of it would cost money
+                self.decide(str(self.status["state"]), f"an error of the guard itself: {type(error).__name__}: {error}")
+            time.sleep(self.limits.poll_s)
+        self.decide("ended", "told to end: nobody looks after the money of this machine now")
+        return 0
+
+    def tick(self) -> None:
+        """Look, decide, act."""
+        self._read_limits()
+        self._read_secrets()
+        self.activity.look(self.limits.watch, min(SIGNS_EVERY_S, (self.limits.idle_min or 1.0) * 6))
+        self._end_orphan()
+        ceiling = reached(self.limits, self.activity.seen(self.meter.paid_s))
+        if ceiling is None and self.ceiling and self.ceiling.cause == "stall_min" and not self.activity.is_busy:
+            ceiling = self.ceiling  # the job that stalled has ended, which is no reason to keep its machine
+        if ceiling is None:
+            if self.ceiling is not None:
+                self.ceiling = None
+                self.decide("guarding", "no ceiling is reached any more")
+            self.goodbye.keep_copies(self.limits)
+        else:
+            if self.ceiling is None or self.ceiling.cause != ceiling.cause or self.activity.is_busy:
+                self._end_work(ceiling)
+            # A job that not even force could end is no reason to go on paying; one that has just begun is.
+            free = not self.activity.is_busy or ceiling.cause in ("max_usd", "max_hours")
+            if free and self.clock.monotonic() >= self.again_at:
+                self._let_go(ceiling)
+        self.beat()
+
+    def decide(self, state: str, words: str, **more: Any) -> None:
+        """Say what was decided, at once and to disk."""
+        if (state, words) != (self.status["state"], self.status["decision"]):
+            said = {"time": self.clock.wall(), "state": state, "words": words}
+            self.status["decisions"] = [*self.status["decisions"], said][-KEEPS_WORDS:]
+        self.status.update(state=state, decision=words, **more)
+        self._write(durable=True)
+
+    def beat(self) -> None:
+        late = self._told_at is None or self.clock.monotonic() - self._told_at >= HEARTBEAT_S
+        if late or self.jumps.seen():
+            self._write(durable=False)
+
+    def _end_work(self, ceiling: Ceiling) -> None:
+        """Why, then the stop, then the copies."""
+        self.ceiling, self.again_at = ceiling, 0.0
+        self.decide("ending", f"{ceiling.reason}: ending what runs")
+        running = self.activity.folder or newest_run(self.root)
+        record = {
+            "cause": ceiling.cause,
+            "reason": ceiling.reason,
+            "time": self.clock.wall(),
+            "spend_usd": round(self.meter.spend_usd, 4),
+            "machine": self.limits.machine,
+        }
+        self._record(running, record)
+        ended = self.goodbye.end_jobs(ceiling, self.limits)
+        copies: list[str] = []
+        if self.limits.sync_to:
+            self.decide("ending", f"{ceiling.reason}: copying to {self.limits.sync_to}")
+            copies = self.goodbye.copy(self._to_copy(running, ended), self.limits, self._hard_line())
+            self._record(running, {**record, "copies": copies})
+        self.status["copies"] = copies
+
+    def _to_copy(self, running: RunFolder | None, ended: list[RunFolder]) -> list[RunFolder]:
+        """What has just ended in any case; of earlier runs those whose newest checkpoint nobody else has."""
+        first = {folder.run_id: folder for folder in [*([running] if running else []), *ended]}
+        only = self.goodbye.only_copies(self.limits)
+        rest = [each for each in run_folders(self.root) if each.run_id not in first and each.run_id in only]
+        return [*first.values(), *rest]
+
+    def _let_go(self, ceiling: Ceiling) -> None:
+        """What becomes of the machine now that nothing runs."""
+        limits, price = self.limits, f"${self.limits.usd_per_hour:.2f} an hour"
+        only = self.goodbye.only_copies(limits)
+        copies = "; ".join(self.status.get("copies") or [])
+        why = f"{ceiling.reason}; {copies}" if copies else ceiling.reason
+        self.again_at = self.clock.monotonic() + limits.retry_s
+        if limits.release == "none":
+            self.decide("ended", f"{why}; nothing to release: this machine is not ours to give back", only_copies=only)
+            return
+        if limits.group and limits.node and not self._is_spent():
+            until = f"or once max_usd {limits.max_usd:g} is spent" if limits.max_usd else "with no max_usd to end it"
+            self.decide("waiting", f"{why}; released with its cluster, by the guard of its first machine, {until}")
+            return
+        stops = limits.on_end == "stop" and not limits.group  # a cluster cannot be stopped
+        if only and not stops and limits.on_end != "terminate" and ceiling.cause != "max_usd":
+            self.again_at = self.clock.monotonic() + min(limits.retry_s, SIGNS_EVERY_S)
+            until = f"until max_usd {limits.max_usd:g} is reached" if limits.max_usd else "with no max_usd to end it"
+            kept = f"kept because the only copy of {_some(only)} is here; costs {price}, {until}"
+            self.decide("kept", f"{why}; {kept}", only_copies=only)
+            return
+        action = "stop" if stops else "terminate"
+        lost = f", and with it the only copy of {_some(only)}" if only and action == "terminate" else ""
+        self.decide("releasing", f"{why}; {action}{lost}", only_copies=only)
+        outcome = self.goodbye.release(action, limits.group)
+        if outcome.done:
+            self.decide("released", f"{why}; {outcome.words}")
+        else:
+            visible = f"the machine could not be released, its job is ended, it goes on costing {price}"
+            again = f"tried again every {limits.retry_s:g} s"
+            self.decide("stuck", f"{why}; {visible}: {outcome.words}; {again}")
+        self.again_at = self.clock.monotonic() + limits.retry_s
+
+    def _end_orphan(self) -> None:
+        """A job that outlived its supervisor has its grace for a checkpoint; then it would block the machine."""
+        since = self.activity.orphan_since
+        if since is not None and self.activity.job and self.clock.monotonic() - since > self.limits.grace_s:
+            self.decide(str(self.status["state"]), f"ended the job of run {self.activity.job.get('run_id')}: an orphan")
+            self.goodbye.end_orphan()
+
+    def _hard_line(self) -> float | None:
+        """When the money is spent, in monotonic seconds."""
+        if self.limits.usd_s is None or self.meter.paid_s is None:
+            return None
+        return self.clock.monotonic() + self.limits.usd_s - self.meter.paid_s
+
+    def _is_spent(self) -> bool:
+        usd_s, paid_s = self.limits.usd_s, self.meter.paid_s
+        return usd_s is not None and paid_s is not None and paid_s >= usd_s
+
+    def _record(self, folder: RunFolder | None, record: dict[str, Any]) -> None:
+        if folder is not None and Path(folder.path).is_dir():
+            attempt = read_json(Path(folder.plan)).get("attempt")
+            told = {"run_id": folder.run_id, "attempt": attempt, **record}
+            tell_json(Path(folder.ended), self.redact(told), durable=True)
+
+    def _read_limits(self, known: dict[str, Any] | None = None) -> None:
+        """The laptop's newest word; one that cannot be read leaves the one before it in force."""
+        path = Path(self.root.guard)
+        try:
+            about = path.stat()
+        except OSError:
+            return
+        seen = (about.st_mtime_ns, about.st_size, about.st_ino)
+        if seen == self._limits_read:
+            return
+        self._limits_read = seen
+        try:
+            limits = parse(read_json(path) or _not_whole())
+        except ValueError as error:
+            self.decide(str(self.status["state"]), f"guard.json is passed over, the earlier limits stay: {error}")
+            return
+        if known is not None:
+            self.meter = Meter(limits, self.clock, known)
+        changed = limits != self.limits
+        self.limits = limits
+        self.meter.change(limits)
+        self.again_at = 0.0
+        self.status["machine"] = limits.machine
+        self.status["limits"] = {name: getattr(limits, name) for name in ARMED}
+        if changed and known is None and self._told_at is not None:
+            self.decide(str(self.status["state"]), "new limits from the laptop")
+
+    def _read_secrets(self) -> None:
+        if Path(self.root.guard_secrets).exists():
+            self.goodbye.secrets.update(redact.take(Path(self.root.guard_secrets)))
+            known = [*redact.of_environment(environment()), *self.goodbye.secrets.values()]
+            self.redact = Redactor(known)
+            self.status["secrets"] = sorted(self.goodbye.secrets)
+
+    def _write(self, durable: bool) -> None:
+        self._told_at = self.clock.monotonic()
+        job = self.activity.job or {}
+        self.status.update(
+            heartbeat=self.clock.wall(),
+            spend_usd=round(self.meter.spend_usd, 4),
+            paid_hours=None if self.meter.paid_s is None else round(self.meter.paid_s / 3600, 4),
+            deadline=self.meter.deadline,
+            running=job.get("run_id"),
+            waiting=[each.get("run_id") for each in self.activity.waiting],
+            last_copy=self.goodbye.last_copy,
+            meter=self.meter.note(),
+        )
+        told = {name: self.redact(self.status[name]) for name in IN_WORDS if name in self.status}
+        tell_json(Path(self.root.guard_status), {**self.status, **told}, durable)
+
+    def _listen_to_signals(self) -> None:
+        def end(*_: object) -> None:
+            self.told_to_end = True
+
+        signal.signal(signal.SIGTERM, end)
+        signal.signal(signal.SIGINT, end)
+        if sys.platform != "win32":
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def _tell_boot(root: Root) -> None:
+    """Process 1 of our image looks after its guard; elsewhere there is nobody to tell."""
+    argv = [sys.executable, "-m", "deploy.pod.guard", str(root.path)]
+    note = {"argv": argv, "cwd": str(CODE), "needs": str(root.guard), "lock": str(root.guard_lock)}
+    with contextlib.suppress(OSError):
+        if FOR_BOOT.parent.is_dir():
+            write_bytes(FOR_BOOT, json.dumps(note).encode("utf-8"), mode=0o600)
+
+
+def _not_whole() -> dict[str, Any]:
+    raise ValueError("it is not whole")
+
+
+def _some(only: dict[str, str]) -> str:
+    run_id, file = next(iter(only.items()))
+    return f"{file} (run {run_id})" + (f" and of {len(only) - 1} more" if len(only) > 1 else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

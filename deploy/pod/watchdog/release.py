@@ -1,0 +1,131 @@
+"""Gives this machine back, from inside: the provider's API first, its own tool second.
+
+The key is read from the environment and goes into one HTTP header: it is in no command line, log or status.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.pod.agent import verbs
+from deploy.pod.base.redact import Redactor, of_environment
+
+BASE_URL_VARIABLE = "RUNPOD_API_BASE_URL"
+BASE_URL = "https://api.runpod.io"
+LIMIT_S = 20.0
+TOOL_LIMIT_S = 60.0
+PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between tries of one call; a busy server names its own
+LONGEST_PAUSE_S = 60.0
+# `runpodctl pod delete ID` is how it is said today, `remove pod` before 2026; images hold either.
+TOOL_WORDS = {
+    "terminate": (("pod", "delete"), ("remove", "pod")),
+    "stop": (("pod", "stop"), ("stop", "pod")),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Whether the machine is being released, and in words how, or why not."""
+
+    done: bool
+    words: str
+
+
+def environment() -> dict[str, str]:
+    """This process's own, and what only the container's first process was given: SSH sessions start without it."""
+    own = dict(os.environ)
+    with contextlib.suppress(OSError):
+        for entry in Path("/proc/1/environ").read_bytes().split(b"\0"):
+            name, _, value = entry.decode("utf-8", errors="replace").partition("=")
+            if name.startswith("RUNPOD_"):
+                own.setdefault(name, value)
+    return own
+
+
+def release(action: str, env: Mapping[str, str], pause: Callable[[float], None], cluster: str | None = None) -> Outcome:
+    """`terminate` or `stop` this pod. `pause` waits between two tries.
+
+    A pod of a cluster goes with its cluster or not at all: the API ends none alone, and were the tool able to, the
+    others would bill on.
+    """
+    if cluster:
+        if action != "terminate":
+            return Outcome(False, "a cluster can only be ended, not stopped")
+        by_api = _by_api(action, f"clusters/{urllib.parse.quote(cluster, safe='')}", env, pause)
+        return Outcome(by_api.done, Redactor(of_environment(env))(by_api.words))
+    pod = env.get("RUNPOD_POD_ID")
+    if not pod:
+        return Outcome(False, "this machine does not know its RUNPOD_POD_ID: is it a pod at all?")
+    by_api = _by_api(action, f"pods/{urllib.parse.quote(pod, safe='')}", env, pause)
+    if by_api.done:
+        return by_api
+    by_tool = _by_tool(action, pod, env)
+    if by_tool.done:
+        return by_tool
+    return Outcome(False, Redactor(of_environment(env))(f"{by_api.words}; {by_tool.words}"))
+
+
+def _by_api(action: str, path: str, env: Mapping[str, str], pause: Callable[[float], None]) -> Outcome:
+    key, base = env.get("RUNPOD_API_KEY"), (env.get(BASE_URL_VARIABLE) or BASE_URL).rstrip("/")
+    if not key:
+        return Outcome(False, "there is no RUNPOD_API_KEY for the API")
+    if not base.startswith(("https://", "http://")):
+        return Outcome(False, f"{BASE_URL_VARIABLE} is no address: {base}")
+    address = f"{base}/v2/{path}"
+    words = ""
+    for wait_s in (*PAUSES_S, None):
+        outcome, again_s, words = _ask(action, address, key)
+        if outcome is not None:
+            return outcome
+        if wait_s is not None:
+            pause(min(LONGEST_PAUSE_S, max(wait_s, again_s)))
+    return Outcome(False, words)
+
+
+def _ask(action: str, address: str, key: str) -> tuple[Outcome | None, float, str]:
+    """One call. None as outcome: it may be tried again, after so many seconds, for this reason."""
+    method, body = ("DELETE", None) if action == "terminate" else ("POST", json.dumps({"action": action}).encode())
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", "User-Agent": "sniperface"}
+    request = urllib.request.Request(  # noqa: S310 - the scheme was checked
+        address if action == "terminate" else f"{address}/action", body, headers, method=method
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:  # noqa: S310 - checked above
+            return Outcome(True, f"the API accepted {action} ({answer.status})"), 0.0, ""
+    except urllib.error.HTTPError as error:
+        with error:
+            words = f"the API answered {error.code} {error.reason} to {action}"
+            if error.code == 404:
+                return Outcome(True, "the API does not know it any more"), 0.0, ""
+            if error.code == 429 or error.code >= 500:
+                wait = error.headers.get("Retry-After") or ""
+                return None, float(wait) if wait.isdigit() else 0.0, words
+            return Outcome(False, words), 0.0, ""
+    except (OSError, ValueError) as error:  # no connection, no answer in time, or one that is no HTTP
+        return None, 0.0, f"the API cannot be reached: {getattr(error, 'reason', None) or error}"
+
+
+def _by_tool(action: str, pod: str, env: Mapping[str, str]) -> Outcome:
+    tool = shutil.which("runpodctl", path=env.get("PATH"))
+    if tool is None:
+        return Outcome(False, "runpodctl is not installed")
+    said = b""
+    for words in TOOL_WORDS[action]:
+        try:
+            code, out, err = verbs.run([tool, *words, pod], env=dict(env), limit_s=TOOL_LIMIT_S)
+        except (OSError, verbs.Overdue) as error:
+            return Outcome(False, f"runpodctl did not answer: {error}")
+        if code == 0:
+            return Outcome(True, f"runpodctl {' '.join(words)} succeeded")
+        said = err or out
+    last = said.decode("utf-8", errors="replace").strip().splitlines()[-1:] or ["no reason given"]
+    return Outcome(False, f"runpodctl failed: {last[0]}")

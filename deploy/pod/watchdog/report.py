@@ -1,0 +1,51 @@
+"""The state that a machine reports: who works on it, whether it is guarded, what only it has.
+
+    python -m deploy.pod.standing <root>
+
+One JSON object on standard output, for a laptop that thinks of releasing the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from deploy.pod.base import queue as turns
+from deploy.pod.base.folder import LOST_AFTER_S, Root, read_json
+from deploy.pod.base.limits import Limits, parse
+from deploy.pod.base.lock import is_held, read_holder
+from deploy.pod.watchdog.shutdown import only_copies
+
+
+def main(argv: list[str]) -> int:
+    print(json.dumps(standing(Root(Path(argv[1]).absolute()))))
+    return 0
+
+
+def standing(root: Root) -> dict[str, Any]:
+    """`at_work`: runs, a name each, that run, wait for their turn, or still make their last checkpoint. `guarded`: by a
+    guard whose heart beats. `state` and `decision`: its last words. `only_copies`: run -> its newest checkpoint."""
+    said = read_json(Path(root.guard_status))
+    busy = [read_holder(Path(root.busy_lock))] if is_held(Path(root.busy_lock)) else []
+    heart_age_s = time.time() - float(said.get("heartbeat") or 0)
+    return {
+        "at_work": [str(each.get("run_id", "of another command")) for each in [*busy, *turns.waiting(root)]],
+        "guarded": is_held(Path(root.guard_lock)) and heart_age_s <= LOST_AFTER_S,
+        "state": said.get("state"),
+        "decision": said.get("decision"),
+        "only_copies": only_copies(root, _limits(root)),
+    }
+
+
+def _limits(root: Root) -> Limits:
+    try:
+        return parse(read_json(Path(root.guard)))
+    except ValueError:
+        return Limits()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,236 @@
+"""How work on a machine is ended: the job with a checkpoint, then copies, then the machine itself.
+
+Everything here may take minutes; `beat` is called meanwhile, so that the guard is seen to live.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from deploy.pod.agent import verbs
+from deploy.pod.backup import storage as places
+from deploy.pod.base import checkpoints as whole
+from deploy.pod.base import processes
+from deploy.pod.base.clock import Clock
+from deploy.pod.base.folder import FINAL_STATES, Root, RunFolder, read_json, tell_json
+from deploy.pod.base.limits import Limits
+from deploy.pod.base.stopping import ask_to_expire
+from deploy.pod.watchdog import release
+from deploy.pod.watchdog.activity import Activity
+from deploy.pod.watchdog.ceilings import Ceiling
+from deploy.pod.watchdog.release import Outcome
+
+CODE = Path(__file__).resolve().parents[3]
+COPIES = (whole.FETCHED, whole.SYNCED)
+LOOK_EVERY_S = 5.0  # for a checkpoint that is to be copied
+COPY_EVERY_S = 30.0  # at most
+COPY_AGAIN_S = 300.0  # after one that failed
+SLACK_S = 20.0  # between a supervisor's kill of its job and its own end
+T = TypeVar("T")
+
+
+class Goodbye:
+    """One way to end, used by the guard alone."""
+
+    def __init__(self, root: Root, activity: Activity, clock: Clock, beat: Callable[[], None]) -> None:
+        self.root = root
+        self.activity = activity
+        self.clock = clock
+        self.beat = beat
+        self.secrets: dict[str, str] = {}  # for the copies
+        self._copier: threading.Thread | None = None
+        self._copy_at = clock.monotonic()
+        self.last_copy: str | None = None
+        self.copied: dict[str, str] = {}  # sha256 of what was copied -> where to; its note may not fit on a full disk
+
+    def end_jobs(self, ceiling: Ceiling, limits: Limits) -> list[RunFolder]:
+        """Ask the job that runs, and those that wait, for their end, and see that it comes. Which runs that were.
+
+        Of those that wait with a stalled job none is asked: their turn has come.
+        """
+        asked: list[RunFolder] = []
+        others = [] if ceiling.cause == "stall_min" else self.activity.waiting
+        for holder in [*others, *([self.activity.job] if self.activity.job else [])]:
+            if holder.get("run_id"):
+                folder = RunFolder(Path(self.root.runs / str(holder["run_id"])))
+                ask_to_expire(folder, ceiling.reason)
+                asked.append(folder)
+        grace_s = max([limits.grace_s, *(_grace_s(folder) for folder in asked)]) if asked else limits.grace_s
+        mine = {folder.run_id for folder in asked}
+
+        def over() -> bool:
+            self.activity.look(limits.watch)
+            there = [self.activity.job, *self.activity.waiting]
+            return not any(each is not None and each.get("run_id", "") in {"", *mine} for each in there)
+
+        if not self._wait(over, grace_s + SLACK_S, limits.poll_s):
+            self._kill(mine)
+            self._wait(over, SLACK_S, limits.poll_s)
+        for folder in asked:
+            _see_that_it_is_told(folder, ceiling, self.clock)
+        return asked
+
+    def end_orphan(self) -> None:
+        """A job whose supervisor is gone, and that did not leave within its grace."""
+        if self.activity.job and self.activity.job.get("job_pid"):
+            processes.kill_tree(int(self.activity.job["job_pid"]))
+
+    def keep_copies(self, limits: Limits) -> None:
+        """Copy each new checkpoint of the job that runs, beside all else: a machine may vanish without a goodbye."""
+        folder = self.activity.folder
+        if folder is None or not limits.sync_to or self.clock.monotonic() < self._copy_at or self._copies():
+            return
+        self._copy_at = self.clock.monotonic() + LOOK_EVERY_S
+        newest = whole.described(folder)[:1]
+        if newest and not self._is_copied(folder, newest[0], whole.SYNCED):
+            self._copy_at = self.clock.monotonic() + COPY_EVERY_S
+            self._copier = threading.Thread(target=self._note_copy, args=(folder, limits), name="copies", daemon=True)
+            self._copier.start()
+
+    def _copies(self) -> bool:
+        return self._copier is not None and self._copier.is_alive()
+
+    def _note_copy(self, folder: RunFolder, limits: Limits) -> None:
+        before = len(self.copied)
+        self.last_copy = self._copy(folder, limits, limits.sync_limit_s)
+        if len(self.copied) == before:
+            self._copy_at = self.clock.monotonic() + COPY_AGAIN_S
+
+    def _is_copied(self, folder: RunFolder, note: dict[str, Any], *marks: str) -> bool:
+        return note.get("sha256") in self.copied or whole.has_copy(folder, note, *marks)
+
+    def copy(self, folders: list[RunFolder], limits: Limits, until_s: float | None) -> list[str]:
+        """The final sync of each run: what came of it, in words. `until_s`: when the money is spent."""
+
+        def left_s() -> float:
+            left = limits.sync_limit_s
+            return left if until_s is None else min(left, max(10.0, until_s - self.clock.monotonic()))
+
+        self._wait(lambda: not self._copies(), left_s(), limits.poll_s)  # two would meet under one name
+        return [self._while_beating(partial(self._copy, folder, limits, left_s())) for folder in folders]
+
+    def only_copies(self, limits: Limits) -> dict[str, str]:
+        return only_copies(self.root, limits, lambda folder, note: self._is_copied(folder, note, *COPIES))
+
+    def release(self, action: str, cluster: str | None = None) -> Outcome:
+        """Give the machine back, with the cluster that it belongs to, or stop it."""
+        env = {**release.environment(), **self.secrets}
+        return self._while_beating(lambda: release.release(action, env, time.sleep, cluster))
+
+    def _copy(self, folder: RunFolder, limits: Limits, limit_s: float) -> str:
+        """In a process of its own, at the end of its time ended: a volume may hang."""
+        argv = [_python(folder), "-m", "deploy.pod.backup.sync", str(folder.path), str(limits.sync_to)]
+        try:
+            more = [limits.volume_path] if limits.volume_path else []
+            code, out, err = verbs.run([*argv, *more], cwd=str(CODE), env=self.secrets, limit_s=limit_s)
+        except verbs.Overdue:
+            return f"run {folder.run_id}: the copy to {limits.sync_to} was not done within {limit_s:.0f} s"
+        except OSError as error:
+            return f"run {folder.run_id}: the copy could not be started: {error}"
+        last = (out or err).decode("utf-8", errors="replace").strip().splitlines()[-1:] or [f"exit code {code}"]
+        if code:
+            return f"run {folder.run_id}: {last[0]}"
+        told = json.loads(last[0])
+        if told["sha256"]:
+            self.copied[told["sha256"]] = told["sync_to"]
+        what = told["checkpoint"] or "log and metrics (it has no checkpoint)"
+        return f"run {folder.run_id}: {what} is in {told['sync_to']}, verified"
+
+    def _kill(self, mine: set[str]) -> None:
+        """Neither the job nor its supervisor answered."""
+        for holder in [self.activity.job, *self.activity.waiting]:
+            if holder and holder.get("run_id") in mine:
+                for pid in (holder.get("pid"), holder.get("job_pid")):
+                    if pid:
+                        processes.kill_tree(int(pid))
+
+    def _wait(self, until: Callable[[], bool], limit_s: float, poll_s: float) -> bool:
+        deadline = self.clock.monotonic() + limit_s
+        while not until():
+            if self.clock.monotonic() > deadline:
+                return False
+            self.beat()
+            time.sleep(poll_s)
+        return True
+
+    def _while_beating(self, work: Callable[[], T]) -> T:
+        """Work that waits for others, in a thread."""
+        done: list[T] = []
+        failed: list[BaseException] = []
+
+        def carry() -> None:
+            try:
+                done.append(work())
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=carry, name="goodbye", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            self.beat()
+            thread.join(0.2)
+        if failed:
+            raise failed[0]
+        return done[0]
+
+
+def only_copies(
+    root: Root, limits: Limits, is_copied: Callable[[RunFolder, dict[str, Any]], bool] | None = None
+) -> dict[str, str]:
+    """Runs, each with its newest checkpoint, that nobody else has, by the notes beside the checkpoints."""
+    known = is_copied or (lambda folder, note: whole.has_copy(folder, note, *COPIES))
+    found: dict[str, str] = {}
+    if places.is_below(Path(root.path), limits.volume_path):
+        return found
+    for folder in run_folders(root):
+        for note in whole.described(folder)[:1]:
+            if not known(folder, note):
+                found[folder.run_id] = note["file"]
+    return found
+
+
+def run_folders(root: Root) -> Iterator[RunFolder]:
+    """Every run that lies on this machine."""
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(root.runs)):
+            yield RunFolder(Path(root.runs / name))
+
+
+def newest_run(root: Root) -> RunFolder | None:
+    """The run that somebody last did something with."""
+    times = []
+    for folder in run_folders(root):
+        with contextlib.suppress(OSError):
+            times.append((Path(folder.plan).stat().st_mtime, folder.run_id, folder))
+    return max(times)[2] if times else None
+
+
+def _see_that_it_is_told(folder: RunFolder, ceiling: Ceiling, clock: Clock) -> None:
+    """Where the supervisor died on the way, the guard says it in its place."""
+    status = read_json(Path(folder.status))
+    if status and status.get("state") not in FINAL_STATES:
+        now = clock.wall()
+        words = {"state": "expired", "reason": ceiling.reason, "heartbeat": now, "ended": now}
+        tell_json(Path(folder.status), {**status, **words}, durable=True)
+    with contextlib.suppress(OSError):
+        os.unlink(folder.stop_request)
+
+
+def _python(folder: RunFolder) -> str:
+    """The job's own Python, which has fsspec; the guard's may be any, as it starts before that one is made."""
+    argv: Any = read_json(Path(folder.plan)).get("argv") or [""]
+    return str(argv[0]) if os.path.isfile(str(argv[0])) else sys.executable
+
+
+def _grace_s(folder: RunFolder) -> float:
+    value: Any = read_json(Path(folder.plan)).get("grace_s", 0)
+    return float(value) if isinstance(value, (int, float)) else 0.0
