@@ -28,8 +28,8 @@ import torch
 from numpy.typing import NDArray
 
 from app.config import BackboneConfig, Config, load, own_words
-from app.data import sources
 from app.data.dataset import SIDE, open_images
+from app.data.sources import source as sources
 from app.errors import Failed, WrongUse
 from app.files import atomic, make_folder, write_json
 from app.models import build_backbone

@@ -33,10 +33,11 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from app.data import sources, writer
 from app.data.dataset import IMAGE_SHAPE, read_manifest
-from app.data.recordio import rec
-from app.data.synthetic import synthetic
+from app.data.sources import source as sources
+from app.data.sources import writer
+from app.data.sources.recordio import rec
+from app.data.synthetic.source import synthetic
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.files import atomic, make_folder, one_at_a_time, write_json
 
@@ -162,7 +163,8 @@ def choose(options: dict[str, str]) -> sources.Source:
     if kind == "rec":
         return rec(path, options.get("decoder", "cpu"))
     if kind == "parquet":
-        from app.data.parquet import parquet  # pyarrow takes a moment to load, in every worker of other sources too
+        # pyarrow takes a moment to load, in every worker of other sources too
+        from app.data.sources.parquet import parquet
 
         return parquet(path, options.get("image_column"), options.get("label_column"), options.get("split"))
     return sources.array(path, Path(options["labels"]) if "labels" in options else None)

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from app.config import Config, read_command_line, save_resolved
-from app.data.alike import refuse_others
 from app.data.dataset import Dataset, identity
+from app.data.same_data import refuse_others
 from app.errors import EXIT_WRONG_USE, WrongUse
-from app.evaluation.meter import Meter
+from app.evaluation.evaluator import Meter
 from app.files import make_folder
 from app.mining.knn import SearchInexact
 from app.mining.refresh import Interlude

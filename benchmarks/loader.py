@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywh
 
 from _claims import Claim, in_turn, quick, report, seconds
 
-from app.data.feed import feed
+from app.data.loader import feed
 
 BATCH = 256
 

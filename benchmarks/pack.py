@@ -27,9 +27,9 @@ from _claims import Claim, in_turn, quick, report, seconds
 from _far import far
 
 from app import prepare
-from app.data.packed import Writer, read
-from app.data.sources import Source, orl
-from app.data.synthetic import synthetic
+from app.data.sources.source import Source, orl
+from app.data.synthetic.source import synthetic
+from app.packing.packed import Writer, read
 
 THIN_MBIT_PER_S = 10  # an ordinary one
 LINE_MB_PER_S = 12.5  # 100 Mbit/s: a good uplink at home

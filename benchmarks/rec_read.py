@@ -23,10 +23,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywh
 
 from _claims import Claim, core_seconds, in_turn, quick, report
 
-from app.data import decode
-from app.data.decode import simplejpeg
-from app.data.recordio import framed, image_record, rec
-from app.data.sources import orl
+from app.data.sources import decode
+from app.data.sources.decode import simplejpeg
+from app.data.sources.recordio import framed, image_record, rec
+from app.data.sources.source import orl
 
 BATCH = 256
 QUALITY = 95

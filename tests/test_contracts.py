@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from app import prepare
 from app.config import load
 from app.data import dataset as app_data
-from app.data.sources import Source
+from app.data.sources.source import Source
 from app.runtime.folder import RunFolder as AppFolder
 from deploy.pod.base.folder import RunFolder as DeployFolder
 from deploy.shell import LocalShell

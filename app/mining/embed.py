@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.data.dataset import Rows
-from app.data.feed import plain_views
+from app.data.loader import plain_views
 from app.mining.kept import Chunks, Kept
 from app.models.embedder import Embedder
 from app.runtime.dist import World, any_rank, share

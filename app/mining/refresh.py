@@ -76,8 +76,8 @@ def refresh(
     `previous` [N] are the ones so far, from `shard` [n, D] come the new ones. `sheet` is the PNG that shows a few.
     """
     # Clustering needs Numba and SciPy, and the picture Pillow: a run that mines nothing starts without them.
+    from app.mining.contact_sheet import contact_sheet
     from app.mining.pseudo_ids import find_pseudo_ids
-    from app.mining.sheet import contact_sheet
 
     started = time.monotonic()
     rows = data.train_rows

@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 from app.config import Config
 from app.data.augment import Augment, Draws
 from app.data.dataset import Dataset, Rows
-from app.data.feed import Asked, Parcel
+from app.data.loader import Asked, Parcel
 from app.mining.refresh import PRECISION, Interlude
 from app.models import batch_norm
 from app.runtime.dist import World, averages_of, mean, put_averages

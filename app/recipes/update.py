@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.config import Config
 from app.data.dataset import Dataset, chances, epoch_order
-from app.data.feed import Asked, parcels
+from app.data.loader import Asked, parcels
 from app.recipes.recipe import Batch, Recipe, arrived, wanted
 from app.runtime import dist
 from app.runtime.checkpoint import TrainState

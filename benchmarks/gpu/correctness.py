@@ -187,7 +187,7 @@ def heads(rig: Rig) -> Records:
 
 def feeding(rig: Rig) -> Records:
     """Images arrive as they are, however busy the device is: the sums of 60 batches."""
-    from app.data.feed import feed
+    from app.data.loader import feed
 
     rng, size = np.random.default_rng(0), rig.sized(2048, 64)
     busy = torch.randn(size, size, device=rig.device)

@@ -1,7 +1,8 @@
 """Images that travel packed over a thin line: packed on the laptop, once, and unpacked on the machine.
 
-Packing and unpacking are programs of the app, for they need its libraries: `app.pack` runs here, before a machine is
-paid for, `app.unpack` there. A packed block is kept on the laptop with a note of its hashes, and sent as any file.
+Packing and unpacking are programs of the app, for they need its libraries: `app.packing.pack` runs here, before a
+machine is paid for, `app.packing.unpack` there. A packed block is kept on the laptop with a note of its hashes, and
+sent as any file.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class Packing:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "packing.json"
             file.write_text(json.dumps(order), encoding="utf-8")
-            _run(LocalShell(), [sys.executable, "-m", "app.pack", str(file)], project, progress)
+            _run(LocalShell(), [sys.executable, "-m", "app.packing.pack", str(file)], project, progress)
         del self.__dict__["notes"]
         if self.missing:
             raise StepFailed(f"{self.folder} does not keep what is packed into it: its disk is full, or bad")
@@ -137,7 +138,7 @@ class Packing:
             "pieces": [self._unpacking(number, piece) for number, piece in zip(self.blocks, pieces, strict=True)],
         }
         shell.write(order, json.dumps(value).encode("utf-8"))
-        _run(shell, [machine.python, "-m", "app.unpack", str(order)], code, progress)
+        _run(shell, [machine.python, "-m", "app.packing.unpack", str(order)], code, progress)
         return self.hashes("unpacked_sha256")
 
     def _unpacking(self, number: int, packed: Piece) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from app import prepare
-from app.data.sources import Source
+from app.data.sources.source import Source
 from app.runtime.dist import World
 
 

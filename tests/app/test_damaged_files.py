@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.data.parquet import parquet
-from app.data.recordio import rec
-from app.data.sources import Source
+from app.data.sources.parquet import parquet
+from app.data.sources.recordio import rec
+from app.data.sources.source import Source
 from app.errors import WrongUse
 
 from .test_parquet import png, save

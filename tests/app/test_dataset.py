@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from app.config import NO_ID
 from app.data.dataset import chances, choose_blocks, epoch_order, open_dataset, rows_of_blocks
-from app.data.feed import feed
+from app.data.loader import feed
 from app.data.positives import Positives
 from app.errors import WrongUse
 

@@ -14,7 +14,7 @@ import torch
 from app import evaluate, export, mine, train
 from app.config import load
 from app.data.dataset import open_configured
-from app.evaluation.meter import Meter
+from app.evaluation.evaluator import Meter
 from app.mining.pseudo_ids import find_pseudo_ids
 from app.models.collapse import spread
 from app.models.moco import FeatureBank

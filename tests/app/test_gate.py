@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.config import NO_ID, MiningConfig
+from app.mining.contact_sheet import contact_sheet
 from app.mining.gate import churn, histogram, judge, keep_ids, pair_f, purity
-from app.mining.sheet import contact_sheet
 
 NEW = np.full(100, NO_ID)
 

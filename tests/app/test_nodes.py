@@ -136,7 +136,7 @@ from pathlib import Path
 os.environ["GROUP_RANK"] = os.environ["RANK"]
 import torch
 from app.config import load
-from app.data.alike import refuse_others
+from app.data.same_data import refuse_others
 from app.data.dataset import open_configured
 from app.errors import WrongUse
 from app.mining import kept as keeping

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app import pack, unpack
-from app.data import packed
-from app.data.sources import orl
-from app.data.synthetic import synthetic
+from app.data.sources.source import orl
+from app.data.synthetic.source import synthetic
+from app.packing import pack, packed, unpack
 
 SHAPE = (112, 112, 3)
 ROW = 112 * 112 * 3

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app import prepare
-from app.data.parquet import parquet
+from app.data.sources.parquet import parquet
 from app.errors import WrongUse
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app import prepare
-from app.data import sources
-from app.data.sources import decode_face
+from app.data.sources import source as sources
+from app.data.sources.source import decode_face
 
 SIDE = 112
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app import prepare
-from app.data import decode
-from app.data.recordio import MAGIC_BYTES, Records, framed, image_record, rec
-from app.data.sources import decode_face
+from app.data.sources import decode
+from app.data.sources.recordio import MAGIC_BYTES, Records, framed, image_record, rec
+from app.data.sources.source import decode_face
 from app.errors import WrongUse
 
 payloads = st.lists(

@@ -15,7 +15,7 @@ import torch
 from app import prepare, train
 from app.config import load
 from app.data.dataset import identity, open_configured
-from app.data.sources import Source
+from app.data.sources.source import Source
 from app.errors import WrongUse
 from app.recipes import RECIPES
 from app.runtime import checkpoint

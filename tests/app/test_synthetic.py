@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.data.synthetic import draw, synthetic
+from app.data.synthetic.source import draw, synthetic
 from app.errors import WrongUse
 from app.evaluation.verification import all_pairs, verification_accuracy
 

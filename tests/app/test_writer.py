@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import prepare
-from app.data.sources import Source
-from app.data.synthetic import synthetic
-from app.data.writer import PIECE_ROWS, ROW_BYTES
+from app.data.sources.source import Source
+from app.data.sources.writer import PIECE_ROWS, ROW_BYTES
+from app.data.synthetic.source import synthetic
 from app.errors import WrongUse
 
 PROJECT = Path(__file__).parents[2]
@@ -197,7 +197,7 @@ def test_an_image_that_a_worker_cannot_read_is_named_and_nothing_is_left(tmp_pat
     for number in range(4):
         (photos / f"{number}.png").write_bytes(b"no image")
     out = tmp_path / "out" / "images.npy"
-    from app.data.sources import folder
+    from app.data.sources.source import folder
 
     with pytest.raises(WrongUse, match=r"0\.png is no readable image"):
         prepare.prepare(folder(tmp_path / "photos"), out, workers=2)

@@ -34,8 +34,8 @@ ROWS, BLOCK_ROWS, HELD_OUT = 40, 5, 10
 @pytest.fixture
 def project(project: Project) -> Project:
     """The pretended app, with the real one's packing."""
-    for name in ("pack.py", "unpack.py", "threads.py", "files.py", "errors.py", "data/__init__.py", "data/packed.py"):
-        (project.path / "app" / name).parent.mkdir(exist_ok=True)
+    shutil.copytree(SOURCE / "app" / "packing", project.path / "app" / "packing")
+    for name in ("files.py", "errors.py"):
         shutil.copy(SOURCE / "app" / name, project.path / "app" / name)
     return project
 
@@ -281,7 +281,7 @@ def test_the_real_app_reads_what_was_sent(box: Box, tmp_path: Path) -> None:
     """Its own photographs, its own configuration and manifest: nothing here is pretended but the training."""
     from app import prepare as app_prepare
     from app.data.dataset import open_dataset
-    from app.data.sources import orl
+    from app.data.sources.source import orl
 
     for name in ("app", "torch"):
         shutil.rmtree(box.project.path / name)

@@ -24,7 +24,7 @@ import torch
 
 from app import prepare, train
 from app.config import Config, load
-from app.data.sources import Source
+from app.data.sources.source import Source
 from app.runtime.folder import RunFolder
 from tests.app.conftest import faces
 from tests.app.shadow.tensor_cores import TensorCores

@@ -183,7 +183,7 @@ def test_the_verdict_is_read_once_a_step_and_one_step_late(
 
 
 def test_the_same_rows_and_seed_are_packed_and_unpacked_alike() -> None:
-    from app.data.feed import Asked, parcels
+    from app.data.loader import Asked, parcels
 
     images = np.random.default_rng(0).integers(0, 256, (40, 5, 5, 3)).astype(np.uint8)
     tensors = [torch.arange(7), torch.rand(3, 7), torch.tensor(True)]

@@ -25,9 +25,9 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data import decode
 from app.data.dataset import IMAGE_SHAPE
-from app.data.sources import UNREADABLE, Source, decode_face, fingerprint
+from app.data.sources import decode
+from app.data.sources.source import UNREADABLE, Source, decode_face, fingerprint
 from app.errors import WrongUse
 
 MAGIC = 0xCED7230A

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.paint import REACH, Floats, Painter, T, cloud, grid, step, strands, tone, upsampling
+from app.data.synthetic.paint import REACH, Floats, Painter, T, cloud, grid, step, strands, tone, upsampling
 
 # From light to dark, from yellow to red, linear between them; sRGB 0..1.
 SKIN = np.array([[0.98, 0.86, 0.77], [0.92, 0.74, 0.60], [0.80, 0.60, 0.44], [0.58, 0.39, 0.27], [0.34, 0.22, 0.16]])

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from app.data.sources import UNREADABLE, Source, decode_face, fingerprint
+from app.data.sources.source import UNREADABLE, Source, decode_face, fingerprint
 from app.errors import WrongUse
 
 # Usual names, the best first.

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.paint import REACH, Floats, M, T, step
-from app.data.person import Person
-from app.data.scenery import background, before, camera, grid, lay
+from app.data.synthetic.paint import REACH, Floats, M, T, step
+from app.data.synthetic.person import Person
+from app.data.synthetic.scenery import background, before, camera, grid, lay
 
 
 def photograph(person: Person, rng: np.random.Generator, variation: float) -> NDArray[np.uint8]:

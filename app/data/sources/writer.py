@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.dataset import IMAGE_SHAPE
-from app.data.sources import Source
+from app.data.sources.source import Source
 from app.errors import WrongUse
 from app.files import claim, settle
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.dataset import SIDE as S
-from app.data.paint import Floats, step, tone, upsampling
-from app.data.person import SKIN
+from app.data.synthetic.paint import Floats, step, tone, upsampling
+from app.data.synthetic.person import SKIN
 
 BLURS, BLUR_SHARES = (
     (0, 1, 2, 4),

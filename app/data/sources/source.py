@@ -2,7 +2,7 @@
 
 A source tells how many images it has before it decodes the first, so room is checked first; it reads and decodes any
 range of rows, so blocks are made independently, and nothing is held in memory. No torch here: data is prepared on
-laptops too. More sources: parquet.py, recordio.py, synthetic.py.
+laptops too. More sources: parquet.py, recordio.py, ../synthetic.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from app.data.dataset import SIDE, open_images, open_labels
-from app.data.decode import fast_jpeg
+from app.data.sources.decode import fast_jpeg
 from app.errors import WrongUse
 
 IMAGE_SUFFIXES = {

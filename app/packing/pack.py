@@ -1,4 +1,4 @@
-"""python -m app.pack ORDER.json: blocks of images.npy as packed blocks, for a thin line (`invoke train --pack`).
+"""python -m app.packing.pack ORDER.json: blocks of images.npy as packed blocks, for a thin line: `invoke train --pack`
 
 The order says: images (an .npy), kind, shape of an image, folder, and blocks [{name, file, offset, bytes,
 sha256|null}]. Each becomes `file` in the folder, with a JSON of its hashes beside it, which is written last: a packed
@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from app.data.packed import Writer
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.files import atomic, write_json
-from app.threads import Progress, in_parallel
+from app.packing.packed import Writer
+from app.packing.threads import Progress, in_parallel
 
 EXIT_FAILED = 1
 ROWS_AT_ONCE = 64

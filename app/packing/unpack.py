@@ -1,4 +1,4 @@
-"""python -m app.unpack ORDER.json: packed blocks into an images.npy that has its full size already.
+"""python -m app.packing.unpack ORDER.json: packed blocks into an images.npy that has its full size already.
 
 The order says: packed (a file of packed blocks), part (where to), kind, shape of an image, and pieces [{name, offset,
 bytes, sha256, place, rows, unpacked_sha256}]: where each block lies packed, and where its images belong. Both hashes
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from app.data.packed import Damaged, read
-from app.threads import Progress, in_parallel
+from app.packing.packed import Damaged, read
+from app.packing.threads import Progress, in_parallel
 
 EXIT_FAILED = 1
 

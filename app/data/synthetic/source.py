@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.dataset import IMAGE_SHAPE
-from app.data.person import draw_person
-from app.data.portrait import photograph
-from app.data.sources import Source
+from app.data.sources.source import Source
+from app.data.synthetic.person import draw_person
+from app.data.synthetic.portrait import photograph
 from app.errors import WrongUse
 
 LOOK = 2  # of the drawings: a new number when the same seed gives other pictures, so that old and new are never mixed

@@ -1,0 +1,1 @@
+"""Formats of published face data, and the writer of images.npy."""

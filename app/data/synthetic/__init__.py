@@ -1,0 +1,1 @@
+"""Drawn faces: as many people as asked for, from a seed alone."""

@@ -1,0 +1,1 @@
+"""Blocks of images.npy, packed for a slow connection and unpacked on the machine."""
