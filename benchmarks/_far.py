@@ -21,8 +21,8 @@ sys.path.insert(0, str(PROJECT))
 from deploy.pod.base import processes  # noqa: E402
 from deploy.shell.host_keys import fingerprint  # noqa: E402
 from deploy.specs.machine import Machine  # noqa: E402
-from tests.deploy.proxy import proxy  # noqa: E402
-from tests.deploy.servers import openssh  # noqa: E402
+from tests.deploy.support.proxy import proxy  # noqa: E402
+from tests.deploy.support.servers import openssh  # noqa: E402
 
 ROUND_TRIP_S = 0.1
 

@@ -17,8 +17,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from deploy.shell import Shell, open_shell
-from tests.deploy.proxy import Proxy, proxy
-from tests.deploy.servers import Server, openssh
+from tests.deploy.support.proxy import Proxy, proxy
+from tests.deploy.support.servers import Server, openssh
 
 ROUND_TRIP_S = 0.1
 MIB = 1 << 20

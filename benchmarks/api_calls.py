@@ -19,9 +19,9 @@ from deploy.providers.runpod import key
 from deploy.providers.runpod.api import TooMany, Wanted
 from deploy.providers.runpod.ratelimit import Limits, Pace, answers_ssh
 from deploy.providers.runpod.rest import RestApi
-from tests.emulators.clock import MovedClock
-from tests.emulators.rig import Rig
-from tests.emulators.runpod import KEY, Emulator
+from tests.support.emulators.clock import MovedClock
+from tests.support.emulators.rig import Rig
+from tests.support.emulators.runpod import KEY, Emulator
 
 BOOT_S = 90
 LIMIT = 15  # a minute

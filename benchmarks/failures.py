@@ -1,8 +1,8 @@
 """What holds when things break: every test of a fault is run, and what each of them measured is summed up.
 
-`python bootstrap.py pytest -m fault` runs the same tests; tests/faults.py says what they have in common. There is no
-peer: what is claimed is measured against its limit. docs/failures.md has these figures in its head, and the table of
-what breaks. With --quick only the tests without containers are run.
+`python bootstrap.py pytest -m fault` runs the same tests; tests/support/faults.py says what they have in common. There
+is no peer: what is claimed is measured against its limit. docs/failures.md has these figures in its head, and the table
+of what breaks. With --quick only the tests without containers are run.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from _claims import Claim, quick, report
 
 from app.config.schema import HeadConfig
 from app.models.heads import HEADS, build_head
-from tests.app.test_heads import error, logits_of, published
+from tests.app.models.test_heads import error, logits_of, published
 
 ALLOWED = 1e-5
 

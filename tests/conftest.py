@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 import hypothesis
 import pytest
 
-from tests.faults import Fault
+from tests.support.faults import Fault
 
 # A test machine may be busy, so no example has a deadline; CI tries the same examples every time.
 hypothesis.settings.register_profile("patient", deadline=None, derandomize=os.environ.get("CI") == "true")
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def our_image() -> str:
     """Name and tag of our image, built by our Dockerfile; what is built is kept for the next time."""
-    from tests import images
+    from tests.support import images
 
     try:
         return images.our_image()
@@ -54,7 +54,7 @@ def our_image() -> str:
 
 @pytest.fixture
 def fault(request: pytest.FixtureRequest) -> Iterator[Fault]:
-    """What is shown of every fault; see tests/faults.py."""
+    """What is shown of every fault; see tests/support/faults.py."""
     made = Fault(request.node.nodeid)
     yield made
     passed = request.node.stash.get(PASSED, False)

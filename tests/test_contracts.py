@@ -21,7 +21,7 @@ from deploy.shell import LocalShell
 from deploy.specs.request import hydra_override
 from deploy.workspace import dataset as deploy_data
 from deploy.workspace.sources import HERE, Origin
-from tests.deploy.test_data import Staging
+from tests.deploy.workspace.test_dataset import Staging
 
 
 @given(rows=st.integers(1, 5000), block=st.integers(1, 400), fraction=st.floats(0.0005, 1))

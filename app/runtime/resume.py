@@ -1,6 +1,6 @@
 """The resume contract: what may change between a checkpoint and the run that continues it, and what happens then.
 
-`RULES` is the contract. docs/resume.md shows it to users; tests/app/test_resume.py holds that page to it.
+`RULES` is the contract. docs/resume.md shows it to users; tests/app/runtime/test_resume.py holds that page to it.
 """
 
 from __future__ import annotations

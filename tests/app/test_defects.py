@@ -24,7 +24,7 @@ from app.recipes import Batch, SelfSupervised
 from app.recipes.update import batches
 from app.runtime.checkpoint import TrainState
 from app.runtime.dist import World, share
-from tests.app.training import TINY, events, run
+from tests.app.support.training import TINY, events, run
 
 Opened = tuple[Config, Dataset]
 

@@ -36,8 +36,8 @@ from app.runtime.checkpoint import sha256
 from app.runtime.dist import World
 from app.runtime.stop import Stop
 from tests.app.conftest import faces
-from tests.app.ranks import run_ranks
-from tests.app.test_evaluation_sets import encoded, write_arrays, write_csv, write_ijb
+from tests.app.evaluation.test_sets import encoded, write_arrays, write_csv, write_ijb
+from tests.app.support.ranks import run_ranks
 
 SMALL = ["backbone.layers=[1,1]", "backbone.width=8", "backbone.image_size=32", "backbone.embedding_dim=32"]
 LABELS = np.repeat(np.arange(8, dtype=np.int32), 6)

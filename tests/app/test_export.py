@@ -28,7 +28,7 @@ from app.onnx import compare, make, rules
 from app.runtime import checkpoint
 from app.runtime.dist import World
 from tests.app.conftest import faces
-from tests.app.training import run
+from tests.app.support.training import run
 
 IRESNET = BackboneConfig("iresnet", [1, 1], width=8, embedding_dim=24)
 WEIGHTS_OF_IRESNET = ["backbone=iresnet18", "backbone.layers=[1,1]", "backbone.width=8", "backbone.embedding_dim=24"]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from app import mine
 from app.runtime.dist import World
-from tests.app.training import PROJECT, run
+from tests.app.support.training import PROJECT, run
 
 
 @pytest.fixture(scope="module")

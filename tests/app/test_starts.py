@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from app.mining.knn import NO_FAISS
-from tests.app.ranks import PROJECT
-from tests.app.training import TINY
+from tests.app.support.ranks import PROJECT
+from tests.app.support.training import TINY
 
 OPTIONAL = {
     "faiss",

@@ -32,7 +32,7 @@ from app.runtime.dist import World
 from app.runtime.folder import RunFolder
 from app.runtime.stop import Stop
 from app.runtime.track import JsonLines, Tracker
-from tests.app.training import TINY, assert_equal_bits, events, launch, reached, run, tensors, wait_for
+from tests.app.support.training import TINY, assert_equal_bits, events, launch, reached, run, tensors, wait_for
 
 
 @pytest.fixture(scope="module")

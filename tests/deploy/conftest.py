@@ -21,13 +21,13 @@ from deploy.pod.base import processes
 from deploy.shell import LocalShell
 
 if TYPE_CHECKING:
-    from .supervised import Supervised
+    from tests.deploy.support.supervised import Supervised
 
 if TYPE_CHECKING:
-    from tests.emulators.rig import Rig
+    from tests.support.emulators.rig import Rig
 
 SOURCE = Path(__file__).parents[2]
-PRETEND = Path(__file__).parent / "pretend"
+PRETEND = Path(__file__).parent / "support" / "pretend"
 HOSTILE_NAMES = ["plain", 'it\'s a "faces" földer $HOME; `x` {a,b}=%#']
 
 
@@ -144,7 +144,7 @@ def _make(path: Path) -> Iterator[Project]:
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
     """Supervisors of one machine, each with a run folder of its own; `make(root=...)` puts it on another machine."""
-    from .supervised import Supervised
+    from tests.deploy.support.supervised import Supervised
 
     made: list[Supervised] = []
 
@@ -201,7 +201,7 @@ def both(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot_s: float
 ) -> Iterator[Rig]:
     """RunPod's provider before the emulator, with each of the two APIs."""
-    from tests.emulators.rig import rig
+    from tests.support.emulators.rig import rig
 
     yield from rig(request.param, tmp_path, monkeypatch, boot_s=boot_s)
 
@@ -209,7 +209,7 @@ def both(
 @pytest.fixture
 def v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot_s: float) -> Iterator[Rig]:
     """The same with REST alone."""
-    from tests.emulators.rig import rig
+    from tests.support.emulators.rig import rig
 
     yield from rig("v2", tmp_path, monkeypatch, boot_s=boot_s)
 
@@ -217,6 +217,6 @@ def v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot_s: float) -> Iterat
 @pytest.fixture
 def sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot_s: float) -> Iterator[Rig]:
     """The same with RunPod's own package alone."""
-    from tests.emulators.rig import rig
+    from tests.support.emulators.rig import rig
 
     yield from rig("sdk", tmp_path, monkeypatch, boot_s=boot_s)

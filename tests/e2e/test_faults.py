@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from deploy.specs.plan import slug
-from tests.faults import Fault
-from tests.images.engine import docker
-
-from .clones import SMALL, Clone, copy_of, events, make_clone, wait_for
-from .test_machines import log_of
+from tests.e2e.clones import SMALL, Clone, copy_of, events, make_clone, wait_for
+from tests.e2e.test_machines import log_of
+from tests.support.faults import Fault
+from tests.support.images.engine import docker
 
 pytestmark = pytest.mark.slow
 GOING_ON = ("lost", "acquiring", "preparing")  # what watch has seen, and does

@@ -20,9 +20,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.faults import Fault
-
-from .clones import SMALL, Clone, events, make_clone, wait_for
+from tests.e2e.clones import SMALL, Clone, events, make_clone, wait_for
+from tests.support.faults import Fault
 
 pytestmark = pytest.mark.slow
 SHORT = ("--set", "train.epochs=24")

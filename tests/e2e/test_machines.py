@@ -20,15 +20,14 @@ from pathlib import Path
 import pytest
 
 from deploy.pod.base import processes
-from tests.deploy.proxy import proxy
-from tests.deploy.servers import SSHD, openssh
-from tests.emulators.rig import breaches
-from tests.emulators.runpod import KEY, Emulator
-from tests.emulators.runpod_pods import Container
-from tests.faults import Fault
-from tests.images.engine import docker
-
-from .clones import SMALL, Clone, copy_of, make_clone, wait_for
+from tests.deploy.support.proxy import proxy
+from tests.deploy.support.servers import SSHD, openssh
+from tests.e2e.clones import SMALL, Clone, copy_of, make_clone, wait_for
+from tests.support.emulators.rig import breaches
+from tests.support.emulators.runpod import KEY, Emulator
+from tests.support.emulators.runpod_pods import Container
+from tests.support.faults import Fault
+from tests.support.images.engine import docker
 
 pytestmark = pytest.mark.slow
 
@@ -84,7 +83,7 @@ def ssh_site(tmp_path: Path) -> Iterator[Site]:
 
 def image_of_ours() -> str:
     """Our image on the stand-in base; a skip where there can be none."""
-    from tests.images import NoDocker, our_image
+    from tests.support.images import NoDocker, our_image
 
     if os.geteuid() != 0 or shutil.which("iptables") is None:
         pytest.skip("needs the right to cut a port: run this as root, with iptables installed")

@@ -16,14 +16,13 @@ from typing import Any
 import pytest
 
 from deploy.pod.base import processes
-from tests.deploy.servers import SSHD, openssh
-from tests.emulators.rig import breaches
-from tests.emulators.runpod import KEY, Emulator
-from tests.emulators.runpod_pods import gateway
-from tests.images.engine import docker
-
-from .clones import SMALL, Clone, events, make_clone, wait_for
-from .test_machines import image_of_ours
+from tests.deploy.support.servers import SSHD, openssh
+from tests.e2e.clones import SMALL, Clone, events, make_clone, wait_for
+from tests.e2e.test_machines import image_of_ours
+from tests.support.emulators.rig import breaches
+from tests.support.emulators.runpod import KEY, Emulator
+from tests.support.emulators.runpod_pods import gateway
+from tests.support.images.engine import docker
 
 pytestmark = pytest.mark.slow
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: its loopback has many addresses")

@@ -20,15 +20,14 @@ from typing import Any
 import pytest
 
 from deploy.pod.base.folder import read_json, write_json
-from tests.deploy.proxy import Proxy, proxy
-from tests.emulators.rig import breaches
-from tests.emulators.runpod import KEY, Emulator
-from tests.emulators.runpod_pods import Container, gateway
-from tests.emulators.runpod_state import Pod
-from tests.faults import Fault
-
-from .clones import SMALL, Clone, copy_of, make_clone, wait_for
-from .test_machines import cut_port, image_of_ours, log_of, write_target
+from tests.deploy.support.proxy import Proxy, proxy
+from tests.e2e.clones import SMALL, Clone, copy_of, make_clone, wait_for
+from tests.e2e.test_machines import cut_port, image_of_ours, log_of, write_target
+from tests.support.emulators.rig import breaches
+from tests.support.emulators.runpod import KEY, Emulator
+from tests.support.emulators.runpod_pods import Container, gateway
+from tests.support.emulators.runpod_state import Pod
+from tests.support.faults import Fault
 
 pytestmark = pytest.mark.slow
 GPU = {"provider": "runpod", "gpus": ["NVIDIA A40"], "data_centers": ["EU-SE-1"], "root": "/workspace/sniperface"}

@@ -28,7 +28,7 @@ from app.data.sources.source import Source
 from app.runtime.folder import RunFolder
 from tests.app.conftest import faces
 from tests.app.shadow.tensor_cores import TensorCores
-from tests.app.training import PROJECT, events
+from tests.app.support.training import PROJECT, events
 
 EXPERIMENTS = sorted(path.stem for path in (PROJECT / "conf" / "experiment").glob("*.yaml"))
 # A GPU takes bf16 or fp16 by what it can do; a CPU takes fp32.

@@ -24,7 +24,7 @@ from app.runtime import dist
 from app.runtime.checkpoint import TrainState
 from app.runtime.dist import World
 from app.runtime.optimizer import build_optimizer
-from tests.app.training import TINY
+from tests.app.support.training import TINY
 
 WAITS = (
     *("_local_scalar_dense", "nonzero", "nonzero_static", "masked_select", "equal", "is_nonzero", "bincount"),
@@ -165,7 +165,7 @@ def test_the_verdict_is_read_once_a_step_and_one_step_late(
     small_data: Path, tmp_path: Path, alone: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from app import train
-    from tests.app.training import run
+    from tests.app.support.training import run
 
     order: list[str] = []
 

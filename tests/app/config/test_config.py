@@ -1,0 +1,181 @@
+"""Configuration: everything in conf/ composes, wrong keys and values are answered with what would work."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.config import CONF, load, own_words, read_command_line
+from app.errors import WrongUse
+
+GROUPS = ("recipe", "backbone", "data", "experiment")
+CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((CONF / group).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_file_in_conf_composes(group: str, choice: str) -> None:
+    assert load([f"{group}={choice}"])
+
+
+def test_the_keys_that_users_type_work() -> None:
+    config = load(
+        [
+            "data.binary_cache_path=/dev/shm/images.npy",
+            "data.data_fraction=0.01",
+            "train.batch.size=384",
+            "train.batch.grad_accum_steps=1",
+            "train.optimizer.lr=0.03",
+            "train.lr_schedule.warmup.start_lr=0.003",
+            "train.resume=/path/epoch_014.pt",
+        ]
+    )
+    assert config.data.binary_cache_path == "/dev/shm/images.npy"
+    assert (config.train.batch.size, config.train.optimizer.lr) == (384, 0.03)
+    assert config.train.resume == "/path/epoch_014.pt"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.bacth.size=3", "train.batch.size"),
+        ("batch.size=3", "train.batch.size"),
+        ("trian.epochs=3", "train.epochs"),
+        ("+train.extra=1", "no option train.extra"),
+        ("backbone=iresnet5", "iresnet50"),
+        ("experiment=tryuot", "tryout"),
+        ("recipe=selfsupervised", "self_supervised"),
+        ("backbone.name=resnet", "iresnet"),
+        ("train.optimizer.name=sdg", "sgd"),
+        ("track=wandbb", "wandb"),
+        ("data.data_fraction=0", "0.1"),
+        ("data.data_fraction=1.5", "0.1"),
+        ("data.data_fraction=nan", "0.1"),
+        ("data.data_fraction=abc", "data.data_fraction"),
+        ("train.epochs=0", "at least 1"),
+        ("train.batch.size=1", "at least 2"),
+        ("train.epochs=many", "train.epochs"),
+        ("train.optimizer.lr=-1", "above 0"),
+        ("recipe.moco.momentum=1", "0.999"),
+        ("recipe.moco.queue_size=8", "mask_most_similar"),
+        ("recipe.positives.epochs=[0]", "one probability"),
+        ("recipe.augment.flip=1.5", "from 0 to 1"),
+        ("recipe.augment.crop_scale=[0.5]", "two numbers"),
+        ("recipe.augment.blur_sigma_px=[2,1]", "the smaller first"),
+        ("recipe.augment.crop_scale=[0.5,1.5]", "up to 1,"),
+        ("recipe.augment.crop_ratio=[0.1,100]", "up to 10,"),
+        ("recipe.augment.cutout_side=[0.1,2]", "up to 1,"),
+        ("recipe.augment.jpeg_quality=[40,400]", "up to 100,"),
+        ("recipe.augment.blur_sigma_px=[1,90]", "up to 55.5,"),
+        ("recipe.augment.blur_sigma_px=[1,nan]", "up to 55.5,"),
+        ("recipe.augment.brightness=1.5", "from 0 to 1,"),
+        ("recipe.augment.contrast=-1", "from 0 to 1,"),
+        ("recipe.augment.saturation=nan", "from 0 to 1,"),
+        ("recipe.augment.noise_std=5", "from 0 to 1,"),
+        ("recipe.augment.rotation_deg=1000", "from 0 to 180,"),
+        ("--mutlirun", "key=value"),
+        ("train.epochs", "key=value"),
+    ],
+)
+def test_a_wrong_word_is_answered_with_one_sentence_that_helps(override: str, words: str) -> None:
+    with pytest.raises(WrongUse) as raised:
+        load([override])
+    assert words in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("wieghts=a.pt", "there is no option wieghts; did you mean weights?"),
+        ("trian.epochs=3", "there is no option trian.epochs; did you mean train.epochs?"),
+        ("backbon=iresnet18", "there is no option backbon; did you mean backbone?"),
+        ("weights", "weights is not of the form key=value, such as weights=…; --help shows what can be given"),
+        ("--weights=a.pt", "--weights=a.pt is not of the form key=value, such as weights=…; --help shows"),
+        ("sets=b.bin", "sets= is given twice; give it once"),
+    ],
+)
+def test_a_wrong_word_beside_a_commands_own_is_answered_too(word: str, sentence: str) -> None:
+    with pytest.raises(WrongUse, match=f"^{re.escape(sentence)}"):
+        own_words(["sets=a.bin", word], ("weights", "sets"))
+
+
+def test_a_commands_own_words_are_taken_out_and_the_others_left() -> None:
+    words = ["weights=a=b.pt", "backbone=vit_t", "train.eval.batch_size=4", "+train.seed=1"]
+    assert own_words(words, ("weights", "sets")) == ({"weights": "a=b.pt"}, words[1:])
+
+
+def test_the_command_prints_json_without_importing_torch() -> None:
+    code = "import sys; sys.argv[1:] = ['experiment=tryout']; from app.config import __main__ as config; config.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+        check=True,
+    )
+    facts = json.loads(done.stdout)
+    assert facts["data"]["binary_cache_path"] is None
+    assert facts["model"]["recipe"] == "self_supervised"
+
+
+def test_the_command_ends_with_2_and_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "app.config", "train.epcohs=3"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "train.epochs" in done.stderr
+
+
+# Hydra's habits
+
+
+def test_help_names_every_group_and_every_key_with_its_default() -> None:
+    text = read_command_line(["--help"], "Train.").text
+    assert text is not None
+    assert text.startswith("Train.")
+    assert "backbone=iresnet100 | iresnet18" in text
+    assert "train.optimizer.lr=0.03" in text
+
+
+def test_cfg_job_prints_what_would_run_and_package_a_part_of_it() -> None:
+    whole = read_command_line(["train.epochs=3", "--cfg", "job"], "").text
+    assert whole is not None
+    assert "epochs: 3" in whole
+    part = read_command_line(["--cfg", "job", "-p", "train.batch"], "").text
+    assert part == "size: 128\ngrad_accum_steps: 1\nparity_sum: false\n"
+
+
+def test_multirun_makes_every_combination() -> None:
+    jobs = read_command_line(
+        ["-m", "train.optimizer.lr=0.1,0.2", "backbone=glob(iresnet1*)", "train.epochs=2"], ""
+    ).jobs
+    assert [(job.train.optimizer.lr, job.backbone.layers) for job in jobs] == [
+        (lr, layers) for lr in (0.1, 0.2) for layers in ([3, 13, 30, 3], [2, 2, 2, 2])
+    ]
+    assert {job.train.epochs for job in jobs} == {2}
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["train.epochs=1,2"], "--multirun"),
+        (["--cfg", "hydra"], "--cfg job"),
+        (["--cfg", "job", "--package", "trian"], "train.optimizer"),
+        (["--confg", "job"], "--help"),
+        (["-m", "train.epcohs=1,2"], "train.epochs"),
+        (["-m", "train.epochs=1,0"], "at least 1"),
+    ],
+)
+def test_a_wrong_use_of_them_is_answered_with_the_right_one(words: list[str], answer: str) -> None:
+    with pytest.raises(WrongUse, match=answer) as error:
+        read_command_line(words, "")
+    assert "\n" not in str(error.value)

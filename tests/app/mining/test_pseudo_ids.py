@@ -1,0 +1,149 @@
+"""From embeddings to pseudo-IDs, whole: any number of processes, both methods, and what is odd about embeddings."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from app.config import NO_ID, MiningConfig
+from app.mining.gate import Report, pair_f
+from app.mining.pseudo_ids import SearchInexact, find_pseudo_ids
+from app.runtime.dist import World
+from tests.app.support.planted import largest, planted
+
+PROJECT = Path(__file__).parents[3]
+CONFIG = MiningConfig(neighbours=16, min_overlap=0.2, backend="faiss", max_cluster=50)
+Found = tuple[NDArray[np.int64], Report]
+
+
+def find(bank: NDArray[np.float32], labels: NDArray[np.int32] | None = None, **changes: object) -> Found:
+    nothing = np.full(len(bank), NO_ID, np.int64)
+    alone = World(0, 1, torch.device("cpu"))
+    return find_pseudo_ids(torch.from_numpy(bank), nothing, labels, replace(CONFIG, **changes), alone, seed=0)
+
+
+@pytest.fixture(scope="module")
+def people() -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    return planted([72] * 4 + [5] * 60 + [1] * 50, 64, 0.7)
+
+
+def test_planted_people_are_found_and_the_report_tells(people: tuple[NDArray, NDArray]) -> None:
+    bank, labels = people
+    found, report = find(bank, labels, max_cluster=100)
+    assert report.accepted
+    assert report.pair_f == pair_f(found, labels) > 0.97
+    assert report.purity is not None
+    assert report.purity > 0.97
+    assert report.recall == 1.0
+    assert 0.5 < report.coverage < 1
+    assert report.cosine is not None
+    assert report.cosine > report.floor
+    assert report.churn is None
+    assert find(bank)[1].purity is None
+
+
+def test_rows_without_a_direction_have_no_pseudo_id_and_are_counted(people: tuple[NDArray, NDArray]) -> None:
+    bank = people[0].copy()
+    bank[5], bank[17], bank[99] = np.nan, 0.0, np.inf
+    found, report = find(bank)
+    assert (found[[5, 17, 99]] == NO_ID).all()
+    assert report.unusable == 3
+    assert report.accepted
+
+
+def test_frames_of_a_video_do_not_keep_a_person_apart() -> None:
+    """With 60 near-copies of one image among them, lists of 16 hold nothing else."""
+    bank, labels = planted([30] * 10, 64, 0.7)
+    frames = bank[:3].repeat(60, 0) + 0.01 * np.random.default_rng(0).normal(size=(180, 64)).astype(np.float32)
+    bank = np.concatenate([bank, frames / np.linalg.norm(frames, axis=1, keepdims=True)])
+    labels = np.concatenate([labels, labels[:3].repeat(60)])
+    found, _ = find(bank, max_cluster=1000)
+    assert pair_f(found, labels) > 0.97
+    assert largest(find(bank, max_cluster=50)[0]) <= 50  # copies count like others
+
+
+def test_a_search_that_misses_neighbours_ends_the_refresh(people: tuple[NDArray, NDArray]) -> None:
+    with pytest.raises(SearchInexact, match=r"mining\.backend"):
+        find(people[0], min_recall=1.01)  # what no search can reach
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_next_to_no_images_are_next_to_no_clusters(count: int) -> None:
+    found, report = find(np.eye(count, 8, dtype=np.float32))
+    assert (found == NO_ID).all()
+    assert not report.accepted
+
+
+RANKS = """
+import dataclasses, json, os, pathlib, sys
+import numpy as np, torch
+from app.config import MiningConfig
+from app.mining.pseudo_ids import find_pseudo_ids
+from app.runtime import dist
+folder, ports = pathlib.Path(sys.argv[1]), sys.argv[2:]
+bank, previous = np.load(folder / "bank.npy"), np.load(folder / "previous.npy")
+rank = int(os.environ["RANK"])
+for size, port in ((3, ports[0]), (2, ports[1])):
+    os.environ.update(WORLD_SIZE=str(size), MASTER_PORT=port)
+    if rank < size:
+        with dist.world() as here:
+            for rows in (len(bank), 2):
+                for method in ("overlap", "parity"):
+                    config = MiningConfig(neighbours=16, min_overlap=0.2, backend="faiss", max_cluster=50)
+                    config.method = method
+                    shard = torch.from_numpy(dist.share(bank[:rows], here))
+                    found, report = find_pseudo_ids(shard, previous[:rows], None, config, here, seed=0)
+                    np.save(folder / f"{method}_{rows}_{size}_{here.rank}.npy", found)
+                    (folder / f"{method}_{rows}_{size}_{here.rank}.json").write_text(json.dumps(report.as_dict()))
+"""
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_two_and_three_processes_find_what_one_finds_bit_by_bit(tmp_path: Path) -> None:
+    """Also where a process has no rows at all, and where clusters are over the limit."""
+    bank, labels = planted([72] * 4 + [5] * 60 + [1] * 50, 64, 0.7)
+    bank = np.concatenate([bank, bank[:20]])  # copies, so that the search is done twice
+    previous = np.concatenate([labels, labels[:20]]).astype(np.int64)
+    np.save(tmp_path / "bank.npy", bank)
+    np.save(tmp_path / "previous.npy", previous)
+    ports = [free_port(), free_port()]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANKS, str(tmp_path), *ports],
+            cwd=PROJECT,
+            env={**os.environ, "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(3)
+    ]
+    outputs = [process.communicate(timeout=240)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0, 0], outputs
+    alone = World(0, 1, torch.device("cpu"))
+    for method in ("overlap", "parity"):
+        config = replace(CONFIG, method=method)
+        for rows in (len(bank), 2):
+            shard = torch.from_numpy(bank[:rows])
+            found, report = find_pseudo_ids(shard, previous[:rows], None, config, alone, seed=0)
+            for size, rank in ((3, 0), (3, 1), (3, 2), (2, 0), (2, 1)):
+                name = tmp_path / f"{method}_{rows}_{size}_{rank}"
+                assert np.array_equal(np.load(f"{name}.npy"), found), name
+                assert json.loads(Path(f"{name}.json").read_text()) == report.as_dict(), name
+            assert rows == 2 or largest(found) > 30

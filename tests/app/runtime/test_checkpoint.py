@@ -1,0 +1,109 @@
+"""Files that are whole or not there, also without room and when killed half way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.config import load
+from app.data.dataset import read_manifest
+from app.errors import WrongUse
+from app.files import atomic, claim, make_folder, write_json
+from app.runtime.checkpoint import newest, read_tensors
+from app.runtime.folder import RunFolder
+
+PROJECT = Path(__file__).parents[3]
+
+
+def test_what_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "a file.pt"
+    target.write_bytes(b"old")
+
+    def fail_half_way() -> None:
+        with atomic(target) as file:
+            file.write(b"new, but")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_half_way()
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a file.pt"]
+
+
+def test_claimed_room_that_was_not_used_is_given_back(tmp_path: Path) -> None:
+    with atomic(tmp_path / "x", 10_000_000) as file:
+        file.write(b"short")
+    assert (tmp_path / "x").read_bytes() == b"short"
+
+
+def test_more_than_there_is_room_for_is_refused_before_writing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(WrongUse, match=r"a checkpoint needs .* MiB .* are free"),
+        atomic(tmp_path / "x", 2**60, "a checkpoint"),
+    ):
+        pytest.fail("must not get here")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs the right to mount: run this as root on Linux"
+)
+def test_a_full_ram_disk_is_a_sentence_and_never_a_bus_error(tmp_path: Path) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount: {mounted.stderr.decode().strip()}")
+    try:
+        with (tmp_path / "x").open("wb") as file, pytest.raises(WrongUse, match="4 MiB"):
+            claim(file, 4 * 2**20, "the data")
+        write_json(tmp_path / "small.json", {"still": "room"})
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals: run this on Linux or macOS")
+def test_killed_while_writing_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    target = tmp_path / "epoch_000.pt"
+    target.write_bytes(b"old")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from app.files import atomic\n"
+        "with atomic(Path(sys.argv[1]), 1000) as file:\n"
+        "    file.write(b'new'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(target)], cwd=PROJECT)
+    assert killed.returncode == -signal.SIGKILL
+    assert target.read_bytes() == b"old"
+
+
+def test_names_in_the_run_folder() -> None:
+    folder = RunFolder(Path("r"))
+    assert folder.checkpoint(14, 7, epoch_complete=True).name == "epoch_014.pt"
+    assert folder.checkpoint(14, 123, epoch_complete=False).name == "epoch_014_step_00000123.pt"
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a file").write_bytes(b"")
+    with pytest.raises(WrongUse, match=r"^out=.* cannot be made a folder .*; give another out$"):
+        make_folder(tmp_path / "a file" / "below", "out")
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"step": 1'])
+def test_damaged_files_of_others_are_passed_over_or_refused_in_a_sentence(tmp_path: Path, content: str) -> None:
+    """The JSON beside a checkpoint, a manifest, a run's configuration, weights that were cut short."""
+    folder = RunFolder(tmp_path)
+    folder.checkpoints.mkdir()
+    (folder.checkpoints / "epoch_000.pt").write_bytes(b"weights")
+    (folder.checkpoints / "epoch_000.json").write_text(content)
+    assert newest(folder) is None
+    with pytest.raises(WrongUse, match="corrupt"):
+        read_tensors(folder.checkpoints / "epoch_000.pt")
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(WrongUse, match=r"manifest\.json is no manifest"):
+        read_manifest(tmp_path / "images.npy", 3)
+    folder.config.write_text("a: [1\nb: }")
+    with pytest.raises(WrongUse, match="no configuration of a run"):
+        load([], base=folder.config)

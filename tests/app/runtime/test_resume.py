@@ -1,0 +1,345 @@
+"""The resume contract: the pure table in full, its page, and real runs where behaviour differs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from app import prepare, train
+from app.config import load
+from app.data.dataset import identity, open_configured
+from app.data.sources.source import Source
+from app.errors import WrongUse
+from app.recipes import RECIPES
+from app.runtime import checkpoint
+from app.runtime.dist import World
+from app.runtime.resume import EXACT, REFUSED, RULES, SAID, facts_of, judge, recorded
+from tests.app.conftest import faces
+from tests.app.support.training import PROJECT, TINY, events, run, tensors
+
+DATA = {"data": "one", "images": 40, "rows": 32, "classes": "c", "labels": "l"}
+BASE = facts_of(load(TINY), **DATA, ranks=2)
+HEAD = facts_of(
+    load([*(w for w in TINY if "mining" not in w and "recipe" not in w), "recipe=supervised"]), **DATA, ranks=2
+)
+OTHER: dict[str, dict[str, Any]] = {
+    "recipe": {"recipe": "supervised"},
+    "backbone": {"backbone": {**BASE["backbone"], "width": 16}},
+    "projection": {"projection": [64, 16]},
+    "queue_size": {"queue_size": 48},
+    "head": {"head": "magface"},
+    "ema": {"ema": True},
+    "classes": {"classes": "others"},
+    "optimizer": {"optimizer": "adamw"},
+    "decay_all": {"decay_all": True},
+    "data": {"data": "another"},
+    "fraction": {"fraction": 0.5},
+    "labels": {"labels": "others"},
+    "rows": {"rows": 16},
+    "seed": {"seed": 7},
+    "batch": {"batch": 4},
+    "accumulate": {"accumulate": 2},
+    "ranks": {"ranks": 3},
+    "precision": {"precision": "fp16"},
+    "regularisation": {"regularisation": {**BASE["regularisation"], "dropout": 0.5}},
+    "epochs": {"epochs": 9},
+    "gradient_checkpointing": {"gradient_checkpointing": {"gradient_checkpointing": True}},
+}
+
+
+def test_every_fact_has_a_rule_and_every_rule_a_case() -> None:
+    names = {rule.name for rule in RULES}
+    assert names == {*OTHER}
+    assert names == {*BASE} - {"images"}  # is part of the data's identity
+
+
+@pytest.mark.parametrize("seen", [0, 8], ids=["between", "mid"])
+@pytest.mark.parametrize("rule", RULES, ids=[rule.name for rule in RULES])
+def test_each_cell_of_the_contract(rule: Any, seen: int) -> None:
+    saved = HEAD if rule.name in ("head", "ema") else BASE
+    here = {**saved, **OTHER[rule.name]}
+    answer = rule.mid if seen else rule.between
+
+    def judged() -> Any:
+        return judge("epoch_001.pt", saved, here, epoch=2, seen=seen, own=True)
+
+    if answer is REFUSED:
+        with pytest.raises(WrongUse, match=r"^epoch_001\.pt .*; give ") as refused:
+            judged()
+        sentence = str(refused.value)
+        assert "\n" not in sentence
+        assert ("middle of epoch 3" in sentence) == (rule.between is not REFUSED)
+        return
+    notes = judged().notes
+    assert len(notes) == (answer is SAID)
+    assert judged().other_data == (rule.name == "data")
+    assert answer in (SAID, EXACT)
+
+
+def test_the_same_facts_continue_without_a_word() -> None:
+    for saved in (BASE, HEAD):
+        for seen in (0, 8):
+            assert judge("x.pt", saved, saved, epoch=1, seen=seen, own=False).notes == ()
+
+
+def test_the_sentences_name_what_works() -> None:
+    def refusal(saved: dict[str, Any], here: dict[str, Any], seen: int = 8) -> str:
+        with pytest.raises(WrongUse) as refused:
+            judge("e.pt", saved, here, epoch=0, seen=seen, own=False)
+        return str(refused.value)
+
+    assert "give train.optimizer.name=sgd, or" in refusal(BASE, {**BASE, "optimizer": "adamw"})
+    assert "give backbone.width=8, or" in refusal(BASE, {**BASE, **OTHER["backbone"]})
+    assert "give recipe.head.name=arcface, or" in refusal(HEAD, {**HEAD, "head": "magface"})
+    assert "give data.data_fraction=1, or a checkpoint of a whole epoch" in refusal(BASE, {**BASE, "fraction": 0.1})
+    assert "give data set one, or" in refusal(BASE, {**BASE, "data": "two"})
+    assert "needs a file of 40 images" in refusal(BASE, {**BASE, "images": 41})
+    assert "give recipe.moco.projection_hidden=32 recipe.moco.projection_dim=16, or" in refusal(
+        BASE, {**BASE, "projection": [1, 2]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("epochs", "epoch", "own", "refused"),
+    [(2, 3, True, True), (2, 3, False, True), (3, 3, False, True), (3, 3, True, False), (4, 3, False, False)],
+)
+def test_epochs_that_are_done_already(epochs: int, epoch: int, own: bool, refused: bool) -> None:
+    here = {**BASE, "epochs": epochs}
+    if epochs <= epoch:
+        for saved, seen in (({**here, "epochs": 9}, 0), (here, 8)):  # asked for less than before, or cut short
+            with pytest.raises(WrongUse, match="are done already; give"):
+                judge("e.pt", saved, here, epoch=epoch, seen=seen, own=own)
+    if refused:
+        with pytest.raises(WrongUse, match=r"3 epochs are done already; give train\.epochs=4 or more"):
+            judge("e.pt", here, here, epoch=epoch, seen=0, own=own)
+    else:
+        notes = judge("e.pt", here, here, epoch=epoch, seen=0, own=own).notes
+        assert bool(notes) == (epochs == epoch)
+
+
+def test_a_number_of_images_that_follows_from_the_fraction_is_not_told_twice() -> None:
+    notes = judge("e.pt", BASE, {**BASE, "fraction": 0.5, "rows": 16}, epoch=1, seen=0, own=True).notes
+    assert notes == ("data.data_fraction 0.5, was 1",)
+
+
+def test_an_older_checkpoint_tells_what_it_can() -> None:
+    groups = [{"lr": 0.1, "nesterov": True}, {"lr": 0.1, "nesterov": True}]
+    note = {"dataset_id": "one", "fraction": 1.0, "world_size": 2, "model": load(TINY).model()}
+    old = recorded({"optimizer": {"param_groups": groups}}, note)
+    assert {**BASE, **old} == BASE
+    verdict = judge("e.pt", old, BASE, epoch=1, seen=4, own=True)
+    assert len(verdict.notes) == 1
+    assert "does not record" in verdict.notes[0]
+    assert "train.precision" in verdict.notes[0]
+    bare = recorded({"optimizer": {"param_groups": [{"betas": (0.9, 0.999)}]}}, {})
+    assert bare == {"optimizer": "adamw", "decay_all": True}
+
+
+def test_the_page_shows_the_contract() -> None:
+    page = (PROJECT / "docs" / "resume.md").read_text(encoding="utf-8")
+    table = re.search(r"<!-- contract -->\n(.*?)<!-- end -->", page, re.DOTALL)
+    assert table
+    rows = [f"| `{rule.key}` | {rule.mid.value} | {rule.between.value} |" for rule in RULES]
+    assert table.group(1).splitlines()[2:] == rows
+
+
+# Real runs
+
+
+SUPERVISED = [
+    "backbone.layers=[1,1]", "backbone.width=8", "backbone.image_size=32", "backbone.embedding_dim=32",
+    "train.epochs=3", "train.batch.size=8", "train.log_every_steps=1", "train.lr_schedule.warmup.epochs=0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def other_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As many images as small_data has, of other people, under the same labels."""
+    images = faces(people=12, each=4, seed=9)
+    source = Source(
+        name="other", count=len(images), read=lambda start, stop: images[start:stop],
+        labels=np.repeat(np.arange(12, dtype=np.int32), 4), held_out=16, block_rows=4,
+    )  # fmt: skip
+    out = tmp_path_factory.mktemp("other") / "images.npy"
+    prepare.prepare(source, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def begun(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Run folders stopped in the middle of epoch 2, and after epoch 1."""
+    here = World(0, 1, torch.device("cpu"))
+    folders = {}
+    for name, stop_at in (("mid", 6), ("between", 4)):
+        folders[name] = tmp_path_factory.mktemp(name) / "run"
+        run(small_data, folders[name], here, stop_at=stop_at)
+    return folders
+
+
+def again(begun: Path, into: Path) -> Path:
+    shutil.copytree(begun, into)
+    return into
+
+
+def start_of(seen: list[dict]) -> dict:
+    return [event for event in seen if event["event"] == "start"][-1]
+
+
+REAL: list[tuple[str, list[str], str, str]] = [
+    # what changes, in the middle of an epoch, between two; "": continues without a word
+    ("fraction", ["data.data_fraction=0.5"], "!data.data_fraction=1", "data.data_fraction 0.5, was 1"),
+    ("seed", ["train.seed=5"], "!train.seed=2048", "train.seed 5, was 2048"),
+    ("batch", ["train.batch.size=4"], "train.batch.size 4, was 8", "train.batch.size 4, was 8"),
+    ("precision", ["train.precision=fp16"], "train.precision fp16, was fp32", "train.precision fp16, was fp32"),
+    ("optimizer", ["train.optimizer.name=adamw"], "!train.optimizer.name=sgd", "!train.optimizer.name=sgd"),
+    ("decay_all", ["train.optimizer.decay_all=true"], "!decay_all=false", "!decay_all=false"),
+    ("queue", ["recipe.moco.queue_size=32"], "!queue_size=24", "!queue_size=24"),
+    ("backbone", ["backbone.width=16"], "!backbone.width=8", "!backbone.width=8"),
+    ("epochs", ["train.epochs=4"], "train.epochs 4, was 3", "train.epochs 4, was 3"),
+    ("rate", ["train.optimizer.lr=0.01", "train.optimizer.momentum=0.5"], "", ""),
+    ("memory", ["backbone.gradient_checkpointing=true"], "", ""),
+    ("dropout", ["backbone.dropout=0.1"], "backbone.dropout 0.1, was 0", "backbone.dropout 0.1, was 0"),
+]
+
+
+CELLS = [
+    pytest.param(where, words, told, id=f"{name}-{where}")
+    for name, words, mid, between in REAL
+    for where, told in (("mid", mid), ("between", between))
+]
+
+
+@pytest.mark.parametrize(("where", "words", "told"), CELLS)
+def test_a_real_run_keeps_the_contract(
+    where: str, words: list[str], told: str, begun: dict[str, Path], small_data: Path, tmp_path: Path, alone: World
+) -> None:
+    folder = again(begun[where], tmp_path / "run")
+    before = (folder / "config.yaml").read_text()
+    if told.startswith("!"):
+        with pytest.raises(WrongUse, match=re.escape(told[1:])):
+            run(small_data, folder, alone, "train.resume=auto", *words)
+        assert (folder / "config.yaml").read_text() == before, "the checkpoints in this folder are still of the old one"
+        return
+    seen = run(small_data, folder, alone, "train.resume=auto", *words)
+    assert start_of(seen)["notes"] == ([told] if told else [])
+    assert seen[-1]["reason"] == "done"
+    final = sorted(folder.glob("checkpoints/epoch_00?.pt"))[-1]
+    assert all(bool(torch.isfinite(t).all()) for t in tensors(final).values() if t.is_floating_point())
+
+
+def test_other_data_is_refused_in_an_epoch_and_said_between_two(
+    begun: dict[str, Path], other_data: Path, small_data: Path, tmp_path: Path, alone: World
+) -> None:
+    with pytest.raises(WrongUse, match="in the middle of epoch 2, which needs data set"):
+        run(other_data, again(begun["mid"], tmp_path / "mid"), alone, "train.resume=auto")
+    taught = tmp_path / "taught"
+    run(small_data, taught, alone, "mining.min_coverage=0", stop_at=8)
+    ids = tensors(taught / "checkpoints" / "epoch_001.pt")["pseudo_ids.ids"]
+    assert (ids >= 0).any()
+    seen = run(other_data, taught, alone, "train.resume=auto", "mining.start_epoch=9")
+    assert "pseudo-IDs and queue begin anew" in start_of(seen)["notes"][0]
+    after = tensors(taught / "checkpoints" / "epoch_002.pt")
+    assert (after["pseudo_ids.ids"] == -1).all(), "those of other images mean nothing here"
+    assert set(after["queue.rows"].tolist()) <= {-1, *range(32)}
+    assert len(open_configured(load([f"data.binary_cache_path={other_data}"]).data).images) == 48
+
+
+def test_a_supervised_run_keeps_its_head_and_labels(
+    small_data: Path, other_data: Path, tmp_path: Path, alone: World
+) -> None:
+    def go(data: Path, folder: Path, *words: str, stop_at: int | None = None) -> list[dict]:
+        return run_supervised(data, folder, alone, *words, stop_at=stop_at)
+
+    go(small_data, tmp_path / "mid", stop_at=6)
+    go(small_data, tmp_path / "between", stop_at=4)
+    shutil.copytree(tmp_path / "between", tmp_path / "other")
+    for folder in (tmp_path / "mid", tmp_path / "between"):
+        with pytest.raises(WrongUse, match=r"give recipe\.head\.name=arcface, or"):
+            go(small_data, folder, "train.resume=auto", "recipe.head.name=magface")
+        with pytest.raises(WrongUse, match=r"give train\.optimizer\.name=sgd, or"):
+            go(small_data, folder, "train.resume=auto", "train.optimizer.name=adamw")
+    with pytest.raises(WrongUse, match="middle of epoch 2, which needs data set"):
+        go(other_data, tmp_path / "mid", "train.resume=auto")
+    seen = go(other_data, tmp_path / "other", "train.resume=auto")
+    assert start_of(seen)["notes"][0].startswith("continues with other data (data set ")
+    labels = tmp_path / "labels.npy"
+    people = np.repeat(np.arange(12, dtype=np.int32), 4)
+    np.save(labels, np.append(np.roll(people[:32], 1), people[32:]))
+    with pytest.raises(WrongUse, match="which needs the labels it was trained with"):
+        go(small_data, tmp_path / "mid", "train.resume=auto", f"data.train_labels_path={labels}")
+    np.save(labels, np.repeat(np.arange(12, dtype=np.int32) * 2, 4))
+    with pytest.raises(WrongUse, match="learnt other labels; give the labels"):
+        go(small_data, tmp_path / "between", "train.resume=auto", f"data.train_labels_path={labels}")
+
+
+def run_supervised(data: Path, folder: Path, here: World, *words: str, stop_at: int | None = None) -> list[dict]:
+    """As `run`, with recipe supervised."""
+    from app.runtime.folder import RunFolder
+    from app.runtime.stop import Stop
+    from app.runtime.track import JsonLines, Tracker
+    from tests.app.support.training import Hook
+
+    given = [*SUPERVISED, "recipe=supervised", f"data.binary_cache_path={data}", f"run.dir={folder}", *words]
+    config, run_folder, stop = load(given), RunFolder(folder), Stop()
+
+    def ask(record: dict) -> None:
+        if record["event"] == "step" and record["step"] == stop_at:
+            stop.asked.set()
+
+    track = Tracker([JsonLines(run_folder), Hook(ask)])
+    try:
+        train.train(config, RECIPES["supervised"].training_data(config), run_folder, here, track, stop)
+    finally:
+        track.close()
+    return events(folder)
+
+
+def test_a_finished_run_is_done_and_fewer_epochs_are_wrong_use(
+    small_data: Path, tmp_path: Path, alone: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    run(small_data, folder, alone, "train.epochs=2")
+    words = [*TINY, f"data.binary_cache_path={small_data}", f"run.dir={folder}", "train.resume=auto"]
+    assert train.main([*words, "train.epochs=1"]) == 2
+    assert "2 epochs are done already; give train.epochs=3 or more" in capsys.readouterr().out
+    assert train.main([*words, "train.epochs=2"]) == 0
+    assert "all 2 epochs are done already" in capsys.readouterr().out
+    assert events(folder)[-1]["reason"] == "done"
+
+
+def test_a_checkpoint_without_facts_is_continued_and_says_what_it_lacks(
+    begun: dict[str, Path], small_data: Path, tmp_path: Path, alone: World
+) -> None:
+    folder = again(begun["mid"], tmp_path / "run")
+    path = next(folder.glob("checkpoints/*_step_*.pt"))
+    content = torch.load(path, weights_only=True)
+    del content["facts"]
+    torch.save(content, path)
+    note = json.loads(path.with_suffix(".json").read_text())
+    del note["facts"]
+    path.with_suffix(".json").write_text(json.dumps({**note, "sha256": checkpoint.sha256(path)}))
+    seen = run(small_data, folder, alone, "train.resume=auto")
+    assert seen[-1]["reason"] == "done"
+    assert (
+        "does not record train.seed" in " ".join(start_of(seen)["notes"])
+        or "does not record" in start_of(seen)["notes"][0]
+    )
+
+
+def test_data_without_a_manifest_is_known_by_its_images(small_data: Path, tmp_path: Path) -> None:
+    images = np.load(small_data)
+    names = []
+    for number in range(3):
+        images[:, 0, 0, 0] += number == 2
+        np.save(tmp_path / f"{number}.npy", images)
+        names.append(
+            identity(open_configured(load([f"data.binary_cache_path={tmp_path / f'{number}.npy'}"]).data))["data"]
+        )
+    assert names[0] == names[1] != names[2]

@@ -1,0 +1,181 @@
+"""Schedules, processes and trackers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.config import LrScheduleConfig, WarmupConfig, load
+from app.runtime.checkpoint import TrainState
+from app.runtime.dist import World
+from app.runtime.folder import RunFolder
+from app.runtime.schedule import by_epoch, learning_rate
+from app.runtime.track import clock, end_last_line, tracker
+
+PROJECT = Path(__file__).parents[3]
+
+
+def rates(name: str, **changes: object) -> list[float]:
+    config = LrScheduleConfig(name=name, warmup=WarmupConfig(epochs=2, start_lr=0.0), **changes)
+    return [learning_rate(1.0, config, step / 10, epochs=10) for step in range(100)]
+
+
+@pytest.mark.parametrize("name", ["cosine", "poly", "multistep"])
+def test_warm_up_rises_linearly_to_the_base(name: str) -> None:
+    assert rates(name)[:21] == pytest.approx([step / 20 for step in range(21)])
+
+
+def test_each_schedule_follows_its_formula() -> None:
+    assert rates("cosine")[60] == pytest.approx(0.5)
+    assert rates("poly", power=2.0)[60] == pytest.approx(0.25)
+    assert rates("cosine", final_lr=0.1)[99] == pytest.approx(0.1, abs=0.01)
+    stepped = rates("multistep", milestones=[4, 6], gamma=0.5)
+    assert (stepped[39], stepped[40], stepped[60]) == (1.0, 0.5, 0.25)
+    assert all(math.isfinite(r) and r >= 0 for r in rates("poly"))
+
+
+def test_without_a_start_rate_there_is_no_warm_up() -> None:
+    config = LrScheduleConfig(warmup=WarmupConfig(epochs=2, start_lr=None))
+    assert learning_rate(0.3, config, 0.0, 10) == 0.3
+
+
+def test_values_by_epoch() -> None:
+    assert [by_epoch([2, 5], [0.3, 0.6], epoch) for epoch in (0, 2, 4, 5, 99)] == [0.0, 0.3, 0.3, 0.6, 0.6]
+
+
+COLLECTIVES = """
+import torch
+from app.runtime import dist
+with dist.world() as here:
+    rows = torch.arange(here.rank * 2.0)[:, None] + 10 * here.rank          # 0, 2 and 4 rows
+    gathered = dist.gather_rows(rows, here).flatten().tolist()
+    assert gathered == [10, 11, 20, 21, 22, 23], gathered
+    assert dist.any_rank(here.rank == 2, here) and not dist.any_rank(False, here)
+    assert dist.from_main(("word", here.rank), here) == ("word", 0)
+    assert float(dist.mean(torch.tensor(float(here.rank)), here)) == 1.0
+    shares = [dist.share(torch.arange(7).numpy(), dist.World(r, 3, here.device)).tolist() for r in range(3)]
+    assert sum(shares, []) == list(range(7))
+    bn = torch.nn.BatchNorm1d(2)
+    bn.running_mean.fill_(here.rank)
+    dist.average_buffers(bn, here)
+    assert bn.running_mean.tolist() == [1.0, 1.0]
+print("fine")
+"""
+
+
+def test_collectives_of_three_processes_with_unequal_shares() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", COLLECTIVES],
+            cwd=PROJECT,
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "WORLD_SIZE": "3",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "OMP_NUM_THREADS": "1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(3)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0, 0], outputs
+    assert all(output.endswith("fine\n") for output in outputs)
+
+
+def test_only_rank_0_records(tmp_path: Path) -> None:
+    config, folder = load([]), RunFolder(tmp_path / "run")
+    track = tracker(config, folder, World(1, 2, torch.device("cpu")))
+    track.event("end", TrainState(), reason="done", message="", seconds=1.0)
+    track.close()
+    assert not folder.path.exists()
+
+
+def test_half_a_line_of_a_killed_run_does_not_swallow_the_next_event(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text('{"event": "epoch"}\n{"event": "st')
+    end_last_line(folder)
+    track = tracker(load([]), folder, World(0, 1, torch.device("cpu")))
+    track.event("end", TrainState(), reason="done", message="", seconds=1.0)
+    track.close()
+    lines = folder.metrics.read_text().splitlines()
+    assert len(lines) == 3
+    assert json.loads(lines[2])["reason"] == "done"
+
+
+def test_clock() -> None:
+    assert [clock(s) for s in (5, 75, 3700)] == ["0:05", "1:15", "1:01:40"]
+
+
+WANDB = """
+import torch
+from pathlib import Path
+from app.config import load
+from app.runtime.checkpoint import TrainState
+from app.runtime.dist import World
+from app.runtime.folder import RunFolder
+from app.runtime.track import tracker
+folder = RunFolder(Path("run"))
+track = tracker(load(["track=wandb"]), folder, World(0, 1, torch.device("cpu")))
+track.event("end", TrainState(0, 0, 5), reason="done", message="", seconds=1.0)
+track.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hostile", [False, True])
+def test_wandb_without_a_key_logs_offline_never_asks_and_never_stops_a_run(tmp_path: Path, hostile: bool) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(PROJECT)}
+    if hostile:
+        environment["WANDB_MODE"] = "no such mode"
+    done = subprocess.run(
+        [sys.executable, "-c", WANDB],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["reason"] == "done"
+    if hostile:
+        assert "metrics.jsonl goes on" in done.stdout
+    else:
+        assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+LEAVE = """
+import atexit
+from app.runtime import dist
+class Late:
+    def __del__(self):
+        print("the interpreter shuts down", flush=True)
+late = Late()
+atexit.register(print, "atexit")
+print("buffered")
+dist.leave(3)
+"""
+
+
+@pytest.mark.parametrize("world_size", ["1", "2"])
+def test_a_process_of_a_group_leaves_before_the_interpreter_shuts_down(world_size: str) -> None:
+    environment = {**os.environ, "WORLD_SIZE": world_size, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, "-c", LEAVE], env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.splitlines()) == (3, ["buffered", "atexit"]), done.stderr

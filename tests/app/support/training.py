@@ -1,0 +1,115 @@
+"""What tests of training share: a tiny run in this process, or of real processes under torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from app import train
+from app.config import load
+from app.recipes import RECIPES
+from app.runtime.dist import World
+from app.runtime.folder import RunFolder
+from app.runtime.stop import Stop
+from app.runtime.track import JsonLines, Tracker
+
+PROJECT = Path(__file__).parents[3]
+TINY = [
+    "backbone.layers=[1,1]", "backbone.width=8", "backbone.image_size=32", "backbone.embedding_dim=32",
+    "recipe.moco.projection_hidden=32", "recipe.moco.projection_dim=16", "recipe.moco.queue_size=24",
+    "recipe.moco.momentum=0.9", "recipe.moco.mask_most_similar=2", "mining.start_epoch=1",
+    "mining.every_epochs=1", "mining.neighbours=4", "recipe.positives.epochs=[0,1]",
+    "recipe.positives.probability=[0,0.8]", "train.epochs=3", "train.batch.size=8", "train.log_every_steps=1",
+    "train.lr_schedule.warmup.epochs=0",
+]  # fmt: skip
+
+
+class Hook:
+    """A sink that calls a function at each event."""
+
+    def __init__(self, call: Callable[[dict], None]) -> None:
+        self.event = call
+
+    def close(self) -> None:
+        pass
+
+
+def run(data: Path, folder: Path, alone: World, *words: str, stop_at: int | None = None) -> list[dict]:
+    """Train in this process, asked to stop after update `stop_at`; the events."""
+    config = load([*TINY, f"data.binary_cache_path={data}", f"run.dir={folder}", *words])
+    run_folder, stop = RunFolder(folder), Stop()
+
+    def ask(record: dict) -> None:
+        if record["event"] == "step" and record["step"] == stop_at:
+            stop.asked.set()
+
+    track = Tracker([JsonLines(run_folder), Hook(ask)])
+    try:
+        train.train(config, RECIPES[config.recipe.name].training_data(config), run_folder, alone, track, stop)
+    finally:
+        track.close()
+    return events(folder)
+
+
+def events(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    content = torch.load(path, weights_only=True)
+    state = content["optimizer"]["state"]
+    moments = {f"{k}.{name}": torch.as_tensor(v) for k, values in state.items() for name, v in values.items()}
+    return {**content["modules"], **moments}
+
+
+def assert_equal_bits(a: Path, b: Path) -> None:
+    first, second = tensors(a), tensors(b)
+    assert first.keys() == second.keys()
+    unequal = [name for name in first if not torch.equal(first[name].nan_to_num(7), second[name].nan_to_num(7))]
+    assert unequal == []
+
+
+@contextmanager
+def launch(
+    data: Path, folder: Path, *words: str, processes: int = 2, where: Sequence[str] = (), log: Path | None = None
+) -> Iterator[subprocess.Popen]:
+    """torchrun with its input held open, as the supervisor does; nothing of it outlives the block.
+
+    `where` are torchrun's flags of rendezvous (default: this computer alone), `log` its output.
+    """
+    command = [
+        sys.executable, "-m", "torch.distributed.run", *(where or ["--standalone"]), f"--nproc-per-node={processes}",
+        "-m", "app.train", *TINY, "train.batch.size=4", f"data.binary_cache_path={data}", f"run.dir={folder}", *words,
+    ]  # fmt: skip
+    environment = {**os.environ, "SNIPERFACE_SUPERVISED": "1", "OMP_NUM_THREADS": "1"}
+    with (
+        (log or folder.with_suffix(".log")).open("ab") as output,
+        subprocess.Popen(
+            command, cwd=PROJECT, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output
+        ) as job,
+    ):
+        try:
+            yield job
+        finally:
+            job.kill()  # the ranks then see the end of their input
+
+
+def wait_for(condition: Callable[[], bool], job: subprocess.Popen, limit_s: float = 90) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert job.poll() is None, f"the job ended with {job.returncode}"
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)  # a poll, bounded by the deadline
+
+
+def reached(folder: Path, step: int) -> Callable[[], bool]:
+    metrics = folder / "metrics.jsonl"
+    return lambda: metrics.exists() and f'"step": {step},' in metrics.read_text()

@@ -1,0 +1,162 @@
+"""What bills, as `invoke ps` tells it: a real command before an emulated account with pods and network volumes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from deploy.pod.base.folder import write_json
+from deploy.providers.runpod import prices
+from deploy.runs.records import Record
+from deploy.specs.plan import slug
+from tests.deploy.conftest import Project
+from tests.support.emulators.rig import breaches
+from tests.support.emulators.runpod import KEY, Emulator
+from tests.support.emulators.runpod_state import Pod
+
+FACES = {"name": "faces", "size": 200, "dataCenter": "EU-RO-1", "type": "STANDARD"}
+FAST = {"name": "somebody's", "size": 100, "dataCenter": "US-KS-2", "type": "HIGH_PERFORMANCE"}
+
+
+@pytest.fixture
+def emulator(project: Project) -> Iterator[Emulator]:
+    """An account that the project's target `runpod` is in."""
+    made = Emulator()
+    project.env |= {"RUNPOD_API_BASE_URL": made.url, "RUNPOD_API_KEY": KEY, "HOME": str(project.path / "home")}
+    yield made
+    made.close()
+    assert breaches(made) == []
+
+
+def target(project: Project, name: str = "runpod", **values: object) -> None:
+    told = {
+        "provider": "runpod", "image": "me/sniperface:1", "gpus": ["NVIDIA RTX A4500"], "root": "/workspace/x",
+        **values,
+    }  # fmt: skip
+    (project.path / "conf" / "deploy" / f"{name}.yaml").write_text(json.dumps(told), encoding="utf-8")
+
+
+def pod(emulator: Emulator, name: str, **about: Any) -> Pod:
+    """One that was made `hours` ago, by whoever it was."""
+    made = emulator.account.create(
+        name=name, image="me/sniperface:1", gpu="NVIDIA RTX A4500", gpu_count=2, cloud="SECURE", data_centers=[],
+        disk=40, ports=["22/tcp"], env={},
+    )  # fmt: skip
+    made.created = made.booted = emulator.clock.time() - about.pop("hours", 1) * 3600
+    vars(made).update(about)
+    return made
+
+
+def bills(project: Project) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = project.json("ps")
+    return found
+
+
+@pytest.mark.parametrize("api", ["v2", "sdk"])
+def test_volumes_bill_beside_machines(project: Project, emulator: Emulator, api: str) -> None:
+    """Which target names each; one that none names comes first, and is called nobody's in particular."""
+    target(project, api=api, volume="vol1")
+    target(project, "evening", api=api, volume="vol1")
+    emulator.account.volumes |= {"vol1": FACES, "vol2": FAST}
+    pod(emulator, f"sniperface-{slug(project.path.name)}-runpod-r1")
+    pod(emulator, "somebody-elses")
+    *orphans, mine = bills(project)
+    assert sorted(each["machine"] or each["volume"] for each in orphans) == [
+        "sniperface-it_s_a_faces_f_lder_home_x_a_b-runpod-r1", "somebody's (vol2, US-KS-2)"
+    ]  # fmt: skip
+    assert (mine["volume"], mine["target"], mine["gb"]) == ("faces (vol1, EU-RO-1)", "evening, runpod", 200)
+    assert (mine["usd_per_month"], mine["usd_per_hour"]) == (14.0, 0.0192)
+    assert (mine["machine"], mine["orphan"], mine["hours"], mine["usd"]) == (None, False, None, None)
+    strange = next(each for each in orphans if each["volume"])
+    assert strange["orphan"]
+    assert strange["note"].startswith("no target of conf/deploy names it")
+    assert strange["usd_per_month"] == (14.0 if api == "v2" else 7.0)
+    assert ("twice as much if it is a fast one" in strange["note"]) is (api == "sdk")
+    machine = next(each for each in orphans if each["machine"])
+    assert (machine["target"], machine["usd_per_hour"], machine["volume"]) == ("runpod", 0.5, None)
+    if api == "v2":
+        assert machine["usd"] == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("api", ["v2", "sdk"])
+def test_a_stopped_pod_bills_for_its_disk(project: Project, emulator: Emulator, api: str) -> None:
+    """Its GPUs cost nothing any more; how much it has cost is not known, as nobody says since when it is stopped."""
+    target(project, api=api)
+    family = f"sniperface-{slug(project.path.name)}-runpod"
+    pod(emulator, f"{family}-r1", stopped=True, mounts={"persistent": {"size": 100, "path": "/workspace"}})
+    pod(emulator, f"{family}-r2", stopped=True)
+    with_disk, without = bills(project)
+    assert (with_disk["usd_per_hour"], without["usd_per_hour"]) == (0.0274, 0.0)
+    assert with_disk["usd"] is without["usd"] is None
+    assert with_disk["note"] == "stopped, and its disk is kept; this laptop has no record of it"
+    said = project.invoke("logs", "--on", "runpod", code=2).stderr  # there is no run: nothing else happens
+    assert "there is no run" in said
+
+
+def test_max_usd_is_of_all_machines_of_a_run(project: Project, emulator: Emulator) -> None:
+    """Each of two has cost two thirds of what both may: that is past it, as the guard of each reckons, too."""
+    target(project)
+    first = f"sniperface-{slug(project.path.name)}-runpod-a"
+    pods = [pod(emulator, name, hours=3) for name in (first, f"{first}-node1")]
+    run = Record(
+        "a", "runpod", "runpod", "running", 1, "2026", None, 1.0, "x", "/x/a", first, others={pods[1].name: ""}
+    )
+    folder = project.path / "runs" / "a"
+    write_json(folder / "run.json", asdict(run))
+    most = round(bills(project)[0]["usd"] * 1.5, 2)
+    target(project, max_usd=most)
+    for nodes, is_past in ((1, False), (2, True)):
+        write_json(folder / "plan.json", {"nodes": nodes, "limits": {"max_usd": most}})
+        assert [("past max_usd" in (bill["note"] or "")) for bill in bills(project)] == [is_past, is_past]
+
+
+def test_an_account_that_two_targets_share_bills_once(project: Project, emulator: Emulator) -> None:
+    """And is asked by the API that tells more."""
+    target(project, "a", api="sdk")
+    target(project, "b", api="v2")
+    (project.path / "conf" / "deploy" / "runpod.yaml").unlink()
+    pod(emulator, f"sniperface-{slug(project.path.name)}-b-r1", hours=2)
+    (machine,) = bills(project)
+    assert (machine["hours"], machine["target"]) == (pytest.approx(2, abs=0.01), "b")
+
+
+def test_an_account_that_does_not_answer_is_named(project: Project, emulator: Emulator) -> None:
+    """Nothing to show is not the same as nothing that bills."""
+    target(project)
+    emulator.keys = {"another"}
+    done = project.invoke("ps")
+    assert "runpod could not be asked for all that bills (RunPod does not accept the API key" in done.stderr
+    assert "none yet" in done.stdout
+
+
+def test_what_people_see(project: Project, emulator: Emulator) -> None:
+    target(project, volume="vol1")
+    emulator.account.volumes["vol1"] = FACES
+    shown = project.invoke("ps").stdout.splitlines()
+    assert shown[0] == "Machines and volumes"
+    assert re.split(r"\s{2,}", shown[1].strip()) == ["volume", "target", "gb", "usd per hour", "usd per month"]
+    assert "faces (vol1, EU-RO-1)" in shown[2]
+
+
+def test_prices_of_storage() -> None:
+    """As RunPod's documents have them: the first terabyte, what is above it, and the fast kind."""
+    assert prices.network_volume(50, "STANDARD") == 3.5
+    assert prices.network_volume(1000, "STANDARD") == 70.0
+    assert prices.network_volume(4000, "STANDARD") == 220.0
+    assert prices.network_volume(50, "HIGH_PERFORMANCE") == 7.0
+    assert prices.stopped_disk(730) == pytest.approx(0.2)
+
+
+def test_the_list_of_volumes_is_in_the_contract(emulator: Emulator, project: Project) -> None:
+    """Asked and answered as the specification has it; the fixture compares both."""
+    target(project)
+    emulator.account.volumes |= {"vol1": FACES}
+    bills(project)
+    asked = {(each.what, each.status) for each in emulator.exchanges}
+    assert {("GET /v2/pods", 200), ("GET /v2/network-volumes", 200)} <= asked
+    assert {status for _, status in asked} == {200}

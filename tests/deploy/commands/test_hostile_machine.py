@@ -1,0 +1,450 @@
+"""A rented machine is a stranger: whatever it answers, a command is right or says one sentence.
+
+No file outside the run's own folder, no escape on the terminal, no other machine out of sight, and it is released.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Container, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deploy import providers
+from deploy.billing import teardown as releasing
+from deploy.commands import app as apps
+from deploy.commands import status as looking
+from deploy.commands import stop as ending
+from deploy.commands import watch as watching
+from deploy.errors import DeployError
+from deploy.pod.base.folder import read_json, write_json
+from deploy.shell import link, ssh
+from deploy.ui.screen import Screen
+from tests.deploy.conftest import SOURCE
+from tests.deploy.support.hostile import ESCAPE, GOOD, RUN, SILENCE, Hostile, Priced, Say, hostile_machine, make_laptop
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: asyncssh serves files of this computer")
+NAME = "sniperface-laptop-bad-r"
+COMMANDS: dict[str, Callable[[Path, Screen], object]] = {
+    "status": lambda at, screen: looking.status(at, "bad", RUN, screen, watch=False),
+    "runs": lambda at, screen: screen.rows("Runs", looking.list_runs(at), ("run_id", "state", "reason")),
+    "logs": lambda at, screen: looking.logs(at, "bad", RUN, screen, follow=False),
+    "fetch-checkpoint": lambda at, screen: watching.fetch_checkpoint(at, "bad", RUN, "latest", None, screen),
+    "mine": lambda at, screen: apps.mine(at, "bad", RUN, "latest", None, [], screen),
+    "watch": lambda at, screen: watching.watch(at, "bad", RUN, screen, max_usd=0.5),
+    "stop": lambda at, screen: ending.stop(at, "bad", RUN, screen),
+    "ps": lambda at, screen: screen.rows("Bills", looking.bills(at, screen), ("machine", "usd", "note")),
+    "doctor": lambda at, screen: screen.rows("Doctor", looking.examine(at, "bad"), ("what", "found")),
+    "down": lambda at, screen: down(at, screen, anyway=False),
+    "down --anyway": lambda at, screen: down(at, screen, anyway=True),
+}
+
+
+def with_some_fast(cases: Iterable[Any], fast: Container[int]) -> list[Any]:
+    """The cases of these numbers are fast tests; all of them take minutes."""
+    return [case if number in fast else pytest.param(case, marks=pytest.mark.slow) for number, case in enumerate(cases)]
+
+
+def down(at: Path, screen: Screen, *, anyway: bool) -> object:
+    return ending.down(at, "bad", None, screen, every=False, orphans=False, anyway=anyway)
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
+    with hostile_machine(tmp_path_factory.mktemp("machine")) as made:
+        yield made
+
+
+@pytest.fixture
+def laptop(machine: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Limits are short, so that a test need not wait for them."""
+    machine.honest()
+    Priced.released.clear()
+    monkeypatch.setitem(providers.PROVIDERS, "ssh", Priced)
+    for module, name, value in (
+        (link, "ANSWER_S", 1.5), (link, "LONG_ANSWER_S", 1.5), (link, "LINES_SILENCE_S", 3.0),
+        (link, "GREETING_LIMIT_S", 5.0),
+        (ssh, "PATIENCE_S", 1.0), (ssh, "FIRST_PATIENCE_S", 1.0), (releasing, "ANYWAY_S", 4.0),
+        (releasing, "STOP_SLACK_S", 0.5), (looking, "LIST_LIMIT_S", 5.0), (watching, "CEILING_S", 5.0),
+        (watching, "EVERY_S", 0.05),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    return make_laptop(tmp_path / "laptop", machine)
+
+
+def files(laptop: Path) -> dict[str, bytes]:
+    """Every file around the laptop's project that no machine has to do with."""
+    own = (f"laptop/runs/{RUN}/", "laptop/.sniperface/")
+    found = {path.relative_to(laptop.parent).as_posix(): path for path in laptop.parent.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith(own) and ".pyc" not in name}
+
+
+def outcome(command: str, laptop: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """All that a command shows, its one sentence included; anything but an end or a sentence fails."""
+    capsys.readouterr()
+    screen = Screen()
+    try:
+        COMMANDS[command](laptop, screen)
+    except DeployError as error:
+        screen.error(error)
+        lines = error.message.splitlines()
+        assert len(lines) == 1, lines
+    except OSError as error:  # tasks.py says it in the same way
+        screen.error(DeployError(str(error)))
+    told = capsys.readouterr()
+    shown = told.out + told.err
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown), shown
+    return shown
+
+
+# Each attack by itself
+
+
+def test_an_honest_machine_is_served(machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The rig itself: every command works before anything lies."""
+    for command in ("status", "logs", "fetch-checkpoint", "mine", "ps", "runs"):
+        shown = outcome(command, laptop, capsys)
+        assert "error" not in shown, (command, shown)
+    assert (laptop / "runs" / RUN / "checkpoints" / "epoch_000.pt").read_bytes() == b"weights"
+    assert (laptop / "runs" / RUN / "mining" / "epoch_000" / "report.json").exists()
+    machine.status(state="stopped", ended=2.0)
+    assert f"released {NAME}" in outcome("down", laptop, capsys)
+    assert Priced.released == [NAME]
+
+
+@pytest.mark.parametrize("command", with_some_fast(["fetch-checkpoint", "watch"], {0}))
+@pytest.mark.parametrize(
+    "file", with_some_fast(["../../../victim.py", "ABSOLUTE", "..\\victim.py", "epoch_0.py", "a/../epoch_1.pt"], {0, 1})
+)
+def test_a_checkpoint_writes_nothing_outside_its_run(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], file: str, command: str
+) -> None:
+    """Its JSON names another file, which the machine's listing has, too."""
+    file = str(laptop / "victim.py") if file == "ABSOLUTE" else file
+    place = Path(machine.run.checkpoints / "epoch_000.json")
+    write_json(place, {**read_json(place), "file": file})
+    machine.lies["listdir"] = lambda _: Say(["epoch_000.json", "epoch_000.pt", file])
+    machine.lies["size"] = lambda _: Say(7)
+    before = files(laptop)
+    outcome(command, laptop, capsys)
+    assert files(laptop) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../victim.png", "ABSOLUTE.png", "..\\v.png", "a:b.png", "con.png", "\x1b[2J.png"]
+)
+@pytest.mark.parametrize("command", ["mine", "stop"])
+def test_pictures_and_results_write_nothing_outside_their_run(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], name: str, command: str
+) -> None:
+    name = name.replace("ABSOLUTE", str(laptop / "victim"))
+    truth = Path.iterdir
+
+    def listing(arguments: dict[str, Any]) -> Say:
+        path = Path(arguments["path"])
+        inside = [each.name for each in truth(path)] if path.is_dir() else []
+        return Say([*inside, name] if path.name in ("mining", "epoch_000") else inside)
+
+    machine.lies["listdir"] = listing
+    machine.lies["size"] = lambda _: Say(7)
+    if command == "stop":
+        machine.status(state="stopped", ended=2.0)
+        write_json(laptop / "runs" / RUN / "run.json", {**read_json(laptop / "runs" / RUN / "run.json")})
+    before = files(laptop)
+    shown = outcome(command, laptop, capsys)
+    assert files(laptop) == before
+    assert command == "stop" or "the file name" in shown
+
+
+BAD_STATUS: list[dict[str, Any]] = [
+    {"heartbeat": "x"}, {"heartbeat": float("nan")}, {"spend_usd": "lots"}, {"started": "a"}, {"attempt": None},
+    {"state": ["running"]}, {"reason": {"a": 1}}, {"ended": []},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("told", with_some_fast(BAD_STATUS, {0}), ids=str)
+def test_one_wrong_number_neither_stops_a_release_nor_hides_others(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], told: dict[str, Any]
+) -> None:
+    """`runs` shows the other machine, and what is wrong with this one; `down` keeps it, and `--anyway` releases it."""
+    machine.status(**told)
+    shown = outcome("runs", laptop, capsys)
+    assert GOOD in shown
+    assert f"the machine's answer is not readable: {NAME}: status.json of run {RUN}, {next(iter(told))}" in shown
+    assert "error: " in outcome("status", laptop, capsys)
+    assert "the machine was kept" in outcome("down", laptop, capsys)
+    assert f"released {NAME}" in outcome("down --anyway", laptop, capsys)
+    assert Priced.released == [NAME]
+
+
+def endless(body: bytes) -> Callable[[dict[str, Any]], Say]:
+    return lambda _: Say(raw=body, endless=True)
+
+
+ATTACKS: dict[str, Callable[[dict[str, Any]], Say | None]] = {
+    "never answers, and beats": lambda _: SILENCE,
+    "endless beats": endless(b'\0\0\0\x0e\0\0\0\0{"beat": true}'),
+    "a header of 4 GiB": lambda _: Say(raw=b"\xff\xff\xff\xf0\0\0\0\0"),
+    "a body of 4 GiB": lambda _: Say(raw=b"\0\0\0\x02\xff\xff\xff\xf0{}"),
+    "deep JSON": lambda _: Say(raw=b"\0\1\0\0\0\0\0\0" + b"[" * 65536),
+    "a list": lambda _: Say(raw=b"\0\0\0\5\0\0\0\0[1,2]"),
+    "an id that cannot be looked up": lambda _: Say(raw=b'\0\0\0\x0b\0\0\0\0{"id": [1]}'),
+    "an id of nobody": lambda _: Say(raw=b'\0\0\0\x0b\0\0\0\0{"id": 99 }'),
+    "no value": lambda _: Say(head={}),
+    "half an end": lambda _: Say(head={"ended": "x"}),
+    "another verb's end": lambda _: Say(head={"ended": [0, 0]}),
+    "another verb's value": lambda _: Say([]),
+    "overdue": lambda _: Say(head={"overdue": True}),
+    "half an error": lambda _: Say(head={"error": {}}),
+    "an error of a list": lambda _: Say(head={"error": {"errno": "x", "text": [], "path": 5}}),
+    "endless halves": lambda _: Say(head={"more": True}, body=b"x" * 1000, endless=True),
+    "noise": endless(b"\0\0\0\4\0\0\0\0nope"),
+}
+
+
+@pytest.mark.parametrize("attack", with_some_fast(ATTACKS, {0, 4}))
+def test_release_never_waits_for_the_machine(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], attack: str
+) -> None:
+    """Whatever the first verb is answered with."""
+    for verb in ("clock", "listdir"):
+        machine.lies[verb] = ATTACKS[attack]
+    began = time.monotonic()
+    shown = outcome("down --anyway", laptop, capsys)
+    assert f"released {NAME}" in shown
+    assert Priced.released == [NAME]
+    assert time.monotonic() - began < 15  # ANYWAY_S is 4 s here
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize("attack", with_some_fast(ATTACKS, {2}))
+def test_every_other_command_ends_too(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], attack: str
+) -> None:
+    machine.lies |= dict.fromkeys(("clock", "read"), ATTACKS[attack])
+    assert "error: " in outcome("fetch-checkpoint", laptop, capsys)
+    machine.lies = {"run": ATTACKS[attack]}
+    outcome("doctor", laptop, capsys)
+    if attack != "endless halves":  # lines without end are shown without end, as those of an honest command are
+        machine.lies = {"lines": ATTACKS[attack]}
+        assert "error: " in outcome("mine", laptop, capsys)
+    machine.lies = dict.fromkeys(("clock", "read"), ATTACKS[attack])
+    assert GOOD in outcome("runs", laptop, capsys)
+
+
+def test_money_is_counted_by_the_provider_and_this_clock(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Half an hour at 2 USD an hour: nothing is told of it, then far too much."""
+    machine.status(spend_usd=0)
+    outcome("status", laptop, capsys)
+    assert read_json(laptop / "runs" / RUN / "run.json")["spend"][NAME] == pytest.approx(1.0, abs=0.05)
+    machine.status(spend_usd=1e308)
+    outcome("status", laptop, capsys)
+    assert read_json(laptop / "runs" / RUN / "run.json")["spend"][NAME] == pytest.approx(1.0, abs=0.05)
+    shown = outcome("watch", laptop, capsys)  # up to 0.5 USD
+    assert "this run has cost $1.00, which is all that $0.5 allow" in shown
+    assert Priced.released == [NAME]
+    assert "released" in shown
+
+
+def test_a_machine_that_says_nothing_is_released_at_max_usd(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.status(heartbeat="x")
+    shown = outcome("watch", laptop, capsys)
+    assert "which is all that $0.5 allow" in shown
+    assert Priced.released == [NAME]
+
+
+@pytest.mark.parametrize("size", with_some_fast([1 << 50, 4 * 10**12, -1, "7", 7.5, 10**30, True], {1}))
+def test_a_size_is_believed_when_it_fits_and_not_before(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], size: Any
+) -> None:
+    """Nothing is reserved for it, and nothing is left of it."""
+    note = Path(machine.run.checkpoints / "epoch_000.json")
+    write_json(note, {**read_json(note), "bytes": size})
+
+    def told(arguments: dict[str, Any]) -> Say:
+        return Say(size if arguments["path"].endswith(".pt") else Path(arguments["path"]).stat().st_size)
+
+    machine.lies["size"] = told
+    assert "error: " in outcome("fetch-checkpoint", laptop, capsys)
+    assert not list(laptop.rglob("*.part"))
+    assert not list(laptop.rglob("*.pt"))
+
+
+@pytest.mark.slow
+def test_a_file_that_becomes_shorter_leaves_nothing(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Announced and hashed as 3 MiB, and there is less."""
+    note = Path(machine.run.checkpoints / "epoch_000.json")
+    write_json(note, {**read_json(note), "bytes": 3 << 20})
+    machine.lies["size"] = lambda arguments: Say(3 << 20 if arguments["path"].endswith(".pt") else 5)
+    shown = outcome("fetch-checkpoint", laptop, capsys)
+    assert "became shorter while it was copied" in shown
+    assert not list(laptop.rglob("*.part"))
+
+
+def test_what_is_said_is_shown_and_not_obeyed(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The log, a reason, an error, a line of `mine`: `outcome` refuses every escape."""
+    Path(machine.run.log).write_text(f"before {ESCAPE} \x1b[32mgreen\x1b[0m\rafter\n")
+    machine.status(reason=f"why {ESCAPE}\nreleased another", state="failed", ended=2.0)
+    machine.lines = [f"line {ESCAPE}\n".encode(), b"x" * 300_000 + b"\n"]
+    assert "\\x1b]52;c;aGk=\\x1b\\ green\n" not in outcome("logs", laptop, capsys)
+    assert "before \\x1b]52;c;aGk=" in outcome("logs", laptop, capsys)
+    assert "green\nafter" in outcome("logs", laptop, capsys)
+    assert "why \\x1b]52" in outcome("status", laptop, capsys)
+    assert "line \\x1b]52" in outcome("mine", laptop, capsys)
+    machine.lies["size"] = lambda _: Say(head={"error": {"errno": 13, "text": f"no {ESCAPE}", "path": ESCAPE}})
+    assert "\\x1b" in outcome("fetch-checkpoint", laptop, capsys)
+
+
+@pytest.mark.slow
+def test_links_on_the_machine_bring_nothing_else(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are the machine's own files; a link below the laptop's folder is refused."""
+    (machine.root / "secret").write_bytes(b"weights")
+    Path(machine.run.checkpoints / "epoch_000.pt").unlink()
+    Path(machine.run.checkpoints / "epoch_000.pt").symlink_to(machine.root / "secret")
+    outcome("fetch-checkpoint", laptop, capsys)
+    fetched = laptop / "runs" / RUN / "checkpoints" / "epoch_000.pt"
+    assert not fetched.is_symlink()
+    fetched.unlink()
+    victim = laptop.parent / "victim"
+    victim.write_bytes(b"mine")
+    fetched.symlink_to(victim)
+    assert "is a symbolic link: remove it" in outcome("fetch-checkpoint", laptop, capsys)
+    assert victim.read_bytes() == b"mine"
+
+
+def test_a_guard_that_lies_never_keeps_a_machine(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Past max_usd by the provider's price, it goes with the next command, whatever it says is on it."""
+    target = laptop / "conf" / "deploy" / "bad.yaml"
+    target.write_text(json.dumps({**json.loads(target.read_text()), "max_usd": 0.1}))
+    write_json(machine.root / "guard.json", {"code": "/"})
+    work = {"at_work": ["r1"], "guarded": True, "state": "armed", "decision": "x", "only_copies": {}}
+    said = json.dumps(work).encode()
+    machine.lies["run"] = lambda _: Say(head={"ended": [0, len(said)]}, body=said)
+    shown = outcome("status", laptop, capsys)
+    assert Priced.released == [NAME]
+    assert "past max_usd: 0.1, which is hard" in shown
+
+
+# Anything at all
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(ESCAPE),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+EVIL_NAME = st.sampled_from(
+    ["../../x.pt", "/tmp/x.png", "epoch_000.json", "epoch_000.pt", "clusters.png", "..", "a:b", ESCAPE, "x.png"]
+)
+LIES = st.one_of(
+    JSON.map(lambda value: Say(value)),
+    st.lists(EVIL_NAME, max_size=4).map(lambda names: Say(names)),
+    st.binary(max_size=40).map(lambda raw: Say(raw=raw + b"\0" * 8)),
+    st.sampled_from([ATTACKS[name](None) for name in ATTACKS if "endless" not in name]),  # type: ignore[arg-type]
+)
+VERBS = st.sampled_from(["clock", "size", "read", "listdir", "hashes", "run", "lines", "write", "hardware", "which"])
+KEYS = st.sampled_from(["state", "attempt", "heartbeat", "spend_usd", "reason", "started", "ended", "file", "sha256"])
+FILES = st.sampled_from(["status.json", "checkpoints/epoch_000.json", "metrics.jsonl", "config.yaml", "train.log"])
+
+
+def attack(machine: Hostile, lies: dict[str, Say | None], file: str, told: dict[str, Any]) -> None:
+    machine.honest()
+    place = Path(machine.run.path / file)
+    place.write_text(json.dumps({**read_json(place), **told}) + "\n")
+    machine.lies |= {verb: (lambda _, said=said: said) for verb, said in lies.items()}  # type: ignore[misc]
+
+
+def right_or_one_sentence(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], command: str, *what: Any
+) -> None:
+    """After any command, `runs` shows the other machine, and the machine is released."""
+    Priced.released.clear()
+    attack(machine, *what)
+    before = files(laptop)
+    outcome(command, laptop, capsys)
+    if command != "runs":
+        assert GOOD in outcome("runs", laptop, capsys)
+    if not Priced.released:
+        outcome("down --anyway", laptop, capsys)
+    assert Priced.released == [NAME]
+    assert files(laptop) == before
+
+
+ANY = {
+    "command": st.sampled_from(list(COMMANDS)),
+    "lies": st.dictionaries(VERBS, LIES, max_size=2),
+    "file": FILES,
+    "told": st.dictionaries(KEYS, JSON, max_size=3),
+}
+PATIENT = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+
+
+@settings(max_examples=2, **PATIENT)  # type: ignore[arg-type]
+@given(**ANY)  # type: ignore[arg-type]
+def test_anything_is_right_or_one_sentence(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], **what: Any
+) -> None:
+    right_or_one_sentence(machine, laptop, capsys, *what.values())
+
+
+@pytest.mark.slow  # two hundred commands over SSH
+@settings(max_examples=60, **PATIENT)  # type: ignore[arg-type]
+@given(**ANY)  # type: ignore[arg-type]
+def test_anything_is_right_or_one_sentence_for_long(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], **what: Any
+) -> None:
+    right_or_one_sentence(machine, laptop, capsys, *what.values())
+
+
+@pytest.mark.slow  # a process for each attack
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: memory is read in /proc")
+def test_memory_stays_within_bounds(machine: Hostile, laptop: Path) -> None:
+    """Measured in a process of its own: attacks cost at most 64 MiB more than an honest answer does."""
+    Path(machine.run.log).write_bytes(b"\x1b" * (20 << 20))
+    Path(machine.run.metrics).write_bytes(b"[[],[],[]]\n" + b'{"event": "x", "y": [[],[],[],[],[],[]]}\n' * 200_000)
+    script = (
+        "import re, sys\nfrom pathlib import Path\nfrom deploy import looking\n"
+        "from deploy.errors import DeployError\n"
+        "from deploy.ui.screen import Screen\nproject, rounds = Path(sys.argv[1]), sys.argv[2:]\n"
+        "for name in rounds:\n    try:\n"
+        f"        looking.logs(project, 'bad', '{RUN}', Screen(), follow=False) if name == 'logs' else "
+        f"looking.status(project, 'bad', '{RUN}', Screen(), watch=False)\n"
+        "    except DeployError as error:\n        print(error.message, file=sys.stderr)\n"
+        # Not ru_maxrss: a child begins with its parent's.
+        "print(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1], file=sys.stderr)\n"
+    )
+
+    def peak_kib(*rounds: str) -> int:
+        argv = [sys.executable, "-c", script, str(laptop), *rounds]
+        done = subprocess.run(argv, cwd=SOURCE, capture_output=True, text=True, check=False, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return int(done.stderr.split()[-1])
+
+    write = Path(machine.run.metrics).read_bytes()
+    Path(machine.run.metrics).write_bytes(b"")
+    normal = peak_kib("status")
+    Path(machine.run.metrics).write_bytes(write)
+    assert peak_kib("status", "logs") - normal < 64 << 10
+    for name in ("endless halves", "a header of 4 GiB", "a body of 4 GiB", "deep JSON"):
+        machine.lies["clock"] = ATTACKS[name]
+        assert peak_kib("status") - normal < 64 << 10, name

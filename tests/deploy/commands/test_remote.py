@@ -1,0 +1,407 @@
+"""The commands on a machine by SSH: a real server, real git, tmux and processes; only the training is pretended."""
+
+from __future__ import annotations
+
+import base64
+import http.server
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.pod.base import processes
+from deploy.pod.base.folder import read_json
+from deploy.shell.host_keys import fingerprint
+from tests.deploy.conftest import Project, wait_until
+from tests.deploy.support.pretend.app.prepare import make as prepare
+from tests.deploy.support.servers import SSHD, Server, asyncssh_server, openssh
+from tests.support.faults import Fault
+
+needs_proc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs kill -9 and /proc: run on Linux")
+needs_tmux = pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux: apt-get install tmux")
+SLOW_STEPS = ("--set", "train.step_s=0.2", "--set", "train.epochs=50")
+
+
+@dataclass
+class Box:
+    """A project with a target `box`: a server on this computer, with a root and a RAM folder of its own."""
+
+    project: Project
+    server: Server
+    root: Path
+    ram: Path
+
+    def invoke(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        return self.project.invoke(words[0], "--on", "box", *words[1:], code=code)
+
+    def json(self, *words: str, code: int = 0) -> Any:
+        return json.loads(self.invoke(*words, "--json", code=code).stdout)
+
+    def target(self, **values: object) -> None:
+        told = {
+            "provider": "ssh",
+            "host": "127.0.0.1",
+            "port": self.server.port,
+            "key": str(self.server.key),
+            "fingerprint": fingerprint(base64.b64decode(self.server.host_key.split()[1])),
+            "root": str(self.root),
+            "stage_to": str(self.ram),
+            "python": sys.executable,
+            **values,
+        }
+        place = self.project.path / "conf" / "deploy" / "box.yaml"
+        place.write_text(json.dumps(told), encoding="utf-8")  # JSON is YAML
+
+
+def make_box(project: Project, folder: Path, make: Callable[[Path], AbstractContextManager[Server]]) -> Iterator[Box]:
+    with make(folder / "server") as server:
+        box = Box(project, server, folder / "far away" / "röot", folder / "ram")
+        box.target()
+        yield box
+        # What is left running on the "machine" would outlive the test.
+        for status in (box.root / "runs").glob("*/status.json"):
+            told = json.loads(status.read_text(encoding="utf-8"))
+            for pid in (told.get("pid"), told.get("job_pid")) if told.get("ended") is None else ():
+                if pid:
+                    processes.kill_tree(pid)
+
+
+@pytest.fixture(params=["openssh", "asyncssh"])
+def any_box(request: pytest.FixtureRequest, project: Project, tmp_path: Path) -> Iterator[Box]:
+    """Behind each of the two servers."""
+    if request.param == "openssh" and SSHD is None:
+        pytest.skip("needs an SSH server: apt-get install openssh-server")
+    yield from make_box(project, tmp_path, openssh if request.param == "openssh" else asyncssh_server)
+
+
+@pytest.fixture
+def box(project: Project, tmp_path: Path) -> Iterator[Box]:
+    """Behind OpenSSH where it is installed."""
+    yield from make_box(project, tmp_path, openssh if SSHD else asyncssh_server)
+
+
+def test_the_everyday_five(any_box: Box) -> None:
+    """Deploy, train on a part, logs, status, fetch: the same documents and files as on this computer."""
+    box = any_box
+    ready = box.json("deploy")
+    assert ready["root"] == str(box.root)
+    again = box.invoke("deploy").stdout
+    assert "already there" in again
+    done = box.json("train", "--fraction", "0.5")
+    assert (done["state"], done["fraction"]) == ("succeeded", 0.5)
+    home = box.project.path / "runs" / done["run_id"]
+    assert {path.name for path in home.iterdir()} == {
+        "plan.json", "run.json", "config.yaml", "train.log", "status.json", "metrics.jsonl", "checkpoints",
+    }  # fmt: skip
+    assert "grüße" in box.invoke("logs").stdout
+    assert box.json("status")["state"] == "succeeded"
+    shutil.rmtree(home / "checkpoints")
+    fetched = box.json("fetch-checkpoint", "--which", "best")
+    assert fetched["epoch"] == 0
+    assert Path(fetched["path"]).is_file()
+    plan = json.loads((home / "plan.json").read_text(encoding="utf-8"))
+    assert plan["run_dir"] == str(box.root / "runs" / done["run_id"])
+    assert not (box.project.path / ".sniperface" / "local").exists()
+
+
+def test_a_file_of_the_laptop_is_staged_by_block(box: Box, tmp_path: Path) -> None:
+    """A part moves its share of the bytes; what is there is not sent again; the file is whole or not there."""
+    images = tmp_path / "faces" / "images.npy"
+    prepare(images, rows=400)
+    done = box.json("train", "--data", str(images), "--fraction", "0.1")
+    assert done["state"] == "succeeded"
+    staged = next(box.ram.glob("*-f0.1/images.npy"))
+    about = json.loads(staged.with_name("manifest.json").read_text())
+    assert about["selection"]["fraction"] == 0.1
+    assert staged.stat().st_size < images.stat().st_size / 2
+    whole = box.json("train", "--data", str(images))
+    assert whole["state"] == "succeeded"
+    assert (box.ram / "images.npy").read_bytes()[-1000:] == images.read_bytes()[-1000:]
+    assert not list(box.ram.rglob("*.part"))
+    assert "already there" in box.invoke("train", "--data", str(images)).stdout
+
+
+def test_images_may_lie_on_the_machine(box: Box, tmp_path: Path) -> None:
+    """Named with machine:, looked at when the machine is there, and copied there into RAM."""
+    images = tmp_path / "volume" / "faces" / "images.npy"
+    prepare(images, rows=60)
+    plan = box.json("train", "--dry-run", "--data", f"machine:{images}")
+    assert (plan["data"]["where"], plan["data"]["ready"]) == ("machine", False)
+    assert box.json("train", "--data", f"machine:{images}")["state"] == "succeeded"
+    assert (box.ram / "images.npy").stat().st_size == images.stat().st_size
+    failed = box.invoke("train", "--data", "machine:/nowhere/images.npy", code=2)
+    assert "on the machine there is no file /nowhere/images.npy" in failed.stderr
+    assert "whole path" in box.invoke("train", "--data", "machine:images.npy", code=2).stderr
+
+
+class Ranges(http.server.SimpleHTTPRequestHandler):
+    """A file server that knows ranges."""
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data, wanted = path.read_bytes(), self.headers.get("Range", "bytes=0-")
+        first, _, last = wanted.removeprefix("bytes=").partition("-")
+        part = data[int(first) : int(last) + 1 if last else None]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}")
+        self.end_headers()
+        self.wfile.write(part)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """A folder with a data set, served over HTTP."""
+    prepare(tmp_path / "bucket" / "faces" / "images.npy", rows=60)
+    handler = partial(Ranges, directory=str(tmp_path / "bucket"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/faces/images.npy"
+        server.shutdown()
+
+
+def test_images_may_lie_at_an_address(box: Box, address: str, tmp_path: Path) -> None:
+    """The machine fetches them by itself; what is wrong is said before anything is started."""
+    assert box.json("train", "--data", address)["state"] == "succeeded"
+    assert (box.ram / "images.npy").stat().st_size == (tmp_path / "bucket/faces/images.npy").stat().st_size
+    wrong = box.invoke("train", "--data", address.replace("faces", "nothing"), code=2)
+    assert "there is no file http://" in wrong.stderr
+    nobody = box.invoke("train", "--data", "http://127.0.0.1:9/faces/images.npy", code=2)
+    assert "cannot be reached" in nobody.stderr
+
+
+def test_a_full_ram_disk_has_a_plan_b(box: Box, tmp_path: Path, fault: Fault) -> None:
+    """Said in words: the images of the laptop are kept on the machine's disk instead."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("needs the right to mount: run this as root on Linux")
+    box.ram.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(box.ram)], check=False).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        images = tmp_path / "faces" / "images.npy"
+        prepare(images, rows=60)
+        fault.strikes()
+        done = box.invoke("train", "--data", str(images))
+        assert "kept on disk instead" in done.stdout or (box.root / "data").exists()
+        assert list((box.root / "data").rglob("images.npy"))
+        fault.leaves_out(truth="the command itself says it, before anything runs")
+        fault.checkpoints(*(box.root / "runs").iterdir(), *(box.project.path / "runs").iterdir())
+        fault.machines(box.project.json("ps"), [])
+    finally:
+        subprocess.run(["umount", str(box.ram)], check=True)
+
+
+def test_wrong_hosts_are_told_in_a_sentence(box: Box) -> None:
+    """Unreachable: exit code 3. Another host key, or a key that is not let in: nothing is sent."""
+    box.target(port=1)
+    assert "cannot be reached" in box.invoke("deploy", code=3).stderr
+    box.target(host="no.such.host.invalid")
+    assert "no host of this name" in box.invoke("deploy", code=3).stderr
+    box.target(fingerprint="SHA256:" + "A" * 43)
+    changed = box.invoke("deploy", code=1).stderr
+    assert "another host key" in changed
+    assert changed.startswith("error: ")
+    box.target(fingerprint=None)
+    unknown = box.invoke("deploy", code=2).stderr
+    assert "fingerprint: SHA256:" in unknown
+    assert not box.root.exists()
+
+
+def test_a_run_is_stopped_and_goes_on(box: Box) -> None:
+    """Ctrl-C leaves it alone, stop makes a checkpoint, --resume auto continues it on the same machine."""
+    following = box.project.start("train", "--on", "box", *SLOW_STEPS)
+    first = wait_until(lambda: list((box.root / "runs").glob("*/checkpoints/epoch_000.json")), 60)[0]
+    following.send_signal(signal.SIGINT)
+    said, _ = following.communicate(timeout=30)
+    assert "goes on" in said
+    run_id = first.parents[1].name
+    assert box.json("status")["state"] == "running"
+    assert "is running on target" in box.invoke("train", code=2).stderr
+    stopped = box.json("stop")
+    assert (stopped["state"], stopped["run_id"]) == ("stopped", run_id)
+    assert Path(stopped["checkpoint"]["path"]).is_file()
+    went_on = box.json("train", "--resume", "auto", "--detach")
+    assert went_on["run_id"] == run_id
+    status = wait_until(lambda: (s := box.json("status")) and s["attempt"] == 2 and s["step"] and s)
+    assert status["step"] >= stopped["checkpoint"]["step"]
+    box.invoke("stop")
+
+
+def test_the_laptop_may_die_while_it_follows(box: Box, fault: Fault) -> None:
+    """kill -9: the job does not notice; the log is read again from another terminal, each byte once."""
+    following = box.project.start("train", "--on", "box", "--set", "train.step_s=0.1", "--set", "train.epochs=8")
+    run = wait_until(lambda: list((box.root / "runs").glob("*/checkpoints/epoch_000.json")), 60)[0].parents[1]
+    following.kill()
+    fault.strikes()
+    following.communicate()
+    fault.told(lambda: box.json("status")["state"] in ("running", "succeeded"))
+    followed = box.invoke("logs", "--follow").stdout
+    fault.log(followed.encode("utf-8"), (run / "train.log").read_bytes())
+    assert followed.count("rank 0 step 24\n") == 1
+    assert box.json("status")["state"] == "succeeded"
+    assert box.json("fetch-checkpoint")["epoch"] == 7
+    fault.checkpoints(run, box.project.path / "runs" / run.name)
+    fault.machines(box.project.json("ps"), [])
+
+
+def test_a_checkpoint_is_kept_current_while_training(box: Box) -> None:
+    """--watch brings each newer one, and ends with the run."""
+    box.json("train", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=5")
+    said = box.invoke("fetch-checkpoint", "--watch").stdout
+    assert "epoch 4" in said.splitlines()[-1]
+    home = next((box.project.path / "runs").glob("*/checkpoints"))
+    assert (home / "epoch_004.pt").is_file()
+    assert not list(home.glob("*.part"))
+
+
+@needs_tmux
+def test_attach_shows_the_live_session(box: Box) -> None:
+    """In a real terminal, through the system's ssh, read-only: Ctrl-C does not reach the job."""
+    if shutil.which("ssh") is None or SSHD is None:
+        pytest.skip("needs an SSH server: apt-get install openssh-server")
+    box.json("train", "--detach", *SLOW_STEPS)
+    terminal = ["tmux", "-L", f"{box.project.socket}-t", "-f", "/dev/null"]
+    command = [sys.executable, "-m", "invoke", "attach", "--on", "box"]
+    try:
+        subprocess.run(
+            [*terminal, "new-session", "-d", "-x", "150", "-y", "40", "-c", str(box.project.path), *command],
+            check=True, env=box.project.environment,
+        )  # fmt: skip
+
+        def screen() -> str:
+            done = subprocess.run([*terminal, "capture-pane", "-p"], capture_output=True, text=True, check=False)
+            return done.stdout
+
+        wait_until(lambda: "rank 0 step" in screen(), 60)
+        subprocess.run([*terminal, "send-keys", "C-c"], check=True)
+        seen = screen().rstrip().splitlines()[-4:]
+        wait_until(lambda: screen().rstrip().splitlines()[-4:] != seen)
+        assert box.json("status")["state"] == "running"
+    finally:
+        subprocess.run([*terminal, "kill-server"], check=False, capture_output=True)
+        box.invoke("stop")
+
+
+def test_the_apps_other_commands_run_where_the_run_is(box: Box, tmp_path: Path) -> None:
+    """Their results come home; data can be prepared there, too."""
+    box.json("train")
+    said = box.invoke("evaluate").stdout
+    assert "brought home" in said
+    there = box.invoke("prepare", "--source", "orl", "--out", str(tmp_path / "volume/orl")).stdout
+    assert f"--data machine:{tmp_path}/volume/orl/images.npy" in there
+    assert (tmp_path / "volume/orl/images.npy").is_file()
+
+
+def test_a_launch_that_fails_leaves_a_record(box: Box) -> None:
+    """The run is failed, with the reason; nothing half-done is left under a final name."""
+    box.target(python="/no/such/python")
+    failed = box.invoke("train", code=1)
+    assert "python" in failed.stderr
+    run = json.loads(box.project.invoke("runs", "--json").stdout)[0]
+    assert run["state"] == "failed"
+
+
+def test_runs_wait_for_their_turn(box: Box) -> None:
+    """--queue: in the order of their coming, on the warm data; one that waits can be taken out."""
+    first = box.json("train", "--detach", *SLOW_STEPS)["run_id"]
+    second = box.json("train", "--detach", "--queue")
+    third = box.json("train", "--detach", "--queue")["run_id"]
+    assert second["state"] == "planned"
+    listed = {run["run_id"]: run for run in json.loads(box.project.invoke("runs", "--json").stdout)}
+    assert [listed[run]["state"] for run in (first, second["run_id"], third)] == ["running", "planned", "planned"]
+    assert "waiting for run" in listed[third]["reason"]
+    assert box.json("stop", "--run", third)["state"] == "stopped"
+    assert box.json("stop", "--run", first)["state"] == "stopped"
+    followed = box.invoke("logs", "--follow", "--run", second["run_id"])
+    assert "rank 0 step 9" in followed.stdout
+    states = {run["run_id"]: run["state"] for run in json.loads(box.project.invoke("runs", "--json").stdout)}
+    assert (states[first], states[second["run_id"]], states[third]) == ("stopped", "succeeded", "stopped")
+
+
+def test_a_machine_that_vanished_is_replaced(box: Box, tmp_path: Path) -> None:
+    """What is at home goes to another machine, and the run goes on there; its record has no hole."""
+    box.json("train", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=6")
+    wait_until(lambda: list((box.root / "runs").glob("*/checkpoints/epoch_001.json")), 60)
+    fetched = box.json("fetch-checkpoint")
+    run = next((box.root / "runs").iterdir())
+    processes.kill_tree(json.loads((run / "status.json").read_text())["pid"])
+    box.root.rename(tmp_path / "burnt")
+    assert box.json("status")["state"] == "lost"
+    done = box.json("train", "--resume", "auto")
+    assert (done["run_id"], done["state"], done["checkpoint"]["epoch"]) == (run.name, "succeeded", 5)
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in events if event["event"] == "start"][-1] >= fetched["step"]
+
+
+def test_a_watched_run_is_finished_whatever_happens(box: Box, tmp_path: Path) -> None:
+    """Its machine burns down in the middle; watch has its checkpoint, starts it again, and brings the end home."""
+    box.json("train", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=8")
+    watching = box.project.start("watch", "--on", "box")
+    wait_until(lambda: list((box.project.path / "runs").glob("*/checkpoints/epoch_*.json")), 60)
+    run = next((box.root / "runs").iterdir())
+    processes.kill_tree(json.loads((run / "status.json").read_text())["pid"])
+    box.root.rename(tmp_path / "burnt")
+    said, complaint = watching.communicate(timeout=120)
+    assert watching.returncode == 0, complaint
+    assert "going on elsewhere" in said
+    assert said.splitlines()[-1].endswith("succeeded")
+    assert next((box.project.path / "runs").glob("*/checkpoints/epoch_007.json"))
+
+
+def test_a_machine_is_guarded_before_anything_takes_long(box: Box) -> None:
+    """Idle for so long without a word from the laptop, its work is ended; secrets are a file that nobody else reads."""
+    box.target(idle_min=0.2, secrets=["BOX_TOKEN"])
+    box.project.env["BOX_TOKEN"] = "planted-secret-5171"
+    said = box.invoke("train", "--detach", "--set", "train.step_s=0.3", "--set", "train.epochs=4").stdout
+    assert "guarded: idle_min 0.2" in said
+    guard = json.loads((box.root / "guard.json").read_text())
+    assert (guard["idle_min"], guard["machine"]) == (0.2, "sniperface-it_s_a_faces_f_lder_home_x_a_b-box")
+    run = next((box.root / "runs").iterdir())
+    wait_until(lambda: not (run / "secrets.env").exists())
+    wait_until(lambda: json.loads((run / "status.json").read_text())["state"] == "succeeded", 60)
+    box.invoke("fetch-checkpoint")
+    assert list((run / "checkpoints").glob("*.fetched"))
+    told = box.root / "guard-status.json"
+    wait_until(lambda: "idle" in json.dumps(json.loads(told.read_text())["decision"]), 90)
+    for folder in (box.root, box.project.path, box.ram):
+        for file in folder.rglob("*"):
+            assert not file.is_file() or b"planted-secret-5171" not in file.read_bytes(), file
+    subprocess.run(["pkill", "-f", f"deploy.pod.guard {box.root}"], check=False)
+
+
+@needs_proc
+def test_a_command_that_looks_at_a_machine_starts_its_guard_again(box: Box) -> None:
+    """Where nobody else does: a host is no container of ours. kill -9, then status, logs and fetch, each in turn."""
+    box.target(max_hours=50)
+    box.json("train")
+    told = box.root / "guard-status.json"
+    try:
+        for command in ("status", "logs", "fetch-checkpoint"):
+            pid = json.loads(told.read_text())["pid"]
+            os.kill(pid, signal.SIGKILL)
+            wait_until(lambda pid=pid: not processes.is_alive(pid))
+            heartbeat = json.loads(told.read_text())["heartbeat"]
+            # As if it had been dead for a minute: the test does not wait for that.
+            told.write_text(json.dumps({**json.loads(told.read_text()), "heartbeat": heartbeat - 60}))
+            box.invoke(command)
+            wait_until(lambda pid=pid: read_json(told).get("pid") not in (None, pid))
+            assert read_json(told)["limits"]["max_hours"] == 50
+    finally:
+        os.kill(json.loads(told.read_text())["pid"], signal.SIGTERM)

@@ -1,0 +1,212 @@
+"""Planted secrets are looked for in every byte that is written, on both sides, while every command is run: in files, in
+what is printed, in environments and command lines, in what the engine and the provider keep. Real containers; only the
+training is pretended, and that prints whatever it was given."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deploy.conftest import Project, end_tmux, wait_until
+from tests.support.emulators.rig import breaches
+from tests.support.emulators.runpod import Emulator
+from tests.support.emulators.runpod_pods import Container
+from tests.support.images.engine import docker
+
+pytestmark = pytest.mark.slow
+ROOT = "/workspace/sniperface"
+GIVEN = {  # to a run, by the target's `secrets`
+    "WANDB_API_KEY": "planted-wandb-11aa",
+    "AWS_ACCESS_KEY_ID": "planted-access-22bb",
+    "AWS_SECRET_ACCESS_KEY": "planted/s3+cret=33cc",
+    "REGISTRY_PASSWORD": "planted 'registry' \"pass\" $44dd",
+}
+KEPT = {"RUNPOD_API_KEY": "rpa_planted0account0key55ee"}  # by the laptop
+PLANTED = {**GIVEN, **KEPT}
+ENDLESS = ("--set", "train.step_s=0.2", "--set", "train.epochs=500")
+
+
+@dataclass
+class Site:
+    """A project with a target, and a log of every word that its commands said."""
+
+    project: Project
+    target: str
+    emulator: Emulator | None = None
+    said: list[str] = field(default_factory=list)
+
+    def invoke(self, *words: str, code: int = 0) -> str:
+        done = self.project.invoke(words[0], "--on", self.target, *words[1:], code=code)
+        self.said += [done.stdout, done.stderr]
+        return done.stdout + done.stderr
+
+    def json(self, *words: str) -> Any:
+        done = self.project.invoke(words[0], "--on", self.target, *words[1:], "--json")
+        self.said += [done.stdout, done.stderr]
+        return json.loads(done.stdout)
+
+    @property
+    def container(self) -> str:
+        if self.emulator is None:
+            (machine,) = self.project.json("ps")
+            return str(machine["machine"])
+        machine = self.emulator.account.all()[0].machine
+        assert isinstance(machine, Container)
+        return machine.id
+
+
+@pytest.fixture(params=["docker", "runpod"])
+def site(request: pytest.FixtureRequest, project: Project, our_image: str) -> Iterator[Site]:
+    project.path = project.path.rename(project.path.with_name(f"p{uuid.uuid4().hex[:8]}"))
+    home = project.path.parent / "home"
+    home.mkdir()
+    project.env |= {**PLANTED, "HOME": str(home)}
+    told = {"root": ROOT, "stage_to": "/dev/shm", "secrets": list(GIVEN), "max_hours": 50, "sync_to": "s3://faces/x"}
+    with ExitStack() as stack:
+        made = Site(project, request.param)
+        if request.param == "docker":
+            target = {"provider": "docker", "image": our_image}
+        else:
+            target = {"provider": "runpod", "image": "me/sniperface:1", "gpus": ["NVIDIA RTX A4500"]}
+            target["device"] = "cpu"  # there is no GPU behind an emulated pod
+            made.emulator = Emulator(pods="docker", image=our_image)
+            stack.callback(made.emulator.close)
+            made.emulator.keys = {KEPT["RUNPOD_API_KEY"]}
+            project.env["RUNPOD_API_BASE_URL"] = made.emulator.url
+        (project.path / "conf" / "deploy" / f"{request.param}.yaml").write_text(json.dumps({**target, **told}))
+        yield made
+        project.invoke("down", "--all", "--anyway")
+
+
+def test_no_secret_is_written_anywhere(site: Site) -> None:
+    """Every command, a job that prints all it was given, a stop, a failure that quotes one, and the machine's end."""
+    refused = site.invoke("train", "--dry-run", "--set", f"run.note={GIVEN['WANDB_API_KEY']}", code=2)
+    assert "--set run.note holds the value of WANDB_API_KEY" in refused
+    site.invoke("train", "--dry-run")
+    site.invoke("deploy")
+    run_id = site.json("train", "--detach", "--yes", "--set", "train.manner=leaks", *ENDLESS)["run_id"]
+    name, folder = site.container, f"{ROOT}/runs/{run_id}"
+    wait_until(lambda: "rank 0 step 3" in docker("exec", name, "cat", f"{folder}/train.log"))
+    look_at_processes(name, folder)
+    for words in (["status"], ["logs"], ["status", "--json"], ["fetch-checkpoint"], ["ps"], ["runs"], ["doctor"]):
+        wait_until(lambda: "epoch_000.json" in docker("exec", name, "ls", f"{folder}/checkpoints"))
+        done = site.project.invoke(*words, *([] if words[0] in ("ps", "runs") else ["--on", site.target]))
+        site.said += [done.stdout, done.stderr]
+    assert "using WANDB_API_KEY=[secret]\n" in site.invoke("logs")
+    site.said.append(attached(site))
+    site.invoke("stop")
+    failed = site.invoke("train", "--yes", "--set", "train.manner=leaks_and_fails", code=1)
+    assert "RuntimeError: refused: [secret]" in failed
+    assert (site.json("status")["state"], "failed" in site.invoke("status")) == ("failed", True)
+    wait_until(lambda: guard(name)["last_copy"] and guard(name)["secrets"] == sorted(GIVEN))
+    look_at_machine(name)
+    site.invoke("down")
+    for words in site.said:
+        assert planted_in(words.encode()) == []
+    look_at_laptop(site.project.path.parent)
+    if site.emulator:
+        told = [part for each in site.emulator.exchanges for part in (each.body, each.answer, repr(each).encode())]
+        assert planted_in(b"\n".join(told)) == []
+        assert breaches(site.emulator) == []
+
+
+def planted_in(data: bytes) -> list[str]:
+    """Names of the secrets in these bytes, as they are or as JSON spells them."""
+    spelt = {name: {value.encode(), json.dumps(value)[1:-1].encode()} for name, value in PLANTED.items()}
+    return [name for name, forms in spelt.items() if any(form in data for form in forms)]
+
+
+def guard(name: str) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(docker("exec", name, "cat", f"{ROOT}/guard-status.json"))
+    return told
+
+
+def look_at_processes(name: str, folder: str) -> None:
+    """While the job runs: its own processes have the secrets in their environment, nobody else has, and no command line
+    has any. The account's key is not on the machine at all."""
+    script = """
+import json, os
+found = {}
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        stat = open(f"/proc/{pid}/stat").read()
+        words, env = (open(f"/proc/{pid}/{name}", "rb").read() for name in ("cmdline", "environ"))
+    except OSError:
+        continue
+    found[pid] = [int(stat.rsplit(")", 1)[1].split()[1]), words.hex(), env.hex()]
+print(json.dumps(found))
+"""
+    status = json.loads(docker("exec", name, "cat", f"{folder}/status.json"))
+    found = json.loads(docker("exec", name, "python3", "-c", script))
+    jobs = {int(status["job_pid"])}
+    while more := {int(pid) for pid, (parent, _, _) in found.items() if parent in jobs} - jobs:
+        jobs |= more
+    having = {int(pid) for pid, (_, _, env) in found.items() if planted_in(bytes.fromhex(env))}
+    assert having
+    assert having <= jobs
+    for _, words, env in found.values():
+        assert planted_in(bytes.fromhex(words)) == []
+        assert KEPT["RUNPOD_API_KEY"].encode() not in bytes.fromhex(env)
+    assert len(found) > len(jobs) + 2  # process 1, sshd, the supervisor and the guard were looked at, too
+
+
+def attached(site: Site) -> str:
+    """What a terminal shows that is attached to the job."""
+    if shutil.which("tmux") is None or shutil.which("ssh") is None:
+        pytest.skip("needs tmux and ssh: apt-get install tmux openssh-client")
+    terminal = ["tmux", "-L", f"{site.project.socket}-t", "-f", "/dev/null"]
+    command = [sys.executable, "-m", "invoke", "attach", "--on", site.target]
+
+    def screen() -> str:
+        shown = subprocess.run(
+            [*terminal, "capture-pane", "-p", "-S", "-"], capture_output=True, text=True, check=False
+        )
+        return shown.stdout
+
+    try:
+        subprocess.run(
+            [*terminal, "new-session", "-d", "-x", "150", "-y", "40", "-c", str(site.project.path), *command],
+            check=True, env=site.project.environment,
+        )  # fmt: skip
+        wait_until(lambda: "rank 0 step" in screen(), 60)
+        listed = subprocess.run(["ps", "-A", "-o", "args="], capture_output=True, check=True).stdout
+        assert planted_in(listed) == []
+        return screen()
+    finally:
+        end_tmux(f"{site.project.socket}-t")
+
+
+def look_at_machine(name: str) -> None:
+    """Every file, the memory file systems, what the engine knows of it, and its console; the secrets files are gone."""
+    for what in (["export", name], ["logs", name], ["inspect", name]):
+        with subprocess.Popen(["docker", *what], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            assert process.stdout
+            seen, end = 0, b""
+            while chunk := process.stdout.read(8 << 20):
+                assert planted_in(end + chunk) == [], what
+                seen, end = seen + len(chunk), chunk[-100:]
+        assert (process.returncode, seen > 100) == (0, True)
+    grep = ["docker", "exec", "-i", name, "grep", "-rlFf", "-", "/dev/shm", "/run", "/tmp", ROOT]
+    done = subprocess.run(grep, input="\n".join(PLANTED.values()).encode(), capture_output=True)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert docker("exec", name, "find", ROOT, "-name", "*secrets*.env") == ""
+
+
+def look_at_laptop(folder: Path) -> None:
+    """The project, its notes and runs, and the home folder."""
+    looked = 0
+    for file in folder.rglob("*"):
+        if file.is_file():
+            assert planted_in(file.read_bytes()) == [], file
+            looked += 1
+    assert looked > 50

@@ -1,0 +1,202 @@
+"""Giving a machine back from inside: a real HTTP server for RunPod's API, a real program for its tool."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.pod.watchdog.release import PAUSES_S, release
+from tests.support.emulators import contract
+from tests.support.emulators.rig import breaches
+from tests.support.emulators.runpod import KEY as EMULATED_KEY
+from tests.support.emulators.runpod import Emulator
+
+KEY = "rpa_NEVER_TO_BE_SEEN"
+POD = "pod 1/2"
+
+
+class Api:
+    """RunPod's two calls. It answers what is in `answers`, then as if all were well; None hangs up."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, dict[str, str]] | None] = []
+        self.calls: list[tuple[str, str, Any]] = []
+        self.always: int | None = None
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                api.calls.append((self.command, self.path, json.loads(body) if body else None))
+                good = 204 if self.command == "DELETE" else 200
+                answer = api.answers.pop(0) if api.answers else (api.always or good, {})
+                if answer is None:
+                    self.close_connection = True
+                    return
+                status, headers = answer
+                if self.headers.get("Authorization") != f"Bearer {KEY}":
+                    status = 401
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": "0"}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+
+            do_DELETE = do_POST = answer  # noqa: N815 - the names that http.server calls
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    made = Api()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def env(api: Api, tmp_path: Path) -> dict[str, str]:
+    """A pod's environment, without a tool on its PATH."""
+    (tmp_path / "bin").mkdir()
+    path = str(tmp_path / "bin")
+    return {"RUNPOD_POD_ID": POD, "RUNPOD_API_KEY": KEY, "RUNPOD_API_BASE_URL": f"{api.url}/", "PATH": path}
+
+
+def tool(env: dict[str, str], code: int = 0, *, knows: str = "pod delete") -> Path:
+    """A runpodctl that notes how it is called and with which key."""
+    program, notes = Path(env["PATH"]) / "runpodctl", Path(env["PATH"]) / "calls"
+    program.write_text(
+        f"#!{sys.executable}\nimport os, sys\nwords = sys.argv[1:]\n"
+        f"open({str(notes)!r}, 'a').write(' '.join(words) + chr(10))\n"
+        f"assert os.environ['RUNPOD_API_KEY'] == {KEY!r}\n"
+        f"if ' '.join(words[:2]) != {knows!r}: sys.exit('unknown command')\n"
+        f"if {code}: sys.exit('key ' + os.environ['RUNPOD_API_KEY'] + ' is refused')\n"
+    )
+    program.chmod(0o755)
+    return notes
+
+
+class Pauses(list[float]):
+    def __call__(self, seconds: float) -> None:
+        self.append(seconds)
+
+
+def test_a_pod_is_terminated(api: Api, env: dict[str, str]) -> None:
+    """By one call; what is gone already is released, too."""
+    assert release("terminate", env, Pauses()).done
+    assert api.calls == [("DELETE", "/v2/pods/pod%201%2F2", None)]
+    api.answers = [(404, {})]
+    assert release("terminate", env, Pauses()).done
+
+
+def test_a_pod_is_stopped(api: Api, env: dict[str, str]) -> None:
+    assert release("stop", env, Pauses()).done
+    assert api.calls == [("POST", "/v2/pods/pod%201%2F2/action", {"action": "stop"})]
+
+
+def test_a_pod_of_a_cluster_goes_with_its_cluster(api: Api, env: dict[str, str]) -> None:
+    """By one call, or not at all: its own pod is never asked for, by neither way."""
+    calls = tool(env)
+    assert release("terminate", env, Pauses(), "cluster 1/2").done
+    assert api.calls == [("DELETE", "/v2/clusters/cluster%201%2F2", None)]
+    api.always = 403
+    refused = release("terminate", env, Pauses(), "cluster1")
+    assert (refused.done, refused.words) == (False, "the API answered 403 Forbidden to terminate")
+    stopped = release("stop", env, Pauses(), "cluster1")
+    assert (stopped.done, stopped.words) == (False, "a cluster can only be ended, not stopped")
+    assert {path.split("/")[2] for _, path, _ in api.calls} == {"clusters"}
+    assert not calls.exists()
+
+
+def test_a_service_that_is_down_is_tried_again(api: Api, env: dict[str, str]) -> None:
+    """Also one that hangs up; a busy one says how long to wait."""
+    api.answers = [(502, {}), None, (429, {"Retry-After": "7"})]
+    pauses = Pauses()
+    assert release("terminate", env, pauses).done
+    assert pauses == [PAUSES_S[0], PAUSES_S[1], 7.0]
+
+
+def test_both_calls_are_as_the_specification_has_them(env: dict[str, str]) -> None:
+    """Against RunPod's own description; there is no such pod afterwards."""
+    emulator = Emulator()
+    try:
+        about = {"name": "a", "image": "b", "gpu": "NVIDIA A40", "gpu_count": 1, "cloud": "SECURE", "data_centers": []}
+        pod = emulator.account.create(**about, disk=20, ports=[], env={})
+        there = {**env, "RUNPOD_POD_ID": pod.id, "RUNPOD_API_KEY": EMULATED_KEY, "RUNPOD_API_BASE_URL": emulator.url}
+        assert release("terminate", there, Pauses()).done
+        assert (emulator.account.pods, breaches(emulator)) == ({}, [])
+    finally:
+        emulator.close()
+    assert contract.problems_of_body("POST", "/v2/pods/x/action", {"action": "stop"}) == []
+    assert contract.problems_of_body("POST", "/v2/pods/x/action", {"action": "rest"}) != []
+
+
+posix = pytest.mark.skipif(os.name == "nt", reason="the tool is a script: run on Linux or macOS")
+
+
+@posix
+@pytest.mark.parametrize("knows", ["pod delete", "remove pod"])
+def test_the_tool_is_the_second_way(api: Api, env: dict[str, str], knows: str) -> None:
+    """After a refusal at once: the pod's key may not be meant for this API. It knows today's words or yesterday's."""
+    api.always = 403
+    notes = tool(env, knows=knows)
+    pauses = Pauses()
+    outcome = release("terminate", env, pauses)
+    assert (outcome.done, outcome.words, pauses, len(api.calls)) == (True, f"runpodctl {knows} succeeded", [], 1)
+    assert notes.read_text().splitlines()[-1] == f"{knows} {POD}"
+    assert KEY not in notes.read_text()
+
+
+@posix
+def test_what_the_tool_complains_of_is_told_without_the_key(api: Api, env: dict[str, str]) -> None:
+    api.always = 403
+    tool(env, code=1)
+    outcome = release("terminate", env, Pauses())
+    assert outcome.words == "the API answered 403 Forbidden to terminate; runpodctl failed: unknown command"
+    tool(env, code=1, knows="remove pod")
+    assert release("terminate", env, Pauses()).words.endswith("runpodctl failed: key [secret] is refused")
+
+
+@posix
+def test_the_tool_stops_as_well(api: Api, env: dict[str, str]) -> None:
+    api.always = 401
+    notes = tool(env, knows="pod stop")
+    assert release("stop", env, Pauses()).done
+    assert notes.read_text() == f"pod stop {POD}\n"
+
+
+@pytest.mark.parametrize("missing", ["RUNPOD_POD_ID", "RUNPOD_API_KEY"])
+def test_what_is_missing_is_named(env: dict[str, str], missing: str) -> None:
+    outcome = release("terminate", {**env, missing: ""}, Pauses())
+    assert not outcome.done
+    assert missing in outcome.words
+
+
+def test_neither_way_leads_out(api: Api, env: dict[str, str]) -> None:
+    """Both reasons are told, and the key is in none of them."""
+    api.always = 500
+    pauses = Pauses()
+    outcome = release("terminate", env, pauses)
+    assert (outcome.done, pauses) == (False, list(PAUSES_S))
+    assert outcome.words == "the API answered 500 Internal Server Error to terminate; runpodctl is not installed"
+    api.close()
+    refused = release("terminate", env, Pauses())
+    assert "cannot be reached" in refused.words
+    assert KEY not in refused.words

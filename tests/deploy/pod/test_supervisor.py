@@ -1,0 +1,229 @@
+"""The supervisor with real jobs: how they end, and what is told about it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deploy.pod.base import processes
+from deploy.pod.base.folder import write_json
+from deploy.pod.base.lock import Busy, Lock, is_held, read_holder
+from deploy.runs import job as jobs
+from tests.deploy.conftest import SOURCE, CutAfterReading, SoonAfter, wait_until
+from tests.deploy.support.supervised import DEAF, GOOD, OBEDIENT, TELL, Supervised
+
+# A rank in a session of its own, as torchrun starts it, that makes its checkpoint when its input ends.
+RANK = 'import sys; sys.stdin.read(); open("checkpoint", "w").write("whole")'
+ORPHANING = TELL + (
+    f"subprocess.Popen([sys.executable, '-c', {RANK!r}], start_new_session=True)\n"
+    "print('begun', flush=True); time.sleep(600)"
+)
+DEAF_RANK = "import time; time.sleep(600)"
+LEAVING = TELL + (
+    f"rank = subprocess.Popen([sys.executable, '-c', {DEAF_RANK!r}], start_new_session=True)\n"
+    "open('rank', 'w').write(str(rank.pid)); sys.exit(3)"
+)
+
+
+def test_success_is_told(make: Callable[..., Supervised]) -> None:
+    """State, exit code, position; the log is kept and shown."""
+    run = make().start(GOOD)
+    code, status = run.end()
+    assert (code, status["state"], status["exit_code"], status["reason"]) == (0, "succeeded", 0, None)
+    assert (status["epoch"], status["step"], status["images_per_s"]) == (1, 5, 9.5)
+    assert Path(run.folder.log).read_text(encoding="utf-8").strip() == "grüße"
+    assert run.output.decode("utf-8").strip() == "grüße"
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("import sys; sys.exit(7)", "the job ended with exit code 7"),
+        ("import os; os.kill(os.getpid(), 9)", "the job was killed by signal 9"),
+        (TELL + 'tell(event="end", reason="wrong_use", message="give 3"); sys.exit(1)', "give 3"),
+        (TELL + 'tell(event="end", reason="stopped", message="asked"); sys.exit(1)', "the job ended with exit code 1"),
+        ("pass", "the job ended without saying that it was done"),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="signals are POSIX: run on Linux or macOS")
+def test_failure_is_told_with_its_reason(make: Callable[..., Supervised], script: str, reason: str) -> None:
+    """An exit code is not a reason; what the job said last is, when it is about a failure."""
+    code, status = make().start(script).end()
+    assert (code, status["state"], status["reason"]) == (1, "failed", reason)
+
+
+def test_a_program_that_is_not_there_is_a_failure(make: Callable[..., Supervised]) -> None:
+    """Not a traceback without a status."""
+    run = make()
+    run.path.mkdir(parents=True)
+    plan = {"run_id": "a", "attempt": 1, "argv": ["/no/such"], "cwd": str(run.path), "env": {}, "grace_s": 1}
+    write_json(Path(run.folder.plan), {**plan, "busy_lock": str(run.path.parent / "busy.lock")})
+    subprocess.run([sys.executable, "-m", "deploy.pod.supervisor", str(run.path)], cwd=SOURCE, check=False, timeout=30)
+    assert run.status["state"] == "failed"
+    assert "could not be started" in run.status["reason"]
+
+
+def test_the_end_of_an_earlier_attempt_is_not_this_ones(make: Callable[..., Supervised]) -> None:
+    """metrics.jsonl is one file for all attempts."""
+    run = make()
+    run.path.mkdir(parents=True)
+    Path(run.folder.metrics).write_text('{"event": "end", "reason": "done"}\n')
+    assert run.start("pass", attempt=2).end()[1]["state"] == "failed"
+
+
+def ask_by_file(run: Supervised) -> None:
+    Path(run.folder.stop_request).touch()
+
+
+def ask_by_signal(run: Supervised) -> None:
+    assert run.process is not None
+    run.process.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("ask", [ask_by_file, ask_by_signal])
+def test_a_stop_closes_the_jobs_input(make: Callable[..., Supervised], ask: Callable[[Supervised], None]) -> None:
+    """The job leaves by itself; the request is gone afterwards."""
+    run = make().start(OBEDIENT).begun()
+    ask(run)
+    code, status = run.end()
+    assert (code, status["state"], status["reason"], status["exit_code"]) == (0, "stopped", "asked", 0)
+    assert not Path(run.folder.stop_request).exists()
+
+
+def test_a_deaf_job_is_ended_after_the_grace(make: Callable[..., Supervised]) -> None:
+    """And the reason says that it was."""
+    run = make().start(DEAF, grace_s=0.5).begun()
+    ask_by_file(run)
+    _, status = run.end()
+    assert status["state"] == "stopped"
+    assert "by force" in status["reason"]
+    assert not processes.is_alive(status["job_pid"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGTERM cannot be caught on Windows: run on Linux or macOS")
+def test_a_second_sigterm_does_not_wait(make: Callable[..., Supervised]) -> None:
+    """The grace is an hour here."""
+    run = make().start(DEAF, grace_s=3600).begun()
+    ask_by_signal(run)
+    wait_until(lambda: run.status.get("reason"))
+    ask_by_signal(run)
+    assert run.end()[1]["state"] == "stopped"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGHUP: run on Linux or macOS")
+def test_a_closed_terminal_means_nothing(make: Callable[..., Supervised]) -> None:
+    """Neither its signal nor its dead output ends the job."""
+    run = make().start(OBEDIENT.replace('print("begun", flush=True)', 'print("begun " * 20000, flush=True)'))
+    assert run.process is not None
+    assert run.process.stdout is not None
+    run.process.stdout.close()
+    run.begun().process.send_signal(signal.SIGHUP)  # type: ignore[union-attr]
+    heartbeat = run.status["heartbeat"]
+    wait_until(lambda: run.status["heartbeat"] > heartbeat)
+    ask_by_file(run)
+    run.process.wait(timeout=30)
+    assert run.status["state"] == "stopped"
+
+
+def test_a_killed_supervisor_is_lost_and_its_job_ends(make: Callable[..., Supervised]) -> None:
+    """The heartbeat stops within 10 s; the pipe closes, so the job makes its checkpoint and leaves."""
+    run = make().start(OBEDIENT).begun()
+    wait_until(lambda: run.status.get("job_pid"))
+    assert run.process is not None
+    run.process.kill()
+    wait_until(
+        lambda: '"stopped"' in Path(run.folder.metrics).read_text() if Path(run.folder.metrics).exists() else None
+    )
+    assert run.status["state"] == "running"  # its last word
+    lost = jobs.look(SoonAfter(), run.folder)
+    assert lost
+    assert (lost.state, "no heartbeat" in (lost.reason or "")) == ("lost", True)
+
+
+def test_a_line_that_breaks_while_it_is_asked_makes_nobody_look_lost(make: Callable[..., Supervised]) -> None:
+    """Else whoever follows a log leaves, and says nothing."""
+    run = make().start(OBEDIENT).begun()
+    seen = jobs.look(CutAfterReading(), run.folder)
+    assert seen
+    assert seen.state == "running"
+    ask_by_file(run)
+    run.end()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="orphans are adopted on Linux only: run there")
+def test_ranks_that_outlive_a_killed_job_make_their_checkpoint(make: Callable[..., Supervised]) -> None:
+    """torchrun killed: its ranks see the end of their input, and are waited for."""
+    run = make().start(ORPHANING).begun()
+    os.kill(wait_until(lambda: run.status.get("job_pid")), signal.SIGKILL)
+    _, status = run.end()
+    assert (status["state"], status["reason"]) == ("failed", "the job was killed by signal 9")
+    assert (run.path / "checkpoint").read_text() == "whole"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="orphans are adopted on Linux only: run there")
+def test_nothing_is_left_of_a_job(make: Callable[..., Supervised]) -> None:
+    """A rank that does not listen is ended after the grace."""
+    run = make().start(LEAVING, grace_s=0.5)
+    run.end()
+    pid = int((run.path / "rank").read_text())
+    wait_until(lambda: not processes.is_alive(pid))
+
+
+def test_a_second_supervisor_is_refused(make: Callable[..., Supervised]) -> None:
+    """It names the first; a second one of the same run leaves the status alone."""
+    first = make("first").start(OBEDIENT).begun()
+    second = make("second").start(GOOD)
+    assert second.end()[0] == 2
+    assert (second.status["state"], second.status["reason"]) == ("failed", "the machine is busy with run first")
+    again = Supervised(first.path)
+    again.start(OBEDIENT)
+    assert again.end()[0] == 2
+    assert first.status["state"] == "running"
+    ask_by_file(first)
+    assert first.end()[1]["state"] == "stopped"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a lock is not inherited on Windows: run on Linux or macOS")
+def test_a_new_attempt_waits_for_the_job_of_a_killed_one(make: Callable[..., Supervised]) -> None:
+    """Two jobs never write into one run folder; a job that does not leave is ended after the grace."""
+    run = make().start(DEAF).begun()
+    assert run.process is not None
+    orphan = wait_until(lambda: run.status.get("job_pid"))
+    run.process.kill()
+    run.process.communicate()
+    assert run.start(GOOD, attempt=2, grace_s=0.5).end()[1]["state"] == "succeeded"
+    assert not processes.is_alive(orphan)
+
+
+def test_a_lock_lives_as_long_as_its_holder(tmp_path: Path) -> None:
+    """It says who holds it, is asked about without harm, and is free after a kill."""
+    path = tmp_path / "busy.lock"
+    script = (
+        "import sys; from pathlib import Path; from deploy.pod.base.lock import Lock\n"
+        f"with Lock(Path({str(path)!r}), {{'run_id': 'one'}}).acquire(): print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=SOURCE, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline().strip() == b"held"
+        assert is_held(path)
+        assert read_holder(path) == {"run_id": "one"}
+        with pytest.raises(Busy) as caught:
+            Lock(path, {}).acquire()
+        assert caught.value.holder == {"run_id": "one"}
+        holder.kill()
+    assert not is_held(path)
+    with Lock(path, {"run_id": "two"}).acquire():
+        assert json.loads(path.read_text()) == {"run_id": "two"}
+    assert read_holder(path) == {}
+    with contextlib.suppress(FileNotFoundError):
+        assert not is_held(tmp_path / "none")

@@ -1,0 +1,129 @@
+"""The image's tag and names, what `invoke build` and `invoke push` say; no engine is needed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deploy.errors import NoMachine, StepFailed, WrongUse
+from deploy.providers import image
+
+SOURCE = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name in (*image.FILES, "pyproject.toml", "conf/deploy/docker.yaml", "conf/deploy/runpod.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(SOURCE / name, tmp_path / name)
+    return tmp_path
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def test_the_tag_changes_with_the_environment_and_with_nothing_else(checkout: Path) -> None:
+    first = image.tag(checkout)
+    assert first.startswith("cuda-")
+    edit(checkout / "pyproject.toml", "line-length = 120", "line-length = 100")
+    (checkout / "app").mkdir()
+    (checkout / "app" / "train.py").write_text("changed code\n")
+    assert image.tag(checkout) == first
+    edit(checkout / "pyproject.toml", '    "faiss-cpu",', '    "faiss-cpu",\n    "another",')
+    second = image.tag(checkout)
+    edit(checkout / "deploy" / "pod" / "image" / "init.py", "PAUSE_S", "REST_S")
+    assert len({first, second, image.tag(checkout)}) == 3
+
+
+def test_a_checkout_with_crlf_has_the_same_tag(checkout: Path) -> None:
+    first = image.tag(checkout)
+    for name in (*image.FILES, "pyproject.toml"):
+        path = checkout / name
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert image.tag(checkout) == first
+
+
+def test_every_file_that_the_dockerfile_copies_is_in_the_tag_and_in_the_context() -> None:
+    dockerfile = (SOURCE / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    copies = [line.split()[1:-1] for line in dockerfile if line.startswith("COPY ") and "--from" not in line]
+    copied = {name for names in copies for name in names}
+    assert copied == {*image.FILES, "pyproject.toml"} - {"Dockerfile", ".dockerignore"}
+    ignore = (SOURCE / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {f"!{name}" for name in copied} <= set(ignore)
+
+
+def test_arguments_are_part_of_the_tag(checkout: Path) -> None:
+    cpu = image.arguments(cpu=True, pip_options="--no-deps")
+    assert cpu == {"BASE_IMAGE": "ubuntu:24.04", "FAISS": "faiss-cpu", "PIP_OPTIONS": "--no-deps"}
+    assert image.tag(checkout, cpu).startswith("cpu-")
+    tags = {image.tag(checkout, told) for told in (None, cpu, image.arguments(cpu=True), image.arguments(base="mine"))}
+    assert len(tags) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("me/sniperface", "me/sniperface:TAG"),
+        ("localhost:5000/sniperface", "localhost:5000/sniperface:TAG"),
+        ("ghcr.example.org/me/sniperface:v1", "ghcr.example.org/me/sniperface:v1"),
+    ],
+)
+def test_a_name_without_a_tag_gets_the_environments(checkout: Path, given: str, name: str) -> None:
+    assert image.in_registry(checkout, given) == name.replace("TAG", image.tag(checkout))
+
+
+def test_what_is_no_name_of_an_image_is_refused(checkout: Path) -> None:
+    with pytest.raises(WrongUse, match="no name of an image, such as me/sniperface"):
+        image.in_registry(checkout, "Me/Sniper Face")
+
+
+def test_building_without_the_docker_command_says_what_to_install(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(checkout))
+    with pytest.raises(WrongUse, match="install Docker Desktop"):
+        image.build(checkout, "docker", print)
+
+
+def test_no_engine_is_said_in_a_sentence_with_its_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
+    with pytest.raises(NoMachine, match=r"no Docker engine answers at unix://.*nobody\.sock: start Docker Desktop"):
+        image.engine()
+
+
+def test_a_socket_without_rights_names_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: str | None) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(image, "_knock", refuse)  # the tests may run as root, who has every right
+    with pytest.raises(NoMachine, match="join the group docker"):
+        image.engine()
+
+
+def test_a_push_shows_tenths_and_stops_at_an_error() -> None:
+    said: list[str] = []
+    progress = image.Progress(said.append)
+    for done in range(0, 2_000_000_001, 100_000_000):
+        event = {"status": "Pushing", "id": "abc", "progressDetail": {"current": done, "total": 2_000_000_000}}
+        progress.take(event)
+    assert said[0] == "  0.20 of 2.00 GB"
+    assert said[-1] == "  2.00 of 2.00 GB"
+    assert len(said) == 10
+    with pytest.raises(StepFailed, match="denied"):
+        progress.take({"error": "denied: requested access to the resource is denied"})
+
+
+def test_pushing_to_nowhere_names_the_option(checkout: Path) -> None:
+    with pytest.raises(WrongUse, match=r"push --image me/sniperface, or image: in conf/deploy"):
+        image.push(checkout, "docker", None, print)
+
+
+def test_a_refused_push_says_where_to_log_in() -> None:
+    refused = image._refused("ghcr.example.org/me/sniperface", "denied: requested access to the resource is denied")
+    assert refused.next_command == "docker login ghcr.example.org"
+    assert image._refused("me/sniperface", "unauthorized: authentication required").next_command == "docker login"

@@ -1,0 +1,128 @@
+"""`invoke build` and `invoke push` against a real engine and a real registry that wants a password."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from deploy.errors import StepFailed
+from deploy.providers import image
+from tests.deploy.conftest import wait_until
+from tests.support import images
+from tests.support.images.engine import docker, docker_program
+
+pytestmark = pytest.mark.slow
+USER, PASSWORD = "me", "secret words"
+
+
+@pytest.fixture
+def builder(our_image: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The arguments of an image whose layers are there already, and the docker command that knows them."""
+    assert our_image
+    monkeypatch.setenv("PATH", str(Path(docker_program()).parent), prepend=":")
+    monkeypatch.setenv("DOCKER_BUILDKIT", "1")
+    return images.arguments()
+
+
+def test_an_image_is_built_once_and_then_found(builder: dict[str, str]) -> None:
+    said: list[str] = []
+    told = {**builder, "PIP_OPTIONS": ""}  # another tag than that of the other tests, and the same layers
+    reference = f"{image.NAME}:{image.tag(images.PROJECT, told)}"
+    try:
+        assert image.build(images.PROJECT, "docker", said.append, told) == reference
+    finally:
+        docker("rmi", "--no-prune", reference)
+    assert said[-1].startswith(f"image {reference} is built: 2.")
+    assert any("pip install" in line for line in said)  # the progress of the build
+
+
+@dataclass
+class Registry:
+    address: str
+
+    def tags(self) -> list[str]:
+        with contextlib.closing(http.client.HTTPConnection(self.address, timeout=10)) as connection:
+            header = {"Authorization": f"Basic {login()}"}
+            connection.request("GET", "/v2/me/sniperface/tags/list", headers=header)
+            return list(json.load(connection.getresponse())["tags"])
+
+
+def login() -> str:
+    return base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    import bcrypt
+
+    program = shutil.which("docker-registry")
+    if not program:
+        pytest.skip("needs Docker: and docker-registry")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    (tmp_path / "htpasswd").write_bytes(USER.encode() + b":" + bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)))
+    settings = {
+        "version": 0.1,
+        "storage": {"filesystem": {"rootdirectory": str(tmp_path / "registry")}},
+        "http": {"addr": address},
+        "auth": {"htpasswd": {"realm": "test", "path": str(tmp_path / "htpasswd")}},
+    }
+    (tmp_path / "registry.json").write_text(json.dumps(settings))  # JSON is YAML
+    log = (tmp_path / "registry.log").open("wb")
+    with log, subprocess.Popen([program, "serve", tmp_path / "registry.json"], stdout=log, stderr=log) as process:
+        try:
+            wait_until(lambda: b"listening on" in (tmp_path / "registry.log").read_bytes())
+            yield Registry(address)
+        finally:
+            process.terminate()
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """An image of some bytes in the place of ours: pushing gigabytes tells nothing more."""
+    (tmp_path / "file").write_bytes(b"x" * 100_000)
+    tar = subprocess.run(["tar", "-C", tmp_path, "-c", "file"], check=True, capture_output=True).stdout
+    reference = f"{image.NAME}:cuda-0123456789ab"
+    docker("import", "-", reference, stdin=tar)
+    monkeypatch.setattr(image, "build", lambda *_, **__: reference)
+    monkeypatch.setattr(image, "tag", lambda *_: reference.partition(":")[2])
+    yield reference
+    docker("rmi", reference)
+
+
+def test_a_push_after_logging_in(
+    registry: Registry, small: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = {"auths": {registry.address: {"auth": login()}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    said: list[str] = []
+    full_name = image.push(images.PROJECT, "docker", f"{registry.address}/me/sniperface", said.append)
+    assert full_name == f"{registry.address}/me/sniperface:cuda-0123456789ab"
+    assert registry.tags() == ["cuda-0123456789ab"]
+    assert said[0] == f"pushing {full_name}"
+    assert said[-1] == f"pushed {full_name}"
+    docker("rmi", full_name)
+    assert small
+
+
+def test_a_push_without_logging_in_names_the_command(
+    registry: Registry, small: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    with pytest.raises(StepFailed, match=r"does not let you push .*/me/sniperface: log in there first") as raised:
+        image.push(images.PROJECT, "docker", f"{registry.address}/me/sniperface", print)
+    assert raised.value.next_command == f"docker login {registry.address}"
+    docker("rmi", f"{registry.address}/me/sniperface:cuda-0123456789ab")
+    assert small

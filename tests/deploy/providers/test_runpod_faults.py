@@ -1,0 +1,231 @@
+"""The provider before the emulator, with each fault: of the line, of the API, of the machine, of the laptop."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from deploy.errors import NoMachine
+from tests.support.emulators.rig import Rig, ctrl_c_while_it_is_made, ctrl_c_while_it_starts, killed, listed, of
+from tests.support.faults import Fault
+
+NO_RUN = {"truth": "no run is on the machine yet", "checkpoints": "no run is on the machine yet"}
+
+
+@pytest.fixture
+def boot_s() -> float:
+    return 30
+
+
+# A bad line
+
+
+def test_too_many_calls_wait_as_long_as_is_asked(v2: Rig) -> None:
+    v2.emulator.fail("429", v2.on("create"), retry_after_s=17)
+    v2.acquire()
+    first, second = (each.time for each in v2.emulator.exchanges if each.what == "POST /v2/pods")
+    assert second - first == 17
+    assert v2.emulator.counts()["GET /v2/pods"] == 1  # nothing was done, so there is nothing to look for
+
+
+@pytest.mark.parametrize("verb", ["create", "list", "get", "end"])
+@pytest.mark.parametrize("kind", ["502", "cut", "429"])
+def test_a_bad_answer_is_asked_again(both: Rig, verb: str, kind: str) -> None:
+    both.emulator.fail(kind, both.on(verb), times=2, retry_after_s=3)
+    machine = both.acquire()
+    both.provider().release(machine)
+    assert both.emulator.names == []
+    assert len(both.emulator.account.ended) == 1
+
+
+@pytest.mark.parametrize("kind", ["done-cut", "done-late"])
+def test_a_creation_without_an_answer_is_looked_up_by_name(
+    both: Rig, kind: str, monkeypatch: Any, fault: Fault
+) -> None:
+    if kind == "done-late" and both.api == "sdk":
+        cut_short(monkeypatch)
+    fault.strikes()
+    both.emulator.fail(kind, both.on("create"))
+    machine = both.with_limits(request_s=0.5).acquire()
+    assert both.emulator.names == [machine.name]
+    assert both.creations == 1
+    fault.machines(listed(both), both.emulator.names)
+    fault.leaves_out(**NO_RUN)
+
+
+def cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package waits for 30 s; it has no setting for that."""
+    import requests
+
+    post = requests.post
+    monkeypatch.setattr(requests, "post", lambda *args, **kwargs: post(*args, **{**kwargs, "timeout": 0.5}))
+
+
+def test_a_creation_that_shows_late_does_not_stay_a_second_pod(both: Rig, fault: Fault) -> None:
+    fault.strikes()
+    both.emulator.next_pod(appears_after_s=1.5)
+    both.emulator.fail("done-cut", both.on("create"))
+    machine = both.acquire()
+    assert both.creations == 2
+    assert both.emulator.names == [machine.name]
+    assert len(both.emulator.account.ended) == 1
+    fault.machines(listed(both), both.emulator.names)
+    fault.leaves_out(**NO_RUN)
+
+
+def test_a_creation_that_stays_unclear_is_named_and_found_later(both: Rig, fault: Fault) -> None:
+    fault.strikes()
+    both.emulator.next_pod(appears_after_s=600)
+    both.emulator.fail("done-cut", both.on("create"))
+    both.emulator.fail("502", both.on("create"), times=99)
+    with pytest.raises(NoMachine, match=f"did not say whether it made the pod {both.spec().name}"):
+        both.acquire()
+    assert both.intents() == [both.spec().name]
+    both.emulator.faults.clear()
+    both.clock.sleep(600)
+    machine = both.acquire("r2")
+    assert machine.name == both.spec().name
+    assert both.emulator.names == [machine.name]
+    fault.machines(listed(both), both.emulator.names)
+    fault.leaves_out(**NO_RUN)
+
+
+def test_an_api_that_is_down_for_a_while_costs_no_pod(both: Rig, fault: Fault) -> None:
+    """While a pod starts, and the calls come back after four minutes."""
+    fault.strikes()
+    sleep = both.clock.sleep
+
+    def slept(seconds: float) -> None:
+        sleep(seconds)
+        both.emulator.down(10 < both.clock.now() < 250)
+
+    both.clock.sleep = slept  # type: ignore[method-assign]
+    machine = both.acquire()
+    assert both.clock.now() > 250
+    assert both.emulator.names == [machine.name]
+    assert both.creations == 1
+    fault.machines(listed(both), both.emulator.names)
+    fault.leaves_out(**NO_RUN)
+
+
+def test_what_cannot_be_given_back_is_named(both: Rig) -> None:
+    sleep = both.clock.sleep
+
+    def slept(seconds: float) -> None:
+        sleep(seconds)
+        both.emulator.down(both.clock.now() > 10)
+
+    both.clock.sleep = slept  # type: ignore[method-assign]
+    with pytest.raises(NoMachine, match=f"pod0001.*{both.spec().name}.*bills on") as caught:
+        both.acquire(wait_min=1)
+    assert "console.runpod.io" in (caught.value.next_command or "")
+    assert both.intents() == [both.spec().name]
+
+
+# A machine that is not what was asked for
+
+
+@pytest.mark.parametrize(
+    ("oddity", "why"),
+    [
+        ({"zero_gpus": True}, "without GPUs"),
+        ({"memory_gib": 15.0}, "15 GiB of memory, less than min_memory_gib: 40"),
+        ({"usd_per_hour": 3.5}, "3.50 USD an hour, more than max_usd_per_hour: 1"),
+        ({"ends": "EXITED"}, "ended while it started"),
+        ({"vanishes_after_s": 20.0}, "vanished while it started"),
+    ],
+    ids=["zero-gpus", "small-memory", "dear", "ended", "vanished"],
+)
+def test_it_is_given_back_and_the_next_is_tried(both: Rig, oddity: dict[str, Any], why: str) -> None:
+    both.emulator.next_pod(**oddity)
+    machine = both.acquire(min_memory_gib=40)
+    pod = of(both, machine.name)
+    assert (pod.gpu, both.creations) == ("NVIDIA A40", 2)
+    assert both.emulator.names == [machine.name]
+    both.provider().release(machine)
+    both.emulator.next_pod(**oddity)
+    with pytest.raises(NoMachine) as caught:
+        both.acquire(min_memory_gib=40, gpus=("NVIDIA A40",))
+    assert why in caught.value.evidence[0]
+    assert both.emulator.names == []
+    assert both.intents() == []
+
+
+def test_zero_gpus_are_seen_without_the_image_telling(v2: Rig) -> None:
+    v2.emulator.prints_keys = False
+    v2.emulator.next_pod(zero_gpus=True)
+    assert of(v2, v2.acquire().name).gpu == "NVIDIA A40"
+
+
+def test_running_is_not_ready(both: Rig) -> None:
+    """Runtime unknown for a minute, then an SSH server that comes half a minute later."""
+    both.emulator.account.runtime_null_s = 60
+    both.emulator.ssh_late_s = 90
+    both.acquire()
+    assert both.clock.now() >= 30 + 90
+    assert any("waiting for its SSH server" in said for said in both.said)
+    assert any("waiting for its container" in said for said in both.said)
+
+
+def test_one_that_does_not_answer_in_time_goes_back_with_its_last_words(v2: Rig) -> None:
+    v2.emulator.ssh_late_s = 9999
+    with pytest.raises(NoMachine, match="did not answer within wait_min: 2") as caught:
+        v2.acquire(wait_min=2)
+    assert caught.value.evidence[0] == "booting"
+    assert v2.emulator.names == []
+    assert 100 < v2.clock.now() <= 120
+
+
+def test_a_bad_start_is_not_waited_for(v2: Rig) -> None:
+    """It would be one on the next machine, too."""
+    v2.emulator.next_pod(bad_start="PUBLIC_KEY is not set")
+    with pytest.raises(NoMachine, match="did not start well: PUBLIC_KEY is not set") as caught:
+        v2.acquire()
+    assert caught.value.evidence[:2] == ("booting", "sniperface bad start: PUBLIC_KEY is not set")
+    assert v2.emulator.names == []
+    assert v2.clock.now() < 60
+    assert v2.creations == 1
+
+
+def test_ctrl_c_gives_back(both: Rig) -> None:
+    ctrl_c_while_it_starts(both)
+    with pytest.raises(KeyboardInterrupt):
+        both.acquire()
+    assert both.emulator.names == []
+    assert both.intents() == []
+
+
+@pytest.mark.usefixtures("hears_ctrl_c")
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals: run it on Linux or macOS")
+def test_ctrl_c_while_it_is_made_gives_back(both: Rig) -> None:
+    ctrl_c_while_it_is_made(both, both.on("create"))
+    with pytest.raises(KeyboardInterrupt):
+        both.acquire()
+    assert both.emulator.names == []
+
+
+def test_after_a_killed_launch_its_pod_is_the_one(both: Rig, fault: Fault) -> None:
+    killed(both)
+    fault.strikes()
+    fault.machines(listed(both), both.emulator.names)
+    fault.leaves_out(**NO_RUN)
+    assert both.acquire("r2").name == both.spec().name
+    assert both.creations == 1
+
+
+def test_after_a_killed_launch_its_bad_pod_goes_back(both: Rig) -> None:
+    both.emulator.next_pod(memory_gib=15.0)
+    killed(both, min_memory_gib=40)
+    machine = both.acquire("r2", min_memory_gib=40)
+    assert both.emulator.names == [machine.name]
+    assert machine.name == both.spec("r2").name
+
+
+def test_one_that_was_in_use_is_never_ended_by_other_settings(sdk: Rig) -> None:
+    first = sdk.acquire()
+    with pytest.raises(NoMachine):
+        sdk.acquire("r2", min_memory_gib=999)
+    assert sdk.emulator.names == [first.name]
+    assert any("left as it is" in said for said in sdk.said)

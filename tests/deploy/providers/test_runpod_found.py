@@ -1,0 +1,152 @@
+"""Pods found, listed and released, and how often RunPod is asked for all that."""
+
+from __future__ import annotations
+
+import pytest
+
+from deploy.errors import NoMachine, StepFailed
+from deploy.specs.machine import Machine
+from tests.support.emulators.clock import START
+from tests.support.emulators.rig import Rig, killed, of
+
+
+@pytest.fixture
+def boot_s() -> float:
+    return 30
+
+
+# Found, listed, released
+
+
+def test_find_has_the_address_of_now(both: Rig) -> None:
+    first = both.acquire()
+    both.emulator.restart(first.name)
+    second = both.provider().find(first.name)
+    assert second
+    assert second.address
+    assert first.address
+    assert second.address.port != first.address.port
+    if both.api == "v2":
+        assert second.address.host_keys == (of(both, first.name).machine.host_key(),)
+        assert second.address.host_keys != first.address.host_keys
+
+
+def test_host_keys_are_read_once_a_start(v2: Rig) -> None:
+    machine = v2.acquire()
+    for _ in range(3):
+        assert v2.provider().find(machine.name) == machine
+    assert v2.emulator.counts()["GET /v2/pods/pod0001/logs"] == 1
+
+
+def test_a_look_at_an_api_that_is_down_does_not_take_long(both: Rig) -> None:
+    both.emulator.down()
+    for look in (both.provider().list, lambda: both.provider().find("x")):
+        before = both.clock.now()
+        with pytest.raises(NoMachine, match="does not answer"):
+            look()
+        assert both.clock.now() - before <= 20
+
+
+def test_find_knows_nothing_of_what_is_gone_or_stopped(both: Rig) -> None:
+    assert both.provider().find("sniperface-x-runpod-r1") is None
+    machine = both.acquire()
+    of(both, machine.name).stopped = True
+    assert both.provider().find(machine.name) is None
+    both.emulator.account.terminate(machine.id)
+    assert both.provider().find(machine.name) is None
+
+
+def test_list_is_this_project_with_prices_and_ages(both: Rig) -> None:
+    machine = both.acquire()
+    both.emulator.account.create(
+        name="sniperface-another-runpod-r1", image="i", gpu="NVIDIA A40", gpu_count=1, cloud="SECURE",
+        data_centers=[], disk=10, ports=["22/tcp"], env={},
+    )  # fmt: skip
+    listed = both.provider().list()
+    assert [each.name for each in listed] == [machine.name]
+    assert listed[0].usd_per_hour == 0.25
+    assert listed[0].created
+    assert START <= listed[0].created <= START + 40
+
+
+def test_list_shows_what_has_no_address_and_release_ends_it(both: Rig) -> None:
+    killed(both)
+    (starting,) = both.provider().list()
+    assert not starting.is_here
+    assert starting.address
+    assert starting.address.host == ""
+    both.provider().release(starting)
+    assert both.emulator.names == []
+
+
+def test_release_of_what_is_gone_is_success(both: Rig) -> None:
+    machine = both.acquire()
+    for _ in range(2):
+        both.provider().release(machine)
+    both.provider().release(Machine("sniperface-x", "runpod", machine.root, "python"))
+    assert both.emulator.names == []
+
+
+def test_release_by_name_ends_every_pod_of_that_name(both: Rig) -> None:
+    machine = both.acquire()
+    both.provider().release(Machine(machine.name, "runpod", machine.root, "python"))
+    assert both.emulator.names == []
+
+
+def test_a_pod_between_two_states_is_asked_again(v2: Rig) -> None:
+    machine = v2.acquire()
+    v2.emulator.fail("409", v2.on("end"), times=2)
+    v2.provider().release(machine)
+    assert v2.emulator.names == []
+
+
+def test_a_locked_pod_is_named(v2: Rig) -> None:
+    v2.emulator.next_pod(locked=True)
+    machine = v2.acquire()
+    with pytest.raises(StepFailed, match="could not be given back and bills on: pod is locked"):
+        v2.provider().release(machine)
+    assert v2.intents() == [machine.name]
+
+
+def test_release_does_not_wait_for_its_turn(both: Rig) -> None:
+    """The pace is ours, what bills is the user's."""
+    provider = both.provider()
+    machine = provider.acquire(both.spec())
+    provider.list()
+    provider.list()
+    before = both.clock.now()
+    provider.release(machine)
+    assert both.clock.now() == before
+
+
+# The pace
+
+
+def test_asking_stays_within_fifteen_a_minute(both: Rig) -> None:
+    """Eight candidates refused, then a pod that starts for five minutes."""
+    both.emulator.no_room(7)
+    both.emulator.account.boot_s = 300
+    centers = ("EU-RO-1", "US-KS-2", "EU-SE-1", "US-TX-3")
+    provider = both.provider(gpus=("NVIDIA RTX A4500", "NVIDIA RTX A5000", "NVIDIA A40"), data_centers=centers)
+    if both.api == "v2":
+        both.emulator.account.refusals = both.emulator.account.refusals[:5]
+    provider.acquire(both.spec())
+    assert both.creations >= 6
+    assert both.emulator.most_calls_a_minute() <= 15
+
+
+def test_a_window_that_others_used_up_is_waited_for(v2: Rig) -> None:
+    provider = v2.provider()
+    provider.list()
+    provider._api.pace.hold(40)  # type: ignore[attr-defined]
+    before = v2.clock.now()
+    provider.list()
+    assert v2.clock.now() - before == 40
+
+
+def test_an_hour_is_not_waited_for(v2: Rig) -> None:
+    provider = v2.provider()
+    provider.list()
+    provider._api.pace.hold(1812)  # type: ignore[attr-defined]
+    with pytest.raises(NoMachine, match="used up for 1812 s"):
+        provider.list()

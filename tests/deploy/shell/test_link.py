@@ -1,0 +1,169 @@
+"""Messages between laptop and machine, and the agent behind a pair of pipes, without a network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.pod.agent.frames import Ended, pack, unpack
+from deploy.shell import link as links
+from deploy.shell.link import BOOTSTRAP, Link, LinkLost, NoAgent
+from deploy.shell.native import ProcessStream
+from tests.deploy.conftest import SOURCE, wait_until
+
+EVERY_PYTHON = [path for path in map(shutil.which, ("python3.9", "python3.10", "python3.12", "python3.13")) if path]
+
+
+def agent(command: str = BOOTSTRAP) -> Link:
+    return Link(ProcessStream(["/bin/sh", "-c", command.replace("python3", "exec python3", 1)]))
+
+
+@pytest.fixture
+def link() -> Iterator[Link]:
+    made = agent()
+    yield made
+    made.close()
+
+
+def in_pieces(data: bytes, sizes: int) -> Callable[[memoryview], int]:
+    left = memoryview(data)
+
+    def read_into(view: memoryview) -> int:
+        nonlocal left
+        count = min(len(view), len(left), sizes)
+        view[:count] = left[:count]
+        left = left[count:]
+        return count
+
+    return read_into
+
+
+@pytest.mark.parametrize("sizes", [1, 3, 1 << 20])
+def test_a_message_survives_any_cutting(sizes: int) -> None:
+    """And the end of the stream inside one is told apart."""
+    head, body = {"id": 1, "args": {"path": "ü€\0\n"}}, bytes(range(256)) * 9
+    stream = in_pieces((pack(head, body) + body) * 2 + b"\0\0", sizes)
+    assert unpack(stream) == (head, body)
+    assert unpack(stream) == (head, body)
+    with pytest.raises(Ended, match="2 of 8"):
+        unpack(stream)
+
+
+def test_verbs_answer_in_order_from_any_thread(link: Link, tmp_path: Path) -> None:
+    """Several on their way at once; bytes of any kind and size."""
+    data = os.urandom(3 << 20)
+    place = str(tmp_path / "ü 'x'\n")
+    first = [link.submit("write_at", path=place, offset=at, data=data[at : at + 1000]) for at in (0, 1000, 2000)]
+    assert [each.result() for each in first] == [None] * 3
+    link.submit("write", path=place, data=data).result()
+    found: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(link.submit("read", path=place).result())) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [data] * 4
+    assert link.round_trip_s < links.GREETING_LIMIT_S
+
+
+def test_errors_come_back_as_they_are(link: Link, tmp_path: Path) -> None:
+    """With number, words and path."""
+    with pytest.raises(FileNotFoundError) as caught:
+        link.submit("read", path=str(tmp_path / "no")).result()
+    assert caught.value.filename == str(tmp_path / "no")
+    exit_code, out, err = link.submit("run", argv=["sh", "-c", "cat; echo ü >&2; exit 7"], stdin=b"\xff\0").result()
+    assert (exit_code, out, err) == (7, b"\xff\0", "ü\n".encode())
+
+
+def test_login_scripts_may_print() -> None:
+    """Whatever stands before the greeting is skipped, bytes that are no text too; without end it is not."""
+    made = agent(f"printf 'Willkommen \\377\\n%050000d' 1; {BOOTSTRAP}")
+    assert made.submit("clock").result() > 0
+    made.close()
+    with pytest.raises(NoAgent, match="without end") as caught:
+        agent("exec yes hello")
+    assert caught.value.evidence[0] == "hello"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (BOOTSTRAP.replace("python3", "python3-that-is-not-there"), "has no `python3`"),
+        ("echo Please log in as ubuntu >&2; exit 142", "ended with exit code 142"),
+        (BOOTSTRAP.replace("import sys", 'import sys;sys.version_info=3,6,8;sys.version="3.6.8 (old)"'), "is 3.6.8"),
+    ],
+)
+def test_a_machine_that_cannot_run_it_is_told_in_a_sentence(command: str, words: str) -> None:
+    """With what it said; it is no broken connection, which would be tried again."""
+    with pytest.raises(NoAgent) as caught:
+        agent(command)
+    assert words in caught.value.message
+    assert "\n" not in caught.value.message
+    if "ubuntu" in command:
+        assert "Please log in as ubuntu" in caught.value.evidence
+
+
+@pytest.mark.parametrize("python", EVERY_PYTHON, ids=[Path(each).name for each in EVERY_PYTHON])
+def test_every_python_from_3_9_runs_it(python: str) -> None:
+    """As far as it is installed here."""
+    probe = subprocess.run([python, "-c", "import hashlib"], capture_output=True, check=False)
+    if probe.returncode:
+        return  # a name without a Python behind it
+    made = agent(BOOTSTRAP.replace("python3", python))
+    assert made.submit("hashes", path=str(Path(__file__)), ranges=[[0, 10], [5, 10]]).result()
+    made.close()
+
+
+def test_silence_is_noticed_while_an_answer_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stopped agent neither answers nor beats."""
+    made = agent()
+    monkeypatch.setattr(links, "SILENCE_S", 1.0)
+    os.kill(made.stream.process.pid, 19)  # type: ignore[attr-defined]  # SIGSTOP
+    with pytest.raises(LinkLost, match="no sign of life"):
+        made.submit("clock").result()
+
+
+def test_silence_is_noticed_while_a_pipe_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes into it is woken."""
+    made = agent()
+    monkeypatch.setattr(links, "SILENCE_S", 1.0)
+    os.kill(made.stream.process.pid, 19)  # type: ignore[attr-defined]
+    with pytest.raises(LinkLost):
+        made.submit("write", path="never", data=bytes(4 << 20)).result()
+
+
+def test_a_long_answer_is_no_silence(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent beats while it works."""
+    monkeypatch.setattr(links, "SILENCE_S", 3.0)
+    assert link.submit("run", argv=["sleep", "4"]).result()[0] == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: processes are looked up in /proc")
+@pytest.mark.parametrize("verb", ["run", "lines"])
+def test_the_agent_and_its_command_end_with_the_laptop(verb: str, tmp_path: Path) -> None:
+    """A command of the laptop's is nothing without it; what was spawned stays."""
+    note = tmp_path / "pid"
+    script = (
+        "import sys\nfrom tests.deploy.shell.test_link import agent\nlink = agent()\n"
+        f"print(link.submit('spawn', argv=['sleep', '60'], cwd='/').result(), link.stream.process.pid, flush=True)\n"
+        f"pending = link.submit('{verb}', argv=['sh', '-c', 'echo $$ > {note}; exec sleep 61'])\n"
+        "pending.result() if sys.argv[1] == 'run' else pending.next()\n"
+    )
+    laptop = subprocess.Popen([sys.executable, "-c", script, verb], cwd=SOURCE, stdout=subprocess.PIPE)
+    assert laptop.stdout
+    job, agents = map(int, laptop.stdout.readline().split())
+    command = int(wait_until(lambda: note.exists() and note.read_text().strip()))
+    laptop.kill()
+    laptop.communicate()
+    wait_until(lambda: not Path(f"/proc/{command}").exists() and not Path(f"/proc/{agents}").exists())
+    assert Path(f"/proc/{job}").exists()
+    os.kill(job, 9)

@@ -1,0 +1,742 @@
+"""A machine by SSH: the same verbs behind OpenSSH's server and behind asyncssh's, cuts, and all that can be wrong."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import pytest
+
+from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse
+from deploy.shell import link as links
+from deploy.shell import native
+from deploy.shell.host_keys import HostKeys
+from deploy.shell.link import BOOTSTRAP, LinkLost, NoAgent
+from deploy.shell.ssh import SshShell
+from deploy.shell.ssh_config import parts
+from deploy.specs.machine import Machine
+from tests.deploy.conftest import HOSTILE_NAMES, wait_until
+from tests.deploy.support.proxy import Proxy, proxy
+from tests.deploy.support.servers import SSHD, Server, asyncssh_server, free_port, make_key, openssh
+from tests.support.faults import Fault
+
+needs_sshd = pytest.mark.skipif(SSHD is None, reason="needs an SSH server: apt-get install openssh-server")
+needs_ssh = pytest.mark.skipif(
+    shutil.which("ssh") is None, reason="needs an SSH client: apt-get install openssh-client"
+)
+MAKERS: dict[str, Callable[..., Any]] = {"openssh": openssh, "asyncssh": asyncssh_server}
+
+
+@pytest.fixture(scope="module", params=list(MAKERS))
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Each of the two, once for all tests of this file."""
+    if request.param == "openssh" and SSHD is None:
+        pytest.skip("needs an SSH server: apt-get install openssh-server")
+    with MAKERS[request.param](tmp_path_factory.mktemp(request.param)) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder without keys, configuration or known hosts, and no SSH agent."""
+    path = tmp_path / "home"
+    (path / ".ssh").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(path))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    return path
+
+
+@pytest.fixture
+def open_shell(tmp_path: Path) -> Iterator[Callable[..., SshShell]]:
+    """Makes shells that are closed in the end."""
+    with ExitStack() as stack:
+
+        def make(machine: Machine, **options: Any) -> SshShell:
+            shell = SshShell(machine, tmp_path / "notes", **options)
+            stack.callback(shell.close)
+            return shell
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def shell(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshShell]:
+    """One connection for all tests that do nothing to it."""
+    made = SshShell(server.machine(), tmp_path_factory.mktemp("notes"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def line(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A line that can be cut, with a shell that takes notice soon."""
+    monkeypatch.setattr(links, "SILENCE_S", 3.0)
+    with proxy(server.port) as made:
+        yield made
+
+
+# What a shell does.
+
+
+@pytest.mark.parametrize("name", [*HOSTILE_NAMES, "-rf", "a\nb", "$(touch x)", "~"])
+def test_files_of_any_name(shell: SshShell, tmp_path: Path, name: str) -> None:
+    place = tmp_path / "far" / name
+    shell.write(place, b"\xff\0 first")
+    shell.write_at(place, 3, b"F")
+    assert shell.read(place, 2) == place.read_bytes()[2:] == b" First"
+    assert shell.read(place, 99) == b""
+    assert (shell.size(place), shell.size(place.with_name("none"))) == (8, None)
+    assert shell.listdir(place.parent) == [name]
+    shell.replace(place, place.with_name("other"))
+    shell.replace(place, place.with_name("other"))  # asked for once more: it is done already
+    with pytest.raises(FileNotFoundError):
+        shell.read(place)
+    shell.remove(place.parent)
+    shell.remove(place.parent)
+    assert not place.parent.exists()
+
+
+def test_commands_get_their_words_as_they_are(shell: SshShell, tmp_path: Path) -> None:
+    """No command interpreter looks at them; output need not be text; a failure has its last lines."""
+    words = ["a b", "$HOME", "`x`", "'\"", "ü", "", "*", "a\nb"]
+    show = "import sys; sys.stdout.write(repr(sys.argv[1:]))"
+    assert shell.run([sys.executable, "-c", show, *words]).text == repr(words)
+    result = shell.run(["sh", "-c", "printf '\\377\\n'; cat; pwd"], cwd=tmp_path, stdin=b"in\n")
+    assert result.stdout == b"\xff\nin\n" + str(tmp_path).encode() + b"\n"
+    assert result.text.startswith("�")
+    with pytest.raises(StepFailed, match="failed with exit code 3") as caught:
+        shell.run(["sh", "-c", "seq 20; exit 3"])
+    assert caught.value.evidence[-1] == "20"
+    with pytest.raises(StepFailed, match="was not found"):
+        shell.run(["no-such-program"])
+    with pytest.raises(StepFailed, match=r"did not end within 0\.3 s"):
+        shell.run(["sleep", "9"], limit_s=0.3)
+
+
+def test_a_secret_is_on_no_command_line(shell: SshShell) -> None:
+    """Neither on the machine nor on this computer, while the command runs that gets it."""
+    looked = shell.run(
+        ["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '; test -n \"$TOKEN\""], env={"TOKEN": "s3cr3t-value"}
+    )
+    assert "agent" in looked.text or "python3" in looked.text
+    assert "s3cr3t-value" not in looked.text
+
+
+def test_output_streams(shell: SshShell) -> None:
+    """Line by line while the command runs; a command that is not waited for any more is ended."""
+    assert list(shell.stream(["sh", "-c", "echo one; printf 'tw\\303\\266'"])) == ["one", "twö"]
+    with pytest.raises(StepFailed, match="exit code 5") as caught:
+        list(shell.stream(["sh", "-c", "echo why; exit 5"]))
+    assert caught.value.evidence == ("why",)
+    stream = shell.stream(["sh", "-c", "echo $$; exec sleep 60"])
+    pid = int(next(stream))
+    stream.close()  # type: ignore[attr-defined]
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    assert shell.clock() > 0
+
+
+def test_many_threads_share_a_shell(shell: SshShell, tmp_path: Path) -> None:
+    """One connection, one agent."""
+    (tmp_path / "file").write_bytes(bytes(range(200)))
+    found: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda n=n: found.append(shell.read(tmp_path / "file", n, 1))) for n in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == [bytes([n]) for n in range(20)]
+
+
+@needs_ssh
+def test_the_systems_ssh_goes_the_same_way(shell: SshShell) -> None:
+    """For terminals, by words that the login shell leaves alone; for large files, with the key that was checked."""
+    words = ["printf", "%s|", "a b", "$HOME", "'", '"', "ü"]
+    done = subprocess.run([*shell.terminal(words)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
+    assert done.stdout.decode().replace("\r", "") == "a b|$HOME|'|\"|ü|"
+    link = shell.native_link()
+    assert link.submit("clock").result() > 0
+    link.close()
+
+
+# Cuts.
+
+
+def test_a_dropped_connection_is_made_anew(
+    server: Server, line: Proxy, open_shell: Callable[..., SshShell], tmp_path: Path
+) -> None:
+    """What may be asked for twice is; what may not is not, and the sentence says so."""
+    shell = open_shell(server.machine(port=line.port))
+    said: list[str] = []
+    shell.on_loss = said.append
+    shell.write(tmp_path / "a", b"1")
+    line.drop()
+    assert shell.read(tmp_path / "a") == b"1"
+    assert shell.reconnects == 1
+    assert "trying again" in said[0]
+    assert said[-1] == "connected again"
+    threading.Timer(0.3, line.drop).start()
+    with pytest.raises(StepFailed, match="it is not known whether 'run' was carried out"):
+        shell.run(["sleep", "5"])
+    threading.Timer(0.3, line.drop).start()
+    assert shell.run(["sh", "-c", "sleep 1; echo done"], again=True).text == "done\n"
+
+
+def test_a_stream_ends_or_begins_anew_where_it_is_cut(
+    server: Server, line: Proxy, open_shell: Callable[..., SshShell]
+) -> None:
+    """As the caller says: a command that goes on where it was is started once more."""
+    shell = open_shell(server.machine(port=line.port))
+    words = ["sh", "-c", "for n in 1 2 3; do echo $n; sleep 0.3; done"]
+    for again in (False, True):
+        stream = shell.stream(words, again=again)
+        assert next(stream) == "1"
+        line.drop()
+        if again:
+            assert list(stream)[-3:] == ["1", "2", "3"]
+        else:
+            with pytest.raises(LinkLost):
+                list(stream)
+
+
+@pytest.mark.slow
+def test_a_log_goes_on_over_a_cut(
+    server: Server, line: Proxy, open_shell: Callable[..., SshShell], tmp_path: Path, fault: Fault
+) -> None:
+    """No byte lost or doubled, and a few seconds after the network is back the reading is, too."""
+    shell = open_shell(server.machine(port=line.port))
+    log = tmp_path / "train.log"
+    written = [f"step {number} größe\n".encode() for number in range(3000)]
+    over = threading.Event()
+
+    def write() -> None:
+        with open(log, "ab", buffering=0) as file:
+            for each in written:
+                file.write(each)
+                over.wait(0.002)
+
+    log.touch()
+    writer = threading.Thread(target=write)
+    writer.start()
+    read = bytearray()
+    restored = 0.0
+    came_back = 0.0
+    thread = None
+
+    def cut() -> None:
+        nonlocal restored
+        line.cut()
+        fault.strikes()
+        over.wait(5)
+        restored = time.monotonic()
+        line.restore()
+
+    while len(read) < sum(map(len, written)):
+        read += shell.read(log, len(read))
+        if restored and not came_back:
+            came_back = time.monotonic()
+        if thread is None and len(read) > 1000:
+            thread = threading.Thread(target=cut)
+            thread.start()
+    writer.join()
+    assert thread
+    thread.join()
+    fault.log(bytes(read), b"".join(written))
+    assert came_back - restored < 3
+    fault.leaves_out(**dict.fromkeys(("truth", "checkpoints", "machines"), "there is a log and no run"))
+
+
+@pytest.mark.parametrize("way", [pytest.param("cut", marks=pytest.mark.slow), "refuse"])
+def test_patience_ends(server: Server, line: Proxy, open_shell: Callable[..., SshShell], way: str) -> None:
+    """A line that is cut for ever, or a machine that refuses: one sentence, after as long as the shell is told."""
+    shell = open_shell(server.machine(port=line.port))
+    shell.patience_s = 2
+    shell.clock()
+    getattr(line, way)()
+    if way == "refuse":
+        line.drop()
+    started = time.monotonic()
+    with pytest.raises(LinkLost) as caught:
+        shell.clock()
+    assert "\n" not in caught.value.message
+    assert time.monotonic() - started < 25
+    line.restore()
+    shell.patience_s = 60
+    assert shell.clock() > 0
+
+
+def test_a_machine_that_moved_is_found(server: Server, open_shell: Callable[..., SshShell]) -> None:
+    """Ports change when a machine starts again, and its provider may not answer at first; one that is gone is said to
+    be."""
+    there: list[Machine | None] = []
+    away = ["the provider does not answer"]
+
+    def find() -> Machine | None:
+        if away:
+            raise NoMachine(away.pop())
+        return there[0]
+
+    with proxy(server.port) as before, proxy(server.port) as after:
+        shell = open_shell(server.machine(port=before.port), find=find)
+        shell.clock()
+        there.append(server.machine(port=after.port))
+        before.refuse()
+        before.drop()
+        assert shell.clock() > 0
+        assert shell.machine.address is not None
+        assert shell.machine.address.port == after.port
+        there[0] = None
+        after.refuse()
+        after.drop()
+        with pytest.raises(StepFailed, match="the machine box is gone"):
+            shell.clock()
+
+
+def test_closing_never_waits_for_a_dead_line(
+    server: Server, line: Proxy, open_shell: Callable[..., SshShell], tmp_path: Path
+) -> None:
+    """Full buffers and all."""
+    shell = open_shell(server.machine(port=line.port))
+    shell.clock()
+    line.cut()
+    pending = shell.link().submit("clock")
+    writer = threading.Thread(
+        target=lambda: shell.link().submit("write", path=str(tmp_path / "x"), data=bytes(64 << 20)), daemon=True
+    )
+    writer.start()
+    wait_until(lambda: line.counters()["open"] == 1)
+    started = time.monotonic()
+    shell.close()
+    assert time.monotonic() - started < 5
+    with pytest.raises(LinkLost):
+        pending.result()
+    writer.join(5)
+    assert not writer.is_alive()
+
+
+def test_nothing_is_left_behind(server: Server, open_shell: Callable[..., SshShell]) -> None:
+    """Neither threads here nor agents there."""
+    before = set(threading.enumerate())
+    shell = open_shell(server.machine())
+    agents = [shell.run(["sh", "-c", "echo $PPID"]).text.strip()]
+    for link in (shell.another_link(), shell.separate_link()):
+        agents.append(link.submit("run", argv=["sh", "-c", "echo $PPID"]).result()[1].decode().strip())
+        link.close()
+    shell.close()
+    wait_until(lambda: not [pid for pid in agents if Path(f"/proc/{pid}").exists()])
+    wait_until(lambda: not [each for each in threading.enumerate() if each not in before])
+
+
+# What can be wrong.
+
+
+def sentence(shell: SshShell, kind: type[DeployError] = DeployError) -> str:
+    """What the first use says."""
+    shell.patience_s = 0.5
+    with pytest.raises(kind) as caught:
+        shell.clock()
+    assert "\n" not in caught.value.message
+    assert "Traceback" not in " ".join(caught.value.evidence)
+    return caught.value.message
+
+
+def test_what_keeps_a_key_out(server: Server, open_shell: Callable[..., SshShell], tmp_path: Path) -> None:
+    """Each with a sentence of its own, at once."""
+    make_key(tmp_path / "wrong")
+    assert "does not let the key" in sentence(open_shell(server.machine(key=str(tmp_path / "wrong"))), WrongUse)
+    assert "cannot be read" in sentence(open_shell(server.machine(key=str(tmp_path / "none"))), WrongUse)
+    assert "public half" in sentence(open_shell(server.machine(key=str(tmp_path / "wrong.pub"))), WrongUse)
+    (tmp_path / "putty").write_text("PuTTY-User-Key-File-3: ssh-ed25519\n")
+    assert "PuTTY" in sentence(open_shell(server.machine(key=str(tmp_path / "putty"))), WrongUse)
+    locked = tmp_path / "locked"
+    import asyncssh
+
+    asyncssh.read_private_key(str(server.key)).write_private_key(str(locked), passphrase="x" * 8)
+    shell = open_shell(server.machine(key=str(locked)))
+    shell.patience_s = 0.5
+    with pytest.raises(WrongUse, match="has a passphrase") as caught:
+        shell.clock()
+    assert caught.value.next_command == f'ssh-add "{locked}"'
+
+
+def test_what_keeps_from_getting_there(server: Server, open_shell: Callable[..., SshShell]) -> None:
+    assert "refused" in sentence(open_shell(server.machine(port=free_port())), LinkLost).lower()
+    assert "no host of this name" in sentence(open_shell(server.machine(host="no.such.host.invalid")), LinkLost)
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # a port that is open, and says nothing that SSH knows
+
+        def answer() -> None:
+            client, _ = mute.accept()
+            client.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            client.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        assert "cannot be reached" in sentence(open_shell(server.machine(port=mute.getsockname()[1])), LinkLost)
+
+
+@needs_sshd
+def test_a_machine_without_a_good_python(tmp_path: Path, open_shell: Callable[..., SshShell]) -> None:
+    """None, or none that runs: told at once, and not for a minute. A login script that prints does no harm."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("sh", "echo"):
+        (folder / name).symlink_to(f"/bin/{name}")
+    with openssh(tmp_path / "server", more=f"SetEnv PATH={folder} HOME={tmp_path / 'server'}\n") as server:
+        assert "has no `python3`" in sentence(open_shell(server.machine()), NoAgent)
+        old = folder / "python3"
+        old.write_text("#!/bin/sh\necho 3.6.8 >&2\nexit 86\n")
+        old.chmod(0o755)
+        assert "`python3` is 3.6.8: 3.9 or newer is needed" in sentence(open_shell(server.machine()), NoAgent)
+        old.write_text(f'#!/bin/sh\necho Willkommen, Größe\nexec {sys.executable} "$@"\n')
+        assert open_shell(server.machine()).clock() > 0
+
+
+# Whose machine it is.
+
+
+def known_hosts(home: Path, server: Server, key: str, port: int | None = None) -> None:
+    (home / ".ssh" / "known_hosts").write_text(
+        f"# a comment\nbad line\n@cert-authority * {key}\n[127.0.0.1]:{port or server.port} {key}\n"
+    )
+
+
+def test_known_hosts_decides(server: Server, home: Path, tmp_path: Path, open_shell: Callable[..., SshShell]) -> None:
+    """A key that is known is taken without a question; another one stops everything."""
+    known_hosts(home, server, server.host_key)
+    assert open_shell(server.machine(host_keys=())).clock() > 0
+    known_hosts(home, server, " ".join(make_key(tmp_path / "other").split()[:2]))
+    words = sentence(open_shell(server.machine(host_keys=())), StepFailed)
+    assert "shows another host key (SHA256:" in words
+    assert "Nothing was sent to it" in words
+
+
+def test_a_hashed_known_hosts_is_read(server: Server, home: Path, open_shell: Callable[..., SshShell]) -> None:
+    import paramiko
+
+    name = paramiko.HostKeys.hash_host(f"[127.0.0.1]:{server.port}")
+    (home / ".ssh" / "known_hosts").write_text(f"{name} {server.host_key}\n")
+    assert open_shell(server.machine(host_keys=())).clock() > 0
+
+
+def test_an_unknown_key_is_asked_about_once(server: Server, open_shell: Callable[..., SshShell]) -> None:
+    """No is no; yes is remembered; afterwards another key is refused without a question."""
+    asked: list[str] = []
+
+    def answer(value: bool) -> Callable[[str], bool]:
+        return lambda question: asked.append(question) or value
+
+    words = sentence(open_shell(server.machine(host_keys=()), ask=answer(False)), WrongUse)
+    assert "is not known: if SHA256:" in words
+    assert "fingerprint: SHA256:" in words
+    assert open_shell(server.machine(host_keys=()), ask=answer(True)).clock() > 0
+    assert len(asked) == 2
+    assert "ssh-ed25519 SHA256:" in asked[0]
+    assert open_shell(server.machine(host_keys=()), ask=answer(False)).clock() > 0
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("pin", ["host_keys", "fingerprint"])
+def test_a_pinned_key_is_the_only_right_one(
+    server: Server, home: Path, tmp_path: Path, open_shell: Callable[..., SshShell], pin: str
+) -> None:
+    """By the provider or in the target's file; known_hosts has no say then, and nobody is asked."""
+    import base64
+
+    from deploy.shell.host_keys import fingerprint
+
+    other = " ".join(make_key(tmp_path / "other").split()[:2])
+    known_hosts(home, server, other)
+    prints = {key: fingerprint(base64.b64decode(key.split()[1])) for key in (server.host_key, other)}
+    right = {"host_keys": (server.host_key,)} if pin == "host_keys" else {"fingerprint": prints[server.host_key]}
+    wrong = {"host_keys": (other,)} if pin == "host_keys" else {"fingerprint": prints[other]}
+    nobody: Any = lambda _: pytest.fail("asked")  # noqa: E731
+    assert open_shell(server.machine(**{"host_keys": (), **right}), ask=nobody).clock() > 0
+    known_hosts(home, server, server.host_key)
+    words = sentence(open_shell(server.machine(**{"host_keys": (), **wrong}), ask=nobody), StepFailed)
+    assert prints[server.host_key] in words
+
+
+def test_host_keys_that_cannot_be_checked(server: Server, open_shell: Callable[..., SshShell]) -> None:
+    words = sentence(open_shell(server.machine(host_keys=("ssh-new AAAA", "x"))), StepFailed)
+    assert "none of the host keys" in words
+
+
+# The user's own ssh configuration.
+
+
+def test_an_alias_brings_everything(server: Server, home: Path, open_shell: Callable[..., SshShell]) -> None:
+    """Host, port, user and key."""
+    machine = server.machine()
+    assert machine.address is not None
+    (home / ".ssh" / "config").write_text(
+        f"Host mybox\n  HostName 127.0.0.1\n  Port {server.port}\n  User {machine.address.user}\n"
+        f'  IdentityFile "{server.key}"\n  ControlMaster auto\n  ControlPath {home}/%C\n'
+    )
+    known_hosts(home, server, server.host_key)
+    shell = open_shell(server.machine(host="mybox", port=None, user=None, key=None, host_keys=()))
+    assert shell.clock() > 0
+    if shutil.which("ssh"):
+        link = shell.native_link()
+        assert link.submit("clock").result() > 0
+        link.close()
+        assert not list(home.glob("?" * 40))  # no multiplexing
+
+
+@needs_sshd
+def test_a_gateway_is_gone_through(tmp_path: Path, home: Path, open_shell: Callable[..., SshShell]) -> None:
+    """ProxyJump, with a host key that is checked too: unknown is asked about, changed stops everything."""
+    with openssh(tmp_path / "inner") as inner, openssh(tmp_path / "outer") as outer:
+        config = home / ".ssh" / "config"
+        config.write_text(
+            f"Host gate\n  HostName 127.0.0.1\n  Port {outer.port}\n  IdentityFile {outer.key}\n"
+            f"Host deep\n  HostName 127.0.0.1\n  Port {inner.port}\n  ProxyJump gate\n"
+        )
+        machine = inner.machine(host="deep", port=None)
+        assert f"the host key of the gateway gate ([127.0.0.1]:{outer.port}) is not known" in sentence(
+            open_shell(machine), WrongUse
+        )
+        asked: list[str] = []
+        shell = open_shell(machine, ask=lambda question: asked.append(question) or True)
+        way = shell.run(["sh", "-c", "echo $SSH_CONNECTION"]).text.split()
+        assert int(way[3]) == inner.port
+        assert len(asked) == 1
+        if shutil.which("ssh"):
+            link = shell.native_link()
+            assert link.submit("clock").result() > 0
+            link.close()
+        shell.close()
+        known_hosts(home, outer, inner.host_key)
+        assert "shows another host key" in sentence(open_shell(machine), StepFailed)
+
+
+@needs_sshd
+def test_gateways_behind_gateways(tmp_path: Path, home: Path, open_shell: Callable[..., SshShell]) -> None:
+    """A first gateway with a gateway of its own, and the host key of each is asked about."""
+    with openssh(tmp_path / "a") as far, openssh(tmp_path / "b") as near, openssh(tmp_path / "c") as inner:
+        (home / ".ssh" / "config").write_text(
+            f"Host far\n  HostName 127.0.0.1\n  Port {far.port}\n  IdentityFile {far.key}\n"
+            f"Host near\n  HostName 127.0.0.1\n  Port {near.port}\n  IdentityFile {near.key}\n  ProxyJump far\n"
+            f"Host deep\n  HostName 127.0.0.1\n  Port {inner.port}\n  ProxyJump near\n"
+            "Host round\n  ProxyJump about\nHost about\n  ProxyJump round\n"
+        )
+        asked: list[str] = []
+        shell = open_shell(inner.machine(host="deep", port=None), ask=lambda question: asked.append(question) or True)
+        assert shell.clock() > 0
+        assert ["gateway far" in asked[0], "gateway near" in asked[1]] == [True, True]
+        assert "more than 8 gateways" in sentence(open_shell(inner.machine(host="round", port=None)), WrongUse)
+
+
+@needs_sshd
+@pytest.mark.parametrize("criterion", ["Host mybox", "Match host mybox exec true", "Match originalhost mybox user *"])
+def test_an_alias_of_an_included_file_brings_everything(
+    server: Server, home: Path, open_shell: Callable[..., SshShell], criterion: str
+) -> None:
+    """Where Paramiko's own parser finds nothing, or stops at a criterion that it does not know."""
+    machine = server.machine()
+    assert machine.address is not None
+    (home / ".ssh" / "config").write_text(f"Include {home}/.ssh/more.conf\n")
+    (home / ".ssh" / "more.conf").write_text(
+        f"{criterion}\n  HostName 127.0.0.1\n  Port {server.port}\n  User {machine.address.user}\n"
+        f"  IdentityFile {server.key}\n"
+    )
+    known_hosts(home, server, server.host_key)
+    assert open_shell(server.machine(host="mybox", port=None, user=None, key=None, host_keys=())).clock() > 0
+
+
+@needs_sshd
+def test_a_configuration_that_ssh_refuses_is_named(
+    server: Server, home: Path, open_shell: Callable[..., SshShell]
+) -> None:
+    (home / ".ssh" / "config").write_text("Host *\n  Prot 22\n")
+    words = sentence(open_shell(server.machine()), WrongUse)
+    assert "your SSH configuration cannot be read" in words
+    assert "prot" in words.lower()
+
+
+@needs_sshd
+def test_an_agent_that_the_configuration_names_lets_in(
+    server: Server, home: Path, open_shell: Callable[..., SshShell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 1Password, Secretive and gpg-agent are set up: by IdentityAgent, with no SSH_AUTH_SOCK."""
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    socket = home / "a.sock"
+    agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.DEVNULL)
+    try:
+        wait_until(socket.exists)
+        added = {**os.environ, "SSH_AUTH_SOCK": str(socket)}
+        subprocess.run(["ssh-add", "-q", str(server.key)], env=added, check=True)
+        (home / ".ssh" / "config").write_text(f"Host *\n  IdentityAgent {socket}\n")
+        assert open_shell(server.machine(key=None)).clock() > 0
+        assert "SSH_AUTH_SOCK" not in os.environ
+        (home / ".ssh" / "config").write_text("Host *\n  IdentityAgent none\n")
+        assert "no key to log in with" in sentence(open_shell(server.machine(key=None)), WrongUse)
+    finally:
+        agent.kill()
+        agent.wait()
+
+
+def test_no_key_at_all_is_said_at_once(server: Server, open_shell: Callable[..., SshShell]) -> None:
+    shell = open_shell(server.machine(key=None))
+    with pytest.raises(WrongUse, match="no key to log in with") as caught:
+        shell.clock()
+    assert caught.value.next_command == "ssh-keygen -t ed25519"
+
+
+def test_what_a_proxy_command_said_is_told(server: Server, home: Path, open_shell: Callable[..., SshShell]) -> None:
+    (home / ".ssh" / "config").write_text("Host *\n  ProxyCommand sh -c 'echo no tunnel to %h >&2; exit 1'\n")
+    assert "no tunnel to 127.0.0.1" in sentence(open_shell(server.machine()), LinkLost)
+
+
+def test_the_advice_about_a_changed_host_key_works(
+    server: Server, home: Path, tmp_path: Path, open_shell: Callable[..., SshShell]
+) -> None:
+    """It is typed as it is printed, and then the machine is asked about like a new one."""
+    other = " ".join(make_key(tmp_path / "other").split()[:2])
+    (home / ".ssh" / "known_hosts").write_text(f"[127.0.0.1]:{server.port} {other}\n")
+    shell = open_shell(server.machine(host_keys=()))
+    with pytest.raises(StepFailed) as caught:
+        shell.clock()
+    assert caught.value.next_command
+    typed = [*shlex.split(caught.value.next_command), "-f", str(home / ".ssh" / "known_hosts")]
+    subprocess.run(typed, check=True, capture_output=True)
+    assert open_shell(server.machine(host_keys=()), ask=lambda _: True).clock() > 0
+
+
+@pytest.mark.parametrize(
+    ("entry", "read"),
+    [
+        ("box", (None, "box", None)),
+        ("me@box:2201", ("me", "box", 2201)),
+        ("2001:db8::1", (None, "2001:db8::1", None)),
+        ("me@[::1]:2301", ("me", "::1", 2301)),
+        ("[::1]", (None, "::1", None)),
+        ("ssh://me@box:22/", ("me", "box", 22)),
+    ],
+)
+def test_a_host_is_read_as_ssh_writes_it(entry: str, read: tuple[str | None, str, int | None]) -> None:
+    assert parts(entry) == read
+
+
+@pytest.mark.parametrize("entry", ["[::1", "[::1]x", "[::1]:", "me@[::1]:http"])
+def test_a_host_that_is_none_is_refused(entry: str) -> None:
+    with pytest.raises(WrongUse, match="is no host"):
+        parts(entry)
+
+
+# What Windows needs.
+
+
+def words_of(line: str) -> list[str]:
+    """As Windows' programs take their command line apart: parse_cmdline of the C runtime."""
+    words, word, quoted, at, begun = [], "", False, 0, False
+    while at < len(line):
+        slashes = 0
+        while at < len(line) and line[at] == "\\":
+            slashes, at = slashes + 1, at + 1
+        if at < len(line) and line[at] == '"':
+            word, begun = word + "\\" * (slashes // 2), True
+            if slashes % 2:
+                word += '"'
+            else:
+                quoted = not quoted
+            at += 1
+            continue
+        word += "\\" * slashes
+        begun = begun or bool(slashes)
+        if at < len(line):
+            if line[at] in " \t" and not quoted:
+                if begun:
+                    words.append(word)
+                word, begun = "", False
+            else:
+                word, begun = word + line[at], True
+            at += 1
+    return [*words, word] if begun else words
+
+
+@pytest.mark.parametrize("word", [*HOSTILE_NAMES, "", 'a"b', "c:\\x\\", '\\\\"', "%PATH%", "^&|<>", "a\tb"])
+def test_a_windows_command_line_reaches_the_machine(word: str, tmp_path: Path) -> None:
+    """ssh.exe gets its arguments as one line, joins what is the command, and the machine's shell splits it again."""
+    import shlex
+
+    machine = Machine("box", "ssh", tmp_path, "python", address=None)
+    machine = replace(machine, address=Server(22, tmp_path, "ssh-ed25519 AAAA", tmp_path).machine().address)
+    argv = native.command(tmp_path / "a b.config", machine, ["echo", word], terminal=True)
+    received = words_of(subprocess.list2cmdline(argv))
+    assert received == argv
+    assert shlex.split(" ".join(received[received.index("127.0.0.1") + 1 :])) == ["echo", word]
+    assert words_of(subprocess.list2cmdline(["ssh", BOOTSTRAP])) == ["ssh", BOOTSTRAP]
+
+
+def test_windows_paths_in_ssh_config(tmp_path: Path) -> None:
+    """Slashes, quotes for spaces, no token: as its ssh reads them."""
+    home = PureWindowsPath(r"C:\Users\Jo Müller")
+    machine = Server(22, Path("k"), "", tmp_path).machine(key=r"~\.ssh\100% mine")
+    keys = HostKeys(machine, tmp_path)
+    keys.seen = PureWindowsPath(r"D:\my project\.sniperface\ssh\box.known_hosts")  # type: ignore[assignment]
+    text = native.config_of(machine, keys, "root", home)
+    assert '  IdentityFile "C:/Users/Jo Müller/.ssh/100%% mine"\n' in text
+    assert '  UserKnownHostsFile "D:/my project/.sniperface/ssh/box.known_hosts"\n' in text
+    assert '  Include "C:/Users/Jo Müller/.ssh/config"\n' in text
+    assert "\\" not in text
+    assert "ControlMaster no" in text
+
+
+@needs_ssh
+def test_our_ssh_config_is_one(tmp_path: Path) -> None:
+    """The system's ssh reads every line of it."""
+    machine = Server(2222, tmp_path / "a % b", "", tmp_path).machine()
+    path = native.write_config(machine, HostKeys(machine, tmp_path / "no tes"), "root")
+    done = subprocess.run(["ssh", "-G", "-F", str(path), "127.0.0.1"], capture_output=True, text=True, check=True)
+    told = dict(each.split(" ", 1) for each in done.stdout.splitlines() if " " in each)
+    assert (told["port"], told["user"], told["controlmaster"]) == ("2222", "root", "false")
+    assert told["ciphers"].startswith("aes128-gcm@openssh.com,")
+    assert told["identityfile"].endswith("a % b") or told["identityfile"].endswith("a %% b")
+
+
+def test_output_of_another_code_page(shell: SshShell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """UTF-8, whatever this computer's own encoding is; what is none is shown as such and stops nothing."""
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    assert shell.run(["printf", "größe \\200"]).text == "größe �"
+    assert list(shell.stream(["printf", "größe \\200\\n"])) == ["größe �"]
+
+
+@needs_sshd
+@pytest.mark.slow
+def test_a_real_network_loses_one_packet_in_a_hundred(tmp_path: Path, open_shell: Callable[..., SshShell]) -> None:
+    """The kernel loses them, on one port of this computer."""
+    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("iptables") is None:
+        pytest.skip("needs the right to change the network: run this as root on Linux, with iptables installed")
+    from deploy.border import chosen
+    from deploy.shell import transfer
+
+    with openssh(tmp_path / "server") as server:
+        rules = [
+            ["INPUT", "-i", "lo", "-p", "tcp", side, str(server.port), "-m", "statistic", "--mode", "random",
+             "--probability", "0.01", "-j", "DROP"] for side in ("--dport", "--sport")
+        ]  # fmt: skip
+        if subprocess.run(["iptables", "-A", *rules[0]], check=False, capture_output=True).returncode:
+            pytest.skip("needs the right to change the network: run this as root on Linux, with iptables installed")
+        subprocess.run(["iptables", "-A", *rules[1]], check=True)
+        try:
+            shell = open_shell(server.machine())
+            data = os.urandom(40 << 20)
+            (tmp_path / "a").write_bytes(data)
+            transfer.push(shell, tmp_path / "a", tmp_path / "far" / "a")
+            transfer.fetch(shell, tmp_path / "far" / "a", chosen(tmp_path / "back"))
+            assert (tmp_path / "back").read_bytes() == data
+        finally:
+            for rule in rules:
+                subprocess.run(["iptables", "-D", *rule], check=True)

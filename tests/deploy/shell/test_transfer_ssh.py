@@ -1,0 +1,321 @@
+"""Copies to and from a machine by SSH: in parallel, over cuts, and only what is missing."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.border import chosen
+from deploy.errors import StepFailed
+from deploy.shell import lanes, transfer
+from deploy.shell import link as links
+from deploy.shell.lanes import Lanes, count_for
+from deploy.shell.ssh import SshShell
+from deploy.shell.transfer import Piece, send_pieces
+from tests.deploy.conftest import HOSTILE_NAMES
+from tests.deploy.support.proxy import Proxy, proxy
+from tests.deploy.support.servers import SSHD, Server, asyncssh_server, openssh
+
+MIB = 1 << 20
+SIZE = 24 * MIB + 12345
+
+
+# Everywhere one of the two; both where there are minutes.
+SECOND = pytest.param("asyncssh", marks=pytest.mark.slow if SSHD else ())
+
+
+@pytest.fixture(scope="module", params=["openssh", SECOND])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if request.param == "openssh" and SSHD is None:
+        pytest.skip("needs an SSH server: apt-get install openssh-server")
+    make: Callable[..., Any] = openssh if request.param == "openssh" else asyncssh_server
+    with make(tmp_path_factory.mktemp(request.param)) as made:
+        yield made
+
+
+@pytest.fixture
+def line(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    monkeypatch.setattr(links, "SILENCE_S", 2.5)
+    with proxy(server.port) as made:
+        yield made
+
+
+@pytest.fixture
+def shell(server: Server, line: Proxy, tmp_path: Path) -> Iterator[SshShell]:
+    made = SshShell(server.machine(port=line.port), tmp_path / "notes")
+    made.clock()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def data() -> bytes:
+    return os.urandom(SIZE)
+
+
+@pytest.fixture
+def here(tmp_path: Path, data: bytes) -> Path:
+    path = tmp_path / HOSTILE_NAMES[1] / "a b.pt"
+    path.parent.mkdir()
+    path.write_bytes(data)
+    return path
+
+
+class Seen:
+    """A progress function that remembers, and acts once when half is done."""
+
+    def __init__(self, at_half: Callable[[], Any] = lambda: None) -> None:
+        self.told: list[tuple[int, int]] = []
+        self.at_half: Callable[[], Any] | None = at_half
+
+    def __call__(self, done: int, total: int) -> None:
+        self.told.append((done, total))
+        if self.at_half and 2 * done >= total:
+            act, self.at_half = self.at_half, None
+            act()
+
+
+def fetch(shell: SshShell, source: Path, destination: Path, **options: Any) -> None:
+    transfer.fetch(shell, source, chosen(destination), **options)
+
+
+def test_there_and_back(shell: SshShell, line: Proxy, here: Path, data: bytes, tmp_path: Path) -> None:
+    """Whole, under the final name only, with progress that only grows; a second copy moves nothing."""
+    there, back = tmp_path / "far away" / "ü.pt", tmp_path / "back" / "a.pt"
+    sha256 = hashlib.sha256(data).hexdigest()
+    up, down = Seen(), Seen()
+    transfer.push(shell, here, there, progress=up)
+    assert there.read_bytes() == data
+    fetch(shell, there, back, sha256=sha256, progress=down)
+    assert back.read_bytes() == data
+    assert [path.name for folder in (there, back) for path in folder.parent.iterdir()] == ["ü.pt", "a.pt"]
+    for seen in (up, down):
+        assert seen.told == sorted(seen.told)
+        assert seen.told[-1] == (SIZE, SIZE)
+    before = line.counters()
+    transfer.push(shell, here, there)
+    transfer.push(shell, here, there, sha256=sha256)
+    fetch(shell, there, back, sha256=sha256)
+    after = line.counters()
+    assert sum(after[way] - before[way] for way in ("up", "down")) < 20_000
+    assert after["connections"] == before["connections"]
+
+
+def test_small_files_take_no_connection_of_their_own(shell: SshShell, line: Proxy, tmp_path: Path) -> None:
+    """Empty ones too; wrong ones are refused."""
+    before = line.counters()["connections"]
+    for size in (0, 1, 70_000, transfer.SMALL_BYTES, transfer.SMALL_BYTES + 1):
+        content = os.urandom(size)
+        (tmp_path / "small").write_bytes(content)
+        transfer.push(shell, tmp_path / "small", tmp_path / "there")
+        fetch(shell, tmp_path / "there", tmp_path / "back")
+        assert (tmp_path / "back").read_bytes() == content
+    assert line.counters()["connections"] == before
+    for copy in (
+        lambda: transfer.push(shell, tmp_path / "small", tmp_path / "there", sha256="0" * 64),
+        lambda: fetch(shell, tmp_path / "there", tmp_path / "new", sha256="0" * 64),
+    ):
+        with pytest.raises(StepFailed, match="not what it should be"):
+            copy()
+    assert not (tmp_path / "new").exists()
+
+
+class Stop(Exception):
+    """The laptop was switched off."""
+
+
+def stop() -> None:
+    raise Stop
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_only_the_missing_half_moves_again(
+    shell: SshShell, line: Proxy, here: Path, data: bytes, tmp_path: Path, way: str
+) -> None:
+    """Counted at the line, after a copy that was broken off at half."""
+    place = tmp_path / "place.pt"
+    copy: Callable[..., None] = transfer.push if way == "up" else fetch
+    with pytest.raises(Stop):
+        copy(shell, here, place, progress=Seen(stop))
+    assert not place.exists()
+    before, seen = line.counters()[way], Seen()
+    copy(shell, here, place, progress=seen)
+    moved = line.counters()[way] - before
+    assert place.read_bytes() == data
+    assert moved < 0.55 * SIZE + 500_000  # the agents' own program among them
+    assert seen.told[-1] == (SIZE, SIZE)
+    assert [path.name for path in tmp_path.iterdir() if "part" in path.name] == []
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+@pytest.mark.parametrize("fault", ["drop", pytest.param("cut", marks=pytest.mark.slow)])
+def test_a_copy_goes_on_over_a_cut(
+    shell: SshShell, line: Proxy, here: Path, data: bytes, tmp_path: Path, way: str, fault: str
+) -> None:
+    """All connections break, or nothing goes through for longer than a silence may last."""
+    place = tmp_path / "place.pt"
+    copy: Callable[..., None] = transfer.push if way == "up" else fetch
+    restored = threading.Timer(3.5, line.restore)
+
+    def break_it() -> None:
+        getattr(line, fault)()
+        if fault == "cut":
+            restored.start()
+
+    copy(shell, here, place, progress=Seen(break_it))
+    if fault == "cut":
+        restored.join()
+    assert place.read_bytes() == data
+
+
+def test_a_spoiled_part_does_not_survive(shell: SshShell, here: Path, data: bytes, tmp_path: Path) -> None:
+    """Whatever lies under the name of the part: its ranges are compared, and wrong ones moved again."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    part = tmp_path / f"place.pt.{sha256[:8]}.part"
+    for junk in (b"x" * (SIZE + 5), data[: SIZE // 2]):
+        for copy in (fetch, transfer.push):
+            part.write_bytes(junk)
+            copy(shell, here, tmp_path / "place.pt", sha256=sha256)  # type: ignore[operator]
+            assert (tmp_path / "place.pt").read_bytes() == data
+            (tmp_path / "place.pt").unlink()
+
+
+def test_wrong_bytes_never_arrive(shell: SshShell, here: Path, tmp_path: Path) -> None:
+    """The old file stays, and nothing lies beside it."""
+    place = tmp_path / "place.pt"
+    place.write_bytes(b"old")
+    for copy in (fetch, transfer.push):
+        with pytest.raises(StepFailed, match="not what it should be"):
+            copy(shell, here, place, sha256="0" * 64)  # type: ignore[operator]
+        assert place.read_bytes() == b"old"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def pieces_of(data: bytes, size: int, *, known: bool) -> list[Piece]:
+    """In reverse order in the part, 100 bytes behind its beginning."""
+    offsets = range(0, len(data), size)
+    return [
+        Piece(
+            f"block {number}", at, len(data[at : at + size]), 100 + len(data) - at - len(data[at : at + size]),
+            hashlib.sha256(data[at : at + size]).hexdigest() if known else None,
+        )
+        for number, at in enumerate(offsets)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_pieces_find_their_places(
+    shell: SshShell, line: Proxy, here: Path, data: bytes, tmp_path: Path, known: bool
+) -> None:
+    """What is there is not sent again, of whole pieces and of parts of them."""
+    part = tmp_path / "far" / "images.npy.part"
+    pieces = pieces_of(data, 5 * MIB, known=known)
+    shell.truncate(part, 100 + SIZE)
+    with pytest.raises(Stop):
+        send_pieces(shell, here, part, pieces, Seen(stop))
+    before = line.counters()["up"]
+    hashes = send_pieces(shell, here, part, pieces)
+    assert line.counters()["up"] - before < 0.55 * SIZE + 500_000
+    assert hashes == [hashlib.sha256(data[p.offset : p.offset + p.bytes]).hexdigest() for p in pieces]
+    got = part.read_bytes()
+    assert all(got[p.place : p.place + p.bytes] == data[p.offset : p.offset + p.bytes] for p in pieces)
+    before = line.counters()["up"]
+    assert send_pieces(shell, here, part, pieces) == hashes
+    assert line.counters()["up"] - before < 500_000
+
+
+def test_a_piece_that_is_not_what_the_manifest_says(shell: SshShell, here: Path, data: bytes, tmp_path: Path) -> None:
+    """In the words that the machine uses for its own files; a file that is too short as well."""
+    pieces = pieces_of(data, 5 * MIB, known=True)
+    wrong = [*pieces[:2], Piece("block 2", 10 * MIB + 1, pieces[2].bytes, pieces[2].place, pieces[2].sha256)]
+    part = tmp_path / "part"
+    shell.truncate(part, 100 + SIZE)
+    with pytest.raises(StepFailed, match=r"block 2 of .* is not what manifest\.json says"):
+        send_pieces(shell, here, part, wrong)
+    short = [Piece("block 9", SIZE - 10, 20, 100)]
+    with pytest.raises(StepFailed, match="ends inside block 9"):
+        send_pieces(shell, here, part, short)
+
+
+@pytest.mark.parametrize("ways", [[], ["native_link"], ["native_link", "separate_link"]])
+def test_without_the_systems_ssh(
+    shell: SshShell, here: Path, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ways: list[str]
+) -> None:
+    """Connections by Fabric carry it; and where the machine lets no further one in, channels of the one there is."""
+    if not ways and shutil.which("ssh") is None:
+        pytest.skip("needs an SSH client: apt-get install openssh-client")
+    monkeypatch.setattr(lanes.Lanes, "_help", lambda *_: None)
+
+    def no_ssh() -> None:
+        raise FileNotFoundError("ssh")
+
+    def refused() -> None:
+        raise links.LinkLost("refused")
+
+    for way in ways:
+        monkeypatch.setattr(shell, way, no_ssh if way == "native_link" else refused)
+    transfer.push(shell, here, tmp_path / "there")
+    assert (tmp_path / "there").read_bytes() == data
+
+
+def test_a_place_that_cannot_be(shell: SshShell, here: Path) -> None:
+    """The machine's own error, before the first byte is sent."""
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+        transfer.push(shell, here, here / "below a file")
+
+
+def test_how_many_lanes() -> None:
+    """Enough windows to fill a wide line, none for what is over before a connection is made."""
+    assert count_for(1 * MIB, 0.1) == 1
+    assert count_for(8 * MIB, 0.3) == 1
+    assert count_for(256 * MIB, 0.0001) == lanes.FEWEST_LANES
+    assert count_for(256 * MIB, 0.1) == 8
+    assert count_for(20 * MIB, 0.1) == 3
+    assert count_for(1 << 40, 1.0) == lanes.MOST_LANES
+
+
+def test_lanes_leave_nothing_behind(shell: SshShell, line: Proxy, here: Path, tmp_path: Path) -> None:
+    """Neither threads nor connections, whether the copy ended or was broken off."""
+    before = set(threading.enumerate())
+    with pytest.raises(Stop):
+        transfer.push(shell, here, tmp_path / "there", progress=Seen(stop))
+    transfer.push(shell, here, tmp_path / "there")
+    from tests.deploy.conftest import wait_until
+
+    wait_until(lambda: line.counters()["open"] == 1)
+    wait_until(lambda: not [each for each in threading.enumerate() if each not in before])
+
+
+def test_what_breaks_in_a_lane_is_raised(shell: SshShell) -> None:
+    """From the chunks, from the answers, and from the machine."""
+
+    def chunks(fail: bool) -> Iterator[int]:
+        yield from range(20)
+        if fail:
+            raise StepFailed("the source broke")
+
+    def took(number: int, _: object) -> None:
+        if number == 13:
+            raise StepFailed("no room here")
+
+    def request(number: int) -> tuple[str, dict[str, Any]]:
+        return "read", {"path": "/no/such/file" if number == 7 else __file__}
+
+    def clock(_: int) -> tuple[str, dict[str, Any]]:
+        return "clock", {}
+
+    for fail, ask, take, words in (
+        (True, clock, lambda *_: None, "the source broke"),
+        (False, clock, took, "no room here"),
+        (False, request, lambda *_: None, "No such file"),
+    ):
+        for count in (1, 2):
+            with pytest.raises((StepFailed, OSError), match=words), Lanes[int](shell, count) as some:
+                some.carry(chunks(fail), ask, take, lambda: None)

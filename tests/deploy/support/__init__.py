@@ -1,0 +1,1 @@
+"""Servers and rigs of the laptop's tests."""

@@ -1,0 +1,39 @@
+"""python -m tests.deploy.support.asyncssh_server FOLDER: asyncssh's server as a process of its own; prints its port."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import asyncssh
+
+
+async def handle(process: asyncssh.SSHServerProcess[bytes]) -> None:
+    """A command runs as a real process through sh, as sshd does it."""
+    child = await asyncio.create_subprocess_exec(
+        "/bin/sh", "-c", process.command or "exit 0",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    await process.redirect(stdin=child.stdin, stdout=child.stdout, stderr=child.stderr)
+    ended, left = asyncio.ensure_future(child.wait()), asyncio.ensure_future(process.wait_closed())
+    await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
+    if left.done():  # as sshd does: its ends of the pipes are closed, what the command makes of it is its own business
+        for number in (0, 1, 2):
+            child._transport.get_pipe_transport(number).close()  # type: ignore[attr-defined]
+    code = await ended
+    await process.stdout.drain()
+    process.exit(code)
+
+
+async def serve(folder: Path) -> None:
+    server = await asyncssh.listen(
+        "127.0.0.1", 0, server_host_keys=[str(folder / "host_key")], authorized_client_keys=str(folder / "id.pub"),
+        process_factory=handle, encoding=None,
+    )  # fmt: skip
+    print(server.get_port(), flush=True)
+    await server.wait_closed()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1])))

@@ -1,0 +1,122 @@
+"""Real SSH servers on this computer, made for a test: OpenSSH's sshd, and asyncssh, which needs nothing installed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.pod.base import processes
+from deploy.specs.machine import Address, Machine
+from tests.deploy.conftest import wait_until
+
+SSHD = shutil.which("sshd") or ("/usr/sbin/sshd" if Path("/usr/sbin/sshd").exists() else None)
+
+
+@dataclass
+class Server:
+    """A running server and how to get in."""
+
+    port: int
+    key: Path
+    host_key: str  # "ssh-ed25519 AAAA..."
+    root: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def machine(self, **address: Any) -> Machine:
+        about: dict[str, Any] = {
+            "host": "127.0.0.1",
+            "port": self.port,
+            "user": _user(),
+            "key": str(self.key),
+            "host_keys": (self.host_key,),
+            **address,
+        }
+        return Machine("box", "ssh", self.root, sys.executable, address=Address(**about))
+
+
+def make_key(path: Path) -> str:
+    """A new key pair; its public line."""
+    import asyncssh
+
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    key.write_private_key(str(path))
+    path.chmod(0o600)
+    public: str = key.export_public_key().decode().strip()
+    path.with_suffix(".pub").write_text(public + "\n")
+    return public
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+@contextlib.contextmanager
+def openssh(folder: Path, port: int | None = None, more: str = "") -> Iterator[Server]:
+    """OpenSSH's sshd, with keys of its own; `more` stands before the other lines of its configuration, and so wins."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = port or free_port()
+    host_key = folder / "host_key"
+    public = make_key(host_key) if not host_key.exists() else host_key.with_suffix(".pub").read_text().strip()
+    user_key = folder / "id"
+    if not user_key.exists():
+        make_key(user_key)
+    shutil.copy(user_key.with_suffix(".pub"), folder / "authorized_keys")
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)
+    config = folder / "sshd_config"
+    config.write_text(
+        f"{more}Port {port}\nListenAddress 127.0.0.1\nHostKey {host_key}\nAuthorizedKeysFile {folder}/authorized_keys\n"
+        f"PidFile {folder}/sshd.pid\nStrictModes no\nPasswordAuthentication no\nUsePAM no\nPermitRootLogin yes\n"
+        # A login script of whoever runs the tests belongs neither into them nor into a measurement.
+        f"SetEnv HOME={folder}\n"
+        "MaxStartups 100\nMaxSessions 100\nSubsystem sftp internal-sftp\nUseDNS no\nLogLevel ERROR\n"
+    )
+    assert SSHD
+    process = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stderr=subprocess.PIPE)
+    try:
+        wait_until(lambda: _listens(port) or process.poll() is not None)
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        yield Server(port, user_key, " ".join(public.split()[:2]), folder / "root", process)
+    finally:
+        processes.kill_tree(process.pid)  # and the connections that it serves
+        process.communicate()
+
+
+@contextlib.contextmanager
+def asyncssh_server(folder: Path) -> Iterator[Server]:
+    """asyncssh's server, in a process of its own."""
+    public = make_key(folder / "host_key")
+    make_key(folder / "id")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.deploy.support.asyncssh_server", str(folder)],
+        cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        assert process.stdout
+        port = int(process.stdout.readline())
+        yield Server(port, folder / "id", " ".join(public.split()[:2]), folder / "root", process)
+    finally:
+        processes.kill_tree(process.pid)
+        process.communicate()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _user() -> str:
+    import getpass
+
+    return getpass.getuser()

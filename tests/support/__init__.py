@@ -1,0 +1,1 @@
+"""Servers and rigs that tests share."""
