@@ -13,7 +13,7 @@ from scipy.interpolate import interp1d
 
 from app.errors import WrongUse
 from app.evaluation import measures
-from app.evaluation.curve import COLOURS, draw
+from app.evaluation.curve import COLOURS, FINE, TOGETHER, _groups, draw
 from app.evaluation.protocols import PairList, Templates, pool, rank_k, squared_distances
 from app.evaluation.verification import rank1
 from app.runtime.dist import World
@@ -189,6 +189,13 @@ def test_a_rate_that_the_pairs_cannot_show_is_not_measured(alone: World) -> None
         assert outcome is not None
         assert pair_list.too_few() == needed
         assert (outcome.numbers["tar_at_far_1e-3"] is None) == bool(needed)
+
+
+def test_a_chain_of_curves_is_one_group() -> None:
+    """Each lies close to the next one only: whoever's turn it is, one of them is drawn in every dash."""
+    apart = 0.67 * TOGETHER * FINE
+    pieces = [[(0.0, number * apart), (1.0, number * apart)] for number in (0, 2, 3, 1, 9)]
+    assert sorted(_groups(pieces)) == [[0, 1, 2, 3], [4]]
 
 
 def test_curves_that_coincide_are_all_seen(tmp_path: Path) -> None:
