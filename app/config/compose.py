@@ -18,6 +18,12 @@ from app.files import write_text
 SAVED_BYTES = 1 << 20  # of a config.yaml
 HARMLESS = ("backbone.gradient_checkpointing",)  # changes what a network costs, not what it says
 CONF = Path(__file__).parents[2] / "conf"
+# What the files of conf/backbone are called in arcface_torch's configurations.
+PEERS_NAMES = {
+    **{f"r{depth}": f"iresnet{depth}" for depth in (18, 34, 50, 100, 200)},
+    "mbf": "mobilefacenet",
+    "mbf_large": "mobilefacenet_large",
+}
 
 
 def groups() -> dict[str, list[str]]:
@@ -149,6 +155,10 @@ def _refuse_unknown_names(overrides: Sequence[str], *, several: bool = False) ->
 
     keys, known = defaults(), groups()
     for word in overrides:
+        if word.startswith("configs/"):
+            name = Path(word).stem
+            told = f"give experiment={name}" if name in known["experiment"] else nearest(name, known["experiment"])
+            raise WrongUse(f"{word} is a file of arcface_torch; {told}")
         try:
             override = OverridesParser.create().parse_override(word)
         except HydraException as error:
@@ -162,7 +172,9 @@ def _refuse_unknown_names(overrides: Sequence[str], *, several: bool = False) ->
         value = None if override.is_sweep_override() else override.value()
         if name in known:
             if value is not None and value not in known[name]:
-                raise WrongUse(f"{name}={value} is not known; {nearest(str(value), known[name])}")
+                here = PEERS_NAMES.get(str(value)) if name == "backbone" else None
+                told = f"here it is {name}={here}" if here else nearest(str(value), known[name])
+                raise WrongUse(f"{name}={value} is not known; {told}")
         elif name not in keys:
             raise WrongUse(f"there is no option {name}; {nearest(name, sorted({*keys, *known}))}")
 

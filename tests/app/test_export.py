@@ -365,7 +365,7 @@ def test_a_file_that_differs_is_not_written(images: Path, tmp_path: Path, capsys
         (["weights={weights}", "backbone=iresnet18", "out=/tmp/m.onnx", "check_images=/no.npy"], "no file /no.npy"),
         (["weights={weights}", "backbone=mobilefacenet", "out=/tmp/m.onnx"], "does not fit this configuration"),
         (["weights={weights}", "backbone=iresnet81", "out=/tmp/m.onnx"], "iresnet18"),
-        (["weights={images}", "backbone=mobilefacenet", "out=/tmp/m.onnx"], "corrupt or no checkpoint"),
+        (["weights={images}", "backbone=mobilefacenet", "out=/tmp/m.onnx"], "is an array of NumPy"),
         (["check=/nowhere.onnx"], "no file /nowhere.onnx"),
         (["check={images}"], "no valid ONNX file"),
         (["check={images}", "opset=11"], "leave the other words out"),
