@@ -324,7 +324,8 @@ def _words(event: Mapping[str, Any]) -> str | None:
         taken = "" if event.get("accepted", True) else " (not used)"
         return f"mining: {event['count']} pseudo-IDs, coverage {event['coverage']:.2f}{purity}{taken}"
     if kind == "eval":
-        return f"{event['what']}: accuracy {event['accuracy']:.4f}, rank-1 {event['rank1']:.4f}"
+        rank1 = f", rank-1 {event['rank1']:.4f}" if "rank1" in event else ""
+        return f"{event['what'].removeprefix('sets/')}: accuracy {event['accuracy']:.4f}{rank1}"
     if kind == "checkpoint":
         return f"checkpoint {event.get('name') or event['file']}"
     return None

@@ -46,6 +46,7 @@ def load(overrides: Sequence[str], *, base: Path | None = None) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     ConfigStore.instance().store(name="schema", node=Config)
+    overrides = [_listed(word) for word in overrides]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3", job_name="sniperface"):
             _refuse_unknown_names(overrides)
@@ -64,6 +65,18 @@ def load(overrides: Sequence[str], *, base: Path | None = None) -> Config:
     for fault in faults(config):
         raise WrongUse(fault)
     return config
+
+
+LISTS = ("train.eval.sets",)  # of paths, given with commas as in app.evaluate's sets=
+
+
+def _listed(word: str) -> str:
+    """`key=a,b` as Hydra writes a list, for the keys that are lists of paths; other words as they are."""
+    key, _, value = word.partition("=")
+    if key.lstrip("+") not in LISTS or value.startswith("[") or not value:
+        return word
+    quoted = ["'" + part.strip().replace("\\", "\\\\").replace("'", "\\'") + "'" for part in value.split(",")]
+    return f"{key}=[{','.join(quoted)}]"
 
 
 def _saved(path: Path) -> Any:
@@ -134,6 +147,7 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
     from hydra.core.override_parser.types import Glob
 
     choices: list[list[str]] = []
+    overrides = [_listed(word) for word in overrides]
     _refuse_unknown_names(overrides, several=True)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if not override.is_sweep_override():
