@@ -1,11 +1,13 @@
-"""A trained network as an ONNX file: python -m app.export checkpoint=PATH out=model.onnx [key=value …]
+"""A trained network as a file for others: python -m app.export checkpoint=PATH out=model.onnx [key=value …]
 
     checkpoint=PATH      a checkpoint of a run; the settings are those of the run's config.yaml
     weights=FILE         or published weights, with backbone=NAME, such as backbone=iresnet50
     out=model.onnx       the file; model.json beside it says what it is
+    out=backbone.pt      instead: the plain state_dict that arcface_torch's get_model(…).load_state_dict takes
     opset=11             of ONNX, 11 to 20; 11 is what the MFR challenge's server reads
     normalise=inside     the file takes pixels from 0 to 255; outside: the caller gives (pixel - 127.5) / 127.5
     check_images=FILE    images.npy to compare on (default: the run's own, else the ORL photographs)
+    evaluation=FILE      an eval.json that has these weights: their accuracy and thresholds go into model.json
     check=model.onnx     instead: judge any ONNX file by the rules of the challenge
 
 The file takes RGB faces fp32 [N, 3, 112, 112] and resamples them itself where the network sees another size. It is
@@ -41,9 +43,10 @@ from app.runtime import checkpoint
 from app.runtime.command import answer
 from app.runtime.dist import ALONE, leave
 from app.runtime.folder import RunFolder
+from app.runtime.published import to_published
 from app.runtime.stop import Stop
 
-OWN_WORDS = ("checkpoint", "weights", "out", "opset", "normalise", "check_images", "check")
+OWN_WORDS = ("checkpoint", "weights", "out", "opset", "normalise", "check_images", "evaluation", "check")
 COMPARED_IMAGES = 32
 
 
@@ -62,6 +65,7 @@ class Request:
     inside: bool  # the file normalises
     images: NDArray[np.uint8]  # [n, 112, 112, 3] to compare on
     images_of: str
+    measured: dict[str, Any] | None = None  # by the name of a set: what an evaluation says of these weights
 
 
 def main(argv: list[str]) -> int:
@@ -82,7 +86,30 @@ def work(argv: list[str]) -> tuple[str, int]:
             raise WrongUse("check=… judges a file and nothing else; leave the other words out")
         verdicts = rules.judge(Path(own["check"]))
         return lines(verdicts), int(not kept(verdicts))
+    if Path(own.get("out") or "").suffix == ".pt":
+        return export_weights(own, overrides), 0
     return export(decide(own, overrides)), 0
+
+
+PLAIN_WORDS = ("checkpoint", "weights", "out")
+
+
+def export_weights(own: dict[str, str], overrides: list[str]) -> str:
+    """Write the backbone's tensors under their published names; returns what to tell. Raises WrongUse."""
+    other = next((word for word in own if word not in PLAIN_WORDS), None)
+    if other:
+        raise WrongUse(f"{other}=… is of an ONNX file; leave it out, or give out=model.onnx")
+    path, config = source(own, overrides)
+    out = Path(own["out"]).absolute()
+    if out == path:
+        raise WrongUse(f"out={out} is the file that is exported; give another name, such as out=backbone.pt")
+    backbone = build_backbone(config.backbone)
+    checkpoint.load_backbone(path, backbone)
+    state = to_published(backbone.state_dict())
+    make_folder(out.parent, "out", of=out)
+    with atomic(out, sum(tensor.nbytes for tensor in state.values()), "the weights") as file:
+        torch.save(state, file)
+    return f"{out}: {len(state)} tensors of {path.name}, for load_state_dict of the published code"
 
 
 def decide(own: dict[str, str], overrides: list[str]) -> Request:
@@ -90,7 +117,8 @@ def decide(own: dict[str, str], overrides: list[str]) -> Request:
     path, config = source(own, overrides)
     out = Path(own.get("out") or "").absolute()
     if out.suffix != ".onnx":
-        raise WrongUse(f"out={own.get('out', '…')} is no name for the file; give one such as out=model.onnx")
+        name = own.get("out", "…")
+        raise WrongUse(f"out={name} is no name for the file; give one such as out=model.onnx or out=backbone.pt")
     beside = out.with_suffix(".json")
     if beside.exists() and not describes(beside, out.name):
         raise WrongUse(f"{beside} would be overwritten and is not about {out.name}; give another out=….onnx")
@@ -101,7 +129,8 @@ def decide(own: dict[str, str], overrides: list[str]) -> Request:
     if normalise not in ("inside", "outside"):
         raise WrongUse(f"normalise={normalise} is not known; give normalise=inside or normalise=outside")
     images, images_of = faces(own.get("check_images"), config.data.binary_cache_path)
-    return Request(path, config.backbone, out, int(opset), normalise == "inside", images, images_of)
+    measured = measured_of(Path(own["evaluation"]), path) if "evaluation" in own else None
+    return Request(path, config.backbone, out, int(opset), normalise == "inside", images, images_of, measured)
 
 
 def source(own: dict[str, str], overrides: list[str]) -> tuple[Path, Config]:
@@ -125,6 +154,19 @@ def source(own: dict[str, str], overrides: list[str]) -> tuple[Path, Config]:
             "give a checkpoint in a run's folder, or weights=FILE backbone=NAME"
         )
     return path, load(overrides, base=folder.config)
+
+
+def measured_of(file: Path, weights: Path) -> dict[str, Any]:
+    """What an eval.json says of weights, by the name of a set. Raises WrongUse."""
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8"))["weights"]
+        of_file = {row["sha256"]: dict(row["sets"]) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WrongUse(f"evaluation={file} is no eval.json; give the one that app.evaluate wrote") from error
+    found = of_file.get(checkpoint.sha256(weights))
+    if found is None:
+        raise WrongUse(f"{file} says nothing of {weights.name}; evaluate it first: python -m app.evaluate weights=…")
+    return found
 
 
 def describes(file: Path, name: str) -> bool:
@@ -191,6 +233,7 @@ def description(
         "backbone": asdict(request.backbone),
         "checkpoint": {"file": request.weights.name, "sha256": checkpoint.sha256(request.weights)},
         "agreement": {**asdict(agreement), "images_of": request.images_of},
+        **({"evaluation": request.measured} if request.measured is not None else {}),
         "rules": {verdict.rule: verdict.passed for verdict in verdicts if verdict.passed is not None},
         "made_with": {"torch": str(torch.__version__), "onnxruntime": VERSION},
         "created": time.time(),

@@ -24,6 +24,7 @@ from app.data.dataset import Dataset, identity
 from app.data.same_data import refuse_others
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.evaluation.evaluator import Meter
+from app.evaluation.while_training import NamedSets, SetNumbers
 from app.files import make_folder
 from app.mining.knn import SearchInexact
 from app.mining.refresh import Interlude
@@ -133,11 +134,13 @@ class Training:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     meter: Meter
+    sets: NamedSets
     started: float  # by time.monotonic()
     facts: dict[str, Any]  # what a later run compares itself with
     state: TrainState = field(default_factory=TrainState)
     first_image: int = 0  # of all epochs together, where this process took over
     saved_step: int = 0  # before the first step there is nothing to save
+    measured_step: int = 0  # of the sets
     skipped_in_a_row: int = 0
     taken_this_epoch: int = 0  # steps; of a resumed epoch at least one
     pending: Update | None = None  # the last update, whose verdict nobody has read yet
@@ -178,6 +181,8 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
         with step_fits(config, here.device):
             while state.seen < t.rows and not (stopped := stopped or t.stopping_soon()):
                 step(t, micro_batches, pace)
+                if sets_are_due(t):
+                    measure_sets(t)
             settle(t, pace)
             recipe.catch_up()
         measured = None
@@ -209,11 +214,12 @@ def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track:
     scaler = torch.amp.GradScaler(here.device.type, enabled=settings.precision == "fp16")
     meter = Meter(config, data, recipe.embedder, here, stop.asked.is_set)
     with dist.together(here):
+        sets = NamedSets(config, recipe.embedder, here)
         if here.is_main:
             checkpoint.refuse_without_room(folder, recipe.modules, optimizer)
     images = len(data.images) if checkpoint.of_data(recipe.modules) else None
     facts = facts_of(config, **identity(data), images=images, ranks=here.size)
-    return Training(config, data, folder, here, track, stop, recipe, optimizer, scaler, meter, started, facts)
+    return Training(config, data, folder, here, track, stop, recipe, optimizer, scaler, meter, sets, started, facts)
 
 
 def begin(t: Training) -> None:
@@ -250,7 +256,7 @@ def begin(t: Training) -> None:
         dataset_id=t.data.dataset_id,
         fraction=t.data.fraction,
         resumed_from=resumed_from.name if resumed_from else None,
-        notes=list(found.verdict.notes) if found else [],
+        notes=[*(found.verdict.notes if found else ()), *unmeasured(t)],
     )
     for what, baseline in untrained:
         t.track.event("eval", t.state, what=what, **baseline)
@@ -316,7 +322,7 @@ def settle(t: Training, pace: Pace) -> bool:
     return verdict.taken
 
 
-def end_epoch(t: Training, pace: Pace, seconds: float) -> dict[str, float] | None:
+def end_epoch(t: Training, pace: Pace, seconds: float) -> dict[str, Any] | None:
     """Tell how the epoch went and go on to the next; what was measured, when measuring was due."""
     settings, state = t.config.train, t.state
     refuse_idle_epoch(t)
@@ -329,8 +335,36 @@ def end_epoch(t: Training, pace: Pace, seconds: float) -> dict[str, float] | Non
         measured = measure(t) if due else None
     if measured:
         t.track.event("eval", state, what="trained", **measured)
+    of_sets = measure_sets(t) if due else {}
     state.epoch, state.seen, t.taken_this_epoch = done, 0, 0
-    return measured
+    return {**(measured or {}), **({"sets": of_sets} if of_sets else {})} or None
+
+
+def unmeasured(t: Training) -> list[str]:
+    """A note where nothing tells how good the network becomes."""
+    if t.meter.pairs is not None or t.sets.sets:
+        return []
+    return ["nothing is measured: no people are held out; train.eval.sets=lfw.bin measures on a set"]
+
+
+def sets_are_due(t: Training) -> bool:
+    every, step = t.config.train.eval.every_steps, t.state.step
+    return bool(every and t.sets.sets) and step // every > t.measured_step // every
+
+
+def measure_sets(t: Training) -> SetNumbers:
+    """Measure on the sets and tell it; {} when asked to leave meanwhile. Raises NotFinite."""
+    if not t.sets.sets:
+        return {}
+    t.measured_step = t.state.step
+    try:
+        with diverging(t), t.stop.at_once(t.here):
+            found = t.sets.measure(t.stop)
+    except Interrupted:
+        return {}
+    for name, numbers in found.items():
+        t.track.event("eval", t.state, what=f"sets/{name}", **numbers)
+    return found
 
 
 def measure(t: Training) -> dict[str, float] | None:
@@ -365,7 +399,7 @@ def refuse_idle_epoch(t: Training) -> None:
     )
 
 
-def save(t: Training, measured: dict[str, float] | None) -> None:
+def save(t: Training, measured: dict[str, Any] | None) -> None:
     """Rank 0 writes a checkpoint; the others send it what they hold a part of. Raises WrongUse and NotFinite."""
     tables, saved = t.recipe.tables(), {}
     t.saved_step = t.state.step

@@ -50,6 +50,10 @@ class WrongUse(DeployError):
     exit_code = 2
 
 
+class NoAccount(WrongUse):
+    """No account of this provider is set up on this computer."""
+
+
 class NoMachine(DeployError):
     """The machine could not be had."""
 

@@ -46,6 +46,7 @@ def faults(config: Config) -> Iterator[str]:
         ("train.checkpoint.every_epochs", train.checkpoint.every_epochs, 1),
         ("train.checkpoint.keep", train.checkpoint.keep, 1),
         ("train.eval.every_epochs", train.eval.every_epochs, 1),
+        ("train.eval.every_steps", train.eval.every_steps, 0),
         ("train.eval.batch_size", train.eval.batch_size, 1),
         ("data.block_size", data.block_size, 1),
         ("backbone.width", backbone.width, 1),

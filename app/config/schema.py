@@ -183,6 +183,8 @@ class CheckpointConfig:
 @dataclass
 class EvalConfig:
     every_epochs: int = 5  # and at the end
+    every_steps: int = 0  # the sets, more often than that; 0: with the epochs
+    sets: list[str] = field(default_factory=list)  # lfw.bin,pairs.csv, …: what app.evaluate takes
     batch_size: int = 256
     max_images: int = 2000  # of the held-out ones; their pairs grow with the square
 

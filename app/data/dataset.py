@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from app.config import NO_ID, DataConfig
 from app.errors import WrongUse
+from app.runtime.foreign import what_it_is
 
 SIDE = 112
 IMAGE_SHAPE = (SIDE, SIDE, 3)
@@ -162,15 +163,17 @@ def open_labels(path: Path, count: int) -> NDArray[np.int32]:
 
 
 def _open_npy(path: Path, instead: str) -> NDArray[Any]:
+    if path.is_dir():
+        raise WrongUse(f"{path} is a folder; {_of_folder(path)}")
     if not path.is_file():
         raise WrongUse(f"there is no file {path}; {instead}")
     try:
         content = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         # numpy's own words speak of mmap lengths; what happened is a file cut short or of another kind.
-        raise WrongUse(
-            f"{path} is no whole .npy file ({path.stat().st_size:,} bytes); copy or make it again"
-        ) from error
+        size = f"({path.stat().st_size:,} bytes)"
+        foreign = what_it_is(path, array_wanted=True) or f"is no whole .npy file {size}; copy or make it again"
+        raise WrongUse(f"{path} {foreign}") from error
     if not isinstance(content, np.ndarray):  # numpy opens by content, not by name
         content.close()
         raise WrongUse(f"{path} is an archive of arrays (.npz); save one array with numpy.save")
@@ -224,3 +227,11 @@ def chances(place: int, count: int, *, seed: int, epoch: int) -> NDArray[np.floa
     """
     counter = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=place)
     return np.random.Generator(counter).random((count, 4))[:, :2]  # a counter's step gives four numbers
+
+
+def _of_folder(path: Path) -> str:
+    """What to do with a folder that was given in place of images.npy."""
+    if (path / "images.npy").is_file():
+        return f"give the file in it: {path / 'images.npy'}"
+    source = "rec" if (path / "train.rec").is_file() else "folder"
+    return f"make images of it once: python -m app.prepare source={source} path={path} out=images.npy"

@@ -65,10 +65,19 @@ def _lines(pen: ImageDraw.ImageDraw, curves: Sequence[Sequence[tuple[float, floa
     """Each curve in its colour; where several coincide they take turns, so that none hides another."""
     for start in range(0, POINTS - 1, DASH):
         pieces = [curve[start : start + DASH + 1] for curve in curves]
-        for number, piece in enumerate(pieces):
-            there = [other for other, covered in enumerate(pieces) if _coincide(piece, covered)]
-            if there[start // DASH % len(there)] == number:
-                pen.line(piece, COLOURS[number], 2 * FINE, joint="curve")
+        for together in _groups(pieces):
+            number = together[start // DASH % len(together)]
+            pen.line(pieces[number], COLOURS[number], 2 * FINE, joint="curve")
+
+
+def _groups(pieces: Sequence[Sequence[tuple[float, float]]]) -> list[list[int]]:
+    """The curves that cover each other, directly or by way of others: each curve is in one group."""
+    groups: list[list[int]] = []
+    for number, piece in enumerate(pieces):
+        touched = [group for group in groups if any(_coincide(piece, pieces[other]) for other in group)]
+        joined = sorted([number, *(other for group in touched for other in group)])
+        groups = [*(group for group in groups if group not in touched), joined]
+    return groups
 
 
 def _coincide(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, float]]) -> bool:

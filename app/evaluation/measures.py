@@ -43,16 +43,18 @@ def folds_of(same: Answers, what: str) -> Folds:
     return fold
 
 
-def accuracy_10_fold(distance: Numbers, same: Answers, fold: Folds) -> tuple[float, float]:
-    """Mean and standard deviation over folds of the accuracy at the threshold that is best on the other nine.
+def accuracy_10_fold(distance: Numbers, same: Answers, fold: Folds) -> tuple[float, float, float]:
+    """Mean and standard deviation over folds of the accuracy at the threshold that is best on the other nine, and the
+    mean of these thresholds.
 
     Thresholds are 0, .01, … below 4, the lowest of the best is taken, and a pair counts as one person below it.
     """
-    accepted, rejected = _counts(distance, same, fold, np.arange(0, 4, ACCURACY_STEP))
+    thresholds = np.arange(0, 4, ACCURACY_STEP)
+    accepted, rejected = _counts(distance, same, fold, thresholds)
     right = accepted + rejected  # [FOLDS, T]
     best = np.argmax(right.sum(0) - right, axis=1)
     accuracy = right[np.arange(FOLDS), best] / np.bincount(fold, minlength=FOLDS)
-    return float(accuracy.mean()), float(accuracy.std())
+    return float(accuracy.mean()), float(accuracy.std()), float(thresholds[best].mean())
 
 
 def tar_at_far_10_fold(distance: Numbers, same: Answers, fold: Folds, far: float = 1e-3) -> tuple[float, float, float]:
@@ -96,10 +98,24 @@ def _where_reached(rising: Numbers, thresholds: Numbers, wanted: float) -> float
     return float(thresholds[place - 1] + (wanted - low) / (high - low) * (thresholds[place] - thresholds[place - 1]))
 
 
-def accuracy_tuned_on_test(score: Numbers, same: Answers) -> float:
-    """The best accuracy of `score >= t` over every score as t, on the very pairs that it is tuned on: optimistic."""
-    _, wrong, right = _accepted(score, same)
-    return float((right[1:] + int((~same).sum()) - wrong[1:]).max() / len(same))
+def accuracy_tuned_on_test(score: Numbers, same: Answers) -> tuple[float, float]:
+    """The best accuracy of `score >= t` over every score as t, and that t.
+
+    Optimistic: it is measured on the very pairs that it is tuned on.
+    """
+    thresholds, wrong, right = _accepted(score, same)
+    correct = right[1:] + int((~same).sum()) - wrong[1:]
+    best = int(np.argmax(correct))
+    return float(correct[best] / len(same)), float(thresholds[1 + best])
+
+
+def threshold_at_far(score: Numbers, same: Answers, far: float) -> float:
+    """The lowest score t for which `score >= t` accepts at most this share of the pairs of two people.
+
+    Infinite where even the highest score accepts more.
+    """
+    thresholds, wrong, _ = _accepted(score, same)
+    return float(thresholds[np.flatnonzero(wrong <= far * wrong[-1])[-1]])
 
 
 def roc(score: Numbers, same: Answers) -> tuple[Numbers, Numbers]:

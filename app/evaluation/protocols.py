@@ -8,7 +8,7 @@ Letters: N images, D embedding size, P pairs, T templates.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -18,10 +18,19 @@ from numpy.typing import NDArray
 from app.data.dataset import Rows
 from app.evaluation import measures
 from app.evaluation.measures import Answers, Folds, Numbers
-from app.evaluation.verification import FOLDS, Embeddings, Pairs, all_pairs, normalise, verification_accuracy
+from app.evaluation.threshold import FARS, Threshold, Thresholds, at_rates, impostors_needed
+from app.evaluation.verification import (
+    FOLDS,
+    Embeddings,
+    Pairs,
+    all_pairs,
+    best_threshold,
+    fold_thresholds,
+    normalise,
+    verification_accuracy,
+)
 from app.runtime.dist import World, gather_rows, share
 
-IJB_FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 IJB_MAIN_FAR = 1e-4
 FOLD_FAR = 1e-3
 RANKS = (1, 5, 20)
@@ -30,12 +39,15 @@ PAIRS_AT_ONCE = 16384
 
 @dataclass(frozen=True)
 class Outcome:
-    """The numbers by name (None: too few pairs to measure it), the name of the one that ranks, and the ROC curve."""
+    """The numbers by name (None: too few pairs to measure it), the name of the one that ranks, the ROC curve, and the
+    thresholds by what they were chosen for.
+    """
 
     numbers: Mapping[str, float | None]
     headline: str
     far: Numbers
     tar: Numbers
+    thresholds: Thresholds = field(default_factory=dict)
 
 
 class SetProtocol(Protocol):
@@ -81,19 +93,25 @@ class PairList:
         if not here.is_main:
             return None
         far, tar = measures.roc(-distance, self.same)
-        accuracy, accuracy_std = measures.accuracy_10_fold(distance, self.same, self.fold)
+        accuracy, accuracy_std, of_folds = measures.accuracy_10_fold(distance, self.same, self.fold)
+        tuned, of_test = measures.accuracy_tuned_on_test(-distance, self.same)
         tar_mean, tar_std, far_met = measures.tar_at_far_10_fold(distance, self.same, self.fold, FOLD_FAR)
         measured = not self.too_few()
         numbers = {
             "accuracy": accuracy,
             "accuracy_std": accuracy_std,
-            "accuracy_tuned_on_test": measures.accuracy_tuned_on_test(-distance, self.same),
+            "accuracy_tuned_on_test": tuned,
             "tar_at_far_1e-3": tar_mean if measured else None,
             "tar_at_far_1e-3_std": tar_std if measured else None,
             "tar_at_far_1e-3_far_met": far_met if measured else None,
             "auc": measures.area(far, tar),
         }
-        return Outcome(numbers, "accuracy", far, tar)
+        thresholds = {
+            "ten_folds": Threshold.of_distance(of_folds),
+            "tuned_on_test": Threshold.of_distance(-of_test),
+            **at_rates(1 - distance / 2, self.same),
+        }
+        return Outcome(numbers, "accuracy", far, tar, thresholds)
 
 
 @dataclass(frozen=True)
@@ -120,14 +138,20 @@ class People:
         accuracy, accuracy_std = verification_accuracy(embeddings, pairs)
         unit = normalise(embeddings)
         cosine = unit @ unit.T
-        far, tar = measures.roc(cosine[pairs.left, pairs.right].astype(np.float64), pairs.same)
+        score = cosine[pairs.left, pairs.right]
+        far, tar = measures.roc(score.astype(np.float64), pairs.same)
         numbers = {
             "accuracy": accuracy,
             "accuracy_std": accuracy_std,
             **{f"rank{k}": value for k, value in zip(RANKS, rank_k(cosine, self.labels, RANKS), strict=True)},
             "auc": measures.area(far, tar),
         }
-        return Outcome(numbers, "accuracy", far, tar)
+        chosen = {
+            "ten_folds": float(np.mean(fold_thresholds(score, pairs))),
+            "tuned_on_test": best_threshold(score, pairs.same),
+        }
+        thresholds = {name: Threshold(value) for name, value in chosen.items() if np.isfinite(value)}
+        return Outcome(numbers, "accuracy", far, tar, {**thresholds, **at_rates(score.astype(np.float64), pairs.same)})
 
 
 @dataclass(frozen=True)
@@ -152,12 +176,12 @@ class Templates:
     @property
     def headline(self) -> str:
         """The published one, TAR at FAR 1e-4; of fewer pairs, at the lowest rate above that they can show."""
-        names = [rate_name(far) for far in IJB_FARS if far >= IJB_MAIN_FAR]
+        names = [rate_name(far) for far in FARS if far >= IJB_MAIN_FAR]
         return next((name for name in names if name not in self.too_few()), "auc")
 
     def too_few(self) -> dict[str, int]:
         impostors = int((~self.same).sum())
-        needed = {rate_name(far): impostors_needed(far) for far in IJB_FARS}
+        needed = {rate_name(far): impostors_needed(far) for far in FARS}
         return {name: count for name, count in needed.items() if impostors < count}
 
     def judge(self, embeddings: Embeddings, here: World) -> Outcome | None:
@@ -166,19 +190,15 @@ class Templates:
         if not here.is_main:
             return None
         far, tar = measures.roc(score, self.same)
-        rates = {rate_name(wanted): measures.tar_at_far(far, tar, wanted) for wanted in IJB_FARS}
+        rates = {rate_name(wanted): measures.tar_at_far(far, tar, wanted) for wanted in FARS}
         shown = {name: None if name in self.too_few() else rate for name, rate in rates.items()}
-        return Outcome({**shown, "auc": measures.area(far, tar)}, self.headline, far, tar)
+        numbers = {**shown, "auc": measures.area(far, tar)}
+        return Outcome(numbers, self.headline, far, tar, at_rates(1 + score / 2, self.same))
 
 
 def rate_name(far: float) -> str:
     """tar_at_far_1e-4 for 0.0001."""
     return f"tar_at_far_1e{round(np.log10(far))}"
-
-
-def impostors_needed(far: float) -> int:
-    """How many pairs of two people a false accept rate needs so that it allows one of them."""
-    return round(1 / far)
 
 
 def squared_distances(embeddings: Embeddings, left: Rows, right: Rows, here: World) -> Numbers:

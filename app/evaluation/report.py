@@ -10,6 +10,7 @@ from typing import Any
 
 from app.evaluation.image_set import ImageSet
 from app.evaluation.protocols import Outcome
+from app.evaluation.threshold import as_dict
 from app.files import write_json
 
 
@@ -58,7 +59,7 @@ def table(rows: Sequence[Row], sets: Sequence[ImageSet]) -> str:
     """A line for each file of weights, best first, in per cent. A column says what it shows of its set.
 
     Sets of one measure have their mean beside them; numbers of unlike measures are never averaged. Lines below the
-    table say what the pairs of a set are too few for.
+    table say what the pairs of a set are too few for, and the thresholds of the best file of weights.
     """
     shared = [m for m in measures_of(sets) if sum(images.protocol.measure == m for images in sets) > 1]
     headings = ["weights", *(f"mean {m}" for m in shared), *(f"{s.name}: {_what(s, rows)}" for s in sets)]
@@ -68,7 +69,8 @@ def table(rows: Sequence[Row], sets: Sequence[ImageSet]) -> str:
         lines.append([str(row.file), *means, *(_cell(row, images.name) for images in sets)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([*padded, *(_not_measured(images) for images in sets if images.protocol.too_few())])
+    too_few = [_not_measured(images) for images in sets if images.protocol.too_few()]
+    return "\n".join([*padded, *too_few, *_thresholds(best_first(rows, sets)[0], sets)])
 
 
 def _what(images: ImageSet, rows: Sequence[Row]) -> str:
@@ -96,6 +98,23 @@ def _cell(row: Row, name: str) -> str:
 
 def _per_cent(number: float | None) -> str:
     return "-" if number is None or not math.isfinite(number) else f"{number:.2%}"
+
+
+CHOSEN_FOR = {"ten_folds": "mean of the ten folds"}
+
+
+def _thresholds(row: Row, sets: Sequence[ImageSet]) -> list[str]:
+    """One line a set: the threshold of the accuracy, and that of the lowest false accept rate."""
+    lines = []
+    for images in sets:
+        outcome = row.outcomes.get(images.name)
+        chosen = outcome.thresholds if outcome else {}
+        rates = [name for name in chosen if name.startswith("far_")]
+        names = [name for name in chosen if name == "ten_folds"] + rates[:1]
+        if names:
+            told = "; ".join(f"{chosen[name]} ({CHOSEN_FOR.get(name) or f'FAR {name[4:]}'})" for name in names)
+            lines.append(f"{images.name}: thresholds of {row.short}: {told}")
+    return lines
 
 
 def _not_measured(images: ImageSet) -> str:
@@ -138,6 +157,8 @@ def _finite(number: float | None) -> float | None:
     return number if number is not None and math.isfinite(number) else None
 
 
-def _numbers(row: Row, name: str) -> dict[str, float | None] | None:
+def _numbers(row: Row, name: str) -> dict[str, Any] | None:
     outcome = row.outcomes[name]
-    return None if outcome is None else {**outcome.numbers, "xnorm": row.lengths[name]}
+    if outcome is None:
+        return None
+    return {**outcome.numbers, "xnorm": row.lengths[name], "thresholds": as_dict(outcome.thresholds)}

@@ -47,11 +47,15 @@ def verification_accuracy(embeddings: Embeddings, pairs: Pairs) -> tuple[float, 
     unit = normalise(embeddings)
     score = (unit @ unit.T)[pairs.left, pairs.right]  # N x N: pairs laid out by themselves would be N x N x D
     accuracies = []
-    for fold in range(FOLDS):
+    for fold, threshold in enumerate(fold_thresholds(score, pairs)):
         test = pairs.fold == fold
-        threshold = best_threshold(score[~test], pairs.same[~test])
         accuracies.append(balanced_accuracy(score[test], pairs.same[test], threshold))
     return float(np.mean(accuracies)), float(np.std(accuracies))
+
+
+def fold_thresholds(score: NDArray[np.float32], pairs: Pairs) -> list[float]:
+    """For each fold, the threshold on scores [P] that is best on the other folds."""
+    return [best_threshold(score[pairs.fold != fold], pairs.same[pairs.fold != fold]) for fold in range(FOLDS)]
 
 
 def balanced_accuracy(score: NDArray[np.float32], same: NDArray[np.bool_], threshold: float) -> float:

@@ -23,6 +23,7 @@ from app.files import atomic, claim, write_json, write_text
 from app.runtime.dist import ALONE, World, copied_from_main, from_main, together
 from app.runtime.finite import NotFinite, first_fault, is_finite, may_hold_nan
 from app.runtime.folder import RunFolder
+from app.runtime.foreign import what_it_is
 from app.runtime.optimizer import take_state
 from app.runtime.published import GAIN, translate
 from app.runtime.resume import Facts, Verdict, judge, recorded
@@ -274,6 +275,11 @@ def read(path: Path, *, in_place: bool = False) -> dict[str, Any]:
     if described.is_file() and _described(described).get("sha256") != sha256(path):
         raise WrongUse(broken(path))
     content = read_tensors(path, in_place=in_place)
+    if isinstance(content, dict) and "state_dict_backbone" in content:
+        raise WrongUse(
+            f"{path} is a full checkpoint of arcface_torch, which cannot be resumed here; "
+            f"train.warm_start={path} takes its backbone"
+        )
     if not isinstance(content, dict) or not {"state", "modules", "optimizer", "scaler"} <= content.keys():
         raise WrongUse(broken(path))
     # A field that an older version did not have keeps its default.
@@ -300,7 +306,8 @@ def read_tensors(path: Path, *, in_place: bool = False) -> Any:
 
 
 def broken(path: Path) -> str:
-    return f"{path} is corrupt or no checkpoint of ours; use an older one, or begin without one"
+    foreign = what_it_is(path) or "is corrupt or no checkpoint of ours; use an older one, or begin without one"
+    return f"{path} {foreign}"
 
 
 def refuse_misfit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -36,3 +36,11 @@ def translate(
     if new_fourier and GAIN not in state:
         translated |= {name: wanted[name] for name in (GAIN, SQUARES) if name in wanted}
     return translated
+
+
+def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a backbone here as the published code's `load_state_dict` takes them; undoes `translate`."""
+    published = {name: tensor.detach().cpu().clone() for name, tensor in state.items() if name != SQUARES}
+    if SQUARES in state:
+        published[GAIN] = published[GAIN].roll(1, 0)
+    return published

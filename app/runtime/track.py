@@ -116,6 +116,9 @@ class Console:
         return f"{r['count']} pseudo-IDs, coverage {r['coverage']:.1%}{purity}, {r['seconds']:.1f} s: {verdict}"
 
     def _eval(self, r: dict[str, Any]) -> str:
+        if "rank1" not in r:
+            accuracy = "not measured" if r["accuracy"] is None else f"{r['accuracy']:.2%}"
+            return f"{r['what'].removeprefix('sets/')}: {r['measure']} {accuracy}"
         return f"held-out faces, {r['what']}: accuracy {r['accuracy']:.2%}, rank-1 {r['rank1']:.2%}"
 
     def _checkpoint(self, r: dict[str, Any]) -> str:

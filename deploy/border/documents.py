@@ -39,7 +39,7 @@ _NUMBERS = {
 }  # fmt: skip
 _WORDS = {"event", "what", "name", "file", "sha256", "resumed_from"}
 # Without these an event of the kind cannot be shown.
-_NEEDED = {"mining": ("count", "coverage"), "eval": ("what", "accuracy", "rank1"), "step": ("step",)}
+_NEEDED = {"mining": ("count", "coverage"), "eval": ("what", "accuracy"), "step": ("step",)}
 
 
 def document(data: bytes | str, what: str, most: int = DOCUMENT_BYTES) -> dict[str, Any]:
@@ -120,9 +120,22 @@ def checkpoint_note(data: bytes | Mapping[str, Any], what: str) -> dict[str, Any
     for key in ("eval", "model"):
         if note.get(key) is not None and not isinstance(note[key], dict):
             raise BadAnswer(f"{what}, {key} is {shown(note[key])} instead of an object")
-    if (note.get("eval") or {}).get("accuracy") is not None:
-        number(note["eval"]["accuracy"], f"{what}, eval.accuracy")
+    measured = note.get("eval") or {}
+    if measured.get("accuracy") is not None:
+        number(measured["accuracy"], f"{what}, eval.accuracy")
+    _check_sets(measured.get("sets", {}), what)
     return note
+
+
+def _check_sets(sets: Any, what: str) -> None:
+    """Raises BadAnswer unless they are objects with a number, by name."""
+    if not isinstance(sets, dict):
+        raise BadAnswer(f"{what}, eval.sets is {shown(sets)} instead of an object")
+    for name, numbers in sets.items():
+        if not isinstance(numbers, dict):
+            raise BadAnswer(f"{what}, eval.sets.{shown(name)} is {shown(numbers)} instead of an object")
+        if numbers.get("accuracy") is not None:
+            number(numbers["accuracy"], f"{what}, eval.sets.{shown(name)}.accuracy")
 
 
 def event(line: str | bytes) -> dict[str, Any] | None:

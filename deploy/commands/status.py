@@ -13,7 +13,7 @@ from typing import Any
 from deploy.billing import bills as money
 from deploy.billing.reaper import reap
 from deploy.commands import doctor
-from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse, command
+from deploy.errors import BadAnswer, DeployError, NoAccount, StepFailed, WrongUse, command
 from deploy.pod.base.folder import FINAL_STATES
 from deploy.runs import documents as answers
 from deploy.runs import job
@@ -138,7 +138,8 @@ def attach(project: Path, target: str, run_id: str | None, *, write: bool) -> in
 def bills(project: Path, screen: Screen) -> list[dict[str, Any]]:
     """Every machine that is there for this project, whoever made it, and every volume of its accounts; orphans first.
 
-    An account that does not answer is named: what it bills is not known then.
+    An account that does not answer is named: what it bills is not known then. A target that ships with the project and
+    was never used needs no account.
     """
     found: list[money.Bill] = []
     for at in money.targets(project):
@@ -146,6 +147,8 @@ def bills(project: Path, screen: Screen) -> list[dict[str, Any]]:
             found += [bill for _, bill in money.priced(project, at)]
             found += money.stored(project, at)
         except DeployError as error:
+            if isinstance(error, NoAccount) and not runs.every(at.settings.runs, at.settings.target.name):
+                continue
             screen.complain(f"{at.settings.target.provider} could not be asked for all that bills ({error.message})")
     return [bill.to_json() for bill in sorted(found, key=lambda bill: not bill.orphan)]
 

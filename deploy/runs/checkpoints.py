@@ -49,16 +49,13 @@ def age(note: Mapping[str, Any]) -> tuple[int, bool, int]:
 
 
 def choose(notes: list[dict[str, Any]], which: str, run_id: str) -> dict[str, Any]:
-    """The one that `--which latest|best|N` means; N is an epoch, counted from 0 as in the file names."""
+    """The one that `--which latest|best|best:SET|N` means; N is an epoch, counted from 0 as in the file names."""
     if not notes:
         raise WrongUse(f"run {run_id} has no whole checkpoint yet", next_command=command(f"status --run {run_id}"))
     if which == "latest":
         return notes[-1]
-    if which == "best":
-        rated = [note for note in notes if (note.get("eval") or {}).get("accuracy") is not None]
-        if not rated:
-            raise WrongUse(f"no checkpoint of run {run_id} was evaluated: give --which latest")
-        return max(rated, key=lambda note: float(note["eval"]["accuracy"]))
+    if which == "best" or which.startswith("best:"):
+        return _best(notes, which.partition(":")[2] or None, run_id)
     if not re.fullmatch(r"\d+", which):
         raise WrongUse(f"--which {which} is not known: give latest, best or the number of an epoch, such as 0")
     of_epoch = [note for note in notes if note["epoch"] == int(which)]
@@ -66,6 +63,24 @@ def choose(notes: list[dict[str, Any]], which: str, run_id: str) -> dict[str, An
         there = ", ".join(dict.fromkeys(str(note["epoch"]) for note in notes))
         raise WrongUse(f"run {run_id} has no checkpoint of epoch {which}: there are {there}")
     return of_epoch[-1]
+
+
+def _best(notes: list[dict[str, Any]], of_set: str | None, run_id: str) -> dict[str, Any]:
+    """The most accurate on a named set; without a name on the people held out or, without these, on the first set."""
+    sets = list(dict.fromkeys(name for note in notes for name in (note.get("eval") or {}).get("sets", {})))
+    if of_set is not None and of_set not in sets:
+        known = f"give best:{sets[0]}" if sets else "it was measured on none: give --which best or latest"
+        raise WrongUse(f"run {run_id} was not measured on a set {of_set}: {known}")
+
+    def accuracy(note: Mapping[str, Any], name: str | None) -> float | None:
+        measured = note.get("eval") or {}
+        return (measured if name is None else measured.get("sets", {}).get(name, {})).get("accuracy")
+
+    for name in [of_set] if of_set is not None else [None, *sets]:
+        rated = [(float(value), note) for note in notes if (value := accuracy(note, name)) is not None]
+        if rated:
+            return max(rated, key=lambda each: each[0])[1]
+    raise WrongUse(f"no checkpoint of run {run_id} was evaluated: give --which latest")
 
 
 def check_usable(path: Path, model: Mapping[str, Any]) -> None:

@@ -134,7 +134,8 @@ def get(runs: Path, run_id: str | None, target: str) -> Record:
     if run_id in records or len(matching) == 1:
         return records.get(run_id) or matching[0]
     if matching:
-        raise WrongUse(f"--run {run_id} is the beginning of {len(matching)} runs: give more of it")
+        names = ", ".join(record.run_id for record in matching[:5]) + (", …" if len(matching) > 5 else "")
+        raise WrongUse(f"--run {run_id} is the beginning of {len(matching)} runs: {names}; give more of it")
     raise (
         unknown("run", run_id, list(records)[:10])
         if records

@@ -147,6 +147,8 @@ class Screen:
         rows = [(what, row["accuracy"], row["rank1"]) for what, row in document["eval"].items() if row]
         if rows:
             self.table("Held-out people: 10-fold verification", ["embedding", "accuracy", "rank-1"], rows)
+            if told := verdict(document["eval"]):
+                self.say(told)
         if found := document["pseudo_ids"]:
             purity = "not measured" if found["purity"] is None else f"{found['purity']:.3f}"
             none = " (every labelling was refused: the log says why)" if not found["count"] else ""
@@ -166,6 +168,24 @@ class Screen:
 
     def copying(self, title: str) -> Copying:
         return Copying(self.console, title)
+
+
+def verdict(measured: Mapping[str, Mapping[str, float] | None]) -> str | None:
+    """One sentence: how the trained network compares with the untrained one and with raw pixels, in accuracy.
+
+    None where one of the two networks was not measured.
+    """
+    trained, untrained, pixels = (measured.get(name) for name in ("trained", "untrained", "pixels"))
+    if not trained or not untrained:
+        return None
+    gain = trained["accuracy"] - untrained["accuracy"]
+    reached = f"{trained['accuracy']:.1%}"
+    if gain <= 0:
+        return f"{reached}: no better than the untrained network ({untrained['accuracy']:.1%}); train for more epochs"
+    told = f"{reached}: {100 * gain:.1f} points above the untrained network"
+    if pixels and trained["accuracy"] <= pixels["accuracy"]:
+        return f"{told}, and no better than raw pixels ({pixels['accuracy']:.1%})"
+    return told
 
 
 class Lines:
@@ -304,7 +324,8 @@ def _words(event: Mapping[str, Any]) -> str | None:
         taken = "" if event.get("accepted", True) else " (not used)"
         return f"mining: {event['count']} pseudo-IDs, coverage {event['coverage']:.2f}{purity}{taken}"
     if kind == "eval":
-        return f"{event['what']}: accuracy {event['accuracy']:.4f}, rank-1 {event['rank1']:.4f}"
+        rank1 = f", rank-1 {event['rank1']:.4f}" if "rank1" in event else ""
+        return f"{event['what'].removeprefix('sets/')}: accuracy {event['accuracy']:.4f}{rank1}"
     if kind == "checkpoint":
         return f"checkpoint {event.get('name') or event['file']}"
     return None

@@ -199,7 +199,7 @@ def test_a_table_a_document_and_pictures_are_left(
     assert numbers["tar_at_far_1e-3"] is None
     assert document["sets"]["lfw"]["pairs_of_two_people_needed"] == {"tar_at_far_1e-3": 1112}
     told = capsys.readouterr().out
-    heading, first, second, *too_few, where = told.splitlines()[-7:]
+    heading, first, second, *too_few, of_lfw, of_pairs, of_people, of_ijbc, where = told.splitlines()[-11:]
     assert "mean 10-fold accuracy  lfw: 10-fold accuracy (threshold tuned on the test pairs)" in heading
     assert "mean balanced" not in heading
     assert heading.endswith("IJBC: TAR at FAR 1e-1")
@@ -209,6 +209,12 @@ def test_a_table_a_document_and_pictures_are_left(
     assert (
         f"{numbers['accuracy']:.2%} ± {numbers['accuracy_std']:.2%} ({numbers['accuracy_tuned_on_test']:.2%})" in first
     )
+    threshold = numbers["thresholds"]["ten_folds"]
+    assert threshold["cosine"] == pytest.approx(1 - threshold["squared_distance"] / 2)
+    assert f"cosine {threshold['cosine']:.4f}, squared distance {threshold['squared_distance']:.4f} (mean of" in of_lfw
+    assert set(numbers["thresholds"]) == {"ten_folds", "tuned_on_test", "far_1e-1"}
+    assert [line.split(":")[0] for line in (of_pairs, of_people, of_ijbc)] == ["pairs", "people", "IJBC"]
+    assert "(FAR 1e-1)" in of_lfw
     for name in ("lfw", "pairs", "people", "IJBC"):
         with Image.open(tmp_path / f"roc_{name}.png") as picture:
             assert picture.width > 400
@@ -242,7 +248,7 @@ def test_weights_that_diverged_come_last(place: Path, tmp_path: Path, capsys: py
     rows = json.loads((tmp_path / "out" / "eval.json").read_text())["weights"]
     assert [row["means"]["10-fold accuracy"] is None for row in rows] == [False, True]
     told = capsys.readouterr().out.splitlines()
-    assert "not finite" in told[-3]
+    assert "not finite" in told[-4]
     assert any("bad.pt holds values that are not finite in fc.weight" in line for line in told)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from app.errors import WrongUse
 from app.models import build_backbone, mobilefacenet
 from app.models.fourier import FourierLayer
 from app.onnx import compare, make, rules
-from app.runtime import checkpoint
+from app.runtime import checkpoint, published
 from app.runtime.dist import World
 from tests.app.conftest import faces
 from tests.app.support.training import run
@@ -262,6 +263,43 @@ def test_a_checkpoint_of_a_run_is_exported_and_described(
     assert session.get_outputs()[0].shape == told["output"]["shape"]
 
 
+def test_what_an_evaluation_measured_lies_beside_the_file(
+    weights: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_lfw = {"accuracy": 0.9, "thresholds": {"ten_folds": {"cosine": 0.31, "squared_distance": 1.38}}}
+    rows = [{"sha256": checkpoint.sha256(weights), "sets": {"lfw": of_lfw}}]
+    (tmp_path / "eval.json").write_text(json.dumps({"weights": rows}))
+    given = [f"weights={weights}", *WEIGHTS_OF_IRESNET, f"out={tmp_path}/m.onnx", f"check_images={images}"]
+    assert export.main([*given, f"evaluation={tmp_path}/eval.json"]) == 0
+    assert json.loads((tmp_path / "m.json").read_text())["evaluation"] == {"lfw": of_lfw}
+    for content, words in ((json.dumps({"weights": []}), "says nothing of backbone.pt"), ("[]", "is no eval.json")):
+        (tmp_path / "eval.json").write_text(content)
+        assert export.main([*given, f"evaluation={tmp_path}/eval.json"]) == 2
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fourier", ["none", "iresnet"])
+def test_weights_go_back_to_the_published_code(fourier: str, tmp_path: Path) -> None:
+    """What comes back from the file is what went in, and the fork's gain is the fork's again."""
+    config = replace(IRESNET, fourier=fourier)
+    net = network(config)
+    if fourier != "none":
+        gain = net.fourier_transform_layer.learnable_param
+        torch.nn.init.normal_(gain, 1, 0.3)
+    torch.save(net.state_dict(), tmp_path / "ours.pt")
+    words = [*WEIGHTS_OF_IRESNET, f"backbone.fourier={fourier}"]
+    assert export.main([f"weights={tmp_path}/ours.pt", *words, f"out={tmp_path}/theirs.pt"]) == 0
+    theirs = torch.load(tmp_path / "theirs.pt", weights_only=True)
+    assert published.SQUARES not in theirs
+    if fourier != "none":
+        assert torch.equal(theirs[published.GAIN][0], gain[2])  # the fork's plane c acts on colour (c - 1) mod 3
+    back = build_backbone(config)
+    checkpoint.load_backbone(tmp_path / "theirs.pt", back)
+    assert all(torch.equal(value, back.state_dict()[name]) for name, value in net.state_dict().items())
+    assert export.main([f"weights={tmp_path}/ours.pt", *words, f"out={tmp_path}/ours.pt"]) == 2
+    assert export.main([f"weights={tmp_path}/ours.pt", *words, f"out={tmp_path}/x.pt", "opset=11"]) == 2
+
+
 def test_bare_weights_are_exported_and_keep_every_rule(exported: Path) -> None:
     told = json.loads(exported.with_suffix(".json").read_text())
     assert set(told["rules"]) == {"input", "output", "size", "weights", "nodes", "opset", "runs"}
@@ -320,14 +358,14 @@ def test_a_file_that_differs_is_not_written(images: Path, tmp_path: Path, capsys
         (["checkpoint={weights}", "weights={weights}", "out=model.onnx"], "one of checkpoint="),
         (["weights={weights}", "out=model.onnx"], "backbone=iresnet50"),
         (["weights={weights}", "backbone=iresnet18"], "out=model.onnx"),
-        (["weights={weights}", "backbone=iresnet18", "out=model.pt"], "out=model.onnx"),
+        (["weights={weights}", "backbone=iresnet18", "out=model.pth"], "out=model.onnx"),
         (["weights={weights}", "backbone=iresnet18", "out={images}/m.onnx", "opset=10"], "opset=11"),
         (["weights={weights}", "backbone=iresnet18", "out=/tmp/m.onnx", "opset=eleven"], "opset=11"),
         (["weights={weights}", "backbone=iresnet18", "out=/tmp/m.onnx", "normalise=yes"], "normalise=inside"),
         (["weights={weights}", "backbone=iresnet18", "out=/tmp/m.onnx", "check_images=/no.npy"], "no file /no.npy"),
         (["weights={weights}", "backbone=mobilefacenet", "out=/tmp/m.onnx"], "does not fit this configuration"),
         (["weights={weights}", "backbone=iresnet81", "out=/tmp/m.onnx"], "iresnet18"),
-        (["weights={images}", "backbone=mobilefacenet", "out=/tmp/m.onnx"], "corrupt or no checkpoint"),
+        (["weights={images}", "backbone=mobilefacenet", "out=/tmp/m.onnx"], "is an array of NumPy"),
         (["check=/nowhere.onnx"], "no file /nowhere.onnx"),
         (["check={images}"], "no valid ONNX file"),
         (["check={images}", "opset=11"], "leave the other words out"),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy.errors import WrongUse
+from deploy.errors import NoAccount, WrongUse
 
 VARIABLE = "RUNPOD_API_KEY"
 FILE = Path("~/.runpod/config.toml")  # `runpod config` writes it: [default] api_key = "..."
@@ -40,7 +40,7 @@ def load(environment: Mapping[str, str] = os.environ) -> Key:
     if not told:
         told, where = _of_file(FILE.expanduser()), str(FILE)
     if not told:
-        raise WrongUse(f"RunPod needs an API key: neither {VARIABLE} nor {FILE} has one", next_command=WHERE_TO_GET)
+        raise NoAccount(f"RunPod needs an API key: neither {VARIABLE} nor {FILE} has one", next_command=WHERE_TO_GET)
     # Anything else would end up in the HTTP library's complaint about a header, with the key in it.
     if not re.fullmatch(r"[!-~]+", told):
         raise WrongUse(f"the API key in {where} has spaces or letters that no key has", next_command=WHERE_TO_GET)

@@ -13,7 +13,7 @@ from scipy.interpolate import interp1d
 
 from app.errors import WrongUse
 from app.evaluation import measures
-from app.evaluation.curve import COLOURS, draw
+from app.evaluation.curve import COLOURS, FINE, TOGETHER, _groups, draw
 from app.evaluation.protocols import PairList, Templates, pool, rank_k, squared_distances
 from app.evaluation.verification import rank1
 from app.runtime.dist import World
@@ -27,15 +27,16 @@ def pairs(seed: int, count: int = 200, coarse: bool = False) -> tuple[np.ndarray
     return np.round(distance, 1) if coarse else distance, same, measures.folds_of(same, "set")
 
 
-def reference_accuracy(distance: np.ndarray, same: np.ndarray) -> tuple[float, float]:
+def reference_accuracy(distance: np.ndarray, same: np.ndarray) -> tuple[float, float, float]:
     """The published loop: unshuffled folds, every threshold tried on nine of them."""
-    folds, thresholds, found = np.array_split(np.arange(len(same)), 10), np.arange(0, 4, 0.01), []
+    folds, thresholds, found, chosen = np.array_split(np.arange(len(same)), 10), np.arange(0, 4, 0.01), [], []
     for test in folds:
         train = np.setdiff1d(np.arange(len(same)), test)
         accuracies = np.mean((distance[train][None] < thresholds[:, None]) == same[train][None], axis=1)
         best = thresholds[np.argmax(accuracies)]
+        chosen.append(best)
         found.append(np.mean((distance[test] < best) == same[test]))
-    return float(np.mean(found)), float(np.std(found))
+    return float(np.mean(found)), float(np.std(found)), float(np.mean(chosen))
 
 
 def reference_tar(distance: np.ndarray, same: np.ndarray, wanted: float) -> tuple[float, float, float]:
@@ -69,7 +70,16 @@ def test_the_sweep_finds_what_trying_every_score_finds(scores: list[int], seed: 
     score = np.array(scores, np.float64)
     same = np.random.default_rng(seed).random(len(score)) < 0.5
     tried = max(float(np.mean((score >= t) == same)) for t in score)
-    assert measures.accuracy_tuned_on_test(score, same) == pytest.approx(tried)
+    accuracy, threshold = measures.accuracy_tuned_on_test(score, same)
+    assert (accuracy, np.mean((score >= threshold) == same)) == (pytest.approx(tried), pytest.approx(tried))
+
+
+@given(scores=st.lists(st.integers(-5, 5), min_size=4, max_size=40), far=st.sampled_from([0.0, 0.1, 0.25, 0.5, 1.0]))
+def test_the_threshold_at_a_rate_is_the_lowest_score_that_keeps_it(scores: list[int], far: float) -> None:
+    score = np.array(scores, np.float64)
+    same = np.arange(len(score)) % 3 == 0
+    keep = [t for t in (*score, np.inf) if np.mean(score[~same] >= t) <= far]
+    assert measures.threshold_at_far(score, same, far) == min(keep)
 
 
 @given(scores=st.lists(st.integers(-5, 5), min_size=2, max_size=40), seed=st.integers(0, 99))
@@ -179,6 +189,13 @@ def test_a_rate_that_the_pairs_cannot_show_is_not_measured(alone: World) -> None
         assert outcome is not None
         assert pair_list.too_few() == needed
         assert (outcome.numbers["tar_at_far_1e-3"] is None) == bool(needed)
+
+
+def test_a_chain_of_curves_is_one_group() -> None:
+    """Each lies close to the next one only: whoever's turn it is, one of them is drawn in every dash."""
+    apart = 0.67 * TOGETHER * FINE
+    pieces = [[(0.0, number * apart), (1.0, number * apart)] for number in (0, 2, 3, 1, 9)]
+    assert sorted(_groups(pieces)) == [[0, 1, 2, 3], [4]]
 
 
 def test_curves_that_coincide_are_all_seen(tmp_path: Path) -> None:

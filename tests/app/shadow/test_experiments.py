@@ -33,7 +33,9 @@ from tests.app.support.training import PROJECT, events
 EXPERIMENTS = sorted(path.stem for path in (PROJECT / "conf" / "experiment").glob("*.yaml"))
 # A GPU takes bf16 or fp16 by what it can do; a CPU takes fp32.
 PRECISIONS = {"auto": ["fp32", "bf16", "fp16"], "fp32": ["fp32"], "bf16": ["bf16"], "fp16": ["fp16"]}
-MOST_FRAGILE = "fp16"  # the one that deep networks and several ranks are tried in; the project's own recipe in each
+ONE_GPU = {"drawn", "tryout", "tryout_supervised", "ms1mv3_r50_onegpu"}  # made for one; the others train on two ranks
+THE_PROJECTS = "sniperface"  # its own recipe, tried in every precision, on one rank and on two
+MOST_FRAGILE = "fp16"  # deep networks and several ranks are tried in it alone
 BATCH, UPDATES, SCALE_SEARCH = 4, 3, 5  # of an epoch; fp16 gets a few more, to find its scale in
 PEOPLE, EACH, HELD_OUT = 40, 4, 20
 
@@ -74,17 +76,18 @@ class Case:
         return [*words, *self.more]
 
 
-def cases(*, thorough: bool) -> list[Any]:
-    """Every experiment, in each precision that it may run in where that is quick or `thorough` for the main recipe."""
+def cases(ranks: int) -> list[Any]:
+    """Every experiment on as many ranks as it is made for; deep networks in fp16 alone, others in all."""
     found = []
     for experiment in EXPERIMENTS:
+        if experiment != THE_PROJECTS and (experiment in ONE_GPU) != (ranks == 1):
+            continue
         for precision in PRECISIONS[load([f"experiment={experiment}"]).train.precision]:
             case = Case(experiment, precision)
-            quick = thorough and (not case.takes_long or experiment == "sniperface")
-            if not quick and precision != MOST_FRAGILE:
-                continue
-            marks = [pytest.mark.slow] if case.takes_long else []
-            found.append(pytest.param(case, id=f"{experiment}-{precision}", marks=marks))
+            in_each = ranks == 1 and (not case.takes_long or experiment == THE_PROJECTS)
+            if precision == MOST_FRAGILE or in_each:
+                marks = [pytest.mark.slow] if case.takes_long else []
+                found.append(pytest.param(case, id=f"{experiment}-{precision}", marks=marks))
     return found
 
 
@@ -115,7 +118,7 @@ def signals_as_before() -> Iterator[None]:
         signal.signal(name, handler)
 
 
-@pytest.mark.parametrize("case", cases(thorough=True))
+@pytest.mark.parametrize("case", cases(ranks=1))
 def test_an_experiment_trains_in_its_own_precision(case: Case, data: Path, tmp_path: Path) -> None:
     def run(*words: str) -> None:
         with TensorCores():
@@ -151,8 +154,7 @@ def test_the_deepest_networks_give_finite_keys(backbone: str, precision: str, da
     assert torch.allclose(keys.norm(dim=1)[:4], torch.ones(4), atol=0.01)  # one batch at least was pushed
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", cases(thorough=False))
+@pytest.mark.parametrize("case", cases(ranks=2))
 def test_an_experiment_trains_on_two_ranks(case: Case, data: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     module = ["-m", "tests.app.shadow.tensor_cores"]

@@ -134,6 +134,13 @@ def test_an_account_that_does_not_answer_is_named(project: Project, emulator: Em
     assert "none yet" in done.stdout
 
 
+def test_a_target_that_ships_and_was_never_used_needs_no_account(project: Project) -> None:
+    target(project)
+    project.env["RUNPOD_API_KEY"] = ""
+    project.env["HOME"] = str(project.path)
+    assert "could not be asked" not in project.invoke("ps").stderr
+
+
 def test_what_people_see(project: Project, emulator: Emulator) -> None:
     target(project, volume="vol1")
     emulator.account.volumes["vol1"] = FACES

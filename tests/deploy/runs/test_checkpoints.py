@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from deploy.errors import WrongUse
+from deploy import border
+from deploy.errors import BadAnswer, WrongUse
 from deploy.runs.checkpoints import age, choose
 
 
@@ -43,3 +44,29 @@ def test_an_epoch_that_is_not_there_names_those_that_are(which: str, words: str)
         choose(NOTES, which, "run")
     with pytest.raises(WrongUse, match="no whole checkpoint"):
         choose([], which, "run")
+
+
+MEASURED = [
+    {"epoch": 0, "eval": {"accuracy": 0.8, "sets": {"lfw": {"accuracy": 0.95}}}},
+    {"epoch": 1, "eval": {"accuracy": 0.9, "sets": {"lfw": {"accuracy": 0.93}}}},
+    {"epoch": 2, "eval": None},
+]
+
+
+@pytest.mark.parametrize(("which", "epoch"), [("best", 1), ("best:lfw", 0), ("latest", 2)])
+def test_the_best_by_a_named_set_is_chosen(which: str, epoch: int) -> None:
+    assert choose(MEASURED, which, "r")["epoch"] == epoch
+
+
+def test_without_people_held_out_the_first_set_chooses() -> None:
+    notes = [{**note, "eval": {"sets": note["eval"]["sets"]}} for note in MEASURED[:2]]
+    assert choose(notes, "best", "r")["epoch"] == 0
+    with pytest.raises(WrongUse, match="not measured on a set agedb: give best:lfw"):
+        choose(notes, "best:agedb", "r")
+
+
+@pytest.mark.parametrize("sets", [[], {"lfw": 1}, {"lfw": {"accuracy": "high"}}])
+def test_a_machines_numbers_of_sets_are_checked(sets: object) -> None:
+    note = {"file": "epoch_000.pt", "epoch": 0, "step": 1, "sha256": "0" * 64, "eval": {"sets": sets}}
+    with pytest.raises(BadAnswer, match=r"eval\.sets"):
+        border.checkpoint_note(note, "machine")

@@ -1,0 +1,61 @@
+"""The score from which a pair counts as one person, in both units that libraries compare in.
+
+Letters: P pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from app.evaluation import measures
+from app.evaluation.measures import Answers, Numbers
+
+FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Between unit embeddings: one person where the cosine is at least this, and the squared distance at most."""
+
+    cosine: float
+
+    @classmethod
+    def of_distance(cls, squared: float) -> Threshold:
+        return cls(1 - squared / 2)
+
+    @property
+    def squared_distance(self) -> float:
+        return 2 - 2 * self.cosine
+
+    def as_dict(self) -> dict[str, float]:
+        return {"cosine": self.cosine, "squared_distance": self.squared_distance}
+
+    def __str__(self) -> str:
+        return f"cosine {self.cosine:.4f}, squared distance {self.squared_distance:.4f}"
+
+
+Thresholds = Mapping[str, Threshold]  # by what it was chosen for
+
+
+def at_rates(cosine: Numbers, same: Answers) -> dict[str, Threshold]:
+    """The lowest threshold that keeps each false accept rate which these pairs [P] are enough to show."""
+    impostors = int((~same).sum())
+    found = {}
+    for far in FARS:
+        if impostors >= impostors_needed(far):
+            lowest = measures.threshold_at_far(cosine, same, far)
+            if math.isfinite(lowest):
+                found[f"far_1e{round(math.log10(far))}"] = Threshold(lowest)
+    return found
+
+
+def impostors_needed(far: float) -> int:
+    """How many pairs of two people a false accept rate needs so that it allows one of them."""
+    return round(1 / far)
+
+
+def as_dict(thresholds: Thresholds) -> dict[str, Any]:
+    return {name: threshold.as_dict() for name, threshold in thresholds.items()}

@@ -1,0 +1,46 @@
+"""Files that users take for one of ours: recognised by their content, so that the refusal says what they are."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from pathlib import Path
+
+RECORDIO = bytes.fromhex("0a23d7ce")  # 0xced7230a, the word that begins each record of a .rec
+HEAD_BYTES = 512
+
+
+def what_it_is(path: Path, *, array_wanted: bool = False) -> str | None:
+    """What a file is, and what to do with it, to follow its name in a sentence; None where nothing is recognised.
+
+    With `array_wanted` an array is no foreign file, whole or cut.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError:
+        return None
+    start = head.lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the file itself; get that with git lfs pull"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "is a web page that was saved instead of the file; download the file again"
+    if head.startswith(RECORDIO):
+        return "is a RecordIO file; make images of it once: python -m app.prepare source=rec path=FOLDER out=images.npy"
+    if head.startswith(b"\x93NUMPY") and not array_wanted:
+        return "is an array of NumPy, not weights; give a .pt file"
+    if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < 100 << 20:
+        return "is a safetensors file; save its tensors with torch.save(safetensors.torch.load_file(…), 'weights.pt')"
+    if path.suffix == ".onnx":
+        return "is an ONNX file, which holds a graph; give the .pt that it was made of"
+    return _archive(path)
+
+
+def _archive(path: Path) -> str | None:
+    """TorchScript is a zip archive with code in it."""
+    with contextlib.suppress(zipfile.BadZipFile, OSError):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any("/code/" in name for name in names):
+            return "is a TorchScript program; save its weights with torch.save(torch.jit.load(…).state_dict(), …)"
+    return None

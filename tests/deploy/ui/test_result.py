@@ -1,0 +1,42 @@
+"""What a person is told of a finished run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from deploy.errors import WrongUse
+from deploy.pod.base.folder import write_json
+from deploy.runs import records as runs
+from deploy.runs.records import Record
+from deploy.ui.screen import verdict
+
+
+@pytest.mark.parametrize(
+    ("pixels", "untrained", "trained", "told"),
+    [
+        (0.83, 0.843, 0.885, "88.5%: 4.2 points above the untrained network"),
+        (0.90, 0.843, 0.885, "88.5%: 4.2 points above the untrained network, and no better than raw pixels (90.0%)"),
+        (0.83, 0.843, 0.829, "82.9%: no better than the untrained network (84.3%); train for more epochs"),
+        (None, 0.5, 0.5, "50.0%: no better than the untrained network (50.0%); train for more epochs"),
+        (0.83, None, 0.885, None),  # a network that overflows before its first step is not measured
+        (0.83, 0.843, None, None),
+    ],
+)
+def test_the_accuracy_is_judged(
+    pixels: float | None, untrained: float | None, trained: float | None, told: str | None
+) -> None:
+    measured = {"pixels": pixels, "untrained": untrained, "trained": trained}
+    assert verdict({name: value and {"accuracy": value, "rank1": 1.0} for name, value in measured.items()}) == told
+
+
+def test_an_ambiguous_id_lists_the_runs_that_it_may_mean(tmp_path: Path) -> None:
+    for run_id in ("orl-1-aa", "orl-1-ab", "orl-2-cc"):
+        record = Record(run_id, "local", "local", "failed", 1, "2026-01-01", None, 1.0, "iresnet", "/r", "m")
+        (tmp_path / run_id).mkdir()
+        write_json(Path(runs.home(tmp_path, run_id).run), asdict(record))
+    assert runs.get(tmp_path, "orl-2", "local").run_id == "orl-2-cc"
+    with pytest.raises(WrongUse, match=r"orl-1 is the beginning of 2 runs: orl-1-a[ab], orl-1-a[ab]; give more of it"):
+        runs.get(tmp_path, "orl-1", "local")
