@@ -1,6 +1,6 @@
 """How good weights are: python -m app.evaluate weights='runs/*/checkpoints/*.pt' sets=lfw.bin,pairs.csv [key=value …]
 
-    weights=PATTERN,…    checkpoints of runs, or files of published weights (these need backbone=NAME)
+    weights=PATTERN,…    checkpoints of runs, files of published weights (these need backbone=NAME), or ONNX files
     sets=PATH,…          what to measure on: .bin, .csv, a folder of arrays, IJB-B or IJB-C (app/evaluation/sets.py says
                          how each looks); left out: the held-out people of each run's own data set
     out=DIR              where the results go (default: evaluation/<time>)
@@ -23,8 +23,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
-from app.config import Config, load, own_words
+from app.config import BackboneConfig, Config, load, own_words
 from app.errors import Failed, WrongUse
 from app.evaluation import curve, report
 from app.evaluation.embedding import batch_size_for, embed_all, own_rows
@@ -105,6 +106,8 @@ EXAMPLES = {"weights": "'runs/*/checkpoints/*.pt'", "sets": "lfw.bin"}
 
 def with_configs(files: Sequence[Path], overrides: Sequence[str]) -> dict[Path, Config]:
     """What each file of weights is: as its run's config.yaml says or, outside a run, as the overrides say."""
+    onnx = {file: config_of_onnx(file) for file in files if file.suffix == ".onnx"}
+    files = [file for file in files if file not in onnx]
     runs = {file: RunFolder(file.absolute().parent.parent) for file in files}
     bare = [file for file in files if file.parent.name != "checkpoints" or not runs[file].config.is_file()]
     names_backbone = any(word.startswith("backbone=") for word in overrides)
@@ -116,7 +119,27 @@ def with_configs(files: Sequence[Path], overrides: Sequence[str]) -> dict[Path, 
     for_runs = [word for word in overrides if not (bare and word.startswith("backbone"))]
     of_run = {run.path: load(for_runs, base=run.config) for file, run in runs.items() if file not in bare}
     of_bare = load(overrides) if bare else Config()
-    return {file: of_bare if file in bare else of_run[runs[file].path] for file in files}
+    return {**{file: of_bare if file in bare else of_run[runs[file].path] for file in files}, **onnx}
+
+
+def config_of_onnx(file: Path) -> Config:
+    """What is known of a graph: the size of its embeddings. Raises WrongUse for one that does not run."""
+    from app.onnx.network import OnnxNetwork
+
+    config = Config()
+    config.backbone = BackboneConfig(f"onnx:{file.name}", [], embedding_dim=OnnxNetwork(file).embedding_dim)
+    return config
+
+
+def network_of(file: Path, config: Config) -> nn.Module:
+    """The network of a file of weights, ready to embed. Raises WrongUse and NotFinite."""
+    if file.suffix == ".onnx":
+        from app.onnx.network import OnnxNetwork
+
+        return OnnxNetwork(file)
+    network = build_backbone(config.backbone)
+    checkpoint.load_backbone(file, network)
+    return network
 
 
 def choose_sets(patterns: str | None, weights: dict[Path, Config]) -> tuple[dict[str, ImageSet], dict[Path, list[str]]]:
@@ -216,7 +239,7 @@ def faults_of(weights: dict[Path, Config]) -> dict[Path, str]:
     faults = {}
     for file, config in weights.items():
         try:
-            checkpoint.load_backbone(file, build_backbone(config.backbone))
+            network_of(file, config)
         except NotFinite as error:
             faults[file] = str(error)
     return faults
@@ -228,8 +251,7 @@ def measure(
     """Put into `row` what its weights are worth on one set; on the main process. Raises Interrupted."""
     started = time.monotonic()
     backbone = request.weights[row.file].backbone
-    network = build_backbone(backbone)
-    checkpoint.load_backbone(row.file, network)
+    network = network_of(row.file, request.weights[row.file])
     embeddings, length = embed_all(
         network,
         decoded,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from app import evaluate
+from app import evaluate, export
 from app.config import Config, load, save_resolved
 from app.evaluation import image_set
 from app.evaluation.embedding import embed_all, own_rows
@@ -226,6 +226,29 @@ def test_without_sets_the_people_held_out_are_measured(place: Path, tmp_path: Pa
     name = f"{small_data.parent.name}-held-out"
     assert document["sets"][name]["images"] == 16
     assert all(0 < row["sets"][name]["accuracy"] <= 1 for row in document["weights"])
+
+
+@pytest.mark.parametrize("normalise", ["inside", "outside"])
+def test_an_onnx_file_measures_as_the_weights_it_was_made_of(
+    place: Path, tmp_path: Path, normalise: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the JSON beside it and, where that is lost, by its first nodes."""
+    torch.save(network_of(load(SMALL), 1).state_dict(), tmp_path / "w.pt")
+    network = ["backbone=iresnet18", *SMALL]
+    made = [f"weights={tmp_path}/w.pt", f"out={tmp_path}/m.onnx", f"normalise={normalise}"]
+    assert export.main([*made, *network, f"check_images={place}/people/images.npy"]) == 0
+    for number in range(2):
+        given = [f"weights={tmp_path}/m.onnx,{tmp_path}/w.pt", f"sets={place}/lfw.bin,{place}/people", *network]
+        assert evaluate.main([*given, f"out={tmp_path}/{number}"]) == 0
+        rows = json.loads((tmp_path / str(number) / "eval.json").read_text())["weights"]
+        first, second = (row["sets"] for row in rows)
+        for name in ("lfw", "people"):
+            assert first[name]["accuracy"] == pytest.approx(second[name]["accuracy"], abs=1e-6)
+            assert first[name]["auc"] == pytest.approx(second[name]["auc"], abs=1e-4)
+        (tmp_path / "m.json").unlink(missing_ok=True)
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    assert evaluate.main([f"weights={tmp_path}/junk.onnx", f"sets={place}/lfw.bin"]) == 2
+    assert "junk.onnx cannot be run" in capsys.readouterr().err
 
 
 def test_published_weights_need_to_be_told_what_they_are(place: Path, tmp_path: Path) -> None:

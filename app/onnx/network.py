@@ -1,0 +1,63 @@
+"""An ONNX file as a network that is measured like any other: what is given away is then what was measured.
+
+Letters: B batch, S side of the images, D embedding size.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from app.data.dataset import SIDE
+from app.errors import WrongUse
+from app.onnx import rules
+from app.onnx.make import HALF_RANGE
+from app.onnx.session import CannotRun, Session
+
+
+class OnnxNetwork(nn.Module):
+    """images [B, 3, S, S] in [-1, 1] -> embeddings [B, D], on the CPU. Raises WrongUse for a file that does not run."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(()))  # says on which device and in which precision the network is
+        try:
+            self.session = Session(path)
+            self.mean, self.std = normalisation_of(path)
+            self.embedding_dim = self._probe(path)
+        except CannotRun as error:
+            raise WrongUse(f"{path} cannot be run: {error}; check it with python -m app.export check={path}") from error
+
+    def __deepcopy__(self, _: dict[int, Any]) -> OnnxNetwork:
+        return self  # a session has no state that a copy would protect
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixels = x.detach().float().cpu().numpy() * HALF_RANGE + HALF_RANGE
+        return torch.from_numpy(self.session.run((pixels - self.mean) / self.std)).float().to(x.device)
+
+    def _probe(self, path: Path) -> int:
+        out = self(torch.zeros(2, 3, SIDE, SIDE))
+        if out.ndim != 2 or len(out) != 2:
+            shape = list(out.shape)
+            raise WrongUse(f"{path} gives {shape} for two images [2, 3, {SIDE}, {SIDE}]; embeddings [2, D] are wanted")
+        return int(out.shape[1])
+
+
+def normalisation_of(path: Path) -> tuple[float, float]:
+    """What a caller takes off a pixel from 0 to 255, and what it divides by: from the JSON beside the file, else from
+    its first nodes, as the server of the MFR challenge decides.
+    """
+    try:
+        beside = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        mean, std = (float(beside["normalisation"][key]) for key in ("mean", "std"))
+        if beside["file"] == path.name and math.isfinite(mean) and math.isfinite(std) and std != 0:
+            return mean, std
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return rules.normalisation(onnx.load(str(path), load_external_data=False))
