@@ -108,8 +108,11 @@ def _refuse_secrets(settings: Settings, request: Request) -> None:
 
 
 def check_code(settings: Settings) -> tuple[str, ...]:
-    """Refuse code that holds credentials; returns tracked files to warn of, of which a rented machine gets none."""
-    suspicious = code.check(settings.project, settings.target.allow_files, guard.named_secrets(settings))
+    """Refuse code that holds credentials or cannot travel whole; returns tracked files to warn of, of which a rented
+    machine gets none."""
+    about = settings.target
+    secrets = guard.named_secrets(settings)
+    suspicious = code.check(settings.project, about.allow_files, secrets, about.large_files)
     if suspicious and settings.is_rented:
         raise WrongUse(
             f"{suspicious[0]} looks like a credential and would travel to a rented machine: remove it from the "

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from deploy import answers, facts, home, job, nodes, reach, runs, saved
+from deploy import answers, code, facts, home, job, nodes, reach, runs, saved
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.phases import Stopwatch
 from deploy.plan import Facts, Plan, going_on, make
@@ -38,6 +38,7 @@ def deploy(
             pack_images(at.settings, checked, screen)
             looked_up = facts.gather(at, checked)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
+            code.prove(project)
             watch = Stopwatch()
             with acquired_all(at, plan, screen, watch) as machines:
                 made = ready_all(at, machines, checked, looked_up, screen, watch, trains=False)[0]
@@ -80,6 +81,7 @@ def train(
             note(plan.run_id)
             screen.plan(plan)
             refuse_too_much(plan, looked_up)
+            code.prove(project)  # refused here, it leaves no failed run behind
             _agree(plan, at.settings.target.confirm_usd, screen, yes=yes)
             pack_images(at.settings, checked, screen)
             record, since = _start(at, plan, checked, looked_up, screen, keep=keep)

@@ -37,6 +37,7 @@ class CodeFacts:
     tree: str | None
     untracked: tuple[str, ...] = ()  # files that travel although git does not track them
     suspicious: tuple[str, ...] = ()  # tracked files that look like credentials
+    left_out: tuple[str, ...] = ()  # what a user may expect to travel, and does not
 
 
 @dataclass(frozen=True)

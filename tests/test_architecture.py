@@ -29,7 +29,8 @@ LAPTOP = [
     "deploy.planned deploy.rendezvous deploy.staging",
     "deploy.checkpoints deploy.code deploy.data deploy.devices deploy.environment deploy.guard deploy.job "
     "deploy.providers deploy.runs",
-    "deploy.flags deploy.image deploy.leaks deploy.keys deploy.origins deploy.packing",
+    "deploy.flags deploy.image deploy.leaks deploy.keys deploy.origins deploy.packing deploy.snapshots",
+    "deploy.worktree",
     "deploy.transfer",
     "deploy.plan deploy.shell",
     "deploy.memory deploy.request",

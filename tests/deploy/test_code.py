@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deploy import code
+from deploy import code, worktree
 from deploy.errors import WrongUse
 from deploy.shell import LocalShell
 
@@ -129,7 +129,7 @@ def test_a_folder_without_git(tree: Path, machine: Path) -> None:
 
 def test_a_forgotten_archive_is_named(tree: Path, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would travel with every run."""
-    monkeypatch.setattr(code, "LARGE_UNTRACKED_BYTES", 100)
+    monkeypatch.setattr(worktree, "LARGE_UNTRACKED_BYTES", 100)
     (tree / "holiday.zip").write_bytes(bytes(200))
     with pytest.raises(WrongUse, match=r"holiday\.zip"):
         place(tree, machine)
