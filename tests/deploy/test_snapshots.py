@@ -88,7 +88,7 @@ def test_a_sparse_checkout_travels_as_it_is_and_names_what_is_missing(tree: Path
 def test_a_file_behind_a_filter_travels_as_it_is_here(
     tree: Path, machine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, required: str
 ) -> None:
-    """As with Git LFS: neither this computer's filter nor the machine's touches it, also where the program is missing."""
+    """As with Git LFS: no filter of either computer touches it, also where its program is missing."""
     (tree / ".gitattributes").write_text("*.bin filter=fake diff=fake -text\n")
     git(tree, "config", "filter.fake.clean", "sha256sum" if required == "false" else "no-such-program")
     git(tree, "config", "filter.fake.required", required)
