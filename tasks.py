@@ -42,10 +42,15 @@ def _telling(as_json: bool = False) -> Iterator[Screen]:
     """Our errors end in one message and their exit code, never in a traceback."""
     from deploy.errors import DeployError, StepFailed
     from deploy.show import Screen
+    from deploy.signals import Ended, ended_in_order
 
     screen = Screen(as_json)
     try:
-        yield screen
+        with ended_in_order():
+            yield screen
+    except Ended as ended:
+        print(ended.words, file=sys.stderr)
+        raise
     except DeployError as error:
         screen.error(error)
         raise Exit(code=error.exit_code) from error

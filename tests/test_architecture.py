@@ -29,7 +29,7 @@ LAPTOP = [
     "deploy.planned deploy.rendezvous deploy.staging",
     "deploy.checkpoints deploy.code deploy.data deploy.devices deploy.environment deploy.guard deploy.job "
     "deploy.providers deploy.runs",
-    "deploy.flags deploy.image deploy.leaks deploy.keys deploy.origins deploy.packing deploy.snapshots",
+    "deploy.flags deploy.image deploy.leaks deploy.keys deploy.origins deploy.packing deploy.signals deploy.snapshots",
     "deploy.worktree",
     "deploy.transfer",
     "deploy.plan deploy.shell",
@@ -105,7 +105,7 @@ PRINTS = {
     "deploy/show.py": "the screen, which shows escapes and does not obey them",
     "deploy/shell/link.py": "the text of the agent, which runs on the machine",
     "deploy/shell/host_keys.py": "a question about a host of the user's own configuration",
-    "tasks.py": "that it was interrupted",
+    "tasks.py": "that it was interrupted, or ended by a signal",
 }
 # Who asks a machine for names, and what becomes of them.
 LISTS = {
