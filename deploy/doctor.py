@@ -11,7 +11,7 @@ from deploy import devices
 from deploy.code import look
 from deploy.devices import Devices
 from deploy.environment import settle
-from deploy.errors import BOOTSTRAP, DeployError, command
+from deploy.errors import DeployError, bootstrap_command, command
 from deploy.facts import app_config
 from deploy.machine import Machine
 from deploy.plan import family_name
@@ -87,7 +87,7 @@ def _python(_: Settings) -> Finding:
 def _packages(_: Settings) -> Finding:
     missing = [name for name in APP_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        return Finding("training packages", "problem", f"missing: {', '.join(missing)}", BOOTSTRAP)
+        return Finding("training packages", "problem", f"missing: {', '.join(missing)}", bootstrap_command())
     return Finding("training packages", "ok", "all there")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from deploy import checkpoints, code, data, devices, guard, memory, origins, packing, runs
-from deploy.errors import BOOTSTRAP, DeployError, StepFailed, WrongUse
+from deploy.errors import DeployError, StepFailed, WrongUse, bootstrap_command
 from deploy.machine import Card
 from deploy.origins import Origin
 from deploy.phases import NEWEST, Measured, kind_of
@@ -314,7 +314,7 @@ def app(project: Path, module: str, argv: Sequence[str]) -> str:
         raise StepFailed(
             f"python -m {module} failed with exit code {result.exit_code}",
             evidence=result.complaint,
-            next_command=BOOTSTRAP if missing else None,
+            next_command=bootstrap_command() if missing else None,
         )
     return result.text
 

@@ -9,8 +9,10 @@ import threading
 from pathlib import Path
 
 from deploy.errors import WrongUse
+from deploy.pod import folder
 from deploy.settings import Settings, key_file
 from deploy.shell import LocalShell
+from deploy.text import NotText, read_text
 
 COMMENT = "sniperface"
 
@@ -47,7 +49,7 @@ def _make(path: Path) -> None:
         pass
     except OSError:  # a disk without hard links
         if not path.exists():
-            os.replace(part, path)
+            folder.replace(part, path)
     part.unlink(missing_ok=True)
 
 
@@ -64,8 +66,8 @@ def _public_line(path: Path) -> str:
     """From the .pub file beside the key, which a key with a passphrase needs, else from the key itself."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        beside = path.with_name(f"{path.name}.pub").read_text(encoding="utf-8").strip()
+    with contextlib.suppress(OSError, NotText):
+        beside = read_text(path.with_name(f"{path.name}.pub")).strip()
         if beside:
             return beside
     try:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from deploy import border
-from deploy.errors import StepFailed, WrongUse
+from deploy.errors import StepFailed, WrongUse, bootstrap_command
 from deploy.machine import Machine
 from deploy.pod.folder import read_json
 from deploy.shell import LocalShell, Shell
@@ -34,7 +34,7 @@ def check_possible(kind: str) -> None:
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise WrongUse(
-            f"--pack {kind} needs {' and '.join(missing)}, not installed here: `python bootstrap.py invoke …` installs "
+            f"--pack {kind} needs {' and '.join(missing)}, not installed here: `{bootstrap_command()} …` installs "
             "what a command with --pack needs"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import types
@@ -12,6 +13,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from deploy.errors import WrongUse, unknown
+from deploy.text import NotText, read_text
 
 ENVIRONMENT_PREFIX = "SNIPERFACE_"  # each key of a target's file has a variable: SNIPERFACE_STAGE_TO, ...
 TMUX_SOCKET = "SNIPERFACE_TMUX_SOCKET"
@@ -201,10 +203,14 @@ def read_yaml(path: Path, where: str) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    text = ""
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise WrongUse(f"{where} cannot be read: {str(error).splitlines()[0]}") from error
+        text = read_text(path)
+        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
+    except (OmegaConfBaseException, YAMLError, NotText, OSError) as error:
+        quoted = re.search(r'"[A-Za-z]:\\', text)
+        hint = ": write a Windows path without quotes, or with / for each \\" if quoted else ""
+        raise WrongUse(f"{where} cannot be read: {str(error).splitlines()[0]}{hint}") from error
     if not isinstance(values, dict):
         raise WrongUse(f"{where} must hold keys and values, such as provider: local")
     return {str(key): value for key, value in values.items()}

@@ -37,7 +37,7 @@ LAPTOP = [
     "deploy.settings deploy.phases",
     "deploy.machine",
     "deploy.border",
-    "deploy.errors",
+    "deploy.errors deploy.text",
     "deploy.pod",
 ]
 MACHINE = [

@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from deploy.pod.folder import replace
+
 GIT_LIMIT_S = 300
 NEW_FORMAT, NEW_LENGTH = "sha256", 64  # of ids; git made only SHA-1 ones, of 40 letters, for a long time
 KNOWN_COMMITS = 50  # the newest are enough to find one that the laptop has, too
@@ -54,7 +56,7 @@ def place_snapshot(shelf: str, snapshot: str, kind: str, data: bytes) -> None:
                 _extract(archive, made)
         # Somebody else may have put the very same snapshot there meanwhile: theirs is as good.
         with contextlib.suppress(OSError):
-            os.rename(made, folder / snapshot)
+            replace(made, folder / snapshot)
     if not (folder / snapshot).is_dir():
         raise SnapshotFailed(None, f"the code could not be placed in {folder / snapshot}")
 
@@ -70,7 +72,7 @@ def _from_bundle(shelf: Path, scratch: Path, made: Path, snapshot: str, data: by
         (fresh / "info").mkdir(exist_ok=True)
         (fresh / "info" / "attributes").write_text("* -filter\n", encoding="ascii")
         with contextlib.suppress(OSError):
-            os.rename(fresh, repository)
+            replace(fresh, repository)
     if data:
         (scratch / "bundle").write_bytes(data)
         _git(repository, "fetch", "--quiet", "--no-tags", str(scratch / "bundle"), "+refs/snapshots/*:refs/snapshots/*")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deploy.errors import NoAccount, WrongUse
+from deploy.text import read_text
 
 VARIABLE = "RUNPOD_API_KEY"
 FILE = Path("~/.runpod/config.toml")  # `runpod config` writes it: [default] api_key = "..."
@@ -52,7 +53,7 @@ def _of_file(path: Path) -> str:
 
     values: dict[str, object] | None = None
     try:
-        values = tomli.loads(path.read_text(encoding="utf-8-sig"))
+        values = tomli.loads(read_text(path))
     except FileNotFoundError:
         return ""
     except OSError as error:
