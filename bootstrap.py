@@ -18,7 +18,7 @@ import sysconfig
 NEEDS: str = "Sniperface needs Python 3.10 to 3.14"  # Python 2 stops at this line, and shows it
 
 
-def why_not(version: tuple, platform: str, is_64_bit: bool) -> str:
+def why_not(version: "tuple[int, ...]", platform: str, is_64_bit: bool) -> str:
     """One sentence why this Python cannot be used, and what to install; empty where it can.
 
     PyTorch and others publish packages for some Pythons only; for another one pip fails after minutes.
@@ -39,8 +39,8 @@ def why_not(version: tuple, platform: str, is_64_bit: bool) -> str:
     return ""
 
 
-if why_not(sys.version_info, sysconfig.get_platform(), sys.maxsize > 2**32):
-    sys.exit(why_not(sys.version_info, sysconfig.get_platform(), sys.maxsize > 2**32))
+if why_not(sys.version_info[:3], sysconfig.get_platform(), sys.maxsize > 2**32):
+    sys.exit(why_not(sys.version_info[:3], sysconfig.get_platform(), sys.maxsize > 2**32))
 
 import codecs
 import contextlib

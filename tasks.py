@@ -127,6 +127,7 @@ def deploy(
         **PACK,
         **NODES,
         "set": "key=value of the configuration, such as --set train.epochs=5; may be given again and again",
+        "env": "KEY=VALUE, a variable of the job's environment; may be given again and again; no secrets",
         "queue": "where another run is on the machine, wait there for its end, on the warm data",
         "detach": "do not follow the job",
         "yes": "agree to what it costs without being asked",
@@ -134,7 +135,7 @@ def deploy(
         "dry-run": "print the plan and end, having touched nothing",
         **JSON,
     },
-    iterable=["set_"],
+    iterable=["set_", "env"],
 )
 def train(
     _: Context,
@@ -148,6 +149,7 @@ def train(
     pack: str | None = None,
     nodes: str | None = None,
     set_: list[str] | None = None,
+    env: list[str] | None = None,
     queue: bool = False,
     detach: bool = False,
     keep: bool = False,
@@ -171,6 +173,7 @@ def train(
             pack=pack,
             nodes=nodes,
             overrides=set_ or (),
+            env=env or (),
             queue=queue,
         )
         screen.document(launch.train(PROJECT, request, screen, detach=detach, dry_run=dry_run, keep=keep, yes=yes))
@@ -185,6 +188,26 @@ def attach(_: Context, on: str = "local", run: str | None = None, write: bool = 
         code = looking.attach(PROJECT, on, run, write=write)
     if code:
         raise Exit(code=code)
+
+
+@task(help={**ON, **RUN})
+def ssh(_: Context, on: str = "local", run: str | None = None) -> None:
+    """Open a shell on the machine of a run, in its folder."""
+    from deploy import entering
+
+    with _telling():
+        code = entering.ssh(PROJECT, on, run)
+    if code:
+        raise Exit(code=code)
+
+
+@task(name="ssh-config", help={**ON, **RUN, **JSON})
+def ssh_config(_: Context, on: str = "local", run: str | None = None, json: bool = False) -> None:
+    """Write an entry for ~/.ssh/config: `ssh sniperface-RUN`, rsync, scp and VS Code then reach the machine."""
+    from deploy import entering
+
+    with _telling(json) as screen:
+        screen.document(entering.ssh_config(PROJECT, on, run, screen))
 
 
 @task(help={**ON, **RUN, "follow": "go on until the job ends"})

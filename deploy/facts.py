@@ -97,13 +97,14 @@ def _check_nodes(settings: Settings, request: Request) -> None:
 
 def _refuse_secrets(settings: Settings, request: Request) -> None:
     """A command line is seen by everybody on the machine, and a plan is kept."""
+    words = [*(("--set", each) for each in request.overrides), *(("--env", each) for each in request.env)]
     for name, value in guard.named_secrets(settings).items():
-        for override in request.overrides:
-            if len(value) >= SHORTEST and value in override:
-                key = override.partition("=")[0]
+        for flag, word in words:
+            if len(value) >= SHORTEST and value in word:
+                key = word.partition("=")[0]
                 raise WrongUse(
-                    f"--set {key} holds the value of {name}: leave it out, and read {name} from the environment, where "
-                    "each run finds it"
+                    f"{flag} {key} holds the value of {name}: leave it out, and read {name} from the environment, "
+                    "where each run finds it"
                 )
 
 
@@ -323,7 +324,8 @@ def _continue(found: Reached, request: Request, *, from_its_own: bool) -> tuple[
     """The earlier run's own request; a flag that says something else is a contradiction, not a change."""
     record = found.record
     plan = runs.plan_of(found.settings.runs, record)
-    told = {**plan["request"], "overrides": tuple(plan["request"]["overrides"]), "given": frozenset()}
+    lists = {key: tuple(plan["request"].get(key, ())) for key in ("overrides", "env")}
+    told = {**plan["request"], **lists, "given": frozenset()}
     more = {"nodes": request.nodes} if "nodes" in request.given else {}  # it may go on with more machines, or fewer
     earlier = Request(**{**told, "resume": "auto", **more})
     for flag in _contradictions(request, earlier):
@@ -347,6 +349,7 @@ def _contradictions(request: Request, earlier: Request) -> Iterator[str]:
         yield f"--recipe {request.recipe}"
     if "data" in request.given and request.data != earlier.data and not _is_same_file(request.data, earlier.data):
         yield f"--data {request.data}"
+    yield from (f"--env {item}" for item in request.env if item not in earlier.env)
     yield from (f"--set {item}" for item in request.overrides if item not in earlier.overrides)
 
 

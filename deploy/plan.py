@@ -220,7 +220,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
             *_decided(facts, data_path, request.fraction, resume, run_dir),
         ),
         cwd=str(root / "code" / (snapshot or "<snapshot>")),
-        env=_environment(facts, processes),
+        env={**_environment(facts, processes), **dict(each.split("=", 1) for each in request.env)},
         queue=request.queue,
         grace_s=GRACE_S,
         join_s=_join_s(settings),

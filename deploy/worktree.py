@@ -79,8 +79,7 @@ def refuse(project: Path, listed: Listing, large_files: Sequence[str]) -> None:
             f"{name} is a git submodule, and code travels without submodules: put its files into this repository, "
             f"or take it out (git rm --cached {shlex.quote(name)}) and list it in .gitignore"
         )
-    for name in listed.nested:
-        folder = os.fsdecode(name).rstrip("/")
+    for folder in (os.fsdecode(nested).rstrip("/") for nested in listed.nested):
         raise WrongUse(
             f"{folder} holds a git repository of its own, and its files would be missing on the machine: list "
             f"{folder}/ in .gitignore if the run does not need it, or remove {folder}/.git so that its files travel"

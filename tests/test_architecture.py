@@ -20,7 +20,7 @@ PROJECT = Path(__file__).parents[1]
 LAPTOP = [
     "tasks",
     "deploy.watching",
-    "deploy.apps deploy.ending deploy.launch deploy.looking",
+    "deploy.apps deploy.ending deploy.entering deploy.launch deploy.looking",
     "deploy.reaper",
     "deploy.nodes deploy.releasing",
     "deploy.doctor deploy.home deploy.money deploy.ready deploy.saved",
@@ -147,6 +147,8 @@ LAPTOP_TASKS = {
     "ps",
     "push",
     "runs",
+    "ssh",
+    "ssh-config",
     "status",
     "stop",
     "watch",

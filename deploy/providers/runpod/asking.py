@@ -74,8 +74,8 @@ class Asking:
             try:
                 return make(), unclear is not None
             except (TooMany, Unclear) as error:
-                was_asked = isinstance(error, Unclear) and not isinstance(error, Unreachable)
-                unclear = error if was_asked else unclear
+                if isinstance(error, Unclear) and not isinstance(error, Unreachable):
+                    unclear = error
                 impatient = isinstance(error, Unreachable) and unclear is None
                 limit_s = self.limits.unreachable_s if impatient else self.limits.patience_s
                 try:
