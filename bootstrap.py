@@ -60,6 +60,33 @@ PYTHON = BIN / ("python.exe" if WINDOWS else "python")
 STAMP = VENV / "bootstrap.json"  # what is installed, or that an installation has begun
 LOCK = HERE / ".bootstrap.lock"  # outside .venv, which may be cleared while the lock is held
 
+# Words of pip, in lower case, and what helps. The first line that fits counts.
+PIP_ADVICE = [
+    (("no space left", "errno 28", "not enough space"), "the disk is full: make room and try again"),
+    (
+        ("long path", "filename or extension is too long", "file name too long", "errno 36]"),
+        "a path is too long: move this folder to a short one, such as C:\\sniperface, and try again",
+    ),
+    (
+        ("permission denied", "access is denied", "being used by another process", "winerror 32", "winerror 5]"),
+        "a file is in use or may not be written: close the programs that use .venv, or keep OneDrive and the virus "
+        "scanner out of this folder, and try again",
+    ),
+    (
+        ("certificate_verify_failed", "sslerror", "certificate verify failed"),
+        "a certificate is not accepted: is a proxy of your company in between?",
+    ),
+    (
+        ("getaddrinfo", "name resolution", "failed to establish a new connection", "connection refused", "timed out",
+         "max retries exceeded", "network is unreachable", "proxyerror"),
+        "is the network there?",
+    ),
+    (
+        ("no matching distribution", "could not find a version", "is not a supported wheel"),
+        "the package index that pip is set to has no package for this Python and system; Python 3.11 has them all",
+    ),
+    (("failed building wheel", "subprocess-exited-with-error"), "a package has no wheel here; use Python 3.11"),
+]  # fmt: skip
 # Started as `python -m NAME`: the first line of a script in .venv/bin cannot name every folder (quotes).
 MODULES = {"inv": "invoke", "invoke": "invoke", "mypy": "mypy", "pytest": "pytest", "ruff": "ruff"}
 EXTRAS = {"mypy": {"app", "dev"}, "pytest": {"app", "dev"}, "ruff": {"dev"}}  # mypy reads numpy's types
@@ -302,8 +329,17 @@ def pip(arguments: list[str], lock: IO[bytes]) -> bool:
                 say(f"  unpacking {line.count(',') + 1} packages")
     if process.returncode != 0:
         show_end(lines)
-        say(f"pip failed (exit code {process.returncode}), its last lines are above; is the network there?")
+        say(f"pip failed (exit code {process.returncode}), its last lines are above; {why_pip_failed(lines)}")
     return process.returncode == 0
+
+
+def why_pip_failed(lines: list[str]) -> str:
+    """What most likely helps, by pip's own words."""
+    text = "\n".join(lines).lower()
+    for words, advice in PIP_ADVICE:
+        if any(word in text for word in words):
+            return advice
+    return "is the network there?"
 
 
 def run(command: list[str]) -> int:

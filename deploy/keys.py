@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 from pathlib import Path
 
-from deploy.errors import WrongUse
+from deploy.errors import StepFailed, WrongUse
 from deploy.pod import folder
 from deploy.settings import Settings, key_file
 from deploy.shell import LocalShell
@@ -56,10 +57,19 @@ def _make(path: Path) -> None:
 def _for_this_user_only(path: Path) -> None:
     """On Windows a file's rights come from its folder, and ssh.exe refuses a key that others may read."""
     if sys.platform == "win32":
-        import getpass
+        shell = LocalShell()
+        who = sid_of(shell.run(["whoami", "/user", "/fo", "csv", "/nh"], check=False).text)
+        if who is None:
+            raise StepFailed("whoami /user does not tell who you are, so the SSH key cannot be made private")
+        done = shell.run(["icacls", str(path), "/inheritance:r", "/grant:r", f"*{who}:F"], check=False)
+        if not done:
+            raise StepFailed(f"the SSH key {path} cannot be made private by icacls", evidence=done.complaint)
 
-        rights = ["/inheritance:r", "/grant:r", f"{getpass.getuser()}:F"]
-        LocalShell().run(["icacls", str(path), *rights], check=False)
+
+def sid_of(text: str) -> str | None:
+    """The security identifier in the answer of `whoami /user`. A name need not resolve: of a domain, of Entra ID."""
+    found = re.search(r'"(S-1-[0-9-]+)"\s*$', text)
+    return found[1] if found else None
 
 
 def _public_line(path: Path) -> str:

@@ -179,6 +179,8 @@ def load(project: Path, target: str, environment: Mapping[str, str] = os.environ
         values["processes"] = None
     told = {key: _value(where, key, values[key], kind) for key, kind in of_target.items() if key in values}
     its_own = {key: _value(where, key, values[key], kind) for key, kind in of_options.items() if key in values}
+    if "data_centers" in its_own:  # RunPod's own names; the API takes others, and finds no machine
+        its_own["data_centers"] = tuple(name.upper() for name in its_own["data_centers"])
     options = OPTIONS[provider](**its_own)
     _check(where, told, options)
     return Settings(project, Target(name=target, options=options, **told), environment.get(TMUX_SOCKET) or "sniperface")

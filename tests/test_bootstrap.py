@@ -285,6 +285,26 @@ def test_printed_commands_name_the_launcher_that_leads_here(
     assert bootstrap.launcher() == typed.format(here=here, version=version)
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "the disk is full"),
+        ("ERROR: ... [Errno 2] No such file: HINT: This error might have occurred since this system does not have "
+         "Windows Long Path support enabled", "a path is too long"),
+        ("ERROR: [WinError 5] Access is denied: 'C:\\x\\torch.dll'", "a file is in use"),
+        ("ERROR: [WinError 32] The process cannot access it: it is being used by another process", "a file is in use"),
+        ("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]", "a certificate is not accepted"),
+        ("WARNING: Retrying after NewConnectionError('Failed to establish a new connection: [Errno 11001]')\n"
+         "ERROR: No matching distribution found for torch", "is the network there"),
+        ("ERROR: No matching distribution found for torch==2.13.0", "no package for this Python"),
+        ("error: subprocess-exited-with-error", "use Python 3.11"),
+        ("ERROR: something nobody saw", "is the network there"),
+    ],
+)  # fmt: skip
+def test_what_pip_says_becomes_what_helps(bootstrap: ModuleType, line: str, words: str) -> None:
+    assert words in bootstrap.why_pip_failed(["Collecting x", *line.splitlines()])
+
+
 def test_a_targets_file_of_powershell_is_read(
     bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from deploy.errors import NoMachine
 from deploy.providers.runpod import signs
 from deploy.providers.runpod.api import LogLine
+from deploy.settings import load
 from tests.emulators.hosts import HOSTS, PULLING, Host
 from tests.emulators.rig import Rig, of
 
@@ -102,3 +103,16 @@ def test_a_line_of_the_host_is_shown_and_not_obeyed() -> None:
     told = signs.read([line("no space left on device \x1b[2J" + "x" * 9999)])
     assert "\x1b" not in told.fault
     assert len(told.fault) < 400
+
+
+def test_a_data_centre_is_called_as_runpod_calls_it(v2: Rig) -> None:
+    """The API takes another spelling, and finds no machine."""
+    folder = v2.project / "conf" / "deploy"
+    folder.mkdir(parents=True)
+    (folder / "r.yaml").write_text(
+        "provider: runpod\nroot: /w\nimage: me/x:1\ngpus: [NVIDIA A40]\ndata_centers: [eu-ro-1]\n", encoding="utf-8"
+    )
+    assert load(v2.project, "r", {}).target.options.data_centers == ("EU-RO-1",)  # type: ignore[union-attr]
+    with pytest.raises(NoMachine) as caught:
+        v2.acquire(data_centers=("EU-R0-1",))
+    assert caught.value.evidence[0].endswith("no stock, did you mean 'EU-RO-1'?")

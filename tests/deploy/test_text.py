@@ -15,6 +15,7 @@ from deploy.errors import WrongUse
 from deploy.pod import folder
 from deploy.providers.runpod import key
 from deploy.settings import load
+from deploy.shell.host_keys import _lines
 from deploy.text import NotText, read_text
 
 TARGET = "provider: ssh\r\nhost: größe.example.org\r\nroot: /workspace/s\r\n"
@@ -134,3 +135,12 @@ def test_files_are_renamed_by_the_helpers_only() -> None:
         cwd=project, capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     assert told == ["app/files.py", "bootstrap.py", "deploy/pod/folder.py"]
+
+
+def test_known_hosts_of_powershell_are_read(tmp_path: Path) -> None:
+    """As `ssh-keyscan HOST >> known_hosts` writes it there."""
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMxNu1DQHBB3jDdtJPZDMYTg5JTnhAmAg2vRSTvSSHUT"
+    for data in (f"box {key}\r\n".encode(), codecs.BOM_UTF16_LE + f"box {key}\r\n".encode("utf-16-le")):
+        (tmp_path / "known_hosts").write_bytes(data)
+        names = [name for name, _ in _lines(tmp_path / "known_hosts", "box")]
+        assert names == ["box"]

@@ -184,7 +184,7 @@ class Boot:
         lines = self._lines(pod, LOOK_PATIENCE_S)
         heard, told = signs.read(lines), [line.text for line in lines][-5:]
         if heard.fault:
-            raise Unfit(f"its host says: {heard.fault}", told, everywhere=heard.everywhere)
+            raise Unfit(f"its host says: {heard.fault}", everywhere=heard.everywhere)
         bad_start = read(lines).bad_start
         if bad_start:  # it would be one on each machine
             raise NoMachine(f"the container of {pod} did not start well: {bad_start}", evidence=told)
