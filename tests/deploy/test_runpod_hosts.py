@@ -70,6 +70,23 @@ def test_a_running_pod_that_nothing_is_heard_of_is_given_back(v2: Rig) -> None:
     assert 180 <= v2.clock.now() <= 210
 
 
+def test_a_log_that_cannot_be_read_is_no_silence(v2: Rig) -> None:
+    """A key may lack the right to it, or the API be away: an image that takes five minutes is waited for."""
+    v2.emulator.account.runtime_null_s = 300.0
+    v2.emulator.fail("502", "/logs$", times=10**6)
+    sleep = v2.clock.sleep
+
+    def slept(seconds: float) -> None:
+        sleep(seconds)
+        if v2.clock.now() > 290:
+            v2.emulator.faults.clear()
+
+    v2.clock.sleep = slept  # type: ignore[method-assign]
+    v2.acquire()
+    assert v2.creations == 1
+    assert v2.clock.now() >= 300
+
+
 def test_a_pod_in_use_is_not_given_back_for_its_gpu(v2: Rig) -> None:
     """What a new pod must have is no reason to make a second one beside a warm one."""
     first = v2.acquire(gpus=("NVIDIA RTX A4500",))

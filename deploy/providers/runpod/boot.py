@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from deploy.errors import NoMachine
 from deploy.providers.runpod import events, signs
@@ -40,7 +40,7 @@ class _Wait:
     clock: Clock
     began: float
     look_at: float
-    heard: Signs = field(default_factory=Signs)
+    heard: Signs | None = None  # None: the log could not be read yet, so its silence says nothing
     silent_since: float | None = None
     without_address_since: float | None = None
 
@@ -53,7 +53,8 @@ class _Wait:
         runs = pod.status == "RUNNING"
         missing = runs and pod.up_s is not None and not (pod.host and pod.port)
         self.without_address_since = (self.without_address_since or now) if missing else None
-        self.silent_since = (self.silent_since or now) if runs and not self.heard.last else None
+        is_silent = runs and self.heard is not None and not self.heard.last
+        self.silent_since = (self.silent_since or now) if is_silent else None
 
     def is_due(self) -> bool:
         """Whether the log is to be looked into now."""
@@ -68,7 +69,7 @@ class _Wait:
             missing = "its SSH server"
         else:
             missing = "its SSH port" if pod.up_s is not None and pod.status == "RUNNING" else "its container"
-        last = f" ({self.heard.last})" if self.heard.last else ""
+        last = f" ({self.heard.last})" if self.heard and self.heard.last else ""
         return f"{state}: waiting for {missing}, {self.seconds:.0f} s{last}"
 
 
@@ -97,7 +98,7 @@ class Boot:
                 except Gone as error:
                     raise Unfit("it vanished while it started") from error
             if self.asking.api.has_log and wait.is_due():
-                wait.heard = self._heard(pod)
+                wait.heard = self._heard(pod) or wait.heard
             wait.see(pod)
             self._refuse_lost(wait)
             self.asking.say(wait.words(pod))
@@ -150,13 +151,6 @@ class Boot:
         except (Conflict, Forbidden, Gone, Refused):  # no log yet, or none for this key: the pod itself may be well
             return Identity()
 
-    def _lines(self, pod: Pod, patience_s: float) -> list[LogLine]:
-        """For a look only: a log that cannot be had now says nothing."""
-        try:
-            return self.asking.ask(lambda: self._log_of(pod), patience_s, bills=True)
-        except ApiError:
-            return []
-
     def _log_of(self, pod: Pod) -> list[LogLine]:
         # Some earlier: the keys are printed at boot, by a clock that may be another one than the API's.
         since = events.earlier(pod.started, 60) if pod.started else None
@@ -179,9 +173,15 @@ class Boot:
             return False
         return answers_ssh(pod.host, pod.port, self.asking.limits.probe_s)
 
-    def _heard(self, pod: Pod) -> Signs:
-        """What host and container say. Unfit for a fault of the host; NoMachine for one that our image tells."""
-        lines = self._lines(pod, LOOK_PATIENCE_S)
+    def _heard(self, pod: Pod) -> Signs | None:
+        """What host and container say; None where that cannot be read now, or not by this key.
+
+        Raises: Unfit for a fault of the host, NoMachine for one that our image tells.
+        """
+        try:
+            lines = self.asking.ask(lambda: self._log_of(pod), LOOK_PATIENCE_S, bills=True)
+        except ApiError:
+            return None
         heard, told = signs.read(lines), [line.text for line in lines][-5:]
         if heard.fault:
             raise Unfit(f"its host says: {heard.fault}", everywhere=heard.everywhere)
@@ -195,8 +195,7 @@ class Boot:
         now = self.asking.clock.now()
         if wait.without_address_since is not None and now - wait.without_address_since >= NO_ADDRESS_S:
             raise Unfit("its container runs, and its SSH port has no public address")
-        is_silent = self.asking.api.has_log and wait.silent_since is not None
-        if is_silent and now - (wait.silent_since or now) >= SILENT_S:
+        if wait.silent_since is not None and now - wait.silent_since >= SILENT_S:
             raise Unfit("it is RUNNING, and nothing is heard of its container")
 
     def _refuse_unfit(self, pod: Pod, identity: Identity | None = None) -> None:
