@@ -57,13 +57,20 @@ def check(
     `allowed`: names or patterns of files that look like credentials and are meant to travel. `large_files`: names of
     files over 50 MB that are. `secrets`: names and values a run may be given.
     """
+    return _checked(project, allowed, secrets, large_files)[0]
+
+
+def _checked(
+    project: Path, allowed: tuple[str, ...], secrets: Mapping[str, str], large_files: tuple[str, ...]
+) -> tuple[tuple[str, ...], Listing | None]:
+    """Tracked files to warn of, and the names that travel; None where there is no git."""
     if not is_repository(project):
         names = [file.relative_to(project).as_posix() for file in _code_files(project)]
-        return leaks.refuse(leaks.find(project, names, secrets), set(), allowed)
+        return leaks.refuse(leaks.find(project, names, secrets), set(), allowed), None
     listed = worktree.listing(project)
     worktree.refuse(project, listed, large_files)
     found = leaks.find(project, map(os.fsdecode, listed.names), secrets)
-    return leaks.refuse(found, set(map(os.fsdecode, listed.tracked)), allowed)
+    return leaks.refuse(found, set(map(os.fsdecode, listed.tracked)), allowed), listed
 
 
 def prove(project: Path) -> None:
@@ -85,11 +92,11 @@ def place(
     Only what the machine lacks is sent: a bundle upon the newest snapshot that both sides have. `large_files`,
     `allowed` and `secrets` are those of `check`.
     """
-    check(project, allowed, secrets or {}, large_files)
+    _, listed = _checked(project, allowed, secrets or {}, large_files)
     shelf = str(root / "code")
-    if is_repository(project):
+    if listed:
         snapshots = Snapshots(project)
-        tree = snapshots.take()
+        tree = snapshots.take(listed)
         is_there, commits = _state(shell, shelf, tree)
         if not is_there:
             _send(shell, shelf, tree, "bundle", snapshots.bundle(tree, commits))

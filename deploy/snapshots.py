@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,16 +48,18 @@ class Snapshots:
         (self.store / "objects" / "info").mkdir(exist_ok=True)
         (self.store / "objects" / "info" / "alternates").write_bytes(_alternate(users))
 
-    def take(self) -> str:
-        """The id of the working tree as it is now.
+    def take(self, listed: Listing | None = None) -> str:
+        """The id of the working tree as it is now. `listed`: its names, where they were just asked for.
 
         Raises: WrongUse for files that git would send with another content than the disk has.
         """
         different: dict[str, str] = {}
-        for _ in range(TRIES):
-            listed = worktree.listing(self.project)
-            options = [*FOR_SNAPSHOTS, *worktree.without_filters(self.project, listed.names)]
-            tree = self._write(listed, options)
+        for attempt in range(TRIES):
+            listed = listed if listed and not attempt else worktree.listing(self.project)
+            without = worktree.without_filters(self.project, listed.names)
+            options = [*FOR_SNAPSHOTS, *without]
+            # The user's own index spares reading what has not changed. Where it deceives, the comparison shows it.
+            tree = self._write(listed, options, fresh=bool(attempt or listed.hidden or without))
             different = self._different(listed, tree, options)
             if not different:
                 return tree
@@ -74,11 +77,14 @@ class Snapshots:
         self._git("update-ref", ref, commit)
         return self._git("bundle", "create", "--quiet", "-", ref, *([f"^{base}"] if base else [])).stdout
 
-    def _write(self, listed: Listing, options: Sequence[str]) -> str:
-        """A tree of the listed files, from an index that knows nothing of them but their names and modes."""
+    def _write(self, listed: Listing, options: Sequence[str], *, fresh: bool) -> str:
+        """A tree of the listed files; `fresh`: from an index that knows nothing of them but their names and modes."""
         with tempfile.TemporaryDirectory(prefix=".making-", dir=self.store) as scratch:
-            index = Path(scratch) / "index"
-            worktree.fresh_index(self.project, listed, index, self.objects)
+            index, users = Path(scratch) / "index", worktree.repository_path(self.project, "index")
+            if users.exists() and not fresh:
+                shutil.copy2(users, index)  # with its own time, by which git knows what is too young to be trusted
+            else:
+                worktree.fresh_index(self.project, listed, index, self.objects)
             own = {**self.objects, "GIT_INDEX_FILE": str(index)}
             update = ("update-index", "--add", "--remove", "--replace", "-z", "--stdin")
             git(self.project, *options, *update, env=own, stdin=joined(listed.names))
@@ -100,11 +106,11 @@ class Snapshots:
             different |= {name: reason} if reason else {}
         return {os.fsdecode(name): different[name] for name in sorted(different)}
 
-    def _reason(self, path: Path, mode: bytes, blob: str, checkout: Sequence[str]) -> str | None:
+    def _reason(self, path: str, mode: bytes, blob: str, checkout: Sequence[str]) -> str | None:
         """Why a file does not arrive as it is here; None where it does, or with the line ends of a text of Linux."""
         try:
-            is_link = path.is_symlink()
-            content = os.fsencode(os.readlink(path)) if is_link else path.read_bytes()
+            is_link = os.path.islink(path)
+            content = os.fsencode(os.readlink(path)) if is_link else Path(path).read_bytes()
         except FileNotFoundError:
             return "changed while it was read"
         if is_link and mode != LINK:

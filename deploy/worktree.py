@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +65,20 @@ def listing(project: Path) -> Listing:
 
 def on_disk(project: Path, name: bytes) -> bool:
     """Whether a file or a symbolic link of this name exists; a folder in its place is not one."""
-    path = path_of(project, name)
-    return path.is_symlink() or (os.path.lexists(path) and not path.is_dir())
+    return file_bytes(project, name) is not None
 
 
-def path_of(project: Path, name: bytes) -> Path:
-    return project / os.fsdecode(name)
+def file_bytes(project: Path, name: bytes) -> int | None:
+    """The size of a file or of a symbolic link itself; None where neither is there."""
+    try:
+        about = os.lstat(path_of(project, name))
+    except OSError:
+        return None
+    return None if stat.S_ISDIR(about.st_mode) else about.st_size
+
+
+def path_of(project: Path, name: bytes) -> str:
+    return os.path.join(project, os.fsdecode(name))
 
 
 def refuse(project: Path, listed: Listing, large_files: Sequence[str]) -> None:
@@ -89,8 +98,8 @@ def refuse(project: Path, listed: Listing, large_files: Sequence[str]) -> None:
 
 def _refuse_large(project: Path, listed: Listing, meant: Sequence[str]) -> None:
     """A forgotten video or archive in the folder would travel with every run."""
-    there = [os.fsdecode(name) for name in listed.names if on_disk(project, name)]
-    sizes = {name: (project / name).lstat().st_size for name in there}
+    told = ((os.fsdecode(name), file_bytes(project, name)) for name in listed.names)
+    sizes = {name: size for name, size in told if size is not None}
     for name, size in sizes.items():
         if size > LARGE_FILE_BYTES and name not in meant:
             raise WrongUse(
