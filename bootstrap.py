@@ -9,18 +9,40 @@ It makes .venv beside this file, installs there what the command needs (the lapt
 on this computer adds torch) and runs the command in the project's folder. A second call installs nothing.
 Deleting .venv is always safe: the next call makes it again.
 
-Standard library only; Windows, macOS and Linux; Python 3.10 or newer.
+Standard library only; Windows, macOS and Linux; Python 3.10 to 3.14, of 64 bits.
 """
 
 import sys
+import sysconfig
 
-NEEDS: str = "Sniperface needs Python 3.10 or newer"  # Python 2 stops at this line, and shows it
-if sys.version_info < (3, 10):  # noqa: UP036 - the user's may be older; what follows is valid syntax since 3.6
-    sys.exit(
-        "{} and this is Python {}.{}.{}: install Python 3.11, from python.org or your system's packages, "
-        "and call bootstrap.py with it.".format(NEEDS, *sys.version_info[:3])
-    )
+NEEDS: str = "Sniperface needs Python 3.10 to 3.14"  # Python 2 stops at this line, and shows it
 
+
+def why_not(version: "tuple[int, ...]", platform: str, is_64_bit: bool) -> str:
+    """One sentence why this Python cannot be used, and what to install; empty where it can.
+
+    PyTorch and others publish packages for some Pythons only; for another one pip fails after minutes.
+    `platform`: as sysconfig.get_platform() has it. Valid syntax since 3.6: the user's Python may be older.
+    """
+    this = "{} and this is Python {}.{}.{}".format(NEEDS, *version[:3])
+    if platform.startswith("win"):
+        how = "install Python 3.11 with: winget install --architecture x64 Python.Python.3.11   then: "
+        how += "py -3.11 bootstrap.py invoke train"
+    else:
+        how = "install Python 3.11, from python.org or your system's packages, and call bootstrap.py with it."
+    if not (3, 10) <= tuple(version[:2]) <= (3, 14):
+        return this + ": " + how
+    if platform == "win-arm64":
+        return this + " for ARM, for which PyTorch's packages do not exist; Windows on ARM runs the one for x64: " + how
+    if not is_64_bit:
+        return this + " of 32 bits, for which PyTorch's packages do not exist: " + how
+    return ""
+
+
+if why_not(sys.version_info[:3], sysconfig.get_platform(), sys.maxsize > 2**32):
+    sys.exit(why_not(sys.version_info[:3], sysconfig.get_platform(), sys.maxsize > 2**32))
+
+import codecs
 import contextlib
 import hashlib
 import json
@@ -38,6 +60,33 @@ PYTHON = BIN / ("python.exe" if WINDOWS else "python")
 STAMP = VENV / "bootstrap.json"  # what is installed, or that an installation has begun
 LOCK = HERE / ".bootstrap.lock"  # outside .venv, which may be cleared while the lock is held
 
+# Words of pip, in lower case, and what helps. The first line that fits counts.
+PIP_ADVICE = [
+    (("no space left", "errno 28", "not enough space"), "the disk is full: make room and try again"),
+    (
+        ("long path", "filename or extension is too long", "file name too long", "errno 36]"),
+        "a path is too long: move this folder to a short one, such as C:\\sniperface, and try again",
+    ),
+    (
+        ("permission denied", "access is denied", "being used by another process", "winerror 32", "winerror 5]"),
+        "a file is in use or may not be written: close the programs that use .venv, or keep OneDrive and the virus "
+        "scanner out of this folder, and try again",
+    ),
+    (
+        ("certificate_verify_failed", "sslerror", "certificate verify failed"),
+        "a certificate is not accepted: is a proxy of your company in between?",
+    ),
+    (
+        ("getaddrinfo", "name resolution", "failed to establish a new connection", "connection refused", "timed out",
+         "max retries exceeded", "network is unreachable", "proxyerror"),
+        "is the network there?",
+    ),
+    (
+        ("no matching distribution", "could not find a version", "is not a supported wheel"),
+        "the package index that pip is set to has no package for this Python and system; Python 3.11 has them all",
+    ),
+    (("failed building wheel", "subprocess-exited-with-error"), "a package has no wheel here; use Python 3.11"),
+]  # fmt: skip
 # Started as `python -m NAME`: the first line of a script in .venv/bin cannot name every folder (quotes).
 MODULES = {"inv": "invoke", "invoke": "invoke", "mypy": "mypy", "pytest": "pytest", "ruff": "ruff"}
 EXTRAS = {"mypy": {"app", "dev"}, "pytest": {"app", "dev"}, "ruff": {"dev"}}  # mypy reads numpy's types
@@ -101,11 +150,17 @@ def packs(target: str, arguments: list[str]) -> bool:
 def key_of(target: str, key: str) -> str | None:
     """A word that a target's file says. There is no YAML reader here yet."""
     try:
-        text = (HERE / "conf" / "deploy" / f"{target}.yaml").read_text(encoding="utf-8")
+        text = decoded((HERE / "conf" / "deploy" / f"{target}.yaml").read_bytes())
     except OSError:
         return None
     found = re.search(rf"^{key}\s*:\s*[\"']?(\w+)", text, re.MULTILINE)
     return found.group(1) if found else None
+
+
+def decoded(data: bytes) -> str:
+    """A text file as PowerShell or Notepad may have written it. What is no text is told by the command itself."""
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace")
 
 
 def is_ready(extras: set[str]) -> bool:
@@ -122,8 +177,17 @@ def read_stamp() -> dict[str, Any]:
 
 
 def write_stamp(stamp: dict[str, Any]) -> None:
+    import time
+
     new = STAMP.with_suffix(".new")
     new.write_text(json.dumps(stamp), encoding="utf-8")
+    for _ in range(100):  # Windows refuses while a virus scanner reads the file
+        with contextlib.suppress(PermissionError):
+            os.replace(new, STAMP)
+            return
+        if not WINDOWS:
+            break
+        time.sleep(0.05)
     os.replace(new, STAMP)
 
 
@@ -194,11 +258,11 @@ def is_locked_now(lock: IO[bytes]) -> bool:
 
 
 def is_healthy() -> bool:
-    """Whether .venv holds a Python that is new enough and has pip: a half-made or orphaned one does not."""
+    """Whether .venv holds a Python of the right version that has pip: a half-made or orphaned one does not."""
     import subprocess
 
     try:
-        check = [str(PYTHON), "-c", "import pip, sys; sys.exit(sys.version_info < (3, 10))"]
+        check = [str(PYTHON), "-c", "import pip, sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))"]
         return subprocess.run(check, capture_output=True, check=False).returncode == 0
     except OSError:
         return False
@@ -265,8 +329,17 @@ def pip(arguments: list[str], lock: IO[bytes]) -> bool:
                 say(f"  unpacking {line.count(',') + 1} packages")
     if process.returncode != 0:
         show_end(lines)
-        say(f"pip failed (exit code {process.returncode}), its last lines are above; is the network there?")
+        say(f"pip failed (exit code {process.returncode}), its last lines are above; {why_pip_failed(lines)}")
     return process.returncode == 0
+
+
+def why_pip_failed(lines: list[str]) -> str:
+    """What most likely helps, by pip's own words."""
+    text = "\n".join(lines).lower()
+    for words, advice in PIP_ADVICE:
+        if any(word in text for word in words):
+            return advice
+    return "is the network there?"
 
 
 def run(command: list[str]) -> int:
@@ -280,7 +353,7 @@ def run(command: list[str]) -> int:
     else:
         program = shutil.which(name, path=env["PATH"])
         if program is None:
-            say(f"there is no command '{name}' here; what there is: python bootstrap.py invoke --list")
+            say(f"there is no command '{name}' here; what there is: {env['SNIPERFACE_INVOKE']} --list")
             return 2
         command = [program, *command[1:]]
     os.chdir(HERE)
@@ -306,8 +379,34 @@ def environment() -> dict[str, str]:
     env = {key: value for key, value in os.environ.items() if key != "PYTHONHOME"}
     path = os.pathsep.join([str(BIN), env.get("PATH", os.defpath)])
     # What to type before the name of a task: `invoke` tells its user so, who never needs to activate anything.
-    typed = f"{re.sub('[.]exe$', '', Path(sys.executable).name)} bootstrap.py invoke"
+    typed = f"{launcher()} bootstrap.py invoke"
     return {**env, "VIRTUAL_ENV": str(VENV), "PATH": path, "SNIPERFACE_INVOKE": typed}
+
+
+def launcher() -> str:
+    """How this very Python is called from the user's terminal: a name that leads to it, else its path."""
+    import shlex
+    import shutil
+
+    if os.environ.get("UV") and os.environ.get("UV_RUN_RECURSION_DEPTH"):  # which `uv run` sets
+        return "uv run"
+    executable = Path(sys.executable)
+    name = re.sub("[.]exe$", "", executable.name)
+    found = shutil.which(name)
+    with contextlib.suppress(OSError):
+        if found and os.path.samefile(found, executable):
+            return name
+    version = "{}.{}".format(*sys.version_info[:2])
+    if WINDOWS and shutil.which("py") and not is_venv(sys.prefix, sys.base_prefix):
+        return f"py -{version}"
+    if not WINDOWS:
+        return shlex.quote(str(executable))
+    return f'& "{executable}"' if " " in str(executable) else str(executable)  # & is what PowerShell wants
+
+
+def is_venv(prefix: str, base: str) -> bool:
+    """Whether this Python is one of a virtual environment, of which the launcher `py` does not know."""
+    return prefix != base
 
 
 def show_end(lines: list[str]) -> None:

@@ -40,12 +40,17 @@ JSON = {"json": "print one JSON document on stdout; words go to stderr"}
 @contextlib.contextmanager
 def _telling(as_json: bool = False) -> Iterator[Screen]:
     """Our errors end in one message and their exit code, never in a traceback."""
+    from deploy.commands.signals import Ended, ended_in_order
     from deploy.errors import DeployError, StepFailed
     from deploy.ui.screen import Screen
 
     screen = Screen(as_json)
     try:
-        yield screen
+        with ended_in_order():
+            yield screen
+    except Ended as ended:
+        print(ended.words, file=sys.stderr)
+        raise
     except DeployError as error:
         screen.error(error)
         raise Exit(code=error.exit_code) from error
@@ -122,6 +127,7 @@ def deploy(
         **PACK,
         **NODES,
         "set": "key=value of the configuration, such as --set train.epochs=5; may be given again and again",
+        "env": "KEY=VALUE, a variable of the job's environment; may be given again and again; no secrets",
         "queue": "where another run is on the machine, wait there for its end, on the warm data",
         "detach": "do not follow the job",
         "yes": "agree to what it costs without being asked",
@@ -129,7 +135,7 @@ def deploy(
         "dry-run": "print the plan and end, having touched nothing",
         **JSON,
     },
-    iterable=["set_"],
+    iterable=["set_", "env"],
 )
 def train(
     _: Context,
@@ -143,6 +149,7 @@ def train(
     pack: str | None = None,
     nodes: str | None = None,
     set_: list[str] | None = None,
+    env: list[str] | None = None,
     queue: bool = False,
     detach: bool = False,
     keep: bool = False,
@@ -166,6 +173,7 @@ def train(
             pack=pack,
             nodes=nodes,
             overrides=set_ or (),
+            env=env or (),
             queue=queue,
         )
         screen.document(launch.train(PROJECT, request, screen, detach=detach, dry_run=dry_run, keep=keep, yes=yes))
@@ -180,6 +188,26 @@ def attach(_: Context, on: str = "local", run: str | None = None, write: bool = 
         code = looking.attach(PROJECT, on, run, write=write)
     if code:
         raise Exit(code=code)
+
+
+@task(help={**ON, **RUN})
+def ssh(_: Context, on: str = "local", run: str | None = None) -> None:
+    """Open a shell on the machine of a run, in its folder."""
+    from deploy.commands import enter
+
+    with _telling():
+        code = enter.ssh(PROJECT, on, run)
+    if code:
+        raise Exit(code=code)
+
+
+@task(name="ssh-config", help={**ON, **RUN, **JSON})
+def ssh_config(_: Context, on: str = "local", run: str | None = None, json: bool = False) -> None:
+    """Write an entry for ~/.ssh/config: `ssh sniperface-RUN`, rsync, scp and VS Code then reach the machine."""
+    from deploy.commands import enter
+
+    with _telling(json) as screen:
+        screen.document(enter.ssh_config(PROJECT, on, run, screen))
 
 
 @task(help={**ON, **RUN, "follow": "go on until the job ends"})

@@ -7,12 +7,16 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from app.errors import WrongUse
+
+ON_WINDOWS = os.name == "nt"
+RENAME_S = 5.0
 
 
 def claim(file: IO[bytes], size_bytes: int, what: str) -> None:
@@ -81,11 +85,24 @@ def _locked_now(file: IO[bytes]) -> bool:
     return True
 
 
+def replace(temporary: Path, path: Path) -> None:
+    """Rename over `path`. Windows refuses while somebody reads it, so there it is tried for RENAME_S."""
+    until = time.monotonic() + RENAME_S
+    while True:
+        try:
+            os.replace(temporary, path)
+            return
+        except PermissionError:
+            if not ON_WINDOWS or time.monotonic() > until:
+                raise
+            time.sleep(0.02)
+
+
 def settle(temporary: Path, path: Path) -> None:
     """Give a complete file its name; both survive a power cut."""
     with temporary.open("r+b") as file:
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace(temporary, path)
     if hasattr(os, "O_DIRECTORY"):  # the name itself is only safe once its folder is
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

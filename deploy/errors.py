@@ -18,7 +18,6 @@ from deploy.pod.base.addresses import hide
 from deploy.pod.base.redact import Redactor, of_environment
 
 OUR_OWN = "SNIPERFACE_"
-BOOTSTRAP = "python bootstrap.py invoke train"
 
 
 class DeployError(Exception):
@@ -68,6 +67,11 @@ def _secrets() -> list[str]:
     """Of this computer's environment, as their names tell; a path that is there, such as a key's, is none."""
     named = {name: value for name, value in os.environ.items() if not name.startswith(OUR_OWN)}
     return [value for value in of_environment(named) if not os.path.exists(value)]
+
+
+def bootstrap_command() -> str:
+    """What installs the packages for training: bootstrap.py, called as this user calls it."""
+    return f"{os.environ.get('SNIPERFACE_INVOKE') or 'python bootstrap.py invoke'} train"
 
 
 def command(words: str) -> str:

@@ -103,7 +103,7 @@ PRINTS = {
     "deploy/ui/screen.py": "the screen, which shows escapes and does not obey them",
     "deploy/shell/link.py": "the text of the agent, which runs on the machine",
     "deploy/shell/host_keys.py": "a question about a host of the user's own configuration",
-    "tasks.py": "that it was interrupted",
+    "tasks.py": "that it was interrupted, or ended by a signal",
 }
 # Who asks a machine for names, and what becomes of them.
 LISTS = {
@@ -145,6 +145,8 @@ LAPTOP_TASKS = {
     "ps",
     "push",
     "runs",
+    "ssh",
+    "ssh-config",
     "status",
     "stop",
     "watch",

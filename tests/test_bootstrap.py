@@ -212,9 +212,111 @@ def test_an_older_python_can_read_the_file_and_says_one_sentence() -> None:
     done = subprocess.run([sys.executable, "-c", pretend, str(BOOTSTRAP)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert "3.10 or newer" in done.stderr
+    assert "3.10 to 3.14" in done.stderr
     assert "3.9.18" in done.stderr
     assert "install Python 3.11" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "platform", "is_64_bit", "words"),
+    [
+        ((3, 10, 0), "win-amd64", True, []),
+        ((3, 14, 9), "linux-x86_64", True, []),
+        ((3, 12, 1), "linux-aarch64", True, []),
+        ((3, 11, 1), "macosx-14.0-arm64", True, []),
+        ((3, 9, 18), "win-amd64", True, ["3.9.18", "winget install", "py -3.11 bootstrap.py"]),
+        ((3, 15, 0), "win-amd64", True, ["3.15.0", "winget install", "py -3.11 bootstrap.py"]),
+        ((3, 15, 0), "linux-x86_64", True, ["3.15.0", "install Python 3.11"]),
+        ((4, 0, 0), "linux-x86_64", True, ["4.0.0"]),
+        ((3, 11, 4), "win-arm64", True, ["for ARM", "--architecture x64"]),
+        ((3, 11, 4), "win32", False, ["32 bits", "--architecture x64"]),
+        ((3, 11, 4), "linux-i686", False, ["32 bits"]),
+    ],
+)
+def test_a_python_without_packages_is_told_before_anything_is_downloaded(
+    bootstrap: ModuleType, version: tuple[int, ...], platform: str, is_64_bit: bool, words: list[str]
+) -> None:
+    told = bootstrap.why_not(version, platform, is_64_bit)
+    assert bool(told) == bool(words)
+    assert not [word for word in words if word not in told]
+    assert "\n" not in told
+
+
+def test_a_newer_python_stops_before_it_makes_anything(tmp_path: Path) -> None:
+    project = Project(tmp_path / "project", None)
+    pretend = "import runpy, sys; sys.version_info = (3, 15, 0); runpy.run_path(sys.argv[1], run_name='__main__')"
+    argv = [sys.executable, "-c", pretend, str(project.folder / "bootstrap.py"), "invoke", "train"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "this is Python 3.15.0" in done.stderr
+    assert not (project.folder / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("windows", "on_path", "uv", "venv", "typed"),
+    [
+        (False, {"python3": "here"}, False, False, "python3"),
+        (False, {"python3": "other"}, False, False, "'{here}/python3'"),
+        (False, {"python3": "here"}, True, False, "uv run"),
+        (True, {"python3": "here", "py": "py"}, False, False, "python3"),
+        (True, {"python3": "other", "py": "py"}, False, False, "py -{version}"),
+        (True, {"py": "py"}, False, False, "py -{version}"),
+        (True, {"py": "py"}, False, True, '& "{here}/python3"'),
+        (True, {}, False, False, '& "{here}/python3"'),
+    ],
+)
+def test_printed_commands_name_the_launcher_that_leads_here(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: bool, on_path: dict[str, str],
+    uv: bool, venv: bool, typed: str,
+) -> None:  # fmt: skip
+    """`python` may be another one, or on Windows the one that opens the Store."""
+    here, other = tmp_path / "a here", tmp_path / "other"
+    for folder in (here, other):
+        folder.mkdir()
+        (folder / "python3").touch()
+    found = {name: str((here if where == "here" else other) / name) for name, where in on_path.items()}
+    monkeypatch.setattr(bootstrap, "WINDOWS", windows)
+    monkeypatch.setattr(sys, "executable", str(here / "python3"))
+    monkeypatch.setattr(sys, "base_prefix", "/elsewhere" if venv else sys.prefix)
+    monkeypatch.setattr(shutil, "which", lambda name: found.get(name))
+    for name in ("UV", "UV_RUN_RECURSION_DEPTH"):
+        monkeypatch.setenv(name, "1") if uv else monkeypatch.delenv(name, raising=False)
+    version = "{}.{}".format(*sys.version_info[:2])
+    assert bootstrap.launcher() == typed.format(here=here, version=version)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "the disk is full"),
+        ("ERROR: ... [Errno 2] No such file: HINT: This error might have occurred since this system does not have "
+         "Windows Long Path support enabled", "a path is too long"),
+        ("ERROR: [WinError 5] Access is denied: 'C:\\x\\torch.dll'", "a file is in use"),
+        ("ERROR: [WinError 32] The process cannot access it: it is being used by another process", "a file is in use"),
+        ("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]", "a certificate is not accepted"),
+        ("WARNING: Retrying after NewConnectionError('Failed to establish a new connection: [Errno 11001]')\n"
+         "ERROR: No matching distribution found for torch", "is the network there"),
+        ("ERROR: No matching distribution found for torch==2.13.0", "no package for this Python"),
+        ("error: subprocess-exited-with-error", "use Python 3.11"),
+        ("ERROR: something nobody saw", "is the network there"),
+    ],
+)  # fmt: skip
+def test_what_pip_says_becomes_what_helps(bootstrap: ModuleType, line: str, words: str) -> None:
+    assert words in bootstrap.why_pip_failed(["Collecting x", *line.splitlines()])
+
+
+def test_a_targets_file_of_powershell_is_read(
+    bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """UTF-16, and UTF-8 with a mark; one of neither leaves the word to the command."""
+    monkeypatch.setattr(bootstrap, "HERE", tmp_path)
+    (tmp_path / "conf" / "deploy").mkdir(parents=True)
+    file = tmp_path / "conf" / "deploy" / "mine.yaml"
+    for encoding in ("utf-16", "utf-8-sig"):
+        file.write_text("provider: local\r\nroot: größe\r\n", encoding=encoding)
+        assert bootstrap.extras_for(["invoke", "train", "--on", "mine"]) == {"app"}
+    file.write_bytes(b"provider: ssh\xe4\xff\n")
+    assert bootstrap.extras_for(["invoke", "train", "--on", "mine"]) == set()
 
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import sys
 import time
 import zlib
@@ -21,6 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
+from app.files import replace
 
 LONG_S = 60.0  # a pass that is expected to be shorter keeps nothing
 CHECKSUM_BYTES = 4
@@ -116,7 +117,7 @@ def write_chunk(file: Path, z: np.ndarray) -> None:
     temporary = file.with_name(f".{file.name}.part")
     try:
         temporary.write_bytes(content + zlib.crc32(content).to_bytes(CHECKSUM_BYTES, "little"))
-        os.replace(temporary, file)
+        replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
 

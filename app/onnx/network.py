@@ -10,7 +10,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor, nn
 
@@ -60,4 +59,4 @@ def normalisation_of(path: Path) -> tuple[float, float]:
             return mean, std
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    return rules.normalisation(onnx.load(str(path), load_external_data=False))
+    return rules.normalisation_of_file(path)

@@ -186,6 +186,11 @@ def normalisation(model: onnx.ModelProto) -> tuple[float, float]:
     return (0.0, 1.0) if subtracts and multiplies else (127.5, 127.5)
 
 
+def normalisation_of_file(path: Path) -> tuple[float, float]:
+    """As `normalisation`, of a file."""
+    return normalisation(onnx.load(str(path), load_external_data=False))
+
+
 def overlooked(model: onnx.ModelProto) -> str:
     """A warning where a file begins like one that normalises, but with names that the server does not look for."""
     operators = [node.op_type for node in model.graph.node if node.op_type not in ("Constant", "Identity")]

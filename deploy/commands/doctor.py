@@ -7,7 +7,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 
-from deploy.errors import BOOTSTRAP, DeployError, command
+from deploy.errors import DeployError, bootstrap_command, command
 from deploy.runs.session import Reach
 from deploy.shell import LocalShell, Shell
 from deploy.specs.machine import Machine
@@ -87,7 +87,7 @@ def _python(_: Settings) -> Finding:
 def _packages(_: Settings) -> Finding:
     missing = [name for name in APP_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        return Finding("training packages", "problem", f"missing: {', '.join(missing)}", BOOTSTRAP)
+        return Finding("training packages", "problem", f"missing: {', '.join(missing)}", bootstrap_command())
     return Finding("training packages", "ok", "all there")
 
 

@@ -26,6 +26,7 @@ from deploy.steps import resolve as facts
 from deploy.steps import restore as saved
 from deploy.steps.provision import acquired_all, bring_own_files, pack_images, ready_all, refuse_too_much
 from deploy.ui.screen import Screen
+from deploy.workspace import code
 
 FOLLOW_PATIENCE_S = 3600  # a laptop may sleep; the job does not need it
 
@@ -45,6 +46,7 @@ def deploy(
             pack_images(at.settings, checked, screen)
             looked_up = facts.gather(at, checked)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
+            code.prove(project)
             watch = Stopwatch()
             with acquired_all(at, plan, screen, watch) as machines:
                 made = ready_all(at, machines, checked, looked_up, screen, watch, trains=False)[0]
@@ -87,6 +89,7 @@ def train(
             note(plan.run_id)
             screen.plan(plan)
             refuse_too_much(plan, looked_up)
+            code.prove(project)  # refused here, it leaves no failed run behind
             _agree(plan, at.settings.target.confirm_usd, screen, yes=yes)
             pack_images(at.settings, checked, screen)
             record, since = _start(at, plan, checked, looked_up, screen, keep=keep)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 from pathlib import Path
 
-from deploy.errors import WrongUse
+from deploy.border.text import NotText, read_text
+from deploy.errors import StepFailed, WrongUse
+from deploy.pod.base import folder
 from deploy.shell import LocalShell
 from deploy.specs.settings import Settings, key_file
 
@@ -47,25 +50,34 @@ def _make(path: Path) -> None:
         pass
     except OSError:  # a disk without hard links
         if not path.exists():
-            os.replace(part, path)
+            folder.replace(part, path)
     part.unlink(missing_ok=True)
 
 
 def _for_this_user_only(path: Path) -> None:
     """On Windows a file's rights come from its folder, and ssh.exe refuses a key that others may read."""
     if sys.platform == "win32":
-        import getpass
+        shell = LocalShell()
+        who = sid_of(shell.run(["whoami", "/user", "/fo", "csv", "/nh"], check=False).text)
+        if who is None:
+            raise StepFailed("whoami /user does not tell who you are, so the SSH key cannot be made private")
+        done = shell.run(["icacls", str(path), "/inheritance:r", "/grant:r", f"*{who}:F"], check=False)
+        if not done:
+            raise StepFailed(f"the SSH key {path} cannot be made private by icacls", evidence=done.complaint)
 
-        rights = ["/inheritance:r", "/grant:r", f"{getpass.getuser()}:F"]
-        LocalShell().run(["icacls", str(path), *rights], check=False)
+
+def sid_of(text: str) -> str | None:
+    """The security identifier in the answer of `whoami /user`. A name need not resolve: of a domain, of Entra ID."""
+    found = re.search(r'"(S-1-[0-9-]+)"\s*$', text)
+    return found[1] if found else None
 
 
 def _public_line(path: Path) -> str:
     """From the .pub file beside the key, which a key with a passphrase needs, else from the key itself."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        beside = path.with_name(f"{path.name}.pub").read_text(encoding="utf-8").strip()
+    with contextlib.suppress(OSError, NotText):
+        beside = read_text(path.with_name(f"{path.name}.pub")).strip()
         if beside:
             return beside
     try:

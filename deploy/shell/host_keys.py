@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy import border
+from deploy.border.text import NotText, read_text
 from deploy.errors import StepFailed, WrongUse
 from deploy.pod.base import folder
 from deploy.specs.machine import Address, Machine
@@ -142,6 +143,14 @@ def _users_file() -> Path:
     return Path.home() / ".ssh" / "known_hosts"
 
 
+def _text(file: Path) -> str:
+    """A known_hosts file, also one of `ssh-keyscan … >` of PowerShell. A line that is no text names no key."""
+    try:
+        return read_text(file)
+    except NotText:
+        return file.read_text(encoding="utf-8", errors="replace")
+
+
 def _lines(file: Path, *names: str) -> list[tuple[str, PKey]]:
     """The (name, key) pairs of a known_hosts file, of these hosts or of all; a bad line does not hide the others."""
     return [(name, key) for name, key in _every_line(file) if not names or any(_is(name, each) for each in names)]
@@ -150,7 +159,7 @@ def _lines(file: Path, *names: str) -> list[tuple[str, PKey]]:
 def _every_line(file: Path) -> Iterator[tuple[str, PKey]]:
     if not file.is_file():
         return
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in _text(file).splitlines():
         words = line.split()
         if len(words) >= 3 and not words[0].startswith(("#", "@")):
             key = _parse(words[1:3])

@@ -12,8 +12,10 @@ from deploy.errors import NoMachine, StepFailed
 from deploy.shell import native
 from deploy.shell.base import Shell
 from deploy.shell.connect import ChannelStream, broken, connect, disconnect
+from deploy.shell.entry import entry_of
 from deploy.shell.host_keys import HostKeys
 from deploy.shell.link import Link, LinkLost, MachineGone, Misbehaves, NoAnswer, Pending
+from deploy.shell.ssh_config import way_to
 from deploy.specs.machine import Machine
 
 if TYPE_CHECKING:
@@ -90,6 +92,14 @@ class SshShell(Shell):
         with self._connecting:
             user = str(self.connection().user)
             return native.write_config(self.machine, self._host_keys(), user)
+
+    def entry(self, alias: str) -> str:
+        """Lines for ~/.ssh/config, by which the system's ssh reaches this machine as `alias`."""
+        self.config()  # so that its host key is checked, and written down
+        address, keys = self.machine.address, self._host_keys()
+        assert address is not None
+        way = way_to(address.host, address.user, address.port)
+        return entry_of(alias, way, address, keys.alias, keys.seen)
 
     def connection(self) -> Connection:
         """The open Fabric connection; made when there is none."""

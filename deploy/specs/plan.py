@@ -37,6 +37,7 @@ class CodeFacts:
     tree: str | None
     untracked: tuple[str, ...] = ()  # files that travel although git does not track them
     suspicious: tuple[str, ...] = ()  # tracked files that look like credentials
+    left_out: tuple[str, ...] = ()  # what a user may expect to travel, and does not
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
             *_decided(facts, data_path, request.fraction, resume, run_dir),
         ),
         cwd=str(root / "code" / (snapshot or "<snapshot>")),
-        env=_environment(facts, processes),
+        env={**_environment(facts, processes), **dict(each.split("=", 1) for each in request.env)},
         queue=request.queue,
         grace_s=GRACE_S,
         join_s=_join_s(settings),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deploy.errors import WrongUse
+from deploy.pod.base.redact import SECRET_NAME
 from deploy.specs.settings import pack_kind
 
 TRYOUT = "experiment=tryout"
@@ -23,6 +24,7 @@ KEYS_WITH_FLAGS = {
     "recipe": "recipe",
 }
 KEYS_DECIDED_HERE = ("run.dir", "run.commit")
+ENV_DECIDED_HERE = ("PATH", "PYTHONUTF8", "PYTHONIOENCODING", "PYTHONUNBUFFERED", "RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Request:
     data: str | None = None
     labels: str | None = None
     overrides: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()  # variables of the job, each as KEY=VALUE
     pack: str = "none"  # how images of the laptop travel
     nodes: int | None = None  # machines for this run; None: what the target says
     queue: bool = False  # wait for the machine's turn, where another run is on it
@@ -55,6 +58,7 @@ def parse_request(
     pack: str | None = None,
     nodes: str | None = None,
     overrides: Sequence[str] = (),
+    env: Sequence[str] = (),
     queue: bool = False,
 ) -> Request:
     """Flags to a checked Request. A flag and a --set that say two things about one value are refused."""
@@ -87,6 +91,7 @@ def parse_request(
         data=values.get("data"),
         labels=values.get("labels"),
         overrides=tuple(others),
+        env=parse_env(env),
         pack=pack_kind(values.get("pack", "none"), "--pack"),
         nodes=None if nodes is None else parse_nodes(nodes),
         queue=queue,
@@ -102,6 +107,29 @@ def parse_fraction(text: str) -> float:
     if not 0 < fraction <= 1:
         raise WrongUse(f"--fraction {text} is not a share of the data: give a number above 0 and up to 1, such as 0.01")
     return fraction
+
+
+def parse_env(assignments: Sequence[str]) -> tuple[str, ...]:
+    """Variables as KEY=VALUE, each name once; of two values the last one counts.
+
+    Raises: WrongUse for what is no name, decided by the launcher, or secret by its name.
+    """
+    found: dict[str, str] = {}
+    for each in assignments:
+        name, equals, value = each.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise WrongUse(f"--env {each} is no variable: write --env KEY=VALUE, such as --env NCCL_DEBUG=INFO")
+        if name.startswith(("SNIPERFACE_", "CUDA_VISIBLE_")) or name in ENV_DECIDED_HERE:
+            raise WrongUse(f"--env {name} is decided by the launcher: leave it out")
+        if SECRET_NAME.search(name):
+            raise WrongUse(
+                f"--env {name} is a secret by its name, and a plan is kept: name it in the target's file instead, "
+                f"secrets: [{name}], and its value is taken from this computer's environment"
+            )
+        if "\0" in value:
+            raise WrongUse(f"--env {name} has a zero byte, which no variable can hold")
+        found[name] = value
+    return tuple(f"{name}={value}" for name, value in found.items())
 
 
 def parse_nodes(text: str) -> int:

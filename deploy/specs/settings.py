@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import types
@@ -11,6 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from deploy.border.text import NotText, read_text
 from deploy.errors import WrongUse, unknown
 
 ENVIRONMENT_PREFIX = "SNIPERFACE_"  # each key of a target's file has a variable: SNIPERFACE_STAGE_TO, ...
@@ -177,6 +179,8 @@ def load(project: Path, target: str, environment: Mapping[str, str] = os.environ
         values["processes"] = None
     told = {key: _value(where, key, values[key], kind) for key, kind in of_target.items() if key in values}
     its_own = {key: _value(where, key, values[key], kind) for key, kind in of_options.items() if key in values}
+    if "data_centers" in its_own:  # RunPod's own names; the API takes others, and finds no machine
+        its_own["data_centers"] = tuple(name.upper() for name in its_own["data_centers"])
     options = OPTIONS[provider](**its_own)
     _check(where, told, options)
     return Settings(project, Target(name=target, options=options, **told), environment.get(TMUX_SOCKET) or "sniperface")
@@ -201,10 +205,14 @@ def read_yaml(path: Path, where: str) -> dict[str, Any]:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    text = ""
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise WrongUse(f"{where} cannot be read: {str(error).splitlines()[0]}") from error
+        text = read_text(path)
+        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
+    except (OmegaConfBaseException, YAMLError, NotText, OSError) as error:
+        quoted = re.search(r'"[A-Za-z]:\\', text)
+        hint = ": write a Windows path without quotes, or with / for each \\" if quoted else ""
+        raise WrongUse(f"{where} cannot be read: {str(error).splitlines()[0]}{hint}") from error
     if not isinstance(values, dict):
         raise WrongUse(f"{where} must hold keys and values, such as provider: local")
     return {str(key): value for key, value in values.items()}

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path, PurePath
 from typing import Any
 
-from deploy.errors import BOOTSTRAP, DeployError, StepFailed, WrongUse
+from deploy.errors import DeployError, StepFailed, WrongUse, bootstrap_command
 from deploy.pod.base.addresses import shown
 from deploy.pod.base.folder import read_json
 from deploy.pod.base.redact import SHORTEST
@@ -104,19 +104,23 @@ def _check_nodes(settings: Settings, request: Request) -> None:
 
 def _refuse_secrets(settings: Settings, request: Request) -> None:
     """A command line is seen by everybody on the machine, and a plan is kept."""
+    words = [*(("--set", each) for each in request.overrides), *(("--env", each) for each in request.env)]
     for name, value in guard.named_secrets(settings).items():
-        for override in request.overrides:
-            if len(value) >= SHORTEST and value in override:
-                key = override.partition("=")[0]
+        for flag, word in words:
+            if len(value) >= SHORTEST and value in word:
+                key = word.partition("=")[0]
                 raise WrongUse(
-                    f"--set {key} holds the value of {name}: leave it out, and read {name} from the environment, where "
-                    "each run finds it"
+                    f"{flag} {key} holds the value of {name}: leave it out, and read {name} from the environment, "
+                    "where each run finds it"
                 )
 
 
 def check_code(settings: Settings) -> tuple[str, ...]:
-    """Refuse code that holds credentials; returns tracked files to warn of, of which a rented machine gets none."""
-    suspicious = code.check(settings.project, settings.target.allow_files, guard.named_secrets(settings))
+    """Refuse code that holds credentials or cannot travel whole; returns tracked files to warn of, of which a rented
+    machine gets none."""
+    about = settings.target
+    secrets = guard.named_secrets(settings)
+    suspicious = code.check(settings.project, about.allow_files, secrets, about.large_files)
     if suspicious and settings.is_rented:
         raise WrongUse(
             f"{suspicious[0]} looks like a credential and would travel to a rented machine: remove it from the "
@@ -318,7 +322,7 @@ def app(project: Path, module: str, argv: Sequence[str]) -> str:
         raise StepFailed(
             f"python -m {module} failed with exit code {result.exit_code}",
             evidence=result.complaint,
-            next_command=BOOTSTRAP if missing else None,
+            next_command=bootstrap_command() if missing else None,
         )
     return result.text
 
@@ -327,7 +331,8 @@ def _continue(found: Reached, request: Request, *, from_its_own: bool) -> tuple[
     """The earlier run's own request; a flag that says something else is a contradiction, not a change."""
     record = found.record
     plan = runs.plan_of(found.settings.runs, record)
-    told = {**plan["request"], "overrides": tuple(plan["request"]["overrides"]), "given": frozenset()}
+    lists = {key: tuple(plan["request"].get(key, ())) for key in ("overrides", "env")}
+    told = {**plan["request"], **lists, "given": frozenset()}
     more = {"nodes": request.nodes} if "nodes" in request.given else {}  # it may go on with more machines, or fewer
     earlier = Request(**{**told, "resume": "auto", **more})
     for flag in _contradictions(request, earlier):
@@ -351,6 +356,7 @@ def _contradictions(request: Request, earlier: Request) -> Iterator[str]:
         yield f"--recipe {request.recipe}"
     if "data" in request.given and request.data != earlier.data and not _is_same_file(request.data, earlier.data):
         yield f"--data {request.data}"
+    yield from (f"--env {item}" for item in request.env if item not in earlier.env)
     yield from (f"--set {item}" for item in request.overrides if item not in earlier.overrides)
 
 

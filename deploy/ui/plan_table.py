@@ -40,8 +40,11 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _travelling(code: CodeFacts) -> list[tuple[str, str]]:
-    """Files that the user may not expect to leave this computer."""
+    """Files that the user may not expect to leave this computer, or to stay on it."""
     rows = []
+    if code.left_out:
+        reason = "a sparse checkout without them" if code.kind == "git" else "no git repository"
+        rows.append(("left out", f"{len(code.left_out)} files or folders ({reason}): {_some(code.left_out)}"))
     if code.untracked:
         rows.append(
             ("untracked", f"{len(code.untracked)} files travel that git does not track: {_some(code.untracked)}")

@@ -19,7 +19,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from deploy import border
-from deploy.errors import StepFailed, WrongUse
+from deploy.errors import StepFailed, WrongUse, bootstrap_command
 from deploy.pod.base.folder import read_json
 from deploy.shell import LocalShell, Shell
 from deploy.shell.transfer import Piece, Progress, send_pieces
@@ -35,7 +35,7 @@ def check_possible(kind: str) -> None:
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise WrongUse(
-            f"--pack {kind} needs {' and '.join(missing)}, not installed here: `python bootstrap.py invoke …` installs "
+            f"--pack {kind} needs {' and '.join(missing)}, not installed here: `{bootstrap_command()} …` installs "
             "what a command with --pack needs"
         )
 

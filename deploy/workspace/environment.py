@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePath
 
-from deploy.errors import BOOTSTRAP, StepFailed
+from deploy.errors import StepFailed, bootstrap_command
 from deploy.shell import Shell
 from deploy.specs.machine import Machine
 
@@ -38,7 +38,11 @@ def ensure(machine: Machine, shell: Shell, project: Path, code: PurePath, say: C
         return
     ask = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)"
     if not shell.run([machine.python, "-c", ask], cwd=code, check=False, again=True):
-        fix = BOOTSTRAP if machine.is_here else "set python: auto in the target's file, and it is made by itself"
+        fix = (
+            bootstrap_command()
+            if machine.is_here
+            else "set python: auto in the target's file, and it is made by itself"
+        )
         raise StepFailed(f"torch is not installed for {machine.python}", next_command=fix)
 
 

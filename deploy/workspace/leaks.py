@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from fnmatch import fnmatch, translate
 from pathlib import Path, PurePosixPath
 
 from deploy.errors import WrongUse
@@ -57,6 +57,7 @@ CONTENTS: tuple[tuple[str, tuple[bytes, ...], bytes], ...] = (
     ("a W&B API key", (b"wandb.ai",), rb"wandb\.ai\s[^\n]*?\n?\s*password\s+[0-9a-f]{40}\b"),
     ("a W&B API key", (b"WANDB_API_KEY",), rb"WANDB_API_KEY[\"']?\s*[=:]\s*[\"']?[0-9a-f]{40}\b"),
 )
+NAME = re.compile("|".join(map(translate, NAMES)))  # of a file, in lower case
 PATTERNS = [(what, words, re.compile(pattern)) for what, words, pattern in CONTENTS]
 
 
@@ -93,7 +94,7 @@ def judge(name: str, content: bytes, secrets: Mapping[str, str]) -> Leak | None:
         if any(word in content for word in words) and pattern.search(content):
             return Leak(name, f"holds {what}")
     base = PurePosixPath(name).name.lower()
-    if base not in HARMLESS and any(fnmatch(base, pattern) for pattern in NAMES):
+    if base not in HARMLESS and NAME.match(base):
         return Leak(name, "has the name of a file with credentials")
     return None
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from app.data.dataset import IMAGE_SHAPE
 from app.data.sources.source import Source
 from app.errors import WrongUse
-from app.files import claim, settle
+from app.files import claim, replace, settle
 
 ROW_BYTES = int(np.prod(IMAGE_SHAPE))
 PIECE_ROWS = 256  # decoded at a time: what a process holds in memory, whatever the size of a block
@@ -156,7 +156,7 @@ class Unfinished:
         """The blocks that an earlier call left, each read again and found right, in a file whose room is claimed."""
         noted = self._noted()
         if noted and self.out.exists() and not self.path.exists():
-            os.replace(self.out, self.path)  # whole, but the call ended before it said so
+            replace(self.out, self.path)  # whole, but the call ended before it said so
         if not noted or not self.path.exists():
             self.forget()
         self._claim()

@@ -1,6 +1,6 @@
 """Code snapshots on a machine: a bare repository that takes bundles, and a folder for each snapshot, never changed.
 
-<shelf>/repository.git     every snapshot as a commit under refs/snapshots/<id>
+<shelf>/repository.git     every snapshot as a commit under refs/snapshots/<id>; repository-sha256.git for such ids
 <shelf>/<id>/              its files; running jobs read them, so nothing is ever checked out over them
 """
 
@@ -16,7 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from deploy.pod.base.folder import replace
+
 GIT_LIMIT_S = 300
+NEW_FORMAT, NEW_LENGTH = "sha256", 64  # of ids; git made only SHA-1 ones, of 40 letters, for a long time
 KNOWN_COMMITS = 50  # the newest are enough to find one that the laptop has, too
 
 
@@ -29,10 +32,11 @@ def snapshot_state(shelf: str, snapshot: str) -> dict[str, Any]:
     folder = Path(shelf)
     if (folder / snapshot).is_dir():
         return {"there": True, "commits": []}
-    if not (folder / "repository.git").is_dir():
+    repository = _repository(folder, snapshot)
+    if not repository.is_dir():
         return {"there": False, "commits": []}
     listing = _git(
-        folder, "for-each-ref", "--sort=-creatordate", f"--count={KNOWN_COMMITS}", "--format=%(objectname)",
+        repository, "for-each-ref", "--sort=-creatordate", f"--count={KNOWN_COMMITS}", "--format=%(objectname)",
         "refs/snapshots",
     )  # fmt: skip
     return {"there": False, "commits": listing.split()}
@@ -52,23 +56,34 @@ def place_snapshot(shelf: str, snapshot: str, kind: str, data: bytes) -> None:
                 _extract(archive, made)
         # Somebody else may have put the very same snapshot there meanwhile: theirs is as good.
         with contextlib.suppress(OSError):
-            os.rename(made, folder / snapshot)
+            replace(made, folder / snapshot)
     if not (folder / snapshot).is_dir():
         raise SnapshotFailed(None, f"the code could not be placed in {folder / snapshot}")
 
 
 def _from_bundle(shelf: Path, scratch: Path, made: Path, snapshot: str, data: bytes) -> None:
-    if not (shelf / "repository.git").is_dir():
+    repository = _repository(shelf, snapshot)
+    if not repository.is_dir():
         # Made under another name first: two laptops may come at once, and half a repository is none.
-        _git(scratch, "init", "--quiet", "--bare", str(scratch / "repository.git"), inside=False)
+        fresh = scratch / "repository.git"
+        hashed = [f"--object-format={NEW_FORMAT}"] if len(snapshot) == NEW_LENGTH else []
+        _git(None, "init", "--quiet", "--bare", *hashed, str(fresh), cwd=scratch)
+        # The files travel as they are: a filter that this machine knows (Git LFS) would look for a server.
+        (fresh / "info").mkdir(exist_ok=True)
+        (fresh / "info" / "attributes").write_text("* -filter\n", encoding="ascii")
         with contextlib.suppress(OSError):
-            os.rename(scratch / "repository.git", shelf / "repository.git")
+            replace(fresh, repository)
     if data:
         (scratch / "bundle").write_bytes(data)
-        _git(shelf, "fetch", "--quiet", "--no-tags", str(scratch / "bundle"), "+refs/snapshots/*:refs/snapshots/*")
+        _git(repository, "fetch", "--quiet", "--no-tags", str(scratch / "bundle"), "+refs/snapshots/*:refs/snapshots/*")
     own = {"GIT_INDEX_FILE": str(scratch / "index")}
-    _git(shelf, "read-tree", f"refs/snapshots/{snapshot}^{{tree}}", env=own)
-    _git(shelf, f"--work-tree={made}", "checkout-index", "--all", "--force", env=own, cwd=made)
+    _git(repository, "read-tree", f"refs/snapshots/{snapshot}^{{tree}}", env=own)
+    _git(repository, f"--work-tree={made}", "checkout-index", "--all", "--force", env=own, cwd=made)
+
+
+def _repository(shelf: Path, snapshot: str) -> Path:
+    """A repository has ids of one length, those of the laptop's repository."""
+    return shelf / (f"repository-{NEW_FORMAT}.git" if len(snapshot) == NEW_LENGTH else "repository.git")
 
 
 def _extract(archive: tarfile.TarFile, folder: Path) -> None:
@@ -83,15 +98,13 @@ def _extract(archive: tarfile.TarFile, folder: Path) -> None:
                 shutil.copyfileobj(source, file)
 
 
-def _git(
-    shelf: Path, *argv: str, env: dict[str, str] | None = None, inside: bool = True, cwd: Path | None = None
-) -> str:
+def _git(repository: Path | None, *argv: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    where = [f"--git-dir={shelf / 'repository.git'}"] if inside else []
+    where = [f"--git-dir={repository}"] if repository else []
     try:
         done = subprocess.run(
             ["git", *where, *argv],
-            cwd=cwd or shelf,
+            cwd=cwd or repository,
             env={**clean, "LC_ALL": "C", **(env or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -100,6 +113,11 @@ def _git(
         )
     except FileNotFoundError as error:
         raise SnapshotFailed(None, "git is not installed on the machine: apt-get install git there") from error
+    except PermissionError as error:
+        git = shutil.which("git", os.F_OK) or "git"
+        raise SnapshotFailed(
+            None, f"{git} on the machine may not be executed by this user ({error.strerror}): chmod a+rx {git} there"
+        ) from error
     if done.returncode != 0:
         said = done.stderr.decode("utf-8", errors="replace").strip().splitlines()
         raise SnapshotFailed(None, f"git {argv[0]} failed on the machine: {' '.join(said[-3:])}")

@@ -14,6 +14,8 @@ FINAL_STATES = ("succeeded", "failed", "stopped", "expired", "lost")
 LIVE_STATES = ("planned", "running", "restarting")  # whose supervisor lives: "planned" is one that waits for its turn
 HEARTBEAT_S = 2.0
 LOST_AFTER_S = 8.0
+ON_WINDOWS = os.name == "nt"
+RENAME_S = 5.0  # that a rename is tried there while somebody reads the file
 
 
 class RunFolder:
@@ -87,13 +89,17 @@ def write_bytes(path: Path, data: bytes, durable: bool = True, mode: int = 0o666
 
 
 def replace(part: Path, path: Path) -> None:
-    """Rename over `path`; Windows refuses while a reader has it open, which passes within moments."""
-    for attempt in range(50):
+    """Rename a file over `path`, or a folder to it where nothing is.
+
+    Windows refuses while a reader or a virus scanner has either open. That passes, so it is tried for RENAME_S.
+    """
+    until = time.monotonic() + RENAME_S
+    while True:
         try:
             os.replace(part, path)
             return
         except PermissionError:
-            if os.name != "nt" or attempt == 49:
+            if not ON_WINDOWS or time.monotonic() > until or (part.is_dir() and path.exists()):
                 raise
             time.sleep(0.02)
 

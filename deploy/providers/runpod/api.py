@@ -46,7 +46,7 @@ class Pod:
     port: int | None = None
     user: str = "root"
     created: float | None = None  # Unix seconds; None where the API does not say
-    up_s: float | None = None  # since the container started
+    up_s: float | None = None  # since the container started; None where it did not yet, or the API does not say
     volume_gb: int = 0  # of its own, which bills while it is stopped; not of a network volume
     started: str | None = None  # when the container started, in the API's own words: another one after a restart
     cluster: str | None = None  # id of the cluster that it belongs to
@@ -126,6 +126,7 @@ class Api(Protocol):
     """Each verb is one request, and raises what went wrong as an ApiError. None of them repeats anything."""
 
     has_log: bool
+    names_gpus_by_id: bool  # else a pod tells the name that people read
 
     def create(self, wanted: Wanted) -> Pod: ...
 
@@ -214,6 +215,10 @@ class TooMany(ApiError):
 
 class Unclear(ApiError):
     """No answer, a 5xx, or something that is not an answer: it may or may not have been done."""
+
+
+class Unreachable(Unclear):
+    """There was no connection, so nothing was asked and nothing was done."""
 
 
 KINDS: Mapping[int, type[ApiError]] = {

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from deploy.pod.base import folder
 from deploy.providers.runpod.api import Pod
 from deploy.providers.runpod.identity import Identity
 
@@ -75,7 +76,7 @@ def _write(path: Path, values: Mapping[str, Any]) -> None:
         json.dump(values, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    beside.replace(path)
+    folder.replace(beside, path)
 
 
 def _read(path: Path) -> dict[str, Any]:

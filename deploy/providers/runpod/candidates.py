@@ -52,10 +52,17 @@ def choose(options: RunPod, offers: Sequence[Offer], data_center: str | None) ->
         price = offer.usd_per_gpu_hour * options.gpu_count
         for center in centers:
             if center and offer.data_centers is not None and not offer.data_centers.get(center):
-                refused.append(Refusal(_place(gpu, center), "no stock"))
+                refused.append(Refusal(_place(gpu, center), "no stock" + _hint(center, offers)))
             else:
                 chosen.append(Candidate(gpu, center, price, offer.memory_gib))
     return Chosen(chosen, refused)
+
+
+def _hint(center: str, offers: Sequence[Offer]) -> str:
+    """For a data centre that no GPU is offered in: perhaps it is called otherwise."""
+    known = {name for offer in offers for name in offer.data_centers or ()}
+    near = difflib.get_close_matches(center, known, n=1, cutoff=0.5)
+    return f", did you mean '{near[0]}'?" if near and center not in known else ""
 
 
 def _why_not(options: RunPod, gpu: str, offer: Offer | None, known: dict[str, Offer]) -> str:

@@ -101,11 +101,11 @@ class Clusters:
     def create(self, wanted: Wanted) -> Cluster:
         return self.api.create_cluster(wanted)
 
-    def all(self, patience_s: float | None = None) -> list[Cluster]:
-        return self.asking.ask(self.api.clusters, patience_s)
+    def all(self, patience_s: float | None = None, *, bills: bool = False) -> list[Cluster]:
+        return self.asking.ask(self.api.clusters, patience_s, bills=bills)
 
     def ready(self, made: Cluster) -> Machine:
-        return self._whole(made, self._refuse_other)
+        return self._whole(made, self.making.refuse_other)
 
     def end(self, made: Cluster) -> None:
         self.end_by_id(made.id, f"{made}, {made.name},")
@@ -113,7 +113,7 @@ class Clusters:
     def end_by_id(self, cluster_id: str, what: str) -> None:
         """What is gone already is success."""
         try:
-            self.asking.ask(lambda: self.api.end_cluster(cluster_id))
+            self.asking.ask(lambda: self.api.end_cluster(cluster_id), bills=True)
         except Gone:
             pass
         except ApiError as error:
@@ -126,9 +126,7 @@ class Clusters:
         """Its first machine, when each has an SSH server that has said who it is, and what it should have."""
         first: Machine | None = None
         for rank, pod in enumerate(self._members(cluster)):
-            refuse(pod)
-            ready, identity = self.boot.ready(pod)
-            refuse(ready)  # the price may have come late
+            ready, identity = self.boot.ready(pod, refuse)
             machine = self.fit(self.machine(ready, identity, node_name(cluster.name, rank)))
             first = first or machine
         assert first is not None  # `_members` gives as many as were asked for
@@ -140,7 +138,7 @@ class Clusters:
         began, waits = clock.now(), polls()
         while True:
             try:
-                pods = self.asking.ask(lambda: self.api.members(cluster.id))
+                pods = self.asking.ask(lambda: self.api.members(cluster.id), bills=True)
             except Gone as error:
                 raise Unfit("it vanished") from error
             if ended := [pod for pod in pods if not pod.is_alive]:
@@ -158,13 +156,6 @@ class Clusters:
                     f"wait_min: {self.boot.wait_min:g} (ranks: {ranks or 'no pod at all'})"
                 )
             clock.sleep(wait_s)
-
-    def _refuse_other(self, pod: Pod) -> None:
-        """Data centres are a preference to RunPod here, and a price is known once there is a pod."""
-        self.making.refuse_dear(pod)
-        allowed = self.making.options.data_centers
-        if allowed and pod.data_center and pod.data_center not in allowed:
-            raise Unfit(f"it is in {pod.data_center}, which data_centers leaves out")
 
     def _give_back_or_refuse(self, cluster: Cluster, unfit: Unfit) -> None:
         """A second cluster beside one that bills is never made: the user, or its own guard, ends that one first."""

@@ -11,9 +11,9 @@ from typing import Protocol, TypeVar
 
 from deploy.errors import DeployError, NoMachine, WrongUse, command
 from deploy.providers import image
-from deploy.providers.runpod.api import ApiError, Forbidden, Gone, Pod, Refused, Unclear, Wanted
+from deploy.providers.runpod.api import ApiError, Forbidden, Gone, Pod, Refused, Unclear, Unreachable, Wanted
 from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, choose
-from deploy.providers.runpod.messages import first_words, no_candidate, public_line, unlike_room
+from deploy.providers.runpod.messages import cannot_pull, first_words, no_candidate, public_line, unlike_room
 from deploy.providers.runpod.readiness import Unfit
 from deploy.providers.runpod.retry import Asking, Named, of_family
 from deploy.providers.ssh_key import project_key
@@ -32,7 +32,8 @@ class Kind(Protocol[T]):
     def create(self, wanted: Wanted) -> T:
         """One request; what may come of it is an ApiError."""
 
-    def all(self) -> Sequence[T]: ...
+    def all(self, *, bills: bool = False) -> Sequence[T]:
+        """`bills`: one of them was asked for, so a lost network is waited for."""
 
     def ready(self, made: T) -> Machine:
         """When it answers and is what was asked for; Unfit when it is not, or will never be."""
@@ -51,6 +52,7 @@ class Making:
         refusals, twins = [*chosen.refusals], False
         public_key = public_line(project_key(self.settings)[1])
         notes, say = self.asking.notes, self.asking.say
+        bad_image: Unfit | None = None
         for candidate in chosen.candidates:
             asked = self.asking.clock.time()
             notes.intend(name, kind=kind.word, target=target, candidate=str(candidate), asked=asked)
@@ -62,6 +64,9 @@ class Making:
             except (Refused, Forbidden) as error:
                 refusals.append(Refusal(str(candidate), str(error), by_rule=unlike_room(error)))
                 continue
+            except Unreachable:  # nothing was asked, so nothing can have been made
+                notes.done_with(name)
+                raise
             except Unclear as error:  # the note stays: there may be one
                 raise NoMachine(
                     f"RunPod did not say whether it made the {kind.word} {name}; if it did, it bills: {error}",
@@ -81,9 +86,14 @@ class Making:
                 say(f"{made} is given back: {unfit.why}")
                 kind.end(made)
                 refusals.append(Refusal(str(candidate), first_words(unfit.why, unfit.evidence)))
+                if unfit.everywhere:
+                    bad_image = unfit
+                    break
         if twins:
             self._end_all(kind, name)
         notes.done_with(name)
+        if bad_image:
+            raise cannot_pull(target, self._image(), bad_image.why)
         raise no_candidate(target, refusals, kind.word if nodes > 1 else "machine")
 
     def _handed_out(self, kind: Kind[T], made: T, name: str, *, may_have_twins: bool) -> Machine:
@@ -120,6 +130,17 @@ class Making:
         self.asking.notes.done_with(made.name)
         return True
 
+    def refuse_other(self, pod: Pod) -> None:
+        """Unfit for a pod that RunPod placed otherwise than it was asked to, by each answer as far as it tells."""
+        self.refuse_dear(pod)
+        options = self.options
+        if options.data_centers and pod.data_center and pod.data_center not in options.data_centers:
+            raise Unfit(f"it is in {pod.data_center}, which data_centers leaves out")
+        if self.asking.api.names_gpus_by_id and pod.gpu and pod.gpu not in options.gpus:
+            raise Unfit(f"it has {pod.gpu}, which gpus leaves out")
+        if pod.gpu_count and pod.gpu_count < options.gpu_count:
+            raise Unfit(f"it has {pod.gpu_count} GPUs, less than gpu_count: {options.gpu_count}")
+
     def refuse_dear(self, pod: Pod) -> None:
         ceiling = self.options.max_usd_per_hour
         if ceiling is not None and pod.usd_per_hour > ceiling + 1e-9:
@@ -142,7 +163,7 @@ class Making:
         return choose(options, self.asking.ask(lambda: api.offers(*asked)), center)
 
     def _end_all(self, kind: Kind[T], name: str, but: str = "") -> None:
-        for each in of_family(kind.all(), name, exactly=True):
+        for each in of_family(kind.all(bills=True), name, exactly=True):
             if each.id != but:
                 kind.end(each)
 
@@ -177,4 +198,4 @@ class Making:
 
 
 def _named(kind: Kind[T], name: str) -> T | None:
-    return next(iter(of_family(kind.all(), name, exactly=True)), None)
+    return next(iter(of_family(kind.all(bills=True), name, exactly=True)), None)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from deploy.border.text import read_text
 from deploy.errors import NoAccount, WrongUse
 
 VARIABLE = "RUNPOD_API_KEY"
@@ -52,7 +53,7 @@ def _of_file(path: Path) -> str:
 
     values: dict[str, object] | None = None
     try:
-        values = tomli.loads(path.read_text(encoding="utf-8-sig"))
+        values = tomli.loads(read_text(path))
     except FileNotFoundError:
         return ""
     except OSError as error:

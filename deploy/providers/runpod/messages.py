@@ -15,6 +15,7 @@ from deploy.providers.runpod.api import (
     Refused,
     TooMany,
     Unclear,
+    Unreachable,
     WrongKey,
 )
 from deploy.providers.runpod.candidates import Refusal
@@ -45,6 +46,14 @@ def no_candidate(target: str, refusals: Sequence[Refusal], what: str = "machine"
     if any("max_usd_per_hour" in refusal.why for refusal in refusals):
         following = f"raise max_usd_per_hour or name other gpus in {where}, then: {command(f'deploy --on {target}')}"
     return NoMachine(message, evidence=[str(refusal) for refusal in refusals], next_command=following)
+
+
+def cannot_pull(target: str, image: str, why: str) -> NoMachine:
+    """No other candidate is tried: each host would have to pull the same image."""
+    return NoMachine(
+        f"RunPod cannot pull the image {image}: {why}",
+        next_command=f"look at image and registry in conf/deploy/{target}.yaml, or: {command(f'push --on {target}')}",
+    )
 
 
 def could_not_give_back(what: str, error: ApiError, page: str = "pods") -> StepFailed:
@@ -88,6 +97,11 @@ def in_words(where: str) -> Iterator[None]:
         ) from error
     except TooMany as error:
         raise NoMachine(f"RunPod's limit of calls is used up for {error.retry_after_s:.0f} s: {error}") from error
+    except Unreachable as error:
+        raise NoMachine(
+            f"RunPod cannot be reached: {error}",
+            next_command="see whether this computer is online, and what HTTPS_PROXY and RUNPOD_API_BASE_URL say",
+        ) from error
     except Unclear as error:
         raise NoMachine(f"RunPod's API does not answer: {error}") from error
     except ApiError as error:

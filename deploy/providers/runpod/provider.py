@@ -268,13 +268,11 @@ class _Pods:
     def create(self, wanted: Wanted) -> Pod:
         return self.asking.api.create(wanted)
 
-    def all(self) -> list[Pod]:
-        return _alone(self.asking.pods())
+    def all(self, *, bills: bool = False) -> list[Pod]:
+        return _alone(self.asking.pods(bills=bills))
 
     def ready(self, made: Pod) -> Machine:
-        self.making.refuse_dear(made)
-        pod, identity = self.boot.ready(made)
-        self.making.refuse_dear(pod)  # not every API tells the price at once
+        pod, identity = self.boot.ready(made, self.making.refuse_other)
         return self.fit(self.machine(pod, identity))
 
     def end(self, made: Pod) -> None:

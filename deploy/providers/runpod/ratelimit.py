@@ -20,13 +20,15 @@ class Limits:
     """RunPod grants 60 calls a minute to everything that uses the account; a quarter of it is ours."""
 
     calls_per_minute: int = 15
-    request_s: float = 30.0
+    connect_s: float = 5.0  # for a connection; where there is none, nothing was asked
+    request_s: float = 30.0  # for an answer
     probe_s: float = 5.0  # for an SSH server to say who it is
     log_idle_s: float = 1.5  # a log stream never ends: silence of so long means that all was read
     log_s: float = 10.0  # ... and a chatty one is left after so long
     live_idle_s: float = 60.0  # the same silence where somebody looks on
     patience_s: float = 90.0  # with an API that does not answer, where something is made or given back
     look_s: float = 20.0  # the same where only a look was asked for
+    unreachable_s: float = 3.0  # with a network that leads nowhere, where nothing was made yet
 
 
 class Clock:

@@ -2,29 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deploy.errors import NoMachine
-from deploy.providers.runpod import events
-from deploy.providers.runpod.api import Conflict, Forbidden, Gone, Pod, Refused
+from deploy.providers.runpod import events, signs
+from deploy.providers.runpod.api import ApiError, Conflict, Forbidden, Gone, LogLine, Pod, Refused
 from deploy.providers.runpod.identity import Identity, read
-from deploy.providers.runpod.ratelimit import answers_ssh, polls
+from deploy.providers.runpod.ratelimit import Clock, answers_ssh, polls
 from deploy.providers.runpod.retry import Asking
+from deploy.providers.runpod.signs import Signs
 
-LOOK_S = 20.0  # between two looks into the log of one that runs and does not answer
+FIRST_LOOK_S = 4.0  # into the log of a pod that does not answer yet
+LOOK_S = 20.0  # between two looks
+LOOK_PATIENCE_S = 10.0
+NO_ADDRESS_S = 20.0  # that a container runs before its SSH port is published
+SILENT_S = 180.0  # that a pod is RUNNING, and neither its host nor its container says anything
 ADDRESS_S = 60.0  # after a restart an address is unknown for a moment
 SECOND_LOOK_S = 10.0
 LOG_WAITS_S = (2.0, 5.0)  # a log may lag behind its pod
 
 
 class Unfit(Exception):
-    """A pod that is not what was asked for, or will never be."""
+    """A pod that is not what was asked for, or will never be. `everywhere`: no other candidate would be better."""
 
-    def __init__(self, why: str, evidence: Sequence[str] = ()) -> None:
+    def __init__(self, why: str, evidence: Sequence[str] = (), *, everywhere: bool = False) -> None:
         super().__init__(why)
         self.why = why
         self.evidence = tuple(evidence)
+        self.everywhere = everywhere
+
+
+@dataclass
+class _Wait:
+    """What is known while a pod starts: since when what is missing, and what was last heard."""
+
+    clock: Clock
+    began: float
+    look_at: float
+    heard: Signs | None = None  # None: the log could not be read yet, so its silence says nothing
+    silent_since: float | None = None
+    without_address_since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.clock.now() - self.began
+
+    def see(self, pod: Pod) -> None:
+        now = self.clock.now()
+        runs = pod.status == "RUNNING"
+        missing = runs and pod.up_s is not None and not (pod.host and pod.port)
+        self.without_address_since = (self.without_address_since or now) if missing else None
+        is_silent = runs and self.heard is not None and not self.heard.last
+        self.silent_since = (self.silent_since or now) if is_silent else None
+
+    def is_due(self) -> bool:
+        """Whether the log is to be looked into now."""
+        if self.clock.now() < self.look_at:
+            return False
+        self.look_at = self.clock.now() + LOOK_S
+        return True
+
+    def words(self, pod: Pod) -> str:
+        state = f"{pod} is {pod.status}"
+        if pod.host and pod.port:
+            missing = "its SSH server"
+        else:
+            missing = "its SSH port" if pod.up_s is not None and pod.status == "RUNNING" else "its container"
+        last = f" ({self.heard.last})" if self.heard and self.heard.last else ""
+        return f"{state}: waiting for {missing}, {self.seconds:.0f} s{last}"
 
 
 @dataclass(frozen=True)
@@ -34,28 +80,28 @@ class Boot:
     min_memory_gib: float | None
     min_cuda: str | None = None
 
-    def ready(self, pod: Pod) -> tuple[Pod, Identity]:
-        """An SSH server has said who it is, and the machine has what it should have. Else Unfit, or NoMachine."""
-        clock, say = self.asking.clock, self.asking.say
-        began = clock.now()
-        until = began + self.wait_min * 60
+    def ready(self, pod: Pod, refuse: Callable[[Pod], None] = lambda _: None) -> tuple[Pod, Identity]:
+        """An SSH server has said who it is, and the machine has what it should have. Else Unfit, or NoMachine.
+
+        The first answer is checked before anything is waited for, and each later one, by `refuse` too.
+        """
+        clock = self.asking.clock
+        wait = _Wait(clock, clock.now(), clock.now() + FIRST_LOOK_S)
+        until = clock.now() + self.wait_min * 60
         waits = polls()
-        look_at: float | None = None
         while True:
             self._refuse_unfit(pod)
-            if pod.status != "RUNNING" or not pod.host or not pod.port:
-                say(f"{pod} is {pod.status}: waiting for its container, {clock.now() - began:.0f} s")
-            elif answers_ssh(pod.host, pod.port, self.asking.limits.probe_s):
+            refuse(pod)
+            if self._answers(pod):
                 try:
                     return self._known(pod)
                 except Gone as error:
                     raise Unfit("it vanished while it started") from error
-            else:
-                if look_at is not None and clock.now() >= look_at:
-                    self._refuse_bad_start(pod)
-                    look_at = None
-                look_at = look_at or clock.now() + LOOK_S
-                say(f"{pod} runs: waiting for its SSH server, {clock.now() - began:.0f} s")
+            if self.asking.api.has_log and wait.is_due():
+                wait.heard = self._heard(pod) or wait.heard
+            wait.see(pod)
+            self._refuse_lost(wait)
+            self.asking.say(wait.words(pod))
             wait_s = next(waits)
             if clock.now() + wait_s > until:
                 raise NoMachine(
@@ -100,12 +146,15 @@ class Boot:
         return identity
 
     def _read(self, pod: Pod) -> Identity:
-        # Some earlier: the keys are printed at boot, by a clock that may be another one than the API's.
-        since = events.earlier(pod.started, 60) if pod.started else None
         try:
-            return read(self.asking.ask(lambda: list(self.asking.api.log(pod.id, since, None, 5000))))
+            return read(self.asking.ask(lambda: self._log_of(pod), bills=True))
         except (Conflict, Forbidden, Gone, Refused):  # no log yet, or none for this key: the pod itself may be well
             return Identity()
+
+    def _log_of(self, pod: Pod) -> list[LogLine]:
+        # Some earlier: the keys are printed at boot, by a clock that may be another one than the API's.
+        since = events.earlier(pod.started, 60) if pod.started else None
+        return list(self.asking.api.log(pod.id, since, None, 5000))
 
     def _known(self, pod: Pod) -> tuple[Pod, Identity]:
         identity = self.identity(pod)
@@ -119,13 +168,35 @@ class Boot:
             self.asking.say(f"neither {pod} nor its image tells its memory: min_memory_gib is not checked")
         return pod, identity
 
-    def _refuse_bad_start(self, pod: Pod) -> None:
-        """The image says so itself, and would on each machine: waiting longer only costs."""
-        identity = self._read(pod) if self.asking.api.has_log else Identity()
-        if identity.bad_start:
-            raise NoMachine(
-                f"the container of {pod} did not start well: {identity.bad_start}", evidence=self.asking.last_lines(pod)
-            )
+    def _answers(self, pod: Pod) -> bool:
+        if pod.status != "RUNNING" or not pod.host or not pod.port:
+            return False
+        return answers_ssh(pod.host, pod.port, self.asking.limits.probe_s)
+
+    def _heard(self, pod: Pod) -> Signs | None:
+        """What host and container say; None where that cannot be read now, or not by this key.
+
+        Raises: Unfit for a fault of the host, NoMachine for one that our image tells.
+        """
+        try:
+            lines = self.asking.ask(lambda: self._log_of(pod), LOOK_PATIENCE_S, bills=True)
+        except ApiError:
+            return None
+        heard, told = signs.read(lines), [line.text for line in lines][-5:]
+        if heard.fault:
+            raise Unfit(f"its host says: {heard.fault}", everywhere=heard.everywhere)
+        bad_start = read(lines).bad_start
+        if bad_start:  # it would be one on each machine
+            raise NoMachine(f"the container of {pod} did not start well: {bad_start}", evidence=told)
+        return heard
+
+    def _refuse_lost(self, wait: _Wait) -> None:
+        """What is missing now will not come: waiting longer only costs."""
+        now = self.asking.clock.now()
+        if wait.without_address_since is not None and now - wait.without_address_since >= NO_ADDRESS_S:
+            raise Unfit("its container runs, and its SSH port has no public address")
+        if wait.silent_since is not None and now - wait.silent_since >= SILENT_S:
+            raise Unfit("it is RUNNING, and nothing is heard of its container")
 
     def _refuse_unfit(self, pod: Pod, identity: Identity | None = None) -> None:
         if not pod.is_alive:

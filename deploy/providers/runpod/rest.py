@@ -19,7 +19,7 @@ from urllib.parse import quote
 import requests
 from requests.auth import AuthBase
 
-from deploy.providers.runpod import events
+from deploy.providers.runpod import events, network
 from deploy.providers.runpod.api import (
     BASE_URL,
     BASE_URL_VARIABLE,
@@ -32,6 +32,7 @@ from deploy.providers.runpod.api import (
     Pod,
     TooMany,
     Unclear,
+    Unreachable,
     Wanted,
 )
 from deploy.providers.runpod.key import Key
@@ -42,6 +43,7 @@ class RestApi:
     """A host key reaches us over the pod's log here, which only the account's key opens."""
 
     has_log = True
+    names_gpus_by_id = True
 
     def __init__(self, key: Key, pace: Pace, limits: Limits, environment: Mapping[str, str] = os.environ) -> None:
         self.base = (environment.get(BASE_URL_VARIABLE) or BASE_URL).rstrip("/")
@@ -135,16 +137,18 @@ class RestApi:
         urgent: bool = False,
     ) -> requests.Response:
         self.pace.take(urgent=urgent)
-        answer, lost = None, ""
+        answer, lost = None, Unclear("")
         try:
             answer = self._session.request(
                 method, self.base + path, params=query, json=body, headers=headers, stream=stream,
-                timeout=self.limits.request_s, allow_redirects=False,
+                timeout=(min(self.limits.connect_s, self.limits.request_s), self.limits.request_s),
+                allow_redirects=False,
             )  # fmt: skip
         except OSError as error:  # all that requests raises for a network is one
-            lost = _without_addresses(self.key.mask(str(error)))
+            kind = Unreachable if network.was_never_sent(error) else Unclear
+            lost = kind(f"{method} {path} at {self.base}: {self.key.mask(network.in_words(error))}")
         if answer is None:  # raised here without its cause, which holds the request and its headers
-            raise Unclear(f"{method} {path}: {lost}")
+            raise lost
         self._listen_to(answer.headers.get("RateLimit", ""))
         if answer.status_code >= 300:
             with answer:
@@ -240,6 +244,7 @@ def _pod(values: Mapping[str, Any]) -> Pod:
         user=direct.get("username") or "root",
         created=unix_time(values.get("createdAt")),
         started=values.get("startedAt"),
+        up_s=float(runtime.get("uptime") or 0) if values.get("runtime") else None,
         volume_gb=int(((values.get("mounts") or {}).get("persistent") or {}).get("size") or 0),
         cluster=cluster.get("id"),
         rank=cluster.get("rank"),
@@ -304,8 +309,3 @@ def _refusal(answer: requests.Response, what: str, key: Key) -> ApiError:
 
 def _safe(part: str) -> str:
     return quote(part, safe="")
-
-
-def _without_addresses(text: str) -> str:
-    """`HTTPSConnectionPool(...): Max retries exceeded (Caused by X(<object at 0x7f>, 'why'))` -> why."""
-    return re.sub(r"<[^<>]* object at 0x[0-9a-f]+>(: )?", "", text)[:300]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from deploy.providers.runpod.api import Api, ApiError, Conflict, Gone, Pod, TooMany, Unclear
+from deploy.providers.runpod.api import Api, ApiError, Conflict, Gone, Pod, TooMany, Unclear, Unreachable
 from deploy.providers.runpod.cache import Notes
 from deploy.providers.runpod.messages import could_not_give_back
 from deploy.providers.runpod.ratelimit import Clock, Limits, backoff
@@ -45,35 +45,41 @@ class Asking:
     notes: Notes
     say: Callable[[str], None]
 
-    def ask(self, call: Callable[[], T], patience_s: float | None = None) -> T:
-        """For what may be asked twice."""
-        waits, until = backoff(), self.clock.now() + (self.limits.patience_s if patience_s is None else patience_s)
+    def ask(self, call: Callable[[], T], patience_s: float | None = None, *, bills: bool = False) -> T:
+        """For what may be asked twice. `bills`: about something that was made, so that a lost network is waited for."""
+        began, patience_s = self.clock.now(), self.limits.patience_s if patience_s is None else patience_s
+        waits = backoff()
         while True:
             try:
                 return call()
             except (TooMany, Unclear) as error:
-                self._wait(error, next(waits), until)
+                impatient = isinstance(error, Unreachable) and not bills
+                limit_s = min(patience_s, self.limits.unreachable_s) if impatient else patience_s
+                self._wait(error, next(waits), began + limit_s)
 
-    def pods(self, patience_s: float | None = None) -> list[Pod]:
-        return self.ask(self.api.pods, patience_s)
+    def pods(self, patience_s: float | None = None, *, bills: bool = False) -> list[Pod]:
+        return self.ask(self.api.pods, patience_s, bills=bills)
 
     def pod(self, pod_id: str, patience_s: float | None = None) -> Pod:
-        return self.ask(lambda: self.api.get(pod_id), patience_s)
+        return self.ask(lambda: self.api.get(pod_id), patience_s, bills=True)
 
     def create(self, make: Callable[[], T], look: Callable[[], T | None]) -> tuple[T, bool]:
         """What was made, and whether there may be twins of it, from a request that is carried out late.
 
         Names are not unique and there is no key of idempotency: after no answer, first see whether it is there.
         """
-        waits, until = backoff(), self.clock.now() + self.limits.patience_s
+        waits, began = backoff(), self.clock.now()
         unclear: Unclear | None = None
         while True:
             try:
                 return make(), unclear is not None
             except (TooMany, Unclear) as error:
-                unclear = error if isinstance(error, Unclear) else unclear
+                if isinstance(error, Unclear) and not isinstance(error, Unreachable):
+                    unclear = error
+                impatient = isinstance(error, Unreachable) and unclear is None
+                limit_s = self.limits.unreachable_s if impatient else self.limits.patience_s
                 try:
-                    self._wait(error, next(waits), until)
+                    self._wait(error, next(waits), began + limit_s)
                 except TooMany:
                     raise unclear or error from error
             if unclear and (found := look()):
@@ -85,7 +91,7 @@ class Asking:
         try:
             while True:
                 try:
-                    self.ask(lambda: self.api.terminate(pod_id))
+                    self.ask(lambda: self.api.terminate(pod_id), bills=True)
                     break
                 except Conflict:
                     wait_s = next(waits)

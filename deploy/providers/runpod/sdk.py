@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from deploy.errors import WrongUse
+from deploy.providers.runpod import network
 from deploy.providers.runpod.api import (
     ApiError,
     BadRequest,
@@ -27,6 +28,7 @@ from deploy.providers.runpod.api import (
     Refused,
     TooMany,
     Unclear,
+    Unreachable,
     Wanted,
     WrongKey,
 )
@@ -52,6 +54,7 @@ class SdkApi:
     """No verb here knows when a pod was made: the laptop's own note has to."""
 
     has_log = False
+    names_gpus_by_id = False
 
     def __init__(self, key: Key, pace: Pace) -> None:
         self.key = key
@@ -177,7 +180,8 @@ class SdkApi:
             problem = _sorted(self.key.mask(str(error.message)))
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             # No network, an HTML page, or JSON without the field: the package looks at no status but 401.
-            problem = Unclear(f"RunPod's API gave no answer: {self.key.mask(str(error))[:300]}")
+            kind = Unreachable if network.was_never_sent(error) else Unclear
+            problem = kind(f"RunPod's API gave no answer: {self.key.mask(_lost(error))}")
         except ValueError as error:  # no such GPU
             problem = Gone(self.key.mask(str(error)))
         raise problem  # out here without its cause, which holds the request and what was answered
@@ -197,6 +201,12 @@ def versions_from(floor: str) -> list[str]:
     major, minor = (int(part) for part in f"{floor}.0".split(".")[:2])
     pairs = ((a, b) for a in range(major, NEWEST_CUDA[0] + 1) for b in range(10))
     return [f"{a}.{b}" for a, b in pairs if (major, minor) <= (a, b) <= NEWEST_CUDA]
+
+
+def _lost(error: Exception) -> str:
+    """JSON errors are among the errors of `requests`, too, and no matter of the network."""
+    is_text = isinstance(error, ValueError | KeyError | TypeError)
+    return f"it is not what was expected ({type(error).__name__})" if is_text else network.in_words(error)
 
 
 def _sorted(sentence: str) -> ApiError:

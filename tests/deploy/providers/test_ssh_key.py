@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import WrongUse
-from deploy.providers.ssh_key import project_key
+from deploy.providers.ssh_key import project_key, sid_of
 from deploy.specs.settings import Docker, Settings, Target
 
 
@@ -54,3 +54,20 @@ def test_a_key_of_the_users_own_may_have_a_passphrase_when_its_public_half_lies_
 def test_a_key_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(WrongUse, match="cannot be read"):
         project_key(settings(tmp_path, "C:\\Users\\me\\.ssh\\id_ed25519"))
+
+
+@pytest.mark.parametrize(
+    ("told", "sid"),
+    [
+        (
+            '"desk\\me","S-1-5-21-1004336348-1177238915-682003330-1001"\r\n',
+            "S-1-5-21-1004336348-1177238915-682003330-1001",
+        ),
+        ('"azuread\\mé s-1","S-1-12-1-1111-2222-3333-4444"\r\n', "S-1-12-1-1111-2222-3333-4444"),
+        ("ERROR: access is denied", None),
+        ("", None),
+    ],
+)
+def test_windows_tells_who_a_user_is(told: str, sid: str | None) -> None:
+    """A key is granted to this identifier; the name of an account need not resolve."""
+    assert sid_of(told) == sid

@@ -11,7 +11,7 @@ import pytest
 
 from deploy.errors import WrongUse
 from deploy.shell import LocalShell
-from deploy.workspace import code
+from deploy.workspace import code, worktree
 from tests.deploy.conftest import HOSTILE_NAMES, git
 
 
@@ -128,7 +128,7 @@ def test_a_folder_without_git(tree: Path, machine: Path) -> None:
 
 def test_a_forgotten_archive_is_named(tree: Path, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would travel with every run."""
-    monkeypatch.setattr(code, "LARGE_UNTRACKED_BYTES", 100)
+    monkeypatch.setattr(worktree, "LARGE_UNTRACKED_BYTES", 100)
     (tree / "holiday.zip").write_bytes(bytes(200))
     with pytest.raises(WrongUse, match=r"holiday\.zip"):
         place(tree, machine)

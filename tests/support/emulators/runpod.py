@@ -24,7 +24,15 @@ from urllib.parse import parse_qsl, urlsplit
 from deploy.pod.watchdog.release import BASE_URL_VARIABLE
 from deploy.providers.runpod.ratelimit import Clock
 from tests.support.emulators import contract, runpod_graphql, runpod_rest
-from tests.support.emulators.runpod_pods import Container, DockerNetwork, Greeter, Machine, Network, remove_leftovers
+from tests.support.emulators.runpod_pods import (
+    Container,
+    DockerNetwork,
+    Greeter,
+    Machine,
+    Network,
+    remove_leftovers,
+    stamp,
+)
 from tests.support.emulators.runpod_state import NO_ROOM, Account, Pod, Refusal
 
 KEY = "rpa_" + "EMULATED0KEY0NEVER0SHOWN"  # in two parts: a file that holds a key does not travel to a machine
@@ -127,7 +135,8 @@ class Emulator:
 
     def next_pod(self, **oddities: Any) -> None:
         """zero_gpus, memory_gib, ends, vanishes_after_s, appears_after_s (in lists), usd_per_hour, boot_s, locked,
-        bad_start.
+        bad_start, system, has_container, publishes; placed otherwise than asked for: cuda, data_center, gpu, gpu_count.
+        `tests.support.emulators.hosts` has whole hosts.
         """
         self.account.oddities.append(oddities)
 
@@ -201,23 +210,28 @@ class Emulator:
                 return fault
         return None
 
+    def lines(self, pod_id: str) -> list[tuple[str, str, str]]:
+        """Time, text and source: the host's own words among those of the container."""
+        pod = self.account.find(pod_id)
+        printed = pod.machine.log() if pod.machine and pod.has_container else []
+        told = [(stamp(time), text, "system") for time, text in pod.host_lines(self.clock.time())]
+        return sorted([*told, *((ts, text, "container") for ts, text in printed)], key=lambda line: line[0])
+
     def events(self, exchange: Exchange) -> Callable[[int], list[bytes]]:
         """Gives the events from the n-th line on, those before the cursor left out."""
         pod_id = contract.parameters_of_path(exchange.path)["id"]
         query, cursor = exchange.query, exchange.headers.get("Last-Event-ID", "").partition("/")[0]
-        first = len(self.account.find(pod_id).machine.log())  # type: ignore[union-attr]
+        first = len(self.lines(pod_id))
         begin = max(first - int(query.get("tail", 100)), 0)
 
         def from_line(number: int) -> list[bytes]:
-            machine = self.account.find(pod_id).machine
-            lines = machine.log() if machine else []
             found = []
-            for at, (ts, text) in enumerate(lines):
+            for at, (ts, text, source) in enumerate(self.lines(pod_id)):
                 since = cursor or query.get("since", "")
                 if at < number or (ts[:19] < since[:19] if since else at < begin):
                     continue
                 name = f"{ts}/{at:012d}" if self.numbered_events else ts
-                data = json.dumps({"source": "container", "line": text, "ts": ts}, ensure_ascii=False)
+                data = json.dumps({"source": source, "line": text, "ts": ts}, ensure_ascii=False)
                 found.append(f"id: {name}\ndata: {data}\n\n".encode())
             return found
 

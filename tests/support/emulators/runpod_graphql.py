@@ -123,9 +123,10 @@ class Root:
 
     def _as_fields(self, pod: Pod) -> dict[str, Any]:
         now = self.account.clock.time()
-        where = pod.machine.address() if pod.machine and pod.has_runtime(now) else None
+        is_public = pod.publishes == "address"
+        where = pod.machine.address() if pod.machine and pod.has_runtime(now) and pod.publishes != "nothing" else None
         ssh = (
-            {"ip": where[0], "isIpPublic": True, "privatePort": 22, "publicPort": where[1], "type": "tcp"}
+            {"ip": where[0], "isIpPublic": is_public, "privatePort": 22, "publicPort": where[1], "type": "tcp"}
             if where
             else {}
         )

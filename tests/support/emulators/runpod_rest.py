@@ -169,12 +169,14 @@ def membership(account: Account, pod: Pod) -> dict[str, Any]:
 def as_json(account: Account, pod: Pod) -> dict[str, Any]:
     now = account.clock.time()
     status = pod.status(now)
-    where = pod.machine.address() if pod.machine and pod.has_runtime(now) and "22/tcp" in pod.ports else None
+    listens = pod.machine and pod.has_runtime(now) and "22/tcp" in pod.ports
+    where = pod.machine.address() if pod.machine and listens and pod.publishes == "address" else None
     host, port = where or ("", 0)
+    without_ip = [{"private": 22, "public": None, "type": "tcp", "ip": None}] if pod.publishes == "no ip" else []
     runtime = {
         "uptime": int(now - pod.started),
         "gpus": [] if pod.zero_gpus else [{"util": 0, "memoryUtil": 0}] * pod.gpu_count,
-        "ports": [{"private": 22, "public": port, "type": "tcp", "ip": host}] if where else [],
+        "ports": [{"private": 22, "public": port, "type": "tcp", "ip": host}] if where else without_ip,
     }
     return {
         "id": pod.id,

@@ -71,6 +71,9 @@ class Pod:
     runtime_null_s: float = 0.0
     locked: bool = False
     bad_start: str = ""  # as our image says it
+    system: tuple[tuple[float, str], ...] = ()  # lines of the host, and seconds from the boot
+    has_container: bool = True  # False: RUNNING, and nothing ever runs
+    publishes: str = "address"  # of port 22: "address", "no ip", or "nothing"
     stopped: bool = False
     cluster: Cluster | None = None
     rank: int = 0  # in that
@@ -89,7 +92,11 @@ class Pod:
         return self.booted + self.boot_s
 
     def has_runtime(self, now: float) -> bool:
-        return self.status(now) == "RUNNING" and now >= self.started + self.runtime_null_s
+        return self.has_container and self.status(now) == "RUNNING" and now >= self.started + self.runtime_null_s
+
+    def host_lines(self, now: float) -> list[tuple[float, str]]:
+        """What the host said by now, with the times at which it did."""
+        return [(self.booted + after_s, text) for after_s, text in self.system if self.booted + after_s <= now]
 
 
 @dataclass

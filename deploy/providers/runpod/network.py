@@ -1,0 +1,67 @@
+"""PURE: an error of the network as a few words for a user, and whether a request can have been carried out."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from collections.abc import Iterator
+
+# By the names of the classes, for the libraries below `requests` raise their own and keep the reason inside.
+NEVER_SENT = ("NewConnectionError", "NameResolutionError", "ConnectTimeout", "ConnectTimeoutError", "SSLError")
+WORDS = {
+    errno.ECONNREFUSED: "the connection is refused",
+    errno.ENETUNREACH: "there is no network",
+    errno.EHOSTUNREACH: "no way leads to the host",
+    errno.ETIMEDOUT: "nobody answers",
+    errno.ECONNRESET: "the connection was cut",
+}
+
+
+def in_words(error: BaseException) -> str:
+    """Why there is no answer, without the addresses and counts of the library."""
+    chain = list(_causes(error))
+    names = {type(each).__name__ for each in chain}
+    if "ProxyError" in names:
+        return "the proxy of this computer's settings (HTTPS_PROXY) does not let it through"
+    if "SSLError" in names or "SSLCertVerificationError" in names:
+        return f"its certificate is not accepted ({_reason(chain)})"
+    if "NameResolutionError" in names or any(isinstance(each, socket.gaierror) for each in chain):
+        return "its name is not known (is this computer online?)"
+    if names & {"ConnectTimeout", "ConnectTimeoutError"}:
+        return "nobody answers (is there a firewall or a proxy?)"
+    if names & {"ReadTimeout", "ReadTimeoutError", "TimeoutError"}:
+        return "the answer did not come in time"
+    for each in chain:
+        if isinstance(each, OSError) and each.errno in WORDS:
+            return WORDS[each.errno]
+    if names & {"RemoteDisconnected", "ProtocolError", "ChunkedEncodingError", "ConnectionResetError"}:
+        return "the connection was cut"
+    return f"the connection failed ({_reason(chain)})"
+
+
+def was_never_sent(error: BaseException) -> bool:
+    """Whether there was no connection at all: then nothing was asked, and nothing was done."""
+    return any(type(each).__name__ in NEVER_SENT for each in _causes(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was made of: by cause, by context, by `reason`, or as an argument."""
+    seen: list[BaseException] = []
+    left: list[object] = [error]
+    while left and len(seen) < 20:
+        each = left.pop(0)
+        if isinstance(each, BaseException) and not any(each is one for one in seen):
+            seen.append(each)
+            left += [each.__cause__, each.__context__, getattr(each, "reason", None), *each.args]
+    yield from seen
+
+
+def _reason(chain: list[BaseException]) -> str:
+    """The last words that are no address of an object."""
+    for each in reversed(chain):
+        words = os.strerror(each.errno) if isinstance(each, OSError) and each.errno else str(each)
+        if words and not re.search(r"0x[0-9a-f]+|Pool\(", words):
+            return words[:120]
+    return type(chain[0]).__name__

@@ -1,0 +1,59 @@
+"""An entry of ~/.ssh/config for a machine, so that plain ssh, rsync and editors reach it by a name of ours.
+
+The entries stand in a file of their own, which the user's file includes at its top: one line there is all that changes.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePath
+
+from deploy.border.text import read_text
+from deploy.pod.base import folder
+from deploy.shell.native import quoted
+from deploy.shell.ssh_config import Way
+from deploy.specs.machine import Address
+
+FILE = "sniperface.conf"
+FIRST = "# Written by `invoke ssh-config`; a line of a machine that is gone does no harm."
+
+
+def entry_of(alias: str, way: Way, address: Address, host_key_alias: str, known: PurePath) -> str:
+    """The lines for one machine: the way that OpenSSH found to it, and the host key that was checked."""
+    key = address.key or next(iter(way.keys), None)
+    values = {
+        "HostName": way.host,
+        "Port": str(way.port),
+        "User": way.user,
+        "IdentityFile": quoted(type(known)(key)) if key else None,
+        "IdentitiesOnly": "yes" if address.key else None,
+        "IdentityAgent": way.agent if way.agent in (None, "none") else quoted(type(known)(way.agent)),
+        "ProxyJump": ",".join(way.jumps) or None,
+        "ProxyCommand": None if way.jumps else way.proxy_command,
+        "HostKeyAlias": host_key_alias,
+        "UserKnownHostsFile": quoted(known),
+        "StrictHostKeyChecking": "yes",
+    }
+    lines = [f"  {name} {value}" for name, value in values.items() if value is not None]
+    return "\n".join([f"Host {alias}", *lines, ""])
+
+
+def install(home: Path, alias: str, entry: str) -> Path:
+    """Put the entry in place of an earlier one of its name, and see that the user's file reads it. Returns its file."""
+    ssh = home / ".ssh"
+    folder.private_folder(ssh)
+    own, users = ssh / FILE, ssh / "config"
+    others = [each for each in _entries(own) if not each.startswith(f"Host {alias}\n")]
+    folder.write_bytes(own, "\n".join([FIRST, *others, entry]).encode("utf-8"), mode=0o600)
+    text = read_text(users) if users.exists() else ""
+    if not re.search(rf"^[ \t]*include[ \t].*{re.escape(FILE)}", text, re.MULTILINE | re.IGNORECASE):
+        # At the top: after a Host line it would count for that host only. With the whole path: ssh reads another one
+        # below the home that the list of users names. Through a link, which stays one.
+        line = f'Include "{own.as_posix()}"'
+        folder.write_bytes(users.resolve(), f"{line}\n\n{text}".encode(), mode=0o600)
+    return own
+
+
+def _entries(own: Path) -> list[str]:
+    text = read_text(own) if own.exists() else ""
+    return [f"Host {each.rstrip()}\n" for each in re.split(r"^Host ", text, flags=re.MULTILINE)[1:]]

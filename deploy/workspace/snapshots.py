@@ -1,0 +1,174 @@
+"""A snapshot of the working tree as a git tree, compared with the disk file by file before anything is sent."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from deploy.errors import WrongUse
+from deploy.shell import Result
+from deploy.workspace import worktree
+from deploy.workspace.worktree import FOR_SNAPSHOTS, Listing, git, joined, on_disk, path_of
+
+# Everybody's snapshot of the same files upon the same commit is the same commit.
+NOBODY = {
+    f"GIT_{who}_{what}": value
+    for who in ("AUTHOR", "COMMITTER")
+    for what, value in {"NAME": "sniperface", "EMAIL": "sniperface@localhost"}.items()
+}
+LINK = b"120000"
+TRIES = 3  # an editor may save while the files are read
+NAMED = 5  # files in one message
+BINARY_BYTES = 8000  # git looks for a zero byte in as many
+IDENT = re.compile(rb"\$Id:[^$\r\n]*\$")
+
+
+class Snapshots:
+    """A bare repository beside the user's, with snapshots of the working tree as commits.
+
+    New objects go there, the user's are borrowed, so the user's repository, index and working tree stay as they are.
+    """
+
+    def __init__(self, project: Path) -> None:
+        self.project = project
+        self.format = worktree.object_format(project)
+        self.store = project / ".sniperface" / ("code.git" if self.format == "sha1" else f"code-{self.format}.git")
+        self.objects = {"GIT_OBJECT_DIRECTORY": str(self.store / "objects")}
+        if not (self.store / "objects").is_dir():
+            hashed = [] if self.format == "sha1" else [f"--object-format={self.format}"]
+            git(project, "init", "--quiet", "--bare", *hashed, str(self.store))
+            (self.store.parent / ".gitignore").write_text("*\n", encoding="ascii")  # nothing here is anybody's to add
+        users = worktree.repository_path(project, "objects")
+        # As a file and not in the environment: a name with a colon, or C:, would be two names there.
+        (self.store / "objects" / "info").mkdir(exist_ok=True)
+        (self.store / "objects" / "info" / "alternates").write_bytes(_alternate(users))
+
+    def take(self, listed: Listing | None = None) -> str:
+        """The id of the working tree as it is now. `listed`: its names, where they were just asked for.
+
+        Raises: WrongUse for files that git would send with another content than the disk has.
+        """
+        different: dict[str, str] = {}
+        for attempt in range(TRIES):
+            listed = listed if listed and not attempt else worktree.listing(self.project)
+            without = worktree.without_filters(self.project, listed.names)
+            options = [*FOR_SNAPSHOTS, *without]
+            # The user's own index spares reading what has not changed. Where it deceives, the comparison shows it.
+            tree = self._write(listed, options, fresh=bool(attempt or listed.hidden or without))
+            different = self._different(listed, tree, options)
+            if not different:
+                return tree
+        raise _refusal(different)
+
+    def bundle(self, tree: str, theirs: list[str]) -> bytes:
+        """A git bundle with the snapshot, thin upon the newest commit of `theirs` that is known here; empty if none."""
+        ref = f"refs/snapshots/{tree}"
+        base = next((commit for commit in theirs if self._git("cat-file", "-e", commit, check=False)), None)
+        commit = self._git("rev-parse", "--verify", "--quiet", ref, check=False).text.strip()
+        if commit and commit == base:
+            return b""  # the machine has the commit, and only its folder was removed
+        parent = ["-p", base] if base else []
+        commit = self._git("commit-tree", *parent, "-m", f"snapshot {tree}", tree, env=NOBODY).text.strip()
+        self._git("update-ref", ref, commit)
+        return self._git("bundle", "create", "--quiet", "-", ref, *([f"^{base}"] if base else [])).stdout
+
+    def _write(self, listed: Listing, options: Sequence[str], *, fresh: bool) -> str:
+        """A tree of the listed files; `fresh`: from an index that knows nothing of them but their names and modes."""
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=self.store) as scratch:
+            index, users = Path(scratch) / "index", worktree.repository_path(self.project, "index")
+            if users.exists() and not fresh:
+                shutil.copy2(users, index)  # with its own time, by which git knows what is too young to be trusted
+            else:
+                worktree.fresh_index(self.project, listed, index, self.objects)
+            own = {**self.objects, "GIT_INDEX_FILE": str(index)}
+            update = ("update-index", "--add", "--remove", "--replace", "-z", "--stdin")
+            git(self.project, *options, *update, env=own, stdin=joined(listed.names))
+            inside = [f"--prefix={os.fsdecode(listed.prefix)}"] if listed.prefix else []
+            # With the options too: git reads a file again that is as young as the index.
+            return git(self.project, *options, "write-tree", *inside, env=own).text.strip()
+
+    def _different(self, listed: Listing, tree: str, options: Sequence[str]) -> dict[str, str]:
+        """Names that are on the disk, in the tree, or both, and differ, each with the reason."""
+        entries = self._entries(tree)
+        there = {name for name in listed.names if on_disk(self.project, name)}
+        different = dict.fromkeys(there - entries.keys(), "is missing in git's copy")
+        different |= dict.fromkeys(entries.keys() - there, "is in git's copy and not on the disk")
+        for name in sorted(there & entries.keys()):
+            mode, blob = entries[name]
+            at = f"--path={os.fsdecode(listed.prefix + name)}"
+            checkout = [*options, "cat-file", "--filters", at, blob]
+            reason = self._reason(path_of(self.project, name), mode, blob, checkout)
+            different |= {name: reason} if reason else {}
+        return {os.fsdecode(name): different[name] for name in sorted(different)}
+
+    def _reason(self, path: str, mode: bytes, blob: str, checkout: Sequence[str]) -> str | None:
+        """Why a file does not arrive as it is here; None where it does, or with the line ends of a text of Linux."""
+        try:
+            is_link = os.path.islink(path)
+            content = os.fsencode(os.readlink(path)) if is_link else Path(path).read_bytes()
+        except FileNotFoundError:
+            return "changed while it was read"
+        if is_link and mode != LINK:
+            return "is a symbolic link, and a file in git's copy"
+        return judge(
+            content, blob, self.format, lambda: git(self.project, *checkout, env=self.objects, check=False).stdout
+        )
+
+    def _entries(self, tree: str) -> dict[bytes, tuple[bytes, str]]:
+        """Mode and object of each file of a tree, by name."""
+        told = self._git("ls-tree", "-r", "-z", tree).stdout.split(b"\0")
+        found = {}
+        for line in filter(None, told):
+            about, name = line.split(b"\t", 1)
+            mode, _, blob = about.split()
+            found[name] = (mode, blob.decode("ascii"))
+        return found
+
+    def _git(self, *argv: str, env: Mapping[str, str] | None = None, check: bool = True) -> Result:
+        return git(self.project, f"--git-dir={self.store}", *argv, env=env, check=check)
+
+
+def judge(content: bytes, blob: str, hashed: str, checked_out: Callable[[], bytes]) -> str | None:
+    """Why the object `blob` (a hash of kind `hashed`) is not this content of a file; None where it is.
+
+    Line ends and `$Id$` may differ, as the attributes of a text file say. `checked_out` gives the object as git would
+    write it to the disk; it is asked only when nothing simpler explains the difference.
+    """
+    if object_id(content, hashed) == blob:
+        return None
+    if object_id(content.replace(b"\r\n", b"\n"), hashed) == blob:
+        if b"\0" not in content[:BINARY_BYTES]:
+            return None
+        return "is binary, and git would change bytes in it as if they were line ends: mark it binary in .gitattributes"
+    if _plain(checked_out()) == _plain(content):
+        return None
+    return "has another content in git's copy: look at its line in .gitattributes, or try again if it just changed"
+
+
+def object_id(content: bytes, hashed: str) -> str:
+    """The name that git gives to a file of this content."""
+    return hashlib.new(hashed, b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _plain(content: bytes) -> bytes:
+    return IDENT.sub(b"$Id$", content.replace(b"\r\n", b"\n"))
+
+
+def _refusal(different: Mapping[str, str]) -> WrongUse:
+    name, reason = next(iter(different.items()))
+    more = [f"{other} {why}" for other, why in list(different.items())[1:NAMED]]
+    return WrongUse(f"the code cannot travel as it is on this disk: {name} {reason}", evidence=more)
+
+
+def _alternate(path: Path) -> bytes:
+    """A line of git's file of alternates; a name that does not fit into a line is quoted as in C."""
+    name = os.fsencode(path.as_posix())
+    if not name.startswith(b'"') and b"\n" not in name:
+        return name + b"\n"
+    quoted = name.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n")
+    return b'"' + quoted + b'"\n'

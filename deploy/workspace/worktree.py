@@ -1,0 +1,203 @@
+"""Which files of the working tree travel with a run, read through git, and which are refused by name."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.errors import StepFailed, WrongUse
+from deploy.shell import LocalShell, Result
+
+# What a run makes is never code, whatever the ignore file of a fresh repository says.
+NEVER_CODE = ("runs", "data", ".sniperface", ".venv")
+LARGE_FILE_BYTES = 50 << 20
+LARGE_UNTRACKED_BYTES = 64 << 20
+GIT_LIMIT_S = 300
+OLD_FORMAT = "sha1"
+GITLINK = b"160000 "
+# The user's git guards the user's repository. In a snapshot, the disk alone counts.
+FOR_SNAPSHOTS = ("-c", "core.safecrlf=false", "-c", "core.fsmonitor=false")
+NO_DRIVER = {b"unspecified", b"unset", b"set"}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Names as git knows them, relative to the project. Git does not look at changes of `hidden` files."""
+
+    tracked: tuple[bytes, ...]
+    names: tuple[bytes, ...]  # tracked files, and those that git neither tracks nor ignores
+    hidden: tuple[bytes, ...]
+    submodules: tuple[bytes, ...]
+    nested: tuple[bytes, ...]  # untracked folders with a repository of their own
+    prefix: bytes  # of the project in its repository, with a slash at its end, or empty
+    entries: tuple[bytes, ...]  # of the user's index, as `update-index --index-info` reads them
+
+
+def listing(project: Path) -> Listing:
+    """The tracked files, and the untracked ones that git does not ignore and that no run made."""
+    prefix = git(project, "rev-parse", "--show-prefix").stdout.rstrip(b"\n")
+    tracked, hidden, submodules, entries = [], [], [], []
+    for line in _listed(project, "--cached", "-v", "--stage"):
+        flag, (about, name) = line[:1], line[2:].split(b"\t", 1)
+        if about.startswith(GITLINK):
+            submodules.append(name)
+            continue
+        tracked.append(name)
+        entries.append(about + b"\t" + prefix + name)
+        if flag == b"S" or flag.islower():
+            hidden.append(name)
+    untracked = _listed(project, "--others", "--exclude-standard", "--", ".", *excluded())
+    files = [name for name in untracked if not name.endswith(b"/")]
+    return Listing(
+        tracked=tuple(dict.fromkeys(tracked)),
+        names=tuple(dict.fromkeys([*tracked, *files])),
+        hidden=tuple(hidden),
+        submodules=tuple(name for name in submodules if not _is_made_by_runs(name)),
+        nested=tuple(name for name in untracked if name.endswith(b"/")),
+        prefix=prefix,
+        entries=tuple(entries),
+    )
+
+
+def on_disk(project: Path, name: bytes) -> bool:
+    """Whether a file or a symbolic link of this name exists; a folder in its place is not one."""
+    return file_bytes(project, name) is not None
+
+
+def file_bytes(project: Path, name: bytes) -> int | None:
+    """The size of a file or of a symbolic link itself; None where neither is there."""
+    try:
+        about = os.lstat(path_of(project, name))
+    except OSError:
+        return None
+    return None if stat.S_ISDIR(about.st_mode) else about.st_size
+
+
+def path_of(project: Path, name: bytes) -> str:
+    return os.path.join(project, os.fsdecode(name))
+
+
+def refuse(project: Path, listed: Listing, large_files: Sequence[str]) -> None:
+    """WrongUse for the first thing that would not arrive, or that is too large to travel with every run."""
+    for name in map(os.fsdecode, listed.submodules):
+        raise WrongUse(
+            f"{name} is a git submodule, and code travels without submodules: put its files into this repository, "
+            f"or take it out (git rm --cached {shlex.quote(name)}) and list it in .gitignore"
+        )
+    for folder in (os.fsdecode(nested).rstrip("/") for nested in listed.nested):
+        raise WrongUse(
+            f"{folder} holds a git repository of its own, and its files would be missing on the machine: list "
+            f"{folder}/ in .gitignore if the run does not need it, or remove {folder}/.git so that its files travel"
+        )
+    _refuse_large(project, listed, large_files)
+
+
+def _refuse_large(project: Path, listed: Listing, meant: Sequence[str]) -> None:
+    """A forgotten video or archive in the folder would travel with every run."""
+    told = ((os.fsdecode(name), file_bytes(project, name)) for name in listed.names)
+    sizes = {name: size for name, size in told if size is not None}
+    for name, size in sizes.items():
+        if size > LARGE_FILE_BYTES and name not in meant:
+            raise WrongUse(
+                f"{name} has {size >> 20} MiB and would travel with the code: list it in .gitignore, or, if it is "
+                f"meant to travel, name it in the target's file: large_files: [{name}]"
+            )
+    tracked = set(map(os.fsdecode, listed.tracked))
+    untracked = {name: size for name, size in sizes.items() if name not in tracked and name not in meant}
+    if sum(untracked.values()) > LARGE_UNTRACKED_BYTES:
+        largest = max(untracked, key=lambda name: untracked[name])
+        raise WrongUse(
+            f"{sum(untracked.values()) >> 20} MiB of files are neither tracked nor ignored by git and would be "
+            f"taken for code, the largest is {largest}: add it to .gitignore"
+        )
+
+
+def without_filters(project: Path, names: Sequence[bytes]) -> list[str]:
+    """Options of git that leave the clean filters of these files (Git LFS, git-crypt) out.
+
+    A filter would put a pointer into the snapshot, and nothing on the machine turns it back into the file.
+    """
+    told = git(project, "check-attr", "-z", "--stdin", "filter", stdin=joined(names))
+    drivers = sorted({*told.stdout.split(b"\0")[2::3]} - NO_DRIVER)
+    options = []
+    for driver in map(os.fsdecode, drivers):
+        for setting in ("clean=", "smudge=", "process=", "required=false"):
+            options += ["-c", f"filter.{driver}.{setting}"]
+    return options
+
+
+def fresh_index(project: Path, listed: Listing, index: Path, env: Mapping[str, str] | None = None) -> None:
+    """Write the names and modes of the user's index to `index`, without its flags and times.
+
+    So git reads every file again: skip-worktree, assume-unchanged, a file system monitor and equal times hide nothing.
+    """
+    own = {**(env or {}), "GIT_INDEX_FILE": str(index)}
+    git(project, "update-index", "-z", "--index-info", env=own, stdin=joined(listed.entries))
+
+
+def joined(names: Iterable[bytes]) -> bytes:
+    """As git reads a list of names with -z."""
+    return b"".join(name + b"\0" for name in names)
+
+
+def object_format(project: Path) -> str:
+    """The hash of the user's repository: sha1 or sha256. A git that does not know the question has sha1 only."""
+    told = git(project, "rev-parse", "--show-object-format", check=False).text.strip()
+    return told if told == "sha256" else OLD_FORMAT
+
+
+def repository_path(project: Path, name: str) -> Path:
+    """Where git keeps something of the user's repository; a worktree shares most of it with others."""
+    return project / os.fsdecode(git(project, "rev-parse", "--git-path", name).stdout.rstrip(b"\n"))
+
+
+def is_repository(project: Path) -> bool:
+    if LocalShell().which("git") is None:
+        return False
+    inside = git(project, "rev-parse", "--is-inside-work-tree", check=False)
+    if b"dubious ownership" in inside.stderr:
+        raise WrongUse(
+            f"git does not trust {project}, because it belongs to another user",
+            evidence=inside.complaint,
+            next_command=f'git config --global --add safe.directory "{project.as_posix()}"',
+        )
+    if inside.text.strip() != "true":
+        return False
+    # A project that merely lies in somebody else's repository, ignored there, is not under version control.
+    return not git(project, "check-ignore", "--quiet", ".", check=False)
+
+
+def excluded() -> list[str]:
+    return [f":(exclude){name}" for name in NEVER_CODE]
+
+
+def git(
+    project: Path, *argv: str, env: Mapping[str, str] | None = None, stdin: bytes = b"", check: bool = True
+) -> Result:
+    # A hook, or an editor, may have pointed git somewhere else by environment.
+    clean = {name: None for name in os.environ if name.startswith("GIT_")}
+    return LocalShell().run(
+        ["git", *argv],
+        cwd=project,
+        env={**clean, "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", **(env or {})},
+        stdin=stdin,
+        limit_s=GIT_LIMIT_S,
+        check=check,
+    )
+
+
+def _listed(project: Path, *which: str) -> list[bytes]:
+    told = git(project, *FOR_SNAPSHOTS, "ls-files", "-z", *which)
+    if b"could not open directory" in told.stderr:
+        raise StepFailed(
+            "git cannot read a folder of the project, so its files would be missing", evidence=told.complaint
+        )
+    return [name for name in dict.fromkeys(told.stdout.split(b"\0")) if name]
+
+
+def _is_made_by_runs(name: bytes) -> bool:
+    return os.fsdecode(name).split("/")[0] in NEVER_CODE

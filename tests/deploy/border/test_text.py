@@ -1,0 +1,146 @@
+"""A user's text file is read whatever shell or editor of Windows wrote it, or refused in one sentence."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from deploy.border.text import NotText, read_text
+from deploy.errors import WrongUse
+from deploy.pod.base import folder
+from deploy.providers import ssh_key as keys
+from deploy.providers.runpod import key
+from deploy.shell.host_keys import _lines
+from deploy.specs.settings import load
+
+TARGET = "provider: ssh\r\nhost: größe.example.org\r\nroot: /workspace/s\r\n"
+AS_WRITTEN = {
+    "utf-8": TARGET.encode(),
+    "notepad": codecs.BOM_UTF8 + TARGET.encode(),
+    "powershell 5": codecs.BOM_UTF16_LE + TARGET.encode("utf-16-le"),
+    "big endian": codecs.BOM_UTF16_BE + TARGET.encode("utf-16-be"),
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "conf" / "deploy").mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize("data", AS_WRITTEN.values(), ids=AS_WRITTEN)
+def test_a_targets_file_is_read(project: Path, data: bytes) -> None:
+    (project / "conf" / "deploy" / "mine.yaml").write_bytes(data)
+    settings = load(project, "mine", {})
+    assert (settings.target.options.host, settings.target.root) == ("größe.example.org", "/workspace/s")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [TARGET.encode("cp1252"), "provider: ssh\n".encode("utf-16-le"), codecs.BOM_UTF16_LE + b"\x00"],
+    ids=["of Western Windows", "UTF-16 without a mark", "cut"],
+)
+def test_another_encoding_is_refused_in_one_sentence(project: Path, data: bytes) -> None:
+    (project / "conf" / "deploy" / "mine.yaml").write_bytes(data)
+    with pytest.raises(WrongUse, match=r"conf/deploy/mine\.yaml cannot be read: it .*: save it as UTF-8") as refused:
+        load(project, "mine", {})
+    assert "\n" not in refused.value.message
+
+
+def test_a_quoted_windows_path_is_explained(project: Path) -> None:
+    (project / "conf" / "deploy" / "mine.yaml").write_text('provider: ssh\nkey: "C:\\Users\\x\\id"\nroot: /x\n')
+    with pytest.raises(WrongUse, match="write a Windows path without quotes, or with /"):
+        load(project, "mine", {})
+
+
+def test_a_public_key_and_an_api_key_written_by_powershell_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = tmp_path / "id"
+    private.write_bytes(b"encrypted, so that only the file beside it tells")
+    line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me@desk"
+    (tmp_path / "id.pub").write_bytes(codecs.BOM_UTF16_LE + f"{line}\r\n".encode("utf-16-le"))
+    assert keys._public_line(private) == line
+    config = tmp_path / "config.toml"
+    config.write_bytes(codecs.BOM_UTF16_LE + '[default]\r\napi_key = "abc"\r\n'.encode("utf-16-le"))
+    monkeypatch.setattr(key, "FILE", config)
+    assert key.load({}).reveal() == "abc"
+
+
+def test_no_text_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"a\0b")
+    with pytest.raises(NotText, match="zero bytes"):
+        read_text(tmp_path / "x")
+
+
+class RefusedFor:
+    """os.replace as Windows has it while a virus scanner reads the file."""
+
+    def __init__(self, times: int) -> None:
+        self.left, self.rename = times, os.replace
+
+    def __call__(self, source: Path, destination: Path) -> None:
+        if self.left > 0:
+            self.left -= 1
+            raise PermissionError(13, "Access is denied", str(source))
+        self.rename(source, destination)
+
+
+@pytest.mark.parametrize(("on_windows", "times", "works"), [(True, 20, True), (False, 1, False), (True, 10**9, False)])
+def test_a_rename_is_tried_again_on_windows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_windows: bool, times: int, works: bool
+) -> None:
+    """By the one helper of the laptop's half, within its limit; elsewhere a refusal is final."""
+    monkeypatch.setattr(folder, "ON_WINDOWS", on_windows)
+    monkeypatch.setattr(folder, "RENAME_S", 1.0)
+    monkeypatch.setattr(folder.os, "replace", RefusedFor(times))
+    (tmp_path / "new").write_text("new")
+    (tmp_path / "old").write_text("old")
+    if works:
+        folder.replace(tmp_path / "new", tmp_path / "old")
+    else:
+        with pytest.raises(PermissionError):
+            folder.replace(tmp_path / "new", tmp_path / "old")
+    assert (tmp_path / "old").read_text() == ("new" if works else "old")
+
+
+def test_a_folder_is_never_renamed_over_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two commands may make the same snapshot at once; the second does not wait for the first one's to vanish."""
+    monkeypatch.setattr(folder, "ON_WINDOWS", True)
+    monkeypatch.setattr(folder.os, "replace", RefusedFor(10**9))
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old").mkdir()
+    done = threading.Event()
+
+    def rename() -> None:
+        with pytest.raises(PermissionError):
+            folder.replace(tmp_path / "new", tmp_path / "old")
+        done.set()
+
+    threading.Thread(target=rename, daemon=True).start()
+    assert done.wait(2)
+
+
+def test_files_are_renamed_by_the_helpers_only() -> None:
+    """One for each half, and one in bootstrap.py, which stands alone."""
+    project = Path(keys.__file__).parents[1]
+    told = subprocess.run(
+        ["git", "grep", "-lE", r"os\.(replace|rename)\(|\b(beside|part|temporary|new)\.(replace|rename)\(", "--",
+         "deploy", "app", "bootstrap.py", "tasks.py"],
+        cwd=project, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    assert told == ["app/files.py", "bootstrap.py", "deploy/pod/base/folder.py"]
+
+
+def test_known_hosts_of_powershell_are_read(tmp_path: Path) -> None:
+    """As `ssh-keyscan HOST >> known_hosts` writes it there."""
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMxNu1DQHBB3jDdtJPZDMYTg5JTnhAmAg2vRSTvSSHUT"
+    for data in (f"box {key}\r\n".encode(), codecs.BOM_UTF16_LE + f"box {key}\r\n".encode("utf-16-le")):
+        (tmp_path / "known_hosts").write_bytes(data)
+        names = [name for name, _ in _lines(tmp_path / "known_hosts", "box")]
+        assert names == ["box"]

@@ -1,0 +1,135 @@
+"""A host that cannot be used costs seconds, not twenty minutes: it is given back, and the next candidate is tried."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deploy.errors import NoMachine
+from deploy.providers.runpod import signs
+from deploy.providers.runpod.api import LogLine
+from deploy.specs.settings import load
+from tests.support.emulators.hosts import HOSTS, PULLING, Host
+from tests.support.emulators.rig import Rig, of
+
+WANTED: dict[str, Any] = {"min_cuda": "12.8", "data_centers": ("EU-RO-1", "US-KS-2")}
+REFUSED_WITHIN_S = 30
+
+
+@pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
+def test_an_unfit_host_is_refused_in_seconds(v2: Rig, host: Host) -> None:
+    """The only candidate: the command ends with the reason, and nothing bills."""
+    v2.emulator.next_pod(**host.oddities)
+    with pytest.raises(NoMachine) as caught:
+        v2.acquire(**{**WANTED, "data_centers": ("EU-RO-1",), "gpus": ("NVIDIA RTX A4500",)})
+    told = "\n".join([caught.value.message, *caught.value.evidence])
+    assert host.says in told
+    assert v2.clock.now() <= REFUSED_WITHIN_S
+    assert (v2.emulator.names, v2.intents(), v2.creations) == ([], [], 1)
+
+
+@pytest.mark.parametrize("host", [host for host in HOSTS.values() if not host.everywhere])
+def test_after_a_bad_host_the_next_candidate_comes(v2: Rig, host: Host) -> None:
+    v2.emulator.next_pod(**host.oddities)
+    machine = v2.acquire(**{**WANTED, "gpus": ("NVIDIA RTX A4500",)})
+    assert of(v2, machine.name).data_center == "US-KS-2"
+    assert (v2.emulator.names, v2.creations) == ([machine.name], 2)
+
+
+def test_an_image_that_no_host_can_pull_is_asked_for_once(v2: Rig) -> None:
+    v2.emulator.next_pod(**HOSTS["private image"].oddities)
+    with pytest.raises(NoMachine, match=r"cannot pull the image me/sniperface:1: .*pull access denied") as caught:
+        v2.acquire(**WANTED)
+    assert "image and registry in conf/deploy/runpod.yaml" in (caught.value.next_command or "")
+    assert v2.creations == 1
+
+
+@pytest.mark.parametrize("publishes", ["nothing", "no ip"])
+def test_a_pod_without_an_address_costs_seconds_by_either_api(both: Rig, publishes: str) -> None:
+    both.emulator.next_pod(publishes=publishes)
+    machine = both.acquire()
+    assert of(both, machine.name).gpu == "NVIDIA A40"
+    assert both.clock.now() <= 75  # of which the limit of calls a minute takes a part
+
+
+def test_a_slow_pull_is_waited_for_and_shown(v2: Rig) -> None:
+    """Its progress is a sign of life; the host's last line stands in what is said."""
+    v2.emulator.next_pod(boot_s=500.0, system=PULLING)
+    v2.acquire()
+    assert v2.clock.now() >= 500
+    assert v2.creations == 1
+    assert any("waiting for its container" in said and "Downloading 12 MB" in said for said in v2.said)
+
+
+def test_a_running_pod_that_nothing_is_heard_of_is_given_back(v2: Rig) -> None:
+    """An image may be pulled while RunPod says RUNNING, so this takes three minutes."""
+    v2.emulator.next_pod(has_container=False)
+    machine = v2.acquire()
+    assert of(v2, machine.name).gpu == "NVIDIA A40"
+    assert 180 <= v2.clock.now() <= 210
+
+
+def test_a_log_that_cannot_be_read_is_no_silence(v2: Rig) -> None:
+    """A key may lack the right to it, or the API be away: an image that takes five minutes is waited for."""
+    v2.emulator.account.runtime_null_s = 300.0
+    v2.emulator.fail("502", "/logs$", times=10**6)
+    sleep = v2.clock.sleep
+
+    def slept(seconds: float) -> None:
+        sleep(seconds)
+        if v2.clock.now() > 290:
+            v2.emulator.faults.clear()
+
+    v2.clock.sleep = slept  # type: ignore[method-assign]
+    v2.acquire()
+    assert v2.creations == 1
+    assert v2.clock.now() >= 300
+
+
+def test_a_pod_in_use_is_not_given_back_for_its_gpu(v2: Rig) -> None:
+    """What a new pod must have is no reason to make a second one beside a warm one."""
+    first = v2.acquire(gpus=("NVIDIA RTX A4500",))
+    assert v2.acquire("r2", gpus=("NVIDIA A40",)).name == first.name
+
+
+def line(text: str, source: str = "system") -> LogLine:
+    return LogLine(text, source)
+
+
+@pytest.mark.parametrize(
+    ("lines", "fault", "everywhere"),
+    [
+        ([], "", False),
+        ([line("1 Pulling from me/sniperface"), line("Status: Downloaded newer image")], "", False),
+        ([line("requirement error: x", "container")], "", False),  # a job may print anything
+        ([line("requirement error: x")], "requirement error: x", False),
+        ([line("toomanyrequests: authentication required")], "toomanyrequests: authentication required", False),
+        ([line("error creating container: pull access denied for x")], "error creating container: pull", True),
+        ([line("no space left on device"), line("sniperface ready: now", "container")], "", False),
+        ([line("sniperface ready: now", "container"), line("no space left on device")], "no space left", False),
+    ],
+)
+def test_what_a_log_says_of_a_start(lines: list[LogLine], fault: str, everywhere: bool) -> None:
+    told = signs.read(lines)
+    assert told.fault.startswith(fault)
+    assert (bool(told.fault), told.everywhere) == (bool(fault), everywhere)
+
+
+def test_a_line_of_the_host_is_shown_and_not_obeyed() -> None:
+    told = signs.read([line("no space left on device \x1b[2J" + "x" * 9999)])
+    assert "\x1b" not in told.fault
+    assert len(told.fault) < 400
+
+
+def test_a_data_centre_is_called_as_runpod_calls_it(v2: Rig) -> None:
+    """The API takes another spelling, and finds no machine."""
+    folder = v2.project / "conf" / "deploy"
+    folder.mkdir(parents=True)
+    (folder / "r.yaml").write_text(
+        "provider: runpod\nroot: /w\nimage: me/x:1\ngpus: [NVIDIA A40]\ndata_centers: [eu-ro-1]\n", encoding="utf-8"
+    )
+    assert load(v2.project, "r", {}).target.options.data_centers == ("EU-RO-1",)  # type: ignore[union-attr]
+    with pytest.raises(NoMachine) as caught:
+        v2.acquire(data_centers=("EU-R0-1",))
+    assert caught.value.evidence[0].endswith("no stock, did you mean 'EU-RO-1'?")

@@ -1,0 +1,256 @@
+"""A snapshot holds what the disk holds, whatever git was told to hide, convert or leave out; else it is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from deploy.errors import StepFailed, WrongUse
+from deploy.pod.agent.snapshots import place_snapshot
+from deploy.shell import LocalShell
+from deploy.workspace import code, snapshots
+from tests.deploy.conftest import Project, git
+
+ON_POSIX = pytest.mark.skipif(os.name == "nt", reason="POSIX file modes and names")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A repository with one commit of two files."""
+    return repository(tmp_path / "tree")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    return tmp_path / "machine"
+
+
+def repository(folder: Path, *init: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "tasks.py").write_text("print('hello')\n")
+    (folder / "conf.yaml").write_text("a: 1\n")
+    git(folder, "init", "--quiet", "--initial-branch=main", *init)
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "-m", "first")
+    return folder
+
+
+def arrived(tree: Path, machine: Path) -> Path:
+    """The folder that the code has on the machine."""
+    return machine / "code" / code.place(tree, LocalShell(), machine)
+
+
+@pytest.mark.parametrize("edited", [True, False], ids=["edited", "as committed"])
+@pytest.mark.parametrize("flag", ["--skip-worktree", "--assume-unchanged"])
+def test_a_file_whose_changes_git_hides_travels_as_it_is(tree: Path, machine: Path, flag: str, edited: bool) -> None:
+    """The plan counts it as changed, and the user's own flag stays."""
+    git(tree, "update-index", flag, "conf.yaml")
+    if edited:
+        (tree / "conf.yaml").write_text("a: 22\n")
+    before = git(tree, "ls-files", "-v")
+    facts = code.look(tree)
+    assert facts.changed_files == edited
+    folder = arrived(tree, machine)
+    assert (folder / "conf.yaml").read_text() == ("a: 22\n" if edited else "a: 1\n")
+    assert facts.tree == (None if edited else folder.name)
+    assert git(tree, "ls-files", "-v") == before
+
+
+def test_a_change_that_left_time_and_size_as_they_were_travels(tree: Path, machine: Path) -> None:
+    """git's own index takes such a file for unchanged."""
+    git(tree, "config", "core.trustctime", "false")
+    file = tree / "conf.yaml"
+    git(tree, "update-index", "--refresh")
+    times = file.stat()
+    file.write_text("a: 2\n")
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (arrived(tree, machine) / "conf.yaml").read_text() == "a: 2\n"
+
+
+def test_a_sparse_checkout_travels_as_it_is_and_names_what_is_missing(tree: Path, machine: Path) -> None:
+    (tree / "sub").mkdir()
+    (tree / "sub" / "big.py").write_text("x\n")
+    git(tree, "add", ".")
+    git(tree, "commit", "--quiet", "-m", "second")
+    git(tree, "sparse-checkout", "set", "--no-cone", "/*", "!/sub/")
+    assert not (tree / "sub").exists()
+    facts = code.look(tree)
+    assert (facts.changed_files, facts.tree, facts.left_out) == (0, None, ("sub/big.py",))
+    assert sorted(each.name for each in arrived(tree, machine).iterdir()) == ["conf.yaml", "tasks.py"]
+
+
+@pytest.mark.parametrize("required", ["false", "true"])
+def test_a_file_behind_a_filter_travels_as_it_is_here(
+    tree: Path, machine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, required: str
+) -> None:
+    """As with Git LFS: no filter of either computer touches it, also where its program is missing."""
+    (tree / ".gitattributes").write_text("*.bin filter=fake diff=fake -text\n")
+    git(tree, "config", "filter.fake.clean", "sha256sum" if required == "false" else "no-such-program")
+    git(tree, "config", "filter.fake.required", required)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / ".gitconfig").write_text('[filter "fake"]\n\tsmudge = no-such-program\n\trequired = true\n')
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    content = bytes(range(256)) * 4
+    (tree / "model.bin").write_bytes(content)
+    assert (arrived(tree, machine) / "model.bin").read_bytes() == content
+
+
+def test_a_file_that_a_filter_stored_as_a_pointer_travels_whole(tree: Path, machine: Path) -> None:
+    """Tracked and unchanged, so that git's index holds the pointer with the times of the file."""
+    (tree / ".gitattributes").write_text("*.bin filter=fake\n")
+    git(tree, "config", "filter.fake.clean", "sha256sum")
+    (tree / "model.bin").write_bytes(b"weights\r\n")
+    git(tree, "add", ".")
+    git(tree, "commit", "--quiet", "-m", "second")
+    assert (
+        git(tree, "cat-file", "blob", "HEAD:model.bin")
+        == f"{hashlib.sha256(b'weights' + bytes([13, 10])).hexdigest()}  -"
+    )
+    assert (arrived(tree, machine) / "model.bin").read_bytes() == b"weights\r\n"
+
+
+def test_a_repository_inside_the_project_is_refused_by_name(tree: Path, machine: Path) -> None:
+    """Its files would be missing on the machine; where it is ignored, it is not meant to travel."""
+    repository(tree / "vendored")
+    with pytest.raises(WrongUse, match="vendored holds a git repository of its own"):
+        code.check(tree, (), {})
+    (tree / ".gitignore").write_text("vendored/\n")
+    assert not (arrived(tree, machine) / "vendored").exists()
+    (tree / ".gitignore").unlink()
+    (tree / "vendored" / ".git").rename(tree.parent / "taken out")
+    assert (arrived(tree, machine) / "vendored" / "tasks.py").exists()
+
+
+def test_a_repository_added_without_its_files_is_refused_by_name(tree: Path) -> None:
+    repository(tree / "vendored")
+    git(tree, "add", "vendored")
+    with pytest.raises(WrongUse, match="vendored is a git submodule"):
+        code.check(tree, (), {})
+
+
+def test_what_is_committed_under_data_travels_as_it_is_here(tree: Path, machine: Path) -> None:
+    """Runs and data are not code; a list of names that somebody committed there is."""
+    (tree / "data").mkdir()
+    (tree / "data" / "names.txt").write_text("first\n")
+    git(tree, "add", "data")
+    git(tree, "commit", "--quiet", "-m", "second")
+    (tree / "data" / "names.txt").write_text("second\n")
+    (tree / "data" / "images.npy").write_text("not code\n")
+    folder = arrived(tree, machine)
+    assert [each.read_text() for each in (folder / "data").iterdir()] == ["second\n"]
+
+
+def test_a_repository_of_sha256(tmp_path: Path, machine: Path) -> None:
+    """Sent whole, and later as the difference; a repository of SHA-1 on the same machine is not touched by it."""
+    old = arrived(repository(tmp_path / "old"), machine)
+    tree = repository(tmp_path / "tree", "--object-format=sha256")
+    first = arrived(tree, machine)
+    assert len(first.name) == 64
+    (tree / "conf.yaml").write_text("a: 2\n")
+    second = arrived(tree, machine)
+    assert [(each / "conf.yaml").read_text() for each in (old, first, second)] == ["a: 1\n", "a: 1\n", "a: 2\n"]
+
+
+@ON_POSIX
+@pytest.mark.parametrize("name", ["nl\nx", '"quoted"', "back\\slash\nand\ttab", '"begins\nwith a quote'])
+def test_a_folder_whose_name_is_more_than_a_line(tmp_path: Path, machine: Path, name: str) -> None:
+    """git lists borrowed repositories by line, so the objects of the user's were not found."""
+    tree = repository(tmp_path / name / "project")
+    assert (arrived(tree, machine) / "conf.yaml").read_text() == "a: 1\n"
+    assert code.look(tree).tree == code.place(tree, LocalShell(), machine)
+
+
+def test_a_guard_against_lost_line_ends_is_the_users_own(tree: Path, machine: Path) -> None:
+    """core.safecrlf protects the user's files, which a snapshot does not change."""
+    git(tree, "config", "core.safecrlf", "true")
+    git(tree, "config", "core.autocrlf", "input")
+    (tree / "run.sh").write_bytes(b"#!/bin/sh\r\nx\r\n")
+    assert (arrived(tree, machine) / "run.sh").read_bytes() == b"#!/bin/sh\nx\n"
+
+
+def test_a_binary_file_that_is_called_text_is_refused(tree: Path) -> None:
+    """git would take the bytes 13 10 in it for a line end."""
+    (tree / ".gitattributes").write_text("* text eol=lf\n")
+    (tree / "table.bin").write_bytes(b"\x00\x01\r\n\x02")
+    with pytest.raises(WrongUse, match=r"table\.bin is binary.*mark it binary in \.gitattributes"):
+        code.prove(tree)
+    (tree / ".gitattributes").write_text("* text eol=lf\n*.bin binary\n")
+    code.prove(tree)
+
+
+def test_encodings_and_ident_arrive_as_the_attributes_say(tree: Path, machine: Path) -> None:
+    (tree / ".gitattributes").write_text("*.ps1 text working-tree-encoding=UTF-16LE-BOM eol=crlf\n*.id ident\n")
+    text = "﻿Write-Host 'größe'\r\n".encode("utf-16-le")
+    (tree / "a.ps1").write_bytes(text)
+    (tree / "a.id").write_bytes(b"$Id: an old one $\n")
+    folder = arrived(tree, machine)
+    assert (folder / "a.ps1").read_bytes() == text
+    assert (folder / "a.id").read_bytes().startswith(b"$Id: ")
+
+
+CONTENT, CRLF, BINARY = b"a\n", b"a\r\n", b"\0\r\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "stored", "checked_out", "right"),
+    [
+        (CONTENT, CONTENT, b"", True),
+        (CRLF, CONTENT, b"", True),
+        (BINARY, BINARY, b"", True),
+        (BINARY, b"\0\n", b"", False),
+        (b"$Id: 1 $\r\n", b"$Id$\n", b"$Id: 2 $\n", True),
+        (b"weights", b"pointer", b"pointer", False),
+        (b"", b"x", b"x", False),
+    ],
+)
+@pytest.mark.parametrize("hashed", ["sha1", "sha256"])
+def test_the_judgement_of_a_file(content: bytes, stored: bytes, checked_out: bytes, right: bool, hashed: str) -> None:
+    blob = snapshots.object_id(stored, hashed)
+    assert (snapshots.judge(content, blob, hashed, lambda: checked_out) is None) == right
+
+
+def test_the_id_of_an_object_is_gits(tree: Path) -> None:
+    assert snapshots.object_id(b"a: 1\n", "sha1") == git(tree, "rev-parse", "HEAD:conf.yaml")
+
+
+def test_a_folder_without_git_names_what_stays(tmp_path: Path) -> None:
+    for name in ("app", "mine", "runs", ".hidden"):
+        (tmp_path / name).mkdir()
+    assert code.look(tmp_path).left_out == ("mine",)
+
+
+def test_what_is_refused_leaves_no_run(project: Project) -> None:
+    """A file too large, and a repository inside: before anything is recorded."""
+    git(project.path, "init", "--quiet")
+    with open(project.path / "video.mp4", "wb") as file:
+        file.truncate(51 << 20)
+    told = project.invoke("train", "--detach", code=2).stderr
+    assert "large_files: [video.mp4]" in told
+    (project.path / "video.mp4").unlink()
+    (project.path / ".gitattributes").write_text("*.dat text\n")
+    (project.path / "x.dat").write_bytes(b"\0\r\n")
+    assert "x.dat is binary" in project.invoke("train", "--detach", code=2).stderr
+    assert not list((project.path / "runs").glob("*/run.json"))
+
+
+@ON_POSIX
+def test_a_git_that_may_not_be_executed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the machine; the laptop's own step says which machine and what to do."""
+    program = tmp_path / "bin" / "git"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(program.stat().st_mode & ~(stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH))
+    monkeypatch.setenv("PATH", str(program.parent))
+    with pytest.raises(OSError, match=f"{program} on the machine may not be executed by this user"):
+        place_snapshot(str(tmp_path / "shelf"), "0" * 40, "bundle", b"")
+
+
+@ON_POSIX
+def test_a_shelf_that_cannot_be_made_is_named(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StepFailed, match=r"the code cannot be placed on this computer: .*file.*: Not a directory"):
+        code.place(tree, LocalShell(), tmp_path / "file")
