@@ -128,6 +128,16 @@ def facts(dataset: Dataset, fraction: float, packing: Packing | None = None) -> 
     )
 
 
+def known_id(notes: Path, dataset: Dataset, fraction: float, kind: str) -> str | None:
+    """The id that the job will record of these images, sent packed as `kind` says; None where only it can tell.
+
+    A file without a manifest has none here, and one that is a part of a data set gets another where it is staged.
+    """
+    if dataset.manifest.get("selection") or not dataset.manifest.get("dataset_id"):
+        return None
+    return marked(dataset.manifest["dataset_id"], packing_of(notes, dataset, fraction, kind))
+
+
 def marked(dataset_id: str | None, packing: Packing | None) -> str | None:
     return f"{dataset_id}{packing.mark}" if dataset_id and packing else dataset_id
 

@@ -41,7 +41,7 @@ LAPTOP = [
 ]
 MACHINE = [
     "app.train",
-    "app.bench app.evaluate app.export app.mine app.pack app.prepare app.unpack",
+    "app.bench app.evaluate app.export app.mine app.pack app.prepare app.resumable app.unpack",
     "app.recipes",
     "app.evaluation",
     "app.onnx",
@@ -92,7 +92,7 @@ DOORS = {
 PARSES = {
     "deploy/border/documents.py": "what a machine, a provider or a stranger's file says",
     "deploy/data.py": "manifest.json beside the images, with a sentence for what does not fit",
-    "deploy/facts.py": "the output of this project's own app.config",
+    "deploy/facts.py": "the output of this project's own app.config and app.resumable",
     "deploy/plan.py": "its own words, on their way to plan.json",
     "deploy/providers/runpod/events.py": "an event of RunPod's log stream, into a LogLine",
     "deploy/providers/runpod/notes.py": "its own notes",
@@ -350,7 +350,7 @@ def test_each_half_imports_only_what_is_installed_for_it(half: tuple[str, ...], 
         assert foreign <= allowed, f"{name_of(path)} imports {sorted(foreign - allowed)}"
 
 
-@pytest.mark.parametrize("command", ["app.config", "app.pack", "app.prepare", "app.unpack"])
+@pytest.mark.parametrize("command", ["app.config", "app.pack", "app.prepare", "app.resumable", "app.unpack"])
 def test_commands_that_answer_at_once_never_load_torch(command: str) -> None:
     files = {name_of(path): path for path in sources("app")}
     seen: set[str] = set()
