@@ -265,9 +265,15 @@ def test_ranks_have_a_few_more_places_than_sampled_centres(rate: float) -> None:
         layer = make(classes, 2, here=World(rank, size, CPU), sample_rate=rate)
         rows = layer.sample(labels)
         assert len(rows) == places(int(rate * classes), classes // size, classes, images) < classes // size
-        assert len(rows) < 1.2 * rate * classes / size + images + 80
         shares.append(layer.centres.start + rows[rows != NOBODY])
     assert torch.equal(torch.cat(shares), whole)
+
+
+def test_the_places_of_a_large_head_are_not_many_more_than_its_sampled_centres() -> None:
+    """Two million classes and 4,096 images on 16 ranks: what is not of a class that was met is 5 % more."""
+    classes, ranks, images = 2_059_906, 16, 4096
+    taken = int(0.2 * classes)
+    assert taken / ranks < places(taken, classes // ranks, classes, images) - images < 1.06 * taken / ranks
 
 
 @given(st.lists(st.booleans(), max_size=30), st.integers(0, 5))

@@ -287,7 +287,14 @@ def run_supervised(data: Path, folder: Path, here: World, *words: str, stop_at: 
     from app.runtime.track import JsonLines, Tracker
     from tests.app.training import Hook
 
-    given = [*SUPERVISED, "recipe=supervised", f"data.binary_cache_path={data}", f"run.dir={folder}", *words]
+    given = [
+        *SUPERVISED,
+        "recipe=supervised",
+        "train.precision=fp32",
+        f"data.binary_cache_path={data}",
+        f"run.dir={folder}",
+        *words,
+    ]
     config, run_folder, stop = load(given), RunFolder(folder), Stop()
 
     def ask(record: dict) -> None:
