@@ -63,7 +63,7 @@ def test_ranks_leave_together_inside(what: str, tmp_path: Path) -> None:
     said = [tmp_path / "0", tmp_path / "1"]
     words = (str(module), what, str(tmp_path))
     with started(tmp_path / "log", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words) as job:
-        wait_for(lambda: all(file.exists() for file in said), job)
+        wait_for(lambda: all(file.exists() for file in said), job, limit_s=300)  # both load torch, and compile loops
         ends_soon(job, 2 * LIMIT_S)  # torchrun itself looks every second
     assert [file.read_text().split() for file in said] == [["began", "left"]] * 2, (tmp_path / "log").read_text()
 
