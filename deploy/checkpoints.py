@@ -99,7 +99,11 @@ def check_usable(path: Path) -> dict[str, Any] | None:
                 raise broken
     except (zipfile.BadZipFile, OSError) as error:
         raise broken from error
+    if not note:
+        return None
     try:
-        return {**border.checkpoint_note(note, str(path.with_suffix(".json"))), "file": path.name} if note else None
+        # Its own file may have any name; everything else is held to the form of a run's notes.
+        checked = border.checkpoint_note({**note, "file": "epoch_000.pt"}, str(path.with_suffix(".json")))
+        return {**checked, "file": path.name}
     except BadAnswer as error:
         raise broken from error

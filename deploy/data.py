@@ -138,7 +138,7 @@ def count_classes(dataset: Dataset, fraction: float) -> int | None:
         return None
     header = _read_npy(path, LocalShell())
     values = array.array(INTEGERS[header.dtype[-2:]])
-    values.frombytes(LocalShell().read(path, header.data_offset, dataset.train_rows * values.itemsize))
+    values.frombytes(LocalShell().read(Path(str(path)), header.data_offset, dataset.train_rows * values.itemsize))
     if header.dtype[0] in "<>" and (header.dtype[0] == "<") != (sys.byteorder == "little"):
         values.byteswap()
     part = 1.0 if dataset.manifest.get("selection") else fraction

@@ -96,7 +96,7 @@ with dist.world() as here:
             plain, _ = find_pseudo_ids(shard, previous, None, config, here, seed=0)
             assert (found == plain).all()
             assert len(set(dist.from_all(polls, here))) == 1, "ranks poll as often"
-            assert polls > 10, polls
+            assert polls >= 5, polls
             # Whichever poll is the last: all leave, and can still talk to each other.
             for last in {1, polls // 3, 2 * polls // 3, polls}:
                 left = polls = 0
