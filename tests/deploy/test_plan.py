@@ -180,7 +180,7 @@ def test_what_only_the_machine_can_tell_is_settled_later() -> None:
     ("gpus", "shm_bytes", "disabled"),
     [
         (2, 64 << 20, True),  # a container's default, as on rented clusters
-        (2, None, True),  # none at all
+        (2, None, False),  # not told
         (2, 256 << 20, False),
         (8, 2 << 30, False),
         (1, 64 << 20, False),  # one GPU exchanges nothing
