@@ -72,7 +72,9 @@ def mine(path: Path, out: Path, config: Config, data: Dataset, here: World, stop
     interlude = Interlude(out, stop.asked.is_set, tell if here.is_main else quiet)
     shard = embed_share(backbone, config, data, here, interlude)
     nothing_yet = np.full(len(data.images), NO_ID, np.int64)
-    ids, report = refresh(shard, nothing_yet, config, data, here, seed=config.train.seed, sheet=out / "clusters.png")
+    ids, report = refresh(
+        shard, nothing_yet, config, data, here, interlude, seed=config.train.seed, sheet=out / "clusters.png"
+    )
     if here.is_main:
         with atomic(out / "pseudo_ids.npy") as file:
             np.save(file, ids.astype(np.int32))

@@ -165,7 +165,10 @@ class Training:
 
 
 def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: Tracker, stop: Stop) -> None:
-    """The whole run. Raises WrongUse for a checkpoint that does not fit or a disk without room."""
+    """The whole run, of a configuration whose precision is settled.
+
+    Raises WrongUse for a checkpoint that does not fit or a disk without room.
+    """
     try:
         with stop.at_once(here):
             t = set_up(config, data, folder, here, track, stop)
@@ -201,7 +204,6 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
 def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track: Tracker, stop: Stop) -> Training:
     """Everything a run needs, on its device; nothing is loaded yet, and room for checkpoints is seen to."""
     started, settings = time.monotonic(), config.train
-    settings.precision = precision.settle(settings.precision, here)
     with dist.together(here):
         if settings.compile:
             refuse_without_compiler(here.device.type)

@@ -39,7 +39,7 @@ POD = [
 ]
 MACHINE = [
     "app.train",
-    "app.evaluate app.export app.mine app.packing app.prepare",
+    "app.evaluate app.export app.mine app.packing app.prepare app.resumable",
     "app.recipes",
     "app.evaluation",
     "app.onnx",
@@ -91,7 +91,7 @@ DOORS = {
 PARSES = {
     "deploy/border/documents.py": "what a machine, a provider or a stranger's file says",
     "deploy/workspace/dataset.py": "manifest.json beside the images, with a sentence for what does not fit",
-    "deploy/steps/resolve.py": "the output of this project's own app.config",
+    "deploy/steps/resolve.py": "the output of this project's own app.config and app.resumable",
     "deploy/specs/plan.py": "its own words, on their way to plan.json",
     "deploy/providers/runpod/events.py": "an event of RunPod's log stream, into a LogLine",
     "deploy/providers/runpod/cache.py": "its own notes",
@@ -352,7 +352,9 @@ def test_each_half_imports_only_what_is_installed_for_it(half: tuple[str, ...], 
         assert foreign <= allowed, f"{name_of(path)} imports {sorted(foreign - allowed)}"
 
 
-@pytest.mark.parametrize("command", ["app.config", "app.packing.pack", "app.prepare", "app.packing.unpack"])
+@pytest.mark.parametrize(
+    "command", ["app.config", "app.packing.pack", "app.prepare", "app.resumable", "app.packing.unpack"]
+)
 def test_commands_that_answer_at_once_never_load_torch(command: str) -> None:
     files = {name_of(path): path for path in sources("app")}
     seen: set[str] = set()

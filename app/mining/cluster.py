@@ -23,9 +23,11 @@ from scipy.special import ndtri
 from app.config import NO_ID
 from app.mining.graph import join, sweep, weigh
 from app.runtime.dist import World, any_rank, gather_rows
+from app.runtime.stop import Poll, undisturbed
 
 SWEEPS = 50
 TIGHTER = [(0.08, 0.05), (0.16, 0.1)]  # for clusters over the limit: share of the way from the floor to 1, more overlap
+ROWS_A_ROUND = 2**16  # rows of a rank between two polls: less than a second
 CUT = 4  # times the limit: what is larger, and stays together, is no person
 STEP = 0.05  # by which by_components raises the similarity, as CDP does (Zhan et al. 2018)
 FloatArray = NDArray[np.float32]
@@ -52,7 +54,15 @@ def similarity_floor(sample: FloatArray, count: int, false_edges_per_image: floa
 
 
 def by_overlap(
-    ids: IntArray, cosine: FloatArray, here: World, *, floor: float, min_overlap: float, max_size: int, seed: int
+    ids: IntArray,
+    cosine: FloatArray,
+    here: World,
+    *,
+    floor: float,
+    min_overlap: float,
+    max_size: int,
+    seed: int,
+    poll: Poll = undisturbed,
 ) -> IdArray:
     """Labels [N] of all images from the lists [n, k] of each process's own; an image alone keeps a label of its own.
 
@@ -72,8 +82,10 @@ def by_overlap(
         near = np.count_nonzero(cosine >= floor + (1 - floor) * higher, axis=1)
         degree = gather(near.astype(np.int32), here)
         group = np.where(oversize, labels, np.int32(-1))
-        weigh(lists, degree, cosine, first, group, min_overlap + more, weight)
-        again = propagate(lists, degree, weight, seed + attempt, here)
+        for part in pieces_of(len(lists), here):
+            weigh(lists, degree, cosine[part], first + part.start, group, min_overlap + more, weight[part])
+            poll()
+        again = propagate(lists, degree, weight, seed + attempt, here, poll)
         labels = _by_smallest_member(np.where(oversize, again, labels))
         sizes = np.bincount(labels, minlength=n)[labels]
         oversize = sizes > max_size
@@ -99,7 +111,22 @@ def _cut(
     return _by_smallest_member(np.where(chosen, pieces, labels))
 
 
-def propagate(lists: IntArray, degree: IntArray, weight: NDArray[np.uint16], seed: int, here: World) -> IntArray:
+def pieces_of(count: int, here: World) -> list[slice]:
+    """This rank's share of `count` rows in pieces of some `ROWS_A_ROUND`, as many on each rank."""
+    own = len(np.array_split(np.empty(count, np.bool_), here.size)[here.rank])
+    rounds = max(1, -(-count // (here.size * ROWS_A_ROUND)))
+    ends = [own * number // rounds for number in range(rounds + 1)]
+    return [slice(*ends[number : number + 2]) for number in range(rounds)]
+
+
+def propagate(
+    lists: IntArray,
+    degree: IntArray,
+    weight: NDArray[np.uint16],
+    seed: int,
+    here: World,
+    poll: Poll = undisturbed,
+) -> IntArray:
     """Label propagation over lists [N, k] with weights [n, k] of the own rows: labels [N], the same on every rank."""
     first = first_row(len(lists), here)
     labels = np.arange(len(lists), dtype=np.int32)
@@ -107,6 +134,7 @@ def propagate(lists: IntArray, degree: IntArray, weight: NDArray[np.uint16], see
     pending = weight.any(axis=1)
     new = np.empty(len(weight), np.int32)
     for number in range(SWEEPS):
+        poll()
         waiting = sweep(lists, degree, weight, first, labels, changed, pending, seed, number, new)
         after = gather(new, here)
         np.not_equal(after, labels, out=changed)
@@ -117,7 +145,14 @@ def propagate(lists: IntArray, degree: IntArray, weight: NDArray[np.uint16], see
 
 
 def by_components(
-    ids: IntArray, cosine: FloatArray, here: World, *, mutual_top: int, similarity: float, max_size: int
+    ids: IntArray,
+    cosine: FloatArray,
+    here: World,
+    *,
+    mutual_top: int,
+    similarity: float,
+    max_size: int,
+    poll: Poll = undisturbed,
 ) -> IdArray:
     """Labels [N]: connected components of images that are among each other's first `mutual_top`, alike enough.
 
@@ -135,11 +170,13 @@ def by_components(
     pairs, alike = pairs[order[twice]], np.minimum(alike[order[twice]], alike[order[twice + 1]])
 
     labels = _components(pairs, n)
+    poll()
     while (oversize := np.bincount(labels, minlength=n)[labels] > CUT * max_size).any():
         similarity += STEP
         kept = ~oversize[pairs[:, 0]] | (alike >= similarity)
         pairs, alike = pairs[kept], alike[kept]
         labels = _components(pairs, n)
+        poll()
     # A component within the limit comes out as it went in.
     return join(pairs[np.argsort(-alike, kind="stable")].astype(np.int32), n, max_size).astype(np.int64)
 

@@ -27,11 +27,13 @@ from app.mining.candidates import FP32_ERROR, Candidates, FullPrecision, HalfPre
 from app.mining.lists import NONE, Neighbours, nothing, ranked, usable
 from app.mining.ring import blocks
 from app.runtime.dist import World, gather_rows
+from app.runtime.stop import Poll, undisturbed
 
 SPARE = 8  # candidates above k + 1 in fp32: rows whose last ones are equal are few, and cost a second search
 PAIRS_AT_ONCE = 2**22
 BYTES_AT_ONCE = 2**28
 SCORES_AT_ONCE = 2**26
+PRODUCTS_A_ROUND = {"cpu": 2**35, "cuda": 2**42}  # multiplications between two polls: less than a second
 NO_FAISS = "mining.backend=faiss needs the package faiss-cpu or faiss-gpu; install one, or give mining.backend=auto"
 
 
@@ -113,7 +115,9 @@ def tell_of_fallback(name: str, device: torch.device, here: World) -> None:
         print("faiss is not installed; torch searches the neighbours, more slowly on this CPU", file=sys.stderr)
 
 
-def neighbours(shard: Tensor, k: int, here: World, *, backend: str, placement: str) -> Neighbours:
+def neighbours(
+    shard: Tensor, k: int, here: World, *, backend: str, placement: str, poll: Poll = undisturbed
+) -> Neighbours:
     """The k nearest other images, among those of all ranks, of each row of this rank's `shard` [n, D] (unit vectors).
 
     Every rank searches for its own rows, in all embeddings at once or in one shard after the other (app/mining/
@@ -126,17 +130,25 @@ def neighbours(shard: Tensor, k: int, here: World, *, backend: str, placement: s
     with full_precision(shard.device):
         set_threads(torch.get_num_threads(), shard.device)
         good = usable(shard)
-        first = sum_before(len(shard), here)
+        counts = gather_rows(torch.tensor([len(shard)], device=shard.device), here).tolist()
+        rounds = rounds_of(counts, shard)
+        first = sum(counts[: here.rank])
         own = first + good.nonzero().flatten()
         queries = shard if len(own) == len(shard) else shard[good]  # a copy only where it must be
         ids, cosine = nothing(len(own), k, shard.device)
         for start, block in blocks(shard, here, placement):
-            found = search(block, start, queries, own, k, backend)
+            found = search(block, start, queries, own, k, backend, rounds=rounds, poll=poll)
             ids, cosine = ranked(torch.cat([ids, found[0]], 1), torch.cat([cosine, found[1]], 1), k)
         all_ids, all_cosine = nothing(len(shard), k, shard.device)
         all_ids[good], all_cosine[good] = ids, cosine
         unusable = int(gather_rows((~good).sum()[None], here).sum())
     return Neighbours(all_ids.int().cpu().numpy(), all_cosine.cpu().numpy(), unusable)
+
+
+def rounds_of(counts: list[int], shard: Tensor) -> int:
+    """In how many rounds every rank searches a block: the same number for all, by the largest of their shards."""
+    products = max(counts) * sum(counts) * shard.shape[1]
+    return max(1, min(max(counts), -(-products // PRODUCTS_A_ROUND[shard.device.type])))
 
 
 def nearest(
@@ -158,25 +170,40 @@ def set_threads(count: int, device: torch.device) -> None:
         faiss.omp_set_num_threads(count)
 
 
-def search(block: Tensor, start: int, queries: Tensor, own: Tensor, k: int, backend: str) -> tuple[Tensor, Tensor]:
+def search(
+    block: Tensor,
+    start: int,
+    queries: Tensor,
+    own: Tensor,
+    k: int,
+    backend: str,
+    *,
+    rounds: int = 1,
+    poll: Poll = undisturbed,
+) -> tuple[Tensor, Tensor]:
     """Ids (global: `start` is that of the block's first row) and cosines [Q, k] of the rows of `block` [M, D] most
     similar to `queries` [Q, D], whose own ids [Q] are left out wherever they stand: among duplicates not always first.
+
+    The queries are dealt to `rounds`, and `poll` is called after each, also where there is nothing to search.
     """
     good = usable(block)
     bank, names = block, torch.arange(start, start + len(block), device=block.device)
     if not good.all():
         bank, names = block[good], names[good]
     if not len(bank) or not len(queries):
+        for _ in range(rounds):
+            poll()
         return nothing(len(queries), k, block.device)
     find = BACKENDS[backend](bank)
     exact = find if isinstance(find, Faiss) else exact_search(bank)
     # 16 bits say little about the order of the best, but twice as many hold them all.
     count = k + 1 + SPARE if isinstance(find, Faiss) else 2 * k + 2 * SPARE
     settled = Settled(bank, names, k, exact)
-    parts = [
-        settled(queries[at : at + find.tile], own[at : at + find.tile], count, find)
-        for at in range(0, len(queries), find.tile)
-    ]
+    parts = []
+    for some, names_of_some in zip(queries.tensor_split(rounds), own.tensor_split(rounds), strict=True):
+        tiles = zip(some.split(find.tile), names_of_some.split(find.tile), strict=True)
+        parts += [settled(*tile, count, find) for tile in tiles if len(some)]
+        poll()
     ids, cosine = (torch.cat(column) for column in zip(*parts, strict=True))
     return ids, cosine
 

@@ -16,6 +16,7 @@ from app.mining.gate import Report, judge, keep_ids
 from app.mining.knn import SearchInexact, neighbours, recall, sample_rows
 from app.mining.lists import NONE, Neighbours
 from app.runtime.dist import World, from_main
+from app.runtime.stop import Poll, undisturbed
 
 FLOOR_SAMPLE, RECALL_SAMPLE = 2048, 256  # images
 COPY = 0.96  # of the way from the similarity floor to 1: cosine .98 where the floor is .5
@@ -30,15 +31,17 @@ def find_pseudo_ids(
     here: World,
     *,
     seed: int,
+    poll: Poll = undisturbed,
 ) -> tuple[NDArray[np.int64], Report]:
     """Pseudo-IDs [N] (NO_ID: none) of unit embeddings, of which `shard` [n, D] are this rank's, and a report.
 
     The same on every rank, and for every number of ranks. `previous` [N] are the ones used so far; a cluster that
     mostly stays keeps its number. Whether the new ones may be used the report says; labels [N] only measure. Raises
-    SearchInexact.
+    SearchInexact, and Interrupted by way of `poll`.
     """
-    listed = neighbours(shard, config.neighbours, here, backend=config.backend, placement=config.placement)
+    listed = _listed(shard, config, here, poll)
     found_share = recall(listed, shard, here, sample=RECALL_SAMPLE, seed=seed)
+    poll()
     if found_share < config.min_recall:
         raise SearchInexact(
             f"the search found {found_share:.2%} of the true neighbours of a sample and mining.min_recall asks for "
@@ -53,12 +56,13 @@ def find_pseudo_ids(
             mutual_top=config.mutual_top,
             similarity=floor,
             max_size=config.max_cluster,
+            poll=poll,
         )
     else:
         sample = sample_rows(shard, here, FLOOR_SAMPLE, seed)
         # Rank 0's: CPUs of several kinds may round the last bit of a product differently.
         floor = from_main(similarity_floor(sample, len(previous), config.false_edges_per_image), here)
-        clusters = _without_copies(shard, listed, config, here, floor, seed)
+        clusters = _without_copies(shard, listed, config, here, floor, seed, poll)
     found = keep_ids(previous, number(clusters, config.min_cluster, config.max_cluster))
     report = judge(
         found,
@@ -73,8 +77,13 @@ def find_pseudo_ids(
     return found, report
 
 
+def _listed(shard: Tensor, config: MiningConfig, here: World, poll: Poll) -> Neighbours:
+    """The neighbours of this rank's embeddings, as the configuration wants them found."""
+    return neighbours(shard, config.neighbours, here, backend=config.backend, placement=config.placement, poll=poll)
+
+
 def _without_copies(
-    shard: Tensor, listed: Neighbours, config: MiningConfig, here: World, floor: float, seed: int
+    shard: Tensor, listed: Neighbours, config: MiningConfig, here: World, floor: float, seed: int, poll: Poll
 ) -> NDArray[np.int64]:
     """Clusters [N] by overlap, in which near-copies of an image follow it.
 
@@ -87,8 +96,7 @@ def _without_copies(
         own = first_row(len(original), here) + np.arange(len(shard))
         keep = torch.from_numpy(~copy[own]).to(shard.device)
         # A row of zeros has no neighbours and is nobody's.
-        singles = shard.where(keep[:, None], 0)
-        listed = neighbours(singles, config.neighbours, here, backend=config.backend, placement=config.placement)
+        listed = _listed(shard.where(keep[:, None], 0), config, here, poll)
     else:
         copy[:] = False
     clusters = by_overlap(
@@ -99,6 +107,7 @@ def _without_copies(
         min_overlap=config.min_overlap,
         max_size=config.max_cluster,
         seed=seed,
+        poll=poll,
     )
     together = np.where(copy, clusters[original], clusters)
     full = np.bincount(together)[together] > config.max_cluster

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from app.mining.embed import embed
 from app.mining.kept import Kept
 from app.models.embedder import Embedder
 from app.runtime.checkpoint import weights_digest
-from app.runtime.dist import World
+from app.runtime.dist import World, any_rank
 from app.runtime.memory import emptied_cache
 from app.runtime.precision import of_device
+from app.runtime.stop import Interrupted
 
 CHUNK_ROWS = {"cuda": 8192, "cpu": 512}  # images between two looks at whether to stop: some seconds
 PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,6 +36,11 @@ class Interlude:
     folder: Path  # for what is kept of unfinished work, and for what is left to look at
     interrupted: Callable[[], bool]  # whether this process was asked to leave
     progress: Callable[[int, int], None]  # images done, images in all
+
+    def poll(self, here: World) -> None:
+        """Raise Interrupted on all ranks where one of them was asked to leave."""
+        if any_rank(self.interrupted(), here):
+            raise Interrupted
 
 
 def embed_share(embedder: nn.Module, config: Config, data: Dataset, here: World, interlude: Interlude) -> Tensor:
@@ -67,6 +74,7 @@ def refresh(
     config: Config,
     data: Dataset,
     here: World,
+    interlude: Interlude,
     *,
     seed: int,
     sheet: Path,
@@ -74,6 +82,7 @@ def refresh(
     """Pseudo-IDs [N] of all images (NO_ID: none, as for all that is not trained on) and the report on them.
 
     `previous` [N] are the ones so far, from `shard` [n, D] come the new ones. `sheet` is the PNG that shows a few.
+    Raises Interrupted.
     """
     # Clustering needs Numba and SciPy, and the picture Pillow: a run that mines nothing starts without them.
     from app.mining.contact_sheet import contact_sheet
@@ -83,7 +92,10 @@ def refresh(
     rows = data.train_rows
     labels = None if data.labels is None else data.labels[rows]
     with emptied_cache(here.device):
-        found, report = find_pseudo_ids(shard, previous[rows], labels, config.mining, here, seed=seed)
+        found, report = find_pseudo_ids(
+            shard, previous[rows], labels, config.mining, here, seed=seed, poll=partial(interlude.poll, here)
+        )
+    interlude.poll(here)
     if here.is_main:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(sheet, data.images, rows, found, seed)

@@ -22,6 +22,7 @@ def blocks(shard: Tensor, here: World, placement: str) -> Iterator[tuple[int, Te
 
     replicated: one block with everything. ring: the shards [n, D], one by one; while a block is being searched, the
     next is already on its way, so a rank holds three shards at most. auto: replicated where that fits on every rank.
+    A search may be given up between two blocks; what is on its way arrives first, as its memory is still written to.
     """
     counts = gather_rows(torch.tensor([len(shard)], device=shard.device), here).tolist()
     if here.size == 1:
@@ -39,8 +40,10 @@ def blocks(shard: Tensor, here: World, placement: str) -> Iterator[tuple[int, Te
             return
         coming = shard.new_empty((counts[next_owner], shard.shape[1]))
         arrived = pass_on(block, coming, here)
-        yield first[owner], block
-        arrived()
+        try:
+            yield first[owner], block
+        finally:
+            arrived()
         block = coming
 
 

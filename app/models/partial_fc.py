@@ -13,11 +13,15 @@ What differs from the published code, on purpose:
 - The product with the centres is not laid out for autograd: there is no copy of normalised centres, and no gradient
   as large as the table.
 
+- How many sampled centres fall to a rank is a matter of chance. Each rank has a fixed number of places for them, and
+  NOBODY fills up: the host never waits for the device to count.
+
 Letters: C classes, D embedding size, N images of all ranks, n centres of this rank in a step.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +38,7 @@ from app.runtime.dist import World
 
 INIT_STD = 0.01
 INIT_ROWS = 4096  # classes whose first values are drawn together
+NOBODY = torch.iinfo(torch.long).max  # in a list of rows: no row; after all others
 BETAS, EPS = (0.9, 0.999), 1e-8  # of AdamW: torch's defaults
 CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}  # updated at once: stays in a CPU's cache, keeps a GPU busy
 
@@ -49,9 +54,15 @@ class PartialFC(nn.Module):
         self.classes, self.rate, self.here, self.seed = classes, config.sample_rate, here, seed
         self.head = build_head(config)
         self.centres = Centres(share_of(classes, here), dim, optimizer, here, seed=seed, lazy=config.update == "lazy")
+        self.centres.filled_up = self.is_ragged
         self.register_buffer("calls", torch.zeros((), dtype=torch.long))  # forward calls; stays in the CPU's memory
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.before: dict[str, Tensor] | None = None  # the head's running means before the calls since the last step
+
+    @property
+    def is_ragged(self) -> bool:
+        """Whether ranks have unequal numbers of sampled centres, which only the device knows."""
+        return self.rate < 1 and self.here.size > 1
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss over the images of all ranks, and metrics, all scalars.
@@ -76,7 +87,10 @@ class PartialFC(nn.Module):
         unit = embeddings / norms.clamp_min(1e-12)[:, None]
         cosine = _Cosines.apply(unit, self.centres.some(rows), lambda grad: self.centres.add(rows, grad))  # [N, n]
         target = dist.total(at(cosine.detach(), own), self.here)  # [N]
-        loss = _CrossEntropy.apply(self.head(cosine, own, target, norms), own, self.here)
+        logits = self.head(cosine, own, target, norms)
+        if self.is_ragged:
+            logits = logits.masked_fill(rows == NOBODY, -torch.inf)
+        loss = _CrossEntropy.apply(logits, own, self.here)
         # Every rank computes the penalty of all images; it must reach them once.
         penalty = self.head.penalty(norms if self.here.is_main else norms.detach())
         if penalty is not None:
@@ -92,7 +106,8 @@ class PartialFC(nn.Module):
     def sample(self, labels: Tensor) -> Tensor:
         """This rank's rows to compare with, ascending [n]: of all `labels` [N], and of other classes by chance.
 
-        Together int(rate * C) of all ranks, or as many as there are classes in `labels` if that is more.
+        Together int(rate * C) of all ranks, or as many as there are classes in `labels` if that is more. On several
+        ranks n does not depend on chance: NOBODY fills up.
         """
         start, stop = self.centres.start, self.centres.stop
         self.calls += 1
@@ -107,9 +122,10 @@ class PartialFC(nn.Module):
         if size < min(len(labels), self.classes):  # the classes met may be more: only then are they counted
             size = max(size, len(labels.unique()))
         taken = luck.topk(size, sorted=False).indices
-        if self.here.size > 1:  # how many are of this rank is a matter of chance: here the host has to ask
-            taken = taken[(taken >= start) & (taken < stop)]
-        return taken.sub_(start).sort().values
+        if not self.is_ragged:
+            return taken.sort().values
+        chosen = torch.zeros_like(luck, dtype=torch.bool).index_fill_(0, taken, True)[start:stop]
+        return compacted(chosen, places(size, stop - start, self.classes, len(labels)))
 
     def step(self, lr: float, *, grad_scale: Tensor | float = 1.0, taken: Tensor | None = None) -> None:
         """Update the centres by what the calls since the last step left, whose losses were multiplied by a scale.
@@ -183,66 +199,73 @@ class Centres:
             self.tables["momentum"] = torch.zeros_like(weight)
         # Of the rows that have a gradient since the last step: their numbers, ascending, and the gradients.
         self.part: tuple[Tensor, Tensor] | None = None
-        self.last: Tensor | None = None  # where `part` ends, on the device; what follows repeats its last row
+        self.filled_up = False  # whether NOBODY may be among the rows that are given
+        self.merged = False  # and among those of `part`
 
     def some(self, rows: Tensor) -> Tensor:
-        """The centres of ascending rows [n, D]; all of them are not copied."""
+        """The centres of ascending rows [n, D], any one for NOBODY; all of them are not copied."""
         weight = self.tables["weight"]
-        return weight if len(rows) == len(weight) else weight.index_select(0, rows)
+        if self.is_everything(rows):
+            return weight
+        return weight.index_select(0, rows.clamp(max=len(weight) - 1) if self.filled_up else rows)
+
+    def is_everything(self, rows: Tensor) -> bool:
+        """Whether the host knows that ascending rows are all there are."""
+        return len(rows) == len(self.tables["weight"]) and not self.filled_up and not self.merged
 
     @property
     def rows(self) -> Tensor | None:
-        """The rows with a gradient, ascending; the last may be repeated."""
-        return None if self.part is None else self.part[0]
+        """The rows with a gradient, ascending; the last may be repeated. Any one where there are none."""
+        return None if self.part is None else self._repeated(*self.part)[0]
 
     @property
     def grad(self) -> Tensor | None:
         """The gradient of each of `rows` [n, D]."""
-        if self.part is None or self.last is None:
-            return None if self.part is None else self.part[1]
-        own = torch.arange(len(self.part[0]), device=self.last.device).clamp(max=self.last)
-        return self.part[1].index_select(0, own)
+        return None if self.part is None else self._repeated(*self.part)[1]
+
+    def _repeated(self, rows: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and gradients with the last row and its gradient again, instead of NOBODY."""
+        if not (self.filled_up or self.merged) or not len(rows):
+            return rows, grad
+        last = (rows != NOBODY).sum().sub_(1).clamp_(min=0)
+        own = torch.arange(len(rows), device=rows.device).clamp(max=last)
+        return rows.index_select(0, own).clamp_(max=len(self.tables["weight"]) - 1), grad.index_select(0, own)
 
     def add(self, rows: Tensor, grad: Tensor) -> None:
-        """Add a gradient [n, D] of ascending rows [n]; the tensor is kept."""
-        count = len(self.tables["weight"])
+        """Add a gradient [n, D] of ascending rows [n]; the tensor is kept. That of NOBODY is 0."""
         if self.part is None:
             self.part = rows, grad
-        elif len(rows) == len(self.part[0]) == count:  # all of them
+        elif self.is_everything(rows) and self.is_everything(self.part[0]):
             self.part[1].add_(grad)
         elif len(rows) + len(self.part[0]):
-            self._merge(rows, grad, count)
+            self._merge(rows, grad)
 
-    def _merge(self, rows: Tensor, grad: Tensor, count: int) -> None:
-        """Sum the gradients of rows that are in both, without asking the device how many there are.
-
-        There is room for all; what is left over repeats the last row, with a gradient of zero so that it adds nothing.
-        """
+    def _merge(self, rows: Tensor, grad: Tensor) -> None:
+        """Sum the gradients of rows that are in both, without asking the device how many there are: NOBODY fills up."""
         assert self.part is not None
         both, order = torch.cat([self.part[0], rows]).sort(stable=True)
         is_new = torch.ones_like(both)
         is_new[1:] = both[1:] != both[:-1]
         place = is_new.cumsum(0) - 1  # [m] where each goes among the different ones
-        size = min(len(both), count)
-        different = both[-1:].repeat(size).scatter_(0, place, both)
+        size = min(len(both), len(self.tables["weight"]) + 1)  # NOBODY is one more
+        different = torch.full_like(both[:size], NOBODY).scatter_(0, place, both)
         summed = grad.new_zeros(size, grad.shape[1])
         summed.index_add_(0, place, torch.cat([self.part[1], grad]).index_select(0, order))
-        self.part, self.last = (different, summed), place[-1]
+        self.part, self.merged = (different, summed), True
 
     @torch.no_grad()
     def step(self, lr: float, step: Tensor, grad_scale: Tensor | float, taken: Tensor) -> None:
         """Update number `step`, from 1 on, and forget the gradients; unless `taken` is 0, when nothing changes."""
         weight = self.tables["weight"]
         everything = torch.arange(len(weight), device=weight.device)
-        rows, grad = self.rows, self.grad
-        if rows is None or grad is None:
-            rows, grad = everything[:0], weight[:0]
-        if not self.lazy and len(rows) < len(weight):
+        rows, grad = (everything[:0], weight[:0]) if self.part is None else self._repeated(*self.part)
+        whole = self.part is not None and self.is_everything(rows)
+        if not self.lazy and not whole:
             grad = torch.zeros_like(weight).index_copy_(0, rows, grad)
-            rows = everything
+            rows, whole = everything, True
+        elif self.part is not None and len(rows) and not whole:
+            taken = taken * (self.part[0][0] != NOBODY)  # of nobody nothing changes
         size = max(1, CHUNK_BYTES[weight.device.type] // (weight.shape[1] * weight.element_size()))
-        # A sampled part may be as long as the table and still repeat a row.
-        whole = len(rows) == len(weight) and (self.last is None or rows is everything)
         for i in range(0, len(rows), size):
             here = slice(i, i + size)
             finite = torch.where(taken > 0, grad[here], 0.0).div_(grad_scale)
@@ -253,7 +276,7 @@ class Centres:
             self.update(part, finite, lr, step, taken)
             for name, values in part.items():
                 self.tables[name].index_copy_(0, rows[here], values)
-        self.part = self.last = None
+        self.part, self.merged = None, False
 
     def update(self, part: dict[str, Tensor], grad: Tensor, lr: float, step: Tensor, taken: Tensor) -> None:
         """Change some rows of all tables by their gradient, which is used up; not `taken`, it is 0, and so is all else.
@@ -298,6 +321,23 @@ def initial(start: int, stop: int, dim: int, seed: int) -> Tensor:
         low, high = max(first, start), min(first + INIT_ROWS, stop)
         weight[low - start : high - start] = drawn[low - first : high - first]
     return weight.mul_(INIT_STD)
+
+
+def places(taken: int, rows: int, classes: int, met: int) -> int:
+    """How many of a rank's `rows` may be among `taken` of all `classes`, of which up to `met` are not left to chance.
+
+    Eight standard deviations above the mean: it is exceeded once in 10^13 steps.
+    """
+    mean = taken * rows / max(classes, 1)
+    return min(rows, taken, met + math.ceil(mean + 8 * math.sqrt(mean) + 8))
+
+
+def compacted(chosen: Tensor, room: int) -> Tensor:
+    """The places of the true ones among `chosen` [n], ascending [room]; NOBODY fills up. The host does not wait."""
+    torch._assert_async(chosen.sum() <= room, "there are places for all sampled centres of a rank")
+    place = torch.where(chosen, chosen.cumsum(0) - 1, room).clamp_(max=room)  # those not chosen share one at the end
+    rows = torch.full((room + 1,), NOBODY, device=chosen.device)
+    return rows.scatter_(0, place, torch.arange(len(chosen), device=chosen.device))[:room]
 
 
 def columns(rows: Tensor, wanted: Tensor) -> Tensor:

@@ -116,6 +116,7 @@ class SelfSupervised:
             self.config,
             self.data,
             self.here,
+            interlude,
             seed=self.config.train.seed + epoch,
             sheet=interlude.folder / f"epoch_{epoch:03d}.png",
         )

@@ -62,6 +62,8 @@ RULES = (
     Rule("gradient_checkpointing", "backbone.gradient_checkpointing", EXACT, EXACT),
 )
 
+UNFORESEEN = ("images", "rows", "classes", "labels", "ranks")  # what is known only where the data and the GPUs are
+
 # These keys of the backbone change neither its shapes nor what it computes when it is evaluated.
 REGULARISATION = ("dropout", "drop_path", "mask_ratio", "parity_mask_ratio")
 WITHOUT_EFFECT = ("gradient_checkpointing",)
@@ -109,19 +111,48 @@ def facts_of(
     }
 
 
+def foreseen(config: Config, data: str | None) -> dict[str, Any]:
+    """The facts of a run that has not started, without those that only its machine knows.
+
+    `data` is the data set's id, None where it is not known yet.
+    """
+    facts = facts_of(config, data=data or "", images=None, rows=0, classes=None, labels=None, ranks=0)
+    later = {*UNFORESEEN, *(["data"] if data is None else []), *(["precision"] if facts["precision"] == "auto" else [])}
+    return {name: value for name, value in facts.items() if name not in later}
+
+
 def recorded(content: Mapping[str, Any], note: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of a checkpoint: those it was saved with or, of an older version, what its content and JSON tell."""
     groups = content["optimizer"]["param_groups"]
     told: dict[str, Any] = {"optimizer": "adamw" if "betas" in groups[0] else "sgd", "decay_all": len(groups) == 1}
-    if isinstance(content.get("facts"), dict):
-        return {**content["facts"], **told}
+    facts = content["facts"] if isinstance(content.get("facts"), dict) else told_by({**note, "facts": None})
+    return {**facts, **told}
+
+
+def told_by(note: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts in the JSON beside a checkpoint; that of an older version tells some of them in other words."""
+    if isinstance(note.get("facts"), dict):
+        return dict(note["facts"])
     model = note.get("model") if isinstance(note.get("model"), dict) else {}
     assert model is not None
-    told |= {name: model[name] for name in ("recipe", "projection", "queue_size", "head", "ema") if name in model}
+    told = {name: model[name] for name in ("recipe", "projection", "queue_size", "head", "ema") if name in model}
     if isinstance(model.get("backbone"), dict):
         told |= _parts_of(model["backbone"])
     names = {"data": "dataset_id", "fraction": "fraction", "ranks": "world_size"}
     return told | {name: note[key] for name, key in names.items() if note.get(key) is not None}
+
+
+def same_kind(saved: Facts, here: Facts) -> dict[str, Any]:
+    """The saved facts whose values look like those `here`: a JSON may come from a stranger, and say anything."""
+    return {name: value for name, value in saved.items() if name in here and _is_like(value, here[name])}
+
+
+def _is_like(one: Any, other: Any) -> bool:
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return isinstance(one, bool) == isinstance(other, bool)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_is_like, one, other))
+    return type(one) is type(other)
 
 
 def judge(file: str, saved: Facts, here: Facts, *, epoch: int, seen: int, own: bool) -> Verdict:

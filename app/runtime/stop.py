@@ -11,12 +11,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from app.errors import Failed
 from app.runtime.dist import World, any_rank
+
+# Long work of several ranks calls one in each piece of it, all ranks equally often. It raises Interrupted on all ranks
+# where one was asked to leave.
+Poll = Callable[[], None]
+
+
+def undisturbed() -> None:
+    """The poll of work that nobody interrupts."""
 
 
 class Interrupted(Failed):

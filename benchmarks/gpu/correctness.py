@@ -243,20 +243,16 @@ def overflow(rig: Rig) -> Records:
 
 
 def experiments(rig: Rig) -> Records:
-    """Every file of conf/experiment for three updates at 32 pixels, by the command itself, then gone on with."""
+    """Every file of conf/experiment for a few updates at 32 pixels, by the command itself, then gone on with."""
     from app import train
     from app.config.compose import CONF
+    from benchmarks.gpu.small import command_line
 
     for experiment in sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")):
         if rig.on_cpu and experiment not in ("drawn", "tryout_supervised"):
             continue  # tests/app/shadow runs all of them on a CPU, in minutes
         folder = rig.work / "runs" / experiment
-        words = [
-            f"experiment={experiment}", f"data.binary_cache_path={rig.data_path}", f"run.dir={folder}",
-            "backbone.image_size=32", "train.batch.size=8", "train.batch.grad_accum_steps=1",
-            f"data.data_fraction={64 / len(rig.images)}", "data.block_size=8", "train.log_every_steps=1",
-            "train.checkpoint.keep=2",
-        ]  # fmt: skip
+        words = command_line(experiment, rig.data_path, folder, updates=8, rows=len(rig.images))
         handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
         try:
             for epochs, resume in ((1, "none"), (2, "auto")):

@@ -117,7 +117,7 @@ def checkpoint_note(data: bytes | Mapping[str, Any], what: str) -> dict[str, Any
         note["fraction"] = number(note["fraction"], f"{what}, fraction", 0, 1)
     if not isinstance(note.get("epoch_complete", True), bool):
         raise BadAnswer(f"{what}, epoch_complete is {shown(note['epoch_complete'])} instead of true or false")
-    for key in ("eval", "model"):
+    for key in ("eval", "model", "facts"):
         if note.get(key) is not None and not isinstance(note[key], dict):
             raise BadAnswer(f"{what}, {key} is {shown(note[key])} instead of an object")
     measured = note.get("eval") or {}

@@ -83,8 +83,8 @@ def _best(notes: list[dict[str, Any]], of_set: str | None, run_id: str) -> dict[
     raise WrongUse(f"no checkpoint of run {run_id} was evaluated: give --which latest")
 
 
-def check_usable(path: Path, model: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that is broken, or that was made for another model, before anything is started."""
+def check_usable(path: Path) -> dict[str, Any] | None:
+    """The JSON of a checkpoint of the user's, None where it has none. Raises WrongUse for one that is not whole."""
     if not path.is_file():
         raise WrongUse(f"--resume {path}: there is no such file; give auto, none or the path of a .pt checkpoint")
     note = border.read_document(path.with_suffix(".json"))
@@ -99,23 +99,11 @@ def check_usable(path: Path, model: Mapping[str, Any]) -> None:
                 raise broken
     except (zipfile.BadZipFile, OSError) as error:
         raise broken from error
-    if note:
-        check_fits(note, model)
-
-
-def check_fits(note: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    """A checkpoint's JSON says for which model it is."""
-    if note.get("model") != model:
-        difference = _difference(note.get("model") or {}, model)
-        raise WrongUse(f"checkpoint {note.get('file')} does not fit this configuration: {difference}")
-
-
-def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> str:
-    """The first key in which two models differ, with both values."""
-    for key in dict.fromkeys([*theirs, *ours]):
-        a, b = theirs.get(key), ours.get(key)
-        if a != b:
-            if isinstance(a, dict) and isinstance(b, dict):
-                return _difference(a, b, f"{prefix}{key}.")
-            return f"its {prefix}{key} is {a}, here it is {b}"
-    return "they differ"
+    if not note:
+        return None
+    try:
+        # Its own file may have any name; everything else is held to the form of a run's notes.
+        checked = border.checkpoint_note({**note, "file": "epoch_000.pt"}, str(path.with_suffix(".json")))
+        return {**checked, "file": path.name}
+    except BadAnswer as error:
+        raise broken from error

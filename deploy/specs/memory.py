@@ -1,11 +1,13 @@
 """PURE: how much memory of a GPU one training step takes, and which batch would fit.
 
-The bytes that a network saves for its backward pass are measured, and stand in conf/memory.yaml. The rest is counted.
+The bytes that a network saves for its backward pass are measured, and stand in conf/memory.yaml. The rest is counted:
+tests compare it with the tensors of the app.
 What only a GPU could tell, such as cuDNN's workspaces and what the allocator loses to fragments, is a margin.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,9 +19,10 @@ from deploy.specs.machine import Card, Hardware
 from deploy.specs.settings import read_yaml
 
 MIB, GIB = 1 << 20, 1 << 30
-FP32 = 4  # bytes
+HALF, FP32, INT64 = 2, 4, 8  # bytes
 STATE = {"sgd": 12, "adamw": 16}  # bytes a trained number: weight, gradient, what the optimizer keeps
 LOGITS_KEPT = 8  # arrays [batch, queue] in fp32 that the contrastive loss keeps or makes at once
+HEAD_KEPT = 6  # arrays [batch of all ranks, centres of this one] in fp32 that a margin head keeps or makes at once
 VIEWS_KEPT = 10  # arrays [batch, 3, S, S] in fp32: two views, and what augmentation makes at once
 MARGIN_BYTES = 1536 * MIB  # CUDA's context, cuDNN's and NCCL's buffers; not measured on a GPU yet
 MARGIN_SHARE = 0.1  # of what is saved: gradients of activations, fragments; not measured on a GPU yet
@@ -50,12 +53,23 @@ class Need:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """What else a step's memory depends on."""
+
+    rows: int = 0  # images in the file
+    classes: int | None = None  # that are learnt; None where they are not known, or none are
+    ranks: int | None = None  # of all machines; None where the machine decides
+
+
+@dataclass(frozen=True)
 class Gpus:
     """What is known of the GPUs of a run: those of the machine, or those that would be rented first."""
 
     hardware: Hardware | None
     card: Card | None
     device: str  # the target's key
+    nodes: int = 1
+    processes: int | None = None  # on each machine; None: one a GPU
 
     def precision(self, wish: str) -> str:
         """train.precision as the job will settle it; the wish itself where nothing is known yet."""
@@ -65,14 +79,18 @@ class Gpus:
             return resolve(wish, None, None)
         return resolve(wish, None, self.card.name) if self.card else wish
 
-    def need(self, config: Mapping[str, Any], table: Mapping[str, Any], precision: str) -> Need | None:
+    def need(
+        self, config: Mapping[str, Any], table: Mapping[str, Any], precision: str, rows: int, classes: int | None
+    ) -> Need | None:
         """None on a CPU, and where nothing is known of the GPUs."""
         if self.hardware:
-            there = self.hardware.gpu_memory_bytes
-            return of_step(config, table, precision, there) if self.hardware.gpus else None
-        if self.card is None or self.device == "cpu":
+            count, there = self.hardware.gpus, self.hardware.gpu_memory_bytes
+        elif self.card is not None and self.device != "cpu":
+            count, there = self.card.count, self.card.memory_bytes
+        else:
             return None
-        return of_step(config, table, precision, self.card.memory_bytes)
+        ranks = (self.processes or count) * self.nodes
+        return of_step(config, table, precision, there, Extent(rows, classes, ranks)) if count else None
 
 
 def resolve(wish: str, capability: tuple[int, int] | None, gpu: str | None) -> str:
@@ -105,7 +123,13 @@ def read(project: Path) -> dict[str, Any]:
     return found
 
 
-def of_step(config: Mapping[str, Any], table: Mapping[str, Any], precision: str, available_bytes: int | None) -> Need:
+def of_step(
+    config: Mapping[str, Any],
+    table: Mapping[str, Any],
+    precision: str,
+    available_bytes: int | None,
+    extent: Extent = Extent(),
+) -> Need:
     """What the step of a resolved configuration takes, with the nearest batch that fits where it is too much."""
     backbone = config["backbone"]
     figures = next((each for each in table.values() if _is_of(each["shape"], backbone)), None)
@@ -116,10 +140,10 @@ def of_step(config: Mapping[str, Any], table: Mapping[str, Any], precision: str,
         return Need(None, available_bytes, why="this backbone was not measured with backbone.gradient_checkpointing so")
     batch = config["train"]["batch"]
     size, steps = int(batch["size"]), int(batch.get("grad_accum_steps", 1))
-    supervised = config["recipe"]["name"] == "supervised"
-    fixed = _fixed_bytes(config, figures, precision)
-    each = _bytes_per_image(config, saved_mib)
-    need = Need(fixed + each * size, available_bytes, why="without the classes of the head" if supervised else "")
+    head = head_of(config, extent)
+    fixed = _fixed_bytes(config, figures, precision) + tables_bytes(config, extent.rows) + head.fixed_bytes
+    each = _bytes_per_image(config, saved_mib) + head.bytes_per_image
+    need = Need(fixed + each * size, available_bytes, why=head.why)
     if not need.is_too_much:
         return need
     fits = next((part for part in _parts(size, steps) if fixed + each * part[0] <= (available_bytes or 0)), None)
@@ -171,6 +195,55 @@ def _bytes_per_image(config: Mapping[str, Any], saved_mib: float) -> int:
     return int(saved_mib * (1 + MARGIN_SHARE) * MIB) + images + logits
 
 
+@dataclass(frozen=True)
+class HeadMemory:
+    """Bytes of a margin head on one rank."""
+
+    fixed_bytes: int = 0
+    bytes_per_image: int = 0  # of this rank's batch
+    why: str = ""  # what is not counted
+
+
+def head_of(config: Mapping[str, Any], extent: Extent) -> HeadMemory:
+    """Class centres, their optimizer's state and gradients, and the logits of recipe supervised.
+
+    app/models/partial_fc.py has these tensors: tables of a rank's share of the classes, a copy and a gradient of those
+    that are sampled, and arrays of all images by them.
+    """
+    if config["recipe"]["name"] != "supervised":
+        return HeadMemory()
+    if extent.classes is None or extent.ranks is None:
+        return HeadMemory(why="without the classes of the head")
+    width, rate = int(config["backbone"]["embedding_dim"]), float(config["recipe"]["head"]["sample_rate"])
+    images, shard = int(config["train"]["batch"]["size"]) * extent.ranks, -(-extent.classes // extent.ranks)
+    compared = shard
+    if rate < 1:
+        mean = max(rate * extent.classes, min(images, extent.classes)) / extent.ranks
+        chance = math.ceil(8 * math.sqrt(mean) + 8) + images if extent.ranks > 1 else 0
+        compared = min(shard, math.ceil(mean) + chance)
+    copies = 2 if rate < 1 else 1  # a gradient, and a copy of the sampled centres
+    luck = extent.classes * (FP32 + 1) if rate < 1 else 0
+    fixed = shard * centre_bytes(config["train"].get("optimizer", {}).get("name"), width)
+    return HeadMemory(fixed + copies * compared * width * FP32 + luck, HEAD_KEPT * extent.ranks * compared * FP32)
+
+
+def centre_bytes(optimizer: str | None, width: int) -> int:
+    """One class in the tables of a head: its centre, what the optimizer keeps of it, and counters."""
+    return 2 * width * FP32 + INT64 if optimizer == "sgd" else 3 * width * FP32 + 2 * INT64
+
+
+def tables_bytes(config: Mapping[str, Any], rows: int) -> int:
+    """What recipe self_supervised remembers of each image: its pseudo-ID, and with the bank its last embedding."""
+    if config["recipe"]["name"] != "self_supervised":
+        return 0
+    bank = HALF * int(config["backbone"]["embedding_dim"]) if _mining(config).get("features") == "bank" else 0
+    return rows * (INT64 + bank)
+
+
+def _mining(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return config.get("mining") or {}
+
+
 def _fixed_bytes(config: Mapping[str, Any], figures: Mapping[str, Any], precision: str) -> int:
     """Weights, gradients and optimizer; the momentum encoder and the queue; what is saved whatever the batch."""
     trained, copied, queue = int(figures["params"]), 0, 0
@@ -178,7 +251,9 @@ def _fixed_bytes(config: Mapping[str, Any], figures: Mapping[str, Any], precisio
         moco, width = config["recipe"]["moco"], int(config["backbone"]["embedding_dim"])
         trained += int(moco["projection_hidden"]) * (width + int(moco["projection_dim"]))
         copied = trained
-        queue = int(moco["queue_size"]) * int(moco["projection_dim"])
+        queue = int(moco["queue_size"]) * (int(moco["projection_dim"]) + INT64 // FP32)  # keys, and their images' rows
+    elif float(config["recipe"].get("ema", 0)) > 0:
+        copied = trained
     state = trained * STATE.get(config["train"].get("optimizer", {}).get("name"), max(STATE.values()))
     kind = "fp32" if precision == "fp32" else "half"
     in_a_step = float(figures.get("saved_mib_fixed", {}).get(kind, 0.0)) * MIB

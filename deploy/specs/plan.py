@@ -56,6 +56,7 @@ class DataFacts:
     where: str = "here"  # or "machine", or "url"
     packed: str | None = None  # sent as `lossless`, or lossy as `jpeg95`
     packed_bytes: int | None = None  # None: still to be packed
+    classes: int | None = None  # that recipe supervised learns; None where they were not counted
 
 
 @dataclass(frozen=True)
@@ -173,12 +174,12 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
     run_dir = root / "runs" / run_id
     resume = facts.continues.resume if facts.continues else _resume(request, run_dir)
     processes = _processes(settings, facts.hardware)
-    gpus = memory.Gpus(facts.hardware, facts.card, settings.target.device)
+    nodes = request.nodes or settings.target.nodes
+    gpus = memory.Gpus(facts.hardware, facts.card, settings.target.device, nodes, settings.target.processes)
     precision = gpus.precision(str(facts.config["train"].get("precision", "fp32")))
     data_path = facts.data_path or wanted_path(settings, root, facts.data, request.fraction)
     snapshot = facts.snapshot or facts.code.tree
     overrides = user_overrides(request, tryout=tryout)
-    nodes = request.nodes or settings.target.nodes
     minutes, source = _minutes(facts, processes, nodes)
     each = facts.machine.usd_per_hour if facts.machine else facts.usd_per_hour
     rate = None if each is None else each * nodes
@@ -205,7 +206,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         overrides=overrides,
         resume=resume,
         precision=precision,
-        memory=gpus.need(facts.config, facts.memory, precision),
+        memory=gpus.need(facts.config, facts.memory, precision, facts.data.rows, facts.data.classes),
         gpu=facts.hardware.gpu if facts.hardware else None,
         gpus=facts.hardware.gpus if facts.hardware else None,
         no_gpu=facts.hardware.why if facts.hardware else None,

@@ -32,7 +32,7 @@ from deploy.workspace import dataset as data
 from deploy.workspace import sources as origins
 from deploy.workspace.sources import Origin
 
-# The two programs of the app that the laptop asks need seconds; the limit is for a machine under load.
+# The programs of the app that the laptop asks need seconds; the limit is for a machine under load.
 APP_LIMIT_S = 120
 MEASURED_MOST = 20  # earlier runs that are looked at, on machines of any kind
 
@@ -73,19 +73,34 @@ def check(reach: Reach, request: Request) -> Checked:
         request = replace(request, labels=str(Path(request.labels).absolute()))
         if not Path(str(request.labels)).is_file():
             raise WrongUse(f"--labels {request.labels} is no file: give an int32 .npy with a label for each image")
-    config = _configuration(settings, request, origin)
+    config, words = _configuration(settings, request, origin)
     origin, tryout = _images(settings, origin, config)
     dataset = None
     if origin.is_known and not (tryout and origin.files and origin.files.size(origin.path) is None):
         dataset = _find_data(settings, request, origin, config)
         data.facts(dataset, request.fraction)
     pack, in_vain = _pack(settings, request, origin, again=continues is not None)
-    request, note = replace(request, pack=pack), "; ".join(filter(None, (note, in_vain))) or None
+    request, own = replace(request, pack=pack), bool(last)
     if request.resume not in ("none", "auto"):
-        checkpoints.check_usable(Path(request.resume), config["model"])
-    for note_of_checkpoint in last:
-        checkpoints.check_fits(note_of_checkpoint, config["model"])
+        last = [found for found in [checkpoints.check_usable(Path(request.resume))] if found]
+    known_id = None if dataset is None else data.known_id(settings.notes, dataset, request.fraction, pack)
+    notes = [text for each in last for text in resume_notes(settings.project, words, each, known_id, own=own)]
+    note = "; ".join(filter(None, (note, in_vain, *notes))) or None
     return Checked(request, config, tryout, origin, dataset, continues, note)
+
+
+def resume_notes(
+    project: Path, words: Sequence[str], checkpoint: Mapping[str, Any], dataset_id: str | None, *, own: bool
+) -> list[str]:
+    """What the app says of going on from a checkpoint with the configuration `words`, by the checkpoint's JSON.
+
+    `own`: it is the newest of the run that goes on. The job judges again, with what is known only on its machine.
+    Raises WrongUse with the app's sentence.
+    """
+    question = {"note": checkpoint, "data": dataset_id, "own": own}
+    answer = app(project, "app.resumable", words, stdin=json.dumps(question).encode("utf-8"))
+    notes: list[str] = json.loads(answer)["notes"]
+    return notes
 
 
 def _check_nodes(settings: Settings, request: Request) -> None:
@@ -171,7 +186,9 @@ def _data_facts(settings: Settings, checked: Checked) -> DataFacts:
     fraction, labels = checked.request.fraction, checked.request.labels
     if checked.dataset is not None:
         packed = data.packing_of(settings.notes, checked.dataset, fraction, checked.request.pack)
-        return data.facts(checked.dataset, fraction, packed)
+        learns = checked.config["recipe"]["name"] == "supervised"
+        classes = data.count_classes(checked.dataset, fraction) if learns else None
+        return replace(data.facts(checked.dataset, fraction, packed), classes=classes)
     if checked.tryout:
         assert isinstance(checked.images.path, PurePath)
         about = data.orl_facts(checked.images.path, fraction, checked.images.where)
@@ -184,17 +201,21 @@ def _beside(settings: Settings, request: Request) -> Path:
     return Path.cwd() if request.data else settings.project
 
 
-def _configuration(settings: Settings, request: Request, origin: Origin | None) -> dict[str, Any]:
-    """What the app makes of the request. Without data it is the try-out, unless the configuration names some itself."""
+def _configuration(settings: Settings, request: Request, origin: Origin | None) -> tuple[dict[str, Any], Sequence[str]]:
+    """What the app makes of the request, and the words that ask it for that.
+
+    Without data it is the try-out, unless the configuration names some itself.
+    """
     decided = [hydra_override("data.data_fraction", request.fraction)]
     decided += [hydra_override(LABELS_KEY, request.labels)] if request.labels else []
+    words = [*user_overrides(request, tryout=not origin), *decided]
     if origin:
-        wanted = user_overrides(request, tryout=False)
-        return app_config(settings.project, [*wanted, hydra_override(DATA_KEY, str(origin.path)), *decided])
-    config = app_config(settings.project, [*user_overrides(request, tryout=True), *decided])
-    if config["data"].get("binary_cache_path"):
-        config = app_config(settings.project, [*user_overrides(request, tryout=False), *decided])
-    return config
+        words.append(hydra_override(DATA_KEY, str(origin.path)))
+    config = app_config(settings.project, words)
+    if not origin and config["data"].get("binary_cache_path"):
+        words = [*user_overrides(request, tryout=False), *decided]
+        config = app_config(settings.project, words)
+    return config, words
 
 
 def _images(settings: Settings, origin: Origin | None, config: Mapping[str, Any]) -> tuple[Origin, bool]:
@@ -306,12 +327,13 @@ def app_config(project: Path, overrides: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-def app(project: Path, module: str, argv: Sequence[str]) -> str:
+def app(project: Path, module: str, argv: Sequence[str], *, stdin: bytes = b"") -> str:
     """The output of one of the app's small programs, run from the project folder."""
     result = LocalShell().run(
         [sys.executable, "-m", module, *argv],
         cwd=project,
         env={"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"},
+        stdin=stdin,
         limit_s=APP_LIMIT_S,
         check=False,
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import ast
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -21,6 +23,7 @@ from deploy.workspace.sources import HERE, Files, Origin, Place
 SIDE = 112
 ROW_BYTES = SIDE * SIDE * 3
 GIB = 1 << 30
+INTEGERS = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}  # array's names
 HEADER_BYTES = 64 << 10  # no .npy header of an array is longer
 PREPARE = "prepare --source folder --path DIR"
 
@@ -126,6 +129,33 @@ def facts(dataset: Dataset, fraction: float, packing: Packing | None = None) -> 
         packed=packing.kind if packing else None,
         packed_bytes=packing.bytes if packing else None,
     )
+
+
+def count_classes(dataset: Dataset, fraction: float) -> int | None:
+    """How many labels from 0 on the training images of a fraction have; None where they do not lie here."""
+    path = dataset.train_labels or (dataset.labels if dataset.where == HERE else None)
+    if path is None:
+        return None
+    header = _read_npy(path, LocalShell())
+    values = array.array(INTEGERS[header.dtype[-2:]])
+    values.frombytes(LocalShell().read(Path(str(path)), header.data_offset, dataset.train_rows * values.itemsize))
+    if header.dtype[0] in "<>" and (header.dtype[0] == "<") != (sys.byteorder == "little"):
+        values.byteswap()
+    part = 1.0 if dataset.manifest.get("selection") else fraction
+    found: set[int] = set()
+    for block in choose_blocks(dataset.train_rows, dataset.block_rows, part):
+        found.update(values[block * dataset.block_rows : (block + 1) * dataset.block_rows])
+    return sum(label >= 0 for label in found)
+
+
+def known_id(notes: Path, dataset: Dataset, fraction: float, kind: str) -> str | None:
+    """The id that the job will record of these images, sent packed as `kind` says; None where only it can tell.
+
+    A file without a manifest has none here, and one that is a part of a data set gets another where it is staged.
+    """
+    if dataset.manifest.get("selection") or not dataset.manifest.get("dataset_id"):
+        return None
+    return marked(dataset.manifest["dataset_id"], packing_of(notes, dataset, fraction, kind))
 
 
 def marked(dataset_id: str | None, packing: Packing | None) -> str | None:

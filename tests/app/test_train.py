@@ -89,6 +89,7 @@ def test_a_stop_between_two_epochs_leaves_the_checkpoint_of_the_epoch_alone(
     saved = tmp_path / "checkpoints" / "epoch_000.pt"
     before = saved.stat().st_mtime_ns
     config = load([*TINY, f"data.binary_cache_path={small_data}", f"run.dir={tmp_path}", "train.resume=auto"])
+    config.train.precision = "fp32"
     stop, track = Stop(), Tracker([JsonLines(RunFolder(tmp_path))])
     stop.asked.set()  # while the pseudo-IDs of the next epoch are mined, say
     train.train(config, open_configured(config.data), RunFolder(tmp_path), alone, track, stop)

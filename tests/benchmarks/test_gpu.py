@@ -64,6 +64,17 @@ def test_the_budgets_add_up_to_nine_minutes_with_correctness_first() -> None:
     assert len({check.name for check in CHECKS}) == len(CHECKS)
 
 
+def test_the_command_runs_the_checks_that_are_asked_for(tmp_path: Path) -> None:
+    """Those that take no time on a CPU; the rest is of the slow test below."""
+    quick = ["rates", "contrastive", "search_is_exact", "search", "partial_fc"]
+    command = [sys.executable, "-m", "benchmarks.gpu", str(tmp_path), "--cpu", "--only", *quick]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    records = json.loads((tmp_path / "gpu-cpu.json").read_text())["records"]
+    assert {record["check"] for record in records if record.get("ok")} == {*quick}
+    assert [record for record in records if "left_out" in record or record.get("ok") is False] == []
+
+
 @pytest.mark.slow
 def test_every_check_runs_to_its_end_on_a_cpu(tmp_path: Path) -> None:
     """A minute: what is shown is that a card will not meet a typing error."""

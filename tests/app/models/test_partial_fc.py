@@ -17,7 +17,7 @@ from torch import Tensor
 
 from app.config.schema import HeadConfig, OptimizerConfig
 from app.errors import WrongUse
-from app.models.partial_fc import INIT_ROWS, PartialFC, at, columns, initial, share_of
+from app.models.partial_fc import INIT_ROWS, NOBODY, PartialFC, at, columns, compacted, initial, places, share_of
 from app.runtime import dist
 from app.runtime.dist import World
 from tests.app.support.ranks import run_ranks
@@ -242,7 +242,9 @@ def test_the_sample_has_all_positives_the_right_size_and_does_not_depend_on_the_
     def sampled(here: World) -> tuple[int, Tensor]:
         layer = make(classes, 2, here=here, sample_rate=rate)
         layer.calls += calls
-        return layer.centres.start, layer.sample(labels)
+        rows = layer.sample(labels)
+        assert torch.equal(rows, rows.sort().values)
+        return layer.centres.start, rows[rows != NOBODY]
 
     whole = sampled(ALONE)[1]
     shares = [sampled(World(rank, size, CPU)) for rank in range(size)]
@@ -251,6 +253,46 @@ def test_the_sample_has_all_positives_the_right_size_and_does_not_depend_on_the_
     met = set(labels.tolist())
     assert met <= set(whole.tolist())
     assert len(whole) == (classes if rate >= 1 else max(int(rate * classes), len(met)))
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.5])
+def test_ranks_have_a_few_more_places_than_sampled_centres(rate: float) -> None:
+    classes, images, size = 20_000, 16, 4
+    labels = torch.randint(0, classes, (images,), generator=torch.Generator().manual_seed(0))
+    whole = make(classes, 2, sample_rate=rate).sample(labels)
+    shares = []
+    for rank in range(size):
+        layer = make(classes, 2, here=World(rank, size, CPU), sample_rate=rate)
+        rows = layer.sample(labels)
+        assert len(rows) == places(int(rate * classes), classes // size, classes, images) < classes // size
+        shares.append(layer.centres.start + rows[rows != NOBODY])
+    assert torch.equal(torch.cat(shares), whole)
+
+
+def test_the_places_of_a_large_head_are_not_many_more_than_its_sampled_centres() -> None:
+    """Two million classes and 4,096 images on 16 ranks: what is not of a class that was met is 5 % more."""
+    classes, ranks, images = 2_059_906, 16, 4096
+    taken = int(0.2 * classes)
+    assert taken / ranks < places(taken, classes // ranks, classes, images) - images < 1.06 * taken / ranks
+
+
+@given(st.lists(st.booleans(), max_size=30), st.integers(0, 5))
+def test_places_of_true_ones_fill_up_with_nobody(chosen: list[bool], more: int) -> None:
+    room = sum(chosen) + more
+    wanted = [place for place, is_one in enumerate(chosen) if is_one]
+    assert compacted(torch.tensor(chosen, dtype=torch.bool), room).tolist() == wanted + [NOBODY] * more
+
+
+def test_a_rank_of_which_no_centre_is_sampled_changes_nothing() -> None:
+    for update in ("lazy", "dense"):
+        layer = make(20, 4, PLAIN_SGD, here=World(0, 2, CPU), sample_rate=0.1, update=update)
+        before = weight_of(layer).clone()
+        layer.centres.add(torch.full((3,), NOBODY), torch.zeros(3, 4))
+        layer.centres.add(torch.full((3,), NOBODY), torch.zeros(3, 4))
+        layer.step(0.1)
+        decayed = before * (1 if update == "lazy" else 1 - 0.1 * PLAIN_SGD.weight_decay)
+        assert torch.allclose(weight_of(layer), decayed, rtol=1e-6, atol=0)
+        assert layer.centres.tables["last_step"].tolist() == [int(update == "dense")] * 10
 
 
 def test_all_classes_are_sampled_equally_often() -> None:

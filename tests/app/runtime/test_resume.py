@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from app import prepare, train
+from app import prepare, resumable, train
 from app.config import load
 from app.data.dataset import identity, open_configured
 from app.data.sources.source import Source
@@ -20,7 +21,7 @@ from app.errors import WrongUse
 from app.recipes import RECIPES
 from app.runtime import checkpoint
 from app.runtime.dist import World
-from app.runtime.resume import EXACT, REFUSED, RULES, SAID, facts_of, judge, recorded
+from app.runtime.resume import EXACT, REFUSED, RULES, SAID, UNFORESEEN, facts_of, judge, recorded
 from tests.app.conftest import faces
 from tests.app.support.training import PROJECT, TINY, events, run, tensors
 
@@ -286,7 +287,14 @@ def run_supervised(data: Path, folder: Path, here: World, *words: str, stop_at: 
     from app.runtime.track import JsonLines, Tracker
     from tests.app.support.training import Hook
 
-    given = [*SUPERVISED, "recipe=supervised", f"data.binary_cache_path={data}", f"run.dir={folder}", *words]
+    given = [
+        *SUPERVISED,
+        "recipe=supervised",
+        "train.precision=fp32",
+        f"data.binary_cache_path={data}",
+        f"run.dir={folder}",
+        *words,
+    ]
     config, run_folder, stop = load(given), RunFolder(folder), Stop()
 
     def ask(record: dict) -> None:
@@ -343,3 +351,94 @@ def test_data_without_a_manifest_is_known_by_its_images(small_data: Path, tmp_pa
             identity(open_configured(load([f"data.binary_cache_path={tmp_path / f'{number}.npy'}"]).data))["data"]
         )
     assert names[0] == names[1] != names[2]
+
+
+# Words of a command line that change one fact of TINY, and its value then.
+WORDS: dict[str, str] = {
+    "backbone": "backbone.width=16",
+    "projection": "recipe.moco.projection_hidden=64",
+    "queue_size": "recipe.moco.queue_size=48",
+    "optimizer": "train.optimizer.name=adamw",
+    "decay_all": "train.optimizer.decay_all=true",
+    "fraction": "data.data_fraction=0.5",
+    "seed": "train.seed=7",
+    "batch": "train.batch.size=4",
+    "accumulate": "train.batch.grad_accum_steps=2",
+    "precision": "train.precision=fp16",
+    "regularisation": "backbone.dropout=0.5",
+    "epochs": "train.epochs=9",
+    "gradient_checkpointing": "backbone.gradient_checkpointing=true",
+}
+
+
+def asked(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    note: Any,
+    *words: str,
+    data: str | None = "one",
+) -> tuple[int, str]:
+    """The exit code of app.resumable, and what it says."""
+    question = json.dumps({"note": note, "data": data, "own": False})
+    monkeypatch.setattr("sys.stdin", io.StringIO(question))
+    monkeypatch.setattr("sys.argv", ["app.resumable", *TINY, *words])
+    code = resumable.main()
+    said = capsys.readouterr()
+    return code, (said.err if code else said.out).strip()
+
+
+def note_of(facts: Any, *, mid: bool) -> dict[str, Any]:
+    return {"file": "epoch_001.pt", "epoch": 0 if not mid else 1, "step": 5, "epoch_complete": not mid, "facts": facts}
+
+
+@pytest.mark.parametrize("mid", [False, True], ids=["between", "mid"])
+@pytest.mark.parametrize("name", [*WORDS, "data"])
+def test_the_laptop_is_told_what_training_will_say(
+    name: str, mid: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, data = [WORDS[name]] if name in WORDS else [], "another" if name == "data" else "one"
+    here = facts_of(load([*TINY, *words]), **{**DATA, "data": data}, ranks=2)
+    assert {key for key in BASE if here[key] != BASE[key]} == {name}
+    code, said = asked(monkeypatch, capsys, note_of(BASE, mid=mid), *words, data=data)
+    expected = verdict_of(here, mid=mid)
+    assert code == (2 if isinstance(expected, str) else 0)
+    assert (said if code else json.loads(said)["notes"]) == expected
+
+
+def verdict_of(here: dict[str, Any], *, mid: bool) -> str | list[str]:
+    """What training says of going on from BASE: a refusal, or notes."""
+    try:
+        notes = judge("epoch_001.pt", BASE, here, epoch=1, seen=int(mid), own=False).notes
+    except WrongUse as refused:
+        return str(refused)
+    # Training also says what becomes of pseudo-IDs, which depends on the rows of the file.
+    return [note.partition("; pseudo-IDs")[0] for note in notes]
+
+
+def test_what_the_laptop_cannot_know_is_left_to_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = {**BASE, **{name: OTHER[name][name] for name in OTHER if name in UNFORESEEN}, "images": 1}
+    assert asked(monkeypatch, capsys, note_of(others, mid=True)) == (0, '{"notes": []}')
+    assert asked(monkeypatch, capsys, note_of({**BASE, "data": "two"}, mid=True), data=None) == (0, '{"notes": []}')
+    later = asked(monkeypatch, capsys, note_of({**BASE, "precision": "fp16"}, mid=True), "train.precision=auto")
+    assert later == (0, '{"notes": []}')
+
+
+def test_a_note_of_an_older_version_or_of_a_stranger_ends_in_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load(TINY)
+    older = {**note_of(None, mid=False), "model": config.model(), "dataset_id": "two", "fraction": 1.0}
+    code, said = asked(monkeypatch, capsys, older)
+    assert code == 0
+    assert json.loads(said)["notes"][0] == "continues with other data (data set one, was data set two)"
+    assert "does not record" in said
+    code, said = asked(monkeypatch, capsys, older, "backbone.width=16")
+    assert code == 2
+    assert "give backbone.width=8, or" in said
+    for value in (None, [], {}, "x", 1e400, True, [[1], "y"]):
+        strange = dict.fromkeys(BASE, value)
+        code, said = asked(monkeypatch, capsys, note_of(strange, mid=True))
+        assert code in (0, 2), said
+        assert "\n" not in said

@@ -26,6 +26,7 @@ from app import prepare, train
 from app.config import Config, load
 from app.data.sources.source import Source
 from app.runtime.folder import RunFolder
+from benchmarks.gpu.small import BATCH, command_line
 from tests.app.conftest import faces
 from tests.app.shadow.tensor_cores import TensorCores
 from tests.app.support.training import PROJECT, events
@@ -36,7 +37,7 @@ PRECISIONS = {"auto": ["fp32", "bf16", "fp16"], "fp32": ["fp32"], "bf16": ["bf16
 ONE_GPU = {"drawn", "tryout", "tryout_supervised", "ms1mv3_r50_onegpu"}  # made for one; the others train on two ranks
 THE_PROJECTS = "sniperface"  # its own recipe, tried in every precision, on one rank and on two
 MOST_FRAGILE = "fp16"  # deep networks and several ranks are tried in it alone
-BATCH, UPDATES, SCALE_SEARCH = 4, 3, 5  # of an epoch; fp16 gets a few more, to find its scale in
+UPDATES, SCALE_SEARCH = 3, 5  # of an epoch; fp16 gets a few more, to find its scale in
 PEOPLE, EACH, HELD_OUT = 40, 4, 20
 
 
@@ -62,18 +63,9 @@ class Case:
 
     def words(self, data: Path, folder: Path, ranks: int = 1) -> list[str]:
         """The command line: the experiment, and what makes it small."""
-        accumulate = min(2, self.config.train.batch.grad_accum_steps)
-        images = self.updates * BATCH * accumulate * ranks
-        words = [
-            f"experiment={self.experiment}", f"train.precision={self.precision}", "backbone.image_size=32",
-            f"data.binary_cache_path={data}", f"data.data_fraction={images / ((PEOPLE * EACH) - HELD_OUT):.4f}",
-            f"run.dir={folder}", f"train.batch.size={BATCH}", f"train.batch.grad_accum_steps={accumulate}",
-            "train.log_every_steps=1", "train.eval.max_images=20", "train.checkpoint.keep=2",
-        ]  # fmt: skip
-        if self.config.recipe.name == "self_supervised":
-            words.append(f"mining.start_epoch={min(1, self.config.mining.start_epoch)}")
-            words += ["mining.max_largest_share=1", "mining.min_coverage=0"]  # of a dozen images one person is a lot
-        return [*words, *self.more]
+        rows = PEOPLE * EACH - HELD_OUT
+        small = command_line(self.experiment, data, folder, updates=self.updates, rows=rows, ranks=ranks)
+        return [*small, f"train.precision={self.precision}", *self.more]
 
 
 def cases(ranks: int) -> list[Any]:

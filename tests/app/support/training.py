@@ -16,6 +16,7 @@ import torch
 from app import train
 from app.config import load
 from app.recipes import RECIPES
+from app.runtime import precision
 from app.runtime.dist import World
 from app.runtime.folder import RunFolder
 from app.runtime.stop import Stop
@@ -45,6 +46,7 @@ class Hook:
 def run(data: Path, folder: Path, alone: World, *words: str, stop_at: int | None = None) -> list[dict]:
     """Train in this process, asked to stop after update `stop_at`; the events."""
     config = load([*TINY, f"data.binary_cache_path={data}", f"run.dir={folder}", *words])
+    config.train.precision = precision.settle(config.train.precision, alone)
     run_folder, stop = RunFolder(folder), Stop()
 
     def ask(record: dict) -> None:

@@ -203,7 +203,10 @@ def test_a_run_starts_from_a_checkpoint_of_the_users(project: Project) -> None:
     own = project.path / "old one.pt"
     project.invoke("fetch-checkpoint", "--which", "1", "--to", str(own))
     misfit = project.invoke("train", "--resume", "old one.pt", "--set", "backbone.width=2", code=2)
-    assert "its width is 1, here it is 2" in misfit.stderr
+    assert "old one.pt does not fit" in misfit.stderr
+    assert "backbone.width=1, here it is 2" in misfit.stderr
+    longer = project.invoke("train", "--resume", "old one.pt", "--set", "train.epochs=9", "--dry-run")
+    assert "train.epochs 9, was 3" in longer.stdout
     second = project.json("train", "--resume", "old one.pt")
     assert second["run_id"] != first["run_id"]
     folder = run_folder(project, second["run_id"])

@@ -177,6 +177,24 @@ def test_what_only_the_machine_can_tell_is_settled_later() -> None:
 
 
 @pytest.mark.parametrize(
+    ("gpus", "shm_bytes", "disabled"),
+    [
+        (2, 64 << 20, True),  # a container's default, as on rented clusters
+        (2, None, False),  # not told
+        (2, 256 << 20, False),
+        (8, 2 << 30, False),
+        (1, 64 << 20, False),  # one GPU exchanges nothing
+        (0, 64 << 20, False),
+    ],
+)
+def test_nccl_does_not_use_a_tiny_shm(gpus: int, shm_bytes: int | None, disabled: bool) -> None:
+    """A ring of 10 MB a channel does not fit there: the job would end with "No space left on device"."""
+    hardware = Hardware(gpus, 8, shm_bytes=shm_bytes)
+    plan = make(SETTINGS, Request(), dataclasses.replace(FACTS, hardware=hardware), tryout=True)
+    assert plan.env.get("NCCL_SHM_DISABLE") == ("1" if disabled else None)
+
+
+@pytest.mark.parametrize(
     ("hardware", "asked", "processes", "threads"),
     [
         (Hardware(0, 1), None, 1, "1"),

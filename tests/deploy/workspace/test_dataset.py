@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import itertools
 import json
@@ -260,6 +261,53 @@ def test_a_full_ram_disk_has_a_plan_b(images: Path, tiny_disk: Path, tmp_path: P
     assert "GiB free" in staging.place.words
     assert "read from disk instead" in staging.place.words
     assert list(tiny_disk.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs /dev/shm: it is of Linux machines")
+@pytest.mark.parametrize(
+    ("gpus", "spare_bytes", "staged"),
+    [
+        (1, 100 << 20, True),
+        (2, 100 << 20, False),
+        (2, (512 << 20) - 1, False),
+        (2, 512 << 20, True),
+        (8, 1 << 30, True),
+    ],
+)
+def test_images_leave_room_in_shm_for_what_gpus_exchange(
+    images: Path, tmp_path: Path, gpus: int, spare_bytes: int, staged: bool
+) -> None:
+    """NCCL has files there, too: with none left, ranks fail at their first exchange or die of SIGBUS later."""
+    dataset = data.find(here(images), 8192)
+
+    class Tight(LocalShell):
+        def free_bytes(self, path: PurePath) -> int:  # noqa: ARG002 - a machine whose /dev/shm is nearly full
+            return data.facts(dataset, 1.0).bytes + spare_bytes
+
+        def in_ram(self, path: PurePath) -> bool:  # noqa: ARG002 - the memory of this computer does not matter here
+            return False
+
+    settings = Settings(tmp_path, Target("local", "local", str(tmp_path), stage_to="/dev/shm/sniperface_test"))
+    place = to_ram.choose_place(Tight(), settings, tmp_path, dataset, 1.0, gpus=gpus)
+    assert (place.path != images) == staged
+    assert ("besides what the GPUs exchange through it" in place.words) == (not staged)
+
+
+def test_classes_are_counted_as_the_app_counts_them(images: Path) -> None:
+    """Of the training images of a fraction; negative labels are none."""
+    labels = images.with_name("own.npy")
+    count = 40
+    for code, kind in (("<i4", "i"), (">i4", "i"), ("<i8", "q"), ("<i2", "h")):
+        values = array.array(kind, [row // 3 - 1 for row in range(count)])
+        if code[0] != "<":
+            values.byteswap()
+        labels.write_bytes(data.header_bytes(code, (count,)) + values.tobytes())
+        dataset = data.find(here(images), 8192, train_labels=labels)
+        assert data.count_classes(dataset, 1.0) == len({row // 3 - 1 for row in range(30)} - {-1})
+        blocks = data.choose_blocks(30, 5, 0.4)
+        rows = [row for block in blocks for row in range(5 * block, 5 * block + 5)]
+        assert data.count_classes(dataset, 0.4) == len({row // 3 - 1 for row in rows} - {-1})
+    assert data.count_classes(dataclasses.replace(dataset, train_labels=None, labels=None), 1.0) is None
 
 
 def test_room_that_vanishes_is_a_message_too(images: Path, tiny_disk: Path, tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def save(folder: Path, values: dict, stem: str, epoch: int, step: int, *, whole:
         "epoch_complete": whole, "commit": values["run.commit"], "dataset_id": "x",
         "fraction": values["data.data_fraction"], "world_size": 2, "recipe": "self_supervised",
         "model": {"backbone": values["backbone.name"], "width": values["backbone.width"]},
+        "facts": {"epochs": values["train.epochs"]},
         "eval": {"accuracy": 0.9 - epoch / 100}, "created": time.time(),
     }  # fmt: skip
     for name, text in ((f"{stem}.json", json.dumps(about)), ("latest", path.name)):

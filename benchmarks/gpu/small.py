@@ -1,0 +1,32 @@
+"""An experiment of conf/experiment made small: only what costs time changes, nothing that decides whether it trains.
+
+The shadow tests on a CPU and the check on a GPU run the same command lines.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from app.config import load
+
+BATCH = 4
+
+
+def command_line(experiment: str, data: Path, folder: Path, *, updates: int, rows: int, ranks: int = 1) -> list[str]:
+    """The experiment at 32 pixels on `updates` updates an epoch of a data set with `rows` images to train on.
+
+    Blocks of the data set must hold `BATCH` images. Mining begins in the second epoch, where it does not in the first.
+    """
+    config = load([f"experiment={experiment}"])
+    accumulate = min(2, config.train.batch.grad_accum_steps)
+    fraction = updates * BATCH * accumulate * ranks / rows
+    words = [
+        f"experiment={experiment}", f"data.binary_cache_path={data}", f"run.dir={folder}", "backbone.image_size=32",
+        f"train.batch.size={BATCH}", f"train.batch.grad_accum_steps={accumulate}", "train.log_every_steps=1",
+        f"data.data_fraction={fraction:.4f}", f"data.block_size={BATCH}", "train.eval.max_images=20",
+        "train.checkpoint.keep=2",
+    ]  # fmt: skip
+    if config.recipe.name == "self_supervised":
+        words.append(f"mining.start_epoch={min(1, config.mining.start_epoch)}")
+        words += ["mining.max_largest_share=1", "mining.min_coverage=0"]  # of a dozen images one person is a lot
+    return words
