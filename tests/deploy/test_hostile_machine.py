@@ -1,6 +1,9 @@
 """A rented machine is a stranger: whatever it answers, a command is right or says one sentence.
 
 No file outside the run's own folder, no escape on the terminal, no other machine out of sight, and it is released.
+
+The figures of docs/security.md are printed by (minutes; the variable sets how many random attacks are tried):
+    HOSTILE_EXAMPLES=300 pytest -n 0 -s -m "slow or not slow" tests/deploy/test_hostile_machine.py
 """
 
 from __future__ import annotations
@@ -58,6 +61,7 @@ def down(at: Path, screen: Screen, *, anyway: bool) -> object:
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
     with hostile_machine(tmp_path_factory.mktemp("machine")) as made:
         yield made
+    print(f"\n{made.figures}")
 
 
 @pytest.fixture
@@ -374,16 +378,26 @@ def right_or_one_sentence(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], command: str, *what: Any
 ) -> None:
     """After any command, `runs` shows the other machine, and the machine is released."""
+    figures = machine.figures
+    figures.attacks += 1
     Priced.released.clear()
     attack(machine, *what)
     before = files(laptop)
     outcome(command, laptop, capsys)
     if command != "runs":
         assert GOOD in outcome("runs", laptop, capsys)
+        figures.commands += 1
+    figures.releases += 1
     if not Priced.released:
         outcome("down --anyway", laptop, capsys)
+        figures.commands += 1
+    figures.commands += 1
+    figures.released += Priced.released == [NAME]
+    after = files(laptop)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    figures.outside += len(changed)
     assert Priced.released == [NAME]
-    assert files(laptop) == before
+    assert not changed
 
 
 ANY = {
@@ -404,7 +418,7 @@ def test_anything_is_right_or_one_sentence(
 
 
 @pytest.mark.slow  # two hundred commands over SSH
-@settings(max_examples=60, **PATIENT)  # type: ignore[arg-type]
+@settings(max_examples=int(os.environ.get("HOSTILE_EXAMPLES", "60")), **PATIENT)  # type: ignore[arg-type]
 @given(**ANY)  # type: ignore[arg-type]
 def test_anything_is_right_or_one_sentence_for_long(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], **what: Any
@@ -440,7 +454,10 @@ def test_memory_stays_within_bounds(machine: Hostile, laptop: Path) -> None:
     Path(machine.run.metrics).write_bytes(b"")
     normal = peak_kib("status")
     Path(machine.run.metrics).write_bytes(write)
-    assert peak_kib("status", "logs") - normal < 64 << 10
+    above = machine.figures.memory_kib
+    above["log of escapes"] = peak_kib("status", "logs") - normal
     for name in ("endless halves", "a header of 4 GiB", "a body of 4 GiB", "deep JSON"):
         machine.lies["clock"] = ATTACKS[name]
-        assert peak_kib("status") - normal < 64 << 10, name
+        above[name] = peak_kib("status") - normal
+    machine.lies.clear()
+    assert {name: kib for name, kib in above.items() if kib >= 64 << 10} == {}
