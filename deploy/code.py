@@ -18,7 +18,16 @@ from deploy.shell import LocalShell, Result, Shell
 
 # What a run makes is never code, whatever the ignore file of a fresh repository says.
 NEVER_CODE = ("runs", "data", ".sniperface", ".venv")
-CODE_WITHOUT_GIT = ("app", "conf", "deploy", "benchmarks", "tasks.py", "pyproject.toml", "constraints.txt")
+CODE_WITHOUT_GIT = (
+    "app",
+    "conf",
+    "deploy",
+    "benchmarks",
+    "tasks.py",
+    "pyproject.toml",
+    "constraints.txt",
+    "requirements",
+)
 LARGE_FILE_BYTES = 50 << 20
 LARGE_UNTRACKED_BYTES = 64 << 20
 GIT_LIMIT_S = 300

@@ -34,9 +34,10 @@ FILES = (
     "deploy/pod/login.py",
     "deploy/pod/processes.py",
     "deploy/pod/selftest.py",
+    "requirements/app.txt",
+    "requirements/build.txt",
+    "requirements/gpu.txt",
 )
-# Of pyproject.toml only the packages that train: a lint rule is no reason for a new image.
-PACKAGES = re.compile(rb"^app = \[.*?^\]", re.MULTILINE | re.DOTALL)
 BASE_CUDA = re.compile(r"^ARG BASE_IMAGE=nvidia/cuda:(\d+\.\d+)", re.MULTILINE)
 CPU = {"BASE_IMAGE": "ubuntu:24.04", "FAISS": "faiss-cpu"}
 ENGINE_S = 60  # an engine that is there answers faster, also through ssh://
@@ -47,13 +48,11 @@ Say = Callable[[str], None]
 def environment(project: Path) -> str:
     """The hash of what defines the environment. A checkout with CRLF has the same one."""
     digest = hashlib.sha256()
-    for name in (*FILES, "pyproject.toml"):
+    for name in FILES:
         try:
             content = (project / name).read_bytes().replace(b"\r\n", b"\n")
         except OSError as error:
             raise WrongUse(f"the image needs {name} in {project}, and it cannot be read: {error.strerror}") from error
-        if name == "pyproject.toml":
-            content = b"".join(PACKAGES.findall(content))
         digest.update(f"{name}\0".encode() + hashlib.sha256(content).digest())
     return digest.hexdigest()[:12]
 
