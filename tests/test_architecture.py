@@ -32,7 +32,7 @@ LAPTOP = [
     "deploy.flags deploy.image deploy.leaks deploy.keys deploy.origins deploy.packing",
     "deploy.transfer",
     "deploy.plan deploy.shell",
-    "deploy.memory deploy.request",
+    "deploy.memory deploy.request deploy.sbom",
     "deploy.settings deploy.phases",
     "deploy.machine",
     "deploy.border",
