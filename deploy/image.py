@@ -145,8 +145,14 @@ def _list_packages(client: DockerClient, project: Path, reference: str, say: Say
         return
     argv = ["/usr/bin/python3", "-I", "-c", sbom.LISTER]
     try:
-        listing = client.containers.run(reference, entrypoint=argv, command=[], remove=True, network_mode="none")
-    except DockerException as error:
+        lister = client.containers.create(reference, entrypoint=argv, command=[], network_mode="none")
+        try:
+            lister.start()
+            lister.wait(timeout=ENGINE_S)
+            listing = lister.logs(stderr=False)
+        finally:
+            lister.remove(force=True)
+    except (DockerException, OSError) as error:
         raise StepFailed(f"the packages of the image {reference} cannot be listed", evidence=[str(error)]) from error
     base = "@".join(made.labels[name] for name in (BASE_NAME, BASE_DIGEST) if name in made.labels)
     private_folder(project / ".sniperface")
