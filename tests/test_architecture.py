@@ -102,6 +102,7 @@ PARSES = {
 # The only files that write to the terminal.
 PRINTS = {
     "deploy/show.py": "the screen, which shows escapes and does not obey them",
+    "deploy/sbom.py": "the text of what lists an image's packages, which runs in the image",
     "deploy/shell/link.py": "the text of the agent, which runs on the machine",
     "deploy/shell/host_keys.py": "a question about a host of the user's own configuration",
     "tasks.py": "that it was interrupted",

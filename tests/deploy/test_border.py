@@ -190,7 +190,7 @@ class Endless(LocalShell):
         return 0
 
 def peak_kib():
-    return int(re.search(r"VmHWM:\\\\s+(\\\\d+)", Path("/proc/self/status").read_text())[1])
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 screen, normal = Screen(), peak_kib()
 for line in Endless().stream(["command"]):
