@@ -174,6 +174,7 @@ def test_ordinary_answers_pass() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: memory is read in /proc")
+@pytest.mark.slow  # 192 MiB, each
 @pytest.mark.parametrize("byte", ["x", "\\xff", "\\x1b"])
 def test_a_line_without_an_end_is_not_kept(byte: str) -> None:
     """Of 192 MiB in one line, of text, of no text, and of escapes, a process never holds 64."""
