@@ -13,15 +13,6 @@
 # container toolkit hand over the GPUs. Ubuntu 24.04 has Python 3.12.
 ARG BASE_IMAGE=nvidia/cuda:13.0.2-base-ubuntu24.04
 
-# A stage of its own for what is to be installed: the extra `app`, as what the laptop needs stays there. The next stage
-# sees only this list, so that another change of pyproject.toml, such as a lint rule, leaves its layers as they are.
-FROM ${BASE_IMAGE} AS requirements
-COPY constraints.txt pyproject.toml /from/
-RUN mkdir /to \
-    && sed -n '/^app = \[/,/^\]/s/^ *"\([^"]*\)".*/\1/p' /from/pyproject.toml > /to/requirements.txt \
-    && sed 's/\r$//' /from/constraints.txt > /to/constraints.txt \
-    && grep -q '^torch==' /to/requirements.txt
-
 FROM ${BASE_IMAGE}
 
 # g++ and python3-dev are for train.compile=true: torch writes C++ for CPUs, Triton a launcher in C for GPUs, and both
@@ -34,20 +25,24 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /etc/ssh/ssh_host_*
 
 # Dependencies have their layer before anything of ours.
+# pip checks the hash of every file, but of torch and of what it alone brings: requirements/update.py says why.
 # FAISS: faiss-gpu is Meta's own package of the same version, for CUDA 12.6, whose libraries it brings next to torch's;
 # a driver for CUDA 13 runs both. It takes the place of faiss-cpu: both install the module `faiss`.
 # PIP_OPTIONS stays readable in the image's history, so a password has no place in it.
 ARG FAISS=faiss-gpu
 ARG PIP_OPTIONS=""
 ENV PATH=/opt/sniperface/bin:${PATH} VIRTUAL_ENV=/opt/sniperface
-COPY --from=requirements /to/ /opt/sniperface/
+COPY constraints.txt requirements/app.txt requirements/build.txt requirements/gpu.txt /opt/sniperface/
 RUN cd /opt/sniperface \
+    && sed -i 's/\r$//' *.txt \
     && python3 -m venv . \
-    && sed -i "s/^faiss-cpu$/${FAISS}/" requirements.txt \
-    && pip() { python -m pip "$@" --no-cache-dir --no-input --progress-bar off --disable-pip-version-check \
-        --constraint constraints.txt ${PIP_OPTIONS}; } \
-    && pip install setuptools \
-    && pip install --no-build-isolation --use-pep517 --requirement requirements.txt
+    && pip_install() { python -m pip install "$@" --no-cache-dir --no-input --progress-bar off \
+        --disable-pip-version-check ${PIP_OPTIONS}; } \
+    && hashed() { pip_install --require-hashes --no-deps --no-build-isolation --use-pep517 --requirement "$1"; } \
+    && hashed build.txt \
+    && hashed app.txt \
+    && if [ "${FAISS}" != faiss-cpu ]; then python -m pip uninstall --yes faiss-cpu && hashed gpu.txt; fi \
+    && pip_install --constraint constraints.txt torch
 
 # A checkout on Windows may have CRLF line ends and no execute bits; both are put right here.
 COPY deploy/pod/image/init.py /usr/local/lib/sniperface/__main__.py

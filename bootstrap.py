@@ -57,6 +57,7 @@ VENV = HERE / ".venv"
 WINDOWS = os.name == "nt"
 BIN = VENV / ("Scripts" if WINDOWS else "bin")
 PYTHON = BIN / ("python.exe" if WINDOWS else "python")
+REQUIREMENTS = HERE / "requirements"
 STAMP = VENV / "bootstrap.json"  # what is installed, or that an installation has begun
 LOCK = HERE / ".bootstrap.lock"  # outside .venv, which may be cleared while the lock is held
 
@@ -196,7 +197,7 @@ def fingerprint() -> str:
     digest = hashlib.sha256(os.fsencode(VENV))
     packages = [VENV / "Lib" / "site-packages"] if WINDOWS else sorted(VENV.glob("lib/python*/site-packages"))
     try:
-        for file in (HERE / "pyproject.toml", HERE / "constraints.txt", VENV / "pyvenv.cfg"):
+        for file in (HERE / "constraints.txt", *sorted(REQUIREMENTS.glob("*.txt")), VENV / "pyvenv.cfg"):
             digest.update(hashlib.sha256(file.read_bytes()).digest())
         digest.update(os.fsencode(PYTHON.resolve(strict=True)))
         for folder in packages:
@@ -220,7 +221,9 @@ def set_up(extras: set[str]) -> None:
         kept = stamp["extras"] if stamp.get("fingerprint") == fingerprint() else []
         write_stamp({})
         if not install(extras, lock):
-            write_stamp({"folder": str(VENV), **stamp, "extras": kept})  # pip changes nothing before it has everything
+            write_stamp(
+                {"folder": str(VENV), **stamp, "extras": kept}
+            )  # what pip did install stays, and is not asked for again
             sys.exit(1)
         write_stamp({"fingerprint": fingerprint(), "folder": str(VENV), "extras": sorted({*kept, *extras})})
         say("ready")
@@ -287,24 +290,26 @@ def make_venv() -> None:
 
 
 def install(extras: set[str], lock: IO[bytes]) -> bool:
-    """Let pip install setuptools, then the project's dependencies, in the versions of constraints.txt."""
-    import shutil
+    """Let pip install what builds packages, then the lists of the command, then torch.
 
+    pip checks the hash of every file but torch's: requirements/update.py says why torch has none.
+    """
     what = f"with {' and '.join(sorted(extras))}" if extras else "for the laptop"
     say(f"installing Sniperface {what} (the first time, this takes a while)")
-    # From a copy, so that the build leaves nothing in the project's folder.
-    package = VENV / "package"
-    package.mkdir(exist_ok=True)
-    shutil.copy(HERE / "pyproject.toml", package)
-    wanted = "./.venv/package" + (f"[{','.join(sorted(extras))}]" if extras else "")
-    return pip(["setuptools"], lock) and pip(["--no-build-isolation", "--use-pep517", wanted], lock)
+    hashed = ["--require-hashes", "--no-deps", "--no-build-isolation", "--use-pep517"]
+    lists = [f"--requirement=requirements/{name}.txt" for name in ("laptop", *sorted(extras))]
+    return (
+        pip([*hashed, "--requirement=requirements/build.txt"], lock)
+        and pip([*hashed, *lists], lock)
+        and ("app" not in extras or pip(["--constraint=constraints.txt", "torch"], lock))
+    )
 
 
 def pip(arguments: list[str], lock: IO[bytes]) -> bool:
     import subprocess
 
     command = [str(PYTHON), "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
-    command += ["--disable-pip-version-check", "--constraint", "constraints.txt", *arguments]
+    command += ["--disable-pip-version-check", *arguments]
     lines = []
     with subprocess.Popen(
         command,

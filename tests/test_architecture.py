@@ -100,6 +100,7 @@ PARSES = {
 }
 # The only files that write to the terminal.
 PRINTS = {
+    "deploy/providers/sbom.py": "the text of what lists an image's packages, which runs in the image",
     "deploy/ui/screen.py": "the screen, which shows escapes and does not obey them",
     "deploy/shell/link.py": "the text of the agent, which runs on the machine",
     "deploy/shell/host_keys.py": "a question about a host of the user's own configuration",

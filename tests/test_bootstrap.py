@@ -7,16 +7,19 @@ called. Its stand-in for setuptools can be held in the middle of an installation
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -31,40 +34,65 @@ PYPROJECT = """\
 requires = ["setuptools"]
 build-backend = "setuptools.build_meta"
 [project]
-name = "tiny"
+name = "source"
 version = "1"
-# METADATA Requires-Dist: invoke
-# METADATA Provides-Extra: app
-# METADATA Requires-Dist: torch; extra == 'app'
-# METADATA Provides-Extra: dev
-# METADATA Requires-Dist: pytest; extra == 'dev'
 """
-CONSTRAINTS = "setuptools==999\ninvoke==1\ntorch==1\npytest==1\n"
+CONSTRAINTS = "torch==1\n"
+# What stands in each list. `source` is published as source alone, and built with the stand-in for setuptools.
+LISTS = {
+    "build": ["setuptools==999"],
+    "laptop": ["invoke==1", "source==1"],
+    "app": ["needed==1"],
+    "dev": ["pytest==1", "needed==1"],
+}
 
 BACKEND = """\
 import os, time, zipfile
 def build_wheel(folder, config_settings=None, metadata_directory=None):
-    hold = os.path.join("..", "..", "hold")
+    hold = os.environ["HOLD"]
     if os.path.exists(hold):
         open(hold + ".reached", "w").close()
     while os.path.exists(hold):
         time.sleep(0.02)
-    with open("pyproject.toml", encoding="utf-8") as file:
-        extra = [line[11:] for line in file if line.startswith("# METADATA ")]
-    with zipfile.ZipFile(os.path.join(folder, "tiny-1-py3-none-any.whl"), "w") as wheel:
-        for name, text in {
-            "METADATA": "Metadata-Version: 2.1\\nName: tiny\\nVersion: 1\\n" + "".join(extra),
+    name = f"source-{open('VERSION').read()}"
+    with zipfile.ZipFile(os.path.join(folder, name + "-py3-none-any.whl"), "w") as wheel:
+        for file, text in {
+            "METADATA": "Metadata-Version: 2.1\\nName: source\\nVersion: " + name[7:] + "\\n",
             "WHEEL": "Wheel-Version: 1.0\\nGenerator: x\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
-            "RECORD": "tiny-1.dist-info/METADATA,,\\ntiny-1.dist-info/WHEEL,,\\ntiny-1.dist-info/RECORD,,\\n",
+            "RECORD": "".join(f"{name}.dist-info/{each},,\\n" for each in ("METADATA", "WHEEL", "RECORD")),
         }.items():
-            wheel.writestr("tiny-1.dist-info/" + name, text)
-    return "tiny-1-py3-none-any.whl"
+            wheel.writestr(name + ".dist-info/" + file, text)
+    return name + "-py3-none-any.whl"
 """
 TELLS_HOW = """\
 import json, os, sys
 print(json.dumps({"argv": sys.argv[1:], "cwd": os.getcwd(), "python": sys.executable, "path": os.environ["PATH"]}))
 sys.exit(int(os.environ.get("EXIT_CODE", "0")))
 """
+
+
+def make_source(folder: Path, version: str) -> None:
+    """A package that pip has to build."""
+    with tarfile.open(folder / f"source-{version}.tar.gz", "w:gz") as archive:
+        for file, text in {"pyproject.toml": PYPROJECT, "VERSION": version}.items():
+            member = tarfile.TarInfo(f"source-{version}/{file}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+
+
+def write_lists(project: Path, wheels: Path, changed: Mapping[str, str] | None = None) -> None:
+    """The lists of requirements as ours are, with the hashes of the files made here.
+
+    `changed`: pins that stand in place of others.
+    """
+    (project / "requirements").mkdir(exist_ok=True)
+    for name, pins in LISTS.items():
+        text = ""
+        for pin in ((changed or {}).get(pin, pin) for pin in pins):
+            files = [*wheels.glob(f"{pin.replace('==', '-')}[-.]*")]
+            hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files] or ["0" * 64]
+            text += " \\\n".join([pin, *(f"    --hash=sha256:{each}" for each in hashes)]) + "\n"
+        (project / "requirements" / f"{name}.txt").write_text(text, encoding="utf-8")
 
 
 def make_wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> None:
@@ -86,24 +114,27 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_wheel(folder, "invoke", "1", {"invoke/__init__.py": "", "invoke/__main__.py": TELLS_HOW})
     make_wheel(folder, "pytest", "1", {"pytest/__init__.py": "", "pytest/__main__.py": TELLS_HOW})
     make_wheel(folder, "torch", "1", {"torch/__init__.py": ""})
+    make_wheel(folder, "needed", "1", {"needed/__init__.py": ""})
+    make_source(folder, "1")
     return folder
 
 
 class Project:
     """A tiny project in a folder of its own, and how a user calls its bootstrap.py."""
 
-    def __init__(self, folder: Path, wheels: Path | None) -> None:
+    def __init__(self, folder: Path, wheels: Path) -> None:
         folder.mkdir()
         self.folder = folder
-        self.wheels = wheels  # None: there is no network
+        self.wheels: Path | None = wheels  # None: there is no network
         self.environment: dict[str, str] = {}
         shutil.copy(BOOTSTRAP, folder)
-        (folder / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
         (folder / "constraints.txt").write_text(CONSTRAINTS, encoding="utf-8")
+        write_lists(folder, wheels)
 
     def start(self, *command: str) -> subprocess.Popen[str]:
         settings = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-        settings |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", **self.environment}
+        settings |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_NO_CACHE_DIR": "1"}
+        settings |= {"HOLD": str(self.folder / "hold"), **self.environment}
         if self.wheels:
             settings["PIP_FIND_LINKS"] = str(self.wheels)
         return subprocess.Popen(
@@ -119,7 +150,7 @@ class Project:
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*command)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def has(self, package: str) -> bool:
@@ -137,7 +168,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Project:
     return project
 
 
-def wait_until(true: Callable[[], bool], limit_s: float = 60) -> None:
+def wait_until(true: Callable[[], bool], limit_s: float = 300) -> None:
     end = time.monotonic() + limit_s
     while not true():
         assert time.monotonic() < end, "waited in vain"
@@ -321,7 +352,7 @@ def test_a_targets_file_of_powershell_is_read(
 
 @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
 def test_called_alone_it_says_what_it_can_do_and_touches_nothing(tmp_path: Path, arguments: list[str]) -> None:
-    project = Project(tmp_path / "project", None)
+    project = Project(tmp_path / "project", tmp_path)
     done = project.run(*arguments)
     assert done.returncode == 0
     assert "python bootstrap.py invoke train" in done.stdout
@@ -360,7 +391,7 @@ def test_a_second_call_needs_neither_network_nor_time(ready: Project) -> None:
 
 def test_the_project_folder_stays_clean(ready: Project) -> None:
     names = {path.name for path in ready.folder.iterdir()}
-    assert names == {"bootstrap.py", "pyproject.toml", "constraints.txt", ".venv", ".bootstrap.lock"}
+    assert names == {"bootstrap.py", "requirements", "constraints.txt", ".venv", ".bootstrap.lock"}
 
 
 def test_extras_are_added_when_a_command_needs_them(ready: Project) -> None:
@@ -374,10 +405,9 @@ def test_extras_are_added_when_a_command_needs_them(ready: Project) -> None:
 
 def test_a_change_of_the_pins_is_installed(ready: Project, wheels: Path) -> None:
     make_wheel(wheels, "invoke", "2", {"invoke/__init__.py": "", "invoke/__main__.py": "print('two')"})
-    pins = ready.folder / "constraints.txt"
-    pins.write_text(CONSTRAINTS.replace("invoke==1", "invoke==2"), encoding="utf-8")
+    write_lists(ready.folder, wheels, {"invoke==1": "invoke==2"})
     assert ready.run("invoke").stdout == "two\n"
-    pins.write_text(CONSTRAINTS, encoding="utf-8")
+    write_lists(ready.folder, wheels)
     again = ready.run("invoke")
     assert json.loads(again.stdout)["argv"] == []
     assert "installing" in again.stderr
@@ -391,25 +421,46 @@ def test_what_was_deleted_from_the_environment_comes_back(ready: Project) -> Non
     assert "repairing" not in again.stderr
 
 
-def test_when_pip_fails_its_last_words_are_shown(ready: Project) -> None:
-    pins = ready.folder / "constraints.txt"
-    pins.write_text(CONSTRAINTS.replace("invoke==1", "invoke==999"), encoding="utf-8")
+def test_when_pip_fails_its_last_words_are_shown(ready: Project, wheels: Path) -> None:
+    write_lists(ready.folder, wheels, {"invoke==1": "invoke==999"})
     failed = ready.run("invoke", "train")
     assert failed.returncode == 1
     assert failed.stdout == ""
     assert "invoke==999" in failed.stderr
     assert failed.stderr.splitlines()[-1].startswith("bootstrap: pip failed (exit code 1)")
     assert failed.stderr.isascii()
-    pins.write_text(CONSTRAINTS, encoding="utf-8")
+    write_lists(ready.folder, wheels)
     again = ready.run("invoke", "train")
     assert again.returncode == 0, again.stderr
     assert "repairing" not in again.stderr
 
 
+@pytest.mark.parametrize("package", ["invoke", "setuptools", "source"])
+def test_a_file_with_another_hash_is_refused(tmp_path: Path, wheels: Path, package: str) -> None:
+    """A package that was replaced at its source, under the same name and version; one that would be built, too."""
+    replaced = tmp_path / "wheels"
+    shutil.copytree(wheels, replaced)
+    project = Project(tmp_path / "project", wheels)
+    project.wheels = replaced
+    [file] = replaced.glob(f"{package}-{'999' if package == 'setuptools' else '1'}[-.]*")
+    file.unlink()
+    if package == "source":
+        make_source(replaced, "1")
+        file.write_bytes(file.read_bytes() + b"\0")
+    else:
+        make_wheel(replaced, package, file.name.split("-")[1], {f"{package}/__init__.py": "print('never')"})
+    failed = project.run("invoke")
+    assert failed.returncode == 1
+    assert "DO NOT MATCH THE HASHES" in failed.stderr
+    installed = list((project.folder / ".venv").glob(f"[Ll]ib/**/site-packages/{package}/__init__.py"))
+    assert not any("never" in file.read_text() for file in installed)  # ensurepip may bring a setuptools of its own
+    assert package == "setuptools" or not installed
+
+
 def test_of_two_at_once_one_installs(ready: Project) -> None:
     (ready.folder / "constraints.txt").write_text(CONSTRAINTS + "# a new day\n", encoding="utf-8")
     calls = [ready.start("invoke", str(index)) for index in range(2)]
-    told = [call.communicate(timeout=120) for call in calls]
+    told = [call.communicate(timeout=600) for call in calls]
     assert [json.loads(out)["argv"] for out, _ in told] == [["0"], ["1"]]
     assert sorted("installing" in err for _, err in told) == [False, True]
 
@@ -423,8 +474,9 @@ def test_a_broken_environment_is_made_anew(ready: Project) -> None:
 
 
 @POSIX_ONLY
-def test_after_a_killed_installation_the_next_call_waits_for_its_pip_and_repairs(ready: Project) -> None:
-    (ready.folder / "constraints.txt").write_text(CONSTRAINTS + "# a day later\n", encoding="utf-8")
+def test_after_a_killed_installation_the_next_call_waits_for_its_pip_and_repairs(ready: Project, wheels: Path) -> None:
+    make_source(wheels, "2")
+    write_lists(ready.folder, wheels, {"source==1": "source==2"})
     hold = ready.folder / "hold"
     hold.touch()
     first = ready.start("invoke")
@@ -436,7 +488,7 @@ def test_after_a_killed_installation_the_next_call_waits_for_its_pip_and_repairs
     first.communicate()
     assert second.poll() is None
     hold.unlink()
-    out, err = second.communicate(timeout=120)
+    out, err = second.communicate(timeout=600)
     assert second.returncode == 0, err
     assert "repairing .venv" in err
     assert json.loads(out)["argv"] == []

@@ -10,7 +10,8 @@ PROJECT = Path(__file__).parents[1]
 
 def rows() -> list[list[str]]:
     text = (PROJECT / "docs" / "security.md").read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if line.startswith("|")]
+    threats = text.partition("## Threats")[2]
+    lines = [line for line in threats.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 

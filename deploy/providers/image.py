@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import NoMachine, StepFailed, WrongUse, command
+from deploy.pod.base.folder import private_folder, write_json
+from deploy.providers import sbom
 from deploy.shell import LocalShell
 from deploy.specs.settings import Docker, Settings, load
 
@@ -34,9 +36,12 @@ FILES = (
     "deploy/pod/image/login.py",
     "deploy/pod/base/processes.py",
     "deploy/pod/image/selftest.py",
+    "requirements/app.txt",
+    "requirements/build.txt",
+    "requirements/gpu.txt",
 )
-# Of pyproject.toml only the packages that train: a lint rule is no reason for a new image.
-PACKAGES = re.compile(rb"^app = \[.*?^\]", re.MULTILINE | re.DOTALL)
+BASE = re.compile(r"^ARG BASE_IMAGE=(\S+)", re.MULTILINE)
+BASE_NAME, BASE_DIGEST = "org.opencontainers.image.base.name", "org.opencontainers.image.base.digest"  # labels
 BASE_CUDA = re.compile(r"^ARG BASE_IMAGE=nvidia/cuda:(\d+\.\d+)", re.MULTILINE)
 CPU = {"BASE_IMAGE": "ubuntu:24.04", "FAISS": "faiss-cpu"}
 ENGINE_S = 60  # an engine that is there answers faster, also through ssh://
@@ -47,13 +52,11 @@ Say = Callable[[str], None]
 def environment(project: Path) -> str:
     """The hash of what defines the environment. A checkout with CRLF has the same one."""
     digest = hashlib.sha256()
-    for name in (*FILES, "pyproject.toml"):
+    for name in FILES:
         try:
             content = (project / name).read_bytes().replace(b"\r\n", b"\n")
         except OSError as error:
             raise WrongUse(f"the image needs {name} in {project}, and it cannot be read: {error.strerror}") from error
-        if name == "pyproject.toml":
-            content = b"".join(PACKAGES.findall(content))
         digest.update(f"{name}\0".encode() + hashlib.sha256(content).digest())
     return digest.hexdigest()[:12]
 
@@ -97,16 +100,64 @@ def build(project: Path, target: str, say: Say, told: Mapping[str, str] | None =
     with contextlib.closing(engine(host)) as client:
         if client.images.list(reference):
             say(f"image {reference} is there: nothing to build")
-            return reference
-        say(f"building image {reference}; the first time, packages of gigabytes are fetched")
-        argv = [program, *(["--host", host] if host else []), "build", "--tag", reference]
-        argv += ["--label", f"{ENVIRONMENT}={environment(project)}"]
-        for name, value in told.items():
-            argv += ["--build-arg", f"{name}={value}"]
-        for line in LocalShell().stream([*argv, "."], cwd=project):
-            say(line)
-        say(f"image {reference} is built: {client.images.get(reference).attrs['Size'] / 1e9:.2f} GB")
+        else:
+            say(f"building image {reference}; the first time, packages of gigabytes are fetched")
+            argv = [program, *(["--host", host] if host else []), "build", "--tag", reference]
+            for name, value in {ENVIRONMENT: environment(project), **_base_labels(client, project, told)}.items():
+                argv += ["--label", f"{name}={value}"]
+            for name, value in told.items():
+                argv += ["--build-arg", f"{name}={value}"]
+            for line in LocalShell().stream([*argv, "."], cwd=project):
+                say(line)
+            say(f"image {reference} is built: {client.images.get(reference).attrs['Size'] / 1e9:.2f} GB")
+        _list_packages(client, project, reference, say)
     return reference
+
+
+def _base_labels(client: DockerClient, project: Path, told: Mapping[str, str]) -> dict[str, str]:
+    """The base image as labels: its name, and the digest by which its registry has it.
+
+    The base is pulled first when the engine has none. One that no registry has, or that cannot be pulled, has no
+    digest; what is wrong with it, the build says.
+    """
+    from docker.errors import DockerException, ImageNotFound
+
+    default = BASE.search((project / "Dockerfile").read_text(encoding="utf-8"))
+    name = told.get("BASE_IMAGE") or (default[1] if default else "")
+    digests: list[str] = []
+    with contextlib.suppress(DockerException, OSError):
+        try:
+            found = client.images.get(name)
+        except ImageNotFound:
+            client.images.pull(name)
+            found = client.images.get(name)
+        digests = found.attrs.get("RepoDigests") or []
+    return {BASE_NAME: name, **({BASE_DIGEST: digests[0].rpartition("@")[2]} if digests else {})}
+
+
+def _list_packages(client: DockerClient, project: Path, reference: str, say: Say) -> None:
+    """Write what the image is made of, once an image."""
+    from docker.errors import DockerException
+
+    path = project / ".sniperface" / "images" / f"{reference.replace(':', '-')}.cdx.json"
+    made = client.images.get(reference)
+    if path.exists() and str(made.id) in path.read_text(encoding="utf-8"):
+        return
+    argv = ["/usr/bin/python3", "-I", "-c", sbom.LISTER]
+    try:
+        lister = client.containers.create(reference, entrypoint=argv, command=[], network_mode="none")
+        try:
+            lister.start()
+            lister.wait(timeout=ENGINE_S)
+            listing = lister.logs(stderr=False)
+        finally:
+            lister.remove(force=True)
+    except (DockerException, OSError) as error:
+        raise StepFailed(f"the packages of the image {reference} cannot be listed", evidence=[str(error)]) from error
+    base = "@".join(made.labels[name] for name in (BASE_NAME, BASE_DIGEST) if name in made.labels)
+    private_folder(project / ".sniperface")
+    write_json(path, sbom.document(listing.decode(), reference, str(made.id), base))
+    say(f"what it is made of: {path.relative_to(project)} (CycloneDX)")
 
 
 def push(project: Path, target: str, repository: str | None, say: Say, told: Mapping[str, str] | None = None) -> str:

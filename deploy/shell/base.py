@@ -16,7 +16,8 @@ from deploy.specs.machine import Hardware
 __all__ = ["CHUNK_BYTES", "EVIDENCE_LINES", "Result", "Shell"]
 
 EVIDENCE_LINES = 10
-LONGEST_LINE_BYTES = CHUNK_BYTES
+LONGEST_LINE_BYTES = 1 << 20  # a longer one comes in pieces
+EVIDENCE_CHARACTERS = 1000  # of each line that is kept until the command ends
 MOST_LOSSES = 20  # of a connection, while one command is started again and again
 HASHED_AT_ONCE = 8192  # ranges in one request: the answer has room in one message
 
@@ -125,7 +126,7 @@ class Shell:
                     raise
                 lines = _whole_lines(self.lines(argv, cwd))
                 continue
-            seen = [*seen[1 - EVIDENCE_LINES :], line]
+            seen = [*seen[1 - EVIDENCE_LINES :], border.cut(line, EVIDENCE_CHARACTERS)]
             yield line
         if code != 0:
             raise StepFailed(f"{name_of(argv)} failed with exit code {code}", evidence=seen)

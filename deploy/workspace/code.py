@@ -19,7 +19,10 @@ from deploy.workspace import leaks, worktree
 from deploy.workspace.snapshots import Snapshots
 from deploy.workspace.worktree import FOR_SNAPSHOTS, Listing, excluded, git, is_repository, on_disk
 
-CODE_WITHOUT_GIT = ("app", "conf", "deploy", "benchmarks", "tasks.py", "pyproject.toml", "constraints.txt")
+CODE_WITHOUT_GIT = (
+    *("app", "conf", "deploy", "benchmarks", "requirements"),
+    *("tasks.py", "pyproject.toml", "constraints.txt"),
+)
 
 
 def look(project: Path) -> CodeFacts:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from deploy.errors import WrongUse
 from deploy.pod.base.addresses import open_address, request, shown
 from deploy.shell import LocalShell
+from deploy.shell.base import CHUNK_BYTES
 
 ON_THE_MACHINE = "machine:"
 HERE, MACHINE, URL = "here", "machine", "url"
@@ -108,24 +109,22 @@ class UrlFiles:
     """Ranges over HTTP; other schemes through fsspec, where that is installed."""
 
     def read(self, path: Any, offset: int = 0, limit: int | None = None) -> bytes:
+        """As a Shell reads: at most `limit` or CHUNK_BYTES, however much the server sends."""
+        limit = CHUNK_BYTES if limit is None else limit
         if limit == 0:
             return b""
         url = str(path)
         if not url.startswith(("http://", "https://")):
             with _fsspec(url).open(url, "rb") as file:
                 file.seek(offset)
-                data: bytes = file.read(-1 if limit is None else limit)
+                data: bytes = file.read(limit)
                 return data
-        end = "" if limit is None else offset + limit - 1
         try:
-            with open_address(request(url, {"Range": f"bytes={offset}-{end}"}), LIMIT_S) as answer:
-                if answer.status == 206:
-                    ranged: bytes = answer.read()
-                    return ranged
-                if offset or (limit is not None and limit < (1 << 20)):
+            with open_address(request(url, {"Range": f"bytes={offset}-{offset + limit - 1}"}), LIMIT_S) as answer:
+                if answer.status != 206 and (offset or limit < (1 << 20)):
                     raise WrongUse(f"{url} does not serve ranges: images are read in parts; give a server that does")
-                whole: bytes = answer.read()
-                return whole
+                told: bytes = answer.read(limit)
+                return told
         except urllib.error.HTTPError as error:
             error.close()
             if error.code in (404, 403):

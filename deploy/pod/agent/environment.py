@@ -47,14 +47,15 @@ def _make(folder: Path, code: Path, python: str) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     if _run([python, "-m", "venv", str(folder)], folder.parent):
         return 1
-    package = folder / "package"
-    package.mkdir()
-    for name in ("pyproject.toml", "constraints.txt"):
-        shutil.copy(code / name, package / name)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
-    pip += ["--disable-pip-version-check", "--constraint", "constraints.txt"]
-    for wanted in (["setuptools"], ["--no-build-isolation", "--use-pep517", ".[app]"]):
-        if _run([*pip, *wanted], package):
+    pip += ["--disable-pip-version-check"]
+    hashed = ["--require-hashes", "--no-deps", "--no-build-isolation", "--use-pep517", "--requirement"]
+    for wanted in (
+        [*hashed, "requirements/build.txt"],
+        [*hashed, "requirements/app.txt"],
+        ["--constraint", "constraints.txt", "torch"],  # it has no hashes: requirements/update.py says why
+    ):
+        if _run([*pip, *wanted], code):
             return 1
     write_json(folder / READY, {"made": time.time(), "python": python})
     return 0

@@ -14,7 +14,7 @@ import urllib.error
 from collections.abc import Iterator
 from typing import Any
 
-from deploy.pod.base.addresses import open_address, request, shown
+from deploy.pod.base.addresses import Forbidden, open_address, request, shown
 
 CHUNK_BYTES = 1 << 20  # stays in the processor's cache between reading, hashing and writing
 CLOUD_CHUNK_BYTES = 8 << 20  # one request of fsspec
@@ -94,6 +94,8 @@ class Http:
 
     def _words(self, error: Exception) -> str:
         """Why, in a few words; raises what asking again will not help."""
+        if isinstance(error, Forbidden):
+            raise CopyFailed(f"{self.name}: {error.reason}") from error
         if isinstance(error, urllib.error.HTTPError):
             with contextlib.suppress(OSError):
                 error.close()

@@ -71,6 +71,10 @@ def open_address(wanted: urllib.request.Request, timeout_s: float) -> Any:
     return opener.open(wanted, timeout=timeout_s)
 
 
+class Forbidden(urllib.error.URLError):
+    """A redirect that is not followed; asking again would not help."""
+
+
 class Redirects(urllib.request.HTTPRedirectHandler):
     """Follows a redirect where `why_not` has nothing against it."""
 
@@ -78,7 +82,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         reason = why_not(req.full_url, newurl)
         if reason:
             fp.close()
-            raise urllib.error.URLError(f"it redirects to {shown(newurl)}, {reason}")
+            raise Forbidden(f"it redirects to {shown(newurl)}, {reason}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

@@ -161,6 +161,26 @@ def test_wandb_without_a_key_logs_offline_never_asks_and_never_stops_a_run(tmp_p
         assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
 
 
+@pytest.mark.slow
+def test_what_wandb_writes_offline_holds_no_secret(tmp_path: Path) -> None:
+    """Its files come home with the run, and may be sent on: they hold no value of the job's secrets."""
+    planted = {"WANDB_API_KEY": "5ec2e7" * 6 + "abcd", "AWS_SECRET_ACCESS_KEY": "planted/s3+cret=33cc"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(PROJECT), "WANDB_MODE": "offline", **planted}
+    done = subprocess.run(
+        [sys.executable, "-c", WANDB], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    found = [
+        (path.name, name) for path, data in written.items() for name, value in planted.items() if value.encode() in data
+    ]
+    assert found == []
+    assert not any(value in done.stdout + done.stderr for value in planted.values())
+
+
 LEAVE = """
 import atexit
 from app.runtime import dist

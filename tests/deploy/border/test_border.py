@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from deploy import border
 from deploy.border import Name, Place, place
 from deploy.errors import BadAnswer, WrongUse
 
+PROJECT = Path(__file__).parents[3]
 NOTE = {"file": "epoch_001.pt", "sha256": "a" * 64, "epoch": 1, "step": 2, "bytes": 9, "fraction": 1.0}
 STATUS = {"state": "running", "attempt": 1, "heartbeat": 1.7e9}
 
@@ -168,3 +171,33 @@ def test_what_goes_into_command_lines_is_of_its_kind(check: Callable[[], object]
 def test_ordinary_answers_pass() -> None:
     assert border.snapshot_state({"there": False, "commits": ["a" * 40]}, "box") == (False, ["a" * 40])
     assert border.heard([["10.0.0.1", "10.0.0.2", "eth0"]], "box") == [("10.0.0.1", "10.0.0.2", "eth0")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: memory is read in /proc")
+@pytest.mark.slow  # 192 MiB, each
+@pytest.mark.parametrize("byte", ["x", "\\xff", "\\x1b"])
+def test_a_line_without_an_end_is_not_kept(byte: str) -> None:
+    """Of 192 MiB in one line, of text, of no text, and of escapes, a process never holds 64."""
+    script = f"""
+import re, sys
+from pathlib import Path
+from deploy.shell import LocalShell
+from deploy.ui.screen import Screen
+
+class Endless(LocalShell):
+    def lines(self, argv, cwd):
+        for _ in range(192 * 16):
+            yield b"{byte}" * (64 << 10)
+        return 0
+
+def peak_kib():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+screen, normal = Screen(), peak_kib()
+for line in Endless().stream(["command"]):
+    screen.say(line)
+print(peak_kib() - normal, file=sys.stderr)
+"""
+    argv = [sys.executable, "-c", script]
+    done = subprocess.run(argv, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True)
+    assert int(done.stderr) < 64 << 10

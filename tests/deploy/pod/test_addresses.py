@@ -28,6 +28,7 @@ class Site:
     url: str
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
     redirect_to: str | None = None
+    sends_all: bool = False  # whatever the end of the range is
     refuses_head: bool = True  # as S3 does for an address that is signed for GET
 
 
@@ -44,7 +45,7 @@ def site() -> Iterator[Site]:
                 self.send_response(403)
             else:
                 first, last = (self.headers.get("Range") or "bytes=0-")[6:].split("-")
-                body = BODY[int(first) : int(last) + 1 if last else None]
+                body = BODY[int(first) : int(last) + 1 if last and not made.sends_all else None]
                 self.send_response(206)
                 self.send_header("Content-Range", f"bytes {first}-{int(first) + len(body) - 1}/{len(BODY)}")
                 self.send_header("Content-Length", str(len(body)))
@@ -128,6 +129,45 @@ PUBLIC, OTHER = "https://93.184.215.14/a", "https://1.1.1.1/b?sig=SECRET"
 )
 def test_where_a_redirect_may_lead(start: str, to: str, allowed: bool) -> None:
     assert (why_not(start, to) is None) is allowed
+
+
+PRIVATE = [
+    "http://127.0.0.1:{port}/secret",
+    "http://10.0.0.1/b",
+    "http://169.254.169.254/latest/meta-data",
+    "http://[::1]/b",
+]
+
+
+@pytest.mark.parametrize("to", PRIVATE)
+def test_a_public_server_cannot_lead_to_a_private_one(site: Site, monkeypatch: pytest.MonkeyPatch, to: str) -> None:
+    """For real, on the laptop and on the machine: the site is the proxy through which a public host is asked."""
+    monkeypatch.setenv("http_proxy", site.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    site.redirect_to = to.format(port=site.url.rpartition(":")[2])
+    public = "http://93.184.215.14/start/images.npy"
+    with pytest.raises((OSError, WrongUse)) as failed:
+        UrlFiles().read(public, 0, 4)
+    assert "a private address" in str(failed.value)
+    source = open_source(public)
+    source.over.set()  # no pauses
+    with pytest.raises(CopyFailed, match="a private address"):
+        list(source.read(0, 4))
+    assert {path for path, _, _ in site.asked} == {"/start/images.npy"}  # nothing was asked of the private host
+
+
+def test_a_public_server_may_lead_to_another(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: the same way, to a host that anybody may reach."""
+    monkeypatch.setenv("http_proxy", site.url)
+    monkeypatch.delenv("no_proxy", raising=False)
+    site.redirect_to = "http://1.1.1.1/images.npy?sig=SECRET"
+    assert UrlFiles().read("http://93.184.215.14/start/images.npy", 0, 4) == BODY[:4]
+    assert [path for path, _, _ in site.asked] == ["/start/images.npy", "/images.npy"]
+
+
+def test_a_server_that_sends_more_than_was_asked_for_is_cut(site: Site) -> None:
+    site.sends_all = True
+    assert UrlFiles().read(f"{site.url}/images.npy?sig=SECRET", 3, 5) == BODY[3:8]
 
 
 @pytest.mark.parametrize("text", ["file:///etc/passwd", "ftp://host/images.npy", "FILE:///x"])

@@ -130,7 +130,7 @@ def test_a_container_that_does_not_start_well_is_said_with_its_log_and_is_gone(
 
 def test_without_an_image_the_next_command_is_to_build_one(tmp_path: Path, our_image: str) -> None:
     assert our_image
-    for name in (*image.FILES, "pyproject.toml"):
+    for name in image.FILES:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(images.PROJECT / name, tmp_path / name)
     (tmp_path / "constraints.txt").write_text("another==1.0\n")

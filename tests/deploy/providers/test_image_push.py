@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import StepFailed
+from deploy.pod.base.folder import read_json
 from deploy.providers import image
 from tests.deploy.conftest import wait_until
 from tests.support import images
@@ -38,12 +39,53 @@ def test_an_image_is_built_once_and_then_found(builder: dict[str, str]) -> None:
     said: list[str] = []
     told = {**builder, "PIP_OPTIONS": ""}  # another tag than that of the other tests, and the same layers
     reference = f"{image.NAME}:{image.tag(images.PROJECT, told)}"
+    listed = images.PROJECT / ".sniperface" / "images" / f"{reference.replace(':', '-')}.cdx.json"
     try:
         assert image.build(images.PROJECT, "docker", said.append, told) == reference
+        packages = {each["name"]: each for each in read_json(listed)["components"]}
+        base = docker("inspect", "--format", f'{{{{index .Config.Labels "{image.BASE_NAME}"}}}}', reference)
     finally:
         docker("rmi", "--no-prune", reference)
-    assert said[-1].startswith(f"image {reference} is built: 2.")
+        listed.unlink(missing_ok=True)
+    assert said[-2].startswith(f"image {reference} is built: 2.")
+    assert said[-1].endswith(f"{listed.name} (CycloneDX)")
     assert any("pip install" in line for line in said)  # the progress of the build
+    assert packages["torch"]["version"].startswith("2.13.0")
+    assert packages["openssh-server"]["purl"].startswith("pkg:deb/")
+    assert len(packages) > 200
+    assert base == builder["BASE_IMAGE"]
+
+
+def test_the_base_is_recorded_by_the_digest_of_its_registry(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It is not on the engine, so it is pulled; a Dockerfile of two lines stands in for ours."""
+    config = {"auths": {registry.address: {"auth": login()}}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("PATH", str(Path(docker_program()).parent), prepend=":")
+    base = f"{registry.address}/me/base:1"
+    (tmp_path / "file").write_bytes(b"x" * 1000)
+    tar = subprocess.run(["tar", "-C", tmp_path, "-c", "file"], check=True, capture_output=True).stdout
+    docker("import", "-", base, stdin=tar)
+    pushed = docker("push", base)
+    docker("rmi", base)
+    checkout = tmp_path / "checkout"
+    for name in (*image.FILES, "conf/deploy/docker.yaml"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(images.PROJECT / name, checkout / name)
+    (checkout / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nENV MADE=here\n")
+    told = image.arguments(base=base)
+    reference = f"{image.NAME}:{image.tag(checkout, told)}"
+    try:
+        with pytest.raises(StepFailed, match="cannot be listed"):  # it has no Python
+            image.build(checkout, "docker", print, told)
+        labels = json.loads(docker("inspect", "--format", "{{json .Config.Labels}}", reference))
+    finally:
+        docker("rmi", reference, base)
+    assert labels[image.BASE_NAME] == base
+    assert labels[image.BASE_DIGEST] in pushed  # as the registry said it
+    assert labels[image.BASE_DIGEST].startswith("sha256:")
 
 
 @dataclass

@@ -166,7 +166,7 @@ def test_a_cuda_floor_is_a_list_for_the_sdk(sdk: Rig) -> None:
 
 def test_an_image_without_a_tag_has_the_one_of_its_environment(both: Rig) -> None:
     """As `invoke push` names it."""
-    for name in (*image.FILES, "pyproject.toml"):
+    for name in image.FILES:
         (both.project / name).parent.mkdir(parents=True, exist_ok=True)
         (both.project / name).write_bytes((PROJECT / name).read_bytes())
     machine = both.acquire(image="registry.example:5000/me/sniperface")

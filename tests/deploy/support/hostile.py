@@ -46,6 +46,27 @@ class Say:
     endless: bool = False  # the same again and again
 
 
+@dataclass
+class Figures:
+    """What a whole file of tests tried, and what came of it: the figures of docs/security.md."""
+
+    lies: int = 0  # hostile answers over SSH; an endless one counts once
+    commands: int = 0
+    attacks: int = 0  # random ones: some lies, and one file of the run
+    outside: int = 0  # files outside the run that changed
+    releases: int = 0
+    released: int = 0
+    memory_kib: dict[str, int] = field(default_factory=dict)  # peak above an honest machine's, by attack
+
+    def __str__(self) -> str:
+        worst = max(self.memory_kib, key=lambda name: self.memory_kib[name], default="not measured")
+        return (
+            f"hostile answers {self.lies:,}, random attacks {self.attacks:,}, commands {self.commands:,}, "
+            f"files outside the run {self.outside}, released {self.released:,} of {self.releases:,}, "
+            f"peak memory above normal {self.memory_kib.get(worst, 0) / 1024:.0f} MiB ({worst})"
+        )
+
+
 SILENCE = None  # beats go on, and no answer comes
 Lie = Callable[[dict[str, Any]], Say | None]
 
@@ -60,6 +81,7 @@ class Hostile:
     port: int = 0
     lies: dict[str, Lie] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    figures: Figures = field(default_factory=lambda: Figures())
     lines: list[bytes] = field(default_factory=lambda: [b"done\n"])
 
     @property
@@ -125,6 +147,7 @@ class Hostile:
                 process.stdout.write(pack({"id": number, **part}, data) + data)
             return
         said = self.lies[verb](arguments)
+        self.figures.lies += 1
         if said is SILENCE:
             return
         part = {"value": said.value} if said.head is None else said.head

@@ -1,0 +1,98 @@
+"""The lists with hashes hold what pyproject.toml asks for, in the versions of constraints.txt, and are complete."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+PROJECT = Path(__file__).parents[1]
+FOLDER = PROJECT / "requirements"
+LISTS = ("app", "build", "dev", "gpu", "laptop", "pack")
+BLOCK = re.compile(
+    r"([a-z0-9-]+)==([^\s;]+)(?: ; ([^\\\n]+?))? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.MULTILINE
+)
+
+
+@pytest.fixture(scope="module")
+def update() -> ModuleType:
+    """The script that makes the lists."""
+    spec = importlib.util.spec_from_file_location("update", FOLDER / "update.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(name: str) -> list[tuple[str, str, str]]:
+    """Name, version and marker of each package of a list; a line that is no part of a package with hashes fails."""
+    text = (FOLDER / f"{name}.txt").read_text(encoding="utf-8")
+    assert BLOCK.sub("", text).strip().startswith("#"), name
+    assert len(BLOCK.sub("", text).strip().splitlines()) == 1, BLOCK.sub("", text)
+    return [found[:3] for found in BLOCK.findall(text)]
+
+
+def pinned() -> set[tuple[str, str]]:
+    lines = (PROJECT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return {tuple(re.split("==| ;", line)[:2]) for line in lines if not line.startswith("#")}  # type: ignore[misc]
+
+
+def test_every_package_has_its_hashes_in_one_list_or_is_known_to_have_none(update: ModuleType) -> None:
+    """What constraints.txt pins is in a list, but for torch and what it alone brings."""
+    listed = {(package, version) for name in LISTS for package, version, _ in blocks(name)}
+    assert listed <= pinned()
+    without = {package for package, _ in pinned() - listed}
+    assert {"torch", "triton", "nvidia-cudnn-cu13"} <= without
+    assert {package for package in without if not update.WITHOUT_HASHES.fullmatch(package)} == set()
+
+
+def test_each_list_begins_with_what_pyproject_asks_for(update: ModuleType) -> None:
+    wanted = update.wanted((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert set(wanted) == set(LISTS)
+    assert {"fabric", "runpod"} <= set(wanted["laptop"])
+    assert "torch==2.13.0" in wanted["app"]
+    for name, asked in wanted.items():
+        names = {canonicalize_name(Requirement(each).name) for each in asked}
+        assert names - {package for package, _, _ in blocks(name)} == ({"torch"} if name == "app" else set())
+
+
+@pytest.mark.parametrize("name", ["app", "dev", "laptop", "pack"])
+def test_each_list_is_complete(name: str, update: ModuleType) -> None:
+    """By the metadata of what is installed here: pip installs a list without looking for what it needs."""
+    here = {package: version for package, version, marker in blocks(name) if not marker or Marker(marker).evaluate()}
+    for package, version in here.items():
+        found = importlib.metadata.distribution(package)
+        assert found.version == version, package
+        for text in found.requires or []:
+            needed = Requirement(text)
+            # Of extras only those that another package of the list asks for, and those are in its requirements.
+            if needed.marker and not needed.marker.evaluate({"extra": ""}):
+                continue
+            other = canonicalize_name(needed.name)
+            assert other in here or update.WITHOUT_HASHES.fullmatch(other), f"{package} needs {other}"
+            assert other not in here or needed.specifier.contains(here[other], prereleases=True), (package, text)
+
+
+def test_torch_needs_nothing_that_has_no_hashes_and_no_reason(update: ModuleType) -> None:
+    listed = {package for package, _, _ in blocks("app")}
+    for text in importlib.metadata.distribution("torch").requires or []:
+        needed = Requirement(text)
+        if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+            other = canonicalize_name(needed.name)
+            assert other in listed or update.WITHOUT_HASHES.fullmatch(other), other
+
+
+@pytest.mark.parametrize("place", ["bootstrap.py", "deploy/pod/agent/environment.py", "Dockerfile"])
+def test_whoever_installs_lets_pip_check_hashes(place: str) -> None:
+    """And names torch alone beside the lists."""
+    text = (PROJECT / place).read_text(encoding="utf-8")
+    assert "--require-hashes" in text
+    assert re.search(r"constraints\.txt\"?,? \"?torch", text)
