@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
-from deploy.border.text import NotText, read_text
+from deploy.border.text_files import NotText, read_text
 from deploy.errors import StepFailed, WrongUse
 from deploy.pod.base import folder
 from deploy.shell import LocalShell

@@ -18,6 +18,7 @@ __all__ = ["CHUNK_BYTES", "EVIDENCE_LINES", "Result", "Shell"]
 EVIDENCE_LINES = 10
 LONGEST_LINE_BYTES = 1 << 20  # a longer one comes in pieces
 EVIDENCE_CHARACTERS = 1000  # of each line that is kept until the command ends
+RUN_S = 60.0  # of a command that a machine runs, unless it is given longer
 MOST_LOSSES = 20  # of a connection, while one command is started again and again
 HASHED_AT_ONCE = 8192  # ranges in one request: the answer has room in one message
 
@@ -85,13 +86,17 @@ class Shell:
         cwd: PurePath | None = None,
         env: Mapping[str, str | None] | None = None,
         stdin: bytes = b"",
-        limit_s: float = 60,
+        limit_s: float | None = None,
         check: bool = True,
         again: bool = False,
     ) -> Result:
-        """`env` is added to the machine's own environment; None takes a name out. `again` as in `call`."""
+        """`env` is added to the machine's own environment; None takes a name out. `again` as in `call`.
+
+        Raises StepFailed after `limit_s` (default: RUN_S).
+        """
         from deploy.pod.agent.verbs import Overdue
 
+        limit_s = RUN_S if limit_s is None else limit_s
         place = None if cwd is None else str(cwd)
         arguments = {"argv": list(argv), "cwd": place, "env": dict(env or {}), "stdin": stdin, "limit_s": limit_s}
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePath
 
-from deploy.border.text import read_text
+from deploy.border.text_files import read_text
 from deploy.pod.base import folder
 from deploy.shell.native import quoted
 from deploy.shell.ssh_config import Way

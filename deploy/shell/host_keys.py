@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy import border
-from deploy.border.text import NotText, read_text
+from deploy.border.text_files import NotText, read_text
 from deploy.errors import StepFailed, WrongUse
 from deploy.pod.base import folder
 from deploy.specs.machine import Address, Machine

@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from deploy.border.text import NotText, read_text
+from deploy.border.text_files import NotText, read_text
 from deploy.errors import WrongUse, unknown
 
 ENVIRONMENT_PREFIX = "SNIPERFACE_"  # each key of a target's file has a variable: SNIPERFACE_STAGE_TO, ...

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from deploy.border.text import read_text
+from deploy.border.text_files import read_text
 from deploy.errors import NoAccount, WrongUse
 
 VARIABLE = "RUNPOD_API_KEY"

@@ -31,8 +31,9 @@ from deploy.commands import watch as watching
 from deploy.errors import DeployError
 from deploy.pod.agent.frames import LINE_BYTES
 from deploy.pod.base.folder import read_json, write_json
-from deploy.shell import link, ssh
+from deploy.shell import base, link, ssh
 from deploy.ui.screen import Screen
+from deploy.workspace import devices
 from tests.deploy.conftest import SOURCE
 from tests.deploy.support.hostile import ESCAPE, GOOD, RUN, SILENCE, Hostile, Priced, Say, hostile_machine, make_laptop
 
@@ -76,7 +77,8 @@ def laptop(machine: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     Priced.released.clear()
     monkeypatch.setitem(providers.PROVIDERS, "ssh", Priced)
     for module, name, value in (
-        (link, "ANSWER_S", 1.5), (link, "LONG_ANSWER_S", 1.5), (link, "LINES_SILENCE_S", 3.0),
+        (base, "RUN_S", 3.0), (devices, "PROBE_S", 3.0), (link, "ANSWER_S", 1.5),
+        (link, "LONG_ANSWER_S", 1.5), (link, "LINES_SILENCE_S", 3.0),
         (link, "GREETING_LIMIT_S", 5.0),
         (ssh, "PATIENCE_S", 1.0), (ssh, "FIRST_PATIENCE_S", 1.0), (releasing, "ANYWAY_S", 4.0),
         (releasing, "STOP_SLACK_S", 0.5), (looking, "LIST_LIMIT_S", 5.0), (watching, "CEILING_S", 5.0),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.border.text import NotText, read_text
+from deploy.border.text_files import NotText, read_text
 from deploy.errors import WrongUse
 from deploy.pod.base import folder
 from deploy.providers import ssh_key as keys
