@@ -122,14 +122,15 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Project:
     """A tiny project in a folder of its own, and how a user calls its bootstrap.py."""
 
-    def __init__(self, folder: Path, wheels: Path) -> None:
+    def __init__(self, folder: Path, wheels: Path | None) -> None:
         folder.mkdir()
         self.folder = folder
         self.wheels: Path | None = wheels  # None: there is no network
         self.environment: dict[str, str] = {}
         shutil.copy(BOOTSTRAP, folder)
         (folder / "constraints.txt").write_text(CONSTRAINTS, encoding="utf-8")
-        write_lists(folder, wheels)
+        if wheels:
+            write_lists(folder, wheels)
 
     def start(self, *command: str) -> subprocess.Popen[str]:
         settings = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}

@@ -128,7 +128,7 @@ def test_a_folder_is_never_renamed_over_another(tmp_path: Path, monkeypatch: pyt
 
 def test_files_are_renamed_by_the_helpers_only() -> None:
     """One for each half, and one in bootstrap.py, which stands alone."""
-    project = Path(keys.__file__).parents[1]
+    project = Path(keys.__file__).parents[2]
     told = subprocess.run(
         ["git", "grep", "-lE", r"os\.(replace|rename)\(|\b(beside|part|temporary|new)\.(replace|rename)\(", "--",
          "deploy", "app", "bootstrap.py", "tasks.py"],

@@ -17,6 +17,15 @@ TARGET = "provider: runpod\nimage: me/sniperface:1\ngpus: [NVIDIA A40]\nroot: /w
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals: run it on Linux or macOS")
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal() -> Iterator[None]:
+    """Whatever started these tests, such as nohup, may have ignored signals; children inherit that."""
+    before = {name: signal.signal(name, signal.SIG_DFL) for name in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for name, handler in before.items():
+        signal.signal(name, handler)
+
+
 @pytest.fixture
 def starting(project: Project) -> Iterator[Emulator]:
     """An account whose pods start for an hour."""

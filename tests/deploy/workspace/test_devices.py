@@ -276,8 +276,8 @@ def test_a_search_that_fails_on_the_card_is_a_note_with_the_way_that_is_left(
 ) -> None:
     (tmp_path / "faiss.py").write_text(FAISS.replace("{gpus}", str(gpus)))
     ask = (
-        "import sys; sys.path[:0] = sys.argv[1:]\nfrom deploy.pod import selftest\n"
+        "import sys; sys.path[:0] = sys.argv[1:]\nfrom deploy.pod.image import selftest\n"
         "try: print(selftest.faiss())\nexcept selftest.Note as note: print(f'note: {note}')"
     )
-    argv = [sys.executable, "-c", ask, str(tmp_path), str(devices.PROBE.parents[2])]
+    argv = [sys.executable, "-c", ask, str(tmp_path), str(devices.PROBE.parents[3])]
     assert LocalShell().run(argv).text.strip() == said
