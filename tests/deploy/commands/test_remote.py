@@ -229,7 +229,7 @@ def test_a_run_is_stopped_and_goes_on(box: Box) -> None:
     following = box.project.start("train", "--on", "box", *SLOW_STEPS)
     first = wait_until(lambda: list((box.root / "runs").glob("*/checkpoints/epoch_000.json")), 60)[0]
     following.send_signal(signal.SIGINT)
-    said, _ = following.communicate(timeout=30)
+    said, _ = following.communicate(timeout=120)
     assert "goes on" in said
     run_id = first.parents[1].name
     assert box.json("status")["state"] == "running"

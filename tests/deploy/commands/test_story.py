@@ -146,7 +146,7 @@ def test_a_second_train_is_refused(project: Project) -> None:
     assert first in refused.stderr
     project.invoke("stop")
     at_once = [project.start("train", "--detach", *SLOW_STEPS, "--json") for _ in range(2)]
-    answers = [process.communicate(timeout=60) for process in at_once]
+    answers = [process.communicate(timeout=120) for process in at_once]
     codes = [process.returncode for process in at_once]
     assert sorted(codes) == [0, 2]
     winner = json.loads(answers[codes.index(0)][0])["run_id"]
@@ -158,7 +158,7 @@ def test_stop_and_resume(project: Project) -> None:
     """Stop makes a checkpoint, --resume auto goes on in the same folder with the same settings."""
     run_id = running(project)
     both = [project.start("stop", "--json") for _ in range(2)]  # two terminals bring the same files home
-    stopped, again = (json.loads(process.communicate(timeout=60)[0]) for process in both)
+    stopped, again = (json.loads(process.communicate(timeout=120)[0]) for process in both)
     assert stopped == again
     assert (stopped["state"], stopped["run_id"]) == ("stopped", run_id)
     assert "_step_" in stopped["checkpoint"]["path"]
@@ -461,7 +461,7 @@ def test_following_a_log_until_the_end(project: Project) -> None:
     run_id = running(project)
     follower = project.start("logs", "--follow")
     project.invoke("stop")
-    text, _ = follower.communicate(timeout=30)
+    text, _ = follower.communicate(timeout=120)
     assert text == (run_folder(project, run_id) / "train.log").read_text(encoding="utf-8")
 
 

@@ -29,7 +29,7 @@ from tests.deploy.support.servers import SSHD, asyncssh_server, openssh
 from tests.deploy.support.supervised import SAVE, TELL, Supervised
 
 Make = Callable[..., Supervised]
-EPOCHS = 8
+EPOCHS = 12
 
 
 # The process on the machine
