@@ -203,7 +203,7 @@ def ssh(_: Context, on: str = "local", run: str | None = None) -> None:
 
 @task(name="ssh-config", help={**ON, **RUN, **JSON})
 def ssh_config(_: Context, on: str = "local", run: str | None = None, json: bool = False) -> None:
-    """Write an entry for ~/.ssh/config: `ssh sniperface-RUN`, rsync, scp and VS Code then reach the machine."""
+    """Write an entry in ~/.ssh/config, so that `ssh sniperface-RUN` reaches the machine."""
     from deploy.commands import enter
 
     with _telling(json) as screen:

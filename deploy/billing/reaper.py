@@ -5,7 +5,7 @@ What is looked at first costs one call of the provider's list. A machine is aske
 it was given and the laptop's records say that it should be gone, or when its guard has told the command that is
 connected to it anyway that it has given up. It is released when all of this holds:
 
-1. no run works or waits on it, by its own word: not this laptop's, and nobody else's;
+1. the machine reports that no run works or waits on it, of this laptop or of another;
 2. its guard has tried to release it and could not, or it is past max_hours or max_usd and its guard is dead;
 3. nothing is left that only it has: what is of this laptop's runs is brought home first.
 
@@ -194,7 +194,7 @@ def must_go(bill: Bill, allowed: Ceilings) -> str | None:
 
 
 def _ask(shell: Shell, machine: Machine, root: Root) -> dict[str, Any] | None:
-    """How the machine stands, by its own word (deploy/pod/watchdog/report.py); None where nobody can say it there."""
+    """The machine's report (deploy/pod/watchdog/report.py); None where no guard has noted which code makes it."""
     told, _ = guard.heard(shell, root.guard)
     if not told.get("code"):
         return None

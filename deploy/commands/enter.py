@@ -1,4 +1,4 @@
-"""The ways into a run's machine: a shell there, and an entry of ~/.ssh/config for other programs."""
+"""A shell on a run's machine, and an entry in ~/.ssh/config with which other programs reach it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LOGIN = 'cd -- "$1" 2>/dev/null; exec "${SHELL:-/bin/sh}" -l'
 
 @dataclass(frozen=True)
 class Door:
-    """A machine that is there, and where in it a user wants to be. `name`: of its run, else of its target."""
+    """A running machine and the folder to enter. `name` is that of the run or, without a run, of the target."""
 
     name: str
     shell: Shell
@@ -33,7 +33,7 @@ class Door:
 
 
 def ssh(project: Path, target: str, run_id: str | None) -> int:
-    """Lend this terminal to a shell on the machine until the user leaves it; its exit code."""
+    """Open a shell on the machine in this terminal; returns its exit code. Raises WrongUse without a terminal."""
     with _door(project, target, run_id) as door:
         if not sys.stdin.isatty():
             raise WrongUse("ssh needs a terminal", next_command=command("ssh-config") + "   (for other programs)")
@@ -42,13 +42,12 @@ def ssh(project: Path, target: str, run_id: str | None) -> int:
 
 
 def ssh_config(project: Path, target: str, run_id: str | None, screen: Screen) -> dict[str, Any]:
-    """Write an entry with which `ssh sniperface-RUN` works, and rsync, scp and editors over it."""
+    """Write an entry in ~/.ssh/config, so that `ssh sniperface-RUN` reaches the machine."""
     with _door(project, target, run_id) as door:
         assert isinstance(door.shell, SshShell)
         alias = f"sniperface-{door.name}"
         file = install(Path.home(), alias, door.shell.entry(alias))
-        screen.say(f"{file} has an entry for {door.shell.name}; now this works: ssh {alias}")
-        screen.say(f"and: rsync -a {alias}:{door.folder}/ FOLDER; in VS Code: Remote-SSH, {alias}")
+        screen.say(f"{file} has an entry for {door.shell.name}: log in with ssh {alias}; the folder is {door.folder}")
         return {"alias": alias, "file": str(file), "folder": str(door.folder)}
 
 
@@ -64,7 +63,7 @@ def _door(project: Path, target: str, run_id: str | None) -> Iterator[Door]:
         _refuse_local(reached.reach)
         if reached.machine is None:
             raise StepFailed(
-                f"the machine of run {record.run_id} is not there any more; what came home is in {reached.folder.path}"
+                f"the machine of run {record.run_id} no longer exists; what was brought home is in {reached.home.path}"
             )
         yield Door(record.run_id, reached.shell, reached.machine.path(record.run_dir))
 

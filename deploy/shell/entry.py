@@ -1,4 +1,4 @@
-"""An entry of ~/.ssh/config for a machine, so that plain ssh, rsync and editors reach it by a name of ours.
+"""An entry in ~/.ssh/config for a machine, so that plain ssh reaches it by the name of its run.
 
 The entries stand in a file of their own, which the user's file includes at its top: one line there is all that changes.
 """

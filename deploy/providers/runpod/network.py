@@ -1,4 +1,4 @@
-"""PURE: an error of the network as a few words for a user, and whether a request can have been carried out."""
+"""PURE: an error of the network in a few words for a user, and whether the request may have been carried out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NEVER_SENT = ("NewConnectionError", "NameResolutionError", "ConnectTimeout", "Co
 WORDS = {
     errno.ECONNREFUSED: "the connection is refused",
     errno.ENETUNREACH: "there is no network",
-    errno.EHOSTUNREACH: "no way leads to the host",
+    errno.EHOSTUNREACH: "there is no route to the host",
     errno.ETIMEDOUT: "nobody answers",
     errno.ECONNRESET: "the connection was cut",
 }

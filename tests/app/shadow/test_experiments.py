@@ -69,7 +69,7 @@ class Case:
 
 
 def cases(ranks: int) -> list[Any]:
-    """Every experiment on as many ranks as it is made for; deep networks in fp16 alone, others in all."""
+    """Every experiment on as many ranks as it is made for: deep networks in fp16, shallow ones in each precision."""
     found = []
     for experiment in EXPERIMENTS:
         if experiment != THE_PROJECTS and (experiment in ONE_GPU) != (ranks == 1):

@@ -200,4 +200,5 @@ print(peak_kib() - normal, file=sys.stderr)
 """
     argv = [sys.executable, "-c", script]
     done = subprocess.run(argv, cwd=PROJECT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True)
+    print(f"{byte}: {int(done.stderr) / 1024:.0f} MiB above normal")
     assert int(done.stderr) < 64 << 10

@@ -35,7 +35,7 @@ def box(project: Project, tmp_path: Path) -> Iterator[Box]:
 
 @pytest.mark.slow
 @needs_sshd
-def test_plain_ssh_and_rsync_reach_a_machine_by_the_name_that_was_written(box: Box, tmp_path: Path) -> None:
+def test_plain_ssh_reaches_a_machine_by_the_name_that_was_written(box: Box, tmp_path: Path) -> None:
     """Before a run by the target's name, afterwards by the run's; the user's own entries stay."""
     config = tmp_path / "a home" / ".ssh" / "config"
     config.write_text("Host mine\n  HostName 192.0.2.1\n")

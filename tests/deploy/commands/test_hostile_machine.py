@@ -500,6 +500,7 @@ def test_memory_stays_within_bounds(machine: Hostile, laptop: Path) -> None:
 ENDLESS = {
     "an endless line": ("mine", "lines", b"x" * LINE_BYTES),
     "an endless line of no text": ("mine", "lines", b"\xff" * LINE_BYTES),
+    "endless lines": ("mine", "lines", b"x" * (LINE_BYTES - 1) + b"\n"),
     "an endless log of escapes": ("follow", "read", b"\x1b" * (1 << 20)),
     "an endless log": ("follow", "read", b"x" * (1 << 20)),
 }
@@ -509,7 +510,7 @@ ENDLESS = {
 @LINUX
 @pytest.mark.parametrize("attack", ENDLESS)
 def test_what_never_ends_is_not_kept(machine: Hostile, laptop: Path, attack: str) -> None:
-    """A line without an end, and a log that grows faster than it is read."""
+    """A line without an end, lines without an end, and a log that grows faster than it is read."""
     command, verb, body = ENDLESS[attack]
     normal = peak_kib(laptop, "mine" if command == "mine" else "logs")
 
