@@ -140,7 +140,6 @@ class Training:
     state: TrainState = field(default_factory=TrainState)
     first_image: int = 0  # of all epochs together, where this process took over
     saved_step: int = 0  # before the first step there is nothing to save
-    measured_step: int = 0  # of the sets
     skipped_in_a_row: int = 0
     taken_this_epoch: int = 0  # steps; of a resumed epoch at least one
     pending: Update | None = None  # the last update, whose verdict nobody has read yet
@@ -184,7 +183,7 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
         with step_fits(config, here.device):
             while state.seen < t.rows and not (stopped := stopped or t.stopping_soon()):
                 step(t, micro_batches, pace)
-                if sets_are_due(t):
+                if t.sets.due(t.state.step):
                     measure_sets(t)
             settle(t, pace)
             recipe.catch_up()
@@ -349,19 +348,11 @@ def unmeasured(t: Training) -> list[str]:
     return ["nothing is measured: no people are held out; train.eval.sets=lfw.bin measures on a set"]
 
 
-def sets_are_due(t: Training) -> bool:
-    every, step = t.config.train.eval.every_steps, t.state.step
-    return bool(every and t.sets.sets) and step // every > t.measured_step // every
-
-
 def measure_sets(t: Training) -> SetNumbers:
     """Measure on the sets and tell it; {} when asked to leave meanwhile. Raises NotFinite."""
-    if not t.sets.sets:
-        return {}
-    t.measured_step = t.state.step
     try:
         with diverging(t), t.stop.at_once(t.here):
-            found = t.sets.measure(t.stop)
+            found = t.sets.measure(t.state.step, t.stop)
     except Interrupted:
         return {}
     for name, numbers in found.items():

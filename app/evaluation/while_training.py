@@ -30,12 +30,19 @@ class NamedSets:
         self.config, self.embedder, self.here = config, embedder, here
         self.sets = [open_set(Path(path)) for path in config.train.eval.sets]
         self.decoded: dict[str, Faces] = {}  # kept where memory holds it
+        self.measured_step = 0
 
-    def measure(self, stop: Stop) -> SetNumbers:
+    def due(self, step: int) -> bool:
+        """Whether `train.eval.every_steps` steps or more were taken since the sets were measured last."""
+        every = self.config.train.eval.every_steps
+        return bool(every and self.sets) and step // every > self.measured_step // every
+
+    def measure(self, step: int, stop: Stop) -> SetNumbers:
         """Each set's numbers with its thresholds, on the main process; {} on the others.
 
         Raises NotFinite on all processes, and Interrupted once they agree to stop.
         """
+        self.measured_step = step
         batch_size = batch_size_for(self.config.train.eval.batch_size, self.here)
         found: SetNumbers = {}
         for images in self.sets:

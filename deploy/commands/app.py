@@ -71,12 +71,7 @@ def mine(
     screen: Screen,
 ) -> int:
     """Pseudo-IDs of a run's data from one of its checkpoints, by the app's own command; its exit code."""
-    with reach.run(project, target, run_id) as reached:
-        checkpoint = _checkpoint(reached, which)
-        stem = PurePath(checkpoint["file"]).stem
-        place = Path(out).absolute() if out else Path(reached.home.mining) / stem
-        words = [f"checkpoint={reached.folder.checkpoints / checkpoint['file']}", *overrides]
-        return _app(reached, "app.mine", words, place, screen)
+    return _of_checkpoint(project, target, run_id, which, out, overrides, screen, "app.mine", "mining/{stem}")
 
 
 def evaluate(
@@ -115,12 +110,29 @@ def export(
     screen: Screen,
 ) -> int:
     """A checkpoint as ONNX, by the app's own command; its exit code."""
+    return _of_checkpoint(project, target, run_id, which, out, overrides, screen, "app.export", "{stem}.onnx")
+
+
+def _of_checkpoint(
+    project: Path,
+    target: str,
+    run_id: str | None,
+    which: str,
+    out: str | None,
+    overrides: Sequence[str],
+    screen: Screen,
+    module: str,
+    place: str,
+) -> int:
+    """Run a command of the app on one checkpoint; its exit code.
+
+    Without `out` the results go to `place` in the run's folder, where {stem} stands for the checkpoint's name.
+    """
     with reach.run(project, target, run_id) as reached:
-        checkpoint = _checkpoint(reached, which)
-        own = Path(reached.home.path)
-        place = Path(out).absolute() if out else own / f"{PurePath(checkpoint['file']).stem}.onnx"
-        words = [f"checkpoint={reached.folder.checkpoints / checkpoint['file']}", *overrides]
-        return _app(reached, "app.export", words, place, screen)
+        file = _checkpoint(reached, which)["file"]
+        own = Path(reached.home.path) / place.format(stem=PurePath(file).stem)
+        words = [f"checkpoint={reached.folder.checkpoints / file}", *overrides]
+        return _app(reached, module, words, Path(out).absolute() if out else own, screen)
 
 
 def bench(project: Path, *, quick: bool) -> int:

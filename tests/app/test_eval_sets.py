@@ -72,7 +72,7 @@ def test_a_stop_is_heard_while_measuring(sets: Path, alone: World) -> None:
     stop = Stop()
     stop.asked.set()
     with pytest.raises(Interrupted):
-        NamedSets(config, build_backbone(config.backbone), alone).measure(stop)
+        NamedSets(config, build_backbone(config.backbone), alone).measure(0, stop)
 
 
 @pytest.mark.parametrize(
