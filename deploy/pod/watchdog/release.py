@@ -1,4 +1,6 @@
-"""Gives this machine back, from inside: the provider's API first, its own tool second.
+"""Gives this machine back, from inside: the provider's API first, its older one second, its own tool last.
+
+Which of them a pod's own key may use is not documented, so a refusal by one is no reason to leave out the others.
 
 The key is read from the environment and goes into one HTTP header: it is in no command line, log or status.
 """
@@ -6,8 +8,10 @@ The key is read from the environment and goes into one HTTP header: it is in no 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
+import re
 import shutil
 import urllib.error
 import urllib.parse
@@ -18,6 +22,7 @@ from pathlib import Path
 
 from deploy.pod.agent import verbs
 from deploy.pod.base.redact import Redactor, of_environment
+from deploy.pod.base.text import visible
 
 BASE_URL_VARIABLE = "RUNPOD_API_BASE_URL"
 BASE_URL = "https://api.runpod.io"
@@ -25,6 +30,8 @@ LIMIT_S = 20.0
 TOOL_LIMIT_S = 60.0
 PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between tries of one call; a busy server names its own
 LONGEST_PAUSE_S = 60.0
+ANSWER_BYTES = 1 << 16  # of a stranger's answer that are read
+WORDS = 200  # characters of it that are told
 # `runpodctl pod delete ID` is how it is said today, `remove pod` before 2026; images hold either.
 TOOL_WORDS = {
     "terminate": (("pod", "delete"), ("remove", "pod")),
@@ -68,14 +75,17 @@ def release(action: str, env: Mapping[str, str], pause: Callable[[float], None],
     by_api = _by_api(action, f"pods/{urllib.parse.quote(pod, safe='')}", env, pause)
     if by_api.done:
         return by_api
-    by_tool = _by_tool(action, pod, env)
-    if by_tool.done:
-        return by_tool
-    return Outcome(False, Redactor(of_environment(env))(f"{by_api.words}; {by_tool.words}"))
+    words = [by_api.words]
+    for other in (_by_graphql, _by_tool):
+        outcome = other(action, pod, env)
+        if outcome.done:
+            return outcome
+        words.append(outcome.words)
+    return Outcome(False, Redactor(of_environment(env))("; ".join(filter(None, words))))
 
 
 def _by_api(action: str, path: str, env: Mapping[str, str], pause: Callable[[float], None]) -> Outcome:
-    key, base = env.get("RUNPOD_API_KEY"), (env.get(BASE_URL_VARIABLE) or BASE_URL).rstrip("/")
+    key, base = env.get("RUNPOD_API_KEY"), _base(env)
     if not key:
         return Outcome(False, "there is no RUNPOD_API_KEY for the API")
     if not base.startswith(("https://", "http://")):
@@ -108,10 +118,36 @@ def _ask(action: str, address: str, key: str) -> tuple[Outcome | None, float, st
                 return Outcome(True, "the API does not know it any more"), 0.0, ""
             if error.code == 429 or error.code >= 500:
                 wait = error.headers.get("Retry-After") or ""
-                return None, float(wait) if wait.isdigit() else 0.0, words
+                return None, float(wait) if re.fullmatch("[0-9]{1,9}", wait) else 0.0, words
             return Outcome(False, words), 0.0, ""
-    except (OSError, ValueError) as error:  # no connection, no answer in time, or one that is no HTTP
+    except (OSError, ValueError, http.client.HTTPException) as error:  # no connection, none in time, or no HTTP
         return None, 0.0, f"the API cannot be reached: {getattr(error, 'reason', None) or error}"
+
+
+def _by_graphql(action: str, pod: str, env: Mapping[str, str]) -> Outcome:
+    """One call, as RunPod's own package makes it. It answers 200 to everything: what went wrong is in the text."""
+    key, base = env.get("RUNPOD_API_KEY"), _base(env)
+    if action != "terminate" or not key or not base.startswith(("https://", "http://")):
+        return Outcome(False, "")
+    query = f"mutation {{ podTerminate(input: {{ podId: {json.dumps(pod)} }}) }}"
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", "User-Agent": "sniperface"}
+    body = json.dumps({"query": query}).encode()
+    request = urllib.request.Request(f"{base}/graphql", body, headers, method="POST")  # noqa: S310 - as above
+    try:
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:  # noqa: S310 - checked above
+            told = json.loads(answer.read(ANSWER_BYTES))
+        is_done, errors = "podTerminate" in (told.get("data") or {}), str(told.get("errors") or "")
+    except (OSError, ValueError, AttributeError, TypeError, http.client.HTTPException) as error:
+        return Outcome(False, f"GraphQL gave no answer: {getattr(error, 'reason', None) or error}")
+    if re.search("pod .*not found|not found.* pod", errors, re.I):
+        return Outcome(True, "GraphQL does not know it any more")
+    if is_done and not errors:
+        return Outcome(True, "GraphQL accepted terminate")
+    return Outcome(False, f"GraphQL refused: {visible(errors, newlines=False)[:WORDS]}")
+
+
+def _base(env: Mapping[str, str]) -> str:
+    return (env.get(BASE_URL_VARIABLE) or BASE_URL).rstrip("/")
 
 
 def _by_tool(action: str, pod: str, env: Mapping[str, str]) -> Outcome:

@@ -93,8 +93,9 @@ class Goodbye:
         newest = whole.described(folder)[:1]
         if newest and not self._is_copied(folder, newest[0], whole.SYNCED):
             self._copy_at = self.clock.monotonic() + COPY_EVERY_S
-            self._copier = threading.Thread(target=self._note_copy, args=(folder, limits), name="copies", daemon=True)
-            self._copier.start()
+            copier = threading.Thread(target=self._note_copy, args=(folder, limits), name="copies", daemon=True)
+            if _can_start(copier):
+                self._copier = copier
 
     def _copies(self) -> bool:
         return self._copier is not None and self._copier.is_alive()
@@ -163,7 +164,7 @@ class Goodbye:
         return True
 
     def _while_beating(self, work: Callable[[], T]) -> T:
-        """Work that waits for others, in a thread."""
+        """Work that waits for others, in a thread; on a machine that has none to give, without a beat meanwhile."""
         done: list[T] = []
         failed: list[BaseException] = []
 
@@ -174,13 +175,23 @@ class Goodbye:
                 failed.append(error)
 
         thread = threading.Thread(target=carry, name="goodbye", daemon=True)
-        thread.start()
+        if not _can_start(thread):
+            return work()
         while thread.is_alive():
             self.beat()
             thread.join(0.2)
         if failed:
             raise failed[0]
         return done[0]
+
+
+def _can_start(thread: threading.Thread) -> bool:
+    """Start it, unless the machine has no more processes to give: a job may have taken all."""
+    try:
+        thread.start()
+    except RuntimeError:
+        return False
+    return True
 
 
 def only_copies(

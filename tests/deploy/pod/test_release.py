@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -9,11 +10,12 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import pytest
 
-from deploy.pod.watchdog.release import PAUSES_S, release
+from deploy.pod.watchdog.release import PAUSES_S, Outcome, release
 from tests.support.emulators import contract
 from tests.support.emulators.rig import breaches
 from tests.support.emulators.runpod import KEY as EMULATED_KEY
@@ -93,6 +95,23 @@ def tool(env: dict[str, str], code: int = 0, *, knows: str = "pod delete") -> Pa
     return notes
 
 
+@contextlib.contextmanager
+def raw(answer: bytes) -> Iterator[str]:
+    """A server that says these bytes to everybody, and hangs up."""
+
+    class Says(StreamRequestHandler):
+        def handle(self) -> None:
+            while self.rfile.readline().strip():
+                pass
+            self.wfile.write(answer)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Says) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
 class Pauses(list[float]):
     def __call__(self, seconds: float) -> None:
         self.append(seconds)
@@ -148,18 +167,57 @@ def test_both_calls_are_as_the_specification_has_them(env: dict[str, str]) -> No
     assert contract.problems_of_body("POST", "/v2/pods/x/action", {"action": "rest"}) != []
 
 
+@pytest.mark.parametrize("refusal", [401, 403, 405, 503])
+def test_graphql_is_the_second_way(env: dict[str, str], refusal: int) -> None:
+    """Where the pod's key may not use the first one, or that one is down; a pod that is gone is released."""
+    emulator = Emulator()
+    try:
+        about = {"name": "a", "image": "b", "gpu": "NVIDIA A40", "gpu_count": 1, "cloud": "SECURE", "data_centers": []}
+        pod = emulator.account.create(**about, disk=20, ports=[], env={})
+        there = {**env, "RUNPOD_POD_ID": pod.id, "RUNPOD_API_KEY": EMULATED_KEY, "RUNPOD_API_BASE_URL": emulator.url}
+        for words in ("GraphQL accepted terminate", "GraphQL does not know it any more"):
+            emulator.fail(str(refusal), on="^DELETE", times=1 if refusal < 429 else len(PAUSES_S) + 1)
+            assert release("terminate", there, Pauses()) == Outcome(True, words)
+        assert emulator.account.pods == {}
+    finally:
+        emulator.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"rubbish\r\n\r\n", b"HTTP/1.1 999\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}",
+     b"HTTP/1.1 429 no\r\nRetry-After: \xb2\r\nContent-Length: 0\r\n\r\n",
+     b"HTTP/1.1 503 no\r\nRetry-After: " + b"9" * 400 + b"\r\nContent-Length: 0\r\n\r\n"],
+    ids=["nothing", "no HTTP", "no status", "cut short", "odd digits", "for ever"],
+)  # fmt: skip
+def test_answers_that_are_none_leave_the_tool(env: dict[str, str], answer: bytes) -> None:
+    """A raw server: whatever it says, the next way is tried, and no pause is longer than a minute."""
+    with raw(answer) as url:
+        pauses = Pauses()
+        outcome = release("terminate", {**env, "RUNPOD_API_BASE_URL": url}, pauses)
+    if answer.startswith(b"HTTP/1.1 200"):  # its status alone says that the DELETE was accepted
+        assert outcome.done
+        return
+    assert not outcome.done
+    assert outcome.words.endswith("runpodctl is not installed")
+    assert max(pauses) <= 60
+
+
 posix = pytest.mark.skipif(os.name == "nt", reason="the tool is a script: run on Linux or macOS")
 
 
 @posix
 @pytest.mark.parametrize("knows", ["pod delete", "remove pod"])
-def test_the_tool_is_the_second_way(api: Api, env: dict[str, str], knows: str) -> None:
+def test_the_tool_is_the_last_way(api: Api, env: dict[str, str], knows: str) -> None:
     """After a refusal at once: the pod's key may not be meant for this API. It knows today's words or yesterday's."""
     api.always = 403
     notes = tool(env, knows=knows)
     pauses = Pauses()
     outcome = release("terminate", env, pauses)
-    assert (outcome.done, outcome.words, pauses, len(api.calls)) == (True, f"runpodctl {knows} succeeded", [], 1)
+    assert (outcome.done, outcome.words, pauses) == (True, f"runpodctl {knows} succeeded", [])
+    assert [(method, path) for method, path, _ in api.calls] == [
+        ("DELETE", "/v2/pods/pod%201%2F2"), ("POST", "/graphql"),
+    ]  # fmt: skip
     assert notes.read_text().splitlines()[-1] == f"{knows} {POD}"
     assert KEY not in notes.read_text()
 
@@ -169,7 +227,8 @@ def test_what_the_tool_complains_of_is_told_without_the_key(api: Api, env: dict[
     api.always = 403
     tool(env, code=1)
     outcome = release("terminate", env, Pauses())
-    assert outcome.words == "the API answered 403 Forbidden to terminate; runpodctl failed: unknown command"
+    refused = "the API answered 403 Forbidden to terminate; GraphQL gave no answer: Forbidden"
+    assert outcome.words == f"{refused}; runpodctl failed: unknown command"
     tool(env, code=1, knows="remove pod")
     assert release("terminate", env, Pauses()).words.endswith("runpodctl failed: key [secret] is refused")
 
@@ -195,7 +254,10 @@ def test_neither_way_leads_out(api: Api, env: dict[str, str]) -> None:
     pauses = Pauses()
     outcome = release("terminate", env, pauses)
     assert (outcome.done, pauses) == (False, list(PAUSES_S))
-    assert outcome.words == "the API answered 500 Internal Server Error to terminate; runpodctl is not installed"
+    assert outcome.words == (
+        "the API answered 500 Internal Server Error to terminate; GraphQL gave no answer: Internal Server Error; "
+        "runpodctl is not installed"
+    )
     api.close()
     refused = release("terminate", env, Pauses())
     assert "cannot be reached" in refused.words
