@@ -16,6 +16,9 @@ from invoke.parser.context import ParserContext
 from invoke.tasks import Task
 from invoke.tasks import task as invoke_task
 
+# Invoke keeps Python from writing bytecode; every command would compile all of deploy/ again, for a quarter second.
+sys.dont_write_bytecode = bool(sys.flags.dont_write_bytecode)
+
 from deploy.commands import flags
 from deploy.commands.flags import Flag
 

@@ -1,11 +1,26 @@
-"""MiB that a training step saves for its backward pass, an image, by backbone and precision: conf/memory.yaml.
+"""MiB that a training step saves for its backward pass, an image, by backbone and precision: conf/memory.json.
 
 Every network of conf/backbone makes a forward pass at 112 pixels, on tensors that have a shape and no memory. Each
 tensor that autograd saves counts once; parameters and buffers do not count. Two batch sizes separate what grows with
 the images from what does not. Claims: 16 bits and recomputing save memory; the measurement agrees with the file.
 
-    python benchmarks/memory.py            measure and compare with conf/memory.yaml
-    python benchmarks/memory.py --write    write conf/memory.yaml first
+    python benchmarks/memory.py            measure and compare with conf/memory.json
+    python benchmarks/memory.py --write    write conf/memory.json first
+
+The file has of each backbone:
+
+    shape                    what its figures depend on, as conf/backbone sets it
+    params                   numbers in the backbone
+    saved_mib_per_image      MiB for each image of a batch, with gradient_checkpointing as conf/backbone sets it
+    switched_mib_per_image   the same with backbone.gradient_checkpointing the other way round
+    saved_mib_fixed          MiB for each step, whatever the batch: weights in 16 bits for the half precisions
+
+`half` is fp16 and bf16. Memory grows with the square of image_size. The tensors are those that CUDA saves: layers that
+exist for CPUs alone are switched off. With gradient_checkpointing a figure is the inputs of all blocks plus the inside
+of the largest block, which exists while its gradients are computed. Not counted: weights, gradients and optimizer state
+(12 bytes a number for SGD with momentum, 16 for AdamW); the momentum encoder, the queue, the head and the augmentation;
+gradients of activations (a few of the largest tensors); the tensor that CUDA's PReLU makes for the gradient of its
+slope, as large as its input; cuDNN's workspaces; what the allocator loses to fragments.
 """
 
 from __future__ import annotations
@@ -30,28 +45,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywh
 from app.config import load
 from app.models import build_backbone, layers
 from benchmarks._claims import Claim, report
+from deploy.specs.memory import SHAPE
 
-TABLE = Path(__file__).parents[1] / "conf" / "memory.yaml"
+TABLE = Path(__file__).parents[1] / "conf" / "memory.json"
 BACKBONES = sorted(path.stem for path in (TABLE.parent / "backbone").glob("*.yaml"))
 QUICK = ["iresnet50", "vit_t"]
 IMAGE_SIZE = 112
 MIB = 2**20
-
-HEAD = """\
-# Memory that a training step saves for its backward pass, by backbone. Measured, not typed:
-# `python benchmarks/memory.py --write` makes this file, and a test measures again what it says.
-#   params                   numbers in the backbone
-#   saved_mib_per_image      MiB for each image of a batch, with gradient_checkpointing as conf/backbone sets it
-#   switched_mib_per_image   the same with backbone.gradient_checkpointing the other way round
-#   saved_mib_fixed          MiB for each step, whatever the batch: weights in 16 bits for the half precisions
-# `half` is fp16 and bf16. Memory grows with the square of image_size. The tensors are those that CUDA saves: layers
-# that exist for CPUs alone are switched off. With gradient_checkpointing a figure is the inputs of all blocks plus the
-# inside of the largest block, which exists while its gradients are computed.
-# Not in these figures: weights, gradients and optimizer state (12 bytes a number for SGD with momentum, 16 for AdamW);
-# the momentum encoder, the queue, the head and the augmentation; gradients of activations (a few of the largest
-# tensors); the tensor that CUDA's PReLU makes for the gradient of its slope, as large as its input; cuDNN's
-# workspaces; what the allocator loses to fragments.
-"""
 
 
 def measure(backbone: str) -> dict[str, Any]:
@@ -70,6 +70,7 @@ def measure(backbone: str) -> dict[str, Any]:
     recomputed = {half: per_image + inside[half] for half, (per_image, _) in between.items()}
     as_set, switched = (recomputed, whole) if config.gradient_checkpointing else (whole, recomputed)
     return {
+        "shape": shape(backbone),
         "image_size": IMAGE_SIZE,
         "params": params,
         "gradient_checkpointing": config.gradient_checkpointing,
@@ -77,6 +78,12 @@ def measure(backbone: str) -> dict[str, Any]:
         "switched_mib_per_image": by_precision(switched),
         "saved_mib_fixed": by_precision({half: fixed for half, (_, fixed) in plain.items()}),
     }
+
+
+def shape(backbone: str) -> dict[str, Any]:
+    """The keys of conf/backbone/`backbone`.yaml by which the plan of a run finds its figures."""
+    values = yaml.safe_load((TABLE.parent / "backbone" / f"{backbone}.yaml").read_text(encoding="utf-8"))
+    return {key: values[key] for key in SHAPE if key in values}
 
 
 def by_precision(values: dict[bool, float]) -> dict[str, float]:
@@ -156,18 +163,15 @@ def half_precision(enabled: bool) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
 
 
-def as_yaml(table: dict[str, dict[str, Any]]) -> str:
-    """The whole file; JSON's numbers and words are YAML's."""
-    lines = [HEAD, "backbones:\n"]
-    for backbone, entry in table.items():
-        lines.append(f"  {backbone}:\n")
-        lines += [f"    {key}: {json.dumps(value).replace(chr(34), '')}\n" for key, value in entry.items()]
-    return "".join(lines)
+def as_json(table: dict[str, dict[str, Any]]) -> str:
+    """The whole file, a line for each backbone."""
+    lines = (f"  {json.dumps(backbone)}: {json.dumps(entry)}" for backbone, entry in table.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def worst_difference(measured: dict[str, dict[str, Any]]) -> float:
-    """The largest relative difference between what was measured and conf/memory.yaml."""
-    table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))["backbones"]
+    """The largest relative difference between what was measured and conf/memory.json."""
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
     numbers = ("saved_mib_per_image", "switched_mib_per_image")
     return max(
         abs(entry[key][precision] / table[backbone][key][precision] - 1)
@@ -180,11 +184,11 @@ def worst_difference(measured: dict[str, dict[str, Any]]) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two backbones alone; writes nothing")
-    parser.add_argument("--write", action="store_true", help="write conf/memory.yaml as measured")
+    parser.add_argument("--write", action="store_true", help="write conf/memory.json as measured")
     asked = parser.parse_args()
     measured = {backbone: measure(backbone) for backbone in (QUICK if asked.quick else BACKBONES)}
     if asked.write and not asked.quick:
-        TABLE.write_text(as_yaml(measured), encoding="utf-8")
+        TABLE.write_text(as_json(measured), encoding="utf-8")
     iresnet50 = measured["iresnet50"]
     whole, recomputed = iresnet50["saved_mib_per_image"], iresnet50["switched_mib_per_image"]
     claims = [
@@ -201,7 +205,7 @@ def compared(name: str, ours: float, peer: float, at_least: float) -> Claim:
 
 def agreement(measured: dict[str, dict[str, Any]]) -> Claim:
     share = 1 - worst_difference(measured)
-    return Claim(f"conf/memory.yaml, {len(measured)} backbones", share, 1.0, "agreement", share, 0.999)
+    return Claim(f"conf/memory.json, {len(measured)} backbones", share, 1.0, "agreement", share, 0.999)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ class Facts:
     data_path: PurePath | None = None  # where the images are read, once the room there is known
     place: Place | None = None  # of this machine, once several of them have met
     card: Card | None = None  # what the provider would rent first, before the machine can be asked
-    memory: Mapping[str, Any] = field(default_factory=dict)  # what conf/memory.yaml says of each backbone
+    memory: Mapping[str, Any] = field(default_factory=dict)  # what conf/memory.json says of each backbone
     secrets: tuple[str, ...] = ()  # names of variables of this computer that the machine is given
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import io
 import os
 import re
@@ -201,14 +203,13 @@ def pack_kind(text: str, key: str) -> str:
 
 def read_yaml(path: Path, where: str) -> dict[str, Any]:
     """The keys and values of a YAML file. Raises WrongUse that calls it `where`."""
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
     text = ""
     try:
         text = read_text(path)
-        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
+        values = copy.deepcopy(_parse(text))
     except (OmegaConfBaseException, YAMLError, NotText, OSError) as error:
         quoted = re.search(r'"[A-Za-z]:\\', text)
         hint = ": write a Windows path without quotes, or with / for each \\" if quoted else ""
@@ -216,6 +217,14 @@ def read_yaml(path: Path, where: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise WrongUse(f"{where} must hold keys and values, such as provider: local")
     return {str(key): value for key, value in values.items()}
+
+
+@functools.cache
+def _parse(text: str) -> Any:
+    """What a YAML document holds; `ps` reads the file of each target several times."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
 
 
 def _keys(kind: type) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""conf/memory.yaml says what a training step saves for its backward pass: every backbone, measured, not typed."""
+"""conf/memory.json says what a training step saves for its backward pass: every backbone, measured, not typed."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from app.config import load
 from app.models import build_backbone, layers
@@ -15,7 +15,7 @@ from benchmarks import memory
 
 
 def table() -> dict[str, Any]:
-    return yaml.safe_load(memory.TABLE.read_text(encoding="utf-8"))["backbones"]
+    return json.loads(memory.TABLE.read_text(encoding="utf-8"))
 
 
 def test_the_table_has_every_backbone_and_no_other() -> None:

@@ -141,10 +141,9 @@ def test_newer_cards_are_known_by_name(name: str) -> None:
 
 def test_a_step_too_large_for_the_card_is_refused_before_money_flows(project: Project) -> None:
     """By the catalogue's memory of the first candidate; the plan shows it, nothing is asked for."""
-    (project.path / "conf" / "backbone").mkdir(parents=True)
-    (project.path / "conf" / "backbone" / "tiny.yaml").write_text("name: tiny\n")
-    figures = {"image_size": 112, "params": 1000, "saved_mib_per_image": {"fp32": 4000, "half": 2000}}
-    (project.path / "conf" / "memory.yaml").write_text(json.dumps({"backbones": {"tiny": figures}}))
+    saved = {"fp32": 4000, "half": 2000}
+    tiny = {"shape": {"name": "tiny"}, "image_size": 112, "params": 1000, "saved_mib_per_image": saved}
+    (project.path / "conf" / "memory.json").write_text(json.dumps({"tiny": tiny}))
     target = {"provider": "runpod", "image": "me/x:1", "gpus": ["NVIDIA RTX A4500"], "root": "/workspace/x"}
     (project.path / "conf" / "deploy" / "pods.yaml").write_text(json.dumps(target))
     emulator = Emulator()
@@ -167,7 +166,7 @@ def test_the_shipped_figures_are_found_by_shape() -> None:
     """Each file of conf/backbone that was measured; none is confused with another."""
     project = Path(__file__).parents[3]
     found = memory.read(project)
-    if not (project / "conf" / "memory.yaml").is_file():
+    if not (project / "conf" / "memory.json").is_file():
         assert found == {}
         return
     for name, figures in found.items():
