@@ -16,6 +16,8 @@ hypothesis.settings.load_profile("patient")
 
 # Advice is written with the words that started these tests, were they known: other words on every machine.
 os.environ.pop("SNIPERFACE_INVOKE", None)
+# Hundreds of commands run here: each would compile what the one before it has compiled.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # What a skip in CI may wait for; everything else can be had there, and .ci/run must install it.
 NOT_IN_CI = (

@@ -19,6 +19,7 @@ import pytest
 
 from deploy.pod.base import processes
 from deploy.shell import LocalShell
+from tests.support.forks import forks
 
 if TYPE_CHECKING:
     from tests.deploy.support.supervised import Supervised
@@ -85,11 +86,14 @@ class Project:
         return {**os.environ, "SNIPERFACE_TMUX_SOCKET": self.socket, "PYTHONUTF8": "1", **self.env}
 
     def invoke(self, *argv: str, code: int = 0, limit_s: float = 90) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "invoke", *argv],
-            cwd=self.path, env=self.environment, capture_output=True, text=True, encoding="utf-8", timeout=limit_s,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        if forks().can_run(self.environment):
+            done = forks().run(argv, self.path, self.environment, limit_s)
+        else:
+            done = subprocess.run(
+                [sys.executable, "-m", "invoke", *argv],
+                cwd=self.path, env=self.environment, capture_output=True, text=True, encoding="utf-8", timeout=limit_s,
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
         assert done.returncode == code, f"{argv}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert 'tasks.py", line' not in done.stderr, done.stderr  # a traceback of ours; a job may show its own
         return done
@@ -129,7 +133,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 def _make(path: Path) -> Iterator[Project]:
     shutil.copytree(PRETEND, path, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(SOURCE / "deploy", path / "deploy", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(SOURCE / "deploy", path / "deploy")  # with its bytecode, which the first command would make
     shutil.copytree(SOURCE / "conf" / "deploy", path / "conf" / "deploy")
     for name in ("tasks.py", ".gitignore"):
         shutil.copy(SOURCE / name, path / name)
