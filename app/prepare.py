@@ -33,7 +33,7 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from app.data.dataset import IMAGE_SHAPE, read_manifest
+from app.data.dataset import IMAGE_SHAPE, open_images, read_manifest
 from app.data.sources import source as sources
 from app.data.sources import writer
 from app.data.sources.recordio import rec
@@ -198,7 +198,7 @@ def whole(source: sources.Source, out: Path, *, held_out: str | None = None) -> 
         if writer.begun(out):
             return False
         raise WrongUse(f"{out} is there already and no prepare made it; give another out=…, or move it away")
-    there = read_manifest(out, len(np.load(out, mmap_mode="r")))
+    there = read_manifest(out, len(open_images(out)))
     source = source.without(there["skipped_rows"]) if there.get("skipped_rows") else source
     block_rows, held_out_rows = layout(source, held_out)
     asked = {"rows": source.count, "block_rows": block_rows, "held_out_rows": held_out_rows, "made_of": source.made_of}

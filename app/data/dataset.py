@@ -136,7 +136,7 @@ def with_classes(data: Dataset, config: DataConfig) -> Dataset:
 
 def open_images(path: Path) -> NDArray[np.uint8]:
     """Map images.npy read-only, or say in one sentence why it cannot be used."""
-    array = _open_npy(path, "`invoke prepare` makes one, or give data.binary_cache_path=PATH")
+    array = open_npy(path, "`invoke prepare` makes one, or give data.binary_cache_path=PATH")
     wanted = "it must be uint8 of shape [N, 112, 112, 3], as `invoke prepare --source folder --path DIR` makes it"
     if array.dtype != np.uint8:
         raise WrongUse(f"{path} is {array.dtype}; {wanted}")
@@ -151,7 +151,7 @@ def open_images(path: Path) -> NDArray[np.uint8]:
 
 def open_labels(path: Path, count: int) -> NDArray[np.int32]:
     """Labels [N] as int32, of exactly `count` images."""
-    labels = _open_npy(path, f"give an int32 .npy of {count} labels")
+    labels = open_npy(path, f"give an int32 .npy of {count} labels")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise WrongUse(f"{path} is {labels.dtype} of shape {list(labels.shape)}; it must be int32 of shape [{count}]")
     if len(labels) != count:
@@ -162,14 +162,15 @@ def open_labels(path: Path, count: int) -> NDArray[np.int32]:
     return np.asarray(labels, dtype=np.int32)
 
 
-def _open_npy(path: Path, instead: str) -> NDArray[Any]:
+def open_npy(path: Path, instead: str) -> NDArray[Any]:
+    """Map a .npy file read-only. Raises WrongUse, which says what to give `instead` of a file that is not there."""
     if path.is_dir():
         raise WrongUse(f"{path} is a folder; {_of_folder(path)}")
     if not path.is_file():
         raise WrongUse(f"there is no file {path}; {instead}")
     try:
         content = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # of a header that is Python's syntax: its errors have nothing in common
         # numpy's own words speak of mmap lengths; what happened is a file cut short or of another kind.
         size = f"({path.stat().st_size:,} bytes)"
         foreign = what_it_is(path, array_wanted=True) or f"is no whole .npy file {size}; copy or make it again"
@@ -187,9 +188,14 @@ def read_manifest(path: Path, count: int) -> dict[str, Any]:
         return {}
     try:
         manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        rows = int(manifest["rows"])
-    except (ValueError, KeyError, TypeError) as error:
+        selection = manifest.get("selection") or {"fraction": 1}
+        rows, block_rows, held_out = manifest["rows"], manifest.get("block_rows", 1), manifest.get("held_out_rows", 0)
+        fits = all(type(each) is int for each in (rows, block_rows, held_out))
+        fits = fits and 0 <= held_out <= rows and block_rows >= 1 and 0 < float(selection["fraction"]) <= 1
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WrongUse(f"{file} is no manifest of images; run `invoke prepare` again, or remove it") from error
+    if not fits:
+        raise WrongUse(f"{file} has numbers that no images have; run `invoke prepare` again, or remove it")
     if rows != count:
         raise WrongUse(f"{file} speaks of {manifest['rows']} rows, {path.name} has {count}; run `invoke prepare` again")
     return manifest

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.config import Config
-from app.data.dataset import open_configured, open_images, open_labels
+from app.data.dataset import open_configured, open_images, open_labels, open_npy
 from app.data.sources.source import UNREADABLE, decode_face, load_face
 from app.errors import WrongUse
 from app.evaluation.ijb import open_ijb
@@ -126,10 +126,7 @@ def open_arrays(folder: Path) -> ImageSet:
 
 
 def _pairs_of_array(path: Path, count: int) -> PairList:
-    try:
-        pairs = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise WrongUse(f"{path} is no whole .npy file; make it again") from error
+    pairs = open_npy(path, "put pairs.npy or labels.npy beside images.npy")
     if pairs.ndim != 2 or pairs.shape[1] != 3 or pairs.dtype.kind not in "iu":
         raise WrongUse(f"{path} is {pairs.dtype} of shape {list(pairs.shape)}; it must be int of shape [P, 3]")
     if len(pairs) == 0:

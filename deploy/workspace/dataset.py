@@ -212,9 +212,13 @@ def read_header(path: Place, files: Files | None = None) -> Header:
         raise ValueError("cut short")
     try:
         values = ast.literal_eval(text.decode("latin-1"))
-        return Header(values["descr"], values["fortran_order"], tuple(values["shape"]), 8 + length_bytes + length)
-    except (SyntaxError, KeyError, TypeError) as error:
+        dtype, order, shape = values["descr"], values["fortran_order"], values["shape"]
+    except (SyntaxError, KeyError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError("no .npy header") from error
+    numbers = isinstance(shape, tuple) and all(type(each) is int and 0 <= each < 1 << 63 for each in shape)
+    if not (isinstance(dtype, str) and isinstance(order, bool) and numbers):
+        raise ValueError("its header describes no array of numbers")
+    return Header(dtype, order, shape, 8 + length_bytes + length)
 
 
 def header_bytes(dtype: str, shape: tuple[int, ...]) -> bytes:
@@ -268,7 +272,7 @@ def _read_npy(path: Place, files: Files) -> Header:
 def _spoken(dtype: str) -> str:
     kinds = {"f": "float", "i": "int", "u": "uint", "c": "complex"}
     kind, size = dtype[-2:-1], dtype[-1:]
-    return f"{kinds[kind]}{8 * int(size)}" if kind in kinds and size.isdigit() else f"dtype {dtype}"
+    return f"{kinds[kind]}{8 * int(size)}" if kind in kinds and size.isdecimal() else f"dtype {dtype}"
 
 
 def _read_manifest(path: Place, rows: int, files: Files) -> dict[str, Any]:
@@ -280,10 +284,12 @@ def _read_manifest(path: Place, rows: int, files: Files) -> dict[str, Any]:
         raise WrongUse(f"{path} cannot be read: {error.strerror or error}") from error
     try:
         manifest: dict[str, Any] = json.loads(text)
-        told = int(manifest["rows"])
-        block_rows, held_out = int(manifest["block_rows"]), int(manifest["held_out_rows"])
-        fits = len(manifest["blocks"]) == -(-told // block_rows) and 0 <= held_out < told
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        told, block_rows, held_out = (manifest[key] for key in ("rows", "block_rows", "held_out_rows"))
+        fits = all(type(each) is int for each in (told, block_rows, held_out))
+        fits = fits and len(manifest["blocks"]) == -(-told // block_rows) and 0 <= held_out < told
+        fits = fits and all(isinstance(each, str) for each in manifest["blocks"])
+        fits = fits and 0 < float((manifest.get("selection") or {"fraction": 1})["fraction"]) <= 1
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
         raise WrongUse(f"{path} cannot be used: remove it, or make the data again (`{command(PREPARE)}`)") from error
     if told != rows or not fits:
         raise WrongUse(f"{path} does not fit the images ({told} rows told, {rows} there): make the data again")
