@@ -1,13 +1,22 @@
 """How a command of the app ends early, in one sentence and on all processes."""
 
-
-class WrongUse(Exception):
-    """The request cannot work. One sentence that names the thing and a value that would work; exit code 2."""
-
-
-class Failed(Exception):
-    """The work cannot go on, and every process of the group raises this. One sentence; exit code 1."""
-
-
 EXIT_FAILED = 1
 EXIT_WRONG_USE = 2
+SENTENCE_CHARACTERS = 1000
+
+
+class _Sentence(Exception):
+    """One sentence. It may quote a stranger's file: control characters become escapes, a long text loses its middle."""
+
+    def __init__(self, sentence: str) -> None:
+        shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in sentence)
+        is_long = len(shown) > SENTENCE_CHARACTERS
+        super().__init__(f"{shown[: SENTENCE_CHARACTERS // 2]} … {shown[-200:]}" if is_long else shown)
+
+
+class WrongUse(_Sentence):
+    """The request cannot work. The sentence names the thing and a value that would work; exit code 2."""
+
+
+class Failed(_Sentence):
+    """The work cannot go on, and every process of the group raises this; exit code 1."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 import struct
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +29,7 @@ MALFORMED = (
     *(pickle.UnpicklingError, struct.error, EOFError, MemoryError, OverflowError, RecursionError),
     *(ArithmeticError, AttributeError, AssertionError, LookupError, TypeError, ValueError),
 )
+MOST_KEPT = 1 << 22  # objects of a file that others in it can refer to
 KINDS = "biufS"  # booleans, numbers and bytes; no objects, no structures
 
 
@@ -53,6 +55,7 @@ def read_bin(path: Path) -> tuple[list[bytes], NDArray[np.bool_]]:
 def _unpickle(path: Path) -> Any:
     data = path.read_bytes()
     try:
+        _check_numbers(data)
         return _Restricted(io.BytesIO(data), encoding="bytes").load()
     except _Refused as refused:
         raise WrongUse(
@@ -61,6 +64,15 @@ def _unpickle(path: Path) -> Any:
         ) from refused
     except MALFORMED as error:
         raise WrongUse(f"{path} is no whole pickle ({len(data):,} bytes); copy it again") from error
+
+
+def _check_numbers(data: bytes) -> None:
+    """Refuse what makes the unpickler take memory before it looks: lengths past the end, and places far apart.
+
+    It keeps what it has read in a table as long as the largest place that is named: one number could cost 64 GiB.
+    """
+    for operation, argument, _ in pickletools.genops(data):
+        _check(not operation.name.endswith("PUT") or int(argument) < MOST_KEPT)
 
 
 class _Refused(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import pickle
+import resource
 import struct
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,21 @@ def test_a_damaged_file_is_read_or_refused(cut: int, place: int, value: int, tmp
 def test_other_pickles_are_told_apart(tmp_path: Path, content: Any, sentence: str) -> None:
     with pytest.raises(WrongUse, match=sentence):
         read_bin(written(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        b"\x80\x04]r\xed\xcb\xeb\x26.",  # a place 652,989,741 objects away: the unpickler's table would take 10 GB
+        b"\x80\x02]p99999999999\n.",
+        b"\x80\x05\x96\x00\x00\x00\x40\x00\x00\x00\x00.",  # a bytearray of 1 GiB in a file of ten bytes
+        b"\x80\x04\x8e\x00\x00\x00\x40\x00\x00\x00\x00.",
+    ],
+    ids=["place", "text place", "bytearray", "bytes"],
+)
+def test_a_number_in_a_small_file_takes_no_memory(hostile: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(hostile)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(WrongUse, match="is no whole pickle"):
+        read_bin(tmp_path / "a.bin")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
