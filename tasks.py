@@ -273,7 +273,7 @@ def stop(_: Context, on: str = "local", run: str | None = None, json: bool = Fal
     help={
         **ON,
         **RUN,
-        "which": "latest (default), best, best:SET by a set of train.eval.sets, or the number of an epoch",
+        "which": "latest (default), best on held-out people, best:SET by one of train.eval.sets, or an epoch",
         "to": "file or folder to put it (default: runs/<run>/checkpoints)",
         "watch": "bring every newer one, too, until the run is over",
         **JSON,

@@ -53,7 +53,8 @@ def status(project: Path, target: str, run_id: str | None, screen: Screen, *, wa
         screen.compared(parts)
         if what:
             screen.say(f"saved: {what}")
-        screen.commands(answers.next_commands(reached.record))
+        shown = command("status")
+        screen.commands([each for each in answers.next_commands(reached.record) if not each[1].startswith(shown)])
         return answer
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from deploy.billing import bills as money
 from deploy.billing.reaper import reap
 from deploy.billing.teardown import bring_all_home, run_of_another_laptop, stop_run
-from deploy.errors import DeployError, WrongUse
-from deploy.pod.base.folder import FINAL_STATES
+from deploy.errors import DeployError, WrongUse, command
+from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES
 from deploy.runs import documents as answers
 from deploy.runs import records as runs
 from deploy.runs import session as reach
@@ -35,6 +35,7 @@ def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict
             reached = stop_run(reached, screen)
             record = reached.record
             screen.say(answers.how_it_is(record))
+        if reached.machine is not None:  # also of a run that was over: its newest checkpoint may be there alone
             home.bring(reached, screen)
         checkpoint = home.newest_checkpoint(reached)
         if checkpoint:
@@ -80,8 +81,25 @@ def down(
     if failures:
         raise failures[0]
     if not gone:
+        if not wide:
+            _refuse_living(project, record.target if record else target)
         screen.say("there is nothing to release")
     return gone
+
+
+def _refuse_living(project: Path, target: str) -> None:
+    """Raise WrongUse for a run that goes on where no machine was rented: the user meant to end something."""
+    with Reach(load(project, target)) as at:
+        for record in runs.every(project / "runs", target):
+            if money.lives(at, record):
+                record, _ = at.look(record)
+            if record.state in LIVE_STATES:
+                on = "" if target == "local" else f" --on {target}"
+                raise WrongUse(
+                    f"run {record.run_id} is {record.state} on target '{target}', whose machine was not rented: "
+                    "there is nothing to release",
+                    next_command=command(f"stop{on}"),
+                )
 
 
 def _there(project: Path, at: Reach, screen: Screen, *, quiet: bool) -> list[tuple[Machine, money.Bill]]:

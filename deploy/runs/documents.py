@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -86,7 +86,7 @@ def row(record: Record) -> dict[str, Any]:
 def next_commands(record: Record) -> list[tuple[str, str]]:
     """What can be typed about a run now, each with its purpose. A live run is the newest of its target: no --run."""
     if record.state in FINAL_STATES:
-        return [("continue it", resume(record))] if record.state in UNFINISHED else []
+        return [("continue it", resume(record))] if record.state in UNFINISHED else list(_after_success(record))
     live = [("see it live", command("attach" + _on(record)))] if record.session == "tmux" else []
     return [
         *live,
@@ -94,6 +94,14 @@ def next_commands(record: Record) -> list[tuple[str, str]]:
         ("how it goes", command("status" + _on(record))),
         ("end it", command("stop" + _on(record))),
     ]
+
+
+def _after_success(record: Record) -> Iterator[tuple[str, str]]:
+    run = f"{_on(record)} --run {record.run_id}"
+    if record.target != "local":
+        yield "download its checkpoint", command("fetch-checkpoint" + run)
+    yield "measure it", command("evaluate" + run)
+    yield "export it as ONNX", command("export" + run)
 
 
 def resume(record: Record) -> str:

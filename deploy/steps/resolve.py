@@ -58,11 +58,15 @@ def check(reach: Reach, request: Request) -> Checked:
     last: list[dict[str, Any]] = []  # the checkpoint from which an unfinished run goes on, when it has one
     _check_nodes(settings, request)
     if request.resume == "auto":
-        note = f"nothing to resume on target '{settings.target.name}': starting a new run"
-        if found := reach.unfinished(request.run):
-            last = checkpoints.whole(found.shell, found.folder)[-1:]
-            request, continues = _continue(found, request, from_its_own=bool(last))
-            note = f"continuing run {found.record.run_id} ({found.record.state}), attempt {continues.attempt}"
+        found = reach.unfinished(request.run)
+        if found is None:
+            raise WrongUse(
+                f"--resume auto: target '{settings.target.name}' has no run that was stopped, failed or lost; "
+                "leave --resume out to start a new run"
+            )
+        last = checkpoints.whole(found.shell, found.folder)[-1:]
+        request, continues = _continue(found, request, from_its_own=bool(last))
+        note = f"continuing run {found.record.run_id} ({found.record.state}), attempt {continues.attempt}"
     elif request.resume != "none":
         request = replace(request, resume=str(Path(request.resume).absolute()))
     text = request.data or settings.target.data

@@ -241,7 +241,24 @@ def test_a_run_is_stopped_and_goes_on(box: Box) -> None:
     assert went_on["run_id"] == run_id
     status = wait_until(lambda: (s := box.json("status")) and s["attempt"] == 2 and s["step"] and s)
     assert status["step"] >= stopped["checkpoint"]["step"]
+    refused = box.invoke("down", code=2).stderr  # of a host that nobody rented
+    assert f"run {run_id} is running on target 'box', whose machine was not rented" in refused
+    assert "invoke stop --on box" in refused
     box.invoke("stop")
+    assert "there is nothing to release" in box.invoke("down").stdout
+
+
+def test_stop_downloads_the_newest_checkpoint_of_a_run_that_is_over(box: Box) -> None:
+    """A detached run has its last checkpoints on the machine alone; `status` names the command that downloads one."""
+    run_id = box.json("train", "--detach")["run_id"]
+    done = wait_until(lambda: (s := box.invoke("status").stdout) and "succeeded" in s and s, 60)
+    assert f"invoke fetch-checkpoint --on box --run {run_id}" in done
+    assert "how it goes" not in done
+    newest = max(path.stem for path in (box.root / "runs" / run_id / "checkpoints").glob("epoch_*.json"))
+    assert not list((box.project.path / "runs" / run_id).glob("checkpoints/*.pt"))
+    over = box.json("stop")
+    assert (over["state"], Path(over["checkpoint"]["path"]).stem) == ("succeeded", newest)
+    assert Path(over["checkpoint"]["path"]).is_file()
 
 
 def test_the_laptop_may_die_while_it_follows(box: Box, fault: Fault) -> None:

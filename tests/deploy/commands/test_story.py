@@ -190,11 +190,14 @@ def test_an_older_run_goes_on_by_its_name(project: Project) -> None:
     project.invoke("stop", "--run", older)
 
 
-def test_nothing_to_resume_is_a_fresh_start(project: Project) -> None:
-    """And it is said."""
-    done = project.invoke("train", "--resume", "auto")
-    assert "nothing to resume" in done.stdout
-    assert project.json("status")["attempt"] == 1
+def test_nothing_to_resume_is_wrong_use(project: Project) -> None:
+    """On a new target, and after a run that succeeded: who asks to continue gets no new run."""
+    for _ in range(2):
+        refused = project.invoke("train", "--resume", "auto", code=2)
+        assert "target 'local' has no run that was stopped, failed or lost" in refused.stderr
+        assert "leave --resume out to start a new run" in refused.stderr
+        project.invoke("train")
+    assert [run["attempt"] for run in project.json("runs")] == [1, 1]
 
 
 def test_a_run_starts_from_a_checkpoint_of_the_users(project: Project) -> None:
