@@ -86,10 +86,11 @@ def look(folder: RunFolder, place: places.Place) -> dict[str, Any]:
     above = f"{folder.run_id}/{folder.checkpoints.name}"
     sizes = place.listing(above)
     notes, damaged = [], []
-    listed = sorted(name for name in sizes if name.endswith(".json") and not name.startswith("."))
-    for name in listed[-MOST_NOTES:]:
+    stems = [name.removesuffix(".json") for name in sizes if name.endswith(".json")]
+    listed = sorted(stem for stem in stems if CHECKPOINT.fullmatch(f"{stem}.pt"))
+    for stem in listed[-MOST_NOTES:]:
+        name, file = f"{stem}.json", f"{stem}.pt"
         note = _json(place, f"{above}/{name}")
-        file = f"{Path(name).stem}.pt"
         if not _describes(note, file):
             damaged.append(f"{name} is not whole")
         elif sizes.get(file) != note["bytes"]:
