@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from typing import Any
 
@@ -74,12 +75,10 @@ def flops(trainer: Trainer) -> int:
 
 
 def estimate(trainer: Trainer, precision: str, size: int) -> float | None:
-    """GiB by conf/memory.yaml: weights, gradients, momentum, the momentum encoder, and what is saved for backward."""
-    import yaml
-
+    """GiB by conf/memory.json: weights, gradients, momentum, the momentum encoder, and what is saved for backward."""
     from app.config.compose import CONF
 
-    table = yaml.safe_load((CONF / "memory.yaml").read_text(encoding="utf-8"))["backbones"]
+    table = json.loads((CONF / "memory.json").read_text(encoding="utf-8"))
     params = sum(p.numel() for p in trainer.recipe.embedder.parameters())
     entries = [
         entry
