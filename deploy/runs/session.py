@@ -156,8 +156,8 @@ class Reach:
                 record, _ = self.look(record)
             if record.target != name or record.state not in runs.UNFINISHED:
                 raise WrongUse(
-                    f"run {record.run_id} is {record.state} on target '{record.target}': what goes on on '{name}' is a "
-                    "run of it that was stopped, failed or lost",
+                    f"run {record.run_id} is {record.state} on target '{record.target}': only a run of "
+                    f"'{name}' that was stopped, failed, lost or expired can be resumed",
                     next_command=command("runs"),
                 )
             return self.run(record)

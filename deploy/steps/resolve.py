@@ -61,7 +61,7 @@ def check(reach: Reach, request: Request) -> Checked:
         found = reach.unfinished(request.run)
         if found is None:
             raise WrongUse(
-                f"--resume auto: target '{settings.target.name}' has no run that was stopped, failed or lost; "
+                f"--resume auto: target '{settings.target.name}' has no run that was stopped, failed, lost or expired; "
                 "leave --resume out to start a new run"
             )
         last = checkpoints.whole(found.shell, found.folder)[-1:]

@@ -194,7 +194,7 @@ def test_nothing_to_resume_is_wrong_use(project: Project) -> None:
     """On a new target, and after a run that succeeded: who asks to continue gets no new run."""
     for _ in range(2):
         refused = project.invoke("train", "--resume", "auto", code=2)
-        assert "target 'local' has no run that was stopped, failed or lost" in refused.stderr
+        assert "target 'local' has no run that was stopped, failed, lost or expired" in refused.stderr
         assert "leave --resume out to start a new run" in refused.stderr
         project.invoke("train")
     assert [run["attempt"] for run in project.json("runs")] == [1, 1]
