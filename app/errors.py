@@ -1,12 +1,12 @@
-"""How a command of the app ends early, in one sentence and on all processes."""
+"""Exceptions that end a command of the app with one sentence, and their exit codes."""
 
 
 class WrongUse(Exception):
-    """The request cannot work. One sentence that names the thing and a value that would work; exit code 2."""
+    """The request cannot work. The sentence names the option and a value that would work; exit code 2."""
 
 
 class Failed(Exception):
-    """The work cannot go on, and every process of the group raises this. One sentence; exit code 1."""
+    """The work cannot continue. Every process of the group raises this, with one sentence; exit code 1."""
 
 
 EXIT_FAILED = 1
