@@ -1,28 +1,28 @@
-"""Sets up everything this project needs, once, and runs a command inside.
+"""Sets up everything this project needs, once, and runs a command in its virtual environment.
 
     python bootstrap.py invoke train      sets up everything and runs the main job
     python bootstrap.py pytest            sets up everything and runs the tests
     python bootstrap.py invoke --list     what else can be done
     python bootstrap.py ruff check .      any other command of the virtual environment
 
-It makes .venv beside this file, installs there what the command needs (the laptop's half is small; training
-on this computer adds torch) and runs the command in the project's folder. A second call installs nothing.
+It makes .venv beside this file, installs what the command needs (little for remote runs; training on this
+computer adds torch) and runs the command in the project's folder. A second call installs nothing.
 Deleting .venv is always safe: the next call makes it again.
 
-Standard library only; Windows, macOS and Linux; Python 3.10 to 3.14, of 64 bits.
+Standard library only. Runs on Windows, macOS and Linux with Python 3.10 to 3.14, 64-bit.
 """
 
 import sys
 import sysconfig
 
-NEEDS: str = "Sniperface needs Python 3.10 to 3.14"  # Python 2 stops at this line, and shows it
+NEEDS: str = "Sniperface needs Python 3.10 to 3.14"  # Python 2 stops at this line and prints it
 
 
 def why_not(version: "tuple[int, ...]", platform: str, is_64_bit: bool) -> str:
-    """One sentence why this Python cannot be used, and what to install; empty where it can.
+    """Return why this Python cannot be used, and what to install, in one sentence; empty if it can be used.
 
     PyTorch and others publish packages for some Pythons only; for another one pip fails after minutes.
-    `platform`: as sysconfig.get_platform() has it. Valid syntax since 3.6: the user's Python may be older.
+    `platform`: from sysconfig.get_platform(). The syntax is valid since 3.6: the user's Python may be old.
     """
     this = "{} and this is Python {}.{}.{}".format(NEEDS, *version[:3])
     if platform.startswith("win"):
@@ -58,10 +58,10 @@ WINDOWS = os.name == "nt"
 BIN = VENV / ("Scripts" if WINDOWS else "bin")
 PYTHON = BIN / ("python.exe" if WINDOWS else "python")
 REQUIREMENTS = HERE / "requirements"
-STAMP = VENV / "bootstrap.json"  # what is installed, or that an installation has begun
+STAMP = VENV / "bootstrap.json"  # records what is installed, or that an installation has begun
 LOCK = HERE / ".bootstrap.lock"  # outside .venv, which may be cleared while the lock is held
 
-# Words of pip, in lower case, and what helps. The first line that fits counts.
+# Text in pip's output, in lower case, and advice. The first match counts.
 PIP_ADVICE = [
     (("no space left", "errno 28", "not enough space"), "the disk is full: make room and try again"),
     (
@@ -88,12 +88,12 @@ PIP_ADVICE = [
     ),
     (("failed building wheel", "subprocess-exited-with-error"), "a package has no wheel here; use Python 3.11"),
 ]  # fmt: skip
-# Started as `python -m NAME`: the first line of a script in .venv/bin cannot name every folder (quotes).
+# Started as `python -m NAME`: the first line of a script in .venv/bin cannot hold every path (quotes).
 MODULES = {"inv": "invoke", "invoke": "invoke", "mypy": "mypy", "pytest": "pytest", "ruff": "ruff"}
 EXTRAS = {"mypy": {"app", "dev"}, "pytest": {"app", "dev"}, "ruff": {"dev"}}  # mypy reads numpy's types
-# The invoke tasks that run a command of app/ on the target; on this computer they need its extra.
+# Invoke tasks that run a command of app/ on the target. On this computer they need the extra 'app'.
 APP_TASKS = {"bench", "deploy", "evaluate", "export", "mine", "prepare", "train"}
-PACK_TASKS = {"deploy", "train"}  # may send images packed, and pack them here
+PACK_TASKS = {"deploy", "train"}  # may upload images packed, and pack them here
 
 
 def main(command: list[str]) -> int:
@@ -111,7 +111,7 @@ def main(command: list[str]) -> int:
 
 
 def extras_for(command: list[str]) -> set[str]:
-    """Which optional dependencies the command needs: 'app' (with torch) only where the app itself runs."""
+    """Return the optional dependencies of a command: 'app' (with torch) only if the app itself runs here."""
     name, arguments = Path(command[0]).stem, command[1:]
     if MODULES.get(name) == "invoke":
         only_asks = {"-h", "--help", "-l", "--list", "-V", "--version"}.intersection(arguments)
@@ -129,7 +129,7 @@ def extras_for(command: list[str]) -> set[str]:
 
 
 def value_of(flags: tuple[str, ...], arguments: list[str]) -> str | None:
-    """The value of a flag, in each way that invoke reads it; None where it is not given."""
+    """Return the value of a flag, in each form that invoke reads; None if it is not given."""
     for index, word in enumerate(arguments):
         name, equals, value = word.partition("=")
         if name in flags:
@@ -138,18 +138,18 @@ def value_of(flags: tuple[str, ...], arguments: list[str]) -> str | None:
 
 
 def is_local(target: str) -> bool:
-    """Whether the target is this computer: one line of its file says so."""
+    """Return whether the target is this computer, by one line of its file."""
     return (key_of(target, "provider") or target) == "local"
 
 
 def packs(target: str, arguments: list[str]) -> bool:
-    """Whether images are sent packed to the target: by the flag, the environment, or its file."""
+    """Return whether images are uploaded packed: by the flag, the environment, or the target's file."""
     told = value_of(("--pack",), arguments) or os.environ.get("SNIPERFACE_PACK") or key_of(target, "pack")
     return told not in (None, "none", "null")
 
 
 def key_of(target: str, key: str) -> str | None:
-    """A word that a target's file says. There is no YAML reader here yet."""
+    """Return the value of a key in a target's file. No YAML reader is installed yet."""
     try:
         text = decoded((HERE / "conf" / "deploy" / f"{target}.yaml").read_bytes())
     except OSError:
@@ -159,7 +159,7 @@ def key_of(target: str, key: str) -> str | None:
 
 
 def decoded(data: bytes) -> str:
-    """A text file as PowerShell or Notepad may have written it. What is no text is told by the command itself."""
+    """Decode a text file that PowerShell or Notepad may have written. The command itself reports what is not text."""
     is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return data.decode("utf-16" if is_utf16 else "utf-8-sig", errors="replace")
 
@@ -193,7 +193,7 @@ def write_stamp(stamp: dict[str, Any]) -> None:
 
 
 def fingerprint() -> str:
-    """Changes with the wanted packages, the place of the folder, the Python below, and what is installed."""
+    """Return a hash of the required packages, the folder's path, the base Python, and what is installed."""
     digest = hashlib.sha256(os.fsencode(VENV))
     packages = [VENV / "Lib" / "site-packages"] if WINDOWS else sorted(VENV.glob("lib/python*/site-packages"))
     try:
@@ -202,13 +202,13 @@ def fingerprint() -> str:
         digest.update(os.fsencode(PYTHON.resolve(strict=True)))
         for folder in packages:
             digest.update(str(folder.stat().st_mtime_ns).encode())
-    except OSError as error:  # no virtual environment, or half of one
+    except OSError as error:  # no virtual environment, or an incomplete one
         return f"incomplete: {error.filename}"
     return digest.hexdigest()
 
 
 def set_up(extras: set[str]) -> None:
-    """Make or repair .venv and install. Of two at once, the second waits and finds the work done."""
+    """Make or repair .venv and install. A second call at the same time waits and finds the work done."""
     with one_at_a_time() as lock:
         if is_ready(extras):
             return
@@ -223,7 +223,7 @@ def set_up(extras: set[str]) -> None:
         if not install(extras, lock):
             write_stamp(
                 {"folder": str(VENV), **stamp, "extras": kept}
-            )  # what pip did install stays, and is not asked for again
+            )  # what pip has installed stays, and is not installed again
             sys.exit(1)
         write_stamp({"fingerprint": fingerprint(), "folder": str(VENV), "extras": sorted({*kept, *extras})})
         say("ready")
@@ -231,7 +231,7 @@ def set_up(extras: set[str]) -> None:
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[IO[bytes]]:
-    """Hold the lock file; the operating system lets go of it when this process and its pip have ended."""
+    """Hold the lock file. The operating system releases it when this process and its pip have ended."""
     import time
 
     with open(LOCK, "ab") as lock:
@@ -261,7 +261,7 @@ def is_locked_now(lock: IO[bytes]) -> bool:
 
 
 def is_healthy() -> bool:
-    """Whether .venv holds a Python of the right version that has pip: a half-made or orphaned one does not."""
+    """Return whether .venv holds a Python of the right version with pip: a half-made or orphaned one does not."""
     import subprocess
 
     try:
@@ -290,9 +290,9 @@ def make_venv() -> None:
 
 
 def install(extras: set[str], lock: IO[bytes]) -> bool:
-    """Let pip install what builds packages, then the lists of the command, then torch.
+    """Install what builds packages, then the lists of the command, then torch.
 
-    pip checks the hash of every file but torch's: requirements/update.py says why torch has none.
+    pip checks the hash of every file except torch's: requirements/update.py explains why torch has none.
     """
     what = f"with {' and '.join(sorted(extras))}" if extras else "for the laptop"
     say(f"installing Sniperface {what} (the first time, this takes a while)")
@@ -313,7 +313,7 @@ def pip(arguments: list[str], lock: IO[bytes]) -> bool:
     lines = []
     with subprocess.Popen(
         command,
-        cwd=HERE,  # so that no argument names the folder: pip splits some of its settings at spaces
+        cwd=HERE,  # so that no argument contains the folder: pip splits some of its settings at spaces
         env={**environment(), "PIP_USER": "0", "PYTHONUTF8": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -321,7 +321,7 @@ def pip(arguments: list[str], lock: IO[bytes]) -> bool:
         text=True,
         encoding="utf-8",
         errors="replace",
-        # When this process is killed, pip goes on: then it also goes on holding the lock.
+        # If this process is killed, pip continues, and must then keep the lock.
         pass_fds=() if WINDOWS else (lock.fileno(),),
     ) as process:
         assert process.stdout is not None
@@ -339,7 +339,7 @@ def pip(arguments: list[str], lock: IO[bytes]) -> bool:
 
 
 def why_pip_failed(lines: list[str]) -> str:
-    """What most likely helps, by pip's own words."""
+    """Return the advice that fits pip's output."""
     text = "\n".join(lines).lower()
     for words, advice in PIP_ADVICE:
         if any(word in text for word in words):
@@ -348,7 +348,7 @@ def why_pip_failed(lines: list[str]) -> str:
 
 
 def run(command: list[str]) -> int:
-    """Become the command; on Windows, where a process cannot become another, wait for it as a child."""
+    """Replace this process by the command. Windows cannot do that: there, run it as a child and wait."""
     import shutil
 
     env = environment()
@@ -368,7 +368,7 @@ def run(command: list[str]) -> int:
 
 
 def run_as_child(command: list[str], env: dict[str, str]) -> int:
-    """Ctrl-C reaches the child directly, which decides what it means; its exit code becomes ours."""
+    """Run the command as a child and return its exit code. Ctrl-C reaches the child directly, which handles it."""
     import subprocess
 
     with subprocess.Popen(command, env=env) as child:
@@ -380,20 +380,20 @@ def run_as_child(command: list[str], env: dict[str, str]) -> int:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment with .venv switched on."""
+    """Return this process's environment with .venv activated."""
     env = {key: value for key, value in os.environ.items() if key != "PYTHONHOME"}
     path = os.pathsep.join([str(BIN), env.get("PATH", os.defpath)])
-    # What to type before the name of a task: `invoke` tells its user so, who never needs to activate anything.
+    # What to type before the name of a task. `invoke` prints it, so the user never needs to activate anything.
     typed = f"{launcher()} bootstrap.py invoke"
     return {**env, "VIRTUAL_ENV": str(VENV), "PATH": path, "SNIPERFACE_INVOKE": typed}
 
 
 def launcher() -> str:
-    """How this very Python is called from the user's terminal: a name that leads to it, else its path."""
+    """Return how to call this Python in the user's terminal: a name that leads to it, else its path."""
     import shlex
     import shutil
 
-    if os.environ.get("UV") and os.environ.get("UV_RUN_RECURSION_DEPTH"):  # which `uv run` sets
+    if os.environ.get("UV") and os.environ.get("UV_RUN_RECURSION_DEPTH"):  # set by `uv run`
         return "uv run"
     executable = Path(sys.executable)
     name = re.sub("[.]exe$", "", executable.name)
@@ -406,11 +406,11 @@ def launcher() -> str:
         return f"py -{version}"
     if not WINDOWS:
         return shlex.quote(str(executable))
-    return f'& "{executable}"' if " " in str(executable) else str(executable)  # & is what PowerShell wants
+    return f'& "{executable}"' if " " in str(executable) else str(executable)  # PowerShell needs the &
 
 
 def is_venv(prefix: str, base: str) -> bool:
-    """Whether this Python is one of a virtual environment, of which the launcher `py` does not know."""
+    """Return whether this Python is in a virtual environment, which the launcher `py` does not know."""
     return prefix != base
 
 
@@ -420,7 +420,7 @@ def show_end(lines: list[str]) -> None:
 
 
 def say(text: str) -> None:
-    """To stderr, as stdout may be one JSON document; in ASCII, as a console may know nothing else."""
+    """Print to stderr, because stdout may be one JSON document; in ASCII, because a console may know nothing else."""
     print("bootstrap:", text.encode("ascii", "backslashreplace").decode(), file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The menu: flags in, one call into a story of deploy/, words out. `invoke --list` shows it."""
+"""The Invoke commands: read the flags, call one function of deploy/, print the answer. `invoke --list` shows them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from invoke.parser.context import ParserContext
 from invoke.tasks import Task
 from invoke.tasks import task as invoke_task
 
-# Invoke keeps Python from writing bytecode; every command would compile all of deploy/ again, for a quarter second.
+# Invoke disables bytecode files. Without them every command compiles all of deploy/ again, which takes 0.25 s.
 sys.dont_write_bytecode = bool(sys.flags.dont_write_bytecode)
 
 from deploy.commands import flags
@@ -42,7 +42,7 @@ JSON = {"json": "print one JSON document on stdout; words go to stderr"}
 
 @contextlib.contextmanager
 def _telling(as_json: bool = False) -> Iterator[Screen]:
-    """Our errors end in one message and their exit code, never in a traceback."""
+    """Turn our errors into one message and their exit code, without a traceback."""
     from deploy.commands.signals import Ended, ended_in_order
     from deploy.errors import DeployError, StepFailed
     from deploy.ui.screen import Screen
@@ -66,7 +66,7 @@ def _telling(as_json: bool = False) -> Iterator[Screen]:
 
 
 class Command(Task):  # type: ignore[type-arg]
-    """A task that runs only when every word of the command line is one that this project honours."""
+    """A task that runs only if this project knows every word of the command line."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         check_command_line()
@@ -81,11 +81,11 @@ def task(**about: Any) -> Callable[..., Any]:
 
 
 def commands() -> dict[str, dict[str, Flag]]:
-    """Every command with its flags, as Invoke itself derives them."""
+    """All commands with their flags, as Invoke derives them."""
     found = {}
     for each in [value for value in globals().values() if isinstance(value, Command)]:
         looked_at = copy.copy(each)
-        looked_at.help = dict(each.help)  # which get_arguments empties
+        looked_at.help = dict(each.help)  # get_arguments empties it
         own = ParserContext(name=each.name, args=looked_at.get_arguments()).flags
         name = each.name.replace("_", "-")
         found[name] = {flag: Flag(about.takes_value, about.kind is list) for flag, about in own.items()}
@@ -93,9 +93,9 @@ def commands() -> dict[str, dict[str, Flag]]:
 
 
 def check_command_line() -> None:
-    """Refuse what Invoke would pass over; print the version where it is asked for. Both end here.
+    """Refuse words that Invoke would ignore, and print the version if requested. Both end the program.
 
-    Called when this file is loaded, before Invoke reads the words, and again before a command runs.
+    Called when this file is loaded, before Invoke parses the command line, and again before a command runs.
     """
     if not program.argv:
         return  # imported, not run
@@ -160,7 +160,7 @@ def train(
     dry_run: bool = False,
     json: bool = False,
 ) -> None:
-    """Deploy what is missing, start the job, follow it and bring the checkpoint home. Ctrl-C leaves the job running."""
+    """Deploy what is missing, start the job, follow it and download the checkpoint. Ctrl-C leaves the job running."""
     from deploy.commands import train as launch
     from deploy.specs.request import parse_request
 
@@ -224,7 +224,7 @@ def logs(_: Context, on: str = "local", run: str | None = None, follow: bool = F
 
 @task(help={**ON, **RUN, **JSON, "watch": "again every two seconds until the run is over"})
 def status(_: Context, on: str = "local", run: str | None = None, json: bool = False, watch: bool = False) -> None:
-    """How a run is doing: one answer from machine, supervisor and app."""
+    """Show how a run is doing: one answer from machine, supervisor and app."""
     from deploy.commands import status as looking
 
     with _telling(json) as screen:
@@ -242,7 +242,7 @@ def status(_: Context, on: str = "local", run: str | None = None, json: bool = F
 def watch(
     _: Context, on: str = "local", run: str | None = None, max_usd: str | None = None, json: bool = False
 ) -> None:
-    """Stay with a run until it is done: its checkpoints come home, a machine that vanishes is replaced."""
+    """Stay with a run until it is over: download its checkpoints, and replace a machine that vanishes."""
     from deploy.commands import watch as watching
     from deploy.specs.request import parse_dollars
 
@@ -252,7 +252,7 @@ def watch(
 
 @task(help=JSON)
 def runs(_: Context, json: bool = False) -> None:
-    """All runs that this laptop knows, the newest first."""
+    """List all runs that this laptop knows, newest first."""
     from deploy.commands import status as looking
 
     with _telling(json) as screen:
@@ -288,7 +288,7 @@ def fetch_checkpoint(
     watch: bool = False,
     json: bool = False,
 ) -> None:
-    """Bring a checkpoint home, verified; one of fuller data is never replaced by one of less."""
+    """Download a checkpoint, verified. Never replaces a checkpoint that was trained on more data."""
     from deploy.commands import watch as watching
 
     with _telling(json) as screen:
@@ -335,7 +335,7 @@ def prepare(
     unreadable: str | None = None,
     workers: str | None = None,
 ) -> None:
-    """Make images.npy, labels.npy and manifest.json from photographs or drawn faces. Interrupted, it goes on."""
+    """Make images.npy, labels.npy and manifest.json from photographs or drawn faces. Resumes after an interruption."""
     from deploy.commands import app as apps
 
     options = {
@@ -375,7 +375,7 @@ def mine(
     out: str | None = None,
     set_: list[str] | None = None,
 ) -> None:
-    """Pseudo-IDs of a run's data from one of its checkpoints: pseudo_ids.npy, a report, a picture to look at."""
+    """Compute pseudo-IDs of a run's data from one of its checkpoints: pseudo_ids.npy, a report, a picture."""
     from deploy.commands import app as apps
 
     with _telling() as screen:
@@ -406,7 +406,7 @@ def evaluate(
     out: str | None = None,
     set_: list[str] | None = None,
 ) -> None:
-    """How well checkpoints or files of weights tell people apart: a table, eval.json, ROC curves."""
+    """Measure how well checkpoints or files of weights tell people apart: a table, eval.json, ROC curves."""
     from deploy.commands import app as apps
 
     with _telling() as screen:
@@ -433,7 +433,7 @@ def export(
     out: str | None = None,
     set_: list[str] | None = None,
 ) -> None:
-    """A checkpoint as ONNX, compared with torch on real images and checked by the challenge's rules."""
+    """Write a checkpoint as ONNX, compare it with torch on real images and check it by the challenge's rules."""
     from deploy.commands import app as apps
 
     with _telling() as screen:
@@ -444,7 +444,7 @@ def export(
 
 @task(help=JSON)
 def ps(_: Context, json: bool = False) -> None:
-    """What is billing: machines of this project, volumes of its accounts, from their providers; orphans first."""
+    """List what costs money, as the providers report it: machines and volumes, orphans first."""
     from deploy.billing.bills import COLUMNS
     from deploy.commands import status as looking
 
@@ -471,7 +471,7 @@ def down(
     anyway: bool = False,
     json: bool = False,
 ) -> None:
-    """Release machines: the run ends with a checkpoint, everything comes home, nothing bills any more."""
+    """Release machines, so that they cost nothing. Runs end with a checkpoint, and their results are downloaded."""
     from deploy.commands import stop as ending
 
     with _telling(json) as screen:
@@ -484,7 +484,7 @@ def down(
 def build(
     _: Context, on: str = "docker", cpu: bool = False, base: str | None = None, pip_options: str | None = None
 ) -> None:
-    """Build the image that machines are made of; one of an unchanged environment is there already."""
+    """Build the image that machines are made from. An image of an unchanged environment is reused."""
     from deploy.providers import image
 
     with _telling() as screen:
@@ -506,7 +506,7 @@ def push(
     base: str | None = None,
     pip_options: str | None = None,
 ) -> None:
-    """Put the image into a registry, built first if it must be; log in there with `docker login` before."""
+    """Push the image to a registry, and build it first if necessary. Log in with `docker login` before."""
     from deploy.providers.image import arguments
     from deploy.providers.image import push as push_image
 
@@ -516,7 +516,7 @@ def push(
 
 @task(help={**ON, **JSON})
 def doctor(_: Context, on: str = "local", json: bool = False) -> None:
-    """What is wrong with the set-up, each finding with its fix."""
+    """Check the setup, and suggest fixes."""
     from deploy.commands import status as looking
 
     with _telling(json) as screen:
@@ -528,7 +528,7 @@ def doctor(_: Context, on: str = "local", json: bool = False) -> None:
 
 @task(help={"quick": "smaller sizes, less certain numbers"})
 def bench(_: Context, quick: bool = False) -> None:
-    """Run every benchmark; a claim that does not hold ends with exit code 1."""
+    """Run every benchmark. The exit code is 1 if a claim does not hold."""
     from deploy.commands import app as apps
 
     with _telling():

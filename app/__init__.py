@@ -1,1 +1,1 @@
-"""The half that runs where the GPUs are: images, embeddings, losses, checkpoints. No machines, SSH or money."""
+"""The training half, for the GPU machine: images, embeddings, losses, checkpoints. No provisioning, SSH or billing."""

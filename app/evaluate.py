@@ -1,4 +1,4 @@
-"""How good weights are: python -m app.evaluate weights='runs/*/checkpoints/*.pt' sets=lfw.bin,pairs.csv [key=value …]
+"""Evaluate weights: python -m app.evaluate weights='runs/*/checkpoints/*.pt' sets=lfw.bin,pairs.csv [key=value …]
 
     weights=PATTERN,…    checkpoints of runs, files of published weights (these need backbone=NAME), or ONNX files
     sets=PATH,…          what to measure on: .bin, .csv, a folder of arrays, IJB-B or IJB-C (app/evaluation/sets.py says
@@ -7,9 +7,9 @@
     flip=false           embed each image alone, without the embedding of its mirror image
     key=value            changes a setting, such as backbone=iresnet50 or train.eval.batch_size=64
 
-Prints a table, best weights first, and leaves eval.json and a picture of the ROC curves of each set. Accuracy is that
-of ten folds, each with the threshold of the other nine; the accuracy with a threshold tuned on the test pairs
-themselves, which some publish, stands beside it under that name. Under torchrun every process takes its share.
+Prints a table, best weights first, and writes eval.json and a plot of the ROC curves of each set. Accuracy is the
+mean of ten folds, each with the threshold tuned on the other nine. Some papers publish the accuracy with a threshold
+tuned on the test pairs; it is reported beside the first, under that name. Under torchrun the processes share the work.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ OWN_WORDS = ("weights", "sets", "out", "flip")
 
 @dataclass(frozen=True)
 class Request:
-    """Everything decided: which weights, which sets, and which of them meet."""
+    """A validated request: the weights, the sets, and which weights are measured on which sets."""
 
     weights: dict[Path, Config]
     sets: dict[str, ImageSet]  # by name
-    measured_on: dict[Path, list[str]]  # names of sets
+    measured_on: dict[Path, list[str]]  # file of weights -> names of sets
     out: Path
     flip: bool
 
@@ -68,11 +68,11 @@ def main(argv: list[str]) -> int:
 
 
 class Stopped(Failed):
-    """Asked to leave; what was measured of whole sets is written."""
+    """The evaluation was stopped; the results of the sets that were finished are on disk."""
 
 
 def decide(argv: Sequence[str]) -> Request:
-    """What a command line asks for. Raises WrongUse."""
+    """Parse and check a command line. Raises WrongUse."""
     given, overrides = own_words(argv, OWN_WORDS)
     if "weights" not in given:
         raise WrongUse("weights=… is missing; give files such as weights='runs/*/checkpoints/*.pt'")
@@ -89,7 +89,7 @@ def decide(argv: Sequence[str]) -> Request:
 
 
 def matching(key: str, patterns: str) -> list[Path]:
-    """The files that comma-separated patterns name, each once, in order. Raises WrongUse for one that names none."""
+    """Files that match comma-separated patterns, each once, in order. Raises WrongUse for a pattern without a match."""
     found: dict[Path, None] = {}
     for pattern in filter(None, patterns.split(",")):
         paths = sorted(glob.glob(pattern, recursive=True)) or ([pattern] if Path(pattern).exists() else [])
@@ -105,7 +105,7 @@ EXAMPLES = {"weights": "'runs/*/checkpoints/*.pt'", "sets": "lfw.bin"}
 
 
 def with_configs(files: Sequence[Path], overrides: Sequence[str]) -> dict[Path, Config]:
-    """What each file of weights is: as its run's config.yaml says or, outside a run, as the overrides say."""
+    """The configuration of each file of weights: its run's config.yaml or, outside a run, the overrides."""
     onnx = {file: config_of_onnx(file) for file in files if file.suffix == ".onnx"}
     files = [file for file in files if file not in onnx]
     runs = {file: RunFolder(file.absolute().parent.parent) for file in files}
@@ -115,7 +115,7 @@ def with_configs(files: Sequence[Path], overrides: Sequence[str]) -> dict[Path, 
         raise WrongUse(
             f"{bare[0]} is not in a run's folder, so nothing says what it is; add one such as backbone=iresnet50"
         )
-    # Beside published weights, what is said of the backbone is said of them alone.
+    # With published weights among the files, backbone overrides apply to those alone.
     for_runs = [word for word in overrides if not (bare and word.startswith("backbone"))]
     of_run = {run.path: load(for_runs, base=run.config) for file, run in runs.items() if file not in bare}
     of_bare = load(overrides) if bare else Config()
@@ -123,7 +123,7 @@ def with_configs(files: Sequence[Path], overrides: Sequence[str]) -> dict[Path, 
 
 
 def config_of_onnx(file: Path) -> Config:
-    """What is known of a graph: the size of its embeddings. Raises WrongUse for one that does not run."""
+    """A configuration with the embedding size of an ONNX graph. Raises WrongUse for a graph that does not run."""
     from app.onnx.network import OnnxNetwork
 
     config = Config()
@@ -132,7 +132,7 @@ def config_of_onnx(file: Path) -> Config:
 
 
 def network_of(file: Path, config: Config) -> nn.Module:
-    """The network of a file of weights, ready to embed. Raises WrongUse and NotFinite."""
+    """Build the network of a file of weights and load them. Raises WrongUse and NotFinite."""
     if file.suffix == ".onnx":
         from app.onnx.network import OnnxNetwork
 
@@ -143,7 +143,7 @@ def network_of(file: Path, config: Config) -> nn.Module:
 
 
 def choose_sets(patterns: str | None, weights: dict[Path, Config]) -> tuple[dict[str, ImageSet], dict[Path, list[str]]]:
-    """The sets by name, and which of them each file of weights is measured on."""
+    """The sets by name, and for each file of weights the names of the sets it is measured on. Raises WrongUse."""
     if patterns is not None:
         opened = [open_set(path) for path in matching("sets", patterns)]
         sets = {images.name: images for images in with_unlike_names(opened)}
@@ -163,7 +163,7 @@ def choose_sets(patterns: str | None, weights: dict[Path, Config]) -> tuple[dict
 
 
 def with_unlike_names(sets: Sequence[ImageSet]) -> list[ImageSet]:
-    """Sets of one name, as every package has an lfw.bin, get the name of the folder that they lie in as well."""
+    """Make names unique: sets that share a name (every package has an lfw.bin) get their folder's name in front."""
     count = Counter(images.name for images in sets)
     named = [
         replace(images, name=f"{Path(images.path).absolute().parent.name}-{images.name}")
@@ -179,11 +179,11 @@ def with_unlike_names(sets: Sequence[ImageSet]) -> list[ImageSet]:
 
 
 def evaluate(request: Request, here: World, stop: Stop) -> tuple[str, int]:
-    """Measure all weights on all sets, one set after the other: its images are decoded once, where memory holds them.
+    """Measure all weights on all sets, set by set, so that images are decoded once if they fit in memory.
 
-    Returns what to tell, and the exit code: 1 where weights or embeddings are not finite.
+    Returns the text to print and the exit code: 1 if weights or embeddings are not finite.
     """
-    out = dist.from_main(request.out, here)  # a clock may strike between two processes
+    out = dist.from_main(request.out, here)  # the default name is the time, which may differ between processes
     done: list[ImageSet] = []
     try:
         with stop.at_once(here):
@@ -194,9 +194,9 @@ def evaluate(request: Request, here: World, stop: Stop) -> tuple[str, int]:
 
 
 def measure_all(request: Request, out: Path, done: list[ImageSet], here: World, stop: Stop) -> tuple[str, int]:
-    """Measure everything, and write the results anew after each set, which is then added to `done`.
+    """Measure everything. After each set, add the set to `done` and rewrite the results.
 
-    Raises Interrupted.
+    Returns as `evaluate`. Raises Interrupted.
     """
     shorts = short_names(list(request.weights))
     rows = {
@@ -232,9 +232,9 @@ def measure_all(request: Request, out: Path, done: list[ImageSet], here: World, 
 
 
 def faults_of(weights: dict[Path, Config]) -> dict[Path, str]:
-    """A sentence for each file whose weights are not finite. Raises WrongUse for one that does not fit.
+    """A sentence for each file whose weights are not finite. Raises WrongUse for weights that do not fit.
 
-    Found now, not hours later.
+    Loads every file before the first measurement, so that a bad one does not show up hours later.
     """
     faults = {}
     for file, config in weights.items():
@@ -248,7 +248,7 @@ def faults_of(weights: dict[Path, Config]) -> dict[Path, str]:
 def measure(
     row: Row, images: ImageSet, decoded: Faces, request: Request, batch_size: int, here: World, stop: Stop
 ) -> None:
-    """Put into `row` what its weights are worth on one set; on the main process. Raises Interrupted."""
+    """Measure one file of weights on one set and put the outcome into its `row`. Raises Interrupted."""
     started = time.monotonic()
     backbone = request.weights[row.file].backbone
     network = network_of(row.file, request.weights[row.file])
@@ -277,7 +277,7 @@ def picture_of(images: ImageSet, rows: Sequence[Row], out: Path) -> None:
 
 
 def short_names(files: Sequence[Path]) -> dict[Path, str]:
-    """The run's name and the file's, or the file's own outside a run; the whole path where that is not enough."""
+    """Short unique names: run and file; outside a run the file's name; the whole path where those clash."""
     short = {
         file: f"{file.absolute().parent.parent.name}/{file.stem}" if file.parent.name == "checkpoints" else file.name
         for file in files

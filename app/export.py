@@ -1,4 +1,4 @@
-"""A trained network as a file for others: python -m app.export checkpoint=PATH out=model.onnx [key=value …]
+"""Export a trained network: python -m app.export checkpoint=PATH out=model.onnx [key=value …]
 
     checkpoint=PATH      a checkpoint of a run; the settings are those of the run's config.yaml
     weights=FILE         or published weights, with backbone=NAME, such as backbone=iresnet50
@@ -10,8 +10,8 @@
     evaluation=FILE      an eval.json that has these weights: their accuracy and thresholds go into model.json
     check=model.onnx     instead: judge any ONNX file by the rules of the challenge
 
-The file takes RGB faces fp32 [N, 3, 112, 112] and resamples them itself where the network sees another size. It is
-written once onnxruntime's embeddings of real images are those of torch.
+The model's input is RGB faces, fp32 [N, 3, 112, 112]; it resamples them itself if the network needs another size. The
+file is written only if onnxruntime and torch give the same embeddings of real images.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ COMPARED_IMAGES = 32
 
 
 class Differs(Failed):
-    """The file would say something else than the network. One sentence with both measures; exit code 1."""
+    """The ONNX model does not reproduce the network's embeddings. The sentence has both measures; exit code 1."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be written, all of it known to exist."""
+    """A validated export request; the files it names exist."""
 
     weights: Path
     backbone: BackboneConfig
     out: Path
     opset: int
-    inside: bool  # the file normalises
+    inside: bool  # the model normalises pixels
     images: NDArray[np.uint8]  # [n, 112, 112, 3] to compare on
     images_of: str
-    measured: dict[str, Any] | None = None  # by the name of a set: what an evaluation says of these weights
+    measured: dict[str, Any] | None = None  # name of a set -> these weights' results on it
 
 
 def main(argv: list[str]) -> int:
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
 
 
 def work(argv: list[str]) -> tuple[str, int]:
-    """What to tell, and the exit code: 1 where a file that was to be judged breaks a rule."""
+    """The text to print and the exit code: 1 if a file given as check=… breaks a rule. Raises WrongUse and Differs."""
     own, overrides = own_words(argv, OWN_WORDS)
     if "check" in own:
         if len(argv) > 1:
@@ -95,7 +95,7 @@ PLAIN_WORDS = ("checkpoint", "weights", "out")
 
 
 def export_weights(own: dict[str, str], overrides: list[str]) -> str:
-    """Write the backbone's tensors under their published names; returns what to tell. Raises WrongUse."""
+    """Write the backbone's tensors under their published names; returns the text to print. Raises WrongUse."""
     other = next((word for word in own if word not in PLAIN_WORDS), None)
     if other:
         raise WrongUse(f"{other}=… is of an ONNX file; leave it out, or give out=model.onnx")
@@ -113,7 +113,7 @@ def export_weights(own: dict[str, str], overrides: list[str]) -> str:
 
 
 def decide(own: dict[str, str], overrides: list[str]) -> Request:
-    """The words of the command as what is to be done. Raises WrongUse."""
+    """Turn the command line into a Request. Raises WrongUse."""
     path, config = source(own, overrides)
     out = Path(own.get("out") or "").absolute()
     if out.suffix != ".onnx":
@@ -134,7 +134,7 @@ def decide(own: dict[str, str], overrides: list[str]) -> Request:
 
 
 def source(own: dict[str, str], overrides: list[str]) -> tuple[Path, Config]:
-    """The file with the weights, and the configuration that says what they are of."""
+    """The file with the weights, and the configuration of its backbone. Raises WrongUse."""
     if ("checkpoint" in own) == ("weights" in own):
         raise WrongUse(
             "one of checkpoint=… and weights=… is wanted; "
@@ -157,7 +157,7 @@ def source(own: dict[str, str], overrides: list[str]) -> tuple[Path, Config]:
 
 
 def measured_of(file: Path, weights: Path) -> dict[str, Any]:
-    """What an eval.json says of weights, by the name of a set. Raises WrongUse."""
+    """The results of these weights in an eval.json, by the name of a set. Raises WrongUse."""
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))["weights"]
         of_file = {row["sha256"]: dict(row["sets"]) for row in rows}
@@ -170,7 +170,7 @@ def measured_of(file: Path, weights: Path) -> dict[str, Any]:
 
 
 def describes(file: Path, name: str) -> bool:
-    """Whether a JSON file is about the file of this name. The one beside a checkpoint is not about our file."""
+    """Whether a JSON file describes the file of this name. The JSON of a checkpoint does not."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
@@ -179,7 +179,7 @@ def describes(file: Path, name: str) -> bool:
 
 
 def faces(given: str | None, of_run: str | None) -> tuple[NDArray[np.uint8], str]:
-    """Real images [n, 112, 112, 3], evenly from all there are, and where they are from. Raises WrongUse."""
+    """Evenly spaced real images [n, 112, 112, 3] of a data set, and its name. Raises WrongUse."""
     if given or (of_run and Path(of_run).is_file()):
         path = Path(given or of_run or "")
         images = open_images(path)
@@ -197,7 +197,7 @@ def evenly(count: int) -> NDArray[np.int64]:
 
 
 def export(request: Request) -> str:
-    """Make the file, compare, write it and what it is; returns what to tell. Raises Differs before it writes."""
+    """Convert, compare with torch, write model and JSON; returns the text to print. Raises Differs before writing."""
     backbone = build_backbone(request.backbone)
     checkpoint.load_backbone(request.weights, backbone)
     size, inside = request.backbone.image_size, request.inside
@@ -220,7 +220,7 @@ def export(request: Request) -> str:
 def description(
     request: Request, model: bytes, agreement: Agreement, verdicts: Sequence[rules.Verdict]
 ) -> dict[str, Any]:
-    """What the JSON beside the file says."""
+    """The content of the JSON beside the file."""
     return {
         "file": request.out.name,
         "sha256": hashlib.sha256(model).hexdigest(),
@@ -228,7 +228,7 @@ def description(
         "opset": request.opset,
         "input": {"name": INPUT, "shape": [BATCH, 3, SIDE, SIDE], "colours": "RGB"},
         "output": {"name": OUTPUT, "shape": [BATCH, request.backbone.embedding_dim]},
-        # What the caller does with pixels from 0 to 255: (pixel - mean) / std.
+        # The caller applies (pixel - mean) / std to pixels from 0 to 255.
         "normalisation": {"mean": 0.0, "std": 1.0} if request.inside else {"mean": HALF_RANGE, "std": HALF_RANGE},
         "backbone": asdict(request.backbone),
         "checkpoint": {"file": request.weights.name, "sha256": checkpoint.sha256(request.weights)},

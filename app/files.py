@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: room is claimed first, then written, synced and renamed."""
+"""Atomic file writes: reserve the room, write, sync, rename. A file is complete or absent."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ RENAME_S = 5.0
 
 
 def claim(file: IO[bytes], size_bytes: int, what: str) -> None:
-    """Reserve `size_bytes` for an open file, or raise WrongUse saying how much is missing.
+    """Reserve `size_bytes` for an open file. Raises WrongUse, with the bytes needed and free, if there is no room.
 
-    On a RAM disk a file can be made larger than the room there is; writing to it through a mapping then ends the
-    process with SIGBUS. posix_fallocate asks for the pages now. Where it does not exist (Windows, macOS) the free
-    space is compared.
+    On a RAM disk a file can grow beyond the free room; a write through a mapping then kills the process with SIGBUS.
+    posix_fallocate claims the pages at once. Where it is missing (Windows, macOS), only the free space is compared.
     """
     folder = Path(file.name).parent
     free = shutil.disk_usage(folder).free
@@ -44,7 +43,7 @@ def claim(file: IO[bytes], size_bytes: int, what: str) -> None:
 
 @contextmanager
 def atomic(path: Path, size_bytes: int = 0, what: str = "") -> Iterator[IO[bytes]]:
-    """Write a file that appears under `path` complete, or not at all. Room of `size_bytes` is claimed first."""
+    """Write a file that appears at `path` complete or not at all. Reserves `size_bytes` first; raises WrongUse."""
     temporary = path.with_name(f".{path.name}.part")
     try:
         with temporary.open("wb") as file:
@@ -58,7 +57,7 @@ def atomic(path: Path, size_bytes: int = 0, what: str = "") -> Iterator[IO[bytes
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Nobody else who asks writes to `path` meanwhile; the system lets go when this process ends, however it ends."""
+    """Hold the write lock of `path`; the system releases it if this process dies. Raises WrongUse if it is taken."""
     lock = path.with_name(f".{path.name}.lock")
     with lock.open("ab") as file:
         if not _locked_now(file):
@@ -66,7 +65,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            with suppress(OSError):  # Windows keeps a file that is open
+            with suppress(OSError):  # Windows does not delete an open file
                 lock.unlink()
 
 
@@ -86,7 +85,7 @@ def _locked_now(file: IO[bytes]) -> bool:
 
 
 def replace(temporary: Path, path: Path) -> None:
-    """Rename over `path`. Windows refuses while somebody reads it, so there it is tried for RENAME_S."""
+    """Rename over `path`. Windows refuses while the file is being read, so there retry for RENAME_S."""
     until = time.monotonic() + RENAME_S
     while True:
         try:
@@ -99,11 +98,11 @@ def replace(temporary: Path, path: Path) -> None:
 
 
 def settle(temporary: Path, path: Path) -> None:
-    """Give a complete file its name; both survive a power cut."""
+    """Sync a complete file and rename it; content and name survive a power cut."""
     with temporary.open("r+b") as file:
         os.fsync(file.fileno())
     replace(temporary, path)
-    if hasattr(os, "O_DIRECTORY"):  # the name itself is only safe once its folder is
+    if hasattr(os, "O_DIRECTORY"):  # a rename is durable only after its folder is synced
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -121,8 +120,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def make_folder(path: Path, key: str, of: Path | None = None) -> None:
-    """Make a folder that an option names, or that the file `of` which it names is to lie in, before any work is done
-    for it. Raises WrongUse where that cannot be."""
+    """Make the folder that option `key` names, or the folder of the file `of` that it names. Raises WrongUse.
+
+    Called before any work is done, so that a bad path fails early.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

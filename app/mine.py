@@ -1,11 +1,11 @@
-"""Pseudo-IDs with a trained backbone: python -m app.mine checkpoint=PATH [out=DIR] [key=value …]
+"""Mine pseudo-IDs with a trained backbone: python -m app.mine checkpoint=PATH [out=DIR] [key=value …]
 
     checkpoint=PATH      a checkpoint of a run; the settings are those of the run's config.yaml
     out=DIR              where the results go (default: mining/<name of the checkpoint> in the run's folder)
     key=value            changes a setting, such as data.binary_cache_path=… or mining.method=parity
 
-Leaves pseudo_ids.npy (int32 [N], -1: none), report.json, and clusters.png to look at. Under torchrun every process
-takes its share. A call that was interrupted goes on where it was when it is made again.
+Writes pseudo_ids.npy (int32 [N], -1: none), report.json, and a contact sheet, clusters.png. Under torchrun the
+processes share the work. The same command continues an interrupted call where it stopped.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
 
 
 def decide(argv: list[str]) -> tuple[Path, Path, list[str]]:
-    """The checkpoint, the folder for the results, and what is left for the configuration. Raises WrongUse."""
+    """The checkpoint, the output folder, and the overrides for the configuration. Raises WrongUse."""
     own, overrides = own_words(argv, ("checkpoint", "out"))
     if not own.get("checkpoint"):
         raise WrongUse("checkpoint=… is missing; give one such as checkpoint=runs/RUN/checkpoints/epoch_014.pt")
@@ -65,7 +65,7 @@ def decide(argv: list[str]) -> tuple[Path, Path, list[str]]:
 
 
 def mine(path: Path, out: Path, config: Config, data: Dataset, here: World, stop: Stop) -> str:
-    """Write the pseudo-IDs of `data` to `out`; returns what to tell."""
+    """Write the pseudo-IDs of `data` to `out`; returns the text to print."""
     config.train.precision = settle(config.train.precision, here)
     backbone = build_backbone(config.backbone).to(here.device)
     checkpoint.load_backbone(path, backbone)
@@ -93,7 +93,7 @@ def tell(done: int, total: int) -> None:
 
 
 def quiet(done: int, total: int) -> None:
-    """The other processes say nothing."""
+    """Progress of the other processes: print nothing."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""python -m app.prepare source=… out=…/images.npy: any source of faces as images.npy, labels.npy, manifest.json.
+"""python -m app.prepare source=… out=…/images.npy: convert faces to images.npy, labels.npy, manifest.json.
 
     source=orl                                  400 photographs of 40 people that come with a package
     source=folder path=DIR                      one sub-folder of images a person
@@ -9,14 +9,13 @@
                                                 are compared where they lie beside it [decoder=cpu|dali]
     source=synthetic identities=N per_identity=N [seed=N] [variation_pct=N]    procedural faces
 
-`held_out=N` keeps the last N images for measuring, or a few more to fill a block (default: what the source says: the
-last 10 people of ORL, the last tenth of the synthetic people; 0 for folders, arrays, parquet and rec). Files of
-insightface are in order of people, so there the last images are the last people; a list that im2rec shuffled is not.
-`unreadable=skip` leaves out images that cannot be read and lists them in the manifest (default: refuse them, all at
-once; the others are kept, so the next call makes only what was missing).
-`workers=N` processes make the images (default: one a core); their number does not change the result.
-Memory stays bounded: images are written piece by piece. A call that was interrupted, even killed, is gone on with by
-the same call.
+`held_out=N` reserves the last N images for evaluation, or a few more to fill a block. Default: the last 10 people of
+ORL, the last tenth of the synthetic people; 0 for folders, arrays, parquet and rec. Files of insightface are sorted by
+person, so the last images are the last people; a list that im2rec shuffled is not sorted.
+`unreadable=skip` leaves out images that cannot be read and lists them in the manifest. Default: list all of them and
+stop; the readable images are kept, so the next call converts only the missing ones.
+`workers=N` processes convert the images (default: one per core); their number does not change the result.
+Memory stays bounded: images are written piece by piece. The same command continues an interrupted or killed call.
 """
 
 from __future__ import annotations
@@ -53,9 +52,9 @@ EVERYWHERE = ("source", "out", "held_out", "unreadable", "workers")
 MAX_BLOCK_ROWS = 8192
 BLOCKS_WANTED = 100  # so that --fraction 0.01 means something
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
-FEW_ROWS = 4096  # made before other processes would have started
-SHOWN = 20  # unreadable images that are named on the terminal
-PLAIN_S = 5.0  # between lines of progress where there is no terminal
+FEW_ROWS = 4096  # converted in less time than other processes take to start
+SHOWN = 20  # unreadable images listed on the terminal
+PLAIN_S = 5.0  # between progress lines without a terminal
 
 
 def main(argv: list[str]) -> int:
@@ -67,7 +66,7 @@ def main(argv: list[str]) -> int:
         options = parse(argv)
         out = Path(options["out"]).absolute()
         source = choose(options)
-        # DALI takes memory of the GPU in every process, and needs no second one.
+        # Each process with DALI takes GPU memory, and one process is enough.
         alone = source.count <= FEW_ROWS or options.get("decoder") == "dali"
         workers = number(options, "workers", 1 if alone else cores(), least=1)
         if whole(source, out, held_out=options.get("held_out")):
@@ -93,7 +92,7 @@ def main(argv: list[str]) -> int:
 
 
 def make(source: sources.Source, out: Path, options: dict[str, str], workers: int) -> dict[str, Any]:
-    """The data set, with a bar; with unreadable=skip a second time, without what could not be read the first time."""
+    """Convert with a progress bar. With unreadable=skip, convert again without the images that could not be read."""
     held_out = options.get("held_out")
     try:
         with Bar(total=source.count) as bar:
@@ -108,7 +107,7 @@ def make(source: sources.Source, out: Path, options: dict[str, str], workers: in
 
 
 def told(bad: Sequence[writer.BadImage], out: Path) -> str:
-    """Every unreadable image: the first ones here, all of them in a file where they are many."""
+    """Message about the unreadable images: the first SHOWN; with more than SHOWN, the path of a file with all."""
     if len(bad) == 1:
         return f"{bad[0].sentence}, or leave it out with unreadable=skip"
     lines = [image.sentence for image in bad[:SHOWN]]
@@ -121,7 +120,7 @@ def told(bad: Sequence[writer.BadImage], out: Path) -> str:
 
 
 def parse(argv: list[str]) -> dict[str, str]:
-    """key=value words to a dict; an unknown key, or one of another source, is refused with one that fits."""
+    """Parse key=value words. Raises WrongUse, with a key that fits, for a key that is unknown or of another source."""
     options = {}
     known = sorted({*EVERYWHERE, *(key for keys in OPTIONS.values() for key in keys)})
     for word in argv:
@@ -163,7 +162,7 @@ def choose(options: dict[str, str]) -> sources.Source:
     if kind == "rec":
         return rec(path, options.get("decoder", "cpu"))
     if kind == "parquet":
-        # pyarrow takes a moment to load, in every worker of other sources too
+        # pyarrow loads slowly, and workers of other sources would load it too
         from app.data.sources.parquet import parquet
 
         return parquet(path, options.get("image_column"), options.get("label_column"), options.get("split"))
@@ -174,22 +173,22 @@ def number(options: dict[str, str], key: str, default: int, *, least: int = 0, m
     told = options.get(key)
     if told is None:
         return default
-    # Longer numbers than int() takes are too large anyway.
+    # int() raises for very long numbers; those are too large anyway.
     if not (told.isascii() and told.isdigit() and len(told) < 20 and least <= int(told) <= most):
         raise WrongUse(f"{key}={told} must be a whole number from {least} to {most}, such as {key}={default}")
     return int(told)
 
 
 def cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # fewer where this process was given a part of the computer
+    if hasattr(os, "sched_getaffinity"):  # fewer if this process may use only some cores
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def whole(source: sources.Source, out: Path, *, held_out: str | None = None) -> bool:
-    """Whether an earlier call finished: the manifest is written last, and the file has the size it speaks of.
+    """Whether an earlier call finished: the manifest, written last, exists and matches the file and the request.
 
-    What is there and something else is never written over.
+    Other data at `out` is never overwritten. Raises WrongUse for it.
     """
     if not out.is_file():
         return False
@@ -210,13 +209,13 @@ def whole(source: sources.Source, out: Path, *, held_out: str | None = None) -> 
 
 
 def layout(source: sources.Source, held_out: str | None) -> tuple[int, int]:
-    """Rows of a block, and rows held out."""
+    """Rows per block, and rows held out. Raises WrongUse."""
     if held_out is not None and not (held_out.isdigit() and int(held_out) <= source.count - 2):
         raise WrongUse(f"held_out={held_out} must be a number from 0 to {source.count - 2}, such as 0")
     block_rows = source.block_rows or max(1, min(MAX_BLOCK_ROWS, source.count // BLOCKS_WANTED))
     held_out_rows = source.held_out if held_out is None else int(held_out)
     if held_out_rows:
-        # Whole blocks, so that a fraction of the training images never brings a held-out one along.
+        # Whole blocks, so that a fraction of the training images never includes a held-out image.
         held_out_rows = min(held_out_rows + (source.count - held_out_rows) % block_rows, source.count)
     return block_rows, held_out_rows
 
@@ -230,9 +229,10 @@ def prepare(
     progress: Callable[[int], Any] = lambda _: None,
     skipped: Sequence[writer.BadImage] = (),
 ) -> dict[str, Any]:
-    """Write `source` to `out` and what belongs beside it; returns the manifest. `progress` hears of so many more.
+    """Write `source` to `out`, with labels and manifest beside it; returns the manifest.
 
-    `skipped` names the images that could not be read, which `source` is already without.
+    `progress` is called with the number of images done since its last call. `skipped` lists the unreadable images,
+    which `source` no longer contains.
     """
     block_rows, held_out_rows = layout(source, held_out)
     make_folder(out.parent, "out", of=out)
@@ -256,7 +256,7 @@ def prepare(
             "selection": None,
             "made_of": source.made_of,
             "left_out": [*source.left_out, *(image.sentence for image in skipped)],
-            "skipped_rows": [image.row for image in skipped],  # of the source, as it was before
+            "skipped_rows": [image.row for image in skipped],  # rows of the unfiltered source
         }
         write_json(out.with_name("manifest.json"), manifest)
         writer.finish(out)
@@ -264,7 +264,7 @@ def prepare(
 
 
 class Bar(tqdm):
-    """Images on the way to the disk: a bar in a terminal; elsewhere, such as in a log, a line every few seconds."""
+    """Progress in images: a bar in a terminal; elsewhere, such as in a log, a line every few seconds."""
 
     def __init__(self, total: int) -> None:
         self.plain = not sys.stderr.isatty()
@@ -280,7 +280,7 @@ class Bar(tqdm):
 
     def close(self) -> None:
         if self.plain:
-            self.disable = True  # else it ends with an empty line
+            self.disable = True  # or tqdm would print an empty line
         super().close()
 
     @staticmethod

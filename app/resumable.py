@@ -1,10 +1,10 @@
-"""python -m app.resumable key=value … < QUESTION: whether a configuration can continue a checkpoint, by its JSON alone.
+"""python -m app.resumable key=value … < QUESTION: check from its JSON whether a checkpoint can be resumed.
 
-QUESTION is a JSON object: `note` (the JSON beside the checkpoint), `data` (the data set's id, or null where it is not
-known) and `own` (whether the checkpoint is the newest of the run's own folder). The answer is `{"notes": […]}`, or one
-sentence and exit code 2. Training judges again, by the same rules, with everything it knows.
+QUESTION is a JSON object: `note` (the JSON beside the checkpoint), `data` (the data set's id, or null if unknown) and
+`own` (whether the checkpoint is the newest of the run's own folder). Prints `{"notes": […]}`, or one sentence with exit
+code 2. Training checks again with the same rules, and with the facts that only it knows.
 
-It imports no torch, so a laptop can ask it before anything is rented or started.
+Imports no torch, so a laptop can run this check before it rents or starts anything.
 """
 
 import json
@@ -22,7 +22,7 @@ def main() -> int:
     try:
         here = foreseen(load(sys.argv[1:]), question["data"])
         saved = same_kind(told_by(note), here)
-        # The name of a whole epoch's checkpoint is that of the epoch before the one it stands at.
+        # A whole epoch's checkpoint is named after the epoch it finished; training continues at the next one.
         epoch, seen = (note["epoch"] + 1, 0) if whole else (note["epoch"], 1)
         verdict = judge(note["file"], saved, here, epoch=epoch, seen=seen, own=bool(question["own"]))
     except WrongUse as error:

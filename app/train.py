@@ -1,7 +1,7 @@
 """Train: torchrun … -m app.train key=value …   (or `python -m app.train …` for one process).
 
-Reads from top to bottom: configuration, data, recipe, optimizer, where to start, then the one loop. Options and their
-meaning are in app/config/schema.py; what the run leaves behind is in app/runtime/folder.py.
+The order of work: configuration, data, recipe, optimizer, resume or warm start, then one loop. app/config/schema.py
+documents the options; app/runtime/folder.py lists the files of a run.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ from app.runtime.track import Tracker, tracker
 def main(argv: list[str]) -> int:
     stop = Stop().listen()
     try:
-        refuse_missing_gpus()  # before ranks meet: they must agree on CPU or GPU
+        refuse_missing_gpus()  # before the ranks connect: all must use CPUs or all GPUs
     except WrongUse as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(error, file=sys.stderr)
         return EXIT_WRONG_USE
-    with dist.world() as here:  # first of all: what one machine lacks has to end the others, too
+    with dist.world() as here:  # first: if one machine lacks something, all must end
         try:
             with stop.at_once(here):
                 text, runs = what_is_asked(argv, here)
         except Interrupted:
             return 0
         except WrongUse as error:
-            if here.first_of_machine:  # every rank raises it; each machine's log says it once
+            if here.first_of_machine:  # every rank raises it; print it once per machine
                 print(error, file=sys.stderr)
             return EXIT_WRONG_USE
         if text is not None:
@@ -76,14 +76,14 @@ def main(argv: list[str]) -> int:
 
 
 def what_is_asked(argv: list[str], here: World) -> tuple[str | None, list[tuple[Config, Dataset]]]:
-    """A text to print, or the runs with their data, the same on every machine. Raises WrongUse, on all ranks."""
+    """A text to print, or the runs with their data, equal on all machines. Raises WrongUse on all ranks."""
     with dist.together(here):
         asked = read_command_line(argv, __doc__ or "")
         runs = [(config, RECIPES[config.recipe.name].training_data(config)) for config in asked.jobs]
         for config in asked.jobs:
             refuse_unfit_files(config, here)
     refuse_others([data for _, data in runs], here)
-    with dist.together(here):  # only now is anything written: a folder, on each disk
+    with dist.together(here):  # nothing is written before the checks: make the folder, on each disk
         for config in asked.jobs if here.first_of_machine else ():
             if config.run.dir is not None:
                 make_folder(Path(config.run.dir), "run.dir")
@@ -91,8 +91,8 @@ def what_is_asked(argv: list[str], here: World) -> tuple[str | None, list[tuple[
 
 
 def run(config: Config, data: Dataset, here: World, stop: Stop, *, number: int | None) -> int:
-    """One run in a folder of its own, with its end recorded; `number` is its place in a sweep. The exit code."""
-    config.train.precision = precision.settle(config.train.precision, here)  # before any record of the configuration
+    """Train one run in its own folder, record how it ends, return the exit code. `number` is its place in a sweep."""
+    config.train.precision = precision.settle(config.train.precision, here)  # before the configuration is recorded
     by_hand = f"runs/{'by-hand' if number is None else 'sweep'}-{time.strftime('%Y%m%d-%H%M%S')}"
     place = Path(config.run.dir or dist.from_main(by_hand, here))
     folder = RunFolder(place if number is None else place / str(number))
@@ -106,7 +106,7 @@ def run(config: Config, data: Dataset, here: World, stop: Stop, *, number: int |
         track.event("end", TrainState(), reason="failed", message=str(error), seconds=0.0)
         if not here.first_of_machine:
             print(error, file=sys.stderr)
-        if here.size > 1:  # the others wait for this one in a collective, and torchrun ends them
+        if here.size > 1:  # the others wait in a collective; torchrun ends them
             track.close()
             dist.leave(1)
         return 1
@@ -122,7 +122,7 @@ def run(config: Config, data: Dataset, here: World, stop: Stop, *, number: int |
 
 @dataclass
 class Training:
-    """A run in progress: what its steps share. `state` is where it stands, and in every checkpoint."""
+    """State shared by the steps of one run. `state` is its progress, which every checkpoint contains."""
 
     config: Config
     data: Dataset
@@ -136,35 +136,35 @@ class Training:
     meter: Meter
     sets: NamedSets
     started: float  # by time.monotonic()
-    facts: dict[str, Any]  # what a later run compares itself with
+    facts: dict[str, Any]  # for a later run that resumes from a checkpoint of this one
     state: TrainState = field(default_factory=TrainState)
-    first_image: int = 0  # of all epochs together, where this process took over
-    saved_step: int = 0  # before the first step there is nothing to save
+    first_image: int = 0  # images done, over all epochs, when this process started
+    saved_step: int = 0  # step of the last checkpoint; 0: nothing to save before the first step
     skipped_in_a_row: int = 0
-    taken_this_epoch: int = 0  # steps; of a resumed epoch at least one
-    pending: Update | None = None  # the last update, whose verdict nobody has read yet
-    stop_heard: bool = False  # some rank was asked to leave, as the verdict of an update said
+    taken_this_epoch: int = 0  # steps taken; in a resumed epoch at least one
+    pending: Update | None = None  # the last update, whose verdict is not read yet
+    stop_heard: bool = False  # the verdict of an update reported that some rank was asked to stop
 
     @property
     def rows(self) -> int:
-        """Images an epoch."""
+        """Images per epoch."""
         return len(self.data.train_rows)
 
     @property
     def update_size(self) -> int:
-        """Images an update, of all ranks."""
+        """Images per update, over all ranks."""
         return self.config.train.batch.size * self.here.size * self.config.train.batch.grad_accum_steps
 
     def stopping(self) -> bool:
         return dist.any_rank(self.stop.asked.is_set(), self.here)
 
     def stopping_soon(self) -> bool:
-        """As `stopping`, in the loop: several ranks learn it from the verdict of an update, and none waits to ask."""
+        """Like `stopping`, for the loop: several ranks read it from the verdict of an update, without a collective."""
         return self.stop_heard or (self.here.size == 1 and self.stop.asked.is_set())
 
 
 def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: Tracker, stop: Stop) -> None:
-    """The whole run, of a configuration whose precision is settled.
+    """Train a whole run. `config.train.precision` must be settled.
 
     Raises WrongUse for a checkpoint that does not fit or a disk without room.
     """
@@ -191,9 +191,9 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
         epoch_complete = state.seen >= t.rows
         if epoch_complete:
             measured = end_epoch(t, pace, time.monotonic() - epoch_started)
-        stopped = stopped or t.stopping()  # asked in each round, so that no loop can go on for ever
+        stopped = stopped or t.stopping()  # checked in each round, so that no loop runs for ever
         due = state.epoch % settings.checkpoint.every_epochs == 0 or state.epoch == settings.epochs
-        # A stop between two epochs finds its checkpoint written already.
+        # For a stop between two epochs the checkpoint may be written already.
         if (stopped or (epoch_complete and due)) and state.step != t.saved_step:
             save(t, measured)
     reason = "done" if state.epoch == settings.epochs else "stopped"
@@ -201,7 +201,7 @@ def train(config: Config, data: Dataset, folder: RunFolder, here: World, track: 
 
 
 def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track: Tracker, stop: Stop) -> Training:
-    """Everything a run needs, on its device; nothing is loaded yet, and room for checkpoints is seen to."""
+    """Build everything a run needs, on its device, and check the disk for room. Loads no weights yet."""
     started, settings = time.monotonic(), config.train
     with dist.together(here):
         if settings.compile:
@@ -209,7 +209,7 @@ def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track:
     if here.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = settings.tf32
-        torch.backends.cudnn.benchmark = True  # shapes are the same in every step
+        torch.backends.cudnn.benchmark = True  # every step has the same shapes
     recipe = RECIPES[config.recipe.name](config, data, here)
     optimizer = build_optimizer(settings.optimizer, recipe.param_groups())
     scaler = torch.amp.GradScaler(here.device.type, enabled=settings.precision == "fp16")
@@ -224,17 +224,17 @@ def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track:
 
 
 def begin(t: Training) -> None:
-    """Measure what training has to beat, then load what the run continues, and tell both."""
+    """Measure the baselines, then load the checkpoint or warm start, and record both."""
     settings, recipe, found = t.config.train, t.recipe, None
     resumed_from, in_this_folder = dist.from_main(to_resume(settings.resume, t.folder, t.here), t.here)
     if resumed_from is not None:
         own = in_this_folder and settings.resume == "auto"
         found = checkpoint.examine(resumed_from, recipe.modules, t.facts, t.here, own=own)
     with dist.together(t.here):
-        if t.here.is_main:  # only now: the folder's config.yaml says what the checkpoints in it are
+        if t.here.is_main:  # only now: config.yaml describes the checkpoints in the folder
             save_resolved(t.config, t.folder.config)
     recipe.calibrate()
-    untrained = list(t.meter.baselines())  # before anything is loaded: every run folder tells what training was worth
+    untrained = list(t.meter.baselines())  # before loading: each run records its baselines
     if found is not None:
         t.state = checkpoint.load(found, recipe.modules, recipe.take_tables, t.optimizer, t.scaler, t.here)
         if in_this_folder:
@@ -264,8 +264,8 @@ def begin(t: Training) -> None:
 
 
 def begin_epoch(t: Training) -> bool:
-    """What the recipe does between epochs, such as mining; False when it was asked to leave meanwhile."""
-    # An epoch that is resumed keeps the pseudo-IDs it began with: they are in the checkpoint.
+    """Run the recipe's work between epochs, such as mining; False if a stop interrupted it."""
+    # A resumed epoch keeps the pseudo-IDs it began with: they are in the checkpoint.
     between = Interlude(t.folder.mining, t.stop.asked.is_set, embedding_progress(t.track, t.state))
     try:
         with t.stop.at_once(t.here):
@@ -278,10 +278,10 @@ def begin_epoch(t: Training) -> bool:
 
 
 def step(t: Training, micro_batches: Iterator[Batch], pace: Pace) -> None:
-    """Launch one update, and tell of the one before it. Raises NotFinite when too many in a row could not be taken."""
+    """Launch one update and settle the one before it. Raises NotFinite after too many skipped updates in a row."""
     settings, state = t.config.train, t.state
-    # The schedule counts images of updates that were taken; the last update always counts as taken, as its verdict may
-    # not be known yet. So a resumed run, which knows it, has the same rate.
+    # The schedule counts images of updates that were taken. The last update always counts as taken, because its verdict
+    # may not be read yet. A resumed run knows the verdict, and does the same to get the same rate.
     skipped = state.skipped + (state.skipped_last if t.pending else 0)
     progress = state.epoch + (state.seen - skipped) / t.rows  # in epochs
     lr = learning_rate(settings.optimizer.lr, settings.lr_schedule, max(progress, 0.0), settings.epochs)
@@ -292,16 +292,16 @@ def step(t: Training, micro_batches: Iterator[Batch], pace: Pace) -> None:
     t.pending = dataclasses.replace(launched, images=images)
     if (state.step + 1) % settings.log_every_steps and state.seen < t.rows:
         return
-    taken = settle(t, pace)  # to report its metrics, the host has to wait anyway
+    taken = settle(t, pace)  # reporting its metrics makes the host wait anyway
     if taken or state.seen == t.rows:
         done = state.epoch * t.rows + state.seen
-        seconds_an_image = (time.monotonic() - t.started) / (done - t.first_image)  # mining and all included
+        seconds_an_image = (time.monotonic() - t.started) / (done - t.first_image)  # mining included
         left = (settings.epochs * t.rows - done) * seconds_an_image
         t.track.event("step", state, lr=lr, **pace.report(t.here), seconds_left=left)
 
 
 def settle(t: Training, pace: Pace) -> bool:
-    """Read the verdict of the last update, if there is one: whether it was taken. Raises NotFinite as `step` does."""
+    """Read the verdict of the pending update; True if it was taken. Raises NotFinite as `step` does."""
     if t.pending is None:
         return False
     (launched, t.pending), settings, state = (t.pending, None), t.config.train, t.state
@@ -311,7 +311,7 @@ def settle(t: Training, pace: Pace) -> bool:
     t.stop_heard = t.stop_heard or verdict.stop
     state.step += verdict.taken
     state.skipped, state.skipped_last = state.skipped + state.skipped_last, 0 if verdict.taken else launched.images
-    # fp16 finds its scale by overflowing; that is no fault until the scale has come down to 1.
+    # fp16 finds its scale by overflowing: an overflow is a fault only once the scale is down to 1.
     t.skipped_in_a_row = t.skipped_in_a_row + 1 if not verdict.taken and verdict.scale <= 1 else 0
     if not verdict.taken:
         t.track.event("skipped", state, in_a_row=t.skipped_in_a_row)
@@ -324,7 +324,7 @@ def settle(t: Training, pace: Pace) -> bool:
 
 
 def end_epoch(t: Training, pace: Pace, seconds: float) -> dict[str, Any] | None:
-    """Tell how the epoch went and go on to the next; what was measured, when measuring was due."""
+    """Record the epoch, evaluate if due, and move the state to the next epoch. Returns what was measured, or None."""
     settings, state = t.config.train, t.state
     refuse_idle_epoch(t)
     with diverging(t):
@@ -342,14 +342,14 @@ def end_epoch(t: Training, pace: Pace, seconds: float) -> dict[str, Any] | None:
 
 
 def unmeasured(t: Training) -> list[str]:
-    """A note where nothing tells how good the network becomes."""
+    """A note if the run has nothing to evaluate on, else []."""
     if t.meter.pairs is not None or t.sets.sets:
         return []
     return ["nothing is measured: no people are held out; train.eval.sets=lfw.bin measures on a set"]
 
 
 def measure_sets(t: Training) -> SetNumbers:
-    """Measure on the sets and tell it; {} when asked to leave meanwhile. Raises NotFinite."""
+    """Measure on the sets and record the numbers; {} if a stop interrupted it. Raises NotFinite."""
     try:
         with diverging(t), t.stop.at_once(t.here):
             found = t.sets.measure(t.state.step, t.stop)
@@ -361,7 +361,7 @@ def measure_sets(t: Training) -> SetNumbers:
 
 
 def measure(t: Training) -> dict[str, float] | None:
-    """What the meter says, or None when it was asked to leave meanwhile: the epoch's checkpoint is worth more."""
+    """Measure on the held-out people. None without any, or if a stop interrupted it: the checkpoint comes first."""
     try:
         with t.stop.at_once(t.here):
             return t.meter.measure()
@@ -371,7 +371,7 @@ def measure(t: Training) -> dict[str, float] | None:
 
 @contextmanager
 def diverging(t: Training) -> Iterator[None]:
-    """A NotFinite of one rank inside is raised by all, with what to try."""
+    """If one rank raises NotFinite inside, raise it on all ranks, with advice."""
     try:
         with noticed_together(t.here):
             yield
@@ -381,7 +381,7 @@ def diverging(t: Training) -> Iterator[None]:
 
 
 def refuse_idle_epoch(t: Training) -> None:
-    """Raise NotFinite when no step of the epoch was taken: what was trained is nothing."""
+    """Raise NotFinite if no step of the epoch was taken: the epoch trained nothing."""
     if t.taken_this_epoch:
         return
     settings = t.config.train
@@ -393,10 +393,10 @@ def refuse_idle_epoch(t: Training) -> None:
 
 
 def save(t: Training, measured: dict[str, Any] | None) -> None:
-    """Rank 0 writes a checkpoint; the others send it what they hold a part of. Raises WrongUse and NotFinite."""
+    """Write a checkpoint on rank 0; the others send their shards. Raises WrongUse and NotFinite."""
     tables, saved = t.recipe.tables(), {}
     t.saved_step = t.state.step
-    with dist.together(t.here), diverging(t):  # a full disk ends all, and so does what is not finite
+    with dist.together(t.here), diverging(t):  # a full disk or a value that is not finite ends all ranks
         if t.here.is_main:
             saved = checkpoint.save(
                 t.folder,
@@ -415,7 +415,7 @@ def save(t: Training, measured: dict[str, Any] | None) -> None:
 
 
 def embedding_progress(track: Tracker, state: TrainState, every_s: float = 10.0) -> Callable[[int, int], None]:
-    """Tells every few seconds how far an embedding pass is; a short one passes in silence."""
+    """Return a callback that records progress of an embedding pass every `every_s` seconds; none for a short one."""
     told = time.monotonic()
 
     def tell(done: int, total: int) -> None:
@@ -428,7 +428,7 @@ def embedding_progress(track: Tracker, state: TrainState, every_s: float = 10.0)
 
 
 def described(t: Training) -> dict[str, Any]:
-    """What a checkpoint's JSON says besides its own state."""
+    """The fields of a checkpoint's JSON besides its training state."""
     return {
         "commit": t.config.run.commit,
         "dataset_id": t.data.dataset_id,

@@ -1,4 +1,4 @@
-"""What every benchmark shares: time two things in turn, judge the claims, print a table, write results/<name>.json."""
+"""Shared by all benchmarks: time two things in turn, judge the claims, print a table, write results/<name>.json."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Claim:
-    """`ratio` says how many times better ours is than the peer; it must be `at_least` so much to hold."""
+    """`ratio` is how many times better ours is than the peer; the claim holds if it is `at_least` that much."""
 
     name: str
     ours: float
@@ -32,7 +32,7 @@ class Claim:
         return self.ratio >= self.at_least
 
     def record(self) -> dict[str, object]:
-        """As JSON; four digits are more than a measurement is worth."""
+        """Return the claim as JSON, rounded to four digits; more exceed the accuracy of a measurement."""
         values = {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in asdict(self).items()}
         return {**values, "holds": self.holds}
 
@@ -40,12 +40,12 @@ class Claim:
 def in_turn(
     ours: Callable[[], float], peer: Callable[[], float], rounds: int, *, warm_up: bool = True
 ) -> tuple[float, float, float]:
-    """Measure A B A B … and return both medians and the median of the ratios ours/peer, round by round.
+    """Measure A B A B …; return both medians and the median of the ratios ours/peer, round by round.
 
     A machine's speed drifts; the two halves of one round see the same drift. Without `warm_up` the first round counts.
     """
     if warm_up:
-        ours(), peer()  # warm caches, not counted
+        ours(), peer()  # warms caches, not counted
     pairs = [(ours(), peer()) for _ in range(rounds)]
     return (
         statistics.median(a for a, _ in pairs),
@@ -61,14 +61,14 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def core_seconds(work: Callable[[], object]) -> float:
-    """By the time that this process kept cores busy: what others do on the machine hardly counts."""
+    """Measure the time that this process kept cores busy; other processes on the machine hardly affect it."""
     started = time.process_time()
     work()
     return time.process_time() - started
 
 
 def quick() -> bool:
-    """Whether --quick was given: less data and fewer rounds, to see that a benchmark runs."""
+    """Whether --quick was given: less data and fewer rounds, to check that a benchmark runs."""
     parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
     parser.add_argument("--quick", action="store_true", help="less data, fewer rounds; writes no results file")
     return bool(parser.parse_args().quick)

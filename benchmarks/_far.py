@@ -1,4 +1,4 @@
-"""A project on a machine that is far away: an SSH server on this computer behind a line with a round trip of 100 ms."""
+"""A project with a distant machine: an SSH server on this computer behind a connection with a round trip of 100 ms."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ class Far:
 
 @contextmanager
 def far(*, round_trip_s: float = ROUND_TRIP_S, bytes_per_s: float = 0.0) -> Iterator[Far]:
-    """Everything is removed in the end, what still runs there too. `bytes_per_s`: 0 for a line of any width."""
+    """Set up the project and the server; at the end remove all files and kill what still runs on the server.
+
+    `bytes_per_s`: 0 for unlimited bandwidth.
+    """
     with tempfile.TemporaryDirectory(prefix="sniperface-far-") as text:
         folder = Path(text)
         project, root = folder / "project", folder / "far" / "root"

@@ -1,6 +1,6 @@
-"""What benchmarks of moving files share: a server on this computer, a line with a round trip before it, random bytes.
+"""Shared by benchmarks of file transfers: a server on this computer, a connection with a round trip, random bytes.
 
-Files lie in RAM where there is any, so that the line is measured and not a disk. Every peer is used as it comes.
+Files lie in RAM where possible, so that the connection is measured and not a disk. Every peer runs with its defaults.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MIB = 1 << 20
 
 @dataclass
 class Moving:
-    """A folder on both ends of a line; `shell` is connected already, as it is within every command."""
+    """A folder on both ends of a connection; `shell` is already connected, as it is in every command."""
 
     folder: Path
     server: Server
@@ -34,7 +34,7 @@ class Moving:
     shell: Shell
 
     def file(self, name: str, size: int) -> Path:
-        """Random bytes, no two MiB alike."""
+        """Write a file of random bytes, so that no two MiB are equal."""
         path = self.folder / name
         with open(path, "wb") as file:
             for at in range(0, size, MIB):
@@ -54,11 +54,11 @@ class Moving:
 
 @contextmanager
 def moving(round_trip_s: float = ROUND_TRIP_S) -> Iterator[Moving]:
-    ram = Path("/dev/shm")  # noqa: S108 - the place the product stages to
+    ram = Path("/dev/shm")  # noqa: S108 - where the product stages data
     with tempfile.TemporaryDirectory(dir=ram if ram.is_dir() else None) as text:
         folder = Path(text)
         with openssh(folder / "server") as server, proxy(server.port, round_trip_s / 2) as line:
-            # Without a delay there is no reason for a line in between, which costs a copy of every byte.
+            # Without a delay the proxy is bypassed: it costs a copy of every byte.
             port = line.port if round_trip_s else server.port
             line.port = port
             shell = open_shell(server.machine(port=port), folder / "notes")

@@ -1,4 +1,4 @@
-"""What benchmarks of whole training runs share."""
+"""Shared by benchmarks of whole training runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROJECT = Path(__file__).parents[1]
 
 
 def app(module: str, *words: str) -> subprocess.Popen[bytes]:
-    """One of the app's commands, on one thread; the folder of the project is its own."""
+    """Start one of the app's commands on one thread, in the project's folder."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", module, *words], cwd=PROJECT, env=environment, stdout=subprocess.DEVNULL
@@ -21,7 +21,7 @@ def app(module: str, *words: str) -> subprocess.Popen[bytes]:
 
 
 def prepared(name: str, words: Sequence[str]) -> Path:
-    """images.npy of the data set `name`, made by `words` where it is not there yet."""
+    """Return images.npy of the data set `name`, prepared with `words` if it is missing."""
     images = PROJECT / "data" / name / "images.npy"
     if app("app.prepare", *words, f"out={images}").wait():
         raise SystemExit(f"{images} could not be made")
@@ -29,6 +29,6 @@ def prepared(name: str, words: Sequence[str]) -> Path:
 
 
 def accuracy(run: Path, what: str = "trained") -> float:
-    """The last held-out accuracy of a run, in percent: of the trained network, or of a baseline."""
+    """Return the last held-out accuracy of a run, in percent: of the trained network, or of a baseline."""
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return 100 * next(e["accuracy"] for e in reversed(events) if e["event"] == "eval" and e["what"] == what)

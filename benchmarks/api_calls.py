@@ -1,8 +1,9 @@
-"""Calls to RunPod's API for one deploy of a pod that takes 90 s to boot, against looking at it once a second.
+"""Calls to RunPod's API for one deploy of a pod that boots in 90 s, against a loop that polls once a second.
 
-Both before the emulator, over real HTTP; the clock is a moved one, on which no one waits: the 90 s pass at once, and
-what is counted is what would be asked in them. The peer asks for the same pod with the same functions, then looks each
-second, as a loop with `sleep(1)` does, until the SSH server answers."""
+Both run against the emulator, over real HTTP. The clock is simulated, so the 90 s pass at once; the benchmark counts
+the calls that would be made in that time. The peer creates the same pod with the same functions, then polls each
+second, as a loop with `sleep(1)` does, until the SSH server answers.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from _claims import Claim, quick, report
 
@@ -24,11 +25,11 @@ from tests.support.emulators.rig import Rig
 from tests.support.emulators.runpod import KEY, Emulator
 
 BOOT_S = 90
-LIMIT = 15  # a minute
+LIMIT = 15  # calls a minute
 
 
 def ours(api: str, folder: Path) -> tuple[int, float]:
-    """Calls in the busiest minute, and seconds until the pod was had."""
+    """Return the calls in the busiest minute, and the seconds until the pod was ready."""
     clock = MovedClock()
     emulator = _emulator(clock)
     Rig(emulator, clock, folder, api).acquire()
@@ -46,13 +47,13 @@ def peer() -> tuple[int, float]:
         try:
             pod = api.get(pod.id)
         except TooMany:
-            continue  # 60 a minute are granted, and one was the creation
+            continue  # 60 a minute are allowed, and one was the creation
     emulator.close()
     return emulator.most_calls_a_minute(), clock.now()
 
 
 class Impatient(Pace):
-    """Asks at once, whatever RunPod says of what is left."""
+    """Sends every call at once, whatever quota RunPod reports."""
 
     def __init__(self, clock: MovedClock) -> None:
         super().__init__(clock, 0, print)

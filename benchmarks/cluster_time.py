@@ -1,16 +1,18 @@
-"""Clustering the lists of 1.2 million images with 32 neighbours each on one core: ours, from the lists to pseudo-IDs,
-against scipy's connected components of the graph that ours keeps, ready made. In one run, in turn; and the peak memory
-of a process that does ours alone.
+"""Time to cluster the neighbour lists of 1.2 million images, 32 neighbours each, on one core, and its peak memory.
 
-No search: people are planted with embeddings of their own, in which their nearest images are found; the rest of a list
-are strangers. About 30 % of all entries lie above the similarity floor, 5 % of the images have one stranger among
-them."""
+Ours goes from the lists to pseudo-IDs. The peer is scipy's connected components, on the graph that ours keeps, prepared
+beforehand. Both run in turn in one process. Peak memory is that of a process that runs only ours.
+
+There is no search. People are synthetic: each has own embeddings, among which the nearest images are found; the rest of
+a list are strangers. About 30 % of all entries lie above the similarity floor. 5 % of the images have one stranger
+above that floor.
+"""
 
 from __future__ import annotations
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # one core, before anything starts threads
+os.environ["OMP_NUM_THREADS"] = "1"  # one core; must be set before anything starts threads
 
 import resource
 import subprocess
@@ -24,7 +26,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from _claims import Claim, in_turn, quick, report, seconds
 
@@ -40,7 +42,7 @@ Lists = tuple[NDArray[np.int32], NDArray[np.float32]]
 
 
 def planted_lists(n: int, seed: int) -> Lists:
-    """Lists [n, K] of ids and cosines, most similar first, of images in random order."""
+    """Return lists [n, K] of ids and cosines, most similar first, of images in random order."""
     rng = np.random.default_rng(seed)
     cosine = np.sort(rng.uniform(0.2, FLOOR - 0.01, (n, K)).astype(np.float32), axis=1)[:, ::-1].copy()
     ids = rng.integers(0, n, (n, K)).astype(np.int32)
@@ -61,7 +63,7 @@ def planted_lists(n: int, seed: int) -> Lists:
     ids[bridged, K - 1], cosine[bridged, K - 1] = rng.integers(0, n, len(bridged)), FLOOR + 0.01
     order = np.argsort(-cosine, axis=1, kind="stable")
     ids, cosine = np.take_along_axis(ids, order, 1), np.take_along_axis(cosine, order, 1)
-    place = rng.permutation(n).astype(np.int32)  # people do not lie side by side in memory
+    place = rng.permutation(n).astype(np.int32)  # a person's images are not adjacent in memory
     back = np.argsort(place)
     return place[ids][back], cosine[back]
 
@@ -72,7 +74,7 @@ def ours(lists: Lists) -> NDArray[np.int64]:
 
 
 def kept_graph(lists: Lists) -> sparse.csr_array:
-    """What ours keeps of the lists, as scipy wants it."""
+    """Return the edges that ours keeps of the lists, in scipy's format."""
     ids, cosine = lists
     n = len(ids)
     weight = np.empty(ids.shape, np.uint16)
@@ -84,7 +86,7 @@ def kept_graph(lists: Lists) -> sparse.csr_array:
 
 
 def peak_gib(folder: str) -> float:
-    """Of a process that reads lists from `folder` and clusters them."""
+    """Return the peak memory of a process that reads lists from `folder` and clusters them."""
     own = subprocess.run([sys.executable, __file__, folder], check=True, capture_output=True, text=True)
     return float(own.stdout) / 2**20
 

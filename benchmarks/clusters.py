@@ -1,11 +1,13 @@
-"""Clusters of 200,000 planted embeddings, judged by pairs: ours against connected components at their best threshold,
-label propagation without weights, our own with mutual edges alone, and HDBSCAN where it is installed. All from the same
-exact lists of 32 neighbours, in one run.
+"""Quality of clusters of 200,000 synthetic embeddings, measured by pairs.
 
-The planted people have 1 to 468 images (log-normal), come in families of look-alikes, and have images of heavy-tailed
-quality, of which the poor ones drift to one blurry direction. 1 % of the images are bridges, between two people and of
-the one they are a little nearer to. 5 % are junk: a cone around the blurry direction, each of them a person of its own
-in the truth, so that joining them counts as wrong."""
+Ours is compared with connected components at their best threshold, label propagation without weights, ours with only
+mutual edges, and HDBSCAN where it is installed. All use the same exact lists of 32 neighbours, in one run.
+
+The synthetic people have 1 to 468 images (log-normal) and come in families of look-alikes. Image quality is
+heavy-tailed; poor images drift to one blurry direction. 1 % of the images are bridges: they lie between two people and
+belong to the slightly nearer one. 5 % are junk, a cone around the blurry direction. Each junk image is a person of its
+own in the ground truth, so joining them counts as wrong.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from _claims import Claim, quick, report
 
@@ -30,7 +32,7 @@ from app.mining.knn import nearest
 from app.runtime.dist import World
 
 DIM, LARGEST = 128, 468
-HDBSCAN_IMAGES = 20_000  # more takes it hours
+HDBSCAN_IMAGES = 20_000  # more takes HDBSCAN hours
 ALONE = World(0, 1, torch.device("cpu"))
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -41,7 +43,7 @@ def unit(x: Floats) -> Floats:
 
 
 def planted(n: int, seed: int) -> tuple[Floats, NDArray[np.int32]]:
-    """Unit embeddings [n, DIM] and whose they are."""
+    """Return unit embeddings [n, DIM] and the person of each."""
     rng = np.random.default_rng(seed)
 
     def noise(count: int) -> Floats:  # of length about 1
@@ -80,7 +82,7 @@ def components(ids: NDArray[np.int32], cosine: Floats, threshold: float) -> Ids:
 
 
 def plain_propagation(ids: NDArray[np.int32], cosine: Floats, floor: float, *, mutual: bool) -> Ids:
-    """Label propagation by similarity alone, over all edges above the floor or those that both ends name."""
+    """Label propagation by similarity alone, over all edges above the floor or only mutual ones."""
     degree = (cosine >= floor).sum(1).astype(np.int32)
     weight = np.where(cosine >= floor, cosine * FULL, 0).astype(np.uint16)
     if mutual:
@@ -89,7 +91,7 @@ def plain_propagation(ids: NDArray[np.int32], cosine: Floats, floor: float, *, m
 
 
 def named_back(ids: NDArray[np.int32], near: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which entries [N, k] of the lists, of those that are `near`, name an image whose list names theirs."""
+    """Return which `near` entries [N, k] are mutual: the other image's list has this image, also as a `near` entry."""
     row, place = np.nonzero(near)
     key = row * len(ids) + ids[row, place]
     back = ids[row, place].astype(np.int64) * len(ids) + row
@@ -136,7 +138,7 @@ def main() -> int:
         measured("propagation by similarity, mutual edges", plain_propagation(ids, cosine, floor, mutual=True)),
     )
     near = named_back(ids, cosine >= floor)
-    order = np.argsort(~near, axis=1, kind="stable")  # lists of those alone that are mutual
+    order = np.argsort(~near, axis=1, kind="stable")  # lists of mutual entries only
     mutual = measured(
         "ours, mutual edges alone",
         overlap(np.take_along_axis(ids, order, 1), np.take_along_axis(np.where(near, cosine, -np.inf), order, 1)),

@@ -1,4 +1,4 @@
-"""Images a second that mining and evaluation embed: BN folded into convolutions against the network as it is."""
+"""Images a second that mining and evaluation embed: BN folded into convolutions against the unchanged network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from _claims import Claim, core_seconds, in_turn, quick, report
 
@@ -16,9 +16,9 @@ from app.config import load
 from app.models import build_backbone
 from app.models.embedder import Embedder
 
-# The gain is the part that BN has in the work: small on a CPU. What is claimed is that folding costs nothing.
+# The gain is BN's share of the work: small on a CPU. The claim is that folding costs nothing.
 AT_LEAST = {"iresnet18": 0.97, "mobilefacenet": 1.0}
-BATCH = 4  # of evaluation on a CPU
+BATCH = 4  # as in evaluation on a CPU
 
 
 def main() -> int:
@@ -36,7 +36,7 @@ def claim(name: str, images: Tensor, rounds: int) -> Claim:
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.momentum = 1.0  # real statistics from one batch
+                module.momentum = 1.0  # takes real statistics from one batch
         network(x)
         network.eval()
         embedder = Embedder(network, 112)

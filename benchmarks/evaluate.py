@@ -1,14 +1,16 @@
-"""Seconds of one core to measure one file of weights on verification pairs: reading the .bin, decoding, embedding of
-both views and the ten folds. Ours, as app.evaluate does it, against what arcface_torch does: every image of every pair
-in batches of ten, the image and its mirror image in calls of their own, the network as it was trained, colours in
-planes. In turn, with the same weights and one thread, and both must find the same accuracy. Each runs in a process of
-its own, as it does where it is used: how fast memory is had hangs on what was done in a process before. (On two idle
-cores ours gains more, as it works on a batch a core: 1.8 times, and the peer 1.6.)
+"""Seconds of one core to evaluate one file of weights on verification pairs.
 
-The photographs are ORL's 400, moved and lit in so many ways that no two files are equal. `as in LFW`: 6,000 pairs with
-LFW's share of different photographs (7,701 of 12,000: one comes in several pairs). `all different`: no photograph comes
-twice, so only the network is faster. `a better peer`: as in LFW, and the peer has its colours side by side
-(channels_last). The network is iresnet_narrow at 112x112: its 6,000 pairs take minutes, those of iresnet50 hours."""
+That is reading the .bin, decoding, embedding both views and the ten folds. Ours runs as app.evaluate does. The peer
+does what arcface_torch does: every image of every pair in batches of ten, the image and its mirror image in separate
+calls, the unfolded network, colours in planes. They run in turn with the same weights and one thread, and must find the
+same accuracy. Each runs in a new process, as in real use: the speed of memory allocation depends on the process's
+history. (On two idle cores ours gains more, as it works on one batch per core: 1.8 times, and the peer 1.6.)
+
+The photographs are ORL's 400, shifted and lit so that no two files are equal. `as in LFW`: 6,000 pairs with LFW's share
+of distinct photographs (7,701 of 12,000: one can be in several pairs). `all different`: no photograph repeats, so only
+the network is faster. `a better peer`: as in LFW, and the peer stores colours interleaved (channels_last). The network
+is iresnet_narrow at 112x112: its 6,000 pairs take minutes, those of iresnet50 hours.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from _claims import Claim, core_seconds, in_turn, quick, report
 
@@ -48,7 +50,7 @@ LFW_DIFFERENT = 7701 / 12000
 
 
 def write_pairs(path: Path, pairs: int, different: int) -> None:
-    """A .bin of pairs, about half of them of one person, that uses `different` photographs."""
+    """Write a .bin of pairs that uses `different` photographs; about half of the pairs show one person."""
     source, rng = orl(), np.random.default_rng(0)
     photographs = source.decode(source.read(0, source.count))
     files, people = [], np.arange(different) % source.count // 10
@@ -58,7 +60,7 @@ def write_pairs(path: Path, pairs: int, different: int) -> None:
         file = io.BytesIO()
         Image.fromarray(lit).save(file, "JPEG", quality=92)
         files.append(file.getvalue())
-    # Sorted by person, neighbours make pairs of one; half of the pairs are taken apart and dealt out anew.
+    # Sorted by person, adjacent images form pairs of one person; half of the pairs are then shuffled.
     used = rng.permutation(np.resize(np.arange(different), 2 * pairs))
     used = used[np.argsort(people[used], kind="stable")].reshape(pairs, 2)
     apart = rng.permutation(pairs)[: pairs // 2]
@@ -70,7 +72,7 @@ def write_pairs(path: Path, pairs: int, different: int) -> None:
 
 
 def ours(path: Path, weights: Path, config: Config) -> float:
-    """The accuracy, as app.evaluate finds it."""
+    """Return the accuracy that app.evaluate finds."""
     here = World(0, 1, torch.device("cpu"))
     images = open_set(path)
     batch_size = batch_size_for(config.train.eval.batch_size, here)
@@ -104,7 +106,7 @@ def peer(path: Path, weights: Path, config: Config, layout: torch.memory_format)
 
 
 def alone(work: Callable[..., float], *given: object) -> tuple[float, float]:
-    """Seconds and accuracy of one side, in a process of its own."""
+    """Return seconds and accuracy of one side, in a process of its own."""
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
         return process.submit(measured, work, *given).result()
 
@@ -126,7 +128,7 @@ def claim(
         return taken
 
     fast, slow, ratio = in_turn(lambda: side(ours), lambda: side(peer, layout), rounds, warm_up=False)
-    assert max(found) - min(found) < 0.02, found  # what is rounded otherwise moves pairs over a threshold
+    assert max(found) - min(found) < 0.02, found  # different rounding moves pairs over a threshold
     return Claim(name, fast, slow, "s", 1 / ratio, at_least)
 
 
@@ -140,7 +142,7 @@ def main() -> int:
         weights, path = Path(folder) / "weights.pt", Path(folder) / "pairs.bin"
         torch.save(build_backbone(config.backbone).state_dict(), weights)
         for name, pairs, different, layout, at_least, rounds in (
-            ("as in LFW", 6000, LFW_DIFFERENT, planes, 2.0, 1),  # minutes long: one round tells it
+            ("as in LFW", 6000, LFW_DIFFERENT, planes, 2.0, 1),  # takes minutes: one round is enough
             ("all different", 300, 1.0, planes, 1.2, 5),
             ("a better peer", 300, LFW_DIFFERENT, beside, 1.2, 5),
         ):

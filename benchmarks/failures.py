@@ -1,8 +1,8 @@
-"""What holds when things break: every test of a fault is run, and what each of them measured is summed up.
+"""Run every test of a fault, and sum up what the tests measured.
 
-`python bootstrap.py pytest -m fault` runs the same tests; tests/support/faults.py says what they have in common. There
-is no peer: what is claimed is measured against its limit. docs/failures.md has these figures in its head, and the table
-of what breaks. With --quick only the tests without containers are run.
+`python bootstrap.py pytest -m fault` runs the same tests; tests/support/faults.py defines what they share. There is no
+peer: each claim compares a measurement with its limit. docs/failures.md begins with these figures and lists what
+breaks. --quick runs only the tests without containers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from _claims import RESULTS, Claim, quick, report
 PROJECT = Path(__file__).parents[1]
 TRUTH_S = 10.0
 ORPHAN_S = 60.0
-LEAST_S = 0.01  # what is under it is measured as nothing
+LEAST_S = 0.01  # lower values count as this
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def claims(lines: Sequence[dict[str, Any]]) -> list[Claim]:
-    """One claim a figure: measured, its limit, and by how much it holds."""
+    """Return one claim per figure: the measurement, its limit, and their ratio."""
 
     def total(name: str) -> int:
         return sum(int(line[name]) for line in lines)

@@ -1,5 +1,8 @@
-"""Seconds for a checkpoint of 200 MB over a line with a round trip of 100 ms: ours, whose first try was cut at half and
-which goes on, against scp, which starts from scratch. What moved again is counted at the line."""
+"""Seconds to download a checkpoint of 200 MB over a connection with a round trip of 100 ms.
+
+The first attempt of ours is cut at half and the second resumes; the peer is scp, which starts from scratch. The bytes
+that moved again are counted at the connection.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from deploy.border import chosen
 from deploy.shell import transfer
 
 LEAST_RATIO = 3.0
-OVERHEAD = 1.05  # handshakes, agents, headers; above this something moved twice
+OVERHEAD = 1.05  # handshakes, agents, headers; more than this means that data moved twice
 
 
 class Cut(Exception):
@@ -29,7 +32,7 @@ def cut_at_half(done_bytes: int, all_bytes: int) -> None:
 
 
 def resumed(at: Moving, source: Path, sha256: str) -> tuple[float, float, float]:
-    """Seconds of the second try, the bytes that it moved, and those that were missing."""
+    """Return the seconds of the second attempt, the bytes that it moved, and the bytes that were missing."""
     there = at.folder / "fetched.pt"
     with contextlib.suppress(Cut):
         transfer.fetch(at.shell, source, chosen(there), sha256=sha256, progress=cut_at_half)

@@ -1,11 +1,11 @@
-"""Data files of strangers, damaged at random: each must be read, or refused in one sentence, and nothing else happen.
+"""Damage untrusted data files at random: a reader must read each, or refuse it in one sentence, and do nothing else.
 
     python benchmarks/fuzz.py [--seconds 180] [--kind rec] [--seed N] [--keep DIR]
 
-For each kind of file so many seconds: one of a valid set's files gets one to six changes (bytes, numbers that length
-fields are tempted by, pieces cut, doubled or moved, words such as nan and ../..), and the reader reads all of it. What
-counts as a failure: any exception but the app's own sentence, a process that dies, more than 512 MiB, more than 20
-seconds. --keep has the files that failed. Claim: of each kind none fails.
+Each kind of file runs for --seconds. One file of a valid set gets one to six changes (bytes, typical bad values of
+length fields, pieces cut, doubled or moved, words such as nan and ../..), and the reader reads the whole set. These
+count as failures: any exception but the app's own sentence, a process that dies, more than 512 MiB, more than 20
+seconds. --keep stores the files that failed. Claim: no file of any kind fails.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from app import prepare
 from app.data import dataset
@@ -45,7 +45,7 @@ from tests.app.data.test_recordio import insightface, write
 from tests.app.evaluation.test_sets import write_arrays, write_bin, write_csv, write_ijb
 
 LIMIT_S = 20.0
-MEMORY_BYTES = 512 << 20  # above what a reader takes before its first file
+MEMORY_BYTES = 512 << 20  # above the reader's memory before its first file
 SENTENCE = 1000  # characters
 NUMBERS = [0, 1, 2, 127, 128, 255, 2**15, 2**16 - 1, 2**29, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1]
 WORDS = [
@@ -56,7 +56,7 @@ WORDS = [
 
 @dataclass(frozen=True)
 class Kind:
-    """How a valid set of files is made in a folder, what there is read, and which files are damaged."""
+    """How to make a valid set of files in a folder, how to read it, and which files to damage."""
 
     make: Callable[[Path], object]
     read: Callable[[Path], None]
@@ -87,7 +87,7 @@ def make_photographs(at: Path) -> None:
 
 
 def make_dataset(at: Path) -> None:
-    """As `prepare` leaves it: images.npy, labels.npy, manifest.json."""
+    """Make a data set as `prepare` does: images.npy, labels.npy, manifest.json."""
     make_photographs(at / "photographs")
     argv = ["source=folder", f"path={at / 'photographs'}", f"out={at / 'a' / 'images.npy'}", "held_out=2", "workers=1"]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -96,7 +96,7 @@ def make_dataset(at: Path) -> None:
 
 
 def read_dataset(at: Path) -> None:
-    """By the trainer, and by the laptop, which finds the parts of a fraction without it."""
+    """Read with the trainer's code and with the laptop's, which finds the parts of a fraction on its own."""
     images = at / "a" / "images.npy"
     read = dataset.open_dataset(images, labels_path=None, fraction=0.5, block_rows=8192)
     assert read.images[read.train_rows].dtype == "uint8"
@@ -124,7 +124,7 @@ KINDS = {
 
 
 def damage(data: bytes, chance: random.Random) -> bytes:
-    """One to six changes, mostly near the ends, where headers, indices and footers are."""
+    """Make one to six changes, mostly near the ends, where headers, indices and footers are."""
     result = bytearray(data)
     for _ in range(chance.randint(1, 6)):
         size = len(result)
@@ -153,7 +153,7 @@ def damage(data: bytes, chance: random.Random) -> bytes:
 
 
 def fails(kind: Kind, at: Path) -> str:
-    """Why reading these files is a failure; "" for one that went well, or was refused in a sentence."""
+    """Return why reading these files is a failure; "" if they are read, or refused in one sentence."""
     started = time.monotonic()
     try:
         kind.read(at)
@@ -167,7 +167,7 @@ def fails(kind: Kind, at: Path) -> str:
 
 
 def work(name: str, seed: int, seconds: float, room: Path, results: Any) -> None:
-    """Damage and read until the time is over. What is being read lies in `room`, should this process die."""
+    """Damage and read until the time is over. `room` contains the current files if this process dies."""
     kind, chance = KINDS[name], random.Random(seed)
     whole, now = room / "whole", room / "now"
     whole.mkdir(parents=True)
@@ -186,12 +186,12 @@ def work(name: str, seed: int, seconds: float, room: Path, results: Any) -> None
             reason = f"took {grown >> 20} MiB"
         results.put((str(chosen), reason))
         if reason:
-            return  # the files stay as they are
+            return  # the files are kept for --keep
         shutil.copyfile(whole / chosen, now / chosen)
 
 
 def fuzz(name: str, seconds: float, seed: int, keep: Path | None) -> tuple[int, list[str]]:
-    """Files of a kind that were tried, and why those failed that did."""
+    """Return how many files of a kind were tried, and the reasons of those that failed."""
     context = multiprocessing.get_context("fork")
     until, tried, failures = time.monotonic() + seconds, 0, []
     while time.monotonic() < until and len(failures) < 20:

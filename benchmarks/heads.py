@@ -1,5 +1,7 @@
-"""Margin heads in 32 bits against their formulas in 64: the greatest relative error of logits and of gradients, over
-cosines of all sizes from -0.9999 to 0.9999 and norms from 1 to 150. Peer is the error that is allowed."""
+"""Margin heads in 32 bits against their formulas in 64: the greatest relative error of logits and of gradients.
+
+Cosines range from -0.9999 to 0.9999 and norms from 1 to 150. The peer is the allowed error.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from _claims import Claim, quick, report
 
@@ -21,7 +23,7 @@ ALLOWED = 1e-5
 
 
 def worst(config: HeadConfig, images: int, classes: int, seed: int) -> float:
-    """Of logits and gradients; those below 1, of up to 64, are judged as if they were 1."""
+    """Return the largest error of logits and gradients; values below 1, of up to 64, are judged as if they were 1."""
     generator = torch.Generator().manual_seed(seed)
     cosine = (torch.rand(images, classes, generator=generator) * 2 - 1) * 0.9999
     labels = torch.randint(0, classes, (images,), generator=generator)

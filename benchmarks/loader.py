@@ -1,5 +1,8 @@
-"""Batches a second from images.npy: ours, one background thread copying whole batches, against a DataLoader worker
-that reads sample by sample. Both in one run, in turn, from the same file in RAM, random rows, batches of 256."""
+"""Batches a second from images.npy: one background thread that copies whole batches, against a DataLoader worker.
+
+The worker reads sample by sample. Both run in turn in one process, from the same file in RAM, with random rows and
+batches of 256.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from _claims import Claim, in_turn, quick, report, seconds
 
@@ -21,7 +24,7 @@ BATCH = 256
 
 
 class Samples(Dataset):
-    """What a loader looks like when nobody thinks about it: one image at a time."""
+    """The usual data set of a DataLoader: one image at a time."""
 
     def __init__(self, path: Path, rows: np.ndarray) -> None:
         self.images, self.rows = np.load(path, mmap_mode="r"), rows
@@ -39,7 +42,7 @@ def main() -> int:
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
     rows = rng.integers(0, count, batches * BATCH)
-    ram = Path("/dev/shm")  # noqa: S108 - the place the product stages to
+    ram = Path("/dev/shm")  # noqa: S108 - where the product stages data
     with tempfile.TemporaryDirectory(dir=ram if ram.is_dir() else None) as folder:
         path = Path(folder) / "images.npy"
         np.save(path, rng.integers(0, 255, (count, 112, 112, 3), dtype=np.uint8))

@@ -1,4 +1,4 @@
-"""MiB that a training step saves for its backward pass, an image, by backbone and precision: conf/memory.json.
+"""MiB that a training step saves for its backward pass, per image, by backbone and precision: conf/memory.json.
 
 Every network of conf/backbone makes a forward pass at 112 pixels, on tensors that have a shape and no memory. Each
 tensor that autograd saves counts once; parameters and buffers do not count. Two batch sizes separate what grows with
@@ -7,7 +7,7 @@ the images from what does not. Claims: 16 bits and recomputing save memory; the 
     python benchmarks/memory.py            measure and compare with conf/memory.json
     python benchmarks/memory.py --write    write conf/memory.json first
 
-The file has of each backbone:
+For each backbone the file has:
 
     shape                    what its figures depend on, as conf/backbone sets it
     params                   numbers in the backbone
@@ -16,11 +16,11 @@ The file has of each backbone:
     saved_mib_fixed          MiB for each step, whatever the batch: weights in 16 bits for the half precisions
 
 `half` is fp16 and bf16. Memory grows with the square of image_size. The tensors are those that CUDA saves: layers that
-exist for CPUs alone are switched off. With gradient_checkpointing a figure is the inputs of all blocks plus the inside
+exist only for CPUs are switched off. With gradient_checkpointing a figure is the inputs of all blocks plus the inside
 of the largest block, which exists while its gradients are computed. Not counted: weights, gradients and optimizer state
 (12 bytes a number for SGD with momentum, 16 for AdamW); the momentum encoder, the queue, the head and the augmentation;
 gradients of activations (a few of the largest tensors); the tensor that CUDA's PReLU makes for the gradient of its
-slope, as large as its input; cuDNN's workspaces; what the allocator loses to fragments.
+slope, as large as its input; cuDNN's workspaces; the allocator's loss to fragmentation.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ import yaml
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from app.config import load
 from app.models import build_backbone, layers
@@ -55,7 +55,7 @@ MIB = 2**20
 
 
 def measure(backbone: str) -> dict[str, Any]:
-    """The entry of conf/backbone/`backbone`.yaml in the table."""
+    """Return the table entry of conf/backbone/`backbone`.yaml."""
     config = load([f"backbone={backbone}", f"backbone.image_size={IMAGE_SIZE}"]).backbone
     with shapes_alone():
         networks = {
@@ -81,7 +81,7 @@ def measure(backbone: str) -> dict[str, Any]:
 
 
 def shape(backbone: str) -> dict[str, Any]:
-    """The keys of conf/backbone/`backbone`.yaml by which the plan of a run finds its figures."""
+    """Return the keys of conf/backbone/`backbone`.yaml by which the plan of a run looks up its figures."""
     values = yaml.safe_load((TABLE.parent / "backbone" / f"{backbone}.yaml").read_text(encoding="utf-8"))
     return {key: values[key] for key in SHAPE if key in values}
 
@@ -92,23 +92,23 @@ def by_precision(values: dict[bool, float]) -> dict[str, float]:
 
 @contextmanager
 def shapes_alone() -> Iterator[None]:
-    """Tensors without memory, and the layers of every device: those for CPUs alone save other tensors than CUDA's."""
+    """Use tensors without memory, and only layers of every device: layers for CPUs save other tensors than CUDA's."""
     with (
         patch.object(layers, "_pays", lambda *_: False),
-        patch.object(nn.init, "trunc_normal_", lambda tensor, **_: tensor),  # it reads numbers, and there are none
+        patch.object(nn.init, "trunc_normal_", lambda tensor, **_: tensor),  # it reads values, which these tensors lack
         FakeTensorMode(),
     ):
         yield
 
 
 def saved(network: nn.Module, *, half: bool) -> tuple[float, float]:
-    """Bytes that a forward pass saves for each image, and bytes that it saves besides."""
+    """Return the bytes that a forward pass saves for each image, and the fixed bytes."""
     two, four = (sum(storages_saved(network, some_images(count), half=half).values()) for count in (2, 4))
     return (four - two) / 2, 2 * two - four
 
 
 def inside_largest_block(network: nn.Module, *, half: bool) -> float:
-    """Bytes an image that one block saves, its input aside: what recomputing brings back for a moment."""
+    """Return the bytes per image that one block saves besides its input: recomputing needs them again for a moment."""
     two, four = (
         {block: inside(block, x, half=half) for block, x in block_inputs(network, count, half=half).items()}
         for count in (2, 4)
@@ -122,7 +122,7 @@ def inside(block: nn.Module, x: Tensor, *, half: bool) -> int:
 
 
 def block_inputs(network: nn.Module, count: int, *, half: bool) -> dict[nn.Module, Tensor]:
-    """What each block that can be recomputed is given in a forward pass of `count` images."""
+    """Return the input of each recomputable block in a forward pass of `count` images."""
     given: dict[nn.Module, Tensor] = {}
     handles = [
         module.register_forward_pre_hook(lambda block, arguments: given.update({block: arguments[0]}))
@@ -137,9 +137,9 @@ def block_inputs(network: nn.Module, count: int, *, half: bool) -> dict[nn.Modul
 
 
 def storages_saved(network: nn.Module, x: Tensor, *, half: bool) -> dict[int, int]:
-    """Every storage that autograd saves in a forward pass of x, with its bytes; none of parameters and buffers."""
+    """Return every storage that autograd saves in a forward pass of x, with its bytes; no parameters or buffers."""
     own = {storage_of(tensor) for tensor in (*network.parameters(), *network.buffers())}
-    found: dict[int, Tensor] = {}  # the tensors themselves: a freed storage would leave its address to another
+    found: dict[int, Tensor] = {}  # keeps the tensors alive: the address of a freed storage would be reused
 
     def keep(tensor: Tensor) -> Tensor:
         if storage_of(tensor) not in own:
@@ -164,13 +164,13 @@ def half_precision(enabled: bool) -> torch.autocast:
 
 
 def as_json(table: dict[str, dict[str, Any]]) -> str:
-    """The whole file, a line for each backbone."""
+    """Return the whole file, one line per backbone."""
     lines = (f"  {json.dumps(backbone)}: {json.dumps(entry)}" for backbone, entry in table.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def worst_difference(measured: dict[str, dict[str, Any]]) -> float:
-    """The largest relative difference between what was measured and conf/memory.json."""
+    """Return the largest relative difference between the measurement and conf/memory.json."""
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     numbers = ("saved_mib_per_image", "switched_mib_per_image")
     return max(

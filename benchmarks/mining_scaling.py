@@ -1,6 +1,7 @@
-"""Mining from images to pseudo-IDs (embed, search, cluster, judge) by two processes against one, each with one thread.
+"""Mining from images to pseudo-IDs (embed, search, cluster, judge) by two processes against one, one thread each.
 
-Both processes are started once; in turn they mine together, and the first alone while the other sleeps."""
+Both processes start once. They mine in turn: both together, then the first alone while the other waits.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import multiprocessing
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from _claims import Claim, in_turn, quick, report, seconds
 
@@ -30,7 +31,7 @@ SIDE, EACH, DIM = 112, 10, 128
 
 
 def faces(count: int) -> NDArray[np.uint8]:
-    """Images [count, 112, 112, 3]: a person is a coarse pattern, an image of it a noisy one, EACH of a person."""
+    """Return images [count, 112, 112, 3]: a coarse pattern per person, noise per image, EACH images per person."""
     rng = np.random.default_rng(0)
     images = np.empty((count, SIDE, SIDE, 3), np.uint8)
     for start in range(0, count, EACH):
@@ -41,7 +42,7 @@ def faces(count: int) -> NDArray[np.uint8]:
 
 
 def rank(number: int, port: int, is_quick: bool, answer: SimpleQueue[tuple[float, float, float]]) -> None:
-    """One process: `answer` gets images a second together, alone, and the ratio, from the first."""
+    """Run one process; the first puts images a second together, alone, and the ratio into `answer`."""
     os.environ.update(RANK=str(number), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     count, rounds = (300, 1) if is_quick else (3000, 5)
@@ -57,7 +58,7 @@ def rank(number: int, port: int, is_quick: bool, answer: SimpleQueue[tuple[float
     with world() as here:
 
         def together() -> float:
-            any_rank(False, here)  # both are here
+            any_rank(False, here)  # barrier: both are ready
             return count / seconds(lambda: (mine(here), any_rank(False, here)))
 
         def alone() -> float:

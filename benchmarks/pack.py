@@ -1,10 +1,13 @@
-"""What `--pack` saves on a thin line, and what it costs: bytes of an image packed and as it is; MB of images a second
-that one core packs and unpacks, hashes included, against what a line of 100 Mbit/s carries; the lossless format against
-what else is there; and `invoke deploy` over 10 Mbit/s with and without, packing included.
+"""Savings and cost of `--pack` on a slow connection.
 
-Three kinds of faces: ORL's photographs, which are grey; the same in tints, one each, which stand for photographs in
-colour; and drawn ones, whose noise is stronger than a lens's and is what no format can predict. Real faces in colour
-cannot be had here. PSNR is printed, of the worst image of each kind."""
+It measures: bytes of an image, packed and unpacked; MB of images a second that one core packs and unpacks, hashes
+included, against the rate of 100 Mbit/s; the lossless format against PNG and zlib; and `invoke deploy` over 10 Mbit/s
+with and without `--pack`, packing included.
+
+There are three kinds of faces. ORL's photographs are grey. The same photographs with one tint each stand for colour
+photographs. Drawn faces have stronger noise than a lens, which no format can predict. Real colour faces are not
+available here. PSNR is printed for the worst image of each kind.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from _claims import Claim, in_turn, quick, report, seconds
 from _far import far
@@ -31,10 +34,10 @@ from app.data.sources.source import Source, orl
 from app.data.synthetic.source import synthetic
 from app.packing.packed import Writer, read
 
-THIN_MBIT_PER_S = 10  # an ordinary one
-LINE_MB_PER_S = 12.5  # 100 Mbit/s: a good uplink at home
+THIN_MBIT_PER_S = 10  # an ordinary uplink
+LINE_MB_PER_S = 12.5  # 100 Mbit/s: a good home uplink
 SHAPE = (112, 112, 3)
-SAVED = {  # times fewer bytes, at least
+SAVED = {  # least factor by which the bytes shrink
     ("jpeg95", "photographs"): 6.0,
     ("jpeg95", "in tints"): 5.5,
     ("jpeg95", "drawn"): 3.2,
@@ -82,7 +85,7 @@ def as_zlib(images: np.ndarray) -> int:
 
 
 def mb_per_s(images: np.ndarray, work: Callable[[], object]) -> float:
-    """Of images, by the time that the core worked: others on the machine do not count."""
+    """Return MB of images a second of CPU time: other processes on the machine do not count."""
     started = time.process_time()
     work()
     return images.nbytes / 1e6 / (time.process_time() - started)
@@ -105,7 +108,7 @@ def bytes_saved(sets: dict[str, np.ndarray]) -> list[Claim]:
 
 
 def speed(sets: dict[str, np.ndarray], rounds: int) -> list[Claim]:
-    """On drawn faces, which take longest, and on tinted ones for the comparison with other formats."""
+    """Measure drawn faces, which take longest, and tinted ones for the comparison with other formats."""
     claims = []
     drawn, tints = sets["drawn"], sets["in tints"]
     for kind, packs, unpacks in (("jpeg95", 5.0, 8.0), ("lossless", 2.5, 4.0)):
@@ -131,7 +134,7 @@ def speed(sets: dict[str, np.ndarray], rounds: int) -> list[Claim]:
 
 
 def staged(count: int, rounds: int) -> Claim:
-    """Seconds of `invoke deploy`, with the code there and the images not; nothing is packed beforehand."""
+    """Time `invoke deploy` with the code already uploaded and the images not; nothing is packed beforehand."""
     with tempfile.TemporaryDirectory() as folder, far(bytes_per_s=THIN_MBIT_PER_S * 1e6 / 8) as place:
         images = Path(folder) / "images.npy"
         drawn = synthetic(count // 10, 10, 0, 100)

@@ -1,7 +1,9 @@
-"""A step (forward, backward, update) of the class centres alone: 100,000 classes, 512 numbers, 128 images, on one
-core, where what else the machine does takes from both alike. Ours compares with a tenth of the centres and moves those;
-the peer is the dense head that it replaces: normalised weights, the same margin, torch's cross-entropy and its fused
-SGD. At rate 1 both compute the same loss."""
+"""One step (forward, backward, update) of the class centres: 100,000 classes, 512 numbers, 128 images, on one core.
+
+On one core, other load on the machine affects both sides alike. Ours compares with a tenth of the centres and updates
+those. The peer is the dense head that it replaces: normalised weights, the same margin, torch's cross-entropy and its
+fused SGD. At rate 1 both compute the same loss.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from _claims import Claim, in_turn, quick, report, seconds
 

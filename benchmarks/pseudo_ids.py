@@ -1,8 +1,9 @@
-"""What pseudo-IDs are worth: the accuracy on people never seen of the self-supervised recipe with them and without,
-the same data, network, epochs and seeds, on the ORL photographs and on drawn faces of 2,000 people.
+"""Gain from pseudo-IDs: the self-supervised recipe's accuracy on unseen people, with and without them.
 
-The two runs of a seed go side by side, one thread each. Without pseudo-IDs a positive is always the same image, and no
-negative is masked for having the same one."""
+Data, network, epochs and seeds are the same, on the ORL photographs and on drawn faces of 2,000 people. The two runs of
+a seed are parallel, one thread each. Without pseudo-IDs a positive is always the same image, and no negative is
+masked for sharing a pseudo-ID.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from _runs import accuracy, app, prepared
 
 WITHOUT = ["recipe.positives.probability=[0]", "mining.start_epoch=100000"]
 DRAWN = ["source=synthetic", "identities=2000", "per_identity=5", "variation_pct=25"]
-SETS = {  # name: what prepares it, how it is trained
+SETS = {  # name: settings to prepare it, settings to train on it
     "orl": (["source=orl"], ["experiment=tryout", "train.batch.size=64", "train.epochs=48"]),
     "drawn": (DRAWN, ["experiment=drawn"]),
 }
@@ -38,7 +39,7 @@ def main() -> int:
 
 
 def pair(words: list[str]) -> tuple[float, float]:
-    """Accuracy in percent with pseudo-IDs and without, of two runs at the same time."""
+    """Return accuracy in percent with and without pseudo-IDs, of two parallel runs."""
     with tempfile.TemporaryDirectory() as folder:
         runs = [(Path(folder) / "with", []), (Path(folder) / "without", WITHOUT)]
         for job in [app("app.train", *words, *arm, f"run.dir={place}") for place, arm in runs]:

@@ -1,12 +1,14 @@
-"""Images a second out of a .rec file on one core, JPEG included: ours, from opening the file with its index to batches
-of uint8 faces, against loops that make the same batches of the same files, already in memory: a plain Pillow loop, and
-a bare loop of the decoder that ours uses, simplejpeg. All in one run, in turn, by the time that the core worked; the
-images are ORL's photographs in ten tints.
+"""Images a second read from a .rec file on one core, JPEG decoding included.
 
-Three times Pillow is not reached, and the bare loop shows why: it is hardly faster than ours. Pillow, simplejpeg,
-OpenCV and imagecodecs all are libjpeg-turbo, and differ in what surrounds it: on CPUs of two kinds that gave 2.5 and
-2.0 times Pillow. simplejpeg's faster settings (fast DCT, fast upsampling) are worth 7 % together, and change pixels by
-up to 14 levels of 256: they are not used. Decoding on a second core would not be one core."""
+Ours goes from opening the file with its index to batches of uint8 faces. The peers make the same batches from the same
+files, already in memory: a plain Pillow loop, and a bare loop of simplejpeg, the decoder that ours uses. All run in
+turn in one process, measured in CPU time. The images are ORL's photographs in ten tints.
+
+Three times Pillow is out of reach, as the bare loop shows: it is hardly faster than ours. Pillow, simplejpeg, OpenCV
+and imagecodecs all wrap libjpeg-turbo and differ only in their overhead: on two kinds of CPU that gave 2.5 and 2.0
+times Pillow. simplejpeg's faster settings (fast DCT, fast upsampling) gain 7 % together but change pixels by up to 14
+levels of 256, so they are not used. Decoding on a second core would not be one core.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from _claims import Claim, core_seconds, in_turn, quick, report
 
@@ -33,7 +35,7 @@ QUALITY = 95
 
 
 def photographs(tints: int) -> list[bytes]:
-    """The 400 photographs as JPEG files, once in each tint."""
+    """Return the 400 photographs as JPEG files, once in each tint."""
     source = orl()
     faces = source.decode(source.read(0, source.count))
     files = []

@@ -1,7 +1,9 @@
-"""Neighbours among 50,000 embeddings (512 numbers, 32 neighbours, all cores; 8,192 of them asked about), ours with
-everything it does besides (itself taken out, ties by id, lists that no rounding can change) against bare faiss.knn.
-Where the CPU has units for bf16, also by a 16-bit product. Where there is a GPU, 1.2 million embeddings on it, against
-a product in fp32 and its topk, and against the 16-bit product alone over the same tiles."""
+"""Neighbour search among 50,000 embeddings: 512 numbers, 32 neighbours, 8,192 queries, all cores.
+
+Ours includes all of its extra work (removing the query itself, ties by id, lists that rounding cannot change); the peer
+is bare faiss.knn. Where the CPU has units for bf16, a 16-bit product is measured too. With a GPU, ours searches 1.2
+million embeddings there, against an fp32 product with topk, and against only the 16-bit product over the same tiles.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import faiss
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script from anywhere
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from _claims import Claim, in_turn, quick, report, seconds
 
@@ -22,11 +24,11 @@ from app.mining.knn import choose_backend, nearest, neighbours, recall, search
 from app.runtime.dist import World
 
 DIM, K = 512, 32
-FP32_TILE = 1024  # queries; at 1.2 million columns their scores take 5 GB
+FP32_TILE = 1024  # queries; with 1.2 million columns their scores take 5 GB
 
 
 def people(count: int, device: torch.device) -> Tensor:
-    """Unit vectors [count, DIM]: 11 images of a person on average, their mutual cosines about 0.5, in random order."""
+    """Return unit vectors [count, DIM] in random order: 11 images per person on average, mutual cosines about 0.5."""
     generator = torch.Generator(device).manual_seed(0)
 
     def normal(rows: int) -> Tensor:

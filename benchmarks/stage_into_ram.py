@@ -1,5 +1,7 @@
-"""GiB/s of 1 GiB from disk into /dev/shm, hashed: ours, as a deploy runs it on the machine, against cp, then sha256sum.
-The file is in the page cache for both: the disk here would be what is measured otherwise."""
+"""GiB/s of 1 GiB from disk into /dev/shm, hashed: ours, as a deploy runs it on the machine, against cp and sha256sum.
+
+The file is in the page cache for both, so that the disk is not measured.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,11 @@ from _claims import Claim, in_turn, quick, report, seconds
 
 PROJECT = Path(__file__).parents[1]
 MIB = 1 << 20
-BLOCK_BYTES = 8192 * 112 * 112 * 3  # of a data set made by `prepare`
+BLOCK_BYTES = 8192 * 112 * 112 * 3  # block size of a data set made by `prepare`
 
 
 def make(path: Path, size: int) -> list[dict[str, object]]:
-    """Random bytes, and their pieces with hashes as a manifest has them."""
+    """Write random bytes; return their pieces with hashes, as in a manifest."""
     with open(path, "wb") as file:
         for _ in range(size // MIB):
             file.write(os.urandom(MIB))
@@ -37,7 +39,7 @@ def make(path: Path, size: int) -> list[dict[str, object]]:
 
 def main() -> int:
     is_quick = quick()
-    ram, size = Path("/dev/shm"), (64 if is_quick else 1024) * MIB  # noqa: S108 - the place the product stages to
+    ram, size = Path("/dev/shm"), (64 if is_quick else 1024) * MIB  # noqa: S108 - where the product stages data
     if not ram.is_dir() or shutil.disk_usage(ram).free < 2 * size:
         raise SystemExit(f"{ram} has no room for {size // MIB} MiB")
     with tempfile.TemporaryDirectory(dir=PROJECT) as disk, tempfile.TemporaryDirectory(dir=ram) as memory:
@@ -57,7 +59,7 @@ def main() -> int:
 
         def rate(work: object) -> float:
             part.unlink(missing_ok=True)
-            source.read_bytes()  # into the page cache, for either
+            source.read_bytes()  # into the page cache, for both
             return size / (1 << 30) / seconds(work)  # type: ignore[arg-type]
 
         fast, slow, ratio = in_turn(lambda: rate(ours), lambda: rate(peer), 2 if is_quick else 9)

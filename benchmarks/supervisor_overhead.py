@@ -1,8 +1,8 @@
-"""What looking after a job costs: processor time of a supervisor and a guard over a minute, against 1 % of one core.
+"""Cost of supervising a job: processor time of a supervisor and a guard over a minute, against 1 % of one core.
 
-The job does what training does to them: ten events a second in metrics.jsonl, as many lines in the log. A program of
-nvidia-smi's shape stands in for the real one, whose own time is not counted: it is the driver's. Nor is counted what
-happens now and then only: hashing a checkpoint before a restart, and copying one.
+The job loads them as training does: ten events a second in metrics.jsonl, as many lines in the log. A stand-in for
+nvidia-smi prints the same format; the time of the real one is not counted, as the driver causes it. Rare work is not
+counted either: hashing a checkpoint before a restart, and copying one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from _claims import Claim, quick, report
 
 PROJECT = Path(__file__).parents[1]
 ALLOWED_PCT = 1.0
-SETTLED_S = 3.0  # starting Python is paid once, not each minute
+SETTLED_S = 3.0  # starting Python costs once, not each minute
 JOB = """
 import json, os, sys, threading, time
 ended = threading.Event()
@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def measured(root: Path, seconds: float) -> tuple[float, float]:
-    """Both shares of one core, in percent, while a job runs."""
+    """Return both shares of one core, in percent, while a job runs."""
     run = root / "runs" / "measured"
     run.mkdir(parents=True)
     limits = {
@@ -87,7 +87,7 @@ def measured(root: Path, seconds: float) -> tuple[float, float]:
         passed = time.monotonic() - at
         used = [cpu_s(supervisor.pid) - before[0], cpu_s(guard.pid) - before[1]]
     finally:
-        (root / "guard.json").unlink()  # else the supervisor would start another guard
+        (root / "guard.json").unlink()  # otherwise the supervisor would start another guard
         (run / "stop.request").touch()
         guard.terminate()
         supervisor.wait(30)
@@ -96,7 +96,7 @@ def measured(root: Path, seconds: float) -> tuple[float, float]:
 
 
 def cpu_s(pid: int) -> float:
-    """Time on a processor, all threads: to the nanosecond, where stat counts hundredths of a second."""
+    """Return the CPU time of all threads, in seconds: schedstat has nanoseconds, stat only hundredths of a second."""
     tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 

@@ -1,7 +1,8 @@
-"""The README's main job, as a user runs it, for three seeds: how well the trained network verifies people it never
-saw, against raw pixels, and how long the job takes on this machine. What pseudo-IDs are worth: pseudo_ids.py.
+"""The README's main job, as a user runs it, for three seeds: accuracy on unseen people and duration.
 
-The job itself is 'invoke train --json'; nothing here knows how it works."""
+The peer for accuracy is raw pixels. For the gain from pseudo-IDs see pseudo_ids.py. The job is 'invoke train --json';
+this benchmark does not depend on how it works.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ def main() -> int:
 
 
 def job(*settings: str) -> dict[str, Any]:
-    """One main job; its JSON document and the seconds that the user waited."""
+    """Run one main job; return its JSON document and the seconds that the user waited."""
     words = [word for setting in settings for word in ("--set", setting)]
     started = time.perf_counter()
     done = subprocess.run(
@@ -47,7 +48,7 @@ def job(*settings: str) -> dict[str, Any]:
 
 
 def mean(runs: list[dict[str, Any]], what: str) -> float:
-    """Mean accuracy in percent."""
+    """Return the mean accuracy in percent."""
     return 100 * statistics.mean(run["eval"][what]["accuracy"] for run in runs)
 
 

@@ -1,7 +1,9 @@
-"""MB/s of an upload of 256 MiB: over a line with a round trip of 100 ms against one scp stream and against Fabric's
-put, and on this computer without a line against scp. Ours and Fabric's have a connection when the clock starts, as
-every command has; ours makes its further ones while the clock runs, as scp does, and verifies what arrived, as neither
-of the others does."""
+"""MB/s of an upload of 256 MiB, over a connection with a round trip of 100 ms and on this computer.
+
+Over the connection the peers are one scp stream and Fabric's put; on this computer, without a proxy, the peer is scp.
+Ours and Fabric are connected when the clock starts, as every command is. Ours opens its further connections while the
+clock runs, as scp does. Only ours verifies the uploaded data.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""What can go wrong on the laptop, as one small family.
+"""Exceptions of the laptop half, with their exit codes.
 
 DeployError            message, evidence (last lines seen), next command to type
 ├── StepFailed         1  the job or a step failed
-│   └── BadAnswer      1  a machine or a provider said something that does not fit
+│   └── BadAnswer      1  a machine or a provider sent an invalid answer
 ├── WrongUse           2  the request cannot be carried out as typed
-└── NoMachine          3  the machine could not be had
-    └── CannotTrain    3  it is there, and cannot use its GPUs
+│   └── NoAccount      2  the provider has no account on this computer
+└── NoMachine          3  no usable machine could be provisioned
+    └── CannotTrain    3  the machine runs, but cannot use its GPUs
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ OUR_OWN = "SNIPERFACE_"
 
 
 class DeployError(Exception):
-    """A failure that is told to the user in one message, without a traceback."""
+    """A failure that the user sees as one message, without a traceback."""
 
     exit_code = 1
 
     def __init__(self, message: str, *, evidence: Sequence[str] = (), next_command: str | None = None) -> None:
-        redact = Redactor(_secrets())  # whoever shows or keeps it need not think of that
+        redact = Redactor(_secrets())  # so that printing or storing the error is safe
         self.message: str = redact(hide(message))
         super().__init__(self.message)
         self.evidence: tuple[str, ...] = tuple(redact(hide(line)) for line in evidence)
@@ -34,17 +35,17 @@ class DeployError(Exception):
 
 
 class StepFailed(DeployError):
-    """The job, or a step on the way to it, failed."""
+    """The job, or a step before it, failed."""
 
     exit_code = 1
 
 
 class BadAnswer(StepFailed):
-    """A machine or a provider said something that does not fit; the message names it and the field."""
+    """A machine or a provider sent an invalid answer. The message names the source and the field."""
 
 
 class WrongUse(DeployError):
-    """The request cannot be carried out; nothing was touched."""
+    """The request cannot be carried out as typed."""
 
     exit_code = 2
 
@@ -54,33 +55,33 @@ class NoAccount(WrongUse):
 
 
 class NoMachine(DeployError):
-    """The machine could not be had."""
+    """No usable machine could be provisioned."""
 
     exit_code = 3
 
 
 class CannotTrain(NoMachine):
-    """The machine is there, and the environment on it cannot use its GPUs."""
+    """The machine runs, but the environment on it cannot use its GPUs."""
 
 
 def _secrets() -> list[str]:
-    """Of this computer's environment, as their names tell; a path that is there, such as a key's, is none."""
+    """Secret values of the environment, by variable name. Skips our own variables and existing paths (key files)."""
     named = {name: value for name, value in os.environ.items() if not name.startswith(OUR_OWN)}
     return [value for value in of_environment(named) if not os.path.exists(value)]
 
 
 def bootstrap_command() -> str:
-    """What installs the packages for training: bootstrap.py, called as this user calls it."""
+    """The command that installs the training packages: bootstrap.py, as this user calls it."""
     return f"{os.environ.get('SNIPERFACE_INVOKE') or 'python bootstrap.py invoke'} train"
 
 
 def command(words: str) -> str:
-    """`invoke …` as this user types it: bootstrap.py says so when the command came through it."""
+    """`invoke …` as this user types it. bootstrap.py sets SNIPERFACE_INVOKE if it started the command."""
     return f"{os.environ.get('SNIPERFACE_INVOKE') or 'invoke'} {words}"
 
 
 def unknown(kind: str, wrong: str, right: Iterable[str]) -> WrongUse:
-    """The complaint about a name that is not in a list: the nearest right one, then all of them."""
+    """The error for a name that is not in a list. It suggests the nearest name, then lists all."""
     choices = sorted(right)
     near = difflib.get_close_matches(wrong, choices, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""

@@ -1,4 +1,4 @@
-"""What holds for all tests: their order, and that in CI nothing is skipped that could be installed."""
+"""Rules for all tests: their order, shared fixtures, and no skips in CI for something that could be installed."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import pytest
 
 from tests.support.faults import Fault
 
-# A test machine may be busy, so no example has a deadline; CI tries the same examples every time.
+# A test machine may be busy, so examples have no deadline. CI runs the same examples every time.
 hypothesis.settings.register_profile("patient", deadline=None, derandomize=os.environ.get("CI") == "true")
 hypothesis.settings.load_profile("patient")
 
-# Advice is written with the words that started these tests, were they known: other words on every machine.
+# Printed advice repeats the command in this variable, which differs between machines.
 os.environ.pop("SNIPERFACE_INVOKE", None)
-# Hundreds of commands run here: each would compile what the one before it has compiled.
+# The tests run hundreds of commands: without bytecode files each would compile everything again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# What a skip in CI may wait for; everything else can be had there, and .ci/run must install it.
+# Reasons for a skip that CI accepts; .ci/run must install everything else.
 NOT_IN_CI = (
     "needs the right to mount", "needs a GPU", "needs an engine without GPUs", "needs macOS", "needs Windows",
 )  # fmt: skip
-# Docker is among the rest, unless .ci/run says by this variable why there can be no engine: it has tried to start one.
+# .ci/run must start Docker too. If that is impossible, it sets this variable to the reason, and CI accepts the skip.
 NO_ENGINE = "SNIPERFACE_NO_ENGINE"
 
 
 PASSED = pytest.StashKey[bool]()
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m chooses
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests last; but of two processes none should end alone with the longest file, so that one comes first.
+    """Run slow tests last; with several processes run tests/e2e, the longest, first to balance them.
 
-    A test that takes the fixture `fault` injects one, and can be chosen with `-m fault`.
+    Mark tests that inject a fault, that is, take the fixture `fault`: `-m fault` selects them.
     """
     for item in items:
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def our_image() -> str:
-    """Name and tag of our image, built by our Dockerfile; what is built is kept for the next time."""
+    """Name and tag of our image, built from our Dockerfile and kept for the next test run."""
     from tests.support import images
 
     try:
@@ -59,7 +59,7 @@ def our_image() -> str:
 
 @pytest.fixture
 def fault(request: pytest.FixtureRequest) -> Iterator[Fault]:
-    """What is shown of every fault; see tests/support/faults.py."""
+    """Check and record what every fault must show; see tests/support/faults.py."""
     made = Fault(request.node.nodeid)
     yield made
     passed = request.node.stash.get(PASSED, False)

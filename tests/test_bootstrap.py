@@ -1,7 +1,7 @@
-"""bootstrap.py in a tiny project: real virtual environments and a real pip, offline, with packages made here.
+"""Test bootstrap.py in a tiny project: real virtual environments and a real pip, offline, with packages built here.
 
-The tiny project has the shape of ours (the laptop's half, the extras app and dev), and its `invoke` prints how it was
-called. Its stand-in for setuptools can be held in the middle of an installation by a file named `hold`.
+The tiny project has the same structure as ours (the laptop half, the extras app and dev). Its `invoke` prints how it
+was called. A file named `hold` pauses its fake setuptools in the middle of an installation.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ name = "source"
 version = "1"
 """
 CONSTRAINTS = "torch==1\n"
-# What stands in each list. `source` is published as source alone, and built with the stand-in for setuptools.
+# The pins in each list. `source` has no wheel; the fake setuptools builds it.
 LISTS = {
     "build": ["setuptools==999"],
     "laptop": ["invoke==1", "source==1"],
@@ -72,7 +72,7 @@ sys.exit(int(os.environ.get("EXIT_CODE", "0")))
 
 
 def make_source(folder: Path, version: str) -> None:
-    """A package that pip has to build."""
+    """Write the source archive of a package that pip has to build."""
     with tarfile.open(folder / f"source-{version}.tar.gz", "w:gz") as archive:
         for file, text in {"pyproject.toml": PYPROJECT, "VERSION": version}.items():
             member = tarfile.TarInfo(f"source-{version}/{file}")
@@ -81,9 +81,9 @@ def make_source(folder: Path, version: str) -> None:
 
 
 def write_lists(project: Path, wheels: Path, changed: Mapping[str, str] | None = None) -> None:
-    """The lists of requirements as ours are, with the hashes of the files made here.
+    """Write lists of requirements like ours, with the hashes of the files built here.
 
-    `changed`: pins that stand in place of others.
+    `changed`: pin -> its replacement.
     """
     (project / "requirements").mkdir(exist_ok=True)
     for name, pins in LISTS.items():
@@ -120,12 +120,12 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Project:
-    """A tiny project in a folder of its own, and how a user calls its bootstrap.py."""
+    """A tiny project in its own folder; calls its bootstrap.py as a user does."""
 
     def __init__(self, folder: Path, wheels: Path | None) -> None:
         folder.mkdir()
         self.folder = folder
-        self.wheels: Path | None = wheels  # None: there is no network
+        self.wheels: Path | None = wheels  # None: no network
         self.environment: dict[str, str] = {}
         shutil.copy(BOOTSTRAP, folder)
         (folder / "constraints.txt").write_text(CONSTRAINTS, encoding="utf-8")
@@ -160,7 +160,7 @@ class Project:
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Project:
-    """A project in a folder with a hostile name, after its first call."""
+    """A project in a folder with a hostile name, after the first call of bootstrap.py."""
     project = Project(tmp_path_factory.mktemp("ready") / HOSTILE_NAME, wheels)
     first = project.run("invoke", "--list")
     assert first.returncode == 0, first.stderr
@@ -301,7 +301,7 @@ def test_printed_commands_name_the_launcher_that_leads_here(
     bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, windows: bool, on_path: dict[str, str],
     uv: bool, venv: bool, typed: str,
 ) -> None:  # fmt: skip
-    """`python` may be another one, or on Windows the one that opens the Store."""
+    """`python` may be another installation or, on Windows, the alias that opens the Store."""
     here, other = tmp_path / "a here", tmp_path / "other"
     for folder in (here, other):
         folder.mkdir()
@@ -340,7 +340,7 @@ def test_what_pip_says_becomes_what_helps(bootstrap: ModuleType, line: str, word
 def test_a_targets_file_of_powershell_is_read(
     bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """UTF-16, and UTF-8 with a mark; one of neither leaves the word to the command."""
+    """UTF-16, and UTF-8 with a byte order mark. With other bytes, bootstrap leaves the error to the command."""
     monkeypatch.setattr(bootstrap, "HERE", tmp_path)
     (tmp_path / "conf" / "deploy").mkdir(parents=True)
     file = tmp_path / "conf" / "deploy" / "mine.yaml"
@@ -438,7 +438,7 @@ def test_when_pip_fails_its_last_words_are_shown(ready: Project, wheels: Path) -
 
 @pytest.mark.parametrize("package", ["invoke", "setuptools", "source"])
 def test_a_file_with_another_hash_is_refused(tmp_path: Path, wheels: Path, package: str) -> None:
-    """A package that was replaced at its source, under the same name and version; one that would be built, too."""
+    """pip refuses a file replaced in the registry under the same name and version, also one it would build."""
     replaced = tmp_path / "wheels"
     shutil.copytree(wheels, replaced)
     project = Project(tmp_path / "project", wheels)
@@ -454,7 +454,7 @@ def test_a_file_with_another_hash_is_refused(tmp_path: Path, wheels: Path, packa
     assert failed.returncode == 1
     assert "DO NOT MATCH THE HASHES" in failed.stderr
     installed = list((project.folder / ".venv").glob(f"[Ll]ib/**/site-packages/{package}/__init__.py"))
-    assert not any("never" in file.read_text() for file in installed)  # ensurepip may bring a setuptools of its own
+    assert not any("never" in file.read_text() for file in installed)  # ensurepip may install its own setuptools
     assert package == "setuptools" or not installed
 
 
@@ -515,5 +515,5 @@ def test_ctrl_c_is_the_childs_to_answer(tmp_path: Path) -> None:
     child = [sys.executable, "-c", script, str(started)]
     process = subprocess.Popen([sys.executable, "-c", parent, str(BOOTSTRAP), *child], start_new_session=True)
     wait_until(started.exists)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does: both get it
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: both processes get it
     assert process.wait(timeout=60) == 7

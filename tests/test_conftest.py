@@ -1,4 +1,4 @@
-"""The rules of conftest.py, seen from outside: a pytest of its own on a small test file."""
+"""Test conftest.py from outside: run a separate pytest on small test files."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_in_ci_a_missing_engine_is_a_failure_unless_there_can_be_none(tmp_path: 
 def test_ci_says_when_there_can_be_no_engine(
     tmp_path: Path, user: int, programs: dict[str, int], code: int, words: str
 ) -> None:
-    """.ci/engine on machines of every kind: one says what it can by the exit codes of its programs."""
+    """Run .ci/engine on all kinds of machines, simulated by the exit codes of fake programs."""
     for name in ("bash", "seq", "sleep", "tail", "setsid"):
         found = shutil.which(name)
         if found is None:
@@ -134,7 +134,7 @@ def test_other(): pass
 
 
 def test_a_test_of_a_fault_shows_everything_and_is_recorded(tmp_path: Path) -> None:
-    """One that forgets a part fails, and so does one that finds damage; `-m fault` chooses them."""
+    """A test that omits a part, or finds damage, fails; `-m fault` selects these tests."""
     (tmp_path / "test_faults.py").write_text(FAULTS)
     record = tmp_path / "faults.jsonl"
     returncode, out = run_pytest(tmp_path, "", SNIPERFACE_FAULTS=str(record), PYTEST_ADDOPTS="-m fault")

@@ -1,4 +1,4 @@
-"""The two halves never import each other; here, and only here, what both must agree on is held against each other."""
+"""Contracts between the two halves, which never import each other: only here are the two compared."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_run_folder_has_the_same_names_on_both_sides() -> None:
 
 @pytest.fixture
 def prepared(tmp_path: Path) -> Path:
-    """24 images of 8 people in blocks of 3, 6 images held out."""
+    """24 images of 8 people in blocks of 3; 6 images are held out."""
     images = np.random.default_rng(0).integers(0, 255, (24, 112, 112, 3), dtype=np.uint8)
     labels = np.repeat(np.arange(8, dtype=np.int32), 3)
     out = tmp_path / "data" / "images.npy"
@@ -80,7 +80,7 @@ def test_any_path_survives_the_command_line(text: str) -> None:
 
 
 def test_the_plan_and_the_job_settle_the_precision_alike() -> None:
-    """The rule is on both sides, as the halves share no code."""
+    """Both halves have the rule, as they share no code."""
     from app.runtime.precision import resolve
     from deploy.specs import memory
 

@@ -1,5 +1,4 @@
-"""docs/failures.md is true: it has each fault that a test injects, its tests exist, and its figures are the
-measured ones."""
+"""Check docs/failures.md: it lists each injected fault, the tests it names exist, its figures are the measured ones."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ DOCUMENT = (PROJECT / "docs" / "failures.md").read_text(encoding="utf-8")
 
 @cache
 def functions() -> dict[str, bool]:
-    """Each test by its name, and whether it injects a fault."""
+    """Test name -> whether it injects a fault."""
     found = {}
     for path in (PROJECT / "tests").rglob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -26,7 +25,7 @@ def functions() -> dict[str, bool]:
 
 
 def named() -> list[str]:
-    """What the last column of the tables names: tests without `test_`, cut short by an ellipsis, and files."""
+    """Names in the last column of the tables: files, and tests without `test_`, possibly cut short by an ellipsis."""
     rows = [line for line in DOCUMENT.splitlines() if line.startswith("|") and line.count("|") == 4]
     return [name for row in rows for name in re.findall(r"`([^`]+)`", row.split("|")[3])]
 
@@ -40,7 +39,7 @@ def test_each_test_that_is_named_exists() -> None:
 
 
 def meant(name: str) -> list[str]:
-    """The tests that a name in the table means."""
+    """The tests that a name in the table refers to."""
     if name.endswith("…"):
         return [test for test in functions() if test.startswith(f"test_{name[:-1]}")]
     return [test for test in functions() if test == f"test_{name}"]
@@ -52,7 +51,7 @@ def test_each_fault_that_is_injected_is_in_the_table() -> None:
 
 
 def test_the_figures_are_the_measured_ones() -> None:
-    """benchmarks/results/failures.json, line by line; the cost of the supervisor is that of its own benchmark."""
+    """The document has each claim of benchmarks/results/failures.json; the supervisor's cost is its own benchmark's."""
     results = PROJECT / "benchmarks" / "results"
     claims = json.loads((results / "failures.json").read_text(encoding="utf-8"))["claims"]
     rows = [f"| {each['name']} | {each['ours']:g} | {each['peer']:g} {each['unit']} |" for each in claims]

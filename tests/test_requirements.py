@@ -1,4 +1,4 @@
-"""The lists with hashes hold what pyproject.toml asks for, in the versions of constraints.txt, and are complete."""
+"""The lists with hashes contain what pyproject.toml requires, in the versions of constraints.txt, completely."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def update() -> ModuleType:
 
 
 def blocks(name: str) -> list[tuple[str, str, str]]:
-    """Name, version and marker of each package of a list; a line that is no part of a package with hashes fails."""
+    """Name, version and marker of each package in a list. Fails on any line outside a package with hashes."""
     text = (FOLDER / f"{name}.txt").read_text(encoding="utf-8")
     assert BLOCK.sub("", text).strip().startswith("#"), name
     assert len(BLOCK.sub("", text).strip().splitlines()) == 1, BLOCK.sub("", text)
@@ -46,7 +46,7 @@ def pinned() -> set[tuple[str, str]]:
 
 
 def test_every_package_has_its_hashes_in_one_list_or_is_known_to_have_none(update: ModuleType) -> None:
-    """What constraints.txt pins is in a list, but for torch and what it alone brings."""
+    """All pins of constraints.txt are in a list, except torch and the dependencies that only torch has."""
     listed = {(package, version) for name in LISTS for package, version, _ in blocks(name)}
     assert listed <= pinned()
     without = {package for package, _ in pinned() - listed}
@@ -66,14 +66,14 @@ def test_each_list_begins_with_what_pyproject_asks_for(update: ModuleType) -> No
 
 @pytest.mark.parametrize("name", ["app", "dev", "laptop", "pack"])
 def test_each_list_is_complete(name: str, update: ModuleType) -> None:
-    """By the metadata of what is installed here: pip installs a list without looking for what it needs."""
+    """Checked with the metadata of the installed packages: pip installs a list without resolving dependencies."""
     here = {package: version for package, version, marker in blocks(name) if not marker or Marker(marker).evaluate()}
     for package, version in here.items():
         found = importlib.metadata.distribution(package)
         assert found.version == version, package
         for text in found.requires or []:
             needed = Requirement(text)
-            # Of extras only those that another package of the list asks for, and those are in its requirements.
+            # Skip extras: those that another package needs are in that package's requirements.
             if needed.marker and not needed.marker.evaluate({"extra": ""}):
                 continue
             other = canonicalize_name(needed.name)
@@ -92,7 +92,7 @@ def test_torch_needs_nothing_that_has_no_hashes_and_no_reason(update: ModuleType
 
 @pytest.mark.parametrize("place", ["bootstrap.py", "deploy/pod/agent/environment.py", "Dockerfile"])
 def test_whoever_installs_lets_pip_check_hashes(place: str) -> None:
-    """And names torch alone beside the lists."""
+    """torch, which has no hashes, is installed by name with constraints.txt."""
     text = (PROJECT / place).read_text(encoding="utf-8")
     assert "--require-hashes" in text
     assert re.search(r"constraints\.txt\"?,? \"?torch", text)

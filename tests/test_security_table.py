@@ -1,4 +1,4 @@
-"""The table of threats names tests that exist."""
+"""Check that the tests named in the table of threats exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole configuration: its schema, what may be wrong with it, how a command line becomes one."""
+"""The configuration: its schema, its checks, and how a command line is composed into one."""
 
 from app.config.command_line import manual, own_words, read_command_line
 from app.config.compose import CONF, load, save_resolved

@@ -1,6 +1,6 @@
-"""python -m app.config key=value …: the resolved configuration as one JSON object, or one sentence and exit code 2.
+"""python -m app.config key=value …: print the resolved configuration as JSON, or one sentence with exit code 2.
 
-It imports no torch, so a laptop can ask it before anything is rented or started.
+It imports no torch, so a laptop can check a configuration before it rents or starts anything.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, and with a name: sentences that say what would work."""
+"""Check a configuration and its names; each message suggests a value that works."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEADS = ["combined", "arcface", "cosface", "sphereface", "adaface", "magface", "
 
 
 def faults(config: Config) -> Iterator[str]:
-    """Everything wrong with the values, a sentence each that names the key and a value that works."""
+    """Yield one message per invalid value; it names the key and a value that works."""
     train, data, backbone, recipe = config.train, config.data, config.backbone, config.recipe
     mining, positives, head = config.mining, recipe.positives, recipe.head
     fraction = data.data_fraction
@@ -137,9 +137,9 @@ def faults(config: Config) -> Iterator[str]:
 
 
 def _faults_of_ranges(config: Config) -> Iterator[str]:
-    """Of how far an augmentation may go."""
+    """Check the ranges of the augmentations."""
     augment = config.recipe.augment
-    widest_blur = (config.backbone.image_size - 1) / 2  # the kernel, two sigmas to each side, is mirrored at the edge
+    widest_blur = (config.backbone.image_size - 1) / 2  # the kernel reaches two sigmas; reflect padding limits it
     for name, most in (
         ("crop_scale", 1.0),
         ("crop_ratio", 10.0),
@@ -183,7 +183,7 @@ def _faults_of_schedule(config: Config) -> Iterator[str]:
 
 
 def _faults_of_head(config: Config) -> Iterator[str]:
-    """Also of what would be read by nobody: a margin that is left out in silence is a wrong experiment."""
+    """Check the head; also refuse keys that it would ignore, as a silently ignored margin spoils an experiment."""
     recipe, head = config.recipe, config.recipe.head
     unset = HeadConfig()
     if not 0 < head.sample_rate <= 1:
@@ -210,9 +210,9 @@ def _faults_of_head(config: Config) -> Iterator[str]:
 
 
 def nearest(name: str, choices: Sequence[str]) -> str:
-    """ "did you mean a?" where something is close, else the whole list (or how to see it)."""
+    """Suggest the closest choice, else list the choices; more than 12: name the command that lists them."""
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
-    # A right last part under a wrong path is the commonest slip: batch.size for train.batch.size.
+    # The most common mistake is a right last part under a wrong path: batch.size for train.batch.size.
     close = close or [choice for choice in choices if choice.endswith("." + name.split(".")[-1])][:1]
     if close:
         return f"did you mean {close[0]}?"

@@ -1,4 +1,4 @@
-"""What stands behind `python -m app.…`: Hydra's overrides, and the habits of its users.
+"""The arguments of `python -m app.…` are Hydra overrides and options.
 
 key=value …          the configuration; a group such as backbone=iresnet18 is a key too
 --help               what can be set, with its defaults
@@ -22,19 +22,19 @@ from app.errors import WrongUse
 
 @dataclass(frozen=True)
 class CommandLine:
-    """`jobs` to run, or, when there is `text`, only something to print."""
+    """The `jobs` to run, or a `text` to print instead."""
 
     jobs: Sequence[Config] = ()
     text: str | None = None
 
 
 def read_command_line(argv: Sequence[str], usage: str) -> CommandLine:
-    """The checked configurations that a command line asks for. `usage` heads the help. Raises WrongUse."""
+    """Parse a command line into checked configurations. `usage` is the first part of the help. Raises WrongUse."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--cfg", "-c")
-    parser.add_argument("--resolve", action="store_true")  # everything printed is resolved
+    parser.add_argument("--resolve", action="store_true")  # accepted only; the output is always resolved
     parser.add_argument("--package", "-p")
     parser.add_argument("--multirun", "-m", action="store_true")
     asked = parser.parse_intermixed_args(list(argv))
@@ -51,10 +51,10 @@ def read_command_line(argv: Sequence[str], usage: str) -> CommandLine:
 
 
 def own_words(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """A command's own words, key=value with one of `names`, and the others, which are the configuration's.
+    """Split arguments into a command's own options (key=value, key in `names`) and configuration overrides.
 
-    Raises WrongUse for a key that is neither, with the nearest one, for what is no key=value, and for a word of the
-    command's that comes twice.
+    Raises WrongUse for an unknown key (with the closest known one), for an argument that is not key=value, and for an
+    own option given twice.
     """
     own: dict[str, str] = {}
     others = []
@@ -75,7 +75,7 @@ def own_words(argv: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str]
 
 
 def manual(usage: str) -> str:
-    """How to call the command, every group with its choices, every key with its default."""
+    """The help text: usage, every group with its choices, every key with its default."""
     choices = "\n".join(f"  {group}={' | '.join(names)}" for group, names in groups().items())
     keys = "\n".join(f"  {key}={json.dumps(value)}" for key, value in defaults().items())
     return f"{usage.strip()}\n\n{(__doc__ or '').strip()}\n\nGroups:\n{choices}\n\nKeys and their defaults:\n{keys}\n"

@@ -1,6 +1,6 @@
-"""From a command line to a checked Config. The only place that knows Hydra.
+"""Compose Hydra overrides into a checked Config.
 
-Composition only (Hydra's compose API): no process of a distributed run makes a folder or a log of Hydra's.
+Only Hydra's compose API is used, so no process of a distributed run creates Hydra's folders or logs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from app.errors import WrongUse
 from app.files import write_text
 
 SAVED_BYTES = 1 << 20  # of a config.yaml
-HARMLESS = ("backbone.gradient_checkpointing",)  # changes what a network costs, not what it says
+HARMLESS = ("backbone.gradient_checkpointing",)  # changes time and memory, not the network's output
 CONF = Path(__file__).parents[2] / "conf"
-# What the files of conf/backbone are called in arcface_torch's configurations.
+# arcface_torch's names of our conf/backbone files.
 PEERS_NAMES = {
     **{f"r{depth}": f"iresnet{depth}" for depth in (18, 34, 50, 100, 200)},
     "mbf": "mobilefacenet",
@@ -27,17 +27,18 @@ PEERS_NAMES = {
 
 
 def groups() -> dict[str, list[str]]:
-    """Each config group with its choices: backbone -> iresnet18, …  (conf/deploy belongs to the laptop's half)."""
+    """Config groups and their choices: backbone -> iresnet18, …  conf/deploy is left out; the laptop half reads it."""
     folders = sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "deploy")
     return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
 
 
 def load(overrides: Sequence[str], *, base: Path | None = None) -> Config:
-    """Compose conf/config.yaml with Hydra overrides into a checked Config. Raises WrongUse with one sentence.
+    """Compose conf/config.yaml and Hydra overrides into a checked Config. Raises WrongUse with one sentence.
 
-    With `base`, a run's own config.yaml, the overrides change that instead; groups are settled then.
+    With `base`, a run's saved config.yaml, the overrides apply to that file instead. Groups and keys of the network
+    cannot change then, except those in HARMLESS.
     """
-    # Imported here so that a process which only needs the dataclasses does not pay for Hydra.
+    # Imported here so that processes that need only the dataclasses do not load Hydra.
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -71,7 +72,7 @@ LISTS = ("train.eval.sets",)  # of paths, given with commas as in app.evaluate's
 
 
 def _listed(word: str) -> str:
-    """`key=a,b` as Hydra writes a list, for the keys that are lists of paths; other words as they are."""
+    """Rewrite `key=a,b` in Hydra's list syntax if the key is a list of paths; return other overrides unchanged."""
     key, _, value = word.partition("=")
     if key.lstrip("+") not in LISTS or value.startswith("[") or not value:
         return word
@@ -80,9 +81,9 @@ def _listed(word: str) -> str:
 
 
 def _saved(path: Path) -> Any:
-    """A run's own config.yaml, as plain values: it may come from a stranger's machine.
+    """Read a run's config.yaml as plain values. The file is untrusted: it may come from another machine.
 
-    Raises WrongUse for one that is damaged, too large, or that holds aliases or interpolations, which we never write.
+    Raises WrongUse if it is damaged, too large, or contains aliases or interpolations, which we never write.
     """
     from omegaconf import OmegaConf
 
@@ -90,7 +91,7 @@ def _saved(path: Path) -> Any:
         with path.open("rb") as file:
             text = file.read(SAVED_BYTES + 1)
         values = _plain(text) if len(text) <= SAVED_BYTES else None
-    except Exception as error:  # of the YAML reader, whose errors have nothing in common
+    except Exception as error:  # the YAML reader's errors have no common base class
         raise WrongUse(f"{path} is no configuration of a run; copy it again from where the run was") from error
     if not isinstance(values, dict):
         raise WrongUse(f"{path} is no configuration of a run; copy it again from where the run was")
@@ -100,7 +101,7 @@ def _saved(path: Path) -> Any:
 
 
 def _plain(text: bytes) -> Any:
-    """YAML without aliases, whose few bytes may stand for billions of values."""
+    """Parse YAML and refuse aliases: a few bytes of them can expand to billions of values."""
     import yaml
 
     class Plain(yaml.SafeLoader):
@@ -113,7 +114,7 @@ def _plain(text: bytes) -> Any:
 
 
 def _interpolation(value: Any) -> str | None:
-    """The first text in it that OmegaConf would look up elsewhere, such as in the environment."""
+    """Return the first string that OmegaConf would resolve from elsewhere, such as the environment; else None."""
     if isinstance(value, str):
         return value if "${" in value else None
     if isinstance(value, dict):
@@ -123,13 +124,13 @@ def _interpolation(value: Any) -> str | None:
 
 
 def save_resolved(config: Config, path: Path) -> None:
-    """Write the configuration as it was used, in the form that Hydra reads."""
+    """Write the resolved configuration as YAML that Hydra can read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, as_yaml(config))
 
 
 def as_yaml(config: Config, package: str | None = None) -> str:
-    """The configuration, or the part of it under the key `package`, as YAML."""
+    """Format the configuration, or its part under the key `package`, as YAML. Raises WrongUse for an unknown part."""
     from omegaconf import OmegaConf
 
     whole = OmegaConf.structured(config)
@@ -140,7 +141,7 @@ def as_yaml(config: Config, package: str | None = None) -> str:
 
 
 def sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """The overrides of each job of a sweep: every combination of `key=a,b`, `range(…)`, `choice(…)` and `glob(…)`."""
+    """Expand a sweep into one override list per job: all combinations of `a,b`, `range(…)`, `choice(…)`, `glob(…)`."""
     from itertools import product
 
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -163,7 +164,7 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def _refuse_unknown_names(overrides: Sequence[str], *, several: bool = False) -> None:
-    """A misspelt key or group gets the nearest right one; Hydra's own message names no alternative."""
+    """Raise WrongUse for an unknown key or group and suggest the closest one, which Hydra's message lacks."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
@@ -194,7 +195,7 @@ def _refuse_unknown_names(overrides: Sequence[str], *, several: bool = False) ->
 
 
 def _one_sentence(error: Exception, overrides: Sequence[str]) -> str:
-    """What Hydra and OmegaConf say in several lines and several errors, with the default as a value that works."""
+    """Reduce a chain of Hydra and OmegaConf errors to one sentence, with the default as a value that works."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

@@ -1,1 +1,1 @@
-"""Images: reading them, choosing which, feeding them to the device, changing them at random."""
+"""Images: read them, select rows, feed them to the device, augment them."""

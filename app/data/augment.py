@@ -1,12 +1,10 @@
-"""Random views of images, a whole batch at once on its own device.
+"""Random views of images, computed for a whole batch on its device.
 
-All random numbers of a batch are drawn on the CPU, ahead of the step and in one table (`Augment.draw`); only those of
-the noise come from a generator on the device, with a seed of the batch. So the same seed gives the same views, and a
-resumed run repeats them exactly. Making the views asks the device for nothing: the host knows which images are mixed
-or compressed.
+`Augment.draw` draws a batch's random numbers on the CPU, ahead of the step, in one table. Only the noise comes from a
+generator on the device, with a seed drawn per batch. So the same seed gives the same views, and a resumed run repeats
+them exactly. The host knows which images to mix or compress, so it never waits for an answer from the device.
 
-Views are computed in fp32 whatever the caller's autocast or TF32 setting says: 16 bits move a pixel by up to 42 of 255
-levels.
+Views are computed in fp32 even under autocast or TF32: 16 bits move a pixel by up to 42 of 255 levels.
 
 Letters: B batch, S side of the input, T side of the output.
 """
@@ -28,10 +26,10 @@ from app.config import AugmentConfig
 from app.data.jpeg import constant, jpeg
 
 GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
-LOW = 0.25  # of a period a pixel: amplitudes below it in both directions, the middle half of each side, are mixed
+LOW = 0.25  # cycles per pixel: mix amplitudes below it in both directions, the middle half of each side
 TO_YIQ = (GRAY, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # NTSC
 
-# What a number of the table decides, a row each. A change has rows of its own: turning one off shifts no other.
+# The meaning of each row of the table. Each augmentation has its own rows, so turning one off does not shift others.
 ROWS = (
     *("mix_share", "mix_other", "mix", "area", "ratio", "x0", "y0", "angle", "flip", "jitter", "brightness"),
     *("contrast", "saturation", "gray", "hue", "blur", "sigma", "quality", "jpeg", "noise", "noise_std"),
@@ -41,7 +39,7 @@ ROW = {name: number for number, name in enumerate(ROWS)}
 
 
 def to_float(images: Tensor, size: int) -> Tensor:
-    """uint8 [B, S, S, 3] -> float [B, 3, size, size] in [-1, 1], resampled when the size differs."""
+    """Convert uint8 [B, S, S, 3] to float [B, 3, size, size] in [-1, 1]; resample if the size differs."""
     x = images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
     if x.shape[-1] != size:
         x = F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
@@ -50,33 +48,33 @@ def to_float(images: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Draws:
-    """Everything random about the views of one batch."""
+    """All random numbers for the views of one batch; the noise is drawn later from `noise_seed`."""
 
     table: Tensor  # float [len(ROWS), B], uniform in [0, 1)
-    places: Tensor  # int64 [3, B]: another image for each; first the images to mix; first those to compress
-    mixed: int  # how many images are mixed, and compressed
-    compressed: int
+    places: Tensor  # int64 [3, B]: for each image another one; indices to mix, then 0; indices to compress, then 0
+    mixed: int  # number of images to mix
+    compressed: int  # number of images to compress
     noise_seed: int
 
     def tensors(self) -> list[Tensor]:
-        """What has to be on the device of the images."""
+        """The tensors to move to the images' device."""
         return [self.table, self.places]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Draws:
-        """The same draws with their tensors elsewhere."""
+        """The same draws with other copies of their tensors, such as on another device."""
         table, places = tensors
         return dataclasses.replace(self, table=table, places=places)
 
 
 class Augment:
-    """One random view of each image: uint8 [B, S, S, 3] -> float [B, 3, T, T] in [-1, 1], channels last in memory."""
+    """Make one random view per image: uint8 [B, S, S, 3] -> float [B, 3, T, T] in [-1, 1], channels last in memory."""
 
     def __init__(self, config: AugmentConfig, size: int) -> None:
         self.config = config
         self.size = size
 
     def draw(self, count: int, generator: Generator) -> Draws:
-        """The random numbers for `count` images, on the CPU."""
+        """Draw the random numbers for `count` images, on the CPU."""
         c = self.config
         table = torch.rand(len(ROWS), count, generator=generator)
         steps = (table[ROW["mix_other"]] * max(1, count - 1)).long().clamp(max=max(0, count - 2)) + 1
@@ -100,7 +98,7 @@ class Augment:
     def _views(self, images: Tensor, draws: Draws) -> Tensor:
         c = self.config
         draw = _Values(self._ranges(images.device), draws.table)
-        x = images.permute(0, 3, 1, 2).float().div_(255.0)  # [B, 3, S, S] in [0, 1]; colour changes are defined there
+        x = images.permute(0, 3, 1, 2).float().div_(255.0)  # [B, 3, S, S] in [0, 1], as the colour changes need
         if c.amplitude_mix and draws.mixed:
             x = self._amplitude_mix(x, draw, draws)
         x = self._crop(x, draw)
@@ -108,7 +106,7 @@ class Augment:
         if c.blur:
             x = self._blur(x, draw)
         if c.jpeg and draws.compressed:
-            chosen = draws.places[2, : draws.compressed]  # only these are worked on
+            chosen = draws.places[2, : draws.compressed]
             qualities = draw.value("quality").flatten().index_select(0, chosen)
             x = x.index_copy(0, chosen, jpeg(x.index_select(0, chosen), qualities))
         x = x.mul_(2.0).sub_(1.0)
@@ -120,7 +118,7 @@ class Augment:
         return x.clamp_(-1.0, 1.0).contiguous(memory_format=torch.channels_last)
 
     def _ranges(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each row of the table: the least value, how far values go from there, and a probability [rows, 1]."""
+        """For each row of the table: least value, range of values and probability, each [rows, 1]."""
         c = self.config
         values = {
             "mix_share": (0.0, c.amplitude_mix_alpha),
@@ -144,9 +142,9 @@ class Augment:
         return low, span, constant(tuple(chances), device)
 
     def _amplitude_mix(self, x: Tensor, draw: _Values, draws: Draws) -> Tensor:
-        """Low frequencies take over some of the amplitudes of another image of the batch, for its share of the images.
+        """Mix low-frequency amplitudes of the selected images with those of another image of the batch.
 
-        Phases stay, and with them what is where; light, colour and contrast change (TransFace, arXiv:2308.10133).
+        Phases stay, so shapes stay in place; light, colour and contrast change (TransFace, arXiv:2308.10133).
         """
         chosen = draws.places[1, : draws.mixed]
         others = draws.places[0].index_select(0, chosen)
@@ -163,7 +161,7 @@ class Augment:
         """Crop, flip and rotate in one resampling, [B, 3, S, S] -> [B, 3, T, T]."""
         area, ratio, angle = draw.flat("area"), draw.flat("ratio").exp(), draw.flat("angle")
         sides = torch.stack([area * ratio, area / ratio]).sqrt_().clamp_(max=1.0)  # [2, B] width and height
-        # Crop centres such that the crop stays inside: in [-(1 - width), 1 - width] of the half side.
+        # The centre, in half sides, lies in [-(1 - width), 1 - width], so that the crop stays inside the image.
         centre = torch.stack([draw.flat("x0"), draw.flat("y0")]) * (1 - sides)
         mirror = 1 - 2 * draw.hit("flip").flatten()
         turn = torch.stack([angle.cos() * mirror, angle.sin() * mirror, -angle.sin(), angle.cos()]).view(2, 2, -1)
@@ -173,7 +171,7 @@ class Augment:
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
     def _colour(self, x: Tensor, draw: _Values) -> Tensor:
-        """Brightness, contrast, saturation and hue, then grey, each for its share of the images."""
+        """Jitter brightness, contrast, saturation and hue, and turn images grey, each with its probability."""
         jittered = draw.hit("jitter")
         brightness, contrast, saturation = (
             1 + jittered * draw.value(name) for name in ("brightness", "contrast", "saturation")
@@ -188,21 +186,21 @@ class Augment:
         return x.clamp_(0.0, 1.0)
 
     def _blur(self, x: Tensor, draw: _Values) -> Tensor:
-        """Gaussian blur with a width of its own for each image; a width of 0 is the identity."""
+        """Gaussian blur with a separate width per image; a width near 0 leaves the image unchanged."""
         sigma = torch.where(draw.hit("blur") > 0, draw.value("sigma"), 1e-3).view(-1, 1)  # [B, 1]
         radius = math.ceil(2 * self.config.blur_sigma_px[1])
         offset = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
         kernel = torch.exp(-0.5 * (offset / sigma) ** 2)
         kernel = kernel / kernel.sum(1, keepdim=True)  # [B, 2 radius + 1]
         b, channels, height, width = x.shape
-        # One group per image: a convolution with a kernel of its own for each.
+        # One group per image, so that each has its own kernel.
         y = F.pad(x, (radius,) * 4, mode="reflect").transpose(0, 1)  # [3, B, …]
         y = F.conv2d(y, kernel[:, None, :, None], groups=b)
         y = F.conv2d(y, kernel[:, None, None, :], groups=b)
         return y.transpose(0, 1).reshape(b, channels, height, width)
 
     def _cutout(self, x: Tensor, draw: _Values) -> Tensor:
-        """A grey square somewhere in its share of the images."""
+        """Cover a random square of the selected images with grey."""
         half = draw.value("side") * draw.hit("cutout") / 2
         place = (torch.arange(self.size, device=x.device) + 0.5) / self.size
         inside_x = (place[None, None, None, :] - draw.value("cx")).abs() < half
@@ -211,7 +209,7 @@ class Augment:
 
 
 class _Values:
-    """Rows of the table as what they stand for."""
+    """Rows of the table, scaled to their ranges and compared with their probabilities."""
 
     def __init__(self, ranges: tuple[Tensor, Tensor, Tensor], table: Tensor) -> None:
         low, span, chance = ranges
@@ -219,21 +217,21 @@ class _Values:
         self.hits = (table < chance).float()
 
     def flat(self, name: str) -> Tensor:
-        """A value an image [B]."""
+        """One value per image [B]."""
         return self.values[ROW[name]]
 
     def value(self, name: str) -> Tensor:
-        """A value an image [B, 1, 1, 1]."""
+        """One value per image [B, 1, 1, 1]."""
         return self.values[ROW[name]].view(-1, 1, 1, 1)
 
     def hit(self, name: str) -> Tensor:
-        """1 for the images that a change falls on, else 0 [B, 1, 1, 1]."""
+        """1 for the selected images, 0 for the others [B, 1, 1, 1]."""
         return self.hits[ROW[name]].view(-1, 1, 1, 1)
 
 
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
-    """Inside, fp32 means 32 bits: no autocast and, on a GPU, no TF32."""
+    """Compute in full fp32 inside the block: no autocast and, on a GPU, no TF32."""
     with torch.autocast(device.type, enabled=False):
         if device.type != "cuda":
             yield
@@ -249,13 +247,13 @@ def exact(device: torch.device) -> Iterator[None]:
 
 
 def _noise(like: Tensor, seed: int) -> Tensor:
-    """Normal numbers: too many to be drawn on the CPU and sent over; repeatable on one kind of device."""
+    """Normal noise, drawn on the device: too much to send from the CPU. Repeatable on one kind of device."""
     return torch.randn(like.shape, generator=Generator(like.device).manual_seed(seed), device=like.device)
 
 
 @functools.cache
 def _hue_matrices() -> tuple[tuple[tuple[float, ...], ...], ...]:
-    """A, B, C [1, 9] such that A + cos B + sin C turns the chroma plane of YIQ by an angle, for colours in RGB."""
+    """Matrices A, B, C, each [1, 9], such that A + cos B + sin C rotates RGB colours in YIQ's chroma plane."""
     to_yiq = torch.tensor(TO_YIQ, dtype=torch.float64)
     parts = torch.zeros(3, 3, 3, dtype=torch.float64)
     parts[0, 0, 0] = parts[1, 1, 1] = parts[1, 2, 2] = parts[2, 2, 1] = 1
@@ -265,7 +263,7 @@ def _hue_matrices() -> tuple[tuple[tuple[float, ...], ...], ...]:
 
 
 def _turn_hue(x: Tensor, angle: Tensor) -> Tensor:
-    """Turn the chroma plane of YIQ by `angle` [B]; brightness stays. [B, 3, H, W]"""
+    """Rotate the colours of [B, 3, H, W] in YIQ's chroma plane by `angle` [B]; luma stays."""
     still, cos, sin = (constant(matrix, x.device) for matrix in _hue_matrices())
     turn = torch.addcmul(torch.addcmul(still, angle.cos()[:, None], cos), angle.sin()[:, None], sin)  # [B, 9]
     return torch.einsum("bij,bjhw->bihw", turn.view(-1, 3, 3), x)

@@ -1,6 +1,6 @@
-"""images.npy on disk or in RAM: what it holds, which rows a fraction means, in which order an epoch visits them.
+"""images.npy: open and check it, choose the rows of a fraction, order the rows of an epoch.
 
-Letters: N images, S side, B batch of one process.
+Letters: N images, C classes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from app.runtime.foreign import what_it_is
 
 SIDE = 112
 IMAGE_SHAPE = (SIDE, SIDE, 3)
-SAMPLED = 64  # images that name a data set without a manifest
+SAMPLED = 64  # images hashed to identify a data set without a manifest
 
 Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images with what is known about them. `images` is read through the page cache, never copied as a whole."""
+    """Images with their labels and row selections. `images` is memory-mapped, never copied as a whole."""
 
     images: NDArray[np.uint8]  # [N, 112, 112, 3] RGB
     labels: NDArray[np.int32] | None  # [N]
@@ -35,12 +35,12 @@ class Dataset:
     held_out_rows: Rows  # ascending; never trained on
     dataset_id: str | None
     fraction: float
-    classes: NDArray[np.int64] | None = None  # [N] what recipe supervised learns: 0 … C - 1, NO_ID: left out
+    classes: NDArray[np.int64] | None = None  # [N] targets of recipe supervised: 0 … C - 1; NO_ID: left out
     class_labels: NDArray[np.int64] | None = None  # [C] the label of each class, ascending
 
 
 def open_configured(config: DataConfig) -> Dataset:
-    """The data set that the configuration names, with the rows of its fraction. Raises WrongUse."""
+    """Open the configured data set and choose the rows of its fraction. Raises WrongUse."""
     if config.binary_cache_path is None:
         raise WrongUse("data.binary_cache_path is not set; give the path of an images.npy, such as data/orl/images.npy")
     return open_dataset(
@@ -54,7 +54,7 @@ def open_configured(config: DataConfig) -> Dataset:
 def open_dataset(path: Path, *, labels_path: Path | None, fraction: float, block_rows: int) -> Dataset:
     """Open images.npy with the labels.npy and manifest.json beside it, and choose the rows of `fraction`.
 
-    Raises WrongUse, naming the file and what it should hold, when something does not fit.
+    Raises WrongUse with the file and its expected content if they do not match.
     """
     images = open_images(path)
     manifest = read_manifest(path, len(images))
@@ -70,7 +70,7 @@ def open_dataset(path: Path, *, labels_path: Path | None, fraction: float, block
         blocks = choose_blocks(train_count, manifest.get("block_rows", block_rows), fraction)
         rows = rows_of_blocks(blocks, manifest.get("block_rows", block_rows), train_count)
     elif selection["fraction"] == fraction:
-        rows = np.arange(train_count)  # the file holds these blocks and no others
+        rows = np.arange(train_count)  # the file holds only the selected blocks
     else:
         raise WrongUse(
             f"{path} holds the fraction {selection['fraction']:g} of its data set, not {fraction:g}; "
@@ -87,9 +87,9 @@ def open_dataset(path: Path, *, labels_path: Path | None, fraction: float, block
 
 
 def identity(data: Dataset) -> dict[str, Any]:
-    """What a checkpoint records of the data: its name, how many images are trained on, and digests of what is learnt.
+    """Identify the data in a checkpoint: name, number of training images, digests of classes and labels.
 
-    A data set without a manifest is known by some of its images. Images that were staged in part are the same data.
+    A data set without a manifest is named by a hash of some images. A partly staged data set keeps its name.
     """
     classes = labels = None
     if data.classes is not None and data.class_labels is not None:
@@ -100,7 +100,7 @@ def identity(data: Dataset) -> dict[str, Any]:
 
 
 def fingerprint(images: NDArray[np.uint8]) -> str:
-    """A name for images [N, 112, 112, 3] by their number and up to `SAMPLED` of them, evenly from all."""
+    """Hash the number of images [N, 112, 112, 3] and up to `SAMPLED` evenly spaced ones."""
     rows = np.unique(np.linspace(0, len(images) - 1, SAMPLED).round().astype(np.int64))
     return digest(np.append(images[rows].reshape(-1), np.frombuffer(str(len(images)).encode(), np.uint8)))
 
@@ -110,9 +110,10 @@ def digest(array: NDArray[Any]) -> str:
 
 
 def with_classes(data: Dataset, config: DataConfig) -> Dataset:
-    """The same data with its labels numbered 0 … C - 1, and without the training images that have none.
+    """Number the training labels 0 … C - 1 and drop training images without a label.
 
-    Held-out images keep `labels`, whatever is learnt. Raises WrongUse where there is nothing to learn.
+    `labels` stays as it is, for evaluation on held-out images. Raises WrongUse without labels or with fewer than 2
+    classes.
     """
     source = config.train_labels_path
     labels = data.labels if source is None else open_labels(Path(source), len(data.images))
@@ -135,7 +136,7 @@ def with_classes(data: Dataset, config: DataConfig) -> Dataset:
 
 
 def open_images(path: Path) -> NDArray[np.uint8]:
-    """Map images.npy read-only, or say in one sentence why it cannot be used."""
+    """Map images.npy read-only. Raises WrongUse if its type, shape or order is wrong."""
     array = open_npy(path, "`invoke prepare` makes one, or give data.binary_cache_path=PATH")
     wanted = "it must be uint8 of shape [N, 112, 112, 3], as `invoke prepare --source folder --path DIR` makes it"
     if array.dtype != np.uint8:
@@ -150,7 +151,7 @@ def open_images(path: Path) -> NDArray[np.uint8]:
 
 
 def open_labels(path: Path, count: int) -> NDArray[np.int32]:
-    """Labels [N] as int32, of exactly `count` images."""
+    """Read labels as int32 [count]. Raises WrongUse if their type, number or range is wrong."""
     labels = open_npy(path, f"give an int32 .npy of {count} labels")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise WrongUse(f"{path} is {labels.dtype} of shape {list(labels.shape)}; it must be int32 of shape [{count}]")
@@ -163,15 +164,15 @@ def open_labels(path: Path, count: int) -> NDArray[np.int32]:
 
 
 def open_npy(path: Path, instead: str) -> NDArray[Any]:
-    """Map a .npy file read-only. Raises WrongUse, which says what to give `instead` of a file that is not there."""
+    """Map a .npy file read-only. Raises WrongUse; for a missing file the message suggests `instead`."""
     if path.is_dir():
         raise WrongUse(f"{path} is a folder; {_of_folder(path)}")
     if not path.is_file():
         raise WrongUse(f"there is no file {path}; {instead}")
     try:
         content = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # of a header that is Python's syntax: its errors have nothing in common
-        # numpy's own words speak of mmap lengths; what happened is a file cut short or of another kind.
+    except Exception as error:  # a damaged header fails as Python syntax, with errors of no common base class
+        # numpy's message is about mmap lengths; the cause is a truncated file or another file type.
         size = f"({path.stat().st_size:,} bytes)"
         foreign = what_it_is(path, array_wanted=True) or f"is no whole .npy file {size}; copy or make it again"
         raise WrongUse(f"{path} {foreign}") from error
@@ -182,7 +183,7 @@ def open_npy(path: Path, instead: str) -> NDArray[Any]:
 
 
 def read_manifest(path: Path, count: int) -> dict[str, Any]:
-    """The manifest beside images.npy, or {} where there is none."""
+    """Read the manifest beside images.npy; {} if there is none. Raises WrongUse if it does not match the images."""
     file = path.with_name("manifest.json")
     if not file.is_file():
         return {}
@@ -202,11 +203,11 @@ def read_manifest(path: Path, count: int) -> dict[str, Any]:
 
 
 def choose_blocks(train_rows: int, block_rows: int, fraction: float) -> list[int]:
-    """The blocks that `fraction` of the training rows means, ascending.
+    """Choose the blocks for `fraction` of the training rows; return them in ascending order.
 
-    Every block has a fixed place in an order that depends on its number alone; a fraction is the beginning of that
-    order. So a larger fraction contains a smaller one, and the laptop finds the same blocks without this code
-    (deploy/workspace/dataset.py; tests/test_contracts.py keeps the two equal).
+    Blocks are sorted by a hash of their number, and a fraction takes the first ones. So a larger fraction contains
+    every smaller one. deploy/workspace/dataset.py applies the same rule on the laptop, and tests/test_contracts.py
+    checks that both agree.
     """
     count = -(-train_rows // block_rows)
     order = sorted(range(count), key=lambda block: hashlib.sha256(f"sniperface:{block}".encode()).hexdigest())
@@ -218,25 +219,25 @@ def rows_of_blocks(blocks: list[int], block_rows: int, train_rows: int) -> Rows:
 
 
 def epoch_order(rows: Rows, *, seed: int, epoch: int) -> Rows:
-    """The rows of one epoch in the order they are seen, each once.
+    """Shuffle the rows of one epoch; each occurs once.
 
-    A pure function of the seed and the epoch: a resumed run, also one with more or fewer processes, visits the same
-    images in the same order.
+    The order depends only on the seed and the epoch. So a resumed run visits the same images in the same order, even
+    with another world size.
     """
     return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
 def chances(place: int, count: int, *, seed: int, epoch: int) -> NDArray[np.float64]:
-    """Random numbers [count, 2] in [0, 1) that belong to the places `place`, `place` + 1, … of an epoch's order.
+    """Draw random numbers [count, 2] in [0, 1) for the positions `place`, `place` + 1, … of an epoch's order.
 
-    Philox is a function of a counter (Salmon et al. 2011), so a place gets the same numbers whichever process asks.
+    Philox is counter-based (Salmon et al. 2011), so a position gets the same numbers in every process.
     """
     counter = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=place)
-    return np.random.Generator(counter).random((count, 4))[:, :2]  # a counter's step gives four numbers
+    return np.random.Generator(counter).random((count, 4))[:, :2]  # one counter step yields four numbers
 
 
 def _of_folder(path: Path) -> str:
-    """What to do with a folder that was given in place of images.npy."""
+    """Advice for a folder given instead of images.npy."""
     if (path / "images.npy").is_file():
         return f"give the file in it: {path / 'images.npy'}"
     source = "rec" if (path / "train.rec").is_file() else "folder"

@@ -1,9 +1,9 @@
-"""What JPEG does to an image, a batch at once and on any device, without making a file.
+"""Simulate JPEG compression for a batch of images on any device, without encoding a file.
 
-ITU-T T.81 with the tables of its annex K, scaled by quality as the IJG library does, chroma halved in both directions
-(4:2:0). Entropy coding loses nothing and is left out.
+It follows ITU-T T.81 with the tables of its annex K, scaled by quality as in the IJG library. Chroma is halved in both
+directions (4:2:0). Entropy coding is lossless and left out.
 
-Letters: B batch, S side (padded to a multiple of 16 inside).
+Letters: B batch, S side (padded to a multiple of 16 internally).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 
 
 def jpeg(x: Tensor, quality: Tensor) -> Tensor:
-    """Images [B, 3, S, S] in [0, 1], RGB, as they come back from JPEG files of `quality` [B], 1 to 100."""
+    """Compress and decompress RGB images [B, 3, S, S] in [0, 1] with `quality` [B], 1 to 100."""
     side = x.shape[-1]
     padding = -side % 16
     levels = F.pad(x * 255.0, (0, padding, 0, padding), mode="replicate")
@@ -50,7 +50,7 @@ def jpeg(x: Tensor, quality: Tensor) -> Tensor:
 
 
 def _through_blocks(x: Tensor, table: tuple[tuple[int, ...], ...], quality: Tensor) -> Tensor:
-    """[B, C, H, W] through 8x8 cosine transforms whose coefficients are rounded to multiples of the scaled table."""
+    """Quantise the 8x8 DCT coefficients of [B, C, H, W] with the table scaled by quality, and transform back."""
     b, c, height, width = x.shape
     scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None, None]
     step = (
@@ -65,7 +65,7 @@ def _through_blocks(x: Tensor, table: tuple[tuple[int, ...], ...], quality: Tens
 
 @functools.cache
 def constant(values: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
-    """A float32 matrix, sent to the device once: a copy in each step would make the host wait for the device."""
+    """A float32 matrix, cached per device: a copy in each step would make the host wait for the device."""
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 

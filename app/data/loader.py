@@ -1,10 +1,10 @@
-"""Rows of images.npy to the device: one thread copies whole batches into reused buffers ahead of the training step.
+"""Feed rows of images.npy to the device: one thread copies batches into reused buffers ahead of the training step.
 
-Copying rows into a buffer that exists already runs at memory speed (benchmarks/loader.py), so no worker processes are
-needed: one background thread per process keeps a GPU fed.
+Copying rows into an existing buffer runs at memory speed (benchmarks/loader.py). So one background thread per process
+keeps a GPU busy, without worker processes.
 
-A batch travels as one parcel of bytes: the images and the numbers that belong to them. On a GPU the thread sends it on
-a stream of its own, so that copying overlaps with the step before and the host waits for nothing.
+A batch is sent as one parcel of bytes: the images and their random numbers or other tensors. For a GPU the thread uses
+its own stream, so the copy overlaps with the previous step and the host does not wait.
 """
 
 from __future__ import annotations
@@ -23,44 +23,43 @@ from torch import Tensor
 from app.data.augment import to_float
 from app.data.dataset import Rows
 
-AHEAD = 2  # batches copied before they are asked for
-ALIGNED = 16  # bytes: where each tensor of a parcel begins
+AHEAD = 2  # batches copied in advance
+ALIGNED = 16  # bytes: the alignment of each tensor in a parcel
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A batch that is wanted: images by their rows, and what belongs to them."""
+    """A requested batch: image rows, and a function that prepares the batch's other tensors."""
 
     rows: Rows
     prepare: Callable[[], tuple[Sequence[Tensor], Any]] = lambda: ((), None)  # called in the feed's thread
-    seed: int = 0  # of all that is random about the batch
+    seed: int = 0  # of the batch's random numbers
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """A batch that has arrived."""
+    """A batch on the device."""
 
     asked: Asked
-    images: Tensor  # uint8 [B, S, S, 3] on the device, as `feed` says
-    tensors: list[Tensor]  # those of `prepare`, on the device; they are never overwritten
-    rest: Any  # what `prepare` gave besides
+    images: Tensor  # uint8 [B, S, S, 3] on the device; on the CPU a buffer that is reused, see `feed`
+    tensors: list[Tensor]  # from `prepare`, on the device; never overwritten
+    rest: Any  # the second result of `prepare`
 
 
-Part = tuple[torch.dtype, tuple[int, ...], int, int]  # of a parcel: type, shape, first byte, bytes
+Part = tuple[torch.dtype, tuple[int, ...], int, int]  # a tensor in a parcel: dtype, shape, offset, size in bytes
 
 
 def feed(images: NDArray[np.uint8], batches: Iterable[Rows], device: torch.device) -> Iterator[tuple[Rows, Tensor]]:
-    """Each array of rows [B], with those images as a uint8 tensor [B, S, S, 3] on `device`.
+    """Yield each array of rows [B] with its images, a uint8 tensor [B, S, S, 3] on `device`.
 
-    A yielded tensor on the CPU is a view of a buffer that is overwritten two batches later; the caller uses it up
-    before asking for the next.
+    On the CPU the tensor is a view of a reused buffer: finish with it before requesting the next one.
     """
     for parcel in parcels(images, (Asked(rows) for rows in batches), device):
         yield parcel.asked.rows, parcel.images
 
 
 def parcels(images: NDArray[np.uint8], batches: Iterable[Asked], device: torch.device) -> Iterator[Parcel]:
-    """Each batch that is asked for, in order, prepared and sent ahead of its turn."""
+    """Yield the requested batches in order; each is prepared and sent in advance."""
     sender = Sender(images, device)
     with ThreadPoolExecutor(1, thread_name_prefix="feed") as thread:
         waiting: deque[Future[Sent]] = deque()
@@ -77,23 +76,23 @@ def parcels(images: NDArray[np.uint8], batches: Iterable[Asked], device: torch.d
 
 @dataclass(frozen=True)
 class Sent:
-    """A batch on its way."""
+    """A batch whose copy to the device has been started."""
 
     asked: Asked
     bytes: Tensor  # on the device
     parts: list[Part]
     rest: Any
-    event: torch.cuda.Event | None  # when the bytes are there; none on a CPU
+    event: torch.cuda.Event | None  # signals that the copy is complete; None on a CPU
 
 
 class Sender:
-    """Fills pinned buffers, one a slot, and sends them; `send` runs in the feed's thread, `receive` in the caller's."""
+    """Fill one buffer per slot (pinned for a GPU) and send it. `send` runs in the feed's thread, `receive` does not."""
 
     def __init__(self, images: NDArray[np.uint8], device: torch.device) -> None:
         self.images, self.device = images, device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.buffers = [torch.empty(0, dtype=torch.uint8)] * (AHEAD + 1)
-        self.read: list[torch.cuda.Event | None] = [None] * (AHEAD + 1)  # when the device has read a pinned buffer
+        self.read: list[torch.cuda.Event | None] = [None] * (AHEAD + 1)  # signals that a buffer may be reused
 
     def send(self, slot: int, asked: Asked) -> Sent:
         tensors, rest = asked.prepare()
@@ -105,7 +104,7 @@ class Sender:
         *places, pixels = unpack(parcel, parts)
         for place, tensor in zip(places, tensors, strict=True):
             place.copy_(tensor)
-        # mode="clip" writes straight into `out`; the default checks every index through a temporary array.
+        # mode="clip" writes directly into `out`; the default mode goes through a temporary array.
         np.take(self.images, asked.rows, axis=0, out=pixels.numpy(), mode="clip")
         if self.stream is None:
             return Sent(asked, parcel, parts, rest, None)
@@ -117,11 +116,11 @@ class Sender:
         return Sent(asked, there, parts, rest, sent)
 
     def receive(self, sent: Sent) -> Parcel:
-        """The batch, to be used on the caller's stream."""
+        """Return the batch, ready for use on the caller's stream."""
         if sent.event is not None:
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(sent.event)
-            sent.bytes.record_stream(stream)  # its memory is not given away while that stream may read it
+            sent.bytes.record_stream(stream)  # keeps the memory allocated while that stream may read it
         *tensors, pixels = unpack(sent.bytes, sent.parts)
         if sent.event is None:  # the buffer will be overwritten
             tensors = [tensor.clone() for tensor in tensors]
@@ -137,7 +136,7 @@ class Sender:
 
 
 def layout(tensors: Iterable[tuple[torch.dtype, tuple[int, ...]]]) -> list[Part]:
-    """Where tensors of these types and shapes lie in one row of bytes."""
+    """Lay out tensors of these types and shapes in one byte buffer."""
     parts, start = list[Part](), 0
     for dtype, shape in tensors:
         size = int(np.prod(shape)) * dtype.itemsize
@@ -147,14 +146,14 @@ def layout(tensors: Iterable[tuple[torch.dtype, tuple[int, ...]]]) -> list[Part]
 
 
 def unpack(parcel: Tensor, parts: Iterable[Part]) -> list[Tensor]:
-    """Views of a row of bytes, as `layout` says."""
+    """Views of the tensors in a byte buffer, placed by `layout`."""
     return [parcel[start : start + size].view(dtype).view(shape) for dtype, shape, start, size in parts]
 
 
 def plain_views(
     images: NDArray[np.uint8], rows: Rows, image_size: int, batch_size: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """Those images unchanged, as the network sees them when it is not trained: batches [<=B, 3, T, T] in order."""
+    """Yield the images in order without augmentation, as network input: batches [<=B, 3, T, T]."""
     batches = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
     for _, batch in feed(images, batches, device):
         yield to_float(batch, image_size).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Which image is the positive of which: itself, or another one of the same pseudo-ID."""
+"""Choose the positive of each image: the image itself, or another one of its pseudo-ID."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from app.data.dataset import Rows
 
 
 class Positives:
-    """Draws partners from an array of pseudo-IDs [N] (NO_ID: none).
+    """Draw positives from an array of pseudo-IDs [N] (NO_ID: none).
 
-    Members of a cluster lie together in one sorted array, so drawing is arithmetic on offsets, whatever the count
-    of clusters.
+    One sorted array holds the members of each cluster next to each other. So a draw is arithmetic on offsets, and its
+    cost does not depend on the number of clusters.
     """
 
     def __init__(self, pseudo_ids: NDArray[np.int64]) -> None:
         self.members = np.argsort(pseudo_ids, kind="stable")  # [N] rows, cluster by cluster
         ids = pseudo_ids[self.members]
-        self.start = np.searchsorted(ids, pseudo_ids, side="left")  # [N] where the row's cluster begins
+        self.start = np.searchsorted(ids, pseudo_ids, side="left")  # [N] where each row's cluster begins
         self.count = np.searchsorted(ids, pseudo_ids, side="right") - self.start
         self.count[pseudo_ids == NO_ID] = 1  # alone
-        self.place = np.empty_like(self.start)  # [N] where the row itself stands
+        self.place = np.empty_like(self.start)  # [N] position of each row in `members`
         self.place[self.members] = np.arange(len(pseudo_ids))
 
     def draw(self, rows: Rows, probability: float, chance: NDArray[np.float64]) -> Rows:
-        """A positive for each of rows [B]: with `probability` another image of its cluster, else the same image.
+        """Return a positive for each row [B]: with `probability` another image of its cluster, else the same image.
 
-        `chance` [B, 2]: uniform random numbers, for whether and for which.
+        `chance` [B, 2]: uniform random numbers; the first decides whether to take another image, the second which one.
         """
         other, jump = chance[:, 0] < probability, chance[:, 1]
         count, start = self.count[rows], self.start[rows]

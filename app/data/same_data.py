@@ -1,4 +1,4 @@
-"""Whether machines that share no disk train on the same images."""
+"""Check that machines without a shared disk train on the same images."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ INSTEAD = "give every machine the same images.npy with the manifest.json and lab
 
 
 def refuse_others(data: Sequence[Dataset], here: World) -> None:
-    """Compare the data sets of every machine with rank 0's. Raises WrongUse, on all ranks, for one that is another.
+    """Compare every rank's data sets with rank 0's. Raises WrongUse on all ranks if they differ.
 
-    Processes of one machine opened the same files, and are not asked.
+    A run on one machine skips the check: its processes opened the same files.
     """
     if not here.several_machines:
         return
@@ -40,7 +40,7 @@ def refuse_others(data: Sequence[Dataset], here: World) -> None:
 
 
 def what_it_is(data: Dataset) -> dict[str, Any]:
-    """What must be equal, under the words for it, the plainest first."""
+    """Properties that must be equal on all machines, by the name for messages; the simplest come first."""
     some = np.linspace(0, len(data.images) - 1, LOOKED_AT).astype(np.int64)
     return {
         "data set": data.dataset_id,

@@ -1,1 +1,1 @@
-"""How well embeddings tell people apart."""
+"""Measure how well embeddings distinguish people."""

@@ -1,7 +1,7 @@
-"""A face cut out upright: five points of it are laid onto where they are in a training image of 112x112.
+"""Align a face to a 112x112 training image by five landmarks.
 
-The similarity (turn, one scale, shift) is the least-squares one of Umeyama 1991; the five places are those of ArcFace:
-the points of the 96x112 template, 8 pixels further right.
+The similarity transform (rotation, one scale, shift) is the least-squares solution of Umeyama 1991. The target points
+are ArcFace's: those of the 96x112 template, moved 8 pixels to the right.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TEMPLATE = np.array(
 
 
 def similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The similarity [2, 3] that takes points [K, 2] nearest to others [K, 2], in squares; never a mirror image."""
+    """The least-squares similarity [2, 3] from points [K, 2] to points [K, 2]; it never mirrors."""
     source_mean, target_mean = source.mean(0), target.mean(0)
     a, b = source - source_mean, target - target_mean
     u, spread, vt = np.linalg.svd(b.T @ a / len(a))
@@ -32,13 +32,13 @@ def similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDAr
 
 
 def aligned(file: Path, points: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """The face in an image file, RGB [112, 112, 3], from its five points [5, 2] in pixels; black where there is none.
+    """Cut out the face in an image file by its five points [5, 2] in pixels; RGB [112, 112, 3].
 
-    Raises what Pillow raises for a file that it cannot read.
+    Pixels outside the image are black. Raises Pillow's error if the file is unreadable.
     """
     forward = np.vstack([similarity(points, TEMPLATE), [0.0, 0.0, 1.0]])
     inverse = np.linalg.inv(forward)[:2]
-    # The points name the centre of a pixel by a whole number; Pillow's coordinates are half a pixel more.
+    # The points have pixel centres at whole numbers; Pillow has them half a pixel higher.
     inverse[:, 2] += 0.5 - inverse[:, :2].sum(1) / 2
     with Image.open(file) as image:
         face = image.convert("RGB").transform(

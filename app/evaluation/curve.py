@@ -1,4 +1,4 @@
-"""A picture of ROC curves: how many pairs of one person are accepted at each rate of wrong acceptance."""
+"""Draw ROC curves: the true accept rate at each false accept rate."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from app.files import atomic
 
 WIDTH, HEIGHT = 760, 560  # pixels
 LEFT, RIGHT, TOP, BOTTOM = 70, 24, 64, 60
-FINE = 3  # drawn so many times larger, then reduced: smooth lines
+FINE = 3  # supersampling factor, for smooth lines
 PAPER, INK, FAINT = (250, 250, 248), (32, 33, 36), (220, 221, 224)
 COLOURS = ((31, 95, 168), (214, 88, 40), (46, 139, 87), (150, 78, 170), (190, 150, 20), (90, 90, 96))
-POINTS = 600  # of a curve that are drawn
-DASH = 12  # of those points: how long one of several curves that coincide is seen until the next one is
-TOGETHER = 2  # pixels between curves that cover each other
+POINTS = 600  # drawn per curve
+DASH = 12  # points per dash where curves coincide
+TOGETHER = 2  # curves closer than this many pixels coincide
 
 
 def draw(path: Path, title: str, curves: Mapping[str, tuple[Numbers, Numbers]]) -> None:
-    """Write a PNG of curves (far [Q], tar [Q]) by name; the first six are shown. The far axis is logarithmic."""
+    """Write a PNG of the first six curves (far [Q], tar [Q]) by name. The far axis is logarithmic."""
     shown = dict(list(curves.items())[: len(COLOURS)])
     lowest = min(float(far[far > 0].min()) for far, _ in shown.values())
     decades = max(1, min(6, math.ceil(-math.log10(lowest))))
@@ -55,14 +55,14 @@ def _axes(pen: ImageDraw.ImageDraw, decades: int) -> None:
 
 
 def _places(far: Numbers, tar: Numbers, decades: int) -> list[tuple[float, float]]:
-    """A step function: at each drawn rate, the largest share accepted at no higher a rate."""
+    """Points of a step function: at each drawn FAR, the highest TAR at this FAR or below."""
     rates = np.logspace(-decades, 0, POINTS)
     accepted = tar[np.searchsorted(far, rates * (1 + 1e-9), side="right") - 1]
     return [(_x(rate, decades) * FINE, _y(share) * FINE) for rate, share in zip(rates, accepted, strict=True)]
 
 
 def _lines(pen: ImageDraw.ImageDraw, curves: Sequence[Sequence[tuple[float, float]]]) -> None:
-    """Each curve in its colour; where several coincide they take turns, so that none hides another."""
+    """Draw each curve in its colour; coinciding curves alternate as dashes, so that none hides another."""
     for start in range(0, POINTS - 1, DASH):
         pieces = [curve[start : start + DASH + 1] for curve in curves]
         for together in _groups(pieces):
@@ -71,7 +71,7 @@ def _lines(pen: ImageDraw.ImageDraw, curves: Sequence[Sequence[tuple[float, floa
 
 
 def _groups(pieces: Sequence[Sequence[tuple[float, float]]]) -> list[list[int]]:
-    """The curves that cover each other, directly or by way of others: each curve is in one group."""
+    """Group the curves that coincide, directly or through others; each curve is in one group."""
     groups: list[list[int]] = []
     for number, piece in enumerate(pieces):
         touched = [group for group in groups if any(_coincide(piece, pieces[other]) for other in group)]

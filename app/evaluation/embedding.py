@@ -1,4 +1,4 @@
-"""Embeddings to be measured: of each image and its mirror image, summed and not normalised, on any number of processes.
+"""Compute embeddings for evaluation on any number of processes; flip sum optional, not normalised.
 
 Letters: N images, n of this process, B batch, D embedding size.
 """
@@ -21,7 +21,7 @@ from app.evaluation.verification import Embeddings
 from app.models.embedder import Embedder
 from app.runtime.dist import World, gather_rows, share
 
-# On a CPU the intermediate results of a large batch leave the cache, and their memory is asked for anew in each layer.
+# On a CPU the activations of a large batch do not fit the cache, and each layer allocates their memory again.
 CPU_BATCH = 4
 
 
@@ -30,10 +30,9 @@ def batch_size_for(wanted: int, here: World) -> int:
 
 
 def own_rows(count: int, batch_size: int, here: World) -> Rows:
-    """This process's images of N: whole batches, so that an image is in the same batch whoever works on it.
+    """This process's rows of `count` images, in whole batches that are the same for any world size.
 
-    What a batched product rounds may depend on the batch; in the same batches, results do not depend on the number
-    of processes.
+    Rounding in a batched product may depend on the batch. With fixed batches, results do not depend on the world size.
     """
     batches = share(np.arange(-(-count // batch_size)), here)
     if len(batches) == 0:
@@ -52,16 +51,17 @@ def embed_all(
     flip: bool,
     interrupted: Callable[[], bool] = never,
 ) -> tuple[Embeddings, float]:
-    """Embeddings [N, D] of all processes' images, fp32, the same on each; and XNorm, their mean length.
+    """Return embeddings [N, D] of all processes' images, fp32, equal on each process; and XNorm, their mean length.
 
-    images: this process's, [n, 112, 112, 3]. With `flip` the embedding of the mirrored image is added, and the mean
-    length is over both, before they are added. Raises WrongUse on all processes for an image that cannot be read. From
-    when `interrupted` says so the rest is left out; the caller then agrees with the other processes to stop.
+    `images` are this process's [n, 112, 112, 3]. With `flip` the embedding of the mirrored image is added; XNorm is the
+    mean over both, before they are added. Raises WrongUse on all processes if an image is unreadable. Once
+    `interrupted` returns true, the remaining images are skipped; the caller must then agree with the other processes to
+    stop.
     """
     embedder = Embedder(network, image_size, device=here.device, flip=flip)
     result = torch.empty(len(images), embedding_dim + 1, device=here.device)  # the last column: length
-    # The cores work on a batch each. A GPU has one turn at a time, as it has memory for one batch; what is decoded
-    # meanwhile waits for it.
+    # Each core works on its own batch. A GPU has memory for one batch, so batches take turns there, and decoded ones
+    # wait.
     turn = Lock() if here.device.type == "cuda" else nullcontext()
 
     @torch.inference_mode()
@@ -83,14 +83,14 @@ def embed_all(
 
 @contextmanager
 def a_core_each() -> Iterator[ThreadPoolExecutor]:
-    """As many threads as torch uses cores, each of which computes on one.
+    """A pool with one thread per core that torch uses; each thread computes on one core.
 
-    Convolutions of few small images gain less from a second core than a second batch beside the first does; and what
-    is computed on one core is rounded the same, however many there are.
+    For convolutions of few small images, a second batch in parallel gains more than a second core for the first batch.
+    Results of a single core are also rounded the same for any number of cores.
     """
     cores = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(cores, "embed", torch.set_num_threads, (1,)) as threads:
             yield threads
     finally:
-        torch.set_num_threads(cores)  # else threads that torch makes later would have one core, too
+        torch.set_num_threads(cores)  # otherwise threads that torch makes later also use one core

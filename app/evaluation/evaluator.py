@@ -1,4 +1,4 @@
-"""A network measured while it is trained, on people held out. Letters: n images of them, D embedding size."""
+"""Measure a network on held-out people during training. Letters: n held-out images, D embedding size."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Measured = dict[str, float]
 
 
 class Meter:
-    """Measures a network on people it never trains on; has nothing to say where there are no labels or too few."""
+    """Measure a network on held-out people; returns nothing if labels are missing or give too few pairs."""
 
     def __init__(
         self, config: Config, data: Dataset, embedder: nn.Module, here: World, interrupted: Callable[[], bool]
     ) -> None:
-        self.interrupted = interrupted  # whether this process was asked to leave
+        self.interrupted = interrupted  # whether this process was asked to stop
         self.config, self.data, self.embedder, self.here = config, data, embedder, here
         self.rows = data.held_out_rows[: config.train.eval.max_images]
         self.labels = None if data.labels is None else data.labels[self.rows]
@@ -34,19 +34,19 @@ class Meter:
             self.pairs = all_pairs(self.labels)
 
     def baselines(self) -> Iterator[tuple[str, Measured]]:
-        """What training has to beat: raw pixels, and the network as it is now."""
+        """Yield the baselines for training: raw pixels, and the network before training."""
         if self.pairs is None:
             return
         yield "pixels", self._score(pixels(self.data, self.rows))
         try:
             measured = self.measure()
-        except NotFinite:  # a network before its first step may overflow: there is nothing to beat then
+        except NotFinite:  # a network before its first step may overflow; then there is no such baseline
             return
         assert measured is not None
         yield "untrained", measured
 
     def measure(self) -> Measured | None:
-        """10-fold accuracy and rank-1 of flip-summed embeddings; every rank embeds its share.
+        """Return 10-fold accuracy and rank-1 of flip-summed embeddings, or None; every rank embeds its share.
 
         Raises NotFinite and Interrupted, on all ranks.
         """
@@ -75,6 +75,6 @@ class Meter:
 
 
 def pixels(data: Dataset, rows: NDArray[np.int64]) -> Embeddings:
-    """The baseline without a network: the network's own input, flattened, the mirrored image added [n, 37632]."""
+    """The baseline without a network: flattened pixels in [-1, 1] plus those of the mirrored image [n, 37632]."""
     x = data.images[rows].astype(np.float32) / 127.5 - 1
     return (x + x[:, :, ::-1]).reshape(len(rows), -1)

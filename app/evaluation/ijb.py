@@ -1,7 +1,7 @@
-"""IJB-B and IJB-C in the layout in which they are passed on (Maze et al. 2018; as evaluated by ArcFace).
+"""Read IJB-B and IJB-C in the layout in which they are distributed (Maze et al. 2018; as evaluated by ArcFace).
 
-meta/ijbc_face_tid_mid.txt            image name, template, medium, a line an image
-meta/ijbc_template_pair_label.txt     template, template, 1 or 0, a line a pair (15.7 million of IJB-C)
+meta/ijbc_face_tid_mid.txt            image name, template, medium; one line per image
+meta/ijbc_template_pair_label.txt     template, template, 1 or 0; one line per pair (IJB-C: 15.7 million)
 meta/ijbc_name_5pts_score.txt         image name, x and y of five points, the detector's score; the same order
 loose_crop/                           the images
 
@@ -25,7 +25,7 @@ from app.runtime.checkpoint import sha256
 
 
 def open_ijb(folder: Path) -> ImageSet:
-    """The set in `folder`. Raises WrongUse naming the file and line that is missing or does not fit."""
+    """Open the set in `folder`. Raises WrongUse if a file is missing, damaged, or does not match the others."""
     lists = [_list(folder, ending) for ending in ("face_tid_mid", "template_pair_label", "name_5pts_score")]
     membership, pair_file, landmarks = lists
     members, located = _lines(membership, 3), _lines(landmarks, 12)
@@ -77,7 +77,7 @@ def _numbers(words: list[list[str]], file: Path) -> NDArray[np.float64]:
 
 
 def _pairs(file: Path, templates: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
-    """Pairs as positions among the ascending template numbers [T]."""
+    """Read the pairs as positions in the ascending template numbers [T], and whether each is one person."""
     if not file.stat().st_size:
         raise WrongUse(f"{file} has no pairs; get it again")
     try:

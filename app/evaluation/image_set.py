@@ -1,4 +1,4 @@
-"""A set to measure on: images that are decoded when they are needed, and what is asked of their embeddings.
+"""An evaluation set: images that are decoded on demand, and the protocol for their embeddings.
 
 Letters: N images, n of this process.
 """
@@ -20,23 +20,23 @@ from app.errors import WrongUse
 from app.evaluation.protocols import SetProtocol
 from app.runtime.dist import World, gather_rows
 
-HELD_BYTES = 2 * 2**30  # of a process's images that stay decoded: 57,000 of them, more than any published .bin has
+HELD_BYTES = 2 * 2**30  # decoded images in memory per process: 57,000 images, more than any published .bin has
 
 
 @dataclass(frozen=True)
 class ImageSet:
     name: str
     path: str
-    sha256: str  # of the file that says what is asked: packages differ under one name
-    count: int  # N, each image once however many pairs it is in
+    sha256: str  # of the files that define the set: sets with the same name can differ
+    count: int  # N; an image in several pairs counts once
     read: Callable[[int], NDArray[np.uint8]]  # image number 0..N-1 as RGB [112, 112, 3]; raises WrongUse
     protocol: SetProtocol
 
 
 class Streamed:
-    """Like an array [n, 112, 112, 3] of some images of a set, which are read and decoded each time they are asked for.
+    """A virtual array [n, 112, 112, 3] of images of a set; every access reads and decodes them again.
 
-    A slice of it is an array; taking one raises WrongUse for an image that cannot be read.
+    Slicing returns an array; it raises WrongUse if an image is unreadable.
     """
 
     def __init__(self, images: ImageSet, rows: Rows) -> None:
@@ -57,12 +57,12 @@ def never() -> bool:
 
 
 def decode(images: ImageSet, rows: Rows, here: World, interrupted: Callable[[], bool] = never) -> Faces:
-    """Those images [n, 112, 112, 3], 37 kB each: in memory where they fit into HELD_BYTES, else streamed.
+    """Return the images [n, 112, 112, 3], 37 kB each: decoded if they fit into HELD_BYTES, else streamed.
 
-    From when `interrupted` says so the rest is left out; the caller then agrees with the other processes to stop.
-    Raises WrongUse on all processes for one that is to be held and that one of them cannot read.
+    Once `interrupted` returns true, the remaining images are skipped; the caller must then agree with the other
+    processes to stop. Raises WrongUse on all processes if one of them cannot read an image while decoding.
     """
-    largest_share = -(-images.count // here.size)  # the same for all processes, which must take the same way
+    largest_share = -(-images.count // here.size)  # equal on all processes, so that all take the same branch
     if largest_share * math.prod(IMAGE_SHAPE) > HELD_BYTES:
         return Streamed(images, rows)
     decoded = np.empty((len(rows), *IMAGE_SHAPE), np.uint8)
@@ -79,7 +79,7 @@ def decode(images: ImageSet, rows: Rows, here: World, interrupted: Callable[[], 
 
 @contextmanager
 def refused_together(here: World) -> Iterator[None]:
-    """What one process refuses (WrongUse), all refuse at the end of this block: they would wait for it otherwise."""
+    """If one process raises WrongUse in the block, raise it on all at the end; otherwise the others would hang."""
     complaint = ""
     try:
         yield

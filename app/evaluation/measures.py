@@ -1,7 +1,7 @@
-"""What scores of pairs are worth: the numbers that publications give, computed in O(P log P).
+"""The published measures of verification, from the scores of pairs, in O(P log P).
 
-Distances are squared and Euclidean between unit embeddings, 0 to 4, as in the published protocol; a score is higher
-for pairs that are more alike.
+Distances are squared Euclidean between unit embeddings, 0 to 4, as in the published protocol. A score is higher for
+more similar pairs.
 
 Letters: P pairs, T thresholds, Q points of a curve.
 """
@@ -18,14 +18,14 @@ Numbers = NDArray[np.float64]
 Answers = NDArray[np.bool_]
 Folds = NDArray[np.int64]
 
-ACCURACY_STEP, TAR_STEP = 0.01, 0.001  # between the thresholds that are tried
+ACCURACY_STEP, TAR_STEP = 0.01, 0.001  # steps between the tested thresholds
 
 
 def folds_of(same: Answers, what: str) -> Folds:
-    """The fold of each pair [P]: ten tenths in the file's order, as published sets are made to be cut.
+    """The fold of each pair [P]: ten equal parts in file order, for which published sets are laid out.
 
-    Where a tenth would lack one kind, as when a list is sorted by its labels, the pairs of each kind are cut into
-    tenths. Raises WrongUse, naming `what`, when there are fewer than ten of a kind.
+    If a part would have only one kind of pair, as in a list sorted by label, the pairs of each kind are split
+    separately. Raises WrongUse, naming `what`, for fewer than ten pairs of a kind.
     """
     for kind, name in ((True, "one person"), (False, "two people")):
         count = int((same == kind).sum())
@@ -44,10 +44,10 @@ def folds_of(same: Answers, what: str) -> Folds:
 
 
 def accuracy_10_fold(distance: Numbers, same: Answers, fold: Folds) -> tuple[float, float, float]:
-    """Mean and standard deviation over folds of the accuracy at the threshold that is best on the other nine, and the
-    mean of these thresholds.
+    """Mean and standard deviation of the accuracy over folds, and the mean threshold.
 
-    Thresholds are 0, .01, … below 4, the lowest of the best is taken, and a pair counts as one person below it.
+    Each fold uses the threshold that is best on the other nine. Thresholds are 0, .01, … below 4; of equally good ones
+    the lowest is used. A pair with a distance below the threshold counts as one person.
     """
     thresholds = np.arange(0, 4, ACCURACY_STEP)
     accepted, rejected = _counts(distance, same, fold, thresholds)
@@ -58,15 +58,15 @@ def accuracy_10_fold(distance: Numbers, same: Answers, fold: Folds) -> tuple[flo
 
 
 def tar_at_far_10_fold(distance: Numbers, same: Answers, fold: Folds, far: float = 1e-3) -> tuple[float, float, float]:
-    """Mean and standard deviation over folds of the true accept rate, and the mean false accept rate that was met.
+    """Mean and standard deviation of the true accept rate over folds, and the mean of the false accept rates.
 
-    The threshold of a fold is where the false accept rate on the other nine reaches `far`, interpolated linearly
-    between thresholds .001 apart; 0, which accepts no pair, where it never does.
+    A fold's threshold is the point where the false accept rate on the other nine reaches `far`, interpolated linearly
+    between thresholds .001 apart. If it never does, the threshold is 0, which accepts no pair.
     """
     thresholds = np.arange(0, 4, TAR_STEP)
     _, rejected = _counts(distance, same, fold, thresholds)
     of_two = np.bincount(fold[~same], minlength=FOLDS)[:, None]  # [FOLDS, 1]
-    wrong = of_two - rejected  # [FOLDS, T] pairs of two people that are accepted
+    wrong = of_two - rejected  # [FOLDS, T] accepted pairs of two people
     tars, fars = [], []
     for number in range(FOLDS):
         others = np.arange(FOLDS) != number
@@ -78,7 +78,7 @@ def tar_at_far_10_fold(distance: Numbers, same: Answers, fold: Folds, far: float
 
 
 def _counts(distance: Numbers, same: Answers, fold: Folds, thresholds: Numbers) -> tuple[Folds, Folds]:
-    """By fold and threshold [FOLDS, T]: pairs of one person below the threshold, pairs of two people not below it."""
+    """Count correct pairs [FOLDS, T]: of one person below the threshold, of two people at or above it."""
     accepted, rejected = (np.empty((FOLDS, len(thresholds)), np.int64) for _ in range(2))
     for number in range(FOLDS):
         one, two = (np.sort(distance[(fold == number) & (same == kind)]) for kind in (True, False))
@@ -88,7 +88,7 @@ def _counts(distance: Numbers, same: Answers, fold: Folds, thresholds: Numbers) 
 
 
 def _where_reached(rising: Numbers, thresholds: Numbers, wanted: float) -> float:
-    """The threshold at which a rising curve reaches `wanted`; 0 where it never does."""
+    """The threshold at which a rising curve reaches `wanted`; 0 if it never does."""
     place = int(np.searchsorted(rising, wanted, side="left"))
     if place == len(rising):
         return 0.0
@@ -99,9 +99,9 @@ def _where_reached(rising: Numbers, thresholds: Numbers, wanted: float) -> float
 
 
 def accuracy_tuned_on_test(score: Numbers, same: Answers) -> tuple[float, float]:
-    """The best accuracy of `score >= t` over every score as t, and that t.
+    """The best accuracy of `score >= t` over all scores as t, and that t.
 
-    Optimistic: it is measured on the very pairs that it is tuned on.
+    It is optimistic, because it is measured on the pairs it is tuned on.
     """
     thresholds, wrong, right = _accepted(score, same)
     correct = right[1:] + int((~same).sum()) - wrong[1:]
@@ -110,25 +110,25 @@ def accuracy_tuned_on_test(score: Numbers, same: Answers) -> tuple[float, float]
 
 
 def threshold_at_far(score: Numbers, same: Answers, far: float) -> float:
-    """The lowest score t for which `score >= t` accepts at most this share of the pairs of two people.
+    """The lowest score t for which `score >= t` accepts at most a share `far` of the pairs of two people.
 
-    Infinite where even the highest score accepts more.
+    Infinite if even the highest score accepts more.
     """
     thresholds, wrong, _ = _accepted(score, same)
     return float(thresholds[np.flatnonzero(wrong <= far * wrong[-1])[-1]])
 
 
 def roc(score: Numbers, same: Answers) -> tuple[Numbers, Numbers]:
-    """False and true accept rates [Q] at every threshold that separates two scores, from (0, 0) to (1, 1)."""
+    """False and true accept rates [Q] at every distinct score as threshold, from (0, 0) to (1, 1)."""
     _, wrong, right = _accepted(score, same)
     return wrong / wrong[-1], right / right[-1]
 
 
 def _accepted(score: Numbers, same: Answers) -> tuple[Numbers, Folds, Folds]:
-    """Thresholds from high to low, and how many pairs of two people and of one each accepts; first one for none."""
+    """Descending thresholds, and the accepted pairs of two people and of one person; the first accepts none."""
     order = np.argsort(-score, kind="stable")
     ordered, answers = score[order], same[order]
-    last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(score) - 1)  # of equal scores: none lies between
+    last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(score) - 1)  # equal scores share one threshold
     right = np.cumsum(answers)[last]
     return (
         np.append(np.inf, ordered[last]),
@@ -138,12 +138,14 @@ def _accepted(score: Numbers, same: Answers) -> tuple[Numbers, Folds, Folds]:
 
 
 def area(far: Numbers, tar: Numbers) -> float:
-    """The area under a ROC curve (AUC): the chance that a pair of one person scores above a pair of two."""
+    """The area under a ROC curve (AUC): the probability that a pair of one person scores above a pair of two people."""
     return float(np.sum(np.diff(far) * (tar[1:] + tar[:-1]) / 2))
 
 
 def tar_at_far(far: Numbers, tar: Numbers, wanted: float) -> float:
-    """The true accept rate at the false accept rate nearest to `wanted` (of two equally near the higher), the largest
-    there is at that rate: the protocol of IJB-B and IJB-C."""
+    """The highest true accept rate at the false accept rate nearest to `wanted`, as in the protocol of IJB-B and IJB-C.
+
+    Of two equally near rates the higher one counts.
+    """
     distance = np.abs(far - wanted)
     return float(tar[np.flatnonzero(distance == distance.min())[-1]])

@@ -1,11 +1,11 @@
-"""Verification sets as insightface publishes them: NAME.bin, a Python pickle (lfw.bin, cfp_fp.bin, agedb_30.bin, …).
+"""Read insightface's verification sets: NAME.bin, a Python pickle (lfw.bin, cfp_fp.bin, agedb_30.bin, …).
 
-The pickle is a pair: a list of 2P encoded images (bytes, or uint8 arrays of bytes) and a list of P booleans, true
-where images 2i and 2i + 1 show one person. Python 2 or 3 wrote it.
+The pickle is a pair: a list of 2P encoded images (bytes, or uint8 arrays of bytes) and a list of P booleans, true if
+images 2i and 2i + 1 show one person. Python 2 or 3 wrote it.
 
-A pickle can name any function and have it called. Here the few names that such a file needs stand for functions of
-this module, which make bytes and plain numpy arrays and nothing else; every other name is refused before it is looked
-up. Not even numpy's own rebuilding code runs on what the file says.
+A pickle can name any function and have it called. Here the few names that such a file needs map to functions of this
+module, which make only bytes and plain numpy arrays. Every other name is refused before it is looked up. Even numpy's
+own reconstruction code never runs on data from the file.
 
 Letters: P pairs.
 """
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from app.errors import WrongUse
 
-# What a stream of bytes that is no pickle, or one cut short, may end in.
+# Errors that a truncated pickle, or bytes that are no pickle, can cause.
 MALFORMED = (
     *(pickle.UnpicklingError, struct.error, EOFError, MemoryError, OverflowError, RecursionError),
     *(ArithmeticError, AttributeError, AssertionError, LookupError, TypeError, ValueError),
@@ -34,7 +34,7 @@ KINDS = "biufS"  # booleans, numbers and bytes; no objects, no structures
 
 
 def read_bin(path: Path) -> tuple[list[bytes], NDArray[np.bool_]]:
-    """The 2P encoded images and the P answers of a .bin file. Raises WrongUse; nothing that is in the file runs."""
+    """Read the 2P encoded images and P answers of a .bin file. Raises WrongUse; runs no code from the file."""
     content = _unpickle(path)
     if not (isinstance(content, tuple | list) and len(content) == 2):
         raise WrongUse(f"{path} is a pickle of something else; give a verification set such as lfw.bin")
@@ -44,7 +44,7 @@ def read_bin(path: Path) -> tuple[list[bytes], NDArray[np.bool_]]:
     for number, image in enumerate(images):
         if not isinstance(image, bytes):
             raise WrongUse(f"{path}: image {number} is no encoded image; a verification set holds JPEG or PNG files")
-    # Truth values, 1 and 0, or 1 and -1; numbers of each kind.
+    # Booleans, 1 and 0, or 1 and -1, as integers or floats.
     if not all(isinstance(answer, bool | int | float) and answer in (0, 1, -1) for answer in same) or {0, -1} <= {
         *same
     }:
@@ -76,7 +76,7 @@ def _check_numbers(data: bytes) -> None:
 
 
 class _Refused(Exception):
-    """A name that is not on the list."""
+    """A name that is not in ALLOWED."""
 
 
 class _Restricted(pickle.Unpickler):
@@ -84,7 +84,7 @@ class _Restricted(pickle.Unpickler):
         if (module, name) not in ALLOWED:
             raise _Refused(f"{module}.{name}")
         stand_in = ALLOWED[module, name]
-        # A new function each time: what a file may do to it, such as giving it attributes, is forgotten with it.
+        # A new function each time, so that a file cannot change a shared one, for example by setting attributes.
         return lambda *given: stand_in(*given)
 
     def persistent_load(self, _: Any) -> NoReturn:
@@ -92,7 +92,7 @@ class _Restricted(pickle.Unpickler):
 
 
 class _Dtype:
-    """Stands for numpy.dtype: a number's kind, size and byte order."""
+    """Stand-in for numpy.dtype: kind, size and byte order."""
 
     def __init__(self, name: str | bytes, *_: Any) -> None:
         _check(isinstance(name, str | bytes))
@@ -106,7 +106,7 @@ class _Dtype:
 
 
 class _Array:
-    """Stands for an array: first empty, then given its content."""
+    """Stand-in for numpy.ndarray: created empty, then filled by `__setstate__`."""
 
     value: NDArray[Any]
 
@@ -129,19 +129,19 @@ def _scalar(dtype: _Dtype, raw: bytes) -> Any:
 
 
 def _encode(text: str, encoding: str | bytes = "latin1") -> bytes:
-    """How Python 3 writes bytes into a pickle that Python 2 can read."""
+    """Stand-in for the call by which Python 3 writes bytes into a pickle for Python 2."""
     _check(_text(encoding) in ("latin1", "latin-1"))
     return text.encode("latin1")
 
 
 def _bytes(*parts: Any) -> bytes:
-    """The same for bytes of no length."""
+    """The same for empty bytes."""
     _check(parts == ())
     return b""
 
 
 def _bytearray(*parts: Any) -> bytes:
-    """Bytes that may be changed, as every Python writes them: of bytes, or of text and its encoding."""
+    """Stand-in for bytearray: from nothing, from bytes, or from text and its encoding."""
     _check(len(parts) <= 2 and all(isinstance(part, bytes | str) for part in parts))
     if len(parts) == 2:
         return _encode(*parts)
@@ -186,11 +186,11 @@ def _items(part: Any, path: Path) -> list[Any]:
 
 
 def _plain(item: Any) -> Any:
-    """bytes for arrays of bytes, Python's own numbers for numpy's; the rest as it is."""
+    """Convert byte arrays to bytes and numpy scalars to Python numbers; other arrays become None, the rest stays."""
     if isinstance(item, _Array):
         item = item.value
     if isinstance(item, np.ndarray):
-        # cv2.imencode gives a column of bytes, [n, 1]: one axis is long, the others are 1.
+        # cv2.imencode returns a column of bytes [n, 1], so accept arrays with a single long axis.
         return item.tobytes() if item.dtype.kind in "uS" and item.size == max(item.shape, default=1) else None
     if isinstance(item, bytearray):
         return bytes(item)

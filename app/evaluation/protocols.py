@@ -1,6 +1,6 @@
-"""What is asked of the embeddings of a set: pairs of images, all pairs of some people's images, pairs of templates.
+"""Evaluation protocols: given pairs of images, all pairs of labelled images, pairs of templates.
 
-Each pair is scored once, by one of the processes; the numbers are computed on the main one.
+For given pairs and templates, each pair is scored by one process; the main process computes the measures.
 
 Letters: N images, D embedding size, P pairs, T templates.
 """
@@ -39,9 +39,7 @@ PAIRS_AT_ONCE = 16384
 
 @dataclass(frozen=True)
 class Outcome:
-    """The numbers by name (None: too few pairs to measure it), the name of the one that ranks, the ROC curve, and the
-    thresholds by what they were chosen for.
-    """
+    """Results: numbers by name (None: too few pairs), the name of the ranking one, ROC curve, thresholds by purpose."""
 
     numbers: Mapping[str, float | None]
     headline: str
@@ -53,22 +51,22 @@ class Outcome:
 class SetProtocol(Protocol):
     @property
     def pairs(self) -> int:
-        """How many pairs are judged."""
+        """The number of pairs."""
 
     @property
     def measure(self) -> str:
-        """What the number that ranks is called: only numbers of one name can be averaged."""
+        """The name of the ranking number; only numbers of the same name are averaged."""
 
     def too_few(self) -> dict[str, int]:
-        """Numbers that these pairs cannot show, and how many pairs of two people each needs."""
+        """Numbers that these pairs are too few for, with the pairs of two people each needs."""
 
     def judge(self, embeddings: Embeddings, here: World) -> Outcome | None:
-        """The outcome for embeddings [N, D] that are finite and not normalised; None on all but the main process."""
+        """Evaluate finite, unnormalised embeddings [N, D]; returns None on all but the main process."""
 
 
 @dataclass(frozen=True)
 class PairList:
-    """P given pairs of images, with the published measures of LFW and its like."""
+    """P given pairs of images, with the published measures for sets such as LFW."""
 
     left: Rows
     right: Rows
@@ -84,7 +82,7 @@ class PairList:
         return "10-fold accuracy"
 
     def too_few(self) -> dict[str, int]:
-        # The threshold of a fold is found on the other nine.
+        # A fold's threshold is computed from the other nine.
         needed = -(-impostors_needed(FOLD_FAR) * FOLDS // (FOLDS - 1))
         return {"tar_at_far_1e-3": needed} if (~self.same).sum() < needed else {}
 
@@ -116,7 +114,7 @@ class PairList:
 
 @dataclass(frozen=True)
 class People:
-    """Images of labelled people: all their pairs, as while training, and identification of each among the others."""
+    """Labelled images: verification of all pairs, as during training, and identification of each among the others."""
 
     labels: NDArray[np.int32]  # [N]
 
@@ -156,12 +154,12 @@ class People:
 
 @dataclass(frozen=True)
 class Templates:
-    """Pairs of templates, each several images and video frames of one person: the 1:1 protocol of IJB-B and IJB-C."""
+    """Pairs of templates, each of several images and video frames: the 1:1 protocol of IJB-B and IJB-C."""
 
-    template: NDArray[np.int64]  # [N] which template an image belongs to
-    media: NDArray[np.int64]  # [N] which photograph or video it is of
+    template: NDArray[np.int64]  # [N] template of each image
+    media: NDArray[np.int64]  # [N] photograph or video of each image
     detector_score: NDArray[np.float32]  # [N]
-    left: NDArray[np.int64]  # [P] positions among the templates in ascending order
+    left: NDArray[np.int64]  # [P] positions in the ascending templates
     right: NDArray[np.int64]  # [P]
     same: Answers  # [P]
 
@@ -175,7 +173,7 @@ class Templates:
 
     @property
     def headline(self) -> str:
-        """The published one, TAR at FAR 1e-4; of fewer pairs, at the lowest rate above that they can show."""
+        """The published TAR at FAR 1e-4; with fewer pairs, at the lowest higher FAR they suffice for, else the AUC."""
         names = [rate_name(far) for far in FARS if far >= IJB_MAIN_FAR]
         return next((name for name in names if name not in self.too_few()), "auc")
 
@@ -202,7 +200,7 @@ def rate_name(far: float) -> str:
 
 
 def squared_distances(embeddings: Embeddings, left: Rows, right: Rows, here: World) -> Numbers:
-    """Squared Euclidean distances [P], 0 to 4, between normalised rows of embeddings [N, D]; each on one process."""
+    """Squared Euclidean distances [P], 0 to 4, between normalised rows of embeddings [N, D], split among processes."""
     unit = embeddings.astype(np.float64)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
     own = share(np.arange(len(left)), here)
@@ -214,7 +212,7 @@ def squared_distances(embeddings: Embeddings, left: Rows, right: Rows, here: Wor
 
 
 def pool(features: Embeddings, template: NDArray[np.int64], media: NDArray[np.int64]) -> Embeddings:
-    """Templates [T, D] in ascending order from features [N, D]: mean over the frames of a medium, sum over media."""
+    """Pool features [N, D] to ascending templates [T, D]: mean over the frames of a medium, sum over media."""
     order = np.lexsort((media, template))
     t, m = template[order], media[order]
     first = np.append(0, np.flatnonzero((t[1:] != t[:-1]) | (m[1:] != m[:-1])) + 1)  # of each medium of a template
@@ -225,9 +223,9 @@ def pool(features: Embeddings, template: NDArray[np.int64], media: NDArray[np.in
 
 
 def rank_k(cosine: Embeddings, labels: NDArray[np.int32], ranks: Sequence[int]) -> list[float]:
-    """For each k, the share of images [N] with another of the same person among the k most alike of the others.
+    """For each k, the share of images [N] with an image of the same person among the k most similar other images.
 
-    cosine [N, N]. People with one image are left out of the questions, not of the answers.
+    cosine [N, N]. People with one image are no queries, but they stay in the gallery.
     """
     same = labels[:, None] == labels[None, :]
     np.fill_diagonal(same, False)

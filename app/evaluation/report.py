@@ -1,4 +1,4 @@
-"""What was measured, as a table to read and a JSON document to compute with. Letters: S sets."""
+"""Format evaluation results as a table and as a JSON document."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from app.files import write_json
 
 @dataclass
 class Row:
-    """One file of weights. `outcomes` by the name of a set; None: its embeddings were not finite."""
+    """Results of one weights file. `outcomes` is by set name; None: the embeddings were not finite."""
 
     file: Path
-    short: str  # tells it from the others in a picture
+    short: str  # a short unique name for plots
     sha256: str
     config: dict[str, Any]
     outcomes: dict[str, Outcome | None] = field(default_factory=dict)
-    lengths: dict[str, float] = field(default_factory=dict)  # XNorm by the name of a set
+    lengths: dict[str, float] = field(default_factory=dict)  # XNorm by set name
 
     def mean(self, measure: str, sets: Sequence[ImageSet]) -> float | None:
-        """The mean of one measure over those of the sets that have it and were measured; None where there are none.
+        """The mean of a measure over the evaluated sets that have it; None if there are none.
 
-        Below every number where the embeddings of one of them were not finite.
+        Minus infinity if the embeddings of one of them were not finite.
         """
         outcomes = [
             self.outcomes[images.name]
@@ -40,26 +40,26 @@ class Row:
 
 
 def best_first(rows: Sequence[Row], sets: Sequence[ImageSet]) -> list[Row]:
-    """By the mean of the first set's measure; where that is equal, or was not taken, by the next one's."""
+    """Sort by the mean of the first set's measure; break ties by the next set's measure."""
     measures = measures_of(sets)
 
     def worth(row: Row) -> list[float]:
         means = [row.mean(measure, sets) for measure in measures]
         return [math.inf if mean is None else -mean for mean in means]
 
-    return sorted(rows, key=worth)  # stable: equal ones keep the order of their names
+    return sorted(rows, key=worth)  # stable: equal rows keep their order
 
 
 def measures_of(sets: Sequence[ImageSet]) -> list[str]:
-    """Each measure once, in the order of the sets."""
+    """The distinct measures, in the order of the sets."""
     return list(dict.fromkeys(images.protocol.measure for images in sets))
 
 
 def table(rows: Sequence[Row], sets: Sequence[ImageSet]) -> str:
-    """A line for each file of weights, best first, in per cent. A column says what it shows of its set.
+    """Format one line per weights file, best first, in per cent; each column names its set and measure.
 
-    Sets of one measure have their mean beside them; numbers of unlike measures are never averaged. Lines below the
-    table say what the pairs of a set are too few for, and the thresholds of the best file of weights.
+    Sets with the same measure also get a mean; different measures are never averaged. Lines below the table list the
+    rates that a set has too few pairs for, and the thresholds of the best weights file.
     """
     shared = [m for m in measures_of(sets) if sum(images.protocol.measure == m for images in sets) > 1]
     headings = ["weights", *(f"mean {m}" for m in shared), *(f"{s.name}: {_what(s, rows)}" for s in sets)]
@@ -104,7 +104,7 @@ CHOSEN_FOR = {"ten_folds": "mean of the ten folds"}
 
 
 def _thresholds(row: Row, sets: Sequence[ImageSet]) -> list[str]:
-    """One line a set: the threshold of the accuracy, and that of the lowest false accept rate."""
+    """One line per set: the threshold of the accuracy, and that of the lowest false accept rate."""
     lines = []
     for images in sets:
         outcome = row.outcomes.get(images.name)
@@ -124,7 +124,7 @@ def _not_measured(images: ImageSet) -> str:
 
 
 def write(path: Path, rows: Sequence[Row], sets: Sequence[ImageSet], *, flip: bool, world_size: int) -> None:
-    """eval.json: every number of every file of weights, and what exactly was measured."""
+    """Write eval.json: all numbers of all weights files, and a description of the sets."""
     document = {
         "flip": flip,
         "world_size": world_size,

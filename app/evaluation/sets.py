@@ -1,7 +1,7 @@
-"""Which sets there are to measure on, and how each kind is read.
+"""Open evaluation sets. The kinds are:
 
-NAME.bin               verification pairs as insightface publishes them (LFW, CFP-FP, AgeDB-30, CALFW, CPLFW, …)
-NAME.csv               img1,img2,label: paths relative to the file; 1 for one person, 0 for two; a header may be there
+NAME.bin               verification pairs in insightface's format (LFW, CFP-FP, AgeDB-30, CALFW, CPLFW, …)
+NAME.csv               img1,img2,label: paths relative to the file; 1 for one person, 0 for two; optional header
 DIR with images.npy    and pairs.npy (int [P, 3]: image, image, 1 or 0), or labels.npy (int [N]: all pairs)
 DIR with meta/         IJB-B or IJB-C as published (app/evaluation/ijb.py)
 
@@ -31,12 +31,12 @@ from app.evaluation.protocols import PairList, People, SetProtocol
 from app.evaluation.verification import FOLDS, enough
 from app.runtime.checkpoint import sha256
 
-MOST_PEOPLE_IMAGES = 5000  # all their pairs are 12.5 million; sorting more takes minutes
+MOST_PEOPLE_IMAGES = 5000  # they make 12.5 million pairs; sorting more takes minutes
 YES, NO = {"1", "true", "same"}, {"0", "false", "different", "-1"}
 
 
 def open_set(path: Path) -> ImageSet:
-    """The set at `path`. Raises WrongUse for what is none of the kinds, is missing, broken, or too small to measure."""
+    """Open the set at `path`. Raises WrongUse if it is missing, damaged, of no known kind, or too small to measure."""
     if not path.exists():
         raise WrongUse(f"there is no set {path}; give one such as lfw.bin, pairs.csv or a folder with images.npy")
     if path.suffix == ".bin":
@@ -52,7 +52,7 @@ def open_set(path: Path) -> ImageSet:
 
 def open_bin(path: Path) -> ImageSet:
     encoded, same = read_bin(path)
-    # The same photograph comes in many pairs; it is decoded and embedded once.
+    # A photograph can be in many pairs; decode and embed it once.
     number: dict[bytes, int] = {}
     places = np.array([number.setdefault(image, len(number)) for image in encoded], np.int64)
     distinct = list(number)
@@ -69,7 +69,7 @@ def open_bin(path: Path) -> ImageSet:
 
 
 def open_csv(path: Path) -> ImageSet:
-    """The pairs of a CSV file; a file that is missing is named with its row before any work is done."""
+    """Open the pairs of a CSV file. Missing image files are reported here, with their row, before any is decoded."""
     number: dict[Path, int] = {}
     pairs: list[tuple[int, int, bool]] = []
     try:
@@ -157,7 +157,7 @@ def _people(labels: NDArray[np.int32], where: Path) -> People:
 
 
 def held_out(config: Config) -> ImageSet:
-    """The people of a run's data set that it never trained on, as they are measured while training."""
+    """The held-out people of a run's data set, measured as during training. Raises WrongUse if there are none."""
     data = open_configured(config.data)
     path = Path(str(config.data.binary_cache_path))
     rows = data.held_out_rows[: config.train.eval.max_images]

@@ -1,4 +1,4 @@
-"""The score from which a pair counts as one person, in both units that libraries compare in.
+"""Decision thresholds for pairs, as cosine and as squared distance, the two units that libraries use.
 
 Letters: P pairs.
 """
@@ -18,7 +18,7 @@ FARS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 @dataclass(frozen=True)
 class Threshold:
-    """Between unit embeddings: one person where the cosine is at least this, and the squared distance at most."""
+    """A pair is one person if the cosine of its embeddings is at least `cosine`; `squared_distance` is equivalent."""
 
     cosine: float
 
@@ -37,11 +37,11 @@ class Threshold:
         return f"cosine {self.cosine:.4f}, squared distance {self.squared_distance:.4f}"
 
 
-Thresholds = Mapping[str, Threshold]  # by what it was chosen for
+Thresholds = Mapping[str, Threshold]  # by purpose
 
 
 def at_rates(cosine: Numbers, same: Answers) -> dict[str, Threshold]:
-    """The lowest threshold that keeps each false accept rate which these pairs [P] are enough to show."""
+    """The lowest threshold for each false accept rate that these pairs [P] suffice for."""
     impostors = int((~same).sum())
     found = {}
     for far in FARS:
@@ -53,7 +53,7 @@ def at_rates(cosine: Numbers, same: Answers) -> dict[str, Threshold]:
 
 
 def impostors_needed(far: float) -> int:
-    """How many pairs of two people a false accept rate needs so that it allows one of them."""
+    """The number of pairs of two people at which a false accept rate corresponds to one of them."""
     return round(1 / far)
 
 

@@ -1,4 +1,4 @@
-"""How well embeddings tell people apart: 10-fold verification and rank-1 identification.
+"""10-fold verification accuracy and rank-1 identification from embeddings.
 
 Letters: N images, D embedding size, P pairs.
 """
@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 FOLDS = 10
-FOLDS_SEED = 0  # folds belong to the data set, not to a run: every run is measured on the same ones
+FOLDS_SEED = 0  # fixed, so that every run is measured on the same folds
 
 Embeddings = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """P pairs of images, each dealt into one of `FOLDS` folds; every fold has its share of both kinds."""
+    """P pairs of images in `FOLDS` folds; every fold has its share of both kinds."""
 
     left: NDArray[np.int64]  # [P]
     right: NDArray[np.int64]  # [P]
@@ -27,7 +27,7 @@ class Pairs:
 
 
 def all_pairs(labels: NDArray[np.int32], seed: int = FOLDS_SEED) -> Pairs:
-    """Every pair of images once, P = N (N - 1) / 2: nothing hangs on which pairs were drawn."""
+    """Every pair of images once, P = N (N - 1) / 2, so that results do not depend on a choice of pairs."""
     left, right = np.triu_indices(len(labels), k=1)
     same = labels[left] == labels[right]
     rng = np.random.default_rng(seed)
@@ -42,10 +42,10 @@ def verification_accuracy(embeddings: Embeddings, pairs: Pairs) -> tuple[float, 
     """Mean and standard deviation over folds of the accuracy at the threshold that is best on the other folds.
 
     The protocol of LFW (Huang et al. 2007): embeddings [N, D] are compared by cosine. Pairs of one person and pairs of
-    two weigh the same however many there are, so 50 % is chance; in LFW's own list there are as many of each.
+    two people have the same total weight, whatever their numbers, so 50 % is chance. LFW's own list has equal numbers.
     """
     unit = normalise(embeddings)
-    score = (unit @ unit.T)[pairs.left, pairs.right]  # N x N: pairs laid out by themselves would be N x N x D
+    score = (unit @ unit.T)[pairs.left, pairs.right]  # needs N x N; the embeddings of all pairs would need N x N x D
     accuracies = []
     for fold, threshold in enumerate(fold_thresholds(score, pairs)):
         test = pairs.fold == fold
@@ -59,24 +59,24 @@ def fold_thresholds(score: NDArray[np.float32], pairs: Pairs) -> list[float]:
 
 
 def balanced_accuracy(score: NDArray[np.float32], same: NDArray[np.bool_], threshold: float) -> float:
-    """Mean of the shares judged rightly among pairs of one person and among pairs of two."""
+    """Mean of the accuracies on pairs of one person and on pairs of two people."""
     right = (score >= threshold) == same
     return float((right[same].mean() + right[~same].mean()) / 2)
 
 
 def best_threshold(score: NDArray[np.float32], same: NDArray[np.bool_]) -> float:
-    """The threshold t for which `score >= t` has the best balanced accuracy; midway between two scores."""
+    """The threshold t with the best balanced accuracy of `score >= t`; midway between two scores, or infinite."""
     order = np.argsort(-score, kind="stable")
     sorted_score, sorted_same = score[order], same[order]
-    # gain[i]: what calling the i highest scores the same person wins in both shares together.
+    # gain[i]: the change of the summed accuracies if the i highest scores count as one person.
     gain = np.concatenate([[0.0], np.cumsum(np.where(sorted_same, 1 / same.sum(), -1 / (~same).sum()))])
-    gain[1:-1][sorted_score[1:] == sorted_score[:-1]] = -np.inf  # no threshold lies between equal scores
+    gain[1:-1][sorted_score[1:] == sorted_score[:-1]] = -np.inf  # no threshold separates equal scores
     edges = np.concatenate([[np.inf], (sorted_score[:-1] + sorted_score[1:]) / 2, [-np.inf]])
     return float(edges[np.argmax(gain)])
 
 
 def rank1(embeddings: Embeddings, labels: NDArray[np.int32]) -> float:
-    """Share of images whose nearest other image shows the same person (people with one image are left out)."""
+    """Share of images whose nearest other image shows the same person; people with one image are no queries."""
     unit = normalise(embeddings)
     cosine = unit @ unit.T
     np.fill_diagonal(cosine, -np.inf)
@@ -86,13 +86,13 @@ def rank1(embeddings: Embeddings, labels: NDArray[np.int32]) -> float:
 
 
 def normalise(embeddings: Embeddings) -> Embeddings:
-    """Rows [N, D] to unit length; a zero row stays zero."""
+    """Scale rows [N, D] to unit length; a zero row stays zero."""
     norm = np.linalg.norm(embeddings, axis=1, keepdims=True)
     return embeddings / np.maximum(norm, 1e-12)
 
 
 def enough(labels: NDArray[np.int32]) -> bool:
-    """Whether the labels give at least a pair of each kind for every fold."""
+    """Whether the labels give at least one pair of each kind per fold."""
     sizes = np.bincount(labels, minlength=1)
     same = int((sizes * (sizes - 1) // 2).sum())
     return same >= FOLDS and len(labels) * (len(labels) - 1) // 2 - same >= FOLDS

@@ -1,7 +1,4 @@
-"""The published sets that a run is judged by, measured while it trains by the code of app.evaluate.
-
-Letters: D embedding size.
-"""
+"""Evaluate a run on named sets during training, with the code of app.evaluate."""
 
 from __future__ import annotations
 
@@ -20,25 +17,25 @@ from app.runtime.dist import World
 from app.runtime.finite import NotFinite
 from app.runtime.stop import Stop
 
-SetNumbers = dict[str, dict[str, Any]]  # by the name of a set
+SetNumbers = dict[str, dict[str, Any]]  # by set name
 
 
 class NamedSets:
-    """The sets of `train.eval.sets`. Raises WrongUse for one that cannot be measured on, before training begins."""
+    """The sets of `train.eval.sets`. Raises WrongUse before training begins if one of them cannot be used."""
 
     def __init__(self, config: Config, embedder: nn.Module, here: World) -> None:
         self.config, self.embedder, self.here = config, embedder, here
         self.sets = [open_set(Path(path)) for path in config.train.eval.sets]
-        self.decoded: dict[str, Faces] = {}  # kept where memory holds it
+        self.decoded: dict[str, Faces] = {}  # kept in memory, or streamed
         self.measured_step = 0
 
     def due(self, step: int) -> bool:
-        """Whether `train.eval.every_steps` steps or more were taken since the sets were measured last."""
+        """Whether a multiple of `train.eval.every_steps` was reached since the last measurement."""
         every = self.config.train.eval.every_steps
         return bool(every and self.sets) and step // every > self.measured_step // every
 
     def measure(self, step: int, stop: Stop) -> SetNumbers:
-        """Each set's numbers with its thresholds, on the main process; {} on the others.
+        """Return each set's numbers with its threshold on the main process, {} on the others.
 
         Raises NotFinite on all processes, and Interrupted once they agree to stop.
         """
@@ -69,7 +66,7 @@ class NamedSets:
 
 
 def numbers_of(outcome: Outcome, measure: str) -> dict[str, Any]:
-    """What is recorded of a set: the number that ranks as `accuracy`, its name, and the threshold that goes with it."""
+    """The numbers to record for a set: the ranking one as `accuracy`, its name, and the 10-fold threshold."""
     threshold = outcome.thresholds.get("ten_folds")
     return {
         "accuracy": outcome.numbers[outcome.headline],

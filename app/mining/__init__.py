@@ -1,1 +1,1 @@
-"""Pseudo-IDs: embeddings -> nearest neighbours -> clusters."""
+"""Mine pseudo-IDs: embeddings -> nearest neighbours -> clusters."""

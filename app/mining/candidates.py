@@ -1,14 +1,16 @@
-"""Candidates for the nearest neighbours of a query, by matrix products in torch: few, cheap, and with a certificate.
+"""Find candidates for the nearest neighbours of a query by matrix products in torch, with an error bound.
 
-A 16-bit product runs several times faster than one in fp32 where the hardware has units for it, and what it ranks
-wrongly is put right by computing a few candidates again in fp32 (app/mining/knn.py). Selecting them must not cost more
-than the product: scores are reduced to the maxima of buckets of G columns, the best buckets are found among those, and
-only their members are read again (after Chern et al. 2022, arXiv:2206.14286; there a bucket keeps its winner alone and
-recall is a matter of luck, here the whole bucket is read and nothing is lost). Bucket b holds the columns b, b + L,
-b + 2L, …: neighbours are often next to each other in the data, and buckets of consecutive rows would have to be read
-for many of them at once.
+A 16-bit product is several times faster than one in fp32 where the hardware has units for it. It ranks some rows
+wrongly; app/mining/knn.py corrects that by recomputing a few candidates in fp32.
 
-Each answer comes with `beyond`, which no row left out can exceed; so the caller knows when it has seen enough.
+Selecting candidates must not cost more than the product. So scores are reduced to the maxima of buckets of G columns,
+the best buckets are selected, and only their members are read again. This follows Chern et al. 2022 (arXiv:2206.14286).
+There a bucket keeps only its winner and recall is probabilistic; here the whole bucket is read and nothing is lost.
+Bucket b holds the columns b, b + L, b + 2L, … because neighbours are often adjacent in the data: a bucket of
+consecutive rows would hold many of them at once.
+
+Each answer includes `beyond`, an upper bound on the product of every row left out. With it the caller knows when to
+stop.
 
 Letters: M rows in the bank, D size, B queries of a tile, c candidates, G members of a bucket, L = M / G buckets.
 """
@@ -25,8 +27,8 @@ from torch import Tensor
 
 from app.runtime.memory import free_bytes
 
-# A bound on the rounding of a product of unit vectors in fp32: 512 terms, each off by 2^-24 of it, add up to 3e-5 only
-# if all go one way; as they come, to a few 1e-7.
+# Bound on the rounding error of an fp32 product of unit vectors. 512 terms, each off by 2^-24 of its value, add up to
+# 3e-5 only if all errors have one sign; in practice they add up to a few 1e-7.
 FP32_ERROR = 4e-6
 ROUNDOFF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 MOST_MEMBERS = 128
@@ -40,22 +42,24 @@ REDUCED_SUMS = (
 
 
 class Candidates(Protocol):
-    tile: int  # queries that may be asked about at once
+    tile: int  # most queries per call
 
     def __call__(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Rows of the bank [B, count] (int64) with the greatest products with `queries` [B, D], in any order, and
-        `beyond` [B]: no other row's product is greater. -inf where every row is a candidate.
+        """Return `count` rows of the bank per query (int64 [B, count]) and `beyond` [B], for `queries` [B, D].
+
+        The rows have the greatest products with the query, in any order. No other row's product exceeds `beyond`, which
+        is -inf where every row is a candidate.
         """
 
 
 class HalfPrecision:
-    """A 16-bit product, fp16 on a GPU and bf16 on a CPU: what their matrix units take."""
+    """Candidates by a 16-bit product: fp16 on a GPU, bf16 on a CPU, the types of their matrix units."""
 
     def __init__(self, bank: Tensor) -> None:
         self.half = torch.float16 if bank.device.type == "cuda" else torch.bfloat16
         self.count = len(bank)
-        # Subtracting one vector from all rows changes no query's order, and 16 bits resolve what is left of the rows
-        # much better: those of a young network all point nearly the same way.
+        # Subtracting one vector from all rows changes no query's order. It leaves smaller numbers, which 16 bits
+        # resolve much better: the embeddings of a young network all point nearly the same way.
         self.mean = bank.mean(0)
         padded = -(-self.count // MOST_MEMBERS) * MOST_MEMBERS
         self.rows = torch.zeros(padded, bank.shape[1], dtype=self.half, device=bank.device)
@@ -73,14 +77,15 @@ class HalfPrecision:
         members = members_of_buckets(self.count, count)
         best, ids = greatest(scores, count, members)
         lowest = best.float().amin(1)
-        # Roundings of the terms are independent and cancel (0.05 of a unit for D = 512); that of the sum does not.
+        # Rounding errors of the terms are independent and cancel (0.05 of a unit for D = 512); that of the sum does
+        # not.
         error = ROUNDOFF[self.half] * (lowest.abs() + self.radius)
         beyond = lowest + queries @ self.mean + error
         return ids, beyond if count < self.count else torch.full_like(beyond, -torch.inf)
 
 
 class FullPrecision:
-    """A product in fp32, for the queries that 16 bits cannot settle."""
+    """Candidates by a product in fp32, for the queries that 16 bits cannot settle."""
 
     def __init__(self, bank: Tensor) -> None:
         self.bank = bank
@@ -92,7 +97,7 @@ class FullPrecision:
 
 
 def greatest(scores: Tensor, count: int, members: int) -> tuple[Tensor, Tensor]:
-    """The `count` greatest of each row of `scores` [B, M] and their columns, by way of strided buckets of `members`.
+    """Return the `count` greatest of each row of `scores` [B, M] and their columns, using strided buckets of `members`.
 
     Exact: the c greatest values lie in the c buckets with the greatest maxima. `members` must divide M.
     """
@@ -108,18 +113,18 @@ def greatest(scores: Tensor, count: int, members: int) -> tuple[Tensor, Tensor]:
 
 
 def members_of_buckets(rows: int, count: int) -> int:
-    """G, a power of two: reading M / G maxima should cost about as much as reading the c G members of the best."""
+    """Return G, a power of two that makes reading M / G maxima cost about as much as reading the c G members."""
     return int(min(MOST_MEMBERS, 2 ** max(0, round(math.log2(max(rows, 1) / max(count, 1)) / 2))))
 
 
 def surpassed(best: Tensor, count: int, rows: int) -> Tensor:
-    """`beyond` [B] of products in fp32 of which the `count` greatest of `rows` are given."""
+    """Return `beyond` [B] for fp32 products, from the `count` greatest (`best`) of `rows`."""
     return best.amin(1) + FP32_ERROR if count < rows else torch.full_like(best[:, 0], -torch.inf)
 
 
 def tile_rows(columns: int, bytes_each: int, device: torch.device) -> int:
-    """How many rows of scores are held at once: as large as products like them, within a share of what is free."""
-    room = 2**26  # about the last cache of a CPU
+    """Return how many rows of scores fit at once in a CPU's last-level cache, or in a share of a GPU's free memory."""
+    room = 2**26  # about the last-level cache of a CPU
     if device.type == "cuda":
         room = min(2**31, (free_bytes(device) or 0) // 8)
     return max(16, min(4096, room // (columns * bytes_each)))
@@ -127,9 +132,9 @@ def tile_rows(columns: int, bytes_each: int, device: torch.device) -> int:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Products as exact as their type allows, whatever training has set: no TF32, no autocast, sums in fp32.
+    """Compute products as exactly as their type allows, whatever training has set: no TF32, no autocast, sums in fp32.
 
-    cuBLAS may otherwise add the parts of a 16-bit product in 16 bits, which `ROUNDOFF` does not bound. No gradients.
+    Otherwise cuBLAS may add the parts of a 16-bit product in 16 bits, which `ROUNDOFF` does not bound. No gradients.
     """
     products, precision = torch.backends.cuda.matmul, torch.get_float32_matmul_precision()
     before = {name: getattr(products, name) for name in REDUCED_SUMS}

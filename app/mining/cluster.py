@@ -1,12 +1,12 @@
-"""Clusters of a nearest-neighbour graph: which images likely show one person.
+"""Cluster a nearest-neighbour graph into groups of images that likely show one person.
 
-Threshold-and-connect fails on faces: a cone of blurry images, or one bad bridge, joins thousands of people. The
-default method, `by_overlap`, is label propagation (Raghavan et al. 2007, arXiv:0709.2938) on edges weighted by
-similarity times shared-neighbour overlap (Jarvis and Patrick 1973). `by_components` is the older way, kept for
-comparison: mutual neighbours above a fixed similarity, connected.
+Connecting all pairs above a threshold fails on faces: a cone of blurry images, or one wrong edge, joins thousands of
+people. The default method, `by_overlap`, is label propagation (Raghavan et al. 2007, arXiv:0709.2938). Its edges are
+weighted by similarity times shared-neighbour overlap (Jarvis and Patrick 1973). `by_components` is the older method,
+kept for comparison: it connects mutual neighbours above a fixed similarity.
 
-Each process does the work of its own rows, what it finds is exchanged, and the labels are the same everywhere,
-whatever the number of processes: sums are of integers, coins are hashes of the image.
+Each process works on its own rows and the results are exchanged. Labels are the same on every rank and for any number
+of processes: sums are of integers, and coin flips are hashes of the image.
 
 Letters: N images, n of this process (its contiguous share), k neighbours, E edges.
 """
@@ -26,22 +26,22 @@ from app.runtime.dist import World, any_rank, gather_rows
 from app.runtime.stop import Poll, undisturbed
 
 SWEEPS = 50
-TIGHTER = [(0.08, 0.05), (0.16, 0.1)]  # for clusters over the limit: share of the way from the floor to 1, more overlap
+TIGHTER = [(0.08, 0.05), (0.16, 0.1)]  # for oversize clusters: share of the way from the floor to 1, added overlap
 ROWS_A_ROUND = 2**16  # rows of a rank between two polls: less than a second
-CUT = 4  # times the limit: what is larger, and stays together, is no person
-STEP = 0.05  # by which by_components raises the similarity, as CDP does (Zhan et al. 2018)
+CUT = 4  # times the limit; a larger cluster that does not split is no person
+STEP = 0.05  # added to the similarity by by_components, as CDP does (Zhan et al. 2018)
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
 IdArray = NDArray[np.int64]
 
 
 def similarity_floor(sample: FloatArray, count: int, false_edges_per_image: float) -> float:
-    """The cosine above which an image among `count` is expected to have that many neighbours by chance.
+    """Return the cosine above which an image has `false_edges_per_image` chance neighbours among `count` images.
 
-    `sample` [S, D] are unit embeddings of randomly chosen images. Cosines of random pairs are bounded and skewed;
-    their Fisher transform (artanh) is close to normal. True pairs among them sit in the far tail and would lift a
-    quantile taken there, so the normal is fitted to the body (median and lower quartile) and the floor is read off its
-    upper tail. Fewer than two images have no pair: 1.
+    `sample` [S, D] are unit embeddings of randomly chosen images. Cosines of random pairs are bounded and skewed, but
+    their Fisher transform (artanh) is close to normal. The sample contains true pairs, which would raise a quantile
+    taken from its far tail. So the normal is fitted to the body (median and lower quartile) and the floor is read from
+    the upper tail of the fit. Returns 1 for fewer than two images, which have no pair.
     """
     cosine = (sample @ sample.T)[np.triu_indices(len(sample), k=1)]
     if not len(cosine):
@@ -49,7 +49,7 @@ def similarity_floor(sample: FloatArray, count: int, false_edges_per_image: floa
     lower, median = np.arctanh(np.clip(np.quantile(cosine, [0.25, 0.5]), -0.9999, 0.9999))
     sigma = (median - lower) / ndtri(0.75)
     tail = min(0.5, false_edges_per_image / max(count - 1, 1))
-    # Below 0 two images have nothing in common, however few there are to tell.
+    # Below a cosine of 0 two images have nothing in common, however few images there are.
     return max(0.0, float(np.tanh(median - sigma * ndtri(tail))))
 
 
@@ -64,15 +64,15 @@ def by_overlap(
     seed: int,
     poll: Poll = undisturbed,
 ) -> IdArray:
-    """Labels [N] of all images from the lists [n, k] of each process's own; an image alone keeps a label of its own.
+    """Return labels [N] of all images from each process's lists [n, k]; an image without edges keeps its own label.
 
-    Entries below `floor` are no neighbours. Mutual edges weigh double: an image that is not named back may merely be
-    crowded out of a full list, which happens to most images of a person with more than k; counting mutual edges alone
-    leaves such people in pieces (benchmarks/clusters.py has both).
+    Entries below `floor` are ignored. Mutual edges weigh double. One-way edges count too: a full list may have no room
+    for an image, which happens to most images of a person with more than k. Counting only mutual edges splits such
+    people (benchmarks/clusters.py measures both).
 
-    A cluster larger than `max_size` is clustered again with a higher floor and overlap, a few times: people joined by
-    mistake come apart. What holds together is cut into pieces (`_cut`), and left as it is, for `number` to leave out,
-    if it is so large that it is no person.
+    A cluster larger than `max_size` is clustered again, a few times, with a higher floor and overlap; this separates
+    people joined by mistake. What stays together is cut into pieces (`_cut`). If it is too large to be one person it is
+    left whole, and `number` drops it.
     """
     lists = gather(ids, here)  # [N, k]
     n, first = len(lists), first_row(len(lists), here)
@@ -97,10 +97,10 @@ def by_overlap(
 def _cut(
     ids: IntArray, weight: NDArray[np.uint16], labels: IntArray, chosen: NDArray[np.bool_], limit: int, here: World
 ) -> IntArray:
-    """Labels [N] with the clusters of the `chosen` images [N] cut into pieces of at most `limit`.
+    """Return labels [N] with the clusters of the `chosen` images [N] cut into pieces of at most `limit`.
 
-    The strongest edges join first, as far as the limit allows: hardly an image is lost, whereas raising the floor until
-    a person of 72 images falls apart loses most of them.
+    The strongest edges join first, as far as the limit allows. This loses hardly any image; raising the floor until a
+    person of 72 images falls apart loses most of them.
     """
     first = first_row(len(labels), here)
     row, place = np.nonzero(weight)
@@ -112,7 +112,7 @@ def _cut(
 
 
 def pieces_of(count: int, here: World) -> list[slice]:
-    """This rank's share of `count` rows in pieces of some `ROWS_A_ROUND`, as many on each rank."""
+    """Split this rank's share of `count` rows into pieces of about `ROWS_A_ROUND`, equally many on each rank."""
     own = len(np.array_split(np.empty(count, np.bool_), here.size)[here.rank])
     rounds = max(1, -(-count // (here.size * ROWS_A_ROUND)))
     ends = [own * number // rounds for number in range(rounds + 1)]
@@ -127,7 +127,7 @@ def propagate(
     here: World,
     poll: Poll = undisturbed,
 ) -> IntArray:
-    """Label propagation over lists [N, k] with weights [n, k] of the own rows: labels [N], the same on every rank."""
+    """Propagate labels over lists [N, k] with weights [n, k] of the own rows; return labels [N], equal on all ranks."""
     first = first_row(len(lists), here)
     labels = np.arange(len(lists), dtype=np.int32)
     changed = np.zeros(len(lists), np.bool_)
@@ -154,10 +154,10 @@ def by_components(
     max_size: int,
     poll: Poll = undisturbed,
 ) -> IdArray:
-    """Labels [N]: connected components of images that are among each other's first `mutual_top`, alike enough.
+    """Return labels [N]: connected components of similar images that are in each other's first `mutual_top`.
 
-    A component many times larger than `max_size` is a chain of people: inside it the similarity is raised step by step.
-    What is then still larger is cut, the most alike staying together, so that next to no image is lost.
+    A component many times larger than `max_size` is a chain of people: its similarity threshold is raised step by step.
+    Components still larger than `max_size` are cut. The most similar images stay together, so almost no image is lost.
     """
     n = len(gather(ids[:, :0], here))
     top, alike = ids[:, :mutual_top], cosine[:, :mutual_top]
@@ -166,7 +166,7 @@ def by_components(
     pairs, alike = gather(pairs, here), gather(alike[row, place], here)  # [2E, 2], [2E]: of all ranks
     key = pairs.min(1) * n + pairs.max(1)
     order = np.argsort(key, kind="stable")
-    twice = np.flatnonzero(key[order][1:] == key[order][:-1])  # named by both
+    twice = np.flatnonzero(key[order][1:] == key[order][:-1])  # mutual pairs
     pairs, alike = pairs[order[twice]], np.minimum(alike[order[twice]], alike[order[twice + 1]])
 
     labels = _components(pairs, n)
@@ -177,12 +177,12 @@ def by_components(
         pairs, alike = pairs[kept], alike[kept]
         labels = _components(pairs, n)
         poll()
-    # A component within the limit comes out as it went in.
+    # A component within the limit comes out unchanged.
     return join(pairs[np.argsort(-alike, kind="stable")].astype(np.int32), n, max_size).astype(np.int64)
 
 
 def number(labels: IdArray, min_size: int, max_size: int) -> IdArray:
-    """Pseudo-IDs [N]: clusters of a good size numbered 0, 1, … by their first image, NO_ID for the rest."""
+    """Return pseudo-IDs [N]: clusters within the size limits are numbered 0, 1, … by first image; the rest is NO_ID."""
     sizes = np.bincount(labels)[labels]
     good = (sizes >= min_size) & (sizes <= max_size)
     _, first, inverse = np.unique(labels[good], return_index=True, return_inverse=True)
@@ -194,12 +194,12 @@ def number(labels: IdArray, min_size: int, max_size: int) -> IdArray:
 
 
 def gather(local: NDArray, here: World) -> NDArray:
-    """The rows of all ranks, in rank order."""
+    """Return the rows of all ranks, in rank order."""
     return gather_rows(torch.from_numpy(np.ascontiguousarray(local)), here).numpy()
 
 
 def first_row(n: int, here: World) -> int:
-    """Where this rank's share of n rows begins."""
+    """Return where this rank's share of n rows begins."""
     return sum(len(part) for part in np.array_split(np.empty(n, np.bool_), here.size)[: here.rank])
 
 
@@ -209,7 +209,7 @@ def _components(pairs: IdArray, n: int) -> IntArray:
 
 
 def _by_smallest_member(labels: IntArray) -> IntArray:
-    """Labels renamed to the smallest image that carries them: a label then never names an image of another cluster."""
+    """Rename each label to the smallest image that carries it, so that no label names an image of another cluster."""
     smallest = np.full(len(labels), len(labels), np.int32)
     np.minimum.at(smallest, labels, np.arange(len(labels), dtype=np.int32))
     return smallest[labels]

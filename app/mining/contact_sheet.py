@@ -1,4 +1,4 @@
-"""A picture of sampled clusters, so that a person can look whether each shows one face.
+"""Draw a picture of sampled clusters, so that a person can check whether each shows one face.
 
 Letters: N images mined.
 """
@@ -16,7 +16,7 @@ from app.data.dataset import Rows
 from app.files import atomic
 
 FACE, GAP, ROW_GAP, MARGIN = 56, 2, 8, 16  # pixels
-FACES = 12  # of a cluster
+FACES = 12  # faces per cluster
 CAPTION, TITLE = 108, 34  # pixels: width beside a row, height above a group
 LARGEST, RANDOM, SMALLEST = 5, 10, 3  # clusters
 PAPER, INK, FAINT = (250, 250, 248), (32, 33, 36), (128, 130, 134)
@@ -25,7 +25,7 @@ PAPER, INK, FAINT = (250, 250, 248), (32, 33, 36), (128, 130, 134)
 def contact_sheet(path: Path, images: NDArray[np.uint8], rows: Rows, pseudo_ids: NDArray[np.int64], seed: int) -> None:
     """Write a PNG with a row of faces for each of a few clusters: the largest, random ones, the smallest.
 
-    images [M, 112, 112, 3]; rows [N]: which of them were mined; pseudo_ids [N], NO_ID: none. Reads only the images
+    images [M, 112, 112, 3]; rows [N]: the images that were mined; pseudo_ids [N], NO_ID: none. Reads only the images
     that it shows.
     """
     rng = np.random.default_rng(seed)
@@ -55,7 +55,7 @@ def contact_sheet(path: Path, images: NDArray[np.uint8], rows: Rows, pseudo_ids:
 
 
 def _sample(pseudo_ids: NDArray[np.int64], rng: np.random.Generator) -> dict[str, NDArray[np.int64]]:
-    """Clusters to show, by title; none twice, and no title without clusters."""
+    """Return the clusters to show, by title. No cluster appears twice and no title is empty."""
     ids, sizes = np.unique(pseudo_ids[pseudo_ids != NO_ID], return_counts=True)
     by_size = ids[np.lexsort((ids, -sizes))]
     largest, rest = by_size[:LARGEST], by_size[LARGEST:]

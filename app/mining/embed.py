@@ -1,4 +1,4 @@
-"""Embeddings of many images: each process its own share, chunk by chunk, so that it can be stopped and gone on with.
+"""Embed many images: each process embeds its own share, chunk by chunk, so that it can stop and resume.
 
 Letters: N images of all ranks, n of this rank, D embedding size, S side.
 """
@@ -21,8 +21,8 @@ from app.models.embedder import Embedder
 from app.runtime.dist import World, any_rank, share
 from app.runtime.stop import Interrupted
 
-CPU_BATCH = 16  # a batch is what a stop waits for; a CPU gains nothing from a larger one
-CHUNK_ROWS = 8192  # what an interruption may cost, and how long it may take until it is heard
+CPU_BATCH = 16  # a stop waits for one batch; a larger one gains nothing on a CPU
+CHUNK_ROWS = 8192  # images; an interruption loses or waits for one chunk at most
 
 
 @torch.no_grad()
@@ -39,12 +39,13 @@ def embed(
     interrupted: Callable[[], bool] | None = None,
     chunk_rows: int = CHUNK_ROWS,
 ) -> Tensor:
-    """Unit embeddings [n, D], fp32 on `here.device`, of this rank's share of `rows` [N] of `images` [*, S, S, 3].
+    """Return unit embeddings [n, D] of this rank's share of `rows` [N] of `images` [*, S, S, 3].
 
-    After each chunk all ranks agree whether to go on (a rank with fewer chunks, or none, takes part): where
-    `interrupted` says stop on one of them, all raise Interrupted. With `kept`, a pass that is expected to take long
-    keeps its chunks, and those that an earlier call finished are read instead of computed; the caller clears them once
-    it has the result. `progress` is told the images done and the total, on rank 0, as estimated from its own share.
+    They are fp32 on `here.device`. After each chunk all ranks agree whether to continue; a rank with fewer chunks, or
+    none, takes part. If `interrupted` is true on one rank, all raise Interrupted. With `kept`, a pass that is expected
+    to take long stores its chunks. Chunks that an earlier call stored are read instead of computed. The caller clears
+    them once it has the result. On rank 0 `progress` receives the images done and the total, estimated from that rank's
+    share.
     """
     if here.device.type == "cpu":
         batch_size = min(batch_size, CPU_BATCH)
@@ -52,12 +53,14 @@ def embed(
     result = torch.empty(len(own), embedding_dim, device=here.device)
     begins = None
     if kept is not None:
-        # The batch size may change between two attempts (a GPU ran out of memory); what is embedded, and how, may not.
+        # The batch size may change between two attempts (a GPU ran out of memory). The data and the other settings may
+        # not.
         settings = [here.size, len(images), embedder.image_size, embedding_dim, embedder.flip, chunk_rows]
         digest = hashlib.sha256(rows.tobytes()).hexdigest()
         begins = kept.open(f"{settings} {embedder.precision} {here.device.type} {digest}")
     with Chunks(begins, here.rank, len(own)) as chunks:
-        # No rank has more rows than rank 0: all count the chunks of its share, so all meet after each.
+        # No rank has more rows than rank 0. All ranks count the chunks of its share, so that all synchronise after
+        # each.
         for start in range(0, -(-len(rows) // here.size), chunk_rows):
             part, z = own[start : start + chunk_rows], result[start : start + chunk_rows]
             whole = chunks.read(start, z)
@@ -76,9 +79,9 @@ def embed(
 def _embed_chunk(
     embedder: Embedder, views: Iterable[Tensor], into: Tensor, interrupted: Callable[[], bool] | None
 ) -> bool:
-    """Unit embeddings of batches [B, 3, S, S], one after the other, into the rows of `into`.
+    """Write unit embeddings of successive batches [B, 3, S, S] into the rows of `into`; return whether it finished.
 
-    False, and not all of them, when this rank was interrupted: the ranks agree about that after the chunk.
+    False: this rank was interrupted. The ranks agree on that after the chunk.
     """
     done = 0
     for x in views:

@@ -1,4 +1,4 @@
-"""Whether a new labelling may be used, and what there is to know of it: stable numbers, measures, a verdict.
+"""Decide whether a new labelling may be used, and measure it: stable numbers, metrics, a verdict.
 
 Letters: N images mined.
 """
@@ -18,18 +18,18 @@ IdArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Report:
-    """What a refresh found. `why` is one sentence when not `accepted`."""
+    """Measurements of a refresh. `why` is one sentence when not `accepted`."""
 
     count: int  # clusters
     coverage: float  # share of images with a pseudo-ID
     largest: int  # images in the largest cluster
-    median: float  # images in the middle cluster, and below in 95 % of them
+    median: float  # images in the median cluster, and in the cluster at the 95 % quantile
     size_95: float
     sizes: dict[str, int]  # clusters of 2-3 images, 4-7, 8-15, …
-    churn: float | None  # share of images that had a pseudo-ID and do not keep it; None: none had one
+    churn: float | None  # share of images with a pseudo-ID before that lose or change it; None: none had one
     purity: float | None  # None without labels, as pair_f
     pair_f: float | None
-    cosine: float | None  # mean over pairs of neighbours in one cluster; None: there are none
+    cosine: float | None  # mean over pairs of neighbours in one cluster; None: no such pairs
     floor: float  # least cosine of two neighbours
     recall: float  # of the search, on a sample
     unusable: int  # images whose embedding is zero or not finite
@@ -51,9 +51,10 @@ def judge(
     unusable: int = 0,
     cosine: float | None = None,
 ) -> Report:
-    """Measure the labelling `found` [N] and decide whether it may take the place of `previous` [N].
+    """Measure the labelling `found` [N] and decide whether it may replace `previous` [N].
 
-    Both are NO_ID where an image has no pseudo-ID, numbered alike (`keep_ids`). Labels [N] only measure.
+    Both are NO_ID where an image has no pseudo-ID, and share one numbering (`keep_ids`). Labels [N] affect only
+    metrics.
     """
     labelled = found != NO_ID
     sizes = np.unique(found[labelled], return_counts=True)[1]
@@ -85,10 +86,11 @@ def judge(
 
 
 def keep_ids(previous: IdArray, found: IdArray) -> IdArray:
-    """`found` [N] renumbered so that a cluster keeps its number while most of it stays.
+    """Renumber `found` [N] so that a cluster keeps its number while most of it stays.
 
-    The new cluster that holds more than half of an old one's images takes its number; of several old ones the one it
-    holds most of, then the smallest number. Others get the next unused numbers, by their first image.
+    A new cluster that holds more than half of an old cluster's images takes the old number. If it holds more than half
+    of several, it takes the number of the one with the largest overlap, then the smallest number. Other clusters get
+    the next unused numbers, ordered by their first image.
     """
     new, first, index = np.unique(found, return_index=True, return_inverse=True)
     old, old_index = np.unique(previous, return_inverse=True)
@@ -100,7 +102,7 @@ def keep_ids(previous: IdArray, found: IdArray) -> IdArray:
 
     name = np.full(len(new), NO_ID, np.int64)
     best_last = np.lexsort((-before, overlap, after))
-    name[after[best_last]] = old[before[best_last]]  # of several the last one is written last
+    name[after[best_last]] = old[before[best_last]]  # where several compete, the last write wins
     unnamed = np.flatnonzero((name == NO_ID) & (new != NO_ID))
     unnamed = unnamed[np.argsort(first[unnamed])]
     name[unnamed] = previous.max(initial=NO_ID) + 1 + np.arange(len(unnamed))
@@ -108,19 +110,19 @@ def keep_ids(previous: IdArray, found: IdArray) -> IdArray:
 
 
 def churn(previous: IdArray, found: IdArray) -> float | None:
-    """Share of the images with a pseudo-ID in `previous` [N] that have another one, or none, in `found` [N]."""
+    """Return the share of images with a pseudo-ID in `previous` [N] that have another one, or none, in `found` [N]."""
     had = previous != NO_ID
     return float((found[had] != previous[had]).mean()) if had.any() else None
 
 
 def histogram(sizes: IdArray) -> dict[str, int]:
-    """How many clusters have 2-3 images, 4-7, 8-15, …; only what there is."""
+    """Count the clusters of 2-3 images, 4-7, 8-15, …; empty bins are left out."""
     power, count = np.unique(np.floor(np.log2(sizes)).astype(np.int64), return_counts=True)
     return {f"{2**p}-{2 ** (p + 1) - 1}": int(c) for p, c in zip(power, count, strict=True)}
 
 
 def purity(pseudo_ids: IdArray, labels: NDArray[np.int32]) -> float:
-    """Share of labelled images that carry the commonest label of their cluster; 1 for none at all."""
+    """Return the share of labelled images that carry the commonest label of their cluster; 1 if there are none."""
     if not len(pseudo_ids):
         return 1.0
     cluster = np.unique(pseudo_ids, return_inverse=True)[1]
@@ -132,9 +134,9 @@ def purity(pseudo_ids: IdArray, labels: NDArray[np.int32]) -> float:
 
 
 def pair_f(pseudo_ids: IdArray, labels: NDArray[np.int32]) -> float:
-    """F of "these two images show one person" over all pairs (N images, N (N - 1) / 2 pairs); 1 when all are alone.
+    """Return the F score of "these two images show one person" over all N (N - 1) / 2 pairs; 1 if every image is alone.
 
-    An image without a pseudo-ID is in no pair that was found.
+    An image without a pseudo-ID is in no found pair.
     """
     has = pseudo_ids != NO_ID
     cluster = np.unique(pseudo_ids[has], return_inverse=True)[1]
@@ -145,6 +147,6 @@ def pair_f(pseudo_ids: IdArray, labels: NDArray[np.int32]) -> float:
 
 
 def _pairs(names: IdArray) -> int:
-    """How many pairs carry the same name."""
+    """Count the pairs that carry the same name."""
     count = np.unique(names, return_counts=True)[1]
     return int((count * (count - 1) // 2).sum())

@@ -1,8 +1,8 @@
-"""The three loops over a graph that numpy cannot say, compiled. The only place that knows numba.
+"""Three graph loops that numpy cannot express, compiled by numba. Only this module imports numba.
 
-They work on the neighbour lists as the search leaves them, [N, k], without a copy sorted by column or a sparse matrix:
-at 1.2 million images and 32 neighbours that is 150 MB instead of gigabytes. Sums are of integers, so their order, and
-with it the number of processes, cannot change a result. Compiled code is kept on disk; the first call on a machine
+They work on the neighbour lists [N, k] as the search returns them, without a copy sorted by column or a sparse matrix.
+At 1.2 million images and 32 neighbours that takes 150 MB instead of gigabytes. Sums are of integers, so neither their
+order nor the number of processes changes a result. Compiled code is cached on disk; the first call on a machine
 compiles.
 
 Letters: N images, n rows of this process (contiguous, from `first`), k neighbours.
@@ -34,8 +34,8 @@ def weigh(
     ids [N, k]: all lists, most similar first, of which the first `degree` [N] entries count; cosine [n, k] of the own
     rows; group [N]: edges stay inside a group, images of a negative group have none.
 
-    Overlap is the share of two lists, each with its own image, that they have in common: common / (either). The weight
-    is cosine times overlap, half of it where only one of the two lists names the other.
+    Overlap is the share of entries that two lists, each with its own image, have in common: common / either. The weight
+    is cosine times overlap, halved where only one of the two lists contains the other image.
     """
     n, k = weight.shape
     slots = 4
@@ -86,11 +86,11 @@ def sweep(
     number: int,
     new: NDArray[np.int32],
 ) -> int:
-    """One sweep of label propagation: fill `new` [n] from `labels` [N]; return how many rows still wait for their turn.
+    """Run one sweep of label propagation: fill `new` [n] from `labels` [N]; return how many rows are still pending.
 
-    A row is looked at again once a neighbour has changed (`changed` [N], by the last sweep; `pending` [n] keeps it in
-    mind), and then with probability 1/2, so that two neighbours do not swap labels for ever. The coin is a hash of
-    seed, sweep and image. The label with the greatest summed weight wins, the smallest of equal ones.
+    A row becomes pending when a neighbour changed in the last sweep (`changed` [N]; `pending` [n] keeps the state). A
+    pending row is updated with probability 1/2, so that two neighbours do not swap labels forever. The coin is a hash
+    of seed, sweep and image. The label with the greatest summed weight wins; ties go to the smallest label.
     """
     n, k = weight.shape
     names = np.empty(k, np.int32)
@@ -137,7 +137,7 @@ def sweep(
 
 @njit(cache=True, nogil=True)
 def join(edges: NDArray[np.int32], n: int, limit: int) -> NDArray[np.int32]:
-    """Labels [n] after joining the ends of `edges` [E, 2] in turn, wherever the result has at most `limit` members."""
+    """Join the ends of `edges` [E, 2] in order, where the result has at most `limit` members; return labels [n]."""
     parent = np.arange(n).astype(np.int32)
     size = np.ones(n, np.int32)
     for e in range(len(edges)):

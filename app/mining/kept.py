@@ -1,8 +1,7 @@
-"""Chunks of embeddings that an interrupted pass leaves on the disk, and the next one reads.
+"""Store chunks of embeddings on disk, so that an interrupted pass can resume.
 
-They are fp32: a pass that was resumed gives the same pseudo-IDs, to the bit, as one that was not interrupted. They are
-written by a thread and not synced, so that the device need not wait: what a power cut spoils fails its checksum and is
-embedded again.
+Chunks are fp32: a resumed pass gives the same pseudo-IDs, to the bit, as an uninterrupted one. A thread writes them
+without sync, so that the device need not wait. A chunk damaged by a power cut fails its checksum and is embedded again.
 """
 
 from __future__ import annotations
@@ -23,39 +22,39 @@ from torch import Tensor
 
 from app.files import replace
 
-LONG_S = 60.0  # a pass that is expected to be shorter keeps nothing
+LONG_S = 60.0  # a pass that is expected to be shorter stores nothing
 CHECKSUM_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Where finished chunks are kept, and what they are embeddings of: never mix those of different weights."""
+    """Where finished chunks are stored, and a stamp of the weights: chunks of different weights are never mixed."""
 
     folder: Path
     stamp: str
 
     def clear(self) -> None:
-        """Remove every kept chunk, whatever its stamp; may be called on each rank, and twice."""
+        """Remove every stored chunk, whatever its stamp; may be called on each rank, and twice."""
         self._remove(all_but="")
 
     def open(self, what: str) -> Path:
-        """Make the folder, remove chunks of anything else, and return how the paths of these chunks begin."""
+        """Create the folder, remove chunks of anything else, and return the prefix of these chunks' paths."""
         self.folder.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256(f"{self.stamp}\0{what}".encode()).hexdigest()[:16]
         self._remove(all_but=digest)
         return self.folder / digest
 
     def _remove(self, *, all_but: str) -> None:
-        for file in self.folder.glob("*.chunk.npy*"):  # with what an interrupted write left
+        for file in self.folder.glob("*.chunk.npy*"):  # includes the temporary files of interrupted writes
             if not all_but or not file.name.lstrip(".").startswith(all_but):
-                file.unlink(missing_ok=True)  # other ranks tidy up too
+                file.unlink(missing_ok=True)  # other ranks remove files too
 
 
 @dataclass
 class Chunks:
-    """The chunks of one rank's pass over `total` images. Close it with `with`: that waits for the writes."""
+    """The chunks of one rank's pass over `total` images. Use it in `with`: leaving the block waits for the writes."""
 
-    begins: Path | None  # how the files' paths begin; None keeps nothing
+    begins: Path | None  # prefix of the files' paths; None stores nothing
     rank: int
     total: int
     clock: Callable[[], float] = time.monotonic
@@ -74,29 +73,29 @@ class Chunks:
         self.writer.shutdown(wait=True)
 
     def read(self, start: int, into: Tensor) -> bool:
-        """Fill `into` [n, D] with the chunk that begins at row `start`, if it is kept and whole."""
+        """Fill `into` [n, D] with the chunk at row `start` and return True; False if it is missing or damaged."""
         if self.begins is None:
             return False
         z = read_chunk(self._file(start))
         if z is None or z.shape != into.shape:
             return False
         into.copy_(torch.from_numpy(z))
-        self.long = True  # the earlier call found it so
+        self.long = True  # the earlier call judged the pass long
         return True
 
     def write(self, start: int, z: Tensor) -> None:
-        """Keep a chunk [n, D] that was just embedded, if the pass is a long one. `z` must not change any more."""
+        """Store a chunk [n, D] that was just embedded, if the pass is a long one. `z` must not change afterwards."""
         self.embedded += len(z)
         self.long = self.long or is_long(self.clock() - self.started, self.embedded, self.total)
         if self.begins is not None and len(z) and self.long:
             self.writes.append(self.writer.submit(self._keep, self._file(start), z))
 
     def _keep(self, file: Path, z: Tensor) -> None:
-        if self.begins is None:  # an earlier chunk found no room
+        if self.begins is None:  # writing an earlier chunk failed
             return
         try:
             write_chunk(file, z.cpu().numpy())
-        except OSError as error:  # a full disk costs an interrupted pass its work, and nothing else
+        except OSError as error:  # a full disk only loses the work of an interrupted pass
             print(f"embeddings are not kept in {file.parent} ({error.strerror})", file=sys.stderr)
             self.begins = None
 
@@ -110,7 +109,7 @@ def is_long(elapsed_s: float, done: int, total: int) -> bool:
 
 
 def write_chunk(file: Path, z: np.ndarray) -> None:
-    """An .npy file and a checksum after it, under its name once it is complete. Raises OSError."""
+    """Write an .npy file followed by a checksum, and rename it into place once it is complete. Raises OSError."""
     buffer = io.BytesIO()
     np.save(buffer, z)
     content = buffer.getvalue()
@@ -123,7 +122,7 @@ def write_chunk(file: Path, z: np.ndarray) -> None:
 
 
 def read_chunk(file: Path) -> np.ndarray | None:
-    """What `write_chunk` wrote; None where there is none or it is not whole."""
+    """Read what `write_chunk` wrote; None if it is missing or damaged."""
     try:
         content = file.read_bytes()
     except OSError:

@@ -1,13 +1,13 @@
-"""Exact nearest neighbours by cosine, of images spread over processes. The only place that knows FAISS.
+"""Find exact nearest neighbours by cosine among images spread over processes. Only this module imports FAISS.
 
-FAISS is imported when a search on a CPU needs it, so a process that never searches there starts without it.
+FAISS is imported when a search on a CPU first needs it, so a process that never searches there starts without it.
 
-Whatever finds candidates, the cosines that count are computed anew, pair by pair, in fp32; a row whose list could
-still change is searched again, more widely. So the answer does not depend on the backend, on how many processes share
-the work, on where the embeddings lie, or on ties.
+The final cosines are recomputed in fp32, pair by pair, whichever backend found the candidates. A row whose list could
+still change is searched again with more candidates. So the result does not depend on the backend, on the number of
+processes, on where the embeddings lie, or on ties.
 
-Letters: N images of all ranks, n of this rank, D size, M rows of a block of the bank, Q queries, k neighbours,
-c candidates.
+Letters: N images of all ranks, n of this rank, D size, M rows of a block of the bank, Q queries, k neighbours, c
+candidates.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from app.mining.ring import blocks
 from app.runtime.dist import World, gather_rows
 from app.runtime.stop import Poll, undisturbed
 
-SPARE = 8  # candidates above k + 1 in fp32: rows whose last ones are equal are few, and cost a second search
+SPARE = 8  # candidates above k + 1 in fp32; rows with ties at the end are few and cost a second search
 PAIRS_AT_ONCE = 2**22
 BYTES_AT_ONCE = 2**28
 SCORES_AT_ONCE = 2**26
@@ -38,21 +38,21 @@ NO_FAISS = "mining.backend=faiss needs the package faiss-cpu or faiss-gpu; insta
 
 
 class SearchInexact(Failed):
-    """The search missed more neighbours than `mining.min_recall` allows; one sentence."""
+    """The search missed more neighbours than `mining.min_recall` allows. The message is one sentence."""
 
 
 @cache
 def installed_faiss() -> ModuleType | None:
-    """The module `faiss`; None where it is not installed or cannot be loaded."""
+    """Return the module `faiss`, or None where it is not installed or cannot be loaded."""
     try:
         import faiss
-    except ImportError:  # also a library that it needs, such as one of CUDA
+    except ImportError:  # also raised when a library it needs is missing, such as one of CUDA
         return None
     return faiss
 
 
 def faiss_module() -> ModuleType:
-    """The module `faiss`. Raises WrongUse where it cannot be loaded."""
+    """Return the module `faiss`. Raises WrongUse where it cannot be loaded."""
     module = installed_faiss()
     if module is None:
         raise WrongUse(NO_FAISS)
@@ -60,15 +60,15 @@ def faiss_module() -> ModuleType:
 
 
 def refuse_without_faiss(backend: str) -> None:
-    """At the start of a run, before hours of work. Raises WrongUse where `mining.backend` asks for what is missing."""
+    """Check at the start of a run that `mining.backend` is installed, before hours of work. Raises WrongUse if not."""
     if backend == "faiss":
         faiss_module()
 
 
 class Faiss:
-    """Products and their selection by FAISS: on the CPU at the speed of its BLAS, on a GPU where its GPU build is."""
+    """Candidates by FAISS: at the speed of its BLAS on a CPU, on the GPU where its GPU build is installed."""
 
-    tile = 4096  # its own
+    tile = 4096  # FAISS's own batch size
 
     def __init__(self, bank: Tensor) -> None:
         self.bank = bank
@@ -93,10 +93,10 @@ BACKENDS: dict[str, type[Faiss] | type[HalfPrecision]] = {"faiss": Faiss, "torch
 
 
 def choose_backend(name: str, device: torch.device) -> str:
-    """`auto`: torch on a GPU, on a CPU with units for bf16, and where FAISS is not installed; else faiss.
+    """Resolve `auto`: torch on a GPU, on a CPU with units for bf16, and where FAISS is not installed; else faiss.
 
-    Without such units a 16-bit product on a CPU is several times slower than one in fp32, where FAISS is as fast as
-    its BLAS. The CPU is asked what it has, not timed: under load a timing would tell ranks different things.
+    On a CPU without such units a 16-bit product is several times slower than one in fp32, where FAISS is as fast as its
+    BLAS. The choice depends on the CPU's features, not on a timing: under load, ranks would get different timings.
     """
     if name != "auto":
         return name
@@ -104,13 +104,13 @@ def choose_backend(name: str, device: torch.device) -> str:
 
 
 def prefers_faiss(device: torch.device) -> bool:
-    """Whether FAISS is the faster of the backends there: on a CPU without units for bf16."""
+    """Whether FAISS is the faster backend on this device: on a CPU without units for bf16."""
     has = torch.cpu.get_capabilities()
     return device.type != "cuda" and not (has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def tell_of_fallback(name: str, device: torch.device, here: World) -> None:
-    """Say once that `auto` takes the slower backend, and why."""
+    """Print on rank 0 that `auto` uses the slower backend, and why."""
     if here.is_main and name == "auto" and prefers_faiss(device) and not installed_faiss():
         print("faiss is not installed; torch searches the neighbours, more slowly on this CPU", file=sys.stderr)
 
@@ -118,10 +118,11 @@ def tell_of_fallback(name: str, device: torch.device, here: World) -> None:
 def neighbours(
     shard: Tensor, k: int, here: World, *, backend: str, placement: str, poll: Poll = undisturbed
 ) -> Neighbours:
-    """The k nearest other images, among those of all ranks, of each row of this rank's `shard` [n, D] (unit vectors).
+    """Return the k nearest other images, among those of all ranks, of each unit vector in this rank's `shard` [n, D].
 
-    Every rank searches for its own rows, in all embeddings at once or in one shard after the other (app/mining/
-    ring.py); the result is the same. Work on a GPU stays there, unless FAISS is asked for and has no GPU build.
+    Every rank searches for its own rows, in all embeddings at once or in one shard after the other
+    (app/mining/ring.py); the result is the same. Work on a GPU stays there, unless the backend is FAISS without its GPU
+    build.
     """
     tell_of_fallback(backend, shard.device, here)
     backend = choose_backend(backend, shard.device)
@@ -134,7 +135,7 @@ def neighbours(
         rounds = rounds_of(counts, shard)
         first = sum(counts[: here.rank])
         own = first + good.nonzero().flatten()
-        queries = shard if len(own) == len(shard) else shard[good]  # a copy only where it must be
+        queries = shard if len(own) == len(shard) else shard[good]  # copies only if some rows are unusable
         ids, cosine = nothing(len(own), k, shard.device)
         for start, block in blocks(shard, here, placement):
             found = search(block, start, queries, own, k, backend, rounds=rounds, poll=poll)
@@ -146,7 +147,7 @@ def neighbours(
 
 
 def rounds_of(counts: list[int], shard: Tensor) -> int:
-    """In how many rounds every rank searches a block: the same number for all, by the largest of their shards."""
+    """Return how many rounds the search of a block takes: the same on every rank, from the largest shard."""
     products = max(counts) * sum(counts) * shard.shape[1]
     return max(1, min(max(counts), -(-products // PRODUCTS_A_ROUND[shard.device.type])))
 
@@ -154,7 +155,7 @@ def rounds_of(counts: list[int], shard: Tensor) -> int:
 def nearest(
     bank: NDArray[np.float32], queries: NDArray[np.int64], k: int, *, threads: int, backend: str = "faiss"
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Ids and cosines [Q, k] of the k other rows of `bank` [N, D] most similar to its rows `queries` [Q]."""
+    """Return ids and cosines [Q, k] of the k other rows of `bank` [N, D] most similar to its rows `queries` [Q]."""
     rows, own = torch.from_numpy(bank), torch.from_numpy(queries)
     set_threads(threads, rows.device)
     good = usable(rows)[own]
@@ -164,7 +165,7 @@ def nearest(
 
 
 def set_threads(count: int, device: torch.device) -> None:
-    """FAISS has threads of its own on a CPU."""
+    """Set the thread count of FAISS, which has its own threads on a CPU."""
     faiss = installed_faiss() if device.type == "cpu" else None
     if faiss is not None:
         faiss.omp_set_num_threads(count)
@@ -181,10 +182,11 @@ def search(
     rounds: int = 1,
     poll: Poll = undisturbed,
 ) -> tuple[Tensor, Tensor]:
-    """Ids (global: `start` is that of the block's first row) and cosines [Q, k] of the rows of `block` [M, D] most
-    similar to `queries` [Q, D], whose own ids [Q] are left out wherever they stand: among duplicates not always first.
+    """Return global ids and cosines [Q, k] of the rows of `block` [M, D] most similar to `queries` [Q, D].
 
-    The queries are dealt to `rounds`, and `poll` is called after each, also where there is nothing to search.
+    `start` is the id of the block's first row. The queries' own ids (`own` [Q]) are left out wherever they rank: among
+    duplicates they are not always first. The queries are split into `rounds`; `poll` is called after each, even if
+    there is nothing to search.
     """
     good = usable(block)
     bank, names = block, torch.arange(start, start + len(block), device=block.device)
@@ -196,7 +198,7 @@ def search(
         return nothing(len(queries), k, block.device)
     find = BACKENDS[backend](bank)
     exact = find if isinstance(find, Faiss) else exact_search(bank)
-    # 16 bits say little about the order of the best, but twice as many hold them all.
+    # 16 bits order the best candidates poorly, but twice as many candidates contain them all.
     count = k + 1 + SPARE if isinstance(find, Faiss) else 2 * k + 2 * SPARE
     settled = Settled(bank, names, k, exact)
     parts = []
@@ -209,13 +211,13 @@ def search(
 
 
 def exact_search(bank: Tensor) -> Candidates:
-    """Products in fp32, by the faster method that this build of torch has."""
+    """Return the faster fp32 method that this installation has."""
     return FullPrecision(bank) if bank.is_cuda or installed_faiss() is None else Faiss(bank)
 
 
 @dataclass(frozen=True)
 class Settled:
-    """Lists of k that no row of the bank left out could still change."""
+    """Search for lists of k that no row left out of the candidates could still change."""
 
     bank: Tensor  # [M, D]
     names: Tensor  # [M] global ids, ascending
@@ -223,9 +225,7 @@ class Settled:
     exact: Candidates
 
     def __call__(self, queries: Tensor, own: Tensor, count: int, find: Candidates) -> tuple[Tensor, Tensor]:
-        """Ids and cosines [B, k] of `queries` [B, D]: from `count` candidates each, or from more where that is not
-        enough.
-        """
+        """Return ids and cosines [B, k] of `queries` [B, D], from `count` candidates each or, where needed, more."""
         count = min(count, len(self.bank))
         rows, beyond = find(queries, count)
         score, ids = products(queries, self.bank, rows), self.names[rows]
@@ -241,10 +241,10 @@ class Settled:
 
 
 def products(queries: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
-    """Products [B, c] of `queries` [B, D] with `rows` [B, c] of `bank`, in fp32.
+    """Return products [B, c] of `queries` [B, D] with `rows` [B, c] of `bank`, in fp32.
 
-    Each pair by itself, so that its value is the same whatever else is computed with it; a matrix product rounds by
-    where in the matrix an element lies. Without FAISS a CPU adds in another order: last bits may differ then.
+    Each pair is computed by itself, so its value does not depend on the other pairs; a matrix product rounds
+    differently by position. Without FAISS a CPU adds in another order, so the last bits may differ.
     """
     faiss = None if bank.is_cuda else installed_faiss()
     if faiss is None:
@@ -259,13 +259,13 @@ def products(queries: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
 
 
 def sum_before(count: int, here: World) -> int:
-    """The sum of the other ranks' counts before this one: the id of this rank's first row."""
+    """Return the sum of the counts of the ranks before this one: the id of this rank's first row."""
     counts = gather_rows(torch.tensor([count], device=here.device), here)
     return int(counts[: here.rank].sum())
 
 
 def sample_rows(shard: Tensor, here: World, count: int, seed: int) -> NDArray[np.float32]:
-    """Embeddings [<=count, D] of images drawn from those of all ranks, in their order; unusable ones are left out.
+    """Return embeddings [<=count, D] of a random sample of all ranks' usable images, in their order.
 
     The same on every rank, and for any number of ranks.
     """
@@ -273,7 +273,7 @@ def sample_rows(shard: Tensor, here: World, count: int, seed: int) -> NDArray[np
 
 
 def draw(shard: Tensor, here: World, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Ids [s], ascending, and embeddings [s, D] of up to `count` usable images of all ranks."""
+    """Draw up to `count` usable images of all ranks; return ids [s], ascending, and embeddings [s, D]."""
     good = gather_rows(usable(shard).to(torch.uint8), here).nonzero().flatten().cpu().numpy()
     drawn = np.random.default_rng(seed).choice(good, min(count, len(good)), replace=False)
     ids = torch.from_numpy(np.sort(drawn)).to(shard.device)
@@ -281,17 +281,17 @@ def draw(shard: Tensor, here: World, count: int, seed: int) -> tuple[Tensor, Ten
 
 
 def owned(ids: Tensor, shard: Tensor, here: World) -> tuple[Tensor, Tensor]:
-    """Which of the ids are rows of this rank's shard (bool, of their shape), and which rows those are [*]."""
+    """Return which ids are rows of this rank's shard (bool, of their shape), and the numbers of those rows [*]."""
     first = sum_before(len(shard), here)
     mine = (ids >= first) & (ids < first + len(shard))
     return mine, ids[mine] - first
 
 
 def recall(found: Neighbours, shard: Tensor, here: World, *, sample: int, seed: int) -> float:
-    """Share of the true neighbours of a sample that are in their lists, against brute force in fp32.
+    """Return the share of the true neighbours of a sample that are in their lists, against brute force in fp32.
 
-    Every rank compares the sample with its own shard [n, D]. A neighbour is right if it is as near as the last of the
-    true ones, so ties count; the image itself, or one named twice, does not. The same on every rank.
+    Every rank compares the sample with its own shard [n, D]. A neighbour is correct if it is as near as the last true
+    one, so ties count. The image itself and repeated entries do not count. The same on every rank.
     """
     k = found.ids.shape[1]
     with full_precision(shard.device):
@@ -299,7 +299,7 @@ def recall(found: Neighbours, shard: Tensor, here: World, *, sample: int, seed: 
         own, places = owned(ids, shard, here)
         lists = gather_rows(torch.from_numpy(found.ids).to(shard.device)[places].long(), here)  # [s, k]
         in_shard, rows_named = owned(lists, shard, here)
-        named = torch.full(lists.shape, -torch.inf, device=shard.device)  # cosines of what the lists name
+        named = torch.full(lists.shape, -torch.inf, device=shard.device)  # cosines of the listed neighbours
         named[in_shard] = (rows.repeat_interleave(in_shard.sum(1), 0) * shard[rows_named]).sum(1)
         named = over_ranks(named, here).amax(0)
         best = torch.full((len(ids), k), -torch.inf, device=shard.device)
@@ -322,19 +322,19 @@ def recall(found: Neighbours, shard: Tensor, here: World, *, sample: int, seed: 
 
 
 def over_ranks(values: Tensor, here: World) -> Tensor:
-    """Every rank's tensor of one shape [s, k], as [R, s, k]."""
+    """Stack every rank's tensor of one shape [s, k] into [R, s, k]."""
     return gather_rows(values[None], here)
 
 
 class SelfTestFailed(Failed):
-    """The search that mining would use here does not work; one sentence."""
+    """The search that mining would use here does not work. The message is one sentence."""
 
 
 def self_test(device: torch.device | str) -> str:
-    """Search a few thousand vectors on `device`; one line that names the backends that found the right neighbours.
+    """Search a few thousand vectors on `device`; return one line that lists the backends with correct results.
 
-    Tries the backend that `mining.backend=auto` takes and, on a GPU, FAISS where its GPU build is installed. That one
-    is optional: where it fails, the line says so. Raises SelfTestFailed where the first one does.
+    Tests the backend of `mining.backend=auto` and, on a GPU, FAISS where its GPU build is installed. FAISS is optional
+    there: if it fails, the line reports it. Raises SelfTestFailed where the first backend fails.
     """
     where = torch.device(device)
     first = choose_backend("auto", where)
@@ -349,13 +349,13 @@ def self_test(device: torch.device | str) -> str:
 
 
 def _searched_right(backend: str, device: torch.device) -> str | None:
-    """None where a backend finds what float64 finds; else what is wrong with it."""
+    """Return None if a backend finds the same neighbours as float64; else what is wrong with it."""
     alone = World(0, 1, device)
     vectors = torch.nn.functional.normalize(torch.randn(3000, 128, generator=torch.Generator().manual_seed(0)))
     cosine = (vectors.double() @ vectors.T.double()).fill_diagonal_(-torch.inf)
     try:
         found = neighbours(vectors.to(device), 16, alone, backend=backend, placement="auto")
-    except (RuntimeError, AssertionError) as error:  # FAISS raises the first, for lack of a kernel, too
+    except (RuntimeError, AssertionError) as error:  # FAISS also raises RuntimeError for a missing kernel
         return f"fails: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
     right = np.allclose(found.cosine, cosine.topk(16).values.numpy(), atol=FP32_ERROR)
     named = cosine.numpy()[np.arange(3000)[:, None], found.ids]

@@ -1,4 +1,4 @@
-"""Pseudo-IDs from embeddings: search, cluster, number as before, judge.
+"""Compute pseudo-IDs from embeddings: search, cluster, keep old numbers, judge.
 
 Letters: N images mined, n of this process (its contiguous share), D embedding size, k neighbours.
 """
@@ -19,8 +19,8 @@ from app.runtime.dist import World, from_main
 from app.runtime.stop import Poll, undisturbed
 
 FLOOR_SAMPLE, RECALL_SAMPLE = 2048, 256  # images
-COPY = 0.96  # of the way from the similarity floor to 1: cosine .98 where the floor is .5
-MANY_COPIES = 0.01  # of all images; fewer do not flood the lists of others
+COPY = 0.96  # share of the way from the similarity floor to 1: cosine .98 where the floor is .5
+MANY_COPIES = 0.01  # share of all images; fewer copies do not fill the lists of others
 
 
 def find_pseudo_ids(
@@ -33,11 +33,11 @@ def find_pseudo_ids(
     seed: int,
     poll: Poll = undisturbed,
 ) -> tuple[NDArray[np.int64], Report]:
-    """Pseudo-IDs [N] (NO_ID: none) of unit embeddings, of which `shard` [n, D] are this rank's, and a report.
+    """Return pseudo-IDs [N] (NO_ID: none) of all ranks' images and a report, from this rank's `shard` [n, D].
 
-    The same on every rank, and for every number of ranks. `previous` [N] are the ones used so far; a cluster that
-    mostly stays keeps its number. Whether the new ones may be used the report says; labels [N] only measure. Raises
-    SearchInexact, and Interrupted by way of `poll`.
+    `shard` holds unit embeddings. The results are the same on every rank, and for every number of ranks. `previous` [N]
+    are the current ones; a cluster that mostly stays keeps its number. The report decides whether the new ones may be
+    used; labels [N] affect only metrics. Raises SearchInexact, and Interrupted through `poll`.
     """
     listed = _listed(shard, config, here, poll)
     found_share = recall(listed, shard, here, sample=RECALL_SAMPLE, seed=seed)
@@ -60,7 +60,7 @@ def find_pseudo_ids(
         )
     else:
         sample = sample_rows(shard, here, FLOOR_SAMPLE, seed)
-        # Rank 0's: CPUs of several kinds may round the last bit of a product differently.
+        # All ranks use rank 0's floor: CPUs of several kinds may round the last bit of a product differently.
         floor = from_main(similarity_floor(sample, len(previous), config.false_edges_per_image), here)
         clusters = _without_copies(shard, listed, config, here, floor, seed, poll)
     found = keep_ids(previous, number(clusters, config.min_cluster, config.max_cluster))
@@ -78,24 +78,24 @@ def find_pseudo_ids(
 
 
 def _listed(shard: Tensor, config: MiningConfig, here: World, poll: Poll) -> Neighbours:
-    """The neighbours of this rank's embeddings, as the configuration wants them found."""
+    """Find the neighbours of this rank's embeddings with the configured settings."""
     return neighbours(shard, config.neighbours, here, backend=config.backend, placement=config.placement, poll=poll)
 
 
 def _without_copies(
     shard: Tensor, listed: Neighbours, config: MiningConfig, here: World, floor: float, seed: int, poll: Poll
 ) -> NDArray[np.int64]:
-    """Clusters [N] by overlap, in which near-copies of an image follow it.
+    """Return clusters [N] by overlap, in which near-copies of an image join its cluster.
 
-    Where there are many, as in frames of a video, an image's list would be full of copies and show nothing else, so
-    the search is done again with one of each.
+    Where copies are many, as in video frames, they would fill an image's list. Then the search runs again with one
+    image of each group of copies.
     """
     original = originals(listed, here, floor)
     copy = original != np.arange(len(original))
     if copy.mean() >= MANY_COPIES:
         own = first_row(len(original), here) + np.arange(len(shard))
         keep = torch.from_numpy(~copy[own]).to(shard.device)
-        # A row of zeros has no neighbours and is nobody's.
+        # A row of zeros has no neighbours and is in no list.
         listed = _listed(shard.where(keep[:, None], 0), config, here, poll)
     else:
         copy[:] = False
@@ -115,7 +115,7 @@ def _without_copies(
 
 
 def originals(listed: Neighbours, here: World, floor: float) -> NDArray[np.int32]:
-    """For each of N images the first image that it is a near-copy of, or of whose copies it is one; else itself."""
+    """Return for each of N images the first image of its group of near-copies (copies of copies too), else itself."""
     count = len(gather(listed.ids[:, :0], here))
     own = (first_row(count, here) + np.arange(len(listed.ids), dtype=np.int32))[:, None]
     copy = (listed.cosine >= floor + COPY * (1 - floor)) & (listed.ids != NONE)
@@ -127,9 +127,9 @@ def originals(listed: Neighbours, here: World, floor: float) -> NDArray[np.int32
 
 
 def mean_cosine(found: NDArray[np.int64], listed: Neighbours, here: World) -> float | None:
-    """The mean cosine of an image and those in its list that share its pseudo-ID; None where there are none."""
+    """Return the mean cosine of an image and the listed images that share its pseudo-ID; None if there are none."""
     own = found[first_row(len(found), here) :][: len(listed.ids)]
-    total = np.zeros((1, 2), np.int64)  # in millionths: sums of integers do not depend on who adds what
+    total = np.zeros((1, 2), np.int64)  # in millionths: integer sums do not depend on the order of the ranks
     for ids, cosine in zip(listed.ids.T, listed.cosine.T, strict=True):
         inside = (ids != NONE) & (own != NO_ID) & (found[ids] == own)
         total += [np.rint(cosine[inside] * 1e6).astype(np.int64).sum(), np.count_nonzero(inside)]

@@ -1,4 +1,4 @@
-"""One refresh of the pseudo-IDs: embed, search, cluster, judge, and something to look at."""
+"""Refresh the pseudo-IDs once: embed, search, cluster, judge, and draw a contact sheet."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from app.runtime.memory import emptied_cache
 from app.runtime.precision import of_device
 from app.runtime.stop import Interrupted
 
-CHUNK_ROWS = {"cuda": 8192, "cpu": 512}  # images between two looks at whether to stop: some seconds
+CHUNK_ROWS = {"cuda": 8192, "cpu": 512}  # images between two checks for a stop: some seconds
 PRECISION = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Interlude:
-    """What long work between two epochs is given."""
+    """What long work between two epochs receives from the loop."""
 
-    folder: Path  # for what is kept of unfinished work, and for what is left to look at
-    interrupted: Callable[[], bool]  # whether this process was asked to leave
-    progress: Callable[[int, int], None]  # images done, images in all
+    folder: Path  # for unfinished work and for pictures
+    interrupted: Callable[[], bool]  # whether this process was asked to stop
+    progress: Callable[[int, int], None]  # images done, total images
 
     def poll(self, here: World) -> None:
-        """Raise Interrupted on all ranks where one of them was asked to leave."""
+        """Raise Interrupted on all ranks if one of them was asked to stop."""
         if any_rank(self.interrupted(), here):
             raise Interrupted
 
 
 def embed_share(embedder: nn.Module, config: Config, data: Dataset, here: World, interlude: Interlude) -> Tensor:
-    """Unit embeddings [n, D] of this rank's share of the training images. Raises Interrupted.
+    """Return unit embeddings [n, D] of this rank's share of the training images. Raises Interrupted.
 
-    What a long pass has finished is kept until all is: the same weights, asked again, go on where they were.
+    A long pass stores its finished chunks until it is complete: a later call with the same weights resumes there.
     """
     kept = Kept(interlude.folder / "embedding", weights_digest(embedder))
     precision = PRECISION[of_device(config.train.precision, here.device)]
@@ -63,7 +63,7 @@ def embed_share(embedder: nn.Module, config: Config, data: Dataset, here: World,
             interrupted=interlude.interrupted,
             chunk_rows=CHUNK_ROWS[here.device.type],
         )
-    if here.first_of_machine:  # of each: their disks may be their own
+    if here.first_of_machine:  # on each machine, as disks may not be shared
         kept.clear()
     return shard
 
@@ -79,12 +79,13 @@ def refresh(
     seed: int,
     sheet: Path,
 ) -> tuple[NDArray[np.int64], dict[str, Any]]:
-    """Pseudo-IDs [N] of all images (NO_ID: none, as for all that is not trained on) and the report on them.
+    """Return pseudo-IDs [N] of all images (NO_ID: none, as for images not trained on) and the report on them.
 
-    `previous` [N] are the ones so far, from `shard` [n, D] come the new ones. `sheet` is the PNG that shows a few.
-    Raises Interrupted.
+    `previous` [N] are the current ones; the new ones come from `shard` [n, D]. `sheet` is the path of the contact
+    sheet, a PNG. Raises Interrupted.
     """
-    # Clustering needs Numba and SciPy, and the picture Pillow: a run that mines nothing starts without them.
+    # Imported here because clustering needs Numba and SciPy, and the picture Pillow: a run that mines nothing starts
+    # without them.
     from app.mining.contact_sheet import contact_sheet
     from app.mining.pseudo_ids import find_pseudo_ids
 

@@ -1,4 +1,4 @@
-"""Which embeddings a process compares its own with: all at once, or one process's after another as they travel.
+"""Iterate over the embeddings that a process searches: all at once, or shard by shard in a ring of ranks.
 
 Letters: N images of all ranks, n of this rank, D embedding size, R ranks.
 """
@@ -14,15 +14,16 @@ from torch import Tensor
 from app.runtime.dist import World, any_rank, gather_rows, pass_on
 from app.runtime.memory import free_bytes
 
-FREE_SHARE = 0.35  # of the free memory that all embeddings may take on every rank
+FREE_SHARE = 0.35  # largest share of free memory for all embeddings, on every rank
 
 
 def blocks(shard: Tensor, here: World, placement: str) -> Iterator[tuple[int, Tensor]]:
-    """Blocks of all ranks' embeddings [*, D] with the position of their first row, until all have come by.
+    """Yield blocks of all ranks' embeddings [*, D] with the position of their first row, until all are covered.
 
-    replicated: one block with everything. ring: the shards [n, D], one by one; while a block is being searched, the
-    next is already on its way, so a rank holds three shards at most. auto: replicated where that fits on every rank.
-    A search may be given up between two blocks; what is on its way arrives first, as its memory is still written to.
+    replicated: one block with everything. ring: the shards [n, D], one by one; while one is searched the next is
+    already being received, so a rank holds three shards at most. auto: replicated where that fits on every rank. A
+    search may be abandoned between two blocks; a pending transfer completes first, because it still writes to its
+    memory.
     """
     counts = gather_rows(torch.tensor([len(shard)], device=shard.device), here).tolist()
     if here.size == 1:
@@ -48,6 +49,6 @@ def blocks(shard: Tensor, here: World, placement: str) -> Iterator[tuple[int, Te
 
 
 def fits(size_bytes: int, shard: Tensor, here: World) -> bool:
-    """Whether every rank has room for that much where its shard lives; the same answer on all of them."""
+    """Whether every rank has `size_bytes` free on its shard's device; the same answer on all of them."""
     free = free_bytes(shard.device)
     return not any_rank(free is not None and size_bytes > FREE_SHARE * free, here)

@@ -1,5 +1,7 @@
-"""Networks. `BACKBONES` names the families that `backbone.name` may choose; the published sizes of each have a
-constructor of their own."""
+"""Networks, by family and published size.
+
+`BACKBONES` lists the families that `backbone.name` accepts; each published size has its own constructor.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ VIT_ALONE = ("patch_size", "drop_path", "mask_ratio", "parity_mask_ratio")
 
 
 def build_backbone(config: BackboneConfig) -> nn.Module:
-    """The network that turns images [B, 3, S, S] in [-1, 1] into embeddings [B, D]."""
+    """Build the network that maps images [B, 3, S, S] in [-1, 1] to embeddings [B, D]."""
     options: dict[str, Any] = {
         "width": config.width,
         "embedding_dim": config.embedding_dim,

@@ -1,4 +1,4 @@
-"""A running mean of a network's weights: the momentum encoder of MoCo, and what the supervised recipe may evaluate."""
+"""Running mean of a network's weights: MoCo's momentum encoder, and optionally what the supervised recipe evaluates."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def follow(mean: nn.Module, network: nn.Module, share: Tensor, taken: Tensor) -> None:
-    """Weights and BN averages of `mean` move by `share` (0 to 1) towards those of `network`; counters are copied.
+    """Move weights and BN averages of `mean` by `share` (0 to 1) towards those of `network`; copy counters.
 
-    Unless `taken` (1 or 0) nothing changes. Both numbers are tensors on the device: the host need not know them.
+    If `taken` is 0 instead of 1 nothing changes. Both numbers are tensors on the device: the host need not read them.
     """
     pairs = list(zip(_tensors(mean), _tensors(network), strict=True))
     for is_float, part in ((True, share * taken), (False, taken.long())):
@@ -28,9 +28,9 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 class Average(nn.Module):
-    """A copy of a network that is never trained by gradients, only follows. It counts its steps.
+    """A copy of a network that follows it and is never trained by gradients. It counts its steps.
 
-    The mean of the first steps would be mostly the untrained start, so the momentum begins low and rises to its value
+    Early on, the mean would be mostly the untrained start. So the momentum begins low and rises to its value
     as (1 + t) / (10 + t), as in TensorFlow's ExponentialMovingAverage.
     """
 
@@ -45,7 +45,7 @@ class Average(nn.Module):
         return super().train(False)
 
     def follow(self, network: nn.Module, taken: Tensor) -> None:
-        """Go after `network`, unless its step was not `taken` (1 or 0, on the device)."""
+        """Move towards `network`, if its step was `taken` (1 or 0, on the device)."""
         self.steps += taken.long()
         momentum = ((1 + self.steps) / (10 + self.steps)).clamp(max=self.momentum)
         follow(self.network, network, 1 - momentum, taken)

@@ -1,7 +1,7 @@
-"""BN's running averages before training: statistics of real images instead of mean 0 and variance 1.
+"""Set BN's running averages before training to statistics of real images instead of mean 0 and variance 1.
 
-A network in eval mode divides by these averages. While they are 0 and 1 nothing is normalised, each convolution
-multiplies its input, and a deep network overflows: keys, mined embeddings and the first evaluation are not finite.
+In eval mode a network normalises by these averages. With 0 and 1 it does not normalise, each convolution scales its
+input up, and a deep network overflows: keys, mined embeddings and the first evaluation are not finite.
 
 Letters: B batch, S side.
 """
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 Norm: TypeAlias = nn.BatchNorm1d | nn.BatchNorm2d
-IMAGES = 128  # images that the first statistics come from
+IMAGES = 128  # images for the first statistics
 BATCH = 64
 
 
 def norms_of(module: nn.Module) -> list[Norm]:
-    """The BN layers of a module that keep running averages."""
+    """Return the BN layers of a module that keep running averages."""
     return [m for m in module.modules() if isinstance(m, Norm) and m.track_running_stats]
 
 
@@ -29,8 +29,8 @@ def norms_of(module: nn.Module) -> list[Norm]:
 def calibrate(network: nn.Module, views: Iterable[Tensor], *, only: nn.Module | None = None) -> None:
     """Set the running averages of `network` to the mean statistics of these batches [B, 3, S, S].
 
-    With `only`, a part of the network, the other BN layers use and keep the averages that they have. Weights do not
-    change. Everything runs in fp32, as activations of an untrained network exceed what 16 bits hold.
+    With `only`, a part of the network, the other BN layers use and keep their averages. Weights do not change.
+    Everything runs in fp32, as activations of an untrained network exceed the range of 16 bits.
     """
     norms = norms_of(network if only is None else only)
     with _averaging(network, norms):
@@ -41,14 +41,14 @@ def calibrate(network: nn.Module, views: Iterable[Tensor], *, only: nn.Module | 
 
 @contextmanager
 def _averaging(network: nn.Module, norms: list[Norm]) -> Iterator[None]:
-    """`norms` use their batch and keep the plain mean over batches; all else (dropout, masks) is in eval mode."""
+    """Let `norms` normalise by their batch and keep the plain mean over batches; all else is in eval mode."""
     training = {module: module.training for module in network.modules()}
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     network.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.num_batches_tracked = torch.zeros_like(norm.num_batches_tracked)
-        norm.momentum = None  # torch's word for a cumulative average
+        norm.momentum = None  # selects torch's cumulative average
         norm.train()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Whether vectors still tell images apart: self-supervised training can end with all of them in one place.
+"""Detect collapse: self-supervised training can map all images to one vector.
 
 Letters: n vectors, D size.
 """
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from app.runtime.finite import NotFinite, is_finite
 
-ENOUGH = 2048  # vectors looked at; more cost time and say the same
+ENOUGH = 2048  # vectors measured; more cost time and give the same result
 
 
 @torch.no_grad()
 def spread(vectors: Tensor) -> dict[str, Any]:
-    """How far unit vectors [n, D] spread over the sphere.
+    """Measure how far unit vectors [n, D] spread over the sphere.
 
     embedding_std: mean over dimensions of the standard deviation, times sqrt(D): 1 on the whole sphere, 0 in a point.
     effective_rank: exp of the entropy of the normalised singular values (Roy and Vetterli 2007): 1 … D.

@@ -1,4 +1,4 @@
-"""A network as mining and evaluation use it: in eval mode, BN folded into convolutions, in the precision asked for.
+"""Prepare a network for mining and evaluation: eval mode, BN folded into convolutions, the requested precision.
 
 Letters: B batch, S side, D embedding size.
 """
@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FOLD_TOLERANCE = 1e-5  # of a unit embedding in fp32, number by number
+FOLD_TOLERANCE = 1e-5  # largest change of any number of a unit embedding in fp32
 
 
 class Embedder:
-    """Embeds batches with a copy of a network. The network itself is not changed, nor is its mode.
+    """Embeds batches with a copy of a network. The network itself and its mode do not change.
 
-    `precision` is that of the network's products (autocast); embeddings are fp32. With `flip` the embedding of the
+    `precision` applies to the network's products (autocast); embeddings are fp32. With `flip` the embedding of the
     mirrored image is added.
     """
 
@@ -37,7 +37,7 @@ class Embedder:
         self.network = folded(network, image_size).to(device, memory_format=torch.channels_last)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, D] of images [B, 3, S, S] in [-1, 1], not normalised; and their lengths [B].
+        """Return embeddings [B, D] of images [B, 3, S, S] in [-1, 1], not normalised, and their lengths [B].
 
         With `flip` the length is the mean over both, before they are added.
         """
@@ -49,13 +49,13 @@ class Embedder:
         return (views[0] + views[1], (lengths[0] + lengths[1]) / 2) if self.flip else (views[0], lengths[0])
 
 
-@torch.no_grad()  # not inference_mode: its tensors cannot be moved or laid out anew outside of it
+@torch.no_grad()  # not inference_mode: its tensors cannot be moved, nor change their memory format, outside of it
 def folded(network: nn.Module, image_size: int) -> nn.Module:
-    """A copy of a network, in eval mode, with each BN that follows a convolution folded into its weights.
+    """Copy a network in eval mode, with each BN that follows a convolution folded into the convolution's weights.
 
-    Its unit embeddings are those of the network within `FOLD_TOLERANCE`, in less time. Which BN follows which
-    convolution is read from the order of a module's parts; where that misleads, or weights lose too much, the copy
-    keeps its BN.
+    Its unit embeddings equal those of the network within `FOLD_TOLERANCE`, in less time. The order of a module's
+    children determines which BN follows which convolution. Where that guess is wrong, or folding loses too much
+    precision, the copy keeps its BN.
     """
     plain = copy.deepcopy(network).eval()
     quick = copy.deepcopy(plain)
@@ -67,14 +67,14 @@ def folded(network: nn.Module, image_size: int) -> nn.Module:
             return plain
         with _in_full_precision(parameter.device):
             agrees = _agree(plain(probe), quick(probe))
-    except RuntimeError:  # two neighbours of different sizes, which do not belong together
+    except RuntimeError:  # two adjacent layers of different sizes, which do not belong together
         agrees = False
     return quick if agrees else plain
 
 
 @contextmanager
 def _in_full_precision(device: torch.device) -> Iterator[None]:
-    """No TF32 and no autocast: their rounding is greater than what folding may change."""
+    """Turn off TF32 and autocast: their rounding exceeds the tolerance for folding."""
     products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False

@@ -1,23 +1,23 @@
-"""Margin heads: what is asked of the angle between an embedding and the centre of its class, as cosines -> logits.
+"""Margin heads: turn the cosines between embeddings and class centres into logits, with a margin on the own class.
 
-One contract for all of them, made for class centres that are spread over ranks and sampled (app/models/partial_fc.py):
-a head sees the cosines with the centres of one rank, and what it must know of the others as one number an image.
+All heads share one interface, made for class centres that are sampled and spread over ranks (app/models/partial_fc.py).
+A head receives the cosines with one rank's centres, plus one number per image about the other ranks' centres.
 
 - combined: cos(m1 * angle + m2) - m3; its two special cases are ArcFace (Deng et al. 2019, arXiv:1801.07698; m2 alone)
   and CosFace (Wang et al. 2018, arXiv:1801.09414; m3 alone)
 - sphereface: (-1)^k cos(m * angle) - 2k, k = floor(m * angle / pi) (Liu et al. 2017, arXiv:1704.08063)
-- adaface: more of the margin on the angle for images of small norm, more off the cosine for those of great norm
-  (Kim et al. 2022, arXiv:2204.00964)
-- magface: a margin that grows with the norm, and a price for small norms (Meng et al. 2021, arXiv:2103.06627)
-- curricularface: other classes that are nearer than the own one after its margin weigh more, the more so the further
-  the training is (Huang et al. 2020, arXiv:2004.00288)
+- adaface: more of the margin on the angle for images of small norm, more on the cosine for those of large norm (Kim et
+  al. 2022, arXiv:2204.00964)
+- magface: a margin that grows with the norm, and a penalty on small norms (Meng et al. 2021, arXiv:2103.06627)
+- curricularface: other classes that are nearer than the own class after its margin weigh more, increasingly so as
+  training proceeds (Huang et al. 2020, arXiv:2004.00288)
 
-Straight-through, as arcface_torch has it since 2022 and OpenSphere for SphereFace: the logit of the own class has the
-margin in its value and not in its gradient, which is that of scale * cosine. Without it the gradient is the true one.
+Straight-through, as in arcface_torch since 2022 and in OpenSphere for SphereFace: the margin changes the value of the
+own class's logit but not its gradient, which is that of scale * cosine. Without it the gradient includes the margin.
 
-Past an angle of pi - margin the cosine of ArcFace rises again, and the gradient points the wrong way: published so,
-kept so, and without effect when straight-through. CurricularFace goes on with a straight line there, MagFace asks for a
-margin below 90 degrees only, AdaFace stops at pi.
+Past an angle of pi - margin the cosine of ArcFace rises again and the gradient points the wrong way. This is kept as
+published; straight-through avoids it. CurricularFace continues with a straight line there, MagFace applies a margin
+only below 90 degrees, AdaFace clamps at pi.
 
 Letters: B images of all ranks, n centres compared with on this rank.
 """
@@ -40,11 +40,14 @@ PUBLISHED_MARGINS = {
     "magface": 0.45,
     "curricularface": 0.5,
 }
-MEAN_SHARE = 0.01  # how far the running means of AdaFace and CurricularFace move towards those of a batch
+MEAN_SHARE = 0.01  # step of the running means of AdaFace and CurricularFace towards a batch's values
 
 
 class Head(nn.Module):
-    """The logits of a rank's centres. A subclass says what becomes of the own class, and perhaps of the others."""
+    """Compute the logits of a rank's centres.
+
+    A subclass defines the value of the own class, and optionally those of the others.
+    """
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
@@ -54,11 +57,11 @@ class Head(nn.Module):
         self.straight_through = False
 
     def forward(self, cosine: Tensor, own: Tensor, target: Tensor, norms: Tensor) -> Tensor:
-        """Logits [B, n].
+        """Return logits [B, n].
 
-        cosine [B, n] in [-1, 1]; own int64 [B]: the column of an image's own class, or -1 where it is on another rank
-        or none of them; target [B]: the cosine with the own class wherever it is, without a gradient; norms [B] of the
-        embeddings before they were made unit vectors.
+        cosine [B, n] in [-1, 1]; own int64 [B]: the column of an image's own class, -1 if it is not on this rank;
+        target [B]: the cosine with the own class on whichever rank it is, without a gradient; norms [B] of the
+        embeddings before they were normalised.
         """
         if self.training:
             self.observe(target, norms.detach())
@@ -68,10 +71,10 @@ class Head(nn.Module):
         others = others * self.scale
         if not cosine.shape[1]:
             return others
-        # An image whose class is elsewhere goes along with a cosine of 0, and its number is left out at the end: a
-        # choice of rows would make the host wait for the device.
+        # An image whose class is on another rank takes part with a cosine of 0, and its result is dropped at the end:
+        # selecting rows would make the host wait for the device.
         here, column = (own >= 0)[:, None], own.clamp(min=0)[:, None]  # [B, 1]
-        # One number an image: the digits that angles lose cost nothing to keep.
+        # In float64, as angles lose digits: cheap for one number per image.
         mine = torch.where(here, cosine.gather(1, column), 0.0).double()[:, 0]
         asked = self.own_class(mine, norms.double())
         if self.straight_through:
@@ -80,18 +83,18 @@ class Head(nn.Module):
         return others.scatter(1, column, torch.where(here, asked, others.gather(1, column)))
 
     def own_class(self, cosine: Tensor, norms: Tensor) -> Tensor:
-        """What stands for the cosine with the own class: both and the result float64 [B]."""
+        """Replace the cosine with the own class: input and result are float64 [B]."""
         raise NotImplementedError
 
-    def other_classes(self, cosine: Tensor, target: Tensor) -> Tensor:  # noqa: ARG002 - for those who need it
-        """What stands for the cosines [B, n] with all other classes; where the own one is does not matter."""
+    def other_classes(self, cosine: Tensor, target: Tensor) -> Tensor:  # noqa: ARG002 - subclasses use it
+        """Replace the cosines [B, n] with all other classes; the value for the own class is ignored."""
         return cosine
 
     def observe(self, target: Tensor, norms: Tensor) -> None:
-        """See cosines and norms [B] of all ranks before they are used, to keep statistics of them."""
+        """Update statistics from cosines and norms [B] of all ranks, before they are used."""
 
-    def penalty(self, norms: Tensor) -> Tensor | None:  # noqa: ARG002 - for those who have one
-        """A further loss of each image [B], or none."""
+    def penalty(self, norms: Tensor) -> Tensor | None:  # noqa: ARG002 - subclasses use it
+        """Return an additional loss of each image [B], or None."""
         return None
 
 
@@ -104,7 +107,7 @@ class Combined(Head):
         self.m1, self.m2, self.m3 = special.get(config.name, config.margins)
         self.straight_through = config.straight_through
 
-    def own_class(self, cosine: Tensor, norms: Tensor) -> Tensor:  # noqa: ARG002 - the same for all norms
+    def own_class(self, cosine: Tensor, norms: Tensor) -> Tensor:  # noqa: ARG002 - independent of norms
         if self.m1 == 1:
             turned = further(cosine, self.m2) if self.m2 else cosine
         else:
@@ -113,42 +116,42 @@ class Combined(Head):
 
 
 class SphereFace(Head):
-    """(-1)^k cos(m * angle) - 2k: the cosine of m times the angle, continued so that it falls all the way to pi."""
+    """(-1)^k cos(m * angle) - 2k: the cosine of m times the angle, continued so that it decreases all the way to pi."""
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
         self.straight_through = config.straight_through
 
-    def own_class(self, cosine: Tensor, norms: Tensor) -> Tensor:  # noqa: ARG002 - the same for all norms
+    def own_class(self, cosine: Tensor, norms: Tensor) -> Tensor:  # noqa: ARG002 - independent of norms
         wide = self.margin * angle(cosine)
         k = (wide.detach() / math.pi).floor()
         return (1 - 2 * (k % 2)) * wide.cos() - 2 * k
 
 
 class AdaFace(Head):
-    """cos(angle - m * z) - (m + m * z), where z says how far an embedding's norm is from the mean: from -1 to 1."""
+    """cos(angle - m * z) - (m + m * z), where z in [-1, 1] is how far an embedding's norm is from the mean."""
 
     SPREAD = 0.333  # z of a norm that is one standard deviation above the mean
-    EDGE = 1e-3  # cosines stay so far from 1 and -1, angles from 0 and pi
+    EDGE = 1e-3  # least distance of cosines from 1 and -1, and of angles from 0 and pi
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
         self.register_buffer("mean", torch.tensor(20.0))
         self.register_buffer("deviation", torch.tensor(100.0))
 
-    def observe(self, target: Tensor, norms: Tensor) -> None:  # noqa: ARG002 - norms alone
+    def observe(self, target: Tensor, norms: Tensor) -> None:  # noqa: ARG002 - uses norms only
         norms = norms.clamp(1e-3, 100)
         follow(self.mean, norms.mean())
         if len(norms) > 1:
             follow(self.deviation, norms.std())
 
     def own_class(self, cosine: Tensor, norms: Tensor) -> Tensor:
-        norms = norms.detach().clamp(1e-3, 100)  # the norm decides, it is not taught
+        norms = norms.detach().clamp(1e-3, 100)  # the norm gets no gradient
         z = ((norms - self.mean) / (self.deviation + 1e-3) * self.SPREAD).clamp(-1, 1)
         turned = angle(self.inside(cosine)) - self.margin * z
         return turned.clamp(self.EDGE, math.pi - self.EDGE).cos() - (self.margin + self.margin * z)
 
-    def other_classes(self, cosine: Tensor, target: Tensor) -> Tensor:  # noqa: ARG002 - cosines alone
+    def other_classes(self, cosine: Tensor, target: Tensor) -> Tensor:  # noqa: ARG002 - uses cosines only
         return self.inside(cosine)
 
     def inside(self, cosine: Tensor) -> Tensor:
@@ -156,9 +159,9 @@ class AdaFace(Head):
 
 
 class MagFace(Head):
-    """cos(angle + m(a)) where the cosine is positive; m is linear in the norm a, and small norms cost.
+    """cos(angle + m(a)) where the cosine is positive; m is linear in the norm a, and small norms are penalised.
 
-    `margin` is the one of the smallest norm; that of the greatest is 0.35 more, as published.
+    `margin` applies at the smallest norm; at the largest norm it is 0.35 more, as published.
     """
 
     NORMS = (10.0, 110.0)
@@ -177,19 +180,20 @@ class MagFace(Head):
 
 
 class CurricularFace(Head):
-    """ArcFace, in which another class of cosine c above that of the own one after its margin has c * (t + c) instead.
+    """ArcFace, except that another class whose cosine c exceeds the own one after its margin gets c * (t + c) instead.
 
-    t is the running mean of the cosines with the own class: 0 at first, so that hard ones count less, later more.
+    t is the running mean of the cosines with the own class. It starts at 0, so hard classes weigh less at first and
+    more later.
     """
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
         self.register_buffer("t", torch.tensor(0.0))
 
-    def observe(self, target: Tensor, norms: Tensor) -> None:  # noqa: ARG002 - cosines alone
+    def observe(self, target: Tensor, norms: Tensor) -> None:  # noqa: ARG002 - uses cosines only
         follow(self.t, target.mean())
 
-    def own_class(self, cosine: Tensor, norms: Tensor) -> Tensor:  # noqa: ARG002 - the same for all norms
+    def own_class(self, cosine: Tensor, norms: Tensor) -> Tensor:  # noqa: ARG002 - independent of norms
         line = cosine - self.margin * math.sin(self.margin)
         return torch.where(cosine > -math.cos(self.margin), further(cosine, self.margin), line)
 
@@ -210,28 +214,28 @@ HEADS: dict[str, type[Head]] = {
 
 
 def build_head(config: HeadConfig) -> Head:
-    """The head of this configuration. Raises WrongUse for a name that there is not."""
+    """Build the head of this configuration. Raises WrongUse for an unknown name."""
     if config.name not in HEADS:
         raise WrongUse(f"recipe.head.name={config.name} is unknown; give one of {', '.join(HEADS)}")
     return HEADS[config.name](config)
 
 
 def sine(cosine: Tensor) -> Tensor:
-    """The sine of an angle between 0 and pi, from its cosine.
+    """Return the sine of an angle between 0 and pi, from its cosine.
 
-    (1 - c)(1 + c) is exact near the ends, where 1 - c * c is not; and only at the ends themselves, where the gradient
-    is infinite, does the least value of 1e-6 hold, which makes it zero.
+    (1 - c)(1 + c) is exact near the ends, where 1 - c * c is not. At the ends the gradient is infinite; there the
+    minimum of 1e-6 applies, which makes it zero.
     """
     return ((1 - cosine) * (1 + cosine)).clamp_min(1e-12).sqrt()
 
 
 def angle(cosine: Tensor) -> Tensor:
-    """arccos, in radians, without its loss of digits and its infinite gradient at the ends."""
+    """Return arccos in radians, without its loss of digits and its infinite gradient at the ends."""
     return torch.atan2(sine(cosine), cosine)
 
 
 def further(cosine: Tensor, margin: float | Tensor) -> Tensor:
-    """cos(angle + margin), from the cosine of the angle; margin in radians."""
+    """Return cos(angle + margin), from the cosine of the angle; margin in radians."""
     if isinstance(margin, Tensor):
         return cosine * margin.cos() - sine(cosine) * margin.sin()
     return cosine * math.cos(margin) - sine(cosine) * math.sin(margin)
@@ -239,5 +243,5 @@ def further(cosine: Tensor, margin: float | Tensor) -> Tensor:
 
 @torch.no_grad()
 def follow(mean: Tensor, value: Tensor) -> None:
-    """A running mean moves a little towards a value, or stays where that is not finite: it would be lost for ever."""
+    """Move a running mean a little towards a value. A value that is not finite is skipped: it would spoil the mean."""
     mean.lerp_(torch.where(value.isfinite(), value, mean), MEAN_SHARE)

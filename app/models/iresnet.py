@@ -33,7 +33,7 @@ class Block(nn.Module):
         self.prelu = PReLU(channels)
         self.conv2 = Conv3x3(channels, channels, stride)
         self.bn3 = nn.BatchNorm2d(channels, eps=BN_EPS)
-        # The name and the two places keep the keys of published weights (layerS.B.downsample.0 / .1).
+        # This name and the two positions match the keys of published weights (layerS.B.downsample.0 / .1).
         self.downsample = (
             nn.Identity()
             if stride == 1 and channels_in == channels
@@ -45,12 +45,12 @@ class Block(nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor:
         y = self.prelu(self.bn2(self.conv1(self.bn1(x))))
-        # In place: BN's gradient needs its input only, and a tensor less is written.
+        # In place: BN's gradient needs only its input, and this writes one tensor less.
         return self.bn3(self.conv2(y)).add_(self.downsample(x))
 
 
 class IResNet(nn.Module):
-    """Four stages of `layers` blocks with `width`, 2, 4 and 8 times `width` channels.
+    """Four stages of `layers` blocks with 1, 2, 4 and 8 times `width` channels.
 
     images [B, 3, S, S] in [-1, 1] -> embeddings [B, D], not normalised.
     """
@@ -84,7 +84,7 @@ class IResNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels * side * side, embedding_dim)
         self.features = nn.BatchNorm1d(embedding_dim, eps=BN_EPS)
-        # A scale per output would undo what the loss says about direction; the published networks freeze it at 1.
+        # A scale per output would undo the directions that the loss trains; the published networks freeze it at 1.
         self.features.weight.requires_grad = False
         self._initialise()
 
@@ -98,7 +98,7 @@ class IResNet(nn.Module):
         for stage in range(self.stages):
             x = getattr(self, f"layer{stage + 1}")(x)  # [B, width * 2^stage, S / 2^(stage+1), …]
         x = self.dropout(torch.flatten(self.bn2(x), 1))
-        # 16-bit sums over 25,088 inputs lose accuracy: the tail stays in fp32 whatever autocast says.
+        # 16-bit sums over 25,088 inputs lose accuracy: the tail stays in fp32 regardless of autocast.
         with torch.autocast(x.device.type, enabled=False):
             return self.features(self.fc(x.to(self.fc.weight.dtype)))
 

@@ -1,15 +1,14 @@
-"""Two layers that train faster on a CPU, a 3x3 convolution and PReLU with gradients of their own; and a 1x1 convolution
-that goes round a fault of oneDNN's.
+"""Layers with faster gradients on a CPU (3x3 convolution, PReLU), and a 1x1 convolution that avoids a bug in oneDNN.
 
-All are torch's layers, with the same parameters, names and outputs. What differs in the first two is how the gradients
-are computed, and only where it pays: on a CPU, in 32 or 64 bits, in channels_last, outside autocast and torch.compile.
-Everywhere else, and so on every GPU, they are torch's own. Gradients of these gradients are not offered.
+All are torch's layers, with the same parameters, names and outputs. The first two compute gradients differently, and
+only where it is faster: on a CPU, in 32 or 64 bits, in channels_last, outside autocast and torch.compile. Everywhere
+else, including every GPU, they use torch's gradients. Second-order gradients are not supported.
 
-- oneDNN's weight gradient of a channels_last convolution without AVX-512 runs at a third of the speed of its forward
-  pass. Here it is what it is on paper, one matrix product: output gradients times the 3x3 windows that they saw. The
-  windows are laid out chunk by chunk, small enough to stay in the cache.
-- torch's PReLU gradient is a loop over single elements that writes a second tensor of the size of its input. Here
-  it is four vector operations a chunk.
+- Without AVX-512, oneDNN's weight gradient of a channels_last convolution runs at a third of the speed of its forward
+  pass. Here it is one matrix product: output gradients times the 3x3 windows of the input. The windows are laid out
+  chunk by chunk, small enough to stay in the cache.
+- torch's PReLU gradient is a loop over single elements that writes a second tensor of the size of its input. Here it is
+  four vector operations a chunk.
 
 Letters: B batch, C channels, H/W height and width.
 """
@@ -25,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 LAST = torch.channels_last
 VECTOR = 16  # 32-bit numbers in the widest vector of a CPU, that of AVX-512
-CHUNK_BYTES = 8 * 2**20  # for each thread: stays in the last cache, and is work enough to be worth a meeting of threads
+CHUNK_BYTES = 8 * 2**20  # per thread: fits the last-level cache, and is enough work to outweigh synchronising threads
 
 
 class Conv3x3(nn.Conv2d):
@@ -35,7 +34,7 @@ class Conv3x3(nn.Conv2d):
         super().__init__(channels_in, channels_out, 3, stride, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        # torch's own rule: one of the two in channels_last is enough.
+        # The same rule as torch's: one of the two in channels_last is enough.
         if _pays(x, self.weight) and (
             x.is_contiguous(memory_format=LAST) or self.weight.is_contiguous(memory_format=LAST)
         ):
@@ -46,8 +45,8 @@ class Conv3x3(nn.Conv2d):
 class Conv1x1(nn.Conv2d):
     """A 1x1 convolution without bias: [B, C_in, H, W] -> [B, C_out, H/stride, W/stride], rounded up.
 
-    oneDNN's weight gradient of a strided one writes past its memory where C_in is less than a vector of the CPU
-    (uxlfoundation/oneDNN#6035): a crash, a hang, or wrong numbers. So the pixels that count are taken out first.
+    If strided, oneDNN's weight gradient writes out of bounds where C_in is less than a vector of the CPU
+    (uxlfoundation/oneDNN#6035): a crash, a hang, or wrong numbers. So the forward pass selects the needed pixels first.
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
@@ -62,7 +61,7 @@ class Conv1x1(nn.Conv2d):
 
 
 class PReLU(nn.PReLU):
-    """x where it is positive, elsewhere x times a slope learned for each channel: [B, C, H, W] -> the same."""
+    """x where it is positive, elsewhere x times a learned slope per channel: [B, C, H, W] -> the same."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -74,7 +73,7 @@ class PReLU(nn.PReLU):
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether the gradients below can be used, and will be asked for."""
+    """Whether the gradients below are applicable and needed."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype
@@ -110,15 +109,15 @@ class _Conv3x3(torch.autograd.Function):
 
 
 def weight_gradient(x: Tensor, grad: Tensor, stride: int) -> Tensor:
-    """Gradient of a 3x3 convolution's weight [C_out, C_in, 3, 3], from its input and the gradient of its output.
+    """Return the gradient of a 3x3 convolution's weight [C_out, C_in, 3, 3], from its input and its output's gradient.
 
     x [B, C_in, H, W] and grad [B, C_out, H/stride, W/stride] in channels_last; so is the result.
     """
-    x, grad = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)  # [B, H, W, C]: as they lie in memory
+    x, grad = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)  # [B, H, W, C]: the memory order
     batch, height, width, c_in = x.shape
     _, rows, columns, c_out = grad.shape
     total = x.new_zeros(c_out, 9 * c_in)
-    # A chunk is some rows of one image or, where images are small, some whole images.
+    # A chunk is several rows of one image or, where images are small, several whole images.
     fitting = in_chunk(columns * 9 * c_in * x.element_size())
     images = max(1, fitting // rows)
     rows_a_chunk = min(fitting, rows)
@@ -131,7 +130,7 @@ def weight_gradient(x: Tensor, grad: Tensor, stride: int) -> Tensor:
         padded[:b, 1:-1, 1:-1] = x[i : i + b]
         for row in range(0, rows, rows_a_chunk):
             r = min(rows_a_chunk, rows - row)
-            # Three pixels side by side lie one after the other: a window is three runs of 3 * C_in numbers.
+            # Three adjacent pixels are contiguous in memory: a window is three runs of 3 * C_in numbers.
             seen = padded[:b, row * stride :].as_strided((b, r, columns, 3, 3 * c_in), strides)
             laid_out = windows[:b, :r].copy_(seen).view(-1, 9 * c_in)
             total.addmm_(grad[i : i + b, row : row + r].reshape(-1, c_out).T, laid_out)
@@ -139,7 +138,7 @@ def weight_gradient(x: Tensor, grad: Tensor, stride: int) -> Tensor:
 
 
 def in_chunk(item_bytes: int) -> int:
-    """How many items of this size are worked on at once."""
+    """Return how many items of this size a chunk holds."""
     return max(1, CHUNK_BYTES * torch.get_num_threads() // item_bytes)
 
 
@@ -155,7 +154,7 @@ class _PReLU(torch.autograd.Function):
         x, slope = ctx.saved_tensors
         of_input = torch.empty_like(x)
         of_slope = torch.zeros_like(slope)
-        # [B * H * W, C]: as they lie in memory
+        # [B * H * W, C]: the memory order
         x, grad, out = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (x, grad.contiguous(memory_format=LAST), of_input))
         size = in_chunk(x.shape[1] * x.element_size())
         for x_, grad_, out_ in zip(x.split(size), grad.split(size), out.split(size), strict=True):

@@ -1,5 +1,6 @@
-"""MobileFaceNet (Chen et al. 2018, arXiv:1804.07573) in the shape of arcface_torch's `mbf`, with its names: published
-weights load as they are.
+"""MobileFaceNet (Chen et al. 2018, arXiv:1804.07573) in the structure of arcface_torch's `mbf`.
+
+Parameter names match, so published weights load unchanged.
 
 Letters: B batch, C channels, H/W height and width, D embedding size.
 """
@@ -19,7 +20,7 @@ from app.models.recompute import recomputed
 
 
 class Chain(nn.Module):
-    """One layer after the other, as published: under the name `layers`."""
+    """A sequence of layers under the published name `layers`."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ def conv_bn_prelu(c_in: int, c_out: int, kernel: int, stride: int = 1, padding: 
 
 
 class Bottleneck(Chain):
-    """Expand 1x1, depthwise 3x3, project 1x1; plus the shortcut, except where a stage begins (stride 2)."""
+    """Expand 1x1, depthwise 3x3, project 1x1; plus the shortcut, except at the start of a stage (stride 2)."""
 
     def __init__(self, c_in: int, c_out: int, expanded: int, stride: int, *, gradient_checkpointing: bool) -> None:
         super().__init__(
@@ -61,8 +62,8 @@ class Bottleneck(Chain):
 class MobileFaceNet(nn.Module):
     """images [B, 3, S, S] in [-1, 1] -> embeddings [B, D], not normalised.
 
-    `layers` (1, 4, 6, 2) with `width` 128 is the published `mbf`; (2, 8, 12, 4) with 256 is `mbf_large`. The width is
-    that of the first layers, a multiple of 64.
+    `layers` (1, 4, 6, 2) with `width` 128 is the published `mbf`; (2, 8, 12, 4) with 256 is `mbf_large`. `width` is the
+    number of channels of the first layers, a multiple of 64.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class MobileFaceNet(nn.Module):
         side = -(-image_size // 16)
         self.conv_sep = conv_bn_prelu(c_in, 512, 1)
         self.features = Chain(
-            conv_bn(512, 512, side, groups=512),  # global depthwise convolution: one weight a place and channel
+            conv_bn(512, 512, side, groups=512),  # global depthwise convolution: one weight per position and channel
             nn.Sequential(nn.Flatten(), nn.Dropout(dropout)),
             nn.Linear(512, embedding_dim, bias=False),
             nn.BatchNorm1d(embedding_dim),

@@ -1,11 +1,11 @@
 """Momentum contrast with a margin on the positive (He et al. 2020, arXiv:1911.05722; margin as in USynthFace).
 
-Two departures from the paper, both on purpose:
+Two deliberate departures from the paper:
 - Keys are computed with BN in eval mode, on the running averages of the momentum encoder (EMAN, Cai et al. 2021,
-  arXiv:2101.08482). A key then depends on its own image alone, so batch statistics cannot leak which key belongs to
-  which query; that is what ShuffleBN is for, without moving images between ranks.
-- A queue entry remembers the row of its image. Entries of the same image, or of an image with the same pseudo-ID,
-  are no negatives and are masked; after new pseudo-IDs the queue is right at once, nothing is thrown away.
+  arXiv:2101.08482). A key then depends only on its own image, so batch statistics cannot leak which key belongs to
+  which query. ShuffleBN has the same purpose, but moves images between ranks.
+- A queue entry stores the row of its image. Entries of the same image, or of an image with the same pseudo-ID, are no
+  negatives and are masked. New pseudo-IDs therefore apply to the queue at once and no entry is discarded.
 
 Letters: B batch, D projection size, K queue size, N images of the data set.
 """
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from app.config import NO_ID
 from app.models.average import follow
 
-EMPTY = -1  # row of a queue place that was never filled
+EMPTY = -1  # row of a queue entry that was never filled
 
 
 class Encoder(nn.Module):
@@ -58,11 +58,11 @@ class MomentumEncoder(nn.Module):
         return super().train(False)  # see the module's note on BN
 
     def follow(self, encoder: Encoder, taken: Tensor) -> None:
-        """Go after `encoder`, unless its step was not `taken` (1 or 0, on the device)."""
+        """Move towards `encoder`, if its step was `taken` (1 or 0, on the device)."""
         follow(self.encoder, encoder, torch.full_like(taken, 1 - self.momentum), taken)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys [B, D], and the backbone's unit embeddings [B, E] that they were made from."""
+        """Return keys [B, D], and the backbone's unit embeddings [B, E] from which they were computed."""
         embeddings = self.encoder.backbone(images)
         return self.encoder.project(embeddings), F.normalize(embeddings.float(), dim=1)
 
@@ -80,7 +80,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor, rows: Tensor, taken: Tensor) -> None:
-        """Put keys [B, D] of images `rows` [B] over the oldest entries; B may be any size, wrapping is exact.
+        """Overwrite the oldest entries with keys [B, D] of images `rows` [B]; B may be any size, wrapping is exact.
 
         Nothing changes unless `taken` (1 or 0, on the device).
         """
@@ -94,7 +94,7 @@ class Queue(nn.Module):
 
 
 class FeatureBank(nn.Module):
-    """The last embedding met of each of N images [N, E], in 16 bits; NaN where none was met yet."""
+    """The most recent embedding of each of N images [N, E], in 16 bits; NaN where there is none yet."""
 
     of_data = may_hold_nan = ("features",)
 
@@ -104,12 +104,12 @@ class FeatureBank(nn.Module):
 
     @torch.no_grad()
     def put(self, rows: Tensor, embeddings: Tensor, taken: Tensor) -> None:
-        """Replace those of images `rows` [B], unless not `taken`. Of an image that is there twice the last one counts.
+        """Replace the embeddings of images `rows` [B], if `taken`. For a repeated image the last embedding counts.
 
-        Each of its places writes that last one, so the order of writing does not matter.
+        All of its entries write that last embedding, so the order of writes does not matter.
         """
         rows, order = rows.sort(stable=True)
-        last = torch.searchsorted(rows, rows, right=True) - 1  # where the entries of the same image end
+        last = torch.searchsorted(rows, rows, right=True) - 1  # last entry of the same image
         new = embeddings.index_select(0, order[last]).to(self.features.dtype)
         self.features.index_copy_(0, rows, torch.where(taken > 0, new, self.features.index_select(0, rows)))
 
@@ -127,13 +127,14 @@ def contrastive_loss(
     mask_most_similar: int,
     multi_positive: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """InfoNCE of each query against its key and the queue.
+    """Compute the InfoNCE loss of each query against its key and the queue.
 
-    queries, keys [B, D] unit vectors; rows, key_rows [B] image of each; pseudo_ids [N], NO_ID where there is none.
-    `mask_most_similar` negatives per query that look most alike are left out, as they are likely the same person
-    not found yet. With `multi_positive` the queue's entries of the query's pseudo-ID are positives too, not left out.
-    Returns the scalar loss and metrics (scalars, still on the device). Cosines are fp32 whatever autocast says: an
-    error of 16 bits divided by the temperature would be one of percents in the gradient.
+    queries, keys [B, D] unit vectors; rows, key_rows [B] image of each; pseudo_ids [N], NO_ID where there is none. The
+    `mask_most_similar` most similar negatives of each query are masked: they likely show the same person, not found
+    yet. With `multi_positive`, queue entries of the query's pseudo-ID are positives instead of masked.
+
+    Returns the scalar loss and metrics (scalars, still on the device). Cosines are fp32 regardless of autocast: divided
+    by the temperature, a 16-bit rounding error would change the gradient by percents.
     """
     with torch.autocast(queries.device.type, enabled=False):
         queries, keys = queries.float(), keys.float()
@@ -188,17 +189,20 @@ def unified_loss(
 ) -> Tensor:
     """log(1 + sum over positives p and negatives n of exp((n - p + margin) / T)): UniMoCo (arXiv:2103.10773), eq. 4.
 
-    positive [B, 1] and queued [B, K] cosines; `friends` [B, K] are positives, what is `masked` is no negative. With
+    positive [B, 1] and queued [B, K] cosines; `friends` [B, K] are positives, `masked` [B, K] are not negatives. With
     one positive it is InfoNCE.
     """
-    nothing = -1e30  # not -inf: a row without negatives would have NaN for a gradient
+    nothing = -1e30  # not -inf: a row without negatives would get a NaN gradient
     negatives = (queued / temperature).masked_fill(masked, nothing).logsumexp(1)
     missed = torch.cat([positive, queued.masked_fill(~friends, -nothing)], 1) - margin
     return F.softplus(negatives + (-missed / temperature).logsumexp(1)).mean()
 
 
 def same_person(rows: Tensor, key_rows: Tensor, queue_rows: Tensor, pseudo_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Queue entries that are no negatives [B, K]: empty or of the query's or key's own image; of the same pseudo-ID."""
+    """Return two masks [B, K] of queue entries that are no negatives.
+
+    The first: empty, or of the query's or key's own image. The second: of the query's pseudo-ID.
+    """
     own = (queue_rows == rows[:, None]) | (queue_rows == key_rows[:, None]) | (queue_rows == EMPTY)
     ids = pseudo_ids[rows][:, None]  # [B, 1]
     queue_ids = pseudo_ids[queue_rows.clamp(min=0)][None, :]  # [1, K]

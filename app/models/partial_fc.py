@@ -1,20 +1,19 @@
-"""Partial FC: softmax over class centres that are spread over ranks and sampled (An et al. 2022, arXiv:2203.15565).
+"""Partial FC: softmax over class centres that are sampled and spread over ranks (An et al. 2022, arXiv:2203.15565).
 
-Every rank holds a contiguous part of the centres and sees the embeddings of all ranks. A step compares them with the
-centres of the classes that were met and, at a sample rate below 1, with a random share of the others; a softmax across
-ranks makes one loss of it. Only those centres have gradients, and they are kept as that: some rows of a table.
+Every rank holds a contiguous part of the centres and receives the embeddings of all ranks. A step compares them with
+the centres of the batch's classes and, at a sample rate below 1, with a random sample of the others. A softmax across
+ranks gives one loss. Only those centres get gradients, which are stored as rows of a table.
 
-What differs from the published code, on purpose:
-- The sample is a function of the seed, the number of the call and the class alone, and is the int(rate * C) luckiest of
-  all classes, not of each rank's. Any number of ranks of one kind of device then computes the same.
-- `update: lazy` moves sampled centres only. Their moments decay for the steps they missed as zero gradients would have
-  made them; AdamW corrects for the number of their own updates. `dense`, as published, treats all other centres as if
-  they had a gradient of zero: weight decay shrinks and momentum moves them on. At rate 1 both are torch.optim's.
-- The product with the centres is not laid out for autograd: there is no copy of normalised centres, and no gradient
-  as large as the table.
-
-- How many sampled centres fall to a rank is a matter of chance. Each rank has a fixed number of places for them, and
-  NOBODY fills up: the host never waits for the device to count.
+Deliberate differences from the published code:
+- The sample depends only on the seed, the number of the call and the class. It is the top int(rate * C) of all classes,
+  not of each rank's. So any number of ranks on the same kind of device computes the same.
+- `update: lazy` updates only sampled centres. Their moments decay for missed steps as they would with zero gradients;
+  AdamW's bias correction counts only the centre's own updates. `dense`, as published, gives all other centres a zero
+  gradient: weight decay shrinks them and momentum moves them. At rate 1 both equal torch.optim's optimizers.
+- Autograd does not record the product with the centres. This avoids a copy of normalised centres and a gradient as
+  large as the table.
+- The number of sampled centres per rank is random. Each rank reserves a fixed number of places and pads with NOBODY, so
+  the host never waits for the device to count.
 
 Letters: C classes, D embedding size, N images of all ranks, n centres of this rank in a step.
 """
@@ -37,14 +36,14 @@ from app.runtime import dist
 from app.runtime.dist import World
 
 INIT_STD = 0.01
-INIT_ROWS = 4096  # classes whose first values are drawn together
-NOBODY = torch.iinfo(torch.long).max  # in a list of rows: no row; after all others
-BETAS, EPS = (0.9, 0.999), 1e-8  # of AdamW: torch's defaults
-CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}  # updated at once: stays in a CPU's cache, keeps a GPU busy
+INIT_ROWS = 4096  # classes whose initial values are drawn together
+NOBODY = torch.iinfo(torch.long).max  # padding in a list of rows; sorts after all rows
+BETAS, EPS = (0.9, 0.999), 1e-8  # AdamW's, torch's defaults
+CHUNK_BYTES = {"cpu": 2**20, "cuda": 2**28}  # updated at once: fits a CPU's cache, keeps a GPU busy
 
 
 class PartialFC(nn.Module):
-    """The loss of embeddings against C class centres, which it trains by itself. Every call is a collective."""
+    """Loss of embeddings against C class centres, including the update of the centres. Every call is a collective."""
 
     def __init__(
         self, classes: int, dim: int, config: HeadConfig, optimizer: OptimizerConfig, here: World, *, seed: int
@@ -55,20 +54,20 @@ class PartialFC(nn.Module):
         self.head = build_head(config)
         self.centres = Centres(share_of(classes, here), dim, optimizer, here, seed=seed, lazy=config.update == "lazy")
         self.centres.filled_up = self.is_ragged
-        self.register_buffer("calls", torch.zeros((), dtype=torch.long))  # forward calls; stays in the CPU's memory
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))  # forward calls; stays in CPU memory
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
-        self.before: dict[str, Tensor] | None = None  # the head's running means before the calls since the last step
+        self.before: dict[str, Tensor] | None = None  # the head's running means as of the last step
 
     @property
     def is_ragged(self) -> bool:
-        """Whether ranks have unequal numbers of sampled centres, which only the device knows."""
+        """Whether ranks have different numbers of sampled centres, which only the device knows."""
         return self.rate < 1 and self.here.size > 1
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean loss over the images of all ranks, and metrics, all scalars.
+        """Return the mean loss over the images of all ranks, and metrics, all scalars.
 
-        embeddings [B, D] of any length, labels int64 [B] in [0, C), B the same on all ranks. Behind data_parallel the
-        gradients of a backbone are those of this mean. Those of the centres add up until `step`.
+        embeddings [B, D] of any length, labels int64 [B] in [0, C), B the same on all ranks. Inside data_parallel a
+        backbone gets the gradient of this mean. Gradients of the centres accumulate until `step`.
         """
         if self.before is None:
             self.before = {name: mean.clone() for name, mean in self.head.named_buffers()}
@@ -77,7 +76,7 @@ class PartialFC(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialFC:
         moved = super()._apply(fn, recurse)
-        self.calls = self.calls.cpu()  # the host counts calls, and must not ask the device for their number
+        self.calls = self.calls.cpu()  # the host counts calls without asking the device
         return moved
 
     def _forward(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -91,7 +90,7 @@ class PartialFC(nn.Module):
         if self.is_ragged:
             logits = logits.masked_fill(rows == NOBODY, -torch.inf)
         loss = _CrossEntropy.apply(logits, own, self.here)
-        # Every rank computes the penalty of all images; it must reach them once.
+        # Every rank computes the penalty of all images, but its gradient must reach them once.
         penalty = self.head.penalty(norms if self.here.is_main else norms.detach())
         if penalty is not None:
             loss = loss + penalty.mean()
@@ -104,10 +103,10 @@ class PartialFC(nn.Module):
         return labels
 
     def sample(self, labels: Tensor) -> Tensor:
-        """This rank's rows to compare with, ascending [n]: of all `labels` [N], and of other classes by chance.
+        """Return this rank's rows to compare with, ascending [n]: the classes of all `labels` [N] and a random sample.
 
-        Together int(rate * C) of all ranks, or as many as there are classes in `labels` if that is more. On several
-        ranks n does not depend on chance: NOBODY fills up.
+        All ranks together have int(rate * C) rows, or as many as `labels` has classes if that is more. With several
+        ranks n is fixed: NOBODY pads the list.
         """
         start, stop = self.centres.start, self.centres.stop
         self.calls += 1
@@ -115,11 +114,11 @@ class PartialFC(nn.Module):
             return torch.arange(stop - start, device=labels.device)
         state = np.random.SeedSequence([self.seed, int(self.calls.numpy())]).generate_state(1, np.uint64)
         generator = torch.Generator(labels.device).manual_seed(int(state[0] >> 1))
-        # Numbers of all classes on every rank: cheap, and nobody has to ask how many the others took.
+        # Every rank draws numbers for all classes: cheap, and no rank has to ask how many rows the others took.
         luck = torch.rand(self.classes, generator=generator, device=labels.device)
         luck.index_fill_(0, labels, 2.0)
         size = int(self.rate * self.classes)
-        if size < min(len(labels), self.classes):  # the classes met may be more: only then are they counted
+        if size < min(len(labels), self.classes):  # the batch may have more classes: only then are they counted
             size = max(size, len(labels.unique()))
         taken = luck.topk(size, sorted=False).indices
         if not self.is_ragged:
@@ -128,9 +127,9 @@ class PartialFC(nn.Module):
         return compacted(chosen, places(size, stop - start, self.classes, len(labels)))
 
     def step(self, lr: float, *, grad_scale: Tensor | float = 1.0, taken: Tensor | None = None) -> None:
-        """Update the centres by what the calls since the last step left, whose losses were multiplied by a scale.
+        """Update the centres with the gradients since the last step, whose losses were multiplied by `grad_scale`.
 
-        Not `taken` (0 on the device, not 1): nothing changes, what the calls did to the head's running means is undone.
+        If `taken` is 0 (on the device), nothing changes, and the calls' changes to the head's running means are undone.
         """
         taken = torch.ones((), device=self.steps.device) if taken is None else taken
         self.steps += taken.long()
@@ -141,12 +140,12 @@ class PartialFC(nn.Module):
         self.centres.step(lr, self.steps, grad_scale, taken)
 
     def tables(self) -> dict[str, Tensor]:
-        """On rank 0 whole tables, a row a class, in CPU memory and good until the next step; nothing on the others."""
+        """Return whole tables on rank 0, one row per class, in CPU memory, valid until the next step; else {}."""
         whole = {name: dist.rows_to_main(table, self.here) for name, table in self.centres.tables.items()}
         return {name: table for name, table in whole.items() if table is not None}
 
     def take_tables(self, tables: dict[str, Tensor]) -> None:
-        """The reverse of `tables`: each rank gets its rows of rank 0's, or, for a misfit, all raise WrongUse."""
+        """Load what `tables` returned: each rank gets its rows from rank 0. For a mismatch all ranks raise WrongUse."""
         with dist.together(self.here):
             if self.here.is_main:
                 self._refuse_misfit(tables)
@@ -166,7 +165,7 @@ class PartialFC(nn.Module):
                 )
 
     def take_centres(self, weight: Tensor, place: Tensor) -> None:
-        """Begin with other centres [C', D]: class c with row place[c], or as it is where that is -1 (place: [C]).
+        """Load initial centres [C', D]: class c takes row place[c], or stays unchanged where that is -1 (place: [C]).
 
         Raises WrongUse for another D.
         """
@@ -182,7 +181,7 @@ class PartialFC(nn.Module):
 
 
 class Centres:
-    """Rows start to stop of the table of centres, their optimizer's state and, between steps, gradients of some."""
+    """Rows start to stop of the table of centres, their optimizer state and, between steps, gradients of some rows."""
 
     def __init__(
         self, rows: tuple[int, int], dim: int, settings: OptimizerConfig, here: World, *, seed: int, lazy: bool
@@ -197,25 +196,25 @@ class Centres:
             self.tables |= moments | {"updates": count.clone()}
         else:
             self.tables["momentum"] = torch.zeros_like(weight)
-        # Of the rows that have a gradient since the last step: their numbers, ascending, and the gradients.
+        # The rows that have a gradient since the last step: their numbers, ascending, and the gradients.
         self.part: tuple[Tensor, Tensor] | None = None
-        self.filled_up = False  # whether NOBODY may be among the rows that are given
-        self.merged = False  # and among those of `part`
+        self.filled_up = False  # whether rows passed in may contain NOBODY
+        self.merged = False  # whether those of `part` may
 
     def some(self, rows: Tensor) -> Tensor:
-        """The centres of ascending rows [n, D], any one for NOBODY; all of them are not copied."""
+        """Return the centres of ascending rows [n, D], an arbitrary one for NOBODY. Makes no copy of all rows."""
         weight = self.tables["weight"]
         if self.is_everything(rows):
             return weight
         return weight.index_select(0, rows.clamp(max=len(weight) - 1) if self.filled_up else rows)
 
     def is_everything(self, rows: Tensor) -> bool:
-        """Whether the host knows that ascending rows are all there are."""
+        """Whether the host knows that ascending rows are all rows."""
         return len(rows) == len(self.tables["weight"]) and not self.filled_up and not self.merged
 
     @property
     def rows(self) -> Tensor | None:
-        """The rows with a gradient, ascending; the last may be repeated. Any one where there are none."""
+        """Rows with a gradient, ascending; the last may be repeated. An arbitrary row if there are none."""
         return None if self.part is None else self._repeated(*self.part)[0]
 
     @property
@@ -224,7 +223,7 @@ class Centres:
         return None if self.part is None else self._repeated(*self.part)[1]
 
     def _repeated(self, rows: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows and gradients with the last row and its gradient again, instead of NOBODY."""
+        """Return rows and gradients with NOBODY replaced by the last real row and its gradient."""
         if not (self.filled_up or self.merged) or not len(rows):
             return rows, grad
         last = (rows != NOBODY).sum().sub_(1).clamp_(min=0)
@@ -232,7 +231,7 @@ class Centres:
         return rows.index_select(0, own).clamp_(max=len(self.tables["weight"]) - 1), grad.index_select(0, own)
 
     def add(self, rows: Tensor, grad: Tensor) -> None:
-        """Add a gradient [n, D] of ascending rows [n]; the tensor is kept. That of NOBODY is 0."""
+        """Add a gradient [n, D] of ascending rows [n]; keeps a reference to the tensor. The gradient of NOBODY is 0."""
         if self.part is None:
             self.part = rows, grad
         elif self.is_everything(rows) and self.is_everything(self.part[0]):
@@ -241,13 +240,13 @@ class Centres:
             self._merge(rows, grad)
 
     def _merge(self, rows: Tensor, grad: Tensor) -> None:
-        """Sum the gradients of rows that are in both, without asking the device how many there are: NOBODY fills up."""
+        """Sum the gradients of rows in both, without asking the device for their number: NOBODY pads the result."""
         assert self.part is not None
         both, order = torch.cat([self.part[0], rows]).sort(stable=True)
         is_new = torch.ones_like(both)
         is_new[1:] = both[1:] != both[:-1]
-        place = is_new.cumsum(0) - 1  # [m] where each goes among the different ones
-        size = min(len(both), len(self.tables["weight"]) + 1)  # NOBODY is one more
+        place = is_new.cumsum(0) - 1  # [m] index of each among the distinct rows
+        size = min(len(both), len(self.tables["weight"]) + 1)  # one more for NOBODY
         different = torch.full_like(both[:size], NOBODY).scatter_(0, place, both)
         summed = grad.new_zeros(size, grad.shape[1])
         summed.index_add_(0, place, torch.cat([self.part[1], grad]).index_select(0, order))
@@ -255,7 +254,7 @@ class Centres:
 
     @torch.no_grad()
     def step(self, lr: float, step: Tensor, grad_scale: Tensor | float, taken: Tensor) -> None:
-        """Update number `step`, from 1 on, and forget the gradients; unless `taken` is 0, when nothing changes."""
+        """Make update number `step` (from 1 on) and drop the gradients. If `taken` is 0, no table changes."""
         weight = self.tables["weight"]
         everything = torch.arange(len(weight), device=weight.device)
         rows, grad = (everything[:0], weight[:0]) if self.part is None else self._repeated(*self.part)
@@ -264,7 +263,7 @@ class Centres:
             grad = torch.zeros_like(weight).index_copy_(0, rows, grad)
             rows, whole = everything, True
         elif self.part is not None and len(rows) and not whole:
-            taken = taken * (self.part[0][0] != NOBODY)  # of nobody nothing changes
+            taken = taken * (self.part[0][0] != NOBODY)  # if the only row is NOBODY nothing changes
         size = max(1, CHUNK_BYTES[weight.device.type] // (weight.shape[1] * weight.element_size()))
         for i in range(0, len(rows), size):
             here = slice(i, i + size)
@@ -279,9 +278,9 @@ class Centres:
         self.part, self.merged = None, False
 
     def update(self, part: dict[str, Tensor], grad: Tensor, lr: float, step: Tensor, taken: Tensor) -> None:
-        """Change some rows of all tables by their gradient, which is used up; not `taken`, it is 0, and so is all else.
+        """Update some rows of all tables from their gradient, which is overwritten. If `taken` is 0, nothing changes.
 
-        Each number that moves something is multiplied by `taken`, so that the host need not know it.
+        `grad` then is 0, and every term is multiplied by `taken`, so that the host need not read it.
         """
         o, weight = self.settings, part["weight"]
         gap = ((step - part["last_step"]) * taken).double()[:, None]  # 1 for a row that missed no step
@@ -306,14 +305,14 @@ class Centres:
 
 
 def share_of(classes: int, here: World) -> tuple[int, int]:
-    """The first class of a rank and the one after its last: shares equal to within one, the larger ones first."""
+    """Return the first class of a rank and the one after its last: shares equal to within one, larger ones first."""
     each, over = divmod(classes, here.size)
     start = here.rank * each + min(here.rank, over)
     return start, start + each + (here.rank < over)
 
 
 def initial(start: int, stop: int, dim: int, seed: int) -> Tensor:
-    """First values N(0, 0.01) of classes start to stop [stop - start, dim], whoever holds the others."""
+    """Draw initial values N(0, 0.01) of classes start to stop [stop - start, dim], equal for any split over ranks."""
     weight = torch.empty(stop - start, dim)
     for first in range(start // INIT_ROWS * INIT_ROWS, stop, INIT_ROWS):
         state = np.random.SeedSequence([seed, first]).generate_state(1, np.uint64)
@@ -324,24 +323,24 @@ def initial(start: int, stop: int, dim: int, seed: int) -> Tensor:
 
 
 def places(taken: int, rows: int, classes: int, met: int) -> int:
-    """How many of a rank's `rows` may be among `taken` of all `classes`, of which up to `met` are not left to chance.
+    """Bound how many of a rank's `rows` are among `taken` of all `classes`; up to `met` of them are always taken.
 
-    Eight standard deviations above the mean: it is exceeded once in 10^13 steps.
+    The bound is eight standard deviations above the mean; it is exceeded once in 10^13 steps.
     """
     mean = taken * rows / max(classes, 1)
     return min(rows, taken, met + math.ceil(mean + 8 * math.sqrt(mean) + 8))
 
 
 def compacted(chosen: Tensor, room: int) -> Tensor:
-    """The places of the true ones among `chosen` [n], ascending [room]; NOBODY fills up. The host does not wait."""
+    """Return the positions of True in `chosen` [n], ascending, padded to [room] with NOBODY. The host does not wait."""
     torch._assert_async(chosen.sum() <= room, "there are places for all sampled centres of a rank")
-    place = torch.where(chosen, chosen.cumsum(0) - 1, room).clamp_(max=room)  # those not chosen share one at the end
+    place = torch.where(chosen, chosen.cumsum(0) - 1, room).clamp_(max=room)  # the others share the last, extra place
     rows = torch.full((room + 1,), NOBODY, device=chosen.device)
     return rows.scatter_(0, place, torch.arange(len(chosen), device=chosen.device))[:room]
 
 
 def columns(rows: Tensor, wanted: Tensor) -> Tensor:
-    """Where in ascending `rows` [n] each of `wanted` [N] is, or -1 where it is not."""
+    """Return the index of each of `wanted` [N] in ascending `rows` [n], or -1 where it is missing."""
     if not len(rows):
         return torch.full_like(wanted, -1)
     place = torch.searchsorted(rows, wanted).clamp_(max=len(rows) - 1)
@@ -349,7 +348,7 @@ def columns(rows: Tensor, wanted: Tensor) -> Tensor:
 
 
 def at(values: Tensor, column: Tensor) -> Tensor:
-    """values[i, column[i]] of [N, n], and 0 where the column is -1."""
+    """Return values[i, column[i]] of [N, n], and 0 where the column is -1."""
     if not values.shape[1]:
         return values.new_zeros(len(values))
     own = values.gather(1, column.clamp(min=0)[:, None])[:, 0]
@@ -357,12 +356,12 @@ def at(values: Tensor, column: Tensor) -> Tensor:
 
 
 class _Cosines(torch.autograd.Function):
-    """Unit embeddings [N, D] times the directions of centres [n, D]; the gradient of the centres goes to `keep`."""
+    """Unit embeddings [N, D] times the directions of centres [n, D]; passes the gradient of the centres to `keep`."""
 
     @staticmethod
     def forward(ctx: Any, unit: Tensor, centres: Tensor, keep: Callable[[Tensor], None]) -> Tensor:
         length = centres.norm(dim=1).clamp_min_(1e-12)
-        cosine = (unit @ centres.T).div_(length).clamp_(-1, 1)  # only rounding reaches 1: no gradient is cut off
+        cosine = (unit @ centres.T).div_(length).clamp_(-1, 1)  # only rounding exceeds 1: no gradient is cut off
         ctx.save_for_backward(unit, centres, length, cosine)
         ctx.keep = keep
         return cosine
@@ -380,11 +379,11 @@ class _Cosines(torch.autograd.Function):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """-mean log max(p, 1e-30) of the own class, where the logits [N, n] of a row go on on other ranks."""
+    """-mean log max(p, 1e-30) of the own class, for logits [N, n] whose rows are spread over ranks."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, own: Tensor, here: World) -> Tensor:
-        # A rank may hold no centre at all.
+        # A rank may hold no centre.
         best = logits.amax(1) if logits.shape[1] else logits.new_full((len(logits),), -torch.inf)
         share = (logits - dist.greatest(best, here)[:, None]).exp_()
         share /= dist.total(share.sum(1), here)[:, None]

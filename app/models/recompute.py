@@ -1,4 +1,4 @@
-"""Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174): the memory of activations for a second forward pass."""
+"""Gradient checkpointing (Chen et al. 2016, arXiv:1604.06174): less memory for activations, one more forward pass."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recomputed(block: nn.Module, work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`work` of `block` on x, whose inner tensors are not kept while training but computed again for the gradients."""
+    """Apply `work` of `block` to x; in training its inner tensors are recomputed for the gradients, not kept."""
     if not (block.training and torch.is_grad_enabled()):
         return work(x)
-    if torch.compiler.is_compiling():  # the compiler knows what was written to BN's averages, and does it once
+    if torch.compiler.is_compiling():  # the compiler sees the writes to BN's averages and makes them once
         return checkpoint(work, x, use_reentrant=False)
     return checkpoint(work, x, use_reentrant=False, context_fn=lambda: (nullcontext(), averages_at_rest(block)))
 
 
 @contextmanager
 def averages_at_rest(block: nn.Module) -> Iterator[None]:
-    """BN uses the batch as in training, but its running averages and counters stay: they have met this batch."""
+    """Freeze BN's running averages and counters, which include this batch already; BN normalises by the batch."""
     norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

@@ -1,13 +1,14 @@
-"""ViT for faces (Dosovitskiy et al. 2020, arXiv:2010.11929) in the shape of arcface_torch's, with its names: published
-weights load as they are.
+"""ViT for faces (Dosovitskiy et al. 2020, arXiv:2010.11929) in the structure of arcface_torch's.
 
-Differences from a plain ViT: no class token, all tokens flattened into the embedding's layers as IResNet does; ReLU6;
-no bias for queries, keys and values; 8 heads whatever the width. Patches of 9 pixels cut 108 of 112 pixels into 12 x 12
-tokens; the 4 that are left over on the right and at the bottom are not seen.
+Parameter names match, so published weights load unchanged.
 
-While training some tokens may be left out, a random choice for each image (as in MAE, He et al. 2021,
-arXiv:2111.06377): the blocks never see them, and behind the last norm a learned token stands in their places. All
-random choices come from torch's global generator.
+Differences from a plain ViT: no class token, all tokens flattened into the embedding layers as in IResNet; ReLU6; no
+bias for queries, keys and values; 8 heads at any width. Patches of 9 pixels cut 108 of 112 pixels into 12 x 12 tokens;
+the remaining 4 on the right and at the bottom are not used.
+
+Training may drop a random choice of tokens for each image (as in MAE, He et al. 2021, arXiv:2111.06377). The blocks do
+not see dropped tokens; after the last norm a learned token takes their places. All random choices come from torch's
+global generator.
 
 Letters: B batch, S side of the image, L tokens, n tokens kept, D width, E embedding size.
 """
@@ -26,7 +27,7 @@ from app.models.fourier import fourier_layer
 
 HEADS = 8
 BN_EPS = 2e-5
-PARITY_MASK_RATIO = 0.1  # what the published code ran with whatever a mask ratio above 0 said: it was not passed on
+PARITY_MASK_RATIO = 0.1  # the published code used this for any mask ratio above 0, which it did not pass on
 
 
 class Attention(nn.Module):
@@ -41,8 +42,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, n, width = x.shape
         qkv = self.qkv(x).view(b, n, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)  # [3, B, heads, n, D / heads]
-        # At least 32 bits, as published: products of queries and keys grow while a large network trains, 16 bits
-        # overflow or round them, and a softmax makes of an error in the exponent one of the same size in every weight.
+        # At least 32 bits, as published. Products of queries and keys grow while a large network trains; 16 bits
+        # overflow or round them. An error in the exponent of a softmax becomes an equal relative error in every weight.
         with torch.autocast(x.device.type, enabled=False):
             q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).unbind(0)
             x = F.scaled_dot_product_attention(q, k, v)
@@ -63,9 +64,9 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """A branch that is left out for a share of the images while training (stochastic depth, arXiv:1603.09382).
+    """Drop a branch for a share of the images while training (stochastic depth, arXiv:1603.09382).
 
-    What is kept is scaled up, so that the mean stays.
+    Kept branches are scaled up, so that the mean does not change.
     """
 
     def __init__(self, probability: float) -> None:
@@ -80,7 +81,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a norm and beside a shortcut: [B, n, D] -> the same."""
+    """Attention and MLP, each after a norm and with a shortcut: [B, n, D] -> the same."""
 
     def __init__(self, width: int, dropout: float, drop_path: float) -> None:
         super().__init__()
@@ -109,10 +110,10 @@ class PatchEmbed(nn.Module):
 class VisionTransformer(nn.Module):
     """images [B, 3, S, S] in [-1, 1] -> embeddings [B, E], not normalised.
 
-    `layers` has one number, the blocks; `width` is a multiple of 8. `drop_path` is the probability that the last block
-    is left out for an image, rising evenly from 0 at the first. `mask_ratio` of the tokens are left out while training;
-    with `parity_mask_ratio` any ratio above 0 means 0.1, as it did in the published code. `gradient_checkpointing`
-    computes each block a second time in the backward pass instead of keeping what is inside it.
+    `layers` has one number, the count of blocks; `width` is a multiple of 8. `drop_path` is the probability that the
+    last block is dropped for an image; it rises linearly from 0 at the first. `mask_ratio` of the tokens are dropped
+    while training; with `parity_mask_ratio` any ratio above 0 means 0.1, as in the published code.
+    `gradient_checkpointing` computes each block a second time in the backward pass instead of keeping its activations.
     """
 
     def __init__(
@@ -139,7 +140,8 @@ class VisionTransformer(nn.Module):
         self.patch_embed = PatchEmbed(width, patch_size)
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        # Published weights hold one, used or not; as a parameter without gradients it would stop training on two GPUs.
+        # Published weights contain a mask token, used or not. As a parameter without gradients it would stop training
+        # on two GPUs.
         self.mask_token.requires_grad = self.mask_ratio > 0
         self.dropout = nn.Dropout(dropout)
         steps = max(1, depth - 1)
@@ -163,8 +165,8 @@ class VisionTransformer(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        # Both ends stay in 32 bits whatever autocast says, as published: the first layer is cheap, and the sums of the
-        # last ones over 73,728 inputs lose accuracy in 16 bits. So is the sum that runs past the blocks.
+        # Both ends stay in 32 bits regardless of autocast, as published. The first layer is cheap; the sums of the last
+        # ones over 73,728 inputs lose accuracy in 16 bits. The residual stream stays in 32 bits too.
         with torch.autocast(images.device.type, enabled=False):
             x = self.fourier_transform_layer(images.to(self.pos_embed.dtype))
             x = self.dropout(self.patch_embed(x) + self.pos_embed)  # [B, L, D]
@@ -174,7 +176,7 @@ class VisionTransformer(nn.Module):
             x = x.gather(1, places)  # [B, n, D]
         for block in self.blocks:
             if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)  # with the same random choices the second time
+                x = checkpoint(block, x, use_reentrant=False)  # repeats the same random choices
             else:
                 x = block(x)
         with torch.autocast(images.device.type, enabled=False):
@@ -184,7 +186,7 @@ class VisionTransformer(nn.Module):
             return self.feature(x.flatten(1))
 
     def _places_kept(self, x: Tensor) -> Tensor:
-        """Which of L tokens are kept, drawn for each image: [B, n, D], the same for all numbers of a token."""
+        """Draw the tokens to keep for each image: [B, n, D], the same for all numbers of a token."""
         b, tokens, width = x.shape
         kept = max(1, int(tokens * (1 - self.mask_ratio)))
         order = torch.rand(b, tokens, device=x.device).argsort(1)

@@ -1,1 +1,1 @@
-"""A trained network as an ONNX file: making it, comparing it with what it was made from, the challenge's rules."""
+"""ONNX files of trained networks: export them, compare them with torch, check the challenge's rules."""

@@ -1,4 +1,4 @@
-"""Whether an ONNX file says what the network says that it was made from, on real images.
+"""Check on real images that an ONNX file gives the same embeddings as its torch network.
 
 Letters: N images, D embedding size.
 """
@@ -17,13 +17,13 @@ from app.data.augment import to_float
 from app.onnx.make import HALF_RANGE
 from app.onnx.session import Session
 
-MOST_DIFFERENCE = 1e-4  # of a number of an embedding; fp32 sums in another order differ by some 1e-6 of its size
+MOST_DIFFERENCE = 1e-4  # per component; another order of fp32 sums changes it by about 1e-6 of its size
 LEAST_COSINE = 0.9999
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far onnxruntime's embeddings of `images` images are from torch's."""
+    """The difference between onnxruntime's and torch's embeddings of `images` images."""
 
     images: int
     max_abs_difference: float
@@ -31,16 +31,16 @@ class Agreement:
 
     @property
     def good(self) -> bool:
-        return self.max_abs_difference <= MOST_DIFFERENCE and self.least_cosine >= LEAST_COSINE  # NaN is not
+        return self.max_abs_difference <= MOST_DIFFERENCE and self.least_cosine >= LEAST_COSINE  # false for NaN
 
 
 @torch.no_grad()
 def compare(
     model: bytes, backbone: nn.Module, images: NDArray[np.uint8], *, image_size: int, inside: bool
 ) -> Agreement:
-    """Both ways from pixels uint8 [N, 112, 112, 3] to embeddings; of the first image also by itself.
+    """Embed pixels uint8 [N, 112, 112, 3] with onnxruntime and with torch, the first image also as a batch of 1.
 
-    torch's way is that of training and mining: `to_float`, then the backbone as it was trained. Raises CannotRun.
+    torch uses the path of training and mining: `to_float`, then the original backbone. Raises CannotRun.
     """
     session = Session(model)
     x = pixels(images, inside=inside)
@@ -52,14 +52,14 @@ def compare(
 
 
 def apart(found: NDArray[Any], wanted: NDArray[Any]) -> tuple[float, float]:
-    """Largest difference of a number, and least cosine of a row, of embeddings [N, D]; NaN where there is none."""
+    """Largest difference of a component and least cosine of a row of embeddings [N, D]; NaN if undefined."""
     a, b = found.astype(np.float64), wanted.astype(np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):  # infinite ones, and a row of zeros has no direction
+    with np.errstate(invalid="ignore", over="ignore"):  # for infinite values and rows of zeros
         cosine = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
         return float(np.abs(a - b).max()), float(cosine.min())
 
 
 def pixels(images: NDArray[np.uint8], *, inside: bool) -> NDArray[np.float32]:
-    """uint8 [N, 112, 112, 3] -> fp32 [N, 3, 112, 112], as the file takes them."""
+    """Convert uint8 [N, 112, 112, 3] to the file's input, fp32 [N, 3, 112, 112]."""
     x = images.transpose(0, 3, 1, 2).astype(np.float32)
     return np.ascontiguousarray(x if inside else (x - HALF_RANGE) / HALF_RANGE)

@@ -1,17 +1,16 @@
-"""A backbone as an ONNX file in which every number is fp32, for runtimes old and new.
+"""Export a backbone as an ONNX file with fp32 numbers, for old and new runtimes.
 
-torch's newer exporter begins at opset 18, which the runtime of the MFR challenge (onnxruntime 1.8) does not know. Its
-older one writes opset 11, so that one is used, and what opset 11 has no word for is put into plainer ones first:
+torch's newer exporter starts at opset 18, which the MFR challenge's onnxruntime 1.8 does not support. So the older
+exporter is used, which can write opset 11, and operations that opset 11 lacks are replaced by simpler ones first:
 
-- normalising and resampling are the first nodes, so the file takes 112 x 112 images whatever the network sees;
-- resampling is two matrix products: it is linear and works on rows and columns apart, and ONNX has no antialiasing
-  below opset 18;
-- attention is two matrix products and a softmax (the older exporter knows it from opset 14 on);
-- a layer with Fourier transforms gives its equal in matrix products (`as_matrices`).
+- Normalisation and resampling are the first nodes, so the file takes 112 x 112 images for any network.
+- Resampling becomes two matrix products: it is linear and separable, and ONNX has no antialiasing below opset 18.
+- Attention becomes two matrix products and a softmax (the older exporter supports it from opset 14 on).
+- A layer with Fourier transforms provides an equivalent of matrix products (`as_matrices`).
 
-BN behind a convolution is folded into it, which the exporter does by itself; it changes the last digits of a number.
+The exporter folds BN into the convolution before it, which changes the last digits of a number.
 
-Letters: N images, S side that the network sees, D embedding size.
+Letters: N images, S side of the network's input, D embedding size.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ MOST_BYTES = 2**31 - 2**24  # of a protobuf message, less room for the graph its
 
 
 def to_onnx(backbone: nn.Module, *, image_size: int, opset: int, inside: bool) -> bytes:
-    """The file's content: images fp32 [N, 3, 112, 112] RGB -> embeddings fp32 [N, D], N symbolic.
+    """Return the file's content: images fp32 [N, 3, 112, 112] RGB -> embeddings fp32 [N, D], N symbolic.
 
-    `inside`: pixels are 0 … 255 and normalised by the first nodes, Sub and Mul; else they are given in [-1, 1].
-    The backbone takes [N, 3, S, S] with S = `image_size`, and stays as it is. Raises WrongUse.
+    `inside`: the input is 0 … 255, and the first nodes, Sub and Mul, normalise it; else it is in [-1, 1]. The backbone
+    takes [N, 3, S, S] with S = `image_size` and is not changed. Raises WrongUse if it exceeds 2 GiB.
     """
     size_bytes = sum(t.nbytes for t in backbone.state_dict().values())
     if size_bytes > MOST_BYTES:
@@ -53,7 +52,7 @@ def to_onnx(backbone: nn.Module, *, image_size: int, opset: int, inside: bool) -
     network = _Exported(in_plain_words(backbone), image_size, inside).eval()
     file = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of the older exporter itself: see above
+        warnings.simplefilter("ignore", DeprecationWarning)  # the older exporter is deprecated, see above
         torch.onnx.export(
             network,
             (torch.zeros(2, 3, SIDE, SIDE),),
@@ -71,13 +70,13 @@ def to_onnx(backbone: nn.Module, *, image_size: int, opset: int, inside: bool) -
 
 
 class _Exported(nn.Module):
-    """The backbone with what stands before it in the file."""
+    """The backbone with normalisation and resampling before it."""
 
     def __init__(self, backbone: nn.Module, image_size: int, inside: bool) -> None:
         super().__init__()
         self.backbone = backbone.float()
         self.inside, self.resampled = inside, image_size != SIDE
-        # Buffers become weights of the file; numbers would become nodes that push the first real ones back.
+        # Buffers become weights of the file; plain numbers would become nodes before Sub and Mul.
         self.register_buffer("middle", torch.tensor(HALF_RANGE))
         self.register_buffer("scale", torch.tensor(1 / HALF_RANGE))
         self.register_buffer("rows", resampling(SIDE, image_size))
@@ -93,14 +92,14 @@ class _Exported(nn.Module):
 
 
 def resampling(size: int, new_size: int) -> Tensor:
-    """The matrix [new_size, size] that resamples a column of pixels as the training's feed does (`to_float`)."""
+    """The matrix [new_size, size] that resamples a column of pixels as `to_float` does in training."""
     each_pixel = torch.eye(size)[None, None]
     kind: dict[str, Any] = {"mode": "bilinear", "align_corners": False, "antialias": True}
     return F.interpolate(each_pixel, (new_size, size), **kind)[0, 0]
 
 
 def in_plain_words(backbone: nn.Module) -> nn.Module:
-    """A copy in which every layer that knows its equal in matrix products is replaced by it."""
+    """Return a copy in which each layer with `as_matrices` is replaced by its equivalent of matrix products."""
     plain = copy.deepcopy(backbone)
     for name, module in list(plain.named_modules()):
         if hasattr(module, "as_matrices"):
@@ -109,7 +108,7 @@ def in_plain_words(backbone: nn.Module) -> nn.Module:
 
 
 class _AttentionInPlainWords(TorchFunctionMode):
-    """While it is active, `scaled_dot_product_attention` is written out, as its documentation defines it."""
+    """While active, replace `scaled_dot_product_attention` by its documented definition."""
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
@@ -118,24 +117,24 @@ class _AttentionInPlainWords(TorchFunctionMode):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, dropout_p: float = 0.0, scale: float | None = None) -> Tensor:
-    """Each query's mean of the values [..., L, V], weighted by softmax(q kᵀ scale); q, k [..., L, E].
+    """The mean of the values [..., L, V] for each query, weighted by softmax(q kᵀ scale); q, k [..., L, E].
 
-    Without masks, which no backbone here uses. A mask, or dropout, is refused rather than left out.
+    No backbone here uses masks. A mask or dropout raises an error instead of being ignored.
     """
     assert dropout_p == 0.0, "dropout belongs to training"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # that E becomes a constant: it is one
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # E becomes a constant, which is correct
         scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     weight = q @ k.transpose(-2, -1) * scale
     return torch.softmax(weight, -1) @ v
 
 
 def tidy(model: onnx.ModelProto, inside: bool) -> None:
-    """Leave the nodes that compute something, and give them names.
+    """Remove nodes that only copy a weight, and name the others.
 
-    The exporter writes a node for each weight that equals another one, before all others. The challenge's server looks
-    for nodes named Sub… and Mul… among the first eight to tell whether a file normalises its input: those two have
-    such names, and no other node has, whatever it does.
+    The exporter writes an Identity node, before all others, for each weight that equals another one. The challenge's
+    server decides whether a file normalises its input by nodes named Sub… and Mul… among the first eight. Only the two
+    normalising nodes get such names.
     """
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}

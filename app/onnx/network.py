@@ -1,4 +1,4 @@
-"""An ONNX file as a network that is measured like any other: what is given away is then what was measured.
+"""Use an ONNX file as a torch network, so that evaluation measures the published file itself.
 
 Letters: B batch, S side of the images, D embedding size.
 """
@@ -21,11 +21,11 @@ from app.onnx.session import CannotRun, Session
 
 
 class OnnxNetwork(nn.Module):
-    """images [B, 3, S, S] in [-1, 1] -> embeddings [B, D], on the CPU. Raises WrongUse for a file that does not run."""
+    """images [B, 3, S, S] in [-1, 1] -> embeddings [B, D]; on the CPU. Raises WrongUse if the file cannot run."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.anchor = nn.Parameter(torch.zeros(()))  # says on which device and in which precision the network is
+        self.anchor = nn.Parameter(torch.zeros(()))  # gives the network a device and a precision
         try:
             self.session = Session(path)
             self.mean, self.std = normalisation_of(path)
@@ -34,7 +34,7 @@ class OnnxNetwork(nn.Module):
             raise WrongUse(f"{path} cannot be run: {error}; check it with python -m app.export check={path}") from error
 
     def __deepcopy__(self, _: dict[int, Any]) -> OnnxNetwork:
-        return self  # a session has no state that a copy would protect
+        return self  # a session has no state to copy
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.detach().float().cpu().numpy() * HALF_RANGE + HALF_RANGE
@@ -49,8 +49,9 @@ class OnnxNetwork(nn.Module):
 
 
 def normalisation_of(path: Path) -> tuple[float, float]:
-    """What a caller takes off a pixel from 0 to 255, and what it divides by: from the JSON beside the file, else from
-    its first nodes, as the server of the MFR challenge decides.
+    """Return the mean and std by which a caller must normalise pixels from 0 to 255.
+
+    They come from the JSON beside the file, else from its first nodes by the rule of the MFR challenge's server.
     """
     try:
         beside = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))

@@ -1,9 +1,9 @@
-"""What the MFR-ongoing challenge asks of a submitted ONNX file, checked here before it is sent.
+"""Check an ONNX file against the rules of the MFR-ongoing challenge before it is submitted.
 
-The server cannot be asked, so its published checks and rules are repeated: images [*, 3, 112, 112], one output, at
-most 1,024 MB, no 16-bit weights, at least 8 nodes, onnxruntime 1.8. Where this is stricter it is so because a file that
-passes should pass anywhere: every float is fp32, the batch is symbolic (the server would make it so), and 32 images at
-once give finite numbers. Time is told, not judged: the tracks' limits (10, 15, 20 and 30 ms) hold for their GPU.
+The server offers no check, so its published checks and rules are repeated here: images [*, 3, 112, 112], one output,
+at most 1,024 MB, no 16-bit weights, at least 8 nodes, onnxruntime 1.8. Some checks are stricter, so that a file that
+passes runs anywhere: every float is fp32, the batch is symbolic (the server would make it so), and a batch of 32 images
+gives finite numbers. Time is reported, not judged: the tracks' limits (10, 15, 20 and 30 ms) apply to their GPU.
 
 Letters: N images, D embedding size.
 """
@@ -24,19 +24,19 @@ from app.errors import WrongUse
 from app.onnx.session import CannotRun, Session, first_line
 
 MOST_MB = 1024
-MOST_DIM, MOST_DIM_UNCONSTRAINED = 512, 1024  # the second in the unconstrained track alone
+MOST_DIM, MOST_DIM_UNCONSTRAINED = 512, 1024  # the second only in the unconstrained track
 LEAST_NODES = 8
-FIRST_NODES = 8  # among which normalising is looked for
-NEWEST_OPSET, NEWEST_IR = 14, 7  # that onnxruntime 1.8 reads
+FIRST_NODES = 8  # the server looks for normalisation among these
+NEWEST_OPSET, NEWEST_IR = 14, 7  # newest versions that onnxruntime 1.8 reads
 BATCH = 32
 TIMED_RUNS = 10
-WEIGHTS = {TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64}  # integers are shapes and places
+WEIGHTS = {TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64}  # integers hold shapes and indices
 PARSED_BYTES = 2**31 - 1  # of a protobuf message
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A rule, whether it is kept (None: only told), and what was found."""
+    """A rule, whether the file passes it (None: information only), and what was found."""
 
     rule: str
     passed: bool | None
@@ -48,7 +48,7 @@ class Verdict:
 
 
 def judge(path: Path) -> list[Verdict]:
-    """Each rule's verdict, in the order they are listed. Raises WrongUse where the file is not ONNX."""
+    """Return the verdicts of all rules; only the size if the file is too large to parse. Raises WrongUse."""
     if path.is_file() and path.stat().st_size > PARSED_BYTES:
         return [size(path)]
     model = read(path)
@@ -66,7 +66,7 @@ def judge(path: Path) -> list[Verdict]:
 
 
 def read(path: Path) -> onnx.ModelProto:
-    """The file's graph, valid by ONNX's own rules. Raises WrongUse."""
+    """Read the file's graph. Raises WrongUse if the file is missing or ONNX's checker rejects it."""
     if not path.is_file():
         raise WrongUse(f"there is no file {path}; give check=FILE.onnx")
     try:
@@ -79,7 +79,7 @@ def read(path: Path) -> onnx.ModelProto:
 
 
 def input_(model: onnx.ModelProto) -> Verdict:
-    # Files of old list their weights among the inputs.
+    # Old files list their weights among the inputs.
     names = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in names]
     told = ", ".join(described(value) for value in inputs)
@@ -105,7 +105,7 @@ def output(model: onnx.ModelProto) -> Verdict:
 
 
 def described(value: onnx.ValueInfoProto) -> str:
-    """Name, kind and shape, such as `input float [N, 3, 112, 112]`."""
+    """Format name, type and shape, such as `input float [N, 3, 112, 112]`."""
     kind = value.type.tensor_type
     shape = ", ".join(str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in kind.shape.dim)
     return f"{value.name} {TensorProto.DataType.Name(kind.elem_type).lower()} [{shape}]"
@@ -128,7 +128,7 @@ def weights(model: onnx.ModelProto) -> Verdict:
 
 
 def all_weights(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    """The tensors that are listed, and those that nodes hold."""
+    """Yield the initializers, and the tensors in attributes of nodes."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
@@ -142,7 +142,7 @@ def nodes(model: onnx.ModelProto) -> Verdict:
 
 
 def versions(model: onnx.ModelProto) -> Verdict:
-    """Operators and file format that onnxruntime 1.8 reads, and no operators but ONNX's own."""
+    """Check that onnxruntime 1.8 reads the opset and file format, and that all operators are ONNX's own."""
     opsets = {imported.domain or "ai.onnx": imported.version for imported in model.opset_import}
     used = {node.domain or "ai.onnx" for node in model.graph.node}
     opset = opsets.get("ai.onnx", 0)
@@ -157,7 +157,7 @@ def versions(model: onnx.ModelProto) -> Verdict:
 
 
 def running(path: Path, pixel_mean: float, pixel_std: float) -> list[Verdict]:
-    """Whether 32 images at once give finite embeddings, and how long one takes on this machine's CPU."""
+    """Check that a batch of 32 images gives finite embeddings; time one image on this machine's CPU."""
     rng = np.random.default_rng(0)
     x: NDArray[np.float32] = rng.integers(0, 256, (BATCH, 3, SIDE, SIDE)).astype(np.float32)
     x = ((x - pixel_mean) / pixel_std).astype(np.float32)
@@ -176,9 +176,9 @@ def running(path: Path, pixel_mean: float, pixel_std: float) -> list[Verdict]:
 
 
 def normalisation(model: onnx.ModelProto) -> tuple[float, float]:
-    """What the server takes off a pixel and what it then divides by: nothing where the file does it.
+    """The mean and std by which the server normalises pixels; (0, 1) if the file normalises them itself.
 
-    The server goes by the names of the first nodes; so does this, as a file with other names is fed wrongly there.
+    The server decides by the names of the first nodes, so this does too: with other names it would normalise twice.
     """
     first = [node.name for node in model.graph.node[:FIRST_NODES]]
     subtracts = any(name.startswith(("Sub", "_minus")) for name in first)
@@ -187,12 +187,12 @@ def normalisation(model: onnx.ModelProto) -> tuple[float, float]:
 
 
 def normalisation_of_file(path: Path) -> tuple[float, float]:
-    """As `normalisation`, of a file."""
+    """Like `normalisation`, for a file."""
     return normalisation(onnx.load(str(path), load_external_data=False))
 
 
 def overlooked(model: onnx.ModelProto) -> str:
-    """A warning where a file begins like one that normalises, but with names that the server does not look for."""
+    """Warn if a file begins with normalising nodes whose names the server does not recognise; else return no text."""
     operators = [node.op_type for node in model.graph.node if node.op_type not in ("Constant", "Identity")]
     begins = operators[:1] == ["Sub"] and operators[1:2] in (["Mul"], ["Div"])
     return ", although it begins with Sub and Mul under other names" if begins and normalisation(model)[0] else ""

@@ -1,4 +1,4 @@
-"""Running an ONNX file with onnxruntime, on the CPU. The only place that knows onnxruntime.
+"""Run an ONNX file with onnxruntime on the CPU. The only module that imports onnxruntime.
 
 Letters: N images, D embedding size.
 """
@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from app.errors import Failed
 
 VERSION: str = onnxruntime.__version__
-FATAL_ONLY = 4  # errors are raised, too, and told by who catches them
+FATAL_ONLY = 4  # log level; errors are also raised, and the caller reports them
 
 
 class CannotRun(Failed):
-    """onnxruntime refuses the file, or fails while it runs it. The first line of what it says."""
+    """onnxruntime rejects the file or fails while running it. The message is the first line of its error."""
 
 
 class Session:
-    """A file, or its bytes, ready to run with as many threads as torch uses. Raises CannotRun."""
+    """A loaded file, or its bytes; runs with as many threads as torch uses. Raises CannotRun."""
 
     def __init__(self, model: Path | bytes) -> None:
         options = onnxruntime.SessionOptions()
@@ -35,20 +35,20 @@ class Session:
         source = model if isinstance(model, bytes) else str(model)
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its classes have no base of their own
+        except Exception as error:  # onnxruntime's errors have no common base class
             raise CannotRun(first_line(error)) from error
         self._input = self._session.get_inputs()[0].name
 
     def run(self, x: NDArray[np.float32]) -> NDArray[Any]:
-        """The first output for images [N, 3, H, W]. Raises CannotRun."""
+        """Return the first output for images [N, 3, H, W]. Raises CannotRun."""
         try:
             return np.asarray(self._session.run(None, {self._input: x})[0])
         except Exception as error:  # as above
             raise CannotRun(first_line(error)) from error
 
     def ms_an_image(self, x: NDArray[np.float32], repeats: int) -> float:
-        """Median time of one image [1, 3, H, W] by itself."""
-        self.run(x)  # the first call also prepares memory
+        """Median time in ms of a batch of one image [1, 3, H, W]."""
+        self.run(x)  # warm-up: the first call allocates memory
         times_s = []
         for _ in range(repeats):
             begun = time.perf_counter()

@@ -1,1 +1,1 @@
-"""Blocks of images.npy, packed for a slow connection and unpacked on the machine."""
+"""Pack blocks of images.npy for a slow connection and unpack them on the machine."""

@@ -1,9 +1,10 @@
-"""python -m app.packing.pack ORDER.json: blocks of images.npy as packed blocks, for a thin line: `invoke train --pack`
+"""python -m app.packing.pack ORDER.json: pack blocks of images.npy for a slow upload (`invoke train --pack`).
 
-The order says: images (an .npy), kind, shape of an image, folder, and blocks [{name, file, offset, bytes,
-sha256|null}]. Each becomes `file` in the folder, with a JSON of its hashes beside it, which is written last: a packed
-block without one is not whole. A call that was interrupted loses at most the blocks it was at.
-Progress is one JSON object a line. A failure is one sentence; exit code 2 where the images are not what was said.
+The order contains images (an .npy), kind, shape of an image, folder, and blocks [{name, file, offset, bytes,
+sha256|null}]. Each block becomes `file` in the folder. A JSON file of its hashes beside it is written last: a packed
+block without one is incomplete. An interrupted call loses at most the blocks in progress.
+Progress is printed as one JSON object per line, a failure as one sentence. The exit code is 2 if the images do not
+match the order.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
 
 
 def pack(order: dict[str, Any]) -> None:
-    """Pack the blocks of an order, as many at a time as there are cores."""
+    """Pack the blocks of an order, one thread per core. Raises WrongUse if the images do not match the order."""
     Path(order["folder"]).mkdir(parents=True, exist_ok=True)
     progress = Progress(sum(block["bytes"] for block in order["blocks"]))
     in_parallel(lambda block: _pack(order, block, progress), order["blocks"], progress)
@@ -77,5 +78,5 @@ def _pack(order: dict[str, Any], block: dict[str, Any], progress: Progress) -> N
 
 if __name__ == "__main__":
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(encoding="utf-8")  # a path of Windows in a sentence that is read as UTF-8
+        sys.stdout.reconfigure(encoding="utf-8")  # messages are read as UTF-8; Windows paths in them may not be ASCII
     raise SystemExit(main(sys.argv[1:]))

@@ -1,11 +1,11 @@
-"""Blocks of images packed for a thin line: each image a file of its own, JPEG or lossless WebP, one behind the other.
+"""The packed block, a format for slow connections: a sequence of image files, JPEG or lossless WebP.
 
 A packed block is MAGIC, the length of a head, the head as JSON (kind, rows, shape), and for each image the size of its
-file and the file. Sizes and lengths are uint32, little-endian. Image by image, so that any number of threads can pack
-and unpack, and no more than one image is in memory: libjpeg-turbo and libwebp let go of Python's lock.
+file and the file. Sizes and lengths are uint32, little-endian. Images are coded one by one, so only one per thread is
+in memory. libjpeg-turbo and libwebp release the GIL, so threads run in parallel.
 
-WebP is the best of what was measured losslessly (benchmarks/pack.py); its fastest setting, for the slower ones gain a
-few per cent and are three to twenty times slower.
+WebP is the best lossless codec measured (benchmarks/pack.py). Its fastest setting is used: the slower ones gain a few
+per cent and are three to twenty times slower.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from PIL import Image
 
 MAGIC = b"SNIPPACK"
 LOSSLESS = "lossless"
-HEAD_BYTES = 4096  # more than any head has
+HEAD_BYTES = 4096  # upper limit of a head
 
 Pixels = NDArray[np.uint8]  # [side, side, 3] RGB
 
 
 class Damaged(Exception):
-    """Not a packed block, or not a whole one."""
+    """The data is not a complete packed block."""
 
 
 @dataclass(frozen=True)
 class Codec:
-    """One image to a file and back."""
+    """Encode one image as a file, and decode it."""
 
     encode: Callable[[Pixels], bytes]
     decode: Callable[[bytes], Pixels]
 
 
 def codec(kind: str) -> Codec:
-    """`lossless`, or `jpeg` with a quality: 4:4:4, for chroma is half of what skin tells; the accurate DCT."""
+    """The codec `lossless` or `jpegQUALITY`. JPEG uses 4:4:4, as chroma matters for skin, and the accurate DCT."""
     if kind == LOSSLESS:
         return Codec(_to_webp, _from_webp)
     quality = int(kind.removeprefix("jpeg"))
@@ -71,13 +71,13 @@ def _from_webp(file: bytes) -> Pixels:
 
 
 class Readable(Protocol):
-    """What is read from the front to the end."""
+    """A stream that is read from start to end."""
 
     def read(self, count: int, /) -> bytes: ...
 
 
 class Writer:
-    """Packs image after image; what it wrote, and what will be unpacked from that, are hashed on the way."""
+    """Pack images one by one; hash the packed bytes and the pixels that unpacking them gives."""
 
     def __init__(self, file: IO[bytes], kind: str, rows: int, shape: tuple[int, ...]) -> None:
         self.file = file
@@ -101,7 +101,7 @@ class Writer:
 
 
 def read(file: Readable, size: int, kind: str, rows: int, shape: tuple[int, ...]) -> Iterator[Pixels]:
-    """The images of a packed block of `size` bytes, which starts where the file is. Raises Damaged."""
+    """Yield the images of a packed block of `size` bytes at the file's current position. Raises Damaged."""
     left = size
 
     def take(count: int) -> bytes:

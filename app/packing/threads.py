@@ -1,4 +1,4 @@
-"""Work whose hard part lets go of Python's lock, on many things at once, with progress that another process reads."""
+"""Run work that releases the GIL in parallel threads, and print progress for another process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 REPORT_EVERY_S = 0.2
-MOST_THREADS = 32  # more would wait for each other
+MOST_THREADS = 32  # more threads would wait for each other
 
 Item = TypeVar("Item")
 
@@ -21,7 +21,7 @@ class BrokenOff(Exception):
 
 
 class Progress:
-    """Bytes done so far by all threads, printed now and then as a JSON object."""
+    """Count the bytes done by all threads and print them as a JSON object, at most every REPORT_EVERY_S seconds."""
 
     def __init__(self, all_bytes: int) -> None:
         self.all_bytes = all_bytes
@@ -31,7 +31,7 @@ class Progress:
         self.lock = threading.Lock()
 
     def add(self, count: int) -> None:
-        """So many more are done. Raises BrokenOff when that is of no use any more."""
+        """Add `count` bytes. Raises BrokenOff if another thread has failed."""
         if self.over.is_set():
             raise BrokenOff
         with self.lock:
@@ -42,7 +42,7 @@ class Progress:
 
 
 def in_parallel(work: Callable[[Item], object], items: Iterable[Item], progress: Progress) -> None:
-    """Do `work` for each item, a thread a core; the first failure ends the others at their next `progress.add`."""
+    """Run `work` on each item, one thread per core; a failure ends the other threads at their next `progress.add`."""
     with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:
@@ -55,5 +55,5 @@ def in_parallel(work: Callable[[Item], object], items: Iterable[Item], progress:
 
 
 def _first(error: BaseException, others: Iterable[BaseException | None]) -> BaseException:
-    """What went wrong, not what was broken off because of it."""
+    """Return the first error that is not BrokenOff, which is only a consequence."""
     return next((each for each in [error, *others] if each is not None and not isinstance(each, BrokenOff)), error)

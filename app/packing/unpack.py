@@ -1,9 +1,9 @@
-"""python -m app.packing.unpack ORDER.json: packed blocks into an images.npy that has its full size already.
+"""python -m app.packing.unpack ORDER.json: unpack packed blocks into an images.npy that already has its full size.
 
-The order says: packed (a file of packed blocks), part (where to), kind, shape of an image, and pieces [{name, offset,
-bytes, sha256, place, rows, unpacked_sha256}]: where each block lies packed, and where its images belong. Both hashes
-are compared: what is trained on is what the laptop saw. Progress is one JSON object a line. A failure is one sentence
-that names the block, and exit code 1.
+The order contains packed (a file of packed blocks), part (the target file), kind, shape of an image, and pieces
+[{name, offset, bytes, sha256, place, rows, unpacked_sha256}]: the place of each packed block and of its images. Both
+hashes are checked, so training uses exactly the pixels that the laptop packed. Progress is printed as one JSON object
+per line, a failure as one sentence that names the block, with exit code 1.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
 
 
 def unpack(order: dict[str, Any]) -> None:
-    """Unpack the pieces of an order, as many at a time as there are cores."""
+    """Unpack the pieces of an order, one thread per core, and sync the file. Raises Damaged."""
     row_bytes = int(np.prod(order["shape"]))
     progress = Progress(sum(piece["rows"] * row_bytes for piece in order["pieces"]))
     in_parallel(lambda piece: _unpack(order, piece, progress), order["pieces"], progress)
@@ -65,7 +65,7 @@ def _unpack(order: dict[str, Any], piece: dict[str, Any], progress: Progress) ->
 
 
 class Hashed:
-    """A file whose bytes are hashed as they are read."""
+    """A file that updates a hash with every read."""
 
     def __init__(self, file: Any, digest: Any) -> None:
         self.file = file

@@ -1,4 +1,4 @@
-"""What is trained, and how a batch becomes a number. `RECIPES` names what `recipe.name` may choose."""
+"""Recipes: what is trained, and how a batch becomes a loss. `RECIPES` lists what `recipe.name` accepts."""
 
 from app.recipes.recipe import Batch, Recipe, arrived, wanted
 from app.recipes.self_supervised import SelfSupervised

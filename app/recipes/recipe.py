@@ -1,4 +1,4 @@
-"""What the loop knows of a recipe: a batch, and the few things that can be asked."""
+"""The interface between the training loop and a recipe: a batch and the `Recipe` protocol."""
 
 from __future__ import annotations
 
@@ -25,79 +25,79 @@ from app.runtime.precision import of_device
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of `rows` and what belongs to them; every tensor is on the device."""
+    """Images of `rows` and their targets and random draws; every tensor is on the device."""
 
     images: Tensor  # uint8 [B, 112, 112, 3]
     rows: Rows  # [B]
-    targets: Tensor  # int64 [B], as `Recipe.targets` says
+    targets: Tensor  # int64 [B], see `Recipe.targets`
     draws: Draws
-    seed: int  # for random numbers that are drawn on the device, such as those of dropout
-    last: bool = True  # of its update: gradients of micro-batches before it need not meet those of other ranks
+    seed: int  # for random numbers drawn on the device, such as those of dropout
+    last: bool = True  # last of its update; earlier micro-batches need not reduce gradients across ranks
 
 
 class Recipe(Protocol):
-    """All that the loop knows of a recipe; it never asks which one it runs."""
+    """All that the loop uses of a recipe; it never checks which one it runs."""
 
-    modules: nn.Module  # everything whose state is saved, the same on every rank
-    embedder: nn.Module  # what is evaluated, mined with and exported
+    modules: nn.Module  # everything whose state is saved; the same on every rank
+    embedder: nn.Module  # the network for evaluation, mining and export
     augment: Augment
 
     @staticmethod
     def training_data(config: Config) -> Dataset:
-        """The images it learns from. Raises WrongUse."""
+        """Return the images to train on. Raises WrongUse."""
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Parameters for the optimizer."""
+        """Return parameter groups for the optimizer."""
 
     def warm_start(self, path: Path) -> None:
-        """Begin with the backbone of this file, which rank 0 reads. Raises WrongUse when it does not fit."""
+        """Load the backbone from this file, which rank 0 reads. Raises WrongUse if it does not fit."""
 
     def calibrate(self, *, backbone: bool = True) -> None:
-        """Give BN's running averages the statistics of some training images; every rank gets the same.
+        """Set BN's running averages to the statistics of some training images, the same on every rank.
 
         Without `backbone` its averages stay, as after a warm start, where they belong to its weights.
         """
 
     def begin_epoch(self, epoch: int, interlude: Interlude | None) -> dict[str, Any] | None:
-        """Work between epochs, and what to report of it; without an interlude the epoch is being resumed.
+        """Do the work between epochs and return a report on it. Without an interlude the epoch is being resumed.
 
-        Raises Interrupted when asked to leave; called again, it goes on where it was.
+        Raises Interrupted when asked to stop; the next call resumes the work.
         """
 
     def pick(self, rows: Rows, chance: NDArray[np.float64]) -> Rows:
-        """The images that a batch of these rows [B] needs; `chance` [B, 2]: the random numbers for it."""
+        """Return the images that a batch of these rows [B] needs; `chance` [B, 2] supplies its random numbers."""
 
     def targets(self, rows: Rows) -> NDArray[np.int64]:
-        """What the loss has to know of the images of these rows, a number each. Called in another thread."""
+        """Return what the loss needs to know of the images of these rows, one number each. Called in another thread."""
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise and metrics, all scalars on the device."""
+        """Return the loss to minimise and metrics, all scalars on the device."""
 
     def after_step(self, lr: float, grad_scale: Tensor, *, taken: Tensor) -> None:
-        """What follows the optimizer's step of rate `lr`, whose losses were multiplied by `grad_scale`.
+        """Follow up on the optimizer's step of rate `lr`, whose losses were multiplied by `grad_scale`.
 
-        Not `taken` (1 or 0, on the device, where nobody reads it yet): what the losses since the last step changed is
-        undone.
+        If `taken` is 0 instead of 1, undo what the losses since the last step changed. `taken` is on the device, and
+        the host has not read it yet.
         """
 
     def catch_up(self) -> None:
-        """Finish what the last step left under way, before anything but the next loss looks at the recipe."""
+        """Finish the pending work of the last step, before anything but the next loss reads the recipe."""
 
     def tables(self) -> dict[str, Tensor]:
-        """What is saved besides `modules`: tables that ranks hold in parts, here whole, on rank 0. Called on all."""
+        """Return what is saved besides `modules`: sharded tables, whole on rank 0. Called on all ranks."""
 
     def take_tables(self, tables: dict[str, Tensor]) -> None:
-        """The reverse of `tables`, on any number of ranks: rank 0 has them, the others give {}.
+        """Load what `tables` returned, on any number of ranks: rank 0 passes the tables, the others {}.
 
         Raises WrongUse, on all ranks, for tables of another shape.
         """
 
     def health(self) -> dict[str, Any]:
-        """Whether what is learnt still tells images apart; `collapsed` says no."""
+        """Report whether the embeddings still differ between images; `collapsed` means they do not."""
 
 
 def wanted(recipe: Recipe, rows: Rows, seed: int) -> Asked:
-    """A batch of these rows for the feed, whose thread looks up the targets and draws the random numbers."""
+    """Request a batch of these rows from the feed, whose thread looks up targets and draws random numbers."""
 
     def prepare() -> tuple[list[Tensor], Draws]:
         draws = recipe.augment.draw(len(rows), Generator().manual_seed(seed))
@@ -107,14 +107,14 @@ def wanted(recipe: Recipe, rows: Rows, seed: int) -> Asked:
 
 
 def arrived(parcel: Parcel, *, last: bool) -> Batch:
-    """The batch that was wanted, on the device."""
+    """Return the requested batch, on the device."""
     targets, *tensors = parcel.tensors
     asked = parcel.asked
     return Batch(parcel.images, asked.rows, targets, parcel.rest.with_tensors(tensors), asked.seed, last)
 
 
 def first_views(data: Dataset, augment: Augment, seed: int, device: torch.device) -> Iterator[Tensor]:
-    """Views [B, 3, S, S] of training images spread evenly over the data, the same on every rank."""
+    """Yield views [B, 3, S, S] of training images spread evenly over the data, the same on every rank."""
     rows = data.train_rows[np.linspace(0, len(data.train_rows) - 1, batch_norm.IMAGES).astype(np.int64)]
     for number, some in enumerate(np.split(rows, batch_norm.IMAGES // batch_norm.BATCH)):
         images = torch.from_numpy(np.ascontiguousarray(data.images[some])).to(device)
@@ -122,18 +122,19 @@ def first_views(data: Dataset, augment: Augment, seed: int, device: torch.device
 
 
 def half_precision(config: Config, device: torch.device) -> AbstractContextManager[None]:
-    """Around the forward pass of a network alone: views, losses and heads compute in fp32."""
+    """Autocast for the forward pass of a network only: views, losses and heads compute in fp32."""
     precision = PRECISION[of_device(config.train.precision, device)]
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
 
 
-# What is no weight of a sum: ViT's position embedding and mask token, and the Fourier layer's gain, whose rest is 1.
+# Not weights of a sum: ViT's position embedding and mask token, and the Fourier layer's gain, whose neutral value is 1.
 RESTING = ("pos_embed", "mask_token", "learnable_param")
 
 
 def decay_groups(module: nn.Module, *, decay_all: bool) -> list[dict[str, Any]]:
-    """Parameters for the optimizer: weights of convolutions and linear layers decay; biases, BN, PReLU and `RESTING`
-    do not, unless `decay_all`, as the published margin recipes have it.
+    """Return parameter groups in which only weights of convolutions and linear layers decay.
+
+    Biases, BN, PReLU and `RESTING` do not decay. With `decay_all` everything does, as in the published margin recipes.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if decay_all:
@@ -146,9 +147,9 @@ def decay_groups(module: nn.Module, *, decay_all: bool) -> list[dict[str, Any]]:
 
 
 class RunningAverages:
-    """BN's running averages of a network as they were before a step, to undo a step that is not taken.
+    """Keeps BN's running averages from before a step, to restore them if the step is not taken.
 
-    What was not finite has gone through them too, and would stay there for ever.
+    Values that are not finite reach the averages too and would stay there.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -156,12 +157,12 @@ class RunningAverages:
         self.before: Tensor | None = None
 
     def remember(self) -> None:
-        """Called before each loss; only the first since the last step counts."""
+        """Save the averages. Called before each loss; only the first call since the last step counts."""
         if self.before is None:
             self.before = averages_of(self.network)
 
     def settle(self, here: World, taken: Tensor) -> None:
-        """Give every rank the mean of its averages or, where the step was not `taken` (1 or 0), the ones before it."""
+        """Give every rank the mean of the averages or, if the step was not `taken` (1 or 0), the saved ones."""
         if self.before is not None:
             now = mean(averages_of(self.network), here)
             put_averages(self.network, torch.where(taken > 0, now, self.before))

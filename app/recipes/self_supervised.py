@@ -29,7 +29,7 @@ from app.runtime.schedule import by_epoch
 
 
 class PseudoIds(nn.Module):
-    """Pseudo-IDs [N] as a buffer, so that they are part of every checkpoint."""
+    """Pseudo-IDs [N] as a buffer, so that every checkpoint contains them."""
 
     of_data = ("ids",)
 
@@ -39,7 +39,7 @@ class PseudoIds(nn.Module):
 
 
 class SelfSupervised:
-    """MoCo with a margin, whose positives are other images of the same pseudo-ID once there are any."""
+    """MoCo with a margin. Once there are pseudo-IDs, positives are other images of the same pseudo-ID."""
 
     def __init__(self, config: Config, data: Dataset, here: World) -> None:
         self.config, self.data, self.here = config, data, here
@@ -75,7 +75,7 @@ class SelfSupervised:
         self.parallel = data_parallel(compiled(self.encoder), here)
         self.keys_of = compiled(self.momentum)
         self.pushes: list[tuple[Tensor, Tensor, Tensor]] = []  # keys, rows and embeddings since the last step
-        self.arriving: tuple[Callable[[], list[Tensor]], Tensor] | None = None  # those of all ranks; step taken or not
+        self.arriving: tuple[Callable[[], list[Tensor]], Tensor] | None = None  # those of all ranks, and `taken`
         self.averages = RunningAverages(self.encoder)
 
     @staticmethod
@@ -106,7 +106,7 @@ class SelfSupervised:
         return report
 
     def _refresh(self, epoch: int, interlude: Interlude) -> dict[str, Any]:
-        """Find new pseudo-IDs, and take them unless they are refused."""
+        """Mine new pseudo-IDs, and use them unless they are rejected."""
         started = time.monotonic()
         shard = self._shard(interlude)
         embedded = time.monotonic()
@@ -125,17 +125,17 @@ class SelfSupervised:
         return {**report, "seconds_embedding": embedded - started, "seconds": time.monotonic() - started}
 
     def _shard(self, interlude: Interlude) -> Tensor:
-        """Embeddings [n, E] of this rank's share of the training images, new ones or those met while training."""
+        """Return embeddings [n, E] of this rank's share of the training images: new ones, or those in the bank."""
         if self.bank is None:
             return embed_share(self.embedder, self.config, self.data, self.here, interlude)
         return self.bank.features[torch.from_numpy(share(self.data.train_rows, self.here))].float()
 
     def pick(self, rows: Rows, chance: NDArray[np.float64]) -> Rows:
-        """Queries [B], then their positives [B]."""
+        """Return queries [B], then their positives [B]."""
         return np.concatenate([rows, self.positives.draw(rows, self.other_probability, chance)])
 
     def targets(self, rows: Rows) -> NDArray[np.int64]:
-        """The rows themselves: pseudo-IDs and the queue speak of those."""
+        """Return the rows themselves: pseudo-IDs and the queue are indexed by row."""
         return rows
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -164,8 +164,8 @@ class SelfSupervised:
             multi_positive=moco.multi_positive,
         )
 
-    def after_step(self, lr: float, grad_scale: Tensor, *, taken: Tensor) -> None:  # noqa: ARG002 - the optimizer's
-        """The momentum encoder follows, and the keys of all ranks set out for the queue."""
+    def after_step(self, lr: float, grad_scale: Tensor, *, taken: Tensor) -> None:  # noqa: ARG002 - not needed here
+        """Update the momentum encoder, and start gathering the keys of all ranks for the queue."""
         pushes, self.pushes = self.pushes, []
         self.averages.settle(self.here, taken)
         self.momentum.follow(self.encoder, taken)
@@ -176,7 +176,7 @@ class SelfSupervised:
             self.catch_up()
 
     def catch_up(self) -> None:
-        """Keys that were on their way from other ranks, while the next batch was embedded, enter the queue."""
+        """Put the gathered keys into the queue. They travelled between ranks while the next batch was embedded."""
         if self.arriving is None:
             return
         (wait, taken), self.arriving = self.arriving, None

@@ -27,14 +27,14 @@ from app.runtime.dist import World, buffers_from_main, data_parallel, gradients_
 
 
 class Supervised:
-    """Learns the classes of `data`. What is evaluated is the network itself, or the running mean of its weights."""
+    """Learn the classes of `data`. Evaluation uses the network itself, or the running mean of its weights."""
 
     def __init__(self, config: Config, data: Dataset, here: World) -> None:
         assert data.classes is not None, "training_data gives them"
         assert data.class_labels is not None
         self.config, self.data, self.here = config, data, here
         self.classes = data.classes
-        self.labels = torch.from_numpy(data.class_labels)  # [C] what stands for each class in labels.npy
+        self.labels = torch.from_numpy(data.class_labels)  # [C] the value of each class in labels.npy
         torch.manual_seed(config.train.seed)  # the same start on every rank
         backbone = build_backbone(config.backbone)
         if config.train.channels_last:
@@ -48,7 +48,7 @@ class Supervised:
             here,
             seed=config.train.seed,
         ).to(here.device)
-        # The name `embedder` is what every other command looks for in a checkpoint.
+        # Every other command looks for the name `embedder` in a checkpoint.
         self.modules = nn.ModuleDict({"embedder": self.backbone, "head": self.head})
         self.embedder = self.backbone
         self.average: Average | None = None
@@ -61,14 +61,14 @@ class Supervised:
         self.augment = Augment(config.recipe.augment, config.backbone.image_size)
         self.parallel = data_parallel(torch.compile(self.backbone) if config.train.compile else self.backbone, here)
         self.averages = RunningAverages(self.backbone)
-        self.last = torch.zeros(0, config.backbone.embedding_dim)  # embeddings of the last batch
+        self.last = torch.zeros(0, config.backbone.embedding_dim)  # the last batch's embeddings
 
     @staticmethod
     def training_data(config: Config) -> Dataset:
         return with_classes(open_configured(config.data), config.data)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """The backbone's; class centres are updated by the head itself, a sampled part at a time."""
+        """Return the backbone's parameters; the head updates its class centres itself, a sampled part at a time."""
         return decay_groups(self.backbone, decay_all=self.config.train.optimizer.decay_all)
 
     def warm_start(self, path: Path) -> None:
@@ -80,7 +80,7 @@ class Supervised:
             self.head.take_centres(centres, torch.where(labels[place] == self.labels, place, -1))
 
     def calibrate(self, *, backbone: bool = True) -> None:
-        if not backbone:  # there is no BN outside of it
+        if not backbone:  # only the backbone has BN
             return
         calibrate(self.backbone, first_views(self.data, self.augment, self.config.train.seed, self.here.device))
         buffers_from_main(self.backbone, self.here)
@@ -94,11 +94,11 @@ class Supervised:
         return rows
 
     def targets(self, rows: Rows) -> NDArray[np.int64]:
-        """The class of each image."""
+        """Return the class of each image."""
         return self.classes[rows]
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy over the classes, the own one made harder by the margin; see app/models/partial_fc.py."""
+        """Cross-entropy over the classes, with a margin on the own one; see app/models/partial_fc.py."""
         self.averages.remember()
         views = self.augment(batch.images, batch.draws)  # [B, 3, S, S]
         with half_precision(self.config, self.here.device), gradients_meet(self.parallel, now=batch.last):
@@ -107,17 +107,17 @@ class Supervised:
         return self.head(embeddings, batch.targets)
 
     def after_step(self, lr: float, grad_scale: Tensor, *, taken: Tensor) -> None:
-        """The sampled centres move, and the running mean follows."""
+        """Update the sampled centres and the running mean."""
         self.averages.settle(self.here, taken)
         self.head.step(lr, grad_scale=grad_scale, taken=taken)
         if self.average is not None:
             self.average.follow(self.backbone, taken)
 
     def catch_up(self) -> None:
-        """Nothing is left under way."""
+        """Nothing is pending."""
 
     def tables(self) -> dict[str, Tensor]:
-        """The class centres and their optimizer state, a row a class, and the label of each."""
+        """Return the class centres and their optimizer state, one row per class, and the label of each."""
         tables = self.head.tables()
         return {**tables, "labels": self.labels} if tables else {}
 

@@ -1,6 +1,7 @@
-"""One optimizer update, from the order of an epoch to the verdict about it: the hot path of training.
+"""One optimizer update, from the order of an epoch to its verdict: the hot path of training.
 
-The host launches an update and never waits for the device: whether the update counts is decided there, and read later.
+The host launches an update without waiting for the device. The device decides whether the update counts; the host reads
+that later.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from app.runtime.dist import World
 
 
 def batches(config: Config, recipe: Recipe, data: Dataset, state: TrainState, here: World) -> Iterator[Batch]:
-    """This rank's micro-batches from where the state stands to the end of the epoch.
+    """Yield this rank's micro-batches from the current position to the end of the epoch.
 
-    The order of an epoch is dealt out in pieces of `batch.size`, to the ranks in turn. What is random about a piece
-    depends on the seed and its place in that order alone, not on who works on it: a run that is resumed, with more or
-    fewer processes too, goes on with the same images, partners and augmentations.
+    The order of an epoch is split into pieces of `batch.size`, dealt to the ranks in turn. The randomness of a piece
+    depends only on the seed and its place in that order, not on the rank. So a resumed run, with more or fewer
+    processes too, continues with the same images, partners and augmentations.
     """
     size, accumulate = config.train.batch.size, config.train.batch.grad_accum_steps
     seed, epoch = config.train.seed, state.epoch
@@ -37,7 +38,7 @@ def batches(config: Config, recipe: Recipe, data: Dataset, state: TrainState, he
 
     def asked() -> Iterator[Asked]:
         for place in places:
-            # The last update of an epoch is filled up from the beginning of its order.
+            # The last update of an epoch is padded from the beginning of its order.
             piece = np.take(order, np.arange(place, place + size), mode="wrap")
             rows = recipe.pick(piece, chances(place, size, seed=seed, epoch=epoch))
             drawn = np.random.SeedSequence([seed, epoch, place]).generate_state(1, np.uint64)
@@ -49,23 +50,23 @@ def batches(config: Config, recipe: Recipe, data: Dataset, state: TrainState, he
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of an update, on all ranks alike."""
+    """The outcome of an update, the same on all ranks."""
 
-    taken: bool  # False: a loss or gradient was not finite somewhere, and nothing has changed but the fp16 scale
-    stop: bool  # some rank was asked to leave
-    scale: float  # of fp16's losses from now on; 1 without
+    taken: bool  # False: a loss or gradient was not finite on some rank; only the fp16 scale has changed
+    stop: bool  # some rank was asked to stop
+    scale: float  # next scale of fp16's losses; 1 without fp16
 
 
 @dataclass(frozen=True)
 class Update:
-    """An update that was launched; its numbers are still on the device."""
+    """A launched update; its numbers are still on the device."""
 
     metrics: dict[str, Tensor]  # means over its micro-batches
     numbers: dist.Late
-    images: int = 0  # of all ranks, of this epoch's order
+    images: int = 0  # of all ranks, from this epoch's order
 
     def verdict(self) -> Verdict:
-        """Wait until the device has made the update, and say whether it counts."""
+        """Wait until the device has finished the update, and return whether it counts."""
         not_finite, stop, scale = self.numbers.read()
         return Verdict(not not_finite, bool(stop), scale)
 
@@ -83,8 +84,8 @@ def update(
 ) -> Update:
     """Launch one optimizer step over `grad_accum_steps` micro-batches, without waiting for the device.
 
-    Where a loss or gradient is not finite on some rank, nothing changes but the fp16 scale. That is decided on the
-    device, which tells it together with whether a rank was asked to `stop`.
+    If a loss or gradient is not finite on some rank, only the fp16 scale changes. The device decides this and returns
+    it together with whether a rank was asked to `stop`.
     """
     settings = config.train
     accumulate = settings.batch.grad_accum_steps

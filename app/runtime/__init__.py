@@ -1,1 +1,1 @@
-"""What training stands on: processes, checkpoints, schedules, the run folder and its records."""
+"""Infrastructure of training: processes, checkpoints, schedules, the run folder and its records."""

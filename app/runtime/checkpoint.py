@@ -1,7 +1,7 @@
-"""Checkpoints: everything needed to go on as if never stopped, written whole or not at all.
+"""Checkpoints: everything needed to resume a run exactly, written completely or not at all.
 
-Beside NAME.pt, which holds tensors and plain values only (torch loads it with weights_only), lies NAME.json with its
-sha256 and what it is of. The JSON is written last: a .pt without one was cut short and is never used.
+NAME.pt holds only tensors and plain values (torch loads it with weights_only). NAME.json beside it holds its sha256 and
+a description. The JSON is written last: a .pt without one was cut short and is never used.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from app.runtime.optimizer import take_state
 from app.runtime.published import GAIN, translate
 from app.runtime.resume import Facts, Verdict, judge, recorded
 
-WRAPPERS = ("state_dict_backbone", "state_dict", "model")  # keys under which others keep a network's tensors
+WRAPPERS = ("state_dict_backbone", "state_dict", "model")  # keys under which other trainers store a network's tensors
 PARTS = ("state", "modules", "tables", "optimizer", "scaler")  # of a checkpoint
-EMBEDDERS = ("momentum.encoder.backbone.", "embedder.")  # where each recipe's checkpoint has what is evaluated
+EMBEDDERS = ("momentum.encoder.backbone.", "embedder.")  # prefix of the evaluated backbone in each recipe's checkpoint
 
 
 @dataclass
 class TrainState:
-    """Where the loop stands. Data order and random numbers are pure functions of these and the seed."""
+    """Progress of the loop. Data order and random numbers are pure functions of these numbers and the seed."""
 
     epoch: int = 0  # the epoch in progress
-    seen: int = 0  # images of its order that are done; not updates, as the number of processes may change
+    seen: int = 0  # images done in the epoch's order; not updates, as the number of processes may change
     step: int = 0  # updates that were taken
-    skipped: int = 0  # images of updates that were skipped, over all epochs; the schedule does not count them
-    skipped_last: int = 0  # those of the last update, if it was not: they count one update later
+    skipped: int = 0  # images of skipped updates, over all epochs; the schedule does not count them
+    skipped_last: int = 0  # images of the last update if it was skipped; added to `skipped` one update later
 
 
 def save(
@@ -55,12 +55,12 @@ def save(
     keep: int,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write a checkpoint and return its JSON, which is `facts` and what only this function knows.
+    """Write a checkpoint and return its JSON: `facts` plus file, sha256, size, epoch, step and time.
 
-    `tables` are whole: what ranks hold in parts is stored as if one had held it all.
+    `tables` are complete: the shards of all ranks are stored as one tensor each.
 
-    Between two epochs the checkpoint is of the epoch that just ended, else of the one in progress. Raises WrongUse
-    when there is no room, and NotFinite for a value that is not; the checkpoints before it stay whole.
+    Between two epochs the checkpoint is named after the epoch that just ended, else after the one in progress. Raises
+    WrongUse if there is no room, and NotFinite for a value that is not finite; earlier checkpoints stay intact.
     """
     content = {
         "state": asdict(state),
@@ -96,7 +96,7 @@ def save(
 
 
 def refuse_without_room(folder: RunFolder, modules: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Raise WrongUse now rather than after the first epoch when not even two checkpoints would fit."""
+    """Raise WrongUse if two checkpoints do not fit on the disk: now, not after the first epoch."""
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     with (folder.checkpoints / ".room").open("wb") as file:
         try:
@@ -107,17 +107,16 @@ def refuse_without_room(folder: RunFolder, modules: nn.Module, optimizer: torch.
 
 @dataclass
 class Resumable:
-    """A checkpoint that was examined and may be continued."""
+    """A checkpoint that passed `examine` and may be resumed."""
 
-    content: dict[str, Any] | None  # on rank 0 alone
+    content: dict[str, Any] | None  # on rank 0 only
     verdict: Verdict
 
 
 def examine(path: Path, modules: nn.Module, facts: Facts, here: World, *, own: bool) -> Resumable:
-    """Read a checkpoint on rank 0 and judge it, before anything is changed. Raises WrongUse on all ranks.
+    """Read and check a checkpoint on rank 0, before anything changes. Raises WrongUse on all ranks.
 
-    No other machine has to have the file, and what may lie there under its name is not looked at. `own`: as in
-    `resume.judge`.
+    Other machines do not need the file; a file of that name there is ignored. `own`: see `resume.judge`.
     """
     content = verdict = None
     with together(here):
@@ -143,22 +142,22 @@ def load(
     scaler: torch.amp.GradScaler,
     here: World,
 ) -> TrainState:
-    """Put an examined checkpoint into these objects; the other ranks get from rank 0 what they need.
+    """Load an examined checkpoint from rank 0 into these objects on all ranks.
 
-    The optimizer keeps the options that this run gives it. Raises WrongUse, on all ranks, for tables that do not fit.
+    The optimizer keeps the options of this run. Raises WrongUse, on all ranks, for tables that do not fit.
     """
     tables = found.content.pop("tables") if found.content is not None else {}
     content = copied_from_main(found.content, here)
-    take_tables(tables)  # may refuse
+    take_tables(tables)  # may raise WrongUse
     modules.load_state_dict(content["modules"])
     take_state(optimizer, content["optimizer"])
-    if scaler.is_enabled() and content["scaler"]:  # empty where the run before was not fp16: the scale starts anew
+    if scaler.is_enabled() and content["scaler"]:  # empty if the earlier run was not fp16: the scale starts afresh
         scaler.load_state_dict(content["scaler"])
     return TrainState(**content["state"])
 
 
 def of_data(modules: nn.Module) -> set[str]:
-    """Names of the tensors that speak of single images by their rows, as parts declare them in `of_data`."""
+    """Names of the tensors with entries for single images by row number; modules list them in `of_data`."""
     return {
         f"{prefix}.{name}" if prefix else name
         for prefix, part in modules.named_modules()
@@ -167,13 +166,13 @@ def of_data(modules: nn.Module) -> set[str]:
 
 
 def not_finite(content: Mapping[str, Any], modules: nn.Module) -> str | None:
-    """The first part of a checkpoint that holds a value that is not finite and may not, by name."""
+    """Name of the first value in a checkpoint that is not finite though it must be, or None."""
     spared = {f"modules.{name}" for name in may_hold_nan(modules)}
     return first_fault({key: content[key] for key in PARTS if key in content}, spared)
 
 
 def refuse_not_finite(path: Path, content: Mapping[str, Any], modules: nn.Module) -> None:
-    """Raises WrongUse that names the tensor, and an older checkpoint of the same folder that is finite."""
+    """Raise WrongUse for a value that is not finite; names it and an older finite checkpoint of the folder."""
     fault = not_finite(content, modules)
     if fault is None:
         return
@@ -185,11 +184,11 @@ def refuse_not_finite(path: Path, content: Mapping[str, Any], modules: nn.Module
 
 
 def load_backbone(path: Path, *backbones: nn.Module, new_fourier: bool = False, here: World = ALONE) -> None:
-    """Put a file's backbone into each of these: a checkpoint of ours (what it evaluates) or published weights.
+    """Load a backbone into each of `backbones`, from one of our checkpoints (the evaluated one) or published weights.
 
-    With `new_fourier` a Fourier layer that the file has none of stays as it is, to be trained. Given the ranks `here`,
-    only rank 0 needs the file. Raises WrongUse for a file that holds no backbone or another one, and NotFinite for one
-    with values that are not.
+    With `new_fourier`, a Fourier layer that is missing in the file keeps its initial values, to be trained. With `here`
+    only rank 0 needs the file. Raises WrongUse for a file without a backbone or with a different one, and NotFinite for
+    values that are not finite.
     """
     content = None
     with together(here):
@@ -198,7 +197,7 @@ def load_backbone(path: Path, *backbones: nn.Module, new_fourier: bool = False, 
     content = copied_from_main(content, here)
     for backbone in backbones:
         wanted = backbone.state_dict()
-        # Counters of BN's updates are missing in old files and decide nothing.
+        # Old files lack the update counters of BN, which have no effect.
         counters = {name: t for name, t in wanted.items() if name.endswith("num_batches_tracked")}
         fitting = {**counters, **translate(content, wanted, new_fourier=new_fourier)}
         refuse_fourier(path, fitting, wanted)
@@ -208,14 +207,14 @@ def load_backbone(path: Path, *backbones: nn.Module, new_fourier: bool = False, 
 
 
 def refuse_nan_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Raises NotFinite that names the first tensor of `weights` with a value that is not finite."""
+    """Raise NotFinite, with the name of the first tensor in `weights` that is not finite."""
     fault = first_fault(dict(weights))
     if fault is not None:
         raise NotFinite(f"{path} holds values that are not finite in {fault}; give an older checkpoint or another file")
 
 
 def read_backbone(path: Path) -> dict[str, Tensor]:
-    """The tensors of a backbone under the names they have in a file. Raises WrongUse where it holds none."""
+    """Read the tensors of a backbone, under their names in the file. Raises WrongUse for a file without one."""
     if not path.is_file():
         raise WrongUse(f"there is no file {path}; give a checkpoint or a file of published weights that exists")
     content = read_tensors(path, in_place=True)
@@ -223,7 +222,7 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
         modules = content["modules"]
         prefix = next((p for p in EMBEDDERS if any(name.startswith(p) for name in modules)), "none")
         content = {name.removeprefix(prefix): t for name, t in modules.items() if name.startswith(prefix)}
-    elif isinstance(content, dict):  # as trainers store a network beside other things
+    elif isinstance(content, dict):  # other trainers store a network beside other things
         content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
         raise WrongUse(f"{path} holds no backbone; give a checkpoint or a file of published weights")
@@ -231,7 +230,7 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
 
 
 def refuse_fourier(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """A Fourier layer on one side only. Which mask belongs to its gain is written in no file of published weights."""
+    """Raise WrongUse if only one side has a Fourier layer. Files of published weights do not record its mask."""
     if GAIN in saved and GAIN not in wanted:
         raise WrongUse(
             f"{path} has a Fourier layer and does not say with which mask; add the one it was trained with, "
@@ -242,9 +241,9 @@ def refuse_fourier(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str,
 
 
 def load_centres(path: Path, here: World) -> tuple[Tensor, Tensor]:
-    """The class centres [C, D] of a checkpoint of recipe supervised, and the label of each class [C].
+    """Class centres [C, D] of a checkpoint of the recipe `supervised`, and the label of each class [C].
 
-    Only rank 0 needs the file. Raises WrongUse for one without any.
+    Only rank 0 needs the file. Raises WrongUse for a file without centres or with values that are not finite.
     """
     tables: dict[str, Tensor] = {}
     with together(here):
@@ -265,9 +264,9 @@ def load_centres(path: Path, here: World) -> tuple[Tensor, Tensor]:
 
 
 def read(path: Path, *, in_place: bool = False) -> dict[str, Any]:
-    """The content of a checkpoint file, checked against its JSON where there is one; never runs code from it.
+    """Read a checkpoint and check its sha256 against its JSON, if there is one. Never runs code from the file.
 
-    `in_place`: as in `read_tensors`.
+    `in_place`: see `read_tensors`. Raises WrongUse.
     """
     if not path.is_file():
         raise WrongUse(f"there is no checkpoint {path}; give train.resume=auto or an existing .pt")
@@ -282,7 +281,7 @@ def read(path: Path, *, in_place: bool = False) -> dict[str, Any]:
         )
     if not isinstance(content, dict) or not {"state", "modules", "optimizer", "scaler"} <= content.keys():
         raise WrongUse(broken(path))
-    # A field that an older version did not have keeps its default.
+    # Fields that an older version lacked keep their defaults.
     if (
         not {"epoch", "seen", "step"} <= content["state"].keys() <= asdict(TrainState()).keys()
         or "tables" not in content
@@ -294,14 +293,14 @@ def read(path: Path, *, in_place: bool = False) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, *, in_place: bool = False) -> Any:
-    """What torch stored in a file, tensors and plain values only: no code of it ever runs.
+    """Load tensors and plain values from a torch file, without running code from it. Raises WrongUse.
 
-    With `in_place` the numbers stay in the file until they are used, where its format allows that.
+    With `in_place` the file is memory-mapped if its format allows that.
     """
     try:
         mapped = in_place and zipfile.is_zipfile(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # of the unpickler, which follows whatever the bytes say
+    except Exception as error:  # the unpickler raises anything on damaged bytes
         raise WrongUse(broken(path)) from error
 
 
@@ -311,7 +310,7 @@ def broken(path: Path) -> str:
 
 
 def refuse_misfit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """The first tensor that is missing, superfluous or of another shape ends it, before anything is loaded."""
+    """Raise WrongUse for the first tensor that is missing, unexpected or of another shape, before loading."""
     for name in [*wanted, *saved]:
         here, there = wanted.get(name), saved.get(name)
         if here is None or there is None or here.shape != there.shape:
@@ -323,7 +322,7 @@ def refuse_misfit(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, 
 
 
 def older_than(path: Path) -> Iterator[Path]:
-    """The whole checkpoints beside this one that were saved before it, the newest first."""
+    """Intact checkpoints beside this one that were saved before it, newest first."""
     step = _step(path.with_suffix(".json"))
     described = sorted(path.parent.glob("*.json"), key=_step, reverse=True)
     for file in described:
@@ -333,7 +332,7 @@ def older_than(path: Path) -> Iterator[Path]:
 
 
 def newest(folder: RunFolder) -> Path | None:
-    """The newest whole checkpoint by its step, or None. Damaged ones are passed over."""
+    """The intact checkpoint with the highest step, or None. Skips damaged ones."""
     described = sorted(folder.checkpoints.glob("*.json"), key=lambda file: _step(file), reverse=True)
     for file in described:
         path = file.with_suffix(".pt")
@@ -343,9 +342,9 @@ def newest(folder: RunFolder) -> Path | None:
 
 
 def prune(folder: RunFolder, keep: int, spare: Path) -> None:
-    """Remove all but the `keep` newest, JSON first: what is half removed is then no checkpoint any more.
+    """Remove all but the `keep` newest checkpoints, JSON first: a half-removed one no longer counts as a checkpoint.
 
-    `spare` stays in any case: who went back to an earlier checkpoint has later ones beside the one just written.
+    `spare`, the one just written, always stays: after resuming from an earlier checkpoint, later ones may exist.
     """
     described = sorted(folder.checkpoints.glob("*.json"), key=lambda file: _step(file))
     for file in described[:-keep]:
@@ -358,7 +357,7 @@ def prune(folder: RunFolder, keep: int, spare: Path) -> None:
 def estimated_bytes(
     modules: nn.Module, optimizer: torch.optim.Optimizer, tables: Mapping[str, Tensor] | None = None
 ) -> int:
-    """A little more than a checkpoint of these will take; the optimizer may not have made its state yet."""
+    """Slightly more than the size of a checkpoint. The optimizer need not have created its state yet."""
     tensors = [t for t in [*modules.state_dict().values(), *(tables or {}).values()] if isinstance(t, Tensor)]
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     moments = 2 if isinstance(optimizer, torch.optim.AdamW) else 1
@@ -367,7 +366,7 @@ def estimated_bytes(
 
 
 def weights_digest(module: nn.Module) -> str:
-    """A name for the values of a module's tensors."""
+    """A short hash of the values of a module's tensors."""
     digest = hashlib.sha256()
     for tensor in module.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -387,7 +386,7 @@ def _step(described: Path) -> int:
 
 
 def _described(file: Path) -> dict[str, Any]:
-    """The JSON beside a checkpoint; {} where it is damaged, and with it the checkpoint."""
+    """The JSON beside a checkpoint; {} if it is damaged, which makes the checkpoint damaged too."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What the commands share that do one thing and then tell it in a few lines: mine, evaluate, export."""
+"""Shared main function of the commands mine, evaluate and export: help, exit codes, printing the result."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from app.runtime.dist import is_first
 
 
 def answer(argv: list[str], usage: str, work: Callable[[], tuple[str, int]]) -> int:
-    """Do the work and print what it tells, or the help where argv asks for it; returns the exit code.
+    """Run `work` and print its text, or print the help if argv asks for it; returns the exit code.
 
-    The work gives what to tell and an exit code. Of what it raises, WrongUse is 2 and Failed is 1; their sentence goes
-    to stderr.
+    `work` returns a text and an exit code. WrongUse gives exit code 2 and Failed 1; their sentence goes to stderr.
     """
     where = sys.stdout
     try:
@@ -23,6 +22,6 @@ def answer(argv: list[str], usage: str, work: Callable[[], tuple[str, int]]) -> 
         told, exit_code, where = str(error), EXIT_WRONG_USE, sys.stderr
     except Failed as error:
         told, exit_code, where = str(error), EXIT_FAILED, sys.stderr
-    if is_first():  # every process comes to the same end; one tells it
+    if is_first():  # all processes end alike; one prints
         print(told, file=where)
     return exit_code

@@ -1,4 +1,4 @@
-"""What `train.compile=true` needs on a machine, asked before torch finds out in the first step, in pages of it."""
+"""Check what `train.compile=true` needs, before torch fails in the first step with pages of output."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from app.errors import WrongUse
 
-# In the order in which they are looked for: torch's generator for CPUs writes C++, Triton's launcher for GPUs is C.
+# Programs in search order: torch's CPU code generator writes C++, Triton's GPU launcher is C.
 FOR_CPU = ("CXX", ({"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"),), "a C++ compiler such as g++")
 FOR_GPU = ("CC", ("gcc", "clang"), "a C compiler such as gcc")
 
 
 def refuse_without_compiler(device_type: str) -> None:
-    """Raise WrongUse naming what is missing for torch.compile on a `cpu` or on `cuda`."""
+    """Raise WrongUse, with the names of what is missing for torch.compile on `cpu` or `cuda`."""
     variable, programs, words = FOR_GPU if device_type == "cuda" else FOR_CPU
     named = os.environ.get(variable)
     missing = [] if any(map(shutil.which, (named,) if named else programs)) else [words]

@@ -1,7 +1,7 @@
-"""Which device this process computes on, and whether the machine has what the run was planned for.
+"""Choose the device of this process, and check that the machine has the GPUs the run was planned for.
 
-The launcher writes the number of GPUs it planned for on this machine into SNIPERFACE_DEVICES; 0 means the CPU. Without
-that variable a command by hand takes what torch finds.
+The launcher sets SNIPERFACE_DEVICES to the number of GPUs it planned for on this machine; 0 means the CPU. A command
+run by hand, without that variable, uses what torch finds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from app.errors import WrongUse
 
 PLANNED = "SNIPERFACE_DEVICES"
-DRIVER_FILE = Path("/proc/driver/nvidia/version")  # of Linux
+DRIVER_FILE = Path("/proc/driver/nvidia/version")  # on Linux
 
 
 def own_device() -> torch.device:
@@ -28,10 +28,10 @@ def own_device() -> torch.device:
 
 
 def refuse_missing_gpus() -> None:
-    """Raise WrongUse when torch finds fewer GPUs here than the run was planned for, or than it has processes."""
+    """Raise WrongUse if torch finds fewer GPUs than the run was planned for, or fewer than it has processes here."""
     if planned_gpus(os.environ) == 0:
         return
-    with warnings.catch_warnings(record=True) as heard:  # torch says there why it cannot use a driver
+    with warnings.catch_warnings(record=True) as heard:  # torch warns why it cannot use a driver
         warnings.simplefilter("always")
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     words = [str(each.message) for each in heard]
@@ -43,7 +43,7 @@ def refuse_missing_gpus() -> None:
 def missing(
     environ: Mapping[str, str], found: int, version: str, cuda: str | None, driver_version: str | None, warning: str
 ) -> str | None:
-    """What is wrong with `found` usable GPUs, in one sentence; None where they are enough."""
+    """One sentence on why `found` usable GPUs are too few; None if they are enough."""
     planned, processes = planned_gpus(environ), int(environ.get("LOCAL_WORLD_SIZE", "1"))
     if planned is not None and found < planned:
         facts = f"torch {version}, CUDA {cuda or 'none'}, NVIDIA driver {driver_version or 'none'}"
@@ -61,7 +61,7 @@ def missing(
 
 
 def planned_gpus(environ: Mapping[str, str]) -> int | None:
-    """None for a command by hand."""
+    """The number of GPUs the launcher planned for here; None for a command run by hand. Raises WrongUse."""
     text = environ.get(PLANNED, "")
     if not text:
         return None
@@ -71,7 +71,7 @@ def planned_gpus(environ: Mapping[str, str]) -> int | None:
 
 
 def driver() -> str | None:
-    """The version of NVIDIA's driver; None where it cannot be told."""
+    """The version of the NVIDIA driver; None if it is unknown."""
     try:
         found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", DRIVER_FILE.read_text(encoding="ascii", errors="replace"))
     except OSError:

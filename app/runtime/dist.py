@@ -1,6 +1,6 @@
-"""Processes: the only place that starts a process group, and the few collectives the app needs.
+"""Process group and collectives: the only module that starts a group, and the few collectives the app needs.
 
-Everything works with one process and no process group, so nothing else asks whether it is distributed.
+Each function also works with one process and no group, so callers need no special case.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from app.runtime.devices import own_device
 
 @dataclass(frozen=True)
 class World:
-    """Who this process is. `device` is where its tensors live, `machines` names the machine of each rank."""
+    """Rank and world size of this process. `device` holds its tensors; `machines` names the machine of each rank."""
 
     rank: int
     size: int
     device: torch.device
-    machines: tuple[str, ...] = ()  # empty without a group: then there is one
+    machines: tuple[str, ...] = ()  # empty without a group: one machine
 
     @property
     def is_main(self) -> bool:
@@ -43,12 +43,12 @@ class World:
 
     @property
     def several_machines(self) -> bool:
-        """Whether there may be files that one rank sees and another does not."""
+        """Whether some ranks may see files that others do not."""
         return len({*self.machines}) > 1
 
     @property
     def first_of_machine(self) -> bool:
-        """Whether this is the process that writes, speaks and tidies up on its machine."""
+        """Whether this process writes, prints and cleans up for its machine."""
         return self.is_main or (bool(self.machines) and self.own_ranks()[0] == self.rank)
 
     def own_ranks(self) -> list[int]:
@@ -60,15 +60,15 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 def is_first() -> bool:
-    """Whether this is the process that speaks, also before and after there is a group of them."""
+    """Whether this process prints. Also works before and after the group exists."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def world(timeout_min: float = 10) -> Iterator[World]:
-    """Join the group that torchrun announced in the environment; without torchrun, be the only process.
+    """Join the process group that torchrun set up in the environment; without torchrun, a world of one process.
 
-    NCCL with one GPU a process where there are GPUs, else gloo.
+    With GPUs: NCCL, one GPU per process. Without: gloo.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     device = own_device()
@@ -80,30 +80,30 @@ def world(timeout_min: float = 10) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(minutes=timeout_min))
     try:
-        # torchrun counts machines as its ranks are counted; a host's name alone may be that of another container.
+        # GROUP_RANK numbers the machines in the order of ranks; two containers may share a host name.
         own = f"machine {os.environ.get('GROUP_RANK', '0')} ({socket.gethostname()})"
         machines = [own] * size
         dist.all_gather_object(machines, own)
         yield World(dist.get_rank(), size, device, tuple(machines))
     except (WrongUse, Failed):
-        raise  # all ranks raise it: they leave in order
+        raise  # all ranks raise it, so the group can be destroyed
     except Exception:
-        # Peers may wait for this rank inside a collective, and destroying the group may wait for them. torchrun ends
-        # them once this process is gone.
+        # Peers may wait for this rank in a collective, and destroying the group may wait for them. torchrun ends them
+        # once this process has exited.
         traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(EXIT_FAILED)
     finally:
-        # A peer may be dead already; there is nothing left to agree on.
+        # No barrier before: a peer may be dead already.
         dist.destroy_process_group()
 
 
 def leave(exit_code: int) -> NoReturn:
-    """End this process without the interpreter's shutdown, which takes seconds of what a stop may take.
+    """Exit without the interpreter's shutdown, which takes seconds of the time limit of a stop.
 
-    DistributedDataParallel keeps gloo's threads alive after its group is destroyed. One that lets go of its last tensor
-    while the interpreter shuts down aborts the process, after a run that went well (pytorch/pytorch#179291).
+    DistributedDataParallel keeps gloo's threads alive after its group is destroyed. A thread that releases its last
+    tensor during the shutdown aborts the process, after a successful run (pytorch/pytorch#179291).
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -115,17 +115,17 @@ def any_rank(flag: bool, here: World) -> bool:
     """Whether `flag` is true on at least one rank; the same answer on all of them."""
     if here.size == 1:
         return flag
-    answer = torch.tensor(int(flag))  # on the CPU: no device has to wait for it
+    answer = torch.tensor(int(flag))  # on the CPU, so no device has to synchronize
     dist.all_reduce(answer, dist.ReduceOp.MAX)
     return bool(answer)
 
 
 @contextmanager
 def together(here: World) -> Iterator[None]:
-    """What is refused inside on one rank is refused on all of them, in one sentence: all raise WrongUse.
+    """If one rank raises WrongUse inside, raise it on all ranks, with one sentence.
 
-    Without this the others would wait for the one that left until the group's timeout. Where it is one machine of
-    several that has something to refuse, the sentence begins with its name. There must be no collective inside.
+    Otherwise the others would wait for that rank until the group's timeout. With several machines, the sentence begins
+    with the machine's name, unless all ranks raise the same one. There must be no collective inside.
     """
     refused = None
     try:
@@ -145,7 +145,7 @@ def together(here: World) -> Iterator[None]:
 
 
 class Late:
-    """Numbers on their way from the device to the host."""
+    """An asynchronous copy of numbers from the device to the host."""
 
     def __init__(self, numbers: Tensor) -> None:
         self.there: torch.cuda.Event | None = None
@@ -158,7 +158,7 @@ class Late:
             self.numbers = numbers.clone()
 
     def read(self) -> list[float]:
-        """The numbers; waits until the device has come so far."""
+        """The numbers; waits until the device has copied them."""
         if self.there is not None:
             self.there.synchronize()
         values: list[float] = self.numbers.tolist()
@@ -166,7 +166,7 @@ class Late:
 
 
 def mean(value: Tensor, here: World) -> Tensor:
-    """The mean over ranks of a tensor of one shape."""
+    """The mean over ranks of a tensor with the same shape on all of them."""
     if here.size == 1:
         return value
     total = value.detach().clone()
@@ -175,20 +175,20 @@ def mean(value: Tensor, here: World) -> Tensor:
 
 
 def share(rows: NDArray[Any], here: World) -> NDArray[Any]:
-    """This rank's contiguous share of `rows`: every row on exactly one rank, shares equal to within one row."""
+    """This rank's contiguous shard of `rows`: each row on exactly one rank, sizes equal to within one row."""
     return np.array_split(rows, here.size)[here.rank]
 
 
 @torch.no_grad()
 def average_buffers(module: nn.Module, here: World) -> None:
-    """Give every rank the mean of the floating-point buffers (BN statistics), so that the copies stay the same."""
+    """Set the floating-point buffers (BN statistics) of all ranks to their mean, so that the copies stay equal."""
     if here.size > 1:
         put_averages(module, mean(averages_of(module), here))  # one message instead of dozens
 
 
 @torch.no_grad()
 def buffers_from_main(module: nn.Module, here: World) -> None:
-    """Give every rank the floating-point buffers (BN statistics) of rank 0, to the bit."""
+    """Copy the floating-point buffers (BN statistics) of rank 0 to all ranks, bit for bit."""
     if here.size > 1:
         flat = averages_of(module)
         dist.broadcast(flat, src=0)
@@ -219,7 +219,7 @@ def gather_rows(local: Tensor, here: World) -> Tensor:
     counts = [torch.zeros_like(count) for _ in range(here.size)]
     dist.all_gather(counts, count)
     sizes = [int(c) for c in counts]
-    # Ranks with unequal shapes would hang or fail, so everyone sends as many rows as the longest.
+    # Unequal shapes would hang or fail, so each rank pads to the largest number of rows.
     padded = local.new_zeros((max(sizes), *local.shape[1:]))
     padded[: len(local)] = local
     parts = [torch.empty_like(padded) for _ in range(here.size)]
@@ -229,9 +229,9 @@ def gather_rows(local: Tensor, here: World) -> Tensor:
 
 @torch.no_grad()
 def gather_packed(parts: Sequence[Tensor], here: World) -> Callable[[], list[Tensor]]:
-    """Start to gather tensors [n, …] of all ranks, n the same everywhere; call what is returned for [W * n, …] each.
+    """Start to gather tensors [n, …], n equal on all ranks; the returned function waits and gives [W * n, …] each.
 
-    They travel as the bytes that they are, in one message. The call makes the device wait, not the host.
+    Sends all tensors as bytes in one message. Waiting blocks the device, not the host.
     """
     if here.size == 1:
         return lambda: list(parts)
@@ -249,10 +249,10 @@ def gather_packed(parts: Sequence[Tensor], here: World) -> Callable[[], list[Ten
 
 
 def gather_batch(local: Tensor, here: World) -> Tensor:
-    """Concatenate [B, …] of all ranks in rank order to [W * B, …]; B must be the same everywhere.
+    """Concatenate [B, …] of all ranks in rank order to [W * B, …]; B must be equal on all ranks.
 
-    The gradient that goes back to a rank is that of its own part, summed over all ranks that used it and multiplied
-    by their number: the mean over ranks, which data_parallel takes of what is computed from it, is then the sum.
+    Each rank gets the gradient of its own part, summed over all ranks and multiplied by the world size. data_parallel
+    later takes the mean over ranks, which then equals the sum.
     """
     return local if here.size == 1 else _GatherBatch.apply(local, here)
 
@@ -273,12 +273,12 @@ class _GatherBatch(torch.autograd.Function):
 
 
 def total(value: Tensor, here: World) -> Tensor:
-    """The sum over ranks of a tensor of one shape. No gradient."""
+    """The sum over ranks of a tensor with the same shape on all of them. No gradient."""
     return _reduced(value, dist.ReduceOp.SUM, here)
 
 
 def greatest(value: Tensor, here: World) -> Tensor:
-    """The maximum over ranks, number by number, of a tensor of one shape. No gradient."""
+    """The elementwise maximum over ranks of a tensor with the same shape on all of them. No gradient."""
     return _reduced(value, dist.ReduceOp.MAX, here)
 
 
@@ -292,9 +292,9 @@ def _reduced(value: Tensor, how: Any, here: World) -> Tensor:
 
 @torch.no_grad()
 def rows_to_main(local: Tensor, here: World) -> Tensor | None:
-    """[sum n_r, …] from [n_r, …] of all ranks, in rank order, in rank 0's CPU memory; None on the others.
+    """Concatenate [n_r, …] of all ranks in rank order to [sum n_r, …], in rank 0's CPU memory; None on the others.
 
-    Ranks send one after the other, to where their rows belong: rank 0 never holds more than the result. A single
+    Ranks send in turn, straight into their rows of the result, so rank 0 holds no more than the result. A single
     process on the CPU gets its own tensor back, not a copy.
     """
     if here.size == 1:
@@ -316,7 +316,7 @@ def rows_to_main(local: Tensor, here: World) -> Tensor | None:
 
 @torch.no_grad()
 def rows_from_main(whole: Tensor | None, into: Tensor, here: World) -> None:
-    """The reverse of `rows_to_main`: each rank gets its rows of rank 0's `whole`, in pieces, and holds no others."""
+    """The reverse of `rows_to_main`: send each rank its rows of rank 0's `whole`, in pieces; it holds no others."""
     if here.size == 1:
         assert whole is not None
         into.copy_(whole)
@@ -338,14 +338,16 @@ def rows_from_main(whole: Tensor | None, into: Tensor, here: World) -> None:
 
 
 def _pieces(rows: Tensor) -> Iterable[Tensor]:
-    """Views of some 64 MiB each, by the number and shape of the rows alone; none of no rows."""
-    a_row = max(1, rows[:1].numel() * 8)  # as if of 8 bytes: both sides count alike, whatever the type
+    """Split rows into views of about 64 MiB, which depend only on their number and shape; nothing for no rows."""
+    a_row = max(1, rows[:1].numel() * 8)  # counted as 8-byte numbers: both sides split alike, whatever the type
     return rows.split(max(1, 2**26 // a_row)) if len(rows) else ()
 
 
 def pass_on(outgoing: Tensor, incoming: Tensor, here: World) -> Callable[[], None]:
-    """Start sending `outgoing` to the next rank and receiving `incoming` from the one before; call what is returned to
-    wait for both. Their sizes must be known on both sides; nothing is sent of an empty tensor. Needs two ranks.
+    """Start sending `outgoing` to the next rank and receiving `incoming` from the previous one, in a ring.
+
+    The returned function waits for both. Both sides must know the sizes; empty tensors are not sent. Needs at least
+    two ranks.
     """
     transfers = []
     if outgoing.numel():
@@ -365,7 +367,7 @@ T = TypeVar("T")
 
 
 def from_main(value: T, here: World) -> T:
-    """Rank 0's value, on every rank (any picklable object)."""
+    """Broadcast rank 0's value (any picklable object)."""
     if here.size == 1:
         return value
     box = [value]
@@ -374,7 +376,7 @@ def from_main(value: T, here: World) -> T:
 
 
 def from_all(value: T, here: World) -> list[T]:
-    """The value of every rank in rank order, on every rank (any picklable object)."""
+    """Gather the values of all ranks, in rank order, on every rank (any picklable objects)."""
     values = [value] * here.size
     if here.size > 1:
         dist.all_gather_object(values, value)
@@ -382,9 +384,9 @@ def from_all(value: T, here: World) -> list[T]:
 
 
 def copied_from_main(value: Any, here: World) -> Any:
-    """Rank 0's dicts and lists of tensors and plain values, on every rank, each with tensors of its own in CPU memory.
+    """Broadcast rank 0's dicts and lists of tensors and plain values; each rank gets its own tensors, in CPU memory.
 
-    Tensors travel one by one as the bytes they are: beside the result no rank holds more than one of them.
+    Tensors are sent one by one as bytes: besides the result a rank holds at most one of them.
     """
     given: list[Tensor] = []
 
@@ -404,7 +406,7 @@ def copied_from_main(value: Any, here: World) -> Any:
 
 
 def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same dicts and lists with every tensor changed, in their order."""
+    """Copy dicts and lists, and replace each tensor, in order, by `change` of it."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
@@ -415,21 +417,21 @@ def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def data_parallel(module: nn.Module, here: World) -> nn.Module:
-    """The module with its gradients averaged over ranks; itself when alone. Buffers stay with `average_buffers`."""
+    """Average the module's gradients over ranks; with one rank, return it unchanged. For buffers: `average_buffers`."""
     if here.size == 1:
         return module
     devices = [here.device.index] if here.device.type == "cuda" else None
     wrapper = nn.parallel.DistributedDataParallel
-    # The name of this argument until torch 2.11, and since.
+    # torch renamed this argument after 2.11.
     names = inspect.signature(wrapper.__init__).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     return wrapper(module, device_ids=devices, gradient_as_bucket_view=True, **{sync: False})
 
 
 def gradients_meet(module: nn.Module, *, now: bool) -> AbstractContextManager[None]:
-    """Around a forward pass: whether its gradients are averaged over ranks in the backward pass that follows.
+    """Context of a forward pass: whether its backward pass averages gradients over ranks.
 
-    Of several micro-batches of one update only the last has to; the others only add up.
+    Only the last micro-batch of an update needs it; the others just accumulate.
     """
     if now or not isinstance(module, nn.parallel.DistributedDataParallel):
         return nullcontext()

@@ -1,4 +1,4 @@
-"""Values that are not finite: found by name, and one exception for a run that has them."""
+"""Find values that are not finite, by name, and the exception for them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from app.runtime.dist import World, any_rank
 
 
 class NotFinite(Failed):
-    """Training diverged, or weights hold NaN or infinity. The checkpoints before are good."""
+    """Training diverged, or weights hold NaN or infinity. Earlier checkpoints are good."""
 
 
 def may_hold_nan(module: nn.Module) -> set[str]:
-    """Names, as in the module's state_dict, of the tensors in which NaN has a meaning.
+    """Names, as in the module's state_dict, of the tensors that may hold NaN on purpose.
 
-    A part of a module declares them in a class attribute `may_hold_nan`, a tuple of names.
+    Submodules list them in a class attribute `may_hold_nan`, a tuple of names.
     """
     return {
         f"{prefix}.{name}" if prefix else name
@@ -31,9 +31,9 @@ def may_hold_nan(module: nn.Module) -> set[str]:
 
 
 def first_fault(content: Any, spared: Collection[str] = (), name: str = "") -> str | None:
-    """The dotted name of the first tensor or number that is not finite in nested dicts and lists; None: all are.
+    """Dotted name of the first tensor or number in nested dicts and lists that is not finite; None if all are.
 
-    Names in `spared` are left out.
+    Skips the names in `spared`.
     """
     if name in spared:
         return None
@@ -47,16 +47,16 @@ def first_fault(content: Any, spared: Collection[str] = (), name: str = "") -> s
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor holds finite numbers only."""
+    """Whether all numbers of a tensor are finite."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    least, greatest = torch.aminmax(tensor.detach())  # one pass without a copy; NaN comes through
+    least, greatest = torch.aminmax(tensor.detach())  # one pass without a copy; propagates NaN
     return bool(torch.isfinite(least) & torch.isfinite(greatest))
 
 
 @contextmanager
 def noticed_together(here: World) -> Iterator[None]:
-    """Where one rank raises NotFinite inside, all ranks raise it. There must be no collective inside that it misses."""
+    """If one rank raises NotFinite inside, raise it on all. That rank must not miss a collective inside."""
     fault: NotFinite | None = None
     refusal: WrongUse | None = None
     try:

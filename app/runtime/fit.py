@@ -1,4 +1,4 @@
-"""What is said when a step does not fit into memory: one sentence with a batch to try, not a traceback."""
+"""Out of memory: report a step that does not fit in one sentence with a batch size to try, not a traceback."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 
 from app.config import Config
 
-# torch has a class for it on GPUs alone; these are the words of its CPU allocator and of cuBLAS.
+# torch has an exception class for GPU memory only; its CPU allocator and cuBLAS raise RuntimeError with these texts.
 WORDS = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class OutOfMemory(Exception):
-    """A step found no memory; the checkpoints before it are good."""
+    """A step ran out of memory. Earlier checkpoints are good."""
 
 
 @contextmanager
 def step_fits(config: Config, device: torch.device) -> Iterator[None]:
-    """Raise OutOfMemory for an allocation that fails inside."""
+    """Raise OutOfMemory if an allocation inside fails."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Where everything of a run lies: every file name the app writes or reads, in one class."""
+"""Layout of a run folder: the paths the app writes and reads, in one class."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class RunFolder:
 
     @property
     def mining(self) -> Path:
-        """Contact sheets of the pseudo-IDs, and what an embedding pass in progress has done so far."""
+        """Contact sheets of the pseudo-IDs, and partial results of an embedding pass in progress."""
         return self.path / "mining"
 
     @property
     def latest(self) -> Path:
-        """A text file with the name of the newest whole checkpoint."""
+        """A text file with the name of the newest complete checkpoint."""
         return self.checkpoints / "latest"
 
     def checkpoint(self, epoch: int, step: int, *, epoch_complete: bool) -> Path:
-        """`epoch_014.pt` at an epoch's end; one that a stop cut short has the step in its name as well."""
+        """`epoch_014.pt` at the end of an epoch; in the middle, after a stop, the name also has the step."""
         stem = f"epoch_{epoch:03d}" if epoch_complete else f"epoch_{epoch:03d}_step_{step:08d}"
         return self.checkpoints / f"{stem}.pt"

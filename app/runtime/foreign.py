@@ -1,4 +1,4 @@
-"""Files that users take for one of ours: recognised by their content, so that the refusal says what they are."""
+"""Recognise files that users mistake for ours, by content, so that the error message names what they are."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import contextlib
 import zipfile
 from pathlib import Path
 
-RECORDIO = bytes.fromhex("0a23d7ce")  # 0xced7230a, the word that begins each record of a .rec
+RECORDIO = bytes.fromhex("0a23d7ce")  # 0xced7230a, the magic number of each record of a .rec
 HEAD_BYTES = 512
 
 
 def what_it_is(path: Path, *, array_wanted: bool = False) -> str | None:
-    """What a file is, and what to do with it, to follow its name in a sentence; None where nothing is recognised.
+    """What a file is and what to do with it, as the end of a sentence after its name; None if it is unknown.
 
-    With `array_wanted` an array is no foreign file, whole or cut.
+    With `array_wanted` a NumPy array, complete or truncated, counts as unknown.
     """
     try:
         with path.open("rb") as file:
@@ -37,7 +37,7 @@ def what_it_is(path: Path, *, array_wanted: bool = False) -> str | None:
 
 
 def _archive(path: Path) -> str | None:
-    """TorchScript is a zip archive with code in it."""
+    """Recognise TorchScript: a zip archive with code in it."""
     with contextlib.suppress(zipfile.BadZipFile, OSError):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()

@@ -1,4 +1,4 @@
-"""Memory of the device a process computes on."""
+"""Free memory of the device of a process."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory that this process can still use on a GPU, or its part of what is free on its machine.
+    """Memory that this process can still use: on its GPU, or its share of the machine's free memory for a CPU.
 
-    None where the operating system does not say.
+    None if the operating system does not report it.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -22,9 +22,9 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def usable_bytes(driver_free: int, reserved: int, allocated: int) -> int:
-    """What the driver has free, plus what PyTorch's allocator has reserved and does not use.
+    """The driver's free memory plus what PyTorch's allocator has reserved and does not use.
 
-    After an epoch of training the allocator holds most of a card. The driver counts that as used, though the next
+    After an epoch of training the allocator holds most of a GPU's memory. The driver counts it as used, though new
     tensors go there.
     """
     return driver_free + max(0, reserved - allocated)
@@ -34,7 +34,7 @@ def usable_bytes(driver_free: int, reserved: int, allocated: int) -> int:
 def emptied_cache(device: torch.device) -> Iterator[None]:
     """On a GPU, return the allocator's unused blocks to the driver before and after.
 
-    Mining asks for few large blocks and training for many of its own sizes: each would find the other's fragments.
+    Mining allocates few large blocks and training many of other sizes: each would fragment the other's memory.
     """
     release_cache(device)
     try:
@@ -44,13 +44,13 @@ def emptied_cache(device: torch.device) -> Iterator[None]:
 
 
 def release_cache(device: torch.device) -> None:
-    """Return the allocator's unused blocks to the driver; nothing on a CPU."""
+    """Return the allocator's unused blocks to the driver; does nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def _free_of_machine(meminfo: Path, group: Path, processes: int) -> int | None:
-    """A process's part of the machine's free memory, or of what its container has left, which is less."""
+    """This process's share of the free memory: of its container's or of the machine's, whichever is less."""
     if not meminfo.is_file():
         return None
     lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())

@@ -1,8 +1,8 @@
-"""The optimizer of a run: built with all the state that its first step would make.
+"""Build the optimizer of a run, with the state that its first step would create.
 
-torch makes SGD's momentum buffers in the first step. The fused kernel makes them from uninitialised memory, and leaves
-them so when the fp16 scaler skips that step; the next step writes them into the weights. A buffer of zeros is
-numerically the same first step: 0 * momentum + gradient.
+torch creates SGD's momentum buffers in the first step. The fused kernel leaves them uninitialised if the fp16 scaler
+skips that step, and the next step writes them into the weights. A buffer of zeros gives the same first step:
+0 * momentum + gradient.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from app.config.schema import OptimizerConfig
 
 
 def build_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The configured optimizer over parameter groups, ready for a first step that may be skipped."""
+    """Build the configured optimizer over parameter groups; its first step may be skipped safely."""
     rates = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}  # one pass over the weights
     if config.name == "adamw":
         return torch.optim.AdamW(groups, **rates)
@@ -25,7 +25,7 @@ def build_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> to
 
 
 def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give SGD with momentum a buffer of zeros for each parameter that has none."""
+    """With SGD and momentum, create a zero buffer for each parameter without one."""
     for group in optimizer.param_groups:
         if not group.get("momentum"):
             continue
@@ -35,6 +35,6 @@ def fill_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 
 def take_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Continue with a saved state of the same kind of optimizer, and with the options that this one was built with."""
+    """Load the saved state of an optimizer of the same kind, but keep the options of this one."""
     optimizer.load_state_dict({"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]})
-    fill_momentum(optimizer)  # a checkpoint of momentum 0, or of an older version, may have none
+    fill_momentum(optimizer)  # a checkpoint with momentum 0, or of an older version, may lack buffers

@@ -1,4 +1,4 @@
-"""Speed and mean metrics between two reports, and over an epoch; nothing is read from the device in between."""
+"""Speed and mean metrics between two reports, and over an epoch. Reads nothing from the device in between."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.runtime.dist import World, mean
 
 
 class Pace:
-    """Counts updates. Skipped ones count as work and not in the means."""
+    """Counts updates. Skipped updates count for the speed, not for the means."""
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
@@ -21,16 +21,16 @@ class Pace:
         self.since, self.images, self.metrics = time.monotonic(), 0, list[dict[str, Tensor]]()
 
     def count(self, images: int, metrics: dict[str, Tensor] | None) -> None:
-        """An update over so many images of all ranks; without metrics it was skipped."""
+        """Count an update over `images` images of all ranks; `metrics` is None if it was skipped."""
         self.images += images
         if metrics is not None:
             self.metrics.append(metrics)
             self.losses.append(metrics["loss"])
 
     def report(self, here: World) -> dict[str, float | None]:
-        """Mean metrics over steps and ranks (loss None where all were skipped), images a second of all ranks."""
+        """Mean metrics over steps and ranks (loss None if all were skipped), and images per second of all ranks."""
         means: dict[str, float | None] = {"loss": None}
-        if self.metrics:  # on all ranks or on none: they skip together
+        if self.metrics:  # on all ranks or on none: ranks skip together
             names = list(self.metrics[0])
             values = torch.stack([torch.stack([m[name] for name in names]) for m in self.metrics]).mean(0)
             means = dict(zip(names, mean(values, here).tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Which numbers a step computes with: `train.precision`, settled once for all ranks."""
+"""Resolve `train.precision`, once for all ranks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Capability = tuple[int, int]
 
 
 def resolve(wish: str, capabilities: Sequence[Capability]) -> str:
-    """fp32, fp16 or bf16. `capabilities`: of every rank's GPU; none for a run on CPUs.
+    """Return fp32, fp16 or bf16. `capabilities`: those of all ranks' GPUs; empty for a run on CPUs.
 
-    deploy/specs/memory.py has the same rule for the plan; a test compares them.
+    deploy/specs/memory.py has the same rule for the plan; a test compares the two.
     """
     if wish != AUTO:
         return wish
@@ -28,12 +28,12 @@ def resolve(wish: str, capabilities: Sequence[Capability]) -> str:
 
 
 def settle(wish: str, here: World) -> str:
-    """The same answer on all ranks: the oldest GPU among them decides. All ranks must call it."""
+    """Resolve alike on all ranks: the oldest of their GPUs decides. All ranks must call it."""
     return resolve(wish, [each for each in dist.from_all(_capability(here.device), here) if each is not None])
 
 
 def of_device(wish: str, device: torch.device) -> str:
-    """What `wish` means on one device, for a configuration that no run has settled."""
+    """Resolve `wish` for one device, outside a run."""
     capability = _capability(device)
     return resolve(wish, [] if capability is None else [capability])
 

@@ -1,6 +1,6 @@
-"""The resume contract: what may change between a checkpoint and the run that continues it, and what happens then.
+"""The resume contract: what may differ between a checkpoint and the run that resumes it, and what happens then.
 
-`RULES` is the contract. docs/resume.md shows it to users; tests/app/runtime/test_resume.py holds that page to it.
+`RULES` is the contract. docs/resume.md documents it; tests/app/runtime/test_resume.py compares the two.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from app.config.schema import Config
 from app.errors import WrongUse
 
-Facts = Mapping[str, Any]  # by the name of a rule; a fact that is missing is not known
+Facts = Mapping[str, Any]  # name of a rule -> value; a missing fact is unknown
 
 
 class Answer(Enum):
@@ -27,10 +27,10 @@ EXACT, SAID, REFUSED = Answer
 
 @dataclass(frozen=True)
 class Rule:
-    """What happens when one fact differs: in the middle of an epoch, and between two epochs."""
+    """What happens if one fact differs: in the middle of an epoch, and between two epochs."""
 
     name: str
-    key: str  # the option that decides it
+    key: str  # the option that sets the fact
     mid: Answer
     between: Answer
 
@@ -62,16 +62,16 @@ RULES = (
     Rule("gradient_checkpointing", "backbone.gradient_checkpointing", EXACT, EXACT),
 )
 
-UNFORESEEN = ("images", "rows", "classes", "labels", "ranks")  # what is known only where the data and the GPUs are
+UNFORESEEN = ("images", "rows", "classes", "labels", "ranks")  # known only on the run's machine
 
-# These keys of the backbone change neither its shapes nor what it computes when it is evaluated.
+# These backbone options change neither tensor shapes nor the output in evaluation.
 REGULARISATION = ("dropout", "drop_path", "mask_ratio", "parity_mask_ratio")
 WITHOUT_EFFECT = ("gradient_checkpointing",)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A checkpoint may be continued: what to say of it, and whether what it knows of single images is worthless."""
+    """A checkpoint may be resumed. `notes` are printed; with `other_data` its state per image is useless."""
 
     notes: tuple[str, ...] = ()
     other_data: bool = False
@@ -80,11 +80,11 @@ class Verdict:
 def facts_of(
     config: Config, *, data: str, images: int | None, rows: int, classes: str | None, labels: str | None, ranks: int
 ) -> dict[str, Any]:
-    """What a checkpoint records for a later run to compare.
+    """The facts that a checkpoint records, for comparison with a later run.
 
-    `data` names the data set, `images` counts the rows of its file (None where nothing is remembered by row), `rows`
-    the images that are trained on. `classes` is a digest of the labels that exist, `labels` one of which image has
-    which; both are None where no labels are learnt.
+    `data` names the data set, `images` counts the rows of its file (None if no state is stored per row), `rows` counts
+    the training images. `classes` is a digest of the set of labels, `labels` a digest of the label of each image; both
+    are None if no labels are learnt.
     """
     settings, model = config.train, config.model()
     return {
@@ -112,9 +112,9 @@ def facts_of(
 
 
 def foreseen(config: Config, data: str | None) -> dict[str, Any]:
-    """The facts of a run that has not started, without those that only its machine knows.
+    """The facts of a run before it starts, without those that only its machine knows.
 
-    `data` is the data set's id, None where it is not known yet.
+    `data` is the data set's id, None if it is unknown.
     """
     facts = facts_of(config, data=data or "", images=None, rows=0, classes=None, labels=None, ranks=0)
     later = {*UNFORESEEN, *(["data"] if data is None else []), *(["precision"] if facts["precision"] == "auto" else [])}
@@ -122,7 +122,7 @@ def foreseen(config: Config, data: str | None) -> dict[str, Any]:
 
 
 def recorded(content: Mapping[str, Any], note: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of a checkpoint: those it was saved with or, of an older version, what its content and JSON tell."""
+    """The facts stored in a checkpoint or, from an older version, derived from its content and JSON."""
     groups = content["optimizer"]["param_groups"]
     told: dict[str, Any] = {"optimizer": "adamw" if "betas" in groups[0] else "sgd", "decay_all": len(groups) == 1}
     facts = content["facts"] if isinstance(content.get("facts"), dict) else told_by({**note, "facts": None})
@@ -130,7 +130,7 @@ def recorded(content: Mapping[str, Any], note: Mapping[str, Any]) -> dict[str, A
 
 
 def told_by(note: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts in the JSON beside a checkpoint; that of an older version tells some of them in other words."""
+    """The facts in the JSON beside a checkpoint; older versions store some of them under other names."""
     if isinstance(note.get("facts"), dict):
         return dict(note["facts"])
     model = note.get("model") if isinstance(note.get("model"), dict) else {}
@@ -143,7 +143,7 @@ def told_by(note: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def same_kind(saved: Facts, here: Facts) -> dict[str, Any]:
-    """The saved facts whose values look like those `here`: a JSON may come from a stranger, and say anything."""
+    """The saved facts whose types match those of `here`: the JSON is untrusted and may hold anything."""
     return {name: value for name, value in saved.items() if name in here and _is_like(value, here[name])}
 
 
@@ -156,9 +156,9 @@ def _is_like(one: Any, other: Any) -> bool:
 
 
 def judge(file: str, saved: Facts, here: Facts, *, epoch: int, seen: int, own: bool) -> Verdict:
-    """Whether a run with the facts `here` may continue checkpoint `file`, which stands `seen` images into `epoch`.
+    """Check whether a run with the facts `here` may resume the checkpoint `file`, which is `seen` images into `epoch`.
 
-    `own`: it is the newest of the run's own folder, asked for with `auto`. Raises WrongUse.
+    `own`: the checkpoint is the newest in the run's own folder, found with `auto`. Raises WrongUse if it may not.
     """
     mid_epoch = seen > 0
     differing = list(differences(saved, here))
@@ -169,7 +169,7 @@ def judge(file: str, saved: Facts, here: Facts, *, epoch: int, seen: int, own: b
             raise WrongUse(_too_early(file, rule, saved, here, epoch))
     notes = [_note(rule, saved, here) for rule in differing if rule.answer(mid_epoch) is SAID]
     if here["epochs"] <= epoch:
-        # A supervisor may start a run again that ended right after its last checkpoint.
+        # A supervisor may restart a run that ended right after its last checkpoint.
         finished = own and not mid_epoch and saved.get("epochs", epoch) == here["epochs"] == epoch
         if not finished:
             raise WrongUse(f"{file}: {epoch} epochs are done already; give train.epochs={epoch + 1} or more")
@@ -182,12 +182,12 @@ def judge(file: str, saved: Facts, here: Facts, *, epoch: int, seen: int, own: b
 
 def differences(saved: Facts, here: Facts) -> Iterator[Rule]:
     """The rules whose facts are known on both sides and differ, in the order of `RULES`."""
-    explained = False  # a number of images that follows from another difference is not told by itself
+    explained = False  # skip a different number of images that another difference explains
     for rule in RULES:
         if rule.name not in saved or rule.name not in here or (rule.name == "rows" and explained):
             continue
         same = saved[rule.name] == here[rule.name]
-        if isinstance(here[rule.name], dict):  # an older version may not know every key
+        if isinstance(here[rule.name], dict):  # older versions lack some keys
             same = not _changed(saved[rule.name], here[rule.name])
         if rule.name == "data":
             same = same and not _other_rows(saved, here)
@@ -197,7 +197,7 @@ def differences(saved: Facts, here: Facts) -> Iterator[Rule]:
 
 
 def _parts_of(backbone: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The keys of a backbone by the rule that they fall under."""
+    """The options of a backbone, grouped by the rule for them."""
     apart = {"regularisation": REGULARISATION, "gradient_checkpointing": WITHOUT_EFFECT}
     parts = {name: {key: backbone[key] for key in keys if key in backbone} for name, keys in apart.items()}
     rest = {key: value for key, value in backbone.items() if key not in (*REGULARISATION, *WITHOUT_EFFECT)}
@@ -209,13 +209,13 @@ def _changed(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 
 def _other_rows(saved: Facts, here: Facts) -> bool:
-    """Whether row numbers mean other images, where a recipe remembers any: the file has another number of rows."""
+    """Whether row numbers stored by the recipe may mean other images: the file's number of rows differs."""
     counts = saved.get("images"), here.get("images")
     return None not in counts and counts[0] != counts[1]
 
 
 def _misfit(file: str, name: str, old: Any, new: Any) -> str:
-    """The sentence for what never fits."""
+    """The message for a difference that always refuses."""
     afresh = "or give its path as train.warm_start, not train.resume, to use its backbone alone"
     if name == "classes":
         return f"{file} learnt other labels; give the labels it was trained with, {afresh}"
@@ -234,7 +234,7 @@ def _misfit(file: str, name: str, old: Any, new: Any) -> str:
 
 
 def _too_early(file: str, rule: Rule, saved: Facts, here: Facts, epoch: int) -> str:
-    """The sentence for what fits only between two epochs."""
+    """The message for a difference that is allowed only between two epochs."""
     needed, now = _named(rule, saved, here)
     return (
         f"{file} is in the middle of epoch {epoch + 1}, which needs {needed}, and this run has {now}; "
@@ -243,7 +243,7 @@ def _too_early(file: str, rule: Rule, saved: Facts, here: Facts, epoch: int) -> 
 
 
 def _named(rule: Rule, saved: Facts, here: Facts) -> tuple[str, str]:
-    """What a fact was and what it is, each with its name."""
+    """The old and the new value of a fact, as phrases."""
     old, new = saved[rule.name], here[rule.name]
     if rule.name == "data":
         if old != new:
@@ -257,7 +257,7 @@ def _named(rule: Rule, saved: Facts, here: Facts) -> tuple[str, str]:
 
 
 def _note(rule: Rule, saved: Facts, here: Facts) -> str:
-    """What is said of a difference that does not stop a run."""
+    """The note for a difference that does not stop a run."""
     old, new = saved[rule.name], here[rule.name]
     if rule.name == "regularisation":
         return ", ".join(f"backbone.{key} {_word(new[key])}, was {_word(old[key])}" for key in _changed(old, new))

@@ -1,4 +1,4 @@
-"""Schedules: pure functions of the progress through a run, so that a resumed run needs no scheduler state."""
+"""Schedules as pure functions of the progress of a run, so that a resumed run needs no scheduler state."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from app.config import LrScheduleConfig
 
 
 def learning_rate(base: float, config: LrScheduleConfig, progress: float, epochs: int) -> float:
-    """The learning rate of the update that begins at `progress`, in epochs: 1.5 is in the middle of the second.
+    """Learning rate of the update that begins at `progress` epochs; 1.5 is the middle of the second epoch.
 
     Linear warm-up from `warmup.start_lr` to `base` over `warmup.epochs`, then
     cosine: to `final_lr`; polynomial: base * (1 - t)^power; multistep: times `gamma` at each of `milestones` (epochs).
@@ -27,6 +27,6 @@ def learning_rate(base: float, config: LrScheduleConfig, progress: float, epochs
 
 
 def by_epoch(starts: Sequence[int], values: Sequence[float], epoch: int) -> float:
-    """The value whose start epoch was reached last; 0 before the first. starts [0, 5], values [0, .3], epoch 7 -> .3"""
+    """The value of the last start epoch reached; 0 before the first. starts [0, 5], values [0, .3], epoch 7 -> .3"""
     reached = [value for start, value in zip(starts, values, strict=True) if epoch >= start]
     return reached[-1] if reached else 0.0

@@ -1,4 +1,4 @@
-"""What a run begins with: a fresh start, a checkpoint to continue, or the backbone of a file."""
+"""The start of a run: fresh, from a checkpoint, or with the backbone of a file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from app.runtime.folder import RunFolder
 
 
 def refuse_unfit_files(config: Config, here: World) -> None:
-    """Refuse, before anything is written, checkpoints that cannot be read and a folder that another run has.
+    """Raise WrongUse, before anything is written, for unreadable checkpoints and the folder of an earlier run.
 
-    Rank 0 decides, whatever lies on other machines. Raises WrongUse.
+    Rank 0 checks; the files of other machines do not matter.
     """
     if not here.is_main:
         return
@@ -42,9 +42,9 @@ def refuse_unfit_files(config: Config, here: World) -> None:
 
 
 def to_resume(wish: str | None, folder: RunFolder, here: World) -> tuple[Path | None, bool]:
-    """The checkpoint to go on from, and whether it is one of this run folder; rank 0's answer counts.
+    """The checkpoint to resume from, and whether it is in this run folder. Only rank 0's answer counts.
 
-    `auto` is the newest whole one of the folder, none is a fresh start.
+    `auto` means the newest intact checkpoint of the folder; `none` means a fresh start.
     """
     if wish in (None, "none") or not here.is_main:
         return None, False

@@ -1,7 +1,7 @@
-"""How a run is asked to leave: by SIGTERM, by Ctrl-C, or by the end of its standard input.
+"""Stop requests of a run: SIGTERM, Ctrl-C, or the end of standard input.
 
-The last one is the supervisor's way. It holds the other end of a pipe and closes it to stop the run; when the
-supervisor is killed the system closes it, so ranks never outlive it. It works alike on Windows, which has no SIGTERM.
+The supervisor uses standard input: it holds the other end of a pipe and closes it to stop the run. If the supervisor is
+killed, the system closes the pipe, so ranks never outlive it. This also works on Windows, which has no SIGTERM.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from typing import Any
 from app.errors import Failed
 from app.runtime.dist import World, any_rank
 
-# Long work of several ranks calls one in each piece of it, all ranks equally often. It raises Interrupted on all ranks
-# where one was asked to leave.
+# Long work calls a poll once per piece, equally often on all ranks. If one rank was asked to stop, the poll raises
+# Interrupted on all.
 Poll = Callable[[], None]
 
 
 def undisturbed() -> None:
-    """The poll of work that nobody interrupts."""
+    """A poll that never interrupts."""
 
 
 class Interrupted(Failed):
-    """The work was stopped half way, on every rank; nothing of it is used but what it keeps on disk itself."""
+    """Work was stopped midway, on every rank. Its result is lost, except what the work itself keeps on disk."""
 
     def __init__(self) -> None:
         super().__init__("stopped; the same command goes on from here")
 
 
 class Stop:
-    """Remembers whether leaving was asked for; the loop looks at it between steps."""
+    """Records a stop request; the training loop checks it between steps."""
 
     def __init__(self) -> None:
         self.asked = threading.Event()
         self._leaves_at_once = False
 
     def listen(self) -> Stop:
-        """Start to listen. Standard input is only watched for a supervisor: by hand it may be closed already."""
+        """Start listening. Watches standard input only under a supervisor: by hand it may be closed already."""
         for name in ("SIGTERM", "SIGINT"):
             signal.signal(getattr(signal, name), self._hear)
         if os.environ.get("SNIPERFACE_SUPERVISED") == "1":
@@ -51,9 +51,9 @@ class Stop:
 
     @contextmanager
     def at_once(self, here: World) -> Iterator[None]:
-        """Work that can be given up at any point: a stop raises Interrupted in it, unless there are several ranks.
+        """Work that may be abandoned at any point: with one rank, a stop raises Interrupted inside.
 
-        Ranks that wait for each other cannot leave one by one; their work looks at `asked` itself and agrees.
+        Several ranks wait for each other and cannot leave one by one: their work checks `asked` and agrees to stop.
         """
         if here.size > 1:
             yield
@@ -64,21 +64,21 @@ class Stop:
                 raise Interrupted
             yield
         except Exception as error:
-            if not self._leaves_at_once:  # the stop came through a handler that made another error of it
+            if not self._leaves_at_once:  # a handler inside turned Interrupted into another error
                 raise Interrupted from error
             raise
         finally:
             self._leaves_at_once = False
 
     def leave_together(self, here: World) -> None:
-        """Raise Interrupted on all ranks where one of them was asked to leave."""
+        """Raise Interrupted on all ranks if one of them was asked to stop."""
         if any_rank(self.asked.is_set(), here):
             raise Interrupted
 
     def _hear(self, *_: Any) -> None:
         self.asked.set()
         if self._leaves_at_once:
-            self._leaves_at_once = False  # once: what tidies up is not disturbed
+            self._leaves_at_once = False  # only once, so that cleanup is not interrupted
             raise Interrupted
 
     def _watch_stdin(self) -> None:
@@ -86,4 +86,4 @@ class Stop:
         while os.read(sys.stdin.fileno(), 4096):
             pass
         self.asked.set()
-        _thread.interrupt_main(signal.SIGTERM)  # as if it had come to the main thread, also on Windows
+        _thread.interrupt_main(signal.SIGTERM)  # as if the main thread had got the signal; works on Windows too

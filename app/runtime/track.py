@@ -1,7 +1,7 @@
-"""Records of a run: one JSON object an event in metrics.jsonl, one line for people, and W&B when asked for.
+"""Record the events of a run: a JSON line in metrics.jsonl, a line on the console and, if configured, W&B.
 
-The only place that knows wandb. Only rank 0 records; the others hold an object that does nothing, or, as the first on
-a machine without rank 0, says where to look.
+The only module that imports wandb. Only rank 0 records. The other ranks have a tracker that does nothing, except the
+first rank on each further machine: it prints where rank 0 is, and how the run ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Sink(Protocol):
 
 
 class Tracker:
-    """Sends each event, with its time and place in the run, to every sink."""
+    """Sends each event, with its time, epoch and step, to all sinks."""
 
     def __init__(self, sinks: list[Sink]) -> None:
         self.sinks = sinks
@@ -48,7 +48,7 @@ def tracker(config: Config, folder: RunFolder, here: World) -> Tracker:
 
 
 class JsonLines:
-    """metrics.jsonl, a line at a time: a reader never sees half an event it would have to wait for."""
+    """Appends each event to metrics.jsonl as one unbuffered line, so that readers do not see half an event."""
 
     def __init__(self, folder: RunFolder) -> None:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ class JsonLines:
 
 
 def end_last_line(folder: RunFolder) -> None:
-    """A run killed while writing leaves half a line; it must not swallow the first event of the next attempt."""
+    """End the half line that a run killed while writing leaves, so that it does not swallow the next event."""
     if folder.metrics.is_file() and folder.metrics.stat().st_size:
         with folder.metrics.open("r+b") as file:
             file.seek(-1, os.SEEK_END)
@@ -72,7 +72,7 @@ def end_last_line(folder: RunFolder) -> None:
 
 
 class Console:
-    """One plain line an event, for train.log and whoever attaches."""
+    """Prints one plain line per event, for train.log and attached terminals."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
@@ -129,7 +129,7 @@ class Console:
 
 
 class Bystander:
-    """The log of a machine without rank 0: who speaks for it, and how it ended."""
+    """Log of a machine without rank 0: names the machine of rank 0, and prints how the run ends."""
 
     def __init__(self, epochs: int, here: World) -> None:
         self.console = Console(epochs)
@@ -147,7 +147,7 @@ class Bystander:
 
 
 class Wandb:
-    """Weights & Biases; without a key it logs offline by itself. It may lose its own records, never the run."""
+    """Sends events to Weights & Biases, offline without a key. If it fails, logging stops and the run continues."""
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
         self.run: Any = None
@@ -186,7 +186,7 @@ class Wandb:
                 self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        # Whatever a tracker raises (network, quota, version) is no reason to lose hours of training.
+        # No error of a tracker (network, quota, version) may cost hours of training.
         print(f"W&B stopped logging ({type(error).__name__}: {error}); metrics.jsonl goes on", flush=True)
         self.run = None
 
@@ -205,7 +205,7 @@ def _is_number(value: Any) -> bool:
 
 
 def loss(record: dict[str, Any]) -> str:
-    """An event's mean loss; there is none where every step was skipped."""
+    """An event's mean loss as text; "none" if every step was skipped."""
     return "none" if record["loss"] is None else f"{record['loss']:.3f}"
 
 

@@ -1,1 +1,1 @@
-"""What a machine with a GPU shows of this project: correctness first, then speed. `python -m benchmarks.gpu OUT`."""
+"""Checks of this project on a machine with a GPU: correctness first, then speed. `python -m benchmarks.gpu OUT`."""

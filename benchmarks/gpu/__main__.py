@@ -1,10 +1,10 @@
-"""Every CUDA path of the trainer on this machine's first GPU, in at most nine minutes and without a network.
+"""Check every CUDA path of the trainer on this machine's first GPU, in at most nine minutes and without a network.
 
     python -m benchmarks.gpu OUT          OUT/gpu-<card>.json, and a profile beside it
     python -m benchmarks.gpu OUT --cpu    the same checks, small, on a CPU: they run, and nothing is claimed of speed
 
-Correctness comes first, then speed. The file is written again after each check, so a run that is killed keeps what it
-measured. A check that fails, or takes longer than its budget, does not stop the others; the exit code then is 1.
+Correctness comes first, then speed. The file is rewritten after each check, so a run that is killed keeps its results.
+A check that fails, or exceeds its budget, does not stop the others; the exit code then is 1.
 """
 
 from __future__ import annotations

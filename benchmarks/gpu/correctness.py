@@ -1,4 +1,4 @@
-"""Whether the device computes what a CPU computes in float64 or fp32."""
+"""Check that the device computes the same as a CPU in float64 or fp32."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from benchmarks.gpu.rig import PRECISIONS, Rig, distance
 from benchmarks.gpu.running import Records, Wrong
 
-# Largest relative distance to float64 that rounding explains, of outputs and of gradients of the first layer.
+# Largest relative distance to float64 that rounding explains: of outputs, and of gradients of the first layer.
 BOUNDS = {"fp32": (1e-4, 1e-2), "bf16": (0.1, 0.5), "fp16": (0.02, 0.2)}
 
 
 def right(what: str, found: float, most: float) -> float:
-    """`found` itself. Raises Wrong when it is more than `most`, or no number."""
+    """Return `found`. Raises Wrong if it is more than `most`, or NaN."""
     if not found <= most:
         raise Wrong(f"{what}: {found:.3g} is more than {most:g}")
     return found
 
 
 def machine_rates(rig: Rig) -> Records:
-    """What the card reaches at best: a 16-bit product, and a copy of memory."""
+    """Peak rates of the card: a 16-bit product, and a memory copy."""
     n = rig.sized(8192, 256)
     a = torch.randn(n, n, device=rig.device, dtype=torch.bfloat16)
     x = torch.randn(rig.sized(2**29, 2**20), device=rig.device)
@@ -37,7 +37,7 @@ def machine_rates(rig: Rig) -> Records:
 
 
 def augmentation(rig: Rig) -> Records:
-    """Views on the device against the CPU's, in grey levels; inside autocast they are the same to the bit."""
+    """Views on the device against the CPU's, in grey levels; inside autocast they are equal to the bit."""
     from app.config.schema import AugmentConfig
     from app.data.augment import Augment
 
@@ -56,12 +56,12 @@ def augmentation(rig: Rig) -> Records:
         for precision in ("bf16", "fp16"):
             with rig.autocast(precision):
                 right(f"{name} in {precision}", float((views(images.to(rig.device)) - on_device).abs().max()), 0.0)
-        # A JPEG's coefficient that lies between two steps may be rounded either way: a few pixels may differ by more.
+        # A JPEG coefficient halfway between two steps may round either way: a few pixels may differ by more.
         yield {"what": name, "mean_grey": right(name, float(grey.mean()), 0.1), "max_grey": float(grey.max())}
 
 
 def networks(rig: Rig) -> Records:
-    """Outputs in eval mode and gradients in train mode of three families, against float64 on the CPU."""
+    """Outputs and gradients of three families, both in eval mode, against float64 on the CPU."""
     from app.config import load
     from app.models import build_backbone
     from app.models.batch_norm import calibrate
@@ -91,7 +91,7 @@ def networks(rig: Rig) -> Records:
 
 
 def outputs(network: nn.Module, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeddings in eval mode, and the first weight's gradient of a weighted sum of normalised ones."""
+    """Return embeddings in eval mode, and the first weight's gradient of a weighted sum of normalised embeddings."""
     network.zero_grad()
     z = network.eval()(x)
     (F.normalize(z, dim=1) * weight).sum().backward()
@@ -99,8 +99,8 @@ def outputs(network: nn.Module, x: Tensor, weight: Tensor) -> tuple[Tensor, Tens
     return z, first.grad
 
 
-class no_tf32:  # noqa: N801 - used as a word
-    """Products in fp32 proper."""
+class no_tf32:  # noqa: N801 - used like a function
+    """Compute fp32 products without TF32."""
 
     def __enter__(self) -> None:
         self.before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
@@ -142,7 +142,7 @@ def contrastive(rig: Rig) -> Records:
 def infonce(
     queries: Tensor, keys: Tensor, queued: Tensor, rows: Tensor, queue_rows: Tensor, ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The loss by its definition, and its gradient; key i is an image of row i + B, T is 0.05, the margin 0.15."""
+    """Return the loss by its definition, and its gradient; key i is of row i + B, T is 0.05, the margin is 0.15."""
     queries = queries.clone().requires_grad_()
     own = (queue_rows == rows[:, None]) | (queue_rows == rows[:, None] + len(rows))
     masked = own | (ids[queue_rows] == ids[rows][:, None])
@@ -186,7 +186,7 @@ def heads(rig: Rig) -> Records:
 
 
 def feeding(rig: Rig) -> Records:
-    """Images arrive as they are, however busy the device is: the sums of 60 batches."""
+    """Images arrive unchanged while the device is busy: compares the sums of 60 batches."""
     from app.data.loader import feed
 
     rng, size = np.random.default_rng(0), rig.sized(2048, 64)
@@ -202,7 +202,7 @@ def feeding(rig: Rig) -> Records:
 
 
 def search_is_exact(rig: Rig) -> Records:
-    """Neighbours by both backends against brute force in float64."""
+    """Neighbours of both backends against brute force in float64."""
     import importlib.util
 
     from app.mining.knn import neighbours
@@ -220,10 +220,10 @@ def search_is_exact(rig: Rig) -> Records:
 
 
 def overflow(rig: Rig) -> Records:
-    """A scale that overflows changes no weight and no average, and is halved; the next good step is taken."""
+    """A scale that overflows changes no weight and no average; a smaller one, halved on overflow, takes a step."""
     from benchmarks.gpu.trainer import Trainer
 
-    # Not MoCo: its queue is empty in the first step, and so is the gradient.
+    # Not MoCo: its queue is empty in the first step, so the gradient is zero.
     words = ["recipe=supervised", "backbone=iresnet_narrow", "backbone.image_size=32", "train.batch.size=8"]
     t = Trainer(rig, [*words, "train.precision=fp16"])
     t.scaler = torch.amp.GradScaler(rig.device.type, init_scale=2.0**60)
@@ -243,14 +243,14 @@ def overflow(rig: Rig) -> Records:
 
 
 def experiments(rig: Rig) -> Records:
-    """Every file of conf/experiment for a few updates at 32 pixels, by the command itself, then gone on with."""
+    """Run every file of conf/experiment for a few updates at 32 pixels, by the command itself, and resume it."""
     from app import train
     from app.config.compose import CONF
     from benchmarks.gpu.small import command_line
 
     for experiment in sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")):
         if rig.on_cpu and experiment not in ("drawn", "tryout_supervised"):
-            continue  # tests/app/shadow runs all of them on a CPU, in minutes
+            continue  # tests/app/shadow runs all of them on a CPU, which takes minutes
         folder = rig.work / "runs" / experiment
         words = command_line(experiment, rig.data_path, folder, updates=8, rows=len(rig.images))
         handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
@@ -265,7 +265,7 @@ def experiments(rig: Rig) -> Records:
 
 
 def what_happened(folder: Any) -> dict[str, Any]:
-    """Losses and skipped steps of a run. Raises Wrong when its last step was skipped or it did not go on."""
+    """Return losses and skipped steps of a run. Raises Wrong if its last step was skipped or it did not resume."""
     told = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [event["loss"] for event in told if event["event"] == "step"]
     starts = [event for event in told if event["event"] == "start"]

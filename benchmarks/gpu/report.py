@@ -1,4 +1,4 @@
-"""The results of one card: a JSON file that is whole after each check."""
+"""The results of one card: a JSON file that is complete after each check."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Report:
-    """Records, one a measurement, in the order they were made."""
+    """Records, one per measurement, in the order of the measurements."""
 
     def __init__(self, path: Path, machine: dict[str, Any]) -> None:
         self.path, self.machine = path, machine
@@ -33,7 +33,7 @@ class Report:
 
 
 def rounded(value: Any) -> Any:
-    """Four digits of every float; more are noise."""
+    """Round every float to four digits; more are noise."""
     if isinstance(value, float):
         return float(f"{value:.4g}") if value == value and abs(value) != float("inf") else str(value)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What all checks share: the device, sizes for it, drawn images, timing."""
+"""Shared by all checks: the device, sizes for it, synthetic images, timing."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Rig:
 
     @property
     def patience(self) -> int:
-        """How many times its budget a check may take: budgets are for GPUs."""
+        """Factor on a check's budget: budgets are for GPUs."""
         return 10 if self.on_cpu else 1
 
     @property
     def card(self) -> str:
-        """The card's name as part of a file's name, such as nvidia-rtx-a4500."""
+        """The card's name in a form for file names, such as nvidia-rtx-a4500."""
         name = "cpu" if self.on_cpu else torch.cuda.get_device_name(self.device)
         return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
@@ -63,7 +63,7 @@ class Rig:
 
     @cached_property
     def images(self) -> NDArray[np.uint8]:
-        """Faces of a kind: a coarse pattern a person, a noisy shift of it an image [N, 112, 112, 3]."""
+        """Synthetic faces [N, 112, 112, 3]: a coarse pattern per person, with noise per image."""
         rng = np.random.default_rng(0)
         people = self.sized(512, 24)
         coarse = rng.integers(30, 225, (people, 1, 7, 7, 3)).repeat(16, axis=2).repeat(16, axis=3)
@@ -92,7 +92,7 @@ class Rig:
             torch.cuda.synchronize(self.device)
 
     def seconds(self, work: Callable[[], object], rounds: int = 10, warm_up: int = 3) -> float:
-        """The median time of a call, the device's work included."""
+        """Return the median time of a call, including the device's work."""
         rounds, warm_up = self.sized(rounds, 1), self.sized(warm_up, 1)
         times = []
         for number in range(warm_up + rounds):
@@ -104,7 +104,7 @@ class Rig:
         return statistics.median(times[warm_up:])
 
     def clear(self) -> None:
-        """Give memory back before the next check."""
+        """Free memory before the next check."""
         gc.collect()
         if not self.on_cpu:
             torch.cuda.empty_cache()
@@ -112,7 +112,7 @@ class Rig:
 
 
 def driver_version() -> str | None:
-    """The first card's driver; None where there is no nvidia-smi to tell it."""
+    """Return the first card's driver version; None without nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return None
     asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
@@ -120,6 +120,6 @@ def driver_version() -> str | None:
 
 
 def distance(found: Tensor, right: Tensor) -> float:
-    """Relative distance of a tensor to the right one, in float64 on the CPU."""
+    """Return the relative distance of a tensor to the right one, in float64 on the CPU."""
     found, right = found.detach().double().cpu(), right.detach().double().cpu()
     return float((found - right).norm() / right.norm().clamp(min=1e-30))

@@ -1,4 +1,4 @@
-"""Checks, one after the other: each with its budget, none able to stop the rest."""
+"""Run checks one after the other: each has a budget, and none can stop the rest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Records = Iterable[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Check:
-    """A named measurement that gives one record or several. `needs` are modules that a bare machine may lack."""
+    """A named measurement that yields one or more records. `needs` are modules that a bare machine may lack."""
 
     name: str
     measure: Callable[[Rig], Records]
@@ -33,11 +33,11 @@ class OutOfTime(Exception):
 
 
 class Wrong(Exception):
-    """A result differs from what is right."""
+    """A result differs from the right one."""
 
 
 def run(checks: Iterable[Check], rig: Rig, report: Report, *, limit_s: float) -> int:
-    """Run all checks within `limit_s` seconds; 1 when one failed. A record of a check left out says why."""
+    """Run all checks within `limit_s` seconds; return 1 if one failed. The record of a skipped check has the reason."""
     ends = time.monotonic() + limit_s
     for check in checks:
         left = ends - time.monotonic()
@@ -60,7 +60,7 @@ def run_one(check: Check, rig: Rig, report: Report, budget_s: float) -> None:
         report.add(check.name, ok=True, seconds=time.monotonic() - started)
     except OutOfTime:
         report.add(check.name, ok=False, error=f"not done after {budget_s:.3g} s")
-    except Exception as error:  # whatever it is, the other checks still have something to tell
+    except Exception as error:  # any error: the other checks must still run
         traceback.print_exc(file=sys.stderr)
         sentence = f"{type(error).__name__}: {error}"[:400]
         report.add(check.name, ok=False, seconds=time.monotonic() - started, error=sentence)
@@ -70,7 +70,7 @@ def run_one(check: Check, rig: Rig, report: Report, budget_s: float) -> None:
 
 @contextmanager
 def budget(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime inside after so many seconds. One call into CUDA is never cut in two."""
+    """Raise OutOfTime inside the block after `seconds`. It never interrupts a call into CUDA."""
 
     def end(*_: object) -> None:
         raise OutOfTime

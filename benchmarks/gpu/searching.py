@@ -1,4 +1,4 @@
-"""How fast embeddings are made, searched and clustered, and how fast a head with millions of classes steps."""
+"""Speed of embedding, searching and clustering, and of a step of a head with millions of classes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ DIM, NEIGHBOURS = 512, 32
 
 
 def embedding(rig: Rig) -> Records:
-    """Images a second as mining embeds them, data and all."""
+    """Images a second that mining embeds, including the data feed."""
     from app.mining.refresh import Interlude, embed_share
     from benchmarks.gpu.steps import words
 
     for precision in ("fp32",) if rig.on_cpu else ("bf16", "fp16", "fp32"):
         trainer = Trainer(rig, words(rig, precision, 8))
-        # Every image several times: enough work for a rate, without drawing more faces.
+        # Every image repeats: enough work for a rate, without drawing more faces.
         rows = np.tile(trainer.data.train_rows, rig.sized(8, 1))
         data = dataclasses.replace(trainer.data, train_rows=rows)
         between = Interlude(rig.work / "mining", lambda: False, lambda *_: None)
@@ -37,7 +37,7 @@ def embedding(rig: Rig) -> Records:
 
 
 def people(count: int, device: torch.device) -> Tensor:
-    """Unit vectors [count, DIM]: 11 images of a person on average, their cosines about 0.5, in random order."""
+    """Return unit vectors [count, DIM] in random order: 11 images per person on average, cosines about 0.5."""
     generator = torch.Generator(device).manual_seed(0)
     centres = torch.randn(count // 11 + 1, DIM, generator=generator, device=device)
     bank = centres[torch.randint(0, len(centres), (count,), generator=generator, device=device)]
@@ -48,7 +48,7 @@ def people(count: int, device: torch.device) -> Tensor:
 
 
 def search_speed(rig: Rig) -> Records:
-    """Queries a second, ours beside the bare 16-bit product over the same tiles and beside faiss on the GPU."""
+    """Queries a second: ours, the bare 16-bit product over the same tiles, and faiss on the GPU."""
     from app.mining.candidates import HalfPrecision
     from app.mining.knn import neighbours, search
     from app.runtime.dist import World
@@ -82,7 +82,7 @@ def search_speed(rig: Rig) -> Records:
 
 
 def faiss_rate(rig: Rig, bank: Tensor, queries: Tensor) -> float | None:
-    """faiss.knn_gpu on the same vectors; None where there is no faiss for GPUs."""
+    """Return queries a second of faiss.knn_gpu on the same vectors; None without faiss for GPUs."""
     if rig.on_cpu or importlib.util.find_spec("faiss") is None:
         return None
     import faiss
@@ -98,7 +98,7 @@ def faiss_rate(rig: Rig, bank: Tensor, queries: Tensor) -> float | None:
 
 
 def mining(rig: Rig) -> Records:
-    """Pseudo-IDs from embeddings: search, clusters, gate."""
+    """Time from embeddings to pseudo-IDs: search, clusters, gate."""
     from app.config.schema import MiningConfig
     from app.mining.pseudo_ids import find_pseudo_ids
     from app.runtime.dist import World
@@ -116,7 +116,7 @@ def mining(rig: Rig) -> Records:
 
 
 def partial_fc(rig: Rig) -> Records:
-    """A step of the head with two million classes, a tenth of them sampled."""
+    """Time of a step of the head with two million classes, a tenth of them sampled."""
     from app.config.schema import HeadConfig, OptimizerConfig
     from app.models.partial_fc import PartialFC
     from app.runtime.dist import World

@@ -1,4 +1,4 @@
-"""An experiment of conf/experiment made small: only what costs time changes, nothing that decides whether it trains.
+"""A small version of an experiment of conf/experiment: only what costs time changes, not whether it trains.
 
 The shadow tests on a CPU and the check on a GPU run the same command lines.
 """
@@ -13,9 +13,9 @@ BATCH = 4
 
 
 def command_line(experiment: str, data: Path, folder: Path, *, updates: int, rows: int, ranks: int = 1) -> list[str]:
-    """The experiment at 32 pixels on `updates` updates an epoch of a data set with `rows` images to train on.
+    """Return the experiment's settings at 32 pixels, for `updates` updates an epoch on `rows` training images.
 
-    Blocks of the data set must hold `BATCH` images. Mining begins in the second epoch, where it does not in the first.
+    Blocks of the data set must hold `BATCH` images. Mining begins in the second epoch at the latest.
     """
     config = load([f"experiment={experiment}"])
     accumulate = min(2, config.train.batch.grad_accum_steps)
@@ -28,5 +28,5 @@ def command_line(experiment: str, data: Path, folder: Path, *, updates: int, row
     ]  # fmt: skip
     if config.recipe.name == "self_supervised":
         words.append(f"mining.start_epoch={min(1, config.mining.start_epoch)}")
-        words += ["mining.max_largest_share=1", "mining.min_coverage=0"]  # of a dozen images one person is a lot
+        words += ["mining.max_largest_share=1", "mining.min_coverage=0"]  # one person is a large part of a dozen images
     return words

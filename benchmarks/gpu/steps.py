@@ -1,4 +1,4 @@
-"""How fast a training step is, what it waits for, and how much memory it takes."""
+"""Speed of a training step, its waits for the device, and its memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.gpu.trainer import Trainer
 
 
 def step_speed(rig: Rig) -> Records:
-    """Images a second of MoCo with IResNet50: batch sizes, precisions, compiled and not; the useful ones first."""
+    """Images a second of MoCo with IResNet50 by batch size, precision and compilation; useful settings first."""
     peak = matrix_rate(rig)
     sizes = (8,) if rig.on_cpu else (128, 384)
     for compiled in (False, True):
@@ -26,7 +26,7 @@ def step_speed(rig: Rig) -> Records:
 
 
 def measured(rig: Rig, precision: str, size: int, *, compiled: bool, peak: float) -> dict[str, Any]:
-    """One setting; a setting that does not fit, or that cannot be compiled, is a result too."""
+    """Measure one setting. If it does not fit, or does not compile, the error is the result."""
     setting = {"precision": precision, "batch": size, "compile": compiled}
     rig.clear()
     try:
@@ -36,7 +36,7 @@ def measured(rig: Rig, precision: str, size: int, *, compiled: bool, peak: float
             torch.set_float32_matmul_precision("high")
         step_s = rig.seconds(trainer.step, rounds=8, warm_up=3)
         flop = flops(trainer) if not compiled else None
-    except RuntimeError as error:  # out of memory among them
+    except RuntimeError as error:  # includes running out of memory
         return {**setting, "error": f"{type(error).__name__}: {error}"[:200]}
     result = {**setting, "images_per_s": size / step_s, "step_ms": step_s * 1000}
     if flop is not None:
@@ -47,7 +47,7 @@ def measured(rig: Rig, precision: str, size: int, *, compiled: bool, peak: float
 
 
 def words(rig: Rig, precision: str, size: int, *, compiled: bool = False, recipe: str = "self_supervised") -> list[str]:
-    """A command line: IResNet50 at 112 pixels on a GPU, something small on a CPU."""
+    """Return a command line: IResNet50 at 112 pixels on a GPU, a small network on a CPU."""
     small = ["backbone=iresnet_narrow", "backbone.image_size=32"]
     return [
         *(small if rig.on_cpu else ["backbone=iresnet50"]),
@@ -59,14 +59,14 @@ def words(rig: Rig, precision: str, size: int, *, compiled: bool = False, recipe
 
 
 def matrix_rate(rig: Rig) -> float:
-    """FLOP a second of a large bf16 product: what a share of is told, whatever the step's own precision."""
+    """Return FLOP/s of a large bf16 product: the reference for shares at any precision of the step."""
     n = rig.sized(8192, 256)
     a = torch.randn(n, n, device=rig.device, dtype=torch.bfloat16)
     return 2 * n**3 / rig.seconds(lambda: a @ a)
 
 
 def flops(trainer: Trainer) -> int:
-    """Operations of one step's products and convolutions."""
+    """Return the operations in one step's products and convolutions."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -75,7 +75,13 @@ def flops(trainer: Trainer) -> int:
 
 
 def estimate(trainer: Trainer, precision: str, size: int) -> float | None:
+<<<<<<< HEAD
     """GiB by conf/memory.json: weights, gradients, momentum, the momentum encoder, and what is saved for backward."""
+=======
+    """Return estimated GiB: weights, gradients, momentum, the momentum encoder, and what is saved for backward."""
+    import yaml
+
+>>>>>>> lang2
     from app.config.compose import CONF
 
     table = json.loads((CONF / "memory.json").read_text(encoding="utf-8"))
@@ -93,7 +99,7 @@ def estimate(trainer: Trainer, precision: str, size: int) -> float | None:
 
 
 def waits(rig: Rig) -> Records:
-    """How often the host waits for the device in one step, by CUDA's own count. Warnings name the lines."""
+    """How often the host waits for the device in one step, counted by CUDA's sync warnings, with their lines."""
     for recipe in ("self_supervised", "supervised"):
         trainer = Trainer(rig, [f"recipe={recipe}", *words(rig, "bf16", rig.sized(64, 8), recipe=recipe)])
         for _ in range(3):
@@ -113,7 +119,7 @@ def waits(rig: Rig) -> Records:
 
 
 def augmentation_share(rig: Rig) -> Records:
-    """Time of the augmentation alone, beside that of the whole step."""
+    """Time of the augmentation alone, next to that of the whole step."""
     size = rig.sized(128, 8)
     trainer = Trainer(rig, words(rig, "bf16", size))
     batch = next(trainer.batches)
@@ -123,7 +129,7 @@ def augmentation_share(rig: Rig) -> Records:
 
 
 def profile(rig: Rig) -> Records:
-    """Where one step's time goes: a table in a file of its own, and the greatest entries."""
+    """Where one step's time goes: a table in a separate file, and the largest entries."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 

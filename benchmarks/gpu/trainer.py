@@ -1,4 +1,4 @@
-"""A training run without files: the loop's own recipe, optimizer, batches and update, step by step."""
+"""A training run without files: the loop's recipe, optimizer, batches and update, step by step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.gpu.rig import Rig
 
 
 def dataset(rig: Rig) -> Dataset:
-    """The rig's images, all of them to train on, with their people as classes."""
+    """Return a data set of all the rig's images to train on, with their people as classes."""
     rows = np.arange(len(rig.images))
     return Dataset(
         images=rig.images,
@@ -35,7 +35,7 @@ def dataset(rig: Rig) -> Dataset:
 
 
 class Trainer:
-    """`words` are those of a command line. Every call of `step` is one update, not waited for."""
+    """A trainer for the command line `words`. Each `step` launches one update without waiting for it."""
 
     def __init__(self, rig: Rig, words: Sequence[str]) -> None:
         self.here = World(0, 1, rig.device)
@@ -49,7 +49,7 @@ class Trainer:
         self.batches = self._batches()
 
     def _batches(self) -> Iterator[Batch]:
-        """Batches of one epoch after the other, without end."""
+        """Yield batches of one epoch after the other, without end."""
         for epoch in count():
             yield from train.batches(self.config, self.recipe, self.data, TrainState(epoch=epoch), self.here)
 

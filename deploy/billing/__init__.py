@@ -1,1 +1,1 @@
-"""What costs, and how it ends: bills, the reaper, teardown."""
+"""Bills (what costs money), the reaper (releases forgotten machines) and teardown."""

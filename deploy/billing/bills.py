@@ -1,5 +1,7 @@
-"""What is billing: every machine of this project and every volume of its accounts, as their providers tell it, with the
-run or the targets they are for."""
+"""List what costs money: machines of this project and volumes of its accounts, each with its run or targets.
+
+The providers report them; local files only add the runs and targets.
+"""
 
 from __future__ import annotations
 
@@ -26,20 +28,20 @@ HOURS_A_MONTH = 730
 
 @dataclass(frozen=True)
 class Bill:
-    """One machine or one volume (the other is None): what it costs, and for whom."""
+    """Cost of one machine or one volume (the other is None), with its run or its targets."""
 
     machine: str | None
     volume: str | None
-    target: str | None  # a volume's: all that mount it, with commas
+    target: str | None  # of a volume: all targets that mount it, separated by commas
     gpu: str | None
     gb: int | None  # of a volume
     usd_per_hour: float
     usd_per_month: float | None  # of a volume
-    hours: float | None  # since it was made; None where the provider does not say
+    hours: float | None  # since its creation; None if the provider does not report it
     usd: float | None  # so far
     run: str | None
     state: str | None  # of that run, as last seen from this laptop
-    orphan: bool  # no living run of this laptop is on it; no target of this project mounts it
+    orphan: bool  # machine: no live run of this laptop is on it; volume: no target of this project mounts it
     note: str | None
 
     def to_json(self) -> dict[str, Any]:
@@ -48,24 +50,26 @@ class Bill:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a machine may take, by the laptop's word to its guard; None: no such ceiling, or none that is known."""
+    """Limits of a machine as the laptop set them. None: no limit, or none that is known."""
 
     max_hours: float | None = None
     max_usd: float | None = None  # of all machines of a run together
     idle_min: float | None = None
-    nodes: int = 1  # so many of them
+    nodes: int = 1  # machines of a run
 
 
 def priced(project: Path, at: Reach) -> list[tuple[Machine, Bill]]:
-    """Every machine of the target's provider, orphans first. The provider is asked, local files only name the runs."""
+    """List the machines that the target's provider reports, orphans first. Local files only add the runs."""
     records = runs.every(project / "runs")
     found = [(machine, _bill(at, machine, records, time.time())) for machine in at.provider.list()]
     return sorted(found, key=lambda pair: (not pair[1].orphan, pair[1].machine))
 
 
 def stored(project: Path, at: Reach) -> list[Bill]:
-    """Every volume of the provider's account. Other projects may have theirs in it, so what is sure is only which of
-    them this project's targets name."""
+    """List all volumes of the provider's account, each with the targets of this project that mount it.
+
+    A volume without a target may belong to another project.
+    """
     mounted: dict[str, list[str]] = {}
     for settings in _targets(project):
         options = settings.target.options
@@ -75,9 +79,9 @@ def stored(project: Path, at: Reach) -> list[Bill]:
 
 
 def targets(project: Path) -> Iterator[Reach]:
-    """One target for each provider and account that makes machines; a target that cannot be used is left out."""
+    """One target for each provider and account. Targets whose file cannot be loaded are skipped."""
     chosen: dict[tuple[str, str | None], Settings] = {}
-    # RunPod's own package tells less: not since when, nor which kind of volume.
+    # Last: RunPod's own package, which reports neither the creation time nor the kind of volume.
     for settings in sorted(_targets(project), key=lambda each: getattr(each.target.options, "api", None) == "sdk"):
         account = (settings.target.provider, getattr(settings.target.options, "docker_host", None))
         chosen.setdefault(account, settings)
@@ -86,8 +90,10 @@ def targets(project: Path) -> Iterator[Reach]:
 
 
 def ceilings(project: Path, target: str | None, on_it: Iterable[Record]) -> Ceilings:
-    """Of a machine: what its runs were started with, or its target's file says; of several values the laxest, as a file
-    that was changed since is no reason to end what runs."""
+    """Limits of a machine, from the plans of its runs and its target's file.
+
+    The laxest value counts: a file that was edited later must not end what runs.
+    """
     plans = [read_json(Path(runs.home(project / "runs", record.run_id).plan)) for record in on_it]
     told: list[Mapping[str, Any]] = [plan["limits"] for plan in plans if plan.get("limits")]
     in_file = [vars(settings.target) for settings in _targets(project) if settings.target.name == target]
@@ -103,7 +109,7 @@ def ceilings(project: Path, target: str | None, on_it: Iterable[Record]) -> Ceil
 
 
 def past_ceiling(bill: Bill, allowed: Ceilings) -> str | None:
-    """Why this machine should be gone already."""
+    """Why this machine should be gone already; None within its limits."""
     if bill.hours is None:
         return None
     if allowed.max_usd is not None and bill.usd is not None and bill.usd * allowed.nodes > allowed.max_usd:
@@ -126,7 +132,7 @@ def _bill(at: Reach, machine: Machine, records: Iterable[Record], now: float) ->
     living = [record for record in on_it if lives(at, record)]
     record = next(iter([*living, *on_it]), None)
     hours = round((now - machine.created) / 3600, 3) if machine.created else None
-    # What a stopped one has cost is not known: nobody says since when it is stopped.
+    # The cost of a stopped machine is unknown: providers do not report when it was stopped.
     usd = None if hours is None or machine.is_stopped else round(hours * machine.usd_per_hour, 2)
     bill = Bill(
         machine=machine.name,
@@ -171,14 +177,14 @@ def _stored(volume: Volume, mounted_by: Sequence[str]) -> Bill:
 
 
 def lives(at: Reach, record: Record) -> bool:
-    """A run that was being started when its command was killed will never live."""
+    """Whether a run is alive. A run whose launching command died before the job started counts as dead."""
     if record.state in runs.STARTING:
         return is_launching(at.settings, record.run_id)
     return record.state not in FINAL_STATES
 
 
 def _target_of(at: Reach, machine: Machine) -> str:
-    """From the name: sniperface-<project>-<target>-<run>."""
+    """The target in a machine's name, sniperface-<project>-<target>-<run>."""
     words = machine.name.split("-")
     if len(words) < 4:
         return at.settings.target.name
@@ -187,5 +193,5 @@ def _target_of(at: Reach, machine: Machine) -> str:
 
 
 def an_hour(usd_per_hour: float) -> str:
-    """A price in words, also that of a few gigabytes."""
+    """Format a price; below one cent, as for a small volume, with four decimals."""
     return f"${usd_per_hour:.2f} an hour" if usd_per_hour >= 0.01 else f"${usd_per_hour:.4f} an hour"

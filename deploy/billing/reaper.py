@@ -1,19 +1,19 @@
-"""Every command looks whether a machine of this project bills for nobody: it is named, and one that its own guard could
-not end is ended from here.
+"""Find machines of this project that cost money for nothing. Report them, and release those that nothing else will end.
 
-What is looked at first costs one call of the provider's list. A machine is asked itself only when that list, the limits
-it was given and the laptop's records say that it should be gone, or when its guard has told the command that is
-connected to it anyway that it has given up. It is released when all of this holds:
+Commands run this at their start. The first check costs one call of the provider's list. A machine itself is asked only
+in two cases: that list, its limits and the laptop's records imply that it should be gone, or a command that is
+connected anyway has read that its guard gave up. A machine is released when all of this holds:
 
-1. the machine reports that no run works or waits on it, of this laptop or of another;
-2. its guard has tried to release it and could not, or it is past max_hours or max_usd and its guard is dead;
-3. nothing is left that only it has: what is of this laptop's runs is brought home first.
+1. the machine reports that no run, of this laptop or another, works or waits on it;
+2. its guard tried to release it and failed, or it is past max_hours or max_usd and its guard is dead;
+3. nothing is left that only this machine has: files of this laptop's runs are downloaded first.
 
-What a machine says can only end it earlier: past max_usd, which is hard, or past three times max_hours, by the price of
-its provider and the laptop's clock, it is released whatever it says.
+A machine's own report cannot delay its release for ever. Past max_usd, which is a hard limit, or past three times
+max_hours it is released whatever it reports. Both are computed from the provider's price and the laptop's clock.
 
-One that does not answer is released when the end of all its runs is at home already, or when it is past max_usd, which
-is hard, for so long that a living guard would have ended it; what that may have cost is said.
+A machine that does not answer is released if it is past a limit and the end of all its runs is on the laptop already.
+It is also released if it is past max_usd for so long that a living guard would have ended it. The command then prints
+that data is lost.
 """
 
 from __future__ import annotations
@@ -39,30 +39,31 @@ from deploy.shell import LinkLost, Shell
 from deploy.specs.machine import Machine
 from deploy.ui.screen import Screen
 
-# What a machine says of itself delays its end up to here, and no further.
+# A machine's own report can delay its release up to these limits.
 WORD_TIMES = 3  # of max_hours
-SLACK_MIN = 15.0  # for a guard's own goodbye: checkpoint, copies, tries of the release
+SLACK_MIN = 15.0  # for a guard's own shutdown: checkpoint, copies, attempts to release
 
 
 class NoAnswer(Exception):
-    """Why a machine cannot be asked."""
+    """The machine cannot be asked. The message is the reason."""
 
 
 def reap(at: Reach, given_up: str | None = None, *, screen: Screen) -> None:
-    """Name what bills without need, end what nobody else will; on stderr, for stdout may be a log or a document.
+    """Report machines that cost money for nothing, and release those that nothing else will end.
 
-    `given_up`: only the machine of this name, whose guard has said so. Whatever goes wrong here, the command goes on.
+    Prints to stderr, as stdout may be a log or a document. `given_up`: check only the machine of this name, whose guard
+    has given up. An error here never ends the command.
     """
     try:
         found = money.priced(at.settings.project, at)
-    except DeployError:  # what an account that cannot be asked means is said by `ps`
+    except DeployError:  # `ps` reports an account that does not answer
         return
     for machine, bill in found:
         if not bill.usd_per_hour or given_up not in (None, machine.name):
             continue
         try:
             note = _Overdue(at, machine, bill, screen).look_after(surely=given_up is not None)
-        except Exception as error:  # of any kind: the machine is a stranger
+        except Exception as error:  # of any kind: the machine is not trusted
             note = f"{bill.note or 'it is to be looked after'}, and {error}"
         if note:
             words = f"{machine.name} costs {an_hour(bill.usd_per_hour)}: {note}"
@@ -71,7 +72,7 @@ def reap(at: Reach, given_up: str | None = None, *, screen: Screen) -> None:
 
 @dataclass(frozen=True)
 class _Overdue:
-    """One machine that bills, seen by one command."""
+    """One machine that costs money, as one command sees it."""
 
     at: Reach
     machine: Machine
@@ -87,7 +88,7 @@ class _Overdue:
         return money.ceilings(self.at.settings.project, self.bill.target, self.on_it)
 
     def look_after(self, *, surely: bool) -> str | None:
-        """What is to be said of it; None when there is nothing, or when it was released, which is said already."""
+        """Release or revive the machine if due. Returns a note to print; None for no note, or after a release."""
         late = past_ceiling(self.bill, self.allowed)
         if self.machine.is_stopped or not (late or surely or self._is_quiet()):
             return self.bill.note
@@ -106,7 +107,7 @@ class _Overdue:
                 return self._without_an_answer(own, late, str(error))
 
     def _is_quiet(self) -> bool:
-        """Nothing was heard of its runs for longer than its guard waits."""
+        """Whether this laptop has read nothing new of its runs for longer than its guard waits."""
         idle_min = self.allowed.idle_min
         if not self.bill.orphan or not self.on_it or idle_min is None:
             return False
@@ -115,7 +116,7 @@ class _Overdue:
         return time.time() - heard > (idle_min + SLACK_MIN) * 60
 
     def _there(self, own: Reach) -> Machine:
-        """As its provider has it now, with an address."""
+        """The machine as its provider lists it now, with an address. Raises NoAnswer."""
         if not self.machine.address or not self.machine.address.host:
             raise NoAnswer("it has no address")
         there = own.machine(self.machine.name)
@@ -124,12 +125,12 @@ class _Overdue:
         return there
 
     def _decide(self, own: Reach, late: str | None) -> str | None:
-        """From what the machine says."""
+        """Decide by the machine's own report. Returns as `look_after` does."""
         there = self._there(own)
         shell = own.shell(there)
         root = Root(there.path(shell.expand(str(there.root))))
         stands = _ask(shell, there, root)
-        if stands is None:  # it was never guarded, or by an older version: not ours to judge
+        if stands is None:  # never guarded, or by an older version: leave it alone
             return self.bill.note
         note, gave_up = late or self.bill.note or "its guard has died", stands["state"] == "stuck"
         if not stands["guarded"] and (stands["at_work"] or not (late or gave_up)):
@@ -141,7 +142,7 @@ class _Overdue:
             return f"{note}; its guard says: {stands['decision']}" if late else self.bill.note
         bring_all_home(own, self.machine, self.screen, anyway=False)
         brought = ", ".join(stands["only_copies"].values())
-        stands = _ask(shell, there, root) or stands  # that may have taken a while
+        stands = _ask(shell, there, root) or stands  # ask again: the download may have taken a while
         if stands["at_work"]:
             return self.bill.note
         if stands["only_copies"]:
@@ -152,13 +153,13 @@ class _Overdue:
         return None
 
     def _end(self, own: Reach, why: str) -> None:
-        """Whatever the machine says; what it has comes home as far as a short time allows."""
+        """Release the machine whatever it reports. Before that, download what a short time allows."""
         self._there(own)
         bring_all_home(own, self.machine, self.screen, anyway=True)
         self._release(own, f"{why}; what had not come home by then is lost, see {command('runs')}")
 
     def _without_an_answer(self, own: Reach, late: str | None, words: str) -> str | None:
-        """It may be the machine, or the way to it."""
+        """Decide about a machine that does not answer: the machine may be down, or only the connection."""
         note = f"{late or self.bill.note or 'its guard gave up'}, and it does not answer ({words})"
         known, paid_h = self.on_it, self.bill.hours or 0.0
         if not known or not late:
@@ -182,7 +183,7 @@ class _Overdue:
 
 
 def must_go(bill: Bill, allowed: Ceilings) -> str | None:
-    """Why a machine goes whatever it says, by its provider's price and the laptop's clock alone."""
+    """Why to release a machine whatever it reports, from the provider's price and the laptop's clock alone."""
     if bill.hours is None:
         return None
     slack_h, rate = SLACK_MIN / 60, bill.usd_per_hour * allowed.nodes
@@ -194,7 +195,7 @@ def must_go(bill: Bill, allowed: Ceilings) -> str | None:
 
 
 def _ask(shell: Shell, machine: Machine, root: Root) -> dict[str, Any] | None:
-    """The machine's report (deploy/pod/watchdog/report.py); None where no guard has noted which code makes it."""
+    """The machine's report (deploy/pod/watchdog/report.py); None if its guard.json names no code to make it."""
     told, _ = guard.heard(shell, root.guard)
     if not told.get("code"):
         return None

@@ -1,4 +1,4 @@
-"""Before a machine is let go of: its run ends with a checkpoint, and what only it has comes home."""
+"""Prepare the release of a machine: end its run with a checkpoint, and download what only this machine has."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from deploy.steps import download as home
 from deploy.ui.screen import Screen
 
 STOP_SLACK_S = 30
-ANYWAY_S = 45.0  # for all that is on a machine that goes anyway: within a minute, whatever it says
+ANYWAY_S = 45.0  # time limit for downloads with --anyway, which releases within a minute whatever the machine does
 
 
 def stop_run(reached: Reached, screen: Screen) -> Reached:
-    """The job's own end, or after its time of grace the supervisor's."""
+    """Ask the job to end. After the grace period its supervisor ends it. Raises StepFailed if it does not end."""
     run_id = reached.record.run_id
     grace_s = float(runs.plan_of(reached.settings.runs, reached.record).get("grace_s", GRACE_S))
     screen.say(f"asking run {run_id} to make a checkpoint and end (up to {grace_s:.0f} s)")
@@ -41,14 +41,14 @@ def stop_run(reached: Reached, screen: Screen) -> Reached:
 
 
 def bring_all_home(at: Reach, machine: Machine, screen: Screen, *, anyway: bool) -> None:
-    """Nothing that only this machine has is lost, unless the user says so: `anyway` ends the attempt after ANYWAY_S.
+    """Download everything that only this machine has. With `anyway`, give up after ANYWAY_S: the rest is lost.
 
-    Never raises with `anyway`. Otherwise raises StepFailed for the first run that could not be brought home.
+    Never raises with `anyway`. Otherwise raises StepFailed for the first run that could not be downloaded.
     """
     if not anyway:
         _bring_each(at, machine, screen, anyway=False)
         return
-    # In a thread of its own: nothing that a machine does or does not do may hold up its release.
+    # In a thread of its own, so that nothing a machine does can delay its release.
     bringing = threading.Thread(target=_bring_each, args=(at, machine, screen), kwargs={"anyway": True}, daemon=True)
     until = time.monotonic() + ANYWAY_S
     bringing.start()
@@ -64,14 +64,14 @@ def _bring_each(at: Reach, machine: Machine, screen: Screen, *, anyway: bool) ->
             continue
         try:
             reached, _ = at.run(record).look()
-            writes = record.machine == machine.name  # of several machines one has all that a run leaves
+            writes = record.machine == machine.name  # of several machines, only rank 0's has the results
             if writes and at.machine(machine.name) is None and not is_home(at, reached.record):
-                raise StepFailed("it does not answer")  # a container that was stopped holds what the run left
+                raise StepFailed("it does not answer")  # a stopped container still holds the results
             if reached.machine is not None:
                 if reached.record.state not in FINAL_STATES:
                     reached = stop_run(reached, screen)
                 home.bring(reached, screen)
-        except Exception as error:  # of any kind: the machine is a stranger, and its release must not depend on it
+        except Exception as error:  # of any kind: the machine is not trusted, and must not block its release
             if not anyway:
                 raise StepFailed(
                     f"what run {record.run_id} left on {machine.name} could not be brought home ({error}): the machine "
@@ -82,9 +82,9 @@ def _bring_each(at: Reach, machine: Machine, screen: Screen, *, anyway: bool) ->
 
 
 def run_of_another_laptop(at: Reach, machine: Machine) -> str | None:
-    """A run that lives on a machine, by the machine's own word, and that this laptop knows nothing of.
+    """A live run on a machine, as the machine reports it, that this laptop does not know.
 
-    None, too, where the machine does not answer.
+    Also None if the machine does not answer.
     """
     known = {record.run_id for record in runs.every(at.settings.runs)}
     try:
@@ -103,8 +103,7 @@ def run_of_another_laptop(at: Reach, machine: Machine) -> str | None:
 
 
 def is_home(at: Reach, record: Record) -> bool:
-    """Whether a run that its machine can no longer be asked about has left nothing there: its end came home, or it
-    never began."""
+    """Whether an unreachable machine holds nothing more of a run: its end is on the laptop, or it never began."""
     if record.session is None:
         return True
     whole = checkpoints.whole(LocalShell(), runs.home(at.settings.runs, record.run_id))

@@ -1,7 +1,7 @@
-"""The only door for what a machine, a provider or a stranger's file says: it becomes a typed, bounded value here.
+"""The only entry point for data from a machine or a foreign file: validate it, return typed, bounded values.
 
-What does not fit raises BadAnswer, one sentence that names the source and the field. `what` names both, such as
-"box: status.json of run r1"; the field is added here.
+Invalid data raises BadAnswer, one sentence that names the source and the field. `what` names the source, such as
+"box: status.json of run r1"; the functions for documents add the field.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Documents: status.json, a checkpoint's JSON, events, and what programs on the machine tell."""
+"""Validate documents: status.json, a checkpoint's JSON, events, and the output of programs on the machine."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ GIB = 1 << 30
 DOCUMENT_BYTES = 256 << 10  # status.json, a checkpoint's JSON, guard.json
 EVENT_BYTES = 8 << 10  # one line of metrics.jsonl
 EVENT_VALUES = 256  # in one event, nested ones included
-RESULTS_MOST = 200  # files that one command brings home
-RESERVE_BYTES = 256 << 20  # of the laptop's disk that a machine never gets
-# The most bytes that one file of each kind may have.
+RESULTS_MOST = 200  # files that one command downloads
+RESERVE_BYTES = 256 << 20  # free space on the laptop's disk that downloads never use
+# Size limit of one file, by kind.
 FILE_BYTES = {
     "config.yaml": 1 << 20,
     "status.json": DOCUMENT_BYTES,
@@ -38,12 +38,12 @@ _NUMBERS = {
     "total", "train_rows", "world_size", "in_a_row", "count", "coverage", "purity", "accuracy", "rank1",
 }  # fmt: skip
 _WORDS = {"event", "what", "name", "file", "sha256", "resumed_from"}
-# Without these an event of the kind cannot be shown.
+# Fields without which an event of this kind cannot be displayed.
 _NEEDED = {"mining": ("count", "coverage"), "eval": ("what", "accuracy"), "step": ("step",)}
 
 
 def document(data: bytes | str, what: str, most: int = DOCUMENT_BYTES) -> dict[str, Any]:
-    """The JSON object in a small file or answer. NaN and Infinity become None."""
+    """Parse a small file or answer as a JSON object. NaN and Infinity become None. Raises BadAnswer."""
     if len(data) > most:
         raise BadAnswer(f"{what} has more than {most} bytes")
     try:
@@ -56,7 +56,7 @@ def document(data: bytes | str, what: str, most: int = DOCUMENT_BYTES) -> dict[s
 
 
 def read_document(path: Path, most: int = DOCUMENT_BYTES) -> dict[str, Any]:
-    """The JSON object in a file of the laptop that a machine may have filled; {} where there is none."""
+    """Parse a file on the laptop that a machine may have written. Returns {} for a missing or invalid file."""
     try:
         with open(path, "rb") as file:
             return document(file.read(most + 1), str(path), most)
@@ -66,7 +66,7 @@ def read_document(path: Path, most: int = DOCUMENT_BYTES) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Status:
-    """What status.json of a run says, each field within its bounds."""
+    """The fields of a run's status.json, each within its bounds."""
 
     state: str
     attempt: int
@@ -82,7 +82,7 @@ class Status:
 
 
 def status(said: Mapping[str, Any], what: str) -> Status:
-    """`said` is the document. Raises BadAnswer for the first field that does not fit."""
+    """Validate a status.json document. Raises BadAnswer for the first invalid field."""
 
     def some(key: str, check: Any, *bounds: float) -> Any:
         return None if said.get(key) is None else check(said[key], f"{what}, {key}", *bounds)
@@ -105,7 +105,7 @@ def status(said: Mapping[str, Any], what: str) -> Status:
 
 
 def checkpoint_note(data: bytes | Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The JSON beside a checkpoint, with everything that is relied on checked."""
+    """Validate the JSON beside a checkpoint: every field that other code relies on. Raises BadAnswer."""
     note = dict(data) if isinstance(data, Mapping) else document(data, what)
     note["file"] = str(Name(note.get("file"), what, like=CHECKPOINT))
     for key in ("epoch", "step"):
@@ -128,7 +128,7 @@ def checkpoint_note(data: bytes | Mapping[str, Any], what: str) -> dict[str, Any
 
 
 def _check_sets(sets: Any, what: str) -> None:
-    """Raises BadAnswer unless they are objects with a number, by name."""
+    """Raise BadAnswer unless `sets` maps names to objects, and each `accuracy` present is a number."""
     if not isinstance(sets, dict):
         raise BadAnswer(f"{what}, eval.sets is {shown(sets)} instead of an object")
     for name, numbers in sets.items():
@@ -139,7 +139,7 @@ def _check_sets(sets: Any, what: str) -> None:
 
 
 def event(line: str | bytes) -> dict[str, Any] | None:
-    """One line of metrics.jsonl; None for what is no event, which is passed over."""
+    """Parse one line of metrics.jsonl. Returns None for a line that is no valid event."""
     try:
         found = document(line, "an event", EVENT_BYTES)
     except BadAnswer:
@@ -158,10 +158,10 @@ def event(line: str | bytes) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Frame:
-    """The JSON of one message of an agent."""
+    """The JSON of one message from an agent."""
 
-    number: int | None  # of the request that it answers; None: a beat
-    more: bool  # the answer goes on in another message
+    number: int | None  # of the request that this message answers; None: a heartbeat
+    more: bool  # the answer continues in another message
     head: dict[str, Any]
 
 
@@ -176,7 +176,7 @@ def frame(data: bytes) -> Frame:
 
 
 def standing(data: bytes, what: str) -> dict[str, Any]:
-    """The state that a machine reports: the fields of deploy/pod/watchdog/report.py, each checked."""
+    """Validate the state that a machine reports: the fields of deploy/pod/watchdog/report.py."""
     said = document(data, what)
     if not isinstance(said.get("guarded"), bool):
         raise BadAnswer(f"{what}, guarded is {shown(said.get('guarded'))} instead of true or false")
@@ -191,7 +191,10 @@ def standing(data: bytes, what: str) -> dict[str, Any]:
 
 
 def restorable(data: str, what: str) -> dict[str, Any]:
-    """What deploy/pod/backup/restore.py found: a bucket that others write to may be behind it."""
+    """Validate the output of deploy/pod/backup/restore.py, which may come from a bucket that others write to.
+
+    Invalid checkpoint notes are reported in `damaged`.
+    """
     said = document(data, what, 1 << 20)
     notes = said.get("checkpoints")
     if not isinstance(notes, list) or len(notes) > LISTED_MOST:
@@ -213,7 +216,7 @@ def restorable(data: str, what: str) -> dict[str, Any]:
 
 
 def progress(line: str, what: str) -> dict[str, Any]:
-    """One line of a program that tells its progress: done_bytes, all_bytes, at its end perhaps sha256."""
+    """Validate a progress line of a program: done_bytes, all_bytes, and optionally sha256 at the end."""
     said = document(line, what, 8 << 20)
     told = {key: size(said.get(key), f"{what}, {key}") for key in ("done_bytes", "all_bytes")}
     if "sha256" not in said:
@@ -223,7 +226,7 @@ def progress(line: str, what: str) -> dict[str, Any]:
 
 
 class Newest:
-    """Events of a run, bounded: of each kind the newest, and every kind counts for itself."""
+    """A bounded buffer of a run's events: the newest OF_EACH of each kind, for the first KINDS kinds."""
 
     KINDS = 16
     OF_EACH = 40
@@ -240,13 +243,13 @@ class Newest:
                 self._kinds.setdefault(kind, deque(maxlen=self.OF_EACH)).append((self._number, each))
 
     def events(self) -> list[dict[str, Any]]:
-        """In the order in which they were told."""
+        """Return the kept events in the order in which they were added."""
         every = [each for kind in self._kinds.values() for each in kind]
         return [each for _, each in sorted(every, key=lambda pair: pair[0])]
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events in a metrics.jsonl of the laptop, which a machine has filled: of each kind the newest."""
+    """Read a metrics.jsonl on the laptop that a machine has written. Returns the newest events of each kind."""
     kept = Newest()
     try:
         with open(path, "rb") as file:
@@ -259,7 +262,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def _count(value: object) -> int:
-    """How many values a JSON value is made of."""
+    """Count the values in a JSON value, itself and nested ones included."""
     if isinstance(value, dict):
         return 1 + sum(map(_count, value.values()))
     return 1 + sum(map(_count, value)) if isinstance(value, list) else 1

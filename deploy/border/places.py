@@ -1,4 +1,4 @@
-"""Names and places: one component of a path, and where it may lie on the laptop."""
+"""Check file names from a machine, and where the files may lie on the laptop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|com[0-9¹²³]|lpt[0-
 
 
 class Name(str):
-    """One component of a path that is a plain file name on Windows, macOS and Linux alike."""
+    """A path component that is a plain file name on Windows, macOS and Linux. Raises BadAnswer otherwise."""
 
     __slots__ = ()
 
@@ -51,14 +51,14 @@ def _why_no_name(value: object) -> str | None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a file of a machine goes: a name in a folder below `root`, which the user or the project chose."""
+    """Where a file of a machine is stored: a path below `root`, which the user or the project chose."""
 
     root: Path
     names: tuple[Name, ...]
 
     @property
     def path(self) -> Path:
-        """The place, checked now. Raises WrongUse where a link leads out of the root."""
+        """Return the path, checked at each access. Raises WrongUse for a symbolic link or a path outside `root`."""
         path = self.root
         for name in self.names:
             path = path / name
@@ -70,10 +70,10 @@ class Place:
 
 
 def place(root: Path, *names: str, what: str = "the machine") -> Place:
-    """The place of a file below `root`; every name is checked."""
+    """Return the place of a file below `root`. Checks every name."""
     return Place(root, tuple(Name(name, what) for name in names))
 
 
 def chosen(path: Path) -> Place:
-    """The place that the user typed, such as --to: it needs no check."""
+    """Return the place of a path that the user typed, such as --to. It needs no check."""
     return Place(path.parent, (str.__new__(Name, path.name),))

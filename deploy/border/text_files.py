@@ -1,4 +1,4 @@
-"""Text files of users, as the editors and shells of their systems write them."""
+"""Read text files of users in the encodings that their editors and shells write."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import codecs
 from pathlib import Path
 
 SAVE_AS = "save it as UTF-8 (PowerShell: Get-Content FILE | Set-Content -Encoding utf8 NEW)"
-MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # as `>` of Windows PowerShell begins a file
+MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # `>` in Windows PowerShell writes one at the start of a file
 
 
 class NotText(ValueError):
-    """The file is no text that can be read; says why, and what to do."""
+    """The file is not readable text. The message gives the reason and a fix."""
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8 or, with a byte order mark, UTF-16; the mark is left out.
+    """Read a file in UTF-8 or, with a byte order mark, UTF-16. Drops the mark.
 
-    Raises: NotText for any other encoding, OSError.
+    Raises NotText for any other encoding, OSError when the file cannot be read.
     """
     data = path.read_bytes()
     try:

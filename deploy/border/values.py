@@ -1,4 +1,4 @@
-"""Values: numbers, sizes, texts, hashes and addresses, each within bounds."""
+"""Validate single values: numbers, sizes, texts, hashes and addresses. Invalid ones raise BadAnswer."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def whole(value: object, what: str, least: int = 0, most: int = 1 << 53) -> int:
-    """A whole number within bounds."""
+    """Check a whole number within bounds."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise BadAnswer(f"{what} is {shown(value)} instead of a whole number from {least} to {most}")
     return value
 
 
 def size(value: object, what: str, most: int = 1 << 53) -> int:
-    """A number of bytes."""
+    """Check a number of bytes."""
     return whole(value, what, 0, most)
 
 
 def number(value: object, what: str, least: float = -1e308, most: float = 1e308) -> float:
-    """A finite number within bounds."""
+    """Check a finite number within bounds."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadAnswer(f"{what} is {shown(value)} instead of a number")
     try:
@@ -43,54 +43,57 @@ def number(value: object, what: str, least: float = -1e308, most: float = 1e308)
 
 
 def text(value: object, what: str, most: int = REASON_CHARACTERS) -> str:
-    """One line that is safe to show; a longer one is cut."""
+    """Return a text as one line that is safe to display, cut to `most` characters."""
     if not isinstance(value, str):
         raise BadAnswer(f"{what} is {shown(value)} instead of text")
     return cut(visible(value[: most + 1], newlines=False), most)
 
 
 def path_text(value: object, what: str) -> str:
-    """A path of the machine, to be sent back to it."""
+    """Check a path on the machine that the laptop will send back to it."""
     if not isinstance(value, str) or not 0 < len(value) <= 4096 or not value.isprintable():
         raise BadAnswer(f"{what} is {shown(value)} instead of a path")
     return value
 
 
 def sha256(value: object, what: str) -> str:
-    """A hash as 64 hexadecimal digits."""
+    """Check a SHA-256 of 64 hexadecimal digits."""
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
         raise BadAnswer(f"{what} is {shown(value)} instead of a SHA-256")
     return value
 
 
 def names(value: object, what: str) -> list[str]:
-    """The names in a folder of the machine. Each is still to be checked where it names a file of the laptop."""
+    """Check the names in a folder of the machine. Drops names over 255 characters.
+
+    A name that becomes a file on the laptop needs a further check: see Name.
+    """
     if not isinstance(value, list) or len(value) > LISTED_MOST or not all(isinstance(each, str) for each in value):
         raise BadAnswer(f"{what} is {shown(value)} instead of at most {LISTED_MOST} names")
     return [each for each in value if len(each) <= 255]
 
 
 def mapping(value: object, what: str) -> dict[str, Any]:
-    """A JSON object."""
+    """Check a JSON object."""
     if not isinstance(value, dict):
         raise BadAnswer(f"{what} is {shown(value)} instead of an object")
     return value
 
 
 def hashes(value: object, count: int, what: str, holes: bool = False) -> list[str]:
-    """So many hashes; with `holes`, '' for a range without bytes."""
+    """Check a list of `count` hashes. With `holes`, '' stands for a range without bytes."""
     if not isinstance(value, list) or len(value) != count:
         raise BadAnswer(f"{what} is {shown(value)} instead of {count} hashes")
     return [each if holes and each == "" else sha256(each, what) for each in value]
 
 
 def cut(words: str, most: int) -> str:
-    """A text of at most `most` characters, with a mark where it was cut."""
+    """Cut a text to at most `most` characters. A cut text ends with ` ...`."""
     return words if len(words) <= most else words[: most - 4] + " ..."
 
 
 def snapshot_state(value: object, what: str) -> tuple[bool, list[str]]:
-    """Whether a snapshot of the code is on the machine, and the commits there: they go into command lines of git."""
+    """Check whether a code snapshot is on the machine, and the commits there. They go into git command lines."""
     said = mapping(value, what)
     commits = names(said.get("commits"), what)
     if not isinstance(said.get("there"), bool) or not all(_COMMIT.fullmatch(each) for each in commits):
@@ -99,7 +102,7 @@ def snapshot_state(value: object, what: str) -> tuple[bool, list[str]]:
 
 
 def address(value: object, what: str) -> str:
-    """An IPv4 address."""
+    """Check an IPv4 address."""
     try:
         return str(IPv4Address(value if isinstance(value, str) else ""))
     except ValueError:
@@ -107,28 +110,28 @@ def address(value: object, what: str) -> str:
 
 
 def interface(value: object, what: str) -> str:
-    """The name of a network interface; empty where it could not be told."""
+    """Check the name of a network interface. Empty: unknown."""
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.:@-]{0,15}", value):
         raise BadAnswer(f"{what} is {shown(value)} instead of a network interface")
     return value
 
 
 def heard(value: object, what: str) -> list[tuple[str, str, str]]:
-    """How a machine reaches another: the other's address, its own, the interface."""
+    """Check how a machine reaches another one: the other's address, its own address, the interface."""
     if not isinstance(value, list) or not all(isinstance(each, list) and len(each) == 3 for each in value):
         raise BadAnswer(f"{what} is {shown(value)} instead of ways to another machine")
     return [(address(each[0], what), address(each[1], what), interface(each[2], what)) for each in value]
 
 
 def strings(value: object, what: str) -> dict[str, str]:
-    """Names and values, all text."""
+    """Check an object whose values are all text."""
     if not isinstance(value, dict) or not all(isinstance(each, str) for pair in value.items() for each in pair):
         raise BadAnswer(f"{what} is {shown(value)} instead of names and values")
     return value
 
 
 def dollars(value: object, what: str, machines: Sequence[str] = ()) -> dict[str, float]:
-    """What machines have cost, by name; only of those that are known, where they are given."""
+    """Check the cost of machines, in dollars by name. `machines`, if given, selects the names to keep."""
     if not isinstance(value, dict) or len(value) > 1000:
         raise BadAnswer(f"{what} is {shown(value)} instead of dollars by machine")
     told = {str(name): number(usd, f"{what}, {text(name, what)}", 0, 100_000) for name, usd in value.items()}
@@ -136,7 +139,7 @@ def dollars(value: object, what: str, machines: Sequence[str] = ()) -> dict[str,
 
 
 def shown(value: object) -> str:
-    """A value in an error: short, and safe on a terminal."""
+    """Format a value for an error message: short, and safe on a terminal."""
     if isinstance(value, int) and abs(value) > 1 << 64:
         return "a huge number"
     return cut(visible(repr(value)[:200], newlines=False), 80)

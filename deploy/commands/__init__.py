@@ -1,1 +1,1 @@
-"""One file a command, each the story of what it does."""
+"""The commands behind tasks.py, one file per command or group of commands."""

@@ -1,4 +1,4 @@
-"""The app's other commands, where a run is: on its machine, with the results brought home, or on this computer."""
+"""Run the app's other commands on the run's machine, with the results downloaded, or on this computer."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def prepare(
     out: str | None,
     options: Mapping[str, str | None],
 ) -> int:
-    """Make a data set with the app's own command, here or on a target's machine; its exit code.
+    """Make a data set with app.prepare, here or on a target's machine. Returns the exit code.
 
-    `options` are handed on as they are. On a machine, paths are that machine's.
+    `options` are passed on unchanged. For a machine, all paths are paths on it.
     """
     name = slug(Path(path).stem) if path and source != "orl" else source
     words = [f"source={source}"]
@@ -70,7 +70,7 @@ def mine(
     overrides: Sequence[str],
     screen: Screen,
 ) -> int:
-    """Pseudo-IDs of a run's data from one of its checkpoints, by the app's own command; its exit code."""
+    """Compute pseudo-IDs of a run's data from one of its checkpoints, with app.mine. Returns the exit code."""
     return _of_checkpoint(project, target, run_id, which, out, overrides, screen, "app.mine", "mining/{stem}")
 
 
@@ -86,7 +86,7 @@ def evaluate(
     out: str | None,
     overrides: Sequence[str],
 ) -> int:
-    """How good checkpoints or any files of weights are, by the app's own command; its exit code."""
+    """Evaluate checkpoints of a run, or any files of weights, with app.evaluate. Returns the exit code."""
     if weights is not None:
         words = [f"weights={weights}", *([f"sets={sets}"] if sets else []), *overrides]
         words += [f"out={Path(out).absolute()}"] if out else []
@@ -109,7 +109,7 @@ def export(
     overrides: Sequence[str],
     screen: Screen,
 ) -> int:
-    """A checkpoint as ONNX, by the app's own command; its exit code."""
+    """Write a checkpoint as ONNX with app.export. Returns the exit code."""
     return _of_checkpoint(project, target, run_id, which, out, overrides, screen, "app.export", "{stem}.onnx")
 
 
@@ -124,9 +124,9 @@ def _of_checkpoint(
     module: str,
     place: str,
 ) -> int:
-    """Run a command of the app on one checkpoint; its exit code.
+    """Run a command of the app on one checkpoint. Returns the exit code.
 
-    Without `out` the results go to `place` in the run's folder, where {stem} stands for the checkpoint's name.
+    Without `out` the results go to `place` in the run's folder; {stem} is the checkpoint's name without suffix.
     """
     with reach.run(project, target, run_id) as reached:
         file = _checkpoint(reached, which)["file"]
@@ -136,7 +136,7 @@ def _of_checkpoint(
 
 
 def bench(project: Path, *, quick: bool) -> int:
-    """Run every benchmark; 1 when a claim did not hold."""
+    """Run every benchmark. Returns 1 if a claim does not hold."""
     scripts = sorted(file for file in (project / "benchmarks").glob("*.py") if not file.name.startswith("_"))
     if not scripts:
         raise WrongUse(f"there is no benchmark in {project / 'benchmarks'}")
@@ -148,12 +148,12 @@ def bench(project: Path, *, quick: bool) -> int:
 
 
 def _checkpoint(reached: Reached, which: str) -> dict[str, Any]:
-    """The checkpoint that is meant, as its JSON tells it."""
+    """The JSON of the checkpoint that `which` selects."""
     return checkpoints.choose(checkpoints.whole(reached.shell, reached.folder), which, reached.record.run_id)
 
 
 def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen: Screen) -> int:
-    """`python -m module *words out=…` with the code and the environment of the run; its results are at `out` here."""
+    """Run `python -m module *words out=…` with the run's code and environment. Results end up at `out` here."""
     if reached.machine is None or reached.machine.is_here:
         argv = [sys.executable, "-m", module, *words, f"out={out}"]
         return LocalShell().foreground(argv, cwd=reached.settings.project)
@@ -174,7 +174,7 @@ def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen:
 
 
 def _bring_sets(reached: Reached, sets: str) -> list[str]:
-    """Verification sets by their names on the run's machine; files of this laptop are sent there, once."""
+    """Paths of verification sets on the run's machine. Files on this laptop are uploaded once."""
     if reached.machine is None or reached.machine.is_here:
         return sets.split(",")
     return [str(_bring_set(reached, text.strip())) for text in sets.split(",")]
@@ -199,5 +199,5 @@ def _bring_set(reached: Reached, text: str) -> PurePath:
 
 
 def _beside(images: Path) -> list[Path]:
-    """What belongs to an images.npy."""
+    """The files that belong to an images.npy, if they exist."""
     return [path for path in (images.with_name("labels.npy"), images.with_name("manifest.json")) if path.exists()]

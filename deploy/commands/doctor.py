@@ -1,4 +1,4 @@
-"""What is wrong with the set-up on this computer, each finding with its fix."""
+"""Check the setup of this computer and of a target's machine, and suggest fixes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ APP_PACKAGES = ("torch", "numpy", "scipy", "faiss", "wandb")
 
 @dataclass(frozen=True)
 class Finding:
-    """`level`: ok, warning (works, with less) or problem (train will fail)."""
+    """Result of one check. `level`: ok, warning (works, with less) or problem (train will fail)."""
 
     what: str
     level: str
@@ -38,7 +38,7 @@ class Finding:
 
 
 def examine(at: Reach) -> list[Finding]:
-    """Of this computer, and, where the target is another machine, of what it takes to have and to use that."""
+    """Check this computer and, for a remote target, its provider and its machine."""
     settings = at.settings
     of_laptop = [_python, _config, _git, _disk, _terminal]
     if settings.is_local:
@@ -54,7 +54,7 @@ def _ssh(_: Settings) -> Finding:
 
 
 def _machine(at: Reach) -> list[Finding]:
-    """The provider is asked, and a machine that is there; nothing is made for this."""
+    """Check the provider, and the machine if it exists. Provisions nothing."""
     target = at.settings.target.name
     try:
         machines = [each for each in at.provider.list() if each.name.startswith(family_name(at.settings))]
@@ -124,14 +124,14 @@ def _gpu(settings: Settings) -> Finding:
 
 
 def _gpu_there(settings: Settings, machine: Machine, shell: Shell) -> Finding:
-    """By the Python that trains there, once there is one."""
+    """Check the GPUs with the Python that trains there, if it is installed already."""
     if shell.which(machine.python) is None:
         return Finding("GPU", "ok", "asked when the training environment is made, by deploy or train")
     return gpu_finding(devices.ask(shell, machine.python, machine.root), settings.target, promised=machine.gpus)
 
 
 def gpu_finding(found: Devices, target: Target, *, promised: int | None = None, is_here: bool = False) -> Finding:
-    """What training will use, and why it is not more."""
+    """Report the device that training will use, and why not a better one."""
     why = devices.fault(found, target.device, promised=promised, is_here=is_here)
     if why:
         return Finding("GPU", "problem", why, devices.advice(target.name))

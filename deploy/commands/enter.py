@@ -1,4 +1,4 @@
-"""A shell on a run's machine, and an entry in ~/.ssh/config with which other programs reach it."""
+"""Open a shell on a run's machine, or write an entry in ~/.ssh/config for other programs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from deploy.shell.ssh import SshShell
 from deploy.specs.plan import family_name
 from deploy.ui.screen import Screen
 
-# A login shell in a folder, or in the home folder where that is gone. The words go through no other interpreter.
+# Start a login shell in a folder, or in the home folder if that is gone. No other interpreter parses these words.
 LOGIN = 'cd -- "$1" 2>/dev/null; exec "${SHELL:-/bin/sh}" -l'
 
 
 @dataclass(frozen=True)
 class Door:
-    """A running machine and the folder to enter. `name` is that of the run or, without a run, of the target."""
+    """A running machine and the folder to enter. `name` is the run's or, without a run, the target's."""
 
     name: str
     shell: Shell
@@ -53,7 +53,7 @@ def ssh_config(project: Path, target: str, run_id: str | None, screen: Screen) -
 
 @contextlib.contextmanager
 def _door(project: Path, target: str, run_id: str | None) -> Iterator[Door]:
-    """The machine of a run; where the target has no run yet, the one that `deploy` made ready."""
+    """The machine of a run or, if the target has no run yet, the machine that `deploy` prepared."""
     if run_id is None and not runs.every(project / "runs", target):
         with reach.target(project, target) as at:
             yield _of_target(at)

@@ -1,7 +1,7 @@
-"""A strict reading of the command line, before Invoke acts on it.
+"""Check the command line strictly, before Invoke acts on it.
 
-Invoke takes its own flags (`--dry`, `--echo`, `-V` …) after a command's name, too. They mean nothing here, and the
-command would start. So every word must be one that this project honours; anything else ends with exit code 2.
+Invoke accepts its own flags (`--dry`, `--echo`, `-V` …) after a command's name, too. They have no effect here, but the
+command would start. So every word must be known to this project; any other word ends with exit code 2.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from deploy.errors import WrongUse, command, unknown
 
-# Invoke's own flags that mean something here, and whether a value follows. They come before a command.
+# Invoke's own flags that have an effect here -> whether a value follows. They come before a command.
 BEFORE = {
     "--collection": True,
     "-c": True,
@@ -29,13 +29,13 @@ BEFORE = {
 HELP, LIST, VERSION = ("--help", "-h"), ("--list", "-l"), ("--version", "-V")
 ASKS = (*HELP, *LIST, *VERSION)
 COMPLETION = ("--complete", "--print-completion-script")  # Invoke ends after these without running a command
-# What a person may type for a flag of ours; closeness of letters does not find these.
+# What users may type -> the flag they mean. Similarity of spelling does not find these.
 MEANT = {"--dry": "--dry-run", "-R": "--dry-run", "-n": "--dry-run", "--follow": "--watch", "-f": "--follow"}
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag of a command: whether a value follows, and whether it may be given again."""
+    """A flag of a command: whether a value follows, and whether it may be repeated."""
 
     takes_value: bool
     repeats: bool = False
@@ -45,9 +45,9 @@ Commands = Mapping[str, Mapping[str, Flag]]
 
 
 def check(words: Sequence[str], commands: Commands) -> bool:
-    """Whether the version is asked for, by a command line (without the program's name) that is right.
+    """Check a command line without the program's name. Returns whether it asks for the version.
 
-    Raises: WrongUse with the nearest right word, where any word is not ours.
+    Raises WrongUse for an unknown word, and suggests the nearest known one.
     """
     if words and words[0].partition("=")[0] in COMPLETION:
         return False
@@ -58,7 +58,7 @@ def check(words: Sequence[str], commands: Commands) -> bool:
 
 
 def _before(words: Sequence[str], commands: Commands) -> Sequence[str] | None:
-    """The words from the command's name on; None where the version is asked for."""
+    """The words from the command's name on; None if the version is requested."""
     index = 0
     while index < len(words) and words[index].startswith("-"):
         name, equals, _ = words[index].partition("=")
@@ -123,7 +123,7 @@ def _once(name: str, flag: Flag, seen: set[str]) -> None:
 
 
 def _value(flag: str, word: str, flags: Mapping[str, Flag]) -> None:
-    """A flag where a value should be is a forgotten value; a number below zero, or a text with blanks, is a value."""
+    """Raise WrongUse for a flag in place of a value. A negative number, or a text with blanks, is a value."""
     if not word.startswith("-"):
         return
     is_flag = word.partition("=")[0] in (*flags, *ASKS)
@@ -156,7 +156,7 @@ def _all_flags(commands: Commands) -> set[str]:
 
 
 def version(project: Path) -> str:
-    """Name, version and, in a checkout, the commit."""
+    """Name, version and, in a git checkout, the commit."""
     from deploy.shell import LocalShell
 
     told = re.search(r'^version = "([^"]+)"', (project / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)

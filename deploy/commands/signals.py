@@ -1,4 +1,4 @@
-"""SIGTERM, a closed terminal and Ctrl-Break end a command in order: what it made for a run is given back first."""
+"""End a command in order on SIGTERM, a closed terminal or Ctrl-Break: release first what it made for a run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-# SIGBREAK is Ctrl-Break and the closing of a console on Windows, which leaves the process a few seconds.
+# SIGBREAK is Ctrl-Break, or a closed console on Windows, which leaves the process a few seconds.
 NAMES = ("SIGTERM", "SIGHUP", "SIGBREAK")
 
 
 class Ended(SystemExit):
-    """A signal asked this command to end; the exit code is the one that shells expect."""
+    """Raised when a signal ends this command. The exit code is the one that shells expect: 128 + signal number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -22,9 +22,9 @@ class Ended(SystemExit):
 
 @contextlib.contextmanager
 def ended_in_order() -> Iterator[None]:
-    """Turn the first of these signals into Ended, and ignore the next ones while things are given back.
+    """Turn the first of these signals into Ended, and ignore later ones during cleanup.
 
-    A signal that this process was started to ignore, as `nohup` does, stays ignored.
+    A signal that this process was started to ignore, for example by `nohup`, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""The ways to look: at a run, at all runs, at its log and terminal, at what bills, at the set-up."""
+"""Commands that show one run, all runs, a run's log and terminal, what costs money, and the setup."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from deploy.steps import restore as saved
 from deploy.ui.screen import Screen
 
 AGAIN_EVERY_S = 2
-LIST_LIMIT_S = 20.0  # for each target's machine to answer `runs`
-TABLES = ("phases", "nodes", "saved")  # of the answer of status: shown below it
-PATIENCE_S = 3600  # a laptop may sleep; the job does not need it
+LIST_LIMIT_S = 20.0  # `runs` waits this long for the machine of each target
+TABLES = ("phases", "nodes", "saved")  # parts of the answer of `status` that are shown below it
+PATIENCE_S = 3600  # the laptop may sleep; the job runs on without it
 
 
 def status(project: Path, target: str, run_id: str | None, screen: Screen, *, watch: bool) -> dict[str, Any]:
-    """One merged answer from machine, supervisor and app; with `watch` again and again until the run is over."""
+    """Show one merged answer from machine, supervisor and app. With `watch`, repeat until the run is over."""
     with reach.run(project, target, run_id, partial(reap, screen=screen)) as reached:
         while True:
             reached, seen = reached.look()
@@ -59,7 +59,7 @@ def status(project: Path, target: str, run_id: str | None, screen: Screen, *, wa
 
 
 def list_runs(project: Path) -> list[dict[str, Any]]:
-    """Every run in the address book, the newest first, each with its state now."""
+    """Every run that this laptop knows, newest first, each with its current state."""
     listed = []
     with contextlib.ExitStack() as stack:
         targets: dict[str, Reach] = {}
@@ -71,9 +71,9 @@ def list_runs(project: Path) -> list[dict[str, Any]]:
                         targets[record.target] = stack.enter_context(reach.target(project, record.target))
                         targets[record.target].limit_s = LIST_LIMIT_S
                     record, _ = targets[record.target].look(record)
-            except (BadAnswer, Misbehaves) as error:  # the state last seen stands
+            except (BadAnswer, Misbehaves) as error:  # keep the state last seen
                 unreadable = f"the machine's answer is not readable: {error.message}"
-            except (DeployError, OSError):  # gone, or not to be reached now
+            except (DeployError, OSError):  # gone, or unreachable now: keep the state last seen
                 pass
             row = answers.row(record)
             if record.state == "lost" and record.target in targets:
@@ -90,9 +90,9 @@ def _saved(at: Reach, record: Record) -> str:
 
 
 def logs(project: Path, target: str, run_id: str | None, screen: Screen, *, follow: bool) -> None:
-    """The log as it is, and with `follow` as it grows, until the job has ended.
+    """Print the log; with `follow`, print it as it grows until the job has ended.
 
-    Where SSH is down, what the machine's console tells, which has the job's output too.
+    If SSH is down, print the machine's console, which also has the job's output, and raise LinkLost.
     """
     try:
         _logs(project, target, run_id, screen, follow=follow)
@@ -121,7 +121,7 @@ def _logs(project: Path, target: str, run_id: str | None, screen: Screen, *, fol
 
 
 def attach(project: Path, target: str, run_id: str | None, *, write: bool) -> int:
-    """Lend this terminal to the live session until the user leaves it; the exit code of tmux."""
+    """Connect this terminal to the live session until the user leaves it. Returns tmux's exit code."""
     with reach.run(project, target, run_id) as reached:
         run_id, instead = reached.record.run_id, command(f"logs --follow --run {reached.record.run_id}")
         if reached.record.session == "detached":
@@ -137,10 +137,10 @@ def attach(project: Path, target: str, run_id: str | None, *, write: bool) -> in
 
 
 def bills(project: Path, screen: Screen) -> list[dict[str, Any]]:
-    """Every machine that is there for this project, whoever made it, and every volume of its accounts; orphans first.
+    """List all machines of this project, whoever made them, and all volumes of its accounts; orphans first.
 
-    An account that does not answer is named: what it bills is not known then. A target that ships with the project and
-    was never used needs no account.
+    Prints a warning for an account that does not answer: its costs are unknown. A target that ships with the project
+    and was never used needs no account.
     """
     found: list[money.Bill] = []
     for at in money.targets(project):
@@ -155,6 +155,6 @@ def bills(project: Path, screen: Screen) -> list[dict[str, Any]]:
 
 
 def examine(project: Path, target: str) -> list[dict[str, Any]]:
-    """What is wrong with the set-up, each finding with its fix."""
+    """Check the setup, and suggest fixes."""
     with reach.target(project, target) as at:
         return [asdict(finding) for finding in doctor.examine(at)]

@@ -1,4 +1,4 @@
-"""The ways to end things: a run with a checkpoint, a machine with everything on it brought home first."""
+"""Commands that end things: a run, with a checkpoint; a machine, after everything on it is downloaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deploy.ui.screen import Screen
 
 
 def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict[str, Any]:
-    """Ask the job for a checkpoint and an end, and wait for both."""
+    """Ask the job to write a checkpoint and end, wait for both, and download the results."""
     with reach.run(project, target, run_id, partial(reap, screen=screen)) as reached:
         reached, _ = reached.look()
         record = reached.record
@@ -47,10 +47,10 @@ def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict
 def down(
     project: Path, target: str, run_id: str | None, screen: Screen, *, every: bool, orphans: bool, anyway: bool
 ) -> list[dict[str, Any]]:
-    """Release machines: a run on one ends with a checkpoint, and what is there comes home first.
+    """Release machines. A run on one ends with a checkpoint first, and its results are downloaded.
 
-    One on which another laptop's run lives is kept, unless `anyway`. One that cannot be brought home is kept, and does
-    not keep the others: the first such failure is raised at the end.
+    A machine with a live run of another laptop is kept, unless `anyway`. A machine whose results cannot be downloaded
+    is kept too, but the others are released: the first such failure is raised at the end.
     """
     gone: list[dict[str, Any]] = []
     failures: list[DeployError] = []

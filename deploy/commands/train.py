@@ -1,4 +1,4 @@
-"""THE STORY: a machine made ready, a job started on it, followed, and what came of it brought home."""
+"""The main path: prepare a machine, start a job on it, follow the job, and download the results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from deploy.steps.provision import acquired_all, bring_own_files, pack_images, r
 from deploy.ui.screen import Screen
 from deploy.workspace import code
 
-FOLLOW_PATIENCE_S = 3600  # a laptop may sleep; the job does not need it
+FOLLOW_PATIENCE_S = 3600  # the laptop may sleep; the job runs on without it
 
 
 def deploy(
@@ -50,7 +50,7 @@ def deploy(
             watch = Stopwatch()
             with acquired_all(at, plan, screen, watch) as machines:
                 made = ready_all(at, machines, checked, looked_up, screen, watch, trains=False)[0]
-    packed = f" --pack {pack}" if pack else ""  # else the images would be sent again as they are
+    packed = f" --pack {pack}" if pack else ""  # without it, train would upload the images again, unpacked
     on_all = f" --nodes {several}" if several else ""
     screen.say(f"target {target} is ready; train on it with: {command(f'train --on {target}{packed}{on_all}')}")
     about = {"target": target, "machine": made.machine.name, "root": str(made.machine.root)}
@@ -67,7 +67,7 @@ def train(
     keep: bool = False,
     yes: bool = False,
 ) -> dict[str, Any]:
-    """Check, plan, start, follow, bring home."""
+    """Check the request, plan, start the job, follow it, and download the results."""
     with reach.target(project, request.target) as at:
         reap(at, screen=screen)
         checked = facts.check(at, request)
@@ -89,7 +89,7 @@ def train(
             note(plan.run_id)
             screen.plan(plan)
             refuse_too_much(plan, looked_up)
-            code.prove(project)  # refused here, it leaves no failed run behind
+            code.prove(project)  # before the run is recorded, so that a refusal leaves no failed run behind
             _agree(plan, at.settings.target.confirm_usd, screen, yes=yes)
             pack_images(at.settings, checked, screen)
             record, since = _start(at, plan, checked, looked_up, screen, keep=keep)
@@ -103,7 +103,7 @@ def train(
 def _start(
     at: Reach, plan: Plan, checked: facts.Checked, looked_up: Facts, screen: Screen, *, keep: bool
 ) -> tuple[Record, job.Position]:
-    """From the intent, noted first, to a running supervisor. What was acquired is released when anything fails."""
+    """Record the run, prepare its machines and start the supervisor. On failure, release machines made for the run."""
     book = at.settings.runs
     record = runs.create(book, plan)
     watch = Stopwatch()
@@ -139,7 +139,10 @@ def _start(
 
 
 def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, Any]:
-    """Watch until the end and bring home what came of it. Neither Ctrl-C nor a lost connection touches the job."""
+    """Follow the job to its end and download the results. Neither Ctrl-C nor a lost connection affects the job.
+
+    Raises StepFailed if the run ends without success.
+    """
     reached.shell.patience_s = FOLLOW_PATIENCE_S
     reached.shell.on_loss = screen.say
     try:
@@ -171,7 +174,7 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
 
 
 def _agree(plan: Plan, confirm_usd: float, screen: Screen, *, yes: bool) -> None:
-    """Before money is spent that may be more than the user thinks of: a question, or --yes."""
+    """Ask the user before a run that may cost more than `confirm_usd`, unless `yes`. Raises WrongUse on a refusal."""
     if not plan.usd_per_hour or yes or (plan.expected_usd is not None and plan.expected_usd <= confirm_usd):
         return
     cost = f"about ${plan.expected_usd:.2f}" if plan.expected_usd is not None else "how long is not known yet"

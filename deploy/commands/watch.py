@@ -1,4 +1,4 @@
-"""Staying with a run: its checkpoints come home, and a machine that vanishes is replaced."""
+"""Stay with a run: download its checkpoints, and replace a machine that vanishes."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from deploy.steps.restore import NothingReadable
 from deploy.ui.screen import Screen
 
 EVERY_S = 2
-# Each look asks where the machine is. RunPod grants 60 calls a minute to all that use the account, and ours are 15.
+# Each poll asks the provider for the machine. RunPod grants an account 60 calls a minute; we limit ourselves to 15.
 ASKED_EVERY_S = {"runpod": 5}
-CEILING_S = 900.0  # for a run at max_usd to end, and to come home
+CEILING_S = 900.0  # time for a run at max_usd to end and to be downloaded
 PAUSES_S = (15, 30, 60, 120, 300)
 
 
 def fetch_checkpoint(
     project: Path, target: str, run_id: str | None, which: str, to: str | None, screen: Screen, *, watch: bool = False
 ) -> dict[str, Any]:
-    """Bring one checkpoint home: verified, resumable, and never in the place of one of fuller data.
+    """Download one checkpoint, verified and resumable. Never replaces a checkpoint that was trained on more data.
 
-    With `watch` every newer one as it appears, until the run is over.
+    With `watch`, download every newer one as it appears, until the run is over.
     """
     with reach.run(project, target, run_id, partial(reap, screen=screen)) as reached:
         reached.shell.on_loss = screen.say
@@ -50,7 +50,7 @@ def fetch_checkpoint(
                 about = checkpoints.choose(found, which, reached.record.run_id)
                 if about["sha256"] != brought.get("sha256"):
                     brought = home.bring_checkpoint(reached, about, to, screen)
-                    if not to:  # what was told up to it, should it be all that is left one day
+                    if not to:  # log and metrics too: one day this copy may be all that is left
                         home.bring_record(reached)
                     words = f"epoch {brought['epoch']}, step {brought['step']}, SHA-256 verified"
                     screen.say(f"{brought['path']} ({words})")
@@ -60,10 +60,10 @@ def fetch_checkpoint(
 
 
 def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max_usd: float | None) -> dict[str, Any]:
-    """Stay with a run until it is done: its newest checkpoint comes home, and a machine that vanishes is replaced.
+    """Stay with a run until it is over: download its newest checkpoint, and replace a machine that vanishes.
 
-    A run whose machines, all attempts together, have cost `max_usd` (None: the target's) is stopped. That is counted by
-    the provider's price and this computer's clock; machines that do not stop then are released.
+    Stops the run once its machines have cost `max_usd` (None: the target's) over all attempts. The cost is computed
+    from the provider's price and this computer's clock. Machines that do not stop then are released.
     """
     record = runs.get(project / "runs", run_id, target)
     max_usd = max_usd or load(project, record.target).target.max_usd
@@ -73,12 +73,12 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
         try:
             with reach.run(project, record.target, record.run_id) as reached:
                 record = _keep_home_current(reached, screen)
-        except (NoMachine, StepFailed) as error:  # what that means for the run, the next look will tell
+        except (NoMachine, StepFailed) as error:  # the next look finds out what that means for the run
             words = error.message
-        except FileNotFoundError as error:  # a disk may go while files are fetched from it
+        except FileNotFoundError as error:  # a disk may vanish during a download
             words = f"{error.filename} is not there any more"
         if words:
-            record = runs.get(project / "runs", record.run_id, record.target)  # with what it costs
+            record = runs.get(project / "runs", record.run_id, record.target)  # with its current cost
         if words not in ("", said):
             screen.say(words)
         said = words
@@ -100,8 +100,7 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
 
 
 def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
-    """Neither a lack of machines nor copies that cannot be read now end it: both pass, and are tried again and again,
-    with pauses that grow."""
+    """Start the next attempt. If no machine is available or no copy is readable, retry with growing pauses."""
     pauses = iter(PAUSES_S)
     while True:
         try:
@@ -109,7 +108,7 @@ def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
             train(project, again, screen, detach=True, yes=True)
             return runs.get(project / "runs", record.run_id, record.target)
         except (NoMachine, LinkLost, MachineGone, NothingReadable) as error:
-            # An attempt that never ran has not changed the run: it is as lost as before, not failed.
+            # An attempt that never ran does not change the run: it stays lost and does not become failed.
             now = runs.get(project / "runs", record.run_id, record.target)
             runs.update(project / "runs", now, state="lost", reason=error.message)
             pause = next(pauses, PAUSES_S[-1])
@@ -118,7 +117,7 @@ def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
 
 
 def _end_at_ceiling(project: Path, record: Record, screen: Screen) -> Record:
-    """Stop the run and bring it home; where the machine does not do its part in time, release what is paid for."""
+    """Stop the run and download its results. If that fails or takes too long, release the machines that cost money."""
     try:
         with reach.run(project, record.target, record.run_id) as reached:
             reached.shell.give_up_at = time.monotonic() + CEILING_S
@@ -139,7 +138,7 @@ def _end_at_ceiling(project: Path, record: Record, screen: Screen) -> Record:
 
 
 def _keep_home_current(reached: Reached, screen: Screen) -> Record:
-    """One look at a watched run."""
+    """Look at a watched run once, and download what is new."""
     reached, _ = reached.look()
     if reached.machine is not None:
         found = checkpoints.whole(reached.shell, reached.folder)
@@ -148,7 +147,7 @@ def _keep_home_current(reached: Reached, screen: Screen) -> Record:
             try:
                 about = home.bring_checkpoint(reached, found[-1], None, screen)
                 screen.say(f"{about['path']} (epoch {about['epoch']}, step {about['step']})")
-            except WrongUse as error:  # it would take the place of a better one: no reason to leave the run alone
+            except WrongUse as error:  # it would replace a better one, which is no reason to stop watching
                 raise StepFailed(error.message) from error
         home.bring_record(reached)
     if reached.record.state in FINAL_STATES and reached.machine is not None:

@@ -1,1 +1,1 @@
-"""What runs on the machine beside the job: standard library only, Python >= 3.9, nothing from the rest of `deploy`."""
+"""Code that runs on the machine next to the job: standard library only, Python >= 3.9, no other part of `deploy`."""

@@ -1,4 +1,4 @@
-"""Who can make a machine: a literal table, one line a provider. Each is imported when it is used."""
+"""Table of the providers, one line each. A provider's module is imported on first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A container of our image, on the local Docker engine or on a remote one. Labels are the record: no file is kept."""
+"""Provider for containers of our image on a local or remote Docker engine. State is in labels, not in local files."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from docker.models.containers import Container
     from docker.models.networks import Network
 
-LABEL = "sniperface."  # project, target, family, root
+LABEL = "sniperface."  # prefix of the labels project, target, family, root
 PYTHON = "/opt/sniperface/bin/python"
-READY_S = 60.0  # from a started container to an sshd that answers
+READY_S = 60.0  # limit from the container's start to an answering sshd
 LOG_LINES = 1000
 SSH_PORT = "22/tcp"
 HOST_KEY = "sniperface host key: "
@@ -33,7 +33,10 @@ BAD_START = "sniperface bad start: "
 
 
 class DockerProvider:
-    """The four verbs. A machine's name is its container's; `find` and `release` take what is gone for gone."""
+    """Provide Docker containers as machines. A machine's name is the name of its container.
+
+    For a container that is gone, `find` returns None and `release` succeeds.
+    """
 
     def __init__(self, settings: Settings) -> None:
         assert isinstance(settings.target.options, Docker)
@@ -78,7 +81,7 @@ class DockerProvider:
         if LABEL + "project" not in container.labels or container.status != "running":
             return None
         machine = self._machine(container)
-        # One that is being started by another command has not said its host key yet: nobody can be sure of it.
+        # Another command may be starting it: without a host key in its log, its identity cannot be verified yet.
         says_its_key = machine.address is not None and machine.address.host_keys
         is_starting = time.time() - _seconds(container.attrs["State"]["StartedAt"]) < READY_S
         return None if is_starting and not says_its_key else machine
@@ -93,7 +96,7 @@ class DockerProvider:
         return [self._machine(container) for container in self._containers()]
 
     def volumes(self) -> Sequence[Volume]:
-        """The engine's own cost nothing but the disk that they lie on."""
+        """Return nothing: Docker volumes cost nothing but disk space."""
         return ()
 
     def release(self, machine: Machine) -> None:
@@ -114,7 +117,7 @@ class DockerProvider:
         yield from said.decode("utf-8", errors="replace").splitlines()
 
     def _usable(self, family: str) -> Sequence[Container]:
-        """Containers of another environment than this checkout's keep what they have, and are not used any more."""
+        """List reusable containers. Those of another environment than this checkout's keep their data, unused."""
         if self.options.image:
             return self._containers(family=family)
         now = image.environment(self.settings.project)
@@ -153,7 +156,7 @@ class DockerProvider:
                 name=spec.name,
                 labels={LABEL + key: value for key, value in labels.items()},
                 environment={"PUBLIC_KEY": project_key(self.settings)[1]},
-                # A port of the engine's choice, and never one that the whole network sees, unless the engine is remote.
+                # The engine chooses the port. Only a remote engine exposes it to its whole network.
                 ports={SSH_PORT: ("0.0.0.0" if self._is_remote() else "127.0.0.1", None)},  # noqa: S104
                 shm_size=int(self.options.shm_gib * gib),
                 mem_limit=int(memory * gib) if memory else None,
@@ -172,9 +175,12 @@ class DockerProvider:
             raise _refused(f"the container {spec.name} could not be made", error) from error
 
     def _join_network(self, container: Container) -> None:
-        """One that all machines of this project are in; made when it is first needed, and removed with the last one."""
+        """Connect a container to the network that all machines of this project share.
+
+        The network is created when first needed, and removed with the last container.
+        """
         container.reload()
-        if self.options.network:  # the user's own: in it already
+        if self.options.network:  # the user's own network: already connected
             return
         networks = self._networks() or [
             self.client.networks.create(_network_name(self.settings), labels={LABEL + "project": self._project})
@@ -194,7 +200,7 @@ class DockerProvider:
         return slug(self.settings.project.name)
 
     def _gpus(self) -> Sequence[Any]:
-        """All that the engine has, or as many as asked for; `auto` asks the engine whether it knows NVIDIA's."""
+        """Request all GPUs, none, or a number of them. `auto`: all if the engine has the NVIDIA runtime, else none."""
         from docker.types import DeviceRequest
 
         wanted = self.options.gpus
@@ -216,7 +222,7 @@ class DockerProvider:
             raise _refused(f"the container {container.name} could not be started", error) from error
 
     def _when_it_answers(self, container: Container) -> Machine:
-        """An sshd that says its name. Until then the container's log is watched for the reason why it never will."""
+        """Wait for the SSH banner. Raises NoMachine after READY_S, or at once when the container failed to start."""
         machine: Machine | None = None
 
         def answers() -> bool:
@@ -243,7 +249,7 @@ class DockerProvider:
         return machine
 
     def _machine(self, container: Container, log: str | None = None) -> Machine:
-        """As the engine describes it. Its host keys come from its log: the engine is who we trust already."""
+        """Describe a container as a machine. Its host keys come from its log: the engine is trusted already."""
         ports = (container.attrs["NetworkSettings"].get("Ports") or {}).get(SSH_PORT) or []
         log = _log(container) if log is None else log
         told = [line.removeprefix(HOST_KEY).strip() for line in log.splitlines() if line.startswith(HOST_KEY)]
@@ -268,7 +274,7 @@ class DockerProvider:
         )
 
     def _remove(self, container: Container) -> None:
-        """With its anonymous volumes. The processes inside are told first: a job writes a checkpoint."""
+        """Remove a container and its anonymous volumes. It is stopped first, so that a job can write a checkpoint."""
         from docker.errors import APIError, NotFound
 
         try:
@@ -278,7 +284,7 @@ class DockerProvider:
         except NotFound:
             return
         except APIError as error:
-            if error.status_code == 409:  # somebody else removes it at this moment
+            if error.status_code == 409:  # another command is removing it
                 return
             raise StepFailed(f"the container {container.name} could not be removed", evidence=[str(error)]) from error
 
@@ -288,7 +294,7 @@ class DockerProvider:
         for network in self._networks():
             network.reload()
             if not network.containers:
-                with contextlib.suppress(APIError):  # another one joins it at this moment, or has removed it
+                with contextlib.suppress(APIError):  # a container is joining it, or another command removed it
                     network.remove()
 
     def _is_remote(self) -> bool:
@@ -298,7 +304,7 @@ class DockerProvider:
         return self.options.ssh_host or self._engine_host() or "127.0.0.1"
 
     def _engine_host(self) -> str | None:
-        """The computer of an engine that is reached through the network; None for this one."""
+        """Return the host of an engine that is reached over the network; None for a local engine."""
         host = image.engine_address(self.options.docker_host) or ""
         return urlsplit(host).hostname if urlsplit(host).scheme in ("ssh", "tcp", "http", "https") else None
 
@@ -308,20 +314,20 @@ def _network_name(settings: Settings) -> str:
 
 
 def _log(container: Container) -> str:
-    """What the container said at its last start: all of it would grow with every connection that sshd notes."""
+    """Read the first READY_S of the log since the last start. The whole log grows with every SSH connection."""
     from docker.errors import APIError
 
     started = _seconds(container.attrs["State"]["StartedAt"])
-    if started <= 0:  # never
+    if started <= 0:  # never started
         return ""
     try:
         return str(container.logs(since=started, until=started + READY_S).decode("utf-8", errors="replace"))
-    except APIError:  # it was just removed, or its log driver keeps nothing to read
+    except APIError:  # just removed, or its log driver keeps no readable log
         return ""
 
 
 def _speaks_ssh(address: Address) -> bool:
-    """A published port takes connections before anything listens behind it, so only a banner counts."""
+    """Return whether an SSH banner arrives. A published port accepts connections before anything listens behind it."""
     try:
         with socket.create_connection((address.host, address.port or 22), timeout=5) as connection:
             connection.settimeout(5)
@@ -340,7 +346,7 @@ def _becomes_true(condition: Callable[[], bool], limit_s: float) -> bool:
 
 
 def _seconds(text: str) -> float:
-    """Docker's times have nine digits behind the point, and Python 3.10 reads six."""
+    """Convert Docker's time to Unix seconds. It has nine decimals, and Python 3.10 reads six."""
     whole, _, rest = text.partition(".")
     return datetime.fromisoformat(f"{whole[:19]}+00:00").timestamp() + (
         float(f"0.{rest[:6]}") if rest[:6].isdigit() else 0

@@ -1,8 +1,8 @@
-"""The image that machines are made of: built by the docker command, tagged by what defines it, pushed by the SDK.
+"""Build, tag and push the image that machines run.
 
-Building is left to the command: the SDK cannot use BuildKit. The tag is a hash of the files that go into the
-environment and of the build's arguments, so an unchanged environment is found and never built again; code is not in
-it. A label with the hash of the files alone tells whether an image, however it was built, belongs to this checkout.
+The docker command builds, because the SDK cannot use BuildKit; the SDK pushes. The tag is a hash of the environment's
+files and the build arguments, so an unchanged environment is never built twice. Training code is not in the image. A
+label holds the hash of the files alone: it shows whether an image, however it was built, belongs to this checkout.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 NAME = "sniperface"
-ENVIRONMENT = "sniperface.environment"  # label: the hash of what follows
+ENVIRONMENT = "sniperface.environment"  # label: the hash of FILES
 FILES = (
     ".dockerignore",
     "Dockerfile",
@@ -44,13 +44,13 @@ BASE = re.compile(r"^ARG BASE_IMAGE=(\S+)", re.MULTILINE)
 BASE_NAME, BASE_DIGEST = "org.opencontainers.image.base.name", "org.opencontainers.image.base.digest"  # labels
 BASE_CUDA = re.compile(r"^ARG BASE_IMAGE=nvidia/cuda:(\d+\.\d+)", re.MULTILINE)
 CPU = {"BASE_IMAGE": "ubuntu:24.04", "FAISS": "faiss-cpu"}
-ENGINE_S = 60  # an engine that is there answers faster, also through ssh://
+ENGINE_S = 60  # a running engine answers faster, even through ssh://
 
 Say = Callable[[str], None]
 
 
 def environment(project: Path) -> str:
-    """The hash of what defines the environment. A checkout with CRLF has the same one."""
+    """Return the hash of the files that define the environment. CRLF line endings do not change it."""
     digest = hashlib.sha256()
     for name in FILES:
         try:
@@ -62,7 +62,7 @@ def environment(project: Path) -> str:
 
 
 def cuda(project: Path) -> str | None:
-    """The CUDA version that our image needs of a host's driver, such as 13.0: that of its base; None without a file."""
+    """Return the CUDA version of the base image, such as 13.0, which a host's driver must support; None if unknown."""
     try:
         text = (project / "Dockerfile").read_text(encoding="utf-8")
     except OSError:
@@ -72,14 +72,17 @@ def cuda(project: Path) -> str | None:
 
 
 def arguments(cpu: bool = False, base: str | None = None, pip_options: str | None = None) -> dict[str, str]:
-    """The Dockerfile's arguments; those that are not told are its own."""
+    """Return the build arguments. The Dockerfile's defaults apply to all others."""
     told = dict(CPU) if cpu else {}
     told |= {"BASE_IMAGE": base} if base else {}
     return told | ({"PIP_OPTIONS": pip_options} if pip_options else {})
 
 
 def tag(project: Path, told: Mapping[str, str] | None = None) -> str:
-    """Such as cuda-1f2e3d4c5b6a: without arguments, the tag of what `invoke build` and `invoke push` make."""
+    """Return the image's tag, such as cuda-1f2e3d4c5b6a, from the environment and the build arguments `told`.
+
+    Without arguments it is the tag of plain `invoke build` and `invoke push`.
+    """
     told = told or {}
     kind = "cpu" if told.get("FAISS") == CPU["FAISS"] else "cuda"
     words = "".join(f"\0{name}={value}" for name, value in sorted(told.items()))
@@ -87,7 +90,7 @@ def tag(project: Path, told: Mapping[str, str] | None = None) -> str:
 
 
 def build(project: Path, target: str, say: Say, told: Mapping[str, str] | None = None) -> str:
-    """The image of this environment, built when the target's engine has none; its name and tag."""
+    """Build the image of this environment unless the target's engine has it. Returns its name and tag."""
     told = told or {}
     host = _docker_host(load(project, target))
     reference = f"{NAME}:{tag(project, told)}"
@@ -115,10 +118,10 @@ def build(project: Path, target: str, say: Say, told: Mapping[str, str] | None =
 
 
 def _base_labels(client: DockerClient, project: Path, told: Mapping[str, str]) -> dict[str, str]:
-    """The base image as labels: its name, and the digest by which its registry has it.
+    """Return labels for the base image: its name, and its digest in the registry.
 
-    The base is pulled first when the engine has none. One that no registry has, or that cannot be pulled, has no
-    digest; what is wrong with it, the build says.
+    Pulls the base first when the engine lacks it. A base that is in no registry or cannot be pulled gets no digest;
+    the build then reports the problem.
     """
     from docker.errors import DockerException, ImageNotFound
 
@@ -136,7 +139,7 @@ def _base_labels(client: DockerClient, project: Path, told: Mapping[str, str]) -
 
 
 def _list_packages(client: DockerClient, project: Path, reference: str, say: Say) -> None:
-    """Write what the image is made of, once an image."""
+    """Write the package list of an image, once per image. Raises StepFailed."""
     from docker.errors import DockerException
 
     path = project / ".sniperface" / "images" / f"{reference.replace(':', '-')}.cdx.json"
@@ -161,7 +164,7 @@ def _list_packages(client: DockerClient, project: Path, reference: str, say: Say
 
 
 def push(project: Path, target: str, repository: str | None, say: Say, told: Mapping[str, str] | None = None) -> str:
-    """Put the image of this environment into a registry, built first when it is missing; its full name there."""
+    """Push the image of this environment to a registry; build it first if missing. Returns its full name there."""
     from docker.errors import DockerException
 
     settings = load(project, target)
@@ -187,7 +190,7 @@ def push(project: Path, target: str, repository: str | None, say: Say, told: Map
 
 
 def in_registry(project: Path, repository: str, told: Mapping[str, str] | None = None) -> str:
-    """The name that machines elsewhere pull: as given, with the environment's tag where it has none."""
+    """Return the name that other machines pull: `repository`, with the environment's tag if it has none."""
     # A colon before a slash belongs to a registry's port.
     if not re.fullmatch(r"[a-z0-9][\w.-]*(:\d+)?(/[a-z0-9][\w.-]*)*(:[\w][\w.-]*)?", repository):
         raise WrongUse(f"'{repository}' is no name of an image, such as me/sniperface or me/sniperface:cuda")
@@ -195,14 +198,17 @@ def in_registry(project: Path, repository: str, told: Mapping[str, str] | None =
 
 
 def newest(client: DockerClient, project: Path) -> str | None:
-    """The image of this checkout's environment that was built last on an engine, CPU or CUDA."""
+    """Return the newest image of this checkout's environment on an engine, CPU or CUDA; None without one."""
     found = client.images.list(filters={"label": f"{ENVIRONMENT}={environment(project)}"})
     found = sorted((image for image in found if image.tags), key=lambda image: str(image.attrs["Created"]))
     return str(found[-1].tags[0]) if found else None
 
 
 def engine(docker_host: str | None = None) -> DockerClient:
-    """The Docker engine: the one named, else DOCKER_HOST, else the docker command's context. It has answered."""
+    """Connect to a Docker engine: the one named, else DOCKER_HOST, else the docker command's context.
+
+    Raises NoMachine when it does not answer.
+    """
     import docker
     from docker.errors import DockerException
 
@@ -236,12 +242,12 @@ def engine(docker_host: str | None = None) -> DockerClient:
 
 
 def engine_address(docker_host: str | None = None) -> str | None:
-    """Such as ssh://me@gpu-box; None: where the SDK looks by itself."""
+    """Return the engine's address, such as ssh://me@gpu-box. None: the SDK's default."""
     return docker_host or os.environ.get("DOCKER_HOST") or _of_context()
 
 
 class Progress:
-    """A push or pull in few lines: what is new about a layer, and the sum of bytes now and then."""
+    """Report a push in few lines: the sum of bytes every 10 %, and messages that concern no layer."""
 
     def __init__(self, say: Say) -> None:
         self.say = say
@@ -284,7 +290,7 @@ def _docker_host(settings: Settings) -> str | None:
 
 
 def _knock(host: str | None) -> None:
-    """The SDK forgets to close a socket that nobody answers, and hides why: here the system's own error comes out."""
+    """Connect to the Unix socket to get the system's own error. The SDK hides it, and leaks an unanswered socket."""
     address = host or "unix:///var/run/docker.sock"
     if sys.platform != "win32" and address.startswith("unix://"):
         with socket.socket(socket.AF_UNIX) as door:
@@ -293,8 +299,8 @@ def _knock(host: str | None) -> None:
 
 
 def _of_context() -> str | None:
-    """The engine that `docker context use` has chosen: Docker Desktop's and Colima's are known only there."""
-    with contextlib.suppress(Exception):  # no context is no error, and a broken one the docker command explains better
+    """Return the engine that `docker context use` selected. Docker Desktop and Colima register only there."""
+    with contextlib.suppress(Exception):  # no context is no error, and the docker command explains a broken one better
         from docker.context import ContextAPI
 
         return ContextAPI.get_current_context().Host or None
@@ -302,7 +308,7 @@ def _of_context() -> str | None:
 
 
 def _tls(host: str) -> Any:
-    """As the docker command reads DOCKER_TLS_VERIFY and DOCKER_CERT_PATH."""
+    """Return TLS settings from DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, read as the docker command reads them."""
     if not host.startswith(("tcp://", "https://")) or not os.environ.get("DOCKER_TLS_VERIFY"):
         return False
     from docker.tls import TLSConfig

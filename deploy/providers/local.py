@@ -1,4 +1,4 @@
-"""This computer: always there, free, never released."""
+"""Provider for this computer: always available, free, never released."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from deploy.specs.settings import Settings
 
 
 class LocalProvider:
-    """Acquiring makes the root folder and proves that it can be written; releasing leaves everything as it is."""
+    """Provide this computer. `acquire` creates the root folder and tests write access; `release` does nothing."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.say: Callable[[str], None] = lambda _: None
-        self.check: Callable[[Machine], None] = lambda _: None  # asked later, once there is an environment
+        self.check: Callable[[Machine], None] = lambda _: None  # unused: checked later, once there is an environment
 
     def acquire(self, spec: MachineSpec) -> Machine:
         root = Path(spec.root)
@@ -44,16 +44,16 @@ class LocalProvider:
         return None
 
     def list(self) -> list[Machine]:
-        """Nothing is ever owed for this computer, so nothing can be left behind on it."""
+        """Return nothing: this computer costs nothing, so it cannot be an orphan."""
         return []
 
     def volumes(self) -> Sequence[Volume]:
         return ()
 
     def release(self, machine: Machine) -> None:
-        """This computer stays."""
+        """Do nothing: this computer stays."""
 
-    def log(self, machine: Machine) -> Iterator[str]:  # noqa: ARG002 - as of every provider
+    def log(self, machine: Machine) -> Iterator[str]:  # noqa: ARG002 - part of the Provider protocol
         return iter(())
 
     def _machine(self, name: str, root: PurePath) -> Machine:

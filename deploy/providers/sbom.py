@@ -1,4 +1,4 @@
-"""What an image is made of, as a CycloneDX document: the packages of its system and of its Python."""
+"""List the packages of an image, system and Python, as a CycloneDX document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import quote
 from deploy.errors import StepFailed
 
 SPEC_VERSION = "1.6"
-# Runs in the image, by the system's own Python: a line a package.
+# Runs in the image under the system's Python. Prints one line per package.
 LISTER = """\
 import glob, importlib.metadata, platform, subprocess
 told = platform.freedesktop_os_release()
@@ -25,9 +25,10 @@ for each in importlib.metadata.distributions(path=glob.glob("/opt/sniperface/lib
 
 
 def document(listing: str, image: str, image_id: str, base: str, made: datetime | None = None) -> dict[str, Any]:
-    """The CycloneDX document of an image from what LISTER printed in it.
+    """Build the CycloneDX document of an image from the output of LISTER.
 
-    `base` names the base image, with its digest where it is known. Raises StepFailed when nothing is listed.
+    `base` names the base image, with its digest if known.
+    Raises StepFailed unless the output lists the system, Debian packages and Python packages.
     """
     rows = sorted({_row(line) for line in listing.splitlines() if line})
     system = next((f"{name}-{version}" for kind, name, version, _ in rows if kind == "os"), "")

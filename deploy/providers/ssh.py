@@ -1,4 +1,4 @@
-"""Hosts that are there already, reached by SSH: nothing is made, nothing is paid for, nothing is released."""
+"""Provider for existing hosts reached by SSH: nothing is created, billed or released."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from deploy.specs.settings import Settings, Ssh, key_file
 
 
 class SshProvider:
-    """The machines that the target's file names. Whether one answers shows when it is first asked for something."""
+    """Provide the hosts that the target's file names. Whether a host answers shows only at its first use."""
 
     def __init__(self, settings: Settings) -> None:
         assert isinstance(settings.target.options, Ssh)
         self.settings = settings
         self.say: Callable[[str], None] = lambda _: None
-        self.check: Callable[[Machine], None] = lambda _: None  # asked later, once there is an environment
+        self.check: Callable[[Machine], None] = lambda _: None  # unused: checked later, once there is an environment
         self.options = settings.target.options
 
     def acquire(self, spec: MachineSpec) -> Machine:
@@ -32,16 +32,16 @@ class SshProvider:
         return None
 
     def list(self) -> list[Machine]:
-        """Nothing is ever owed for it here, so nothing can be left behind."""
+        """Return nothing: no host costs anything here, so none can be an orphan."""
         return []
 
     def volumes(self) -> Sequence[Volume]:
         return ()
 
     def release(self, machine: Machine) -> None:
-        """The host stays."""
+        """Do nothing: the host stays."""
 
-    def log(self, machine: Machine) -> Iterator[str]:  # noqa: ARG002 - as of every provider
+    def log(self, machine: Machine) -> Iterator[str]:  # noqa: ARG002 - part of the Provider protocol
         return iter(())
 
     def _machine(self, name: str) -> Machine:

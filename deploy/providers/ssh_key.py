@@ -1,4 +1,4 @@
-"""The SSH key of this project: made once, kept beside the launcher's other notes, never sent anywhere."""
+"""The SSH key of this project: created once, kept beside the launcher's notes. The private key is never sent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMENT = "sniperface"
 
 
 def project_key(settings: Settings) -> tuple[Path, str]:
-    """The private key file and its public line: the key that the target names, else this project's own."""
+    """Return the private key file and its public line: the key that the target names, else the project's own."""
     chosen = getattr(settings.target.options, "key", None)
     if chosen:
         path = key_file(settings, chosen)
@@ -31,7 +31,7 @@ def project_key(settings: Settings) -> tuple[Path, str]:
 
 
 def _make(path: Path) -> None:
-    """An ed25519 key that only this user can read. Of two that make one at once, the first wins for both."""
+    """Create an ed25519 key that only this user can read. Of two concurrent calls, both use the first key."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -45,17 +45,20 @@ def _make(path: Path) -> None:
         os.fsync(file.fileno())
     _for_this_user_only(part)
     try:
-        os.link(part, path)  # unlike a rename, it never replaces a key that is in use
+        os.link(part, path)  # unlike a rename, a link never replaces a key that is in use
     except FileExistsError:
         pass
-    except OSError:  # a disk without hard links
+    except OSError:  # the file system has no hard links
         if not path.exists():
             folder.replace(part, path)
     part.unlink(missing_ok=True)
 
 
 def _for_this_user_only(path: Path) -> None:
-    """On Windows a file's rights come from its folder, and ssh.exe refuses a key that others may read."""
+    """Restrict a file to this user on Windows, where a file inherits the rights of its folder.
+
+    ssh.exe refuses a key that others can read. Raises StepFailed.
+    """
     if sys.platform == "win32":
         shell = LocalShell()
         who = sid_of(shell.run(["whoami", "/user", "/fo", "csv", "/nh"], check=False).text)
@@ -67,13 +70,16 @@ def _for_this_user_only(path: Path) -> None:
 
 
 def sid_of(text: str) -> str | None:
-    """The security identifier in the answer of `whoami /user`. A name need not resolve: of a domain, of Entra ID."""
+    """Return the security identifier in the output of `whoami /user`. Domain and Entra ID names may not resolve."""
     found = re.search(r'"(S-1-[0-9-]+)"\s*$', text)
     return found[1] if found else None
 
 
 def _public_line(path: Path) -> str:
-    """From the .pub file beside the key, which a key with a passphrase needs, else from the key itself."""
+    """Read the public line from the .pub file beside the key, else derive it from the key.
+
+    A key with a passphrase needs the .pub file. Raises WrongUse when neither works.
+    """
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
     with contextlib.suppress(OSError, NotText):

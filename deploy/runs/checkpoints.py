@@ -1,4 +1,4 @@
-"""Checkpoints as files with a JSON beside them: which are whole, which one is meant, whether one can be used."""
+"""Checkpoint files and the JSON beside each: find the whole ones, choose one, check whether one is usable."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ NOTE = re.compile(r"epoch_[A-Za-z0-9_-]{1,60}\.json")
 
 
 def whole(shell: Shell, folder: RunFolder) -> list[dict[str, Any]]:
-    """What is known about every whole checkpoint of a run, the oldest first. A .pt without JSON is not whole.
+    """The notes (JSON) of all whole checkpoints of a run, oldest first. A .pt without JSON is not whole.
 
-    A note that is damaged is passed over while there are others. Raises BadAnswer, for the first one, where every note
-    is damaged.
+    A damaged note is skipped if there are valid ones. Raises BadAnswer, for the first note, if all are damaged.
     """
     names = shell.listdir(folder.checkpoints)
     notes, wrong = [], []
@@ -44,12 +43,12 @@ def whole(shell: Shell, folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def age(note: Mapping[str, Any]) -> tuple[int, bool, int]:
-    """How far a checkpoint has come, to compare two of one run."""
+    """How far training had come, as a key to compare checkpoints of one run."""
     return int(note["epoch"]), bool(note.get("epoch_complete", True)), int(note["step"])
 
 
 def choose(notes: list[dict[str, Any]], which: str, run_id: str) -> dict[str, Any]:
-    """The one that `--which latest|best|best:SET|N` means; N is an epoch, counted from 0 as in the file names."""
+    """The checkpoint that `--which latest|best|best:SET|N` selects. N is an epoch, counted from 0 as in file names."""
     if not notes:
         raise WrongUse(f"run {run_id} has no whole checkpoint yet", next_command=command(f"status --run {run_id}"))
     if which == "latest":
@@ -66,7 +65,7 @@ def choose(notes: list[dict[str, Any]], which: str, run_id: str) -> dict[str, An
 
 
 def _best(notes: list[dict[str, Any]], of_set: str | None, run_id: str) -> dict[str, Any]:
-    """The most accurate on a named set; without a name on the people held out or, without these, on the first set."""
+    """The most accurate on a named set; without a name, on the held-out people or else on the first set."""
     sets = list(dict.fromkeys(name for note in notes for name in (note.get("eval") or {}).get("sets", {})))
     if of_set is not None and of_set not in sets:
         known = f"give best:{sets[0]}" if sets else "it was measured on none: give --which best or latest"
@@ -84,7 +83,7 @@ def _best(notes: list[dict[str, Any]], of_set: str | None, run_id: str) -> dict[
 
 
 def check_usable(path: Path) -> dict[str, Any] | None:
-    """The JSON of a checkpoint of the user's, None where it has none. Raises WrongUse for one that is not whole."""
+    """Check a checkpoint of the user's. Returns its JSON, or None without one. Raises WrongUse if it is not whole."""
     if not path.is_file():
         raise WrongUse(f"--resume {path}: there is no such file; give auto, none or the path of a .pt checkpoint")
     note = border.read_document(path.with_suffix(".json"))
@@ -95,14 +94,14 @@ def check_usable(path: Path) -> dict[str, Any] | None:
         raise broken
     try:
         with zipfile.ZipFile(path) as archive:
-            if not note and archive.testzip() is not None:  # with a note its SHA-256 has already said so
+            if not note and archive.testzip() is not None:  # with a note, the SHA-256 is checked above
                 raise broken
     except (zipfile.BadZipFile, OSError) as error:
         raise broken from error
     if not note:
         return None
     try:
-        # Its own file may have any name; everything else is held to the form of a run's notes.
+        # The user's file may have any name; every other field must be valid as in a run's notes.
         checked = border.checkpoint_note({**note, "file": "epoch_000.pt"}, str(path.with_suffix(".json")))
         return {**checked, "file": path.name}
     except BadAnswer as error:

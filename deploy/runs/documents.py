@@ -1,4 +1,4 @@
-"""What commands answer: the documents that scripts rely on, made from a run's record, its events and its status."""
+"""Build the documents that commands print and scripts rely on, from a run's record, its events and its status."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def of_run(record: Record, events: Events, checkpoint: Mapping[str, Any] | None)
 
 
 def _pseudo_ids(mined: Events) -> dict[str, Any] | None:
-    """The labelling that was trained with last: a refused one leaves the one before it, or none at all."""
+    """The labelling that training used last. A refused labelling leaves the one before it, or none at all."""
     taken = [event for event in mined if event.get("accepted", True)]
     if mined and not taken:
         return {"count": 0, "coverage": 0.0, "purity": None}
@@ -41,10 +41,11 @@ def _pseudo_ids(mined: Events) -> dict[str, Any] | None:
 
 
 def of_status(record: Record, seen: Status | None, events: Events, phases: Sequence[Compared] = ()) -> dict[str, Any]:
-    """The answer of `status`: the machine's word, how much is left by the app's reckoning, and of a run that is over
-    what was expected of its parts beside what they took.
+    """The answer of `status`: the machine's report, the app's estimate of the time left, and the run's phases.
+
+    `phases`: expected and actual time and cost of a run that is over.
     """
-    began = (seen and seen.started) or 0  # what an earlier attempt reckoned with is over
+    began = (seen and seen.started) or 0  # estimates of an earlier attempt do not count
     reckoned = [event for event in events if event.get("seconds_left") is not None and event.get("time", 0) >= began]
     return {
         "run_id": record.run_id,
@@ -63,7 +64,7 @@ def of_status(record: Record, seen: Status | None, events: Events, phases: Seque
 
 
 def of_node(number: int, machine: str, seen: Status | None) -> dict[str, Any]:
-    """One of several machines that train a run; nothing seen means that it is gone, or does not answer."""
+    """One of several machines that train a run. Without `seen` it is gone or does not answer, and counts as lost."""
     state, age, reason = (seen.state, seen.heartbeat_age_s, seen.reason) if seen else ("lost", None, None)
     return {"node": number, "machine": machine, "state": state, "heartbeat_age_s": age, "reason": reason}
 
@@ -84,7 +85,7 @@ def row(record: Record) -> dict[str, Any]:
 
 
 def next_commands(record: Record) -> list[tuple[str, str]]:
-    """What can be typed about a run now, each with its purpose. A live run is the newest of its target: no --run."""
+    """Commands that apply to a run now, each with its purpose. A live run is its target's newest: no --run needed."""
     if record.state in FINAL_STATES:
         return [("continue it", resume(record))] if record.state in UNFINISHED else list(_after_success(record))
     live = [("see it live", command("attach" + _on(record)))] if record.session == "tmux" else []
@@ -105,7 +106,7 @@ def _after_success(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def resume(record: Record) -> str:
-    """What continues an unfinished run."""
+    """The command that continues an unfinished run."""
     return command("train --resume auto" + _on(record))
 
 

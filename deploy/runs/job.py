@@ -1,4 +1,4 @@
-"""One tmux session is one job: start it, look at it, read its log, attach, stop. Without tmux: a detached process."""
+"""Start a job, look at it, read its log, attach, stop. A job is a tmux session or, without tmux, a detached process."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from deploy.specs.plan import Plan
 
 POLL_S = 0.3
 START_LIMIT_S = 30
-PIECE_BYTES = 1 << 20  # of a log, in one request
+PIECE_BYTES = 1 << 20  # most that one request reads of a log
 
 
 @dataclass(frozen=True)
 class Status:
-    """What the machine says about a job; `state` is already `lost` when the heartbeat has stopped."""
+    """What the machine reports about a job. `state` is `lost` if the heartbeat has stopped."""
 
     state: str
     attempt: int
@@ -57,12 +57,12 @@ BEGINNING = Position(0, 0)
 
 
 def session_name(run_id: str) -> str:
-    """tmux takes dots and colons for separators."""
+    """The tmux name of a run, without dots and colons: tmux takes them for separators."""
     return re.sub(r"[.:]", "_", run_id)
 
 
 def start(shell: Shell, machine: Machine, plan: Plan, socket: str) -> str:
-    """Start the supervisor and wait until it answers; returns how it runs: "tmux" or "detached"."""
+    """Start the supervisor and wait until it answers. Returns how it runs: "tmux" or "detached"."""
     folder = RunFolder(machine.path(plan.run_dir))
     code = machine.path(plan.cwd)
     shell.remove(folder.stop_request)
@@ -80,9 +80,10 @@ def start(shell: Shell, machine: Machine, plan: Plan, socket: str) -> str:
 
 
 def _tmux_start(socket: str, session: str, argv: list[str], cwd: PurePath, env: Mapping[str, str]) -> list[str]:
-    """A private server without the user's tmux settings; the session gets this command's environment, not the server's.
+    """The command that starts a session on a private tmux server, without the user's tmux settings.
 
-    Names alone stand in the command line, values (there may be keys among them) go through tmux's own socket.
+    The session gets this command's environment, not the server's. The command line holds only names of variables;
+    their values, which may be keys, go through tmux's own socket.
     """
     own = {"TERM", "TMUX", "TMUX_PANE", "PWD", "OLDPWD", "SHLVL", "_"}
     names = sorted(name for name in env if re.fullmatch(r"[A-Za-z_]\w*", name) and name not in own)
@@ -102,7 +103,7 @@ def _tmux_start(socket: str, session: str, argv: list[str], cwd: PurePath, env: 
 
 
 def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan) -> None:
-    """A condition with a limit: longer than a job of an earlier attempt may take to leave the machine."""
+    """Wait for this attempt's status, longer than a job of an earlier attempt may take to end. Raises StepFailed."""
     deadline = time.monotonic() + START_LIMIT_S + plan.grace_s
     while time.monotonic() < deadline:
         status = look(shell, folder)
@@ -118,8 +119,8 @@ def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan) -> None:
 
 
 def look(shell: Shell, folder: RunFolder) -> Status | None:
-    """The job's status now; None before its supervisor has said anything."""
-    # The time first: should the connection break between the two, an old answer must not be held against a later time.
+    """The job's status now; None before its supervisor has written one."""
+    # Clock before status: if the connection breaks in between, an old status must not be compared with a later time.
     now = shell.clock()
     told = _read_json(shell, folder.status)
     if "state" not in told:
@@ -149,7 +150,7 @@ def position(shell: Shell, folder: RunFolder) -> Position:
 
 
 def attach_argv(shell: Shell, socket: str, folder: RunFolder, *, write: bool) -> list[str]:
-    """The command that shows the live session; read-only unless asked otherwise."""
+    """The command that shows the live session, read-only unless `write`. Raises StepFailed if there is none."""
     run_id = folder.run_id
     if not shell.which("tmux"):
         raise StepFailed(
@@ -160,7 +161,7 @@ def attach_argv(shell: Shell, socket: str, folder: RunFolder, *, write: bool) ->
     target = f"={session_name(run_id)}"
     if not shell.run(["tmux", "-L", socket, "has-session", "-t", target], check=False):
         status = look(shell, folder)
-        if status and not status.final:  # nothing in it needs a terminal
+        if status and not status.final:  # the job needs no terminal, so it runs on
             words = f"run {run_id} goes on without a terminal: the tmux that it was started in was ended"
             raise StepFailed(words, next_command=command(f"logs --follow --run {run_id}"))
         ended = f"run {run_id} has no live session: it has ended"
@@ -169,12 +170,12 @@ def attach_argv(shell: Shell, socket: str, folder: RunFolder, *, write: bool) ->
 
 
 def request_stop(shell: Shell, folder: RunFolder) -> None:
-    """Ask for a checkpoint and an end; asking again, or asking what has ended, is fine."""
+    """Ask a job to write a checkpoint and end. It is safe to ask again, or to ask a job that has ended."""
     shell.write(folder.stop_request, b"")
 
 
 def wait_for_end(shell: Shell, folder: RunFolder, limit_s: float) -> Status | None:
-    """The final status, or the last one seen when the limit has passed."""
+    """Wait for the final status. Returns it, or the last status seen within `limit_s`."""
     deadline = time.monotonic() + limit_s
     status = look(shell, folder)
     while status and not status.final and time.monotonic() < deadline:
@@ -184,7 +185,7 @@ def wait_for_end(shell: Shell, folder: RunFolder, limit_s: float) -> Status | No
 
 
 def end(shell: Shell, folder: RunFolder, grace_s: float) -> None:
-    """Ask a job that still goes on to end, and wait for it; none at all, or one that ended, is left alone."""
+    """Ask a live job to end, and wait for it. Does nothing if there is no job or it has ended."""
     status = look(shell, folder)
     if status and status.state in LIVE_STATES:
         request_stop(shell, folder)
@@ -195,21 +196,21 @@ def end(shell: Shell, folder: RunFolder, grace_s: float) -> None:
 class Tail:
     """Reads a growing file from a byte offset, as text.
 
-    1. Every byte is given out once, in order; `offset` is where the next read begins.
-    2. A character cut by the end of the file is held back until the rest of it is there.
-    3. Bytes that are no UTF-8 become U+FFFD. 4. A file that is not there yet is an empty file.
+    1. Every byte is returned once, in order; `offset` is where the next read begins.
+    2. A character cut by the end of the file is held back until its remaining bytes are written.
+    3. Invalid UTF-8 becomes U+FFFD. 4. A file that does not exist yet counts as empty.
     """
 
     shell: Shell
     path: PurePath
     offset: int = 0
-    is_behind: bool = False  # there was more than one read takes
+    is_behind: bool = False  # the last read was full: there may be more
     decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
     )
 
     def read(self) -> str:
-        """What is new, at most PIECE_BYTES of it; empty when there is nothing now."""
+        """The new text, from at most PIECE_BYTES; empty if there is none now."""
         try:
             data = self.shell.read(self.path, self.offset, PIECE_BYTES)
         except (FileNotFoundError, NotADirectoryError):
@@ -220,22 +221,22 @@ class Tail:
 
 
 class Events:
-    """The whole lines of metrics.jsonl, as they come."""
+    """Reads metrics.jsonl line by line as it grows."""
 
     def __init__(self, shell: Shell, path: PurePath, offset: int = 0) -> None:
         self.tail = Tail(shell, path, offset)
         self.rest = ""
 
     def read(self) -> list[dict[str, Any]]:
-        """What is new, at most PIECE_BYTES of it."""
+        """The new events, from at most PIECE_BYTES."""
         *lines, self.rest = (self.rest + self.tail.read()).split("\n")
-        if len(self.rest) > border.EVENT_BYTES:  # no event is that long
+        if len(self.rest) > border.EVENT_BYTES:  # longer than any event: drop it
             self.rest = ""
         return [event for line in lines if (event := border.event(line)) is not None]
 
 
 def all_events(shell: Shell, path: PurePath) -> list[dict[str, Any]]:
-    """What a run has told: of each kind the newest ones, as many as fit into memory."""
+    """The newest events of each kind in a metrics.jsonl; see border.Newest for the limits."""
     size = min(shell.size(path) or 0, border.FILE_BYTES["metrics.jsonl"])
     events, kept = Events(shell, path), border.Newest()
     while True:
@@ -245,9 +246,9 @@ def all_events(shell: Shell, path: PurePath) -> list[dict[str, Any]]:
 
 
 def follow(shell: Shell, folder: RunFolder, since: Position = BEGINNING) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """New log text and new events, again and again until the job has ended.
+    """Yield new log text and new events until the job has ended.
 
-    The status is read first, so that the last words are not missed.
+    Each round reads the status first, so that the last lines are not missed.
     """
     log, events = Tail(shell, folder.log, since.log_bytes), Events(shell, folder.metrics, since.metrics_bytes)
     while True:
@@ -261,13 +262,13 @@ def follow(shell: Shell, folder: RunFolder, since: Position = BEGINNING) -> Iter
 
 
 class NodeLines:
-    """The log of one of several machines, as whole lines with its number in front."""
+    """Reads the log of one of several machines as whole lines, each with the node's number in front."""
 
     def __init__(self, shell: Shell, folder: RunFolder, node: int) -> None:
         self.tail, self.node, self.rest = Tail(shell, folder.log), node, ""
 
     def read(self, *, to_the_end: bool = False) -> str:
-        """What is new; a line that has no end yet is kept back, unless there will be no more."""
+        """The new lines. An unfinished line is held back, unless it exceeds PIECE_BYTES or the log has ended."""
         *lines, self.rest = (self.rest + self.tail.read()).split("\n")
         if self.rest and (len(self.rest) > PIECE_BYTES or (to_the_end and not self.tail.is_behind)):
             lines, self.rest = [*lines, self.rest], ""
@@ -275,7 +276,7 @@ class NodeLines:
 
 
 def last_lines(shell: Shell, folder: RunFolder) -> list[str]:
-    """Evidence: how the log ends."""
+    """The last lines of the log, as evidence in an error message."""
     size = shell.size(folder.log) or 0
     if not size:
         return []
@@ -286,5 +287,5 @@ def last_lines(shell: Shell, folder: RunFolder) -> list[str]:
 def _read_json(shell: Shell, path: PurePath) -> dict[str, Any]:
     try:
         return border.document(shell.read(path, limit=border.DOCUMENT_BYTES + 1), f"{shell.name}: {path.name}")
-    except (OSError, BadAnswer):  # not there, or half written on a full disk
+    except (OSError, BadAnswer):  # missing, or half written on a full disk
         return {}

@@ -1,4 +1,4 @@
-"""The laptop's address book: one run.json a run. The machine is the truth, this is where to ask it."""
+"""The laptop's records: one run.json per run, with where it runs. Its current state must be read from the machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = ("run_id", "target", "provider", "state", "created", "backbone", "run_di
 
 @dataclass(frozen=True)
 class Record:
-    """run.json: where a run lives, and the last state that was seen of it."""
+    """run.json: where a run is, and its state as last seen."""
 
     run_id: str
     target: str
@@ -33,13 +33,13 @@ class Record:
     fraction: float
     backbone: str
     run_dir: str
-    machine: str  # where rank 0 is
+    machine: str  # of rank 0
     reason: str | None = None
     seconds: float | None = None
-    phases: Mapping[str, float] | None = None  # seconds that each part took, see deploy/specs/estimate.py
+    phases: Mapping[str, float] | None = None  # seconds by phase, see deploy/specs/estimate.py
     session: str | None = None  # how the supervisor runs: tmux or detached
-    others: Mapping[str, str] = field(default_factory=dict)  # its folder on each other machine, by rank
-    spend: Mapping[str, float] | None = None  # dollars, by machine: what each had cost when it was last seen
+    others: Mapping[str, str] = field(default_factory=dict)  # other machines, in order of rank -> the run's folder
+    spend: Mapping[str, float] | None = None  # machine -> dollars, as last seen
 
     @property
     def machines(self) -> tuple[str, ...]:
@@ -47,12 +47,12 @@ class Record:
 
     @property
     def spend_usd(self) -> float:
-        """Of all attempts, on all machines."""
+        """Cost of all attempts on all machines."""
         return round(sum((self.spend or {}).values()), 4)
 
 
 def create(runs: Path, plan: Plan) -> Record:
-    """Note the intent before anything is acquired. A run that goes on keeps its folder."""
+    """Write the record before anything is provisioned. A continued run keeps its folder and its spend."""
     record = Record(
         run_id=plan.run_id,
         target=plan.target,
@@ -74,7 +74,7 @@ def create(runs: Path, plan: Plan) -> Record:
 
 
 def update(runs: Path, record: Record, **changes: Any) -> Record:
-    """Write what has changed; nothing is written when nothing has."""
+    """Change fields of a record. Writes run.json only if something changed."""
     changed = replace(record, **changes)
     if changed != record:
         write_json(Path(home(runs, record.run_id).run), asdict(changed))
@@ -82,16 +82,16 @@ def update(runs: Path, record: Record, **changes: Any) -> Record:
 
 
 def credible_usd(told: float, *, usd_per_hour: float, hours: float, lives: bool) -> float:
-    """What a machine has cost, by the laptop's price and clock; what it tells itself counts up to that.
+    """Cost of a machine in dollars. Its own figure, `told`, counts only up to the laptop's price times hours.
 
-    While a run `lives` on it, every hour since it was made is paid for.
+    While a run `lives` on it, every hour since its creation is paid for.
     """
     most = max(0.0, usd_per_hour * hours)
     return round(most if lives else min(told, most), 4)
 
 
 def hours_since(record: Record, created: float | None, now: float) -> float:
-    """For how long a machine of the run is paid: since it was made, or where that is not told, since the run began."""
+    """Paid hours of a machine of the run: since its creation or, if that is unknown, since the run began."""
     if created is None:
         try:
             created = datetime.fromisoformat(record.created).timestamp()
@@ -101,7 +101,7 @@ def hours_since(record: Record, created: float | None, now: float) -> float:
 
 
 def spent(runs: Path, record: Record, told: Mapping[str, float]) -> Record:
-    """With what machines have cost, by machine, as `credible_usd` has it; it never becomes less."""
+    """Record the cost of machines, as `credible_usd` computes it. A recorded cost never decreases."""
     before = record.spend or {}
     more = {machine: usd for machine, usd in told.items() if usd > before.get(machine, 0.0)}
     return update(runs, record, spend={**before, **more}) if more else record
@@ -117,13 +117,13 @@ def home(runs: Path, run_id: str) -> RunFolder:
 
 
 def every(runs: Path, target: str | None = None) -> list[Record]:
-    """All runs, the newest first."""
+    """All runs, newest first."""
     records = [record for record in _read_all(runs) if target in (None, record.target)]
     return sorted(records, key=lambda record: (record.created, record.run_id), reverse=True)
 
 
 def get(runs: Path, run_id: str | None, target: str) -> Record:
-    """The named run, by its id or the beginning of it, or the newest of the target."""
+    """The run with this id or beginning of an id; without one, the newest of the target. Raises WrongUse."""
     if run_id is None:
         newest = every(runs, target)
         if not newest:
@@ -144,7 +144,7 @@ def get(runs: Path, run_id: str | None, target: str) -> Record:
 
 
 def events(runs: Path, run_id: str) -> list[dict[str, Any]]:
-    """What a run has told, as far as it was brought home."""
+    """The events of a run, as far as they were downloaded."""
     return border.read_events(Path(home(runs, run_id).metrics))
 
 
@@ -159,7 +159,7 @@ def plan_of(runs: Path, record: Record) -> dict[str, Any]:
 
 
 def compared(runs: Path, record: Record) -> tuple[Compared, ...]:
-    """What was expected of each part of a run and what it took; nothing while it goes on."""
+    """Expected and actual time and cost of each phase of a run; empty until it is over."""
     plan = read_json(Path(home(runs, record.run_id).plan))
     if record.state not in FINAL_STATES or not plan.get("phases"):
         return ()
@@ -172,12 +172,12 @@ def _read_all(runs: Path) -> Iterator[Record]:
         values = read_json(file)
         try:
             yield _record(values)
-        except (TypeError, BadAnswer):  # written by another version, or by hand: not ours to judge, no reason to fail
+        except (TypeError, BadAnswer):  # written by another version or by hand: skip it
             continue
 
 
 def _record(values: Mapping[str, Any]) -> Record:
-    """Raises TypeError or BadAnswer for what is no record."""
+    """Parse a record. Raises TypeError or BadAnswer if it is invalid."""
     record, what = Record(**values), "run.json"
     if not all(isinstance(getattr(record, key), str) for key in WORDS):
         raise TypeError

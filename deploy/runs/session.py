@@ -1,4 +1,4 @@
-"""A target and its runs, found and looked at: on their machine, or in the copy at home once that is gone."""
+"""Access a target and its runs: on their machine or, once that is gone, in the copy on the laptop."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from deploy.workspace.devices import Devices
 
 
 class Reach:
-    """One target for the time of one command: a machine is looked up once, and connected once."""
+    """One target during one command. Each machine is looked up once and connected once."""
 
     def __init__(self, settings: Settings) -> None:
         name = settings.target.provider
         if name not in PROVIDERS:
             raise unknown(f"provider in conf/deploy/{settings.target.name}.yaml", name, PROVIDERS)
         self.settings = settings
-        if settings.notes.is_dir():  # made by an older version, or by hand
+        if settings.notes.is_dir():  # an older version, or a user, may have made it readable by others
             private_folder(settings.notes)
         self.provider: Provider = PROVIDERS[name](settings)
         self.given_up: set[str] = set()  # machines whose guard could not release them
-        self.devices: dict[str, Devices] = {}  # of machines that were asked when they were acquired
-        self.limit_s: float | None = None  # in which each machine has to answer; None: as long as each verb may take
+        self.devices: dict[str, Devices] = {}  # of machines that were checked when they were acquired
+        self.limit_s: float | None = None  # time for each machine to answer; None: each call has its own limit
         self._machines: dict[str, Machine | None] = {}
         self._shells: dict[str, Shell] = {}
 
@@ -49,7 +49,7 @@ class Reach:
             shell.close()
 
     def acquire(self, spec: MachineSpec, say: Callable[[str], None]) -> Machine:
-        """A machine of the target, made if there is none; `say` is told what is waited for."""
+        """Return a machine of the target; provision one if there is none. Reports progress through `say`."""
         self.provider.say = say
         self.provider.check = self._check
         machine = self.provider.acquire(spec)
@@ -57,8 +57,8 @@ class Reach:
         return machine
 
     def _check(self, machine: Machine) -> None:
-        """Its environment must be able to use the GPUs that are paid for. Raises CannotTrain."""
-        self.forget(machine.name)  # what was known is of one that was given back
+        """Check that the environment can use the GPUs that are paid for. Raises CannotTrain, or NoMachine."""
+        self.forget(machine.name)  # cached data may belong to an earlier machine that was released
         self._machines[machine.name] = machine
         device = self.settings.target.device
         try:
@@ -75,13 +75,13 @@ class Reach:
         self.devices[machine.name] = found
 
     def machine(self, name: str) -> Machine | None:
-        """The machine of this name, if it is still there."""
+        """The machine of this name; None if it is gone."""
         if name not in self._machines:
             self._machines[name] = self.provider.find(name)
         return self._machines[name]
 
     def shell(self, machine: Machine) -> Shell:
-        """The one shell on a machine; after a lost connection the provider tells where it is by then."""
+        """The one shell on a machine. After a lost connection it asks the provider for the current address."""
         if machine.name not in self._shells:
             name = machine.name
             self._shells[name] = open_shell(machine, self.settings.notes, lambda: self.provider.find(name))
@@ -90,7 +90,7 @@ class Reach:
         return self._shells[machine.name]
 
     def forget(self, name: str) -> None:
-        """A machine that was released: who asks for it is told that it is gone."""
+        """Close the connection to a released machine; `machine` returns None for it from now on."""
         self._machines[name] = None
         self.devices.pop(name, None)
         shell = self._shells.pop(name, None)
@@ -98,7 +98,7 @@ class Reach:
             shell.close()
 
     def run(self, record: Record) -> Reached:
-        """Where to ask about a run: its folder on the machine, else the copy at home."""
+        """Where to read a run: in its folder on the machine, else in the copy on the laptop."""
         machine = self.machine(record.machine)
         if machine:
             record = self._charge(record, machine)
@@ -110,15 +110,15 @@ class Reach:
         return Reached(self, record, LocalShell(), runs.home(self.settings.runs, record.run_id), None)
 
     def others(self, record: Record, *names: str) -> list[Reached]:
-        """A run on the machines beside that of rank 0, or on those of these names; one that is gone is left out."""
+        """A run on the machines other than rank 0's, or on those of these names, without machines that are gone."""
         there = [(name, at) for name, at in record.others.items() if not names or name in names]
         reached = [self.run(replace(record, machine=name, run_dir=at, others={})) for name, at in there]
         return [each for each in reached if each.machine is not None]
 
     def look(self, record: Record) -> tuple[Record, job.Status | None]:
-        """The truth about a run now: the machine is asked, run.json is brought up to date.
+        """Read the state of a run from its machine, and update run.json.
 
-        Raises BadAnswer where what the machine says does not fit; what it costs is noted before it is asked.
+        Raises BadAnswer for an invalid answer. The cost is recorded before the machine is asked.
         """
         machine = self.machine(record.machine)
         record = self._charge(record, machine) if machine else record
@@ -139,7 +139,7 @@ class Reach:
         return runs.update(book, record, state="lost", reason=gone), None
 
     def _charge(self, record: Record, machine: Machine, seen: job.Status | None = None) -> Record:
-        """With what its machines have cost by now; `seen` where rank 0 was asked."""
+        """Record what its machines have cost by now. `seen`: the status of rank 0, if it was read."""
         lives = seen.state in LIVE_STATES if seen else record.state not in FINAL_STATES
         hours = runs.hours_since(record, machine.created, time.time())
         usd_per_hour = machine.usd_per_hour * len(record.machines)
@@ -148,7 +148,10 @@ class Reach:
         return runs.spent(self.settings.runs, record, {record.machine: usd})
 
     def unfinished(self, run_id: str | None = None) -> Reached | None:
-        """The newest run of the target that was stopped, failed or lost; or the named one, refused if it is not."""
+        """The target's newest run that is stopped, failed, lost or expired, or the named one.
+
+        Raises WrongUse if the named run is in another state or on another target.
+        """
         name = self.settings.target.name
         if run_id is not None:
             record = runs.get(self.settings.runs, run_id, name)
@@ -168,10 +171,10 @@ class Reach:
         return None
 
     def refuse_second(self) -> None:
-        """A target runs one job at a time; the refusal names the one that is there."""
+        """Raise WrongUse if a run is live on the target: a target runs one job at a time."""
         name = self.settings.target.name
         for record in runs.every(self.settings.runs, name):
-            if record.state not in FINAL_STATES or record.state == "lost":  # a lost one may have been found again
+            if record.state not in FINAL_STATES or record.state == "lost":  # a lost run may be reachable again
                 record, _ = self.look(record)
             if record.state not in FINAL_STATES:
                 raise WrongUse(
@@ -182,7 +185,7 @@ class Reach:
 
 @dataclass(frozen=True)
 class Reached:
-    """A run, and where to ask about it. `machine` is None where only the copy at home is left."""
+    """A run and where to read it. `machine` is None if only the copy on the laptop is left."""
 
     reach: Reach
     record: Record
@@ -200,19 +203,19 @@ class Reached:
         return runs.home(self.settings.runs, self.record.run_id)
 
     def look(self) -> tuple[Reached, job.Status | None]:
-        """The same run as it is now."""
+        """The same run with its current state, and its status if it was read."""
         record, seen = self.reach.look(self.record)
         return replace(self, record=record), seen
 
     def others(self, *names: str) -> list[Reached]:
-        """The same run on the other machines that train it, or on those of these names, in the order of their ranks.
+        """The same run on its other machines, or on those of these names, in the order of their ranks.
 
-        One that is gone is left out; where this machine is gone, all are.
+        A machine that is gone is left out. If this machine is gone, all are.
         """
         return self.reach.others(self.record, *names) if self.machine is not None else []
 
     def events(self) -> list[dict[str, Any]]:
-        """What the run has told: of each kind of event the newest."""
+        """The run's newest events of each kind."""
         return job.all_events(self.shell, self.folder.metrics)
 
 
@@ -221,17 +224,17 @@ LookAfter = Callable[[Reach, str | None], None]
 
 @contextlib.contextmanager
 def target(project: Path, name: str) -> Iterator[Reach]:
-    """A target, for the time of a command."""
+    """Open a target for the duration of a command."""
     with Reach(load(project, name)) as reach:
         yield reach
 
 
 @contextlib.contextmanager
 def run(project: Path, target_name: str, run_id: str | None, look_after: LookAfter | None = None) -> Iterator[Reached]:
-    """The named run, or the newest of the target; the run says itself to which target it belongs.
+    """Open the named run, or the newest of the target. A named run determines its target by itself.
 
-    `look_after` is called with the target before its machine is asked about the run, and once more, with the machine's
-    name, when the guard there has given up: the machine may be gone afterwards.
+    `look_after` is called with the target before the machine is asked about the run. It is called again, with the
+    machine's name, if the guard there has given up: the machine may be gone afterwards.
     """
     record = runs.get(project / "runs", run_id, load(project, target_name).target.name)
     with target(project, record.target) as reach:
@@ -247,7 +250,10 @@ def run(project: Path, target_name: str, run_id: str | None, look_after: LookAft
 
 @contextlib.contextmanager
 def launching(settings: Settings) -> Iterator[Callable[[str], None]]:
-    """One launch at a time on a target, from here to the running job; gives a way to note which run it is."""
+    """Hold the target's launch lock until the job runs. Yields a function that notes the run's id in it.
+
+    Raises WrongUse while another command holds the lock.
+    """
     private_folder(settings.notes)
     try:
         with Lock(_launch_lock(settings), {"run_id": "of another command"}).acquire() as lock:
@@ -261,7 +267,7 @@ def launching(settings: Settings) -> Iterator[Callable[[str], None]]:
 
 
 def is_launching(settings: Settings, run_id: str | None = None) -> bool:
-    """Whether a living command of this laptop is about to start the run, or any on this target."""
+    """Whether a living command of this laptop is starting the run, or any run on this target."""
     lock = _launch_lock(settings)
     return is_held(lock) and (run_id is None or read_holder(lock).get("run_id") == run_id)
 

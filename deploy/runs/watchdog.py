@@ -1,4 +1,4 @@
-"""The laptop's word to the guard of a machine: its ceilings, that somebody is there, and what has come home already."""
+"""Start the guard of a machine, and send it limits, contacts, secrets and notes of downloaded checkpoints."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from deploy.specs.settings import RunPod, Settings
 
 WANDB_SECRETS = ("WANDB_API_KEY",)
 S3_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-KEPT_SECRETS = ("RUNPOD_API_KEY",)  # the laptop's own; no machine is given it
-IDENTIFIERS = ("AWS_ACCESS_KEY_ID",)  # a name, worth nothing without its key
+KEPT_SECRETS = ("RUNPOD_API_KEY",)  # stays on the laptop; no machine gets it
+IDENTIFIERS = ("AWS_ACCESS_KEY_ID",)  # a name, worthless without its key
 CEILINGS = ("max_hours", "max_usd", "idle_min", "stall_min")
 
 
 def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, nodes: int = 1) -> str | None:
-    """Before anything that takes long: from here on the machine looks after its money by itself. Returns its ceilings.
+    """Start the guard with the target's limits, before anything that takes long. Returns the limits as text.
 
-    Where nothing is paid, nothing was limited and no copies are kept there is nothing to guard.
+    Returns None, and starts no guard, if the target sets no limit and keeps no copies.
     """
     limits = limits_of(settings, machine, nodes)
     armed = {name: getattr(limits, name) for name in CEILINGS if getattr(limits, name) is not None}
@@ -55,16 +55,16 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
 
 
 def volume_path(settings: Settings) -> str | None:
-    """What lies below outlives the machine, as its provider says."""
+    """Mount path of the provider's volume, whose files outlive the machine; None without a volume."""
     options = settings.target.options
     return options.volume_path if isinstance(options, RunPod) and options.volume else None
 
 
 def greet(settings: Settings, machine: Machine, shell: Shell, root: PurePath) -> str | None:
-    """Somebody is there: a guard that died is started again, and idleness is counted anew. Returns the guard's state.
+    """Report contact: restart a dead guard, and reset the idle time. Returns the guard's state.
 
-    Not for one that is stuck: the machine should have been gone before. Where the target has no ceilings and keeps no
-    copies there is no guard, and none is looked for.
+    The idle time is not reset for a guard that is stuck: its machine should be gone already. If the target has no
+    limits and keeps no copies, there is no guard to look for.
     """
     limited = any(getattr(settings.target, name) is not None for name in (*CEILINGS, "sync_to"))
     state = revive(settings, machine, shell, root) if limited else None
@@ -74,10 +74,10 @@ def greet(settings: Settings, machine: Machine, shell: Shell, root: PurePath) ->
 
 
 def revive(settings: Settings, machine: Machine, shell: Shell, root: PurePath) -> str | None:
-    """Start the guard of a machine again, with the limits that it had, when its heart has stopped. Returns the state
-    that it told last.
+    """Restart the guard of a machine, with its earlier limits, if its heartbeat has stopped.
 
-    One that lives, and was started again by somebody who had no secrets to give, is given them.
+    Returns the state that it reported last. A living guard that lacks secrets for its copies gets them: it may have
+    been restarted from a computer without them.
     """
     said, now = heard(shell, Root(root).guard_status)
     what = f"{shell.name}: {Root(root).guard_status.name}"
@@ -96,41 +96,41 @@ def revive(settings: Settings, machine: Machine, shell: Shell, root: PurePath) -
 
 
 def _start(machine: Machine, shell: Shell, root: PurePath, code: PurePath) -> None:
-    """Where one lives already, another ends at once."""
-    # The environment that trains is still to be made, perhaps; the guard needs no more than any Python has.
+    """Start a guard. If one is alive already, the new one ends at once."""
+    # The training environment may not exist yet; the guard needs only the standard library.
     python = machine.python if machine.is_here else "python3"
     shell.spawn([python, "-m", "deploy.pod.guard", str(root)], cwd=code)
 
 
 def heard(shell: Shell, path: PurePath) -> tuple[dict[str, Any], float]:
-    """A small JSON file of the machine, {} where there is none, and the machine's own time."""
+    """A small JSON file of the machine and the machine's clock; {} and infinity if the file is missing or damaged."""
     what, limit = f"{shell.name}: {path.name}", border.DOCUMENT_BYTES + 1
     try:
         data, now = shell.calls([("read", {"path": str(path), "limit": limit}), ("clock", {})])
         return border.document(data, what), border.number(now, f"{shell.name}: its clock", 0, 1e11)
-    except (OSError, BadAnswer):  # not there, or half written on a full disk
+    except (OSError, BadAnswer):  # missing, or half written on a full disk
         return {}, float("inf")
 
 
 def note_fetched(shell: Shell, folder: RunFolder, about: Mapping[str, Any]) -> None:
-    """A verified copy is at home, so the machine may go."""
+    """Note on the machine that a verified copy is on the laptop, so that the machine may be released."""
     told = {"sha256": about["sha256"], "to": "the laptop"}
     shell.write(folder.checkpoints / f"{about['file']}{FETCHED}", json.dumps(told).encode("utf-8"))
 
 
 def own_secrets(settings: Settings) -> dict[str, str]:
-    """For the guard and for copies: keys of S3 where copies go there, and what the target's `secrets` names."""
+    """Secrets of the guard and its copies: S3 keys if copies go to S3, and what the target's `secrets` names."""
     return _held(settings, S3_SECRETS if is_s3(settings.target.sync_to) else ())
 
 
 def job_secrets(settings: Settings, *, track: str, data: str) -> dict[str, str]:
-    """For the job: the key of W&B where it is used, of S3 where the images lie there, and what `secrets` names."""
+    """Secrets of the job: the W&B key if it is used, S3 keys if the images are there, and what `secrets` names."""
     needed = [*(WANDB_SECRETS if track == "wandb" else ()), *(S3_SECRETS if is_s3(data) else ())]
     return _held(settings, needed)
 
 
 def named_secrets(settings: Settings) -> dict[str, str]:
-    """Every value of this computer that a run may be given, or that the laptop keeps; none belongs in code or words."""
+    """All secrets that a run may get or that stay on the laptop. None may appear in code or in a command line."""
     held = _held(settings, (*WANDB_SECRETS, *S3_SECRETS, *KEPT_SECRETS))
     return {name: value for name, value in held.items() if name not in IDENTIFIERS or name in settings.target.secrets}
 
@@ -145,5 +145,5 @@ def _held(settings: Settings, names: Iterable[str]) -> dict[str, str]:
 
 
 def write_secrets(shell: Shell, path: PurePath, secrets: Mapping[str, str]) -> None:
-    """As a file that only its owner reads, over the connection; never in a command line, never in a plan."""
+    """Write secrets to a file that only its owner can read, over the connection; never in a command line or a plan."""
     shell.write(path, json.dumps(dict(secrets)).encode("utf-8"), private=True)

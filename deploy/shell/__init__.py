@@ -1,4 +1,4 @@
-"""The only place that runs a command on a machine, or touches its files."""
+"""The only package that runs commands on a machine or touches its files."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = [
 
 
 def open_shell(machine: Machine, notes: Path, find: Callable[[], Machine | None] | None = None) -> Shell:
-    """A shell on the machine; connects when it is first used.
+    """Return a shell on the machine, which connects on first use.
 
-    `notes` is the folder for host keys that were seen. `find` looks the machine up again after a lost connection, for
-    ports and addresses change.
+    `notes` is the folder for known host keys. `find` looks the machine up again after a lost connection, because ports
+    and addresses change.
     """
     if machine.is_here:
         return LocalShell()

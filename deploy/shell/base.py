@@ -1,4 +1,4 @@
-"""What every machine can be asked for, whichever way it is reached."""
+"""The interface of every machine, however it is reached."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from deploy.specs.machine import Hardware
 __all__ = ["CHUNK_BYTES", "EVIDENCE_LINES", "Result", "Shell"]
 
 EVIDENCE_LINES = 10
-LONGEST_LINE_BYTES = 1 << 20  # a longer one comes in pieces
-EVIDENCE_CHARACTERS = 1000  # of each line that is kept until the command ends
-RUN_S = 60.0  # of a command that a machine runs, unless it is given longer
-MOST_LOSSES = 20  # of a connection, while one command is started again and again
-HASHED_AT_ONCE = 8192  # ranges in one request: the answer has room in one message
+LONGEST_LINE_BYTES = 1 << 20  # a longer line is split
+EVIDENCE_CHARACTERS = 1000  # of each line kept for the error message
+RUN_S = 60.0  # default timeout of a command
+MOST_LOSSES = 20  # lost connections, while one command is restarted each time
+HASHED_AT_ONCE = 8192  # ranges per request: their answer fits into one message
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended; true when it succeeded."""
+    """Result of a command; true if it succeeded."""
 
     argv: tuple[str, ...]
     exit_code: int
@@ -41,43 +41,42 @@ class Result:
 
     @property
     def complaint(self) -> list[str]:
-        """The last lines that the command said, on either stream."""
+        """The last lines of stderr, or of stdout if stderr is empty."""
         return last_lines(self.stderr or self.stdout)
 
 
 class Shell:
-    """Paths belong to the machine; every command has a limit; no command goes through a command interpreter.
+    """Commands and files of a machine. Paths are the machine's. Every command has a timeout; none goes through a shell.
 
-    How a verb gets to the machine (`deploy/pod/agent/verbs.py`) and its answer back is what LocalShell and SshShell
-    add.
+    LocalShell and SshShell add how a verb (`deploy/pod/agent/verbs.py`) reaches the machine and how its answer returns.
     """
 
     name = "this computer"  # in messages
-    patience_s = 60.0  # how long a lost connection is sought again
-    give_up_at = math.inf  # by the monotonic clock: beyond it nothing is waited for, whatever the machine does
-    on_loss: Callable[[str], None] = staticmethod(lambda _: None)  # told when it breaks, and when it is back
+    patience_s = 60.0  # how long to retry a lost connection
+    give_up_at = math.inf  # deadline of every wait, by the monotonic clock
+    on_loss: Callable[[str], None] = staticmethod(lambda _: None)  # called when it breaks and when it is back
 
     def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
-        """Have a verb carried out. `again`: it may be asked for twice, should the connection break before its answer.
+        """Run a verb. `again`: it may run twice if the connection breaks before its answer.
 
-        Raises OSError as the verb does, verbs.Overdue, and StepFailed when the machine cannot be reached.
+        Raises OSError as the verb does, verbs.Overdue, and StepFailed if the machine cannot be reached.
         """
         raise NotImplementedError
 
     def calls(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
-        """Several verbs, in order, in one round trip; each as `call` with `again`, and the first error is raised."""
+        """Run several verbs in order in one round trip, each like `call` with `again`. Raises the first error."""
         return [self.call(verb, **arguments) for verb, arguments in requests]
 
     def lines(self, argv: Sequence[str], cwd: PurePath | None) -> Generator[bytes, None, int]:
-        """What a command says, line by line while it runs; returns its exit code."""
+        """Yield the output of a command line by line while it runs; returns its exit code."""
         raise NotImplementedError
 
     def terminal(self, argv: Sequence[str]) -> list[str]:
-        """What to run on the laptop for a command that gets this terminal there."""
+        """Return what to run on the laptop so that a command on the machine gets this terminal."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of the connection; the next verb makes a new one."""
+        """Close the connection. The next verb opens a new one."""
 
     def run(
         self,
@@ -90,9 +89,9 @@ class Shell:
         check: bool = True,
         again: bool = False,
     ) -> Result:
-        """`env` is added to the machine's own environment; None takes a name out. `again` as in `call`.
+        """Run a command. `env` is added to the machine's environment; None removes a name. `again` as in `call`.
 
-        Raises StepFailed after `limit_s` (default: RUN_S).
+        Raises StepFailed after `limit_s` (default: RUN_S) and, with `check`, if the command fails.
         """
         from deploy.pod.agent.verbs import Overdue
 
@@ -113,9 +112,9 @@ class Shell:
         return result
 
     def stream(self, argv: Sequence[str], *, cwd: PurePath | None = None, again: bool = False) -> Iterator[str]:
-        """The lines of a command while it runs; raises StepFailed with the last of them when it fails.
+        """Yield the lines of a command while it runs. Raises StepFailed with the last lines if it fails.
 
-        `again`: the command may be started once more when the connection breaks; its lines then begin anew.
+        `again`: the command may be restarted if the connection breaks; its lines then start over.
         """
         seen: list[str] = []
         lines, losses = _whole_lines(self.lines(argv, cwd)), 0
@@ -136,12 +135,12 @@ class Shell:
         if code != 0:
             raise StepFailed(f"{name_of(argv)} failed with exit code {code}", evidence=seen)
 
-    def is_loss(self, failed: StepFailed) -> bool:  # noqa: ARG002 - of a connection; here there is none
-        """Whether a connection was lost, after which asking again may help."""
+    def is_loss(self, failed: StepFailed) -> bool:  # noqa: ARG002 - subclasses use it; here no connection can be lost
+        """Return whether a connection was lost, so that a retry may help."""
         return False
 
     def spawn(self, argv: Sequence[str], *, cwd: PurePath) -> int:
-        """Start a process that outlives this one and its terminal; its pid."""
+        """Start a process that outlives this one and its terminal. Returns its pid."""
         pid = self.call("spawn", again=False, argv=list(argv), cwd=str(cwd))
         return border.whole(pid, self._answer("spawn"), 0, 1 << 32)
 
@@ -150,7 +149,7 @@ class Shell:
         return None if found is None else border.path_text(found, self._answer("which"))
 
     def hardware(self) -> Hardware:
-        """Cores and memory; which GPUs a job can use is asked by `devices.ask`."""
+        """Return cores and memory. `devices.ask` finds the GPUs that a job can use."""
         told, what = border.mapping(self.call("hardware"), self._answer("hardware")), self._answer("hardware")
         memory, shm = told.get("memory_bytes"), told.get("shm_bytes")
         return Hardware(
@@ -161,17 +160,17 @@ class Shell:
         )
 
     def environment(self) -> dict[str, str]:
-        """Names and values that a command gets on the machine."""
+        """Return the environment variables that a command gets on the machine."""
         return border.strings(self.call("environment"), self._answer("environment"))
 
     def expand(self, path: str) -> str:
-        """A path of the machine with ~ at its beginning as an absolute one."""
+        """Return a path of the machine with a leading ~ as an absolute path."""
         return border.path_text(self.call("expand", path=path), self._answer("expand"))
 
     def read(self, path: PurePath, offset: int = 0, limit: int | None = None) -> bytes:
-        """Bytes of a file from an offset, at most `limit` or CHUNK_BYTES; empty behind its end.
+        """Read a file from an offset, at most `limit` or CHUNK_BYTES; empty past its end.
 
-        Raises FileNotFoundError when it is not there.
+        Raises FileNotFoundError if it is missing.
         """
         limit = CHUNK_BYTES if limit is None else limit
         data = self.call("read", path=str(path), offset=offset, limit=limit)
@@ -180,24 +179,26 @@ class Shell:
         return data
 
     def write(self, path: PurePath, data: bytes, *, private: bool = False) -> None:
-        """Replace a whole file in one step; a `private` one is for its owner alone."""
+        """Replace a whole file atomically. `private`: only its owner may read it."""
         self.call("write", path=str(path), data=data, private=private)
 
     def write_at(self, path: PurePath, offset: int, data: bytes) -> None:
-        """Write a range of a file, which is made, with its folders, when it is not there."""
+        """Write a range of a file. Creates the file and its folders if needed."""
         self.call("write_at", path=str(path), offset=offset, data=data)
 
     def truncate(self, path: PurePath, size: int) -> None:
-        """Give a file this size, with room behind it where the system can promise that; it is made if need be."""
+        """Set the size of a file, and allocate its disk space if the system can. Creates the file if needed."""
         self.call("truncate", path=str(path), size=size)
 
     def replace(self, source: PurePath, destination: PurePath, *, holding: Sequence[tuple[int, int, str]] = ()) -> bool:
-        """Flush `source` to disk and rename it over `destination`; not when it does not hold, for each (offset, length,
-        SHA-256), what it says, and then the answer is no."""
+        """Flush `source` to disk and rename it over `destination`.
+
+        Returns False, and renames nothing, if an (offset, length, SHA-256) of `holding` differs from `source`.
+        """
         ranges = [list(each) for each in holding]
         try:
             return self.call("replace", source=str(source), destination=str(destination), holding=ranges) is True
-        except FileNotFoundError:  # asked for twice over a broken connection: the first time did it
+        except FileNotFoundError:  # sent twice over a broken connection: the first request did it
             if self.size(destination) is None:
                 raise
             return True
@@ -210,7 +211,7 @@ class Shell:
         return border.sha256(self.call("sha256", path=str(path)), self._answer("sha256"))
 
     def hashes(self, path: PurePath, ranges: Sequence[tuple[int, int]], *, holes: bool = False) -> list[str]:
-        """SHA-256 of each (offset, length) of a file; with `holes`, '' for a range that was never written to."""
+        """Return the SHA-256 of each (offset, length) of a file; with `holes`, '' for a range never written to."""
         found: list[str] = []
         for first in range(0, len(ranges), HASHED_AT_ONCE):
             asked = [list(each) for each in ranges[first : first + HASHED_AT_ONCE]]
@@ -219,35 +220,35 @@ class Shell:
         return found
 
     def listdir(self, path: PurePath) -> list[str]:
-        """The names in a folder; none where there is no such folder. A name may be anything: see `border.Name`."""
+        """List the names in a folder; empty if it is missing. A name may hold any characters: see `border.Name`."""
         return border.names(self.call("listdir", path=str(path)), self._answer("listdir"))
 
     def remove(self, path: PurePath) -> None:
-        """Remove a file or a folder; removing what is gone is success."""
+        """Remove a file or a folder. Succeeds if it is already gone."""
         self.call("remove", path=str(path))
 
     def free_bytes(self, path: PurePath) -> int:
         return border.size(self.call("free_bytes", path=str(path)), self._answer("free_bytes"), 1 << 62)
 
     def in_ram(self, path: PurePath) -> bool:
-        """Whether a file there would take memory instead of disk."""
+        """Return whether a file there would use memory instead of disk."""
         return self.call("in_ram", path=str(path)) is True
 
     def memory_used_bytes(self) -> int:
-        """What counts against the machine's memory limit already."""
+        """Return the bytes that already count against the machine's memory limit."""
         return border.size(self.call("memory_used_bytes"), self._answer("memory_used_bytes"), 1 << 62)
 
     def clock(self) -> float:
-        """The machine's own time, in Unix seconds: heartbeats are compared with it."""
+        """Return the machine's time in Unix seconds, for comparison with heartbeats."""
         return border.number(self.call("clock"), self._answer("clock"), 0, 1e11)
 
     def _answer(self, verb: str) -> str:
-        """In messages."""
+        """Return the name of an answer for error messages."""
         return f"{self.name}: its answer to {verb}"
 
 
 def _whole_lines(pieces: Generator[bytes, None, Any]) -> Generator[str, None, Any]:
-    """Lines as text, put together from pieces; returns what `pieces` returns."""
+    """Join pieces into lines of text; returns what `pieces` returns."""
     line = bytearray()
     while True:
         try:
@@ -266,7 +267,7 @@ def _text_of(line: bytearray) -> str:
 
 
 def name_of(argv: Sequence[str]) -> str:
-    """A command as a person would call it: `git add`, `python -m app.config`."""
+    """Return a short name of a command: `git add`, `python -m app.config`."""
     words = [Path(argv[0]).stem, *argv[1:3]]
     return " ".join(words[: 3 if words[1:2] == ["-m"] else 2])
 

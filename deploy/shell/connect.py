@@ -1,4 +1,4 @@
-"""One Fabric connection to a machine: who it is, where it is, and a socket that is not slow on Windows."""
+"""One Fabric connection to a machine: credentials, gateways, host keys, and a socket that is fast on Windows too."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
 
 KEEPALIVE_S = 5
 FAREWELL_S = 0.5
-NO_KEY = "No authentication methods available"  # Paramiko's only sign of it; its class is that of a broken line
+NO_KEY = "No authentication methods available"  # Paramiko's only sign of it; the class is that of a broken connection
 _AGENT = threading.Lock()
-SAYS_LAST_S = 1.0  # an exit code follows the last byte closely
-WINDOW_BYTES = 16 << 20  # what may be on its way to us; Paramiko's 2 MiB hold a stream to 20 MB/s at 100 ms
-# Paramiko sets no buffers, and Windows' 64 KiB hold a stream to some Mbit/s. Elsewhere the system knows better, and
-# a size set by hand would switch its own off.
+SAYS_LAST_S = 1.0  # an exit code follows shortly after the last byte
+WINDOW_BYTES = 16 << 20  # in flight to the laptop; Paramiko's 2 MiB limit a stream to 20 MB/s at 100 ms
+# Paramiko sets no buffers, and Windows' 64 KiB limit a stream to some Mbit/s. Other systems tune the size themselves,
+# and a fixed size would disable that.
 WINDOWS_BUFFER_BYTES = 32 << 20
 
 
 def broken() -> tuple[type[Exception], ...]:
-    """What a broken connection raises, by way of Paramiko."""
+    """Return the exceptions that Paramiko raises for a broken connection."""
     import paramiko
 
     return (paramiko.SSHException, OSError, EOFError)
 
 
 def connect(address: Address, host_keys: HostKeys, timeout_s: float) -> Connection:
-    """An open connection whose host key was checked; LinkLost when there is none to be had at the moment.
+    """Open a connection and check its host key. Raises LinkLost if the machine cannot be reached now.
 
-    `timeout_s` is for each step: until the host is reached, until it says hello, until it has let the key in.
+    `timeout_s` applies to each step: TCP connection, banner, authentication (twice as long).
     """
-    logging.getLogger("paramiko").addHandler(logging.NullHandler())  # it prints tracebacks of what is retried here
+    logging.getLogger("paramiko").addHandler(logging.NullHandler())  # it prints tracebacks of errors retried here
     if address.key:
         _check_key(Path(address.key))
     way = way_to(address.host, address.user, address.port)
@@ -68,7 +68,7 @@ def connect(address: Address, host_keys: HostKeys, timeout_s: float) -> Connecti
 
 
 def disconnect(connection: Connection) -> None:
-    """Close it, and the gateways that it went through."""
+    """Close a connection and its gateways."""
     for each in list(_chain(connection)):
         with contextlib.suppress(*broken()):
             each.client.close()
@@ -76,7 +76,7 @@ def disconnect(connection: Connection) -> None:
 
 
 def _connection(way: Way, key: str | None, timeout_s: float, gateway: Any) -> Connection:
-    """A connection that is not open yet. Its way was read by OpenSSH, so Fabric reads no ssh_config again."""
+    """Make a connection without opening it. OpenSSH has read the configuration, so Fabric reads no ssh_config again."""
     import paramiko
     from fabric import Config, Connection
 
@@ -99,10 +99,10 @@ def _connection(way: Way, key: str | None, timeout_s: float, gateway: Any) -> Co
 
 
 def _gateway(way: Way, timeout_s: float, made: list[tuple[str, Connection]], depth: int = 0) -> Any:
-    """What stands before a host: a connection with gateways of its own, or the command that makes one.
+    """Make the gateway of a host: a connection, perhaps behind further gateways, or a ProxyCommand.
 
-    Every connection is added to `made`, with the name that the user's configuration gives it. False where there is
-    nothing: with None, Fabric would look for a gateway itself. Raises WrongUse for gateways that lead in a circle.
+    Every connection is added to `made`, with its name in the user's configuration. Returns False without a gateway:
+    with None, Fabric would look for one itself. Raises WrongUse above MOST_JUMPS gateways, such as in a cycle.
     """
     if way.proxy_command and not way.jumps:
         tokens = {"%": "%", "h": way.host, "n": way.host, "p": str(way.port), "r": way.user}
@@ -115,7 +115,7 @@ def _gateway(way: Way, timeout_s: float, made: list[tuple[str, Connection]], dep
             )
         user, host, port = parts(jump)
         hop = way_to(host, user, port)
-        # The first gateway may lie behind others; `Host *` with a ProxyJump names a gateway for the gateway itself.
+        # The first gateway may be behind others. A `ProxyJump` under `Host *` names a gateway for the gateway itself.
         if gateway is False and jump not in hop.jumps:
             gateway = _gateway(hop, timeout_s, made, depth + 1)
         gateway = _connection(hop, None, timeout_s, gateway)
@@ -125,7 +125,7 @@ def _gateway(way: Way, timeout_s: float, made: list[tuple[str, Connection]], dep
 
 @contextlib.contextmanager
 def _agent(way: Way) -> Iterator[None]:
-    """Paramiko finds the agent by SSH_AUTH_SOCK alone; an IdentityAgent stands there while a connection is opened."""
+    """Set SSH_AUTH_SOCK to an IdentityAgent while a connection is opened: Paramiko finds an agent only there."""
     if way.agent in (None, "none"):
         yield
         return
@@ -142,7 +142,7 @@ def _agent(way: Way) -> Iterator[None]:
 
 
 def _proxy(command: str) -> Any:
-    """A ProxyCommand that runs. Paramiko's own ends it by its number, which fails for one that has ended."""
+    """Start a ProxyCommand. Paramiko's `close` kills it by pid, which fails if it has ended."""
     import paramiko
 
     proxy = paramiko.ProxyCommand(command)
@@ -151,7 +151,7 @@ def _proxy(command: str) -> Any:
 
 
 def _end_proxy(sock: Any) -> None:
-    """End a ProxyCommand, which Paramiko leaves as it is, once the thread that reads from it has seen the end."""
+    """Kill a ProxyCommand, which Paramiko does not, and close its pipes after the reading thread has seen the end."""
     process = getattr(sock, "process", None)
     if process is None:
         return
@@ -166,14 +166,14 @@ def _end_proxy(sock: Any) -> None:
 
 
 class ChannelStream:
-    """The agent over a channel of a Fabric connection, which it closes at its end when it is `owned`."""
+    """Stream to an agent over a channel of a Fabric connection. `owned`: close the connection with it."""
 
     def __init__(self, connection: Connection, *, owned: bool = False) -> None:
         self.connection = connection
         self.owned = owned
         self.channel: Channel = connection.transport.open_session(window_size=WINDOW_BYTES, timeout=15)
         self.channel.exec_command(BOOTSTRAP)
-        self.channel.settimeout(None)  # who watches over the link breaks it off when it is silent
+        self.channel.settimeout(None)  # Link closes a silent stream
 
     def read_into(self, view: memoryview) -> int:
         data: bytes = self.channel.recv(len(view))
@@ -187,7 +187,7 @@ class ChannelStream:
             raise OSError(str(error) or type(error).__name__) from error
 
     def close(self) -> None:
-        # Paramiko's own close waits until its message went out, which never happens on a dead line with full buffers.
+        # Paramiko's close waits until its message is sent, which never happens on a dead connection with full buffers.
         farewell = threading.Thread(target=self._close_channel, daemon=True, name="farewell")
         farewell.start()
         farewell.join(FAREWELL_S)
@@ -195,7 +195,7 @@ class ChannelStream:
             disconnect(self.connection)
 
     def release(self) -> None:
-        """A channel has no descriptor of its own."""
+        """Do nothing: a channel has no descriptor of its own."""
 
     def exit_code(self) -> int | None:
         self.channel.status_event.wait(SAYS_LAST_S)
@@ -217,7 +217,7 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
     import paramiko
 
     def stuck() -> Connection:
-        """The first one on the way that did not open."""
+        """Return the first connection on the way that is not open."""
         return next((each for each in reversed(list(_chain(connection))) if not each.is_connected), connection)
 
     def where() -> str:
@@ -259,7 +259,7 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
 
 
 def _last_words(proxy: Any) -> str:
-    """What a ProxyCommand that has ended complained about."""
+    """Return the last lines of a ProxyCommand's stderr."""
     said: list[bytes] = []
 
     def listen() -> None:  # in a thread: a child of the command may hold its stderr open
@@ -275,7 +275,7 @@ def _last_words(proxy: Any) -> str:
 
 
 def _chain(connection: Any) -> Iterator[Any]:
-    """The connection, and behind it its gateways."""
+    """Yield the connection, then its gateways."""
     from fabric import Connection
 
     while isinstance(connection, Connection):
@@ -284,7 +284,7 @@ def _chain(connection: Any) -> Iterator[Any]:
 
 
 def _check_key(path: Path) -> None:
-    """Files that are taken for private keys, and what to do about them."""
+    """Raise WrongUse for a file that is not a private key, with the fix."""
     try:
         start = path.expanduser().read_bytes()[:4096]
     except OSError as error:
@@ -299,7 +299,7 @@ def _check_key(path: Path) -> None:
 
 
 def _transport(sock: Any, **options: Any) -> Any:
-    """AES-GCM first: one pass over the bytes instead of two, and the processor does it."""
+    """Make a transport that prefers AES-GCM: one pass over the bytes instead of two, in hardware."""
     import paramiko
 
     transport = paramiko.Transport(sock, **options)

@@ -1,6 +1,6 @@
 """An entry in ~/.ssh/config for a machine, so that plain ssh reaches it by the name of its run.
 
-The entries stand in a file of their own, which the user's file includes at its top: one line there is all that changes.
+The entries are in a file of their own, which the user's file includes at its top. Only that line is added there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FIRST = "# Written by `invoke ssh-config`; a line of a machine that is gone does
 
 
 def entry_of(alias: str, way: Way, address: Address, host_key_alias: str, known: PurePath) -> str:
-    """The lines for one machine: the way that OpenSSH found to it, and the host key that was checked."""
+    """Return the lines for one machine: the settings that OpenSSH resolved, and the host key that was checked."""
     key = address.key or next(iter(way.keys), None)
     values = {
         "HostName": way.host,
@@ -39,7 +39,7 @@ def entry_of(alias: str, way: Way, address: Address, host_key_alias: str, known:
 
 
 def install(home: Path, alias: str, entry: str) -> Path:
-    """Put the entry in place of an earlier one of its name, and see that the user's file reads it. Returns its file."""
+    """Write the entry, in place of an earlier one of its name, and include its file in the user's. Returns the file."""
     ssh = home / ".ssh"
     folder.private_folder(ssh)
     own, users = ssh / FILE, ssh / "config"
@@ -47,8 +47,8 @@ def install(home: Path, alias: str, entry: str) -> Path:
     folder.write_bytes(own, "\n".join([FIRST, *others, entry]).encode("utf-8"), mode=0o600)
     text = read_text(users) if users.exists() else ""
     if not re.search(rf"^[ \t]*include[ \t].*{re.escape(FILE)}", text, re.MULTILINE | re.IGNORECASE):
-        # At the top: after a Host line it would count for that host only. With the whole path: ssh reads another one
-        # below the home that the list of users names. Through a link, which stays one.
+        # At the top: after a Host line it would apply to that host only. With the full path: ssh resolves a relative
+        # one below the home in the user database. A symbolic link is kept: its target is written.
         line = f'Include "{own.as_posix()}"'
         folder.write_bytes(users.resolve(), f"{line}\n\n{text}".encode(), mode=0o600)
     return own

@@ -1,4 +1,4 @@
-"""Whether a machine is the one that it says it is: its host key against what is known about it."""
+"""Verify the identity of a machine: compare its host key with what is known about it."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ MACHINE_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def fingerprint(key: bytes) -> str:
-    """As `ssh-keygen -lf` prints it."""
+    """Return a key's fingerprint as `ssh-keygen -lf` prints it."""
     return "SHA256:" + base64.b64encode(hashlib.sha256(key).digest()).decode("ascii").rstrip("=")
 
 
 class HostKeys:
     """The host keys of one machine. `seen` is a known_hosts file of our own, which the system's ssh reads too.
 
-    1. Keys that came with the address (from the engine, or from the provider's API) are the only right ones.
-    2. So is a fingerprint that the target's file pins.
-    3. Else known_hosts decides, the user's or ours; a machine that neither knows is asked about once, unless it is so
-       new that nobody could know it: then its first key is the right one.
+    1. If keys came with the address (from the engine, or from the provider's API), only they are accepted.
+    2. If the target's file pins a fingerprint, only its key is accepted.
+    3. Otherwise known_hosts decides, the user's or ours. If neither knows the machine, the user is asked once. For a
+       machine that was just created, the first key is accepted without a question.
 
-    A gateway on the way to the machine is the user's own business: for it, known_hosts decides.
+    For a gateway on the way to the machine, known_hosts decides.
     """
 
     def __init__(self, machine: Machine, notes: Path, ask: Callable[[str], bool] | None = None) -> None:
@@ -51,7 +51,7 @@ class HostKeys:
         self._gateways: dict[str, PKey] = {}
 
     def prepare(self, client: SSHClient, host: str, port: int) -> None:
-        """Tell the client which keys are right, and whom to ask about others."""
+        """Give the client the accepted keys, and a policy for others."""
         name, known = name_of(host, port), client.get_host_keys()
         for key in self._pinned():
             known.add(name, key.get_name(), key)
@@ -61,14 +61,14 @@ class HostKeys:
         client.set_missing_host_key_policy(_Policy(self._judge))
 
     def prepare_gateway(self, client: SSHClient, host: str, port: int, called: str) -> None:
-        """The same for a gateway, which the user's configuration calls by that name."""
+        """Do the same for a gateway, which has the name `called` in the user's configuration."""
         name = name_of(host, port)
         for _, key in _lines(_users_file(), name) or _lines(self.seen, name):
             client.get_host_keys().add(name, key.get_name(), key)
         client.set_missing_host_key_policy(_Policy(partial(self._judge_gateway, called)))
 
     def note(self, key: PKey) -> None:
-        """Write down the keys of a connection that was accepted, for the system's ssh and for the next time."""
+        """Store the keys of an accepted connection, for the system's ssh and for the next time."""
         keys = {self.alias: key, **self._gateways}
         kept = [(name, old) for name, old in _lines(self.seen) if name not in keys and name != self.alias]
         lines = [f"{name} {each.get_name()} {each.get_base64()}\n" for name, each in [*kept, *keys.items()]]
@@ -79,7 +79,7 @@ class HostKeys:
             folder.write_bytes(self.seen, text, mode=0o600)
 
     def changed(self, host: str, found: PKey) -> StepFailed:
-        """The sentence that stops everything."""
+        """Return the error for a wrong host key."""
         if self.address.host_keys or self.address.fingerprint:
             known, advice = "the one that its provider told" if self.address.host_keys else "the pinned one", None
         else:
@@ -93,7 +93,7 @@ class HostKeys:
         )
 
     def _judge(self, host: str, key: PKey) -> None:
-        """Of a key about which the client was told nothing."""
+        """Raise an error if a key that the client does not know is not acceptable."""
         pinned = self.address.fingerprint
         if self.address.host_keys:
             raise self.changed(host, key)
@@ -125,7 +125,7 @@ class HostKeys:
 
 
 class _Policy:
-    """What Paramiko asks about a key that it was not told of: returning accepts it."""
+    """Paramiko's policy for unknown keys. Returning accepts the key."""
 
     def __init__(self, judge: Callable[[str, PKey], None]) -> None:
         self.judge = judge
@@ -135,7 +135,7 @@ class _Policy:
 
 
 def name_of(host: str, port: int) -> str:
-    """As known_hosts names it."""
+    """Return the name of a host in known_hosts."""
     return host if port == 22 else f"[{host}]:{port}"
 
 
@@ -144,7 +144,7 @@ def _users_file() -> Path:
 
 
 def _text(file: Path) -> str:
-    """A known_hosts file, also one of `ssh-keyscan … >` of PowerShell. A line that is no text names no key."""
+    """Read a known_hosts file, also one that PowerShell wrote (`ssh-keyscan … >`). Undecodable lines hold no key."""
     try:
         return read_text(file)
     except NotText:
@@ -152,7 +152,7 @@ def _text(file: Path) -> str:
 
 
 def _lines(file: Path, *names: str) -> list[tuple[str, PKey]]:
-    """The (name, key) pairs of a known_hosts file, of these hosts or of all; a bad line does not hide the others."""
+    """Return the (name, key) pairs of a known_hosts file, for these hosts or for all. Bad lines are skipped."""
     return [(name, key) for name, key in _every_line(file) if not names or any(_is(name, each) for each in names)]
 
 
@@ -169,7 +169,7 @@ def _every_line(file: Path) -> Iterator[tuple[str, PKey]]:
 
 
 def _is(pattern: str, name: str) -> bool:
-    """Names may be hashed; wild cards are not looked at."""
+    """Return whether an entry names this host. Names may be hashed; wildcards are not supported."""
     if not pattern.startswith("|1|"):
         return pattern == name
     import paramiko
@@ -181,7 +181,7 @@ def _is(pattern: str, name: str) -> bool:
 
 
 def _parse(words: list[str]) -> PKey | None:
-    """A public key; None for a kind, or a text, that Paramiko does not know."""
+    """Parse a public key; None if Paramiko does not know its kind or cannot read it."""
     import paramiko
 
     try:

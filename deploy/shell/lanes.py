@@ -1,6 +1,6 @@
-"""Many small requests over several connections at once, so that neither round trips nor one stream's window count.
+"""Many small requests over parallel connections, so that neither round trips nor one stream's window limit the speed.
 
-OpenSSH lets 2 MiB be on their way in a channel: at 100 ms that is 20 MB/s, however wide the line is.
+OpenSSH allows 2 MiB in flight per channel: at 100 ms that is 20 MB/s, however fast the network is.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from deploy.shell.link import Link, LinkLost, NoAgent, Pending
 from deploy.shell.ssh import SshShell
 
 WINDOW_BYTES = 2 << 20
-WANTED_BYTES_PER_S = 160e6  # what the windows of all lanes together let through; more costs handshakes
+WANTED_BYTES_PER_S = 160e6  # throughput that the windows of all lanes together allow; more costs handshakes
 BYTES_A_LANE = 8 << 20  # a lane costs ten round trips before its first byte
 FEWEST_LANES, MOST_LANES = 2, 16
-HANDSHAKES_AT_A_TIME = 8  # sshd begins to refuse at ten connections that have not logged in yet
-# Channels of the open connection, there after two round trips, long before the lanes. Paramiko is slow on Windows, and
-# what is under way in it would be waited for.
+HANDSHAKES_AT_A_TIME = 8  # sshd starts to refuse at ten connections that are not authenticated yet
+# Channels of the open connection: ready after two round trips, long before the lanes. Paramiko is slow on Windows,
+# where the transfer would wait for the helpers' last requests.
 HELPERS = 1 if sys.platform == "win32" else 4
-IN_FLIGHT = 4  # requests of a lane: more than a window holds, so that the answer to one is never waited for
+IN_FLIGHT = 4  # requests per lane: more than a window holds, so that a lane never idles between answers
 TRIES = 4
 PAUSE_S = 0.3
 GOODBYE_S = 5.0
@@ -35,30 +35,29 @@ T = TypeVar("T")
 
 
 def count_for(size: int, round_trip_s: float) -> int:
-    """How many lanes are worth it for so many bytes over a line with this round trip."""
+    """Return how many lanes pay off for `size` bytes with this round trip."""
     by_window = math.ceil(WANTED_BYTES_PER_S * round_trip_s / WINDOW_BYTES)
     return max(1, min(math.ceil(size / BYTES_A_LANE), max(FEWEST_LANES, by_window), MOST_LANES))
 
 
 class Lanes(Generic[T]):
-    """Connections of their own, being made from the beginning of the `with` block on; with `count` 1 the open one.
+    """Parallel connections, opened in the background from the start of the `with` block. With `count` 1, the open one.
 
-    When a connection breaks, a new one takes its place, and what was not answered is asked for again: a request must
-    bear being carried out twice.
+    A broken connection is replaced, and its unanswered requests are sent again: requests must be idempotent.
     """
 
     def __init__(self, shell: SshShell, count: int) -> None:
         self.shell = shell
         self.count = count
-        # Where windows are what holds a stream up, the helpers' own are worth their cost until the end.
+        # Where windows limit the speed, those of the helpers are worth their cost until the end.
         self.helpers = HELPERS if count > FEWEST_LANES else 1
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._links: set[Link] = set()
         self._chunks: Iterator[T] = iter(())
         self._all_drawn = True
-        self._returned: deque[T] = deque()  # by a lane that broke
-        self._under_way = 0  # chunks that were drawn and not answered yet
+        self._returned: deque[T] = deque()  # by a broken lane
+        self._under_way = 0  # chunks drawn but not answered yet
         self._failure: BaseException | None = None
         self._over = False
         self._handshakes = threading.Semaphore(HANDSHAKES_AT_A_TIME)
@@ -90,10 +89,10 @@ class Lanes(Generic[T]):
         took: Callable[[T, Any], None],
         report: Callable[[], None],
     ) -> None:
-        """Ask for `request(chunk)`, a verb and its arguments, for each chunk, and hand each answer to `took`.
+        """Send `request(chunk)`, a verb and its arguments, for each chunk, and pass each answer to `took`.
 
-        `chunks` is drawn from by one thread at a time, `took` is called from many, `report` from this one now and then.
-        Returns when all is done, and raises what went wrong first.
+        One thread at a time reads `chunks`; many call `took`; this one calls `report` now and then. Returns when all is
+        done. Raises the first error.
         """
         self.request, self.took = request, took
         with self._changed:
@@ -120,7 +119,7 @@ class Lanes(Generic[T]):
         thread.start()
 
     def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
-        """What breaks in a thread is raised where it is waited for."""
+        """Run `work` in a thread, and store its error for `carry` to raise."""
         try:
             work(*arguments)
         except BaseException as error:
@@ -134,14 +133,14 @@ class Lanes(Generic[T]):
                 self._work(link, lambda: True)
                 return
             except LinkLost:
-                continue  # what was on its way has been handed back
+                continue  # its unanswered chunks were returned
             finally:
                 with self._changed:
                     self._links.discard(link)
                 link.close()
 
     def _alone(self) -> None:
-        """Over the open connection, which finds its own way back."""
+        """Work over the open connection, which reconnects by itself."""
         while not self._is_done() and not self._over and self._failure is None:
             with contextlib.suppress(LinkLost):
                 self._work(self.shell.link(), lambda: not self._is_done())
@@ -149,7 +148,10 @@ class Lanes(Generic[T]):
             self.shell.call("clock")
 
     def _help(self, number: int) -> None:
-        """A single one until the first lane is there. The open connection itself is only lent."""
+        """Work over a channel of the open connection. A single helper stops when the first lane is open.
+
+        Helper 0 borrows the shell's own link and leaves it open.
+        """
         with contextlib.suppress(LinkLost):
             link = self.shell.another_link() if number else self.shell.link()
             try:
@@ -180,7 +182,7 @@ class Lanes(Generic[T]):
             raise
 
     def _draw(self, goes_on: Callable[[], bool], wait: bool) -> T | None:
-        """The next chunk; None when there is none now, or with `wait`, when there is no reason to wait any longer."""
+        """Return the next chunk; None if there is none now or, with `wait`, no reason to wait longer."""
         with self._changed:
             while goes_on() and self._failure is None and not self._over:
                 chunk = self._returned.popleft() if self._returned else None
@@ -193,11 +195,11 @@ class Lanes(Generic[T]):
                     return chunk
                 if not wait:
                     return None
-                self._changed.wait(0.5)  # another lane may break, and hand back what it had
+                self._changed.wait(0.5)  # another lane may break and return its chunks
             return None
 
     def _open(self) -> Link | None:
-        """A link for a lane; None when the others have to do without."""
+        """Return a link for a lane; None if the other lanes must do without it."""
         for attempt in range(TRIES):
             if self._over:
                 return None
@@ -208,7 +210,7 @@ class Lanes(Generic[T]):
                 if attempt and self._links:
                     return None
                 with self._coming_back:
-                    self.shell.call("clock")  # waits as long as the shell is willing to, and says what is wrong
+                    self.shell.call("clock")  # reconnects for up to `patience_s`, or raises the reason
                 with self._changed:
                     self._changed.wait_for(lambda: self._over, PAUSE_S * (attempt + 1))
                 continue
@@ -223,7 +225,7 @@ class Lanes(Generic[T]):
         raise StepFailed("the machine answers, but refuses further connections for the copy")
 
     def _first_that_works(self) -> Link:
-        """By the system's ssh, which is fastest; else by a Fabric connection of its own, else over the one there is."""
+        """Open a link by the system's ssh, which is fastest, else a new Fabric connection, else the open one."""
         failed: list[Callable[[], Link]] = []
         for way in list(self._ways):
             try:

@@ -1,4 +1,4 @@
-"""An agent on a machine, and the requests to it, over any pair of byte streams."""
+"""Connection to the agent on a machine, over any pair of byte streams."""
 
 from __future__ import annotations
 
@@ -18,70 +18,71 @@ from deploy.pod.agent.agent import WITH_BODY
 from deploy.pod.agent.frames import BODY_BYTES, GREETING, LINE_BYTES, Ended, Misspoken, exactly, lengths, pack
 from deploy.pod.base import folder, processes
 
-# A beat is due every two seconds; a line that is silent for so long is dead, whatever the system thinks of it.
+# The agent sends a heartbeat every two seconds. A connection silent for this long counts as dead, whatever the system
+# reports.
 SILENCE_S = 8.0
-QUEUE_BYTES = 4 << 20  # of an answer in many messages that nobody has taken yet; then the machine has to wait
+QUEUE_BYTES = 4 << 20  # unread part of an answer in many messages; above it the machine has to wait
 QUEUE_MESSAGES = 4096
-# A beat says that the machine lives, not that it will ever answer: each answer has a limit of its own.
+# A heartbeat shows that the machine is alive, not that it will answer: each answer has its own timeout.
 ANSWER_S = 60.0
-LONG_ANSWER_S = 600.0  # of verbs that work on whole files or folders
+LONG_ANSWER_S = 600.0  # for verbs that work on whole files or folders
 LONG = {
     "hashes", "sha256", "replace", "truncate", "remove", "place_snapshot", "snapshot_state", "open_rendezvous",
     "reach_rendezvous", "hardware",
 }  # fmt: skip
-SLOWEST_BYTES_PER_S = 16 << 10  # of a body on its way to the machine
-LINES_SILENCE_S = 3600.0  # between two lines of a command that tells them as they come, such as one that mines
+SLOWEST_BYTES_PER_S = 16 << 10  # for a body on its way to the machine
+LINES_SILENCE_S = 3600.0  # between two lines of a command whose output is streamed, such as mining
 GREETING_LIMIT_S = 30.0  # login scripts may be slow
-CHATTER_BYTES = 64 << 10  # what a login script may print before the agent speaks
-NOT_FOUND, TOO_OLD = 127, 86  # exit codes: of every command interpreter, and ours
-# The command is the same in every shell: the program itself comes over the standard input. -I and -S: no module that
-# happens to lie in the home folder or in an environment there is loaded, and none is looked for.
+CHATTER_BYTES = 64 << 10  # limit of what login scripts may print before the agent's greeting
+NOT_FOUND, TOO_OLD = 127, 86  # exit codes: of every shell, and of `program`
+# The same command works in every shell: the program itself comes over standard input. -I and -S: no module in the home
+# folder or in an environment there is loaded or searched for.
 BOOTSTRAP = "python3 -IS -c 'import sys;exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))'"
 
 
 class LinkLost(StepFailed):
-    """The connection broke, or the other side fell silent: worth another try."""
+    """The connection broke or went silent. A retry may help."""
 
 
 class Misbehaves(LinkLost):
-    """The machine is reached, and what it sends is no answer: asking again would not help."""
+    """The machine sends invalid messages. A retry does not help."""
 
 
 class NoAnswer(LinkLost):
-    """The machine lives, by its beats, and did not answer in time."""
+    """The machine sends heartbeats but did not answer in time."""
 
 
 class MachineGone(StepFailed):
-    """The connection broke, and its provider knows no such machine any more."""
+    """The connection broke, and the provider no longer knows the machine."""
 
 
 class NoAgent(StepFailed):
-    """The machine is reached, but cannot run the agent: it will not be able to a second later."""
+    """The machine is reachable but cannot run the agent. A retry does not help."""
 
 
 class Stream(Protocol):
     """Bytes to and from a program on the machine."""
 
     def read_into(self, view: memoryview) -> int:
-        """Fill 1 to len(view) bytes; 0 at the end."""
+        """Read 1 to len(view) bytes into `view` and return their number; 0 at the end."""
 
     def write(self, data: bytes | memoryview) -> None: ...
 
     def close(self) -> None:
-        """Break it off, at once and from any thread: whoever reads or writes is woken."""
+        """Abort at once, from any thread. Wakes blocked readers and writers."""
 
     def release(self) -> None:
-        """Free what it holds; called when nobody reads or writes any more."""
+        """Free resources. Called when nobody reads or writes any more."""
 
     def exit_code(self) -> int | None:
-        """The program's own, when it ended by itself; None when the connection broke."""
+        """Return the program's exit code if it ended by itself; None if the connection broke."""
 
     def complaint(self) -> list[str]:
-        """The last lines of the program's standard error."""
+        """Return the last lines of the program's standard error."""
 
 
 def program() -> bytes:
-    """The agent with everything it needs, as source text that a bare Python runs."""
+    """Return the agent and all its modules as source text for a bare Python, after a line with its length."""
     parts = {"deploy": "", "deploy.pod": "", "deploy.pod.base": "", "deploy.pod.agent": ""}
     for module in (frames, folder, processes, verbs, snapshots, rendezvous, agent):
         parts[module.__name__] = Path(str(module.__file__)).read_text(encoding="utf-8")
@@ -104,7 +105,7 @@ sys.modules["deploy.pod.agent.agent"].main()
 
 
 def limit_of(verb: str, arguments: Mapping[str, Any], body_bytes: int) -> float:
-    """How many seconds an answer, or the next line of one, may take, beats or not."""
+    """Return the timeout in seconds of an answer, or of its next line, whether or not heartbeats arrive."""
     if verb == "lines":
         return LINES_SILENCE_S
     own_s = float(arguments.get("limit_s", 60)) if verb == "run" else 0.0
@@ -112,7 +113,7 @@ def limit_of(verb: str, arguments: Mapping[str, Any], body_bytes: int) -> float:
 
 
 def most_of(verb: str, arguments: Mapping[str, Any]) -> int:
-    """How many bytes may follow the JSON of an answer."""
+    """Return how many bytes may follow the JSON of an answer."""
     if verb == "read":
         limit = arguments.get("limit")
         return BODY_BYTES if limit is None else min(BODY_BYTES, limit)
@@ -120,7 +121,7 @@ def most_of(verb: str, arguments: Mapping[str, Any]) -> int:
 
 
 class Pending:
-    """An answer that is on its way."""
+    """A pending answer."""
 
     def __init__(self, link: Link, verb: str = "", limit_s: float = math.inf, most_bytes: int = 0) -> None:
         self.link = link
@@ -134,25 +135,25 @@ class Pending:
         self._changed = threading.Condition()
 
     def put(self, head: dict[str, Any], body: bytes) -> None:
-        """Called by the listening thread, which waits here while too much is waiting to be taken."""
+        """Add a message. Called by the listening thread; blocks while the queue is full."""
         with self._changed:
             while self._bytes > QUEUE_BYTES or len(self._messages) > QUEUE_MESSAGES:
                 if self.link.broken:
                     return
-                self.link.heard = time.monotonic()  # it is this side that is slow
+                self.link.heard = time.monotonic()  # this side is slow, not the machine
                 self._changed.wait(0.5)
             self._messages.append((head, body))
             self._bytes += len(body)
             self._changed.notify_all()
 
     def end(self) -> None:
-        """There will be no more."""
+        """Mark that no more messages will come."""
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
 
     def next(self) -> tuple[dict[str, Any], bytes]:
-        """The next message of the answer; LinkLost when there will be none, or when its time is over."""
+        """Return the next message. Raises LinkLost if none will come, NoAnswer after the timeout."""
         with self._changed:
             while not self._messages:
                 if self._is_over:
@@ -161,7 +162,7 @@ class Pending:
                 until = min(self.sent + self.limit_s, self.link.give_up_at)
                 if time.monotonic() > until:
                     break
-                self._changed.wait(0.5)  # Windows would not hear Ctrl-C in a wait without a limit
+                self._changed.wait(0.5)  # on Windows, Ctrl-C cannot interrupt a wait without a timeout
             else:
                 message = self._messages.popleft()
                 self._bytes -= len(message[1])
@@ -174,24 +175,24 @@ class Pending:
         raise NoAnswer(f"the machine is there, and did not answer to {self.verb} within {waited_s:.0f} s")
 
     def result(self) -> Any:
-        """The value, or the error that the verb raised there."""
+        """Return the value, or raise the error that the verb raised on the machine."""
         head, body = self.next()
         return self.link.value_of(self.verb, head, body)
 
 
 class Link:
-    """One agent. Requests are answered in order; several may be on their way, from any thread.
+    """Connection to one agent. Requests are answered in order; several may be in flight, from any thread.
 
-    Raises LinkLost when the connection breaks before the agent speaks, NoAgent when the machine cannot run it.
+    Raises LinkLost if the connection breaks before the agent's greeting, NoAgent if the machine cannot run the agent.
     """
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.heard = time.monotonic()
         self.broken: str | None = None
-        self.misbehaves = False  # it broke because of what the machine sent
-        self.give_up_at = math.inf  # by the monotonic clock: nothing is waited for beyond it
-        self.round_trip_s = GREETING_LIMIT_S  # the shortest so far, the agent's work included
+        self.misbehaves = False  # broken because the machine sent invalid data
+        self.give_up_at = math.inf  # deadline of every wait, by the monotonic clock
+        self.round_trip_s = GREETING_LIMIT_S  # the shortest so far, including the agent's work
         self._chatter = bytearray()
         self._left = bytearray()
         self._exit_code: int | None = None
@@ -227,7 +228,7 @@ class Link:
         return pending
 
     def lines(self, verb: str, **arguments: Any) -> Generator[bytes, None, Any]:
-        """A request whose answer comes in many messages; returns its value."""
+        """Send a request whose answer comes in many messages. Yields their bodies; returns the value."""
         pending = self.submit(verb, **arguments)
         while True:
             head, body = pending.next()
@@ -236,7 +237,7 @@ class Link:
             yield body
 
     def fail(self, why: str) -> None:
-        """Give up this link: every answer that is waited for becomes LinkLost."""
+        """Give up this link. Every pending answer raises LinkLost."""
         with self._lock:
             self.broken = self.broken or why
             given_up = list(self._pending.values())
@@ -247,7 +248,7 @@ class Link:
         self.stream.close()
 
     def close(self) -> None:
-        """The agent ends when it sees the end of its input."""
+        """Close the link. The agent exits at the end of its input."""
         self.fail("closed")
 
     def _await_greeting(self) -> None:
@@ -295,19 +296,19 @@ class Link:
         except (OSError, EOFError, ValueError) as error:
             why = str(error) or type(error).__name__
         if not self._greeted.is_set():
-            self._exit_code = self.stream.exit_code()  # before it is broken off
+            self._exit_code = self.stream.exit_code()  # before the stream is closed
         self.fail(why)
-        with self._sending:  # a descriptor that is closed while another thread writes to it may be another file by then
+        with self._sending:  # a descriptor closed during a write in another thread may already be another file
             self.stream.release()
 
     def _watch(self) -> None:
-        """Silence is noticed here: those who wait for an answer, or for a full pipe to be emptied, cannot look."""
+        """Detect silence. Threads that wait for an answer or on a full pipe cannot do it."""
         while not self._ended.wait(0.5):
             if self._greeted.is_set() and time.monotonic() - self.heard > SILENCE_S:
                 self.fail(f"no sign of life for {SILENCE_S:.0f} s")
 
     def _skip_chatter(self) -> None:
-        """What login scripts print stands before the greeting; what was read beyond it is kept."""
+        """Skip what login scripts print before the greeting. Bytes read past the greeting are kept."""
         view = memoryview(bytearray(4096))
         while (at := self._chatter.find(GREETING)) < 0:
             if len(self._chatter) > CHATTER_BYTES:
@@ -319,7 +320,7 @@ class Link:
         self._left = self._chatter[at + len(GREETING) :]
 
     def _deliver(self) -> None:
-        """Read one message, and hand it to who waits for it. What is no message of ours raises Misspoken."""
+        """Read one message and pass it to its pending answer. Raises Misspoken for an invalid message."""
         head_bytes, body_bytes = lengths(self._read_into)
         try:
             frame = border.frame(exactly(self._read_into, head_bytes))
@@ -346,7 +347,7 @@ class Link:
         return pending
 
     def value_of(self, verb: str, head: dict[str, Any], body: bytes) -> Any:
-        """The value that an answer holds, in the form that the verb has; raises what the verb raised."""
+        """Return the value of an answer in the form of its verb, or raise the error that the verb raised."""
         if "error" in head:
             told = head["error"]
             if not isinstance(told, dict) or not isinstance(told.get("errno", ""), int | None):

@@ -15,7 +15,7 @@ from deploy.shell.base import Shell
 
 
 class LocalShell(Shell):
-    """This computer."""
+    """Shell on this computer."""
 
     def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:  # noqa: ARG002 - nothing can break here
         return VERBS[verb](**arguments)
@@ -30,6 +30,6 @@ class LocalShell(Shell):
         return list(argv)
 
     def foreground(self, argv: Sequence[str], *, cwd: Path, without: Sequence[str] = ()) -> int:
-        """Lend this terminal to a command until it ends; its exit code."""
+        """Run a command in this terminal until it ends; returns its exit code. `without`: variables to remove."""
         env = {name: value for name, value in os.environ.items() if name not in without}
         return subprocess.call(list(argv), cwd=cwd, env=env)

@@ -1,7 +1,7 @@
-"""The system's own ssh: a real terminal for `attach`, and full speed for large files.
+"""The system's ssh: a real terminal for `attach`, and full speed for large files.
 
-Windows ships it since 2018. It is used with a configuration of our own: the user's may ask for multiplexing, which
-breaks it on Windows, and the host key must be the one that was checked.
+Windows ships ssh since 2018. It runs with a configuration of our own: the user's may enable multiplexing, which breaks
+on Windows, and the host key must be the one that was checked.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from deploy.shell.host_keys import HostKeys
 from deploy.shell.link import BOOTSTRAP
 from deploy.specs.machine import Machine
 
-# Hardware does AES; several streams share the processor, so what one costs is what counts. A whole list, for Windows'
-# first ssh does not know how to put a few in front ("^").
+# AES runs in hardware. Several streams share the processor, so the cost of each one counts. A full list, because
+# Windows' first ssh cannot move single ciphers to the front ("^").
 CIPHERS = "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,aes128-ctr,aes256-ctr"
 CONNECT_S = 15
 PIPE_BYTES = 1 << 20
-SAYS_LAST_S = 1.0  # a process ends closely after its output
-OWN_ERROR = 255  # of ssh itself; another exit code is that of the command
+SAYS_LAST_S = 1.0  # a process ends shortly after its output
+OWN_ERROR = 255  # exit code of ssh itself; any other is the command's
 
 
 def config_of(machine: Machine, host_keys: HostKeys, user: str, home: PurePath) -> str:
-    """Our ssh_config for one machine. First values win, so ours stand before the user's own file.
+    """Return our ssh_config for one machine. The first value wins, so ours come before the user's file.
 
-    The home folder is named: Python goes by the environment, ssh by the list of users, and both must read the same.
+    Paths contain the home folder: Python finds it in the environment, ssh in the user database, and both must read the
+    same files.
     """
     address = machine.address
     assert address is not None
@@ -64,14 +65,14 @@ def config_of(machine: Machine, host_keys: HostKeys, user: str, home: PurePath) 
     }
     lines = [f"Host {address.host}"]
     lines += [f"  {key} {value}" for key, value in own.items() if value is not None]
-    # Gateways too: no multiplexing, and the keys that were accepted for them.
+    # For gateways as well: no multiplexing, and the host keys that were accepted for them.
     lines += ["Host *", "  ControlMaster no", "  ControlPath none", f"  Include {quoted(home / '.ssh' / 'config')}"]
     lines += [f"  UserKnownHostsFile {theirs} {ours}", ""]
     return "\n".join(lines)
 
 
 def write_config(machine: Machine, host_keys: HostKeys, user: str) -> Path:
-    """The file that ssh is given."""
+    """Write the configuration file for ssh and return its path."""
     path = host_keys.seen.with_suffix(".config")
     data = config_of(machine, host_keys, user, Path.home()).encode("utf-8")
     if not path.exists() or path.read_bytes() != data:
@@ -80,25 +81,25 @@ def write_config(machine: Machine, host_keys: HostKeys, user: str) -> Path:
 
 
 def quoted(path: PurePath) -> str:
-    """A path as ssh_config reads it back: a backslash escapes there, % begins a token, a quote ends what is quoted."""
+    """Quote a path for ssh_config, where a backslash escapes, % begins a token and a quote ends the string."""
     return '"' + path.as_posix().replace("%", "%%").replace('"', '\\"') + '"'
 
 
 def command(config: Path, machine: Machine, argv: Sequence[str], *, terminal: bool) -> list[str]:
-    """ssh's argument list. The machine's login shell splits the words again, so they are quoted for it."""
+    """Return ssh's argument list. The machine's login shell splits the words again, so they are quoted for it."""
     return [*_ssh(config, machine, "-t" if terminal else "-T"), shlex.join(argv)]
 
 
 def agent_command(config: Path, machine: Machine) -> list[str]:
-    """ssh's argument list for the agent; it must never ask anything."""
+    """Return ssh's argument list for the agent. ssh must not ask anything."""
     return [*_ssh(config, machine, "-T", "-o", "BatchMode=yes"), BOOTSTRAP]
 
 
 class ProcessStream:
-    """The agent over a process, `agent_command` for one of the system's ssh. OSError where there is no such program."""
+    """Stream to an agent over a process, such as `agent_command`. Raises OSError if the program is missing."""
 
     def __init__(self, argv: Sequence[str]) -> None:
-        # Ctrl-C belongs to this program, which decides what becomes of its transfers.
+        # Ctrl-C must reach this program only, which decides what happens to its transfers.
         options: dict[str, Any] = {"start_new_session": True}
         if sys.platform == "win32":
             options = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
@@ -163,13 +164,13 @@ def _ssh(config: Path, machine: Machine, *options: str) -> list[str]:
 
 
 def _same_kind(home: PurePath, path: str) -> PurePath:
-    """A path of the laptop, `~` at its beginning included."""
+    """Return a path of the laptop in the type of `home`, with a leading `~` expanded."""
     made = type(home)(path)
     return home.joinpath(*made.parts[1:]) if made.parts[:1] == ("~",) else made
 
 
 def _widen(pipe: io.FileIO) -> None:
-    """Fewer turns between this process and ssh; where the system allows it."""
+    """Enlarge a pipe, so that this process and ssh switch less often. Only on Linux, if the system allows it."""
     if sys.platform == "linux":
         import fcntl
 

@@ -1,4 +1,4 @@
-"""A machine reached by SSH: one Fabric connection, an agent behind it, and a way back when it breaks."""
+"""Shell on a machine reached by SSH: one Fabric connection with an agent behind it, reopened when it breaks."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
 
 FIRST_CONNECT_S = 15.0
 FIRST_PATIENCE_S = 10.0
-# Short, so that the way back is found within three seconds of the network's return; longer and longer, for a machine
-# that is busy may need the time.
+# Short at first, to reconnect within three seconds of the network's return; then longer, because a busy machine may
+# need the time.
 CONNECT_AGAIN_S = (2.0, 2.0, 3.0, 5.0, 10.0)
 PAUSES_S = (0.1, 0.2, 0.5, 1.0)
 PATIENCE_S = 60.0
-FIND_EVERY_S = 10.0  # asking the provider costs one of its few calls a minute
-MOST_TRIES = 20  # a request that breaks the connection each time is not repeated for ever
+FIND_EVERY_S = 10.0  # a request to the provider uses one of its few calls per minute
+MOST_TRIES = 20  # ends the retries of a request that breaks the connection each time
 
 
 class SshShell(Shell):
-    """Verbs are answered by an agent that the first of them starts. A lost connection is made anew, and what may be
-    asked for twice is asked for again, for up to `patience_s`; the job on the machine knows nothing of it.
+    """Shell on a remote machine. The first verb starts an agent, which runs all verbs.
 
-    `find` gives the machine as it is now, with another port perhaps, or None when it is gone.
+    A lost connection is reopened, and verbs that may run twice are retried, for up to `patience_s`. The job on the
+    machine is not affected. `find` returns the machine as it is now, perhaps with another port, or None if it is gone.
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class SshShell(Shell):
         self.name = machine.name
         self.notes = notes
         self.find = find
-        self.ask = ask  # whether an unknown host key is right; None: ask at the terminal
+        self.ask = ask  # confirms an unknown host key; None: ask at the terminal
         self.patience_s = PATIENCE_S
         self._was_there = False
-        self.on_loss: Callable[[str], None] = lambda _: None  # told when the connection breaks, and when it is back
+        self.on_loss: Callable[[str], None] = lambda _: None  # called when the connection breaks and when it is back
         self.reconnects = 0
         self._connection: Connection | None = None
         self._link: Link | None = None
-        self._lock = threading.RLock()  # over what this shell holds; never while the machine is waited for
-        self._connecting = threading.RLock()  # one thread makes the connection, the others wait for it
+        self._lock = threading.RLock()  # guards this shell's fields; never held while waiting for the machine
+        self._connecting = threading.RLock()  # one thread connects, the others wait for it
 
     def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
         once = None if again else verb
@@ -78,8 +78,8 @@ class SshShell(Shell):
             raise StepFailed(f"{argv[0]} was not found") from error
         finally:
             if not is_over:
-                self._drop_link(link)  # the agent is still at it: closing ends the command
-        return code  # type: ignore[no-any-return]  # who asks checks it
+                self._drop_link(link)  # the command still runs: closing ends it
+        return code  # type: ignore[no-any-return]  # the caller checks it
 
     def is_loss(self, failed: StepFailed) -> bool:
         return isinstance(failed, LinkLost) and not isinstance(failed, Misbehaves | NoAnswer)
@@ -88,21 +88,21 @@ class SshShell(Shell):
         return native.command(self.config(), self.machine, argv, terminal=True)
 
     def config(self) -> Path:
-        """An ssh_config for the system's ssh, which trusts the host key that this connection has checked."""
+        """Write an ssh_config for the system's ssh. It trusts the host key that this connection has checked."""
         with self._connecting:
             user = str(self.connection().user)
             return native.write_config(self.machine, self._host_keys(), user)
 
     def entry(self, alias: str) -> str:
-        """Lines for ~/.ssh/config, by which the system's ssh reaches this machine as `alias`."""
-        self.config()  # so that its host key is checked, and written down
+        """Return lines for ~/.ssh/config with which the system's ssh reaches this machine as `alias`."""
+        self.config()  # checks the host key and stores it
         address, keys = self.machine.address, self._host_keys()
         assert address is not None
         way = way_to(address.host, address.user, address.port)
         return entry_of(alias, way, address, keys.alias, keys.seen)
 
     def connection(self) -> Connection:
-        """The open Fabric connection; made when there is none."""
+        """Return the open Fabric connection. Opens one if needed."""
         with self._connecting:
             connection = self._connection
             if connection is None or not connection.is_connected:
@@ -112,7 +112,7 @@ class SshShell(Shell):
             return connection
 
     def link(self) -> Link:
-        """The agent of this shell; started when there is none."""
+        """Return the link to this shell's agent. Starts an agent if needed."""
         with self._connecting:
             link = self._link
             if link is None or link.broken:
@@ -123,15 +123,15 @@ class SshShell(Shell):
             return link
 
     def another_link(self) -> Link:
-        """One more agent over the same connection."""
+        """Start another agent over the same connection."""
         return _link_over(self.connection(), owned=False)
 
     def separate_link(self) -> Link:
-        """One more agent over a Fabric connection of its own."""
+        """Start another agent over its own Fabric connection."""
         return _link_over(self._connect(FIRST_CONNECT_S), owned=True)
 
     def native_link(self) -> Link:
-        """One more agent over a connection of its own, by the system's ssh; OSError where there is none."""
+        """Start another agent over its own connection, by the system's ssh. Raises OSError without ssh."""
         return Link(native.ProcessStream(native.agent_command(self.config(), self.machine)))
 
     def close(self) -> None:
@@ -144,7 +144,7 @@ class SshShell(Shell):
             disconnect(connection)
 
     def _persist(self, ask: Callable[[Link], list[Pending]], once: str | None) -> list[Any]:
-        """The answers to what `ask` asks for, over one connection after another; `once`: a verb not to be repeated."""
+        """Return the answers to the requests of `ask`, with retries on new connections. `once`: a verb not to retry."""
         began = time.monotonic()
         for tries in range(1, MOST_TRIES + 1):
             link = self._link_or_wait()
@@ -162,9 +162,9 @@ class SshShell(Shell):
         raise AssertionError
 
     def _link_or_wait(self) -> Link:
-        """A link that works; waited for, as long as the patience lasts."""
+        """Return a working link. Reconnects for up to `patience_s`."""
         link = self._link
-        if link is not None and link.broken:  # while nothing was asked for
+        if link is not None and link.broken:  # broke while idle
             self._come_back(LinkLost(f"the connection broke: {link.broken}"), link)
         try:
             return self.link()
@@ -180,18 +180,18 @@ class SshShell(Shell):
         return HostKeys(self.machine, self.notes, self.ask)
 
     def _come_back(self, lost: LinkLost, link: Link | None) -> None:
-        """Connect again, and again, where the machine is now; `link` is the one that broke."""
+        """Reconnect with retries, to the machine's current address. `link` is the broken one."""
         with self._connecting:
             if self._link is not None and self._link is not link and not self._link.broken:
-                return  # another thread has found the way back
+                return  # another thread has reconnected
             if isinstance(lost, Misbehaves) or time.monotonic() > self.give_up_at:
                 raise lost
             self.close()
             self.on_loss(f"connection lost ({lost.message}); trying again")
-            # A machine that was never reached is more likely the wrong one than one that will be back in a minute.
+            # A machine that was never reached is more likely the wrong one than one with a short outage.
             patience_s = self.patience_s if self._was_there else min(self.patience_s, FIRST_PATIENCE_S)
             limit_s = min(time.monotonic() + patience_s, self.give_up_at)
-            look_again = time.monotonic() + 1  # at first it is most likely where it was
+            look_again = time.monotonic() + 1  # at first, its address is most likely unchanged
             tries = 0
             while True:
                 if self.find is not None and time.monotonic() > look_again:
@@ -215,7 +215,7 @@ class SshShell(Shell):
         assert self.find is not None
         try:
             found = self.find()
-        except NoMachine as error:  # its provider does not answer either: perhaps it is where it was
+        except NoMachine as error:  # the provider does not answer either: keep the address
             self.on_loss(error.message)
             return
         if found is None:

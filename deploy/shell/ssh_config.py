@@ -1,7 +1,7 @@
 """The user's SSH configuration as OpenSSH itself reads it.
 
-Paramiko's parser knows a part of ssh_config: no IdentityAgent, and not every Match and Include. `ssh -G HOST` prints
-what OpenSSH would do, so both clients of this program go the same way.
+Paramiko's parser supports only a part of ssh_config: no IdentityAgent, and not every Match and Include. `ssh -G HOST`
+prints what OpenSSH would do, so both SSH clients of this program use the same settings.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from pathlib import Path
 
 from deploy.errors import WrongUse
 
-LOOK_LIMIT_S = 20  # a `Match exec` of the user's may take a moment
-MOST_JUMPS = 8  # gateways one behind the other; OpenSSH has no limit, and a circle has no end
-# Tried without being named, by OpenSSH and by Paramiko alike.
+LOOK_LIMIT_S = 20  # a `Match exec` in the user's file may take a moment
+MOST_JUMPS = 8  # chained gateways; OpenSSH has no limit, and a cycle has no end
+# Default keys of both OpenSSH and Paramiko.
 USUAL_KEYS = {f"~/.ssh/id_{kind}" for kind in ("rsa", "ecdsa", "ecdsa_sk", "ed25519", "ed25519_sk", "xmss", "dsa")}
 
 
 @dataclass(frozen=True)
 class Way:
-    """How a host is reached: `jumps` are the gateways, the nearest first, each as `ProxyJump` writes it."""
+    """How to reach a host. `jumps`: the gateways, nearest first, in the syntax of `ProxyJump`."""
 
     host: str
     user: str
     port: int
-    keys: tuple[str, ...] = ()  # files that the configuration names and that exist
+    keys: tuple[str, ...] = ()  # existing files that the configuration names
     agent: str | None = None  # a socket in place of SSH_AUTH_SOCK; "none": no agent
     jumps: tuple[str, ...] = ()
     proxy_command: str | None = None
 
 
 def way_to(host: str, user: str | None = None, port: int | None = None) -> Way:
-    """What OpenSSH makes of a host or an alias. What is given here stands before what the configuration says.
+    """Resolve a host or an alias with OpenSSH. `user` and `port` take precedence over the configuration.
 
-    Raises WrongUse for a configuration that OpenSSH refuses.
+    Raises WrongUse if OpenSSH rejects the configuration or does not answer within LOOK_LIMIT_S.
     """
     if shutil.which("ssh") is None:
         return Way(host, user or getpass.getuser(), port or 22)
@@ -63,7 +63,7 @@ def way_to(host: str, user: str | None = None, port: int | None = None) -> Way:
 
 
 def parse(text: str, host: str) -> Way:
-    """The output of `ssh -G`: a keyword and its value a line; a keyword may come again."""
+    """Parse the output of `ssh -G`: one keyword and its value per line. A keyword may occur several times."""
     values: dict[str, list[str]] = {}
     for line in text.splitlines():
         keyword, _, value = line.partition(" ")
@@ -87,9 +87,9 @@ def parse(text: str, host: str) -> Way:
 
 
 def parts(entry: str) -> tuple[str | None, str, int | None]:
-    """User, host and port of `[user@]host[:port]`, as ssh writes it; an IPv6 address with a port stands in brackets.
+    """Split `[user@]host[:port]` into user, host and port. An IPv6 address with a port is in brackets.
 
-    Raises WrongUse for what is neither.
+    Raises WrongUse for malformed brackets.
     """
     user, _, place = entry.removeprefix("ssh://").rstrip("/").rpartition("@")
     if place.startswith("["):
@@ -104,7 +104,7 @@ def parts(entry: str) -> tuple[str | None, str, int | None]:
 
 
 def _file() -> list[str]:
-    """ssh finds its user's home in the list of users; where HOME names another one, its file is named."""
+    """Name the user's file where HOME differs from the home in the user database, which is the one that ssh uses."""
     if sys.platform == "win32":
         return []
     import pwd
@@ -116,7 +116,7 @@ def _file() -> list[str]:
 
 
 def _key(value: str, host: str, user: str) -> str | None:
-    """A key file that was named and exists. The tokens of ssh_config that paths are made with are replaced."""
+    """Return the path of a key file, with ssh_config's tokens replaced. None for default keys and missing files."""
     if value in USUAL_KEYS:
         return None
     for token, replacement in (("%d", str(Path.home())), ("%h", host), ("%r", user), ("%u", getpass.getuser())):

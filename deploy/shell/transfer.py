@@ -1,6 +1,6 @@
-"""Copies of files between laptop and machine: in parallel ranges, resumable, verified, and never half there.
+"""Copy files between laptop and machine: in parallel ranges, resumable, verified and atomic.
 
-What is there already is found out by hashes, on both sides; nothing is written down about a copy that broke off.
+Hashes on both sides show what is already there; an interrupted copy leaves no other record.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from deploy.shell import CHUNK_BYTES, LocalShell, Shell
 
 Progress = Callable[[int, int], None]
 
-SMALL_BYTES = 1 << 20  # such a file is one message over the connection that is open anyway
+SMALL_BYTES = 1 << 20  # a smaller file is one message over the open connection
 FIRST_BYTES = 64 << 10
 RANGE_BYTES = 1 << 20
 PIECE_BYTES = 32 << 20
-HASHED_AT_ONCE = 4096  # ranges in one request
+HASHED_AT_ONCE = 4096  # ranges per request
 
 
 def no_progress(done_bytes: int, all_bytes: int) -> None:
-    """For small files."""
+    """Ignore progress, for small files."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """`bytes` bytes from `offset` of one file, which belong to `place` in another; `name` is for error messages."""
+    """`bytes` bytes at `offset` of one file, for `place` in another. `name` is for error messages."""
 
     name: str
     offset: int
     bytes: int
     place: int
-    sha256: str | None = None  # None: whatever the source holds is right
-    source: str | None = None  # where the pieces of one transfer are of several files
+    sha256: str | None = None  # None: any content of the source is right
+    source: str | None = None  # set if the pieces of one transfer come from several files
 
 
 @dataclass(frozen=True)
 class Range:
-    """A part of a piece, small enough to be held in memory and sent again."""
+    """A part of a piece, small enough to hold in memory and to send again."""
 
     place: int
     bytes: int
@@ -66,11 +66,11 @@ def fetch(
     expected_bytes: int | None = None,
     progress: Progress = no_progress,
 ) -> None:
-    """Copy a file of the machine to the laptop. The destination changes in one step, after the bytes were verified.
+    """Download a file. The destination changes in one step, after the bytes were verified.
 
-    Until then they are in a `.part` beside it, which grows as they come. An interrupted copy resumes from it.
-    Raises BadAnswer when the file is larger than `most_bytes`, or not `expected_bytes` long, before a byte is written;
-    StepFailed when there is no room for it, or when the bytes are not those of `sha256`; then nothing is left of them.
+    Until then they are in a `.part` file beside it. An interrupted download resumes from it.
+    Raises BadAnswer, before a byte is written, if the file is larger than `most_bytes` or not `expected_bytes` long.
+    Raises StepFailed if there is no space, or if the bytes do not match `sha256`; then they are removed.
     """
     here, destination = LocalShell(), place.path
     if isinstance(shell, LocalShell):
@@ -89,7 +89,7 @@ def fetch(
     wanted = sha256 or shell.hashes(source, [(0, total)])[0]  # a log may grow meanwhile
     part = _part(destination, wanted)
     _refuse_without_room(source, part, total)
-    for _ in range(2):  # a part that another hand spoiled is looked through once more
+    for _ in range(2):  # once more if another process changed the part meanwhile
         try:
             found = _Fetching(shell, source, part, total).run(progress)
         except _Shorter:
@@ -103,7 +103,7 @@ def fetch(
 
 
 def _beginning(shell: Shell, source: PurePath, most_bytes: int, expected_bytes: int | None) -> tuple[int, bytes]:
-    """How long a file of the machine is, within bounds, and its first bytes."""
+    """Return the size of a file on the machine, checked against the limits, and its first bytes."""
     path, what = str(source), f"{shell.name}: {source.name}"
     total, data = shell.calls([("size", {"path": path}), ("read", {"path": path, "limit": FIRST_BYTES})])
     total = border.size(total, f"{what}, its size", most_bytes)
@@ -132,7 +132,7 @@ def push(
     sha256: str | None = None,
     progress: Progress = no_progress,
 ) -> None:
-    """Copy a file of the laptop to the machine. Otherwise as `fetch`."""
+    """Upload a file. Otherwise as `fetch`."""
     here = LocalShell()
     if isinstance(shell, LocalShell):
         _copy_here(here, source, shell, destination, sha256=sha256, progress=progress)
@@ -145,16 +145,16 @@ def push(
         shell.write(destination, data)
         progress(total, total)
         return
-    # Named after the version of the file. Its hash is known only after a pass over it, which is made while sending.
+    # The name holds the version of the file. Its hash is known only after a full read, which happens during the upload.
     version = sha256 or hashlib.sha256(f"{source} {total} {source.stat().st_mtime_ns}".encode()).hexdigest()
     part = _part(destination, version)
     before, begun = shell.calls([("size", {"path": str(destination)}), ("size", {"path": str(part)})])
     if before == total and shell.sha256(destination) == (sha256 or here.sha256(source)):
         return
-    # With a hash of the whole it is one piece. Without, many: the machine hashes them on all its cores.
+    # With a hash of the whole file it is one piece. Without, many: the machine hashes them on all its cores.
     step = total if sha256 else PIECE_BYTES
     pieces = [Piece(str(source), at, min(step, total - at), at, sha256) for at in range(0, total, step)]
-    for _ in range(2):  # what another hand spoiled meanwhile is sent once more
+    for _ in range(2):  # once more if another process changed the part meanwhile
         sending = _Sending(shell, source, part, pieces)
         try:
             hashes = sending.run(progress, size=total, is_new=begun is None)
@@ -176,12 +176,12 @@ def send_pieces(
     progress: Progress = no_progress,
     wrong: str = "is not what manifest.json says: copy or make the data again",
 ) -> list[str]:
-    """Ranges of a file of the laptop to their places in `part`, a file of the machine that has its full size already.
+    """Upload ranges of a file to their places in `part`, a file on the machine that already has its full size.
 
-    A piece that is there already is not sent again, nor is any part of one. Returns the SHA-256 of each piece, as
-    verified on the machine. Raises StepFailed, in the words of `wrong`, when a piece is not what its `sha256` says.
+    Pieces, and parts of them, that are already there are not sent again. Returns the SHA-256 of each piece, verified on
+    the machine. Raises StepFailed, with the text `wrong`, if a piece does not match its `sha256`.
     """
-    for _ in range(2):  # what another hand spoiled meanwhile is sent once more
+    for _ in range(2):  # once more if another process changed the part meanwhile
         try:
             hashes = _Sending(shell, source, part, pieces).run(progress)
         except _WrongPiece as error:
@@ -194,9 +194,9 @@ def send_pieces(
 def fetch_checkpoint(
     shell: Shell, source: PurePath, about: dict[str, Any], place: Place, progress: Progress = no_progress
 ) -> None:
-    """Fetch a checkpoint with the JSON beside it. The JSON is written last: a .pt without JSON is not whole.
+    """Download a checkpoint and the JSON beside it. The JSON is written last: a .pt without JSON is incomplete.
 
-    A checkpoint of a part of the data never takes the place of one of more of it.
+    Raises WrongUse instead of replacing a checkpoint that was trained on more of the data.
     """
     destination = place.path
     note = destination.with_suffix(".json")
@@ -218,11 +218,11 @@ class _Shorter(StepFailed):
 
 
 class _WrongPiece(Exception):
-    """The source does not hold what the piece promises."""
+    """The source does not match the hash of a piece."""
 
 
 class _Sending:
-    """Pieces on their way to the machine."""
+    """Upload of pieces."""
 
     def __init__(self, shell: Shell, source: Path, part: PurePath, pieces: Sequence[Piece]) -> None:
         self.shell = shell
@@ -230,11 +230,11 @@ class _Sending:
         self.part = part
         self.pieces = pieces
         self.hashes = [""] * len(pieces)
-        self.there: dict[int, list[str]] = {}  # of pieces that are there in parts: the hash of each range
+        self.there: dict[int, list[str]] = {}  # of partly uploaded pieces: the hash of each range
         self.tally = _Tally(sum(piece.bytes for piece in pieces))
 
     def run(self, progress: Progress, *, size: int | None = None, is_new: bool = False) -> list[str]:
-        """`size`: give the part this size first; `is_new`: nothing is there yet."""
+        """Upload what is missing; returns each piece's hash. `size`: resize the part first. `is_new`: it is empty."""
         with _lanes(self.shell, self.tally.all_bytes) as carry:
             if size is not None:
                 self.shell.truncate(self.part, size)
@@ -244,7 +244,7 @@ class _Sending:
         return self.hashes
 
     def _look(self) -> None:
-        """What is there: whole pieces first, then the ranges of those that are there in parts."""
+        """Find what the machine has: whole pieces first, then the ranges of partly uploaded ones."""
         there = self.shell.hashes(self.part, [(piece.place, piece.bytes) for piece in self.pieces], holes=True)
         for index, (piece, found) in enumerate(zip(self.pieces, there, strict=True)):
             if found and found == piece.sha256:
@@ -255,7 +255,7 @@ class _Sending:
                 self.there[index] = self.shell.hashes(self.part, ranges, holes=True)
 
     def _ranges(self) -> Iterator[Range]:
-        """What is to be sent, in order; the pieces are hashed on the way, so they are read once."""
+        """Yield what to send, in order. Pieces are hashed on the way, so they are read once."""
         for index, piece in enumerate(self.pieces):
             if self.hashes[index]:
                 continue
@@ -284,7 +284,7 @@ class _Sending:
 
 
 class _Fetching:
-    """A file on its way to the laptop."""
+    """Download of a file."""
 
     def __init__(self, shell: Shell, source: PurePath, part: Path, size: int) -> None:
         self.shell = shell
@@ -295,7 +295,7 @@ class _Fetching:
         self.lock = threading.Lock()
 
     def run(self, progress: Progress) -> str:
-        """The SHA-256 of what is there at the end."""
+        """Download what is missing; returns the SHA-256 of the result."""
         with _lanes(self.shell, self.size) as carry:
             self.part.parent.mkdir(parents=True, exist_ok=True)
             right = self._right()
@@ -307,7 +307,7 @@ class _Fetching:
         return LocalShell().sha256(self.part)
 
     def _right(self) -> set[int]:
-        """Where the ranges begin that an earlier copy brought already: by hashes on both sides, some at a time."""
+        """Return the offsets of ranges that an earlier download completed, by hashes on both sides, in batches."""
         here = LocalShell()
         right: set[int] = set()
         whole = _split(min(here.size(self.part) or 0, self.size) // RANGE_BYTES * RANGE_BYTES)
@@ -338,7 +338,7 @@ class _Fetching:
 
 
 class _Tally:
-    """Bytes done by many threads, told by one."""
+    """Bytes done by many threads, reported by one."""
 
     def __init__(self, all_bytes: int) -> None:
         self.all_bytes = all_bytes
@@ -358,7 +358,7 @@ class _Tally:
 
 @contextlib.contextmanager
 def _lanes(shell: Shell, all_bytes: int) -> Iterator[Callable[..., None]]:
-    """A way to have ranges carried; its connections are being made while it is still looked what is missing."""
+    """Yield a function that transfers ranges. Its connections open while the caller looks for what is missing."""
     from deploy.shell.lanes import Lanes, count_for
     from deploy.shell.ssh import SshShell
 
@@ -384,7 +384,7 @@ def _carry_here(
 
 
 def _split(size: int) -> Iterator[tuple[int, int]]:
-    """(offset, bytes) of each range of so many bytes."""
+    """Return (offset, bytes) of each range in `size` bytes."""
     return ((at, min(RANGE_BYTES, size - at)) for at in range(0, size, RANGE_BYTES))
 
 
@@ -416,12 +416,12 @@ def _copy_here(
     sha256: str | None = None,
     progress: Progress = no_progress,
 ) -> None:
-    """Both ends are this computer."""
+    """Copy a file on this computer."""
     wanted = sha256 or origin.sha256(source)
     if place.size(destination) == origin.size(source) and place.sha256(destination) == wanted:
         return
     part = _part(destination, wanted)
-    for _ in range(2):  # a part that another hand spoiled is thrown away, and the copy made once more from the start
+    for _ in range(2):  # from the start if another process changed the part
         _copy_ranges(origin, source, place, part, progress)
         if place.sha256(part) == wanted:
             place.replace(part, destination)
@@ -452,7 +452,7 @@ def _refuse_to_lose(destination: Path, there: dict[str, Any], coming: dict[str, 
     if not destination.exists() or there.get("sha256") == coming["sha256"]:
         return
     if not there and LocalShell().sha256(destination) == coming["sha256"]:
-        return  # an earlier fetch that broke off before its JSON
+        return  # an earlier download broke off before its JSON
     here, new = there.get("fraction"), float(coming.get("fraction") or 0.0)
     if here is None and new < 1:
         raise WrongUse(

@@ -1,1 +1,1 @@
-"""Values only: settings, request, plan, machine, estimates."""
+"""Plain data and calculations: settings, request, plan, machine, estimates."""

@@ -1,10 +1,10 @@
-"""How long the parts of a run take and what they cost: told before, from earlier runs, and measured, to be compared.
+"""Time and cost of the phases of a run: predicted from earlier runs, measured, and compared.
 
-machine    until one is had: image pulled, booted, its SSH answers
+machine    provisioning: image pulled, booted, SSH answers
 code       snapshot and environment
 data       images where training reads them
 training   from the supervisor's start to its end
-home       results brought to the laptop
+home       download of the results to the laptop
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 NAMES = ("machine", "code", "data", "training", "home")
-NEWEST = 5  # of runs of one workload are enough to know its speed
+NEWEST = 5  # runs of one workload, enough to know its speed
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Seconds and dollars, None where nothing is known yet."""
+    """Time (seconds) and cost (dollars) of one phase. None: not known yet."""
 
     name: str
     seconds: float | None
@@ -31,7 +31,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Compared:
-    """One part of a run: what was expected of it and what it took, in seconds and dollars; None where not known."""
+    """Expected and measured time (seconds) and cost (dollars) of one phase. None: not known."""
 
     name: str
     expected_s: float | None
@@ -42,39 +42,39 @@ class Compared:
 
 @dataclass(frozen=True)
 class Measured:
-    """What an earlier whole run of the same recipe and network, on as many machines of the same target, took."""
+    """Speed of an earlier complete run: same recipe, network and target, on as many machines."""
 
     images_per_s: float  # mining and evaluation included
-    around_s: float  # before the app begins and after it ends, whatever the amount of data
+    around_s: float  # before the app starts and after it ends; does not depend on the amount of data
     kind: str  # of its machines, see `kind_of`
 
 
 class Stopwatch:
-    """Seconds by phase, on top of those that were measured `before`."""
+    """Measure seconds per phase, starting from the measurements in `before`."""
 
     def __init__(self, before: Mapping[str, float] | None = None) -> None:
         self.taken = dict(before or {})
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Measure what happens inside; only what succeeds is a measurement."""
+        """Measure the `with` block as phase `name`. A block that raises is not recorded."""
         began = time.monotonic()
         yield
         self.taken[name] = round(time.monotonic() - began, 2)
 
 
 def kind_of(gpu: str | None, gpus: int | None, cores: int | None) -> str:
-    """What decides how fast a machine trains."""
+    """Describe the hardware that decides how fast a machine trains."""
     return f"{gpus} x {gpu}" if gpus else f"{cores} cores"
 
 
 def training_minutes(
     images: int, measured: Sequence[Measured], kind: str | None, guess_per_s: float | None
 ) -> tuple[float | None, str]:
-    """How long so many images take in all, and how that is known; None where it is not.
+    """Estimate the total minutes for `images` images, and describe the source of the estimate. None: not known.
 
-    `measured`: the newest first; of those on machines of the same kind, once it is known, the one in the middle.
-    `guess_per_s`: images a second where nothing was measured.
+    `measured`: earlier runs, newest first. If `kind` is known, only runs on machines of that kind count. The run with
+    the median speed decides. `guess_per_s`: images per second, used where nothing was measured.
     """
     found, on = list(measured), "on this target"
     if kind and found:
@@ -93,7 +93,7 @@ def training_minutes(
 def predict(
     earlier: Sequence[Mapping[str, float]], training_s: float | None, usd_per_hour: float | None
 ) -> tuple[Phase, ...]:
-    """From runs on the same target: the median of each phase. Training is reckoned elsewhere, from images."""
+    """Predict each phase as its median over `earlier`, runs on the same target. `training_s` is estimated elsewhere."""
     phases = []
     for name in NAMES:
         measured = [each[name] for each in earlier if name in each]
@@ -107,8 +107,9 @@ def predict(
 def compare(
     expected: Sequence[Mapping[str, Any]], taken: Mapping[str, float], usd_per_hour: float | None
 ) -> tuple[Compared, ...]:
-    """The phases of a plan, as JSON holds them, beside what was measured; nothing where there is nothing to compare:
-    on a machine that costs nothing, the first time.
+    """Pair the phases of a plan, as read from JSON, with the measured seconds.
+
+    Empty where nothing can be compared: on a free machine, when no phase but training was predicted (the first run).
     """
     if usd_per_hour == 0 and all(phase["seconds"] is None for phase in expected if phase["name"] != "training"):
         return ()
@@ -121,7 +122,7 @@ def compare(
 
 
 def duration(seconds: float | None) -> str:
-    """As people read it: 1:02:03, 2:03; `?` where it is not known."""
+    """Format seconds as 1:02:03 or 2:03; `?` for None."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(max(0, round(seconds)), 60)
@@ -130,7 +131,7 @@ def duration(seconds: float | None) -> str:
 
 
 def total(phases: Sequence[Phase]) -> Phase:
-    """All of it, or what is known of it; None when nothing is."""
+    """Sum the known phases. None where no phase is known."""
     seconds = [phase.seconds for phase in phases if phase.seconds is not None]
     dollars = [phase.usd for phase in phases if phase.usd is not None]
     return Phase("all", sum(seconds) if seconds else None, round(sum(dollars), 2) if dollars else None)

@@ -1,4 +1,4 @@
-"""A machine as plain data, and the verbs that every provider has: four to have machines, two to look at them."""
+"""A machine as plain data, and the interface that every provider implements."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from typing import Protocol
 
 from deploy.errors import WrongUse
 
-# Of a host: a name, an alias of ssh's configuration, IPv4 or IPv6. Of a user: also Windows' domain\\user.
+# HOST: a name, an alias in the SSH configuration, IPv4 or IPv6. USER: also Windows' domain\\user.
 HOST = re.compile(r"[A-Za-z0-9_:\[][A-Za-z0-9_.:%+\]-]{0,254}")
 USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@\\-]{0,63}\$?")
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where SSH finds a machine, with which key, and by which host keys the machine proves that it is the right one."""
+    """SSH address of a machine: host, login key, and the host keys that identify it."""
 
-    host: str  # a name, an address, or an alias of the user's own ssh configuration
-    port: int | None = None  # None: what the ssh configuration says, else 22
-    user: str | None = None  # None: what the ssh configuration says, else this computer's user
-    key: str | None = None  # a private key file on the laptop; None: agent, ssh configuration, default keys
-    # Public host keys ("ssh-ed25519 AAAA...") that came over a way that is authenticated already, such as the engine
-    # or the provider's API. With none the user's known_hosts decides, or `fingerprint`, or a question.
+    host: str  # a name, an address, or an alias in the user's SSH configuration
+    port: int | None = None  # None: from the SSH configuration, else 22
+    user: str | None = None  # None: from the SSH configuration, else this computer's user
+    key: str | None = None  # a private key file on the laptop; None: agent, SSH configuration, default keys
+    # Public host keys ("ssh-ed25519 AAAA...") received over an authenticated channel, such as the engine or the
+    # provider's API. Without any, `fingerprint` or the user's known_hosts decides, or the user is asked.
     host_keys: tuple[str, ...] = ()
     fingerprint: str | None = None  # "SHA256:...", pinned in the target's file
-    first_use: bool = False  # made a moment ago, so that nothing can be known of it: its first key is pinned
+    first_use: bool = False  # the machine was just created, so no key can be known: its first key is pinned
 
     def __post_init__(self) -> None:
-        """Raises WrongUse for what is no word of ssh's configuration or command line."""
+        """Raises WrongUse for values that do not fit into ssh's configuration or command line."""
         for what, value, kind, right in (("host", self.host, HOST, "gpu-1"), ("user", self.user, USER, "root")):
             if value and not kind.fullmatch(value):
                 raise WrongUse(f"{what} {value[:80]!r} has characters that no {what} has: give one such as {right}")
@@ -40,87 +40,87 @@ class Address:
 
 @dataclass(frozen=True)
 class MachineSpec:
-    """What is asked for. The name carries project, target and run, so that an orphan is found without any local file.
+    """A request for a machine. The name holds project, target and run, so orphans are found without local files.
 
-    A machine whose name begins with `family` belongs to the same project and target: while one of them is alive and
-    good, it is the answer, and nothing new is made.
+    Machines whose names begin with `family` belong to the same project and target. If one of them is alive and usable,
+    it is reused; otherwise a new machine is created.
 
-    A run on several machines asks for one after the other, node 0 first; they must be able to reach each other.
+    A run on several machines requests them one by one, node 0 first. They must be able to reach each other.
     """
 
     name: str
     family: str
     root: PurePath
-    node: int = 0  # which of them this is
+    node: int = 0  # index of this machine in the run
     nodes: int = 1
 
     def fits(self, name: str) -> bool:
-        """Whether a machine of this name is of the family, and has this place in it."""
+        """Return whether a machine of this name belongs to the family and has the same node index."""
         return name.startswith(self.family) and node_of(name) == self.node
 
 
 def node_name(name: str, node: int) -> str:
-    """The name of one of several machines that were made together; the first has theirs."""
+    """Return the name of one of several machines created together. Node 0 has the plain name."""
     return f"{name}-node{node}" if node else name
 
 
 def node_of(name: str) -> int:
-    """The reverse of `node_name`."""
+    """Return the node index in a name made by `node_name`."""
     found = re.search(r"-node(\d+)$", name)
     return int(found[1]) if found else 0
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What was had: how to reach it, where things live on it, and its price."""
+    """A provisioned machine: how to reach it, its folders, and its price."""
 
     name: str
     provider: str
-    root: PurePath  # absolute, in the machine's own kind of path
+    root: PurePath  # absolute, in the machine's own path type
     python: str  # the Python of the training environment, on the machine
     usd_per_hour: float = 0.0
     address: Address | None = None  # None: this computer
-    id: str = ""  # the provider's own name for it
-    created: float | None = None  # Unix seconds: since when it is paid for
-    gpu: str | None = None  # as the provider calls it
-    gpus: int | None = None  # that are paid for; None where only the machine knows
-    is_stopped: bool = False  # it computes nothing; `usd_per_hour` is then what its disk costs
-    group: str | None = None  # the provider's name for what it is a part of, and is released with; None: it is alone
+    id: str = ""  # the provider's id
+    created: float | None = None  # Unix seconds: start of billing
+    gpu: str | None = None  # as the provider names it
+    gpus: int | None = None  # GPUs paid for; None where only the machine knows
+    is_stopped: bool = False  # computes nothing; `usd_per_hour` is then the price of its disk
+    group: str | None = None  # the provider's id of the group that it is part of and released with; None: no group
 
     @property
     def is_here(self) -> bool:
         return self.address is None
 
     def path(self, text: str) -> PurePath:
-        """A path of this machine: a Windows laptop must not turn its slashes around."""
+        """Make a path of the machine's type, so that a Windows laptop does not convert its slashes."""
         return type(self.root)(text)
 
 
 @dataclass(frozen=True)
 class Volume:
-    """Storage of the account that bills by itself, whether or not a machine uses it."""
+    """Storage of the account that is billed separately, even when no machine uses it."""
 
     id: str
-    name: str  # the user's own word for it; two may have the same
+    name: str  # chosen by the user; not unique
     gb: int
     usd_per_month: float
-    place: str  # the data centre that it is in
-    note: str | None = None  # what is not sure about the price
+    place: str  # data centre
+    note: str | None = None  # what is uncertain about the price
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What decides how many processes train, and whether the data has room."""
+    """Hardware of a machine. It decides how many processes train, and whether the data fits."""
 
-    gpus: int  # that the environment which trains can use; see deploy/workspace/devices.py
-    cores: int  # that this machine may use: a container's share, not its host's
-    memory_bytes: int | None = None  # likewise; None where it cannot be told
-    gpu: str | None = None  # the name of the first one
-    gpu_memory_bytes: int | None = None  # of the smallest one
-    capability: tuple[int, int] | None = None  # of the oldest one
+    gpus: int  # usable by the training environment; see deploy/workspace/devices.py
+    cores: int  # usable by this machine: a container's share, not its host's
+    memory_bytes: int | None = None  # likewise; None where not known
+    gpu: str | None = None  # name of the first GPU
+    gpu_memory_bytes: int | None = None  # of the smallest GPU
+    capability: tuple[int, int] | None = None  # compute capability of the oldest GPU
     driver: str | None = None
     shm_bytes: int | None = None  # size of /dev/shm; None where there is none
-    why: str | None = None  # there is no GPU, where a reason is known
+    why: str | None = None  # why there is no GPU, where known
 
 
 @dataclass(frozen=True)
@@ -134,43 +134,44 @@ class Card:
 
 @dataclass(frozen=True)
 class Place:
-    """One of several machines that train one run. Addresses are IPv4, as the machines reach each other."""
+    """One of several machines that train one run. Addresses are IPv4, those that the machines use among themselves."""
 
-    rank: int  # of its torchrun agent among them; 0 writes the checkpoints
+    rank: int  # of its torchrun agent; rank 0 writes the checkpoints
     address: str
-    interface: str  # of the network that leads to the others; empty where it could not be told
-    host: str  # the address of rank 0, where all meet
+    interface: str  # network interface to the other machines; empty where not known
+    host: str  # address of rank 0, the rendezvous host
     port: int
 
 
 class Provider(Protocol):
-    """Makes machines of one kind. `find` returns nothing for an unknown name; `release` of what is gone is success.
+    """Creates, finds and releases machines of one kind.
 
-    `say` is told, in words, what is waited for. `check` is called with each machine that was made or found, before
-    `acquire` hands it out; it raises NoMachine for one that cannot train, and what was made is then released.
+    `find` returns None for an unknown name. `release` of a machine that is gone succeeds. `say` gets messages about
+    waiting. `acquire` calls `check` with each machine, new or found, before it returns it. `check` raises NoMachine for
+    a machine that cannot train; a new machine is then released.
     """
 
     say: Callable[[str], None]
     check: Callable[[Machine], None]
 
     def acquire(self, spec: MachineSpec) -> Machine:
-        """A machine of the family that is there already, or a new one named `spec.name`; NoMachine when neither is."""
+        """Return an existing machine of the family, or create `spec.name`. Raises NoMachine if neither works."""
 
     def find(self, name: str) -> Machine | None: ...
 
     def price(self) -> float | None:
-        """US dollars an hour of what `acquire` would ask for first; 0 where nothing is paid, None where none is had."""
+        """Return US dollars per hour of what `acquire` would request first. 0: free. None: nothing is available."""
 
     def card(self) -> Card | None:
-        """The GPUs of what `acquire` would ask for first; None where that is known on the machine alone."""
+        """Return the GPUs of what `acquire` would request first; None where only the machine knows them."""
 
     def list(self) -> list[Machine]:
-        """Every machine of this project, of any target and run, that this provider knows."""
+        """List all machines of this project that the provider knows, of any target and run."""
 
     def volumes(self) -> Sequence[Volume]:
-        """Every volume of the account that bills, whoever made it; nothing where storage is not billed by itself."""
+        """List all billed volumes of the account, whoever created them. Empty if storage is not billed separately."""
 
     def release(self, machine: Machine) -> None: ...
 
     def log(self, machine: Machine) -> Iterator[str]:
-        """What a machine printed on its console, also while SSH is down; nothing where there is no such thing."""
+        """Yield the console output of a machine, even while SSH is down. Empty where there is no console log."""

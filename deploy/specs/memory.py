@@ -1,8 +1,8 @@
-"""PURE: how much memory of a GPU one training step takes, and which batch would fit.
+"""PURE: estimate the GPU memory of one training step, and find a batch size that fits.
 
-The bytes that a network saves for its backward pass are measured, and stand in conf/memory.json. The rest is counted:
+The bytes that a network saves for its backward pass are measured values in conf/memory.json. The rest is computed;
 tests compare it with the tensors of the app.
-What only a GPU could tell, such as cuDNN's workspaces and what the allocator loses to fragments, is a margin.
+A margin covers what only a GPU can show, such as cuDNN's workspaces and fragmentation in the allocator.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from deploy.specs.machine import Card, Hardware
 
 MIB, GIB = 1 << 20, 1 << 30
 HALF, FP32, INT64 = 2, 4, 8  # bytes
-STATE = {"sgd": 12, "adamw": 16}  # bytes a trained number: weight, gradient, what the optimizer keeps
-LOGITS_KEPT = 8  # arrays [batch, queue] in fp32 that the contrastive loss keeps or makes at once
-HEAD_KEPT = 6  # arrays [batch of all ranks, centres of this one] in fp32 that a margin head keeps or makes at once
-VIEWS_KEPT = 10  # arrays [batch, 3, S, S] in fp32: two views, and what augmentation makes at once
+STATE = {"sgd": 12, "adamw": 16}  # bytes per trained parameter: weight, gradient, optimizer state
+LOGITS_KEPT = 8  # fp32 arrays [batch, queue] that exist at once in the contrastive loss
+HEAD_KEPT = 6  # fp32 arrays [batch of all ranks, centres of this rank] that exist at once in a margin head
+VIEWS_KEPT = 10  # fp32 arrays [batch, 3, S, S]: two views, and those that exist at once in augmentation
 MARGIN_BYTES = 1536 * MIB  # CUDA's context, cuDNN's and NCCL's buffers; not measured on a GPU yet
-MARGIN_SHARE = 0.1  # of what is saved: gradients of activations, fragments; not measured on a GPU yet
+MARGIN_SHARE = 0.1  # of the saved bytes: activation gradients, fragmentation; not measured on a GPU yet
 BF16_FROM = (8, 0)  # compute capability
 BEFORE_AMPERE = re.compile(r"\b(V100|P100|P40|P4|T4|K80|M60|GTX|TITAN|Quadro|RTX (20\d\d|[3-8]000)\b(?! Ada))\b", re.I)
-SHAPE = ("name", "layers", "width", "embedding_dim", "patch_size")  # of a backbone: what its figures depend on
+SHAPE = ("name", "layers", "width", "embedding_dim", "patch_size")  # keys of a backbone that its figures depend on
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on one GPU, None where they are not known, and why not."""
+    """Memory of one training step on one GPU. None: not known. `why`: the reason, or what is not counted."""
 
     needed_bytes: int | None
     available_bytes: int | None
@@ -54,25 +54,25 @@ class Need:
 
 @dataclass(frozen=True)
 class Extent:
-    """What else a step's memory depends on."""
+    """Further inputs of the memory of a step."""
 
     rows: int = 0  # images in the file
-    classes: int | None = None  # that are learnt; None where they are not known, or none are
-    ranks: int | None = None  # of all machines; None where the machine decides
+    classes: int | None = None  # classes to learn; None where not known, or where there are none
+    ranks: int | None = None  # on all machines; None where the machine decides
 
 
 @dataclass(frozen=True)
 class Gpus:
-    """What is known of the GPUs of a run: those of the machine, or those that would be rented first."""
+    """The known GPUs of a run: those of the machine, or those that would be rented first."""
 
     hardware: Hardware | None
     card: Card | None
-    device: str  # the target's key
+    device: str  # the target's key `device`
     nodes: int = 1
-    processes: int | None = None  # on each machine; None: one a GPU
+    processes: int | None = None  # per machine; None: one per GPU
 
     def precision(self, wish: str) -> str:
-        """train.precision as the job will settle it; the wish itself where nothing is known yet."""
+        """Resolve train.precision as the job will. Returns `wish` unchanged where the GPUs are not known yet."""
         if self.hardware:
             return resolve(wish, self.hardware.capability, self.hardware.gpu)
         if self.device == "cpu":
@@ -82,7 +82,7 @@ class Gpus:
     def need(
         self, config: Mapping[str, Any], table: Mapping[str, Any], precision: str, rows: int, classes: int | None
     ) -> Need | None:
-        """None on a CPU, and where nothing is known of the GPUs."""
+        """Return the memory of one step. None on a CPU, and where the GPUs are not known."""
         if self.hardware:
             count, there = self.hardware.gpus, self.hardware.gpu_memory_bytes
         elif self.card is not None and self.device != "cpu":
@@ -94,7 +94,7 @@ class Gpus:
 
 
 def resolve(wish: str, capability: tuple[int, int] | None, gpu: str | None) -> str:
-    """train.precision as the job will settle it, by the GPU, or by its name before it can be asked.
+    """Resolve train.precision as the job will, by compute capability, or by the GPU's name before it is known.
 
     app/runtime/precision.py has the same rule; a test compares them.
     """
@@ -108,9 +108,9 @@ def resolve(wish: str, capability: tuple[int, int] | None, gpu: str | None) -> s
 
 
 def read(project: Path) -> dict[str, Any]:
-    """Measured figures by the name of a file in conf/backbone, each with the shape of its network.
+    """Read conf/memory.json: measured figures by file name in conf/backbone, each with the shape of its network.
 
-    Empty where the project has none. JSON is read in a hundredth of the time that YAML takes.
+    Empty where the project has none. JSON loads in a hundredth of the time of YAML.
     """
     return read_json(project / "conf" / "memory.json")
 
@@ -122,7 +122,7 @@ def of_step(
     available_bytes: int | None,
     extent: Extent = Extent(),
 ) -> Need:
-    """What the step of a resolved configuration takes, with the nearest batch that fits where it is too much."""
+    """Return the memory of a step with a resolved configuration and, if it is too much, the largest batch that fits."""
     backbone = config["backbone"]
     figures = next((each for each in table.values() if _is_of(each["shape"], backbone)), None)
     if figures is None:
@@ -143,7 +143,7 @@ def of_step(
 
 
 def refuse_too_much(need: Need, config: Mapping[str, Any], where: str) -> None:
-    """Raise WrongUse for a step that `where` has no memory for, naming the batch that fits."""
+    """Raise WrongUse for a step that exceeds the memory of `where`. The message gives a batch that fits."""
     if not need.is_too_much or need.needed_bytes is None or need.available_bytes is None:
         return
     size = config["train"]["batch"]["size"]
@@ -160,7 +160,7 @@ def refuse_too_much(need: Need, config: Mapping[str, Any], where: str) -> None:
 
 
 def _parts(size: int, steps: int) -> list[tuple[int, int]]:
-    """Smaller batches with as many more steps, the largest first."""
+    """List smaller batches with more accumulation steps and the same global batch, largest first."""
     return [(size // part, steps * part) for part in range(2, size // 2 + 1) if size % part == 0]
 
 
@@ -169,7 +169,7 @@ def _is_of(shape: Mapping[str, Any], backbone: Mapping[str, Any]) -> bool:
 
 
 def _saved_mib(figures: Mapping[str, Any], backbone: Mapping[str, Any], precision: str) -> float | None:
-    """MiB for each image at the configured size; it grows with the square of it."""
+    """Return MiB per image at the configured image size; grows with the square of the size."""
     as_measured = bool(backbone.get("gradient_checkpointing", False)) == bool(figures.get("gradient_checkpointing"))
     saved = figures.get("saved_mib_per_image" if as_measured else "switched_mib_per_image")
     if not saved:
@@ -192,15 +192,15 @@ class HeadMemory:
     """Bytes of a margin head on one rank."""
 
     fixed_bytes: int = 0
-    bytes_per_image: int = 0  # of this rank's batch
+    bytes_per_image: int = 0  # for each image in this rank's batch
     why: str = ""  # what is not counted
 
 
 def head_of(config: Mapping[str, Any], extent: Extent) -> HeadMemory:
-    """Class centres, their optimizer's state and gradients, and the logits of recipe supervised.
+    """Return the memory of class centres, optimizer state, gradients and logits of recipe supervised.
 
-    app/models/partial_fc.py has these tensors: tables of a rank's share of the classes, a copy and a gradient of those
-    that are sampled, and arrays of all images by them.
+    app/models/partial_fc.py has these tensors: tables for a rank's share of the classes, a copy and a gradient of the
+    sampled centres, and arrays [images of all ranks, sampled centres].
     """
     if config["recipe"]["name"] != "supervised":
         return HeadMemory()
@@ -220,12 +220,12 @@ def head_of(config: Mapping[str, Any], extent: Extent) -> HeadMemory:
 
 
 def centre_bytes(optimizer: str | None, width: int) -> int:
-    """One class in the tables of a head: its centre, what the optimizer keeps of it, and counters."""
+    """Return the bytes of one class in the tables of a head: centre, optimizer state, counters."""
     return 2 * width * FP32 + INT64 if optimizer == "sgd" else 3 * width * FP32 + 2 * INT64
 
 
 def tables_bytes(config: Mapping[str, Any], rows: int) -> int:
-    """What recipe self_supervised remembers of each image: its pseudo-ID, and with the bank its last embedding."""
+    """Return the bytes that recipe self_supervised keeps for all images: pseudo-IDs and, with the bank, embeddings."""
     if config["recipe"]["name"] != "self_supervised":
         return 0
     bank = HALF * int(config["backbone"]["embedding_dim"]) if _mining(config).get("features") == "bank" else 0
@@ -237,7 +237,7 @@ def _mining(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _fixed_bytes(config: Mapping[str, Any], figures: Mapping[str, Any], precision: str) -> int:
-    """Weights, gradients and optimizer; the momentum encoder and the queue; what is saved whatever the batch."""
+    """Return bytes independent of the batch: weights, gradients, optimizer, encoder copy, queue, saved tensors."""
     trained, copied, queue = int(figures["params"]), 0, 0
     if config["recipe"]["name"] == "self_supervised":
         moco, width = config["recipe"]["moco"], int(config["backbone"]["embedding_dim"])

@@ -1,4 +1,4 @@
-"""PURE: settings, request and facts in; everything that will be done out. `--dry-run` prints it and ends there."""
+"""PURE: make the plan of a run from settings, request and facts. `--dry-run` prints the plan and exits."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from deploy.specs.memory import Need
 from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
 from deploy.specs.settings import Settings
 
-GRACE_S = 60  # for the checkpoint, between a stop and the kill
+GRACE_S = 60  # for the checkpoint, between stop request and kill
 NO_COMMIT = "none"
 TINY_SHM_BYTES = 256 << 20
-DEVICES = "SNIPERFACE_DEVICES"  # how many GPUs a machine's job must find; 0: it trains on the CPU
+DEVICES = "SNIPERFACE_DEVICES"  # number of GPUs that a machine's job must find; 0: train on the CPU
 TRAIN_LABELS = "train_labels.npy"  # beside staged images
 
 
 @dataclass(frozen=True)
 class CodeFacts:
-    """The working tree as it stands; `tree` is its id where nothing has changed since the commit."""
+    """State of the working tree. `tree` is its git id if nothing has changed since the commit."""
 
-    kind: str  # "git", or "copy" where the folder is no git repository
+    kind: str  # "git", or "copy" where the folder is not a git repository
     commit: str | None
     changed_files: int
     tree: str | None
-    untracked: tuple[str, ...] = ()  # files that travel although git does not track them
+    untracked: tuple[str, ...] = ()  # files that are uploaded although git does not track them
     suspicious: tuple[str, ...] = ()  # tracked files that look like credentials
-    left_out: tuple[str, ...] = ()  # what a user may expect to travel, and does not
+    left_out: tuple[str, ...] = ()  # not uploaded, although a user may expect it
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The images that will be used; `ready` is false for photographs that are still to be prepared."""
+    """The images of a run. `ready` is False for images that are not prepared yet, or on a machine not reached yet."""
 
     name: str
     path: str
@@ -50,18 +50,18 @@ class DataFacts:
     train_rows: int  # after the fraction
     bytes: int  # of the file that training reads, after the fraction where it is staged
     dataset_id: str | None
-    labels: str | None = None  # only where they do not lie beside the images
-    train_labels: str | None = None  # what is learnt instead of them, such as pseudo-IDs
+    labels: str | None = None  # only if they are not beside the images
+    train_labels: str | None = None  # labels to learn instead, such as pseudo-IDs
     ready: bool = True
     where: str = "here"  # or "machine", or "url"
-    packed: str | None = None  # sent as `lossless`, or lossy as `jpeg95`
-    packed_bytes: int | None = None  # None: still to be packed
-    classes: int | None = None  # that recipe supervised learns; None where they were not counted
+    packed: str | None = None  # upload format: `lossless`, or lossy such as `jpeg95`
+    packed_bytes: int | None = None  # None: not packed yet
+    classes: int | None = None  # that recipe supervised learns; None where not counted
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """An unfinished run that goes on: which, which attempt this is, and from where."""
+    """An unfinished run to continue: its id, the number of this attempt, and where to resume from."""
 
     run_id: str
     attempt: int
@@ -70,7 +70,7 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run may take, and what happens then; read by the supervisor and by the guard of the machine."""
+    """Limits of a run and the action at its end. Read by the supervisor and by the machine's guard."""
 
     max_restarts: int
     max_hours: float | None
@@ -86,35 +86,36 @@ class Limits:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that was looked up, so that the plan itself looks at nothing.
+    """All looked-up inputs, so that `make` does no I/O.
 
-    Before a remote machine is had, what only it can tell is None; the plan is made again when it is known.
+    Before a remote machine is provisioned, values that only it knows are None. The plan is made again once they are
+    known.
     """
 
     now: datetime
-    token: str  # four hexadecimal digits that keep two runs of one second apart
+    token: str  # four hexadecimal digits: distinguish runs started in the same second
     python: str
     code: CodeFacts
     data: DataFacts
-    config: Mapping[str, Any]  # what `python -m app.config` resolved
+    config: Mapping[str, Any]  # resolved by `python -m app.config`
     hardware: Hardware | None
     windows: bool = False
-    measured: Sequence[Measured] = ()  # the newest first
-    phases: Sequence[Mapping[str, float]] = ()  # seconds by phase, of earlier runs on this target
-    usd_per_hour: float | None = 0.0  # None: the provider does not tell
+    measured: Sequence[Measured] = ()  # newest first
+    phases: Sequence[Mapping[str, float]] = ()  # seconds per phase of earlier runs on this target
+    usd_per_hour: float | None = 0.0  # None: the provider reports no price
     continues: Continuation | None = None
     machine: Machine | None = None
     snapshot: str | None = None
-    data_path: PurePath | None = None  # where the images are read, once the room there is known
-    place: Place | None = None  # of this machine, once several of them have met
-    card: Card | None = None  # what the provider would rent first, before the machine can be asked
-    memory: Mapping[str, Any] = field(default_factory=dict)  # what conf/memory.json says of each backbone
-    secrets: tuple[str, ...] = ()  # names of variables of this computer that the machine is given
+    data_path: PurePath | None = None  # where training reads the images, once free space is known
+    place: Place | None = None  # of this machine, after the rendezvous of several machines
+    card: Card | None = None  # GPUs that the provider would rent first; for plans made before the machine is reached
+    memory: Mapping[str, Any] = field(default_factory=dict)  # conf/memory.json: figures per backbone
+    secrets: tuple[str, ...] = ()  # names of environment variables of this computer that the machine gets
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is decided, printable and comparable. Paths are the machine's."""
+    """All decisions about one attempt of a run, printable and comparable. Paths are the machine's."""
 
     run_id: str
     attempt: int
@@ -126,24 +127,24 @@ class Plan:
     run_dir: str
     busy_lock: str
     code: CodeFacts
-    snapshot: str | None  # None until the snapshot is made, when files have changed since the commit
+    snapshot: str | None  # None until the snapshot is taken, if files have changed since the commit
     data: DataFacts
     data_path: str
     stage: bool
     fraction: float
     recipe: str
-    backbone: Mapping[str, Any]  # all of it: a rate belongs to one network, and a name covers many
+    backbone: Mapping[str, Any]  # the whole section: a measured speed belongs to one network, and a name covers many
     epochs: int
     batch_size: int
     overrides: tuple[str, ...]
     resume: str
-    precision: str  # as the job will settle it; auto where that is not known yet
-    memory: Need | None  # of one GPU; None on a CPU, and where nothing is known of the GPUs
-    gpu: str | None  # its name; None, like the next two, until the machine is there
+    precision: str  # as the job will resolve it; auto where not known yet
+    memory: Need | None  # per GPU; None on a CPU, and where the GPUs are not known
+    gpu: str | None  # name; None, like the next two, until the machine is reached
     gpus: int | None
-    no_gpu: str | None  # why there is none, where a reason is known
+    no_gpu: str | None  # why there is no GPU, where known
     cores: int | None
-    processes: int | None  # on each machine
+    processes: int | None  # per machine
     nodes: int
     place: Place | None
     argv: tuple[str, ...]
@@ -168,7 +169,7 @@ class Plan:
 
 
 def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) -> Plan:
-    """Decide everything about one attempt of a run."""
+    """Make the plan of one attempt of a run."""
     root = facts.machine.root if facts.machine else settings.root
     run_id, attempt = _identity(request, facts)
     run_dir = root / "runs" / run_id
@@ -238,12 +239,12 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
 
 
 def going_on(plan: Plan) -> Plan:
-    """The same, from the newest whole checkpoint of the run's own folder, whatever it once began from."""
+    """Return the plan, resuming from the newest complete checkpoint in the run's folder, whatever it started from."""
     return dataclasses.replace(plan, resume="auto", argv=tuple(resuming(plan.argv)))
 
 
 def limits_of(settings: Settings, machine: Machine | None, nodes: int = 1) -> Limits:
-    """Several machines spend together, and each of them guards what all of them may spend."""
+    """Return the limits of a run. Each of several machines enforces the cost limit of all of them together."""
     target = settings.target
     return Limits(
         max_restarts=target.max_restarts,
@@ -260,21 +261,21 @@ def limits_of(settings: Settings, machine: Machine | None, nodes: int = 1) -> Li
 
 
 def family_name(settings: Settings) -> str:
-    """How the names of all machines of this project and target begin."""
+    """Return the prefix of the names of all machines of this project and target."""
     return f"sniperface-{slug(settings.project.name)}-{slug(settings.target.name)}-"
 
 
 def machine_name(settings: Settings, run_id: str, attempt: int) -> str:
-    """Carries project, target and run, so that an orphan is found without any local file.
+    """Return a name that holds project, target and run, so that orphans are found without local files.
 
-    Each attempt has a name of its own: a machine that answers to it was made for this attempt, and holds nothing yet
-    that could be lost.
+    Each attempt has its own name: a machine with this name was created for this attempt and holds nothing yet that
+    could be lost.
     """
     return family_name(settings) + run_id + (f"-{attempt}" if attempt > 1 else "")
 
 
 def slug(name: str) -> str:
-    """A name for folders and sessions: ASCII letters, digits and single underscores."""
+    """Convert a name for folders and sessions: lower-case ASCII letters, digits and single underscores."""
     return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_").lower() or "data"
 
 
@@ -283,19 +284,19 @@ def fraction_mark(fraction: float) -> str:
 
 
 def wanted_path(settings: Settings, root: PurePath, data: DataFacts, fraction: float) -> PurePath:
-    """Where training reads if there is room: in place, in the staging folder, or, where neither can be, on disk."""
+    """Return where training reads if space allows: in place, in the staging folder, or else on the machine's disk."""
     if settings.stage_to is None and (settings.is_local or data.where == "machine"):
         return type(root)(data.path)
     return staged_path(settings.stage_to or disk_folder(root, data), data, fraction)
 
 
 def disk_folder(root: PurePath, data: DataFacts) -> PurePath:
-    """The machine's disk, for images that must be brought and have no room in RAM."""
+    """Return the folder on the machine's disk for staged images that do not fit into RAM."""
     return root / "data" / data.name
 
 
 def staged_path(folder: PurePath, data: DataFacts, fraction: float) -> PurePath:
-    """In a staging folder; a part has a folder of its own beside the whole."""
+    """Return the path in a staging folder. A fraction has its own subfolder."""
     return (folder if fraction == 1 else folder / f"{data.name}{fraction_mark(fraction)}") / "images.npy"
 
 
@@ -307,28 +308,28 @@ def _identity(request: Request, facts: Facts) -> tuple[str, int]:
 
 
 def _resume(request: Request, run_dir: PurePath) -> str:
-    """A checkpoint that the user names travels into the run folder, so that the run can be explained from it."""
+    """Return the checkpoint to resume from. A named one is copied to the run folder, which then explains the run."""
     if request.resume in ("none", "auto"):
         return "none"
     return str(RunFolder(run_dir).resume_from / PurePath(request.resume).name)
 
 
 def _processes(settings: Settings, hardware: Hardware | None) -> int | None:
-    """One a GPU; without GPUs two where there are two cores: enough to be the real thing, few enough for a laptop."""
+    """Return one process per GPU. Without GPUs two, if there are two cores: distributed, yet light for a laptop."""
     if settings.target.processes is not None:
         return settings.target.processes
     return (hardware.gpus or min(2, hardware.cores)) if hardware else None
 
 
 def _launcher(settings: Settings, facts: Facts, processes: int | None, nodes: int, run_id: str) -> tuple[str, ...]:
-    """torchrun: https://pytorch.org/docs/stable/elastic/run.html. Restarts are the supervisor's, on each machine."""
+    """Return torchrun's arguments (https://pytorch.org/docs/stable/elastic/run.html). The supervisor does restarts."""
     each = f"--nproc-per-node={processes or '<one a GPU>'}"
     torchrun = ("-m", "torch.distributed.run")
     if nodes == 1:
         return (*torchrun, "--standalone", each, "-m", "app.train")
     place = facts.place or Place(0, "<its address>", "", "<address of the first machine>", 29400)
     join_s = _join_s(settings)
-    # Who goes on with fewer gives the others this time to come, once the first is there; else all must come in it.
+    # go_on: once the first machine has joined, the others have join_s to join. Otherwise all must join within join_s.
     least, waiting = nodes, f"join_timeout={join_s}"
     if settings.target.on_lost_node == "go_on":
         least, waiting = 1, f"last_call_timeout={join_s},join_timeout={join_s + 60}"
@@ -363,7 +364,10 @@ def _decided(facts: Facts, data_path: PurePath, fraction: float, resume: str, ru
 
 
 def _labels(data: DataFacts, data_path: PurePath, run_dir: PurePath) -> tuple[str, ...]:
-    """Labels keep their place where the images do; beside staged images, or in the run's folder, where they do not."""
+    """Return overrides for labels: unchanged if images are read in place, else beside staged images.
+
+    The laptop's train labels go to the run folder if the images are read in place on a remote machine.
+    """
     staged = str(data_path) != data.path
     files = {}
     if data.labels:
@@ -379,24 +383,24 @@ def _environment(facts: Facts, processes: int | None) -> dict[str, str]:
     values = {
         "SNIPERFACE_SUPERVISED": "1",
         "OMP_NUM_THREADS": str(max(1, cores // (processes or 1))),
-        # The app refuses to train with fewer, and on a CPU instead of them.
+        # The app refuses to train with fewer GPUs, or on a CPU instead.
         **({DEVICES: str(facts.hardware.gpus)} if facts.hardware else {}),
         "PYTHONUNBUFFERED": "1",
         "PYTHONUTF8": "1",
-        "PYTHONIOENCODING": "utf-8",  # the user's own, made for a terminal, would end a job that logs a name in it
+        "PYTHONIOENCODING": "utf-8",  # the user's terminal encoding would crash a job that logs a name outside it
     }
     if _has_tiny_shm(facts.hardware):
-        values["NCCL_SHM_DISABLE"] = "1"  # it exchanges by other ways then, instead of failing there
+        values["NCCL_SHM_DISABLE"] = "1"  # NCCL then uses other transports instead of failing
     if facts.place and facts.place.interface:
         values |= {"GLOO_SOCKET_IFNAME": facts.place.interface, "NCCL_SOCKET_IFNAME": f"={facts.place.interface}"}
     if facts.windows:
         return {**values, "USE_LIBUV": "0"}
-    # Blocks of GPU memory grow in place: mining between two epochs leaves training no fragments.
+    # Segments of GPU memory grow in place, so mining between two epochs does not fragment training's memory.
     return {**values, "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
 
 
 def _has_tiny_shm(hardware: Hardware | None) -> bool:
-    """Several GPUs, and a /dev/shm of a container's 64 MB: NCCL takes 10 MB for each channel between two ranks."""
+    """Return whether several GPUs share a container's 64 MB /dev/shm. NCCL takes 10 MB per channel of two ranks."""
     return bool(hardware and hardware.gpus > 1 and (hardware.shm_bytes or TINY_SHM_BYTES) < TINY_SHM_BYTES)
 
 

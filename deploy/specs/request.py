@@ -1,4 +1,4 @@
-"""What the user asked for, as a value; and how values become words of Hydra's command line."""
+"""The user's request as a value, and conversion of values to Hydra overrides."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from deploy.pod.base.redact import SECRET_NAME
 from deploy.specs.settings import pack_kind
 
 TRYOUT = "experiment=tryout"
-TRYOUTS = {"supervised": "experiment=tryout_supervised"}  # of recipes that have one of their own
+TRYOUTS = {"supervised": "experiment=tryout_supervised"}  # of recipes with their own try-out
 DATA_KEY = "data.binary_cache_path"
 LABELS_KEY = "data.train_labels_path"
-# The launcher has a flag, or its own decision, for these keys; --set may name the first ones all the same.
+# The launcher sets these keys by a flag or decides them itself. --set still accepts those with a flag.
 KEYS_WITH_FLAGS = {
     DATA_KEY: "data",
     LABELS_KEY: "labels",
@@ -29,21 +29,21 @@ ENV_DECIDED_HERE = ("PATH", "PYTHONUTF8", "PYTHONIOENCODING", "PYTHONUNBUFFERED"
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for, checked as far as it can be without looking at anything."""
+    """The user's request, validated as far as possible without I/O."""
 
     target: str = "local"
     fraction: float = 1.0
     resume: str = "none"
-    run: str | None = None  # of `resume: auto`: which unfinished run goes on; None: the newest
+    run: str | None = None  # with `resume: auto`: the unfinished run to continue; None: the newest
     recipe: str | None = None
     data: str | None = None
     labels: str | None = None
     overrides: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()  # variables of the job, each as KEY=VALUE
-    pack: str = "none"  # how images of the laptop travel
-    nodes: int | None = None  # machines for this run; None: what the target says
-    queue: bool = False  # wait for the machine's turn, where another run is on it
-    given: frozenset[str] = frozenset()  # which of the above the user typed
+    env: tuple[str, ...] = ()  # environment variables of the job, as KEY=VALUE
+    pack: str = "none"  # upload format of the laptop's images
+    nodes: int | None = None  # machines for this run; None: the target's value
+    queue: bool = False  # wait for the machine if another run uses it
+    given: frozenset[str] = frozenset()  # fields that the user set
 
 
 def parse_request(
@@ -61,7 +61,7 @@ def parse_request(
     env: Sequence[str] = (),
     queue: bool = False,
 ) -> Request:
-    """Flags to a checked Request. A flag and a --set that say two things about one value are refused."""
+    """Validate flags and return a Request. Raises WrongUse if a flag and a --set give different values."""
     flags = {"fraction": fraction, "resume": resume, "recipe": recipe, "data": data, "labels": labels, "pack": pack}
     values = {name: value for name, value in flags.items() if value is not None}
     others = []
@@ -110,9 +110,9 @@ def parse_fraction(text: str) -> float:
 
 
 def parse_env(assignments: Sequence[str]) -> tuple[str, ...]:
-    """Variables as KEY=VALUE, each name once; of two values the last one counts.
+    """Validate variables given as KEY=VALUE. If a name occurs twice, the last value wins.
 
-    Raises: WrongUse for what is no name, decided by the launcher, or secret by its name.
+    Raises WrongUse for an invalid name or value, a name that the launcher sets, or the name of a secret.
     """
     found: dict[str, str] = {}
     for each in assignments:
@@ -151,10 +151,10 @@ def parse_dollars(text: str | None) -> float | None:
 
 
 def hydra_override(key: str, value: str | float) -> str:
-    """`key=value` that Hydra's grammar reads back as exactly this value, whatever characters it holds.
+    """Return `key=value` quoted so that Hydra's grammar reads back exactly this value, with any characters.
 
-    Inside single quotes only the quote itself needs a backslash, and backslashes count only in front of a quote. Before
-    `${` OmegaConf wants one too, and halves those in front of it.
+    Inside single quotes only the quote itself needs a backslash, and backslashes count only before a quote. OmegaConf
+    needs a backslash before `${` too, and halves those in front of it.
     """
     if not isinstance(value, str):
         return f"{key}={value!r}"
@@ -165,7 +165,7 @@ def hydra_override(key: str, value: str | float) -> str:
 
 
 def user_overrides(request: Request, *, tryout: bool) -> tuple[str, ...]:
-    """What the request means to the app, before the launcher adds paths. `tryout`: no data is configured."""
+    """Return the request as Hydra overrides, before the launcher adds paths. `tryout`: no data is configured."""
     its_own = TRYOUTS.get(request.recipe or "", TRYOUT)
     chosen = [its_own] if tryout and not any(item.startswith("experiment=") for item in request.overrides) else []
     recipe = [f"recipe={request.recipe}"] if request.recipe else []
@@ -173,7 +173,7 @@ def user_overrides(request: Request, *, tryout: bool) -> tuple[str, ...]:
 
 
 def _unquote(value: str) -> str:
-    """The text inside Hydra's quotes, for the few keys that the launcher takes over."""
+    """Remove Hydra's quotes from a value, for the few keys that the launcher handles."""
     if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"":
         return value[1:-1].replace(f"\\{value[0]}", value[0])
     return value

@@ -1,4 +1,4 @@
-"""conf/deploy/<target>.yaml, then environment, then flags, into frozen values. The later one wins."""
+"""Settings: conf/deploy/<target>.yaml, then environment, then flags, as frozen values. The later source wins."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ TMUX_SOCKET = "SNIPERFACE_TMUX_SOCKET"
 
 @dataclass(frozen=True)
 class Local:
-    """This computer needs nothing more."""
+    """This computer. It has no options."""
 
 
 @dataclass(frozen=True)
 class Ssh:
-    """A host that is there. `host` may be an alias of the user's own ssh configuration, gateways included."""
+    """An existing host. `host` may be an alias in the user's SSH configuration, gateways included."""
 
     host: str = ""
-    hosts: tuple[str, ...] = ()  # instead, for runs on several: each as name, or user@name:port
+    hosts: tuple[str, ...] = ()  # replaces `host` for runs on several machines: each a name, or user@name:port
     port: int | None = None
     user: str | None = None
     key: str | None = None
     fingerprint: str | None = None  # "SHA256:...", as `ssh-keygen -lf` prints it: pins the host key
-    python: str = "auto"  # of the training environment; auto: our image's, or a venv made once a lock file
+    python: str = "auto"  # of the training environment; auto: the image's, or a venv created once per lock file
 
 
 @dataclass(frozen=True)
 class Docker:
-    """A container of our image on the local engine, or on the one that `docker_host` names."""
+    """A container of our image on the local engine or on the engine at `docker_host`."""
 
-    image: str | None = None  # None: the one that `invoke build` makes of this project
+    image: str | None = None  # None: the image that `invoke build` makes of this project
     docker_host: str | None = None  # None: DOCKER_HOST, else the local engine
-    ssh_host: str | None = None  # where the container's SSH port is reached; None: the engine's host
+    ssh_host: str | None = None  # host that exposes the container's SSH port; None: the engine's host
     key: str | None = None  # None: a key of this project's own, made once
-    gpus: str = "auto"  # auto: all that the engine has; none; all; or a number
+    gpus: str = "auto"  # auto: all GPUs of the engine; none; all; or a number
     shm_gib: float = 2.0
-    cpus: float | None = None  # None: all of the engine's
+    cpus: float | None = None  # None: all CPUs of the engine
     memory_gib: float | None = None
     network: str | None = None
     volumes: tuple[str, ...] = ()  # host:container, as `docker run -v` takes them
@@ -57,23 +57,23 @@ class Docker:
 
 @dataclass(frozen=True)
 class RunPod:
-    """A pod. GPU candidates are tried in this order, each in each data centre."""
+    """A pod. GPU types are tried in the given order, each in every data centre."""
 
-    gpus: tuple[str, ...] = ()  # as RunPod calls them: "NVIDIA RTX A4500"
-    image: str = ""  # as pushed: name, or name:tag; without a tag `invoke push` has put the environment's own
+    gpus: tuple[str, ...] = ()  # RunPod's names: "NVIDIA RTX A4500"
+    image: str = ""  # as pushed: name or name:tag; a name gets the environment's tag, under which `invoke push` puts it
     api: str = "v2"  # v2: REST; sdk: the runpod package's GraphQL
     gpu_count: int = 1
-    data_centers: tuple[str, ...] = ()  # none: any
+    data_centers: tuple[str, ...] = ()  # empty: any
     cloud: str = "SECURE"  # or COMMUNITY
-    max_usd_per_hour: float | None = None  # for one whole machine; where there are several, for each
-    min_cuda: str | None = None  # of the host's driver; None: the CUDA that our image is made for
-    min_memory_gib: float | None = None  # a machine with less is given back after boot
+    max_usd_per_hour: float | None = None  # for one whole machine; with several machines, for each
+    min_cuda: str | None = None  # of the host's driver; None: the image's CUDA version
+    min_memory_gib: float | None = None  # a machine with less is released after boot
     disk_gib: int = 40
     volume: str | None = None  # id of a network volume, mounted at volume_path
     volume_path: str = "/workspace"
-    registry: str | None = None  # id of registry credentials that RunPod keeps
+    registry: str | None = None  # id of registry credentials stored at RunPod
     key: str | None = None  # None: a key of this project's own, made once
-    wait_min: float = 20.0  # for a machine to answer, pull of the image included
+    wait_min: float = 20.0  # until a machine answers, including the image pull
 
 
 Options = Local | Ssh | Docker | RunPod
@@ -90,31 +90,31 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Target:
-    """One entry of conf/deploy/: which provider makes the machine, and where things live on it."""
+    """One entry of conf/deploy/: the provider, the folders on the machine, and the limits."""
 
     name: str
     provider: str
     root: str
     data: str | None = None
     stage_to: str | None = None
-    processes: int | None = None  # of each machine; None: decided from its GPUs and cores
-    device: str = "auto"  # auto: the GPUs there, or the CPU where there are none; cuda: GPUs or nothing; cpu: the CPU
-    nodes: int = 1  # machines that a run trains on
-    join_min: float = 3.0  # that one of several machines waits for the others, at the start and after a restart
-    on_lost_node: str = "end"  # or go_on: with the machines that are left, from the newest checkpoint
-    trust: str | None = None  # own or rented: whose machine it is; None: rented for runpod, else own
-    secrets: tuple[str, ...] = ()  # further names of this computer's environment that a run elsewhere is given
-    large_files: tuple[str, ...] = ()  # of the code: files over 50 MB that are meant to travel
-    allow_files: tuple[str, ...] = ()  # of the code: files that look like credentials and are meant to travel
-    max_restarts: int = 3  # of a job that crashes, each from a newer checkpoint than the last
-    max_hours: float | None = None  # ceilings, counted from the moment the machine is paid for
+    processes: int | None = None  # per machine; None: decided from its GPUs and cores
+    device: str = "auto"  # auto: the GPUs, or the CPU if there are none; cuda: GPUs only; cpu: the CPU
+    nodes: int = 1  # machines per run
+    join_min: float = 3.0  # how long each machine waits for the others, at the start and after a restart
+    on_lost_node: str = "end"  # or go_on: continue on the remaining machines from the newest checkpoint
+    trust: str | None = None  # own or rented: who owns the machine; None: rented for runpod, else own
+    secrets: tuple[str, ...] = ()  # further environment variables of this computer that remote runs get
+    large_files: tuple[str, ...] = ()  # code files over 50 MB that are uploaded anyway
+    allow_files: tuple[str, ...] = ()  # code files that look like credentials and are uploaded anyway
+    max_restarts: int = 3  # of a job that crashes, each from a newer checkpoint than the one before
+    max_hours: float | None = None  # ceilings, counted from the start of billing
     max_usd: float | None = None
-    idle_min: float | None = None  # without a job
-    stall_min: float | None = None  # of a job without a new step, with its GPUs idle
-    pack: str | None = None  # how images of this laptop travel: none, lossless, or jpeg50 to jpeg100 (lossy)
-    sync_to: str | None = None  # where the newest checkpoint goes before a machine is released: a path there, or a URL
-    confirm_usd: float = 1.0  # a run that may cost more is asked about first
-    on_end: str = "keep"  # or stop, or terminate: what becomes of a machine whose work is done
+    idle_min: float | None = None  # minutes without a job
+    stall_min: float | None = None  # minutes of a job without a new step while its GPUs are idle
+    pack: str | None = None  # upload format of the laptop's images: none, lossless, or jpeg50 to jpeg100 (lossy)
+    sync_to: str | None = None  # target of the newest checkpoint before a machine is released: a path on it, or a URL
+    confirm_usd: float = 1.0  # a run that may cost more needs confirmation
+    on_end: str = "keep"  # or stop, or terminate: action for a machine whose work is done
     options: Options = field(default_factory=Local)
 
 
@@ -130,13 +130,13 @@ class Settings:
 
     @property
     def is_rented(self) -> bool:
-        """Whether the machine belongs to a stranger."""
+        """Whether the machine belongs to someone else."""
         trust = self.target.trust or ("rented" if isinstance(self.target.options, RunPod) else "own")
         return trust == "rented"
 
     @property
     def root(self) -> PurePath:
-        """Where things live on the machine; on this computer relative to the project."""
+        """The project's folder on the machine; on this computer relative to the project."""
         return self.project / self.target.root if self.is_local else PurePosixPath(self.target.root)
 
     @property
@@ -151,12 +151,12 @@ class Settings:
 
     @property
     def notes(self) -> Path:
-        """What the launcher keeps for itself: locks, keys, host keys that were seen."""
+        """Folder of the launcher's own files: locks, keys, known host keys."""
         return self.project / ".sniperface"
 
 
 def load(project: Path, target: str, environment: Mapping[str, str] = os.environ) -> Settings:
-    """The settings of one target. An unknown target, key or value is refused with the right ones."""
+    """Load the settings of one target. Raises WrongUse for an unknown target, key or value, with the valid ones."""
     files = {path.stem: path for path in sorted((project / "conf" / "deploy").glob("*.yaml"))}
     if target not in files:
         raise (unknown("target", target, files) if files else WrongUse(f"{project}/conf/deploy holds no target"))
@@ -181,7 +181,7 @@ def load(project: Path, target: str, environment: Mapping[str, str] = os.environ
         values["processes"] = None
     told = {key: _value(where, key, values[key], kind) for key, kind in of_target.items() if key in values}
     its_own = {key: _value(where, key, values[key], kind) for key, kind in of_options.items() if key in values}
-    if "data_centers" in its_own:  # RunPod's own names; the API takes others, and finds no machine
+    if "data_centers" in its_own:  # RunPod's names are upper-case; for others the API finds no machine
         its_own["data_centers"] = tuple(name.upper() for name in its_own["data_centers"])
     options = OPTIONS[provider](**its_own)
     _check(where, told, options)
@@ -189,20 +189,20 @@ def load(project: Path, target: str, environment: Mapping[str, str] = os.environ
 
 
 def key_file(settings: Settings, text: str) -> Path:
-    """A key's path as the user wrote it: with ~, relative to the project, or a Windows path."""
+    """Return a key's path as the user wrote it: with ~, relative to the project, or a Windows path."""
     path = Path(text).expanduser()
     return path if path.is_absolute() or PureWindowsPath(text).is_absolute() else settings.project / path
 
 
 def pack_kind(text: str, key: str) -> str:
-    """A way to pack images, as it was typed for `key`; refused with those that there are."""
+    """Validate the packing format given for `key`. Raises WrongUse with the valid formats."""
     if re.fullmatch("none|lossless|jpeg(100|[5-9][0-9])", text):
         return text
     raise WrongUse(f"{key} {text} is no way to pack images: give none, lossless, or jpeg50 to jpeg100, such as jpeg95")
 
 
 def read_yaml(path: Path, where: str) -> dict[str, Any]:
-    """The keys and values of a YAML file. Raises WrongUse that calls it `where`."""
+    """Read the keys and values of a YAML file. Raises WrongUse that names the file `where`."""
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -221,7 +221,7 @@ def read_yaml(path: Path, where: str) -> dict[str, Any]:
 
 @functools.cache
 def _parse(text: str) -> Any:
-    """What a YAML document holds; `ps` reads the file of each target several times."""
+    """Parse a YAML document. Cached: `ps` reads the file of each target several times."""
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
@@ -233,7 +233,7 @@ def _keys(kind: type) -> dict[str, Any]:
 
 
 def _value(where: str, key: str, value: Any, kind: Any) -> Any:
-    """A value of the file or the environment as the type that its key has."""
+    """Convert a value from the file or the environment to the type of its key."""
     optional = isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
     if value is None and (optional or typing.get_origin(kind) is tuple):
         return None if optional else ()

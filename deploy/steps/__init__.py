@@ -1,1 +1,1 @@
-"""What commands are made of, in the order of a run."""
+"""The steps of a run, which the commands call: resolve, provision, rendezvous, restore, nodes, download."""

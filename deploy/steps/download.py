@@ -1,4 +1,4 @@
-"""The way back: what a run leaves on the machine comes into the laptop's folder of the same name."""
+"""Download what a run leaves on its machine into the run's folder on the laptop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILES = ("config.yaml", "status.json", "metrics.jsonl", "train.log")
 
 
 def bring(reached: Reached, screen: Screen) -> dict[str, Any] | None:
-    """Config, status, metrics, log, pictures, newest checkpoint, verified; the checkpoint as its JSON tells it."""
+    """Download config, status, metrics, log, pictures and the newest checkpoint, verified. Returns its JSON or None."""
     bring_record(reached)
     with _one_at_a_time(reached.settings):
         pictures = [name for name in reached.shell.listdir(reached.folder.mining) if name.endswith(".png")]
@@ -36,12 +36,12 @@ def bring(reached: Reached, screen: Screen) -> dict[str, Any] | None:
 
 
 def bring_record(reached: Reached) -> None:
-    """What a run says about itself, as far as it has come."""
+    """Download config, status, metrics and log, as far as they exist."""
     bring_files(reached, FILES)
 
 
 def bring_files(reached: Reached, names: Sequence[str], below: Sequence[str] = ()) -> None:
-    """Those of these files of a run's folder that are there, into the run's folder at home, or `below` it."""
+    """Download those of these files that exist into the run's folder on the laptop, or into the folder `below` it."""
     with _one_at_a_time(reached.settings):
         for name in names:
             if reached.shell.size(reached.folder.path / name) is not None:
@@ -50,11 +50,11 @@ def bring_files(reached: Reached, names: Sequence[str], below: Sequence[str] = (
 
 
 def bring_checkpoint(reached: Reached, about: dict[str, Any], to: str | None, screen: Screen) -> dict[str, Any]:
-    """One checkpoint to its place in the run's folder at home, or to the file or folder `to`."""
+    """Download one checkpoint into the run's folder on the laptop, or to the file or folder `to`."""
     file = Name(about["file"], reached.shell.name, like=border.CHECKPOINT)
     at_home = place(Path(reached.home.path), "checkpoints", file)
     destination = _destination(to, file) if to else at_home
-    if not to:  # it says what the weights are
+    if not to:  # the config describes the network of the weights
         bring_files(reached, ("config.yaml",))
     with _one_at_a_time(reached.settings), screen.copying(file) as progress:
         transfer.fetch_checkpoint(reached.shell, reached.folder.checkpoints / file, about, destination, progress)
@@ -64,7 +64,7 @@ def bring_checkpoint(reached: Reached, about: dict[str, Any], to: str | None, sc
 
 
 def newest_checkpoint(reached: Reached) -> dict[str, Any] | None:
-    """The newest checkpoint that is at home already."""
+    """The newest checkpoint that is on the laptop already."""
     home = reached.home
     whole = checkpoints.whole(LocalShell(), home)
     return {**whole[-1], "path": str(home.checkpoints / whole[-1]["file"])} if whole else None
@@ -72,20 +72,20 @@ def newest_checkpoint(reached: Reached) -> dict[str, Any] | None:
 
 @contextlib.contextmanager
 def _one_at_a_time(settings: Settings) -> Iterator[None]:
-    """`train` that follows and `stop` in another terminal both bring the run home: the second finds the work done."""
+    """Lock downloads of a target: a following `train`, and `stop` in another terminal, may download the same run."""
     private_folder(settings.notes)
     lock = Lock(settings.project / ".sniperface" / f"home-{settings.target.name}.lock", {"busy": True})
     while True:
         try:
             lock.acquire()
             break
-        except Busy:  # by a living process: the system lets go of the lock when that ends
+        except Busy:  # held by a living process: the system frees the lock when it ends
             time.sleep(0.1)
     with lock:
         yield
 
 
 def _destination(to: str, file: Name) -> Place:
-    """The file that the user named, or a file of this name in the folder that the user named."""
+    """The file that the user named, or `file` in the folder that the user named."""
     named = Path(to).absolute()
     return Place(named, (file,)) if named.is_dir() or to.endswith(("/", "\\")) else chosen(named)

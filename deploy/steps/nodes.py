@@ -1,4 +1,4 @@
-"""One run on several machines: started, looked at, ended and gathered together. That of rank 0 writes the run."""
+"""Start, watch, end and download one run on several machines. Rank 0 writes its checkpoints and metrics."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from deploy.steps import download as home
 from deploy.steps.provision import Ready
 from deploy.ui.screen import Screen
 
-PATIENCE_S = 20  # with a lost connection to a machine that is only looked at beside the one of rank 0
+PATIENCE_S = 20  # time to reconnect to a machine other than rank 0's
 
 
 def start(at: Reach, made: Sequence[Ready]) -> str:
-    """A supervisor on each machine, that of rank 0 last: whom the others wait for should have nobody to wait for.
+    """Start a supervisor on each machine, rank 0 last: the others wait for it, so it need not wait for them.
 
     Returns how the supervisor of rank 0 runs.
     """
     folders = [(at.shell(each.machine), RunFolder(each.machine.path(each.plan.run_dir))) for each in made]
-    for shell, folder in folders[1:]:  # of an earlier attempt, waiting for its first machine to come back
+    for shell, folder in folders[1:]:  # a job of an earlier attempt may still wait for its first machine
         job.end(shell, folder, made[0].plan.grace_s)
     session = ""
     for number in reversed(range(len(made))):
@@ -43,12 +43,13 @@ def start(at: Reach, made: Sequence[Ready]) -> str:
 
 
 def gather_checkpoints(at: Reach, record: Record, screen: Screen) -> None:
-    """What a machine has that wrote an earlier attempt, when addresses were others, comes home if nobody has more.
+    """Download the checkpoint of a machine that was rank 0 in an earlier attempt, if it is the newest anywhere.
 
-    What the run told comes with it: the machine that writes from now on goes on with that.
+    The ranks depend on the machines' addresses, which may have changed. Log and metrics are downloaded too, so that
+    the new rank 0 continues them.
     """
     first = at.run(record)
-    for other in at.others(record):  # also where the one of rank 0 is new, and has nothing of the run yet
+    for other in at.others(record):  # even if the machine of rank 0 is new and has nothing of the run yet
         theirs, known = (checkpoints.whole(each.shell, each.folder)[-1:] for each in (other, first))
         at_home = home.newest_checkpoint(first)
         known += [at_home] if at_home else []
@@ -58,7 +59,7 @@ def gather_checkpoints(at: Reach, record: Record, screen: Screen) -> None:
 
 
 def look(reached: Reached, seen: job.Status | None) -> Iterator[dict[str, Any]]:
-    """Each machine as it is, that of rank 0 first; one that is gone or does not answer is lost."""
+    """Yield the status of each machine, rank 0 first. One that is gone or does not answer counts as lost."""
     yield answers.of_node(0, reached.record.machine, seen if reached.machine else None)
     there = {each.record.machine: each for each in reached.others()}
     for number, name in enumerate(reached.record.others, start=1):
@@ -71,7 +72,7 @@ def look(reached: Reached, seen: job.Status | None) -> Iterator[dict[str, Any]]:
 
 
 def logs(reached: Reached, screen: Screen) -> Iterator[str]:
-    """All logs by line, as they grow, until rank 0 has ended. A machine that is lost is said once, and left out."""
+    """Yield the lines of all logs as they grow, until rank 0 has ended. Reports a lost machine once, and drops it."""
     first, *others = (job.NodeLines(each.shell, each.folder, n) for n, each in enumerate([reached, *reached.others()]))
     for other in others:
         other.tail.shell.patience_s = PATIENCE_S
@@ -92,15 +93,15 @@ def logs(reached: Reached, screen: Screen) -> Iterator[str]:
 
 
 def end_others(reached: Reached, screen: Screen) -> None:
-    """Once rank 0 has ended, nobody waits for it any more; log and status of each come home, into `nodes/<rank>/`.
+    """End the other ranks after rank 0 has ended, and download log and status of each into `nodes/<rank>/`.
 
-    Why one of them left is written there. One that cannot be asked changes nothing about the run.
+    These files show why a rank left. A machine that cannot be asked does not change the result of the run.
     """
     for rank, name in enumerate(reached.record.others, start=1):
         try:
             for other in reached.others(name):
                 other.shell.patience_s = PATIENCE_S
-                if reached.record.state != "failed":  # then it ends by itself, a moment later
+                if reached.record.state != "failed":  # then the others end by themselves, a moment later
                     job.wait_for_end(other.shell, other.folder, GRACE_S)
                 job.end(other.shell, other.folder, GRACE_S)
                 home.bring_files(other, ("train.log", "status.json"), below=("nodes", str(rank)))

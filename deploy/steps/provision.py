@@ -1,4 +1,4 @@
-"""The way out: what a machine needs before a job can start on it."""
+"""Provision machines and put everything on them that a job needs: code, environment, data, secrets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from deploy.workspace.sources import Origin
 
 @dataclass(frozen=True)
 class Ready:
-    """A machine on which the job can start, and the plan with everything that only the machine could tell."""
+    """A machine on which the job can start, and the plan completed with what only the machine knows."""
 
     machine: Machine
     plan: Plan
@@ -46,9 +46,9 @@ def ready_all(
     *,
     trains: bool = True,
 ) -> list[Ready]:
-    """Every machine of a run, in the order in which torchrun will rank them.
+    """Prepare every machine of a run. Returns them in the order in which torchrun will rank them.
 
-    `trains`: it is the request's own training that they are made ready for, so its steps must have room on them.
+    `trains`: they are prepared for the request's own training, so its steps must fit into their GPU memory.
     """
     made = []
     for number, machine in enumerate(machines):
@@ -80,7 +80,7 @@ def ready(
     known: Devices | None = None,
     trains: bool = True,
 ) -> Ready:
-    """Bring environment, code and data to the machine, each only where it is missing."""
+    """Put environment, code and data on the machine, each only if it is missing."""
     watch = watch or Stopwatch()
     with watch.phase("code"):
         nodes = checked.request.nodes or settings.target.nodes
@@ -106,7 +106,7 @@ def _ready_data(
     dataset = checked.dataset or _found_there(machine, shell, checked, facts, folder, screen)
     gpus = facts.hardware.gpus if facts.hardware else 0
     place = staging.choose_place(shell, settings, machine.root, dataset, checked.request.fraction, gpus=gpus)
-    pack_images(settings, checked, screen)  # should somebody have removed what was packed
+    pack_images(settings, checked, screen)  # in case the packed files were deleted
     packing = data.packing_of(settings.notes, dataset, checked.request.fraction, checked.request.pack)
     facts = replace(
         facts,
@@ -126,14 +126,14 @@ def _ready_data(
 
 
 def refuse_too_much(plan: Plan, facts: Facts) -> None:
-    """Before anything is paid for, or moves: WrongUse for a step that the GPUs have no memory for."""
+    """Raise WrongUse for a step that exceeds the GPUs' memory, before anything is paid for or uploaded."""
     if plan.memory:
         gpu = plan.gpu or (facts.card.name if facts.card else "its GPU")
         memory.refuse_too_much(plan.memory, facts.config, gpu)
 
 
 def pack_images(settings: Settings, checked: Checked, screen: Screen) -> None:
-    """Images that travel packed, packed before a machine is paid for; a block that was packed once stays packed."""
+    """Pack images that are uploaded packed, before a machine is paid for. Blocks that are packed already are kept."""
     if checked.dataset is None:
         return
     packing = data.packing_of(settings.notes, checked.dataset, checked.request.fraction, checked.request.pack)
@@ -147,7 +147,7 @@ def pack_images(settings: Settings, checked: Checked, screen: Screen) -> None:
 def acquired_all(
     at: Reach, plan: Plan, screen: Screen, watch: Stopwatch, *, keep: bool = False
 ) -> Iterator[list[Machine]]:
-    """As many machines as the plan wants, each as `acquired`."""
+    """Acquire as many machines as the plan needs, each with `acquired`."""
     with contextlib.ExitStack() as stack:
         yield [
             stack.enter_context(acquired(at, plan.machine, screen, watch, keep=keep, node=node, nodes=plan.nodes))
@@ -159,7 +159,7 @@ def acquired_all(
 def acquired(
     at: Reach, name: str, screen: Screen, watch: Stopwatch, *, keep: bool = False, node: int = 0, nodes: int = 1
 ) -> Iterator[Machine]:
-    """A machine of the target. When what is done with it fails, one that was made for it is released."""
+    """Acquire a machine of the target. If the work on it fails, a machine that was made for it is released."""
     check_code(at.settings)  # before it costs anything
     name = node_name(name, node)
     with watch.phase("machine"):
@@ -180,7 +180,7 @@ def acquired(
 def ready_code(
     settings: Settings, machine: Machine, shell: Shell, screen: Screen, nodes: int = 1
 ) -> tuple[Machine, PurePath]:
-    """The machine with what only it can tell, and the folder of this code on it, whose environment is there, too."""
+    """Upload the code, start the guard and make the environment. Returns the settled machine and its code folder."""
     machine = greet(settings, machine, shell, screen)
     about = settings.target
     secrets = guard.named_secrets(settings)
@@ -195,7 +195,7 @@ def ready_code(
 
 
 def greet(settings: Settings, machine: Machine, shell: Shell, screen: Screen) -> Machine:
-    """The first word with a machine: it answers, and can be written to."""
+    """Check that a machine answers and that its root is writable. Raises NoMachine."""
     try:
         machine = environment.settle(machine, shell, settings.project)
         shell.write(machine.root / ".write-test", b"")
@@ -213,7 +213,7 @@ def greet(settings: Settings, machine: Machine, shell: Shell, screen: Screen) ->
 
 
 def bring_own_files(settings: Settings, shell: Shell, machine: Machine, checked: Checked, plan: Plan) -> None:
-    """Into the run folder: the user's checkpoint with its JSON, labels of images that lie elsewhere, secrets."""
+    """Upload to the run folder: the user's checkpoint and its JSON, labels of images stored elsewhere, secrets."""
     folder = RunFolder(machine.path(plan.run_dir))
     secrets = {} if machine.is_here else job_secrets(settings, checked)
     if secrets:
@@ -229,7 +229,7 @@ def bring_own_files(settings: Settings, shell: Shell, machine: Machine, checked:
 def _found_there(
     machine: Machine, shell: Shell, checked: Checked, facts: Facts, folder: PurePath, screen: Screen
 ) -> data.Dataset:
-    """Images that lie on the machine; those of the try-out are made there, once."""
+    """Find images that are on the machine. Those of the try-out are prepared there, once."""
     path = machine.path(facts.data.path) if not checked.tryout else machine.root / "data" / "orl" / "images.npy"
     if checked.tryout and shell.size(path.with_name("manifest.json")) is None:
         screen.say(f"preparing the ORL photographs there, once: {path}")

@@ -1,4 +1,4 @@
-"""Where the machines of one run meet, found out by having them meet."""
+"""Find the address at which the machines of one run reach each other, by letting them connect."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deploy.errors import StepFailed, WrongUse
 from deploy.shell import Shell
 from deploy.specs.machine import Machine, Place
 
-PORTS = range(29400, 29410)  # the first is torchrun's own choice
+PORTS = range(29400, 29410)  # the first is torchrun's default
 
 
 Machines = Sequence[tuple[Machine, Shell]]
@@ -21,7 +21,7 @@ Machines = Sequence[tuple[Machine, Shell]]
 
 @dataclass(frozen=True)
 class _Heard:
-    """How a machine reaches another: at which address of that one, from which of its own, through what."""
+    """How a machine reaches another: the other's address, its own address and network interface."""
 
     address: str
     own: str
@@ -29,15 +29,15 @@ class _Heard:
 
 
 def meet(machines: Machines) -> list[Place]:
-    """The place of each machine, in the order they are given.
+    """The place of each machine in the run, in the order given.
 
-    torchrun ranks its agents by their addresses, as text. The machine whose address comes first therefore has rank 0,
-    which writes checkpoints and metrics; it is also where all meet, so that whoever is left after another was lost is
-    still the one that writes. Raises StepFailed when one cannot reach another, WrongUse when two of them are one.
+    torchrun ranks its agents by address, compared as text. The machine whose address sorts first therefore has rank 0,
+    which writes checkpoints and metrics. It also hosts the rendezvous, so that the machine that is left after a loss is
+    still the one that writes. Raises StepFailed if one cannot reach another, WrongUse if two are the same machine.
     """
     port, heard = _at(machines, 0, None)
     addresses = [next(iter(heard.values())).address, *(each.own for each in heard.values())]
-    if addresses[0].startswith("127."):  # one computer: its loopback has as many addresses as are needed
+    if addresses[0].startswith("127."):  # one computer: each gets a loopback address of its own
         addresses = [f"127.0.0.{number}" for number in range(1, len(machines) + 1)]
     if len(set(addresses)) < len(addresses):
         names = ", ".join(f"{machine.name} ({its})" for (machine, _), its in zip(machines, addresses, strict=True))
@@ -56,7 +56,7 @@ def meet(machines: Machines) -> list[Place]:
 
 
 def _at(machines: Machines, first: int, wanted: list[str] | None) -> tuple[int, dict[int, _Heard]]:
-    """A free port of one of them, and how each of the others, by its number, reaches it: all at the same address."""
+    """A free port of machine `first`, and how each other one, by number, reaches it. All use the same address."""
     host, shell = machines[first]
     word = secrets.token_hex(8)
     port, told = _open(host, shell, word)

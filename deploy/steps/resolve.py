@@ -1,4 +1,4 @@
-"""Everything that is looked up, and can be refused, before the first thing is written or started."""
+"""Look up and check everything that a run needs, before anything is written or started."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ from deploy.workspace import dataset as data
 from deploy.workspace import sources as origins
 from deploy.workspace.sources import Origin
 
-# The programs of the app that the laptop asks need seconds; the limit is for a machine under load.
+# The app's programs that the laptop calls need seconds; the limit allows for a machine under load.
 APP_LIMIT_S = 120
-MEASURED_MOST = 20  # earlier runs that are looked at, on machines of any kind
+MEASURED_MOST = 20  # earlier runs to use, on machines of any kind
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A request that can be carried out, with what the checks found."""
+    """A valid request, with what the checks found."""
 
     request: Request
     config: Mapping[str, Any]
-    tryout: bool  # no data is configured: the ORL photographs are used, and prepared when they are not there
+    tryout: bool  # no data is configured: use the ORL photographs, and prepare them if missing
     images: Origin
-    dataset: data.Dataset | None  # None: still to be prepared, or on a machine that is still to be had
+    dataset: data.Dataset | None  # None: not prepared yet, or on a machine not provisioned yet
     continues: Continuation | None
-    note: str | None  # something the user should know about how the request was understood
+    note: str | None  # what the user should know about how the request was read
 
 
 def check(reach: Reach, request: Request) -> Checked:
-    """Raise WrongUse for the first thing that cannot work."""
+    """Check a request. Raises WrongUse for the first thing that cannot work."""
     settings = reach.settings
     _refuse_secrets(settings, request)
     note = continues = None
-    last: list[dict[str, Any]] = []  # the checkpoint from which an unfinished run goes on, when it has one
+    last: list[dict[str, Any]] = []  # the checkpoint that an unfinished run continues from, if any
     _check_nodes(settings, request)
     if request.resume == "auto":
         found = reach.unfinished(request.run)
@@ -96,10 +96,10 @@ def check(reach: Reach, request: Request) -> Checked:
 def resume_notes(
     project: Path, words: Sequence[str], checkpoint: Mapping[str, Any], dataset_id: str | None, *, own: bool
 ) -> list[str]:
-    """What the app says of going on from a checkpoint with the configuration `words`, by the checkpoint's JSON.
+    """Ask the app whether the configuration `words` can continue from a checkpoint, by its JSON. Returns its notes.
 
-    `own`: it is the newest of the run that goes on. The job judges again, with what is known only on its machine.
-    Raises WrongUse with the app's sentence.
+    `own`: it is the newest checkpoint of the continued run. The job checks again, with facts that only its machine
+    knows. Raises WrongUse with the app's message.
     """
     question = {"note": checkpoint, "data": dataset_id, "own": own}
     answer = app(project, "app.resumable", words, stdin=json.dumps(question).encode("utf-8"))
@@ -108,7 +108,7 @@ def resume_notes(
 
 
 def _check_nodes(settings: Settings, request: Request) -> None:
-    """How many machines a target can have, as far as its file tells."""
+    """Raise WrongUse for more machines than the target's file allows."""
     nodes, name, options = request.nodes or settings.target.nodes, settings.target.name, settings.target.options
     if nodes > 1 and isinstance(options, Local):
         raise WrongUse(f"--nodes {nodes}: target '{name}' is this computer, which is one machine: give --on another")
@@ -122,7 +122,7 @@ def _check_nodes(settings: Settings, request: Request) -> None:
 
 
 def _refuse_secrets(settings: Settings, request: Request) -> None:
-    """A command line is seen by everybody on the machine, and a plan is kept."""
+    """Raise WrongUse for a secret in --set or --env: all users of a machine see command lines, and plans are kept."""
     words = [*(("--set", each) for each in request.overrides), *(("--env", each) for each in request.env)]
     for name, value in guard.named_secrets(settings).items():
         for flag, word in words:
@@ -135,8 +135,10 @@ def _refuse_secrets(settings: Settings, request: Request) -> None:
 
 
 def check_code(settings: Settings) -> tuple[str, ...]:
-    """Refuse code that holds credentials or cannot travel whole; returns tracked files to warn of, of which a rented
-    machine gets none."""
+    """Raise WrongUse for code that holds credentials or cannot be uploaded completely.
+
+    Returns tracked files that look like credentials, for a warning. A rented machine gets none: there they are refused.
+    """
     about = settings.target
     secrets = guard.named_secrets(settings)
     suspicious = code.check(settings.project, about.allow_files, secrets, about.large_files)
@@ -149,7 +151,7 @@ def check_code(settings: Settings) -> tuple[str, ...]:
 
 
 def gather(reach: Reach, checked: Checked) -> Facts:
-    """Everything looked up that can be before a machine is had; this computer is had already."""
+    """Look up everything that can be known before a machine is provisioned. This computer counts as provisioned."""
     settings = reach.settings
     suspicious = check_code(settings)
     price = _price(reach)
@@ -179,7 +181,7 @@ def _secret_names(settings: Settings, checked: Checked) -> tuple[str, ...]:
 
 
 def job_secrets(settings: Settings, checked: Checked) -> dict[str, str]:
-    """What this job is given of this computer's environment; nothing where it runs here, which has it all."""
+    """Secrets of this computer's environment that the job gets. A local job needs none: it inherits the environment."""
     if settings.is_local:
         return {}
     track = str(checked.config.get("track", "none"))
@@ -201,14 +203,14 @@ def _data_facts(settings: Settings, checked: Checked) -> DataFacts:
 
 
 def _beside(settings: Settings, request: Request) -> Path:
-    """What a path is relative to: where the user is who types it, the project for one of the target's file."""
+    """Base of relative paths: the working directory for a typed path, the project for one in the target's file."""
     return Path.cwd() if request.data else settings.project
 
 
 def _configuration(settings: Settings, request: Request, origin: Origin | None) -> tuple[dict[str, Any], Sequence[str]]:
-    """What the app makes of the request, and the words that ask it for that.
+    """Resolve the request's configuration with the app. Returns it with the overrides that produce it.
 
-    Without data it is the try-out, unless the configuration names some itself.
+    Without data it is the try-out's, unless the configuration itself names data.
     """
     decided = [hydra_override("data.data_fraction", request.fraction)]
     decided += [hydra_override(LABELS_KEY, request.labels)] if request.labels else []
@@ -223,7 +225,7 @@ def _configuration(settings: Settings, request: Request, origin: Origin | None) 
 
 
 def _images(settings: Settings, origin: Origin | None, config: Mapping[str, Any]) -> tuple[Origin, bool]:
-    """Where the images are, and whether they are the try-out's because nothing else is configured."""
+    """Where the images are, and whether they are the try-out's, which are used if nothing else is configured."""
     configured = config["data"].get("binary_cache_path")
     if origin:
         return origin, False
@@ -237,10 +239,10 @@ def _images(settings: Settings, origin: Origin | None, config: Mapping[str, Any]
 
 
 def _pack(settings: Settings, request: Request, origin: Origin, *, again: bool) -> tuple[str, str | None]:
-    """How the images travel: as the flag says, or the target's file where they can be packed at all; and, where that
-    file asks in vain, why.
+    """How images are packed for upload, and a note if the target's `pack` does not apply.
 
-    A run that goes on keeps its way (`again`): what is lossy is another data set.
+    The flag decides or, where images can be packed at all, the target's file. A continued run (`again`) keeps its
+    earlier way: a lossy copy is another data set. Raises WrongUse if the flag does not apply.
     """
     by_file = "pack" not in request.given and not again
     kind = settings.target.pack or packing.NONE if by_file else request.pack
@@ -261,7 +263,7 @@ def _pack(settings: Settings, request: Request, origin: Origin, *, again: bool) 
 
 
 def _newest(settings: Settings) -> list[runs.Record]:
-    """The last runs on this target that ended well."""
+    """The newest runs on this target that succeeded."""
     succeeded = [each for each in runs.every(settings.runs, settings.target.name) if each.state == "succeeded"]
     return succeeded[:NEWEST]
 
@@ -269,19 +271,19 @@ def _newest(settings: Settings) -> list[runs.Record]:
 def _price(reach: Reach) -> float | None:
     try:
         return reach.provider.price()
-    except DeployError:  # no key, no answer: what it means for the run is said when a machine is asked for
+    except DeployError:  # no key or no answer: provisioning reports what it means for the run
         return None
 
 
 def _card(reach: Reach) -> Card | None:
     try:
         return reach.provider.card()
-    except DeployError:  # as of the price
+    except DeployError:  # as for the price
         return None
 
 
 def _measured(settings: Settings, config: Mapping[str, Any], nodes: int) -> list[Measured]:
-    """What whole runs of the same recipe and network, on as many machines, took; the newest first."""
+    """Measurements of successful runs with the same recipe, backbone and number of machines, newest first."""
     wanted = (config["recipe"]["name"], config["backbone"], nodes)
     found: list[Measured] = []
     for record in runs.every(settings.runs, settings.target.name):
@@ -294,14 +296,14 @@ def _measured(settings: Settings, config: Mapping[str, Any], nodes: int) -> list
 
 
 def _measure(events: Sequence[Mapping[str, Any]], seconds: float, kind: str) -> list[Measured]:
-    """From the last start to the end: of a run that went on, only the last attempt."""
+    """Measure a run from its last start to its end: of a continued run, only the last attempt."""
     try:
         start = next(event for event in reversed(events) if event.get("event") == "start")
         end = next(event for event in reversed(events) if event.get("event") == "end")
         images = (end["step"] - start["step"]) / start["steps_per_epoch"] * start["train_rows"]
         around_s = max(0.0, seconds - end["seconds"])
         return [Measured(images / end["seconds"], around_s, kind)] if images > 0 else []
-    except (StopIteration, KeyError, TypeError, ZeroDivisionError):  # of another version: no measurement
+    except (StopIteration, KeyError, TypeError, ZeroDivisionError):  # written by another version: no measurement
         return []
 
 
@@ -317,7 +319,7 @@ def _find_data(settings: Settings, request: Request, origin: Origin, config: Map
 
 
 def prepare_orl(reach: Reach, checked: Checked, say: Callable[[str], None]) -> Checked:
-    """The try-out's photographs for this computer, made once; the same request with its data in place."""
+    """Prepare the try-out's photographs on this computer, once. Returns the request with its data in place."""
     if checked.dataset is not None or not checked.images.is_known:
         return checked
     say(f"preparing the ORL photographs, once: {checked.images.path}")
@@ -326,13 +328,13 @@ def prepare_orl(reach: Reach, checked: Checked, say: Callable[[str], None]) -> C
 
 
 def app_config(project: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """The resolved configuration; a wrong key or value comes back as the app's own sentence."""
+    """The resolved configuration. Raises WrongUse with the app's own message for a wrong key or value."""
     config: dict[str, Any] = json.loads(app(project, "app.config", overrides))
     return config
 
 
 def app(project: Path, module: str, argv: Sequence[str], *, stdin: bytes = b"") -> str:
-    """The output of one of the app's small programs, run from the project folder."""
+    """Run one of the app's small programs from the project folder. Returns its output. Raises WrongUse, StepFailed."""
     result = LocalShell().run(
         [sys.executable, "-m", module, *argv],
         cwd=project,
@@ -354,19 +356,19 @@ def app(project: Path, module: str, argv: Sequence[str], *, stdin: bytes = b"") 
 
 
 def _continue(found: Reached, request: Request, *, from_its_own: bool) -> tuple[Request, Continuation]:
-    """The earlier run's own request; a flag that says something else is a contradiction, not a change."""
+    """The earlier run's own request, for the next attempt. Raises WrongUse for a flag that contradicts it."""
     record = found.record
     plan = runs.plan_of(found.settings.runs, record)
     lists = {key: tuple(plan["request"].get(key, ())) for key in ("overrides", "env")}
     told = {**plan["request"], **lists, "given": frozenset()}
-    more = {"nodes": request.nodes} if "nodes" in request.given else {}  # it may go on with more machines, or fewer
+    more = {"nodes": request.nodes} if "nodes" in request.given else {}  # it may continue on more machines, or fewer
     earlier = Request(**{**told, "resume": "auto", **more})
     for flag in _contradictions(request, earlier):
         raise WrongUse(
             f"{flag} contradicts run {record.run_id}, which --resume auto would continue: leave it out, or start a "
             "new run with --resume none"
         )
-    # A run that began from a checkpoint of the user's, and has none of its own yet, begins from that one again.
+    # A run that began from the user's checkpoint, and has none of its own yet, begins from that one again.
     resume = "auto" if from_its_own or plan["resume"] == "none" else str(plan["resume"])
     return earlier, Continuation(record.run_id, record.attempt + 1, resume)
 

@@ -1,8 +1,8 @@
-"""What is saved of a run, and where: told in words, and the newest of it brought to where the run goes on.
+"""Find what is saved of a run and where, and put the newest checkpoint on the machine that continues the run.
 
-A checkpoint may lie on the machine itself, in the laptop's copy of the run, and where the machine's guard keeps copies
-(`sync_to` of the target: a volume, or a bucket). The newest whole one is gone on from; of two that are equally new the
-one that is nearer to the machine. What the run told up to it comes along, so that its log and its curve have no hole.
+A checkpoint may be on the machine, in the laptop's copy of the run, or where the machine's guard keeps copies
+(`sync_to` of the target: a volume or a bucket). A run continues from the newest whole checkpoint; of two equally new
+ones, from the one nearer to the machine. Log and metrics up to it are restored too, so that they have no gap.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ Note = dict[str, Any]
 
 
 class Unusable(StepFailed):
-    """A copy that is not whole, or a place that cannot be read: there may be others."""
+    """A copy is not whole, or its place cannot be read. Other copies may be usable."""
 
 
 class NothingReadable(StepFailed):
-    """Copies of a run may be there, but cannot be read now, and nothing else of it is left."""
+    """Copies of a run may exist but cannot be read now, and nothing else of it is left."""
 
 
 @dataclass(frozen=True)
 class Saved:
-    """The newest checkpoint of a run in each place, as far as it is known without its machine."""
+    """The newest checkpoint of a run in each place that can be read from here."""
 
     machine: Note | None
     home: Note | None
-    kept: str | None  # where copies are kept; what is there, a machine must look
+    kept: str | None  # where copies are kept; only a machine can look inside
 
     def __str__(self) -> str:
         there = [f"{_name(self.machine)} on its machine"] if self.machine else []
@@ -70,14 +70,14 @@ class Saved:
 
 @dataclass(frozen=True)
 class Restored:
-    """From where a run goes on: a checkpoint, or from its beginning."""
+    """What a run continues from: a checkpoint or, with `note` None, its beginning."""
 
     note: Note | None = None
-    spend: dict[str, float] = field(default_factory=dict)  # dollars by machine, as the place of the copies tells
+    spend: dict[str, float] = field(default_factory=dict)  # machine -> dollars, as stored with the copies
 
 
 def of(settings: Settings, record: Record, reached: Reached | None = None) -> Saved:
-    """`reached`: where its machine may still be asked."""
+    """Find what is saved of a run. `reached`: the run, if its machine may still be asked."""
     on_machine = checkpoints.whole(reached.shell, reached.folder) if reached and reached.machine else []
     at_home = checkpoints.whole(LocalShell(), runs.home(settings.runs, record.run_id))
     kept = f"{settings.target.sync_to.rstrip('/')}/{record.run_id}" if settings.target.sync_to else None
@@ -85,7 +85,7 @@ def of(settings: Settings, record: Record, reached: Reached | None = None) -> Sa
 
 
 def refuse_to_forget(at: Reach, request: Request) -> None:
-    """A new run after one that was lost is started by who says so: most likely the lost one was meant to go on."""
+    """Raise WrongUse for a new run after a lost one, unless --resume is given: most likely the user means to resume."""
     newest = runs.every(at.settings.runs, at.settings.target.name)[:1]
     if request.resume != "none" or "resume" in request.given or not newest:
         return
@@ -100,10 +100,10 @@ def refuse_to_forget(at: Reach, request: Request) -> None:
 
 
 def restore(settings: Settings, machine: Machine, shell: Shell, plan: Plan, screen: Screen) -> Restored:
-    """Bring the newest whole checkpoint to the machine, unless the machine has it; say which, and from where.
+    """Put the newest whole checkpoint on the machine, unless it is there already. Print which one, and its source.
 
-    What is damaged or cannot be read is said and passed over. Raises NothingReadable where copies may be all that is
-    left, and cannot be read: beginning anew is not what was asked for.
+    Damaged or unreadable copies are reported and skipped. Raises NothingReadable if unreadable copies may be all that
+    is left: the user did not ask to start over.
     """
     folder, home = RunFolder(machine.path(plan.run_dir)), runs.home(settings.runs, plan.run_id)
     kept = Kept(settings, machine, shell, machine.path(plan.cwd), folder) if settings.target.sync_to else None
@@ -145,14 +145,16 @@ class Seen:
 
 
 class Kept:
-    """The place where copies are kept, read by a process on the machine: only there a volume is mounted, and a volume
-    that hangs takes nothing with it but that process."""
+    """The place where copies are kept, read by a process on the machine.
+
+    A volume is mounted only there, and a volume that hangs blocks nothing but that process.
+    """
 
     def __init__(self, settings: Settings, machine: Machine, shell: Shell, code: PurePath, folder: RunFolder) -> None:
         self.shell = shell
         self.code = code
         self.sync_to = str(settings.target.sync_to)
-        # Over the connection, into the environment of that one process.
+        # Sent over the connection, into the environment of that one process.
         self.secrets = {} if machine.is_here else guard.own_secrets(settings)
         self.redact = Redactor(guard.own_secrets(settings).values())
         volume = guard.volume_path(settings)
@@ -173,12 +175,12 @@ class Kept:
         self._ask("--take", note["file"], limit_s=LOOK_LIMIT_S + note["bytes"] / SLOWEST_BYTES_PER_S)
 
     def record(self, note: Note) -> bool:
-        """Whether what was told up to the checkpoint is there now."""
+        """Restore log and metrics. Returns whether the metrics reach the checkpoint."""
         told = self._ask("--record", limit_s=RECORD_LIMIT_S, stdin=json.dumps(note).encode("utf-8"))
         return border.document(told, f"{self.shell.name}: {_place(self.sync_to)}").get("reaches") is True
 
     def _ask(self, *words: str, limit_s: float, stdin: bytes = b"") -> str:
-        """The JSON document that the process says."""
+        """Run the process. Returns the JSON document that it prints. Raises Unusable."""
         try:
             result = self.shell.run(
                 [*self.argv, *words],
@@ -189,7 +191,7 @@ class Kept:
                 check=False,
                 again=True,
             )
-        except (LinkLost, MachineGone):  # that says nothing about the copies
+        except (LinkLost, MachineGone):  # no fault of the copies
             raise
         except StepFailed as failed:
             raise Unusable(f"it hangs, or is too slow ({failed.message})") from failed
@@ -200,7 +202,7 @@ class Kept:
 
 
 class _Bringing:
-    """To one run folder of a machine: a checkpoint of it, whole or not there, and before it what was told up to it."""
+    """Restore to one run folder of a machine: first log and metrics, then a checkpoint, whole or not at all."""
 
     def __init__(
         self, shell: Shell, folder: RunFolder, home: RunFolder, kept: Kept | None, log_bytes: int, screen: Screen
@@ -209,12 +211,12 @@ class _Bringing:
         self.folder = folder
         self.home = home
         self.kept = kept
-        self.log_bytes = log_bytes  # that the place of the copies has
+        self.log_bytes = log_bytes  # size of the log among the copies
         self.screen = screen
         self.here = LocalShell()
 
     def bring(self, where: str, note: Note) -> None:
-        """Raises Unusable for a checkpoint that is not whole; then it is not there."""
+        """Restore a checkpoint. Raises Unusable if it is not whole; then it is not put on the machine."""
         if where == MACHINE:
             self._verify(self.shell, self.folder, note)
         elif where == HOME:
@@ -231,7 +233,7 @@ class _Bringing:
 
     def _send(self, note: Note) -> None:
         file = self.folder.checkpoints / note["file"]
-        self.shell.remove(file.with_suffix(".json"))  # of an earlier file of this name
+        self.shell.remove(file.with_suffix(".json"))  # it belongs to an earlier file of this name
         source = Path(self.home.checkpoints / note["file"])
         with self.screen.copying(note["file"]) as progress:
             transfer.push(self.shell, source, file, sha256=note["sha256"], progress=progress)
@@ -240,7 +242,7 @@ class _Bringing:
         guard.note_fetched(self.shell, self.folder, note)
 
     def _record(self, note: Note) -> None:
-        """The longest log there is; events up to the checkpoint, from the first place that has them so far."""
+        """Restore the longest log, and the events up to the checkpoint from the first place that has all of them."""
         log = Path(self.home.log)
         if (self.here.size(log) or 0) > max(self.shell.size(self.folder.log) or 0, self.log_bytes):
             transfer.push(self.shell, log, self.folder.log)

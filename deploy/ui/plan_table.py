@@ -1,4 +1,4 @@
-"""A plan as people read it, and afterwards what it expected beside what came of it: rows for a table."""
+"""Make table rows of a plan and, after the run, of expected and actual values."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _travelling(code: CodeFacts) -> list[tuple[str, str]]:
-    """Files that the user may not expect to leave this computer, or to stay on it."""
+    """Files that the user may not expect to be uploaded, or to be left out."""
     rows = []
     if code.left_out:
         reason = "a sparse checkout without them" if code.kind == "git" else "no git repository"
@@ -66,7 +66,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _parts(plan: Plan) -> list[tuple[str, str]]:
-    """Where the time goes, as far as earlier runs on this target have told."""
+    """Expected time and cost of each phase, as far as earlier runs on this target show."""
     known = [_part(phase, plan.epochs) for phase in plan.phases if phase.seconds is not None]
     return [("parts", ", ".join(known))] if len(known) > 1 else []
 
@@ -124,7 +124,7 @@ def _processes(plan: Plan) -> str:
 
 
 def compared_rows(parts: Sequence[Compared]) -> list[tuple[str, ...]]:
-    """A part of a run: its name, time expected and taken, dollars expected and taken."""
+    """One row per phase of a run: name, time expected and taken, dollars expected and taken."""
     return [
         (each.name, duration(each.expected_s), duration(each.taken_s), _usd(each.expected_usd), _usd(each.taken_usd))
         for each in parts

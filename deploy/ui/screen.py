@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 MESSAGE_CHARACTERS = 4000
-EVIDENCE_CHARACTERS = 200  # of each line
+EVIDENCE_CHARACTERS = 200  # per line
 LOADING = "starting: PyTorch is being loaded"
 
 
@@ -37,9 +37,9 @@ class Follower(Protocol):
 
 
 class Screen:
-    """Where words go. What a terminal would obey becomes text that it shows.
+    """Prints messages, tables and documents. Control characters are shown as text, so that terminals ignore them.
 
-    With `as_json` words go to stderr, and stdout gets exactly one document.
+    With `as_json` messages go to stderr, and stdout gets exactly one document.
     """
 
     def __init__(self, as_json: bool = False) -> None:
@@ -48,7 +48,7 @@ class Screen:
         self.as_json = as_json
         self.documented = False
         for stream in (sys.stdout, sys.stderr):
-            # A name that the terminal cannot show must not end a command.
+            # A name that the terminal cannot encode must not end a command.
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         self.console: Console = Console(stderr=as_json, highlight=False, soft_wrap=True)
@@ -57,28 +57,28 @@ class Screen:
         self.console.print(visible(text), markup=False)
 
     def raw(self, text: str) -> None:
-        """Somebody else's output, as text alone: what a terminal would obey is shown, colours are left out."""
+        """Print another program's output as plain text: control characters are shown, colours are removed."""
         self.console.file.write(visible_log(text))
         self.console.file.flush()
 
     def complain(self, text: str) -> None:
-        """A word beside what stdout carries."""
+        """Print a message to stderr, apart from the log or document on stdout."""
         print(visible(text), file=sys.stderr, flush=True)
 
     def commands(self, commands: Sequence[tuple[str, str]]) -> None:
-        """What can be typed next, a line each: purpose, then command."""
+        """Print what can be typed next, one line each: purpose, then command."""
         width = max((len(purpose) for purpose, _ in commands), default=0)
         for purpose, words in [] if self.as_json else commands:
             self.say(f"  {purpose.ljust(width)}  {words}")
 
     def document(self, value: Any) -> None:
-        """The answer as JSON, once, when it was asked for."""
+        """Print the answer as JSON, once, if --json is given."""
         if self.as_json and not self.documented:
             self.documented = True
             print(json.dumps(value, ensure_ascii=True), flush=True)
 
     def error(self, error: DeployError) -> None:
-        """One clear message: what failed, the last lines of evidence, the next command to type."""
+        """Print one message: what failed, the last lines of evidence, the next command to type."""
         lines = [f"error: {cut(visible(error.message), MESSAGE_CHARACTERS)}"]
         lines += [f"  | {cut(visible(line, newlines=False), EVIDENCE_CHARACTERS)}" for line in error.evidence]
         lines += [f"next: {error.next_command}"] if error.next_command else []
@@ -86,7 +86,7 @@ class Screen:
         self.document({"error": error.message, "exit_code": error.exit_code, "next": error.next_command})
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table on a terminal; elsewhere aligned lines that nothing folds, for logs and pipes."""
+        """Print a table on a terminal; elsewhere aligned lines without wrapping, for logs and pipes."""
         cells = [[visible(_cell(value), newlines=False) for value in row] for row in rows]
         if not self.console.is_terminal:
             widths = [max(len(row[i]) for row in [list(columns), *cells]) for i in range(len(columns))]
@@ -99,23 +99,23 @@ class Screen:
         self.say(title)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for place, column in enumerate(columns):
-            table.add_column(column, overflow="fold", no_wrap=place == 0)  # the first one is what gets copied
+            table.add_column(column, overflow="fold", no_wrap=place == 0)  # users copy the first column
         for row in cells:
             table.add_row(*map(escape, row))
         self.console.print(table, soft_wrap=False)
 
     def facts(self, title: str, values: Mapping[str, Any]) -> None:
-        """One thing for people, a row a property that is known."""
+        """Print one thing for people: one row per known property."""
         known = [(_words_of(key), _spoken(key, value)) for key, value in values.items() if value is not None]
         if not self.as_json:
             self.table(title, ["what", "value"], known)
 
     def rows(self, title: str, things: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-        """Several things of one kind, a row each; people see the given columns, a document holds all."""
+        """Print several things of one kind, a row each. People see the given columns; the document holds all."""
         self.document(list(things))
         if self.as_json:
             return
-        # A column in which nothing is known would only take room.
+        # Leave out columns in which nothing is known.
         known = [key for key in columns if any(thing[key] is not None for thing in things)] or ["none yet"]
         self.table(
             title, list(map(_words_of, known)), [[_spoken(key, thing[key]) for key in known] for thing in things]
@@ -131,19 +131,19 @@ class Screen:
         self.table(f"Plan of {plan.run_id}", ["what", "decided"], [*plan_rows(plan), *command])
 
     def ask(self, question: str) -> bool:
-        """Yes or no, from the person at the terminal."""
+        """Ask the person at the terminal a yes-or-no question."""
         print(f"{visible(question)} [yes/no] ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def compared(self, parts: Sequence[Compared]) -> None:
-        """What was expected of each part of a run, and what it took."""
+        """Print expected and actual time and cost of each phase of a run."""
         if parts and not self.as_json:
             self.table(
                 "Expected and taken", ["part", "expected", "taken", "expected cost", "cost"], compared_rows(parts)
             )
 
     def result(self, document: Mapping[str, Any]) -> None:
-        """What came of a run, from the document that scripts get."""
+        """Print the results of a run, from the document that scripts get."""
         rows = [(what, row["accuracy"], row["rank1"]) for what, row in document["eval"].items() if row]
         if rows:
             self.table("Held-out people: 10-fold verification", ["embedding", "accuracy", "rank-1"], rows)
@@ -160,7 +160,7 @@ class Screen:
 
     @property
     def shows_the_log(self) -> bool:
-        """Following shows the job's own lines, where there is no terminal to draw progress on."""
+        """Whether a followed job shows its own log lines: there is no terminal to draw progress on."""
         return not self.console.is_terminal
 
     def follower(self) -> Follower:
@@ -171,9 +171,9 @@ class Screen:
 
 
 def verdict(measured: Mapping[str, Mapping[str, float] | None]) -> str | None:
-    """One sentence: how the trained network compares with the untrained one and with raw pixels, in accuracy.
+    """One sentence that compares the trained network's accuracy with the untrained one's and that of raw pixels.
 
-    None where one of the two networks was not measured.
+    None if one of the two networks was not measured.
     """
     trained, untrained, pixels = (measured.get(name) for name in ("trained", "untrained", "pixels"))
     if not trained or not untrained:
@@ -189,7 +189,7 @@ def verdict(measured: Mapping[str, Mapping[str, float] | None]) -> str | None:
 
 
 class Lines:
-    """The job's own lines, as they come."""
+    """Shows the job's own log lines as they come."""
 
     def __init__(self, screen: Screen) -> None:
         self.screen = screen
@@ -201,17 +201,17 @@ class Lines:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def update(self, text: str, events: Sequence[Mapping[str, Any]]) -> None:  # noqa: ARG002 - the log tells them
+    def update(self, text: str, events: Sequence[Mapping[str, Any]]) -> None:  # noqa: ARG002 - the log contains them
         self.screen.raw(text)
 
 
 class Bars:
-    """A bar over the whole run with img/s and time left; events scroll by above it."""
+    """Shows a progress bar over the whole run with img/s and time left; events scroll by above it."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
 
-        # ASCII apart from the bar itself, which rich draws in ASCII where the terminal's encoding asks for it.
+        # ASCII except for the bar, which rich draws in ASCII too if the terminal's encoding requires it.
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -231,7 +231,7 @@ class Bars:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def update(self, text: str, events: Sequence[Mapping[str, Any]]) -> None:  # noqa: ARG002 - events hold it all
+    def update(self, text: str, events: Sequence[Mapping[str, Any]]) -> None:  # noqa: ARG002 - the events contain it
         for event in events:
             kind = event.get("event")
             if kind == "start":
@@ -260,7 +260,7 @@ class Bars:
 
 
 class Copying:
-    """A bar over bytes; on something that is no terminal it stays silent, the sentence afterwards says enough."""
+    """Shows a progress bar over bytes. Silent without a terminal: a message follows the copy anyway."""
 
     def __init__(self, console: Console, title: str) -> None:
         from rich.markup import escape
@@ -297,11 +297,11 @@ class Copying:
 
 
 def sentence(event: Mapping[str, Any]) -> str | None:
-    """One event of metrics.jsonl in words; None for what needs no words."""
+    """One event of metrics.jsonl as a sentence; None for an event that needs none."""
     try:
         return _words(event)
     except (KeyError, TypeError, ValueError):
-        # What is shown must never end what is followed: the code on the machine may be older or newer than this.
+        # A display error must not end the following: the code on the machine may be older or newer than this.
         return str(event.get("event"))
 
 
@@ -336,7 +336,7 @@ def _embedding(event: Mapping[str, Any]) -> str:
 
 
 def _words_of(key: str) -> str:
-    """A key of a document as people read it: seconds are shown as minutes and hours, so they are a time."""
+    """A document's key as a label. Seconds are shown as minutes and hours, so they are labelled as time."""
     return {"seconds": "time", "seconds_left": "time left"}.get(key, key.replace("_", " "))
 
 

@@ -1,1 +1,1 @@
-"""What a machine must have: code, environment, data."""
+"""The code, environment and data that a run needs on its machine."""

@@ -1,4 +1,4 @@
-"""The working tree as an exact, immutable snapshot on the machine: what git tracks, plus what it does not ignore."""
+"""The working tree as an exact, immutable snapshot on the machine: tracked files, and untracked ones not ignored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CODE_WITHOUT_GIT = (
 
 
 def look(project: Path) -> CodeFacts:
-    """Commit and number of changed files, without writing anything, not even git's index."""
+    """Return the commit and the number of changed files. Writes nothing, not even git's index."""
     if not is_repository(project):
         return CodeFacts(kind="copy", commit=None, changed_files=0, tree=None, left_out=_left_out(project))
     head = git(project, "rev-parse", "--verify", "--quiet", "HEAD", check=False)
@@ -43,7 +43,7 @@ def look(project: Path) -> CodeFacts:
 
 
 def _status(project: Path, listed: Listing) -> bytes:
-    """What `git status` says of the files as they are, whatever git was told not to look at."""
+    """Return `git status` for the files on disk, including files whose changes git was told to ignore."""
     words = ("status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all", "--", ".", *excluded())
     if not listed.hidden:
         return git(project, *FOR_SNAPSHOTS, *words).stdout
@@ -56,10 +56,11 @@ def _status(project: Path, listed: Listing) -> bytes:
 def check(
     project: Path, allowed: tuple[str, ...], secrets: Mapping[str, str], large_files: tuple[str, ...] = ()
 ) -> tuple[str, ...]:
-    """Refuse what must not or cannot travel, before anything is noted or paid for. Returns tracked files to warn of.
+    """Refuse files that must not or cannot be uploaded, before anything is recorded or paid for.
 
-    `allowed`: names or patterns of files that look like credentials and are meant to travel. `large_files`: names of
-    files over 50 MB that are. `secrets`: names and values a run may be given.
+    Returns tracked files to warn about. `allowed`: names or patterns of files that look like credentials and are
+    uploaded anyway. `large_files`: names of files over 50 MB that are uploaded anyway. `secrets`: names and values that
+    a run may get.
     """
     return _checked(project, allowed, secrets, large_files)[0]
 
@@ -67,7 +68,7 @@ def check(
 def _checked(
     project: Path, allowed: tuple[str, ...], secrets: Mapping[str, str], large_files: tuple[str, ...]
 ) -> tuple[tuple[str, ...], Listing | None]:
-    """Tracked files to warn of, and the names that travel; None where there is no git."""
+    """Return the tracked files to warn about, and the listing of files to upload; None without git."""
     if not is_repository(project):
         names = [file.relative_to(project).as_posix() for file in _code_files(project)]
         return leaks.refuse(leaks.find(project, names, secrets), set(), allowed), None
@@ -78,7 +79,7 @@ def _checked(
 
 
 def prove(project: Path) -> None:
-    """Take the snapshot, and raise WrongUse for a file that would not arrive as it is here. Nothing is sent yet."""
+    """Take the snapshot without sending it. Raises WrongUse for a file that would arrive changed."""
     if is_repository(project):
         Snapshots(project).take()
 
@@ -91,9 +92,9 @@ def place(
     allowed: tuple[str, ...] = (),
     secrets: Mapping[str, str] | None = None,
 ) -> str:
-    """Put a snapshot of the project's code under `<root>/code/<id>` on the machine, unless it is there; returns the id.
+    """Upload a snapshot of the code to `<root>/code/<id>` unless the machine has it. Returns the id.
 
-    Only what the machine lacks is sent: a bundle upon the newest snapshot that both sides have. `large_files`,
+    Only what the machine lacks is sent: a bundle based on the newest snapshot that both sides have. `large_files`,
     `allowed` and `secrets` are those of `check`.
     """
     _, listed = _checked(project, allowed, secrets or {}, large_files)
@@ -129,7 +130,7 @@ def _asked(shell: Shell, verb: str, **arguments: Any) -> Any:
 
 
 def _copy(project: Path) -> tuple[str, bytes]:
-    """Where there is no git: the code folders as a tar archive, named by the hash of their content."""
+    """Without git: pack the code folders as a tar archive, named by the hash of their content."""
     digest = hashlib.sha256()
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
@@ -151,6 +152,6 @@ def _code_files(project: Path) -> list[Path]:
 
 
 def _left_out(project: Path) -> tuple[str, ...]:
-    """What lies beside the code folders and does not travel; hidden files and what runs make are not named."""
+    """Return names beside the code folders that are not uploaded, except hidden files and output of runs."""
     known = {*CODE_WITHOUT_GIT, *worktree.NEVER_CODE, "__pycache__"}
     return tuple(sorted(each.name for each in project.iterdir() if each.name not in known and each.name[0] != "."))

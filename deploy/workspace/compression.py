@@ -1,8 +1,8 @@
-"""Images that travel packed over a thin line: packed on the laptop, once, and unpacked on the machine.
+"""Packed upload of images over a slow connection: packed once on the laptop, unpacked on the machine.
 
-Packing and unpacking are programs of the app, for they need its libraries: `app.packing.pack` runs here, before a
-machine is paid for, `app.packing.unpack` there. A packed block is kept on the laptop with a note of its hashes, and
-sent as any file.
+Programs of the app do it, because it needs their libraries: `app.packing.pack` runs here, before a machine is paid
+for, `app.packing.unpack` on the machine. A packed block is kept on the laptop with a note of its hashes, and uploaded
+like any file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MIB = 1 << 20
 
 
 def check_possible(kind: str) -> None:
-    """Raise WrongUse where this Python cannot pack."""
+    """Raise WrongUse if this Python cannot pack."""
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise WrongUse(
@@ -42,22 +42,22 @@ def check_possible(kind: str) -> None:
 
 @dataclass(frozen=True)
 class Packing:
-    """Which blocks of which images are packed, how, and where they are kept."""
+    """How the blocks of a data set are packed, and where they are kept."""
 
     kind: str
     images: Path
     folder: Path
     shape: tuple[int, ...]  # of an image
-    blocks: Mapping[int, Piece]  # by number; each says where the images lie, and where they belong when staged
+    blocks: Mapping[int, Piece]  # by number: offset in the source, place in the staged file
 
     @property
     def mark(self) -> str:
-        """What is lossy is another data set, and its id says so."""
+        """Suffix of the data set's id: lossy images are another data set."""
         return "" if self.kind == LOSSLESS else f"-{self.kind}"
 
     @cached_property
     def notes(self) -> dict[int, dict[str, Any]]:
-        """What is packed already: of each block its size and hashes."""
+        """Size and hashes of each block that is already packed."""
         found = {number: self._note(number) for number in self.blocks}
         return {number: note for number, note in found.items() if note}
 
@@ -67,11 +67,11 @@ class Packing:
 
     @property
     def bytes(self) -> int | None:
-        """How much will be sent; None while something is still to be packed."""
+        """Bytes to upload; None while a block is not packed yet."""
         return None if self.missing else sum(note["packed_bytes"] for note in self.notes.values())
 
     def hashes(self, which: str) -> list[str]:
-        """`original_sha256`, or `unpacked_sha256`, of each block."""
+        """Return `original_sha256`, or `unpacked_sha256`, of each block."""
         return [self.notes[number][which] for number in self.blocks]
 
     @property
@@ -83,7 +83,7 @@ class Packing:
         return f"as {self.kind} ({loss}){size}"
 
     def make(self, project: Path, progress: Progress) -> None:
-        """Pack what is missing, on all cores."""
+        """Pack the missing blocks, on all cores."""
         blocks = [
             {
                 "name": self.blocks[number].name,
@@ -110,9 +110,9 @@ class Packing:
             raise StepFailed(f"{self.folder} does not keep what is packed into it: its disk is full, or bad")
 
     def send(self, shell: Shell, machine: Machine, code: PurePath, part: PurePath, progress: Progress) -> list[str]:
-        """Bring the blocks to the machine and unpack them into `part`, which has its full size already.
+        """Upload the blocks and unpack them into `part`, which already has its full size.
 
-        Packed they lie on the machine's disk, not in RAM. Returns the SHA-256 of each block as it was unpacked.
+        Packed blocks are on the machine's disk, not in RAM. Returns the SHA-256 of each unpacked block.
         """
         pieces: list[Piece] = []
         for number, piece in self.blocks.items():
@@ -156,7 +156,7 @@ class Packing:
         return self.folder / f"{number:05}.pack"
 
     def _note(self, number: int) -> dict[str, Any]:
-        """Of a block that is whole, and of these images; else nothing."""
+        """Return the note of a block if it is complete and of these images; else an empty one."""
         file = self._file(number)
         note = read_json(file.with_suffix(".json"))
         there = file.exists() and file.stat().st_size == note.get("packed_bytes")
@@ -165,12 +165,12 @@ class Packing:
 
 
 def packed_file(machine: Machine) -> PurePath:
-    """Where packed blocks lie on a machine until they are unpacked."""
+    """Return the file of packed blocks on a machine, used until they are unpacked."""
     return machine.root / "packed" / "blocks"
 
 
 def _run(shell: Shell, argv: Sequence[str], folder: PurePath, progress: Progress) -> None:
-    """A program of the app that tells its progress as JSON; how it fails is its own sentence."""
+    """Run a program of the app that prints its progress as JSON. Raises StepFailed with its last lines if it fails."""
     for line in shell.stream(argv, cwd=folder):
         if line.startswith("{"):
             said = border.progress(line, f"{shell.name}: {argv[2]}")

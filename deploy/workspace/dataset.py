@@ -1,4 +1,4 @@
-"""A data set as the laptop sees it: header, manifest, blocks, fraction. No numpy here."""
+"""A data set as read by the laptop: header, manifest, blocks, fraction. Without numpy."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from deploy.workspace.sources import HERE, Files, Origin, Place
 SIDE = 112
 ROW_BYTES = SIDE * SIDE * 3
 GIB = 1 << 30
-INTEGERS = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}  # array's names
-HEADER_BYTES = 64 << 10  # no .npy header of an array is longer
+INTEGERS = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}  # array typecodes
+HEADER_BYTES = 64 << 10  # limit of an array's .npy header
 PREPARE = "prepare --source folder --path DIR"
 
-# What `app.prepare source=orl` will make, for a plan that must touch nothing.
+# What `app.prepare source=orl` makes, for a plan that must change nothing.
 ORL_ROWS, ORL_HELD_OUT_ROWS, ORL_BLOCK_ROWS = 400, 100, 10
 
 Progress = Callable[[int, int], None]
@@ -35,7 +35,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Header:
-    """The first bytes of a .npy file."""
+    """Header of a .npy file."""
 
     dtype: str
     fortran_order: bool
@@ -45,9 +45,9 @@ class Header:
 
 @dataclass(frozen=True)
 class Dataset:
-    """An images.npy that was checked, with what its manifest says, or the defaults where there is none.
+    """A checked images.npy, with the values of its manifest, or defaults if there is none.
 
-    `labels` lie with the images, in their place; `train_labels` are a file of the laptop.
+    `labels` are at the same origin as the images; `train_labels` is a file on the laptop.
     """
 
     path: Place
@@ -72,10 +72,10 @@ class Dataset:
 
 
 def find(origin: Origin, block_rows: int, labels: Place | None = None, train_labels: Path | None = None) -> Dataset:
-    """Check an images.npy and what lies beside it. One sentence names what is wrong and what would work.
+    """Check an images.npy, its manifest and its labels. Raises WrongUse with the fault and the fix.
 
-    `block_rows` is the app's block size, used where no manifest says it; `labels` are labels that lie elsewhere,
-    `train_labels` what is learnt instead of them.
+    `block_rows`: the app's block size, used if no manifest has one. `labels`: labels that are not beside the images.
+    `train_labels`: labels to learn instead of them.
     """
     assert origin.files is not None, "the machine is reached before its files are looked at"
     path, files = origin.path, origin.files
@@ -106,7 +106,7 @@ def find(origin: Origin, block_rows: int, labels: Place | None = None, train_lab
 
 
 def facts(dataset: Dataset, fraction: float, packing: Packing | None = None) -> DataFacts:
-    """What the plan needs to know about the part of a data set that will be used."""
+    """Return the facts for the plan about the used part of a data set. Raises WrongUse if it holds another fraction."""
     selection = dataset.manifest.get("selection")
     if selection and selection["fraction"] != fraction:
         raise WrongUse(
@@ -132,7 +132,7 @@ def facts(dataset: Dataset, fraction: float, packing: Packing | None = None) -> 
 
 
 def count_classes(dataset: Dataset, fraction: float) -> int | None:
-    """How many labels from 0 on the training images of a fraction have; None where they do not lie here."""
+    """Count the distinct labels from 0 on in the training images of a fraction; None if they are not on this laptop."""
     path = dataset.train_labels or (dataset.labels if dataset.where == HERE else None)
     if path is None:
         return None
@@ -149,9 +149,9 @@ def count_classes(dataset: Dataset, fraction: float) -> int | None:
 
 
 def known_id(notes: Path, dataset: Dataset, fraction: float, kind: str) -> str | None:
-    """The id that the job will record of these images, sent packed as `kind` says; None where only it can tell.
+    """Return the data set id that the job will record for these images, packed as `kind`; None if only it knows.
 
-    A file without a manifest has none here, and one that is a part of a data set gets another where it is staged.
+    A file without a manifest has no id here. A part of a data set gets another id when it is staged.
     """
     if dataset.manifest.get("selection") or not dataset.manifest.get("dataset_id"):
         return None
@@ -163,25 +163,25 @@ def marked(dataset_id: str | None, packing: Packing | None) -> str | None:
 
 
 def packing_of(notes: Path, dataset: Dataset, fraction: float, kind: str) -> Packing | None:
-    """How the blocks of a fraction are sent packed, if they are; `notes` is where the laptop keeps its own files."""
+    """Return the packing of the blocks of a fraction; None if not packed. `notes`: the laptop's own folder."""
     if kind == NONE:
         return None
     blocks = kept_blocks(dataset, fraction)
-    source = f"{dataset.path} {dataset.bytes} {modified_ns(dataset)}"  # where no manifest says which images these are
+    source = f"{dataset.path} {dataset.bytes} {modified_ns(dataset)}"  # identifies images without a manifest
     name = dataset.manifest.get("dataset_id") or hashlib.sha256(source.encode()).hexdigest()[:16]
     pieces = dict(zip(blocks, pieces_of(dataset, blocks), strict=True))
     return Packing(kind, Path(str(dataset.path)), notes / "packed" / str(name) / kind, (SIDE, SIDE, 3), pieces)
 
 
 def unseen_facts(origin: Origin, train_labels: str | None) -> DataFacts:
-    """Images that lie on a machine which is still to be had: nothing is known but where."""
+    """Return facts about images on a machine that is not provisioned yet: only their location is known."""
     path = origin.path
     name = slug(path.parent.name if path.stem == "images" else path.stem)
     return DataFacts(name, str(path), 0, 0, 0, None, train_labels=train_labels, ready=False, where=origin.where)
 
 
 def orl_facts(path: PurePath, fraction: float, where: str = HERE) -> DataFacts:
-    """The try-out's photographs before they are prepared."""
+    """Return facts about the try-out's photographs before they are prepared."""
     train_rows = ORL_ROWS - ORL_HELD_OUT_ROWS
     rows = ORL_BLOCK_ROWS * len(choose_blocks(train_rows, ORL_BLOCK_ROWS, fraction))
     size = 128 + (rows + ORL_HELD_OUT_ROWS) * ROW_BYTES
@@ -189,7 +189,7 @@ def orl_facts(path: PurePath, fraction: float, where: str = HERE) -> DataFacts:
 
 
 def choose_blocks(train_rows: int, block_rows: int, fraction: float) -> list[int]:
-    """The fraction rule: training blocks in an order fixed by their number alone; a fraction is its beginning."""
+    """Choose the training blocks of a fraction: the first ones in an order that depends only on the block number."""
     count = -(-train_rows // block_rows)
     order = sorted(range(count), key=lambda block: hashlib.sha256(f"sniperface:{block}".encode()).hexdigest())
     return sorted(order[: max(1, math.floor(fraction * count + 0.5))])
@@ -200,7 +200,7 @@ def dataset_id(blocks: list[str]) -> str:
 
 
 def read_header(path: Place, files: Files | None = None) -> Header:
-    """The header of a .npy file; ValueError when it is none."""
+    """Read the header of a .npy file. Raises ValueError if it is not one."""
     reader: Files = files or LocalShell()
     start = reader.read(path, 0, HEADER_BYTES)
     if start[:6] != b"\x93NUMPY":
@@ -222,7 +222,7 @@ def read_header(path: Place, files: Files | None = None) -> Header:
 
 
 def header_bytes(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """A .npy header (format 1.0), padded to a multiple of 64 bytes."""
+    """Return a .npy header (format 1.0), padded to a multiple of 64 bytes."""
     text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape!r}, }}"
     text += " " * (-(10 + len(text) + 1) % 64) + "\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("latin-1")
@@ -297,7 +297,7 @@ def _read_manifest(path: Place, rows: int, files: Files) -> dict[str, Any]:
 
 
 def kept_blocks(dataset: Dataset, fraction: float) -> list[int]:
-    """The blocks of a staged file: the chosen training blocks, and every block with held-out rows."""
+    """Return the blocks of a staged file: the chosen training blocks, and every block with held-out rows."""
     if dataset.manifest.get("selection") or fraction == 1:
         return list(range(count_blocks(dataset)))
     held_out = range(dataset.train_rows // dataset.block_rows, -(-dataset.rows // dataset.block_rows))
@@ -318,12 +318,12 @@ def staged_header(dataset: Dataset, blocks: list[int]) -> bytes:
 
 
 def modified_ns(dataset: Dataset) -> int | None:
-    """Of a file on this laptop; what changes elsewhere without a manifest is told apart by its size alone."""
+    """Return a local file's modification time. None elsewhere: without a manifest, only the size shows a change."""
     return Path(str(dataset.path)).stat().st_mtime_ns if dataset.where == HERE else None
 
 
 def pieces_of(dataset: Dataset, blocks: list[int]) -> list[Piece]:
-    """The blocks, one behind the other after the header of the staged file."""
+    """Return the blocks as pieces, one after the other behind the header of the staged file."""
     known: list[str | None] = dataset.manifest.get("blocks") or [None] * (max(blocks) + 1)
     pieces, place = [], len(staged_header(dataset, blocks))
     for block in blocks:

@@ -1,4 +1,4 @@
-"""Which GPUs the environment that trains can use, and whether a run may start with them."""
+"""Find the GPUs that the training environment can use, and decide whether a run may start with them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deploy.specs.machine import Hardware
 from deploy.specs.settings import Settings
 
 PROBE = Path(__file__).parents[1] / "pod" / "agent" / "devices.py"
-PROBE_S = 180  # torch is read from a cold disk, and each GPU gets a context
+PROBE_S = 180  # for torch from a cold disk, and a context on each GPU
 MOST_GPUS = 64
 AUTO, CUDA, CPU = "auto", "cuda", "cpu"
 
@@ -31,12 +31,12 @@ class Devices:
     """What deploy/pod/agent/devices.py found on a machine."""
 
     gpus: tuple[Gpu, ...] = ()  # those that torch computes on
-    listed: int | None = None  # those that nvidia-smi lists; None where it gave no answer
+    listed: int | None = None  # number of GPUs in nvidia-smi's list; None without an answer
     visible: str | None = None  # CUDA_VISIBLE_DEVICES there
-    torch: str | None = None  # None: not imported, as there is nothing of NVIDIA's
-    cuda: str | None = None  # that torch is built for
+    torch: str | None = None  # version; None: not imported, for lack of NVIDIA software or as in `why`
+    cuda: str | None = None  # version that torch is built for
     driver: str | None = None
-    why: str | None = None  # a reason for fewer GPUs than there should be
+    why: str | None = None  # reason for missing GPUs
 
     @property
     def versions(self) -> str:
@@ -46,7 +46,7 @@ class Devices:
 
 
 def ask(shell: Shell, python: str, cwd: PurePath | None = None) -> Devices:
-    """Ask the Python that trains. Raises StepFailed where it gives no answer."""
+    """Run the probe with the training Python. Raises StepFailed without a valid answer."""
     result = shell.run([python, "-"], stdin=PROBE.read_bytes(), cwd=cwd, limit_s=PROBE_S, check=False, again=True)
     devices = parse(result.text) if result else None
     if devices is None:
@@ -55,7 +55,7 @@ def ask(shell: Shell, python: str, cwd: PurePath | None = None) -> Devices:
 
 
 def parse(text: str) -> Devices | None:
-    """The probe's document as values of the right kind; None for anything else."""
+    """Parse the probe's document; None if it is invalid."""
     try:
         told = border.document(text, "the answer about GPUs")
         gpus = tuple(_gpu(each) for each in told["gpus"][:MOST_GPUS])
@@ -67,7 +67,7 @@ def parse(text: str) -> Devices | None:
 
 
 def here(shell: Shell, settings: Settings) -> Hardware:
-    """This computer, by the Python that runs this. Raises CannotTrain."""
+    """Return the hardware of this computer, probed with the running Python. Raises CannotTrain."""
     return seen(shell, settings, sys.executable, settings.project, is_here=True)
 
 
@@ -80,7 +80,7 @@ def seen(
     is_here: bool = False,
     known: Devices | None = None,
 ) -> Hardware:
-    """A machine with the GPUs that its job will use; `known` where they were asked for already. Raises CannotTrain."""
+    """Return a machine's hardware, with the GPUs that its job will use. `known`: earlier probe. Raises CannotTrain."""
     found = known or ask(shell, python, cwd)
     if why := fault(found, settings.target.device, is_here=is_here):
         raise CannotTrain(why, next_command=advice(settings.target.name))
@@ -88,10 +88,10 @@ def seen(
 
 
 def fault(devices: Devices, device: str, *, promised: int | None = None, is_here: bool = False) -> str | None:
-    """PURE: why a run must not start on a machine with these devices; None where it may.
+    """PURE: return why a run must not start on a machine with these devices; None if it may.
 
-    `device`: the target's key. `promised`: GPUs that are paid for. `is_here`: this computer, which may train on its CPU
-    where its driver is broken, as long as it says so.
+    `device`: the target's key. `promised`: number of GPUs paid for. `is_here`: this computer, which may train on its
+    CPU if its driver is broken, as long as the reason is reported.
     """
     count, because = len(devices.gpus), f" ({devices.versions})" + (f": {devices.why}" if devices.why else "")
     if device == CPU:
@@ -108,7 +108,7 @@ def fault(devices: Devices, device: str, *, promised: int | None = None, is_here
 
 
 def advice(target: str) -> str:
-    """What to do about a fault where no other machine is tried."""
+    """Return the advice for a fault if no other machine is tried."""
     return (
         f"set device: cpu in conf/deploy/{target}.yaml to train on the CPU; or repair the driver there, or name the "
         "GPUs that work in CUDA_VISIBLE_DEVICES"
@@ -116,7 +116,7 @@ def advice(target: str) -> str:
 
 
 def combine(machine: Hardware, devices: Devices, device: str) -> Hardware:
-    """Cores and memory of a machine, with the GPUs that its job will use."""
+    """Return a machine's cores and memory, with the GPUs that its job will use."""
     gpus = () if device == CPU else devices.gpus
     return replace(
         machine,

@@ -1,4 +1,4 @@
-"""The training environment on a machine: our image's, one that the user names, or one that is made there once."""
+"""The training environment on a machine: our image's, the user's, or one that is created there once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from deploy.errors import StepFailed, bootstrap_command
 from deploy.shell import Shell
 from deploy.specs.machine import Machine
 
-OUR_IMAGE = "SNIPERFACE_PYTHON"  # set in our image: where its Python is
+OUR_IMAGE = "SNIPERFACE_PYTHON"  # set in our image: the path of its Python
 AUTO = "auto"
 
 
 def settle(machine: Machine, shell: Shell, project: Path) -> Machine:
-    """The machine with what only it can tell: its root as an absolute path, and the Python that trains."""
+    """Return the machine with what only it knows: its root as an absolute path, and the Python for training."""
     if machine.is_here:
         return machine
     root = machine.path(shell.expand(str(machine.root)))
@@ -27,7 +27,7 @@ def settle(machine: Machine, shell: Shell, project: Path) -> Machine:
 
 
 def ensure(machine: Machine, shell: Shell, project: Path, code: PurePath, say: Callable[[str], None]) -> None:
-    """Make the environment where it is missing; StepFailed when it cannot train."""
+    """Create the environment if it is missing. Raises StepFailed if it cannot train."""
     folder = _folder(machine.root, project)
     if machine.python == str(folder / "bin" / "python") and not machine.is_here:
         if shell.size(folder / "ready.json") is None:
@@ -47,7 +47,7 @@ def ensure(machine: Machine, shell: Shell, project: Path, code: PurePath, say: C
 
 
 def _folder(root: PurePath, project: Path) -> PurePath:
-    """One environment for each state of the files that define it."""
+    """Return the folder of the environment: one for each state of the files that define it."""
     digest = hashlib.sha256()
     for name in ("constraints.txt", "requirements/app.txt", "requirements/build.txt"):
         file = project / name

@@ -1,4 +1,4 @@
-"""Credentials in the code folder, found by file name and by content, before the code travels to a machine."""
+"""Find credentials in the code folder, by file name and by content, before the code is uploaded."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 from deploy.errors import WrongUse
 from deploy.pod.base.redact import SHORTEST
 
-FILE_BYTES = 1 << 20  # of each file, at its beginning; a credential file is small
-ALL_BYTES = 128 << 20  # of all files together: a check before every run must stay quick
+FILE_BYTES = 1 << 20  # read from the start of each file; a credential file is small
+ALL_BYTES = 128 << 20  # read from all files together: a check before every run must stay fast
 NAMES = (
     ".env",
     ".env.*",
@@ -38,7 +38,7 @@ NAMES = (
     "*.kdbx",
 )
 HARMLESS = (".env.example", ".env.sample", ".env.template")
-# What it is, words of which one is always in it (found quickly), and the whole pattern.
+# Description, strings of which one always occurs (fast to find), and the full pattern.
 CONTENTS: tuple[tuple[str, tuple[bytes, ...], bytes], ...] = (
     (
         "a private key",
@@ -57,13 +57,13 @@ CONTENTS: tuple[tuple[str, tuple[bytes, ...], bytes], ...] = (
     ("a W&B API key", (b"wandb.ai",), rb"wandb\.ai\s[^\n]*?\n?\s*password\s+[0-9a-f]{40}\b"),
     ("a W&B API key", (b"WANDB_API_KEY",), rb"WANDB_API_KEY[\"']?\s*[=:]\s*[\"']?[0-9a-f]{40}\b"),
 )
-NAME = re.compile("|".join(map(translate, NAMES)))  # of a file, in lower case
+NAME = re.compile("|".join(map(translate, NAMES)))  # of a file name in lower case
 PATTERNS = [(what, words, re.compile(pattern)) for what, words, pattern in CONTENTS]
 
 
 @dataclass(frozen=True)
 class Leak:
-    """A file that seems to hold a credential, and why; `certain` where it holds a value of this very computer."""
+    """A file that seems to hold a credential, and why. `certain`: it holds the value of a secret of this computer."""
 
     file: str
     why: str
@@ -71,9 +71,9 @@ class Leak:
 
 
 def find(project: Path, files: Iterable[str], secrets: Mapping[str, str]) -> list[Leak]:
-    """Files among `files` (names with /, relative to the project) that look like credentials or hold one.
+    """Return the files that look like credentials or hold one. `files`: names with /, relative to the project.
 
-    `secrets`: names and values of this computer's environment that a run may be given.
+    `secrets`: names and values of this computer's environment that a run may get.
     """
     left = ALL_BYTES
     found = []
@@ -100,9 +100,9 @@ def judge(name: str, content: bytes, secrets: Mapping[str, str]) -> Leak | None:
 
 
 def refuse(leaks: Iterable[Leak], tracked: set[str], allowed: Iterable[str]) -> tuple[str, ...]:
-    """The tracked files to warn of. An untracked file is refused, and so is any that holds a value of `secrets:`.
+    """Return the tracked files to warn about. Untracked files, and files with a value of `secrets:`, are refused.
 
-    Raises: WrongUse, which names the file, the reason, and how to allow it.
+    Raises WrongUse with the file, the reason, and how to allow it.
     """
     patterns = tuple(allowed)
     warned = []
@@ -121,7 +121,7 @@ def refuse(leaks: Iterable[Leak], tracked: set[str], allowed: Iterable[str]) -> 
 
 
 def _beginning(path: Path, limit: int) -> bytes:
-    """A symbolic link travels as a link; its target is not read."""
+    """Read the start of a file. A symbolic link is uploaded as a link, so its target is not read."""
     try:
         if path.is_symlink() or not path.is_file():
             return b""

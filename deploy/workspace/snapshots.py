@@ -15,7 +15,7 @@ from deploy.shell import Result
 from deploy.workspace import worktree
 from deploy.workspace.worktree import FOR_SNAPSHOTS, Listing, git, joined, on_disk, path_of
 
-# Everybody's snapshot of the same files upon the same commit is the same commit.
+# A fixed author: a commit needs one, and the user may have configured none.
 NOBODY = {
     f"GIT_{who}_{what}": value
     for who in ("AUTHOR", "COMMITTER")
@@ -24,14 +24,15 @@ NOBODY = {
 LINK = b"120000"
 TRIES = 3  # an editor may save while the files are read
 NAMED = 5  # files in one message
-BINARY_BYTES = 8000  # git looks for a zero byte in as many
+BINARY_BYTES = 8000  # git looks for a zero byte in this many
 IDENT = re.compile(rb"\$Id:[^$\r\n]*\$")
 
 
 class Snapshots:
     """A bare repository beside the user's, with snapshots of the working tree as commits.
 
-    New objects go there, the user's are borrowed, so the user's repository, index and working tree stay as they are.
+    New objects go there; existing ones are borrowed from the user's repository, whose index and working tree do not
+    change.
     """
 
     def __init__(self, project: Path) -> None:
@@ -42,23 +43,23 @@ class Snapshots:
         if not (self.store / "objects").is_dir():
             hashed = [] if self.format == "sha1" else [f"--object-format={self.format}"]
             git(project, "init", "--quiet", "--bare", *hashed, str(self.store))
-            (self.store.parent / ".gitignore").write_text("*\n", encoding="ascii")  # nothing here is anybody's to add
+            (self.store.parent / ".gitignore").write_text("*\n", encoding="ascii")  # keeps this folder out of git
         users = worktree.repository_path(project, "objects")
-        # As a file and not in the environment: a name with a colon, or C:, would be two names there.
+        # In a file, not in the environment: there a path with a colon, such as C:, would count as two.
         (self.store / "objects" / "info").mkdir(exist_ok=True)
         (self.store / "objects" / "info" / "alternates").write_bytes(_alternate(users))
 
     def take(self, listed: Listing | None = None) -> str:
-        """The id of the working tree as it is now. `listed`: its names, where they were just asked for.
+        """Return the id of the working tree as it is now. `listed`: its names, if they were just listed.
 
-        Raises: WrongUse for files that git would send with another content than the disk has.
+        Raises WrongUse for files whose content in git's copy differs from the disk.
         """
         different: dict[str, str] = {}
         for attempt in range(TRIES):
             listed = listed if listed and not attempt else worktree.listing(self.project)
             without = worktree.without_filters(self.project, listed.names)
             options = [*FOR_SNAPSHOTS, *without]
-            # The user's own index spares reading what has not changed. Where it deceives, the comparison shows it.
+            # The user's index saves reading what has not changed. If it is wrong, the comparison shows it.
             tree = self._write(listed, options, fresh=bool(attempt or listed.hidden or without))
             different = self._different(listed, tree, options)
             if not different:
@@ -66,34 +67,37 @@ class Snapshots:
         raise _refusal(different)
 
     def bundle(self, tree: str, theirs: list[str]) -> bytes:
-        """A git bundle with the snapshot, thin upon the newest commit of `theirs` that is known here; empty if none."""
+        """Return a git bundle with the snapshot, based on the newest commit of `theirs` that is known here.
+
+        Empty if the machine already has the snapshot's commit; complete if no commit of `theirs` is known.
+        """
         ref = f"refs/snapshots/{tree}"
         base = next((commit for commit in theirs if self._git("cat-file", "-e", commit, check=False)), None)
         commit = self._git("rev-parse", "--verify", "--quiet", ref, check=False).text.strip()
         if commit and commit == base:
-            return b""  # the machine has the commit, and only its folder was removed
+            return b""  # only its folder was removed
         parent = ["-p", base] if base else []
         commit = self._git("commit-tree", *parent, "-m", f"snapshot {tree}", tree, env=NOBODY).text.strip()
         self._git("update-ref", ref, commit)
         return self._git("bundle", "create", "--quiet", "-", ref, *([f"^{base}"] if base else [])).stdout
 
     def _write(self, listed: Listing, options: Sequence[str], *, fresh: bool) -> str:
-        """A tree of the listed files; `fresh`: from an index that knows nothing of them but their names and modes."""
+        """Write a tree of the listed files. `fresh`: with an index that holds only names and modes."""
         with tempfile.TemporaryDirectory(prefix=".making-", dir=self.store) as scratch:
             index, users = Path(scratch) / "index", worktree.repository_path(self.project, "index")
             if users.exists() and not fresh:
-                shutil.copy2(users, index)  # with its own time, by which git knows what is too young to be trusted
+                shutil.copy2(users, index)  # keeps the mtime, by which git knows which entries are too recent to trust
             else:
                 worktree.fresh_index(self.project, listed, index, self.objects)
             own = {**self.objects, "GIT_INDEX_FILE": str(index)}
             update = ("update-index", "--add", "--remove", "--replace", "-z", "--stdin")
             git(self.project, *options, *update, env=own, stdin=joined(listed.names))
             inside = [f"--prefix={os.fsdecode(listed.prefix)}"] if listed.prefix else []
-            # With the options too: git reads a file again that is as young as the index.
+            # With the options too: git reads files again that are as recent as the index.
             return git(self.project, *options, "write-tree", *inside, env=own).text.strip()
 
     def _different(self, listed: Listing, tree: str, options: Sequence[str]) -> dict[str, str]:
-        """Names that are on the disk, in the tree, or both, and differ, each with the reason."""
+        """Return the names that differ between disk and tree, each with the reason."""
         entries = self._entries(tree)
         there = {name for name in listed.names if on_disk(self.project, name)}
         different = dict.fromkeys(there - entries.keys(), "is missing in git's copy")
@@ -107,7 +111,7 @@ class Snapshots:
         return {os.fsdecode(name): different[name] for name in sorted(different)}
 
     def _reason(self, path: str, mode: bytes, blob: str, checkout: Sequence[str]) -> str | None:
-        """Why a file does not arrive as it is here; None where it does, or with the line ends of a text of Linux."""
+        """Return why a file would arrive changed; None if it would not, except for line endings of a text."""
         try:
             is_link = os.path.islink(path)
             content = os.fsencode(os.readlink(path)) if is_link else Path(path).read_bytes()
@@ -120,7 +124,7 @@ class Snapshots:
         )
 
     def _entries(self, tree: str) -> dict[bytes, tuple[bytes, str]]:
-        """Mode and object of each file of a tree, by name."""
+        """Return mode and object of each file of a tree, by name."""
         told = self._git("ls-tree", "-r", "-z", tree).stdout.split(b"\0")
         found = {}
         for line in filter(None, told):
@@ -134,10 +138,10 @@ class Snapshots:
 
 
 def judge(content: bytes, blob: str, hashed: str, checked_out: Callable[[], bytes]) -> str | None:
-    """Why the object `blob` (a hash of kind `hashed`) is not this content of a file; None where it is.
+    """Return why the object `blob` (a hash of kind `hashed`) does not match a file's content; None if it does.
 
-    Line ends and `$Id$` may differ, as the attributes of a text file say. `checked_out` gives the object as git would
-    write it to the disk; it is asked only when nothing simpler explains the difference.
+    Line endings and `$Id$` may differ, as the attributes of a text file allow. `checked_out` returns the object as git
+    would write it to the disk; it is called only if nothing simpler explains the difference.
     """
     if object_id(content, hashed) == blob:
         return None
@@ -151,7 +155,7 @@ def judge(content: bytes, blob: str, hashed: str, checked_out: Callable[[], byte
 
 
 def object_id(content: bytes, hashed: str) -> str:
-    """The name that git gives to a file of this content."""
+    """Return git's id of a file with this content."""
     return hashlib.new(hashed, b"blob %d\0" % len(content) + content).hexdigest()
 
 
@@ -166,7 +170,7 @@ def _refusal(different: Mapping[str, str]) -> WrongUse:
 
 
 def _alternate(path: Path) -> bytes:
-    """A line of git's file of alternates; a name that does not fit into a line is quoted as in C."""
+    """Return a line of git's alternates file. A name that does not fit into a line is quoted as in C."""
     name = os.fsencode(path.as_posix())
     if not name.startswith(b'"') and b"\n" not in name:
         return name + b"\n"

@@ -1,4 +1,4 @@
-"""Where images come from: a file on this laptop, a file on the machine, or an address that serves ranges."""
+"""Sources of images: a file on this laptop, a file on the machine, or a URL that serves ranges."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from deploy.shell.base import CHUNK_BYTES
 ON_THE_MACHINE = "machine:"
 HERE, MACHINE, URL = "here", "machine", "url"
 LIMIT_S = 30
-NEVER = ("file:", "ftp:", "ftps:", "local:")  # fsspec would read them, too
+NEVER = ("file:", "ftp:", "ftps:", "local:")  # fsspec would read these too
 
 
 @dataclass(frozen=True)
 class Url:
-    """An address, handled as a path as far as that goes."""
+    """A URL with the path operations that are needed here."""
 
     text: str
 
@@ -52,12 +52,12 @@ class Url:
 
     @property
     def normal(self) -> Url:
-        """Without slashes at the end of the path, and without a fragment."""
+        """The URL without slashes at the end of its path, and without a fragment."""
         return self._with(self._path)
 
     @property
     def _path(self) -> str:
-        """Without the query, which may hold a signature; a fragment is never sent."""
+        """The URL without its query, which may hold a signature, and its fragment, which is never sent."""
         return re.split("[?#]", self.text)[0].rstrip("/")
 
     def _with(self, path: str) -> Url:
@@ -69,7 +69,7 @@ Place = PurePath | Url
 
 
 class Files(Protocol):
-    """What can be read: every Shell, and UrlFiles."""
+    """Readable files: every Shell, and UrlFiles."""
 
     def read(self, path: Any, offset: int = 0, limit: int | None = None) -> bytes: ...
 
@@ -78,7 +78,7 @@ class Files(Protocol):
 
 @dataclass(frozen=True)
 class Origin:
-    """`where` the images are, and the way to read them there; None while that machine is still to be had."""
+    """Where images are, and how to read them. `files` is None until the machine is provisioned."""
 
     where: str
     path: Place
@@ -90,7 +90,7 @@ class Origin:
 
 
 def parse(text: str, project: Path, *, local: bool) -> Origin:
-    """`machine:/path` lies on the machine, `https://…` at an address, everything else here."""
+    """Parse --data: `machine:/path` is on the machine, `https://…` a URL, everything else is local."""
     if "://" in text:
         if text.lower().startswith(NEVER):
             raise WrongUse(
@@ -106,10 +106,10 @@ def parse(text: str, project: Path, *, local: bool) -> Origin:
 
 
 class UrlFiles:
-    """Ranges over HTTP; other schemes through fsspec, where that is installed."""
+    """Read ranges over HTTP; other schemes through fsspec, if it is installed."""
 
     def read(self, path: Any, offset: int = 0, limit: int | None = None) -> bytes:
-        """As a Shell reads: at most `limit` or CHUNK_BYTES, however much the server sends."""
+        """Read like a Shell: at most `limit` or CHUNK_BYTES, however much the server sends."""
         limit = CHUNK_BYTES if limit is None else limit
         if limit == 0:
             return b""
@@ -141,7 +141,7 @@ class UrlFiles:
             if not url.startswith(("http://", "https://")):
                 return int(_fsspec(url).size(url))
             return _size(url)
-        except urllib.error.HTTPError as error:  # the server is there, the file is not
+        except urllib.error.HTTPError as error:  # the server answers, but has no such file
             error.close()
             return None
         except urllib.error.URLError as error:
@@ -151,7 +151,7 @@ class UrlFiles:
 
 
 def _size(url: str) -> int:
-    """By HEAD, or, as a signature may be for GET alone, by asking for one byte."""
+    """Return the size by HEAD, or by a request for one byte: a signature may allow GET only."""
     try:
         asked = request(url, {})
         asked.method = "HEAD"

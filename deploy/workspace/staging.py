@@ -1,4 +1,4 @@
-"""Images on their way to where training reads them: room first, verified blocks, whole or not there."""
+"""Stage images where training reads them: reserve space, verify each block, and rename the file when it is complete."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ from deploy.workspace.dataset import (
 from deploy.workspace.sources import HERE, Files, Place
 
 MEMORY_FOR_TRAINING_BYTES = 4 << 30
-SHM = PurePosixPath("/dev/shm")  # noqa: S108 - the machine's
-SHM_FOR_NCCL_BYTES = 512 << 20  # ranks whose GPUs cannot reach each other exchange through files there
+SHM = PurePosixPath("/dev/shm")  # noqa: S108 - a path of the machine
+SHM_FOR_NCCL_BYTES = 512 << 20  # ranks whose GPUs cannot reach each other exchange data through files there
 MANIFEST_BYTES = (8 << 20) - 1  # of a staged file: the hashes of about 100,000 blocks
 
 
 @dataclass(frozen=True)
 class Staged:
-    """Where the images are read on the machine, and a sentence about how they came there."""
+    """Path of the images on the machine, and a description of how they get there."""
 
     path: PurePath
     words: str
@@ -53,9 +53,9 @@ class Staged:
 def choose_place(
     shell: Shell, settings: Settings, root: PurePath, dataset: Dataset, fraction: float, *, gpus: int = 0
 ) -> Staged:
-    """Where the images have room: in RAM as asked for, else on disk, said in words. Looks, and touches nothing.
+    """Choose where the images fit: in RAM as requested, else on disk. Changes nothing.
 
-    `gpus`: of the machine; several of them need room in /dev/shm, too.
+    `gpus`: of the machine; several of them need space in /dev/shm too. Raises StepFailed if the images fit nowhere.
     """
     about = facts(dataset, fraction)
     wanted = wanted_path(settings, root, about, fraction)
@@ -88,11 +88,11 @@ def stage(
     progress: Progress,
     packing: Packing | None = None,
 ) -> str | None:
-    """Bring the images to where the plan reads them; returns what was done, or None when they are read in place.
+    """Stage the images where the plan reads them. Returns a description, or None if they are read in place.
 
-    The room is reserved before the first byte, every block is checked against the manifest on the way, a copy that
-    broke off goes on, and the file is there under its own name only when whole. From the laptop it is sent, perhaps
-    packed; what lies on the machine, or at an address, the machine fetches by itself (`pod/agent/files.py`).
+    Space is reserved before the first byte, every block is verified against the manifest, an interrupted copy resumes,
+    and the file gets its name only when it is complete. Images on the laptop are uploaded, perhaps packed. Images on
+    the machine or at a URL are copied by the machine itself (`pod/agent/files.py`).
     """
     if not plan.stage:
         return None
@@ -101,12 +101,12 @@ def stage(
     manifest = _staged_manifest(dataset, blocks, plan.fraction, packing)
     there = _manifest_there(shell, destination)
     size = shell.size(destination)
-    if dataset.train_labels is not None:  # small, and another file perhaps than that of the run before
+    if dataset.train_labels is not None:  # small, and may differ from those of the previous run
         own = _labels_of(LocalShell(), dataset, dataset.train_labels, blocks)
         shell.write(destination.with_name(TRAIN_LABELS), own)
     if size is not None and there and _same(there, manifest) and size == _staged_bytes(dataset, blocks):
         if packing:
-            shell.remove(packed_file(machine).parent)  # of a call that was cut after its last step but one
+            shell.remove(packed_file(machine).parent)  # of a call that was interrupted before its last step
         return f"already there: {destination}"
     if size is not None and not there:
         raise WrongUse(
@@ -118,7 +118,7 @@ def stage(
             f"{destination} holds other images, which the runs on this machine use: wait for their end, or use a "
             "target with another stage_to"
         )
-    shell.remove(destination)  # another data set: it would take the room of this one
+    shell.remove(destination)  # another data set: it takes the space of this one
     if packing:
         _reserve(shell, dataset, blocks, destination)
         hashes = packing.send(shell, machine, code, _part(destination), progress)
@@ -139,7 +139,7 @@ def stage(
     manifest |= {"blocks": hashes, "dataset_id": of if len(blocks) == count_blocks(dataset) else of_part}
     if manifest["selection"]:
         manifest["selection"] = {**manifest["selection"], "of": of}
-    # Before the rename: a break in between leaves a manifest without images, which is simply staged again.
+    # Before the rename: an interruption in between leaves a manifest without images, which is staged again.
     shell.write(destination.with_name("manifest.json"), (json.dumps(manifest, indent=1) + "\n").encode())
     shell.replace(_part(destination), destination)
     if packing:
@@ -155,9 +155,9 @@ def _staged_bytes(dataset: Dataset, blocks: list[int]) -> int:
 def _staged_manifest(
     dataset: Dataset, blocks: list[int], fraction: float, packing: Packing | None = None
 ) -> dict[str, Any]:
-    """The staged file's own manifest; `source` tells a changed file apart where there is no manifest to compare.
+    """Return the staged file's own manifest. Its `source` shows a changed file if there is no manifest to compare.
 
-    What was sent lossy has blocks of its own, and says so for good, also where a copy of it is staged again.
+    Lossy images have their own block hashes. Their manifest keeps `packed`, also when a copy of them is staged again.
     """
     rows = sum(rows_of(dataset, block) for block in blocks)
     known: list[str] = dataset.manifest.get("blocks", [])
@@ -191,7 +191,7 @@ def _manifest_there(shell: Shell, destination: PurePath) -> dict[str, Any]:
 
 
 def _same(there: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """Whether the staged file holds what is wanted: by block hashes where they are known, else by its source."""
+    """Return whether the staged file is the wanted one: by block hashes if they are known, else by its source."""
     keys = ("rows", "block_rows", "held_out_rows", "blocks" if wanted["blocks"] else "source")
     return all(there.get(key) == wanted[key] for key in (*keys, "packed"))
 
@@ -201,9 +201,9 @@ def _part(destination: PurePath) -> PurePath:
 
 
 def _lacks_room(shell: Shell, destination: PurePath, needed: int, kept_free: int = 0) -> str | None:
-    """Why `needed` bytes would not fit at `destination`, or None. What an earlier copy left there is room already.
+    """Return why `needed` bytes do not fit at `destination`, or None. An earlier copy there counts as free space.
 
-    Files in RAM count against the machine's memory, and training needs some, too.
+    Files in RAM count against the machine's memory, and training needs some too.
     """
     folder = destination.parent
     own = (shell.size(_part(destination)) or 0) + (shell.size(destination) or 0)
@@ -220,7 +220,7 @@ def _lacks_room(shell: Shell, destination: PurePath, needed: int, kept_free: int
 
 
 def _reserve(shell: Shell, dataset: Dataset, blocks: list[int], destination: PurePath) -> None:
-    """Room for all of it on another machine, before the first byte."""
+    """Reserve space for the whole file on another machine, before the first byte."""
     part = _part(destination)
     try:
         shell.truncate(part, _staged_bytes(dataset, blocks))
@@ -240,12 +240,12 @@ def _copy(
     destination: PurePath,
     progress: Progress,
 ) -> list[str]:
-    """Run the copy on the machine; returns the SHA-256 of each block as it was copied."""
+    """Run the copy on the machine. Returns the SHA-256 of each block as it was copied."""
     order = machine.root / "staging.json"
     header = base64.b64encode(staged_header(dataset, blocks)).decode("ascii")
     pieces = [asdict(piece) for piece in pieces_of(dataset, blocks)]
     value = {"source": str(dataset.path), "part": str(_part(destination)), "header": header, "pieces": pieces}
-    shell.write(order, json.dumps(value).encode("utf-8"), private=True)  # an address may carry a signature
+    shell.write(order, json.dumps(value).encode("utf-8"), private=True)  # a URL may carry a signature
     hashes: list[str] = []
     for line in shell.stream([machine.python, "-m", "deploy.pod.agent.files", str(order)], cwd=code, again=True):
         if line.startswith("{"):
@@ -256,7 +256,7 @@ def _copy(
 
 
 def _labels_of(files: Files, dataset: Dataset, labels: Place, blocks: list[int]) -> bytes:
-    """A file of labels for the staged rows alone."""
+    """Return the contents of a label file for the staged rows only."""
     header = read_header(labels, files)
     width = int(header.dtype[-1])
     block_bytes = dataset.block_rows * width

@@ -1,4 +1,4 @@
-"""Which files of the working tree travel with a run, read through git, and which are refused by name."""
+"""Find the files that are uploaded with a run, through git, and refuse those that cannot or should not be uploaded."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from pathlib import Path
 from deploy.errors import StepFailed, WrongUse
 from deploy.shell import LocalShell, Result
 
-# What a run makes is never code, whatever the ignore file of a fresh repository says.
+# Output of runs is never code, whatever the ignore file of a fresh repository lists.
 NEVER_CODE = ("runs", "data", ".sniperface", ".venv")
 LARGE_FILE_BYTES = 50 << 20
 LARGE_UNTRACKED_BYTES = 64 << 20
 GIT_LIMIT_S = 300
 OLD_FORMAT = "sha1"
 GITLINK = b"160000 "
-# The user's git guards the user's repository. In a snapshot, the disk alone counts.
+# core.safecrlf and core.fsmonitor serve the user's repository. In a snapshot, only the disk counts.
 FOR_SNAPSHOTS = ("-c", "core.safecrlf=false", "-c", "core.fsmonitor=false")
 NO_DRIVER = {b"unspecified", b"unset", b"set"}
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Names as git knows them, relative to the project. Git does not look at changes of `hidden` files."""
+    """File names as git lists them, relative to the project. Git ignores changes of `hidden` files."""
 
     tracked: tuple[bytes, ...]
     names: tuple[bytes, ...]  # tracked files, and those that git neither tracks nor ignores
     hidden: tuple[bytes, ...]
     submodules: tuple[bytes, ...]
-    nested: tuple[bytes, ...]  # untracked folders with a repository of their own
-    prefix: bytes  # of the project in its repository, with a slash at its end, or empty
+    nested: tuple[bytes, ...]  # untracked folders with their own repository
+    prefix: bytes  # path of the project in its repository, with a trailing slash, or empty
     entries: tuple[bytes, ...]  # of the user's index, as `update-index --index-info` reads them
 
 
 def listing(project: Path) -> Listing:
-    """The tracked files, and the untracked ones that git does not ignore and that no run made."""
+    """List the tracked files, and untracked files that git does not ignore and that no run made."""
     prefix = git(project, "rev-parse", "--show-prefix").stdout.rstrip(b"\n")
     tracked, hidden, submodules, entries = [], [], [], []
     for line in _listed(project, "--cached", "-v", "--stage"):
@@ -64,12 +64,12 @@ def listing(project: Path) -> Listing:
 
 
 def on_disk(project: Path, name: bytes) -> bool:
-    """Whether a file or a symbolic link of this name exists; a folder in its place is not one."""
+    """Return whether a file or a symbolic link of this name exists; False for a folder."""
     return file_bytes(project, name) is not None
 
 
 def file_bytes(project: Path, name: bytes) -> int | None:
-    """The size of a file or of a symbolic link itself; None where neither is there."""
+    """Return the size of a file, or of a symbolic link itself; None if there is neither."""
     try:
         about = os.lstat(path_of(project, name))
     except OSError:
@@ -82,7 +82,7 @@ def path_of(project: Path, name: bytes) -> str:
 
 
 def refuse(project: Path, listed: Listing, large_files: Sequence[str]) -> None:
-    """WrongUse for the first thing that would not arrive, or that is too large to travel with every run."""
+    """Raise WrongUse for the first entry that cannot be uploaded, or is too large to upload with every run."""
     for name in map(os.fsdecode, listed.submodules):
         raise WrongUse(
             f"{name} is a git submodule, and code travels without submodules: put its files into this repository, "
@@ -97,7 +97,7 @@ def refuse(project: Path, listed: Listing, large_files: Sequence[str]) -> None:
 
 
 def _refuse_large(project: Path, listed: Listing, meant: Sequence[str]) -> None:
-    """A forgotten video or archive in the folder would travel with every run."""
+    """Raise WrongUse for large files: every run would upload a forgotten video or archive."""
     told = ((os.fsdecode(name), file_bytes(project, name)) for name in listed.names)
     sizes = {name: size for name, size in told if size is not None}
     for name, size in sizes.items():
@@ -117,9 +117,9 @@ def _refuse_large(project: Path, listed: Listing, meant: Sequence[str]) -> None:
 
 
 def without_filters(project: Path, names: Sequence[bytes]) -> list[str]:
-    """Options of git that leave the clean filters of these files (Git LFS, git-crypt) out.
+    """Return git options that disable the clean filters of these files (Git LFS, git-crypt).
 
-    A filter would put a pointer into the snapshot, and nothing on the machine turns it back into the file.
+    A filter would put a pointer into the snapshot, and the machine cannot turn it back into the file.
     """
     told = git(project, "check-attr", "-z", "--stdin", "filter", stdin=joined(names))
     drivers = sorted({*told.stdout.split(b"\0")[2::3]} - NO_DRIVER)
@@ -133,25 +133,25 @@ def without_filters(project: Path, names: Sequence[bytes]) -> list[str]:
 def fresh_index(project: Path, listed: Listing, index: Path, env: Mapping[str, str] | None = None) -> None:
     """Write the names and modes of the user's index to `index`, without its flags and times.
 
-    So git reads every file again: skip-worktree, assume-unchanged, a file system monitor and equal times hide nothing.
+    Git then reads every file again: skip-worktree, assume-unchanged, a file system monitor or equal times hide nothing.
     """
     own = {**(env or {}), "GIT_INDEX_FILE": str(index)}
     git(project, "update-index", "-z", "--index-info", env=own, stdin=joined(listed.entries))
 
 
 def joined(names: Iterable[bytes]) -> bytes:
-    """As git reads a list of names with -z."""
+    """Join names in the format that git reads with -z."""
     return b"".join(name + b"\0" for name in names)
 
 
 def object_format(project: Path) -> str:
-    """The hash of the user's repository: sha1 or sha256. A git that does not know the question has sha1 only."""
+    """Return the hash of the user's repository: sha1 or sha256. A git without this query has sha1 only."""
     told = git(project, "rev-parse", "--show-object-format", check=False).text.strip()
     return told if told == "sha256" else OLD_FORMAT
 
 
 def repository_path(project: Path, name: str) -> Path:
-    """Where git keeps something of the user's repository; a worktree shares most of it with others."""
+    """Return the path of a file in the user's git folder. A worktree shares most of them with others."""
     return project / os.fsdecode(git(project, "rev-parse", "--git-path", name).stdout.rstrip(b"\n"))
 
 
@@ -167,7 +167,7 @@ def is_repository(project: Path) -> bool:
         )
     if inside.text.strip() != "true":
         return False
-    # A project that merely lies in somebody else's repository, ignored there, is not under version control.
+    # A project inside another repository that ignores it is not under version control.
     return not git(project, "check-ignore", "--quiet", ".", check=False)
 
 
@@ -178,7 +178,7 @@ def excluded() -> list[str]:
 def git(
     project: Path, *argv: str, env: Mapping[str, str] | None = None, stdin: bytes = b"", check: bool = True
 ) -> Result:
-    # A hook, or an editor, may have pointed git somewhere else by environment.
+    # A hook or an editor may have pointed git elsewhere through the environment.
     clean = {name: None for name in os.environ if name.startswith("GIT_")}
     return LocalShell().run(
         ["git", *argv],

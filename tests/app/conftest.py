@@ -1,10 +1,10 @@
-"""Small real data for the app's tests."""
+"""Fixtures of the app's tests: a small data set, and a world of one process."""
 
 from __future__ import annotations
 
 import os
 
-# Set before torch is imported by a test module: two test processes on two cores must not fight over them.
+# Set before a test module imports torch: two test processes must not compete for two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from app.runtime.dist import World
 
 
 def faces(people: int, each: int, seed: int = 0) -> np.ndarray:
-    """Images [people * each, 112, 112, 3] in which a person is a colour pattern and an image a noisy shift of it."""
+    """Images [people * each, 112, 112, 3]: a colour pattern per person, with noise and another brightness per image."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(30, 225, (people, 1, 7, 7, 3)).repeat(16, axis=2).repeat(16, axis=3)
     noise = rng.integers(-25, 25, (people, each, 112, 112, 3))
@@ -28,7 +28,7 @@ def faces(people: int, each: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """images.npy of 12 people, 4 images each, of which 4 people are held out; labels and manifest beside it."""
+    """images.npy with 12 people, 4 images each; 4 people are held out. Labels and manifest lie beside it."""
     images = faces(people=12, each=4)
     source = Source(
         name="small",

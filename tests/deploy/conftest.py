@@ -1,4 +1,4 @@
-"""A real small project for the launcher: real git, tmux, processes; only the training in it is pretended."""
+"""A small real project for the launcher: real git, tmux and processes; only the training half is a stub."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HOSTILE_NAMES = ["plain", 'it\'s a "faces" földer $HOME; `x` {a,b}=%#']
 
 
 def wait_until(condition: Callable[[], Any], limit_s: float = 30) -> Any:
-    """The first true answer of a condition; a test never sleeps for a fixed time."""
+    """Poll a condition and return its first true value, so that no test sleeps for a fixed time."""
     deadline = time.monotonic() + limit_s
     while True:
         asked = time.monotonic()
@@ -41,18 +41,18 @@ def wait_until(condition: Callable[[], Any], limit_s: float = 30) -> Any:
         if answer:
             return answer
         assert time.monotonic() < deadline, f"not true within {limit_s} s"
-        time.sleep(max(0.02, time.monotonic() - asked))  # who asks takes cores from what is waited for
+        time.sleep(max(0.02, time.monotonic() - asked))  # a slow poll takes cores from the awaited work: pause as long
 
 
 class SoonAfter(LocalShell):
-    """This computer, ten seconds from now."""
+    """LocalShell with a clock that is ten seconds ahead."""
 
     def clock(self) -> float:
         return super().clock() + 10
 
 
 class CutAfterReading(LocalShell):
-    """This computer, over a line that breaks after an answer and is back a minute later."""
+    """LocalShell over a connection that breaks after each read and is back a minute later, by its clock."""
 
     waited_s = 0.0
 
@@ -74,7 +74,7 @@ def git(folder: Path, *argv: str) -> str:
 
 @dataclass
 class Project:
-    """A project folder with everything the commands need, and the commands themselves, run as a user runs them."""
+    """A project folder with everything the commands need; runs the commands as a user does."""
 
     path: Path
     socket: str
@@ -95,7 +95,7 @@ class Project:
                 stdin=subprocess.DEVNULL,
             )  # fmt: skip
         assert done.returncode == code, f"{argv}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert 'tasks.py", line' not in done.stderr, done.stderr  # a traceback of ours; a job may show its own
+        assert 'tasks.py", line' not in done.stderr, done.stderr  # our own traceback; a job may print one
         return done
 
     def json(self, *argv: str, code: int = 0) -> Any:
@@ -115,14 +115,14 @@ class Project:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def files(self) -> set[str]:
-        """Every file outside .git, to see that a command touched nothing."""
+        """Names and times of all files outside .git, to check that a command changed nothing."""
         inside = (path for path in self.path.rglob("*") if ".git" not in path.parts and "__pycache__" not in path.parts)
         return {f"{path.relative_to(self.path)} {path.stat().st_mtime_ns}" for path in inside if path.is_file()}
 
 
 @pytest.fixture(params=HOSTILE_NAMES, ids=["plain-name", "hostile-name"])
 def any_project(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Project]:
-    """A project in a folder with an ordinary name, and one in a folder with a hostile one."""
+    """A project in a folder with a plain name, then one in a folder with a hostile name."""
     yield from _make(tmp_path / request.param)
 
 
@@ -133,7 +133,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 def _make(path: Path) -> Iterator[Project]:
     shutil.copytree(PRETEND, path, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(SOURCE / "deploy", path / "deploy")  # with its bytecode, which the first command would make
+    shutil.copytree(SOURCE / "deploy", path / "deploy")  # with bytecode, or the first command would have to compile
     shutil.copytree(SOURCE / "conf" / "deploy", path / "conf" / "deploy")
     for name in ("tasks.py", ".gitignore"):
         shutil.copy(SOURCE / name, path / name)
@@ -147,7 +147,7 @@ def _make(path: Path) -> Iterator[Project]:
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
-    """Supervisors of one machine, each with a run folder of its own; `make(root=...)` puts it on another machine."""
+    """Make supervisors of one machine, each with its own run folder; `make(root=...)` uses another machine."""
     from tests.deploy.support.supervised import Supervised
 
     made: list[Supervised] = []
@@ -167,14 +167,14 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
 
 @pytest.fixture
 def hears_ctrl_c() -> Iterator[None]:
-    """A shell starts what runs in the background deaf to it."""
+    """Enable Ctrl-C: a shell starts background processes with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 def _end(project: Project) -> None:
-    """Nothing that a test started outlives it."""
+    """End all processes that a test started."""
     for process in project.started:
         process.kill()
         process.communicate()
@@ -188,7 +188,7 @@ def _end(project: Project) -> None:
 
 
 def end_tmux(socket: str) -> None:
-    """End a private tmux server and remove its socket; that there is none is fine."""
+    """End a private tmux server, if it runs, and remove its socket."""
     if shutil.which("tmux"):
         subprocess.run(["tmux", "-L", socket, "kill-server"], capture_output=True, check=False)
         Path(os.environ.get("TMUX_TMPDIR", "/tmp"), f"tmux-{os.getuid()}", socket).unlink(missing_ok=True)
@@ -196,7 +196,7 @@ def end_tmux(socket: str) -> None:
 
 @pytest.fixture
 def boot_s() -> float:
-    """How long an emulated pod is STARTING; tests that are about waiting say more."""
+    """How long an emulated pod is STARTING; tests about waiting override it."""
     return 0.0
 
 
@@ -204,7 +204,7 @@ def boot_s() -> float:
 def both(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot_s: float
 ) -> Iterator[Rig]:
-    """RunPod's provider before the emulator, with each of the two APIs."""
+    """The RunPod provider with the emulator, with each of the two APIs."""
     from tests.support.emulators.rig import rig
 
     yield from rig(request.param, tmp_path, monkeypatch, boot_s=boot_s)
@@ -212,7 +212,7 @@ def both(
 
 @pytest.fixture
 def v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot_s: float) -> Iterator[Rig]:
-    """The same with REST alone."""
+    """The RunPod provider with the emulator, REST only."""
     from tests.support.emulators.rig import rig
 
     yield from rig("v2", tmp_path, monkeypatch, boot_s=boot_s)
@@ -220,7 +220,7 @@ def v2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot_s: float) -> Iterat
 
 @pytest.fixture
 def sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot_s: float) -> Iterator[Rig]:
-    """The same with RunPod's own package alone."""
+    """The RunPod provider with the emulator, RunPod's own package only."""
     from tests.support.emulators.rig import rig
 
     yield from rig("sdk", tmp_path, monkeypatch, boot_s=boot_s)

@@ -1,1 +1,1 @@
-"""Servers and rigs that tests share."""
+"""Emulators, servers and rigs shared by tests."""

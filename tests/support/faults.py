@@ -1,14 +1,13 @@
-"""What holds for every fault that a test injects, and what it measured.
+"""Checks and measurements shared by all tests that inject a fault.
 
-A test of a fault takes the fixture `fault`, calls `strikes` at the moment of each fault, and then shows, by the one way
-that is here, that
+Such a test takes the fixture `fault`, calls `strikes` at the moment of each fault, and then checks that
 
-1. status told the truth within ten seconds: `told`,
+1. status is correct within ten seconds: `told`,
 2. no checkpoint is lost or half-written: `checkpoints`,
-3. no machine bills unnoticed: `machines`, or `guard` for one that looks after itself.
+3. no machine bills unnoticed: `machines`, or `guard` for a machine that enforces its own limits.
 
-What is not in the game is said with its reason (`leaves_out`); a test that forgets one of the three fails. With
-SNIPERFACE_FAULTS=FILE each test adds one line of JSON to that file: benchmarks/failures.py makes figures of them.
+`leaves_out` names, with a reason, a part that does not apply; a test that omits one of the three fails. With
+SNIPERFACE_FAULTS=FILE each test appends one line of JSON to that file, for the figures of benchmarks/failures.py.
 """
 
 from __future__ import annotations
@@ -25,38 +24,38 @@ from deploy.pod.base.folder import LIVE_STATES, RunFolder, read_json
 
 RECORD = "SNIPERFACE_FAULTS"
 TRUTH_S = 10.0
-ORPHAN_S = 60.0  # beyond the limit of idleness
+ORPHAN_S = 60.0  # beyond the idle limit
 PARTS = ("truth", "checkpoints", "machines")
 T = TypeVar("T")
 
 
 class Fault:
-    """The faults of one test, from the first to the last."""
+    """All faults of one test, what it has checked, and its measurements."""
 
     def __init__(self, test: str) -> None:
         self.test = test
-        self.shown: dict[str, str] = {}  # part -> how, or why not
+        self.shown: dict[str, str] = {}  # part -> result, or the reason for leaving it out
         self.struck_at: float | None = None
         self.figures: dict[str, Any] = {
             "faults": 0,
-            "truth_s": None,  # the longest time after a fault that a question was put and not yet answered truly
-            "orphan_s": None,  # beyond the limit of idleness
-            "checkpoints": 0,  # that were looked at
+            "truth_s": None,  # longest time from a fault to a correct status
+            "orphan_s": None,  # beyond the idle limit
+            "checkpoints": 0,  # checked
             "checkpoints_damaged": 0,
             "machines_unnoticed": 0,
-            "log_bytes": 0,  # that were followed over a fault
-            "log_bytes_wrong": 0,  # of those lost, doubled or changed
+            "log_bytes": 0,  # followed across a fault
+            "log_bytes_wrong": 0,  # lost, doubled or changed
         }
 
     def strikes(self) -> None:
-        """Now."""
+        """Record that a fault happens now."""
         self.struck_at = time.monotonic()
         self.figures["faults"] += 1
 
     def told(self, truth: Callable[[], T], limit_s: float = 60) -> T:
-        """Ask until the answer is true. What counts is when the question was put: this machine may be slow to answer.
+        """Poll until the status is correct, and return it. Times count when a query starts: this machine may be slow.
 
-        `truth` asks the status, as a user or a script does, and gives a true value for a truthful answer.
+        `truth` queries the status, as a user or a script does, and returns a true value if it is correct.
         """
         assert self.struck_at is not None, "no fault has struck yet"
         while True:
@@ -71,8 +70,10 @@ class Fault:
         return answer
 
     def checkpoints(self, *runs: Path, complete: bool = True) -> None:
-        """Each checkpoint in these run folders is what its JSON says, none is half there, and the newest one that the
-        run told of is among them (`complete`: not for a copy that was still on its way)."""
+        """Check that each checkpoint in these run folders matches its JSON and none is partial.
+
+        With `complete`, the newest checkpoint in the run's events must exist; use False for an unfinished copy.
+        """
         problems = []
         for run in runs:
             found, wrong = looked_at(run, complete=complete)
@@ -84,7 +85,7 @@ class Fault:
         assert self.figures["checkpoints"], "there is no checkpoint at all"
 
     def machines(self, listed: Sequence[Mapping[str, Any]], there: Iterable[str]) -> None:
-        """What is there is what `ps` lists; and what works for no living run has a note that says so."""
+        """Check that `ps` lists exactly the existing machines, with a note for each without a live run."""
         listed = [each for each in listed if each["machine"]]  # a volume is no machine
         names = [str(each["machine"]) for each in listed]
         hidden = sorted(set(there) - set(names))
@@ -99,7 +100,7 @@ class Fault:
         assert sorted(names) == sorted(there), f"listed, but not there: {listed}"
 
     def guard(self, status: Mapping[str, Any]) -> None:
-        """A machine that looks after itself is given back, or says aloud that it costs money, and why; or it works."""
+        """Check that a machine with a guard is released, reports what it costs per hour, or is working."""
         words = str(status.get("decision"))
         noticed = status.get("state") == "released" or " an hour" in words or status.get("running")
         self.figures["machines_unnoticed"] += not noticed
@@ -107,7 +108,7 @@ class Fault:
         assert noticed, f"it bills, and nobody is told: {status.get('state')}: {words}"
 
     def log(self, shown: bytes, written: bytes) -> None:
-        """A log that was followed over a fault has each byte once."""
+        """Check that a log followed across a fault shows each byte exactly once."""
         self.figures["log_bytes"] += len(written)
         pairs = enumerate(zip(shown, written, strict=False))
         same = next((at for at, (one, other) in pairs if one != other), min(len(shown), len(written)))
@@ -116,36 +117,36 @@ class Fault:
         assert wrong == 0, f"{wrong} bytes are lost, doubled or changed, from byte {same} on"
 
     def orphan(self, lived_s: float, idle_min: float) -> None:
-        """How long a machine was there for nobody, against what it was allowed to be."""
+        """Check that a machine without a run lived at most ORPHAN_S longer than `idle_min`."""
         beyond_s = max(0.0, lived_s - idle_min * 60)
         self.figures["orphan_s"] = max(self.figures["orphan_s"] or 0.0, round(beyond_s, 2))
         assert beyond_s <= ORPHAN_S, f"an orphan for {beyond_s:.0f} s longer than idle_min"
 
     def leaves_out(self, **why: str) -> None:
-        """Which of the three parts this fault cannot touch, and why not."""
+        """Exempt parts that this fault cannot affect, each with a reason."""
         assert set(why) <= set(PARTS), f"there are: {', '.join(PARTS)}"
         self.shown |= why
 
     @property
     def is_shown(self) -> bool:
-        """Whether nothing was forgotten."""
+        """Whether a fault struck and all three parts are checked or exempt."""
         return bool(self.figures["faults"]) and set(self.shown) == set(PARTS)
 
     def check(self) -> None:
-        """The same, as a failure that names it."""
+        """As `is_shown`, but as an assertion that names what is missing."""
         missing = [part for part in PARTS if part not in self.shown]
         assert self.figures["faults"], "no fault has struck: `fault.strikes()` belongs where it does"
         assert not missing, f"a test of a fault shows or leaves out, with a reason, also: {', '.join(missing)}"
 
     def record(self, *, survived: bool) -> None:
-        if os.environ.get(RECORD) and self.figures["faults"]:  # none: it was skipped
+        if os.environ.get(RECORD) and self.figures["faults"]:  # no faults: the test was skipped
             line = json.dumps({"test": self.test, "survived": survived, **self.figures, "shown": self.shown})
             with open(os.environ[RECORD], "a", encoding="utf-8") as file:  # one small write: processes may share it
                 file.write(f"{line}\n")
 
 
 def looked_at(run: Path, *, complete: bool = True) -> tuple[int, list[str]]:
-    """How many checkpoints a run folder holds, and what is wrong with them."""
+    """The number of intact checkpoints in a run folder, and a list of problems."""
     folder = run / "checkpoints"
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     weights = [name for name in names if name.endswith(".pt") and not name.startswith(".")]
@@ -168,7 +169,7 @@ def looked_at(run: Path, *, complete: bool = True) -> tuple[int, list[str]]:
 
 
 def _in_place(name: str) -> bool:
-    """What was being written has a name that nobody takes for a checkpoint: a dot in front."""
+    """Whether a partial file has a visible name; partial files must begin with a dot."""
     return name.endswith(".part") and not name.startswith(".")
 
 
@@ -179,6 +180,6 @@ def _events(run: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             events.append(json.loads(line))
-        except ValueError:  # a process that was killed while it wrote
+        except ValueError:  # half a line of a process killed while writing
             continue
     return events

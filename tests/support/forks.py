@@ -1,8 +1,8 @@
-"""Commands of `invoke`, each in a new process that has Invoke and the other packages loaded already.
+"""Run `invoke` commands in forked processes that have Invoke and other packages loaded already.
 
-A command spends most of its time with loading them, and the tests run hundreds of commands. So a server loads them once
-and forks for each command. It loads nothing of this project: a command loads the code of the folder it runs in, and its
-arguments, environment, folder, streams and exit code are its own.
+Loading packages takes most of a command's time, and the tests run hundreds of commands. So a server loads them once and
+forks for each command. It loads no code of this project: each command loads that from the folder it runs in, and has
+its own arguments, environment, streams and exit code.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-# Which commands import, but nothing that keeps a state between commands.
+# Packages that commands import and that keep no state between commands.
 PACKAGES = ("docker", "invoke.main", "omegaconf", "paramiko", "requests", "rich.console", "rich.table", "yaml")
 
 
 class Forks:
-    """The server, started when it is first needed, ended with the tests."""
+    """Client of the fork server, which starts at first use and ends with the tests."""
 
     def __init__(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="forks-")
@@ -48,13 +48,13 @@ class Forks:
         self.folder.cleanup()
 
     def can_run(self, environment: Mapping[str, str]) -> bool:
-        """Whether Python itself would start alike: what its own variables say is settled when it starts."""
+        """Whether the PYTHON* variables equal the server's: Python reads them only at startup."""
         return {key: value for key, value in environment.items() if key.startswith("PYTHON")} == self.environment
 
     def run(
         self, argv: Sequence[str], cwd: Path, environment: Mapping[str, str], limit_s: float
     ) -> subprocess.CompletedProcess[str]:
-        """`invoke` with these arguments. Raises subprocess.TimeoutExpired, as subprocess.run does."""
+        """Run `invoke` with these arguments. Raises subprocess.TimeoutExpired, as subprocess.run does."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             with socket.socket(socket.AF_UNIX) as line:
                 line.settimeout(limit_s)
@@ -83,10 +83,10 @@ def _text(file: Any) -> str:
 
 
 def serve(address: str) -> None:
-    """Answer until killed. Each order gets a process that waits for its command, and this one never waits."""
+    """Serve until killed. Forks a process per request, which waits for the command, so the server never waits."""
     for package in PACKAGES:
         __import__(package)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how those that wait have ended
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the exit codes of these processes are not needed
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
         listening.listen(16)
@@ -110,13 +110,13 @@ def _wait(line: socket.socket) -> NoReturn:
         _command(order, fds)
     line.sendall(b"%d\n" % pid)
     _, status = os.waitpid(pid, 0)
-    with contextlib.suppress(OSError):  # who asked may have given up
+    with contextlib.suppress(OSError):  # the client may be gone
         line.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
     os._exit(0)
 
 
 def _command(order: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
-    """`python -m invoke`, as Python itself starts it."""
+    """Run as `python -m invoke` would."""
     out, err = fds
     os.dup2(out, 1)
     os.dup2(err, 2)
@@ -130,7 +130,7 @@ def _command(order: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
 
     sys.path[0] = os.getcwd()
     sys.argv = [str(Path(invoke.__file__).with_name("__main__.py")), *order["argv"]]
-    program.run()  # leaves by SystemExit where it fails
+    program.run()  # raises SystemExit on failure
     sys.exit(0)
 
 

@@ -1,1 +1,1 @@
-"""Formats of published face data, and the writer of images.npy."""
+"""Readers for published formats of face data, and the writer of images.npy."""

@@ -1,7 +1,7 @@
-"""Decoders that are faster than Pillow: the same pixels without its detours (simplejpeg), or other hardware (DALI).
+"""Decoders that are faster than Pillow: simplejpeg on the CPU, DALI on a GPU.
 
-Pillow and simplejpeg are both libjpeg-turbo, so which of them decodes an image changes nothing but the time; tests
-compare them bit by bit. DALI decodes with nvJPEG, whose pixels may differ from these by a level or two.
+Pillow and simplejpeg both use libjpeg-turbo, so they give the same pixels; tests compare them bit by bit. DALI decodes
+with nvJPEG, whose pixels may differ from theirs by a level or two.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from app.errors import WrongUse
 
 try:
     import simplejpeg
-except ImportError:  # no build of it for this computer: Pillow does all
+except ImportError:  # no build for this platform: Pillow decodes everything
     simplejpeg = None
 
-SAME_COLOURS = ("YCbCr", "Gray", "RGB")  # of CMYK each makes RGB in its own way
+SAME_COLOURS = ("YCbCr", "Gray", "RGB")  # the decoders convert CMYK to RGB differently
 DALI = "nvidia-dali-cuda130"
 DALI_BATCH = 256  # images at most
-DALI_THREADS = 4  # of the CPU, which unpacks what the GPU then decodes
+DALI_THREADS = 4  # CPU threads, which unpack the files for the GPU
 
 
 def fast_jpeg(data: bytes, side: int) -> NDArray[np.uint8] | None:
-    """A JPEG of side x side as uint8 [side, side, 3] RGB; None for anything else, and where something is odd about it.
+    """Decode a JPEG of side x side pixels to uint8 [side, side, 3] RGB; return None for any other file.
 
-    What is odd (cut short, damaged, CMYK) is left to Pillow, which decides what can be read and how.
+    Truncated, damaged and CMYK files also return None; Pillow then decides whether and how to read them.
     """
     if simplejpeg is None or not data.startswith(b"\xff\xd8"):
         return None
@@ -43,15 +43,15 @@ def fast_jpeg(data: bytes, side: int) -> NDArray[np.uint8] | None:
 
 
 def need_dali() -> None:
-    """Raises WrongUse where DALI is not installed; it is large, and only who asks for it needs it."""
+    """Raise WrongUse if DALI is not installed; it is large, so it is an optional dependency."""
     if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
         raise WrongUse(f"decoder=dali needs the package {DALI}; run `pip install {DALI}`, or give decoder=cpu")
 
 
 def with_dali(files: Sequence[bytes]) -> list[NDArray[np.uint8]]:
-    """Image files, decoded on the first GPU, each [height, width, 3] RGB.
+    """Decode image files on the first GPU, each to [height, width, 3] RGB.
 
-    No test of the project has run this on a GPU. Raises WrongUse with DALI's own words, such as for a broken image.
+    No test of the project has run this on a GPU. Raises WrongUse with DALI's message, for example for a broken image.
     """
     images: list[NDArray[np.uint8]] = []
     try:
@@ -68,7 +68,7 @@ def with_dali(files: Sequence[bytes]) -> list[NDArray[np.uint8]]:
     return images
 
 
-@cache  # making one takes longer than decoding a batch
+@cache  # building the pipeline takes longer than decoding a batch
 def _dali_pipeline() -> Any:
     from nvidia.dali import fn, pipeline_def, types
 

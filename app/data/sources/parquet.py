@@ -1,10 +1,10 @@
-"""DigiFace and its like as they are published: parquet files with a column of image files and one of identities.
+"""Read parquet data sets such as DigiFace: a column of image files and a column of identities.
 
-Both forms of image column are read: plain bytes, and the struct {bytes, path} of Hugging Face's data sets. Files are
-taken in the order of their names and read row group by row group, in small batches: a file is never held in memory,
-nor is a row group, which can be as large as its file.
+Image columns can be plain bytes or the struct {bytes, path} of Hugging Face's data sets. Files are read in the order of
+their names, in small batches of rows. So neither a file nor a row group, which can be as large as its file, is held in
+memory.
 
-Letters: N rows of all files together.
+Letters: N rows in all files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from app.data.sources.source import UNREADABLE, Source, decode_face, fingerprint
 from app.errors import WrongUse
 
-# Usual names, the best first.
+# Common column names, in order of preference.
 IMAGE_COLUMNS = ("image", "images", "img", "image_bytes", "bytes", "face", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = (
     "identity", "identity_id", "label", "labels", "subject", "subject_id", "person", "person_id", "class", "class_id",
@@ -34,27 +34,27 @@ SPLITS = {
     "train": "train", "training": "train", "test": "test", "testing": "test", "dev": "validation", "eval": "validation",
     "val": "validation", "valid": "validation", "validation": "validation",
 }  # fmt: skip
-UNKNOWN = -1  # the label of a row whose person is not known
-BATCH_ROWS = 64  # so many image files are in memory at once while reading
+UNKNOWN = -1  # the label of an unknown person
+BATCH_ROWS = 64  # image files in memory at once
 LABEL_BATCH_ROWS = 65536
-BUFFER_BYTES = 1 << 20  # read ahead of one column: without a buffer, a row group would be fetched whole
+BUFFER_BYTES = 1 << 20  # read-ahead per column; without a buffer a whole row group is fetched
 
 
 class Stored(NamedTuple):
-    """One image as it lies in a file."""
+    """One stored image file, with its place."""
 
     file: Path
-    row: int  # in that file
+    row: int  # within the file
     data: bytes | None
 
 
 def parquet(
     path: Path, image_column: str | None = None, label_column: str | None = None, split: str | None = None
 ) -> Source:
-    """The images of one parquet file, or of those of a split in a folder.
+    """Open one parquet file, or the files of one split of a folder, as a source.
 
-    Identities are numbered 0..M-1 in the order in which they appear; the number -1 stays -1, which means unknown.
-    Raises WrongUse for a folder of several splits, of which none is named.
+    Identities are numbered 0..M-1 in order of appearance; -1 stays -1, which means unknown. Raises WrongUse, also for a
+    folder with several splits if `split` is not given.
     """
     files = _of_split(path, sorted(path.rglob("*.parquet")), split) if path.is_dir() else [path]
     if not files or not files[0].is_file():
@@ -63,7 +63,7 @@ def parquet(
     for file in files:
         with _opened(file) as opened:
             schema = opened.schema_arrow
-            # What the first file has, the others must have.
+            # The first file decides the columns; all others must have them.
             image_column = _column(file, schema, "image_column", image_column, IMAGE_COLUMNS, _holds_images)
             label_column = _column(file, schema, "label_column", label_column, LABEL_COLUMNS, _holds_labels)
             counts.append(opened.metadata.num_rows)
@@ -82,7 +82,7 @@ def parquet(
 
 
 def _of_split(path: Path, files: list[Path], wanted: str | None) -> list[Path]:
-    """The files of one split; a file belongs to the split that its name, or its folder's, begins with."""
+    """Select the files of one split: those whose own or folder's name begins with the split's name. Raises WrongUse."""
     splits: dict[str | None, list[Path]] = {}
     for file in files:
         splits.setdefault(_split(file, path), []).append(file)
@@ -96,7 +96,7 @@ def _of_split(path: Path, files: list[Path], wanted: str | None) -> list[Path]:
 
 
 def _split(file: Path, top: Path) -> str | None:
-    """The split that a file is of, by the names that Hugging Face gives to files and folders."""
+    """The split of a file by Hugging Face's names of files and folders; None if no name is known."""
     for name in (file.stem, *(folder.name for folder in file.relative_to(top).parents)):
         word = re.split(r"[-_.]", name.lower(), maxsplit=1)[0]
         if word in SPLITS:
@@ -109,7 +109,7 @@ def _first(splits: Sequence[str]) -> str:
 
 
 def decode(rows: Sequence[Stored]) -> NDArray[np.uint8]:
-    """uint8 [n, 112, 112, 3] RGB."""
+    """Decode stored images to uint8 [n, 112, 112, 3] RGB. Raises WrongUse naming the row."""
     return np.stack([_decode(row) for row in rows])
 
 
@@ -122,7 +122,7 @@ def _decode(stored: Stored) -> NDArray[np.uint8]:
 
 
 class _Reader:
-    """Rows start..stop of all files. Rows that follow on the last ones are read from where that call stopped."""
+    """Read rows start..stop of all files; consecutive calls continue where the last one stopped."""
 
     def __init__(self, files: list[Path], counts: list[int], column: str) -> None:
         self.files, self.column = files, column
@@ -142,7 +142,7 @@ class _Reader:
             yield from self._rows_of(self.files[number], max(0, start - int(self.starts[number])))
 
     def _rows_of(self, file: Path, start: int) -> Iterator[Stored]:
-        """The file's rows from `start` on; row groups before it are not read."""
+        """Yield the file's rows from `start` on; earlier row groups are not read."""
         with _opened(file) as opened:
             sizes = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
             group, row = 0, 0
@@ -161,7 +161,7 @@ class _Reader:
 
 
 def _labels(files: list[Path], column: str) -> NDArray[np.int32]:
-    """Identities [N], numbered as they appear. Only this column is read."""
+    """Read the identities [N], numbered in order of appearance. Only this column is read."""
     numbers: dict[Any, int] = {UNKNOWN: UNKNOWN}
     labels = []
     for file in files:
@@ -174,7 +174,7 @@ def _labels(files: list[Path], column: str) -> NDArray[np.int32]:
                 coded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
                 codes = coded.indices.to_numpy(zero_copy_only=False)
                 names = coded.dictionary.to_pylist()
-                # By first appearance in the rows; a dictionary that came with the file may be in any order.
+                # Number by first appearance in the rows; the file's own dictionary may be in any order.
                 seen, first_at = np.unique(codes, return_index=True)
                 for code in seen[np.argsort(first_at)]:
                     numbers.setdefault(names[code], len(numbers) - 1)
@@ -187,12 +187,12 @@ def _labels(files: list[Path], column: str) -> NDArray[np.int32]:
 def _opened(file: Path) -> Any:
     try:
         return pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
-    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that are no UTF-8
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that are not UTF-8
         raise WrongUse(f"{file} is no whole parquet file; copy or download it again") from error
 
 
 def _batches(file: Path, opened: Any, column: str, rows: int, groups: list[int]) -> Iterator[Any]:
-    """Arrays of one column, of a struct its bytes."""
+    """Yield one column in arrays; for a struct column its `bytes` field. Raises WrongUse if the file is damaged."""
     try:
         for batch in opened.iter_batches(rows, row_groups=groups, columns=[column], use_threads=False):
             array = batch.column(0)
@@ -215,7 +215,10 @@ def _holds_labels(kind: Any) -> bool:
 
 
 def _column(file: Path, schema: Any, option: str, wanted: str | None, usual: Sequence[str], fits: Any) -> str:
-    """The column that was asked for, or the first of the usual names that fits, or the only one that fits."""
+    """Choose a column of a suitable type: the wanted one, else the first common name, else the only one.
+
+    Raises WrongUse, which lists the columns.
+    """
     fitting = [field.name for field in schema if fits(field.type)]
     lower = {name.lower(): name for name in reversed(fitting)}
     chosen = next((lower[name] for name in usual if name in lower), None) if wanted is None else wanted

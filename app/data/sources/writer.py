@@ -1,7 +1,7 @@
-"""A source's images to a file, block by block, in one process or several; killed at any moment, it goes on from there.
+"""Write a source's images to a file, block by block, in one or several processes; an interrupted call can resume.
 
-The unfinished file lies beside the final name, with the hash of every block that is done in a list next to it. A later
-call checks those blocks against their hashes and makes only the others. A block's bytes depend on the source alone, so
+The unfinished file is beside the final one, and a list next to it has the hash of every finished block. A later call
+verifies those blocks against their hashes and makes only the others. A block's bytes depend only on the source, so
 neither the number of processes nor an interruption changes the result.
 """
 
@@ -32,39 +32,39 @@ from app.errors import WrongUse
 from app.files import claim, replace, settle
 
 ROW_BYTES = int(np.prod(IMAGE_SHAPE))
-PIECE_ROWS = 256  # decoded at a time: what a process holds in memory, whatever the size of a block
+PIECE_ROWS = 256  # rows decoded at once; limits the memory of a process for any block size
 
 Decode = Callable[[Any], NDArray[np.uint8]]
-Progress = Callable[[int], None]  # so many more images are there
+Progress = Callable[[int], None]  # takes the number of new images
 
 
 class BadImage(NamedTuple):
-    """An image that cannot be made: its row in the source, and the sentence that names it."""
+    """An image that cannot be decoded: its row in the source, and the error message that names it."""
 
     row: int
     sentence: str
 
 
 class Unreadable(WrongUse):
-    """The images of a source that cannot be made, all of them."""
+    """Some images of a source cannot be decoded; `bad` lists all of them."""
 
     def __init__(self, bad: Sequence[BadImage]) -> None:
         self.bad = sorted(bad)
         super().__init__("\n".join(image.sentence for image in self.bad))
 
 
-Written = tuple[str, list[BadImage]]  # sha256 of a block, and the images that kept it from being whole
+Written = tuple[str, list[BadImage]]  # sha256 of a block, and its bad images
 
 
 def write_images(
     source: Source, out: Path, block_rows: int, *, workers: int = 1, progress: Progress = lambda _: None
 ) -> list[str]:
-    """Write all images of `source` to `out`, which appears when whole; returns the sha256 of each block.
+    """Write all images of `source` to `out`, which appears when complete; return the sha256 of each block.
 
-    The list of blocks stays until `finish`, so that a call that ended between the two is gone on with as well.
+    The list of blocks stays until `finish`, so a call that ended between the two can also resume.
 
-    Raises Unreadable when all other blocks are done, so that one call names every bad image and the next call
-    makes only their blocks; and OSError when the disk fails.
+    Raises Unreadable after all other blocks are done: one call names every bad image, and the next makes only their
+    blocks. Raises OSError if the disk fails.
     """
     unfinished = Unfinished.of(source, out, block_rows)
     hashes = unfinished.resume()
@@ -91,12 +91,12 @@ def write_images(
 
 
 def begun(out: Path) -> bool:
-    """Whether an earlier call left something to go on with."""
+    """Whether an earlier call left finished blocks to resume from."""
     return _notes(out).exists()
 
 
 def finish(out: Path) -> None:
-    """Nothing is left to go on with."""
+    """Delete the list of blocks; the file can no longer be resumed."""
     _notes(out).unlink(missing_ok=True)
 
 
@@ -106,9 +106,9 @@ def _notes(out: Path) -> Path:
 
 @dataclass(frozen=True)
 class Unfinished:
-    """An images.npy on its way: its blocks, and which of them are there.
+    """An unfinished images.npy with its blocks and the notes about finished ones.
 
-    A note is a line of JSON: number and sha256 of a block that is done, and what its images were made of.
+    A note is a line of JSON: the number and sha256 of a finished block, and a hash of its images' origin.
     """
 
     path: Path
@@ -126,7 +126,7 @@ class Unfinished:
         return self.source.count
 
     def made_of(self, block: int) -> str:
-        """What the images of a block come from, its place and length included."""
+        """Hash the origin of a block's images, with the block's place and length."""
         start = block * self.block_rows
         stop = start + self.rows_of(block)
         told = self.source.made_of if self.source.made_of_rows is None else self.source.made_of_rows(start, stop)
@@ -153,10 +153,10 @@ class Unfinished:
         return len(self.header) + block * self.block_rows * ROW_BYTES
 
     def resume(self) -> dict[int, str]:
-        """The blocks that an earlier call left, each read again and found right, in a file whose room is claimed."""
+        """Reserve the file's room and return the blocks of an earlier call whose hashes still match."""
         noted = self._noted()
         if noted and self.out.exists() and not self.path.exists():
-            replace(self.out, self.path)  # whole, but the call ended before it said so
+            replace(self.out, self.path)  # complete, but the call ended before `finish`
         if not noted or not self.path.exists():
             self.forget()
         self._claim()
@@ -166,7 +166,7 @@ class Unfinished:
         return right
 
     def _claim(self) -> None:
-        """The file at its full size, with its header; its blocks stay as they are."""
+        """Extend the file to its full size and write its header; keep its blocks. Raises WrongUse without room."""
         size = len(self.header) + self.count * ROW_BYTES
         with self.path.open("r+b" if self.path.exists() else "wb") as file:
             try:
@@ -179,14 +179,14 @@ class Unfinished:
             file.write(self.header)
 
     def _noted(self) -> dict[int, str]:
-        """Blocks that are said to be done and are made of the same images as then."""
+        """The blocks noted as done whose images still have the same origin."""
         if not self.notes.is_file():
             return {}
         noted: dict[int, str] = {}
         for line in self.notes.read_text(encoding="utf-8").splitlines():
             try:
                 block, sha256, made_of = json.loads(line)
-            except (ValueError, TypeError):  # the last line, cut short, or a note of an earlier version
+            except (ValueError, TypeError):  # a truncated last line, or a note of an earlier version
                 continue
             if 0 <= block < self.blocks and made_of == self.made_of(block):
                 noted[block] = sha256
@@ -206,7 +206,7 @@ class Unfinished:
 
 
 def _make(source: Source, unfinished: Unfinished, blocks: list[int], workers: int) -> Generator[tuple[int, Written]]:
-    """Make those blocks, in order. At most workers + 1 of them are read ahead."""
+    """Make the blocks in order. At most workers + 1 of them are read ahead."""
 
     def task(block: int) -> tuple[Path, int, int, Sequence[Any], Decode]:
         start = block * unfinished.block_rows
@@ -230,9 +230,9 @@ def _make(source: Source, unfinished: Unfinished, blocks: list[int], workers: in
 
 
 def write_block(path: Path, offset: int, first_row: int, rows: Sequence[Any], decode: Decode) -> Written:
-    """Decode rows and write them at their place; the sha256 of what was written, and the images that are bad.
+    """Decode rows and write them at `offset`; return the sha256 of the written bytes, and the bad images.
 
-    Where an image is bad, the piece that holds it is left as it was, and the hash means nothing.
+    A piece with a bad image is not written, and then the hash is meaningless.
     """
     sha256, bad = hashlib.sha256(), list[BadImage]()
     with path.open("r+b") as file:
@@ -252,7 +252,7 @@ def write_block(path: Path, offset: int, first_row: int, rows: Sequence[Any], de
 
 
 def _bad_images(first_row: int, rows: Sequence[Any], decode: Decode) -> list[BadImage]:
-    """Those of the rows that cannot be decoded, found one by one."""
+    """Decode the rows one by one and return those that fail."""
     bad = []
     for place in range(len(rows)):
         try:
@@ -264,9 +264,9 @@ def _bad_images(first_row: int, rows: Sequence[Any], decode: Decode) -> list[Bad
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end at once when this one fails, is interrupted, or is killed.
+    """A pool of processes that end at once when this process fails, is interrupted, or is killed.
 
-    They are spawned, not forked: the same on every system.
+    They are spawned, not forked, so that they behave the same on every system.
     """
     context = get_context("spawn")
     alive, lifeline = context.Pipe(duplex=False)
@@ -282,9 +282,9 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         alive.close()
 
 
-def _follow(alive: Any) -> None:  # one end of a Pipe; the class of it differs between systems
-    """In a worker: end when the other end of the pipe is closed, on purpose or by the death of its process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the first one decides
+def _follow(alive: Any) -> None:  # one end of a Pipe; its class differs between systems
+    """In a worker: exit when the pipe's other end closes, on purpose or because its process died."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent handles it
 
     def wait() -> None:
         try:

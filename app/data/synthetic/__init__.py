@@ -1,1 +1,1 @@
-"""Drawn faces: as many people as asked for, from a seed alone."""
+"""Synthetic faces: any number of people, drawn from a seed."""

@@ -1,6 +1,6 @@
-"""What faces are painted with: a square map, soft edges, hills, smooth noise.
+"""Painting tools for faces: a square map, soft edges, hills, smooth noise.
 
-Letters: T side of the map in pixels while it is painted, M when it is done.
+Letters: T side of the map in pixels while painting, M side of the finished map.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 T = 192
-M = 2 * T - 1  # twice as fine, so that a photograph can take the nearest pixel
-REACH = 1.6  # the map covers [-REACH, REACH] both ways: all of the front, and a third of the back
+M = 2 * T - 1  # twice as fine, so that a photograph can use the nearest pixel
+REACH = 1.6  # the map covers [-REACH, REACH] in both directions: all of the front and a third of the back
 
 
 @cache
 def grid() -> tuple[Floats, Floats]:
-    """x [1, T] and y [T, 1] of the map's pixels."""
+    """Coordinates x [1, T] and y [T, 1] of the map's pixels."""
     line = np.linspace(-REACH, REACH, T, dtype=np.float32)
     return line[None, :], line[:, None]
 
 
 @cache
 def upsampling(size: int, points: int) -> Floats:
-    """Weights [size, points] that draw a smooth line through evenly spaced points (cosine interpolation)."""
+    """Weights [size, points] that interpolate evenly spaced points smoothly (cosine interpolation)."""
     place = np.linspace(0, points - 1, size)
     left = np.minimum(place.astype(int), points - 2)
     weight = 0.5 - 0.5 * np.cos(np.pi * (place - left))
@@ -38,31 +38,31 @@ def upsampling(size: int, points: int) -> Floats:
 
 
 def cloud(rng: np.random.Generator, size: int, points: int) -> Floats:
-    """Smooth noise [size, size] of mean about 0 within -1..1, with `points` hills a side."""
+    """Smooth noise [size, size] in -1..1 with a mean near 0, from a grid of `points` x `points` random values."""
     weights = upsampling(size, points)
     return weights @ rng.uniform(-1, 1, (points, points)).astype(np.float32) @ weights.T
 
 
 def strands(rng: np.random.Generator) -> Floats:
-    """A line of smooth noise [1024] within -1..1 for hair, fine or coarse."""
+    """One line of smooth noise [1024] in -1..1 for hair, fine or coarse."""
     points = int(rng.choice([48, 80, 112, 144]))
     return upsampling(1024, points) @ rng.uniform(-1, 1, points).astype(np.float32)
 
 
 def step(x: NDArray[Any], width: float) -> Floats:
-    """0 below -width, 1 above width, straight between."""
+    """0 below -width, 1 above width, linear in between."""
     return np.clip(x * np.float32(0.5 / width) + np.float32(0.5), 0, 1)
 
 
 def tone(palette: NDArray[np.float64], place: float) -> NDArray[np.float64]:
-    """The colour at 0..1 of a palette."""
+    """Interpolate a palette at `place` in 0..1."""
     at = place * (len(palette) - 1)
     left = min(int(at), len(palette) - 2)
     return palette[left] + (at - left) * (palette[left + 1] - palette[left])
 
 
 class Painter:
-    """A map being painted: colours laid over what is there, hills added to the relief, each within a window."""
+    """A map in progress: blend colours over it and add hills to its relief, each inside a window."""
 
     def __init__(self, base: Floats) -> None:
         self.colour = np.empty((4, T, T), np.float32)
@@ -71,7 +71,7 @@ class Painter:
         self.height = np.zeros((T, T), np.float32)
 
     def window(self, x: float, y: float, reach_x: float, reach_y: float) -> tuple[tuple[slice, slice], Floats, Floats]:
-        """The part of the map around (x, y), and the distances from there: [1, w] and [h, 1]."""
+        """The part of the map around (x, y), and the offsets from there: [1, w] and [h, 1]."""
         across, down = grid()
         scale, middle = (T - 1) / (2 * REACH), (T - 1) / 2
 
@@ -94,12 +94,12 @@ class Painter:
         self.height[where] += np.float32(height) * np.exp(-((dx / wide) ** 2)) * np.exp(-((dy / tall) ** 2))
 
     def spot(self, x: float, y: float, wide: float, tall: float, colour: Any, strength: float) -> None:
-        """A soft spot."""
+        """Paint a spot with soft edges."""
         where, dx, dy = self.window(x, y, 2.2 * wide, 2.2 * tall)
         self.lay(where, np.float32(strength) * np.exp(-((dx / wide) ** 2)) * np.exp(-((dy / tall) ** 2)), colour)
 
     def finished(self) -> NDArray[np.uint8]:
-        """Rows of bytes [M * M, 4], halfway between neighbours."""
+        """Return the map as bytes [M * M, 4]; new pixels are the mean of their neighbours."""
         colour = np.clip(self.colour, 0, 1) * np.float32(255)
         finer = np.empty((M, M, 4), np.uint8)
         rows = np.empty((M, T), np.float32)

@@ -1,10 +1,10 @@
-"""A person who never was: stable traits drawn from a seed, painted once as the skin of a head seen from all sides.
+"""A synthetic person: stable traits drawn from a seed, painted once as the skin of a head.
 
-The skin is a map of the unit sphere in Lambert's azimuthal equal-area projection, the tip of the nose near the middle:
-a point (x, y, z) lies at (x, y) * sqrt(2 / (1 + z)), x to the right, y down, z towards the camera. So a turned head
-(portrait.py) shows the parts of the map that the camera would see.
+The skin is a map of the unit sphere in Lambert's azimuthal equal-area projection; the tip of the nose is near the
+middle. A point (x, y, z) lies at (x, y) * sqrt(2 / (1 + z)), x to the right, y down, z towards the camera. So a turned
+head (portrait.py) shows the parts of the map that a camera would see.
 
-Letters: T side of the map in pixels while it is painted, M when it is done (paint.py).
+Letters: T side of the map in pixels while painting, M side of the finished map (paint.py).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ IRIS = np.array([[0.22, 0.13, 0.07], [0.40, 0.25, 0.10], [0.33, 0.42, 0.20], [0.
 
 @dataclass(frozen=True)
 class Person:
-    """What stays the same from photograph to photograph. Lengths are in half widths or half heights of the head."""
+    """Traits that all photographs of a person share. Lengths are in half widths or half heights of the head."""
 
-    half_width: float  # of the head, in halves of the picture
+    half_width: float  # of the head, in half sides of the picture
     half_height: float
     jaw: float  # how much wider (or narrower) than an ellipse the head is at the jaw
     cheek: float  # the same at the cheekbones
@@ -41,7 +41,7 @@ class Person:
     hair_volume: float  # how far hair stands off the head; 0: none
     hair_length: float  # how far down it hangs, 0 at the ears, 1 at the shoulders
     hair_width: float
-    strands: Floats  # [1024] light and dark of hair that hangs
+    strands: Floats  # [1024] brightness pattern of the hair behind the head
     eye_x: float
     eye_y: float
     brow_y: float
@@ -54,7 +54,7 @@ class Person:
 
 
 def draw_person(rng: np.random.Generator) -> Person:
-    """Traits and painted map from one stream of random numbers."""
+    """Draw the traits and paint the map from one stream of random numbers."""
     between = rng.uniform
     skin = tone(SKIN, between(0, 1)) * between(0.96, 1.04, 3)
     hair = HAIR[rng.integers(len(HAIR))] * between(0.8, 1.2) + between(-0.02, 0.02, 3)
@@ -73,7 +73,7 @@ def draw_person(rng: np.random.Generator) -> Person:
     paint = Painter(skin.astype(np.float32))
     paint.colour[:3] *= 1 + 0.035 * cloud(rng, T, 12) + 0.03 * cloud(rng, T, 5)
 
-    # Warm cheeks, nose and chin; sockets; the relief that light will find.
+    # Warm cheeks and nose; eye sockets; the relief that the light shades.
     blush, warm = between(0.05, 0.4), skin * [1.02, 0.78, 0.76]
     for side in (-1, 1):
         paint.spot(side * 0.52, 0.28, 0.26, 0.2, warm, blush)
@@ -135,7 +135,7 @@ def draw_person(rng: np.random.Generator) -> Person:
 
 
 def _eye(paint: Painter, side: int, x: float, y: float, w: float, h: float, slant: float, iris: Any, skin: Any) -> None:
-    """White, iris, pupil, lids and crease of one eye; `side` -1 is left in the picture."""
+    """Paint the white, iris, pupil, lids and crease of one eye; `side` -1 is left in the picture."""
     where, dx, dy = paint.window(side * x, y, 1.7 * w, 3.4 * h + 0.03)
     dx, dy = dx * np.float32(side), dy + np.float32(slant) * dx
     along = np.clip(1 - (dx / w) ** 2, 0, 1)
@@ -180,7 +180,7 @@ def _mouth(paint: Painter, rng: np.random.Generator, lips: Any, y: float, w: flo
 
 
 def _marks(paint: Painter, rng: np.random.Generator, skin: Any) -> None:
-    """Freckles, moles, a scar: what tells twins apart."""
+    """Paint freckles, moles and a scar, which distinguish people with similar features."""
     if rng.random() < 0.3:
         dark, spread = skin * [0.74, 0.62, 0.54], rng.uniform(0.25, 0.5)
         for _ in range(rng.integers(25, 60)):
@@ -219,7 +219,7 @@ def _beard(paint: Painter, rng: np.random.Generator, hair: Any, mouth_y: float, 
 
 
 def _hair(paint: Painter, rng: np.random.Generator, hair: Any, hairline: float, bald: bool) -> None:
-    """Hair on the head: from the hairline up and beside the face down to the ears, in strands."""
+    """Paint hair in strands, above the hairline and beside the face down to the ears."""
     across, down = grid()
     beside = np.abs(across)
     side, fall, corner = rng.uniform(0.84, 1.02), rng.uniform(0.1, 0.45), rng.uniform(3, 9)

@@ -1,7 +1,6 @@
-"""One photograph of a person: pose, expression, light, what the face wears; all of it drawn anew for each.
+"""Render one photograph of a person: pose, expression, light, glasses or mask are drawn anew for each.
 
-What stays the same is in person.py, what is around the face in scenery.py. Letters: S side of the photograph, n pixels
-of the head.
+person.py holds the stable traits, scenery.py the surroundings. Letters: S side of the photograph, n pixels of the head.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from app.data.synthetic.scenery import background, before, camera, grid, lay
 
 
 def photograph(person: Person, rng: np.random.Generator, variation: float) -> NDArray[np.uint8]:
-    """uint8 [3, S, S] RGB. `variation`, 0 to 1: how far it may be from the frontal, plain one of that person."""
+    """Return uint8 [3, S, S] RGB. `variation`, 0 to 1: how far it may differ from a plain frontal photograph."""
     picture = background(rng, variation)
     light = _Light(rng, variation)
     turns = np.array((0.30, 0.15, 0.08, 0.04, 0.04)) * variation
     yaw, pitch, roll, aside, lower = rng.standard_normal(5) * turns
     yaw, pitch = np.clip(yaw, -0.85, 0.85), np.clip(pitch, -0.5, 0.5)
-    size = 1 / (1.3 + 0.1 * variation * rng.uniform(-1, 1))  # close, as sets of aligned faces are cut
+    size = 1 / (1.3 + 0.1 * variation * rng.uniform(-1, 1))  # a close crop, as in sets of aligned faces
     across, down = grid()
     across, down = across - np.float32(aside), down - np.float32(lower)
     cos, sin = np.float32(size * np.cos(roll)), np.float32(size * np.sin(roll))
-    x, y = cos * across + sin * down, cos * down - sin * across  # [S, S] upright, the head's centre at 0
+    x, y = cos * across + sin * down, cos * down - sin * across  # [S, S] along the upright head, its centre at 0
     _behind(picture, person, light, rng, x, y, yaw)
     _head(picture, person, light, rng, x, y, yaw, pitch, variation)
     before(picture, rng, x, y, variation)
@@ -35,7 +34,7 @@ def photograph(person: Person, rng: np.random.Generator, variation: float) -> ND
 
 
 class _Light:
-    """A lamp and the light from everywhere else."""
+    """A lamp and ambient light."""
 
     def __init__(self, rng: np.random.Generator, variation: float) -> None:
         side, above, warm, cool = rng.standard_normal(4) * np.array((0.6, 0.3, 0.07, 0.04)) * variation
@@ -52,7 +51,7 @@ class _Light:
 def _behind(
     picture: Floats, person: Person, light: _Light, rng: np.random.Generator, x: Floats, y: Floats, yaw: float
 ) -> None:
-    """Hair that stands off the head, neck, shoulders and ears."""
+    """Draw what is behind the face: hair around the head, neck, shoulders and ears."""
     f = np.float32
     a, b = person.half_width, person.half_height
     turned = x + f(0.10 * np.sin(yaw))
@@ -75,7 +74,7 @@ def _behind(
     xs, ys = x[rows], (y[rows] - f(0.02)) ** 2
     for side in (-1, 1):
         middle = side * a * (np.cos(yaw) - 0.1 * side * np.sin(yaw))
-        towards = side * np.sin(yaw)  # above 0: this ear turns towards the camera
+        towards = side * np.sin(yaw)  # above 0: this ear faces the camera
         if towards > -0.35:
             wide, tall = 0.075 * person.ears + 0.05 * max(0.0, towards), 0.24 * person.ears * b
             ear = ((xs - f(middle)) * f(1 / wide)) ** 2 + ys * f(1 / tall**2)
@@ -84,7 +83,7 @@ def _behind(
 
 
 def _rows(y: Floats, low: float, high: float) -> slice:
-    """The rows of a picture in which y [S, S], a plane, can lie within low..high."""
+    """The rows of a picture in which y [S, S], a linear function of the pixel's position, can be within low..high."""
     left, right = y[:, 0], y[:, -1]
     found = np.flatnonzero((np.maximum(left, right) > low) & (np.minimum(left, right) < high))
     return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
@@ -101,7 +100,7 @@ def _head(
     pitch: float,
     variation: float,
 ) -> None:
-    """The painted map on a turned, lit ellipsoid; only its pixels [n] are worked on."""
+    """Draw the painted map on a turned, lit ellipsoid; only its pixels [n] are computed."""
     f = np.float32
     y = y * f(1 / person.half_height)
     x = x * f(1 / person.half_width)
@@ -111,7 +110,7 @@ def _head(
     far = x * x + y * y
     mask = np.clip((1 - far) * f(14), 0, 1)
     z = np.sqrt(np.maximum(1 - far, f(1e-4)))
-    # Back to the upright head, then onto the map.
+    # Rotate back to the upright head, then project onto the map.
     cos, sin = f(np.cos(pitch)), f(np.sin(pitch))
     my, mz = cos * y - sin * z, cos * z + sin * y
     cos, sin = f(np.cos(yaw)), f(np.sin(yaw))
@@ -119,7 +118,7 @@ def _head(
     spread = np.sqrt(2 / np.maximum(1 + mz, f(0.3)))
     mx *= spread
     my *= spread
-    # What stands out of the face moves more when it turns.
+    # Raised parts of the face shift more when the head turns.
     lift = person.height.take(nearest(mx, my, T))
     mx += f(np.sin(yaw)) * lift
     my += f(np.sin(pitch)) * lift
@@ -151,7 +150,7 @@ def _head(
 
 
 def nearest(x: Floats, y: Floats, side: int) -> NDArray[np.intp]:
-    """Which pixel of a map with `side` pixels a side shows the places [n] of the sphere."""
+    """Indices of the nearest pixels, in a flattened map with `side` pixels per side, for map coordinates [n]."""
     scale, middle = np.float32((side - 1) / (2 * REACH)), np.float32(side / 2)
     column = np.clip(x * scale + middle, 0, side - 1).astype(np.int32)
     row = np.clip(y * scale + middle, 0, side - 1).astype(np.int32)
@@ -159,7 +158,7 @@ def nearest(x: Floats, y: Floats, side: int) -> NDArray[np.intp]:
 
 
 def _expression(person: Person, rng: np.random.Generator, x: Floats, y: Floats, variation: float) -> Any:
-    """Places on the map after smiling, speaking, blinking, raising brows, looking aside: a warp of the skin."""
+    """Warp map coordinates by smile, open mouth, lids, brows and gaze; return them with masks of mouth and teeth."""
     f = np.float32
     moved = rng.standard_normal(5) * np.array((0.45, 0.45, 0.2, 0.5, 0.5)) * variation
     smile, opened, lids, raised, gaze = moved + np.array((0.2, 0, 0.95, 0, 0))
@@ -193,7 +192,7 @@ def _expression(person: Person, rng: np.random.Generator, x: Floats, y: Floats, 
 def _worn(
     colour: Floats, gloss: Floats, person: Person, rng: np.random.Generator, x: Floats, y: Floats, variation: float
 ) -> None:
-    """Glasses, sunglasses or a mask, on the skin: they turn with the head."""
+    """Draw glasses, sunglasses or a mask on the skin, so that they turn with the head."""
     f = np.float32
     shape = rng.random(9)
     kind = shape[8]

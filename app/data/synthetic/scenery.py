@@ -1,6 +1,6 @@
-"""What is around a face in a photograph and changes from one to the next: background, things in front, the camera.
+"""The surroundings of a face, which change per photograph: background, things in front, the camera.
 
-Letters: S side of the photograph. Pictures are planes, [3, S, S] in 0..1, until the camera makes bytes of them.
+Letters: S side of the photograph. Pictures are planes, [3, S, S] in 0..1, until `camera` converts them to bytes.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from app.data.synthetic.person import SKIN
 BLURS, BLUR_SHARES = (
     (0, 1, 2, 4),
     (0.5, 0.75, 0.9),
-)  # passes of a small blur; shares of pictures with fewer than the next
+)  # passes of a small blur; cumulative shares of the pictures
 
 
 @cache
 def grid() -> tuple[Floats, Floats]:
-    """x [1, S] and y [S, 1] of the photograph's pixels; it spans -1..1 both ways."""
+    """Coordinates x [1, S] and y [S, 1] of the photograph's pixels; it spans -1..1 in both directions."""
     line = ((np.arange(S) + 0.5) * (2 / S) - 1).astype(np.float32)
     return line[None, :], line[:, None]
 
 
 def lay(picture: Floats, mask: Floats, colour: Any) -> None:
-    """Blend a colour [3], or colours [3, ...], over the picture [3, ...] where the mask [...] says."""
+    """Blend a colour [3], or colours [3, ...], over the picture [3, ...] with the mask [...] as opacity."""
     colour = np.asarray(colour, np.float32)
     over = (colour.reshape(3, *[1] * mask.ndim) if colour.ndim == 1 else colour) - picture
     over *= mask
     picture += over
 
 
-STUDIO = 0.45  # the grey behind photographs that do not vary
+STUDIO = 0.45  # grey background of photographs without variation
 
 
 def background(rng: np.random.Generator, variation: float) -> Floats:
-    """Soft clouds of colour, often with a hard edge or two; the less `variation`, the nearer to a studio's grey."""
+    """Soft clouds of colour, often with one or two hard edges; less `variation` is closer to studio grey."""
     points, edges = rng.integers((2, 0), (7, 3))
     weights = upsampling(S, int(points))
     shape = rng.random(4)
@@ -61,7 +61,7 @@ def background(rng: np.random.Generator, variation: float) -> Floats:
 
 
 def before(picture: Floats, rng: np.random.Generator, x: Floats, y: Floats, variation: float) -> None:
-    """A hand, a bar or a lock of hair between face and camera, now and then. x, y [S, S] lie upright on the head."""
+    """Sometimes draw a hand, a bar or a lock of hair in front. x, y [S, S]: coordinates of the upright head."""
     f = np.float32
     shape = rng.random(9)
     kind = shape[8]
@@ -88,12 +88,12 @@ def before(picture: Floats, rng: np.random.Generator, x: Floats, y: Floats, vari
 
 
 def camera(picture: Floats, rng: np.random.Generator, variation: float) -> NDArray[np.uint8]:
-    """Exposure, contrast, white balance, blur and noise; uint8 [3, S, S]. The picture is used up."""
+    """Apply exposure, contrast, white balance, blur and noise; return uint8 [3, S, S]. Overwrites the picture."""
     f = np.float32
     contrast, exposure, noise, *balance = rng.standard_normal(6) * variation
     middle = float(picture[:, ::4, ::4].mean())
     gain = 255 * np.exp(0.16 * contrast + 0.05 * np.array(balance))
-    # Towards the middle: a camera exposes for what it sees.
+    # Shift the mean brightness towards the middle, as auto-exposure does.
     shift = 255 * (0.45 * middle + 0.24 + 0.07 * exposure) - middle * gain
     picture *= gain.astype(f)[:, None, None]
     picture += shift.astype(f)[:, None, None]
@@ -107,7 +107,7 @@ def camera(picture: Floats, rng: np.random.Generator, variation: float) -> NDArr
             kept = picture[inner]
             kept *= f(0.5)
             kept += beside
-    # The sum of two even ones is near enough to normal; the same bytes a while later serve as the second.
+    # The sum of two uniform numbers is close enough to normal; the same bytes at an offset serve as the second.
     size, later = picture.size, 1009
     drawn = np.frombuffer(rng.bytes(size + later), np.int8)
     grain = np.add(drawn[:size], drawn[later:], dtype=np.int16).reshape(picture.shape) * f(

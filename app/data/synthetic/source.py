@@ -1,8 +1,8 @@
-"""Procedural faces: as many people as asked for, each photographed as often as asked for, from a seed alone.
+"""Procedural faces: any number of people and of photographs per person, drawn from a seed.
 
-For try-outs and load tests, where no photographs may be had. Photograph i of person p depends on (seed, p, i) and on
-nothing else, so blocks can be drawn in any order, by any number of processes, and a larger set begins with the people
-of a smaller one.
+For trials and load tests without real photographs. Photograph i of person p depends only on (seed, p, i) and the
+variation. So any number of processes can draw blocks in any order, and a larger set begins with the people of a
+smaller one.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ from app.data.synthetic.person import draw_person
 from app.data.synthetic.portrait import photograph
 from app.errors import WrongUse
 
-LOOK = 2  # of the drawings: a new number when the same seed gives other pictures, so that old and new are never mixed
+LOOK = 2  # version of the drawings: raise it when a seed gives other pictures, so that old and new are never mixed
 MAX_BLOCK_ROWS = 8192
 BLOCKS_WANTED = 100
 HELD_OUT_SHARE, HELD_OUT_LEAST = 10, 2  # a tenth of the people, at least two
 
 
 def synthetic(identities: int, per_identity: int, seed: int = 0, variation_pct: int = 100) -> Source:
-    """`identities` people, `per_identity` photographs each, person after person.
+    """A source of `identities` people with `per_identity` photographs each, ordered by person.
 
-    `variation_pct`, 0 to 100: how much those of one person differ in pose, light, expression, occlusion, background
-    and camera.
-    A block holds whole people, and the last tenth of them (at least 2) are held out: a network is measured on people
-    that it never saw.
+    `variation_pct`, 0 to 100: how much photographs of one person differ in pose, light, expression, occlusion,
+    background and camera. A block holds whole people. The last tenth of the people (at least 2) are held out, so a
+    network is measured on people that it was not trained on. Raises WrongUse.
     """
     if identities < 2 * HELD_OUT_LEAST:
         raise WrongUse(f"identities={identities} are too few to train on some and measure on others; give at least 4")
@@ -53,7 +52,7 @@ def synthetic(identities: int, per_identity: int, seed: int = 0, variation_pct: 
 
 
 def draw(rows: Sequence[int], *, per_identity: int, seed: int, variation_pct: int = 100) -> NDArray[np.uint8]:
-    """Those photographs, [n, 112, 112, 3]."""
+    """Draw the photographs of these rows, [n, 112, 112, 3]."""
     images = np.empty((len(rows), *IMAGE_SHAPE), np.uint8)
     person, painted = -1, None
     for place, row in enumerate(rows):
@@ -62,6 +61,6 @@ def draw(rows: Sequence[int], *, per_identity: int, seed: int, variation_pct: in
             painted = draw_person(np.random.default_rng([seed, person, 0]))
         rng = np.random.default_rng([seed, person, 1 + row % per_identity])
         planes = photograph(painted, rng, variation_pct / 100)
-        for channel in range(3):  # several times as fast as a transposed copy
+        for channel in range(3):  # several times faster than a transposed copy
             images[place, ..., channel] = planes[channel]
     return images

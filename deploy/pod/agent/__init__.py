@@ -1,1 +1,1 @@
-"""The laptop's requests, answered on the machine."""
+"""The agent: answers the laptop's requests on the machine."""

@@ -1,8 +1,8 @@
-"""Answers the laptop's requests on a machine: verbs over standard input and output, for as long as the laptop is there.
+"""Answer the laptop's requests on a machine, over standard input and output, until the connection closes.
 
-Nothing is installed for it. The laptop sends these modules themselves as the first bytes (`deploy/shell/link.py`).
-Requests are answered one after the other, in order, so several may be on the way at once. A beat every few seconds
-tells the laptop that the line is alive while a long request is worked on.
+Nothing is installed for it: the laptop sends these modules as the first bytes (`deploy/shell/link.py`). Requests are
+answered in order, so the laptop may send several at once. A heartbeat every two seconds shows the laptop that the
+connection is alive during a long request.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ VERBS: dict[str, Callable[..., Any]] = {
 def main() -> None:
     source = cast(io.BufferedReader, sys.stdin.buffer)
     out = os.dup(1)
-    os.dup2(2, 1)  # what a library prints must not get between the messages
+    os.dup2(2, 1)  # a library's prints must not mix with the messages
     lock = threading.Lock()
 
     def send(head: dict[str, Any], body: bytes = b"") -> None:
@@ -99,7 +99,7 @@ def _answer(head: dict[str, Any], body: bytes, send: Callable[..., None]) -> Non
 
 
 def _send_lines(lines: Generator[bytes, None, int], number: int, send: Callable[..., None]) -> int:
-    """Each as soon as it is there; returns the exit code."""
+    """Send each line as soon as it arrives; returns the exit code."""
     while True:
         try:
             line = next(lines)
@@ -113,11 +113,11 @@ def _beat(send: Callable[..., None]) -> None:
         while True:
             time.sleep(BEAT_S)
             send({"beat": True})
-    _leave()  # the laptop went away while a command runs
+    _leave()  # the laptop disconnected while a command runs
 
 
 def _leave() -> None:
-    """Nothing is left to be told, and a beat may be stuck in a full pipe. What was spawned stays."""
+    """Exit at once, as a heartbeat may be stuck in a full pipe. Kills awaited commands; spawned processes stay."""
     verbs.end_awaited()
     os._exit(0)
 

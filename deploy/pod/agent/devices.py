@@ -1,9 +1,9 @@
-"""Asks the environment that trains which GPUs it can use, and prints one JSON document.
+"""Find the GPUs that the training environment can use, and print one JSON document.
 
     python - < devices.py        with the Python of the job, before any code of the project is on the machine
 
-torch decides: it obeys CUDA_VISIBLE_DEVICES, and knows whether its CUDA fits the driver. nvidia-smi is asked only for
-the driver's version and for a reason. Where nothing of NVIDIA's is installed, torch is not imported: it takes seconds.
+torch decides: it respects CUDA_VISIBLE_DEVICES and knows whether its CUDA version fits the driver. nvidia-smi provides
+the driver version, the number of GPUs and reasons. Without NVIDIA software torch is not imported: that takes seconds.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from typing import Any
 SMI_S = 20.0
 QUERY = ("--query-gpu=index,uuid,name,driver_version", "--format=csv,noheader")
 ROW = re.compile(r"(?P<index>\d+), (?P<uuid>(GPU|MIG)-[\w-]+|\[N/A\]), (?P<name>\S.*), (?P<driver>\d[\d.]+|\[N/A\])")
-TRACES = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")  # the last is of WSL
+TRACES = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg")  # the last one is WSL's
 
 
 def look() -> dict[str, Any]:
-    """torch, cuda: their versions; driver: NVIDIA's; listed: GPUs that nvidia-smi lists, None without an answer;
-    visible: CUDA_VISIBLE_DEVICES; gpus: those that torch computes on; why: a reason for fewer, or none, of them.
+    """Return the JSON document.
+
+    torch, cuda, driver: versions; listed: number of GPUs in nvidia-smi's list, None without an answer; visible:
+    CUDA_VISIBLE_DEVICES; gpus: those that torch computes on; why: the reason for missing ones.
     """
     told: dict[str, Any] = {"torch": None, "cuda": None, "driver": None, "listed": None, "gpus": [], "why": None}
     told["visible"] = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -37,21 +39,21 @@ def look() -> dict[str, Any]:
     said = listing(smi) if smi else {}
     try:
         of_torch = usable()
-    except Exception as error:  # whatever a broken installation raises is the reason
+    except Exception as error:  # a broken installation may raise anything; it is the reason
         of_torch = {"why": sentence(f"torch cannot be used: {type(error).__name__}: {error}")}
     why = " ".join(filter(None, (of_torch["why"], said.get("why")))) or None
     return {**told, **said, **of_torch, "why": why}
 
 
 def listing(program: str) -> dict[str, Any]:
-    """GPUs and driver by nvidia-smi; its own words where it fails, hangs or says what has another shape."""
+    """Return the number of GPUs and the driver version from nvidia-smi; "why" if it fails, hangs or prints no list."""
     process = subprocess.Popen(
         [program, *QUERY], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     try:
         output = process.communicate(timeout=SMI_S)[0].decode("utf-8", errors="replace")
     except subprocess.TimeoutExpired:
-        process.kill()  # nobody waits for it: a driver that hangs keeps its process
+        process.kill()  # no wait: a hanging driver keeps its process
         return {"why": f"nvidia-smi did not answer within {SMI_S:g} s."}
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     first = sentence(lines[0]) if lines else "it said nothing."
@@ -66,12 +68,12 @@ def listing(program: str) -> dict[str, Any]:
 
 
 def usable() -> dict[str, Any]:
-    """The GPUs that torch computes on, each tried; the first reason where one, or all, cannot be used."""
-    torch: Any = importlib.import_module("torch")  # by name: what is shipped to a machine imports nothing else
+    """Return the GPUs that torch computes on, after a test on each, and the first reason why one cannot be used."""
+    torch: Any = importlib.import_module("torch")  # by name: code sent to a machine has no other static imports
     told = {"torch": str(torch.__version__), "cuda": torch.version.cuda, "gpus": [], "why": None}
     if not told["cuda"]:
         return {**told, "why": f"torch {torch.__version__} is built without CUDA."}
-    with warnings.catch_warnings(record=True) as heard:  # why a driver cannot be used stands in a warning
+    with warnings.catch_warnings(record=True) as heard:  # torch explains an unusable driver in a warning
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
@@ -92,14 +94,14 @@ def usable() -> dict[str, Any]:
 
 
 def attempt(torch: Any, index: int) -> None:
-    """A kernel of torch's own: it exists only for the architectures that torch was built for."""
-    with contextlib.suppress(torch.OutOfMemoryError):  # another job fills it: a queued run comes later
+    """Run one of torch's kernels, which exist only for architectures that torch was built for. Raises on failure."""
+    with contextlib.suppress(torch.OutOfMemoryError):  # another job fills the memory; a queued run starts later
         if float((torch.arange(4.0, device=f"cuda:{index}") * 2).sum()) != 12.0:
             raise RuntimeError("a sum is wrong")
 
 
 def sentence(text: str) -> str:
-    """The first sentence of what a program said, on one line, at most 300 characters."""
+    """Return the first sentence of a program's output, on one line, at most 300 characters."""
     line = " ".join(text.split())
     line = re.split(r"(?<=[.!]) (?=[A-Z])| \(Triggered ", line)[0][:300].rstrip()
     return line if line.endswith((".", "!")) else f"{line}."
@@ -107,7 +109,7 @@ def sentence(text: str) -> str:
 
 if __name__ == "__main__":
     out = os.dup(1)
-    os.dup2(2, 1)  # what a library prints must not get into the document
+    os.dup2(2, 1)  # a library's prints must not get into the document
     document = json.dumps(look()) + "\n"
     os.write(out, document.encode("ascii"))
     sys.stdout.flush()

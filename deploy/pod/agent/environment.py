@@ -1,9 +1,9 @@
-"""Makes the training environment on a machine that is not our image: a virtual environment, once a lock file.
+"""Create the training environment on a machine that does not run our image: one virtual environment per lock file.
 
     python3 -m deploy.pod.agent.environment <folder> <code folder>
 
-Progress is plain lines. A half-made environment has no `ready.json` and is made again; of two laptops that ask at once,
-the second waits and finds it there.
+Prints progress as plain lines. An incomplete environment has no `ready.json` and is created again. If two laptops ask
+at once, the second waits and then finds the environment complete.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _make(folder: Path, code: Path, python: str) -> int:
     for wanted in (
         [*hashed, "requirements/build.txt"],
         [*hashed, "requirements/app.txt"],
-        ["--constraint", "constraints.txt", "torch"],  # it has no hashes: requirements/update.py says why
+        ["--constraint", "constraints.txt", "torch"],  # without hashes: see requirements/update.py
     ):
         if _run([*pip, *wanted], code):
             return 1
@@ -62,7 +62,7 @@ def _make(folder: Path, code: Path, python: str) -> int:
 
 
 def _run(argv: list[str], cwd: Path) -> int:
-    """A command whose large steps are told, and whose last lines are, when it fails."""
+    """Run a pip or venv command. Prints large downloads and the unpacking, and the last 8 lines if it fails."""
     lines: list[str] = []
     with subprocess.Popen(
         argv, cwd=cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

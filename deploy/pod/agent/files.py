@@ -1,11 +1,11 @@
-"""Copies ranges of a file, or of an address, into a file on the machine: in parallel, checked and resumable.
+"""Copy ranges of a file or web address into a file on the machine: parallel, verified, resumable.
 
     python -m deploy.pod.agent.files <order.json>
 
-The order says: source, part (where to), header (first bytes, base64), pieces [{name, offset, bytes, sha256|null}],
-which follow one another in the part, behind the header. Progress is one JSON object a line; the last one holds the
-SHA-256 of every piece. A failure is one sentence and exit code 1.
-The room is reserved before the first byte, because a full tmpfs otherwise kills whoever writes to it through a map.
+The order is JSON: source, part (destination), header (first bytes, base64), pieces [{name, offset, bytes,
+sha256|null}]. In the part the pieces follow the header one after another. Progress is one JSON object per line; the
+last one contains the SHA-256 of every piece. On failure, prints one sentence and exits with code 1.
+The space is reserved before the first byte: otherwise a full tmpfs kills a process that writes to it through mmap.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
 
 
 def copy(order: dict[str, Any], progress: Progress) -> list[str]:
-    """Write header and pieces into `part`; what an earlier try left there is kept if right. SHA-256 of each piece."""
+    """Write header and pieces to `part`; returns each piece's SHA-256. Keeps matching pieces of an earlier attempt."""
     header, pieces = base64.b64decode(order["header"]), order["pieces"]
     source, part = open_source(order["source"]), Path(order["part"])
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def copy(order: dict[str, Any], progress: Progress) -> list[str]:
 
 
 def reserve(descriptor: int, size: int, path: Path) -> None:
-    """Give the file its final size, with real room behind it where the system can promise that."""
+    """Set the file's final size, with disk space allocated if the system can. Raises CopyFailed if there is no room."""
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, size)
@@ -80,7 +80,7 @@ def reserve(descriptor: int, size: int, path: Path) -> None:
 
 
 class Progress:
-    """Bytes done so far by all threads, printed now and then."""
+    """Count the bytes done by all threads; prints them at most every REPORT_EVERY_S seconds."""
 
     def __init__(self, total_bytes: int) -> None:
         self.total_bytes = total_bytes
@@ -97,7 +97,7 @@ class Progress:
 
 
 class Copying:
-    """What the threads share."""
+    """State shared by the copying threads."""
 
     def __init__(self, source: Any, part: Path, resumed: bool, progress: Progress) -> None:
         self.source = source
@@ -122,7 +122,7 @@ class Copying:
         return found
 
     def _carry(self, piece: dict[str, Any], place: int) -> str:
-        """Hashed on its way, while it is in the processor's cache."""
+        """Copy a piece and return its SHA-256. Hashes while copying, when the data is in the CPU cache."""
         digest, left = hashlib.sha256(), piece["bytes"]
         with open(self.part, "r+b", buffering=0) as writer:
             writer.seek(place)

@@ -1,4 +1,4 @@
-"""Messages between laptop and machine: a JSON object and raw bytes, each with its length in front.
+"""Messages between laptop and machine: a JSON object and raw bytes, preceded by their lengths.
 
 4 bytes  length of the JSON, big-endian
 4 bytes  length of the bytes that follow it
@@ -14,10 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 LENGTHS = struct.Struct(">II")
-HEAD_BYTES = 1 << 20  # of the JSON of an answer
-BODY_BYTES = 8 << 20  # of what follows it
-LINE_BYTES = 64 << 10  # of a command's output, in one message; a longer line comes in several
-# What an agent says first. Whatever a login script printed before it is skipped.
+HEAD_BYTES = 1 << 20  # most bytes of an answer's JSON
+BODY_BYTES = 8 << 20  # most bytes of its body
+LINE_BYTES = 64 << 10  # most bytes of a command's output in one message; a longer line is split
+# The agent's first bytes. The laptop skips what a login script printed before them.
 GREETING = b"\0sniperface agent 1\0"
 
 
@@ -26,17 +26,17 @@ class Ended(EOFError):
 
 
 def pack(head: dict[str, Any], body: bytes | memoryview = b"") -> bytes:
-    """The bytes in front of `body`, which is sent by itself: it may be large, and copying it costs."""
+    """Return the bytes to send before `body`. The body is sent separately, because copying a large one is slow."""
     text = json.dumps(head).encode("utf-8")
     return LENGTHS.pack(len(text), len(body)) + text
 
 
 class Misspoken(Exception):
-    """The other side sends what is no message of ours."""
+    """The other side sent an invalid message."""
 
 
 def lengths(read_into: Callable[[memoryview], int]) -> tuple[int, int]:
-    """The lengths of the next answer; raises Misspoken for more than an answer may have, before any of it is read."""
+    """Read the lengths of the next answer. Raises Misspoken if they exceed the limits, before reading its content."""
     head, body = LENGTHS.unpack(exactly(read_into, LENGTHS.size))
     if head > HEAD_BYTES or body > BODY_BYTES:
         raise Misspoken(f"a message of {head} and {body} bytes")
@@ -44,9 +44,9 @@ def lengths(read_into: Callable[[memoryview], int]) -> tuple[int, int]:
 
 
 def unpack(read_into: Callable[[memoryview], int]) -> tuple[dict[str, Any], bytes]:
-    """The next message; raises Ended where the stream ends.
+    """Read the next message. Raises Ended at the end of the stream.
 
-    `read_into(view)` fills 1 to len(view) bytes, and 0 at the end.
+    `read_into(view)` fills 1 to len(view) bytes and returns their number, 0 at the end.
     """
     head_length, body_length = LENGTHS.unpack(exactly(read_into, LENGTHS.size))
     head: dict[str, Any] = json.loads(exactly(read_into, head_length))
@@ -54,7 +54,7 @@ def unpack(read_into: Callable[[memoryview], int]) -> tuple[dict[str, Any], byte
 
 
 def exactly(read_into: Callable[[memoryview], int], length: int) -> bytes:
-    """`length` bytes from a stream that gives them in pieces."""
+    """Read exactly `length` bytes from a stream. Raises Ended if it ends before."""
     data = bytearray(length)
     left = memoryview(data)
     while left:

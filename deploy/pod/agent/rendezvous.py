@@ -1,8 +1,8 @@
-"""Where machines meet: an address of one that the others really reach, and the interfaces through which they do.
+"""Find an address of one machine that the others reach, and the network interfaces that they use for it.
 
-Names are not asked. To itself a host's own name often means 127.0.1.1, and gloo and NCCL, left alone, then listen where
-nobody else comes; an address that looks right may be that of another network's namesake. So one machine answers with a
-word that only it knows, and what the others hear it on is true.
+Host names are not used: a host's own name often resolves to 127.0.1.1 on itself, and by default gloo and NCCL then
+listen where no other machine connects. An address may also belong to another host with the same address in another
+network. So one machine answers with a secret word, and the others use the addresses on which they receive it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _listening: list[socket.socket] = []
 
 
 def open_rendezvous(port: int, word: str) -> list[str]:
-    """Answer everybody at `port` with `word` until `close_rendezvous`; this machine's addresses, likely ones first.
+    """Answer every connection to `port` with `word` until `close_rendezvous`.
 
-    Raises OSError, EADDRINUSE where the port is taken.
+    Returns this machine's addresses, likely ones first. Raises OSError; EADDRINUSE if the port is taken.
     """
     close_rendezvous()
     listener = socket.socket()
@@ -44,12 +44,12 @@ def close_rendezvous() -> None:
     while _listening:
         listener = _listening.pop()
         with contextlib.suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)  # wakes who waits in accept
+            listener.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept
         listener.close()
 
 
 def reach_rendezvous(addresses: list[str], port: int, word: str) -> list[list[str]]:
-    """On which of the addresses the word is heard: [address, this machine's own one, its interface], in their order."""
+    """Return [address, own address, own interface] for each address that answers with `word`, in the given order."""
 
     def heard(address: str) -> list[str] | None:
         with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=REACH_S) as connection:
@@ -63,19 +63,19 @@ def reach_rendezvous(addresses: list[str], port: int, word: str) -> list[list[st
 
 
 def interface_of(address: str) -> str:
-    """The name of the network interface with this IPv4 address; empty where it cannot be told."""
+    """Return the name of the network interface with this IPv4 address; empty if unknown."""
     return next((name for name, its in _interfaces() if its == address), "lo" if address.startswith("127.") else "")
 
 
 def _addresses() -> list[str]:
-    """RunPod tells a cluster's own network; SSH tells by which address this machine was reached; then all others."""
+    """Return this machine's addresses: RunPod's cluster address, the one that SSH connected to, then all others."""
     told = [os.environ.get("NODE_ADDR", "").partition("/")[0]]
     told += os.environ.get("SSH_CONNECTION", "").split(" ")[2:3]
     return list(dict.fromkeys(address for address in [*told, *(its for _, its in _interfaces())] if address))
 
 
 def _interfaces() -> list[tuple[str, str]]:
-    """Names and IPv4 addresses; the loopback last, as it leads elsewhere only where there is no elsewhere."""
+    """Return interface names and IPv4 addresses, the loopback last: it works only if all machines are this one."""
     if sys.platform != "linux":
         return []
     import fcntl
@@ -83,7 +83,7 @@ def _interfaces() -> list[tuple[str, str]]:
     found = []
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):  # one without an IPv4 address
+            with contextlib.suppress(OSError):  # an interface without IPv4 address
                 told = fcntl.ioctl(asking.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
                 found.append((name, socket.inet_ntoa(told[20:24])))
     return sorted(found, key=lambda each: each[1].startswith("127."))
@@ -96,7 +96,7 @@ def _answer(listener: socket.socket, word: bytes) -> None:
             with contextlib.suppress(OSError), connection:
                 connection.settimeout(REACH_S)
                 connection.sendall(word)
-                connection.recv(1)  # who came leaves first: what lingers of the connection then keeps no port of ours
+                connection.recv(1)  # the client closes first, so that TIME_WAIT is on its side and not on this port
 
 
 def _read(connection: socket.socket, count: int) -> bytes:

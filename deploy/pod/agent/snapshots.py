@@ -1,7 +1,7 @@
-"""Code snapshots on a machine: a bare repository that takes bundles, and a folder for each snapshot, never changed.
+"""Code snapshots on a machine: a bare repository that receives bundles, and one folder per snapshot, never changed.
 
-<shelf>/repository.git     every snapshot as a commit under refs/snapshots/<id>; repository-sha256.git for such ids
-<shelf>/<id>/              its files; running jobs read them, so nothing is ever checked out over them
+<shelf>/repository.git     every snapshot as a commit under refs/snapshots/<id>; repository-sha256.git for SHA-256 ids
+<shelf>/<id>/              its files; running jobs read them, so nothing is checked out over them
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import Any
 from deploy.pod.base.folder import replace
 
 GIT_LIMIT_S = 300
-NEW_FORMAT, NEW_LENGTH = "sha256", 64  # of ids; git made only SHA-1 ones, of 40 letters, for a long time
-KNOWN_COMMITS = 50  # the newest are enough to find one that the laptop has, too
+NEW_FORMAT, NEW_LENGTH = "sha256", 64  # of git's newer ids; SHA-1 ids have 40 letters
+KNOWN_COMMITS = 50  # enough to find one that the laptop has too
 
 
 class SnapshotFailed(OSError):
-    """git's own words; an OSError, because that is what travels back to the laptop."""
+    """An error message, mostly git's. An OSError, because the agent sends those back to the laptop."""
 
 
 def snapshot_state(shelf: str, snapshot: str) -> dict[str, Any]:
-    """Whether the snapshot is there, else the commits that a bundle may build upon, the newest first."""
+    """Return whether the snapshot exists; if not, the commits that a bundle may build on, newest first."""
     folder = Path(shelf)
     if (folder / snapshot).is_dir():
         return {"there": True, "commits": []}
@@ -43,7 +43,7 @@ def snapshot_state(shelf: str, snapshot: str) -> dict[str, Any]:
 
 
 def place_snapshot(shelf: str, snapshot: str, kind: str, data: bytes) -> None:
-    """Unpack a snapshot that came as a git bundle (`kind` "bundle") or as a tar archive ("tar"), in one step."""
+    """Unpack a snapshot atomically from a git bundle (`kind` "bundle") or a tar archive ("tar")."""
     folder = Path(shelf)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder) as scratch:
@@ -54,7 +54,7 @@ def place_snapshot(shelf: str, snapshot: str, kind: str, data: bytes) -> None:
         else:
             with tarfile.open(fileobj=io.BytesIO(data)) as archive:
                 _extract(archive, made)
-        # Somebody else may have put the very same snapshot there meanwhile: theirs is as good.
+        # Another laptop may have placed the same snapshot meanwhile; the content is identical.
         with contextlib.suppress(OSError):
             replace(made, folder / snapshot)
     if not (folder / snapshot).is_dir():
@@ -64,11 +64,11 @@ def place_snapshot(shelf: str, snapshot: str, kind: str, data: bytes) -> None:
 def _from_bundle(shelf: Path, scratch: Path, made: Path, snapshot: str, data: bytes) -> None:
     repository = _repository(shelf, snapshot)
     if not repository.is_dir():
-        # Made under another name first: two laptops may come at once, and half a repository is none.
+        # Made under another name and renamed: two laptops may do this at once, and half a repository is unusable.
         fresh = scratch / "repository.git"
         hashed = [f"--object-format={NEW_FORMAT}"] if len(snapshot) == NEW_LENGTH else []
         _git(None, "init", "--quiet", "--bare", *hashed, str(fresh), cwd=scratch)
-        # The files travel as they are: a filter that this machine knows (Git LFS) would look for a server.
+        # Filters are off: a filter configured on this machine, such as Git LFS, would contact a server.
         (fresh / "info").mkdir(exist_ok=True)
         (fresh / "info" / "attributes").write_text("* -filter\n", encoding="ascii")
         with contextlib.suppress(OSError):
@@ -82,12 +82,12 @@ def _from_bundle(shelf: Path, scratch: Path, made: Path, snapshot: str, data: by
 
 
 def _repository(shelf: Path, snapshot: str) -> Path:
-    """A repository has ids of one length, those of the laptop's repository."""
+    """Return the repository for this snapshot's kind of id: a git repository has either SHA-1 or SHA-256 ids."""
     return shelf / (f"repository-{NEW_FORMAT}.git" if len(snapshot) == NEW_LENGTH else "repository.git")
 
 
 def _extract(archive: tarfile.TarFile, folder: Path) -> None:
-    """Files and folders with names inside `folder`, whatever the archive says."""
+    """Extract regular files whose names stay inside `folder`; skips all other members."""
     for member in archive:
         name = Path(member.name)
         if member.isfile() and not name.is_absolute() and ".." not in name.parts:

@@ -1,6 +1,6 @@
-"""Where the bytes of a data set come from on the machine: a file, an http(s) address with ranges, or what fsspec knows.
+"""Read a data set's bytes on the machine: from a file, an http(s) address with range requests, or any fsspec address.
 
-A range that breaks off is asked for again from the byte where it broke, later and later.
+After a broken download, the range is requested again from the next byte, with growing pauses (backoff).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 from deploy.pod.base.addresses import Forbidden, open_address, request, shown
 
-CHUNK_BYTES = 1 << 20  # stays in the processor's cache between reading, hashing and writing
+CHUNK_BYTES = 1 << 20  # stays in the CPU cache from reading to hashing and writing
 CLOUD_CHUNK_BYTES = 8 << 20  # one request of fsspec
 SILENCE_S = 20
-PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)  # without a byte in between; then it is given up
-FINAL = {400, 401, 403, 404, 405, 410, 416}  # asking again will not help
+PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)  # between retries, then fails; received bytes start over
+FINAL = {400, 401, 403, 404, 405, 410, 416}  # a retry would not help
 
 
 class CopyFailed(Exception):
@@ -28,7 +28,7 @@ class CopyFailed(Exception):
 
 
 class File:
-    """A file of the machine."""
+    """A file on the machine."""
 
     readers = 4  # at least; a network volume is faster with several
 
@@ -37,7 +37,7 @@ class File:
         self.name = path
 
     def read(self, offset: int, length: int) -> Iterator[memoryview]:
-        """The bytes of a range in pieces, each good until the next; fewer where the file ends."""
+        """Yield the bytes of a range in pieces, each valid until the next; fewer bytes if the file ends."""
         view = memoryview(bytearray(min(CHUNK_BYTES, length)))
         try:
             with open(self.path, "rb", buffering=0) as file:
@@ -50,7 +50,7 @@ class File:
 
 
 class Http:
-    """An http(s) address whose server gives ranges."""
+    """An http(s) address whose server supports range requests."""
 
     readers = 8
 
@@ -76,7 +76,7 @@ class Http:
                     raise CopyFailed(f"{self.name}: broken off") from error
                 continue
             if length:
-                return  # the file ends here; whoever counts will see it
+                return  # the file ends here; the caller counts the bytes
 
     def _ask(self, offset: int, length: int) -> Iterator[memoryview]:
         wanted = {"Range": f"bytes={offset}-{offset + length - 1}", "Accept-Encoding": "identity"}
@@ -93,7 +93,7 @@ class Http:
                 left -= len(data)
 
     def _words(self, error: Exception) -> str:
-        """Why, in a few words; raises what asking again will not help."""
+        """Return the error as a few words, after a Retry-After pause. Raises CopyFailed if a retry would not help."""
         if isinstance(error, Forbidden):
             raise CopyFailed(f"{self.name}: {error.reason}") from error
         if isinstance(error, urllib.error.HTTPError):
@@ -110,7 +110,7 @@ class Http:
 
 
 class Cloud:
-    """Whatever fsspec opens, s3:// for example; its own settings and credentials are used."""
+    """Any address that fsspec opens, such as s3://; uses fsspec's own settings and credentials."""
 
     readers = 8
 
@@ -148,7 +148,7 @@ class Cloud:
 
 
 def open_source(source: str) -> Any:
-    """The source of this name; CopyFailed when the machine cannot read of its kind."""
+    """Return the source for a path or address. Raises CopyFailed if the machine lacks the package for its scheme."""
     if "://" not in source:
         return File(source)
     return Http(source) if source.lower().startswith(("http://", "https://")) else Cloud(source)

@@ -1,6 +1,6 @@
-"""What a machine can be asked for. The laptop calls these functions directly, another machine's agent calls them there.
+"""Operations on a machine. The laptop calls them directly for itself, and through the agent on other machines.
 
-Paths are the machine's own. Nothing here goes through a command interpreter.
+Paths are the machine's own. No operation uses a command interpreter.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from deploy.pod.agent.frames import BODY_BYTES, LINE_BYTES
 from deploy.pod.base import folder, processes
 
 CHUNK_BYTES = BODY_BYTES
-NO_LIMIT_BYTES = 1 << 50  # what cgroups tell where there is no limit is larger than any memory
+NO_LIMIT_BYTES = 1 << 50  # larger than any memory, like the value that cgroups report without a limit
 
 
-running: set[int] = set()  # the commands that somebody waits for
+running: set[int] = set()  # pids of commands whose caller waits for them
 
 
 class Overdue(Exception):
-    """A command did not end in time, and was ended; `output` is what it had said."""
+    """A command exceeded its time limit and was killed; `output` is the end of its output."""
 
     def __init__(self, output: bytes) -> None:
         super().__init__("overdue")
@@ -45,7 +45,11 @@ def run(
     stdin: bytes = b"",
     limit_s: float = 60,
 ) -> tuple[int, bytes, bytes]:
-    """Exit code, standard output, standard error. `env` is added to the machine's own; None takes a name out."""
+    """Run a command; returns exit code, standard output, standard error.
+
+    `env` is added to the machine's environment; a value of None removes a name. Raises Overdue after `limit_s` seconds
+    and OSError (EFBIG) for more than BODY_BYTES of output.
+    """
     with _popen(argv, cwd, env, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process, _awaited(process.pid):
         try:
             stdout, stderr = process.communicate(stdin, timeout=limit_s)
@@ -62,7 +66,7 @@ def run(
 
 
 def lines(argv: Sequence[str], cwd: str | None = None) -> Generator[bytes, None, int]:
-    """The output of a command, line by line while it runs, a long line in pieces; returns its exit code."""
+    """Yield a command's output line by line while it runs, long lines in pieces; returns its exit code."""
     with _popen(argv, cwd, None, stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT) as process, _awaited(process.pid):
         try:
             if process.stdout:
@@ -74,20 +78,20 @@ def lines(argv: Sequence[str], cwd: str | None = None) -> Generator[bytes, None,
 
 
 def end_awaited() -> None:
-    """End the commands that are run at the moment: nobody waits for them any more."""
+    """Kill the commands in `running`, because their caller has gone."""
     for pid in list(running):
         processes.kill_tree(pid)
 
 
 def spawn(argv: Sequence[str], cwd: str) -> int:
-    """Start a process that outlives this one and its terminal; its pid."""
+    """Start a process that outlives this one and its terminal; returns its pid."""
     options: dict[str, Any] = {"start_new_session": True}
     if sys.platform == "win32":
-        # A console of its own that nobody sees: without one, every child would open a window.
+        # A hidden console: without one, every child would open a window.
         options = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
     null = subprocess.DEVNULL
     process = subprocess.Popen(list(argv), cwd=cwd, stdin=null, stdout=null, stderr=null, **options)
-    process.returncode = 0  # it is meant to outlive this process, so its destructor must not complain
+    process.returncode = 0  # it may outlive this process; keeps Popen's destructor from warning
     return process.pid
 
 
@@ -96,24 +100,24 @@ def which(program: str) -> str | None:
 
 
 def environment() -> dict[str, str]:
-    """Names and values that a command gets here; what is no text is left out."""
+    """Return the environment that a command gets here, without values that are not text."""
     return {name: value for name, value in os.environ.items() if value.isprintable() or value.isascii()}
 
 
 def expand(path: str) -> str:
-    """A path with ~ at its beginning as an absolute one."""
+    """Return the absolute path, with a leading ~ expanded."""
     return os.path.abspath(os.path.expanduser(path))
 
 
 def hardware() -> dict[str, Any]:
-    """Cores and memory that this machine may use, not those of its host. Of GPUs only the job's environment knows."""
+    """Return cores and memory that this machine may use, not its host's. `gpus` is 0: see agent/devices.py for GPUs."""
     shm = "/dev/shm"  # noqa: S108 - this machine's own
     shm_bytes = shutil.disk_usage(shm).total if os.path.isdir(shm) else None
     return {"gpus": 0, "cores": cores(), "memory_bytes": memory_bytes(), "shm_bytes": shm_bytes}
 
 
 def cores() -> int:
-    """Fewer than the computer has, where this process was given a part of it: by affinity, or by a cgroup's quota."""
+    """Return the number of cores that this process may use, after CPU affinity and the cgroup's quota."""
     count = os.cpu_count() or 1
     if sys.platform == "linux":
         count = len(os.sched_getaffinity(0))
@@ -125,7 +129,7 @@ def cores() -> int:
 
 
 def memory_bytes() -> int | None:
-    """The cgroup's limit or the whole memory, whichever is less; None where neither can be told."""
+    """Return the cgroup's memory limit or the total memory, whichever is less; None if unknown."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         match = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
         whole = int(match[1]) * 1024 if match else NO_LIMIT_BYTES
@@ -135,7 +139,7 @@ def memory_bytes() -> int | None:
 
 
 def memory_used_bytes() -> int:
-    """What counts against the memory limit already, files in RAM included; 0 where it cannot be told."""
+    """Return the memory that already counts against the cgroup's limit, including files in RAM; 0 if unknown."""
     used = _cgroup("memory.current", "memory/memory.usage_in_bytes").strip()
     cache = re.search(r"^(?:total_)?inactive_file (\d+)", _cgroup("memory.stat", "memory/memory.stat"), re.M)
     return max(0, int(used) - int(cache[1] if cache else 0)) if used.isdigit() else 0
@@ -148,14 +152,14 @@ def read(path: str, offset: int = 0, limit: int | None = None) -> bytes:
 
 
 def write(path: str, data: bytes, private: bool = False) -> None:
-    """`private`: nobody but the owner may read it, from its first moment on."""
+    """Replace a file atomically. `private`: only the owner may read it, from its creation on."""
     folder.write_bytes(Path(path), data, mode=0o600 if private else 0o666)
 
 
 def write_at(path: str, offset: int, data: bytes) -> None:
     place = Path(path)
     place.parent.mkdir(parents=True, exist_ok=True)
-    # Not "r+b" or "w+b" by a look beforehand: two ranges of one new file may arrive at once.
+    # Choosing "r+b" or "w+b" after a check would be a race: two ranges of a new file may arrive at once.
     descriptor = os.open(place, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
     with open(descriptor, "r+b") as file:
         file.seek(offset)
@@ -163,7 +167,10 @@ def write_at(path: str, offset: int, data: bytes) -> None:
 
 
 def replace(source: str, destination: str, holding: Sequence[Sequence[Any]] = ()) -> bool:
-    """Rename, after the bytes have reached the disk; only if each [offset, length, sha256] of `holding` is true."""
+    """Rename a file after an fsync.
+
+    Returns False, and does nothing, if any [offset, length, sha256] of `holding` differs from the file.
+    """
     if hashes(source, [each[:2] for each in holding]) != [each[2] for each in holding]:
         return False
     with open(source, "r+b") as file:
@@ -173,7 +180,7 @@ def replace(source: str, destination: str, holding: Sequence[Sequence[Any]] = ()
 
 
 def truncate(path: str, size: int) -> None:
-    """Give a file, made where it is not there, exactly this size, with room behind it where that can be promised."""
+    """Set a file's size; creates the file if needed, and allocates the disk space if the system can."""
     place = Path(path)
     place.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(place, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
@@ -197,9 +204,9 @@ def sha256(path: str) -> str:
 
 
 def hashes(path: str, ranges: Sequence[Sequence[int]], holes: bool = False) -> list[str]:
-    """SHA-256 of each [offset, length] of a file, as far as it reaches; several at a time, on all cores.
+    """Return the SHA-256 of each [offset, length] of a file, in up to 8 threads. A range past the end is cut there.
 
-    `holes`: a range that nothing was ever written to has '', where the system can tell, and is not read.
+    `holes`: return '' for a range that was never written, if the system can tell, without reading it.
     """
 
     def of(each: Sequence[int]) -> str:
@@ -233,7 +240,7 @@ def remove(path: str) -> None:
 
 
 def free_bytes(path: str) -> int:
-    """Room on the disk of the nearest folder that exists."""
+    """Return the free disk space at `path`, or at its nearest existing parent."""
     place = Path(path).absolute()
     while not place.exists():
         place = place.parent
@@ -241,7 +248,7 @@ def free_bytes(path: str) -> int:
 
 
 def in_ram(path: str) -> bool:
-    """Whether a file there would take memory instead of disk."""
+    """Whether a file at `path` would use memory instead of disk (tmpfs, ramfs)."""
     place = Path(path).absolute()
     mounts = []
     with contextlib.suppress(OSError):
@@ -249,7 +256,7 @@ def in_ram(path: str) -> bool:
             _, where, kind = line.split(" ", 3)[:3]
             if place == Path(where) or Path(where) in place.parents:
                 mounts.append((len(where), kind))
-    # Of two at one place, the later one is on top.
+    # Of two mounts at the same path, the later one is on top.
     return bool(mounts) and max(reversed(mounts), key=lambda mount: mount[0])[1] in ("tmpfs", "ramfs")
 
 
@@ -258,13 +265,13 @@ def clock() -> float:
 
 
 def _is_hole(descriptor: int, offset: int, length: int) -> bool:
-    """Whether a file was made longer there, and never written to."""
+    """Whether this range of a file is a hole that was never written."""
     if not hasattr(os, "SEEK_DATA"):
         return False
     try:
         return os.lseek(descriptor, offset, os.SEEK_DATA) >= offset + length
     except OSError as error:
-        return error.errno == errno.ENXIO  # nothing but a hole from there to the end
+        return error.errno == errno.ENXIO  # only a hole from there to the end
 
 
 @contextlib.contextmanager
@@ -277,7 +284,7 @@ def _awaited(pid: int) -> Iterator[None]:
 
 
 def _cgroup(of_version_2: str, of_version_1: str) -> str:
-    """A file of the control group that this process sees as its own; empty where there is none."""
+    """Read a file of this process's cgroup, version 2 or else version 1; empty if there is none."""
     for path in (f"/sys/fs/cgroup/{of_version_2}", f"/sys/fs/cgroup/{of_version_1}"):
         with contextlib.suppress(OSError):
             return Path(path).read_text()

@@ -1,1 +1,1 @@
-"""Copies of checkpoints and logs outside the machine."""
+"""Copies of checkpoints and logs outside the machine: sync and restore."""

@@ -1,12 +1,13 @@
-"""The way back from the place where copies are kept: what is there of a run comes into its folder on this machine.
+"""Restore a run's synced copy to its run folder on this machine.
 
     python -m deploy.pod.backup.restore <run folder> <sync_to> [--volume PATH]                what is there
     python -m deploy.pod.backup.restore <run folder> <sync_to> [--volume PATH] --take FILE    one checkpoint, verified
     python -m deploy.pod.backup.restore <run folder> <sync_to> [--volume PATH] --record       log, and metrics up to it
 
-For `--record` the JSON of the checkpoint is on standard input. One JSON object on standard output tells what was found
-or done; a failure is one sentence and exit code 1. Like the sync it is a process of its own, as a volume that hangs
-cannot be interrupted in any other way; credentials of a bucket are in its environment and in no other's.
+`--record` reads the checkpoint's JSON from standard input. Prints one JSON object with what was found or done; on
+failure, prints one sentence and exits with code 1. Like the sync, it is a separate process, because a hanging volume
+can only be interrupted by killing the process that waits. Only this process has a bucket's credentials in its
+environment.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from deploy.pod.base.folder import RunFolder, replace, tell_json, write_bytes
 
 CHECKPOINT = re.compile(r"epoch_[A-Za-z0-9_-]{1,60}\.pt")
 NOTE_BYTES = 256 << 10
-TOLD_BYTES = 1 << 30  # of a log, or of metrics
+TOLD_BYTES = 1 << 30  # most bytes of a log or of metrics
 MOST_NOTES = 1000
-JOINT_BYTES = 1024  # so many of a log are found again in its copied end
+JOINT_BYTES = 1024  # last bytes of a log to search for in its copied tail
 GAP = b"[what the log said in between was on a machine that is gone]\n"
 
 
 class NotRestored(Exception):
-    """One sentence that a person can act on."""
+    """Why nothing was restored: one sentence that a user can act on."""
 
 
 class Bounded(io.RawIOBase):
-    """Takes at most so many bytes: others may write to the place that they come from."""
+    """Limit how many bytes are written to `target`, as others may write to the storage. Raises NotRestored."""
 
     def __init__(self, target: IO[bytes], most: int, name: str) -> None:
         self.target = target
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> int:
     except (NotRestored, places.NoPlace) as error:
         print(error)
         return 1
-    except Exception as error:  # of a store's own library: any kind
+    except Exception as error:  # storage libraries raise errors of any kind
         print(f"{type(error).__name__}: {error}".replace("\n", " "))
         return 1
     print(json.dumps(told))
@@ -81,8 +82,10 @@ def main(argv: list[str]) -> int:
 
 
 def look(folder: RunFolder, place: places.Place) -> dict[str, Any]:
-    """The JSON of each checkpoint whose file is there in full length, what is not whole, how long the log is, and what
-    the machines of the run have cost. Nothing of the checkpoints themselves is read."""
+    """List the copy: checkpoints of full length, damaged ones, the log's length, and the cost of the run's machines.
+
+    Reads only the JSON of the newest MOST_NOTES checkpoints, not the checkpoints themselves.
+    """
     above = f"{folder.run_id}/{folder.checkpoints.name}"
     sizes = place.listing(above)
     notes, damaged = [], []
@@ -109,7 +112,10 @@ def look(folder: RunFolder, place: places.Place) -> dict[str, Any]:
 
 
 def take(folder: RunFolder, place: places.Place, file: str, sync_to: str) -> dict[str, Any]:
-    """One checkpoint, verified on its way: the file, then its JSON, then `latest`; whole or not there."""
+    """Download one checkpoint, verify it, and write file, JSON and `latest` in this order. Returns its JSON.
+
+    The JSON comes last, so an incomplete checkpoint does not count. Raises NotRestored.
+    """
     if not CHECKPOINT.fullmatch(file):
         raise NotRestored(f"{ascii(file)[:100]} is no name of a checkpoint")
     above = f"{folder.run_id}/{folder.checkpoints.name}"
@@ -127,7 +133,7 @@ def take(folder: RunFolder, place: places.Place, file: str, sync_to: str) -> dic
         if found != note["sha256"]:
             raise NotRestored(f"the bytes of {file} are not those that were put there (its SHA-256 differs)")
         with contextlib.suppress(FileNotFoundError):
-            about.unlink()  # of an earlier file of this name
+            about.unlink()  # belongs to an earlier file of this name
         replace(part, Path(folder.checkpoints / file))
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -135,12 +141,15 @@ def take(folder: RunFolder, place: places.Place, file: str, sync_to: str) -> dic
     write_bytes(about, (json.dumps(note, indent=1) + "\n").encode("utf-8"))
     write_bytes(Path(folder.latest), file.encode("utf-8"))
     mark = {"sha256": note["sha256"], "to": sync_to, "time": time.time()}
-    tell_json(Path(folder.checkpoints / f"{file}{SYNCED}"), mark)  # it need not be copied there again
+    tell_json(Path(folder.checkpoints / f"{file}{SYNCED}"), mark)  # the sync need not copy it again
     return note
 
 
 def record(folder: RunFolder, place: places.Place, note: dict[str, Any]) -> dict[str, Any]:
-    """What the run told up to the checkpoint that it goes on from; whether that was kept as far as this."""
+    """Restore log, and metrics up to the checkpoint that the run resumes from.
+
+    Returns the log's length and whether the metrics reach that checkpoint.
+    """
     names = place.listing(folder.run_id)
     reaches = False
     if folder.metrics.name in names:
@@ -159,7 +168,7 @@ def record(folder: RunFolder, place: places.Place, note: dict[str, Any]) -> dict
 
 
 def joined(beginning: bytes, tail: bytes) -> bytes:
-    """A log from its beginning and its end, each byte once; where they do not meet, that is said in it."""
+    """Join the beginning and the tail of a log where they overlap; without an overlap, put GAP between them."""
     if tail[-JOINT_BYTES:] in beginning:
         return beginning
     joint = beginning[-JOINT_BYTES:]
@@ -171,14 +180,14 @@ def joined(beginning: bytes, tail: bytes) -> bytes:
 
 
 def _describes(note: dict[str, Any], file: str) -> bool:
-    """Whether a JSON from outside is that of this file, with everything that is relied on."""
+    """Whether an untrusted JSON describes this file and has every field that this module uses."""
     numbers = all(isinstance(note.get(key), int) and note[key] >= 0 for key in ("epoch", "step", "bytes"))
     is_named = note.get("file") == file and CHECKPOINT.fullmatch(file) is not None
     return numbers and is_named and isinstance(note.get("sha256"), str)
 
 
 def _json(place: places.Place, name: str) -> dict[str, Any]:
-    """{} where it is not there or not whole; a place that cannot be read is another matter."""
+    """Read a JSON object; {} if it is missing, too long or invalid. Other read errors are raised."""
     try:
         text = _read(place, name, NOTE_BYTES)
     except (FileNotFoundError, NotRestored):

@@ -1,7 +1,7 @@
-"""Where copies go that outlive a machine: a folder, such as a network volume, or an address that fsspec knows.
+"""Storage for copies that outlive a machine: a folder, such as a network volume, or an fsspec address.
 
-A place takes a file whole or not at all, and reads it back: a copy is one that was read again with the right hash. What
-lies there comes back the same way, when its machine is gone and the run goes on elsewhere.
+`put` writes a file completely or not at all, then reads it back: a copy counts once its hash has been verified. `get`
+reads it when the machine is gone and the run resumes elsewhere.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from deploy.pod.base.checkpoints import CHUNK_BYTES, sha256
 
 
 class NoPlace(Exception):
-    """One sentence: why nothing can be kept there."""
+    """Why the storage cannot be used, in one sentence."""
 
 
 class Place(Protocol):
     def put(self, source: IO[bytes], name: str) -> str:
-        """Copy what can be read to `name`; the sha256 of what lies there now."""
+        """Copy `source` to `name`; returns the sha256 of the bytes read back from there."""
 
     def get(self, name: str, target: IO[bytes]) -> str:
-        """Copy what lies at `name`; its sha256. FileNotFoundError when nothing does."""
+        """Copy `name` to `target`; returns its sha256. Raises FileNotFoundError if it does not exist."""
 
     def listing(self, above: str) -> dict[str, int]:
-        """Bytes of each file in the folder `above`, by its name; nothing where there is no such folder."""
+        """Return name -> bytes of each file in the folder `above`; empty if there is no such folder."""
 
     def remove(self, name: str) -> None:
-        """What is not there, is removed."""
+        """Remove a file. Does nothing if it does not exist."""
 
 
 class Folder:
-    """A path on this machine that is mounted from elsewhere."""
+    """A mounted path on this machine."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,7 +52,7 @@ class Folder:
             shutil.copyfileobj(source, writer, CHUNK_BYTES)
             writer.flush()
             os.fsync(writer.fileno())
-            if sys.platform == "linux":  # else the check would read what is still in memory
+            if sys.platform == "linux":  # otherwise the check would read from the page cache
                 os.posix_fadvise(writer.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         digest = sha256(part)
         folder.replace(part, place)
@@ -75,12 +75,12 @@ class Folder:
 
 
 class Bucket:
-    """Object stores show an object when it is whole, so it needs no other name first."""
+    """An object store. An object appears only when complete, so `put` needs no temporary name."""
 
     def __init__(self, url: str) -> None:
         scheme = url.split("://", 1)[0]
         try:
-            # By name: this file has to work where fsspec is not installed, too.
+            # Imported by name: this module must work without fsspec.
             self.files, self.path = importlib.import_module("fsspec").core.url_to_fs(url)
         except ImportError as error:
             raise NoPlace(
@@ -131,7 +131,7 @@ def _copy(source: IO[bytes], target: IO[bytes]) -> str:
 
 
 def of(sync_to: str, root: Path, volume_path: str | None) -> Place:
-    """The place that a setting means. NoPlace where the copy would go with the machine."""
+    """Return the storage that `sync_to` names. Raises NoPlace if the copy would be lost with the machine."""
     if "://" in sync_to:
         return Bucket(sync_to)
     path = Path(sync_to).expanduser().absolute()
@@ -140,7 +140,7 @@ def of(sync_to: str, root: Path, volume_path: str | None) -> Place:
 
 
 def refuse_the_machines_own(path: Path, root: Path, volume_path: str | None) -> None:
-    """A path that is mistyped, or whose volume is not mounted, is a folder on the disk that goes with the machine."""
+    """Raise NoPlace if `path` is in memory or on the machine's own disk, such as after a typo or without the volume."""
     if is_below(path, volume_path):
         return
     there = path

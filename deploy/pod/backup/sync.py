@@ -1,9 +1,9 @@
-"""The final sync: what is worth keeping of a run goes to a place that outlives the machine, each byte verified there.
+"""The final sync: copy a run's checkpoint, log and small files to storage that outlives the machine, and verify them.
 
     python -m deploy.pod.backup.sync <run folder> <sync_to> [<volume path>]
 
-One JSON object on standard output tells what is there; a failure is one sentence and exit code 1. It is a process of
-its own because a volume that hangs cannot be interrupted in any other way than by ending who waits for it.
+Prints one JSON object with what was copied; on failure, prints one sentence and exits with code 1. It is a separate
+process because a hanging volume can only be interrupted by killing the process that waits for it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ LOG_BYTES = 4 << 20
 
 
 class SyncFailed(Exception):
-    """One sentence that a person can act on."""
+    """Why the sync failed: one sentence that a user can act on."""
 
 
 def main(argv: list[str]) -> int:
     folder = RunFolder(Path(argv[1]).absolute())
     if sys.platform != "win32":
-        os.nice(10)  # the job that may run beside it comes first
+        os.nice(10)  # a running job has priority
     try:
         place = places.of(argv[2], Path(folder.path), argv[3] if len(argv) > 3 else None)
         told = sync(folder, place, argv[2])
     except (SyncFailed, places.NoPlace) as error:
         print(error)
         return 1
-    except Exception as error:  # of a store's own library: any kind
+    except Exception as error:  # storage libraries raise errors of any kind
         print(f"the copy to {argv[2]} failed: {type(error).__name__}: {error}")
         return 1
     print(json.dumps(told))
@@ -46,10 +46,13 @@ def main(argv: list[str]) -> int:
 
 
 def sync(folder: RunFolder, place: places.Place, sync_to: str) -> dict[str, Any]:
-    """Small files first, they tell why; then the checkpoint, its JSON last, so that it is whole or not there.
+    """Copy a run's small files, log and newest checkpoint. Returns what was copied.
 
-    Which checkpoint is decided before anything is read: what the run told up to it is then in the metrics that are kept
-    with it, and a run that goes on from this copy has no hole in its curve.
+    Small files come first, because they explain how the run ended. A checkpoint's JSON comes after it, so the copy is
+    complete or does not count.
+
+    The checkpoint is chosen before any file is read. So the copied metrics reach it, and a run that resumes from this
+    copy has no gap in its curve.
     """
     begun = time.monotonic()
     note = newest(folder)
@@ -72,8 +75,10 @@ def sync(folder: RunFolder, place: places.Place, sync_to: str) -> dict[str, Any]
 
 
 def top(folder: RunFolder) -> str:
-    """Where a run's copy lies in the place. Of several machines that train it each has a log and a status of its own;
-    that of rank 0 has what the run goes on from."""
+    """Return the folder of a run's copy. With several machines each has its own log and status.
+
+    The folder of rank 0 contains what the run resumes from.
+    """
     place = read_json(Path(folder.plan)).get("place")
     rank = place.get("rank") if isinstance(place, dict) else None
     return f"{folder.run_id}/rank-{rank}" if rank else folder.run_id
@@ -83,7 +88,7 @@ def _put_checkpoint(place: places.Place, folder: RunFolder, note: dict[str, Any]
     file = note["file"]
     about = f"{Path(file).stem}.json"
     above = f"{top(folder)}/{folder.checkpoints.name}"
-    place.remove(f"{above}/{about}")  # of an earlier file of this name
+    place.remove(f"{above}/{about}")  # belongs to an earlier file of this name
     with open(folder.checkpoints / file, "rb") as source:
         _verify(place.put(source, f"{above}/{file}"), note["sha256"], file)
     _put(place, Path(folder.checkpoints / about).read_bytes(), f"{above}/{about}")
@@ -95,19 +100,19 @@ def _put_checkpoint(place: places.Place, folder: RunFolder, note: dict[str, Any]
 
 
 def _remove_what_the_run_removed(place: places.Place, folder: RunFolder, above: str) -> None:
-    """A run keeps its newest few checkpoints; so does the copy of it. Nothing is touched but what was put there."""
+    """Remove copies of checkpoints that the run has deleted. Touches only files that the sync copied."""
     for mark in Path(folder.checkpoints).glob(f"*{SYNCED}"):
         file = mark.name[: -len(SYNCED)]
         if not Path(folder.checkpoints / file).exists():
-            place.remove(f"{above}/{Path(file).stem}.json")  # first: what is half removed is no checkpoint any more
+            place.remove(f"{above}/{Path(file).stem}.json")  # first, so that a half-removed checkpoint does not count
             place.remove(f"{above}/{file}")
             mark.unlink()
 
 
 def _put_log(place: places.Place, folder: RunFolder) -> str:
-    """The whole log, or its end under another name, as byte offsets would be wrong in it.
+    """Copy the log; above LOG_BYTES, copy only its end, named `.tail` because byte offsets would be wrong in it.
 
-    Once it is that long, the beginning stays as it was put last: `restore` joins both where they overlap.
+    The beginning then stays as it was last copied: `restore` joins both where they overlap.
     """
     with open(folder.log, "rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -117,7 +122,7 @@ def _put_log(place: places.Place, folder: RunFolder) -> str:
 
 
 def _put(place: places.Place, data: bytes, name: str) -> str:
-    """A small file, or one that grows, as it is at one moment."""
+    """Copy bytes that were read from a file and verify the copy; returns its name."""
     _verify(place.put(io.BytesIO(data), name), hashlib.sha256(data).hexdigest(), name)
     return name
 

@@ -1,1 +1,1 @@
-"""What every program on the machine uses: the run folder, locks, clocks, processes."""
+"""Shared by all programs on the machine: the run folder, locks, clocks, processes."""

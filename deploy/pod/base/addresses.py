@@ -1,7 +1,7 @@
-"""Web addresses: shown without what is secret in them, and opened only where a redirect may lead.
+"""Print web addresses without their secrets, and open them with safe redirects only.
 
-A redirect stays on https, and does not lead from a public host to a private one. A name is looked up before it is
-followed; a name server that answers differently a moment later is not covered.
+A redirect may not leave https, nor lead from a public host to a private one. The host name is resolved before the
+redirect is followed. Not covered: a DNS server that returns another address a moment later.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PORTS = {"http": 80, "https": 443}
 
 
 def shown(address: str) -> str:
-    """As it may be shown: a password stands before the host, a signature in the query, a token in the fragment."""
+    """Return the address without user and password, query (signatures) and fragment (tokens)."""
     try:
         parts = urlsplit(address)
     except ValueError:
@@ -32,7 +32,7 @@ def shown(address: str) -> str:
 
 
 def hide(value: Any) -> Any:
-    """The same for every address in a text, and in whatever holds texts."""
+    """Apply `shown` to every address in a string, or in the strings of a mapping, list or tuple."""
     if isinstance(value, str):
         return IN_TEXT.sub(lambda found: shown(found.group()), value)
     if isinstance(value, Mapping):
@@ -43,7 +43,7 @@ def hide(value: Any) -> Any:
 
 
 def request(address: str, headers: Mapping[str, str]) -> urllib.request.Request:
-    """A request whose user and password, where the address has them, go to its own host alone."""
+    """Build a request. User and password in the address become a header that is not sent to redirects."""
     parts = urlsplit(address)
     user, at, host = parts.netloc.rpartition("@")
     made = urllib.request.Request(  # noqa: S310 - `open_address` has no other handlers
@@ -56,7 +56,7 @@ def request(address: str, headers: Mapping[str, str]) -> urllib.request.Request:
 
 
 def open_address(wanted: urllib.request.Request, timeout_s: float) -> Any:
-    """The answer over http or https, and no other scheme. Raises: urllib.error.URLError, ValueError."""
+    """Open an http or https address; no other scheme. Raises urllib.error.URLError or ValueError."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -72,11 +72,11 @@ def open_address(wanted: urllib.request.Request, timeout_s: float) -> Any:
 
 
 class Forbidden(urllib.error.URLError):
-    """A redirect that is not followed; asking again would not help."""
+    """A redirect that is not followed. A retry would not help."""
 
 
 class Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect where `why_not` has nothing against it."""
+    """Follow a redirect unless `why_not` returns a reason."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         reason = why_not(req.full_url, newurl)
@@ -87,7 +87,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def why_not(start: str, to: str) -> str | None:
-    """What is wrong with a redirect; None where it may be followed."""
+    """Return why a redirect must not be followed, or None if it may be."""
     here, there = urlsplit(start), urlsplit(to)
     if there.scheme not in PORTS:
         return "which is neither http nor https"
@@ -99,7 +99,7 @@ def why_not(start: str, to: str) -> str | None:
 
 
 def _is_private(parts: Any) -> bool:
-    """Whether any address of the host is outside the public internet. An unknown name is left to the connection."""
+    """Whether any address of the host is not a public one. A name that does not resolve fails later, on connect."""
     try:
         found = socket.getaddrinfo(parts.hostname, parts.port or PORTS[parts.scheme], type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):

@@ -1,8 +1,8 @@
-"""Checkpoints of a run folder, on the machine: which are whole, which is the newest, who else has it.
+"""Checkpoints of a run folder on the machine: which are complete, which is newest, which have a copy elsewhere.
 
-The JSON beside a .pt is written last and holds its sha256; a .pt without one was cut short. Beside them may lie notes
-about copies that were verified elsewhere: `NAME.pt.fetched`, by the laptop, and `NAME.pt.synced`, by the final sync,
-each a JSON object with the copy's sha256.
+The JSON next to a .pt is written last and contains its sha256; a .pt without JSON is incomplete. Verified copies are
+recorded next to them: `NAME.pt.fetched` by the laptop's download, `NAME.pt.synced` by the final sync. Each is a JSON
+object with the copy's sha256.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FETCHED, SYNCED = ".fetched", ".synced"
 
 
 def described(folder: RunFolder) -> list[dict[str, Any]]:
-    """The JSON of each checkpoint whose file is there in full length, the newest first; nothing is hashed."""
+    """Return the JSON of each checkpoint whose file has its full length, newest first. Hashes nothing."""
     notes = []
     with contextlib.suppress(OSError):
         for name in os.listdir(str(folder.checkpoints)):
@@ -33,7 +33,7 @@ def described(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def newest(folder: RunFolder, tick: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
-    """The newest one whose bytes are what its JSON says. `tick` is called again and again while they are read."""
+    """Return the JSON of the newest checkpoint whose sha256 matches. Calls `tick` after every chunk it reads."""
     for note in described(folder):
         with contextlib.suppress(OSError):
             if sha256(Path(folder.checkpoints / note["file"]), tick) == note.get("sha256"):
@@ -51,14 +51,16 @@ def sha256(path: Path, tick: Callable[[], None] = lambda: None) -> str:
 
 
 def has_copy(folder: RunFolder, note: dict[str, Any], *marks: str) -> bool:
-    """Whether one of these notes, FETCHED or SYNCED, tells of a verified copy of exactly these bytes."""
+    """Whether a FETCHED or SYNCED file records a verified copy with the same sha256. `marks`: which of them to read."""
     told = (read_json(Path(folder.checkpoints / f"{note['file']}{mark}")) for mark in marks)
     return any(each.get("sha256") == note["sha256"] for each in told)
 
 
 def _age(note: dict[str, Any]) -> tuple[int, bool, int]:
-    """In the laptop's order (deploy/runs/checkpoints.py): a stop between two epochs leaves two checkpoints of one step,
-    and if both sides did not mean the same one, the only copy of the other would keep its machine for ever.
+    """Sort key; the same order as on the laptop (deploy/runs/checkpoints.py).
+
+    A stop between two epochs leaves two checkpoints of the same step. If laptop and machine picked different ones, the
+    uncopied one would keep the machine alive forever.
     """
     return int(note.get("epoch") or 0), bool(note.get("epoch_complete", True)), note["step"]
 

@@ -1,6 +1,7 @@
-"""Two clocks: seconds that measure, and Unix seconds that are only told to people.
+"""Two clocks: monotonic seconds for measuring, Unix seconds for display only.
 
-A wall clock jumps: time servers correct it, hosts wake up. Nothing ends, is overdue or costs money because of that.
+A wall clock jumps when a time server corrects it or the host wakes up. No run ends, times
+out or costs money because of a jump.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Clock:
 
 
 class Jumps:
-    """Notices when the wall clock moved against the monotonic one."""
+    """Detect jumps of the wall clock relative to the monotonic clock."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock

@@ -1,4 +1,4 @@
-"""Every file name of a run, and the only way a small file of it is written."""
+"""All file names of a run, and the functions that read and write its small files."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path, PurePath
 from typing import IO, Any
 
 FINAL_STATES = ("succeeded", "failed", "stopped", "expired", "lost")
-LIVE_STATES = ("planned", "running", "restarting")  # whose supervisor lives: "planned" is one that waits for its turn
+LIVE_STATES = ("planned", "running", "restarting")  # the supervisor is alive; "planned": it waits in the queue
 HEARTBEAT_S = 2.0
 LOST_AFTER_S = 8.0
 ON_WINDOWS = os.name == "nt"
-RENAME_S = 5.0  # that a rename is tried there while somebody reads the file
+RENAME_S = 5.0  # how long a rename is retried on Windows while another process has the file open
 
 
 class RunFolder:
-    """The names inside `runs/<run_id>/`, the same on the laptop and on the machine.
+    """File names inside `runs/<run_id>/`, the same on the laptop and on the machine.
 
-    It holds a pure path, so that a Windows laptop can name files on a Linux machine.
+    Uses a pure path, so that a Windows laptop can name files on a Linux machine.
     """
 
     def __init__(self, path: PurePath) -> None:
@@ -37,8 +37,8 @@ class RunFolder:
         self.mining = path / "mining"
         self.stop_request = path / "stop.request"
         self.resume_from = path / "resume_from"
-        self.ended = path / "ended.json"  # why the guard ended it, written before the guard acted
-        self.secrets = path / "secrets.env"  # there only until the supervisor has read it
+        self.ended = path / "ended.json"  # why the guard ended the run; written before the guard acts
+        self.secrets = path / "secrets.env"  # exists only until the supervisor has read it
 
     @property
     def run_id(self) -> str:
@@ -46,32 +46,32 @@ class RunFolder:
 
 
 class Root:
-    """The names in the folder where everything lies on a machine, beside code, environments and data."""
+    """File names in the project's folder on a machine. Code, environments and data are in the same folder."""
 
     def __init__(self, path: PurePath) -> None:
         self.path = path
         self.runs = path / "runs"
         self.busy_lock = path / "busy.lock"
         self.queue = path / "queue"
-        self.contact = path / "contact"  # touched by the laptop with each command: somebody is there
-        self.guard = path / "guard.json"  # the laptop's word: limits and the machine's name
-        self.guard_secrets = path / "guard-secrets.env"  # for the final sync; there only until the guard has read it
+        self.contact = path / "contact"  # the laptop touches it with each command; counts as activity
+        self.guard = path / "guard.json"  # limits and machine name, written by the laptop
+        self.guard_secrets = path / "guard-secrets.env"  # for the final sync; exists only until the guard has read it
         self.guard_status = path / "guard-status.json"
         self.guard_lock = path / "guard.lock"
 
 
 def private_folder(path: Path) -> None:
-    """Make a folder that only its owner enters, whatever the umask; one that is there becomes one."""
+    """Create a folder with mode 0700, whatever the umask. Changes the mode of an existing folder too."""
     path.mkdir(parents=True, exist_ok=True)
     if os.name == "posix" and path.stat().st_mode & 0o077:
-        with contextlib.suppress(OSError):  # of another user, who decides
+        with contextlib.suppress(OSError):  # the folder belongs to another user
             os.chmod(path, 0o700)
 
 
 def write_bytes(path: Path, data: bytes, durable: bool = True, mode: int = 0o666) -> None:
-    """Replace a file in one step: a reader sees the old bytes or the new ones, never a mixture.
+    """Replace a file atomically: a reader sees the old bytes or the new ones, never a mixture.
 
-    `durable=False` leaves out the fsync: a heartbeat must not wait for a slow disk, and need not survive a power cut.
+    `durable=False` skips the fsync: a heartbeat must not wait for a slow disk and need not survive a power cut.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -82,16 +82,16 @@ def write_bytes(path: Path, data: bytes, durable: bool = True, mode: int = 0o666
                 file.flush()
                 os.fsync(file.fileno())
         replace(part, path)
-    except OSError:  # such as a full disk: the old file stays, and nothing lies beside it
+    except OSError:  # such as a full disk: keep the old file, leave no .part behind
         with contextlib.suppress(OSError):
             os.unlink(part)
         raise
 
 
 def replace(part: Path, path: Path) -> None:
-    """Rename a file over `path`, or a folder to it where nothing is.
+    """Rename a file over `path`, or a folder to a `path` that does not exist.
 
-    Windows refuses while a reader or a virus scanner has either open. That passes, so it is tried for RENAME_S.
+    Windows refuses while a reader or a virus scanner has either one open. That is temporary: retries for RENAME_S.
     """
     until = time.monotonic() + RENAME_S
     while True:
@@ -105,7 +105,7 @@ def replace(part: Path, path: Path) -> None:
 
 
 def open_shared(path: Path) -> IO[bytes]:
-    """Open for reading a file that may be replaced this very moment, which Windows answers with a refusal."""
+    """Open a file for reading. Retries for one second on Windows, which refuses while the file is being replaced."""
     for _ in range(50):
         with contextlib.suppress(PermissionError):
             return open(path, "rb")
@@ -120,9 +120,9 @@ def write_json(path: Path, value: Any, durable: bool = True) -> None:
 
 
 def tell_json(path: Path, value: Any, durable: bool = False) -> None:
-    """Write what only tells: on a full disk over the old text, in place; without a way to write, not at all.
+    """Write a status file as well as possible: on a full disk, overwrite the old text in place. Raises no OSError.
 
-    The old bytes are the only room that a full disk leaves. A reader may then meet half a text, and takes it for none.
+    The old bytes are the only space that a full disk leaves. A reader may then see half a file and treats it as {}.
     """
     try:
         write_json(path, value, durable)
@@ -137,7 +137,7 @@ def tell_json(path: Path, value: Any, durable: bool = False) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, or {} where the file is not there or not whole."""
+    """Return the object in a JSON file, or {} if the file is missing or incomplete."""
     try:
         with open_shared(path) as file:
             value = json.loads(file.read())

@@ -1,4 +1,4 @@
-"""What a run and a machine may take, as the laptop wrote it into plan.json ("limits") and guard.json."""
+"""Limits of a run and of a machine, as the laptop wrote them to plan.json ("limits") and guard.json."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SHARE_FOR_THE_END = 0.05
 
 @dataclass(frozen=True)
 class Limits:
-    """None means no such ceiling. Minutes may be fractions."""
+    """Limits of a run or machine. None: no limit. Minutes may be fractions."""
 
     machine: str = "this machine"
     max_restarts: int = 0
-    restart_pause_s: float = 2.0  # before the first restart; doubled for each further one
+    restart_pause_s: float = 2.0  # before the first restart; doubles with each further one
     max_hours: float | None = None
     max_usd: float | None = None
     idle_min: float | None = None
@@ -27,39 +27,39 @@ class Limits:
     paid_since: float | None = None
     usd_per_hour: float = 0.0
     release: str = "none"
-    # For the guard alone:
-    grace_s: float = 60.0  # for a checkpoint, where the run's own plan names no other
-    sync_limit_s: float = 600.0  # for the final copy of one run
-    volume_path: str | None = None  # what lies below outlives the machine
-    watch: tuple[str, ...] = ()  # files and folders whose growth is a sign of life, such as data that is being staged
+    # Used only by the guard:
+    grace_s: float = 60.0  # for the last checkpoint; a larger value in the run's plan wins
+    sync_limit_s: float = 600.0  # for the final sync of one run
+    volume_path: str | None = None  # files below it outlive the machine
+    watch: tuple[str, ...] = ()  # files and folders whose changes count as activity, such as data being staged
     poll_s: float = 1.0
-    retry_s: float = 60.0  # between two tries to release a machine that could not be released
-    group: str | None = None  # id of the cluster that this machine is part of, and can only be released with
-    node: int = 0  # its place in there
+    retry_s: float = 60.0  # between two attempts to release the machine
+    group: str | None = None  # id of the machine's cluster, which can only be released as a whole
+    node: int = 0  # index of the machine in its cluster
 
     @property
     def usd_s(self) -> float | None:
-        """How many paid seconds max_usd buys."""
+        """Paid seconds that max_usd buys."""
         if self.max_usd is None or self.usd_per_hour <= 0:
             return None
         return self.max_usd / self.usd_per_hour * 3600
 
     @property
     def hard_s(self) -> float | None:
-        """When the end has to begin, so that checkpoint and copy are paid for by max_usd, too."""
+        """Paid seconds after which the end must begin, so that max_usd also covers the last checkpoint and copy."""
         if self.usd_s is None:
             return None
         return self.usd_s - min(self.grace_s + self.sync_limit_s, SHARE_FOR_THE_END * self.usd_s)
 
     @property
     def deadline_s(self) -> float | None:
-        """The earliest of both, in paid seconds."""
+        """The earlier of `hard_s` and max_hours, in paid seconds."""
         times = [self.hard_s, None if self.max_hours is None else self.max_hours * 3600]
         return min((each for each in times if each is not None), default=None)
 
 
 def parse(values: Mapping[str, Any]) -> Limits:
-    """Limits from JSON. Keys of another version are passed over; ValueError names a value that cannot be."""
+    """Parse limits from JSON. Ignores keys of other versions. Raises ValueError for an invalid value."""
     told: dict[str, Any] = {}
     for each in fields(Limits):
         value = values.get(each.name)

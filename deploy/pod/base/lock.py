@@ -1,4 +1,4 @@
-"""A lock that lives exactly as long as the process (and its heirs) that holds it, with its holder written in it."""
+"""A lock file that names its holder. It is held as long as the holding process, or a child that inherited it, lives."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-# Windows locks are mandatory: locking a byte far behind the text keeps the text readable for everyone.
+# Windows locks are mandatory: locking a byte far behind the text keeps the text readable.
 _LOCKED_BYTE = 1 << 30
 
 
 class Busy(Exception):
-    """Somebody else holds the lock; `holder` is what they wrote in it."""
+    """Another process holds the lock; `holder` is what it wrote in the file."""
 
     def __init__(self, holder: dict[str, Any]) -> None:
         super().__init__(f"held by {holder}")
@@ -27,10 +27,10 @@ def _private(name: str, flags: int) -> int:
 
 
 class Lock:
-    """`with Lock(path, {"run_id": ...}).acquire():` holds the lock or raises Busy. The system frees it at death.
+    """`with Lock(path, {"run_id": ...}).acquire():` holds the lock or raises Busy. The system frees it on process exit.
 
-    On POSIX a child that is given `fileno()` holds it too, so a job that outlives its supervisor keeps the machine busy
-    until it has ended. On Windows a lock is not inherited.
+    On POSIX a child that inherits `fileno()` holds it too. So a job that outlives its supervisor keeps the machine busy
+    until it ends. On Windows a lock is not inherited.
     """
 
     def __init__(self, path: Path, holder: dict[str, Any]) -> None:
@@ -44,7 +44,7 @@ class Lock:
         for look in range(10):
             if _try_lock(file):
                 break
-            # Somebody may only be asking `is_held`, for a moment, and a name in it may be that of one who was killed.
+            # `is_held` in another process takes the lock for a moment; a killed holder leaves its name in the file.
             if look >= 2 and read_holder(self.path):
                 file.close()
                 raise Busy(read_holder(self.path))
@@ -74,18 +74,18 @@ class Lock:
         return self._file.fileno()
 
     def write(self, holder: dict[str, Any]) -> None:
-        """Say who holds it, in place: another file under this name would be another lock."""
+        """Replace the holder in place: a new file of this name would be a different lock."""
         if self._file is None:
             raise ValueError(f"{self.path} is not held")
         self._file.seek(0)
         self._file.truncate()
-        with contextlib.suppress(OSError):  # a full disk takes the name, not the lock
+        with contextlib.suppress(OSError):  # on a full disk the name is lost, the lock is kept
             self._file.write(json.dumps(holder).encode("utf-8"))
             self._file.flush()
 
 
 def read_holder(path: Path) -> dict[str, Any]:
-    """What the last holder wrote; {} when nobody holds it or it cannot be read."""
+    """Return what the last holder wrote; {} after a release, or if the file cannot be read."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -94,7 +94,7 @@ def read_holder(path: Path) -> dict[str, Any]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a living process holds the lock, asked without disturbing what is written in it."""
+    """Whether a living process holds the lock. Leaves the file's content unchanged."""
     try:
         with open(path, "r+b") as file:
             return not _try_lock(file)

@@ -1,4 +1,4 @@
-"""What a job has written to metrics.jsonl: where it is, how it ended, and what it had told up to a checkpoint."""
+"""Read a job's metrics.jsonl: its progress, how it ended, and the part up to a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class MetricsTail:
-    """Reads only what is new. `begin` forgets how an earlier start ended."""
+    """Read new lines only. `begin` discards the end of an earlier start."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,10 +43,10 @@ class MetricsTail:
 
 
 def up_to(told: bytes, note: Mapping[str, Any]) -> tuple[bytes, bool]:
-    """The beginning of a metrics.jsonl, up to the checkpoint of this note, and whether it comes that far.
+    """Return the part of a metrics.jsonl up to a checkpoint, and whether it reaches that checkpoint.
 
-    What follows would be told a second time by the run that goes on from there. Only the end of the attempt that made
-    the checkpoint stays, as nobody tells it again.
+    `note` is the checkpoint's JSON. Later lines are cut: the run that resumes there writes them again. An "end" event
+    right after the checkpoint stays, because it is not written again.
     """
     lines = [line for line in told.splitlines(keepends=True) if line.endswith(b"\n")]
     events = [_event(line) for line in lines]
@@ -54,7 +54,7 @@ def up_to(told: bytes, note: Mapping[str, Any]) -> tuple[bytes, bool]:
         if event.get("event") == "checkpoint" and event.get("sha256") == note["sha256"]:
             is_end = [after.get("event") == "end" for after in events[place + 1 : place + 2]]
             return b"".join(lines[: place + 1 + sum(is_end)]), True
-    # Read between the checkpoint and the word about it, or copied before: steps are the measure.
+    # The checkpoint's event is missing: the file was read or copied before it was written. Compare steps instead.
     steps = [event["step"] if isinstance(event.get("step"), int) else 0 for event in events]
     count = next((place for place, step in enumerate(steps) if step > note["step"]), len(steps))
     return b"".join(lines[:count]), note["step"] in steps[:count]

@@ -1,4 +1,4 @@
-"""How long a machine has been paid for, and what that came to, whatever its wall clock does meanwhile."""
+"""Measure how long a machine has been billed and what it cost, independent of wall-clock jumps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from deploy.pod.base.limits import Limits
 
 
 class Meter:
-    """Counts from `limits.paid_since`. The wall clock is asked once; from there on monotonic seconds are added.
+    """Count seconds since `limits.paid_since`. Reads the wall clock once, then adds monotonic seconds.
 
-    What was counted is kept with `note` and taken up again with `known`, by a guard that is started anew and by each
-    supervisor: monotonic seconds run on from process to process until the machine boots.
+    `note` saves the count; a restarted guard and each supervisor continue it with `known`. Monotonic seconds are valid
+    across processes until the machine reboots.
     """
 
     def __init__(self, limits: Limits, clock: Clock, known: Mapping[str, Any] | None = None) -> None:
@@ -27,7 +27,7 @@ class Meter:
         self._begin(known or {})
 
     def change(self, limits: Limits) -> None:
-        """Other limits; the count goes on unless they say that the machine is paid since another moment."""
+        """Set new limits. The count continues unless `paid_since` differs."""
         anew = limits.paid_since != self.limits.paid_since
         self.limits = limits
         if anew:
@@ -45,7 +45,7 @@ class Meter:
 
     @property
     def deadline(self) -> float | None:
-        """When the first ceiling of time or money is reached, as Unix seconds, to be told."""
+        """Unix time at which the first limit of time or money is reached; for display."""
         if self.paid_s is None or self.limits.deadline_s is None:
             return None
         return self.clock.wall() + self.limits.deadline_s - self.paid_s
@@ -68,7 +68,7 @@ class Meter:
 
 
 def boot_id() -> str:
-    """A name for the time since the machine started; empty where the system has none."""
+    """Return an id that changes with each boot; empty if the system has none."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""

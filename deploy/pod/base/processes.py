@@ -1,7 +1,7 @@
-"""Finding and ending every process of a job, however it was orphaned.
+"""Find and kill all processes of a job, including orphans.
 
-torchrun starts each rank in a session of its own, so a process group does not hold them all; and when torchrun is
-killed its ranks become somebody else's children. On Linux the supervisor asks to be that somebody (a "subreaper").
+torchrun starts each rank in its own session, so no process group contains them all. When torchrun is killed, another
+process becomes the parent of its ranks. On Linux the supervisor registers as that parent (a "subreaper").
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 
 def adopt_orphans() -> None:
-    """Make orphans of this process's children its own children. Linux only; elsewhere they end by EOF alone."""
+    """Become the parent of orphaned descendants. Linux only; elsewhere orphans end only when their stdin closes."""
     if not sys.platform.startswith("linux"):
         return
     import ctypes
@@ -40,13 +40,13 @@ def is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     row = _linux_row(str(pid))
-    return row is None or row[2] != "Z"  # a zombie is dead, it only waits for its parent to notice
+    return row is None or row[2] != "Z"  # a zombie has ended and waits for its parent to reap it
 
 
 def descendants(pid: int, spare: Collection[int] = ()) -> list[int]:
-    """All living children, grandchildren, … of `pid`; empty on Windows, where `taskkill /T` walks the tree itself.
+    """Return all living descendants of `pid`; empty on Windows, where `taskkill /T` walks the tree itself.
 
-    `spare`: these are left out, with everything below them.
+    `spare`: pids to leave out, with their descendants.
     """
     children: dict[int, list[int]] = {}
     for child, parent, state in _table():
@@ -62,7 +62,7 @@ def descendants(pid: int, spare: Collection[int] = ()) -> list[int]:
 
 
 def cpu_s(pid: int) -> float | None:
-    """Seconds of processor time of `pid` and everything living below it; None where the system does not tell."""
+    """Return CPU seconds of `pid` and its living descendants; None outside Linux."""
     if not sys.platform.startswith("linux"):
         return None
     ticks = 0
@@ -74,16 +74,16 @@ def cpu_s(pid: int) -> float | None:
 
 
 def kill_tree(pid: int, keep_root: bool = False, spare: Collection[int] = ()) -> None:
-    """End `pid` and everything below it, at once. Ending what is gone is success.
+    """Kill `pid` and its descendants at once. Does not fail if they have already ended.
 
-    Not covered: on Windows the children of a root that is kept; they end when their standard input closes.
+    Not covered: with `keep_root` on Windows, the children are not killed; they end when their standard input closes.
     """
     if sys.platform == "win32":
         if keep_root:
             return
         subprocess.run(["taskkill", "/T", "/F", "/PID", str(pid)], capture_output=True, check=False, timeout=30)
         return
-    # Twice: a process may start another between the look and the kill.
+    # Twice: a process may start another one between the listing and the kill.
     for _ in range(2):
         for victim in [*descendants(pid, spare), *([] if keep_root else [pid])]:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -91,7 +91,7 @@ def kill_tree(pid: int, keep_root: bool = False, spare: Collection[int] = ()) ->
 
 
 def reap() -> None:
-    """Collect adopted orphans that have ended. Call it only when no Popen is waiting for its own child."""
+    """Reap adopted orphans that have ended. Call it only when no Popen is waiting for its own child."""
     if sys.platform == "win32":
         return
     with contextlib.suppress(ChildProcessError):
@@ -100,7 +100,7 @@ def reap() -> None:
 
 
 def _table() -> list[tuple[int, int, str]]:
-    """(pid, parent, state letter) of every process."""
+    """Return (pid, parent, state letter) of every process; empty on Windows."""
     if sys.platform == "win32":
         return []
     if Path("/proc/self/stat").exists():
@@ -117,7 +117,7 @@ def _linux_row(name: str) -> tuple[int, int, str] | None:
         return None
     try:
         stat = Path("/proc", name, "stat").read_text(errors="replace")
-    except OSError:  # it ended between the listing and the reading
+    except OSError:  # it ended after it was listed
         return None
     state, parent = stat.rsplit(")", 1)[1].split()[:2]
     return int(name), int(parent), state

@@ -1,7 +1,7 @@
-"""Who is next on a machine: runs that wait take a ticket each, and go in the order of their numbers.
+"""The queue of a machine: each waiting run takes a numbered ticket, and runs start in the order of the numbers.
 
-A ticket is a file that its waiting process holds locked. When that process dies, however it dies, the lock is free, and
-whoever looks next removes the ticket.
+A ticket is a file that its waiting process keeps locked. If that process dies, the lock is free, and the next process
+that reads the queue removes the ticket.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from deploy.pod.base.lock import Busy, Lock, is_held, read_holder
 
 
 class Ticket:
-    """A place in the queue of a machine, from `take` to `leave`."""
+    """A place in a machine's queue, from construction to `leave`."""
 
     def __init__(self, root: Root, holder: dict[str, Any]) -> None:
         self.folder = Path(root.queue)
@@ -26,7 +26,7 @@ class Ticket:
             self.lock = Lock(_file(self.folder, self.number), holder).acquire()
 
     def ahead(self) -> list[dict[str, Any]]:
-        """Who waits before us, the next one first."""
+        """Return the holders of lower tickets, next one first."""
         return [holder for number, holder in _waiting(self.folder) if number < self.number]
 
     def leave(self) -> None:
@@ -36,7 +36,7 @@ class Ticket:
 
 
 def waiting(root: Root) -> list[dict[str, Any]]:
-    """Everybody who waits, the next one first."""
+    """Return the holders of all tickets, next one first."""
     return [holder for _, holder in _waiting(Path(root.queue))]
 
 
@@ -47,14 +47,14 @@ def _waiting(folder: Path) -> list[tuple[int, dict[str, Any]]]:
         holder = read_holder(file)
         if is_held(file):
             alive.append((number, holder))
-        elif holder:  # without a name in it, it is just being made
+        elif holder:  # an empty ticket is just being created
             with contextlib.suppress(OSError):
                 os.unlink(file)
     return alive
 
 
 def _numbers(folder: Path) -> list[int]:
-    """A number that is in use is never given again; one that is free again matters to nobody."""
+    """Return the ticket numbers that exist, sorted. A number in use is never given twice; a freed one may be reused."""
     with contextlib.suppress(OSError):
         return sorted(int(name[:-7]) for name in os.listdir(folder) if name.endswith(".ticket") and name[:-7].isdigit())
     return []
@@ -71,7 +71,7 @@ def _one_at_a_time(folder: Path) -> Any:
         try:
             lock.acquire()
             break
-        except Busy:  # for the moments that it takes to make a file; a dead holder frees it
+        except Busy:  # held only while a ticket is created; freed if the holder dies
             time.sleep(0.02)
     with lock:
         yield

@@ -1,4 +1,4 @@
-"""Secrets that a run was given, and a filter that keeps them out of what is written about it."""
+"""Read a run's secrets, and mask them in everything written about the run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 MASK = "[secret]"
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
-SHORTEST = 6  # what is shorter hides nothing, and would mask half of every text
+SHORTEST = 6  # characters; masking shorter values would mask half of every text
 
 
 def take(path: Path) -> dict[str, str]:
-    """Names and values of a secrets file, which is removed at once: from here on they live in memory only."""
+    """Read a secrets file and delete it, so that the secrets exist only in memory. Returns {} if it is unreadable."""
     try:
         values = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -27,18 +27,18 @@ def take(path: Path) -> dict[str, str]:
 
 
 def of_environment(environment: Mapping[str, str]) -> list[str]:
-    """Values whose names say that they are secret."""
+    """Return the values of variables whose names match SECRET_NAME."""
     return [value for name, value in environment.items() if SECRET_NAME.search(name)]
 
 
 def pieces(values: Iterable[str]) -> list[str]:
-    """What to look for in a text, the longest first: each value, and each line of one that has several."""
+    """Return the strings to mask, longest first: each value, and each line of a multi-line value."""
     found = {piece for value in values for piece in (value, *value.splitlines())}
     return sorted((piece for piece in found if len(piece.strip()) >= SHORTEST), key=len, reverse=True)
 
 
 class Redactor:
-    """Masks values, in texts and in whatever holds texts. One that has several lines is masked line by line, too."""
+    """Mask secrets in a string, or in the strings of a mapping, list or tuple."""
 
     def __init__(self, values: Iterable[str]) -> None:
         found = pieces(values)

@@ -1,4 +1,4 @@
-"""How a supervisor is asked to end its run: by a file, by a signal, or by a second signal for an end at once."""
+"""Stop requests to a supervisor: a file or one signal to stop, a second signal to stop at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deploy.pod.base.folder import RunFolder, read_json, write_json
 
 
 class Stops:
-    """What was asked for so far. A closed terminal means nothing."""
+    """Stop requests received so far. A closed terminal (SIGHUP) is ignored."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.request = Path(folder.stop_request)
@@ -39,7 +39,7 @@ class Stops:
 
     @property
     def expired(self) -> str | None:
-        """Why the guard wants the end; None when a user does."""
+        """The guard's reason for the stop; None if a user asked for it."""
         reason = read_json(self.request).get("expired")
         return None if reason is None else str(reason)
 
@@ -49,9 +49,9 @@ class Stops:
 
 
 def ask_to_expire(folder: RunFolder, reason: str) -> None:
-    """The guard's request. It takes the place of a user's: both want the same, and the guard's says why."""
+    """Write the guard's stop request. It replaces a user's, because it also contains the reason."""
     request: dict[str, Any] = {"expired": reason}
     if read_json(Path(folder.stop_request)) != request:
         with contextlib.suppress(OSError):
-            Path(folder.stop_request).touch()  # on a full disk an empty request is possible, and better than none
+            Path(folder.stop_request).touch()  # on a full disk an empty request still fits
             write_json(Path(folder.stop_request), request)

@@ -1,4 +1,4 @@
-"""Text that a terminal shows and does not obey."""
+"""Make text safe to print on a terminal: control characters become visible codes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _COLOURS = re.compile("\x1b\\[[0-9;:]{0,40}m")
 
 
 def visible(text: str, *, newlines: bool = True) -> str:
-    """Control characters, escapes and marks of direction as readable codes, such as \\x1b.
+    """Replace control characters, escapes and direction marks by readable codes, such as \\x1b.
 
-    Tabs stay, and newlines where `newlines` says so.
+    Tabs stay; newlines stay if `newlines` is true.
     """
     plain = text.replace("\n", "").replace("\t", "") if newlines else text
     if plain.isprintable():
         return text
-    return text.translate(_CODES if newlines else _LINE_CODES)  # a substitution takes 60 bytes for each match
+    return text.translate(_CODES if newlines else _LINE_CODES)  # re.sub would take 60 bytes for each match
 
 
 def visible_log(text: str) -> str:
-    """As `visible`, for the output of a job: colours are left out, and a carriage return begins a new line."""
+    """Like `visible`, for the output of a job: removes colours, and turns carriage returns into newlines."""
     return visible(_COLOURS.sub("", text).replace("\r\n", "\n").replace("\r", "\n"))

@@ -1,1 +1,1 @@
-"""The name for deploy/pod/watchdog/daemon.py that other versions know."""
+"""Alias of deploy/pod/watchdog/daemon.py, kept for other versions of the laptop half."""

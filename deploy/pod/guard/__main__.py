@@ -1,4 +1,4 @@
-"""`python -m deploy.pod.guard`: a laptop starts it in a snapshot of any version."""
+"""`python -m deploy.pod.guard`: the laptop starts it by this name in snapshots of all versions."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""Process 1 of the project's image, and what it starts."""
+"""Process 1 of the project's image, the login shell and the self-test."""

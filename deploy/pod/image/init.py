@@ -1,18 +1,18 @@
-"""Process 1 of our image: makes the container a machine that SSH reaches, and stays until it is told to end.
+"""Process 1 of our image: make the container reachable by SSH, and run until SIGTERM.
 
     docker run IMAGE                  a machine: PUBLIC_KEY says who may log in
     docker run IMAGE selftest         looks whether everything works here, a line each
     docker run IMAGE COMMAND ...      any other command instead
 
-A machine never ends because of a bad start: an orchestrator would start it again and again, and the reason would be
-gone with each. It says `sniperface bad start: ...` in the container's log and waits. A good start says there, each at
-the beginning of a line:
+The container does not exit after a bad start: an orchestrator would restart it again and again, and the reason would be
+lost each time. It prints `sniperface bad start: ...` to the container's log and waits. A good start prints there, each
+at the start of a line:
 
-    sniperface host key: ssh-ed25519 AAAA...     whoever may read the log knows this machine from now on
-    sniperface hardware: gpus=1 memory_gib=61.5  whoever rents it sees whether it is what was asked for
+    sniperface host key: ssh-ed25519 AAAA...     a client that can read the log can verify this machine
+    sniperface hardware: gpus=1 memory_gib=61.5  to compare with what was rented
     sniperface ready: ...
 
-Standard library only, Python 3.9 or newer; `install` is for the Dockerfile.
+Standard library only, Python 3.9 or newer. The Dockerfile runs `install`.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ assert sys.platform != "win32"  # for mypy, which checks this file for Windows, 
 
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = Path("/run/sniperface/environment")
-GUARD = Path("/run/sniperface/guard")  # written by the machine's guard: how to start it, should it be killed
-NOT_A_SESSIONS = (b"OLDPWD", b"PWD", b"SHLVL", b"TERM", b"_")  # of this process alone
+GUARD = Path("/run/sniperface/guard")  # the guard writes here how to restart it
+NOT_A_SESSIONS = (b"OLDPWD", b"PWD", b"SHLVL", b"TERM", b"_")  # only for this process
 PUBLIC_KEY_FILE = Path("/run/sniperface-public-key")  # where compose.yaml puts a .pub file of the user's
 KEYS = Path("/etc/ssh/sniperface")  # a folder of its own, so that a volume can keep the host key
 AUTHORIZED_KEYS = KEYS / "authorized_keys"
 HOST_KEY = KEYS / "ssh_host_ed25519_key"
 CONFIGURATION = Path("/etc/ssh/sshd_config.d/00-sniperface.conf")
 SSHD = "/usr/sbin/sshd"
-PAUSE_S = (1, 2, 5, 10, 30)  # between two starts of an sshd that ends
+PAUSE_S = (1, 2, 5, 10, 30)  # before a restart of sshd
 GUARD_EVERY_S = 10.0
-GUARD_AT_LEAST_S = 60.0  # between two looks, for one that ends again and again
+GUARD_AT_LEAST_S = 60.0  # longest time between two checks, for a guard that ends again and again
 SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
-LAST_S = 5.0  # for processes that are told to end, after the supervisors have
+LAST_S = 5.0  # from SIGTERM to exit for the other processes, after the supervisors have ended
 
-# The keys of PUBLIC_KEY lie outside the home folder: that may be a volume whose owner cannot be changed, and then sshd
-# would refuse what lies in it. PAM is left out, as what it does for a login (limits, messages) fails in containers.
+# The keys of PUBLIC_KEY are outside the home folder: that may be a volume whose owner cannot be changed, and sshd would
+# refuse files there. PAM is off, because what it does for a login (limits, messages) fails in containers.
 SSHD_CONFIGURATION = f"""\
 HostKey {HOST_KEY}
 AuthorizedKeysFile {AUTHORIZED_KEYS} .ssh/authorized_keys
@@ -66,7 +66,7 @@ MaxStartups 64:30:256
 ClientAliveInterval 30
 ClientAliveCountMax 6
 """
-# Debian's /etc/profile sets PATH anew, without our virtual environment.
+# Debian's /etc/profile resets PATH, without our virtual environment.
 PROFILE = '[ -z "${SNIPERFACE_PATH-}" ] || { PATH="$SNIPERFACE_PATH"; export PATH; }\n'
 
 KEY = re.compile(r"(?:^|\s)((?:ssh|ecdsa|sk-ssh|sk-ecdsa)-[\w@.-]+) +([A-Za-z0-9+/]+=*)(?= |$)")
@@ -82,7 +82,7 @@ def main() -> None:
         install()
     elif command == ["selftest"]:
         python = os.environ.get("SNIPERFACE_PYTHON") or sys.executable
-        os.execv(python, [python, str(HERE / "selftest.py")])  # noqa: S606 - becoming the command is the point
+        os.execv(python, [python, str(HERE / "selftest.py")])  # noqa: S606 - replaces this process on purpose
     elif command:
         try:
             os.execvp(command[0], command)  # noqa: S606 - the same
@@ -94,30 +94,30 @@ def main() -> None:
 
 
 def install() -> None:
-    """What needs no container yet: the SSH server's configuration, and the login shell."""
+    """Write the SSH server's configuration and set the login shell, when the image is built."""
     login = str(HERE / "login.py")
     write(CONFIGURATION, SSHD_CONFIGURATION.encode(), 0o644)
     write(Path("/etc/profile.d/sniperface.sh"), PROFILE.encode(), 0o644)
     with open("/etc/shells", "a", encoding="utf-8") as shells:
         shells.write(f"{login}\n")
-    # A password of '*' fits nothing; of '!' means locked, and then sshd would refuse keys, too.
+    # '*' matches no password. '!' would lock the account, and sshd would refuse keys too.
     subprocess.run(["usermod", "--shell", login, "--password", "*", "root"], check=True)
 
 
 class Machine:
-    """From the first step to SIGTERM. Being process 1 also means to collect every orphan that ends."""
+    """The container from start to SIGTERM. As process 1 it also reaps every orphan."""
 
     def __init__(self) -> None:
         self.sshd: subprocess.Popen[bytes] | None = None
         self.starts = 0
-        self.start_at: float | None = None  # when sshd is to be started, in monotonic seconds
+        self.start_at: float | None = None  # monotonic time of the next start of sshd
         self.ending = False
         self.guard_starts = 0
-        self.guard_at = time.monotonic()  # when to look for it next
+        self.guard_at = time.monotonic()  # monotonic time of the next check
 
     def run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # `pause` is where they are seen
-        processes.adopt_orphans()  # for `docker run --init` and --pid=host, where something else is process 1
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # `pause` receives them
+        processes.adopt_orphans()  # with `docker run --init` and --pid=host another process is process 1
         try:
             write_environment()
             KEYS.mkdir(mode=0o700, exist_ok=True)
@@ -141,7 +141,7 @@ class Machine:
         self.end()
 
     def look_after_sshd(self) -> None:
-        """Start it when it is due. It has no reason to end, but a machine that cannot be reached helps nobody."""
+        """Start sshd when it is due: at first, and again if it ended, because the machine would be unreachable."""
         if self.start_at is None or time.monotonic() < self.start_at:
             return
         self.start_at = None
@@ -152,7 +152,7 @@ class Machine:
                 stdin=subprocess.DEVNULL,
                 preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS) and None,
             )
-        except OSError as error:  # this process is the container: it must not end for that, and with it the job
+        except OSError as error:  # do not exit: this would end the container and the job
             wait_s = PAUSE_S[min(self.starts, len(PAUSE_S)) - 1]
             self.start_at = time.monotonic() + wait_s
             say(f"sshd cannot be started: {error}; again in {wait_s} s")
@@ -160,9 +160,9 @@ class Machine:
         say(f"ready: sshd started ({self.starts}), Python is {os.environ.get('SNIPERFACE_PYTHON', sys.executable)}")
 
     def look_after_guard(self) -> None:
-        """Start it again when it was killed, or when this container was: without one, nobody ends what is paid for.
+        """Restart the guard if it was killed or the container was restarted. Without it the machine has no limits.
 
-        A machine from which `guard.json` was removed wants none.
+        Does nothing if `guard.json` was removed.
         """
         if time.monotonic() < self.guard_at:
             return
@@ -180,7 +180,7 @@ class Machine:
                 start_new_session=True,
                 preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS) and None,
             )
-        except (OSError, ValueError, KeyError, TypeError):  # there is none, or its code is gone
+        except (OSError, ValueError, KeyError, TypeError):  # there is no guard, or its code is gone
             return
         self.guard_starts += 1
         self.guard_at = time.monotonic() + min(GUARD_EVERY_S * self.guard_starts, GUARD_AT_LEAST_S)
@@ -203,9 +203,9 @@ class Machine:
                     say(f"sshd ended with exit code {code}, its reason is above; again in {wait_s} s")
 
     def end(self) -> None:
-        """First the supervisors, who have their jobs write a checkpoint; how long that may take, the engine decides.
+        """Stop the supervisors first, so that their jobs write a checkpoint; the container engine limits the time.
 
-        Then everything else. Ranks that were told first would end before their supervisor knew why.
+        Then stop everything else. Ranks stopped earlier would end before their supervisor knows why.
         """
         self.ending = True
         say("told to end")
@@ -213,7 +213,7 @@ class Machine:
         tell(supervisors)
         while any(processes.is_alive(pid) for pid in supervisors):
             if pause(0.2):
-                tell(supervisors)  # asked twice, they end at once
+                tell(supervisors)  # a second signal ends them at once
             self.collect()
         tell(processes.descendants(os.getpid()))
         limit = time.monotonic() + LAST_S
@@ -223,18 +223,18 @@ class Machine:
 
 
 def write_environment() -> None:
-    """For login.py. Secrets may be in it, so nobody else reads it."""
+    """Write the container's environment for login.py. It may contain secrets, so the file has mode 0600."""
     entries = [name + b"=" + value for name, value in os.environb.items() if name not in NOT_A_SESSIONS]
     ENVIRONMENT.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     write(ENVIRONMENT, b"".join(entry + b"\0" for entry in entries), 0o600)
 
 
 def authorized_keys(public_key: str, at_home: str = "") -> str:
-    """The lines of PUBLIC_KEY that are public keys. Lines that are not are said; that none is, is a bad start."""
+    """Return the valid keys of PUBLIC_KEY; prints invalid lines. Raises BadStart if it and `at_home` have no key."""
     if "PRIVATE KEY" in public_key:
         raise BadStart("PUBLIC_KEY holds a private key; give the .pub file beside it, and make a new pair")
     good = []
-    lines = public_key.replace("\r", "\n").split("\n")  # Windows' line ends come as \r\n, or as a \r alone
+    lines = public_key.replace("\r", "\n").split("\n")  # Windows line ends arrive as \r\n or as \r
     for number, line in enumerate(filter(None, map(str.strip, lines)), start=1):
         if line.startswith("#"):
             continue
@@ -249,7 +249,7 @@ def authorized_keys(public_key: str, at_home: str = "") -> str:
 
 
 def is_key(line: str) -> bool:
-    """Whether a line of authorized_keys, with options or without, holds a key: the key names its own kind inside."""
+    """Whether an authorized_keys line, with or without options, contains a key whose data names the same type."""
     found = KEY.search(line)
     if not found or line.startswith("#"):
         return False
@@ -262,7 +262,7 @@ def is_key(line: str) -> bool:
 
 
 def text_of(path: Path) -> str:
-    """What a file holds, or nothing: it may come with a volume, or an image made from ours, and need not be there."""
+    """Return a file's text; empty if it cannot be read. A volume or an image based on ours may provide it."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -270,7 +270,7 @@ def text_of(path: Path) -> str:
 
 
 def host_key() -> str:
-    """The public half of this container's own key, made at its first start; a restart keeps it."""
+    """Return the container's public host key. Creates the key at the first start; a restart keeps it."""
     public = HOST_KEY.with_name(f"{HOST_KEY.name}.pub")
     if not HOST_KEY.exists() or not public.exists():
         for path in (HOST_KEY, public):
@@ -287,18 +287,18 @@ def host_key() -> str:
 
 
 def hardware() -> str:
-    """What this container may use: its GPUs are devices in it, its memory is its cgroup's limit or all there is."""
+    """Describe the container's hardware: number of GPU devices, and memory within the cgroup's limit."""
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     found = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
     limits = [int(found[1]) * 1024] if found else []
-    for path in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroups version 2, and 1
+    for path in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroups version 2 and 1
         with contextlib.suppress(OSError, ValueError):  # ValueError: "max"
             limits.append(int(Path("/sys/fs/cgroup", path).read_text(encoding="ascii")))
     return f"gpus={gpus}" + (f" memory_gib={min(limits) / 2**30:.1f}" if limits else "")
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock on a file, as deploy/pod/base/lock.py takes it."""
+    """Whether a living process holds a lock file of deploy/pod/base/lock.py."""
     import fcntl
 
     try:
@@ -312,7 +312,7 @@ def is_locked(path: Path) -> bool:
 
 
 def is_supervisor(pid: int) -> bool:
-    """Whether Python runs as one; the tmux and the shells around it have its name in their own command lines."""
+    """Whether a process is a supervisor. Only Python counts: tmux and shells around it have its name as argument."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -329,7 +329,7 @@ def tell(pids: list[int]) -> None:
 
 
 def pause(limit_s: float) -> bool:
-    """Until a child ends, an end is asked for, or the limit; whether an end was asked for."""
+    """Wait until a child ends, a stop signal arrives, or the limit is over. Returns whether it was a stop signal."""
     seen = signal.sigtimedwait(SIGNALS, max(limit_s, 0))
     return seen is not None and seen.si_signo != signal.SIGCHLD
 

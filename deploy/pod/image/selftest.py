@@ -1,6 +1,6 @@
-"""`docker run IMAGE selftest`: whether everything that training needs works in this container, one line each.
+"""`docker run IMAGE selftest`: check everything that training needs in this container, and print one line per check.
 
-Ends with 1 if something is broken. What merely could be better is a note.
+Exits with code 1 if a check is "broken". A "note" works but could be better.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Broken(Exception):
 
 
 class Note(Exception):
-    """It works, and could be better."""
+    """The check passed, but something could be better."""
 
 
 def ssh_server() -> str:
-    """Its configuration is read with a host key of the moment: the image has none, on purpose."""
+    """Check sshd's configuration with a temporary host key, because the image deliberately has none."""
     os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         key = str(Path(folder, "key"))
@@ -44,7 +44,7 @@ def programs() -> str:
 
 
 def torch() -> str:
-    module: Any = importlib.import_module("torch")  # by name: what is shipped to a machine imports nothing else
+    module: Any = importlib.import_module("torch")  # by name: code sent to a machine has no other static imports
     numbers = module.arange(4.0)
     if float(numbers @ numbers) != 14.0:
         raise Broken("torch computes wrongly on the CPU")
@@ -58,7 +58,7 @@ def torch() -> str:
         there = numbers.to(f"cuda:{index}")
         if float(there @ there) != 14.0:
             raise Broken(f"torch computes wrongly on GPU {index}, {names[index]}")
-        half = searched.to(f"cuda:{index}", module.float16)  # as mining searches: a product in 16 bits, its largest
+        half = searched.to(f"cuda:{index}", module.float16)  # like the search in mining: 16-bit product, then top-k
         if (half @ half.T).topk(1).indices.flatten().tolist() != list(range(64)):
             raise Broken(f"torch finds wrong neighbours on GPU {index}, {names[index]}")
     return f"{module.__version__}, CUDA {module.version.cuda}, {len(names)} GPUs: {', '.join(names)}"
@@ -82,7 +82,7 @@ def faiss() -> str:
             check(module.index_cpu_to_gpu(resources, number, module.IndexFlatIP(64)))
     except (
         Exception
-    ) as error:  # it has a CUDA of its own, which need not know this GPU; nothing but a choice rests on it
+    ) as error:  # faiss has its own CUDA, which may not support this GPU; only an optional backend needs it
         why = str(error).strip().splitlines()[0:1] or [type(error).__name__]
         raise Note(
             f"{module.__version__} fails on a GPU ({why[0]}): mining searches with torch there, as long as "

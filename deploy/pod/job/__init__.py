@@ -1,1 +1,1 @@
-"""The supervisor and what it writes about its job."""
+"""The supervisor of a job, and the status, log and metrics that it writes."""

@@ -1,4 +1,4 @@
-"""What a job takes of its machine: GPUs, processor time, room in memory and on disk. Reading them never waits."""
+"""Measure a job's GPU and CPU use, and free memory and disk space. Reading the values never blocks."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from deploy.pod.base import processes
 from deploy.pod.base.clock import Clock
 
 EVERY_S = 5.0
-GPU_EVERY_S = 5  # of a program that repeats itself
-GPU_SILENT_S = 20.0  # after which one that repeats itself is taken for one that keeps its words until it ends
-GPU_ONCE_S = 30.0  # between two starts of one that does not
+GPU_EVERY_S = 5  # interval of nvidia-smi --loop
+GPU_SILENT_S = 20.0  # without output for this long, nvidia-smi --loop is assumed to buffer it until exit
+GPU_ONCE_S = 30.0  # between two starts of nvidia-smi without --loop
 GPU_STALE_S = 60.0
 QUERY = ["--query-gpu=index,utilization.gpu,memory.used,memory.total", "--format=csv,noheader,nounits"]
 MIB = 1 << 20
 
 
 class Gauges:
-    """The newest values, read again every few seconds."""
+    """The newest measurements, refreshed every `every_s` seconds."""
 
     def __init__(self, folder: Path, clock: Clock, every_s: float = EVERY_S) -> None:
         self.folder = folder
@@ -34,7 +34,7 @@ class Gauges:
         self.gpus = GpuWatch(clock)
         self.values: dict[str, Any] = {}
         self._read_at: float | None = None
-        self._cpu: tuple[int, float, float] | None = None  # of which process, when, how many seconds of it
+        self._cpu: tuple[int, float, float] | None = None  # pid, time of the measurement, CPU seconds
 
     def read(self, job_pid: int | None) -> dict[str, Any]:
         now = self.clock.monotonic()
@@ -49,7 +49,7 @@ class Gauges:
         return self.values
 
     def _cpu_pct(self, pid: int | None, now: float) -> float | None:
-        """Of one core, since the last look; None before there are two looks at one job."""
+        """Percent of one core since the last measurement; None until a job has been measured twice."""
         used = processes.cpu_s(pid) if pid else None
         before, self._cpu = self._cpu, (pid, now, used) if pid and used is not None else None
         if before is None or used is None or before[0] != pid or now <= before[1]:
@@ -58,10 +58,11 @@ class Gauges:
 
 
 class GpuWatch:
-    """One nvidia-smi that repeats itself: starting it each time would cost more than all the rest of the supervisor.
+    """Read GPU values from one running `nvidia-smi --loop`.
 
-    A driver that hangs, hangs that process, and its last words grow stale; nobody waits for it. One whose words do not
-    come through the pipe while it runs is started anew each time, less often.
+    Starting it for each measurement would cost more than the rest of the supervisor. If the driver hangs, nvidia-smi
+    hangs too and its values go stale; the supervisor does not wait. If it buffers its output until exit, it is started
+    anew for each measurement, less often.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -78,7 +79,7 @@ class GpuWatch:
         return self.process.pid if self.process else None
 
     def read(self) -> list[dict[str, Any]] | None:
-        """One object a GPU, or None where there is no nvidia-smi or no fresh word of it."""
+        """Return one dict per GPU, or None without nvidia-smi or without recent output."""
         if self.program is None:
             return None
         now = self.clock.monotonic()
@@ -97,7 +98,7 @@ class GpuWatch:
         if self.process is not None:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self.process.kill()
-                self.process.wait(0.5)  # longer only where the driver hangs: then it is left
+                self.process.wait(0.5)  # takes longer only if the driver hangs; then the process is left behind
 
     def _start(self, program: str, now: float) -> None:
         self._started_at = now
@@ -127,7 +128,7 @@ class GpuWatch:
 
 
 def ram_free_bytes() -> int | None:
-    """What may still be taken: of the computer's memory, or of the part that this container may have."""
+    """Return free memory, within the container's limit if it has one; None if unknown."""
     with contextlib.suppress(OSError):
         available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
         limit = verbs.memory_bytes()
@@ -143,6 +144,6 @@ def disk_free_bytes(folder: Path) -> int | None:
 
 
 def _number(word: str) -> int | None:
-    """nvidia-smi says [N/A] for what a GPU, or a part of one, does not tell."""
+    """Parse a number. nvidia-smi prints [N/A] for values that a GPU or a part of one does not report."""
     word = word.strip()
     return int(word) if word.isdigit() else None

@@ -1,10 +1,10 @@
-"""Takes a job's output into its log, without the secrets that the job was given.
+"""Write a job's output to its log, with the job's secrets masked.
 
     python -m deploy.pod.job.redacting_log <train.log>
 
-The first line of standard input is a JSON list of what to hide, the rest is the job's output. It is a process of its
-own, so that the last words of a job are kept even when its supervisor is killed: it ends when the last process that
-writes to it has ended. What a full disk does not take is left out; a job never waits for its log.
+The first line of standard input is a JSON list of secrets, the rest is the job's output. A separate process, so that
+the last output of a job is kept even if its supervisor is killed: it exits when the last process that writes to it has
+ended. On a full disk, output is dropped, so that the job never waits for its log.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHUNK_BYTES = 64 << 10
 
 
 class Sieve:
-    """Masks a stream of bytes. Bytes that may be the beginning of a secret are held back until it is known."""
+    """Mask secrets in a byte stream. Holds back trailing bytes that may be the beginning of a secret."""
 
     def __init__(self, secrets: Sequence[str]) -> None:
         self._secrets = [piece.encode("utf-8") for piece in pieces(secrets)]
@@ -48,7 +48,7 @@ class Sieve:
         return self._mask(held)
 
     def _beginning(self, data: bytes) -> int:
-        """How many bytes at the end may go on to be a secret."""
+        """Return how many trailing bytes may be the beginning of a secret."""
         longest = min(len(data), max(map(len, self._secrets)) - 1)
         for count in range(longest, 0, -1):
             end = data[-count:]
@@ -61,7 +61,7 @@ class Sieve:
 
 
 def before(log: Path, secrets: Sequence[str]) -> subprocess.Popen[bytes] | None:
-    """A sieve before a log; its standard input is for the job to write to. None where there is nothing to hide."""
+    """Start a masking process for a log; the job writes to its standard input. None if there is nothing to mask."""
     if not pieces(secrets):
         return None
     options: dict[str, Any] = {}
@@ -84,7 +84,7 @@ def before(log: Path, secrets: Sequence[str]) -> subprocess.Popen[bytes] | None:
 
 
 def main(argv: list[str]) -> int:
-    for name in ("SIGTERM", "SIGINT", "SIGHUP"):  # it has to outlive those who write to it
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):  # it must outlive the processes that write to it
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     first = b""

@@ -1,4 +1,4 @@
-"""Whether a job that crashed is started again, from where, and after which pause."""
+"""Decide whether a crashed job is restarted, from which checkpoint, and after which pause."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from deploy.pod.base.folder import RunFolder
 
 RESUME_KEY = "train.resume="
 LONGEST_PAUSE_S = 60.0
-# The job's own verdicts: it ended on purpose, and would come to the same end again.
+# Endings that the job reports itself: a restart would end the same way.
 NOT_A_CRASH = ("wrong_use", "failed")
 WRONG_USE = 2
 
 
 @dataclass(frozen=True)
 class Crash:
-    """How the job ended, and whether any rank of it had been started."""
+    """How the job ended, and whether its ranks had been started."""
 
     exit_code: int
-    ending: str | None  # the app's own word
+    ending: str | None  # the reason that the app wrote to metrics.jsonl
     ran: bool
     restarts: int
 
 
 class Rule(Protocol):
-    """Whether a crashed job is started again."""
+    """Decides whether a crashed job is restarted."""
 
     def begin(self) -> None:
-        """Before the first start."""
+        """Prepare; called before the first start."""
 
     def refusal(self, crash: Crash) -> str | None:
-        """Why there is no restart, '' where nobody need be told, None when there is one."""
+        """Return why there is no restart ('' if the reason needs no mention), or None to restart."""
 
     def words(self) -> str:
-        """What a restart is."""
+        """Describe the restart."""
 
 
 class FromCheckpoint:
-    """Of the machine that writes checkpoints: again while each start has brought the run further."""
+    """Rule of the machine that writes checkpoints: restart as long as each start makes a new checkpoint."""
 
     def __init__(self, folder: RunFolder, most: int, tick: Callable[[], None]) -> None:
         self.folder, self.most, self.tick = folder, most, tick
-        self.newest: dict[str, Any] | None = None  # at the last start; after a crash, what it left
+        self.newest: dict[str, Any] | None = None  # newest complete checkpoint at the last start or crash
 
     def begin(self) -> None:
         self.newest = whole.newest(self.folder, self.tick)
@@ -60,7 +60,10 @@ class FromCheckpoint:
 
 
 class WithTheOthers:
-    """Of the other machines: again for as long as rank 0's takes them back, which is the one that judges the run."""
+    """Rule of the other machines: restart until rank 0's machine has not let them join for `patience_s`.
+
+    Rank 0's machine decides whether the run goes on.
+    """
 
     def __init__(self, host: str, patience_s: float, clock: Clock) -> None:
         self.host, self.patience_s, self.clock = host, patience_s, clock
@@ -86,10 +89,10 @@ class WithTheOthers:
 def refusal(
     exit_code: int, ending: str | None, restarts: int, most: int, before: int, newest: dict[str, Any] | None
 ) -> str | None:
-    """Why there is no restart, '' where nobody need be told, None when there is one.
+    """Return why there is no restart ('' if the reason needs no mention), or None to restart.
 
-    `before` is the step of the newest whole checkpoint at the last start, -1 where there was none. Without a newer one
-    the job would only go the same way again: a crash loop.
+    `before` is the step of the newest complete checkpoint at the last start, -1 without one. Without a newer one now, a
+    restart would repeat the crash: a crash loop.
     """
     if exit_code == WRONG_USE or ending in NOT_A_CRASH or most <= 0:
         return ""
@@ -103,10 +106,10 @@ def refusal(
 
 
 def pause_s(first_s: float, restarts: int) -> float:
-    """Longer each time; whatever it was may need a while to pass."""
+    """Return the pause before the next restart: doubles each time, up to LONGEST_PAUSE_S."""
     return min(LONGEST_PAUSE_S, float(first_s * 2**restarts))
 
 
 def resuming(argv: Sequence[str]) -> list[str]:
-    """The same command, going on with the newest whole checkpoint of its run folder."""
+    """Return the same command, resuming from the newest complete checkpoint of the run folder."""
     return [f"{RESUME_KEY}'auto'" if word.startswith(RESUME_KEY) else word for word in argv]

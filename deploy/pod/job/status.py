@@ -1,4 +1,4 @@
-"""status.json of a run: the supervisor's word about it, replaced every two seconds, so that silence means death."""
+"""status.json of a run. The supervisor replaces it every two seconds, so a stale heartbeat means that it is dead."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FULL_BYTES = 64 << 10
 
 
 class StatusFile:
-    """What is known, and when it was told last. Nothing here may end a job: what cannot be written is left out."""
+    """Content of status.json, and the time of the last write. A failed write is ignored: it must not end the job."""
 
     def __init__(self, folder: RunFolder, plan: Mapping[str, Any], limits: Limits, redact: Redactor, clock: Clock):
         self.folder = folder
@@ -41,7 +41,7 @@ class StatusFile:
             "restarts": 0,
             "pid": os.getpid(),
             "job_pid": None,
-            "job_started": None,  # when torchrun was, the last time
+            "job_started": None,  # last start of torchrun
             "started": now,
             "heartbeat": now,
             "ended": None,
@@ -57,18 +57,18 @@ class StatusFile:
         }
 
     def tell(self, **changes: Any) -> None:
-        """Something has happened: at once, and to disk."""
+        """Change values and write them to disk at once."""
         self.values.update(changes)
         self._write(durable=True)
 
     def beat(self) -> None:
-        """A sign of life, when one is due. A jump of the wall clock makes it due: the last one looks old, or young."""
+        """Write a heartbeat if one is due. A wall-clock jump makes it due, as it falsifies the age of the last one."""
         late = self._told_at is None or self.clock.monotonic() - self._told_at >= HEARTBEAT_S
         if late or self.jumps.seen():
             self._write(durable=False)
 
     def evidence(self, since: int) -> list[str]:
-        """How the log ends, of what was written to it from byte `since` on."""
+        """Return the last EVIDENCE_LINES lines that were written to the log from byte `since` on."""
         try:
             with open(self.folder.log, "rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -78,7 +78,7 @@ class StatusFile:
             return []
         lines = [line for line in text.splitlines() if line.strip()]
         free = disk_free_bytes(Path(self.folder.path))
-        if free is not None and free < FULL_BYTES:  # then the job's own complaint had no room either
+        if free is not None and free < FULL_BYTES:  # the job's own error message may not have fit either
             lines.append(f"no room is left on the disk of {self.folder.path}")
         return lines[-EVIDENCE_LINES:]
 
@@ -93,6 +93,6 @@ class StatusFile:
             spend_usd=round(self.meter.spend_usd, 4),
             deadline=None if deadline is None else round(deadline, 1),
         )
-        # Who it is and how it is are words of ours: a secret that is spelt like one of them must not hide it.
+        # run_id and state are never masked, even if a secret equals one of them.
         mine = {name: self.values[name] for name in ("run_id", "state")}
         tell_json(Path(self.folder.status), {**self.redact(self.values), **mine}, durable)

@@ -1,11 +1,11 @@
-"""Owns one job on the machine: starts it, again if it crashes, keeps its log and status, and sees that all of it ends.
+"""The supervisor: start one job, restart it after a crash, write its log and status, end all its processes.
 
     python -m deploy.pod.supervisor <run folder>
 
-The job's own output goes straight into train.log, or through a process that takes its secrets out
-(redacting_log.py), and is copied from there to this process's output, so that the last words of a job are kept even
-when this one is killed. The job watches its standard input: when that pipe closes, on purpose or because this process
-died, it makes a checkpoint and leaves.
+The job's output goes directly to train.log, or through a process that masks secrets (redacting_log.py). The supervisor
+copies it from there to its own output. So the last output of a job is kept even if the supervisor is killed. The job
+watches its standard input: when that pipe closes, on purpose or because the supervisor died, it writes a checkpoint and
+exits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from deploy.pod.job.tee import Echo
 
 POLL_S = 0.2
 GUARD_EVERY_S = 5.0
-SIEVE_LIMIT_S = 10.0  # for the last words of a job that has ended
+SIEVE_LIMIT_S = 10.0  # for the last output of a job that has ended
 CODE = Path(__file__).resolve().parents[3]
 RESULT_OF_END = {"done": "succeeded", "stopped": "stopped", "wrong_use": "failed", "failed": "failed"}
 
@@ -59,7 +59,7 @@ def main(argv: list[str], clock: Clock | None = None) -> int:
 
 
 class Supervisor:
-    """One attempt of one run, from its first heartbeat to its last, restarts included."""
+    """One attempt of one run, from the first heartbeat to the last, including restarts."""
 
     def __init__(self, folder: RunFolder, plan: dict[str, Any], secrets: dict[str, str], clock: Clock) -> None:
         self.folder = folder
@@ -75,27 +75,30 @@ class Supervisor:
         self.stops = Stops(folder)
         self.stop_deadline: float | None = None
         self.killed = False
-        self.place = plan.get("place") or {}  # among several machines
-        self.ran = False  # whether torchrun has started ranks since it was started itself
+        self.place = plan.get("place") or {}  # rank and host, if several machines train
+        self.ran = False  # whether torchrun has started its ranks since its last start
         self.rule = self._rule()
         self.echo = Echo()
-        self.guard_pid: int | None = None  # of one that was started here
+        self.guard_pid: int | None = None  # of a guard that this process started
         self.guard_seen_at = clock.monotonic()
 
     @property
     def is_follower(self) -> bool:
-        """Whether another machine writes checkpoints and metrics, and says how the run ends."""
+        """Whether another machine writes checkpoints and metrics, and decides how the run ends."""
         return bool(self.place.get("rank"))
 
     def _rule(self) -> restarts.Rule:
         if not self.is_follower:
             return restarts.FromCheckpoint(self.folder, int(self.limits.max_restarts), self.status.beat)
-        # Rank 0's machine may have to end its job, make a pause and wait for everybody.
+        # Rank 0's machine may have to end its job, pause before the restart, and wait for all machines.
         patience_s = float(self.plan["join_s"]) + self.grace_s + restarts.LONGEST_PAUSE_S
         return restarts.WithTheOthers(self.place["host"], patience_s, self.clock)
 
     def turn(self) -> contextlib.AbstractContextManager[Lock | None]:
-        """The lock of the machine; None when the run was asked to end while it waited for its turn."""
+        """Acquire the machine's lock, after waiting in the queue if the plan says so. Raises Busy otherwise.
+
+        The lock is None if the run was stopped while it waited.
+        """
         holder = {"run_id": self.plan["run_id"], "attempt": self.plan["attempt"], "pid": os.getpid()}
         if not self.plan.get("queue"):
             waiting = turns.waiting(self.root)
@@ -106,7 +109,7 @@ class Supervisor:
         return lock if lock is not None else contextlib.nullcontext()
 
     def run(self, lock: Lock) -> int:
-        """Start the job, and again as long as that helps."""
+        """Run the job, with restarts, to its end. Returns the exit code of the supervisor."""
         self.status.tell(state="running", reason=None)
         self.rule.begin()
         argv = list(self.plan["argv"])
@@ -160,7 +163,7 @@ class Supervisor:
             ticket.leave()
 
     def _machine_lock(self, holder: dict[str, Any], tick: Callable[[], None] = lambda: None) -> Lock:
-        """A job that outlived its supervisor may still be making its checkpoint: it is waited for."""
+        """Acquire the lock or raise Busy. Waits `grace_s` for a job that outlived its supervisor, then kills it."""
         deadline = self.clock.monotonic() + self.grace_s
         while True:
             try:
@@ -169,7 +172,7 @@ class Supervisor:
                 owner, job = busy.holder.get("pid"), busy.holder.get("job_pid")
                 if not owner or not job or processes.is_alive(int(owner)):
                     raise
-                # The lock is held and its supervisor is gone: so the job it names lives, and its pid is no stranger's.
+                # The lock is held but the supervisor is dead: so the job is alive, and the pid has not been reused.
                 if self.clock.monotonic() > deadline:
                     processes.kill_tree(int(job))
                     deadline = self.clock.monotonic() + 10
@@ -177,7 +180,7 @@ class Supervisor:
             time.sleep(POLL_S)
 
     def _start(self, argv: list[str], log: IO[bytes], lock: Lock) -> subprocess.Popen[bytes]:
-        """The job in a session of its own, so that Ctrl-C in `attach` reaches this process and not the ranks."""
+        """Start the job in its own session, so that Ctrl-C in `attach` reaches this process and not the ranks."""
         options: dict[str, Any] = {}
         if sys.platform == "win32":
             options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
@@ -196,14 +199,14 @@ class Supervisor:
             )
         finally:
             if self.sieve and self.sieve.stdin:
-                self.sieve.stdin.close()  # it is the job's now, and ends with it
+                self.sieve.stdin.close()  # the job holds the pipe now
         lock.write({**lock.holder, "job_pid": job.pid})
         self.ran = not self.place
         self.status.tell(state="running", job_pid=job.pid, job_started=self.clock.wall(), reason=None)
         return job
 
     def _watch(self, job: subprocess.Popen[bytes], echo: IO[bytes]) -> None:
-        """Until neither the job nor anything that it started is left."""
+        """Wait until the job and all processes that it started have ended."""
         while job.poll() is None:
             self._listen_to_stop(job)
             self._echo(echo)
@@ -226,7 +229,7 @@ class Supervisor:
             processes.kill_tree(job.pid)
 
     def _end_what_is_left(self, job: subprocess.Popen[bytes], echo: IO[bytes]) -> None:
-        """Ranks may outlive torchrun: the closed pipe lets them make their checkpoint, the kill sees that they end."""
+        """End ranks that outlive torchrun: close the pipe, wait for their checkpoint, then kill them."""
         _close(job)
         if job.returncode and not self.stops.asked:
             self.status.tell(reason=f"the job {_how(job.returncode)}; waiting for what is left of it")
@@ -242,21 +245,21 @@ class Supervisor:
         self._echo(echo)
 
     def _others(self) -> bool:
-        """Whether anything of the job lives."""
+        """Whether any process of the job is alive."""
         return bool(processes.descendants(os.getpid(), spare=self._not_the_jobs()))
 
     def _not_the_jobs(self) -> set[int]:
-        """The look at the GPUs, what stands before the log, and the guard of the machine, which is everybody's."""
+        """Pids that do not belong to the job: nvidia-smi, the masking process, and a guard that was started here."""
         sieve_pid = self.sieve.pid if self.sieve else None
         return {pid for pid in (self.status.gauges.gpus.pid, sieve_pid, self.guard_pid) if pid is not None}
 
     def _look_for_ranks(self, job: subprocess.Popen[bytes]) -> None:
-        """Of several machines torchrun first waits for all of them, and says so nowhere that could be read."""
+        """Detect by their number that the ranks run: torchrun does not report when all machines have joined."""
         if not self.ran:
             self.ran = len(processes.descendants(job.pid)) >= int(self.plan["processes"])
 
     def _look_for_guard(self) -> None:
-        """A machine that has limits has a guard. One that was killed would be missed by nobody else."""
+        """Restart the guard if it was killed and the machine has limits. Outside our image nothing else does."""
         now = self.clock.monotonic()
         if now - self.guard_seen_at < GUARD_EVERY_S:
             return
@@ -267,7 +270,7 @@ class Supervisor:
                 self.guard_pid = verbs.spawn(argv, str(CODE))
 
     def _judge(self, exit_code: int) -> tuple[str, str | None]:
-        """Final state and reason, from how the job left and what it said last."""
+        """Return final state and reason, from the exit code and the job's last event."""
         self.status.metrics.read()
         end = self.status.metrics.end
         ending, said = end.get("reason"), end.get("message") or None
@@ -289,12 +292,12 @@ class Supervisor:
         return "failed", "the job ended without saying that it was done"
 
     def _stopped(self, said: str | None) -> tuple[str, str | None]:
-        """State and reason of a run that was asked to end: by the guard, or by a user."""
+        """Return state and reason of a stopped run: "expired" if the guard stopped it, else "stopped"."""
         expired = self.stops.expired
         return ("expired", expired) if expired else ("stopped", said)
 
     def _pause(self, reason: str, evidence: list[str] | None) -> bool:
-        """Wait before a restart; whether there is to be one."""
+        """Wait before a restart. Returns False if the run was stopped meanwhile."""
         count = self.status.values["restarts"]
         crash = {"time": self.clock.wall(), "reason": reason, "evidence": evidence}
         self.status.tell(state="restarting", restarts=count + 1, reason=reason, last_crash=crash, job_pid=None)
@@ -322,7 +325,7 @@ class Supervisor:
 
 
 def _limits(plan: dict[str, Any]) -> Limits:
-    """A limit that cannot be read is none: the guard complains of it, the job is not kept waiting for that."""
+    """Parse the plan's limits. Invalid ones count as no limits: the guard reports them, and the job still starts."""
     try:
         return parse(plan.get("limits") or {})
     except ValueError:
@@ -330,7 +333,7 @@ def _limits(plan: dict[str, Any]) -> Limits:
 
 
 def _refuse(folder: RunFolder, plan: dict[str, Any], busy: Busy) -> int:
-    """Say who has the machine; the folder's status is left alone when it is that very run's."""
+    """Report which run holds the machine. Leaves status.json unchanged if it is this same run."""
     reason = f"the machine is busy with run {busy.holder.get('run_id', 'of another command')}"
     print(reason, file=sys.stderr)
     if busy.holder.get("run_id") != plan["run_id"]:

@@ -1,6 +1,6 @@
-"""What a job prints, shown elsewhere too: in the terminal that `attach` opens, and in the log of the container.
+"""Copy a job's output to the terminal that `attach` opens and to the log of the container.
 
-The container's log is what the provider shows when SSH is down. Neither may ever hold up a job or end it.
+The provider shows the container's log even if SSH is down. Neither copy may block or end the job.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ CONTAINER_LOG = "/proc/1/fd/1"  # the standard output of a container's first pro
 
 
 class Echo:
-    """Copies bytes to whoever looks, for as long as they can take them."""
+    """Write bytes to each destination until it fails. Drops them if the container's log is full."""
 
     def __init__(self) -> None:
         self._places: list[int] = []
         with contextlib.suppress(OSError, ValueError, AttributeError):
             self._places.append(sys.stdout.fileno())
         if os.environ.get(OUR_IMAGE) and hasattr(os, "O_NONBLOCK"):
-            # Opened anew, so that only we do not wait: a log that nobody empties would stop the job's supervisor.
+            # Opened anew, so that O_NONBLOCK affects only this process. A full log would block the supervisor.
             with contextlib.suppress(OSError):
                 self._places.append(os.open(CONTAINER_LOG, os.O_WRONLY | os.O_NONBLOCK))
 
@@ -29,7 +29,7 @@ class Echo:
         for place in list(self._places):
             try:
                 os.write(place, text)
-            except BlockingIOError:  # full: these bytes are in train.log all the same
+            except BlockingIOError:  # full; the bytes are in train.log anyway
                 continue
             except OSError:
                 self._places.remove(place)

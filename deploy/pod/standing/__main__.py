@@ -1,4 +1,4 @@
-"""`python -m deploy.pod.standing`: a laptop asks a snapshot of any version."""
+"""`python -m deploy.pod.standing`: the laptop runs it by this name in snapshots of all versions."""
 
 import sys
 

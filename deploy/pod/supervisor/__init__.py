@@ -1,1 +1,1 @@
-"""The name for deploy/pod/job/supervisor.py that other versions know."""
+"""Alias of deploy/pod/job/supervisor.py, kept for other versions of the laptop half and of the image."""

@@ -1,4 +1,4 @@
-"""`python -m deploy.pod.supervisor`: an image of an earlier version looks for a process of this name."""
+"""`python -m deploy.pod.supervisor`: images of earlier versions look for a process of this name."""
 
 import sys
 

@@ -1,1 +1,1 @@
-"""Ceilings, and the release of a machine by itself."""
+"""The guard: limits of a machine, and how the machine releases itself."""

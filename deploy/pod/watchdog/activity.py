@@ -1,4 +1,4 @@
-"""What goes on on a machine: which job runs, who waits, whether the job moves, when somebody was last here."""
+"""Observe a machine: the running job, the queue, the job's progress, and the last activity of a user."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from deploy.pod.base.folder import Root, RunFolder, read_json
 from deploy.pod.base.lock import is_held, read_holder
 from deploy.pod.watchdog.ceilings import Seen
 
-BUSY_PCT = 5.0  # of a GPU, or without GPUs of a core: below it nothing is computed
+BUSY_PCT = 5.0  # of a GPU, or of one core without GPUs; at or below it counts as idle
 SIGNS_EVERY_S = 5.0
 
 
 class Activity:
-    """Looked at again and again; what it remembers are moments of the monotonic clock."""
+    """State of the machine, updated by each `look`. All times are monotonic seconds."""
 
     def __init__(self, root: Root, clock: Clock) -> None:
         self.root = root
         self.clock = clock
-        self.job: dict[str, Any] | None = None  # what its supervisor wrote into the machine's lock
+        self.job: dict[str, Any] | None = None  # what the supervisor wrote in the machine's lock
         self.waiting: list[dict[str, Any]] = []
-        self.orphan_since: float | None = None  # when its supervisor was first seen dead
-        self.moved_at = clock.monotonic()  # when anybody last did anything here
+        self.orphan_since: float | None = None  # when the supervisor was first seen dead
+        self.moved_at = clock.monotonic()  # time of the last activity of any kind
         self._job_at = self.moved_at
         self._step_at: float | None = None
         self._computed_at = self.moved_at
@@ -43,7 +43,7 @@ class Activity:
 
     @property
     def folder(self) -> RunFolder | None:
-        """Of the job that runs."""
+        """Run folder of the running job."""
         name = (self.job or {}).get("run_id")
         return RunFolder(Path(self.root.runs / str(name))) if name else None
 
@@ -91,7 +91,7 @@ class Activity:
             self._computed_at = now
 
     def _read_status(self) -> dict[str, Any]:
-        """The job's status.json, read again only when it has changed."""
+        """Return the job's status.json, read again only when it has changed; {} if it belongs to another run."""
         if self.folder is None:
             return {}
         path = Path(self.folder.status)
@@ -105,9 +105,9 @@ class Activity:
         return self._status[1] if mine else {}
 
     def _look_for_signs(self, watch: Sequence[str]) -> Iterator[object]:
-        """Whatever the laptop or a staging command touches: changed names, sizes and times, two levels deep.
+        """Yield names, sizes and times of what the laptop or a staging command touches, two levels deep.
 
-        Not the folders of runs: the guard itself writes there.
+        Leaves out the run folders, because the guard itself writes there.
         """
         root = self.root
         for path in (root.contact, root.guard):
@@ -117,10 +117,10 @@ class Activity:
 
 
 def computes(status: dict[str, Any]) -> bool:
-    """Whether the job keeps a processor busy: a GPU where they can be asked, else any core. Unknown counts as yes.
+    """Whether the job keeps a GPU busy, or a core if GPU utilization is unknown. If both are unknown, returns True.
 
-    Not covered: ranks that wait for each other inside NCCL keep their GPUs busy with waiting; its own time-out, ten
-    minutes, ends such a job.
+    Not covered: ranks that wait for each other inside NCCL keep their GPUs busy. NCCL's own timeout of ten minutes ends
+    such a job.
     """
     told = [gpu.get("utilization_pct") for gpu in status.get("gpus") or []]
     known = [value for value in told if value is not None] or [status.get("job_cpu_pct")]

@@ -1,4 +1,4 @@
-"""PURE: which ceiling a machine has reached, from what is seen of it and what it may take."""
+"""PURE: decide which limit a machine has reached, from its limits and its measured times."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from deploy.pod.base.limits import Limits
 
 @dataclass(frozen=True)
 class Seen:
-    """Seconds, all of them by a clock that never jumps."""
+    """Measured times in seconds of the monotonic clock."""
 
-    paid_s: float | None = None  # None where nothing is paid
+    paid_s: float | None = None  # None if the machine is not billed
     job_s: float | None = None  # None without a job
     idle_s: float | None = None  # None while a job runs or waits
-    stall_s: float | None = None  # None without a job that has begun
+    stall_s: float | None = None  # None without a job that has started
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Ceiling:
 
 
 def reached(limits: Limits, seen: Seen) -> Ceiling | None:
-    """The first of: money, which is hard, hours, a job that does not move, a machine that nobody uses."""
+    """Return the first limit reached, in this order: max_usd, max_hours, stall_min, idle_min. None if none is."""
     hours = limits.max_hours
     if seen.paid_s is not None and limits.hard_s is not None and seen.paid_s >= limits.hard_s:
         return Ceiling("max_usd", _money(limits, seen.paid_s))

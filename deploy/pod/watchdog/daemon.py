@@ -1,16 +1,16 @@
-"""Looks after the money of one machine, also when the laptop is gone: ceilings, and what happens when one is reached.
+"""The guard: enforce the limits of one machine (time, cost, idleness, stalls). It works while the laptop is off.
 
     python -m deploy.pod.guard <root> &
 
-Reads <root>/guard.json (limits, and the machine's name), which the laptop replaces whenever it likes, and writes
-<root>/guard-status.json. There is one guard a machine: another that is started finds it and ends at once. It ends with
-the machine, or on SIGTERM.
+Reads <root>/guard.json (limits and machine name), which the laptop may replace at any time. Writes
+<root>/guard-status.json. A machine has one guard: a second one exits at once. The guard runs until SIGTERM or until
+the machine is gone.
 
-A ceiling ends in: a record of why (ended.json) -> stop of the job with a checkpoint -> final sync -> release of the
-machine. The only copy of a checkpoint is not given up for that, unless `on_end` says so or max_usd is reached.
+When a limit is reached: write the reason (ended.json) -> stop the job with a checkpoint -> final sync -> release the
+machine. The only copy of a checkpoint is not deleted, unless `on_end` is "terminate" or max_usd is reached.
 
-Machines of a cluster are released together, by the guard of the first one: the checkpoints are there, so it alone
-knows whether a copy is the only one. The others' guards end what runs and wait, and release all once max_usd is spent.
+The guard of the first machine releases a whole cluster. The checkpoints are there, so only this guard knows which of
+them have no other copy. The other guards stop their jobs and wait; once max_usd is spent, they release the cluster too.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from deploy.pod.watchdog.shutdown import Goodbye, newest_run, run_folders
 
 KEEPS_WORDS = 20
 CODE = Path(__file__).resolve().parents[3]
-FOR_BOOT = Path("/run/sniperface/guard")  # in our image: init.py starts again what is named there, should it be killed
-IN_WORDS = ("decision", "decisions", "copies", "last_copy", "limits")  # where others' words may be among ours
+FOR_BOOT = Path("/run/sniperface/guard")  # in our image: init.py restarts the guard from this file if it was killed
+IN_WORDS = ("decision", "decisions", "copies", "last_copy", "limits")  # redacted: others' text is in it
 ARMED = ("max_hours", "max_usd", "idle_min", "stall_min", "sync_to", "on_end", "usd_per_hour", "release")
 
 
@@ -60,7 +60,7 @@ def main(argv: list[str], clock: Clock | None = None) -> int:
 
 
 class Guard:
-    """One look at everything a second; what follows from it, in `tick`."""
+    """The guard's loop: calls `tick` every `poll_s`, by default once a second."""
 
     def __init__(self, root: Root, clock: Clock) -> None:
         self.root = root
@@ -71,8 +71,8 @@ class Guard:
         self.goodbye = Goodbye(root, self.activity, clock, self.beat)
         self.redact = Redactor(redact.of_environment(environment()))
         self.jumps = Jumps(clock)
-        self.ceiling: Ceiling | None = None  # the one that was acted on
-        self.again_at = 0.0  # when what was tried is to be tried again
+        self.ceiling: Ceiling | None = None  # the limit that the guard has acted on
+        self.again_at = 0.0  # when to try the release again
         self.told_to_end = False
         self._told_at: float | None = None
         self._limits_read: object = None
@@ -83,7 +83,7 @@ class Guard:
             "heartbeat": clock.wall(),
             "decision": None,
             "decisions": [],
-            "secrets": [],  # the names of those that it was given, for the copies
+            "secrets": [],  # names of the secrets that it has for the sync
         }
 
     def run(self) -> int:
@@ -95,21 +95,21 @@ class Guard:
         while not self.told_to_end:
             try:
                 self.tick()
-            except Exception as error:  # whatever it is: a guard that ended because of it would cost money
+            except Exception as error:  # any error: a guard that exits leaves the machine without limits
                 self.decide(str(self.status["state"]), f"an error of the guard itself: {type(error).__name__}: {error}")
             time.sleep(self.limits.poll_s)
         self.decide("ended", "told to end: nobody looks after the money of this machine now")
         return 0
 
     def tick(self) -> None:
-        """Look, decide, act."""
+        """Read limits and activity, then act on a reached limit."""
         self._read_limits()
         self._read_secrets()
         self.activity.look(self.limits.watch, min(SIGNS_EVERY_S, (self.limits.idle_min or 1.0) * 6))
         self._end_orphan()
         ceiling = reached(self.limits, self.activity.seen(self.meter.paid_s))
         if ceiling is None and self.ceiling and self.ceiling.cause == "stall_min" and not self.activity.is_busy:
-            ceiling = self.ceiling  # the job that stalled has ended, which is no reason to keep its machine
+            ceiling = self.ceiling  # the stalled job has ended; its machine is still released
         if ceiling is None:
             if self.ceiling is not None:
                 self.ceiling = None
@@ -118,14 +118,14 @@ class Guard:
         else:
             if self.ceiling is None or self.ceiling.cause != ceiling.cause or self.activity.is_busy:
                 self._end_work(ceiling)
-            # A job that not even force could end is no reason to go on paying; one that has just begun is.
+            # max_usd and max_hours release it even if a job cannot be killed. With other limits, a job keeps it.
             free = not self.activity.is_busy or ceiling.cause in ("max_usd", "max_hours")
             if free and self.clock.monotonic() >= self.again_at:
                 self._let_go(ceiling)
         self.beat()
 
     def decide(self, state: str, words: str, **more: Any) -> None:
-        """Say what was decided, at once and to disk."""
+        """Record a decision and write the status to disk at once."""
         if (state, words) != (self.status["state"], self.status["decision"]):
             said = {"time": self.clock.wall(), "state": state, "words": words}
             self.status["decisions"] = [*self.status["decisions"], said][-KEEPS_WORDS:]
@@ -138,7 +138,7 @@ class Guard:
             self._write(durable=False)
 
     def _end_work(self, ceiling: Ceiling) -> None:
-        """Why, then the stop, then the copies."""
+        """Write the reason, stop the jobs, then make the final sync."""
         self.ceiling, self.again_at = ceiling, 0.0
         self.decide("ending", f"{ceiling.reason}: ending what runs")
         running = self.activity.folder or newest_run(self.root)
@@ -159,14 +159,14 @@ class Guard:
         self.status["copies"] = copies
 
     def _to_copy(self, running: RunFolder | None, ended: list[RunFolder]) -> list[RunFolder]:
-        """What has just ended in any case; of earlier runs those whose newest checkpoint nobody else has."""
+        """Return the runs that have just ended, and earlier runs whose newest checkpoint has no other copy."""
         first = {folder.run_id: folder for folder in [*([running] if running else []), *ended]}
         only = self.goodbye.only_copies(self.limits)
         rest = [each for each in run_folders(self.root) if each.run_id not in first and each.run_id in only]
         return [*first.values(), *rest]
 
     def _let_go(self, ceiling: Ceiling) -> None:
-        """What becomes of the machine now that nothing runs."""
+        """Decide whether to release, stop or keep the machine after its jobs have ended, and do so."""
         limits, price = self.limits, f"${self.limits.usd_per_hour:.2f} an hour"
         only = self.goodbye.only_copies(limits)
         copies = "; ".join(self.status.get("copies") or [])
@@ -199,14 +199,14 @@ class Guard:
         self.again_at = self.clock.monotonic() + limits.retry_s
 
     def _end_orphan(self) -> None:
-        """A job that outlived its supervisor has its grace for a checkpoint; then it would block the machine."""
+        """Kill a job whose supervisor died more than `grace_s` ago; it had that time for a checkpoint."""
         since = self.activity.orphan_since
         if since is not None and self.activity.job and self.clock.monotonic() - since > self.limits.grace_s:
             self.decide(str(self.status["state"]), f"ended the job of run {self.activity.job.get('run_id')}: an orphan")
             self.goodbye.end_orphan()
 
     def _hard_line(self) -> float | None:
-        """When the money is spent, in monotonic seconds."""
+        """Monotonic time at which max_usd is spent; None without that limit or if the machine is not billed."""
         if self.limits.usd_s is None or self.meter.paid_s is None:
             return None
         return self.clock.monotonic() + self.limits.usd_s - self.meter.paid_s
@@ -222,7 +222,7 @@ class Guard:
             tell_json(Path(folder.ended), self.redact(told), durable=True)
 
     def _read_limits(self, known: dict[str, Any] | None = None) -> None:
-        """The laptop's newest word; one that cannot be read leaves the one before it in force."""
+        """Read guard.json if it has changed. If it is invalid, the earlier limits stay in force."""
         path = Path(self.root.guard)
         try:
             about = path.stat()
@@ -282,7 +282,7 @@ class Guard:
 
 
 def _tell_boot(root: Root) -> None:
-    """Process 1 of our image looks after its guard; elsewhere there is nobody to tell."""
+    """Write for process 1 how to restart the guard. Does nothing outside our image."""
     argv = [sys.executable, "-m", "deploy.pod.guard", str(root.path)]
     note = {"argv": argv, "cwd": str(CODE), "needs": str(root.guard), "lock": str(root.guard_lock)}
     with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
-"""Gives this machine back, from inside: the provider's API first, its older one second, its own tool last.
+"""Release this machine from inside: by the provider's API, then its older GraphQL API, then runpodctl.
 
-Which of them a pod's own key may use is not documented, so a refusal by one is no reason to leave out the others.
+It is not documented which of them a pod's own key may use, so all are tried even if one refuses.
 
-The key is read from the environment and goes into one HTTP header: it is in no command line, log or status.
+The key is read from the environment and sent only in an HTTP header. It is in no command line, log or status.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ BASE_URL_VARIABLE = "RUNPOD_API_BASE_URL"
 BASE_URL = "https://api.runpod.io"
 LIMIT_S = 20.0
 TOOL_LIMIT_S = 60.0
-PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between tries of one call; a busy server names its own
+PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between attempts of one call; a longer Retry-After wins
 LONGEST_PAUSE_S = 60.0
-ANSWER_BYTES = 1 << 16  # of a stranger's answer that are read
-WORDS = 200  # characters of it that are told
-# `runpodctl pod delete ID` is how it is said today, `remove pod` before 2026; images hold either.
+ANSWER_BYTES = 1 << 16  # of an answer that are read
+WORDS = 200  # characters of it that are reported
+# `runpodctl pod delete ID` is today's syntax, `remove pod` was used before 2026; images may have either version.
 TOOL_WORDS = {
     "terminate": (("pod", "delete"), ("remove", "pod")),
     "stop": (("pod", "stop"), ("stop", "pod")),
@@ -41,14 +41,14 @@ TOOL_WORDS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """Whether the machine is being released, and in words how, or why not."""
+    """Whether the release was accepted, and how, or why not."""
 
     done: bool
     words: str
 
 
 def environment() -> dict[str, str]:
-    """This process's own, and what only the container's first process was given: SSH sessions start without it."""
+    """Return this process's environment plus the RUNPOD_ variables of process 1, which SSH sessions do not get."""
     own = dict(os.environ)
     with contextlib.suppress(OSError):
         for entry in Path("/proc/1/environ").read_bytes().split(b"\0"):
@@ -59,10 +59,10 @@ def environment() -> dict[str, str]:
 
 
 def release(action: str, env: Mapping[str, str], pause: Callable[[float], None], cluster: str | None = None) -> Outcome:
-    """`terminate` or `stop` this pod. `pause` waits between two tries.
+    """`terminate` or `stop` this pod. `pause` waits between two attempts.
 
-    A pod of a cluster goes with its cluster or not at all: the API ends none alone, and were the tool able to, the
-    others would bill on.
+    A pod of a cluster is released only with its whole cluster. The API cannot end a single one, and if runpodctl did,
+    the others would still be billed.
     """
     if cluster:
         if action != "terminate":
@@ -102,7 +102,7 @@ def _by_api(action: str, path: str, env: Mapping[str, str], pause: Callable[[flo
 
 
 def _ask(action: str, address: str, key: str) -> tuple[Outcome | None, float, str]:
-    """One call. None as outcome: it may be tried again, after so many seconds, for this reason."""
+    """Make one API call. Returns (outcome, 0, ""), or (None, seconds to wait, reason) if a retry may help."""
     method, body = ("DELETE", None) if action == "terminate" else ("POST", json.dumps({"action": action}).encode())
     headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", "User-Agent": "sniperface"}
     request = urllib.request.Request(  # noqa: S310 - the scheme was checked
@@ -120,12 +120,12 @@ def _ask(action: str, address: str, key: str) -> tuple[Outcome | None, float, st
                 wait = error.headers.get("Retry-After") or ""
                 return None, float(wait) if re.fullmatch("[0-9]{1,9}", wait) else 0.0, words
             return Outcome(False, words), 0.0, ""
-    except (OSError, ValueError, http.client.HTTPException) as error:  # no connection, none in time, or no HTTP
+    except (OSError, ValueError, http.client.HTTPException) as error:  # no connection, a timeout, or no HTTP answer
         return None, 0.0, f"the API cannot be reached: {getattr(error, 'reason', None) or error}"
 
 
 def _by_graphql(action: str, pod: str, env: Mapping[str, str]) -> Outcome:
-    """One call, as RunPod's own package makes it. It answers 200 to everything: what went wrong is in the text."""
+    """Make one call, as RunPod's own package does. The answer is always 200; errors are in its text."""
     key, base = env.get("RUNPOD_API_KEY"), _base(env)
     if action != "terminate" or not key or not base.startswith(("https://", "http://")):
         return Outcome(False, "")

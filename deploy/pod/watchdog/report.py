@@ -1,8 +1,8 @@
-"""The state that a machine reports: who works on it, whether it is guarded, what only it has.
+"""Report a machine's state: its runs, whether a guard is alive, and which checkpoints have no other copy.
 
     python -m deploy.pod.standing <root>
 
-One JSON object on standard output, for a laptop that thinks of releasing the machine.
+Prints one JSON object. The laptop reads it before it releases the machine.
 """
 
 from __future__ import annotations
@@ -26,8 +26,12 @@ def main(argv: list[str]) -> int:
 
 
 def standing(root: Root) -> dict[str, Any]:
-    """`at_work`: runs, a name each, that run, wait for their turn, or still make their last checkpoint. `guarded`: by a
-    guard whose heart beats. `state` and `decision`: its last words. `only_copies`: run -> its newest checkpoint."""
+    """Return the state of the machine.
+
+    `at_work`: ids of runs that run, wait in the queue, or still write their last checkpoint. `guarded`: a guard is
+    alive and its heartbeat is recent. `state`, `decision`: the guard's last ones. `only_copies`: run id -> newest
+    checkpoint, if it has no other copy.
+    """
     said = read_json(Path(root.guard_status))
     busy = [read_holder(Path(root.busy_lock))] if is_held(Path(root.busy_lock)) else []
     heart_age_s = time.time() - float(said.get("heartbeat") or 0)

@@ -1,6 +1,6 @@
-"""How work on a machine is ended: the job with a checkpoint, then copies, then the machine itself.
+"""Teardown of a machine: stop the jobs with a checkpoint, make the final sync, release the machine.
 
-Everything here may take minutes; `beat` is called meanwhile, so that the guard is seen to live.
+Each step may take minutes. `beat` is called meanwhile, so that the guard's heartbeat stays recent.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from deploy.pod.watchdog.release import Outcome
 
 CODE = Path(__file__).resolve().parents[3]
 COPIES = (whole.FETCHED, whole.SYNCED)
-LOOK_EVERY_S = 5.0  # for a checkpoint that is to be copied
-COPY_EVERY_S = 30.0  # at most
-COPY_AGAIN_S = 300.0  # after one that failed
-SLACK_S = 20.0  # between a supervisor's kill of its job and its own end
+LOOK_EVERY_S = 5.0  # how often to look for a new checkpoint to copy
+COPY_EVERY_S = 30.0  # at most one copy in this time
+COPY_AGAIN_S = 300.0  # after a failed copy
+SLACK_S = 20.0  # from the supervisor's kill of its job to its own exit
 T = TypeVar("T")
 
 
 class Goodbye:
-    """One way to end, used by the guard alone."""
+    """The steps of a teardown. Used only by the guard."""
 
     def __init__(self, root: Root, activity: Activity, clock: Clock, beat: Callable[[], None]) -> None:
         self.root = root
         self.activity = activity
         self.clock = clock
         self.beat = beat
-        self.secrets: dict[str, str] = {}  # for the copies
+        self.secrets: dict[str, str] = {}  # for the sync
         self._copier: threading.Thread | None = None
         self._copy_at = clock.monotonic()
         self.last_copy: str | None = None
-        self.copied: dict[str, str] = {}  # sha256 of what was copied -> where to; its note may not fit on a full disk
+        self.copied: dict[str, str] = {}  # sha256 -> destination; on a full disk the .synced file may be missing
 
     def end_jobs(self, ceiling: Ceiling, limits: Limits) -> list[RunFolder]:
-        """Ask the job that runs, and those that wait, for their end, and see that it comes. Which runs that were.
+        """Stop the running job and the queued runs; kill them if they do not end. Returns the runs that were stopped.
 
-        Of those that wait with a stalled job none is asked: their turn has come.
+        When the job has stalled, the queued runs are not stopped: they run next.
         """
         asked: list[RunFolder] = []
         others = [] if ceiling.cause == "stall_min" else self.activity.waiting
@@ -80,12 +80,12 @@ class Goodbye:
         return asked
 
     def end_orphan(self) -> None:
-        """A job whose supervisor is gone, and that did not leave within its grace."""
+        """Kill a job whose supervisor is gone and that did not end within its grace."""
         if self.activity.job and self.activity.job.get("job_pid"):
             processes.kill_tree(int(self.activity.job["job_pid"]))
 
     def keep_copies(self, limits: Limits) -> None:
-        """Copy each new checkpoint of the job that runs, beside all else: a machine may vanish without a goodbye."""
+        """Copy each new checkpoint of the running job in the background: a machine may vanish without warning."""
         folder = self.activity.folder
         if folder is None or not limits.sync_to or self.clock.monotonic() < self._copy_at or self._copies():
             return
@@ -110,25 +110,25 @@ class Goodbye:
         return note.get("sha256") in self.copied or whole.has_copy(folder, note, *marks)
 
     def copy(self, folders: list[RunFolder], limits: Limits, until_s: float | None) -> list[str]:
-        """The final sync of each run: what came of it, in words. `until_s`: when the money is spent."""
+        """Make the final sync of each run; returns a line per run. `until_s`: monotonic time when max_usd is spent."""
 
         def left_s() -> float:
             left = limits.sync_limit_s
             return left if until_s is None else min(left, max(10.0, until_s - self.clock.monotonic()))
 
-        self._wait(lambda: not self._copies(), left_s(), limits.poll_s)  # two would meet under one name
+        self._wait(lambda: not self._copies(), left_s(), limits.poll_s)  # two would write to the same name
         return [self._while_beating(partial(self._copy, folder, limits, left_s())) for folder in folders]
 
     def only_copies(self, limits: Limits) -> dict[str, str]:
         return only_copies(self.root, limits, lambda folder, note: self._is_copied(folder, note, *COPIES))
 
     def release(self, action: str, cluster: str | None = None) -> Outcome:
-        """Give the machine back, with the cluster that it belongs to, or stop it."""
+        """Terminate or stop the machine; with `cluster`, release the whole cluster."""
         env = {**release.environment(), **self.secrets}
         return self._while_beating(lambda: release.release(action, env, time.sleep, cluster))
 
     def _copy(self, folder: RunFolder, limits: Limits, limit_s: float) -> str:
-        """In a process of its own, at the end of its time ended: a volume may hang."""
+        """Sync one run in a separate process, killed after `limit_s`: a volume may hang. Returns a status line."""
         argv = [_python(folder), "-m", "deploy.pod.backup.sync", str(folder.path), str(limits.sync_to)]
         try:
             more = [limits.volume_path] if limits.volume_path else []
@@ -147,7 +147,7 @@ class Goodbye:
         return f"run {folder.run_id}: {what} is in {told['sync_to']}, verified"
 
     def _kill(self, mine: set[str]) -> None:
-        """Neither the job nor its supervisor answered."""
+        """Kill supervisor and job of these runs, after neither reacted to the stop."""
         for holder in [self.activity.job, *self.activity.waiting]:
             if holder and holder.get("run_id") in mine:
                 for pid in (holder.get("pid"), holder.get("job_pid")):
@@ -164,7 +164,7 @@ class Goodbye:
         return True
 
     def _while_beating(self, work: Callable[[], T]) -> T:
-        """Work that waits for others, in a thread; on a machine that has none to give, without a beat meanwhile."""
+        """Run blocking work in a thread and beat meanwhile. If no thread can be started, runs it without beats."""
         done: list[T] = []
         failed: list[BaseException] = []
 
@@ -186,7 +186,7 @@ class Goodbye:
 
 
 def _can_start(thread: threading.Thread) -> bool:
-    """Start it, unless the machine has no more processes to give: a job may have taken all."""
+    """Start a thread. Returns False if the machine is out of processes: a job may have used all of them."""
     try:
         thread.start()
     except RuntimeError:
@@ -197,7 +197,10 @@ def _can_start(thread: threading.Thread) -> bool:
 def only_copies(
     root: Root, limits: Limits, is_copied: Callable[[RunFolder, dict[str, Any]], bool] | None = None
 ) -> dict[str, str]:
-    """Runs, each with its newest checkpoint, that nobody else has, by the notes beside the checkpoints."""
+    """Return run id -> newest checkpoint for each run whose newest checkpoint has no verified copy elsewhere.
+
+    Empty if the root is below `volume_path`, which outlives the machine.
+    """
     known = is_copied or (lambda folder, note: whole.has_copy(folder, note, *COPIES))
     found: dict[str, str] = {}
     if places.is_below(Path(root.path), limits.volume_path):
@@ -210,14 +213,14 @@ def only_copies(
 
 
 def run_folders(root: Root) -> Iterator[RunFolder]:
-    """Every run that lies on this machine."""
+    """Yield every run folder on this machine."""
     with contextlib.suppress(OSError):
         for name in sorted(os.listdir(root.runs)):
             yield RunFolder(Path(root.runs / name))
 
 
 def newest_run(root: Root) -> RunFolder | None:
-    """The run that somebody last did something with."""
+    """Return the run with the newest plan.json."""
     times = []
     for folder in run_folders(root):
         with contextlib.suppress(OSError):
@@ -226,7 +229,7 @@ def newest_run(root: Root) -> RunFolder | None:
 
 
 def _see_that_it_is_told(folder: RunFolder, ceiling: Ceiling, clock: Clock) -> None:
-    """Where the supervisor died on the way, the guard says it in its place."""
+    """Write the final state "expired" if the supervisor died before it could, and remove the stop request."""
     status = read_json(Path(folder.status))
     if status and status.get("state") not in FINAL_STATES:
         now = clock.wall()
@@ -237,7 +240,7 @@ def _see_that_it_is_told(folder: RunFolder, ceiling: Ceiling, clock: Clock) -> N
 
 
 def _python(folder: RunFolder) -> str:
-    """The job's own Python, which has fsspec; the guard's may be any, as it starts before that one is made."""
+    """Return the job's Python, which has fsspec. The guard may run on another, as it starts before that one exists."""
     argv: Any = read_json(Path(folder.plan)).get("argv") or [""]
     return str(argv[0]) if os.path.isfile(str(argv[0])) else sys.executable
 

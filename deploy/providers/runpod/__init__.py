@@ -1,4 +1,4 @@
-"""RunPod: pods with GPUs, by its REST API v2 or by the GraphQL functions of its own package."""
+"""RunPod: pods with GPUs, through its REST API v2 or the GraphQL functions of its own package."""
 
 from deploy.providers.runpod.provider import RunPodProvider
 

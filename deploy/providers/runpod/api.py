@@ -1,4 +1,4 @@
-"""What the provider asks of RunPod, whichever API answers: few verbs, plain values, one small family of refusals."""
+"""Interface to RunPod, the same for both of its APIs: a few verbs, plain values, one small family of errors."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-BASE_URL_VARIABLE = "RUNPOD_API_BASE_URL"  # as RunPod's own package reads it; a test's server stands behind it
+BASE_URL_VARIABLE = "RUNPOD_API_BASE_URL"  # RunPod's own package reads it too; tests point it at their server
 BASE_URL = "https://api.runpod.io"
-# What will not come back by waiting. Any other word, also one that RunPod invents tomorrow, is a pod that lives.
+# Statuses of pods that will not start by waiting. Any other status, even an unknown one, counts as alive.
 ENDED = frozenset({"EXITED", "ERROR", "TERMINATED", "DEAD"})
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """One pod, or a cluster of equal ones, of one GPU type: the API places exactly that, the fallbacks are ours."""
+    """A request for one pod, or a cluster of equal ones, of one GPU type. The API tries no other type."""
 
     name: str
     image: str
@@ -28,7 +28,7 @@ class Wanted:
     volume: str | None = None
     volume_path: str = "/workspace"
     registry: str | None = None
-    nodes: int = 1  # how many pods; more than one is a cluster
+    nodes: int = 1  # number of pods; more than one is a cluster
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,20 @@ class Pod:
     status: str
     usd_per_hour: float = 0.0
     gpu: str | None = None
-    gpu_count: int | None = None  # as placed; None where the API does not say
+    gpu_count: int | None = None  # as placed; None: the API does not report it
     gpus_seen: int | None = None  # as the running machine reports it
     memory_gib: float | None = None
     data_center: str | None = None
-    host: str | None = None  # with port and user: where SSH is reached directly; None until it is published
+    host: str | None = None  # with port and user: the direct SSH address; None until it is published
     port: int | None = None
     user: str = "root"
-    created: float | None = None  # Unix seconds; None where the API does not say
-    up_s: float | None = None  # since the container started; None where it did not yet, or the API does not say
-    volume_gb: int = 0  # of its own, which bills while it is stopped; not of a network volume
-    started: str | None = None  # when the container started, in the API's own words: another one after a restart
-    cluster: str | None = None  # id of the cluster that it belongs to
-    rank: int | None = None  # its place in that; None until it is given one
-    cuda: str | None = None  # the newest that its host's driver has; None where the API does not say
+    created: float | None = None  # Unix seconds; None: the API does not report it
+    up_s: float | None = None  # since the container started; None: it has not started, or the API does not report it
+    volume_gb: int = 0  # of its own volume, which bills while the pod is stopped; not of a network volume
+    started: str | None = None  # when the container started, as the API's text; changes at each restart
+    cluster: str | None = None  # id of its cluster
+    rank: int | None = None  # in its cluster; None until it is assigned
+    cuda: str | None = None  # newest version that its host's driver supports; None: the API does not report it
 
     @property
     def is_alive(self) -> bool:
@@ -59,7 +59,7 @@ class Pod:
 
     @property
     def is_stopped(self) -> bool:
-        """Its GPUs are given back, its own volume is kept, and costs."""
+        """Whether the pod is stopped: its GPUs are released; its own volume is kept and bills."""
         return self.status == "EXITED"
 
     def __str__(self) -> str:
@@ -69,20 +69,20 @@ class Pod:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Equal pods in one data centre, made and ended together; the pods themselves are asked for separately."""
+    """Equal pods in one data centre, created and ended together. `members` lists the pods."""
 
     id: str
     name: str
-    nodes: int  # how many it was made with
+    nodes: int  # number of pods at its creation
     gpu: str
     type: str = "TRAINING"
-    running: int = 0  # how many of them are RUNNING
+    running: int = 0  # number of pods that are RUNNING
     data_center: str | None = None
     created: float | None = None  # Unix seconds
 
     @property
     def is_alive(self) -> bool:
-        return True  # there is no other kind in the list
+        return True  # RunPod lists only living clusters
 
     @property
     def status(self) -> str:
@@ -100,8 +100,8 @@ class Offer:
     gpu: str
     usd_per_gpu_hour: float
     max_count: int
-    has_stock: bool | None = None  # None: the API does not say
-    data_centers: Mapping[str, bool] | None = None  # id -> has stock; None: the API does not say
+    has_stock: bool | None = None  # None: the API does not report it
+    data_centers: Mapping[str, bool] | None = None  # id -> has stock; None: the API does not report it
     memory_gib: float | None = None  # of one GPU
 
 
@@ -111,61 +111,61 @@ class NetworkVolume:
     name: str
     gb: int
     data_center: str
-    kind: str | None = None  # STANDARD or HIGH_PERFORMANCE; None: the API does not say
+    kind: str | None = None  # STANDARD or HIGH_PERFORMANCE; None: the API does not report it
 
 
 @dataclass(frozen=True)
 class LogLine:
     text: str
-    source: str = "container"  # or system: the host's own words, such as the pull of the image
+    source: str = "container"  # or system: messages of the host, such as the image pull
     ts: str = ""  # RFC 3339
     id: str = ""
 
 
 class Api(Protocol):
-    """Each verb is one request, and raises what went wrong as an ApiError. None of them repeats anything."""
+    """The verbs of both APIs; with v2, each is one request. A verb never retries, and raises ApiError on failure."""
 
     has_log: bool
-    names_gpus_by_id: bool  # else a pod tells the name that people read
+    names_gpus_by_id: bool  # False: a pod has the display name instead
 
     def create(self, wanted: Wanted) -> Pod: ...
 
     def get(self, pod_id: str) -> Pod:
-        """Gone when there is no such pod."""
+        """Raises Gone when the pod does not exist."""
 
     def pods(self) -> list[Pod]:
-        """Those of clusters too, where the API knows clusters."""
+        """List all pods, including those of clusters if the API has clusters."""
 
     def terminate(self, pod_id: str) -> None: ...
 
     def offers(
         self, gpus: Sequence[str], count: int, cloud: str, min_cuda: str | None, product: str = "POD"
     ) -> list[Offer]:
-        """The catalogue, at least what it says of these GPUs; the stock is another one for each product."""
+        """Return the catalogue, at least for these GPUs. The stock depends on the product."""
 
     def data_center_of(self, volume: str) -> str: ...
 
     def volumes(self) -> list[NetworkVolume]:
-        """Every network volume of the account."""
+        """List every network volume of the account."""
 
     def log(
         self, pod_id: str, since: str | None, cursor: str | None, tail: int, *, live: bool = False
     ) -> Iterator[LogLine]:
-        """The stream of a pod's log, which ends when nothing comes for a while; a live one waits longer for it."""
+        """Stream a pod's log. The stream ends after some silence; `live` allows a longer one."""
 
 
 class ClusterApi(Api, Protocol):
-    """Instant Clusters. A pod of one cannot be ended alone: pods of clusters are made and ended with them."""
+    """The API with Instant Clusters. Their pods are created and ended with the cluster, never alone."""
 
     def create_cluster(self, wanted: Wanted) -> Cluster: ...
 
     def clusters(self) -> list[Cluster]: ...
 
     def cluster(self, cluster_id: str) -> Cluster:
-        """Gone when there is no such cluster."""
+        """Raises Gone when the cluster does not exist."""
 
     def members(self, cluster_id: str) -> list[Pod]:
-        """Gone when there is no such cluster."""
+        """List the pods of a cluster. Raises Gone when the cluster does not exist."""
 
     def end_cluster(self, cluster_id: str) -> None: ...
 
@@ -178,35 +178,35 @@ class ApiError(Exception):
 
 
 class BadRequest(ApiError):
-    """422: the request breaks the contract, and will each time."""
+    """413 or 422: the request breaks the contract, and a retry fails too."""
 
 
 class Refused(ApiError):
-    """400: a rule broken, or no room for this candidate; only the text tells, if anything does."""
+    """400: a broken rule, or no capacity for this candidate. At best the text shows which."""
 
 
 class Forbidden(ApiError):
-    """403: not for this account."""
+    """403: this account may not do it."""
 
 
 class WrongKey(ApiError):
-    """401."""
+    """401: the API key is not accepted."""
 
 
 class NoBalance(ApiError):
-    """402."""
+    """402: the balance is too low."""
 
 
 class Gone(ApiError):
-    """404."""
+    """404: it does not exist (any more)."""
 
 
 class Conflict(ApiError):
-    """409: not in the pod's present state."""
+    """409: not possible in the pod's present state."""
 
 
 class TooMany(ApiError):
-    """429: nothing was done; ask again after so many seconds."""
+    """429: nothing was done; retry after `retry_after_s`."""
 
     def __init__(self, detail: str, retry_after_s: float = 5.0) -> None:
         super().__init__(detail)
@@ -214,11 +214,11 @@ class TooMany(ApiError):
 
 
 class Unclear(ApiError):
-    """No answer, a 5xx, or something that is not an answer: it may or may not have been done."""
+    """No answer, a 5xx or an unreadable answer: the request may or may not have been carried out."""
 
 
 class Unreachable(Unclear):
-    """There was no connection, so nothing was asked and nothing was done."""
+    """There was no connection: nothing was sent, and nothing was done."""
 
 
 KINDS: Mapping[int, type[ApiError]] = {

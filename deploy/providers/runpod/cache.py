@@ -1,7 +1,7 @@
-"""What the laptop remembers of its pods: a cache and a safety net, never the truth; that is what RunPod's list says.
+"""Local notes on pods: a cache and a safety net. Only RunPod's list is authoritative.
 
-intents/<name>.json  before a pod is asked for: should everything die in the next second, its name is known
-pods/<id>.json       what its log said of it, so that not each command reads it; it counts for one start only
+intents/<name>.json  written before a pod is requested, so that its name is known after a crash
+pods/<id>.json       its identity from its log, so that not every command reads the log; valid for one start only
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Notes:
         return _read(self.intents / f"{name}.json")
 
     def tidy(self, there: set[str], now: float, kind: str = "pod") -> None:
-        """Intents of what ended by itself, of one kind; not the newest, whose pod may still appear."""
+        """Delete intents of one kind without a listed pod. Recent ones stay (KEEP_S): their pod may still appear."""
         for path in self.intents.glob("*.json"):
             what = _read(path)
             age = now - (what.get("made") or what.get("asked") or 0)
@@ -44,7 +44,7 @@ class Notes:
         (self.intents / f"{name}.json").unlink(missing_ok=True)
 
     def identity(self, pod: Pod) -> Identity:
-        """As seen at this start, at this address; a restarted container makes new keys. Empty when it was not seen."""
+        """Return the identity noted for this start and address, else an empty one. A restart makes new keys."""
         known = _read(self.pods / f"{pod.id}.json")
         if known.get("boot") != _boot(pod):
             return Identity()

@@ -1,4 +1,4 @@
-"""PURE: what is asked for and what RunPod offers in, what to try in which order out, and why the rest was left."""
+"""Choose what to request, in which order, from the options and RunPod's offers. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Candidate:
     gpu: str
     data_center: str | None  # None: RunPod chooses
     usd_per_hour: float  # of the whole machine
-    memory_gib: float | None = None  # of one GPU; None where the API does not say
+    memory_gib: float | None = None  # of one GPU; None: the API does not report it
 
     def __str__(self) -> str:
         return _place(self.gpu, self.data_center)
@@ -25,7 +25,7 @@ class Candidate:
 class Refusal:
     place: str
     why: str
-    by_rule: bool = False  # a 400 whose text does not speak of room: the request itself may be wrong
+    by_rule: bool = False  # a 400 whose text does not mention capacity: the request itself may be wrong
 
     def __str__(self) -> str:
         return f"{self.place}: {self.why}"
@@ -38,7 +38,7 @@ class Chosen:
 
 
 def choose(options: RunPod, offers: Sequence[Offer], data_center: str | None) -> Chosen:
-    """GPUs in the user's order, each in each data centre; a network volume is in one data centre only."""
+    """List GPUs in the user's order, each in each data centre. A network volume allows only its own data centre."""
     by_id = {offer.gpu: offer for offer in offers}
     centers: Sequence[str | None] = [data_center] if data_center else options.data_centers or [None]
     chosen: list[Candidate] = []
@@ -59,7 +59,7 @@ def choose(options: RunPod, offers: Sequence[Offer], data_center: str | None) ->
 
 
 def _hint(center: str, offers: Sequence[Offer]) -> str:
-    """For a data centre that no GPU is offered in: perhaps it is called otherwise."""
+    """Suggest the nearest name for a data centre that no offer names: it may be misspelled."""
     known = {name for offer in offers for name in offer.data_centers or ()}
     near = difflib.get_close_matches(center, known, n=1, cutoff=0.5)
     return f", did you mean '{near[0]}'?" if near and center not in known else ""

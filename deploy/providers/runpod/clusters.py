@@ -1,7 +1,7 @@
-"""Several machines at once: the pods of one Instant Cluster, which RunPod makes together and ends together.
+"""Several machines at once: the pods of one Instant Cluster, which RunPod creates and ends together.
 
-A pod of a cluster can neither be deleted nor stopped alone, so whichever machine of it is released, all of them are.
-What its pods are called is RunPod's affair: to us the one of rank k in cluster NAME is NAME-node<k>, the first is NAME.
+RunPod cannot delete or stop one pod of a cluster alone, so releasing any machine of it releases all of them. The names
+of the pods are ignored: the machine of rank k in cluster NAME is NAME-node<k>, and the first one is NAME.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from deploy.specs.machine import Machine, MachineSpec, node_name, node_of
 from deploy.specs.settings import RunPod, Settings
 
 MOST_NODES = 250
-Fit = Callable[[Machine], Machine]  # a machine that can train, as it is; Unfit for one that cannot
-AsMachine = Callable[[Pod, Identity, str], Machine]  # a pod, what its log said of it, and its name to us
+Fit = Callable[[Machine], Machine]  # returns a machine that can train; raises Unfit for one that cannot
+AsMachine = Callable[[Pod, Identity, str], Machine]  # from a pod, its identity in the log, and the machine's name
 
 
 class Clusters:
@@ -39,10 +39,14 @@ class Clusters:
         self.making = making
         self.machine = machine
         self.fit = fit
-        self.chosen = ""  # id of the one whose first machine was handed out last; the others are of the same
+        self.chosen = ""  # id of the cluster whose node 0 was returned last; other nodes come from it
 
     def acquire(self, spec: MachineSpec) -> Machine:
-        """Node 0 when all of them answer, and then each other one as it is."""
+        """Return a node of a cluster of `spec.nodes` machines. Raises NoMachine without a usable one.
+
+        Node 0 is requested first. It comes from an existing or new cluster, once all machines of that cluster answer
+        and can train. The other nodes come from the same cluster, without a second training check.
+        """
         found = self.all()
         if spec.node:
             return self._other_node(spec, found)
@@ -64,7 +68,7 @@ class Clusters:
         return machine
 
     def find(self, name: str, pods: Sequence[Pod]) -> Pod | None:
-        """The living pod that is `name` to us, among those that the account has."""
+        """Find the living pod of the machine `name` among `pods`, all pods of the account."""
         if not any(pod.cluster for pod in pods):
             return None
         ids = {each.name: each.id for each in self._clusters_of(pods)}
@@ -75,20 +79,26 @@ class Clusters:
         return None
 
     def named(self, begin: str, pods: Sequence[Pod]) -> list[tuple[Pod, str]]:
-        """Every pod of clusters whose name begins so, with its name to us; a cluster without one stands for itself."""
+        """List the pods of clusters whose name starts with `begin`, each with its machine name.
+
+        A cluster without pods is listed as one placeholder pod.
+        """
         clusters = self._clusters_of(pods)
         found = []
         for cluster in clusters:
             if cluster.name.startswith(begin):
                 mine = [pod for pod in pods if pod.cluster == cluster.id] or [_nothing_yet(cluster)]
                 found += [(pod, node_name(cluster.name, rank)) for rank, pod in _ranked(mine)]
-        # Should a cluster be gone and a pod of it be there, it is shown under whatever name it has.
+        # A pod whose cluster is gone is listed under its own name.
         known = {each.id for each in clusters}
         unknown = [pod for pod in pods if pod.cluster and pod.cluster not in known and pod.name.startswith(begin)]
         return [*found, *((pod, pod.name) for pod in unknown)]
 
     def _clusters_of(self, pods: Sequence[Pod]) -> list[Cluster]:
-        """All there are. One list may lag behind the other, and a machine without its name passes for an orphan."""
+        """List all clusters, also those that only the pods name, because the list of clusters may lag behind.
+
+        A machine without its cluster's name would count as an orphan.
+        """
         look_s = self.asking.limits.look_s
         clusters = self.all(look_s)
         for cluster_id in sorted({pod.cluster for pod in pods if pod.cluster} - {each.id for each in clusters}):
@@ -96,7 +106,7 @@ class Clusters:
                 clusters.append(self.asking.ask(functools.partial(self.api.cluster, cluster_id), look_s))
         return clusters
 
-    # What `Making` asks for
+    # Called by `Making`
 
     def create(self, wanted: Wanted) -> Cluster:
         return self.api.create_cluster(wanted)
@@ -111,7 +121,7 @@ class Clusters:
         self.end_by_id(made.id, f"{made}, {made.name},")
 
     def end_by_id(self, cluster_id: str, what: str) -> None:
-        """What is gone already is success."""
+        """End a cluster; one that is gone counts as ended. Raises StepFailed on failure."""
         try:
             self.asking.ask(lambda: self.api.end_cluster(cluster_id), bills=True)
         except Gone:
@@ -120,20 +130,23 @@ class Clusters:
             raise could_not_give_back(what, error, "cluster") from error
         self.asking.notes.forget_cluster(cluster_id)
 
-    # One that is there
+    # An existing cluster
 
     def _whole(self, cluster: Cluster, refuse: Callable[[Pod], None]) -> Machine:
-        """Its first machine, when each has an SSH server that has said who it is, and what it should have."""
+        """Wait until every machine answers by SSH and matches the request. Returns the first one."""
         first: Machine | None = None
         for rank, pod in enumerate(self._members(cluster)):
             ready, identity = self.boot.ready(pod, refuse)
             machine = self.fit(self.machine(ready, identity, node_name(cluster.name, rank)))
             first = first or machine
-        assert first is not None  # `_members` gives as many as were asked for
+        assert first is not None  # `_members` returns `cluster.nodes` pods
         return first
 
     def _members(self, cluster: Cluster) -> list[Pod]:
-        """All of them in the order of their ranks, which come some time after the cluster."""
+        """Return all pods by rank. Waits for them: pods and ranks appear some time after the cluster.
+
+        Raises Unfit when the cluster vanished or a pod ended, NoMachine after wait_min.
+        """
         clock = self.asking.clock
         began, waits = clock.now(), polls()
         while True:
@@ -158,7 +171,10 @@ class Clusters:
             clock.sleep(wait_s)
 
     def _give_back_or_refuse(self, cluster: Cluster, unfit: Unfit) -> None:
-        """A second cluster beside one that bills is never made: the user, or its own guard, ends that one first."""
+        """Release a cluster that was never in use; raise NoMachine for one that was.
+
+        No second cluster is created beside one that bills: the user or its guard must end that one first.
+        """
         if cluster.id not in {each.id for each in self.all()}:
             self.asking.say(f"{cluster} is gone")
         elif not self.making.give_back_unused(self, cluster, unfit):
@@ -183,7 +199,7 @@ class Clusters:
 
 
 def refuse(settings: Settings, options: RunPod, nodes: int) -> None:
-    """What a cluster cannot be asked for, before anything is."""
+    """Raise WrongUse for options that clusters do not support, before any request is sent."""
     where, alone = f"conf/deploy/{settings.target.name}.yaml", "a run on several machines, an Instant Cluster of RunPod"
     wrong = {
         "which api: sdk does not know: set api: v2": options.api != "v2",
@@ -199,7 +215,7 @@ def refuse(settings: Settings, options: RunPod, nodes: int) -> None:
 
 
 def plain_name(name: str) -> str:
-    """Of the cluster that a machine belongs to: its first machine has the same."""
+    """Return the name of a machine's cluster, which is also the name of the cluster's first machine."""
     return name.removesuffix(f"-node{node_of(name)}")
 
 
@@ -208,7 +224,7 @@ def _fits(cluster: Cluster, spec: MachineSpec) -> bool:
 
 
 def _ranked(pods: Sequence[Pod]) -> list[tuple[int, Pod]]:
-    """Those without a rank yet get the places that are free, so that each has a name of its own."""
+    """Sort pods by rank. Those without a rank yet get free ranks, so that each has a unique name."""
     taken = {pod.rank for pod in pods}
     free = (rank for rank in range(len(pods) * 2) if rank not in taken)
     ranked = [(next(free) if pod.rank is None else pod.rank, pod) for pod in pods]

@@ -1,6 +1,7 @@
-"""Something new: noted before it is asked for, handed out when it is good, else given back; one candidate at a time.
+"""Create a pod or a cluster, one candidate at a time.
 
-The same for a pod and for a cluster of them, because the same may go wrong.
+Each is noted before the request, returned if it is good, and released otherwise. Pods and clusters share this code,
+because the same things may go wrong.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ T = TypeVar("T", bound=Named)
 
 
 class Kind(Protocol[T]):
-    """What RunPod makes in one piece, and takes back in one."""
+    """What RunPod creates and ends as one unit: pods or clusters."""
 
-    word: str  # as it is called in sentences and notes
-    product: str  # as the catalogue calls it
+    word: str  # its name in messages and notes
+    product: str  # its name in the catalogue
 
     def create(self, wanted: Wanted) -> T:
-        """One request; what may come of it is an ApiError."""
+        """Send one request. Raises ApiError on failure."""
 
     def all(self, *, bills: bool = False) -> Sequence[T]:
-        """`bills`: one of them was asked for, so a lost network is waited for."""
+        """List them. `bills`: one was requested, so the call waits for a lost network."""
 
     def ready(self, made: T) -> Machine:
-        """When it answers and is what was asked for; Unfit when it is not, or will never be."""
+        """Wait until it answers and matches the request. Raises Unfit if it does not, or never will."""
 
     def end(self, made: T) -> None: ...
 
@@ -64,10 +65,10 @@ class Making:
             except (Refused, Forbidden) as error:
                 refusals.append(Refusal(str(candidate), str(error), by_rule=unlike_room(error)))
                 continue
-            except Unreachable:  # nothing was asked, so nothing can have been made
+            except Unreachable:  # nothing was sent, so nothing was created
                 notes.done_with(name)
                 raise
-            except Unclear as error:  # the note stays: there may be one
+            except Unclear as error:  # the note stays: it may exist
                 raise NoMachine(
                     f"RunPod did not say whether it made the {kind.word} {name}; if it did, it bills: {error}",
                     next_command=f"{command(f'deploy --on {target}')}   (finds it by its name)",
@@ -75,7 +76,7 @@ class Making:
             except (ApiError, DeployError):
                 notes.done_with(name)
                 raise
-            except BaseException:  # Ctrl-C while RunPod was making it; the note stays, should it show later
+            except BaseException:  # Ctrl-C during the request; the note stays, as it may appear later
                 say(f"seeing whether {name} was made, to give it back")
                 self._end_all(kind, name)
                 raise
@@ -97,7 +98,7 @@ class Making:
         raise no_candidate(target, refusals, kind.word if nodes > 1 else "machine")
 
     def _handed_out(self, kind: Kind[T], made: T, name: str, *, may_have_twins: bool) -> Machine:
-        """From here on it bills: it is handed out, given back, or named in the error."""
+        """Return the machine once it is ready. It bills already: a failure releases it, or names it in the error."""
         notes, now = self.asking.notes, self.asking.clock.time()
         note = {"kind": kind.word, "target": self.settings.target.name, kind.word: made.id, "made": now}
         try:
@@ -108,7 +109,7 @@ class Making:
             notes.intend(name, **note, handed_out=True)
             return machine
         except Unfit:
-            raise  # goes back, and the next candidate is tried
+            raise  # the caller releases it and tries the next candidate
         except BaseException as error:
             self.asking.say(f"giving {made} back")
             try:
@@ -121,7 +122,10 @@ class Making:
             raise
 
     def give_back_unused(self, kind: Kind[T], made: T, unfit: Unfit) -> bool:
-        """One that was in use is never ended here, whatever the settings say now; one that never was goes back."""
+        """Release a pod or cluster that was never in use. Returns whether it was released.
+
+        One that was in use is never ended here, whatever the settings.
+        """
         intent = self.asking.notes.intended(made.name)
         if intent.get(kind.word) != made.id or intent.get("handed_out"):
             return False
@@ -131,7 +135,7 @@ class Making:
         return True
 
     def refuse_other(self, pod: Pod) -> None:
-        """Unfit for a pod that RunPod placed otherwise than it was asked to, by each answer as far as it tells."""
+        """Raise Unfit for a pod that RunPod placed differently than requested, as far as the API reports it."""
         self.refuse_dear(pod)
         options = self.options
         if options.data_centers and pod.data_center and pod.data_center not in options.data_centers:
@@ -187,11 +191,11 @@ class Making:
 
     @property
     def min_cuda(self) -> str | None:
-        """The target's own word, else what our image needs of a host's driver."""
+        """Return the target's minimum CUDA version, else the one that our image needs from a host's driver."""
         return self.options.min_cuda or image.cuda(self.settings.project)
 
     def _image(self) -> str:
-        """Without a tag of the user's it is the environment's own, under which `invoke push` has put it."""
+        """Return the image. A name without a tag gets the environment's tag, under which `invoke push` puts it."""
         name = self.options.image
         has_tag = ":" in name.rpartition("/")[2] or "@" in name
         return name if has_tag else f"{name}:{image.tag(self.settings.project)}"

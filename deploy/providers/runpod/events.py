@@ -1,4 +1,4 @@
-"""A pod's log as Server-Sent Events: read, and read on after a cut without a line lost or doubled."""
+"""Read a pod's log from Server-Sent Events, and resume after a cut without losing or repeating a line."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from datetime import datetime, timedelta, timezone
 
 from deploy.providers.runpod.api import LogLine
 
-# A cursor is a time stamp, and two lines may have the same one: the second of them would be lost or come twice.
+# A cursor is a timestamp, and two lines may share it. Without overlap the second would be lost or repeated.
 EARLIER_S = 2.0
-LINE_BYTES = 256 << 10  # a longer line is cut: what comes from a container is not bounded by anybody else
+LINE_BYTES = 256 << 10  # a longer line is cut: nothing else bounds a container's output
 DATA_LINES = 1000  # of one event
 
 
 def parse(chunks: Iterable[bytes]) -> Iterator[LogLine]:
-    """Events of a stream cut anywhere, inside letters too. What is no event of ours is passed over."""
+    """Parse events from chunks cut at any byte, even inside a character. Skips anything else."""
     name = ""
     data: list[str] = []
     for line in _lines(chunks):
@@ -32,10 +32,10 @@ def parse(chunks: Iterable[bytes]) -> Iterator[LogLine]:
 
 
 def follow(open_stream: Callable[[str | None], Iterator[LogLine]], between: Callable[[], bool]) -> Iterator[LogLine]:
-    """One line after the other, over as many streams as it takes.
+    """Yield the lines of a log, over as many streams as it takes.
 
-    `open_stream(cursor)` gives the lines from a time stamp on; `between()` waits before the next one, and says no
-    when nobody wants to know any more.
+    `open_stream(cursor)` returns the lines from a timestamp on. `between()` waits before the next stream; it returns
+    False to stop.
     """
     recent: Counter[LogLine] = Counter()
     newest = ""
@@ -48,14 +48,14 @@ def follow(open_stream: Callable[[str | None], Iterator[LogLine]], between: Call
             newest = max(newest, line.ts)
             recent[line] += 1
             yield line
-        edge = earlier(newest)[:19]  # to the second: beyond it "Z" and ".5Z" do not sort
+        edge = earlier(newest)[:19]  # whole seconds: with fractions, "Z" and ".5Z" do not sort
         recent = Counter({line: count for line, count in recent.items() if line.ts[:19] >= edge})
         if not between():
             return
 
 
 def earlier(ts: str, seconds: float = EARLIER_S) -> str:
-    """A time stamp some seconds before."""
+    """Return a timestamp some seconds earlier; an invalid one unchanged."""
     try:
         time = datetime.fromisoformat(ts[:19] + "+00:00")
     except ValueError:
@@ -72,7 +72,7 @@ def _event(name: str, data: str) -> LogLine | None:
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    """Lines of a stream; of one that does not end, its first LINE_BYTES."""
+    """Split a stream into lines, each cut to LINE_BYTES."""
     rest = bytearray()
     for chunk in chunks:
         *ended, more = chunk.split(b"\n")

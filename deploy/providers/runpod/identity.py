@@ -1,4 +1,4 @@
-"""What our image says of itself at boot, in its log: host keys, and what the machine really has."""
+"""Parse what our image prints to its log at boot: host keys, and the machine's real hardware."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from deploy.pod.base.text import visible
 from deploy.providers.runpod.api import LogLine
 
-# The log is the machine's own word: what is taken from it has bounds.
+# The machine writes this log, so every value taken from it is bounded.
 HOST_KEY = re.compile(r"sniperface host key: ((?:ssh|ecdsa|sk)-[\w@.-]{1,60}) ([A-Za-z0-9+/]{1,2000}={0,2})(?:\s|$)")
 MOST_KEYS = 8
 BAD_START = "sniperface bad start: "
@@ -22,11 +22,11 @@ class Identity:
     host_keys: tuple[str, ...] = ()
     gpus: int | None = None
     memory_gib: float | None = None
-    bad_start: str = ""  # why nobody will ever be able to log in
+    bad_start: str = ""  # why a login will never work
 
 
 def read(lines: Iterable[LogLine]) -> Identity:
-    """Of several boots the last one counts; only what the container said, from the beginning of a line."""
+    """Read the identity. Only container lines count, matched at their start. The last of several boots wins."""
     keys: dict[str, str] = {}
     gpus: int | None = None
     memory_gib: float | None = None

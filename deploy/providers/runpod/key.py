@@ -1,4 +1,4 @@
-"""The API key: where it comes from, and that it is never seen."""
+"""Load RunPod's API key, and keep it out of all output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WHERE_TO_GET = "make one at https://console.runpod.io/user/settings (read and wr
 
 
 class Key:
-    """Shows nothing of itself, in no print, no log and no traceback."""
+    """The API key. It never appears in prints, logs or tracebacks."""
 
     __slots__ = ("_text",)
 
@@ -32,7 +32,7 @@ class Key:
         return self._text
 
     def mask(self, text: str) -> str:
-        """What came from outside, without the key, should it be in there."""
+        """Replace the key, if present, in a text from outside."""
         return text.replace(self._text, "***")
 
 
@@ -42,7 +42,7 @@ def load(environment: Mapping[str, str] = os.environ) -> Key:
         told, where = _of_file(FILE.expanduser()), str(FILE)
     if not told:
         raise NoAccount(f"RunPod needs an API key: neither {VARIABLE} nor {FILE} has one", next_command=WHERE_TO_GET)
-    # Anything else would end up in the HTTP library's complaint about a header, with the key in it.
+    # With any other character, the HTTP library's error about a bad header would quote the key.
     if not re.fullmatch(r"[!-~]+", told):
         raise WrongUse(f"the API key in {where} has spaces or letters that no key has", next_command=WHERE_TO_GET)
     return Key(told)
@@ -60,7 +60,7 @@ def _of_file(path: Path) -> str:
         raise WrongUse(f"{FILE} cannot be read: {error.strerror}") from error
     except ValueError:
         pass
-    if values is None:  # raised here without its cause, which may quote the line with the key
+    if values is None:  # raised outside `except`, because the cause may quote the line with the key
         raise WrongUse(f"{FILE} cannot be read as TOML", next_command=WHERE_TO_GET)
     profile = values.get("default", {})
     return str(profile.get("api_key", "")).strip() if isinstance(profile, dict) else ""

@@ -1,4 +1,4 @@
-"""Sentences of the provider, and what is read out of RunPod's."""
+"""Error messages of the provider, and patterns that match RunPod's own texts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deploy.providers.runpod.api import (
 from deploy.providers.runpod.candidates import Refusal
 from deploy.providers.runpod.key import WHERE_TO_GET
 
-# RunPod has no code for "no room": these are its texts, as people met them.
+# RunPod has no error code for missing capacity: these are its texts, as users reported them.
 ROOM = re.compile(
     r"no (longer )?(any )?(instances|machines|capacity|stock)|not? enough|does not have the resources|"
     r"no .*available|unavailable|out of (stock|capacity)|could not be placed|different machine",
@@ -34,7 +34,7 @@ def unlike_room(error: ApiError) -> bool:
 
 
 def no_candidate(target: str, refusals: Sequence[Refusal], what: str = "machine") -> NoMachine:
-    """A rule that is broken is refused for each candidate alike; no room is an answer for one."""
+    """Build the error when every candidate was refused. A broken rule fails every candidate, missing capacity one."""
     where = f"conf/deploy/{target}.yaml"
     asked = [refusal for refusal in refusals if refusal.by_rule]
     if asked and len(asked) == len(refusals):
@@ -49,7 +49,7 @@ def no_candidate(target: str, refusals: Sequence[Refusal], what: str = "machine"
 
 
 def cannot_pull(target: str, image: str, why: str) -> NoMachine:
-    """No other candidate is tried: each host would have to pull the same image."""
+    """Build the error for an image that cannot be pulled. Other candidates would have to pull the same image."""
     return NoMachine(
         f"RunPod cannot pull the image {image}: {why}",
         next_command=f"look at image and registry in conf/deploy/{target}.yaml, or: {command(f'push --on {target}')}",
@@ -68,7 +68,10 @@ def first_words(why: str, evidence: Sequence[str]) -> str:
 
 
 def public_line(text: str) -> str:
-    """The key without its comment: a CR of Windows or a quote in there would spoil authorized_keys, or a query."""
+    """Return the key without its comment: a CR or a quote there would break authorized_keys or a query.
+
+    Raises WrongUse for a text that is no public key.
+    """
     found = re.match(r"((?:ssh|ecdsa|sk)-[\w@.-]+)\s+([A-Za-z0-9+/]+=*)(?:\s|$)", text.strip())
     if not found:
         raise WrongUse("the public key of this project is no line of OpenSSH, such as: ssh-ed25519 AAAA…")
@@ -77,7 +80,7 @@ def public_line(text: str) -> str:
 
 @contextlib.contextmanager
 def in_words(where: str) -> Iterator[None]:
-    """RunPod's refusals as what the user can do about them."""
+    """Translate RunPod's errors into errors that tell the user what to do."""
     try:
         yield
     except WrongKey as error:

@@ -1,4 +1,4 @@
-"""PURE: an error of the network in a few words for a user, and whether the request may have been carried out."""
+"""Describe network errors for users, and detect requests that were never sent. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import socket
 from collections.abc import Iterator
 
-# By the names of the classes, for the libraries below `requests` raise their own and keep the reason inside.
+# Class names, because the libraries below `requests` raise their own errors and keep the reason inside.
 NEVER_SENT = ("NewConnectionError", "NameResolutionError", "ConnectTimeout", "ConnectTimeoutError", "SSLError")
 WORDS = {
     errno.ECONNREFUSED: "the connection is refused",
@@ -20,7 +20,7 @@ WORDS = {
 
 
 def in_words(error: BaseException) -> str:
-    """Why there is no answer, without the addresses and counts of the library."""
+    """Describe why there is no answer, without the library's addresses and counts."""
     chain = list(_causes(error))
     names = {type(each).__name__ for each in chain}
     if "ProxyError" in names:
@@ -42,12 +42,12 @@ def in_words(error: BaseException) -> str:
 
 
 def was_never_sent(error: BaseException) -> bool:
-    """Whether there was no connection at all: then nothing was asked, and nothing was done."""
+    """Return whether there was no connection at all: then nothing was sent, and nothing was done."""
     return any(type(each).__name__ in NEVER_SENT for each in _causes(error))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it was made of: by cause, by context, by `reason`, or as an argument."""
+    """Yield the error and the errors inside it: its cause, context, `reason` and arguments."""
     seen: list[BaseException] = []
     left: list[object] = [error]
     while left and len(seen) < 20:
@@ -59,7 +59,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _reason(chain: list[BaseException]) -> str:
-    """The last words that are no address of an object."""
+    """Return the last message in the chain that names no object's address."""
     for each in reversed(chain):
         words = os.strerror(each.errno) if isinstance(each, OSError) and each.errno else str(each)
         if words and not re.search(r"0x[0-9a-f]+|Pool\(", words):

@@ -1,4 +1,4 @@
-"""The verbs: what is there is found by its name, in RunPod's list and nowhere else; one machine is a pod of its own."""
+"""Provider for RunPod. Machines are found by name, in RunPod's list alone. A single machine is one pod."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ PYTHON = "/opt/sniperface/bin/python"  # of our image
 
 
 class RunPodProvider:
-    """With `api: v2` a machine's host keys come from its log, which only the account's key opens. With `api: sdk` there
-    is no log: `host_keys` stay empty, and the first connection to each pod pins its key.
+    """Provide machines on RunPod.
 
-    `say` is told what is waited for.
+    With `api: v2`, host keys come from the machine's log, which only the account's API key can read. With `api: sdk`
+    there is no log: `host_keys` stays empty, and the first connection to each pod pins its key.
+
+    `say` receives progress messages.
     """
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None, limits: Limits | None = None) -> None:
@@ -66,7 +68,7 @@ class RunPodProvider:
             return self._making.new(self._pods, spec.name)
 
     def find(self, name: str) -> Machine | None:
-        """With the address as it is now: the port is another one after each restart."""
+        """Find a machine by name, with its current address: the port changes at each restart."""
         with self._words():
             pods = self._asking.pods(self.limits.look_s)
             pod = next(iter(of_family(_alone(pods), name, exactly=True)), None)
@@ -81,19 +83,19 @@ class RunPodProvider:
             return self._machine(pod, self._boot.identity(pod), name)
 
     def price(self) -> float | None:
-        """Of the first candidate that may be asked for."""
+        """Return the hourly price of the first candidate; None without candidates."""
         candidates = self._candidates
         return candidates[0].usd_per_hour if candidates else None
 
     def card(self) -> Card | None:
-        """Of the first candidate, as the catalogue tells its memory."""
+        """Return the GPUs of the first candidate; None without one, or when the catalogue lists no memory."""
         first = next(iter(self._candidates), None)
         if first is None or not first.memory_gib:
             return None
         return Card(first.gpu, self.options.gpu_count, int(first.memory_gib * (1 << 30)))
 
     def list(self) -> list[Machine]:
-        """Stopped ones too: their disks bill. One without an address (yet) has an empty host."""
+        """List the project's machines, also stopped ones: their disks bill. Without an address, the host is empty."""
         mine = f"sniperface-{slug(self.settings.project.name)}-"
         with self._words():
             pods = self._asking.pods(self.limits.look_s)
@@ -102,7 +104,7 @@ class RunPodProvider:
         return [self._machine(pod, self._notes.identity(pod), name) for pod, name in named]
 
     def volumes(self) -> Sequence[Volume]:
-        """Of the whole account: nothing here makes one, so a name says nothing of whose it is."""
+        """List the volumes of the whole account. This project creates none, so a name does not show the owner."""
         with self._words():
             found = self._asking.ask(self._api.volumes, self.limits.look_s)
         return [
@@ -118,7 +120,7 @@ class RunPodProvider:
         ]
 
     def release(self, machine: Machine) -> None:
-        """Of any machine of a cluster: of all of them, because RunPod ends no pod of one alone."""
+        """Release a machine. One of a cluster releases the whole cluster: RunPod cannot end one of its pods alone."""
         plain = clusters.plain_name(machine.name)
         with self._words():
             if machine.group:
@@ -134,9 +136,9 @@ class RunPodProvider:
         self._notes.done_with(plain if machine.group else machine.name)
 
     def log(self, machine: Machine, *, follow: bool = False) -> Iterator[str]:
-        """What the container printed, also when SSH is down; with `follow` across cuts, for as long as it is read.
+        """Yield the container's output, even when SSH is down. `follow` reconnects after cuts while the caller reads.
 
-        Nothing with `api: sdk`, which has no log.
+        Empty with `api: sdk`, which has no log.
         """
         waits = polls()
 
@@ -152,10 +154,10 @@ class RunPodProvider:
             if self._api.has_log and machine.id:
                 yield from (line.text for line in events.follow(stream, between) if line.source == "container")
 
-    # One that was had
+    # From a pod to a machine
 
     def _fit(self, machine: Machine) -> Machine:
-        """The machine, if it reports that it can train. Raises Unfit otherwise."""
+        """Return the machine if it reports that it can train. Raises Unfit otherwise."""
         try:
             self.check(machine)
         except CannotTrain as error:
@@ -187,12 +189,12 @@ class RunPodProvider:
         )
 
     def _created(self, pod: Pod) -> float | None:
-        """The uptime begins anew with each restart, so it is the last thing to go by."""
+        """Return when a pod was created. The uptime is the last choice, because each restart resets it."""
         note = self._notes.intended(pod.name)
         noted = note.get("made") if note.get("pod") == pod.id else None
         return pod.created or noted or (self.clock.time() - pod.up_s if pod.up_s else None)
 
-    # Made when they are first needed: the key is read, a library imported
+    # Created on first use, because this reads the key or imports a library
 
     @cached_property
     def _api(self) -> Api:
@@ -214,7 +216,7 @@ class RunPodProvider:
 
     @cached_property
     def _candidates(self) -> Sequence[Candidate]:
-        """What may be asked for, as the catalogue was when it was first looked at; for plans alone."""
+        """Choose the candidates from the catalogue, once. Used for plans only."""
         with self._words():
             return self._making.choose(self._pods.product).candidates
 
@@ -255,7 +257,7 @@ class RunPodProvider:
 
 @dataclass(frozen=True)
 class _Pods:
-    """One machine, as `Making` asks for it."""
+    """Single pods, as the `Kind` that `Making` creates."""
 
     asking: Asking
     boot: Boot
@@ -280,7 +282,7 @@ class _Pods:
 
 
 def _alone(pods: Sequence[Pod]) -> list[Pod]:
-    """One that is part of a cluster is never taken for a machine of its own."""
+    """Return the pods outside clusters: a pod of a cluster never counts as a single machine."""
     return [pod for pod in pods if pod.cluster is None]
 
 
@@ -289,5 +291,5 @@ def _silent(text: str) -> None:
 
 
 def _fitting(kind: re.Pattern[str], value: str | None) -> str | None:
-    """What the account says of an address, where it is one: a pod without an address can still be released."""
+    """Return a host or user if it is valid, else None: a pod without an address can still be released."""
     return value if value and kind.fullmatch(value) else None

@@ -1,4 +1,4 @@
-"""Time: how often RunPod is asked, how long something is waited for. Tests bring a clock of their own."""
+"""Rate limit, timeouts and poll intervals for RunPod. Tests supply their own clock."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ LONGEST_HOLD_S = 120.0
 
 @dataclass(frozen=True)
 class Limits:
-    """RunPod grants 60 calls a minute to everything that uses the account; a quarter of it is ours."""
+    """Rate limit and timeouts. RunPod grants each account 60 calls a minute; the default uses a quarter of them."""
 
     calls_per_minute: int = 15
-    connect_s: float = 5.0  # for a connection; where there is none, nothing was asked
+    connect_s: float = 5.0  # to connect; without a connection no request was sent
     request_s: float = 30.0  # for an answer
-    probe_s: float = 5.0  # for an SSH server to say who it is
-    log_idle_s: float = 1.5  # a log stream never ends: silence of so long means that all was read
-    log_s: float = 10.0  # ... and a chatty one is left after so long
-    live_idle_s: float = 60.0  # the same silence where somebody looks on
-    patience_s: float = 90.0  # with an API that does not answer, where something is made or given back
-    look_s: float = 20.0  # the same where only a look was asked for
-    unreachable_s: float = 3.0  # with a network that leads nowhere, where nothing was made yet
+    probe_s: float = 5.0  # for the banner of an SSH server
+    log_idle_s: float = 1.5  # a log stream never ends: this much silence means that all of it was read
+    log_s: float = 10.0  # ... and limit for a stream that never falls silent
+    live_idle_s: float = 60.0  # as log_idle_s, for a log that is followed live
+    patience_s: float = 90.0  # of retries to create or release something, while the API does not answer
+    look_s: float = 20.0  # the same for requests that only read
+    unreachable_s: float = 3.0  # the same without a connection, before anything was created
 
 
 class Clock:
@@ -44,7 +44,7 @@ class Clock:
 
 
 class Pace:
-    """Lets through so many calls in any minute, and holds the next one back until it is in time."""
+    """Rate limiter: allows `per_minute` calls in any minute, and delays further ones."""
 
     def __init__(self, clock: Clock, per_minute: int, say: Callable[[str], None]) -> None:
         self.clock = clock
@@ -54,7 +54,10 @@ class Pace:
         self._hold_until = 0.0
 
     def take(self, calls: int = 1, *, urgent: bool = False) -> None:
-        """An urgent call is counted but never waits: what bills is given back at once."""
+        """Wait until the limit allows `calls`. Raises TooMany if that takes over LONGEST_HOLD_S.
+
+        An urgent call counts but never waits: a machine that bills is released at once.
+        """
         while not urgent and (wait := self._wait(calls)) > 0:
             if wait > LONGEST_HOLD_S:
                 raise TooMany("the limit of calls an hour or a day is reached", wait)
@@ -64,7 +67,7 @@ class Pace:
         self._calls.extend([self.clock.now()] * calls)
 
     def hold(self, seconds: float) -> None:
-        """The API itself said that its window is used up, also by others than us."""
+        """Block calls for `seconds`: the API reports an exhausted window, perhaps due to other users of the account."""
         self._hold_until = max(self._hold_until, self.clock.now() + seconds)
 
     def _wait(self, calls: int) -> float:
@@ -77,7 +80,7 @@ class Pace:
 
 
 def polls() -> Iterator[float]:
-    """Seconds between two looks at a pod: a warm one is there at once, a pull of an image takes minutes."""
+    """Yield the seconds between polls of a pod: a warm one is ready at once, an image pull takes minutes."""
     yield from (2, 2, 2, 5, 5, 5, 5)
     yield from itertools.repeat(10)
 
@@ -88,12 +91,12 @@ def backoff() -> Iterator[float]:
 
 
 def answers_ssh(host: str, port: int, limit_s: float) -> bool:
-    """Whether an SSH server says who it is: a pod that RUNs may be minutes away from that."""
+    """Return whether an SSH server sends its banner. A RUNNING pod may be minutes away from that."""
     try:
         with socket.create_connection((host, port), timeout=limit_s) as connection:
             connection.settimeout(limit_s)
             heard = b""
-            while len(heard) < 4096:  # a server may send other lines before its own name
+            while len(heard) < 4096:  # a server may send other lines before its banner
                 part = connection.recv(256)
                 heard += part
                 if any(line.startswith(b"SSH-") for line in heard.splitlines()):

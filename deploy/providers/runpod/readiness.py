@@ -1,4 +1,4 @@
-"""From a pod that was promised to one that answers: RUNNING is not ready, not each machine is what was asked for."""
+"""Wait until a pod answers by SSH, and check that it matches the request. RUNNING does not mean ready."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from deploy.providers.runpod.ratelimit import Clock, answers_ssh, polls
 from deploy.providers.runpod.retry import Asking
 from deploy.providers.runpod.signs import Signs
 
-FIRST_LOOK_S = 4.0  # into the log of a pod that does not answer yet
-LOOK_S = 20.0  # between two looks
+FIRST_LOOK_S = 4.0  # before the first read of the log of a pod that does not answer yet
+LOOK_S = 20.0  # between two reads
 LOOK_PATIENCE_S = 10.0
-NO_ADDRESS_S = 20.0  # that a container runs before its SSH port is published
-SILENT_S = 180.0  # that a pod is RUNNING, and neither its host nor its container says anything
-ADDRESS_S = 60.0  # after a restart an address is unknown for a moment
+NO_ADDRESS_S = 20.0  # limit for a running container without a published SSH port
+SILENT_S = 180.0  # limit for a RUNNING pod without output from its host or container
+ADDRESS_S = 60.0  # limit for the address, which is unknown for a moment after a restart
 SECOND_LOOK_S = 10.0
 LOG_WAITS_S = (2.0, 5.0)  # a log may lag behind its pod
 
 
 class Unfit(Exception):
-    """A pod that is not what was asked for, or will never be. `everywhere`: no other candidate would be better."""
+    """A pod does not match the request, or never will. `everywhere`: other candidates would fail too."""
 
     def __init__(self, why: str, evidence: Sequence[str] = (), *, everywhere: bool = False) -> None:
         super().__init__(why)
@@ -35,12 +35,12 @@ class Unfit(Exception):
 
 @dataclass
 class _Wait:
-    """What is known while a pod starts: since when what is missing, and what was last heard."""
+    """State of the wait for a pod: since when something is missing, and the last signs from its log."""
 
     clock: Clock
     began: float
     look_at: float
-    heard: Signs | None = None  # None: the log could not be read yet, so its silence says nothing
+    heard: Signs | None = None  # None: the log could not be read yet, so silence means nothing
     silent_since: float | None = None
     without_address_since: float | None = None
 
@@ -57,7 +57,7 @@ class _Wait:
         self.silent_since = (self.silent_since or now) if is_silent else None
 
     def is_due(self) -> bool:
-        """Whether the log is to be looked into now."""
+        """Return whether to read the log now; if so, schedule the next read."""
         if self.clock.now() < self.look_at:
             return False
         self.look_at = self.clock.now() + LOOK_S
@@ -81,9 +81,9 @@ class Boot:
     min_cuda: str | None = None
 
     def ready(self, pod: Pod, refuse: Callable[[Pod], None] = lambda _: None) -> tuple[Pod, Identity]:
-        """An SSH server has said who it is, and the machine has what it should have. Else Unfit, or NoMachine.
+        """Wait until the pod's SSH server answers and the pod matches the request. Raises Unfit, or NoMachine.
 
-        The first answer is checked before anything is waited for, and each later one, by `refuse` too.
+        Each state of the pod is checked, by `refuse` too; the first one before any wait.
         """
         clock = self.asking.clock
         wait = _Wait(clock, clock.now(), clock.now() + FIRST_LOOK_S)
@@ -116,7 +116,7 @@ class Boot:
                 raise Unfit("it vanished while it started") from error
 
     def addressed(self, pod: Pod) -> Pod:
-        """The pod with its address as it is now. Gone when it is."""
+        """Wait for the pod's current address. Raises Gone when the pod is gone, NoMachine without an address."""
         until = self.asking.clock.now() + ADDRESS_S
         waits = polls()
         while not (pod.host and pod.port):
@@ -129,7 +129,7 @@ class Boot:
         return pod
 
     def identity(self, pod: Pod) -> Identity:
-        """From the log, once a start; empty where there is no log to read."""
+        """Return the identity from the log, read once per start. Empty without a readable log."""
         known = self.asking.notes.identity(pod)
         if known.host_keys or not self.asking.api.has_log:
             return known
@@ -148,17 +148,17 @@ class Boot:
     def _read(self, pod: Pod) -> Identity:
         try:
             return read(self.asking.ask(lambda: self._log_of(pod), bills=True))
-        except (Conflict, Forbidden, Gone, Refused):  # no log yet, or none for this key: the pod itself may be well
+        except (Conflict, Forbidden, Gone, Refused):  # no log yet, or no access for this key: the pod may still be fine
             return Identity()
 
     def _log_of(self, pod: Pod) -> list[LogLine]:
-        # Some earlier: the keys are printed at boot, by a clock that may be another one than the API's.
+        # 60 s earlier: the keys are printed at boot, by a clock that may differ from the API's.
         since = events.earlier(pod.started, 60) if pod.started else None
         return list(self.asking.api.log(pod.id, since, None, 5000))
 
     def _known(self, pod: Pod) -> tuple[Pod, Identity]:
         identity = self.identity(pod)
-        if pod.gpus_seen == 0 and identity.gpus is None:  # a reading that comes late looks the same
+        if pod.gpus_seen == 0 and identity.gpus is None:  # the reading may only be late
             self.asking.clock.sleep(SECOND_LOOK_S)
             pod = self.asking.pod(pod.id)
             if pod.gpus_seen == 0:
@@ -174,9 +174,9 @@ class Boot:
         return answers_ssh(pod.host, pod.port, self.asking.limits.probe_s)
 
     def _heard(self, pod: Pod) -> Signs | None:
-        """What host and container say; None where that cannot be read now, or not by this key.
+        """Read the signs in the log; None when it cannot be read now, or not with this key.
 
-        Raises: Unfit for a fault of the host, NoMachine for one that our image tells.
+        Raises Unfit for a fault that the host reports, NoMachine for one that our image reports.
         """
         try:
             lines = self.asking.ask(lambda: self._log_of(pod), LOOK_PATIENCE_S, bills=True)
@@ -186,12 +186,12 @@ class Boot:
         if heard.fault:
             raise Unfit(f"its host says: {heard.fault}", everywhere=heard.everywhere)
         bad_start = read(lines).bad_start
-        if bad_start:  # it would be one on each machine
+        if bad_start:  # it would fail on every machine
             raise NoMachine(f"the container of {pod} did not start well: {bad_start}", evidence=told)
         return heard
 
     def _refuse_lost(self, wait: _Wait) -> None:
-        """What is missing now will not come: waiting longer only costs."""
+        """Raise Unfit when something is missing for too long: it will not come, and waiting costs money."""
         now = self.asking.clock.now()
         if wait.without_address_since is not None and now - wait.without_address_since >= NO_ADDRESS_S:
             raise Unfit("its container runs, and its SSH port has no public address")
@@ -211,6 +211,6 @@ class Boot:
 
 
 def _version(text: str) -> tuple[int, ...]:
-    """12.8 as (12, 8); what is no version is above any, so that nothing is refused for it."""
+    """Parse 12.8 as (12, 8). Any other text ranks above all versions, so that it never causes a refusal."""
     parts = text.split(".")
     return tuple(map(int, parts)) if all(part.isdecimal() for part in parts) else (1 << 30,)

@@ -1,8 +1,8 @@
-"""RunPod's REST API v2.
+"""Client for RunPod's REST API v2.
 
-Through `requests` rather than the standard library: it is there already (RunPod's and Docker's own packages stand on
-it), brings certificates where Python on macOS and Windows may lack them, and knows the user's proxies. The other
-implementation uses it too, so that both work, or fail, in the same networks.
+It uses `requests` rather than the standard library. `requests` is installed already (RunPod's and Docker's packages
+depend on it), brings certificates that Python on macOS and Windows may lack, and applies the user's proxies. The other
+client uses it too, so both work or fail in the same networks.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from deploy.providers.runpod.ratelimit import Limits, Pace
 
 
 class RestApi:
-    """A host key reaches us over the pod's log here, which only the account's key opens."""
+    """Client for API v2. It has a pod's log, and so its host keys; only the account's API key can read the log."""
 
     has_log = True
     names_gpus_by_id = True
@@ -51,7 +51,7 @@ class RestApi:
         self.pace = pace
         self.limits = limits
         self._session = requests.Session()
-        self._session.auth = _Bearer(key)  # an object, because ~/.netrc overrules a header
+        self._session.auth = _Bearer(key)  # an object, because ~/.netrc overrides a header
 
     def create(self, wanted: Wanted) -> Pod:
         return _pod(self._json("POST", "/v2/pods", body=body_of(wanted)))
@@ -85,7 +85,7 @@ class RestApi:
     def offers(
         self, gpus: Sequence[str], count: int, cloud: str, min_cuda: str | None, product: str = "POD"
     ) -> list[Offer]:
-        """The whole catalogue in one call."""
+        """Return the whole catalogue, in one call."""
         del gpus
         asked = {"include": "AVAILABILITY", "product": product, "count": str(count), "cloud": cloud}
         found = self._json(
@@ -109,7 +109,7 @@ class RestApi:
         query = {"since": since} if since else {"tail": str(tail)}
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": cursor} if cursor else {})}
         answer = self._send("GET", f"/v2/pods/{_safe(pod_id)}/logs", query=query, headers=headers, stream=True)
-        # An answer may take its time; once it has begun, silence means that all was read.
+        # The answer may start late; once it has started, silence means that all of it was read.
         connection = getattr(answer.raw, "connection", None)
         if connection is not None and connection.sock is not None:
             connection.sock.settimeout(self.limits.live_idle_s if live else self.limits.log_idle_s)
@@ -144,10 +144,10 @@ class RestApi:
                 timeout=(min(self.limits.connect_s, self.limits.request_s), self.limits.request_s),
                 allow_redirects=False,
             )  # fmt: skip
-        except OSError as error:  # all that requests raises for a network is one
+        except OSError as error:  # covers every network error of requests
             kind = Unreachable if network.was_never_sent(error) else Unclear
             lost = kind(f"{method} {path} at {self.base}: {self.key.mask(network.in_words(error))}")
-        if answer is None:  # raised here without its cause, which holds the request and its headers
+        if answer is None:  # raised outside `except`, because the cause holds the request and its headers
             raise lost
         self._listen_to(answer.headers.get("RateLimit", ""))
         if answer.status_code >= 300:
@@ -156,7 +156,7 @@ class RestApi:
         return answer
 
     def _listen_to(self, rate_limit: str) -> None:
-        """`"minute";r=0;t=12, "hour";r=2800;t=1812`: r calls are left for t seconds."""
+        """Apply a header such as `"minute";r=0;t=12, "hour";r=2800;t=1812`: r calls are left for t seconds."""
         for left, seconds in re.findall(r"r=(\d+);\s*t=(\d+)", rate_limit):
             if int(left) == 0:
                 self.pace.hold(int(seconds))
@@ -175,7 +175,7 @@ def _log_lines(answer: requests.Response, limit_s: float | None) -> Iterator[Log
     end = time.monotonic() + (float("inf") if limit_s is None else limit_s)
 
     def chunks() -> Iterator[bytes]:
-        # One byte at a time: whatever else is asked for may wait until so much is there.
+        # One byte at a time: a larger size may block until that much has arrived.
         for chunk in answer.iter_content(chunk_size=1):
             yield chunk
             if time.monotonic() > end:
@@ -184,12 +184,12 @@ def _log_lines(answer: requests.Response, limit_s: float | None) -> Iterator[Log
     with answer:
         try:
             yield from events.parse(chunks())
-        except OSError:  # silence, or a cut: both end what there is to read now
+        except OSError:  # silence or a cut: both end this stream
             return
 
 
 def body_of(wanted: Wanted) -> dict[str, Any]:
-    """Nothing that is not asked for: v2 refuses what it does not know. `gpu.count` always, lest nothing matches."""
+    """Build a pod request from set options only: v2 refuses unknown fields. Without `gpu.count` nothing matches."""
     gpu = {"id": wanted.gpu, "count": wanted.gpu_count}
     body = {
         **_container(wanted),
@@ -202,7 +202,7 @@ def body_of(wanted: Wanted) -> dict[str, Any]:
 
 
 def body_of_cluster(wanted: Wanted) -> dict[str, Any]:
-    """Its fields are fewer: no cloud, no floor for CUDA, no credentials for a registry."""
+    """Build a cluster request. It has no cloud, no minimum CUDA version and no registry credentials."""
     return {
         **_container(wanted),
         "type": "TRAINING",
@@ -226,7 +226,7 @@ def _container(wanted: Wanted) -> dict[str, Any]:
 
 
 def _pod(values: Mapping[str, Any]) -> Pod:
-    """The Pod of the specification; v2 says nothing of a machine's memory."""
+    """Convert a Pod of the API's specification. v2 does not report a machine's memory."""
     gpu, runtime = values.get("gpu") or {}, values.get("runtime") or {}
     gpus, cluster = runtime.get("gpus"), values.get("cluster") or {}
     direct = (values.get("ssh") or {}).get("direct") or _ssh_port(runtime.get("ports") or [])

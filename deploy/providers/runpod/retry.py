@@ -1,4 +1,4 @@
-"""Requests that may have to be asked again: with patience, within the pace, and never so that two things are made."""
+"""Retry requests with backoff, within the rate limit, and without creating anything twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Named(Protocol):
-    """A pod, or a cluster of them, as a list has it."""
+    """A pod or a cluster, as an entry of a list."""
 
     @property
     def id(self) -> str: ...
@@ -46,7 +46,10 @@ class Asking:
     say: Callable[[str], None]
 
     def ask(self, call: Callable[[], T], patience_s: float | None = None, *, bills: bool = False) -> T:
-        """For what may be asked twice. `bills`: about something that was made, so that a lost network is waited for."""
+        """Retry a call that is safe to repeat. Raises the last error after `patience_s`.
+
+        `bills`: the call concerns something that was created, so it also waits for a lost network.
+        """
         began, patience_s = self.clock.now(), self.limits.patience_s if patience_s is None else patience_s
         waits = backoff()
         while True:
@@ -64,9 +67,9 @@ class Asking:
         return self.ask(lambda: self.api.get(pod_id), patience_s, bills=True)
 
     def create(self, make: Callable[[], T], look: Callable[[], T | None]) -> tuple[T, bool]:
-        """What was made, and whether there may be twins of it, from a request that is carried out late.
+        """Create something; return it, and whether a twin may appear from a request that is carried out late.
 
-        Names are not unique and there is no key of idempotency: after no answer, first see whether it is there.
+        Names are not unique, and there is no idempotency key: after no answer, `look` searches for it before a retry.
         """
         waits, began = backoff(), self.clock.now()
         unclear: Unclear | None = None
@@ -86,7 +89,7 @@ class Asking:
                 return found, True
 
     def terminate(self, pod_id: str, what: str) -> None:
-        """Until it is so: what is gone already is success, what is in between two states is asked again."""
+        """End a pod. A pod that is gone is success; one between two states (Conflict) is retried. Raises StepFailed."""
         waits, until = backoff(), self.clock.now() + self.limits.look_s
         try:
             while True:
@@ -120,7 +123,7 @@ class Asking:
 
 
 def of_family(found: Sequence[N], family: str, *, exactly: bool = False) -> list[N]:
-    """The living, the best first: running before starting, then the oldest. A longer word is another family."""
+    """List the living members of a family: running ones first, then the oldest. A longer word is another family."""
     begin = family if family.endswith("-") else f"{family}-"
     mine = [
         one for one in found if one.is_alive and (one.name == family or (not exactly and one.name.startswith(begin)))

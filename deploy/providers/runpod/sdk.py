@@ -1,9 +1,9 @@
-"""The GraphQL functions of RunPod's own package, as of 1.12: the way that stays if v2 moves.
+"""Client for the GraphQL functions of RunPod's own package, as of 1.12: the fallback if v2 changes.
 
-Less than v2: no log, so a machine's host keys are not known beforehand and the first connection to each pod pins
-them; no stock in the catalogue, no registry credentials, no floor for CUDA (a list of the versions above it instead).
-Its functions paste values into the query as they are, so that a quote in one would change the query: such values are
-refused. It is imported when it is used; that alone takes seconds.
+It offers less than v2. It has no log, so host keys are unknown and the first connection to each pod pins them. It has
+no stock in the catalogue, no registry credentials and no minimum CUDA version, only a list of the allowed ones. The
+package pastes values into the query unescaped, so values that would change the query are refused. It is imported on
+first use, because the import takes seconds.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from deploy.providers.runpod.api import (
 from deploy.providers.runpod.key import Key
 from deploy.providers.runpod.ratelimit import Pace
 
-# GraphQL answers 200 to everything; what went wrong stands in a sentence only.
+# GraphQL always answers 200: only the text of an error shows what failed.
 SENTENCES: Sequence[tuple[str, type[ApiError]]] = (
     (r"too many requests|rate limit", TooMany),
     (r"something went wrong|internal server error|timed? ?out|try again later", Unclear),
@@ -51,7 +51,7 @@ NEWEST_CUDA = (13, 9)
 
 
 class SdkApi:
-    """No verb here knows when a pod was made: the laptop's own note has to."""
+    """Client for RunPod's package. It does not report when a pod was created; the laptop's note does."""
 
     has_log = False
     names_gpus_by_id = False
@@ -77,7 +77,7 @@ class SdkApi:
         }
         refuse_unsafe(values)
         made = self._call(
-            # The first of the two calls asks whether there is such a GPU.
+            # It makes two calls; the first checks that the GPU exists.
             lambda sdk: sdk.create_pod(
                 **values, gpu_count=wanted.gpu_count, container_disk_in_gb=wanted.disk_gib, start_ssh=False
             ),
@@ -100,7 +100,7 @@ class SdkApi:
     def terminate(self, pod_id: str) -> None:
         refuse_unsafe({"id": pod_id})
         self._call(lambda sdk: sdk.terminate_pod(pod_id), urgent=True)
-        # It does not look at its answer: a refusal without GraphQL's errors, such as a 429, would pass for success.
+        # terminate_pod ignores its answer: a refusal without GraphQL errors, such as a 429, would pass for success.
         left = self._call(lambda sdk: sdk.get_pod(pod_id, api_key=self.key.reveal()), urgent=True)
         if left and left.get("desiredStatus") != "TERMINATED":
             raise Unclear(f"pod {pod_id} is still there")
@@ -108,7 +108,7 @@ class SdkApi:
     def offers(
         self, gpus: Sequence[str], count: int, cloud: str, min_cuda: str | None, product: str = "POD"
     ) -> list[Offer]:
-        """One call a GPU. The price is the list's; of stock it says only whether there is any at all."""
+        """Return offers at list prices, with one call per GPU. Stock is not reported."""
         del min_cuda, product
         found = []
         for gpu in gpus:
@@ -130,7 +130,7 @@ class SdkApi:
         raise Gone(f"network volume {volume} not found")
 
     def volumes(self) -> list[NetworkVolume]:
-        """Of their kind, which decides the price, it says nothing."""
+        """List the network volumes. Their kind, which decides the price, is not reported."""
         found = self._call(lambda sdk: sdk.get_user(api_key=self.key.reveal())["networkVolumes"]) or []
         return [
             NetworkVolume(str(each["id"]), str(each["name"]), int(each["size"]), str(each["dataCenterId"]))
@@ -170,7 +170,7 @@ class SdkApi:
         from runpod.error import AuthenticationError, QueryError
 
         self.pace.take(calls, urgent=urgent)
-        runpod.api_key = self.key.reveal()  # not every function takes it as an argument
+        runpod.api_key = self.key.reveal()  # not every function takes the key as an argument
         problem: ApiError
         try:
             return ask(runpod)
@@ -179,16 +179,16 @@ class SdkApi:
         except QueryError as error:
             problem = _sorted(self.key.mask(str(error.message)))
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            # No network, an HTML page, or JSON without the field: the package looks at no status but 401.
+            # No network, an HTML page, or JSON without the field: the package checks no status but 401.
             kind = Unreachable if network.was_never_sent(error) else Unclear
             problem = kind(f"RunPod's API gave no answer: {self.key.mask(_lost(error))}")
         except ValueError as error:  # no such GPU
             problem = Gone(self.key.mask(str(error)))
-        raise problem  # out here without its cause, which holds the request and what was answered
+        raise problem  # raised outside `except`, because the cause holds the request and the answer
 
 
 def refuse_unsafe(values: dict[str, Any]) -> None:
-    """Nothing that would end the string it is pasted into."""
+    """Raise WrongUse for text that would end or break the query string it is pasted into."""
     for name, value in values.items():
         several = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
         for text in several:
@@ -197,14 +197,14 @@ def refuse_unsafe(values: dict[str, Any]) -> None:
 
 
 def versions_from(floor: str) -> list[str]:
-    """The package knows an exact list only: every version from the floor to one that is yet to come."""
+    """List every version from `floor` to NEWEST_CUDA, a future one: the package accepts only an exact list."""
     major, minor = (int(part) for part in f"{floor}.0".split(".")[:2])
     pairs = ((a, b) for a in range(major, NEWEST_CUDA[0] + 1) for b in range(10))
     return [f"{a}.{b}" for a, b in pairs if (major, minor) <= (a, b) <= NEWEST_CUDA]
 
 
 def _lost(error: Exception) -> str:
-    """JSON errors are among the errors of `requests`, too, and no matter of the network."""
+    """Describe why there is no usable answer. Some errors of `requests` are JSON errors, not network errors."""
     is_text = isinstance(error, ValueError | KeyError | TypeError)
     return f"it is not what was expected ({type(error).__name__})" if is_text else network.in_words(error)
 

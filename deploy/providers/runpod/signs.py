@@ -1,4 +1,4 @@
-"""PURE: what RunPod's host says in a pod's log while the pod starts, and what follows from it."""
+"""Find faults that RunPod's host reports in a pod's log while the pod starts. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from deploy.pod.base.text import visible
 from deploy.providers.runpod.api import LogLine
 from deploy.providers.runpod.identity import READY
 
-WORDS = 200  # of a line that is shown
-# Another host may do better: its driver, its disk, the pulls that a registry grants its address.
+WORDS = 200  # characters of a line that is displayed
+# Faults of this host: its driver, its disk, its address's pull limit at a registry. Another host may work.
 HOST = re.compile(
     r"toomanyrequests|rate limit|requirement error|unsatisfied condition|nvidia-container-cli|"
     r"driver/library version mismatch|could not select device driver|no space left on device|disk quota exceeded|"
     r"error (starting|creating) container|failed to create (shim )?task|oci runtime create failed",
     re.IGNORECASE,
 )
-# Every host would say the same of this image.
+# Faults of the image, the same on every host.
 IMAGE = re.compile(
     r"manifest unknown|manifest for .{1,300} not found|no matching manifest|pull access denied|"
     r"repository does not exist|access to the resource is denied|unauthorized|authentication required|"
@@ -30,15 +30,15 @@ PULL_LIMIT = re.compile(r"toomanyrequests|rate limit", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Signs:
-    """`fault`: the host's words, when the pod will never run there. `everywhere`: nor will it on another host."""
+    """`fault`: the host's message, when the pod will never run there. `everywhere`: nor on any other host."""
 
     fault: str = ""
     everywhere: bool = False
-    last: str = ""  # the newest line of anybody: a sign of life
+    last: str = ""  # the newest line from any source: a sign of life
 
 
 def read(lines: Iterable[LogLine]) -> Signs:
-    """Only the host's own lines name a fault; our image's word that it is ready ends an earlier one."""
+    """Read the signs in a log. Only the host's lines name a fault; a ready line of our image clears earlier ones."""
     fault, everywhere, last = "", False, ""
     for line in lines:
         last = visible(line.text[:WORDS], newlines=False)

@@ -1,1 +1,1 @@
-"""Rigs of the app's tests."""
+"""Helpers of the app's tests."""

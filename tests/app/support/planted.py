@@ -1,4 +1,4 @@
-"""Embeddings of planted people, and their neighbours by brute force."""
+"""Synthetic embeddings of known people, and their neighbours by brute force."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def unit(x: np.ndarray) -> NDArray[np.float32]:
 
 
 def planted(sizes: list[int], dim: int, spread: float, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Unit vectors around a random centre for each person, shuffled, and whose they are."""
+    """Shuffled unit vectors around a random centre per person, and the person of each."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(len(sizes)), sizes)).astype(np.int32)
     centres = rng.normal(size=(len(sizes), dim))
@@ -24,7 +24,7 @@ def planted(sizes: list[int], dim: int, spread: float, seed: int = 0) -> tuple[N
 
 
 def lists_of(bank: NDArray[np.float32], k: int = 20) -> Lists:
-    """The k nearest other rows of `bank` [N, D] for each row: ids and cosines [N, k]."""
+    """Ids and cosines [N, k] of the k nearest other rows of `bank` [N, D], for each row."""
     cosine = bank @ bank.T
     np.fill_diagonal(cosine, -np.inf)
     ids = np.argsort(-cosine, axis=1, kind="stable")[:, :k]

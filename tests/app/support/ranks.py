@@ -1,4 +1,4 @@
-"""Python code run as several processes that find each other, as torchrun would start them."""
+"""Run Python code as several connected processes, as torchrun starts them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROJECT = Path(__file__).parents[3]
 
 
 def run_ranks(code: str, size: int, *arguments: str) -> None:
-    """Run Python code as `size` processes that find each other, and show their output if one fails."""
+    """Run Python code as the `size` ranks of a process group. Fails with their output if one fails."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

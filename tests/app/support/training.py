@@ -1,4 +1,4 @@
-"""What tests of training share: a tiny run in this process, or of real processes under torchrun."""
+"""Helpers for tests of training: a tiny run in this process, or with real processes under torchrun."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Hook:
 
 
 def run(data: Path, folder: Path, alone: World, *words: str, stop_at: int | None = None) -> list[dict]:
-    """Train in this process, asked to stop after update `stop_at`; the events."""
+    """Train in this process, with a stop request after update `stop_at`; returns the events."""
     config = load([*TINY, f"data.binary_cache_path={data}", f"run.dir={folder}", *words])
     config.train.precision = precision.settle(config.train.precision, alone)
     run_folder, stop = RunFolder(folder), Stop()
@@ -83,9 +83,9 @@ def assert_equal_bits(a: Path, b: Path) -> None:
 def launch(
     data: Path, folder: Path, *words: str, processes: int = 2, where: Sequence[str] = (), log: Path | None = None
 ) -> Iterator[subprocess.Popen]:
-    """torchrun with its input held open, as the supervisor does; nothing of it outlives the block.
+    """Start torchrun with its standard input held open, as the supervisor does; all of it ends with the block.
 
-    `where` are torchrun's flags of rendezvous (default: this computer alone), `log` its output.
+    `where`: torchrun's rendezvous flags (default: this computer only). `log`: the file for its output.
     """
     command = [
         sys.executable, "-m", "torch.distributed.run", *(where or ["--standalone"]), f"--nproc-per-node={processes}",
@@ -101,7 +101,7 @@ def launch(
         try:
             yield job
         finally:
-            job.kill()  # the ranks then see the end of their input
+            job.kill()  # the ranks then stop at the end of their input
 
 
 def wait_for(condition: Callable[[], bool], job: subprocess.Popen, limit_s: float = 90) -> None:
@@ -109,7 +109,7 @@ def wait_for(condition: Callable[[], bool], job: subprocess.Popen, limit_s: floa
     while not condition():
         assert job.poll() is None, f"the job ended with {job.returncode}"
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)  # a poll, bounded by the deadline
+        time.sleep(0.02)  # poll until the deadline
 
 
 def reached(folder: Path, step: int) -> Callable[[], bool]:

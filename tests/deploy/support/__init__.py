@@ -1,1 +1,1 @@
-"""Servers and rigs of the laptop's tests."""
+"""Servers, stubs and helpers of the laptop's tests."""

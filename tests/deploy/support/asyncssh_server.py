@@ -1,4 +1,4 @@
-"""python -m tests.deploy.support.asyncssh_server FOLDER: asyncssh's server as a process of its own; prints its port."""
+"""python -m tests.deploy.support.asyncssh_server FOLDER: run asyncssh's server in a process; prints its port."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import asyncssh
 
 
 async def handle(process: asyncssh.SSHServerProcess[bytes]) -> None:
-    """A command runs as a real process through sh, as sshd does it."""
+    """Run a command as a real process through sh, as sshd does."""
     child = await asyncio.create_subprocess_exec(
         "/bin/sh", "-c", process.command or "exit 0",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -18,7 +18,7 @@ async def handle(process: asyncssh.SSHServerProcess[bytes]) -> None:
     await process.redirect(stdin=child.stdin, stdout=child.stdout, stderr=child.stderr)
     ended, left = asyncio.ensure_future(child.wait()), asyncio.ensure_future(process.wait_closed())
     await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
-    if left.done():  # as sshd does: its ends of the pipes are closed, what the command makes of it is its own business
+    if left.done():  # as sshd does: close the pipes, and leave it to the command to end
         for number in (0, 1, 2):
             child._transport.get_pipe_transport(number).close()  # type: ignore[attr-defined]
     code = await ended

@@ -1,6 +1,6 @@
-"""A machine that lies: a real SSH server whose agent answers what a test wants, and a laptop with a run on it.
+"""A hostile machine: a real SSH server whose agent gives forged answers, and a laptop with a run on it.
 
-The agent is honest, about real files below `root`, except for the verbs in `lies`.
+The agent answers truthfully, from real files below `root`, except for the verbs in `lies`.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ ESCAPE = "\x1b]52;c;aGk=\x1b\\\x1b[2J\x9b31m\u202e"
 
 @dataclass(frozen=True)
 class Say:
-    """One answer: a value, or bytes as they are instead of a message."""
+    """One forged answer: a value, or raw bytes instead of a message."""
 
     value: Any = None
     head: dict[str, Any] | None = None  # instead of {"value": value}
     body: bytes = b""
     raw: bytes | None = None
-    endless: bool = False  # the same again and again
+    endless: bool = False  # repeat the message for ever
 
 
 @dataclass
 class Figures:
-    """What a whole file of tests tried, and what came of it: the figures of docs/security.md."""
+    """Counts of attacks and outcomes over a whole test file: the figures of docs/security.md."""
 
-    lies: int = 0  # hostile answers over SSH; an endless one counts once
+    lies: int = 0  # forged answers over SSH; an endless one counts once
     commands: int = 0
-    attacks: int = 0  # random ones: some lies, and one file of the run
-    outside: int = 0  # files outside the run that changed
+    attacks: int = 0  # random attacks: some forged answers, and one forged file of the run
+    outside: int = 0  # files changed outside the run
     releases: int = 0
     released: int = 0
-    memory_kib: dict[str, int] = field(default_factory=dict)  # peak above an honest machine's, by attack
+    memory_kib: dict[str, int] = field(default_factory=dict)  # attack -> peak memory above that with an honest machine
 
     def __str__(self) -> str:
         worst = max(self.memory_kib, key=lambda name: self.memory_kib[name], default="not measured")
@@ -67,13 +67,13 @@ class Figures:
         )
 
 
-SILENCE = None  # beats go on, and no answer comes
+SILENCE = None  # no answer, but heartbeats continue
 Lie = Callable[[dict[str, Any]], Say | None]
 
 
 @dataclass
 class Hostile:
-    """The server, its agent, and what it lies about."""
+    """The server, its agent, and the verbs with forged answers."""
 
     root: Path
     key: Path
@@ -89,7 +89,7 @@ class Hostile:
         return RunFolder(self.root / "runs" / RUN)
 
     def honest(self) -> None:
-        """A run that goes on, with one whole checkpoint, a log and a picture."""
+        """Reset to an honest machine: a live run with one intact checkpoint, a log and a picture."""
         self.lies.clear()
         self.asked.clear()
         self.lines = [b"done\n"]
@@ -116,7 +116,7 @@ class Hostile:
         write_json(Path(self.run.status), {**good, **told})
 
     async def serve(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
-        """What an agent does, until the laptop goes away."""
+        """Serve as the agent does, until the laptop disconnects."""
         with contextlib.suppress(asyncssh.Error, OSError, asyncio.IncompleteReadError, ValueError):
             source = int(await process.stdin.readline())
             await process.stdin.readexactly(source)
@@ -153,7 +153,7 @@ class Hostile:
         part = {"value": said.value} if said.head is None else said.head
         message = said.raw if said.raw is not None else pack({"id": number, **part}, said.body) + said.body
         process.stdout.write(message)
-        while said.endless and not process.is_closing():  # a write to what is closed raises nothing
+        while said.endless and not process.is_closing():  # a write to a closed channel raises nothing
             await process.stdout.drain()
             process.stdout.write(message)
             await asyncio.sleep(0)
@@ -180,7 +180,7 @@ class Hostile:
 
 @contextlib.contextmanager
 def hostile_machine(folder: Path) -> Iterator[Hostile]:
-    """The server in a thread of this process."""
+    """Run the server in a thread of this process."""
     public = make_key(folder / "host_key")
     make_key(folder / "id")
     made = Hostile(folder / "root", folder / "id", " ".join(public.split()[:2]))
@@ -219,9 +219,9 @@ def hostile_machine(folder: Path) -> Iterator[Hostile]:
 
 
 class Priced(SshProvider):
-    """The same host as if it were rented: it has a price, and is gone once it is released."""
+    """The same host as if it were rented: it has a price, and disappears once it is released."""
 
-    released: list[str] = []  # noqa: RUF012 - of all instances: each command makes its own
+    released: list[str] = []  # noqa: RUF012 - shared by all instances: each command creates one
 
     def find(self, name: str) -> Machine | None:
         return None if name in self.released else self._priced(name)

@@ -1,9 +1,10 @@
-"""A line to a TCP server with a delay, a width, and faults on demand: a process of its own, so that it steals no time
-from what is measured.
+"""A TCP proxy with a delay, limited bandwidth and injected faults.
+
+It runs as a separate process, so that it takes no time from what is measured.
 
     python -m tests.deploy.support.proxy PORT DELAY_S BYTES_PER_S
 
-It prints its own port, then answers each command on its standard input with its counters, as JSON.
+It prints its port, then answers each command on standard input with its counters as JSON.
 """
 
 from __future__ import annotations
@@ -22,34 +23,34 @@ from pathlib import Path
 from typing import Any
 
 READ_BYTES = 256 << 10
-QUEUE_BYTES = 64 << 20  # on its way in one direction; more than any window, so it is never what holds a stream up
+QUEUE_BYTES = 64 << 20  # in flight per direction; more than any TCP window, so it never limits a stream
 
 
 class Proxy:
-    """The line as a test sees it."""
+    """Controls the proxy process from a test."""
 
     def __init__(self, process: subprocess.Popen[str], port: int) -> None:
         self.process = process
         self.port = port
 
     def cut(self) -> None:
-        """Nothing goes through any more, and nobody is told."""
+        """Stop all traffic without closing connections."""
         self._say("cut")
 
     def restore(self) -> None:
-        """All is as before; what was under way arrives."""
+        """Undo `cut` and `refuse`; data in flight arrives."""
         self._say("restore")
 
     def drop(self) -> None:
-        """Break the connections that there are."""
+        """Close all current connections."""
         self._say("drop")
 
     def refuse(self) -> None:
-        """Accept no new connections, until `restore`."""
+        """Accept no new connections until `restore`."""
         self._say("refuse")
 
     def counters(self) -> dict[str, int]:
-        """`up` and `down`: bytes to the server, and from it; `connections`: so far; `open`: now."""
+        """Bytes to (`up`) and from (`down`) the server; `connections` accepted so far; connections `open` now."""
         return self._say("count")
 
     def _say(self, word: str) -> dict[str, int]:
@@ -62,8 +63,10 @@ class Proxy:
 
 @contextlib.contextmanager
 def proxy(port: int, delay_s: float = 0.0, bytes_per_s: float = 0.0) -> Iterator[Proxy]:
-    """A line to a port of this computer; `delay_s` is one way; `bytes_per_s` each way, shared by all connections, 0 for
-    no limit."""
+    """Start a proxy to a port of this computer.
+
+    `delay_s` applies one way. `bytes_per_s` applies each way, shared by all connections; 0 means no limit.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.deploy.support.proxy", str(port), str(delay_s), str(bytes_per_s)],
         cwd=Path(__file__).parents[3], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -77,7 +80,7 @@ def proxy(port: int, delay_s: float = 0.0, bytes_per_s: float = 0.0) -> Iterator
 
 
 class Way:
-    """One direction of a connection: what was read and when it is due at the other end."""
+    """One direction of a connection: the data read, and when it is due at the other end."""
 
     def __init__(self, source: socket.socket, name: str) -> None:
         self.source = source
@@ -85,24 +88,24 @@ class Way:
         self.target: socket.socket | None = None
         self.queue: deque[tuple[float, memoryview]] = deque()
         self.queued = 0
-        self.ended = False  # the source has no more
-        self.shut = False  # and the target knows
+        self.ended = False  # the source is at its end
+        self.shut = False  # the end is passed on to the target
         self.blocked = False
 
 
 class Line:
-    """The loop."""
+    """The proxy process: its state and event loop."""
 
     def __init__(self, port: int, delay_s: float, bytes_per_s: float) -> None:
         self.server = port
         self.delay_s = delay_s
         self.bytes_per_s = bytes_per_s
         self.read_bytes = max(4096, min(READ_BYTES, int(bytes_per_s * 0.01))) if bytes_per_s else READ_BYTES
-        # Behind a narrow line nobody can send far ahead: a quarter of a second of each connection waits in front of it.
+        # With a limited bandwidth, senders get at most a quarter of a second ahead, per connection.
         self.queue_bytes = max(64 << 10, int(bytes_per_s / 4)) if bytes_per_s else QUEUE_BYTES
-        self.free_at = {"up": 0.0, "down": 0.0}  # when it has room for the next byte; all connections share its width
+        self.free_at = {"up": 0.0, "down": 0.0}  # when the next byte may go; connections share the bandwidth
         self.selector = selectors.DefaultSelector()
-        self.waiting: list[tuple[float, socket.socket]] = []  # accepted; their first packet is still on its way
+        self.waiting: list[tuple[float, socket.socket]] = []  # accepted; the first packet is in flight
         self.pairs: list[tuple[Way, Way]] = []
         self.events: dict[socket.socket, int] = {}
         self.is_cut = False
@@ -150,7 +153,7 @@ class Line:
             self.watch()
 
     def patience(self) -> float | None:
-        """Until when nothing is due; None when only an event can change that."""
+        """Seconds until the next data is due; None if only an event can change that."""
         if self.is_cut:
             return None
         dues = [due for due, _ in self.waiting]
@@ -244,9 +247,9 @@ class Line:
                 way.queue[0] = (due, data[count:])
 
     def watch(self) -> None:
-        """Read where there is room, write where a socket was full; nothing at all while the line is cut."""
+        """Register sockets for reads while the queue has room, and for writes after a full one; none while cut."""
         for up, down in self.pairs:
-            for source, target in ((up, down), (down, up)):  # of one socket: what comes from it, and what goes to it
+            for source, target in ((up, down), (down, up)):  # of a socket: what it sends, and what it gets
                 events = 0
                 if not self.is_cut:
                     if not source.ended and source.queued < self.queue_bytes:

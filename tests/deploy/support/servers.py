@@ -1,4 +1,4 @@
-"""Real SSH servers on this computer, made for a test: OpenSSH's sshd, and asyncssh, which needs nothing installed."""
+"""Start real SSH servers on this computer: OpenSSH's sshd, and asyncssh, which needs no system package."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SSHD = shutil.which("sshd") or ("/usr/sbin/sshd" if Path("/usr/sbin/sshd").exist
 
 @dataclass
 class Server:
-    """A running server and how to get in."""
+    """A running server, with its address and keys."""
 
     port: int
     key: Path
@@ -43,7 +43,7 @@ class Server:
 
 
 def make_key(path: Path) -> str:
-    """A new key pair; its public line."""
+    """Create a key pair; returns the line of the public key."""
     import asyncssh
 
     key = asyncssh.generate_private_key("ssh-ed25519")
@@ -63,7 +63,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def openssh(folder: Path, port: int | None = None, more: str = "") -> Iterator[Server]:
-    """OpenSSH's sshd, with keys of its own; `more` stands before the other lines of its configuration, and so wins."""
+    """Start OpenSSH's sshd with new keys. `more` comes first in its configuration, so it overrides the rest."""
     folder.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     host_key = folder / "host_key"
@@ -78,7 +78,7 @@ def openssh(folder: Path, port: int | None = None, more: str = "") -> Iterator[S
     config.write_text(
         f"{more}Port {port}\nListenAddress 127.0.0.1\nHostKey {host_key}\nAuthorizedKeysFile {folder}/authorized_keys\n"
         f"PidFile {folder}/sshd.pid\nStrictModes no\nPasswordAuthentication no\nUsePAM no\nPermitRootLogin yes\n"
-        # A login script of whoever runs the tests belongs neither into them nor into a measurement.
+        # Keeps login scripts of the user who runs the tests out of tests and measurements.
         f"SetEnv HOME={folder}\n"
         "MaxStartups 100\nMaxSessions 100\nSubsystem sftp internal-sftp\nUseDNS no\nLogLevel ERROR\n"
     )
@@ -89,13 +89,13 @@ def openssh(folder: Path, port: int | None = None, more: str = "") -> Iterator[S
         assert process.poll() is None, process.stderr and process.stderr.read()
         yield Server(port, user_key, " ".join(public.split()[:2]), folder / "root", process)
     finally:
-        processes.kill_tree(process.pid)  # and the connections that it serves
+        processes.kill_tree(process.pid)  # with the processes of its connections
         process.communicate()
 
 
 @contextlib.contextmanager
 def asyncssh_server(folder: Path) -> Iterator[Server]:
-    """asyncssh's server, in a process of its own."""
+    """Start asyncssh's server in its own process."""
     public = make_key(folder / "host_key")
     make_key(folder / "id")
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Real supervisors, with small jobs that do what training does: tell, make checkpoints, end in every way."""
+"""Run real supervisors with small jobs that act like training: write events and checkpoints, end in every way."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tell(**event):
 GOOD = TELL + 'tell(event="step", epoch=1, step=5, images_per_s=9.5); print("grüße"); tell(event="end", reason="done")'
 OBEDIENT = TELL + 'print("begun", flush=True); sys.stdin.read(); tell(event="end", reason="stopped", message="asked")'
 DEAF = TELL + 'print("begun", flush=True); time.sleep(600)'
-# `count` is the step of the newest checkpoint that it goes on from, as the app does with train.resume='auto'.
+# `count` is the step of the newest checkpoint, to resume from, as the app does with train.resume='auto'.
 SAVE = (
     TELL
     + """
@@ -47,7 +47,7 @@ with open("starts", "a") as file:
     file.write(sys.argv[-1] + "\\n")
 """
 )
-# Goes on until its input ends, then makes its checkpoint.
+# Runs until the end of its input, then saves a checkpoint.
 TRAINING = SAVE + (
     'save(count + 1); print("begun", flush=True); sys.stdin.read(); save(count + 2); print("saved", flush=True)\n'
     'tell(event="end", reason="stopped", message="asked")'
@@ -55,7 +55,7 @@ TRAINING = SAVE + (
 
 
 class Supervised:
-    """One supervisor and its run folder, on a machine whose root is two folders above."""
+    """One supervisor and its run folder; the root of its machine is two folders above."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -94,7 +94,7 @@ class Supervised:
 
     @property
     def starts(self) -> list[str]:
-        """How each start of the job was told to resume."""
+        """The train.resume option of each start of the job."""
         return (self.path / "starts").read_text().split()
 
     def begun(self, times: int = 1) -> Supervised:

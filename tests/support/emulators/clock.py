@@ -1,4 +1,4 @@
-"""A clock that a test moves: who sleeps on it is awake at once, and the time has passed for all."""
+"""A fake clock: sleep() returns at once and advances the time for all users of the clock."""
 
 from __future__ import annotations
 

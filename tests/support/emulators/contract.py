@@ -1,6 +1,6 @@
-"""RunPod's published specification of v2, as checks: of a request's body and query, of an answer.
+"""Check request bodies, queries and answers against RunPod's published specification of API v2.
 
-Where the specification and we differ, or it and itself, is said in EXCEPTIONS.
+EXCEPTIONS lists where we differ from the specification, and where it contradicts itself.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def is_date_time(value: object) -> bool:
 
 
 def problems_of_body(method: str, path: str, body: Any) -> list[str]:
-    """What v2 would list under `errors` of a 422."""
+    """The problems that v2 would list under `errors` in a 422 answer."""
     about = _operation(method, path).get("requestBody")
     if about is None:
         return [] if body is None else ["$: a body where none is expected"]
@@ -110,7 +110,7 @@ def _resolved(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _typed(schema: dict[str, Any], text: str) -> Any:
-    """A query is text: what the schema makes of it."""
+    """Convert the text of a query parameter to the type in its schema."""
     kind = _resolved(schema).get("type")
     if kind == "array":
         return text.split(",")

@@ -1,4 +1,4 @@
-"""Hosts of the emulator that a pod cannot be used on: what RunPod says of each, and what its log says."""
+"""Emulated hosts on which a pod is unusable: the pod's fields at RunPod, and the lines of its log."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ PULLING = (1.0, "create pod network"), (2.0, "1 Pulling from me/sniperface"), (3
 
 @dataclass(frozen=True)
 class Host:
-    """`oddities`: fields of the emulator's pod. `says`: a part of the sentence that refuses it."""
+    """`oddities`: fields of the emulator's pod. `says`: part of the error message that rejects it."""
 
     oddities: Mapping[str, Any]
     says: str
-    everywhere: bool = False  # the fault is the image's, so that no other host is tried
+    everywhere: bool = False  # the image is at fault, so no other host is tried
 
 
 def _never_starts(line: str) -> dict[str, Any]:
-    """The host pulls, fails, and tries again for ever, while RunPod calls the pod RUNNING."""
+    """A host that pulls, fails and retries for ever, while RunPod reports RUNNING."""
     return {"has_container": False, "boot_s": 1.0, "system": (*PULLING, (6.0, line), (16.0, line), (26.0, line))}
 
 
-# Lines as people reported them; the identities in them are invented.
+# Lines from user reports; names and ids in them are invented.
 HOSTS = {
     "old driver": Host(
         _never_starts(

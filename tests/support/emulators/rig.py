@@ -1,4 +1,4 @@
-"""A provider before an emulated RunPod, both on a clock that nobody waits for."""
+"""A RunPod provider connected to the emulator; both use a fake clock, so tests do not wait."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ class Rig:
         return self.provider(**options).acquire(self.spec(run))
 
     def acquire_all(self, nodes: int = 2, run: str = "r1", **options: Any) -> list[Machine]:
-        """As the launcher does for a run on several machines: one after the other, by one provider."""
+        """Acquire several machines for one run in turn, with one provider, as the launcher does."""
         provider = self.provider(**options)
         return [provider.acquire(self.spec(run, node, nodes)) for node in range(nodes)]
 
     @property
     def creations(self) -> int:
-        """Requests for a pod, whatever came of them."""
+        """The number of requests for a pod, successful or not."""
         counts = self.emulator.counts()
         return counts["POST /v2/pods"] + counts["POST /graphql podFindAndDeployOnDemand"]
 
     def on(self, verb: str) -> str:
-        """A pattern for Emulator.fail."""
+        """A pattern for Emulator.fail that matches the requests of a verb."""
         v2 = {"create": "^POST /v2/pods$", "list": "^GET /v2/pods$", "get": "^GET /v2/pods/[^/]+$", "end": "^DELETE"}
         sdk = {"create": "podFindAndDeploy", "list": "myself", "get": "graphql pod$", "end": "podTerminate"}
         return (v2 if self.api == "v2" else sdk)[verb]
@@ -76,10 +76,10 @@ class Rig:
 
 
 def rig(api: str, project: Path, monkeypatch: pytest.MonkeyPatch, **about: Any) -> Iterator[Rig]:
-    """However a test ends, everything that was said over the wire has to be as RunPod's specification has it."""
+    """Yield a Rig, then check all requests and answers against RunPod's specification, even if a test failed."""
     clock = MovedClock()
     emulator = Emulator(clock=clock, **about)
-    emulator.holds_streams = False  # no test waits for silence but those about it
+    emulator.holds_streams = False  # only tests about silent streams wait for them
     monkeypatch.setenv("RUNPOD_API_BASE_URL", emulator.url)
     monkeypatch.setenv("RUNPOD_API_KEY", KEY)
     monkeypatch.setenv("HOME", str(project))
@@ -94,7 +94,7 @@ def rig(api: str, project: Path, monkeypatch: pytest.MonkeyPatch, **about: Any) 
 
 
 def listed(rig: Rig) -> list[dict[str, Any]]:
-    """What `ps` of this project lists, from the provider alone."""
+    """The entries of `ps` for this project, from the provider only."""
     provider = rig.provider()
     at = Reach(provider.settings)
     at.provider = provider
@@ -102,12 +102,12 @@ def listed(rig: Rig) -> list[dict[str, Any]]:
 
 
 def of(rig: Rig, name: str) -> Any:
-    """The pod, as the emulator knows it."""
+    """The emulator's record of a pod."""
     return rig.emulator.pod(name)
 
 
 def killed(rig: Rig, nodes: int = 1, **options: Any) -> None:
-    """The laptop's process dies while it starts: nothing of it runs any more, not even what gives back."""
+    """Simulate that the laptop's process dies while a machine starts, so that not even its cleanup runs."""
 
     class Killed(BaseException):
         pass
@@ -127,7 +127,7 @@ def killed(rig: Rig, nodes: int = 1, **options: Any) -> None:
 
 
 def ctrl_c_while_it_starts(rig: Rig) -> None:
-    """Pressed in the first pause after something was made."""
+    """Press Ctrl-C in the first pause after a machine was created."""
     sleep = rig.clock.sleep
 
     def slept(seconds: float) -> None:
@@ -139,7 +139,7 @@ def ctrl_c_while_it_starts(rig: Rig) -> None:
 
 
 def ctrl_c_while_it_is_made(rig: Rig, on: str) -> None:
-    """The request (`on`) is under way, RunPod carries it out, and nobody is there for the answer."""
+    """Press Ctrl-C during the request `on`: RunPod executes it, and nobody reads the answer."""
     create = rig.emulator.account.create
 
     def interrupted(**about: Any) -> Any:
@@ -152,7 +152,7 @@ def ctrl_c_while_it_is_made(rig: Rig, on: str) -> None:
 
 
 def breaches(emulator: Emulator) -> list[str]:
-    """Against the contract: each request of ours, each answer of the emulator, but for those that a fault replaced."""
+    """Violations of the contract in our requests and the emulator's answers, except answers replaced by a fault."""
     found = []
     for each in emulator.exchanges:
         if not each.path.startswith("/v2/"):

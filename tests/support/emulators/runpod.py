@@ -1,4 +1,4 @@
-"""RunPod on this computer: real HTTP, both APIs, a log stream, one account with pods, and faults on demand.
+"""Emulate RunPod on this computer: real HTTP, both APIs, a log stream, one account with pods, injected faults.
 
 python -m tests.support.emulators.runpod --port 8999 --pods docker
 RUNPOD_API_BASE_URL=http://127.0.0.1:8999 RUNPOD_API_KEY=any invoke deploy --on runpod
@@ -35,8 +35,8 @@ from tests.support.emulators.runpod_pods import (
 )
 from tests.support.emulators.runpod_state import NO_ROOM, Account, Pod, Refusal
 
-KEY = "rpa_" + "EMULATED0KEY0NEVER0SHOWN"  # in two parts: a file that holds a key does not travel to a machine
-POD_KEY = "rpa_EMULATED0KEY0OF0A0POD"  # which RunPod gives each pod, to ask about itself
+KEY = "rpa_" + "EMULATED0KEY0NEVER0SHOWN"  # in two parts: files that contain a key are not uploaded
+POD_KEY = "rpa_EMULATED0KEY0OF0A0POD"  # RunPod gives each pod a key, for requests about itself
 KEY_VARIABLE = "RUNPOD_API_KEY"
 PER_MINUTE = 60
 HTML = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
@@ -44,7 +44,7 @@ HTML = b"<html><body><h1>502 Bad Gateway</h1></body></html>"
 
 @dataclass
 class Exchange:
-    """One request and its answer, as both were on the wire, but for the key."""
+    """One request and its answer, as sent over the wire, without the key."""
 
     time: float
     method: str
@@ -66,10 +66,10 @@ class Exchange:
 
 @dataclass
 class Fault:
-    """`done`: carried out before the answer is lost. An answer that is late comes after the client has left."""
+    """A failed answer. `done`: the request is executed first. `late`: no answer until the client has given up."""
 
     kind: str  # 429, 502, cut, done-cut, done-late
-    on: str  # a pattern of Exchange.what
+    on: str  # a pattern for Exchange.what
     times: int
     retry_after_s: int = 0
 
@@ -85,23 +85,22 @@ class Emulator:
         image: str | None = None,
         host: str = "127.0.0.1",
     ) -> None:
-        """`host`: an address of this computer that containers reach too, such as the gateway() of runpod_pods.py,
-        for pods that are to give themselves back."""
+        """`host`: for pods that terminate themselves, an address that containers reach, such as gateway()."""
         self.clock = clock or Clock()
         makers: dict[str, Callable[[Pod], Machine]] = {
             "none": lambda pod: Greeter(pod, self.clock, self.ssh_late_s, with_keys=self.prints_keys),
             "docker": lambda pod: Container(pod, image, self.given_to_pods, self.folders),
         }
-        self.folders: dict[str, Path] = {}  # of network volumes
+        self.folders: dict[str, Path] = {}  # network volume -> folder
         networks = DockerNetwork if pods == "docker" else Network
         self.account = Account(self.clock, makers[pods] if isinstance(pods, str) else pods, boot_s, networks)
         self.exchanges: list[Exchange] = []
         self.faults: list[Fault] = []
         self.ssh_late_s = 0.0
         self.prints_keys = True
-        self.numbered_events = False  # ids as in the example of the specification rather than as in its text
-        self.holds_streams = True  # as RunPod does: a log never ends, there is only silence
-        self.cut_log_after: list[int] = []  # lines, for the next streams
+        self.numbered_events = False  # event ids as in the specification's example, not its text
+        self.holds_streams = True  # as RunPod does: a log stream never ends, it only falls silent
+        self.cut_log_after: list[int] = []  # numbers of lines, for the next streams
         self.keys = {KEY, POD_KEY}
         self.closing = threading.Event()
         self._down = False
@@ -121,7 +120,7 @@ class Emulator:
     # Faults
 
     def no_room(self, times: int) -> None:
-        """For the next creations, whatever they ask for."""
+        """Refuse the next `times` creations for lack of capacity."""
         self.refuse(400, NO_ROOM, times)
 
     def refuse(self, status: int, detail: str, times: int = 1) -> None:
@@ -134,30 +133,30 @@ class Emulator:
         self._down = is_down
 
     def next_pod(self, **oddities: Any) -> None:
-        """zero_gpus, memory_gib, ends, vanishes_after_s, appears_after_s (in lists), usd_per_hour, boot_s, locked,
-        bad_start, system, has_container, publishes; placed otherwise than asked for: cuda, data_center, gpu, gpu_count.
-        `tests.support.emulators.hosts` has whole hosts.
+        """Set fields of the next pod: zero_gpus, memory_gib, ends, vanishes_after_s, appears_after_s (in lists),
+        usd_per_hour, boot_s, locked, bad_start, system, has_container, publishes; for a placement that differs from
+        the request: cuda, data_center, gpu, gpu_count. `tests.support.emulators.hosts` has complete hosts.
         """
         self.account.oddities.append(oddities)
 
     def next_cluster(self, **oddities: Any) -> None:
-        """appears_after_s (in lists), ranks_after_s, vanishes_after_s, data_center, type."""
+        """Set appears_after_s (in lists), ranks_after_s, vanishes_after_s, data_center, type of the next cluster."""
         self.account.cluster_oddities.append(oddities)
 
     def restart(self, name: str) -> None:
         self.account.restart(self.pod(name))
 
     def volume(self, volume_id: str, data_center: str, folder: Path) -> None:
-        """A network volume, kept in a folder of this computer: it outlives its pods."""
+        """Add a network volume, stored in a folder of this computer; it outlives its pods."""
         about = {"name": volume_id, "size": 50, "dataCenter": data_center, "type": "HIGH_PERFORMANCE"}
         self.account.volumes[volume_id] = about
         self.folders[volume_id] = folder
 
-    # What was seen
+    # Observations
 
     @property
     def given_to_pods(self) -> dict[str, str]:
-        """Each pod can ask about itself, and give itself back."""
+        """Variables with which a pod can query and terminate itself."""
         return {KEY_VARIABLE: POD_KEY, BASE_URL_VARIABLE: self.url}
 
     def pod(self, name: str) -> Pod:
@@ -165,7 +164,7 @@ class Emulator:
 
     @property
     def names(self) -> list[str]:
-        """Of pods of their own, then of clusters."""
+        """Names of single pods, then of clusters."""
         alone = [pod.name for pod in self.account.all() if pod.cluster is None]
         return [*alone, *(cluster.name for cluster in self.account.all_clusters())]
 
@@ -179,7 +178,7 @@ class Emulator:
     # Answers
 
     def answer(self, exchange: Exchange, key: str) -> tuple[int, dict[str, str], bytes]:
-        """Everything but the log stream."""
+        """Status, headers and body of every answer except the log stream."""
         recent = sum(1 for each in self.exchanges if each.time > exchange.time - 60)
         headers = {
             "RateLimit": f'"minute";r={max(PER_MINUTE - recent, 0)};t=60',
@@ -211,14 +210,14 @@ class Emulator:
         return None
 
     def lines(self, pod_id: str) -> list[tuple[str, str, str]]:
-        """Time, text and source: the host's own words among those of the container."""
+        """Log lines as time, text and source: those of host and container, by time."""
         pod = self.account.find(pod_id)
         printed = pod.machine.log() if pod.machine and pod.has_container else []
         told = [(stamp(time), text, "system") for time, text in pod.host_lines(self.clock.time())]
         return sorted([*told, *((ts, text, "container") for ts, text in printed)], key=lambda line: line[0])
 
     def events(self, exchange: Exchange) -> Callable[[int], list[bytes]]:
-        """Gives the events from the n-th line on, those before the cursor left out."""
+        """Return a function that gives the events from line n on, without those before the cursor."""
         pod_id = contract.parameters_of_path(exchange.path)["id"]
         query, cursor = exchange.query, exchange.headers.get("Last-Event-ID", "").partition("/")[0]
         first = len(self.lines(pod_id))
@@ -241,7 +240,7 @@ class Emulator:
 def _handler(emulator: Emulator) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # header and body are two writes: each answer would wait 40 ms
+        disable_nagle_algorithm = True  # header and body are two writes; Nagle would delay each answer by 40 ms
 
         def handle_one(self) -> None:
             url = urlsplit(self.path)
@@ -313,7 +312,7 @@ def _handler(emulator: Emulator) -> type[BaseHTTPRequestHandler]:
                         if left == len(sent):
                             self.close_connection = True
                             return
-                        self._chunk(event[:7])  # a stream is cut anywhere
+                        self._chunk(event[:7])  # chunks may split an event anywhere
                         self._chunk(event[7:])
                         sent.append(event)
                     if not emulator.holds_streams:
@@ -329,7 +328,7 @@ def _handler(emulator: Emulator) -> type[BaseHTTPRequestHandler]:
             self.wfile.flush()
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Nothing on the terminal."""
+            """Print nothing."""
 
     return Handler
 

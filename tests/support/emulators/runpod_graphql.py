@@ -1,4 +1,4 @@
-"""GraphQL of the emulator: what RunPod's package 1.12 asks, parsed, checked and carried out by graphql-core."""
+"""GraphQL API of the emulator: the queries of the runpod package 1.12, parsed, checked and executed by graphql-core."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def answer(account: Account, body: bytes) -> tuple[int, Any]:
 
 
 class Root:
-    """A method a field; what it returns is a dict, whose keys are the fields inside."""
+    """Resolvers: one method per field. Each returns a dict with the nested fields as keys."""
 
     def __init__(self, account: Account) -> None:
         self.account = account

@@ -1,4 +1,4 @@
-"""What stands behind an emulated pod: nothing but a listener that greets like an SSH server, or a real container."""
+"""Back ends of an emulated pod: a listener that greets like an SSH server, or a real container."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def stamp(time: float) -> str:
 
 
 class Network:
-    """Of one cluster: which address each of its pods has, as RunPod tells it in a pod's environment."""
+    """Addresses of the pods of one cluster, and the variables that RunPod sets in a pod for them."""
 
     def __init__(self, cluster_id: str) -> None:
         self.cluster_id = cluster_id
@@ -68,18 +68,18 @@ class Network:
         return ()
 
     def close(self) -> None:
-        """There is none."""
+        """Do nothing: there is no real network."""
 
 
 class DockerNetwork(Network):
-    """The same as a network of the engine, where containers reach each other."""
+    """A Network that is a Docker network, in which containers reach each other."""
 
     def __init__(self, cluster_id: str) -> None:
         super().__init__(cluster_id)
         self.name = f"sniperface-emulator-{os.getpid()}-{cluster_id}"
         for part in itertools.islice(itertools.cycle(range(256)), os.getpid() % 256, os.getpid() % 256 + 256):
             self.begin = f"10.65.{part}"
-            with contextlib.suppress(subprocess.CalledProcessError):  # taken by another one
+            with contextlib.suppress(subprocess.CalledProcessError):  # subnet in use
                 docker("network", "create", "--label", LABEL, "--subnet", self.cidr, self.name)
                 return
         raise RuntimeError("no network of 10.65.0.0/16 is free on the Docker engine")
@@ -93,7 +93,7 @@ class DockerNetwork(Network):
 
 
 class Greeter:
-    """A port that says SSH-2.0, from `late_s` after the container's start on; before that it hangs up."""
+    """A port that sends SSH-2.0 once `late_s` have passed since the container's start; before, it hangs up."""
 
     def __init__(self, pod: Pod, clock: Clock, late_s: float = 0.0, *, with_keys: bool = True) -> None:
         self.pod = pod
@@ -149,7 +149,7 @@ class Greeter:
 
 
 class Container:
-    """Our image with its own SSH server, on a port of this computer, as `docker run` starts it."""
+    """A container of our image, with its own SSH server on a port of this computer, started by `docker run`."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class Container:
         given: Mapping[str, str] | None = None,
         folders: Mapping[str, Path] | None = None,
     ) -> None:
-        """`given`: what a pod's environment holds besides what was asked for; `folders`: network volumes."""
+        """`given`: variables of the pod besides the requested ones; `folders`: network volume -> folder."""
         told = {**(given or {}), **pod.env}
         env = [part for name, value in told.items() for part in ("--env", f"{name}={value}")]
         for mount in pod.mounts.get("network", []):
@@ -183,7 +183,7 @@ class Container:
         return sorted((f"{at[:23]}Z", self._with_gpus(text)) for at, _, text in lines if at)
 
     def _with_gpus(self, text: str) -> str:
-        """The one thing that is pretended: this computer need not have what was rented."""
+        """Replace the number of GPUs in our image's log line by the rented number; this computer may have none."""
         gpus = 0 if self.pod.zero_gpus else self.pod.gpu_count
         return re.sub(r"^(sniperface hardware: gpus=)\d+", rf"\g<1>{gpus}", text)
 
@@ -202,14 +202,14 @@ def docker(*argv: str) -> str:
 
 
 def gateway() -> str:
-    """This computer's address, as its containers reach it."""
+    """The address at which containers reach this computer."""
     return gateway_of(json.loads(docker("network", "inspect", "bridge", "--format", "{{json .IPAM.Config}}")))
 
 
 def gateway_of(pools: list[dict[str, str]]) -> str:
     """The bridge's address in the address pools of `docker network inspect`.
 
-    Docker 20.10 names no gateway until its second start. It then gives the bridge the first host of the subnet.
+    Before its second start, Docker 20.10 names no gateway: the bridge then has the first address of the subnet.
     """
     pool = next(pool for pool in pools if ipaddress.ip_network(pool["Subnet"]).version == 4)
     return pool.get("Gateway") or str(next(ipaddress.ip_network(pool["Subnet"]).hosts()))

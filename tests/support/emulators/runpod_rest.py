@@ -1,4 +1,4 @@
-"""v2 of the emulator: what the specification promises, of one Account."""
+"""REST API v2 of the emulator: answers as in the specification, from one Account."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Invalid(Exception):
 def answer(
     account: Account, method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str], body: bytes
 ) -> tuple[int, Any]:
-    """Status and JSON of everything but the log stream, which the server writes itself."""
+    """Status and JSON of every answer except the log stream, which the server writes itself."""
     try:
         return _answer(account, method, path, query, headers, body)
     except Refusal as refusal:
@@ -95,7 +95,7 @@ def create(account: Account, told: dict[str, Any]) -> Pod:
     if "gpu" not in told:
         raise Refusal(400, "the emulator has no CPU pods")
     if "count" not in told["gpu"]:
-        raise Refusal(400, "no instances available")  # as it is known to say then
+        raise Refusal(400, "no instances available")  # RunPod's known answer in this case
     return account.create(
         gpu=told["gpu"]["id"],
         gpu_count=told["gpu"]["count"],
@@ -111,7 +111,7 @@ def version(text: str) -> tuple[int, ...]:
 
 
 def _container(told: Mapping[str, Any]) -> dict[str, Any]:
-    """What a pod and each pod of a cluster are told in the same words."""
+    """Arguments of Account.create that requests for a pod and for a cluster share."""
     network = (told.get("mounts") or {}).get("network") or [{}]
     return {
         "name": told["name"],
@@ -126,7 +126,7 @@ def _container(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def listed(account: Account, query: Mapping[str, str]) -> list[Pod]:
-    """Pods of clusters only when they are asked for."""
+    """All pods; those of clusters only with includeClusterPods=true."""
     pods = account.all()
     return pods if query.get("includeClusterPods") == "true" else [pod for pod in pods if pod.cluster is None]
 

@@ -1,4 +1,4 @@
-"""What an account at RunPod has, and what happens to it: one truth behind both APIs of the emulator."""
+"""The emulated RunPod account: its pods, clusters and volumes. Both APIs of the emulator use this state."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Gpu:
     memory_gib: int
     max_count: int = 8
     stock: dict[str, str] = field(default_factory=dict)  # data centre -> LOW, MEDIUM, HIGH
-    hosts: tuple[str, ...] = ("12.8", "13.0")  # the newest CUDA of each one's driver; the first that fits is taken
+    hosts: tuple[str, ...] = ("12.8", "13.0")  # newest CUDA of each host's driver; the first that fits is used
 
 
 def catalogue() -> dict[str, Gpu]:
-    """Names as RunPod writes them; prices and stock invented."""
+    """GPU types with RunPod's names; prices and stock are invented."""
     gpus = [
         Gpu("NVIDIA RTX A4500", 0.25, 20, 4, {"EU-RO-1": "HIGH", "US-KS-2": "LOW"}),
         Gpu("NVIDIA RTX A5000", 0.27, 24, 8, {"EU-RO-1": "MEDIUM", "US-TX-3": "HIGH"}),
@@ -60,7 +60,7 @@ class Pod:
     usd_per_hour: float
     cuda: str
     created: float
-    booted: float  # when the container last began to start
+    booted: float  # when the last start of the container began
     boot_s: float
     machine: Machine | None = None
     memory_gib: float = 62.0
@@ -70,13 +70,13 @@ class Pod:
     appears: float = 0.0  # in lists
     runtime_null_s: float = 0.0
     locked: bool = False
-    bad_start: str = ""  # as our image says it
-    system: tuple[tuple[float, str], ...] = ()  # lines of the host, and seconds from the boot
-    has_container: bool = True  # False: RUNNING, and nothing ever runs
-    publishes: str = "address"  # of port 22: "address", "no ip", or "nothing"
+    bad_start: str = ""  # reason, as our image prints it
+    system: tuple[tuple[float, str], ...] = ()  # log lines of the host, with seconds since boot
+    has_container: bool = True  # False: RUNNING, but nothing ever runs
+    publishes: str = "address"  # for port 22: "address", "no ip", or "nothing"
     stopped: bool = False
     cluster: Cluster | None = None
-    rank: int = 0  # in that
+    rank: int = 0  # in the cluster
 
     def status(self, now: float) -> str:
         if self.stopped:
@@ -95,7 +95,7 @@ class Pod:
         return self.has_container and self.status(now) == "RUNNING" and now >= self.started + self.runtime_null_s
 
     def host_lines(self, now: float) -> list[tuple[float, str]]:
-        """What the host said by now, with the times at which it did."""
+        """The host's log lines so far, with their times."""
         return [(self.booted + after_s, text) for after_s, text in self.system if self.booted + after_s <= now]
 
 
@@ -114,7 +114,7 @@ class Cluster:
     network: Network
     pods: list[Pod] = field(default_factory=list)
     appears: float = 0.0  # in lists
-    ranks: float = 0.0  # when its pods are told their ranks
+    ranks: float = 0.0  # when its pods get their ranks
     vanishes: float = float("inf")
 
 
@@ -131,7 +131,7 @@ class Account:
         self.ended: list[Pod] = []
         self.refusals: list[tuple[int, str]] = []  # for the next creations
         self.oddities: list[Mapping[str, Any]] = []  # fields of the next pods
-        self.cluster_oddities: list[Mapping[str, Any]] = []  # the same of clusters
+        self.cluster_oddities: list[Mapping[str, Any]] = []  # fields of the next clusters
         self.runtime_null_s = 0.0
         self.lock = threading.RLock()
         self._numbers = itertools.count(1)
@@ -154,7 +154,7 @@ class Account:
         nodes: int = 1,
         takes: Callable[[str], object] = bool,
     ) -> Pod:
-        """A pod, or the first one of a cluster. `takes`: which CUDA versions of a host are good enough."""
+        """Create a pod, or a cluster of `nodes` pods and return its first. `takes`: accepts a host's CUDA version."""
         with self.lock:
             if self.refusals:
                 raise Refusal(*self.refusals.pop(0))
@@ -177,7 +177,7 @@ class Account:
             cluster = self._new_cluster(name, nodes, about) if nodes > 1 else None
             pods = [self._new_pod({**about, "env": dict(env)}, cluster, rank) for rank in range(nodes)]
         for pod in pods:
-            pod.machine = self.maker(pod)  # outside the lock: an engine takes its time
+            pod.machine = self.maker(pod)  # outside the lock: starting a container is slow
         return pods[0]
 
     def _new_cluster(self, name: str, nodes: int, about: Mapping[str, Any]) -> Cluster:
@@ -201,7 +201,7 @@ class Account:
             runtime_null_s=self.runtime_null_s, cluster=cluster, rank=rank, **about,
         )  # fmt: skip
         if cluster:
-            pod.name = f"{cluster.name}-{pod.id}"  # nobody has promised what they are called
+            pod.name = f"{cluster.name}-{pod.id}"  # RunPod documents no names for them
             pod.data_center = cluster.data_center
             pod.appears = cluster.appears
             pod.env |= cluster.network.environment(rank, cluster.nodes, cluster.gpus_each)
@@ -249,7 +249,7 @@ class Account:
         cluster.network.close()
 
     def restart(self, pod: Pod) -> None:
-        """The container's disk is new, its port is another one."""
+        """Restart a pod: its container has a new disk and another port."""
         pod.booted, pod.stopped = self.clock.time(), False
         if pod.machine:
             pod.machine.restart()

@@ -10,8 +10,8 @@ IPV6 = {"Subnet": "fd00:dead::/64", "Gateway": "fd00:dead::1"}
 @pytest.mark.parametrize(
     ("pools", "address"),
     [
-        ([{"Subnet": "172.17.0.0/16"}], "172.17.0.1"),  # as Docker 20.10.24 prints it when it starts for the first time
-        ([{"Subnet": "172.17.0.0/16", "Gateway": "172.17.0.1"}], "172.17.0.1"),  # and from its second start on
+        ([{"Subnet": "172.17.0.0/16"}], "172.17.0.1"),  # Docker 20.10.24 at its first start
+        ([{"Subnet": "172.17.0.0/16", "Gateway": "172.17.0.1"}], "172.17.0.1"),  # at later starts
         ([{"Subnet": "10.9.0.0/24", "Gateway": "10.9.0.254"}], "10.9.0.254"),
         ([{"Subnet": "192.168.7.128/25"}], "192.168.7.129"),
         ([IPV6, {"Subnet": "172.18.0.0/16"}], "172.18.0.1"),

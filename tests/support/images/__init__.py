@@ -1,6 +1,6 @@
-"""Our image for the tests, built by our own Dockerfile on a stand-in for the base image (base.py).
+"""Our image for the tests, built from our Dockerfile on a substitute for the base image (base.py).
 
-`python -m tests.support.images` makes both, once; what exists is kept.
+`python -m tests.support.images` builds both; existing ones are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TEST = "sniperface.test"  # label
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Of several test processes one builds, the others wait and find the work done."""
+    """A lock between test processes: one builds, the others wait and then reuse the image."""
     import fcntl
 
     with open(Path(tempfile.gettempdir(), "sniperface-test-images.lock"), "w") as lock:
@@ -32,25 +32,25 @@ def one_at_a_time() -> Iterator[None]:
 
 
 def arguments() -> dict[str, str]:
-    """Of the build: the stand-in as base, and no GPU."""
+    """Build arguments: the substitute base image, and no GPU."""
     return {"BASE_IMAGE": base_image(), "FAISS": "faiss-cpu"}
 
 
 def our_image() -> str:
-    """Our image on the stand-in, made when this checkout's environment has none yet."""
+    """Name and tag of our image; builds it if this checkout's environment has none yet. Raises NoDocker."""
     check_docker()
     with one_at_a_time():
         told = arguments()
         reference = f"{OURS}:{image.tag(PROJECT, told)}"
         if not exists(reference):
             build(reference, told)
-            # Of environments that are gone: what no container uses, and was made days ago.
+            # Remove images of old environments: unused, and built three days ago or earlier.
             docker("image", "prune", "--all", "--force", "--filter", f"label={TEST}", "--filter", "until=72h")
         return reference
 
 
 def build(reference: str, told: Mapping[str, str], *, project: Path = PROJECT, builder: str = "1") -> None:
-    """With BuildKit, or with the classic builder ("0"); each has layers of its own and keeps them."""
+    """Build with BuildKit ("1") or the classic builder ("0"); each has its own layer cache."""
     labels = [f"{image.ENVIRONMENT}={image.environment(project)}", f"{TEST}=yes"]
     argv = ["build", "--tag", reference, *(word for label in labels for word in ("--label", label))]
     for name, value in told.items():

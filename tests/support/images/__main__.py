@@ -1,4 +1,4 @@
-"""Make the images of the tests, or say why there can be none."""
+"""Build the images of the tests, or print why that is impossible here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The stand-in for the base image: a root file system by debootstrap, with this machine's settings of apt and pip.
+"""A substitute for the base image: a root file system from debootstrap, with this machine's apt and pip settings.
 
-Image registries may be out of reach; this machine's package mirrors are not. Another content of this file, another
-base: what has nothing to do with it does not belong here.
+Image registries may be out of reach; this machine's package mirrors are not. The image's tag contains a hash of this
+file, so any change here rebuilds it: keep unrelated code out.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from tests.support.images.engine import NoDocker, exists
 BASE = "sniperface-test-base"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 BEGIN = "-----BEGIN CERTIFICATE-----"
-WHEELS = "/opt/wheels"  # in the base
+WHEELS = "/opt/wheels"  # in the base image
 
 
 def base_image() -> str:
-    """The stand-in, made when it is missing."""
+    """Name and tag of the substitute; builds it if it is missing. Raises NoDocker."""
     pip, wheels = pip_settings()
     apt = apt_sources()
     inputs = [Path(__file__).read_bytes(), pip.encode(), apt.encode(), *(os.fsencode(wheel.name) for wheel in wheels)]
@@ -48,7 +48,7 @@ def base_image() -> str:
         (root / "etc/pip.conf").write_text(pip)
         if Path(CERTIFICATES).exists():
             trusted = Path(CERTIFICATES).read_text(encoding="utf-8").split(BEGIN)[1:]
-            for number, certificate in enumerate(trusted):  # one a file, for update-ca-certificates
+            for number, certificate in enumerate(trusted):  # one per file, for update-ca-certificates
                 file = root / f"usr/local/share/ca-certificates/here-{number}.crt"
                 file.write_text(BEGIN + certificate, encoding="utf-8")
             run(["chroot", str(root), "update-ca-certificates"])
@@ -66,12 +66,12 @@ def base_image() -> str:
 
 
 def apt_sources() -> str:
-    """This machine's own mirror and suites, as `deb` lines; whatever else it has is left out."""
+    """This machine's Debian or Ubuntu mirror and suites, as `deb` lines; omits other sources. Raises NoDocker."""
     form = "$(ORIGIN)|deb $(REPO_URI) $(RELEASE) $(COMPONENT)"
     if not shutil.which("apt-get"):
         raise NoDocker("needs Docker: and its base image is made on a Debian-like machine only")
     lines: list[str] = []
-    for update in (False, True):  # without its lists apt does not know whose a mirror is
+    for update in (False, True):  # without package lists apt does not know a mirror's origin
         if update and not lines and os.getuid() == 0:
             run(["apt-get", "update"])
         listing = run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
@@ -82,7 +82,7 @@ def apt_sources() -> str:
 
 
 def pip_settings() -> tuple[str, list[Path]]:
-    """pip.conf for the base: this machine's, with its local folders of wheels as one, torch's for Linux alone."""
+    """pip.conf for the base image, from this machine's settings, and torch wheels of its find-links folders."""
     listing = run([sys.executable, "-m", "pip", "config", "list"])
     told = {}
     for line in listing.splitlines():

@@ -1,4 +1,4 @@
-"""A container of our image, started by the docker command and reached by OpenSSH."""
+"""A container of our image, started with the docker command and reached with OpenSSH."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Machine:
         return docker("inspect", "--format", "{{.State.Running}}", self.id) == "true"
 
     def until_it_answers(self) -> Machine:
-        """The host key comes from the log; ssh accepts it and no other."""
+        """Read the host key from the log, and wait until ssh connects; ssh accepts no other key."""
         wait_until(lambda: HOST_KEY in self.log())
         [key] = {line.removeprefix(HOST_KEY) for line in self.log().splitlines() if line.startswith(HOST_KEY)}
         self.known_hosts.write_text(f"[127.0.0.1]:{self.port()} {key}\n")
@@ -45,7 +45,7 @@ class Machine:
         return [program, *alone, *strict, "-o", f"Port={self.port()}", *options, "root@127.0.0.1"]
 
     def ssh(self, command: str, *options: str, stdin: bytes = b"") -> bytes:
-        """What a command says on the machine; it must succeed."""
+        """Output of a command on the machine; asserts that it succeeds."""
         argv = [*self.argv("ssh", *options), *([command] if command else [])]
         done = subprocess.run(argv, input=stdin, capture_output=True, check=False, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -62,7 +62,7 @@ def new_key(folder: Path) -> Path:
 def started(
     image: str, folder: Path, env: Mapping[str, str] | None = None, *options: str, command: tuple[str, ...] = ()
 ) -> Iterator[Machine]:
-    """A container that is gone afterwards. Without PUBLIC_KEY in `env` a key of its own logs in."""
+    """A container that is removed afterwards. Without PUBLIC_KEY in `env`, a new key may log in."""
     folder.mkdir(exist_ok=True)
     key = new_key(folder)
     env = {"PUBLIC_KEY": key.with_suffix(".pub").read_text(), **(env or {})}

@@ -1,4 +1,4 @@
-"""The docker command, and whether there is an engine behind it."""
+"""Run the docker command, and check that a Docker engine answers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import subprocess
 
 
 class NoDocker(Exception):
-    """Why there can be no image here, as a test's reason to be skipped."""
+    """No image can be built here. The text is the reason for skipping a test."""
 
 
 def docker_program() -> str:
-    """The system's own first: a newer one beside it, without its plugin buildx, knows the classic builder alone."""
+    """Path of docker, the system's first: a newer one without the buildx plugin has only the classic builder."""
     program = shutil.which("docker", path="/usr/bin") or shutil.which("docker")
     if not program:
         raise NoDocker("needs Docker: install docker.io")
@@ -20,7 +20,7 @@ def docker_program() -> str:
 
 
 def docker(*argv: str, builder: str = "", stdin: bytes | None = None) -> str:
-    """Output of the docker command; the classic builder is asked for by DOCKER_BUILDKIT=0."""
+    """Run docker and return its output. `builder` sets DOCKER_BUILDKIT; "0" is the classic builder."""
     env = {**os.environ, **({"DOCKER_BUILDKIT": builder} if builder else {})}
     done = subprocess.run([docker_program(), *argv], env=env, input=stdin, capture_output=True, check=False)
     if done.returncode:

@@ -1,1 +1,1 @@
-"""Stands in for the training half: the same commands, files and manners, seconds instead of minutes."""
+"""Stub of the training half: the same commands, files and behaviour, in seconds instead of minutes."""

@@ -1,4 +1,4 @@
-"""Prints the resolved configuration as JSON, or one sentence and exit code 2, as the real one does."""
+"""Stub of app.config: prints the resolved configuration as JSON, or one sentence with exit code 2."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ DEFAULTS = {
     "train.resume": None,
     "train.steps": 3,
     "train.step_s": 0.02,
-    "train.manner": "good",  # good, fails, deaf (to a stop), wrong_use, leaks and leaks_and_fails (its secrets)
+    "train.manner": "good",  # good, fails, deaf (ignores stop), wrong_use, leaks, leaks_and_fails (prints secrets)
     "backbone.width": 1,
     "plan.images_per_s": None,
     "run.dir": None,

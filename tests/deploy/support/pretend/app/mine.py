@@ -1,4 +1,4 @@
-"""Mines nothing: repeats what it was given."""
+"""Stub of app.mine: prints its arguments as JSON."""
 
 import json
 import sys

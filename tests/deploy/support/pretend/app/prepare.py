@@ -1,4 +1,4 @@
-"""Makes images.npy, labels.npy and manifest.json: `source=orl out=…`, with 40 grey squares for photographs."""
+"""Stub of app.prepare: writes images.npy (40 grey squares), labels.npy and manifest.json for `source=orl out=…`."""
 
 import hashlib
 import json

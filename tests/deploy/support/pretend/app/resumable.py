@@ -1,4 +1,4 @@
-"""Whether a configuration can continue a checkpoint, by its JSON: one rule of the real one's, and one note."""
+"""Stub of app.resumable: one of the real rules (backbone.width), and one note (train.epochs)."""
 
 import json
 import sys

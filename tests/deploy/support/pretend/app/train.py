@@ -1,4 +1,4 @@
-"""Trains nothing, writes everything: metrics, checkpoints, the last word. Leaves with a checkpoint when stdin ends."""
+"""Stub of app.train: writes metrics, checkpoints and the end event. At the end of stdin it saves and exits."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def main() -> int:
         return 5
     if manner == "wrong_use":
         if RANK:
-            STOP.wait(30)  # the first to leave ends the others: rank 0 has something to say before
+            STOP.wait(30)  # the first exit ends all ranks: let rank 0 record the end first
         tell(folder, "end", 0, 0, reason="wrong_use", message="the value does not work; give another")
         return 1
     if manner.startswith("leaks"):
@@ -72,7 +72,7 @@ def main() -> int:
 
 
 def leak() -> None:
-    """As a careless program would: everything it was given, whole and in two halves, and by a child."""
+    """Print all secrets as a careless program might: whole, in two halves, and through a child process."""
     for name in ("WANDB_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "REGISTRY_PASSWORD"):
         secret = os.environ[name]
         print(f"using {name}={secret}", flush=True)

@@ -1,1 +1,1 @@
-"""Stands in for torch, of which the launcher needs one command."""
+"""Stub of torch: the launcher needs only torch.distributed.run."""

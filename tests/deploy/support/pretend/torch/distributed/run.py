@@ -1,4 +1,4 @@
-"""Starts one process a rank, each in a session of its own, as torchrun does; one that fails ends the others."""
+"""Stub of torchrun: starts one process per rank, each in its own session; if one fails, it ends the others."""
 
 import os
 import signal
