@@ -2,7 +2,7 @@
 
     python bootstrap.py invoke train      sets up everything and runs the main job
     python bootstrap.py pytest            sets up everything and runs the tests
-    python bootstrap.py invoke --list     what else can be done
+    python bootstrap.py invoke --list     lists all other tasks
     python bootstrap.py ruff check .      any other command of the virtual environment
 
 It makes .venv beside this file, installs what the command needs (little for remote runs; training on this
@@ -24,7 +24,7 @@ def why_not(version: "tuple[int, ...]", platform: str, is_64_bit: bool) -> str:
     PyTorch and others publish packages for some Pythons only; for another one pip fails after minutes.
     `platform`: from sysconfig.get_platform(). The syntax is valid since 3.6: the user's Python may be old.
     """
-    this = "{} and this is Python {}.{}.{}".format(NEEDS, *version[:3])
+    this = "{}, but this is Python {}.{}.{}".format(NEEDS, *version[:3])
     if platform.startswith("win"):
         how = "install Python 3.11 with: winget install --architecture x64 Python.Python.3.11   then: "
         how += "py -3.11 bootstrap.py invoke train"
@@ -33,9 +33,9 @@ def why_not(version: "tuple[int, ...]", platform: str, is_64_bit: bool) -> str:
     if not (3, 10) <= tuple(version[:2]) <= (3, 14):
         return this + ": " + how
     if platform == "win-arm64":
-        return this + " for ARM, for which PyTorch's packages do not exist; Windows on ARM runs the one for x64: " + how
+        return this + " for ARM, which has no PyTorch packages; Windows on ARM can run Python for x64: " + how
     if not is_64_bit:
-        return this + " of 32 bits, for which PyTorch's packages do not exist: " + how
+        return this + ", 32-bit, which has no PyTorch packages: " + how
     return ""
 
 
@@ -70,23 +70,26 @@ PIP_ADVICE = [
     ),
     (
         ("permission denied", "access is denied", "being used by another process", "winerror 32", "winerror 5]"),
-        "a file is in use or may not be written: close the programs that use .venv, or keep OneDrive and the virus "
+        "a file is in use or not writable: close the programs that use .venv, or keep OneDrive and the virus "
         "scanner out of this folder, and try again",
     ),
     (
         ("certificate_verify_failed", "sslerror", "certificate verify failed"),
-        "a certificate is not accepted: is a proxy of your company in between?",
+        "a certificate failed verification: check whether a company proxy intercepts the connection",
     ),
     (
         ("getaddrinfo", "name resolution", "failed to establish a new connection", "connection refused", "timed out",
          "max retries exceeded", "network is unreachable", "proxyerror"),
-        "is the network there?",
+        "check the network connection",
     ),
     (
         ("no matching distribution", "could not find a version", "is not a supported wheel"),
-        "the package index that pip is set to has no package for this Python and system; Python 3.11 has them all",
+        "pip's package index lacks a package for this Python and system; use Python 3.11, which has them all",
     ),
-    (("failed building wheel", "subprocess-exited-with-error"), "a package has no wheel here; use Python 3.11"),
+    (
+        ("failed building wheel", "subprocess-exited-with-error"),
+        "a package has no wheel for this Python and system; use Python 3.11",
+    ),
 ]  # fmt: skip
 # Started as `python -m NAME`: the first line of a script in .venv/bin cannot hold every path (quotes).
 MODULES = {"inv": "invoke", "invoke": "invoke", "mypy": "mypy", "pytest": "pytest", "ruff": "ruff"}
@@ -105,7 +108,7 @@ def main(command: list[str]) -> int:
         if not is_ready(extras):
             set_up(extras)
     except KeyboardInterrupt:
-        say("stopped; the same command begins again from here")
+        say("stopped; run the same command to continue")
         return 130
     return run(command)
 
@@ -238,7 +241,7 @@ def one_at_a_time() -> Iterator[IO[bytes]]:
         patient = False
         while not is_locked_now(lock):
             if not patient:
-                say("another bootstrap is at work in this folder; waiting for it")
+                say("another bootstrap is running in this folder; waiting for it")
             patient = True
             time.sleep(0.1)
         yield lock
@@ -276,16 +279,16 @@ def make_venv() -> None:
     import subprocess
 
     version = "{}.{}.{}".format(*sys.version_info[:3])
-    say(("repairing .venv" if VENV.exists() else "making .venv") + f" with Python {version}")
+    say(("repairing .venv" if VENV.exists() else "creating .venv") + f" with Python {version}")
     base = getattr(sys, "_base_executable", sys.executable)  # this process may itself run in the .venv to be cleared
     made = subprocess.run([base, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True, check=False)
     if made.returncode == 0:
         return
     show_end((made.stdout + made.stderr).splitlines())
     if importlib.util.find_spec("ensurepip") is None:
-        say("this Python cannot make virtual environments: apt-get install python3-venv, then try again")
+        say("this Python cannot create virtual environments: run apt-get install python3-venv, then try again")
     else:
-        say(".venv could not be made: close the programs that use it, delete the folder .venv and try again")
+        say(".venv could not be created: close the programs that use it, delete the folder .venv and try again")
     sys.exit(1)
 
 
@@ -344,7 +347,7 @@ def why_pip_failed(lines: list[str]) -> str:
     for words, advice in PIP_ADVICE:
         if any(word in text for word in words):
             return advice
-    return "is the network there?"
+    return "check the network connection"
 
 
 def run(command: list[str]) -> int:
@@ -358,7 +361,7 @@ def run(command: list[str]) -> int:
     else:
         program = shutil.which(name, path=env["PATH"])
         if program is None:
-            say(f"there is no command '{name}' here; what there is: {env['SNIPERFACE_INVOKE']} --list")
+            say(f"unknown command '{name}': list the commands with {env['SNIPERFACE_INVOKE']} --list")
             return 2
         command = [program, *command[1:]]
     os.chdir(HERE)

@@ -33,11 +33,11 @@ RUN = {"run": "run id, or the beginning of it (default: the newest run of the ta
 BUILD = {
     "cpu": "for machines without a GPU; --pip-options should then name PyTorch's CPU packages",
     "base": "image to build on (default: the Dockerfile's, NVIDIA's for CUDA)",
-    "pip-options": "options for pip inside the build, such as those that name another index; they stay readable",
+    "pip-options": "options for pip inside the build, such as another index; they stay readable in the image",
 }
-PACK = {"pack": "how images of this computer are sent: none (default), lossless, or jpeg50 to jpeg100, which is lossy"}
+PACK = {"pack": "how to send images of this computer: none (default), lossless, or jpeg50 to jpeg100, which is lossy"}
 NODES = {"nodes": "machines for one run (default: the target's nodes, else 1)"}
-JSON = {"json": "print one JSON document on stdout; words go to stderr"}
+JSON = {"json": "print one JSON document on stdout; messages go to stderr"}
 
 
 @contextlib.contextmanager
@@ -72,7 +72,7 @@ class Command(Task):  # type: ignore[type-arg]
         check_command_line()
         context: Context = args[0]
         if context.config.run.dry:
-            raise Exit("error: a dry run by Invoke's own setting is not honoured: use train --dry-run", code=2)
+            raise Exit("error: Invoke's own dry-run setting is not supported: use train --dry-run", code=2)
         return super().__call__(*args, **kwargs)
 
 
@@ -124,18 +124,18 @@ def deploy(
         "fraction": "share of the data, above 0 and up to 1 (default: 1)",
         "resume": "auto: continue the newest unfinished run; none: a new run (default); PATH: start from a checkpoint",
         "run": "with --resume auto: which unfinished run (default: the newest of the target)",
-        "recipe": "name of a file in conf/recipe (default: what the configuration says)",
+        "recipe": "name of a file in conf/recipe (default: the configuration's)",
         "data": "an images.npy, or the folder it is in (default: the target's, else the ORL try-out)",
         "labels": "for --recipe supervised, labels to learn instead of labels.npy, such as the pseudo_ids.npy of mine",
         **PACK,
         **NODES,
-        "set": "key=value of the configuration, such as --set train.epochs=5; may be given again and again",
-        "env": "KEY=VALUE, a variable of the job's environment; may be given again and again; no secrets",
-        "queue": "where another run is on the machine, wait there for its end, on the warm data",
+        "set": "key=value of the configuration, such as --set train.epochs=5; repeatable",
+        "env": "KEY=VALUE, a variable of the job's environment; repeatable; no secrets",
+        "queue": "if another run is on the machine, wait there for its end; the data stays cached",
         "detach": "do not follow the job",
-        "yes": "agree to what it costs without being asked",
-        "keep": "should it fail before it runs, keep a machine that was made for it, to look at",
-        "dry-run": "print the plan and end, having touched nothing",
+        "yes": "accept the cost without a question",
+        "keep": "if it fails before the job runs, keep a machine that was created for it",
+        "dry-run": "print the plan and end; change nothing",
         **JSON,
     },
     iterable=["set_", "env"],
@@ -182,7 +182,7 @@ def train(
         screen.document(launch.train(PROJECT, request, screen, detach=detach, dry_run=dry_run, keep=keep, yes=yes))
 
 
-@task(help={**ON, **RUN, "write": "let the keyboard through (default: look only)"})
+@task(help={**ON, **RUN, "write": "send keyboard input to the job (default: read-only)"})
 def attach(_: Context, on: str = "local", run: str | None = None, write: bool = False) -> None:
     """Show the live tmux session of a run; leave it with Ctrl-b d."""
     from deploy.commands import status as looking
@@ -213,7 +213,7 @@ def ssh_config(_: Context, on: str = "local", run: str | None = None, json: bool
         screen.document(enter.ssh_config(PROJECT, on, run, screen))
 
 
-@task(help={**ON, **RUN, "follow": "go on until the job ends"})
+@task(help={**ON, **RUN, "follow": "follow the log until the job ends"})
 def logs(_: Context, on: str = "local", run: str | None = None, follow: bool = False) -> None:
     """Print the log of a run."""
     from deploy.commands import status as looking
@@ -222,7 +222,7 @@ def logs(_: Context, on: str = "local", run: str | None = None, follow: bool = F
         looking.logs(PROJECT, on, run, screen, follow=follow)
 
 
-@task(help={**ON, **RUN, **JSON, "watch": "again every two seconds until the run is over"})
+@task(help={**ON, **RUN, **JSON, "watch": "repeat every two seconds until the run is over"})
 def status(_: Context, on: str = "local", run: str | None = None, json: bool = False, watch: bool = False) -> None:
     """Show how a run is doing: one answer from machine, supervisor and app."""
     from deploy.commands import status as looking
@@ -236,7 +236,7 @@ def status(_: Context, on: str = "local", run: str | None = None, json: bool = F
         **ON,
         **RUN,
         **JSON,
-        "max-usd": "stop the run when its machines, of all attempts, have cost so much (default: the target's max_usd)",
+        "max-usd": "stop the run at this cost in USD of all its machines and attempts (default: the target's max_usd)",
     },
 )
 def watch(
@@ -274,8 +274,8 @@ def stop(_: Context, on: str = "local", run: str | None = None, json: bool = Fal
         **ON,
         **RUN,
         "which": "latest (default), best on held-out people, best:SET by one of train.eval.sets, or an epoch",
-        "to": "file or folder to put it (default: runs/<run>/checkpoints)",
-        "watch": "bring every newer one, too, until the run is over",
+        "to": "file or folder to write (default: runs/<run>/checkpoints)",
+        "watch": "also download every newer one until the run is over",
         **JSON,
     },
 )
@@ -299,7 +299,7 @@ def fetch_checkpoint(
     help={
         **ON,
         "source": "orl, folder (one sub-folder a person), array (an .npy that exists), parquet, rec or synthetic",
-        "path": "the folder, the .npy file, the .parquet file or a folder of such, the .rec file or a folder with it",
+        "path": "the folder, the .npy file, the .parquet file or a folder of them, the .rec file or its folder",
         "labels": "labels.npy of an array",
         "image-column": "of parquet, the column of image files (default: one with a usual name)",
         "label-column": "of parquet, the column of identities (default: one with a usual name)",
@@ -309,7 +309,7 @@ def fetch_checkpoint(
         "per-identity": "of synthetic, how many photographs of each (default: 20)",
         "variation-pct": "of synthetic, how much the faces of one person differ, 0 to 100 (default: 100)",
         "seed": "of synthetic, which people: another number, other people (default: 0)",
-        "out": "where to: a folder, or a path ending in .npy (default: data/<name>)",
+        "out": "output: a folder, or a path ending in .npy (default: data/<name>)",
         "held-out": "keep the last N images, in whole blocks, for measuring: other people "
         "(default: orl 100, synthetic a tenth, else 0)",
         "unreadable": "skip: leave out images that cannot be read, and list them in the manifest",
@@ -363,7 +363,7 @@ def prepare(
         **RUN,
         "which": "latest, best, or a number: the epoch",
         "out": "folder for the results (default: runs/<run>/mining/<checkpoint>)",
-        "set": "key=value of the configuration, such as --set mining.method=parity; may be given again and again",
+        "set": "key=value of the configuration, such as --set mining.method=parity; repeatable",
     },
     iterable=["set_"],
 )
@@ -392,7 +392,7 @@ def mine(
         "weights": "files of weights, such as 'runs/*/checkpoints/*.pt', instead of a run's checkpoints",
         "sets": "verification sets, separated by commas: .bin, .csv or images.npy (default: the held-out people)",
         "out": "folder for the results (default: runs/<run>/evaluation)",
-        "set": "key=value of the configuration, such as --set backbone=iresnet50; may be given again and again",
+        "set": "key=value of the configuration, such as --set backbone=iresnet50; repeatable",
     },
     iterable=["set_"],
 )
@@ -421,7 +421,7 @@ def evaluate(
         **RUN,
         "which": "latest, best, or a number: the epoch",
         "out": "the file (default: runs/<run>/<checkpoint>.onnx)",
-        "set": "option of the export, such as --set opset=17; may be given again and again",
+        "set": "option of the export, such as --set opset=17; repeatable",
     },
     iterable=["set_"],
 )
@@ -458,7 +458,7 @@ def ps(_: Context, json: bool = False) -> None:
         "run": "the machine of this run",
         "all": "every machine of this project, of any target",
         "orphans": "every machine on which no run of this laptop is alive",
-        "anyway": "also when what is on it cannot be brought home: within a minute, whatever the machine does",
+        "anyway": "release it within a minute, even if its results cannot be downloaded",
         **JSON,
     },
 )

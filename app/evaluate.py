@@ -113,7 +113,7 @@ def with_configs(files: Sequence[Path], overrides: Sequence[str]) -> dict[Path, 
     names_backbone = any(word.startswith("backbone=") for word in overrides)
     if bare and not names_backbone:
         raise WrongUse(
-            f"{bare[0]} is not in a run's folder, so nothing says what it is; add one such as backbone=iresnet50"
+            f"{bare[0]} is not in a run's folder, so its backbone is unknown; add one such as backbone=iresnet50"
         )
     # With published weights among the files, backbone overrides apply to those alone.
     for_runs = [word for word in overrides if not (bare and word.startswith("backbone"))]
@@ -155,7 +155,7 @@ def choose_sets(patterns: str | None, weights: dict[Path, Config]) -> tuple[dict
     }
     for file, config in weights.items():
         if config.data.binary_cache_path is None:
-            raise WrongUse(f"{file} comes with no data set of its own; name sets to measure on, such as sets=lfw.bin")
+            raise WrongUse(f"{file} has no data set of its own; name sets to measure on, such as sets=lfw.bin")
         if keys[file] not in of_data:
             of_data[keys[file]] = held_out(config)
     unlike = dict(zip(of_data, with_unlike_names(list(of_data.values())), strict=True))
@@ -190,7 +190,7 @@ def evaluate(request: Request, here: World, stop: Stop) -> tuple[str, int]:
             return measure_all(request, out, done, here, stop)
     except Interrupted as error:
         finished = f"{len(done)} of {len(request.sets)} sets"
-        raise Stopped(f"stopped; {out} holds what was finished: {finished}") from error
+        raise Stopped(f"stopped; {out} contains the finished results: {finished}") from error
 
 
 def measure_all(request: Request, out: Path, done: list[ImageSet], here: World, stop: Stop) -> tuple[str, int]:
@@ -213,7 +213,7 @@ def measure_all(request: Request, out: Path, done: list[ImageSet], here: World, 
         started = time.monotonic()
         decoded = decode(images, own_rows(images.count, batch_size, here), here, stop.asked.is_set)
         stop.leave_together(here)
-        how = "read anew for each file of weights" if isinstance(decoded, Streamed) else "decoded"
+        how = "read again for each file of weights" if isinstance(decoded, Streamed) else "decoded"
         tell(f"{images.name}: {images.count:,} images, {how} ({time.monotonic() - started:.1f} s)", here)
         for file, row in rows.items():
             if images.name not in request.measured_on[file]:

@@ -83,7 +83,7 @@ def work(argv: list[str]) -> tuple[str, int]:
     own, overrides = own_words(argv, OWN_WORDS)
     if "check" in own:
         if len(argv) > 1:
-            raise WrongUse("check=… judges a file and nothing else; leave the other words out")
+            raise WrongUse("check=… takes no other options; leave the other words out")
         verdicts = rules.judge(Path(own["check"]))
         return lines(verdicts), int(not kept(verdicts))
     if Path(own.get("out") or "").suffix == ".pt":
@@ -98,11 +98,11 @@ def export_weights(own: dict[str, str], overrides: list[str]) -> str:
     """Write the backbone's tensors under their published names; returns the text to print. Raises WrongUse."""
     other = next((word for word in own if word not in PLAIN_WORDS), None)
     if other:
-        raise WrongUse(f"{other}=… is of an ONNX file; leave it out, or give out=model.onnx")
+        raise WrongUse(f"{other}=… applies only to an ONNX file; leave it out, or give out=model.onnx")
     path, config = source(own, overrides)
     out = Path(own["out"]).absolute()
     if out == path:
-        raise WrongUse(f"out={out} is the file that is exported; give another name, such as out=backbone.pt")
+        raise WrongUse(f"out={out} is the file to export; give another name, such as out=backbone.pt")
     backbone = build_backbone(config.backbone)
     checkpoint.load_backbone(path, backbone)
     state = to_published(backbone.state_dict())
@@ -118,10 +118,10 @@ def decide(own: dict[str, str], overrides: list[str]) -> Request:
     out = Path(own.get("out") or "").absolute()
     if out.suffix != ".onnx":
         name = own.get("out", "…")
-        raise WrongUse(f"out={name} is no name for the file; give one such as out=model.onnx or out=backbone.pt")
+        raise WrongUse(f"out={name} is not a valid file name; give one such as out=model.onnx or out=backbone.pt")
     beside = out.with_suffix(".json")
     if beside.exists() and not describes(beside, out.name):
-        raise WrongUse(f"{beside} would be overwritten and is not about {out.name}; give another out=….onnx")
+        raise WrongUse(f"{beside} would be overwritten and does not describe {out.name}; give another out=….onnx")
     opset = own.get("opset", str(OPSETS[0]))
     if opset not in map(str, OPSETS):
         raise WrongUse(f"opset={opset} cannot be written; give one from {OPSETS[0]} to {OPSETS[-1]}, such as opset=11")
@@ -137,7 +137,7 @@ def source(own: dict[str, str], overrides: list[str]) -> tuple[Path, Config]:
     """The file with the weights, and the configuration of its backbone. Raises WrongUse."""
     if ("checkpoint" in own) == ("weights" in own):
         raise WrongUse(
-            "one of checkpoint=… and weights=… is wanted; "
+            "export needs checkpoint=… or weights=…; "
             "give checkpoint=runs/RUN/checkpoints/epoch_014.pt, or weights=FILE backbone=NAME"
         )
     path = Path(own.get("checkpoint") or own.get("weights") or "").absolute()
@@ -145,12 +145,12 @@ def source(own: dict[str, str], overrides: list[str]) -> tuple[Path, Config]:
         raise WrongUse(f"there is no file {path}; give a checkpoint such as runs/RUN/checkpoints/epoch_014.pt")
     if "weights" in own:
         if not any(word.startswith("backbone") for word in overrides):
-            raise WrongUse(f"{path.name} does not say what it is of; add backbone=NAME, such as backbone=iresnet50")
+            raise WrongUse(f"{path.name} does not record its backbone; add backbone=NAME, such as backbone=iresnet50")
         return path, load(overrides)
     folder = RunFolder(path.parent.parent)
     if not folder.config.is_file():
         raise WrongUse(
-            f"{folder.config} is missing, which says what {path.name} is; "
+            f"{folder.config} is missing, and {path.name} needs it; "
             "give a checkpoint in a run's folder, or weights=FILE backbone=NAME"
         )
     return path, load(overrides, base=folder.config)
@@ -162,10 +162,10 @@ def measured_of(file: Path, weights: Path) -> dict[str, Any]:
         rows = json.loads(file.read_text(encoding="utf-8"))["weights"]
         of_file = {row["sha256"]: dict(row["sets"]) for row in rows}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WrongUse(f"evaluation={file} is no eval.json; give the one that app.evaluate wrote") from error
+        raise WrongUse(f"evaluation={file} is not an eval.json; give one that app.evaluate wrote") from error
     found = of_file.get(checkpoint.sha256(weights))
     if found is None:
-        raise WrongUse(f"{file} says nothing of {weights.name}; evaluate it first: python -m app.evaluate weights=…")
+        raise WrongUse(f"{file} has no results for {weights.name}; evaluate it first: python -m app.evaluate weights=…")
     return found
 
 
@@ -207,7 +207,7 @@ def export(request: Request) -> str:
     if not agreement.good:
         raise Differs(
             f"{request.out} was not written, as it differs from the network on {agreement.images} images: {measured} "
-            f"(at most {MOST_DIFFERENCE:g} and at least {LEAST_COSINE:g} are wanted)"
+            f"(at most {MOST_DIFFERENCE:g} and at least {LEAST_COSINE:g} are required)"
         )
     make_folder(request.out.parent, "out", of=request.out)
     with atomic(request.out, len(model), "the ONNX file") as file:
@@ -241,8 +241,8 @@ def description(
 
 
 def lines(verdicts: Sequence[rules.Verdict]) -> str:
-    told = "every rule is kept" if kept(verdicts) else "a rule is broken"
-    return "\n".join([*map(str, verdicts), f"by the rules of MFR-ongoing: {told}"])
+    told = "all rules pass" if kept(verdicts) else "a rule fails"
+    return "\n".join([*map(str, verdicts), f"rules of MFR-ongoing: {told}"])
 
 
 def kept(verdicts: Sequence[rules.Verdict]) -> bool:

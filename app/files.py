@@ -37,7 +37,7 @@ def claim(file: IO[bytes], size_bytes: int, what: str) -> None:
             raise
         raise WrongUse(
             f"{what} needs {size_bytes / 2**20:,.0f} MiB in {folder} and {free / 2**20:,.0f} MiB are free; "
-            f"free some room or name another place"
+            f"free some space or give another folder"
         ) from error
 
 
@@ -127,7 +127,7 @@ def make_folder(path: Path, key: str, of: Path | None = None) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        wanted = f"{key}={path} cannot be made a folder"
+        wanted = f"{key}={path} cannot be created as a folder"
         if of is not None:
-            wanted = f"{key}={of} lies in {path}, which cannot be made a folder"
+            wanted = f"{key}={of} lies in {path}, which cannot be created as a folder"
         raise WrongUse(f"{wanted} ({error.strerror}); give another {key}") from error

@@ -57,9 +57,7 @@ def decide(argv: list[str]) -> tuple[Path, Path, list[str]]:
         raise WrongUse(f"there is no checkpoint {path}; give one such as runs/RUN/checkpoints/epoch_014.pt")
     folder = RunFolder(path.parent.parent)
     if not folder.config.is_file():
-        raise WrongUse(
-            f"{folder.config} is missing, which says what {path.name} is; give a checkpoint in a run's folder"
-        )
+        raise WrongUse(f"{folder.config} is missing, and {path.name} needs it; give a checkpoint in a run's folder")
     out = Path(own["out"]) if own.get("out") else folder.mining / path.stem
     return path, out.absolute(), overrides
 
@@ -84,7 +82,7 @@ def mine(path: Path, out: Path, config: Config, data: Dataset, here: World, stop
 
 def sentence(report: dict[str, Any], out: Path) -> str:
     purity = "" if report["purity"] is None else f", purity {report['purity']:.1%}"
-    warning = "" if report["accepted"] else f"; training would refuse them: {report['why']}"
+    warning = "" if report["accepted"] else f"; training would reject them: {report['why']}"
     return f"{out}: {report['count']} pseudo-IDs, coverage {report['coverage']:.1%}{purity}{warning}"
 
 

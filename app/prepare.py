@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
         alone = source.count <= FEW_ROWS or options.get("decoder") == "dali"
         workers = number(options, "workers", 1 if alone else cores(), least=1)
         if whole(source, out, held_out=options.get("held_out")):
-            print(f"{out} is there already")
+            print(f"{out} already exists")
             return 0
         for sentence in source.left_out:
             print(sentence, file=sys.stderr)
@@ -82,10 +82,10 @@ def main(argv: list[str]) -> int:
         print(error, file=sys.stderr)
         return EXIT_WRONG_USE
     except OSError as error:
-        print(f"{error}; the same command goes on from here", file=sys.stderr)
+        print(f"{error}; run the same command to continue", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; run the same command to continue", file=sys.stderr)
         return EXIT_INTERRUPTED
     print(f"{out}: {manifest['rows']} images, data set {manifest['dataset_id']}")
     return 0
@@ -100,7 +100,9 @@ def make(source: sources.Source, out: Path, options: dict[str, str], workers: in
     except writer.Unreadable as error:
         if options.get("unreadable") != "skip" or len(error.bad) == source.count:
             raise
-        print(f"{len(error.bad)} images left out, listed in the manifest; once more without them", file=sys.stderr)
+        print(
+            f"{len(error.bad)} images left out, listed in the manifest; preparing again without them", file=sys.stderr
+        )
         rest = source.without([image.row for image in error.bad])
         with Bar(total=rest.count) as bar:
             return prepare(rest, out, held_out=held_out, workers=workers, progress=bar.update, skipped=error.bad)
@@ -115,7 +117,7 @@ def told(bad: Sequence[writer.BadImage], out: Path) -> str:
         listing = out.with_name("unreadable.txt")
         with atomic(listing) as file:
             file.write("".join(f"{image.sentence}\n" for image in bad).encode())
-        lines.append(f"and {len(bad) - SHOWN} more, all of them in {listing}")
+        lines.append(f"and {len(bad) - SHOWN} more; {listing} lists all of them")
     return "\n".join([*lines, f"{len(bad)} images cannot be read; leave them out with unreadable=skip"])
 
 
@@ -127,7 +129,7 @@ def parse(argv: list[str]) -> dict[str, str]:
         key, equals, value = word.partition("=")
         if key not in known or not equals:
             near = difflib.get_close_matches(key, known, n=1) or ["source"]
-            raise WrongUse(f"{word!r} is no option of prepare; did you mean {near[0]}=…?")
+            raise WrongUse(f"{word!r} is not an option of prepare; did you mean {near[0]}=…?")
         if key in options:
             raise WrongUse(f"{key}= is given twice; give it once")
         options[key] = value
@@ -141,7 +143,7 @@ def parse(argv: list[str]) -> dict[str, str]:
     for key in options:
         if key not in (*EVERYWHERE, *OPTIONS[source]):
             takes = ", ".join(f"{key}=" for key in (*OPTIONS[source], *EVERYWHERE[1:]))
-            raise WrongUse(f"{key}= is no option of source={source}; it takes {takes}")
+            raise WrongUse(f"{key}= is not an option of source={source}; it takes {takes}")
     if "path" in OPTIONS[source] and not options.get("path"):
         raise WrongUse(f"source={source} needs path=…, such as path=data/photos")
     return options
@@ -196,15 +198,15 @@ def whole(source: sources.Source, out: Path, *, held_out: str | None = None) -> 
     if not manifest.is_file():
         if writer.begun(out):
             return False
-        raise WrongUse(f"{out} is there already and no prepare made it; give another out=…, or move it away")
+        raise WrongUse(f"{out} already exists and is not from prepare; give another out=…, or move it away")
     there = read_manifest(out, len(open_images(out)))
     source = source.without(there["skipped_rows"]) if there.get("skipped_rows") else source
     block_rows, held_out_rows = layout(source, held_out)
     asked = {"rows": source.count, "block_rows": block_rows, "held_out_rows": held_out_rows, "made_of": source.made_of}
     for key, value in asked.items():
         if there.get(key, value) != value:
-            what = "other or older images" if key == "made_of" else f"{key}={there[key]} where {value} are asked for"
-            raise WrongUse(f"{out} is there already, with {what}; give another out=…, or move it away")
+            what = "other or older images" if key == "made_of" else f"{key}={there[key]} instead of {value}"
+            raise WrongUse(f"{out} already exists, with {what}; give another out=…, or move it away")
     return True
 
 

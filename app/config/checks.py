@@ -17,7 +17,7 @@ def faults(config: Config) -> Iterator[str]:
     mining, positives, head = config.mining, recipe.positives, recipe.head
     fraction = data.data_fraction
     if not (math.isfinite(fraction) and 0 < fraction <= 1):
-        yield f"data.data_fraction={fraction:g} is no share of the data; give a number above 0 and up to 1, such as 0.1"
+        yield f"data.data_fraction={fraction:g} is not a fraction; give a number above 0 and up to 1, such as 0.1"
     for key, name, choices in (
         ("recipe.name", recipe.name, ["self_supervised", "supervised"]),
         ("backbone.name", backbone.name, ["iresnet", "mobilefacenet", "vit"]),
@@ -114,13 +114,13 @@ def faults(config: Config) -> Iterator[str]:
             f"{len(positives.probability)}; give one probability for each start epoch"
         )
     if mining.features == "bank" and mining.start_epoch == 0:
-        yield "mining.features=bank has met no image before epoch 0; give mining.start_epoch=1 or mining.features=fresh"
+        yield "mining.features=bank is empty before epoch 0; give mining.start_epoch=1 or mining.features=fresh"
     vit_alone = {"drop_path": 0, "mask_ratio": 0, "parity_mask_ratio": False}
     for name, unset in vit_alone.items():
         if backbone.name != "vit" and getattr(backbone, name) != unset:
-            yield f"backbone.{name} is of ViT alone; leave it out, or give backbone=vit_t"
+            yield f"backbone.{name} applies only to backbone vit; leave it out, or give backbone=vit_t"
     if backbone.name == "vit" and (len(backbone.layers) != 1 or backbone.width % 8):
-        yield "backbone vit takes one number of layers and a width that 8 heads can share; give backbone=vit_t"
+        yield "backbone vit needs one number of layers and a width divisible by 8; give backbone=vit_t"
     if backbone.name == "vit" and backbone.patch_size > backbone.image_size:
         yield (
             f"backbone.patch_size={backbone.patch_size} is larger than backbone.image_size={backbone.image_size}; "
@@ -179,7 +179,7 @@ def _faults_of_schedule(config: Config) -> Iterator[str]:
         if not (math.isfinite(value) and value >= 0):
             yield f"{key}={value:g} must be a finite number from 0 on, such as {defaults()[key] or 0}"
     if o.name == "sgd" and o.nesterov and o.momentum == 0:
-        yield "train.optimizer.momentum=0 has nothing for Nesterov's step; add train.optimizer.nesterov=false"
+        yield "train.optimizer.momentum=0 does not work with Nesterov momentum; add train.optimizer.nesterov=false"
 
 
 def _faults_of_head(config: Config) -> Iterator[str]:
@@ -189,7 +189,7 @@ def _faults_of_head(config: Config) -> Iterator[str]:
     if not 0 < head.sample_rate <= 1:
         yield f"recipe.head.sample_rate={head.sample_rate:g} must be above 0 and at most 1, such as 0.3"
     if head.filter_above is not None and not -1 <= head.filter_above <= 1:
-        yield f"recipe.head.filter_above={head.filter_above:g} is no cosine; give one such as 0.4, or null"
+        yield f"recipe.head.filter_above={head.filter_above:g} is not a cosine; give one such as 0.4, or null"
     m1, m2, m3 = head.margins if len(head.margins) == 3 else (0.0, 0.0, 0.0)
     if not (all(math.isfinite(m) for m in head.margins) and m1 > 0 and 0 <= m2 < math.pi / 2 and 0 <= m3 < 1):
         yield (
@@ -200,11 +200,11 @@ def _faults_of_head(config: Config) -> Iterator[str]:
     if head.margin is not None and not 0 <= head.margin <= most:
         yield f"recipe.head.margin={head.margin:g} must be from 0 to {most:g} (radians, not degrees), such as 0.4"
     if head.name != "combined" and head.margins != unset.margins:
-        yield f"recipe.head.margins is of head combined, not of {head.name}; give recipe.head.name=combined"
+        yield f"recipe.head.margins applies to head combined, not to {head.name}; give recipe.head.name=combined"
     if head.name == "combined" and head.margin is not None:
-        yield "recipe.head.margin is of the other heads; give recipe.head.margins to head combined"
+        yield "recipe.head.margin does not apply to head combined; give recipe.head.margins"
     if recipe.name != "supervised" and (head != unset or recipe.ema):
-        yield "recipe.head and recipe.ema are of recipe supervised; give recipe=supervised, or leave them out"
+        yield "recipe.head and recipe.ema apply only to recipe supervised; give recipe=supervised, or leave them out"
     if head.warm_start and config.train.warm_start is None:
         yield "recipe.head.warm_start=true needs train.warm_start=PATH, a checkpoint of recipe supervised"
 

@@ -92,9 +92,9 @@ def _saved(path: Path) -> Any:
             text = file.read(SAVED_BYTES + 1)
         values = _plain(text) if len(text) <= SAVED_BYTES else None
     except Exception as error:  # the YAML reader's errors have no common base class
-        raise WrongUse(f"{path} is no configuration of a run; copy it again from where the run was") from error
+        raise WrongUse(f"{path} is not the configuration of a run; copy it again from the original run") from error
     if not isinstance(values, dict):
-        raise WrongUse(f"{path} is no configuration of a run; copy it again from where the run was")
+        raise WrongUse(f"{path} is not the configuration of a run; copy it again from the original run")
     if (found := _interpolation(values)) is not None:
         raise WrongUse(f"{path} holds the interpolation {found[:80]!r}; put the value itself there")
     return OmegaConf.create(values)
@@ -136,7 +136,7 @@ def as_yaml(config: Config, package: str | None = None) -> str:
     whole = OmegaConf.structured(config)
     part = OmegaConf.select(whole, package) if package else whole
     if part is None:
-        raise WrongUse(f"--package {package} is no part of the configuration; give one such as train.optimizer")
+        raise WrongUse(f"--package {package} is not part of the configuration; give one such as train.optimizer")
     return OmegaConf.to_yaml(part) if OmegaConf.is_config(part) else f"{part}\n"
 
 

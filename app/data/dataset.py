@@ -119,7 +119,7 @@ def with_classes(data: Dataset, config: DataConfig) -> Dataset:
     labels = data.labels if source is None else open_labels(Path(source), len(data.images))
     if labels is None:
         raise WrongUse(
-            f"there is no labels.npy beside {config.binary_cache_path}, and recipe supervised learns labels; "
+            f"there is no labels.npy beside {config.binary_cache_path}, and recipe supervised needs labels; "
             "give data.train_labels_path=FILE.npy"
         )
     labels = np.asarray(labels)
@@ -174,7 +174,7 @@ def open_npy(path: Path, instead: str) -> NDArray[Any]:
     except Exception as error:  # a damaged header fails as Python syntax, with errors of no common base class
         # numpy's message is about mmap lengths; the cause is a truncated file or another file type.
         size = f"({path.stat().st_size:,} bytes)"
-        foreign = what_it_is(path, array_wanted=True) or f"is no whole .npy file {size}; copy or make it again"
+        foreign = what_it_is(path, array_wanted=True) or f"is not a complete .npy file {size}; copy or make it again"
         raise WrongUse(f"{path} {foreign}") from error
     if not isinstance(content, np.ndarray):  # numpy opens by content, not by name
         content.close()
@@ -194,11 +194,11 @@ def read_manifest(path: Path, count: int) -> dict[str, Any]:
         fits = all(type(each) is int for each in (rows, block_rows, held_out))
         fits = fits and 0 <= held_out <= rows and block_rows >= 1 and 0 < float(selection["fraction"]) <= 1
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise WrongUse(f"{file} is no manifest of images; run `invoke prepare` again, or remove it") from error
+        raise WrongUse(f"{file} is not an image manifest; run `invoke prepare` again, or remove it") from error
     if not fits:
-        raise WrongUse(f"{file} has numbers that no images have; run `invoke prepare` again, or remove it")
+        raise WrongUse(f"{file} has numbers that are out of range; run `invoke prepare` again, or remove it")
     if rows != count:
-        raise WrongUse(f"{file} speaks of {manifest['rows']} rows, {path.name} has {count}; run `invoke prepare` again")
+        raise WrongUse(f"{file} lists {manifest['rows']} rows, {path.name} has {count}; run `invoke prepare` again")
     return manifest
 
 
@@ -241,4 +241,4 @@ def _of_folder(path: Path) -> str:
     if (path / "images.npy").is_file():
         return f"give the file in it: {path / 'images.npy'}"
     source = "rec" if (path / "train.rec").is_file() else "folder"
-    return f"make images of it once: python -m app.prepare source={source} path={path} out=images.npy"
+    return f"convert it once: python -m app.prepare source={source} path={path} out=images.npy"

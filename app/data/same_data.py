@@ -29,12 +29,14 @@ def refuse_others(data: Sequence[Dataset], here: World) -> None:
     wanted = from_main(own, here)
     with together(here):
         if len(own) != len(wanted):
-            raise WrongUse(f"{len(own)} runs were asked for here and {len(wanted)} there; give all the same command")
+            raise WrongUse(
+                f"{len(own)} runs were requested here and {len(wanted)} there; give every machine the same command"
+            )
         for mine, first in zip(own, wanted, strict=True):
             for what in mine:
                 if mine[what] != first[what]:
                     raise WrongUse(
-                        f"its data is not that of {here.machines[0]}: {what} {mine[what]} here and {first[what]} "
+                        f"its data differs from {here.machines[0]}: {what} {mine[what]} here and {first[what]} "
                         f"there; {INSTEAD}"
                     )
 

@@ -45,7 +45,7 @@ def open_ijb(folder: Path) -> ImageSet:
             return aligned(file, points[row])
         except UNREADABLE as error:
             where = f"line {row + 1} of {membership}"
-            raise WrongUse(f"{where} names {names[row]}, and {file} is no readable image; get it again") from error
+            raise WrongUse(f"{where} names {names[row]}, and {file} is not a readable image; get it again") from error
 
     digest = hashlib.sha256("".join(map(sha256, lists)).encode()).hexdigest()
     protocol = Templates(template, media, score, left, right, same)

@@ -37,13 +37,15 @@ def read_bin(path: Path) -> tuple[list[bytes], NDArray[np.bool_]]:
     """Read the 2P encoded images and P answers of a .bin file. Raises WrongUse; runs no code from the file."""
     content = _unpickle(path)
     if not (isinstance(content, tuple | list) and len(content) == 2):
-        raise WrongUse(f"{path} is a pickle of something else; give a verification set such as lfw.bin")
+        raise WrongUse(f"{path} is a pickle but not a verification set; give a verification set such as lfw.bin")
     images, same = ([_plain(item) for item in _items(part, path)] for part in content)
     if len(images) != 2 * len(same):
-        raise WrongUse(f"{path} has {len(images)} images for {len(same)} pairs; a whole file has two a pair")
+        raise WrongUse(f"{path} has {len(images)} images for {len(same)} pairs; a complete file has two per pair")
     for number, image in enumerate(images):
         if not isinstance(image, bytes):
-            raise WrongUse(f"{path}: image {number} is no encoded image; a verification set holds JPEG or PNG files")
+            raise WrongUse(
+                f"{path}: image {number} is not an encoded image; a verification set holds JPEG or PNG files"
+            )
     # Booleans, 1 and 0, or 1 and -1, as integers or floats.
     if not all(isinstance(answer, bool | int | float) and answer in (0, 1, -1) for answer in same) or {0, -1} <= {
         *same
@@ -59,11 +61,11 @@ def _unpickle(path: Path) -> Any:
         return _Restricted(io.BytesIO(data), encoding="bytes").load()
     except _Refused as refused:
         raise WrongUse(
-            f"{path} asks for {refused}, which no verification set needs: it may be hostile, and none of it was run; "
-            f"get it from another place"
+            f"{path} asks for {refused}, which no verification set needs: it may be malicious and was not run; "
+            "get it from another source"
         ) from refused
     except MALFORMED as error:
-        raise WrongUse(f"{path} is no whole pickle ({len(data):,} bytes); copy it again") from error
+        raise WrongUse(f"{path} is not a complete pickle ({len(data):,} bytes); copy it again") from error
 
 
 def _check_numbers(data: bytes) -> None:
@@ -181,7 +183,7 @@ def _items(part: Any, path: Path) -> list[Any]:
     if isinstance(part, _Array):
         return list(part.value)
     if not isinstance(part, list | tuple):
-        raise WrongUse(f"{path} is a pickle of something else; give a verification set such as lfw.bin")
+        raise WrongUse(f"{path} is a pickle but not a verification set; give a verification set such as lfw.bin")
     return list(part)
 
 

@@ -47,7 +47,9 @@ def open_set(path: Path) -> ImageSet:
         return open_ijb(path)
     if (path / "images.npy").is_file() or path.name == "images.npy":
         return open_arrays(path if path.is_dir() else path.parent)
-    raise WrongUse(f"{path} is no set; give a .bin, a .csv, a folder with images.npy, or one of IJB-B or IJB-C")
+    raise WrongUse(
+        f"{path} is not a verification set; give a .bin, a .csv, a folder with images.npy, or one of IJB-B or IJB-C"
+    )
 
 
 def open_bin(path: Path) -> ImageSet:
@@ -89,7 +91,7 @@ def open_csv(path: Path) -> ImageSet:
                     number.setdefault(image, len(number))
                 pairs.append((number[path.parent / left], number[path.parent / right], same))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise WrongUse(f"{path} is no CSV text in UTF-8; save it as lines of img1,img2,label") from error
+        raise WrongUse(f"{path} is not CSV text in UTF-8; save it as lines of img1,img2,label") from error
     if not pairs:
         raise WrongUse(f"{path} has no pairs; give lines of img1,img2,label such as a/1.jpg,a/2.jpg,1")
     files = list(number)
@@ -120,7 +122,7 @@ def open_arrays(folder: Path) -> ImageSet:
     elif labels.is_file():
         asked, protocol = labels, _people(open_labels(labels, len(images)), folder)
     else:
-        raise WrongUse(f"{folder} says nothing of who is on its images; put pairs.npy or labels.npy beside images.npy")
+        raise WrongUse(f"{folder} has no pairs or labels for its images; put pairs.npy or labels.npy beside images.npy")
     digest = hashlib.sha256((sha256(folder / "images.npy") + sha256(asked)).encode()).hexdigest()
     return ImageSet(folder.name, str(folder), digest, len(images), lambda row: images[row], protocol)
 
@@ -145,7 +147,7 @@ def _people(labels: NDArray[np.int32], where: Path) -> People:
         raise WrongUse(f"{where} holds images without a label; leave them out, or give pairs.npy")
     if len(labels) > MOST_PEOPLE_IMAGES:
         raise WrongUse(
-            f"{where} has {len(labels):,} images, too many for all their pairs; "
+            f"{where} has {len(labels):,} images, too many to measure all pairs; "
             f"give a pairs.npy, or at most {MOST_PEOPLE_IMAGES:,} images"
         )
     if not enough(labels):

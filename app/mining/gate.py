@@ -61,11 +61,11 @@ def judge(
     coverage, largest, turned = float(labelled.mean()), int(sizes.max(initial=0)), churn(previous, found)
     why = ""
     if coverage < config.min_coverage:
-        why = f"only {coverage:.1%} of the images are in a cluster, {config.min_coverage:.1%} are needed"
+        why = f"only {coverage:.1%} of the images are in a cluster; the minimum is {config.min_coverage:.1%}"
     elif largest > config.max_largest_share * len(found):
-        why = f"one cluster holds {largest} of {len(found)} images, over {config.max_largest_share:.0%}"
+        why = f"one cluster holds {largest} of {len(found)} images; the maximum is {config.max_largest_share:.0%}"
     elif turned is not None and turned > config.max_churn:
-        why = f"{turned:.1%} of the images that had a pseudo-ID would lose it, over {config.max_churn:.1%}"
+        why = f"{turned:.1%} of the images that had a pseudo-ID would lose it; the maximum is {config.max_churn:.1%}"
     return Report(
         count=len(sizes),
         coverage=coverage,

@@ -96,7 +96,7 @@ class Chunks:
         try:
             write_chunk(file, z.cpu().numpy())
         except OSError as error:  # a full disk only loses the work of an interrupted pass
-            print(f"embeddings are not kept in {file.parent} ({error.strerror})", file=sys.stderr)
+            print(f"cannot save embeddings in {file.parent} ({error.strerror})", file=sys.stderr)
             self.begins = None
 
     def _file(self, start: int) -> Path:

@@ -112,7 +112,10 @@ def prefers_faiss(device: torch.device) -> bool:
 def tell_of_fallback(name: str, device: torch.device, here: World) -> None:
     """Print on rank 0 that `auto` uses the slower backend, and why."""
     if here.is_main and name == "auto" and prefers_faiss(device) and not installed_faiss():
-        print("faiss is not installed; torch searches the neighbours, more slowly on this CPU", file=sys.stderr)
+        print(
+            "faiss is not installed; torch searches the neighbours instead, which is slower on this CPU",
+            file=sys.stderr,
+        )
 
 
 def neighbours(
@@ -345,7 +348,7 @@ def self_test(device: torch.device | str) -> str:
     if where.type != "cuda" or faiss is None or not faiss.get_num_gpus():
         return f"{first} on {where}"
     said = _searched_right("faiss", where)
-    return f"{first} on {where}, " + ("faiss-gpu" if said is None else f"but not mining.backend=faiss: it {said}")
+    return f"{first} on {where}, " + ("faiss-gpu" if said is None else f"but mining.backend=faiss {said}")
 
 
 def _searched_right(backend: str, device: torch.device) -> str | None:

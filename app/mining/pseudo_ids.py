@@ -44,8 +44,8 @@ def find_pseudo_ids(
     poll()
     if found_share < config.min_recall:
         raise SearchInexact(
-            f"the search found {found_share:.2%} of the true neighbours of a sample and mining.min_recall asks for "
-            f"{config.min_recall:.2%}; mining.backend=faiss is exact"
+            f"the search found {found_share:.2%} of the true neighbours in a sample; mining.min_recall is "
+            f"{config.min_recall:.2%}: give mining.backend=faiss, which is exact"
         )
     if config.method == "parity":
         floor = config.similarity

@@ -155,7 +155,7 @@ class PartialFC(nn.Module):
     def _refuse_misfit(self, tables: dict[str, Tensor]) -> None:
         if tables.keys() != self.centres.tables.keys():
             name = "adamw" if "exp_avg" in tables else "sgd"
-            raise WrongUse(f"the class centres were trained by another optimizer; give train.optimizer.name={name}")
+            raise WrongUse(f"the class centres were trained with another optimizer; give train.optimizer.name={name}")
         for name, table in self.centres.tables.items():
             wanted, given = (self.classes, *table.shape[1:]), tuple(tables[name].shape)
             if given != wanted:

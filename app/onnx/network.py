@@ -44,7 +44,9 @@ class OnnxNetwork(nn.Module):
         out = self(torch.zeros(2, 3, SIDE, SIDE))
         if out.ndim != 2 or len(out) != 2:
             shape = list(out.shape)
-            raise WrongUse(f"{path} gives {shape} for two images [2, 3, {SIDE}, {SIDE}]; embeddings [2, D] are wanted")
+            raise WrongUse(
+                f"{path} gives {shape} for two images [2, 3, {SIDE}, {SIDE}]; embeddings [2, D] are required"
+            )
         return int(out.shape[1])
 
 

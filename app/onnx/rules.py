@@ -73,7 +73,7 @@ def read(path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
         raise WrongUse(
-            f"{path} is no valid ONNX file ({first_line(error)}); give one that `python -m app.export` has written"
+            f"{path} is not a valid ONNX file ({first_line(error)}); give one that `python -m app.export` has written"
         ) from error
     return onnx.load(path, load_external_data=False)
 
@@ -84,23 +84,23 @@ def input_(model: onnx.ModelProto) -> Verdict:
     inputs = [value for value in model.graph.input if value.name not in names]
     told = ", ".join(described(value) for value in inputs)
     if len(inputs) != 1:
-        return Verdict("input", False, f"{len(inputs)} ({told}); one is wanted")
+        return Verdict("input", False, f"{len(inputs)} ({told}); one is required")
     kind = inputs[0].type.tensor_type
     first, *others = kind.shape.dim or [onnx.TensorShapeProto.Dimension()]
     symbolic = not first.HasField("dim_value")
     fits = [d.dim_value for d in others] == [3, SIDE, SIDE] and kind.elem_type == TensorProto.FLOAT
-    return Verdict("input", symbolic and fits, f"{told}; fp32 [N, 3, {SIDE}, {SIDE}] with any N is wanted")
+    return Verdict("input", symbolic and fits, f"{told}; fp32 [N, 3, {SIDE}, {SIDE}] with any N is required")
 
 
 def output(model: onnx.ModelProto) -> Verdict:
     outputs = list(model.graph.output)
     told = ", ".join(described(value) for value in outputs)
     if len(outputs) != 1:
-        return Verdict("output", False, f"{len(outputs)} ({told}); one is wanted")
+        return Verdict("output", False, f"{len(outputs)} ({told}); one is required")
     shape = [d.dim_value for d in outputs[0].type.tensor_type.shape.dim]
     fits = len(shape) == 2 and 0 < shape[1] <= MOST_DIM_UNCONSTRAINED
     track = ", for the unconstrained track only" if fits and shape[1] > MOST_DIM else ""
-    limits = f"[N, D] with D at most {MOST_DIM} ({MOST_DIM_UNCONSTRAINED} unconstrained) is wanted"
+    limits = f"[N, D] with D at most {MOST_DIM} ({MOST_DIM_UNCONSTRAINED} unconstrained) is required"
     return Verdict("output", fits, f"{told}{track}; {limits}")
 
 

@@ -113,10 +113,10 @@ def read(file: Readable, size: int, kind: str, rows: int, shape: tuple[int, ...]
         return data
 
     if take(len(MAGIC)) != MAGIC:
-        raise Damaged("it does not begin as one")
+        raise Damaged("it does not start with the expected bytes")
     length = _uint32(take(4))
     if length > HEAD_BYTES or _head(take(length)) != {"kind": kind, "rows": rows, "shape": list(shape)}:
-        raise Damaged("its head speaks of something else")
+        raise Damaged("its header differs from the expected one")
     decode = codec(kind).decode
     for row in range(rows):
         try:
@@ -127,7 +127,7 @@ def read(file: Readable, size: int, kind: str, rows: int, shape: tuple[int, ...]
             raise Damaged(f"its image {row} has the shape {list(image.shape)}")
         yield image
     if left:
-        raise Damaged("something follows it")
+        raise Damaged("it has trailing data")
 
 
 def _uint32(data: bytes) -> int:

@@ -56,11 +56,11 @@ def _unpack(order: dict[str, Any], piece: dict[str, Any], progress: Progress) ->
         except Damaged as error:
             raise Damaged(f"packed {piece['name']} is damaged: {error}") from error
     if packed.hexdigest() != piece["sha256"]:
-        raise Damaged(f"packed {piece['name']} is damaged: it is not what was sent")
+        raise Damaged(f"packed {piece['name']} is damaged: it differs from the data that was sent")
     if unpacked.hexdigest() != piece["unpacked_sha256"]:
         raise Damaged(
-            f"packed {piece['name']} unpacks to other pixels here than where it was packed: the same versions of "
-            "simplejpeg and Pillow must be on both sides, as constraints.txt has them"
+            f"packed {piece['name']} unpacks to other pixels here than where it was packed: install the "
+            "simplejpeg and Pillow versions of constraints.txt on both sides"
         )
 
 

@@ -126,7 +126,8 @@ class Supervised:
         with together(self.here):
             if labels is not None and len(labels) == len(self.labels) and not torch.equal(labels, self.labels):
                 raise WrongUse(
-                    "the checkpoint learnt other labels, as many as these; give the labels it was trained with, or its "
+                    "the checkpoint was trained with other labels, as many as these; "
+                    "give the labels it was trained with, or its "
                     "path as train.warm_start, not train.resume"
                 )
         self.head.take_tables({name: table for name, table in tables.items() if name != "labels"})

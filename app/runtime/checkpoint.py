@@ -179,7 +179,7 @@ def refuse_not_finite(path: Path, content: Mapping[str, Any], modules: nn.Module
     older = next(
         (file for file in older_than(path) if not_finite(read_tensors(file, in_place=True), modules) is None), None
     )
-    instead = f"give train.resume={older}" if older else "begin without it, or with train.warm_start of another file"
+    instead = f"give train.resume={older}" if older else "start without it, or with train.warm_start of another file"
     raise WrongUse(f"{path} holds values that are not finite in {fault}; {instead}")
 
 
@@ -233,7 +233,7 @@ def refuse_fourier(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str,
     """Raise WrongUse if only one side has a Fourier layer. Files of published weights do not record its mask."""
     if GAIN in saved and GAIN not in wanted:
         raise WrongUse(
-            f"{path} has a Fourier layer and does not say with which mask; add the one it was trained with, "
+            f"{path} has a Fourier layer but does not record its mask; add the mask it was trained with, "
             "backbone.fourier=vit or backbone.fourier=iresnet"
         )
     if GAIN in wanted and GAIN not in saved:
@@ -287,7 +287,7 @@ def read(path: Path, *, in_place: bool = False) -> dict[str, Any]:
         or "tables" not in content
     ):
         raise WrongUse(
-            f"{path} is of another version of this program; give train.warm_start={path} to use its backbone"
+            f"{path} is from another version of this program; give train.warm_start={path} to use its backbone"
         )
     return content
 
@@ -305,7 +305,7 @@ def read_tensors(path: Path, *, in_place: bool = False) -> Any:
 
 
 def broken(path: Path) -> str:
-    foreign = what_it_is(path) or "is corrupt or no checkpoint of ours; use an older one, or begin without one"
+    foreign = what_it_is(path) or "is corrupt or not a Sniperface checkpoint; use an older one, or start without one"
     return f"{path} {foreign}"
 
 

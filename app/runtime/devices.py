@@ -66,7 +66,7 @@ def planned_gpus(environ: Mapping[str, str]) -> int | None:
     if not text:
         return None
     if not text.isdecimal():
-        raise WrongUse(f"{PLANNED}={text} is no number of GPUs; give one such as 2, 0 for the CPU, or leave it out")
+        raise WrongUse(f"{PLANNED}={text} is not a number of GPUs; give one such as 2, 0 for the CPU, or leave it out")
     return int(text)
 
 

@@ -22,17 +22,17 @@ def what_it_is(path: Path, *, array_wanted: bool = False) -> str | None:
         return None
     start = head.lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
-        return "is a pointer of Git LFS, not the file itself; get that with git lfs pull"
+        return "is a Git LFS pointer, not the file itself; get the file with git lfs pull"
     if start.startswith((b"<!doctype html", b"<html")):
         return "is a web page that was saved instead of the file; download the file again"
     if head.startswith(RECORDIO):
-        return "is a RecordIO file; make images of it once: python -m app.prepare source=rec path=FOLDER out=images.npy"
+        return "is a RecordIO file; convert it once: python -m app.prepare source=rec path=FOLDER out=images.npy"
     if head.startswith(b"\x93NUMPY") and not array_wanted:
         return "is an array of NumPy, not weights; give a .pt file"
     if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < 100 << 20:
         return "is a safetensors file; save its tensors with torch.save(safetensors.torch.load_file(…), 'weights.pt')"
     if path.suffix == ".onnx":
-        return "is an ONNX file, which holds a graph; give the .pt that it was made of"
+        return "is an ONNX file, which holds a graph; give the .pt file it was made from"
     return _archive(path)
 
 

@@ -173,7 +173,7 @@ def judge(file: str, saved: Facts, here: Facts, *, epoch: int, seen: int, own: b
         finished = own and not mid_epoch and saved.get("epochs", epoch) == here["epochs"] == epoch
         if not finished:
             raise WrongUse(f"{file}: {epoch} epochs are done already; give train.epochs={epoch + 1} or more")
-        notes.append(f"all {epoch} epochs are done already; train.epochs={epoch + 1} or more trains on")
+        notes.append(f"all {epoch} epochs are done already; train.epochs={epoch + 1} or more continues the run")
     unknown = [rule.key for rule in RULES if rule.name in here and rule.name not in saved]
     if unknown:
         notes.append(f"{file} does not record {', '.join(unknown)}: taken as unchanged")
@@ -218,7 +218,7 @@ def _misfit(file: str, name: str, old: Any, new: Any) -> str:
     """The message for a difference that always refuses."""
     afresh = "or give its path as train.warm_start, not train.resume, to use its backbone alone"
     if name == "classes":
-        return f"{file} learnt other labels; give the labels it was trained with, {afresh}"
+        return f"{file} was trained with other labels; give those labels, {afresh}"
     if name == "backbone":
         key = _changed(old, new)[0]
         given, now = f"backbone.{key}={_word(old[key])}", _word(new[key])
@@ -262,7 +262,7 @@ def _note(rule: Rule, saved: Facts, here: Facts) -> str:
     if rule.name == "regularisation":
         return ", ".join(f"backbone.{key} {_word(new[key])}, was {_word(old[key])}" for key in _changed(old, new))
     if rule.name == "data":
-        anew = "; pseudo-IDs and queue begin anew" if here.get("images") is not None else ""
+        anew = "; pseudo-IDs and queue restart" if here.get("images") is not None else ""
         was, now = _named(rule, saved, here)
         return f"continues with other data ({now}, was {was}){anew}"
     if rule.name == "labels":

@@ -24,7 +24,7 @@ def refuse_unfit_files(config: Config, here: World) -> None:
         if path in (None, "none", "auto"):
             continue
         if not Path(path).is_file():
-            raise WrongUse(f"{key}={path} is no file; give one such as runs/RUN/checkpoints/epoch_014.pt")
+            raise WrongUse(f"{key}={path} is not a file; give one such as runs/RUN/checkpoints/epoch_014.pt")
         checkpoint.read_tensors(Path(path), in_place=True)
     if warm_start is not None:
         try:
@@ -37,7 +37,7 @@ def refuse_unfit_files(config: Config, here: World) -> None:
     if resume in (None, "none") and checkpoint.newest(folder):
         raise WrongUse(
             f"run.dir={folder.path} holds checkpoints of an earlier run; "
-            "give train.resume=auto to go on with it, or another run.dir"
+            "give train.resume=auto to continue it, or another run.dir"
         )
 
 

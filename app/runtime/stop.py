@@ -31,7 +31,7 @@ class Interrupted(Failed):
     """Work was stopped midway, on every rank. Its result is lost, except what the work itself keeps on disk."""
 
     def __init__(self) -> None:
-        super().__init__("stopped; the same command goes on from here")
+        super().__init__("stopped; run the same command to continue")
 
 
 class Stop:

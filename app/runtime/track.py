@@ -112,7 +112,7 @@ class Console:
 
     def _mining(self, r: dict[str, Any]) -> str:
         purity = "" if r["purity"] is None else f", purity {r['purity']:.1%}"
-        verdict = "taken" if r["accepted"] else f"refused, the old ones stay: {r['why']}"
+        verdict = "taken" if r["accepted"] else f"rejected, the old ones remain in use: {r['why']}"
         return f"{r['count']} pseudo-IDs, coverage {r['coverage']:.1%}{purity}, {r['seconds']:.1f} s: {verdict}"
 
     def _eval(self, r: dict[str, Any]) -> str:
@@ -135,7 +135,7 @@ class Bystander:
         self.console = Console(epochs)
         first, last, main = here.own_ranks()[0], here.own_ranks()[-1], here.machines[0]
         ranks = f"rank {first}" if first == last else f"ranks {first} to {last}"
-        line = f"{here.machines[here.rank]} has {ranks} of {here.size}; rank 0 on {main} speaks for all and has the run"
+        line = f"{here.machines[here.rank]} has {ranks} of {here.size}; rank 0 on {main} has the log and the run folder"
         print(f"[{time.strftime('%H:%M:%S')}] {line}", flush=True)
 
     def event(self, record: dict[str, Any]) -> None:
@@ -187,7 +187,7 @@ class Wandb:
 
     def _give_up(self, error: Exception) -> None:
         # No error of a tracker (network, quota, version) may cost hours of training.
-        print(f"W&B stopped logging ({type(error).__name__}: {error}); metrics.jsonl goes on", flush=True)
+        print(f"W&B stopped logging ({type(error).__name__}: {error}); metrics.jsonl continues", flush=True)
         self.run = None
 
 

@@ -152,7 +152,7 @@ def _bill(at: Reach, machine: Machine, records: Iterable[Record], now: float) ->
     notes = [
         "stopped, and its disk is kept" if machine.is_stopped else None,
         past_ceiling(bill, ceilings(at.settings.project, bill.target, on_it)),
-        None if living else "no run is on it" if record else "this laptop has no record of it",
+        None if living else "it has no run" if record else "this laptop has no record of it",
     ]
     return replace(bill, note="; ".join(filter(None, notes)) or None)
 

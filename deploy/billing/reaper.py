@@ -64,10 +64,10 @@ def reap(at: Reach, given_up: str | None = None, *, screen: Screen) -> None:
         try:
             note = _Overdue(at, machine, bill, screen).look_after(surely=given_up is not None)
         except Exception as error:  # of any kind: the machine is not trusted
-            note = f"{bill.note or 'it is to be looked after'}, and {error}"
+            note = f"{bill.note or 'it has to be checked'}, and {error}"
         if note:
             words = f"{machine.name} costs {an_hour(bill.usd_per_hour)}: {note}"
-            screen.complain(f"{words}; see {command('ps')}, end it with {command('down --orphans')}")
+            screen.complain(f"{words}; see {command('ps')}, release it with {command('down --orphans')}")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class _Overdue:
             raise NoAnswer("it has no address")
         there = own.machine(self.machine.name)
         if there is None:
-            raise NoAnswer("it does not run")
+            raise NoAnswer("it is not running")
         return there
 
     def _decide(self, own: Reach, late: str | None) -> str | None:
@@ -135,11 +135,11 @@ class _Overdue:
         note, gave_up = late or self.bill.note or "its guard has died", stands["state"] == "stuck"
         if not stands["guarded"] and (stands["at_work"] or not (late or gave_up)):
             guard.revive(own.settings, there, shell, root.path)
-            return f"{note}; its guard was gone, and is started again"
+            return f"{note}; its guard had died and was started again"
         if stands["at_work"]:
-            return late and f"{late}; run {stands['at_work'][0]} is on it, and its guard is to end that"
+            return late and f"{late}; run {stands['at_work'][0]} is running on it, and its guard has to end the run"
         if stands["guarded"] and not gave_up:
-            return f"{note}; its guard says: {stands['decision']}" if late else self.bill.note
+            return f"{note}; its guard reports: {stands['decision']}" if late else self.bill.note
         bring_all_home(own, self.machine, self.screen, anyway=False)
         brought = ", ".join(stands["only_copies"].values())
         stands = _ask(shell, there, root) or stands  # ask again: the download may have taken a while
@@ -147,16 +147,16 @@ class _Overdue:
             return self.bill.note
         if stands["only_copies"]:
             run, file = next(iter(stands["only_copies"].items()))
-            return f"{note}; it has the only copy of {file} of run {run}, which did not come home from here"
+            return f"{note}; it has the only copy of {file} of run {run}, which this laptop could not download"
         what = "its guard could not release it" if gave_up else f"{late}, and its guard is dead"
-        self._release(own, f"{what}; {f'{brought} came home first' if brought else 'nothing was left on it'}")
+        self._release(own, f"{what}; {f'{brought} downloaded first' if brought else 'nothing was left on it'}")
         return None
 
     def _end(self, own: Reach, why: str) -> None:
         """Release the machine whatever it reports. Before that, download what a short time allows."""
         self._there(own)
         bring_all_home(own, self.machine, self.screen, anyway=True)
-        self._release(own, f"{why}; what had not come home by then is lost, see {command('runs')}")
+        self._release(own, f"{why}; what was not downloaded before is lost, see {command('runs')}")
 
     def _without_an_answer(self, own: Reach, late: str | None, words: str) -> str | None:
         """Decide about a machine that does not answer: the machine may be down, or only the connection."""
@@ -168,10 +168,10 @@ class _Overdue:
         soft_h = min(hard_h, self.allowed.max_hours or float("inf"))
         at_home = self.bill.orphan and all(is_home(own, record) for record in known)
         if at_home and paid_h > soft_h + SLACK_MIN / 60:
-            self._release(own, f"{note}; the end of its runs is at home")
+            self._release(own, f"{note}; the results of its runs are on this laptop")
             return None
         if paid_h > hard_h + SLACK_MIN / 60:
-            self._release(own, f"{note}; max_usd is hard: WHAT ONLY IT HAD IS LOST, see {command('runs')}")
+            self._release(own, f"{note}; max_usd is hard: DATA THAT ONLY IT HAD IS LOST, see {command('runs')}")
             return None
         return note
 
@@ -188,7 +188,7 @@ def must_go(bill: Bill, allowed: Ceilings) -> str | None:
         return None
     slack_h, rate = SLACK_MIN / 60, bill.usd_per_hour * allowed.nodes
     if allowed.max_usd is not None and rate > 0 and bill.hours > allowed.max_usd / rate + slack_h:
-        return f"past max_usd: {allowed.max_usd:g}, which is hard"
+        return f"past max_usd: {allowed.max_usd:g}, a hard limit"
     if allowed.max_hours is not None and bill.hours > allowed.max_hours * WORD_TIMES + slack_h:
         return f"past {WORD_TIMES} times max_hours: {allowed.max_hours:g}"
     return None

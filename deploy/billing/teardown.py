@@ -55,7 +55,7 @@ def bring_all_home(at: Reach, machine: Machine, screen: Screen, *, anyway: bool)
     while bringing.is_alive() and time.monotonic() < until:
         bringing.join(0.2)
     if bringing.is_alive():
-        screen.say(f"what is on {machine.name} did not come home within {ANYWAY_S:.0f} s, and is given up")
+        screen.say(f"the results on {machine.name} were not downloaded within {ANYWAY_S:.0f} s: they are lost")
 
 
 def _bring_each(at: Reach, machine: Machine, screen: Screen, *, anyway: bool) -> None:
@@ -74,11 +74,11 @@ def _bring_each(at: Reach, machine: Machine, screen: Screen, *, anyway: bool) ->
         except Exception as error:  # of any kind: the machine is not trusted, and must not block its release
             if not anyway:
                 raise StepFailed(
-                    f"what run {record.run_id} left on {machine.name} could not be brought home ({error}): the machine "
-                    "was kept",
+                    f"the results of run {record.run_id} on {machine.name} could not be downloaded ({error}): "
+                    "the machine was kept",
                     next_command=command(f"down --run {record.run_id} --anyway"),
                 ) from error
-            screen.say(f"run {record.run_id} could not be brought home, and is given up ({error})")
+            screen.say(f"the results of run {record.run_id} could not be downloaded and are lost ({error})")
 
 
 def run_of_another_laptop(at: Reach, machine: Machine) -> str | None:

@@ -49,9 +49,9 @@ def document(data: bytes | str, what: str, most: int = DOCUMENT_BYTES) -> dict[s
     try:
         value = json.loads(data, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
-        raise BadAnswer(f"{what} is no JSON object") from error
+        raise BadAnswer(f"{what} is not a JSON object") from error
     if not isinstance(value, dict):
-        raise BadAnswer(f"{what} is no JSON object")
+        raise BadAnswer(f"{what} is not a JSON object")
     return value
 
 

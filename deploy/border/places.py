@@ -28,7 +28,7 @@ class Name(str):
             return value
         why = _why_no_name(value)
         if why is None and like is not None and not like.fullmatch(str(value)):
-            why = "is not a name that is expected there"
+            why = "does not have the expected form"
         if why:
             raise BadAnswer(f"{what}: the file name {shown(value)} {why}")
         return super().__new__(cls, str(value))
@@ -36,7 +36,7 @@ class Name(str):
 
 def _why_no_name(value: object) -> str | None:
     if not isinstance(value, str):
-        return "is no text"
+        return "is not text"
     stem = value.split(".")[0].rstrip(" ")
     reasons = {
         "is empty or too long": not 0 < len(value) <= NAME_CHARACTERS or len(value.encode("utf-8", "replace")) > 240,
@@ -44,7 +44,7 @@ def _why_no_name(value: object) -> str | None:
         "has characters that cannot be printed": not value.isprintable(),
         "begins with a dot, a dash or a blank": value[:1] in {".", "-", " ", "~"},
         "ends with a dot or a blank": value[-1:] in {".", " "},
-        "is a device on Windows": bool(_RESERVED.fullmatch(stem)),
+        "is a reserved device name on Windows": bool(_RESERVED.fullmatch(stem)),
     }
     return next((why for why, holds in reasons.items() if holds), None)
 
@@ -63,9 +63,9 @@ class Place:
         for name in self.names:
             path = path / name
             if path.is_symlink():
-                raise WrongUse(f"{path} is a symbolic link: remove it, for a machine's files must stay in {self.root}")
+                raise WrongUse(f"{path} is a symbolic link: remove it; a machine's files must stay in {self.root}")
         if not path.resolve().is_relative_to(self.root.resolve()):
-            raise WrongUse(f"{path} leads out of {self.root}: remove what leads there")
+            raise WrongUse(f"{path} resolves to a path outside {self.root}: remove the link or junction in it")
         return path
 
 

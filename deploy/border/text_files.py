@@ -24,5 +24,5 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise NotText(f"it is neither UTF-8 nor UTF-16 with a byte order mark: {SAVE_AS}") from error
     if "\0" in text:
-        raise NotText(f"it has zero bytes, as UTF-16 without a byte order mark has: {SAVE_AS}")
+        raise NotText(f"it contains NUL bytes, as UTF-16 without a byte order mark does: {SAVE_AS}")
     return text

@@ -97,7 +97,7 @@ def snapshot_state(value: object, what: str) -> tuple[bool, list[str]]:
     said = mapping(value, what)
     commits = names(said.get("commits"), what)
     if not isinstance(said.get("there"), bool) or not all(_COMMIT.fullmatch(each) for each in commits):
-        raise BadAnswer(f"{what} is {shown(value)} instead of a state of snapshots")
+        raise BadAnswer(f"{what} is {shown(value)} instead of a snapshot state")
     return said["there"], commits
 
 
@@ -119,7 +119,7 @@ def interface(value: object, what: str) -> str:
 def heard(value: object, what: str) -> list[tuple[str, str, str]]:
     """Check how a machine reaches another one: the other's address, its own address, the interface."""
     if not isinstance(value, list) or not all(isinstance(each, list) and len(each) == 3 for each in value):
-        raise BadAnswer(f"{what} is {shown(value)} instead of ways to another machine")
+        raise BadAnswer(f"{what} is {shown(value)} instead of routes to another machine")
     return [(address(each[0], what), address(each[1], what), interface(each[2], what)) for each in value]
 
 
@@ -133,7 +133,7 @@ def strings(value: object, what: str) -> dict[str, str]:
 def dollars(value: object, what: str, machines: Sequence[str] = ()) -> dict[str, float]:
     """Check the cost of machines, in dollars by name. `machines`, if given, selects the names to keep."""
     if not isinstance(value, dict) or len(value) > 1000:
-        raise BadAnswer(f"{what} is {shown(value)} instead of dollars by machine")
+        raise BadAnswer(f"{what} is {shown(value)} instead of dollars per machine")
     told = {str(name): number(usd, f"{what}, {text(name, what)}", 0, 100_000) for name, usd in value.items()}
     return {name: usd for name, usd in told.items() if not machines or name in machines}
 

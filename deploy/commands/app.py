@@ -169,7 +169,7 @@ def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen:
         what, listed = f"{reached.shell.name}: the results", reached.shell.listdir(there)[: border.RESULTS_MOST]
         for name in [Name(each, what, like=border.RESULT) for each in listed]:
             transfer.fetch(reached.shell, there / name, Place(out, (name,)), most_bytes=most)
-    screen.say(f"brought home: {out}")
+    screen.say(f"downloaded: {out}")
     return 0
 
 
@@ -186,10 +186,10 @@ def _bring_set(reached: Reached, text: str) -> PurePath:
         return reached.machine.path(text[len(ON_THE_MACHINE) :])
     file = Path(text).absolute()
     if not file.is_file():
-        raise WrongUse(f"--sets {text}: there is no such file here; one on the machine is named machine:/path")
+        raise WrongUse(f"--sets {text}: no such file on this computer; write machine:/path for a file on the machine")
     if file.suffix not in (".bin", ".npy"):
         raise WrongUse(
-            f"--sets {text} names other files, which would not travel with it: copy them to the machine, and give "
+            f"--sets {text} names other files, which are not uploaded with it: copy them to the machine, and give "
             f"{ON_THE_MACHINE}/path/{file.name}"
         )
     there = reached.folder.path.parent.parent / "sets" / file.parent.name / file.name

@@ -21,7 +21,7 @@ from deploy.workspace.environment import settle
 
 MIN_FREE_GIB = 5
 MISSING = {
-    "git": ("problem", "not installed on the machine: code cannot travel", "apt-get install git, there"),
+    "git": ("problem", "not installed on the machine: code cannot be copied to it", "apt-get install git, there"),
     "tmux": ("warning", "not installed on the machine: `attach` cannot work", "apt-get install tmux, there"),
 }
 APP_PACKAGES = ("torch", "numpy", "scipy", "faiss", "wandb")
@@ -62,7 +62,7 @@ def _machine(at: Reach) -> list[Finding]:
     except DeployError as error:
         return [Finding(f"provider {at.settings.target.provider}", "problem", error.message, error.next_command)]
     if machine is None:
-        return [Finding("machine", "ok", f"none is there; one is made by: {command(f'deploy --on {target}')}")]
+        return [Finding("machine", "ok", f"no machine yet; create one with: {command(f'deploy --on {target}')}")]
     shell = at.shell(machine)
     try:
         machine = settle(machine, shell, at.settings.project)
@@ -96,18 +96,18 @@ def _config(settings: Settings) -> Finding:
         app_config(settings.project, [])
     except DeployError as error:
         return Finding("configuration", "problem", error.message, error.next_command or "python -m app.config")
-    return Finding("configuration", "ok", "conf/ is understood")
+    return Finding("configuration", "ok", "conf/ is valid")
 
 
 def _git(settings: Settings) -> Finding:
     if LocalShell().which("git") is None:
-        return Finding("git", "warning", "not installed: code is copied, runs cannot name a commit", "install git")
+        return Finding("git", "warning", "not installed: code is copied; runs cannot record a commit", "install git")
     try:
         facts = look(settings.project)
     except DeployError as error:
         return Finding("git", "problem", error.message, error.next_command)
     if facts.kind == "copy":
-        return Finding("git", "warning", "this folder is no repository: runs cannot name a commit", "git init")
+        return Finding("git", "warning", "this folder is not a repository: runs cannot record a commit", "git init")
     return Finding("git", "ok", f"commit {(facts.commit or 'none yet')[:12]}, {facts.changed_files} changed files")
 
 
@@ -126,7 +126,7 @@ def _gpu(settings: Settings) -> Finding:
 def _gpu_there(settings: Settings, machine: Machine, shell: Shell) -> Finding:
     """Check the GPUs with the Python that trains there, if it is installed already."""
     if shell.which(machine.python) is None:
-        return Finding("GPU", "ok", "asked when the training environment is made, by deploy or train")
+        return Finding("GPU", "ok", "checked when deploy or train makes the training environment")
     return gpu_finding(devices.ask(shell, machine.python, machine.root), settings.target, promised=machine.gpus)
 
 
@@ -138,7 +138,7 @@ def gpu_finding(found: Devices, target: Target, *, promised: int | None = None, 
     if target.device == devices.CPU:
         return Finding("GPU", "ok", "not used: device: cpu in the target's file")
     if not found.gpus:
-        fix = "nothing for the try-out; for more, use a machine with a GPU of NVIDIA's and its driver"
+        fix = "not needed for the try-out; for more, use a machine with an NVIDIA GPU and its driver"
         reason = f" ({found.why})" if found.why else ""
         return Finding("GPU", "warning", f"none found{reason}: training uses the CPU", fix)
     names = ", ".join(f"{each.name} {each.memory_bytes / (1 << 30):.0f} GiB" for each in found.gpus)

@@ -63,7 +63,7 @@ def _door(project: Path, target: str, run_id: str | None) -> Iterator[Door]:
         _refuse_local(reached.reach)
         if reached.machine is None:
             raise StepFailed(
-                f"the machine of run {record.run_id} no longer exists; what was brought home is in {reached.home.path}"
+                f"the machine of run {record.run_id} no longer exists; downloaded results are in {reached.home.path}"
             )
         yield Door(record.run_id, reached.shell, reached.machine.path(record.run_dir))
 

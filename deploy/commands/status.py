@@ -150,7 +150,7 @@ def bills(project: Path, screen: Screen) -> list[dict[str, Any]]:
         except DeployError as error:
             if isinstance(error, NoAccount) and not runs.every(at.settings.runs, at.settings.target.name):
                 continue
-            screen.complain(f"{at.settings.target.provider} could not be asked for all that bills ({error.message})")
+            screen.complain(f"{at.settings.target.provider} could not list everything that it bills ({error.message})")
     return [bill.to_json() for bill in sorted(found, key=lambda bill: not bill.orphan)]
 
 

@@ -30,7 +30,7 @@ def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict
         if record.state in runs.STARTING:
             raise WrongUse(f"run {record.run_id} is still {record.state}: press Ctrl-C in the terminal that started it")
         if record.state in FINAL_STATES:
-            screen.say(f"{answers.how_it_is(record)} (it was over already)")
+            screen.say(f"{answers.how_it_is(record)} (it had already ended)")
         else:
             reached = stop_run(reached, screen)
             record = reached.record
@@ -64,7 +64,7 @@ def down(
                 if is_of_target and is_meant:
                     if not anyway and (other := run_of_another_laptop(at, machine)):
                         screen.complain(
-                            f"kept {machine.name}: run {other} of another computer is on it; --anyway ends it"
+                            f"kept {machine.name}: run {other} of another computer is running on it; --anyway ends it"
                         )
                         continue
                     try:

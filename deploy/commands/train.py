@@ -126,7 +126,7 @@ def _start(
                 made = [replace(each, plan=going_on(each.plan)) for each in made] if restored.note else made
                 runs.save_plan(book, made[0].plan)
                 record = runs.spent(book, record, restored.spend)
-                screen.say("waiting for the earlier attempt to leave, should it still be writing its checkpoint")
+                screen.say("waiting for the earlier attempt to end, in case it is still writing its checkpoint")
             since = job.position(shell, folder)
             session = nodes.start(at, made)
             seen = job.look(shell, folder)
@@ -151,7 +151,7 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
                 follower.update(text, events)
     except KeyboardInterrupt:
         reached, _ = reached.look()
-        screen.say(f"\ndetached: run {reached.record.run_id} goes on")
+        screen.say(f"\ndetached: run {reached.record.run_id} continues")
         screen.commands(answers.next_commands(reached.record))
         return answers.of_run(reached.record, reached.events(), None)
     reached, _ = reached.look()
@@ -177,9 +177,9 @@ def _agree(plan: Plan, confirm_usd: float, screen: Screen, *, yes: bool) -> None
     """Ask the user before a run that may cost more than `confirm_usd`, unless `yes`. Raises WrongUse on a refusal."""
     if not plan.usd_per_hour or yes or (plan.expected_usd is not None and plan.expected_usd <= confirm_usd):
         return
-    cost = f"about ${plan.expected_usd:.2f}" if plan.expected_usd is not None else "how long is not known yet"
+    cost = f"about ${plan.expected_usd:.2f}" if plan.expected_usd is not None else "its duration is not known yet"
     words = f"this run costs ${plan.usd_per_hour:.2f} an hour, {cost}"
     if not sys.stdin.isatty():
         raise WrongUse(f"{words}: give --yes to agree, or set confirm_usd in conf/deploy/{plan.target}.yaml")
-    if not screen.ask(f"{words}. Go on?"):
+    if not screen.ask(f"{words}. Continue?"):
         raise WrongUse("nothing was started")

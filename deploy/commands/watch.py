@@ -76,21 +76,21 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
         except (NoMachine, StepFailed) as error:  # the next look finds out what that means for the run
             words = error.message
         except FileNotFoundError as error:  # a disk may vanish during a download
-            words = f"{error.filename} is not there any more"
+            words = f"{error.filename} no longer exists"
         if words:
             record = runs.get(project / "runs", record.run_id, record.target)  # with its current cost
         if words not in ("", said):
             screen.say(words)
         said = words
         if max_usd is not None and record.state not in FINAL_STATES and record.spend_usd >= max_usd:
-            screen.say(f"this run has cost ${record.spend_usd:.2f}, which is all that ${max_usd:g} allow")
+            screen.say(f"this run has cost ${record.spend_usd:.2f} and reached max_usd {max_usd:g}")
             record = _end_at_ceiling(project, record, screen)
         if record.state == "lost" and max_usd is not None and record.spend_usd >= max_usd:
-            words = f"it has cost ${record.spend_usd:.2f}, which is all that ${max_usd:g} allow: it does not go on"
+            words = f"it has cost ${record.spend_usd:.2f} and reached max_usd {max_usd:g}: it is not continued"
             screen.say(f"{answers.how_it_is(record)}; {words}")
             return answers.row(record)
         if record.state == "lost":
-            screen.say(f"{answers.how_it_is(record)}; going on elsewhere")
+            screen.say(f"{answers.how_it_is(record)}; continuing on another machine")
             record = _go_on_elsewhere(project, record, screen)
         elif record.state in FINAL_STATES:
             screen.say(answers.how_it_is(record))
@@ -132,7 +132,7 @@ def _end_at_ceiling(project: Path, record: Record, screen: Screen) -> Record:
             if machine is not None and machine.usd_per_hour:
                 at.provider.release(machine)
                 at.forget(name)
-                screen.say(f"released {name}: what had not come home by then is lost")
+                screen.say(f"released {name}: what was not downloaded before is lost")
     reason = "it reached max_usd and could not be stopped"
     return runs.update(project / "runs", record, state="expired", reason=reason)
 

@@ -133,8 +133,8 @@ class DockerProvider:
 
         if self.options.network in ("host", "none"):
             raise WrongUse(
-                f"network: {self.options.network} leaves target '{self.settings.target.name}' without a port of its "
-                "own for SSH: leave it out, or name a bridge network, such as network: bridge"
+                f"network: {self.options.network} gives target '{self.settings.target.name}' no SSH port of its own: "
+                "remove network, or name a bridge network, such as network: bridge"
             )
         name = self.options.image or image.newest(self.client, self.settings.project)
         if not name:
@@ -172,7 +172,7 @@ class DockerProvider:
                 next_command=f"docker pull {name}" if self.options.image else command("build"),
             ) from error
         except APIError as error:
-            raise _refused(f"the container {spec.name} could not be made", error) from error
+            raise _refused(f"the container {spec.name} could not be created", error) from error
 
     def _join_network(self, container: Container) -> None:
         """Connect a container to the network that all machines of this project share.
@@ -231,7 +231,7 @@ class DockerProvider:
             log = _log(container)
             if BAD_START in log or container.status not in ("running", "created", "restarting"):
                 raise NoMachine(
-                    f"the container {container.name} did not start well", evidence=log.splitlines()[-8:],
+                    f"the container {container.name} failed to start", evidence=log.splitlines()[-8:],
                     next_command=f"docker logs {container.name}",
                 )  # fmt: skip
             machine = self._machine(container, log)
@@ -241,8 +241,8 @@ class DockerProvider:
         if not _becomes_true(answers, READY_S) or machine is None:
             where = f"{machine.address.host}:{machine.address.port}" if machine and machine.address else "nowhere"
             raise NoMachine(
-                f"the container {container.name} runs, but no SSH server answers at {where} within {READY_S:g} s; the "
-                "place where a remote engine's ports are reached is ssh_host: in conf/deploy",
+                f"the container {container.name} runs, but no SSH server answers at {where} within {READY_S:g} s; for "
+                "a remote engine, set ssh_host: in conf/deploy to the host that exposes its ports",
                 evidence=_log(container).splitlines()[-8:],
                 next_command=f"docker logs {container.name}",
             )
@@ -356,7 +356,7 @@ def _seconds(text: str) -> float:
 def _refused(what: str, error: Exception) -> NoMachine:
     words = str(getattr(error, "explanation", None) or error)
     if "could not select device driver" in words or "nvidia" in words.lower():
-        what += ": the engine has no GPU to give; install the NVIDIA container toolkit there, or set gpus: none"
+        what += ": the engine has no GPU available; install the NVIDIA container toolkit there, or set gpus: none"
     elif "port is already allocated" in words:
-        what += ": its port is taken"
+        what += ": its port is already in use"
     return NoMachine(what, evidence=[words[:400]], next_command="docker info")

@@ -97,14 +97,14 @@ def build(project: Path, target: str, say: Say, told: Mapping[str, str] | None =
     program = LocalShell().which("docker")
     if not program:
         raise WrongUse(
-            "building needs the docker command, and there is none on this computer: install Docker Desktop, or "
-            "docker.io on Linux; an image that was built elsewhere is named with image: in conf/deploy"
+            "building needs the docker command, which this computer lacks: install Docker Desktop, or docker.io on "
+            "Linux; to use an image built elsewhere, set image: in conf/deploy"
         )
     with contextlib.closing(engine(host)) as client:
         if client.images.list(reference):
-            say(f"image {reference} is there: nothing to build")
+            say(f"image {reference} already exists; skipping the build")
         else:
-            say(f"building image {reference}; the first time, packages of gigabytes are fetched")
+            say(f"building image {reference}; the first build downloads gigabytes of packages")
             argv = [program, *(["--host", host] if host else []), "build", "--tag", reference]
             for name, value in {ENVIRONMENT: environment(project), **_base_labels(client, project, told)}.items():
                 argv += ["--label", f"{name}={value}"]
@@ -160,7 +160,7 @@ def _list_packages(client: DockerClient, project: Path, reference: str, say: Say
     base = "@".join(made.labels[name] for name in (BASE_NAME, BASE_DIGEST) if name in made.labels)
     private_folder(project / ".sniperface")
     write_json(path, sbom.document(listing.decode(), reference, str(made.id), base))
-    say(f"what it is made of: {path.relative_to(project)} (CycloneDX)")
+    say(f"package list of the image: {path.relative_to(project)} (CycloneDX)")
 
 
 def push(project: Path, target: str, repository: str | None, say: Say, told: Mapping[str, str] | None = None) -> str:
@@ -170,7 +170,9 @@ def push(project: Path, target: str, repository: str | None, say: Say, told: Map
     settings = load(project, target)
     repository = repository or getattr(settings.target.options, "image", None)
     if not repository:
-        raise WrongUse(f"where to push is not known: {command('push --image me/sniperface')}, or image: in conf/deploy")
+        raise WrongUse(
+            f"no repository to push to: give {command('push --image me/sniperface')}, or set image: in conf/deploy"
+        )
     full_name = in_registry(project, repository, told)
     reference = build(project, target, say, told)
     name, _, its_tag = full_name.rpartition(":")
@@ -193,7 +195,7 @@ def in_registry(project: Path, repository: str, told: Mapping[str, str] | None =
     """Return the name that other machines pull: `repository`, with the environment's tag if it has none."""
     # A colon before a slash belongs to a registry's port.
     if not re.fullmatch(r"[a-z0-9][\w.-]*(:\d+)?(/[a-z0-9][\w.-]*)*(:[\w][\w.-]*)?", repository):
-        raise WrongUse(f"'{repository}' is no name of an image, such as me/sniperface or me/sniperface:cuda")
+        raise WrongUse(f"'{repository}' is not an image name: give one such as me/sniperface or me/sniperface:cuda")
     return repository if ":" in repository.split("/")[-1] else f"{repository}:{tag(project, told)}"
 
 
@@ -230,11 +232,11 @@ def engine(docker_host: str | None = None) -> DockerClient:
         causes = list(_causes(error))
         if any(isinstance(cause, PermissionError) for cause in causes):
             raise NoMachine(
-                f"this user may not talk to the Docker engine {where}: join the group docker, then log in again",
+                f"this user has no access to the Docker engine {where}: join the group docker, then log in again",
                 next_command="sudo usermod -aG docker $USER",
             ) from error
         raise NoMachine(
-            f"no Docker engine answers {where}: start Docker Desktop, or dockerd; another one is named with "
+            f"no Docker engine answers {where}: start Docker Desktop, or dockerd; for another engine, set "
             "DOCKER_HOST, or docker_host: in conf/deploy, such as ssh://me@gpu-box",
             evidence=[str(causes[-1])[:300]],
             next_command="docker version",
@@ -276,8 +278,8 @@ def _refused(name: str, words: str) -> StepFailed:
     registry = name.split("/")[0] if re.search(r"[.:]", name.split("/")[0]) and "/" in name else ""
     if re.search(r"denied|unauthori[sz]ed|authentication|no basic auth", words, re.IGNORECASE):
         return StepFailed(
-            f"the registry does not let you push {name}: log in there first, and push to a name of your own, such as "
-            f"{command('push --image me/sniperface')}",
+            f"the registry denies the push of {name}: log in there first, and push to a repository of your own, such "
+            f"as {command('push --image me/sniperface')}",
             evidence=[words],
             next_command=f"docker login {registry}".strip(),
         )

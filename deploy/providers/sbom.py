@@ -34,7 +34,7 @@ def document(listing: str, image: str, image_id: str, base: str, made: datetime 
     system = next((f"{name}-{version}" for kind, name, version, _ in rows if kind == "os"), "")
     components = [_component(row, system) for row in rows if row[0] != "os"]
     if {row[0] for row in rows} != {"os", "deb", "pypi"}:
-        raise StepFailed(f"the packages of the image {image} cannot be listed: it is not built by our Dockerfile")
+        raise StepFailed(f"the packages of the image {image} cannot be listed: it is not built from our Dockerfile")
     name, _, tag = image.rpartition(":")
     return {
         "bomFormat": "CycloneDX",

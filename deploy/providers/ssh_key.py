@@ -63,7 +63,7 @@ def _for_this_user_only(path: Path) -> None:
         shell = LocalShell()
         who = sid_of(shell.run(["whoami", "/user", "/fo", "csv", "/nh"], check=False).text)
         if who is None:
-            raise StepFailed("whoami /user does not tell who you are, so the SSH key cannot be made private")
+            raise StepFailed("whoami /user reports no user SID, so the SSH key cannot be made private")
         done = shell.run(["icacls", str(path), "/inheritance:r", "/grant:r", f"*{who}:F"], check=False)
         if not done:
             raise StepFailed(f"the SSH key {path} cannot be made private by icacls", evidence=done.complaint)
@@ -92,7 +92,7 @@ def _public_line(path: Path) -> str:
         raise WrongUse(f"the key {path} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError) as error:
         raise WrongUse(
-            f"the key {path} is no private key of OpenSSH without a passphrase, and {path.name}.pub is not beside it",
+            f"the key {path} is not an OpenSSH private key without a passphrase, and has no {path.name}.pub beside it",
             next_command=f'ssh-keygen -y -f "{path}" > "{path}.pub"',
         ) from error
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()

@@ -50,7 +50,7 @@ def age(note: Mapping[str, Any]) -> tuple[int, bool, int]:
 def choose(notes: list[dict[str, Any]], which: str, run_id: str) -> dict[str, Any]:
     """The checkpoint that `--which latest|best|best:SET|N` selects. N is an epoch, counted from 0 as in file names."""
     if not notes:
-        raise WrongUse(f"run {run_id} has no whole checkpoint yet", next_command=command(f"status --run {run_id}"))
+        raise WrongUse(f"run {run_id} has no complete checkpoint yet", next_command=command(f"status --run {run_id}"))
     if which == "latest":
         return notes[-1]
     if which == "best" or which.startswith("best:"):
@@ -68,8 +68,8 @@ def _best(notes: list[dict[str, Any]], of_set: str | None, run_id: str) -> dict[
     """The most accurate on a named set; without a name, on the held-out people or else on the first set."""
     sets = list(dict.fromkeys(name for note in notes for name in (note.get("eval") or {}).get("sets", {})))
     if of_set is not None and of_set not in sets:
-        known = f"give best:{sets[0]}" if sets else "it was measured on none: give --which best or latest"
-        raise WrongUse(f"run {run_id} was not measured on a set {of_set}: {known}")
+        known = f"give best:{sets[0]}" if sets else "it was evaluated on none: give --which best or latest"
+        raise WrongUse(f"run {run_id} was not evaluated on a set {of_set}: {known}")
 
     def accuracy(note: Mapping[str, Any], name: str | None) -> float | None:
         measured = note.get("eval") or {}
@@ -85,10 +85,10 @@ def _best(notes: list[dict[str, Any]], of_set: str | None, run_id: str) -> dict[
 def check_usable(path: Path) -> dict[str, Any] | None:
     """Check a checkpoint of the user's. Returns its JSON, or None without one. Raises WrongUse if it is not whole."""
     if not path.is_file():
-        raise WrongUse(f"--resume {path}: there is no such file; give auto, none or the path of a .pt checkpoint")
+        raise WrongUse(f"--resume {path}: no such file; give auto, none or the path of a .pt checkpoint")
     note = border.read_document(path.with_suffix(".json"))
     broken = WrongUse(
-        f"{path} is not a whole checkpoint: fetch it again ({command('fetch-checkpoint')}), or give another one"
+        f"{path} is not a complete checkpoint: fetch it again ({command('fetch-checkpoint')}), or give another one"
     )
     if note and note.get("sha256") != LocalShell().sha256(path):
         raise broken

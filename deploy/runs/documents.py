@@ -92,7 +92,7 @@ def next_commands(record: Record) -> list[tuple[str, str]]:
     return [
         *live,
         ("read its log", command("logs --follow" + _on(record))),
-        ("how it goes", command("status" + _on(record))),
+        ("see its status", command("status" + _on(record))),
         ("end it", command("stop" + _on(record))),
     ]
 

@@ -129,7 +129,7 @@ def look(shell: Shell, folder: RunFolder) -> Status | None:
     age = max(0.0, now - said.heartbeat)
     state, reason = said.state, said.reason
     if state in LIVE_STATES and age > LOST_AFTER_S:
-        state, reason = "lost", f"no heartbeat for {age:.0f} s: the supervisor or its machine is gone"
+        state, reason = "lost", f"no heartbeat for {age:.0f} s: the supervisor or its machine has died"
     return Status(
         state=state,
         attempt=said.attempt,
@@ -162,7 +162,7 @@ def attach_argv(shell: Shell, socket: str, folder: RunFolder, *, write: bool) ->
     if not shell.run(["tmux", "-L", socket, "has-session", "-t", target], check=False):
         status = look(shell, folder)
         if status and not status.final:  # the job needs no terminal, so it runs on
-            words = f"run {run_id} goes on without a terminal: the tmux that it was started in was ended"
+            words = f"run {run_id} runs without a terminal: its tmux session has ended"
             raise StepFailed(words, next_command=command(f"logs --follow --run {run_id}"))
         ended = f"run {run_id} has no live session: it has ended"
         raise StepFailed(ended, next_command=command(f"logs --run {run_id}"))

@@ -135,7 +135,7 @@ def get(runs: Path, run_id: str | None, target: str) -> Record:
         return records.get(run_id) or matching[0]
     if matching:
         names = ", ".join(record.run_id for record in matching[:5]) + (", …" if len(matching) > 5 else "")
-        raise WrongUse(f"--run {run_id} is the beginning of {len(matching)} runs: {names}; give more of it")
+        raise WrongUse(f"--run {run_id} matches {len(matching)} runs: {names}; give more characters")
     raise (
         unknown("run", run_id, list(records)[:10])
         if records
@@ -152,7 +152,7 @@ def plan_of(runs: Path, record: Record) -> dict[str, Any]:
     plan = read_json(Path(home(runs, record.run_id).plan))
     if not plan:
         raise WrongUse(
-            f"run {record.run_id} cannot go on: its plan.json is gone",
+            f"run {record.run_id} cannot be continued: its plan.json is missing",
             next_command=command("train --resume none"),
         )
     return plan

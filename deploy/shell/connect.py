@@ -110,9 +110,7 @@ def _gateway(way: Way, timeout_s: float, made: list[tuple[str, Connection]], dep
     gateway: Any = False
     for jump in way.jumps:
         if depth + len(made) >= MOST_JUMPS:
-            raise WrongUse(
-                f"{way.host} lies behind more than {MOST_JUMPS} gateways: look at ProxyJump in ~/.ssh/config"
-            )
+            raise WrongUse(f"{way.host} needs more than {MOST_JUMPS} gateways: check ProxyJump in ~/.ssh/config")
         user, host, port = parts(jump)
         hop = way_to(host, user, port)
         # The first gateway may be behind others. A `ProxyJump` under `Host *` names a gateway for the gateway itself.
@@ -235,21 +233,21 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
         raise host_keys.changed(name_of(stuck().host, stuck().port), error.key) from error
     except paramiko.PasswordRequiredException as error:
         raise WrongUse(
-            f"the key for {where()} has a passphrase: give it to your SSH agent first",
+            f"the key for {where()} has a passphrase: add it to your SSH agent first",
             next_command=f'ssh-add "{address.key}"' if address.key else "ssh-add",
         ) from error
     except paramiko.AuthenticationException as error:
-        with_key = f"the key {address.key}" if address.key else "any key of the SSH agent or of ~/.ssh"
+        with_key = f"the key {address.key}" if address.key else "every key of the SSH agent and of ~/.ssh"
         raise WrongUse(
-            f"{where()} does not let {with_key} in: its public half must be in authorized_keys there; another one can "
-            "be named with key: in the target's file",
+            f"{where()} rejects {with_key}: add the public half to authorized_keys there, or name another key with "
+            "key: in the target's file",
             next_command=f"ssh -v -p {connection.port} {connection.user}@{connection.host}",
         ) from error
     except broken() as error:
         if NO_KEY in str(error):
             raise WrongUse(
-                f"{where()} answers, and this computer has no key to log in with: no SSH agent has one, and none is in "
-                "~/.ssh. Make one, add its public half to authorized_keys there, or name one with key: in the "
+                f"{where()} answers, but this computer has no key to log in with: the SSH agent and ~/.ssh hold none; "
+                "create a key and add its public half to authorized_keys there, or name a key with key: in the "
                 "target's file",
                 next_command="ssh-keygen -t ed25519",
             ) from error
@@ -291,11 +289,11 @@ def _check_key(path: Path) -> None:
         reason = error.strerror or str(error)
         raise WrongUse(f"the key file {path} cannot be read ({reason}): set key: in the target's file") from error
     if start.startswith(b"PuTTY-User-Key-File"):
-        raise WrongUse(f"{path} is a key of PuTTY: export it as an OpenSSH key (puttygen, Conversions)")
+        raise WrongUse(f"{path} is a PuTTY key: export it as an OpenSSH key (puttygen, Conversions)")
     if b"PRIVATE KEY-----" not in start:
         is_public = path.suffix == ".pub" or start.split(b" ")[0].startswith((b"ssh-", b"ecdsa-"))
-        hint = "it is the public half: name the file without .pub" if is_public else "ssh-keygen makes one"
-        raise WrongUse(f"{path} is no private key: {hint}")
+        hint = "it is the public half: name the file without .pub" if is_public else "create one with ssh-keygen"
+        raise WrongUse(f"{path} is not a private key: {hint}")
 
 
 def _transport(sock: Any, **options: Any) -> Any:
@@ -323,7 +321,7 @@ def _socket(host: str, port: int, timeout_s: float) -> socket.socket:
 
 def _words(error: BaseException) -> str:
     if isinstance(error, socket.gaierror):
-        return "there is no host of this name"
+        return "the host name cannot be resolved"
     if isinstance(error, TimeoutError):
         return "no answer"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -15,7 +15,7 @@ from deploy.shell.ssh_config import Way
 from deploy.specs.machine import Address
 
 FILE = "sniperface.conf"
-FIRST = "# Written by `invoke ssh-config`; a line of a machine that is gone does no harm."
+FIRST = "# Written by `invoke ssh-config`; entries of deleted machines are harmless."
 
 
 def entry_of(alias: str, way: Way, address: Address, host_key_alias: str, known: PurePath) -> str:

@@ -81,14 +81,14 @@ class HostKeys:
     def changed(self, host: str, found: PKey) -> StepFailed:
         """Return the error for a wrong host key."""
         if self.address.host_keys or self.address.fingerprint:
-            known, advice = "the one that its provider told" if self.address.host_keys else "the pinned one", None
+            known, advice = "the key that its provider reported" if self.address.host_keys else "the pinned key", None
         else:
-            known, advice = "the one known for it", f'ssh-keygen -R "{host}"'
+            known, advice = "the known key", f'ssh-keygen -R "{host}"'
             if _lines(self.seen, self.alias):
-                advice += f' and remove "{self.seen}", if you know that it was set up anew'
+                advice += f' and remove "{self.seen}", if you know that the machine was reinstalled'
         return StepFailed(
-            f"{host} shows another host key ({fingerprint(found.asbytes())}) than {known}: "
-            "it was set up anew, or somebody stands in between. Nothing was sent to it",
+            f"{host} has another host key ({fingerprint(found.asbytes())}) than {known}: the machine was "
+            "reinstalled, or the connection is intercepted; nothing was sent to it",
             next_command=advice,
         )
 
@@ -106,7 +106,7 @@ class HostKeys:
 
     def _judge_gateway(self, called: str, host: str, key: PKey) -> None:
         shown = f"the gateway {called} ({host})" if called != host else f"the gateway {host}"
-        self._question(shown, key, f"connect to it once with ssh {called}, which asks")
+        self._question(shown, key, f"connect once with ssh {called} and confirm the key")
         self._gateways[host] = key
 
     def _question(self, host: str, key: PKey, otherwise: str) -> None:
@@ -118,7 +118,7 @@ class HostKeys:
         keys = [key for line in self.address.host_keys if (key := _parse(line.split()[:2])) is not None]
         if self.address.host_keys and not keys:
             raise StepFailed(
-                f"none of the host keys told for {self.address.host} is of a kind that can be checked",
+                f"none of the host keys reported for {self.address.host} has a supported type",
                 evidence=self.address.host_keys,
             )
         return keys

@@ -172,7 +172,7 @@ class Pending:
                 return message
         waited_s = time.monotonic() - self.sent
         self.link.fail(f"no answer to {self.verb} within {waited_s:.0f} s")
-        raise NoAnswer(f"the machine is there, and did not answer to {self.verb} within {waited_s:.0f} s")
+        raise NoAnswer(f"the machine is connected, but did not answer {self.verb} within {waited_s:.0f} s")
 
     def result(self) -> Any:
         """Return the value, or raise the error that the verb raised on the machine."""
@@ -258,7 +258,7 @@ class Link:
                 self.fail(f"no answer within {GREETING_LIMIT_S:.0f} s")
         if self.broken:
             if len(self._chatter) > CHATTER_BYTES:
-                raise NoAgent("a login script on the machine prints without end", evidence=last_lines(self._chatter))
+                raise NoAgent("a login script on the machine prints too much text", evidence=last_lines(self._chatter))
             said = [*last_lines(self._chatter), *self.stream.complaint()]
             if self._exit_code is None:
                 raise (Misbehaves if self.misbehaves else LinkLost)(
@@ -292,7 +292,7 @@ class Link:
             why = str(ended)
         except Misspoken as misspoken:
             self.misbehaves = True
-            why = f"the machine does not speak our language ({misspoken})"
+            why = f"the machine sent an invalid message ({misspoken})"
         except (OSError, EOFError, ValueError) as error:
             why = str(error) or type(error).__name__
         if not self._greeted.is_set():
@@ -305,17 +305,17 @@ class Link:
         """Detect silence. Threads that wait for an answer or on a full pipe cannot do it."""
         while not self._ended.wait(0.5):
             if self._greeted.is_set() and time.monotonic() - self.heard > SILENCE_S:
-                self.fail(f"no sign of life for {SILENCE_S:.0f} s")
+                self.fail(f"no heartbeat for {SILENCE_S:.0f} s")
 
     def _skip_chatter(self) -> None:
         """Skip what login scripts print before the greeting. Bytes read past the greeting are kept."""
         view = memoryview(bytearray(4096))
         while (at := self._chatter.find(GREETING)) < 0:
             if len(self._chatter) > CHATTER_BYTES:
-                raise Ended("too much text before the agent's first word")
+                raise Ended("too much text before the agent's greeting")
             count = self._read_into(view)
             if not count:
-                raise Ended("it ended before the agent's first word")
+                raise Ended("the program ended before the agent's greeting")
             self._chatter += view[:count]
         self._left = self._chatter[at + len(GREETING) :]
 
@@ -328,11 +328,11 @@ class Link:
             raise Misspoken(error.message) from error
         if frame.number is None:
             if body_bytes:
-                raise Misspoken("a beat with a body")
+                raise Misspoken("a heartbeat with a body")
             return
         pending = self._awaited(frame.number, frame.more)
         if body_bytes > pending.most_bytes:
-            raise Misspoken(f"{body_bytes} bytes as an answer to {pending.verb}")
+            raise Misspoken(f"{body_bytes} bytes in an answer to {pending.verb}")
         body = exactly(self._read_into, body_bytes)
         self.round_trip_s = min(self.round_trip_s, time.monotonic() - pending.sent)
         pending.put(frame.head, body)
@@ -341,9 +341,9 @@ class Link:
         with self._lock:
             pending = self._pending.get(number) if more else self._pending.pop(number, None)
         if pending is None:
-            raise Ended("closed") if self.broken else Misspoken("an answer to nothing")
+            raise Ended("closed") if self.broken else Misspoken("an answer without a request")
         if more and pending.verb != "lines":
-            raise Misspoken(f"half an answer to {pending.verb}")
+            raise Misspoken(f"a partial answer to {pending.verb}")
         return pending
 
     def value_of(self, verb: str, head: dict[str, Any], body: bytes) -> Any:
@@ -351,23 +351,23 @@ class Link:
         if "error" in head:
             told = head["error"]
             if not isinstance(told, dict) or not isinstance(told.get("errno", ""), int | None):
-                raise self._misspoken("an error without a number")
+                raise self._misspoken("an error without a valid number")
             try:
                 words, path = (border.text(told.get(key) or "", "an error", 300) for key in ("text", "path"))
             except BadAnswer as error:
-                raise self._misspoken("an error without words") from error
+                raise self._misspoken("an error without text") from error
             raise OSError(told["errno"], words, path or None)
         if verb == "run":
             if head.get("overdue"):
                 raise verbs.Overdue(body)
             ended = head.get("ended")
             if not isinstance(ended, list) or not all(type(each) is int for each in ended) or len(ended) != 2:
-                raise self._misspoken("an end without an exit code")
+                raise self._misspoken("an answer to run without an exit code")
             exit_code, split = ended
             return exit_code, body[: max(0, split)], body[max(0, split) :]
         if verb == "read":
             if head.get("bytes") is not True:
-                raise self._misspoken("no bytes as an answer to read")
+                raise self._misspoken("an answer to read without bytes")
             return body
         if "value" not in head:
             raise self._misspoken("an answer without a value")
@@ -375,7 +375,7 @@ class Link:
 
     def _misspoken(self, what: str) -> Misbehaves:
         self.misbehaves = True
-        self.fail(f"the machine does not speak our language ({what})")
+        self.fail(f"the machine sent an invalid message ({what})")
         return Misbehaves(f"the connection broke: {self.broken}")
 
 
@@ -385,7 +385,7 @@ def last_lines(text: bytes | bytearray) -> list[str]:
 
 def _why(exit_code: int, said: Sequence[str]) -> str:
     if exit_code == NOT_FOUND:
-        return "the machine is reached, but has no `python3`: install Python 3.9 or newer there"
+        return "the machine is reachable, but has no `python3`: install Python 3.9 or newer there"
     if exit_code == TOO_OLD:
-        return f"the machine is reached, but its `python3` is {said[-1] if said else 'old'}: 3.9 or newer is needed"
-    return f"the machine is reached, but `python3` does not run there: it ended with exit code {exit_code}"
+        return f"the machine is reachable, but its `python3` is {said[-1] if said else 'old'}: 3.9 or newer is needed"
+    return f"the machine is reachable, but `python3` does not run there: it ended with exit code {exit_code}"

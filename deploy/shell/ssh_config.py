@@ -56,7 +56,7 @@ def way_to(host: str, user: str | None = None, port: int | None = None) -> Way:
     if asked.returncode:
         lines = asked.stderr.decode("utf-8", errors="replace").strip().splitlines()
         raise WrongUse(
-            f"your SSH configuration cannot be read: {(lines or ['ssh says nothing'])[0]}",
+            f"your SSH configuration cannot be read: {(lines or ['ssh gives no reason'])[0]}",
             next_command=f"ssh -G {host}",
         )
     return parse(asked.stdout.decode("utf-8", errors="replace"), host)
@@ -95,7 +95,7 @@ def parts(entry: str) -> tuple[str | None, str, int | None]:
     if place.startswith("["):
         host, bracket, rest = place[1:].partition("]")
         if not bracket or (rest and not (rest[0] == ":" and rest[1:].isdecimal())):
-            raise WrongUse(f"{entry} is no host: write [ADDRESS]:PORT, such as [2001:db8::1]:22")
+            raise WrongUse(f"{entry} is not a host: write [ADDRESS]:PORT, such as [2001:db8::1]:22")
         return user or None, host, int(rest[1:]) if rest else None
     host, colon, port = place.rpartition(":")
     if colon and port.isdecimal() and ":" not in host:

@@ -108,9 +108,9 @@ def _beginning(shell: Shell, source: PurePath, most_bytes: int, expected_bytes: 
     total, data = shell.calls([("size", {"path": path}), ("read", {"path": path, "limit": FIRST_BYTES})])
     total = border.size(total, f"{what}, its size", most_bytes)
     if expected_bytes is not None and total != expected_bytes:
-        raise BadAnswer(f"{what} has {total} bytes, and its JSON says {expected_bytes}: nothing was copied")
+        raise BadAnswer(f"{what} has {total} bytes, but its JSON states {expected_bytes}: nothing was copied")
     if not isinstance(data, bytes) or len(data) > FIRST_BYTES:
-        raise BadAnswer(f"{what}: what was read of it is no bytes")
+        raise BadAnswer(f"{what}: the machine sent invalid data")
     return total, data
 
 
@@ -119,7 +119,7 @@ def _refuse_without_room(source: PurePath, part: Path, total: int) -> None:
     free, needed = here.free_bytes(part), total - (here.size(part) or 0)
     if needed > free - border.RESERVE_BYTES:
         raise StepFailed(
-            f"{source.name} has {total / border.GIB:.1f} GiB, and {part.parent} has room for "
+            f"{source.name} has {total / border.GIB:.1f} GiB, but {part.parent} has room for "
             f"{max(0, free - border.RESERVE_BYTES) / border.GIB:.1f} GiB: make room, and fetch it again"
         )
 
@@ -395,16 +395,16 @@ def _part(destination: Any, version: str) -> Any:
 def _size(shell: Shell, path: PurePath) -> int:
     size = shell.size(path)
     if size is None:
-        raise StepFailed(f"{path} is not there any more")
+        raise StepFailed(f"{path} no longer exists")
     return size
 
 
 def _wrong(source: PurePath, wanted: str) -> StepFailed:
-    return StepFailed(f"{source} is not what it should be (SHA-256 {wanted[:12]}): its copy was thrown away")
+    return StepFailed(f"{source} does not match its SHA-256 ({wanted[:12]}): the copy was deleted")
 
 
 def _unstable(part: PurePath) -> StepFailed:
-    return StepFailed(f"{part} does not keep what is written to it: another command writes to it, or its disk is bad")
+    return StepFailed(f"{part} changes after it is written: another command writes to it, or its disk is faulty")
 
 
 def _copy_here(
@@ -433,7 +433,7 @@ def _copy_here(
 def _copy_ranges(origin: Shell, source: PurePath, place: Shell, part: PurePath, progress: Progress) -> None:
     total = origin.size(source)
     if total is None:
-        raise StepFailed(f"{source} is not there any more")
+        raise StepFailed(f"{source} no longer exists")
     done = place.size(part)
     if done is None or done > total:
         place.remove(part)
@@ -456,8 +456,8 @@ def _refuse_to_lose(destination: Path, there: dict[str, Any], coming: dict[str, 
     here, new = there.get("fraction"), float(coming.get("fraction") or 0.0)
     if here is None and new < 1:
         raise WrongUse(
-            f"{destination} is there, and nothing says how much data it saw; this checkpoint saw {new:.4g} of it: "
-            "give another --to"
+            f"{destination} exists, and the share of the data that it was trained on is unknown; the new checkpoint "
+            f"was trained on {new:.4g} of the data: give another --to"
         )
     if here is not None and new < float(here):
         raise WrongUse(

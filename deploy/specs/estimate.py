@@ -85,9 +85,9 @@ def training_minutes(
         seconds = images / middle.images_per_s + middle.around_s
         return round(seconds / 60, 2), f"measured: earlier runs like this one {on}"
     if guess_per_s and images:
-        words = "a guess: this was never run here, the speed is that of another computer"
+        words = "a guess: there is no earlier run here, so the speed is that of another computer"
         return round(images / guess_per_s / 60, 2), words
-    return None, f"this was never run {on if measured else 'here'}"
+    return None, f"no earlier run like this one {on if measured else 'here'}"
 
 
 def predict(

@@ -33,7 +33,7 @@ class Address:
         """Raises WrongUse for values that do not fit into ssh's configuration or command line."""
         for what, value, kind, right in (("host", self.host, HOST, "gpu-1"), ("user", self.user, USER, "root")):
             if value and not kind.fullmatch(value):
-                raise WrongUse(f"{what} {value[:80]!r} has characters that no {what} has: give one such as {right}")
+                raise WrongUse(f"{what} {value[:80]!r} has characters invalid in a {what}: give one such as {right}")
         if self.key and not self.key.isprintable():
             raise WrongUse(f"the path of the key {self.key[:200]!r} has characters that cannot be printed")
 

@@ -129,7 +129,7 @@ def of_step(
         return Need(None, available_bytes, why="this backbone was not measured")
     saved_mib = _saved_mib(figures, backbone, precision)
     if saved_mib is None:
-        return Need(None, available_bytes, why="this backbone was not measured with backbone.gradient_checkpointing so")
+        return Need(None, available_bytes, why="this value of backbone.gradient_checkpointing was not measured")
     batch = config["train"]["batch"]
     size, steps = int(batch["size"]), int(batch.get("grad_accum_steps", 1))
     head = head_of(config, extent)
@@ -205,7 +205,7 @@ def head_of(config: Mapping[str, Any], extent: Extent) -> HeadMemory:
     if config["recipe"]["name"] != "supervised":
         return HeadMemory()
     if extent.classes is None or extent.ranks is None:
-        return HeadMemory(why="without the classes of the head")
+        return HeadMemory(why="not counting the classes of the head")
     width, rate = int(config["backbone"]["embedding_dim"]), float(config["recipe"]["head"]["sample_rate"])
     images, shard = int(config["train"]["batch"]["size"]) * extent.ranks, -(-extent.classes // extent.ranks)
     compared = shard

@@ -323,7 +323,7 @@ def _processes(settings: Settings, hardware: Hardware | None) -> int | None:
 
 def _launcher(settings: Settings, facts: Facts, processes: int | None, nodes: int, run_id: str) -> tuple[str, ...]:
     """Return torchrun's arguments (https://pytorch.org/docs/stable/elastic/run.html). The supervisor does restarts."""
-    each = f"--nproc-per-node={processes or '<one a GPU>'}"
+    each = f"--nproc-per-node={processes or '<one per GPU>'}"
     torchrun = ("-m", "torch.distributed.run")
     if nodes == 1:
         return (*torchrun, "--standalone", each, "-m", "app.train")

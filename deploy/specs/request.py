@@ -77,7 +77,7 @@ def parse_request(
         elif values.setdefault(flag, _unquote(value)) != _unquote(value):
             raise WrongUse(f"--{flag} {values[flag]} and --set {override} differ: give one of them")
     if run is not None and values.get("resume") != "auto":
-        raise WrongUse(f"--run {run} is for a run that goes on: give --resume auto with it")
+        raise WrongUse(f"--run {run} continues an earlier run: add --resume auto")
     given = frozenset([*values, *(["overrides"] if others else []), *(["nodes"] if nodes is not None else [])])
     for flag in ("data", "labels"):
         if values.get(flag) in ("null", ""):
@@ -118,23 +118,23 @@ def parse_env(assignments: Sequence[str]) -> tuple[str, ...]:
     for each in assignments:
         name, equals, value = each.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise WrongUse(f"--env {each} is no variable: write --env KEY=VALUE, such as --env NCCL_DEBUG=INFO")
+            raise WrongUse(f"--env {each} is not a variable: write --env KEY=VALUE, such as --env NCCL_DEBUG=INFO")
         if name.startswith(("SNIPERFACE_", "CUDA_VISIBLE_")) or name in ENV_DECIDED_HERE:
             raise WrongUse(f"--env {name} is decided by the launcher: leave it out")
         if SECRET_NAME.search(name):
             raise WrongUse(
-                f"--env {name} is a secret by its name, and a plan is kept: name it in the target's file instead, "
-                f"secrets: [{name}], and its value is taken from this computer's environment"
+                f"--env {name} has the name of a secret, and plans are stored: list it in the target's file instead, "
+                f"secrets: [{name}]; its value then comes from this computer's environment"
             )
         if "\0" in value:
-            raise WrongUse(f"--env {name} has a zero byte, which no variable can hold")
+            raise WrongUse(f"--env {name} has a NUL byte, which no variable can hold")
         found[name] = value
     return tuple(f"{name}={value}" for name, value in found.items())
 
 
 def parse_nodes(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise WrongUse(f"--nodes {text} is no number of machines: give a whole number from 1, such as 2")
+        raise WrongUse(f"--nodes {text} is not a number of machines: give a whole number from 1, such as 2")
     return int(text)
 
 
@@ -146,7 +146,7 @@ def parse_dollars(text: str | None) -> float | None:
     except ValueError:
         dollars = math.nan
     if not 0 < dollars < math.inf:
-        raise WrongUse(f"--max-usd {text} is no amount of money: give a number above 0, such as 20")
+        raise WrongUse(f"--max-usd {text} is not an amount of money: give a number above 0, such as 20")
     return dollars
 
 

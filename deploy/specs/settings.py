@@ -159,7 +159,7 @@ def load(project: Path, target: str, environment: Mapping[str, str] = os.environ
     """Load the settings of one target. Raises WrongUse for an unknown target, key or value, with the valid ones."""
     files = {path.stem: path for path in sorted((project / "conf" / "deploy").glob("*.yaml"))}
     if target not in files:
-        raise (unknown("target", target, files) if files else WrongUse(f"{project}/conf/deploy holds no target"))
+        raise (unknown("target", target, files) if files else WrongUse(f"{project}/conf/deploy has no target files"))
     where = f"conf/deploy/{files[target].name}"
     values = read_yaml(files[target], where)
     provider = environment.get("SNIPERFACE_PROVIDER") or values.get("provider")
@@ -198,7 +198,7 @@ def pack_kind(text: str, key: str) -> str:
     """Validate the packing format given for `key`. Raises WrongUse with the valid formats."""
     if re.fullmatch("none|lossless|jpeg(100|[5-9][0-9])", text):
         return text
-    raise WrongUse(f"{key} {text} is no way to pack images: give none, lossless, or jpeg50 to jpeg100, such as jpeg95")
+    raise WrongUse(f"{key} {text} is not a packing format: give none, lossless, or jpeg50 to jpeg100, such as jpeg95")
 
 
 def read_yaml(path: Path, where: str) -> dict[str, Any]:
@@ -273,4 +273,4 @@ def _check(where: str, told: Mapping[str, Any], options: Options) -> None:
     for key in ("root", "stage_to"):
         text = told.get(key)
         if remote and text and not text.startswith(("/", "~/")):
-            raise WrongUse(f"{key} in {where} must be a whole path on the machine, such as /workspace/sniperface")
+            raise WrongUse(f"{key} in {where} must be an absolute path on the machine, such as /workspace/sniperface")

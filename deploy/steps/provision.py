@@ -171,9 +171,9 @@ def acquired(
         if machine.name == name and not keep:
             at.provider.release(machine)
             if not machine.is_here:
-                screen.say(f"released {machine.name}, which was made for this; --keep would leave it")
+                screen.say(f"released {machine.name}, which was created for this command; --keep keeps it")
         elif not machine.is_here and machine.usd_per_hour:
-            screen.say(f"{machine.name} goes on costing ${machine.usd_per_hour:.2f} an hour: {command('down')}")
+            screen.say(f"{machine.name} still costs ${machine.usd_per_hour:.2f} an hour: {command('down')}")
         raise
 
 
@@ -232,7 +232,7 @@ def _found_there(
     """Find images that are on the machine. Those of the try-out are prepared there, once."""
     path = machine.path(facts.data.path) if not checked.tryout else machine.root / "data" / "orl" / "images.npy"
     if checked.tryout and shell.size(path.with_name("manifest.json")) is None:
-        screen.say(f"preparing the ORL photographs there, once: {path}")
+        screen.say(f"preparing the ORL photographs there (only once): {path}")
         for _ in shell.stream([machine.python, "-m", "app.prepare", "source=orl", f"out={path}"], cwd=folder):
             pass
     labels = checked.config["data"].get("labels_path")

@@ -41,7 +41,7 @@ def meet(machines: Machines) -> list[Place]:
         addresses = [f"127.0.0.{number}" for number in range(1, len(machines) + 1)]
     if len(set(addresses)) < len(addresses):
         names = ", ".join(f"{machine.name} ({its})" for (machine, _), its in zip(machines, addresses, strict=True))
-        raise WrongUse(f"two of these machines are one: {names}; name each machine once")
+        raise WrongUse(f"two hosts are the same machine: {names}; name each machine once")
     order = sorted(range(len(machines)), key=lambda number: addresses[number])
     first = order[0]
     if first != 0:
@@ -74,7 +74,7 @@ def _at(machines: Machines, first: int, wanted: list[str] | None) -> tuple[int, 
     deaf = [machines[number][0].name for number, each in heard.items() if not each] or ["some of the others"]
     raise StepFailed(
         f"{', '.join(deaf)} cannot reach {host.name} at port {port} of {' or '.join(addresses) or 'any address'}: "
-        "training on several machines needs a network between them on which all ports are open"
+        "training on several machines needs a network between them with all ports open"
     )
 
 
@@ -90,4 +90,4 @@ def _open(host: Machine, shell: Shell, word: str) -> tuple[int, list[str]]:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-    raise StepFailed(f"{host.name} has no port left for a rendezvous: {PORTS[0]} to {PORTS[-1]} are taken")
+    raise StepFailed(f"{host.name} has no free port for the rendezvous: {PORTS[0]} to {PORTS[-1]} are in use")

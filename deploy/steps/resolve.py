@@ -76,7 +76,7 @@ def check(reach: Reach, request: Request) -> Checked:
     if request.labels:
         request = replace(request, labels=str(Path(request.labels).absolute()))
         if not Path(str(request.labels)).is_file():
-            raise WrongUse(f"--labels {request.labels} is no file: give an int32 .npy with a label for each image")
+            raise WrongUse(f"--labels {request.labels} is not a file: give an int32 .npy with a label for each image")
     config, words = _configuration(settings, request, origin)
     origin, tryout = _images(settings, origin, config)
     dataset = None
@@ -129,8 +129,8 @@ def _refuse_secrets(settings: Settings, request: Request) -> None:
             if len(value) >= SHORTEST and value in word:
                 key = word.partition("=")[0]
                 raise WrongUse(
-                    f"{flag} {key} holds the value of {name}: leave it out, and read {name} from the environment, "
-                    "where each run finds it"
+                    f"{flag} {key} holds the value of {name}: leave it out, and read {name} from the environment "
+                    "of the run"
                 )
 
 
@@ -322,7 +322,7 @@ def prepare_orl(reach: Reach, checked: Checked, say: Callable[[str], None]) -> C
     """Prepare the try-out's photographs on this computer, once. Returns the request with its data in place."""
     if checked.dataset is not None or not checked.images.is_known:
         return checked
-    say(f"preparing the ORL photographs, once: {checked.images.path}")
+    say(f"preparing the ORL photographs (only once): {checked.images.path}")
     app(reach.settings.project, "app.prepare", ["source=orl", f"out={checked.images.path}"])
     return replace(checked, dataset=_find_data(reach.settings, checked.request, checked.images, checked.config))
 

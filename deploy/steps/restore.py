@@ -57,8 +57,8 @@ class Saved:
 
     def __str__(self) -> str:
         there = [f"{_name(self.machine)} on its machine"] if self.machine else []
-        home = f"{_name(self.home)} at home" if self.home else "no checkpoint at home"
-        kept = f"copies in {_place(self.kept)}, looked at when it goes on" if self.kept else "no copies elsewhere"
+        home = f"{_name(self.home)} on this laptop" if self.home else "no checkpoint on this laptop"
+        kept = f"copies in {_place(self.kept)}, read when the run continues" if self.kept else "no copies elsewhere"
         return ", ".join([*there, home, kept])
 
     def to_json(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def refuse_to_forget(at: Reach, request: Request) -> None:
         saved = of(at.settings, record, at.run(record))
         raise WrongUse(
             f"run {record.run_id} was lost ({record.reason}); saved of it: {saved}. "
-            "Give --resume auto to go on with it, or --resume none for a new run",
+            "Give --resume auto to continue it, or --resume none for a new run",
             next_command=command(f"train --resume auto --on {record.target}"),
         )
 
@@ -119,18 +119,18 @@ def restore(settings: Settings, machine: Machine, shell: Shell, plan: Plan, scre
         try:
             bringing.bring(where, note)
         except Unusable as failed:
-            screen.say(f"passed over {_name(note)} from {place}: {failed.message}")
+            screen.say(f"skipped {_name(note)} from {place}: {failed.message}")
             continue
-        verb = "going on from" if where == MACHINE else "restored"
+        verb = "continuing from" if where == MACHINE else "restored"
         screen.say(f"{verb} {_name(note)}{', which is on' if where == MACHINE else ' from'} {place}")
         return Restored(note, seen.spend)
     if seen.why_not is not None and shell.size(folder.log) is None:
         raise NothingReadable(
             f"nothing of run {plan.run_id} could be restored: {_place(settings.target.sync_to)} cannot be read "
-            f"({seen.why_not}), and no whole checkpoint of it is elsewhere",
-            next_command=command(f"train --resume auto --on {plan.target}") + ", once it can; or --resume none",
+            f"({seen.why_not}), and there is no complete checkpoint elsewhere",
+            next_command=command(f"train --resume auto --on {plan.target}") + ", once it can be read; or --resume none",
         )
-    screen.say(f"no whole checkpoint of run {plan.run_id} was found: it begins anew")
+    screen.say(f"no complete checkpoint of run {plan.run_id} was found: it starts from the beginning")
     return Restored(None, seen.spend)
 
 
@@ -165,10 +165,10 @@ class Kept:
         try:
             told = border.restorable(self._ask(limit_s=LOOK_LIMIT_S), f"{self.shell.name}: {_place(self.sync_to)}")
         except (Unusable, BadAnswer) as failed:
-            screen.say(f"{_place(self.sync_to)} cannot be read, and is passed over: {failed.message}")
+            screen.say(f"{_place(self.sync_to)} cannot be read and is skipped: {failed.message}")
             return Seen(why_not=failed.message)
         for damage in told["damaged"]:
-            screen.say(f"passed over a copy in {_place(self.sync_to)}: {damage}")
+            screen.say(f"skipped a copy in {_place(self.sync_to)}: {damage}")
         return Seen(told["checkpoints"], told["log_bytes"], told["spend"])
 
     def take(self, note: Note) -> None:
@@ -194,8 +194,8 @@ class Kept:
         except (LinkLost, MachineGone):  # no fault of the copies
             raise
         except StepFailed as failed:
-            raise Unusable(f"it hangs, or is too slow ({failed.message})") from failed
-        last = (result.text.strip().splitlines() or result.complaint or ["it said nothing"])[-1]
+            raise Unusable(f"it hangs or is too slow ({failed.message})") from failed
+        last = (result.text.strip().splitlines() or result.complaint or ["it printed nothing"])[-1]
         if not result:
             raise Unusable(str(self.redact(last)))
         return last
@@ -229,7 +229,7 @@ class _Bringing:
 
     def _verify(self, shell: Shell, folder: RunFolder, note: Note) -> None:
         if shell.sha256(folder.checkpoints / note["file"]) != note["sha256"]:
-            raise Unusable("its bytes are not those that were written (its SHA-256 differs)")
+            raise Unusable("its SHA-256 differs from the recorded one")
 
     def _send(self, note: Note) -> None:
         file = self.folder.checkpoints / note["file"]
@@ -251,7 +251,7 @@ class _Bringing:
             try:
                 reaches = self.kept.record(note)
             except (Unusable, BadAnswer) as failed:
-                self.screen.say(f"log and metrics in {_place(self.kept.sync_to)} are passed over: {failed.message}")
+                self.screen.say(f"log and metrics in {_place(self.kept.sync_to)} are skipped: {failed.message}")
         if not reaches and self.here.size(self.home.metrics) is not None:
             told, reaches = metrics.up_to(Path(self.home.metrics).read_bytes(), note)
             if reaches or self.shell.size(self.folder.metrics) is None:

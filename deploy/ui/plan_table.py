@@ -47,10 +47,10 @@ def _travelling(code: CodeFacts) -> list[tuple[str, str]]:
         rows.append(("left out", f"{len(code.left_out)} files or folders ({reason}): {_some(code.left_out)}"))
     if code.untracked:
         rows.append(
-            ("untracked", f"{len(code.untracked)} files travel that git does not track: {_some(code.untracked)}")
+            ("untracked", f"{len(code.untracked)} files are uploaded that git does not track: {_some(code.untracked)}")
         )
     if code.suspicious:
-        rows.append(("warning", f"tracked files look like credentials, and travel: {_some(code.suspicious)}"))
+        rows.append(("warning", f"tracked files look like credentials and are uploaded: {_some(code.suspicious)}"))
     return rows
 
 
@@ -58,7 +58,7 @@ def _secrets(plan: Plan) -> list[tuple[str, str]]:
     if plan.provider == "local":
         return []
     whose = "a rented machine" if plan.rented else "the machine"
-    return [("secrets", f"{whose} is given {', '.join(plan.secrets) or 'none'}")]
+    return [("secrets", f"{whose} receives {', '.join(plan.secrets) or 'none'}")]
 
 
 def _some(names: Sequence[str]) -> str:
@@ -87,7 +87,7 @@ def _dollars(plan: Plan) -> str:
 
 def _hardware(plan: Plan) -> str:
     if plan.cores is None:
-        return "the machine is still to be had" if plan.nodes == 1 else f"{plan.nodes} machines are still to be had"
+        return "the machine is not allocated yet" if plan.nodes == 1 else f"{plan.nodes} machines are not allocated yet"
     several = f"{plan.nodes} machines, the first with " if plan.nodes > 1 else ""
     return f"{several}{gpus_of(plan)}, {plan.cores} cores"
 
@@ -100,7 +100,7 @@ def gpus_of(plan: Plan) -> str:
 
 def _images(plan: Plan) -> str:
     if not plan.data.rows:
-        return f"looked at where they are ({shown(plan.data.path)})"
+        return f"checked in place ({shown(plan.data.path)})"
     return f"{plan.data.rows} images, {plan.data.train_rows} to train on"
 
 
@@ -108,7 +108,7 @@ def _packed(plan: Plan) -> str:
     data = plan.data
     loss = "nothing is lost" if data.packed == "lossless" else "lossy: another data set than the original"
     if data.packed_bytes is None:
-        return f"packed as {data.packed} ({loss}), before a machine is asked for"
+        return f"packed as {data.packed} ({loss}), before a machine is requested"
     return f"packed as {data.packed} ({loss}): {_mib(data.packed_bytes)} instead of {_mib(data.bytes)}"
 
 

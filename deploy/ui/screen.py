@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MESSAGE_CHARACTERS = 4000
 EVIDENCE_CHARACTERS = 200  # per line
-LOADING = "starting: PyTorch is being loaded"
+LOADING = "starting: loading PyTorch"
 
 
 class Follower(Protocol):

@@ -35,8 +35,8 @@ def check_possible(kind: str) -> None:
     missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise WrongUse(
-            f"--pack {kind} needs {' and '.join(missing)}, not installed here: `{bootstrap_command()} …` installs "
-            "what a command with --pack needs"
+            f"--pack {kind} needs {' and '.join(missing)}, not installed here: start the command with "
+            f"`{bootstrap_command()} …`, which installs them"
         )
 
 
@@ -107,7 +107,7 @@ class Packing:
             _run(LocalShell(), [sys.executable, "-m", "app.packing.pack", str(file)], project, progress)
         del self.__dict__["notes"]
         if self.missing:
-            raise StepFailed(f"{self.folder} does not keep what is packed into it: its disk is full, or bad")
+            raise StepFailed(f"{self.folder} lacks blocks just after they were packed: its disk is full, or faulty")
 
     def send(self, shell: Shell, machine: Machine, code: PurePath, part: PurePath, progress: Progress) -> list[str]:
         """Upload the blocks and unpack them into `part`, which already has its full size.
@@ -125,9 +125,9 @@ class Packing:
         try:
             shell.truncate(there, pieces[-1].place + pieces[-1].bytes)
         except OSError as error:
-            words = f"{there.parent} cannot take {(self.bytes or 0) / MIB:,.1f} MiB of packed images"
+            words = f"{there.parent} has no room for {(self.bytes or 0) / MIB:,.1f} MiB of packed images"
             raise StepFailed(f"{words} ({error.strerror}): make room there, or give --pack none") from error
-        spoiled = f"is not what was packed: remove {self.folder}, and the same command packs it again"
+        spoiled = f"changed after it was packed: remove {self.folder}, and run the same command again"
         send_pieces(shell, self.folder, there, pieces, progress, spoiled)
         order = machine.root / "unpacking.json"
         value = {

@@ -204,20 +204,20 @@ def read_header(path: Place, files: Files | None = None) -> Header:
     reader: Files = files or LocalShell()
     start = reader.read(path, 0, HEADER_BYTES)
     if start[:6] != b"\x93NUMPY":
-        raise ValueError("no .npy file")
+        raise ValueError("not a .npy file")
     length_bytes = 2 if start[6:7] == b"\x01" else 4
     length = int.from_bytes(start[8 : 8 + length_bytes], "little")
     text = start[8 + length_bytes : 8 + length_bytes + length]
     if len(text) < length:
-        raise ValueError("cut short")
+        raise ValueError("truncated")
     try:
         values = ast.literal_eval(text.decode("latin-1"))
         dtype, order, shape = values["descr"], values["fortran_order"], values["shape"]
     except (SyntaxError, KeyError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError("no .npy header") from error
+        raise ValueError("invalid .npy header") from error
     numbers = isinstance(shape, tuple) and all(type(each) is int and 0 <= each < 1 << 63 for each in shape)
     if not (isinstance(dtype, str) and isinstance(order, bool) and numbers):
-        raise ValueError("its header describes no array of numbers")
+        raise ValueError("its header does not describe an array of numbers")
     return Header(dtype, order, shape, 8 + length_bytes + length)
 
 
@@ -229,7 +229,7 @@ def header_bytes(dtype: str, shape: tuple[int, ...]) -> bytes:
 
 
 def _check_images(path: Place, files: Files) -> Header:
-    wanted = f"it must be uint8 of shape [N, 112, 112, 3]; `{command(PREPARE)}` makes one"
+    wanted = f"it must be uint8 of shape [N, 112, 112, 3]; `{command(PREPARE)}` creates one"
     size = files.size(path)
     if size is None:
         raise WrongUse(f"there is no file {path}: give --data an images.npy ({wanted})")
@@ -241,11 +241,11 @@ def _check_images(path: Place, files: Files) -> Header:
     if header.shape[0] == 0:
         raise WrongUse(f"{path} has no rows: {wanted}, with N at least 2")
     if header.fortran_order:
-        raise WrongUse(f"{path} is in Fortran order: save numpy.ascontiguousarray of it again")
+        raise WrongUse(f"{path} is in Fortran order: save it again with numpy.ascontiguousarray")
     whole = header.data_offset + header.shape[0] * ROW_BYTES
     if size < whole:
         raise WrongUse(
-            f"{path} is cut short: {size} of {whole} bytes are there; copy or make it again (`{command(PREPARE)}`)"
+            f"{path} is truncated: it has {size} of {whole} bytes; copy or make it again (`{command(PREPARE)}`)"
         )
     return header
 
@@ -265,7 +265,7 @@ def _read_npy(path: Place, files: Files) -> Header:
         return read_header(path, files)
     except (ValueError, OSError) as error:
         raise WrongUse(
-            f"{path} is not a whole .npy file ({error}): copy or make it again (`{command(PREPARE)}`)"
+            f"{path} is not a complete .npy file ({error}): copy or make it again (`{command(PREPARE)}`)"
         ) from error
 
 
@@ -292,7 +292,7 @@ def _read_manifest(path: Place, rows: int, files: Files) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
         raise WrongUse(f"{path} cannot be used: remove it, or make the data again (`{command(PREPARE)}`)") from error
     if told != rows or not fits:
-        raise WrongUse(f"{path} does not fit the images ({told} rows told, {rows} there): make the data again")
+        raise WrongUse(f"{path} does not match the images (lists {told} rows, they have {rows}): make the data again")
     return manifest
 
 
@@ -329,7 +329,7 @@ def pieces_of(dataset: Dataset, blocks: list[int]) -> list[Piece]:
     for block in blocks:
         pieces.append(
             Piece(
-                name=f"block {block} (rows {block * dataset.block_rows} and on)",
+                name=f"block {block} (rows {block * dataset.block_rows} onwards)",
                 offset=dataset.data_offset + block * dataset.block_rows * ROW_BYTES,
                 bytes=rows_of(dataset, block) * ROW_BYTES,
                 place=place,

@@ -41,7 +41,7 @@ class Devices:
     @property
     def versions(self) -> str:
         if self.torch is None and not self.why:
-            return "nothing of NVIDIA's driver is there"
+            return "no NVIDIA driver found"
         return f"torch {self.torch or 'none'}, CUDA {self.cuda or 'none'}, NVIDIA driver {self.driver or 'unknown'}"
 
 
@@ -50,7 +50,7 @@ def ask(shell: Shell, python: str, cwd: PurePath | None = None) -> Devices:
     result = shell.run([python, "-"], stdin=PROBE.read_bytes(), cwd=cwd, limit_s=PROBE_S, check=False, again=True)
     devices = parse(result.text) if result else None
     if devices is None:
-        raise StepFailed(f"{python} could not tell which GPUs it can use", evidence=result.complaint)
+        raise StepFailed(f"{python} could not detect which GPUs it can use", evidence=result.complaint)
     return devices
 
 
@@ -99,7 +99,7 @@ def fault(devices: Devices, device: str, *, promised: int | None = None, is_here
     if promised and count < promised:
         return f"{promised} GPUs are paid for and torch can use {count}{because}"
     if device == CUDA and not count:
-        return f"the target wants device: cuda and torch can use no GPU{because}"
+        return f"the target requires device: cuda and torch can use no GPU{because}"
     if count < (devices.listed or 0) and devices.visible is None and (devices.cuda or not is_here):
         return f"the machine has {devices.listed} GPUs and torch can use {count}{because}"
     if not count and devices.why and devices.listed is None and not is_here and "No devices" not in devices.why:

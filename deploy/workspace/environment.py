@@ -41,7 +41,7 @@ def ensure(machine: Machine, shell: Shell, project: Path, code: PurePath, say: C
         fix = (
             bootstrap_command()
             if machine.is_here
-            else "set python: auto in the target's file, and it is made by itself"
+            else "set python: auto in the target's file, which creates the environment"
         )
         raise StepFailed(f"torch is not installed for {machine.python}", next_command=fix)
 

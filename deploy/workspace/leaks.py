@@ -112,10 +112,10 @@ def refuse(leaks: Iterable[Leak], tracked: set[str], allowed: Iterable[str]) -> 
         if leak.file in tracked and not leak.certain:
             warned.append(leak.file)
             continue
-        way = "take the value out" if leak.file in tracked else "list it in .gitignore"
+        way = "remove the value" if leak.file in tracked else "list it in .gitignore"
         raise WrongUse(
-            f"{leak.file} {leak.why}, and would travel with the code to the machine: {way}, or, if it is meant to "
-            f"travel, name it in the target's file: allow_files: [{leak.file}]"
+            f"{leak.file} {leak.why}, and would be uploaded with the code: {way}, or, to upload it anyway, list it "
+            f"in the target's file: allow_files: [{leak.file}]"
         )
     return tuple(warned)
 

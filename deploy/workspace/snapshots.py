@@ -101,7 +101,7 @@ class Snapshots:
         entries = self._entries(tree)
         there = {name for name in listed.names if on_disk(self.project, name)}
         different = dict.fromkeys(there - entries.keys(), "is missing in git's copy")
-        different |= dict.fromkeys(entries.keys() - there, "is in git's copy and not on the disk")
+        different |= dict.fromkeys(entries.keys() - there, "is in git's copy, but not on the disk")
         for name in sorted(there & entries.keys()):
             mode, blob = entries[name]
             at = f"--path={os.fsdecode(listed.prefix + name)}"
@@ -118,7 +118,7 @@ class Snapshots:
         except FileNotFoundError:
             return "changed while it was read"
         if is_link and mode != LINK:
-            return "is a symbolic link, and a file in git's copy"
+            return "is a symbolic link, but a file in git's copy"
         return judge(
             content, blob, self.format, lambda: git(self.project, *checkout, env=self.objects, check=False).stdout
         )
@@ -148,10 +148,10 @@ def judge(content: bytes, blob: str, hashed: str, checked_out: Callable[[], byte
     if object_id(content.replace(b"\r\n", b"\n"), hashed) == blob:
         if b"\0" not in content[:BINARY_BYTES]:
             return None
-        return "is binary, and git would change bytes in it as if they were line ends: mark it binary in .gitattributes"
+        return "is binary, but git would convert line endings in it: mark it binary in .gitattributes"
     if _plain(checked_out()) == _plain(content):
         return None
-    return "has another content in git's copy: look at its line in .gitattributes, or try again if it just changed"
+    return "differs from git's copy: check its line in .gitattributes, or try again if it just changed"
 
 
 def object_id(content: bytes, hashed: str) -> str:
@@ -166,7 +166,7 @@ def _plain(content: bytes) -> bytes:
 def _refusal(different: Mapping[str, str]) -> WrongUse:
     name, reason = next(iter(different.items()))
     more = [f"{other} {why}" for other, why in list(different.items())[1:NAMED]]
-    return WrongUse(f"the code cannot travel as it is on this disk: {name} {reason}", evidence=more)
+    return WrongUse(f"the code cannot be uploaded as it is on disk: {name} {reason}", evidence=more)
 
 
 def _alternate(path: Path) -> bytes:

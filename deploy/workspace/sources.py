@@ -94,13 +94,15 @@ def parse(text: str, project: Path, *, local: bool) -> Origin:
     if "://" in text:
         if text.lower().startswith(NEVER):
             raise WrongUse(
-                f"--data {shown(text)}: images are read from https:// or s3://, or from a path without file://"
+                f"--data {shown(text)} is not supported: give an https:// or s3:// address, or a path without file://"
             )
         return Origin(URL, Url(text).normal, UrlFiles())
     if text.startswith(ON_THE_MACHINE):
         path = text[len(ON_THE_MACHINE) :]
         if not path.startswith("/") and not (local and path):
-            raise WrongUse(f"--data {text} must be a whole path on the machine, such as machine:/workspace/images.npy")
+            raise WrongUse(
+                f"--data {text} must be an absolute path on the machine, such as machine:/workspace/images.npy"
+            )
         return Origin(HERE, project / path, LocalShell()) if local else Origin(MACHINE, PurePosixPath(path), None)
     return Origin(HERE, (project / Path(text).expanduser()).absolute(), LocalShell())
 
@@ -122,7 +124,7 @@ class UrlFiles:
         try:
             with open_address(request(url, {"Range": f"bytes={offset}-{offset + limit - 1}"}), LIMIT_S) as answer:
                 if answer.status != 206 and (offset or limit < (1 << 20)):
-                    raise WrongUse(f"{url} does not serve ranges: images are read in parts; give a server that does")
+                    raise WrongUse(f"{url} does not support range requests: give a server that does")
                 told: bytes = answer.read(limit)
                 return told
         except urllib.error.HTTPError as error:

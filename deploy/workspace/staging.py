@@ -76,7 +76,7 @@ def choose_place(
     advice = (
         f"give --fraction {fits:g}, or a machine with more room" if 0 < fits < fraction else "give a larger machine"
     )
-    raise StepFailed(f"{lacking}, and {root} has none either: {advice}")
+    raise StepFailed(f"{lacking}, and {root} has too little room too: {advice}")
 
 
 def stage(
@@ -110,12 +110,12 @@ def stage(
         return f"already there: {destination}"
     if size is not None and not there:
         raise WrongUse(
-            f"{destination} is there, but was not staged by this project: remove it, or set another stage_to in "
+            f"{destination} already exists, but this project did not stage it: remove it, or set another stage_to in "
             f"conf/deploy/{plan.target}.yaml"
         )
     if size is not None and plan.queue:
         raise WrongUse(
-            f"{destination} holds other images, which the runs on this machine use: wait for their end, or use a "
+            f"{destination} holds other images, which the runs on this machine use: wait until they end, or use a "
             "target with another stage_to"
         )
     shell.remove(destination)  # another data set: it takes the space of this one
@@ -209,13 +209,13 @@ def _lacks_room(shell: Shell, destination: PurePath, needed: int, kept_free: int
     own = (shell.size(_part(destination)) or 0) + (shell.size(destination) or 0)
     free = shell.free_bytes(folder) + own - kept_free
     if needed > free:
-        for_nccl = " besides what the GPUs exchange through it" if kept_free else ""
+        for_nccl = " besides the space that NCCL needs" if kept_free else ""
         return f"{folder} has {max(0, free) / GIB:.2f} GiB free{for_nccl} and the images need {needed / GIB:.2f} GiB"
     limit = shell.hardware().memory_bytes if shell.in_ram(folder) else None
     if limit is not None:
         left = limit - shell.memory_used_bytes() + own - min(MEMORY_FOR_TRAINING_BYTES, limit // 4)
         if needed > left:
-            return f"{left / GIB:.2f} GiB of memory can be spared and the images need {needed / GIB:.2f} GiB of it"
+            return f"{left / GIB:.2f} GiB of memory are available and the images need {needed / GIB:.2f} GiB"
     return None
 
 

@@ -85,13 +85,13 @@ def refuse(project: Path, listed: Listing, large_files: Sequence[str]) -> None:
     """Raise WrongUse for the first entry that cannot be uploaded, or is too large to upload with every run."""
     for name in map(os.fsdecode, listed.submodules):
         raise WrongUse(
-            f"{name} is a git submodule, and code travels without submodules: put its files into this repository, "
-            f"or take it out (git rm --cached {shlex.quote(name)}) and list it in .gitignore"
+            f"{name} is a git submodule, and submodules are not uploaded: add its files to this repository, "
+            f"or remove it (git rm --cached {shlex.quote(name)}) and list it in .gitignore"
         )
     for folder in (os.fsdecode(nested).rstrip("/") for nested in listed.nested):
         raise WrongUse(
-            f"{folder} holds a git repository of its own, and its files would be missing on the machine: list "
-            f"{folder}/ in .gitignore if the run does not need it, or remove {folder}/.git so that its files travel"
+            f"{folder} contains its own git repository, so its files would be missing on the machine: list "
+            f"{folder}/ in .gitignore if the run does not need it, or remove {folder}/.git to upload its files"
         )
     _refuse_large(project, listed, large_files)
 
@@ -103,8 +103,8 @@ def _refuse_large(project: Path, listed: Listing, meant: Sequence[str]) -> None:
     for name, size in sizes.items():
         if size > LARGE_FILE_BYTES and name not in meant:
             raise WrongUse(
-                f"{name} has {size >> 20} MiB and would travel with the code: list it in .gitignore, or, if it is "
-                f"meant to travel, name it in the target's file: large_files: [{name}]"
+                f"{name} has {size >> 20} MiB and would be uploaded with the code: list it in .gitignore, or, to "
+                f"upload it anyway, list it in the target's file: large_files: [{name}]"
             )
     tracked = set(map(os.fsdecode, listed.tracked))
     untracked = {name: size for name, size in sizes.items() if name not in tracked and name not in meant}
@@ -112,7 +112,7 @@ def _refuse_large(project: Path, listed: Listing, meant: Sequence[str]) -> None:
         largest = max(untracked, key=lambda name: untracked[name])
         raise WrongUse(
             f"{sum(untracked.values()) >> 20} MiB of files are neither tracked nor ignored by git and would be "
-            f"taken for code, the largest is {largest}: add it to .gitignore"
+            f"uploaded as code; the largest is {largest}: add it to .gitignore"
         )
 
 

@@ -420,7 +420,7 @@ def test_two_and_three_processes_find_what_one_finds_and_refuse_what_one_cannot_
         (["weights={runs}/one/checkpoints/*.pt", "sets="], "sets= names nothing"),
         (["weights={runs}/one/checkpoints/*.pt", "flip=maybe"], "flip=maybe"),
         (["weights={runs}/one", "sets={lfw}"], "one is a folder; give the files in it"),
-        (["weights={runs}/junk", "sets={lfw}", "backbone=iresnet18"], "corrupt or no checkpoint"),
+        (["weights={runs}/junk", "sets={lfw}", "backbone=iresnet18"], "corrupt or not a Sniperface checkpoint"),
         (["wieghts={runs}/one/checkpoints/*.pt"], "did you mean weights?"),
         (["weights={runs}/one/checkpoints/*.pt", "set={lfw}"], "did you mean sets?"),
         (["weights={runs}/one/checkpoints/*.pt", "backbone=iresnet18"], "cannot change what was trained"),

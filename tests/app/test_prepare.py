@@ -31,7 +31,7 @@ def test_orl_is_400_photographs_of_40_people(tmp_path: Path, capsys: pytest.Capt
     assert manifest["blocks"] == [hashlib.sha256(block).hexdigest() for block in blocks]
     before = out.stat().st_mtime_ns
     assert prepare.main(["source=orl", f"out={out}"]) == 0
-    assert "there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     assert out.stat().st_mtime_ns == before
 
 
@@ -98,9 +98,9 @@ def test_held_out_images_fill_whole_blocks(tmp_path: Path) -> None:
         (["source=orl", "held_out=-1", "out=a.npy"], "from 0 to 398"),
         (["source=orl", "workers=0", "out=a.npy"], "workers=0 must be a whole number from 1"),
         (["source=orl", "workers=two", "out=a.npy"], "workers=two"),
-        (["source=orl", "identities=5", "out=a.npy"], "identities= is no option of source=orl; it takes out="),
+        (["source=orl", "identities=5", "out=a.npy"], "identities= is not an option of source=orl; it takes out="),
         (["source=synthetic", "identites=5", "out=a.npy"], "did you mean identities=…?"),
-        (["source=synthetic", "path=x", "out=a.npy"], "path= is no option of source=synthetic"),
+        (["source=synthetic", "path=x", "out=a.npy"], "path= is not an option of source=synthetic"),
         (["source=synthetic", "identities=0", "out=a.npy"], "identities=0"),
         (["source=synthetic", "identities=1e3", "out=a.npy"], "such as identities=2000"),
         (["source=synthetic", "per_identity=1", "out=a.npy"], "per_identity=1"),
@@ -112,7 +112,7 @@ def test_held_out_images_fill_whole_blocks(tmp_path: Path) -> None:
         (["source=rec", "out=a.npy"], "path="),
         (["source=rec", "path=/nowhere", "out=a.npy"], "no file /nowhere"),
         (["source=rec", "path=/nowhere", "decoder=gpu", "out=a.npy"], "choose from cpu, dali"),
-        (["source=folder", "path=/nowhere", "decoder=cpu", "out=a.npy"], "decoder= is no option of source=folder"),
+        (["source=folder", "path=/nowhere", "decoder=cpu", "out=a.npy"], "decoder= is not an option of source=folder"),
     ],
 )
 def test_wrong_use_is_one_sentence_and_exit_code_2(
@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_made_is_wrong_use(tmp_path: Path, capsys: pytes
     (tmp_path / "file").write_text("")
     assert prepare.main(["source=orl", f"out={tmp_path / 'file' / 'images.npy'}"]) == 2
     said = capsys.readouterr().err
-    assert "file, which cannot be made a folder" in said
+    assert "file, which cannot be created as a folder" in said
     assert said.count("\n") == 1
 
 
@@ -157,11 +157,11 @@ def test_what_is_there_and_something_else_is_never_written_over(
     faces = ["source=synthetic", "identities=4", "per_identity=2", f"out={out}"]
     np.save(out, np.zeros((3, 112, 112, 3), np.uint8))
     assert prepare.main(faces) == 2
-    assert "no prepare made it" in capsys.readouterr().err
+    assert "is not from prepare" in capsys.readouterr().err
     out.unlink()
     assert prepare.main(faces) == 0
     assert prepare.main(faces) == 0
-    assert "there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     before = out.read_bytes()
     for other, answer in (
         ("seed=1", "other or older images"),
@@ -181,7 +181,7 @@ def test_a_disk_that_fails_is_one_sentence_and_the_same_command_goes_on(
     words = ["source=synthetic", "identities=4", "per_identity=2", f"out={tmp_path / 'images.npy'}"]
     assert prepare.main(words) == 1
     said = capsys.readouterr().err
-    assert "goes on from here" in said
+    assert "run the same command to continue" in said
     assert said.count("\n") == 1
     (tmp_path / "labels.npy").rmdir()
     assert prepare.main(words) == 0

@@ -161,7 +161,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
             return (os.mkdir, (str(tmp_path / "ran"),))
 
     torch.save({"state": Evil(), "modules": {}, "optimizer": {}, "scaler": {}}, tmp_path / "evil.pt")
-    with pytest.raises(WrongUse, match="corrupt or no checkpoint of ours"):
+    with pytest.raises(WrongUse, match="corrupt or not a Sniperface checkpoint"):
         checkpoint.read(tmp_path / "evil.pt")
     assert not (tmp_path / "ran").exists()
 
@@ -400,7 +400,7 @@ def test_a_file_that_cannot_be_read_is_refused_before_anything_is_written(
     words = [f"data.binary_cache_path={small_data}", f"run.dir={tmp_path / 'run'}", f"{key}={tmp_path / 'file.pt'}"]
     assert train.main([*TINY, *words]) == 2
     said = capsys.readouterr().err
-    assert "file.pt is corrupt or no checkpoint" in said
+    assert "file.pt is corrupt or not a Sniperface checkpoint" in said
     assert said.count("\n") == 1
     assert not (tmp_path / "run").exists()
 

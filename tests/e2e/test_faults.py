@@ -75,7 +75,7 @@ def test_a_container_that_vanishes_costs_nothing_of_the_run(clone: Clone, undist
     fault.told(lambda: clone.json("status", "--on", "docker")["state"] in GOING_ON)
     said, complaint = watching.communicate(timeout=300)
     assert watching.returncode == 0, complaint
-    assert "going on elsewhere" in said
+    assert "continuing on another machine" in said
     assert container(clone) != first
     assert_equal_bits(undisturbed, home.parent)
     fault.checkpoints(home.parent)
@@ -95,7 +95,7 @@ def test_what_only_the_volume_has_is_gone_on_from(clone: Clone, undisturbed: Pat
     assert not (home / "checkpoints").exists()
     said = keeping.invoke("train", "--on", "docker", *WORDS, code=2)
     assert f"run {run_id} was lost (its machine " in said
-    assert f"no checkpoint at home, copies in the volume /volume/copies of runs/{run_id}" in said
+    assert f"no checkpoint on this laptop, copies in the volume /volume/copies of runs/{run_id}" in said
     said = keeping.invoke("train", "--on", "docker", "--resume", "auto")
     (restored,) = [line for line in said.splitlines() if line.startswith("restored epoch_")]
     assert restored.endswith(" from the volume /volume/copies of runs")
@@ -147,7 +147,7 @@ def test_tmux_is_killed_on_the_machine_and_the_job_is_not(clone: Clone, tmp_path
     docker("exec", name, "pkill", "-9", "-x", "tmux: server")
     fault.strikes()
     fault.told(lambda: clone.json("status", "--on", "docker")["state"] == "running")
-    assert "goes on without a terminal" in clone.invoke("attach", "--on", "docker", code=1)
+    assert "runs without a terminal" in clone.invoke("attach", "--on", "docker", code=1)
     followed = clone.invoke("logs", "--on", "docker", "--follow")
     fault.log(followed.encode(), log_of(name, run_id))
     status = clone.json("status", "--on", "docker")

@@ -164,7 +164,7 @@ def test_a_disk_that_fills_up_ends_a_run_with_its_checkpoints_whole(
     fault.told(lambda: told(folder)["last_crash"] or told(folder)["state"] == "failed")
     wait_for(lambda: clone.json("status", "--on", "small")["state"] == "failed")
     said = told(folder)
-    assert "MiB are free" in said["reason"] or "no room is left on the disk" in said["evidence"][-1], said
+    assert "MiB are free" in said["reason"] or "no space left on the disk" in said["evidence"][-1], said
     fault.checkpoints(folder)
     fault.machines(clone.json("ps"), [])
     (small_disk / "filler").unlink()

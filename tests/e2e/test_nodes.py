@@ -87,7 +87,7 @@ def test_two_machines_train_one_run(clone: Clone) -> None:
     second = nodes(clone, run_id)[1]["machine"]
     docker("rm", "--force", second)
     told = wait_for(lambda: failed(clone))
-    assert "2 machines of this run did not all come together" in told["reason"]
+    assert "2 machines of this run did not all join" in told["reason"]
     assert states(clone, run_id) == ["failed", "lost"]
 
     clone.invoke("train", "--on", "pair", "--resume", "auto", "--detach")

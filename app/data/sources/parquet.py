@@ -117,7 +117,7 @@ def _decode(stored: Stored) -> NDArray[np.uint8]:
     try:
         return decode_face(io.BytesIO(stored.data or b""))
     except UNREADABLE as error:
-        what = "is no readable image" if stored.data else "holds no bytes of an image"
+        what = "is not a readable image" if stored.data else "has no image bytes"
         raise WrongUse(f"row {stored.row} of {stored.file} {what}; remove that row or export the file again") from error
 
 
@@ -188,7 +188,7 @@ def _opened(file: Path) -> Any:
     try:
         return pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names that are not UTF-8
-        raise WrongUse(f"{file} is no whole parquet file; copy or download it again") from error
+        raise WrongUse(f"{file} is not a complete parquet file; copy or download it again") from error
 
 
 def _batches(file: Path, opened: Any, column: str, rows: int, groups: list[int]) -> Iterator[Any]:
@@ -199,7 +199,7 @@ def _batches(file: Path, opened: Any, column: str, rows: int, groups: list[int])
             yield array.field("bytes") if pa.types.is_struct(array.type) else array
     except (pa.ArrowException, OSError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
-        raise WrongUse(f"{file} breaks off or is damaged ({said}); copy or download it again") from error
+        raise WrongUse(f"{file} is truncated or damaged ({said}); copy or download it again") from error
 
 
 def _holds_images(kind: Any) -> bool:
@@ -227,7 +227,7 @@ def _column(file: Path, schema: Any, option: str, wanted: str | None, usual: Seq
     if chosen not in fitting:
         columns = ", ".join(f"{field.name} ({_kind(field.type)})" for field in schema)
         what = "image files (bytes)" if option == "image_column" else "identities (numbers or names)"
-        missing = f"has no column {wanted} of {what}" if wanted else f"has no column that is known to hold {what}"
+        missing = f"has no column {wanted} with {what}" if wanted else f"has no known column with {what}"
         known = fitting[0] if fitting else "NAME"
         raise WrongUse(f"{file} {missing}; its columns are {columns}: name one with {option}={known}")
     return str(chosen)

@@ -65,7 +65,7 @@ def rec(path: Path, decoder: str = "cpu") -> Source:
         ()
         if gap is None
         else (
-            f"{index} names {len(starts)} records and leaves others out, the first at byte {gap} of {file.name}; "
+            f"{index} names {len(starts)} records and omits others, the first at byte {gap} of {file.name}; "
             "remove it to read all",
         )
     )
@@ -221,7 +221,9 @@ class Records:
         count = int.from_bytes(payload[:4], "little")
         behind = len(payload) - FIXED_BYTES - 4 * count
         if len(payload) < FIXED_BYTES or behind < 0:
-            raise WrongUse(f"the record at byte {start} of {self.path} is no image record; give a .rec file of images")
+            raise WrongUse(
+                f"the record at byte {start} of {self.path} is not an image record; give a .rec file of images"
+            )
         label: float = struct.unpack_from("<f", payload, FIXED_BYTES if count else 4)[0]
         return label, behind > 0
 
@@ -236,8 +238,8 @@ class Records:
         wanted = (MIDDLE, LAST) if after in (FIRST, MIDDLE) else (WHOLE, FIRST)
         if part not in wanted:
             raise WrongUse(
-                f"{self.path} has part {part} of a record at byte {at}, where part {wanted[0]} or {wanted[1]} belongs; "
-                "it is damaged, copy it again"
+                f"{self.path} has part {part} of a record at byte {at}, where part {wanted[0]} or {wanted[1]} "
+                "is expected; it is damaged, copy it again"
             )
         if _padded(end) > self.size:
             self._breaks_off()
@@ -247,12 +249,12 @@ class Records:
         return (self.words[words + 1] & ((1 << LENGTH_BITS) - 1)).astype(np.int64)
 
     def _breaks_off(self) -> NoReturn:
-        raise WrongUse(f"{self.path} breaks off at byte {self.size}, within a record; copy it again")
+        raise WrongUse(f"{self.path} ends at byte {self.size}, inside a record; copy it again")
 
     def _no_record(self, at: int) -> NoReturn:
         if at > self.size - HEAD_BYTES:
             self._breaks_off()
-        raise WrongUse(f"{self.path} has no record at byte {at}; it is damaged or no .rec file, copy it again")
+        raise WrongUse(f"{self.path} has no record at byte {at}; it is damaged or not a .rec file, copy it again")
 
     def _refuse_index(self, index: Path, offset: int) -> NoReturn:
         raise WrongUse(
@@ -288,7 +290,7 @@ def _compare_header(records: Records, labels: NDArray[np.float32], images: int) 
     # Compare as float32, the type in which the number was written.
     if len(labels) and labels.max() != np.float32(images + 1):
         raise WrongUse(
-            f"{records.path} ends at byte {records.size} with {images} images, and its header tells of "
+            f"{records.path} ends at byte {records.size} with {images} images, and its header lists "
             f"{labels.max() - 1:.0f}; copy it and its .idx again"
         )
 
@@ -318,10 +320,10 @@ def _compare_property(file: Path, classes: NDArray[np.int32]) -> None:
     known = classes[classes >= 0]
     people = len(np.unique(known))
     if not people <= int(words[0]) <= max(people, int(known.max(initial=-1)) + 1):
-        raise WrongUse(f"{told} tells of {int(words[0])} classes and {file.name} has {people}; copy both again")
+        raise WrongUse(f"{told} lists {int(words[0])} classes and {file.name} has {people}; copy both again")
     images = lines[1].strip() if len(lines) > 1 else ""
     if images.isdigit() and int(images) != len(classes):
-        raise WrongUse(f"{told} tells of {int(images)} images and {file.name} has {len(classes)}; copy both again")
+        raise WrongUse(f"{told} lists {int(images)} images and {file.name} has {len(classes)}; copy both again")
 
 
 def framed(payload: bytes) -> bytes:

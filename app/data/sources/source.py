@@ -190,8 +190,12 @@ def _refuse_other_trees(path: Path, people: Sequence[_Person]) -> None:
     if any(person.images for person in people):
         return
     if any(map(_is_image, _files(path))):
-        raise WrongUse(f"the images in {path} lie in no sub-folder; make one sub-folder a person and move them there")
-    raise WrongUse(f"{path} has no images in sub-folders; it needs one sub-folder of .jpg or .png files a person")
+        raise WrongUse(
+            f"the images in {path} are not in sub-folders; make one sub-folder for each person and move them there"
+        )
+    raise WrongUse(
+        f"{path} has no images in sub-folders; it needs one sub-folder of .jpg or .png files for each person"
+    )
 
 
 def _files(folder: Path) -> list[Path]:
@@ -211,7 +215,7 @@ def _left_out(people: Sequence[_Person], at_the_top: Sequence[Path]) -> tuple[st
         told.append(f"{_count(len(empty), 'sub-folder')} without images: {', '.join(empty[:3])}{more}")
     loose = sum(map(_is_image, at_the_top))
     if loose:
-        told.append(f"{_count(loose, 'image')} left out: in no sub-folder")
+        told.append(f"{_count(loose, 'image')} left out: not in a sub-folder")
     return tuple(told)
 
 
@@ -266,7 +270,7 @@ def load_face(file: Path) -> NDArray[np.uint8]:
     except UnknownScale as error:
         raise WrongUse(f"{file} {error}") from error
     except UNREADABLE as error:
-        raise WrongUse(f"{file} is no readable image; remove it or save it again as .png or .jpg") from error
+        raise WrongUse(f"{file} is not a readable image; remove it or save it again as .png or .jpg") from error
 
 
 class UnknownScale(ValueError):
@@ -319,5 +323,7 @@ def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
         return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         kind = "32-bit whole numbers" if image.mode == "I" else "floating-point numbers"
-        raise UnknownScale(f"has {kind} for pixels, whose white is not known; save it with 8 or 16 bits, as .png")
+        raise UnknownScale(
+            f"has {kind} for pixels, and their white level is unknown; save it with 8 or 16 bits, as .png"
+        )
     return image.convert("RGB")

@@ -275,7 +275,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
         yield pool
         pool.shutdown()
     except BrokenProcessPool as error:
-        raise OSError("a worker was killed, most likely for want of memory; try again with workers=1") from error
+        raise OSError("a worker was killed, probably because memory ran out; try again with workers=1") from error
     finally:
         lifeline.close()
         pool.shutdown(cancel_futures=True)

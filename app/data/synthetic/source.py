@@ -37,7 +37,7 @@ def synthetic(identities: int, per_identity: int, seed: int = 0, variation_pct: 
     if per_identity < 2:
         raise WrongUse(f"per_identity={per_identity} makes no pair of one person; give at least per_identity=2")
     if identities * per_identity > np.iinfo(np.int32).max:
-        raise WrongUse(f"{identities * per_identity} images are more than labels can count; give identities=100000")
+        raise WrongUse(f"{identities * per_identity} images are too many for the labels; give identities=100000")
     people = max(1, min(MAX_BLOCK_ROWS // per_identity, identities // BLOCKS_WANTED))
     return Source(
         name="synthetic",

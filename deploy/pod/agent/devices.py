@@ -56,13 +56,13 @@ def listing(program: str) -> dict[str, Any]:
         process.kill()  # no wait: a hanging driver keeps its process
         return {"why": f"nvidia-smi did not answer within {SMI_S:g} s."}
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    first = sentence(lines[0]) if lines else "it said nothing."
+    first = sentence(lines[0]) if lines else "it printed nothing."
     if process.returncode:
         return {"why": f"nvidia-smi failed with exit code {process.returncode}: {first}"}
     rows = [ROW.fullmatch(line) for line in lines]
     found = [row for row in rows if row]
     if not found or len(found) < len(rows):
-        return {"why": f"nvidia-smi answered what is no list of GPUs: {first}"}
+        return {"why": f"nvidia-smi printed no list of GPUs: {first}"}
     driver = found[0]["driver"]
     return {"listed": len(found), "driver": None if driver == "[N/A]" else driver}
 

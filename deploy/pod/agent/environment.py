@@ -41,9 +41,7 @@ def main(argv: list[str]) -> int:
 
 
 def _make(folder: Path, code: Path, python: str) -> int:
-    print(
-        f"making the training environment {folder.name} with {python}; the first time, this takes minutes", flush=True
-    )
+    print(f"making the training environment {folder.name} with {python}; this takes minutes the first time", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     if _run([python, "-m", "venv", str(folder)], folder.parent):
         return 1
@@ -95,7 +93,7 @@ def _alone(folder: Path) -> Lock:
             return lock.acquire()
         except Busy as busy:
             if not told:
-                print(f"somebody else is making it: waiting ({json.dumps(busy.holder)})", flush=True)
+                print(f"another process is making it: waiting ({json.dumps(busy.holder)})", flush=True)
             told = True
             time.sleep(0.5)
 

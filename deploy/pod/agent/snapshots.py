@@ -116,7 +116,7 @@ def _git(repository: Path | None, *argv: str, env: dict[str, str] | None = None,
     except PermissionError as error:
         git = shutil.which("git", os.F_OK) or "git"
         raise SnapshotFailed(
-            None, f"{git} on the machine may not be executed by this user ({error.strerror}): chmod a+rx {git} there"
+            None, f"{git} on the machine is not executable by this user ({error.strerror}): chmod a+rx {git} there"
         ) from error
     if done.returncode != 0:
         said = done.stderr.decode("utf-8", errors="replace").strip().splitlines()

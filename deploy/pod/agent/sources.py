@@ -71,7 +71,7 @@ class Http:
                 words = self._words(error)
                 failures = 1 if length < before else failures + 1
                 if failures > len(PAUSES_S):
-                    raise CopyFailed(f"{self.name} does not go on at byte {offset}: {words}") from error
+                    raise CopyFailed(f"{self.name} cannot be read from byte {offset}: {words}") from error
                 if self.over.wait(PAUSES_S[failures - 1]):
                     raise CopyFailed(f"{self.name}: broken off") from error
                 continue
@@ -83,7 +83,7 @@ class Http:
         with open_address(request(self.address, wanted), SILENCE_S) as answer:
             told = str(answer.headers.get("Content-Range", ""))
             if answer.status != 206 or not told.startswith(f"bytes {offset}-"):
-                raise CopyFailed(f"{self.name} does not give ranges of the file: give another address, or a path")
+                raise CopyFailed(f"{self.name} does not support range requests: give another address, or a path")
             left = min(length, int(answer.headers.get("Content-Length", length)))
             while left:
                 data = answer.read1(min(CHUNK_BYTES, left))
@@ -121,8 +121,8 @@ class Cloud:
             self.system, self.path = importlib.import_module("fsspec.core").url_to_fs(address)
         except (ImportError, ValueError) as error:
             raise CopyFailed(
-                f"{scheme}:// needs the Python package fsspec, and its part for {scheme}, on the machine "
-                f"({error}): add them there, or give an https:// address"
+                f"{scheme}:// needs the Python package fsspec and its {scheme} extra on the machine "
+                f"({error}): install them there, or give an https:// address"
             ) from error
 
     def read(self, offset: int, length: int) -> Iterator[memoryview]:
@@ -142,7 +142,7 @@ class Cloud:
                 raise CopyFailed(f"{self.name} cannot be read: {error}") from error
             except Exception as error:  # each cloud has errors of its own
                 if pause_s is None:
-                    raise CopyFailed(f"{self.name} does not go on at byte {start}: {error}") from error
+                    raise CopyFailed(f"{self.name} cannot be read from byte {start}: {error}") from error
             time.sleep(pause_s)
         raise AssertionError
 

@@ -61,7 +61,7 @@ def run(
             processes.kill_tree(process.pid)
             raise
     if len(stdout) + len(stderr) > BODY_BYTES:
-        raise OSError(errno.EFBIG, f"it said more than {BODY_BYTES} bytes", argv[0])
+        raise OSError(errno.EFBIG, f"it printed more than {BODY_BYTES} bytes", argv[0])
     return process.returncode, stdout, stderr
 
 

@@ -51,7 +51,7 @@ class Bounded(io.RawIOBase):
     def write(self, data: Any) -> int:
         self.left -= len(data)
         if self.left < 0:
-            raise NotRestored(f"{self.name} has more bytes than it should have")
+            raise NotRestored(f"{self.name} has more bytes than expected")
         return self.target.write(data)
 
 
@@ -95,9 +95,9 @@ def look(folder: RunFolder, place: places.Place) -> dict[str, Any]:
         name, file = f"{stem}.json", f"{stem}.pt"
         note = _json(place, f"{above}/{name}")
         if not _describes(note, file):
-            damaged.append(f"{name} is not whole")
+            damaged.append(f"{name} is incomplete")
         elif sizes.get(file) != note["bytes"]:
-            there = f"has {sizes[file]} bytes instead of {note['bytes']}" if file in sizes else "is not there"
+            there = f"has {sizes[file]} bytes instead of {note['bytes']}" if file in sizes else "is missing"
             damaged.append(f"{file} {there}")
         else:
             notes.append(note)
@@ -117,12 +117,12 @@ def take(folder: RunFolder, place: places.Place, file: str, sync_to: str) -> dic
     The JSON comes last, so an incomplete checkpoint does not count. Raises NotRestored.
     """
     if not CHECKPOINT.fullmatch(file):
-        raise NotRestored(f"{ascii(file)[:100]} is no name of a checkpoint")
+        raise NotRestored(f"{ascii(file)[:100]} is not a checkpoint name")
     above = f"{folder.run_id}/{folder.checkpoints.name}"
     about = Path(folder.checkpoints / file).with_suffix(".json")
     note = _json(place, f"{above}/{about.name}")
     if not _describes(note, file):
-        raise NotRestored(f"{about.name} is not whole")
+        raise NotRestored(f"{about.name} is incomplete")
     part = about.with_name(f".{file}.{os.getpid()}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -131,7 +131,7 @@ def take(folder: RunFolder, place: places.Place, file: str, sync_to: str) -> dic
             writer.flush()
             os.fsync(writer.fileno())
         if found != note["sha256"]:
-            raise NotRestored(f"the bytes of {file} are not those that were put there (its SHA-256 differs)")
+            raise NotRestored(f"{file} is not the file that was copied there: its SHA-256 differs")
         with contextlib.suppress(FileNotFoundError):
             about.unlink()  # belongs to an earlier file of this name
         replace(part, Path(folder.checkpoints / file))

@@ -88,7 +88,7 @@ class Bucket:
                 f"installed on the machine ({error}): install them there, or give a path on a volume"
             ) from error
         except ValueError as error:
-            raise NoPlace(f"sync_to {url} is no address that fsspec knows: {error}") from error
+            raise NoPlace(f"sync_to {url} is not an address that fsspec knows: {error}") from error
 
     def put(self, source: IO[bytes], name: str) -> str:
         place = self._at(name)
@@ -149,7 +149,7 @@ def refuse_the_machines_own(path: Path, root: Path, volume_path: str | None) -> 
     in_ram = verbs.in_ram(str(there))
     if in_ram or os.stat(there).st_dev == os.stat(root).st_dev:
         what = "in memory" if in_ram else "on the machine's own disk"
-        raise NoPlace(f"sync_to {path} lies {what} and would go with it: is the volume mounted there?")
+        raise NoPlace(f"sync_to {path} is {what}, which is lost with the machine: is the volume mounted there?")
 
 
 def is_below(path: Path, above: str | None) -> bool:

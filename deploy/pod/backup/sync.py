@@ -129,7 +129,7 @@ def _put(place: places.Place, data: bytes, name: str) -> str:
 
 def _verify(there: str, wanted: str, name: str) -> None:
     if there != wanted:
-        raise SyncFailed(f"the copy of {name} is not what was written: is the place full or broken?")
+        raise SyncFailed(f"the copy of {name} differs from the file: is the storage full or broken?")
 
 
 if __name__ == "__main__":

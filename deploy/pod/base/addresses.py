@@ -94,7 +94,7 @@ def why_not(start: str, to: str) -> str | None:
     if here.scheme == "https" and there.scheme != "https":
         return "which is not encrypted"
     if _is_private(there) and not _is_private(here):
-        return "a private address: name it as the data's own address, if it is meant"
+        return "a private address: name it as the data's own address, if you mean it"
     return None
 
 

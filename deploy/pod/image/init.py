@@ -87,7 +87,7 @@ def main() -> None:
         try:
             os.execvp(command[0], command)  # noqa: S606 - the same
         except OSError as error:
-            say(f"cannot run {command[0]}: {error.strerror}; there are: selftest, or any program of the image")
+            say(f"cannot run {command[0]}: {error.strerror}; give selftest, or any program of the image")
             sys.exit(127)
     else:
         Machine().run()
@@ -130,7 +130,7 @@ class Machine:
             self.start_at = time.monotonic()
         except Exception as error:
             say(f"bad start: {error or type(error).__name__}")
-            say("nobody can log in; this container stays, so that this can be read")
+            say("login is impossible; this container keeps running, so that you can read this")
         asked = False
         while not asked:
             self.look_after_sshd()
@@ -184,7 +184,7 @@ class Machine:
             return
         self.guard_starts += 1
         self.guard_at = time.monotonic() + min(GUARD_EVERY_S * self.guard_starts, GUARD_AT_LEAST_S)
-        say(f"the guard of this machine was gone: started again ({self.guard_starts})")
+        say(f"the guard of this machine had ended: started again ({self.guard_starts})")
 
     def collect(self) -> None:
         while True:
@@ -208,7 +208,7 @@ class Machine:
         Then stop everything else. Ranks stopped earlier would end before their supervisor knows why.
         """
         self.ending = True
-        say("told to end")
+        say("stopped by a signal")
         supervisors = [pid for pid in processes.descendants(os.getpid()) if is_supervisor(pid)]
         tell(supervisors)
         while any(processes.is_alive(pid) for pid in supervisors):
@@ -241,7 +241,7 @@ def authorized_keys(public_key: str, at_home: str = "") -> str:
         if is_key(line):
             good.append(line)
         else:
-            say(f"PUBLIC_KEY: entry {number} is no public key, such as ssh-ed25519 AAAA... me@laptop; left out")
+            say(f"PUBLIC_KEY: entry {number} is not a public key, such as ssh-ed25519 AAAA... me@laptop; ignored")
     if not good and not any(is_key(line) for line in at_home.splitlines()):
         what = "holds no public key" if public_key.strip() else "is not set"
         raise BadStart(f"PUBLIC_KEY {what}: give the container PUBLIC_KEY='ssh-ed25519 AAAA... me@laptop'")

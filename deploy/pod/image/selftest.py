@@ -85,8 +85,8 @@ def faiss() -> str:
     ) as error:  # faiss has its own CUDA, which may not support this GPU; only an optional backend needs it
         why = str(error).strip().splitlines()[0:1] or [type(error).__name__]
         raise Note(
-            f"{module.__version__} fails on a GPU ({why[0]}): mining searches with torch there, as long as "
-            "mining.backend=faiss is not set"
+            f"{module.__version__} fails on a GPU ({why[0]}): mining searches with torch there, unless "
+            "mining.backend=faiss is set"
         ) from error
     if Path("/dev/nvidiactl").exists() and not gpus:
         raise Note(f"{module.__version__} without GPU: an image with FAISS=faiss-gpu has it")
@@ -108,7 +108,7 @@ def shared_memory() -> str:
     size = room.f_frsize * room.f_blocks
     words = f"{size / 2**20:.0f} MiB"
     if size < SMALL_SHM_BYTES:
-        raise Note(f"{words}: little; docker run --shm-size 2g")
+        raise Note(f"{words} is too little: docker run --shm-size 2g")
     return words
 
 

@@ -79,7 +79,7 @@ class WithTheOthers:
         if crash.ran:
             self.ran_at = now
         if now - self.ran_at > self.patience_s:
-            return f"not started again: {self.host} has not taken it back for {self.patience_s:.0f} s"
+            return f"not started again: {self.host} has not accepted this machine again for {self.patience_s:.0f} s"
         return None
 
     def words(self) -> str:
@@ -97,11 +97,11 @@ def refusal(
     if exit_code == WRONG_USE or ending in NOT_A_CRASH or most <= 0:
         return ""
     if restarts >= most:
-        return f"it was started again {restarts} times, and max_restarts allows no more"
+        return f"it was started again {restarts} times, the limit of max_restarts"
     if newest is None:
-        return "not started again: it has made no whole checkpoint"
+        return "not started again: it has made no complete checkpoint"
     if newest["step"] <= before:
-        return f"not started again: it has made no whole checkpoint since {newest['file']}, from which it started"
+        return f"not started again: it has made no complete checkpoint since {newest['file']}, from which it started"
     return None
 
 

@@ -79,7 +79,7 @@ class StatusFile:
         lines = [line for line in text.splitlines() if line.strip()]
         free = disk_free_bytes(Path(self.folder.path))
         if free is not None and free < FULL_BYTES:  # the job's own error message may not have fit either
-            lines.append(f"no room is left on the disk of {self.folder.path}")
+            lines.append(f"no space left on the disk of {self.folder.path}")
         return lines[-EVIDENCE_LINES:]
 
     def _write(self, durable: bool) -> None:

@@ -44,7 +44,7 @@ def main(argv: list[str], clock: Clock | None = None) -> int:
     folder = RunFolder(Path(argv[1]).absolute())
     plan = read_json(Path(folder.plan))
     if not plan:
-        print(f"{folder.plan} is missing or not whole", file=sys.stderr)
+        print(f"{folder.plan} is missing or incomplete", file=sys.stderr)
         return 2
     secrets = redact.take(Path(folder.secrets))
     processes.adopt_orphans()
@@ -220,7 +220,7 @@ class Supervisor:
         if self.stop_deadline is None and self.stops.asked:
             self.stop_deadline = self.clock.monotonic() + self.grace_s
             why = self.stops.expired
-            asked = f"{why}: waiting for the checkpoint" if why else "stop was asked for; waiting for the checkpoint"
+            asked = f"{why}: waiting for the checkpoint" if why else "stop requested; waiting for the checkpoint"
             self.status.tell(reason=asked)
             _close(job)
         late = self.stop_deadline is not None and self.clock.monotonic() > self.stop_deadline
@@ -232,7 +232,7 @@ class Supervisor:
         """End ranks that outlive torchrun: close the pipe, wait for their checkpoint, then kill them."""
         _close(job)
         if job.returncode and not self.stops.asked:
-            self.status.tell(reason=f"the job {_how(job.returncode)}; waiting for what is left of it")
+            self.status.tell(reason=f"the job {_how(job.returncode)}; waiting for its remaining processes")
         deadline = self.clock.monotonic() + (0 if self.killed else self.grace_s)
         while self._others() and self.clock.monotonic() < deadline and not self.stops.at_once:
             processes.reap()
@@ -275,11 +275,11 @@ class Supervisor:
         end = self.status.metrics.end
         ending, said = end.get("reason"), end.get("message") or None
         if self.killed:
-            by_force = f"ended by force: no answer to the stop within {self.grace_s:g} s"
+            by_force = f"ended by force: it did not stop within {self.grace_s:g} s"
             state, why = self._stopped(None)
             return state, f"{why}; {by_force}" if why else by_force
         if exit_code != 0 and not self.ran:
-            return "failed", f"the {self.plan['nodes']} machines of this run did not all come together"
+            return "failed", f"the {self.plan['nodes']} machines of this run did not all join"
         if exit_code == 0 and self.is_follower:
             return self._stopped("stopped") if self.stops.asked else ("succeeded", None)
         if exit_code != 0:
@@ -289,7 +289,7 @@ class Supervisor:
             return self._stopped(said) if state == "stopped" else (state, said)
         if self.stop_deadline is not None:
             return self._stopped("stopped before training began")
-        return "failed", "the job ended without saying that it was done"
+        return "failed", "the job exited with code 0 but did not report its end"
 
     def _stopped(self, said: str | None) -> tuple[str, str | None]:
         """Return state and reason of a stopped run: "expired" if the guard stopped it, else "stopped"."""

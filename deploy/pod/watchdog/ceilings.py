@@ -32,17 +32,17 @@ def reached(limits: Limits, seen: Seen) -> Ceiling | None:
         since = "the machine has been paid for" if seen.paid_s is not None else "the job has run"
         return Ceiling("max_hours", f"max_hours {hours:g} reached: {since} for that long")
     if _over(seen.stall_s, limits.stall_min):
-        words = f"stall_min {limits.stall_min:g} reached: no new step for that long, and its processors idle"
+        words = f"stall_min {limits.stall_min:g} reached: no new step and no processor activity for that long"
         return Ceiling("stall_min", words)
     if _over(seen.idle_s, limits.idle_min):
-        words = f"idle_min {limits.idle_min:g} reached: no job, and no sign of anybody for that long"
+        words = f"idle_min {limits.idle_min:g} reached: no job and no activity for that long"
         return Ceiling("idle_min", words)
     return None
 
 
 def _money(limits: Limits, paid_s: float) -> str:
     spent = paid_s / 3600 * limits.usd_per_hour
-    rest = "" if limits.max_usd is None or spent >= limits.max_usd else "; the rest is for checkpoint and copy"
+    rest = "" if limits.max_usd is None or spent >= limits.max_usd else "; the rest is reserved for checkpoint and copy"
     return f"max_usd {limits.max_usd:g} reached: ${spent:.2f} spent at ${limits.usd_per_hour:g} an hour{rest}"
 
 

@@ -49,7 +49,7 @@ def main(argv: list[str], clock: Clock | None = None) -> int:
         return 2
     root = Root(Path(argv[1]).absolute())
     if not read_json(Path(root.guard)):
-        print(f"{root.guard} is missing or not whole: it holds the limits of this machine", file=sys.stderr)
+        print(f"{root.guard} is missing or incomplete: it holds the limits of this machine", file=sys.stderr)
         return 2
     try:
         with Lock(Path(root.guard_lock), {"pid": os.getpid()}).acquire():
@@ -96,9 +96,9 @@ class Guard:
             try:
                 self.tick()
             except Exception as error:  # any error: a guard that exits leaves the machine without limits
-                self.decide(str(self.status["state"]), f"an error of the guard itself: {type(error).__name__}: {error}")
+                self.decide(str(self.status["state"]), f"internal error of the guard: {type(error).__name__}: {error}")
             time.sleep(self.limits.poll_s)
-        self.decide("ended", "told to end: nobody looks after the money of this machine now")
+        self.decide("ended", "the guard was stopped by a signal: no cost limit of this machine is enforced now")
         return 0
 
     def tick(self) -> None:
@@ -113,7 +113,7 @@ class Guard:
         if ceiling is None:
             if self.ceiling is not None:
                 self.ceiling = None
-                self.decide("guarding", "no ceiling is reached any more")
+                self.decide("guarding", "no limit is reached now")
             self.goodbye.keep_copies(self.limits)
         else:
             if self.ceiling is None or self.ceiling.cause != ceiling.cause or self.activity.is_busy:
@@ -140,7 +140,7 @@ class Guard:
     def _end_work(self, ceiling: Ceiling) -> None:
         """Write the reason, stop the jobs, then make the final sync."""
         self.ceiling, self.again_at = ceiling, 0.0
-        self.decide("ending", f"{ceiling.reason}: ending what runs")
+        self.decide("ending", f"{ceiling.reason}: ending the job")
         running = self.activity.folder or newest_run(self.root)
         record = {
             "cause": ceiling.cause,
@@ -173,11 +173,11 @@ class Guard:
         why = f"{ceiling.reason}; {copies}" if copies else ceiling.reason
         self.again_at = self.clock.monotonic() + limits.retry_s
         if limits.release == "none":
-            self.decide("ended", f"{why}; nothing to release: this machine is not ours to give back", only_copies=only)
+            self.decide("ended", f"{why}; nothing to release: this machine is not rented", only_copies=only)
             return
         if limits.group and limits.node and not self._is_spent():
             until = f"or once max_usd {limits.max_usd:g} is spent" if limits.max_usd else "with no max_usd to end it"
-            self.decide("waiting", f"{why}; released with its cluster, by the guard of its first machine, {until}")
+            self.decide("waiting", f"{why}; the guard of the first machine releases it with its cluster, {until}")
             return
         stops = limits.on_end == "stop" and not limits.group  # a cluster cannot be stopped
         if only and not stops and limits.on_end != "terminate" and ceiling.cause != "max_usd":
@@ -193,7 +193,7 @@ class Guard:
         if outcome.done:
             self.decide("released", f"{why}; {outcome.words}")
         else:
-            visible = f"the machine could not be released, its job is ended, it goes on costing {price}"
+            visible = f"the machine could not be released; its job has ended; it still costs {price}"
             again = f"tried again every {limits.retry_s:g} s"
             self.decide("stuck", f"{why}; {visible}: {outcome.words}; {again}")
         self.again_at = self.clock.monotonic() + limits.retry_s
@@ -235,7 +235,7 @@ class Guard:
         try:
             limits = parse(read_json(path) or _not_whole())
         except ValueError as error:
-            self.decide(str(self.status["state"]), f"guard.json is passed over, the earlier limits stay: {error}")
+            self.decide(str(self.status["state"]), f"guard.json is ignored, the earlier limits stay in force: {error}")
             return
         if known is not None:
             self.meter = Meter(limits, self.clock, known)
@@ -291,7 +291,7 @@ def _tell_boot(root: Root) -> None:
 
 
 def _not_whole() -> dict[str, Any]:
-    raise ValueError("it is not whole")
+    raise ValueError("it is incomplete")
 
 
 def _some(only: dict[str, str]) -> str:

@@ -71,7 +71,7 @@ def release(action: str, env: Mapping[str, str], pause: Callable[[float], None],
         return Outcome(by_api.done, Redactor(of_environment(env))(by_api.words))
     pod = env.get("RUNPOD_POD_ID")
     if not pod:
-        return Outcome(False, "this machine does not know its RUNPOD_POD_ID: is it a pod at all?")
+        return Outcome(False, "RUNPOD_POD_ID is not set on this machine: is it a pod?")
     by_api = _by_api(action, f"pods/{urllib.parse.quote(pod, safe='')}", env, pause)
     if by_api.done:
         return by_api
@@ -87,9 +87,9 @@ def release(action: str, env: Mapping[str, str], pause: Callable[[float], None],
 def _by_api(action: str, path: str, env: Mapping[str, str], pause: Callable[[float], None]) -> Outcome:
     key, base = env.get("RUNPOD_API_KEY"), _base(env)
     if not key:
-        return Outcome(False, "there is no RUNPOD_API_KEY for the API")
+        return Outcome(False, "RUNPOD_API_KEY is not set")
     if not base.startswith(("https://", "http://")):
-        return Outcome(False, f"{BASE_URL_VARIABLE} is no address: {base}")
+        return Outcome(False, f"{BASE_URL_VARIABLE} is not an address: {base}")
     address = f"{base}/v2/{path}"
     words = ""
     for wait_s in (*PAUSES_S, None):
@@ -115,7 +115,7 @@ def _ask(action: str, address: str, key: str) -> tuple[Outcome | None, float, st
         with error:
             words = f"the API answered {error.code} {error.reason} to {action}"
             if error.code == 404:
-                return Outcome(True, "the API does not know it any more"), 0.0, ""
+                return Outcome(True, "the API reports that it no longer exists"), 0.0, ""
             if error.code == 429 or error.code >= 500:
                 wait = error.headers.get("Retry-After") or ""
                 return None, float(wait) if re.fullmatch("[0-9]{1,9}", wait) else 0.0, words
@@ -140,7 +140,7 @@ def _by_graphql(action: str, pod: str, env: Mapping[str, str]) -> Outcome:
     except (OSError, ValueError, AttributeError, TypeError, http.client.HTTPException) as error:
         return Outcome(False, f"GraphQL gave no answer: {getattr(error, 'reason', None) or error}")
     if re.search("pod .*not found|not found.* pod", errors, re.I):
-        return Outcome(True, "GraphQL does not know it any more")
+        return Outcome(True, "GraphQL reports that it no longer exists")
     if is_done and not errors:
         return Outcome(True, "GraphQL accepted terminate")
     return Outcome(False, f"GraphQL refused: {visible(errors, newlines=False)[:WORDS]}")

@@ -134,7 +134,7 @@ class Goodbye:
             more = [limits.volume_path] if limits.volume_path else []
             code, out, err = verbs.run([*argv, *more], cwd=str(CODE), env=self.secrets, limit_s=limit_s)
         except verbs.Overdue:
-            return f"run {folder.run_id}: the copy to {limits.sync_to} was not done within {limit_s:.0f} s"
+            return f"run {folder.run_id}: the copy to {limits.sync_to} did not finish within {limit_s:.0f} s"
         except OSError as error:
             return f"run {folder.run_id}: the copy could not be started: {error}"
         last = (out or err).decode("utf-8", errors="replace").strip().splitlines()[-1:] or [f"exit code {code}"]

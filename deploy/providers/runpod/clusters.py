@@ -53,9 +53,9 @@ class Clusters:
         self.asking.notes.tidy({each.name for each in found}, self.asking.clock.time(), self.word)
         for cluster in of_family(found, spec.family):
             if not _fits(cluster, spec):
-                self.asking.say(f"{cluster}, {cluster.name}, is left as it is: {spec.nodes} machines are asked for")
+                self.asking.say(f"leaving {cluster}, {cluster.name}, unchanged: the run needs {spec.nodes} machines")
                 continue
-            self.asking.say(f"{cluster} is there already, as {cluster.name}")
+            self.asking.say(f"found existing {cluster}, named {cluster.name}")
             try:
                 machine = self._whole(cluster, lambda _: None)
             except Unfit as unfit:
@@ -156,7 +156,7 @@ class Clusters:
                 raise Unfit("it vanished") from error
             if ended := [pod for pod in pods if not pod.is_alive]:
                 lines = self.asking.last_lines(ended[0])
-                raise Unfit(f"machine {ended[0].rank} of it, {ended[0].id}, has ended ({ended[0].status})", lines)
+                raise Unfit(f"its machine {ended[0].rank}, {ended[0].id}, has ended ({ended[0].status})", lines)
             in_order = sorted(pods, key=lambda pod: -1 if pod.rank is None else pod.rank)
             if [pod.rank for pod in in_order] == list(range(cluster.nodes)):
                 return in_order
@@ -166,7 +166,7 @@ class Clusters:
                 ranks = ", ".join("none" if pod.rank is None else str(pod.rank) for pod in in_order)
                 raise NoMachine(
                     f"{cluster}, {cluster.name}, did not have its {cluster.nodes} pods within "
-                    f"wait_min: {self.boot.wait_min:g} (ranks: {ranks or 'no pod at all'})"
+                    f"wait_min: {self.boot.wait_min:g} (ranks: {ranks or 'no pods'})"
                 )
             clock.sleep(wait_s)
 
@@ -180,34 +180,34 @@ class Clusters:
         elif not self.making.give_back_unused(self, cluster, unfit):
             following = command(f"down --on {self.making.settings.target.name}")
             raise NoMachine(
-                f"{cluster}, {cluster.name}, is no good any more and bills on: {unfit.why}",
+                f"{cluster}, {cluster.name}, is no longer usable and still bills: {unfit.why}",
                 evidence=unfit.evidence,
-                next_command=f"{following}   (brings home what is there)",
+                next_command=f"{following}   (downloads the results first)",
             )
 
     def _other_node(self, spec: MachineSpec, found: Sequence[Cluster]) -> Machine:
         mine = [each for each in of_family(found, spec.family) if _fits(each, spec)]
         best = sorted(mine, key=lambda each: (each.id != self.chosen, each.name != plain_name(spec.name)))
         if not best:
-            raise NoMachine(f"the cluster that {spec.name} belongs to is not there (any more): ask for node 0 first")
+            raise NoMachine(f"found no cluster for {spec.name}: request node 0 first")
         name = node_name(best[0].name, spec.node)
         try:
             pod, identity = self.boot.ready(self._members(best[0])[spec.node])
         except Unfit as unfit:
-            raise NoMachine(f"{name} of {best[0]} is no good: {unfit.why}", evidence=unfit.evidence) from unfit
+            raise NoMachine(f"{name} of {best[0]} is not usable: {unfit.why}", evidence=unfit.evidence) from unfit
         return self.machine(pod, identity, name)
 
 
 def refuse(settings: Settings, options: RunPod, nodes: int) -> None:
     """Raise WrongUse for options that clusters do not support, before any request is sent."""
-    where, alone = f"conf/deploy/{settings.target.name}.yaml", "a run on several machines, an Instant Cluster of RunPod"
+    where, alone = f"conf/deploy/{settings.target.name}.yaml", "a run on several machines uses an Instant Cluster"
     wrong = {
-        "which api: sdk does not know: set api: v2": options.api != "v2",
-        "has at most 250 of them": nodes > MOST_NODES,
-        "gets no credentials for a registry: leave registry out, and let the image be public": bool(options.registry),
-        "cannot be asked for in the COMMUNITY cloud: set cloud: SECURE": options.cloud != "SECURE",
-        "cannot be asked for by its CUDA version: leave min_cuda out": bool(options.min_cuda),
-        "cannot be stopped, only ended: set on_end: keep, or terminate": settings.target.on_end == "stop",
+        "which api: sdk does not support: set api: v2": options.api != "v2",
+        "which has at most 250 machines: set nodes: 250 or fewer": nodes > MOST_NODES,
+        "which gets no registry credentials: make the image public, and remove registry": bool(options.registry),
+        "which does not exist in the COMMUNITY cloud: set cloud: SECURE": options.cloud != "SECURE",
+        "which cannot be requested by CUDA version: remove min_cuda": bool(options.min_cuda),
+        "which cannot be stopped, only terminated: set on_end: keep, or terminate": settings.target.on_end == "stop",
     }
     for words, is_so in wrong.items():
         if is_so:

@@ -58,7 +58,7 @@ class Making:
             asked = self.asking.clock.time()
             notes.intend(name, kind=kind.word, target=target, candidate=str(candidate), asked=asked)
             several = f"{nodes} x " if nodes > 1 else ""
-            say(f"asking for {several}{candidate}, {nodes * candidate.usd_per_hour:.2f} USD an hour")
+            say(f"requesting {several}{candidate}, {nodes * candidate.usd_per_hour:.2f} USD an hour")
             wanted = self._wanted(name, nodes, candidate, public_key)
             try:
                 made, was_unclear = self.asking.create(lambda: kind.create(wanted), lambda: _named(kind, name))  # noqa: B023 - called at once
@@ -70,21 +70,21 @@ class Making:
                 raise
             except Unclear as error:  # the note stays: it may exist
                 raise NoMachine(
-                    f"RunPod did not say whether it made the {kind.word} {name}; if it did, it bills: {error}",
+                    f"RunPod did not confirm that it created the {kind.word} {name}, which may exist and bill: {error}",
                     next_command=f"{command(f'deploy --on {target}')}   (finds it by its name)",
                 ) from error
             except (ApiError, DeployError):
                 notes.done_with(name)
                 raise
             except BaseException:  # Ctrl-C during the request; the note stays, as it may appear later
-                say(f"seeing whether {name} was made, to give it back")
+                say(f"checking whether {name} was created, to release it")
                 self._end_all(kind, name)
                 raise
             twins = twins or was_unclear
             try:
                 return self._handed_out(kind, made, name, may_have_twins=twins)
             except Unfit as unfit:
-                say(f"{made} is given back: {unfit.why}")
+                say(f"releasing {made}: {unfit.why}")
                 kind.end(made)
                 refusals.append(Refusal(str(candidate), first_words(unfit.why, unfit.evidence)))
                 if unfit.everywhere:
@@ -111,7 +111,7 @@ class Making:
         except Unfit:
             raise  # the caller releases it and tries the next candidate
         except BaseException as error:
-            self.asking.say(f"giving {made} back")
+            self.asking.say(f"releasing {made}")
             try:
                 kind.end(made)
                 if may_have_twins:
@@ -129,7 +129,7 @@ class Making:
         intent = self.asking.notes.intended(made.name)
         if intent.get(kind.word) != made.id or intent.get("handed_out"):
             return False
-        self.asking.say(f"{made} is given back: {unfit.why}")
+        self.asking.say(f"releasing {made}: {unfit.why}")
         kind.end(made)
         self.asking.notes.done_with(made.name)
         return True
@@ -139,11 +139,11 @@ class Making:
         self.refuse_dear(pod)
         options = self.options
         if options.data_centers and pod.data_center and pod.data_center not in options.data_centers:
-            raise Unfit(f"it is in {pod.data_center}, which data_centers leaves out")
+            raise Unfit(f"it is in {pod.data_center}, which is not in data_centers")
         if self.asking.api.names_gpus_by_id and pod.gpu and pod.gpu not in options.gpus:
-            raise Unfit(f"it has {pod.gpu}, which gpus leaves out")
+            raise Unfit(f"it has {pod.gpu}, which is not in gpus")
         if pod.gpu_count and pod.gpu_count < options.gpu_count:
-            raise Unfit(f"it has {pod.gpu_count} GPUs, less than gpu_count: {options.gpu_count}")
+            raise Unfit(f"it has {pod.gpu_count} GPUs, fewer than gpu_count: {options.gpu_count}")
 
     def refuse_dear(self, pod: Pod) -> None:
         ceiling = self.options.max_usd_per_hour
@@ -162,7 +162,7 @@ class Making:
             except Gone as error:
                 raise WrongUse(f"volume in {where}: RunPod has no network volume '{volume}'") from error
             if options.data_centers and center not in options.data_centers:
-                raise WrongUse(f"the volume '{volume}' is in {center}, which data_centers in {where} leaves out")
+                raise WrongUse(f"the volume '{volume}' is in {center}, which is not in data_centers in {where}")
         asked = options.gpus, options.gpu_count, options.cloud, self.min_cuda, product
         return choose(options, self.asking.ask(lambda: api.offers(*asked)), center)
 

@@ -44,7 +44,7 @@ def load(environment: Mapping[str, str] = os.environ) -> Key:
         raise NoAccount(f"RunPod needs an API key: neither {VARIABLE} nor {FILE} has one", next_command=WHERE_TO_GET)
     # With any other character, the HTTP library's error about a bad header would quote the key.
     if not re.fullmatch(r"[!-~]+", told):
-        raise WrongUse(f"the API key in {where} has spaces or letters that no key has", next_command=WHERE_TO_GET)
+        raise WrongUse(f"the API key in {where} has spaces or characters invalid in a key", next_command=WHERE_TO_GET)
     return Key(told)
 
 

@@ -38,7 +38,7 @@ def no_candidate(target: str, refusals: Sequence[Refusal], what: str = "machine"
     where = f"conf/deploy/{target}.yaml"
     asked = [refusal for refusal in refusals if refusal.by_rule]
     if asked and len(asked) == len(refusals):
-        message = f"RunPod refused every candidate of target '{target}', perhaps the request itself: {asked[-1].why}"
+        message = f"RunPod refused every candidate of target '{target}'; the request may be wrong: {asked[-1].why}"
         following = f"look at {where}"
     else:
         message = f"RunPod has no {what} for target '{target}' now"
@@ -58,7 +58,7 @@ def cannot_pull(target: str, image: str, why: str) -> NoMachine:
 
 def could_not_give_back(what: str, error: ApiError, page: str = "pods") -> StepFailed:
     return StepFailed(
-        f"{what} could not be given back and bills on: {error}",
+        f"{what} could not be released and still bills: {error}",
         next_command=f"terminate it at https://console.runpod.io/{page}",
     )
 
@@ -74,7 +74,7 @@ def public_line(text: str) -> str:
     """
     found = re.match(r"((?:ssh|ecdsa|sk)-[\w@.-]+)\s+([A-Za-z0-9+/]+=*)(?:\s|$)", text.strip())
     if not found:
-        raise WrongUse("the public key of this project is no line of OpenSSH, such as: ssh-ed25519 AAAA…")
+        raise WrongUse("the public key of this project is not in OpenSSH format, such as: ssh-ed25519 AAAA…")
     return f"{found[1]} {found[2]}"
 
 
@@ -86,10 +86,10 @@ def in_words(where: str) -> Iterator[None]:
     except WrongKey as error:
         raise WrongUse(f"RunPod does not accept the API key: {error}", next_command=WHERE_TO_GET) from error
     except Forbidden as error:
-        raise WrongUse(f"the API key may not do this: {error}", next_command=WHERE_TO_GET) from error
+        raise WrongUse(f"the API key has no permission for this: {error}", next_command=WHERE_TO_GET) from error
     except BadRequest as error:
         raise WrongUse(
-            f"RunPod refuses the request as it is: {error.detail}",
+            f"RunPod rejects the request as invalid: {error.detail}",
             evidence=error.errors,
             next_command=f"look at {where}",
         ) from error
@@ -99,11 +99,11 @@ def in_words(where: str) -> Iterator[None]:
             next_command="add credit at https://console.runpod.io/user/billing",
         ) from error
     except TooMany as error:
-        raise NoMachine(f"RunPod's limit of calls is used up for {error.retry_after_s:.0f} s: {error}") from error
+        raise NoMachine(f"RunPod's rate limit is exhausted for {error.retry_after_s:.0f} s: {error}") from error
     except Unreachable as error:
         raise NoMachine(
             f"RunPod cannot be reached: {error}",
-            next_command="see whether this computer is online, and what HTTPS_PROXY and RUNPOD_API_BASE_URL say",
+            next_command="check that this computer is online, and check HTTPS_PROXY and RUNPOD_API_BASE_URL",
         ) from error
     except Unclear as error:
         raise NoMachine(f"RunPod's API does not answer: {error}") from error

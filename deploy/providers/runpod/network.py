@@ -12,9 +12,9 @@ from collections.abc import Iterator
 NEVER_SENT = ("NewConnectionError", "NameResolutionError", "ConnectTimeout", "ConnectTimeoutError", "SSLError")
 WORDS = {
     errno.ECONNREFUSED: "the connection is refused",
-    errno.ENETUNREACH: "there is no network",
+    errno.ENETUNREACH: "the network is unreachable",
     errno.EHOSTUNREACH: "there is no route to the host",
-    errno.ETIMEDOUT: "nobody answers",
+    errno.ETIMEDOUT: "the connection timed out",
     errno.ECONNRESET: "the connection was cut",
 }
 
@@ -24,15 +24,15 @@ def in_words(error: BaseException) -> str:
     chain = list(_causes(error))
     names = {type(each).__name__ for each in chain}
     if "ProxyError" in names:
-        return "the proxy of this computer's settings (HTTPS_PROXY) does not let it through"
+        return "the connection through this computer's proxy (HTTPS_PROXY) failed"
     if "SSLError" in names or "SSLCertVerificationError" in names:
-        return f"its certificate is not accepted ({_reason(chain)})"
+        return f"its certificate failed verification ({_reason(chain)})"
     if "NameResolutionError" in names or any(isinstance(each, socket.gaierror) for each in chain):
-        return "its name is not known (is this computer online?)"
+        return "its host name cannot be resolved (is this computer online?)"
     if names & {"ConnectTimeout", "ConnectTimeoutError"}:
-        return "nobody answers (is there a firewall or a proxy?)"
+        return "no answer (is there a firewall or a proxy?)"
     if names & {"ReadTimeout", "ReadTimeoutError", "TimeoutError"}:
-        return "the answer did not come in time"
+        return "the request timed out"
     for each in chain:
         if isinstance(each, OSError) and each.errno in WORDS:
             return WORDS[each.errno]

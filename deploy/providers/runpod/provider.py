@@ -43,7 +43,7 @@ class RunPodProvider:
 
     def __init__(self, settings: Settings, *, clock: Clock | None = None, limits: Limits | None = None) -> None:
         if not isinstance(settings.target.options, RunPod):
-            raise TypeError(f"no target of RunPod: {settings.target.name}")
+            raise TypeError(f"not a RunPod target: {settings.target.name}")
         self.settings = settings
         self.options = settings.target.options
         self.clock = clock or Clock()
@@ -59,12 +59,12 @@ class RunPodProvider:
             pods = self._pods.all()
             self._notes.tidy({pod.name for pod in pods}, self.clock.time())
             for pod in of_family(pods, spec.family):
-                self.say(f"{pod} is there already, as {pod.name}")
+                self.say(f"found existing {pod}, named {pod.name}")
                 try:
                     return self._fit(self._machine(*self._boot.ready(pod)))
                 except Unfit as unfit:
                     if not self._making.give_back_unused(self._pods, pod, unfit):
-                        self.say(f"{pod} is left as it is: {unfit.why}")
+                        self.say(f"leaving {pod} unchanged: {unfit.why}")
             return self._making.new(self._pods, spec.name)
 
     def find(self, name: str) -> Machine | None:
@@ -114,7 +114,7 @@ class RunPodProvider:
                 each.gb,
                 prices.network_volume(each.gb, each.kind),
                 each.data_center,
-                None if each.kind else "twice as much if it is a fast one, which api: sdk does not tell",
+                None if each.kind else "twice as much for a fast volume; api: sdk does not report its kind",
             )
             for each in found
         ]

@@ -60,9 +60,9 @@ class Pace:
         """
         while not urgent and (wait := self._wait(calls)) > 0:
             if wait > LONGEST_HOLD_S:
-                raise TooMany("the limit of calls an hour or a day is reached", wait)
+                raise TooMany("the limit of calls per hour or per day is reached", wait)
             if wait > 5:
-                self.say(f"RunPod is asked at most {self.per_minute} times a minute: waiting {wait:.0f} s")
+                self.say(f"limit of {self.per_minute} RunPod calls per minute: waiting {wait:.0f} s")
             self.clock.sleep(wait)
         self._calls.extend([self.clock.now()] * calls)
 

@@ -142,7 +142,7 @@ class Boot:
         if identity.host_keys:
             self.asking.notes.remember(pod, identity)
         else:
-            self.asking.say(f"the log of {pod} names no host key: the first connection pins the one it meets")
+            self.asking.say(f"the log of {pod} has no host key: the first connection pins the key it receives")
         return identity
 
     def _read(self, pod: Pod) -> Identity:
@@ -162,10 +162,10 @@ class Boot:
             self.asking.clock.sleep(SECOND_LOOK_S)
             pod = self.asking.pod(pod.id)
             if pod.gpus_seen == 0:
-                raise Unfit("it came without GPUs")
+                raise Unfit("it has no GPUs")
         self._refuse_unfit(pod, identity)
         if self.min_memory_gib and not (pod.memory_gib or identity.memory_gib):
-            self.asking.say(f"neither {pod} nor its image tells its memory: min_memory_gib is not checked")
+            self.asking.say(f"neither {pod} nor its image reports its memory: min_memory_gib is not checked")
         return pod, identity
 
     def _answers(self, pod: Pod) -> bool:
@@ -184,27 +184,27 @@ class Boot:
             return None
         heard, told = signs.read(lines), [line.text for line in lines][-5:]
         if heard.fault:
-            raise Unfit(f"its host says: {heard.fault}", everywhere=heard.everywhere)
+            raise Unfit(f"its host reports: {heard.fault}", everywhere=heard.everywhere)
         bad_start = read(lines).bad_start
         if bad_start:  # it would fail on every machine
-            raise NoMachine(f"the container of {pod} did not start well: {bad_start}", evidence=told)
+            raise NoMachine(f"the container of {pod} failed to start: {bad_start}", evidence=told)
         return heard
 
     def _refuse_lost(self, wait: _Wait) -> None:
         """Raise Unfit when something is missing for too long: it will not come, and waiting costs money."""
         now = self.asking.clock.now()
         if wait.without_address_since is not None and now - wait.without_address_since >= NO_ADDRESS_S:
-            raise Unfit("its container runs, and its SSH port has no public address")
+            raise Unfit("its container runs, but its SSH port has no public address")
         if wait.silent_since is not None and now - wait.silent_since >= SILENT_S:
-            raise Unfit("it is RUNNING, and nothing is heard of its container")
+            raise Unfit("it is RUNNING, but its log is empty")
 
     def _refuse_unfit(self, pod: Pod, identity: Identity | None = None) -> None:
         if not pod.is_alive:
             raise Unfit(f"it ended while it started ({pod.status})", self.asking.last_lines(pod))
         if pod.gpu_count == 0 or (identity and identity.gpus == 0):
-            raise Unfit("it came without GPUs")
+            raise Unfit("it has no GPUs")
         if self.min_cuda and pod.cuda and _version(pod.cuda) < _version(self.min_cuda):
-            raise Unfit(f"its driver knows CUDA {pod.cuda} at most, less than min_cuda: {self.min_cuda}")
+            raise Unfit(f"its driver supports CUDA {pod.cuda} at most, less than min_cuda: {self.min_cuda}")
         memory = pod.memory_gib or (identity and identity.memory_gib)
         if self.min_memory_gib and memory and memory < self.min_memory_gib:
             raise Unfit(f"it has {memory:.0f} GiB of memory, less than min_memory_gib: {self.min_memory_gib:g}")

@@ -298,7 +298,7 @@ def _refusal(answer: requests.Response, what: str, key: Key) -> ApiError:
         problem = answer.json()
         detail, errors = str(problem["detail"]), [str(each) for each in problem.get("errors") or []]
     except (ValueError, KeyError, TypeError, OSError):
-        return Unclear(f"{what}: {answer.status_code} {answer.reason} without RunPod's own words")
+        return Unclear(f"{what}: {answer.status_code} {answer.reason} without an error message")
     told = key.mask(detail), [key.mask(each) for each in errors]
     if answer.status_code == 429:
         after = answer.headers.get("Retry-After", "")

@@ -118,7 +118,7 @@ class Asking:
         wait_s = error.retry_after_s if isinstance(error, TooMany) else wait_s
         if self.clock.now() + wait_s > until:
             raise error
-        self.say(f"{error}: again in {wait_s:.0f} s")
+        self.say(f"{error}; trying again in {wait_s:.0f} s")
         self.clock.sleep(wait_s)
 
 

@@ -62,7 +62,7 @@ class SdkApi:
 
     def create(self, wanted: Wanted) -> Pod:
         if wanted.registry:
-            raise WrongUse("registry credentials cannot be given with api: sdk", next_command="set api: v2")
+            raise WrongUse("api: sdk does not support registry credentials", next_command="set api: v2")
         values = {
             "name": wanted.name,
             "image_name": wanted.image,
@@ -84,7 +84,7 @@ class SdkApi:
             calls=2,
         )
         if not made:
-            raise Unclear("RunPod's answer names no pod")
+            raise Unclear("RunPod's answer contains no pod")
         return Pod(id=str(made["id"]), name=wanted.name, status="PROVISIONING", gpu=wanted.gpu)
 
     def get(self, pod_id: str) -> Pod:
@@ -103,7 +103,7 @@ class SdkApi:
         # terminate_pod ignores its answer: a refusal without GraphQL errors, such as a 429, would pass for success.
         left = self._call(lambda sdk: sdk.get_pod(pod_id, api_key=self.key.reveal()), urgent=True)
         if left and left.get("desiredStatus") != "TERMINATED":
-            raise Unclear(f"pod {pod_id} is still there")
+            raise Unclear(f"pod {pod_id} still exists")
 
     def offers(
         self, gpus: Sequence[str], count: int, cloud: str, min_cuda: str | None, product: str = "POD"
@@ -181,7 +181,7 @@ class SdkApi:
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             # No network, an HTML page, or JSON without the field: the package checks no status but 401.
             kind = Unreachable if network.was_never_sent(error) else Unclear
-            problem = kind(f"RunPod's API gave no answer: {self.key.mask(_lost(error))}")
+            problem = kind(f"RunPod's API gave no valid answer: {self.key.mask(_lost(error))}")
         except ValueError as error:  # no such GPU
             problem = Gone(self.key.mask(str(error)))
         raise problem  # raised outside `except`, because the cause holds the request and the answer
@@ -193,7 +193,9 @@ def refuse_unsafe(values: dict[str, Any]) -> None:
         several = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
         for text in several:
             if isinstance(text, str) and re.search(r'["\\\x00-\x1f\x7f]', text):
-                raise WrongUse(f"{name}: {text!r} has a quote, a backslash or a line end, which api: sdk cannot take")
+                raise WrongUse(
+                    f"{name}: {text!r} has a quote, a backslash or a line end, which api: sdk does not support"
+                )
 
 
 def versions_from(floor: str) -> list[str]:
@@ -206,7 +208,7 @@ def versions_from(floor: str) -> list[str]:
 def _lost(error: Exception) -> str:
     """Describe why there is no usable answer. Some errors of `requests` are JSON errors, not network errors."""
     is_text = isinstance(error, ValueError | KeyError | TypeError)
-    return f"it is not what was expected ({type(error).__name__})" if is_text else network.in_words(error)
+    return f"the answer has an unexpected format ({type(error).__name__})" if is_text else network.in_words(error)
 
 
 def _sorted(sentence: str) -> ApiError:

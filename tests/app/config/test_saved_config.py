@@ -23,12 +23,12 @@ def test_what_was_saved_is_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (ALIASES, "is no configuration of a run"),
-        ("train: &a {epochs: 1}\nmining: *a\n", "is no configuration of a run"),
-        ("[" * 20_000, "is no configuration of a run"),
-        ("- 1\n", "is no configuration of a run"),
-        ("!!python/object/apply:os.system ['id']\n", "is no configuration of a run"),
-        ("a: " + "x" * SAVED_BYTES, "is no configuration of a run"),
+        (ALIASES, "is not the configuration of a run"),
+        ("train: &a {epochs: 1}\nmining: *a\n", "is not the configuration of a run"),
+        ("[" * 20_000, "is not the configuration of a run"),
+        ("- 1\n", "is not the configuration of a run"),
+        ("!!python/object/apply:os.system ['id']\n", "is not the configuration of a run"),
+        ("a: " + "x" * SAVED_BYTES, "is not the configuration of a run"),
         ("run: {name: '${oc.env:HOME}'}\n", "holds the interpolation"),
         ("train: {'${oc.env:HOME}': 1}\n", "holds the interpolation"),
     ],

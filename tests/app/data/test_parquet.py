@@ -118,7 +118,10 @@ def test_any_rows_are_read_whatever_the_row_groups(files: list[tuple[int, int]],
             assert [int(stored.data) for stored in source.read(start, stop)] == list(range(start, stop))
 
 
-@pytest.mark.parametrize(("data", "what"), [(b"no image", "no readable image"), (b"", "no bytes"), (None, "no bytes")])
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [(b"no image", "is not a readable image"), (b"", "no image bytes"), (None, "no image bytes")],
+)
 def test_a_broken_image_is_named_by_file_and_row(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], data: bytes | None, what: str
 ) -> None:
@@ -138,7 +141,7 @@ def test_half_an_image_is_a_broken_one(tmp_path: Path) -> None:
     file = io.BytesIO()
     Image.effect_noise((60, 60), 90).convert("RGB").save(file, "JPEG")
     source = parquet(save(tmp_path / "a.parquet", {"image": [file.getvalue()[:900]], "label": [0]}))
-    with pytest.raises(WrongUse, match=r"row 0 of .*a\.parquet is no readable image"):
+    with pytest.raises(WrongUse, match=r"row 0 of .*a\.parquet is not a readable image"):
         numbers(source, 0, 1)
 
 
@@ -177,7 +180,7 @@ def test_files_that_are_no_parquet_or_differ_are_refused(tmp_path: Path) -> None
         parquet(tmp_path)
     path = save(tmp_path / "a.parquet", {"image": [png(0)] * 50, "label": [0] * 50})
     (tmp_path / "b.parquet").write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(WrongUse, match=r"b\.parquet is no whole parquet file"):
+    with pytest.raises(WrongUse, match=r"b\.parquet is not a complete parquet file"):
         parquet(tmp_path)
     save(tmp_path / "b.parquet", {"image": [png(0)], "name": ["a"]})
     with pytest.raises(WrongUse, match=r"b\.parquet has no column label"):

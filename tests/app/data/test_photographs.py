@@ -135,7 +135,7 @@ def test_a_folder_is_taken_as_people_have_it_and_what_is_left_out_is_told(
     said = capsys.readouterr().err
     assert "5 files left out: 2 .heic, 1 .txt, 1 no suffix, 1 .db" in said
     assert "1 sub-folder without images: empty" in said
-    assert "1 image left out: in no sub-folder" in said
+    assert "1 image left out: not in a sub-folder" in said
     assert np.load(tmp_path / "out" / "labels.npy").tolist() == [0, 0, 1, 1]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert len(manifest["left_out"]) == 3
@@ -145,7 +145,7 @@ def test_a_folder_is_taken_as_people_have_it_and_what_is_left_out_is_told(
     ("files", "words"),
     [
         (["x/ada/1.jpg", "x/bob/1.jpg"], "two levels below"),
-        (["1.jpg", "2.jpg"], "in no sub-folder"),
+        (["1.jpg", "2.jpg"], "are not in sub-folders"),
         (["ada/1.txt"], "no images in sub-folders"),
         ([".hidden/1.jpg"], "no images in sub-folders"),
     ],
@@ -209,7 +209,7 @@ def test_unreadable_images_are_skipped_where_that_is_asked_for(
     assert manifest["skipped_rows"] == [0, 7, 23]
     assert any("p05/23.png".replace("/", str(Path("/"))[0]) in sentence for sentence in manifest["left_out"])
     assert run(tmp_path, "unreadable=skip") == 0
-    assert "is there already" in capsys.readouterr().out
+    assert "already exists" in capsys.readouterr().out
     assert run(tmp_path, "unreadable=yes") == 2
 
 

@@ -106,7 +106,7 @@ def test_cut_anywhere_whole_records_are_read_or_it_is_refused(wanted: list[bytes
                 records = Records(file)
                 assert [records.payload(start) for start in records.scan()] == wanted[: starts.index(size)]
             else:
-                with pytest.raises(WrongUse, match=rf"a\.rec breaks off at byte {size},"):
+                with pytest.raises(WrongUse, match=rf"a\.rec ends at byte {size},"):
                     Records(file).scan()
             with pytest.raises(WrongUse, match=r"a\.(rec|idx) .*copy"):
                 Records(file).indexed(file.with_suffix(".idx"))
@@ -227,16 +227,16 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str], path: Path) -> s
     ("place", "new", "sentence"),
     [
         # Records: 0 the header, 1 to 4 the images, 5 and 6 the people. `place` is a record and a byte in it.
-        ((2, 100), None, "breaks off at byte {size}, within a record"),
-        ((4, 0), None, "ends at byte {at[4]} with 3 images, and its header tells of 4;"),
-        ((0, 0), None, "breaks off at byte 0,"),
+        ((2, 100), None, "ends at byte {size}, inside a record"),
+        ((4, 0), None, "ends at byte {at[4]} with 3 images, and its header lists 4;"),
+        ((0, 0), None, "ends at byte 0,"),
         ((2, 0), b"\0\0\0\0", "has no record at byte {at[2]};"),
         ((0, 0), b"PK\3\4", "has no record at byte 0;"),
-        ((2, 4), b"\xff\xff\xff\x1f", "breaks off at byte {size}"),
+        ((2, 4), b"\xff\xff\xff\x1f", "ends at byte {size}, inside"),
         ((2, 4), b"\x08", "has no record at byte "),
         ((2, 7), b"\x60", "has part 3 of a record at byte {at[2]},"),
         ((2, 7), b"\x20", "has part 0 of a record at byte {at[3]},"),
-        ((2, 8), b"\1\1\1\1", "the record at byte {at[2]} of {file} is no image record"),
+        ((2, 8), b"\1\1\1\1", "the record at byte {at[2]} of {file} is not an image record"),
         ((2, 40), bytes(99), "the record at byte {at[2]} of {file} holds no readable image;"),
         (
             (2, 32),
@@ -298,7 +298,7 @@ def test_an_index_of_another_file_is_refused(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("4,112,112", ["tells of 4 classes and train.rec has 3"]),
+        ("4,112,112", ["lists 4 classes and train.rec has 3"]),
         ("3", ["property is not classes,height,width"]),
         ("a,b,c", ["property is not classes,height,width"]),
     ],
@@ -338,7 +338,7 @@ def test_a_property_file_with_another_number_of_images_is_refused(
     file = tmp_path / "in" / "train.rec"
     write(file, [image_record(jpeg(i), float(i // 2)) for i in range(4)])
     file.with_name("property").write_text("2,112,112\n5\n")
-    assert "tells of 5 images and train.rec has 4" in refusal(tmp_path, capsys, file.parent)
+    assert "lists 5 images and train.rec has 4" in refusal(tmp_path, capsys, file.parent)
 
 
 @pytest.mark.parametrize(("kept", "gap"), [([0, 1, 2], 3), ([1, 2, 3], 0), ([0, 2, 3], 1), ([0, 1, 2, 3], None)])

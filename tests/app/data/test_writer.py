@@ -199,7 +199,7 @@ def test_an_image_that_a_worker_cannot_read_is_named_and_nothing_is_left(tmp_pat
     out = tmp_path / "out" / "images.npy"
     from app.data.sources.source import folder
 
-    with pytest.raises(WrongUse, match=r"0\.png is no readable image"):
+    with pytest.raises(WrongUse, match=r"0\.png is not a readable image"):
         prepare.prepare(folder(tmp_path / "photos"), out, workers=2)
     assert list(out.parent.iterdir()) == []
 

@@ -106,7 +106,7 @@ def test_a_hostile_pickle_is_refused_and_nothing_runs(tmp_path: Path, kind: str,
         ([b"image", b"image"], [hostile(trace)[kind]]),
     ):
         path = written(tmp_path, content, protocol)
-        with pytest.raises(WrongUse, match=r"set\.bin (asks for|is no whole pickle)") as told:
+        with pytest.raises(WrongUse, match=r"set\.bin (asks for|is not a complete pickle)") as told:
             read_bin(path)
         assert "\n" not in str(told.value)
         assert not trace.exists()
@@ -150,14 +150,14 @@ def test_a_damaged_file_is_read_or_refused(cut: int, place: int, value: int, tmp
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ({"a": 1}, "something else"),
-        ((b"images", b"same"), "something else"),
+        ({"a": 1}, "not a verification set"),
+        ((b"images", b"same"), "not a verification set"),
         ((IMAGES[:3], SAME), "3 images for 2 pairs"),
-        (([1, 2, 3, 4], SAME), "image 0 is no encoded image"),
+        (([1, 2, 3, 4], SAME), "image 0 is not an encoded image"),
         ((IMAGES, [2, 0]), "neither true nor false"),
         ((IMAGES, [-1, 0]), "neither true nor false"),
         ((IMAGES, [float("nan"), 0]), "neither true nor false"),
-        (([np.zeros((2, 2), np.uint8)] * 4, SAME), "image 0 is no encoded image"),
+        (([np.zeros((2, 2), np.uint8)] * 4, SAME), "image 0 is not an encoded image"),
     ],
 )
 def test_other_pickles_are_told_apart(tmp_path: Path, content: Any, sentence: str) -> None:
@@ -178,6 +178,6 @@ def test_other_pickles_are_told_apart(tmp_path: Path, content: Any, sentence: st
 def test_a_number_in_a_small_file_takes_no_memory(hostile: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(hostile)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(WrongUse, match="is no whole pickle"):
+    with pytest.raises(WrongUse, match="is not a complete pickle"):
         read_bin(tmp_path / "a.bin")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10

@@ -164,7 +164,7 @@ def broken_csv(tmp_path: Path, text: str) -> Path:
         ("faces/0.png,faces/1.png,1\nfaces/0.png,faces/2.png,maybe\n", "row 2 .*maybe"),
         ("faces/0.png,faces/1.png,maybe\nfaces/0.png,faces/2.png,1\n", "row 1 .*maybe"),
         ("faces/0.png;faces/1.png;1\n", "must be img1,img2,label"),
-        ("faces/\xe9.png,faces/1.png,1\n", "no CSV text in UTF-8"),
+        ("faces/\xe9.png,faces/1.png,1\n", "not CSV text in UTF-8"),
     ],
 )
 def test_what_is_wrong_with_a_csv_is_told(tmp_path: Path, text: str, sentence: str) -> None:
@@ -200,7 +200,11 @@ def test_what_is_no_set_is_told(tmp_path: Path) -> None:
     (tmp_path / "set.txt").write_text("nothing")
     (tmp_path / "alone").mkdir()
     np.save(tmp_path / "alone" / "images.npy", FACES)
-    for path, sentence in (("nowhere.bin", "there is no set"), ("set.txt", "is no set"), ("alone", "put pairs.npy or")):
+    for path, sentence in (
+        ("nowhere.bin", "there is no set"),
+        ("set.txt", "is not a verification set"),
+        ("alone", "put pairs.npy or"),
+    ):
         with pytest.raises(WrongUse, match=sentence):
             open_set(tmp_path / path)
 
@@ -237,7 +241,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for images, sentence in (
         (open_set(tmp_path / "a.bin"), r"image 5 of .*a\.bin"),
         (open_set(folder), r"line 7 of .*7\.png"),
-        (csv_set, r"1\.png is no readable image"),
+        (csv_set, r"1\.png is not a readable image"),
     ):
         with pytest.raises(WrongUse, match=sentence):
             all_of(images)

@@ -141,7 +141,7 @@ def test_a_disk_that_takes_nothing_costs_the_chunks_and_not_the_pass(
     with Chunks(tmp_path / "gone" / "begins", 0, 30) as chunks:
         chunks.write(0, torch.zeros(10, 8))
         chunks.write(10, torch.zeros(10, 8))
-    assert capsys.readouterr().err == f"embeddings are not kept in {tmp_path / 'gone'} (No such file or directory)\n"
+    assert capsys.readouterr().err == f"cannot save embeddings in {tmp_path / 'gone'} (No such file or directory)\n"
     assert not chunks.read(0, torch.zeros(10, 8))
 
 

@@ -339,7 +339,7 @@ def test_without_faiss_auto_searches_with_torch_and_says_so_and_faiss_is_refused
     assert done.returncode == 0, done.stderr
     assert done.stdout == NO_FAISS + "\n"
     assert set(done.stderr.splitlines()) == {
-        "faiss is not installed; torch searches the neighbours, more slowly on this CPU"
+        "faiss is not installed; torch searches the neighbours instead, which is slower on this CPU"
     }
 
 

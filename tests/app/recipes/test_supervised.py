@@ -160,7 +160,7 @@ def test_centres_of_the_same_classes_can_be_kept_when_classes_are_added(
     recipe = Supervised(config, Supervised.training_data(config), alone)
     recipe.warm_start(first)
     assert torch.equal(recipe.tables()["weight"][:4], tables(tmp_path / "few")["weight"][1:])
-    with pytest.raises(WrongUse, match="learnt other labels"):
+    with pytest.raises(WrongUse, match="was trained with other labels"):
         run(small_data, tmp_path / "more", alone, *SUPERVISED, f"train.resume={first}")
 
 
@@ -227,7 +227,7 @@ def test_images_without_a_label_are_left_out_and_labels_of_any_kind_are_numbered
         (["backbone.dropout=2"], "below 1"),
         (["backbone.layers=[1,0]"], "one to four numbers"),
         (["train.seed=-1"], "too small"),
-        (["train.warm_start=nowhere.pt"], "is no file"),
+        (["train.warm_start=nowhere.pt"], "is not a file"),
     ],
 )
 def test_wrong_use_is_one_sentence(

@@ -87,7 +87,7 @@ def test_names_in_the_run_folder() -> None:
 
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "a file").write_bytes(b"")
-    with pytest.raises(WrongUse, match=r"^out=.* cannot be made a folder .*; give another out$"):
+    with pytest.raises(WrongUse, match=r"^out=.* cannot be created as a folder .*; give another out$"):
         make_folder(tmp_path / "a file" / "below", "out")
 
 
@@ -102,8 +102,8 @@ def test_damaged_files_of_others_are_passed_over_or_refused_in_a_sentence(tmp_pa
     with pytest.raises(WrongUse, match="corrupt"):
         read_tensors(folder.checkpoints / "epoch_000.pt")
     (tmp_path / "manifest.json").write_text(content)
-    with pytest.raises(WrongUse, match=r"manifest\.json is no manifest"):
+    with pytest.raises(WrongUse, match=r"manifest\.json is not an image manifest"):
         read_manifest(tmp_path / "images.npy", 3)
     folder.config.write_text("a: [1\nb: }")
-    with pytest.raises(WrongUse, match="no configuration of a run"):
+    with pytest.raises(WrongUse, match="not the configuration of a run"):
         load([], base=folder.config)

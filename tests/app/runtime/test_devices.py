@@ -89,7 +89,7 @@ def test_fewer_gpus_than_planned_are_one_sentence(
 
 
 def test_a_number_of_gpus_that_is_none_is_refused() -> None:
-    with pytest.raises(WrongUse, match="SNIPERFACE_DEVICES=many is no number"):
+    with pytest.raises(WrongUse, match="SNIPERFACE_DEVICES=many is not a number"):
         devices.planned_gpus({"SNIPERFACE_DEVICES": "many"})
 
 

@@ -135,6 +135,6 @@ def test_the_queue_counts_keys_and_rows() -> None:
 
 def test_classes_that_are_not_known_are_said() -> None:
     config = load([*SUPERVISED]).as_dict()
-    assert memory.head_of(config, Extent(ranks=2)).why == "without the classes of the head"
-    assert memory.head_of(config, Extent(classes=5)).why == "without the classes of the head"
+    assert memory.head_of(config, Extent(ranks=2)).why == "not counting the classes of the head"
+    assert memory.head_of(config, Extent(classes=5)).why == "not counting the classes of the head"
     assert memory.head_of(load([]).as_dict(), Extent()) == memory.HeadMemory()

@@ -184,7 +184,7 @@ with dist.world() as here:
         ({"fraction": 0.5}, "fraction 0.5 here and 1.0 there"),
     ):
         said = refusal(lambda: refuse_others([replace(data, **other) if here.rank == 2 else data], here))
-        assert said.startswith("machine 2 (") and f"data is not that of machine 0 (" in said and what in said, said
+        assert said.startswith("machine 2 (") and f"data differs from machine 0 (" in said and what in said, said
     # What is kept of an embedding pass goes on each disk when the pass is done.
     keeping.LONG_S = 0.0
     disk = Path(sys.argv[2]) / str(here.rank)

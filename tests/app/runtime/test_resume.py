@@ -245,7 +245,7 @@ def test_other_data_is_refused_in_an_epoch_and_said_between_two(
     ids = tensors(taught / "checkpoints" / "epoch_001.pt")["pseudo_ids.ids"]
     assert (ids >= 0).any()
     seen = run(other_data, taught, alone, "train.resume=auto", "mining.start_epoch=9")
-    assert "pseudo-IDs and queue begin anew" in start_of(seen)["notes"][0]
+    assert "pseudo-IDs and queue restart" in start_of(seen)["notes"][0]
     after = tensors(taught / "checkpoints" / "epoch_002.pt")
     assert (after["pseudo_ids.ids"] == -1).all(), "those of other images mean nothing here"
     assert set(after["queue.rows"].tolist()) <= {-1, *range(32)}
@@ -276,7 +276,7 @@ def test_a_supervised_run_keeps_its_head_and_labels(
     with pytest.raises(WrongUse, match="which needs the labels it was trained with"):
         go(small_data, tmp_path / "mid", "train.resume=auto", f"data.train_labels_path={labels}")
     np.save(labels, np.repeat(np.arange(12, dtype=np.int32) * 2, 4))
-    with pytest.raises(WrongUse, match="learnt other labels; give the labels"):
+    with pytest.raises(WrongUse, match="was trained with other labels; give those labels"):
         go(small_data, tmp_path / "between", "train.resume=auto", f"data.train_labels_path={labels}")
 
 

@@ -156,7 +156,7 @@ def test_wandb_without_a_key_logs_offline_never_asks_and_never_stops_a_run(tmp_p
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["reason"] == "done"
     if hostile:
-        assert "metrics.jsonl goes on" in done.stdout
+        assert "metrics.jsonl continues" in done.stdout
     else:
         assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
 

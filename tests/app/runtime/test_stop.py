@@ -150,7 +150,7 @@ def test_mine(weights: Path, tmp_path: Path) -> None:
         wait_for((tmp_path / "out" / "embedding").exists, job)
         ends_soon(job)
         assert job.returncode == 1
-    assert (tmp_path / "log").read_text() == "stopped; the same command goes on from here\n"
+    assert (tmp_path / "log").read_text() == "stopped; run the same command to continue\n"
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def test_evaluate(weights: Path, many: Path, tmp_path: Path, processes: int) -> 
         wait_for(lambda: "images, decoded" in log.read_text(), job)
         ends_soon(job, LIMIT_S if processes == 1 else 2 * LIMIT_S)
         assert job.returncode == 1
-    assert "holds what was finished: 0 of 1 sets" in log.read_text()
+    assert "contains the finished results: 0 of 1 sets" in log.read_text()
 
 
 @pytest.mark.slow
@@ -199,7 +199,7 @@ def test_prepare_goes_on_afterwards(tmp_path: Path, workers: int) -> None:
         assert job.returncode == 130
     assert notes.exists()
     assert not out.exists()
-    assert "the same command goes on from here" in (tmp_path / "log").read_text()
+    assert "run the same command to continue" in (tmp_path / "log").read_text()
 
 
 def test_a_stop_before_or_inside_work_that_can_be_given_up(alone: World) -> None:

@@ -76,7 +76,7 @@ def test_volumes_bill_beside_machines(project: Project, emulator: Emulator, api:
     assert strange["orphan"]
     assert strange["note"].startswith("no target of conf/deploy names it")
     assert strange["usd_per_month"] == (14.0 if api == "v2" else 7.0)
-    assert ("twice as much if it is a fast one" in strange["note"]) is (api == "sdk")
+    assert ("twice as much for a fast volume" in strange["note"]) is (api == "sdk")
     machine = next(each for each in orphans if each["machine"])
     assert (machine["target"], machine["usd_per_hour"], machine["volume"]) == ("runpod", 0.5, None)
     if api == "v2":
@@ -130,7 +130,7 @@ def test_an_account_that_does_not_answer_is_named(project: Project, emulator: Em
     target(project)
     emulator.keys = {"another"}
     done = project.invoke("ps")
-    assert "runpod could not be asked for all that bills (RunPod does not accept the API key" in done.stderr
+    assert "runpod could not list everything that it bills (RunPod does not accept the API key" in done.stderr
     assert "none yet" in done.stdout
 
 

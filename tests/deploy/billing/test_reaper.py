@@ -23,7 +23,10 @@ from tests.support.images.engine import docker
 pytestmark = pytest.mark.slow
 ROOT = "/workspace/sniperface"
 # By this command, or by the supervisor of the run in the seconds before.
-MENDED = "past max_hours: 10; (its guard was gone, and is started again|run .* is on it, and its guard is to end that)"
+MENDED = (
+    "past max_hours: 10; "
+    "(its guard had died and was started again|run .* is running on it, and its guard has to end the run)"
+)
 ENDLESS = ("--set", "train.step_s=0.2", "--set", "train.epochs=500")
 
 
@@ -105,7 +108,7 @@ def test_one_that_its_guard_could_not_release_goes_with_the_next_command(rented:
     assert json.loads(done.stdout)["state"] == "succeeded"
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"released sniperface-{rented.project.path.name}-runpod-{run_id} after $0.00: ")
-    assert line.endswith("its guard could not release it; epoch_002.pt came home first")
+    assert line.endswith("its guard could not release it; epoch_002.pt downloaded first")
     assert rented.names == []
     assert rented.home(run_id) == ["epoch_002.pt"]
     assert rented.said("status") == ""
@@ -119,14 +122,14 @@ def test_what_is_past_its_ceilings(rented: Rented) -> None:
     assert rented.said("train", "--dry-run") == ""
     assert docker("logs", rented.container).count("Accepted publickey") == logins  # nothing to do, nobody was asked
     rented.older(11)
-    assert f"past max_hours: 10; run {run_id} is on it" in rented.said("train", "--dry-run")
+    assert f"past max_hours: 10; run {run_id} is running on it" in rented.said("train", "--dry-run")
     rented.kill_guard()
     assert re.search(MENDED, rented.said("train", "--dry-run"))
     wait_until(lambda: rented.guard()["heartbeat"] > 1)
     assert rented.project.json("status", "--on", "runpod")["state"] == "running"
     rented.inside(f"touch {ROOT}/runs/{run_id}/stop.request")
     wait_until(lambda: rented.is_over(run_id))
-    assert "past max_hours: 10; its guard says: armed" in rented.said("train", "--dry-run")
+    assert "past max_hours: 10; its guard reports: armed" in rented.said("train", "--dry-run")
     assert len(rented.names) == 1
     rented.kill_guard()
     log = rented.inside(f"cat {ROOT}/runs/{run_id}/train.log")
@@ -152,7 +155,7 @@ def test_what_is_another_laptops_is_left_alone(rented: Rented, tmp_path: Path) -
     wait_until(lambda: rented.is_over(run_id), 60)
     rented.kill_guard()
     kept = rented.said("train", "--dry-run", project=other)
-    assert f"it has the only copy of epoch_011.pt of run {run_id}, which did not come home from here" in kept
+    assert f"it has the only copy of epoch_011.pt of run {run_id}, which this laptop could not download" in kept
     assert len(rented.names) == 1
     assert "past max_hours: 10, and its guard is dead; epoch_011.pt came home" in rented.said("train", "--dry-run")
     assert rented.names == []
@@ -179,6 +182,6 @@ def test_one_that_does_not_answer(rented: Rented) -> None:
     rented.emulator.keys = {KEY}
     rented.older(1)
     gone = rented.said("train", "--dry-run")
-    assert "past max_usd: 5, and it does not answer (it has no address); max_usd is hard: WHAT ONLY IT HAD" in gone
+    assert "past max_usd: 5, and it does not answer (it has no address); max_usd is hard: DATA THAT ONLY IT HAD" in gone
     assert gone.startswith("released ")
     assert rented.names == []

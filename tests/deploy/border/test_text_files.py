@@ -74,7 +74,7 @@ def test_a_public_key_and_an_api_key_written_by_powershell_are_read(
 
 def test_no_text_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"a\0b")
-    with pytest.raises(NotText, match="zero bytes"):
+    with pytest.raises(NotText, match="NUL bytes"):
         read_text(tmp_path / "x")
 
 

@@ -145,7 +145,7 @@ def test_variables_of_the_job(given: list[str], found: tuple[str, ...]) -> None:
         ("SNIPERFACE_DEVICES=0", "decided by the launcher"),
         ("WORLD_SIZE=4", "decided by the launcher"),
         ("MY_TOKEN=x", r"secrets: \[MY_TOKEN\]"),
-        ("A=\0", "zero byte"),
+        ("A=\0", "NUL byte"),
     ],
 )
 def test_a_variable_that_cannot_be_set_is_refused(given: str, words: str) -> None:

@@ -170,7 +170,7 @@ def test_a_dry_run_by_invokes_environment_is_refused() -> None:
         cwd=PROJECT, env={**os.environ, "INVOKE_RUN_DRY": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert refused.returncode == 2
-    assert "not honoured" in refused.stderr
+    assert "not supported" in refused.stderr
     assert refused.stdout == ""
 
 

@@ -259,7 +259,7 @@ def test_money_is_counted_by_the_provider_and_this_clock(
     outcome("status", laptop, capsys)
     assert read_json(laptop / "runs" / RUN / "run.json")["spend"][NAME] == pytest.approx(1.0, abs=0.05)
     shown = outcome("watch", laptop, capsys)  # up to 0.5 USD
-    assert "this run has cost $1.00, which is all that $0.5 allow" in shown
+    assert "this run has cost $1.00 and reached max_usd 0.5" in shown
     assert Priced.released == [NAME]
     assert "released" in shown
 
@@ -269,7 +269,7 @@ def test_a_machine_that_says_nothing_is_released_at_max_usd(
 ) -> None:
     machine.status(heartbeat="x")
     shown = outcome("watch", laptop, capsys)
-    assert "which is all that $0.5 allow" in shown
+    assert "and reached max_usd 0.5" in shown
     assert Priced.released == [NAME]
 
 
@@ -350,7 +350,7 @@ def test_a_guard_that_lies_never_keeps_a_machine(
     machine.lies["run"] = lambda _: Say(head={"ended": [0, len(said)]}, body=said)
     shown = outcome("status", laptop, capsys)
     assert Priced.released == [NAME]
-    assert "past max_usd: 0.1, which is hard" in shown
+    assert "past max_usd: 0.1, a hard limit" in shown
 
 
 # Anything at all

@@ -123,7 +123,7 @@ def test_two_laptops_on_one_target(with_docker: Project, tmp_path: Path, fault: 
     assert "busy with run" in refused.stderr
     kept = second.invoke("down", "--on", "docker", "--orphans")
     assert "nothing to release" in kept.stdout
-    assert f"kept {machine['machine']}: run {machine['run']} of another computer is on it" in kept.stderr
+    assert f"kept {machine['machine']}: run {machine['run']} of another computer is running on it" in kept.stderr
     fault.strikes()
     fault.told(lambda: project.json("status", "--on", "docker")["state"] == "running")
     assert [each["machine"] for each in machines(project)] == [machine["machine"]]

@@ -73,7 +73,9 @@ def test_plain_words_where_there_is_no_terminal(project: Project) -> None:
     assert "checkpoint: " in first.stdout
     assert first.stdout.count("rank 0 step 9\n") == 1
     assert "measured: earlier runs" in project.invoke("train", "--dry-run").stdout
-    assert "never run here" in project.invoke("train", "--dry-run", "--set", "backbone.width=2").stdout
+    assert (
+        "no earlier run like this one here" in project.invoke("train", "--dry-run", "--set", "backbone.width=2").stdout
+    )
 
 
 def test_a_finished_run_tells_what_was_expected_of_it(project: Project) -> None:
@@ -121,7 +123,7 @@ def test_a_dry_run_touches_nothing(project: Project) -> None:
         (["--data", "missing.npy"], ["missing.npy", "no file"]),
         (["--data", "float.npy"], ["float.npy", "float32", "uint8"]),
         (["--resume", "missing.pt"], ["missing.pt", "auto"]),
-        (["--resume", "broken.pt"], ["broken.pt", "not a whole checkpoint"]),
+        (["--resume", "broken.pt"], ["broken.pt", "not a complete checkpoint"]),
         (["--resume", "auto", "--fraction", "2"], ["--fraction 2"]),
     ],
 )
@@ -216,7 +218,7 @@ def test_a_run_starts_from_a_checkpoint_of_the_users(project: Project) -> None:
     assert (folder / "resume_from" / "old one.pt").read_bytes() == own.read_bytes()
     assert '"resumed_from": "epoch 2 step 6"' in (folder / "metrics.jsonl").read_text()
     own.write_bytes(own.read_bytes()[:-30])
-    assert "not a whole checkpoint" in project.invoke("train", "--resume", "old one.pt", code=2).stderr
+    assert "not a complete checkpoint" in project.invoke("train", "--resume", "old one.pt", code=2).stderr
 
 
 def test_fetching_any_checkpoint(project: Project) -> None:
@@ -422,7 +424,7 @@ def test_ctrl_c_detaches_and_attach_shows_the_job(project: Project, terminal: Ca
     terminal("send-keys", "-t", "t", f"{invoke} train {' '.join(SLOW_STEPS)}", "Enter")
     wait_until(lambda: "img/s" in look())
     terminal("send-keys", "-t", "t", "C-c")
-    wait_until(lambda: "goes on" in look())
+    wait_until(lambda: "continues" in look())
     assert "invoke stop" in look()
     terminal("send-keys", "-t", "t", f"clear; {invoke} attach", "Enter")
     wait_until(lambda: "rank 1 step" in look())
@@ -447,7 +449,7 @@ def test_tmux_is_killed_and_the_job_goes_on(project: Project, fault: Fault) -> N
     fault.told(lambda: project.json("status")["state"] == "running")
     wait_until(lambda: project.status_file(run_id)["heartbeat"] > struck + 2 and log.stat().st_size > seen)
     refused = project.invoke("attach", code=1)
-    assert f"run {run_id} goes on without a terminal" in refused.stderr
+    assert f"run {run_id} runs without a terminal" in refused.stderr
     assert f"invoke logs --follow --run {run_id}" in refused.stderr
     assert project.json("stop")["state"] == "stopped"
     fault.checkpoints(run_folder(project, run_id), project.path / "runs" / run_id)

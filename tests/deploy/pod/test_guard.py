@@ -159,7 +159,7 @@ def test_it_takes_up_new_limits(guarded: Guarded, make: Make) -> None:
     guarded.allow(max_hours="soon")
     wait_until(lambda: "max_hours must be a number" in guarded.words)
     Path(guarded.root.guard).write_text('{"max_')
-    wait_until(lambda: "not whole" in guarded.words)
+    wait_until(lambda: "incomplete" in guarded.words)
     assert (guarded.status["limits"]["max_hours"], run.status["state"]) == (48, "running")
     guarded.allow(max_hours=0.5, paid_since=time.time() - HOUR_S)
     assert run.end()[1]["state"] == "expired"
@@ -345,7 +345,7 @@ def test_a_place_on_the_machines_own_disk_is_none(guarded: Guarded, make: Make, 
     """A mistyped path, or a volume that is not mounted."""
     make("one").start(TRAINING).begun()
     guarded.allow(**paid(max_hours=0.5, sync_to=str(tmp_path / "backups"))).start().until("kept")
-    assert "would go with it: is the volume mounted there?" in guarded.words
+    assert "which is lost with the machine: is the volume mounted there?" in guarded.words
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a FIFO: run on Linux or macOS")
@@ -360,7 +360,7 @@ def test_a_volume_that_hangs_does_not_hang_the_guard(guarded: Guarded, make: Mak
     heartbeat = guarded.status["heartbeat"]
     wait_until(lambda: guarded.status["heartbeat"] > heartbeat)
     guarded.until("kept")
-    assert "was not done within 3 s" in guarded.words
+    assert "did not finish within 3 s" in guarded.words
 
 
 def test_each_new_checkpoint_is_copied_while_the_job_runs(guarded: Guarded, make: Make, volume: dict[str, str]) -> None:
@@ -385,7 +385,7 @@ def test_a_copy_that_is_not_right_is_no_copy(tmp_path: Path, make: Make) -> None
             super().put(source, name)
             return "0" * 64
 
-    with pytest.raises(sync.SyncFailed, match="is the place full or broken"):
+    with pytest.raises(sync.SyncFailed, match="is the storage full or broken"):
         sync.sync(run.folder, Lossy(tmp_path / "other"), "other")
 
 
@@ -448,7 +448,7 @@ def test_another_machine_leaves_that_to_the_first_until_the_money_is_spent(guard
     run = make("one").start(OBEDIENT).begun()
     guarded.allow(**paid(max_hours=0.5, max_usd=4, group="cluster1", node=1)).start().until("waiting")
     assert run.end()[1]["state"] == "expired"
-    assert "by the guard of its first machine, or once max_usd 4 is spent" in guarded.words
+    assert "the guard of the first machine releases it with its cluster, or once max_usd 4 is spent" in guarded.words
     assert guarded.api.calls == []
     guarded.allow(**paid(max_hours=0.5, max_usd=1.9, group="cluster1", node=1)).until("released")
     assert {call[:2] for call in guarded.api.calls} == {("DELETE", "/v2/clusters/cluster1")}
@@ -467,7 +467,7 @@ def test_a_refusal_is_seen_and_tried_again(guarded: Guarded, make: Make, volume:
     fault.guard(guarded.status)
     fault.checkpoints(run.path)
     assert run.status["state"] == "expired"
-    assert "could not be released, its job is ended, it goes on costing $2.00 an hour" in guarded.words
+    assert "could not be released; its job has ended; it still costs $2.00 an hour" in guarded.words
     assert "403 Forbidden" in guarded.words
     guarded.api.always = None
     guarded.until("released")

@@ -53,7 +53,7 @@ def test_the_container_itself_starts_it_again(idle: tuple[Project, str]) -> None
         pid = guard(name)["pid"]
         docker("exec", name, "kill", "-9", str(pid))
         wait_until(lambda pid=pid: is_back(name, pid), 30)
-        assert f"the guard of this machine was gone: started again ({times})" in docker("logs", name)
+        assert f"the guard of this machine had ended: started again ({times})" in docker("logs", name)
     docker("restart", "--time", "10", name)
     beat = guard(name)["heartbeat"]
     wait_until(lambda: guard(name)["heartbeat"] > beat, 30)

@@ -51,7 +51,7 @@ def test_the_selftest_fails_where_something_is_broken(our_image: str) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "broken  write     /workspace cannot be written: Read-only file system" in done.stdout
-    assert "note    /dev/shm  64 MiB: little; docker run --shm-size 2g" in done.stdout
+    assert "note    /dev/shm  64 MiB is too little: docker run --shm-size 2g" in done.stdout
 
 
 def test_a_compiled_network_trains_in_the_image(our_image: str) -> None:
@@ -70,7 +70,7 @@ def test_any_other_command_runs_instead(our_image: str) -> None:
     done = subprocess.run(["docker", "run", "--rm", our_image, "no-such"], capture_output=True, text=True, check=False)
     assert done.returncode == 127
     assert done.stdout == (
-        "sniperface cannot run no-such: No such file or directory; there are: selftest, or any program of the image\n"
+        "sniperface cannot run no-such: No such file or directory; give selftest, or any program of the image\n"
     )
 
 
@@ -131,7 +131,7 @@ def test_secrets_are_for_root_alone(machine: Machine) -> None:
 
 
 def test_what_is_no_key_is_said_and_left_out(machine: Machine) -> None:
-    assert "sniperface PUBLIC_KEY: entry 2 is no public key, such as ssh-ed25519" in machine.log()
+    assert "sniperface PUBLIC_KEY: entry 2 is not a public key, such as ssh-ed25519" in machine.log()
     assert "not a key at all" not in machine.log()
     assert len(machine.ssh("cat /etc/ssh/sniperface/authorized_keys").splitlines()) == 1
 
@@ -173,7 +173,7 @@ def test_a_bad_start_is_said_and_the_container_stays(
     our_image: str, tmp_path: Path, public_key: str, cause: str
 ) -> None:
     with started(our_image, tmp_path, {"PUBLIC_KEY": public_key}) as made:
-        wait_until(lambda: "this container stays" in made.log())
+        wait_until(lambda: "this container keeps running" in made.log())
         assert f"{BAD_START}{cause}" in made.log()
         assert "c2VjcmV0" not in made.log()
         assert made.is_running()

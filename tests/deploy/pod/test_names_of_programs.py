@@ -27,4 +27,4 @@ def test_a_machine_without_runs_tells_how_it_stands(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "needs"), [("guard", "guard.json"), ("supervisor", "plan.json")])
 def test_a_program_that_misses_its_file_names_it(name: str, needs: str, tmp_path: Path) -> None:
     done = start(name, tmp_path)
-    assert f"{needs} is missing or not whole" in done.stdout + done.stderr
+    assert f"{needs} is missing or incomplete" in done.stdout + done.stderr

@@ -175,7 +175,7 @@ def test_graphql_is_the_second_way(env: dict[str, str], refusal: int) -> None:
         about = {"name": "a", "image": "b", "gpu": "NVIDIA A40", "gpu_count": 1, "cloud": "SECURE", "data_centers": []}
         pod = emulator.account.create(**about, disk=20, ports=[], env={})
         there = {**env, "RUNPOD_POD_ID": pod.id, "RUNPOD_API_KEY": EMULATED_KEY, "RUNPOD_API_BASE_URL": emulator.url}
-        for words in ("GraphQL accepted terminate", "GraphQL does not know it any more"):
+        for words in ("GraphQL accepted terminate", "GraphQL reports that it no longer exists"):
             emulator.fail(str(refusal), on="^DELETE", times=1 if refusal < 429 else len(PAUSES_S) + 1)
             assert release("terminate", there, Pauses()) == Outcome(True, words)
         assert emulator.account.pods == {}

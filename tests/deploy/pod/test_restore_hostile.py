@@ -76,7 +76,7 @@ def test_a_note_that_does_not_fit_its_file_is_damaged(bucket: Bucket, told: dict
 def test_a_note_that_is_none_is_damaged(bucket: Bucket, text: str) -> None:
     (bucket.checkpoints / "epoch_001.json").write_text(text)
     answer = json.loads(restore(bucket))
-    assert answer["damaged"] == ["epoch_001.json is not whole"]
+    assert answer["damaged"] == ["epoch_001.json is incomplete"]
     assert len(answer["checkpoints"]) == 1
 
 
@@ -88,7 +88,7 @@ def test_thousands_of_other_names_hide_no_checkpoint(bucket: Bucket) -> None:
 
 @pytest.mark.parametrize("name", ["../../precious", "/etc/passwd", "epoch_000.pt\n", "epoch_000.json", "latest"])
 def test_a_name_that_is_none_of_a_checkpoint_is_refused(bucket: Bucket, name: str) -> None:
-    assert "is no name of a checkpoint" in restore(bucket, f"--take={name}", code=1)
+    assert "is not a checkpoint name" in restore(bucket, f"--take={name}", code=1)
 
 
 @pytest.mark.parametrize("data", [GOOD + b"!", GOOD[:-1], b"another"], ids=["longer", "shorter", "other bytes"])

@@ -50,7 +50,7 @@ def test_success_is_told(make: Callable[..., Supervised]) -> None:
         ("import os; os.kill(os.getpid(), 9)", "the job was killed by signal 9"),
         (TELL + 'tell(event="end", reason="wrong_use", message="give 3"); sys.exit(1)', "give 3"),
         (TELL + 'tell(event="end", reason="stopped", message="asked"); sys.exit(1)', "the job ended with exit code 1"),
-        ("pass", "the job ended without saying that it was done"),
+        ("pass", "the job exited with code 0 but did not report its end"),
     ],
 )
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX: run on Linux or macOS")

@@ -50,9 +50,9 @@ def test_a_crashed_job_goes_on_from_its_newest_checkpoint(make: Make) -> None:
 @pytest.mark.parametrize(
     ("script", "started_again", "why"),
     [
-        (SAVE + "crash()", 0, "no whole checkpoint"),
-        (LOOPING, 1, "no whole checkpoint since epoch_001.pt"),
-        (HALF, 1, "no whole checkpoint since epoch_001.pt"),
+        (SAVE + "crash()", 0, "no complete checkpoint"),
+        (LOOPING, 1, "no complete checkpoint since epoch_001.pt"),
+        (HALF, 1, "no complete checkpoint since epoch_001.pt"),
         (EACH_TIME, 3, "max_restarts"),
     ],
     ids=["nothing-saved", "nothing-new", "only-half-saved", "again-and-again"],
@@ -337,7 +337,7 @@ def test_a_checkpoint_without_room_is_a_failure_with_the_last_one_whole(
     fault.checkpoints(run.path)
     fault.leaves_out(machines=UNPAID)
     assert (status["state"], status["restarts"]) == ("failed", 1)
-    assert status["evidence"][-1] == f"no room is left on the disk of {run.path}"
+    assert status["evidence"][-1] == f"no space left on the disk of {run.path}"
     assert "since epoch_001.pt" in status["reason"]
 
 

@@ -122,7 +122,7 @@ def test_a_container_that_does_not_start_well_is_said_with_its_log_and_is_gone(
     provider: DockerProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deploy.providers.docker.project_key", lambda _: (Path("key"), "no key at all"))
-    with pytest.raises(NoMachine, match="did not start well") as raised:
+    with pytest.raises(NoMachine, match="failed to start") as raised:
         provider.acquire(spec(provider, "r1"))
     assert any("PUBLIC_KEY holds no public key" in line for line in raised.value.evidence)
     assert provider.list() == []
@@ -144,7 +144,7 @@ def test_gpus_that_the_engine_has_not_are_said(provider: DockerProvider, our_ima
     if "nvidia" in provider.client.info().get("Runtimes", {}):
         pytest.skip("needs an engine without GPUs")
     asking = DockerProvider(settings(provider.settings.project, image=our_image, gpus="all"))
-    with pytest.raises(NoMachine, match="the engine has no GPU to give"):
+    with pytest.raises(NoMachine, match="the engine has no GPU available"):
         asking.acquire(spec(asking, "r1"))
     assert asking.list() == []
 
@@ -161,7 +161,7 @@ def test_an_engine_that_is_not_there_is_said_with_its_address(tmp_path: Path) ->
     ("options", "sentence"),
     [
         ({"gpus": "some"}, "must be auto, none, all or a number: some"),
-        ({"network": "host"}, "without a port of its own"),
+        ({"network": "host"}, "no SSH port of its own"),
     ],
 )
 def test_an_option_that_cannot_work_is_said(

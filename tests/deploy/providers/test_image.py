@@ -78,7 +78,7 @@ def test_a_name_without_a_tag_gets_the_environments(checkout: Path, given: str, 
 
 
 def test_what_is_no_name_of_an_image_is_refused(checkout: Path) -> None:
-    with pytest.raises(WrongUse, match="no name of an image, such as me/sniperface"):
+    with pytest.raises(WrongUse, match="is not an image name: give one such as me/sniperface"):
         image.in_registry(checkout, "Me/Sniper Face")
 
 
@@ -119,7 +119,7 @@ def test_a_push_shows_tenths_and_stops_at_an_error() -> None:
 
 
 def test_pushing_to_nowhere_names_the_option(checkout: Path) -> None:
-    with pytest.raises(WrongUse, match=r"push --image me/sniperface, or image: in conf/deploy"):
+    with pytest.raises(WrongUse, match=r"push --image me/sniperface, or set image: in conf/deploy"):
         image.push(checkout, "docker", None, print)
 
 

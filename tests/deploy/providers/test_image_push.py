@@ -163,7 +163,7 @@ def test_a_push_without_logging_in_names_the_command(
     registry: Registry, small: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    with pytest.raises(StepFailed, match=r"does not let you push .*/me/sniperface: log in there first") as raised:
+    with pytest.raises(StepFailed, match=r"denies the push of .*/me/sniperface: log in there first") as raised:
         image.push(images.PROJECT, "docker", f"{registry.address}/me/sniperface", print)
     assert raised.value.next_command == f"docker login {registry.address}"
     docker("rmi", f"{registry.address}/me/sniperface:cuda-0123456789ab")

@@ -60,7 +60,7 @@ def test_an_image_that_prints_no_keys_is_told(v2: Rig) -> None:
     machine = v2.acquire()
     assert machine.address
     assert machine.address.host_keys == ()
-    assert "names no host key" in v2.said[-1]
+    assert "has no host key" in v2.said[-1]
 
 
 @pytest.mark.parametrize("status", ["403", "404", "409"])
@@ -227,7 +227,7 @@ def test_the_ceiling_is_for_the_whole_machine(both: Rig) -> None:
 
 def test_a_rule_that_every_candidate_breaks_is_told_as_one(both: Rig) -> None:
     both.emulator.refuse(400, "disk must be at most 20 for this image", 2)
-    with pytest.raises(NoMachine, match="perhaps the request itself: disk must be at most 20"):
+    with pytest.raises(NoMachine, match="the request may be wrong: disk must be at most 20"):
         both.acquire()
 
 
@@ -240,7 +240,7 @@ def test_a_forbidden_pool_is_passed_over(both: Rig) -> None:
     ("status", "words", "kind", "told"),
     [
         (402, "insufficient balance to deploy", NoMachine, "balance"),
-        (422, "Syntax Error: body breaks the contract", WrongUse, "refuses the request"),
+        (422, "Syntax Error: body breaks the contract", WrongUse, "rejects the request"),
     ],
 )
 def test_what_no_candidate_changes_ends_at_once(

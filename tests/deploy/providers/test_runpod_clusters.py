@@ -89,7 +89,7 @@ def test_a_cluster_of_another_size_is_left_as_it_is(v2: Rig) -> None:
     machines = v2.acquire_all(2, run="r2")
     assert v2.emulator.names == [v2.spec("r1").name, v2.spec("r2").name]
     assert {machine.group for machine in machines} == {cluster_of(v2, v2.spec("r2").name).id}
-    assert any("is left as it is: 2 machines are asked for" in said for said in v2.said)
+    assert any("unchanged: the run needs 2 machines" in said for said in v2.said)
 
 
 def test_ranks_that_come_late_are_waited_for(v2: Rig) -> None:
@@ -178,7 +178,7 @@ def test_release_by_name_ends_the_cluster(v2: Rig) -> None:
 def test_a_cluster_that_cannot_be_given_back_is_named(v2: Rig) -> None:
     machines = v2.acquire_all()
     v2.emulator.fail("502", "^DELETE", times=99)
-    with pytest.raises(StepFailed, match=f"cluster {machines[0].group}.*bills on") as caught:
+    with pytest.raises(StepFailed, match=f"cluster {machines[0].group}.*still bills") as caught:
         v2.provider().release(machines[1])
     assert caught.value.next_command == "terminate it at https://console.runpod.io/cluster"
     assert v2.intents() == [v2.spec().name]
@@ -217,10 +217,10 @@ def test_the_pod_of_a_cluster_cannot_be_ended_alone(v2: Rig) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"api": "sdk"}, "which api: sdk does not know: set api: v2 in conf/deploy/runpod.yaml"),
-        ({"registry": "reg1"}, "no credentials for a registry: leave registry out"),
+        ({"api": "sdk"}, "which api: sdk does not support: set api: v2 in conf/deploy/runpod.yaml"),
+        ({"registry": "reg1"}, "which gets no registry credentials: make the image public, and remove registry"),
         ({"cloud": "COMMUNITY"}, "COMMUNITY cloud: set cloud: SECURE"),
-        ({"min_cuda": "12.4"}, "leave min_cuda out"),
+        ({"min_cuda": "12.4"}, "remove min_cuda"),
     ],
 )
 def test_what_a_cluster_cannot_be_is_refused_first(v2: Rig, options: dict[str, Any], words: str) -> None:
@@ -232,7 +232,7 @@ def test_what_a_cluster_cannot_be_is_refused_first(v2: Rig, options: dict[str, A
 
 
 def test_too_many_and_a_cluster_that_stops_are_refused(v2: Rig) -> None:
-    with pytest.raises(WrongUse, match="at most 250 of them"):
+    with pytest.raises(WrongUse, match="at most 250 machines"):
         v2.provider().acquire(v2.spec("r1", 0, 251))
     provider = v2.provider()
     provider.settings = dataclasses.replace(
@@ -262,7 +262,7 @@ def test_the_next_candidate_is_tried_and_all_refusals_are_told(v2: Rig) -> None:
 def test_the_ceiling_is_for_each_machine_of_it(v2: Rig) -> None:
     """0.25 each: two are half a dollar, and each is under 0.3."""
     v2.acquire_all(max_usd_per_hour=0.3)
-    assert "asking for 2 x NVIDIA RTX A4500, 0.50 USD an hour" in v2.said
+    assert "requesting 2 x NVIDIA RTX A4500, 0.50 USD an hour" in v2.said
 
 
 def test_stock_is_that_of_clusters(v2: Rig) -> None:
@@ -274,7 +274,7 @@ def test_stock_is_that_of_clusters(v2: Rig) -> None:
 @pytest.mark.parametrize(
     ("oddity", "why"),
     [
-        ({"zero_gpus": True}, "without GPUs"),
+        ({"zero_gpus": True}, "it has no GPUs"),
         ({"memory_gib": 15.0}, "15 GiB of memory, less than min_memory_gib: 40"),
         ({"usd_per_hour": 3.5}, "3.50 USD an hour, more than max_usd_per_hour: 1"),
         ({"ends": "ERROR"}, "ended"),
@@ -297,7 +297,7 @@ def test_another_data_center_than_asked_for_gives_it_back(v2: Rig) -> None:
     """To RunPod they are a preference."""
     v2.emulator.next_cluster(data_center="EU-XX-9")
     assert cluster_of(v2, v2.acquire_all(data_centers=("US-KS-2",))[0].name).data_center == "US-KS-2"
-    assert any("it is in EU-XX-9, which data_centers leaves out" in said for said in v2.said)
+    assert any("it is in EU-XX-9, which is not in data_centers" in said for said in v2.said)
     assert created(v2) == 2
 
 
@@ -326,7 +326,7 @@ def test_a_creation_that_stays_unclear_is_named_and_found_later(v2: Rig) -> None
     v2.emulator.next_cluster(appears_after_s=600)
     v2.emulator.fail("done-cut", CREATE)
     v2.emulator.fail("502", CREATE, times=99)
-    with pytest.raises(NoMachine, match=f"did not say whether it made the cluster {v2.spec().name}"):
+    with pytest.raises(NoMachine, match=f"did not confirm that it created the cluster {v2.spec().name}"):
         v2.acquire_all()
     assert v2.intents() == [v2.spec().name]
     v2.emulator.faults.clear()
@@ -384,7 +384,7 @@ def test_beside_one_that_lost_a_machine_no_second_one_is_made(v2: Rig) -> None:
     """It bills, and the only copy of a checkpoint may be on it: that is for its user or its own guard to end."""
     machines = v2.acquire_all()
     cluster_of(v2).pods[1].stopped = True
-    with pytest.raises(NoMachine, match=r"bills on: machine 1 of it, pod\d+, has ended \(EXITED\)") as caught:
+    with pytest.raises(NoMachine, match=r"still bills: its machine 1, pod\d+, has ended \(EXITED\)") as caught:
         v2.acquire_all(run="r2")
     assert "invoke down --on runpod" in (caught.value.next_command or "")
     assert v2.provider().find(machines[1].name) is None

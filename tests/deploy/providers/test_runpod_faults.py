@@ -80,7 +80,7 @@ def test_a_creation_that_stays_unclear_is_named_and_found_later(both: Rig, fault
     both.emulator.next_pod(appears_after_s=600)
     both.emulator.fail("done-cut", both.on("create"))
     both.emulator.fail("502", both.on("create"), times=99)
-    with pytest.raises(NoMachine, match=f"did not say whether it made the pod {both.spec().name}"):
+    with pytest.raises(NoMachine, match=f"did not confirm that it created the pod {both.spec().name}"):
         both.acquire()
     assert both.intents() == [both.spec().name]
     both.emulator.faults.clear()
@@ -118,7 +118,7 @@ def test_what_cannot_be_given_back_is_named(both: Rig) -> None:
         both.emulator.down(both.clock.now() > 10)
 
     both.clock.sleep = slept  # type: ignore[method-assign]
-    with pytest.raises(NoMachine, match=f"pod0001.*{both.spec().name}.*bills on") as caught:
+    with pytest.raises(NoMachine, match=f"pod0001.*{both.spec().name}.*still bills") as caught:
         both.acquire(wait_min=1)
     assert "console.runpod.io" in (caught.value.next_command or "")
     assert both.intents() == [both.spec().name]
@@ -130,7 +130,7 @@ def test_what_cannot_be_given_back_is_named(both: Rig) -> None:
 @pytest.mark.parametrize(
     ("oddity", "why"),
     [
-        ({"zero_gpus": True}, "without GPUs"),
+        ({"zero_gpus": True}, "it has no GPUs"),
         ({"memory_gib": 15.0}, "15 GiB of memory, less than min_memory_gib: 40"),
         ({"usd_per_hour": 3.5}, "3.50 USD an hour, more than max_usd_per_hour: 1"),
         ({"ends": "EXITED"}, "ended while it started"),
@@ -181,7 +181,7 @@ def test_one_that_does_not_answer_in_time_goes_back_with_its_last_words(v2: Rig)
 def test_a_bad_start_is_not_waited_for(v2: Rig) -> None:
     """It would be one on the next machine, too."""
     v2.emulator.next_pod(bad_start="PUBLIC_KEY is not set")
-    with pytest.raises(NoMachine, match="did not start well: PUBLIC_KEY is not set") as caught:
+    with pytest.raises(NoMachine, match="failed to start: PUBLIC_KEY is not set") as caught:
         v2.acquire()
     assert caught.value.evidence[:2] == ("booting", "sniperface bad start: PUBLIC_KEY is not set")
     assert v2.emulator.names == []
@@ -228,4 +228,4 @@ def test_one_that_was_in_use_is_never_ended_by_other_settings(sdk: Rig) -> None:
     with pytest.raises(NoMachine):
         sdk.acquire("r2", min_memory_gib=999)
     assert sdk.emulator.names == [first.name]
-    assert any("left as it is" in said for said in sdk.said)
+    assert any("unchanged: " in said for said in sdk.said)

@@ -104,7 +104,7 @@ def test_a_pod_between_two_states_is_asked_again(v2: Rig) -> None:
 def test_a_locked_pod_is_named(v2: Rig) -> None:
     v2.emulator.next_pod(locked=True)
     machine = v2.acquire()
-    with pytest.raises(StepFailed, match="could not be given back and bills on: pod is locked"):
+    with pytest.raises(StepFailed, match="could not be released and still bills: pod is locked"):
         v2.provider().release(machine)
     assert v2.intents() == [machine.name]
 
@@ -149,5 +149,5 @@ def test_an_hour_is_not_waited_for(v2: Rig) -> None:
     provider = v2.provider()
     provider.list()
     provider._api.pace.hold(1812)  # type: ignore[attr-defined]
-    with pytest.raises(NoMachine, match="used up for 1812 s"):
+    with pytest.raises(NoMachine, match="exhausted for 1812 s"):
         provider.list()

@@ -60,9 +60,9 @@ def test_the_variable_is_stronger(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("", "[other]\napi_key = 'x'", "neither RUNPOD_API_KEY nor"),
         ("", "default = 3", "neither RUNPOD_API_KEY nor"),
         ("", "[default]\napi_key = s3cret-not-quoted", "cannot be read as TOML"),
-        ("s3cret\nkey", None, "spaces or letters that no key has"),
-        ("s3crét", None, "spaces or letters that no key has"),
-        ("", "[default]\napi_key = 's3cret key'", "spaces or letters that no key has"),
+        ("s3cret\nkey", None, "spaces or characters invalid in a key"),
+        ("s3crét", None, "spaces or characters invalid in a key"),
+        ("", "[default]\napi_key = 's3cret key'", "spaces or characters invalid in a key"),
     ],
 )
 def test_without_a_usable_one_it_says_what_to_do(

@@ -71,9 +71,9 @@ def test_words_for_what_a_network_does(nobody: str, mute: str, cutting: str, mon
     }
     words = {name: network.in_words(error) for name, error in told.items()}
     assert words["refused"] == "the connection is refused"
-    assert words["mute"] == "the answer did not come in time"
+    assert words["mute"] == "the request timed out"
     assert words["cut"] == "the connection was cut"
-    assert words["name"].startswith("its name is not known")
+    assert words["name"].startswith("its host name cannot be resolved")
     assert not [text for text in words.values() if any(raw in text for raw in RAW)]
     sent = {name: not network.was_never_sent(error) for name, error in told.items()}
     assert sent == {"refused": False, "mute": True, "cut": True, "name": False, "tls": sent["tls"]}

@@ -83,5 +83,5 @@ def test_each_package_has_its_purl() -> None:
 
 
 def test_an_image_without_our_packages_is_refused() -> None:
-    with pytest.raises(StepFailed, match="not built by our Dockerfile"):
+    with pytest.raises(StepFailed, match="not built from our Dockerfile"):
         sbom.document("os\tdebian\t12\t\n", "x:1", "sha256:abc", "y")

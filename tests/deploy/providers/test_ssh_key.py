@@ -47,7 +47,7 @@ def test_a_key_of_the_users_own_may_have_a_passphrase_when_its_public_half_lies_
     assert path == tmp_path / "mine"
     assert public == (tmp_path / "mine.pub").read_text().strip()
     (tmp_path / "mine.pub").unlink()
-    with pytest.raises(WrongUse, match="no private key of OpenSSH without a passphrase"):
+    with pytest.raises(WrongUse, match="not an OpenSSH private key without a passphrase"):
         project_key(settings(tmp_path, "mine"))
 
 

@@ -42,7 +42,7 @@ def test_a_whole_epoch_is_further_than_a_part_of_it() -> None:
 def test_an_epoch_that_is_not_there_names_those_that_are(which: str, words: str) -> None:
     with pytest.raises(WrongUse, match=words):
         choose(NOTES, which, "run")
-    with pytest.raises(WrongUse, match="no whole checkpoint"):
+    with pytest.raises(WrongUse, match="no complete checkpoint"):
         choose([], which, "run")
 
 
@@ -61,7 +61,7 @@ def test_the_best_by_a_named_set_is_chosen(which: str, epoch: int) -> None:
 def test_without_people_held_out_the_first_set_chooses() -> None:
     notes = [{**note, "eval": {"sets": note["eval"]["sets"]}} for note in MEASURED[:2]]
     assert choose(notes, "best", "r")["epoch"] == 0
-    with pytest.raises(WrongUse, match="not measured on a set agedb: give best:lfw"):
+    with pytest.raises(WrongUse, match="not evaluated on a set agedb: give best:lfw"):
         choose(notes, "best:agedb", "r")
 
 

@@ -354,7 +354,7 @@ def sentence(shell: SshShell, kind: type[DeployError] = DeployError) -> str:
 def test_what_keeps_a_key_out(server: Server, open_shell: Callable[..., SshShell], tmp_path: Path) -> None:
     """Each with a sentence of its own, at once."""
     make_key(tmp_path / "wrong")
-    assert "does not let the key" in sentence(open_shell(server.machine(key=str(tmp_path / "wrong"))), WrongUse)
+    assert "rejects the key" in sentence(open_shell(server.machine(key=str(tmp_path / "wrong"))), WrongUse)
     assert "cannot be read" in sentence(open_shell(server.machine(key=str(tmp_path / "none"))), WrongUse)
     assert "public half" in sentence(open_shell(server.machine(key=str(tmp_path / "wrong.pub"))), WrongUse)
     (tmp_path / "putty").write_text("PuTTY-User-Key-File-3: ssh-ed25519\n")
@@ -372,7 +372,9 @@ def test_what_keeps_a_key_out(server: Server, open_shell: Callable[..., SshShell
 
 def test_what_keeps_from_getting_there(server: Server, open_shell: Callable[..., SshShell]) -> None:
     assert "refused" in sentence(open_shell(server.machine(port=free_port())), LinkLost).lower()
-    assert "no host of this name" in sentence(open_shell(server.machine(host="no.such.host.invalid")), LinkLost)
+    assert "the host name cannot be resolved" in sentence(
+        open_shell(server.machine(host="no.such.host.invalid")), LinkLost
+    )
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as mute:  # a port that is open, and says nothing that SSH knows
@@ -418,8 +420,8 @@ def test_known_hosts_decides(server: Server, home: Path, tmp_path: Path, open_sh
     assert open_shell(server.machine(host_keys=())).clock() > 0
     known_hosts(home, server, " ".join(make_key(tmp_path / "other").split()[:2]))
     words = sentence(open_shell(server.machine(host_keys=())), StepFailed)
-    assert "shows another host key (SHA256:" in words
-    assert "Nothing was sent to it" in words
+    assert "has another host key (SHA256:" in words
+    assert "nothing was sent to it" in words
 
 
 def test_a_hashed_known_hosts_is_read(server: Server, home: Path, open_shell: Callable[..., SshShell]) -> None:
@@ -518,7 +520,7 @@ def test_a_gateway_is_gone_through(tmp_path: Path, home: Path, open_shell: Calla
             link.close()
         shell.close()
         known_hosts(home, outer, inner.host_key)
-        assert "shows another host key" in sentence(open_shell(machine), StepFailed)
+        assert "has another host key" in sentence(open_shell(machine), StepFailed)
 
 
 @needs_sshd
@@ -631,7 +633,7 @@ def test_a_host_is_read_as_ssh_writes_it(entry: str, read: tuple[str | None, str
 
 @pytest.mark.parametrize("entry", ["[::1", "[::1]x", "[::1]:", "me@[::1]:http"])
 def test_a_host_that_is_none_is_refused(entry: str) -> None:
-    with pytest.raises(WrongUse, match="is no host"):
+    with pytest.raises(WrongUse, match="is not a host"):
         parts(entry)
 
 

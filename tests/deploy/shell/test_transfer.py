@@ -74,7 +74,7 @@ def test_a_spoiled_part_is_thrown_away(source: Path, tmp_path: Path) -> None:
 def test_wrong_bytes_never_arrive(source: Path, tmp_path: Path) -> None:
     """The old file stays."""
     (tmp_path / "a.pt").write_bytes(b"old")
-    with pytest.raises(StepFailed, match="not what it should be"):
+    with pytest.raises(StepFailed, match="does not match its SHA-256"):
         transfer.fetch(LocalShell(), source, chosen(tmp_path / "a.pt"), sha256="0" * 64)
     assert (tmp_path / "a.pt").read_bytes() == b"old"
     assert not list(tmp_path.glob("*.part"))

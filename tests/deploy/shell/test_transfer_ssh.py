@@ -122,7 +122,7 @@ def test_small_files_take_no_connection_of_their_own(shell: SshShell, line: Prox
         lambda: transfer.push(shell, tmp_path / "small", tmp_path / "there", sha256="0" * 64),
         lambda: fetch(shell, tmp_path / "there", tmp_path / "new", sha256="0" * 64),
     ):
-        with pytest.raises(StepFailed, match="not what it should be"):
+        with pytest.raises(StepFailed, match="does not match its SHA-256"):
             copy()
     assert not (tmp_path / "new").exists()
 
@@ -192,7 +192,7 @@ def test_wrong_bytes_never_arrive(shell: SshShell, here: Path, tmp_path: Path) -
     place = tmp_path / "place.pt"
     place.write_bytes(b"old")
     for copy in (fetch, transfer.push):
-        with pytest.raises(StepFailed, match="not what it should be"):
+        with pytest.raises(StepFailed, match="does not match its SHA-256"):
             copy(shell, here, place, sha256="0" * 64)  # type: ignore[operator]
         assert place.read_bytes() == b"old"
     assert not list(tmp_path.glob("*.part"))

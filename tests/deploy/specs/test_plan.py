@@ -104,7 +104,7 @@ def test_the_whole_plan() -> None:
             Phase(name, 60.0 if name == "training" else None, 0.0 if name == "training" else None) for name in NAMES
         ),
         expected_minutes=1.0,
-        expected_from="a guess: this was never run here, the speed is that of another computer",
+        expected_from="a guess: there is no earlier run here, so the speed is that of another computer",
         expected_usd=0.0,
         request=request,
     )
@@ -162,7 +162,7 @@ def test_what_only_the_machine_can_tell_is_settled_later() -> None:
     unseen = dataclasses.replace(FACTS, hardware=None, python="python")
     first = make(settings, Request(target="box"), unseen, tryout=True)
     assert (first.gpus, first.processes, first.run_dir[:7]) == (None, None, "~/faces")
-    assert "--nproc-per-node=<one a GPU>" in first.argv
+    assert "--nproc-per-node=<one per GPU>" in first.argv
     machine = Machine("sniperface-box", "ssh", PurePosixPath("/home/me/faces"), "/venv/bin/python")
     seen = dataclasses.replace(
         unseen, machine=machine, python=machine.python, hardware=Hardware(3, 24), snapshot="abc123",
@@ -252,7 +252,7 @@ def test_measured_runs_beat_a_guess() -> None:
     other = dataclasses.replace(facts, hardware=Hardware(1, 8, gpu="NVIDIA H100"), config={**CONFIG, "plan": None})
     new = make(SETTINGS, Request(), other, tryout=True)
     assert (new.expected_minutes, new.expected_from) == (
-        None, "this was never run on such a machine (1 x NVIDIA H100)",
+        None, "no earlier run like this one on such a machine (1 x NVIDIA H100)",
     )  # fmt: skip
 
 

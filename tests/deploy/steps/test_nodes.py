@@ -157,7 +157,7 @@ def test_one_machine_under_two_names_is_told() -> None:
     if addresses[0].startswith("127."):
         assert [place.address for place in meet(named)] == ["127.0.0.1", "127.0.0.2"]
     else:
-        with pytest.raises(WrongUse, match="two of these machines are one"):
+        with pytest.raises(WrongUse, match="two hosts are the same machine"):
             meet(named)
 
 
@@ -201,8 +201,8 @@ def test_one_that_is_not_taken_back_gives_up(make: Make) -> None:
     run = make().start("import sys; sys.exit(1)", place=vars(FOLLOWER), join_s=60, grace_s=60, launcher=launcher)
     code, status = run.end()
     assert (code, status["state"]) == (1, "failed")
-    assert "the 2 machines of this run did not all come together" in status["reason"]
-    assert "10.0.0.6 has not taken it back for 180 s" in status["reason"]
+    assert "the 2 machines of this run did not all join" in status["reason"]
+    assert "10.0.0.6 has not accepted this machine again for 180 s" in status["reason"]
 
 
 HURRIED = """
@@ -226,4 +226,4 @@ def test_the_first_machine_says_that_the_others_did_not_come(make: Make) -> None
     place = vars(replace(FOLLOWER, rank=0, address="10.0.0.6"))
     code, status = make().start("import sys; sys.exit(1)", place=place, max_restarts=3).end()
     assert (code, status["state"]) == (1, "failed")
-    assert status["reason"].startswith("the 2 machines of this run did not all come together; not started again")
+    assert status["reason"].startswith("the 2 machines of this run did not all join; not started again")

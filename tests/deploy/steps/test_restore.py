@@ -90,7 +90,7 @@ def test_what_is_not_whole_is_never_put_in_place(make: Make, sync_to: str, tmp_p
     elsewhere = RunFolder(tmp_path / "elsewhere" / "one")
     seen = asked(elsewhere, sync_to)
     assert [each["file"] for each in seen["checkpoints"]] == ["epoch_001.pt"]
-    assert seen["damaged"] == ["epoch_002.pt has 7 bytes instead of 9", "epoch_003.json is not whole"]
+    assert seen["damaged"] == ["epoch_002.pt has 7 bytes instead of 9", "epoch_003.json is incomplete"]
     assert "its SHA-256 differs" in asked(elsewhere, sync_to, "--take", "epoch_001.pt", code=1)
     assert list(Path(elsewhere.checkpoints).iterdir()) == []
 
@@ -277,9 +277,9 @@ def test_what_the_laptop_never_had_comes_from_the_bucket(box: Box, bucket: Path,
     assert (status["state"], status["saved"]) == (
         "lost", {"machine": None, "home": None, "sync_to": f"file://{bucket}/{run.name}"},
     )  # fmt: skip
-    assert f"saved: no checkpoint at home, copies in the bucket file://{bucket}" in box.invoke("status").stdout
+    assert f"saved: no checkpoint on this laptop, copies in the bucket file://{bucket}" in box.invoke("status").stdout
     (listed,) = json.loads(box.project.invoke("runs", "--json").stdout)
-    assert "saved: no checkpoint at home, copies in the bucket" in listed["reason"]
+    assert "saved: no checkpoint on this laptop, copies in the bucket" in listed["reason"]
     refused = box.invoke("train", code=2).stderr
     for words in (f"run {run.name} was lost", "copies in the bucket", "--resume none", "train --resume auto --on box"):
         assert words in refused
@@ -317,7 +317,7 @@ def test_the_newest_whole_copy_wins(box: Box, bucket: Path, tmp_path: Path, newe
     (restored,) = [line for line in said.splitlines() if line.startswith("restored")]
     assert restored.startswith(f"restored {file} (epoch ")
     assert restored.endswith(f" from {where}")
-    passed = [line for line in said.splitlines() if line.startswith("passed over")]
+    passed = [line for line in said.splitlines() if line.startswith("skipped")]
     assert len(passed) == (newest == "damaged")
     assert all(there in line and "its SHA-256 differs" in line for line in passed)
     assert_each_step_is_told_once(run)
@@ -334,10 +334,10 @@ def test_copies_that_cannot_be_read(box: Box, tmp_path: Path) -> None:
     home.rename(home.with_name("away"))
     refused = box.invoke("train", "--resume", "auto", code=1).stderr
     assert "nothing of run" in refused
-    assert "nothing://there is no address that fsspec knows" in refused
+    assert "nothing://there is not an address that fsspec knows" in refused
     home.with_name("away").rename(home)
     said = box.invoke("train", "--resume", "auto").stdout
-    assert "the bucket nothing://there cannot be read, and is passed over" in said
+    assert "the bucket nothing://there cannot be read and is skipped" in said
     assert "from this laptop" in said
     assert_each_step_is_told_once(run)
 
@@ -363,7 +363,7 @@ def test_credentials_are_in_one_process_only(box: Box, bucket: Path, tmp_path: P
     os.close(os.open(pipe, os.O_WRONLY))  # the reader goes on, and finds that it is no file
     said, complaint = going.communicate(timeout=120)
     assert going.returncode == 0, complaint
-    assert "cannot be read, and is passed over" in said
+    assert "cannot be read and is skipped" in said
     assert "from this laptop" in said
     for file in [*box.root.rglob("*"), *(box.project.path / "runs").rglob("*")]:
         assert not file.is_file() or secret.encode() not in file.read_bytes(), file
@@ -402,13 +402,13 @@ def test_a_watched_run_costs_no_more_than_it_may(box: Box, tmp_path: Path) -> No
     box.invoke("fetch-checkpoint")
     lose(box, run, tmp_path)
     spend(box, run, first=4.5, second=2.75)
-    for flags, allowed in (((), "$7"), (("--max-usd", "5"), "$5")):
+    for flags, allowed in (((), 7), (("--max-usd", "5"), 5)):
         said = box.invoke("watch", *flags).stdout
-        assert f"it has cost $7.25, which is all that {allowed} allow: it does not go on" in said
-        assert "going on elsewhere" not in said
+        assert f"it has cost $7.25 and reached max_usd {allowed}: it is not continued" in said
+        assert "continuing on another machine" not in said
     assert not box.root.exists()
     assert box.json("status")["spend_usd"] == 7.25
-    assert "going on elsewhere" in box.invoke("watch", "--max-usd", "8").stdout
+    assert "continuing on another machine" in box.invoke("watch", "--max-usd", "8").stdout
     assert (box.json("status")["state"], box.json("status")["spend_usd"]) == ("succeeded", 7.25)
 
 
@@ -418,7 +418,7 @@ def test_a_running_run_is_stopped_at_what_it_may_cost(box: Box) -> None:
     spend(box, run, first=4.5)
     newer(run)
     said = box.invoke("watch", "--max-usd", "4").stdout
-    assert "this run has cost $4.50, which is all that $4 allow" in said
+    assert "this run has cost $4.50 and reached max_usd 4" in said
     assert box.json("status")["state"] == "stopped"
 
 
@@ -470,7 +470,7 @@ def test_a_note_that_others_wrote_is_passed_over(tmp_path: Path, note: dict[str,
     place.put(io.BytesIO(b"weights"), "one/checkpoints/epoch_001.pt")
     place.put(io.BytesIO(json.dumps({**good, **note}).encode()), "one/checkpoints/epoch_001.json")
     seen = restore.look(RunFolder(tmp_path / "elsewhere" / "one"), place)
-    assert (seen["checkpoints"], seen["damaged"]) == ([], ["epoch_001.json is not whole"])
+    assert (seen["checkpoints"], seen["damaged"]) == ([], ["epoch_001.json is incomplete"])
 
 
 def test_a_file_that_others_made_longer_takes_no_room(tmp_path: Path) -> None:
@@ -480,8 +480,8 @@ def test_a_file_that_others_made_longer_takes_no_room(tmp_path: Path) -> None:
     place.put(io.BytesIO(b"x" * (20 << 20)), "one/checkpoints/epoch_001.pt")
     place.put(io.BytesIO(json.dumps(note).encode()), "one/checkpoints/epoch_001.json")
     folder = RunFolder(tmp_path / "elsewhere" / "one")
-    with pytest.raises(restore.NotRestored, match=r"epoch_001.pt has more bytes than it should have"):
+    with pytest.raises(restore.NotRestored, match=r"epoch_001.pt has more bytes than expected"):
         restore.take(folder, place, "epoch_001.pt", "x")
-    with pytest.raises(restore.NotRestored, match=r"is no name of a checkpoint"):
+    with pytest.raises(restore.NotRestored, match=r"is not a checkpoint name"):
         restore.take(folder, place, "../../epoch_001.pt", "x")
     assert list(Path(folder.checkpoints).iterdir()) == []

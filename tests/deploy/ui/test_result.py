@@ -38,5 +38,5 @@ def test_an_ambiguous_id_lists_the_runs_that_it_may_mean(tmp_path: Path) -> None
         (tmp_path / run_id).mkdir()
         write_json(Path(runs.home(tmp_path, run_id).run), asdict(record))
     assert runs.get(tmp_path, "orl-2", "local").run_id == "orl-2-cc"
-    with pytest.raises(WrongUse, match=r"orl-1 is the beginning of 2 runs: orl-1-a[ab], orl-1-a[ab]; give more of it"):
+    with pytest.raises(WrongUse, match=r"orl-1 matches 2 runs: orl-1-a[ab], orl-1-a[ab]; give more characters"):
         runs.get(tmp_path, "orl-1", "local")

@@ -145,7 +145,7 @@ def test_a_fraction_packs_its_blocks_and_no_others(box: Box, images: Path) -> No
     plan = box.json("train", "--dry-run", "--data", str(images), "--fraction", "0.5")
     assert (plan["data"]["packed"], plan["data"]["packed_bytes"]) == ("jpeg95", None)
     shown = box.invoke("train", "--dry-run", "--data", str(images), "--fraction", "0.5").stdout
-    assert "packed as jpeg95 (lossy: another data set than the original), before a machine is asked for" in shown
+    assert "packed as jpeg95 (lossy: another data set than the original), before a machine is requested" in shown
     assert not cached(box, "jpeg95")
     done = box.json("train", "--data", str(images), "--fraction", "0.5")
     assert done["state"] == "succeeded"
@@ -200,7 +200,7 @@ def test_a_packed_block_that_was_spoiled_is_refused_with_its_name(box: Box, imag
     content[-9] ^= 0x5A
     spoiled.write_bytes(content)
     failed = deploy(box, images, "--pack", "jpeg95", code=1)
-    assert "packed block 3 (rows 15 and on)" in failed
+    assert "packed block 3 (rows 15 onwards)" in failed
     assert f"remove {spoiled.parent}" in failed
     assert not (box.ram / "images.npy").exists()
     shutil.rmtree(spoiled.parent)
@@ -213,7 +213,7 @@ def test_images_that_are_not_what_their_manifest_says_are_not_packed(box: Box, i
         file.seek(128 + 12 * ROW)
         file.write(b"spoiled")
     failed = deploy(box, images, "--pack", "lossless", code=1)
-    assert "block 2 (rows 10 and on) of " in failed
+    assert "block 2 (rows 10 onwards) of " in failed
     assert "not what manifest.json says" in failed
     assert not box.root.exists()
 
@@ -254,7 +254,7 @@ def test_a_target_may_say_it_for_those_images_that_are_sent(box: Box) -> None:
     assert "these are on the machine: not packed" in planned
     assert box.json("train", "--dry-run")["request"]["pack"] == "none"
     box.target(pack="png")
-    assert "pack: in conf/deploy/box.yaml: png is no way to pack images" in box.invoke("deploy", code=2).stderr
+    assert "pack: in conf/deploy/box.yaml: png is not a packing format" in box.invoke("deploy", code=2).stderr
 
 
 @pytest.mark.parametrize("kind", ["none", "lossless", "jpeg50", "jpeg100"])
@@ -272,7 +272,9 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     """And what installs it."""
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("PIL", "simplejpeg") else find(name))
-    with pytest.raises(WrongUse, match=r"pillow and simplejpeg, not installed here: `python bootstrap\.py"):
+    with pytest.raises(
+        WrongUse, match=r"pillow and simplejpeg, not installed here: start the command with `python bootstrap\.py"
+    ):
         packing.check_possible("jpeg95")
 
 

@@ -63,7 +63,7 @@ def test_numpy_headers_of_every_version_are_read(tmp_path: Path) -> None:
     ("make_file", "words"),
     [
         (lambda path: path / "missing.npy", ["missing.npy", "there is no file"]),
-        (lambda path: write(path / "x.npy", "|u1", (3, 112, 112, 3), 2 * ROW), ["cut short", str(128 + 2 * ROW)]),
+        (lambda path: write(path / "x.npy", "|u1", (3, 112, 112, 3), 2 * ROW), ["truncated", str(128 + 2 * ROW)]),
         (lambda path: write(path / "x.npy", "<f4", (3, 112, 112, 3), 12 * ROW), ["float32", "uint8"]),
         (
             lambda path: write(path / "x.npy", "|u1", (3, 3, 112, 112), 3 * ROW),
@@ -89,7 +89,7 @@ def test_a_wrong_file_is_named_with_what_would_work(
 def test_what_is_no_npy_file_is_refused(tmp_path: Path, content: bytes) -> None:
     """Empty, another kind, a header cut short, a header that is no dictionary."""
     (tmp_path / "x.npy").write_bytes(content)
-    with pytest.raises(WrongUse, match=r"not a whole \.npy file"):
+    with pytest.raises(WrongUse, match=r"not a complete \.npy file"):
         data.find(here(tmp_path / "x.npy"), 8192)
 
 
@@ -104,7 +104,7 @@ def test_a_manifest_of_other_images_is_refused(images: Path) -> None:
     """It would verify the wrong thing."""
     manifest = json.loads(images.with_name("manifest.json").read_text())
     images.with_name("manifest.json").write_text(json.dumps({**manifest, "rows": 41}))
-    with pytest.raises(WrongUse, match="41 rows told, 40 there"):
+    with pytest.raises(WrongUse, match="lists 41 rows, they have 40"):
         data.find(here(images), 8192)
 
 
@@ -234,7 +234,7 @@ def test_a_strangers_file_is_left_alone(staging: Staging) -> None:
     """What this project did not stage, it does not remove."""
     staging.folder.mkdir()
     (staging.folder / "images.npy").write_bytes(b"mine")
-    with pytest.raises(WrongUse, match="not staged by this project"):
+    with pytest.raises(WrongUse, match="this project did not stage it"):
         staging.run()
     assert (staging.folder / "images.npy").read_bytes() == b"mine"
 
@@ -290,7 +290,7 @@ def test_images_leave_room_in_shm_for_what_gpus_exchange(
     settings = Settings(tmp_path, Target("local", "local", str(tmp_path), stage_to="/dev/shm/sniperface_test"))
     place = to_ram.choose_place(Tight(), settings, tmp_path, dataset, 1.0, gpus=gpus)
     assert (place.path != images) == staged
-    assert ("besides what the GPUs exchange through it" in place.words) == (not staged)
+    assert ("besides the space that NCCL needs" in place.words) == (not staged)
 
 
 def test_classes_are_counted_as_the_app_counts_them(images: Path) -> None:

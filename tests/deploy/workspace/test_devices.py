@@ -104,8 +104,8 @@ def test_three_cards_that_torch_can_use(look: Look) -> None:
     [
         (FAILED, 9, "nvidia-smi failed with exit code 9: NVIDIA-SMI has failed because it couldn't communicate"),
         ("No devices were found", 6, "nvidia-smi failed with exit code 6: No devices were found."),
-        ("", 255, "it said nothing."),
-        (FAILED, 0, "nvidia-smi answered what is no list of GPUs: NVIDIA-SMI has failed"),
+        ("", 255, "it printed nothing."),
+        (FAILED, 0, "nvidia-smi printed no list of GPUs: NVIDIA-SMI has failed"),
         ("<html>\n\n500", 0, "no list of GPUs: <html>."),
         (f"{THREE}\nUnable to determine the device handle for GPU 0000:41:00.0", 0, "no list of GPUs"),
         ("x" * 100_000, 0, "no list of GPUs: xxx"),
@@ -268,7 +268,7 @@ get_num_gpus = lambda: {gpus}
     [
         (0, "1.15.1, on the CPU"),
         (1, "note: 1.15.1 fails on a GPU (CUDA error 209 no kernel image is available for execution on the device): "
-            "mining searches with torch there, as long as mining.backend=faiss is not set"),
+            "mining searches with torch there, unless mining.backend=faiss is set"),
     ],
 )  # fmt: skip
 def test_a_search_that_fails_on_the_card_is_a_note_with_the_way_that_is_left(

@@ -109,7 +109,7 @@ def test_a_tracked_file_is_a_warning_but_a_value_of_this_computer_is_refused(tre
     git(tree, "add", "fixture.pem")
     assert code.check(tree, (), {}) == ("fixture.pem",)
     (tree / "tasks.py").write_text("token = 'planted-value-123'\n")
-    with pytest.raises(WrongUse, match=r"tasks\.py holds the value of MY_TOKEN.*take the value out"):
+    with pytest.raises(WrongUse, match=r"tasks\.py holds the value of MY_TOKEN.*remove the value"):
         code.check(tree, (), {"MY_TOKEN": "planted-value-123"})
 
 

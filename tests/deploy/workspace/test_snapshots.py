@@ -116,7 +116,7 @@ def test_a_file_that_a_filter_stored_as_a_pointer_travels_whole(tree: Path, mach
 def test_a_repository_inside_the_project_is_refused_by_name(tree: Path, machine: Path) -> None:
     """Its files would be missing on the machine; where it is ignored, it is not meant to travel."""
     repository(tree / "vendored")
-    with pytest.raises(WrongUse, match="vendored holds a git repository of its own"):
+    with pytest.raises(WrongUse, match="vendored contains its own git repository"):
         code.check(tree, (), {})
     (tree / ".gitignore").write_text("vendored/\n")
     assert not (arrived(tree, machine) / "vendored").exists()
@@ -245,7 +245,7 @@ def test_a_git_that_may_not_be_executed_is_named(tmp_path: Path, monkeypatch: py
     program.write_text("#!/bin/sh\n")
     program.chmod(program.stat().st_mode & ~(stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH))
     monkeypatch.setenv("PATH", str(program.parent))
-    with pytest.raises(OSError, match=f"{program} on the machine may not be executed by this user"):
+    with pytest.raises(OSError, match=f"{program} on the machine is not executable by this user"):
         place_snapshot(str(tmp_path / "shelf"), "0" * 40, "bundle", b"")
 
 
