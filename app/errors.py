@@ -1,24 +1,12 @@
 """Exceptions that end a command of the app with one sentence, and their exit codes."""
 
-<<<<<<< HEAD
-=======
-
-class WrongUse(Exception):
-    """The request cannot work. The sentence names the option and a value that would work; exit code 2."""
-
-
-class Failed(Exception):
-    """The work cannot continue. Every process of the group raises this, with one sentence; exit code 1."""
-
-
->>>>>>> lang2
 EXIT_FAILED = 1
 EXIT_WRONG_USE = 2
 SENTENCE_CHARACTERS = 1000
 
 
 class _Sentence(Exception):
-    """One sentence. It may quote a stranger's file: control characters become escapes, a long text loses its middle."""
+    """One sentence. It may quote an untrusted file: control characters become escapes, a long text loses its middle."""
 
     def __init__(self, sentence: str) -> None:
         shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in sentence)
@@ -27,8 +15,8 @@ class _Sentence(Exception):
 
 
 class WrongUse(_Sentence):
-    """The request cannot work. The sentence names the thing and a value that would work; exit code 2."""
+    """The request cannot work. The sentence names the option and a value that would work; exit code 2."""
 
 
 class Failed(_Sentence):
-    """The work cannot go on, and every process of the group raises this; exit code 1."""
+    """The work cannot continue. Every process of the group raises this; exit code 1."""

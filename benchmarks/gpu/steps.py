@@ -75,13 +75,7 @@ def flops(trainer: Trainer) -> int:
 
 
 def estimate(trainer: Trainer, precision: str, size: int) -> float | None:
-<<<<<<< HEAD
-    """GiB by conf/memory.json: weights, gradients, momentum, the momentum encoder, and what is saved for backward."""
-=======
     """Return estimated GiB: weights, gradients, momentum, the momentum encoder, and what is saved for backward."""
-    import yaml
-
->>>>>>> lang2
     from app.config.compose import CONF
 
     table = json.loads((CONF / "memory.json").read_text(encoding="utf-8"))
