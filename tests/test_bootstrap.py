@@ -436,6 +436,7 @@ def test_when_pip_fails_its_last_words_are_shown(ready: Project, wheels: Path) -
     assert "repairing" not in again.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["invoke", "setuptools", "source"])
 def test_a_file_with_another_hash_is_refused(tmp_path: Path, wheels: Path, package: str) -> None:
     """pip refuses a file replaced in the registry under the same name and version, also one it would build."""
@@ -474,6 +475,7 @@ def test_a_broken_environment_is_made_anew(ready: Project) -> None:
     assert "repairing .venv" in again.stderr
 
 
+@pytest.mark.slow
 @POSIX_ONLY
 def test_after_a_killed_installation_the_next_call_waits_for_its_pip_and_repairs(ready: Project, wheels: Path) -> None:
     make_source(wheels, "2")

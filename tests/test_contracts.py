@@ -73,7 +73,7 @@ def test_the_laptop_knows_what_the_app_will_make_of_the_photographs(tmp_path: Pa
     assert dataclasses.replace(known, ready=True, dataset_id=found.dataset_id) == found
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(st.text(min_size=1, max_size=30).filter(lambda text: "\n" not in text and "\r" not in text and "\0" not in text))
 def test_any_path_survives_the_command_line(text: str) -> None:
     assert load([hydra_override("data.binary_cache_path", text)]).data.binary_cache_path == text

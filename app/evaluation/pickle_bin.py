@@ -74,7 +74,8 @@ def _check_numbers(data: bytes) -> None:
     It keeps what it has read in a table as long as the largest place that is named: one number could cost 64 GiB.
     """
     for operation, argument, _ in pickletools.genops(data):
-        _check(not operation.name.endswith("PUT") or int(argument) < MOST_KEPT)
+        is_place = operation.name.endswith("PUT")
+        _check(not is_place or (isinstance(argument, int) and argument < MOST_KEPT))
 
 
 class _Refused(Exception):

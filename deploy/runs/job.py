@@ -21,7 +21,7 @@ from deploy.specs.plan import Plan
 
 POLL_S = 0.3
 START_LIMIT_S = 30
-PIECE_BYTES = 1 << 20  # most that one request reads of a log
+PIECE_BYTES = 4 << 20  # most that one request reads of a log
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def follow(shell: Shell, folder: RunFolder, since: Position = BEGINNING) -> Iter
         status = look(shell, folder)
         yield log.read(), events.read()
         while log.is_behind or events.tail.is_behind:
-            yield log.read(), events.read()
+            yield log.read() if log.is_behind else "", events.read() if events.tail.is_behind else []
         if status is None or status.final:
             return
         time.sleep(POLL_S)

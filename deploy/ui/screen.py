@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 MESSAGE_CHARACTERS = 4000
+RAW_CHARACTERS = 1 << 20
 EVIDENCE_CHARACTERS = 200  # per line
 LOADING = "starting: loading PyTorch"
 
@@ -58,7 +59,8 @@ class Screen:
 
     def raw(self, text: str) -> None:
         """Print another program's output as plain text: control characters are shown, colours are removed."""
-        self.console.file.write(visible_log(text))
+        for start in range(0, len(text), RAW_CHARACTERS):  # escapes become four times as long
+            self.console.file.write(visible_log(text[start : start + RAW_CHARACTERS]))
         self.console.file.flush()
 
     def complain(self, text: str) -> None:

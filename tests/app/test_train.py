@@ -328,6 +328,7 @@ def test_cfg_job_prints_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     images=st.integers(1, 60),

@@ -181,6 +181,10 @@ def _labels(files: list[Path], column: str) -> NDArray[np.int32]:
                 table = np.array([numbers.get(name, UNKNOWN) for name in names], np.int32)
                 labels.append(table[codes])
                 row += len(values)
+            if row != opened.metadata.num_rows:
+                raise WrongUse(
+                    f"{file} has {row} rows, but its footer lists {opened.metadata.num_rows}; copy or download it again"
+                )
     return np.concatenate(labels)
 
 

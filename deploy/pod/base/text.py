@@ -10,6 +10,8 @@ _OBEYED += [*range(0x2066, 0x206A), *range(0xD800, 0xE000)]
 _CODES = {number: f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" for number in _OBEYED}
 _CODES[0x0D] = "\\r"
 _LINE_CODES = {**_CODES, 0x0A: "\\n"}
+_PLAIN = bytes(range(0x20, 0x7F))
+_PLAIN_LINES = _PLAIN + b"\n\t"
 _COLOURS = re.compile("\x1b\\[[0-9;:]{0,40}m")
 
 
@@ -18,12 +20,16 @@ def visible(text: str, *, newlines: bool = True) -> str:
 
     Tabs stay; newlines stay if `newlines` is true.
     """
-    plain = text.replace("\n", "").replace("\t", "") if newlines else text
-    if plain.isprintable():
+    if text.isascii():
+        plain = not text.encode("ascii").translate(None, _PLAIN_LINES if newlines else _PLAIN)
+    else:
+        plain = (text.replace("\n", "").replace("\t", "") if newlines else text).isprintable()
+    if plain:
         return text
     return text.translate(_CODES if newlines else _LINE_CODES)  # re.sub would take 60 bytes for each match
 
 
 def visible_log(text: str) -> str:
     """Like `visible`, for the output of a job: removes colours, and turns carriage returns into newlines."""
-    return visible(_COLOURS.sub("", text).replace("\r\n", "\n").replace("\r", "\n"))
+    without = _COLOURS.sub("", text) if "\x1b" in text else text
+    return visible(without.replace("\r\n", "\n").replace("\r", "\n") if "\r" in without else without)

@@ -114,6 +114,7 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_poll_equally_often_and_may_leave_at_any_poll(size: int) -> None:
     run_ranks(POLLS, size)

@@ -208,6 +208,7 @@ def test_a_full_ram_disk_has_a_plan_b(box: Box, tmp_path: Path, fault: Fault) ->
         subprocess.run(["umount", str(box.ram)], check=True)
 
 
+@pytest.mark.slow
 def test_wrong_hosts_are_told_in_a_sentence(box: Box) -> None:
     """Unreachable: exit code 3. Another host key, or a key that is not let in: nothing is sent."""
     box.target(port=1)
@@ -382,6 +383,7 @@ def test_a_watched_run_is_finished_whatever_happens(box: Box, tmp_path: Path) ->
     assert next((box.project.path / "runs").glob("*/checkpoints/epoch_007.json"))
 
 
+@pytest.mark.slow
 def test_a_machine_is_guarded_before_anything_takes_long(box: Box) -> None:
     """Idle for so long without a word from the laptop, its work is ended; secrets are a file that nobody else reads."""
     box.target(idle_min=0.2, secrets=["BOX_TOKEN"])

@@ -337,6 +337,7 @@ def test_a_killed_launch_does_not_block_the_target(project: Project) -> None:
     assert (status["run_id"], status["state"]) == (folder.name, "failed")
 
 
+@pytest.mark.slow
 def test_a_killed_supervisor_is_lost_and_can_be_resumed(project: Project, fault: Fault) -> None:
     """Status is truthful within ten seconds; the last checkpoint is whole."""
     run_id = running(project)

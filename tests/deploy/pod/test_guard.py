@@ -236,6 +236,7 @@ def test_a_run_that_waits_expires_with_the_one_that_runs(guarded: Guarded, make:
     assert not others[0].log + others[1].log
 
 
+@pytest.mark.slow
 def test_a_job_that_stalls_makes_way_for_the_next(guarded: Guarded, make: Make) -> None:
     """Its machine has other work: it is not released."""
     first = make("first").start(OBEDIENT).begun()
@@ -254,6 +255,7 @@ def test_a_deaf_job_is_ended_by_force(guarded: Guarded, make: Make) -> None:
     assert "by force" in run.status["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="a lock is not inherited on Windows: run on Linux or macOS")
 def test_a_job_whose_supervisor_hangs_is_ended_all_the_same(guarded: Guarded, make: Make) -> None:
     """The guard tells it in its place."""

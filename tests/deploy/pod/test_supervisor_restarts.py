@@ -148,6 +148,7 @@ def test_a_restart_changes_nothing_but_where_to_resume() -> None:
     assert [restarts.pause_s(2, count) for count in range(7)] == [2, 4, 8, 16, 32, 60, 60]
 
 
+@pytest.mark.slow
 def test_the_status_tells_what_the_machine_gives(make: Make, tmp_path: Path) -> None:
     """GPUs by a program of NVIDIA's shape; memory, disk, processor time; money and deadline."""
     smi = tmp_path / "bin" / "nvidia-smi"

@@ -276,6 +276,7 @@ def test_patience_ends(server: Server, line: Proxy, open_shell: Callable[..., Ss
     assert shell.clock() > 0
 
 
+@pytest.mark.slow
 def test_a_machine_that_moved_is_found(server: Server, open_shell: Callable[..., SshShell]) -> None:
     """Ports change when a machine starts again, and its provider may not answer at first; one that is gone is said to
     be."""

@@ -267,6 +267,7 @@ def assert_each_step_is_told_once(run: Path, epochs: int = EPOCHS) -> None:
     assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 3 * epochs + 1))
 
 
+@pytest.mark.slow
 def test_what_the_laptop_never_had_comes_from_the_bucket(box: Box, bucket: Path, tmp_path: Path) -> None:
     """The guard kept the copies. No new run is begun in silence; the lost one goes on, its curve without a hole."""
     box.target(sync_to=f"file://{bucket}")
@@ -293,6 +294,7 @@ def test_what_the_laptop_never_had_comes_from_the_bucket(box: Box, bucket: Path,
     assert b"rank 0 step 1\n" in (home / "train.log").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("newest", ["laptop", "bucket", "damaged"])
 def test_the_newest_whole_copy_wins(box: Box, bucket: Path, tmp_path: Path, newest: str) -> None:
     """The laptop's, or the bucket's; one whose bytes are not what they were is passed over in one sentence."""
@@ -323,6 +325,7 @@ def test_the_newest_whole_copy_wins(box: Box, bucket: Path, tmp_path: Path, newe
     assert_each_step_is_told_once(run)
 
 
+@pytest.mark.slow
 def test_copies_that_cannot_be_read(box: Box, tmp_path: Path) -> None:
     """The rest is used; where there is no rest, nothing is begun anew in silence."""
     run = begin(box)
@@ -342,6 +345,7 @@ def test_copies_that_cannot_be_read(box: Box, tmp_path: Path) -> None:
     assert_each_step_is_told_once(run)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc: run on Linux")
 def test_credentials_are_in_one_process_only(box: Box, bucket: Path, tmp_path: Path) -> None:
     """That which reads the bucket, which is held up here to be looked at; in no command line."""
@@ -393,6 +397,7 @@ def spend(box: Box, run: Path, **told: float) -> None:
     place.write_text(json.dumps({**read_json(place), "spend": told}), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_watched_run_costs_no_more_than_it_may(box: Box, tmp_path: Path) -> None:
     """The sum of its machines counts, by default against the target's max_usd; with money left it goes on, and what
     earlier machines have cost is not forgotten."""

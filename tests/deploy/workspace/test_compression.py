@@ -166,6 +166,7 @@ def test_a_fraction_packs_its_blocks_and_no_others(box: Box, images: Path) -> No
     assert np.array_equal(pixels(box.ram / "images.npy"), pixels(images))
 
 
+@pytest.mark.slow
 def test_a_cut_in_the_middle_moves_only_the_rest(box: Box, tmp_path: Path) -> None:
     """The laptop dies over a thin line; the next call packs nothing again and sends what is missing."""
     images = prepare(tmp_path / "faces" / "images.npy", rows=250, noise=60)
