@@ -109,7 +109,7 @@ def test_a_file_without_json_is_not_risked(source: Path, tmp_path: Path) -> None
     """Nothing says how much data it saw; the very same checkpoint is fine, its fetch broke off before the JSON."""
     place = tmp_path / "model.pt"
     place.write_bytes(b"unknown")
-    with pytest.raises(WrongUse, match="nothing says"):
+    with pytest.raises(WrongUse, match="was trained on is unknown"):
         transfer.fetch_checkpoint(LocalShell(), source, about(0.5), chosen(place))
     place.write_bytes(CONTENT)
     transfer.fetch_checkpoint(LocalShell(), source, about(0.5), chosen(place))
