@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
 import tracemalloc
 from pathlib import Path
 
@@ -439,3 +440,13 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(
     said = capsys.readouterr().err
     assert answer in said
     assert said.count("\n") == 1
+
+
+def test_a_label_may_be_any_number() -> None:
+    """Two billion as a label takes no array of two billion."""
+    labels = np.array([7, 7, 2**31 - 2, 2**31 - 2] * 5, np.int32)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert enough(labels)
+    same = np.eye(2, dtype=np.float32)[(labels == 7).astype(int)]
+    assert rank1(same, labels) == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
