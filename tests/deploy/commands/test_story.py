@@ -253,7 +253,7 @@ def test_labels_to_learn_are_looked_for_before_anything_else(project: Project) -
     """Also where the data is still to be prepared: the plan that is shown has them."""
     said = project.invoke("train", "--recipe", "supervised", "--labels", "nowhere.npy", "--dry-run", code=2).stderr
     assert "--labels" in said
-    assert "nowhere.npy is no file" in said
+    assert "nowhere.npy is not a file" in said
     (project.path / "own.npy").write_bytes(b"looked at when the images are there")
     words = project.json("train", "--recipe", "supervised", "--labels", "own.npy", "--dry-run")["argv"]
     assert [word for word in words if word.startswith("data.train_labels_path=") and word.endswith("own.npy'")]

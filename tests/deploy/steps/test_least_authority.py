@@ -100,7 +100,7 @@ def test_the_plan_names_what_travels(project: Project) -> None:
     file = project.path / "conf" / "deploy" / "there.yaml"
     file.write_text("provider: runpod\nroot: /w\ngpus: [a]\nimage: me/x\nsync_to: s3://faces/keep\n")
     shown = project.invoke("train", "--on", "there", "--dry-run").stdout
-    assert "a rented machine is given AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY\n" in shown
+    assert "a rented machine receives AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY\n" in shown
     assert not any(value in shown for value in ALL.values())
 
 

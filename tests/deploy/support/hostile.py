@@ -188,20 +188,25 @@ def hostile_machine(folder: Path) -> Iterator[Hostile]:
     is_there, goodbye = threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
 
+    connections: list[asyncssh.SSHServerConnection] = []
+
     async def listen() -> None:
         server = await asyncssh.listen(
             "127.0.0.1", 0, server_host_keys=[str(folder / "host_key")], process_factory=made.serve, encoding=None,
-            authorized_client_keys=str(folder / "id.pub"),
+            authorized_client_keys=str(folder / "id.pub"), acceptor=connections.append,
         )  # fmt: skip
         made.port = server.get_port()
         is_there.set()
         await goodbye.wait()
         server.close()
         await server.wait_closed()
+        for connection in connections:
+            connection.abort()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.sleep(0)  # a transport closes its socket in the next round of the loop
 
     def run() -> None:
         asyncio.set_event_loop(loop)
