@@ -36,6 +36,9 @@ class Finding:
     found: str
     fix: str | None = None
 
+    def __post_init__(self) -> None:
+        assert self.level == "ok" or self.fix, f"{self.what}: a {self.level} needs a fix"
+
 
 def examine(at: Reach) -> list[Finding]:
     """Check this computer and, for a remote target, its provider and its machine."""
@@ -55,12 +58,14 @@ def _ssh(_: Settings) -> Finding:
 
 def _machine(at: Reach) -> list[Finding]:
     """Check the provider, and the machine if it exists. Provisions nothing."""
-    target = at.settings.target.name
+    target, provider = at.settings.target.name, at.settings.target.provider
+    file = f"conf/deploy/{target}.yaml"
     try:
         machines = [each for each in at.provider.list() if each.name.startswith(family_name(at.settings))]
         machine = machines[0] if machines else at.machine(family_name(at.settings).rstrip("-"))
     except DeployError as error:
-        return [Finding(f"provider {at.settings.target.provider}", "problem", error.message, error.next_command)]
+        fix = error.next_command or f"check the account and its keys, and {file}"
+        return [Finding(f"provider {provider}", "problem", error.message, fix)]
     if machine is None:
         return [Finding("machine", "ok", f"no machine yet; create one with: {command(f'deploy --on {target}')}")]
     shell = at.shell(machine)
@@ -71,12 +76,17 @@ def _machine(at: Reach) -> list[Finding]:
         missing = [program for program in ("git", "tmux") if shell.which(program) is None]
         free_gib = shell.free_bytes(at.settings.stage_to or machine.root) / (1 << 30)
     except DeployError as error:
-        return [Finding("machine", "problem", error.message, error.next_command)]
+        wrong = (
+            f"set host, user and key in {file}"
+            if provider == "ssh"
+            else f"release it: {command(f'down --on {target}')}"
+        )
+        return [Finding("machine", "problem", error.message, error.next_command or wrong)]
     findings = [Finding("machine", "ok", f"{machine.name}: {hardware.cores} cores"), gpu]
     findings += [Finding(name, *MISSING[name]) for name in missing]
     where = at.settings.stage_to or machine.root
-    level = "ok" if free_gib > 1 else "warning"
-    return [*findings, Finding("room", level, f"{free_gib:.1f} GiB free in {where}", None)]
+    room = None if free_gib > 1 else f"remove files there, or set another root in {file}"
+    return [*findings, Finding("room", "warning" if room else "ok", f"{free_gib:.1f} GiB free in {where}", room)]
 
 
 def _python(_: Settings) -> Finding:
@@ -105,7 +115,7 @@ def _git(settings: Settings) -> Finding:
     try:
         facts = look(settings.project)
     except DeployError as error:
-        return Finding("git", "problem", error.message, error.next_command)
+        return Finding("git", "problem", error.message, error.next_command or "git status")
     if facts.kind == "copy":
         return Finding("git", "warning", "this folder is not a repository: runs cannot record a commit", "git init")
     return Finding("git", "ok", f"commit {(facts.commit or 'none yet')[:12]}, {facts.changed_files} changed files")

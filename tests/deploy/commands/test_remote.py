@@ -225,6 +225,13 @@ def test_wrong_hosts_are_told_in_a_sentence(box: Box) -> None:
     assert not box.root.exists()
 
 
+def test_doctor_names_the_fix_of_a_host_that_cannot_be_reached(box: Box) -> None:
+    box.target(port=1)
+    findings = {each["what"]: each for each in box.json("doctor", code=1)}
+    assert findings["machine"]["level"] == "problem"
+    assert findings["machine"]["fix"] == "set host, user and key in conf/deploy/box.yaml"
+
+
 def test_a_run_is_stopped_and_goes_on(box: Box) -> None:
     """Ctrl-C leaves it alone, stop makes a checkpoint, --resume auto continues it on the same machine."""
     following = box.project.start("train", "--on", "box", *SLOW_STEPS)
