@@ -157,7 +157,9 @@ def test_what_is_another_laptops_is_left_alone(rented: Rented, tmp_path: Path) -
     kept = rented.said("train", "--dry-run", project=other)
     assert f"it has the only copy of epoch_011.pt of run {run_id}, which this laptop could not download" in kept
     assert len(rented.names) == 1
-    assert "past max_hours: 10, and its guard is dead; epoch_011.pt downloaded first" in rented.said("train", "--dry-run")
+    assert "past max_hours: 10, and its guard is dead; epoch_011.pt downloaded first" in rented.said(
+        "train", "--dry-run"
+    )
     assert rented.names == []
     assert rented.home(run_id) == ["epoch_011.pt"]
 
