@@ -86,8 +86,9 @@ class Project:
         return {**os.environ, "SNIPERFACE_TMUX_SOCKET": self.socket, "PYTHONUTF8": "1", **self.env}
 
     def invoke(self, *argv: str, code: int = 0, limit_s: float = 90) -> subprocess.CompletedProcess[str]:
-        if forks().can_run(self.environment):
-            done = forks().run(argv, self.path, self.environment, limit_s)
+        server = forks()
+        if server is not None and server.can_run(self.environment):
+            done = server.run(argv, self.path, self.environment, limit_s)
         else:
             done = subprocess.run(
                 [sys.executable, "-m", "invoke", *argv],

@@ -73,8 +73,9 @@ class Forks:
 
 
 @functools.cache
-def forks() -> Forks:
-    return Forks()
+def forks() -> Forks | None:
+    """The client; None on Windows, which cannot fork."""
+    return Forks() if hasattr(os, "fork") else None
 
 
 def _text(file: Any) -> str:
