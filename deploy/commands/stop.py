@@ -94,11 +94,10 @@ def _refuse_living(project: Path, target: str) -> None:
             if money.lives(at, record):
                 record, _ = at.look(record)
             if record.state in LIVE_STATES:
-                on = "" if target == "local" else f" --on {target}"
                 raise WrongUse(
                     f"run {record.run_id} is {record.state} on target '{target}', whose machine was not rented: "
                     "there is nothing to release",
-                    next_command=command(f"stop{on}"),
+                    next_command=command("stop" + answers.on(record)),
                 )
 
 

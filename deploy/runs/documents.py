@@ -88,17 +88,17 @@ def next_commands(record: Record) -> list[tuple[str, str]]:
     """Commands that apply to a run now, each with its purpose. A live run is its target's newest: no --run needed."""
     if record.state in FINAL_STATES:
         return [("continue it", resume(record))] if record.state in UNFINISHED else list(_after_success(record))
-    live = [("see it live", command("attach" + _on(record)))] if record.session == "tmux" else []
+    live = [("see it live", command("attach" + on(record)))] if record.session == "tmux" else []
     return [
         *live,
-        ("read its log", command("logs --follow" + _on(record))),
-        ("see its status", command("status" + _on(record))),
-        ("end it", command("stop" + _on(record))),
+        ("read its log", command("logs --follow" + on(record))),
+        ("see its status", command("status" + on(record))),
+        ("end it", command("stop" + on(record))),
     ]
 
 
 def _after_success(record: Record) -> Iterator[tuple[str, str]]:
-    run = f"{_on(record)} --run {record.run_id}"
+    run = f"{on(record)} --run {record.run_id}"
     if record.target != "local":
         yield "download its checkpoint", command("fetch-checkpoint" + run)
     yield "measure it", command("evaluate" + run)
@@ -107,10 +107,10 @@ def _after_success(record: Record) -> Iterator[tuple[str, str]]:
 
 def resume(record: Record) -> str:
     """The command that continues an unfinished run."""
-    return command("train --resume auto" + _on(record))
+    return command("train --resume auto" + on(record))
 
 
-def _on(record: Record) -> str:
+def on(record: Record) -> str:
     return "" if record.target == "local" else f" --on {record.target}"
 
 
