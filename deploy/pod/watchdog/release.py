@@ -104,12 +104,8 @@ def _by_api(action: str, path: str, env: Mapping[str, str], pause: Callable[[flo
 def _ask(action: str, address: str, key: str) -> tuple[Outcome | None, float, str]:
     """Make one API call. Returns (outcome, 0, ""), or (None, seconds to wait, reason) if a retry may help."""
     method, body = ("DELETE", None) if action == "terminate" else ("POST", json.dumps({"action": action}).encode())
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", "User-Agent": "sniperface"}
-    request = urllib.request.Request(  # noqa: S310 - the scheme was checked
-        address if action == "terminate" else f"{address}/action", body, headers, method=method
-    )
     try:
-        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:  # noqa: S310 - checked above
+        with _sent(method, address if action == "terminate" else f"{address}/action", key, body) as answer:
             return Outcome(True, f"the API accepted {action} ({answer.status})"), 0.0, ""
     except urllib.error.HTTPError as error:
         with error:
@@ -130,11 +126,8 @@ def _by_graphql(action: str, pod: str, env: Mapping[str, str]) -> Outcome:
     if action != "terminate" or not key or not base.startswith(("https://", "http://")):
         return Outcome(False, "")
     query = f"mutation {{ podTerminate(input: {{ podId: {json.dumps(pod)} }}) }}"
-    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", "User-Agent": "sniperface"}
-    body = json.dumps({"query": query}).encode()
-    request = urllib.request.Request(f"{base}/graphql", body, headers, method="POST")  # noqa: S310 - as above
     try:
-        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:  # noqa: S310 - checked above
+        with _sent("POST", f"{base}/graphql", key, json.dumps({"query": query}).encode()) as answer:
             told = json.loads(answer.read(ANSWER_BYTES))
         is_done, errors = "podTerminate" in (told.get("data") or {}), str(told.get("errors") or "")
     except (OSError, ValueError, AttributeError, TypeError, http.client.HTTPException) as error:
@@ -144,6 +137,14 @@ def _by_graphql(action: str, pod: str, env: Mapping[str, str]) -> Outcome:
     if is_done and not errors:
         return Outcome(True, "GraphQL accepted terminate")
     return Outcome(False, f"GraphQL refused: {visible(errors, newlines=False)[:WORDS]}")
+
+
+def _sent(method: str, address: str, key: str, body: bytes | None) -> http.client.HTTPResponse:
+    """Send one request and return the open answer. Raises OSError, ValueError or HTTPException."""
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json", "User-Agent": "sniperface"}
+    request = urllib.request.Request(address, body, headers, method=method)  # noqa: S310 - the scheme was checked
+    answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=LIMIT_S)  # noqa: S310
+    return answer
 
 
 def _base(env: Mapping[str, str]) -> str:
