@@ -22,6 +22,7 @@ from deploy.specs.plan import Plan
 POLL_S = 0.3
 START_LIMIT_S = 30
 PIECE_BYTES = 4 << 20  # most that one request reads of a log
+EVENTS_BYTES = 1 << 20  # the same of metrics.jsonl: parsed events take up to thirty times as much memory
 
 
 @dataclass(frozen=True)
@@ -204,19 +205,20 @@ class Tail:
     shell: Shell
     path: PurePath
     offset: int = 0
+    most: int = PIECE_BYTES  # per request
     is_behind: bool = False  # the last read was full: there may be more
     decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
     )
 
     def read(self) -> str:
-        """The new text, from at most PIECE_BYTES; empty if there is none now."""
+        """The new text, from at most `most` bytes; empty if there is none now."""
         try:
-            data = self.shell.read(self.path, self.offset, PIECE_BYTES)
+            data = self.shell.read(self.path, self.offset, self.most)
         except (FileNotFoundError, NotADirectoryError):
             return ""
         self.offset += len(data)
-        self.is_behind = len(data) == PIECE_BYTES
+        self.is_behind = len(data) == self.most
         return self.decoder.decode(data)
 
 
@@ -224,11 +226,11 @@ class Events:
     """Reads metrics.jsonl line by line as it grows."""
 
     def __init__(self, shell: Shell, path: PurePath, offset: int = 0) -> None:
-        self.tail = Tail(shell, path, offset)
+        self.tail = Tail(shell, path, offset, EVENTS_BYTES)
         self.rest = ""
 
     def read(self) -> list[dict[str, Any]]:
-        """The new events, from at most PIECE_BYTES."""
+        """The new events, from at most EVENTS_BYTES."""
         *lines, self.rest = (self.rest + self.tail.read()).split("\n")
         if len(self.rest) > border.EVENT_BYTES:  # longer than any event: drop it
             self.rest = ""
