@@ -60,7 +60,8 @@ class RunPod:
     """A pod. GPU types are tried in the given order, each in every data centre."""
 
     gpus: tuple[str, ...] = ()  # RunPod's names: "NVIDIA RTX A4500"
-    image: str = ""  # as pushed: name or name:tag; a name gets the environment's tag, under which `invoke push` puts it
+    # None: RunPod's own image, on which the environment is made. A name without a tag is ours, as `invoke push` puts it.
+    image: str | None = None
     api: str = "v2"  # v2: REST; sdk: the runpod package's GraphQL
     gpu_count: int = 1
     data_centers: tuple[str, ...] = ()  # empty: any
@@ -74,6 +75,7 @@ class RunPod:
     registry: str | None = None  # id of registry credentials stored at RunPod
     key: str | None = None  # None: a key of this project's own, made once
     wait_min: float = 20.0  # until a machine answers, including the image pull
+    unattended_min: float = 15.0  # a new machine without a login and a guard for so long releases itself
 
 
 Options = Local | Ssh | Docker | RunPod
