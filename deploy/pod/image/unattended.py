@@ -1,8 +1,9 @@
 """The switch of a rented machine: it releases itself if nobody logs in and no guard starts.
 
 The laptop may die between the rental and the start of the guard, which is the first process here that knows a limit.
-The switch covers this time: after SNIPERFACE_UNATTENDED_MIN minutes without a login, it releases the machine. Each login
-starts the minutes again. The guard's first start ends the switch for good: from then on the target's limits apply.
+The switch covers this time: after SNIPERFACE_UNATTENDED_MIN minutes without a login, it releases the machine. Each
+login starts the minutes again. The guard's first start ends the switch for good: from then on the target's limits
+apply.
 """
 
 from __future__ import annotations

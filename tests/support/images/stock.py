@@ -1,7 +1,7 @@
 """A stock image for the tests: what RunPod's own images have (an SSH server, Python, git, tmux), and nothing of ours.
 
-The packages of the training environment are beside it as wheels, in place of a package index: pip finds them there and
-checks their hashes as always. No environment is in the image.
+The files of the packages are in a folder, in place of a package index: pip finds them there and checks their hashes as
+always. No environment is in the image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RUN apt-get update \\
     && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_*
 COPY *.txt /lists/
 RUN python3 -m venv /fetch && for list in build app; do \\
-        /fetch/bin/pip wheel --quiet --no-cache-dir --no-deps --require-hashes --wheel-dir {wheels} \\
+        /fetch/bin/pip download --quiet --no-cache-dir --no-deps --require-hashes --dest {wheels} \\
             --requirement /lists/$list.txt || exit 1; done \\
     && /fetch/bin/pip download --quiet --no-cache-dir --dest {wheels} --constraint /lists/constraints.txt torch \\
     && rm -rf /fetch /lists && printf 'no-index = true\\nno-compile = true\\n' >>/etc/pip.conf
