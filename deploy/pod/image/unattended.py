@@ -46,7 +46,10 @@ class Switch:
         elif time.monotonic() >= self.due:
             self.due = time.monotonic() + AGAIN_S
             self.say(f"nobody has logged in for {self.minutes:g} minutes, and no guard runs: releasing this machine")
-            self.releasing = subprocess.Popen([sys.executable, *RELEASE], cwd=CODE, stdin=subprocess.DEVNULL)
+            try:
+                self.releasing = subprocess.Popen([sys.executable, *RELEASE], cwd=CODE, stdin=subprocess.DEVNULL)
+            except OSError as error:  # process 1 must not end
+                self.say(f"the release cannot be started: {error}; again in {AGAIN_S:g} s")
 
 
 def minutes_of(text: str) -> float | None:

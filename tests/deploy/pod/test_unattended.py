@@ -65,6 +65,16 @@ def test_a_machine_that_nobody_looks_after_releases_itself(tmp_path: Path, relea
     assert 0 < switch.due < NEVER
 
 
+def test_a_release_that_cannot_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process 1 goes on: without it the container, and the job in it, would end."""
+    said: list[str] = []
+    monkeypatch.setattr(unattended, "CODE", tmp_path / "gone")
+    switch = Switch(A_MOMENT, tmp_path / "guard", said.append)
+    wait_until(lambda: (switch.look(None), len(said) == 2)[1])
+    assert "the release cannot be started: " in said[1]
+    assert 0 < switch.due < NEVER
+
+
 def test_a_login_starts_the_minutes_again(tmp_path: Path, released: Path) -> None:
     with subprocess.Popen(["bash", "-c", "sleep 60; :"]) as session:
         wait_until(lambda: has_login(session.pid))
