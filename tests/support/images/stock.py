@@ -16,7 +16,7 @@ from tests.support.images.engine import check_docker, docker, exists
 STOCK = "sniperface-test-stock"
 LABEL = "sniperface.test"
 PROJECT = Path(__file__).parents[3]
-LISTS = ("requirements/build.txt", "requirements/app.txt")
+LISTS = ("requirements/build.txt", "requirements/app.txt", "requirements/torch.txt")
 # Like RunPod's own start: it serves SSH for the keys in PUBLIC_KEY. Pods of ours replace it.
 DOCKERFILE = """\
 FROM {base}
@@ -25,10 +25,9 @@ RUN apt-get update \\
         git openssh-server python3 python3-venv tmux \\
     && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_*
 COPY *.txt /lists/
-RUN python3 -m venv /fetch && for list in build app; do \\
+RUN python3 -m venv /fetch && for list in build app torch; do \\
         /fetch/bin/pip download --quiet --no-cache-dir --no-deps --require-hashes --dest {wheels} \\
             --requirement /lists/$list.txt || exit 1; done \\
-    && /fetch/bin/pip download --quiet --no-cache-dir --dest {wheels} --constraint /lists/constraints.txt torch \\
     && rm -rf /fetch /lists && printf 'no-index = true\\nno-compile = true\\n' >>/etc/pip.conf
 WORKDIR /
 CMD ["/bin/sh", "-c", "mkdir -p /run/sshd /root/.ssh && echo $PUBLIC_KEY >/root/.ssh/authorized_keys && ssh-keygen -A && exec /usr/sbin/sshd -D -e"]
@@ -42,7 +41,7 @@ def stock_image() -> str:
     check_docker()
     with one_at_a_time():
         base = base_image()
-        files = {Path(name).name: (PROJECT / name).read_bytes() for name in (*LISTS, "constraints.txt")}
+        files = {Path(name).name: (PROJECT / name).read_bytes() for name in LISTS}
         text = DOCKERFILE.format(base=base, wheels=WHEELS)
         inputs = b"|".join([text.encode(), *files.values()])
         reference = f"{STOCK}:{hashlib.sha256(inputs).hexdigest()[:12]}"
