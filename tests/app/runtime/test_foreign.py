@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from app.config import load
 from app.data.dataset import open_images
 from app.errors import WrongUse
 from app.runtime import checkpoint
@@ -76,18 +75,3 @@ def test_a_folder_or_a_rec_in_place_of_images_says_how_to_make_them(tmp_path: Pa
     ):
         with pytest.raises(WrongUse, match=words):
             open_images(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    ("word", "answer"),
-    [
-        ("backbone=r50", "here it is backbone=iresnet50"),
-        ("backbone=mbf", "here it is backbone=mobilefacenet"),
-        ("backbone=mbf_large", "here it is backbone=mobilefacenet_large"),
-        ("configs/ms1mv3_r50", "give experiment=ms1mv3_r50"),
-        ("configs/ms1mv3_r50_onegpu.py", "give experiment=ms1mv3_r50_onegpu"),
-    ],
-)
-def test_words_of_arcface_torch_get_the_ones_of_here(word: str, answer: str) -> None:
-    with pytest.raises(WrongUse, match=answer):
-        load([word])
