@@ -33,13 +33,12 @@ def test_a_habit_is_answered_with_the_word_for_here(words: list[str], answer: st
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_the_word_for_here_works(key: str) -> None:
-    """Each is a key=value that composes; `rec` also says how the file is made."""
-    word = KEYS[key].split(",")[0] if key == "rec" else KEYS[key].strip("'")
-    name = word.partition("=")[0]
-    assert name == "backbone" or name in defaults()
-    assert load([word])
+def test_the_words_for_here_work() -> None:
+    """Each is a key=value, and all of them together compose; `rec` also says how the file is made."""
+    words = [word.split(", which")[0].strip("'") for word in KEYS.values()]
+    names = [word.partition("=")[0] for word in words]
+    assert set(names) - {"backbone"} <= defaults().keys()
+    assert load(["recipe=supervised", "recipe.head.name=combined", *words]).backbone.name == "iresnet"
 
 
 def test_no_key_is_both_translated_and_needless() -> None:
