@@ -1,4 +1,4 @@
-"""Words that users of arcface_torch and CatFace type: some are accepted, the others are answered with the word for here."""
+"""Words of arcface_torch's users: some are accepted, the others are answered with the word for here."""
 
 from __future__ import annotations
 

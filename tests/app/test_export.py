@@ -26,8 +26,9 @@ from app.errors import WrongUse
 from app.models import build_backbone, mobilefacenet
 from app.models.fourier import FourierLayer
 from app.onnx import compare, make, rules
-from app.runtime import checkpoint, published
+from app.runtime import published
 from app.runtime.dist import World
+from app.runtime.weights import load_backbone
 from tests.app.conftest import faces
 from tests.app.support.training import run
 
@@ -297,7 +298,7 @@ def test_weights_go_back_to_the_published_code(fourier: str, tmp_path: Path) -> 
     if fourier != "none":
         assert torch.equal(theirs[published.GAIN][0], gain[2])  # the fork's plane c acts on colour (c - 1) mod 3
     back = build_backbone(config)
-    checkpoint.load_backbone(tmp_path / "theirs.pt", back)
+    load_backbone(tmp_path / "theirs.pt", back)
     assert all(torch.equal(value, back.state_dict()[name]) for name, value in net.state_dict().items())
     assert export.main([f"weights={tmp_path}/ours.pt", *words, f"out={tmp_path}/ours.pt"]) == 2
     assert export.main([f"weights={tmp_path}/ours.pt", *words, f"out={tmp_path}/x.pt", "opset=11"]) == 2

@@ -16,9 +16,9 @@ from app.models import build_backbone
 from app.recipes import Supervised
 from app.recipes.update import batches, update
 from app.runtime import checkpoint
-from app.runtime.checkpoint import load_backbone
 from app.runtime.dist import World
 from app.runtime.optimizer import build_optimizer
+from app.runtime.weights import load_backbone
 from app.train import main
 from tests.app.support.training import TINY, assert_equal_bits, events, launch, reached, run, wait_for
 
