@@ -208,7 +208,7 @@ def export(request: Request) -> str:
     if not agreement.good:
         raise Differs(
             f"{request.out} was not written, as it differs from the network on {agreement.images} images: {measured} "
-            f"(at most {MOST_DIFFERENCE:g} and at least {LEAST_COSINE:g} are required)"
+            f"(at most {MOST_DIFFERENCE * max(1.0, agreement.largest):.1e} and at least {LEAST_COSINE:g} are required)"
         )
     make_folder(request.out.parent, "out", of=request.out)
     with atomic(request.out, len(model), "the ONNX file") as file:

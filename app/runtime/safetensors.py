@@ -40,7 +40,10 @@ def read(path: Path) -> dict[str, Tensor]:
         size = int.from_bytes(file.read(8), "little")
         if not 0 < size < TABLE_BYTES:
             raise ValueError("the table of contents has no valid size")
-        table = json.loads(file.read(size))
+        text = file.read(size)
+        if len(text) < size:
+            raise ValueError("the table of contents is cut short")
+        table = json.loads(text)
         content = bytearray(file.read())
     if not isinstance(table, dict):
         raise ValueError("the table of contents is no object")
@@ -60,9 +63,8 @@ def _tensor(entry: Any, content: bytearray) -> Tensor:
         raise ValueError("a tensor ends outside of the file or has another size than its shape")
     if not count:
         return torch.empty(shape, dtype=dtype)
-    return (
-        torch.frombuffer(content, dtype=torch.uint8, count=stop - start, offset=start).clone().view(dtype).view(shape)
-    )
+    part = torch.frombuffer(content, dtype=torch.uint8, count=stop - start, offset=start)
+    return part.clone().view(dtype).view(shape)
 
 
 def _counts(value: Any) -> bool:

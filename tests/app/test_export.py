@@ -26,7 +26,7 @@ from app.errors import WrongUse
 from app.models import build_backbone, mobilefacenet
 from app.models.fourier import FourierLayer
 from app.onnx import compare, make, rules
-from app.runtime import published
+from app.runtime import checkpoint, published
 from app.runtime.dist import World
 from app.runtime.weights import load_backbone
 from tests.app.conftest import faces
@@ -237,6 +237,16 @@ def test_numbers_that_are_none_agree_with_nothing(broken: float) -> None:
     found[1] = broken
     for a, b in ((found, wanted), (wanted, found), (found, found)):
         assert not compare.Agreement(2, *compare.apart(a, b)).good
+
+
+def test_large_embeddings_may_differ_by_their_share() -> None:
+    """A random iresnet18 has embeddings of norm 7,000, where fp32 rounds by more than 1e-4."""
+    wanted = 7000 * np.random.default_rng(0).normal(size=(3, 8)) / 8**0.5
+    for share, good in ((5e-7, True), (1e-3, False)):
+        found = wanted * (1 + share)
+        apart = compare.apart(found, wanted)
+        assert compare.Agreement(3, *apart, float(np.abs(wanted).max())).good == good
+        assert not compare.Agreement(3, *apart).good
 
 
 # The command

@@ -134,7 +134,7 @@ def people(network: str, *, optimizer: str = "adamw", data: str = "ms1mv2") -> P
     return Published(data, network, COS, 0.3, 0, optimizer, 1e-3, 0.1, 384, 1, 15, 1, 1)
 
 
-# The fork also has an ms1mv2_r50 and a wf42m_pfc03_40epoch_64gpu_vit_s of its own; here these names are arcface_torch's.
+# The fork also changed ms1mv2_r50 and wf42m_pfc03_40epoch_64gpu_vit_s; here these names have arcface_torch's values.
 CATFACE = {
     "1percent_wf42m_pfc03_40epoch_64gpu_vit_s_arcface": people("vit_s_dp005_mask_0", data="ms1mv2_1percent"),
     "ms1mv2_r100_catface": sgd("catface", "r100", ARC, batch=512, epochs=50, gpus=1),

@@ -40,7 +40,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "w.safetensors": (lambda path: path.write_bytes((20).to_bytes(8, "little") + b"{}"), "a damaged safetensors"),
     "e.safetensors": (lambda path: path.write_bytes((2).to_bytes(8, "little") + b"{}"), "holds no backbone"),
     "program.pt": (exported, "torch.export"),
-    "module.pt": (lambda path: torch.save(torch.nn.Linear(2, 2), path), "Python objects .*Linear.* state_dict"),
+    "module.pt": (lambda path: torch.save(torch.nn.Linear(2, 2), path), "Python objects .*Linear.*state_dict"),
     "model.onnx": (lambda path: path.write_bytes(b"\x08\x06"), "an ONNX file"),
     "net.pt": (script, "a TorchScript program"),
 }

@@ -1,9 +1,9 @@
 """Every experiment as a GPU would run it, on a CPU: its own depth, precision, head and recipe, on 32-pixel faces.
 
-benchmarks/gpu/small.py lists them: the project's own, and of the published ones each kind of training. What is made small is only what costs time and not what decides
-whether training works: the images' size, the batch, the number of epochs. Products of 16-bit numbers are rounded as a
-GPU rounds them (tensor_cores.py). Each experiment trains, mines if its recipe does, saves a checkpoint and resumes
-from it.
+benchmarks/gpu/small.py lists them: the project's own, and of the published ones each kind of training. What is made
+small is only what costs time and not what decides whether training works: the images' size, the batch, the number of
+epochs. Products of 16-bit numbers are rounded as a GPU rounds them (tensor_cores.py). Each experiment trains, mines if
+its recipe does, saves a checkpoint and resumes from it.
 """
 
 from __future__ import annotations
