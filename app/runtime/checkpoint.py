@@ -25,7 +25,7 @@ from app.runtime import safetensors
 from app.runtime.dist import World, copied_from_main, from_main, together
 from app.runtime.finite import NotFinite, first_fault, may_hold_nan
 from app.runtime.folder import RunFolder
-from app.runtime.foreign import what_it_is
+from app.runtime.foreign import is_safetensors, what_it_is
 from app.runtime.optimizer import take_state
 from app.runtime.resume import Facts, Verdict, judge, recorded
 
@@ -218,7 +218,7 @@ def read_tensors(path: Path, *, in_place: bool = False) -> Any:
     """
     try:
         with path.open("rb") as file:
-            if safetensors.is_one(file.read(16)):
+            if is_safetensors(file.read(16)):
                 return safetensors.read(path)
         mapped = in_place and zipfile.is_zipfile(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # Lightning stores options as one; it has no code

@@ -6,12 +6,9 @@ import contextlib
 import zipfile
 from pathlib import Path
 
-import torch
-
-from app.runtime import safetensors
-
 RECORDIO = bytes.fromhex("0a23d7ce")  # 0xced7230a, the magic number of each record of a .rec
 HEAD_BYTES = 512
+TABLE_BYTES = 100 << 20  # most that the table of contents of a safetensors file may take
 
 
 def what_it_is(path: Path, *, array_wanted: bool = False) -> str | None:
@@ -33,11 +30,16 @@ def what_it_is(path: Path, *, array_wanted: bool = False) -> str | None:
         return "is a RecordIO file; convert it once: python -m app.prepare source=rec path=FOLDER out=images.npy"
     if head.startswith(b"\x93NUMPY") and not array_wanted:
         return "is an array of NumPy, not weights; give a .pt file"
-    if safetensors.is_one(head):
+    if is_safetensors(head):
         return "is a damaged safetensors file; copy or download it again"
     if path.suffix == ".onnx":
         return "is an ONNX file, which holds a graph; give the .pt file it was made from"
     return _archive(path)
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file that begins with these bytes (9 or more) is a safetensors file."""
+    return head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < TABLE_BYTES
 
 
 def _archive(path: Path) -> str | None:
@@ -59,6 +61,8 @@ def _archive(path: Path) -> str | None:
 
 def _objects(path: Path) -> str:
     """Name the Python classes that a torch file needs, without loading them; empty if it needs none."""
+    import torch  # late: app.prepare uses this module and answers without torch
+
     try:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # the unpickler raises anything on damaged bytes

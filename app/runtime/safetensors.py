@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TABLE_BYTES = 100 << 20  # most that a table may take
+from app.runtime.foreign import TABLE_BYTES
+
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -27,11 +28,6 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-
-
-def is_one(head: bytes) -> bool:
-    """Whether a file that begins with these bytes (9 or more) is a safetensors file."""
-    return head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < TABLE_BYTES
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -54,9 +50,10 @@ def read(path: Path) -> dict[str, Tensor]:
 def _tensor(entry: Any, content: bytearray) -> Tensor:
     if not isinstance(entry, dict) or entry.get("dtype") not in DTYPES:
         raise ValueError("an entry names no known kind of numbers")
-    dtype, shape, offsets = DTYPES[entry["dtype"]], entry.get("shape"), entry.get("data_offsets")
-    if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
-        raise ValueError("an entry has no shape or no place")
+    dtype = DTYPES[entry["dtype"]]
+    shape, offsets = _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
+    if len(offsets) != 2:
+        raise ValueError("an entry has no place")
     start, stop = offsets
     count = math.prod(shape)
     if not start <= stop <= len(content) or stop - start != count * dtype.itemsize:
@@ -67,5 +64,8 @@ def _tensor(entry: Any, content: bytearray) -> Tensor:
     return part.clone().view(dtype).view(shape)
 
 
-def _counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+def _counts(value: Any) -> list[int]:
+    """Check that a value is a list of numbers from 0 on. Raises ValueError."""
+    if not isinstance(value, list) or not all(type(number) is int and number >= 0 for number in value):
+        raise ValueError("an entry has no shape or no place")
+    return value

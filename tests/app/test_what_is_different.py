@@ -34,7 +34,8 @@ MEASURES = "tests.app.evaluation.test_measures"
 ROWS: dict[str, str] = {  # first cell of a row -> the test of it
     "gradient accumulation": f"{SUPERVISED}.test_as_published_accumulated_losses_are_added",
     "ViT's mask ratio": f"{MODELS}.test_vit.test_parity_means_a_tenth_whatever_the_ratio",
-    "centres that a step did not sample": f"{MODELS}.test_partial_fc.test_dense_treats_other_rows_as_if_their_gradient_were_zero",
+    "centres that a step did not sample": f"{MODELS}.test_partial_fc."
+    "test_dense_treats_other_rows_as_if_their_gradient_were_zero",
     "gradient of ArcFace's margin": f"{MODELS}.test_heads.test_straight_through_leaves_the_margin_out_of_the_gradient",
     "accuracy of a pair list": f"{MEASURES}.test_a_list_of_pairs_tells_the_honest_and_the_tuned_accuracy",
     "resuming": f"{SUPERVISED}.test_the_number_of_processes_may_change",
