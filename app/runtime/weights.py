@@ -18,6 +18,7 @@ from app.runtime.published import GAIN, prefixes, translate
 # Keys under which other trainers store a network's tensors.
 WRAPPERS = ("state_dict_backbone", "state_dict", "model_state_dict", "model", "backbone", "net", "network")
 EMBEDDERS = ("momentum.encoder.backbone.", "embedder.")  # prefix of the evaluated backbone in each recipe's checkpoint
+RELATIVES = {"input_layer", "body", "output_layer"}
 THEIR_CENTRES = "state_dict_softmax_fc"  # in arcface_torch's checkpoint_gpu_RANK.pt
 THEIR_FILE = re.compile(r"checkpoint_gpu_(\d{1,4})\.pt")
 
@@ -38,6 +39,7 @@ def load_backbone(path: Path, *backbones: nn.Module, new_fourier: bool = False, 
         wanted = backbone.state_dict()
         # Old files lack the update counters of BN, which have no effect.
         counters = {name: t for name, t in wanted.items() if name.endswith("num_batches_tracked")}
+        refuse_relatives(path, content)
         refuse_several(path, content, wanted)
         fitting = {**counters, **translate(content, wanted, new_fourier=new_fourier)}
         refuse_fourier(path, fitting, wanted)
@@ -68,6 +70,16 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
     if not tensors or not all(isinstance(name, str) for name in tensors):
         raise WrongUse(f"{path} holds no backbone; give a checkpoint or a file of published weights")
     return tensors
+
+
+def refuse_relatives(path: Path, saved: Mapping[str, Tensor]) -> None:
+    """Raise WrongUse for the IR networks of AdaFace and CVLface, which are near to IResNet but are not one."""
+    if {part for name in saved for part in name.split(".")} >= RELATIVES:
+        raise WrongUse(
+            f"{path} holds an IR network as AdaFace and CVLface name it (input_layer, body, output_layer), which no "
+            "backbone here is; convert it to ONNX with its own code, for RGB pixels from -1 to 1, and give that file "
+            "to python -m app.evaluate"
+        )
 
 
 def refuse_several(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

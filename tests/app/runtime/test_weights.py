@@ -79,6 +79,14 @@ def test_of_another_depth_the_first_tensor_that_differs_is_named_without_its_pre
         load_backbone(tmp_path / "small.pt", network(layers=(2, 1)))
 
 
+@pytest.mark.parametrize("prefix", ["", "model.", "net."])
+def test_an_ir_network_of_adaface_is_named(prefix: str, tmp_path: Path) -> None:
+    names = ("input_layer.0.weight", "body.0.res_layer.1.weight", "output_layer.3.weight")
+    torch.save({"state_dict": {prefix + name: torch.zeros(2, 2) for name in names}}, tmp_path / "ir.ckpt")
+    with pytest.raises(WrongUse, match=r"ir\.ckpt holds an IR network as AdaFace and CVLface name it"):
+        load_backbone(tmp_path / "ir.ckpt", network())
+
+
 def test_prefixes_are_those_under_which_most_tensors_fit() -> None:
     wanted = network().state_dict()
     assert prefixes(under(""), wanted) == [""]
@@ -137,7 +145,7 @@ def gpu_files(folder: Path, centres: Tensor, ranks: int, step: int = 7) -> Path:
         content = {
             "epoch": 1,
             "global_step": step,
-            "state_dict_backbone": under("", seed=rank * 0),
+            "state_dict_backbone": under(""),
             "state_dict_softmax_fc": {"weight": centres[start:stop].clone()},
             "state_optimizer": {"state": {}, "param_groups": []},
         }
