@@ -80,4 +80,4 @@ def refuse_habits(word: str, experiments: Sequence[str]) -> None:
     if key in NEEDLESS:
         raise WrongUse(f"{key} is a setting of arcface_torch that does not exist here: {NEEDLESS[key]}; leave it out")
     if key in KEYS:
-        raise WrongUse(f"{key} is a setting of arcface_torch; here it is such as {KEYS[key]}")
+        raise WrongUse(f"{key} is a setting of arcface_torch; give it here as in {KEYS[key]}")
