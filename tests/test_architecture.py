@@ -72,7 +72,7 @@ DOORS = {
     "PIL": {
         "app/packing/packed.py",
         "app/data/sources/parquet.py",
-        "app/data/sources/source.py",
+        "app/data/sources/photograph.py",
         "app/data/faces/align.py",
         "app/data/faces/detect.py",
         "app/evaluation/curve.py",

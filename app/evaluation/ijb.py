@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.sources.source import UNREADABLE
+from app.data.sources.photograph import UNREADABLE
 from app.errors import WrongUse
 from app.data.faces.align import aligned
 from app.evaluation.image_set import ImageSet

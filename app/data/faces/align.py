@@ -34,14 +34,30 @@ def similarity(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDAr
 def aligned(file: Path, points: NDArray[np.float64]) -> NDArray[np.uint8]:
     """Cut out the face in an image file by its five points [5, 2] in pixels; RGB [112, 112, 3].
 
-    Pixels outside the image are black. Raises Pillow's error if the file is unreadable.
+    Exactly the published protocol: no EXIF, no smoothing of larger faces. Pixels outside the image are black. Raises
+    Pillow's error if the file is unreadable.
     """
-    forward = np.vstack([similarity(points, TEMPLATE), [0.0, 0.0, 1.0]])
-    inverse = np.linalg.inv(forward)[:2]
+    with Image.open(file) as image:
+        return np.asarray(_cut(image.convert("RGB"), similarity(points, TEMPLATE)))
+
+
+def cut(image: Image.Image, points: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Cut out the face in an RGB image by its five points [5, 2] in pixels; RGB [112, 112, 3].
+
+    A face larger than the result is reduced first, which avoids aliasing. Pixels outside the image are black.
+    """
+    forward = similarity(points, TEMPLATE)
+    times = min(int(1 / max(float(np.hypot(*forward[:, 0])), 1e-6)), *image.size)
+    if times > 1:
+        image = image.reduce(times)
+        forward = similarity((points + 0.5) / times - 0.5, TEMPLATE)
+    return np.asarray(_cut(image, forward))
+
+
+def _cut(image: Image.Image, forward: NDArray[np.float64]) -> Image.Image:
+    inverse = np.linalg.inv(np.vstack([forward, [0.0, 0.0, 1.0]]))[:2]
     # The points have pixel centres at whole numbers; Pillow has them half a pixel higher.
     inverse[:, 2] += 0.5 - inverse[:, :2].sum(1) / 2
-    with Image.open(file) as image:
-        face = image.convert("RGB").transform(
-            (SIDE, SIDE), Image.Transform.AFFINE, tuple(inverse.ravel().tolist()), Image.Resampling.BILINEAR
-        )
-    return np.asarray(face)
+    return image.transform(
+        (SIDE, SIDE), Image.Transform.AFFINE, tuple(inverse.ravel().tolist()), Image.Resampling.BILINEAR
+    )

@@ -9,7 +9,6 @@ Letters: K faces or candidates. A box is left, top, right, bottom in pixels; poi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,18 +23,10 @@ CELL, STRIDE = 12, 2  # pixels: pnet's field of view, and the distance between t
 PYRAMID = 0.709  # ratio of two sizes: half the area
 LEAST = 20.0  # pixels: the smallest face that is searched for in a copy
 SIDES = (320, 640, 2048)  # pixels: longest side of the copies
-THRESHOLDS = (0.6, 0.7, 0.7)  # scores that candidates need after each network; a face needs more, see Wanted
+THRESHOLDS = (0.6, 0.7, 0.7)  # scores that candidates need after each network; a face may need more
 OVERLAP_A_SIZE, OVERLAP = 0.5, 0.7  # candidates that share more of their area are one
 MOST = 256  # candidates of a level, and of all levels, that go on: the best ones
 OFF_CENTRE = 0.5  # what a face in a corner loses of its area when the best one is chosen
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What counts as a face: at least `min_face` pixels of the photograph wide, with a score of at least `min_score`."""
-
-    min_face: int = 40
-    min_score: float = 0.9
 
 
 class Faces(NamedTuple):
@@ -46,8 +37,11 @@ class Faces(NamedTuple):
     points: Floats
 
 
-def find(image: Image.Image, wanted: Wanted) -> Faces:
-    """Return the faces in an RGB image. The best one is large and near the centre."""
+def find(image: Image.Image, *, min_face: int = 40, min_score: float = 0.9) -> Faces:
+    """Return the faces in an RGB image that are at least `min_face` pixels wide and have a score of `min_score`.
+
+    The best face comes first: it is large and near the centre. Raises WrongUse if the networks are not installed.
+    """
     found = _nothing()
     longest, scanned = max(image.size), 0.0
     for side in SIDES:
@@ -55,19 +49,19 @@ def find(image: Image.Image, wanted: Wanted) -> Faces:
         if copy_scale == scanned:
             break
         scanned = copy_scale
-        found = _search(image, copy_scale, wanted)
-        if len(found.scores) or wanted.min_face * copy_scale >= LEAST:
+        found = _search(image, copy_scale, min_face, min_score)
+        if len(found.scores) or min_face * copy_scale >= LEAST:
             break
     return _best_first(found, image.size)
 
 
-def _search(image: Image.Image, copy_scale: float, wanted: Wanted) -> Faces:
+def _search(image: Image.Image, copy_scale: float, min_face: int, min_score: float) -> Faces:
     size = tuple(max(1, round(side * copy_scale)) for side in image.size)
     copy = image if size == image.size else image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     scale = np.array([size[0] / image.width, size[1] / image.height] * 2)
-    boxes = _scan(copy, max(LEAST, wanted.min_face * copy_scale))
+    boxes = _scan(copy, max(LEAST, min_face * copy_scale))
     boxes = _refine(copy, boxes)
-    return _place(image, boxes / scale, wanted)
+    return _place(image, boxes / scale, min_face, min_score)
 
 
 def _scan(image: Image.Image, least: float) -> Floats:
@@ -102,8 +96,8 @@ def _refine(image: Image.Image, boxes: Floats) -> Floats:
     return _squares(boxes[_apart(boxes, score, OVERLAP)])
 
 
-def _place(image: Image.Image, boxes: Floats, wanted: Wanted) -> Faces:
-    """The candidates that onet accepts as wanted faces."""
+def _place(image: Image.Image, boxes: Floats, min_face: int, min_score: float) -> Faces:
+    """The candidates that onet accepts as faces."""
     if not len(boxes):
         return _nothing()
     offsets, points, scores = network("onet")(_patches(image, boxes, 48))
@@ -111,7 +105,7 @@ def _place(image: Image.Image, boxes: Floats, wanted: Wanted) -> Faces:
     corner, side = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
     marks = np.stack([points[:, :5], points[:, 5:]], axis=2) * side[:, None] + corner[:, None] - 0.5
     boxes = _moved(boxes, offsets)
-    good = (score >= max(THRESHOLDS[2], wanted.min_score)) & (boxes[:, 2] - boxes[:, 0] >= wanted.min_face)
+    good = (score >= max(THRESHOLDS[2], min_score)) & (boxes[:, 2] - boxes[:, 0] >= min_face)
     boxes, score, marks = boxes[good], score[good], marks[good]
     keep = _apart(boxes, score, OVERLAP, of_smaller=True)
     return Faces(boxes[keep], score[keep], marks[keep])
