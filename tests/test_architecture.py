@@ -75,6 +75,8 @@ DOORS = {
         "app/data/sources/photograph.py",
         "app/data/faces/align.py",
         "app/data/faces/detect.py",
+        "app/data/faces/page.py",
+        "app/data/faces/passport.py",
         "app/evaluation/curve.py",
         "app/mining/contact_sheet.py",
     },
@@ -341,7 +343,7 @@ def test_process_groups_are_made_in_one_place() -> None:
         ),
         (
             ("app",),
-            {"faiss", "hydra", "numba", "numpy", "nvidia", "omegaconf", "onnx", "onnxruntime", "PIL", "pyarrow"}
+            {"faiss", "hydra", "joblib", "numba", "numpy", "nvidia", "omegaconf", "onnx", "onnxruntime", "PIL", "pyarrow"}
             | {"scipy", "simplejpeg", "torch", "tqdm", "wandb", "yaml"},
         ),
         (("bootstrap.py",), set()),

@@ -63,9 +63,9 @@ def _numbers(line: list[str]) -> Points | None:
 def write_landmarks(path: Path, points: Mapping[str, Points]) -> None:
     """Write a file that `read_landmarks` reads."""
     with atomic(path) as file:
-        lines = [",".join(COLUMNS), *(f"{_quoted(name)},{','.join(f'{x:.2f}' for x in points[name])}" for name in points)]
+        lines = [",".join(COLUMNS), *(f"{quoted(name)},{','.join(f'{x:.2f}' for x in points[name])}" for name in points)]
         file.write("\n".join([*lines, ""]).encode("utf-8", "surrogateescape"))
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"' if {*name} & {*',"\n\r'} else name

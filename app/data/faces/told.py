@@ -1,0 +1,55 @@
+"""Write what is known about a folder of photographs beside its data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.data.dataset import open_images
+from app.data.faces.examine import Examined
+from app.data.faces.landmarks import Points, quoted, write_landmarks
+from app.data.faces.page import write_page
+from app.data.faces.passport import Row, passport
+from app.data.faces.placing import Placing, names
+from app.data.sources.source import Source
+from app.files import atomic
+
+PAGE, LEFT_OUT, LANDMARKS = "passport.html", "left_out.csv", "landmarks.csv"
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Told:
+    """All photographs of `source` with what was found; `left` has the rows that are no image, with the reason."""
+
+    source: Source
+    examined: Sequence[Examined]
+    points: Sequence[Points | None]
+    left: Mapping[int, str]
+    placing: Placing
+
+    def write(self, out: Path) -> Facts:
+        """Write passport.html, left_out.csv and landmarks.csv beside the images; return the manifest's new entries."""
+        assert self.source.labels is not None
+        assert self.source.root is not None
+        called, labels = names(self.source), self.source.labels.tolist()
+        rows, image = [], 0
+        for row, (name, label) in enumerate(zip(called, labels, strict=True)):
+            why = self.left.get(row, "")
+            rows.append(Row(name, self.source.people[label], self.examined[row], None if why else image, why))
+            image += not why
+        images = open_images(out)
+        judged = passport(rows, images)
+        write_page(out.with_name(PAGE), f"{self.source.name}: {image} images", judged, images, self.source.root)
+        if self.left:
+            with atomic(out.with_name(LEFT_OUT)) as file:
+                lines = ["file,reason", *(f"{quoted(called[row])},{self.left[row]}" for row in sorted(self.left)), ""]
+                file.write("\n".join(lines).encode("utf-8", "surrogateescape"))
+        else:
+            out.with_name(LEFT_OUT).unlink(missing_ok=True)
+        if self.placing.look.for_faces:
+            found = {name: its for name, its in zip(called, self.points, strict=True) if its is not None}
+            write_landmarks(out.with_name(LANDMARKS), found)
+        return {"passport": judged.summary, "people": [*self.source.people]}
