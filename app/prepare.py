@@ -147,14 +147,15 @@ def summary(manifest: dict[str, Any], placing: Placing, out: Path) -> list[str]:
     lines, found, count = [], dict(told["found"]), told["photographs"]
     if told["left_out"]:
         reasons = ", ".join(f"{number} {reason}" for reason, number in told["left_out"].items())
-        lines.append(f"{found.pop('left out')} of {count} photographs left out: {reasons}")
+        del found["left out"]
+        lines.append(f"{sum(told['left_out'].values())} of {count} photographs left out: {reasons}")
     odd = found.get("not square", 0)
     if odd and placing.fit == "crop":
         hint = "" if placing.by_points else "; align=auto takes the face instead, fit=pad all of the image"
         lines.append(f"{odd} of {count} photographs are not square: their middle is used{hint}")
         del found["not square"]
     if found:
-        lines.append("found: " + ", ".join(f"{number} {title}" for title, number in found.items()))
+        lines.append("found: " + ", ".join(f"{title} ({number})" for title, number in found.items()))
     return [*lines, f"{out.with_name(PAGE)} shows them"] if lines else []
 
 
