@@ -42,15 +42,15 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from app.data.dataset import IMAGE_SHAPE, open_images, read_manifest
 from app.data.faces.examine import examine
 from app.data.faces.placing import ALIGN, NOT_FOUND, SEVERAL, UNREADABLE, Placing, placed
-from app.data.faces.told import PAGE, Facts, Told
+from app.data.faces.told import PAGE, Facts, Told, none_left, summary
+from app.data.progress import Bar
 from app.data.sources import source as sources
 from app.data.sources import writer
 from app.data.sources.photograph import FITS
@@ -82,7 +82,6 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 FEW_ROWS = 4096  # converted in less time than other processes take to start
 FEW_SEARCHES = 64  # the same, of photographs whose faces are searched
 SHOWN = 20  # unreadable images listed on the terminal
-PLAIN_S = 5.0  # between progress lines without a terminal
 
 
 def main(argv: list[str]) -> int:
@@ -107,17 +106,13 @@ def main(argv: list[str]) -> int:
             photographs = partial(make_photographs, placing=placing) if source.files else make
             manifest = photographs(source, out, options, workers)
     except writer.Unreadable as error:
-        print(told(error.bad, out), file=sys.stderr)
-        return EXIT_WRONG_USE
+        return failed(told(error.bad, out), EXIT_WRONG_USE, argv)
     except WrongUse as error:
-        print(error, file=sys.stderr)
-        return EXIT_WRONG_USE
+        return failed(str(error), EXIT_WRONG_USE, argv)
     except OSError as error:
-        print(f"{error}; run the same command to continue", file=sys.stderr)
-        return EXIT_FAILED
+        return failed(f"{error}; run the same command to continue", EXIT_FAILED, argv)
     except KeyboardInterrupt:
-        print("interrupted; run the same command to continue", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return failed("interrupted; run the same command to continue", EXIT_INTERRUPTED, argv)
     if options.get("json") == "true":
         print(json.dumps(document(out, there or manifest)))
     elif there is not None:
@@ -126,6 +121,13 @@ def main(argv: list[str]) -> int:
         print(f"{out}: {manifest['rows']} images, data set {manifest['dataset_id']}")
         print("".join(f"{line}\n" for line in summary(manifest, placing, out)), end="")
     return 0
+
+
+def failed(message: str, code: int, argv: list[str]) -> int:
+    print(message, file=sys.stderr)
+    if "json=true" in argv:
+        print(json.dumps({"error": message, "exit_code": code}))
+    return code
 
 
 def document(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -137,26 +139,6 @@ def document(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         **{key: manifest[key] for key in kept if key in manifest},
         "page": str(page) if "passport" in manifest and page.is_file() else None,
     }
-
-
-def summary(manifest: dict[str, Any], placing: Placing, out: Path) -> list[str]:
-    """What the passport says, in lines for the terminal; none without a passport."""
-    told = manifest.get("passport")
-    if told is None:
-        return []
-    lines, found, count = [], dict(told["found"]), told["photographs"]
-    if told["left_out"]:
-        reasons = ", ".join(f"{number} {reason}" for reason, number in told["left_out"].items())
-        del found["left out"]
-        lines.append(f"{sum(told['left_out'].values())} of {count} photographs left out: {reasons}")
-    odd = found.get("not square", 0)
-    if odd and placing.fit == "crop":
-        hint = "" if placing.by_points else "; align=auto takes the face instead, fit=pad all of the image"
-        lines.append(f"{odd} of {count} photographs are not square: their middle is used{hint}")
-        del found["not square"]
-    if found:
-        lines.append("found: " + ", ".join(f"{title} ({number})" for title, number in found.items()))
-    return [*lines, f"{out.with_name(PAGE)} shows them"] if lines else []
 
 
 def make(source: sources.Source, out: Path, options: dict[str, str], workers: int) -> dict[str, Any]:
@@ -221,16 +203,6 @@ def make_photographs(
             continue
         notes.unlink(missing_ok=True)
         return manifest
-
-
-def none_left(source: sources.Source, placing: Placing, left: dict[int, str]) -> str:
-    reasons = ", ".join(sorted({*left.values()}))
-    if placing.by_points:
-        return (
-            f"none of the {source.count} photographs becomes an image: {reasons}; give align=none for other subjects, "
-            "a smaller min_face=, or not_found=keep"
-        )
-    return f"none of the {source.count} photographs of {source.root} can be read; save them again as .png or .jpg"
 
 
 def told(bad: Sequence[writer.BadImage], out: Path) -> str:
@@ -418,34 +390,6 @@ def prepare(
         write_json(out.with_name("manifest.json"), manifest)
         writer.finish(out)
         return manifest
-
-
-class Bar(tqdm):
-    """Progress in images: a bar in a terminal; elsewhere, such as in a log, a line every few seconds."""
-
-    def __init__(self, total: int, what: str = "images") -> None:
-        self.plain = not sys.stderr.isatty()
-        super().__init__(
-            total=total,
-            unit=f" {what}",
-            file=sys.stderr,
-            mininterval=PLAIN_S if self.plain else 0.1,
-            delay=PLAIN_S if self.plain else 0.5,
-            bar_format=f"  {{n_fmt}} of {{total_fmt}} {what}, {{rate_fmt}}, {{remaining}} left" if self.plain else None,
-            smoothing=0.1,
-        )
-
-    def close(self) -> None:
-        if self.plain:
-            self.disable = True  # or tqdm would print an empty line
-        super().close()
-
-    @staticmethod
-    def status_printer(file: TextIO) -> Callable[[str], None]:
-        if file.isatty():
-            printer: Callable[[str], None] = tqdm.status_printer(file)
-            return printer
-        return lambda text: print(text, file=file, flush=True) if text.strip() else None
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ DOORS = {
     "torch.distributed": {"app/runtime/dist.py"},
     "simplejpeg": {"app/data/sources/decode.py", "app/packing/packed.py"},
     "tomli": {"deploy/providers/runpod/key.py"},
-    "tqdm": {"app/prepare.py"},
+    "tqdm": {"app/data/progress.py"},
     "wandb": {"app/runtime/track.py"},
     "yaml": {"app/config/compose.py", "deploy/specs/settings.py"},
 }

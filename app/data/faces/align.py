@@ -38,7 +38,13 @@ def aligned(file: Path, points: NDArray[np.float64]) -> NDArray[np.uint8]:
     Pillow's error if the file is unreadable.
     """
     with Image.open(file) as image:
-        return np.asarray(_cut(image.convert("RGB"), similarity(points, TEMPLATE)))
+        face = image.convert("RGB").transform(
+            (SIDE, SIDE),
+            Image.Transform.AFFINE,
+            tuple(_inverse(similarity(points, TEMPLATE)).ravel().tolist()),
+            Image.Resampling.BILINEAR,
+        )
+    return np.asarray(face)
 
 
 def cut(image: Image.Image, points: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -46,18 +52,24 @@ def cut(image: Image.Image, points: NDArray[np.float64]) -> NDArray[np.uint8]:
 
     A face larger than the result is reduced first, which avoids aliasing. Pixels outside the image are black.
     """
-    forward = similarity(points, TEMPLATE)
-    times = min(int(1 / max(float(np.hypot(*forward[:, 0])), 1e-6)), *image.size)
+    return np.asarray(sampled(image, _inverse(similarity(points, TEMPLATE)), SIDE))
+
+
+def sampled(image: Image.Image, inverse: NDArray[np.float64], side: int) -> Image.Image:
+    """Sample an image at the places that `inverse` [2, 3] gives for the pixels of a square of `side` pixels.
+
+    Places are in Pillow's coordinates, with pixel centres at halves. Where the square is smaller than what it shows,
+    the image is reduced first.
+    """
+    times = min(int(np.hypot(*inverse[:, 0])), *image.size)
     if times > 1:
-        image = image.reduce(times)
-        forward = similarity((points + 0.5) / times - 0.5, TEMPLATE)
-    return np.asarray(_cut(image, forward))
+        image, inverse = image.reduce(times), inverse / times
+    words = tuple(inverse.ravel().tolist())
+    return image.transform((side, side), Image.Transform.AFFINE, words, Image.Resampling.BILINEAR)
 
 
-def _cut(image: Image.Image, forward: NDArray[np.float64]) -> Image.Image:
+def _inverse(forward: NDArray[np.float64]) -> NDArray[np.float64]:
     inverse = np.linalg.inv(np.vstack([forward, [0.0, 0.0, 1.0]]))[:2]
     # The points have pixel centres at whole numbers; Pillow has them half a pixel higher.
     inverse[:, 2] += 0.5 - inverse[:, :2].sum(1) / 2
-    return image.transform(
-        (SIDE, SIDE), Image.Transform.AFFINE, tuple(inverse.ravel().tolist()), Image.Resampling.BILINEAR
-    )
+    return inverse

@@ -53,3 +53,34 @@ class Told:
             found = {name: its for name, its in zip(called, self.points, strict=True) if its is not None}
             write_landmarks(out.with_name(LANDMARKS), found)
         return {"passport": judged.summary, "people": [*self.source.people]}
+
+
+def summary(manifest: dict[str, Any], placing: Placing, out: Path) -> list[str]:
+    """What the passport says, in lines for the terminal; none without a passport."""
+    told = manifest.get("passport")
+    if told is None:
+        return []
+    lines, found, count = [], dict(told["found"]), told["photographs"]
+    if told["left_out"]:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in told["left_out"].items())
+        del found["left out"]
+        lines.append(f"{sum(told['left_out'].values())} of {count} photographs left out: {reasons}")
+    odd = found.get("not square", 0)
+    if odd and placing.fit == "crop":
+        hint = "" if placing.by_points else "; align=auto takes the face instead, fit=pad all of the image"
+        lines.append(f"{odd} of {count} photographs are not square: their middle is used{hint}")
+        del found["not square"]
+    if found:
+        lines.append("found: " + ", ".join(f"{title} ({number})" for title, number in found.items()))
+    return [*lines, f"{out.with_name(PAGE)} shows them"] if lines else []
+
+
+def none_left(source: Source, placing: Placing, left: dict[int, str]) -> str:
+    """The sentence about a folder whose photographs are all left out."""
+    reasons = ", ".join(sorted({*left.values()}))
+    if placing.by_points:
+        return (
+            f"none of the {source.count} photographs becomes an image: {reasons}; give align=none for other subjects, "
+            "a smaller min_face=, or not_found=keep"
+        )
+    return f"none of the {source.count} photographs of {source.root} can be read; save them again as .png or .jpg"
