@@ -312,8 +312,8 @@ def fetch_checkpoint(
         "out": "output: a folder, or a path ending in .npy (default: data/<name>)",
         "held-out": "keep the last N images, in whole blocks, for measuring: other people "
         "(default: orl 100, synthetic a tenth, else 0)",
-        "align": "of folder, auto: find the best face in each photograph and align it by five points; all: 112x112 images "
-        "too; none (default): animals and other subjects",
+        "align": "of folder, auto: find the best face in each photograph and align it by five points; "
+        "all: 112x112 images too; none (default): animals and other subjects",
         "landmarks": "of folder, a CSV file of five points for each photograph, such as the landmarks.csv of align",
         "fit": "of folder, how to scale without alignment: crop (default), squash or pad",
         "min-face": "of align, the smallest width of a face in pixels of the photograph (default: 40)",

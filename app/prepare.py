@@ -150,12 +150,14 @@ def make(source: sources.Source, out: Path, options: dict[str, str], workers: in
     except writer.Unreadable as error:
         if options.get("unreadable") != "skip" or len(error.bad) == source.count:
             raise
-        print(
-            f"{len(error.bad)} images left out, listed in the manifest; preparing again without them", file=sys.stderr
-        )
+        retelling(error.bad)
         rest = source.without([image.row for image in error.bad])
         with Bar(total=rest.count) as bar:
             return prepare(rest, out, held_out=held_out, workers=workers, progress=bar.update, skipped=error.bad)
+
+
+def retelling(bad: Sequence[writer.BadImage]) -> None:
+    print(f"{len(bad)} images left out, listed in the manifest; preparing again without them", file=sys.stderr)
 
 
 def make_photographs(
@@ -199,7 +201,7 @@ def make_photographs(
             bad |= {int(kept[image.row]): image.sentence for image in error.bad}
             if not skip:
                 raise
-            print(f"{len(error.bad)} images left out, listed in the manifest; preparing again without them", file=sys.stderr)
+            retelling(error.bad)
             continue
         notes.unlink(missing_ok=True)
         return manifest

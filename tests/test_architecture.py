@@ -343,8 +343,8 @@ def test_process_groups_are_made_in_one_place() -> None:
         ),
         (
             ("app",),
-            {"faiss", "hydra", "joblib", "numba", "numpy", "nvidia", "omegaconf", "onnx", "onnxruntime", "PIL", "pyarrow"}
-            | {"scipy", "simplejpeg", "torch", "tqdm", "wandb", "yaml"},
+            {"faiss", "hydra", "joblib", "numba", "numpy", "nvidia", "omegaconf", "onnx", "onnxruntime", "PIL"}
+            | {"pyarrow", "scipy", "simplejpeg", "torch", "tqdm", "wandb", "yaml"},
         ),
         (("bootstrap.py",), set()),
     ],

@@ -35,8 +35,8 @@ def prepare(
 ) -> int:
     """Make a data set with app.prepare, here or on a target's machine. Returns the exit code.
 
-    `files` are options that name files and folders: `path`, `labels`, `landmarks`. For a machine, all paths are paths on
-    it. `options` are passed on unchanged.
+    `files` are options that name files and folders: `path`, `labels`, `landmarks`. For a machine, all paths are paths
+    on it. `options` are passed on unchanged.
     """
     path, given = files.get("path"), {key: file for key, file in files.items() if file}
     name = slug(Path(path).stem) if path and source != "orl" else source

@@ -48,7 +48,7 @@ def read_landmarks(path: Path, names: Iterable[str]) -> dict[str, Points]:
             f"{path} names no image of the folder, {told}; write names relative to the folder, such as {EXAMPLE}"
         )
     if mirrored * 2 > len(points):
-        raise WrongUse(f"{path} has right before left; the left eye is the one on the left side of the image: {EXAMPLE}")
+        raise WrongUse(f"{path} has right before left; left means left in the image: {EXAMPLE}")
     return {name: points[name] for name in found}
 
 
@@ -63,8 +63,8 @@ def _numbers(line: list[str]) -> Points | None:
 def write_landmarks(path: Path, points: Mapping[str, Points]) -> None:
     """Write a file that `read_landmarks` reads."""
     with atomic(path) as file:
-        lines = [",".join(COLUMNS), *(f"{quoted(name)},{','.join(f'{x:.2f}' for x in points[name])}" for name in points)]
-        file.write("\n".join([*lines, ""]).encode("utf-8", "surrogateescape"))
+        lines = [f"{quoted(name)},{','.join(f'{x:.2f}' for x in its)}" for name, its in points.items()]
+        file.write("\n".join([",".join(COLUMNS), *lines, ""]).encode("utf-8", "surrogateescape"))
 
 
 def quoted(name: str) -> str:

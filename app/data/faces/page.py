@@ -8,6 +8,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +55,7 @@ def write_page(path: Path, title: str, told: Passport, images: NDArray[np.uint8]
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{_text(title)}</title><style>{STYLE}</style>",
         f"<h1>{_text(title)}</h1>",
-        _counts(summary, told),
+        _counts(summary),
         _section("a sample of the images", "", [[place] for place in _spread(told.rows)], told.rows, images, root),
     ]
     parts += [
@@ -65,10 +66,8 @@ def write_page(path: Path, title: str, told: Passport, images: NDArray[np.uint8]
     write_text(path, "\n".join(parts) + "\n")
 
 
-def _counts(summary: dict[str, object], told: Passport) -> str:
+def _counts(summary: dict[str, Any]) -> str:
     spread, side = summary["images_a_person"], summary["shorter_side_px"]
-    assert isinstance(spread, dict)
-    assert isinstance(side, dict)
     lines = {
         "photographs": summary["photographs"],
         "images": summary["images"],
@@ -76,12 +75,8 @@ def _counts(summary: dict[str, object], told: Passport) -> str:
         "images a person": "{least} to {most}, median {median}".format_map(spread),
         "shorter side": "{least} to {most} pixels, median {median}".format_map(side),
     }
-    reasons = summary["left_out"]
-    found = summary["found"]
-    assert isinstance(reasons, dict)
-    assert isinstance(found, dict)
-    lines |= {f"left out: {reason}": count for reason, count in reasons.items()}
-    lines |= {title: count for title, count in found.items() if title != "left out"}
+    lines |= {f"left out: {reason}": count for reason, count in summary["left_out"].items()}
+    lines |= {title: count for title, count in summary["found"].items() if title != "left out"}
     rows = "".join(f"<tr><td>{_text(str(k))}<td class=n>{_text(str(v))}" for k, v in lines.items())
     return f"<table>{rows}</table>"
 

@@ -104,7 +104,6 @@ def passport(
     return Passport(rows, {title: groups for title, groups in found.items() if groups})
 
 
-
 def _hashes(
     images: NDArray[np.uint8], progress: Callable[[int], object]
 ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:

@@ -6,7 +6,6 @@ import csv
 import importlib.util
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +43,7 @@ def in_a_scene(portrait: Image.Image, *, turn_deg: float, scale: float, centre: 
 
 
 @pytest.fixture
-def folder(tmp_path: Path, portraits: list[Image.Image]) -> Iterator[Path]:
+def folder(tmp_path: Path, portraits: list[Image.Image]) -> Path:
     """Two people with a face in a corner, one far too small, a picture without a face, and one aligned image."""
     root = tmp_path / "photos"
     for person, portrait in (("Ana", portraits[0]), ("Zoë, “B”", portraits[1])):
@@ -53,7 +52,7 @@ def folder(tmp_path: Path, portraits: list[Image.Image]) -> Iterator[Path]:
     portraits[2].resize((30, 36)).save(root / "Ana" / "tiny.png")
     Image.linear_gradient("L").resize((300, 200)).save(root / "Ana" / "sky.png")
     Image.new("RGB", (112, 112), (1, 2, 3)).save(root / "Ana" / "done.png")
-    yield root
+    return root
 
 
 def run(folder: Path, *words: str, out: str = "out") -> tuple[int, Path]:
