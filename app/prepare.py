@@ -275,8 +275,8 @@ def how_to_place(options: dict[str, str], source: sources.Source) -> Placing:
     """The options about faces. Raises WrongUse for one that has no effect."""
     align = options.get("align", "none")
     if align == "none":
-        idle = [key for key in ("min_face", "min_score_pct", "several") if key in options]
-        idle += ["not_found"] if "not_found" in options and "landmarks" not in options else []
+        searching = ("min_face", "min_score_pct", "several", *(() if "landmarks" in options else ("not_found",)))
+        idle = [key for key in searching if key in options]
         if idle:
             raise WrongUse(f"{idle[0]}= has no effect without a search for faces; add align=auto, or leave it out")
     else:

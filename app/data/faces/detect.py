@@ -78,7 +78,7 @@ def _upright_again(image: Image.Image, points: Floats) -> Floats:
 
 
 def _search(image: Image.Image, copy_scale: float, min_face: int, min_score: float) -> Faces:
-    size = tuple(max(1, round(side * copy_scale)) for side in image.size)
+    size = (max(1, round(image.width * copy_scale)), max(1, round(image.height * copy_scale)))
     copy = image if size == image.size else image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
     scale = np.array([size[0] / image.width, size[1] / image.height] * 2)
     boxes = _scan(copy, max(LEAST, min_face * copy_scale))
@@ -88,7 +88,8 @@ def _search(image: Image.Image, copy_scale: float, min_face: int, min_score: flo
 
 def _scan(image: Image.Image, least: float) -> Floats:
     """Square candidates [K, 4] of at least `least` pixels."""
-    kept, all_scores = [np.zeros((0, 4))], [np.zeros(0)]
+    kept: list[Floats] = [np.zeros((0, 4))]
+    all_scores: list[Floats] = [np.zeros(0)]
     scale, level = CELL / least, image
     while min(image.size) * scale >= CELL:
         size = (max(CELL, round(image.width * scale)), max(CELL, round(image.height * scale)))
@@ -97,12 +98,12 @@ def _scan(image: Image.Image, least: float) -> Floats:
         rows, columns = np.nonzero(scores[0, 1] > THRESHOLDS[0])
         score = scores[0, 1, rows, columns].astype(np.float64)
         corner = np.stack([columns, rows], axis=1) * STRIDE
-        boxes = np.concatenate([corner, corner + CELL], axis=1) + offsets[0, :, rows, columns] * CELL
+        boxes = np.concatenate([corner, corner + CELL], axis=1) + offsets[0, :, rows, columns].astype(np.float64) * CELL
         keep = _apart(boxes, score, OVERLAP_A_SIZE)[:MOST]
         kept.append(boxes[keep] / np.array([size[0] / image.width, size[1] / image.height] * 2))
         all_scores.append(score[keep])
         scale *= PYRAMID
-    boxes, score = np.concatenate(kept), np.concatenate(all_scores)
+    boxes, score = np.concatenate(kept).astype(np.float64), np.concatenate(all_scores).astype(np.float64)
     return _squares(boxes[_apart(boxes, score, OVERLAP)[:MOST]])
 
 
@@ -151,7 +152,7 @@ def _patches(image: Image.Image, boxes: Floats, side: int) -> NDArray[np.float32
     for place, box in enumerate(boxes.round().astype(int).tolist()):
         left, top, right, bottom = box
         cut = image.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
-        patches[place] = cut.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        patches[place] = np.asarray(cut.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0))
     return _normalised(patches)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
@@ -82,7 +82,7 @@ def examine(
 
 def _run(
     files: Sequence[Path], pieces: Sequence[list[int]], look: Look, workers: int
-) -> Iterator[tuple[list[int], list[Examined]]]:
+) -> Generator[tuple[list[int], list[Examined]]]:
     workers = min(workers, len(pieces))
     if workers <= 1:
         for piece in pieces:

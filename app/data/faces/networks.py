@@ -142,7 +142,7 @@ def graph(name: str, arrays: Sequence[NDArray[np.float32]]) -> bytes:
         else:
             last(x, output)
     assert not left
-    rank = ["N", 3, "H", "W"]
+    rank: list[str | int | None] = ["N", 3, "H", "W"]
     made = helper.make_graph(
         nodes,
         name,
