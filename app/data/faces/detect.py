@@ -1,8 +1,8 @@
 """Find faces in a photograph, each with five points: the cascade of MTCNN (Zhang et al. 2016).
 
 pnet scans a pyramid of smaller copies for candidates, rnet rejects most of them, onet places the box and the points.
-The scan is the expensive part, so it begins with a small copy. Only if that copy shows no face is a larger one scanned,
-for the small faces that it may hold.
+The scan is the expensive part, so it begins with a small copy. Only if that copy shows no face is a larger one scanned:
+it shows smaller faces, and gives larger ones another chance.
 
 Letters: K faces or candidates. A box is left, top, right, bottom in pixels; points are x, y in pixels, as in `align`.
 """
@@ -54,7 +54,7 @@ def find(image: Image.Image, *, min_face: int = 40, min_score: float = 0.9) -> F
             break
         scanned = copy_scale
         found = _search(image, copy_scale, min_face, min_score)
-        if len(found.scores) or min_face * copy_scale >= LEAST:
+        if len(found.scores):
             break
     found = _best_first(found, image.size)
     if len(found.scores):
