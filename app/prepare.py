@@ -25,8 +25,8 @@ Photographs of source=folder of any size become 112 x 112 in one of three ways:
     landmarks=FILE.csv   align by points from a file: name,x,y of left eye, right eye, nose, left and right mouth corner
     fit=crop|squash|pad  scale the middle square (the default), the whole with other proportions, or with black bars
 
-A folder also gets passport.html with everything suspect in pictures, left_out.csv and, with align=, landmarks.csv,
-which landmarks= reads. `json=true` prints one JSON document.
+A folder also gets passport.html with everything suspect in pictures, people.csv, left_out.csv and, with align=,
+landmarks.csv, which landmarks= reads. `json=true` prints one JSON document.
 `workers=N` processes convert the images (default: one per core); their number does not change the result.
 Memory stays bounded: images are written piece by piece. The same command continues an interrupted or killed call.
 """

@@ -14,6 +14,8 @@ POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")  # left 
 COLUMNS = ("file", *(f"{point}_{axis}" for point in POINTS for axis in "xy"))
 EXAMPLE = "Ana/1.jpg,38.3,51.7,73.5,51.5,56.0,71.7,41.5,92.4,70.7,92.2"
 
+MOST = 1_000_000.0  # pixels
+
 Points = tuple[float, ...]  # x, y of each of POINTS in turn: 10 numbers, in pixels of the upright photograph
 
 
@@ -37,6 +39,8 @@ def read_landmarks(path: Path, names: Iterable[str]) -> dict[str, Points]:
         numbers, name = _numbers(line), line[0].strip().replace("\\", "/").removeprefix("./")
         if numbers is None:
             raise WrongUse(f"line {number} of {path} is not a file and 10 numbers; write it as {EXAMPLE}")
+        if max(numbers[0::2]) - min(numbers[0::2]) < 1 or max(numbers[1::2]) - min(numbers[1::2]) < 1:
+            raise WrongUse(f"line {number} of {path} has all points on one line; write them in pixels, as {EXAMPLE}")
         if name in points:
             raise WrongUse(f"line {number} of {path} names {name} a second time; keep one line for each file")
         mirrored += numbers[0] > numbers[2] and numbers[6] > numbers[8]
@@ -57,7 +61,8 @@ def _numbers(line: list[str]) -> Points | None:
         numbers = tuple(float(word) for word in line[1 : len(COLUMNS)])
     except ValueError:
         return None
-    return numbers if len(numbers) == len(COLUMNS) - 1 and all(map(math.isfinite, numbers)) else None
+    usual = all(math.isfinite(number) and abs(number) <= MOST for number in numbers)
+    return numbers if len(numbers) == len(COLUMNS) - 1 and usual else None
 
 
 def write_landmarks(path: Path, points: Mapping[str, Points]) -> None:

@@ -60,7 +60,7 @@ class Passport:
             },
             "shorter_side_px": {"least": sides[0], "median": sides[len(sides) // 2], "most": sides[-1]},
             "left_out": dict(Counter(row.left_out for row in self.rows if row.left_out)),
-            "people_without_images": sorted({row.person for row in self.rows} - {*kept}),
+            "people_without_images": len({row.person for row in self.rows} - {*kept}),
             "found": {
                 title: sum(len(group) - (title == DUPLICATES) for group in groups)
                 for title, groups in self.findings.items()

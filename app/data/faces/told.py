@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from app.data.faces.placing import Placing, names
 from app.data.sources.source import Source
 from app.files import atomic
 
-PAGE, LEFT_OUT, LANDMARKS = "passport.html", "left_out.csv", "landmarks.csv"
+PAGE, LEFT_OUT, LANDMARKS, PEOPLE = "passport.html", "left_out.csv", "landmarks.csv", "people.csv"
 Facts = dict[str, Any]
 
 
@@ -31,7 +32,7 @@ class Told:
     placing: Placing
 
     def write(self, out: Path) -> Facts:
-        """Write passport.html, left_out.csv and landmarks.csv beside the images; return the manifest's new entries."""
+        """Write the passport and its lists beside the images; return the manifest's new entries."""
         assert self.source.labels is not None
         assert self.source.root is not None
         called, labels = names(self.source), self.source.labels.tolist()
@@ -52,7 +53,11 @@ class Told:
         if self.placing.look.for_faces:
             found = {name: its for name, its in zip(called, self.points, strict=True) if its is not None}
             write_landmarks(out.with_name(LANDMARKS), found)
-        return {"passport": judged.summary, "people": [*self.source.people]}
+        kept = Counter(row.person for row in rows if row.image is not None)
+        with atomic(out.with_name(PEOPLE)) as file:
+            lines = [f"{label},{quoted(person)},{kept[person]}" for label, person in enumerate(self.source.people)]
+            file.write("\n".join(["label,person,images", *lines, ""]).encode("utf-8", "surrogateescape"))
+        return {"passport": judged.summary}
 
 
 def summary(manifest: dict[str, Any], placing: Placing, out: Path) -> list[str]:

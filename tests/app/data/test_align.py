@@ -105,6 +105,8 @@ def test_a_folder_becomes_aligned_faces_and_a_passport(folder: Path, capsys: pyt
     images = np.load(out)
     assert np.array_equal(images[1], np.full((112, 112, 3), (1, 2, 3)))  # aligned already, so it is left alone
     assert np.load(out.with_name("labels.npy")).tolist() == [0, 0, 1]
+    people = out.with_name("people.csv").read_text(encoding="utf-8").splitlines()
+    assert people == ["label,person,images", "0,Ana,2", '1,"Zoë, “B”",1']
     page = out.with_name("passport.html").read_text(encoding="utf-8")
     assert "Ana/sky.png · no face found" in page
     assert "Zoë, “B”" in page
@@ -208,6 +210,8 @@ LINE = "a/1.jpg,1,2,3,2,2,3,1,4,3,4"
         (f"{','.join(COLUMNS)}\na/1.jpg,1,2\n", "line 2"),
         (f"{LINE}\n{LINE}\n", "second time"),
         ("a/1.jpg,3,2,1,2,2,3,3,4,1,4\n", "right before left"),
+        ("a/1.jpg,1,2,1,2,1,3,1,4,1,4\n", "on one line"),
+        ("a/1.jpg,1e9,2,3,2,2,3,1,4,3,4\n" * 2, "is not a file and 10 numbers"),
         ("a/1.jpg,nan,2,3,2,2,3,1,4,3,4\n" * 2, "is not a file and 10 numbers"),
     ],
 )
