@@ -33,7 +33,8 @@ from _claims import Claim, core_seconds, in_turn, quick, report
 
 from app.config import Config, load
 from app.data.augment import to_float
-from app.data.sources.source import decode_face, orl
+from app.data.sources.photograph import decode_face
+from app.data.sources.source import orl
 from app.evaluate import Request, measure
 from app.evaluation.embedding import batch_size_for, own_rows
 from app.evaluation.image_set import decode

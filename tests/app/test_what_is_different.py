@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from app.config import CONF, load
 from app.config.schema import BackboneConfig, HeadConfig, LrScheduleConfig, OptimizerConfig, WarmupConfig
+from app.data.sources.photograph import load_face
 from app.evaluation.embedding import embed_all
 from app.models import build_backbone
 from app.models.partial_fc import PartialFC, share_of
@@ -140,6 +142,17 @@ def test_xnorm_is_a_mean_over_distinct_images(alone: World) -> None:
     pairs = np.array([0, 1, 0, 2, 0, 0])  # a list of three pairs repeats image 0
     assert xnorm == pytest.approx(lengths.mean(), rel=1e-5)
     assert abs(lengths[pairs].mean() - xnorm) > 1e-3 * xnorm
+
+
+@row("images in a list of pairs that are not 112 x 112")
+def test_the_middle_square_is_taken_where_the_published_code_squashes(tmp_path: Path) -> None:
+    pixels = np.zeros((112, 224, 3), np.uint8)
+    pixels[:, 56:168] = 200  # the middle square, between black sides
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    published = np.asarray(Image.open(tmp_path / "wide.png").resize((112, 112)))
+    ours = load_face(tmp_path / "wide.png")
+    assert (ours == 200).all()
+    assert (published[:, :20] == 0).all()
 
 
 @row("gradients between GPUs")
