@@ -43,8 +43,8 @@ from app.evaluation.pickle_bin import read_bin
 from app.evaluation.report import Row
 from app.evaluation.sets import open_set
 from app.models import build_backbone
-from app.runtime.checkpoint import load_backbone
 from app.runtime.dist import World
+from app.runtime.weights import load_backbone
 
 PEER_BATCH = 10
 LFW_DIFFERENT = 7701 / 12000

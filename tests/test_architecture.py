@@ -39,7 +39,7 @@ POD = [
 ]
 MACHINE = [
     "app.train",
-    "app.evaluate app.export app.mine app.packing app.prepare app.resumable",
+    "app.evaluate app.export app.mine app.packing app.prepare app.resumable app.size",
     "app.recipes",
     "app.evaluation",
     "app.onnx",
