@@ -48,7 +48,10 @@ RUN cd /opt/sniperface \
 # A checkout on Windows may have CRLF line ends and no execute bits; both are put right here.
 COPY deploy/pod/image/init.py /usr/local/lib/sniperface/__main__.py
 COPY deploy/pod/image/login.py deploy/pod/image/selftest.py /usr/local/lib/sniperface/
-COPY deploy/pod/base/processes.py /usr/local/lib/sniperface/deploy/pod/base/
+COPY deploy/pod/base/processes.py deploy/pod/base/redact.py deploy/pod/base/text.py \
+    /usr/local/lib/sniperface/deploy/pod/base/
+COPY deploy/pod/image/unattended.py /usr/local/lib/sniperface/deploy/pod/image/
+COPY deploy/pod/watchdog/release.py /usr/local/lib/sniperface/deploy/pod/watchdog/
 RUN cd /usr/local/lib/sniperface \
     && find . -name '*.py' -exec sed -i 's/\r$//' {} + \
     && chmod 0755 login.py \

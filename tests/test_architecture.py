@@ -128,6 +128,8 @@ STARTS_PROCESSES = {
     "deploy/pod/image/login.py",
     "deploy/pod/base/processes.py",
     "deploy/pod/image/selftest.py",
+    "deploy/pod/image/unattended.py",
+    "deploy/pod/watchdog/release.py",
     "deploy/pod/job/redacting_log.py",
     "deploy/pod/agent/snapshots.py",
     "deploy/pod/job/supervisor.py",

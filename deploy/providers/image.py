@@ -28,14 +28,22 @@ if TYPE_CHECKING:
 
 NAME = "sniperface"
 ENVIRONMENT = "sniperface.environment"  # label: the hash of FILES
+# Modules that init.py needs, under the same names in the image.
+BOOT = (
+    "deploy/pod/base/processes.py",
+    "deploy/pod/base/redact.py",
+    "deploy/pod/base/text.py",
+    "deploy/pod/image/unattended.py",
+    "deploy/pod/watchdog/release.py",
+)
 FILES = (
     ".dockerignore",
     "Dockerfile",
     "constraints.txt",
     "deploy/pod/image/init.py",
     "deploy/pod/image/login.py",
-    "deploy/pod/base/processes.py",
     "deploy/pod/image/selftest.py",
+    *BOOT,
     "requirements/app.txt",
     "requirements/build.txt",
     "requirements/cuda.txt",

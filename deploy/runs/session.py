@@ -20,7 +20,7 @@ from deploy.runs.records import Record
 from deploy.shell import LinkLost, LocalShell, Shell, open_shell
 from deploy.specs.machine import Machine, MachineSpec, Provider
 from deploy.specs.settings import Settings, load
-from deploy.workspace import devices
+from deploy.workspace import devices, environment
 from deploy.workspace.devices import Devices
 
 
@@ -57,13 +57,20 @@ class Reach:
         return machine
 
     def _check(self, machine: Machine) -> None:
-        """Check that the environment can use the GPUs that are paid for. Raises CannotTrain, or NoMachine."""
+        """Check that the environment can use the GPUs that are paid for. Raises CannotTrain, or NoMachine.
+
+        Where the environment is yet to be made, the driver is asked; `provision.ready` asks torch later.
+        """
         self.forget(machine.name)  # cached data may belong to an earlier machine that was released
         self._machines[machine.name] = machine
         device = self.settings.target.device
         try:
-            found = devices.ask(self.shell(machine), machine.python)
-            fault = devices.fault(found, device, promised=machine.gpus)
+            shell = self.shell(machine)
+            settled = environment.settle(machine, shell, self.settings.project)
+            has_torch = environment.is_ready(settled, shell, self.settings.project)
+            found = devices.ask(shell, settled.python) if has_torch else devices.ask_driver(shell)
+            judge = devices.fault if has_torch else devices.driver_fault
+            fault = judge(found, device, promised=machine.gpus)
             if fault:
                 raise CannotTrain(fault, next_command=devices.advice(self.settings.target.name))
         except LinkLost as lost:
@@ -72,7 +79,8 @@ class Reach:
         except BaseException:
             self.forget(machine.name)
             raise
-        self.devices[machine.name] = found
+        if has_torch:
+            self.devices[machine.name] = found
 
     def machine(self, name: str) -> Machine | None:
         """The machine of this name; None if it is gone."""

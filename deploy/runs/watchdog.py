@@ -13,6 +13,7 @@ from deploy import border
 from deploy.errors import BadAnswer
 from deploy.pod.base.checkpoints import FETCHED
 from deploy.pod.base.folder import LOST_AFTER_S, Root, RunFolder
+from deploy.pod.watchdog.daemon import FOR_BOOT
 from deploy.shell import Shell
 from deploy.specs.machine import Machine, node_of
 from deploy.specs.plan import limits_of
@@ -28,11 +29,14 @@ CEILINGS = ("max_hours", "max_usd", "idle_min", "stall_min")
 def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, nodes: int = 1) -> str | None:
     """Start the guard with the target's limits, before anything that takes long. Returns the limits as text.
 
-    Returns None, and starts no guard, if the target sets no limit and keeps no copies.
+    Returns None, and starts no guard, if the target sets no limit and keeps no copies. A rented machine then keeps
+    running when nobody logs in, as the target wants it.
     """
     limits = limits_of(settings, machine, nodes)
     armed = {name: getattr(limits, name) for name in CEILINGS if getattr(limits, name) is not None}
     if not armed and not limits.sync_to:
+        if limits.release != "none":
+            shell.write(machine.path(FOR_BOOT.as_posix()), b"{}")  # ends the switch of deploy/pod/image/unattended.py
         return None
     root = Root(machine.root)
     growing = [

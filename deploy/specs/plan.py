@@ -17,8 +17,9 @@ from deploy.specs import memory
 from deploy.specs.estimate import Measured, Phase, kind_of, predict, training_minutes
 from deploy.specs.machine import Card, Hardware, Machine, Place
 from deploy.specs.memory import Need
+from deploy.specs.pod_image import PodImage, image_of
 from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
-from deploy.specs.settings import Settings
+from deploy.specs.settings import RunPod, Settings
 
 GRACE_S = 60  # for the checkpoint, between stop request and kill
 NO_COMMIT = "none"
@@ -162,6 +163,7 @@ class Plan:
     request: Request
     secrets: tuple[str, ...] = ()
     rented: bool = False
+    image: PodImage | None = None  # of a pod; None elsewhere
 
     def to_json(self) -> dict[str, Any]:
         value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=sorted))
@@ -170,7 +172,7 @@ class Plan:
 
 def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) -> Plan:
     """Make the plan of one attempt of a run."""
-    root = facts.machine.root if facts.machine else settings.root
+    root, options = facts.machine.root if facts.machine else settings.root, settings.target.options
     run_id, attempt = _identity(request, facts)
     run_dir = root / "runs" / run_id
     resume = facts.continues.resume if facts.continues else _resume(request, run_dir)
@@ -235,6 +237,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         request=request,
         secrets=facts.secrets,
         rented=settings.is_rented,
+        image=image_of(options, str(root)) if isinstance(options, RunPod) else None,
     )
 
 

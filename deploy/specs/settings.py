@@ -10,7 +10,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -60,7 +60,9 @@ class RunPod:
     """A pod. GPU types are tried in the given order, each in every data centre."""
 
     gpus: tuple[str, ...] = ()  # RunPod's names: "NVIDIA RTX A4500"
-    image: str = ""  # as pushed: name or name:tag; a name gets the environment's tag, under which `invoke push` puts it
+    image: str | None = (
+        None  # None: RunPod's own; name or name:tag of any other. Without a tag: as `invoke push` puts it
+    )
     api: str = "v2"  # v2: REST; sdk: the runpod package's GraphQL
     gpu_count: int = 1
     data_centers: tuple[str, ...] = ()  # empty: any
@@ -74,6 +76,7 @@ class RunPod:
     registry: str | None = None  # id of registry credentials stored at RunPod
     key: str | None = None  # None: a key of this project's own, made once
     wait_min: float = 20.0  # until a machine answers, including the image pull
+    unattended_min: float = 15.0  # a new machine without a login and a guard for so long releases itself
 
 
 Options = Local | Ssh | Docker | RunPod
@@ -260,11 +263,8 @@ def _check(where: str, told: Mapping[str, Any], options: Options) -> None:
         value = told.get(key, getattr(options, key, right[0]))
         if value not in right:
             raise unknown(f"{key} in {where}", str(value), [each for each in right if each])
-    for key in ("host", "image"):
-        required = {each.name for each in fields(options) if each.default == "" and each.default is not MISSING}
-        if key in required and not getattr(options, key) and not getattr(options, "hosts", ()):
-            example = {"host": "host: gpu-box.example.org", "image": "image: me/sniperface"}[key]
-            raise WrongUse(f"{where} lacks the key '{key}', such as {example}")
+    if isinstance(options, Ssh) and not options.host and not options.hosts:
+        raise WrongUse(f"{where} lacks the key 'host', such as host: gpu-box.example.org")
     if isinstance(options, RunPod) and not options.gpus:
         raise WrongUse(f"{where} lacks the key 'gpus', such as gpus: [NVIDIA RTX A4500, NVIDIA A40]")
     remote = not isinstance(options, Local)

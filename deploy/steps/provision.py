@@ -86,7 +86,7 @@ def ready(
         nodes = checked.request.nodes or settings.target.nodes
         machine, folder = ready_code(settings, machine, shell, screen, nodes)
         if not machine.is_here:
-            hardware = devices.seen(shell, settings, machine.python, folder, known=known)
+            hardware = devices.seen(shell, settings, machine.python, folder, known=known, promised=machine.gpus)
             facts = replace(facts, hardware=hardware)
             if trains:
                 refuse_too_much(make(settings, checked.request, facts, tryout=checked.tryout), facts)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from deploy.pod.base.addresses import shown
 from deploy.specs.estimate import Compared, Phase, duration
 from deploy.specs.plan import CodeFacts, Plan
+from deploy.specs.pod_image import DOWNLOAD_GB
 
 NAMES_SHOWN = 5
 
@@ -21,6 +22,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     minutes = "unknown" if plan.expected_minutes is None else f"about {plan.expected_minutes:.1f}"
     return [
         ("where", f"target {plan.target}: {_hardware(plan)}; {plan.root}"),
+        *_environment(plan),
         ("code", code + changed),
         *_travelling(plan.code),
         *_secrets(plan),
@@ -36,6 +38,21 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("expected minutes", f"{minutes} ({plan.expected_from})"),
         *_parts(plan),
         ("expected dollars", _dollars(plan)),
+    ]
+
+
+def _environment(plan: Plan) -> list[tuple[str, str]]:
+    """The image of a pod, and what making the environment there takes. No pod has been timed yet."""
+    if plan.image is None:
+        return []
+    if plan.image.has_environment:
+        return [("image", f"{plan.image.name}, with the training environment")]
+    once = "kept on the volume" if plan.image.is_kept else "again on each new machine, because no volume keeps it"
+    measured = any(phase.name == "code" and phase.seconds is not None for phase in plan.phases)
+    time = "the time is in parts, under code" if measured else "paid minutes, unmeasured"
+    return [
+        ("image", f"{plan.image.name}, without the training environment"),
+        ("environment", f"made on the machine, {once}: about {DOWNLOAD_GB:g} GB of packages to download; {time}"),
     ]
 
 

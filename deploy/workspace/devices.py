@@ -54,6 +54,15 @@ def ask(shell: Shell, python: str, cwd: PurePath | None = None) -> Devices:
     return devices
 
 
+def ask_driver(shell: Shell) -> Devices:
+    """Run the probe where the training Python does not exist yet: without torch. Raises StepFailed."""
+    result = shell.run(["python3", "-", "driver"], stdin=PROBE.read_bytes(), limit_s=PROBE_S, check=False, again=True)
+    devices = parse(result.text) if result else None
+    if devices is None:
+        raise StepFailed("python3 could not ask nvidia-smi for the GPUs", evidence=result.complaint)
+    return devices
+
+
 def parse(text: str) -> Devices | None:
     """Parse the probe's document; None if it is invalid."""
     try:
@@ -79,10 +88,14 @@ def seen(
     *,
     is_here: bool = False,
     known: Devices | None = None,
+    promised: int | None = None,
 ) -> Hardware:
-    """Return a machine's hardware, with the GPUs that its job will use. `known`: earlier probe. Raises CannotTrain."""
+    """Return a machine's hardware, with the GPUs that its job will use. Raises CannotTrain.
+
+    `known`: an earlier probe. `promised`: number of GPUs paid for.
+    """
     found = known or ask(shell, python, cwd)
-    if why := fault(found, settings.target.device, is_here=is_here):
+    if why := fault(found, settings.target.device, promised=promised, is_here=is_here):
         raise CannotTrain(why, next_command=advice(settings.target.name))
     return combine(shell.hardware(), found, settings.target.device)
 
@@ -105,6 +118,15 @@ def fault(devices: Devices, device: str, *, promised: int | None = None, is_here
     if not count and devices.why and devices.listed is None and not is_here and "No devices" not in devices.why:
         return f"torch can use no GPU{because}"
     return None
+
+
+def driver_fault(devices: Devices, device: str, promised: int | None) -> str | None:
+    """PURE: the same before torch is there. What nvidia-smi does not answer is left to `fault`."""
+    if device == CPU or not promised:
+        return None
+    if devices.listed is not None and devices.listed < promised:
+        return f"{promised} GPUs are paid for and nvidia-smi lists {devices.listed}"
+    return f"{promised} GPUs are paid for and cannot be used: {devices.why}" if devices.why else None
 
 
 def advice(target: str) -> str:

@@ -29,8 +29,8 @@ def settle(machine: Machine, shell: Shell, project: Path) -> Machine:
 def ensure(machine: Machine, shell: Shell, project: Path, code: PurePath, say: Callable[[str], None]) -> None:
     """Create the environment if it is missing. Raises StepFailed if it cannot train."""
     folder = _folder(machine.root, project)
-    if machine.python == str(folder / "bin" / "python") and not machine.is_here:
-        if shell.size(folder / "ready.json") is None:
+    if _is_made_there(machine, project):
+        if not is_ready(machine, shell, project):
             for line in shell.stream(
                 ["python3", "-m", "deploy.pod.agent.environment", str(folder), str(code)], cwd=code, again=True
             ):
@@ -44,6 +44,19 @@ def ensure(machine: Machine, shell: Shell, project: Path, code: PurePath, say: C
             else "set python: auto in the target's file, which creates the environment"
         )
         raise StepFailed(f"torch is not installed for {machine.python}", next_command=fix)
+
+
+def is_ready(machine: Machine, shell: Shell, project: Path) -> bool:
+    """Whether a settled machine has its environment. One on a volume needs the same Python as where it was made."""
+    if not _is_made_there(machine, project):
+        return True
+    if shell.size(_folder(machine.root, project) / "ready.json") is None:
+        return False
+    return bool(shell.run([machine.python, "-c", ""], check=False, again=True))
+
+
+def _is_made_there(machine: Machine, project: Path) -> bool:
+    return machine.python == str(_folder(machine.root, project) / "bin" / "python") and not machine.is_here
 
 
 def _folder(root: PurePath, project: Path) -> PurePath:

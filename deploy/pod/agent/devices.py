@@ -1,6 +1,7 @@
 """Find the GPUs that the training environment can use, and print one JSON document.
 
-    python - < devices.py        with the Python of the job, before any code of the project is on the machine
+    python - < devices.py               with the Python of the job, before any code of the project is on the machine
+    python3 - driver < devices.py       before the environment exists: only what nvidia-smi says
 
 torch decides: it respects CUDA_VISIBLE_DEVICES and knows whether its CUDA version fits the driver. nvidia-smi provides
 the driver version, the number of GPUs and reasons. Without NVIDIA software torch is not imported: that takes seconds.
@@ -37,6 +38,8 @@ def look() -> dict[str, Any]:
     if smi is None and not any(map(os.path.exists, TRACES)):
         return told
     said = listing(smi) if smi else {}
+    if sys.argv[1:] == ["driver"]:
+        return {**told, **said}
     try:
         of_torch = usable()
     except Exception as error:  # a broken installation may raise anything; it is the reason

@@ -1,5 +1,7 @@
 """Create the training environment on a machine that does not run our image: one virtual environment per lock file.
 
+The machine is a host by SSH, or a pod of a stock image; there, the folder may be on a volume that outlives the pod.
+
     python3 -m deploy.pod.agent.environment <folder> <code folder>
 
 Prints progress as plain lines. An incomplete environment has no `ready.json` and is created again. If two laptops ask
@@ -33,7 +35,7 @@ READY = "ready.json"
 def main(argv: list[str]) -> int:
     folder, code = Path(argv[1]), Path(argv[2])
     with _alone(folder):
-        if (folder / READY).exists():
+        if (folder / READY).exists() and _runs(folder / "bin" / "python"):
             return 0
         python = next((name for name in CANDIDATES if _usable(name)), None)
         if python is None:
@@ -85,6 +87,14 @@ def _run(argv: list[str], cwd: Path) -> int:
 def _usable(name: str) -> bool:
     path = shutil.which(name)
     return bool(path) and subprocess.run([name, "-c", USABLE], capture_output=True, check=False).returncode == 0
+
+
+def _runs(python: Path) -> bool:
+    """Whether an environment's Python starts. On a volume, it may come from an image with another version."""
+    try:
+        return subprocess.run([str(python), "-c", ""], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
 
 
 def _alone(folder: Path) -> Lock:

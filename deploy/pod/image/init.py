@@ -1,5 +1,7 @@
 """Process 1 of our image: make the container reachable by SSH, and run until SIGTERM.
 
+start.sh runs it in a stock image of RunPod too, where it need not be process 1.
+
     docker run IMAGE                  a machine: PUBLIC_KEY says who may log in
     docker run IMAGE selftest         looks whether everything works here, a line each
     docker run IMAGE COMMAND ...      any other command instead
@@ -12,7 +14,7 @@ at the start of a line:
     sniperface hardware: gpus=1 memory_gib=61.5  to compare with what was rented
     sniperface ready: ...
 
-Standard library only, Python 3.9 or newer. The Dockerfile runs `install`.
+Standard library only, Python 3.9 or newer. The Dockerfile, or start.sh, runs `install`.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import time
 from pathlib import Path
 
 from deploy.pod.base import processes
+from deploy.pod.image.unattended import Switch
 
 assert sys.platform != "win32"  # for mypy, which checks this file for Windows, too
 
@@ -43,6 +46,9 @@ KEYS = Path("/etc/ssh/sniperface")  # a folder of its own, so that a volume can 
 AUTHORIZED_KEYS = KEYS / "authorized_keys"
 HOST_KEY = KEYS / "ssh_host_ed25519_key"
 CONFIGURATION = Path("/etc/ssh/sshd_config.d/00-sniperface.conf")
+SERVER = Path("/etc/ssh/sshd_config")
+INCLUDE = "Include /etc/ssh/sshd_config.d/*.conf"
+SHELLS = Path("/etc/shells")
 SSHD = "/usr/sbin/sshd"
 PAUSE_S = (1, 2, 5, 10, 30)  # before a restart of sshd
 GUARD_EVERY_S = 10.0
@@ -94,12 +100,18 @@ def main() -> None:
 
 
 def install() -> None:
-    """Write the SSH server's configuration and set the login shell, when the image is built."""
+    """Write the SSH server's configuration and set the login shell. Running it twice changes nothing."""
     login = str(HERE / "login.py")
+    for folder in (CONFIGURATION.parent, Path("/etc/profile.d")):
+        folder.mkdir(parents=True, exist_ok=True)
     write(CONFIGURATION, SSHD_CONFIGURATION.encode(), 0o644)
+    server = text_of(SERVER)
+    if INCLUDE not in server.splitlines():  # first, because sshd keeps the first value of each option
+        write(SERVER, f"{INCLUDE}\n{server}".encode(), 0o644)
     write(Path("/etc/profile.d/sniperface.sh"), PROFILE.encode(), 0o644)
-    with open("/etc/shells", "a", encoding="utf-8") as shells:
-        shells.write(f"{login}\n")
+    if login not in text_of(SHELLS).splitlines():
+        with SHELLS.open("a", encoding="utf-8") as shells:
+            shells.write(f"{login}\n")
     # '*' matches no password. '!' would lock the account, and sshd would refuse keys too.
     subprocess.run(["usermod", "--shell", login, "--password", "*", "root"], check=True)
 
@@ -114,6 +126,7 @@ class Machine:
         self.ending = False
         self.guard_starts = 0
         self.guard_at = time.monotonic()  # monotonic time of the next check
+        self.switch = Switch(os.environ, GUARD, say)
 
     def run(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # `pause` receives them
@@ -135,8 +148,9 @@ class Machine:
         while not asked:
             self.look_after_sshd()
             self.look_after_guard()
+            self.switch.look(self.sshd.pid if self.sshd else None)
             due = self.guard_at if self.start_at is None else min(self.guard_at, self.start_at)
-            asked = pause(due - time.monotonic())
+            asked = pause(min(due, self.switch.due) - time.monotonic())
             self.collect()
         self.end()
 

@@ -1,5 +1,7 @@
 """Release this machine from inside: by the provider's API, then its older GraphQL API, then runpodctl.
 
+    python3 -m deploy.pod.watchdog.release        terminate this pod; prints the outcome
+
 It is not documented which of them a pod's own key may use, so all are tried even if one refuses. "Not found" is a
 refusal too: this machine still runs, so that the API hides it from the key.
 
@@ -14,6 +16,9 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -21,7 +26,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.pod.agent import verbs
 from deploy.pod.base.redact import Redactor, of_environment
 from deploy.pod.base.text import visible
 
@@ -155,11 +159,24 @@ def _by_tool(action: str, pod: str, env: Mapping[str, str]) -> Outcome:
     said = b""
     for words in TOOL_WORDS[action]:
         try:
-            code, out, err = verbs.run([tool, *words, pod], env=dict(env), limit_s=TOOL_LIMIT_S)
-        except (OSError, verbs.Overdue) as error:
+            done = subprocess.run(
+                [tool, *words, pod], env={**os.environ, **env}, stdin=subprocess.DEVNULL, capture_output=True,
+                timeout=TOOL_LIMIT_S, check=False,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
             return Outcome(False, f"runpodctl did not answer: {error}")
-        if code == 0:
+        if done.returncode == 0:
             return Outcome(True, f"runpodctl {' '.join(words)} succeeded")
-        said = err or out
+        said = done.stderr or done.stdout
     last = said.decode("utf-8", errors="replace").strip().splitlines()[-1:] or ["no reason given"]
     return Outcome(False, f"runpodctl failed: {last[0]}")
+
+
+def main() -> int:
+    outcome = release("terminate", environment(), time.sleep)
+    print(f"sniperface release: {outcome.words}", flush=True)
+    return 0 if outcome.done else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

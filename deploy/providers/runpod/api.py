@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from deploy.pod.image.unattended import MINUTES
+
 BASE_URL_VARIABLE = "RUNPOD_API_BASE_URL"  # RunPod's own package reads it too; tests point it at their server
 BASE_URL = "https://api.runpod.io"
 # Statuses of pods that will not start by waiting. Any other status, even an unknown one, counts as alive.
@@ -29,6 +31,14 @@ class Wanted:
     volume_path: str = "/workspace"
     registry: str | None = None
     nodes: int = 1  # number of pods; more than one is a cluster
+    args: str = ""  # start command; empty: the image's own
+    unattended_min: float | None = None  # minutes without login and guard after which the pod releases itself
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Return the variables of the container."""
+        switch = {} if self.unattended_min is None else {MINUTES: f"{self.unattended_min:g}"}
+        return {"PUBLIC_KEY": self.public_key, **switch}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, choos
 from deploy.providers.runpod.messages import cannot_pull, first_words, no_candidate, public_line, unlike_room
 from deploy.providers.runpod.readiness import Unfit
 from deploy.providers.runpod.retry import Asking, Named, of_family
+from deploy.providers.runpod.start import start_of
 from deploy.providers.ssh_key import project_key
 from deploy.specs.machine import Machine
 from deploy.specs.settings import RunPod, Settings
@@ -94,7 +95,7 @@ class Making:
             self._end_all(kind, name)
         notes.done_with(name)
         if bad_image:
-            raise cannot_pull(target, self._image(), bad_image.why)
+            raise cannot_pull(target, start_of(self.options, self.settings.project).image, bad_image.why)
         raise no_candidate(target, refusals, kind.word if nodes > 1 else "machine")
 
     def _handed_out(self, kind: Kind[T], made: T, name: str, *, may_have_twins: bool) -> Machine:
@@ -172,10 +173,10 @@ class Making:
                 kind.end(each)
 
     def _wanted(self, name: str, nodes: int, candidate: Candidate, public_key: str) -> Wanted:
-        options = self.options
+        options, start = self.options, start_of(self.options, self.settings.project)
         return Wanted(
             name=name,
-            image=self._image(),
+            image=start.image,
             gpu=candidate.gpu,
             gpu_count=options.gpu_count,
             public_key=public_key,
@@ -187,18 +188,14 @@ class Making:
             volume_path=options.volume_path,
             registry=options.registry,
             nodes=nodes,
+            args=start.args,
+            unattended_min=options.unattended_min if nodes == 1 else None,  # no pod of a cluster ends alone
         )
 
     @property
     def min_cuda(self) -> str | None:
-        """Return the target's minimum CUDA version, else the one that our image needs from a host's driver."""
+        """Return the target's minimum CUDA version, else the one that our torch needs from a host's driver."""
         return self.options.min_cuda or image.cuda(self.settings.project)
-
-    def _image(self) -> str:
-        """Return the image. A name without a tag gets the environment's tag, under which `invoke push` puts it."""
-        name = self.options.image
-        has_tag = ":" in name.rpartition("/")[2] or "@" in name
-        return name if has_tag else f"{name}:{image.tag(self.settings.project)}"
 
 
 def _named(kind: Kind[T], name: str) -> T | None:

@@ -52,7 +52,7 @@ def cannot_pull(target: str, image: str, why: str) -> NoMachine:
     """Build the error for an image that cannot be pulled. Other candidates would have to pull the same image."""
     return NoMachine(
         f"RunPod cannot pull the image {image}: {why}",
-        next_command=f"look at image and registry in conf/deploy/{target}.yaml, or: {command(f'push --on {target}')}",
+        next_command=f"set another image: in conf/deploy/{target}.yaml, or registry: for a private one",
     )
 
 

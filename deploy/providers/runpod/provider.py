@@ -29,7 +29,7 @@ from deploy.specs.settings import RunPod, Settings
 if TYPE_CHECKING:
     from deploy.providers.runpod.rest import RestApi
 
-PYTHON = "/opt/sniperface/bin/python"  # of our image
+PYTHON = "auto"  # as the machine says: that of our image, or of the environment that is made there
 
 
 class RunPodProvider:

@@ -216,8 +216,10 @@ def _container(wanted: Wanted) -> dict[str, Any]:
         "image": wanted.image,
         "disk": wanted.disk_gib,
         "ports": ["22/tcp"],
-        "env": {"PUBLIC_KEY": wanted.public_key},
+        "env": wanted.env,
     }
+    if wanted.args:
+        body["args"] = wanted.args
     if wanted.data_center:
         body["dataCenterIds"] = [wanted.data_center]
     if wanted.volume:

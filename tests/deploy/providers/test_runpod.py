@@ -32,10 +32,10 @@ def test_a_pod_is_what_the_target_asks_for(both: Rig) -> None:
     assert (machine.name, machine.id, str(machine.root)) == (pod.name, pod.id, "/workspace/sniperface")
 
 
-def test_the_environment_of_a_pod_is_the_public_key_alone(both: Rig) -> None:
+def test_the_environment_of_a_pod_is_the_public_key_and_its_switch(both: Rig) -> None:
     machine = both.acquire()
     env = of(both, machine.name).env
-    assert list(env) == ["PUBLIC_KEY"]
+    assert (list(env), env["SNIPERFACE_UNATTENDED_MIN"]) == (["PUBLIC_KEY", "SNIPERFACE_UNATTENDED_MIN"], "15")
     assert env["PUBLIC_KEY"].startswith("ssh-ed25519 AAAA")
     assert not set(env["PUBLIC_KEY"]) & set('\r\n"')
     assert machine.address

@@ -11,7 +11,6 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from deploy.providers.runpod import RunPodProvider
-from deploy.providers.runpod.provider import PYTHON
 from deploy.shell import open_shell
 from deploy.specs.machine import Machine, MachineSpec, node_name
 from deploy.specs.plan import slug
@@ -119,7 +118,7 @@ def test_a_cluster_from_its_creation_to_its_end(emulator: Emulator, tmp_path: Pa
             )
             assert told.text.splitlines()[0] == f"{rank} 2 {addresses[0]} {machines[rank].id}"
             assert re.search(r" /dev/shm tmpfs \S*size=65536k", told.text)  # as the documents of RunPod have it
-            assert shell.run([PYTHON, "-c", GREETING, other]).text.startswith("SSH-2.0-")
+            assert shell.run(["python3", "-c", GREETING, other]).text.startswith("SSH-2.0-")
     finally:
         for shell in shells:
             shell.close()

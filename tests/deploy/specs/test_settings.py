@@ -74,7 +74,6 @@ def test_each_provider_has_keys_of_its_own(folder: Path) -> None:
         ("local", "provider: ssh\nroot: ~/x\nhost: y\nport: true\n", ["port", "22"]),
         ("local", "provider: docker\nroot: /x\nshm_gib: 0\n", ["shm_gib", "1.5"]),
         ("local", "provider: runpod\nroot: /x\nimage: me/x\n", ["'gpus'", "A4500"]),
-        ("local", "provider: runpod\nroot: /x\ngpus: [a]\n", ["'image'", "me/sniperface"]),
         ("local", "provider: runpod\nroot: /x\nimage: me/x\ngpus: [a]\napi: v3\n", ["v3", "v2", "sdk"]),
     ],
 )

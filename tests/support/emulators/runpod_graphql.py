@@ -107,6 +107,7 @@ class Root:
                 disk=input["containerDiskInGb"],
                 ports=input["ports"].split(","),
                 env={each["key"]: each["value"] for each in input.get("env", [])},
+                args=input.get("dockerArgs") or "",
                 volume=input.get("networkVolumeId"),
                 volume_path=input.get("volumeMountPath", ""),
                 takes=lambda cuda: cuda in (input.get("allowedCudaVersions") or [cuda]),

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import threading
@@ -149,7 +150,10 @@ class Greeter:
 
 
 class Container:
-    """A container of our image, with its own SSH server on a port of this computer, started by `docker run`."""
+    """A container with its own SSH server on a port of this computer, started by `docker run`.
+
+    The pod's start command takes the place of the image's, as at RunPod.
+    """
 
     def __init__(
         self,
@@ -167,7 +171,7 @@ class Container:
         network = pod.cluster.network.options(pod.rank) if pod.cluster else ()
         self.id = docker(
             "run", "--detach", "--label", f"{LABEL}={pod.id}", "--publish", "127.0.0.1::22", *network,
-            "--env", f"RUNPOD_POD_ID={pod.id}", *env, image or pod.image,
+            "--env", f"RUNPOD_POD_ID={pod.id}", *env, image or pod.image, *shlex.split(pod.args),
         )  # fmt: skip
 
     def address(self) -> tuple[str, int] | None:

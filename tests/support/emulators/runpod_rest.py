@@ -120,6 +120,7 @@ def _container(told: Mapping[str, Any]) -> dict[str, Any]:
         "disk": told.get("disk", 10),
         "ports": told.get("ports", []),
         "env": told.get("env", {}),
+        "args": told.get("args", ""),
         "volume": network[0].get("volumeId"),
         "volume_path": network[0].get("path", ""),
     }
@@ -182,7 +183,7 @@ def as_json(account: Account, pod: Pod) -> dict[str, Any]:
         "id": pod.id,
         "name": pod.name,
         "image": pod.image,
-        "args": "",
+        "args": pod.args,
         "disk": pod.disk,
         "ports": pod.ports,
         "env": pod.env,

@@ -59,6 +59,7 @@ class Pod:
     registry: str | None
     usd_per_hour: float
     cuda: str
+    args: str
     created: float
     booted: float  # when the last start of the container began
     boot_s: float
@@ -152,6 +153,7 @@ class Account:
         volume_path: str = "",
         registry: str | None = None,
         nodes: int = 1,
+        args: str = "",
         takes: Callable[[str], object] = bool,
     ) -> Pod:
         """Create a pod, or a cluster of `nodes` pods and return its first. `takes`: accepts a host's CUDA version."""
@@ -172,7 +174,7 @@ class Account:
                 "name": name, "image": image, "gpu": gpu, "gpu_count": gpu_count, "cloud": cloud,
                 "data_center": centers[0], "disk": disk, "ports": list(ports), "registry": registry,
                 "mounts": {"network": [{"volumeId": volume, "path": volume_path}]} if volume else {},
-                "usd_per_hour": kind.usd_per_hour * gpu_count, "cuda": hosts[0],
+                "usd_per_hour": kind.usd_per_hour * gpu_count, "cuda": hosts[0], "args": args,
             }  # fmt: skip
             cluster = self._new_cluster(name, nodes, about) if nodes > 1 else None
             pods = [self._new_pod({**about, "env": dict(env)}, cluster, rank) for rank in range(nodes)]

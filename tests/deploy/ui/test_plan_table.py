@@ -1,0 +1,41 @@
+"""What the plan says of a pod's image and of its environment, before anything is paid for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from deploy.specs.plan import make
+from deploy.specs.request import Request
+from deploy.specs.settings import RunPod, Target
+from deploy.ui.plan_table import plan_rows
+from tests.deploy.specs.test_plan import FACTS, SETTINGS
+
+STOCK = "runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404, without the training environment"
+EACH = "made on the machine, again on each new machine, because no volume keeps it: about 3 GB of packages to download"
+ONCE = "made on the machine, kept on the volume: about 3 GB of packages to download"
+
+
+@pytest.mark.parametrize(
+    ("options", "phases", "image", "environment"),
+    [
+        ({}, (), STOCK, f"{EACH}; paid minutes, unmeasured"),
+        ({"volume": "vol1"}, (), STOCK, f"{ONCE}; paid minutes, unmeasured"),
+        ({"volume": "vol1"}, ({"code": 240.0},), STOCK, f"{ONCE}; the time is in parts, under code"),
+        ({"image": "me/sniperface"}, (), "me/sniperface, with the training environment", None),
+    ],
+)
+def test_the_plan_names_the_image_and_what_its_environment_takes(
+    options: dict[str, Any], phases: tuple[dict[str, float], ...], image: str, environment: str | None
+) -> None:
+    target = Target("runpod", "runpod", "/workspace/sniperface", options=RunPod(gpus=("NVIDIA A40",), **options))
+    facts = dataclasses.replace(FACTS, hardware=None, phases=phases)
+    plan = make(dataclasses.replace(SETTINGS, target=target), Request(), facts, tryout=True)
+    rows = dict(plan_rows(plan))
+    assert (rows["image"], rows.get("environment")) == (image, environment)
+
+
+def test_other_targets_have_no_image() -> None:
+    assert "image" not in dict(plan_rows(make(SETTINGS, Request(), FACTS, tryout=True)))
