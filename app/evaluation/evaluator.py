@@ -86,9 +86,7 @@ class Meter:
         assert self.pairs is not None
         assert self.labels is not None
         try:
-            about = document(
-                self.scored, self.pairs, self.labels, self.data.images, self.rows, epoch=epoch, step=step
-            )
+            about = document(self.scored, self.pairs, self.labels, self.data.images, self.rows, epoch=epoch, step=step)
             write_json(path, about)
         except Exception as error:
             print(f"{path.name} was not written ({type(error).__name__}: {error}); training continues", flush=True)

@@ -21,6 +21,7 @@ from app.evaluation.measures import Numbers
 from app.evaluation.verification import Pairs
 
 RESAMPLES = 1000
+LEAST_PEOPLE = 5  # fewer resample to too few different people for an interval
 SEED = 0  # fixed, so that all embeddings are measured on the same resampled people
 CURVE_POINTS, BINS, HARDEST = 160, 64, 8
 CANDIDATES = 4000  # pairs among which the hardest are chosen, so that each image is shown once
@@ -91,11 +92,16 @@ def equal_error_rate(far: Numbers, tar: Numbers) -> float:
 
 
 def _resampled(scored: Scored, pairs: Pairs, labels: NDArray[np.int32]) -> tuple[Numbers, Numbers]:
-    """Balanced accuracy at the threshold: of all people [1], and of R resamples of the people [R]."""
+    """Balanced accuracy at the threshold: of all people [1], and of R resamples of the people [R].
+
+    NaN for a resample without pairs of a kind, and for too few people.
+    """
     _, person = np.unique(labels, return_inverse=True)
     people = int(person.max()) + 1
     right = ((scored.score >= scored.threshold) == pairs.same).astype(np.float64)
     place = person[pairs.left] * people + person[pairs.right]
+    if people < LEAST_PEOPLE:
+        return np.full(1, np.nan), np.full(RESAMPLES, np.nan)
     # Counts [K, K] by the people of a pair; pairs of one person are on the diagonal.
     hits, count = (np.bincount(place, weights, people**2).reshape(people, people) for weights in (right, None))
     rng = np.random.default_rng(SEED)
@@ -113,7 +119,7 @@ def _resampled(scored: Scored, pairs: Pairs, labels: NDArray[np.int32]) -> tuple
 def _interval(value: float, whole: Numbers, drawn: Numbers) -> tuple[float | None, float | None]:
     """The 95 % interval around `value` that the deviations of the resamples [R] from the whole [1] give."""
     spread = drawn[np.isfinite(drawn)] - whole[0]
-    if len(spread) < RESAMPLES / 2 or not np.isfinite(spread).all():
+    if len(spread) < RESAMPLES / 2:  # NaN: too few people
         return None, None
     low, high = np.percentile(spread, [2.5, 97.5])
     return value + float(low), value + float(high)

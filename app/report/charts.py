@@ -108,7 +108,9 @@ def draw(chart: Chart) -> str:
     return _svg(fill, chart.label)
 
 
-def histogram(label: str, edges: Sequence[float], same: Sequence[float], other: Sequence[float], at: float | None) -> str:
+def histogram(
+    label: str, edges: Sequence[float], same: Sequence[float], other: Sequence[float], at: float | None
+) -> str:
     """Draw the shares of two kinds of pairs by score, and the threshold `at`."""
 
     def fill(axes: Axes) -> None:
@@ -145,7 +147,7 @@ def _set(axis: Any, scale: Callable[[str], Any], limit: Callable[..., Any], want
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_locator(matplotlib.ticker.NullLocator())
     else:
-        axis.set_major_locator(MaxNLocator(6, integer=wanted.whole))
+        axis.set_major_locator(MaxNLocator(6, integer=wanted.whole, steps=[1, 2, 5, 10]))
         if wanted.pct:
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     axis.set_label_text(wanted.label)

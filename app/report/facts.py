@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from app.config.compose import plain_yaml
 from app.errors import WrongUse
 from app.runtime.folder import RunFolder
 
@@ -117,8 +116,8 @@ def parsed(data: bytes) -> dict[str, Any]:
 def read_settings(path: Path) -> list[tuple[str, str]]:
     """The settings in config.yaml, such as ("train.epochs", "24"); [] if they cannot be read."""
     try:
-        value = yaml.safe_load(_bytes(path))
-    except (yaml.YAMLError, ValueError, RecursionError):
+        value = plain_yaml(_bytes(path))
+    except Exception:  # the parser lets errors of several kinds through, and settings are no reason for no report
         return []
     found: list[tuple[str, str]] = []
     _leaves(value, "", 0, found)
@@ -132,9 +131,7 @@ def _leaves(value: Any, key: str, depth: int, found: list[tuple[str, str]]) -> N
         for name, each in value.items():
             _leaves(each, f"{key}.{name}"[:TEXT_CHARACTERS] if key else text(name), depth + 1, found)
     elif key:
-        # Only flat lists: YAML's aliases can make a nested one endless.
-        flat = not isinstance(value, list) or not any(isinstance(each, list | dict) for each in value[:100])
-        found.append((key, text(value[:100] if isinstance(value, list) else value) if flat else "…"))
+        found.append((key, text(value)))
 
 
 def _bytes(path: Path) -> bytes:

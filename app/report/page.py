@@ -19,8 +19,8 @@ BYTES_MOST = 3 << 20
 TEMPLATES = Path(__file__).parent
 # The page begins with these bytes, so that a browser runs no script of it and loads nothing, whatever follows.
 BEGIN = (
-    "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"
-    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; "
+    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
     "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'\">\n"
 )
 

@@ -26,7 +26,6 @@ def of(facts: Facts) -> dict[str, Any]:
         "name": facts.name,
         "state": verdict.state(facts),
         "verdict": verdict.sentence(facts),
-        "started": facts.last("start").get("time"),
         "tiles": tiles(facts),
         "warnings": warnings(facts),
         "curves": [chart for chart in (loss(facts), accuracy(facts), rate(facts)) if chart],
@@ -84,7 +83,8 @@ def warnings(facts: Facts) -> list[str]:
     if refused:
         why = text(refused[-1].get("why"))
         found.append(f"{_count(len(refused), 'refresh', 'refreshes')} of the pseudo-IDs refused. The newest: {why}")
-    found += [text(note) for note in facts.last("start").get("notes") or [] if isinstance(note, str)]
+    notes = facts.last("start").get("notes")
+    found += [text(note) for note in notes[:20] if isinstance(note, str)] if isinstance(notes, list) else []
     return found
 
 
@@ -119,14 +119,24 @@ def loss(facts: Facts) -> dict[str, Any] | None:
         return None
     refreshed = [each for each in facts.events["mining"] if each.get("accepted") is True]
     marks = [place for each in refreshed if (place := number(each.get("epoch"))) is not None]
-    lines = [Line(x, y, charts.OTHER), Line(x_epoch, y_epoch, charts.TRAINED, dots=True)]
-    chart = Chart("Loss by epoch", Axis("epoch"), Axis(), [line for line in lines if _known(line.y)], marks)
+    lines = [
+        Line(*_broken(x, y, marks), charts.OTHER),
+        Line(*_broken(x_epoch, y_epoch, marks), charts.TRAINED, dots=True),
+    ]
+    chart = Chart("Loss by epoch", Axis("epoch", whole=True), Axis(), [line for line in lines if _known(line.y)], marks)
     legend = [("other", "steps"), ("trained", "mean of an epoch")]
     note = "A lower loss alone proves nothing: the held-out accuracy counts."
     if marks:
         legend.append(("other dash", "pseudo-IDs refreshed"))
         note = "Each refresh of the pseudo-IDs changes the task: losses before and after it are not comparable."
     return {"title": "Loss", "svg": charts.draw(chart), "legend": legend, "note": note}
+
+
+def _broken(x: Sequence[float], y: Sequence[Any], marks: Sequence[float]) -> tuple[list[float], list[Any]]:
+    """The points with a gap at each mark, so that no line leads from one side of it to the other."""
+    gaps = [(mark, 1, None) for mark in marks]
+    joined = sorted([*((place, 0, value) for place, value in zip(x, y, strict=True)), *gaps], key=lambda each: each[:2])
+    return [place for place, _, _ in joined], [value for _, _, value in joined]
 
 
 def accuracy(facts: Facts) -> dict[str, Any] | None:
@@ -142,7 +152,7 @@ def accuracy(facts: Facts) -> dict[str, Any] | None:
             legend.append((f"{what} dash", EMBEDDINGS[what][0]))
     if not x:
         return None
-    chart = Chart("Held-out accuracy by epoch", Axis("epoch", least=0), Axis(pct=True), lines)
+    chart = Chart("Held-out accuracy by epoch", Axis("epoch", whole=True, least=0), Axis(pct=True), lines)
     note = "10-fold verification accuracy on people that were not trained on; chance is 50 %."
     return {"title": "Held-out accuracy", "svg": charts.draw(chart), "legend": legend, "note": note}
 
@@ -156,7 +166,7 @@ def rate(facts: Facts) -> dict[str, Any] | None:
     x, y = _points(facts, facts.events["step"], "images_per_s")
     if not _known(y):
         return None
-    chart = Chart("Images per second by epoch", Axis("epoch"), Axis(least=0), [Line(x, y)])
+    chart = Chart("Images per second by epoch", Axis("epoch", whole=True), Axis(least=0), [Line(x, y)])
     return {
         "title": "Rate",
         "svg": charts.draw(chart),
