@@ -15,11 +15,11 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 logging.getLogger("matplotlib").setLevel(logging.ERROR)  # building its cache of fonts is no news of a run
 
-WIDTH, HEIGHT = 400, 250  # units of the drawing, about pixels on a phone
+WIDTH, HEIGHT = 340, 216  # units of the drawing, about pixels on a phone
 POINTS_MOST = 400  # drawn per line
 # Stand-ins that the page replaces; each is a colour that no plot uses otherwise.
 INK, FAINT, BAD = "#010203", "#010204", "#010205"
@@ -91,7 +91,7 @@ def draw(chart: Chart) -> str:
 
     def fill(axes: Axes) -> None:
         for place in chart.marks[:POINTS_MOST]:
-            axes.axvline(place, color=OTHER, linewidth=0.9, linestyle=(0, (2, 2)))
+            axes.axvline(place, color=OTHER, linewidth=1.2, linestyle=(0, (2, 2)))
         for line in chart.lines:
             x, y = _thinned(line.x, line.y)
             axes.plot(
@@ -123,7 +123,7 @@ def histogram(
         axes.set_ylim(bottom=0)
         axes.set_xlabel("cosine of the pair")
         axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(_percent())
 
     return _svg(fill, label, height=HEIGHT * 0.76)
 
@@ -149,10 +149,14 @@ def _set(axis: Any, scale: Callable[[str], Any], limit: Callable[..., Any], want
     else:
         axis.set_major_locator(MaxNLocator(6, integer=wanted.whole, steps=[1, 2, 5, 10]))
         if wanted.pct:
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+            axis.set_major_formatter(_percent())
     axis.set_label_text(wanted.label)
     if wanted.least is not None or wanted.most is not None:
         limit(wanted.least, wanted.most)
+
+
+def _percent() -> FuncFormatter:
+    return FuncFormatter(lambda value, _: f"{100 * value:.6g}%")
 
 
 def _thinned(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float], list[float]]:

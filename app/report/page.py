@@ -53,4 +53,4 @@ def filled(page: Mapping[str, Any]) -> str:
 
 
 def pct(share: float | None, digits: int = 1) -> str:
-    return "-" if share is None else f"{100 * share:.{digits}f} %"
+    return "-" if share is None else f"{share:.{digits}%}"

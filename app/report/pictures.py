@@ -18,7 +18,7 @@ SHEET = re.compile(r"epoch_(\d{1,6})\.png")
 
 
 def sheets(folder: Path) -> list[dict[str, Any]]:
-    """The first and the newest contact sheet of a run, each with the epoch before which it was made."""
+    """The first and the newest contact sheet of a run, each with the number of epochs trained before it."""
     try:
         found = sorted((int(name[1]), path) for path in folder.iterdir() if (name := SHEET.fullmatch(path.name)))
     except OSError:

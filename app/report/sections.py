@@ -49,7 +49,7 @@ def tiles(facts: Facts) -> list[tuple[str, str, str]]:
     found = []
     if trained := facts.measured("trained"):
         low, high = verdict.interval(facts)
-        spread = "" if low is None or high is None else f"95 %: {low:.1%} to {high:.1%}"
+        spread = "" if low is None or high is None else f"interval {low:.1%} to {high:.1%}"
         found.append(("Accuracy", f"{trained[-1]['accuracy']:.1%}", spread))
     for gain in verdict.gains(facts):
         over = gain.over.removeprefix("the ")
@@ -117,14 +117,18 @@ def loss(facts: Facts) -> dict[str, Any] | None:
     x_epoch, y_epoch = _points(facts, facts.events["epoch"], "loss", ended=True)
     if not _known(y) and not _known(y_epoch):
         return None
+    if len(y) <= len(y_epoch):  # no more detail
+        x, y = [], []
     refreshed = [each for each in facts.events["mining"] if each.get("accepted") is True]
     marks = [place for each in refreshed if (place := number(each.get("epoch"))) is not None]
     lines = [
         Line(*_broken(x, y, marks), charts.OTHER),
         Line(*_broken(x_epoch, y_epoch, marks), charts.TRAINED, dots=True),
     ]
-    chart = Chart("Loss by epoch", Axis("epoch", whole=True), Axis(), [line for line in lines if _known(line.y)], marks)
-    legend = [("other", "steps"), ("trained", "mean of an epoch")]
+    chart = Chart(
+        "Loss by epoch", Axis("epochs trained", whole=True), Axis(), [line for line in lines if _known(line.y)], marks
+    )
+    legend = [*([("other", "steps")] if y else []), *([("trained", "mean of an epoch")] if y_epoch else [])]
     note = "A lower loss alone proves nothing: the held-out accuracy counts."
     if marks:
         legend.append(("other dash", "pseudo-IDs refreshed"))
@@ -152,8 +156,8 @@ def accuracy(facts: Facts) -> dict[str, Any] | None:
             legend.append((f"{what} dash", EMBEDDINGS[what][0]))
     if not x:
         return None
-    chart = Chart("Held-out accuracy by epoch", Axis("epoch", whole=True, least=0), Axis(pct=True), lines)
-    note = "10-fold verification accuracy on people that were not trained on; chance is 50 %."
+    chart = Chart("Held-out accuracy by epoch", Axis("epochs trained", whole=True, least=0), Axis(pct=True), lines)
+    note = "10-fold verification accuracy on people that were not trained on; chance is 50%."
     return {"title": "Held-out accuracy", "svg": charts.draw(chart), "legend": legend, "note": note}
 
 
@@ -166,7 +170,7 @@ def rate(facts: Facts) -> dict[str, Any] | None:
     x, y = _points(facts, facts.events["step"], "images_per_s")
     if not _known(y):
         return None
-    chart = Chart("Images per second by epoch", Axis("epoch", whole=True), Axis(least=0), [Line(x, y)])
+    chart = Chart("Images per second by epoch", Axis("epochs trained", whole=True), Axis(least=0), [Line(x, y)])
     return {
         "title": "Rate",
         "svg": charts.draw(chart),
@@ -266,7 +270,7 @@ def clusters(facts: Facts) -> dict[str, Any] | None:
     colours = {"coverage": "trained", "churn": "untrained", "purity": "pixels"}
     shown = [key for key in of_key if _known(of_key[key])]
     lines = [Line(x, of_key[key], EMBEDDINGS[colours[key]][1], dots=True) for key in shown]
-    chart = Chart("Clusters by epoch", Axis("epoch", whole=True), Axis(pct=True, least=0, most=1.03), lines)
+    chart = Chart("Clusters by epoch", Axis("epochs trained", whole=True), Axis(pct=True, least=0, most=1.03), lines)
     sizes = {text(name): number(count) for name, count in list(mapping(mined[-1].get("sizes")).items())[:20]}
     known = {name: count for name, count in sizes.items() if count is not None and name.replace("-", "").isdecimal()}
     rows = [
@@ -351,7 +355,7 @@ def machine(facts: Facts) -> list[Row]:
     gpus = status.get("gpus")
     for place, each in enumerate(map(mapping, gpus[:16] if isinstance(gpus, list) else [])):
         use, used, whole = (number(each.get(key)) for key in ("utilization_pct", "memory_used_bytes", "memory_bytes"))
-        parts = [f"{use:.0f} % busy"] if use is not None else []
+        parts = [f"{use:.0f}% busy"] if use is not None else []
         parts += [f"{used / GIB:.1f} of {whole / GIB:.1f} GiB"] if used is not None and whole is not None else []
         rows.append((f"GPU {place}, last seen", ", ".join(parts)))
     return [row for row in rows if row[1]]

@@ -75,7 +75,7 @@ def sentence(facts: Facts) -> str:
     trained = facts.measured("trained")
     if trained:
         low, high = interval(facts)
-        spread = "" if low is None or high is None else f" (95 % interval {low:.1%} to {high:.1%})"
+        spread = "" if low is None or high is None else f" (95% interval {low:.1%} to {high:.1%})"
         against = [gain.words() for gain in gains(facts)]
         told = f"Held-out people are verified with {trained[-1]['accuracy']:.1%} accuracy{spread}"
         return began + (f"{told}: {', and '.join(against)}." if against else f"{told}.")

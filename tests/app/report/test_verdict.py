@@ -37,18 +37,18 @@ ALL = {"pixels": 0.83, "untrained": 0.843, "trained": 0.885}
     [
         (
             facts(ALL, {"untrained": (0.01, 0.07), "pixels": (0.02, 0.09)}, DONE),
-            "Held-out people are verified with 88.5% accuracy (95 % interval 85.0% to 92.0%): 4.2 points above the "
+            "Held-out people are verified with 88.5% accuracy (95% interval 85.0% to 92.0%): 4.2 points above the "
             "untrained network (+1.0 to +7.0), and 5.5 points above raw pixels (+2.0 to +9.0).",
         ),
         (
             facts({**ALL, "trained": 0.85}, {"untrained": (-0.02, 0.03), "pixels": (-0.01, 0.05)}, DONE),
-            "Held-out people are verified with 85.0% accuracy (95 % interval 85.0% to 92.0%): not better than the "
+            "Held-out people are verified with 85.0% accuracy (95% interval 85.0% to 92.0%): not better than the "
             "untrained network: the difference of +0.7 points may be chance, and not better than raw pixels: the "
             "difference of +2.0 points may be chance.",
         ),
         (
             facts({**ALL, "trained": 0.8}, {"untrained": (-0.06, -0.02)}, DONE),
-            "Held-out people are verified with 80.0% accuracy (95 % interval 85.0% to 92.0%): 4.3 points below the "
+            "Held-out people are verified with 80.0% accuracy (95% interval 85.0% to 92.0%): 4.3 points below the "
             "untrained network (-6.0 to -2.0), and not better than raw pixels (-3.0 points).",
         ),
         (
