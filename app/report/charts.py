@@ -173,7 +173,8 @@ def _thinned(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float]
 
 def _svg(fill: Callable[[Axes], None], label: str, height: float = HEIGHT) -> str:
     file = io.StringIO()
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": label}):  # a salt of its own: ids of two plots differ
+    style: Any = {**STYLE, "svg.hashsalt": label}
+    with matplotlib.rc_context(style):  # a salt of its own: ids of two plots differ
         figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
         axes = figure.add_subplot()
         axes.tick_params(length=0)

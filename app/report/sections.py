@@ -17,7 +17,7 @@ EMBEDDINGS = {
     "pixels": ("raw pixels", charts.PIXELS),
 }
 GIB = 1 << 30
-Row = Sequence[str]
+Rows = list[tuple[str, ...]]
 
 
 def of(facts: Facts) -> dict[str, Any]:
@@ -213,11 +213,11 @@ def histograms(facts: Facts) -> list[dict[str, str]]:
         scores = mapping(about.get("scores"))
         least, most = number(scores.get("least")), number(scores.get("most"))
         same, other = numbers(scores.get("same")), numbers(scores.get("different"))
-        if None in (least, most) or same is None or other is None or len(same) != len(other) or not least < most:  # type: ignore[operator]
+        if least is None or most is None or least >= most or same is None or other is None or len(same) != len(other):
             continue
-        edges = [least + (most - least) * place / len(same) for place in range(len(same) + 1)]  # type: ignore[operator]
-        shares = [[each / (sum(counts) or 1) for each in counts] for counts in (same, other)]
-        svg = charts.histogram(f"Scores of the {label}", edges, *shares, number(about.get("threshold")))
+        edges = [least + (most - least) * place / len(same) for place in range(len(same) + 1)]
+        of_same, of_other = ([each / (sum(counts) or 1) for each in counts] for counts in (same, other))
+        svg = charts.histogram(f"Scores of the {label}", edges, of_same, of_other, number(about.get("threshold")))
         found.append({"label": label, "svg": svg})
     return found
 
@@ -241,9 +241,9 @@ def hardest(facts: Facts) -> list[dict[str, Any]]:
     return found
 
 
-def sets(facts: Facts) -> list[Row]:
+def sets(facts: Facts) -> Rows:
     """The newest result on each evaluated set."""
-    rows = []
+    rows: Rows = []
     for name in facts.sets():
         if measured := facts.measured(name):
             last = measured[-1]
@@ -286,7 +286,7 @@ def clusters(facts: Facts) -> dict[str, Any] | None:
     return {
         "svg": charts.draw(chart) if lines else "",
         "legend": [(colours[key], key) for key in shown],
-        "sizes": charts.bars("Clusters by size", list(known), list(known.values()), "images in a cluster")  # type: ignore[arg-type]
+        "sizes": charts.bars("Clusters by size", list(known), list(known.values()), "images in a cluster")
         if known
         else "",
         "rows": rows,
@@ -326,7 +326,7 @@ def money(facts: Facts) -> dict[str, Any] | None:
     return {"spent": spend or 0, "limit": limit, "used": used, "expected": expected, "by_hour": by_hour}
 
 
-def phases(facts: Facts) -> list[Row]:
+def phases(facts: Facts) -> Rows:
     """Expected and taken time of each phase of the plan."""
     taken = mapping(facts.run.get("phases"))
     listed = facts.plan.get("phases")
@@ -341,7 +341,7 @@ def phases(facts: Facts) -> list[Row]:
     return rows
 
 
-def machine(facts: Facts) -> list[Row]:
+def machine(facts: Facts) -> Rows:
     """The machine, and its use as the supervisor last saw it."""
     start, plan, status = facts.last("start"), facts.plan, facts.status
     rows = [
@@ -361,7 +361,7 @@ def machine(facts: Facts) -> list[Row]:
     return [row for row in rows if row[1]]
 
 
-def origin(facts: Facts) -> list[Row]:
+def origin(facts: Facts) -> Rows:
     """What was trained from what: data, code, and the newest checkpoint."""
     start, saved = facts.last("start"), facts.last("checkpoint")
     fraction, rows = number(start.get("fraction")), number(start.get("train_rows"))
