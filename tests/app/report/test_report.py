@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import re
@@ -22,9 +23,8 @@ from app.report import page
 from app.report.facts import read
 from app.report.leave import leave
 from app.report.page import BEGIN, BYTES_MOST, render
-from app.runtime.dist import World
 from app.runtime.folder import RunFolder
-from tests.app.support.training import TINY, run
+from tests.app.support.training import TINY
 
 HOSTILE = "\"><script>alert('x')</script><img src=https://evil.example/x onerror=alert(1)>"
 VOID = {"meta", "br", "img", "path", "use"}
@@ -98,9 +98,7 @@ START = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The folder of a real tiny run, in this process."""
-    import torch
-
+    """The folder of a real tiny run, by the command that users call."""
     from app import prepare
     from app.data.sources.source import Source
     from tests.app.conftest import faces
@@ -111,8 +109,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     data = tmp_path_factory.mktemp("data") / "images.npy"
     prepare.prepare(source, data)
     path = tmp_path_factory.mktemp("runs") / "tiny"
-    run(data, path, World(0, 1, torch.device("cpu")), "train.eval.every_epochs=1")
+    words = [*TINY, f"data.binary_cache_path={data}", f"run.dir={path}", "train.epochs=2", "run.report=true"]
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        assert train.main(words) == 0
+    assert told.getvalue().splitlines()[-1] == f"report: {path / 'report.html'}"
     return RunFolder(path)
+
+
+def test_training_leaves_a_report(trained: RunFolder) -> None:
+    assert "ROC" in harmless(trained.report.read_text(encoding="utf-8")).text
 
 
 def test_a_real_run_has_every_section(trained: RunFolder) -> None:
@@ -174,7 +179,7 @@ def test_whatever_a_folder_says_is_shown_as_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [None, "x", float("nan"), float("inf"), 1e308, -1, 10**400, [], {}, True, [[[]]]], ids=str
+    "value", ["x", float("nan"), -1, 10**400, True, [[[]]]], ids=["text", "nan", "negative", "huge", "true", "nested"]
 )
 def test_any_value_in_any_place_still_gives_a_page(trained: RunFolder, tmp_path: Path, value: object) -> None:
     """Each field of each event and document of a real run, replaced by a wrong one."""
@@ -228,9 +233,9 @@ def test_a_page_that_would_be_too_large_says_what_is_missing(tmp_path: Path, mon
 
 
 def test_a_long_run_makes_no_large_page(tmp_path: Path) -> None:
-    steps = ({"event": "step", "step": n, "epoch": n // 400, "loss": 5.0, "images_per_s": 9.0} for n in range(20_000))
+    steps = ({"event": "step", "step": n, "epoch": n // 160, "loss": 5.0, "images_per_s": 9.0} for n in range(8_000))
     mined = ({"event": "mining", "epoch": n, "count": 3, "coverage": 0.5, "accepted": True} for n in range(50))
-    folder = folder_of(tmp_path / "run", {**START, "epochs": 50, "steps_per_epoch": 400}, *steps, *mined)
+    folder = folder_of(tmp_path / "run", {**START, "epochs": 50, "steps_per_epoch": 160}, *steps, *mined)
     html = render(read(folder), folder)
     harmless(html)
     assert len(html) < 200_000
@@ -269,14 +274,6 @@ def test_the_command_writes_the_page_or_says_one_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_training_leaves_a_report(small_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """By the command that users call, at its end."""
-    words = [*TINY, f"data.binary_cache_path={small_data}", f"run.dir={tmp_path / 'run'}", "train.epochs=1"]
-    assert train.main([*words, "run.report=true"]) == 0
-    assert capfd.readouterr().out.splitlines()[-1] == f"report: {tmp_path / 'run' / 'report.html'}"
-    assert "ROC" in harmless((tmp_path / "run" / "report.html").read_text(encoding="utf-8")).text
-
-
 def test_a_report_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "run", START)
     folder.report.mkdir()
@@ -284,4 +281,3 @@ def test_a_report_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     assert told.startswith("no report: ")
     assert "\n" not in told
     assert leave(folder, limit_s=0.01).startswith("no report: it was not ready after 0 s")
-    assert leave(RunFolder(tmp_path / "none")).startswith("no report: there is no folder")
