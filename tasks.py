@@ -312,8 +312,17 @@ def fetch_checkpoint(
         "out": "output: a folder, or a path ending in .npy (default: data/<name>)",
         "held-out": "keep the last N images, in whole blocks, for measuring: other people "
         "(default: orl 100, synthetic a tenth, else 0)",
+        "align": "of folder, auto: find the best face in each photograph and align it by five points; "
+        "all: 112x112 images too; none (default): animals and other subjects",
+        "landmarks": "of folder, a CSV file of five points for each photograph, such as the landmarks.csv of align",
+        "fit": "of folder, how to scale without alignment: crop (default), squash or pad",
+        "min-face": "of align, the smallest width of a face in pixels of the photograph (default: 40)",
+        "min-score-pct": "of align, the lowest score of a face, 70 to 100 (default: 90)",
+        "not-found": "of align, photographs without a face: skip (default) or keep",
+        "several": "of align, photographs with several faces: best (default) or skip",
         "unreadable": "skip: leave out images that cannot be read, and list them in the manifest",
         "workers": "processes that make the images (default: one a core); the result is the same",
+        **JSON,
     },
 )
 def prepare(
@@ -332,8 +341,16 @@ def prepare(
     variation_pct: str | None = None,
     out: str | None = None,
     held_out: str | None = None,
+    align: str | None = None,
+    landmarks: str | None = None,
+    fit: str | None = None,
+    min_face: str | None = None,
+    min_score_pct: str | None = None,
+    not_found: str | None = None,
+    several: str | None = None,
     unreadable: str | None = None,
     workers: str | None = None,
+    json: bool = False,
 ) -> None:
     """Make images.npy, labels.npy and manifest.json from photographs or drawn faces. Resumes after an interruption."""
     from deploy.commands import app as apps
@@ -348,11 +365,18 @@ def prepare(
         "seed": seed,
         "variation_pct": variation_pct,
         "held_out": held_out,
+        "align": align,
+        "fit": fit,
+        "min_face": min_face,
+        "min_score_pct": min_score_pct,
+        "not_found": not_found,
+        "several": several,
         "unreadable": unreadable,
         "workers": workers,
     }
-    with _telling() as screen:
-        code = apps.prepare(PROJECT, on, screen, source=source, path=path, labels=labels, out=out, options=options)
+    files = {"path": path, "labels": labels, "landmarks": landmarks}
+    with _telling(json) as screen:
+        code = apps.prepare(PROJECT, on, screen, source=source, files=files, out=out, options=options)
     if code:
         raise Exit(code=code)
 
