@@ -30,6 +30,7 @@ from app.mining.knn import SearchInexact
 from app.mining.refresh import Interlude
 from app.recipes import RECIPES, Batch, Recipe
 from app.recipes.update import Update, batches, update
+from app.report.leave import LIMIT_AFTER_STOP_S, LIMIT_S, leave
 from app.runtime import checkpoint, dist, precision
 from app.runtime.checkpoint import TrainState
 from app.runtime.compiler import refuse_without_compiler
@@ -106,7 +107,7 @@ def run(config: Config, data: Dataset, here: World, stop: Stop, *, number: int |
         track.event("end", TrainState(), reason="failed", message=str(error), seconds=0.0)
         if not here.first_of_machine:
             print(error, file=sys.stderr)
-        if here.size > 1:  # the others wait in a collective; torchrun ends them
+        if here.size > 1:  # the others wait in a collective; torchrun ends them, without a report
             track.close()
             dist.leave(1)
         return 1
@@ -117,6 +118,8 @@ def run(config: Config, data: Dataset, here: World, stop: Stop, *, number: int |
         return 1
     finally:
         track.close()
+        if config.run.report and here.is_main:
+            print(leave(folder, limit_s=LIMIT_AFTER_STOP_S if stop.asked.is_set() else LIMIT_S), flush=True)
     return 0
 
 
@@ -336,6 +339,7 @@ def end_epoch(t: Training, pace: Pace, seconds: float) -> dict[str, Any] | None:
         measured = measure(t) if due else None
     if measured:
         t.track.event("eval", state, what="trained", **measured)
+        t.meter.keep(t.folder.verification, epoch=state.epoch, step=state.step)
     of_sets = measure_sets(t) if due else {}
     state.epoch, state.seen, t.taken_this_epoch = done, 0, 0
     return {**(measured or {}), **({"sets": of_sets} if of_sets else {})} or None

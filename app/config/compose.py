@@ -73,7 +73,7 @@ def _saved(path: Path) -> Any:
     try:
         with path.open("rb") as file:
             text = file.read(SAVED_BYTES + 1)
-        values = _plain(text) if len(text) <= SAVED_BYTES else None
+        values = plain_yaml(text) if len(text) <= SAVED_BYTES else None
     except Exception as error:  # the YAML reader's errors have no common base class
         raise WrongUse(f"{path} is not the configuration of a run; copy it again from the original run") from error
     if not isinstance(values, dict):
@@ -83,7 +83,7 @@ def _saved(path: Path) -> Any:
     return OmegaConf.create(values)
 
 
-def _plain(text: bytes) -> Any:
+def plain_yaml(text: bytes) -> Any:
     """Parse YAML and refuse aliases: a few bytes of them can expand to billions of values."""
     import yaml
 

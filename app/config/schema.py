@@ -215,6 +215,7 @@ class TrainConfig:
 @dataclass
 class RunConfig:
     dir: str | None = None  # null: runs/by-hand-<time>
+    report: bool = True  # write report.html when the run ends, is stopped or fails
     commit: str = "none"  # the code's commit, given by the caller; recorded in every checkpoint's JSON
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,17 @@ from torch import nn
 
 from app.config import Config
 from app.data.dataset import Dataset
-from app.evaluation.verification import Embeddings, all_pairs, enough, rank1, verification_accuracy
+from app.evaluation.separation import Scored, document
+from app.evaluation.verification import (
+    Embeddings,
+    accuracy_over_folds,
+    all_pairs,
+    enough,
+    fold_thresholds,
+    pair_scores,
+    rank1,
+)
+from app.files import write_json
 from app.mining.embed import embed
 from app.models.embedder import Embedder
 from app.runtime.dist import World, gather_rows
@@ -30,6 +41,7 @@ class Meter:
         self.rows = data.held_out_rows[: config.train.eval.max_images]
         self.labels = None if data.labels is None else data.labels[self.rows]
         self.pairs = None
+        self.scored: dict[str, Scored] = {}  # the newest scores by embedding, on the main process
         if self.labels is not None and enough(self.labels):
             self.pairs = all_pairs(self.labels)
 
@@ -37,15 +49,15 @@ class Meter:
         """Yield the baselines for training: raw pixels, and the network before training."""
         if self.pairs is None:
             return
-        yield "pixels", self._score(pixels(self.data, self.rows))
+        yield "pixels", self._score(pixels(self.data, self.rows), "pixels")
         try:
-            measured = self.measure()
+            measured = self.measure("untrained")
         except NotFinite:  # a network before its first step may overflow; then there is no such baseline
             return
         assert measured is not None
         yield "untrained", measured
 
-    def measure(self) -> Measured | None:
+    def measure(self, what: str = "trained") -> Measured | None:
         """Return 10-fold accuracy and rank-1 of flip-summed embeddings, or None; every rank embeds its share.
 
         Raises NotFinite and Interrupted, on all ranks.
@@ -65,12 +77,28 @@ class Meter:
         if not np.isfinite(whole).all():
             broken = int((~np.isfinite(whole)).any(axis=1).sum())
             raise NotFinite(f"the embeddings of {broken} of {len(whole)} held-out images are not finite")
-        return self._score(whole)
+        return self._score(whole, what)
 
-    def _score(self, embeddings: Embeddings) -> Measured:
+    def keep(self, path: Path, *, epoch: int, step: int) -> None:
+        """Write verification.json, for the report, from the newest scores. An error is one line: it must end no run."""
+        if "trained" not in self.scored:  # not the main process
+            return
         assert self.pairs is not None
         assert self.labels is not None
-        accuracy, std = verification_accuracy(embeddings, self.pairs)
+        try:
+            about = document(self.scored, self.pairs, self.labels, self.data.images, self.rows, epoch=epoch, step=step)
+            write_json(path, about)
+        except Exception as error:
+            print(f"{path.name} was not written ({type(error).__name__}: {error}); training continues", flush=True)
+
+    def _score(self, embeddings: Embeddings, what: str) -> Measured:
+        assert self.pairs is not None
+        assert self.labels is not None
+        score = pair_scores(embeddings, self.pairs)
+        thresholds = fold_thresholds(score, self.pairs)
+        accuracy, std = accuracy_over_folds(score, self.pairs, thresholds)
+        if self.here.is_main:
+            self.scored[what] = Scored(score, accuracy, float(np.mean(thresholds)))
         return {"accuracy": accuracy, "accuracy_std": std, "rank1": rank1(embeddings, self.labels)}
 
 

@@ -44,10 +44,20 @@ def verification_accuracy(embeddings: Embeddings, pairs: Pairs) -> tuple[float, 
     The protocol of LFW (Huang et al. 2007): embeddings [N, D] are compared by cosine. Pairs of one person and pairs of
     two people have the same total weight, whatever their numbers, so 50 % is chance. LFW's own list has equal numbers.
     """
+    score = pair_scores(embeddings, pairs)
+    return accuracy_over_folds(score, pairs, fold_thresholds(score, pairs))
+
+
+def pair_scores(embeddings: Embeddings, pairs: Pairs) -> NDArray[np.float32]:
+    """Cosines [P] of the pairs of embeddings [N, D]."""
     unit = normalise(embeddings)
-    score = (unit @ unit.T)[pairs.left, pairs.right]  # needs N x N; the embeddings of all pairs would need N x N x D
+    return (unit @ unit.T)[pairs.left, pairs.right]  # needs N x N; the embeddings of all pairs would need N x N x D
+
+
+def accuracy_over_folds(score: NDArray[np.float32], pairs: Pairs, thresholds: list[float]) -> tuple[float, float]:
+    """Mean and standard deviation of the balanced accuracy of scores [P] on each fold at its threshold."""
     accuracies = []
-    for fold, threshold in enumerate(fold_thresholds(score, pairs)):
+    for fold, threshold in enumerate(thresholds):
         test = pairs.fold == fold
         accuracies.append(balanced_accuracy(score[test], pairs.same[test], threshold))
     return float(np.mean(accuracies)), float(np.std(accuracies))

@@ -19,6 +19,31 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def verification(self) -> Path:
+        """How the newest measured network separates held-out people: curves, scores, hardest pairs."""
+        return self.path / "verification.json"
+
+    @property
+    def report(self) -> Path:
+        """The report, a web page."""
+        return self.path / "report.html"
+
+    @property
+    def status(self) -> Path:
+        """Written by the supervisor, if there is one: state, cost, GPU use."""
+        return self.path / "status.json"
+
+    @property
+    def plan(self) -> Path:
+        """Written by the launcher, if there is one: what was expected, and the limits."""
+        return self.path / "plan.json"
+
+    @property
+    def run(self) -> Path:
+        """Written by the launcher, on the laptop only: the cost, and the time of each phase."""
+        return self.path / "run.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from app.config import Config
 from app.runtime.checkpoint import TrainState
+from app.runtime.clock import clock
 from app.runtime.dist import World
 from app.runtime.folder import RunFolder
 
@@ -207,10 +208,3 @@ def _is_number(value: Any) -> bool:
 def loss(record: dict[str, Any]) -> str:
     """An event's mean loss as text; "none" if every step was skipped."""
     return "none" if record["loss"] is None else f"{record['loss']:.3f}"
-
-
-def clock(seconds: float) -> str:
-    """75 -> 1:15; 3700 -> 1:01:40"""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -28,6 +28,7 @@ from deploy.border.documents import (
     standing,
     status,
 )
+from deploy.border.pages import REPORT_BEGINS, is_report
 from deploy.border.places import CHECKPOINT, PICTURE, RESULT, Name, Place, chosen, place
 from deploy.border.values import (
     LISTED_MOST,
@@ -60,6 +61,7 @@ __all__ = [
     "LISTED_MOST",
     "PICTURE",
     "REASON_CHARACTERS",
+    "REPORT_BEGINS",
     "RESERVE_BYTES",
     "RESULT",
     "RESULTS_MOST",
@@ -79,6 +81,7 @@ __all__ = [
     "hashes",
     "heard",
     "interface",
+    "is_report",
     "mapping",
     "names",
     "number",

@@ -28,6 +28,8 @@ FILE_BYTES = {
     "status.json": DOCUMENT_BYTES,
     "metrics.jsonl": 256 << 20,
     "train.log": 4 * GIB,
+    "report.html": 4 << 20,
+    "verification.json": 4 << 20,
     "picture": 16 << 20,
     "result": 16 * GIB,
     "checkpoint": 64 * GIB,

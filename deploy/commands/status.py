@@ -22,6 +22,7 @@ from deploy.runs import session as reach
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
 from deploy.shell import LinkLost, LocalShell, Misbehaves
+from deploy.steps import download as home
 from deploy.steps import nodes
 from deploy.steps import restore as saved
 from deploy.ui.screen import Screen
@@ -38,7 +39,7 @@ def status(project: Path, target: str, run_id: str | None, screen: Screen, *, wa
         while True:
             reached, seen = reached.look()
             parts = runs.compared(reached.settings.runs, reached.record)
-            answer = answers.of_status(reached.record, seen, reached.events(), parts)
+            answer = answers.of_status(reached.record, seen, reached.events(), parts, home.report(reached))
             if reached.record.others:
                 answer["nodes"] = list(nodes.look(reached, seen))
             if not watch or reached.record.state in FINAL_STATES:

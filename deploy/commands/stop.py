@@ -40,8 +40,10 @@ def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict
         checkpoint = home.newest_checkpoint(reached)
         if checkpoint:
             screen.say(f"checkpoint: {checkpoint['path']} (epoch {checkpoint['epoch']}, step {checkpoint['step']})")
+        if report := home.report(reached):
+            screen.say(f"report: {report}")
         screen.commands(answers.next_commands(record))
-        return answers.of_run(record, reached.events(), checkpoint)
+        return answers.of_run(record, reached.events(), checkpoint, report)
 
 
 def down(

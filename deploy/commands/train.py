@@ -162,7 +162,7 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
         nodes.end_others(reached, screen)
     taken = {**watch.taken, **({"training": record.seconds} if record.seconds else {})}
     record = runs.update(reached.settings.runs, record, phases=taken)
-    document = answers.of_run(record, reached.events(), checkpoint)
+    document = answers.of_run(record, reached.events(), checkpoint, home.report(reached))
     screen.result(document)
     screen.compared(runs.compared(reached.settings.runs, record))
     if record.state != "succeeded":

@@ -17,8 +17,10 @@ ROW = ("run_id", "target", "state", "attempt", "created", "fraction", "backbone"
 NODE = ("node", "machine", "state", "heartbeat_age_s", "reason")
 
 
-def of_run(record: Record, events: Events, checkpoint: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The answer of `train` and `stop`."""
+def of_run(
+    record: Record, events: Events, checkpoint: Mapping[str, Any] | None, report: str | None = None
+) -> dict[str, Any]:
+    """The answer of `train` and `stop`. `report`: its path on this computer."""
     measured = {event.get("what"): event for event in events if event.get("event") == "eval"}
     return {
         "run_id": record.run_id,
@@ -28,6 +30,7 @@ def of_run(record: Record, events: Events, checkpoint: Mapping[str, Any] | None)
         "checkpoint": _some(checkpoint, "path", "sha256", "epoch", "step"),
         "eval": {what: _some(measured.get(what), "accuracy", "rank1") for what in ("pixels", "untrained", "trained")},
         "pseudo_ids": _pseudo_ids([event for event in events if event.get("event") == "mining"]),
+        "report": report,
         "reason": record.reason,
     }
 
@@ -40,7 +43,9 @@ def _pseudo_ids(mined: Events) -> dict[str, Any] | None:
     return _some(taken[-1] if taken else None, "count", "coverage", "purity")
 
 
-def of_status(record: Record, seen: Status | None, events: Events, phases: Sequence[Compared] = ()) -> dict[str, Any]:
+def of_status(
+    record: Record, seen: Status | None, events: Events, phases: Sequence[Compared] = (), report: str | None = None
+) -> dict[str, Any]:
     """The answer of `status`: the machine's report, the app's estimate of the time left, and the run's phases.
 
     `phases`: expected and actual time and cost of a run that is over.
@@ -59,6 +64,7 @@ def of_status(record: Record, seen: Status | None, events: Events, phases: Seque
         "heartbeat_age_s": seen.heartbeat_age_s if seen else None,
         "spend_usd": record.spend_usd,
         "reason": record.reason,
+        "report": report,
         "phases": [asdict(phase) for phase in phases],
     }
 

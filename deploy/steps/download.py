@@ -20,11 +20,16 @@ from deploy.specs.settings import Settings
 from deploy.ui.screen import Screen
 
 FILES = ("config.yaml", "status.json", "metrics.jsonl", "train.log")
+RESULTS = ("verification.json", "report.html")
 
 
 def bring(reached: Reached, screen: Screen) -> dict[str, Any] | None:
-    """Download config, status, metrics, log, pictures and the newest checkpoint, verified. Returns its JSON or None."""
+    """Download record, report, pictures and the newest checkpoint, verified. Returns the checkpoint's JSON or None."""
     bring_record(reached)
+    bring_files(reached, RESULTS)
+    if not border.is_report(Path(reached.home.report)):
+        Path(reached.home.report).unlink(missing_ok=True)
+        screen.complain(f"{reached.shell.name}: report.html of run {reached.record.run_id} is no report: removed")
     with _one_at_a_time(reached.settings):
         pictures = [name for name in reached.shell.listdir(reached.folder.mining) if name.endswith(".png")]
         for each in pictures[: border.RESULTS_MOST]:
@@ -68,6 +73,12 @@ def newest_checkpoint(reached: Reached) -> dict[str, Any] | None:
     home = reached.home
     whole = checkpoints.whole(LocalShell(), home)
     return {**whole[-1], "path": str(home.checkpoints / whole[-1]["file"])} if whole else None
+
+
+def report(reached: Reached) -> str | None:
+    """The path of the run's report on this computer; None if there is none yet."""
+    folders = [reached.home, *([reached.folder] if reached.machine and reached.machine.is_here else [])]
+    return next((str(folder.report) for folder in folders if Path(folder.report).is_file()), None)
 
 
 @contextlib.contextmanager

@@ -157,6 +157,8 @@ class Screen:
             self.say(f"pseudo-IDs: {found['count']}, coverage {found['coverage']:.3f}, purity {purity}{none}")
         if document["checkpoint"]:
             self.say(f"checkpoint: {document['checkpoint']['path']}")
+        if document["report"]:
+            self.say(f"report: {document['report']}")
         if document["seconds"] is not None:
             self.say(f"time: {duration(document['seconds'])}")
 

@@ -72,7 +72,8 @@ def test_one_command_brings_a_trained_checkpoint_home(clone: Clone, finished: di
     assert finished["pseudo_ids"]["purity"] > 0.7
     home = {path.name for path in (clone.path / "runs" / finished["run_id"]).iterdir()}
     names = {"plan.json", "run.json", "config.yaml", "train.log", "status.json", "metrics.jsonl", "checkpoints"}
-    assert names <= home
+    assert names | {"report.html", "verification.json"} <= home
+    assert finished["report"] == str(clone.path / "runs" / finished["run_id"] / "report.html")
     assert list((clone.path / "runs" / finished["run_id"] / "mining").glob("epoch_*.png"))
 
 

@@ -32,6 +32,8 @@ class RunFolder:
         self.log = path / "train.log"
         self.status = path / "status.json"
         self.metrics = path / "metrics.jsonl"
+        self.report = path / "report.html"
+        self.verification = path / "verification.json"  # the report's curves and pairs, to make it again
         self.checkpoints = path / "checkpoints"
         self.latest = self.checkpoints / "latest"
         self.mining = path / "mining"

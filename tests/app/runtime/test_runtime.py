@@ -15,10 +15,11 @@ import torch
 
 from app.config import LrScheduleConfig, WarmupConfig, load
 from app.runtime.checkpoint import TrainState
+from app.runtime.clock import clock
 from app.runtime.dist import World
 from app.runtime.folder import RunFolder
 from app.runtime.schedule import by_epoch, learning_rate
-from app.runtime.track import clock, end_last_line, tracker
+from app.runtime.track import end_last_line, tracker
 
 PROJECT = Path(__file__).parents[3]
 

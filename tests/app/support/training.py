@@ -29,7 +29,7 @@ TINY = [
     "recipe.moco.momentum=0.9", "recipe.moco.mask_most_similar=2", "mining.start_epoch=1",
     "mining.every_epochs=1", "mining.neighbours=4", "recipe.positives.epochs=[0,1]",
     "recipe.positives.probability=[0,0.8]", "train.epochs=3", "train.batch.size=8", "train.log_every_steps=1",
-    "train.lr_schedule.warmup.epochs=0",
+    "run.report=false", "train.lr_schedule.warmup.epochs=0",
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploy import providers
+from deploy import border, providers
 from deploy.billing import teardown as releasing
 from deploy.commands import app as apps
 from deploy.commands import status as looking
@@ -170,6 +170,21 @@ def test_pictures_and_results_write_nothing_outside_their_run(
     shown = outcome(command, laptop, capsys)
     assert files(laptop) == before
     assert command == "stop" or "the file name" in shown
+
+
+@pytest.mark.parametrize("begins", [border.REPORT_BEGINS, b"<script>", border.REPORT_BEGINS[:-1] + b" ", b""])
+def test_only_a_page_that_forbids_scripts_stays_on_the_laptop(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], begins: bytes
+) -> None:
+    """A browser obeys the policy at its beginning, whatever follows."""
+    page = begins + b"<script>alert(1)</script>"
+    Path(machine.run.report).write_bytes(page)
+    machine.status(state="stopped", ended=2.0)
+    shown = outcome("stop", laptop, capsys)
+    home = laptop / "runs" / RUN / "report.html"
+    assert (home.read_bytes() if home.exists() else None) == (page if begins == border.REPORT_BEGINS else None)
+    assert ("is no report: removed" in shown) == (begins != border.REPORT_BEGINS)
+    assert (f"report: {home}" in shown) == (begins == border.REPORT_BEGINS)
 
 
 BAD_STATUS: list[dict[str, Any]] = [

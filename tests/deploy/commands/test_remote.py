@@ -103,6 +103,7 @@ def test_the_everyday_five(any_box: Box) -> None:
     home = box.project.path / "runs" / done["run_id"]
     assert {path.name for path in home.iterdir()} == {
         "plan.json", "run.json", "config.yaml", "train.log", "status.json", "metrics.jsonl", "checkpoints",
+        "report.html",
     }  # fmt: skip
     assert "grüße" in box.invoke("logs").stdout
     assert box.json("status")["state"] == "succeeded"

@@ -57,9 +57,12 @@ def test_train_brings_a_verified_checkpoint_home(any_project: Project) -> None:
     assert done["run_id"].startswith("orl-f0.5-")
     assert done["seconds"] > 0
     home = {path.name for path in (project.path / "runs" / done["run_id"]).iterdir()}
-    assert home == {"plan.json", "run.json", "config.yaml", "train.log", "status.json", "metrics.jsonl", "checkpoints"}
+    files = {"plan.json", "run.json", "config.yaml", "train.log", "status.json", "metrics.jsonl", "report.html"}
+    assert home == {*files, "checkpoints"}
+    assert done["report"] == str(project.path / "runs" / done["run_id"] / "report.html")
     status = project.json("status")
     assert {"epoch": 2, "step": 9, "state": "succeeded", "attempt": 1, "spend_usd": 0}.items() <= status.items()
+    assert status["report"] == done["report"]
     assert [run["run_id"] for run in project.json("runs")] == [done["run_id"]]
     assert "grüße" in project.invoke("logs").stdout
 
@@ -71,6 +74,7 @@ def test_plain_words_where_there_is_no_terminal(project: Project) -> None:
     first = project.invoke("train")
     assert "trained    0.9       0.99" in first.stdout
     assert "checkpoint: " in first.stdout
+    assert re.search(r"^report: .*report\.html$", first.stdout, re.MULTILINE)
     assert first.stdout.count("rank 0 step 9\n") == 1
     assert "measured: earlier runs" in project.invoke("train", "--dry-run").stdout
     assert (
