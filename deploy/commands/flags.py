@@ -9,11 +9,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from deploy.errors import WrongUse, command, unknown
+from deploy.specs.flags import Flag
 
 # Invoke's own flags that have an effect here -> whether a value follows. They come before a command.
 BEFORE = {
@@ -33,15 +33,7 @@ COMPLETION = ("--complete", "--print-completion-script")  # Invoke ends after th
 MEANT = {"--dry": "--dry-run", "-R": "--dry-run", "-n": "--dry-run", "--follow": "--watch", "-f": "--follow"}
 
 
-@dataclass(frozen=True)
-class Flag:
-    """A flag of a command: whether a value follows, and whether it may be repeated."""
-
-    takes_value: bool
-    repeats: bool = False
-
-
-Commands = Mapping[str, Mapping[str, Flag]]
+Commands = Mapping[str, Sequence[Flag]]
 
 
 def check(words: Sequence[str], commands: Commands) -> bool:
@@ -102,18 +94,19 @@ def _command(name: str, words: Sequence[str], commands: Commands) -> bool:
             _refuse(flag, name, flags)
         else:
             _once(flag, flags[flag], seen)
-            if equals and not flags[flag].takes_value:
+            if equals and not flags[flag].value:
                 raise WrongUse(f"{flag} takes no value: write {flag} alone, or leave it out")
-            waiting = flag if flags[flag].takes_value and not equals else ""
+            waiting = flag if flags[flag].value and not equals else ""
     if waiting:
         raise _missing(waiting)
     return version
 
 
 def _known(name: str, commands: Commands) -> Mapping[str, Flag]:
+    """The command's flags, as they are typed."""
     if name not in commands:
         raise unknown("command", name, commands)
-    return commands[name]
+    return {flag.typed: flag for flag in commands[name]}
 
 
 def _once(name: str, flag: Flag, seen: set[str]) -> None:
@@ -152,7 +145,7 @@ def _refuse(flag: str, name: str, right: Iterable[str]) -> NoReturn:
 
 
 def _all_flags(commands: Commands) -> set[str]:
-    return {*BEFORE, *LIST, *(flag for flags in commands.values() for flag in flags)}
+    return {*BEFORE, *LIST, *(flag.typed for flags in commands.values() for flag in flags)}
 
 
 def version(project: Path) -> str:

@@ -20,6 +20,11 @@ PROJECT = Path(tasks.__file__).parent
 CORE = [*program.initial_context.flags, *program.initial_context.flags.aliases]  # long and short
 ANSWERED = {*flags.ASKS, *flags.BEFORE, *flags.COMPLETION}  # these ask, or say where the commands are
 
+
+def known() -> flags.Commands:
+    return {name: command.flags for name, command in tasks.commands().items()}
+
+
 # Invoke's own loader and parser on many command lines, in one process. Its executor only tells what would have run.
 TELLS = """
 import contextlib, io, json, sys
@@ -56,11 +61,11 @@ def told(lines: list[list[str]]) -> list[tuple[list[str], list[str], int, str]]:
 
 def test_no_core_flag_of_invoke_passes_at_any_command() -> None:
     """Every core flag, in each spelling, with and without a value, before and after every command."""
-    commands = tasks.commands()
+    commands = known()
     assert (len(commands) >= 19, len(CORE) >= 30) == (True, True)
     tried = 0
     for name, own in commands.items():
-        for flag in [flag for flag in CORE if flag not in own and flag not in ANSWERED]:
+        for flag in [flag for flag in CORE if flag not in {each.typed for each in own} and flag not in ANSWERED]:
             for words in spelt(flag):
                 for line in ([name, *words], [*words, name]):
                     with pytest.raises(WrongUse, match=re.escape(flag)):
@@ -71,7 +76,7 @@ def test_no_core_flag_of_invoke_passes_at_any_command() -> None:
 
 def test_invoke_itself_starts_nothing_for_a_core_flag() -> None:
     """The same before Invoke's own loader and parser, for the command that may rent a machine."""
-    after = [["train", flag] for flag in CORE if flag not in tasks.commands()["train"]]
+    after = [["train", flag] for flag in CORE if flag not in {each.typed for each in known()["train"]}]
     before = [[flag, "train"] for flag in CORE if flag not in flags.BEFORE]
     for words, started, code, said in told(after + before):
         assert started == [], (words, said)
@@ -127,21 +132,21 @@ def test_right_command_lines_reach_their_command() -> None:
 )
 def test_a_wrong_word_is_one_sentence_with_a_right_one(line: str, names: str) -> None:
     with pytest.raises(WrongUse) as refused:
-        flags.check(line.split(), tasks.commands())
+        flags.check(line.split(), known())
     assert names in refused.value.message
     assert refused.value.exit_code == 2
 
 
 @pytest.mark.parametrize("line", ["train --version", "train --detach -V", "-V", "status --json --version"])
 def test_the_version_is_asked_for_wherever_it_stands(line: str) -> None:
-    assert flags.check(line.split(), tasks.commands())
+    assert flags.check(line.split(), known())
 
 
 @pytest.mark.parametrize(
     "line", ["", "--list", "--help", "--help train", "train --help", "-l", "--complete -- inv tr", "deploy runs"]
 )
 def test_questions_to_invoke_pass(line: str) -> None:
-    assert not flags.check(line.split(), tasks.commands())
+    assert not flags.check(line.split(), known())
 
 
 START = {
