@@ -92,7 +92,9 @@ PIP_ADVICE = [
     ),
 ]  # fmt: skip
 # Started as `python -m NAME`: the first line of a script in .venv/bin cannot hold every path (quotes).
-MODULES = {"inv": "invoke", "invoke": "invoke", "mypy": "mypy", "pytest": "pytest", "ruff": "ruff"}
+MODULES = {
+    "inv": "invoke", "invoke": "invoke", "sniperface": "deploy", "mypy": "mypy", "pytest": "pytest", "ruff": "ruff",
+}  # fmt: skip
 EXTRAS = {"mypy": {"app", "dev"}, "pytest": {"app", "dev"}, "ruff": {"dev"}}  # mypy reads numpy's types
 # Invoke tasks that run a command of app/ on the target. On this computer they need the extra 'app'.
 APP_TASKS = {"bench", "deploy", "evaluate", "export", "mine", "prepare", "train"}
@@ -116,7 +118,7 @@ def main(command: list[str]) -> int:
 def extras_for(command: list[str]) -> set[str]:
     """Return the optional dependencies of a command: 'app' (with torch) only if the app itself runs here."""
     name, arguments = Path(command[0]).stem, command[1:]
-    if MODULES.get(name) == "invoke":
+    if MODULES.get(name) in ("invoke", "deploy"):
         only_asks = {"-h", "--help", "-l", "--list", "-V", "--version"}.intersection(arguments)
         task = next((word for word in arguments if not word.startswith("-")), "")
         if task not in APP_TASKS or only_asks:
@@ -387,7 +389,7 @@ def environment() -> dict[str, str]:
     env = {key: value for key, value in os.environ.items() if key != "PYTHONHOME"}
     path = os.pathsep.join([str(BIN), env.get("PATH", os.defpath)])
     # What to type before the name of a task. `invoke` prints it, so the user never needs to activate anything.
-    typed = f"{launcher()} bootstrap.py invoke"
+    typed = "sniperface" if "SNIPERFACE_STARTED_IN" in env else f"{launcher()} bootstrap.py invoke"
     return {**env, "VIRTUAL_ENV": str(VENV), "PATH": path, "SNIPERFACE_INVOKE": typed}
 
 

@@ -6,14 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invoke.exceptions import Exit
-from invoke.main import program
-
 # Invoke disables bytecode files. Without them every command compiles all of deploy/ again, which takes 0.25 s.
 sys.dont_write_bytecode = bool(sys.flags.dont_write_bytecode)
 
-from deploy.commands import flags as command_line
-from deploy.commands.program import Command, task, telling
+from deploy.commands.program import Command, CommandLine, task
 from deploy.specs import flags
 from deploy.specs.request import Request
 
@@ -26,27 +22,18 @@ PROJECT = Path(__file__).resolve().parent
 Document = dict[str, Any]
 
 
-def commands() -> dict[str, Command]:
-    """All commands by name."""
-    return {each.name: each for each in globals().values() if isinstance(each, Command)}
+# Headings of the commands in the help.
+RUNS, MACHINES, MODELS, PROJECT_ITSELF = "Runs", "Machines and money", "Data and models", "This project"
 
 
-def check_command_line() -> None:
-    """Refuse words that Invoke would ignore, and print the version if requested. Both end the program.
-
-    Called when this file is loaded, before Invoke parses the command line.
-    """
-    if not program.argv:
-        return  # imported, not run
-    words = program.argv[1:]
-    with telling("--json" in words):
-        asks_version = command_line.check(words, {name: each.flags for name, each in commands().items()})
-    if asks_version:
-        print(command_line.version(PROJECT))
-        raise Exit(code=0)
-
-
-@task(*flags.DEPLOY)
+@task(
+    *flags.DEPLOY,
+    group=RUNS,
+    examples=(
+        "deploy --on ssh",
+        "deploy --on runpod --pack jpeg95",
+    ),
+)
 def deploy(screen: Screen, target: str, nodes: str | None, pack: str | None) -> Document:
     """Make a target ready: machine, environment, code and data. A second call does only what is missing."""
     from deploy.commands import train as launch
@@ -54,7 +41,17 @@ def deploy(screen: Screen, target: str, nodes: str | None, pack: str | None) -> 
     return launch.deploy(PROJECT, target, screen, pack=pack, several=nodes)
 
 
-@task(*flags.flags_of(Request), *flags.TRAIN)
+@task(
+    *flags.flags_of(Request),
+    *flags.TRAIN,
+    group=RUNS,
+    examples=(
+        "train",
+        "train --on ssh --data faces/images.npy --fraction 0.01",
+        "train --on runpod --dry-run",
+        "train --resume auto --set train.epochs=48",
+    ),
+)
 def train(screen: Screen, detach: bool, dry_run: bool, keep: bool, yes: bool, **request: Any) -> Document:
     """Deploy what is missing, start the job, follow it and download the checkpoint. Ctrl-C leaves the job running."""
     from deploy.commands import train as launch
@@ -64,7 +61,7 @@ def train(screen: Screen, detach: bool, dry_run: bool, keep: bool, yes: bool, **
     return launch.train(PROJECT, asked, screen, detach=detach, dry_run=dry_run, keep=keep, yes=yes)
 
 
-@task(*flags.ATTACH)
+@task(*flags.ATTACH, group=RUNS, examples=("attach --on ssh",))
 def attach(_: Screen, target: str, run_id: str | None, write: bool) -> int:
     """Show the live tmux session of a run; leave it with Ctrl-b d."""
     from deploy.commands import status as looking
@@ -72,7 +69,7 @@ def attach(_: Screen, target: str, run_id: str | None, write: bool) -> int:
     return looking.attach(PROJECT, target, run_id, write=write)
 
 
-@task(flags.ON, flags.RUN)
+@task(flags.ON, flags.RUN, group=MACHINES, examples=("ssh --on runpod",))
 def ssh(_: Screen, target: str, run_id: str | None) -> int:
     """Open a shell on the machine of a run, in its folder."""
     from deploy.commands import enter
@@ -80,7 +77,7 @@ def ssh(_: Screen, target: str, run_id: str | None) -> int:
     return enter.ssh(PROJECT, target, run_id)
 
 
-@task(flags.ON, flags.RUN, flags.JSON)
+@task(flags.ON, flags.RUN, flags.JSON, group=MACHINES, examples=("ssh-config --on runpod",))
 def ssh_config(screen: Screen, target: str, run_id: str | None) -> Document:
     """Write an entry in ~/.ssh/config, so that `ssh sniperface-RUN` reaches the machine."""
     from deploy.commands import enter
@@ -88,7 +85,7 @@ def ssh_config(screen: Screen, target: str, run_id: str | None) -> Document:
     return enter.ssh_config(PROJECT, target, run_id, screen)
 
 
-@task(*flags.LOGS)
+@task(*flags.LOGS, group=RUNS, examples=("logs --follow",))
 def logs(screen: Screen, target: str, run_id: str | None, follow: bool) -> None:
     """Print the log of a run."""
     from deploy.commands import status as looking
@@ -96,7 +93,14 @@ def logs(screen: Screen, target: str, run_id: str | None, follow: bool) -> None:
     looking.logs(PROJECT, target, run_id, screen, follow=follow)
 
 
-@task(*flags.STATUS)
+@task(
+    *flags.STATUS,
+    group=RUNS,
+    examples=(
+        "status --watch",
+        "status --on ssh --json",
+    ),
+)
 def status(screen: Screen, target: str, run_id: str | None, watch: bool) -> Document:
     """Show how a run is doing: one answer from machine, supervisor and app."""
     from deploy.commands import status as looking
@@ -104,7 +108,7 @@ def status(screen: Screen, target: str, run_id: str | None, watch: bool) -> Docu
     return looking.status(PROJECT, target, run_id, screen, watch=watch)
 
 
-@task(*flags.WATCH)
+@task(*flags.WATCH, group=RUNS, examples=("watch --on runpod --max-usd 20",))
 def watch(screen: Screen, target: str, run_id: str | None, max_usd: str | None) -> Document:
     """Stay with a run until it is over: download its checkpoints, and replace a machine that vanishes."""
     from deploy.commands import watch as watching
@@ -113,7 +117,7 @@ def watch(screen: Screen, target: str, run_id: str | None, max_usd: str | None) 
     return watching.watch(PROJECT, target, run_id, screen, max_usd=parse_dollars(max_usd))
 
 
-@task(flags.JSON)
+@task(flags.JSON, group=RUNS)
 def runs(screen: Screen) -> None:
     """List all runs that this laptop knows, newest first."""
     from deploy.commands import status as looking
@@ -121,7 +125,7 @@ def runs(screen: Screen) -> None:
     screen.rows("Runs", looking.list_runs(PROJECT), ("run_id", "target", "state", "seconds", "backbone", "reason"))
 
 
-@task(flags.ON, flags.RUN, flags.JSON)
+@task(flags.ON, flags.RUN, flags.JSON, group=RUNS, examples=("stop --on ssh",))
 def stop(screen: Screen, target: str, run_id: str | None) -> Document:
     """End a run with a checkpoint; `invoke train --resume auto` continues it."""
     from deploy.commands import stop as ending
@@ -129,7 +133,14 @@ def stop(screen: Screen, target: str, run_id: str | None) -> Document:
     return ending.stop(PROJECT, target, run_id, screen)
 
 
-@task(*flags.FETCH_CHECKPOINT)
+@task(
+    *flags.FETCH_CHECKPOINT,
+    group=RUNS,
+    examples=(
+        "fetch-checkpoint --which best",
+        "fetch-checkpoint --on ssh --which 14 --to model.pt",
+    ),
+)
 def fetch_checkpoint(
     screen: Screen, target: str, run_id: str | None, which: str, to: str | None, watch: bool
 ) -> Document:
@@ -139,7 +150,14 @@ def fetch_checkpoint(
     return watching.fetch_checkpoint(PROJECT, target, run_id, which, to, screen, watch=watch)
 
 
-@task(*flags.PREPARE)
+@task(
+    *flags.PREPARE,
+    group=MODELS,
+    examples=(
+        "prepare --source folder --path faces --held-out 1000",
+        "prepare --source synthetic --identities 2000 --per-identity 20",
+    ),
+)
 def prepare(
     screen: Screen,
     target: str,
@@ -155,7 +173,7 @@ def prepare(
     return app.prepare(PROJECT, target, screen, source=source, path=path, labels=labels, out=out, options=options)
 
 
-@task(*flags.MINE)
+@task(*flags.MINE, group=MODELS, examples=("mine --which best",))
 def mine(screen: Screen, target: str, run_id: str | None, which: str, out: str | None, overrides: list[str]) -> int:
     """Compute pseudo-IDs of a run's data from one of its checkpoints: pseudo_ids.npy, a report, a picture."""
     from deploy.commands import app
@@ -163,7 +181,14 @@ def mine(screen: Screen, target: str, run_id: str | None, which: str, out: str |
     return app.mine(PROJECT, target, run_id, which, out, overrides, screen)
 
 
-@task(*flags.EVALUATE)
+@task(
+    *flags.EVALUATE,
+    group=MODELS,
+    examples=(
+        "evaluate --sets lfw.bin,pairs.csv",
+        "evaluate --weights 'runs/*/checkpoints/*.pt'",
+    ),
+)
 def evaluate(screen: Screen, target: str, run_id: str | None, which: str | None, **options: Any) -> int:
     """Measure how well checkpoints or files of weights tell people apart: a table, eval.json, ROC curves."""
     from deploy.commands import app
@@ -171,7 +196,7 @@ def evaluate(screen: Screen, target: str, run_id: str | None, which: str | None,
     return app.evaluate(PROJECT, target, run_id, which, screen, **options)
 
 
-@task(*flags.EXPORT)
+@task(*flags.EXPORT, group=MODELS, examples=("export --which best --out model.onnx",))
 def export(screen: Screen, target: str, run_id: str | None, which: str, out: str | None, overrides: list[str]) -> int:
     """Write a checkpoint as ONNX, compare it with torch on real images and check it by the challenge's rules."""
     from deploy.commands import app
@@ -179,7 +204,7 @@ def export(screen: Screen, target: str, run_id: str | None, which: str, out: str
     return app.export(PROJECT, target, run_id, which, out, overrides, screen)
 
 
-@task(flags.JSON)
+@task(flags.JSON, group=MACHINES)
 def ps(screen: Screen) -> None:
     """List what costs money, as the providers report it: machines and volumes, orphans first."""
     from deploy.billing.bills import COLUMNS
@@ -188,7 +213,14 @@ def ps(screen: Screen) -> None:
     screen.rows("Machines and volumes", looking.bills(PROJECT, screen), COLUMNS)
 
 
-@task(*flags.DOWN)
+@task(
+    *flags.DOWN,
+    group=MACHINES,
+    examples=(
+        "down --on runpod",
+        "down --orphans",
+    ),
+)
 def down(screen: Screen, target: str, run_id: str | None, every: bool, orphans: bool, anyway: bool) -> list[Document]:
     """Release machines, so that they cost nothing. Runs end with a checkpoint, and their results are downloaded."""
     from deploy.commands import stop as ending
@@ -196,7 +228,14 @@ def down(screen: Screen, target: str, run_id: str | None, every: bool, orphans: 
     return ending.down(PROJECT, target, run_id, screen, every=every, orphans=orphans, anyway=anyway)
 
 
-@task(*flags.BUILD)
+@task(
+    *flags.BUILD,
+    group=MACHINES,
+    examples=(
+        "build",
+        "build --cpu",
+    ),
+)
 def build(screen: Screen, target: str, **arguments: Any) -> None:
     """Build the image that machines are made from. An image of an unchanged environment is reused."""
     from deploy.providers import image
@@ -204,7 +243,7 @@ def build(screen: Screen, target: str, **arguments: Any) -> None:
     image.build(PROJECT, target, screen.say, image.arguments(**arguments))
 
 
-@task(*flags.PUSH)
+@task(*flags.PUSH, group=MACHINES, examples=("push --image me/sniperface",))
 def push(screen: Screen, target: str, repository: str | None, **arguments: Any) -> None:
     """Push the image to a registry, and build it first if necessary. Log in with `docker login` before."""
     from deploy.providers import image
@@ -212,7 +251,7 @@ def push(screen: Screen, target: str, repository: str | None, **arguments: Any) 
     image.push(PROJECT, target, repository, screen.say, image.arguments(**arguments))
 
 
-@task(flags.ON, flags.JSON)
+@task(flags.ON, flags.JSON, group=MACHINES, examples=("doctor --on ssh",))
 def doctor(screen: Screen, target: str) -> int:
     """Check the setup, and suggest fixes."""
     from deploy.commands import status as looking
@@ -222,7 +261,7 @@ def doctor(screen: Screen, target: str) -> int:
     return 1 if any(finding["level"] == "problem" for finding in findings) else 0
 
 
-@task(*flags.BENCH)
+@task(*flags.BENCH, group=PROJECT_ITSELF, examples=("bench --quick",))
 def bench(_: Screen, quick: bool) -> int:
     """Run every benchmark. The exit code is 1 if a claim does not hold."""
     from deploy.commands import app
@@ -230,4 +269,5 @@ def bench(_: Screen, quick: bool) -> int:
     return app.bench(PROJECT, quick=quick)
 
 
-check_command_line()
+COMMAND_LINE = CommandLine(PROJECT, {each.name: each for each in list(globals().values()) if isinstance(each, Command)})
+COMMAND_LINE.take_over()

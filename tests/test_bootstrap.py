@@ -211,6 +211,8 @@ def bootstrap() -> ModuleType:
         ("pytest -k train", {"app", "dev"}),
         ("ruff check .", {"dev"}),
         ("mypy --platform win32", {"app", "dev"}),
+        ("sniperface train", {"app"}),
+        ("sniperface status", set()),
         ("python -m app.config", {"app"}),
         ("python benchmarks/loader.py", {"app"}),
         ("python --version", set()),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+# Headings of flags in the help.
+WHERE, WHAT, HOW, OUTPUT = "Where", "What runs", "How it starts", "Output"
+PARQUET, RECORDS, DRAWN = "Of parquet", "Of rec", "Of synthetic"
 
 FLAG, PARSED_BY = "flag", "parsed_by"  # in the metadata of a dataclass's field
 
@@ -14,7 +18,8 @@ class Flag:
     """A flag of a command.
 
     `value`: what follows the flag, as the help names it; None: the flag is a switch. `default`: the text that is used
-    if the flag is not given. `parameter`: the parameter that gets it (default: the name with underscores).
+    if the flag is not given. `group`: its heading in the help. `parameter`: the parameter that gets it (default: the
+    name with underscores).
     """
 
     name: str
@@ -22,6 +27,7 @@ class Flag:
     value: str | None = None
     default: str | None = None
     repeats: bool = False
+    group: str = "Flags"
     parameter: str = ""
 
     def __post_init__(self) -> None:
@@ -40,22 +46,19 @@ def flagged(default: Any, flag: Flag, parsed_by: Any = None) -> Any:
 def flags_of(request: type) -> tuple[Flag, ...]:
     """The flags that the fields of a dataclass declare. Each sets the parameter with the field's name."""
     declared: Mapping[str, Flag] = {each.name: each.metadata[FLAG] for each in fields(request) if FLAG in each.metadata}
-    return tuple(
-        Flag(flag.name, flag.help, flag.value, flag.default, flag.repeats, parameter=name)
-        for name, flag in declared.items()
-    )
+    return tuple(replace(flag, parameter=name) for name, flag in declared.items())
 
 
 def on(help: str, default: str = "local") -> Flag:
-    return Flag("on", help, "TARGET", default, parameter="target")
+    return Flag("on", help, "TARGET", default, group=WHERE, parameter="target")
 
 
 def run(help: str) -> Flag:
-    return Flag("run", help, "RUN", parameter="run_id")
+    return Flag("run", help, "RUN", group=WHERE, parameter="run_id")
 
 
-def overrides(help: str) -> Flag:
-    return Flag("set", help, "KEY=VALUE", repeats=True, parameter="overrides")
+def overrides(help: str, group: str = Flag.group) -> Flag:
+    return Flag("set", help, "KEY=VALUE", repeats=True, group=group, parameter="overrides")
 
 
 def out(help: str) -> Flag:
@@ -64,20 +67,21 @@ def out(help: str) -> Flag:
 
 ON = on("target: the name of a file in conf/deploy (default: local)")
 RUN = run("run id, or the beginning of it (default: the newest run of the target)")
-JSON = Flag("json", "print one JSON document on stdout; messages go to stderr")
+JSON = Flag("json", "print one JSON document on stdout; messages go to stderr", group=OUTPUT)
 PACK = Flag(
     "pack",
     "how to send images of this computer: none (default), lossless, or jpeg50 to jpeg100, which is lossy",
     "KIND",
+    group=WHAT,
 )
-NODES = Flag("nodes", "machines for one run (default: the target's nodes, else 1)", "N")
+NODES = Flag("nodes", "machines for one run (default: the target's nodes, else 1)", "N", group=WHERE)
 WHICH = Flag("which", "latest, best, or a number: the epoch", "WHICH", "latest")
 
 TRAIN = (
-    Flag("detach", "do not follow the job"),
-    Flag("yes", "accept the cost without a question"),
-    Flag("keep", "if it fails before the job runs, keep a machine that was created for it"),
-    Flag("dry-run", "print the plan and end; change nothing"),
+    Flag("detach", "do not follow the job", group=HOW),
+    Flag("yes", "accept the cost without a question", group=HOW),
+    Flag("keep", "if it fails before the job runs, keep a machine that was created for it", group=HOW),
+    Flag("dry-run", "print the plan and end; change nothing", group=HOW),
     JSON,
 )
 DEPLOY = (ON, NODES, PACK, JSON)
@@ -120,14 +124,14 @@ PREPARE = (
     ),
     Flag("labels", "labels.npy of an array", "PATH"),
     out("output: a folder, or a path ending in .npy (default: data/<name>)"),
-    Flag("image-column", "of parquet, the column of image files (default: one with a usual name)", "NAME"),
-    Flag("label-column", "of parquet, the column of identities (default: one with a usual name)", "NAME"),
-    Flag("split", "of parquet, which split of a folder that holds several, such as train", "NAME"),
-    Flag("decoder", "of rec, cpu, or dali on a GPU (default: cpu)", "NAME"),
-    Flag("identities", "of synthetic, how many people (default: 2000)", "N"),
-    Flag("per-identity", "of synthetic, how many photographs of each (default: 20)", "N"),
-    Flag("seed", "of synthetic, which people: another number, other people (default: 0)", "N"),
-    Flag("variation-pct", "of synthetic, how much the faces of one person differ, 0 to 100 (default: 100)", "PERCENT"),
+    Flag("image-column", "the column of image files (default: one with a usual name)", "NAME", group=PARQUET),
+    Flag("label-column", "the column of identities (default: one with a usual name)", "NAME", group=PARQUET),
+    Flag("split", "which split of a folder that holds several, such as train", "NAME", group=PARQUET),
+    Flag("decoder", "cpu, or dali on a GPU (default: cpu)", "NAME", group=RECORDS),
+    Flag("identities", "how many people (default: 2000)", "N", group=DRAWN),
+    Flag("per-identity", "how many photographs of each (default: 20)", "N", group=DRAWN),
+    Flag("seed", "which people: another number, other people (default: 0)", "N", group=DRAWN),
+    Flag("variation-pct", "how much the faces of one person differ, 0 to 100 (default: 100)", "PERCENT", group=DRAWN),
     Flag(
         "held-out",
         "keep the last N images, in whole blocks, for measuring: other people "

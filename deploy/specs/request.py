@@ -10,7 +10,7 @@ from typing import Any
 
 from deploy.errors import WrongUse
 from deploy.pod.base.redact import SECRET_NAME
-from deploy.specs.flags import NODES, ON, PACK, PARSED_BY, Flag, flagged, overrides
+from deploy.specs.flags import HOW, NODES, ON, PACK, PARSED_BY, WHAT, WHERE, Flag, flagged, overrides
 from deploy.specs.settings import pack_kind
 
 TRYOUT = "experiment=tryout"
@@ -77,7 +77,7 @@ class Request:
     target: str = flagged("local", ON)
     fraction: float = flagged(
         1.0,
-        Flag("fraction", "share of the data, above 0 and up to 1 (default: 1)", "SHARE"),
+        Flag("fraction", "share of the data, above 0 and up to 1 (default: 1)", "SHARE", group=WHAT),
         parse_fraction,
     )
     resume: str = flagged(
@@ -85,19 +85,25 @@ class Request:
         Flag(
             "resume",
             "auto: continue the newest unfinished run; none: a new run (default); PATH: start from a checkpoint",
-            "RUN",
+            "auto|none|PATH",
+            group=WHAT,
         ),
     )
     run: str | None = flagged(  # None: the newest unfinished run
         None,
-        Flag("run", "with --resume auto: which unfinished run (default: the newest of the target)", "RUN"),
+        Flag("run", "with --resume auto: which unfinished run (default: the newest of the target)", "RUN", group=WHERE),
     )
     recipe: str | None = flagged(
-        None, Flag("recipe", "name of a file in conf/recipe (default: the configuration's)", "RECIPE")
+        None, Flag("recipe", "name of a file in conf/recipe (default: the configuration's)", "RECIPE", group=WHAT)
     )
     data: str | None = flagged(
         None,
-        Flag("data", "an images.npy, or the folder it is in (default: the target's, else the ORL try-out)", "PATH"),
+        Flag(
+            "data",
+            "an images.npy, or the folder it is in (default: the target's, else the ORL try-out)",
+            "PATH",
+            group=WHAT,
+        ),
     )
     labels: str | None = flagged(
         None,
@@ -105,22 +111,28 @@ class Request:
             "labels",
             "for --recipe supervised, labels to learn instead of labels.npy, such as the pseudo_ids.npy of mine",
             "PATH",
+            group=WHAT,
         ),
     )
     overrides: tuple[str, ...] = flagged(
-        (), overrides("key=value of the configuration, such as --set train.epochs=5; repeatable"), tuple
+        (), overrides("key=value of the configuration, such as --set train.epochs=5; repeatable", WHAT), tuple
     )
     env: tuple[str, ...] = flagged(
         (),
         Flag(
-            "env", "KEY=VALUE, a variable of the job's environment; repeatable; no secrets", "KEY=VALUE", repeats=True
+            "env",
+            "KEY=VALUE, a variable of the job's environment; repeatable; no secrets",
+            "KEY=VALUE",
+            repeats=True,
+            group=WHAT,
         ),
         parse_env,
     )
     pack: str = flagged("none", PACK, lambda text: pack_kind(text, PACK.typed))  # upload format of the laptop's images
     nodes: int | None = flagged(None, NODES, parse_nodes)  # None: the target's value
     queue: bool = flagged(
-        False, Flag("queue", "if another run is on the machine, wait there for its end; the data stays cached")
+        False,
+        Flag("queue", "if another run is on the machine, wait there for its end; the data stays cached", group=HOW),
     )
     given: frozenset[str] = frozenset()  # fields that the user set, to compare with a run that is continued
 
