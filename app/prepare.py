@@ -37,7 +37,7 @@ from app.data.sources import source as sources
 from app.data.sources import writer
 from app.data.sources.recordio import rec
 from app.data.synthetic.source import synthetic
-from app.errors import EXIT_WRONG_USE, WrongUse
+from app.errors import EXIT_WRONG_USE, WrongUse, framed
 from app.files import atomic, make_folder, one_at_a_time, write_json
 
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -76,13 +76,13 @@ def main(argv: list[str]) -> int:
             print(sentence, file=sys.stderr)
         manifest = make(source, out, options, workers)
     except writer.Unreadable as error:
-        print(told(error.bad, out), file=sys.stderr)
+        print(framed(told(error.bad, out)), file=sys.stderr)
         return EXIT_WRONG_USE
     except WrongUse as error:
-        print(error, file=sys.stderr)
+        print(framed(str(error)), file=sys.stderr)
         return EXIT_WRONG_USE
     except OSError as error:
-        print(f"{error}; run the same command to continue", file=sys.stderr)
+        print(framed(f"{error}; run the same command to continue"), file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
         print("interrupted; run the same command to continue", file=sys.stderr)
@@ -137,7 +137,8 @@ def parse(argv: list[str]) -> dict[str, str]:
         raise WrongUse(f"unreadable={options['unreadable']} is not known; give unreadable=skip, or leave it out")
     source = options.get("source", "")
     if source not in OPTIONS:
-        raise WrongUse(f"source={source} is not known; choose from {', '.join(OPTIONS)}")
+        near = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(source, OPTIONS, n=1))
+        raise WrongUse(f"source={source} is not known; {near}choose from {', '.join(OPTIONS)}")
     if Path(options.get("out", "")).suffix != ".npy":
         raise WrongUse(f"out={options.get('out', '')} must end in .npy, such as out=data/faces/images.npy")
     for key in options:

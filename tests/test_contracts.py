@@ -35,6 +35,13 @@ def test_a_run_folder_has_the_same_names_on_both_sides() -> None:
     assert [getattr(app, name) for name in names] == [getattr(deploy, name) for name in names]
 
 
+def test_the_app_hears_which_of_its_options_were_typed_as_flags() -> None:
+    from app.errors import FLAGS
+    from deploy.commands.app import FLAGS as TOLD
+
+    assert FLAGS == TOLD
+
+
 @pytest.fixture
 def prepared(tmp_path: Path) -> Path:
     """24 images of 8 people in blocks of 3; 6 images are held out."""

@@ -28,7 +28,6 @@ from deploy.ui.screen import Screen
 
 AGAIN_EVERY_S = 2
 LIST_LIMIT_S = 20.0  # `runs` waits this long for the machine of each target
-TABLES = ("phases", "nodes", "saved")  # parts of the answer of `status` that are shown below it
 PATIENCE_S = 3600  # the laptop may sleep; the job runs on without it
 
 
@@ -38,16 +37,18 @@ def status(project: Path, target: str, run_id: str | None, screen: Screen, *, wa
         while True:
             reached, seen = reached.look()
             parts = runs.compared(reached.settings.runs, reached.record)
-            answer = answers.of_status(reached.record, seen, reached.events(), parts)
+            events = reached.events()
+            answer = answers.of_status(reached.record, seen, events, parts)
+            epochs = answers.epochs_of(events)
             if reached.record.others:
                 answer["nodes"] = list(nodes.look(reached, seen))
             if not watch or reached.record.state in FINAL_STATES:
                 break
-            screen.status_line(answer)
+            screen.status_line(answer, epochs, events)
             time.sleep(AGAIN_EVERY_S)
         what = saved.of(reached.settings, reached.record, reached) if reached.record.state == "lost" else None
         answer["saved"] = what.to_json() if what else None
-        screen.facts(f"Run {reached.record.run_id}", {key: answer[key] for key in answer if key not in TABLES})
+        screen.status(answer, epochs, events)
         if "nodes" in answer and not screen.as_json:
             screen.rows("Machines", answer["nodes"], answers.NODE)
         screen.compared(parts)

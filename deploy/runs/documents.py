@@ -63,6 +63,12 @@ def of_status(record: Record, seen: Status | None, events: Events, phases: Seque
     }
 
 
+def epochs_of(events: Events) -> int:
+    """How many epochs the run trains, by its newest start; 0 if it has not started."""
+    told = [event.get("epochs") for event in events if event.get("event") == "start"]
+    return told[-1] if told and type(told[-1]) is int else 0
+
+
 def of_node(number: int, machine: str, seen: Status | None) -> dict[str, Any]:
     """One of several machines that train a run. Without `seen` it is gone or does not answer, and counts as lost."""
     state, age, reason = (seen.state, seen.heartbeat_age_s, seen.reason) if seen else ("lost", None, None)
