@@ -117,12 +117,12 @@ def watch(screen: Screen, target: str, run_id: str | None, max_usd: str | None) 
     return watching.watch(PROJECT, target, run_id, screen, max_usd=parse_dollars(max_usd))
 
 
-@task(flags.JSON, group=RUNS)
-def runs(screen: Screen) -> None:
+@task(*flags.RUNS, group=RUNS, examples=("runs --sort accuracy",))
+def runs(screen: Screen, sort: str | None) -> None:
     """List all runs that this laptop knows, newest first."""
     from deploy.commands import status as looking
 
-    screen.rows("Runs", looking.list_runs(PROJECT), ("run_id", "target", "state", "seconds", "backbone", "reason"))
+    screen.rows("Runs", looking.list_runs(PROJECT, sort), looking.COLUMNS)
 
 
 @task(flags.ON, flags.RUN, flags.JSON, group=RUNS, examples=("stop --on ssh",))

@@ -137,8 +137,8 @@ def parse(argv: list[str]) -> dict[str, str]:
         raise WrongUse(f"unreadable={options['unreadable']} is not known; give unreadable=skip, or leave it out")
     source = options.get("source", "")
     if source not in OPTIONS:
-        near = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(source, OPTIONS, n=1))
-        raise WrongUse(f"source={source} is not known; {near}choose from {', '.join(OPTIONS)}")
+        hint = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(source, OPTIONS, n=1))
+        raise WrongUse(f"source={source} is not known; {hint}choose from {', '.join(OPTIONS)}")
     if Path(options.get("out", "")).suffix != ".npy":
         raise WrongUse(f"out={options.get('out', '')} must end in .npy, such as out=data/faces/images.npy")
     for key in options:

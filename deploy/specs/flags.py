@@ -88,6 +88,7 @@ DEPLOY = (ON, NODES, PACK, JSON)
 ATTACH = (ON, RUN, Flag("write", "send keyboard input to the job (default: read-only)"))
 LOGS = (ON, RUN, Flag("follow", "follow the log until the job ends"))
 STATUS = (ON, RUN, JSON, Flag("watch", "repeat every two seconds until the run is over"))
+RUNS = (Flag("sort", "largest first: started (default), accuracy, cost or time", "BY"), JSON)
 WATCH = (
     ON,
     RUN,

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MESSAGE_CHARACTERS = 4000
 RAW_CHARACTERS = 1 << 20
 EVIDENCE_CHARACTERS = 200  # per line
+LABELS = {"seconds": "time", "seconds_left": "time left", "created": "started", "spend_usd": "cost", "run_id": "run"}
+SPOKEN = {"accuracy": "{:.1%}", "spend_usd": "${:.2f}"}
 LOADING = "starting: loading PyTorch"
 
 
@@ -107,10 +109,10 @@ class Screen:
             table.add_row(*map(escape, row))
         self.console.print(table, soft_wrap=False)
 
-    def status(self, answer: Mapping[str, Any], epochs: int, events: Sequence[Mapping[str, Any]]) -> None:
-        """Print how a run is doing, a row each. `epochs`: how many the run trains; 0: not known."""
+    def status(self, answer: Mapping[str, Any]) -> None:
+        """Print how a run is doing, a row each."""
         if not self.as_json:
-            self.table(f"Run {answer['run_id']}", ["what", "value"], status_rows(answer, epochs, events))
+            self.table(f"Run {answer['run_id']}", ["what", "value"], status_rows(answer))
 
     def rows(self, title: str, things: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
         """Print several things of one kind, a row each. People see the given columns; the document holds all."""
@@ -123,8 +125,8 @@ class Screen:
             title, list(map(_words_of, known)), [[_spoken(key, thing[key]) for key in known] for thing in things]
         )
 
-    def status_line(self, answer: Mapping[str, Any], epochs: int, events: Sequence[Mapping[str, Any]]) -> None:
-        rows = dict(status_rows(answer, epochs, events))
+    def status_line(self, answer: Mapping[str, Any]) -> None:
+        rows = dict(status_rows(answer))
         self.say("  ".join(f"{what} {rows[what]}" for what in IN_A_LINE if what in rows))
 
     def plan(self, plan: Plan, *, with_command: bool = False) -> None:
@@ -342,11 +344,17 @@ def _embedding(event: Mapping[str, Any]) -> str:
 
 def _words_of(key: str) -> str:
     """A document's key as a label. Seconds are shown as minutes and hours, so they are labelled as time."""
-    return {"seconds": "time", "seconds_left": "time left"}.get(key, key.replace("_", " "))
+    return LABELS.get(key, key.replace("_", " "))
 
 
 def _spoken(key: str, value: Any) -> str:
-    return duration(value) if key.startswith("seconds") and value is not None else _cell(value)
+    if value is None or (key == "spend_usd" and not value):
+        return "-"
+    if key == "created":
+        return str(value)[:16].replace("T", " ")  # to the minute
+    if key.startswith("seconds"):
+        return duration(value)
+    return SPOKEN[key].format(value) if key in SPOKEN else _cell(value)
 
 
 def _cell(value: Any) -> str:

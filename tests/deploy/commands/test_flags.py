@@ -257,6 +257,7 @@ WRONG = {
     "ps --on runpod": "unknown flag --on of ps",
     "export --which": "--which needs a value",
     "prepare --identites 5": "did you mean --identities?",
+    "runs --sort size": "there are: accuracy, cost, started, time",
     "bench fast": "'fast' is not a flag of bench",
 }
 
