@@ -299,15 +299,24 @@ def install(extras: set[str], lock: IO[bytes]) -> bool:
 
     pip checks the hash of every file except torch's: requirements/update.py explains why torch has none.
     """
+    import time
+
     what = f"with {' and '.join(sorted(extras))}" if extras else "for the laptop"
     say(f"installing Sniperface {what} (the first time, this takes a while)")
     hashed = ["--require-hashes", "--no-deps", "--no-build-isolation", "--use-pep517"]
     lists = [f"--requirement=requirements/{name}.txt" for name in ("laptop", *sorted(extras))]
-    return (
-        pip([*hashed, "--requirement=requirements/build.txt"], lock)
-        and pip([*hashed, *lists], lock)
-        and ("app" not in extras or pip(["--constraint=constraints.txt", "torch"], lock))
-    )
+    steps = [
+        ("the tools that build packages", [*hashed, "--requirement=requirements/build.txt"]),
+        ("packages", [*hashed, *lists]),
+        *([("PyTorch", ["--constraint=constraints.txt", "torch"])] if "app" in extras else []),
+    ]
+    for number, (name, arguments) in enumerate(steps, 1):
+        started = time.monotonic()
+        say(f"step {number} of {len(steps)}: {name}")
+        if not pip(arguments, lock):
+            return False
+        say(f"  done in {time.monotonic() - started:.0f} s")
+    return True
 
 
 def pip(arguments: list[str], lock: IO[bytes]) -> bool:
