@@ -87,7 +87,8 @@ def _dollars(plan: Plan) -> str:
 
 def _hardware(plan: Plan) -> str:
     if plan.cores is None:
-        return "the machine is not allocated yet" if plan.nodes == 1 else f"{plan.nodes} machines are not allocated yet"
+        machines = "the machine is" if plan.nodes == 1 else f"{plan.nodes} machines are"
+        return f"{machines} {'not allocated yet' if plan.rented else 'looked at when the run starts'}"
     several = f"{plan.nodes} machines, the first with " if plan.nodes > 1 else ""
     return f"{several}{gpus_of(plan)}, {plan.cores} cores"
 
