@@ -25,14 +25,15 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /etc/ssh/ssh_host_*
 
 # Dependencies have their layer before anything of ours.
-# pip checks the hash of every file, but of torch and of what it alone brings: requirements/update.py says why.
+# pip checks the hash of every file. For CPUs, PIP_OPTIONS may name another build of torch, which is pinned by version.
 # FAISS: faiss-gpu is Meta's own package of the same version, for CUDA 12.6, whose libraries it brings next to torch's;
 # a driver for CUDA 13 runs both. It takes the place of faiss-cpu: both install the module `faiss`.
 # PIP_OPTIONS stays readable in the image's history, so a password has no place in it.
 ARG FAISS=faiss-gpu
 ARG PIP_OPTIONS=""
 ENV PATH=/opt/sniperface/bin:${PATH} VIRTUAL_ENV=/opt/sniperface
-COPY constraints.txt requirements/app.txt requirements/build.txt requirements/gpu.txt /opt/sniperface/
+COPY constraints.txt requirements/app.txt requirements/build.txt requirements/cuda.txt \
+    requirements/gpu.txt requirements/torch.txt /opt/sniperface/
 RUN cd /opt/sniperface \
     && sed -i 's/\r$//' *.txt \
     && python3 -m venv . \
@@ -41,8 +42,8 @@ RUN cd /opt/sniperface \
     && hashed() { pip_install --require-hashes --no-deps --no-build-isolation --use-pep517 --requirement "$1"; } \
     && hashed build.txt \
     && hashed app.txt \
-    && if [ "${FAISS}" != faiss-cpu ]; then python -m pip uninstall --yes faiss-cpu && hashed gpu.txt; fi \
-    && pip_install --constraint constraints.txt torch
+    && if [ "${FAISS}" = faiss-cpu ]; then pip_install --constraint constraints.txt torch; \
+        else python -m pip uninstall --yes faiss-cpu && hashed gpu.txt && hashed torch.txt && hashed cuda.txt; fi
 
 # A checkout on Windows may have CRLF line ends and no execute bits; both are put right here.
 COPY deploy/pod/image/init.py /usr/local/lib/sniperface/__main__.py

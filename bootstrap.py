@@ -83,6 +83,11 @@ PIP_ADVICE = [
         "check the network connection",
     ),
     (
+        ("do not match the hashes",),
+        "a file is not one that this project knows: check the package index, or set SNIPERFACE_TORCH=unverified to "
+        "install another build of torch 2.13",
+    ),
+    (
         ("no matching distribution", "could not find a version", "is not a supported wheel"),
         "pip's package index lacks a package for this Python and system; use Python 3.11, which has them all",
     ),
@@ -91,6 +96,11 @@ PIP_ADVICE = [
         "a package has no wheel for this Python and system; use Python 3.11",
     ),
 ]  # fmt: skip
+HASHED = ["--require-hashes", "--no-deps", "--no-build-isolation", "--use-pep517"]
+ASKS_FOR_CUDA = (
+    "import importlib.metadata, sys; "
+    "sys.exit(not any(each.startswith(('cuda', 'nvidia')) for each in importlib.metadata.requires('torch') or ()))"
+)
 # Started as `python -m NAME`: the first line of a script in .venv/bin cannot hold every path (quotes).
 MODULES = {
     "inv": "invoke", "invoke": "invoke", "sniperface": "deploy", "mypy": "mypy", "pytest": "pytest", "ruff": "ruff",
@@ -295,28 +305,40 @@ def make_venv() -> None:
 
 
 def install(extras: set[str], lock: IO[bytes]) -> bool:
-    """Install what builds packages, then the lists of the command, then torch.
-
-    pip checks the hash of every file except torch's: requirements/update.py explains why torch has none.
-    """
+    """Install what builds packages, then the lists of the command, then torch. pip checks the hash of every file."""
     import time
 
     what = f"with {' and '.join(sorted(extras))}" if extras else "for the laptop"
     say(f"installing Sniperface {what} (the first time, this takes a while)")
-    hashed = ["--require-hashes", "--no-deps", "--no-build-isolation", "--use-pep517"]
     lists = [f"--requirement=requirements/{name}.txt" for name in ("laptop", *sorted(extras))]
     steps = [
-        ("the tools that build packages", [*hashed, "--requirement=requirements/build.txt"]),
-        ("packages", [*hashed, *lists]),
-        *([("PyTorch", ["--constraint=constraints.txt", "torch"])] if "app" in extras else []),
+        ("the tools that build packages", lambda: pip([*HASHED, "--requirement=requirements/build.txt"], lock)),
+        ("packages", lambda: pip([*HASHED, *lists], lock)),
+        *([("PyTorch", lambda: install_torch(lock))] if "app" in extras else []),
     ]
-    for number, (name, arguments) in enumerate(steps, 1):
+    for number, (name, work) in enumerate(steps, 1):
         started = time.monotonic()
         say(f"step {number} of {len(steps)}: {name}")
-        if not pip(arguments, lock):
+        if not work():
             return False
         say(f"  done in {time.monotonic() - started:.0f} s")
     return True
+
+
+def install_torch(lock: IO[bytes]) -> bool:
+    """Install torch, and what its build for CUDA needs if it is that build."""
+    if os.environ.get("SNIPERFACE_TORCH") == "unverified":
+        return pip(["--constraint=constraints.txt", "torch"], lock)
+    return pip([*HASHED, "--requirement=requirements/torch.txt"], lock) and (
+        not needs_cuda() or pip([*HASHED, "--requirement=requirements/cuda.txt"], lock)
+    )
+
+
+def needs_cuda() -> bool:
+    """Whether the installed torch asks for CUDA's libraries; its builds for CPUs do not."""
+    import subprocess
+
+    return subprocess.run([str(PYTHON), "-c", ASKS_FOR_CUDA], check=False).returncode == 0
 
 
 def pip(arguments: list[str], lock: IO[bytes]) -> bool:

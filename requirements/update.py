@@ -5,9 +5,9 @@
 
 Needs the tool uv on PATH, or its path in UV. Run the tests afterwards.
 
-Each list is complete: pip installs it with --require-hashes --no-deps, on each Python and system. torch is in none of
-them, nor is what it alone brings: its builds for CPUs, for CUDA and for Windows come from different indexes under one
-version, so there is no one set of hashes. It is pinned by version in constraints.txt.
+Each list is complete: pip installs it with --require-hashes --no-deps, on each Python and system. torch has a list of
+its own, with the hashes of several builds of one version. Only its build for CUDA needs the packages of cuda.txt: they
+are installed after torch, if its metadata asks for them.
 """
 
 from __future__ import annotations
@@ -24,24 +24,27 @@ PROJECT = HERE.parent
 CONSTRAINTS = PROJECT / "constraints.txt"
 EXTRAS = ("app", "dev", "gpu", "pack")  # of pyproject.toml; `laptop` is what is needed without any
 BUILD = ("setuptools",)  # builds the few packages that are published as source alone
-WITHOUT_HASHES = re.compile(r"(torch|triton|cuda-[a-z-]+|nvidia-(?!.*-cu12$)[a-z0-9-]+)")
+CUDA = re.compile(r"(triton|cuda-[a-z-]+|nvidia-(?!.*-cu12$)[a-z0-9-]+)")  # what torch's build for CUDA brings
+# Builds that are not on PyPI. torch 2.13.0+cpu for Python 3.11, Linux, x86_64:
+MORE_HASHES = {"torch": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"]}
 UV = ("pip", "compile", "--quiet", "--universal", "--python-version", "3.10", "--no-annotate", "--no-header")
 
 HEAD_OF_CONSTRAINTS = """\
 # Exact versions of everything, for Python 3.10 and newer on Linux, macOS and Windows. Made by requirements/update.py.
-# pip takes them as constraints where torch is installed; all else is installed from the lists in requirements/, which
-# have the same versions with hashes.
+# Installed from the lists in requirements/, which have the same versions with hashes.
 """
 HEAD_OF_LIST = """\
 # Made by requirements/update.py; not to be edited. {what}
 """
 WHAT = {
     "app": "What trains, but for torch.",
+    "cuda": "What torch's build for CUDA needs.",
     "build": "What is installed before all else.",
     "dev": "What tests and checks need.",
     "gpu": "FAISS for GPUs, in the place of faiss-cpu.",
     "laptop": "What the laptop needs.",
     "pack": "What the laptop needs to pack images.",
+    "torch": "torch: its builds on PyPI, and others whose hashes are known.",
 }
 
 
@@ -52,15 +55,32 @@ def main(argv: list[str]) -> int:
     CONSTRAINTS.write_text(HEAD_OF_CONSTRAINTS + versions_alone(compiled(everything, *pins)), encoding="utf-8")
     for what, names in wanted(text).items():
         hashed = compiled("\n".join(names), "--constraint", str(CONSTRAINTS), "--generate-hashes")
-        kept = "".join(block for block in blocks(hashed) if not WITHOUT_HASHES.fullmatch(block.split("==")[0]))
+        kept = "".join(block for block in blocks(hashed) if belongs(block.split("==")[0], what))
+        for name, more in MORE_HASHES.items() if what == "torch" else ():
+            assert kept.startswith(f"{name}==")
+            kept = kept.rstrip("\n") + "".join(f" \\\n    --hash=sha256:{each}" for each in more) + "\n"
         (HERE / f"{what}.txt").write_text(HEAD_OF_LIST.format(what=WHAT[what]) + kept, encoding="utf-8")
     return 0
+
+
+def belongs(package: str, what: str) -> bool:
+    """Whether a package that was resolved for a list is installed from it."""
+    if what in ("cuda", "torch"):
+        return package == "torch" if what == "torch" else bool(CUDA.fullmatch(package))
+    return package != "torch" and not CUDA.fullmatch(package)
 
 
 def wanted(pyproject: str) -> dict[str, list[str]]:
     """The names that pyproject.toml asks for, by list. (Python 3.10 has no reader of TOML.)"""
     names = {extra: section(pyproject, f"{extra} = [") for extra in EXTRAS}
-    return {"build": list(BUILD), "laptop": section(pyproject, "dependencies = ["), **names}
+    torch = [name for name in names["app"] if name.startswith("torch")]
+    return {
+        "build": list(BUILD),
+        "laptop": section(pyproject, "dependencies = ["),
+        **names,
+        "cuda": torch,
+        "torch": torch,
+    }
 
 
 def section(pyproject: str, begin: str) -> list[str]:

@@ -44,6 +44,8 @@ LISTS = {
     "build": ["setuptools==999"],
     "laptop": ["invoke==1", "source==1"],
     "app": ["needed==1"],
+    "torch": ["torch==1"],
+    "cuda": ["nvidiax==1"],
     "dev": ["pytest==1", "needed==1"],
 }
 
@@ -96,10 +98,10 @@ def write_lists(project: Path, wheels: Path, changed: Mapping[str, str] | None =
         (project / "requirements" / f"{name}.txt").write_text(text, encoding="utf-8")
 
 
-def make_wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> None:
+def make_wheel(folder: Path, name: str, version: str, files: dict[str, str], needs: str = "") -> None:
     info = f"{name}-{version}.dist-info"
     files = files | {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
@@ -463,6 +465,30 @@ def test_a_file_with_another_hash_is_refused(tmp_path: Path, wheels: Path, packa
     installed = list((project.folder / ".venv").glob(f"[Ll]ib/**/site-packages/{package}/__init__.py"))
     assert not any("never" in file.read_text() for file in installed)  # ensurepip may install its own setuptools
     assert package == "setuptools" or not installed
+
+
+def with_cuda(wheels: Path) -> None:
+    """Replace torch by a build for CUDA, which asks for one more package."""
+    make_wheel(wheels, "torch", "1", {"torch/__init__.py": ""}, needs="Requires-Dist: nvidiax==1\n")
+    make_wheel(wheels, "nvidiax", "1", {"nvidiax/__init__.py": ""})
+
+
+@pytest.mark.slow
+def test_torch_has_its_hashes_and_what_its_build_for_cuda_needs(tmp_path: Path, wheels: Path) -> None:
+    """A build that the list does not have is refused with what to set; its own libraries come with the one for CUDA."""
+    other = tmp_path / "wheels"
+    shutil.copytree(wheels, other)
+    with_cuda(other)
+    project = Project(tmp_path / "project", wheels)
+    project.wheels = other
+    refused = project.run("pytest")
+    assert refused.returncode == 1
+    assert "SNIPERFACE_TORCH=unverified" in refused.stderr
+    assert not project.has("torch")
+    write_lists(project.folder, other)
+    assert project.run("pytest").returncode == 0
+    assert project.has("torch")
+    assert project.has("nvidiax")
 
 
 def test_of_two_at_once_one_installs(ready: Project) -> None:

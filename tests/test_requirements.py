@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 PROJECT = Path(__file__).parents[1]
 FOLDER = PROJECT / "requirements"
-LISTS = ("app", "build", "dev", "gpu", "laptop", "pack")
+LISTS = ("app", "build", "cuda", "dev", "gpu", "laptop", "pack", "torch")
 BLOCK = re.compile(
     r"([a-z0-9-]+)==([^\s;]+)(?: ; ([^\\\n]+?))? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.MULTILINE
 )
@@ -45,13 +45,9 @@ def pinned() -> set[tuple[str, str]]:
     return {tuple(re.split("==| ;", line)[:2]) for line in lines if not line.startswith("#")}  # type: ignore[misc]
 
 
-def test_every_package_has_its_hashes_in_one_list_or_is_known_to_have_none(update: ModuleType) -> None:
-    """All pins of constraints.txt are in a list, except torch and the dependencies that only torch has."""
-    listed = {(package, version) for name in LISTS for package, version, _ in blocks(name)}
-    assert listed <= pinned()
-    without = {package for package, _ in pinned() - listed}
-    assert {"torch", "triton", "nvidia-cudnn-cu13"} <= without
-    assert {package for package in without if not update.WITHOUT_HASHES.fullmatch(package)} == set()
+def test_every_package_has_its_hashes_in_a_list() -> None:
+    """All pins of constraints.txt, torch and the libraries of its build for CUDA included."""
+    assert {(package, version) for name in LISTS for package, version, _ in blocks(name)} == pinned()
 
 
 def test_each_list_begins_with_what_pyproject_asks_for(update: ModuleType) -> None:
@@ -60,6 +56,8 @@ def test_each_list_begins_with_what_pyproject_asks_for(update: ModuleType) -> No
     assert {"fabric", "runpod"} <= set(wanted["laptop"])
     assert "torch==2.13.0" in wanted["app"]
     for name, asked in wanted.items():
+        if name == "cuda":  # what torch asks for
+            continue
         names = {canonicalize_name(Requirement(each).name) for each in asked}
         assert names - {package for package, _, _ in blocks(name)} == ({"torch"} if name == "app" else set())
 
@@ -77,22 +75,35 @@ def test_each_list_is_complete(name: str, update: ModuleType) -> None:
             if needed.marker and not needed.marker.evaluate({"extra": ""}):
                 continue
             other = canonicalize_name(needed.name)
-            assert other in here or update.WITHOUT_HASHES.fullmatch(other), f"{package} needs {other}"
+            assert other in here or update.CUDA.fullmatch(other) or other == "torch", f"{package} needs {other}"
             assert other not in here or needed.specifier.contains(here[other], prereleases=True), (package, text)
 
 
-def test_torch_needs_nothing_that_has_no_hashes_and_no_reason(update: ModuleType) -> None:
-    listed = {package for package, _, _ in blocks("app")}
+def test_what_torch_needs_is_listed() -> None:
+    listed = {package for name in ("app", "cuda") for package, _, _ in blocks(name)}
     for text in importlib.metadata.distribution("torch").requires or []:
         needed = Requirement(text)
         if needed.marker is None or needed.marker.evaluate({"extra": ""}):
             other = canonicalize_name(needed.name)
-            assert other in listed or update.WITHOUT_HASHES.fullmatch(other), other
+            assert other in listed, other
+
+
+def test_libraries_for_cuda_are_listed_for_linux_alone(update: ModuleType) -> None:
+    """For each Python that the project runs on: torch's build for CUDA names other versions for some of them."""
+    assert {package for package, _, _ in blocks("torch")} == {"torch"}
+    for python in ("3.10", "3.11", "3.12", "3.13", "3.14"):
+        machine = {"sys_platform": "linux", "platform_machine": "x86_64", "python_version": python}
+        environment = {**machine, "python_full_version": f"{python}.1"}
+        here = [package for package, _, marker in blocks("cuda") if Marker(marker).evaluate(environment)]
+        assert len(here) == len(set(here)) > 15
+        assert {"triton", "nvidia-cudnn-cu13", "nvidia-cublas"} < set(here)
+        assert all(update.CUDA.fullmatch(package) for package in here)
+    assert not any(Marker(marker).evaluate({"sys_platform": "win32"}) for _, _, marker in blocks("cuda"))
 
 
 @pytest.mark.parametrize("place", ["bootstrap.py", "deploy/pod/agent/environment.py", "Dockerfile"])
 def test_whoever_installs_lets_pip_check_hashes(place: str) -> None:
-    """torch, which has no hashes, is installed by name with constraints.txt."""
     text = (PROJECT / place).read_text(encoding="utf-8")
     assert "--require-hashes" in text
-    assert re.search(r"constraints\.txt\"?,? \"?torch", text)
+    for name in ("app", "build", "cuda", "torch"):
+        assert re.search(rf"\b{name}\b", text)

@@ -39,7 +39,9 @@ FILES = (
     "deploy/pod/image/selftest.py",
     "requirements/app.txt",
     "requirements/build.txt",
+    "requirements/cuda.txt",
     "requirements/gpu.txt",
+    "requirements/torch.txt",
 )
 BASE = re.compile(r"^ARG BASE_IMAGE=(\S+)", re.MULTILINE)
 BASE_NAME, BASE_DIGEST = "org.opencontainers.image.base.name", "org.opencontainers.image.base.digest"  # labels

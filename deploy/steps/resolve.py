@@ -6,6 +6,7 @@ import json
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path, PurePath
@@ -48,6 +49,7 @@ class Checked:
     dataset: data.Dataset | None  # None: not prepared yet, or on a machine not provisioned yet
     continues: Continuation | None
     note: str | None  # what the user should know about how the request was read
+    suspicious: tuple[str, ...]  # tracked files that look like credentials, for a warning
 
 
 def check(reach: Reach, request: Request) -> Checked:
@@ -77,7 +79,9 @@ def check(reach: Reach, request: Request) -> Checked:
         request = replace(request, labels=str(Path(request.labels).absolute()))
         if not Path(str(request.labels)).is_file():
             raise WrongUse(f"--labels {request.labels} is not a file: give an int32 .npy with a label for each image")
-    config, words = _configuration(settings, request, origin)
+    with ThreadPoolExecutor(1) as beside:  # the configuration is read by another process, which takes as long
+        judged = beside.submit(check_code, settings)
+        config, words = _configuration(settings, request, origin)
     origin, tryout = _images(settings, origin, config)
     dataset = None
     if origin.is_known and not (tryout and origin.files and origin.files.size(origin.path) is None):
@@ -90,7 +94,7 @@ def check(reach: Reach, request: Request) -> Checked:
     known_id = None if dataset is None else data.known_id(settings.notes, dataset, request.fraction, pack)
     notes = [text for each in last for text in resume_notes(settings.project, words, each, known_id, own=own)]
     note = "; ".join(filter(None, (note, in_vain, *notes))) or None
-    return Checked(request, config, tryout, origin, dataset, continues, note)
+    return Checked(request, config, tryout, origin, dataset, continues, note, judged.result())
 
 
 def resume_notes(
@@ -153,13 +157,12 @@ def check_code(settings: Settings) -> tuple[str, ...]:
 def gather(reach: Reach, checked: Checked) -> Facts:
     """Look up everything that can be known before a machine is provisioned. This computer counts as provisioned."""
     settings = reach.settings
-    suspicious = check_code(settings)
     price = _price(reach)
     return Facts(
         now=datetime.now(),
         token=secrets.token_hex(2),
         python=sys.executable if settings.is_local else "python",
-        code=replace(code.look(settings.project), suspicious=suspicious),
+        code=replace(code.look(settings.project), suspicious=checked.suspicious),
         data=_data_facts(settings, checked),
         config=checked.config,
         hardware=devices.here(LocalShell(), settings) if settings.is_local else None,

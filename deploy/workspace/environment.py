@@ -49,7 +49,7 @@ def ensure(machine: Machine, shell: Shell, project: Path, code: PurePath, say: C
 def _folder(root: PurePath, project: Path) -> PurePath:
     """Return the folder of the environment: one for each state of the files that define it."""
     digest = hashlib.sha256()
-    for name in ("constraints.txt", "requirements/app.txt", "requirements/build.txt"):
-        file = project / name
+    for name in ("build", "app", "torch", "cuda"):
+        file = project / "requirements" / f"{name}.txt"
         digest.update(file.read_bytes().replace(b"\r\n", b"\n") if file.exists() else b"")
     return root / "environments" / digest.hexdigest()[:12]

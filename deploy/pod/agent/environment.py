@@ -22,6 +22,11 @@ from deploy.pod.base.lock import Busy, Lock
 
 CANDIDATES = ("python3.11", "python3.12", "python3.13", "python3.10", "python3")
 USABLE = "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))"
+# Whether the installed torch asks for CUDA's libraries; its builds for CPUs do not.
+ASKS_FOR_CUDA = (
+    "import importlib.metadata, sys; "
+    "sys.exit(not any(each.startswith(('cuda', 'nvidia')) for each in importlib.metadata.requires('torch') or ()))"
+)
 READY = "ready.json"
 
 
@@ -47,13 +52,11 @@ def _make(folder: Path, code: Path, python: str) -> int:
         return 1
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
     pip += ["--disable-pip-version-check"]
-    hashed = ["--require-hashes", "--no-deps", "--no-build-isolation", "--use-pep517", "--requirement"]
-    for wanted in (
-        [*hashed, "requirements/build.txt"],
-        [*hashed, "requirements/app.txt"],
-        ["--constraint", "constraints.txt", "torch"],  # without hashes: see requirements/update.py
-    ):
-        if _run([*pip, *wanted], code):
+    pip += ["--require-hashes", "--no-deps", "--no-build-isolation", "--use-pep517", "--requirement"]
+    for wanted in ("build", "app", "torch", "cuda"):
+        if wanted == "cuda" and subprocess.run([pip[0], "-c", ASKS_FOR_CUDA], check=False).returncode:
+            continue
+        if _run([*pip, f"requirements/{wanted}.txt"], code):
             return 1
     write_json(folder / READY, {"made": time.time(), "python": python})
     return 0

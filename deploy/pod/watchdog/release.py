@@ -1,6 +1,7 @@
 """Release this machine from inside: by the provider's API, then its older GraphQL API, then runpodctl.
 
-It is not documented which of them a pod's own key may use, so all are tried even if one refuses.
+It is not documented which of them a pod's own key may use, so all are tried even if one refuses. "Not found" is a
+refusal too: this machine still runs, so that the API hides it from the key.
 
 The key is read from the environment and sent only in an HTTP header. It is in no command line, log or status.
 """
@@ -110,8 +111,6 @@ def _ask(action: str, address: str, key: str) -> tuple[Outcome | None, float, st
     except urllib.error.HTTPError as error:
         with error:
             words = f"the API answered {error.code} {error.reason} to {action}"
-            if error.code == 404:
-                return Outcome(True, "the API reports that it no longer exists"), 0.0, ""
             if error.code == 429 or error.code >= 500:
                 wait = error.headers.get("Retry-After") or ""
                 return None, float(wait) if re.fullmatch("[0-9]{1,9}", wait) else 0.0, words
@@ -132,8 +131,6 @@ def _by_graphql(action: str, pod: str, env: Mapping[str, str]) -> Outcome:
         is_done, errors = "podTerminate" in (told.get("data") or {}), str(told.get("errors") or "")
     except (OSError, ValueError, AttributeError, TypeError, http.client.HTTPException) as error:
         return Outcome(False, f"GraphQL gave no answer: {getattr(error, 'reason', None) or error}")
-    if re.search("pod .*not found|not found.* pod", errors, re.I):
-        return Outcome(True, "GraphQL reports that it no longer exists")
     if is_done and not errors:
         return Outcome(True, "GraphQL accepted terminate")
     return Outcome(False, f"GraphQL refused: {visible(errors, newlines=False)[:WORDS]}")

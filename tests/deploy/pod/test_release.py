@@ -118,11 +118,21 @@ class Pauses(list[float]):
 
 
 def test_a_pod_is_terminated(api: Api, env: dict[str, str]) -> None:
-    """By one call; what is gone already is released, too."""
+    """By one call."""
     assert release("terminate", env, Pauses()).done
     assert api.calls == [("DELETE", "/v2/pods/pod%201%2F2", None)]
-    api.answers = [(404, {})]
-    assert release("terminate", env, Pauses()).done
+
+
+def test_a_pod_that_runs_and_is_not_found_is_not_released(api: Api, env: dict[str, str]) -> None:
+    """An API that hides the pod from its own key refuses: the other ways are tried, and none counts as done."""
+    api.always = 404
+    outcome = release("terminate", env, Pauses())
+    assert not outcome.done
+    assert [path for _, path, _ in api.calls] == ["/v2/pods/pod%201%2F2", "/graphql"]
+    assert "404" in outcome.words
+    assert outcome.words.endswith("runpodctl is not installed")
+    tool(env)
+    assert release("terminate", env, Pauses()).words.startswith("runpodctl")
 
 
 def test_a_pod_is_stopped(api: Api, env: dict[str, str]) -> None:
@@ -167,17 +177,16 @@ def test_both_calls_are_as_the_specification_has_them(env: dict[str, str]) -> No
     assert contract.problems_of_body("POST", "/v2/pods/x/action", {"action": "rest"}) != []
 
 
-@pytest.mark.parametrize("refusal", [401, 403, 405, 503])
+@pytest.mark.parametrize("refusal", [401, 403, 404, 405, 503])
 def test_graphql_is_the_second_way(env: dict[str, str], refusal: int) -> None:
-    """Where the pod's key may not use the first one, or that one is down; a pod that is gone is released."""
+    """Where the pod's key may not use the first one, or that one is down."""
     emulator = Emulator()
     try:
         about = {"name": "a", "image": "b", "gpu": "NVIDIA A40", "gpu_count": 1, "cloud": "SECURE", "data_centers": []}
         pod = emulator.account.create(**about, disk=20, ports=[], env={})
         there = {**env, "RUNPOD_POD_ID": pod.id, "RUNPOD_API_KEY": EMULATED_KEY, "RUNPOD_API_BASE_URL": emulator.url}
-        for words in ("GraphQL accepted terminate", "GraphQL reports that it no longer exists"):
-            emulator.fail(str(refusal), on="^DELETE", times=1 if refusal < 429 else len(PAUSES_S) + 1)
-            assert release("terminate", there, Pauses()) == Outcome(True, words)
+        emulator.fail(str(refusal), on="^DELETE", times=1 if refusal < 429 else len(PAUSES_S) + 1)
+        assert release("terminate", there, Pauses()) == Outcome(True, "GraphQL accepted terminate")
         assert emulator.account.pods == {}
     finally:
         emulator.close()
