@@ -48,7 +48,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -311,7 +311,7 @@ def install(extras: set[str], lock: IO[bytes]) -> bool:
     what = f"with {' and '.join(sorted(extras))}" if extras else "for the laptop"
     say(f"installing Sniperface {what} (the first time, this takes a while)")
     lists = [f"--requirement=requirements/{name}.txt" for name in ("laptop", *sorted(extras))]
-    steps = [
+    steps: list[tuple[str, Callable[[], bool]]] = [
         ("the tools that build packages", lambda: pip([*HASHED, "--requirement=requirements/build.txt"], lock)),
         ("packages", lambda: pip([*HASHED, *lists], lock)),
         *([("PyTorch", lambda: install_torch(lock))] if "app" in extras else []),

@@ -417,7 +417,9 @@ def test_the_documents_name_only_commands_and_flags_that_exist(document: str) ->
         for command in re.findall(r"\binvoke ([a-z][^`|\n#]*)", (PROJECT / file).read_text(encoding="utf-8")):
             words = command.split()
             assert not tasks or words[0] in tasks, f"{file}: `invoke {command}`"
-            flags = {flag for flag in re.findall(r"--([a-z][a-z-]*)", command) if flag not in ("help", "list")}
+            flags = {
+                flag for flag in re.findall(r"--([a-z][a-z-]*)", command) if flag not in ("help", "list", "version")
+            }
             known = {
                 name.replace("_", "-")
                 for argument in (tasks[words[0]].get_arguments() if tasks else [])  # type: ignore[attr-defined]
