@@ -40,6 +40,7 @@ from app.runtime.dist import ALONE, World
 from app.runtime.finite import NotFinite
 from app.runtime.folder import RunFolder
 from app.runtime.stop import Interrupted, Stop
+from app.runtime.weights import load_backbone
 
 OWN_WORDS = ("weights", "sets", "out", "flip")
 
@@ -138,7 +139,7 @@ def network_of(file: Path, config: Config) -> nn.Module:
 
         return OnnxNetwork(file)
     network = build_backbone(config.backbone)
-    checkpoint.load_backbone(file, network)
+    load_backbone(file, network)
     return network
 
 

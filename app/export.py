@@ -45,6 +45,7 @@ from app.runtime.dist import ALONE, leave
 from app.runtime.folder import RunFolder
 from app.runtime.published import to_published
 from app.runtime.stop import Stop
+from app.runtime.weights import load_backbone
 
 OWN_WORDS = ("checkpoint", "weights", "out", "opset", "normalise", "check_images", "evaluation", "check")
 COMPARED_IMAGES = 32
@@ -104,7 +105,7 @@ def export_weights(own: dict[str, str], overrides: list[str]) -> str:
     if out == path:
         raise WrongUse(f"out={out} is the file to export; give another name, such as out=backbone.pt")
     backbone = build_backbone(config.backbone)
-    checkpoint.load_backbone(path, backbone)
+    load_backbone(path, backbone)
     state = to_published(backbone.state_dict())
     make_folder(out.parent, "out", of=out)
     with atomic(out, sum(tensor.nbytes for tensor in state.values()), "the weights") as file:
@@ -199,7 +200,7 @@ def evenly(count: int) -> NDArray[np.int64]:
 def export(request: Request) -> str:
     """Convert, compare with torch, write model and JSON; returns the text to print. Raises Differs before writing."""
     backbone = build_backbone(request.backbone)
-    checkpoint.load_backbone(request.weights, backbone)
+    load_backbone(request.weights, backbone)
     size, inside = request.backbone.image_size, request.inside
     model = to_onnx(backbone.eval(), image_size=size, opset=request.opset, inside=inside)
     agreement = compare(model, backbone, request.images, image_size=size, inside=inside)
@@ -207,7 +208,7 @@ def export(request: Request) -> str:
     if not agreement.good:
         raise Differs(
             f"{request.out} was not written, as it differs from the network on {agreement.images} images: {measured} "
-            f"(at most {MOST_DIFFERENCE:g} and at least {LEAST_COSINE:g} are required)"
+            f"(at most {MOST_DIFFERENCE * max(1.0, agreement.largest):.1e} and at least {LEAST_COSINE:g} are required)"
         )
     make_folder(request.out.parent, "out", of=request.out)
     with atomic(request.out, len(model), "the ONNX file") as file:

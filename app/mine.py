@@ -23,12 +23,13 @@ from app.files import atomic, make_folder, write_json
 from app.mining.knn import refuse_without_faiss
 from app.mining.refresh import Interlude, embed_share, refresh
 from app.models import build_backbone
-from app.runtime import checkpoint, dist
+from app.runtime import dist
 from app.runtime.command import answer
 from app.runtime.dist import ALONE, World
 from app.runtime.folder import RunFolder
 from app.runtime.precision import settle
 from app.runtime.stop import Stop
+from app.runtime.weights import load_backbone
 
 
 def main(argv: list[str]) -> int:
@@ -66,7 +67,7 @@ def mine(path: Path, out: Path, config: Config, data: Dataset, here: World, stop
     """Write the pseudo-IDs of `data` to `out`; returns the text to print."""
     config.train.precision = settle(config.train.precision, here)
     backbone = build_backbone(config.backbone).to(here.device)
-    checkpoint.load_backbone(path, backbone)
+    load_backbone(path, backbone)
     interlude = Interlude(out, stop.asked.is_set, tell if here.is_main else quiet)
     shard = embed_share(backbone, config, data, here, interlude)
     nothing_yet = np.full(len(data.images), NO_ID, np.int64)

@@ -1,7 +1,7 @@
 """python -m app.prepare source=… out=…/images.npy: convert faces to images.npy, labels.npy, manifest.json.
 
     source=orl                                  400 photographs of 40 people that come with a package
-    source=folder path=DIR                      one sub-folder of images a person
+    source=folder path=DIR                      one sub-folder of photographs a person; see below
     source=array path=FILE.npy [labels=FILE]    an array that exists already
     source=parquet path=FILE_OR_DIR             DigiFace and its like: a column of image files, one of identities
                                                 [image_column=NAME] [label_column=NAME] [split=train]
@@ -14,6 +14,19 @@ ORL, the last tenth of the synthetic people; 0 for folders, arrays, parquet and 
 person, so the last images are the last people; a list that im2rec shuffled is not sorted.
 `unreadable=skip` leaves out images that cannot be read and lists them in the manifest. Default: list all of them and
 stop; the readable images are kept, so the next call converts only the missing ones.
+
+Photographs of source=folder of any size become 112 x 112 in one of three ways:
+
+    align=auto           find the largest face near the centre and align it by its five points. Images of 112 x 112 are
+                         aligned already; align=all aligns them too. align=none, the default, is for animals and other
+                         subjects. [min_face=40] pixels of the photograph and [min_score_pct=90] make a face.
+                         [not_found=keep] scales photographs without a face; default: leave them out.
+                         [several=skip] leaves out photographs with several faces
+    landmarks=FILE.csv   align by points from a file: name,x,y of left eye, right eye, nose, left and right mouth corner
+    fit=crop|squash|pad  scale the middle square (the default), the whole with other proportions, or with black bars
+
+A folder also gets passport.html with everything suspect in pictures, people.csv, left_out.csv and, with align=,
+landmarks.csv, which landmarks= reads. `json=true` prints one JSON document.
 `workers=N` processes convert the images (default: one per core); their number does not change the result.
 Memory stays bounded: images are written piece by piece. The same command continues an interrupted or killed call.
 """
@@ -22,39 +35,53 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from app.data.dataset import IMAGE_SHAPE, open_images, read_manifest
+from app.data.faces.examine import examine
+from app.data.faces.placing import ALIGN, NOT_FOUND, SEVERAL, UNREADABLE, Placing, placed
+from app.data.faces.told import PAGE, Facts, Told, none_left, summary
+from app.data.progress import Bar
 from app.data.sources import source as sources
 from app.data.sources import writer
+from app.data.sources.photograph import FITS
 from app.data.sources.recordio import rec
 from app.data.synthetic.source import synthetic
-from app.errors import EXIT_WRONG_USE, WrongUse, framed
+from app.errors import EXIT_WRONG_USE, WrongUse
 from app.files import atomic, make_folder, one_at_a_time, write_json
 
 OPTIONS: dict[str, tuple[str, ...]] = {
     "orl": (),
-    "folder": ("path",),
+    "folder": ("path", "align", "fit", "landmarks", "min_face", "min_score_pct", "not_found", "several"),
     "array": ("path", "labels"),
     "parquet": ("path", "image_column", "label_column", "split"),
     "rec": ("path", "decoder"),
     "synthetic": ("identities", "per_identity", "seed", "variation_pct"),
 }
-EVERYWHERE = ("source", "out", "held_out", "unreadable", "workers")
+EVERYWHERE = ("source", "out", "held_out", "unreadable", "workers", "json")
+CHOICES: dict[str, Collection[str]] = {
+    "unreadable": ("refuse", "skip"),
+    "json": ("true", "false"),
+    "align": ALIGN,
+    "fit": FITS,
+    "not_found": NOT_FOUND,
+    "several": SEVERAL,
+}
 MAX_BLOCK_ROWS = 8192
 BLOCKS_WANTED = 100  # so that --fraction 0.01 means something
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 FEW_ROWS = 4096  # converted in less time than other processes take to start
+FEW_SEARCHES = 64  # the same, of photographs whose faces are searched
 SHOWN = 20  # unreadable images listed on the terminal
-PLAIN_S = 5.0  # between progress lines without a terminal
 
 
 def main(argv: list[str]) -> int:
@@ -66,29 +93,52 @@ def main(argv: list[str]) -> int:
         options = parse(argv)
         out = Path(options["out"]).absolute()
         source = choose(options)
+        placing = how_to_place(options, source)
+        source = placing.of(source)
         # Each process with DALI takes GPU memory, and one process is enough.
-        alone = source.count <= FEW_ROWS or options.get("decoder") == "dali"
+        few = FEW_SEARCHES if placing.look.for_faces else FEW_ROWS
+        alone = source.count <= few or options.get("decoder") == "dali"
         workers = number(options, "workers", 1 if alone else cores(), least=1)
-        if whole(source, out, held_out=options.get("held_out")):
-            print(f"{out} already exists")
-            return 0
-        for sentence in source.left_out:
-            print(sentence, file=sys.stderr)
-        manifest = make(source, out, options, workers)
+        there = whole(source, out, held_out=options.get("held_out"))
+        if there is None:
+            for sentence in source.left_out:
+                print(sentence, file=sys.stderr)
+            photographs = partial(make_photographs, placing=placing) if source.files else make
+            manifest = photographs(source, out, options, workers)
     except writer.Unreadable as error:
-        print(framed(told(error.bad, out)), file=sys.stderr)
-        return EXIT_WRONG_USE
+        return failed(told(error.bad, out), EXIT_WRONG_USE, argv)
     except WrongUse as error:
-        print(framed(str(error)), file=sys.stderr)
-        return EXIT_WRONG_USE
+        return failed(str(error), EXIT_WRONG_USE, argv)
     except OSError as error:
-        print(framed(f"{error}; run the same command to continue"), file=sys.stderr)
-        return EXIT_FAILED
+        return failed(f"{error}; run the same command to continue", EXIT_FAILED, argv)
     except KeyboardInterrupt:
-        print("interrupted; run the same command to continue", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    print(f"{out}: {manifest['rows']} images, data set {manifest['dataset_id']}")
+        return failed("interrupted; run the same command to continue", EXIT_INTERRUPTED, argv)
+    if options.get("json") == "true":
+        print(json.dumps(document(out, there or manifest)))
+    elif there is not None:
+        print(f"{out} already exists")
+    else:
+        print(f"{out}: {manifest['rows']} images, data set {manifest['dataset_id']}")
+        print("".join(f"{line}\n" for line in summary(manifest, placing, out)), end="")
     return 0
+
+
+def failed(message: str, code: int, argv: list[str]) -> int:
+    print(framed(message), file=sys.stderr)
+    if "json=true" in argv:
+        print(json.dumps({"error": message, "exit_code": code}))
+    return code
+
+
+def document(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The answer of json=true: the manifest's facts without its lists of blocks and rows."""
+    kept = ("dataset_id", "name", "rows", "block_rows", "held_out_rows", "labels_sha256", "left_out", "passport")
+    page = out.with_name(PAGE)
+    return {
+        "out": str(out),
+        **{key: manifest[key] for key in kept if key in manifest},
+        "page": str(page) if "passport" in manifest and page.is_file() else None,
+    }
 
 
 def make(source: sources.Source, out: Path, options: dict[str, str], workers: int) -> dict[str, Any]:
@@ -100,12 +150,61 @@ def make(source: sources.Source, out: Path, options: dict[str, str], workers: in
     except writer.Unreadable as error:
         if options.get("unreadable") != "skip" or len(error.bad) == source.count:
             raise
-        print(
-            f"{len(error.bad)} images left out, listed in the manifest; preparing again without them", file=sys.stderr
-        )
+        retelling(error.bad)
         rest = source.without([image.row for image in error.bad])
         with Bar(total=rest.count) as bar:
             return prepare(rest, out, held_out=held_out, workers=workers, progress=bar.update, skipped=error.bad)
+
+
+def retelling(bad: Sequence[writer.BadImage]) -> None:
+    print(f"{len(bad)} images left out, listed in the manifest; preparing again without them", file=sys.stderr)
+
+
+def make_photographs(
+    source: sources.Source, out: Path, options: dict[str, str], workers: int, placing: Placing
+) -> dict[str, Any]:
+    """Examine all photographs, convert those that become images, and write the passport."""
+    make_folder(out.parent, "out", of=out)
+    notes = out.with_name(f".{out.name}.faces.part")
+    with one_at_a_time(notes), Bar(total=source.count, what="photographs examined") as bar:
+        examined = examine(source.files, placing.look, notes, workers=workers, progress=bar.update)
+        if not placing.look.for_faces:
+            notes.unlink()  # a second look at sizes is cheap
+    bad = {row: each.bad for row, each in enumerate(examined) if each.bad}
+    skip = options.get("unreadable") == "skip"
+    if bad and not skip:
+        raise writer.Unreadable([writer.BadImage(row, sentence) for row, sentence in bad.items()])
+    points = placing.points(source, examined)
+    not_placed = placing.left_out(points, examined)
+    everything = placed(source, points, placing.fit)
+    while True:
+        left = {**not_placed, **dict.fromkeys(bad, UNREADABLE)}
+        rows, kept = sorted(left), np.delete(np.arange(source.count), sorted(left))
+        if not len(kept):
+            raise WrongUse(none_left(source, placing, left))
+        rest = everything.without(rows) if rows else everything
+        told = Told(source, examined, points, left, placing)
+        sentences = [writer.BadImage(row, bad[row]) for row in sorted(bad)]
+        try:
+            with Bar(total=rest.count) as bar:
+                manifest = prepare(
+                    rest,
+                    out,
+                    held_out=options.get("held_out"),
+                    workers=workers,
+                    progress=bar.update,
+                    skipped=sentences,
+                    skipped_rows=rows,
+                    passport=told.write,
+                )
+        except writer.Unreadable as error:
+            bad |= {int(kept[image.row]): image.sentence for image in error.bad}
+            if not skip:
+                raise
+            retelling(error.bad)
+            continue
+        notes.unlink(missing_ok=True)
+        return manifest
 
 
 def told(bad: Sequence[writer.BadImage], out: Path) -> str:
@@ -133,8 +232,9 @@ def parse(argv: list[str]) -> dict[str, str]:
         if key in options:
             raise WrongUse(f"{key}= is given twice; give it once")
         options[key] = value
-    if options.get("unreadable", "refuse") not in ("refuse", "skip"):
-        raise WrongUse(f"unreadable={options['unreadable']} is not known; give unreadable=skip, or leave it out")
+    for key, known_values in CHOICES.items():
+        if options.get(key) not in (None, *known_values):
+            raise WrongUse(f"{key}={options[key]} is not known; give {key}={'|'.join(known_values)}, or leave it out")
     source = options.get("source", "")
     if source not in OPTIONS:
         hint = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(source, OPTIONS, n=1))
@@ -172,6 +272,30 @@ def choose(options: dict[str, str]) -> sources.Source:
     return sources.array(path, Path(options["labels"]) if "labels" in options else None)
 
 
+def how_to_place(options: dict[str, str], source: sources.Source) -> Placing:
+    """The options about faces. Raises WrongUse for one that has no effect."""
+    align = options.get("align", "none")
+    if align == "none":
+        searching = ("min_face", "min_score_pct", "several", *(() if "landmarks" in options else ("not_found",)))
+        idle = [key for key in searching if key in options]
+        if idle:
+            raise WrongUse(f"{idle[0]}= has no effect without a search for faces; add align=auto, or leave it out")
+    else:
+        # onnxruntime loads slowly, and sources without a search would load it too
+        from app.data.faces.networks import need_weights
+
+        need_weights()
+    placing = Placing(
+        align=align,
+        fit=options.get("fit", Placing.fit),
+        min_face=number(options, "min_face", Placing.min_face, least=12),
+        min_score_pct=number(options, "min_score_pct", Placing.min_score_pct, least=70, most=100),
+        not_found=options.get("not_found", Placing.not_found),
+        several=options.get("several", Placing.several),
+    )
+    return placing.with_landmarks(Path(options["landmarks"]), source) if "landmarks" in options else placing
+
+
 def number(options: dict[str, str], key: str, default: int, *, least: int = 0, most: int = 2**31 - 1) -> int:
     told = options.get(key)
     if told is None:
@@ -188,17 +312,17 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def whole(source: sources.Source, out: Path, *, held_out: str | None = None) -> bool:
-    """Whether an earlier call finished: the manifest, written last, exists and matches the file and the request.
+def whole(source: sources.Source, out: Path, *, held_out: str | None = None) -> dict[str, Any] | None:
+    """The manifest of an earlier call that finished: written last, it matches the file and the request.
 
     Other data at `out` is never overwritten. Raises WrongUse for it.
     """
     if not out.is_file():
-        return False
+        return None
     manifest = out.with_name("manifest.json")
     if not manifest.is_file():
         if writer.begun(out):
-            return False
+            return None
         raise WrongUse(f"{out} already exists and is not from prepare; give another out=…, or move it away")
     there = read_manifest(out, len(open_images(out)))
     source = source.without(there["skipped_rows"]) if there.get("skipped_rows") else source
@@ -208,7 +332,7 @@ def whole(source: sources.Source, out: Path, *, held_out: str | None = None) -> 
         if there.get(key, value) != value:
             what = "other or older images" if key == "made_of" else f"{key}={there[key]} instead of {value}"
             raise WrongUse(f"{out} already exists, with {what}; give another out=…, or move it away")
-    return True
+    return there
 
 
 def layout(source: sources.Source, held_out: str | None) -> tuple[int, int]:
@@ -231,11 +355,14 @@ def prepare(
     workers: int = 1,
     progress: Callable[[int], Any] = lambda _: None,
     skipped: Sequence[writer.BadImage] = (),
+    skipped_rows: Sequence[int] | None = None,
+    passport: Callable[[Path], Facts] | None = None,
 ) -> dict[str, Any]:
     """Write `source` to `out`, with labels and manifest beside it; returns the manifest.
 
     `progress` is called with the number of images done since its last call. `skipped` lists the unreadable images,
-    which `source` no longer contains.
+    which `source` no longer contains; `skipped_rows`, if others are left out too, all rows that it lacks. `passport`
+    is called with `out` when the images are complete, and adds to the manifest.
     """
     block_rows, held_out_rows = layout(source, held_out)
     make_folder(out.parent, "out", of=out)
@@ -259,39 +386,13 @@ def prepare(
             "selection": None,
             "made_of": source.made_of,
             "left_out": [*source.left_out, *(image.sentence for image in skipped)],
-            "skipped_rows": [image.row for image in skipped],  # rows of the unfiltered source
+            # rows of the unfiltered source
+            "skipped_rows": [image.row for image in skipped] if skipped_rows is None else [*skipped_rows],
+            **({} if passport is None else passport(out)),
         }
         write_json(out.with_name("manifest.json"), manifest)
         writer.finish(out)
         return manifest
-
-
-class Bar(tqdm):
-    """Progress in images: a bar in a terminal; elsewhere, such as in a log, a line every few seconds."""
-
-    def __init__(self, total: int) -> None:
-        self.plain = not sys.stderr.isatty()
-        super().__init__(
-            total=total,
-            unit=" images",
-            file=sys.stderr,
-            mininterval=PLAIN_S if self.plain else 0.1,
-            delay=PLAIN_S if self.plain else 0.5,
-            bar_format="  {n_fmt} of {total_fmt} images, {rate_fmt}, {remaining} left" if self.plain else None,
-            smoothing=0.1,
-        )
-
-    def close(self) -> None:
-        if self.plain:
-            self.disable = True  # or tqdm would print an empty line
-        super().close()
-
-    @staticmethod
-    def status_printer(file: TextIO) -> Callable[[str], None]:
-        if file.isatty():
-            printer: Callable[[str], None] = tqdm.status_printer(file)
-            return printer
-        return lambda text: print(text, file=file, flush=True) if text.strip() else None
 
 
 if __name__ == "__main__":

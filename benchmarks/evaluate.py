@@ -33,7 +33,8 @@ from _claims import Claim, core_seconds, in_turn, quick, report
 
 from app.config import Config, load
 from app.data.augment import to_float
-from app.data.sources.source import decode_face, orl
+from app.data.sources.photograph import decode_face
+from app.data.sources.source import orl
 from app.evaluate import Request, measure
 from app.evaluation.embedding import batch_size_for, own_rows
 from app.evaluation.image_set import decode
@@ -42,8 +43,8 @@ from app.evaluation.pickle_bin import read_bin
 from app.evaluation.report import Row
 from app.evaluation.sets import open_set
 from app.models import build_backbone
-from app.runtime.checkpoint import load_backbone
 from app.runtime.dist import World
+from app.runtime.weights import load_backbone
 
 PEER_BATCH = 10
 LFW_DIFFERENT = 7701 / 12000

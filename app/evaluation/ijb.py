@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.sources.source import UNREADABLE
+from app.data.faces.align import aligned
+from app.data.sources.photograph import UNREADABLE
 from app.errors import WrongUse
-from app.evaluation.align import aligned
 from app.evaluation.image_set import ImageSet
 from app.evaluation.protocols import Templates
 from app.runtime.checkpoint import sha256

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from app.config import Config
 from app.data.dataset import open_configured, open_images, open_labels, open_npy
-from app.data.sources.source import UNREADABLE, decode_face, load_face
+from app.data.sources.photograph import UNREADABLE, decode_face, load_face
 from app.errors import WrongUse
 from app.evaluation.ijb import open_ijb
 from app.evaluation.image_set import ImageSet

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from app.config import BackboneConfig
-from app.models.iresnet import IResNet, iresnet18, iresnet34, iresnet50, iresnet100, iresnet200
+from app.models.iresnet import IResNet, iresnet18, iresnet34, iresnet50, iresnet100, iresnet200, iresnet2060
 from app.models.mobilefacenet import MobileFaceNet, mobilefacenet
 from app.models.vit import (
     VisionTransformer,
@@ -33,6 +33,7 @@ __all__ = [
     "iresnet50",
     "iresnet100",
     "iresnet200",
+    "iresnet2060",
     "mobilefacenet",
     "vit_b",
     "vit_b_dp005_mask_005",

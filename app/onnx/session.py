@@ -1,4 +1,4 @@
-"""Run an ONNX file with onnxruntime on the CPU. The only module that imports onnxruntime.
+"""Run an ONNX file with onnxruntime on the CPU. The detector of faces has its own: app/data/faces/networks.py.
 
 Letters: N images, D embedding size.
 """

@@ -22,8 +22,8 @@ from app.models.batch_norm import calibrate
 from app.models.collapse import spread
 from app.models.partial_fc import PartialFC
 from app.recipes.recipe import Batch, RunningAverages, decay_groups, first_views, half_precision
-from app.runtime import checkpoint
 from app.runtime.dist import World, buffers_from_main, data_parallel, gradients_meet, together
+from app.runtime.weights import load_backbone, load_centres
 
 
 class Supervised:
@@ -73,9 +73,9 @@ class Supervised:
 
     def warm_start(self, path: Path) -> None:
         mean = [] if self.average is None else [self.average.network]
-        checkpoint.load_backbone(path, self.backbone, *mean, new_fourier=True, here=self.here)
+        load_backbone(path, self.backbone, *mean, new_fourier=True, here=self.here)
         if self.config.recipe.head.warm_start:
-            centres, labels = checkpoint.load_centres(path, self.here)
+            centres, labels = load_centres(path, self.here)
             place = torch.searchsorted(labels, self.labels).clamp(max=len(labels) - 1)
             self.head.take_centres(centres, torch.where(labels[place] == self.labels, place, -1))
 

@@ -6,6 +6,7 @@ a description. The JSON is written last: a .pt without one was cut short and is 
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import time
@@ -20,17 +21,15 @@ from torch import Tensor, nn
 
 from app.errors import WrongUse
 from app.files import atomic, claim, write_json, write_text
-from app.runtime.dist import ALONE, World, copied_from_main, from_main, together
-from app.runtime.finite import NotFinite, first_fault, is_finite, may_hold_nan
+from app.runtime import safetensors
+from app.runtime.dist import World, copied_from_main, from_main, together
+from app.runtime.finite import NotFinite, first_fault, may_hold_nan
 from app.runtime.folder import RunFolder
-from app.runtime.foreign import what_it_is
+from app.runtime.foreign import is_safetensors, what_it_is
 from app.runtime.optimizer import take_state
-from app.runtime.published import GAIN, translate
 from app.runtime.resume import Facts, Verdict, judge, recorded
 
-WRAPPERS = ("state_dict_backbone", "state_dict", "model")  # keys under which other trainers store a network's tensors
 PARTS = ("state", "modules", "tables", "optimizer", "scaler")  # of a checkpoint
-EMBEDDERS = ("momentum.encoder.backbone.", "embedder.")  # prefix of the evaluated backbone in each recipe's checkpoint
 
 
 @dataclass
@@ -183,86 +182,6 @@ def refuse_not_finite(path: Path, content: Mapping[str, Any], modules: nn.Module
     raise WrongUse(f"{path} holds values that are not finite in {fault}; {instead}")
 
 
-def load_backbone(path: Path, *backbones: nn.Module, new_fourier: bool = False, here: World = ALONE) -> None:
-    """Load a backbone into each of `backbones`, from one of our checkpoints (the evaluated one) or published weights.
-
-    With `new_fourier`, a Fourier layer that is missing in the file keeps its initial values, to be trained. With `here`
-    only rank 0 needs the file. Raises WrongUse for a file without a backbone or with a different one, and NotFinite for
-    values that are not finite.
-    """
-    content = None
-    with together(here):
-        if here.is_main:
-            content = read_backbone(path)
-    content = copied_from_main(content, here)
-    for backbone in backbones:
-        wanted = backbone.state_dict()
-        # Old files lack the update counters of BN, which have no effect.
-        counters = {name: t for name, t in wanted.items() if name.endswith("num_batches_tracked")}
-        fitting = {**counters, **translate(content, wanted, new_fourier=new_fourier)}
-        refuse_fourier(path, fitting, wanted)
-        refuse_misfit(path, fitting, wanted)
-        refuse_nan_weights(path, fitting)
-        backbone.load_state_dict(fitting)
-
-
-def refuse_nan_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Raise NotFinite, with the name of the first tensor in `weights` that is not finite."""
-    fault = first_fault(dict(weights))
-    if fault is not None:
-        raise NotFinite(f"{path} holds values that are not finite in {fault}; give an older checkpoint or another file")
-
-
-def read_backbone(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a backbone, under their names in the file. Raises WrongUse for a file without one."""
-    if not path.is_file():
-        raise WrongUse(f"there is no file {path}; give a checkpoint or a file of published weights that exists")
-    content = read_tensors(path, in_place=True)
-    if isinstance(content, dict) and isinstance(content.get("modules"), dict):
-        modules = content["modules"]
-        prefix = next((p for p in EMBEDDERS if any(name.startswith(p) for name in modules)), "none")
-        content = {name.removeprefix(prefix): t for name, t in modules.items() if name.startswith(prefix)}
-    elif isinstance(content, dict):  # other trainers store a network beside other things
-        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
-    if not isinstance(content, dict) or not content or not all(isinstance(t, Tensor) for t in content.values()):
-        raise WrongUse(f"{path} holds no backbone; give a checkpoint or a file of published weights")
-    return content
-
-
-def refuse_fourier(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Raise WrongUse if only one side has a Fourier layer. Files of published weights do not record its mask."""
-    if GAIN in saved and GAIN not in wanted:
-        raise WrongUse(
-            f"{path} has a Fourier layer but does not record its mask; add the mask it was trained with, "
-            "backbone.fourier=vit or backbone.fourier=iresnet"
-        )
-    if GAIN in wanted and GAIN not in saved:
-        raise WrongUse(f"{path} has no Fourier layer; give backbone.fourier=none")
-
-
-def load_centres(path: Path, here: World) -> tuple[Tensor, Tensor]:
-    """Class centres [C, D] of a checkpoint of the recipe `supervised`, and the label of each class [C].
-
-    Only rank 0 needs the file. Raises WrongUse for a file without centres or with values that are not finite.
-    """
-    tables: dict[str, Tensor] = {}
-    with together(here):
-        if here.is_main:
-            content = read_tensors(path, in_place=True)
-            tables = content.get("tables", {}) if isinstance(content, dict) else {}
-            if not {"weight", "labels"} <= tables.keys():
-                raise WrongUse(
-                    f"{path} holds no class centres; give recipe.head.warm_start=false to use its backbone alone"
-                )
-            if not is_finite(tables["weight"]):
-                raise WrongUse(
-                    f"{path} holds values that are not finite in its class centres; give another file, or "
-                    "recipe.head.warm_start=false to use its backbone alone"
-                )
-    weight, labels = copied_from_main([tables.get("weight"), tables.get("labels")], here)
-    return weight, labels
-
-
 def read(path: Path, *, in_place: bool = False) -> dict[str, Any]:
     """Read a checkpoint and check its sha256 against its JSON, if there is one. Never runs code from the file.
 
@@ -277,7 +196,7 @@ def read(path: Path, *, in_place: bool = False) -> dict[str, Any]:
     if isinstance(content, dict) and "state_dict_backbone" in content:
         raise WrongUse(
             f"{path} is a full checkpoint of arcface_torch, which cannot be resumed here; "
-            f"train.warm_start={path} takes its backbone"
+            f"train.warm_start={path} takes its backbone, and recipe.head.warm_start=true its class centres"
         )
     if not isinstance(content, dict) or not {"state", "modules", "optimizer", "scaler"} <= content.keys():
         raise WrongUse(broken(path))
@@ -293,13 +212,17 @@ def read(path: Path, *, in_place: bool = False) -> dict[str, Any]:
 
 
 def read_tensors(path: Path, *, in_place: bool = False) -> Any:
-    """Load tensors and plain values from a torch file, without running code from it. Raises WrongUse.
+    """Load tensors and plain values from a file of torch or safetensors, without running code from it. Raises WrongUse.
 
     With `in_place` the file is memory-mapped if its format allows that.
     """
     try:
+        with path.open("rb") as file:
+            if is_safetensors(file.read(16)):
+                return safetensors.read(path)
         mapped = in_place and zipfile.is_zipfile(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # Lightning stores options as one; it has no code
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # the unpickler raises anything on damaged bytes
         raise WrongUse(broken(path)) from error
 

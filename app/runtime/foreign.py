@@ -8,6 +8,7 @@ from pathlib import Path
 
 RECORDIO = bytes.fromhex("0a23d7ce")  # 0xced7230a, the magic number of each record of a .rec
 HEAD_BYTES = 512
+TABLE_BYTES = 100 << 20  # most that the table of contents of a safetensors file may take
 
 
 def what_it_is(path: Path, *, array_wanted: bool = False) -> str | None:
@@ -29,18 +30,41 @@ def what_it_is(path: Path, *, array_wanted: bool = False) -> str | None:
         return "is a RecordIO file; convert it once: python -m app.prepare source=rec path=FOLDER out=images.npy"
     if head.startswith(b"\x93NUMPY") and not array_wanted:
         return "is an array of NumPy, not weights; give a .pt file"
-    if head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < 100 << 20:
-        return "is a safetensors file; save its tensors with torch.save(safetensors.torch.load_file(…), 'weights.pt')"
+    if is_safetensors(head):
+        return "is a damaged safetensors file; copy or download it again"
     if path.suffix == ".onnx":
         return "is an ONNX file, which holds a graph; give the .pt file it was made from"
     return _archive(path)
 
 
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file that begins with these bytes (9 or more) is a safetensors file."""
+    return head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < TABLE_BYTES
+
+
 def _archive(path: Path) -> str | None:
-    """Recognise TorchScript: a zip archive with code in it."""
+    """Recognise zip archives with code: TorchScript, exported programs, and pickles of whole Python objects."""
     with contextlib.suppress(zipfile.BadZipFile, OSError):
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         if any("/code/" in name for name in names):
             return "is a TorchScript program; save its weights with torch.save(torch.jit.load(…).state_dict(), …)"
+        if any(name.rpartition("/")[2].startswith("serialized_exported_program") for name in names):
+            return "is a program of torch.export; save its weights with torch.save(torch.export.load(…).state_dict, …)"
+        if objects := _objects(path):
+            return (
+                f"holds Python objects ({objects}), which could run code when they are loaded; save its tensors alone, "
+                "with torch.save(model.state_dict(), …)"
+            )
     return None
+
+
+def _objects(path: Path) -> str:
+    """Name the Python classes that a torch file needs, without loading them; empty if it needs none."""
+    import torch  # late: app.prepare uses this module and answers without torch
+
+    try:
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # the unpickler raises anything on damaged bytes
+        return ""
+    return ", ".join(sorted(found)[:3])

@@ -1,6 +1,7 @@
 """Convert published weights of arcface_torch and its CatFace fork; our networks keep their tensor names.
 
-Two things differ. Weights saved through DistributedDataParallel have the prefix `module.`. And the fork's Fourier layer
+Two things differ. Other trainers put the network inside another one, so that its names have a prefix: `module.` of
+DistributedDataParallel, `_orig_mod.` of torch.compile, `model.`, `backbone.` or the like. And the fork's Fourier layer
 shifts its spectra along all axes, including colour, so plane c of its gain acts on colour (c - 1) mod 3; here plane c
 acts on colour c.
 
@@ -29,6 +30,8 @@ def translate(
     """
     if all(name.startswith(DATA_PARALLEL) for name in state):
         state = {name.removeprefix(DATA_PARALLEL): tensor for name, tensor in state.items()}
+    if prefix := next(iter(prefixes(state, wanted)), ""):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     translated = dict(state)
     if GAIN in state and SQUARES not in state:
         translated[GAIN] = state[GAIN].roll(-1, 0)  # plane 1 acts on colour 0
@@ -36,6 +39,31 @@ def translate(
     if new_fourier and GAIN not in state:
         translated |= {name: wanted[name] for name in (GAIN, SQUARES) if name in wanted}
     return translated
+
+
+def prefixes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    """Return the prefixes of names in a file under which most tensors fit `wanted`, by name and shape.
+
+    More than one: the file holds several such networks. [""]: the names fit as they are. []: nothing fits.
+    """
+    anchors = [name for name, tensor in wanted.items() if tensor.ndim > 1][:3]
+    starts = {
+        name.removesuffix(anchor)
+        for name in state
+        for anchor in anchors
+        if name == anchor or name.endswith(f".{anchor}")
+    }
+
+    def fitting(prefix: str) -> int:
+        return sum(
+            tensor is not None and tensor.shape == here.shape
+            for name, here in wanted.items()
+            for tensor in [state.get(prefix + name)]
+        )
+
+    counts = {prefix: fitting(prefix) for prefix in sorted(starts, key=lambda prefix: (len(prefix), prefix))}
+    most = max(counts.values(), default=0)
+    return [prefix for prefix, count in counts.items() if count == most] if most else []
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app.config import Config
 from app.errors import WrongUse
-from app.runtime import checkpoint
+from app.runtime import checkpoint, weights
 from app.runtime.dist import World
 from app.runtime.finite import NotFinite
 from app.runtime.folder import RunFolder
@@ -28,7 +28,7 @@ def refuse_unfit_files(config: Config, here: World) -> None:
         checkpoint.read_tensors(Path(path), in_place=True)
     if warm_start is not None:
         try:
-            checkpoint.refuse_nan_weights(Path(warm_start), checkpoint.read_backbone(Path(warm_start)))
+            weights.refuse_nan_weights(Path(warm_start), weights.read_backbone(Path(warm_start)))
         except NotFinite as error:
             raise WrongUse(f"train.warm_start: {error}") from error
     if config.run.dir is None:

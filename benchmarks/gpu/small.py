@@ -10,6 +10,19 @@ from pathlib import Path
 from app.config import load
 
 BATCH = 4
+# The project's own, and published ones that together have each network family, margin, optimizer and way of sampling.
+EXPERIMENTS = (
+    "drawn",
+    "ms1mv2_mbf",
+    "ms1mv3_r50",
+    "ms1mv3_r50_onegpu",
+    "sniperface",
+    "tryout",
+    "tryout_supervised",
+    "wf42m_pfc02_16gpus_r100",
+    "wf42m_pfc03_40epoch_64gpu_vit_t_catface",
+    "wf42m_pfc03_40epoch_8gpu_vit_b",
+)
 
 
 def command_line(experiment: str, data: Path, folder: Path, *, updates: int, rows: int, ranks: int = 1) -> list[str]:

@@ -32,15 +32,16 @@ def prepare(
     screen: Screen,
     *,
     source: str,
-    path: str | None,
-    labels: str | None,
+    files: Mapping[str, str | None],
     out: str | None,
     options: Mapping[str, str | None],
 ) -> int:
     """Make a data set with app.prepare, here or on a target's machine. Returns the exit code.
 
-    `options` are passed on unchanged. For a machine, all paths are paths on it.
+    `files` are options that name files and folders: `path`, `labels`, `landmarks`. For a machine, all paths are paths
+    on it. `options` are passed on unchanged.
     """
+    path, given = files.get("path"), {key: file for key, file in files.items() if file}
     name = slug(Path(path).stem) if path and source != "orl" else source
     words = [f"source={source}"]
     more = [f"{key}={value}" for key, value in options.items() if value is not None]
@@ -49,18 +50,20 @@ def prepare(
             place = Path(out).absolute() if out else project / "data" / name
             place = place if place.suffix == ".npy" else place / "images.npy"
             words += [f"out={place}"]
-            words += [f"{key}={Path(file).absolute()}" for key, file in (("path", path), ("labels", labels)) if file]
-            argv = [sys.executable, "-m", "app.prepare", *words, *more]
+            words += [f"{key}={Path(file).absolute()}" for key, file in given.items()]
+            as_json = ["json=true"] if screen.as_json else []
+            argv = [sys.executable, "-m", "app.prepare", *words, *more, *as_json]
             return LocalShell().foreground(argv, cwd=project, env=_flags(flags.PREPARE))
         with acquired(at, f"{family_name(at.settings)}prepare-{secrets.token_hex(3)}", screen, Stopwatch()) as machine:
             shell = at.shell(machine)
             machine, folder = ready_code(at.settings, machine, shell, screen)
             there = machine.path(out) if out else machine.root / "data" / name
             there = there if there.suffix == ".npy" else there / "images.npy"
-            words += [f"out={there}", *(f"{key}={file}" for key, file in (("path", path), ("labels", labels)) if file)]
+            words += [f"out={there}", *(f"{key}={file}" for key, file in given.items())]
             for line in shell.stream([machine.python, "-m", "app.prepare", *words, *more], cwd=folder):
                 screen.say(line)
             screen.say(f"train on it with: {command(f'train --on {target} --data machine:{there}')}")
+            screen.document({"target": target, "data": f"machine:{there}"})
     return 0
 
 

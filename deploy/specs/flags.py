@@ -8,7 +8,7 @@ from typing import Any
 
 # Headings of flags in the help.
 WHERE, WHAT, HOW, OUTPUT = "Where", "What runs", "How it starts", "Output"
-PARQUET, RECORDS, DRAWN = "Of parquet", "Of rec", "Of synthetic"
+PHOTOGRAPHS, PARQUET, RECORDS, DRAWN = "Of folder", "Of parquet", "Of rec", "Of synthetic"
 
 FLAG, PARSED_BY = "flag", "parsed_by"  # in the metadata of a dataclass's field
 
@@ -139,8 +139,37 @@ PREPARE = (
         "(default: orl 100, synthetic a tenth, else 0)",
         "N",
     ),
+    Flag(
+        "align",
+        "auto: find the best face in each photograph and align it by five points; "
+        "all: 112x112 images too; none (default): animals and other subjects",
+        "HOW",
+        group=PHOTOGRAPHS,
+    ),
+    Flag(
+        "landmarks",
+        "a CSV file of five points for each photograph, such as the landmarks.csv of align",
+        "PATH",
+        group=PHOTOGRAPHS,
+    ),
+    Flag("fit", "how to scale without alignment: crop (default), squash or pad", "HOW", group=PHOTOGRAPHS),
+    Flag(
+        "min-face",
+        "with --align, the smallest width of a face in pixels of the photograph (default: 40)",
+        "PIXELS",
+        group=PHOTOGRAPHS,
+    ),
+    Flag(
+        "min-score-pct",
+        "with --align, the lowest score of a face, 70 to 100 (default: 90)",
+        "PERCENT",
+        group=PHOTOGRAPHS,
+    ),
+    Flag("not-found", "with --align, photographs without a face: skip (default) or keep", "HOW", group=PHOTOGRAPHS),
+    Flag("several", "with --align, photographs with several faces: best (default) or skip", "HOW", group=PHOTOGRAPHS),
     Flag("unreadable", "skip: leave out images that cannot be read, and list them in the manifest", "skip"),
     Flag("workers", "processes that make the images (default: one a core); the result is the same", "N"),
+    JSON,
 )
 MINE = (
     ON,

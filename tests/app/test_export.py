@@ -28,6 +28,7 @@ from app.models.fourier import FourierLayer
 from app.onnx import compare, make, rules
 from app.runtime import checkpoint, published
 from app.runtime.dist import World
+from app.runtime.weights import load_backbone
 from tests.app.conftest import faces
 from tests.app.support.training import run
 
@@ -238,6 +239,16 @@ def test_numbers_that_are_none_agree_with_nothing(broken: float) -> None:
         assert not compare.Agreement(2, *compare.apart(a, b)).good
 
 
+def test_large_embeddings_may_differ_by_their_share() -> None:
+    """A random iresnet18 has embeddings of norm 7,000, where fp32 rounds by more than 1e-4."""
+    wanted = 7000 * np.random.default_rng(0).normal(size=(3, 8)) / 8**0.5
+    for share, good in ((5e-7, True), (1e-3, False)):
+        found = wanted * (1 + share)
+        apart = compare.apart(found, wanted)
+        assert compare.Agreement(3, *apart, float(np.abs(wanted).max())).good == good
+        assert not compare.Agreement(3, *apart).good
+
+
 # The command
 
 
@@ -297,7 +308,7 @@ def test_weights_go_back_to_the_published_code(fourier: str, tmp_path: Path) -> 
     if fourier != "none":
         assert torch.equal(theirs[published.GAIN][0], gain[2])  # the fork's plane c acts on colour (c - 1) mod 3
     back = build_backbone(config)
-    checkpoint.load_backbone(tmp_path / "theirs.pt", back)
+    load_backbone(tmp_path / "theirs.pt", back)
     assert all(torch.equal(value, back.state_dict()[name]) for name, value in net.state_dict().items())
     assert export.main([f"weights={tmp_path}/ours.pt", *words, f"out={tmp_path}/ours.pt"]) == 2
     assert export.main([f"weights={tmp_path}/ours.pt", *words, f"out={tmp_path}/x.pt", "opset=11"]) == 2

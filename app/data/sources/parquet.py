@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from app.data.sources.source import UNREADABLE, Source, decode_face, fingerprint
+from app.data.sources.photograph import UNREADABLE, decode_face
+from app.data.sources.source import Source, fingerprint
 from app.errors import WrongUse
 
 # Common column names, in order of preference.

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from app.data.dataset import IMAGE_SHAPE
 from app.data.sources import decode
-from app.data.sources.source import UNREADABLE, Source, decode_face, fingerprint
+from app.data.sources.photograph import UNREADABLE, decode_face
+from app.data.sources.source import Source, fingerprint
 from app.errors import WrongUse
 
 MAGIC = 0xCED7230A

@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import io
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from app.data.dataset import SIDE, open_images, open_labels
-from app.data.sources.decode import fast_jpeg
+from app.data.dataset import open_images, open_labels
+from app.data.sources.photograph import load_faces
 from app.errors import WrongUse
 
 IMAGE_SUFFIXES = {
@@ -31,19 +28,6 @@ IMAGE_SUFFIXES = {
 }  # fmt: skip
 # The first bytes of JPEG, PNG, GIF, BMP and RIFF (WebP), to recognise images without a suffix.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"RIFF")
-# Errors of the decoders for broken files; Pillow raises SyntaxError for a broken PNG.
-UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError)
-EXIF = b"Exif\0\0"  # start of a JPEG's metadata, which may contain the camera's orientation
-ORIENTATION = 0x0112  # EXIF tag of the orientation
-TURNS = {  # values of that tag; 1 is upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -58,6 +42,9 @@ class Source:
     multiple of it, so that a fraction never splits a person. `made_of` identifies the origin of the images: data sets
     are equal only if it is. `made_of_rows(start, stop)` does so for a range of rows; it lets an unfinished file keep
     its unchanged blocks when other images change. `left_out` has one sentence per group of skipped files.
+
+    `files` are the rows' image files, below `root`, and `people` the names of their labels, where a source has them:
+    such photographs can be aligned and have a passport.
     """
 
     name: str
@@ -70,6 +57,9 @@ class Source:
     made_of: str = ""
     made_of_rows: Callable[[int, int], str] | None = None
     left_out: tuple[str, ...] = ()
+    root: Path | None = None
+    files: Sequence[Path] = ()
+    people: Sequence[str] = ()
 
     def without(self, rows: Sequence[int]) -> Source:
         """Return this source without these rows, given in ascending order."""
@@ -94,6 +84,7 @@ class Source:
             held_out=int((kept >= self.count - self.held_out).sum()),
             made_of=f"{self.made_of} without {hashlib.sha256(','.join(map(str, rows)).encode()).hexdigest()}",
             made_of_rows=made_of_rows,
+            files=[self.files[row] for row in kept.tolist()] if self.files else (),
         )
 
 
@@ -145,6 +136,9 @@ def folder(path: Path) -> Source:
         made_of=fingerprint([file for _, file in files], path),
         made_of_rows=lambda start, stop: fingerprint([file for _, file in files[start:stop]], path),
         left_out=_left_out(people, [entry for entry in _visible(path) if not entry.is_dir()]),
+        root=path,
+        files=[file for _, file in files],
+        people=[person.folder.name for person in found],
     )
 
 
@@ -256,74 +250,3 @@ def fingerprint(files: Sequence[Path], folder: Path) -> str:
 def content_of(file: Path) -> str:
     """Return the sha256 of a small file."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def load_faces(files: Sequence[Path]) -> NDArray[np.uint8]:
-    """Read image files as uint8 [n, 112, 112, 3] RGB. Raises WrongUse naming the file."""
-    return np.stack([load_face(file) for file in files])
-
-
-def load_face(file: Path) -> NDArray[np.uint8]:
-    """Read an image file as uint8 [112, 112, 3] RGB. Raises WrongUse naming the file."""
-    try:
-        return decode_face(file)
-    except UnknownScale as error:
-        raise WrongUse(f"{file} {error}") from error
-    except UNREADABLE as error:
-        raise WrongUse(f"{file} is not a readable image; remove it or save it again as .png or .jpg") from error
-
-
-class UnknownScale(ValueError):
-    """Pixels are 32-bit integers or floats, and the file does not define which value is white."""
-
-
-def decode_face(file: Path | IO[bytes] | bytes) -> NDArray[np.uint8]:
-    """Decode an image file to upright uint8 [112, 112, 3] RGB: the largest centred square, resampled.
-
-    Raises one of UNREADABLE; the message of UnknownScale, one of them, suggests a fix.
-    """
-    if not isinstance(file, bytes):
-        file = file.read_bytes() if isinstance(file, Path) else file.read()
-    if EXIF in file:
-        with warnings.catch_warnings():  # Pillow warns about damaged metadata, and names one of its own files
-            warnings.simplefilter("ignore")
-            return _with_pillow(file)
-    fast = fast_jpeg(file, SIDE)
-    return _with_pillow(file) if fast is None else fast
-
-
-def _with_pillow(file: bytes) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(file)) as image:
-        rgb = _eight_bits(_upright(image), image.format)
-        if rgb.size == (SIDE, SIDE):
-            return np.asarray(rgb)
-        side = min(rgb.size)
-        left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-        box = (left, top, left + side, top + side)
-        return np.asarray(rgb.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=box))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn an image upright if its EXIF data is readable and contains an orientation."""
-    try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # Pillow raises many kinds of errors for damaged metadata; the pixels are still good
-        return image
-    turned = TURNS.get(orientation)
-    return image if turned is None else image.transpose(turned)
-
-
-def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
-    """Convert to 8-bit RGB. Raises UnknownScale if the file does not define white."""
-    if image.mode == "RGB":
-        return image
-    # Pillow's own conversion clips 16 bits: all values above 255 become white. Pillow opens a 16-bit PGM in mode I.
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
-        grey = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        kind = "32-bit whole numbers" if image.mode == "I" else "floating-point numbers"
-        raise UnknownScale(
-            f"has {kind} for pixels, and their white level is unknown; save it with 8 or 16 bits, as .png"
-        )
-    return image.convert("RGB")

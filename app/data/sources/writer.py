@@ -10,16 +10,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import signal
-import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.dataset import IMAGE_SHAPE
+from app.data.sources.processes import processes
 from app.data.sources.source import Source
 from app.errors import WrongUse
 from app.files import claim, replace, settle
@@ -219,7 +215,7 @@ def _make(source: Source, unfinished: Unfinished, blocks: list[int], workers: in
             yield block, write_block(*task(block))
         return
     waiting: deque[tuple[int, Future[Written]]] = deque()
-    with _pool(workers) as pool:
+    with processes(workers) as pool:
         for block in blocks:
             waiting.append((block, pool.submit(write_block, *task(block))))
             if len(waiting) > workers:
@@ -260,36 +256,3 @@ def _bad_images(first_row: int, rows: Sequence[Any], decode: Decode) -> list[Bad
         except WrongUse as error:
             bad.append(BadImage(first_row + place, str(error)))
     return bad
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes that end at once when this process fails, is interrupted, or is killed.
-
-    They are spawned, not forked, so that they behave the same on every system.
-    """
-    context = get_context("spawn")
-    alive, lifeline = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow, initargs=(alive,))
-    try:
-        yield pool
-        pool.shutdown()
-    except BrokenProcessPool as error:
-        raise OSError("a worker was killed, probably because memory ran out; try again with workers=1") from error
-    finally:
-        lifeline.close()
-        pool.shutdown(cancel_futures=True)
-        alive.close()
-
-
-def _follow(alive: Any) -> None:  # one end of a Pipe; its class differs between systems
-    """In a worker: exit when the pipe's other end closes, on purpose or because its process died."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent handles it
-
-    def wait() -> None:
-        try:
-            alive.recv_bytes()
-        except (EOFError, OSError):
-            os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()

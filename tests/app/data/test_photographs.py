@@ -15,7 +15,7 @@ from PIL import Image
 
 from app import prepare
 from app.data.sources import source as sources
-from app.data.sources.source import decode_face
+from app.data.sources.photograph import decode_face
 
 SIDE = 112
 

@@ -19,8 +19,8 @@ from PIL import Image
 
 from app import prepare
 from app.data.sources import decode
+from app.data.sources.photograph import decode_face
 from app.data.sources.recordio import MAGIC_BYTES, Records, framed, image_record, rec
-from app.data.sources.source import decode_face
 from app.errors import WrongUse
 
 payloads = st.lists(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.data.faces.align import TEMPLATE, aligned, similarity
 from app.errors import WrongUse
-from app.evaluation.align import TEMPLATE, aligned, similarity
 from app.evaluation.image_set import ImageSet, decode
 from app.evaluation.protocols import PairList, People, Templates
 from app.evaluation.sets import open_set

@@ -17,6 +17,7 @@ PARAMETERS = {
     "iresnet50": 43_590_848,
     "iresnet100": 65_156_160,
     "iresnet200": 118_833_920,
+    "iresnet2060": 1_122_301_120,
     "mobilefacenet": 2_059_520,
 }
 

@@ -16,9 +16,9 @@ from app.models import build_backbone
 from app.recipes import Supervised
 from app.recipes.update import batches, update
 from app.runtime import checkpoint
-from app.runtime.checkpoint import load_backbone
 from app.runtime.dist import World
 from app.runtime.optimizer import build_optimizer
+from app.runtime.weights import load_backbone
 from app.train import main
 from tests.app.support.training import TINY, assert_equal_bits, events, launch, reached, run, wait_for
 
@@ -209,7 +209,7 @@ def test_images_without_a_label_are_left_out_and_labels_of_any_kind_are_numbered
     ("words", "said"),
     [
         (["recipe.head.name=arcfase"], "did you mean arcface"),
-        (["recipe.head.sample_rate=0"], "above 0 and at most 1"),
+        (["recipe.head.sample_rate=-0.1"], "from 0 to 1"),
         (["recipe.head.update=sparse"], "lazy, dense"),
         (["recipe.ema=1"], "below 1"),
         (["recipe.head.margins=[1,2]"], "three numbers"),

@@ -19,7 +19,7 @@ from app.mining.pseudo_ids import find_pseudo_ids
 from app.models.collapse import spread
 from app.models.moco import FeatureBank
 from app.recipes import RECIPES, SelfSupervised
-from app.runtime import checkpoint
+from app.runtime import checkpoint, weights
 from app.runtime.dist import World
 from app.runtime.finite import NotFinite, first_fault, is_finite, may_hold_nan
 from tests.app.support.training import TINY, events, run
@@ -156,7 +156,7 @@ def test_class_centres_that_are_not_finite_begin_nothing(tmp_path: Path, alone: 
     table = torch.full((3, 4), torch.nan)
     torch.save({"tables": {"weight": table, "labels": torch.arange(3)}}, tmp_path / "centres.pt")
     with pytest.raises(Exception, match="not finite in its class centres"):
-        checkpoint.load_centres(tmp_path / "centres.pt", alone)
+        weights.load_centres(tmp_path / "centres.pt", alone)
 
 
 def test_diagnostics_say_so_instead_of_failing() -> None:

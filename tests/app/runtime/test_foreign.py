@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from app.config import load
 from app.data.dataset import open_images
 from app.errors import WrongUse
-from app.runtime import checkpoint
+from app.runtime import checkpoint, weights
 from app.runtime.foreign import what_it_is
 
 
@@ -28,12 +27,20 @@ def script(path: Path) -> None:
             archive.writestr(name, b"x")
 
 
+def exported(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("serialized_exported_program.json", b"{}")
+
+
 FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "pointer.pt": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid 0"), "git lfs pull"),
     "page.pt": (lambda path: path.write_text("\n<!DOCTYPE html><html>"), "a web page"),
     "train.rec": (lambda path: path.write_bytes(bytes.fromhex("0a23d7ce") + bytes(60)), "source=rec"),
     "images.pt": (array, "an array of NumPy"),
-    "w.safetensors": (lambda path: path.write_bytes((2).to_bytes(8, "little") + b"{}"), "a safetensors file"),
+    "w.safetensors": (lambda path: path.write_bytes((20).to_bytes(8, "little") + b"{}"), "a damaged safetensors"),
+    "e.safetensors": (lambda path: path.write_bytes((2).to_bytes(8, "little") + b"{}"), "holds no backbone"),
+    "program.pt": (exported, "torch.export"),
+    "module.pt": (lambda path: torch.save(torch.nn.Linear(2, 2), path), "Python objects .*Linear.*state_dict"),
     "model.onnx": (lambda path: path.write_bytes(b"\x08\x06"), "an ONNX file"),
     "net.pt": (script, "a TorchScript program"),
 }
@@ -44,7 +51,7 @@ def test_a_file_of_another_kind_is_named(name: str, tmp_path: Path) -> None:
     make, words = FILES[name]
     make(tmp_path / name)
     with pytest.raises(WrongUse, match=words):
-        checkpoint.read_backbone(tmp_path / name)
+        weights.read_backbone(tmp_path / name)
 
 
 def test_what_is_damaged_is_not_taken_for_another_kind(tmp_path: Path) -> None:
@@ -76,18 +83,3 @@ def test_a_folder_or_a_rec_in_place_of_images_says_how_to_make_them(tmp_path: Pa
     ):
         with pytest.raises(WrongUse, match=words):
             open_images(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    ("word", "answer"),
-    [
-        ("backbone=r50", "here it is backbone=iresnet50"),
-        ("backbone=mbf", "here it is backbone=mobilefacenet"),
-        ("backbone=mbf_large", "here it is backbone=mobilefacenet_large"),
-        ("configs/ms1mv3_r50", "give experiment=ms1mv3_r50"),
-        ("configs/ms1mv3_r50_onegpu.py", "give experiment=ms1mv3_r50_onegpu"),
-    ],
-)
-def test_words_of_arcface_torch_get_the_ones_of_here(word: str, answer: str) -> None:
-    with pytest.raises(WrongUse, match=answer):
-        load([word])

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from app.config import BackboneConfig
 from app.errors import WrongUse
 from app.models import build_backbone
-from app.runtime.checkpoint import load_backbone
 from app.runtime.published import GAIN, translate
+from app.runtime.weights import load_backbone
 
 
 def network(name: str = "iresnet", fourier: str = "none", seed: int = 0) -> nn.Module:

@@ -1,9 +1,9 @@
 """Every experiment as a GPU would run it, on a CPU: its own depth, precision, head and recipe, on 32-pixel faces.
 
-An experiment is covered by lying in conf/experiment. What is made small is only what costs time and not what decides
-whether training works: the images' size, the batch, the number of epochs. Products of 16-bit numbers are rounded as a
-GPU rounds them (tensor_cores.py). Each experiment trains, mines if its recipe does, saves a checkpoint and resumes
-from it.
+benchmarks/gpu/small.py lists them: the project's own, and of the published ones each kind of training. What is made
+small is only what costs time and not what decides whether training works: the images' size, the batch, the number of
+epochs. Products of 16-bit numbers are rounded as a GPU rounds them (tensor_cores.py). Each experiment trains, mines if
+its recipe does, saves a checkpoint and resumes from it.
 """
 
 from __future__ import annotations
@@ -26,15 +26,22 @@ from app import prepare, train
 from app.config import Config, load
 from app.data.sources.source import Source
 from app.runtime.folder import RunFolder
-from benchmarks.gpu.small import BATCH, command_line
+from benchmarks.gpu.small import BATCH, EXPERIMENTS, command_line
+from tests.app.config.published import NETWORKS, PUBLISHED, Published
 from tests.app.conftest import faces
 from tests.app.shadow.tensor_cores import TensorCores
 from tests.app.support.training import PROJECT, events
 
-EXPERIMENTS = sorted(path.stem for path in (PROJECT / "conf" / "experiment").glob("*.yaml"))
 # A GPU takes bf16 or fp16 by what it can do; a CPU takes fp32.
 PRECISIONS = {"auto": ["fp32", "bf16", "fp16"], "fp32": ["fp32"], "bf16": ["bf16"], "fp16": ["fp16"]}
-ONE_GPU = {"drawn", "tryout", "tryout_supervised", "ms1mv3_r50_onegpu"}  # made for one; the others train on two ranks
+# Made for one; the others train on two ranks.
+ONE_GPU = {
+    "drawn",
+    "tryout",
+    "tryout_supervised",
+    "ms1mv3_r50_onegpu",
+    "wf42m_pfc03_40epoch_64gpu_vit_t_catface",
+}
 THE_PROJECTS = "sniperface"  # its own recipe, tried in every precision, on one rank and on two
 MOST_FRAGILE = "fp16"  # deep networks and several ranks are tried in it alone
 UPDATES, SCALE_SEARCH = 3, 5  # of an epoch; fp16 gets a few more, to find its scale in
@@ -108,6 +115,23 @@ def signals_as_before() -> Iterator[None]:
     yield
     for name, handler in before.items():
         signal.signal(name, handler)
+
+
+def test_every_kind_of_training_that_is_published_is_among_them() -> None:
+    def kinds(row: Published) -> set[tuple[str, object]]:
+        family = NETWORKS[row.network][0]
+        return {
+            ("network", family),
+            ("margins", row.margins),
+            ("optimizer", row.optimizer),
+            ("samples", row.sample_rate < 1),
+            ("accumulates", row.accumulate > 1),
+        }
+
+    tried = set().union(*(kinds(PUBLISHED[name]) for name in EXPERIMENTS if name in PUBLISHED))
+    assert {kind for row in PUBLISHED.values() for kind in kinds(row)} == tried
+    own = {path.stem for path in (PROJECT / "conf" / "experiment").glob("*.yaml")} - PUBLISHED.keys()
+    assert own <= set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("case", cases(ranks=1))

@@ -1,0 +1,91 @@
+"""Write what is known about a folder of photographs beside its data set."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.data.dataset import open_images
+from app.data.faces.examine import Examined
+from app.data.faces.landmarks import Points, quoted, write_landmarks
+from app.data.faces.page import write_page
+from app.data.faces.passport import Row, passport
+from app.data.faces.placing import Placing, names
+from app.data.sources.source import Source
+from app.files import atomic
+
+PAGE, LEFT_OUT, LANDMARKS, PEOPLE = "passport.html", "left_out.csv", "landmarks.csv", "people.csv"
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Told:
+    """All photographs of `source` with what was found; `left` has the rows that are no image, with the reason."""
+
+    source: Source
+    examined: Sequence[Examined]
+    points: Sequence[Points | None]
+    left: Mapping[int, str]
+    placing: Placing
+
+    def write(self, out: Path) -> Facts:
+        """Write the passport and its lists beside the images; return the manifest's new entries."""
+        assert self.source.labels is not None
+        assert self.source.root is not None
+        called, labels = names(self.source), self.source.labels.tolist()
+        rows, image = [], 0
+        for row, (name, label) in enumerate(zip(called, labels, strict=True)):
+            why = self.left.get(row, "")
+            rows.append(Row(name, self.source.people[label], self.examined[row], None if why else image, why))
+            image += not why
+        images = open_images(out)
+        judged = passport(rows, images)
+        write_page(out.with_name(PAGE), f"{self.source.name}: {image} images", judged, images, self.source.root)
+        if self.left:
+            with atomic(out.with_name(LEFT_OUT)) as file:
+                lines = ["file,reason", *(f"{quoted(called[row])},{self.left[row]}" for row in sorted(self.left)), ""]
+                file.write("\n".join(lines).encode("utf-8", "surrogateescape"))
+        else:
+            out.with_name(LEFT_OUT).unlink(missing_ok=True)
+        if self.placing.look.for_faces:
+            found = {name: its for name, its in zip(called, self.points, strict=True) if its is not None}
+            write_landmarks(out.with_name(LANDMARKS), found)
+        kept = Counter(row.person for row in rows if row.image is not None)
+        with atomic(out.with_name(PEOPLE)) as file:
+            lines = [f"{label},{quoted(person)},{kept[person]}" for label, person in enumerate(self.source.people)]
+            file.write("\n".join(["label,person,images", *lines, ""]).encode("utf-8", "surrogateescape"))
+        return {"passport": judged.summary}
+
+
+def summary(manifest: dict[str, Any], placing: Placing, out: Path) -> list[str]:
+    """What the passport says, in lines for the terminal; none without a passport."""
+    told = manifest.get("passport")
+    if told is None:
+        return []
+    lines, found, count = [], dict(told["found"]), told["photographs"]
+    if told["left_out"]:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in told["left_out"].items())
+        del found["left out"]
+        lines.append(f"{sum(told['left_out'].values())} of {count} photographs left out: {reasons}")
+    odd = found.get("not square", 0)
+    if odd and placing.fit == "crop":
+        hint = "" if placing.by_points else "; align=auto takes the face instead, fit=pad all of the image"
+        lines.append(f"{odd} of {count} photographs are not square: their middle is used{hint}")
+        del found["not square"]
+    if found:
+        lines.append("found: " + ", ".join(f"{title} ({number})" for title, number in found.items()))
+    return [*lines, f"{out.with_name(PAGE)} shows them"] if lines else []
+
+
+def none_left(source: Source, placing: Placing, left: dict[int, str]) -> str:
+    """The sentence about a folder whose photographs are all left out."""
+    reasons = ", ".join(sorted({*left.values()}))
+    if placing.by_points:
+        return (
+            f"none of the {source.count} photographs becomes an image: {reasons}; give align=none for other subjects, "
+            "a smaller min_face=, or not_found=keep"
+        )
+    return f"none of the {source.count} photographs of {source.root} can be read; save them again as .png or .jpg"

@@ -1,0 +1,144 @@
+"""Decode photographs as people have them: any format, depth and orientation, to upright 8-bit RGB of 112x112 pixels."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from app.data.dataset import SIDE
+from app.data.sources.decode import fast_jpeg
+from app.errors import WrongUse
+
+# Errors of the decoders for broken files; Pillow raises SyntaxError for a broken PNG.
+UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError)
+EXIF = b"Exif\0\0"  # start of a JPEG's metadata, which may contain the camera's orientation
+ORIENTATION = 0x0112  # EXIF tag of the orientation
+TURNS = {  # values of that tag; 1 is upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = (5, 6, 7, 8)  # values that exchange width and height
+FITS = {
+    "crop": "the largest centred square",
+    "squash": "the whole image, its sides scaled separately",
+    "pad": "the whole image, with black bars",
+}
+
+
+def load_faces(files: Sequence[Path], fit: str = "crop") -> NDArray[np.uint8]:
+    """Read image files as uint8 [n, 112, 112, 3] RGB; `fit` is a key of FITS. Raises WrongUse naming the file."""
+    return np.stack([load_face(file, fit) for file in files])
+
+
+def load_face(file: Path, fit: str = "crop") -> NDArray[np.uint8]:
+    """Read an image file as uint8 [112, 112, 3] RGB. Raises WrongUse naming the file."""
+    with readable(file):
+        return decode_face(file, fit)
+
+
+@contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Turn the decoders' errors into WrongUse with the name of the file."""
+    try:
+        yield
+    except UnknownScale as error:
+        raise WrongUse(f"{file} {error}") from error
+    except UNREADABLE as error:
+        raise WrongUse(f"{file} is not a readable image; remove it or save it again as .png or .jpg") from error
+
+
+class UnknownScale(ValueError):
+    """Pixels are 32-bit integers or floats, and the file does not define which value is white."""
+
+
+def decode_face(file: Path | IO[bytes] | bytes, fit: str = "crop") -> NDArray[np.uint8]:
+    """Decode an image file to upright uint8 [112, 112, 3] RGB, resampled; `fit` is a key of FITS.
+
+    Raises one of UNREADABLE; the message of UnknownScale, one of them, suggests a fix.
+    """
+    if not isinstance(file, bytes):
+        file = file.read_bytes() if isinstance(file, Path) else file.read()
+    fast = None if EXIF in file else fast_jpeg(file, SIDE)
+    return np.asarray(fitted(photograph(file), fit)) if fast is None else fast
+
+
+def photograph(file: bytes) -> Image.Image:
+    """Decode an image file to upright 8-bit RGB in its own size. Raises one of UNREADABLE."""
+    with warnings.catch_warnings():  # Pillow warns about damaged metadata, and names one of its own files
+        if EXIF in file:
+            warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(file)) as image:
+            return _eight_bits(_upright(image), image.format)
+
+
+def outline(file: Path) -> tuple[tuple[int, int], bool]:
+    """Return an image file's upright width and height, and whether EXIF turns it, from its header alone.
+
+    Raises one of UNREADABLE.
+    """
+    with warnings.catch_warnings(), Image.open(file) as image:
+        warnings.simplefilter("ignore")
+        orientation = _orientation(image)
+        width, height = image.size
+        return ((height, width) if orientation in SIDEWAYS else (width, height)), orientation in TURNS
+
+
+def fitted(image: Image.Image, fit: str) -> Image.Image:
+    """Scale an RGB image to 112 x 112 as a key of FITS says."""
+    if image.size == (SIDE, SIDE):
+        return image
+    if fit == "squash":
+        return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    if fit == "pad":
+        scale = SIDE / max(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        whole = Image.new("RGB", (SIDE, SIDE))
+        place = (SIDE - width) // 2, (SIDE - height) // 2
+        whole.paste(image.resize((width, height), Image.Resampling.BICUBIC), place)
+        return whole
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # Pillow raises many kinds of errors for damaged metadata; the pixels are still good
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn an image upright if its EXIF data is readable and contains an orientation."""
+    turned = TURNS.get(_orientation(image))
+    return image if turned is None else image.transpose(turned)
+
+
+def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
+    """Convert to 8-bit RGB. Raises UnknownScale if the file does not define white."""
+    if image.mode == "RGB":
+        image.load()
+        return image
+    # Pillow's own conversion clips 16 bits: all values above 255 become white. Pillow opens a 16-bit PGM in mode I.
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
+        grey = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        kind = "32-bit whole numbers" if image.mode == "I" else "floating-point numbers"
+        raise UnknownScale(
+            f"has {kind} for pixels, and their white level is unknown; save it with 8 or 16 bits, as .png"
+        )
+    return image.convert("RGB")
