@@ -56,7 +56,7 @@ from app.data.sources import writer
 from app.data.sources.photograph import FITS
 from app.data.sources.recordio import rec
 from app.data.synthetic.source import synthetic
-from app.errors import EXIT_WRONG_USE, WrongUse
+from app.errors import EXIT_WRONG_USE, WrongUse, framed
 from app.files import atomic, make_folder, one_at_a_time, write_json
 
 OPTIONS: dict[str, tuple[str, ...]] = {
