@@ -48,7 +48,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -102,7 +102,9 @@ ASKS_FOR_CUDA = (
     "sys.exit(not any(each.startswith(('cuda', 'nvidia')) for each in importlib.metadata.requires('torch') or ()))"
 )
 # Started as `python -m NAME`: the first line of a script in .venv/bin cannot hold every path (quotes).
-MODULES = {"inv": "invoke", "invoke": "invoke", "mypy": "mypy", "pytest": "pytest", "ruff": "ruff"}
+MODULES = {
+    "inv": "invoke", "invoke": "invoke", "sniperface": "deploy", "mypy": "mypy", "pytest": "pytest", "ruff": "ruff",
+}  # fmt: skip
 EXTRAS = {"mypy": {"app", "dev"}, "pytest": {"app", "dev"}, "ruff": {"dev"}}  # mypy reads numpy's types
 # Invoke tasks that run a command of app/ on the target. On this computer they need the extra 'app'.
 APP_TASKS = {"bench", "deploy", "evaluate", "export", "mine", "prepare", "train"}
@@ -126,7 +128,7 @@ def main(command: list[str]) -> int:
 def extras_for(command: list[str]) -> set[str]:
     """Return the optional dependencies of a command: 'app' (with torch) only if the app itself runs here."""
     name, arguments = Path(command[0]).stem, command[1:]
-    if MODULES.get(name) == "invoke":
+    if MODULES.get(name) in ("invoke", "deploy"):
         only_asks = {"-h", "--help", "-l", "--list", "-V", "--version"}.intersection(arguments)
         task = next((word for word in arguments if not word.startswith("-")), "")
         if task not in APP_TASKS or only_asks:
@@ -304,14 +306,23 @@ def make_venv() -> None:
 
 def install(extras: set[str], lock: IO[bytes]) -> bool:
     """Install what builds packages, then the lists of the command, then torch. pip checks the hash of every file."""
+    import time
+
     what = f"with {' and '.join(sorted(extras))}" if extras else "for the laptop"
     say(f"installing Sniperface {what} (the first time, this takes a while)")
     lists = [f"--requirement=requirements/{name}.txt" for name in ("laptop", *sorted(extras))]
-    return (
-        pip([*HASHED, "--requirement=requirements/build.txt"], lock)
-        and pip([*HASHED, *lists], lock)
-        and ("app" not in extras or install_torch(lock))
-    )
+    steps: list[tuple[str, Callable[[], bool]]] = [
+        ("the tools that build packages", lambda: pip([*HASHED, "--requirement=requirements/build.txt"], lock)),
+        ("packages", lambda: pip([*HASHED, *lists], lock)),
+        *([("PyTorch", lambda: install_torch(lock))] if "app" in extras else []),
+    ]
+    for number, (name, work) in enumerate(steps, 1):
+        started = time.monotonic()
+        say(f"step {number} of {len(steps)}: {name}")
+        if not work():
+            return False
+        say(f"  done in {time.monotonic() - started:.0f} s")
+    return True
 
 
 def install_torch(lock: IO[bytes]) -> bool:
@@ -409,7 +420,7 @@ def environment() -> dict[str, str]:
     env = {key: value for key, value in os.environ.items() if key != "PYTHONHOME"}
     path = os.pathsep.join([str(BIN), env.get("PATH", os.defpath)])
     # What to type before the name of a task. `invoke` prints it, so the user never needs to activate anything.
-    typed = f"{launcher()} bootstrap.py invoke"
+    typed = "sniperface" if "SNIPERFACE_STARTED_IN" in env else f"{launcher()} bootstrap.py invoke"
     return {**env, "VIRTUAL_ENV": str(VENV), "PATH": path, "SNIPERFACE_INVOKE": typed}
 
 

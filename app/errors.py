@@ -1,5 +1,9 @@
 """Exceptions that end a command of the app with one sentence, and their exit codes."""
 
+import os
+import re
+
+FLAGS = "SNIPERFACE_FLAGS"  # the launcher sets it: names of the options that its user types as flags
 EXIT_FAILED = 1
 EXIT_WRONG_USE = 2
 SENTENCE_CHARACTERS = 1000
@@ -20,3 +24,13 @@ class WrongUse(_Sentence):
 
 class Failed(_Sentence):
     """The work cannot continue. Every process of the group raises this; exit code 1."""
+
+
+def framed(sentence: str) -> str:
+    """The sentence for stderr: started by the launcher, it looks like the launcher's errors and names its flags."""
+    names = os.environ.get(FLAGS)
+    if names is None:
+        return sentence
+    options = "|".join(map(re.escape, names.split()))
+    found = re.sub(rf"(?<![\w.])({options})=", lambda match: f"--{match[1].replace('_', '-')} ", sentence)
+    return f"error: {found}"

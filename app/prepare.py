@@ -56,7 +56,7 @@ from app.data.sources import writer
 from app.data.sources.photograph import FITS
 from app.data.sources.recordio import rec
 from app.data.synthetic.source import synthetic
-from app.errors import EXIT_WRONG_USE, WrongUse
+from app.errors import EXIT_WRONG_USE, WrongUse, framed
 from app.files import atomic, make_folder, one_at_a_time, write_json
 
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -124,7 +124,7 @@ def main(argv: list[str]) -> int:
 
 
 def failed(message: str, code: int, argv: list[str]) -> int:
-    print(message, file=sys.stderr)
+    print(framed(message), file=sys.stderr)
     if "json=true" in argv:
         print(json.dumps({"error": message, "exit_code": code}))
     return code
@@ -237,7 +237,8 @@ def parse(argv: list[str]) -> dict[str, str]:
             raise WrongUse(f"{key}={options[key]} is not known; give {key}={'|'.join(known_values)}, or leave it out")
     source = options.get("source", "")
     if source not in OPTIONS:
-        raise WrongUse(f"source={source} is not known; choose from {', '.join(OPTIONS)}")
+        hint = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(source, OPTIONS, n=1))
+        raise WrongUse(f"source={source} is not known; {hint}choose from {', '.join(OPTIONS)}")
     if Path(options.get("out", "")).suffix != ".npy":
         raise WrongUse(f"out={options.get('out', '')} must end in .npy, such as out=data/faces/images.npy")
     for key in options:

@@ -391,7 +391,7 @@ def refuse_idle_epoch(t: Training) -> None:
     settings = t.config.train
     other = "train.precision=fp32, or a lower " if settings.precision == "fp16" else "a lower "
     raise NotFinite(
-        f"no step of epoch {t.state.epoch + 1} was taken, as no loss or gradient was finite: continue with "
+        f"no step of epoch {t.state.epoch} was taken, as no loss or gradient was finite: continue with "
         f"{other}train.optimizer.lr than {settings.optimizer.lr:g}"
     )
 

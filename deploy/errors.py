@@ -83,6 +83,7 @@ def command(words: str) -> str:
 def unknown(kind: str, wrong: str, right: Iterable[str]) -> WrongUse:
     """The error for a name that is not in a list. It suggests the nearest name, then lists all."""
     choices = sorted(right)
-    near = difflib.get_close_matches(wrong, choices, n=1, cutoff=0.5)
+    begun = [choice for choice in choices if wrong and choice.startswith(wrong)]
+    near = begun or difflib.get_close_matches(wrong, choices, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return WrongUse(f"unknown {kind} '{wrong}': {hint}there are: {', '.join(choices)}")

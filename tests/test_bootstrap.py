@@ -12,6 +12,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -213,6 +214,8 @@ def bootstrap() -> ModuleType:
         ("pytest -k train", {"app", "dev"}),
         ("ruff check .", {"dev"}),
         ("mypy --platform win32", {"app", "dev"}),
+        ("sniperface train", {"app"}),
+        ("sniperface status", set()),
         ("python -m app.config", {"app"}),
         ("python benchmarks/loader.py", {"app"}),
         ("python --version", set()),
@@ -402,6 +405,9 @@ def test_extras_are_added_when_a_command_needs_them(ready: Project) -> None:
     added = ready.run("pytest")
     assert added.returncode == 0, added.stderr
     assert "with app and dev" in added.stderr
+    steps = [line for line in added.stderr.splitlines() if re.match(r"bootstrap: +(step|done)", line)]
+    assert [line for line in steps if "step" in line][-1] == "bootstrap: step 3 of 3: PyTorch"
+    assert re.fullmatch(r"bootstrap:   done in \d+ s", steps[-1])
     assert ready.has("torch")
     assert ready.run("invoke", "train").stderr == ""
 

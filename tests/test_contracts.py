@@ -42,6 +42,13 @@ def test_the_laptop_takes_the_reports_that_the_app_writes() -> None:
     assert border.FILE_BYTES["report.html"] >= page.BYTES_MOST
 
 
+def test_the_app_hears_which_of_its_options_were_typed_as_flags() -> None:
+    from app.errors import FLAGS
+    from deploy.commands.app import FLAGS as TOLD
+
+    assert FLAGS == TOLD
+
+
 @pytest.fixture
 def prepared(tmp_path: Path) -> Path:
     """24 images of 8 people in blocks of 3; 6 images are held out."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from app.config import manual
-from app.errors import EXIT_FAILED, EXIT_WRONG_USE, Failed, WrongUse
+from app.errors import EXIT_FAILED, EXIT_WRONG_USE, Failed, WrongUse, framed
 from app.runtime.dist import is_first
 
 
@@ -19,9 +19,9 @@ def answer(argv: list[str], usage: str, work: Callable[[], tuple[str, int]]) -> 
     try:
         told, exit_code = (manual(usage), 0) if {"--help", "-h"} & {*argv} else work()
     except WrongUse as error:
-        told, exit_code, where = str(error), EXIT_WRONG_USE, sys.stderr
+        told, exit_code, where = framed(str(error)), EXIT_WRONG_USE, sys.stderr
     except Failed as error:
-        told, exit_code, where = str(error), EXIT_FAILED, sys.stderr
+        told, exit_code, where = framed(str(error)), EXIT_FAILED, sys.stderr
     if is_first():  # all processes end alike; one prints
         print(told, file=where)
     return exit_code

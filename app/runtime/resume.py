@@ -237,7 +237,7 @@ def _too_early(file: str, rule: Rule, saved: Facts, here: Facts, epoch: int) -> 
     """The message for a difference that is allowed only between two epochs."""
     needed, now = _named(rule, saved, here)
     return (
-        f"{file} is in the middle of epoch {epoch + 1}, which needs {needed}, and this run has {now}; "
+        f"{file} is in the middle of epoch {epoch}, which needs {needed}, and this run has {now}; "
         f"give {needed}, or a checkpoint of a whole epoch"
     )
 

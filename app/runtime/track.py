@@ -88,15 +88,16 @@ class Console:
     def _start(self, r: dict[str, Any]) -> str:
         resumed = f", resumed from {r['resumed_from']}" if r["resumed_from"] else ""
         resumed += "".join(f"; {note}" for note in r["notes"])
+        processes = "1 process" if r["world_size"] == 1 else f"{r['world_size']} processes"
         return (
             f"{r['train_rows']} images, {r['epochs']} epochs of {r['steps_per_epoch']} steps, "
-            f"{r['world_size']} process(es) x batch {r['global_batch'] // r['world_size']} "
+            f"{processes} x batch {r['global_batch'] // r['world_size']} "
             f"in {r['precision']} on {r['device']}{resumed}"
         )
 
     def _step(self, r: dict[str, Any]) -> str:
         return (
-            f"epoch {r['epoch'] + 1}/{self.epochs} step {r['step']}  loss {loss(r)}  lr {r['lr']:.4g}  "
+            f"epoch {r['epoch']} ({r['epoch'] + 1}/{self.epochs}) step {r['step']}  loss {loss(r)}  lr {r['lr']:.4g}  "
             f"{r['images_per_s']:.0f} img/s  {clock(r['seconds_left'])} left"
         )
 
@@ -109,7 +110,8 @@ class Console:
     def _epoch(self, r: dict[str, Any]) -> str:
         rank = "" if r["effective_rank"] is None else f", effective rank {r['effective_rank']:.1f}"
         warning = "; THE EMBEDDINGS COLLAPSE: try a lower train.optimizer.lr" if r["collapsed"] else ""
-        return f"epoch {r['epoch'] + 1}/{self.epochs} done in {clock(r['seconds'])}, mean loss {loss(r)}{rank}{warning}"
+        which = f"epoch {r['epoch']} ({r['epoch'] + 1}/{self.epochs})"
+        return f"{which} done in {clock(r['seconds'])}, mean loss {loss(r)}{rank}{warning}"
 
     def _mining(self, r: dict[str, Any]) -> str:
         purity = "" if r["purity"] is None else f", purity {r['purity']:.1%}"

@@ -16,11 +16,14 @@ from deploy.runs import records as runs
 from deploy.runs import session as reach
 from deploy.runs.session import Reached
 from deploy.shell import LocalShell, transfer
+from deploy.specs import flags
 from deploy.specs.estimate import Stopwatch
 from deploy.specs.plan import family_name, slug
 from deploy.steps.provision import acquired, ready_code
 from deploy.ui.screen import Screen
 from deploy.workspace.sources import ON_THE_MACHINE
+
+FLAGS = "SNIPERFACE_FLAGS"  # app/errors.py reads it
 
 
 def prepare(
@@ -50,7 +53,7 @@ def prepare(
             words += [f"{key}={Path(file).absolute()}" for key, file in given.items()]
             as_json = ["json=true"] if screen.as_json else []
             argv = [sys.executable, "-m", "app.prepare", *words, *more, *as_json]
-            return LocalShell().foreground(argv, cwd=project)
+            return LocalShell().foreground(argv, cwd=project, env=_flags(flags.PREPARE))
         with acquired(at, f"{family_name(at.settings)}prepare-{secrets.token_hex(3)}", screen, Stopwatch()) as machine:
             shell = at.shell(machine)
             machine, folder = ready_code(at.settings, machine, shell, screen)
@@ -91,9 +94,12 @@ def evaluate(
 ) -> int:
     """Evaluate checkpoints of a run, or any files of weights, with app.evaluate. Returns the exit code."""
     if weights is not None:
-        words = [f"weights={weights}", *([f"sets={sets}"] if sets else []), *overrides]
+        words = [f"weights={_from_here(project, weights)}"]
+        words += [*([f"sets={_from_here(project, sets)}"] if sets else []), *overrides]
         words += [f"out={Path(out).absolute()}"] if out else []
-        return LocalShell().foreground([sys.executable, "-m", "app.evaluate", *words], cwd=project)
+        return LocalShell().foreground(
+            [sys.executable, "-m", "app.evaluate", *words], cwd=project, env=_flags(flags.EVALUATE)
+        )
     with reach.run(project, target, run_id) as reached:
         checkpoint = _checkpoint(reached, which or "latest")
         chosen = reached.folder.checkpoints / (checkpoint["file"] if which else "*.pt")
@@ -159,7 +165,7 @@ def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen:
     """Run `python -m module *words out=…` with the run's code and environment. Results end up at `out` here."""
     if reached.machine is None or reached.machine.is_here:
         argv = [sys.executable, "-m", module, *words, f"out={out}"]
-        return LocalShell().foreground(argv, cwd=reached.settings.project)
+        return LocalShell().foreground(argv, cwd=reached.settings.project, env=_flags(flags.EVALUATE))
     plan = runs.plan_of(reached.settings.runs, reached.record)
     there = reached.folder.path / "results" / out.name
     argv = [plan["argv"][0], "-m", module, *words, f"out={there}"]
@@ -176,11 +182,22 @@ def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen:
     return 0
 
 
+def _flags(of_command: Sequence[flags.Flag]) -> dict[str, str]:
+    """Tell the app which of its options the user typed as flags, so that its errors name the flags."""
+    return {FLAGS: " ".join(flag.name.replace("-", "_") for flag in of_command)}
+
+
 def _bring_sets(reached: Reached, sets: str) -> list[str]:
     """Paths of verification sets on the run's machine. Files on this laptop are uploaded once."""
     if reached.machine is None or reached.machine.is_here:
-        return sets.split(",")
+        return _from_here(reached.settings.project, sets).split(",")
     return [str(_bring_set(reached, text.strip())) for text in sets.split(",")]
+
+
+def _from_here(project: Path, files: str) -> str:
+    """Files, separated by commas, for the app, which runs in the project's folder."""
+    here = Path.cwd()
+    return files if here == project else ",".join(str(here / each.strip()) for each in files.split(",") if each.strip())
 
 
 def _bring_set(reached: Reached, text: str) -> PurePath:

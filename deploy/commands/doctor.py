@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from deploy.errors import DeployError, bootstrap_command, command
 from deploy.runs.session import Reach
 from deploy.shell import LocalShell, Shell
+from deploy.specs.estimate import plural
 from deploy.specs.machine import Machine
 from deploy.specs.plan import family_name
 from deploy.specs.settings import Settings, Target
@@ -118,7 +119,9 @@ def _git(settings: Settings) -> Finding:
         return Finding("git", "problem", error.message, error.next_command or "git status")
     if facts.kind == "copy":
         return Finding("git", "warning", "this folder is not a repository: runs cannot record a commit", "git init")
-    return Finding("git", "ok", f"commit {(facts.commit or 'none yet')[:12]}, {facts.changed_files} changed files")
+    return Finding(
+        "git", "ok", f"commit {(facts.commit or 'none yet')[:12]}, {plural(facts.changed_files, 'changed file')}"
+    )
 
 
 def _tmux(_: Settings) -> Finding:

@@ -1,7 +1,7 @@
-"""Check the command line strictly, before Invoke acts on it.
+"""Check the command line strictly, before a command runs.
 
-Invoke accepts its own flags (`--dry`, `--echo`, `-V` …) after a command's name, too. They have no effect here, but the
-command would start. So every word must be known to this project; any other word ends with exit code 2.
+Invoke has flags (`--dry`, `--echo` …) that have no effect here, and accepts them after a command's name, too. So every
+word must be known to this project; any other word ends with exit code 2.
 """
 
 from __future__ import annotations
@@ -9,39 +9,24 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from deploy.errors import WrongUse, command, unknown
+from deploy.specs.flags import Flag
 
-# Invoke's own flags that have an effect here -> whether a value follows. They come before a command.
-BEFORE = {
-    "--collection": True,
-    "-c": True,
-    "--list-depth": True,
-    "-D": True,
-    "--list-format": True,
-    "-F": True,
-    "--search-root": True,
-    "-r": True,
-}
+# May come before a command, with a value. Only Invoke knows the second kind: where it looks for this project.
+BEFORE = ("--list-format", "-F")
+SEARCH_ROOT = ("--search-root", "-r")
 HELP, LIST, VERSION = ("--help", "-h"), ("--list", "-l"), ("--version", "-V")
 ASKS = (*HELP, *LIST, *VERSION)
-COMPLETION = ("--complete", "--print-completion-script")  # Invoke ends after these without running a command
+COMPLETION_SCRIPT = "--print-completion-script"
+COMPLETION = ("--complete", COMPLETION_SCRIPT)  # these end without running a command
 # What users may type -> the flag they mean. Similarity of spelling does not find these.
 MEANT = {"--dry": "--dry-run", "-R": "--dry-run", "-n": "--dry-run", "--follow": "--watch", "-f": "--follow"}
 
 
-@dataclass(frozen=True)
-class Flag:
-    """A flag of a command: whether a value follows, and whether it may be repeated."""
-
-    takes_value: bool
-    repeats: bool = False
-
-
-Commands = Mapping[str, Mapping[str, Flag]]
+Commands = Mapping[str, Sequence[Flag]]
 
 
 def check(words: Sequence[str], commands: Commands) -> bool:
@@ -50,11 +35,21 @@ def check(words: Sequence[str], commands: Commands) -> bool:
     Raises WrongUse for an unknown word, and suggests the nearest known one.
     """
     if words and words[0].partition("=")[0] in COMPLETION:
+        if words == [COMPLETION_SCRIPT]:
+            raise _missing(COMPLETION_SCRIPT, ": give bash, fish or zsh")
         return False
     rest = _before(words, commands)
     if rest is None:
         return True
     return bool(rest) and _command(rest[0], rest[1:], commands)
+
+
+def without_search_root(words: Sequence[str]) -> list[str]:
+    """Leave out Invoke's flag that says where the project is, if it stands before a command."""
+    rest = list(words)
+    if rest and rest[0].partition("=")[0] in SEARCH_ROOT:
+        del rest[: 1 if "=" in rest[0] else 2]
+    return rest
 
 
 def _before(words: Sequence[str], commands: Commands) -> Sequence[str] | None:
@@ -63,15 +58,17 @@ def _before(words: Sequence[str], commands: Commands) -> Sequence[str] | None:
     while index < len(words) and words[index].startswith("-"):
         name, equals, _ = words[index].partition("=")
         index += 1
+        if name in ASKS and equals:
+            raise WrongUse(f"{name} takes no value: write {name} alone")
         if name in VERSION:
             return None
-        if name in HELP and not equals:
+        if name in HELP:
             for asked in words[index : index + 1]:
                 _known(asked, commands)
             if len(words) > index + 1:
                 raise WrongUse(f"--help explains one command: leave out '{words[index + 1]}'")
             return ()
-        if name in LIST and not equals:
+        if name in LIST:
             continue
         if name not in BEFORE:
             _refuse(name, "", _all_flags(commands))
@@ -102,18 +99,19 @@ def _command(name: str, words: Sequence[str], commands: Commands) -> bool:
             _refuse(flag, name, flags)
         else:
             _once(flag, flags[flag], seen)
-            if equals and not flags[flag].takes_value:
+            if equals and not flags[flag].value:
                 raise WrongUse(f"{flag} takes no value: write {flag} alone, or leave it out")
-            waiting = flag if flags[flag].takes_value and not equals else ""
+            waiting = flag if flags[flag].value and not equals else ""
     if waiting:
         raise _missing(waiting)
     return version
 
 
 def _known(name: str, commands: Commands) -> Mapping[str, Flag]:
+    """The command's flags, as they are typed."""
     if name not in commands:
         raise unknown("command", name, commands)
-    return commands[name]
+    return {flag.typed: flag for flag in commands[name]}
 
 
 def _once(name: str, flag: Flag, seen: set[str]) -> None:
@@ -152,7 +150,7 @@ def _refuse(flag: str, name: str, right: Iterable[str]) -> NoReturn:
 
 
 def _all_flags(commands: Commands) -> set[str]:
-    return {*BEFORE, *LIST, *(flag for flags in commands.values() for flag in flags)}
+    return {*BEFORE, *LIST, *(flag.typed for flags in commands.values() for flag in flags)}
 
 
 def version(project: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from deploy.billing import bills as money
 from deploy.billing.reaper import reap
 from deploy.commands import doctor
-from deploy.errors import BadAnswer, DeployError, NoAccount, StepFailed, WrongUse, command
+from deploy.errors import BadAnswer, DeployError, NoAccount, StepFailed, WrongUse, command, unknown
 from deploy.pod.base.folder import FINAL_STATES
 from deploy.runs import documents as answers
 from deploy.runs import job
@@ -29,7 +30,15 @@ from deploy.ui.screen import Screen
 
 AGAIN_EVERY_S = 2
 LIST_LIMIT_S = 20.0  # `runs` waits this long for the machine of each target
-TABLES = ("phases", "nodes", "saved")  # parts of the answer of `status` that are shown below it
+# The columns of `runs`.
+COLUMNS = ("run_id", "target", "state", "created", "fraction", "accuracy", "seconds", "spend_usd", "backbone", "reason")
+# What `runs --sort` knows -> the value of a row. -1 is less than each.
+SORTED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "started": lambda row: row["created"],
+    "accuracy": lambda row: -1 if row["accuracy"] is None else row["accuracy"],
+    "cost": lambda row: row["spend_usd"],
+    "time": lambda row: -1 if row["seconds"] is None else row["seconds"],
+}
 PATIENCE_S = 3600  # the laptop may sleep; the job runs on without it
 
 
@@ -48,7 +57,7 @@ def status(project: Path, target: str, run_id: str | None, screen: Screen, *, wa
             time.sleep(AGAIN_EVERY_S)
         what = saved.of(reached.settings, reached.record, reached) if reached.record.state == "lost" else None
         answer["saved"] = what.to_json() if what else None
-        screen.facts(f"Run {reached.record.run_id}", {key: answer[key] for key in answer if key not in TABLES})
+        screen.status(answer)
         if "nodes" in answer and not screen.as_json:
             screen.rows("Machines", answer["nodes"], answers.NODE)
         screen.compared(parts)
@@ -59,8 +68,13 @@ def status(project: Path, target: str, run_id: str | None, screen: Screen, *, wa
         return answer
 
 
-def list_runs(project: Path) -> list[dict[str, Any]]:
-    """Every run that this laptop knows, newest first, each with its current state."""
+def list_runs(project: Path, sort: str | None = None) -> list[dict[str, Any]]:
+    """Every run that this laptop knows, newest first, each with its current state.
+
+    `sort`: largest first by one of SORTED; runs without a value come last. Raises WrongUse for another word.
+    """
+    if sort is not None and sort not in SORTED:
+        raise unknown("--sort", sort, SORTED)
     listed = []
     with contextlib.ExitStack() as stack:
         targets: dict[str, Reach] = {}
@@ -76,11 +90,19 @@ def list_runs(project: Path) -> list[dict[str, Any]]:
                 unreadable = f"the machine's answer is not readable: {error.message}"
             except (DeployError, OSError):  # gone, or unreachable now: keep the state last seen
                 pass
-            row = answers.row(record)
+            row = answers.row(record, _downloaded(project, record))
             if record.state == "lost" and record.target in targets:
                 row["reason"] = f"{record.reason}; saved: {_saved(targets[record.target], record)}"
             listed.append({**row, "reason": unreadable} if unreadable else row)
-    return listed
+    return sorted(listed, key=SORTED[sort], reverse=True) if sort else listed
+
+
+def _downloaded(project: Path, record: Record) -> list[dict[str, Any]]:
+    """The run's events as far as they are on this laptop."""
+    try:
+        return job.all_events(LocalShell(), runs.home(project / "runs", record.run_id).metrics)
+    except (DeployError, OSError):
+        return []
 
 
 def _saved(at: Reach, record: Record) -> str:

@@ -7,6 +7,7 @@ label holds the hash of the files alone: it shows whether an image, however it w
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import hashlib
 import os
@@ -54,6 +55,19 @@ BASE = re.compile(r"^ARG BASE_IMAGE=(\S+)", re.MULTILINE)
 BASE_NAME, BASE_DIGEST = "org.opencontainers.image.base.name", "org.opencontainers.image.base.digest"  # labels
 BASE_CUDA = re.compile(r"^ARG BASE_IMAGE=nvidia/cuda:(\d+\.\d+)", re.MULTILINE)
 CPU = {"BASE_IMAGE": "ubuntu:24.04", "FAISS": "faiss-cpu"}
+LINES_OF_CAUSE = 40
+# Words in Docker's last lines, in lower case -> the cause of a failed build. The first match counts.
+CAUSES = (
+    (("no space left on device",), "the disk of the Docker engine is full: make room with docker system prune"),
+    (
+        ("failed to resolve", "no such host", "name resolution", "i/o timeout", "connection refused",
+         "network is unreachable", "max retries exceeded", "could not resolve"),
+        "a registry of images or packages cannot be reached: check the network connection, or name an image that the "
+        "engine has with --base",
+    ),
+    (("pull access denied", "manifest unknown", "not found: manifest"), "there is no such base image: check --base"),
+    (("no matching distribution", "could not find a version"), "pip finds no such package: check --pip-options"),
+)  # fmt: skip
 ENGINE_S = 60  # a running engine answers faster, even through ssh://
 
 Say = Callable[[str], None]
@@ -120,11 +134,24 @@ def build(project: Path, target: str, say: Say, told: Mapping[str, str] | None =
                 argv += ["--label", f"{name}={value}"]
             for name, value in told.items():
                 argv += ["--build-arg", f"{name}={value}"]
-            for line in LocalShell().stream([*argv, "."], cwd=project):
-                say(line)
+            shown: collections.deque[str] = collections.deque(maxlen=LINES_OF_CAUSE)
+            try:
+                for line in LocalShell().stream([*argv, "."], cwd=project):
+                    say(line)
+                    shown.append(line)
+            except StepFailed as failed:  # its evidence is on the screen already
+                told_again = f"the image {reference} could not be built: {why_not_built(shown)}"
+                raise StepFailed(told_again, next_command=command(f"doctor --on {target}")) from failed
             say(f"image {reference} is built: {client.images.get(reference).attrs['Size'] / 1e9:.2f} GB")
         _list_packages(client, project, reference, say)
     return reference
+
+
+def why_not_built(lines: Iterable[str]) -> str:
+    """The cause of a failed build, by the last lines of Docker's output."""
+    text = "\n".join(lines).lower()
+    causes = (cause for words, cause in CAUSES if any(word in text for word in words))
+    return next(causes, "Docker's last lines, above, have the cause")
 
 
 def _base_labels(client: DockerClient, project: Path, told: Mapping[str, str]) -> dict[str, str]:

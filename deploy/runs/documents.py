@@ -13,7 +13,10 @@ from deploy.runs.records import UNFINISHED, Record
 from deploy.specs.estimate import Compared
 
 Events = Sequence[Mapping[str, Any]]
-ROW = ("run_id", "target", "state", "attempt", "created", "fraction", "backbone", "seconds", "commit", "reason")
+ROW = (
+    *("run_id", "target", "state", "attempt", "created", "fraction", "backbone", "seconds", "commit", "reason"),
+    "spend_usd",
+)
 NODE = ("node", "machine", "state", "heartbeat_age_s", "reason")
 
 
@@ -66,6 +69,9 @@ def of_status(
         "reason": record.reason,
         "report": report,
         "phases": [asdict(phase) for phase in phases],
+        "epochs": newest(events, "start", "epochs"),
+        "loss": newest(events, "step", "loss"),
+        "accuracy": newest(events, "trained", "accuracy"),
     }
 
 
@@ -85,9 +91,16 @@ def how_it_is(record: Record) -> str:
     return f"run {record.run_id} {record.state}" + (f": {record.reason}" if record.reason else "")
 
 
-def row(record: Record) -> dict[str, Any]:
-    """A run in the list of `runs`."""
-    return {key: getattr(record, key) for key in ROW}
+def row(record: Record, events: Events = ()) -> dict[str, Any]:
+    """A run in the list of `runs`. Its held-out accuracy is from the events that were downloaded."""
+    return {**{key: getattr(record, key) for key in ROW}, "accuracy": newest(events, "trained", "accuracy")}
+
+
+def newest(events: Events, kind: str, key: str) -> float | None:
+    """The newest number of this kind of event. A machine writes events: what is no number is left out."""
+    found = [event.get(key) for event in events if kind in (event.get("event"), event.get("what"))]
+    numbers = [value for value in found if isinstance(value, int | float) and not isinstance(value, bool)]
+    return numbers[-1] if numbers else None
 
 
 def next_commands(record: Record) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -29,7 +29,12 @@ class LocalShell(Shell):
     def terminal(self, argv: Sequence[str]) -> list[str]:
         return list(argv)
 
-    def foreground(self, argv: Sequence[str], *, cwd: Path, without: Sequence[str] = ()) -> int:
-        """Run a command in this terminal until it ends; returns its exit code. `without`: variables to remove."""
-        env = {name: value for name, value in os.environ.items() if name not in without}
+    def foreground(
+        self, argv: Sequence[str], *, cwd: Path, without: Sequence[str] = (), env: Mapping[str, str] | None = None
+    ) -> int:
+        """Run a command in this terminal until it ends; returns its exit code.
+
+        `without`: variables to remove. `env`: variables to add.
+        """
+        env = {**{name: value for name, value in os.environ.items() if name not in without}, **(env or {})}
         return subprocess.call(list(argv), cwd=cwd, env=env)

@@ -121,6 +121,11 @@ def compare(
     return tuple(found)
 
 
+def plural(count: int, one: str, more: str = "") -> str:
+    """`1 file`, `2 files`."""
+    return f"{count} {one if count == 1 else more or one + 's'}"
+
+
 def duration(seconds: float | None) -> str:
     """Format seconds as 1:02:03 or 2:03; `?` for None."""
     if seconds is None:

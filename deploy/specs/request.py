@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from deploy.errors import WrongUse
 from deploy.pod.base.redact import SECRET_NAME
+from deploy.specs.flags import HOW, NODES, ON, PACK, PARSED_BY, WHAT, WHERE, Flag, flagged, overrides
 from deploy.specs.settings import pack_kind
 
 TRYOUT = "experiment=tryout"
@@ -24,79 +26,9 @@ KEYS_WITH_FLAGS = {
     "recipe": "recipe",
 }
 KEYS_DECIDED_HERE = ("run.dir", "run.commit")
+ASKED_ANEW = {"target", "run", "env", "queue"}  # never compared with the run that is continued
+NOTHING = {"data": ("null", ""), "labels": ("null", ""), "resume": ("",)}  # texts that mean the default
 ENV_DECIDED_HERE = ("PATH", "PYTHONUTF8", "PYTHONIOENCODING", "PYTHONUNBUFFERED", "RANK", "LOCAL_RANK", "WORLD_SIZE")
-
-
-@dataclass(frozen=True)
-class Request:
-    """The user's request, validated as far as possible without I/O."""
-
-    target: str = "local"
-    fraction: float = 1.0
-    resume: str = "none"
-    run: str | None = None  # with `resume: auto`: the unfinished run to continue; None: the newest
-    recipe: str | None = None
-    data: str | None = None
-    labels: str | None = None
-    overrides: tuple[str, ...] = ()
-    env: tuple[str, ...] = ()  # environment variables of the job, as KEY=VALUE
-    pack: str = "none"  # upload format of the laptop's images
-    nodes: int | None = None  # machines for this run; None: the target's value
-    queue: bool = False  # wait for the machine if another run uses it
-    given: frozenset[str] = frozenset()  # fields that the user set
-
-
-def parse_request(
-    *,
-    target: str,
-    fraction: str | None = None,
-    resume: str | None = None,
-    run: str | None = None,
-    recipe: str | None = None,
-    data: str | None = None,
-    labels: str | None = None,
-    pack: str | None = None,
-    nodes: str | None = None,
-    overrides: Sequence[str] = (),
-    env: Sequence[str] = (),
-    queue: bool = False,
-) -> Request:
-    """Validate flags and return a Request. Raises WrongUse if a flag and a --set give different values."""
-    flags = {"fraction": fraction, "resume": resume, "recipe": recipe, "data": data, "labels": labels, "pack": pack}
-    values = {name: value for name, value in flags.items() if value is not None}
-    others = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals and not key.startswith("~"):
-            raise WrongUse(f"--set {override} has no '=': write --set key=value, such as --set train.epochs=5")
-        if key in KEYS_DECIDED_HERE:
-            raise WrongUse(f"--set {key} is decided by the launcher: leave it out")
-        flag = KEYS_WITH_FLAGS.get(key)
-        if flag is None:
-            others.append(override)
-        elif values.setdefault(flag, _unquote(value)) != _unquote(value):
-            raise WrongUse(f"--{flag} {values[flag]} and --set {override} differ: give one of them")
-    if run is not None and values.get("resume") != "auto":
-        raise WrongUse(f"--run {run} continues an earlier run: add --resume auto")
-    given = frozenset([*values, *(["overrides"] if others else []), *(["nodes"] if nodes is not None else [])])
-    for flag in ("data", "labels"):
-        if values.get(flag) in ("null", ""):
-            del values[flag]
-    return Request(
-        target=target,
-        fraction=parse_fraction(values.get("fraction", "1")),
-        resume=values.get("resume", "none") or "none",
-        run=run,
-        recipe=values.get("recipe"),
-        data=values.get("data"),
-        labels=values.get("labels"),
-        overrides=tuple(others),
-        env=parse_env(env),
-        pack=pack_kind(values.get("pack", "none"), "--pack"),
-        nodes=None if nodes is None else parse_nodes(nodes),
-        queue=queue,
-        given=given,
-    )
 
 
 def parse_fraction(text: str) -> float:
@@ -136,6 +68,112 @@ def parse_nodes(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise WrongUse(f"--nodes {text} is not a number of machines: give a whole number from 1, such as 2")
     return int(text)
+
+
+@dataclass(frozen=True)
+class Request:
+    """The user's request, validated as far as possible without I/O. Each field with a flag declares a flag of train."""
+
+    target: str = flagged("local", ON)
+    fraction: float = flagged(
+        1.0,
+        Flag("fraction", "share of the data, above 0 and up to 1 (default: 1)", "SHARE", group=WHAT),
+        parse_fraction,
+    )
+    resume: str = flagged(
+        "none",
+        Flag(
+            "resume",
+            "auto: continue the newest unfinished run; none: a new run (default); PATH: start from a checkpoint",
+            "auto|none|PATH",
+            group=WHAT,
+        ),
+    )
+    run: str | None = flagged(  # None: the newest unfinished run
+        None,
+        Flag("run", "with --resume auto: which unfinished run (default: the newest of the target)", "RUN", group=WHERE),
+    )
+    recipe: str | None = flagged(
+        None, Flag("recipe", "name of a file in conf/recipe (default: the configuration's)", "RECIPE", group=WHAT)
+    )
+    data: str | None = flagged(
+        None,
+        Flag(
+            "data",
+            "an images.npy, or the folder it is in (default: the target's, else the ORL try-out)",
+            "PATH",
+            group=WHAT,
+        ),
+    )
+    labels: str | None = flagged(
+        None,
+        Flag(
+            "labels",
+            "for --recipe supervised, labels to learn instead of labels.npy, such as the pseudo_ids.npy of mine",
+            "PATH",
+            group=WHAT,
+        ),
+    )
+    overrides: tuple[str, ...] = flagged(
+        (), overrides("key=value of the configuration, such as --set train.epochs=5; repeatable", WHAT), tuple
+    )
+    env: tuple[str, ...] = flagged(
+        (),
+        Flag(
+            "env",
+            "KEY=VALUE, a variable of the job's environment; repeatable; no secrets",
+            "KEY=VALUE",
+            repeats=True,
+            group=WHAT,
+        ),
+        parse_env,
+    )
+    pack: str = flagged("none", PACK, lambda text: pack_kind(text, PACK.typed))  # upload format of the laptop's images
+    nodes: int | None = flagged(None, NODES, parse_nodes)  # None: the target's value
+    queue: bool = flagged(
+        False,
+        Flag("queue", "if another run is on the machine, wait there for its end; the data stays cached", group=HOW),
+    )
+    given: frozenset[str] = frozenset()  # fields that the user set, to compare with a run that is continued
+
+
+def parse_request(**typed: Any) -> Request:
+    """Validate flags, given by their fields' names, and return a Request. None is a flag that is not given.
+
+    Raises WrongUse for an invalid value, and if a flag and a --set give different values.
+    """
+    values = {name: value for name, value in typed.items() if value not in (None, False, (), [])}
+    values = _with_overrides(values)
+    if "run" in values and values.get("resume") != "auto":
+        raise WrongUse(f"--run {values['run']} continues an earlier run: add --resume auto")
+    given = frozenset(values) - ASKED_ANEW
+    for name in ("data", "labels", "resume"):
+        if values.get(name) in NOTHING[name]:
+            del values[name]
+    parsers = {each.name: each.metadata.get(PARSED_BY) for each in fields(Request)}
+    return Request(**{name: (parsers[name] or _as_is)(value) for name, value in values.items()}, given=given)
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+def _with_overrides(values: dict[str, Any]) -> dict[str, Any]:
+    """Move each --set of a key that has a flag to the flag's field."""
+    values = dict(values)
+    others = []
+    for override in values.pop("overrides", ()):
+        key, equals, value = override.partition("=")
+        if not equals and not key.startswith("~"):
+            raise WrongUse(f"--set {override} has no '=': write --set key=value, such as --set train.epochs=5")
+        if key in KEYS_DECIDED_HERE:
+            raise WrongUse(f"--set {key} is decided by the launcher: leave it out")
+        flag = KEYS_WITH_FLAGS.get(key)
+        if flag is None:
+            others.append(override)
+        elif values.setdefault(flag, _unquote(value)) != _unquote(value):
+            raise WrongUse(f"--{flag} {values[flag]} and --set {override} differ: give one of them")
+    return {**values, "overrides": others} if others else values
 
 
 def parse_dollars(text: str | None) -> float | None:

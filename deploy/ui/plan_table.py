@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deploy.pod.base.addresses import shown
-from deploy.specs.estimate import Compared, Phase, duration
+from deploy.specs.estimate import Compared, Phase, duration, plural
 from deploy.specs.plan import CodeFacts, Plan
 from deploy.specs.pod_image import DOWNLOAD_GB
 
@@ -15,7 +15,7 @@ NAMES_SHOWN = 5
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     data = plan.data
     code = f"commit {plan.code.commit[:12]}" if plan.code.commit else "no commit yet"
-    changed = f" plus {plan.code.changed_files} changed files" if plan.code.changed_files else ""
+    changed = f" plus {plural(plan.code.changed_files, 'changed file')}" if plan.code.changed_files else ""
     if plan.code.kind == "copy":
         code, changed = "a copy of the code folders (this folder is no git repository)", ""
     where = f"staged into {plan.data_path}" if plan.stage else f"read in place from {shown(plan.data_path)}"
@@ -30,7 +30,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         *([("sent", _packed(plan))] if data.packed else []),
         *([] if data.ready or not data.rows else [("", "will be prepared from the ORL photographs")]),
         ("fraction", f"{plan.fraction:g}"),
-        ("job", f"recipe {plan.recipe}, backbone {plan.backbone['name']}, {plan.epochs} epochs"),
+        ("job", f"recipe {plan.recipe}, backbone {plan.backbone['name']}, {plural(plan.epochs, 'epoch')}"),
         ("processes", f"{_processes(plan)}, {plan.batch_size} images each"),
         ("precision", plan.precision),
         *([("GPU memory", plan.memory.words)] if plan.memory else []),
@@ -61,11 +61,11 @@ def _travelling(code: CodeFacts) -> list[tuple[str, str]]:
     rows = []
     if code.left_out:
         reason = "a sparse checkout without them" if code.kind == "git" else "no git repository"
-        rows.append(("left out", f"{len(code.left_out)} files or folders ({reason}): {_some(code.left_out)}"))
+        many = plural(len(code.left_out), "file or folder", "files or folders")
+        rows.append(("left out", f"{many} ({reason}): {_some(code.left_out)}"))
     if code.untracked:
-        rows.append(
-            ("untracked", f"{len(code.untracked)} files are uploaded that git does not track: {_some(code.untracked)}")
-        )
+        many = plural(len(code.untracked), "file is", "files are")
+        rows.append(("untracked", f"{many} uploaded that git does not track: {_some(code.untracked)}"))
     if code.suspicious:
         rows.append(("warning", f"tracked files look like credentials and are uploaded: {_some(code.suspicious)}"))
     return rows
@@ -104,7 +104,8 @@ def _dollars(plan: Plan) -> str:
 
 def _hardware(plan: Plan) -> str:
     if plan.cores is None:
-        return "the machine is not allocated yet" if plan.nodes == 1 else f"{plan.nodes} machines are not allocated yet"
+        machines = "the machine is" if plan.nodes == 1 else f"{plan.nodes} machines are"
+        return f"{machines} {'not allocated yet' if plan.rented else 'looked at when the run starts'}"
     several = f"{plan.nodes} machines, the first with " if plan.nodes > 1 else ""
     return f"{several}{gpus_of(plan)}, {plan.cores} cores"
 
@@ -112,7 +113,7 @@ def _hardware(plan: Plan) -> str:
 def gpus_of(plan: Plan) -> str:
     if not plan.gpus:
         return f"CPU ({plan.no_gpu})" if plan.no_gpu else "CPU"
-    return f"{plan.gpus} GPUs ({plan.gpu})"
+    return f"{plural(plan.gpus, 'GPU')} ({plan.gpu})"
 
 
 def _images(plan: Plan) -> str:
@@ -137,7 +138,7 @@ def _processes(plan: Plan) -> str:
     several = f"on each of {plan.nodes} machines " if plan.nodes > 1 else ""
     if plan.processes is None:
         return f"{several}one a GPU, or two without"
-    return f"{several}{plan.processes}, each with {plan.env['OMP_NUM_THREADS']} threads"
+    return f"{several}{plan.processes}, each with {plural(int(plan.env['OMP_NUM_THREADS']), 'thread')}"
 
 
 def compared_rows(parts: Sequence[Compared]) -> list[tuple[str, ...]]:

@@ -15,6 +15,7 @@ from deploy.pod.base.text import visible, visible_log
 from deploy.specs.estimate import Compared, duration
 from deploy.specs.plan import Plan
 from deploy.ui.plan_table import compared_rows, plan_rows
+from deploy.ui.status_table import IN_A_LINE, epoch_of, status_rows
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 MESSAGE_CHARACTERS = 4000
 RAW_CHARACTERS = 1 << 20
 EVIDENCE_CHARACTERS = 200  # per line
+LABELS = {"seconds": "time", "seconds_left": "time left", "created": "started", "spend_usd": "cost", "run_id": "run"}
+SPOKEN = {"accuracy": "{:.1%}", "spend_usd": "${:.2f}"}
 LOADING = "starting: loading PyTorch"
 
 
@@ -106,11 +109,10 @@ class Screen:
             table.add_row(*map(escape, row))
         self.console.print(table, soft_wrap=False)
 
-    def facts(self, title: str, values: Mapping[str, Any]) -> None:
-        """Print one thing for people: one row per known property."""
-        known = [(_words_of(key), _spoken(key, value)) for key, value in values.items() if value is not None]
+    def status(self, answer: Mapping[str, Any]) -> None:
+        """Print how a run is doing, a row each."""
         if not self.as_json:
-            self.table(title, ["what", "value"], known)
+            self.table(f"Run {answer['run_id']}", ["what", "value"], status_rows(answer))
 
     def rows(self, title: str, things: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
         """Print several things of one kind, a row each. People see the given columns; the document holds all."""
@@ -124,9 +126,8 @@ class Screen:
         )
 
     def status_line(self, answer: Mapping[str, Any]) -> None:
-        keys = ("state", "epoch", "step", "images_per_s", "seconds_left", "heartbeat_age_s")
-        known = [key for key in keys if answer[key] is not None]
-        self.say("  ".join(f"{_words_of(key)} {_spoken(key, answer[key])}" for key in known))
+        rows = dict(status_rows(answer))
+        self.say("  ".join(f"{what} {rows[what]}" for what in IN_A_LINE if what in rows))
 
     def plan(self, plan: Plan, *, with_command: bool = False) -> None:
         command = [("command", " ".join(plan.argv))] if with_command else []
@@ -227,6 +228,7 @@ class Bars:
         )
         self.task = self.progress.add_task(LOADING, total=None, speed="", left="")
         self.epochs = 0
+        self.accuracy = ""  # of the newest evaluation
 
     def __enter__(self) -> Bars:
         self.progress.start()
@@ -249,6 +251,9 @@ class Bars:
                 with contextlib.suppress(KeyError, TypeError, ValueError):
                     self._step(event)
             else:
+                if event.get("what") == "trained":
+                    with contextlib.suppress(KeyError, TypeError, ValueError):
+                        self.accuracy = f" accuracy {event['accuracy']:.1%}"
                 words = sentence(event)
                 if words:
                     self.progress.console.print(visible(words), markup=False)
@@ -257,7 +262,7 @@ class Bars:
         self.progress.update(
             self.task,
             completed=int(event["step"]),
-            description=f"epoch {int(event['epoch']) + 1}/{self.epochs} loss {event['loss']:.3f}",
+            description=f"{epoch_of(int(event['epoch']), self.epochs)} loss {event['loss']:.3f}{self.accuracy}",
             speed=f"{event['images_per_s']:.0f} img/s",
             left=f"{duration(event.get('seconds_left'))} left",
         )
@@ -322,7 +327,7 @@ def _words(event: Mapping[str, Any]) -> str | None:
     if kind == "epoch":
         loss = "none" if event["loss"] is None else f"{event['loss']:.3f}"
         warning = "; THE EMBEDDINGS COLLAPSE" if event.get("collapsed") else ""
-        return f"epoch {event['epoch'] + 1} done: loss {loss}, {duration(event['seconds'])}{warning}"
+        return f"epoch {event['epoch']} done: loss {loss}, {duration(event['seconds'])}{warning}"
     if kind == "mining":
         purity = "" if event.get("purity") is None else f", purity {event['purity']:.2f}"
         taken = "" if event.get("accepted", True) else " (not used)"
@@ -341,11 +346,17 @@ def _embedding(event: Mapping[str, Any]) -> str:
 
 def _words_of(key: str) -> str:
     """A document's key as a label. Seconds are shown as minutes and hours, so they are labelled as time."""
-    return {"seconds": "time", "seconds_left": "time left"}.get(key, key.replace("_", " "))
+    return LABELS.get(key, key.replace("_", " "))
 
 
 def _spoken(key: str, value: Any) -> str:
-    return duration(value) if key.startswith("seconds") and value is not None else _cell(value)
+    if value is None or (key == "spend_usd" and not value):
+        return "-"
+    if key == "created":
+        return str(value)[:16].replace("T", " ")  # to the minute
+    if key.startswith("seconds"):
+        return duration(value)
+    return SPOKEN[key].format(value) if key in SPOKEN else _cell(value)
 
 
 def _cell(value: Any) -> str:

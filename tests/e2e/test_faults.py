@@ -121,11 +121,11 @@ def test_ssh_goes_down_and_the_job_does_not(clone: Clone, tmp_path: Path, fault:
     run_id = clone.json("train", *ANEW)["run_id"]
     name = container(clone)
     log = f"/workspace/sniperface/runs/{run_id}/train.log"
-    wait_for(lambda: "epoch 1/" in docker("exec", name, "cat", log))
+    wait_for(lambda: "epoch 0 (1/" in docker("exec", name, "cat", log))
     docker("exec", name, "sh", "-c", "mv /usr/sbin/sshd /usr/sbin/sshd.away && pkill -9 -x sshd")
     fault.strikes()
     shown = clone.invoke("logs", "--on", "docker", code=1)
-    assert "epoch 1/" in shown
+    assert "epoch 0 (1/" in shown
     assert "this is the console of" in shown
     docker("exec", name, "mv", "/usr/sbin/sshd.away", "/usr/sbin/sshd")
     wait_for(lambda: answers(name))
@@ -143,7 +143,7 @@ def test_tmux_is_killed_on_the_machine_and_the_job_is_not(clone: Clone, tmp_path
     run_id = clone.json("train", *ANEW, "--set", "train.epochs=60")["run_id"]
     name = container(clone)
     log = f"/workspace/sniperface/runs/{run_id}/train.log"
-    wait_for(lambda: "epoch 1/" in docker("exec", name, "cat", log))
+    wait_for(lambda: "epoch 0 (1/" in docker("exec", name, "cat", log))
     docker("exec", name, "pkill", "-9", "-x", "tmux: server")
     fault.strikes()
     fault.told(lambda: clone.json("status", "--on", "docker")["state"] == "running")

@@ -181,7 +181,7 @@ def test_the_whole_path(site: Site, tmp_path: Path, fault: Fault) -> None:
             [sys.executable, "-m", "invoke", "logs", "--follow", *on],
             cwd=clone.path, env={**os.environ, **clone.env, "PYTHONUTF8": "1"}, stdout=out, stderr=subprocess.PIPE,
         )  # fmt: skip
-    wait_for(lambda: b"epoch 3/" in printed.read_bytes())
+    wait_for(lambda: b"epoch 2 (3/" in printed.read_bytes())
     with site.cut():
         wait_for(lambda: lost(following), 60)
         seen = printed.stat().st_size

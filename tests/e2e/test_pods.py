@@ -131,7 +131,7 @@ def test_a_log_is_followed_over_a_cut_and_to_another_port(moving_site: Site, tmp
             [sys.executable, "-m", "invoke", "logs", "--follow", "--on", "runpod"],
             cwd=clone.path, env={**os.environ, **clone.env, "PYTHONUTF8": "1"}, stdout=out, stderr=subprocess.PIPE,
         )  # fmt: skip
-    wait_for(lambda: b"epoch 2/" in printed.read_bytes())
+    wait_for(lambda: b"epoch 1 (2/" in printed.read_bytes())
     fault.strikes()
     pod.line.cut()
     cut_at = time.monotonic()

@@ -76,7 +76,7 @@ def test_each_cell_of_the_contract(rule: Any, seen: int) -> None:
             judged()
         sentence = str(refused.value)
         assert "\n" not in sentence
-        assert ("middle of epoch 3" in sentence) == (rule.between is not REFUSED)
+        assert ("middle of epoch 2" in sentence) == (rule.between is not REFUSED)
         return
     notes = judged().notes
     assert len(notes) == (answer is SAID)
@@ -175,7 +175,7 @@ def other_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def begun(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Run folders stopped in the middle of epoch 2, and after epoch 1."""
+    """Run folders stopped in the middle of epoch 1, and after epoch 0."""
     here = World(0, 1, torch.device("cpu"))
     folders = {}
     for name, stop_at in (("mid", 6), ("between", 4)):
@@ -238,7 +238,7 @@ def test_a_real_run_keeps_the_contract(
 def test_other_data_is_refused_in_an_epoch_and_said_between_two(
     begun: dict[str, Path], other_data: Path, small_data: Path, tmp_path: Path, alone: World
 ) -> None:
-    with pytest.raises(WrongUse, match="in the middle of epoch 2, which needs data set"):
+    with pytest.raises(WrongUse, match="in the middle of epoch 1, which needs data set"):
         run(other_data, again(begun["mid"], tmp_path / "mid"), alone, "train.resume=auto")
     taught = tmp_path / "taught"
     run(small_data, taught, alone, "mining.min_coverage=0", stop_at=8)
@@ -266,7 +266,7 @@ def test_a_supervised_run_keeps_its_head_and_labels(
             go(small_data, folder, "train.resume=auto", "recipe.head.name=magface")
         with pytest.raises(WrongUse, match=r"give train\.optimizer\.name=sgd, or"):
             go(small_data, folder, "train.resume=auto", "train.optimizer.name=adamw")
-    with pytest.raises(WrongUse, match="middle of epoch 2, which needs data set"):
+    with pytest.raises(WrongUse, match="middle of epoch 1, which needs data set"):
         go(other_data, tmp_path / "mid", "train.resume=auto")
     seen = go(other_data, tmp_path / "other", "train.resume=auto")
     assert start_of(seen)["notes"][0].startswith("continues with other data (data set ")

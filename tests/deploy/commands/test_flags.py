@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,22 +17,26 @@ from invoke.main import program
 
 import tasks
 from deploy.commands import flags
+from deploy.commands.program import SHELLS
 from deploy.errors import WrongUse
+from deploy.specs.flags import JSON
 
 PROJECT = Path(tasks.__file__).parent
-CORE = [*program.initial_context.flags, *program.initial_context.flags.aliases]  # long and short
-ANSWERED = {*flags.ASKS, *flags.BEFORE, *flags.COMPLETION}  # these ask, or say where the commands are
+CORE = [*program.initial_context.flags, *program.initial_context.flags.aliases]  # Invoke's, long and short
+ANSWERED = {*flags.ASKS, *flags.BEFORE, *flags.COMPLETION}  # these ask
 
-# Invoke's own loader and parser on many command lines, in one process. Its executor only tells what would have run.
+
+def known() -> flags.Commands:
+    return {name: command.flags for name, command in tasks.COMMAND_LINE.commands.items()}
+
+
+# Invoke's own loader and our parser on many command lines, in one process, which only tells what would have run.
 TELLS = """
 import contextlib, io, json, sys
 from invoke.main import program
+from invoke.program import Program
 
-class Tells:
-    def __init__(self, collection, config, core): pass
-    def execute(self, *calls): started.extend(call.name for call in calls)
-
-program.executor_class = Tells
+Program.execute = lambda self: started.extend(call.name for call in self.tasks)
 answers = []
 for words in json.load(sys.stdin):
     started, said = [], io.StringIO()
@@ -56,11 +63,11 @@ def told(lines: list[list[str]]) -> list[tuple[list[str], list[str], int, str]]:
 
 def test_no_core_flag_of_invoke_passes_at_any_command() -> None:
     """Every core flag, in each spelling, with and without a value, before and after every command."""
-    commands = tasks.commands()
+    commands = known()
     assert (len(commands) >= 19, len(CORE) >= 30) == (True, True)
     tried = 0
     for name, own in commands.items():
-        for flag in [flag for flag in CORE if flag not in own and flag not in ANSWERED]:
+        for flag in [flag for flag in CORE if flag not in {each.typed for each in own} and flag not in ANSWERED]:
             for words in spelt(flag):
                 for line in ([name, *words], [*words, name]):
                     with pytest.raises(WrongUse, match=re.escape(flag)):
@@ -71,8 +78,8 @@ def test_no_core_flag_of_invoke_passes_at_any_command() -> None:
 
 def test_invoke_itself_starts_nothing_for_a_core_flag() -> None:
     """The same before Invoke's own loader and parser, for the command that may rent a machine."""
-    after = [["train", flag] for flag in CORE if flag not in tasks.commands()["train"]]
-    before = [[flag, "train"] for flag in CORE if flag not in flags.BEFORE]
+    after = [["train", flag] for flag in CORE if flag not in {each.typed for each in known()["train"]}]
+    before = [[flag, "train"] for flag in CORE if flag not in (*flags.BEFORE, *flags.SEARCH_ROOT)]
     for words, started, code, said in told(after + before):
         assert started == [], (words, said)
         if not ANSWERED & set(words) and code != 1:
@@ -95,7 +102,7 @@ def test_right_command_lines_reach_their_command() -> None:
         ["fetch-checkpoint", "--which", "3"],
     ]
     for words, started, code, said in told(right):
-        assert (started, code) == ([next(word for word in words if word in tasks.commands())], 0), (words, said)
+        assert (started, code) == ([next(word for word in words if word in known())], 0), (words, said)
 
 
 @pytest.mark.parametrize(
@@ -122,26 +129,25 @@ def test_right_command_lines_reach_their_command() -> None:
         ("help", "there are: "),
         ("runs --on ssh", "unknown flag --on of runs"),
         ("logs --tail 5", "unknown flag --tail of logs"),
-        ("--search-root", "--search-root needs a value"),
     ],
 )
 def test_a_wrong_word_is_one_sentence_with_a_right_one(line: str, names: str) -> None:
     with pytest.raises(WrongUse) as refused:
-        flags.check(line.split(), tasks.commands())
+        flags.check(line.split(), known())
     assert names in refused.value.message
     assert refused.value.exit_code == 2
 
 
 @pytest.mark.parametrize("line", ["train --version", "train --detach -V", "-V", "status --json --version"])
 def test_the_version_is_asked_for_wherever_it_stands(line: str) -> None:
-    assert flags.check(line.split(), tasks.commands())
+    assert flags.check(line.split(), known())
 
 
 @pytest.mark.parametrize(
     "line", ["", "--list", "--help", "--help train", "train --help", "-l", "--complete -- inv tr", "deploy runs"]
 )
 def test_questions_to_invoke_pass(line: str) -> None:
-    assert not flags.check(line.split(), tasks.commands())
+    assert not flags.check(line.split(), known())
 
 
 START = {
@@ -180,9 +186,159 @@ def test_help_still_explains_each_flag() -> None:
     assert b"print the plan and end" in shown.stdout
 
 
-def test_every_command_is_behind_the_check() -> None:
-    from invoke.collection import Collection
+def test_every_command_takes_what_its_flags_give() -> None:
+    """Each function has a parameter for each flag, and no other."""
+    for name, command in tasks.COMMAND_LINE.commands.items():
+        _, *parameters = inspect.signature(command.body).parameters.values()
+        given = {flag.parameter for flag in command.flags if flag is not JSON}
+        named = {each.name for each in parameters if each.kind is not each.VAR_KEYWORD}
+        assert named <= given, name
+        assert named == given or len(named) < len(parameters), name
+        assert len({flag.name for flag in command.flags}) == len(command.flags), name
 
-    collection = Collection.from_module(tasks)
-    assert set(collection.tasks) == set(tasks.commands())
-    assert all(isinstance(each, tasks.Command) for each in collection.tasks.values())
+
+def test_examples_in_the_help_are_right() -> None:
+    for name, command in tasks.COMMAND_LINE.commands.items():
+        for example in command.examples:
+            assert example.split()[0] == name
+            assert not flags.check(shlex.split(example), known())
+
+
+def answer(line: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command line, which is run in this process."""
+    code = 0
+    try:
+        tasks.COMMAND_LINE.run(["sniperface", *shlex.split(line)])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    return code, *capfd.readouterr()
+
+
+WRONG = {
+    "sttaus": "did you mean 'status'?",
+    "fetch": "did you mean 'fetch-checkpoint'?",
+    "RUNS": "there are: attach",
+    "evalute --sets a.bin": "did you mean 'evaluate'?",
+    "--jsn status": "did you mean --json?",
+    "--version=1 status": "--version takes no value",
+    "--help=train": "--help takes no value",
+    "-c tasks runs": "unknown flag -c before a command",
+    "-D 2 --list": "unknown flag -D before a command",
+    "--list-format xml": "unknown --list-format 'xml': there are: flat, json",
+    "--list-format": "--list-format needs a value",
+    "--print-completion-script tcsh": "unknown shell 'tcsh': ",
+    "--print-completion-script": "needs a value",
+    "--help train now": "--help explains one command: leave out 'now'",
+    "train --set": "--set needs a value",
+    "train --set epochs": "--set epochs has no '='",
+    "train --set run.dir=x": "--set run.dir is decided by the launcher",
+    "train --fraction 1.5": "--fraction 1.5 is not a share of the data",
+    "train --fraction nan": "--fraction nan is not a share of the data",
+    "train --fraction=": "--fraction  is not a share of the data",
+    "train --fraction 0.1 --set data.data_fraction=0.2": "differ: give one of them",
+    "train --nodes two": "--nodes two is not a number of machines",
+    "train --nodes 0": "--nodes 0 is not a number of machines",
+    "train --pack jpeg": "--pack jpeg is not a packing format",
+    "train --env PATH=/x": "--env PATH is decided by the launcher",
+    "train --env A-B=1": "--env A-B=1 is not a variable",
+    "train --env API_TOKEN=1": "has the name of a secret",
+    "train --run orl": "add --resume auto",
+    "train --on": "--on needs a value",
+    "train -d": "unknown flag -d of train",
+    "train --watch": "unknown flag --watch of train",
+    "train --on nowhere": "nowhere",
+    "status --on ../conf": "../conf",
+    "status --follow": "did you mean --watch?",
+    "logs -f": "did you mean --follow?",
+    "logs --json": "unknown flag --json of logs",
+    "watch --max-usd free": "--max-usd free is not an amount of money",
+    "watch --max-usd -1": "--max-usd -1 is not an amount of money",
+    "down all": "did you mean --all?",
+    "ps --on runpod": "unknown flag --on of ps",
+    "export --which": "--which needs a value",
+    "prepare --identites 5": "did you mean --identities?",
+    "runs --sort size": "there are: accuracy, cost, started, time",
+    "bench fast": "'fast' is not a flag of bench",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_wrong_command_line_ends_in_one_sentence(line: str, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, err = answer(line, capfd)
+    assert (code, bool(out)) == (2, "--json" in line), err
+    first, *rest = err.splitlines()
+    assert first.startswith("error: ")
+    assert WRONG[line] in first
+    assert not [each for each in rest if not each.startswith("next: ")]
+
+
+def test_help_is_grouped_and_shows_what_each_flag_takes(capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = answer("train --help", capfd)
+    assert code == 0
+    places = [out.index(text) for text in ("Where:", "--on TARGET", "What runs:", "--fraction SHARE", "Examples:")]
+    assert places == sorted(places)
+    assert "invoke train --resume auto --set train.epochs=48" in out
+    code, out, _ = answer("--list", capfd)
+    assert code == 0
+    assert not [name for name in known() if not re.search(rf"^  {name} ", out, re.MULTILINE)]
+    assert out.index("Runs:") < out.index("Machines and money:") < out.index("  down ")
+
+
+def test_the_list_is_json_for_programs(capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = answer("--list --list-format json", capfd)
+    assert {each["name"] for each in json.loads(out)["tasks"]} == set(known())
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("tr", "train"), ("train --dry", "--dry-run"), ("fetch-checkpoint --which best --", "--to"), ("--l", "--list")],
+)
+def test_shells_complete_commands_and_flags(words: str, found: str, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, err = answer(f"--complete -- sniperface {words}", capfd)
+    assert (code, err) == (0, "")
+    assert found in out.splitlines()
+    assert "--dry" not in out.splitlines()
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_completion_script_names_our_command(shell: str, capfd: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = answer(f"--print-completion-script {shell}", capfd)
+    assert code == 0
+    assert "_complete_sniperface" in out
+
+
+def test_the_script_runs_from_a_folder_inside_the_project(tmp_path: Path) -> None:
+    """The installed file alone finds the project; outside of one it ends in one sentence."""
+    installed = shutil.copy(PROJECT / "sniperface.py", tmp_path)
+    project = tmp_path / "it's a pröject"
+    inside = project / "deploy" / "pod" / "base"  # its queue.py must not hide Python's own
+    inside.mkdir(parents=True)
+    (project / "conf").mkdir()
+    (inside / "queue.py").touch()
+    for name in ("tasks.py", "bootstrap.py"):
+        (project / name).write_text(
+            "import json, os\n"
+            "def main(words):\n"
+            "    print(json.dumps([__file__, words, os.environ['SNIPERFACE_STARTED_IN']]))\n"
+            "    return 3\n",
+            encoding="utf-8",
+        )
+    argv = [sys.executable, installed, "status", "--set", "a b"]
+    done = subprocess.run(argv, cwd=inside, capture_output=True, text=True, encoding="utf-8")
+    assert (done.returncode, done.stderr) == (3, "")
+    assert json.loads(done.stdout) == [
+        str(project / "bootstrap.py"), ["sniperface", "status", "--set", "a b"], str(inside),
+    ]  # fmt: skip
+    outside = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    assert (outside.returncode, outside.stdout) == (2, "")
+    assert re.fullmatch(r"error: .+ is not in a Sniperface project: .+\n", outside.stderr)
+
+
+def test_relative_paths_start_where_the_user_stands(tmp_path: Path) -> None:
+    """`python -m deploy` starts in the project's folder, and goes where `sniperface` was called."""
+    environment = {**os.environ, "SNIPERFACE_STARTED_IN": str(tmp_path), "SNIPERFACE_INVOKE": "sniperface"}
+    argv = [sys.executable, "-m", "deploy", "train", "--data", "none.npy", "--dry-run"]
+    done = subprocess.run(argv, cwd=PROJECT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert str(tmp_path / "none.npy") in done.stderr

@@ -127,3 +127,17 @@ def test_a_refused_push_says_where_to_log_in() -> None:
     refused = image._refused("ghcr.example.org/me/sniperface", "denied: requested access to the resource is denied")
     assert refused.next_command == "docker login ghcr.example.org"
     assert image._refused("me/sniperface", "unauthorized: authentication required").next_command == "docker login"
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("ERROR: failed to solve: ubuntu:24.04: failed to resolve source metadata: no such host", "check the network"),
+        ("write /var/lib/docker/x: no space left on device", "the disk of the Docker engine is full"),
+        ("pull access denied for me/none, repository does not exist", "check --base"),
+        ("ERROR: No matching distribution found for torch==2.13.0", "check --pip-options"),
+        ("something nobody saw", "above"),
+    ],
+)
+def test_a_failed_build_names_its_cause(line: str, cause: str) -> None:
+    assert cause in image.why_not_built(["#5 [2/9] RUN x", line, "------"])

@@ -19,6 +19,7 @@ from deploy.specs.machine import Card, Hardware, Machine
 from deploy.specs.plan import CodeFacts, Continuation, DataFacts, Facts, Limits, Plan, make
 from deploy.specs.request import Request, hydra_override, parse_request
 from deploy.specs.settings import Settings, Ssh, Target
+from deploy.ui.plan_table import plan_rows
 
 CONFIG = {
     "recipe": {"name": "self_supervised"},
@@ -134,6 +135,15 @@ def test_the_plan_tells_the_precision(wish: str, hardware: Hardware, card: Card 
     config = {**CONFIG, "train": {**CONFIG["train"], "precision": wish}}
     facts = dataclasses.replace(FACTS, config=config, hardware=hardware, card=card)
     assert make(SETTINGS, Request(), facts, tryout=True).precision == precision
+
+
+@pytest.mark.parametrize(("rented", "told"), [(True, "not allocated yet"), (False, "looked at when the run starts")])
+def test_a_plan_tells_a_machine_to_be_had_from_one_that_is_not_asked_yet(rented: bool, told: str) -> None:
+    plan = make(SETTINGS, Request(), dataclasses.replace(FACTS, hardware=None), tryout=True)
+    edited = dataclasses.replace(plan.code, kind="git", commit="1234567", changed_files=1)
+    rows = dict(plan_rows(dataclasses.replace(plan, rented=rented, code=edited)))
+    assert f"the machine is {told}" in rows["where"]
+    assert rows["code"] == "commit 1234567 plus 1 changed file"
 
 
 def test_a_plan_is_json() -> None:

@@ -1,0 +1,201 @@
+"""The command line: an Invoke program of our commands, which are made from their flags and end in order.
+
+`python -m deploy`, the script `sniperface` and `invoke` all run it. It has no flag of Invoke's that means nothing here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from invoke.collection import Collection
+from invoke.completion.complete import complete, print_completion_script
+from invoke.config import Config
+from invoke.context import Context
+from invoke.exceptions import Exit, ParseError
+from invoke.main import program as invoke
+from invoke.parser.argument import Argument
+from invoke.program import Program
+from invoke.tasks import Task
+
+from deploy.commands import flags as command_line
+from deploy.errors import DeployError, StepFailed, WrongUse, command, unknown
+from deploy.specs.flags import JSON, Flag
+
+if TYPE_CHECKING:
+    from deploy.ui.screen import Screen
+
+
+SHELLS = ("bash", "fish", "zsh")
+
+
+@contextlib.contextmanager
+def telling(as_json: bool = False) -> Iterator[Screen]:
+    """Turn our errors into one message and their exit code, without a traceback."""
+    from deploy.commands.signals import Ended, ended_in_order
+    from deploy.ui.screen import Screen
+
+    screen = Screen(as_json)
+    try:
+        with ended_in_order():
+            yield screen
+    except Ended as ended:
+        print(ended.words, file=sys.stderr)
+        raise
+    except DeployError as error:
+        screen.error(error)
+        raise Exit(code=error.exit_code) from error
+    except OSError as error:
+        screen.error(StepFailed(str(error)))
+        raise Exit(code=StepFailed.exit_code) from error
+    except KeyboardInterrupt as error:
+        print("interrupted", file=sys.stderr)
+        raise Exit(code=130) from error
+
+
+class Command(Task):  # type: ignore[type-arg]
+    """A task whose arguments are our flags.
+
+    `body` gets a Screen, then the value of each flag by its parameter. It returns an exit code, a document for --json,
+    or None.
+    """
+
+    def __init__(
+        self, body: Callable[..., Any], name: str, flags: Sequence[Flag], group: str, examples: Sequence[str]
+    ) -> None:
+        super().__init__(body, name=name, positional=())
+        self.flags = tuple(flags)
+        self.group = group
+        self.examples = tuple(examples)
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:  # noqa: ARG002 - Invoke's
+        return [_argument(flag) for flag in self.flags]
+
+    def __call__(self, context: Context, **typed: Any) -> None:
+        if context.config.run.dry:
+            raise Exit("error: Invoke's own dry-run setting is not supported: use train --dry-run", code=2)
+        given = {flag.parameter: typed[_argument(flag).name or ""] for flag in self.flags}
+        with telling(JSON in self.flags and given.pop(JSON.parameter)) as screen:
+            answer = self.body(screen, **given)
+            code = answer if isinstance(answer, int) else 0
+            if not isinstance(answer, int | None):
+                screen.document(answer)
+        if code:
+            raise Exit(code=code)
+
+
+def task(*flags: Flag, group: str, examples: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Command]:
+    """Make a command of a function, which is named like it. `group` is its heading in the list of commands."""
+    return lambda body: Command(body, body.__name__.replace("_", "-"), flags, group, examples)
+
+
+class CommandLine(Program):
+    """The program: checks every word, answers questions, and runs commands."""
+
+    def __init__(self, project: Path, commands: Mapping[str, Command]) -> None:
+        self.collection = self.scoped_collection = Collection(*commands.values())
+        super().__init__(namespace=self.collection, name="sniperface", binary_names=["sniperface"])
+        self.project = project
+        self.commands = commands
+
+    def take_over(self) -> None:
+        """If Invoke has loaded the commands, run its command line by this program, and end the process."""
+        if invoke.argv:
+            self.run(["invoke", *command_line.without_search_root(invoke.argv[1:])])
+            sys.exit(0)
+
+    def run(self, argv: list[str] | None = None, exit: bool = True) -> None:
+        """Run a command line. Wrong words end the process with one sentence and exit code 2."""
+        self.normalize_argv(argv)
+        words = self.argv[1:]
+        try:
+            with telling("--json" in words):
+                asks_version = command_line.check(words, {name: each.flags for name, each in self.commands.items()})
+                if asks_version:
+                    print(command_line.version(self.project))
+                    return
+                try:
+                    self._read()
+                except ParseError as error:  # what the check lets through, and the parser does not
+                    raise WrongUse(str(error)) from error
+            self.execute()
+        except Exit as end:
+            if end.message:
+                print(end.message, file=sys.stderr)
+            if exit:
+                sys.exit(end.code)
+
+    def core_args(self) -> list[Argument]:
+        """The flags that may stand before a command."""
+        return [
+            Argument(names=("help", "h"), optional=True, help="explain all commands, or one"),
+            Argument(names=("list", "l"), kind=bool, default=False, help="list the commands"),
+            Argument(names=("list-format", "F"), default="flat", help="json: list the commands as one JSON document"),
+            Argument(names=("version", "V"), kind=bool, default=False, help="print version and commit"),
+            Argument(names=("print-completion-script",), help="print what makes bash, zsh or fish complete commands"),
+            Argument(names=("complete",), kind=bool, default=False, help="print completions of the words after --"),
+        ]
+
+    def _read(self) -> None:
+        """Parse the words and answer questions, which end by `Exit`."""
+        self.parse_core_args()
+        if shell := self.args["print-completion-script"].value:
+            if shell not in SHELLS:
+                raise unknown("shell", shell, SHELLS)
+            print_completion_script(shell=shell, names=self.binary_names)
+            raise Exit
+        self.config = Config(lazy=True)  # no file of Invoke's changes what a command does
+        self.config.merge()
+        self.parse_tasks()
+        if self.args.complete.value:
+            names = [*self.binary_names, "invoke", "inv"]
+            complete(names, self.core, self.initial_context, self.collection, self._make_parser())
+        if isinstance(asked := self.args.help.value, str):
+            self.print_task_help(asked)
+        elif self.args["list-format"].value == "json":
+            print(json.dumps(self.collection.serialized()))
+        elif self.args["list-format"].value != "flat":
+            raise unknown("--list-format", self.args["list-format"].value, ("flat", "json"))
+        elif asked or self.args.list.value or not self.tasks:
+            self.print_help()
+        else:
+            return
+        raise Exit
+
+    def print_help(self) -> None:
+        """Print all commands, grouped by purpose."""
+        print(f"Usage: {command('COMMAND [flags]')}\n")
+        for group in dict.fromkeys(each.group for each in self.commands.values()):
+            print(f"{group}:\n")
+            self.print_columns([(name, each.__doc__) for name, each in self.commands.items() if each.group == group])
+        print(f"The flags of a command, with examples: {command('COMMAND --help')}\n")
+
+    def print_task_help(self, name: str) -> None:
+        """Print what one command does, its flags by group, and examples."""
+        asked = self.commands[name]
+        print(f"Usage: {command(name)}{' [flags]' if asked.flags else ''}\n")
+        print(f"{asked.__doc__}\n")
+        for group in dict.fromkeys(flag.group for flag in asked.flags):
+            print(f"{group}:\n")
+            shown = [(" ".join(filter(None, [flag.typed, flag.value])), flag) for flag in asked.flags]
+            self.print_columns([(typed, flag.help) for typed, flag in shown if flag.group == group])
+        if asked.examples:
+            print("Examples:\n")
+            print("\n".join(f"  {command(example)}" for example in asked.examples), end="\n\n")
+
+
+def _argument(flag: Flag) -> Argument:
+    kind = bool if flag.value is None else list if flag.repeats else str
+    default: Any = {bool: False, list: []}.get(kind, flag.default)
+    attribute = flag.name.replace("-", "_")
+    return Argument(
+        names=(flag.name,),
+        kind=kind,
+        default=default,
+        help=flag.help,
+        attr_name=attribute if attribute != flag.name else None,
+    )

@@ -1,0 +1,32 @@
+"""Errors in the words of the command line that the user typed."""
+
+from __future__ import annotations
+
+import pytest
+
+from app import prepare
+from app.errors import FLAGS, framed
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("source=folder needs path=…, such as path=a/b", "--source folder needs --path …, such as --path a/b"),
+        ("held_out=x must be a number", "--held-out x must be a number"),
+        ("give train.path=3 or mypath=4", "give train.path=3 or mypath=4"),
+        ("the disk is full", "the disk is full"),
+    ],
+)
+def test_options_are_named_as_the_flags_that_were_typed(told: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(FLAGS, raising=False)
+    assert framed(told) == told
+    monkeypatch.setenv(FLAGS, "source path held_out")
+    assert framed(told) == f"error: {shown}"
+
+
+def test_a_wrong_source_gets_the_nearest_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FLAGS, "source path held_out")
+    assert prepare.main(["source=fodler", "out=x"]) == 2
+    assert "error: --source fodler is not known; did you mean folder?" in capsys.readouterr().err
