@@ -348,12 +348,15 @@ def test_without_images_of_its_own_it_compares_on_the_orl_photographs(
 
 
 def test_a_file_that_differs_is_not_written(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Embeddings so long that fp32 has no digits left for 1e-4; the files of an earlier call stay."""
+    """Embeddings that are only what rounding leaves of large sums, in another order each; no folder is made."""
     net = network(IRESNET)
-    net.features.weight.data.fill_(1e5)
-    torch.save(net.state_dict(), tmp_path / "long.pt")
+    net.bn2.weight.data.zero_()
+    net.bn2.bias.data.fill_(1)  # so that `fc` sums its weights
+    net.fc.weight.data.normal_().mul_(1e6)
+    net.fc.bias.data = -net.fc.weight.data.double().sum(1).float()
+    torch.save(net.state_dict(), tmp_path / "rounded.pt")
     out = tmp_path / "export" / "model.onnx"
-    words = [f"weights={tmp_path / 'long.pt'}", *WEIGHTS_OF_IRESNET, f"out={out}", f"check_images={images}"]
+    words = [f"weights={tmp_path / 'rounded.pt'}", *WEIGHTS_OF_IRESNET, f"out={out}", f"check_images={images}"]
     assert export.main(words) == 1
     said = capsys.readouterr().err
     assert "was not written" in said

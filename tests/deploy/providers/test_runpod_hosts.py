@@ -41,7 +41,7 @@ def test_an_image_that_no_host_can_pull_is_asked_for_once(v2: Rig) -> None:
     v2.emulator.next_pod(**HOSTS["private image"].oddities)
     with pytest.raises(NoMachine, match=r"cannot pull the image me/sniperface:1: .*pull access denied") as caught:
         v2.acquire(**WANTED)
-    assert "image and registry in conf/deploy/runpod.yaml" in (caught.value.next_command or "")
+    assert "registry: for a private one" in (caught.value.next_command or "")
     assert v2.creations == 1
 
 

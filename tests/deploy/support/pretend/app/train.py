@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from app.config import load
@@ -69,6 +70,8 @@ def main() -> int:
     tell(folder, "eval", epoch - 1, step, what="trained", accuracy=0.9, accuracy_std=0.01, rank1=0.99)
     tell(folder, "end", epoch - 1, step, reason="done", message="", seconds=1.0)
     if RANK == 0:
+        if find_spec("deploy") is None:  # started in this folder, and not in a project's
+            sys.path.append(str(Path(__file__).resolve().parents[5]))
         from deploy.border import REPORT_BEGINS
 
         (folder / "report.html").write_bytes(REPORT_BEGINS + b"<title>report</title>")
