@@ -187,7 +187,7 @@ def test_help_still_explains_each_flag() -> None:
 
 
 def test_every_command_takes_what_its_flags_give() -> None:
-    """Each function has a parameter for each of its flags, and no other. `**` takes the flags without their own."""
+    """Each function has a parameter for each of its flags, and no other. A `**` parameter takes the rest."""
     for name, command in tasks.COMMAND_LINE.commands.items():
         _, *parameters = inspect.signature(command.body).parameters.values()
         given = {flag.parameter for flag in command.flags if flag is not JSON}

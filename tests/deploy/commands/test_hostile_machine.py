@@ -238,7 +238,7 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], Say | None]] = {
 def test_release_never_waits_for_the_machine(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], attack: str
 ) -> None:
-    """`down --anyway` releases the machine within its time limit, whatever the first verb is answered with."""
+    """`down --anyway` releases the machine within its time limit, whatever the machine answers."""
     for verb in ("clock", "listdir"):
         machine.lies[verb] = ATTACKS[attack]
     began = time.monotonic()

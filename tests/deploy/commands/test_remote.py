@@ -258,7 +258,7 @@ def test_a_run_is_stopped_and_goes_on(box: Box) -> None:
 
 
 def test_stop_downloads_the_newest_checkpoint_of_a_run_that_is_over(box: Box) -> None:
-    """A detached run has its last checkpoints on the machine alone; `status` names the command that downloads one."""
+    """A detached run has its last checkpoints only on the machine. `status` names the command that downloads one."""
     run_id = box.json("train", "--detach")["run_id"]
     done = wait_until(lambda: (s := box.invoke("status").stdout) and "succeeded" in s and s, 60)
     assert f"invoke fetch-checkpoint --on box --run {run_id}" in done
@@ -393,7 +393,7 @@ def test_a_watched_run_is_finished_whatever_happens(box: Box, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_machine_is_guarded_before_anything_takes_long(box: Box) -> None:
-    """The launch arms the guard, which reports idleness after idle_min. No file holds the secret when the run is over."""
+    """The launch arms the guard, which reports idleness after idle_min. After the run no file holds the secret."""
     box.target(idle_min=0.2, secrets=["BOX_TOKEN"])
     box.project.env["BOX_TOKEN"] = "planted-secret-5171"
     said = box.invoke("train", "--detach", "--set", "train.step_s=0.3", "--set", "train.epochs=4").stdout

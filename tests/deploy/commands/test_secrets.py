@@ -27,13 +27,13 @@ from tests.support.images.engine import docker
 
 pytestmark = pytest.mark.slow
 ROOT = "/workspace/sniperface"
-GIVEN = {  # to a run, by the target's `secrets`
+GIVEN = {  # given to a run by the target's `secrets`
     "WANDB_API_KEY": "planted-wandb-11aa",
     "AWS_ACCESS_KEY_ID": "planted-access-22bb",
     "AWS_SECRET_ACCESS_KEY": "planted/s3+cret=33cc",
     "REGISTRY_PASSWORD": "planted 'registry' \"pass\" $44dd",
 }
-KEPT = {"RUNPOD_API_KEY": "rpa_planted0account0key55ee"}  # by the laptop
+KEPT = {"RUNPOD_API_KEY": "rpa_planted0account0key55ee"}  # kept on the laptop
 PLANTED = {**GIVEN, **KEPT}
 ENDLESS = ("--set", "train.step_s=0.2", "--set", "train.epochs=500")
 
