@@ -1,4 +1,4 @@
-"""What bills, as `invoke ps` tells it: a real command before an emulated account with pods and network volumes."""
+"""`invoke ps` lists what costs money: the real command with an emulated account that has pods and network volumes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAST = {"name": "somebody's", "size": 100, "dataCenter": "US-KS-2", "type": "HIG
 
 @pytest.fixture
 def emulator(project: Project) -> Iterator[Emulator]:
-    """An account that the project's target `runpod` is in."""
+    """The RunPod account of the project's target `runpod`."""
     made = Emulator()
     project.env |= {"RUNPOD_API_BASE_URL": made.url, "RUNPOD_API_KEY": KEY, "HOME": str(project.path / "home")}
     yield made
@@ -42,7 +42,7 @@ def target(project: Project, name: str = "runpod", **values: object) -> None:
 
 
 def pod(emulator: Emulator, name: str, **about: Any) -> Pod:
-    """One that was made `hours` ago, by whoever it was."""
+    """Create a pod that is `hours` old (1 if left out). The other keywords set its attributes."""
     made = emulator.account.create(
         name=name, image="me/sniperface:1", gpu="NVIDIA RTX A4500", gpu_count=2, cloud="SECURE", data_centers=[],
         disk=40, ports=["22/tcp"], env={},
@@ -59,7 +59,7 @@ def bills(project: Project) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("api", ["v2", "sdk"])
 def test_volumes_bill_beside_machines(project: Project, emulator: Emulator, api: str) -> None:
-    """Which target names each; one that none names comes first, and is called nobody's in particular."""
+    """Each volume lists the targets that name it. A volume that no target names is an orphan; orphans come first."""
     target(project, api=api, volume="vol1")
     target(project, "evening", api=api, volume="vol1")
     emulator.account.volumes |= {"vol1": FACES, "vol2": FAST}
@@ -85,7 +85,7 @@ def test_volumes_bill_beside_machines(project: Project, emulator: Emulator, api:
 
 @pytest.mark.parametrize("api", ["v2", "sdk"])
 def test_a_stopped_pod_bills_for_its_disk(project: Project, emulator: Emulator, api: str) -> None:
-    """Its GPUs cost nothing any more; how much it has cost is not known, as nobody says since when it is stopped."""
+    """The GPUs of a stopped pod cost nothing. Its cost so far is unknown: no API reports when it was stopped."""
     target(project, api=api)
     family = f"sniperface-{slug(project.path.name)}-runpod"
     pod(emulator, f"{family}-r1", stopped=True, mounts={"persistent": {"size": 100, "path": "/workspace"}})
@@ -94,12 +94,12 @@ def test_a_stopped_pod_bills_for_its_disk(project: Project, emulator: Emulator, 
     assert (with_disk["usd_per_hour"], without["usd_per_hour"]) == (0.0274, 0.0)
     assert with_disk["usd"] is without["usd"] is None
     assert with_disk["note"] == "stopped, and its disk is kept; this laptop has no record of it"
-    said = project.invoke("logs", "--on", "runpod", code=2).stderr  # there is no run: nothing else happens
+    said = project.invoke("logs", "--on", "runpod", code=2).stderr  # without a run, the command ends here
     assert "there is no run" in said
 
 
 def test_max_usd_is_of_all_machines_of_a_run(project: Project, emulator: Emulator) -> None:
-    """Each of two has cost two thirds of what both may: that is past it, as the guard of each reckons, too."""
+    """Two machines that each cost two thirds of max_usd are past it together. The guard of each computes the same."""
     target(project)
     first = f"sniperface-{slug(project.path.name)}-runpod-a"
     pods = [pod(emulator, name, hours=3) for name in (first, f"{first}-node1")]
@@ -116,7 +116,7 @@ def test_max_usd_is_of_all_machines_of_a_run(project: Project, emulator: Emulato
 
 
 def test_an_account_that_two_targets_share_bills_once(project: Project, emulator: Emulator) -> None:
-    """And is asked by the API that tells more."""
+    """The account is queried once, with the API that reports more: v2 reports the creation time, sdk does not."""
     target(project, "a", api="sdk")
     target(project, "b", api="v2")
     (project.path / "conf" / "deploy" / "runpod.yaml").unlink()
@@ -126,7 +126,7 @@ def test_an_account_that_two_targets_share_bills_once(project: Project, emulator
 
 
 def test_an_account_that_does_not_answer_is_named(project: Project, emulator: Emulator) -> None:
-    """Nothing to show is not the same as nothing that bills."""
+    """If an account cannot be listed, stderr names it: an empty list does not mean that nothing bills."""
     target(project)
     emulator.keys = {"another"}
     done = project.invoke("ps")
@@ -151,7 +151,7 @@ def test_what_people_see(project: Project, emulator: Emulator) -> None:
 
 
 def test_prices_of_storage() -> None:
-    """As RunPod's documents have them: the first terabyte, what is above it, and the fast kind."""
+    """Prices match RunPod's documentation: the first terabyte, storage above it, fast volumes, and a stopped disk."""
     assert prices.network_volume(50, "STANDARD") == 3.5
     assert prices.network_volume(1000, "STANDARD") == 70.0
     assert prices.network_volume(4000, "STANDARD") == 220.0
@@ -160,7 +160,7 @@ def test_prices_of_storage() -> None:
 
 
 def test_the_list_of_volumes_is_in_the_contract(emulator: Emulator, project: Project) -> None:
-    """Asked and answered as the specification has it; the fixture compares both."""
+    """The requests succeed. The fixture compares requests and answers with RunPod's specification."""
     target(project)
     emulator.account.volumes |= {"vol1": FACES}
     bills(project)

@@ -1,5 +1,8 @@
-"""Machines that bill for nobody are ended by the next command: real containers as pods of an emulated account. Its API
-cannot be reached from inside, so no guard can release its own. Only the training is pretended."""
+"""The next command releases machines that cost money for nothing.
+
+The pods of the emulated account are real containers. They cannot reach its API, so no guard can release its own
+machine. Only the training is a stub.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from tests.support.images.engine import docker
 
 pytestmark = pytest.mark.slow
 ROOT = "/workspace/sniperface"
-# By this command, or by the supervisor of the run in the seconds before.
+# This command restarted the guard, or the supervisor of the run did so seconds earlier.
 MENDED = (
     "past max_hours: 10; "
     "(its guard had died and was started again|run .* is running on it, and its guard has to end the run)"
@@ -32,7 +35,7 @@ ENDLESS = ("--set", "train.step_s=0.2", "--set", "train.epochs=500")
 
 @dataclass
 class Rented:
-    """A project whose target `runpod` has one pod, which costs 0.25 USD an hour."""
+    """A project with a target `runpod` that has one pod for 0.25 USD an hour."""
 
     project: Project
     emulator: Emulator
@@ -49,11 +52,11 @@ class Rented:
         return run_id
 
     def said(self, *words: str, project: Project | None = None) -> str:
-        """On stderr, by a command on this target."""
+        """Run a command on this target. Returns its stderr."""
         return (project or self.project).invoke(words[0], "--on", "runpod", *words[1:]).stderr
 
     def older(self, hours: float) -> None:
-        """The provider has it for so much longer; its guard was told of another time, and knows nothing of it."""
+        """Move the creation time of all pods back by `hours`. Their guards keep the creation time they were given."""
         for pod in self.emulator.account.all():
             pod.created -= hours * 3600
 
@@ -75,7 +78,7 @@ class Rented:
         return told
 
     def kill_guard(self) -> None:
-        """And whoever would start it again; its heart has stopped a while ago."""
+        """Kill the guard, prevent its restart, and set its last heartbeat to a time long ago."""
         pid = self.guard()["pid"]
         self.inside(f"rm -f /run/sniperface/guard; kill -9 {pid}; while kill -0 {pid} 2>/dev/null; do sleep 0.1; done")
         self.inside(f'sed -i \'s/"heartbeat": [0-9.]*/"heartbeat": 1/\' {ROOT}/guard-status.json')
@@ -100,7 +103,7 @@ def rented(project: Project, our_image: str) -> Iterator[Rented]:
 
 
 def test_one_that_its_guard_could_not_release_goes_with_the_next_command(rented: Rented) -> None:
-    """Its run is over, its checkpoint comes home first, and the command answers from what is at home."""
+    """The run is over. The command downloads the checkpoint, releases the machine and answers from the local files."""
     rented.target(idle_min=0.05, on_end="terminate")
     run_id = rented.train()
     wait_until(lambda: rented.is_over(run_id) and rented.guard()["state"] == "stuck", 90)
@@ -115,12 +118,15 @@ def test_one_that_its_guard_could_not_release_goes_with_the_next_command(rented:
 
 
 def test_what_is_past_its_ceilings(rented: Rented) -> None:
-    """A guard that lives is trusted; a run that lives is never ended, its guard comes back; else it goes."""
+    """Past max_hours, a machine with a live run or a live guard is kept; the guard of a live run is restarted.
+
+    A machine with neither is released, after its newest checkpoint was downloaded.
+    """
     rented.target(max_hours=10, max_usd=50)
     run_id = rented.train(*ENDLESS)
     logins = docker("logs", rented.container).count("Accepted publickey")
     assert rented.said("train", "--dry-run") == ""
-    assert docker("logs", rented.container).count("Accepted publickey") == logins  # nothing to do, nobody was asked
+    assert docker("logs", rented.container).count("Accepted publickey") == logins  # nothing is due, so no login
     rented.older(11)
     assert f"past max_hours: 10; run {run_id} is running on it" in rented.said("train", "--dry-run")
     rented.kill_guard()
@@ -134,7 +140,7 @@ def test_what_is_past_its_ceilings(rented: Rented) -> None:
     rented.kill_guard()
     log = rented.inside(f"cat {ROOT}/runs/{run_id}/train.log")
     done = rented.project.invoke("logs", "--on", "runpod")
-    assert done.stdout.strip() == log  # and nothing else is among it
+    assert done.stdout.strip() == log  # stdout holds the log and nothing else
     assert "after $2.7" in done.stderr
     assert "past max_hours: 10, and its guard is dead; epoch_" in done.stderr
     assert rented.names == []
@@ -142,7 +148,10 @@ def test_what_is_past_its_ceilings(rented: Rented) -> None:
 
 
 def test_what_is_another_laptops_is_left_alone(rented: Rented, tmp_path: Path) -> None:
-    """Its living run, and the only copy of its checkpoint; the laptop whose run that was takes it home and ends it."""
+    """Another laptop's machine is kept while its run is alive, and while it has the only copy of a checkpoint.
+
+    The laptop that started the run downloads the checkpoint and releases the machine.
+    """
     rented.target(max_hours=10)
     run_id = rented.train("--set", "train.step_s=0.3", "--set", "train.epochs=12")
     other = Project(tmp_path / "other" / rented.project.path.name, rented.project.socket, env=rented.project.env)
@@ -165,9 +174,9 @@ def test_what_is_another_laptops_is_left_alone(rented: Rented, tmp_path: Path) -
 
 
 def test_one_that_does_not_answer(rented: Rented) -> None:
-    """It may be the way to it: it is named, until it is far past what is hard; then it goes, and what is lost is said.
+    """A machine that does not answer is only reported, because the connection may be at fault.
 
-    What fails here fails no command.
+    Far past max_usd it is released, and the command says that data is lost. An error in this check fails no command.
     """
     rented.target(max_hours=10, max_usd=5)
     rented.train(*ENDLESS)
@@ -177,7 +186,7 @@ def test_one_that_does_not_answer(rented: Rented) -> None:
     rented.older(9.1)  # 20.1 hours are 5.03 USD
     assert "past max_usd: 5, and it does not answer" in rented.said("train", "--dry-run")
     assert len(rented.names) == 1
-    rented.target(max_hours=10, max_usd=1)  # another word in the file: what was started keeps its own
+    rented.target(max_hours=10, max_usd=1)  # an edited file does not change the limit of a started run
     assert "past max_usd: 5, and it does not answer" in rented.said("train", "--dry-run")
     rented.emulator.keys = {"another"}
     assert rented.said("train", "--dry-run") == ""

@@ -1,4 +1,4 @@
-"""What a machine says becomes a typed, bounded value, or one sentence."""
+"""An answer of a machine becomes a typed, bounded value, or an error of one sentence."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_no_name_leads_out_of_its_folder(text: str) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="needs symbolic links: run on Linux or macOS")
 def test_a_link_below_the_folder_is_refused(tmp_path: Path) -> None:
-    """A linked folder, and a linked file."""
+    """A symbolic link in place of a folder or of a file is refused."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "elsewhere")
@@ -99,7 +99,7 @@ def test_a_reason_is_shown_and_not_obeyed() -> None:
     ],
 )  # fmt: skip
 def test_a_checkpoints_note_that_does_not_fit_is_refused(key: str, value: Any) -> None:
-    if value != value:  # NaN is no JSON: it counts as not told
+    if value != value:  # NaN is not JSON, so the value counts as missing
         assert border.checkpoint_note(json.dumps({**NOTE, key: value}).encode(), "box")[key] is None
         return
     with pytest.raises(BadAnswer, match=r"^box"):
@@ -113,7 +113,7 @@ def test_a_document_is_one_small_object(data: bytes) -> None:
 
 
 def sentence(check: Callable[[], object]) -> str:
-    """What is wrong with a value; nothing where it fits."""
+    """Run a check. Returns its error message, or an empty text for a valid value."""
     try:
         check()
     except BadAnswer as error:
@@ -141,7 +141,7 @@ def test_anything_is_a_value_or_one_sentence(said: dict[str, Any]) -> None:
 
 
 def test_events_are_kept_in_bounds() -> None:
-    """Of each kind the newest, in order; a run's rare words are not pushed out by its steps."""
+    """The newest events of each kind are kept, in order. Many `step` events do not push out a rare `eval` event."""
     kept = border.Newest()
     kept.add([{"event": "eval", "what": "pixels"}])
     kept.add([{"event": "step", "step": number} for number in range(10_000)])
@@ -174,10 +174,10 @@ def test_ordinary_answers_pass() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: memory is read in /proc")
-@pytest.mark.slow  # 192 MiB, each
+@pytest.mark.slow  # each streams 192 MiB
 @pytest.mark.parametrize("byte", ["x", "\\xff", "\\x1b"])
 def test_a_line_without_an_end_is_not_kept(byte: str) -> None:
-    """Of 192 MiB in one line, of text, of no text, and of escapes, a process never holds 64."""
+    """A process that streams one line of 192 MiB holds less than 64 MiB of it: text, invalid UTF-8 or escapes."""
     script = f"""
 import re, sys
 from pathlib import Path

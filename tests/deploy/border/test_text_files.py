@@ -1,4 +1,4 @@
-"""A user's text file is read whatever shell or editor of Windows wrote it, or refused in one sentence."""
+"""Text files that shells and editors of Windows write are read. Other encodings are refused in one sentence."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_no_text_is_no_text(tmp_path: Path) -> None:
 
 
 class RefusedFor:
-    """os.replace as Windows has it while a virus scanner reads the file."""
+    """os.replace as on Windows while a virus scanner reads the file: the first `times` calls fail."""
 
     def __init__(self, times: int) -> None:
         self.left, self.rename = times, os.replace
@@ -95,7 +95,7 @@ class RefusedFor:
 def test_a_rename_is_tried_again_on_windows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_windows: bool, times: int, works: bool
 ) -> None:
-    """By the one helper of the laptop's half, within its limit; elsewhere a refusal is final."""
+    """`folder.replace` retries on Windows until RENAME_S is over. On other systems a refusal is final."""
     monkeypatch.setattr(folder, "ON_WINDOWS", on_windows)
     monkeypatch.setattr(folder, "RENAME_S", 1.0)
     monkeypatch.setattr(folder.os, "replace", RefusedFor(times))
@@ -110,7 +110,7 @@ def test_a_rename_is_tried_again_on_windows(
 
 
 def test_a_folder_is_never_renamed_over_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two commands may make the same snapshot at once; the second does not wait for the first one's to vanish."""
+    """Two commands may create the same snapshot at once. The second fails immediately: the folder will not vanish."""
     monkeypatch.setattr(folder, "ON_WINDOWS", True)
     monkeypatch.setattr(folder.os, "replace", RefusedFor(10**9))
     (tmp_path / "new").mkdir()
@@ -127,7 +127,7 @@ def test_a_folder_is_never_renamed_over_another(tmp_path: Path, monkeypatch: pyt
 
 
 def test_files_are_renamed_by_the_helpers_only() -> None:
-    """One for each half, and one in bootstrap.py, which stands alone."""
+    """`app` and `deploy` have one helper each. bootstrap.py renames by itself, because it imports neither."""
     project = Path(keys.__file__).parents[2]
     told = subprocess.run(
         ["git", "grep", "-lE", r"os\.(replace|rename)\(|\b(beside|part|temporary|new)\.(replace|rename)\(", "--",
@@ -138,7 +138,7 @@ def test_files_are_renamed_by_the_helpers_only() -> None:
 
 
 def test_known_hosts_of_powershell_are_read(tmp_path: Path) -> None:
-    """As `ssh-keyscan HOST >> known_hosts` writes it there."""
+    """`ssh-keyscan HOST >> known_hosts` in PowerShell writes CRLF, in UTF-8 or UTF-16."""
     key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMxNu1DQHBB3jDdtJPZDMYTg5JTnhAmAg2vRSTvSSHUT"
     for data in (f"box {key}\r\n".encode(), codecs.BOM_UTF16_LE + f"box {key}\r\n".encode("utf-16-le")):
         (tmp_path / "known_hosts").write_bytes(data)

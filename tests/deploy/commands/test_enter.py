@@ -1,4 +1,4 @@
-"""Into a run's machine: a shell, an entry that plain ssh and rsync use, variables of the job. A real server."""
+"""`ssh`, `ssh-config` for plain ssh and rsync, and `train --env`, with a real SSH server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ needs_sshd = pytest.mark.skipif(SSHD is None or shutil.which("ssh") is None, rea
 
 @pytest.fixture
 def box(project: Project, tmp_path: Path) -> Iterator[Box]:
-    """With a home of its own, where a user's ~/.ssh/config lies."""
+    """A box with a separate home folder, which holds the user's ~/.ssh."""
     home = tmp_path / "a home"
     (home / ".ssh").mkdir(parents=True)
     project.env["HOME"] = str(home)
@@ -36,7 +36,7 @@ def box(project: Project, tmp_path: Path) -> Iterator[Box]:
 @pytest.mark.slow
 @needs_sshd
 def test_plain_ssh_reaches_a_machine_by_the_name_that_was_written(box: Box, tmp_path: Path) -> None:
-    """Before a run by the target's name, afterwards by the run's; the user's own entries stay."""
+    """The alias has the target's name before the first run, and the run's id afterwards. The user's entries stay."""
     config = tmp_path / "a home" / ".ssh" / "config"
     config.write_text("Host mine\n  HostName 192.0.2.1\n")
     box.invoke("deploy")
@@ -60,7 +60,7 @@ def test_plain_ssh_reaches_a_machine_by_the_name_that_was_written(box: Box, tmp_
 @needs_sshd
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux: apt-get install tmux")
 def test_a_shell_on_the_machine_is_in_the_folder_of_the_run(box: Box, tmp_path: Path) -> None:
-    """In a real terminal; the shell's exit code is the command's."""
+    """`ssh` opens a shell in a terminal and returns the shell's exit code. It refuses to run without a terminal."""
     run = box.json("train")["run_id"]
     assert "needs a terminal" in box.invoke("ssh", code=2).stderr
     terminal = ["tmux", "-L", f"{box.project.socket}-t", "-f", "/dev/null"]
@@ -104,7 +104,7 @@ def test_an_entry_of_windows_has_slashes() -> None:
 
 @pytest.mark.parametrize("before", [None, "", "Host x\n  User y\n", "include sniperface.conf\nHost x\n"])
 def test_the_users_file_is_changed_once(tmp_path: Path, before: str | None) -> None:
-    """Another entry of the same name is replaced; the rest of both files stays."""
+    """The `Include` line is added once. An entry of the same name is replaced; the rest of both files stays."""
     users = tmp_path / ".ssh" / "config"
     if before is not None:
         users.parent.mkdir()
@@ -154,7 +154,7 @@ def test_a_variable_that_cannot_be_set_is_refused(given: str, words: str) -> Non
 
 
 def test_a_run_that_goes_on_keeps_its_variables(project: Project) -> None:
-    """Another value is a contradiction, as of every other flag."""
+    """A different value is refused as a contradiction, as for every other flag."""
     project.invoke("train", "--detach", "--env", "A=1", "--set", "train.step_s=0.2", "--set", "train.epochs=50")
     project.invoke("stop")
     refused = project.invoke("train", "--resume", "auto", "--env", "A=2", code=2)

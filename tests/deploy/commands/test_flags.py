@@ -1,4 +1,4 @@
-"""The command line is read strictly: no word that is not ours starts anything, wherever Invoke would accept it."""
+"""The command line is checked strictly: an unknown word starts no command, even where Invoke would accept it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from deploy.specs.flags import JSON
 
 PROJECT = Path(tasks.__file__).parent
 CORE = [*program.initial_context.flags, *program.initial_context.flags.aliases]  # Invoke's, long and short
-ANSWERED = {*flags.ASKS, *flags.BEFORE, *flags.COMPLETION}  # these ask
+ANSWERED = {*flags.ASKS, *flags.BEFORE, *flags.COMPLETION}  # flags of Invoke that have a use here
 
 
 def known() -> flags.Commands:
     return {name: command.flags for name, command in tasks.COMMAND_LINE.commands.items()}
 
 
-# Invoke's own loader and our parser on many command lines, in one process, which only tells what would have run.
+# Runs Invoke's loader and our parser on many command lines in one process, and records which commands would start.
 TELLS = """
 import contextlib, io, json, sys
 from invoke.main import program
@@ -62,7 +62,7 @@ def told(lines: list[list[str]]) -> list[tuple[list[str], list[str], int, str]]:
 
 
 def test_no_core_flag_of_invoke_passes_at_any_command() -> None:
-    """Every core flag, in each spelling, with and without a value, before and after every command."""
+    """Each core flag, long or short, is refused with and without a value, before and after every command."""
     commands = known()
     assert (len(commands) >= 19, len(CORE) >= 30) == (True, True)
     tried = 0
@@ -77,7 +77,7 @@ def test_no_core_flag_of_invoke_passes_at_any_command() -> None:
 
 
 def test_invoke_itself_starts_nothing_for_a_core_flag() -> None:
-    """The same before Invoke's own loader and parser, for the command that may rent a machine."""
+    """Invoke's own loader and parser start nothing either, here for `train`, which may rent a machine."""
     after = [["train", flag] for flag in CORE if flag not in {each.typed for each in known()["train"]}]
     before = [[flag, "train"] for flag in CORE if flag not in (*flags.BEFORE, *flags.SEARCH_ROOT)]
     for words, started, code, said in told(after + before):
@@ -91,7 +91,7 @@ def spelt(flag: str) -> list[list[str]]:
 
 
 def test_right_command_lines_reach_their_command() -> None:
-    """The control of the test above: what is right starts what it names."""
+    """Control for the test above: a correct command line starts the command that it names."""
     right = [
         ["train", "--dry-run"],
         ["train", "--set", "train.epochs=5", "--set", "seed=-1", "--on=ssh", "--detach"],
@@ -158,7 +158,7 @@ START = {
 
 @pytest.mark.parametrize("how", START)
 def test_a_real_command_line_starts_nothing(how: str) -> None:
-    """By the console script as by the module: a refusal in words, and the version."""
+    """The console script and the module both refuse an unknown flag with a message, and both print the version."""
     if not Path(START[how][0]).exists():
         pytest.skip(f"needs {START[how][0]}: pip installs it with invoke")
     refused = subprocess.run([*START[how], "train", "--dry", "--json"], cwd=PROJECT, capture_output=True, text=True)
@@ -170,7 +170,7 @@ def test_a_real_command_line_starts_nothing(how: str) -> None:
 
 
 def test_a_dry_run_by_invokes_environment_is_refused() -> None:
-    """INVOKE_RUN_DRY is the same setting without a flag."""
+    """INVOKE_RUN_DRY has the same effect as the flag --dry, so it is refused as well."""
     refused = subprocess.run(
         [sys.executable, "-m", "invoke", "runs"],
         cwd=PROJECT, env={**os.environ, "INVOKE_RUN_DRY": "1"}, capture_output=True, text=True,
@@ -181,13 +181,13 @@ def test_a_dry_run_by_invokes_environment_is_refused() -> None:
 
 
 def test_help_still_explains_each_flag() -> None:
-    """Reading the flags takes nothing away from what Invoke shows."""
+    """Our check of the command line leaves the help of each flag as it is."""
     shown = subprocess.run([sys.executable, "-m", "invoke", "train", "--help"], cwd=PROJECT, capture_output=True)
     assert b"print the plan and end" in shown.stdout
 
 
 def test_every_command_takes_what_its_flags_give() -> None:
-    """Each function has a parameter for each flag, and no other."""
+    """Each function has a parameter for each of its flags, and no other. A `**` parameter takes the rest."""
     for name, command in tasks.COMMAND_LINE.commands.items():
         _, *parameters = inspect.signature(command.body).parameters.values()
         given = {flag.parameter for flag in command.flags if flag is not JSON}
@@ -205,7 +205,7 @@ def test_examples_in_the_help_are_right() -> None:
 
 
 def answer(line: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command line, which is run in this process."""
+    """Run a command line in this process. Returns its exit code, stdout and stderr."""
     code = 0
     try:
         tasks.COMMAND_LINE.run(["sniperface", *shlex.split(line)])
@@ -309,7 +309,7 @@ def test_a_completion_script_names_our_command(shell: str, capfd: pytest.Capture
 
 
 def test_the_script_runs_from_a_folder_inside_the_project(tmp_path: Path) -> None:
-    """The installed file alone finds the project; outside of one it ends in one sentence."""
+    """The installed script finds the project above the current folder. Outside a project it ends with one sentence."""
     installed = shutil.copy(PROJECT / "sniperface.py", tmp_path)
     project = tmp_path / "it's a pröject"
     inside = project / "deploy" / "pod" / "base"  # its queue.py must not hide Python's own
@@ -336,7 +336,7 @@ def test_the_script_runs_from_a_folder_inside_the_project(tmp_path: Path) -> Non
 
 
 def test_relative_paths_start_where_the_user_stands(tmp_path: Path) -> None:
-    """`python -m deploy` starts in the project's folder, and goes where `sniperface` was called."""
+    """`python -m deploy` starts in the project's folder, but resolves paths from where the user called `sniperface`."""
     environment = {**os.environ, "SNIPERFACE_STARTED_IN": str(tmp_path), "SNIPERFACE_INVOKE": "sniperface"}
     argv = [sys.executable, "-m", "deploy", "train", "--data", "none.npy", "--dry-run"]
     done = subprocess.run(argv, cwd=PROJECT, env=environment, capture_output=True, text=True)

@@ -1,8 +1,9 @@
-"""A rented machine is a stranger: whatever it answers, a command is right or says one sentence.
+"""A rented machine is not trusted: whatever it answers, a command is correct or ends with one sentence.
 
-No file outside the run's own folder, no escape on the terminal, no other machine out of sight, and it is released.
+No answer writes a file outside the run's folder, sends an escape to the terminal, hides another machine, or prevents
+the release.
 
-The figures of docs/security.md are printed by (minutes; the variable sets how many random attacks are tried):
+This prints the figures of docs/security.md. It takes minutes; the variable sets the number of random attacks:
     HOSTILE_EXAMPLES=300 pytest -n 0 -s -m "slow or not slow" tests/deploy/commands/test_hostile_machine.py
 """
 
@@ -55,7 +56,7 @@ COMMANDS: dict[str, Callable[[Path, Screen], object]] = {
 
 
 def with_some_fast(cases: Iterable[Any], fast: Container[int]) -> list[Any]:
-    """The cases of these numbers are fast tests; all of them take minutes."""
+    """Mark all cases as slow except those with the numbers in `fast`. All cases together take minutes."""
     return [case if number in fast else pytest.param(case, marks=pytest.mark.slow) for number, case in enumerate(cases)]
 
 
@@ -72,7 +73,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hostile]:
 
 @pytest.fixture
 def laptop(machine: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Limits are short, so that a test need not wait for them."""
+    """The laptop of an honest machine, with short time limits, so that no test waits long."""
     machine.honest()
     Priced.released.clear()
     monkeypatch.setitem(providers.PROVIDERS, "ssh", Priced)
@@ -89,14 +90,14 @@ def laptop(machine: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def files(laptop: Path) -> dict[str, bytes]:
-    """Every file around the laptop's project that no machine has to do with."""
+    """Name -> content of the files in and around the laptop's project that no machine may change."""
     own = (f"laptop/runs/{RUN}/", "laptop/.sniperface/")
     found = {path.relative_to(laptop.parent).as_posix(): path for path in laptop.parent.rglob("*") if path.is_file()}
     return {name: path.read_bytes() for name, path in found.items() if not name.startswith(own) and ".pyc" not in name}
 
 
 def outcome(command: str, laptop: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    """All that a command shows, its one sentence included; anything but an end or a sentence fails."""
+    """Run a command. Returns its output, including an error of one sentence; any other error or an escape fails."""
     capsys.readouterr()
     screen = Screen()
     try:
@@ -105,7 +106,7 @@ def outcome(command: str, laptop: Path, capsys: pytest.CaptureFixture[str]) -> s
         screen.error(error)
         lines = error.message.splitlines()
         assert len(lines) == 1, lines
-    except OSError as error:  # tasks.py says it in the same way
+    except OSError as error:  # the command line reports it in the same way
         screen.error(DeployError(str(error)))
     told = capsys.readouterr()
     shown = told.out + told.err
@@ -113,11 +114,11 @@ def outcome(command: str, laptop: Path, capsys: pytest.CaptureFixture[str]) -> s
     return shown
 
 
-# Each attack by itself
+# Single attacks
 
 
 def test_an_honest_machine_is_served(machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The rig itself: every command works before anything lies."""
+    """Control: the commands work with an honest machine."""
     for command in ("status", "logs", "fetch-checkpoint", "mine", "ps", "runs"):
         shown = outcome(command, laptop, capsys)
         assert "error" not in shown, (command, shown)
@@ -135,7 +136,7 @@ def test_an_honest_machine_is_served(machine: Hostile, laptop: Path, capsys: pyt
 def test_a_checkpoint_writes_nothing_outside_its_run(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], file: str, command: str
 ) -> None:
-    """Its JSON names another file, which the machine's listing has, too."""
+    """The JSON of the checkpoint names another file, and the machine's listing contains that file."""
     file = str(laptop / "victim.py") if file == "ABSOLUTE" else file
     place = Path(machine.run.checkpoints / "epoch_000.json")
     write_json(place, {**read_json(place), "file": file})
@@ -176,7 +177,7 @@ def test_pictures_and_results_write_nothing_outside_their_run(
 def test_only_a_page_that_forbids_scripts_stays_on_the_laptop(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], begins: bytes
 ) -> None:
-    """A browser obeys the policy at its beginning, whatever follows."""
+    """A report must begin with the policy that forbids scripts. A browser obeys it, whatever follows."""
     page = begins + b"<script>alert(1)</script>"
     Path(machine.run.report).write_bytes(page)
     machine.status(state="stopped", ended=2.0)
@@ -197,7 +198,7 @@ BAD_STATUS: list[dict[str, Any]] = [
 def test_one_wrong_number_neither_stops_a_release_nor_hides_others(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], told: dict[str, Any]
 ) -> None:
-    """`runs` shows the other machine, and what is wrong with this one; `down` keeps it, and `--anyway` releases it."""
+    """`runs` shows the other machine and the error of this one. `down` keeps this machine, `--anyway` releases it."""
     machine.status(**told)
     shown = outcome("runs", laptop, capsys)
     assert GOOD in shown
@@ -237,7 +238,7 @@ ATTACKS: dict[str, Callable[[dict[str, Any]], Say | None]] = {
 def test_release_never_waits_for_the_machine(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], attack: str
 ) -> None:
-    """Whatever the first verb is answered with."""
+    """`down --anyway` releases the machine within its time limit, whatever the machine answers."""
     for verb in ("clock", "listdir"):
         machine.lies[verb] = ATTACKS[attack]
     began = time.monotonic()
@@ -256,7 +257,7 @@ def test_every_other_command_ends_too(
     assert "error: " in outcome("fetch-checkpoint", laptop, capsys)
     machine.lies = {"run": ATTACKS[attack]}
     outcome("doctor", laptop, capsys)
-    if attack != "endless halves":  # lines without end are shown without end, as those of an honest command are
+    if attack != "endless halves":  # endless lines are printed endlessly, as they are for an honest command
         machine.lies = {"lines": ATTACKS[attack]}
         assert "error: " in outcome("mine", laptop, capsys)
     machine.lies = dict.fromkeys(("clock", "read"), ATTACKS[attack])
@@ -266,14 +267,14 @@ def test_every_other_command_ends_too(
 def test_money_is_counted_by_the_provider_and_this_clock(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Half an hour at 2 USD an hour: nothing is told of it, then far too much."""
+    """The machine runs for half an hour at 2 USD an hour. It reports no cost, then far too much: both are ignored."""
     machine.status(spend_usd=0)
     outcome("status", laptop, capsys)
     assert read_json(laptop / "runs" / RUN / "run.json")["spend"][NAME] == pytest.approx(1.0, abs=0.05)
     machine.status(spend_usd=1e308)
     outcome("status", laptop, capsys)
     assert read_json(laptop / "runs" / RUN / "run.json")["spend"][NAME] == pytest.approx(1.0, abs=0.05)
-    shown = outcome("watch", laptop, capsys)  # up to 0.5 USD
+    shown = outcome("watch", laptop, capsys)  # with max_usd 0.5
     assert "this run has cost $1.00 and reached max_usd 0.5" in shown
     assert Priced.released == [NAME]
     assert "released" in shown
@@ -292,7 +293,7 @@ def test_a_machine_that_says_nothing_is_released_at_max_usd(
 def test_a_size_is_believed_when_it_fits_and_not_before(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], size: Any
 ) -> None:
-    """Nothing is reserved for it, and nothing is left of it."""
+    """A wrong size reserves no disk space, and the download leaves no file."""
     note = Path(machine.run.checkpoints / "epoch_000.json")
     write_json(note, {**read_json(note), "bytes": size})
 
@@ -309,7 +310,7 @@ def test_a_size_is_believed_when_it_fits_and_not_before(
 def test_a_file_that_becomes_shorter_leaves_nothing(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Announced and hashed as 3 MiB, and there is less."""
+    """The machine announces a file of 3 MiB, but sends less."""
     note = Path(machine.run.checkpoints / "epoch_000.json")
     write_json(note, {**read_json(note), "bytes": 3 << 20})
     machine.lies["size"] = lambda arguments: Say(3 << 20 if arguments["path"].endswith(".pt") else 5)
@@ -321,7 +322,7 @@ def test_a_file_that_becomes_shorter_leaves_nothing(
 def test_what_is_said_is_shown_and_not_obeyed(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The log, a reason, an error, a line of `mine`: `outcome` refuses every escape."""
+    """Escapes in a log, a reason, an error and a line of `mine` are printed as text. `outcome` refuses real ones."""
     Path(machine.run.log).write_text(f"before {ESCAPE} \x1b[32mgreen\x1b[0m\rafter\n")
     machine.status(reason=f"why {ESCAPE}\nreleased another", state="failed", ended=2.0)
     machine.lines = [f"line {ESCAPE}\n".encode(), b"x" * 300_000 + b"\n"]
@@ -338,7 +339,7 @@ def test_what_is_said_is_shown_and_not_obeyed(
 def test_links_on_the_machine_bring_nothing_else(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """They are the machine's own files; a link below the laptop's folder is refused."""
+    """A link on the machine brings a plain file with the machine's data. A link in the laptop's folder is refused."""
     (machine.root / "secret").write_bytes(b"weights")
     Path(machine.run.checkpoints / "epoch_000.pt").unlink()
     Path(machine.run.checkpoints / "epoch_000.pt").symlink_to(machine.root / "secret")
@@ -356,7 +357,7 @@ def test_links_on_the_machine_bring_nothing_else(
 def test_a_guard_that_lies_never_keeps_a_machine(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Past max_usd by the provider's price, it goes with the next command, whatever it says is on it."""
+    """The next command releases a machine past max_usd, by the provider's price, whatever work it reports."""
     target = laptop / "conf" / "deploy" / "bad.yaml"
     target.write_text(json.dumps({**json.loads(target.read_text()), "max_usd": 0.1}))
     write_json(machine.root / "guard.json", {"code": "/"})
@@ -368,7 +369,7 @@ def test_a_guard_that_lies_never_keeps_a_machine(
     assert "past max_usd: 0.1, a hard limit" in shown
 
 
-# Anything at all
+# Random attacks
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(ESCAPE),
@@ -399,7 +400,7 @@ def attack(machine: Hostile, lies: dict[str, Say | None], file: str, told: dict[
 def right_or_one_sentence(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], command: str, *what: Any
 ) -> None:
-    """After any command, `runs` shows the other machine, and the machine is released."""
+    """Run a command under attack. Then `runs` shows the other machine, and `down --anyway` releases this one."""
     figures = machine.figures
     figures.attacks += 1
     Priced.released.clear()
@@ -467,13 +468,13 @@ for name in sys.argv[2:]:
     except DeployError as error:
         print(error.message, file=sys.stderr)
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1], file=sys.stderr)
-"""  # not ru_maxrss: a child begins with its parent's
+"""  # not ru_maxrss: a child process starts with its parent's value
 LIMIT_KIB = 64 << 10
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: memory is read in /proc")
 
 
 def peak_kib(laptop: Path, *commands: str) -> int:
-    """The peak of a process that runs these commands to their end."""
+    """The peak memory of a process that runs these commands to their end."""
     argv = [sys.executable, "-c", SCRIPT, str(laptop), *commands]
     done = subprocess.run(argv, cwd=SOURCE, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -481,7 +482,7 @@ def peak_kib(laptop: Path, *commands: str) -> int:
 
 
 def endless_peak_kib(laptop: Path, command: str) -> int:
-    """The peak of a process that has shown three times as much as it may hold, and would never end."""
+    """The peak memory of a process with endless output, after it has printed three times LIMIT_KIB."""
     argv = [sys.executable, "-c", SCRIPT, str(laptop), command]
     with subprocess.Popen(argv, cwd=SOURCE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
@@ -500,7 +501,7 @@ def endless_peak_kib(laptop: Path, command: str) -> int:
 @pytest.mark.slow  # a process for each attack
 @LINUX
 def test_memory_stays_within_bounds(machine: Hostile, laptop: Path) -> None:
-    """Measured in a process of its own: attacks cost at most 64 MiB more than an honest answer does."""
+    """An attack takes less than 64 MiB of memory more than an honest answer. Each is measured in a separate process."""
     Path(machine.run.log).write_bytes(b"\x1b" * (20 << 20))
     normal = peak_kib(laptop, "status")
     Path(machine.run.metrics).write_bytes(b"[[],[],[]]\n" + b'{"event": "x", "y": [[],[],[],[],[],[]]}\n' * 200_000)
@@ -521,11 +522,11 @@ ENDLESS = {
 }
 
 
-@pytest.mark.slow  # 192 MiB over SSH, each
+@pytest.mark.slow  # each sends 192 MiB over SSH
 @LINUX
 @pytest.mark.parametrize("attack", ENDLESS)
 def test_what_never_ends_is_not_kept(machine: Hostile, laptop: Path, attack: str) -> None:
-    """A line without an end, lines without an end, and a log that grows faster than it is read."""
+    """An endless line, endless lines, and a log that grows faster than it is read do not stay in memory."""
     command, verb, body = ENDLESS[attack]
     normal = peak_kib(laptop, "mine" if command == "mine" else "logs")
 

@@ -1,5 +1,7 @@
-"""kill -9 of the laptop's command between each two steps of a launch: nothing is left that nobody knows of, and the
-next command simply works. A real container, so that something could be left behind; only the training is pretended."""
+"""`kill -9` of the laptop's command, between any two steps of a launch, leaves no unknown machine.
+
+The next command works. The machine is a real container, so that it can be left behind; only the training is a stub.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from tests.support.images.engine import docker
 
 pytestmark = pytest.mark.slow
 
-# Where the command dies, before or after what is named.
+# The command dies before or after a call of this function.
 POINTS = [
     ("before", "deploy.runs.session.Reach.acquire"),
     ("after", "deploy.providers.docker.DockerProvider._create"),
@@ -33,7 +35,7 @@ POINTS = [
     ("before", "deploy.runs.job.start"),
     ("after", "deploy.runs.job.start"),
 ]
-# Runs `invoke`, and kills itself at one call of one function.
+# Runs `invoke`, and kills its own process at the first call of one function.
 DYING = """
 import importlib, os, sys
 when, name, *words = sys.argv[1:]
@@ -56,7 +58,7 @@ program.run(["invoke", *words])
 
 @pytest.fixture
 def with_docker(project: Project, our_image: str) -> Iterator[Project]:
-    """The project with a target `docker`; its containers are nobody else's."""
+    """The project, with a target `docker` and a unique name, so that no other test shares its containers."""
     project.path = project.path.rename(project.path.with_name(f"p{uuid.uuid4().hex[:8]}"))
     target = {"provider": "docker", "image": our_image, "root": "/workspace/sniperface", "stage_to": "/dev/shm"}
     (project.path / "conf" / "deploy" / "docker.yaml").write_text(json.dumps(target))
@@ -80,13 +82,13 @@ def machines(project: Project) -> list[dict[str, Any]]:
 
 
 def containers(project: Project) -> list[str]:
-    """What is there, by the engine's own word."""
+    """The names of the project's containers, as the engine reports them."""
     mine = f"label=sniperface.project={project.path.name}"
     return docker("ps", "--all", "--filter", mine, "--format", "{{.Names}}").split()
 
 
 def test_the_laptop_dies_at_each_step(with_docker: Project, fault: Fault) -> None:
-    """What was made is listed and named as an orphan; the run is never said to run when it does not."""
+    """A created machine is listed, as an orphan unless its run is alive. A dead run is never reported as running."""
     project = with_docker
     for when, name in POINTS:
         dies(project, when, name)
@@ -109,7 +111,7 @@ def test_the_laptop_dies_at_each_step(with_docker: Project, fault: Fault) -> Non
 
 
 def test_two_laptops_on_one_target(with_docker: Project, tmp_path: Path, fault: Fault) -> None:
-    """The second finds the same machine, which says that it is busy; it starts nothing and releases nothing."""
+    """The second laptop finds the same machine, which reports that it is busy. It starts and releases nothing."""
     project = with_docker
     project.json("train", "--on", "docker", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=50")
     (machine,) = machines(project)
@@ -133,7 +135,7 @@ def test_two_laptops_on_one_target(with_docker: Project, tmp_path: Path, fault: 
 
 
 def test_a_failed_attempt_never_releases_the_machine_of_an_earlier_one(with_docker: Project) -> None:
-    """It may hold the only copy of a checkpoint."""
+    """The machine may hold the only copy of a checkpoint."""
     project = with_docker
     slow = ("--set", "train.step_s=0.2", "--set", "train.epochs=30")
     project.json("train", "--on", "docker", "--detach", *slow)

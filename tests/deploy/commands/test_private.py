@@ -1,4 +1,4 @@
-"""What this computer keeps is its owner's alone, and what goes into ssh's files and command lines are words of it."""
+"""Only the owner can read the launcher's files. Only valid words enter ssh's files and command lines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def open_umask() -> Iterator[None]:
 @posix
 @pytest.mark.usefixtures("open_umask")
 def test_what_the_launcher_keeps_is_its_owners(tmp_path: Path) -> None:
-    """Whatever the umask; a folder that an older version left open is closed."""
+    """The umask has no effect. A folder that an older version left open to others is closed."""
     import paramiko
 
     notes = tmp_path / ".sniperface"
@@ -83,7 +83,7 @@ def test_the_name_of_a_machine_is_no_path(name: str, tmp_path: Path) -> None:
 
 
 def test_a_log_as_the_source_of_host_keys_has_bounds() -> None:
-    """The machine writes it: endless lines, many keys, numbers of any length."""
+    """The machine writes the log, so endless lines, many keys and long numbers must stay within bounds."""
     key = base64.b64encode(b"x" * 40).decode()
     lines = [LogLine(f"sniperface host key: ssh-{number} {key}", "container") for number in range(1000)]
     lines += [LogLine(f"sniperface host key: ssh-long {'A' * 100_000}", "container")]

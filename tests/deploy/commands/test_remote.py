@@ -1,4 +1,4 @@
-"""The commands on a machine by SSH: a real server, real git, tmux and processes; only the training is pretended."""
+"""The commands on a machine by SSH: a real server, real git, tmux and processes; only the training is a stub."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SLOW_STEPS = ("--set", "train.step_s=0.2", "--set", "train.epochs=50")
 
 @dataclass
 class Box:
-    """A project with a target `box`: a server on this computer, with a root and a RAM folder of its own."""
+    """A project with a target `box`: an SSH server on this computer, with its own root and RAM folder."""
 
     project: Project
     server: Server
@@ -69,7 +69,7 @@ def make_box(project: Project, folder: Path, make: Callable[[Path], AbstractCont
         box = Box(project, server, folder / "far away" / "röot", folder / "ram")
         box.target()
         yield box
-        # What is left running on the "machine" would outlive the test.
+        # A process on the "machine" would outlive the test.
         for status in (box.root / "runs").glob("*/status.json"):
             told = json.loads(status.read_text(encoding="utf-8"))
             for pid in (told.get("pid"), told.get("job_pid")) if told.get("ended") is None else ():
@@ -79,7 +79,7 @@ def make_box(project: Project, folder: Path, make: Callable[[Path], AbstractCont
 
 @pytest.fixture(params=["openssh", "asyncssh"])
 def any_box(request: pytest.FixtureRequest, project: Project, tmp_path: Path) -> Iterator[Box]:
-    """Behind each of the two servers."""
+    """A box with each of the two servers."""
     if request.param == "openssh" and SSHD is None:
         pytest.skip("needs an SSH server: apt-get install openssh-server")
     yield from make_box(project, tmp_path, openssh if request.param == "openssh" else asyncssh_server)
@@ -87,12 +87,12 @@ def any_box(request: pytest.FixtureRequest, project: Project, tmp_path: Path) ->
 
 @pytest.fixture
 def box(project: Project, tmp_path: Path) -> Iterator[Box]:
-    """Behind OpenSSH where it is installed."""
+    """A box with OpenSSH's server if it is installed, else with asyncssh's."""
     yield from make_box(project, tmp_path, openssh if SSHD else asyncssh_server)
 
 
 def test_the_everyday_five(any_box: Box) -> None:
-    """Deploy, train on a part, logs, status, fetch: the same documents and files as on this computer."""
+    """Deploy, training on a fraction, logs, status and download give the same documents and files as a local target."""
     box = any_box
     ready = box.json("deploy")
     assert ready["root"] == str(box.root)
@@ -117,7 +117,7 @@ def test_the_everyday_five(any_box: Box) -> None:
 
 
 def test_a_file_of_the_laptop_is_staged_by_block(box: Box, tmp_path: Path) -> None:
-    """A part moves its share of the bytes; what is there is not sent again; the file is whole or not there."""
+    """A fraction uploads only its share of the bytes. Data that is there is not sent again. No partial file remains."""
     images = tmp_path / "faces" / "images.npy"
     prepare(images, rows=400)
     done = box.json("train", "--data", str(images), "--fraction", "0.1")
@@ -134,7 +134,7 @@ def test_a_file_of_the_laptop_is_staged_by_block(box: Box, tmp_path: Path) -> No
 
 
 def test_images_may_lie_on_the_machine(box: Box, tmp_path: Path) -> None:
-    """Named with machine:, looked at when the machine is there, and copied there into RAM."""
+    """`--data machine:PATH` names images on the machine. They are checked once it is ready, and copied into its RAM."""
     images = tmp_path / "volume" / "faces" / "images.npy"
     prepare(images, rows=60)
     plan = box.json("train", "--dry-run", "--data", f"machine:{images}")
@@ -147,7 +147,7 @@ def test_images_may_lie_on_the_machine(box: Box, tmp_path: Path) -> None:
 
 
 class Ranges(http.server.SimpleHTTPRequestHandler):
-    """A file server that knows ranges."""
+    """A file server that supports HTTP ranges."""
 
     def do_GET(self) -> None:
         path = Path(self.translate_path(self.path))
@@ -179,7 +179,7 @@ def address(tmp_path: Path) -> Iterator[str]:
 
 
 def test_images_may_lie_at_an_address(box: Box, address: str, tmp_path: Path) -> None:
-    """The machine fetches them by itself; what is wrong is said before anything is started."""
+    """The machine downloads the images itself. A wrong address ends the command with the reason."""
     assert box.json("train", "--data", address)["state"] == "succeeded"
     assert (box.ram / "images.npy").stat().st_size == (tmp_path / "bucket/faces/images.npy").stat().st_size
     wrong = box.invoke("train", "--data", address.replace("faces", "nothing"), code=2)
@@ -189,7 +189,7 @@ def test_images_may_lie_at_an_address(box: Box, address: str, tmp_path: Path) ->
 
 
 def test_a_full_ram_disk_has_a_plan_b(box: Box, tmp_path: Path, fault: Fault) -> None:
-    """Said in words: the images of the laptop are kept on the machine's disk instead."""
+    """The laptop's images are kept on the machine's disk instead, and the command says so."""
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("needs the right to mount: run this as root on Linux")
     box.ram.mkdir()
@@ -211,7 +211,7 @@ def test_a_full_ram_disk_has_a_plan_b(box: Box, tmp_path: Path, fault: Fault) ->
 
 @pytest.mark.slow
 def test_wrong_hosts_are_told_in_a_sentence(box: Box) -> None:
-    """Unreachable: exit code 3. Another host key, or a key that is not let in: nothing is sent."""
+    """An unreachable host gives exit code 3. Nothing is sent to a host with a changed or unknown host key."""
     box.target(port=1)
     assert "cannot be reached" in box.invoke("deploy", code=3).stderr
     box.target(host="no.such.host.invalid")
@@ -234,7 +234,7 @@ def test_doctor_names_the_fix_of_a_host_that_cannot_be_reached(box: Box) -> None
 
 
 def test_a_run_is_stopped_and_goes_on(box: Box) -> None:
-    """Ctrl-C leaves it alone, stop makes a checkpoint, --resume auto continues it on the same machine."""
+    """Ctrl-C leaves the run alone, `stop` makes a checkpoint, `--resume auto` continues the run on the same machine."""
     following = box.project.start("train", "--on", "box", *SLOW_STEPS)
     first = wait_until(lambda: list((box.root / "runs").glob("*/checkpoints/epoch_000.json")), 60)[0]
     following.send_signal(signal.SIGINT)
@@ -250,7 +250,7 @@ def test_a_run_is_stopped_and_goes_on(box: Box) -> None:
     assert went_on["run_id"] == run_id
     status = wait_until(lambda: (s := box.json("status")) and s["attempt"] == 2 and s["step"] and s)
     assert status["step"] >= stopped["checkpoint"]["step"]
-    refused = box.invoke("down", code=2).stderr  # of a host that nobody rented
+    refused = box.invoke("down", code=2).stderr  # this host was not rented
     assert f"run {run_id} is running on target 'box', whose machine was not rented" in refused
     assert "invoke stop --on box" in refused
     box.invoke("stop")
@@ -258,7 +258,7 @@ def test_a_run_is_stopped_and_goes_on(box: Box) -> None:
 
 
 def test_stop_downloads_the_newest_checkpoint_of_a_run_that_is_over(box: Box) -> None:
-    """A detached run has its last checkpoints on the machine alone; `status` names the command that downloads one."""
+    """A detached run has its last checkpoints only on the machine. `status` names the command that downloads one."""
     run_id = box.json("train", "--detach")["run_id"]
     done = wait_until(lambda: (s := box.invoke("status").stdout) and "succeeded" in s and s, 60)
     assert f"invoke fetch-checkpoint --on box --run {run_id}" in done
@@ -271,7 +271,7 @@ def test_stop_downloads_the_newest_checkpoint_of_a_run_that_is_over(box: Box) ->
 
 
 def test_the_laptop_may_die_while_it_follows(box: Box, fault: Fault) -> None:
-    """kill -9: the job does not notice; the log is read again from another terminal, each byte once."""
+    """`kill -9` of the command does not affect the job. A second command shows each byte of the log once."""
     following = box.project.start("train", "--on", "box", "--set", "train.step_s=0.1", "--set", "train.epochs=8")
     run = wait_until(lambda: list((box.root / "runs").glob("*/checkpoints/epoch_000.json")), 60)[0].parents[1]
     following.kill()
@@ -288,7 +288,7 @@ def test_the_laptop_may_die_while_it_follows(box: Box, fault: Fault) -> None:
 
 
 def test_a_checkpoint_is_kept_current_while_training(box: Box) -> None:
-    """--watch brings each newer one, and ends with the run."""
+    """`fetch-checkpoint --watch` downloads each newer checkpoint, and ends with the run."""
     box.json("train", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=5")
     said = box.invoke("fetch-checkpoint", "--watch").stdout
     assert "epoch 4" in said.splitlines()[-1]
@@ -299,7 +299,7 @@ def test_a_checkpoint_is_kept_current_while_training(box: Box) -> None:
 
 @needs_tmux
 def test_attach_shows_the_live_session(box: Box) -> None:
-    """In a real terminal, through the system's ssh, read-only: Ctrl-C does not reach the job."""
+    """`attach` works in a real terminal, through the system's ssh. It is read-only: Ctrl-C does not reach the job."""
     if shutil.which("ssh") is None or SSHD is None:
         pytest.skip("needs an SSH server: apt-get install openssh-server")
     box.json("train", "--detach", *SLOW_STEPS)
@@ -326,7 +326,7 @@ def test_attach_shows_the_live_session(box: Box) -> None:
 
 
 def test_the_apps_other_commands_run_where_the_run_is(box: Box, tmp_path: Path) -> None:
-    """Their results come home; data can be prepared there, too."""
+    """The results of `evaluate` are downloaded. `prepare` runs on the machine, too."""
     box.json("train")
     said = box.invoke("evaluate").stdout
     assert "downloaded: " in said
@@ -336,7 +336,7 @@ def test_the_apps_other_commands_run_where_the_run_is(box: Box, tmp_path: Path) 
 
 
 def test_a_launch_that_fails_leaves_a_record(box: Box) -> None:
-    """The run is failed, with the reason; nothing half-done is left under a final name."""
+    """The command prints the reason, and the run is recorded as failed."""
     box.target(python="/no/such/python")
     failed = box.invoke("train", code=1)
     assert "python" in failed.stderr
@@ -345,7 +345,7 @@ def test_a_launch_that_fails_leaves_a_record(box: Box) -> None:
 
 
 def test_runs_wait_for_their_turn(box: Box) -> None:
-    """--queue: in the order of their coming, on the warm data; one that waits can be taken out."""
+    """Runs with --queue wait, and start in the order of their commands. `stop` takes a waiting run out of the queue."""
     first = box.json("train", "--detach", *SLOW_STEPS)["run_id"]
     second = box.json("train", "--detach", "--queue")
     third = box.json("train", "--detach", "--queue")["run_id"]
@@ -362,7 +362,7 @@ def test_runs_wait_for_their_turn(box: Box) -> None:
 
 
 def test_a_machine_that_vanished_is_replaced(box: Box, tmp_path: Path) -> None:
-    """What is at home goes to another machine, and the run goes on there; its record has no hole."""
+    """The laptop's checkpoint is uploaded to another machine, where the run continues under the same id."""
     box.json("train", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=6")
     wait_until(lambda: list((box.root / "runs").glob("*/checkpoints/epoch_001.json")), 60)
     fetched = box.json("fetch-checkpoint")
@@ -377,7 +377,7 @@ def test_a_machine_that_vanished_is_replaced(box: Box, tmp_path: Path) -> None:
 
 
 def test_a_watched_run_is_finished_whatever_happens(box: Box, tmp_path: Path) -> None:
-    """Its machine burns down in the middle; watch has its checkpoint, starts it again, and brings the end home."""
+    """The machine vanishes during the run. `watch` continues the run from its checkpoint and downloads the last one."""
     box.json("train", "--detach", "--set", "train.step_s=0.2", "--set", "train.epochs=8")
     watching = box.project.start("watch", "--on", "box")
     wait_until(lambda: list((box.project.path / "runs").glob("*/checkpoints/epoch_*.json")), 60)
@@ -393,7 +393,7 @@ def test_a_watched_run_is_finished_whatever_happens(box: Box, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_machine_is_guarded_before_anything_takes_long(box: Box) -> None:
-    """Idle for so long without a word from the laptop, its work is ended; secrets are a file that nobody else reads."""
+    """The launch arms the guard, which reports idleness after idle_min. After the run no file holds the secret."""
     box.target(idle_min=0.2, secrets=["BOX_TOKEN"])
     box.project.env["BOX_TOKEN"] = "planted-secret-5171"
     said = box.invoke("train", "--detach", "--set", "train.step_s=0.3", "--set", "train.epochs=4").stdout
@@ -415,7 +415,7 @@ def test_a_machine_is_guarded_before_anything_takes_long(box: Box) -> None:
 
 @needs_proc
 def test_a_command_that_looks_at_a_machine_starts_its_guard_again(box: Box) -> None:
-    """Where nobody else does: a host is no container of ours. kill -9, then status, logs and fetch, each in turn."""
+    """A host without our container does not restart a killed guard. `status`, `logs` and `fetch-checkpoint` do."""
     box.target(max_hours=50)
     box.json("train")
     told = box.root / "guard-status.json"
@@ -425,7 +425,7 @@ def test_a_command_that_looks_at_a_machine_starts_its_guard_again(box: Box) -> N
             os.kill(pid, signal.SIGKILL)
             wait_until(lambda pid=pid: not processes.is_alive(pid))
             heartbeat = json.loads(told.read_text())["heartbeat"]
-            # As if it had been dead for a minute: the test does not wait for that.
+            # Pretend that the guard died a minute ago, so that the test need not wait.
             told.write_text(json.dumps({**json.loads(told.read_text()), "heartbeat": heartbeat - 60}))
             box.invoke(command)
             wait_until(lambda pid=pid: read_json(told).get("pid") not in (None, pid))

@@ -1,6 +1,8 @@
-"""Planted secrets are looked for in every byte that is written, on both sides, while every command is run: in files, in
-what is printed, in environments and command lines, in what the engine and the provider keep. Real containers; only the
-training is pretended, and that prints whatever it was given."""
+"""No command writes a secret anywhere. The test plants secrets, runs commands, and searches every byte on both sides.
+
+It searches files, output, environments, command lines, and the records of the engine and the provider. The machines
+are real containers; only the training is a stub, which prints its secrets.
+"""
 
 from __future__ import annotations
 
@@ -25,20 +27,20 @@ from tests.support.images.engine import docker
 
 pytestmark = pytest.mark.slow
 ROOT = "/workspace/sniperface"
-GIVEN = {  # to a run, by the target's `secrets`
+GIVEN = {  # given to a run by the target's `secrets`
     "WANDB_API_KEY": "planted-wandb-11aa",
     "AWS_ACCESS_KEY_ID": "planted-access-22bb",
     "AWS_SECRET_ACCESS_KEY": "planted/s3+cret=33cc",
     "REGISTRY_PASSWORD": "planted 'registry' \"pass\" $44dd",
 }
-KEPT = {"RUNPOD_API_KEY": "rpa_planted0account0key55ee"}  # by the laptop
+KEPT = {"RUNPOD_API_KEY": "rpa_planted0account0key55ee"}  # kept on the laptop
 PLANTED = {**GIVEN, **KEPT}
 ENDLESS = ("--set", "train.step_s=0.2", "--set", "train.epochs=500")
 
 
 @dataclass
 class Site:
-    """A project with a target, and a log of every word that its commands said."""
+    """A project with a target, and all output of its commands."""
 
     project: Project
     target: str
@@ -89,7 +91,7 @@ def site(request: pytest.FixtureRequest, project: Project, our_image: str) -> It
 
 
 def test_no_secret_is_written_anywhere(site: Site) -> None:
-    """Every command, a job that prints all it was given, a stop, a failure that quotes one, and the machine's end."""
+    """Run the commands, a job that prints its secrets, a stop, a job whose error quotes a secret, and a release."""
     refused = site.invoke("train", "--dry-run", "--set", f"run.note={GIVEN['WANDB_API_KEY']}", code=2)
     assert "--set run.note holds the value of WANDB_API_KEY" in refused
     site.invoke("train", "--dry-run")
@@ -121,7 +123,7 @@ def test_no_secret_is_written_anywhere(site: Site) -> None:
 
 
 def planted_in(data: bytes) -> list[str]:
-    """Names of the secrets in these bytes, as they are or as JSON spells them."""
+    """Return the names of the secrets in these bytes, in plain text or as JSON strings."""
     spelt = {name: {value.encode(), json.dumps(value)[1:-1].encode()} for name, value in PLANTED.items()}
     return [name for name, forms in spelt.items() if any(form in data for form in forms)]
 
@@ -132,8 +134,10 @@ def guard(name: str) -> dict[str, Any]:
 
 
 def look_at_processes(name: str, folder: str) -> None:
-    """While the job runs: its own processes have the secrets in their environment, and so has what copies its files to
-    the bucket now and then. Nobody else has, and no command line. The account's key is not on the machine at all."""
+    """While the job runs, only its processes and the copies to the bucket have the secrets in their environment.
+
+    No command line contains a secret. No environment contains the account's key.
+    """
     script = """
 import json, os
 found = {}
@@ -162,7 +166,7 @@ print(json.dumps(found))
 
 
 def attached(site: Site) -> str:
-    """What a terminal shows that is attached to the job."""
+    """Return the text of a terminal that is attached to the job."""
     if shutil.which("tmux") is None or shutil.which("ssh") is None:
         pytest.skip("needs tmux and ssh: apt-get install tmux openssh-client")
     terminal = ["tmux", "-L", f"{site.project.socket}-t", "-f", "/dev/null"]
@@ -188,7 +192,7 @@ def attached(site: Site) -> str:
 
 
 def look_at_machine(name: str) -> None:
-    """Every file, the memory file systems, what the engine knows of it, and its console; the secrets files are gone."""
+    """Search every file, the memory file systems, the console and the engine's records. No file of secrets is left."""
     for what in (["export", name], ["logs", name], ["inspect", name]):
         with subprocess.Popen(["docker", *what], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
             assert process.stdout
@@ -204,7 +208,7 @@ def look_at_machine(name: str) -> None:
 
 
 def look_at_laptop(folder: Path) -> None:
-    """The project, its notes and runs, and the home folder."""
+    """Search the project with its notes and runs, and the home folder."""
     looked = 0
     for file in folder.rglob("*"):
         if file.is_file():

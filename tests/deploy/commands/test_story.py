@@ -30,14 +30,14 @@ def run_folder(project: Project, run_id: str) -> Path:
 
 
 def running(project: Project, *flags: str) -> str:
-    """Start a long run; its id once it has made a checkpoint."""
+    """Start a long run. Returns its id once it has a checkpoint."""
     run_id: str = project.json("train", "--detach", *SLOW_STEPS, *flags)["run_id"]
     wait_until(lambda: (run_folder(project, run_id) / "checkpoints" / "epoch_000.json").exists())
     return run_id
 
 
 def test_train_brings_a_verified_checkpoint_home(any_project: Project) -> None:
-    """One command prepares, runs, follows and fetches; the document has the promised shape."""
+    """`train` prepares, runs, follows and downloads. Its JSON document has the documented shape."""
     project = any_project
     done = project.json("train", "--fraction", "0.5")
     checkpoint = done["checkpoint"]
@@ -68,7 +68,7 @@ def test_train_brings_a_verified_checkpoint_home(any_project: Project) -> None:
 
 
 def test_plain_words_where_there_is_no_terminal(project: Project) -> None:
-    """ASCII when the stream cannot do more, the job's lines once; a like plan then knows how long the run took."""
+    """Output is ASCII if the stream supports no more, with each line of the job once. A later plan uses the time."""
     project.env["PYTHONIOENCODING"] = "ascii"
     project.env["PYTHONUTF8"] = "0"
     first = project.invoke("train")
@@ -83,7 +83,7 @@ def test_plain_words_where_there_is_no_terminal(project: Project) -> None:
 
 
 def test_a_finished_run_tells_what_was_expected_of_it(project: Project) -> None:
-    """Small and readable, in `status` for ever; the first time there is nothing to compare, nor while it runs."""
+    """`status` compares expected and taken time and cost of a finished run, unless it is the first of its kind."""
     project.invoke("train")
     assert project.json("status")["phases"] == []
     run_id = project.json("train", "--detach")["run_id"]
@@ -93,7 +93,7 @@ def test_a_finished_run_tells_what_was_expected_of_it(project: Project) -> None:
     assert list(parts) == ["machine", "code", "data", "training", "home"]
     assert all(part["expected_s"] is not None for part in parts.values())
     assert parts["training"]["taken_s"] > 0
-    assert parts["home"]["taken_s"] is None  # nobody has brought it home
+    assert parts["home"]["taken_s"] is None  # its results are not downloaded
     assert {part["taken_usd"] for part in parts.values()} == {0.0, None}
     shown = project.invoke("status").stdout.splitlines()
     at = shown.index("Expected and taken")
@@ -102,7 +102,7 @@ def test_a_finished_run_tells_what_was_expected_of_it(project: Project) -> None:
 
 
 def test_a_dry_run_touches_nothing(project: Project) -> None:
-    """Not even the data is prepared; the plan says that it will be."""
+    """A dry run does not even prepare the data. The plan says that the data will be prepared."""
     before = project.files()
     said = project.invoke("train", "--dry-run", "--fraction", "0.1").stdout
     assert "will be prepared" in said
@@ -132,7 +132,7 @@ def test_a_dry_run_touches_nothing(project: Project) -> None:
     ],
 )
 def test_bad_input_ends_at_once(project: Project, flags: list[str], words: list[str]) -> None:
-    """Within five seconds, exit code 2, one sentence, nothing written; the same as a document with --json."""
+    """The command ends in five seconds with one sentence and exit code 2. --json adds a document. No file changes."""
     (project.path / "float.npy").write_bytes(header_bytes("<f4", (3, 112, 112, 3)) + bytes(100))
     (project.path / "broken.pt").write_bytes(b"PK\x03\x04 cut")
     before = project.files()
@@ -146,7 +146,7 @@ def test_bad_input_ends_at_once(project: Project, flags: list[str], words: list[
 
 
 def test_a_second_train_is_refused(project: Project) -> None:
-    """It names the first, whether that runs or is only being started."""
+    """The error names the first run. While that run starts, the error may name its command instead."""
     first = running(project)
     refused = project.invoke("train", code=2)
     assert first in refused.stderr
@@ -161,9 +161,9 @@ def test_a_second_train_is_refused(project: Project) -> None:
 
 
 def test_stop_and_resume(project: Project) -> None:
-    """Stop makes a checkpoint, --resume auto goes on in the same folder with the same settings."""
+    """`stop` makes a checkpoint. `--resume auto` continues in the same folder with the same settings."""
     run_id = running(project)
-    both = [project.start("stop", "--json") for _ in range(2)]  # two terminals bring the same files home
+    both = [project.start("stop", "--json") for _ in range(2)]  # two terminals download the same files
     stopped, again = (json.loads(process.communicate(timeout=120)[0]) for process in both)
     assert stopped == again
     assert (stopped["state"], stopped["run_id"]) == ("stopped", run_id)
@@ -185,7 +185,7 @@ def test_stop_and_resume(project: Project) -> None:
 
 
 def test_an_older_run_goes_on_by_its_name(project: Project) -> None:
-    """The newest is what --resume auto means by itself; one that is done, or another target's, does not go on."""
+    """`--resume auto --run ID` continues an older run. A run that succeeded cannot continue; --run needs --resume."""
     older = project.json("train", "--detach", "--set", "train.epochs=50")["run_id"]
     project.invoke("stop")
     newer = project.json("train")["run_id"]
@@ -197,7 +197,7 @@ def test_an_older_run_goes_on_by_its_name(project: Project) -> None:
 
 
 def test_nothing_to_resume_is_wrong_use(project: Project) -> None:
-    """On a new target, and after a run that succeeded: who asks to continue gets no new run."""
+    """`--resume auto` starts no new run, neither on a new target nor after a run that succeeded."""
     for _ in range(2):
         refused = project.invoke("train", "--resume", "auto", code=2)
         assert "target 'local' has no run that was stopped, failed, lost or expired" in refused.stderr
@@ -207,7 +207,7 @@ def test_nothing_to_resume_is_wrong_use(project: Project) -> None:
 
 
 def test_a_run_starts_from_a_checkpoint_of_the_users(project: Project) -> None:
-    """It is checked first, and travels into the run folder."""
+    """The checkpoint is checked first, then copied into the run folder."""
     first = project.json("train")
     own = project.path / "old one.pt"
     project.invoke("fetch-checkpoint", "--which", "1", "--to", str(own))
@@ -226,7 +226,7 @@ def test_a_run_starts_from_a_checkpoint_of_the_users(project: Project) -> None:
 
 
 def test_fetching_any_checkpoint(project: Project) -> None:
-    """latest, best, by number; a partial one never takes the place of a fuller one."""
+    """`--which` takes latest, best or a number. A checkpoint of less data never replaces one of more data."""
     full = project.json("train")
     for which, epoch in (("latest", 2), ("best", 0), ("1", 1)):
         fetched = project.json("fetch-checkpoint", "--which", which)
@@ -242,7 +242,7 @@ def test_fetching_any_checkpoint(project: Project) -> None:
 
 
 def test_mining_with_any_checkpoint_of_a_run(project: Project) -> None:
-    """The app is given the checkpoint where it lies and a place in the laptop's folder of the run."""
+    """The app gets the path of the checkpoint, and an output folder in the laptop's folder of the run."""
     run_id = project.json("train")["run_id"]
     words = json.loads(project.invoke("mine", "--which", "1", "--set", "mining.method=parity").stdout.splitlines()[-1])
     given = dict(word.split("=", 1) for word in words)
@@ -254,7 +254,7 @@ def test_mining_with_any_checkpoint_of_a_run(project: Project) -> None:
 
 
 def test_labels_to_learn_are_looked_for_before_anything_else(project: Project) -> None:
-    """Also where the data is still to be prepared: the plan that is shown has them."""
+    """Missing labels are an error even if the data is not prepared yet. The plan contains the labels."""
     said = project.invoke("train", "--recipe", "supervised", "--labels", "nowhere.npy", "--dry-run", code=2).stderr
     assert "--labels" in said
     assert "nowhere.npy is not a file" in said
@@ -264,7 +264,7 @@ def test_labels_to_learn_are_looked_for_before_anything_else(project: Project) -
 
 
 def test_measuring_and_exporting_checkpoints_of_a_run(project: Project) -> None:
-    """All of them or one are measured; files that belong to no run, too."""
+    """`evaluate` measures all checkpoints of a run, one of them, or files of no run. `export` exports the latest."""
     run_id = project.json("train")["run_id"]
 
     def given(*words: str) -> dict[str, str]:
@@ -286,7 +286,7 @@ def test_measuring_and_exporting_checkpoints_of_a_run(project: Project) -> None:
 
 
 def test_a_failed_job_is_a_failed_command(project: Project) -> None:
-    """The last lines of the log are the evidence; what exists comes home all the same."""
+    """The error shows the last lines of the log. Existing checkpoints are downloaded all the same."""
     done = project.invoke("train", "--set", "train.manner=fails", "--json", code=1)
     document = json.loads(done.stdout)
     assert (document["state"], document["checkpoint"]["epoch"]) == ("failed", 0)
@@ -295,14 +295,14 @@ def test_a_failed_job_is_a_failed_command(project: Project) -> None:
 
 
 def test_a_job_may_say_that_its_input_was_wrong(project: Project) -> None:
-    """Its own sentence is the reason."""
+    """The error contains the job's own sentence."""
     done = project.invoke("train", "--set", "train.manner=wrong_use", code=1)
     assert "the value does not work; give another" in done.stderr
 
 
 def test_a_failure_on_the_way_leaves_a_truthful_record(project: Project, tmp_path: Path) -> None:
-    """The environment is not fit: the run is failed, with the reason and the fix, and the target is free."""
-    without = tmp_path / "without torch"  # also where these tests themselves run beside a real one
+    """An unfit environment fails the run, with the reason and the fix. The target is free afterwards."""
+    without = tmp_path / "without torch"  # hides torch, which may be installed beside these tests
     without.mkdir()
     (without / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
     project.env["PYTHONPATH"] = str(without)
@@ -316,7 +316,7 @@ def test_a_failure_on_the_way_leaves_a_truthful_record(project: Project, tmp_pat
 
 
 def test_a_machine_that_cannot_be_had_has_its_own_exit_code(project: Project) -> None:
-    """Exit code 3; the run is failed, not acquiring for ever."""
+    """The exit code is 3, and the run is failed instead of acquiring for ever."""
     (project.path / "blocked").write_text("a file, not a folder")
     project.env["SNIPERFACE_ROOT"] = "blocked"
     assert "cannot be written" in project.invoke("train", code=3).stderr
@@ -343,7 +343,7 @@ def test_a_killed_launch_does_not_block_the_target(project: Project) -> None:
 
 @pytest.mark.slow
 def test_a_killed_supervisor_is_lost_and_can_be_resumed(project: Project, fault: Fault) -> None:
-    """Status is truthful within ten seconds; the last checkpoint is whole."""
+    """The status is correct within ten seconds, and the last checkpoint is intact."""
     run_id = running(project)
     os.kill(project.status_file(run_id)["pid"], signal.SIGKILL)
     fault.strikes()
@@ -365,13 +365,13 @@ def test_staged_training(project: Project, tmp_path: Path) -> None:
 
 
 def test_deploy_is_idempotent(project: Project) -> None:
-    """The second call finds everything there."""
+    """The second call finds that everything exists."""
     first, second = project.json("deploy"), project.json("deploy")
     assert first == {**second, "machine": first["machine"]}
 
 
 def test_images_are_kept_for_measuring(project: Project) -> None:
-    """`prepare` hands its flags on to the app."""
+    """`prepare` passes its flags to the app."""
     project.invoke("prepare", "--out", "mine", "--held-out", "5")
     assert json.loads((project.path / "mine" / "manifest.json").read_text())["held_out_rows"] == 5
 
@@ -394,7 +394,7 @@ def without_tmux(project: Project, folder: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="needs symbolic links: run on Linux or macOS")
 def test_without_tmux_the_job_is_detached(project: Project, tmp_path: Path) -> None:
-    """Everything works but attach, which says what to install."""
+    """Everything works except `attach`, which says what to install."""
     without_tmux(project, tmp_path / "bin")
     run_id = running(project)
     refused = project.invoke("attach", code=1)
@@ -406,7 +406,7 @@ def test_without_tmux_the_job_is_detached(project: Project, tmp_path: Path) -> N
 
 @pytest.fixture
 def terminal(project: Project) -> Callable[..., Any]:
-    """A real terminal: a tmux window of the test's own, that can be typed into and looked at."""
+    """A real terminal: a private tmux window that the test can type into and read."""
     socket = f"{project.socket}-screen"
 
     def tmux(*argv: str) -> str:
@@ -421,7 +421,7 @@ def terminal(project: Project) -> Callable[..., Any]:
 
 @needs_tmux
 def test_ctrl_c_detaches_and_attach_shows_the_job(project: Project, terminal: Callable[..., str]) -> None:
-    """In a terminal: progress, Ctrl-C, attach read-only, stop."""
+    """In a terminal, Ctrl-C leaves the progress display and the job continues. `attach` shows the job read-only."""
     look = lambda: terminal("capture-pane", "-p", "-t", "t")  # noqa: E731
     # The window's own shell keeps the screen after each command.
     terminal("new-session", "-d", "-s", "t", "-x", "150", "-y", "60", "/bin/sh")
@@ -433,7 +433,7 @@ def test_ctrl_c_detaches_and_attach_shows_the_job(project: Project, terminal: Ca
     assert "invoke stop" in look()
     terminal("send-keys", "-t", "t", f"clear; {invoke} attach", "Enter")
     wait_until(lambda: "rank 1 step" in look())
-    terminal("send-keys", "-t", "t", "C-c")  # attached for looking only: this must not reach the job
+    terminal("send-keys", "-t", "t", "C-c")  # attached read-only: this must not reach the job
     terminal("send-keys", "-t", "t", "C-b", "d")
     wait_until(lambda: "detached" in look())
     assert project.json("status")["state"] == "running"
@@ -442,7 +442,7 @@ def test_ctrl_c_detaches_and_attach_shows_the_job(project: Project, terminal: Ca
 
 @needs_tmux
 def test_tmux_is_killed_and_the_job_goes_on(project: Project, fault: Fault) -> None:
-    """kill -9 of its server: the supervisor goes on without a terminal, which attach says; the next run has one."""
+    """After `kill -9` of tmux the job continues without a terminal, and `attach` says so. The next run has one."""
     run_id = running(project)
     pid = subprocess.run(
         ["tmux", "-L", project.socket, "display-message", "-p", "#{pid}"], check=True, capture_output=True, text=True
@@ -476,7 +476,7 @@ def test_following_a_log_until_the_end(project: Project) -> None:
 
 
 def test_doctor_names_fixes(project: Project) -> None:
-    """Every finding that is not fine has its fix."""
+    """Every finding that is not ok has a fix."""
     findings = json.loads(
         subprocess.run(
             [sys.executable, "-m", "invoke", "doctor", "--json"], cwd=project.path, env=project.environment,
@@ -488,7 +488,7 @@ def test_doctor_names_fixes(project: Project) -> None:
 
 
 def test_benchmarks_run_one_after_the_other(project: Project) -> None:
-    """A claim that does not hold is exit code 1, after all of them ran."""
+    """A claim that does not hold gives exit code 1, after all benchmarks ran."""
     folder = project.path / "benchmarks"
     folder.mkdir()
     (folder / "a.py").write_text("import sys; print('a', sys.argv[1:]); sys.exit(1)")
@@ -499,7 +499,7 @@ def test_benchmarks_run_one_after_the_other(project: Project) -> None:
 
 
 def test_the_menu_is_quick_and_needs_little(project: Project) -> None:
-    """Every command has help for every parameter; nothing heavy is imported to show it."""
+    """The list shows the commands, and the command line imports no large package for it."""
     listing = project.invoke("--list").stdout
     commands = [line.split()[0] for line in listing.splitlines() if line.startswith("  ") and line[2] != " "]
     assert set(commands) >= {

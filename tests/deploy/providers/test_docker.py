@@ -1,4 +1,4 @@
-"""A container of our image as a machine: had, found, listed, used again, given back. Real engine, real sshd."""
+"""A container of our image as a machine: acquired, found, listed, reused and released. Real engine, real sshd."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def provider(tmp_path: Path, our_image: str) -> Iterator[DockerProvider]:
-    """A project of its own, so that its containers are nobody else's."""
+    """A provider for a separate project, so that no other test shares its containers."""
     project = tmp_path / f"p{uuid.uuid4().hex[:8]}"
     project.mkdir()
     made = DockerProvider(settings(project, image=our_image))
@@ -49,7 +49,7 @@ def spec(provider: DockerProvider, run: str) -> MachineSpec:
 
 
 def ssh(machine: Machine, command: str, folder: Path) -> str:
-    """Through OpenSSH, which accepts the host keys that came from the engine and no others."""
+    """Run a command through OpenSSH, which accepts only the host keys that the engine reported."""
     address = machine.address
     assert address is not None
     assert address.key is not None
@@ -98,7 +98,7 @@ def test_a_stopped_one_is_started_again_with_its_files_and_its_host_key(
 
 
 def test_one_that_is_still_starting_is_not_there_yet(provider: DockerProvider) -> None:
-    """Else a command that looks at that moment would ask whether an unknown host key is right."""
+    """`find` ignores a starting container: a command would ask the user to confirm its unknown host key."""
     machine = provider.acquire(spec(provider, "r1"))
     about = provider.client.containers.get(machine.name)
     silent = provider.client.containers.run(
@@ -106,7 +106,7 @@ def test_one_that_is_still_starting_is_not_there_yet(provider: DockerProvider) -
     )
     assert provider.find(str(silent.name)) is None
     assert {each.name for each in provider.list()} == {machine.name, silent.name}
-    silent.kill()  # `sleep` as first process of a container hears no SIGTERM: a release would wait for a minute
+    silent.kill()  # `sleep` as process 1 ignores SIGTERM, so a release would wait for a minute
 
 
 def test_two_machines_have_different_host_keys(provider: DockerProvider) -> None:
@@ -176,7 +176,7 @@ def test_an_option_that_cannot_work_is_said(
 def test_an_engine_elsewhere_is_reached_by_its_address(
     provider: DockerProvider, our_image: str, tmp_path: Path
 ) -> None:
-    """By TCP, through a relay to this computer's engine; the container's port is then open to the network."""
+    """TCP works, here through a relay to this computer's engine. The container's port is then open to the network."""
     with relay("/var/run/docker.sock") as port:
         there = settings(provider.settings.project, image=our_image, docker_host=f"tcp://127.0.0.2:{port}")
         remote = DockerProvider(there)
@@ -191,7 +191,7 @@ def test_an_engine_elsewhere_is_reached_by_its_address(
 
 @contextlib.contextmanager
 def relay(path: str) -> Iterator[int]:
-    """A port of this computer that leads to a Unix socket."""
+    """Forward a port of this computer to a Unix socket. Yields the port."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:

@@ -1,4 +1,4 @@
-"""The image's tag and names, what `invoke build` and `invoke push` say; no engine is needed."""
+"""The image's tag and names, and the messages of `invoke build` and `invoke push`. No engine is needed."""
 
 from __future__ import annotations
 

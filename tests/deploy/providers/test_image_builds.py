@@ -1,4 +1,4 @@
-"""Our Dockerfile under the classic builder, from a checkout as Windows may have it; compose.yaml brought up."""
+"""Our Dockerfile with the classic builder, from a checkout with CRLF as on Windows, and machines of compose.yaml."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 def few_packages(name: str, content: bytes) -> bytes:
-    """The list of what trains cut down to what the self-test needs, torch's own requirements included."""
+    """Reduce the list of training packages to what the self-test needs, including the requirements of torch."""
     if name != "requirements/app.txt":
         return content
     kept = "faiss-cpu|filelock|fsspec|jinja2|markupsafe|mpmath|networkx|numpy|packaging|sympy|typing-extensions"
@@ -30,7 +30,7 @@ def few_packages(name: str, content: bytes) -> bytes:
 
 
 def test_the_classic_builder_makes_the_same_machine_from_a_checkout_with_crlf(our_image: str, tmp_path: Path) -> None:
-    """Its layers are its own, and kept. With few packages: they take minutes, and are no part of the question."""
+    """The classic builder keeps its own layers. The list of packages is short, because a full one takes minutes."""
     for name in image.FILES:
         path = tmp_path / "checkout" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def test_the_classic_builder_makes_the_same_machine_from_a_checkout_with_crlf(ou
 
 
 def test_a_change_of_what_runs_at_boot_reinstalls_nothing(our_image: str) -> None:
-    """Dependencies have their layer before ours: the large layers are the first ones."""
+    """The large layers of the dependencies come before ours."""
     history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", our_image).splitlines()
     [packages] = [place for place, line in enumerate(history) if "pip install" in line]
     [boot] = [place for place, line in enumerate(history) if "init.py" in line]
@@ -54,7 +54,7 @@ def test_a_change_of_what_runs_at_boot_reinstalls_nothing(our_image: str) -> Non
 
 @pytest.fixture
 def compose(our_image: str, tmp_path: Path) -> Iterator[tuple[list[str], dict[str, str]]]:
-    """docker compose, or docker-compose, for a project of its own; its build is the one that is there already."""
+    """`docker compose` or `docker-compose` for a separate project. Its build reuses existing layers."""
     assert our_image
     program = ["docker", "compose"] if _works(["docker", "compose", "version"]) else ["docker-compose"]
     if not _works([*program, "version"]):
@@ -97,7 +97,7 @@ def test_compose_gives_a_machine_that_stays_the_same(compose: tuple[list[str], d
     run(up, env)
     again = Machine(run([*argv, "ps", "--quiet", "cpu"], env).strip(), machine.key, machine.known_hosts)
     assert again.id != machine.id
-    assert wait_ssh(again) == b"kept\n"  # by the host key of before
+    assert wait_ssh(again) == b"kept\n"  # with the same host key
 
 
 def test_the_gpu_profile_reserves_gpus(compose: tuple[list[str], dict[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""`invoke build` and `invoke push` against a real engine and a real registry that wants a password."""
+"""`invoke build` and `invoke push` with a real engine and a real registry that requires a password."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ USER, PASSWORD = "me", "secret words"
 
 @pytest.fixture
 def builder(our_image: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """The arguments of an image whose layers are there already, and the docker command that knows them."""
+    """The arguments of an image whose layers exist, and a PATH with the docker command that has them."""
     assert our_image
     monkeypatch.setenv("PATH", str(Path(docker_program()).parent), prepend=":")
     monkeypatch.setenv("DOCKER_BUILDKIT", "1")
@@ -37,7 +37,7 @@ def builder(our_image: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 def test_an_image_is_built_once_and_then_found(builder: dict[str, str]) -> None:
     said: list[str] = []
-    told = {**builder, "PIP_OPTIONS": ""}  # another tag than that of the other tests, and the same layers
+    told = {**builder, "PIP_OPTIONS": ""}  # another tag than in other tests, with the same layers
     reference = f"{image.NAME}:{image.tag(images.PROJECT, told)}"
     listed = images.PROJECT / ".sniperface" / "images" / f"{reference.replace(':', '-')}.cdx.json"
     try:
@@ -59,7 +59,7 @@ def test_an_image_is_built_once_and_then_found(builder: dict[str, str]) -> None:
 def test_the_base_is_recorded_by_the_digest_of_its_registry(
     registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It is not on the engine, so it is pulled; a Dockerfile of two lines stands in for ours."""
+    """The engine does not have the base, so it is pulled. A Dockerfile of three lines replaces ours."""
     config = {"auths": {registry.address: {"auth": login()}}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
@@ -84,7 +84,7 @@ def test_the_base_is_recorded_by_the_digest_of_its_registry(
     finally:
         docker("rmi", reference, base)
     assert labels[image.BASE_NAME] == base
-    assert labels[image.BASE_DIGEST] in pushed  # as the registry said it
+    assert labels[image.BASE_DIGEST] in pushed  # as the registry reported it
     assert labels[image.BASE_DIGEST].startswith("sha256:")
 
 
@@ -132,7 +132,7 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """An image of some bytes in the place of ours: pushing gigabytes tells nothing more."""
+    """A small image in place of ours: a push of gigabytes would show nothing more."""
     (tmp_path / "file").write_bytes(b"x" * 100_000)
     tar = subprocess.run(["tar", "-C", tmp_path, "-c", "file"], check=True, capture_output=True).stdout
     reference = f"{image.NAME}:cuda-0123456789ab"

@@ -1,4 +1,4 @@
-"""The provider's four verbs before the emulator: a pod made, with both APIs; which candidate it is."""
+"""The provider with the emulator: it creates pods by both APIs, and chooses between candidates."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def boot_s() -> float:
     return 30
 
 
-# Made
+# Created
 
 
 def test_a_pod_is_what_the_target_asks_for(both: Rig) -> None:
@@ -65,7 +65,7 @@ def test_an_image_that_prints_no_keys_is_told(v2: Rig) -> None:
 
 @pytest.mark.parametrize("status", ["403", "404", "409"])
 def test_a_log_that_may_not_be_read_costs_no_pod(v2: Rig, status: str) -> None:
-    """A key without that right, or a log that is not there yet; the second look finds it."""
+    """The key may lack access to the log, or the log may not exist yet. A second read may find the host keys."""
     v2.emulator.fail(status, "logs")
     machine = v2.acquire()
     assert machine.address
@@ -165,7 +165,7 @@ def test_a_cuda_floor_is_a_list_for_the_sdk(sdk: Rig) -> None:
 
 
 def test_an_image_without_a_tag_has_the_one_of_its_environment(both: Rig) -> None:
-    """As `invoke push` names it."""
+    """The tag equals the tag that `invoke push` uses."""
     for name in image.FILES:
         (both.project / name).parent.mkdir(parents=True, exist_ok=True)
         (both.project / name).write_bytes((PROJECT / name).read_bytes())
@@ -180,8 +180,8 @@ def test_an_image_without_a_tag_has_the_one_of_its_environment(both: Rig) -> Non
 def test_the_next_candidate_is_tried_when_there_is_no_room(both: Rig) -> None:
     both.emulator.no_room(3)
     machine = both.acquire(data_centers=("EU-RO-1", "US-KS-2", "EU-SE-1"))
-    # v2 knows the stock: A4500 and A40 are in two of the three each, the fourth of those is had. The other asks
-    # everywhere: for A4500 in three, for A40 in one that has none, then in the next.
+    # v2 reports the stock: A4500 and A40 are each in two of the three data centres, and the fourth request succeeds.
+    # The SDK does not: it requests A4500 in all three, then A40 in one without stock and in the next one.
     tried = {"v2": ("EU-SE-1", "NVIDIA A40", 4), "sdk": ("US-KS-2", "NVIDIA A40", 5)}[both.api]
     pod = of(both, machine.name)
     assert (pod.data_center, pod.gpu, both.creations) == tried

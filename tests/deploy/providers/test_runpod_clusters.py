@@ -1,4 +1,4 @@
-"""Several machines: the pods of one Instant Cluster before the emulator, with the faults of pods, and their own."""
+"""Several machines are the pods of one Instant Cluster. The emulator injects faults of pods and of clusters."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def boot_s() -> float:
 
 
 def cluster_of(rig: Rig, name: str = "") -> Cluster:
-    """The cluster, as the emulator knows it."""
+    """The emulator's record of a cluster."""
     wanted = name or rig.spec().name
     return next(each for each in rig.emulator.account.all_clusters() if each.name == wanted)
 
 
 def created(rig: Rig) -> int:
-    """Requests for a cluster, whatever came of them."""
+    """The number of requests for a cluster, successful or not."""
     return rig.emulator.counts()["POST /v2/clusters"]
 
 
@@ -56,7 +56,7 @@ def hosts_keys(machine: Machine) -> tuple[str, ...]:
     return machine.address.host_keys
 
 
-# Made, found, listed, released
+# Created, found, listed, released
 
 
 def test_the_pods_of_a_cluster_are_the_machines(v2: Rig) -> None:
@@ -80,7 +80,7 @@ def test_a_warm_cluster_is_found_again(v2: Rig) -> None:
     again = v2.acquire_all(run="r2")
     assert again == first
     assert created(v2) == 1
-    (alone,) = [v2.provider().acquire(v2.spec("r3", 1, 2))]  # by a process that did not ask for node 0
+    (alone,) = [v2.provider().acquire(v2.spec("r3", 1, 2))]  # by a process that did not request node 0
     assert alone == first[1]
 
 
@@ -146,13 +146,13 @@ def test_list_shows_a_cluster_that_has_no_pods_or_ranks_yet(v2: Rig) -> None:
 
 
 def test_pods_whose_cluster_is_not_in_the_other_list_yet_have_their_names(v2: Rig) -> None:
-    """With another name a machine would pass for an orphan, and with it the cluster would be ended."""
+    """A machine with another name would count as an orphan, and its release would end the cluster."""
     machines = v2.acquire_all()
     cluster = cluster_of(v2)
     cluster.appears = float("inf")
     assert v2.provider().list() == machines
     assert v2.provider().find(machines[1].name) == machines[1]
-    del v2.emulator.account.clusters[cluster.id]  # its pods are there, and bill
+    del v2.emulator.account.clusters[cluster.id]  # its pods exist and bill
     assert [each.name for each in v2.provider().list()] == [pod.name for pod in cluster.pods]
 
 
@@ -184,11 +184,11 @@ def test_a_cluster_that_cannot_be_given_back_is_named(v2: Rig) -> None:
     assert v2.intents() == [v2.spec().name]
 
 
-# One machine, and several
+# One machine or several
 
 
 def test_a_single_machine_is_never_one_of_a_cluster(v2: Rig) -> None:
-    """Whose pods have names of the family, and would answer."""
+    """The pods of a cluster answer, and their names belong to the same family."""
     machines = v2.acquire_all()
     assert all(pod.name.startswith(v2.spec().family) for pod in cluster_of(v2).pods)
     alone = v2.acquire("r2")
@@ -207,7 +207,7 @@ def test_several_machines_are_never_a_pod_that_is_alone(v2: Rig) -> None:
 
 
 def test_the_pod_of_a_cluster_cannot_be_ended_alone(v2: Rig) -> None:
-    """As the specification has it: all that we decide about releasing stands on it."""
+    """The specification says so, and our decisions about releases depend on it."""
     machines = v2.acquire_all()
     url = f"{v2.emulator.url}/v2/pods/{machines[1].id}"
     assert requests.delete(url, headers={"Authorization": f"Bearer {KEY}"}, timeout=5).status_code == 409
@@ -260,7 +260,7 @@ def test_the_next_candidate_is_tried_and_all_refusals_are_told(v2: Rig) -> None:
 
 
 def test_the_ceiling_is_for_each_machine_of_it(v2: Rig) -> None:
-    """0.25 each: two are half a dollar, and each is under 0.3."""
+    """Two machines at 0.25 USD cost 0.50 USD an hour, but each is below max_usd_per_hour: 0.3."""
     v2.acquire_all(max_usd_per_hour=0.3)
     assert "requesting 2 x NVIDIA RTX A4500, 0.50 USD an hour" in v2.said
 
@@ -284,7 +284,7 @@ def test_stock_is_that_of_clusters(v2: Rig) -> None:
 )
 def test_one_bad_machine_gives_the_cluster_back(v2: Rig, oddity: dict[str, Any], why: str) -> None:
     v2.emulator.next_pod()
-    v2.emulator.next_pod(**oddity)  # the second one of the first cluster
+    v2.emulator.next_pod(**oddity)  # the second machine of the first cluster
     machines = v2.acquire_all(min_memory_gib=40)
     assert {machine.gpu for machine in machines} == {"NVIDIA A40"}
     assert created(v2) == 2
@@ -294,14 +294,14 @@ def test_one_bad_machine_gives_the_cluster_back(v2: Rig, oddity: dict[str, Any],
 
 
 def test_another_data_center_than_asked_for_gives_it_back(v2: Rig) -> None:
-    """To RunPod they are a preference."""
+    """RunPod treats the requested data centres as a preference."""
     v2.emulator.next_cluster(data_center="EU-XX-9")
     assert cluster_of(v2, v2.acquire_all(data_centers=("US-KS-2",))[0].name).data_center == "US-KS-2"
     assert any("it is in EU-XX-9, which is not in data_centers" in said for said in v2.said)
     assert created(v2) == 2
 
 
-# What goes wrong
+# Faults
 
 
 @pytest.mark.parametrize("kind", ["done-cut", "done-late"])
@@ -381,7 +381,7 @@ def test_a_cluster_that_vanished_is_made_anew(v2: Rig) -> None:
 
 
 def test_beside_one_that_lost_a_machine_no_second_one_is_made(v2: Rig) -> None:
-    """It bills, and the only copy of a checkpoint may be on it: that is for its user or its own guard to end."""
+    """The cluster bills and may hold the only copy of a checkpoint. Only its user or its guard may end it."""
     machines = v2.acquire_all()
     cluster_of(v2).pods[1].stopped = True
     with pytest.raises(NoMachine, match=r"still bills: its machine 1, pod\d+, has ended \(EXITED\)") as caught:
@@ -407,12 +407,12 @@ def test_after_a_killed_launch_its_bad_cluster_goes_back(v2: Rig) -> None:
     assert machines[0].name == v2.spec("r2").name
 
 
-# What its guards are told
+# Guards
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a machine has a python3: run it on Linux or macOS")
 def test_a_machines_guard_is_told_its_cluster(v2: Rig, tmp_path: Path) -> None:
-    """By a real guard, which takes it from there."""
+    """guard.json contains the cluster's id and the node's number, and a real guard starts with it."""
     options = RunPod(gpus=GPUS, image="me/sniperface:1")
     settings = Settings(v2.project, Target("runpod", "runpod", ROOT, max_usd=5, options=options))
     machines = [*v2.acquire_all(), v2.acquire("r2")]

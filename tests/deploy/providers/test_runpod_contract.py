@@ -1,8 +1,8 @@
-"""What is said over the wire, against RunPod's published specification of v2 and the fields of GraphQL in use.
+"""Requests and answers match RunPod's published specification of v2, and the GraphQL fields in use.
 
-Each test of the provider ends with this check as well (tests/support/emulators/rig.py); here is that the check itself
-bites.
-Where the specification and its examples, or we, differ: tests/support/emulators/contract.py, EXCEPTIONS.
+Each test of the provider ends with this check (tests/support/emulators/rig.py). The tests here show that the check
+finds violations. EXCEPTIONS in tests/support/emulators/contract.py lists where we differ from the specification, and
+where it contradicts itself.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def test_whatever_cluster_is_wanted_the_body_is_in_the_contract(wanted: Wanted) 
 
 
 def test_a_cluster_has_no_registry_and_no_cloud_in_the_contract() -> None:
-    """When that changes, deploy/providers/runpod/clusters.py need not refuse them any more."""
+    """When this test fails, deploy/providers/runpod/clusters.py need no longer refuse these options."""
     body = body_of_cluster(Wanted("n", "i", "NVIDIA A40", 1, "ssh-ed25519 A", nodes=2))
     assert contract.problems_of_body("POST", CLUSTERS, body) == []
     for more in ({"registry": "reg1"}, {"cloud": "COMMUNITY"}, {"gpu": {"id": "x", "minCudaVersion": "12.4"}}):
@@ -158,7 +158,7 @@ def test_the_check_sees_an_answer_outside_of_the_contract() -> None:
 
 
 def test_where_the_specification_is_not_at_one_with_itself_or_us() -> None:
-    """contract.EXCEPTIONS, as facts: when a newer copy of it settles one, this says so."""
+    """Each of contract.EXCEPTIONS is true. A newer copy of the specification that resolves one fails here."""
     paths = contract.SPECIFICATION["paths"]
     log = paths["/v2/pods/{id}/logs"]["get"]["responses"]["200"]["content"]["text/event-stream"]["examples"]["logLine"]
     first = log["value"].splitlines()[0].removeprefix("id: ")
@@ -174,7 +174,7 @@ def test_where_the_specification_is_not_at_one_with_itself_or_us() -> None:
 
 
 def test_the_examples_of_the_specification_are_in_it_too() -> None:
-    """All that we stand on; so a newer copy of it with other shapes is seen here first."""
+    """The examples match the schemas that we depend on. A newer copy with other shapes fails here first."""
     checked = 0
     for path, methods in contract.SPECIFICATION["paths"].items():
         for method, about in methods.items():

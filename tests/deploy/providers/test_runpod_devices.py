@@ -1,4 +1,4 @@
-"""Hosts that cannot run our image: not asked for, or given back as soon as it shows, and the next one tried."""
+"""Hosts that cannot run our image are not requested, or released as soon as that shows; the next one is tried."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def with_our_image(rig: Rig) -> None:
 
 
 class FirstCannotTrain:
-    """What asks a machine for its GPUs; the first `times` of them have a driver that torch cannot use."""
+    """A check of a machine's GPUs that fails for the first `times` machines: torch cannot use their driver."""
 
     def __init__(self, times: int) -> None:
         self.times = times
@@ -31,7 +31,7 @@ class FirstCannotTrain:
 
 
 def test_the_cuda_of_our_image_is_that_of_the_torch_in_it() -> None:
-    """What is asked of a host's driver, and what is installed, are one version."""
+    """A host's driver must support the CUDA version that is installed in the image."""
     lines = (SOURCE / "constraints.txt").read_text(encoding="utf-8").splitlines()
     [runtime] = [line.partition("==")[2] for line in lines if line.startswith("nvidia-cuda-runtime==")]
     assert image.cuda(SOURCE) == ".".join(runtime.split(".")[:2]) == "13.0"
@@ -52,7 +52,7 @@ def test_the_targets_own_floor_wins(v2: Rig) -> None:
 
 
 def test_a_host_below_the_floor_is_given_back_at_once(v2: Rig) -> None:
-    """By the answer to the creation, should the API have placed it so."""
+    """The API may place a pod below the floor. The answer to the creation shows it, and the pod is released."""
     with_our_image(v2)
     v2.emulator.next_pod(cuda="12.8")
     began = v2.clock.time()
@@ -84,7 +84,7 @@ def test_when_no_machine_can_train_the_reason_is_told_and_nothing_bills(v2: Rig)
 
 
 def test_each_machine_of_a_cluster_is_asked_and_a_bad_one_gives_all_back(v2: Rig) -> None:
-    """A cluster cannot be asked for by its CUDA version: its machines tell."""
+    """A cluster cannot be requested by CUDA version, so each of its machines is checked."""
     provider = v2.provider()
     provider.check = check = FirstCannotTrain(1)
     machine = provider.acquire(v2.spec("r1", 0, 2))
@@ -104,7 +104,7 @@ def test_a_cluster_below_the_floor_is_given_back(v2: Rig) -> None:
 
 
 def test_the_catalogue_tells_the_memory_of_the_first_candidate(both: Rig) -> None:
-    """For the plan, before anything is asked for."""
+    """The plan needs the memory before anything is requested."""
     card = both.provider().card()
     assert card is not None
     assert (card.name, card.count, card.memory_bytes) == ("NVIDIA RTX A4500", 1, 20 << 30)

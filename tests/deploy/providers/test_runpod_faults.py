@@ -1,4 +1,4 @@
-"""The provider before the emulator, with each fault: of the line, of the API, of the machine, of the laptop."""
+"""The provider with the emulator and faults of the connection, the API, the machine and the laptop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def boot_s() -> float:
     return 30
 
 
-# A bad line
+# A bad connection
 
 
 def test_too_many_calls_wait_as_long_as_is_asked(v2: Rig) -> None:
@@ -27,7 +27,7 @@ def test_too_many_calls_wait_as_long_as_is_asked(v2: Rig) -> None:
     v2.acquire()
     first, second = (each.time for each in v2.emulator.exchanges if each.what == "POST /v2/pods")
     assert second - first == 17
-    assert v2.emulator.counts()["GET /v2/pods"] == 1  # nothing was done, so there is nothing to look for
+    assert v2.emulator.counts()["GET /v2/pods"] == 1  # nothing was created, so nothing is looked up
 
 
 @pytest.mark.parametrize("verb", ["create", "list", "get", "end"])
@@ -56,7 +56,7 @@ def test_a_creation_without_an_answer_is_looked_up_by_name(
 
 
 def cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package waits for 30 s; it has no setting for that."""
+    """Shorten the timeout of RunPod's package, which has no setting for its 30 s."""
     import requests
 
     post = requests.post
@@ -93,7 +93,7 @@ def test_a_creation_that_stays_unclear_is_named_and_found_later(both: Rig, fault
 
 
 def test_an_api_that_is_down_for_a_while_costs_no_pod(both: Rig, fault: Fault) -> None:
-    """While a pod starts, and the calls come back after four minutes."""
+    """The API is down for four minutes while a pod starts."""
     fault.strikes()
     sleep = both.clock.sleep
 
@@ -124,7 +124,7 @@ def test_what_cannot_be_given_back_is_named(both: Rig) -> None:
     assert both.intents() == [both.spec().name]
 
 
-# A machine that is not what was asked for
+# A machine that does not match the request
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_zero_gpus_are_seen_without_the_image_telling(v2: Rig) -> None:
 
 
 def test_running_is_not_ready(both: Rig) -> None:
-    """Runtime unknown for a minute, then an SSH server that comes half a minute later."""
+    """A RUNNING pod reports no runtime for a minute, and its SSH server answers half a minute later."""
     both.emulator.account.runtime_null_s = 60
     both.emulator.ssh_late_s = 90
     both.acquire()
@@ -179,7 +179,7 @@ def test_one_that_does_not_answer_in_time_goes_back_with_its_last_words(v2: Rig)
 
 
 def test_a_bad_start_is_not_waited_for(v2: Rig) -> None:
-    """It would be one on the next machine, too."""
+    """The start would fail on the next machine, too, so no other machine is tried."""
     v2.emulator.next_pod(bad_start="PUBLIC_KEY is not set")
     with pytest.raises(NoMachine, match="failed to start: PUBLIC_KEY is not set") as caught:
         v2.acquire()

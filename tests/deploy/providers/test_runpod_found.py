@@ -1,4 +1,4 @@
-"""Pods found, listed and released, and how often RunPod is asked for all that."""
+"""Pods are found, listed and released within the limit of calls to RunPod."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_locked_pod_is_named(v2: Rig) -> None:
 
 
 def test_release_does_not_wait_for_its_turn(both: Rig) -> None:
-    """The pace is ours, what bills is the user's."""
+    """A release ignores the limit of calls: the limit is our choice, but the user pays for the pod."""
     provider = both.provider()
     machine = provider.acquire(both.spec())
     provider.list()
@@ -120,11 +120,11 @@ def test_release_does_not_wait_for_its_turn(both: Rig) -> None:
     assert both.clock.now() == before
 
 
-# The pace
+# The limit of calls
 
 
 def test_asking_stays_within_fifteen_a_minute(both: Rig) -> None:
-    """Eight candidates refused, then a pod that starts for five minutes."""
+    """Several candidates are refused, then a pod takes five minutes to start."""
     both.emulator.no_room(7)
     both.emulator.account.boot_s = 300
     centers = ("EU-RO-1", "US-KS-2", "EU-SE-1", "US-TX-3")

@@ -1,4 +1,4 @@
-"""A host that cannot be used costs seconds, not twenty minutes: it is given back, and the next candidate is tried."""
+"""An unusable host costs seconds, not twenty minutes: it is released, and the next candidate is tried."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REFUSED_WITHIN_S = 30
 
 @pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
 def test_an_unfit_host_is_refused_in_seconds(v2: Rig, host: Host) -> None:
-    """The only candidate: the command ends with the reason, and nothing bills."""
+    """If the host is the only candidate, the command ends with the reason, and nothing bills."""
     v2.emulator.next_pod(**host.oddities)
     with pytest.raises(NoMachine) as caught:
         v2.acquire(**{**WANTED, "data_centers": ("EU-RO-1",), "gpus": ("NVIDIA RTX A4500",)})
@@ -50,11 +50,11 @@ def test_a_pod_without_an_address_costs_seconds_by_either_api(both: Rig, publish
     both.emulator.next_pod(publishes=publishes)
     machine = both.acquire()
     assert of(both, machine.name).gpu == "NVIDIA A40"
-    assert both.clock.now() <= 75  # of which the limit of calls a minute takes a part
+    assert both.clock.now() <= 75  # includes waits for the limit of calls per minute
 
 
 def test_a_slow_pull_is_waited_for_and_shown(v2: Rig) -> None:
-    """Its progress is a sign of life; the host's last line stands in what is said."""
+    """The progress of the pull is a sign of life. The messages contain the host's last line."""
     v2.emulator.next_pod(boot_s=500.0, system=PULLING)
     v2.acquire()
     assert v2.clock.now() >= 500
@@ -63,7 +63,7 @@ def test_a_slow_pull_is_waited_for_and_shown(v2: Rig) -> None:
 
 
 def test_a_running_pod_that_nothing_is_heard_of_is_given_back(v2: Rig) -> None:
-    """An image may be pulled while RunPod says RUNNING, so this takes three minutes."""
+    """The limit is three minutes, because RunPod may report RUNNING while a host pulls the image."""
     v2.emulator.next_pod(has_container=False)
     machine = v2.acquire()
     assert of(v2, machine.name).gpu == "NVIDIA A40"
@@ -71,7 +71,7 @@ def test_a_running_pod_that_nothing_is_heard_of_is_given_back(v2: Rig) -> None:
 
 
 def test_a_log_that_cannot_be_read_is_no_silence(v2: Rig) -> None:
-    """A key may lack the right to it, or the API be away: an image that takes five minutes is waited for."""
+    """The key may lack access to the log, or the API may fail. A start of five minutes is waited for."""
     v2.emulator.account.runtime_null_s = 300.0
     v2.emulator.fail("502", "/logs$", times=10**6)
     sleep = v2.clock.sleep
@@ -88,7 +88,7 @@ def test_a_log_that_cannot_be_read_is_no_silence(v2: Rig) -> None:
 
 
 def test_a_pod_in_use_is_not_given_back_for_its_gpu(v2: Rig) -> None:
-    """What a new pod must have is no reason to make a second one beside a warm one."""
+    """A warm pod is reused even if it lacks the GPU that a new pod must have."""
     first = v2.acquire(gpus=("NVIDIA RTX A4500",))
     assert v2.acquire("r2", gpus=("NVIDIA A40",)).name == first.name
 
@@ -123,7 +123,7 @@ def test_a_line_of_the_host_is_shown_and_not_obeyed() -> None:
 
 
 def test_a_data_centre_is_called_as_runpod_calls_it(v2: Rig) -> None:
-    """The API takes another spelling, and finds no machine."""
+    """Names in a target's file are converted: for another spelling the API finds no machine, without an error."""
     folder = v2.project / "conf" / "deploy"
     folder.mkdir(parents=True)
     (folder / "r.yaml").write_text(

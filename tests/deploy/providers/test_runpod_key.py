@@ -1,4 +1,4 @@
-"""The API key: found, refused in words, and never seen: not in an error, a log, a file, a process list."""
+"""The API key is found, or refused with a reason. It appears in no error, log, file or process list."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_it_comes_from_the_file_of_runpods_own_package(both: Rig, monkeypatch: p
 
 
 def test_the_file_is_the_one_that_the_package_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`runpod config` in a process of its own, whose home is elsewhere."""
+    """RunPod's package writes the file, in a separate process with another home folder."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     write = "from runpod import set_credentials; set_credentials('abc')"
@@ -108,7 +108,7 @@ def test_it_is_seen_nowhere(
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Whatever happens: in no words, no traceback with its causes, no log at any level, no repr, no file."""
+    """With any fault the key is in no message, no traceback or its causes, no log of any level, no repr and no file."""
     caplog.set_level(logging.DEBUG)
     seen: list[str] = []
     if "fail" in fault:
@@ -143,7 +143,7 @@ def causes(error: BaseException | None) -> Iterator[str]:
 
 
 def test_netrc_does_not_replace_it(v2: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it would a header of our own."""
+    """The library would replace an Authorization header with the login in .netrc."""
     netrc = tmp_path / ".netrc"
     netrc.write_text("default login other password wrong\n")
     netrc.chmod(0o600)
@@ -152,7 +152,6 @@ def test_netrc_does_not_replace_it(v2: Rig, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_no_process_gets_it_in_its_arguments(both: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The provider starts none."""
     started: list[object] = []
     popen = subprocess.Popen.__init__
 

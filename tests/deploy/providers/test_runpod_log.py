@@ -1,4 +1,4 @@
-"""A pod's log as a stream: cut anywhere, with two lines of one time stamp, nothing is lost and nothing comes twice."""
+"""No line of a pod's log is lost or doubled, wherever the stream is cut, even with equal time stamps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_log_is_followed_across_cuts(v2: Rig, numbered: bool) -> None:
     machine = v2.acquire()
     pod = v2.emulator.pod(machine.name)
     wanted = [f"line {number} \u00e4\u4e2d" for number in range(40)]
-    # Seven lines each second, all seven with one time stamp; two of them are the same line.
+    # Every seven lines share a time stamp. The last two lines also have the same text.
     pod.machine.printed = [  # type: ignore[union-attr]
         (stamp(pod.started + 1 + number // 7), text) for number, text in enumerate([*wanted, wanted[-1]])
     ]
@@ -35,7 +35,7 @@ def test_a_log_is_followed_across_cuts(v2: Rig, numbered: bool) -> None:
 
 
 def test_a_log_that_never_stops_is_left(v2: Rig) -> None:
-    """Reading host keys out of it must end."""
+    """The search for host keys in a log must end."""
     machine = v2.acquire()
     pod = v2.emulator.pod(machine.name)
     talking = Talking(pod.machine.log())  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""A network that leads nowhere: a few words instead of the library's, and no patience where nothing was made."""
+"""Without a network, short messages replace the library's text. A command waits only if something was created."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ TARGET = "provider: runpod\nimage: me/sniperface:1\ngpus: [NVIDIA A40]\nroot: /w
 
 @pytest.fixture
 def nobody() -> str:
-    """A port of this computer where nobody listens."""
+    """The URL of a port of this computer on which no process listens."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 @pytest.fixture
 def mute() -> Iterator[str]:
-    """A server that takes a connection and says nothing."""
+    """The URL of a server that accepts a connection and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture
 def cutting() -> Iterator[str]:
-    """A server that hangs up."""
+    """The URL of a server that closes each connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def hang_up() -> None:
@@ -58,7 +58,7 @@ def error_of(url: str, **about: float) -> BaseException:
 
 
 def test_words_for_what_a_network_does(nobody: str, mute: str, cutting: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each error is a real one, raised by the library."""
+    """The library raises all these errors itself."""
     for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("no_proxy", "*")
@@ -85,7 +85,7 @@ def test_words_for_what_a_network_does(nobody: str, mute: str, cutting: str, mon
 def test_an_api_that_cannot_be_reached_is_told_in_seconds(
     both: Rig, nobody: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing was made, so there is nothing to be patient for."""
+    """Nothing was created, so there is nothing to wait for."""
     monkeypatch.setenv("RUNPOD_API_BASE_URL", nobody)
     for ask in (both.acquire, both.provider().list, lambda: both.provider().find("x"), both.provider().volumes):
         before = both.clock.now()
@@ -98,7 +98,7 @@ def test_an_api_that_cannot_be_reached_is_told_in_seconds(
 
 
 def test_a_network_that_is_lost_while_a_pod_starts_is_waited_for(v2: Rig, nobody: str) -> None:
-    """Something bills: it is asked about until the network is back."""
+    """The pod bills, so the provider asks about it until the network is back."""
     provider = v2.provider()
     rest = provider._rest
     there = rest.base
@@ -116,7 +116,7 @@ def test_a_network_that_is_lost_while_a_pod_starts_is_waited_for(v2: Rig, nobody
 
 
 def test_a_dry_run_without_a_network_answers_in_seconds(project: Project, nobody: str) -> None:
-    """It plans without a price; the time is compared with the same command on this computer."""
+    """The plan is printed without a price. The time limit comes from the same command for the local target."""
     (project.path / "conf" / "deploy" / "far.yaml").write_text(TARGET, encoding="utf-8")
     project.env = {"RUNPOD_API_BASE_URL": nobody, "RUNPOD_API_KEY": "rpa_none", "no_proxy": "*"}
     began = time.monotonic()

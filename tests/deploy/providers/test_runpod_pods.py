@@ -1,4 +1,4 @@
-"""The provider before pods that are real containers of our image: its SSH server, its log, its ports, its network."""
+"""The provider with pods that are real containers of our image: its SSH server, log, ports and network."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def emulator(our_image: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulat
 
 
 def containers(emulator: Emulator) -> list[str]:
-    """Those of this emulator that the engine still has."""
+    """The ids of this emulator's containers that still exist."""
     listed = docker("ps", "--all", "--quiet", "--no-trunc", "--filter", f"label={LABEL}").split()
     mine = {getattr(pod.machine, "id", "") for pod in [*emulator.account.pods.values(), *emulator.account.ended]}
     return [each for each in listed if each in mine]
 
 
 def scanned(machine: Machine) -> set[str]:
-    """What the machine's SSH server itself shows, over the network."""
+    """The host keys that the machine's SSH server sends over the network."""
     assert machine.address
     argv = ["ssh-keyscan", "-T", "10", "-p", str(machine.address.port), machine.address.host]
     shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
@@ -70,7 +70,7 @@ def test_a_pod_from_its_creation_to_its_end(emulator: Emulator, api: str, tmp_pa
     assert machine.address
     assert provider.acquire(spec) == machine
     assert set(machine.address.host_keys) == (scanned(machine) if api == "v2" else set())
-    if api == "v2":  # with nothing known of it beforehand, a machine is asked about
+    if api == "v2":  # without a host key, the shell would ask the user
         assert says(settings, machine) == f"{machine.id}\nroot\n"
 
     emulator.restart(spec.name)
@@ -91,7 +91,7 @@ def test_a_pod_from_its_creation_to_its_end(emulator: Emulator, api: str, tmp_pa
 
 
 def test_a_cluster_from_its_creation_to_its_end(emulator: Emulator, tmp_path: Path) -> None:
-    """Two machines, one asked for after the other, that reach each other in a network of their own."""
+    """Two machines, requested one after the other, reach each other in a separate network."""
     options = RunPod(gpus=("NVIDIA RTX A4500",), image="me/sniperface:1", min_memory_gib=0.5, wait_min=2)
     settings = Settings(tmp_path, Target("runpod", "runpod", "/workspace/sniperface", options=options))
     provider = RunPodProvider(settings)
@@ -117,7 +117,7 @@ def test_a_cluster_from_its_creation_to_its_end(emulator: Emulator, tmp_path: Pa
                 ["sh", "-c", "echo $NODE_RANK $NUM_NODES $MASTER_ADDR $RUNPOD_POD_ID; cat /proc/self/mounts"]
             )
             assert told.text.splitlines()[0] == f"{rank} 2 {addresses[0]} {machines[rank].id}"
-            assert re.search(r" /dev/shm tmpfs \S*size=65536k", told.text)  # as the documents of RunPod have it
+            assert re.search(r" /dev/shm tmpfs \S*size=65536k", told.text)  # as RunPod documents it
             assert shell.run(["python3", "-c", GREETING, other]).text.startswith("SSH-2.0-")
     finally:
         for shell in shells:

@@ -1,4 +1,4 @@
-"""A command that is told to end while a pod starts gives the pod back: by SIGTERM, a closed terminal, Ctrl-C."""
+"""A command that is ended by SIGTERM, a closed terminal or Ctrl-C while a pod starts releases the pod."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX sig
 
 @pytest.fixture(autouse=True)
 def as_in_a_terminal() -> Iterator[None]:
-    """Whatever started these tests, such as nohup, may have ignored signals; children inherit that."""
+    """Restore the default handlers: a parent such as nohup may ignore signals, and its children inherit that."""
     before = {name: signal.signal(name, signal.SIG_DFL) for name in (signal.SIGTERM, signal.SIGHUP)}
     yield
     for name, handler in before.items():
@@ -28,7 +28,7 @@ def as_in_a_terminal() -> Iterator[None]:
 
 @pytest.fixture
 def starting(project: Project) -> Iterator[Emulator]:
-    """An account whose pods start for an hour."""
+    """An account whose pods take an hour to start."""
     emulator = Emulator(boot_s=3600)
     (project.path / "conf" / "deploy" / "far.yaml").write_text(TARGET, encoding="utf-8")
     project.env = {"RUNPOD_API_BASE_URL": emulator.url, "RUNPOD_API_KEY": KEY, "no_proxy": "*"}
@@ -38,7 +38,7 @@ def starting(project: Project) -> Iterator[Emulator]:
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
 def test_a_pod_that_starts_is_given_back(project: Project, starting: Emulator, name: str, code: int) -> None:
-    """The command itself does it, before it ends; a second signal does not keep it from that."""
+    """The command releases the pod before it ends. A second signal does not prevent that."""
     process = project.start("deploy", "--on", "far")
     wait_until(lambda: starting.names)
     process.send_signal(getattr(signal, name))

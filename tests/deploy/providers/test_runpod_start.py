@@ -1,4 +1,4 @@
-"""Which image a pod gets, with which start command, and what the request holds, against RunPod's specification."""
+"""The image and the start command of a pod, and the request for it as RunPod's specification requires it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tests.deploy.conftest import SOURCE
 from tests.support.emulators import contract
 from tests.support.emulators.rig import Rig, of
 
-BODY_BYTES = 102_400  # of a request, by the specification of API v2
+BODY_BYTES = 102_400  # limit of a request in the specification of API v2
 
 
 def parts() -> dict[str, bytes]:
-    """Name -> content of the files that the start command writes, as a shell reads it."""
+    """Parse the start command as a shell does. Returns name -> content of the files that it writes."""
     bash, c, script = shlex.split(start.command())
     assert (bash, c) == ("bash", "-c")
     found = re.findall(r"echo ([A-Za-z0-9+/=]+) \| base64 -d >([^\s;]+)", script)
@@ -39,7 +39,7 @@ def parts() -> dict[str, bytes]:
         (None, False),
         (STOCK, False),
         ("nvidia/cuda:13.0.2-base-ubuntu24.04", False),
-        ("me/sniperface:1", False),  # may be ours; its start command finds out there
+        ("me/sniperface:1", False),  # may be ours; the start command detects that on the pod
         ("me/image@sha256:" + "0" * 64, False),
         ("me/sniperface", True),
         ("registry.example:5000/me/sniperface", True),
@@ -52,7 +52,7 @@ def test_every_image_but_ours_gets_a_start_command(image: str | None, ours: bool
     made = start_of(options, SOURCE)
     assert made.args == ("" if ours else start.command())
     assert made.image.startswith(image or STOCK)
-    assert is_ours(made.image) is ours  # also with the tag that it got
+    assert is_ours(made.image) is ours  # also after the tag is added
     assert image_of(options, "/workspace/sniperface").has_environment is ours
 
 
@@ -69,7 +69,7 @@ def test_the_request_for_the_stock_image_is_in_the_contract(v2: Rig) -> None:
 
 
 def test_runpods_own_package_sends_the_same_command(sdk: Rig) -> None:
-    """It pastes it into a query as it is, so a quote or a backslash would break that."""
+    """The package pastes the command into a query without escaping, so quotes and backslashes would break it."""
     machine = sdk.acquire(image=None)
     pod = of(sdk, machine.name)
     assert (pod.image, pod.args) == (STOCK, start.command())
@@ -89,7 +89,7 @@ def test_a_pod_of_a_cluster_has_no_switch_as_it_cannot_end_alone(v2: Rig) -> Non
 
 
 def test_the_archive_is_what_our_image_has(tmp_path: Path) -> None:
-    """The same tree, and complete: its programs import nothing that is not in it."""
+    """The archive has the same files as our image. Its programs need no other file of this project."""
     with zipfile.ZipFile(io.BytesIO(parts()["start.zip"])) as archive:
         archive.extractall(tmp_path)
     dockerfile = (SOURCE / "Dockerfile").read_text(encoding="utf-8")

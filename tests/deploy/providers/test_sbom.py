@@ -72,7 +72,7 @@ def test_it_has_what_the_format_requires() -> None:
     references = [each["bom-ref"] for each in document["components"]]  # type: ignore[attr-defined]
     assert len(set(references)) == len(references) == 4
     assert document["dependencies"] == [{"ref": "image", "dependsOn": references}]
-    assert made() == document  # the same image, the same document
+    assert made() == document  # the same image gives the same document
 
 
 def test_each_package_has_its_purl() -> None:

@@ -1,4 +1,4 @@
-"""The project's SSH key: made once, private, and good for OpenSSH."""
+"""The project's SSH key is created once, is private, and works with OpenSSH."""
 
 from __future__ import annotations
 
@@ -69,5 +69,5 @@ def test_a_key_that_is_not_there_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_windows_tells_who_a_user_is(told: str, sid: str | None) -> None:
-    """A key is granted to this identifier; the name of an account need not resolve."""
+    """Access to the key is granted to this identifier, because the name of an account may not resolve."""
     assert sid_of(told) == sid

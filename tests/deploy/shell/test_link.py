@@ -1,4 +1,4 @@
-"""Messages between laptop and machine, and the agent behind a pair of pipes, without a network."""
+"""Messages between laptop and machine, and the agent over a pair of pipes, without a network."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def in_pieces(data: bytes, sizes: int) -> Callable[[memoryview], int]:
 
 @pytest.mark.parametrize("sizes", [1, 3, 1 << 20])
 def test_a_message_survives_any_cutting(sizes: int) -> None:
-    """And the end of the stream inside one is told apart."""
+    """A message arrives whole. A stream that ends inside a message raises Ended."""
     head, body = {"id": 1, "args": {"path": "ü€\0\n"}}, bytes(range(256)) * 9
     stream = in_pieces((pack(head, body) + body) * 2 + b"\0\0", sizes)
     assert unpack(stream) == (head, body)
@@ -57,7 +57,7 @@ def test_a_message_survives_any_cutting(sizes: int) -> None:
 
 
 def test_verbs_answer_in_order_from_any_thread(link: Link, tmp_path: Path) -> None:
-    """Several on their way at once; bytes of any kind and size."""
+    """Several requests may be under way at once, with any bytes of any size."""
     data = os.urandom(3 << 20)
     place = str(tmp_path / "ü 'x'\n")
     first = [link.submit("write_at", path=place, offset=at, data=data[at : at + 1000]) for at in (0, 1000, 2000)]
@@ -76,7 +76,7 @@ def test_verbs_answer_in_order_from_any_thread(link: Link, tmp_path: Path) -> No
 
 
 def test_errors_come_back_as_they_are(link: Link, tmp_path: Path) -> None:
-    """With number, words and path."""
+    """An OSError arrives with its type and path. A command's exit code, stdout and stderr arrive unchanged."""
     with pytest.raises(FileNotFoundError) as caught:
         link.submit("read", path=str(tmp_path / "no")).result()
     assert caught.value.filename == str(tmp_path / "no")
@@ -85,7 +85,7 @@ def test_errors_come_back_as_they_are(link: Link, tmp_path: Path) -> None:
 
 
 def test_login_scripts_may_print() -> None:
-    """Whatever stands before the greeting is skipped, bytes that are no text too; without end it is not."""
+    """Output before the agent's greeting is skipped, even invalid UTF-8. Endless output is an error."""
     made = agent(f"printf 'Willkommen \\377\\n%050000d' 1; {BOOTSTRAP}")
     assert made.submit("clock").result() > 0
     made.close()
@@ -103,7 +103,7 @@ def test_login_scripts_may_print() -> None:
     ],
 )
 def test_a_machine_that_cannot_run_it_is_told_in_a_sentence(command: str, words: str) -> None:
-    """With what it said; it is no broken connection, which would be tried again."""
+    """The error contains the machine's output. It is not LinkLost, which would be retried."""
     with pytest.raises(NoAgent) as caught:
         agent(command)
     assert words in caught.value.message
@@ -114,17 +114,17 @@ def test_a_machine_that_cannot_run_it_is_told_in_a_sentence(command: str, words:
 
 @pytest.mark.parametrize("python", EVERY_PYTHON, ids=[Path(each).name for each in EVERY_PYTHON])
 def test_every_python_from_3_9_runs_it(python: str) -> None:
-    """As far as it is installed here."""
+    """The test uses the versions that are installed."""
     probe = subprocess.run([python, "-c", "import hashlib"], capture_output=True, check=False)
     if probe.returncode:
-        return  # a name without a Python behind it
+        return  # a command without a working Python
     made = agent(BOOTSTRAP.replace("python3", python))
     assert made.submit("hashes", path=str(Path(__file__)), ranges=[[0, 10], [5, 10]]).result()
     made.close()
 
 
 def test_silence_is_noticed_while_an_answer_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stopped agent neither answers nor beats."""
+    """A stopped agent sends neither answers nor heartbeats."""
     made = agent()
     monkeypatch.setattr(links, "SILENCE_S", 1.0)
     os.kill(made.stream.process.pid, 19)  # type: ignore[attr-defined]  # SIGSTOP
@@ -133,7 +133,7 @@ def test_silence_is_noticed_while_an_answer_is_awaited(monkeypatch: pytest.Monke
 
 
 def test_silence_is_noticed_while_a_pipe_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever writes into it is woken."""
+    """A thread that is blocked in a write is woken."""
     made = agent()
     monkeypatch.setattr(links, "SILENCE_S", 1.0)
     os.kill(made.stream.process.pid, 19)  # type: ignore[attr-defined]
@@ -142,7 +142,7 @@ def test_silence_is_noticed_while_a_pipe_is_full(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_long_answer_is_no_silence(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The agent beats while it works."""
+    """The agent sends heartbeats while it works."""
     monkeypatch.setattr(links, "SILENCE_S", 3.0)
     assert link.submit("run", argv=["sleep", "4"]).result()[0] == 0
 
@@ -150,7 +150,7 @@ def test_a_long_answer_is_no_silence(link: Link, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: processes are looked up in /proc")
 @pytest.mark.parametrize("verb", ["run", "lines"])
 def test_the_agent_and_its_command_end_with_the_laptop(verb: str, tmp_path: Path) -> None:
-    """A command of the laptop's is nothing without it; what was spawned stays."""
+    """The agent and its command end when the laptop's process dies. A spawned process continues."""
     note = tmp_path / "pid"
     script = (
         "import sys\nfrom tests.deploy.shell.test_link import agent\nlink = agent()\n"

@@ -1,4 +1,4 @@
-"""A machine by SSH: the same verbs behind OpenSSH's server and behind asyncssh's, cuts, and all that can be wrong."""
+"""The shell of a machine by SSH, with OpenSSH's and asyncssh's servers: its verbs, cut connections, and errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MAKERS: dict[str, Callable[..., Any]] = {"openssh": openssh, "asyncssh": asyncss
 
 @pytest.fixture(scope="module", params=list(MAKERS))
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Each of the two, once for all tests of this file."""
+    """Each of the two servers, started once for all tests of this file."""
     if request.param == "openssh" and SSHD is None:
         pytest.skip("needs an SSH server: apt-get install openssh-server")
     with MAKERS[request.param](tmp_path_factory.mktemp(request.param)) as made:
@@ -58,7 +58,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def open_shell(tmp_path: Path) -> Iterator[Callable[..., SshShell]]:
-    """Makes shells that are closed in the end."""
+    """A function that makes shells. They are closed at the end of the test."""
     with ExitStack() as stack:
 
         def make(machine: Machine, **options: Any) -> SshShell:
@@ -71,7 +71,7 @@ def open_shell(tmp_path: Path) -> Iterator[Callable[..., SshShell]]:
 
 @pytest.fixture(scope="module")
 def shell(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshShell]:
-    """One connection for all tests that do nothing to it."""
+    """One connection for all tests that do not disturb it."""
     made = SshShell(server.machine(), tmp_path_factory.mktemp("notes"))
     yield made
     made.close()
@@ -79,13 +79,13 @@ def shell(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def line(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A line that can be cut, with a shell that takes notice soon."""
+    """A proxy that can cut the connection. A shell notices silence after three seconds."""
     monkeypatch.setattr(links, "SILENCE_S", 3.0)
     with proxy(server.port) as made:
         yield made
 
 
-# What a shell does.
+# Verbs.
 
 
 @pytest.mark.parametrize("name", [*HOSTILE_NAMES, "-rf", "a\nb", "$(touch x)", "~"])
@@ -98,7 +98,7 @@ def test_files_of_any_name(shell: SshShell, tmp_path: Path, name: str) -> None:
     assert (shell.size(place), shell.size(place.with_name("none"))) == (8, None)
     assert shell.listdir(place.parent) == [name]
     shell.replace(place, place.with_name("other"))
-    shell.replace(place, place.with_name("other"))  # asked for once more: it is done already
+    shell.replace(place, place.with_name("other"))  # a repeated request: the file is already renamed
     with pytest.raises(FileNotFoundError):
         shell.read(place)
     shell.remove(place.parent)
@@ -107,7 +107,7 @@ def test_files_of_any_name(shell: SshShell, tmp_path: Path, name: str) -> None:
 
 
 def test_commands_get_their_words_as_they_are(shell: SshShell, tmp_path: Path) -> None:
-    """No command interpreter looks at them; output need not be text; a failure has its last lines."""
+    """No shell interprets the words. Output need not be text. The error of a failed command has its last lines."""
     words = ["a b", "$HOME", "`x`", "'\"", "ü", "", "*", "a\nb"]
     show = "import sys; sys.stdout.write(repr(sys.argv[1:]))"
     assert shell.run([sys.executable, "-c", show, *words]).text == repr(words)
@@ -124,7 +124,7 @@ def test_commands_get_their_words_as_they_are(shell: SshShell, tmp_path: Path) -
 
 
 def test_a_secret_is_on_no_command_line(shell: SshShell) -> None:
-    """Neither on the machine nor on this computer, while the command runs that gets it."""
+    """While a command with a secret runs, no command line on the machine or on this computer contains the secret."""
     looked = shell.run(
         ["sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '; test -n \"$TOKEN\""], env={"TOKEN": "s3cr3t-value"}
     )
@@ -133,7 +133,7 @@ def test_a_secret_is_on_no_command_line(shell: SshShell) -> None:
 
 
 def test_output_streams(shell: SshShell) -> None:
-    """Line by line while the command runs; a command that is not waited for any more is ended."""
+    """Lines arrive while the command runs. Closing the stream ends the command."""
     assert list(shell.stream(["sh", "-c", "echo one; printf 'tw\\303\\266'"])) == ["one", "twö"]
     with pytest.raises(StepFailed, match="exit code 5") as caught:
         list(shell.stream(["sh", "-c", "echo why; exit 5"]))
@@ -146,7 +146,7 @@ def test_output_streams(shell: SshShell) -> None:
 
 
 def test_many_threads_share_a_shell(shell: SshShell, tmp_path: Path) -> None:
-    """One connection, one agent."""
+    """All threads use one connection and one agent."""
     (tmp_path / "file").write_bytes(bytes(range(200)))
     found: list[bytes] = []
     threads = [
@@ -161,7 +161,7 @@ def test_many_threads_share_a_shell(shell: SshShell, tmp_path: Path) -> None:
 
 @needs_ssh
 def test_the_systems_ssh_goes_the_same_way(shell: SshShell) -> None:
-    """For terminals, by words that the login shell leaves alone; for large files, with the key that was checked."""
+    """Terminals and large files use the system's ssh. It gets quoted words, and the host key that was checked."""
     words = ["printf", "%s|", "a b", "$HOME", "'", '"', "ü"]
     done = subprocess.run([*shell.terminal(words)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
     assert done.stdout.decode().replace("\r", "") == "a b|$HOME|'|\"|ü|"
@@ -170,13 +170,13 @@ def test_the_systems_ssh_goes_the_same_way(shell: SshShell) -> None:
     link.close()
 
 
-# Cuts.
+# Cut connections.
 
 
 def test_a_dropped_connection_is_made_anew(
     server: Server, line: Proxy, open_shell: Callable[..., SshShell], tmp_path: Path
 ) -> None:
-    """What may be asked for twice is; what may not is not, and the sentence says so."""
+    """A request that may run twice is retried. Another one fails, and the error says that its result is unknown."""
     shell = open_shell(server.machine(port=line.port))
     said: list[str] = []
     shell.on_loss = said.append
@@ -196,7 +196,7 @@ def test_a_dropped_connection_is_made_anew(
 def test_a_stream_ends_or_begins_anew_where_it_is_cut(
     server: Server, line: Proxy, open_shell: Callable[..., SshShell]
 ) -> None:
-    """As the caller says: a command that goes on where it was is started once more."""
+    """With `again` the command is started once more. Otherwise the stream ends with an error."""
     shell = open_shell(server.machine(port=line.port))
     words = ["sh", "-c", "for n in 1 2 3; do echo $n; sleep 0.3; done"]
     for again in (False, True):
@@ -214,7 +214,7 @@ def test_a_stream_ends_or_begins_anew_where_it_is_cut(
 def test_a_log_goes_on_over_a_cut(
     server: Server, line: Proxy, open_shell: Callable[..., SshShell], tmp_path: Path, fault: Fault
 ) -> None:
-    """No byte lost or doubled, and a few seconds after the network is back the reading is, too."""
+    """No byte is lost or doubled. Reading resumes within three seconds after the network is back."""
     shell = open_shell(server.machine(port=line.port))
     log = tmp_path / "train.log"
     written = [f"step {number} größe\n".encode() for number in range(3000)]
@@ -259,7 +259,7 @@ def test_a_log_goes_on_over_a_cut(
 
 @pytest.mark.parametrize("way", [pytest.param("cut", marks=pytest.mark.slow), "refuse"])
 def test_patience_ends(server: Server, line: Proxy, open_shell: Callable[..., SshShell], way: str) -> None:
-    """A line that is cut for ever, or a machine that refuses: one sentence, after as long as the shell is told."""
+    """A line that stays cut, or a machine that refuses, gives an error of one sentence after `patience_s`."""
     shell = open_shell(server.machine(port=line.port))
     shell.patience_s = 2
     shell.clock()
@@ -278,8 +278,10 @@ def test_patience_ends(server: Server, line: Proxy, open_shell: Callable[..., Ss
 
 @pytest.mark.slow
 def test_a_machine_that_moved_is_found(server: Server, open_shell: Callable[..., SshShell]) -> None:
-    """Ports change when a machine starts again, and its provider may not answer at first; one that is gone is said to
-    be."""
+    """A restarted machine is found at its new port, even if the provider does not answer at first.
+
+    A machine that the provider no longer knows is reported as gone.
+    """
     there: list[Machine | None] = []
     away = ["the provider does not answer"]
 
@@ -307,7 +309,7 @@ def test_a_machine_that_moved_is_found(server: Server, open_shell: Callable[...,
 def test_closing_never_waits_for_a_dead_line(
     server: Server, line: Proxy, open_shell: Callable[..., SshShell], tmp_path: Path
 ) -> None:
-    """Full buffers and all."""
+    """`close` returns soon, even with full buffers. Pending requests and blocked writers end."""
     shell = open_shell(server.machine(port=line.port))
     shell.clock()
     line.cut()
@@ -327,7 +329,7 @@ def test_closing_never_waits_for_a_dead_line(
 
 
 def test_nothing_is_left_behind(server: Server, open_shell: Callable[..., SshShell]) -> None:
-    """Neither threads here nor agents there."""
+    """No threads remain on this computer, and no agents on the machine."""
     before = set(threading.enumerate())
     shell = open_shell(server.machine())
     agents = [shell.run(["sh", "-c", "echo $PPID"]).text.strip()]
@@ -339,11 +341,11 @@ def test_nothing_is_left_behind(server: Server, open_shell: Callable[..., SshShe
     wait_until(lambda: not [each for each in threading.enumerate() if each not in before])
 
 
-# What can be wrong.
+# Errors.
 
 
 def sentence(shell: SshShell, kind: type[DeployError] = DeployError) -> str:
-    """What the first use says."""
+    """Use the shell for the first time, which must fail with `kind`. Returns the message, of one line."""
     shell.patience_s = 0.5
     with pytest.raises(kind) as caught:
         shell.clock()
@@ -353,7 +355,7 @@ def sentence(shell: SshShell, kind: type[DeployError] = DeployError) -> str:
 
 
 def test_what_keeps_a_key_out(server: Server, open_shell: Callable[..., SshShell], tmp_path: Path) -> None:
-    """Each with a sentence of its own, at once."""
+    """Each wrong key gives its own message at once."""
     make_key(tmp_path / "wrong")
     assert "rejects the key" in sentence(open_shell(server.machine(key=str(tmp_path / "wrong"))), WrongUse)
     assert "cannot be read" in sentence(open_shell(server.machine(key=str(tmp_path / "none"))), WrongUse)
@@ -378,7 +380,7 @@ def test_what_keeps_from_getting_there(server: Server, open_shell: Callable[...,
     )
     import socket
 
-    with socket.create_server(("127.0.0.1", 0)) as mute:  # a port that is open, and says nothing that SSH knows
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # an open port that does not speak SSH
 
         def answer() -> None:
             client, _ = mute.accept()
@@ -391,7 +393,7 @@ def test_what_keeps_from_getting_there(server: Server, open_shell: Callable[...,
 
 @needs_sshd
 def test_a_machine_without_a_good_python(tmp_path: Path, open_shell: Callable[..., SshShell]) -> None:
-    """None, or none that runs: told at once, and not for a minute. A login script that prints does no harm."""
+    """A missing or too old Python is an error at once, without retries. A login script that prints does no harm."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in ("sh", "echo"):
@@ -406,7 +408,7 @@ def test_a_machine_without_a_good_python(tmp_path: Path, open_shell: Callable[..
         assert open_shell(server.machine()).clock() > 0
 
 
-# Whose machine it is.
+# The identity of the machine.
 
 
 def known_hosts(home: Path, server: Server, key: str, port: int | None = None) -> None:
@@ -416,7 +418,7 @@ def known_hosts(home: Path, server: Server, key: str, port: int | None = None) -
 
 
 def test_known_hosts_decides(server: Server, home: Path, tmp_path: Path, open_shell: Callable[..., SshShell]) -> None:
-    """A key that is known is taken without a question; another one stops everything."""
+    """A known host key is accepted without a question. With a different key nothing is sent."""
     known_hosts(home, server, server.host_key)
     assert open_shell(server.machine(host_keys=())).clock() > 0
     known_hosts(home, server, " ".join(make_key(tmp_path / "other").split()[:2]))
@@ -434,7 +436,7 @@ def test_a_hashed_known_hosts_is_read(server: Server, home: Path, open_shell: Ca
 
 
 def test_an_unknown_key_is_asked_about_once(server: Server, open_shell: Callable[..., SshShell]) -> None:
-    """No is no; yes is remembered; afterwards another key is refused without a question."""
+    """The answer no refuses the key. The answer yes is stored, so the next shell does not ask."""
     asked: list[str] = []
 
     def answer(value: bool) -> Callable[[str], bool]:
@@ -454,7 +456,7 @@ def test_an_unknown_key_is_asked_about_once(server: Server, open_shell: Callable
 def test_a_pinned_key_is_the_only_right_one(
     server: Server, home: Path, tmp_path: Path, open_shell: Callable[..., SshShell], pin: str
 ) -> None:
-    """By the provider or in the target's file; known_hosts has no say then, and nobody is asked."""
+    """The provider or the target's file pins a key. Then known_hosts has no effect, and the user is not asked."""
     import base64
 
     from deploy.shell.host_keys import fingerprint
@@ -480,7 +482,7 @@ def test_host_keys_that_cannot_be_checked(server: Server, open_shell: Callable[.
 
 
 def test_an_alias_brings_everything(server: Server, home: Path, open_shell: Callable[..., SshShell]) -> None:
-    """Host, port, user and key."""
+    """An alias provides host, port, user and key."""
     machine = server.machine()
     assert machine.address is not None
     (home / ".ssh" / "config").write_text(
@@ -499,7 +501,7 @@ def test_an_alias_brings_everything(server: Server, home: Path, open_shell: Call
 
 @needs_sshd
 def test_a_gateway_is_gone_through(tmp_path: Path, home: Path, open_shell: Callable[..., SshShell]) -> None:
-    """ProxyJump, with a host key that is checked too: unknown is asked about, changed stops everything."""
+    """ProxyJump works. The user must confirm an unknown host key of the gateway; a changed key is refused."""
     with openssh(tmp_path / "inner") as inner, openssh(tmp_path / "outer") as outer:
         config = home / ".ssh" / "config"
         config.write_text(
@@ -526,7 +528,7 @@ def test_a_gateway_is_gone_through(tmp_path: Path, home: Path, open_shell: Calla
 
 @needs_sshd
 def test_gateways_behind_gateways(tmp_path: Path, home: Path, open_shell: Callable[..., SshShell]) -> None:
-    """A first gateway with a gateway of its own, and the host key of each is asked about."""
+    """The first gateway may have its own gateway. The user confirms the host key of each. A cycle is refused."""
     with openssh(tmp_path / "a") as far, openssh(tmp_path / "b") as near, openssh(tmp_path / "c") as inner:
         (home / ".ssh" / "config").write_text(
             f"Host far\n  HostName 127.0.0.1\n  Port {far.port}\n  IdentityFile {far.key}\n"
@@ -546,7 +548,7 @@ def test_gateways_behind_gateways(tmp_path: Path, home: Path, open_shell: Callab
 def test_an_alias_of_an_included_file_brings_everything(
     server: Server, home: Path, open_shell: Callable[..., SshShell], criterion: str
 ) -> None:
-    """Where Paramiko's own parser finds nothing, or stops at a criterion that it does not know."""
+    """Paramiko's own parser finds nothing in such a file, or stops at a criterion that it does not know."""
     machine = server.machine()
     assert machine.address is not None
     (home / ".ssh" / "config").write_text(f"Include {home}/.ssh/more.conf\n")
@@ -572,7 +574,7 @@ def test_a_configuration_that_ssh_refuses_is_named(
 def test_an_agent_that_the_configuration_names_lets_in(
     server: Server, home: Path, open_shell: Callable[..., SshShell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As 1Password, Secretive and gpg-agent are set up: by IdentityAgent, with no SSH_AUTH_SOCK."""
+    """IdentityAgent works without SSH_AUTH_SOCK. 1Password, Secretive and gpg-agent are set up in this way."""
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     socket = home / "a.sock"
     agent = subprocess.Popen(["ssh-agent", "-D", "-a", str(socket)], stdout=subprocess.DEVNULL)
@@ -605,7 +607,7 @@ def test_what_a_proxy_command_said_is_told(server: Server, home: Path, open_shel
 def test_the_advice_about_a_changed_host_key_works(
     server: Server, home: Path, tmp_path: Path, open_shell: Callable[..., SshShell]
 ) -> None:
-    """It is typed as it is printed, and then the machine is asked about like a new one."""
+    """The printed command works unchanged. Afterwards the user is asked about the machine as about a new one."""
     other = " ".join(make_key(tmp_path / "other").split()[:2])
     (home / ".ssh" / "known_hosts").write_text(f"[127.0.0.1]:{server.port} {other}\n")
     shell = open_shell(server.machine(host_keys=()))
@@ -638,11 +640,11 @@ def test_a_host_that_is_none_is_refused(entry: str) -> None:
         parts(entry)
 
 
-# What Windows needs.
+# Windows.
 
 
 def words_of(line: str) -> list[str]:
-    """As Windows' programs take their command line apart: parse_cmdline of the C runtime."""
+    """Split a command line as programs on Windows do: parse_cmdline of the C runtime."""
     words, word, quoted, at, begun = [], "", False, 0, False
     while at < len(line):
         slashes = 0
@@ -671,7 +673,7 @@ def words_of(line: str) -> list[str]:
 
 @pytest.mark.parametrize("word", [*HOSTILE_NAMES, "", 'a"b', "c:\\x\\", '\\\\"', "%PATH%", "^&|<>", "a\tb"])
 def test_a_windows_command_line_reaches_the_machine(word: str, tmp_path: Path) -> None:
-    """ssh.exe gets its arguments as one line, joins what is the command, and the machine's shell splits it again."""
+    """ssh.exe gets its arguments as one line and joins the command's words. The machine's shell splits them again."""
     import shlex
 
     machine = Machine("box", "ssh", tmp_path, "python", address=None)
@@ -684,7 +686,7 @@ def test_a_windows_command_line_reaches_the_machine(word: str, tmp_path: Path) -
 
 
 def test_windows_paths_in_ssh_config(tmp_path: Path) -> None:
-    """Slashes, quotes for spaces, no token: as its ssh reads them."""
+    """Paths have slashes, quotes around spaces, and no tokens, as ssh on Windows reads them."""
     home = PureWindowsPath(r"C:\Users\Jo Müller")
     machine = Server(22, Path("k"), "", tmp_path).machine(key=r"~\.ssh\100% mine")
     keys = HostKeys(machine, tmp_path)
@@ -699,7 +701,7 @@ def test_windows_paths_in_ssh_config(tmp_path: Path) -> None:
 
 @needs_ssh
 def test_our_ssh_config_is_one(tmp_path: Path) -> None:
-    """The system's ssh reads every line of it."""
+    """The system's ssh accepts every line of our configuration."""
     machine = Server(2222, tmp_path / "a % b", "", tmp_path).machine()
     path = native.write_config(machine, HostKeys(machine, tmp_path / "no tes"), "root")
     done = subprocess.run(["ssh", "-G", "-F", str(path), "127.0.0.1"], capture_output=True, text=True, check=True)
@@ -710,7 +712,7 @@ def test_our_ssh_config_is_one(tmp_path: Path) -> None:
 
 
 def test_output_of_another_code_page(shell: SshShell, monkeypatch: pytest.MonkeyPatch) -> None:
-    """UTF-8, whatever this computer's own encoding is; what is none is shown as such and stops nothing."""
+    """Output is read as UTF-8, whatever this computer's encoding is. An invalid byte is shown as a replacement."""
     monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
     assert shell.run(["printf", "größe \\200"]).text == "größe �"
     assert list(shell.stream(["printf", "größe \\200\\n"])) == ["größe �"]
@@ -719,7 +721,7 @@ def test_output_of_another_code_page(shell: SshShell, monkeypatch: pytest.Monkey
 @needs_sshd
 @pytest.mark.slow
 def test_a_real_network_loses_one_packet_in_a_hundred(tmp_path: Path, open_shell: Callable[..., SshShell]) -> None:
-    """The kernel loses them, on one port of this computer."""
+    """The kernel drops packets on one port of this computer."""
     if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("iptables") is None:
         pytest.skip("needs the right to change the network: run this as root on Linux, with iptables installed")
     from deploy.border import chosen

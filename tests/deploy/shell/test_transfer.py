@@ -1,4 +1,4 @@
-"""Copies: verified, resumable, and never in the place of something better."""
+"""Copies are verified and resumable, and never replace something better."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Counting(LocalShell):
-    """Remembers from where it was read."""
+    """Records the offsets of all reads."""
 
     def __init__(self) -> None:
         self.offsets: list[int] = []
@@ -44,7 +44,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_copy_is_the_same_file(source: Path, tmp_path: Path) -> None:
-    """Both directions; a second copy reads nothing."""
+    """Both directions give the same bytes. A second download reads nothing."""
     shell = Counting()
     transfer.fetch(shell, source, chosen(tmp_path / "new folder" / "a.pt"))
     transfer.push(LocalShell(), tmp_path / "new folder" / "a.pt", tmp_path / "back" / "a.pt", sha256=SHA256)
@@ -56,7 +56,7 @@ def test_a_copy_is_the_same_file(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_broken_copy_goes_on(source: Path, tmp_path: Path) -> None:
-    """From the byte where it broke off."""
+    """The copy resumes at the byte where it was interrupted."""
     (tmp_path / f"a.pt.{SHA256[:8]}.part").write_bytes(CONTENT[:99_500])
     shell = Counting()
     transfer.fetch(shell, source, chosen(tmp_path / "a.pt"))
@@ -65,7 +65,7 @@ def test_a_broken_copy_goes_on(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_spoiled_part_is_thrown_away(source: Path, tmp_path: Path) -> None:
-    """It is made again from the start."""
+    """The copy starts again from the beginning."""
     (tmp_path / f"a.pt.{SHA256[:8]}.part").write_bytes(b"x" * 5000)
     transfer.fetch(LocalShell(), source, chosen(tmp_path / "a.pt"))
     assert (tmp_path / "a.pt").read_bytes() == CONTENT
@@ -90,7 +90,7 @@ def about(fraction: float) -> dict[str, object]:
 def test_less_data_never_replaces_more(
     source: Path, tmp_path: Path, there: float, coming: float, refused: bool
 ) -> None:
-    """The file and its JSON stay as they were."""
+    """After a refusal the file and its JSON are unchanged."""
     place = tmp_path / "model.pt"
     place.write_bytes(b"precious")
     write_json(place.with_suffix(".json"), {"sha256": "1" * 64, "fraction": there})
@@ -106,7 +106,7 @@ def test_less_data_never_replaces_more(
 
 
 def test_a_file_without_json_is_not_risked(source: Path, tmp_path: Path) -> None:
-    """Nothing says how much data it saw; the very same checkpoint is fine, its fetch broke off before the JSON."""
+    """A file without JSON may have seen more data, so it stays. If it is the same checkpoint, its JSON is added."""
     place = tmp_path / "model.pt"
     place.write_bytes(b"unknown")
     with pytest.raises(WrongUse, match="was trained on is unknown"):
@@ -119,7 +119,7 @@ def test_a_file_without_json_is_not_risked(source: Path, tmp_path: Path) -> None
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the right to mount: run this as root on Linux")
 @pytest.mark.parametrize("size", [1 << 20, 4 << 20], ids=["while it is written", "before a byte is written"])
 def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(tmp_path: Path, size: int) -> None:
-    """A real disk of half a megabyte."""
+    """The disk is a real file system of half a megabyte."""
     disk, source = tmp_path / "disk", tmp_path / "source.pt"
     disk.mkdir()
     source.write_bytes(os.urandom(size))

@@ -1,4 +1,4 @@
-"""Copies to and from a machine by SSH: in parallel, over cuts, and only what is missing."""
+"""Copies to and from a machine by SSH run in parallel, survive cuts, and move only what is missing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MIB = 1 << 20
 SIZE = 24 * MIB + 12345
 
 
-# Everywhere one of the two; both where there are minutes.
+# By default one of the two servers; both with the slow tests.
 SECOND = pytest.param("asyncssh", marks=pytest.mark.slow if SSHD else ())
 
 
@@ -69,7 +69,7 @@ def here(tmp_path: Path, data: bytes) -> Path:
 
 
 class Seen:
-    """A progress function that remembers, and acts once when half is done."""
+    """A progress function that records its calls, and calls `at_half` once when half is done."""
 
     def __init__(self, at_half: Callable[[], Any] = lambda: None) -> None:
         self.told: list[tuple[int, int]] = []
@@ -87,7 +87,7 @@ def fetch(shell: SshShell, source: Path, destination: Path, **options: Any) -> N
 
 
 def test_there_and_back(shell: SshShell, line: Proxy, here: Path, data: bytes, tmp_path: Path) -> None:
-    """Whole, under the final name only, with progress that only grows; a second copy moves nothing."""
+    """Files arrive whole, under the final name only, with growing progress. A second copy moves no data."""
     there, back = tmp_path / "far away" / "ü.pt", tmp_path / "back" / "a.pt"
     sha256 = hashlib.sha256(data).hexdigest()
     up, down = Seen(), Seen()
@@ -109,7 +109,7 @@ def test_there_and_back(shell: SshShell, line: Proxy, here: Path, data: bytes, t
 
 
 def test_small_files_take_no_connection_of_their_own(shell: SshShell, line: Proxy, tmp_path: Path) -> None:
-    """Empty ones too; wrong ones are refused."""
+    """Small files, even empty ones, use the open connection. A file with a wrong SHA-256 is refused."""
     before = line.counters()["connections"]
     for size in (0, 1, 70_000, transfer.SMALL_BYTES, transfer.SMALL_BYTES + 1):
         content = os.urandom(size)
@@ -128,7 +128,7 @@ def test_small_files_take_no_connection_of_their_own(shell: SshShell, line: Prox
 
 
 class Stop(Exception):
-    """The laptop was switched off."""
+    """Stands for a laptop that is switched off."""
 
 
 def stop() -> None:
@@ -139,7 +139,7 @@ def stop() -> None:
 def test_only_the_missing_half_moves_again(
     shell: SshShell, line: Proxy, here: Path, data: bytes, tmp_path: Path, way: str
 ) -> None:
-    """Counted at the line, after a copy that was broken off at half."""
+    """After an interruption at half, the next copy moves only the other half, as the proxy counts it."""
     place = tmp_path / "place.pt"
     copy: Callable[..., None] = transfer.push if way == "up" else fetch
     with pytest.raises(Stop):
@@ -149,7 +149,7 @@ def test_only_the_missing_half_moves_again(
     copy(shell, here, place, progress=seen)
     moved = line.counters()[way] - before
     assert place.read_bytes() == data
-    assert moved < 0.55 * SIZE + 500_000  # the agents' own program among them
+    assert moved < 0.55 * SIZE + 500_000  # includes the source of the agents
     assert seen.told[-1] == (SIZE, SIZE)
     assert [path.name for path in tmp_path.iterdir() if "part" in path.name] == []
 
@@ -159,7 +159,7 @@ def test_only_the_missing_half_moves_again(
 def test_a_copy_goes_on_over_a_cut(
     shell: SshShell, line: Proxy, here: Path, data: bytes, tmp_path: Path, way: str, fault: str
 ) -> None:
-    """All connections break, or nothing goes through for longer than a silence may last."""
+    """The copy continues after all connections break, and after no data passes for longer than SILENCE_S."""
     place = tmp_path / "place.pt"
     copy: Callable[..., None] = transfer.push if way == "up" else fetch
     restored = threading.Timer(3.5, line.restore)
@@ -176,7 +176,7 @@ def test_a_copy_goes_on_over_a_cut(
 
 
 def test_a_spoiled_part_does_not_survive(shell: SshShell, here: Path, data: bytes, tmp_path: Path) -> None:
-    """Whatever lies under the name of the part: its ranges are compared, and wrong ones moved again."""
+    """The ranges of an existing part are compared, whatever it contains, and wrong ranges are moved again."""
     sha256 = hashlib.sha256(data).hexdigest()
     part = tmp_path / f"place.pt.{sha256[:8]}.part"
     for junk in (b"x" * (SIZE + 5), data[: SIZE // 2]):
@@ -188,7 +188,7 @@ def test_a_spoiled_part_does_not_survive(shell: SshShell, here: Path, data: byte
 
 
 def test_wrong_bytes_never_arrive(shell: SshShell, here: Path, tmp_path: Path) -> None:
-    """The old file stays, and nothing lies beside it."""
+    """The old file stays, and no part is left."""
     place = tmp_path / "place.pt"
     place.write_bytes(b"old")
     for copy in (fetch, transfer.push):
@@ -199,7 +199,7 @@ def test_wrong_bytes_never_arrive(shell: SshShell, here: Path, tmp_path: Path) -
 
 
 def pieces_of(data: bytes, size: int, *, known: bool) -> list[Piece]:
-    """In reverse order in the part, 100 bytes behind its beginning."""
+    """Make pieces of `data`. In the part they are in reverse order, after its first 100 bytes."""
     offsets = range(0, len(data), size)
     return [
         Piece(
@@ -214,7 +214,7 @@ def pieces_of(data: bytes, size: int, *, known: bool) -> list[Piece]:
 def test_pieces_find_their_places(
     shell: SshShell, line: Proxy, here: Path, data: bytes, tmp_path: Path, known: bool
 ) -> None:
-    """What is there is not sent again, of whole pieces and of parts of them."""
+    """Pieces, and parts of pieces, that the machine has are not sent again."""
     part = tmp_path / "far" / "images.npy.part"
     pieces = pieces_of(data, 5 * MIB, known=known)
     shell.truncate(part, 100 + SIZE)
@@ -232,7 +232,7 @@ def test_pieces_find_their_places(
 
 
 def test_a_piece_that_is_not_what_the_manifest_says(shell: SshShell, here: Path, data: bytes, tmp_path: Path) -> None:
-    """In the words that the machine uses for its own files; a file that is too short as well."""
+    """The error has the words that the machine uses for its own files. A file that is too short is an error, too."""
     pieces = pieces_of(data, 5 * MIB, known=True)
     wrong = [*pieces[:2], Piece("block 2", 10 * MIB + 1, pieces[2].bytes, pieces[2].place, pieces[2].sha256)]
     part = tmp_path / "part"
@@ -248,7 +248,7 @@ def test_a_piece_that_is_not_what_the_manifest_says(shell: SshShell, here: Path,
 def test_without_the_systems_ssh(
     shell: SshShell, here: Path, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ways: list[str]
 ) -> None:
-    """Connections by Fabric carry it; and where the machine lets no further one in, channels of the one there is."""
+    """Fabric's connections carry the copy. If the machine refuses them, channels of the open connection do."""
     if not ways and shutil.which("ssh") is None:
         pytest.skip("needs an SSH client: apt-get install openssh-client")
     monkeypatch.setattr(lanes.Lanes, "_help", lambda *_: None)
@@ -266,13 +266,13 @@ def test_without_the_systems_ssh(
 
 
 def test_a_place_that_cannot_be(shell: SshShell, here: Path) -> None:
-    """The machine's own error, before the first byte is sent."""
+    """The machine's own error is raised before the first byte is sent."""
     with pytest.raises(OSError, match=r"Not a directory|File exists"):
         transfer.push(shell, here, here / "below a file")
 
 
 def test_how_many_lanes() -> None:
-    """Enough windows to fill a wide line, none for what is over before a connection is made."""
+    """The lanes' windows fill a fast line. A copy that ends before a connection is open gets no further lane."""
     assert count_for(1 * MIB, 0.1) == 1
     assert count_for(8 * MIB, 0.3) == 1
     assert count_for(256 * MIB, 0.0001) == lanes.FEWEST_LANES
@@ -282,7 +282,7 @@ def test_how_many_lanes() -> None:
 
 
 def test_lanes_leave_nothing_behind(shell: SshShell, line: Proxy, here: Path, tmp_path: Path) -> None:
-    """Neither threads nor connections, whether the copy ended or was broken off."""
+    """No threads or connections remain, whether the copy ended or was interrupted."""
     before = set(threading.enumerate())
     with pytest.raises(Stop):
         transfer.push(shell, here, tmp_path / "there", progress=Seen(stop))
@@ -294,7 +294,7 @@ def test_lanes_leave_nothing_behind(shell: SshShell, line: Proxy, here: Path, tm
 
 
 def test_what_breaks_in_a_lane_is_raised(shell: SshShell) -> None:
-    """From the chunks, from the answers, and from the machine."""
+    """An error of the chunks, of the answers or of the machine is raised."""
 
     def chunks(fail: bool) -> Iterator[int]:
         yield from range(20)

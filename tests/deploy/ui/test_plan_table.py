@@ -1,4 +1,4 @@
-"""What the plan says of a pod's image and of its environment, before anything is paid for."""
+"""The plan describes a pod's image and its environment before anything costs money."""
 
 from __future__ import annotations
 

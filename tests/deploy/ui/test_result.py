@@ -1,4 +1,4 @@
-"""What a person is told of a finished run."""
+"""The verdict about a finished run, and the lookup of a run by its id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person is told of a run by `status`."""
+"""The table of `status`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_one_thing_is_not_several(count: int, words: tuple[str, ...], told: str)
 
 
 def test_a_number_of_an_event_is_a_number() -> None:
-    """A machine writes events: what is no number is left out."""
+    """A machine writes the events, so values that are not numbers are left out."""
     events = [{"event": "step", "loss": 5.19}, {"event": "step", "loss": "<b>"}, {"event": "step", "loss": True}]
     assert newest(events, "step", "loss") == 5.19
     assert newest(events, "trained", "accuracy") is None
