@@ -173,4 +173,4 @@ def test_the_shipped_figures_are_found_by_shape() -> None:
         backbone = {"width": 64, "embedding_dim": 512, "patch_size": 9, **figures["shape"]}
         need = memory.of_step({**CONFIG, "backbone": backbone}, found, "bf16", None)
         alone = memory.of_step({**CONFIG, "backbone": backbone}, {name: figures}, "bf16", None)
-        assert need.needed_bytes == pytest.approx(alone.needed_bytes, rel=0.25)  # backbones of one shape with other masks
+        assert need.needed_bytes == pytest.approx(alone.needed_bytes, rel=0.25)  # masks differ within one shape
