@@ -345,7 +345,7 @@ def test_what_pip_says_becomes_what_helps(bootstrap: ModuleType, line: str, word
 def test_a_targets_file_of_powershell_is_read(
     bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be UTF-16, or UTF-8 with a byte order mark. For other bytes, bootstrap leaves the error to the command."""
+    """PowerShell writes UTF-16, or UTF-8 with a byte order mark. The command reports other bytes itself."""
     monkeypatch.setattr(bootstrap, "HERE", tmp_path)
     (tmp_path / "conf" / "deploy").mkdir(parents=True)
     file = tmp_path / "conf" / "deploy" / "mine.yaml"

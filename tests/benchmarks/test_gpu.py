@@ -77,7 +77,7 @@ def test_the_command_runs_the_checks_that_are_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_check_runs_to_its_end_on_a_cpu(tmp_path: Path) -> None:
-    """This takes a minute, and shows simple code errors before a GPU is rented."""
+    """This takes a minute, and finds simple code errors before a check runs on a GPU."""
     command = [sys.executable, "-m", "benchmarks.gpu", str(tmp_path), "--cpu"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

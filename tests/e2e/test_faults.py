@@ -64,7 +64,7 @@ def bills(clone: Clone, fault: Fault) -> None:
 
 
 def test_a_container_that_vanishes_costs_nothing_of_the_run(clone: Clone, undisturbed: Path, fault: Fault) -> None:
-    """It vanishes during an epoch. `watch` has the newest checkpoint and continues elsewhere, to equal weights."""
+    """The container vanishes during an epoch. `watch` continues elsewhere from its checkpoint, to equal weights."""
     run_id = clone.json("train", "--on", "docker", "--detach", *WORDS)["run_id"]
     watching = clone.start("watch", "--on", "docker", "--run", run_id)
     home = clone.path / "runs" / run_id / "checkpoints"

@@ -1,7 +1,7 @@
 """End to end on machines: real photographs and training, real SSH, real containers; only RunPod's API is emulated.
 
-For each kind of machine: deploy, train on a part of the data, follow the log, lose the network, reconnect, download
-and evaluate the checkpoint.
+For each kind of machine: deploy, train on a part of the data with two processes, follow the log, lose the network,
+reconnect, download and evaluate the checkpoint.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def runpod_site(tmp_path: Path) -> Iterator[Site]:
 
 @pytest.fixture(params=["ssh", "docker", "runpod"])
 def site(request: pytest.FixtureRequest) -> Site:
-    """A site of each kind of machine."""
+    """A site for each kind of machine."""
     found: Site = request.getfixturevalue(f"{request.param}_site")
     return found
 

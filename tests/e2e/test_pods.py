@@ -153,7 +153,7 @@ def test_a_log_is_followed_over_a_cut_and_to_another_port(moving_site: Site, tmp
 
 
 def test_a_pod_that_vanishes_is_replaced_once_there_is_room(site: Site, fault: Fault) -> None:
-    """It vanishes during an epoch while the API is down. Then no pod is available, then a creation gets no answer."""
+    """The pod vanishes during an epoch while the API is down. Then there is no room, then a creation gets no answer."""
     clone, emulator = site.clone, site.emulator
     run_id = clone.json("train", *WORDS, "--set", "train.batch.size=10", "--set", "train.epochs=16")["run_id"]
     before, began = len(emulator.exchanges), time.monotonic()
@@ -227,7 +227,7 @@ def test_a_ceiling_fires_with_the_laptop_gone_and_the_api_away(site: Site, fault
 
 
 def test_a_pod_that_nobody_needs_gives_itself_back(site: Site, fault: Fault) -> None:
-    """Its run has ended, and its laptop is off."""
+    """The run has ended, and the laptop is off."""
     idle_min = 0.1
     site.target(volume="vol1", idle_min=20)
     run_id = site.clone.json("train", *WORDS, "--set", "train.epochs=10")["run_id"]

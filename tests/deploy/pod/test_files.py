@@ -138,7 +138,7 @@ def test_an_address_is_read_by_ranges(web: Web, data: bytes, tmp_path: Path, kno
 
 @pytest.mark.parametrize("fault", ["half", "close", "503", "429"])
 def test_a_range_that_breaks_off_goes_on(web: Web, data: bytes, tmp_path: Path, fault: str) -> None:
-    """A broken range continues from its next byte. A refused or busy request is repeated."""
+    """A broken range continues from its next byte. A closed connection or a busy server repeats the request."""
     web.faults = [fault] * 3
     copy(order(web.address, tmp_path / "part", data))
     assert (tmp_path / "part").read_bytes() == HEADER + data

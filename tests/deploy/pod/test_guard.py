@@ -93,7 +93,7 @@ def guarded(tmp_path: Path, api: Api) -> Iterator[Guarded]:
 
 @pytest.fixture
 def volume(tmp_path: Path) -> dict[str, str]:
-    """Limits that name a storage for the sync which, by these limits, outlives the machine."""
+    """Limits with a storage for the sync on a volume, which outlives the machine."""
     path = tmp_path / "network volume"
     path.mkdir()
     return {"volume_path": str(path), "sync_to": str(path / "backup of runs")}
@@ -113,7 +113,7 @@ def mark_fetched(run: Supervised, name: str) -> None:
 
 
 def test_there_is_one_guard_a_machine(guarded: Guarded) -> None:
-    """A second guard exits at once with code 0. Without guard.json it exits with code 2. SIGTERM ends it."""
+    """A second guard exits at once with code 0. Without guard.json, a guard exits with code 2. SIGTERM ends it."""
     words = [sys.executable, "-m", "deploy.pod.guard", str(guarded.root.path)]
     first = subprocess.run(words, cwd=SOURCE, capture_output=True, text=True, check=False, timeout=30)
     assert (first.returncode, "guard.json is missing" in first.stderr) == (2, True)
@@ -344,7 +344,7 @@ def test_a_root_on_a_volume_outlives_its_machine(guarded: Guarded, make: Make, t
 
 
 def test_a_place_on_the_machines_own_disk_is_none(guarded: Guarded, make: Make, tmp_path: Path) -> None:
-    """The path is mistyped, or its volume is not mounted."""
+    """Such a path is mistyped, or its volume is not mounted."""
     make("one").start(TRAINING).begun()
     guarded.allow(**paid(max_hours=0.5, sync_to=str(tmp_path / "backups"))).start().until("kept")
     assert "which is lost with the machine: is the volume mounted there?" in guarded.words
@@ -449,7 +449,7 @@ def test_the_first_machine_releases_the_cluster(guarded: Guarded, make: Make) ->
 
 
 def test_another_machine_leaves_that_to_the_first_until_the_money_is_spent(guarded: Guarded, make: Make) -> None:
-    """It has no checkpoints, so it cannot know whether they have another copy."""
+    """Another machine has no checkpoints, so it cannot know whether they have another copy."""
     run = make("one").start(OBEDIENT).begun()
     guarded.allow(**paid(max_hours=0.5, max_usd=4, group="cluster1", node=1)).start().until("waiting")
     assert run.end()[1]["state"] == "expired"

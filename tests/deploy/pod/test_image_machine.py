@@ -96,7 +96,7 @@ def test_so_do_other_shells_whose_startup_files_set_path_anew(machine: Machine, 
 
 
 def test_so_does_a_terminal(machine: Machine) -> None:
-    """Its shell is a login bash, which reads the startup files."""
+    """A terminal's shell is a login bash, which reads the startup files."""
     typed = b"env -0 > /tmp/terminal; shopt login_shell > /tmp/kind; which python >> /tmp/kind; exit\n"
     machine.ssh("", "-tt", stdin=typed)
     seen = variables(machine.ssh("cat /tmp/terminal"))

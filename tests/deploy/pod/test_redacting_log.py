@@ -35,7 +35,7 @@ LETTERS = st.text("abc", min_size=6, max_size=9)
 
 @given(st.lists(LETTERS, min_size=1, max_size=3), st.lists(st.text("abcx", max_size=12), max_size=8))
 def test_where_the_stream_is_cut_makes_no_difference(secrets: Sequence[str], parts: Sequence[str]) -> None:
-    """This includes secrets that are prefixes of each other, or that repeat their own beginning."""
+    """The result is the same for secrets that are prefixes of each other, or that repeat their own beginning."""
     sieve = Sieve(secrets)
     came = b"".join(sieve(part.encode()) for part in parts) + sieve.rest()
     whole = re.sub("|".join(map(re.escape, pieces(secrets))), MASK, "".join(parts))

@@ -179,7 +179,7 @@ def test_both_calls_are_as_the_specification_has_them(env: dict[str, str]) -> No
 
 @pytest.mark.parametrize("refusal", [401, 403, 404, 405, 503])
 def test_graphql_is_the_second_way(env: dict[str, str], refusal: int) -> None:
-    """GraphQL is tried if the REST API refuses the pod's key or is down."""
+    """GraphQL is tried if the REST API refuses or is down."""
     emulator = Emulator()
     try:
         about = {"name": "a", "image": "b", "gpu": "NVIDIA A40", "gpu_count": 1, "cloud": "SECURE", "data_centers": []}

@@ -61,7 +61,7 @@ def test_failure_is_told_with_its_reason(make: Callable[..., Supervised], script
 
 
 def test_a_program_that_is_not_there_is_a_failure(make: Callable[..., Supervised]) -> None:
-    """The supervisor reports it in the status and does not raise."""
+    """The supervisor reports the failed start in the status and does not raise."""
     run = make()
     run.path.mkdir(parents=True)
     plan = {"run_id": "a", "attempt": 1, "argv": ["/no/such"], "cwd": str(run.path), "env": {}, "grace_s": 1}
@@ -110,7 +110,7 @@ def test_a_deaf_job_is_ended_after_the_grace(make: Callable[..., Supervised]) ->
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGTERM cannot be caught on Windows: run on Linux or macOS")
 def test_a_second_sigterm_does_not_wait(make: Callable[..., Supervised]) -> None:
-    """It ends the job at once, although the grace here is an hour."""
+    """The second signal ends the job at once, although the grace here is an hour."""
     run = make().start(DEAF, grace_s=3600).begun()
     ask_by_signal(run)
     wait_until(lambda: run.status.get("reason"))
@@ -149,7 +149,7 @@ def test_a_killed_supervisor_is_lost_and_its_job_ends(make: Callable[..., Superv
 
 
 def test_a_line_that_breaks_while_it_is_asked_makes_nobody_look_lost(make: Callable[..., Supervised]) -> None:
-    """Otherwise a command that follows the log would exit without a message."""
+    """A broken connection is not a stopped heartbeat: a command that follows the log would exit without a message."""
     run = make().start(OBEDIENT).begun()
     seen = jobs.look(CutAfterReading(), run.folder)
     assert seen
@@ -178,7 +178,7 @@ def test_nothing_is_left_of_a_job(make: Callable[..., Supervised]) -> None:
 
 
 def test_a_second_supervisor_is_refused(make: Callable[..., Supervised]) -> None:
-    """Its status names the first run. A second supervisor of the same run leaves the status unchanged."""
+    """The refused supervisor's status names the first run. One of the same run leaves the status unchanged."""
     first = make("first").start(OBEDIENT).begun()
     second = make("second").start(GOOD)
     assert second.end()[0] == 2
@@ -204,7 +204,7 @@ def test_a_new_attempt_waits_for_the_job_of_a_killed_one(make: Callable[..., Sup
 
 
 def test_a_lock_lives_as_long_as_its_holder(tmp_path: Path) -> None:
-    """It names its holder, can be checked without taking it, and is free after the holder is killed."""
+    """The lock names its holder, can be checked without being taken, and is free after the holder is killed."""
     path = tmp_path / "busy.lock"
     script = (
         "import sys; from pathlib import Path; from deploy.pod.base.lock import Lock\n"

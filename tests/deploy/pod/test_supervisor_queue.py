@@ -86,7 +86,7 @@ def test_nobody_jumps_the_queue(make: Make) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="a lock is not inherited on Windows: run on Linux or macOS")
 def test_waiting_outlasts_the_job_of_a_killed_supervisor(make: Make) -> None:
-    """Its deaf job is killed after the grace. The waiting run's heartbeat continues meanwhile."""
+    """The killed supervisor's deaf job is killed after the grace. Meanwhile the waiting run's heartbeat continues."""
     first = make("first").start(TELL + 'print("begun", flush=True); time.sleep(600)').begun()
     wait_until(lambda: first.status.get("job_pid"))
     assert first.process is not None

@@ -75,7 +75,7 @@ def test_a_crash_loop_ends_with_evidence(make: Make, script: str, started_again:
     ],
 )
 def test_what_would_end_the_same_way_is_not_tried_again(make: Make, end: str) -> None:
-    """It is not restarted, even with a newer checkpoint."""
+    """Such a job is not restarted, even with a newer checkpoint."""
     run = make().start(SAVE + f"save(count + 1)\n{end}", max_restarts=3)
     _, status = run.end()
     assert (status["state"], status["restarts"], len(run.starts)) == ("failed", 0, 1)
@@ -153,7 +153,7 @@ def test_a_restart_changes_nothing_but_where_to_resume() -> None:
 
 @pytest.mark.slow
 def test_the_status_tells_what_the_machine_gives(make: Make, tmp_path: Path) -> None:
-    """It has GPU values (from a stand-in for nvidia-smi), memory, disk, CPU use, cost and deadline."""
+    """The status has GPU values (from a stand-in for nvidia-smi), memory, disk, CPU use, cost and deadline."""
     smi = tmp_path / "bin" / "nvidia-smi"
     smi.parent.mkdir()
     smi.write_text(
@@ -185,7 +185,7 @@ def test_the_status_tells_what_the_machine_gives(make: Make, tmp_path: Path) -> 
 
 
 def test_a_graphics_driver_that_hangs_is_waited_for_by_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its last values expire after GPU_STALE_S."""
+    """The last values of nvidia-smi expire after GPU_STALE_S."""
     smi = tmp_path / "nvidia-smi"
     smi.write_text(f"#!{sys.executable}\nimport time\nprint('0, 5, 1, 2', flush=True)\ntime.sleep(600)\n")
     smi.chmod(0o755)
@@ -205,7 +205,7 @@ def test_a_graphics_driver_that_hangs_is_waited_for_by_nobody(tmp_path: Path, mo
 
 @pytest.mark.skipif(os.name == "nt", reason="the program is a script: run on Linux or macOS")
 def test_words_that_come_only_at_the_end_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The program buffers its output while it loops. It is then started without the loop."""
+    """An nvidia-smi that buffers its output while it loops is started again without the loop."""
     smi = tmp_path / "nvidia-smi"
     smi.write_text(
         f"#!{sys.executable}\nimport sys, time\nprint('0, 5, 1, 2')\n'--loop=5' in sys.argv and time.sleep(600)\n"
@@ -222,7 +222,7 @@ def test_words_that_come_only_at_the_end_are_waited_for(tmp_path: Path, monkeypa
 
 
 def test_secrets_are_the_jobs_alone(make: Make) -> None:
-    """They are in its environment and nowhere else: no file, command line, status or evidence."""
+    """Secrets are in the job's environment and nowhere else: no file, command line, status or evidence."""
     secret = 'wandb-"quoted"-2f7d'
     run = make()
     run.path.mkdir(parents=True)
@@ -242,7 +242,7 @@ def test_secrets_are_the_jobs_alone(make: Make) -> None:
 
 
 def test_a_jump_of_the_clock_makes_a_heartbeat_due(tmp_path: Path) -> None:
-    """Without it, the last heartbeat would look an hour old, or lie an hour ahead and hide a dead supervisor."""
+    """Otherwise the last heartbeat would look an hour old, or lie an hour ahead and hide a dead supervisor."""
     now, wall = [0.0], [10_000.0]
     folder = RunFolder(tmp_path)
     plan = {"run_id": "a", "attempt": 1, "busy_lock": str(tmp_path / "busy.lock")}

@@ -33,7 +33,7 @@ def test_text_comes_whole_however_it_is_cut(text: str, cuts: list[int]) -> None:
 
 
 def test_a_log_that_is_not_there_yet_is_empty(tmp_path: Path) -> None:
-    """Once it exists, it is read from its beginning."""
+    """Once the log exists, it is read from its beginning."""
     tail = Tail(LocalShell(), tmp_path / "train.log")
     assert tail.read() == ""
     (tmp_path / "train.log").write_bytes(b"ab\xff")

@@ -147,7 +147,7 @@ def test_a_plan_tells_a_machine_to_be_had_from_one_that_is_not_asked_yet(rented:
 
 
 def test_a_plan_is_json() -> None:
-    """It is written to the run folder, where the supervisor reads it."""
+    """The plan is written to the run folder, where the supervisor reads it."""
     plan = make(SETTINGS, parse_request(target="local", fraction="0.5"), FACTS, tryout=True)
     assert json.loads(json.dumps(plan.to_json()))["request"]["given"] == ["fraction"]
 
@@ -236,7 +236,7 @@ def test_staged_data_has_its_known_place() -> None:
 
 
 def test_a_run_that_goes_on_keeps_its_name() -> None:
-    """It has the same folder and the next attempt number."""
+    """The continued run has the same folder and the next attempt number."""
     plan = make(
         SETTINGS, Request(), dataclasses.replace(FACTS, continues=Continuation("old-run", 3, "auto")), tryout=True
     )

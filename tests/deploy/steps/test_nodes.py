@@ -186,7 +186,7 @@ def test_machines_that_cannot_hear_each_other_are_named(pair: list[tuple[Server,
 
 @posix
 def test_another_machine_than_the_first_comes_back_without_a_checkpoint(make: Make) -> None:
-    """It has no checkpoints, and rank 0's machine decides whether the run goes on."""
+    """Such a machine has no checkpoints, and rank 0's machine decides whether the run goes on."""
     again = RAN + 'open("ran", "a").write("x"); sys.exit(0 if os.path.getsize("ran") > 2 else 1)'
     run = make().start(again, place=vars(FOLLOWER), max_restarts=1)
     code, status = run.end()
@@ -196,7 +196,7 @@ def test_another_machine_than_the_first_comes_back_without_a_checkpoint(make: Ma
 
 @posix
 def test_one_that_is_not_taken_back_gives_up(make: Make) -> None:
-    """No rank has run since its start. It retries for a limited time only."""
+    """A machine whose ranks have not run retries for a limited time only."""
     launcher = ["-c", HURRIED]
     run = make().start("import sys; sys.exit(1)", place=vars(FOLLOWER), join_s=60, grace_s=60, launcher=launcher)
     code, status = run.end()

@@ -180,14 +180,14 @@ def test_a_log_is_joined_where_beginning_and_end_meet() -> None:
 
 
 def test_a_long_log_comes_back_whole(make: Make, tmp_path: Path) -> None:
-    """The sync copied it whole while it was short, then only its end."""
+    """The sync copied the log whole while it was short, then only its end."""
     run, place = make("one"), places.Folder(tmp_path / "volume")
     run.start(SAVE + 'save(1); print("first words"); tell(event="end", reason="done")').end()
     sync.sync(run.folder, place, "volume")
     with open(run.folder.log, "ab") as log:
         log.writelines(b"line %d\n" % number for number in range(sync.LOG_BYTES // 16))
         log.flush()
-        sync.sync(run.folder, place, "volume")  # still whole
+        sync.sync(run.folder, place, "volume")  # still copied whole
         log.writelines(b"later line %d\n" % number for number in range(sync.LOG_BYTES // 32))
     sync.sync(run.folder, place, "volume")
     elsewhere = RunFolder(tmp_path / "elsewhere" / "one")
@@ -297,7 +297,7 @@ def test_what_the_laptop_never_had_comes_from_the_bucket(box: Box, bucket: Path,
 @pytest.mark.slow
 @pytest.mark.parametrize("newest", ["laptop", "bucket", "damaged"])
 def test_the_newest_whole_copy_wins(box: Box, bucket: Path, tmp_path: Path, newest: str) -> None:
-    """It is on the laptop or in the bucket. A damaged copy is skipped with one sentence."""
+    """The newest copy is on the laptop or in the bucket. A damaged copy is skipped with one sentence."""
     run = begin(box)
     newer(run)
     if newest == "laptop":
@@ -348,7 +348,7 @@ def test_copies_that_cannot_be_read(box: Box, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc: run on Linux")
 def test_credentials_are_in_one_process_only(box: Box, bucket: Path, tmp_path: Path) -> None:
-    """On the machine, only the process that reads the bucket has them; no command line does.
+    """On the machine, only the process that reads the bucket has the credentials; no command line does.
 
     The test blocks this process to inspect it.
     """

@@ -86,7 +86,7 @@ def test_changes_are_part_of_the_snapshot(tree: Path, machine: Path) -> None:
 
 
 def test_looking_writes_nothing(tree: Path) -> None:
-    """This includes git's index, which `git status` may refresh."""
+    """Even git's index stays unchanged, which `git status` may refresh."""
     git(tree, "add", "tasks.py")
     (tree / "tasks.py").touch()
     before = {path: path.stat().st_mtime_ns for path in (tree / ".git").rglob("*")}
@@ -127,7 +127,7 @@ def test_a_folder_without_git(tree: Path, machine: Path) -> None:
 
 
 def test_a_forgotten_archive_is_named(tree: Path, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is refused, because every run would upload it."""
+    """A large archive is refused, because every run would upload it."""
     monkeypatch.setattr(worktree, "LARGE_UNTRACKED_BYTES", 100)
     (tree / "holiday.zip").write_bytes(bytes(200))
     with pytest.raises(WrongUse, match=r"holiday\.zip"):
@@ -161,7 +161,7 @@ def test_only_what_the_machine_lacks_is_sent(tree: Path, machine: Path) -> None:
 
 
 def test_a_folder_that_was_removed_on_the_machine_is_made_again(tree: Path, machine: Path) -> None:
-    """It is restored from the repository on the machine."""
+    """The folder is restored from the repository on the machine."""
     snapshot = place(tree, machine)
     before = placed(machine, snapshot)
     shutil.rmtree(machine / "code" / snapshot)
@@ -181,7 +181,7 @@ def test_submodules_are_refused_in_words(tree: Path, machine: Path, tmp_path: Pa
 
 
 def test_a_large_file_travels_only_when_it_is_named(tree: Path, machine: Path) -> None:
-    """This includes a tracked file."""
+    """A tracked file is no exception."""
     with open(tree / "model.onnx", "wb") as file:
         file.truncate(51 << 20)
     git(tree, "add", "model.onnx")

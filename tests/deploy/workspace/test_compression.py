@@ -95,7 +95,7 @@ def test_lossless_arrives_to_the_bit(any_box: Box, images: Path) -> None:
 
 
 def test_what_is_lossy_is_another_data_set(box: Box, images: Path) -> None:
-    """Its id, manifest and blocks differ from the original's. A change between the two stages again."""
+    """A lossy copy has another id, manifest and blocks than the original. A change between the two stages again."""
     said = deploy(box, images, "--pack", "jpeg95")
     assert "packed as jpeg95 (lossy: another data set than the original)" in said
     assert "train on it with" in said
@@ -125,7 +125,7 @@ def test_what_is_lossy_is_another_data_set(box: Box, images: Path) -> None:
 
 
 def test_without_a_manifest_it_is_told_apart_as_well(box: Box, tmp_path: Path) -> None:
-    """Path, size, time and packing format identify it. Changed images are packed and staged again."""
+    """Path, size, time and packing format identify a data set. Changed images are packed and staged again."""
     images = prepare(tmp_path / "bare" / "images.npy", manifest=False)
     deploy(box, images, "--pack", "jpeg80")
     staged = box.ram / "images.npy"
@@ -280,7 +280,7 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_real_app_reads_what_was_sent(box: Box, tmp_path: Path) -> None:
-    """The photographs, the configuration and the manifest are those of the real app, too. No training runs."""
+    """The app, its photographs, configuration and manifest are real. No training runs."""
     from app import prepare as app_prepare
     from app.data.dataset import open_dataset
     from app.data.sources.source import orl

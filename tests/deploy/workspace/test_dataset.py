@@ -101,7 +101,7 @@ def test_labels_of_another_length_are_refused(images: Path) -> None:
 
 
 def test_a_manifest_of_other_images_is_refused(images: Path) -> None:
-    """Its hashes would verify other images."""
+    """The manifest's hashes would verify other images."""
     manifest = json.loads(images.with_name("manifest.json").read_text())
     images.with_name("manifest.json").write_text(json.dumps({**manifest, "rows": 41}))
     with pytest.raises(WrongUse, match="lists 41 rows, they have 40"):
@@ -160,7 +160,7 @@ def test_everything_is_staged_once(staging: Staging) -> None:
 
 
 def test_a_part_is_compact_and_says_what_it_is(staging: Staging) -> None:
-    """It has the chosen blocks and all held-out rows, with its own labels and manifest."""
+    """A part has the chosen blocks and all held-out rows, with its own labels and manifest."""
     staging.run(0.5)
     staged = data.find(here(staging.folder / "orl-f0.5" / "images.npy"), 1)
     chosen = data.choose_blocks(30, 5, 0.5)
@@ -176,7 +176,7 @@ def test_a_part_is_compact_and_says_what_it_is(staging: Staging) -> None:
 
 
 def test_labels_to_learn_travel_with_the_part_that_is_staged(staging: Staging, tmp_path: Path) -> None:
-    """They are staged even if the images already are, because they may be another file than last time."""
+    """Labels are staged even if the images already are, because they may be another file than last time."""
     for told in (1, 2):
         own = tmp_path / f"pseudo_ids_{told}.npy"
         own.write_bytes(
@@ -195,7 +195,7 @@ def test_labels_to_learn_travel_with_the_part_that_is_staged(staging: Staging, t
 
 
 def test_an_image_file_without_manifest_is_staged_too(staging: Staging) -> None:
-    """Its blocks are hashed during the copy. The source's size and time show whether it is already staged."""
+    """The blocks are hashed during the copy. The source's size and time show whether it is already staged."""
     staging.images.with_name("manifest.json").unlink()
     staging.run()
     assert len(data.find(here(staging.folder / "images.npy"), 1).manifest["blocks"]) == 1

@@ -145,7 +145,7 @@ def test_the_tree_of_this_project_is_clean() -> None:
 
 
 def test_a_refused_run_leaves_no_record(project: Project) -> None:
-    """It is refused before the run is recorded, with --dry-run as in a real start."""
+    """The refusal comes before the run is recorded, with --dry-run as in a real start."""
     git(project.path, "init", "--quiet")
     (project.path / ".env").write_text("x\n")
     (project.path / ".gitignore").write_text("")
