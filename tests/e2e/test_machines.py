@@ -1,7 +1,7 @@
 """End to end on machines: real photographs and training, real SSH, real containers; only RunPod's API is emulated.
 
-For each kind of machine: deploy, train on a part of the data with two processes, follow the log, lose the network,
-reconnect, download and evaluate the checkpoint.
+For each kind of machine: deploy, train on a part of the data with two processes, and follow the log. The network fails
+and comes back; then the checkpoint is downloaded and evaluated.
 """
 
 from __future__ import annotations
