@@ -345,7 +345,7 @@ def test_what_pip_says_becomes_what_helps(bootstrap: ModuleType, line: str, word
 def test_a_targets_file_of_powershell_is_read(
     bootstrap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """UTF-16, and UTF-8 with a byte order mark. With other bytes, bootstrap leaves the error to the command."""
+    """PowerShell writes UTF-16, or UTF-8 with a byte order mark. The command reports other bytes itself."""
     monkeypatch.setattr(bootstrap, "HERE", tmp_path)
     (tmp_path / "conf" / "deploy").mkdir(parents=True)
     file = tmp_path / "conf" / "deploy" / "mine.yaml"
@@ -468,14 +468,14 @@ def test_a_file_with_another_hash_is_refused(tmp_path: Path, wheels: Path, packa
 
 
 def with_cuda(wheels: Path) -> None:
-    """Replace torch by a build for CUDA, which asks for one more package."""
+    """Replace torch by a build for CUDA, which requires one more package."""
     make_wheel(wheels, "torch", "1", {"torch/__init__.py": ""}, needs="Requires-Dist: nvidiax==1\n")
     make_wheel(wheels, "nvidiax", "1", {"nvidiax/__init__.py": ""})
 
 
 @pytest.mark.slow
 def test_torch_has_its_hashes_and_what_its_build_for_cuda_needs(tmp_path: Path, wheels: Path) -> None:
-    """A build that the list does not have is refused with what to set; its own libraries come with the one for CUDA."""
+    """A build whose hash is not listed is refused with advice. A listed build for CUDA brings its own libraries."""
     other = tmp_path / "wheels"
     shutil.copytree(wheels, other)
     with_cuda(other)

@@ -1,4 +1,4 @@
-"""Contracts between the two halves, which never import each other: only here are the two compared."""
+"""Contracts between the two halves, which never import each other: only these tests compare them."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_any_path_survives_the_command_line(text: str) -> None:
 
 
 def test_the_plan_and_the_job_settle_the_precision_alike() -> None:
-    """Both halves have the rule, as they share no code."""
+    """Each half has its own copy of the rule, because they share no code."""
     from app.runtime.precision import resolve
     from deploy.specs import memory
 

@@ -51,7 +51,7 @@ def test_each_fault_that_is_injected_is_in_the_table() -> None:
 
 
 def test_the_figures_are_the_measured_ones() -> None:
-    """The document has each claim of benchmarks/results/failures.json; the supervisor's cost is its own benchmark's."""
+    """The document has each claim of benchmarks/results/failures.json. The last is the supervisor's own benchmark."""
     results = PROJECT / "benchmarks" / "results"
     claims = json.loads((results / "failures.json").read_text(encoding="utf-8"))["claims"]
     rows = [f"| {each['name']} | {each['ours']:g} | {each['peer']:g} {each['unit']} |" for each in claims]

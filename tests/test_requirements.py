@@ -46,7 +46,7 @@ def pinned() -> set[tuple[str, str]]:
 
 
 def test_every_package_has_its_hashes_in_a_list() -> None:
-    """All pins of constraints.txt, torch and the libraries of its build for CUDA included."""
+    """The lists have all pins of constraints.txt, including torch and the libraries of its build for CUDA."""
     assert {(package, version) for name in LISTS for package, version, _ in blocks(name)} == pinned()
 
 
@@ -56,7 +56,7 @@ def test_each_list_begins_with_what_pyproject_asks_for(update: ModuleType) -> No
     assert {"fabric", "runpod"} <= set(wanted["laptop"])
     assert "torch==2.13.0" in wanted["app"]
     for name, asked in wanted.items():
-        if name == "cuda":  # what torch asks for
+        if name == "cuda":  # required by torch
             continue
         names = {canonicalize_name(Requirement(each).name) for each in asked}
         assert names - {package for package, _, _ in blocks(name)} == ({"torch"} if name == "app" else set())
@@ -64,7 +64,7 @@ def test_each_list_begins_with_what_pyproject_asks_for(update: ModuleType) -> No
 
 @pytest.mark.parametrize("name", ["app", "dev", "laptop", "pack"])
 def test_each_list_is_complete(name: str, update: ModuleType) -> None:
-    """Checked with the metadata of the installed packages: pip installs a list without resolving dependencies."""
+    """The metadata of the installed packages shows it: pip installs a list without resolving dependencies."""
     here = {package: version for package, version, marker in blocks(name) if not marker or Marker(marker).evaluate()}
     for package, version in here.items():
         found = importlib.metadata.distribution(package)
@@ -89,7 +89,7 @@ def test_what_torch_needs_is_listed() -> None:
 
 
 def test_libraries_for_cuda_are_listed_for_linux_alone(update: ModuleType) -> None:
-    """For each Python that the project runs on: torch's build for CUDA names other versions for some of them."""
+    """This holds for each supported Python: for some of them, torch's build for CUDA requires other versions."""
     assert {package for package, _, _ in blocks("torch")} == {"torch"}
     for python in ("3.10", "3.11", "3.12", "3.13", "3.14"):
         machine = {"sys_platform": "linux", "platform_machine": "x86_64", "python_version": python}

@@ -1,4 +1,4 @@
-"""Damaged data files of every kind, for a few seconds each; `python benchmarks/fuzz.py` does it for minutes."""
+"""Read damaged data files of every kind, for ten seconds each; `python benchmarks/fuzz.py` runs for minutes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_damaged_file_is_read_or_refused(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_reader_that_crashes_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exception that is no sentence, and the files that it came from."""
+    """An exception that is not an error message counts as a failure, and its files are kept."""
 
     def read(at: Path) -> None:
         if (at / "a").read_bytes() != b"whole":

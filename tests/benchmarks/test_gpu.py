@@ -1,4 +1,4 @@
-"""The benchmark for a machine with a GPU: it runs to its end on a CPU, and no check can stop the others."""
+"""The benchmark for a machine with a GPU: it also runs to its end on a CPU, and no check can stop the others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def breaks(_: Rig) -> Iterator[dict[str, Any]]:
 def hangs(_: Rig) -> Iterator[dict[str, Any]]:
     yield {"first": 1}
     while True:
-        time.sleep(0.01)  # what never ends, until the budget ends it
+        time.sleep(0.01)  # never ends by itself: the budget ends it
 
 
 def test_a_check_that_fails_hangs_or_cannot_run_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_a_check_that_fails_hangs_or_cannot_run_does_not_stop_the_others(tmp_pat
     assert run(checks, rig, report, limit_s=60) == 1
     records = json.loads(report.path.read_text())["records"]
     assert report.failed == ["breaks", "hangs"]
-    assert {"check": "breaks", "first": 1} in records  # what was measured before it broke
+    assert {"check": "breaks", "first": 1} in records  # measured before the failure
     assert {"check": "bare", "left_out": "no_such_module is not installed"} in records
     assert {"check": "fine", "images_per_s": 123.5} in records
 
@@ -65,7 +65,7 @@ def test_the_budgets_add_up_to_nine_minutes_with_correctness_first() -> None:
 
 
 def test_the_command_runs_the_checks_that_are_asked_for(tmp_path: Path) -> None:
-    """Those that take no time on a CPU; the rest is of the slow test below."""
+    """These checks are quick on a CPU; the slow test below runs all."""
     quick = ["rates", "contrastive", "search_is_exact", "search", "partial_fc"]
     command = [sys.executable, "-m", "benchmarks.gpu", str(tmp_path), "--cpu", "--only", *quick]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
@@ -77,7 +77,7 @@ def test_the_command_runs_the_checks_that_are_asked_for(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_check_runs_to_its_end_on_a_cpu(tmp_path: Path) -> None:
-    """A minute: what is shown is that a card will not meet a typing error."""
+    """This takes a minute, and finds simple code errors before a check runs on a GPU."""
     command = [sys.executable, "-m", "benchmarks.gpu", str(tmp_path), "--cpu"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""conf/memory.json says what a training step saves for its backward pass: every backbone, measured, not typed."""
+"""conf/memory.json has the memory that a training step saves for its backward pass, measured for every backbone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_table_says_what_is_measured(backbone: str) -> None:
 
 
 def test_tensors_without_memory_save_as_much_as_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The table comes from shapes alone; here a real network saves real tensors, in both precisions."""
+    """The table comes from shapes alone. Here a real network saves real tensors, in both precisions."""
     monkeypatch.setattr(layers, "_pays", lambda *_: False)
     config = dataclasses.replace(load(["backbone=iresnet_narrow"]).backbone, image_size=memory.IMAGE_SIZE)
     network = build_backbone(config).train().to(memory_format=torch.channels_last)
@@ -38,8 +38,8 @@ def test_tensors_without_memory_save_as_much_as_real_ones(monkeypatch: pytest.Mo
 
 
 def test_the_table_agrees_with_a_count_of_iresnet50_by_hand() -> None:
-    """In fp32 every convolution, BN and PReLU keeps its input; what two of them share counts once."""
-    numbers = 3 * 112**2 + 2 * 64 * 112**2  # the picture, and what the stem's BN and PReLU keep
+    """In fp32 every convolution, BN and PReLU keeps its input. An input that two of them share counts once."""
+    numbers = 3 * 112**2 + 2 * 64 * 112**2  # the image, and the inputs of the stem's BN and PReLU
     channels_in, side = 64, 112
     for blocks, channels in ((3, 64), (4, 128), (14, 256), (3, 512)):
         for _ in range(blocks):

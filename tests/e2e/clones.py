@@ -1,4 +1,4 @@
-"""A copy of the project as a new user has it, and what the tests of the whole path have in common."""
+"""A copy of the project as a new user has it, and helpers of the end-to-end tests."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Clone:
         )
 
     def invoke(self, *words: str, code: int = 0) -> str:
-        """Run to the end; what it printed on stdout (and, when it was to fail, on stderr too)."""
+        """Run a command to its end. Returns its stdout; for an expected failure, followed by its stderr."""
         process = self.start(*words)
         out, err = process.communicate(timeout=240)
         assert process.returncode == code, f"{words} ended with {process.returncode}\n{out}\n{err}"
@@ -59,8 +59,8 @@ class Clone:
 
 
 def make_clone(folder: Path) -> Clone:
-    """The project's files in a fresh repository below `folder`."""
-    token = uuid.uuid4().hex[:8]  # machines are told apart by the name of the project: another test has its own
+    """Copy the project's files into a new repository below `folder`."""
+    token = uuid.uuid4().hex[:8]  # machines carry the project's name, so each test needs its own
     path = folder / f"zoë's “faces” & co {token}"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=SOURCE, capture_output=True, check=True).stdout
     for name in filter(None, listed.decode().split("\0")):
@@ -71,8 +71,9 @@ def make_clone(folder: Path) -> Clone:
 
 
 def wait_for(condition: Callable[[], Any], limit_s: float = 120) -> Any:
-    """The first true answer. A question that takes long, such as a command, is put less often: it must not hold up what
-    it asks about.
+    """Poll a condition and return its first true value.
+
+    A slow condition, such as a command, is polled less often, so that it does not delay what it waits for.
     """
     deadline = time.monotonic() + limit_s
     while True:
@@ -85,7 +86,7 @@ def wait_for(condition: Callable[[], Any], limit_s: float = 120) -> Any:
 
 
 def copy_of(container: str, path: str, to: Path) -> Path:
-    """A folder of a container as it is now, whether that runs or not."""
+    """Copy a folder out of a container, running or not, and return the copy."""
     to.mkdir()
     subprocess.run(["docker", "cp", f"{container}:{path}", str(to)], check=True, capture_output=True)
     return to / Path(path).name

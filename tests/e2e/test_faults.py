@@ -1,4 +1,4 @@
-"""What breaks while a real run goes on in a real container: nothing of it is lost, and what is said of it is true."""
+"""Faults during a real run in a real container: nothing is lost, and the status is correct."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from tests.support.faults import Fault
 from tests.support.images.engine import docker
 
 pytestmark = pytest.mark.slow
-GOING_ON = ("lost", "acquiring", "preparing")  # what watch has seen, and does
+GOING_ON = ("lost", "acquiring", "preparing")  # states of a run that watch is recovering
 WORDS = [word for setting in SMALL for word in ("--set", setting)]
 ANEW = ["--on", "docker", "--detach", "--resume", "none", *WORDS]
 
 
 @pytest.fixture(scope="module")
 def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that each container of the target has as /volume, for copies that outlive it."""
+    """A folder that is mounted as /volume in each container of the target, for copies that outlive the container."""
     return tmp_path_factory.mktemp("volume")
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory, our_image: str, volume: Path) -> Iterator[Clone]:
-    """A clone whose target `docker` is a container of our image, which stays warm from test to test."""
+    """A clone whose target `docker` is a container of our image, which all tests reuse."""
     here = make_clone(tmp_path_factory.mktemp("a user"))
     target = {
         "provider": "docker",
@@ -48,7 +48,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory, our_image: str, volume: Path
 
 @pytest.fixture(scope="module")
 def undisturbed(clone: Clone) -> Path:
-    """The folder of a run to which nothing happened."""
+    """The folder of a run without a fault."""
     return clone.path / "runs" / str(clone.json("train", "--on", "docker", *WORDS)["run_id"])
 
 
@@ -64,7 +64,7 @@ def bills(clone: Clone, fault: Fault) -> None:
 
 
 def test_a_container_that_vanishes_costs_nothing_of_the_run(clone: Clone, undisturbed: Path, fault: Fault) -> None:
-    """In the middle of an epoch; watch has the newest checkpoint and goes on elsewhere, to the same weights."""
+    """The container vanishes during an epoch. `watch` continues elsewhere from its checkpoint, to equal weights."""
     run_id = clone.json("train", "--on", "docker", "--detach", *WORDS)["run_id"]
     watching = clone.start("watch", "--on", "docker", "--run", run_id)
     home = clone.path / "runs" / run_id / "checkpoints"
@@ -83,7 +83,7 @@ def test_a_container_that_vanishes_costs_nothing_of_the_run(clone: Clone, undist
 
 
 def test_what_only_the_volume_has_is_gone_on_from(clone: Clone, undisturbed: Path, volume: Path, fault: Fault) -> None:
-    """The laptop was closed, its folder of the run is empty, the container vanishes: the same bits, the same curve."""
+    """The laptop has no checkpoint when the container vanishes. The resumed run ends with equal weights and curve."""
     keeping = replace(clone, env={"SNIPERFACE_SYNC_TO": "/volume/copies of runs"})
     run_id = keeping.json("train", "--on", "docker", "--detach", *WORDS)["run_id"]
     home, kept = clone.path / "runs" / run_id, volume / "copies of runs" / run_id
@@ -106,7 +106,7 @@ def test_what_only_the_volume_has_is_gone_on_from(clone: Clone, undisturbed: Pat
 
 
 def curve(folder: Path) -> list[tuple[int, float]]:
-    """Each step with its loss, as the run told them."""
+    """Return each step with its loss, from the run's events."""
     return [(event["step"], event["loss"]) for event in events(folder) if event["event"] == "step"]
 
 
@@ -117,7 +117,7 @@ def assert_equal_bits(one: Path, other: Path) -> None:
 
 
 def test_ssh_goes_down_and_the_job_does_not(clone: Clone, tmp_path: Path, fault: Fault) -> None:
-    """kill -9 of sshd: the console is shown instead; sshd is started again; the log has each byte once."""
+    """After kill -9 of sshd, `logs` shows the console. Once sshd runs again, the followed log has each byte once."""
     run_id = clone.json("train", *ANEW)["run_id"]
     name = container(clone)
     log = f"/workspace/sniperface/runs/{run_id}/train.log"
@@ -139,7 +139,7 @@ def test_ssh_goes_down_and_the_job_does_not(clone: Clone, tmp_path: Path, fault:
 
 
 def test_tmux_is_killed_on_the_machine_and_the_job_is_not(clone: Clone, tmp_path: Path, fault: Fault) -> None:
-    """kill -9 of its server: the supervisor goes on as a child of the container's first process."""
+    """After kill -9 of the tmux server, the supervisor continues as a child of the container's process 1."""
     run_id = clone.json("train", *ANEW, "--set", "train.epochs=60")["run_id"]
     name = container(clone)
     log = f"/workspace/sniperface/runs/{run_id}/train.log"

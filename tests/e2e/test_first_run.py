@@ -1,6 +1,6 @@
-"""The whole path with nothing pretended: a fresh copy of the project, real photographs, real training, real tmux.
+"""End to end without stubs: a fresh copy of the project, real photographs, real training, real tmux.
 
-The network is made tiny so that a run takes seconds; everything else is what a user gets.
+The backbone is tiny, so that a run takes seconds; everything else is as for a user.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
 
 @pytest.fixture(scope="module")
 def finished(clone: Clone) -> Any:
-    """The document of a whole run that nothing disturbed."""
+    """The JSON output of a run without a fault."""
     return clone.train(*SHORT)
 
 
@@ -89,7 +89,7 @@ def test_the_other_commands_answer_about_a_run_that_is_over(clone: Clone, finish
     fetched = clone.json("fetch-checkpoint", "--which", "20")
     assert fetched["epoch"] == 20
     assert hashlib.sha256(Path(fetched["path"]).read_bytes()).hexdigest() == fetched["sha256"]
-    clone.invoke("stop")  # ending what is over is success
+    clone.invoke("stop")  # stopping a finished run succeeds
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bits(clone: Clone, finished: dict[str, Any]) -> None:
@@ -131,7 +131,7 @@ def test_whatever_is_killed_the_status_is_true_and_the_run_goes_on_to_the_same_b
     assert fetched["step"] == 120
     starts = [event["step"] for event in events(folder) if event["event"] == "start"]
     assert len(starts) == 4
-    assert starts == sorted(set(starts))  # each went on from further than the one before
+    assert starts == sorted(set(starts))  # each start resumed at a later step than the one before
     assert_equal_bits(finished["checkpoint"]["path"], fetched["path"])
     fault.checkpoints(folder, clone.path / "runs" / run_id)
     fault.machines(clone.json("ps"), [])
@@ -139,7 +139,7 @@ def test_whatever_is_killed_the_status_is_true_and_the_run_goes_on_to_the_same_b
 
 @pytest.fixture
 def small_disk(clone: Clone) -> Iterator[Path]:
-    """A target `small` on this computer, whose runs lie on a disk of 48 MiB."""
+    """A target `small` on this computer, whose runs are on a disk of 48 MiB."""
     root = clone.path / ".sniperface" / "small"
     (root / "runs").mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(root / "runs")]
@@ -154,7 +154,7 @@ def small_disk(clone: Clone) -> Iterator[Path]:
 def test_a_disk_that_fills_up_ends_a_run_with_its_checkpoints_whole(
     clone: Clone, finished: dict[str, Any], small_disk: Path, fault: Fault
 ) -> None:
-    """The reason names the room that is missing; with room again the run goes on."""
+    """The reason or the end of the log names the full disk. Once there is room, the run resumes."""
     run_id = clone.train(*SHORT, "--on", "small", "--detach")["run_id"]
     folder = small_disk / run_id
     wait_for(lambda: reached(folder, "checkpoint", 10))
@@ -174,12 +174,12 @@ def test_a_disk_that_fills_up_ends_a_run_with_its_checkpoints_whole(
 
 
 def told(folder: Path) -> dict[str, Any]:
-    """The supervisor's own word."""
+    """Return the content of status.json."""
     return json.loads((folder / "status.json").read_text())
 
 
 def kill(folder: Path, victim: str) -> None:
-    """kill -9 of one process of the job."""
+    """Send SIGKILL to one process of the run."""
     said = wait_for(lambda: told(folder)["job_pid"] and told(folder))
     ranks = subprocess.run(["pgrep", "-P", str(said["job_pid"])], capture_output=True, text=True, check=True).stdout
     pid = {"supervisor": said["pid"], "torchrun": said["job_pid"], "rank": int(ranks.split()[-1])}[victim]
@@ -220,7 +220,7 @@ def test_the_users_own_checkpoint_starts_a_new_run_or_is_refused_in_a_sentence(
 
 
 def test_pseudo_ids_of_one_recipe_are_the_labels_of_the_other(clone: Clone, finished: dict[str, Any]) -> None:
-    """Mined without labels, learnt with a margin head, measured, exported: the two systems together."""
+    """Pseudo-IDs that are mined without labels train a margin head. Its checkpoint is evaluated and exported."""
     clone.invoke("mine", "--run", finished["run_id"])
     (mined,) = (clone.path / "runs" / finished["run_id"] / "mining").glob("epoch_*/pseudo_ids.npy")
     words = ["--recipe", "supervised", "--labels", str(mined), "--data", "data/orl", "--set", "train.epochs=8"]

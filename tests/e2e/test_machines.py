@@ -1,7 +1,7 @@
-"""The whole path on machines, nothing pretended: real photographs and training, real SSH, real containers.
+"""End to end on machines: real photographs and training, real SSH, real containers; only RunPod's API is emulated.
 
-For each kind of machine: deploy, train on a part of the data with two processes, follow the log, lose the network in
-the middle, go on, fetch, measure what was fetched.
+For each kind of machine: deploy, train on a part of the data with two processes, and follow the log. The network fails
+and comes back; then the checkpoint is downloaded and evaluated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass
 class Site:
-    """A clone with a target on which the whole path is walked, and a way to cut the network to it."""
+    """A clone with the target of the test, and a way to cut the network to it."""
 
     clone: Clone
     target: str
@@ -50,7 +50,7 @@ def write_target(clone: Clone, name: str, **values: object) -> None:
 
 @pytest.fixture
 def ssh_site(tmp_path: Path) -> Iterator[Site]:
-    """A host by SSH, at the far end of a line that can be cut."""
+    """An SSH host behind a connection that can be cut."""
     if SSHD is None or shutil.which("tmux") is None:
         pytest.skip("needs an SSH server and tmux: apt-get install openssh-server tmux")
     clone = make_clone(tmp_path)
@@ -82,7 +82,7 @@ def ssh_site(tmp_path: Path) -> Iterator[Site]:
 
 
 def image_of_ours() -> str:
-    """Our image on the stand-in base; a skip where there can be none."""
+    """Return our image; skip the test if it cannot be built, or if this user cannot cut a port."""
     from tests.support.images import NoDocker, our_image
 
     if os.geteuid() != 0 or shutil.which("iptables") is None:
@@ -95,7 +95,7 @@ def image_of_ours() -> str:
 
 @contextlib.contextmanager
 def cut_port(container: str) -> Iterator[None]:
-    """Nothing gets to a container's SSH port or back, and nobody is told."""
+    """Silently drop all packets to and from a container's SSH port."""
     port = docker("port", container, "22").split(":")[-1]
     rules = [["OUTPUT", "-p", "tcp", way, port, "-j", "DROP"] for way in ("--dport", "--sport")]
     for rule in rules:
@@ -136,15 +136,15 @@ def docker_site(tmp_path: Path) -> Iterator[Site]:
 
 @pytest.fixture
 def runpod_site(tmp_path: Path) -> Iterator[Site]:
-    """A pod of an emulated RunPod: a container of our image, found and reached as a real one is."""
+    """A pod of an emulated RunPod: a container of our image, which is found and reached like a real pod."""
     reference = image_of_ours()
     clone = make_clone(tmp_path)
     with contextlib.closing(Emulator(pods="docker", image=reference, boot_s=2)) as emulator:
         clone.env = {"RUNPOD_API_BASE_URL": emulator.url, "RUNPOD_API_KEY": KEY}
-        clone.env["SNIPERFACE_DEVICE"] = "cpu"  # there is no GPU behind an emulated pod
+        clone.env["SNIPERFACE_DEVICE"] = "cpu"  # an emulated pod has no GPU
 
         def container() -> str:
-            machine = emulator.account.all()[0].machine  # of this emulator: another one's may run beside it
+            machine = emulator.account.all()[0].machine  # of this emulator; another one may run at the same time
             assert isinstance(machine, Container)
             return machine.id
 
@@ -162,13 +162,13 @@ def runpod_site(tmp_path: Path) -> Iterator[Site]:
 
 @pytest.fixture(params=["ssh", "docker", "runpod"])
 def site(request: pytest.FixtureRequest) -> Site:
-    """Each kind of machine."""
+    """A site for each kind of machine."""
     found: Site = request.getfixturevalue(f"{request.param}_site")
     return found
 
 
 def test_the_whole_path(site: Site, tmp_path: Path, fault: Fault) -> None:
-    """Nothing of the log is lost or doubled, and what comes home is what was trained."""
+    """No byte of the log is lost or doubled, and the downloaded checkpoint is intact and can be evaluated."""
     clone, on = site.clone, ("--on", site.target)
     clone.invoke("deploy", *on)
     assert "already there" in clone.invoke("deploy", *on)
@@ -206,7 +206,7 @@ def test_the_whole_path(site: Site, tmp_path: Path, fault: Fault) -> None:
 
 
 def lost(following: subprocess.Popen[bytes]) -> bool:
-    """Whether the follower has said that its connection is gone."""
+    """Whether the follower has reported a lost connection."""
     assert following.stderr
     os.set_blocking(following.stderr.fileno(), False)
     said = following.stderr.read() or b""

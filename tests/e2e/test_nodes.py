@@ -1,4 +1,4 @@
-"""One run on several machines, which are containers of our image: they train together, and bear the loss of one."""
+"""One run on several machines (containers of our image, or SSH hosts): they train together and survive a loss."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WORDS = [word for setting in (*SMALL, "train.epochs=200") for word in ("--set", 
 
 @pytest.fixture
 def clone(tmp_path: Path, our_image: str) -> Iterator[Clone]:
-    """A clone whose target `pair` are two containers of our image, with one process each."""
+    """A clone whose target `pair` has two containers of our image, with one process each."""
     here = make_clone(tmp_path)
     write_target(here, our_image)
     yield here
@@ -47,7 +47,7 @@ def write_target(clone: Clone, image: str, **values: object) -> None:
 
 @contextlib.contextmanager
 def network(name: str) -> Iterator[str]:
-    """One that gives its second member an address that comes first, as text."""
+    """A Docker network whose second member gets an address that sorts before the first one's, as text."""
     docker("network", "create", "--subnet=10.203.77.0/24", "--ip-range=10.203.77.8/29", "--gateway=10.203.77.8", name)
     try:
         yield name
@@ -65,14 +65,14 @@ def states(clone: Clone, run_id: str) -> list[str]:
 
 
 def trains(clone: Clone, run_id: str, world_size: int) -> Any:
-    """Whether checkpoints are made by so many processes."""
+    """Return the newest checkpoint's JSON if this many processes made it, else False."""
     told = clone.json("fetch-checkpoint", "--on", "pair", "--run", run_id)
     about = json.loads(Path(told["path"]).with_suffix(".json").read_text(encoding="utf-8"))
     return about["world_size"] == world_size and about
 
 
 def test_two_machines_train_one_run(clone: Clone) -> None:
-    """Stopped, continued, and continued again after one of the two is gone: each time by both, from where it was."""
+    """The run resumes from its checkpoint after a stop, and after the loss of a machine: each time on two machines."""
     run_id = clone.json("train", "--on", "pair", "--detach", *WORDS)["run_id"]
     assert [machine["run"] for machine in clone.json("ps")] == [run_id, run_id]
     wait_for(lambda: clone.json("status", "--on", "pair")["epoch"])
@@ -102,7 +102,7 @@ def test_two_machines_train_one_run(clone: Clone) -> None:
 
 
 def told(clone: Clone, run_id: str) -> list[dict[str, Any]]:
-    """What the run has told, on the machine that writes."""
+    """Return the run's events, from the machine that writes them."""
     writer = nodes(clone, run_id)[0]["machine"]
     lines = docker("exec", writer, "cat", f"/workspace/sniperface/runs/{run_id}/metrics.jsonl").splitlines()
     return [json.loads(line) for line in lines]
@@ -113,7 +113,7 @@ def starts(clone: Clone, run_id: str) -> list[dict[str, Any]]:
 
 
 def got_on(clone: Clone, run_id: str, attempt: int) -> bool:
-    """Whether an attempt has made a checkpoint of its own: without one, nothing of it would be gone on from."""
+    """Whether an attempt has made a checkpoint of its own. Without one, the next attempt has nothing to resume from."""
     kinds = [event["event"] for event in told(clone, run_id)]
     begun = [place for place, kind in enumerate(kinds) if kind == "start"]
     return len(begun) == attempt and "checkpoint" in kinds[begun[-1] :]
@@ -126,7 +126,7 @@ def failed(clone: Clone) -> dict[str, Any] | None:
 
 @pytest.fixture
 def two_hosts(tmp_path: Path) -> Iterator[Clone]:
-    """A clone whose target `pair` are two SSH servers, each with a home of its own, which is where `root` leads."""
+    """A clone whose target `pair` has two SSH servers. Each has its own home folder, and `root` is inside it."""
     if SSHD is None or shutil.which("tmux") is None:
         pytest.skip("needs an SSH server and tmux: apt-get install openssh-server tmux")
     here, user = make_clone(tmp_path), tmp_path / "user"
@@ -161,7 +161,7 @@ def two_hosts(tmp_path: Path) -> Iterator[Clone]:
 
 @needs_linux
 def test_two_hosts_of_a_list_train_one_run(two_hosts: Clone, tmp_path: Path) -> None:
-    """To its end, followed; each has the run in a folder of its own, and what the other one said comes home, too."""
+    """The run is followed to its end. Each host has its own run folder, and the log of the other is downloaded, too."""
     done = two_hosts.json("train", "--on", "pair", *WORDS[:-2], "--set", "train.epochs=3")
     home = two_hosts.path / "runs" / done["run_id"]
     assert (done["state"], done["checkpoint"]["epoch"]) == ("succeeded", 2)
@@ -175,7 +175,7 @@ def test_two_hosts_of_a_list_train_one_run(two_hosts: Clone, tmp_path: Path) -> 
 
 
 def test_a_run_goes_on_with_the_machines_that_are_left(clone: Clone, our_image: str) -> None:
-    """Where the target says so; here the machine that was made second is the one that writes."""
+    """The target sets on_lost_node=go_on. Rank 0, which writes, is here the machine that was created second."""
     with network(f"order-{clone.socket}") as name:
         write_target(clone, our_image, on_lost_node="go_on", join_min=0.3, network=name)
         run_id = clone.json("train", "--on", "pair", "--detach", *WORDS)["run_id"]
@@ -192,13 +192,13 @@ def test_a_run_goes_on_with_the_machines_that_are_left(clone: Clone, our_image: 
 
 
 def test_two_pods_of_a_cluster_train_one_run(tmp_path: Path) -> None:
-    """On the cluster's own network; each pod counts what both cost, and ending one ends both."""
+    """They use the cluster's own network. The plan has the price of both pods, and `down` ends both."""
     reference, clone = image_of_ours(), make_clone(tmp_path)
     with contextlib.closing(Emulator(pods="docker", image=reference, host=gateway())) as emulator:
         clone.env = {"RUNPOD_API_BASE_URL": emulator.url, "RUNPOD_API_KEY": KEY}
         target = {"provider": "runpod", "image": "me/sniperface:1", "root": "/workspace/sniperface"}
         target |= {"gpus": ["NVIDIA H100 80GB HBM3"], "stage_to": "/dev/shm", "processes": 2, "max_usd": 50, "nodes": 2}
-        target |= {"device": "cpu"}  # there is no GPU behind an emulated pod
+        target |= {"device": "cpu"}  # an emulated pod has no GPU
         (clone.path / "conf" / "deploy" / "pair.yaml").write_text(json.dumps(target), encoding="utf-8")
         done = clone.json("train", "--on", "pair", "--yes", *WORDS[:-2], "--set", "train.epochs=3")
         assert (done["state"], done["checkpoint"]["epoch"]) == ("succeeded", 2)

@@ -1,7 +1,7 @@
-"""What breaks while a run goes on in a rented machine: RunPod's API emulated, its pods real containers of our image.
+"""Faults during a run on a rented machine: RunPod's API is emulated, its pods are real containers of our image.
 
-The pods have their own key and reach the API, so they give themselves back as real ones do. The laptop is closed, its
-line cut; the API is away; there is no room for another pod: nothing is lost, nothing bills unnoticed.
+The pods have their own key and reach the API, so they release themselves as real ones do. The laptop is off or its
+connection cut, the API is down, or no pod is available: nothing is lost, and nothing bills unnoticed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.support.faults import Fault
 
 pytestmark = pytest.mark.slow
 GPU = {"provider": "runpod", "gpus": ["NVIDIA A40"], "data_centers": ["EU-SE-1"], "root": "/workspace/sniperface"}
-GPU |= {"device": "cpu"}  # there is none behind an emulated pod
+GPU |= {"device": "cpu"}  # an emulated pod has no GPU
 WORDS = ("--on", "runpod", "--detach", "--yes", *(word for setting in SMALL for word in ("--set", setting)))
 RUNS = "/workspace/sniperface/runs"
 HOUR_S = 3600.0
@@ -39,7 +39,7 @@ HOUR_S = 3600.0
 
 @dataclass
 class Site:
-    """A clone before an account of its own; `volume` outlives the pods that have it."""
+    """A clone with its own emulated account. `volume` outlives its pods."""
 
     clone: Clone
     emulator: Emulator
@@ -53,7 +53,7 @@ class Site:
 
     @property
     def root(self) -> Path:
-        """On the volume."""
+        """The machine's root folder, on the volume."""
         return self.volume / "sniperface"
 
     def target(self, **values: object) -> None:
@@ -66,12 +66,12 @@ class Site:
         return read_json(self.root / "guard-status.json")
 
     def limits(self, **changed: object) -> None:
-        """The laptop's last word, as it writes it."""
+        """Change limits of the guard, as the laptop does."""
         write_json(self.root / "guard.json", {**read_json(self.root / "guard.json"), **changed})
 
 
 class Moving(Container):
-    """A pod behind a line, whose port on the outside can become another one."""
+    """A pod behind a proxy, whose public port can change."""
 
     def __init__(self, pod: Pod, image: str, given: dict[str, str], lines: contextlib.ExitStack) -> None:
         super().__init__(pod, image, given)
@@ -120,7 +120,7 @@ def moving_site(tmp_path: Path) -> Iterator[Site]:
 
 
 def test_a_log_is_followed_over_a_cut_and_to_another_port(moving_site: Site, tmp_path: Path, fault: Fault) -> None:
-    """The line is cut for five seconds; then the pod has another port, and the old one refuses."""
+    """The connection is cut for five seconds. Then the pod has another port, and the old one refuses."""
     site, clone = moving_site, moving_site.clone
     run_id = clone.json("train", *WORDS, "--set", "train.epochs=50")["run_id"]
     pod = site.emulator.account.all()[0].machine
@@ -153,7 +153,7 @@ def test_a_log_is_followed_over_a_cut_and_to_another_port(moving_site: Site, tmp
 
 
 def test_a_pod_that_vanishes_is_replaced_once_there_is_room(site: Site, fault: Fault) -> None:
-    """In the middle of an epoch, while the API is away; then there is no room; then a creation gets no answer."""
+    """The pod vanishes during an epoch while the API is down. Then there is no room, then a creation gets no answer."""
     clone, emulator = site.clone, site.emulator
     run_id = clone.json("train", *WORDS, "--set", "train.batch.size=10", "--set", "train.epochs=16")["run_id"]
     before, began = len(emulator.exchanges), time.monotonic()
@@ -162,7 +162,7 @@ def test_a_pod_that_vanishes_is_replaced_once_there_is_room(site: Site, fault: F
     wait_for(lambda: list((home / "checkpoints").glob("epoch_00[1-9].json")))
     first, container = emulator.account.all()[0], site.container
     seen = wait_for(lambda: halfway(container, run_id))
-    assert len(emulator.exchanges) - before <= 3 + (time.monotonic() - began) / 4  # watch keeps to 15 calls a minute
+    assert len(emulator.exchanges) - before <= 3 + (time.monotonic() - began) / 4  # at most 15 calls a minute
     emulator.down()
     fault.strikes()
     first.vanishes = 0.0
@@ -188,7 +188,7 @@ def test_a_pod_that_vanishes_is_replaced_once_there_is_room(site: Site, fault: F
 
 
 def halfway(container: str, run_id: str) -> int | None:
-    """The step of a run that is in the middle of an epoch of 30."""
+    """Return the run's step if it is in the middle of an epoch of 30 steps, else None."""
     words = ["docker", "exec", container, "tail", "-n", "1", f"{RUNS}/{run_id}/metrics.jsonl"]
     last = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
     return last["step"] if last["event"] == "step" and 9 <= last["step"] % 30 <= 21 else None
@@ -199,8 +199,10 @@ def events_of(run: Path) -> list[dict[str, Any]]:
 
 
 def test_a_ceiling_fires_with_the_laptop_gone_and_the_api_away(site: Site, fault: Fault) -> None:
-    """The line to the pod is cut for ever. Its job ends with a checkpoint; it says that it cannot be given back, and
-    tries again until it can."""
+    """The connection to the pod is cut. Its job ends with a checkpoint.
+
+    The guard reports that the release fails, and retries until it succeeds.
+    """
     site.target(volume="vol1", max_hours=48)
     run_id = site.clone.json("train", *WORDS, "--set", "train.epochs=4000")["run_id"]
     run, container = site.root / "runs" / run_id, site.container
@@ -225,7 +227,7 @@ def test_a_ceiling_fires_with_the_laptop_gone_and_the_api_away(site: Site, fault
 
 
 def test_a_pod_that_nobody_needs_gives_itself_back(site: Site, fault: Fault) -> None:
-    """Its run is done, its laptop closed."""
+    """The run has ended, and the laptop is off."""
     idle_min = 0.1
     site.target(volume="vol1", idle_min=20)
     run_id = site.clone.json("train", *WORDS, "--set", "train.epochs=10")["run_id"]
@@ -243,7 +245,7 @@ def test_a_pod_that_nobody_needs_gives_itself_back(site: Site, fault: Fault) -> 
 
 
 def test_the_api_is_away_when_a_machine_is_to_be_given_back(site: Site, fault: Fault) -> None:
-    """`down` says that it could not ask, and does it when it can."""
+    """`down` reports that the API does not answer. A later `down` retries a broken request until it succeeds."""
     site.clone.json("deploy", "--on", "runpod")
     fault.strikes()
     site.emulator.down()
@@ -258,9 +260,9 @@ def test_the_api_is_away_when_a_machine_is_to_be_given_back(site: Site, fault: F
 
 
 def test_a_pod_whose_gpu_cannot_be_used_never_trains_on_its_cpu(site: Site) -> None:
-    """Its own Python is asked before anything is sent: it is given back, and the reason is told."""
+    """The pod's Python is queried before anything is uploaded. The pod is released, and the error has the reason."""
     site.target(device="auto", gpus=["NVIDIA A40", "NVIDIA RTX A4500"], data_centers=["EU-SE-1", "EU-RO-1"])
     complaint = site.clone.invoke("train", *WORDS, code=3)
-    assert complaint.count("1 GPUs are paid for and torch can use 0") >= 2  # of each candidate
+    assert complaint.count("1 GPUs are paid for and torch can use 0") >= 2  # one per candidate
     assert site.emulator.names == []
-    assert [each["volume"] for each in site.clone.json("ps")] == ["vol1 (vol1, EU-SE-1)"]  # it was there before
+    assert [each["volume"] for each in site.clone.json("ps")] == ["vol1 (vol1, EU-SE-1)"]  # it existed before

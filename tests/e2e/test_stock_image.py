@@ -1,7 +1,7 @@
-"""`--on runpod` with nothing but an API key: a pod of a stock image, which has nothing of ours.
+"""`--on runpod` with only an API key: a pod of a stock image, which contains none of our code.
 
-RunPod's API is emulated; the pods are real containers with an SSH server, Python and git. The environment is made there
-by pip, on a volume, from the lists with hashes.
+RunPod's API is emulated; the pods are real containers with an SSH server, Python and git. pip makes the environment
+there, on a volume, from the lists with hashes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def told(site: Site, *words: str) -> str:
-    """All that a command prints. It may take long: pip unpacks gigabytes, on a machine with other work."""
+    """Run a command and return all its output. It may be slow: pip unpacks gigabytes, and the machine may be busy."""
     with site.clone.start(*words) as process:
         try:
             out, err = process.communicate(timeout=900)
@@ -59,7 +59,7 @@ def told(site: Site, *words: str) -> str:
 
 
 def test_a_key_is_enough_and_a_second_pod_finds_the_environment(site: Site) -> None:
-    """From the plan to the checkpoint at home; the second pod has the same volume."""
+    """The first pod trains until its checkpoint is on the laptop. The second pod has the same volume."""
     plan = site.clone.json("train", *WORDS, "--dry-run")
     assert (plan["image"]["has_environment"], plan["image"]["is_kept"]) == (False, True)
     assert MAKING in told(site, "train", *WORDS, "--set", "train.epochs=2")

@@ -1,8 +1,8 @@
 """Run `invoke` commands in forked processes that have Invoke and other packages loaded already.
 
 Loading packages takes most of a command's time, and the tests run hundreds of commands. So a server loads them once and
-forks for each command. It loads no code of this project: each command loads that from the folder it runs in, and has
-its own arguments, environment, streams and exit code.
+forks for each command. It loads no code of this project: each command loads that from the folder it runs in. Each
+has its own arguments, environment, streams and exit code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Addresses with credentials: never shown, whole when asked for, and not led astray by a redirect."""
+"""Addresses with credentials: masked in all output, complete in requests, protected against redirects."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ BODY = bytes(range(256)) * 8
 
 @dataclass
 class Site:
-    """A server that gives ranges to whoever has the signature, and can redirect. `asked`: path, query, password."""
+    """A server that answers range requests with the right signature, and can redirect.
+
+    `asked`: path, query and Authorization header of each request.
+    """
 
     url: str
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
     redirect_to: str | None = None
-    sends_all: bool = False  # whatever the end of the range is
+    sends_all: bool = False  # ignores the end of the range
     refuses_head: bool = True  # as S3 does for an address that is signed for GET
 
 
@@ -69,7 +72,7 @@ def site() -> Iterator[Site]:
 
 
 def test_a_signature_goes_with_every_file_of_the_data_set(site: Site) -> None:
-    """Manifest, images and blocks: the file's name comes before the query."""
+    """In the address of each file, the file's name comes before the query."""
     origin = origins.parse(f"{site.url}/faces/?sig=SECRET#token", Path("x"), local=False)
     assert isinstance(origin.path, Url)
     images = origin.path / "images.npy"
@@ -91,12 +94,12 @@ def test_a_password_goes_to_its_own_host_only(site: Site) -> None:
 
 @pytest.mark.parametrize("to", ["ftp://127.0.0.1/x", "file:///etc/passwd", "gopher://127.0.0.1/x"])
 def test_a_redirect_stays_on_the_web(site: Site, to: str) -> None:
-    """On the laptop as on the machine, where asking again would not help."""
+    """Other schemes are refused on the laptop and on the machine."""
     site.redirect_to = to
     with pytest.raises(OSError, match=r"redirects|not allowed|HTTP Error|answered 302"):
         UrlFiles().read(f"{site.url}/start/images.npy", 0, 4)
     source = open_source(f"{site.url}/start/images.npy")
-    source.over.set()  # no pauses
+    source.over.set()  # no retries
     with pytest.raises(CopyFailed) as failed:
         list(source.read(0, 4))
     assert "SECRET" not in str(failed.value)
@@ -120,7 +123,7 @@ PUBLIC, OTHER = "https://93.184.215.14/a", "https://1.1.1.1/b?sig=SECRET"
         (PUBLIC, "https://[::ffff:10.0.0.1]/b", False),
         (PUBLIC, "https://[fe80::1]/b", False),
         (PUBLIC, "https://0.0.0.0/b", False),
-        (PUBLIC, "https://2130706433/b", False),  # 127.0.0.1, as some spell it
+        (PUBLIC, "https://2130706433/b", False),  # 127.0.0.1 as one number
         ("https://10.0.0.1/a", "https://10.0.0.2/b", True),
         ("http://127.0.0.1/a", "http://127.0.0.1/b", True),
         (PUBLIC, "ftp://1.1.1.1/b", False),
@@ -141,7 +144,7 @@ PRIVATE = [
 
 @pytest.mark.parametrize("to", PRIVATE)
 def test_a_public_server_cannot_lead_to_a_private_one(site: Site, monkeypatch: pytest.MonkeyPatch, to: str) -> None:
-    """For real, on the laptop and on the machine: the site is the proxy through which a public host is asked."""
+    """Laptop and machine both refuse. The site is the HTTP proxy, so it also answers for the public host."""
     monkeypatch.setenv("http_proxy", site.url)
     monkeypatch.delenv("no_proxy", raising=False)
     site.redirect_to = to.format(port=site.url.rpartition(":")[2])
@@ -150,14 +153,14 @@ def test_a_public_server_cannot_lead_to_a_private_one(site: Site, monkeypatch: p
         UrlFiles().read(public, 0, 4)
     assert "a private address" in str(failed.value)
     source = open_source(public)
-    source.over.set()  # no pauses
+    source.over.set()  # no retries
     with pytest.raises(CopyFailed, match="a private address"):
         list(source.read(0, 4))
     assert {path for path, _, _ in site.asked} == {"/start/images.npy"}  # nothing was asked of the private host
 
 
 def test_a_public_server_may_lead_to_another(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control: the same way, to a host that anybody may reach."""
+    """The control: the same redirect to a public host is followed."""
     monkeypatch.setenv("http_proxy", site.url)
     monkeypatch.delenv("no_proxy", raising=False)
     site.redirect_to = "http://1.1.1.1/images.npy?sig=SECRET"
@@ -190,7 +193,7 @@ def test_what_is_secret_in_an_address_is_never_shown(address: str) -> None:
 
 
 def test_no_message_of_a_failure_holds_the_signature(site: Site) -> None:
-    """A server that is away, and one that refuses."""
+    """One server is unreachable, the other refuses."""
     for address in (f"{site.url}/x?sig=SECRET2", "http://u:SECRET@127.0.0.1:1/images.npy?sig=SECRET"):
         with pytest.raises((OSError, WrongUse)) as failed:
             UrlFiles().read(Url(address), 0, 4)

@@ -1,4 +1,4 @@
-"""The copy that runs on the machine: from a file, from a web server that breaks off, from what fsspec knows."""
+"""The copy that runs on the machine: from a file, from a web server with faults, from an fsspec address."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def data() -> bytes:
 
 
 class Web(http.server.ThreadingHTTPServer):
-    """One file at every address, with ranges; and faults, each for the next request only."""
+    """Serve one file at every address, with range requests. Each fault applies to one request."""
 
     daemon_threads = True
 
@@ -104,7 +104,7 @@ def copy(told: dict[str, Any]) -> list[str]:
 
 
 def test_a_file_arrives_as_a_command(data: bytes, tmp_path: Path) -> None:
-    """In a Python of its own: progress and hashes are lines of JSON; a second time nothing is read."""
+    """The copy runs in its own process and prints progress and hashes as JSON lines. A second copy reads nothing."""
     folder = tmp_path / HOSTILE_NAMES[1]
     folder.mkdir()
     (folder / "images.npy").write_bytes(data)
@@ -126,7 +126,7 @@ def test_a_file_arrives_as_a_command(data: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("known", [True, False])
 def test_an_address_is_read_by_ranges(web: Web, data: bytes, tmp_path: Path, known: bool) -> None:
-    """Each piece by a request of its own; what is there already is not asked for."""
+    """Each piece is one request. A second copy requests nothing if the hashes are known, else everything again."""
     told = order(web.address, tmp_path / "part", data, known=known)
     hashes = copy(told)
     assert hashes == [hashlib.sha256(data[at : at + PIECE]).hexdigest() for at in range(0, len(data), PIECE)]
@@ -138,7 +138,7 @@ def test_an_address_is_read_by_ranges(web: Web, data: bytes, tmp_path: Path, kno
 
 @pytest.mark.parametrize("fault", ["half", "close", "503", "429"])
 def test_a_range_that_breaks_off_goes_on(web: Web, data: bytes, tmp_path: Path, fault: str) -> None:
-    """From the byte where it broke; a server that is busy is asked later."""
+    """A broken range continues from its next byte. A closed connection or a busy server repeats the request."""
     web.faults = [fault] * 3
     copy(order(web.address, tmp_path / "part", data))
     assert (tmp_path / "part").read_bytes() == HEADER + data
@@ -158,7 +158,7 @@ def test_a_range_that_breaks_off_goes_on(web: Web, data: bytes, tmp_path: Path, 
     ],
 )
 def test_a_server_that_does_not_serve(web: Web, data: bytes, tmp_path: Path, fault: str, words: str) -> None:
-    """One sentence, in which no signature of the address stands."""
+    """The error is one sentence without the address's signature."""
     web.faults = [fault] * 1000
     with pytest.raises(sources.CopyFailed, match=words) as caught:
         copy(order(web.address, tmp_path / "part", data))
@@ -168,7 +168,7 @@ def test_a_server_that_does_not_serve(web: Web, data: bytes, tmp_path: Path, fau
 
 
 def test_wrong_and_short_data_are_told(web: Web, data: bytes, tmp_path: Path) -> None:
-    """In the words of the manifest."""
+    """The error names the block."""
     told = order(web.address, tmp_path / "part", data)
     told["pieces"][2]["sha256"] = "0" * 64
     with pytest.raises(sources.CopyFailed, match=r"block 2 of .* is not what manifest\.json says"):
@@ -181,7 +181,7 @@ def test_wrong_and_short_data_are_told(web: Web, data: bytes, tmp_path: Path) ->
 
 
 def test_other_addresses_go_through_fsspec(data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it is installed; where not, or for a kind that it does not know, a sentence says what to add."""
+    """If fsspec is missing or does not know the scheme, the error says what to install."""
     pytest.importorskip("fsspec", reason="needs fsspec: it comes with torch")
     (tmp_path / "images.npy").write_bytes(data)
     copy(order(f"file://{tmp_path}/images.npy", tmp_path / "part", data))

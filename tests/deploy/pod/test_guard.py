@@ -1,4 +1,4 @@
-"""The guard of a machine, as a real process beside real supervisors and jobs, with nobody at the laptop."""
+"""The guard of a machine, as a real process beside real supervisors and jobs, without the laptop."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Guarded:
         self.process: subprocess.Popen[bytes] | None = None
 
     def allow(self, **limits: Any) -> Guarded:
-        """What the laptop writes before staging begins, and again when it likes."""
+        """Write guard.json, as the laptop does before staging and at any later time."""
         quick = {"machine": "sniperface-x", "poll_s": 0.05, "grace_s": 5, "retry_s": 0.2, "release": "runpod"}
         write_json(Path(self.root.guard), {**quick, "usd_per_hour": 2.0, **limits})
         return self
@@ -65,7 +65,7 @@ class Guarded:
 
     @property
     def words(self) -> str:
-        """All that was decided so far."""
+        """All decisions so far, one per line."""
         return "\n".join(f"{each['state']}: {each['words']}" for each in self.status["decisions"])
 
     def until(self, state: str, limit_s: float = 30) -> Guarded:
@@ -82,10 +82,10 @@ def api() -> Iterator[Api]:
 
 @pytest.fixture
 def guarded(tmp_path: Path, api: Api) -> Iterator[Guarded]:
-    """On the same machine as the runs of `make`."""
+    """A guard on the same machine as the runs of `make`."""
     one = Guarded(tmp_path / "root & more", api)
     yield one
-    Path(one.root.guard).unlink(missing_ok=True)  # else a supervisor would start another
+    Path(one.root.guard).unlink(missing_ok=True)  # otherwise a supervisor would start another
     if one.process:
         processes.kill_tree(one.process.pid)
         one.process.communicate()
@@ -93,7 +93,7 @@ def guarded(tmp_path: Path, api: Api) -> Iterator[Guarded]:
 
 @pytest.fixture
 def volume(tmp_path: Path) -> dict[str, str]:
-    """A place for copies that outlives the machine, as far as the guard is told."""
+    """Limits with a storage for the sync on a volume, which outlives the machine."""
     path = tmp_path / "network volume"
     path.mkdir()
     return {"volume_path": str(path), "sync_to": str(path / "backup of runs")}
@@ -104,16 +104,16 @@ def backup(volume: dict[str, str], run: Supervised) -> RunFolder:
 
 
 def mark_fetched(run: Supervised, name: str) -> None:
-    """As the laptop does after a fetch that it verified."""
+    """Write the mark that the laptop writes after a verified download."""
     about = json.loads((run.path / "checkpoints" / name).with_suffix(".json").read_text())
     write_json(run.path / "checkpoints" / f"{name}.fetched", {"sha256": about["sha256"]})
 
 
-# One process, and what it listens to
+# One process per machine, and what it reads
 
 
 def test_there_is_one_guard_a_machine(guarded: Guarded) -> None:
-    """Another ends at once, well; without limits there is none; SIGTERM ends it with a word."""
+    """A second guard exits at once with code 0. Without guard.json, a guard exits with code 2. SIGTERM ends it."""
     words = [sys.executable, "-m", "deploy.pod.guard", str(guarded.root.path)]
     first = subprocess.run(words, cwd=SOURCE, capture_output=True, text=True, check=False, timeout=30)
     assert (first.returncode, "guard.json is missing" in first.stderr) == (2, True)
@@ -131,7 +131,7 @@ def test_there_is_one_guard_a_machine(guarded: Guarded) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs kill -9 and /proc: run on Linux")
 def test_a_killed_guard_is_replaced_by_the_supervisor(guarded: Guarded, make: Make, fault: Fault) -> None:
-    """And outlives it, as it is no part of the job."""
+    """The new guard is not part of the job, so it outlives the supervisor."""
     run = make("one").start(TRAINING).begun()
     guarded.allow(max_hours=48, paid_since=time.time()).start()
     assert guarded.process is not None
@@ -150,7 +150,7 @@ def test_a_killed_guard_is_replaced_by_the_supervisor(guarded: Guarded, make: Ma
 
 
 def test_it_takes_up_new_limits(guarded: Guarded, make: Make) -> None:
-    """What it cannot read leaves the earlier ones in force."""
+    """If guard.json is invalid, the earlier limits stay in force."""
     run = make("one").start(OBEDIENT).begun()
     guarded.allow(max_hours=48, paid_since=time.time() - HOUR_S).start()
     assert guarded.status["limits"]["max_hours"] == 48
@@ -165,7 +165,7 @@ def test_it_takes_up_new_limits(guarded: Guarded, make: Make) -> None:
     assert run.end()[1]["state"] == "expired"
 
 
-# Ceilings, each to its end
+# What the guard does when a ceiling is reached
 
 
 def paid(**limits: Any) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def paid(**limits: Any) -> dict[str, Any]:
 def test_a_ceiling_ends_in_checkpoint_copy_and_release(
     guarded: Guarded, make: Make, volume: dict[str, str], cause: str, fault: Fault
 ) -> None:
-    """The reason is written down before anything is done, and is the run's own in the end."""
+    """The guard writes the reason before it stops the job. The run ends with this reason."""
     limits = {"max_hours": {"max_hours": 0.9}, "max_usd": {"max_usd": 1.9}, "stall_min": {"stall_min": 0.02}}[cause]
     asked = 'print("begun", flush=True); sys.stdin.read(); print("noted:", os.path.exists("ended.json"), flush=True)'
     run = make("one").start(TRAINING.replace('print("begun", flush=True); sys.stdin.read();', f"{asked};")).begun()
@@ -208,7 +208,7 @@ def test_a_ceiling_ends_in_checkpoint_copy_and_release(
 
 
 def test_an_idle_machine_is_released(guarded: Guarded, make: Make, volume: dict[str, str], fault: Fault) -> None:
-    """After its last job, which stays what it was; an earlier run that nobody else has is copied, too."""
+    """The last run keeps its state. The sync includes an earlier run that has no other copy."""
     done = TRAINING.replace("sys.stdin.read()", "None").replace('"stopped"', '"done"')
     for name in ("earlier", "later"):
         assert make(name).start(done).end()[1]["state"] == "succeeded"
@@ -227,7 +227,7 @@ def test_an_idle_machine_is_released(guarded: Guarded, make: Make, volume: dict[
 
 
 def test_a_run_that_waits_expires_with_the_one_that_runs(guarded: Guarded, make: Make) -> None:
-    """None of those that wait begins in between."""
+    """No waiting run starts in between."""
     first = make("first").start(OBEDIENT).begun()
     others = [make(name).start(GOOD, queue=True).until("planned") for name in ("second", "third")]
     guarded.allow(**paid(max_hours=0.5)).start()
@@ -238,7 +238,7 @@ def test_a_run_that_waits_expires_with_the_one_that_runs(guarded: Guarded, make:
 
 @pytest.mark.slow
 def test_a_job_that_stalls_makes_way_for_the_next(guarded: Guarded, make: Make) -> None:
-    """Its machine has other work: it is not released."""
+    """The machine is not released, because another run waits for it."""
     first = make("first").start(OBEDIENT).begun()
     second = make("second").start(TELL + 'print("begun", flush=True)\nwhile True: pass', queue=True).until("planned")
     guarded.allow(stall_min=0.02, paid_since=time.time()).start()
@@ -258,7 +258,7 @@ def test_a_deaf_job_is_ended_by_force(guarded: Guarded, make: Make) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="a lock is not inherited on Windows: run on Linux or macOS")
 def test_a_job_whose_supervisor_hangs_is_ended_all_the_same(guarded: Guarded, make: Make) -> None:
-    """The guard tells it in its place."""
+    """The guard kills the job and writes the status in place of the supervisor."""
     run = make("one").start(DEAF, grace_s=0.1).begun()
     assert run.process is not None
     job = wait_until(lambda: run.status.get("job_pid"))
@@ -270,7 +270,7 @@ def test_a_job_whose_supervisor_hangs_is_ended_all_the_same(guarded: Guarded, ma
 
 @pytest.mark.skipif(os.name == "nt", reason="a lock is not inherited on Windows: run on Linux or macOS")
 def test_an_orphan_does_not_block_its_machine(guarded: Guarded, make: Make) -> None:
-    """A deaf job whose supervisor was killed: it has its grace, then the machine is free."""
+    """A deaf job whose supervisor was killed gets its grace; then the guard kills it."""
     run = make("one").start(DEAF).begun()
     job = wait_until(lambda: run.status.get("job_pid"))
     assert run.process is not None
@@ -281,11 +281,11 @@ def test_an_orphan_does_not_block_its_machine(guarded: Guarded, make: Make) -> N
     assert "an orphan" in guarded.words
 
 
-# Whose copy is the only one
+# The only copy of a checkpoint
 
 
 def test_the_only_copy_is_kept_until_somebody_has_it(guarded: Guarded, make: Make, fault: Fault) -> None:
-    """It says what that costs. The laptop's note ends it; a note about other bytes does not."""
+    """The decision names the cost. A mark of the laptop ends the wait, unless it is for other bytes."""
     run = make("one").start(TRAINING).begun()
     guarded.allow(**paid(max_hours=0.5)).start()
     fault.strikes()
@@ -305,7 +305,7 @@ def test_the_only_copy_is_kept_until_somebody_has_it(guarded: Guarded, make: Mak
 
 
 def test_both_sides_mean_the_same_newest_checkpoint(guarded: Guarded, make: Make) -> None:
-    """A stop between two epochs leaves two of one step: what the laptop fetches is what the guard waits for."""
+    """A stop between two epochs leaves two checkpoints of one step. Laptop and guard must choose the same."""
     script = SAVE + (
         'save(2); print("begun", flush=True); sys.stdin.read()\n'
         'about = {**json.load(open("checkpoints/epoch_002.json")), "file": "epoch_003_step_2.pt", "epoch": 3}\n'
@@ -322,7 +322,7 @@ def test_both_sides_mean_the_same_newest_checkpoint(guarded: Guarded, make: Make
 
 
 def test_max_usd_is_hard(guarded: Guarded, make: Make) -> None:
-    """Kept at the soft ceiling, given up at the hard one, and said."""
+    """max_hours keeps the only copy. max_usd gives it up, and the decision says so."""
     make("one").start(TRAINING).begun()
     guarded.allow(**paid(max_hours=0.5, max_usd=4)).start().until("kept")
     assert "until max_usd 4 is reached" in guarded.words
@@ -344,7 +344,7 @@ def test_a_root_on_a_volume_outlives_its_machine(guarded: Guarded, make: Make, t
 
 
 def test_a_place_on_the_machines_own_disk_is_none(guarded: Guarded, make: Make, tmp_path: Path) -> None:
-    """A mistyped path, or a volume that is not mounted."""
+    """Such a path is mistyped, or its volume is not mounted."""
     make("one").start(TRAINING).begun()
     guarded.allow(**paid(max_hours=0.5, sync_to=str(tmp_path / "backups"))).start().until("kept")
     assert "which is lost with the machine: is the volume mounted there?" in guarded.words
@@ -352,7 +352,7 @@ def test_a_place_on_the_machines_own_disk_is_none(guarded: Guarded, make: Make, 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a FIFO: run on Linux or macOS")
 def test_a_volume_that_hangs_does_not_hang_the_guard(guarded: Guarded, make: Make, volume: dict[str, str]) -> None:
-    """The copy has its own time; the heart beats meanwhile."""
+    """The sync has its own time limit; the heartbeat continues meanwhile."""
     run = make("one").start(TRAINING).begun()
     there = Path(backup(volume, run).path)
     there.mkdir(parents=True)
@@ -366,7 +366,7 @@ def test_a_volume_that_hangs_does_not_hang_the_guard(guarded: Guarded, make: Mak
 
 
 def test_each_new_checkpoint_is_copied_while_the_job_runs(guarded: Guarded, make: Make, volume: dict[str, str]) -> None:
-    """A machine may vanish without a goodbye."""
+    """A machine may disappear without warning."""
     run = make("one").start(TRAINING).begun()
     guarded.allow(**volume).start()
     wait_until(lambda: Path(backup(volume, run).checkpoints / "epoch_001.json").exists())
@@ -375,7 +375,7 @@ def test_each_new_checkpoint_is_copied_while_the_job_runs(guarded: Guarded, make
 
 
 def test_a_copy_that_is_not_right_is_no_copy(tmp_path: Path, make: Make) -> None:
-    """A damaged checkpoint is passed over for the one before it; a place that loses bytes is found out."""
+    """The sync copies the previous checkpoint if the newest is damaged. It fails if the storage loses bytes."""
     run = make("one")
     run.start(SAVE + 'save(1); save(2); save(3, broken=True); tell(event="end", reason="done")').end()
     place = places.Folder(tmp_path / "there")
@@ -392,7 +392,10 @@ def test_a_copy_that_is_not_right_is_no_copy(tmp_path: Path, make: Make) -> None
 
 
 def test_a_copy_keeps_no_more_than_the_run_does(tmp_path: Path, make: Make) -> None:
-    """Of what was put there by a copy, that is; else a run of many epochs would fill the place."""
+    """The sync removes its copies of checkpoints that the run removed, and no other file.
+
+    Otherwise a run of many epochs would fill the storage.
+    """
     run = make("one")
     run.start(SAVE + 'save(1); tell(event="end", reason="done")').end()
     checkpoints = tmp_path / "there" / "one" / "checkpoints"
@@ -409,7 +412,7 @@ def test_a_copy_keeps_no_more_than_the_run_does(tmp_path: Path, make: Make) -> N
 
 
 def test_copies_go_to_an_address_as_well(tmp_path: Path, make: Make) -> None:
-    """By fsspec, in a process of its own; what it cannot do is one sentence."""
+    """A separate process copies by fsspec. If it fails, it prints one sentence."""
     run = make("one")
     run.start(SAVE + 'save(1); tell(event="end", reason="done")').end()
     words = [sys.executable, "-m", "deploy.pod.backup.sync", str(run.path)]
@@ -424,7 +427,7 @@ def test_copies_go_to_an_address_as_well(tmp_path: Path, make: Make) -> None:
 
 
 def test_a_long_log_is_copied_from_its_end(tmp_path: Path, make: Make) -> None:
-    """Under another name, as places in it are counted from its beginning."""
+    """The copy has another name, because byte offsets of the whole log are wrong in it."""
     run = make("one")
     run.start(TELL + 'sys.stdout.write("x" * (5 << 20)); print("last words"); tell(event="end", reason="done")').end()
     sync.sync(run.folder, places.Folder(tmp_path / "there"), "there")
@@ -436,7 +439,7 @@ def test_a_long_log_is_copied_from_its_end(tmp_path: Path, make: Make) -> None:
 
 
 def test_the_first_machine_releases_the_cluster(guarded: Guarded, make: Make) -> None:
-    """Stopping is no way to end one, so the only copy waits as if it were to be kept."""
+    """A cluster cannot be stopped, so with on_end=stop the machine is kept for its only copy."""
     run = make("one").start(TRAINING).begun()
     guarded.allow(**paid(max_hours=0.5, group="cluster1", node=0, on_end="stop")).start().until("kept")
     assert guarded.api.calls == []
@@ -446,7 +449,7 @@ def test_the_first_machine_releases_the_cluster(guarded: Guarded, make: Make) ->
 
 
 def test_another_machine_leaves_that_to_the_first_until_the_money_is_spent(guarded: Guarded, make: Make) -> None:
-    """The checkpoints are not here, so nothing here tells whether there is another copy."""
+    """Another machine has no checkpoints, so it cannot know whether they have another copy."""
     run = make("one").start(OBEDIENT).begun()
     guarded.allow(**paid(max_hours=0.5, max_usd=4, group="cluster1", node=1)).start().until("waiting")
     assert run.end()[1]["state"] == "expired"
@@ -456,11 +459,11 @@ def test_another_machine_leaves_that_to_the_first_until_the_money_is_spent(guard
     assert {call[:2] for call in guarded.api.calls} == {("DELETE", "/v2/clusters/cluster1")}
 
 
-# Release, and what cannot be released
+# Release, and machines that cannot be released
 
 
 def test_a_refusal_is_seen_and_tried_again(guarded: Guarded, make: Make, volume: dict[str, str], fault: Fault) -> None:
-    """The job is ended, so the GPUs idle; the key is nowhere."""
+    """The job has ended, and the decision names the cost. The key is in no status and no command line."""
     run = make("one").start(TRAINING).begun()
     guarded.api.always = 403
     guarded.allow(**paid(max_hours=0.5, **volume)).start()
@@ -480,13 +483,13 @@ def test_a_refusal_is_seen_and_tried_again(guarded: Guarded, make: Make, volume:
 
 
 def test_a_machine_that_is_nobodys_to_give_back_stays(guarded: Guarded, make: Make) -> None:
-    """An SSH host: the job is ended, which is said; hours count from its start, as nothing is paid."""
+    """On an SSH host the guard only ends the job. Nothing is billed, so max_hours counts from the job's start."""
     run = make("one").start(OBEDIENT).begun()
     guarded.allow(max_hours=0.0005, release="none", usd_per_hour=0).start()
     assert run.end()[1]["state"] == "expired"
     wait_until(lambda: "nothing to release" in guarded.words)
     assert guarded.api.calls == []
-    guarded.until("guarding")  # the next job has hours of its own
+    guarded.until("guarding")  # max_hours starts anew with the next job
 
 
 def test_secrets_for_the_copies_are_read_once(guarded: Guarded) -> None:
@@ -512,7 +515,7 @@ sys.exit(main(["guard", sys.argv[1]], Clock(wall=wall)))
 
 @pytest.mark.parametrize("jump_s", [90_000, -90_000])
 def test_a_jump_of_the_clock_fires_no_ceiling(guarded: Guarded, make: Make, jump_s: int, fault: Fault) -> None:
-    """Nor does it forgive hours that were paid; a guard that is started anew counts on from there."""
+    """Paid hours still count. A restarted guard continues the count."""
     run = make("one").start(TRAINING).begun()
     limits = paid(max_hours=10, max_usd=20, idle_min=100, stall_min=100)
     guarded.allow(**limits).start("-c", JUMPING)
@@ -532,11 +535,11 @@ def test_a_jump_of_the_clock_fires_no_ceiling(guarded: Guarded, make: Make, jump
         assert guarded.status["deadline"] == pytest.approx(time.time() + jump_s + 9 * HOUR_S - 665, abs=60)
 
 
-# What is seen, and what follows from it
+# What the guard observes, and which ceiling follows
 
 
 def test_signs_of_life_on_a_machine_without_a_job(tmp_path: Path) -> None:
-    """The laptop's touch, code that is placed, data that grows where it is staged, a job: each begins the time anew."""
+    """Each resets the idle time: contact from the laptop, new code, growing data in a watched folder, a job."""
     now, staging = [0.0], tmp_path / "shm"
     staging.mkdir()
     activity = Activity(Root(tmp_path), Clock(monotonic=lambda: now[0]))
@@ -564,7 +567,7 @@ def test_signs_of_life_on_a_machine_without_a_job(tmp_path: Path) -> None:
 
 
 def test_a_stall_is_no_step_and_nothing_computed(tmp_path: Path) -> None:
-    """Mining makes no steps and computes; loading does neither, and is counted from the job's start."""
+    """Mining makes no steps but computes. Loading does neither; its stall counts from the job's start."""
     now = [0.0]
     root = Root(tmp_path)
     activity = Activity(root, Clock(monotonic=lambda: now[0]))
@@ -590,7 +593,7 @@ def test_a_stall_is_no_step_and_nothing_computed(tmp_path: Path) -> None:
 
 
 def test_what_counts_as_computing() -> None:
-    """GPUs where they can be asked, else cores; what nobody knows is no stall."""
+    """GPU utilization counts if it is known, else CPU use. If both are unknown, the job computes."""
     assert computes({"gpus": [{"utilization_pct": 90}], "job_cpu_pct": 0})
     assert not computes({"gpus": [{"utilization_pct": 0}], "job_cpu_pct": 100})  # ranks that spin while they wait
     assert computes({"gpus": [{"utilization_pct": None}], "job_cpu_pct": 50})
@@ -599,7 +602,7 @@ def test_what_counts_as_computing() -> None:
 
 
 def test_which_ceiling_is_reached() -> None:
-    """Money before all else. It begins to end early enough that checkpoint and copy are paid for."""
+    """max_usd comes first. It is reached early enough that its rest pays for checkpoint and copy."""
     limits = Limits(max_hours=10, max_usd=4, usd_per_hour=2, idle_min=15, stall_min=20, grace_s=60, sync_limit_s=240)
     causes = {
         "max_usd": Seen(paid_s=2 * HOUR_S - 300, idle_s=1e6),
@@ -614,11 +617,11 @@ def test_which_ceiling_is_reached() -> None:
         assert cause in found.reason
     assert reached(limits, Seen(paid_s=2 * HOUR_S - 301, job_s=1.0, stall_s=1199.0)) is None
     assert reached(Limits(), Seen(paid_s=1e9, job_s=1e9, idle_s=1e9, stall_s=1e9)) is None
-    assert reached(Limits(max_usd=1, usd_per_hour=0), Seen(paid_s=1e9)) is None  # of what costs nothing
+    assert reached(Limits(max_usd=1, usd_per_hour=0), Seen(paid_s=1e9)) is None  # the machine costs nothing
 
 
 def test_limits_are_read_with_care() -> None:
-    """Unknown keys belong to another version; a value that cannot be is named."""
+    """Unknown keys are ignored, because they belong to another version. The error of an invalid value names its key."""
     told = {"max_hours": 48, "idle_min": "1.5", "watch": ["/a"], "future": 1, "max_usd": None}
     assert parse(told) == Limits(max_hours=48, idle_min=1.5, watch=("/a",))
     for wrong in ({"max_hours": -1}, {"max_usd": "much"}, {"on_end": "burn"}, {"idle_min": True}, {"stall_min": "nan"}):

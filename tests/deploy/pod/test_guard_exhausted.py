@@ -1,6 +1,6 @@
-"""A job that takes every process and every byte of its machine: the guard still gives the machine back.
+"""The guard releases its machine even if a job uses up all processes and the whole disk.
 
-Real containers with a limit of processes and a small disk; a real HTTP server for the provider's API.
+Real containers with a process limit and a small disk; a real HTTP server for the provider's API.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ while True:  # every process of it goes on in this loop
 """
 START = {
     "the job": f"{PYTHON} -m deploy.pod.supervisor /machine/runs/bomb",
-    "a process beside it": f"cd /machine/runs/bomb; exec {PYTHON} /setup/bomb.py",  # which nobody here may end
+    "a process beside it": f"cd /machine/runs/bomb; exec {PYTHON} /setup/bomb.py",  # no supervisor ends this one
 }
 MACHINE = f"""
 cp -r /setup/. /machine/
@@ -60,7 +60,7 @@ def api() -> Iterator[Api]:
 
 @pytest.fixture(params=START)
 def container(our_image: str, tmp_path: Path, api: Api, request: pytest.FixtureRequest) -> Iterator[None]:
-    """A machine of 64 processes and 2 MiB of disk, and who takes all of them."""
+    """A machine with at most 64 processes and 2 MiB of disk, and a program that uses up both."""
     setup, seen = tmp_path / "setup", tmp_path / "seen"
     seen.mkdir()
     folder = RunFolder(setup / "runs" / "bomb")
@@ -92,7 +92,7 @@ def container(our_image: str, tmp_path: Path, api: Api, request: pytest.FixtureR
 
 @pytest.mark.usefixtures("container")
 def test_a_fork_bomb_on_a_full_disk_costs_no_more_than_the_ceiling(api: Api, tmp_path: Path) -> None:
-    """Not one more process or thread can be had, nor a byte written, when the ceiling is reached."""
+    """When the ceiling is reached, no process or thread can be started and nothing can be written."""
     for what in ("disk", "processes"):
         wait_until(lambda what=what: (tmp_path / "seen" / what).exists(), LIMIT_S)
     assert api.calls == []

@@ -1,4 +1,4 @@
-"""A guard that is killed comes back by itself, with the limits that it had: real containers, real processes."""
+"""A killed guard is restarted with its earlier limits: real containers, real processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = "/workspace/sniperface"
 
 @pytest.fixture
 def idle(project: Project, our_image: str) -> Iterator[tuple[Project, str]]:
-    """The project, and a container of its target `docker` that is guarded and has no job."""
+    """The project, and a guarded container of its target `docker` without a job."""
     project.path = project.path.rename(project.path.with_name(f"p{uuid.uuid4().hex[:8]}"))
     target = {
         "provider": "docker", "image": our_image, "root": ROOT, "stage_to": "/dev/shm", "max_hours": 50,
@@ -34,20 +34,20 @@ def idle(project: Project, our_image: str) -> Iterator[tuple[Project, str]]:
 
 
 def guard(name: str) -> dict[str, Any]:
-    """Its own word."""
+    """Return the content of guard-status.json; {} if it is missing."""
     told: dict[str, Any] = json.loads(docker("exec", name, "sh", "-c", f"cat {ROOT}/guard-status.json || echo '{{}}'"))
     return told
 
 
 def is_back(name: str, killed: int) -> bool:
-    """Another process, whose heart beats by the container's own clock, with the limits of the first."""
+    """Whether a new guard process has a fresh heartbeat, by the container's clock, and the limits of the first."""
     told = guard(name)
     age_s = float(docker("exec", name, "date", "+%s")) - told["heartbeat"]
     return told["pid"] != killed and age_s < 5 and told["limits"]["max_hours"] == 50 and told["state"] == "guarding"
 
 
 def test_the_container_itself_starts_it_again(idle: tuple[Project, str]) -> None:
-    """Within 10 s and the time that a start takes, again and again; and when the whole container was restarted."""
+    """The container restarts a guard each time it is killed, and after a restart of the whole container."""
     _, name = idle
     for times in (1, 2):
         pid = guard(name)["pid"]
@@ -61,7 +61,7 @@ def test_the_container_itself_starts_it_again(idle: tuple[Project, str]) -> None
 
 
 def test_one_without_secrets_is_given_them_by_the_next_command(idle: tuple[Project, str]) -> None:
-    """They live in a guard's memory only, so one that the container started has none; nor does the disk have them."""
+    """Only a guard's memory holds the secrets, no file. A guard that the container restarts has none."""
     project, name = idle
     project.json("train", "--on", "docker", "--detach", "--set", "train.step_s=0.1", "--set", "train.epochs=1")
     wait_until(lambda: project.json("status", "--on", "docker")["state"] == "succeeded")

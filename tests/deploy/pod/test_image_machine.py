@@ -1,4 +1,4 @@
-"""Our image, as it runs: the environment in every session, keys, a bad start, the end. Real containers, real sshd."""
+"""Our image in real containers with a real sshd: environment of each session, keys, bad starts, shutdown."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_selftest_fails_where_something_is_broken(our_image: str) -> None:
 
 
 def test_a_compiled_network_trains_in_the_image(our_image: str) -> None:
-    """With torch's own generator of C++: a compiler and Python's headers are in the image."""
+    """torch.compile generates C++ on a CPU, so the image needs a compiler and Python's headers."""
     train = ["python", "-m", "app.train", *TINY, "train.compile=true", "train.epochs=1", "run.dir=/tmp/run"]
     words = " ".join(map(shlex.quote, [*train, "data.binary_cache_path=/tmp/faces/images.npy"]))
     make = "python -m app.prepare source=synthetic out=/tmp/faces/images.npy identities=12 per_identity=8"
@@ -96,7 +96,7 @@ def test_so_do_other_shells_whose_startup_files_set_path_anew(machine: Machine, 
 
 
 def test_so_does_a_terminal(machine: Machine) -> None:
-    """Its login shell is bash, with the startup files of one."""
+    """A terminal's shell is a login bash, which reads the startup files."""
     typed = b"env -0 > /tmp/terminal; shopt login_shell > /tmp/kind; which python >> /tmp/kind; exit\n"
     machine.ssh("", "-tt", stdin=typed)
     seen = variables(machine.ssh("cat /tmp/terminal"))
@@ -177,7 +177,7 @@ def test_a_bad_start_is_said_and_the_container_stays(
         assert f"{BAD_START}{cause}" in made.log()
         assert "c2VjcmV0" not in made.log()
         assert made.is_running()
-        docker("stop", "--time", "20", made.id)  # and it ends at once when it is told to
+        docker("stop", "--time", "20", made.id)  # SIGTERM still ends it
         assert docker("inspect", "--format", "{{.State.ExitCode}}", made.id) == "0"
 
 
@@ -190,7 +190,10 @@ def test_a_restart_keeps_the_host_key(our_image: str, tmp_path: Path) -> None:
 
 
 def test_the_end_waits_for_a_supervisor_and_its_checkpoint(our_image: str, tmp_path: Path) -> None:
-    """The supervisor is told first and alone; when it is gone, the rest is: tmux, which has its name too, and jobs."""
+    """SIGTERM goes to the supervisor alone. After its end, it goes to the rest: jobs, and tmux.
+
+    tmux must not count as a supervisor, although its command line names one.
+    """
     supervisor = """
 import signal, sys, time
 def end(*_):

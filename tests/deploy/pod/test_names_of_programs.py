@@ -1,4 +1,4 @@
-"""Programs on a machine that a laptop of another version starts by name."""
+"""Programs that the laptop starts on a machine by name, even if the two have different versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job's secrets are not in its log, however its output comes: real supervisors and jobs, and the sieve by itself."""
+"""A job's secrets are masked in its log, however its output is split: real supervisors, real jobs, the sieve alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LETTERS = st.text("abc", min_size=6, max_size=9)
 
 @given(st.lists(LETTERS, min_size=1, max_size=3), st.lists(st.text("abcx", max_size=12), max_size=8))
 def test_where_the_stream_is_cut_makes_no_difference(secrets: Sequence[str], parts: Sequence[str]) -> None:
-    """Also for secrets that begin with one another, or with themselves."""
+    """The result is the same for secrets that are prefixes of each other, or that repeat their own beginning."""
     sieve = Sieve(secrets)
     came = b"".join(sieve(part.encode()) for part in parts) + sieve.rest()
     whole = re.sub("|".join(map(re.escape, pieces(secrets))), MASK, "".join(parts))
@@ -57,7 +57,10 @@ def given_secret(run: Supervised) -> Supervised:
 
 
 def test_a_job_that_prints_its_secret(make: Make) -> None:
-    """Whole, in two halves, by a child, and in the traceback that it dies of: in log, status, and what attach shows."""
+    """The secret is masked in log, status and the supervisor's output.
+
+    The job prints it whole and in two halves; so do a child process and the job's traceback.
+    """
     run = given_secret(make("one")).start(TELLS_ALL + 'raise RuntimeError(f"refused: {secret}")')
     _, status = run.end()
     assert status["state"] == "failed"
@@ -70,7 +73,7 @@ def test_a_job_that_prints_its_secret(make: Make) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs kill -9 and /proc: run on Linux")
 def test_the_last_words_outlive_the_supervisor(make: Make) -> None:
-    """Killed, it leaves a job that says goodbye, into its log and without the secret; then nothing of it is left."""
+    """After kill -9 of the supervisor, the job's last output is in the log, masked; then all processes end."""
     script = TELL + (
         'print("begun", flush=True); sys.stdin.read(); print("bye", os.environ["PLANTED"], flush=True)\n'
         'print("and the end", flush=True)'
@@ -99,7 +102,7 @@ def test_an_environment_without_secrets_needs_no_sieve(make: Make, monkeypatch: 
 
 
 def test_a_full_disk_takes_words_and_not_the_job(tmp_path: Path) -> None:
-    """What /dev/full does not take is left out."""
+    """Output that /dev/full rejects is dropped."""
     from deploy.pod.job import redacting_log as sieve
 
     if not Path("/dev/full").exists():
@@ -114,7 +117,7 @@ def test_a_full_disk_takes_words_and_not_the_job(tmp_path: Path) -> None:
 
 
 def test_errors_of_the_laptop_hide_what_its_environment_holds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In the message and its evidence; a path of a key, and our own settings, are no secrets."""
+    """Message and evidence are masked. The path of a key and our own settings are not secrets."""
     monkeypatch.setenv("SOME_REGISTRY_PASSWORD", SECRET)
     monkeypatch.setenv("SSH_KEY", str(tmp_path))
     monkeypatch.setenv("SNIPERFACE_KEY", "/no/such/key")

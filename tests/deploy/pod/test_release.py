@@ -1,4 +1,4 @@
-"""Giving a machine back from inside: a real HTTP server for RunPod's API, a real program for its tool."""
+"""Release a machine from inside: a real HTTP server for RunPod's API, a real program for runpodctl."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ POD = "pod 1/2"
 
 
 class Api:
-    """RunPod's two calls. It answers what is in `answers`, then as if all were well; None hangs up."""
+    """A server for RunPod's API. It answers with `answers` in turn, then with `always` or success. None hangs up."""
 
     def __init__(self) -> None:
         self.answers: list[tuple[int, dict[str, str]] | None] = []
@@ -75,14 +75,14 @@ def api() -> Iterator[Api]:
 
 @pytest.fixture
 def env(api: Api, tmp_path: Path) -> dict[str, str]:
-    """A pod's environment, without a tool on its PATH."""
+    """The environment of a pod without runpodctl on its PATH."""
     (tmp_path / "bin").mkdir()
     path = str(tmp_path / "bin")
     return {"RUNPOD_POD_ID": POD, "RUNPOD_API_KEY": KEY, "RUNPOD_API_BASE_URL": f"{api.url}/", "PATH": path}
 
 
 def tool(env: dict[str, str], code: int = 0, *, knows: str = "pod delete") -> Path:
-    """A runpodctl that notes how it is called and with which key."""
+    """Install a runpodctl that records its arguments and checks its key. Returns the file of the records."""
     program, notes = Path(env["PATH"]) / "runpodctl", Path(env["PATH"]) / "calls"
     program.write_text(
         f"#!{sys.executable}\nimport os, sys\nwords = sys.argv[1:]\n"
@@ -97,7 +97,7 @@ def tool(env: dict[str, str], code: int = 0, *, knows: str = "pod delete") -> Pa
 
 @contextlib.contextmanager
 def raw(answer: bytes) -> Iterator[str]:
-    """A server that says these bytes to everybody, and hangs up."""
+    """A server that sends these bytes to every client and hangs up."""
 
     class Says(StreamRequestHandler):
         def handle(self) -> None:
@@ -118,13 +118,13 @@ class Pauses(list[float]):
 
 
 def test_a_pod_is_terminated(api: Api, env: dict[str, str]) -> None:
-    """By one call."""
+    """One call is enough."""
     assert release("terminate", env, Pauses()).done
     assert api.calls == [("DELETE", "/v2/pods/pod%201%2F2", None)]
 
 
 def test_a_pod_that_runs_and_is_not_found_is_not_released(api: Api, env: dict[str, str]) -> None:
-    """An API that hides the pod from its own key refuses: the other ways are tried, and none counts as done."""
+    """404 is a refusal, because the pod runs. The other ways are tried; it is released only if one succeeds."""
     api.always = 404
     outcome = release("terminate", env, Pauses())
     assert not outcome.done
@@ -141,7 +141,7 @@ def test_a_pod_is_stopped(api: Api, env: dict[str, str]) -> None:
 
 
 def test_a_pod_of_a_cluster_goes_with_its_cluster(api: Api, env: dict[str, str]) -> None:
-    """By one call, or not at all: its own pod is never asked for, by neither way."""
+    """One call deletes the cluster. If it is refused, neither the API nor runpodctl is called for the pod alone."""
     calls = tool(env)
     assert release("terminate", env, Pauses(), "cluster 1/2").done
     assert api.calls == [("DELETE", "/v2/clusters/cluster%201%2F2", None)]
@@ -155,7 +155,7 @@ def test_a_pod_of_a_cluster_goes_with_its_cluster(api: Api, env: dict[str, str])
 
 
 def test_a_service_that_is_down_is_tried_again(api: Api, env: dict[str, str]) -> None:
-    """Also one that hangs up; a busy one says how long to wait."""
+    """A closed connection counts as down, too. Retry-After sets the pause if it is longer."""
     api.answers = [(502, {}), None, (429, {"Retry-After": "7"})]
     pauses = Pauses()
     assert release("terminate", env, pauses).done
@@ -163,7 +163,7 @@ def test_a_service_that_is_down_is_tried_again(api: Api, env: dict[str, str]) ->
 
 
 def test_both_calls_are_as_the_specification_has_them(env: dict[str, str]) -> None:
-    """Against RunPod's own description; there is no such pod afterwards."""
+    """The requests match RunPod's specification, and terminate removes the pod."""
     emulator = Emulator()
     try:
         about = {"name": "a", "image": "b", "gpu": "NVIDIA A40", "gpu_count": 1, "cloud": "SECURE", "data_centers": []}
@@ -179,7 +179,7 @@ def test_both_calls_are_as_the_specification_has_them(env: dict[str, str]) -> No
 
 @pytest.mark.parametrize("refusal", [401, 403, 404, 405, 503])
 def test_graphql_is_the_second_way(env: dict[str, str], refusal: int) -> None:
-    """Where the pod's key may not use the first one, or that one is down."""
+    """GraphQL is tried if the REST API refuses or is down."""
     emulator = Emulator()
     try:
         about = {"name": "a", "image": "b", "gpu": "NVIDIA A40", "gpu_count": 1, "cloud": "SECURE", "data_centers": []}
@@ -200,11 +200,11 @@ def test_graphql_is_the_second_way(env: dict[str, str], refusal: int) -> None:
     ids=["nothing", "no HTTP", "no status", "cut short", "odd digits", "for ever"],
 )  # fmt: skip
 def test_answers_that_are_none_leave_the_tool(env: dict[str, str], answer: bytes) -> None:
-    """A raw server: whatever it says, the next way is tried, and no pause is longer than a minute."""
+    """runpodctl is tried after an invalid answer, and no pause exceeds a minute. An incomplete 200 means success."""
     with raw(answer) as url:
         pauses = Pauses()
         outcome = release("terminate", {**env, "RUNPOD_API_BASE_URL": url}, pauses)
-    if answer.startswith(b"HTTP/1.1 200"):  # its status alone says that the DELETE was accepted
+    if answer.startswith(b"HTTP/1.1 200"):  # the status alone means that the DELETE was accepted
         assert outcome.done
         return
     assert not outcome.done
@@ -218,7 +218,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="the tool is a script: run on
 @posix
 @pytest.mark.parametrize("knows", ["pod delete", "remove pod"])
 def test_the_tool_is_the_last_way(api: Api, env: dict[str, str], knows: str) -> None:
-    """After a refusal at once: the pod's key may not be meant for this API. It knows today's words or yesterday's."""
+    """A refusal is not retried, because the pod's key may lack the right. Both syntaxes of runpodctl work."""
     api.always = 403
     notes = tool(env, knows=knows)
     pauses = Pauses()
@@ -258,7 +258,7 @@ def test_what_is_missing_is_named(env: dict[str, str], missing: str) -> None:
 
 
 def test_neither_way_leads_out(api: Api, env: dict[str, str]) -> None:
-    """Both reasons are told, and the key is in none of them."""
+    """The outcome has the reason of each way, but never the key."""
     api.always = 500
     pauses = Pauses()
     outcome = release("terminate", env, pauses)

@@ -1,4 +1,4 @@
-"""A bucket that others write to: what comes from there is a verified checkpoint of the run, or one sentence."""
+"""Restore from a bucket that others can write to: a verified checkpoint of the run, or an error of one sentence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUN = "orl-20260101-000000-abcd"
 
 
 class Bucket:
-    """One whole checkpoint of a run, to be spoilt."""
+    """A bucket with one intact checkpoint of a run, which tests damage."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,7 +41,10 @@ def bucket(tmp_path: Path) -> Bucket:
 
 
 def restore(bucket: Bucket, *words: str, stdin: str = "", code: int = 0) -> str:
-    """Its one line of output, from a process of at most 512 MiB; nothing outside the run's folder changes."""
+    """Run restore with at most 512 MiB of memory and return its one line of output.
+
+    Checks that nothing changes outside the run's folder.
+    """
     machine = bucket.path.parent / "machine"
     folder = machine / "runs" / RUN
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +104,7 @@ def test_bytes_that_are_not_those_of_the_note_never_take_its_name(bucket: Bucket
 
 @pytest.mark.parametrize("name", ["train.log", "metrics.jsonl", "train.log.tail"])
 def test_an_endless_log_is_refused(bucket: Bucket, name: str) -> None:
-    """2 GiB that take no room here; the process may take 512 MiB."""
+    """The log is a sparse file of 2 GiB; the process may use 512 MiB of memory."""
     with open(bucket.run / name, "wb") as file:
         file.truncate(2 << 30)
     note = (bucket.checkpoints / "epoch_000.json").read_text()

@@ -1,4 +1,4 @@
-"""start.sh in images that lack what a machine of ours needs: what is missing is installed, or the pod ends itself."""
+"""start.sh in images that lack required programs: it installs them, or the pod releases itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOOL = "#!/bin/sh\necho runpodctl $*\n"
 
 @pytest.fixture(scope="module")
 def bare_image() -> str:
-    """An image with bash, apt-get and certificates only, like a base image of CUDA."""
+    """An image with bash, apt-get and certificates only, like a CUDA base image."""
     from tests.support.images import NoDocker, one_at_a_time
     from tests.support.images.base import base_image
 
@@ -53,7 +53,7 @@ def pod(image: str, folder: Path, *options: str) -> Iterator[Machine]:
 
 
 def test_what_an_image_lacks_is_installed(stock_image: str, tmp_path: Path) -> None:
-    """And nothing else; when the container starts again, it keeps its host key."""
+    """Nothing else is installed. After a restart the container keeps its host key."""
     once = f"[ -e /once ] || dpkg --remove tmux; touch /once; exec {command()}"
     with started(stock_image, tmp_path / "made", command=("bash", "-c", once)) as machine:
         wait_until(lambda: "sniperface ready" in machine.log(), 120)
@@ -67,7 +67,7 @@ def test_what_an_image_lacks_is_installed(stock_image: str, tmp_path: Path) -> N
 
 
 def test_an_image_that_cannot_start_says_so_and_ends_itself(bare_image: str, tmp_path: Path) -> None:
-    """Without a network nothing can be installed. RunPod's own tool, which it puts into each pod, releases it."""
+    """Without a network nothing can be installed. runpodctl, which RunPod puts into each pod, releases the pod."""
     with pod(bare_image, tmp_path, "--network", "none") as machine:
         wait_until(lambda: "runpodctl pod delete pod1" in machine.log(), 60)
         assert "sniperface bad start: the image has no SSH server, and apt-get cannot install one" in machine.log()

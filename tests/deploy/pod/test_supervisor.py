@@ -1,4 +1,4 @@
-"""The supervisor with real jobs: how they end, and what is told about it."""
+"""Real supervisors with real jobs: how each job ends, and what its status says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deploy.runs import job as jobs
 from tests.deploy.conftest import SOURCE, CutAfterReading, SoonAfter, wait_until
 from tests.deploy.support.supervised import DEAF, GOOD, OBEDIENT, TELL, Supervised
 
-# A rank in a session of its own, as torchrun starts it, that makes its checkpoint when its input ends.
+# A rank in a session of its own, as torchrun starts it. It writes its checkpoint at the end of its input.
 RANK = 'import sys; sys.stdin.read(); open("checkpoint", "w").write("whole")'
 ORPHANING = TELL + (
     f"subprocess.Popen([sys.executable, '-c', {RANK!r}], start_new_session=True)\n"
@@ -34,7 +34,7 @@ LEAVING = TELL + (
 
 
 def test_success_is_told(make: Callable[..., Supervised]) -> None:
-    """State, exit code, position; the log is kept and shown."""
+    """The status has state, exit code and position. The log is kept and copied to the supervisor's output."""
     run = make().start(GOOD)
     code, status = run.end()
     assert (code, status["state"], status["exit_code"], status["reason"]) == (0, "succeeded", 0, None)
@@ -55,13 +55,13 @@ def test_success_is_told(make: Callable[..., Supervised]) -> None:
 )
 @pytest.mark.skipif(os.name == "nt", reason="signals are POSIX: run on Linux or macOS")
 def test_failure_is_told_with_its_reason(make: Callable[..., Supervised], script: str, reason: str) -> None:
-    """An exit code is not a reason; what the job said last is, when it is about a failure."""
+    """The reason is the job's own message about its failure; without one, the exit code or the signal."""
     code, status = make().start(script).end()
     assert (code, status["state"], status["reason"]) == (1, "failed", reason)
 
 
 def test_a_program_that_is_not_there_is_a_failure(make: Callable[..., Supervised]) -> None:
-    """Not a traceback without a status."""
+    """The supervisor reports the failed start in the status and does not raise."""
     run = make()
     run.path.mkdir(parents=True)
     plan = {"run_id": "a", "attempt": 1, "argv": ["/no/such"], "cwd": str(run.path), "env": {}, "grace_s": 1}
@@ -90,7 +90,7 @@ def ask_by_signal(run: Supervised) -> None:
 
 @pytest.mark.parametrize("ask", [ask_by_file, ask_by_signal])
 def test_a_stop_closes_the_jobs_input(make: Callable[..., Supervised], ask: Callable[[Supervised], None]) -> None:
-    """The job leaves by itself; the request is gone afterwards."""
+    """The job exits by itself; the stop request is removed afterwards."""
     run = make().start(OBEDIENT).begun()
     ask(run)
     code, status = run.end()
@@ -99,7 +99,7 @@ def test_a_stop_closes_the_jobs_input(make: Callable[..., Supervised], ask: Call
 
 
 def test_a_deaf_job_is_ended_after_the_grace(make: Callable[..., Supervised]) -> None:
-    """And the reason says that it was."""
+    """The reason says that it was ended by force."""
     run = make().start(DEAF, grace_s=0.5).begun()
     ask_by_file(run)
     _, status = run.end()
@@ -110,7 +110,7 @@ def test_a_deaf_job_is_ended_after_the_grace(make: Callable[..., Supervised]) ->
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGTERM cannot be caught on Windows: run on Linux or macOS")
 def test_a_second_sigterm_does_not_wait(make: Callable[..., Supervised]) -> None:
-    """The grace is an hour here."""
+    """The second signal ends the job at once, although the grace here is an hour."""
     run = make().start(DEAF, grace_s=3600).begun()
     ask_by_signal(run)
     wait_until(lambda: run.status.get("reason"))
@@ -120,7 +120,7 @@ def test_a_second_sigterm_does_not_wait(make: Callable[..., Supervised]) -> None
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGHUP: run on Linux or macOS")
 def test_a_closed_terminal_means_nothing(make: Callable[..., Supervised]) -> None:
-    """Neither its signal nor its dead output ends the job."""
+    """Neither SIGHUP nor the closed output ends the job."""
     run = make().start(OBEDIENT.replace('print("begun", flush=True)', 'print("begun " * 20000, flush=True)'))
     assert run.process is not None
     assert run.process.stdout is not None
@@ -134,7 +134,7 @@ def test_a_closed_terminal_means_nothing(make: Callable[..., Supervised]) -> Non
 
 
 def test_a_killed_supervisor_is_lost_and_its_job_ends(make: Callable[..., Supervised]) -> None:
-    """The heartbeat stops within 10 s; the pipe closes, so the job makes its checkpoint and leaves."""
+    """Ten seconds later the run counts as lost. The job's input ends, so the job stops by itself."""
     run = make().start(OBEDIENT).begun()
     wait_until(lambda: run.status.get("job_pid"))
     assert run.process is not None
@@ -142,14 +142,14 @@ def test_a_killed_supervisor_is_lost_and_its_job_ends(make: Callable[..., Superv
     wait_until(
         lambda: '"stopped"' in Path(run.folder.metrics).read_text() if Path(run.folder.metrics).exists() else None
     )
-    assert run.status["state"] == "running"  # its last word
+    assert run.status["state"] == "running"  # the last status it wrote
     lost = jobs.look(SoonAfter(), run.folder)
     assert lost
     assert (lost.state, "no heartbeat" in (lost.reason or "")) == ("lost", True)
 
 
 def test_a_line_that_breaks_while_it_is_asked_makes_nobody_look_lost(make: Callable[..., Supervised]) -> None:
-    """Else whoever follows a log leaves, and says nothing."""
+    """A broken connection is not a stopped heartbeat: a command that follows the log would exit without a message."""
     run = make().start(OBEDIENT).begun()
     seen = jobs.look(CutAfterReading(), run.folder)
     assert seen
@@ -160,7 +160,7 @@ def test_a_line_that_breaks_while_it_is_asked_makes_nobody_look_lost(make: Calla
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="orphans are adopted on Linux only: run there")
 def test_ranks_that_outlive_a_killed_job_make_their_checkpoint(make: Callable[..., Supervised]) -> None:
-    """torchrun killed: its ranks see the end of their input, and are waited for."""
+    """After torchrun is killed, its ranks see the end of their input. The supervisor waits for them."""
     run = make().start(ORPHANING).begun()
     os.kill(wait_until(lambda: run.status.get("job_pid")), signal.SIGKILL)
     _, status = run.end()
@@ -170,7 +170,7 @@ def test_ranks_that_outlive_a_killed_job_make_their_checkpoint(make: Callable[..
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="orphans are adopted on Linux only: run there")
 def test_nothing_is_left_of_a_job(make: Callable[..., Supervised]) -> None:
-    """A rank that does not listen is ended after the grace."""
+    """A rank that ignores the end of its input is killed after the grace."""
     run = make().start(LEAVING, grace_s=0.5)
     run.end()
     pid = int((run.path / "rank").read_text())
@@ -178,7 +178,7 @@ def test_nothing_is_left_of_a_job(make: Callable[..., Supervised]) -> None:
 
 
 def test_a_second_supervisor_is_refused(make: Callable[..., Supervised]) -> None:
-    """It names the first; a second one of the same run leaves the status alone."""
+    """The refused supervisor's status names the first run. One of the same run leaves the status unchanged."""
     first = make("first").start(OBEDIENT).begun()
     second = make("second").start(GOOD)
     assert second.end()[0] == 2
@@ -193,7 +193,7 @@ def test_a_second_supervisor_is_refused(make: Callable[..., Supervised]) -> None
 
 @pytest.mark.skipif(os.name == "nt", reason="a lock is not inherited on Windows: run on Linux or macOS")
 def test_a_new_attempt_waits_for_the_job_of_a_killed_one(make: Callable[..., Supervised]) -> None:
-    """Two jobs never write into one run folder; a job that does not leave is ended after the grace."""
+    """Two jobs never write to one run folder. A job that does not exit is killed after the grace."""
     run = make().start(DEAF).begun()
     assert run.process is not None
     orphan = wait_until(lambda: run.status.get("job_pid"))
@@ -204,7 +204,7 @@ def test_a_new_attempt_waits_for_the_job_of_a_killed_one(make: Callable[..., Sup
 
 
 def test_a_lock_lives_as_long_as_its_holder(tmp_path: Path) -> None:
-    """It says who holds it, is asked about without harm, and is free after a kill."""
+    """The lock names its holder, can be checked without being taken, and is free after the holder is killed."""
     path = tmp_path / "busy.lock"
     script = (
         "import sys; from pathlib import Path; from deploy.pod.base.lock import Lock\n"

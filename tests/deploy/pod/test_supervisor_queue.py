@@ -1,4 +1,4 @@
-"""Runs that wait for their turn on one machine."""
+"""The queue: runs that wait for their turn on one machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ORDERED = TELL + 'open("../order", "a").write(os.path.basename(os.getcwd()) + " 
 
 
 def test_runs_go_one_after_the_other_in_the_order_of_their_arrival(make: Make) -> None:
-    """Each says for whom it waits, and lives meanwhile."""
+    """Each waiting run names the run before it, and its heartbeat continues."""
     first = make("first").start(OBEDIENT).begun()
     others = [make(name).start(ORDERED, queue=True).until("planned") for name in ("b", "c", "a")]
     expected = ["waiting for run first", "waiting for run b (place 2 in the queue)"]
@@ -44,7 +44,7 @@ def test_a_free_machine_is_not_waited_for(make: Make) -> None:
 
 
 def test_a_run_that_waits_can_be_taken_out(make: Make) -> None:
-    """The one behind it moves up; the one that runs notices nothing."""
+    """The next waiting run moves up; the running one is not affected."""
     first = make("first").start(OBEDIENT).begun()
     second = make("second").start(GOOD, queue=True).until("planned")
     third = make("third").start(GOOD, queue=True).until("planned")
@@ -59,7 +59,7 @@ def test_a_run_that_waits_can_be_taken_out(make: Make) -> None:
 
 
 def test_a_dead_waiter_is_passed_over(make: Make) -> None:
-    """However it died; the laptop calls it lost."""
+    """The next run moves up, and the laptop reports the dead one as lost."""
     first = make("first").start(OBEDIENT).begun()
     second = make("second").start(GOOD, queue=True).until("planned")
     third = make("third").start(GOOD, queue=True).until("planned")
@@ -75,7 +75,7 @@ def test_a_dead_waiter_is_passed_over(make: Make) -> None:
 
 
 def test_nobody_jumps_the_queue(make: Make) -> None:
-    """A run that does not wait is refused, also in the moment between two others."""
+    """A run without `queue` is refused, and its reason names the run that waits."""
     first = make("first").start(OBEDIENT).begun()
     make("second").start(OBEDIENT, queue=True).until("planned")
     refused = make("third").start(GOOD)
@@ -86,7 +86,7 @@ def test_nobody_jumps_the_queue(make: Make) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="a lock is not inherited on Windows: run on Linux or macOS")
 def test_waiting_outlasts_the_job_of_a_killed_supervisor(make: Make) -> None:
-    """Its deaf job is ended after the grace, and the heart beats meanwhile."""
+    """The killed supervisor's deaf job is killed after the grace. Meanwhile the waiting run's heartbeat continues."""
     first = make("first").start(TELL + 'print("begun", flush=True); time.sleep(600)').begun()
     wait_until(lambda: first.status.get("job_pid"))
     assert first.process is not None
@@ -99,7 +99,7 @@ def test_waiting_outlasts_the_job_of_a_killed_supervisor(make: Make) -> None:
 
 
 def test_a_jump_of_the_clock_changes_no_order(make: Make) -> None:
-    """Tickets have numbers, not times."""
+    """Tickets are ordered by number, not by time."""
     first = make("first").start(OBEDIENT).begun()
     folder = Path(first.root.queue)
     late = make("late").start(GOOD, queue=True).until("planned")

@@ -1,4 +1,4 @@
-"""Jobs that crash: which are started again, from where, and what is told meanwhile."""
+"""Jobs that crash: which are restarted, from which checkpoint, and what the status says meanwhile."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX: run on Li
 
 @posix
 def test_a_crashed_job_goes_on_from_its_newest_checkpoint(make: Make) -> None:
-    """In the same attempt; each crash is counted, and the last one is told with the end of the log."""
+    """The attempt stays the same. The status counts the restarts and shows the last crash with the end of its log."""
     run = make().start(CRASHING, max_restarts=3)
     code, status = run.end()
     assert (code, status["state"], status["attempt"], status["restarts"]) == (0, "succeeded", 1, 2)
@@ -58,7 +58,7 @@ def test_a_crashed_job_goes_on_from_its_newest_checkpoint(make: Make) -> None:
     ids=["nothing-saved", "nothing-new", "only-half-saved", "again-and-again"],
 )
 def test_a_crash_loop_ends_with_evidence(make: Make, script: str, started_again: int, why: str) -> None:
-    """Going the same way again is no help; nor is going it for ever."""
+    """A restart without a new checkpoint would repeat the crash. Restarts are limited in any case."""
     code, status = make().start(script, max_restarts=3).end()
     assert (code, status["state"], status["restarts"]) == (1, "failed", started_again)
     assert "killed by signal 9" in status["reason"]
@@ -75,7 +75,7 @@ def test_a_crash_loop_ends_with_evidence(make: Make, script: str, started_again:
     ],
 )
 def test_what_would_end_the_same_way_is_not_tried_again(make: Make, end: str) -> None:
-    """Although there is a newer checkpoint."""
+    """Such a job is not restarted, even with a newer checkpoint."""
     run = make().start(SAVE + f"save(count + 1)\n{end}", max_restarts=3)
     _, status = run.end()
     assert (status["state"], status["restarts"], len(run.starts)) == ("failed", 0, 1)
@@ -83,7 +83,7 @@ def test_what_would_end_the_same_way_is_not_tried_again(make: Make, end: str) ->
 
 @posix
 def test_a_stop_between_two_starts_is_a_stop(make: Make) -> None:
-    """`restarting` is told within moments, and listens."""
+    """During the pause the state is `restarting`, and a stop request ends the run."""
     run = make().start(EACH_TIME, max_restarts=3, restart_pause_s=3600).until("restarting")
     assert run.status["ended"] is None
     run.stop()
@@ -116,7 +116,10 @@ def test_a_second_signal_leaves_the_last_checkpoint_whole(make: Make) -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="orphans are adopted on Linux only: run there")
 @pytest.mark.parametrize("victim", ["rank", "torchrun"])
 def test_a_killed_process_of_a_job_is_made_good(make: Make, victim: str, fault: Fault) -> None:
-    """The launcher's shape: torchrun, two ranks in sessions of their own. Nothing of the first start is left."""
+    """The job is torchrun with two ranks in sessions of their own, as the launcher starts it.
+
+    No rank of the first start survives.
+    """
     run = make()
     images = run.path.parent / "images.npy"
     run.path.mkdir(parents=True)
@@ -142,7 +145,7 @@ def test_a_killed_process_of_a_job_is_made_good(make: Make, victim: str, fault: 
 
 
 def test_a_restart_changes_nothing_but_where_to_resume() -> None:
-    """Quotes and all; the pause grows, up to a minute."""
+    """Quotes in the command do not matter. The pause doubles, up to a minute."""
     argv = ["python", "-m", "app.train", "train.resume='/a b/it\\'s.pt'", "run.dir='x'", "a.train.resume=1"]
     assert restarts.resuming(argv) == [*argv[:3], "train.resume='auto'", *argv[4:]]
     assert [restarts.pause_s(2, count) for count in range(7)] == [2, 4, 8, 16, 32, 60, 60]
@@ -150,7 +153,7 @@ def test_a_restart_changes_nothing_but_where_to_resume() -> None:
 
 @pytest.mark.slow
 def test_the_status_tells_what_the_machine_gives(make: Make, tmp_path: Path) -> None:
-    """GPUs by a program of NVIDIA's shape; memory, disk, processor time; money and deadline."""
+    """The status has GPU values (from a stand-in for nvidia-smi), memory, disk, CPU use, cost and deadline."""
     smi = tmp_path / "bin" / "nvidia-smi"
     smi.parent.mkdir()
     smi.write_text(
@@ -176,13 +179,13 @@ def test_the_status_tells_what_the_machine_gives(make: Make, tmp_path: Path) -> 
         assert status["ram_free_bytes"] > 1 << 20
     assert status["disk_free_bytes"] > 0
     assert status["spend_usd"] == pytest.approx(1.0, abs=0.05)
-    # $10 buy 5 h, of which half an hour is past; the last minutes are kept for checkpoint and copy.
+    # $10 pay for 5 h, of which half an hour has passed; the last minutes are reserved for checkpoint and copy.
     assert status["deadline"] == pytest.approx(now + 4.5 * 3600 - 660, abs=30)
     assert run.end()[1]["state"] == "succeeded"
 
 
 def test_a_graphics_driver_that_hangs_is_waited_for_by_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it said last is forgotten after a while."""
+    """The last values of nvidia-smi expire after GPU_STALE_S."""
     smi = tmp_path / "nvidia-smi"
     smi.write_text(f"#!{sys.executable}\nimport time\nprint('0, 5, 1, 2', flush=True)\ntime.sleep(600)\n")
     smi.chmod(0o755)
@@ -202,7 +205,7 @@ def test_a_graphics_driver_that_hangs_is_waited_for_by_nobody(tmp_path: Path, mo
 
 @pytest.mark.skipif(os.name == "nt", reason="the program is a script: run on Linux or macOS")
 def test_words_that_come_only_at_the_end_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that keeps its output back while it repeats itself."""
+    """An nvidia-smi that buffers its output while it loops is started again without the loop."""
     smi = tmp_path / "nvidia-smi"
     smi.write_text(
         f"#!{sys.executable}\nimport sys, time\nprint('0, 5, 1, 2')\n'--loop=5' in sys.argv and time.sleep(600)\n"
@@ -219,7 +222,7 @@ def test_words_that_come_only_at_the_end_are_waited_for(tmp_path: Path, monkeypa
 
 
 def test_secrets_are_the_jobs_alone(make: Make) -> None:
-    """In its environment, and nowhere else: no file, no command line, no status, no evidence."""
+    """Secrets are in the job's environment and nowhere else: no file, command line, status or evidence."""
     secret = 'wandb-"quoted"-2f7d'
     run = make()
     run.path.mkdir(parents=True)
@@ -232,14 +235,14 @@ def test_secrets_are_the_jobs_alone(make: Make) -> None:
     _, status = run.end()
     assert status["evidence"][-1] == f"RuntimeError: bad key {MASK}"
     assert status["state"] == "failed"
-    for file in run.path.rglob("*"):  # the log is the job's own
+    for file in run.path.rglob("*"):  # test_redacting_log.py covers the log
         if file.is_file() and file != Path(run.folder.log):
             assert json.dumps(secret)[1:-1].encode() not in file.read_bytes()
             assert secret.encode() not in file.read_bytes()
 
 
 def test_a_jump_of_the_clock_makes_a_heartbeat_due(tmp_path: Path) -> None:
-    """The last one looks an hour old, or is an hour ahead and would hide a death."""
+    """Otherwise the last heartbeat would look an hour old, or lie an hour ahead and hide a dead supervisor."""
     now, wall = [0.0], [10_000.0]
     folder = RunFolder(tmp_path)
     plan = {"run_id": "a", "attempt": 1, "busy_lock": str(tmp_path / "busy.lock")}
@@ -273,7 +276,7 @@ sys.exit(main(["supervisor", sys.argv[1]], Clock(wall=wall)))
 
 @pytest.mark.parametrize("jump_s", [90_000, -90_000])
 def test_a_jump_of_the_clock_neither_ends_a_job_nor_makes_it_look_dead(make: Make, jump_s: int, fault: Fault) -> None:
-    """The heartbeat is put right at once, not when the next is due; the grace is not over; the money not spent."""
+    """The heartbeat is corrected at once, before the next is due. Neither the grace nor the cost jumps."""
     job = TRAINING.replace("sys.stdin.read()", "time.sleep(600)")
     run = make().start(job, launcher=["-c", JUMPING], paid_since=time.time(), usd_per_hour=1, max_hours=1).begun()
     (run.path / "jump").write_text(str(jump_s))
@@ -312,7 +315,7 @@ except OSError: pass
 
 
 def test_a_full_disk_ends_neither_the_heartbeat_nor_the_job(make: Make, small_disk: Path, fault: Fault) -> None:
-    """What is told about a run is told over the old words, as there is no room for new ones."""
+    """The supervisor overwrites the status in place, because the disk has no room for a new file."""
     run = make(root=small_disk).start(TELL + FILL + "sys.stdin.read()")
     wait_until(lambda: (run.path / "filling").exists() and _is_full(small_disk))
     fault.strikes()
@@ -329,7 +332,7 @@ def test_a_full_disk_ends_neither_the_heartbeat_nor_the_job(make: Make, small_di
 def test_a_checkpoint_without_room_is_a_failure_with_the_last_one_whole(
     make: Make, small_disk: Path, fault: Fault
 ) -> None:
-    """The job crashes of it, is started again from there, and crashes of it again: then it is told."""
+    """The full disk crashes the job, and crashes it again after a restart from that checkpoint. Then the run fails."""
     script = SAVE + "if not count: save(1)\nopen('checkpoints/.epoch_002.pt.part', 'wb').write(bytes(1 << 20))"
     run = make(root=small_disk).start(script, max_restarts=3)
     fault.strikes()
@@ -356,7 +359,7 @@ def _is_there(pid: int) -> bool:
 
 
 def _command_lines() -> str:
-    """Of every process here, as `ps` shows them."""
+    """Return the command lines of all processes on this machine, as `ps` shows them."""
     if os.name == "nt":
         return ""
     return subprocess.run(["ps", "-A", "-o", "args="], capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,7 @@
-"""The switch of a rented machine: when it releases, and what keeps it from that. Real processes, a stand-in release."""
+"""The switch of a rented machine: when it releases the machine, and what prevents that.
+
+Real processes; a one-line script stands in for the release.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,7 @@ def test_without_minutes_nothing_is_ever_released(tmp_path: Path, released: Path
 
 
 def test_a_machine_that_nobody_looks_after_releases_itself(tmp_path: Path, released: Path, sshd: int) -> None:
-    """Strangers who knock at the SSH server do not count; a release that failed is tried again."""
+    """Clients that have not logged in do not count. The next release is due later, in case this one fails."""
     said: list[str] = []
     switch = Switch(A_MOMENT, tmp_path / "guard", said.append)
     wait_until(lambda: (switch.look(sshd), switch.releasing)[1])
@@ -66,7 +69,7 @@ def test_a_machine_that_nobody_looks_after_releases_itself(tmp_path: Path, relea
 
 
 def test_a_release_that_cannot_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Process 1 goes on: without it the container, and the job in it, would end."""
+    """Process 1 keeps running: its end would end the container and the job."""
     said: list[str] = []
     monkeypatch.setattr(unattended, "CODE", tmp_path / "gone")
     switch = Switch(A_MOMENT, tmp_path / "guard", said.append)

@@ -1,4 +1,4 @@
-"""Which checkpoint is meant, where an epoch has two of them."""
+"""Which checkpoint a command chooses, also if an epoch has two of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def note(epoch: int, step: int, *, whole: bool = True, accuracy: float | None = 
     }
 
 
-# A run that was stopped within epoch 1, went on, and was stopped again within epoch 2.
+# A run that was stopped in epoch 1, resumed, and stopped again in epoch 2.
 NOTES = [note(0, 10, accuracy=0.8), note(1, 14, whole=False), note(1, 20, accuracy=0.9), note(2, 23, whole=False)]
 
 

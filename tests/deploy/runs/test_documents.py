@@ -1,4 +1,4 @@
-"""What scripts and people are told about a run."""
+"""What the commands report about a run."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def mined(count: int, accepted: bool) -> dict[str, Any]:
     ],
 )
 def test_refused_pseudo_ids_are_not_told_as_found(events: list[dict[str, Any]], told: dict[str, Any] | None) -> None:
-    """What is told is what was trained with."""
+    """The report has the pseudo-ids that training used."""
     assert of_run(RECORD, events, None)["pseudo_ids"] == told

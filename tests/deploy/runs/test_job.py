@@ -1,4 +1,4 @@
-"""Reading what grows: no byte lost, none twice, no character torn."""
+"""Follow growing files: no byte is lost or repeated, and no character is split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deploy.shell import LocalShell
 
 
 class Growing(LocalShell):
-    """A file of which each look shows a little more."""
+    """A file that grows between two reads."""
 
     def __init__(self, content: bytes, ends: list[int]) -> None:
         self.content = content
@@ -26,14 +26,14 @@ class Growing(LocalShell):
 
 @given(st.text(), st.lists(st.integers(0, 200), max_size=8))
 def test_text_comes_whole_however_it_is_cut(text: str, cuts: list[int]) -> None:
-    """A character cut in two by the end of the file is held back until the rest of it is there."""
+    """A character that the end of the file cuts in two is held back until its rest arrives."""
     content = text.encode("utf-8", errors="replace")
     tail = Tail(Growing(content, sorted(min(cut, len(content)) for cut in cuts)), Path("log"))
     assert "".join(tail.read() for _ in range(len(cuts) + 1)) == content.decode("utf-8")
 
 
 def test_a_log_that_is_not_there_yet_is_empty(tmp_path: Path) -> None:
-    """And is read from its beginning when it comes."""
+    """Once the log exists, it is read from its beginning."""
     tail = Tail(LocalShell(), tmp_path / "train.log")
     assert tail.read() == ""
     (tmp_path / "train.log").write_bytes(b"ab\xff")
@@ -41,7 +41,7 @@ def test_a_log_that_is_not_there_yet_is_empty(tmp_path: Path) -> None:
 
 
 def test_an_event_is_given_out_when_its_line_is_whole(tmp_path: Path) -> None:
-    """Half a line waits; a line that is no event is passed over."""
+    """An incomplete line waits; a line that is not an event is skipped."""
     file = tmp_path / "metrics.jsonl"
     events = Events(LocalShell(), file)
     file.write_text('{"event": "a"}\nnot json\n{"eve')
@@ -52,7 +52,7 @@ def test_an_event_is_given_out_when_its_line_is_whole(tmp_path: Path) -> None:
 
 
 def test_a_second_attempt_is_followed_from_its_beginning(tmp_path: Path) -> None:
-    """What the first one said is not said again."""
+    """The output of the first attempt is not repeated."""
     folder, shell = RunFolder(tmp_path), LocalShell()
     (tmp_path / "train.log").write_text("first\n")
     (tmp_path / "metrics.jsonl").write_text('{"event": "a"}\n')

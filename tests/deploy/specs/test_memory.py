@@ -1,4 +1,4 @@
-"""Memory of a step on a GPU: counted from measured figures, told in the plan, refused before anything is paid for."""
+"""GPU memory of a training step: computed from measured figures, shown in the plan, refused before anything costs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def gib(made: dict[str, Any], precision: str) -> float:
 
 
 def test_the_users_own_command_on_their_own_card() -> None:
-    """384 images fit into an RTX A4500 in 16 bits, and not in fp32."""
+    """384 images fit into an RTX A4500 in 16 bits, but not in fp32."""
     half, whole = (memory.of_step(CONFIG, TABLE, precision, 20 * GIB) for precision in ("bf16", "fp32"))
     assert not half.is_too_much
     assert whole.is_too_much
@@ -70,7 +70,7 @@ def test_the_users_own_command_on_their_own_card() -> None:
 
 
 def test_each_part_counts() -> None:
-    """What is saved is most of it, and never less than was measured."""
+    """Saved activations are most of it, and never less than measured."""
     assert gib(CONFIG, "fp32") > 384 * 67.5 / 1024
     assert gib(CONFIG, "bf16") == gib(CONFIG, "fp16")
     assert gib(config(backbone={"image_size": 56}), "bf16") < gib(CONFIG, "bf16") / 2
@@ -140,7 +140,7 @@ def test_newer_cards_are_known_by_name(name: str) -> None:
 
 
 def test_a_step_too_large_for_the_card_is_refused_before_money_flows(project: Project) -> None:
-    """By the catalogue's memory of the first candidate; the plan shows it, nothing is asked for."""
+    """The memory of the first candidate in the catalogue decides. The plan shows it, and no machine is requested."""
     saved = {"fp32": 4000, "half": 2000}
     tiny = {"shape": {"name": "tiny"}, "image_size": 112, "params": 1000, "saved_mib_per_image": saved}
     (project.path / "conf" / "memory.json").write_text(json.dumps({"tiny": tiny}))
@@ -163,7 +163,7 @@ def test_a_step_too_large_for_the_card_is_refused_before_money_flows(project: Pr
 
 
 def test_the_shipped_figures_are_found_by_shape() -> None:
-    """Each file of conf/backbone that was measured; none is confused with another."""
+    """Every measured backbone is found, and none is confused with another."""
     project = Path(__file__).parents[3]
     found = memory.read(project)
     if not (project / "conf" / "memory.json").is_file():
@@ -173,4 +173,4 @@ def test_the_shipped_figures_are_found_by_shape() -> None:
         backbone = {"width": 64, "embedding_dim": 512, "patch_size": 9, **figures["shape"]}
         need = memory.of_step({**CONFIG, "backbone": backbone}, found, "bf16", None)
         alone = memory.of_step({**CONFIG, "backbone": backbone}, {name: figures}, "bf16", None)
-        assert need.needed_bytes == pytest.approx(alone.needed_bytes, rel=0.25)  # names of one shape differ in masks
+        assert need.needed_bytes == pytest.approx(alone.needed_bytes, rel=0.25)  # masks differ within one shape

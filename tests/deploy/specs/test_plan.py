@@ -1,4 +1,4 @@
-"""The plan is a value: the same facts give the same plan, and all of it is compared."""
+"""The plan is a value: the same facts give the same plan, and a test compares all of it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ RUN = "/home/me/Faces & more/.sniperface/local/runs/orl-20261121-203045-3f2a"
 
 
 def test_the_whole_plan() -> None:
-    """Nothing is decided anywhere else."""
+    """The plan contains every decision."""
     request = Request()
     root = "/home/me/Faces & more/.sniperface/local"
     assert make(SETTINGS, request, FACTS, tryout=True) == Plan(
@@ -112,7 +112,7 @@ def test_the_whole_plan() -> None:
 
 
 def test_the_job_is_told_how_many_gpus_it_must_find() -> None:
-    """And nothing before the machine was asked."""
+    """Before the machine is queried, the variable is not set."""
     a4500 = Hardware(3, 24, gpu="NVIDIA RTX A4500", gpu_memory_bytes=20 << 30, capability=(8, 6))
     for hardware, told in ((a4500, "3"), (FACTS.hardware, "0"), (None, None)):
         plan = make(SETTINGS, Request(), dataclasses.replace(FACTS, hardware=hardware), tryout=True)
@@ -147,13 +147,13 @@ def test_a_plan_tells_a_machine_to_be_had_from_one_that_is_not_asked_yet(rented:
 
 
 def test_a_plan_is_json() -> None:
-    """It is written into the run folder and read by the supervisor."""
+    """The plan is written to the run folder, where the supervisor reads it."""
     plan = make(SETTINGS, parse_request(target="local", fraction="0.5"), FACTS, tryout=True)
     assert json.loads(json.dumps(plan.to_json()))["request"]["given"] == ["fraction"]
 
 
 def test_labels_to_learn_are_read_where_they_are_or_beside_staged_images() -> None:
-    """`--recipe supervised` alone has a try-out of its own."""
+    """With `--recipe supervised` the default experiment is tryout_supervised."""
     facts = dataclasses.replace(FACTS, data=dataclasses.replace(FACTS.data, train_labels="/home/me/pseudo_ids.npy"))
     request = parse_request(target="local", recipe="supervised", labels="pseudo_ids.npy")
     plan = make(SETTINGS, request, facts, tryout=True)
@@ -167,7 +167,7 @@ def test_labels_to_learn_are_read_where_they_are_or_beside_staged_images() -> No
 
 
 def test_what_only_the_machine_can_tell_is_settled_later() -> None:
-    """The same run, made again from more facts: nothing that was decided before changes."""
+    """A plan made again from more facts keeps every earlier decision."""
     settings = Settings(SETTINGS.project, Target("box", "ssh", "~/faces", stage_to="/dev/shm", options=Ssh(host="box")))
     unseen = dataclasses.replace(FACTS, hardware=None, python="python")
     first = make(settings, Request(target="box"), unseen, tryout=True)
@@ -190,7 +190,7 @@ def test_what_only_the_machine_can_tell_is_settled_later() -> None:
     ("gpus", "shm_bytes", "disabled"),
     [
         (2, 64 << 20, True),  # a container's default, as on rented clusters
-        (2, None, False),  # not told
+        (2, None, False),  # unknown
         (2, 256 << 20, False),
         (8, 2 << 30, False),
         (1, 64 << 20, False),  # one GPU exchanges nothing
@@ -198,7 +198,7 @@ def test_what_only_the_machine_can_tell_is_settled_later() -> None:
     ],
 )
 def test_nccl_does_not_use_a_tiny_shm(gpus: int, shm_bytes: int | None, disabled: bool) -> None:
-    """A ring of 10 MB a channel does not fit there: the job would end with "No space left on device"."""
+    """NCCL's 10 MB per channel do not fit there: the job would end with "No space left on device"."""
     hardware = Hardware(gpus, 8, shm_bytes=shm_bytes)
     plan = make(SETTINGS, Request(), dataclasses.replace(FACTS, hardware=hardware), tryout=True)
     assert plan.env.get("NCCL_SHM_DISABLE") == ("1" if disabled else None)
@@ -215,28 +215,28 @@ def test_nccl_does_not_use_a_tiny_shm(gpus: int, shm_bytes: int | None, disabled
     ],
 )
 def test_processes_follow_the_machine(hardware: Hardware, asked: int | None, processes: int, threads: str) -> None:
-    """One a GPU, else two where there are two cores, or what the target says."""
+    """One per GPU. Without a GPU two, or one on a single core. A number in the target's file wins."""
     settings = dataclasses.replace(SETTINGS, target=dataclasses.replace(SETTINGS.target, processes=asked))
     plan = make(settings, Request(), dataclasses.replace(FACTS, hardware=hardware), tryout=True)
     assert (plan.processes, plan.env["OMP_NUM_THREADS"]) == (processes, threads)
 
 
 def test_a_fraction_is_in_the_name_and_in_the_command() -> None:
-    """A run of 1 % is never taken for one of everything."""
+    """A run with 1 % of the data must not be mistaken for a full run."""
     plan = make(SETTINGS, Request(fraction=0.01), FACTS, tryout=False)
     assert plan.run_id == "orl-f0.01-20261121-203045-3f2a"
     assert "data.data_fraction=0.01" in plan.argv
 
 
 def test_staged_data_has_its_known_place() -> None:
-    """The whole is <folder>/images.npy, as the users' notes have it; a part has a folder beside it."""
+    """The whole data set is <folder>/images.npy, as in the users' notes. A part has its own folder beside it."""
     settings = dataclasses.replace(SETTINGS, target=dataclasses.replace(SETTINGS.target, stage_to="/dev/shm"))
     assert make(settings, Request(), FACTS, tryout=False).data_path == "/dev/shm/images.npy"
     assert make(settings, Request(fraction=0.01), FACTS, tryout=False).data_path == "/dev/shm/orl-f0.01/images.npy"
 
 
 def test_a_run_that_goes_on_keeps_its_name() -> None:
-    """Same folder, next attempt."""
+    """The continued run has the same folder and the next attempt number."""
     plan = make(
         SETTINGS, Request(), dataclasses.replace(FACTS, continues=Continuation("old-run", 3, "auto")), tryout=True
     )
@@ -245,13 +245,13 @@ def test_a_run_that_goes_on_keeps_its_name() -> None:
 
 
 def test_a_named_checkpoint_travels_into_the_run_folder() -> None:
-    """So that the run can be explained from its folder."""
+    """The run can then be explained from its folder."""
     plan = make(SETTINGS, Request(resume="/home/me/old.pt"), FACTS, tryout=True)
     assert plan.resume == f"{RUN}/resume_from/old.pt"
 
 
 def test_measured_runs_beat_a_guess() -> None:
-    """Those on such a machine, once it is known which it is; before that, those of the target."""
+    """Once the machine is known, runs on such a machine count; before that, all runs on the target."""
     slow, fast = Measured(10.0, 30, "8 cores"), Measured(1000.0, 30, "1 x NVIDIA A40")
     facts = dataclasses.replace(FACTS, measured=[fast, slow])
     plan = make(SETTINGS, Request(), facts, tryout=True)
@@ -267,14 +267,14 @@ def test_measured_runs_beat_a_guess() -> None:
 
 
 def test_an_experiment_of_the_users_is_not_overruled() -> None:
-    """experiment=tryout is a default, not a decree."""
+    """experiment=tryout is only a default."""
     plan = make(SETTINGS, Request(overrides=("experiment=mine",)), FACTS, tryout=True)
     assert plan.overrides == ("experiment=mine",)
 
 
 @pytest.mark.parametrize("text", ["0", "1.5", "nan", "abc", "-1", "inf", "", "1e999", "1%"])
 def test_a_wrong_fraction_is_refused(text: str) -> None:
-    """The sentence names it and a value that works."""
+    """The error names the value and one that works."""
     with pytest.raises(WrongUse) as caught:
         parse_request(target="local", fraction=text)
     assert f"--fraction {text} " in caught.value.message
@@ -282,7 +282,7 @@ def test_a_wrong_fraction_is_refused(text: str) -> None:
 
 
 def test_keys_with_a_flag_may_be_set_as_keys() -> None:
-    """The users' old keys work; saying two things about one value does not."""
+    """The users' old keys work. Two different values for one setting are refused."""
     request = parse_request(
         target="local", overrides=["data.data_fraction=0.25", "data.binary_cache_path='/a b.npy'", "train.epochs=3"]
     )
@@ -304,6 +304,6 @@ def test_keys_with_a_flag_may_be_set_as_keys() -> None:
     )
 )
 def test_hydra_reads_back_every_path(value: str) -> None:
-    """Whatever a path holds, the app gets exactly it."""
+    """The app receives exactly the given path."""
     parsed = OverridesParser.create().parse_override(hydra_override("data.binary_cache_path", value)).value()
     assert OmegaConf.create({"path": str(parsed)}).path == value

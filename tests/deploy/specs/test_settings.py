@@ -1,4 +1,4 @@
-"""Targets: where their values come from, and what is said about wrong ones."""
+"""Targets: where their values come from, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_file_gives_the_values(folder: Path) -> None:
-    """What the file leaves out has its default."""
+    """A key that the file leaves out has its default."""
     settings = load(folder, "local", {})
     assert settings.target == Target("local", "local", "here")
     assert settings.root == folder / "here"
@@ -26,7 +26,7 @@ def test_the_file_gives_the_values(folder: Path) -> None:
 
 
 def test_the_environment_wins_over_the_file(folder: Path) -> None:
-    """Each key has a variable."""
+    """Each of these keys has a variable."""
     environment = {
         "SNIPERFACE_ROOT": "/there",
         "SNIPERFACE_DATA": "d/images.npy",
@@ -40,7 +40,7 @@ def test_the_environment_wins_over_the_file(folder: Path) -> None:
 
 
 def test_each_provider_has_keys_of_its_own(folder: Path) -> None:
-    """Lists come from the file or, with commas, from the environment; paths stay as they were written."""
+    """Lists come from the file or, separated by commas, from the environment. Paths stay as written."""
     (folder / "conf" / "deploy" / "box.yaml").write_text(
         "provider: ssh\nroot: ~/faces\nhost: box\nport: 2222\nkey: C:\\Users\\me\\id\n"
     )
@@ -80,7 +80,7 @@ def test_each_provider_has_keys_of_its_own(folder: Path) -> None:
 def test_a_wrong_name_or_value_is_answered_with_right_ones(
     folder: Path, target: str, text: str | None, words: list[str]
 ) -> None:
-    """One sentence, exit code 2."""
+    """The error is one sentence, with exit code 2."""
     if text is not None:
         (folder / "conf" / "deploy" / "local.yaml").write_text(text)
     with pytest.raises(WrongUse) as caught:

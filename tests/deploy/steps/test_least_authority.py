@@ -1,4 +1,4 @@
-"""A machine is given the secrets that its run needs, and no others."""
+"""A machine receives only the secrets that its run needs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_rented_machine_gets_no_tracked_credential(tmp_path: Path) -> None:
 
 
 def test_the_plan_names_what_travels(project: Project) -> None:
-    """By the real command, before any machine is asked for."""
+    """The real command names the secrets before a machine is requested, and never shows their values."""
     file = project.path / "conf" / "deploy" / "there.yaml"
     file.write_text("provider: runpod\nroot: /w\ngpus: [a]\nimage: me/x\nsync_to: s3://faces/keep\n")
     shown = project.invoke("train", "--on", "there", "--dry-run").stdout

@@ -1,4 +1,4 @@
-"""Several machines for one run: how they meet, what each of them is told, and when one of them starts again."""
+"""Several machines for one run: how they find each other, what each one is told, and restarts."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Make = Callable[..., Supervised]
 posix = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX: run on Linux or macOS")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: its loopback has many addresses")
 FOLLOWER = Place(1, "10.0.0.7", "eth0", "10.0.0.6", 29400)
-# As torchrun: a process of its own that waits for the others, then one for each rank.
+# Like torchrun: one process that waits for the other machines, then one process per rank.
 RAN = TELL + 'rank = subprocess.Popen(["sleep", "600"]); time.sleep(1.5); print("ran", flush=True); rank.kill(); '
 
 
-# What is asked for, and what is had
+# Requested and acquired machines
 
 
 def test_the_first_of_several_has_the_name_of_all() -> None:
@@ -81,7 +81,7 @@ def test_each_host_of_a_list_may_have_its_own_user_and_port(
 
 
 def test_torchrun_is_told_where_all_meet() -> None:
-    """Rank 0's machine holds the rendezvous; the network that leads to the others is named to gloo and NCCL."""
+    """Rank 0's machine holds the rendezvous. gloo and NCCL use the network interface that reaches the others."""
     plans = [
         make_plan(
             replace(SETTINGS, target=replace(SETTINGS.target, on_lost_node=on_lost_node)),
@@ -105,12 +105,12 @@ def test_torchrun_is_told_where_all_meet() -> None:
     assert plans[1].env["NCCL_SOCKET_IFNAME"] == "=eth0"
 
 
-# How they meet
+# Rendezvous
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[list[tuple[Server, Shell]]]:
-    """Two SSH servers of this computer."""
+    """Two SSH servers on this computer."""
     if SSHD is None:
         pytest.skip("needs sshd: apt-get install openssh-server")
     with openssh(tmp_path / "one") as one, openssh(tmp_path / "other") as other:
@@ -138,7 +138,7 @@ def test_two_servers_of_one_computer_meet_on_its_loopback(pair: list[tuple[Serve
 @linux
 def test_a_port_that_is_taken_is_passed_over(pair: list[tuple[Server, Shell]]) -> None:
     with socket.socket() as other:
-        with contextlib.suppress(OSError):  # by somebody else on this computer: then it is taken already
+        with contextlib.suppress(OSError):  # another process on this computer has it: it is taken anyway
             other.bind(("", PORTS[0]))
             other.listen()
         assert meet([(server.machine(), shell) for server, shell in pair])[0].port > PORTS[0]
@@ -146,7 +146,7 @@ def test_a_port_that_is_taken_is_passed_over(pair: list[tuple[Server, Shell]]) -
 
 @linux
 def test_one_machine_under_two_names_is_told() -> None:
-    """By an address of a network both are the same; nothing but a loopback has one for each."""
+    """Both have the same network address, so they are one machine. A computer with only a loopback serves both."""
     provider = SshProvider(load(SOURCE, "ssh", {}))
     one, other = provider.find("a"), provider.find("b")
     assert one
@@ -162,7 +162,7 @@ def test_one_machine_under_two_names_is_told() -> None:
 
 
 class Lonely(LocalShell):
-    """This computer, as seen from a network namespace without any way out."""
+    """This computer, seen from a network namespace without any connection."""
 
     def call(self, verb: str, *, again: bool = True, **arguments: object) -> object:  # noqa: ARG002
         asked = f"print(json.dumps(VERBS[{verb!r}](**{arguments!r})))"
@@ -181,12 +181,12 @@ def test_machines_that_cannot_hear_each_other_are_named(pair: list[tuple[Server,
         meet([(server.machine(), shell), (lonely, Lonely())])
 
 
-# When one of them starts again
+# Restarts
 
 
 @posix
 def test_another_machine_than_the_first_comes_back_without_a_checkpoint(make: Make) -> None:
-    """It has none; whether the run goes on is not for it to say."""
+    """Such a machine has no checkpoints, and rank 0's machine decides whether the run goes on."""
     again = RAN + 'open("ran", "a").write("x"); sys.exit(0 if os.path.getsize("ran") > 2 else 1)'
     run = make().start(again, place=vars(FOLLOWER), max_restarts=1)
     code, status = run.end()
@@ -196,7 +196,7 @@ def test_another_machine_than_the_first_comes_back_without_a_checkpoint(make: Ma
 
 @posix
 def test_one_that_is_not_taken_back_gives_up(make: Make) -> None:
-    """Nothing of torchrun's came to run since: a while is waited, and not for ever."""
+    """A machine whose ranks have not run retries for a limited time only."""
     launcher = ["-c", HURRIED]
     run = make().start("import sys; sys.exit(1)", place=vars(FOLLOWER), join_s=60, grace_s=60, launcher=launcher)
     code, status = run.end()

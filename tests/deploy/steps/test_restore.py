@@ -1,4 +1,4 @@
-"""A run whose machine is gone goes on from the newest whole copy, wherever that is: real processes, real SSH."""
+"""A run whose machine is lost resumes from the newest intact copy, wherever it is: real processes, real SSH."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ EPOCHS = 12
 
 @pytest.fixture(params=["folder", "address"])
 def sync_to(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Each kind of place."""
+    """Each kind of storage: a folder, and an address of fsspec."""
     path = tmp_path / "kept è copies"
     return str(path) if request.param == "folder" else f"file://{path.as_posix()}"
 
 
 def asked(run: RunFolder, sync_to: str, *words: str, note: dict[str, Any] | None = None, code: int = 0) -> Any:
-    """What the process says; a folder counts as a volume."""
+    """Run the restore process and return its answer. A folder counts as a volume."""
     volume = [] if "://" in sync_to else ["--volume", sync_to]
     done = subprocess.run(
         [sys.executable, "-m", "deploy.pod.backup.restore", str(run.path), sync_to, *volume, *words],
@@ -54,7 +54,7 @@ def asked(run: RunFolder, sync_to: str, *words: str, note: dict[str, Any] | None
 
 
 def kept(make: Make, sync_to: str, script: str) -> Supervised:
-    """A run that has ended, and a copy of it."""
+    """Return a finished run whose copy is in `sync_to`."""
     run = make("one")
     run.start(SAVE + script + '; tell(event="end", reason="done")').end()
     sync.sync(run.folder, places.of(sync_to, run.path, sync_to if "://" not in sync_to else None), sync_to)
@@ -62,7 +62,7 @@ def kept(make: Make, sync_to: str, script: str) -> Supervised:
 
 
 def test_a_copy_comes_back_as_it_was(make: Make, sync_to: str, tmp_path: Path) -> None:
-    """Checkpoint, its JSON and `latest`; it is known to be kept already; a second time nothing changes."""
+    """Checkpoint, JSON, `latest` and log return, with a mark that they are synced. A repetition changes nothing."""
     run = kept(make, sync_to, 'save(1); save(2); print("words")')
     elsewhere = RunFolder(tmp_path / "elsewhere" / "one")
     seen = asked(elsewhere, sync_to)
@@ -79,7 +79,7 @@ def test_a_copy_comes_back_as_it_was(make: Make, sync_to: str, tmp_path: Path) -
 
 
 def test_what_is_not_whole_is_never_put_in_place(make: Make, sync_to: str, tmp_path: Path) -> None:
-    """Other bytes, too few, no JSON, or one that says nothing: a sentence each, and no file of it."""
+    """Other bytes, too few bytes or an invalid JSON give one sentence each, and no file."""
     kept(make, sync_to, "save(1)")
     place = places.of(sync_to, tmp_path, str(tmp_path))
     place.put(io.BytesIO(b"weights 9"), "one/checkpoints/epoch_001.pt")
@@ -108,7 +108,7 @@ def test_nothing_is_there_or_nothing_can_be_there(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a FIFO: run on Linux or macOS")
 def test_a_volume_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process that waits for it is ended, and the laptop has a sentence."""
+    """The waiting process is killed, and the laptop gets the reason."""
     status = tmp_path / "volume" / "one" / "status.json"
     status.parent.mkdir(parents=True)
     os.mkfifo(status)  # opening it waits for a writer
@@ -122,7 +122,7 @@ def test_a_volume_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_of_several_machines_each_has_its_own_copy(make: Make, tmp_path: Path) -> None:
-    """Another one's log and status do not take the place of those that belong to the checkpoint."""
+    """Log and status of another machine do not replace those of rank 0, which has the checkpoint."""
     first, second = make("one", tmp_path / "first"), make("one", tmp_path / "second")
     place = places.Folder(tmp_path / "volume")
     first.start(SAVE + 'save(1); print("rank 0"); tell(event="end", reason="done")').end()
@@ -135,7 +135,7 @@ def test_of_several_machines_each_has_its_own_copy(make: Make, tmp_path: Path) -
     assert [note["step"] for note in restore.look(first.folder, place)["checkpoints"]] == [1]
 
 
-# What a run has told
+# Events and logs of a restored run
 
 
 def lines(*events: dict[str, Any]) -> bytes:
@@ -153,12 +153,12 @@ NOTE = {"sha256": "a", "step": 2, "epoch": 0}
 @pytest.mark.parametrize(
     ("told", "stays", "reaches"),
     [
-        ([step(1), step(2), MADE, step(3)], 3, True),  # newer than the checkpoint: those steps are told again
+        ([step(1), step(2), MADE, step(3)], 3, True),  # newer than the checkpoint: step 3 will be repeated
         ([step(1), step(2), MADE], 3, True),
-        ([step(1), step(2), MADE, {"event": "end", "step": 2}], 4, True),  # an end is told once
-        ([step(1), step(2), MADE, {"event": "mining", "step": 2}], 3, True),  # is done again
-        ([step(1), step(2), step(3), step(4)], 2, True),  # read in the moment before the word about the checkpoint
-        ([step(1)], 1, False),  # older than the checkpoint: a hole
+        ([step(1), step(2), MADE, {"event": "end", "step": 2}], 4, True),  # an end is kept: it is not repeated
+        ([step(1), step(2), MADE, {"event": "mining", "step": 2}], 3, True),  # will be repeated
+        ([step(1), step(2), step(3), step(4)], 2, True),  # read just before the checkpoint's event was written
+        ([step(1)], 1, False),  # older than the checkpoint: a gap
         ([], 0, False),
     ],
 )
@@ -168,7 +168,7 @@ def test_events_end_where_the_run_goes_on(told: list[dict[str, Any]], stays: int
 
 
 def test_a_log_is_joined_where_beginning_and_end_meet() -> None:
-    """Each byte once, so that places in it stay what they were; a hole is said."""
+    """Each byte appears once, so byte offsets stay valid. A gap is marked."""
     log = b"".join(b"step %d\n" % number for number in range(2000))
     assert restore.joined(log[:9000], log[4000:]) == log
     assert restore.joined(log, log[4000:9000]) == log
@@ -180,14 +180,14 @@ def test_a_log_is_joined_where_beginning_and_end_meet() -> None:
 
 
 def test_a_long_log_comes_back_whole(make: Make, tmp_path: Path) -> None:
-    """Copied whole while it was short, then only its end."""
+    """The sync copied the log whole while it was short, then only its end."""
     run, place = make("one"), places.Folder(tmp_path / "volume")
     run.start(SAVE + 'save(1); print("first words"); tell(event="end", reason="done")').end()
     sync.sync(run.folder, place, "volume")
     with open(run.folder.log, "ab") as log:
         log.writelines(b"line %d\n" % number for number in range(sync.LOG_BYTES // 16))
         log.flush()
-        sync.sync(run.folder, place, "volume")  # still whole
+        sync.sync(run.folder, place, "volume")  # still copied whole
         log.writelines(b"later line %d\n" % number for number in range(sync.LOG_BYTES // 32))
     sync.sync(run.folder, place, "volume")
     elsewhere = RunFolder(tmp_path / "elsewhere" / "one")
@@ -199,12 +199,12 @@ def test_a_long_log_comes_back_whole(make: Make, tmp_path: Path) -> None:
 
 
 def test_metrics_are_read_after_the_choice_of_a_checkpoint(make: Make, tmp_path: Path) -> None:
-    """Else what was told up to it could be missing from the copy."""
+    """Otherwise the copy could lack events from before the checkpoint."""
     run = make("one")
     run.start(SAVE + 'save(1); tell(event="end", reason="done")').end()
 
     class Late(places.Folder):
-        """Its first file takes as long as the run takes for another checkpoint."""
+        """Storage whose first upload lasts until the run has made another checkpoint."""
 
         def put(self, source: Any, name: str) -> str:
             if name.endswith("plan.json"):
@@ -216,7 +216,7 @@ def test_metrics_are_read_after_the_choice_of_a_checkpoint(make: Make, tmp_path:
     assert metrics.up_to((tmp_path / "volume" / "one" / "metrics.jsonl").read_bytes(), note)[1]
 
 
-# The laptop decides
+# Decisions of the laptop
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def bucket(tmp_path: Path) -> Path:
 
 
 def begin(box: Box, epochs: int = EPOCHS) -> Path:
-    """A run that goes on for seconds; its folder on the machine."""
+    """Start a run that takes some seconds, and return its folder on the machine."""
     run_id = box.json("train", "--detach", "--set", "train.step_s=0.2", "--set", f"train.epochs={epochs}")["run_id"]
     return box.root / "runs" / str(run_id)
 
@@ -247,14 +247,14 @@ def newer(run: Path) -> None:
 
 
 def copy(run: Path, bucket: Path) -> str:
-    """What the guard does; the checkpoint that was copied."""
+    """Sync the run as the guard does, and return the name of the copied checkpoint."""
     words = [sys.executable, "-m", "deploy.pod.backup.sync", str(run), f"file://{bucket}"]
     done = subprocess.run(words, cwd=SOURCE, capture_output=True, text=True, check=True, timeout=60)
     return str(json.loads(done.stdout)["checkpoint"])
 
 
 def lose(box: Box, run: Path, tmp_path: Path) -> None:
-    """The machine burns down, guard and all."""
+    """Destroy the machine: kill its processes, and move its folder away."""
     for told in (box.root / "guard-status.json", run / "status.json"):
         if told.exists():
             processes.kill_tree(read_json(told)["pid"])
@@ -269,7 +269,7 @@ def assert_each_step_is_told_once(run: Path, epochs: int = EPOCHS) -> None:
 
 @pytest.mark.slow
 def test_what_the_laptop_never_had_comes_from_the_bucket(box: Box, bucket: Path, tmp_path: Path) -> None:
-    """The guard kept the copies. No new run is begun in silence; the lost one goes on, its curve without a hole."""
+    """The guard made the copies. A new run is refused; the lost run resumes without a gap in its curve."""
     box.target(sync_to=f"file://{bucket}")
     run = begin(box, epochs=40)
     there = wait_until(lambda: epochs(bucket / run.name), 60)
@@ -297,7 +297,7 @@ def test_what_the_laptop_never_had_comes_from_the_bucket(box: Box, bucket: Path,
 @pytest.mark.slow
 @pytest.mark.parametrize("newest", ["laptop", "bucket", "damaged"])
 def test_the_newest_whole_copy_wins(box: Box, bucket: Path, tmp_path: Path, newest: str) -> None:
-    """The laptop's, or the bucket's; one whose bytes are not what they were is passed over in one sentence."""
+    """The newest copy is on the laptop or in the bucket. A damaged copy is skipped with one sentence."""
     run = begin(box)
     newer(run)
     if newest == "laptop":
@@ -327,7 +327,7 @@ def test_the_newest_whole_copy_wins(box: Box, bucket: Path, tmp_path: Path, newe
 
 @pytest.mark.slow
 def test_copies_that_cannot_be_read(box: Box, tmp_path: Path) -> None:
-    """The rest is used; where there is no rest, nothing is begun anew in silence."""
+    """Other copies are used. Without any, the command fails and starts no new run."""
     run = begin(box)
     newer(run)
     box.invoke("fetch-checkpoint")
@@ -348,7 +348,10 @@ def test_copies_that_cannot_be_read(box: Box, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc: run on Linux")
 def test_credentials_are_in_one_process_only(box: Box, bucket: Path, tmp_path: Path) -> None:
-    """That which reads the bucket, which is held up here to be looked at; in no command line."""
+    """On the machine, only the process that reads the bucket has the credentials; no command line does.
+
+    The test blocks this process to inspect it.
+    """
     run = begin(box)
     newer(run)
     copy(run, bucket)
@@ -364,7 +367,7 @@ def test_credentials_are_in_one_process_only(box: Box, bucket: Path, tmp_path: P
     mine = {going.pid, *processes.descendants(going.pid)}
     assert [pid for pid in every_process() if secret in read(f"/proc/{pid}/environ") and pid not in mine] == [reader]
     assert [pid for pid in every_process() if secret in read(f"/proc/{pid}/cmdline")] == []
-    os.close(os.open(pipe, os.O_WRONLY))  # the reader goes on, and finds that it is no file
+    os.close(os.open(pipe, os.O_WRONLY))  # the reader continues, and finds that it is not a file
     said, complaint = going.communicate(timeout=120)
     assert going.returncode == 0, complaint
     assert "cannot be read and is skipped" in said
@@ -388,19 +391,21 @@ def read(path: str) -> str:
         return ""
 
 
-# What a run may cost, all attempts together
+# The cost limit of a run, over all attempts
 
 
 def spend(box: Box, run: Path, **told: float) -> None:
-    """As if these machines had been seen to cost so much."""
+    """Record these costs per machine in the run's record."""
     place = box.project.path / "runs" / run.name / "run.json"
     place.write_text(json.dumps({**read_json(place), "spend": told}), encoding="utf-8")
 
 
 @pytest.mark.slow
 def test_a_watched_run_costs_no_more_than_it_may(box: Box, tmp_path: Path) -> None:
-    """The sum of its machines counts, by default against the target's max_usd; with money left it goes on, and what
-    earlier machines have cost is not forgotten."""
+    """The sum of its machines counts, by default against the target's max_usd.
+
+    Below the limit the run continues, and the costs of earlier machines stay recorded.
+    """
     box.target(max_usd=7)
     run = begin(box)
     newer(run)
@@ -418,7 +423,7 @@ def test_a_watched_run_costs_no_more_than_it_may(box: Box, tmp_path: Path) -> No
 
 
 def test_a_running_run_is_stopped_at_what_it_may_cost(box: Box) -> None:
-    """With what earlier attempts have cost, on other machines."""
+    """The costs of earlier attempts on other machines count, too."""
     run = begin(box, epochs=200)
     spend(box, run, first=4.5)
     newer(run)
@@ -428,7 +433,7 @@ def test_a_running_run_is_stopped_at_what_it_may_cost(box: Box) -> None:
 
 
 def test_what_a_machine_has_cost_is_counted_once(tmp_path: Path) -> None:
-    """It tells the whole of it each time; another one's comes on top; nobody tells less than before."""
+    """Each report of a machine is its total so far. Machines add up, and a lower report is ignored."""
     record = runs.Record("r", "x", "x", "running", 1, "2026-01-01", None, 1.0, "iresnet", "/r", "m")
     for told in ({"a": 1.0}, {"a": 2.5}, {"b": 0.5}, {"a": 0.0}, {}):
         record = runs.spent(tmp_path, record, told)
@@ -438,7 +443,7 @@ def test_what_a_machine_has_cost_is_counted_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow  # a watch pauses for a quarter of a minute
 def test_a_machine_that_cannot_be_had_at_first_is_asked_for_again(box: Box, tmp_path: Path) -> None:
-    """The first try fails; that is no reason to give up the run."""
+    """A failed first attempt does not end the watch."""
     run = begin(box)
     newer(run)
     box.invoke("fetch-checkpoint")
@@ -458,7 +463,7 @@ def test_a_machine_that_cannot_be_had_at_first_is_asked_for_again(box: Box, tmp_
     assert_each_step_is_told_once(run)
 
 
-# A place that others write to
+# Storage that others can write to
 
 
 @pytest.mark.parametrize(
@@ -479,7 +484,7 @@ def test_a_note_that_others_wrote_is_passed_over(tmp_path: Path, note: dict[str,
 
 
 def test_a_file_that_others_made_longer_takes_no_room(tmp_path: Path) -> None:
-    """Of a checkpoint no more than its JSON says is written; a name that is none is refused."""
+    """No more bytes of a checkpoint are written than its JSON says. An invalid name is refused."""
     place = places.of(f"file://{tmp_path.as_posix()}/bucket", tmp_path, None)
     note = {"file": "epoch_001.pt", "epoch": 1, "step": 1, "sha256": "0" * 64, "bytes": 7}
     place.put(io.BytesIO(b"x" * (20 << 20)), "one/checkpoints/epoch_001.pt")

@@ -249,7 +249,7 @@ class Line:
     def watch(self) -> None:
         """Register sockets for reads while the queue has room, and for writes after a full one; none while cut."""
         for up, down in self.pairs:
-            for source, target in ((up, down), (down, up)):  # of a socket: what it sends, and what it gets
+            for source, target in ((up, down), (down, up)):  # one socket's two directions: from it, to it
                 events = 0
                 if not self.is_cut:
                     if not source.ended and source.queued < self.queue_bytes:

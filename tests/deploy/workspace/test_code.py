@@ -1,4 +1,4 @@
-"""The snapshot of the working tree, made by real git in real repositories."""
+"""Snapshots of the working tree, made by real git in real repositories."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ CODE = {name: f"{name}\n" for name in ("app/größe.py", "app/data/a b.py", "tas
 
 
 def test_a_repository_without_commits(tree: Path, machine: Path) -> None:
-    """What git does not ignore is code; data and results never are, even where nothing ignores them."""
+    """All files that git does not ignore are code, except data and results: they never are, even if not ignored."""
     facts = code.look(tree)
     assert (facts.kind, facts.commit, facts.changed_files, facts.tree) == ("git", None, 4, None)
     snapshot = place(tree, machine)
@@ -63,7 +63,7 @@ def test_a_repository_without_commits(tree: Path, machine: Path) -> None:
 
 
 def test_changes_are_part_of_the_snapshot(tree: Path, machine: Path) -> None:
-    """Edited, added, deleted and staged files; the user's index and HEAD stay as they are."""
+    """Edited, added, deleted and staged files count. The user's index and HEAD stay unchanged."""
     git(tree, "add", ".gitignore", "app", "tasks.py")
     git(tree, "commit", "--quiet", "-m", "first")
     clean = code.look(tree)
@@ -86,7 +86,7 @@ def test_changes_are_part_of_the_snapshot(tree: Path, machine: Path) -> None:
 
 
 def test_looking_writes_nothing(tree: Path) -> None:
-    """Not even git's index, which `git status` likes to refresh."""
+    """Even git's index stays unchanged, which `git status` may refresh."""
     git(tree, "add", "tasks.py")
     (tree / "tasks.py").touch()
     before = {path: path.stat().st_mtime_ns for path in (tree / ".git").rglob("*")}
@@ -95,7 +95,7 @@ def test_looking_writes_nothing(tree: Path) -> None:
 
 
 def test_the_same_code_is_placed_once(tree: Path, machine: Path) -> None:
-    """A second call finds it there."""
+    """A second call finds the existing folder."""
     snapshot = place(tree, machine)
     marker = machine / "code" / snapshot / "marker"
     marker.write_text("")
@@ -105,7 +105,7 @@ def test_the_same_code_is_placed_once(tree: Path, machine: Path) -> None:
 
 
 def test_a_project_inside_a_larger_repository(tree: Path, machine: Path) -> None:
-    """Only the project's own folder travels."""
+    """Only the project's own folder is uploaded."""
     (tree / "project").mkdir()
     (tree / "project" / "tasks.py").write_text("inner\n")
     snapshot = place(tree / "project", machine)
@@ -116,7 +116,7 @@ def test_a_project_inside_a_larger_repository(tree: Path, machine: Path) -> None
 
 
 def test_a_folder_without_git(tree: Path, machine: Path) -> None:
-    """The code folders are copied, under a name made from their content."""
+    """The code folders are copied. The snapshot's name depends on their content."""
     shutil.rmtree(tree / ".git")
     assert code.look(tree).kind == "copy"
     snapshot = place(tree, machine)
@@ -127,7 +127,7 @@ def test_a_folder_without_git(tree: Path, machine: Path) -> None:
 
 
 def test_a_forgotten_archive_is_named(tree: Path, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would travel with every run."""
+    """A large archive is refused, because every run would upload it."""
     monkeypatch.setattr(worktree, "LARGE_UNTRACKED_BYTES", 100)
     (tree / "holiday.zip").write_bytes(bytes(200))
     with pytest.raises(WrongUse, match=r"holiday\.zip"):
@@ -135,7 +135,7 @@ def test_a_forgotten_archive_is_named(tree: Path, machine: Path, monkeypatch: py
 
 
 def test_only_what_the_machine_lacks_is_sent(tree: Path, machine: Path) -> None:
-    """Three changed files of many travel as three files, also to a machine that another laptop had prepared."""
+    """Three changed files of many are uploaded as three files. A fresh clone uploads everything again."""
     for number in range(200):
         (tree / "app" / f"module_{number}.py").write_text(hashlib.sha512(str(number).encode()).hexdigest() * 20)
     sent: list[int] = []
@@ -155,13 +155,13 @@ def test_only_what_the_machine_lacks_is_sent(tree: Path, machine: Path) -> None:
         (tree / "app" / f"module_{number}.py").write_text(f"changed {number}\n")
     assert 0 < send() < first / 20
     assert send() == 0
-    shutil.rmtree(tree / ".sniperface")  # as a fresh clone of the project would come
+    shutil.rmtree(tree / ".sniperface")  # as in a fresh clone of the project
     (tree / "app" / "module_0.py").write_text("changed again\n")
     assert send() > first / 2
 
 
 def test_a_folder_that_was_removed_on_the_machine_is_made_again(tree: Path, machine: Path) -> None:
-    """From the repository there, without sending anything but the question."""
+    """The folder is restored from the repository on the machine."""
     snapshot = place(tree, machine)
     before = placed(machine, snapshot)
     shutil.rmtree(machine / "code" / snapshot)
@@ -181,7 +181,7 @@ def test_submodules_are_refused_in_words(tree: Path, machine: Path, tmp_path: Pa
 
 
 def test_a_large_file_travels_only_when_it_is_named(tree: Path, machine: Path) -> None:
-    """Tracked or not."""
+    """A tracked file is no exception."""
     with open(tree / "model.onnx", "wb") as file:
         file.truncate(51 << 20)
     git(tree, "add", "model.onnx")
@@ -192,7 +192,7 @@ def test_a_large_file_travels_only_when_it_is_named(tree: Path, machine: Path) -
 
 
 def test_windows_line_endings_arrive_as_the_attributes_say(tree: Path, machine: Path) -> None:
-    """A script with CR would not run on the machine; a program whose mode says so stays one."""
+    """A script with CR line ends would not run on the machine. The executable mode is kept."""
     (tree / ".gitattributes").write_bytes(b"* text=auto eol=lf\r\n")
     (tree / "run.sh").write_bytes(b"#!/bin/sh\r\necho hello\r\n")
     (tree / "run.sh").chmod(0o755)

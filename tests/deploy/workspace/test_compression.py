@@ -1,4 +1,4 @@
-"""Images packed for a thin line: over real SSH, with the app's own packing; only the training is pretended."""
+"""Images packed for a slow connection: real SSH, the app's own packing; only the training is a stub."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROWS, BLOCK_ROWS, HELD_OUT = 40, 5, 10
 
 @pytest.fixture
 def project(project: Project) -> Project:
-    """The pretended app, with the real one's packing."""
+    """The stub app with the packing of the real one."""
     shutil.copytree(SOURCE / "app" / "packing", project.path / "app" / "packing")
     for name in ("files.py", "errors.py"):
         shutil.copy(SOURCE / "app" / name, project.path / "app" / name)
@@ -40,7 +40,7 @@ def project(project: Project) -> Project:
 
 
 def prepare(path: Path, rows: int = ROWS, *, noise: int = 12, manifest: bool = True) -> Path:
-    """Smooth colours with the noise of a lens, in blocks of 5; the last 10 rows are held out."""
+    """Write images of smooth colours with noise, in blocks of 5; the last 10 rows are held out."""
     rng = np.random.default_rng(rows)
     ramp = np.linspace(0, 1, 112)
     corners = rng.integers(20, 230, (2, rows, 1, 1, 3))
@@ -83,7 +83,7 @@ def cached(box: Box, kind: str) -> list[Path]:
 
 
 def test_lossless_arrives_to_the_bit(any_box: Box, images: Path) -> None:
-    """The staged file is the one that would have been sent as it is, so a later call without the flag moves nothing."""
+    """The staged images equal an upload without packing, so a later call without the flag uploads nothing."""
     said = deploy(any_box, images, "--pack", "lossless")
     assert "packed as lossless (nothing is lost)" in said
     staged = any_box.ram / "images.npy"
@@ -95,7 +95,7 @@ def test_lossless_arrives_to_the_bit(any_box: Box, images: Path) -> None:
 
 
 def test_what_is_lossy_is_another_data_set(box: Box, images: Path) -> None:
-    """Its id, its manifest and its blocks say so, and going from one to the other stages again."""
+    """A lossy copy has another id, manifest and blocks than the original. A change between the two stages again."""
     said = deploy(box, images, "--pack", "jpeg95")
     assert "packed as jpeg95 (lossy: another data set than the original)" in said
     assert "train on it with" in said
@@ -125,7 +125,7 @@ def test_what_is_lossy_is_another_data_set(box: Box, images: Path) -> None:
 
 
 def test_without_a_manifest_it_is_told_apart_as_well(box: Box, tmp_path: Path) -> None:
-    """By path, size and time, and by how it was packed; changed images are packed and staged again."""
+    """Path, size, time and packing format identify a data set. Changed images are packed and staged again."""
     images = prepare(tmp_path / "bare" / "images.npy", manifest=False)
     deploy(box, images, "--pack", "jpeg80")
     staged = box.ram / "images.npy"
@@ -140,7 +140,7 @@ def test_without_a_manifest_it_is_told_apart_as_well(box: Box, tmp_path: Path) -
 
 
 def test_a_fraction_packs_its_blocks_and_no_others(box: Box, images: Path) -> None:
-    """A later call with more of the data packs what it lacks; the target's file may say how."""
+    """A later call with more of the data packs the missing blocks. The target's file may set the format."""
     box.target(pack="jpeg95")
     plan = box.json("train", "--dry-run", "--data", str(images), "--fraction", "0.5")
     assert (plan["data"]["packed"], plan["data"]["packed_bytes"]) == ("jpeg95", None)
@@ -168,9 +168,9 @@ def test_a_fraction_packs_its_blocks_and_no_others(box: Box, images: Path) -> No
 
 @pytest.mark.slow
 def test_a_cut_in_the_middle_moves_only_the_rest(box: Box, tmp_path: Path) -> None:
-    """The laptop dies over a thin line; the next call packs nothing again and sends what is missing."""
+    """The laptop dies during a slow upload. The next call packs nothing again and uploads only the rest."""
     images = prepare(tmp_path / "faces" / "images.npy", rows=250, noise=60)
-    box.invoke("deploy")  # the code is there
+    box.invoke("deploy")  # uploads the code
     with proxy(box.server.port, bytes_per_s=1.5e6) as line:
         box.target(port=line.port, data=str(images))
         first = box.project.start("deploy", "--on", "box", "--pack", "jpeg95")
@@ -193,7 +193,7 @@ def test_a_cut_in_the_middle_moves_only_the_rest(box: Box, tmp_path: Path) -> No
 
 
 def test_a_packed_block_that_was_spoiled_is_refused_with_its_name(box: Box, images: Path) -> None:
-    """Nothing appears under the final name, and the advice works."""
+    """No file appears under the final name, and the advice in the error works."""
     deploy(box, images, "--pack", "jpeg95")
     shutil.rmtree(box.ram)
     spoiled = cached(box, "jpeg95")[3]
@@ -209,7 +209,7 @@ def test_a_packed_block_that_was_spoiled_is_refused_with_its_name(box: Box, imag
 
 
 def test_images_that_are_not_what_their_manifest_says_are_not_packed(box: Box, images: Path) -> None:
-    """Before a machine is asked for."""
+    """The check comes before anything is written on the machine."""
     with images.open("r+b") as file:
         file.seek(128 + 12 * ROW)
         file.write(b"spoiled")
@@ -220,7 +220,7 @@ def test_images_that_are_not_what_their_manifest_says_are_not_packed(box: Box, i
 
 
 def test_a_run_that_goes_on_keeps_its_way(box: Box, images: Path) -> None:
-    """Another --pack would train on other images: refused; without the flag it is the run's own."""
+    """Another --pack would train on other images, so it is refused. Without the flag, the run keeps its format."""
     run = box.json("train", "--data", str(images), "--pack", "jpeg95", "--detach", *SLOW_STEPS)["run_id"]
     wait_until(lambda: list((box.root / "runs").glob("*/checkpoints/epoch_000.json")), 60)
     box.invoke("stop")
@@ -242,13 +242,13 @@ def test_a_run_that_goes_on_keeps_its_way(box: Box, images: Path) -> None:
     ],
 )
 def test_where_packing_means_nothing_it_is_said(box: Box, words: list[str], said: str) -> None:
-    """Exit code 2, before anything is touched."""
+    """The command ends with exit code 2 before it changes anything."""
     assert said in box.project.invoke(*words, code=2).stderr
     assert not box.root.exists()
 
 
 def test_a_target_may_say_it_for_those_images_that_are_sent(box: Box) -> None:
-    """A default that does not fit is no mistake of who typed something else; a wrong one is."""
+    """A target's format is ignored if the images are not uploaded. An invalid format is an error."""
     box.target(pack="jpeg95")
     planned = box.invoke("train", "--dry-run").stdout
     assert "pack: jpeg95 of conf/deploy/box.yaml is for images of this computer" in planned
@@ -270,7 +270,7 @@ def test_other_kinds_are_refused(kind: str) -> None:
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what installs it."""
+    """The error also says how to install it."""
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("PIL", "simplejpeg") else find(name))
     with pytest.raises(
@@ -280,7 +280,7 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_real_app_reads_what_was_sent(box: Box, tmp_path: Path) -> None:
-    """Its own photographs, its own configuration and manifest: nothing here is pretended but the training."""
+    """The app, its photographs, configuration and manifest are real. No training runs."""
     from app import prepare as app_prepare
     from app.data.dataset import open_dataset
     from app.data.sources.source import orl
@@ -306,7 +306,7 @@ def test_the_real_app_reads_what_was_sent(box: Box, tmp_path: Path) -> None:
 
 
 def test_a_lossy_copy_stays_one(box: Box, images: Path, tmp_path: Path) -> None:
-    """Sent on as it is from where it was staged, it keeps its id and its mark."""
+    """An upload of a lossy copy without packing keeps its id and its mark."""
     deploy(box, images, "--pack", "jpeg95")
     staged = box.ram / "images.npy"
     mine = tmp_path / "copy" / "images.npy"
@@ -322,7 +322,7 @@ def test_a_lossy_copy_stays_one(box: Box, images: Path, tmp_path: Path) -> None:
 
 
 def test_a_machine_without_room_for_the_packed_file_says_so(box: Box, images: Path) -> None:
-    """The packed blocks lie on the machine's disk, whatever the staging place is."""
+    """Packed blocks are uploaded to the machine's disk, wherever the images are staged."""
     (box.root / "packed").parent.mkdir(parents=True)
     (box.root / "packed").write_bytes(b"in the way")
     if sys.platform == "win32":

@@ -1,4 +1,4 @@
-"""Data sets on the laptop: what is refused, which blocks a fraction means, and staging."""
+"""Data sets on the laptop: which are refused, the blocks of a fraction, and staging."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_numpy_headers_of_every_version_are_read(tmp_path: Path) -> None:
 def test_a_wrong_file_is_named_with_what_would_work(
     tmp_path: Path, make_file: Callable[[Path], Path], words: list[str]
 ) -> None:
-    """One sentence each."""
+    """Each error is one sentence."""
     with pytest.raises(WrongUse) as caught:
         data.find(here(make_file(tmp_path)), 8192)
     assert [word for word in [*words, "invoke prepare"] if word not in caught.value.message] == []
@@ -87,21 +87,21 @@ def test_a_wrong_file_is_named_with_what_would_work(
     "content", [b"", b"PK\x03\x04 no array", b"\x93NUMPY\x01\x00\xff\xffcut", b"\x93NUMPY\x01\x00\x04\x00{]}\n"]
 )
 def test_what_is_no_npy_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    """Empty, another kind, a header cut short, a header that is no dictionary."""
+    """The file is empty, of another kind, has an incomplete header, or a header that is not a dictionary."""
     (tmp_path / "x.npy").write_bytes(content)
     with pytest.raises(WrongUse, match=r"not a complete \.npy file"):
         data.find(here(tmp_path / "x.npy"), 8192)
 
 
 def test_labels_of_another_length_are_refused(images: Path) -> None:
-    """The sentence has both numbers."""
+    """The error has both numbers."""
     write(images.with_name("labels.npy"), "<i4", (39,), 39 * 4)
     with pytest.raises(WrongUse, match="39 labels for 40 images"):
         data.find(here(images), 8192)
 
 
 def test_a_manifest_of_other_images_is_refused(images: Path) -> None:
-    """It would verify the wrong thing."""
+    """The manifest's hashes would verify other images."""
     manifest = json.loads(images.with_name("manifest.json").read_text())
     images.with_name("manifest.json").write_text(json.dumps({**manifest, "rows": 41}))
     with pytest.raises(WrongUse, match="lists 41 rows, they have 40"):
@@ -109,7 +109,7 @@ def test_a_manifest_of_other_images_is_refused(images: Path) -> None:
 
 
 def test_a_fraction_is_part_of_every_larger_one() -> None:
-    """At least one block, never another order, halves are rounded up."""
+    """A fraction has at least one block, and halves are rounded up."""
     parts = [set(data.choose_blocks(1000, 10, fraction)) for fraction in (0.001, 0.01, 0.1, 0.5, 1)]
     assert [len(part) for part in parts] == [1, 1, 10, 50, 100]
     assert all(small <= large for small, large in itertools.pairwise(parts))
@@ -121,7 +121,7 @@ def here(path: Path) -> Origin:
 
 
 class Staging:
-    """Stages `images` into a folder, as `deploy` does."""
+    """Stage `images` in a folder, as `deploy` does."""
 
     def __init__(self, images: Path, folder: Path, root: Path) -> None:
         self.images = images
@@ -147,7 +147,7 @@ def staging(images: Path, tmp_path: Path) -> Staging:
 
 
 def test_everything_is_staged_once(staging: Staging) -> None:
-    """A second call copies nothing, a changed data set is staged again."""
+    """A second call copies nothing. A changed data set is staged again."""
     assert "staged" in (staging.run() or "")
     staged = staging.folder / "images.npy"
     assert staged.read_bytes()[-40 * ROW :] == staging.images.read_bytes()[-40 * ROW :]
@@ -160,7 +160,7 @@ def test_everything_is_staged_once(staging: Staging) -> None:
 
 
 def test_a_part_is_compact_and_says_what_it_is(staging: Staging) -> None:
-    """Chosen blocks and all held-out rows, with labels and a manifest of their own."""
+    """A part has the chosen blocks and all held-out rows, with its own labels and manifest."""
     staging.run(0.5)
     staged = data.find(here(staging.folder / "orl-f0.5" / "images.npy"), 1)
     chosen = data.choose_blocks(30, 5, 0.5)
@@ -176,7 +176,7 @@ def test_a_part_is_compact_and_says_what_it_is(staging: Staging) -> None:
 
 
 def test_labels_to_learn_travel_with_the_part_that_is_staged(staging: Staging, tmp_path: Path) -> None:
-    """Also where the images lie there already: another file may be meant than the last time."""
+    """Labels are staged even if the images already are, because they may be another file than last time."""
     for told in (1, 2):
         own = tmp_path / f"pseudo_ids_{told}.npy"
         own.write_bytes(
@@ -195,7 +195,7 @@ def test_labels_to_learn_travel_with_the_part_that_is_staged(staging: Staging, t
 
 
 def test_an_image_file_without_manifest_is_staged_too(staging: Staging) -> None:
-    """Its blocks are hashed on the way; the source's size and time tell whether it is there already."""
+    """The blocks are hashed during the copy. The source's size and time show whether it is already staged."""
     staging.images.with_name("manifest.json").unlink()
     staging.run()
     assert len(data.find(here(staging.folder / "images.npy"), 1).manifest["blocks"]) == 1
@@ -203,7 +203,10 @@ def test_an_image_file_without_manifest_is_staged_too(staging: Staging) -> None:
 
 
 def test_a_broken_copy_goes_on_where_it_was(staging: Staging) -> None:
-    """Right blocks of the part file are not read again (the source's block 0 is spoiled here), wrong ones are."""
+    """Intact blocks of the partial file are not copied again, damaged ones are.
+
+    The source's block 0 is damaged here, so another copy of it would fail.
+    """
     whole = staging.images.read_bytes()
     staging.run()
     part = staging.folder / "images.npy.part"
@@ -222,7 +225,7 @@ def _spoil(path: Path, row: int) -> None:
 
 
 def test_a_spoiled_source_is_never_staged(staging: Staging) -> None:
-    """The block is named; nothing appears under the final name."""
+    """The error names the block. No file appears under the final name."""
     _spoil(staging.images, 12)
     with pytest.raises(StepFailed) as caught:
         staging.run()
@@ -231,7 +234,7 @@ def test_a_spoiled_source_is_never_staged(staging: Staging) -> None:
 
 
 def test_a_strangers_file_is_left_alone(staging: Staging) -> None:
-    """What this project did not stage, it does not remove."""
+    """Staging never replaces a file that this project did not stage."""
     staging.folder.mkdir()
     (staging.folder / "images.npy").write_bytes(b"mine")
     with pytest.raises(WrongUse, match="this project did not stage it"):
@@ -241,7 +244,7 @@ def test_a_strangers_file_is_left_alone(staging: Staging) -> None:
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A RAM disk of one MiB; 40 rows need a megabyte and a half."""
+    """A RAM disk of 1 MiB; 40 rows need 1.5 MB."""
     folder = tmp_path / "tiny disk"
     folder.mkdir()
     if sys.platform != "linux" or os.geteuid() != 0:
@@ -254,7 +257,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_ram_disk_has_a_plan_b(images: Path, tiny_disk: Path, tmp_path: Path) -> None:
-    """Said before the first byte: the images are read from where they lie, and nothing is copied."""
+    """The images are read from their original place. This is decided before the first byte is copied."""
     staging = Staging(images, tiny_disk, tmp_path / "root")
     assert staging.run() is None
     assert staging.place.path == images
@@ -277,7 +280,7 @@ def test_a_full_ram_disk_has_a_plan_b(images: Path, tiny_disk: Path, tmp_path: P
 def test_images_leave_room_in_shm_for_what_gpus_exchange(
     images: Path, tmp_path: Path, gpus: int, spare_bytes: int, staged: bool
 ) -> None:
-    """NCCL has files there, too: with none left, ranks fail at their first exchange or die of SIGBUS later."""
+    """NCCL keeps files there, too. Without room, ranks fail at their first exchange or die of SIGBUS later."""
     dataset = data.find(here(images), 8192)
 
     class Tight(LocalShell):
@@ -294,7 +297,7 @@ def test_images_leave_room_in_shm_for_what_gpus_exchange(
 
 
 def test_classes_are_counted_as_the_app_counts_them(images: Path) -> None:
-    """Of the training images of a fraction; negative labels are none."""
+    """Only the training images of a fraction count; a negative label is not a class."""
     labels = images.with_name("own.npy")
     count = 40
     for code, kind in (("<i4", "i"), (">i4", "i"), ("<i8", "q"), ("<i2", "h")):
@@ -311,7 +314,7 @@ def test_classes_are_counted_as_the_app_counts_them(images: Path) -> None:
 
 
 def test_room_that_vanishes_is_a_message_too(images: Path, tiny_disk: Path, tmp_path: Path) -> None:
-    """Another program may fill the disk after the check: the room is reserved, so nobody dies of it later."""
+    """Another program may fill the disk after the check. Staging reserves the room first, and fails with a message."""
 
     class Optimist(LocalShell):
         def free_bytes(self, path: PurePath) -> int:  # noqa: ARG002 - the real one looks

@@ -1,4 +1,4 @@
-"""One truth about GPUs: what the job's own Python can use, with nvidia-smi in all its moods."""
+"""Which GPUs count: those that the job's own Python can use, whatever nvidia-smi prints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FAILED = (
     "driver is installed and running."
 )
 OLD = "CUDA initialization: The NVIDIA driver on your system is too old (found version 12040). Please update your GPU"
-# In place of torch: as many GPUs as TORCH_GPUS says, of which those of TORCH_BROKEN cannot run a kernel.
+# A stand-in for torch. TORCH_GPUS: number of GPUs; TORCH_BROKEN: those that cannot run a kernel.
 TORCH = f"""
 import os, types, warnings
 __version__ = "2.13.0+cu130"
@@ -67,7 +67,10 @@ Look = Callable[..., Devices]
 
 @pytest.fixture
 def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
-    """Ask this Python, where nvidia-smi says `said` and ends with `code`; `env` is for what stands for torch."""
+    """Query this Python with a stand-in for nvidia-smi, which prints `said` and exits with `code`, and one for torch.
+
+    Without `said` there is no nvidia-smi. `env` configures the stand-in for torch.
+    """
     (tmp_path / "torch.py").write_text(TORCH)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
@@ -89,7 +92,7 @@ def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Look:
 
 
 def test_a_machine_with_nothing_of_nvidias_is_asked_without_torch(look: Look) -> None:
-    """The try-out on a laptop pays nothing for the question."""
+    """A try-out on a laptop does not pay for an import of torch."""
     assert look() == Devices()
 
 
@@ -142,7 +145,7 @@ def test_slices_and_what_is_not_told_are_rows_too(look: Look, rows: str) -> None
 
 
 def test_torchs_own_word_about_the_driver_is_the_reason(look: Look) -> None:
-    """A pod whose driver is too old: nvidia-smi lists three cards, torch can use none."""
+    """On a pod with an old driver, nvidia-smi lists three GPUs and torch can use none."""
     found = look(THREE.replace("580.65.06", "550.54.14"), TORCH_GPUS="3", TORCH_OLD="1")
     assert (found.gpus, found.listed, found.driver) == ((), 3, "550.54.14")
     assert found.why == OLD.partition(" Please")[0]
@@ -165,7 +168,7 @@ def test_a_card_that_another_job_fills_is_there(look: Look) -> None:
 
 
 def test_cards_that_are_hidden_do_not_count(look: Look) -> None:
-    """One rank for each GPU that the job will see, not for each that is in the machine."""
+    """A job gets one rank per GPU that it can see, not per GPU in the machine."""
     found = look(THREE, TORCH_GPUS="3", CUDA_VISIBLE_DEVICES="2")
     assert (len(found.gpus), found.listed, devices.fault(found, "auto")) == (1, 3, None)
 
@@ -197,7 +200,7 @@ ONE = Devices((A4500,), 1, None, "2.13.0+cu130", "13.0", "580.65.06", None)
         (SEES_NONE, "auto", None, False, "has 3 GPUs and torch can use 0"),
         (SEES_NONE, "auto", None, True, "has 3 GPUs and torch can use 0"),
         (SEES_NONE, "cpu", 3, False, None),
-        (WITHOUT_CUDA, "auto", None, True, None),  # a laptop with torch from the CPU's packages: it says so, and trains
+        (WITHOUT_CUDA, "auto", None, True, None),  # a laptop with a CPU build of torch: it says so and trains
         (WITHOUT_CUDA, "auto", None, False, "built without CUDA"),
         (SMI_FAILS, "auto", None, True, None),
         (SMI_FAILS, "auto", None, False, "torch can use no GPU"),

@@ -19,7 +19,7 @@ PLAIN = serialization.NoEncryption()
 
 
 def private_keys() -> dict[str, bytes]:
-    """Real keys, made now, in the forms that openssl and ssh-keygen write."""
+    """New real keys, in the formats of openssl and ssh-keygen."""
     curve = ec.generate_private_key(ec.SECP256R1())
     return {
         "openssh": ed25519.Ed25519PrivateKey.generate().private_bytes(PEM, OPENSSH, PLAIN),
@@ -31,7 +31,7 @@ def private_keys() -> dict[str, bytes]:
     }
 
 
-# Spelt in two parts, so that this file holds no credential.
+# In two parts, so that this file contains no credential.
 TOKENS = {
     "an AWS access key": "AKIA" + "IOSFODNN7EXAMPLE",
     "a GitHub token": "ghp_" + "a1B2" * 9,
@@ -104,7 +104,7 @@ def test_plain_text_is_not_taken_for_a_credential(content: bytes) -> None:
 
 
 def test_a_tracked_file_is_a_warning_but_a_value_of_this_computer_is_refused(tree: Path) -> None:
-    """A repository may hold test keys on purpose; the value of a real variable is never on purpose."""
+    """A repository may contain test keys on purpose, but never the value of a real variable."""
     (tree / "fixture.pem").write_text("x\n")
     git(tree, "add", "fixture.pem")
     assert code.check(tree, (), {}) == ("fixture.pem",)
@@ -119,7 +119,7 @@ def test_untracked_files_are_named(tree: Path) -> None:
 
 
 def test_the_project_ignores_the_usual_names() -> None:
-    """Of the names that are refused, the usual ones never get as far, as .gitignore has them."""
+    """.gitignore lists the most common of the refused names, so these files are never uploaded or refused."""
     names = [
         ".env",
         "a/.env.local",
@@ -145,7 +145,7 @@ def test_the_tree_of_this_project_is_clean() -> None:
 
 
 def test_a_refused_run_leaves_no_record(project: Project) -> None:
-    """Refused before the run is noted, by --dry-run as by a real start."""
+    """The refusal comes before the run is recorded, with --dry-run as in a real start."""
     git(project.path, "init", "--quiet")
     (project.path / ".env").write_text("x\n")
     (project.path / ".gitignore").write_text("")

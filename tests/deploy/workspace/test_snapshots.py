@@ -1,4 +1,4 @@
-"""A snapshot holds what the disk holds, whatever git was told to hide, convert or leave out; else it is refused."""
+"""A snapshot contains the files as they are on disk, whatever git hides, converts or omits; otherwise it is refused."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def repository(folder: Path, *init: str) -> Path:
 
 
 def arrived(tree: Path, machine: Path) -> Path:
-    """The folder that the code has on the machine."""
+    """Upload the code, and return its folder on the machine."""
     return machine / "code" / code.place(tree, LocalShell(), machine)
 
 
 @pytest.mark.parametrize("edited", [True, False], ids=["edited", "as committed"])
 @pytest.mark.parametrize("flag", ["--skip-worktree", "--assume-unchanged"])
 def test_a_file_whose_changes_git_hides_travels_as_it_is(tree: Path, machine: Path, flag: str, edited: bool) -> None:
-    """The plan counts it as changed, and the user's own flag stays."""
+    """The plan counts an edited file as changed, and the user's flag stays."""
     git(tree, "update-index", flag, "conf.yaml")
     if edited:
         (tree / "conf.yaml").write_text("a: 22\n")
@@ -61,7 +61,7 @@ def test_a_file_whose_changes_git_hides_travels_as_it_is(tree: Path, machine: Pa
 
 
 def test_a_change_that_left_time_and_size_as_they_were_travels(tree: Path, machine: Path) -> None:
-    """git's own index takes such a file for unchanged."""
+    """git's own index would treat such a file as unchanged."""
     git(tree, "config", "core.trustctime", "false")
     file = tree / "conf.yaml"
     git(tree, "update-index", "--refresh")
@@ -87,7 +87,7 @@ def test_a_sparse_checkout_travels_as_it_is_and_names_what_is_missing(tree: Path
 def test_a_file_behind_a_filter_travels_as_it_is_here(
     tree: Path, machine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, required: str
 ) -> None:
-    """As with Git LFS: no filter of either computer touches it, also where its program is missing."""
+    """As with Git LFS, no filter of either computer changes the file, even if the filter's program is missing."""
     (tree / ".gitattributes").write_text("*.bin filter=fake diff=fake -text\n")
     git(tree, "config", "filter.fake.clean", "sha256sum" if required == "false" else "no-such-program")
     git(tree, "config", "filter.fake.required", required)
@@ -100,7 +100,7 @@ def test_a_file_behind_a_filter_travels_as_it_is_here(
 
 
 def test_a_file_that_a_filter_stored_as_a_pointer_travels_whole(tree: Path, machine: Path) -> None:
-    """Tracked and unchanged, so that git's index holds the pointer with the times of the file."""
+    """The file is tracked and unchanged, so git's index has the pointer with the file's times."""
     (tree / ".gitattributes").write_text("*.bin filter=fake\n")
     git(tree, "config", "filter.fake.clean", "sha256sum")
     (tree / "model.bin").write_bytes(b"weights\r\n")
@@ -114,7 +114,7 @@ def test_a_file_that_a_filter_stored_as_a_pointer_travels_whole(tree: Path, mach
 
 
 def test_a_repository_inside_the_project_is_refused_by_name(tree: Path, machine: Path) -> None:
-    """Its files would be missing on the machine; where it is ignored, it is not meant to travel."""
+    """Its files would be missing on the machine. If git ignores it, it is left out."""
     repository(tree / "vendored")
     with pytest.raises(WrongUse, match="vendored contains its own git repository"):
         code.check(tree, (), {})
@@ -133,7 +133,7 @@ def test_a_repository_added_without_its_files_is_refused_by_name(tree: Path) -> 
 
 
 def test_what_is_committed_under_data_travels_as_it_is_here(tree: Path, machine: Path) -> None:
-    """Runs and data are not code; a list of names that somebody committed there is."""
+    """Runs and data are not code, but a file that is committed there is."""
     (tree / "data").mkdir()
     (tree / "data" / "names.txt").write_text("first\n")
     git(tree, "add", "data")
@@ -145,7 +145,7 @@ def test_what_is_committed_under_data_travels_as_it_is_here(tree: Path, machine:
 
 
 def test_a_repository_of_sha256(tmp_path: Path, machine: Path) -> None:
-    """Sent whole, and later as the difference; a repository of SHA-1 on the same machine is not touched by it."""
+    """The code is sent whole, then as a difference. A SHA-1 repository on the same machine stays intact."""
     old = arrived(repository(tmp_path / "old"), machine)
     tree = repository(tmp_path / "tree", "--object-format=sha256")
     first = arrived(tree, machine)
@@ -158,14 +158,14 @@ def test_a_repository_of_sha256(tmp_path: Path, machine: Path) -> None:
 @ON_POSIX
 @pytest.mark.parametrize("name", ["nl\nx", '"quoted"', "back\\slash\nand\ttab", '"begins\nwith a quote'])
 def test_a_folder_whose_name_is_more_than_a_line(tmp_path: Path, machine: Path, name: str) -> None:
-    """git lists borrowed repositories by line, so the objects of the user's were not found."""
+    """git lists borrowed repositories one per line; an unquoted newline would hide the user's objects."""
     tree = repository(tmp_path / name / "project")
     assert (arrived(tree, machine) / "conf.yaml").read_text() == "a: 1\n"
     assert code.look(tree).tree == code.place(tree, LocalShell(), machine)
 
 
 def test_a_guard_against_lost_line_ends_is_the_users_own(tree: Path, machine: Path) -> None:
-    """core.safecrlf protects the user's files, which a snapshot does not change."""
+    """core.safecrlf protects the user's files, and a snapshot does not change them."""
     git(tree, "config", "core.safecrlf", "true")
     git(tree, "config", "core.autocrlf", "input")
     (tree / "run.sh").write_bytes(b"#!/bin/sh\r\nx\r\n")
@@ -173,7 +173,7 @@ def test_a_guard_against_lost_line_ends_is_the_users_own(tree: Path, machine: Pa
 
 
 def test_a_binary_file_that_is_called_text_is_refused(tree: Path) -> None:
-    """git would take the bytes 13 10 in it for a line end."""
+    """git would convert the bytes 13 10 in it as a line end."""
     (tree / ".gitattributes").write_text("* text eol=lf\n")
     (tree / "table.bin").write_bytes(b"\x00\x01\r\n\x02")
     with pytest.raises(WrongUse, match=r"table\.bin is binary.*mark it binary in \.gitattributes"):
@@ -224,7 +224,7 @@ def test_a_folder_without_git_names_what_stays(tmp_path: Path) -> None:
 
 
 def test_what_is_refused_leaves_no_run(project: Project) -> None:
-    """A file too large, and a repository inside: before anything is recorded."""
+    """A file that is too large, and a binary file marked as text, are refused before a run is recorded."""
     git(project.path, "init", "--quiet")
     with open(project.path / "video.mp4", "wb") as file:
         file.truncate(51 << 20)
@@ -239,7 +239,7 @@ def test_what_is_refused_leaves_no_run(project: Project) -> None:
 
 @ON_POSIX
 def test_a_git_that_may_not_be_executed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the machine; the laptop's own step says which machine and what to do."""
+    """This is the error on the machine; it names the program."""
     program = tmp_path / "bin" / "git"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n")

@@ -133,9 +133,11 @@ class Emulator:
         self._down = is_down
 
     def next_pod(self, **oddities: Any) -> None:
-        """Set fields of the next pod: zero_gpus, memory_gib, ends, vanishes_after_s, appears_after_s (in lists),
-        usd_per_hour, boot_s, locked, bad_start, system, has_container, publishes; for a placement that differs from
-        the request: cuda, data_center, gpu, gpu_count. `tests.support.emulators.hosts` has complete hosts.
+        """Set fields of the next pod.
+
+        Any of: zero_gpus, memory_gib, ends, vanishes_after_s, appears_after_s (in lists), usd_per_hour, boot_s, locked,
+        bad_start, system, has_container, publishes. For a placement that differs from the request: cuda, data_center,
+        gpu, gpu_count. `tests.support.emulators.hosts` has complete hosts.
         """
         self.account.oddities.append(oddities)
 

@@ -1,7 +1,7 @@
-"""A stock image for the tests: what RunPod's own images have (an SSH server, Python, git, tmux), and nothing of ours.
+"""A stock image for the tests: an SSH server, Python, git and tmux as in RunPod's own images, and none of our code.
 
-The files of the packages are in a folder, in place of a package index: pip finds them there and checks their hashes as
-always. No environment is in the image.
+A folder with the package files replaces the package index; pip still checks their hashes. The image contains no
+environment.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STOCK = "sniperface-test-stock"
 LABEL = "sniperface.test"
 PROJECT = Path(__file__).parents[3]
 LISTS = ("requirements/build.txt", "requirements/app.txt", "requirements/torch.txt")
-# Like RunPod's own start: it serves SSH for the keys in PUBLIC_KEY. Pods of ours replace it.
+# Like RunPod's own start command, it serves SSH for the keys in PUBLIC_KEY. Our pods replace it.
 DOCKERFILE = """\
 FROM {base}
 RUN apt-get update \\
@@ -35,7 +35,7 @@ CMD ["/bin/sh", "-c", "mkdir -p /run/sshd /root/.ssh && echo $PUBLIC_KEY >/root/
 
 
 def stock_image() -> str:
-    """Name and tag of the image; builds it if these lists of packages have none yet. Raises NoDocker."""
+    """Name and tag of the image; builds it if there is none for these package lists. Raises NoDocker."""
     from tests.support.images import one_at_a_time
 
     check_docker()
