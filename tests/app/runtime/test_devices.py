@@ -1,4 +1,4 @@
-"""Where a step computes and in which numbers: decided once, from what torch can really use."""
+"""The device and the precision of a step are decided once, from what torch can really use."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_precision_follows_the_oldest_gpu(wish: str, capabilities: list[tuple[in
 
 
 def test_all_ranks_settle_on_one_precision() -> None:
-    """Ranks whose GPUs differ, by what each tells the others."""
+    """Ranks exchange what their GPUs can do, so ranks with different GPUs choose the same precision."""
     run_ranks(
         """
 import torch
