@@ -75,7 +75,7 @@ def test_2_pseudo_ids_reach_the_loss(recipe: SelfSupervised) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_3_an_epoch_sees_every_image_once_with_any_number_of_processes(opened: Opened, processes: int) -> None:
-    """The count was divided by the number of processes twice, so an epoch had a third of the images."""
+    """The count was divided by the number of processes twice: with 3 processes an epoch had a third of the images."""
     config, data = opened
     seen: list[int] = []
     for rank in range(processes):

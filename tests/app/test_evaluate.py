@@ -1,4 +1,4 @@
-"""Verification, identification and python -m app.evaluate.
+"""Verification and identification against slow reference versions, and python -m app.evaluate.
 
 The command gives the same numbers with any number of processes, and one sentence for input that it cannot evaluate.
 """

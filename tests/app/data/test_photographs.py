@@ -60,7 +60,7 @@ def png16(grey: NDArray[np.uint16]) -> bytes:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("side", [SIDE, 168])  # at full size, and resampled
+@pytest.mark.parametrize("side", [SIDE, 168])  # not resampled, and resampled
 def test_a_photograph_is_upright_however_the_camera_was_held(orientation: int, side: int) -> None:
     scene = np.asarray(Image.fromarray(picture()).resize((side, side), Image.Resampling.NEAREST))
     decoded = decode_face(oriented_jpeg(np.ascontiguousarray(STORED[orientation](scene)), orientation))

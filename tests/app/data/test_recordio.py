@@ -37,7 +37,7 @@ def jpeg(number: int, size: tuple[int, int] = (112, 112), **options: object) -> 
 
 
 def write(file: Path, records: Sequence[bytes], *, index: bool = True) -> list[int]:
-    """Write a .rec file and, with `index`, its .idx; return the first byte of each record."""
+    """Write a .rec file and, with `index`, its .idx; return the byte at which each record begins."""
     pieces = [framed(record) for record in records]
     starts = [0, *accumulate(len(piece) for piece in pieces)][:-1]
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def decoded(source: object) -> np.ndarray:
 def test_a_record_is_what_the_format_says() -> None:
     assert framed(b"abcde") == bytes.fromhex("0a23d7ce 05000000") + b"abcde\0\0\0"
     assert framed(b"") == bytes.fromhex("0a23d7ce 00000000")
-    # Split at the magic at byte 4, but not at byte 9, which is no multiple of 4: part 1 of 4 bytes, part 3 of 6.
+    # Split at the magic at byte 4, not at byte 9, which is no multiple of 4. Part 1 has 4 bytes, part 3 has 6.
     assert framed(b"abcd" + MAGIC_BYTES + b"x" + MAGIC_BYTES + b"y") == (
         bytes.fromhex("0a23d7ce 04000020")
         + b"abcd"

@@ -145,7 +145,7 @@ def test_a_face_already_in_place_stays_as_it_is(tmp_path: Path) -> None:
     for shift_x, shift_y in ((0, 0), (3, -2)):
         found = aligned(tmp_path / "face.png", TEMPLATE + np.array([shift_x, shift_y])).astype(int)
         wanted = FACES[0][4 + shift_y : 108 + shift_y, 4 + shift_x : 108 + shift_x]
-        assert np.abs(found[4:108, 4:108] - wanted).max() <= 1  # 1: values are rounded down
+        assert np.abs(found[4:108, 4:108] - wanted).max() <= 1  # because values are rounded down
 
 
 def broken_csv(tmp_path: Path, text: str) -> Path:

@@ -1,4 +1,4 @@
-"""Margin heads equal their formulas in 64 bits, in values and gradients, and stay finite where formulas break."""
+"""Margin heads equal their formulas in 64 bits, in values and gradients, and stay finite where those break."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def test_a_ratio_that_would_leave_no_token_keeps_one() -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3])
 def test_every_trained_parameter_has_a_gradient(ratio: float) -> None:
-    """A parameter without a gradient would stop several processes; the mask token is trained only if it is used."""
+    """A parameter without a gradient would stop training on several ranks; the mask token trains only if it is used."""
     network = small(mask_ratio=ratio, drop_path=0.5).train()
     network(images()).square().sum().backward()
     trained = [name for name, p in network.named_parameters() if p.requires_grad]

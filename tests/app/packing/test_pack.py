@@ -114,7 +114,7 @@ def test_lossless_is_bit_exact(faces: np.ndarray, tmp_path: Path) -> None:
 def test_jpeg_stays_near_the_face(
     faces: np.ndarray, tmp_path: Path, kind: str, share: float, psnr: float, most: int
 ) -> None:
-    """Each image keeps a PSNR in dB and a worst pixel in levels of 256. Drawn faces are noisier than photographs."""
+    """`psnr`: dB of each image; `most`: largest error, of 256 levels. Drawn faces are noisier than photographs."""
     bench = Bench(tmp_path, faces, kind)
     assert (bench.pack(), bench.unpack()) == (0, 0)
     error = bench.unpacked().astype(np.float64) - faces

@@ -157,7 +157,7 @@ sys.exit(train.main(sys.argv[1:]))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's: run on Linux")
 def test_a_step_that_finds_no_memory_is_one_sentence_with_a_batch_to_try(small_data: Path, tmp_path: Path) -> None:
-    """A real allocation that the system refuses."""
+    """The system refuses a real allocation."""
     words = [*TINY, "train.batch.size=16384", f"data.binary_cache_path={small_data}", f"run.dir={tmp_path / 'run'}"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

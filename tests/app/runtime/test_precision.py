@@ -122,8 +122,8 @@ MOST = 3  # times the error of a network with exact arithmetic and rounded activ
 def test_loss_and_gradients_in_16_bits_are_near_those_in_64(words: list[str], small_data: Path, alone: World) -> None:
     """The error with autocast is at most MOST times the error that rounding stored numbers alone causes.
 
-    The same run measures that error: a network in 64 bits rounds the inputs, weights and outputs of its layers, and
-    their gradients, to 16 bits. The gradient's bound also holds for the loss, whose relative error is smaller.
+    A network in 64 bits, which rounds the inputs, weights and outputs of its layers and their gradients to 16 bits,
+    measures that error. The gradient's bound also holds for the loss, whose relative error is smaller.
     """
 
     def found(kind: torch.dtype | None, rounds: torch.dtype | None = None) -> tuple[float, Tensor]:

@@ -114,7 +114,7 @@ def test_the_sentences_name_what_works() -> None:
 def test_epochs_that_are_done_already(epochs: int, epoch: int, own: bool, refused: bool) -> None:
     here = {**BASE, "epochs": epochs}
     if epochs <= epoch:
-        for saved, seen in (({**here, "epochs": 9}, 0), (here, 8)):  # asked for less than before, or cut short
+        for saved, seen in (({**here, "epochs": 9}, 0), (here, 8)):  # fewer epochs than before, or inside an epoch
             with pytest.raises(WrongUse, match="are done already; give"):
                 judge("e.pt", saved, here, epoch=epoch, seen=seen, own=own)
     if refused:

@@ -24,7 +24,7 @@ from tests.app.support.training import PROJECT, events, wait_for
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGTERM ends a process at once on Windows")
 LIMIT_S = 2.0
-# The work that is interrupted would take a quarter of a minute or more.
+# Without an interruption the work takes 15 seconds or more.
 SLOW = ["backbone.layers=[3,4,14,3]", "backbone.width=32", "backbone.image_size=112", "backbone.embedding_dim=64"]
 FEW_STEPS = [
     "train.batch.size=2", "train.log_every_steps=1", "recipe.moco.queue_size=16", "recipe.moco.mask_most_similar=2",

@@ -126,7 +126,7 @@ def test_a_round_of_search_is_short(counts: list[int], dim: int) -> None:
     rounds = rounds_of(counts, torch.zeros(1, dim))
     assert 1 <= rounds <= max(1, *counts)
     a_round = -(-max(counts) // rounds) * sum(counts) * dim
-    assert a_round <= max(2 * PRODUCTS_A_ROUND["cpu"], sum(counts) * dim)  # one row at least
+    assert a_round <= max(2 * PRODUCTS_A_ROUND["cpu"], sum(counts) * dim)  # a round has at least one row
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, ROWS_A_ROUND, 3 * ROWS_A_ROUND + 1, 10 * ROWS_A_ROUND])
