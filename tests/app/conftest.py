@@ -18,7 +18,7 @@ from app.runtime.dist import World
 
 
 def faces(people: int, each: int, seed: int = 0) -> np.ndarray:
-    """Images [people * each, 112, 112, 3]: a colour pattern per person, with noise and another brightness per image."""
+    """Images [people * each, 112, 112, 3]: a colour pattern per person, with noise and a brightness shift per image."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(30, 225, (people, 1, 7, 7, 3)).repeat(16, axis=2).repeat(16, axis=3)
     noise = rng.integers(-25, 25, (people, each, 112, 112, 3))

@@ -1,4 +1,4 @@
-"""Sets that a run is measured on while it trains: the numbers of app.evaluate, in events and checkpoints."""
+"""Sets evaluated during training: events and checkpoints have the numbers that app.evaluate gives."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.app.support.training import run
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a set in it whose name needs quotes."""
+    """A set in a folder whose name needs quotes."""
     folder = tmp_path_factory.mktemp("sets") / "it's a set"
     folder.mkdir()
     np.save(folder / "images.npy", faces(people=8, each=4, seed=7))
@@ -37,7 +37,7 @@ def test_a_set_is_measured_with_the_epochs_as_evaluate_measures_it(
     assert [event["epoch"] for event in of_set] == [0, 1, 2]
     note = json.loads((tmp_path / "run" / "checkpoints" / "epoch_002.json").read_text())
     assert note["eval"]["sets"]["it's a set"]["accuracy"] == of_set[-1]["accuracy"]
-    assert note["eval"]["accuracy"] is not None  # the people held out are measured as before
+    assert note["eval"]["accuracy"] is not None  # the held-out people are still measured
     given = [f"weights={tmp_path}/run/checkpoints/epoch_002.pt", f"sets={sets}", f"out={tmp_path}/eval"]
     assert evaluate.main(given) == 0
     (row,) = json.loads((tmp_path / "eval" / "eval.json").read_text())["weights"]

@@ -1,5 +1,7 @@
-"""Verification and identification against versions slow enough to be obviously right; and python -m app.evaluate: the
-same numbers from any number of processes, and one sentence for what cannot be measured."""
+"""Verification and identification against slow reference versions, and python -m app.evaluate.
+
+The command gives the same numbers with any number of processes, and one sentence for input that it cannot evaluate.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +108,7 @@ def test_too_few_people_or_images_are_not_measured() -> None:
 
 
 def test_pairs_of_long_vectors_take_no_memory_of_their_own() -> None:
-    """180,000 pairs of vectors as long as an image: laid out pair by pair they would take 27 GB."""
+    """180,000 pairs of vectors as long as an image would take 27 GB if they were laid out pair by pair."""
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(75, dtype=np.int32), 8)
     people = rng.normal(size=(75, 64)).astype(np.float32)
@@ -116,7 +118,7 @@ def test_pairs_of_long_vectors_take_no_memory_of_their_own() -> None:
 
 
 def network_of(config: Config, seed: int) -> nn.Module:
-    """A network whose BNs have seen something, so that leaving one out would be noticed."""
+    """A network with random statistics in its BN layers, so that a missing one changes the embeddings."""
     torch.manual_seed(seed)
     network = build_backbone(config.backbone)
     with torch.no_grad():
@@ -130,7 +132,7 @@ def network_of(config: Config, seed: int) -> nn.Module:
 
 
 def write_run(folder: Path, data: Path, seed: int, prefix: str = "momentum.encoder.backbone.") -> Path:
-    """A run's folder with the checkpoint of a network that has learnt nothing."""
+    """Write a run folder with the checkpoint of an untrained network."""
     config = load([*SMALL, f"data.binary_cache_path={data}", f"run.dir={folder}"])
     save_resolved(config, folder / "config.yaml")
     (folder / "checkpoints").mkdir()
@@ -141,7 +143,7 @@ def write_run(folder: Path, data: Path, seed: int, prefix: str = "momentum.encod
 
 
 def write_pairs(path: Path) -> Path:
-    """12 people, 60 pairs of each kind, in an order that makes every tenth have both."""
+    """Write 60 pairs of each kind, of 12 people, in an order in which every tenth of the list has both kinds."""
     images, rng = faces(12, 4), np.random.default_rng(0)
     pairs, same = [], [bool(i % 2) for i in range(120)]
     for is_same in same:
@@ -233,7 +235,7 @@ def test_without_sets_the_people_held_out_are_measured(place: Path, tmp_path: Pa
 def test_an_onnx_file_measures_as_the_weights_it_was_made_of(
     place: Path, tmp_path: Path, normalise: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the JSON beside it and, where that is lost, by its first nodes."""
+    """evaluate reads the normalisation from the JSON beside the file or, without it, from the file's first nodes."""
     torch.save(network_of(load(SMALL), 1).state_dict(), tmp_path / "w.pt")
     network = ["backbone=iresnet18", *SMALL]
     made = [f"weights={tmp_path}/w.pt", f"out={tmp_path}/m.onnx", f"normalise={normalise}"]
@@ -328,7 +330,7 @@ def test_embeddings_do_not_depend_on_the_cores_nor_on_what_memory_holds(
     monkeypatch.setattr(image_set, "HELD_BYTES", 25 * 112 * 112 * 3 - 1)
     streamed = decode(some, np.arange(3, 25), alone)
     assert isinstance(streamed, Streamed)
-    assert asked == list(range(3, 25))  # none of them yet
+    assert asked == list(range(3, 25))  # all for `held`; `streamed` has not read any yet
     settings = {"image_size": 32, "batch_size": 4, "embedding_dim": 32, "flip": True}
     threads, network = torch.get_num_threads(), network_of(load(SMALL), 1)
     try:
@@ -340,7 +342,7 @@ def test_embeddings_do_not_depend_on_the_cores_nor_on_what_memory_holds(
                     expected = embeddings, length
                 assert np.array_equal(embeddings, expected[0])
                 assert length == expected[1]
-            assert torch.get_num_threads() == cores  # threads of torch's own keep theirs
+            assert torch.get_num_threads() == cores  # torch's own number of threads stays
     finally:
         torch.set_num_threads(threads)
     assert sorted(asked) == sorted([*range(3, 25)] * 3)
@@ -353,7 +355,7 @@ def test_what_is_streamed_is_never_in_memory_as_a_whole(alone: World, monkeypatc
         "some", "", "", count, lambda row: np.full((112, 112, 3), row % 256, np.uint8), PairList(*[np.zeros(0)] * 4)
     )  # type: ignore[arg-type]
     network = network_of(load(SMALL), 1)
-    tracemalloc.start()  # knows of NumPy's memory, not of torch's
+    tracemalloc.start()  # traces NumPy's memory, not torch's
     try:
         faces_of = decode(some, np.arange(count), alone)
         embed_all(network, faces_of, alone, image_size=32, batch_size=4, embedding_dim=32, flip=False)
@@ -443,7 +445,7 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(
 
 
 def test_a_label_may_be_any_number() -> None:
-    """Two billion as a label takes no array of two billion."""
+    """A label of two billion allocates no array of two billion elements."""
     labels = np.array([7, 7, 2**31 - 2, 2**31 - 2] * 5, np.int32)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert enough(labels)

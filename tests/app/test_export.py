@@ -1,4 +1,4 @@
-"""python -m app.export: a file that says what the network says, in words that old runtimes know, and the rules."""
+"""python -m app.export: the file gives the network's embeddings, uses operators of old runtimes and keeps the rules."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ OPSETS_AND_FORMS = [
     ("vit", 17, False),
     ("vit", 20, True),
 ]
-# Of convolutional networks: what every runtime has.
+# Operators of convolutional networks, which every runtime has.
 PLAIN = {"Sub", "Mul", "MatMul", "Conv", "PRelu", "BatchNormalization", "Add", "Flatten", "Cast", "Gemm"}
-# What attention needs more, at opset 11.
+# Further operators that attention needs at opset 11.
 SHAPES = {"Constant", "Shape", "Gather", "Slice", "Concat", "Unsqueeze", "Squeeze", "Split", "Reshape", "Transpose"}
 ARITHMETIC = {"ReduceMean", "Pow", "Sqrt", "Div", "Softmax", "Clip"}
 
 
 def settled(network: nn.Module, image_size: int = 112, pictures: int = 12) -> nn.Module:
-    """With BN's averages as after training: those of random weights would let numbers grow layer by layer."""
+    """Set BN's averages from images, as after training; without this, numbers grow layer by layer."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.momentum = None  # the plain average
+            module.momentum = None  # selects the plain average
     with torch.no_grad():
         network.train()(to_float(torch.from_numpy(faces(pictures, 1, seed=1)), image_size))
     return network.eval()
@@ -117,15 +117,15 @@ def test_the_file_says_what_the_network_says_for_any_number_of_images(name: str,
         assert np.abs(found - wanted[:count]).max() < 1e-4
     graph = onnx.load_from_string(model)
     assert graph.opset_import[0].version == opset
-    # The server's way of finding out is not misled by what follows, such as a norm's subtraction.
+    # Later nodes, such as a norm's subtraction, do not mislead the server's detection of the normalisation.
     assert rules.normalisation(graph) == ((0.0, 1.0) if inside else (127.5, 127.5))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_file_is_plain(name: str) -> None:
-    """Known operators, no node that does nothing, fp32, slopes [C, 1, 1] (other shapes are refused elsewhere)."""
+    """Known operators, no redundant node, fp32, slopes of shape [C, 1, 1] (some runtimes refuse other shapes)."""
     config = NETWORKS[name]
-    net = network(config).to(memory_format=torch.channels_last)  # as in training; its own gradients leave no trace
+    net = network(config).to(memory_format=torch.channels_last)  # as in training; our own gradients leave no trace
     graph = onnx.load_from_string(make.to_onnx(net, image_size=config.image_size, opset=11, inside=True)).graph
     operators = Counter(node.op_type for node in graph.node)
     assert set(operators) <= (PLAIN | SHAPES | ARITHMETIC if config.name == "vit" else PLAIN)
@@ -190,7 +190,7 @@ def test_attention_in_plain_words_is_torchs(shape: tuple[int, int, int, int], sc
 
 
 class Attending(nn.Module):
-    """Rows of an image look at each other."""
+    """Attention between the rows of an image."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.scaled_dot_product_attention(x, x, x, scale=0.1).mean((2, 3))
@@ -294,7 +294,7 @@ def test_what_an_evaluation_measured_lies_beside_the_file(
 
 @pytest.mark.parametrize("fourier", ["none", "iresnet"])
 def test_weights_go_back_to_the_published_code(fourier: str, tmp_path: Path) -> None:
-    """What comes back from the file is what went in, and the fork's gain is the fork's again."""
+    """Loading the exported file gives the same weights, and its gain has the fork's order of colours."""
     config = replace(IRESNET, fourier=fourier)
     net = network(config)
     if fourier != "none":
@@ -336,7 +336,7 @@ def test_the_json_tells_a_reader_how_to_get_the_networks_embeddings(
     (found,) = onnxruntime.InferenceSession(out).run([told["output"]["name"]], {told["input"]["name"]: x})
     wanted = network(IRESNET)(to_float(torch.from_numpy(pictures), 112)).detach().numpy()
     assert np.abs(found - wanted).max() < 1e-4
-    assert rules.normalisation(onnx.load(out)) == (mean, std)  # and it is what the server would do
+    assert rules.normalisation(onnx.load(out)) == (mean, std)  # the server would normalise the same way
 
 
 def test_without_images_of_its_own_it_compares_on_the_orl_photographs(
@@ -401,7 +401,7 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(
 def test_a_description_of_something_else_is_not_overwritten(
     weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A checkpoint has a .json beside it, too."""
+    """A checkpoint also has a .json beside it, which export must not replace."""
     beside = tmp_path / "epoch_014.json"
     for content in ('{"file": "epoch_014.pt"}', '["model.onnx"]', "not JSON"):
         beside.write_text(content)
@@ -429,7 +429,7 @@ def test_a_kept_rule_is_a_line_and_exit_code_0(exported: Path, capsys: pytest.Ca
 
 
 def valid(**changes: Any) -> onnx.ModelProto:
-    """A small file that keeps every rule, but for what is changed."""
+    """A small model that keeps every rule, except for those that `changes` break."""
     asked: dict[str, Any] = {
         "inputs": {"input": ["N", 3, 112, 112]},
         "outputs": {"embedding": ["N", 3]},
@@ -516,9 +516,9 @@ def test_too_large_a_file_breaks_a_rule(tmp_path: Path) -> None:
     for size_bytes, passed in ((2**30, True), (2**30 + 1, False), (2**31, False)):
         path = tmp_path / f"{size_bytes}.onnx"
         with path.open("wb") as file:
-            file.truncate(size_bytes)  # a hole: takes no room
+            file.truncate(size_bytes)  # a sparse file takes no disk space
         assert rules.size(path).passed is passed
-    assert [verdict.passed for verdict in rules.judge(path)] == [False]  # over what a protobuf message may hold
+    assert [verdict.passed for verdict in rules.judge(path)] == [False]  # above the limit of a protobuf message
 
 
 @given(
@@ -548,7 +548,7 @@ def test_what_is_no_onnx_file_is_refused(junk: bytes, cut: float, tmp_path_facto
 
 
 def test_normalising_under_names_that_the_server_overlooks_is_told(tmp_path: Path) -> None:
-    """As torch names nodes by itself."""
+    """For example the names that torch gives to nodes by default."""
     model = onnx.load_from_string(make.to_onnx(network(IRESNET), image_size=112, opset=11, inside=True))
     assert rules.overlooked(model) == ""
     for node in model.graph.node:

@@ -1,4 +1,4 @@
-"""python -m app.mine: pseudo-IDs from a checkpoint, with a report and a picture, also by several processes."""
+"""python -m app.mine: pseudo-IDs from a checkpoint, with a report and a picture, also with several processes."""
 
 from __future__ import annotations
 

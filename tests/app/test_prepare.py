@@ -1,4 +1,4 @@
-"""Preparing data: real photographs, folders, arrays; refusals; nothing half-written."""
+"""Preparing data from real photographs, folders and arrays; refusals; no half-written file."""
 
 from __future__ import annotations
 

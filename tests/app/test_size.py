@@ -8,7 +8,7 @@ from app import size
 from app.config.schema import BackboneConfig
 from tests.app.config.published import NETWORKS
 
-PUBLISHED = {  # parameters, GMAC an image of 112 pixels; sums over the layers by hand
+PUBLISHED = {  # parameters, GMAC per 112-pixel image; summed over the layers by hand
     "r18": (24_025_600, 2.610),
     "r50": (43_590_848, 6.309),
     "mbf": (2_059_520, 0.4375),

@@ -1,4 +1,4 @@
-"""Each command starts, and trains, with only the packages that it needs."""
+"""Each command starts with only the packages that it needs, and training runs without FAISS."""
 
 from __future__ import annotations
 

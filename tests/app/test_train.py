@@ -1,4 +1,4 @@
-"""Training: it learns, it leaves a whole run folder, and a stopped run goes on as if it had never stopped."""
+"""Training learns and leaves a complete run folder; a run that is stopped and resumed equals one never stopped."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_stop_between_two_epochs_leaves_the_checkpoint_of_the_epoch_alone(
     config = load([*TINY, f"data.binary_cache_path={small_data}", f"run.dir={tmp_path}", "train.resume=auto"])
     config.train.precision = "fp32"
     stop, track = Stop(), Tracker([JsonLines(RunFolder(tmp_path))])
-    stop.asked.set()  # while the pseudo-IDs of the next epoch are mined, say
+    stop.asked.set()  # for example while the pseudo-IDs of the next epoch are mined
     train.train(config, open_configured(config.data), RunFolder(tmp_path), alone, track, stop)
     track.close()
     assert events(tmp_path)[-1]["reason"] == "stopped"
@@ -197,7 +197,7 @@ def test_other_ways_to_train_train_and_resume(words: list[str], small_data: Path
         8,
     )  # steps that were not taken do not count
     assert all(math.isfinite(e["loss"]) for e in seen if e["event"] == "epoch" and e["loss"] is not None)
-    assert all(e["in_a_row"] == 0 for e in seen if e["event"] == "skipped")  # fp16 looks for its scale
+    assert all(e["in_a_row"] == 0 for e in seen if e["event"] == "skipped")  # fp16 searches for its loss scale
 
 
 def test_compiling_without_a_compiler_is_refused_at_the_start(
@@ -212,7 +212,7 @@ def test_compiling_without_a_compiler_is_refused_at_the_start(
 def test_a_compiled_network_trains_and_its_checkpoint_fits_an_uncompiled_one(
     small_data: Path, tmp_path: Path, alone: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced and differentiated as for a compiler, without its C++ at the end: that would take a minute."""
+    """The backend aot_eager traces and differentiates as usual, but compiles no C++, which would take a minute."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     monkeypatch.setenv("CXX", sys.executable)
     run(small_data, tmp_path, alone, "train.epochs=1", "train.compile=true")
@@ -221,7 +221,7 @@ def test_a_compiled_network_trains_and_its_checkpoint_fits_an_uncompiled_one(
 
 
 class Faulty(SelfSupervised):
-    """The recipe, with a loss that is no number in the third update, after everything else has happened."""
+    """The recipe, but the loss of the third update is NaN, after all other effects of the loss."""
 
     updates = 0
 
@@ -248,7 +248,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_changes_nothing(
     seen = run(small_data, tmp_path, alone, "train.epochs=2")
     assert [(e["step"], e["in_a_row"]) for e in seen if e["event"] == "skipped"] == [(2, 1)]
     assert Faulty.seen == ([], True)
-    assert [e["step"] for e in seen if e["event"] == "step"] == list(range(1, 8))  # of 8 updates 7 were taken
+    assert [e["step"] for e in seen if e["event"] == "step"] == list(range(1, 8))  # 7 of 8 updates were taken
     assert (seen[-1]["reason"], seen[-1]["step"]) == ("done", 7)
 
 
@@ -339,7 +339,7 @@ def test_cfg_job_prints_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureF
 def test_the_order_of_an_epoch_is_the_same_for_any_and_changing_numbers_of_processes(
     images: int, size: int, accumulate: int, worlds: list[tuple[int, int]]
 ) -> None:
-    """Worlds (processes, updates) one after the other; the last goes on to the end of the epoch."""
+    """Worlds (processes, updates) train in turn; a last one finishes the epoch."""
     data = Dataset(np.zeros((images, 1, 1, 3), np.uint8), None, np.arange(images), np.arange(0), None, 1.0)
     config = load([f"train.batch.size={max(size, 2)}", f"train.batch.grad_accum_steps={accumulate}"])
     size = config.train.batch.size
@@ -359,11 +359,11 @@ def test_the_order_of_an_epoch_is_the_same_for_any_and_changing_numbers_of_proce
             state.seen = min(state.seen + size * processes * accumulate, images)
     order = epoch_order(data.train_rows, seed=config.train.seed, epoch=1).tolist()
     assert seen[:images] == order
-    assert seen[images:] == (order * len(seen))[: len(seen) - images]  # the last update is filled from the front
+    assert seen[images:] == (order * len(seen))[: len(seen) - images]  # the start of the order fills the last update
 
 
 class Alone:
-    """As much of a recipe as the order needs."""
+    """The parts of a recipe that `batches` needs."""
 
     augment = Augment(AugmentConfig(), 112)
 
@@ -429,7 +429,7 @@ def test_two_processes_stopped_by_the_end_of_input_and_resumed_equal_never_stopp
 
 @pytest.mark.slow
 def test_what_users_type_works_and_the_number_of_processes_may_change(small_data: Path, tmp_path: Path) -> None:
-    """2, then 1, then 3 processes: the queue remembers the rows that were seen, in their order."""
+    """2, then 1, then 3 processes train; the queue has the rows in the order of the epochs."""
     folder = tmp_path / "run"
     words = [
         "train.batch.grad_accum_steps=1", "train.optimizer.lr=0.03", "train.lr_schedule.warmup.start_lr=0.003",

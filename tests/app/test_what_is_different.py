@@ -33,7 +33,7 @@ PAGE = CONF.parent / "docs" / "from-arcface-torch.md"
 SUPERVISED = "tests.app.recipes.test_supervised"
 MODELS = "tests.app.models"
 MEASURES = "tests.app.evaluation.test_measures"
-ROWS: dict[str, str] = {  # first cell of a row -> the test of it
+ROWS: dict[str, str] = {  # first cell of a row -> its test
     "gradient accumulation": f"{SUPERVISED}.test_as_published_accumulated_losses_are_added",
     "ViT's mask ratio": f"{MODELS}.test_vit.test_parity_means_a_tenth_whatever_the_ratio",
     "centres that a step did not sample": f"{MODELS}.test_partial_fc."
@@ -47,7 +47,7 @@ ROWS: dict[str, str] = {  # first cell of a row -> the test of it
 
 
 def row(title: str) -> Callable[[Any], Any]:
-    """Mark a test of this file as that of a row."""
+    """Register a test of this file as the test of a row."""
 
     def note(test: Any) -> Any:
         ROWS[title] = f"{__name__}.{test.__name__}"
@@ -66,7 +66,7 @@ def test_each_row_has_a_test() -> None:
 
 
 def published_rate(base: float, step: int, warmup: int, total: int) -> float:
-    """Rate of update `step`, from 0 on: the scheduler leaves the base rate alone before its first step."""
+    """The published rate of update `step`, from 0 on; before its first step the scheduler keeps the base rate."""
     if step == 0:
         return base
     return base * step / warmup if step <= warmup else base * (1 - (step - warmup) / (total - warmup))
@@ -110,7 +110,7 @@ def test_the_size_of_the_sample_does_not_depend_on_the_ranks() -> None:
         for rank in range(ranks):
             here = World(rank, ranks, device)
             start, stop = share_of(classes, here)
-            published += int(rate * (stop - start))  # each rank takes its share of its own classes
+            published += int(rate * (stop - start))  # each rank samples from its own classes
             layer = PartialFC(classes, 4, HeadConfig(sample_rate=rate), OptimizerConfig(), here, seed=0)
             ours += int((layer.sample(labels) < classes).sum())
         assert ours == 5
@@ -157,7 +157,7 @@ def test_the_middle_square_is_taken_where_the_published_code_squashes(tmp_path: 
 
 @row("gradients between GPUs")
 def test_fp16_loses_small_gradients_that_fp32_keeps() -> None:
-    """Published: halved to fp16 after division by the number of ranks. Ours: DistributedDataParallel without a hook."""
+    """Published: cast to fp16 after division by the number of ranks. Ours: DistributedDataParallel without a hook."""
     gradient, ranks = torch.tensor([2e-7, 1e-3]), 16
     published = (gradient / ranks).half().float() * ranks
     assert published[0] == 0

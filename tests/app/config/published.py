@@ -15,7 +15,7 @@ DATA = {  # people, images
     "webface12m_flip40": (617_970, 12_720_066),
     "webface12m_conflict": (1_017_970, 12_720_066),
     "webface42m": (2_059_906, 42_474_557),
-    "drawn_300k": (300_000, 300_000),  # published as 100,000 images; here each class has one
+    "drawn_300k": (300_000, 300_000),  # published with 100,000 images; here one image per class
     "catface": (610, 7_112),
 }
 NETWORKS = {  # published name -> family, layers, width, drop path, mask ratio
@@ -43,7 +43,7 @@ RECOMPUTED = {"r2060", "vit_b", "vit_b_dp005_mask_005", "vit_l", "vit_l_dp005_ma
 
 @dataclass(frozen=True)
 class Published:
-    """One configuration: batch per GPU, learning rate and warm-up in epochs as published. All train in fp16."""
+    """One configuration as published: batch per GPU, learning rate, warm-up in epochs. All of them train in fp16."""
 
     data: str
     network: str
@@ -57,7 +57,7 @@ class Published:
     accumulate: int
     epochs: int
     warmup: int
-    gpus: int  # by its name or README; 8 where neither says it
+    gpus: int  # from the name or the README; 8 if neither states it
 
 
 def sgd(
@@ -134,7 +134,8 @@ def people(network: str, *, optimizer: str = "adamw", data: str = "ms1mv2") -> P
     return Published(data, network, COS, 0.3, 0, optimizer, 1e-3, 0.1, 384, 1, 15, 1, 1)
 
 
-# The fork also changed ms1mv2_r50 and wf42m_pfc03_40epoch_64gpu_vit_s; here these names have arcface_torch's values.
+# CatFace, a fork of arcface_torch, also changed ms1mv2_r50 and wf42m_pfc03_40epoch_64gpu_vit_s. Here both names keep
+# arcface_torch's values.
 CATFACE = {
     "1percent_wf42m_pfc03_40epoch_64gpu_vit_s_arcface": people("vit_s_dp005_mask_0", data="ms1mv2_1percent"),
     "ms1mv2_r100_catface": sgd("catface", "r100", ARC, batch=512, epochs=50, gpus=1),

@@ -1,4 +1,4 @@
-"""Configuration: everything in conf/ composes, wrong keys and values are answered with what would work."""
+"""Configuration: every file in conf/ composes; the error for a wrong key or value says what would work."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_the_command_ends_with_2_and_one_line() -> None:
     assert "train.epochs" in done.stderr
 
 
-# Hydra's habits
+# Hydra's options: --help, --cfg, --package, --multirun
 
 
 def test_help_names_every_group_and_every_key_with_its_default() -> None:

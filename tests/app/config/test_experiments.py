@@ -1,4 +1,4 @@
-"""The project's own experiments against the data that they name and the settings of their users."""
+"""The project's own experiments fit the data that they name; the headline experiment has its users' settings."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.app.config.published import PUBLISHED
 
 @dataclass(frozen=True)
 class Named:
-    """The data set an experiment is for, and the processes it is meant to run on."""
+    """The data set of an experiment, and the number of processes that it is made for."""
 
     images: int
     people: int
-    each: tuple[int, int] | None  # images a person: fewest and most; None: unequal, and nothing depends on it
+    each: tuple[int, int] | None  # fewest and most images of a person; None: they vary, and no check needs them
     processes: int
-    updates: int  # an epoch
+    updates: int  # per epoch
 
 
 EXPERIMENTS = {  # the project's own; test_published_experiments.py checks the others
@@ -37,7 +37,7 @@ EXPERIMENTS = {  # the project's own; test_published_experiments.py checks the o
 }
 SELF_SUPERVISED = [name for name in EXPERIMENTS if load([f"experiment={name}"]).recipe.name == "self_supervised"]
 
-USERS = {  # what the users of `sniperface` train with; their clustering is not among it
+USERS = {  # settings of the users of `sniperface`, except their clustering (mining.method=parity)
     "recipe.moco": {"momentum": 0.999, "temperature": 0.05, "margin": 0.15, "queue_size": 65536, "projection_dim": 128},
     "recipe.positives": {"epochs": [0, 5, 10, 20, 35], "probability": [0.0, 0.3, 0.6, 0.85, 0.9]},
     "recipe.positives.min_same_image": 0.15,
@@ -69,7 +69,7 @@ def test_what_an_experiments_first_lines_say_of_its_data_is_what_it_was_checked_
     data, file = EXPERIMENTS[name], CONF / "experiment" / f"{name}.yaml"
     said = " ".join(line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
     assert f"{data.images:,}" in said
-    if name != "sniperface":  # which says 10,000 and 100,000
+    if name != "sniperface":  # its first lines say 10,000 and 100,000 people
         assert f"{data.people:,} people" in said
 
 
@@ -94,7 +94,7 @@ def test_mining_can_find_the_people_of_the_data(name: str) -> None:
     assert most < mining.max_cluster, "a person with this many images would be cut into pieces"
     assert mining.neighbours >= min(most, 32) - 1, "a list shorter than a person shows too little of it"
     assert mining.max_largest_share > most / data.images
-    # Other images of the query's person in the queue are masked, by pseudo-ID once there are some.
+    # Pseudo-IDs, once found, mask the other images of the query's person in the queue.
     assert moco.queue_size < data.images
     assert moco.queue_size >= update_size(name)
     assert moco.momentum ** (data.updates * config.train.epochs) < 0.9, "the momentum encoder would stay untrained"
@@ -117,7 +117,7 @@ def has(config: Config, expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ["sniperface"])
 @pytest.mark.parametrize("noise", [0.8, 1.15])
 def test_its_mining_finds_people_of_the_size_that_the_data_has(name: str, noise: float) -> None:
-    """Planted people with the data's mix of sizes, in the proportion that they have there; 2,440 images."""
+    """It finds planted people in the data's mix: 20 of 72 images and 200 of 5, together 2,440 images."""
     rng = np.random.default_rng(3)
     sizes = ([72] * 10 + [5] * 100) * 2
     labels = np.repeat(np.arange(len(sizes)), sizes).astype(np.int32)[rng.permutation(sum(sizes))]

@@ -1,4 +1,4 @@
-"""Habits of arcface_torch's users: what is accepted, and what the answer to the rest names."""
+"""Words of arcface_torch's users: some are accepted; the error for each other one names our word."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_habit_is_answered_with_the_word_for_here(words: list[str], answer: st
 
 
 def test_the_words_for_here_work() -> None:
-    """Each is a key=value, and all of them together compose; `rec` also says how the file is made."""
+    """Each is a key=value, and all of them together compose. The value of `rec` also names the command for the file."""
     words = [word.split(", which")[0].strip("'") for word in KEYS.values()]
     names = [word.partition("=")[0] for word in words]
     assert set(names) - {"backbone"} <= defaults().keys()

@@ -1,4 +1,4 @@
-"""Every published configuration of arcface_torch and CatFace has its values here, under its name."""
+"""Every configuration that arcface_torch and CatFace publish exists here, with its name and its values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's own config.yaml may come from a stranger's machine: it is plain values, or it is refused in one sentence."""
+"""A run's config.yaml may come from an untrusted machine: plain values load, all else is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ALIASES = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9
 
 
 def test_what_was_saved_is_read_again(tmp_path: Path) -> None:
-    """Floats in any notation, nothing and lists come back as they were."""
+    """Saving and loading keeps floats in any notation, strings that look like floats, null and lists."""
     config = load(["train.optimizer.lr=0.00001", "run.commit='12e5678'"])
     (tmp_path / "config.yaml").write_text(as_yaml(config))
     assert load([], base=tmp_path / "config.yaml") == config

@@ -1,4 +1,4 @@
-"""Faces in photographs: found, aligned, left out, and told in the passport."""
+"""Faces in photographs: detection, alignment, photographs that are left out, and the passport."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def portraits() -> list[Image.Image]:
 
 
 def in_a_scene(portrait: Image.Image, *, turn_deg: float, scale: float, centre: tuple[int, int]) -> Image.Image:
-    """Put a portrait into a larger picture of 640 x 480 without a face."""
+    """Paste a portrait into a picture of 640 x 480 pixels that contains no face."""
     scene = Image.linear_gradient("L").resize((640, 480)).convert("RGB")
     size = (round(portrait.width * scale), round(portrait.height * scale))
     turned = portrait.resize(size, Image.Resampling.BICUBIC).convert("RGBA")
@@ -44,7 +44,7 @@ def in_a_scene(portrait: Image.Image, *, turn_deg: float, scale: float, centre: 
 
 @pytest.fixture
 def folder(tmp_path: Path, portraits: list[Image.Image]) -> Path:
-    """Two people with a face in a corner, one far too small, a picture without a face, and one aligned image."""
+    """Two people with a face in a corner each; Ana also has a tiny face, a picture without a face, an aligned image."""
     root = tmp_path / "photos"
     for person, portrait in (("Ana", portraits[0]), ("Zoë, “B”", portraits[1])):
         (root / person).mkdir(parents=True)
@@ -63,7 +63,7 @@ def run(folder: Path, *words: str, out: str = "out") -> tuple[int, Path]:
 @needs_mtcnn
 @pytest.mark.parametrize("turn_deg", [0.0, 20.0])
 def test_points_follow_the_face_to_a_pixel_or_two(turn_deg: float, portraits: list[Image.Image]) -> None:
-    """Where a portrait lies in a scene is known, so its own points tell where the scene's should be."""
+    """The scene's landmarks are where the known placement of the portrait puts its own landmarks."""
     from app.data.faces.detect import find
 
     for portrait in portraits[:4]:
@@ -75,7 +75,7 @@ def test_points_follow_the_face_to_a_pixel_or_two(turn_deg: float, portraits: li
         turn = 2 * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         wanted = (own.points[0] + 0.5 - np.array(portrait.size) / 2) @ turn.T + np.array([400, 220]) - 0.5
         to_image = similarity(wanted, TEMPLATE)[:, :2]
-        assert np.linalg.norm((there.points[0] - wanted) @ to_image.T, axis=1).mean() < 3  # of 112 pixels
+        assert np.linalg.norm((there.points[0] - wanted) @ to_image.T, axis=1).mean() < 3  # pixels of the aligned image
 
 
 @needs_mtcnn
@@ -103,7 +103,7 @@ def test_a_folder_becomes_aligned_faces_and_a_passport(folder: Path, capsys: pyt
             ["file", "reason"], ["Ana/sky.png", "no face found"], ["Ana/tiny.png", "no face found"]
         ]  # fmt: skip
     images = np.load(out)
-    assert np.array_equal(images[1], np.full((112, 112, 3), (1, 2, 3)))  # aligned already, so it is left alone
+    assert np.array_equal(images[1], np.full((112, 112, 3), (1, 2, 3)))  # already aligned, so unchanged
     assert np.load(out.with_name("labels.npy")).tolist() == [0, 0, 1]
     people = out.with_name("people.csv").read_text(encoding="utf-8").splitlines()
     assert people == ["label,person,images", "0,Ana,2", '1,"Zoë, “B”",1']
@@ -112,7 +112,7 @@ def test_a_folder_becomes_aligned_faces_and_a_passport(folder: Path, capsys: pyt
     assert "Zoë, “B”" in page
     assert page.count("data:image/jpeg;base64,") >= 5
     assert not [*out.parent.glob(".*")]
-    # The points that were found make the same images.
+    # The saved landmarks give the same images.
     code, again = run(folder, f"landmarks={out.with_name('landmarks.csv')}", out="again")
     assert code == 0
     assert np.abs(np.load(again).astype(int) - images).mean() < 0.5
@@ -159,7 +159,7 @@ def test_a_folder_without_a_face_is_refused(folder: Path, capsys: pytest.Capture
 
 
 def test_landmarks_align_without_a_detector(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Points at three times the template's place give the photograph's own pixels back."""
+    """Landmarks at three times the template's size give the photograph's own pixels, reduced by three."""
     scene = Image.open(folder / "Ana" / "corner.png").convert("RGB")
     points = TEMPLATE * 3 + 20
     (folder.parent / "points.csv").write_text(
@@ -171,7 +171,7 @@ def test_landmarks_align_without_a_detector(folder: Path, capsys: pytest.Capture
     images = np.load(out)
     expected = np.asarray(scene.crop((19, 19, 19 + 336, 19 + 336)).reduce(3), np.int16)
     assert np.abs(images[0] - expected)[2:-2, 2:-2].mean() < 2
-    assert len(images) == 2  # and the aligned one
+    assert len(images) == 2  # corner.png and the aligned done.png
 
 
 def test_a_large_face_is_reduced_without_aliasing() -> None:

@@ -1,4 +1,4 @@
-"""Views: what every change does, that nothing leaves its range, that one seed gives one view."""
+"""Views: each change has its stated effect, values stay in range, and one seed gives one view."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_contrast_keeps_the_mean_luma() -> None:
 
 
 def photograph(side: int = 112) -> np.ndarray:
-    """Smooth shapes, edges and texture [side, side, 3]."""
+    """An image of smooth shapes, an edge and texture [side, side, 3]."""
     rng = np.random.default_rng(3)
     y, x = np.mgrid[0:side, 0:side] / side
     waves = np.stack([np.sin(9 * x + 4 * y), np.cos(7 * y), np.sin(12 * x * y)], 2)
@@ -132,13 +132,13 @@ def test_a_turn_of_the_hue_keeps_brightness_and_a_whole_turn_everything() -> Non
 
 
 def mixed(every: torch.Tensor, seed: int = 0, **changes: object) -> torch.Tensor:
-    """Images in [0, 1] whose amplitudes alone were mixed."""
+    """Images in [0, 1] after these changes alone."""
     config = dataclasses.replace(STILL, **changes)
     return (Augment(config, every.shape[1])(every, torch.Generator().manual_seed(seed)) + 1) / 2
 
 
 def by_hand(image: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
-    """Amplitudes of the middle half of the whole, shifted spectrum, one colour after the other [S, S, 3]."""
+    """Mix amplitudes in the middle half of the whole, shifted spectrum, colour by colour [S, S, 3]."""
     result = np.empty(image.shape)
     side = len(image)
     frequency = np.abs(np.arange(side) - side // 2)

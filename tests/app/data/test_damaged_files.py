@@ -1,4 +1,4 @@
-"""Files that were damaged anywhere: each is read, or refused in one sentence, and nothing else happens."""
+"""Files damaged at any place: each is either read or refused in one sentence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from app.errors import WrongUse
 from tests.app.data.test_parquet import png, save
 from tests.app.data.test_recordio import insightface, write
 
-# Numbers that length fields are tempted by.
+# Extreme values of length fields.
 WORDS = [0, 1, 2**29 - 1, 2**29, 2**31 - 1, 2**32 - 1]
 damages = st.lists(
     st.tuples(

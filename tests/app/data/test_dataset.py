@@ -1,4 +1,4 @@
-"""images.npy: what is refused, what a fraction is, in which order an epoch goes, who is whose positive."""
+"""images.npy: refused files, fractions, the order of an epoch, and the positives of an image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parquet files as data sets are published: both forms of image column, any grouping of rows, and what is refused."""
+"""Parquet files in the published forms: both kinds of image column, any row groups, and refused files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_the_struct_form_in_several_files_in_the_order_of_their_names(tmp_path: 
     source = parquet(tmp_path)
     assert numbers(source, 0, 8) == list(range(8))
     assert source.labels is not None
-    assert source.labels.tolist() == [0, 0, 1, 2, 1, 1, -1, 3]  # -1 stays: a person who is not known
+    assert source.labels.tolist() == [0, 0, 1, 2, 1, 1, -1, 3]  # -1 stays: the person is unknown
 
 
 @pytest.mark.parametrize(
@@ -197,4 +197,4 @@ def test_a_file_of_one_row_group_is_not_held_in_memory(tmp_path: Path) -> None:
     for start in range(0, rows, 60):
         source.read(start, start + 60)
         peak = max(peak, pa.total_allocated_bytes() - before)
-    assert peak < rows * row_bytes / 2  # two pages of 1024 rows
+    assert peak < rows * row_bytes / 2  # at most two pages of 1024 rows are in memory

@@ -1,4 +1,4 @@
-"""Photographs as people have them: turned, of 16 bits, in folders with other things, and some of them damaged."""
+"""Users' photographs: rotated, with 16 bits, in folders with other files, and some of them damaged."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SIDE = 112
 
 
 def picture(seed: int = 0) -> NDArray[np.uint8]:
-    """Smooth, and different in all four corners, so that every turn of it shows."""
+    """A picture of 4 x 4 coloured squares with different corners, so that any rotation or mirroring shows."""
     rng = np.random.default_rng(seed)
     return np.kron(rng.integers(30, 226, (4, 4, 3)), np.ones((28, 28, 1))).astype(np.uint8)
 
 
 def oriented_jpeg(pixels: NDArray[np.uint8], orientation: int) -> bytes:
-    """A JPEG with that EXIF orientation: the APP1 segment is written here, by the letter of EXIF 2.3."""
+    """A JPEG with this EXIF orientation. The APP1 segment is written by hand, as EXIF 2.3 defines it."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=95, subsampling=0)
     entry = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
@@ -49,7 +49,7 @@ STORED = {
 
 
 def png16(grey: NDArray[np.uint16]) -> bytes:
-    """A PNG of 16-bit grey, chunk by chunk."""
+    """A PNG of 16-bit grey, written chunk by chunk."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -60,11 +60,11 @@ def png16(grey: NDArray[np.uint16]) -> bytes:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("side", [SIDE, 168])  # as it is, and one that is resampled
+@pytest.mark.parametrize("side", [SIDE, 168])  # not resampled, and resampled
 def test_a_photograph_is_upright_however_the_camera_was_held(orientation: int, side: int) -> None:
     scene = np.asarray(Image.fromarray(picture()).resize((side, side), Image.Resampling.NEAREST))
     decoded = decode_face(oriented_jpeg(np.ascontiguousarray(STORED[orientation](scene)), orientation))
-    assert np.abs(decoded.astype(int) - picture()).mean() < 8  # a wrong turn: 60 and more
+    assert np.abs(decoded.astype(int) - picture()).mean() < 8  # a wrong orientation gives 60 or more
 
 
 def test_damaged_metadata_does_not_cost_the_image() -> None:
@@ -237,8 +237,8 @@ def test_an_array_written_again_or_other_labels_are_another_data_set(
     assert prepare.main(words) == 2
     assert "other or older images" in capsys.readouterr().err
     np.save(labels, np.array([0, 0, 1, 1], np.int32))
-    assert prepare.main(words) == 0  # labels are known by their content
-    np.save(source, images[::-1].copy())  # of the same size
+    assert prepare.main(words) == 0  # labels are compared by content
+    np.save(source, images[::-1].copy())  # other content of the same size
     assert prepare.main(words) == 2
     assert "move it away" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""RecordIO by its own rules: what is written is read back; what is cut or damaged is refused with the byte."""
+"""RecordIO: written records are read back; the error for a truncated or damaged file names the byte."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ payloads = st.lists(
 
 
 def jpeg(number: int, size: tuple[int, int] = (112, 112), **options: object) -> bytes:
-    """A file of a smooth picture, another for every number."""
+    """A JPEG of a smooth picture, different for each number."""
     file = io.BytesIO()
     coarse = np.random.default_rng(number).integers(0, 255, (6, 6, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", **options)
@@ -37,7 +37,7 @@ def jpeg(number: int, size: tuple[int, int] = (112, 112), **options: object) -> 
 
 
 def write(file: Path, records: Sequence[bytes], *, index: bool = True) -> list[int]:
-    """A .rec file, with its .idx if wanted; where the records begin."""
+    """Write a .rec file and, with `index`, its .idx; return the byte at which each record begins."""
     pieces = [framed(record) for record in records]
     starts = [0, *accumulate(len(piece) for piece in pieces)][:-1]
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def write(file: Path, records: Sequence[bytes], *, index: bool = True) -> list[i
 
 
 def insightface(people: Sequence[int]) -> list[bytes]:
-    """The records of so many images a person, as face2rec writes them: images, header, people."""
+    """Records for the given numbers of images per person, in the order of face2rec: images, header, people."""
     owners = [person for person, count in enumerate(people) for _ in range(count)]
     images = [image_record(jpeg(i), [float(owner), 1.0], i + 1) for i, owner in enumerate(owners)]
     firsts = [1, *accumulate(people, initial=1)][1:]
@@ -66,7 +66,7 @@ def decoded(source: object) -> np.ndarray:
 def test_a_record_is_what_the_format_says() -> None:
     assert framed(b"abcde") == bytes.fromhex("0a23d7ce 05000000") + b"abcde\0\0\0"
     assert framed(b"") == bytes.fromhex("0a23d7ce 00000000")
-    # Cut at the magic at byte 4, not at the one at byte 9: parts 1 and 3, the first of 4 bytes, the second of 6.
+    # Split at the magic at byte 4, not at byte 9, which is no multiple of 4. Part 1 has 4 bytes, part 3 has 6.
     assert framed(b"abcd" + MAGIC_BYTES + b"x" + MAGIC_BYTES + b"y") == (
         bytes.fromhex("0a23d7ce 04000020")
         + b"abcd"
@@ -214,19 +214,19 @@ def test_prepare_writes_the_same_bytes_with_any_number_of_workers(tmp_path: Path
 
 
 def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str], path: Path) -> str:
-    """The one sentence with which prepare refuses, leaving no data set."""
+    """Return the sentence with which prepare refuses the file; check that it leaves no data set."""
     out = tmp_path / "out" / "images.npy"
     assert prepare.main(["source=rec", f"path={path}", f"out={out}"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert not out.exists()  # nothing that looks whole
+    assert not out.exists()  # no file that looks complete
     return said
 
 
 @pytest.mark.parametrize(
     ("place", "new", "sentence"),
     [
-        # Records: 0 the header, 1 to 4 the images, 5 and 6 the people. `place` is a record and a byte in it.
+        # Record 0 is the header, 1 to 4 are images, 5 and 6 are people. `place`: a record, and a byte in that record.
         ((2, 100), None, "ends at byte {size}, inside a record"),
         ((4, 0), None, "ends at byte {at[4]} with 3 images, and its header lists 4;"),
         ((0, 0), None, "ends at byte 0,"),
@@ -251,7 +251,7 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str], path: Path) -> s
 def test_damage_is_refused_with_the_file_and_the_byte(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], place: tuple[int, int], new: bytes | None, sentence: str
 ) -> None:
-    """`new` bytes at a place, or the file ends there; the header comes first here, so that a shorter file shows."""
+    """`new` replaces bytes at `place`; None cuts the file there. The header comes first, so that lost images show."""
     records = insightface([2, 2])
     file = tmp_path / "in" / "train.rec"
     starts = write(file, [records[4], *records[:4], *records[5:]], index=False)
@@ -319,7 +319,7 @@ def test_a_property_file_of_another_set_is_refused(
         ("5,112,112\n20\n", [i // 4 for i in range(20)]),  # as insightface's RecBuilder writes it
         ("6,112,112", [1 + i // 4 for i in range(20)]),  # its classes: the largest label + 1
         ("29,112,112\r\n20\r\n", [7 * (i // 4) for i in range(20)]),
-        ("5,112,112", [7 * (i // 4) for i in range(20)]),  # and as older sets count them
+        ("5,112,112", [7 * (i // 4) for i in range(20)]),  # older sets count the people
         ("\ufeff5,112,112", [i // 4 for i in range(20)]),
     ],
 )
@@ -387,7 +387,7 @@ def test_grey_is_decoded_fast_and_what_is_odd_is_left_to_pillow(monkeypatch: pyt
     odd = [saved("CMYK"), saved("RGB", "PNG"), jpeg(1, (90, 112)), jpeg(1)[:-30], b"\xff\xd8", b""]
     assert [decode.fast_jpeg(data, 112) for data in odd] == [None] * len(odd)
     images = [decode_face(data) for data in (jpeg(1), saved("L"), *odd[:3])]
-    monkeypatch.setattr(decode, "simplejpeg", None)  # as where there is no build of it
+    monkeypatch.setattr(decode, "simplejpeg", None)  # as on a platform without a build of simplejpeg
     assert decode.fast_jpeg(jpeg(1), 112) is None
     for image, data in zip(images, (jpeg(1), saved("L"), *odd[:3]), strict=True):
         assert np.array_equal(decode_face(data), image)

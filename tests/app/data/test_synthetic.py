@@ -1,4 +1,4 @@
-"""Procedural faces: who is who depends on the seed alone, and is not to be seen from raw pixels."""
+"""Procedural faces: identities depend on the seed alone, and raw pixels barely tell people apart."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_a_photograph_depends_on_seed_person_and_number_only() -> None:
     assert whole.dtype == np.uint8
     assert np.array_equal(draw(range(5, 9), per_identity=4, seed=1), whole[5:9])
     assert np.array_equal(draw([11, 0, 6], per_identity=4, seed=1), whole[[11, 0, 6]])
-    # More photographs of each begin with the same.
+    # More photographs per person begin with the same ones.
     assert np.array_equal(draw(range(9, 13), per_identity=9, seed=1), whole[4:8])
     assert not np.array_equal(draw(range(4), per_identity=4, seed=2), whole[:4])
 
@@ -47,7 +47,7 @@ def test_no_two_photographs_are_the_same_and_none_is_black_or_white(crowd: np.nd
 def test_raw_pixels_do_badly(crowd: np.ndarray) -> None:
     pixels = crowd.astype(np.float64) / 127.5 - 1
     flat = (pixels + pixels[:, :, ::-1]).reshape(200, -1)
-    # The same angles between fewer numbers: the square root of the matrix of products.
+    # Shorter vectors with the same angles: the square root of the matrix of products.
     values, vectors = np.linalg.eigh(flat @ flat.T)
     short = (vectors * np.sqrt(np.maximum(values, 0))).astype(np.float32)
     accuracy, _ = verification_accuracy(short, all_pairs(np.repeat(np.arange(25, dtype=np.int32), 8)))

@@ -1,4 +1,4 @@
-"""Images to the disk: the same bytes however many processes write them and however often they are interrupted."""
+"""Writing images: the bytes are the same for any number of processes and of interruptions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def numbered(count: int, block_rows: int, *, breaks_at: int | None = None) -> Source:
-    """Images that are all of one colour, each of another; reading row `breaks_at` is interrupted."""
+    """Images of one colour each: row n has the value n % 256. Reading row `breaks_at` raises Interrupted."""
 
     def read(start: int, stop: int) -> range:
         if breaks_at is not None and start <= breaks_at < stop:
@@ -70,13 +70,13 @@ def test_killed_at_any_moment_the_same_command_goes_on_and_makes_the_same_bytes(
     assert job.stderr is not None
     wait_for(lambda: notes.exists() and notes.read_bytes().count(b"\n") > 2, job)
     job.send_signal(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
-    job.communicate(timeout=60)  # to the end of its output: its workers held the other end of it, and are gone
+    job.communicate(timeout=60)  # reads to the end of output, so the workers, which hold its other end, have ended
     assert not out.exists()
     before = len(notes.read_text().splitlines())
     assert 0 < before < 40
     made = []
     prepare.prepare(synthetic(40, 8, seed=3), out, progress=made.append)
-    assert made == [before * 8, *[8] * (40 - before)]  # what was there, then a block at a time
+    assert made == [before * 8, *[8] * (40 - before)]  # the finished blocks, then one block at a time
     assert contents(out.parent) == contents(tmp_path / "whole")
 
 
@@ -107,9 +107,9 @@ def test_interrupted_at_any_row_the_result_is_the_same(
             except Interrupted:
                 assert not out.exists()
                 text = notes.read_bytes()
-                notes.write_bytes(text[: max(len(text) - torn, 0)])  # also a list that was cut short
+                notes.write_bytes(text[: max(len(text) - torn, 0)])  # also with a truncated list of blocks
             else:
-                out.unlink()  # that row was there already, or never is
+                out.unlink()  # the row was written before, or does not exist
         made: list[int] = []
         manifest = prepare.prepare(numbered(count, block_rows), out, progress=made.append)
         images = np.load(out)
@@ -134,7 +134,7 @@ def test_a_block_that_was_damaged_since_is_made_again(tmp_path: Path) -> None:
         file.write(b"\xff")
     made: list[int] = []
     prepare.prepare(numbered(12, 2), out, progress=made.append)
-    assert made == [6, 2, 2, 2]  # of four blocks that were there, three are right
+    assert made == [6, 2, 2, 2]  # three of the four finished blocks are intact
     assert np.array_equal(np.load(out)[:, 0, 0, 0], np.arange(12))
 
 
@@ -151,7 +151,7 @@ def test_what_was_begun_for_other_images_is_begun_anew(tmp_path: Path, other: st
 
 def test_a_call_that_ended_just_before_the_manifest_is_gone_on_with(tmp_path: Path) -> None:
     out, good = tmp_path / "images.npy", numbered(6, 2)
-    (tmp_path / "labels.npy").mkdir()  # in the way, after the images were written
+    (tmp_path / "labels.npy").mkdir()  # makes writing the labels fail, after the images
     labelled = Source("numbered", 6, good.read, np.arange(6, dtype=np.int32), good.decode, block_rows=2)
     with pytest.raises(OSError, match=r"labels\.npy"):
         prepare.prepare(labelled, out)
@@ -169,7 +169,7 @@ def test_memory_is_bounded_whatever_the_size_of_a_block(tmp_path: Path) -> None:
     prepare.prepare(numbered(rows, rows), tmp_path / "images.npy")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 2.5 * PIECE_ROWS * ROW_BYTES  # a piece, and the one before it
+    assert peak < 2.5 * PIECE_ROWS * ROW_BYTES  # the current piece and the previous one
 
 
 def test_room_is_claimed_before_the_first_image(tmp_path: Path) -> None:

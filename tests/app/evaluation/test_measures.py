@@ -1,4 +1,4 @@
-"""The published measures against versions slow enough to be obviously right."""
+"""The published measures agree with slow reference versions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from app.runtime.dist import World
 
 
 def pairs(seed: int, count: int = 200, coarse: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Squared distances, answers and folds of pairs that overlap; coarse ones are often equal."""
+    """Squared distances of overlapping classes, answers and folds. `coarse` distances are often equal."""
     rng = np.random.default_rng(seed)
     same = rng.random(count) < 0.5
     distance = np.clip(np.where(same, 1.2, 2.0) + rng.normal(0, 0.5, count), 0, 4)
@@ -28,7 +28,7 @@ def pairs(seed: int, count: int = 200, coarse: bool = False) -> tuple[np.ndarray
 
 
 def reference_accuracy(distance: np.ndarray, same: np.ndarray) -> tuple[float, float, float]:
-    """The published loop: unshuffled folds, every threshold tried on nine of them."""
+    """The published loop: folds in file order, each judged at the best threshold of the other nine."""
     folds, thresholds, found, chosen = np.array_split(np.arange(len(same)), 10), np.arange(0, 4, 0.01), [], []
     for test in folds:
         train = np.setdiff1d(np.arange(len(same)), test)
@@ -168,7 +168,7 @@ def test_template_pairs_weigh_images_by_the_detectors_score(alone: World) -> Non
 
 
 def test_a_rate_that_the_pairs_cannot_show_is_not_measured(alone: World) -> None:
-    """Below one of the pairs of two people, what would be printed is the rate at which none is accepted."""
+    """A false accept rate is not measured if it allows less than one pair of two people, because none could pass."""
     rng = np.random.default_rng(1)
     x, image = rng.normal(size=(40, 6)).astype(np.float32), np.arange(40)
     for impostors, headline, shown in ((9, "auc", []), (100, "tar_at_far_1e-2", [1, 2]), (10_000, None, [1, 2, 3, 4])):
@@ -178,7 +178,7 @@ def test_a_rate_that_the_pairs_cannot_show_is_not_measured(alone: World) -> None
         outcome = protocol.judge(x, alone)
         assert outcome is not None
         assert [n for n in range(1, 7) if outcome.numbers[f"tar_at_far_1e-{n}"] is not None] == shown
-        assert outcome.headline == (headline or "tar_at_far_1e-4")  # the published one as soon as it can be shown
+        assert outcome.headline == (headline or "tar_at_far_1e-4")  # the published rate, if the pairs suffice
         assert outcome.numbers[outcome.headline] is not None
         assert protocol.too_few() == {f"tar_at_far_1e-{n}": 10**n for n in range(6, 0, -1) if n not in shown}
     for impostors, needed in ((1111, {"tar_at_far_1e-3": 1112}), (1112, {})):
@@ -192,7 +192,7 @@ def test_a_rate_that_the_pairs_cannot_show_is_not_measured(alone: World) -> None
 
 
 def test_a_chain_of_curves_is_one_group() -> None:
-    """Each lies close to the next one only: whoever's turn it is, one of them is drawn in every dash."""
+    """Each curve is close to the next one only, but all share the dashes: each dash shows one of them."""
     apart = 0.67 * TOGETHER * FINE
     pieces = [[(0.0, number * apart), (1.0, number * apart)] for number in (0, 2, 3, 1, 9)]
     assert sorted(_groups(pieces)) == [[0, 1, 2, 3], [4]]
@@ -204,11 +204,11 @@ def test_curves_that_coincide_are_all_seen(tmp_path: Path) -> None:
     curves = [measures.roc(np.where(same, d, 0.0) + rng.normal(size=2000), same) for d in (3, 1)]
     draw(tmp_path / "roc.png", "set", {"a": curves[0], "b": curves[0], "c": curves[0], "alone": curves[1]})
     with Image.open(tmp_path / "roc.png") as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)[64:400, 70:600]  # left of the names
+        pixels = np.asarray(picture.convert("RGB")).astype(int)[64:400, 70:600]  # left of the legend
     seen = [int((np.abs(pixels - colour).sum(2) < 30).sum()) for colour in COLOURS[:5]]
     assert min(seen[:4]) > 50
     assert max(seen[:3]) < 2 * min(seen[:3])
-    assert seen[3] > max(seen[:3])  # what nothing coincides with is a whole line
+    assert seen[3] > max(seen[:3])  # a curve that coincides with no other is solid
     assert seen[4] == 0
 
 

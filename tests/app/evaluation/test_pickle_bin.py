@@ -1,4 +1,4 @@
-"""Verification .bin files: both Pythons' pickles are read, and a hostile one runs nothing."""
+"""Verification .bin files: pickles of Python 2 and 3 are read, and a hostile pickle runs no code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def written(tmp_path: Path, content: Any, protocol: int = 4) -> Path:
     [
         IMAGES,
         [np.frombuffer(image, np.uint8) for image in IMAGES],
-        [np.frombuffer(image, np.uint8)[:, None] for image in IMAGES],  # as cv2.imencode gave them for years
+        [np.frombuffer(image, np.uint8)[:, None] for image in IMAGES],  # the shape that older cv2.imencode returned
         [bytearray(image) for image in IMAGES],
     ],
     ids=["bytes", "arrays", "columns", "bytearrays"],
@@ -49,7 +49,7 @@ def test_whatever_python_3_wrote_is_read(tmp_path: Path, protocol: int, images: 
 
 
 def python_2(images: list[bytes], same: list[bool], *, as_arrays: bool) -> bytes:
-    """The pickle, protocol 2, that Python 2 makes of (images, same): its strings are 8-bit, its numpy is old."""
+    """The pickle that Python 2 writes of (images, same) with protocol 2: 8-bit strings, old names of numpy."""
 
     def string(value: bytes) -> bytes:
         return (b"U" + bytes([len(value)]) if len(value) < 256 else b"T" + struct.pack("<i", len(value))) + value
@@ -75,7 +75,7 @@ def test_what_python_2_wrote_is_read(tmp_path: Path, as_arrays: bool) -> None:
 
 
 class Call:
-    """Pickled, it becomes a call of `function` with `arguments`, and then whatever `state` does."""
+    """Its pickle calls `function` with `arguments` and then applies `state` to the result."""
 
     def __init__(self, function: Any, *arguments: Any, state: Any = None) -> None:
         self.parts = (function, arguments) if state is None else (function, arguments, state)
@@ -118,7 +118,7 @@ def test_a_refused_name_is_told(tmp_path: Path) -> None:
 
 
 def test_a_file_cannot_change_what_the_next_one_meets(tmp_path: Path) -> None:
-    """BUILD may give attributes to a function that it asked for."""
+    """The opcode BUILD can set attributes on an allowed function; they do not affect the next file."""
     path = tmp_path / "set.bin"
     path.write_bytes(b"\x80\x02c_codecs\nencode\nN}X\x0c\x00\x00\x00__defaults__X\x01\x00\x00\x00x\x85s\x86b.")
     with pytest.raises(WrongUse):
@@ -168,9 +168,9 @@ def test_other_pickles_are_told_apart(tmp_path: Path, content: Any, sentence: st
 @pytest.mark.parametrize(
     "hostile",
     [
-        b"\x80\x04]r\xed\xcb\xeb\x26.",  # a place 652,989,741 objects away: the unpickler's table would take 10 GB
+        b"\x80\x04]r\xed\xcb\xeb\x26.",  # memo place 652,987,373: the unpickler's table would take 10 GB
         b"\x80\x02]p99999999999\n.",
-        b"\x80\x05\x96\x00\x00\x00\x40\x00\x00\x00\x00.",  # a bytearray of 1 GiB in a file of ten bytes
+        b"\x80\x05\x96\x00\x00\x00\x40\x00\x00\x00\x00.",  # a bytearray of 1 GiB in a file of twelve bytes
         b"\x80\x04\x8e\x00\x00\x00\x40\x00\x00\x00\x00.",
     ],
     ids=["place", "text place", "bytearray", "bytes"],

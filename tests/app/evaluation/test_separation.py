@@ -1,4 +1,4 @@
-"""The summary of held-out people: rates by reference, intervals by resampling, and the hardest pairs."""
+"""The summary of held-out people: rates, intervals by resampling, and the hardest pairs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def scored(embeddings: np.ndarray, pairs: Pairs) -> Scored:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_equal_error_rate_is_where_both_errors_meet(seed: int) -> None:
-    """By reference: at every threshold, count both errors; the rate lies between the two nearest crossings."""
+    """Count both errors at every threshold: the rate lies between the highest lower and the lowest higher error."""
     rng = np.random.default_rng(seed)
     same = rng.random(400) < 0.3
     score = np.round(rng.normal(size=400) + 1.5 * same, 2)
@@ -49,7 +49,7 @@ def test_perfect_and_inverted_scores_are_the_two_ends() -> None:
 
 
 def test_resampled_people_count_as_often_as_they_are_drawn() -> None:
-    """By reference: repeat the pairs of each person as often as the person was drawn."""
+    """The reference weights each pair by how often its people were drawn."""
     embeddings, labels = people(1.2, count=6, each=4)
     pairs = all_pairs(labels)
     own = scored(embeddings, pairs)

@@ -1,4 +1,4 @@
-"""Sets to measure on: each kind is read as it lies on disk; one that cannot be measured is refused in a sentence."""
+"""Evaluation sets: each kind is read from its files on disk; an unusable set is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def write_arrays(folder: Path, asked: str) -> Path:
 
 
 def write_ijb(folder: Path) -> Path:
-    """Templates of two images; the faces lie in larger pictures, turned and twice as large."""
+    """Write an IJB folder: templates of two images, with faces turned and doubled in size inside larger pictures."""
     for part in ("meta", "loose_crop"):
         (folder / part).mkdir(parents=True)
     to_picture = np.array([[0.0, -2.0, 300.0], [2.0, 0.0, 40.0]])  # a quarter turn, twice the size, a shift
@@ -117,7 +117,7 @@ def test_ijb_faces_are_cut_out_upright(tmp_path: Path) -> None:
     assert images.protocol.template.tolist() == [n // 2 + 1 for n in range(24)]
     assert images.protocol.detector_score[:2] == pytest.approx([0.90, 0.91])
     assert (images.protocol.left[0], images.protocol.right[0]) == (0, 1)
-    # Half a pixel lies between the centres of twice as large pixels and where the points say they are.
+    # The landmarks put doubled pixels half a pixel away from their centres.
     apart = np.abs(all_of(images).astype(int) - FACES)[:, 2:-2, 2:-2]
     assert np.median(apart) <= 16
     assert np.abs(all_of(images)[0].astype(int) - FACES[1])[2:-2, 2:-2].mean() > apart[0].mean()
@@ -145,7 +145,7 @@ def test_a_face_already_in_place_stays_as_it_is(tmp_path: Path) -> None:
     for shift_x, shift_y in ((0, 0), (3, -2)):
         found = aligned(tmp_path / "face.png", TEMPLATE + np.array([shift_x, shift_y])).astype(int)
         wanted = FACES[0][4 + shift_y : 108 + shift_y, 4 + shift_x : 108 + shift_x]
-        assert np.abs(found[4:108, 4:108] - wanted).max() <= 1  # what is a hair below a level is cut down to the next
+        assert np.abs(found[4:108, 4:108] - wanted).max() <= 1  # because values are rounded down
 
 
 def broken_csv(tmp_path: Path, text: str) -> Path:

@@ -1,4 +1,4 @@
-"""The GPU computes what a CPU computes: the correctness checks of benchmarks/gpu, a test each."""
+"""The GPU computes what a CPU computes: each correctness check of benchmarks/gpu is a test."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def test_the_gpu_agrees_with_a_cpu(check: Check, rig: Rig) -> None:
     for module in check.needs:
         pytest.importorskip(module, reason=f"needs a GPU machine with {module}: install it there")
     try:
-        assert list(check.measure(rig))  # a check raises what is wrong
+        assert list(check.measure(rig))  # a check raises an error if the GPU is wrong
     finally:
         rig.clear()

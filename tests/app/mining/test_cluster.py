@@ -1,4 +1,4 @@
-"""Clusters: the compiled loops against naive ones, planted people, what is hostile to clusters, and the limit."""
+"""Clusters: compiled loops equal naive ones; planted people, difficult images, the size limit and edge cases."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def find(bank: NDArray[np.float32], k: int = 20, max_size: int = 1000, seed: int
     return overlap_ids(lists_of(bank, k), floor, max_size, seed)
 
 
-# The loops.
+# Compiled loops.
 
 
 def naive_weights(lists: Lists, degree: np.ndarray, group: np.ndarray, min_overlap: float) -> np.ndarray:
@@ -97,7 +97,7 @@ def test_a_share_of_the_rows_gets_the_same_weights(lists: Lists, degree: NDArray
 
 
 def test_propagation_is_that_of_naive_sweeps(lists: Lists, degree: NDArray[np.int32]) -> None:
-    """Rows none of whose neighbours has changed are passed over; that must not show."""
+    """Propagation skips rows without changed neighbours, and gives the same labels as without skipping."""
     ids, weight = lists[0], naive_weights(lists, degree, np.zeros(len(degree), np.int32), 0.2)
     labels = np.arange(len(ids), dtype=np.int32)
     for sweep_number in range(50):
@@ -109,7 +109,7 @@ def test_propagation_is_that_of_naive_sweeps(lists: Lists, degree: NDArray[np.in
 def test_equal_votes_go_to_the_smallest_label() -> None:
     ids = np.array([[2, 1], [0, 2], [0, 1]], np.int32)
     new = np.empty(3, np.int32)
-    for attempt in range(8):  # until the coin has been on either side
+    for attempt in range(8):  # so that each coin shows both sides
         args = (np.full(3, 2, np.int32), np.full((3, 2), 9, np.uint16), 0, np.arange(3, dtype=np.int32))
         sweep(ids, *args, np.zeros(3, np.bool_), np.ones(3, np.bool_), attempt, 0, new)
         assert new.tolist() in [[a, b, c] for a in (0, 1) for b in (1, 0) for c in (2, 0)]
@@ -125,7 +125,7 @@ def test_joining_never_passes_the_limit() -> None:
     assert join(edges, 60, 7).tolist() == [min(group[i]) for i in range(60)]
 
 
-# People.
+# Planted people and difficult images.
 
 
 def test_planted_people_of_1_to_100_images_are_found() -> None:
@@ -150,7 +150,7 @@ def test_a_chain_of_in_between_images_does_not_join_two_people() -> None:
 
 
 def test_a_cone_of_blurry_images_does_not_become_one_person() -> None:
-    """What undoes connected components, at any threshold."""
+    """Connected components do worse on these images, at any threshold."""
     bank, labels = planted([10] * 100, 64, 0.8)
     direction = unit(np.random.default_rng(3).normal(size=(1, 64)))
     lists = lists_of(np.concatenate([bank, unit(0.5 * bank[:100] + 0.5 * direction)]))
@@ -170,12 +170,12 @@ def test_random_vectors_form_next_to_no_clusters() -> None:
     assert (find(bank) != NO_ID).mean() < 0.1
 
 
-# The limit.
+# The size limit.
 
 
 @pytest.mark.parametrize("method", [overlap_ids, component_ids])
 def test_people_over_the_limit_are_split_not_lost(method: type[overlap_ids]) -> None:
-    """The system before lost 59 % of a perfect clustering: people of 72 images over a limit of 50."""
+    """The previous system lost 59 % of a perfect clustering: people of 72 images over a limit of 50."""
     bank, labels = planted([72] * 6 + [5] * 60, 64, 0.5)
     lists = lists_of(bank, 20)
     whole, found = method(lists, 0.5), method(lists, 0.5, max_size=50)
@@ -193,7 +193,7 @@ def test_a_cluster_many_times_over_the_limit_is_left_out() -> None:
     assert (found[:161][labels != 20] != NO_ID).all()
 
 
-# What is odd.
+# Edge cases.
 
 
 def test_ids_are_numbered_by_first_image_and_the_same_for_the_same_seed() -> None:

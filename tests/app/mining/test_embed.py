@@ -1,4 +1,4 @@
-"""Embedding: the same vectors however the work is cut, shared, interrupted and gone on with."""
+"""Embedding: the vectors are the same for any batches, chunks, processes, interruptions and resumes."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_an_interrupted_pass_goes_on_where_it_was(images: np.ndarray, alone: Wor
     assert net.embedded == 20
     z = run(net, images, alone, kept=kept)
     assert net.embedded == 30
-    assert torch.equal(z, run(Counting(), images, alone))  # to the bit: so are the pseudo-IDs
+    assert torch.equal(z, run(Counting(), images, alone))  # equal to the bit, so the pseudo-IDs are equal too
     kept.clear()
     kept.clear()
     assert list(kept.folder.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The judge, stable numbers (properties), measures by hand, and the sheet to look at."""
+"""The verdict, stable numbers (as properties), measures computed by hand, and the contact sheet."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_cluster_that_loses_a_minority_keeps_its_number(sizes: list[int], seed
     found = previous + 100
     for cluster, size in enumerate(sizes):
         leaves = rng.choice(np.flatnonzero(previous == cluster), rng.integers(0, (size + 1) // 2), replace=False)
-        found[leaves] = rng.choice([NO_ID, *range(200, 204)], len(leaves))  # to nowhere, or together with others
+        found[leaves] = rng.choice([NO_ID, *range(200, 204)], len(leaves))  # to no cluster, or to others
     kept = keep_ids(previous, found)
     stayed = found >= 100
     stayed &= found < 200
@@ -159,4 +159,4 @@ def test_the_sheet_shows_faces_and_reads_only_those(tmp_path: Path) -> None:
 def test_a_sheet_without_clusters_says_so(tmp_path: Path) -> None:
     contact_sheet(tmp_path / "a.png", np.zeros((3, 112, 112, 3), np.uint8), np.arange(3), np.full(3, NO_ID), 0)
     with Image.open(tmp_path / "a.png") as sheet:
-        assert np.asarray(sheet).min() < 100  # ink
+        assert np.asarray(sheet).min() < 100  # dark text

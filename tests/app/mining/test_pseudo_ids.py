@@ -1,4 +1,4 @@
-"""From embeddings to pseudo-IDs, whole: any number of processes, both methods, and what is odd about embeddings."""
+"""The whole path from embeddings to pseudo-IDs: any number of processes, both methods, unusual embeddings."""
 
 from __future__ import annotations
 
@@ -62,19 +62,19 @@ def test_rows_without_a_direction_have_no_pseudo_id_and_are_counted(people: tupl
 
 
 def test_frames_of_a_video_do_not_keep_a_person_apart() -> None:
-    """With 60 near-copies of one image among them, lists of 16 hold nothing else."""
+    """Three images have 60 near-copies each, which fill their lists of 16; their person still stays whole."""
     bank, labels = planted([30] * 10, 64, 0.7)
     frames = bank[:3].repeat(60, 0) + 0.01 * np.random.default_rng(0).normal(size=(180, 64)).astype(np.float32)
     bank = np.concatenate([bank, frames / np.linalg.norm(frames, axis=1, keepdims=True)])
     labels = np.concatenate([labels, labels[:3].repeat(60)])
     found, _ = find(bank, max_cluster=1000)
     assert pair_f(found, labels) > 0.97
-    assert largest(find(bank, max_cluster=50)[0]) <= 50  # copies count like others
+    assert largest(find(bank, max_cluster=50)[0]) <= 50  # copies count towards the limit
 
 
 def test_a_search_that_misses_neighbours_ends_the_refresh(people: tuple[NDArray, NDArray]) -> None:
     with pytest.raises(SearchInexact, match=r"mining\.backend"):
-        find(people[0], min_recall=1.01)  # what no search can reach
+        find(people[0], min_recall=1.01)  # no search can reach it
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -116,9 +116,9 @@ def free_port() -> str:
 
 @pytest.mark.slow
 def test_two_and_three_processes_find_what_one_finds_bit_by_bit(tmp_path: Path) -> None:
-    """Also where a process has no rows at all, and where clusters are over the limit."""
+    """The results are equal also if a process has no rows, and if clusters exceed the limit."""
     bank, labels = planted([72] * 4 + [5] * 60 + [1] * 50, 64, 0.7)
-    bank = np.concatenate([bank, bank[:20]])  # copies, so that the search is done twice
+    bank = np.concatenate([bank, bank[:20]])  # copies, so that the search runs twice
     previous = np.concatenate([labels, labels[:20]]).astype(np.int64)
     np.save(tmp_path / "bank.npy", bank)
     np.save(tmp_path / "previous.npy", previous)

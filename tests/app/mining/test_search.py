@@ -1,4 +1,4 @@
-"""Neighbours against brute force in float64, on one process and on several, wherever the embeddings lie."""
+"""Neighbours equal those of brute force in float64, with one process or several, for each placement of embeddings."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def find(bank: Floats, k: int, backend: str) -> Neighbours:
 
 
 def brute_force(bank: Floats, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Ids and cosines [N, k] in float64, equal ones by id; -1 and -inf where there are fewer."""
+    """Ids and cosines [N, k] in float64, ties ordered by id; -1 and -inf pad shorter lists."""
     x = bank.astype(np.float64)
     usable = np.isfinite(x).all(1) & x.any(1)
     x[~usable] = 0
@@ -67,7 +67,7 @@ def brute_force(bank: Floats, k: int) -> tuple[NDArray[np.int64], NDArray[np.flo
 
 
 def check(found: Neighbours, bank: Floats, k: int) -> None:
-    """Ids and cosines are those of brute force; two cosines that only float64 tells apart may change places."""
+    """Ids and cosines are those of brute force; entries whose cosines differ only in float64 may be swapped."""
     ids, cosine = brute_force(bank, k)
     assert found.ids.shape == ids.shape
     assert np.array_equal(found.ids == NONE, ids == NONE)
@@ -114,7 +114,7 @@ def test_identical_images_name_each_other_by_id_and_never_themselves(backend: st
 
 
 def test_people_one_after_the_other_are_found_with_buckets_that_are_strided() -> None:
-    """All neighbours lie side by side: buckets of consecutive columns that keep their best one lose the others."""
+    """All neighbours are in adjacent columns: a bucket of consecutive columns would keep only the best of them."""
     bank = people([40] * 60, 32, 0.4)
     found = find(bank, 32, "torch")
     check(found, bank, 32)
@@ -274,11 +274,11 @@ print("fine")
 def test_processes_find_what_one_finds_across_shards_and_wherever_embeddings_lie(size: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     banks = {
-        "even": people([40] * 30, 48, 0.8)[rng.permutation(1200)],  # everybody has images on every rank
-        "lopsided": people([10] * 60, 32)[rng.permutation(600)],  # rank 0 has none of them
+        "even": people([40] * 30, 48, 0.8)[rng.permutation(1200)],  # each person has images on each rank
+        "lopsided": people([10] * 60, 32)[rng.permutation(600)],  # rank 0 has no rows
         "few": people([1] * 3, 8),
     }
-    banks["even"][:40] = banks["even"][40]  # more copies than neighbours are asked for, on both sides of a cut
+    banks["even"][:40] = banks["even"][40]  # more copies than k, on both sides of a cut between ranks
     banks["even"][600:620] = banks["even"][40]
     banks["even"][[7, 900]] = np.nan
     for name, bank in banks.items():
@@ -299,7 +299,7 @@ def test_processes_find_what_one_finds_across_shards_and_wherever_embeddings_lie
 
 
 def test_sums_of_16_bit_products_stay_in_fp32_inside_the_search_and_settings_come_back() -> None:
-    """cuBLAS may add fp16 products in fp16 unless it is told not to; the certificate does not cover that."""
+    """By default cuBLAS may add fp16 products in fp16; the error bound of the search does not cover that."""
     products = torch.backends.cuda.matmul
     assert len(REDUCED_SUMS) == 3
     for start in ([True, True, False], [False, True, True]):

@@ -46,7 +46,7 @@ def test_an_untrained_momentum_encoder_gives_finite_keys_in_every_precision(
             keys, embeddings = recipe.momentum(views)
         assert torch.isfinite(keys).all()
         assert torch.isfinite(embeddings).all()
-        assert (keys @ keys.T).min() < 0.999  # of different images they differ
+        assert (keys @ keys.T).min() < 0.999  # keys of different images differ
 
 
 @pytest.mark.parametrize("kind", ["self_supervised", "supervised"])
@@ -60,7 +60,7 @@ def test_what_is_evaluated_has_the_statistics_of_the_data(kind: str, small_data:
             sizes.append(float(recipe.embedder.eval()(views).abs().mean()))
         recipe.calibrate()
     assert sizes[0] > 100  # running averages of 0 and 1 normalise nothing
-    assert 0.5 < sizes[1] < 1.5  # the last layer is BN: of a normal number 0.8
+    assert 0.5 < sizes[1] < 1.5  # the last layer is BN; a normal number has a mean size of 0.8
     assert all(torch.equal(p, weights[name]) for name, p in recipe.modules.named_parameters())
 
 
@@ -95,7 +95,7 @@ def test_a_deep_network_takes_its_steps_in_16_bits(
 ) -> None:
     words = [*DEEP, f"train.precision={precision}", "train.epochs=3", "train.optimizer.name=adamw"]
     seen = run(small_data, tmp_path, alone, *words, "train.optimizer.lr=0.001")
-    assert sum(e["event"] == "skipped" for e in seen) <= 8  # fp16 looks for its scale
+    assert sum(e["event"] == "skipped" for e in seen) <= 8  # fp16 first searches for its loss scale
     assert seen[-1]["reason"] == "done"
     saved = torch.load(tmp_path / "checkpoints" / "epoch_002.pt", weights_only=True)["modules"]
     assert all(torch.isfinite(t).all() for t in saved.values() if t.is_floating_point())

@@ -33,12 +33,12 @@ def test_the_embedder_says_what_the_network_says(name: str) -> None:
         views = [network(x).double() for x in (images, images.flip(3))]
         embeddings, lengths = embedder(images)
     plain, quick = (nn.functional.normalize(z, dim=1) for z in (views[0] + views[1], embeddings.double()))
-    assert (plain - quick).abs().max() <= 2 * FOLD_TOLERANCE  # the tolerance is kept on a probe of other images
+    assert (plain - quick).abs().max() <= 2 * FOLD_TOLERANCE  # FOLD_TOLERANCE holds on a probe of other images
     assert torch.allclose(lengths.double(), (views[0].norm(dim=1) + views[1].norm(dim=1)) / 2, rtol=1e-5)
 
 
 def test_its_precision_is_that_of_the_network_alone() -> None:
-    """Autocast is drawn around the network; embeddings are fp32, and those of a caller's autocast are not touched."""
+    """Autocast applies to the network inside the embedder alone; embeddings are fp32."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
     x = torch.randn(5, 3, 2, 2)
     half = Embedder(network, 2, precision=torch.bfloat16)(x)[0]
@@ -49,7 +49,7 @@ def test_its_precision_is_that_of_the_network_alone() -> None:
 
 
 def test_folding_is_checked_in_full_precision_and_leaves_settings_as_they_were() -> None:
-    """On a GPU training allows TF32, whose rounding would make every folded network look wrong."""
+    """Training on a GPU allows TF32; with its rounding every folded network would exceed the tolerance."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
     seen: list[tuple[str, bool, bool]] = []
 

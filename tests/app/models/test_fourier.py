@@ -1,4 +1,4 @@
-"""The Fourier layer against its published formula, and what exports in its place; the networks behind it."""
+"""The Fourier layer equals its published formula, and so do the matrices that replace it in an export."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZES = [112, 16, 9, 2]
 
 
 def published_mask(size: int, mask: str) -> Tensor:
-    """Bin by bin as published, frequency 0 in the middle [S, S]."""
+    """The published mask [S, S], bin by bin, with frequency 0 in the middle."""
     rows = []
     for i in range(size):
         rows.append([])
@@ -34,7 +34,7 @@ def published_mask(size: int, mask: str) -> Tensor:
 
 
 def filtered(x: Tensor, gain: Tensor, mask: str) -> Tensor:
-    """FFT, shift, mask, gain, unshift, inverse FFT, real part."""
+    """The published formula: FFT, shift, mask, gain, unshift, inverse FFT, real part."""
     spectrum = torch.fft.fftshift(torch.fft.fft2(x), (-2, -1)) * published_mask(x.shape[-1], mask) * gain
     return torch.fft.ifft2(torch.fft.ifftshift(spectrum, (-2, -1))).real
 
@@ -72,7 +72,7 @@ def test_the_mask_is_the_published_one(size: int, mask: str) -> None:
 
 
 def test_weights_of_the_fork_give_what_its_rolled_colours_gave() -> None:
-    """The fork shifts along all axes: with its images and colours rolled its gain meets other colours."""
+    """The fork's shift also rolls images and colours, so its gain applies to other colours; `translate` reorders it."""
     x, gain = images(5, 16), random_layer(16).learnable_param.detach()
     spectrum = torch.fft.fftshift(torch.fft.fft2(x)) * published_mask(16, "vit") * gain
     expected = torch.fft.ifft2(torch.fft.ifftshift(spectrum)).real
@@ -107,7 +107,7 @@ class Operators(TorchDispatchMode):
 
 
 def test_matrices_are_products_and_sums_alone() -> None:
-    """No FFT, and no subtraction: readers of ONNX files take one near the input for the images' normalisation."""
+    """No FFT, and no subtraction: readers of ONNX files take a subtraction near the input for the normalisation."""
     matrices, x = random_layer(16).as_matrices(), images(2, 16)
     with Operators() as seen:
         matrices(x)
@@ -123,7 +123,7 @@ def test_the_layer_begins_as_its_mask_and_holds_the_published_number_of_paramete
 
 
 def test_only_half_of_the_learned_numbers_have_an_effect() -> None:
-    """What is odd about frequency 0 changes nothing: its product is imaginary."""
+    """The part of the gain that is odd about frequency 0 has no effect: it changes only the imaginary part."""
     layer, x = random_layer(9), images(1, 9)
     before = layer(x)
     odd = torch.randn(3, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(2))

@@ -1,4 +1,4 @@
-"""Margin heads against their formulas in 64 bits, values and gradients, and at the angles where formulas break."""
+"""Margin heads equal their formulas in 64 bits, in values and gradients, and stay finite where those break."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ B, N = 24, 40
 
 
 def published(name: str, cosine: Tensor, labels: Tensor, norms: Tensor, config: HeadConfig) -> Tensor:
-    """Logits [B, n] as the papers have them, with arccos and without any care; first use, in the type of `cosine`."""
+    """Logits [B, n] by the papers' formulas, with plain arccos, of a head's first call; in the type of `cosine`."""
     rows = torch.arange(len(labels))
     c = cosine[rows, labels]
     theta = c.arccos()
@@ -59,7 +59,7 @@ def published(name: str, cosine: Tensor, labels: Tensor, norms: Tensor, config: 
 
 
 def inputs(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosines of every size, among them almost the ends, in 32 bits; labels; norms from 1 to 150."""
+    """Cosines in 32 bits, some of them close to -1 and 1; labels; norms from 1 to 150."""
     generator = torch.Generator().manual_seed(seed)
     cosine = torch.rand(B, N, generator=generator) * 2 - 1
     labels = torch.randint(0, N, (B,), generator=generator)
@@ -73,7 +73,7 @@ def logits_of(head: Head, cosine: Tensor, labels: Tensor, norms: Tensor) -> Tens
 
 
 def error(ours: Tensor, theirs: Tensor, least: float) -> float:
-    """Greatest relative error; of numbers smaller than `least`, relative to that."""
+    """Greatest relative error; for numbers below `least`, relative to `least`."""
     ours, theirs = ours.detach().double(), theirs.detach()
     return float(((ours - theirs).abs() / theirs.abs().clamp_min(least)).max())
 
@@ -97,11 +97,11 @@ def test_values_and_gradients_are_those_of_the_formula_in_64_bits(values: dict[s
     theirs = [t.double().requires_grad_() for t in (cosine, norms)]
     mine = logits_of(build_head(config), ours[0], labels, ours[1])
     right = published(config.name, theirs[0], labels, theirs[1], config)
-    assert error(mine, right, 1.0) < 1e-5  # of logits up to 64
+    assert error(mine, right, 1.0) < 1e-5  # logits are up to 64
     weights = torch.randn(B, N, generator=torch.Generator().manual_seed(1))
     (mine * weights).sum().backward()
     (right * weights.double()).sum().backward()
-    assert error(ours[0].grad, theirs[0].grad, 1.0) < 1e-5  # gradients are about the scale
+    assert error(ours[0].grad, theirs[0].grad, 1.0) < 1e-5  # gradients are about as large as the scale
     if theirs[1].grad is None:
         assert ours[1].grad is None or not ours[1].grad.any()
     else:
@@ -153,7 +153,7 @@ def test_the_ends_give_finite_numbers_and_gradients(name: str) -> None:
 
 @given(name=st.sampled_from(sorted(HEADS)), cuts=st.sets(st.integers(0, N), max_size=4), seed=st.integers(0, 99))
 def test_columns_cut_into_any_shards_give_the_same_logits(name: str, cuts: set[int], seed: int) -> None:
-    """What a rank must know of the others is in `own`, `target` and `norms`; a shard may be empty."""
+    """`own`, `target` and `norms` hold all that a rank needs from the others; a shard may be empty."""
     config = HeadConfig(name, filter_above=0.5 if seed % 2 else None)
     cosine, labels, norms = inputs(seed)
     target = cosine[torch.arange(B), labels]
@@ -163,7 +163,7 @@ def test_columns_cut_into_any_shards_give_the_same_logits(name: str, cuts: set[i
     for start, stop in pairwise(bounds):
         own = torch.where((labels >= start) & (labels < stop), labels - start, -1)
         parts.append(build_head(config)(cosine[:, start:stop], own, target, norms))
-    # The last numbers of a row are not computed by vector units, which round otherwise.
+    # The last numbers of a row are not computed by vector units, which round differently.
     assert torch.allclose(torch.cat(parts, 1), whole, rtol=1e-6, atol=3e-5)
 
 
@@ -187,7 +187,7 @@ def test_running_means_follow_in_training_alone_and_survive_what_is_not_finite()
     curricular.eval()(cosine, labels, target * 0, norms)
     assert float(ada.mean) == pytest.approx(mean, rel=1e-6)
     assert float(curricular.t) == pytest.approx(t, rel=1e-5)
-    ada.train()(cosine[:1], labels[:1], target[:1], norms[:1])  # of one number there is no deviation
+    ada.train()(cosine[:1], labels[:1], target[:1], norms[:1])  # one number has no deviation
     assert float(ada.deviation) == pytest.approx(deviation, rel=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""Layers with gradients of their own: the same numbers as torch's, by reference, by repetition, inside everything."""
+"""Layers with their own gradients give torch's numbers: against references, on repetition, and inside networks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ sizes = {"batch": st.integers(1, 5), "c": st.integers(1, 9), "h": st.integers(1,
 def test_a_convolution_has_the_gradients_of_torch_in_64_bits(
     batch: int, c: int, h: int, w: int, c_out: int, stride: int, chunk: int
 ) -> None:
-    """Any size, chunks of one row, of a few rows, of several images."""
+    """For any size, and for chunks of one row, of a few rows and of several images."""
     torch.manual_seed(0)
     layer = Conv3x3(c, c_out, stride).double()
     x = torch.randn(batch, c, h, w, dtype=torch.float64).to(memory_format=LAST).requires_grad_()
@@ -53,7 +53,7 @@ def test_a_convolution_has_the_gradients_of_torch_in_64_bits(
 
 @pytest.mark.parametrize(("c", "c_out", "side"), [(8, 8, 112), (8, 16, 56), (4, 8, 32), (15, 16, 57), (16, 32, 28)])
 def test_a_strided_1x1_convolution_has_the_gradients_of_torch_in_64_bits(c: int, c_out: int, side: int) -> None:
-    """oneDNN's own of few channels crash, hang or are wrong, as the CPU and the number of threads have it."""
+    """With few channels oneDNN's gradients crash, hang or are wrong, depending on the CPU and the number of threads."""
     torch.manual_seed(0)
     layer = Conv1x1(c, c_out, 2).to(memory_format=LAST)
     x = torch.randn(32, c, side, side).to(memory_format=LAST).requires_grad_()
@@ -72,7 +72,7 @@ def test_a_strided_1x1_convolution_has_the_gradients_of_torch_in_64_bits(c: int,
 @given(**sizes, chunk=st.sampled_from([1, 300, 10**7]))
 @settings(max_examples=60)
 def test_prelu_has_the_gradients_of_torch_in_64_bits(batch: int, c: int, h: int, w: int, chunk: int) -> None:
-    """Slopes of any sign, inputs that are exactly zero."""
+    """For slopes of any sign and inputs of exactly zero."""
     torch.manual_seed(0)
     layer = PReLU(c).double()
     nn.init.normal_(layer.weight)
@@ -101,7 +101,7 @@ def test_gradients_are_those_of_finite_differences(layer: nn.Module) -> None:
 def test_a_network_trains_in_32_bits_as_exactly_as_the_default_layout(
     build: Callable[..., nn.Module], width: int
 ) -> None:
-    """Against 64 bits, the error of all gradients together is not above that of torch's own (and rounding's luck)."""
+    """Relative to 64 bits, the error of all gradients together is below twice that of torch's own, or below 1e-5."""
     torch.manual_seed(0)
     network = build(width=width, **SMALL)
     x = torch.randn(8, 3, 32, 32)
@@ -143,7 +143,7 @@ def test_in_the_default_layout_the_layers_are_those_of_torch() -> None:
 
 @pytest.mark.parametrize("layer", [Conv3x3(3, 3), PReLU(3)])
 def test_where_no_gradient_of_ours_pays_the_layer_is_that_of_torch(layer: nn.Module) -> None:
-    """Evaluation, a frozen weight, autocast, 16 bits."""
+    """torch's gradients are used in evaluation, with a frozen weight, in autocast and in 16 bits."""
     layer = copy.deepcopy(layer).to(memory_format=LAST)
     x = torch.randn(2, 3, 8, 8).to(memory_format=LAST).requires_grad_()
     assert own_gradient(layer(x))
@@ -164,7 +164,7 @@ def test_gradients_of_gradients_are_refused() -> None:
 
 
 def test_weight_gradients_have_the_layout_of_their_weight() -> None:
-    """Else the optimizer and DDP copy each of them at every step."""
+    """With another layout the optimizer and DDP would copy each gradient at every step."""
     network = iresnet18(width=8, **SMALL).to(memory_format=LAST)
     network(torch.randn(2, 3, 32, 32)).sum().backward()
     for name, parameter in network.named_parameters():

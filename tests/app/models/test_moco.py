@@ -1,4 +1,4 @@
-"""MoCo: the queue, the momentum encoder, and the loss against a slow and plain version of itself."""
+"""MoCo: the queue, the momentum encoder, and the loss, which equals a slow and plain version."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_key_depends_on_its_own_image_alone_even_in_training() -> None:
 
 
 def plain_loss(q, k, queue, rows, key_rows, ids, temperature, margin, mask):
-    """One query at a time, with Python's own arithmetic."""
+    """The loss, one query at a time, in Python's own arithmetic."""
     losses = []
     for i in range(len(q)):
         positive = (float(q[i] @ k[i]) - margin) / temperature
@@ -125,7 +125,7 @@ def test_new_pseudo_ids_change_the_mask_without_touching_the_queue() -> None:
 
 
 def unified(q, k, queue, rows, key_rows, ids, temperature, margin):
-    """UniMoCo's equation 4 as it stands there: one term for each pair of a positive and a negative."""
+    """Equation 4 of UniMoCo as published: one term for each pair of a positive and a negative."""
     losses = []
     for i in range(len(q)):
         positives, negatives = [float(q[i] @ k[i])], []
@@ -184,7 +184,7 @@ def test_a_collapse_is_seen_and_a_sphere_is_none() -> None:
     point = spread(F.normalize(torch.ones(100, 32) + 1e-3 * torch.randn(100, 32), dim=1))
     assert point["collapsed"]
     assert point["random_cosine"] > 0.99
-    line = spread(units(100, 1, 0).expand(-1, 32) / 32**0.5)  # two opposite points: no cosine would tell
+    line = spread(units(100, 1, 0).expand(-1, 32) / 32**0.5)  # two opposite points, which the mean cosine does not show
     assert line["collapsed"]
     assert line["effective_rank"] == pytest.approx(1.0, abs=0.01)
     assert spread(units(1, 32, 0))["effective_rank"] is None

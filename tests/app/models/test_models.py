@@ -1,4 +1,4 @@
-"""Networks: published sizes and names, shapes, and that memory layout does not change the numbers."""
+"""Networks have the published sizes, names and shapes; the memory layout does not change their numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app import models
 from app.config import BackboneConfig, load
 from app.models import build_backbone
 
-# Sums over all layers; the 512 frozen tail weights are counted.
+# Sums over all layers, including the 512 frozen weights of the tail.
 PARAMETERS = {
     "iresnet18": 24_025_600,
     "iresnet34": 34_139_328,
@@ -24,7 +24,7 @@ PARAMETERS = {
 
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
 def test_a_published_network_has_its_published_size(name: str, count: int) -> None:
-    """By its constructor and by its config, which agree in every tensor's name and shape; its docstring says it."""
+    """Constructor and config agree in the name and shape of every tensor; the constructor's docstring says the size."""
     constructor = getattr(models, name)
     with torch.device("meta"):
         network = constructor()

@@ -1,4 +1,4 @@
-"""Partial FC against dense heads in 64 bits and torch's optimizers, and several processes against one."""
+"""Partial FC equals dense heads in 64 bits and torch's optimizers, and several processes equal one."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def weight_of(layer: PartialFC) -> Tensor:
     return layer.centres.tables["weight"]
 
 
-COSFACE = {"name": "cosface", "scale": 16.0}  # with so few numbers an embedding, 64 is more than log 1e-30 can say
+COSFACE = {"name": "cosface", "scale": 16.0}  # at 64 such short embeddings reach the loss's limit, -log 1e-30
 
 
 def dense_loss(embeddings: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """The same in plain torch."""
+    """The loss of `COSFACE` in plain torch."""
     cosine = F.normalize(embeddings, dim=1) @ F.normalize(weight, dim=1).T
     return F.cross_entropy(16 * (cosine - 0.4 * F.one_hot(labels, len(weight))), labels)
 
@@ -119,7 +119,7 @@ def test_at_rate_1_the_centres_move_as_with_torchs_optimizer(optimizer: str, upd
 
 
 def given_gradients(layer: PartialFC, steps: int, rate: float) -> list[dict[int, np.ndarray]]:
-    """Steps with invented gradients of some rows; what they were, as {row: gradient} a step."""
+    """Take steps with random gradients of random rows; return {row: gradient} for each step."""
     rng = np.random.default_rng(1)
     count, dim = weight_of(layer).shape
     done = []
@@ -148,12 +148,12 @@ def test_dense_treats_other_rows_as_if_their_gradient_were_zero(optimizer: str) 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_lazy_rows_rest_and_their_moments_decay_for_the_steps_they_missed(optimizer: str) -> None:
-    """One row at a time, step by step, in 64 bits."""
+    """The reference computes one row at a time, step by step, in 64 bits."""
     o = OPTIMIZERS[optimizer]
     layer = make(20, 6, o, update="lazy")
     start = weight_of(layer).double().numpy().copy()
     history = given_gradients(layer, 25, 0.3)
-    assert any(not grads for grads in given_gradients(make(2, 6, o), 12, 0.2))  # a step without any is one, too
+    assert any(not grads for grads in given_gradients(make(2, 6, o), 12, 0.2))  # some steps have no gradient
     lr = 0.01
     for row, weight in enumerate(start):
         m, v, count = np.zeros(6), np.zeros(6), 0
@@ -191,7 +191,7 @@ def test_lazy_and_dense_differ_below_rate_1_only() -> None:
 
 @pytest.mark.parametrize("rate", [1.0, 0.4])
 def test_gradients_of_several_calls_add_up(rate: float) -> None:
-    """At rate 1 also to those of one call with all images; below it each call has a sample of its own."""
+    """At rate 1 the sum equals the gradients of one call with all images; below, each call has its own sample."""
     embeddings, labels = batch(12, 40, 8)
     layer, sums = make(40, 8, sample_rate=rate), torch.zeros(40, 8)
     sampled = []
@@ -270,7 +270,7 @@ def test_ranks_have_a_few_more_places_than_sampled_centres(rate: float) -> None:
 
 
 def test_the_places_of_a_large_head_are_not_many_more_than_its_sampled_centres() -> None:
-    """Two million classes and 4,096 images on 16 ranks: what is not of a class that was met is 5 % more."""
+    """With two million classes and 4,096 images on 16 ranks: at most 6 % more, not counting a place for each image."""
     classes, ranks, images = 2_059_906, 16, 4096
     taken = int(0.2 * classes)
     assert taken / ranks < places(taken, classes // ranks, classes, images) - images < 1.06 * taken / ranks
@@ -302,7 +302,7 @@ def test_all_classes_are_sampled_equally_often() -> None:
         counts[layer.sample(torch.tensor([7]))] += 1
     assert counts[7] == 1000
     others = torch.cat([counts[:7], counts[8:]])
-    expected = 1000 * 9 / 49  # ten a step, of which one is class 7
+    expected = 1000 * 9 / 49  # ten per step, one of them class 7
     assert (others - expected).abs().max() < 5 * expected**0.5
 
 
@@ -461,11 +461,11 @@ IMAGES, ACCUMULATE, STEPS = 12, 2, 3
 
 
 def trained(name: str, here: World) -> dict[str, Tensor]:
-    """Losses and what is left after some steps of a linear backbone; the tables are on rank 0 alone."""
+    """Losses and final state of some steps with a linear backbone; only rank 0 has the tables."""
     classes, head, optimizer = CASES[name]
     torch.manual_seed(1)
     backbone = torch.nn.Linear(6, 8)
-    # DistributedDataParallel takes seconds to load: three processes take the mean that it takes by themselves.
+    # DistributedDataParallel takes seconds to load, so three processes average the gradients themselves.
     parallel = dist.data_parallel(backbone, here) if here.size == 2 else backbone
     layer = make(classes, 8, optimizer, here, **head)
     losses = []
@@ -489,7 +489,7 @@ def trained(name: str, here: World) -> dict[str, Tensor]:
 
 
 def again(result: dict[str, Tensor], here: World) -> dict[str, Tensor]:
-    """Tables that one process left, given to several and asked back."""
+    """Load tables of one process into several, and return their tables."""
     classes, head, optimizer = CASES["sampled_adamw"]
     layer = make(classes, 8, optimizer, here, **head)
     layer.take_tables({name: result[name] for name in layer.centres.tables})
@@ -539,6 +539,6 @@ def test_a_step_that_is_not_taken_leaves_no_trace() -> None:
     loss.backward()
     assert not torch.equal(layer.head.mean, before["mean"])
     layer.step(0.1, taken=SKIPPED)
-    layer.step(0.1)  # nothing is left to do
+    layer.step(0.1)  # no gradients are left
     after = {**layer.tables(), **dict(layer.head.named_buffers())}
     assert [name for name in before if name != "last_step" and not torch.equal(before[name], after[name])] == []

@@ -14,7 +14,7 @@ from app.config import BackboneConfig, load
 from app.models import build_backbone
 from app.models.vit import Attention, DropPath, VisionTransformer
 
-# name: parameters, drop path of the last block, mask ratio, whether blocks are computed twice
+# name: parameters, drop path of the last block, mask ratio, gradient checkpointing (blocks are computed twice)
 PUBLISHED = {
     "vit_t": (19_137_792, 0.1, 0.1, False),
     "vit_t_dp005_mask0": (19_137_792, 0.05, 0.0, False),
@@ -34,7 +34,7 @@ def shapes(network: nn.Module) -> dict[str, torch.Size]:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_network_has_its_published_size(name: str) -> None:
-    """By its constructor and by its config, which agree in all; its docstring says the size."""
+    """Constructor and config agree; the constructor's docstring says the size."""
     count, drop_path, mask_ratio, twice = PUBLISHED[name]
     with torch.device("meta"):
         network = getattr(models, name)()
@@ -82,7 +82,7 @@ def test_vit_has_the_names_and_shapes_of_published_weights() -> None:
 
 
 def small(**options: Any) -> VisionTransformer:
-    """Every number in it random, those that begin at 0 or 1, too."""
+    """A small network with random numbers only, also where they normally begin at 0 or 1."""
     torch.manual_seed(0)
     settings = {"width": 16, "embedding_dim": 6, "image_size": 32, "patch_size": 9, **options}
     network = VisionTransformer((3,), **settings)
@@ -107,7 +107,7 @@ def batch_norm(x: np.ndarray, w: dict[str, np.ndarray], name: str) -> np.ndarray
 
 
 def by_hand(image: np.ndarray, w: dict[str, np.ndarray], patch: int, depth: int) -> np.ndarray:
-    """One image [3, S, S], one head after the other."""
+    """The embedding of one image [3, S, S], head by head."""
     side = image.shape[1] // patch
     width = w["pos_embed"].shape[-1]
     kernel = w["patch_embed.proj.weight"].reshape(width, -1)
@@ -135,7 +135,7 @@ def by_hand(image: np.ndarray, w: dict[str, np.ndarray], patch: int, depth: int)
 
 
 def test_the_network_is_its_formula() -> None:
-    network = small(mask_ratio=0.5, drop_path=0.5, dropout=0.5).double().eval()  # the three count in training alone
+    network = small(mask_ratio=0.5, drop_path=0.5, dropout=0.5).double().eval()  # all three apply in training only
     w = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     x = images(2).double()
     expected = np.stack([by_hand(image, w, 9, 3) for image in x.numpy()])
@@ -165,16 +165,16 @@ def test_masking_leaves_out_its_share_and_puts_the_token_in_their_places() -> No
     assert tokens.shape == (3, 9, 16)
     left_out = (flat.view(3, 16, 16) == network.mask_token).all(2)
     assert (left_out.sum(1) == 7).all()
-    assert not torch.equal(left_out[0], left_out[1])  # each image has a choice of its own
+    assert not torch.equal(left_out[0], left_out[1])  # each image has its own random choice
     whole = network.patch_embed(images(3, 36)) + network.pos_embed
     for image in range(3):
         kept = whole[image][~left_out[image]]
         distance = (kept[:, None] - tokens[image][None]).abs().amax(2)
-        assert (distance.min(1).values < 1e-5).all()  # in their own places, in any order inside the blocks
+        assert (distance.min(1).values < 1e-5).all()  # back in their own places, in any order inside the blocks
 
 
 def test_what_is_behind_the_blocks_stands_in_its_own_place() -> None:
-    """With blocks that do nothing, what is kept comes out where it was."""
+    """Without blocks, each token that is kept comes out in its own place."""
     network = small(mask_ratio=0.4).train()
     network.blocks = nn.ModuleList()
     flat: list[Tensor] = []
@@ -200,7 +200,7 @@ def test_a_ratio_that_would_leave_no_token_keeps_one() -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3])
 def test_every_trained_parameter_has_a_gradient(ratio: float) -> None:
-    """One without would stop training in several processes; the mask token is trained only where it is used."""
+    """A parameter without a gradient would stop training on several ranks; the mask token trains only if it is used."""
     network = small(mask_ratio=ratio, drop_path=0.5).train()
     network(images()).square().sum().backward()
     trained = [name for name, p in network.named_parameters() if p.requires_grad]
@@ -215,7 +215,7 @@ def test_drop_path_rises_from_nothing_and_keeps_the_mean() -> None:
     x = torch.ones(20_000, 2, 3)
     y = path(x)
     assert y.unique().tolist() == pytest.approx([0, 1 / 0.75])
-    assert (y == y[:, :1, :1]).all()  # the whole of an image, or nothing of it
+    assert (y == y[:, :1, :1]).all()  # an image is kept or dropped as a whole
     assert abs(float(y.mean()) - 1) < 0.02
     assert path.eval()(x) is x
 
@@ -239,7 +239,7 @@ CHECKPOINTED = {
 
 @pytest.mark.parametrize("name", CHECKPOINTED)
 def test_computing_twice_changes_no_number(name: str) -> None:
-    """Loss, gradients, and BN's averages and counters, which meet each batch once all the same."""
+    """Loss, gradients, and BN's averages and counters are equal; BN still counts each batch once."""
     results = []
     for twice in (False, True):
         torch.manual_seed(0)
@@ -274,7 +274,7 @@ def test_computing_twice_keeps_less(name: str) -> None:
 
 
 def test_attention_is_exact_to_32_bits_for_16_bit_queries_and_keys() -> None:
-    """Large products, as late in training: in 16 bits their differences, which decide, would be rounded away."""
+    """Late in training products are large: 16 bits would round away the differences that decide the attention."""
     torch.manual_seed(0)
     attention = Attention(64, 0.0)
     nn.init.normal_(attention.qkv.weight, std=1.5)

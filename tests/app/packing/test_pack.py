@@ -1,4 +1,4 @@
-"""Packed blocks: what comes back, to the bit or within what JPEG may do to a face, and what is refused."""
+"""Packed blocks: lossless ones come back to the bit, JPEG stays within bounds, and damaged blocks are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BLOCK_ROWS = 5
 
 
 def photographs() -> np.ndarray:
-    """Real faces, each in a tint of its own: those of ORL are grey, and grey would say nothing about chroma."""
+    """Real faces, each with its own tint: those of ORL are grey, and grey images would not test chroma."""
     source = orl()
     faces = source.decode(source.read(0, source.count))[::30]
     tints = np.random.default_rng(0).uniform(0.6, 1.0, (len(faces), 1, 1, 3))
@@ -67,7 +67,7 @@ class Bench:
         return [json.loads((self.folder / "packed" / f"{n}.json").read_text()) for n in range(len(self.starts))]
 
     def unpack(self, **changed: Any) -> int:
-        """All blocks, one behind the other in one file, as the laptop sends them."""
+        """Unpack all blocks from one file, which holds them one after another, as the laptop sends them."""
         files = [(self.folder / "packed" / f"{number}.pack").read_bytes() for number in range(len(self.starts))]
         sent = self.folder / "sent.pack"
         if not sent.exists():
@@ -100,7 +100,7 @@ class Bench:
 
 
 def test_lossless_is_bit_exact(faces: np.ndarray, tmp_path: Path) -> None:
-    """And smaller; no file that was begun is left."""
+    """The packed blocks are smaller, and no temporary file is left."""
     bench = Bench(tmp_path, faces, packed.LOSSLESS)
     assert bench.pack() == 0
     assert bench.unpack() == 0
@@ -114,7 +114,7 @@ def test_lossless_is_bit_exact(faces: np.ndarray, tmp_path: Path) -> None:
 def test_jpeg_stays_near_the_face(
     faces: np.ndarray, tmp_path: Path, kind: str, share: float, psnr: float, most: int
 ) -> None:
-    """Each image on its own: PSNR in dB, the worst pixel in levels of 256. Drawn faces have more noise than lenses."""
+    """`psnr`: dB of each image; `most`: largest error, of 256 levels. Drawn faces are noisier than photographs."""
     bench = Bench(tmp_path, faces, kind)
     assert (bench.pack(), bench.unpack()) == (0, 0)
     error = bench.unpacked().astype(np.float64) - faces
@@ -128,7 +128,7 @@ def test_jpeg_stays_near_the_face(
 
 
 def test_images_that_are_not_what_was_said_are_never_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The block is named; there is no note of it, so it counts as not packed."""
+    """The message names the block. No note of the block is written, so it counts as not packed."""
     bench = Bench(tmp_path, photographs(), "jpeg95")
     with (tmp_path / "images.npy").open("r+b") as file:
         file.seek(bench.offset + BLOCK_ROWS * ROW)
@@ -142,7 +142,7 @@ def test_images_that_are_not_what_was_said_are_never_packed(tmp_path: Path, caps
 @pytest.mark.parametrize("kind", ["jpeg95", "lossless"])
 @pytest.mark.parametrize("place", [3, 30, 200, -3])
 def test_a_damaged_block_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, place: int) -> None:
-    """Wherever the damage is: in the head, in a size, in an image."""
+    """The damage may be in the head, in a size or in an image."""
     bench = Bench(tmp_path, photographs(), kind)
     bench.pack()
     first, second = ((tmp_path / "packed" / f"{number}.pack").read_bytes() for number in (0, 1))
@@ -155,7 +155,7 @@ def test_a_damaged_block_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_block_of_another_kind_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Never taken for what it is not, such as lossy images for lossless ones."""
+    """Lossy images never pass for lossless ones, and blocks never unpack to other pixels than noted."""
     bench = Bench(tmp_path, photographs(), "jpeg95")
     bench.pack()
     assert bench.unpack(kind="lossless") == 1

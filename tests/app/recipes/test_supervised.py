@@ -1,4 +1,4 @@
-"""The supervised recipe as it is trained: it learns labels, of any kind, and goes on as if it had never stopped."""
+"""The supervised recipe learns labels of any kind, and a resumed run equals one that never stopped."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_it_learns_to_tell_the_people_apart(small_data: Path, tmp_path: Path, al
     assert not [e for e in seen if e["event"] == "mining"]
     assert seen[-1]["reason"] == "done"
     centres = tables(tmp_path, "epoch_011.pt")["weight"]
-    assert centres.shape == (8, 32)  # of 12 people 4 are held out
+    assert centres.shape == (8, 32)  # 4 of 12 people are held out
 
 
 WAYS = {
@@ -78,7 +78,7 @@ def test_what_is_evaluated_is_the_running_mean_and_is_what_other_commands_load(
 
 
 def frozen_bn(recipe: Supervised) -> None:
-    """BN on its running averages: the statistics of a batch are what four small ones cannot have in common."""
+    """Make BN use its running averages, because a big batch has other statistics than four small ones."""
     for module in recipe.backbone.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.train = lambda *_, module=module: module
@@ -86,7 +86,7 @@ def frozen_bn(recipe: Supervised) -> None:
 
 
 def one_update(data_path: Path, alone: World, *words: str) -> dict[str, torch.Tensor]:
-    """Everything that one update of 32 images leaves, and what it measured."""
+    """The state and the metrics after one update of 32 images."""
     config = load(
         [
             *TINY,
@@ -154,7 +154,7 @@ def test_centres_of_the_same_classes_can_be_kept_when_classes_are_added(
     kept = recipe.tables()["weight"]
     assert torch.equal(kept[:5], tables(tmp_path / "few")["weight"])
     assert torch.equal(kept[5:], fresh[5:])
-    # By the label, not by the number that it got: the first person is left out here.
+    # The label decides, not the number of its class: the first person is left out here.
     np.save(tmp_path / "later.npy", np.where(labels > 0, labels, -1).astype(np.int32))
     config.data.train_labels_path = str(tmp_path / "later.npy")
     recipe = Supervised(config, Supervised.training_data(config), alone)
@@ -254,7 +254,7 @@ def test_data_without_labels_is_refused(small_data: Path, tmp_path: Path, capsys
 
 @pytest.mark.slow
 def test_the_number_of_processes_may_change(small_data: Path, tmp_path: Path) -> None:
-    """2, then 1, then 3 processes, each holding another part of the centres."""
+    """2, then 1, then 3 processes train; each process holds another part of the centres."""
     folder = tmp_path / "run"
     words = [*SUPERVISED, "recipe.head.sample_rate=0.5", "train.resume=auto"]
     for processes, last_step in ((2, 5), (1, 14), (3, None)):

@@ -1,4 +1,4 @@
-"""The report of a run: complete for a good folder, harmless and present for any other, and never a run's fault."""
+"""The report of a run: complete for a good folder, harmless for any folder; a report that fails ends no run."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ START = {
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The folder of a real tiny run, by the command that users call."""
+    """The folder of a real tiny run, made with the command that users call."""
     from app import prepare
     from app.data.sources.source import Source
     from tests.app.conftest import faces
@@ -141,7 +141,7 @@ def test_a_real_run_has_every_section(trained: RunFolder) -> None:
 
 
 def test_verification_is_that_of_the_newest_measurement(trained: RunFolder) -> None:
-    """The same accuracy as in the events; another step's file is left alone."""
+    """The report has the accuracy of the events, and ignores a verification file of another step."""
     facts = read(trained)
     for what, about in facts.verification["of"].items():
         assert about["accuracy"] == pytest.approx(facts.measured(what)[-1]["accuracy"])
@@ -182,10 +182,10 @@ def test_whatever_a_folder_says_is_shown_as_text(tmp_path: Path) -> None:
     "value", ["x", float("nan"), -1, 10**400, True, [[[]]]], ids=["text", "nan", "negative", "huge", "true", "nested"]
 )
 def test_any_value_in_any_place_still_gives_a_page(trained: RunFolder, tmp_path: Path, value: object) -> None:
-    """Each field of each event and document of a real run, replaced by a wrong one."""
+    """A wrong value replaces each field of the events and documents of a real run."""
     lines = [json.loads(line) for line in trained.metrics.read_text().splitlines()]
     events = [{key: value if key not in ("event", "what") else own for key, own in event.items()} for event in lines]
-    events[-1] = accuracy("trained", 0.9, step=4)  # so that the verification belongs to it
+    events[-1] = accuracy("trained", 0.9, step=4)  # has the step of the verification
     good = json.loads(trained.verification.read_text())["of"]["trained"]
     about = {
         "trained": {**good, "scores": dict.fromkeys(good["scores"], value), "gain": value, "auc": value},
@@ -209,7 +209,7 @@ def test_a_folder_with_little_in_it_still_gives_a_page(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_counts_no_step_twice(tmp_path: Path) -> None:
-    """The steps after the checkpoint were done again; a new start in the same folder forgets the run before."""
+    """Steps repeated after the checkpoint count once; a new start in the same folder drops the run before it."""
     step = {"event": "step", "loss": 1.0}
     first = [START, *({**step, "step": number} for number in range(1, 7)), {"event": "end", "reason": "stopped"}]
     again = [{**START, "step": 4, "resumed_from": "epoch_000.pt"}, {**step, "step": 5}]

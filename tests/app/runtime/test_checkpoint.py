@@ -1,4 +1,4 @@
-"""Files that are whole or not there, also without room and when killed half way."""
+"""A file is either complete or absent, also on a full disk and after a kill while it is written."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"step": 1'])
 def test_damaged_files_of_others_are_passed_over_or_refused_in_a_sentence(tmp_path: Path, content: str) -> None:
-    """The JSON beside a checkpoint, a manifest, a run's configuration, weights that were cut short."""
+    """The damaged files are a checkpoint, the JSON beside it, a manifest and the configuration of a run."""
     folder = RunFolder(tmp_path)
     folder.checkpoints.mkdir()
     (folder.checkpoints / "epoch_000.pt").write_bytes(b"weights")

@@ -1,4 +1,4 @@
-"""Where a step computes and in which numbers: decided once, from what torch can really use."""
+"""The device and the precision of a step are decided once, from what torch can really use."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_precision_follows_the_oldest_gpu(wish: str, capabilities: list[tuple[in
 
 
 def test_all_ranks_settle_on_one_precision() -> None:
-    """Ranks whose GPUs differ, by what each tells the others."""
+    """Ranks exchange what their GPUs can do, so ranks with different GPUs choose the same precision."""
     run_ranks(
         """
 import torch
@@ -157,7 +157,7 @@ sys.exit(train.main(sys.argv[1:]))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's: run on Linux")
 def test_a_step_that_finds_no_memory_is_one_sentence_with_a_batch_to_try(small_data: Path, tmp_path: Path) -> None:
-    """A real allocation that the system refuses."""
+    """The system refuses a real allocation."""
     words = [*TINY, "train.batch.size=16384", f"data.binary_cache_path={small_data}", f"run.dir={tmp_path / 'run'}"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

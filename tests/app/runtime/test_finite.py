@@ -1,4 +1,4 @@
-"""Values that are not finite reach no checkpoint, come from none, and end in one sentence."""
+"""Values that are not finite are neither saved nor loaded, and the error is one sentence."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def poison_first(tensor: torch.Tensor) -> None:
 
 
 class Poisoned(SelfSupervised):
-    """The recipe, in which one tensor turns NaN after the last step of the second epoch."""
+    """The recipe, but one tensor turns NaN after the last step of the second epoch."""
 
     poison: Callable[[SelfSupervised], torch.Tensor]
     steps = 0
@@ -167,7 +167,7 @@ def test_diagnostics_say_so_instead_of_failing() -> None:
 
 
 def test_an_untrained_network_that_overflows_is_no_reason_to_end(small_data: Path, alone: World) -> None:
-    """Deep networks do before their running averages are those of real images."""
+    """Deep networks overflow until their running averages come from real images."""
     config = load([*TINY, f"data.binary_cache_path={small_data}"])
     data = open_configured(config.data)
     recipe = SelfSupervised(config, data, alone)

@@ -1,4 +1,4 @@
-"""Files that are not what they were given for: the answer names what they are."""
+"""Files of the wrong kind: the error names what they are."""
 
 from __future__ import annotations
 

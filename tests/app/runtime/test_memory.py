@@ -19,7 +19,7 @@ GIB = 2**30
         (3 * GIB, 16 * GIB, 1 * GIB, 18 * GIB),  # after an epoch: the cache is free for mining
         (3 * GIB, 16 * GIB, 16 * GIB, 3 * GIB),  # all of it in use
         (0, 2 * GIB, GIB, GIB),
-        (GIB, 0, GIB, GIB),  # two counters read one after the other may disagree: never less than the driver's
+        (GIB, 0, GIB, GIB),  # two counters read in turn may disagree; the driver's number is the minimum
     ],
 )
 def test_memory_that_the_allocator_keeps_unused_counts_as_free(

@@ -1,4 +1,4 @@
-"""The laptop's estimate of a step's memory against the tensors of the app: neither half imports the other."""
+"""The laptop's estimate of a step's memory agrees with the app's tensors, though neither half imports the other."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_head_counts_as_many_centres_as_it_compares_with(rate: float, ranks:
 
 
 def peak_bytes(work: Any) -> int:
-    """The most memory that is taken at once, beyond what was there before."""
+    """The peak of the memory that `work` allocates, in addition to what was allocated before."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=kinds, profile_memory=True) as found:
         work()
@@ -94,7 +94,7 @@ def test_what_is_remembered_of_each_image_is_counted() -> None:
 @pytest.mark.parametrize("words", [[], ["train.optimizer.name=adamw"], ["mining.features=bank"],
                                    ["recipe=supervised"], ["recipe=supervised", "recipe.ema=0.9"]])  # fmt: skip
 def test_all_that_a_run_holds_between_steps_is_in_the_estimate(words: list[str], small_data: Any) -> None:
-    """Weights, averages, optimizer, momentum encoder, queue, bank and centres, by their real bytes."""
+    """The estimate covers the real bytes of weights, averages, optimizer, momentum encoder, queue, bank and centres."""
     config = load([*words, "backbone=iresnet_narrow", f"data.binary_cache_path={small_data}"])
     alone = World(0, 1, CPU)
     recipe: Recipe = RECIPES[config.recipe.name](config, RECIPES[config.recipe.name].training_data(config), alone)
@@ -119,7 +119,7 @@ def test_all_that_a_run_holds_between_steps_is_in_the_estimate(words: list[str],
     rest = need.needed_bytes - memory.MARGIN_BYTES
     a_batch = 2 * (memory._bytes_per_image(small, 0.001) + memory.head_of(small, extent).bytes_per_image)
     assert held <= 1.01 * (rest - a_batch)  # counters and BN's averages are not counted
-    assert rest - a_batch <= 1.2 * held + 10_000  # a gradient of the centres is
+    assert rest - a_batch <= 1.2 * held + 10_000  # a gradient of the centres is counted
 
 
 def test_the_queue_counts_keys_and_rows() -> None:

@@ -1,6 +1,6 @@
-"""Several machines as torchrun has them: two agents on two loopback addresses (c10d), each with a disk of its own.
+"""Several machines under torchrun: two agents on two loopback addresses (c10d), each with its own disk.
 
-A disk is a run folder that only one agent is told of. torchrun counts machines in the order of their addresses.
+A disk is a run folder that only one agent gets. torchrun numbers machines in the order of their addresses.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals: run this on Linux or macOS"),
 ]
-LIMIT_S = 180  # of what takes seconds where nothing else runs
-EPOCHS = 40  # of 4 steps: long enough to be killed in
+LIMIT_S = 180  # for work that takes seconds on an idle machine
+EPOCHS = 40  # of 4 steps each: long enough to kill an agent during the run
 WORDS = [*SUPERVISED, f"train.epochs={EPOCHS}", f"train.eval.every_epochs={EPOCHS}", "train.checkpoint.every_epochs=4"]
 
 
@@ -44,7 +44,7 @@ def free_port() -> int:
 def start(
     stack: ExitStack, data: Sequence[Path], disks: Sequence[Path], *words: str
 ) -> tuple[subprocess.Popen, subprocess.Popen]:
-    """Both agents, each with its data and its disk; they find each other at a port of the first."""
+    """Start both agents, each with its data and its disk. They meet at a port of the first one."""
     port = free_port()
     agents = []
     for node, (path, disk) in enumerate(zip(data, disks, strict=True)):
@@ -66,7 +66,7 @@ def log(disk: Path) -> str:
 def test_machines_without_a_common_disk_train_lose_one_and_go_on_from_what_rank_0_has(
     small_data: Path, tmp_path: Path
 ) -> None:
-    """Undisturbed; then one dies, both go on to the same bits, and one goes on alone."""
+    """If an agent dies, both resume and end with the bits of an undisturbed run; then one resumes alone."""
     both, whole, disks = [small_data] * 2, tmp_path / "whole", [tmp_path / "a", tmp_path / "b"]
     with ExitStack() as stack:
         agents = start(stack, both, [whole / "a", whole / "b"])
@@ -85,7 +85,7 @@ def test_machines_without_a_common_disk_train_lose_one_and_go_on_from_what_rank_
     assert newest is not None
     assert newest.stem < final
 
-    # What lies on the other disk is newer by its number, and of another run.
+    # The other disk gets a checkpoint of another run with a higher number.
     stale = tmp_path / "b" / "run" / "checkpoints"
     stale.mkdir()
     shutil.copy(whole / "a" / "run" / "checkpoints" / f"{final}.pt", stale / "epoch_900.pt")
@@ -206,7 +206,7 @@ def test_ranks_take_from_rank_0_refuse_together_and_tidy_up_each_their_disk(smal
 
 
 def kill_tree(pid: int) -> None:
-    """SIGKILL to an agent and everything it started, as a machine that loses its power does."""
+    """Send SIGKILL to an agent and all its descendants, as if its machine lost power."""
     listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     parents = {int(child): int(parent) for child, parent in (line.split() for line in listed.splitlines())}
     doomed = {pid}

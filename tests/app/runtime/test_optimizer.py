@@ -1,4 +1,4 @@
-"""The optimizer's state is made before the first step, and takes nothing away from torch's own arithmetic."""
+"""The optimizer creates its state before the first step, and its arithmetic equals that of torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def state_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, True), (0.9, False), (0.0, False)])
 def test_sgd_equals_torchs_own_bit_for_bit(momentum: float, nesterov: bool, fused: bool) -> None:
-    """torch's own makes its buffers in the first step. Its loop, unfused, is compared with buffers made before, too."""
+    """torch creates its buffers in the first step. Buffers created before change no bit, fused or not."""
     ours, theirs = network(), network()
     options = {"lr": 0.1, "momentum": momentum, "nesterov": nesterov, "weight_decay": 5e-4}
     reference = torch.optim.SGD(theirs.parameters(), dampening=0, fused=fused, foreach=False, **options)
@@ -50,7 +50,7 @@ def test_sgd_equals_torchs_own_bit_for_bit(momentum: float, nesterov: bool, fuse
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_first_step_that_is_skipped_leaves_state_as_if_it_had_not_been(name: str) -> None:
-    """Memory that was freed holds NaN, as it may at any time; the buffers must not be made of it."""
+    """Freed memory may hold NaN, which must not get into the buffers."""
     model = network()
     untouched = copy.deepcopy(model)
     config = OptimizerConfig(name=name, lr=0.1)
@@ -74,7 +74,7 @@ def test_a_first_step_that_is_skipped_leaves_state_as_if_it_had_not_been(name: s
 
 
 def test_buffers_that_a_loaded_state_lacks_are_made() -> None:
-    """As of a checkpoint of momentum 0, or of one whose first step had not been taken."""
+    """For example the state of a checkpoint with momentum 0, or from before the first step."""
     plain = network()
     before = build_optimizer(OptimizerConfig(momentum=0.0, nesterov=False), [{"params": list(plain.parameters())}])
     optimizer = build_optimizer(OptimizerConfig(momentum=0.9), [{"params": list(plain.parameters())}])

@@ -1,4 +1,4 @@
-"""16 bits are for networks alone: views are equal to the bit, losses and gradients stay near those of 64 bits."""
+"""Only networks use 16 bits: views are equal to the bit, losses and gradients stay near those in 64 bits."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_views_inside_and_outside_of_autocast_are_equal_to_the_bit(config: Augme
 def test_turning_one_change_off_leaves_the_others_as_they_were() -> None:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 48, 48, 3)).astype(np.uint8))
     calm = AugmentConfig(blur=0, jpeg=0, noise=0, cutout=0)
-    with_mix_rows = dataclasses.replace(calm, amplitude_mix=1e-9)  # its rows are drawn and fall on no image
+    with_mix_rows = dataclasses.replace(calm, amplitude_mix=1e-9)  # its random rows are drawn, but it changes no image
     views = [Augment(c, 48)(images, torch.Generator().manual_seed(2)) for c in (calm, with_mix_rows)]
     assert torch.equal(*views)
     noisy = Augment(dataclasses.replace(calm, noise=1.0), 48)(images, torch.Generator().manual_seed(2))
@@ -54,7 +54,7 @@ def test_turning_one_change_off_leaves_the_others_as_they_were() -> None:
 
 @pytest.mark.parametrize("half", HALVES)
 def test_the_contrastive_loss_is_fp32_inside_autocast(half: torch.dtype) -> None:
-    """Cosines of 16 bits, divided by the temperature, put the gradient off by 13 %."""
+    """With cosines in 16 bits, divided by the temperature, the gradient would be wrong by 13 %."""
     generator = torch.Generator().manual_seed(0)
     queue = Queue(4096, 64)
     queue.push(F.normalize(torch.randn(4096, 64, generator=generator), dim=1), torch.arange(4096), torch.ones(()))
@@ -77,7 +77,7 @@ def test_the_contrastive_loss_is_fp32_inside_autocast(half: torch.dtype) -> None
 
 
 def plain_loss(q: Tensor, k: Tensor, queue: Queue) -> Tensor:
-    """InfoNCE with its 8 nearest negatives left out, in the type of its inputs."""
+    """InfoNCE without the 8 nearest negatives, in the type of its inputs."""
     queued = q @ queue.keys.T
     own = torch.arange(len(q))
     queued = queued.index_put((own, own), torch.tensor(-torch.inf, dtype=queued.dtype))  # the queue's rows 0 … 7
@@ -105,7 +105,7 @@ CASES = {
 
 
 def loss_and_gradients(recipe: Recipe, batch: Batch) -> tuple[float, Tensor]:
-    """Of one batch, with the random numbers of its seed."""
+    """Loss and gradients of one batch, with the random numbers of seed 0."""
     torch.manual_seed(0)
     recipe.modules.train()
     recipe.modules.zero_grad(set_to_none=True)
@@ -115,19 +115,19 @@ def loss_and_gradients(recipe: Recipe, batch: Batch) -> tuple[float, Tensor]:
     return float(loss.detach()), torch.cat([p.grad.double().flatten() for _, p in named if p.grad is not None])
 
 
-MOST = 3  # times the error of a network whose arithmetic is exact and whose activations are rounded
+MOST = 3  # times the error of a network with exact arithmetic and rounded activations
 
 
 @pytest.mark.parametrize("words", CASES.values(), ids=CASES)
 def test_loss_and_gradients_in_16_bits_are_near_those_in_64(words: list[str], small_data: Path, alone: World) -> None:
-    """Autocast may add to the rounding of what is stored no more than as much again, and some for chance.
+    """The error with autocast is at most MOST times the error that rounding stored numbers alone causes.
 
-    The bound is measured in the same run: a network in 64 bits that rounds the inputs, weights and outputs of its
-    layers to 16 bits, and their gradients. Relative to the loss, its own error is smaller than the gradient's.
+    A network in 64 bits, which rounds the inputs, weights and outputs of its layers and their gradients to 16 bits,
+    measures that error. The gradient's bound also holds for the loss, whose relative error is smaller.
     """
 
     def found(kind: torch.dtype | None, rounds: torch.dtype | None = None) -> tuple[float, Tensor]:
-        """Loss and gradients in 16 bits or, by default, in 64, perhaps rounded to 16."""
+        """Loss and gradients in `kind` or, if it is None, in 64 bits; with `rounds`, layers round to that type."""
         recipe, batch = first_batch(
             words, {torch.bfloat16: "bf16", torch.float16: "fp16", None: "fp32"}[kind], small_data
         )
@@ -160,7 +160,7 @@ def test_loss_and_gradients_in_16_bits_are_near_those_in_64(words: list[str], sm
 
 
 class Rounded(torch.autograd.Function):
-    """A tensor in 64 bits rounded to a type, as its gradient is on the way back."""
+    """Round a tensor in 64 bits to a type, and its gradient in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, half: torch.dtype) -> Tensor:
@@ -176,9 +176,9 @@ ROUNDS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.PReLU)  # layers whose result
 
 
 def in_64_bits(recipe: Recipe, rounds: torch.dtype | None = None) -> None:
-    """The network computes in 64 bits; the loss goes on in fp32, as its own tests compare it with 64 bits.
+    """Make the network compute in 64 bits. The loss stays in fp32: its own tests compare it with 64 bits.
 
-    `rounds`: layers round what goes in and comes out, and the weights of products.
+    With `rounds`, layers round their inputs and outputs, and products round their weights.
     """
     for network in {id(n): n for n in (recipe.parallel, getattr(recipe, "keys_of", recipe.parallel))}.values():
         network.double()

@@ -1,4 +1,4 @@
-"""Weights of others: what is renamed, what is turned, and that ours stay as they are."""
+"""Weights of other trainers are renamed and reordered to our form; our own weights stay unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from app.runtime.weights import load_backbone
 
 
 def network(name: str = "iresnet", fourier: str = "none", seed: int = 0) -> nn.Module:
-    """A small one, every tensor of it random."""
+    """A small network with random tensors."""
     torch.manual_seed(seed)
     layers = {"iresnet": [1, 1], "mobilefacenet": [1, 1, 1, 1], "vit": [2]}[name]
     built = build_backbone(BackboneConfig(name, layers, width=64, embedding_dim=8, image_size=32, fourier=fourier))
@@ -58,7 +58,7 @@ def test_the_gain_of_the_fork_is_put_in_the_order_of_the_colours(prefix: str) ->
 
 
 def test_translating_twice_is_translating_once() -> None:
-    """The first time adds what tells our files from the fork's."""
+    """The first translation adds the tensor that distinguishes our files from the fork's."""
     state = network("iresnet", "iresnet").state_dict()
     fork = {key: tensor for key, tensor in state.items() if not key.endswith("squares")}
     once = translate(fork, state)
@@ -68,7 +68,7 @@ def test_translating_twice_is_translating_once() -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(max_size=12), st.integers(0, 3), max_size=6), st.booleans())
 def test_names_that_are_not_known_are_passed_on(sizes: dict[str, int], in_parallel: bool) -> None:
-    """Only a prefix that every name has is one; nothing is lost and nothing is made up."""
+    """`module.` is removed only if every name has it; no tensor is lost or added."""
     state = {("module." + name if in_parallel else name): torch.zeros(size) for name, size in sizes.items()}
     shared = bool(state) and all(name.startswith("module.") for name in state)
     expected = {(name.removeprefix("module.") if shared else name): tensor for name, tensor in state.items()}

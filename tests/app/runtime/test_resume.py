@@ -1,4 +1,4 @@
-"""The resume contract: the pure table in full, its page, and real runs where behaviour differs."""
+"""The resume contract: each cell of its table, its page in docs/, and real runs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ OTHER: dict[str, dict[str, Any]] = {
 def test_every_fact_has_a_rule_and_every_rule_a_case() -> None:
     names = {rule.name for rule in RULES}
     assert names == {*OTHER}
-    assert names == {*BASE} - {"images"}  # is part of the data's identity
+    assert names == {*BASE} - {"images"}  # `images` is part of the data's identity
 
 
 @pytest.mark.parametrize("seen", [0, 8], ids=["between", "mid"])
@@ -114,7 +114,7 @@ def test_the_sentences_name_what_works() -> None:
 def test_epochs_that_are_done_already(epochs: int, epoch: int, own: bool, refused: bool) -> None:
     here = {**BASE, "epochs": epochs}
     if epochs <= epoch:
-        for saved, seen in (({**here, "epochs": 9}, 0), (here, 8)):  # asked for less than before, or cut short
+        for saved, seen in (({**here, "epochs": 9}, 0), (here, 8)):  # fewer epochs than before, or inside an epoch
             with pytest.raises(WrongUse, match="are done already; give"):
                 judge("e.pt", saved, here, epoch=epoch, seen=seen, own=own)
     if refused:
@@ -162,7 +162,7 @@ SUPERVISED = [
 
 @pytest.fixture(scope="module")
 def other_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As many images as small_data has, of other people, under the same labels."""
+    """Data like small_data: as many images and the same labels, but other people."""
     images = faces(people=12, each=4, seed=9)
     source = Source(
         name="other", count=len(images), read=lambda start, stop: images[start:stop],
@@ -194,7 +194,7 @@ def start_of(seen: list[dict]) -> dict:
 
 
 REAL: list[tuple[str, list[str], str, str]] = [
-    # what changes, in the middle of an epoch, between two; "": continues without a word
+    # name, words, outcome in the middle of an epoch and between two; "": no note; "!": refused with this text
     ("fraction", ["data.data_fraction=0.5"], "!data.data_fraction=1", "data.data_fraction 0.5, was 1"),
     ("seed", ["train.seed=5"], "!train.seed=2048", "train.seed 5, was 2048"),
     ("batch", ["train.batch.size=4"], "train.batch.size 4, was 8", "train.batch.size 4, was 8"),
@@ -353,7 +353,7 @@ def test_data_without_a_manifest_is_known_by_its_images(small_data: Path, tmp_pa
     assert names[0] == names[1] != names[2]
 
 
-# Words of a command line that change one fact of TINY, and its value then.
+# For each fact, the word of a command line that changes it and no other fact of TINY.
 WORDS: dict[str, str] = {
     "backbone": "backbone.width=16",
     "projection": "recipe.moco.projection_hidden=64",
@@ -406,7 +406,7 @@ def test_the_laptop_is_told_what_training_will_say(
 
 
 def verdict_of(here: dict[str, Any], *, mid: bool) -> str | list[str]:
-    """What training says of going on from BASE: a refusal, or notes."""
+    """What training answers to a resume from BASE: a refusal, or notes."""
     try:
         notes = judge("epoch_001.pt", BASE, here, epoch=1, seen=int(mid), own=False).notes
     except WrongUse as refused:

@@ -164,7 +164,7 @@ def test_wandb_without_a_key_logs_offline_never_asks_and_never_stops_a_run(tmp_p
 
 @pytest.mark.slow
 def test_what_wandb_writes_offline_holds_no_secret(tmp_path: Path) -> None:
-    """Its files come home with the run, and may be sent on: they hold no value of the job's secrets."""
+    """W&B's files are downloaded with the run and may be shared, so they contain no secret of the job."""
     planted = {"WANDB_API_KEY": "5ec2e7" * 6 + "abcd", "AWS_SECRET_ACCESS_KEY": "planted/s3+cret=33cc"}
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(PROJECT), "WANDB_MODE": "offline", **planted}

@@ -1,4 +1,4 @@
-"""Every command ends within moments of SIGTERM, whatever it is doing: real processes, real signals."""
+"""Every command ends within seconds of SIGTERM, whatever it is doing. Processes and signals are real."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.app.support.training import PROJECT, events, wait_for
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGTERM ends a process at once on Windows")
 LIMIT_S = 2.0
-# The work that is interrupted would take a quarter of a minute or more.
+# Without an interruption the work takes 15 seconds or more.
 SLOW = ["backbone.layers=[3,4,14,3]", "backbone.width=32", "backbone.image_size=112", "backbone.embedding_dim=64"]
 FEW_STEPS = [
     "train.batch.size=2", "train.log_every_steps=1", "recipe.moco.queue_size=16", "recipe.moco.mask_most_similar=2",
@@ -47,12 +47,12 @@ def started(log: Path, module: str, *words: str, processes: int = 1) -> Iterator
 
 
 def ends_soon(job: subprocess.Popen, limit_s: float = LIMIT_S) -> None:
-    """Ask the job to leave, and wait for it."""
+    """Send SIGTERM to the job and check that it ends in time."""
     asked_at = time.monotonic()
     job.send_signal(signal.SIGTERM)
     job.wait(60)
     took = time.monotonic() - asked_at
-    # Other tests share the cores: the limit is of time that this process had a chance to use.
+    # Other tests share the cores, so the limit grows with the load.
     assert took < limit_s * max(1.0, 2 * os.getloadavg()[0] / (os.cpu_count() or 1)), f"{took:.1f} s"
 
 
@@ -102,13 +102,13 @@ def test_train_while_it_mines(many: Path, tmp_path: Path, processes: int) -> Non
     slow = words if processes > 1 else [word for word in words if not word.startswith("backbone.image_size=32")]
     with started(tmp_path / "log", "app.train", *slow, processes=processes) as job:
         wait_for((folder / "mining" / "embedding").exists, job)
-        ends_soon(job, LIMIT_S if processes == 1 else 2 * LIMIT_S)  # torchrun itself looks every second
+        ends_soon(job, LIMIT_S if processes == 1 else 2 * LIMIT_S)  # torchrun itself polls every second
     assert events(folder)[-1]["reason"] == "stopped"
 
 
 @pytest.mark.slow
 def test_train_while_it_measures_an_epoch_keeps_the_epoch(tmp_path: Path) -> None:
-    """The evaluation is given up, the checkpoint of the epoch is written, and a resumed run goes on."""
+    """A stop ends the evaluation of an epoch; the checkpoint of the epoch is still written."""
     images = faces(people=40, each=10)
     np.save(tmp_path / "images.npy", images)
     np.save(tmp_path / "labels.npy", np.repeat(np.arange(40, dtype=np.int32), 10))
@@ -156,7 +156,7 @@ def test_mine(weights: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_evaluate(weights: Path, many: Path, tmp_path: Path, processes: int) -> None:
-    """A folder of arrays as the set: 400 images of 40 people."""
+    """The set is a folder of arrays: 400 images of 40 people."""
     people = tmp_path / "people"
     people.mkdir()
     np.save(people / "images.npy", np.load(many))
@@ -208,7 +208,7 @@ def test_a_stop_before_or_inside_work_that_can_be_given_up(alone: World) -> None
     with pytest.raises(Interrupted), stop.at_once(alone):
         pytest.fail("must not get here")
     with stop.at_once(World(0, 2, torch.device("cpu"))):
-        pass  # several ranks look themselves
+        pass  # several ranks poll instead
     for ask in (lambda: signal.raise_signal(signal.SIGTERM), lambda: signal.raise_signal(signal.SIGINT)):
         heard(ask, alone)
 
@@ -219,7 +219,7 @@ def heard(ask: Callable[[], None], alone: World) -> None:
     try:
         with pytest.raises(Interrupted), stop.at_once(alone):
             ask()
-        ask()  # outside it is only remembered
+        ask()  # outside of at_once a stop is only remembered
         assert stop.asked.is_set()
     finally:
         for name, handler in before.items():
@@ -262,7 +262,7 @@ with dist.world() as here:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["broken", "orderly"])
 def test_a_rank_that_fails_does_not_wait_for_the_others(tmp_path: Path, how: str) -> None:
-    """Its peers are inside a collective; torchrun ends them when it is gone."""
+    """Its peers wait in a collective, and torchrun ends them once the failed rank has exited."""
     script = tmp_path / "dies.py"
     script.write_text(DIES)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), how]

@@ -1,4 +1,4 @@
-"""Several ranks leave together, wherever mining is: real torchrun, real signals; and ranks that count their polls."""
+"""Ranks leave together at any point of mining: with torchrun and real signals, and with counted polls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.app.runtime.test_stop import LIMIT_S, ends_soon, started
 from tests.app.support.ranks import run_ranks
 from tests.app.support.training import PROJECT, wait_for
 
-# Work of a quarter of a minute or more on one core; each rank says when it begins, and how it ends.
+# Work that takes 15 seconds or more on one core; each rank writes when it begins, and how it ends.
 LONG_WORK = """
 import sys
 import numpy as np, torch
@@ -64,7 +64,7 @@ def test_ranks_leave_together_inside(what: str, tmp_path: Path) -> None:
     words = (str(module), what, str(tmp_path))
     with started(tmp_path / "log", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words) as job:
         wait_for(lambda: all(file.exists() for file in said), job, limit_s=300)  # both load torch, and compile loops
-        ends_soon(job, 2 * LIMIT_S)  # torchrun itself looks every second
+        ends_soon(job, 2 * LIMIT_S)  # torchrun itself polls every second
     assert [file.read_text().split() for file in said] == [["began", "left"]] * 2, (tmp_path / "log").read_text()
 
 
@@ -126,7 +126,7 @@ def test_a_round_of_search_is_short(counts: list[int], dim: int) -> None:
     rounds = rounds_of(counts, torch.zeros(1, dim))
     assert 1 <= rounds <= max(1, *counts)
     a_round = -(-max(counts) // rounds) * sum(counts) * dim
-    assert a_round <= max(2 * PRODUCTS_A_ROUND["cpu"], sum(counts) * dim)  # one row at least
+    assert a_round <= max(2 * PRODUCTS_A_ROUND["cpu"], sum(counts) * dim)  # a round has at least one row
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, ROWS_A_ROUND, 3 * ROWS_A_ROUND + 1, 10 * ROWS_A_ROUND])

@@ -109,7 +109,7 @@ def test_safetensors_are_read_as_written(tmp_path: Path) -> None:
     for name, tensor in tensors.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor)
-    write_safetensors(tmp_path / "net.pt", under("model."))  # known by its content, whatever its name
+    write_safetensors(tmp_path / "net.pt", under("model."))  # recognised by content, whatever its name
     back = network(seed=1)
     load_backbone(tmp_path / "net.pt", back)
     assert torch.equal(back.fc.weight, network().fc.weight)
@@ -183,7 +183,7 @@ def test_a_supervised_run_begins_with_their_backbone_and_centres(
 ) -> None:
     words = ["recipe=supervised", "backbone.embedding_dim=8", "recipe.head.warm_start=true"]
     classes = len(np.unique(np.load(small_data.with_name("labels.npy"))[:32]))
-    centres = torch.randn(classes + 4, 8)  # of more classes than the data has: the labels that both have are taken
+    centres = torch.randn(classes + 4, 8)  # more classes than in the data; the labels in both are used
     first = gpu_files(tmp_path, centres, 2)
     config = load(
         [*TINY, *words, f"data.binary_cache_path={small_data}", f"train.warm_start={first}"]

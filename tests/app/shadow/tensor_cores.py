@@ -1,10 +1,10 @@
-"""A GPU's matrix units on a CPU: products of 16-bit numbers, summed in 32 bits, rounded to 16 bits at the end.
+"""Emulate a GPU's tensor cores on a CPU: multiply 16-bit numbers, sum in 32 bits, round the result to 16 bits.
 
-A CPU without 16-bit units needs ten times as long for a 16-bit convolution as for one in fp32. Here 16-bit inputs are
-multiplied in fp32 and the result is rounded, as tensor cores do it: an overflow becomes inf, small gradients become 0.
-Everything else runs in its own 16 bits. A CPU's backward pass runs in the same thread, so it is inside, too.
+A CPU without 16-bit units needs ten times as long for a 16-bit convolution as for one in fp32. So 16-bit products run
+in fp32, and the result is rounded as tensor cores round it: an overflow becomes inf, small gradients become 0. All
+other operations run in their own type. On a CPU the backward pass runs in the same thread, so it is emulated too.
 
-    python -m tests.app.shadow.tensor_cores key=value …      app.train on them, also under torchrun
+    python -m tests.app.shadow.tensor_cores key=value …      app.train with the emulation, also under torchrun
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PRODUCTS = {
 
 
 class TensorCores(TorchDispatchMode):
-    """Inside, 16-bit products run in fp32 and are rounded."""
+    """While active, runs 16-bit products in fp32 and rounds the results."""
 
     def __torch_dispatch__(
         self, op: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,9 +1,9 @@
-"""Every experiment as a GPU would run it, on a CPU: its own depth, precision, head and recipe, on 32-pixel faces.
+"""Run experiments on a CPU as on a GPU: with their own depth, precision, head and recipe, on 32-pixel faces.
 
-benchmarks/gpu/small.py lists them: the project's own, and of the published ones each kind of training. What is made
-small is only what costs time and not what decides whether training works: the images' size, the batch, the number of
-epochs. Products of 16-bit numbers are rounded as a GPU rounds them (tensor_cores.py). Each experiment trains, mines if
-its recipe does, saves a checkpoint and resumes from it.
+benchmarks/gpu/small.py lists the experiments: the project's own, and published ones for each kind of training. Only
+what costs time is reduced, not what decides whether training works: image size, batch and number of epochs. Products
+of 16-bit numbers are rounded as a GPU rounds them (tensor_cores.py). Each experiment trains, mines if its recipe does,
+saves a checkpoint and resumes from it.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from tests.app.conftest import faces
 from tests.app.shadow.tensor_cores import TensorCores
 from tests.app.support.training import PROJECT, events
 
-# A GPU takes bf16 or fp16 by what it can do; a CPU takes fp32.
+# `auto` becomes bf16 or fp16 on a GPU, depending on the GPU, and fp32 on a CPU.
 PRECISIONS = {"auto": ["fp32", "bf16", "fp16"], "fp32": ["fp32"], "bf16": ["bf16"], "fp16": ["fp16"]}
-# Made for one; the others train on two ranks.
+# Experiments made for one GPU; the others train on two ranks.
 ONE_GPU = {
     "drawn",
     "tryout",
@@ -42,9 +42,9 @@ ONE_GPU = {
     "ms1mv3_r50_onegpu",
     "wf42m_pfc03_40epoch_64gpu_vit_t_catface",
 }
-THE_PROJECTS = "sniperface"  # its own recipe, tried in every precision, on one rank and on two
-MOST_FRAGILE = "fp16"  # deep networks and several ranks are tried in it alone
-UPDATES, SCALE_SEARCH = 3, 5  # of an epoch; fp16 gets a few more, to find its scale in
+THE_PROJECTS = "sniperface"  # runs in each precision on one rank, and in fp16 on two
+MOST_FRAGILE = "fp16"  # other deep networks, and two ranks, run in this precision only
+UPDATES, SCALE_SEARCH = 3, 5  # per epoch; fp16 gets more, to find its loss scale
 PEOPLE, EACH, HELD_OUT = 40, 4, 20
 
 
@@ -69,14 +69,14 @@ class Case:
         return sum(self.config.backbone.layers) > 8
 
     def words(self, data: Path, folder: Path, ranks: int = 1) -> list[str]:
-        """The command line: the experiment, and what makes it small."""
+        """The command line: the experiment, and the words that make it small."""
         rows = PEOPLE * EACH - HELD_OUT
         small = command_line(self.experiment, data, folder, updates=self.updates, rows=rows, ranks=ranks)
         return [*small, f"train.precision={self.precision}", *self.more]
 
 
 def cases(ranks: int) -> list[Any]:
-    """Every experiment on as many ranks as it is made for: deep networks in fp16, shallow ones in each precision."""
+    """The experiments for this number of ranks, in each precision; deep networks and two ranks in fp16 only."""
     found = []
     for experiment in EXPERIMENTS:
         if experiment != THE_PROJECTS and (experiment in ONE_GPU) != (ranks == 1):
@@ -92,7 +92,7 @@ def cases(ranks: int) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn faces with labels, and enough of them for the longest epoch; blocks of one batch."""
+    """Labelled synthetic faces, enough for the longest epoch, in blocks of one batch."""
     images = faces(people=PEOPLE, each=EACH)
     labels = np.repeat(np.arange(PEOPLE, dtype=np.int32), EACH)
     source = Source(
@@ -110,7 +110,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def signals_as_before() -> Iterator[None]:
-    """app.train listens for Ctrl-C and SIGTERM; the tests that follow do not want that."""
+    """Restore the handlers of Ctrl-C and SIGTERM, which app.train replaces, for the tests that follow."""
     before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
     yield
     for name, handler in before.items():
@@ -147,7 +147,7 @@ def test_an_experiment_trains_in_its_own_precision(case: Case, data: Path, tmp_p
 
 
 def test_the_recipe_of_the_project_takes_its_first_steps(data: Path, tmp_path: Path) -> None:
-    """IResNet50, MoCo, fp16, in a few seconds: deep networks overflow on BN averages that nobody has measured."""
+    """IResNet50 with MoCo in fp16, in seconds: deep networks overflow if BN's averages are not measured first."""
     case = Case("sniperface", "fp16", ("train.batch.grad_accum_steps=1", "data.data_fraction=0.17", "train.epochs=1"))
     with TensorCores():
         assert train.main(case.words(data, tmp_path / "run")) == 0
@@ -160,7 +160,7 @@ def test_the_recipe_of_the_project_takes_its_first_steps(data: Path, tmp_path: P
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("backbone", ["iresnet100", "iresnet200"])
 def test_the_deepest_networks_give_finite_keys(backbone: str, precision: str, data: Path, tmp_path: Path) -> None:
-    """100 and 200 layers overflow even fp32 where BN does not normalise. The keys are those that the queue holds."""
+    """If BN does not normalise, 100 and 200 layers overflow even fp32. The keys are those in the queue."""
     more = (f"backbone={backbone}", "train.batch.grad_accum_steps=1", "data.data_fraction=0.17", "train.epochs=1")
     with TensorCores():
         assert train.main(Case("sniperface", precision, more).words(data, tmp_path / "run")) == 0
@@ -190,7 +190,7 @@ def test_an_experiment_trains_on_two_ranks(case: Case, data: Path, tmp_path: Pat
 
 
 def check_steps(case: Case, folder: Path, epoch: int) -> None:
-    """The updates were taken, the run ended well and its checkpoint is finite; fp16 may skip while it finds a scale."""
+    """The updates were taken, the run is done and its checkpoint is finite; fp16 may skip some to find its scale."""
     told = events(folder)
     assert told[-1]["event"] == "end"
     assert told[-1]["reason"] == "done"
@@ -208,7 +208,7 @@ def assert_finite(found: dict[str, torch.Tensor]) -> None:
 
 
 def check_resumed(case: Case, folder: Path) -> None:
-    """The second run went on from the first one's checkpoint, mined if its recipe does, and moved every weight."""
+    """The second run resumed from the first one's checkpoint, mined if its recipe does, and changed every weight."""
     starts = [event for event in events(folder) if event["event"] == "start"]
     assert starts[-1]["resumed_from"] == "epoch_000.pt"
     check_steps(case, folder, epoch=1)
@@ -222,7 +222,7 @@ def check_resumed(case: Case, folder: Path) -> None:
 
 
 def tensors(folder: Path, epoch: int) -> dict[str, torch.Tensor]:
-    """Everything numeric in a checkpoint: networks, queues, tables of a head, the optimizer's state."""
+    """All tensors of a checkpoint: networks, queues, tables of a head, the optimizer's state."""
     content = torch.load(RunFolder(folder).checkpoints / f"epoch_{epoch:03d}.pt", weights_only=True)
     found: dict[str, torch.Tensor] = {}
 

@@ -1,8 +1,8 @@
-"""What a training step asks of the host, counted on a CPU: waits for the device, copies to it, and launches.
+"""Count on a CPU what a training step costs the host: waits for the device, copies to it, and launches.
 
-Every operation of a step is seen by a dispatch mode. Some would make the host wait for a GPU, as they read a number or
-have a shape that depends on data; some would copy fresh numbers to it. A step may do neither: its one wait is for the
-verdict of the step before.
+A dispatch mode sees every operation of a step. Some operations would make the host wait for a GPU, because they read a
+number or have a shape that depends on data. Others would copy new numbers to it. A step may do neither: its only wait
+is for the verdict of the previous step.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ FREE = (
 
 
 class Budget(TorchDispatchMode):
-    """Counts, while it is active, what would wait for a GPU, copy to it and be launched on it."""
+    """While active, counts operations that would wait for a GPU, copy to it or launch on it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Budget(TorchDispatchMode):
 
 
 def counted(data: Path, alone: World, *words: str, kind: type | None = None, accumulate: int = 1) -> Budget:
-    """One update, counted after two that fill caches."""
+    """Count one update, after two that fill caches."""
     config = load([*TINY, f"data.binary_cache_path={data}", f"train.batch.grad_accum_steps={accumulate}", *words])
     recipe_type = kind or RECIPES[config.recipe.name]
     recipe: Recipe = recipe_type(config, recipe_type.training_data(config), alone)
@@ -88,7 +88,7 @@ def counted(data: Path, alone: World, *words: str, kind: type | None = None, acc
     micro_batches = batches(config, recipe, recipe.data, TrainState(), alone)
 
     def step() -> None:
-        ahead = [next(micro_batches) for _ in range(accumulate)]  # the feed's work is not the step's
+        ahead = [next(micro_batches) for _ in range(accumulate)]  # the feed's work does not count
         update(config, recipe, optimizer, scaler, iter(ahead), 0.01, alone)
 
     step()
@@ -116,8 +116,8 @@ STEPS = {
     "sampled, dense": [*SUPERVISED, "recipe.head.sample_rate=0.5", "recipe.head.update=dense", "train.batch.size=4"],
     "filtered, dense": [*SUPERVISED, "recipe.head.filter_above=0.4", "recipe.head.update=dense"],
 }
-# Launches of one step of the network of four blocks, as measured with torch 2.13. More than a few more is a change that
-# a GPU would pay for: a step of a small batch is as long as its launches.
+# Launches of one step of a tiny network, measured with torch 2.13. Many more would slow a GPU down, because a step with
+# a small batch takes as long as its launches.
 LAUNCHES = {
     "moco": 441,
     "moco fp16": 463,
@@ -159,7 +159,7 @@ def test_accumulated_micro_batches_do_not_either(name: str, small_data: Path, al
     assert abs(budget.launches.total() - ACCUMULATED[name]) <= SLACK
 
 
-# As of every rank; the batch is so small that more classes are sampled than the ranks meet in it.
+# Each rank counts its own step. The batch is so small that more classes are sampled than it contains.
 TWO_RANKS = """
 import sys
 from pathlib import Path
@@ -176,13 +176,13 @@ print("fine")
 
 
 def test_a_step_of_several_ranks_does_not_either(small_data: Path) -> None:
-    """Nor with sampled class centres, of which each rank has as many as chance gives it."""
+    """This also holds with sampled class centres, whose number on each rank is random."""
     names = ["moco", "moco, bank, several positives", "arcface", "sampled", "sampled adamw", "sampled, dense"]
     run_ranks(TWO_RANKS, 2, str(small_data), *names)
 
 
 class Curious(SelfSupervised):
-    """The recipe with one look at the device in its loss."""
+    """The recipe with one wait for the device, or one copy to it, in its loss."""
 
     how = "item"
 

@@ -1,4 +1,4 @@
-"""The stand-in for a GPU's matrix units rounds as they do: once, at the end."""
+"""The emulated tensor cores round as a GPU's do: once, at the end."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def assert_equal_bits(a: Path, b: Path) -> None:
 def launch(
     data: Path, folder: Path, *words: str, processes: int = 2, where: Sequence[str] = (), log: Path | None = None
 ) -> Iterator[subprocess.Popen]:
-    """Start torchrun with its standard input held open, as the supervisor does; all of it ends with the block.
+    """Start torchrun and hold its standard input open, as the supervisor does; leaving the block ends all processes.
 
     `where`: torchrun's rendezvous flags (default: this computer only). `log`: the file for its output.
     """
