@@ -37,6 +37,13 @@ def test_a_run_folder_has_the_same_names_on_both_sides() -> None:
     assert [getattr(app, name) for name in names] == [getattr(deploy, name) for name in names]
 
 
+def test_both_installers_ask_alike_whether_torch_needs_cuda() -> None:
+    import bootstrap
+    from deploy.pod.agent import environment
+
+    assert bootstrap.ASKS_FOR_CUDA == environment.ASKS_FOR_CUDA
+
+
 def test_the_laptop_takes_the_reports_that_the_app_writes() -> None:
     assert page.BEGIN.encode() == border.REPORT_BEGINS
     assert border.FILE_BYTES["report.html"] >= page.BYTES_MOST
