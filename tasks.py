@@ -49,6 +49,7 @@ def deploy(screen: Screen, target: str, nodes: str | None, pack: str | None) -> 
         "train",
         "train --on ssh --data faces/images.npy --fraction 0.01",
         "train --on runpod --dry-run",
+        "train --name lr_03 --set train.optimizer.lr=0.03",
         "train --resume auto --set train.epochs=48",
     ),
 )
@@ -123,6 +124,14 @@ def runs(screen: Screen, sort: str | None) -> None:
     from deploy.commands import status as looking
 
     screen.rows("Runs", looking.list_runs(PROJECT, sort), looking.COLUMNS)
+
+
+@task(*flags.COMPARE, group=RUNS, examples=("compare lr_03 lr_1",))
+def compare(screen: Screen, names: list[str]) -> Document:
+    """Compare runs by what is on this laptop: settings that differ, accuracy, curves, speed and cost."""
+    from deploy.commands import compare as comparing
+
+    return comparing.compare(PROJECT, names, screen)
 
 
 @task(flags.ON, flags.RUN, flags.JSON, group=RUNS, examples=("stop --on ssh",))

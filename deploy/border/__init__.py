@@ -28,6 +28,7 @@ from deploy.border.documents import (
     standing,
     status,
 )
+from deploy.border.history import History, Setting, read_history, read_settings
 from deploy.border.pages import REPORT_BEGINS, is_report
 from deploy.border.places import CHECKPOINT, PICTURE, RESULT, Name, Place, chosen, place
 from deploy.border.values import (
@@ -66,9 +67,11 @@ __all__ = [
     "RESULT",
     "RESULTS_MOST",
     "Frame",
+    "History",
     "Name",
     "Newest",
     "Place",
+    "Setting",
     "Status",
     "address",
     "checkpoint_note",
@@ -90,6 +93,8 @@ __all__ = [
     "progress",
     "read_document",
     "read_events",
+    "read_history",
+    "read_settings",
     "restorable",
     "sha256",
     "size",

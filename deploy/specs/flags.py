@@ -10,6 +10,7 @@ from typing import Any
 WHERE, WHAT, HOW, OUTPUT = "Where", "What runs", "How it starts", "Output"
 PHOTOGRAPHS, PARQUET, RECORDS, DRAWN = "Of folder", "Of parquet", "Of rec", "Of synthetic"
 
+WORDS, REST = "words", "rest"  # kinds of words without a flag
 FLAG, PARSED_BY = "flag", "parsed_by"  # in the metadata of a dataclass's field
 
 
@@ -19,7 +20,8 @@ class Flag:
 
     `value`: what follows the flag, as the help names it; None: the flag is a switch. `default`: the text that is used
     if the flag is not given. `group`: its heading in the help. `parameter`: the parameter that gets it (default: the
-    name with underscores).
+    name with underscores). `words`: not a flag but the words of the command line that belong to none: all of them
+    (WORDS), or those after `--` (REST).
     """
 
     name: str
@@ -29,13 +31,14 @@ class Flag:
     repeats: bool = False
     group: str = "Flags"
     parameter: str = ""
+    words: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameter", self.parameter or self.name.replace("-", "_"))
 
     @property
     def typed(self) -> str:
-        return f"--{self.name}"
+        return self.name if self.words else f"--{self.name}"
 
 
 def flagged(default: Any, flag: Flag, parsed_by: Any = None) -> Any:
@@ -88,7 +91,11 @@ DEPLOY = (ON, NODES, PACK, JSON)
 ATTACH = (ON, RUN, Flag("write", "send keyboard input to the job (default: read-only)"))
 LOGS = (ON, RUN, Flag("follow", "follow the log until the job ends"))
 STATUS = (ON, RUN, JSON, Flag("watch", "repeat every two seconds until the run is over"))
-RUNS = (Flag("sort", "largest first: started (default), accuracy, cost or time", "BY"), JSON)
+RUNS = (Flag("sort", "largest first: started (default), accuracy, cost, fraction or time", "BY"), JSON)
+COMPARE = (
+    Flag("RUN RUN...", "two runs or more: run ids, or the beginnings of them", words=WORDS, parameter="names"),
+    JSON,
+)
 WATCH = (
     ON,
     RUN,

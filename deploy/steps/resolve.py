@@ -383,6 +383,8 @@ def _contradictions(request: Request, earlier: Request) -> Iterator[str]:
         yield f"--labels {request.labels}"
     if "pack" in request.given and request.pack != earlier.pack:
         yield f"--pack {request.pack}"
+    if "name" in request.given and request.name != earlier.name:
+        yield f"--name {request.name}"
     if "recipe" in request.given and request.recipe != earlier.recipe:
         yield f"--recipe {request.recipe}"
     if "data" in request.given and request.data != earlier.data and not _is_same_file(request.data, earlier.data):

@@ -100,6 +100,8 @@ def test_right_command_lines_reach_their_command() -> None:
         ["build", "--pip-options=--no-deps"],
         ["--search-root", str(PROJECT), "runs", "--json"],
         ["fetch-checkpoint", "--which", "3"],
+        ["compare", "--json", "one", "ps"],
+        ["train", "--name", "compare"],
     ]
     for words, started, code, said in told(right):
         assert (started, code) == ([next(word for word in words if word in known())], 0), (words, said)
@@ -257,7 +259,13 @@ WRONG = {
     "ps --on runpod": "unknown flag --on of ps",
     "export --which": "--which needs a value",
     "prepare --identites 5": "did you mean --identities?",
-    "runs --sort size": "there are: accuracy, cost, started, time",
+    "runs --sort size": "there are: accuracy, cost, fraction, started, time",
+    "compare": "compare needs two runs or more",
+    "compare one --json": "compare needs two runs or more",
+    "compare --sort time a b": "unknown flag --sort of compare",
+    "ps compare": "compare cannot follow another command",
+    "train --name Lr-0.1": "lower-case letters, digits and single underscores, such as lr_0_1",
+    "train --name -": "--name needs a value",
     "bench fast": "'fast' is not a flag of bench",
 }
 
