@@ -263,6 +263,18 @@ def doctor(screen: Screen, target: str) -> int:
     return 1 if any(finding["level"] == "problem" for finding in findings) else 0
 
 
+@task(
+    *flags.TARGET,
+    group=MACHINES,
+    examples=("target list", "target add ssh --host gpu-box --user me"),
+)
+def target(screen: Screen, words: list[str], **options: str | None) -> Any:
+    """List targets, or write one of your own, outside git, after a test of its machine."""
+    from deploy.commands import target as own
+
+    return own.target(PROJECT, words, screen, **options)
+
+
 @task(*flags.BENCH, group=PROJECT_ITSELF, examples=("bench --quick",))
 def bench(_: Screen, quick: bool) -> int:
     """Run every benchmark. The exit code is 1 if a claim does not hold."""

@@ -164,6 +164,7 @@ LAPTOP_TASKS = {
     "ssh-config",
     "status",
     "stop",
+    "target",
     "watch",
 }
 

@@ -59,15 +59,15 @@ def read_settings(path: Path) -> dict[str, Setting] | None:
 
     Returns None for a file that is missing, invalid, or larger than any configuration of ours.
     """
-    from yaml import YAMLError, safe_load
+    import yaml
 
     try:
         with open(path, "rb") as file:
             data = file.read(FILE_BYTES["config.yaml"] + 1)
         if len(data) > FILE_BYTES["config.yaml"]:
             return None
-        values = safe_load(data)
-    except (OSError, YAMLError, ValueError, RecursionError):
+        values = yaml.safe_load(data)
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
         return None
     found: dict[str, Setting] = {}
     waiting = [("", values)]

@@ -180,6 +180,6 @@ def _agree(plan: Plan, confirm_usd: float, screen: Screen, *, yes: bool) -> None
     cost = f"about ${plan.expected_usd:.2f}" if plan.expected_usd is not None else "its duration is not known yet"
     words = f"this run costs ${plan.usd_per_hour:.2f} an hour, {cost}"
     if not sys.stdin.isatty():
-        raise WrongUse(f"{words}: give --yes to agree, or set confirm_usd in conf/deploy/{plan.target}.yaml")
+        raise WrongUse(f"{words}: give --yes to agree, or set confirm_usd in the file of target '{plan.target}'")
     if not screen.ask(f"{words}. Continue?"):
         raise WrongUse("nothing was started")

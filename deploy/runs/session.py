@@ -30,7 +30,7 @@ class Reach:
     def __init__(self, settings: Settings) -> None:
         name = settings.target.provider
         if name not in PROVIDERS:
-            raise unknown(f"provider in conf/deploy/{settings.target.name}.yaml", name, PROVIDERS)
+            raise unknown(f"provider in {settings.where}", name, PROVIDERS)
         self.settings = settings
         if settings.notes.is_dir():  # an older version, or a user, may have made it readable by others
             private_folder(settings.notes)

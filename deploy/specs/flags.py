@@ -68,7 +68,7 @@ def out(help: str) -> Flag:
     return Flag("out", help, "PATH")
 
 
-ON = on("target: the name of a file in conf/deploy (default: local)")
+ON = on("target: a file in conf/deploy, or of your own; `target list` names all (default: local)")
 RUN = run("run id, or the beginning of it (default: the newest run of the target)")
 JSON = Flag("json", "print one JSON document on stdout; messages go to stderr", group=OUTPUT)
 PACK = Flag(
@@ -117,6 +117,22 @@ FETCH_CHECKPOINT = (
     ),
     Flag("to", "file or folder to write (default: runs/<run>/checkpoints)", "PATH"),
     Flag("watch", "also download every newer one until the run is over"),
+    JSON,
+)
+TARGET = (
+    Flag(
+        "add ssh|list|schema",
+        "add ssh: test a host and write a target of your own; list: all targets (default); schema: for editors",
+        words=WORDS,
+        parameter="words",
+    ),
+    Flag("host", "with add: a name, an address, or an alias in your ssh configuration", "HOST"),
+    Flag("name", "with add: the name of the target (default: the name of the host)", "NAME"),
+    Flag("user", "with add: (default: from your ssh configuration)", "USER"),
+    Flag("port", "with add: (default: from your ssh configuration, else 22)", "PORT"),
+    Flag("key", "with add: file of a private key (default: agent, usual keys)", "FILE"),
+    Flag("fingerprint", "with add: SHA256:…, pins the host's key (default: known_hosts, else you are asked)", "HASH"),
+    Flag("root", "with add: folder there for code, environments and runs (default: ~/sniperface)", "PATH"),
     JSON,
 )
 PREPARE = (
