@@ -78,6 +78,14 @@ def ssh(_: Screen, target: str, run_id: str | None) -> int:
     return enter.ssh(PROJECT, target, run_id)
 
 
+@task(*flags.EXEC, group=MACHINES, examples=("exec --on ssh -- nvidia-smi",), name="exec")
+def execute(screen: Screen, target: str, run_id: str | None, words: list[str]) -> int:
+    """Run one command on the machine of a run, in its checkout and environment. Its exit code is passed on."""
+    from deploy.commands import execute as executing
+
+    return executing.execute(PROJECT, target, run_id, words, screen)
+
+
 @task(flags.ON, flags.RUN, flags.JSON, group=MACHINES, examples=("ssh-config --on runpod",))
 def ssh_config(screen: Screen, target: str, run_id: str | None) -> Document:
     """Write an entry in ~/.ssh/config, so that `ssh sniperface-RUN` reaches the machine."""

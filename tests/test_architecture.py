@@ -155,6 +155,7 @@ LAPTOP_TASKS = {
     "compare",
     "doctor",
     "down",
+    "exec",
     "fetch-checkpoint",
     "logs",
     "ps",

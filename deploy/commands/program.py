@@ -89,9 +89,11 @@ class Command(Task):  # type: ignore[type-arg]
             raise Exit(code=code)
 
 
-def task(*flags: Flag, group: str, examples: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Command]:
+def task(
+    *flags: Flag, group: str, examples: Sequence[str] = (), name: str = ""
+) -> Callable[[Callable[..., Any]], Command]:
     """Make a command of a function, which is named like it. `group` is its heading in the list of commands."""
-    return lambda body: Command(body, body.__name__.replace("_", "-"), flags, group, examples)
+    return lambda body: Command(body, name or body.__name__.replace("_", "-"), flags, group, examples)
 
 
 class CommandLine(Program):

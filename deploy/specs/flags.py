@@ -119,6 +119,11 @@ FETCH_CHECKPOINT = (
     Flag("watch", "also download every newer one until the run is over"),
     JSON,
 )
+EXEC = (
+    ON,
+    RUN,
+    Flag("-- CMD...", "the command, and its own flags", words=REST, parameter="words"),
+)
 TARGET = (
     Flag(
         "add ssh|list|schema",

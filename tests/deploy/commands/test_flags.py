@@ -90,6 +90,19 @@ def spelt(flag: str) -> list[list[str]]:
     return [[flag], [f"{flag}=x"]]
 
 
+def test_words_without_a_flag_reach_their_command_unchanged() -> None:
+    """They are split from the words that Invoke parses, which would take some of them for flags."""
+    assert flags.gathered(["exec", "--on", "ssh", "--", "a", "--on", "--", "-x"], known()) == (
+        ["exec", "--on", "ssh"], ["a", "--on", "--", "-x"],
+    )  # fmt: skip
+    assert flags.gathered(["compare", "a", "--json", "b"], known()) == (["compare", "--json"], ["a", "b"])
+    assert flags.gathered(["target", "add", "ssh", "--host", "add", "--port=2"], known()) == (
+        ["target", "--host", "add", "--port=2"], ["add", "ssh"],
+    )  # fmt: skip
+    words = ["-F", "json", "train", "--name", "compare", "runs"]
+    assert flags.gathered(words, known()) == (words, [])
+
+
 def test_right_command_lines_reach_their_command() -> None:
     """Control for the test above: a correct command line starts the command that it names."""
     right = [
@@ -101,6 +114,7 @@ def test_right_command_lines_reach_their_command() -> None:
         ["--search-root", str(PROJECT), "runs", "--json"],
         ["fetch-checkpoint", "--which", "3"],
         ["compare", "--json", "one", "ps"],
+        ["exec", "--on", "ssh", "--", "train", "--dry", "--on", "x", "--", "--run"],
         ["train", "--name", "compare"],
     ]
     for words, started, code, said in told(right):
@@ -266,6 +280,10 @@ WRONG = {
     "ps compare": "compare cannot follow another command",
     "train --name Lr-0.1": "lower-case letters, digits and single underscores, such as lr_0_1",
     "train --name -": "--name needs a value",
+    "exec": "exec needs a command after --",
+    "exec --on local --": "exec needs a command after --",
+    "exec nvidia-smi": "write -- before the command, exec -- nvidia-smi",
+    "exec --onn ssh -- x": "unknown flag --onn of exec",
     "bench fast": "'fast' is not a flag of bench",
 }
 
