@@ -158,6 +158,7 @@ LAPTOP_TASKS = {
     "exec",
     "fetch-checkpoint",
     "logs",
+    "offers",
     "ps",
     "push",
     "runs",

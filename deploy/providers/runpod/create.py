@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 
 from deploy.errors import DeployError, NoMachine, WrongUse, command
 from deploy.providers import image
-from deploy.providers.runpod.api import ApiError, Forbidden, Gone, Pod, Refused, Unclear, Unreachable, Wanted
+from deploy.providers.runpod.api import ApiError, Forbidden, Gone, Offer, Pod, Refused, Unclear, Unreachable, Wanted
 from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, choose
 from deploy.providers.runpod.messages import cannot_pull, first_words, no_candidate, public_line, unlike_room
 from deploy.providers.runpod.readiness import Unfit
@@ -152,6 +152,10 @@ class Making:
             raise Unfit(f"it costs {pod.usd_per_hour:.2f} USD an hour, more than max_usd_per_hour: {ceiling:g}")
 
     def choose(self, product: str) -> Chosen:
+        return choose(self.options, *self.catalogue(product))
+
+    def catalogue(self, product: str) -> tuple[Sequence[Offer], str | None]:
+        """Return the offers, and the data centre of the target's volume, if it has one. Raises WrongUse."""
         options, where, api = self.options, self.settings.where, self.asking.api
         center = None
         if options.volume:
@@ -165,7 +169,7 @@ class Making:
             if options.data_centers and center not in options.data_centers:
                 raise WrongUse(f"the volume '{volume}' is in {center}, which is not in data_centers in {where}")
         asked = options.gpus, options.gpu_count, options.cloud, self.min_cuda, product
-        return choose(options, self.asking.ask(lambda: api.offers(*asked)), center)
+        return self.asking.ask(lambda: api.offers(*asked)), center
 
     def _end_all(self, kind: Kind[T], name: str, but: str = "") -> None:
         for each in of_family(kind.all(bills=True), name, exactly=True):

@@ -13,7 +13,7 @@ from deploy.errors import CannotTrain
 from deploy.providers.runpod import clusters, events, key, prices
 from deploy.providers.runpod.api import Api, Gone, LogLine, Pod, Wanted
 from deploy.providers.runpod.cache import Notes
-from deploy.providers.runpod.candidates import Candidate
+from deploy.providers.runpod.candidates import Candidate, rentals
 from deploy.providers.runpod.clusters import Clusters
 from deploy.providers.runpod.create import Making
 from deploy.providers.runpod.identity import Identity
@@ -22,7 +22,7 @@ from deploy.providers.runpod.ratelimit import Clock, Limits, Pace, polls
 from deploy.providers.runpod.readiness import Boot, Unfit
 from deploy.providers.runpod.retry import Asking, of_family
 from deploy.providers.ssh_key import project_key
-from deploy.specs.machine import HOST, USER, Address, Card, Machine, MachineSpec, Volume
+from deploy.specs.machine import HOST, USER, Address, Card, Machine, MachineSpec, Rental, Volume
 from deploy.specs.plan import slug
 from deploy.specs.settings import RunPod, Settings
 
@@ -93,6 +93,11 @@ class RunPodProvider:
         if first is None or not first.memory_gib:
             return None
         return Card(first.gpu, self.options.gpu_count, int(first.memory_gib * (1 << 30)))
+
+    def offers(self) -> Sequence[Rental]:
+        """List the catalogue for single machines. With `api: sdk`, only the target's own GPUs."""
+        with self._words():
+            return rentals(self.options, *self._making.catalogue(self._pods.product))
 
     def list(self) -> list[Machine]:
         """List the project's machines, also stopped ones: their disks bill. Without an address, the host is empty."""
