@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from deploy import border
 from deploy.billing.reaper import reap
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.pod.base.addresses import hide
@@ -163,7 +164,7 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
     taken = {**watch.taken, **({"training": record.seconds} if record.seconds else {})}
     record = runs.update(reached.settings.runs, record, phases=taken)
     document = answers.of_run(record, reached.events(), checkpoint, home.report(reached))
-    screen.result(document)
+    screen.result(document, border.least_gain(Path(reached.home.verification)))
     screen.compared(runs.compared(reached.settings.runs, record))
     if record.state != "succeeded":
         screen.document(document)
