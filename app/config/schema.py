@@ -27,22 +27,22 @@ class AugmentConfig:
     """Strengths of the random augmentations of a view; probabilities are per image."""
 
     crop_scale: list[float] = field(default_factory=lambda: [0.75, 1.0])  # share of the area: least, most
-    crop_ratio: list[float] = field(default_factory=lambda: [0.92, 1.08])
-    rotation_deg: float = 0.0
-    flip: float = 0.5
-    jitter: float = 0.8
-    brightness: float = 0.25
-    contrast: float = 0.25
-    saturation: float = 0.25
+    crop_ratio: list[float] = field(default_factory=lambda: [0.92, 1.08])  # width / height of the crop: least, most
+    rotation_deg: float = 0.0  # at most, in both directions
+    flip: float = 0.5  # probability to mirror
+    jitter: float = 0.8  # probability to change brightness, contrast, saturation and hue
+    brightness: float = 0.25  # at most, as a share
+    contrast: float = 0.25  # at most, as a share
+    saturation: float = 0.25  # at most, as a share
     hue: float = 0.06  # as a share of a full turn
-    gray: float = 0.08
-    blur: float = 0.35
-    blur_sigma_px: list[float] = field(default_factory=lambda: [0.3, 1.5])
-    jpeg: float = 0.45
-    jpeg_quality: list[float] = field(default_factory=lambda: [40.0, 95.0])
-    noise: float = 0.2
+    gray: float = 0.08  # probability
+    blur: float = 0.35  # probability
+    blur_sigma_px: list[float] = field(default_factory=lambda: [0.3, 1.5])  # least, most
+    jpeg: float = 0.45  # probability to compress
+    jpeg_quality: list[float] = field(default_factory=lambda: [40.0, 95.0])  # least, most
+    noise: float = 0.2  # probability
     noise_std: float = 0.05  # at most, for pixels in [-1, 1]
-    cutout: float = 0.2
+    cutout: float = 0.2  # probability to blank a square
     cutout_side: list[float] = field(default_factory=lambda: [0.15, 0.35])  # share of the image's side: least, most
     amplitude_mix: float = 0.0  # mix the low-frequency amplitudes with those of another image
     amplitude_mix_alpha: float = 1.0  # largest share taken from the other image
@@ -53,13 +53,13 @@ class BackboneConfig:
     name: str = "iresnet"  # iresnet, mobilefacenet or vit
     layers: list[int] = field(default_factory=lambda: [3, 4, 14, 3])  # blocks per stage; vit has one stage
     width: int = 64  # channels of the first stage; vit: token size
-    embedding_dim: int = 512
-    dropout: float = 0.0
+    embedding_dim: int = 512  # size of the embedding
+    dropout: float = 0.0  # probability before the embedding
     image_size: int = 112  # side of the network's input; cropping resamples images to it
     fourier: str = "none"  # learned gain on the image's spectrum: none, or the mask made for vit or iresnet
     gradient_checkpointing: bool = False  # a third more compute, but most activations need no memory
-    # only for vit
-    patch_size: int = 9
+    # only for vit:
+    patch_size: int = 9  # pixels
     drop_path: float = 0.0  # probability to skip the last block; it rises from 0 at the first
     mask_ratio: float = 0.0  # share of tokens left out in training
     parity_mask_ratio: bool = False  # as published: any mask_ratio above 0 means 0.1
@@ -67,11 +67,11 @@ class BackboneConfig:
 
 @dataclass
 class MocoConfig:
-    projection_hidden: int = 2048
-    projection_dim: int = 128
-    queue_size: int = 65536
-    momentum: float = 0.999
-    temperature: float = 0.05
+    projection_hidden: int = 2048  # width of the hidden layer between backbone and loss
+    projection_dim: int = 128  # size of the vectors that the loss compares
+    queue_size: int = 65536  # keys of earlier batches, the negatives
+    momentum: float = 0.999  # of the momentum encoder, per step: its share of its own old weights
+    temperature: float = 0.05  # divides the cosines
     margin: float = 0.15  # subtracted from the positive's cosine
     mask_most_similar: int = 8  # most similar negatives per query left out: they may be the same person
     multi_positive: bool = False  # queue entries of the same pseudo-ID are positives instead of being masked
@@ -81,8 +81,8 @@ class MocoConfig:
 class PositiveMixConfig:
     """Probability by epoch that the positive is another image of the same pseudo-ID."""
 
-    epochs: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 35])
-    probability: list[float] = field(default_factory=lambda: [0.0, 0.3, 0.6, 0.85, 0.9])
+    epochs: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 35])  # first epoch of each probability
+    probability: list[float] = field(default_factory=lambda: [0.0, 0.3, 0.6, 0.85, 0.9])  # per entry of `epochs`
     min_same_image: float = 0.15  # least probability of two views of one image, in every epoch
 
 
@@ -90,26 +90,26 @@ class PositiveMixConfig:
 class MiningConfig:
     """Mining of pseudo-IDs: embed, search nearest neighbours, cluster, check the result."""
 
-    start_epoch: int = 2
-    every_epochs: int = 2
+    start_epoch: int = 2  # the first epoch that begins with mining
+    every_epochs: int = 2  # epochs between two refreshes
     features: str = "fresh"  # fresh: embed every image again; bank: reuse the momentum encoder's training embeddings
     batch_size: int = 512  # images per process and batch
     flip_sum: bool = False  # add the embedding of the mirrored image: twice the work, fewer false neighbours
-    # search
-    neighbours: int = 32
+    # the search:
+    neighbours: int = 32  # per image
     backend: str = "auto"  # auto, faiss or torch
     # replicated: every process holds all embeddings; ring: processes pass them around; auto: whichever fits
     placement: str = "auto"
     min_recall: float = 0.999  # of a sample's neighbours against brute force; a lower recall ends the run
-    # clusters
+    # clusters:
     method: str = "overlap"  # or parity: connected components of mutual neighbours above a fixed similarity
     min_overlap: float = 0.25  # overlap: share of common neighbours; give 0.2 for 20 neighbours or fewer
     false_edges_per_image: float = 0.05  # overlap: expected number at the similarity floor, estimated from the data
     mutual_top: int = 5  # parity: each image is among the other's first `mutual_top` neighbours
     similarity: float = 0.6  # parity: least cosine of an edge
-    min_cluster: int = 2
+    min_cluster: int = 2  # images; the others get no pseudo-ID
     max_cluster: int = 1000  # larger clusters are split
-    # gate: a labelling that breaks one of these limits is rejected, and the old one stays
+    # the gate; labels that break one of these limits are rejected, and the old ones stay:
     min_coverage: float = 0.02  # share of images with a pseudo-ID
     max_largest_share: float = 0.2  # share of all images in the largest cluster
     max_churn: float = 0.95  # share of images with a pseudo-ID that lose or change it
@@ -145,32 +145,32 @@ class RecipeConfig:
 @dataclass
 class BatchConfig:
     size: int = 128  # images per process
-    grad_accum_steps: int = 1
+    grad_accum_steps: int = 1  # batches per step of the optimizer
     parity_sum: bool = False  # add accumulated losses instead of averaging: not one large batch, but as published
 
 
 @dataclass
 class OptimizerConfig:
-    name: str = "sgd"
-    lr: float = 0.03
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
+    name: str = "sgd"  # or adamw
+    lr: float = 0.03  # at the end of the warm-up
+    momentum: float = 0.9  # sgd
+    nesterov: bool = True  # sgd
+    weight_decay: float = 5e-4  # not of biases, BN and PReLU
     decay_all: bool = False  # weight decay also for biases, BN and PReLU, as in the published margin recipes
-    clip_grad_norm: float = 5.0
+    clip_grad_norm: float = 5.0  # largest norm of the gradient; a larger one is scaled down
 
 
 @dataclass
 class WarmupConfig:
-    epochs: float = 2.0
+    epochs: float = 2.0  # from start_lr to the base rate, in equal steps
     start_lr: float | None = None  # null: no warm-up, the base rate from the start
 
 
 @dataclass
 class LrScheduleConfig:
-    name: str = "cosine"
+    name: str = "cosine"  # cosine, poly or multistep
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
-    final_lr: float = 0.0
+    final_lr: float = 0.0  # for cosine and poly
     milestones: list[int] = field(default_factory=lambda: [20, 40, 60])  # epochs, for multistep
     gamma: float = 0.5  # for multistep
     power: float = 1.0  # for poly
@@ -178,8 +178,8 @@ class LrScheduleConfig:
 
 @dataclass
 class CheckpointConfig:
-    every_epochs: int = 1
-    keep: int = 10
+    every_epochs: int = 1  # also at the end
+    keep: int = 10  # the newest ones that stay; the best of each measure stays too
 
 
 @dataclass
@@ -187,14 +187,14 @@ class EvalConfig:
     every_epochs: int = 5  # also at the end
     every_steps: int = 0  # extra evaluations of `sets` every so many steps; 0: only with the epochs
     sets: list[str] = field(default_factory=list)  # lfw.bin,pairs.csv, …: the kinds that app.evaluate reads
-    batch_size: int = 256
+    batch_size: int = 256  # images per process and batch
     max_images: int = 2000  # held-out images used; the number of pairs grows with its square
 
 
 @dataclass
 class TrainConfig:
-    epochs: int = 75
-    seed: int = 2048
+    epochs: int = 75  # of the whole run, also of one that resumes
+    seed: int = 2048  # of weights, order of images and augmentations
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr_schedule: LrScheduleConfig = field(default_factory=LrScheduleConfig)
@@ -204,10 +204,10 @@ class TrainConfig:
     # The run folder's config.yaml records the choice.
     precision: str = "auto"
     tf32: bool = True  # fp32 products on a GPU use a 10-bit mantissa
-    channels_last: bool = True
+    channels_last: bool = True  # memory layout of convolutions; on GPUs faster with 16 bits
     compile: bool = False  # torch.compile: minutes at the start, faster steps on a GPU; the image has its dependencies
     max_nonfinite_steps: int = 10  # in a row; each is skipped, and the last one ends the run
-    log_every_steps: int = 10
+    log_every_steps: int = 10  # a line of the log and an event of metrics.jsonl
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
@@ -226,8 +226,8 @@ class PlanConfig:
 
 @dataclass
 class WandbConfig:
-    project: str = "sniperface"
-    entity: str | None = None
+    project: str = "sniperface"  # where runs appear
+    entity: str | None = None  # null: your account's default
 
 
 @dataclass
@@ -240,7 +240,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
-    track: str = "none"
+    track: str = "none"  # or wandb
 
     def model(self) -> dict[str, Any]:
         """Settings that a checkpoint must match to be loaded: they decide the shapes of its tensors."""
