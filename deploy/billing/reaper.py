@@ -20,16 +20,17 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deploy import border
 from deploy.billing import bills as money
-from deploy.billing.bills import Bill, Ceilings, an_hour, past_ceiling
+from deploy.billing.bills import Bill, an_hour, past_ceiling
 from deploy.billing.teardown import bring_all_home, is_home
 from deploy.errors import BadAnswer, DeployError, command
 from deploy.pod.base.folder import Root
+from deploy.pod.base.limits import Limits
 from deploy.runs import records as runs
 from deploy.runs import session as reach
 from deploy.runs import watchdog as guard
@@ -84,8 +85,8 @@ class _Overdue:
         return [each for each in runs.every(self.at.settings.runs) if self.machine.name in each.machines]
 
     @property
-    def allowed(self) -> Ceilings:
-        return money.ceilings(self.at.settings.project, self.bill.target, self.on_it)
+    def allowed(self) -> Limits:
+        return money.limits_of(self.at.settings.project, self.bill, self.on_it)
 
     def look_after(self, *, surely: bool) -> str | None:
         """Release or revive the machine if due. Returns a note to print; None for no note, or after a release."""
@@ -161,16 +162,14 @@ class _Overdue:
     def _without_an_answer(self, own: Reach, late: str | None, words: str) -> str | None:
         """Decide about a machine that does not answer: the machine may be down, or only the connection."""
         note = f"{late or self.bill.note or 'its guard gave up'}, and it does not answer ({words})"
-        known, paid_h = self.on_it, self.bill.hours or 0.0
+        known = self.on_it
         if not known or not late:
             return note
-        hard_h = (self.allowed.max_usd or float("inf")) / (self.bill.usd_per_hour * self.allowed.nodes)
-        soft_h = min(hard_h, self.allowed.max_hours or float("inf"))
         at_home = self.bill.orphan and all(is_home(own, record) for record in known)
-        if at_home and paid_h > soft_h + SLACK_MIN / 60:
+        if at_home and past_ceiling(self.bill, self.allowed, slack_min=SLACK_MIN):
             self._release(own, f"{note}; the results of its runs are on this laptop")
             return None
-        if paid_h > hard_h + SLACK_MIN / 60:
+        if past_ceiling(self.bill, replace(self.allowed, max_hours=None), slack_min=SLACK_MIN):
             self._release(own, f"{note}; max_usd is hard: DATA THAT ONLY IT HAD IS LOST, see {command('runs')}")
             return None
         return note
@@ -182,15 +181,14 @@ class _Overdue:
         self.screen.complain(f"released {self.machine.name}{cost}: {why}")
 
 
-def must_go(bill: Bill, allowed: Ceilings) -> str | None:
+def must_go(bill: Bill, limits: Limits) -> str | None:
     """Why to release a machine whatever it reports, from the provider's price and the laptop's clock alone."""
-    if bill.hours is None:
-        return None
-    slack_h, rate = SLACK_MIN / 60, bill.usd_per_hour * allowed.nodes
-    if allowed.max_usd is not None and rate > 0 and bill.hours > allowed.max_usd / rate + slack_h:
-        return f"past max_usd: {allowed.max_usd:g}, a hard limit"
-    if allowed.max_hours is not None and bill.hours > allowed.max_hours * WORD_TIMES + slack_h:
-        return f"past {WORD_TIMES} times max_hours: {allowed.max_hours:g}"
+    if past := past_ceiling(bill, replace(limits, max_hours=None), slack_min=SLACK_MIN):
+        return f"{past}, a hard limit"
+    if limits.max_hours and past_ceiling(
+        bill, replace(limits, max_usd=None, max_hours=limits.max_hours * WORD_TIMES), slack_min=SLACK_MIN
+    ):
+        return f"past {WORD_TIMES} times max_hours: {limits.max_hours:g}"
     return None
 
 

@@ -12,6 +12,9 @@ from deploy.billing.teardown import stop_run
 from deploy.commands.train import train
 from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse
 from deploy.pod.base.folder import FINAL_STATES
+from deploy.pod.base.limits import Limits
+from deploy.pod.watchdog.ceilings import Seen
+from deploy.pod.watchdog.ceilings import reached as reached_limit
 from deploy.runs import checkpoints
 from deploy.runs import documents as answers
 from deploy.runs import records as runs
@@ -82,10 +85,11 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
         if words not in ("", said):
             screen.say(words)
         said = words
-        if max_usd is not None and record.state not in FINAL_STATES and record.spend_usd >= max_usd:
+        spent = reached_limit(Limits(max_usd=max_usd), Seen(spend_usd=record.spend_usd))
+        if spent and record.state not in FINAL_STATES:
             screen.say(f"this run has cost ${record.spend_usd:.2f} and reached max_usd {max_usd:g}")
             record = _end_at_ceiling(project, record, screen)
-        if record.state == "lost" and max_usd is not None and record.spend_usd >= max_usd:
+        if spent and record.state == "lost":
             words = f"it has cost ${record.spend_usd:.2f} and reached max_usd {max_usd:g}: it is not continued"
             screen.say(f"{answers.how_it_is(record)}; {words}")
             return answers.row(record)
