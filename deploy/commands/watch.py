@@ -13,6 +13,7 @@ from deploy.commands.train import train
 from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse
 from deploy.pod.base.folder import FINAL_STATES
 from deploy.pod.base.limits import Limits
+from deploy.pod.base.retry import ELSEWHERE_PAUSES_S, endless
 from deploy.pod.watchdog.ceilings import Seen
 from deploy.pod.watchdog.ceilings import reached as reached_limit
 from deploy.runs import checkpoints
@@ -32,7 +33,6 @@ EVERY_S = 2
 # Each poll asks the provider for the machine. RunPod grants an account 60 calls a minute; we limit ourselves to 15.
 ASKED_EVERY_S = {"runpod": 5}
 CEILING_S = 900.0  # time for a run at max_usd to end and to be downloaded
-PAUSES_S = (15, 30, 60, 120, 300)
 
 
 def fetch_checkpoint(
@@ -105,7 +105,7 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
 
 def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
     """Start the next attempt. If no machine is available or no copy is readable, retry with growing pauses."""
-    pauses = iter(PAUSES_S)
+    pauses_s = endless(ELSEWHERE_PAUSES_S)
     while True:
         try:
             again = Request(target=record.target, resume="auto", run=record.run_id)
@@ -115,7 +115,7 @@ def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
             # An attempt that never ran does not change the run: it stays lost and does not become failed.
             now = runs.get(project / "runs", record.run_id, record.target)
             runs.update(project / "runs", now, state="lost", reason=error.message)
-            pause = next(pauses, PAUSES_S[-1])
+            pause = next(pauses_s)
             screen.say(f"{error.message}; trying again in {pause} s")
             time.sleep(pause)
 
