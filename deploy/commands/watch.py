@@ -11,6 +11,7 @@ from deploy.billing.reaper import reap
 from deploy.billing.teardown import stop_run
 from deploy.commands.train import train
 from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse
+from deploy.pod.base.checkpoints import age
 from deploy.pod.base.folder import FINAL_STATES
 from deploy.pod.base.limits import Limits
 from deploy.pod.base.retry import ELSEWHERE_PAUSES_S, endless
@@ -147,7 +148,7 @@ def _keep_home_current(reached: Reached, screen: Screen) -> Record:
     if reached.machine is not None:
         found = checkpoints.whole(reached.shell, reached.folder)
         at_home = home.newest_checkpoint(reached)
-        if found and (at_home is None or checkpoints.age(found[-1]) > checkpoints.age(at_home)):
+        if found and (at_home is None or age(found[-1]) > age(at_home)):
             try:
                 about = home.bring_checkpoint(reached, found[-1], None, screen)
                 screen.say(f"{about['path']} (epoch {about['epoch']}, step {about['step']})")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from deploy.errors import DeployError
+from deploy.pod.base.checkpoints import age
 from deploy.pod.base.folder import RunFolder
 from deploy.pod.base.retry import OTHERS_PATIENCE_S
 from deploy.runs import checkpoints, job
@@ -52,7 +53,7 @@ def gather_checkpoints(at: Reach, record: Record, screen: Screen) -> None:
         theirs, known = (checkpoints.whole(each.shell, each.folder)[-1:] for each in (other, first))
         at_home = home.newest_checkpoint(first)
         known += [at_home] if at_home else []
-        if theirs and all(checkpoints.age(theirs[0]) > checkpoints.age(each) for each in known):
+        if theirs and all(age(theirs[0]) > age(each) for each in known):
             home.bring_record(other)
             home.bring_checkpoint(other, theirs[0], None, screen)
 
