@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-ON_END = ("keep", "stop", "terminate")
+ON_END = ("keep", "stop", "terminate")  # the first is the default
 RELEASES = ("none", "runpod")
 SHARE_FOR_THE_END = 0.05
 CEILINGS = ("max_hours", "max_usd", "idle_min", "stall_min")
