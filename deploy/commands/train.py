@@ -12,6 +12,7 @@ from deploy.billing.reaper import reap
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.pod.base.addresses import hide
 from deploy.pod.base.folder import RunFolder
+from deploy.pod.base.retry import FOLLOW_PATIENCE_S
 from deploy.runs import documents as answers
 from deploy.runs import job
 from deploy.runs import records as runs
@@ -28,8 +29,6 @@ from deploy.steps import restore as saved
 from deploy.steps.provision import acquired_all, bring_own_files, pack_images, ready_all, refuse_too_much
 from deploy.ui.screen import Screen
 from deploy.workspace import code
-
-FOLLOW_PATIENCE_S = 3600  # the laptop may sleep; the job runs on without it
 
 
 def deploy(

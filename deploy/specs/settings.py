@@ -16,6 +16,7 @@ from typing import Any
 
 from deploy.border.text_files import NotText, read_text
 from deploy.errors import WrongUse, unknown
+from deploy.pod.base.limits import ON_END
 
 ENVIRONMENT_PREFIX = "SNIPERFACE_"  # each key of a target's file has a variable: SNIPERFACE_STAGE_TO, ...
 TMUX_SOCKET = "SNIPERFACE_TMUX_SOCKET"
@@ -85,7 +86,7 @@ CHOICES = {
     "api": ("v2", "sdk"),
     "cloud": ("SECURE", "COMMUNITY"),
     "device": ("auto", "cuda", "cpu"),
-    "on_end": ("keep", "stop", "terminate"),
+    "on_end": ON_END,
     "on_lost_node": ("end", "go_on"),
     "trust": (None, "own", "rented"),
 }
