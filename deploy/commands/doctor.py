@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-from dataclasses import dataclass
 
 from deploy.errors import DeployError, bootstrap_command, command
 from deploy.runs.session import Reach
@@ -14,6 +13,7 @@ from deploy.specs.estimate import plural
 from deploy.specs.machine import Machine
 from deploy.specs.plan import family_name
 from deploy.specs.settings import Settings, Target
+from deploy.specs.trial import Finding
 from deploy.steps.resolve import app_config
 from deploy.workspace import devices
 from deploy.workspace.code import look
@@ -28,26 +28,13 @@ MISSING = {
 APP_PACKAGES = ("torch", "numpy", "scipy", "faiss", "wandb")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Result of one check. `level`: ok, warning (works, with less) or problem (train will fail)."""
-
-    what: str
-    level: str
-    found: str
-    fix: str | None = None
-
-    def __post_init__(self) -> None:
-        assert self.level == "ok" or self.fix, f"{self.what}: a {self.level} needs a fix"
-
-
 def examine(at: Reach) -> list[Finding]:
     """Check this computer and, for a remote target, its provider and its machine."""
     settings = at.settings
     of_laptop = [_python, _config, _git, _disk, _terminal]
     if settings.is_local:
         return [check(settings) for check in (*of_laptop[:1], _packages, *of_laptop[1:3], _tmux, _gpu, *of_laptop[3:])]
-    return [*(check(settings) for check in (*of_laptop, _ssh)), *_machine(at)]
+    return [*(check(settings) for check in (*of_laptop, _ssh)), *_account(at), *_machine(at)]
 
 
 def _ssh(_: Settings) -> Finding:
@@ -55,6 +42,15 @@ def _ssh(_: Settings) -> Finding:
         return Finding("ssh", "ok", "installed")
     fix = "Windows: Settings, Optional features, OpenSSH Client; Debian, Ubuntu: apt-get install openssh-client"
     return Finding("ssh", "warning", "not installed: `attach` cannot work, and large files are slow", fix)
+
+
+def _account(at: Reach) -> list[Finding]:
+    """Report what the provider's account allows, if machines are rented there. `_machine` reports its errors."""
+    try:
+        trial = at.provider.trial()
+        return trial.account() if trial else []
+    except DeployError:
+        return []
 
 
 def _machine(at: Reach) -> list[Finding]:

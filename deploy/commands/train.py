@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from deploy.steps import download as home
 from deploy.steps import nodes
 from deploy.steps import resolve as facts
 from deploy.steps import restore as saved
+from deploy.steps.consent import agree
 from deploy.steps.provision import acquired_all, bring_own_files, pack_images, ready_all, refuse_too_much
 from deploy.ui.screen import Screen
 from deploy.workspace import code
@@ -90,7 +90,7 @@ def train(
             screen.plan(plan)
             refuse_too_much(plan, looked_up)
             code.prove(project)  # before the run is recorded, so that a refusal leaves no failed run behind
-            _agree(plan, at.settings.target.confirm_usd, screen, yes=yes)
+            _agree(plan, at, screen, yes=yes)
             pack_images(at.settings, checked, screen)
             record, since = _start(at, plan, checked, looked_up, screen, keep=keep)
         screen.say(f"run {record.run_id} is {record.state}")
@@ -173,13 +173,10 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
     return document
 
 
-def _agree(plan: Plan, confirm_usd: float, screen: Screen, *, yes: bool) -> None:
+def _agree(plan: Plan, at: Reach, screen: Screen, *, yes: bool) -> None:
     """Ask the user before a run that may cost more than `confirm_usd`, unless `yes`. Raises WrongUse on a refusal."""
-    if not plan.usd_per_hour or yes or (plan.expected_usd is not None and plan.expected_usd <= confirm_usd):
+    if not plan.usd_per_hour:
         return
     cost = f"about ${plan.expected_usd:.2f}" if plan.expected_usd is not None else "its duration is not known yet"
     words = f"this run costs ${plan.usd_per_hour:.2f} an hour, {cost}"
-    if not sys.stdin.isatty():
-        raise WrongUse(f"{words}: give --yes to agree, or set confirm_usd in conf/deploy/{plan.target}.yaml")
-    if not screen.ask(f"{words}. Continue?"):
-        raise WrongUse("nothing was started")
+    agree(words, plan.expected_usd, at.settings, screen, yes=yes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from deploy.specs.settings import RunPod, Settings
 
 if TYPE_CHECKING:
     from deploy.providers.runpod.rest import RestApi
+    from deploy.providers.runpod.trial import RunPodTrial
 
 PYTHON = "auto"  # as the machine says: that of our image, or of the environment that is made there
 
@@ -93,6 +95,12 @@ class RunPodProvider:
         if first is None or not first.memory_gib:
             return None
         return Card(first.gpu, self.options.gpu_count, int(first.memory_gib * (1 << 30)))
+
+    def trial(self) -> RunPodTrial:
+        from deploy.providers.runpod.trial import RunPodTrial
+
+        make = functools.partial(RunPodProvider, clock=self.clock, limits=self.limits)
+        return RunPodTrial(self.settings, self._rest, self._asking, make)
 
     def list(self) -> list[Machine]:
         """List the project's machines, also stopped ones: their disks bill. Without an address, the host is empty."""

@@ -1,0 +1,209 @@
+"""`doctor --rent`: what the trial of a machine reports, what forbids it, and that the machine ends whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.commands import rental
+from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse
+from deploy.runs.session import Reach
+from deploy.specs.trial import Funds, Offer, refusal
+from deploy.ui.screen import Screen
+from tests.deploy.conftest import Project, wait_until
+from tests.deploy.support.pods import ProcessPod
+from tests.support.emulators.rig import Rig
+from tests.support.emulators.runpod import KEY, Emulator
+
+TARGET = "provider: runpod\nimage: me/x:1\ngpus: [NVIDIA A40]\nroot: {root}\nmin_cuda: '12.4'\n"
+ENDS = "the machine ends itself"
+posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: the pod's programs start with /bin/sh")
+
+
+@pytest.fixture
+def account(project: Project, tmp_path: Path) -> Iterator[Emulator]:
+    """An account whose pods are processes behind a real SSH server. nvidia-smi there has one GPU."""
+
+    def made(pod: Any) -> ProcessPod:
+        machine = ProcessPod(pod, tmp_path / "pods", emulator.url)
+        smi = machine.bin / "nvidia-smi"
+        smi.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA RTX A4500 (UUID: GPU-1)'\n")
+        smi.chmod(0o755)
+        return machine
+
+    emulator = Emulator(pods=made)
+    emulator.holds_streams = False
+    text = TARGET.format(root=tmp_path / "there")
+    (project.path / "conf" / "deploy" / "far.yaml").write_text(text, encoding="utf-8")
+    project.env = {"RUNPOD_API_BASE_URL": emulator.url, "RUNPOD_API_KEY": KEY, "no_proxy": "*"}
+    yield emulator
+    emulator.close()
+
+
+def found(project: Project, *words: str, code: int = 0) -> dict[str, dict[str, Any]]:
+    done = project.invoke("doctor", "--on", "far", "--json", *words, code=code)
+    return {each["what"]: each for each in json.loads(done.stdout)}
+
+
+@posix
+def test_the_trial_reports_what_the_account_allows_and_leaves_nothing(project: Project, account: Emulator) -> None:
+    """The cheapest GPU of the catalogue is rented, not the target's. The pod ends itself with its own key."""
+    told = found(project, "--rent")
+    assert [pod.gpu for pod in account.account.ended] == ["NVIDIA RTX A4500"]
+    assert account.names == []
+    assert "__doctor-" in account.account.ended[0].name
+    assert account.account.ended[0].env["SNIPERFACE_UNATTENDED_MIN"] == "5"
+    assert told[ENDS]["found"].startswith("yes")
+    assert told["the pod's key reads own pod"]["found"] == "200 OK"
+    assert told["the pod's key reads account by GraphQL"]["found"] == "200 OK"
+    assert "RUNPOD_API_KEY" in told["RUNPOD_ variables in the pod"]["found"]
+    assert told["GPUs by nvidia-smi"]["found"].startswith("1, driver")
+    assert told["request fields in RunPod's live specification"]["found"] == "all that are sent"
+    assert told["price"]["found"].startswith("without its disk: 0.2500 USD an hour")
+    assert told["balance"]["found"].startswith("25.00 USD; 0.00 USD an hour bills now")
+    assert told["host key in the log of the pod"]["level"] == "ok"
+    assert told["limit of API calls"]["found"] == '"minute";q=60;w=60'
+
+
+@posix
+def test_a_pod_whose_key_may_do_nothing_is_released_from_here(project: Project, account: Emulator) -> None:
+    account.pod_key_may = "^$"
+    rental.GONE_S, before = 4.0, rental.GONE_S
+    try:
+        told = found(project, "--rent", code=1)
+    finally:
+        rental.GONE_S = before
+    assert told[ENDS]["level"] == "problem"
+    assert "403 Forbidden" in told[ENDS]["found"]
+    assert told["the pod's key reads all pods"]["found"] == "403 Forbidden"
+    assert account.names == []
+
+
+def trial(rig: Rig, capsys: pytest.CaptureFixture[str], *, yes: bool = True, **target: Any) -> str:
+    """Run the trial by functions, with the clock of the rig. Returns what was printed, or the error's message."""
+    from dataclasses import replace
+
+    provider = rig.provider()
+    provider.settings = replace(provider.settings, target=replace(provider.settings.target, **target))
+    at = Reach(provider.settings)
+    at.provider = provider
+    try:
+        rental.try_out(at, Screen(), yes=yes)
+    except DeployError as error:
+        return f"{type(error).__name__}: {error.message}"
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("balance", "limit", "target", "why"),
+    [
+        (0.10, 80, {}, "balance of 0.10 USD is below one hour"),
+        (9.0, 0, {}, "above the account's limit 0"),
+        (9.0, 80, {"max_usd": 0.01}, "more than max_usd: 0.01"),
+    ],
+)
+def test_nothing_is_rented_that_the_money_forbids(
+    v2: Rig, capsys: pytest.CaptureFixture[str], balance: float, limit: int, target: dict[str, Any], why: str
+) -> None:
+    v2.emulator.account.balance_usd, v2.emulator.account.spend_limit_usd_per_hour = balance, limit
+    told = trial(v2, capsys, **target)
+    assert told.startswith("NoMachine: nothing was rented")
+    assert why in told
+    assert v2.creations == 0
+
+
+def test_a_cost_above_confirm_usd_needs_consent(v2: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a terminal, --yes is the consent; the message has the price and the most that it can cost."""
+    told = trial(v2, capsys, yes=False, confirm_usd=0.01)
+    assert told.startswith("WrongUse: renting NVIDIA RTX A4500")
+    assert "0.25 USD an hour, at most 0.08 USD for 18 minutes: give --yes" in told
+    assert v2.creations == 0
+
+
+def test_limits_of_the_target_hold_for_the_trial(v2: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    from dataclasses import replace
+
+    options = replace(v2.provider().options, max_usd_per_hour=0.2)
+    assert "has no machine for target 'runpod' now" in trial(v2, capsys, options=options)
+    assert v2.creations == 0
+
+
+FAULTS = {
+    "no room": lambda rig: rig.emulator.no_room(99),
+    "no money": lambda rig: rig.emulator.refuse(402, "insufficient balance", 99),
+    "never answers": lambda rig: [rig.emulator.next_pod(boot_s=10**6) for _ in range(9)],
+    "unfit": lambda rig: [rig.emulator.next_pod(zero_gpus=True) for _ in range(9)],
+    "login": lambda rig: None,  # a greeter is no SSH server
+    "facts": lambda rig: rig.emulator.fail("502", rig.on("get"), times=99),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_failure_at_any_step_releases_the_pod(v2: Rig, capsys: pytest.CaptureFixture[str], fault: str) -> None:
+    FAULTS[fault](v2)
+    told = trial(v2, capsys)
+    assert told.startswith(("NoMachine: ", "StepFailed: ", "LinkLost: ", "BadAnswer: ")), told
+    assert (v2.emulator.names, v2.intents()) == ([], []), told
+    assert bool(v2.emulator.account.ended) == (fault not in ("no room", "no money"))
+
+
+def test_ctrl_c_releases_the_pod(v2: Rig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also once the pod answers, before and during the login."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rental, "_look", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trial(v2, capsys)
+    assert (v2.emulator.names, v2.intents(), len(v2.emulator.account.ended)) == ([], [], 1)
+
+
+@posix
+def test_a_laptop_that_ends_in_the_middle_releases_the_pod(project: Project, account: Emulator) -> None:
+    """SIGTERM while the machine answers questions; the answers that were seen are printed."""
+    account.fail("done-late", "^GET /v2/pods$", times=1)  # the pod's own question: it hangs until the pod ends
+    process = project.start("doctor", "--on", "far", "--rent", "--yes")
+    wait_until(lambda: any(each.fault for each in account.exchanges), 30)
+    process.send_signal(signal.SIGTERM)
+    told, complaint = process.communicate(timeout=60)
+    assert (process.returncode, account.names) == (143, []), told + complaint
+    assert "login with the project's key: yes" in told
+    assert len(account.account.ended) == 1
+
+
+def test_a_target_that_rents_nothing_is_wrong_use(project: Project) -> None:
+    assert "target 'local' rents nothing" in project.invoke("doctor", "--rent", code=2).stderr
+    assert "--yes accepts the cost of --rent" in project.invoke("doctor", "--yes", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("funds", "max_usd", "why"),
+    [
+        (None, None, None),
+        (Funds(10.0, 0.0, 80.0), 50.0, None),
+        (Funds(0.3, 0.0), None, None),
+        (Funds(0.29, 0.0), None, "balance of 0.29 USD"),
+        (Funds(10.0, 79.9, 80.0), None, "account's limit 80"),
+        (None, 0.05, "more than max_usd: 0.05"),
+    ],
+)
+def test_what_forbids_a_trial(funds: Funds | None, max_usd: float | None, why: str | None) -> None:
+    told = refusal(Offer("a GPU", 0.3, 20.0), funds, max_usd)
+    assert (told is None) if why is None else (why in str(told))
+
+
+def test_how_long_a_balance_lasts() -> None:
+    assert Funds(10.0, 1.5).hours(0.5) == 5.0
+    assert Funds(-1.0, 1.5).hours(0.5) == 0.0
+    assert Funds(1.0, 0.0).hours(0.0) == float("inf")
+
+
+def test_errors_of_the_trial_have_their_exit_codes() -> None:
+    assert (WrongUse.exit_code, NoMachine.exit_code, StepFailed.exit_code) == (2, 3, 1)
