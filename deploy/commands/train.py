@@ -23,7 +23,7 @@ from deploy.steps import download as home
 from deploy.steps import nodes
 from deploy.steps import resolve as facts
 from deploy.steps import restore as saved
-from deploy.steps.consent import agree
+from deploy.steps.consent import agree, warn_of_balance
 from deploy.steps.provision import acquired_all, bring_own_files, pack_images, ready_all, refuse_too_much
 from deploy.ui.screen import Screen
 from deploy.workspace import code
@@ -77,6 +77,7 @@ def train(
             looked_up = facts.gather(at, checked)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
             screen.plan(plan, with_command=True)
+            warn_of_balance(at, plan, screen)
             refuse_too_much(plan, looked_up)
             return dict(hide(plan.to_json()))
         with reach.launching(at.settings) as note:
@@ -90,6 +91,7 @@ def train(
             screen.plan(plan)
             refuse_too_much(plan, looked_up)
             code.prove(project)  # before the run is recorded, so that a refusal leaves no failed run behind
+            warn_of_balance(at, plan, screen)
             _agree(plan, at, screen, yes=yes)
             pack_images(at.settings, checked, screen)
             record, since = _start(at, plan, checked, looked_up, screen, keep=keep)

@@ -56,6 +56,7 @@ class MachineSpec:
     root: PurePath
     node: int = 0  # index of this machine in the run
     nodes: int = 1
+    data_bytes: int = 0  # of the images that it may have to store on its own disk
 
     def fits(self, name: str) -> bool:
         """Return whether a machine of this name belongs to the family and has the same node index."""

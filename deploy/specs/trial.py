@@ -108,6 +108,21 @@ def refusal(offer: Offer, funds: Funds | None, max_usd: float | None) -> str | N
     return None
 
 
+def low_balance(funds: Funds, usd_per_hour: float, hours: float | None, *, is_copied: bool) -> str | None:
+    """PURE: return a warning for a run that the balance does not last for; None if it does.
+
+    `hours`: expected; None: not known, then an hour. `is_copied`: checkpoints survive the end of the machine.
+    """
+    lasts = funds.hours(usd_per_hour)
+    if lasts >= (1.0 if hours is None else hours):
+        return None
+    words = f"the balance of {funds.balance_usd:.2f} USD lasts for {lasts:.1f} hours of this run"
+    words += "" if hours is None else f", which is expected to take {hours:.1f}"
+    if is_copied:
+        return f"{words}; at 0 USD the machine ends"
+    return f"{words}; at 0 USD the machine ends with its checkpoints: add credit, or set volume or sync_to"
+
+
 def worst(findings: Sequence[Finding]) -> str:
     """Return the worst level."""
     return max((each.level for each in findings), key=(OK, WARNING, PROBLEM).index, default=OK)

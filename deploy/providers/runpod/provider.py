@@ -67,7 +67,7 @@ class RunPodProvider:
                 except Unfit as unfit:
                     if not self._making.give_back_unused(self._pods, pod, unfit):
                         self.say(f"leaving {pod} unchanged: {unfit.why}")
-            return self._making.new(self._pods, spec.name)
+            return self._making.new(self._pods, spec)
 
     def find(self, name: str) -> Machine | None:
         """Find a machine by name, with its current address: the port changes at each restart."""

@@ -20,7 +20,7 @@ from deploy.providers.runpod.messages import in_words, no_candidate
 from deploy.providers.runpod.ratelimit import polls
 from deploy.providers.runpod.rest import RestApi
 from deploy.providers.runpod.retry import Asking
-from deploy.providers.runpod.start import FILES, archive_of
+from deploy.providers.runpod.start import archive_of
 from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.plan import family_name
 from deploy.specs.settings import RunPod, Settings
@@ -41,8 +41,9 @@ SENT = {
     "CreateGpuConfig": ("id", "count", "minCudaVersion"),
 }
 HOPED_FOR = ("minRamPerGpu", "minVcpuCountPerGpu")
-PROBE = {name: name for name in FILES.values() if name != "deploy/pod/image/init.py"}
-PROBE["deploy/pod/watchdog/rights.py"] = "deploy/pod/watchdog/rights.py"
+# Python finds no package in a zip file without its __init__.py.
+PACKAGES = ("deploy", "deploy/pod", "deploy/pod/base", "deploy/pod/watchdog")
+PROBE = (*image.BOOT, "deploy/pod/watchdog/rights.py", *(f"{each}/__init__.py" for each in PACKAGES))
 
 
 class RunPodTrial:
@@ -124,7 +125,7 @@ class RunPodTrial:
         return [*found, Finding("host key in the log of the pod", WARNING, why, "set api: v2, and give the key the log")]
 
     def probe(self) -> bytes:
-        return archive_of(PROBE)
+        return archive_of({name: name for name in PROBE})
 
     def rights(self, told: Mapping[str, Any]) -> list[Finding]:
         variables = [str(each)[:60] for each in told["variables"]][:40]

@@ -14,7 +14,7 @@ import pytest
 from deploy.commands import rental
 from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse
 from deploy.runs.session import Reach
-from deploy.specs.trial import Funds, Offer, refusal
+from deploy.specs.trial import Funds, Offer, low_balance, refusal
 from deploy.ui.screen import Screen
 from tests.deploy.conftest import Project, wait_until
 from tests.deploy.support.pods import ProcessPod
@@ -33,7 +33,7 @@ def account(project: Project, tmp_path: Path) -> Iterator[Emulator]:
     def made(pod: Any) -> ProcessPod:
         machine = ProcessPod(pod, tmp_path / "pods", emulator.url)
         smi = machine.bin / "nvidia-smi"
-        smi.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA RTX A4500 (UUID: GPU-1)'\n")
+        smi.write_text("#!/bin/sh\necho '0, GPU-1, NVIDIA RTX A4500, 580.65.06'\n")
         smi.chmod(0o755)
         return machine
 
@@ -207,3 +207,30 @@ def test_how_long_a_balance_lasts() -> None:
 
 def test_errors_of_the_trial_have_their_exit_codes() -> None:
     assert (WrongUse.exit_code, NoMachine.exit_code, StepFailed.exit_code) == (2, 3, 1)
+
+
+def test_a_run_that_the_balance_does_not_last_for_is_warned_of() -> None:
+    """Without a volume or a copy, the checkpoints of the machine are lost at 0 USD."""
+    funds = Funds(3.0, 0.5)
+    assert low_balance(funds, 0.5, 3.0, is_copied=False) is None
+    told = low_balance(funds, 0.5, 3.1, is_copied=False)
+    assert told is not None
+    assert "balance of 3.00 USD lasts for 3.0 hours of this run, which is expected to take 3.1" in told
+    assert "set volume or sync_to" in told
+    assert "sync_to" not in str(low_balance(funds, 0.5, 3.1, is_copied=True))
+    assert low_balance(funds, 2.0, None, is_copied=True) is None
+    assert low_balance(funds, 3.0, None, is_copied=True) is not None
+
+
+def test_a_plan_says_that_the_balance_is_low(project: Project) -> None:
+    emulator = Emulator()
+    try:
+        emulator.account.balance_usd = 0.3
+        text = TARGET.format(root="/workspace/x")
+        (project.path / "conf" / "deploy" / "far.yaml").write_text(text, encoding="utf-8")
+        project.env = {"RUNPOD_API_BASE_URL": emulator.url, "RUNPOD_API_KEY": KEY, "no_proxy": "*"}
+        done = project.invoke("train", "--on", "far", "--dry-run")
+        assert "warning: the balance of 0.30 USD lasts for 0.8 hours" in " ".join(done.stdout.split())
+        assert emulator.counts()["POST /v2/pods"] == 0
+    finally:
+        emulator.close()
