@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.billing.reaper import reap
-from deploy.errors import DeployError, StepFailed, WrongUse, command
+from deploy.errors import DeployError, StepFailed, command
 from deploy.pod.base.addresses import hide
 from deploy.pod.base.folder import RunFolder
 from deploy.runs import documents as answers

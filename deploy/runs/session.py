@@ -91,7 +91,7 @@ class Reach:
             raise
 
     def _ask_torch(self, shell: Shell, machine: Machine) -> Devices:
-        """Ask torch for the GPUs. Where it was made there, no answer is a fault of the host, such as a crash at import."""
+        """Ask torch for the GPUs. In an environment that was just made, no answer is a fault of the host."""
         try:
             return devices.ask(shell, machine.python)
         except LinkLost:

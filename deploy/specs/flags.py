@@ -229,7 +229,7 @@ DOCTOR = (
     ON,
     Flag(
         "rent",
-        "rent the cheapest machine that fits, for minutes; log in, let it end itself, and report what the account allows",
+        "rent the cheapest machine that fits for minutes, let it end itself, and report what the account allows",
         group=WHAT,
     ),
     YES,

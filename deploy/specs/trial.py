@@ -104,7 +104,9 @@ def refusal(offer: Offer, funds: Funds | None, max_usd: float | None) -> str | N
         return f"the balance of {funds.balance_usd:.2f} USD is below one hour of the cheapest machine, {price}"
     limit = funds.limit_usd_per_hour
     if limit is not None and funds.usd_per_hour + offer.usd_per_hour > limit:
-        return f"{funds.usd_per_hour:.2f} USD an hour bills already: {price} more is above the account's limit {limit:g}"
+        return (
+            f"{funds.usd_per_hour:.2f} USD an hour bills already: {price} more is above the account's limit {limit:g}"
+        )
     return None
 
 

@@ -59,7 +59,16 @@ def ready_all(
         prepared = at.prepared.get(machine.name)
         made.append(
             ready(
-                at.settings, machine, shell, checked, facts, screen, watch, known=known, prepared=prepared, trains=trains
+                at.settings,
+                machine,
+                shell,
+                checked,
+                facts,
+                screen,
+                watch,
+                known=known,
+                prepared=prepared,
+                trains=trains,
             )
         )
     if len(made) == 1:
@@ -168,7 +177,14 @@ def disk_bytes(plan: Plan) -> int:
 
 @contextlib.contextmanager
 def acquired(
-    at: Reach, name: str, screen: Screen, watch: Stopwatch, *, keep: bool = False, node: int = 0, plan: Plan | None = None
+    at: Reach,
+    name: str,
+    screen: Screen,
+    watch: Stopwatch,
+    *,
+    keep: bool = False,
+    node: int = 0,
+    plan: Plan | None = None,
 ) -> Iterator[Machine]:
     """Acquire a machine of the target. If the work on it fails, a machine that was made for it is released."""
     check_code(at.settings)  # before it costs anything

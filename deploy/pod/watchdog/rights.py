@@ -33,12 +33,13 @@ def rights(env: Mapping[str, str]) -> dict[str, Any]:
     """Return the machine's variables (names), the answers to its own key, and its programs."""
     base, pod = (env.get(BASE_URL_VARIABLE) or BASE_URL).rstrip("/"), env.get("RUNPOD_POD_ID", "")
     own = urllib.parse.quote(pod, safe="")
+    of_pod = f"query {{ pod(input: {{ podId: {json.dumps(pod)} }}) {{ id }} }}"
     asked = {
         "own pod": _asked(env, f"{base}/v2/pods/{own}"),
         "all pods": _asked(env, f"{base}/v2/pods"),
-        "own pod by GraphQL": _asked(env, f"{base}/graphql", f"query {{ pod(input: {{ podId: {json.dumps(pod)} }}) {{ id }} }}"),
+        "own pod by GraphQL": _asked(env, f"{base}/graphql", of_pod),
         "account by GraphQL": _asked(env, f"{base}/graphql", "query { myself { id } }"),
-    }  # fmt: skip
+    }
     return {
         "variables": sorted(name for name in env if name.startswith("RUNPOD_")),
         "asked": asked,

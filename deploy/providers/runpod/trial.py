@@ -37,7 +37,18 @@ DISK_GIB = 20
 BILLING = "add credit at https://console.runpod.io/user/billing"
 # Fields of a request that we send, and fields that may come: schema -> names.
 SENT = {
-    "CreatePodRequest": ("name", "image", "disk", "ports", "env", "args", "cloud", "dataCenterIds", "mounts", "registry"),
+    "CreatePodRequest": (
+        "name",
+        "image",
+        "disk",
+        "ports",
+        "env",
+        "args",
+        "cloud",
+        "dataCenterIds",
+        "mounts",
+        "registry",
+    ),
     "CreateGpuConfig": ("id", "count", "minCudaVersion"),
 }
 HOPED_FOR = ("minRamPerGpu", "minVcpuCountPerGpu")
@@ -122,7 +133,10 @@ class RunPodTrial:
         if machine.address.host_keys:
             return [*found, Finding("host key in the log of the pod", OK, "yes")]
         why = "no: the first connection pins the key that it receives"
-        return [*found, Finding("host key in the log of the pod", WARNING, why, "set api: v2, and give the key the log")]
+        return [
+            *found,
+            Finding("host key in the log of the pod", WARNING, why, "set api: v2, and give the key the log"),
+        ]
 
     def probe(self) -> bytes:
         return archive_of({name: name for name in PROBE})
@@ -205,7 +219,9 @@ class RunPodTrial:
         except NoMachine:
             return Finding("balance", OK, words)
         hours = funds.hours(first.usd_per_hour)
-        words += f"; enough for {hours:.0f} hours of the cheapest machine that fits, {first.usd_per_hour:.2f} USD an hour"
+        words += (
+            f"; enough for {hours:.0f} hours of the cheapest machine that fits, {first.usd_per_hour:.2f} USD an hour"
+        )
         return Finding("balance", PROBLEM, words, BILLING) if hours < 1 else Finding("balance", OK, words)
 
     def _specification(self) -> list[Finding]:
@@ -227,7 +243,9 @@ class RunPodTrial:
 
     def _driver(self, pod: Pod) -> Finding:
         wanted = self._min_cuda or "any"
-        return Finding("CUDA of the host's driver", OK, f"{pod.cuda or 'not reported'}; {wanted} or newer was requested")
+        return Finding(
+            "CUDA of the host's driver", OK, f"{pod.cuda or 'not reported'}; {wanted} or newer was requested"
+        )
 
     def _price(self, pod: Pod) -> Finding:
         listed = next((each.usd_per_hour for each in self._chosen if each.gpu == pod.gpu), None)
@@ -235,7 +253,9 @@ class RunPodTrial:
             return Finding("price", OK, f"{pod.usd_per_hour:.4f} USD an hour")
         disk = prices.running_disk(DISK_GIB)
         more = pod.usd_per_hour - listed
-        words = "without its disk" if abs(more) < disk / 2 else "with its disk" if abs(more - disk) < disk / 2 else "other"
+        words = (
+            "without its disk" if abs(more) < disk / 2 else "with its disk" if abs(more - disk) < disk / 2 else "other"
+        )
         figures = f"{pod.usd_per_hour:.4f} USD an hour, {listed:.4f} in the catalogue, {disk:.4f} for its disk"
         if words == "other" and more > 0:
             return Finding("price", WARNING, f"higher than listed: {figures}", f"look at {command('ps')}")

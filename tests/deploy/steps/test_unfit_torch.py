@@ -20,7 +20,8 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: the pod's 
 SMI = "#!/bin/sh\necho '0, GPU-1, NVIDIA RTX A4500, 580.65.06'\n"
 CRASHES = "#!/bin/sh\necho 'Illegal instruction' >&2\nexit 132\n"
 NO_GPU = """#!/bin/sh
-echo '{"torch": "2.13", "cuda": "13.0", "driver": "580", "listed": 1, "visible": null, "gpus": [], "why": "CUDA error 802"}'
+echo '{"torch": "2.13", "cuda": "13.0", "driver": "580", "listed": 1, "visible": null, "gpus": [],
+ "why": "CUDA error 802"}'
 """
 WORKS = """#!/bin/sh
 echo '{"torch": "2.13", "cuda": "13.0", "driver": "580", "listed": 1, "visible": null, "why": null,
@@ -84,8 +85,8 @@ def test_torch_that_fails_on_a_host_is_tried_on_the_next(stock: Rig, pods: Pods)
 
 
 def test_if_torch_fails_everywhere_nothing_is_left(stock: Rig, pods: Pods) -> None:
-    with reach(stock, pods, gpus=("NVIDIA A40",), data_centers=("EU-SE-1", "US-KS-2")) as at:
-        with pytest.raises(NoMachine) as caught:
-            at.acquire(stock.spec(), stock.said.append)
+    at = reach(stock, pods, gpus=("NVIDIA A40",), data_centers=("EU-SE-1", "US-KS-2"))
+    with at, pytest.raises(NoMachine) as caught:
+        at.acquire(stock.spec(), stock.said.append)
     assert (len(pods.made), stock.emulator.names) == (2, [])
     assert any("CUDA error 802" in line for line in caught.value.evidence)

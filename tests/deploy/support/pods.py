@@ -36,7 +36,10 @@ class ProcessPod:
 
     def log(self) -> list[Line]:
         at = stamp(self.pod.started)
-        return [(at, f"sniperface host key: {self.server.host_key}"), (at, "sniperface hardware: gpus=1 memory_gib=62.0")]
+        return [
+            (at, f"sniperface host key: {self.server.host_key}"),
+            (at, "sniperface hardware: gpus=1 memory_gib=62.0"),
+        ]
 
     def restart(self) -> None:
         self.close()
