@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from deploy import border
 from deploy.billing.reaper import reap
@@ -97,7 +97,7 @@ def _look(at: Reach, trial: Trial, machine: Machine, findings: list[Finding]) ->
     archive = root / "doctor.zip"
     shell.write(archive, trial.probe())
     findings.append(Finding("login with the project's key", OK, "yes"))
-    findings += [_hardware(shell), _driver(at, shell, machine)]
+    findings += [_hardware(shell, root), _driver(at, shell, machine)]
     env = {"PYTHONPATH": str(archive)}
     said = shell.run(["python3", "-m", RIGHTS], cwd=root, env=env, limit_s=ANSWER_S, again=True).text
     try:
@@ -107,11 +107,11 @@ def _look(at: Reach, trial: Trial, machine: Machine, findings: list[Finding]) ->
     findings.append(_ends_itself(shell, trial, machine, str(archive)))
 
 
-def _hardware(shell: Shell) -> Finding:
+def _hardware(shell: Shell, root: PurePath) -> Finding:
     has, gib = shell.hardware(), 1 << 30
     memory = "unknown" if has.memory_bytes is None else f"{has.memory_bytes / gib:.0f} GiB"
     shm = "none" if has.shm_bytes is None else f"{has.shm_bytes / gib:.2f} GiB"
-    free = shell.free_bytes(shell.expand("~")) / gib
+    free = shell.free_bytes(root) / gib
     return Finding(
         "hardware", OK, f"{has.cores} cores, memory {memory}, /dev/shm {shm}, {free:.0f} GiB free on its disk"
     )

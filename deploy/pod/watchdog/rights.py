@@ -71,7 +71,8 @@ def _asked(env: Mapping[str, str], address: str, query: str | None = None) -> st
             words = f"{error.code} {error.reason}"
     except (OSError, ValueError, AttributeError, http.client.HTTPException) as error:
         words = f"no answer: {getattr(error, 'reason', None) or error}"
-    return Redactor(of_environment(env))(visible(words, newlines=False)[:WORDS])
+    shown: str = Redactor(of_environment(env))(visible(words, newlines=False)[:WORDS])
+    return shown
 
 
 def _version(tool: str, env: Mapping[str, str]) -> str | None:

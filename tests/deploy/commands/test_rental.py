@@ -130,7 +130,6 @@ def test_a_price_with_the_disk_and_a_newer_specification_are_reported(real: Rig)
 
 
 @posix
-@pytest.mark.slow
 def test_the_command_prints_one_document(project: Project, account: Emulator) -> None:
     done = project.invoke("doctor", "--on", "far", "--rent", "--json")
     told = {each["what"]: each for each in json.loads(done.stdout)}
@@ -203,7 +202,6 @@ def test_ctrl_c_releases_the_pod(v2: Rig, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @posix
-@pytest.mark.slow
 def test_a_laptop_that_ends_in_the_middle_releases_the_pod(project: Project, account: Emulator) -> None:
     """SIGTERM while the machine answers questions; the answers that were seen are printed."""
     account.fail("done-late", "graphql pod$", times=1)  # the pod's own question: it hangs until the pod ends
