@@ -244,14 +244,12 @@ def push(screen: Screen, target: str, repository: str | None, **arguments: Any) 
     image.push(PROJECT, target, repository, screen.say, image.arguments(**arguments))
 
 
-@task(flags.ON, flags.JSON, group=MACHINES, examples=("doctor --on ssh",))
-def doctor(screen: Screen, target: str) -> int:
-    """Check the setup, and suggest fixes."""
-    from deploy.commands import status as looking
+@task(*flags.DOCTOR, group=MACHINES, examples=("doctor --on ssh", "doctor --on runpod --rent"))
+def doctor(screen: Screen, target: str, rent: bool, yes: bool) -> int:
+    """Check the setup, and suggest fixes. With --rent, also try a machine of the provider for a few cents."""
+    from deploy.commands import rental
 
-    findings = looking.examine(PROJECT, target)
-    screen.rows("Set-up", findings, ("what", "level", "found", "fix"))
-    return 1 if any(finding["level"] == "problem" for finding in findings) else 0
+    return rental.doctor(PROJECT, target, screen, rent=rent, yes=yes)
 
 
 @task(*flags.BENCH, group=PROJECT_ITSELF, examples=("bench --quick",))

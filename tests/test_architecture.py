@@ -136,6 +136,7 @@ STARTS_PROCESSES = {
     "deploy/pod/image/selftest.py",
     "deploy/pod/image/unattended.py",
     "deploy/pod/watchdog/release.py",
+    "deploy/pod/watchdog/rights.py",
     "deploy/pod/job/redacting_log.py",
     "deploy/pod/agent/snapshots.py",
     "deploy/pod/job/supervisor.py",

@@ -6,14 +6,12 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deploy.billing import bills as money
 from deploy.billing.reaper import reap
-from deploy.commands import doctor
 from deploy.errors import BadAnswer, DeployError, NoAccount, StepFailed, WrongUse, command, unknown
 from deploy.pod.base.folder import FINAL_STATES
 from deploy.pod.base.retry import FOLLOW_PATIENCE_S
@@ -175,9 +173,3 @@ def bills(project: Path, screen: Screen) -> list[dict[str, Any]]:
                 continue
             screen.complain(f"{at.settings.target.provider} could not list everything that it bills ({error.message})")
     return [bill.to_json() for bill in sorted(found, key=lambda bill: not bill.orphan)]
-
-
-def examine(project: Path, target: str) -> list[dict[str, Any]]:
-    """Check the setup, and suggest fixes."""
-    with reach.target(project, target) as at:
-        return [asdict(finding) for finding in doctor.examine(at)]

@@ -43,6 +43,9 @@ class LocalProvider:
     def card(self) -> Card | None:
         return None
 
+    def trial(self) -> None:
+        """Return None: no machine is rented."""
+
     def list(self) -> list[Machine]:
         """Return nothing: this computer costs nothing, so it cannot be an orphan."""
         return []

@@ -77,9 +77,11 @@ PACK = Flag(
 NODES = Flag("nodes", "machines for one run (default: the target's nodes, else 1)", "N", group=WHERE)
 WHICH = Flag("which", "latest, best, or a number: the epoch", "WHICH", "latest")
 
+YES = Flag("yes", "accept the cost without a question", group=HOW)
+
 TRAIN = (
     Flag("detach", "do not follow the job", group=HOW),
-    Flag("yes", "accept the cost without a question", group=HOW),
+    YES,
     Flag("keep", "if it fails before the job runs, keep a machine that was created for it", group=HOW),
     Flag("dry-run", "print the plan and end; change nothing", group=HOW),
     JSON,
@@ -222,5 +224,15 @@ PUSH = (
         "image", "name in the registry, such as me/sniperface (default: the target's)", "NAME", parameter="repository"
     ),
     *BUILD_ARGUMENTS,
+)
+DOCTOR = (
+    ON,
+    Flag(
+        "rent",
+        "rent the cheapest machine that fits for minutes, let it end itself, and report what the account allows",
+        group=WHAT,
+    ),
+    YES,
+    JSON,
 )
 BENCH = (Flag("quick", "smaller sizes, less certain numbers"),)

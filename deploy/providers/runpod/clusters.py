@@ -63,7 +63,7 @@ class Clusters:
             else:
                 self.chosen = cluster.id
                 return machine
-        machine = self.making.new(self, spec.name, spec.nodes)
+        machine = self.making.new(self, spec)
         self.chosen = machine.group or ""
         return machine
 
