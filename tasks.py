@@ -49,6 +49,7 @@ def deploy(screen: Screen, target: str, nodes: str | None, pack: str | None) -> 
         "train",
         "train --on ssh --data faces/images.npy --fraction 0.01",
         "train --on runpod --dry-run",
+        "train --name lr_03 --set train.optimizer.lr=0.03",
         "train --resume auto --set train.epochs=48",
     ),
 )
@@ -75,6 +76,14 @@ def ssh(_: Screen, target: str, run_id: str | None) -> int:
     from deploy.commands import enter
 
     return enter.ssh(PROJECT, target, run_id)
+
+
+@task(*flags.EXEC, group=MACHINES, examples=("exec --on ssh -- nvidia-smi",), name="exec")
+def execute(screen: Screen, target: str, run_id: str | None, words: list[str]) -> int:
+    """Run one command on the machine of a run, in its checkout and environment. Its exit code is passed on."""
+    from deploy.commands import execute as executing
+
+    return executing.execute(PROJECT, target, run_id, words, screen)
 
 
 @task(flags.ON, flags.RUN, flags.JSON, group=MACHINES, examples=("ssh-config --on runpod",))
@@ -123,6 +132,14 @@ def runs(screen: Screen, sort: str | None) -> None:
     from deploy.commands import status as looking
 
     screen.rows("Runs", looking.list_runs(PROJECT, sort), looking.COLUMNS)
+
+
+@task(*flags.COMPARE, group=RUNS, examples=("compare lr_03 lr_1",))
+def compare(screen: Screen, names: list[str]) -> Document:
+    """Compare runs by what is on this laptop: settings that differ, accuracy, curves, speed and cost."""
+    from deploy.commands import compare as comparing
+
+    return comparing.compare(PROJECT, names, screen)
 
 
 @task(flags.ON, flags.RUN, flags.JSON, group=RUNS, examples=("stop --on ssh",))
@@ -250,6 +267,18 @@ def doctor(screen: Screen, target: str, rent: bool, yes: bool) -> int:
     from deploy.commands import rental
 
     return rental.doctor(PROJECT, target, screen, rent=rent, yes=yes)
+
+
+@task(
+    *flags.TARGET,
+    group=MACHINES,
+    examples=("target list", "target add ssh --host gpu-box --user me"),
+)
+def target(screen: Screen, words: list[str], **options: str | None) -> Any:
+    """List targets, or write one of your own, outside git, after a test of its machine."""
+    from deploy.commands import target as own
+
+    return own.target(PROJECT, words, screen, **options)
 
 
 @task(*flags.BENCH, group=PROJECT_ITSELF, examples=("bench --quick",))

@@ -95,10 +95,11 @@ DOORS = {
     "tomli": {"deploy/providers/runpod/key.py"},
     "tqdm": {"app/data/progress.py"},
     "wandb": {"app/runtime/track.py"},
-    "yaml": {"app/config/compose.py", "deploy/specs/settings.py"},
+    "yaml": {"app/config/compose.py", "deploy/border/history.py", "deploy/specs/settings.py"},
 }
 # The only laptop files that parse JSON or YAML, and what each reads. deploy/border parses what machines send.
 PARSES = {
+    "deploy/border/history.py": "a run's config.yaml, for comparison",
     "deploy/border/documents.py": "what a machine, a provider or a stranger's file says",
     "deploy/workspace/dataset.py": "manifest.json beside the images, with a sentence for what does not fit",
     "deploy/steps/resolve.py": "the output of this project's own app.config and app.resumable",
@@ -152,8 +153,10 @@ POSIX_ONLY = {"curses", "fcntl", "grp", "posix", "pty", "pwd", "readline", "reso
 LAPTOP_TASKS = {
     "attach",
     "build",
+    "compare",
     "doctor",
     "down",
+    "exec",
     "fetch-checkpoint",
     "logs",
     "ps",
@@ -163,6 +166,7 @@ LAPTOP_TASKS = {
     "ssh-config",
     "status",
     "stop",
+    "target",
     "watch",
 }
 

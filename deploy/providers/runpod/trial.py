@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import NoMachine, command
+from deploy.pod.base.retry import RUNPOD_POLLS_S, endless
 from deploy.providers import image
 from deploy.providers.runpod import prices
 from deploy.providers.runpod.api import ApiError, Gone, Pod, WrongKey
 from deploy.providers.runpod.candidates import Candidate, choose
 from deploy.providers.runpod.messages import in_words, no_candidate
-from deploy.providers.runpod.ratelimit import polls
 from deploy.providers.runpod.rest import RestApi
 from deploy.providers.runpod.retry import Asking
 from deploy.providers.runpod.start import archive_of
@@ -160,7 +160,7 @@ class RunPodTrial:
 
     def is_gone(self, machine: Machine, limit_s: float) -> bool:
         clock = self.asking.clock
-        until, waits = clock.now() + limit_s, polls()
+        until, waits = clock.now() + limit_s, endless(RUNPOD_POLLS_S)
         with in_words(self._where):
             while True:
                 try:
