@@ -155,6 +155,7 @@ def fetch_checkpoint(
     group=MODELS,
     examples=(
         "prepare --source folder --path faces --held-out 1000",
+        "prepare --source pairs --path pairs.csv --align auto",
         "prepare --source synthetic --identities 2000 --per-identity 20",
     ),
 )

@@ -26,6 +26,7 @@ def faults(config: Config) -> Iterator[str]:
         ("recipe.head.update", head.update, ["lazy", "dense"]),
         ("train.optimizer.name", train.optimizer.name, ["sgd", "adamw"]),
         ("train.lr_schedule.name", train.lr_schedule.name, ["cosine", "poly", "multistep"]),
+        ("train.eval.fit", train.eval.fit, ["crop", "squash", "pad"]),
         ("train.precision", train.precision, ["auto", "fp32", "bf16", "fp16"]),
         ("mining.features", mining.features, ["fresh", "bank"]),
         ("mining.backend", mining.backend, ["auto", "faiss", "torch"]),

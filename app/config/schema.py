@@ -187,6 +187,7 @@ class EvalConfig:
     every_epochs: int = 5  # also at the end
     every_steps: int = 0  # extra evaluations of `sets` every so many steps; 0: only with the epochs
     sets: list[str] = field(default_factory=list)  # lfw.bin,pairs.csv, …: the kinds that app.evaluate reads
+    fit: str = "crop"  # images of `sets` that are not square: crop takes the middle; squash and pad take all
     batch_size: int = 256
     max_images: int = 2000  # held-out images used; the number of pairs grows with its square
 
