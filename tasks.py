@@ -167,6 +167,14 @@ def prepare(screen: Screen, target: str, source: str, out: str | None, **options
     return app.prepare(PROJECT, target, screen, source=source, files=files, out=out, options=options)
 
 
+@task(*flags.DATA, group=MODELS, examples=("data --data data/photos --verify",))
+def data(screen: Screen, data: str | None, verify: bool) -> int:
+    """Tell what a prepared data set contains: people, images, suspects, what was left out, its identity."""
+    from deploy.commands import app
+
+    return app.data(PROJECT, data, screen, verify=verify)
+
+
 @task(*flags.MINE, group=MODELS, examples=("mine --which best",))
 def mine(screen: Screen, target: str, run_id: str | None, which: str, out: str | None, overrides: list[str]) -> int:
     """Compute pseudo-IDs of a run's data from one of its checkpoints: pseudo_ids.npy, a report, a picture."""

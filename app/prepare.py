@@ -136,21 +136,12 @@ def failed(message: str, code: int, argv: list[str]) -> int:
 
 def document(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """The answer of json=true: the manifest's facts without its lists of blocks and rows."""
-    kept = (
-        "dataset_id",
-        "name",
-        "rows",
-        "block_rows",
-        "held_out_rows",
-        "labels_sha256",
-        "left_out",
-        "passport",
-        "pairs",
-    )
+    kept = ("dataset_id", "name", "rows", "block_rows", "held_out_rows", "labels_sha256", "left_out")
+    added = ("passport", "pairs")
     page = out.with_name(PAGE)
     return {
         "out": str(out),
-        **{key: manifest[key] for key in kept if key in manifest},
+        **{key: manifest[key] for key in (*kept, *added) if key in manifest},
         "page": str(page) if "passport" in manifest and page.is_file() else None,
     }
 

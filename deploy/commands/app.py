@@ -68,6 +68,14 @@ def prepare(
     return 0
 
 
+def data(project: Path, path: str | None, screen: Screen, *, verify: bool) -> int:
+    """Print what a data set of this computer contains, with app.data. Returns the exit code."""
+    place = Path(path).absolute() if path else project / "data" / "orl"
+    words = [f"data={place}", *(["verify=true"] if verify else [])]
+    words += ["json=true"] if screen.as_json else []
+    return LocalShell().foreground([sys.executable, "-m", "app.data", *words], cwd=project, env=_flags(flags.DATA))
+
+
 def mine(
     project: Path,
     target: str,

@@ -174,6 +174,11 @@ PREPARE = (
     Flag("workers", "processes that make the images (default: one a core); the result is the same", "N"),
     JSON,
 )
+DATA = (
+    Flag("data", "images.npy of a prepared data set, or its folder (default: data/orl of the project)", "PATH"),
+    Flag("verify", "also hash all images, and compare them with the manifest"),
+    JSON,
+)
 MINE = (
     ON,
     RUN,
