@@ -198,7 +198,11 @@ def evaluate(screen: Screen, target: str, run_id: str | None, which: str | None,
     return app.evaluate(PROJECT, target, run_id, which, screen, **options)
 
 
-@task(*flags.EXPORT, group=MODELS, examples=("export --which best --out model.onnx",))
+@task(
+    *flags.EXPORT,
+    group=MODELS,
+    examples=("export --which best --out model.onnx", "export --out small.onnx --set precision=int8"),
+)
 def export(screen: Screen, target: str, run_id: str | None, which: str, out: str | None, overrides: list[str]) -> int:
     """Write a checkpoint as ONNX, compare it with torch on real images and check it by the challenge's rules."""
     from deploy.commands import app
