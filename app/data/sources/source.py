@@ -20,14 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.dataset import open_images, open_labels
-from app.data.sources.photograph import load_faces
+from app.data.sources.photograph import HEAD_BYTES, is_heif, load_faces
 from app.errors import WrongUse
 
 if TYPE_CHECKING:
     from app.data.sources.pairs import Pairs
 
 IMAGE_SUFFIXES = {
-    ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif",
+    ".tiff", ".webp",
 }  # fmt: skip
 # The first bytes of JPEG, PNG, GIF, BMP and RIFF (WebP), to recognise images without a suffix.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"RIFF")
@@ -174,7 +175,8 @@ def _is_image(file: Path) -> bool:
     if file.suffix:
         return file.suffix.lower() in IMAGE_SUFFIXES
     with file.open("rb") as opened:
-        return opened.read(8).startswith(SIGNATURES)
+        head = opened.read(HEAD_BYTES)
+    return head.startswith(SIGNATURES) or is_heif(head)
 
 
 def _refuse_other_trees(path: Path, people: Sequence[_Person]) -> None:
