@@ -8,7 +8,7 @@ from typing import Any
 
 # Headings of flags in the help.
 WHERE, WHAT, HOW, OUTPUT = "Where", "What runs", "How it starts", "Output"
-PHOTOGRAPHS, PARQUET, RECORDS, DRAWN = "Of folder", "Of parquet", "Of rec", "Of synthetic"
+PHOTOGRAPHS, PARQUET, RECORDS, DRAWN = "Of folder and pairs", "Of parquet", "Of rec", "Of synthetic"
 
 WORDS, REST = "words", "rest"  # kinds of words without a flag
 FLAG, PARSED_BY = "flag", "parsed_by"  # in the metadata of a dataclass's field
@@ -146,12 +146,15 @@ PREPARE = (
     ON,
     Flag(
         "source",
-        "orl, folder (one sub-folder a person), array (an .npy that exists), parquet, rec or synthetic",
+        "orl, folder (one sub-folder a person), pairs (a .csv of img1,img2,label), array (an .npy that exists), "
+        "parquet, rec or synthetic",
         "SOURCE",
         "orl",
     ),
     Flag(
-        "path", "the folder, the .npy file, the .parquet file or a folder of them, the .rec file or its folder", "PATH"
+        "path",
+        "the folder, the .csv, the .npy file, the .parquet file or a folder of them, the .rec file or its folder",
+        "PATH",
     ),
     Flag("labels", "labels.npy of an array", "PATH"),
     out("output: a folder, or a path ending in .npy (default: data/<name>)"),
@@ -201,6 +204,11 @@ PREPARE = (
     Flag("workers", "processes that make the images (default: one a core); the result is the same", "N"),
     JSON,
 )
+DATA = (
+    Flag("data", "images.npy of a prepared data set, or its folder (default: data/orl of the project)", "PATH"),
+    Flag("verify", "also hash all images, and compare them with the manifest"),
+    JSON,
+)
 MINE = (
     ON,
     RUN,
@@ -218,6 +226,7 @@ EVALUATE = (
         "verification sets, separated by commas: .bin, .csv or images.npy (default: the held-out people)",
         "FILES",
     ),
+    Flag("fit", "how to scale photographs of a .csv that are not square: crop (default), squash or pad", "HOW"),
     out("folder for the results (default: runs/<run>/evaluation)"),
     overrides("key=value of the configuration, such as --set backbone=iresnet50; repeatable"),
 )
