@@ -107,7 +107,7 @@ MODULES = {
 }  # fmt: skip
 EXTRAS = {"mypy": {"app", "dev"}, "pytest": {"app", "dev"}, "ruff": {"dev"}}  # mypy reads numpy's types
 # Invoke tasks that run a command of app/ on the target. On this computer they need the extra 'app'.
-APP_TASKS = {"bench", "deploy", "evaluate", "export", "mine", "prepare", "train"}
+APP_TASKS = {"bench", "data", "deploy", "evaluate", "export", "mine", "prepare", "train"}
 PACK_TASKS = {"deploy", "train"}  # may upload images packed, and pack them here
 
 

@@ -172,6 +172,7 @@ def fetch_checkpoint(
     group=MODELS,
     examples=(
         "prepare --source folder --path faces --held-out 1000",
+        "prepare --source pairs --path pairs.csv --align auto",
         "prepare --source synthetic --identities 2000 --per-identity 20",
     ),
 )
@@ -181,6 +182,14 @@ def prepare(screen: Screen, target: str, source: str, out: str | None, **options
 
     files = {name: options.pop(name) for name in ("path", "labels", "landmarks")}
     return app.prepare(PROJECT, target, screen, source=source, files=files, out=out, options=options)
+
+
+@task(*flags.DATA, group=MODELS, examples=("data --data data/photos --verify",))
+def data(screen: Screen, data: str | None, verify: bool) -> int:
+    """Tell what a prepared data set contains: people, images, suspects, what was left out, its identity."""
+    from deploy.commands import app
+
+    return app.data(PROJECT, data, screen, verify=verify)
 
 
 @task(*flags.MINE, group=MODELS, examples=("mine --which best",))
@@ -206,7 +215,11 @@ def evaluate(screen: Screen, target: str, run_id: str | None, which: str | None,
     return app.evaluate(PROJECT, target, run_id, which, screen, **options)
 
 
-@task(*flags.EXPORT, group=MODELS, examples=("export --which best --out model.onnx",))
+@task(
+    *flags.EXPORT,
+    group=MODELS,
+    examples=("export --which best --out model.onnx", "export --out small.onnx --set precision=int8"),
+)
 def export(screen: Screen, target: str, run_id: str | None, which: str, out: str | None, overrides: list[str]) -> int:
     """Write a checkpoint as ONNX, compare it with torch on real images and check it by the challenge's rules."""
     from deploy.commands import app
@@ -274,14 +287,12 @@ def push(screen: Screen, target: str, repository: str | None, **arguments: Any) 
     image.push(PROJECT, target, repository, screen.say, image.arguments(**arguments))
 
 
-@task(flags.ON, flags.JSON, group=MACHINES, examples=("doctor --on ssh",))
-def doctor(screen: Screen, target: str) -> int:
-    """Check the setup, and suggest fixes."""
-    from deploy.commands import status as looking
+@task(*flags.DOCTOR, group=MACHINES, examples=("doctor --on ssh", "doctor --on runpod --rent"))
+def doctor(screen: Screen, target: str, rent: bool, yes: bool) -> int:
+    """Check the setup, and suggest fixes. With --rent, also try a machine of the provider for a few cents."""
+    from deploy.commands import rental
 
-    findings = looking.examine(PROJECT, target)
-    screen.rows("Set-up", findings, ("what", "level", "found", "fix"))
-    return 1 if any(finding["level"] == "problem" for finding in findings) else 0
+    return rental.doctor(PROJECT, target, screen, rent=rent, yes=yes)
 
 
 @task(

@@ -80,7 +80,7 @@ class Command(Task):  # type: ignore[type-arg]
         if context.config.run.dry:
             raise Exit("error: Invoke's own dry-run setting is not supported: use train --dry-run", code=2)
         given = {flag.parameter: self.words if flag.words else typed[_argument(flag).name or ""] for flag in self.flags}
-        with telling(JSON in self.flags and given.pop(JSON.parameter)) as screen:
+        with telling(JSON in self.flags and bool(given.pop(JSON.parameter))) as screen:
             answer = self.body(screen, **given)
             code = answer if isinstance(answer, int) else 0
             if not isinstance(answer, int | None):

@@ -95,6 +95,9 @@ class DockerProvider:
     def offers(self) -> Sequence[Rental] | None:
         return None
 
+    def trial(self) -> None:
+        """Return None: no machine is rented."""
+
     def list(self) -> list[Machine]:
         return [self._machine(container) for container in self._containers()]
 

@@ -46,6 +46,9 @@ class LocalProvider:
     def offers(self) -> Sequence[Rental] | None:
         return None
 
+    def trial(self) -> None:
+        """Return None: no machine is rented."""
+
     def list(self) -> list[Machine]:
         """Return nothing: this computer costs nothing, so it cannot be an orphan."""
         return []

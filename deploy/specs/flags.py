@@ -8,7 +8,7 @@ from typing import Any
 
 # Headings of flags in the help.
 WHERE, WHAT, HOW, OUTPUT = "Where", "What runs", "How it starts", "Output"
-PHOTOGRAPHS, PARQUET, RECORDS, DRAWN = "Of folder", "Of parquet", "Of rec", "Of synthetic"
+PHOTOGRAPHS, PARQUET, RECORDS, DRAWN = "Of folder and pairs", "Of parquet", "Of rec", "Of synthetic"
 
 WORDS, REST = "words", "rest"  # kinds of words without a flag
 FLAG, PARSED_BY = "flag", "parsed_by"  # in the metadata of a dataclass's field
@@ -80,9 +80,11 @@ PACK = Flag(
 NODES = Flag("nodes", "machines for one run (default: the target's nodes, else 1)", "N", group=WHERE)
 WHICH = Flag("which", "latest, best, or a number: the epoch", "WHICH", "latest")
 
+YES = Flag("yes", "accept the cost without a question", group=HOW)
+
 TRAIN = (
     Flag("detach", "do not follow the job", group=HOW),
-    Flag("yes", "accept the cost without a question", group=HOW),
+    YES,
     Flag("keep", "if it fails before the job runs, keep a machine that was created for it", group=HOW),
     Flag("dry-run", "print the plan and end; change nothing", group=HOW),
     JSON,
@@ -151,12 +153,15 @@ PREPARE = (
     ON,
     Flag(
         "source",
-        "orl, folder (one sub-folder a person), array (an .npy that exists), parquet, rec or synthetic",
+        "orl, folder (one sub-folder a person), pairs (a .csv of img1,img2,label), array (an .npy that exists), "
+        "parquet, rec or synthetic",
         "SOURCE",
         "orl",
     ),
     Flag(
-        "path", "the folder, the .npy file, the .parquet file or a folder of them, the .rec file or its folder", "PATH"
+        "path",
+        "the folder, the .csv, the .npy file, the .parquet file or a folder of them, the .rec file or its folder",
+        "PATH",
     ),
     Flag("labels", "labels.npy of an array", "PATH"),
     out("output: a folder, or a path ending in .npy (default: data/<name>)"),
@@ -206,6 +211,11 @@ PREPARE = (
     Flag("workers", "processes that make the images (default: one a core); the result is the same", "N"),
     JSON,
 )
+DATA = (
+    Flag("data", "images.npy of a prepared data set, or its folder (default: data/orl of the project)", "PATH"),
+    Flag("verify", "also hash all images, and compare them with the manifest"),
+    JSON,
+)
 MINE = (
     ON,
     RUN,
@@ -223,6 +233,7 @@ EVALUATE = (
         "verification sets, separated by commas: .bin, .csv or images.npy (default: the held-out people)",
         "FILES",
     ),
+    Flag("fit", "how to scale photographs of a .csv that are not square: crop (default), squash or pad", "HOW"),
     out("folder for the results (default: runs/<run>/evaluation)"),
     overrides("key=value of the configuration, such as --set backbone=iresnet50; repeatable"),
 )
@@ -257,5 +268,15 @@ PUSH = (
         "image", "name in the registry, such as me/sniperface (default: the target's)", "NAME", parameter="repository"
     ),
     *BUILD_ARGUMENTS,
+)
+DOCTOR = (
+    ON,
+    Flag(
+        "rent",
+        "rent the cheapest machine that fits for minutes, let it end itself, and report what the account allows",
+        group=WHAT,
+    ),
+    YES,
+    JSON,
 )
 BENCH = (Flag("quick", "smaller sizes, less certain numbers"),)
