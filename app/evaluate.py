@@ -237,8 +237,8 @@ def measure_all(request: Request, out: Path, done: list[ImageSet], here: World, 
         done.append(images)
         if here.is_main:
             picture_of(images, report.best_first(list(rows.values()), done), out)
-            how = {"flip": request.flip, "fit": request.fit, "world_size": here.size}
-            report.write(out / "eval.json", list(rows.values()), done, how)
+            settings = {"flip": request.flip, "fit": request.fit, "world_size": here.size}
+            report.write(out / "eval.json", list(rows.values()), done, settings)
     return "\n".join([*faults.values(), report.table(list(rows.values()), done), str(out)]), int(bool(faults))
 
 

@@ -94,7 +94,7 @@ def before_the_network(model: onnx.ModelProto) -> list[str]:
     return names
 
 
-class _Pixels(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no type hints
+class _Pixels(CalibrationDataReader):
     """Feeds the calibration with images, a few at a time."""
 
     def __init__(self, images: NDArray[np.uint8], inside: bool) -> None:
