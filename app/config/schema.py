@@ -58,7 +58,7 @@ class AugmentConfig:
 
 @dataclass
 class BackboneConfig:
-    name: str = field(default="iresnet", metadata={"choices": BACKBONES})  # iresnet, mobilefacenet or vit
+    name: str = field(default="iresnet", metadata={"choices": BACKBONES})
     layers: list[int] = field(default_factory=lambda: [3, 4, 14, 3])  # blocks per stage; vit has one stage
     width: int = field(default=64, metadata={"least": 1})  # channels of the first stage; vit: token size
     embedding_dim: int = field(default=512, metadata={"least": 1})
@@ -95,7 +95,7 @@ class PositiveMixConfig:
     """Probability by epoch that the positive is another image of the same pseudo-ID."""
 
     epochs: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 35])
-    probability: list[float] = field(default_factory=lambda: [0.0, 0.3, 0.6, 0.85, 0.9])
+    probability: list[float] = field(default_factory=lambda: [0.0, 0.3, 0.6, 0.85, 0.9], metadata=PROBABILITY)
     # least probability of two views of one image, in every epoch
     min_same_image: float = field(default=0.15, metadata=PROBABILITY)
 
@@ -112,7 +112,7 @@ class MiningConfig:
     flip_sum: bool = False  # add the embedding of the mirrored image: twice the work, fewer false neighbours
     # search
     neighbours: int = field(default=32, metadata={"least": 1})
-    backend: str = field(default="auto", metadata={"choices": ("auto", "faiss", "torch")})  # auto, faiss or torch
+    backend: str = field(default="auto", metadata={"choices": ("auto", "faiss", "torch")})
     # replicated: every process holds all embeddings; ring: processes pass them around; auto: whichever fits
     placement: str = field(default="auto", metadata={"choices": ("auto", "replicated", "ring")})
     # of a sample's neighbours against brute force; a lower recall ends the run
@@ -140,7 +140,6 @@ class MiningConfig:
 class HeadConfig:
     """The margin loss on the angle between an embedding and its class centre."""
 
-    # combined, arcface, cosface, sphereface, adaface, magface or curricularface
     name: str = field(default="arcface", metadata={"choices": HEADS})
     scale: float = field(default=64.0, metadata=ABOVE_ZERO)  # of the logits
     margin: float | None = None  # null: the head's published margin; magface: the margin at the smallest norm
@@ -157,7 +156,7 @@ class HeadConfig:
 
 @dataclass
 class RecipeConfig:
-    name: str = field(default="self_supervised", metadata={"choices": RECIPES})  # or supervised
+    name: str = field(default="self_supervised", metadata={"choices": RECIPES})
     head: HeadConfig = field(default_factory=HeadConfig)
     # supervised: evaluate a running mean of the weights with this decay; 0: the weights themselves
     ema: float = field(default=0.0, metadata=BELOW_ONE)
