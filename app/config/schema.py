@@ -33,22 +33,23 @@ class AugmentConfig:
     """Strengths of the random augmentations of a view; probabilities are per image."""
 
     crop_scale: list[float] = field(default_factory=lambda: [0.75, 1.0])  # share of the area: least, most
-    crop_ratio: list[float] = field(default_factory=lambda: [0.92, 1.08])
-    rotation_deg: float = field(default=0.0, metadata={"most": 180.0})
-    flip: float = field(default=0.5, metadata=PROBABILITY)
+    crop_ratio: list[float] = field(default_factory=lambda: [0.92, 1.08])  # width / height of the crop: least, most
+    rotation_deg: float = field(default=0.0, metadata={"most": 180.0})  # at most, in both directions
+    flip: float = field(default=0.5, metadata=PROBABILITY)  # probability to mirror
+    # probability to change brightness, contrast, saturation and hue
     jitter: float = field(default=0.8, metadata=PROBABILITY)
-    brightness: float = field(default=0.25, metadata={"most": 1.0})
-    contrast: float = field(default=0.25, metadata={"most": 1.0})
-    saturation: float = field(default=0.25, metadata={"most": 1.0})
+    brightness: float = field(default=0.25, metadata={"most": 1.0})  # at most, as a share
+    contrast: float = field(default=0.25, metadata={"most": 1.0})  # at most, as a share
+    saturation: float = field(default=0.25, metadata={"most": 1.0})  # at most, as a share
     hue: float = field(default=0.06, metadata=PROBABILITY)  # as a share of a full turn
-    gray: float = field(default=0.08, metadata=PROBABILITY)
-    blur: float = field(default=0.35, metadata=PROBABILITY)
-    blur_sigma_px: list[float] = field(default_factory=lambda: [0.3, 1.5])
-    jpeg: float = field(default=0.45, metadata=PROBABILITY)
-    jpeg_quality: list[float] = field(default_factory=lambda: [40.0, 95.0])
-    noise: float = field(default=0.2, metadata=PROBABILITY)
+    gray: float = field(default=0.08, metadata=PROBABILITY)  # probability
+    blur: float = field(default=0.35, metadata=PROBABILITY)  # probability
+    blur_sigma_px: list[float] = field(default_factory=lambda: [0.3, 1.5])  # least, most
+    jpeg: float = field(default=0.45, metadata=PROBABILITY)  # probability to compress
+    jpeg_quality: list[float] = field(default_factory=lambda: [40.0, 95.0])  # least, most
+    noise: float = field(default=0.2, metadata=PROBABILITY)  # probability
     noise_std: float = field(default=0.05, metadata={"most": 1.0})  # at most, for pixels in [-1, 1]
-    cutout: float = field(default=0.2, metadata=PROBABILITY)
+    cutout: float = field(default=0.2, metadata=PROBABILITY)  # probability to blank a square
     cutout_side: list[float] = field(default_factory=lambda: [0.15, 0.35])  # share of the image's side: least, most
     # mix the low-frequency amplitudes with those of another image
     amplitude_mix: float = field(default=0.0, metadata=PROBABILITY)
@@ -58,18 +59,18 @@ class AugmentConfig:
 
 @dataclass
 class BackboneConfig:
-    name: str = field(default="iresnet", metadata={"choices": BACKBONES})
+    name: str = field(default="iresnet", metadata={"choices": BACKBONES})  # iresnet, mobilefacenet or vit
     layers: list[int] = field(default_factory=lambda: [3, 4, 14, 3])  # blocks per stage; vit has one stage
     width: int = field(default=64, metadata={"least": 1})  # channels of the first stage; vit: token size
-    embedding_dim: int = field(default=512, metadata={"least": 1})
-    dropout: float = field(default=0.0, metadata=BELOW_ONE)
+    embedding_dim: int = field(default=512, metadata={"least": 1})  # size of the embedding
+    dropout: float = field(default=0.0, metadata=BELOW_ONE)  # probability before the embedding
     # side of the network's input; cropping resamples images to it
     image_size: int = field(default=112, metadata={"least": 16})
     # learned gain on the image's spectrum: none, or the mask made for vit or iresnet
     fourier: str = field(default="none", metadata={"choices": ("none", "vit", "iresnet")})
     gradient_checkpointing: bool = False  # a third more compute, but most activations need no memory
-    # only for vit
-    patch_size: int = field(default=9, metadata={"least": 1})
+    # only for vit:
+    patch_size: int = field(default=9, metadata={"least": 1})  # pixels
     # probability to skip the last block; it rises from 0 at the first
     drop_path: float = field(default=0.0, metadata=BELOW_ONE)
     # share of tokens left out in training
@@ -79,11 +80,12 @@ class BackboneConfig:
 
 @dataclass
 class MocoConfig:
-    projection_hidden: int = 2048
-    projection_dim: int = 128
-    queue_size: int = field(default=65536, metadata={"least": 1})
+    projection_hidden: int = 2048  # width of the hidden layer between backbone and loss
+    projection_dim: int = 128  # size of the vectors that the loss compares
+    queue_size: int = field(default=65536, metadata={"least": 1})  # keys of earlier batches, the negatives
+    # of the momentum encoder, per step: its share of its own old weights
     momentum: float = field(default=0.999, metadata=BELOW_ONE)
-    temperature: float = field(default=0.05, metadata=ABOVE_ZERO)
+    temperature: float = field(default=0.05, metadata=ABOVE_ZERO)  # divides the cosines
     margin: float = 0.15  # subtracted from the positive's cosine
     # most similar negatives per query left out: they may be the same person
     mask_most_similar: int = field(default=8, metadata={"least": 0})
@@ -94,7 +96,8 @@ class MocoConfig:
 class PositiveMixConfig:
     """Probability by epoch that the positive is another image of the same pseudo-ID."""
 
-    epochs: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 35])
+    epochs: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 35])  # first epoch of each probability
+    # one for each entry of `epochs`
     probability: list[float] = field(default_factory=lambda: [0.0, 0.3, 0.6, 0.85, 0.9], metadata=PROBABILITY)
     # least probability of two views of one image, in every epoch
     min_same_image: float = field(default=0.15, metadata=PROBABILITY)
@@ -104,20 +107,20 @@ class PositiveMixConfig:
 class MiningConfig:
     """Mining of pseudo-IDs: embed, search nearest neighbours, cluster, check the result."""
 
-    start_epoch: int = 2
-    every_epochs: int = field(default=2, metadata={"least": 1})
+    start_epoch: int = 2  # the first epoch that begins with mining
+    every_epochs: int = field(default=2, metadata={"least": 1})  # epochs between two refreshes
     # fresh: embed every image again; bank: reuse the momentum encoder's training embeddings
     features: str = field(default="fresh", metadata={"choices": ("fresh", "bank")})
     batch_size: int = field(default=512, metadata={"least": 1})  # images per process and batch
     flip_sum: bool = False  # add the embedding of the mirrored image: twice the work, fewer false neighbours
-    # search
-    neighbours: int = field(default=32, metadata={"least": 1})
-    backend: str = field(default="auto", metadata={"choices": ("auto", "faiss", "torch")})
+    # the search:
+    neighbours: int = field(default=32, metadata={"least": 1})  # per image
+    backend: str = field(default="auto", metadata={"choices": ("auto", "faiss", "torch")})  # auto, faiss or torch
     # replicated: every process holds all embeddings; ring: processes pass them around; auto: whichever fits
     placement: str = field(default="auto", metadata={"choices": ("auto", "replicated", "ring")})
     # of a sample's neighbours against brute force; a lower recall ends the run
     min_recall: float = field(default=0.999, metadata=PROBABILITY)
-    # clusters
+    # clusters:
     # or parity: connected components of mutual neighbours above a fixed similarity
     method: str = field(default="overlap", metadata={"choices": ("overlap", "parity")})
     # overlap: share of common neighbours; give 0.2 for 20 neighbours or fewer
@@ -126,9 +129,9 @@ class MiningConfig:
     # parity: each image is among the other's first `mutual_top` neighbours
     mutual_top: int = field(default=5, metadata={"least": 1})
     similarity: float = field(default=0.6, metadata=PROBABILITY)  # parity: least cosine of an edge
-    min_cluster: int = field(default=2, metadata={"least": 2})
+    min_cluster: int = field(default=2, metadata={"least": 2})  # images; the others get no pseudo-ID
     max_cluster: int = 1000  # larger clusters are split
-    # gate: a labelling that breaks one of these limits is rejected, and the old one stays
+    # the gate; labels that break one of these limits are rejected, and the old ones stay:
     min_coverage: float = field(default=0.02, metadata=PROBABILITY)  # share of images with a pseudo-ID
     # share of all images in the largest cluster
     max_largest_share: float = field(default=0.2, metadata=PROBABILITY)
@@ -140,6 +143,7 @@ class MiningConfig:
 class HeadConfig:
     """The margin loss on the angle between an embedding and its class centre."""
 
+    # combined, arcface, cosface, sphereface, adaface, magface or curricularface
     name: str = field(default="arcface", metadata={"choices": HEADS})
     scale: float = field(default=64.0, metadata=ABOVE_ZERO)  # of the logits
     margin: float | None = None  # null: the head's published margin; magface: the margin at the smallest norm
@@ -156,7 +160,7 @@ class HeadConfig:
 
 @dataclass
 class RecipeConfig:
-    name: str = field(default="self_supervised", metadata={"choices": RECIPES})
+    name: str = field(default="self_supervised", metadata={"choices": RECIPES})  # or supervised
     head: HeadConfig = field(default_factory=HeadConfig)
     # supervised: evaluate a running mean of the weights with this decay; 0: the weights themselves
     ema: float = field(default=0.0, metadata=BELOW_ONE)
@@ -168,33 +172,35 @@ class RecipeConfig:
 @dataclass
 class BatchConfig:
     size: int = field(default=128, metadata={"least": 2})  # images per process
-    grad_accum_steps: int = field(default=1, metadata={"least": 1})
+    grad_accum_steps: int = field(default=1, metadata={"least": 1})  # batches per step of the optimizer
     parity_sum: bool = False  # add accumulated losses instead of averaging: not one large batch, but as published
 
 
 @dataclass
 class OptimizerConfig:
-    name: str = field(default="sgd", metadata={"choices": ("sgd", "adamw")})
-    lr: float = field(default=0.03, metadata=ABOVE_ZERO)
-    momentum: float = field(default=0.9, metadata=BELOW_ONE)
-    nesterov: bool = True
-    weight_decay: float = field(default=5e-4, metadata=FROM_ZERO)
+    name: str = field(default="sgd", metadata={"choices": ("sgd", "adamw")})  # or adamw
+    lr: float = field(default=0.03, metadata=ABOVE_ZERO)  # at the end of the warm-up
+    momentum: float = field(default=0.9, metadata=BELOW_ONE)  # sgd
+    nesterov: bool = True  # sgd
+    weight_decay: float = field(default=5e-4, metadata=FROM_ZERO)  # not of biases, BN and PReLU
     decay_all: bool = False  # weight decay also for biases, BN and PReLU, as in the published margin recipes
+    # largest norm of the gradient; a larger one is scaled down
     clip_grad_norm: float = field(default=5.0, metadata=ABOVE_ZERO)
 
 
 @dataclass
 class WarmupConfig:
-    epochs: float = field(default=2.0, metadata=FROM_ZERO)
+    epochs: float = field(default=2.0, metadata=FROM_ZERO)  # from start_lr to the base rate, in equal steps
     # null: no warm-up, the base rate from the start
     start_lr: float | None = field(default=None, metadata=FROM_ZERO)
 
 
 @dataclass
 class LrScheduleConfig:
+    # cosine, poly or multistep
     name: str = field(default="cosine", metadata={"choices": ("cosine", "poly", "multistep")})
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
-    final_lr: float = field(default=0.0, metadata=FROM_ZERO)
+    final_lr: float = field(default=0.0, metadata=FROM_ZERO)  # for cosine and poly
     milestones: list[int] = field(default_factory=lambda: [20, 40, 60])  # epochs, for multistep
     gamma: float = field(default=0.5, metadata=FROM_ZERO)  # for multistep
     power: float = field(default=1.0, metadata=FROM_ZERO)  # for poly
@@ -202,7 +208,8 @@ class LrScheduleConfig:
 
 @dataclass
 class CheckpointConfig:
-    every_epochs: int = field(default=1, metadata={"least": 1})
+    every_epochs: int = field(default=1, metadata={"least": 1})  # also at the end
+    # the newest ones that stay; the best of each measure stays too
     keep: int = field(default=10, metadata={"least": 1})
 
 
@@ -212,15 +219,17 @@ class EvalConfig:
     # extra evaluations of `sets` every so many steps; 0: only with the epochs
     every_steps: int = field(default=0, metadata={"least": 0})
     sets: list[str] = field(default_factory=list)  # lfw.bin,pairs.csv, …: the kinds that app.evaluate reads
-    batch_size: int = field(default=256, metadata={"least": 1})
+    # images of `sets` that are not square: crop takes the middle; squash and pad take all
+    fit: str = field(default="crop", metadata={"choices": ("crop", "squash", "pad")})
+    batch_size: int = field(default=256, metadata={"least": 1})  # images per process and batch
     # held-out images used; the number of pairs grows with its square
     max_images: int = field(default=2000, metadata={"least": 1})
 
 
 @dataclass
 class TrainConfig:
-    epochs: int = field(default=75, metadata={"least": 1})
-    seed: int = field(default=2048, metadata={"least": 0})
+    epochs: int = field(default=75, metadata={"least": 1})  # of the whole run, also of one that resumes
+    seed: int = field(default=2048, metadata={"least": 0})  # of weights, order of images and augmentations
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr_schedule: LrScheduleConfig = field(default_factory=LrScheduleConfig)
@@ -230,11 +239,11 @@ class TrainConfig:
     # The run folder's config.yaml records the choice.
     precision: str = field(default="auto", metadata={"choices": ("auto", "fp32", "bf16", "fp16")})
     tf32: bool = True  # fp32 products on a GPU use a 10-bit mantissa
-    channels_last: bool = True
+    channels_last: bool = True  # memory layout of convolutions; on GPUs faster with 16 bits
     compile: bool = False  # torch.compile: minutes at the start, faster steps on a GPU; the image has its dependencies
     # in a row; each is skipped, and the last one ends the run
     max_nonfinite_steps: int = field(default=10, metadata={"least": 1})
-    log_every_steps: int = field(default=10, metadata={"least": 1})
+    log_every_steps: int = field(default=10, metadata={"least": 1})  # a line of the log and an event of metrics.jsonl
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
@@ -253,8 +262,8 @@ class PlanConfig:
 
 @dataclass
 class WandbConfig:
-    project: str = "sniperface"
-    entity: str | None = None
+    project: str = "sniperface"  # where runs appear
+    entity: str | None = None  # null: your account's default
 
 
 @dataclass
@@ -267,7 +276,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
-    track: str = field(default="none", metadata={"choices": ("none", "wandb")})
+    track: str = field(default="none", metadata={"choices": ("none", "wandb")})  # or wandb
 
     def model(self) -> dict[str, Any]:
         """Settings that a checkpoint must match to be loaded: they decide the shapes of its tensors."""

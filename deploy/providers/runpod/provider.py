@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from deploy.specs.settings import RunPod, Settings
 
 if TYPE_CHECKING:
     from deploy.providers.runpod.rest import RestApi
+    from deploy.providers.runpod.trial import RunPodTrial
 
 PYTHON = "auto"  # as the machine says: that of our image, or of the environment that is made there
 
@@ -66,7 +68,7 @@ class RunPodProvider:
                 except Unfit as unfit:
                     if not self._making.give_back_unused(self._pods, pod, unfit):
                         self.say(f"leaving {pod} unchanged: {unfit.why}")
-            return self._making.new(self._pods, spec.name)
+            return self._making.new(self._pods, spec)
 
     def find(self, name: str) -> Machine | None:
         """Find a machine by name, with its current address: the port changes at each restart."""
@@ -94,6 +96,12 @@ class RunPodProvider:
         if first is None or not first.memory_gib:
             return None
         return Card(first.gpu, self.options.gpu_count, int(first.memory_gib * (1 << 30)))
+
+    def trial(self) -> RunPodTrial:
+        from deploy.providers.runpod.trial import RunPodTrial
+
+        make = functools.partial(RunPodProvider, clock=self.clock, limits=self.limits)
+        return RunPodTrial(self.settings, self._rest, self._asking, make)
 
     def list(self) -> list[Machine]:
         """List the project's machines, also stopped ones: their disks bill. Without an address, the host is empty."""
@@ -253,7 +261,7 @@ class RunPodProvider:
         self.say(text)
 
     def _words(self) -> contextlib.AbstractContextManager[None]:
-        return in_words(f"conf/deploy/{self.settings.target.name}.yaml")
+        return in_words(self.settings.where)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 from deploy import border, providers
 from deploy.billing import teardown as releasing
 from deploy.commands import app as apps
+from deploy.commands import rental
 from deploy.commands import status as looking
 from deploy.commands import stop as ending
 from deploy.commands import watch as watching
@@ -50,7 +51,7 @@ COMMANDS: dict[str, Callable[[Path, Screen], object]] = {
     "watch": lambda at, screen: watching.watch(at, "bad", RUN, screen, max_usd=0.5),
     "stop": lambda at, screen: ending.stop(at, "bad", RUN, screen),
     "ps": lambda at, screen: screen.rows("Bills", looking.bills(at, screen), ("machine", "usd", "note")),
-    "doctor": lambda at, screen: screen.rows("Doctor", looking.examine(at, "bad"), ("what", "found")),
+    "doctor": lambda at, screen: rental.doctor(at, "bad", screen, rent=False, yes=False),
     "down": lambda at, screen: down(at, screen, anyway=False),
     "down --anyway": lambda at, screen: down(at, screen, anyway=True),
 }
