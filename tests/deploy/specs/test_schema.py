@@ -41,7 +41,8 @@ def test_every_key_of_every_provider_is_described_by_its_type() -> None:
     assert keys["cloud"]["enum"] == ["SECURE", "COMMUNITY"]
     assert keys["max_usd"]["type"] == ["number", "null"]
     assert keys["volume"]["description"] == "id of a network volume, mounted at volume_path"
-    assert keys["gpu_count"] == {"type": ["integer"], "exclusiveMinimum": 0, "default": 1}
+    gpu_count = {"type": ["integer"], "description": "GPUs per machine", "exclusiveMinimum": 0, "default": 1}
+    assert keys["gpu_count"] == gpu_count
 
 
 def fits(value: object, rule: dict[str, object]) -> bool:
