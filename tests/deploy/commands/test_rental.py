@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from deploy.commands import doctor, rental
-from deploy.errors import DeployError
+from deploy.errors import DeployError, WrongUse
 from deploy.runs.session import Reach
+from deploy.specs.settings import load
 from deploy.specs.trial import Finding, Funds, Offer, low_balance, refusal
 from deploy.ui.screen import Screen
-from tests.deploy.conftest import Project, wait_until
+from tests.deploy.conftest import SOURCE, Project, wait_until
 from tests.deploy.support.pods import ProcessPod
 from tests.support.emulators.rig import Rig, rig
 from tests.support.emulators.runpod import KEY, Emulator
@@ -214,9 +215,11 @@ def test_a_laptop_that_ends_in_the_middle_releases_the_pod(project: Project, acc
     assert len(account.account.ended) == 1
 
 
-def test_a_target_that_rents_nothing_is_wrong_use(project: Project) -> None:
-    assert "target 'local' rents nothing" in project.invoke("doctor", "--rent", code=2).stderr
-    assert "--yes accepts the cost of --rent" in project.invoke("doctor", "--yes", code=2).stderr
+def test_a_target_that_rents_nothing_is_wrong_use() -> None:
+    with Reach(load(SOURCE, "local", {})) as at, pytest.raises(WrongUse, match="target 'local' rents nothing"):
+        rental.try_out(at, Screen(), yes=True)
+    with pytest.raises(WrongUse, match="--yes accepts the cost of --rent"):
+        rental.doctor(SOURCE, "local", Screen(), rent=False, yes=True)
 
 
 @pytest.mark.parametrize(
