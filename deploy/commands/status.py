@@ -14,6 +14,7 @@ from deploy.billing import bills as money
 from deploy.billing.reaper import reap
 from deploy.errors import BadAnswer, DeployError, NoAccount, StepFailed, WrongUse, command, unknown
 from deploy.pod.base.folder import FINAL_STATES
+from deploy.pod.base.retry import FOLLOW_PATIENCE_S
 from deploy.runs import documents as answers
 from deploy.runs import job
 from deploy.runs import records as runs
@@ -37,7 +38,6 @@ SORTED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "cost": lambda row: row["spend_usd"],
     "time": lambda row: -1 if row["seconds"] is None else row["seconds"],
 }
-PATIENCE_S = 3600  # the laptop may sleep; the job runs on without it
 
 
 def status(project: Path, target: str, run_id: str | None, screen: Screen, *, watch: bool) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def logs(project: Path, target: str, run_id: str | None, screen: Screen, *, foll
 def _logs(project: Path, target: str, run_id: str | None, screen: Screen, *, follow: bool) -> None:
     with reach.run(project, target, run_id, partial(reap, screen=screen)) as reached:
         if follow:
-            reached.shell.patience_s = PATIENCE_S
+            reached.shell.patience_s = FOLLOW_PATIENCE_S
             reached.shell.on_loss = screen.complain
         own = (text for text, _ in job.follow(reached.shell, reached.folder))
         for text in nodes.logs(reached, screen) if reached.record.others else own:

@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from deploy import border
 from deploy.billing.reaper import reap
 from deploy.errors import DeployError, StepFailed, command
 from deploy.pod.base.addresses import hide
 from deploy.pod.base.folder import RunFolder
+from deploy.pod.base.retry import FOLLOW_PATIENCE_S
 from deploy.runs import documents as answers
 from deploy.runs import job
 from deploy.runs import records as runs
@@ -27,8 +29,6 @@ from deploy.steps.consent import agree, warn_of_balance
 from deploy.steps.provision import acquired_all, bring_own_files, pack_images, ready_all, refuse_too_much
 from deploy.ui.screen import Screen
 from deploy.workspace import code
-
-FOLLOW_PATIENCE_S = 3600  # the laptop may sleep; the job runs on without it
 
 
 def deploy(
@@ -165,7 +165,7 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
     taken = {**watch.taken, **({"training": record.seconds} if record.seconds else {})}
     record = runs.update(reached.settings.runs, record, phases=taken)
     document = answers.of_run(record, reached.events(), checkpoint, home.report(reached))
-    screen.result(document)
+    screen.result(document, border.least_gain(Path(reached.home.verification)))
     screen.compared(runs.compared(reached.settings.runs, record))
     if record.state != "succeeded":
         screen.document(document)

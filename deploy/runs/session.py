@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from deploy.errors import CannotTrain, NoMachine, StepFailed, WrongUse, command, unknown
+from deploy.errors import CannotTrain, NoMachine, StepFailed, WrongUse, command
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder, private_folder
 from deploy.pod.base.lock import Busy, Lock, is_held, read_holder
 from deploy.providers import PROVIDERS
@@ -30,13 +30,10 @@ class Reach:
     """One target during one command. Each machine is looked up once and connected once."""
 
     def __init__(self, settings: Settings) -> None:
-        name = settings.target.provider
-        if name not in PROVIDERS:
-            raise unknown(f"provider in conf/deploy/{settings.target.name}.yaml", name, PROVIDERS)
         self.settings = settings
         if settings.notes.is_dir():  # an older version, or a user, may have made it readable by others
             private_folder(settings.notes)
-        self.provider: Provider = PROVIDERS[name](settings)
+        self.provider: Provider = PROVIDERS[settings.target.provider](settings)
         self.given_up: set[str] = set()  # machines whose guard could not release them
         self.devices: dict[str, Devices] = {}  # of machines that were checked when they were acquired
         # Makes the environment on a machine that lacks it, while the provider can still try another machine.

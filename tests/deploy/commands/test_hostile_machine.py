@@ -32,8 +32,9 @@ from deploy.commands import stop as ending
 from deploy.commands import watch as watching
 from deploy.errors import DeployError
 from deploy.pod.agent.frames import LINE_BYTES
+from deploy.pod.base import retry
 from deploy.pod.base.folder import read_json, write_json
-from deploy.shell import base, link, ssh
+from deploy.shell import base, link
 from deploy.ui.screen import Screen
 from deploy.workspace import devices
 from tests.deploy.conftest import SOURCE
@@ -82,7 +83,7 @@ def laptop(machine: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (base, "RUN_S", 3.0), (devices, "PROBE_S", 3.0), (link, "ANSWER_S", 1.5),
         (link, "LONG_ANSWER_S", 1.5), (link, "LINES_SILENCE_S", 3.0),
         (link, "GREETING_LIMIT_S", 5.0),
-        (ssh, "PATIENCE_S", 1.0), (ssh, "FIRST_PATIENCE_S", 1.0), (releasing, "ANYWAY_S", 4.0),
+        (retry, "CONNECT_PATIENCE_S", 1.0), (retry, "FIRST_PATIENCE_S", 1.0), (releasing, "ANYWAY_S", 4.0),
         (releasing, "STOP_SLACK_S", 0.5), (looking, "LIST_LIMIT_S", 5.0), (watching, "CEILING_S", 5.0),
         (watching, "EVERY_S", 0.05),
     ):  # fmt: skip
