@@ -102,7 +102,7 @@ def test_the_trial_reports_what_the_account_allows_and_leaves_nothing(
     assert told["host key in the log of the pod"].level == "ok"
     assert told["limit of API calls"].found == '"minute";q=60;w=60'
     printed = capsys.readouterr().out
-    assert "at most 0.08 USD for 18 minutes" in printed
+    assert "at most 0.13 USD for 29 minutes" in printed
     assert f"- {ENDS}: yes" in printed
 
 
@@ -161,7 +161,7 @@ def test_a_cost_above_confirm_usd_needs_consent(v2: Rig) -> None:
     """Without a terminal, --yes is the consent; the message has the price and the most that it can cost."""
     told = failure(v2, yes=False, confirm_usd=0.01)
     assert told.startswith("WrongUse: renting NVIDIA RTX A4500")
-    assert "0.25 USD an hour, at most 0.08 USD for 18 minutes: give --yes" in told
+    assert "0.25 USD an hour, at most 0.13 USD for 29 minutes: give --yes" in told
     assert v2.creations == 0
 
 
@@ -188,6 +188,35 @@ def test_a_failure_at_any_step_releases_the_pod(v2: Rig, fault: str) -> None:
     assert told.startswith(("NoMachine: ", "StepFailed: ", "LinkLost: ", "BadAnswer: ")), told
     assert (v2.emulator.names, v2.intents()) == ([], []), told
     assert bool(v2.emulator.account.ended) == (fault not in ("no room", "no money"))
+
+
+@pytest.mark.parametrize("publishes", ["nothing", "address"])
+def test_a_closed_terminal_does_not_prevent_the_release(
+    v2: Rig, monkeypatch: pytest.MonkeyPatch, publishes: str
+) -> None:
+    """Each message fails once a pod exists: while it starts, and while it is asked."""
+    v2.emulator.next_pod(publishes=publishes)
+    say = Screen.say
+
+    def closed(screen: Screen, text: str) -> None:
+        if v2.emulator.account.pods:
+            raise BrokenPipeError(32, "Broken pipe")
+        say(screen, text)
+
+    monkeypatch.setattr(Screen, "say", closed)
+    with pytest.raises((DeployError, OSError)):
+        try_out(v2)
+    assert (v2.emulator.names, v2.intents()) == ([], [])
+    assert v2.emulator.account.ended
+
+
+def test_bad_hosts_do_not_make_the_trial_longer(v2: Rig) -> None:
+    """Silent hosts cost three minutes each; after five minutes no further one is requested."""
+    for _ in range(9):
+        v2.emulator.next_pod(has_container=False)
+    assert failure(v2).startswith("NoMachine: RunPod has no machine")
+    assert v2.creations == 2
+    assert v2.emulator.names == []
 
 
 def test_ctrl_c_releases_the_pod(v2: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
