@@ -69,8 +69,8 @@ DOORS = {
     "numba": {"app/mining/graph.py"},
     "nvidia": {"app/data/sources/decode.py"},  # DALI, on request
     "joblib": {"app/data/faces/networks.py"},  # the format of the detector's weights
-    "onnx": {"app/onnx/make.py", "app/onnx/rules.py", "app/data/faces/networks.py"},
-    "onnxruntime": {"app/onnx/session.py", "app/data/faces/networks.py"},
+    "onnx": {"app/onnx/make.py", "app/onnx/rules.py", "app/onnx/smaller.py", "app/data/faces/networks.py"},
+    "onnxruntime": {"app/onnx/session.py", "app/onnx/smaller.py", "app/data/faces/networks.py"},
     "omegaconf": {"app/config/compose.py", "deploy/specs/settings.py"},
     "paramiko": {"deploy/shell/connect.py", "deploy/shell/host_keys.py"},
     "PIL": {
@@ -86,6 +86,7 @@ DOORS = {
         "app/mining/contact_sheet.py",
         "app/report/pictures.py",
     },
+    "pillow_heif": {"app/data/sources/photograph.py"},  # if it is installed
     "pyarrow": {"app/data/sources/parquet.py"},
     "rich": {"deploy/ui/screen.py"},
     "requests": {"deploy/providers/runpod/rest.py"},
@@ -95,10 +96,11 @@ DOORS = {
     "tomli": {"deploy/providers/runpod/key.py"},
     "tqdm": {"app/data/progress.py"},
     "wandb": {"app/runtime/track.py"},
-    "yaml": {"app/config/compose.py", "deploy/specs/settings.py"},
+    "yaml": {"app/config/compose.py", "deploy/border/history.py", "deploy/specs/settings.py"},
 }
 # The only laptop files that parse JSON or YAML, and what each reads. deploy/border parses what machines send.
 PARSES = {
+    "deploy/border/history.py": "a run's config.yaml, for comparison",
     "deploy/border/documents.py": "what a machine, a provider or a stranger's file says",
     "deploy/workspace/dataset.py": "manifest.json beside the images, with a sentence for what does not fit",
     "deploy/steps/resolve.py": "the output of this project's own app.config and app.resumable",
@@ -152,8 +154,10 @@ POSIX_ONLY = {"curses", "fcntl", "grp", "posix", "pty", "pwd", "readline", "reso
 LAPTOP_TASKS = {
     "attach",
     "build",
+    "compare",
     "doctor",
     "down",
+    "exec",
     "fetch-checkpoint",
     "logs",
     "ps",
@@ -163,6 +167,7 @@ LAPTOP_TASKS = {
     "ssh-config",
     "status",
     "stop",
+    "target",
     "watch",
 }
 
@@ -353,7 +358,7 @@ def test_process_groups_are_made_in_one_place() -> None:
         (
             ("app",),
             {"faiss", "hydra", "jinja2", "joblib", "matplotlib", "numba", "numpy", "nvidia", "omegaconf", "onnx"}
-            | {"onnxruntime", "PIL", "pyarrow", "scipy", "simplejpeg", "torch", "tqdm", "wandb", "yaml"},
+            | {"onnxruntime", "PIL", "pillow_heif", "pyarrow", "scipy", "simplejpeg", "torch", "tqdm", "wandb", "yaml"},
         ),
         (("bootstrap.py", "sniperface.py"), set()),
     ],

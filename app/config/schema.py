@@ -219,6 +219,8 @@ class EvalConfig:
     # extra evaluations of `sets` every so many steps; 0: only with the epochs
     every_steps: int = field(default=0, metadata={"least": 0})
     sets: list[str] = field(default_factory=list)  # lfw.bin,pairs.csv, …: the kinds that app.evaluate reads
+    # images of `sets` that are not square: crop takes the middle; squash and pad take all
+    fit: str = field(default="crop", metadata={"choices": ("crop", "squash", "pad")})
     batch_size: int = field(default=256, metadata={"least": 1})  # images per process and batch
     # held-out images used; the number of pairs grows with its square
     max_images: int = field(default=2000, metadata={"least": 1})

@@ -21,6 +21,7 @@ from deploy.runs.session import Reach, is_launching
 from deploy.specs.machine import Machine, Volume
 from deploy.specs.plan import slug
 from deploy.specs.settings import RunPod, Settings, load
+from deploy.specs.targets import every as files_of_targets
 
 COLUMNS = (
     "machine", "volume", "target", "gpu", "gb", "usd_per_hour", "usd_per_month", "hours", "usd", "run", "state", "note",
@@ -112,9 +113,9 @@ def past_ceiling(bill: Bill, limits: Limits, *, slack_min: float = 0.0) -> str |
 
 
 def _targets(project: Path) -> Iterator[Settings]:
-    for file in sorted((project / "conf" / "deploy").glob("*.yaml")):
+    for name in sorted({file.name for file in files_of_targets(project)}):
         try:
-            yield load(project, file.stem)
+            yield load(project, name)
         except DeployError:
             continue
 
@@ -150,7 +151,7 @@ def _bill(at: Reach, machine: Machine, records: Iterable[Record], now: float) ->
 
 
 def _stored(volume: Volume, mounted_by: Sequence[str]) -> Bill:
-    nobody = None if mounted_by else "no target of conf/deploy names it"
+    nobody = None if mounted_by else "no target names it"
     return Bill(
         machine=None,
         volume=f"{volume.name} ({volume.id}, {volume.place})",

@@ -43,7 +43,7 @@ def examine(at: Reach) -> list[Finding]:
         of_laptop.append(_folder)
     if settings.is_local:
         return [check(settings) for check in (*of_laptop[:1], _packages, *of_laptop[1:3], _tmux, _gpu, *of_laptop[3:])]
-    return [*(check(settings) for check in (*of_laptop, _ssh)), *_account(at), *_machine(at)]
+    return [*(check(settings) for check in (*of_laptop, _ssh)), *_account(at), *machine(at)]
 
 
 def _ssh(_: Settings) -> Finding:
@@ -54,7 +54,7 @@ def _ssh(_: Settings) -> Finding:
 
 
 def _account(at: Reach) -> list[Finding]:
-    """Report what the provider's account allows, if machines are rented there. `_machine` reports its errors."""
+    """Report what the provider's account allows, if machines are rented there. `machine` reports its errors."""
     try:
         trial = at.provider.trial()
         return trial.account() if trial else []
@@ -62,25 +62,25 @@ def _account(at: Reach) -> list[Finding]:
         return []
 
 
-def _machine(at: Reach) -> list[Finding]:
+def machine(at: Reach) -> list[Finding]:
     """Check the provider, and the machine if it exists. Provisions nothing."""
     target, provider = at.settings.target.name, at.settings.target.provider
-    file = f"conf/deploy/{target}.yaml"
+    file = at.settings.where
     try:
         machines = [each for each in at.provider.list() if each.name.startswith(family_name(at.settings))]
-        machine = machines[0] if machines else at.machine(family_name(at.settings).rstrip("-"))
+        found = machines[0] if machines else at.machine(family_name(at.settings).rstrip("-"))
     except DeployError as error:
         fix = error.next_command or f"check the account and its keys, and {file}"
         return [Finding(f"provider {provider}", "problem", error.message, fix)]
-    if machine is None:
+    if found is None:
         return [Finding("machine", "ok", f"no machine yet; create one with: {command(f'deploy --on {target}')}")]
-    shell = at.shell(machine)
+    shell = at.shell(found)
     try:
-        machine = settle(machine, shell, at.settings.project)
+        found = settle(found, shell, at.settings.project)
         hardware = shell.hardware()
-        gpu = _gpu_there(at.settings, machine, shell)
+        gpu = _gpu_there(at.settings, found, shell)
         missing = [program for program in ("git", "tmux") if shell.which(program) is None]
-        free_gib = shell.free_bytes(at.settings.stage_to or machine.root) / (1 << 30)
+        free_gib = shell.free_bytes(at.settings.stage_to or found.root) / (1 << 30)
     except DeployError as error:
         wrong = (
             f"set host, user and key in {file}"
@@ -88,9 +88,9 @@ def _machine(at: Reach) -> list[Finding]:
             else f"release it: {command(f'down --on {target}')}"
         )
         return [Finding("machine", "problem", error.message, error.next_command or wrong)]
-    findings = [Finding("machine", "ok", f"{machine.name}: {hardware.cores} cores"), gpu]
+    findings = [Finding("machine", "ok", f"{found.name}: {hardware.cores} cores"), gpu]
     findings += [Finding(name, *MISSING[name]) for name in missing]
-    where = at.settings.stage_to or machine.root
+    where = at.settings.stage_to or found.root
     room = None if free_gib > 1 else f"remove files there, or set another root in {file}"
     return [*findings, Finding("room", "warning" if room else "ok", f"{free_gib:.1f} GiB free in {where}", room)]
 
@@ -167,7 +167,7 @@ def _disk(settings: Settings) -> Finding:
     place = settings.root if settings.is_local else settings.project
     free_gib = LocalShell().free_bytes(place) / (1 << 30)
     if free_gib < MIN_FREE_GIB:
-        fix = f"remove old runs, or set another root in conf/deploy/{settings.target.name}.yaml"
+        fix = f"remove old runs, or set another root in {settings.where}"
         return Finding("disk", "warning", f"{free_gib:.1f} GiB free in {place}", fix)
     return Finding("disk", "ok", f"{free_gib:.0f} GiB free in {place}")
 

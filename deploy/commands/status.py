@@ -30,12 +30,16 @@ from deploy.ui.screen import Screen
 AGAIN_EVERY_S = 2
 LIST_LIMIT_S = 20.0  # `runs` waits this long for the machine of each target
 # The columns of `runs`.
-COLUMNS = ("run_id", "target", "state", "created", "fraction", "accuracy", "seconds", "spend_usd", "backbone", "reason")
+COLUMNS = (
+    *("run_id", "target", "state", "created", "name", "fraction", "accuracy", "seconds", "spend_usd", "backbone"),
+    "reason",
+)
 # What `runs --sort` knows -> the value of a row. -1 is less than each.
 SORTED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "started": lambda row: row["created"],
     "accuracy": lambda row: -1 if row["accuracy"] is None else row["accuracy"],
     "cost": lambda row: row["spend_usd"],
+    "fraction": lambda row: row["fraction"],
     "time": lambda row: -1 if row["seconds"] is None else row["seconds"],
 }
 

@@ -29,7 +29,7 @@ class LocalProvider:
         except OSError as error:
             raise NoMachine(
                 f"the folder {root} of target '{self.settings.target.name}' cannot be written: {error.strerror}",
-                next_command=f"set another root in conf/deploy/{self.settings.target.name}.yaml",
+                next_command=f"set another root in {self.settings.where}",
             ) from error
         return self._machine(spec.name, root)
 

@@ -79,8 +79,8 @@ class SshShell(Shell):
     def is_loss(self, failed: StepFailed) -> bool:
         return isinstance(failed, LinkLost) and not isinstance(failed, Misbehaves | NoAnswer)
 
-    def terminal(self, argv: Sequence[str]) -> list[str]:
-        return native.command(self.config(), self.machine, argv, terminal=True)
+    def terminal(self, argv: Sequence[str], *, interactive: bool = True) -> list[str]:
+        return native.command(self.config(), self.machine, argv, terminal=interactive)
 
     def config(self) -> Path:
         """Write an ssh_config for the system's ssh. It trusts the host key that this connection has checked."""

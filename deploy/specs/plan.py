@@ -286,7 +286,7 @@ def _identity(request: Request, facts: Facts) -> tuple[str, int]:
     if facts.continues:
         return facts.continues.run_id, facts.continues.attempt
     stamp = facts.now.strftime("%Y%m%d-%H%M%S")
-    return f"{facts.data.name}{fraction_mark(request.fraction)}-{stamp}-{facts.token}", 1
+    return f"{request.name or facts.data.name}{fraction_mark(request.fraction)}-{stamp}-{facts.token}", 1
 
 
 def _resume(request: Request, run_dir: PurePath) -> str:

@@ -1,4 +1,4 @@
-"""Settings: conf/deploy/<target>.yaml, then environment, then flags, as frozen values. The later source wins."""
+"""Settings: a target's file, then environment, then flags, as frozen values. The later source wins."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 from deploy.border.text_files import NotText, read_text
 from deploy.errors import WrongUse, unknown
 from deploy.pod.base.limits import ON_END
+from deploy.specs import targets
 
 ENVIRONMENT_PREFIX = "SNIPERFACE_"  # each key of a target's file has a variable: SNIPERFACE_STAGE_TO, ...
 TMUX_SOCKET = "SNIPERFACE_TMUX_SOCKET"
@@ -127,6 +128,12 @@ class Settings:
     project: Path
     target: Target
     tmux_socket: str = "sniperface"
+    file: str = ""  # of the target, for messages
+
+    @property
+    def where(self) -> str:
+        """The target's file, for messages."""
+        return self.file or f"conf/deploy/{self.target.name}.yaml"
 
     @property
     def is_local(self) -> bool:
@@ -161,11 +168,15 @@ class Settings:
 
 def load(project: Path, target: str, environment: Mapping[str, str] = os.environ) -> Settings:
     """Load the settings of one target. Raises WrongUse for an unknown target, key or value, with the valid ones."""
-    files = {path.stem: path for path in sorted((project / "conf" / "deploy").glob("*.yaml"))}
-    if target not in files:
-        raise (unknown("target", target, files) if files else WrongUse(f"{project}/conf/deploy has no target files"))
-    where = f"conf/deploy/{files[target].name}"
-    values = read_yaml(files[target], where)
+    file = targets.find(project, target, environment)
+    return parse(project, target, read_yaml(file.path, file.where), file.where, environment)
+
+
+def parse(
+    project: Path, target: str, values: dict[str, Any], where: str, environment: Mapping[str, str] = os.environ
+) -> Settings:
+    """Check the keys and values of the target's file `where`; the environment overrides them. Raises WrongUse."""
+    values = dict(values)
     provider = environment.get("SNIPERFACE_PROVIDER") or values.get("provider")
     if not provider:
         raise WrongUse(f"{where} lacks the key 'provider', such as provider: local")
@@ -189,7 +200,8 @@ def load(project: Path, target: str, environment: Mapping[str, str] = os.environ
         its_own["data_centers"] = tuple(name.upper() for name in its_own["data_centers"])
     options = OPTIONS[provider](**its_own)
     _check(where, told, options)
-    return Settings(project, Target(name=target, options=options, **told), environment.get(TMUX_SOCKET) or "sniperface")
+    socket = environment.get(TMUX_SOCKET) or "sniperface"
+    return Settings(project, Target(name=target, options=options, **told), socket, where)
 
 
 def key_file(settings: Settings, text: str) -> Path:

@@ -33,6 +33,6 @@ def agree(words: str, usd: float | None, settings: Settings, screen: Screen, *, 
     if yes or (usd is not None and usd <= settings.target.confirm_usd):
         return
     if not sys.stdin.isatty():
-        raise WrongUse(f"{words}: give --yes to agree, or set confirm_usd in conf/deploy/{settings.target.name}.yaml")
+        raise WrongUse(f"{words}: give --yes to agree, or set confirm_usd in {settings.where}")
     if not screen.ask(f"{words}. Continue?"):
         raise WrongUse("nothing was started")

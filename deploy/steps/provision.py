@@ -235,7 +235,7 @@ def greet(settings: Settings, machine: Machine, shell: Shell, screen: Screen) ->
     except OSError as error:
         raise NoMachine(
             f"the folder {machine.root} of target '{settings.target.name}' cannot be written: {error.strerror}",
-            next_command=f"set another root in conf/deploy/{settings.target.name}.yaml",
+            next_command=f"set another root in {settings.where}",
         ) from error
     if not machine.is_here:
         screen.say(f"machine: {machine.name}")

@@ -14,6 +14,7 @@ from deploy.errors import DeployError
 from deploy.pod.base.text import visible, visible_log
 from deploy.specs.estimate import Compared, duration
 from deploy.specs.plan import Plan
+from deploy.ui.compare_table import run_rows, setting_rows
 from deploy.ui.plan_table import compared_rows, plan_rows
 from deploy.ui.status_table import IN_A_LINE, epoch_of, status_rows
 
@@ -124,6 +125,19 @@ class Screen:
         self.table(
             title, list(map(_words_of, known)), [[_spoken(key, thing[key]) for key in known] for thing in things]
         )
+
+    def comparison(self, document: Mapping[str, Any]) -> None:
+        """Print runs side by side, then the settings in which they differ."""
+        if self.as_json:
+            return
+        compared, settings = document["runs"], document["settings"]
+        encoding = (getattr(self.console.file, "encoding", None) or "ascii").lower()
+        columns = [run["run_id"] for run in compared]
+        self.table("Runs", ["what", *columns], run_rows(compared, ascii_only=not encoding.startswith("utf")))
+        if settings:
+            self.table("Settings that differ", ["setting", *columns], setting_rows(compared, settings))
+        elif sum(run["config"] for run in compared) > 1:
+            self.say("the settings do not differ")
 
     def status_line(self, answer: Mapping[str, Any]) -> None:
         rows = dict(status_rows(answer))

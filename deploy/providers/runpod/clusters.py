@@ -200,7 +200,7 @@ class Clusters:
 
 def refuse(settings: Settings, options: RunPod, nodes: int) -> None:
     """Raise WrongUse for options that clusters do not support, before any request is sent."""
-    where, alone = f"conf/deploy/{settings.target.name}.yaml", "a run on several machines uses an Instant Cluster"
+    where, alone = settings.where, "a run on several machines uses an Instant Cluster"
     wrong = {
         "which api: sdk does not support: set api: v2": options.api != "v2",
         "which has at most 250 machines: set nodes: 250 or fewer": nodes > MOST_NODES,

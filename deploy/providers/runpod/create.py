@@ -174,7 +174,7 @@ class Making:
             raise Unfit(f"it costs {pod.usd_per_hour:.2f} USD an hour, more than max_usd_per_hour: {ceiling:g}")
 
     def choose(self, product: str) -> Chosen:
-        options, where, api = self.options, f"conf/deploy/{self.settings.target.name}.yaml", self.asking.api
+        options, where, api = self.options, self.settings.where, self.asking.api
         center = None
         if options.volume:
             volume = options.volume

@@ -263,7 +263,7 @@ class RunPodProvider:
             self.say(text)
 
     def _words(self) -> contextlib.AbstractContextManager[None]:
-        return in_words(f"conf/deploy/{self.settings.target.name}.yaml")
+        return in_words(self.settings.where)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def test_volumes_bill_beside_machines(project: Project, emulator: Emulator, api:
     assert (mine["machine"], mine["orphan"], mine["hours"], mine["usd"]) == (None, False, None, None)
     strange = next(each for each in orphans if each["volume"])
     assert strange["orphan"]
-    assert strange["note"].startswith("no target of conf/deploy names it")
+    assert strange["note"].startswith("no target names it")
     assert strange["usd_per_month"] == (14.0 if api == "v2" else 7.0)
     assert ("twice as much for a fast volume" in strange["note"]) is (api == "sdk")
     machine = next(each for each in orphans if each["machine"])
