@@ -19,7 +19,7 @@ from deploy.specs.settings import load
 from deploy.specs.trial import Finding, Funds, Offer, low_balance, refusal
 from deploy.ui.screen import Screen
 from tests.deploy.conftest import SOURCE, Project, wait_until
-from tests.deploy.support.pods import ProcessPod
+from tests.deploy.support.pods import PATIENT, ProcessPod
 from tests.support.emulators.rig import Rig, rig
 from tests.support.emulators.runpod import KEY, Emulator
 
@@ -60,7 +60,7 @@ def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     pods = with_one_gpu(tmp_path / "pods", lambda: made[0].emulator.url)
     for each in rig("v2", tmp_path, monkeypatch, pods=pods):
         made.append(each)
-        yield each
+        yield each.with_limits(**PATIENT)
 
 
 def try_out(rig: Rig, *, yes: bool = True, **target: Any) -> dict[str, Finding]:
