@@ -73,7 +73,11 @@ class Making:
         public_key = public_line(project_key(self.settings)[1])
         notes, say = self.asking.notes, self.asking.say
         bad_image: Unfit | None = None
+        until = self.asking.clock.now() + self.asking.limits.candidates_s
         for candidate in chosen.candidates:
+            if self.asking.clock.now() > until:
+                refusals.append(Refusal(str(candidate), "not requested: the time for it is over"))
+                continue
             asked = self.asking.clock.time()
             notes.intend(name, kind=kind.word, target=target, candidate=str(candidate), asked=asked)
             several = f"{nodes} x " if nodes > 1 else ""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -105,8 +104,10 @@ class RunPodProvider:
     def trial(self) -> RunPodTrial:
         from deploy.providers.runpod.trial import RunPodTrial
 
-        make = functools.partial(RunPodProvider, clock=self.clock, limits=self.limits)
-        return RunPodTrial(self.settings, self._rest, self._asking, make)
+        return RunPodTrial(self.settings, self._rest, self._asking, self._with)
+
+    def _with(self, settings: Settings, **limits: float) -> RunPodProvider:
+        return RunPodProvider(settings, clock=self.clock, limits=replace(self.limits, **limits))
 
     def list(self) -> list[Machine]:
         """List the project's machines, also stopped ones: their disks bill. Without an address, the host is empty."""
@@ -263,7 +264,8 @@ class RunPodProvider:
         return Notes(self.settings.notes)
 
     def _tell(self, text: str) -> None:
-        self.say(text)
+        with contextlib.suppress(OSError):  # a closed terminal must not prevent a release
+            self.say(text)
 
     def _words(self) -> contextlib.AbstractContextManager[None]:
         return in_words(self.settings.where)
