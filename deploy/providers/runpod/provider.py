@@ -106,8 +106,8 @@ class RunPodProvider:
 
         return RunPodTrial(self.settings, self._rest, self._asking, self._with)
 
-    def _with(self, settings: Settings, **limits: float) -> RunPodProvider:
-        return RunPodProvider(settings, clock=self.clock, limits=replace(self.limits, **limits))
+    def _with(self, settings: Settings, candidates_s: float) -> RunPodProvider:
+        return RunPodProvider(settings, clock=self.clock, limits=replace(self.limits, candidates_s=candidates_s))
 
     def list(self) -> list[Machine]:
         """List the project's machines, also stopped ones: their disks bill. Without an address, the host is empty."""
