@@ -21,6 +21,7 @@ from app.runtime.dist import World
 from app.runtime.stop import Interrupted, Stop
 from tests.app.conftest import faces
 from tests.app.support.training import PROJECT, events, wait_for
+from tests.support.load import under_load
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGTERM ends a process at once on Windows")
 LIMIT_S = 2.0
@@ -52,8 +53,7 @@ def ends_soon(job: subprocess.Popen, limit_s: float = LIMIT_S) -> None:
     job.send_signal(signal.SIGTERM)
     job.wait(60)
     took = time.monotonic() - asked_at
-    # Other tests share the cores, so the limit grows with the load.
-    assert took < limit_s * max(1.0, 2 * os.getloadavg()[0] / (os.cpu_count() or 1)), f"{took:.1f} s"
+    assert took < under_load(limit_s), f"{took:.1f} s"
 
 
 @pytest.fixture(scope="module")

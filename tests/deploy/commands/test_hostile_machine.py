@@ -39,6 +39,7 @@ from deploy.ui.screen import Screen
 from deploy.workspace import devices
 from tests.deploy.conftest import SOURCE
 from tests.deploy.support.hostile import ESCAPE, GOOD, RUN, SILENCE, Hostile, Priced, Say, hostile_machine, make_laptop
+from tests.support.load import under_load
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: asyncssh serves files of this computer")
 NAME = "sniperface-laptop-bad-r"
@@ -247,7 +248,7 @@ def test_release_never_waits_for_the_machine(
     shown = outcome("down --anyway", laptop, capsys)
     assert f"released {NAME}" in shown
     assert Priced.released == [NAME]
-    assert time.monotonic() - began < 15  # ANYWAY_S is 4 s here
+    assert time.monotonic() - began < under_load(15)  # ANYWAY_S is 4 s here
     assert "Traceback" not in shown
 
 
