@@ -104,13 +104,14 @@ class MiningConfig:
     # clusters
     method: str = "overlap"  # or parity: connected components of mutual neighbours above a fixed similarity
     min_overlap: float = 0.25  # overlap: share of common neighbours; give 0.2 for 20 neighbours or fewer
-    false_edges_per_image: float = 0.05  # overlap: expected number at the similarity floor, estimated from the data
+    false_edges_per_image: float = 0.05  # overlap: expected number above the floor of the nearest neighbour
     mutual_top: int = 5  # parity: each image is among the other's first `mutual_top` neighbours
     similarity: float = 0.6  # parity: least cosine of an edge
     min_cluster: int = 2
     max_cluster: int = 1000  # larger clusters are split
     # gate: a labelling that breaks one of these limits is rejected, and the old one stays
-    min_coverage: float = 0.02  # share of images with a pseudo-ID
+    # Share of images with a pseudo-ID; overlap also requires twice false_edges_per_image. 0 accepts any share.
+    min_coverage: float = 0.02
     max_largest_share: float = 0.2  # share of all images in the largest cluster
     max_churn: float = 0.95  # share of images with a pseudo-ID that lose or change it
 
