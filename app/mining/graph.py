@@ -28,9 +28,10 @@ def weigh(
     first: int,
     group: NDArray[np.int32],
     min_overlap: float,
+    min_common: int,
     weight: NDArray[np.uint16],
 ) -> None:
-    """Fill `weight` [n, k] of the edges from this process's rows to the images in their lists; 0: no edge.
+    """Raise `weight` [n, k] to that of the edges from this process's rows to the images in their lists; 0: no edge.
 
     ids [N, k]: all lists, most similar first, of which the first `degree` [N] entries count; cosine [n, k] of the own
     rows; large [N]: the image likely shows a person of more than k images; group [N]: edges stay inside a group, images
@@ -42,6 +43,9 @@ def weigh(
     An edge needs an overlap of `min_overlap`, with one exception. The lists of two images of a person with m > k images
     share only about k / m of their entries, although every entry is right. So two `large` images need only be mutual
     neighbours.
+
+    With `min_common` above 0 an edge must also be mutual, and the two lists, each with its own image, must have that
+    many entries in common.
     """
     n, k = weight.shape
     slots = 4
@@ -50,7 +54,6 @@ def weigh(
     table = np.empty(slots, np.int32)  # an open hash table: the list of one image
     for row in range(n):
         i = first + row
-        weight[row] = 0
         if group[i] < 0 or degree[i] == 0:
             continue
         table[:] = -1
@@ -74,9 +77,10 @@ def weigh(
                     at = (at + 1) & (slots - 1)
                 common += table[at] == other
             overlap = common / (degree[i] + degree[j] + 2 - common)
-            if overlap >= min_overlap or (mutual and large[i] and large[j]):
+            proven = overlap >= min_overlap and (min_common <= 0 or (mutual and common >= min_common))
+            if proven or (mutual and large[i] and large[j]):
                 scale = FULL if mutual else FULL // 2
-                weight[row, s] = min(max(int(scale * overlap * cosine[row, s]), 0), FULL)
+                weight[row, s] = max(weight[row, s], min(int(scale * overlap * cosine[row, s]), FULL))
 
 
 @njit(cache=True, nogil=True)
