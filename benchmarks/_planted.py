@@ -61,6 +61,7 @@ SIZES: dict[str, Callable[[np.random.Generator, int], Ints]] = {
     "cone": long_tail,
     "low_dim": long_tail,
     "everything": singletons,
+    "low_rank": long_tail,
 }
 KINDS = tuple(SIZES)
 
@@ -71,6 +72,8 @@ def make(kind: str, n: int, level: str, dim: int, seed: int) -> tuple[Floats, In
     labels = SIZES[kind](rng, n)
     space = 14 if kind == "low_dim" else dim
     centres = unit(normal(rng, labels.max() + 1, space))
+    if kind == "low_rank":  # people differ in few directions; the noise has all
+        centres = unit(normal(rng, len(centres), 14) @ np.linalg.qr(rng.normal(size=(dim, 14)))[0].astype(np.float32).T)
     if kind in ("twins", "everything"):  # a fifth of the people look like the one before them
         twin = 1 + 2 * np.flatnonzero(rng.random((len(centres) - 1) // 2) < 0.4)
         centres[twin] = unit(centres[twin - 1] + 0.55 * normal(rng, len(twin), space))
@@ -96,3 +99,11 @@ def make(kind: str, n: int, level: str, dim: int, seed: int) -> tuple[Floats, In
         x = unit(x @ turn.T)
     shuffled = rng.permutation(n)
     return np.ascontiguousarray(x[shuffled], np.float32), labels[shuffled]
+
+
+def of_sizes(sizes: list[int], noise: float, dim: int, seed: int) -> tuple[Floats, Ints]:
+    """Return unit embeddings [sum of sizes, dim], in random order, and the person of each: one person a size."""
+    rng = np.random.default_rng([seed, len(sizes), max(sizes)])
+    labels = rng.permutation(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes))
+    centres = unit(rng.normal(size=(len(sizes), dim)))
+    return unit(centres[labels] + noise * unit(rng.normal(size=(len(labels), dim)))), labels
