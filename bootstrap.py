@@ -107,7 +107,7 @@ MODULES = {
 }  # fmt: skip
 EXTRAS = {"mypy": {"app", "dev"}, "pytest": {"app", "dev"}, "ruff": {"dev"}}  # mypy reads numpy's types
 # Invoke tasks that run a command of app/ on the target. On this computer they need the extra 'app'.
-APP_TASKS = {"bench", "deploy", "evaluate", "export", "mine", "prepare", "train"}
+APP_TASKS = {"bench", "data", "deploy", "evaluate", "export", "mine", "prepare", "train"}
 PACK_TASKS = {"deploy", "train"}  # may upload images packed, and pack them here
 
 
@@ -165,12 +165,24 @@ def packs(target: str, arguments: list[str]) -> bool:
 
 def key_of(target: str, key: str) -> str | None:
     """Return the value of a key in a target's file. No YAML reader is installed yet."""
-    try:
-        text = decoded((HERE / "conf" / "deploy" / f"{target}.yaml").read_bytes())
-    except OSError:
+    for file in files_of(target):
+        try:
+            text = decoded(file.read_bytes())
+            break
+        except OSError:
+            continue
+    else:
         return None
     found = re.search(rf"^{key}\s*:\s*[\"']?(\w+)", text, re.MULTILINE)
     return found.group(1) if found else None
+
+
+def files_of(target: str) -> tuple[Path, ...]:
+    """Where a target's file may be: in the project or, for a target of the user's own, outside git."""
+    told = os.environ.get("APPDATA" if sys.platform == "win32" else "XDG_CONFIG_HOME")
+    default = Path.home() / ("AppData/Roaming" if sys.platform == "win32" else ".config")
+    shipped, own = HERE / "conf" / "deploy", (Path(told) if told else default) / "sniperface" / "targets"
+    return shipped / f"{target}.yaml", shipped / f"{target}.local.yaml", own / f"{target}.yaml"
 
 
 def decoded(data: bytes) -> str:

@@ -49,6 +49,7 @@ def deploy(screen: Screen, target: str, nodes: str | None, pack: str | None) -> 
         "train",
         "train --on ssh --data faces/images.npy --fraction 0.01",
         "train --on runpod --dry-run",
+        "train --name lr_03 --set train.optimizer.lr=0.03",
         "train --resume auto --set train.epochs=48",
     ),
 )
@@ -75,6 +76,14 @@ def ssh(_: Screen, target: str, run_id: str | None) -> int:
     from deploy.commands import enter
 
     return enter.ssh(PROJECT, target, run_id)
+
+
+@task(*flags.EXEC, group=MACHINES, examples=("exec --on ssh -- nvidia-smi",), name="exec")
+def execute(screen: Screen, target: str, run_id: str | None, words: list[str]) -> int:
+    """Run one command on the machine of a run, in its checkout and environment. Its exit code is passed on."""
+    from deploy.commands import execute as executing
+
+    return executing.execute(PROJECT, target, run_id, words, screen)
 
 
 @task(flags.ON, flags.RUN, flags.JSON, group=MACHINES, examples=("ssh-config --on runpod",))
@@ -125,6 +134,14 @@ def runs(screen: Screen, sort: str | None) -> None:
     screen.rows("Runs", looking.list_runs(PROJECT, sort), looking.COLUMNS)
 
 
+@task(*flags.COMPARE, group=RUNS, examples=("compare lr_03 lr_1",))
+def compare(screen: Screen, names: list[str]) -> Document:
+    """Compare runs by what is on this laptop: settings that differ, accuracy, curves, speed and cost."""
+    from deploy.commands import compare as comparing
+
+    return comparing.compare(PROJECT, names, screen)
+
+
 @task(flags.ON, flags.RUN, flags.JSON, group=RUNS, examples=("stop --on ssh",))
 def stop(screen: Screen, target: str, run_id: str | None) -> Document:
     """End a run with a checkpoint; `invoke train --resume auto` continues it."""
@@ -155,6 +172,7 @@ def fetch_checkpoint(
     group=MODELS,
     examples=(
         "prepare --source folder --path faces --held-out 1000",
+        "prepare --source pairs --path pairs.csv --align auto",
         "prepare --source synthetic --identities 2000 --per-identity 20",
     ),
 )
@@ -164,6 +182,14 @@ def prepare(screen: Screen, target: str, source: str, out: str | None, **options
 
     files = {name: options.pop(name) for name in ("path", "labels", "landmarks")}
     return app.prepare(PROJECT, target, screen, source=source, files=files, out=out, options=options)
+
+
+@task(*flags.DATA, group=MODELS, examples=("data --data data/photos --verify",))
+def data(screen: Screen, data: str | None, verify: bool) -> int:
+    """Tell what a prepared data set contains: people, images, suspects, what was left out, its identity."""
+    from deploy.commands import app
+
+    return app.data(PROJECT, data, screen, verify=verify)
 
 
 @task(*flags.MINE, group=MODELS, examples=("mine --which best",))
@@ -189,7 +215,11 @@ def evaluate(screen: Screen, target: str, run_id: str | None, which: str | None,
     return app.evaluate(PROJECT, target, run_id, which, screen, **options)
 
 
-@task(*flags.EXPORT, group=MODELS, examples=("export --which best --out model.onnx",))
+@task(
+    *flags.EXPORT,
+    group=MODELS,
+    examples=("export --which best --out model.onnx", "export --out small.onnx --set precision=int8"),
+)
 def export(screen: Screen, target: str, run_id: str | None, which: str, out: str | None, overrides: list[str]) -> int:
     """Write a checkpoint as ONNX, compare it with torch on real images and check it by the challenge's rules."""
     from deploy.commands import app
@@ -244,14 +274,24 @@ def push(screen: Screen, target: str, repository: str | None, **arguments: Any) 
     image.push(PROJECT, target, repository, screen.say, image.arguments(**arguments))
 
 
-@task(flags.ON, flags.JSON, group=MACHINES, examples=("doctor --on ssh",))
-def doctor(screen: Screen, target: str) -> int:
-    """Check the setup, and suggest fixes."""
-    from deploy.commands import status as looking
+@task(*flags.DOCTOR, group=MACHINES, examples=("doctor --on ssh", "doctor --on runpod --rent"))
+def doctor(screen: Screen, target: str, rent: bool, yes: bool) -> int:
+    """Check the setup, and suggest fixes. With --rent, also try a machine of the provider for a few cents."""
+    from deploy.commands import rental
 
-    findings = looking.examine(PROJECT, target)
-    screen.rows("Set-up", findings, ("what", "level", "found", "fix"))
-    return 1 if any(finding["level"] == "problem" for finding in findings) else 0
+    return rental.doctor(PROJECT, target, screen, rent=rent, yes=yes)
+
+
+@task(
+    *flags.TARGET,
+    group=MACHINES,
+    examples=("target list", "target add ssh --host gpu-box --user me"),
+)
+def target(screen: Screen, words: list[str], **options: str | None) -> Any:
+    """List targets, or write one of your own, outside git, after a test of its machine."""
+    from deploy.commands import target as own
+
+    return own.target(PROJECT, words, screen, **options)
 
 
 @task(*flags.BENCH, group=PROJECT_ITSELF, examples=("bench --quick",))

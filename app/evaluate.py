@@ -5,6 +5,8 @@
                          how each looks); left out: the held-out people of each run's own data set
     out=DIR              where the results go (default: evaluation/<time>)
     flip=false           embed each image alone, without the embedding of its mirror image
+    fit=squash|pad       photographs of a .csv that are not square: all of the image; default: crop, its middle square.
+                         squash is what testarcface.py does; `app.prepare source=pairs align=auto` finds the faces
     key=value            changes a setting, such as backbone=iresnet50 or train.eval.batch_size=64
 
 Prints a table, best weights first, and writes eval.json and a plot of the ROC curves of each set. Accuracy is the
@@ -26,6 +28,7 @@ import numpy as np
 from torch import nn
 
 from app.config import BackboneConfig, Config, load, own_words
+from app.data.sources.photograph import FITS
 from app.errors import Failed, WrongUse
 from app.evaluation import curve, report
 from app.evaluation.embedding import batch_size_for, embed_all, own_rows
@@ -42,7 +45,7 @@ from app.runtime.folder import RunFolder
 from app.runtime.stop import Interrupted, Stop
 from app.runtime.weights import load_backbone
 
-OWN_WORDS = ("weights", "sets", "out", "flip")
+OWN_WORDS = ("weights", "sets", "out", "flip", "fit")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Request:
     measured_on: dict[Path, list[str]]  # file of weights -> names of sets
     out: Path
     flip: bool
+    fit: str
 
 
 def main(argv: list[str]) -> int:
@@ -79,14 +83,17 @@ def decide(argv: Sequence[str]) -> Request:
         raise WrongUse("weights=… is missing; give files such as weights='runs/*/checkpoints/*.pt'")
     if given.get("flip", "true") not in ("true", "false"):
         raise WrongUse(f"flip={given['flip']} is neither true nor false; give flip=false, or leave it out")
+    fit = given.get("fit", "crop")
+    if fit not in FITS:
+        raise WrongUse(f"fit={fit} is not known; give fit={'|'.join(FITS)}, or leave it out")
     files = matching("weights", given["weights"])
     folder = next((file for file in files if not file.is_file()), None)
     if folder is not None:
         raise WrongUse(f"weights={folder} is a folder; give the files in it, such as weights='{folder}/*.pt'")
     weights = with_configs(files, overrides)
-    sets, measured_on = choose_sets(given.get("sets"), weights)
+    sets, measured_on = choose_sets(given.get("sets"), weights, fit)
     out = Path(given.get("out") or f"evaluation/{time.strftime('%Y%m%d-%H%M%S')}")
-    return Request(weights, sets, measured_on, out.absolute(), given.get("flip") != "false")
+    return Request(weights, sets, measured_on, out.absolute(), given.get("flip") != "false", fit)
 
 
 def matching(key: str, patterns: str) -> list[Path]:
@@ -143,10 +150,12 @@ def network_of(file: Path, config: Config) -> nn.Module:
     return network
 
 
-def choose_sets(patterns: str | None, weights: dict[Path, Config]) -> tuple[dict[str, ImageSet], dict[Path, list[str]]]:
+def choose_sets(
+    patterns: str | None, weights: dict[Path, Config], fit: str
+) -> tuple[dict[str, ImageSet], dict[Path, list[str]]]:
     """The sets by name, and for each file of weights the names of the sets it is measured on. Raises WrongUse."""
     if patterns is not None:
-        opened = [open_set(path) for path in matching("sets", patterns)]
+        opened = [open_set(path, fit) for path in matching("sets", patterns)]
         sets = {images.name: images for images in with_unlike_names(opened)}
         return sets, {file: list(sets) for file in weights}
     of_data: dict[tuple[object, ...], ImageSet] = {}
@@ -228,7 +237,8 @@ def measure_all(request: Request, out: Path, done: list[ImageSet], here: World, 
         done.append(images)
         if here.is_main:
             picture_of(images, report.best_first(list(rows.values()), done), out)
-            report.write(out / "eval.json", list(rows.values()), done, flip=request.flip, world_size=here.size)
+            settings = {"flip": request.flip, "fit": request.fit, "world_size": here.size}
+            report.write(out / "eval.json", list(rows.values()), done, settings)
     return "\n".join([*faults.values(), report.table(list(rows.values()), done), str(out)]), int(bool(faults))
 
 

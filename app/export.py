@@ -4,7 +4,12 @@
     weights=FILE         or published weights, with backbone=NAME, such as backbone=iresnet50
     out=model.onnx       the file; model.json beside it says what it is
     out=backbone.pt      instead: the plain state_dict that arcface_torch's get_model(…).load_state_dict takes
-    opset=11             of ONNX, 11 to 20; 11 is what the MFR challenge's server reads
+    opset=11             of ONNX, 11 to 20; 11 is what the MFR challenge's server reads (default for int8: 13)
+    precision=fp16|int8  a smaller file, with the measured difference to fp32: about half or a quarter of the size.
+                         fp16 has weights of 16 bits; most CPUs compute its layers in fp32, and so does the measurement
+    min_cosine=0.98      mean cosine to fp32 that it needs to be written (default: fp16 0.999, int8 0.98)
+    calibration=FILE     images.npy from which int8 takes the range of its numbers (default: as check_images)
+    sets=lfw.bin,…       also measure fp32 and the smaller file on these sets, as app.evaluate does
     normalise=inside     the file takes pixels from 0 to 255; outside: the caller gives (pixel - 127.5) / 127.5
     check_images=FILE    images.npy to compare on (default: the run's own, else the ORL photographs)
     evaluation=FILE      an eval.json that has these weights: their accuracy and thresholds go into model.json
@@ -18,7 +23,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -33,12 +40,17 @@ from app.config import BackboneConfig, Config, load, own_words
 from app.data.dataset import SIDE, open_images
 from app.data.sources import source as sources
 from app.errors import Failed, WrongUse
+from app.evaluation.image_set import ImageSet
+from app.evaluation.sets import open_set
+from app.evaluation.side_by_side import Figures, side_by_side
 from app.files import atomic, make_folder, write_json
 from app.models import build_backbone
 from app.onnx import rules
 from app.onnx.compare import LEAST_COSINE, MOST_DIFFERENCE, Agreement, compare
 from app.onnx.make import BATCH, HALF_RANGE, INPUT, OPSETS, OUTPUT, to_onnx
+from app.onnx.network import OnnxNetwork
 from app.onnx.session import VERSION
+from app.onnx.smaller import INT8_OPSET, LARGEST_FP16, LEAST_MEAN_COSINE, largest_number, loss, to_fp16, to_int8
 from app.runtime import checkpoint
 from app.runtime.command import answer
 from app.runtime.dist import ALONE, leave
@@ -47,8 +59,12 @@ from app.runtime.published import to_published
 from app.runtime.stop import Stop
 from app.runtime.weights import load_backbone
 
-OWN_WORDS = ("checkpoint", "weights", "out", "opset", "normalise", "check_images", "evaluation", "check")
+OWN_WORDS = (
+    *("checkpoint", "weights", "out", "opset", "normalise", "check_images", "evaluation", "check"),
+    *(SMALLER_WORDS := ("precision", "min_cosine", "calibration", "sets")),
+)
 COMPARED_IMAGES = 32
+CALIBRATION_IMAGES, LEAST_CALIBRATION_IMAGES = 128, 16
 
 
 class Differs(Failed):
@@ -67,6 +83,18 @@ class Request:
     images: NDArray[np.uint8]  # [n, 112, 112, 3] to compare on
     images_of: str
     measured: dict[str, Any] | None = None  # name of a set -> these weights' results on it
+    smaller: Smaller | None = None
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """How to make a file in fp16 or int8, and what it is measured on."""
+
+    precision: str
+    min_cosine: float
+    calibration: NDArray[np.uint8]  # [n, 112, 112, 3]; empty for fp16
+    calibration_of: str
+    sets: Sequence[ImageSet]
 
 
 def main(argv: list[str]) -> int:
@@ -123,7 +151,8 @@ def decide(own: dict[str, str], overrides: list[str]) -> Request:
     beside = out.with_suffix(".json")
     if beside.exists() and not describes(beside, out.name):
         raise WrongUse(f"{beside} would be overwritten and does not describe {out.name}; give another out=….onnx")
-    opset = own.get("opset", str(OPSETS[0]))
+    precision = own.get("precision", "fp32")
+    opset = own.get("opset", str(INT8_OPSET if precision == "int8" else OPSETS[0]))
     if opset not in map(str, OPSETS):
         raise WrongUse(f"opset={opset} cannot be written; give one from {OPSETS[0]} to {OPSETS[-1]}, such as opset=11")
     normalise = own.get("normalise", "inside")
@@ -131,7 +160,41 @@ def decide(own: dict[str, str], overrides: list[str]) -> Request:
         raise WrongUse(f"normalise={normalise} is not known; give normalise=inside or normalise=outside")
     images, images_of = faces(own.get("check_images"), config.data.binary_cache_path)
     measured = measured_of(Path(own["evaluation"]), path) if "evaluation" in own else None
-    return Request(path, config.backbone, out, int(opset), normalise == "inside", images, images_of, measured)
+    smaller = decide_smaller(own, precision, int(opset), config)
+    return Request(path, config.backbone, out, int(opset), normalise == "inside", images, images_of, measured, smaller)
+
+
+def decide_smaller(own: dict[str, str], precision: str, opset: int, config: Config) -> Smaller | None:
+    """The options of a smaller file; None for fp32. Raises WrongUse."""
+    if precision not in ("fp32", *LEAST_MEAN_COSINE):
+        raise WrongUse(f"precision={precision} is not known; give fp16 or int8, or leave it out for fp32")
+    idle = [word for word in SMALLER_WORDS[1:] if word in own]
+    if precision == "fp32":
+        if idle:
+            raise WrongUse(f"{idle[0]}= has no effect on a file in fp32; add precision=int8 or fp16, or leave it out")
+        return None
+    if precision == "int8" and opset < INT8_OPSET:
+        raise WrongUse(f"opset={opset} has no int8 with a scale for each channel; give opset={INT8_OPSET} or higher")
+    told = own.get("min_cosine", str(LEAST_MEAN_COSINE[precision]))
+    try:
+        min_cosine = float(told)
+    except ValueError:
+        min_cosine = math.nan
+    if not 0 <= min_cosine <= 1:
+        raise WrongUse(f"min_cosine={told} is not a cosine; give a number from 0 to 1, such as min_cosine=0.98")
+    sets = [open_set(Path(name)) for name in own.get("sets", "").split(",") if name]
+    if precision == "fp16":
+        if "calibration" in own:
+            raise WrongUse("calibration= applies only to precision=int8; leave it out")
+        return Smaller(precision, min_cosine, np.empty((0, SIDE, SIDE, 3), np.uint8), "", sets)
+    given = own.get("calibration", own.get("check_images"))
+    images, images_of = faces(given, config.data.binary_cache_path, between=True)
+    if len(images) < LEAST_CALIBRATION_IMAGES:
+        raise WrongUse(
+            f"{images_of} has {len(images)} images for calibration besides those that are compared, and int8 needs "
+            f"{LEAST_CALIBRATION_IMAGES}; give calibration=FILE with more, such as an images.npy of 200 images"
+        )
+    return Smaller(precision, min_cosine, images, images_of, sets)
 
 
 def source(own: dict[str, str], overrides: list[str]) -> tuple[Path, Config]:
@@ -179,22 +242,32 @@ def describes(file: Path, name: str) -> bool:
     return isinstance(content, dict) and content.get("file") == name
 
 
-def faces(given: str | None, of_run: str | None) -> tuple[NDArray[np.uint8], str]:
-    """Evenly spaced real images [n, 112, 112, 3] of a data set, and its name. Raises WrongUse."""
+def faces(given: str | None, of_run: str | None, *, between: bool = False) -> tuple[NDArray[np.uint8], str]:
+    """Evenly spaced real images [n, 112, 112, 3] of a data set, and its name; or images `between` those.
+
+    Raises WrongUse.
+    """
+    choice = calibration_rows if between else evenly
     if given or (of_run and Path(of_run).is_file()):
         path = Path(given or of_run or "")
         images = open_images(path)
-        return images[evenly(len(images))], str(path)
+        return images[choice(len(images))], str(path)
     try:
         orl = sources.orl()
     except WrongUse as error:
         raise WrongUse("there are no images to compare on; give check_images=PATH of an images.npy") from error
     files = orl.read(0, orl.count)
-    return orl.decode([files[row] for row in evenly(orl.count)]), orl.name
+    return orl.decode([files[row] for row in choice(orl.count)]), orl.name
 
 
-def evenly(count: int) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, count - 1, COMPARED_IMAGES).round().astype(np.int64))
+def evenly(count: int, wanted: int = COMPARED_IMAGES) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, count - 1, wanted).round().astype(np.int64))
+
+
+def calibration_rows(count: int) -> NDArray[np.int64]:
+    """Evenly spaced rows without those of `evenly`, so that a comparison sees other images than the calibration."""
+    rest = np.setdiff1d(np.arange(count), evenly(count))
+    return rest[evenly(len(rest), CALIBRATION_IMAGES)] if len(rest) else rest
 
 
 def export(request: Request) -> str:
@@ -210,17 +283,81 @@ def export(request: Request) -> str:
             f"{request.out} was not written, as it differs from the network on {agreement.images} images: {measured} "
             f"(at most {MOST_DIFFERENCE * max(1.0, agreement.largest):.1e} and at least {LEAST_COSINE:g} are required)"
         )
-    make_folder(request.out.parent, "out", of=request.out)
-    with atomic(request.out, len(model), "the ONNX file") as file:
-        file.write(model)
+    if request.smaller is not None:
+        return export_smaller(request, request.smaller, model, agreement)
+    write(request, model)
     verdicts = rules.judge(request.out)
-    write_json(request.out.with_suffix(".json"), description(request, model, agreement, verdicts))
+    of_rules = {"rules": {verdict.rule: verdict.passed for verdict in verdicts if verdict.passed is not None}}
+    write_json(request.out.with_suffix(".json"), {**description(request, model, agreement), **of_rules})
     return f"{request.out}: {measured} on {agreement.images} images of {request.images_of}\n{lines(verdicts)}"
 
 
-def description(
-    request: Request, model: bytes, agreement: Agreement, verdicts: Sequence[rules.Verdict]
-) -> dict[str, Any]:
+def export_smaller(request: Request, how: Smaller, fp32: bytes, agreement: Agreement) -> str:
+    """Convert the file, measure what that costs, and write it; returns the text to print. Raises Differs."""
+    is_fp16 = how.precision == "fp16"
+    largest = largest_number(fp32, request.images, inside=request.inside) if is_fp16 else 0.0
+    if not largest <= LARGEST_FP16:
+        raise Differs(
+            f"{request.out} was not written, as the network has numbers up to {largest:,.0f} between its layers and "
+            f"fp16 ends at {LARGEST_FP16:,.0f}; give precision=int8, or leave it out for fp32"
+        )
+    model = to_fp16(fp32) if is_fp16 else to_int8(fp32, how.calibration, inside=request.inside)
+    found = loss(fp32, model, how.precision, request.images, inside=request.inside)
+    measured = f"cosine to fp32 {found.mean_cosine:.5f} on average, {found.least_cosine:.5f} at least"
+    if not found.good(how.min_cosine):
+        more = "; more images for calibration= may help" if how.precision == "int8" else ""
+        raise Differs(
+            f"{request.out} was not written, as {how.precision} changes the embeddings of {found.images} images too "
+            f"much: {measured}, and min_cosine={how.min_cosine:g} on average is required{more}"
+        )
+    about = {**description(request, model, agreement), "precision": how.precision, "loss": asdict(found)}
+    if how.precision == "int8":
+        about["calibration"] = {"images": len(how.calibration), "images_of": how.calibration_of}
+    else:
+        about["largest_number"] = largest
+    about["sets"] = figures = accuracies(request, how, {"fp32": fp32, how.precision: model}, about)
+    write(request, model)
+    write_json(request.out.with_suffix(".json"), about)
+    times = ", ".join(f"{name} {time_ms:.1f}" for name, time_ms in found.ms_an_image.items())
+    told = [
+        f"{request.out}: {how.precision}, {measured}, on {found.images} images of {request.images_of}",
+        f"size: {len(model) / 2**20:.1f} MiB; fp32 has {len(fp32) / 2**20:.1f}",
+        f"time of one image on this CPU in ms: {times}",
+        *(
+            f"{name}: {numbers['measure']} fp32 {shown(numbers['fp32'])}, "
+            f"{how.precision} {shown(numbers[how.precision])}"
+            for name, numbers in figures.items()
+        ),
+        "not for MFR-ongoing, which takes fp32 only",
+    ]
+    return "\n".join(told)
+
+
+def accuracies(request: Request, how: Smaller, files: dict[str, bytes], about: dict[str, Any]) -> Figures:
+    """Measure files, by precision, on the sets of the request."""
+    if not how.sets:
+        return {}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        networks = {}
+        for precision, model in files.items():
+            file = Path(folder, f"{precision}.onnx")
+            file.write_bytes(model)
+            write_json(file.with_suffix(".json"), {"file": file.name, "normalisation": about["normalisation"]})
+            networks[precision] = OnnxNetwork(file)
+        return side_by_side(networks, how.sets, image_size=SIDE, embedding_dim=request.backbone.embedding_dim)
+
+
+def shown(accuracy: float | None) -> str:
+    return "not measured" if accuracy is None else f"{accuracy:.2%}"
+
+
+def write(request: Request, model: bytes) -> None:
+    make_folder(request.out.parent, "out", of=request.out)
+    with atomic(request.out, len(model), "the ONNX file") as file:
+        file.write(model)
+
+
+def description(request: Request, model: bytes, agreement: Agreement) -> dict[str, Any]:
     """The content of the JSON beside the file."""
     return {
         "file": request.out.name,
@@ -235,7 +372,6 @@ def description(
         "checkpoint": {"file": request.weights.name, "sha256": checkpoint.sha256(request.weights)},
         "agreement": {**asdict(agreement), "images_of": request.images_of},
         **({"evaluation": request.measured} if request.measured is not None else {}),
-        "rules": {verdict.rule: verdict.passed for verdict in verdicts if verdict.passed is not None},
         "made_with": {"torch": str(torch.__version__), "onnxruntime": VERSION},
         "created": time.time(),
     }

@@ -2,6 +2,8 @@
 
     source=orl                                  400 photographs of 40 people that come with a package
     source=folder path=DIR                      one sub-folder of photographs a person; see below
+    source=pairs path=FILE.csv                  an evaluation set: lines of img1,img2,label with paths relative to the
+                                                file, 1 for one person and 0 for two; adds pairs.npy; see below
     source=array path=FILE.npy [labels=FILE]    an array that exists already
     source=parquet path=FILE_OR_DIR             DigiFace and its like: a column of image files, one of identities
                                                 [image_column=NAME] [label_column=NAME] [split=train]
@@ -15,7 +17,7 @@ person, so the last images are the last people; a list that im2rec shuffled is n
 `unreadable=skip` leaves out images that cannot be read and lists them in the manifest. Default: list all of them and
 stop; the readable images are kept, so the next call converts only the missing ones.
 
-Photographs of source=folder of any size become 112 x 112 in one of three ways:
+Photographs of source=folder and source=pairs of any size become 112 x 112 in one of three ways:
 
     align=auto           find the largest face near the centre and align it by its five points. Images of 112 x 112 are
                          aligned already; align=all aligns them too. align=none, the default, is for animals and other
@@ -25,8 +27,8 @@ Photographs of source=folder of any size become 112 x 112 in one of three ways:
     landmarks=FILE.csv   align by points from a file: name,x,y of left eye, right eye, nose, left and right mouth corner
     fit=crop|squash|pad  scale the middle square (the default), the whole with other proportions, or with black bars
 
-A folder also gets passport.html with everything suspect in pictures, people.csv, left_out.csv and, with align=,
-landmarks.csv, which landmarks= reads. `json=true` prints one JSON document.
+They also get passport.html with everything suspect in pictures, left_out.csv, people.csv for a folder and, with
+align=, landmarks.csv, which landmarks= reads. `json=true` prints one JSON document.
 `workers=N` processes convert the images (default: one per core); their number does not change the result.
 Memory stays bounded: images are written piece by piece. The same command continues an interrupted or killed call.
 """
@@ -36,7 +38,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -53,15 +54,19 @@ from app.data.faces.told import PAGE, Facts, Told, none_left, summary
 from app.data.progress import Bar
 from app.data.sources import source as sources
 from app.data.sources import writer
+from app.data.sources.pairs import photographs_of_pairs
 from app.data.sources.photograph import FITS
+from app.data.sources.processes import cores
 from app.data.sources.recordio import rec
 from app.data.synthetic.source import synthetic
 from app.errors import EXIT_WRONG_USE, WrongUse, framed
 from app.files import atomic, make_folder, one_at_a_time, write_json
 
+PLACED = ("align", "fit", "landmarks", "min_face", "min_score_pct", "not_found", "several")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "orl": (),
-    "folder": ("path", "align", "fit", "landmarks", "min_face", "min_score_pct", "not_found", "several"),
+    "folder": ("path", *PLACED),
+    "pairs": ("path", *PLACED),
     "array": ("path", "labels"),
     "parquet": ("path", "image_column", "label_column", "split"),
     "rec": ("path", "decoder"),
@@ -81,7 +86,6 @@ BLOCKS_WANTED = 100  # so that --fraction 0.01 means something
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 FEW_ROWS = 4096  # converted in less time than other processes take to start
 FEW_SEARCHES = 64  # the same, of photographs whose faces are searched
-SHOWN = 20  # unreadable images listed on the terminal
 
 
 def main(argv: list[str]) -> int:
@@ -106,7 +110,7 @@ def main(argv: list[str]) -> int:
             photographs = partial(make_photographs, placing=placing) if source.files else make
             manifest = photographs(source, out, options, workers)
     except writer.Unreadable as error:
-        return failed(told(error.bad, out), EXIT_WRONG_USE, argv)
+        return failed(error.listed(out), EXIT_WRONG_USE, argv)
     except WrongUse as error:
         return failed(str(error), EXIT_WRONG_USE, argv)
     except OSError as error:
@@ -132,11 +136,12 @@ def failed(message: str, code: int, argv: list[str]) -> int:
 
 def document(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """The answer of json=true: the manifest's facts without its lists of blocks and rows."""
-    kept = ("dataset_id", "name", "rows", "block_rows", "held_out_rows", "labels_sha256", "left_out", "passport")
+    kept = ("dataset_id", "name", "rows", "block_rows", "held_out_rows", "labels_sha256", "left_out")
+    added = ("passport", "pairs")
     page = out.with_name(PAGE)
     return {
         "out": str(out),
-        **{key: manifest[key] for key in kept if key in manifest},
+        **{key: manifest[key] for key in (*kept, *added) if key in manifest},
         "page": str(page) if "passport" in manifest and page.is_file() else None,
     }
 
@@ -182,6 +187,8 @@ def make_photographs(
         rows, kept = sorted(left), np.delete(np.arange(source.count), sorted(left))
         if not len(kept):
             raise WrongUse(none_left(source, placing, left))
+        if source.pairs is not None:
+            source.pairs.without(left)  # raises WrongUse before the work
         rest = everything.without(rows) if rows else everything
         told = Told(source, examined, points, left, placing)
         sentences = [writer.BadImage(row, bad[row]) for row in sorted(bad)]
@@ -205,19 +212,6 @@ def make_photographs(
             continue
         notes.unlink(missing_ok=True)
         return manifest
-
-
-def told(bad: Sequence[writer.BadImage], out: Path) -> str:
-    """Message about the unreadable images: the first SHOWN; with more than SHOWN, the path of a file with all."""
-    if len(bad) == 1:
-        return f"{bad[0].sentence}, or leave it out with unreadable=skip"
-    lines = [image.sentence for image in bad[:SHOWN]]
-    if len(bad) > SHOWN:
-        listing = out.with_name("unreadable.txt")
-        with atomic(listing) as file:
-            file.write("".join(f"{image.sentence}\n" for image in bad).encode())
-        lines.append(f"and {len(bad) - SHOWN} more; {listing} lists all of them")
-    return "\n".join([*lines, f"{len(bad)} images cannot be read; leave them out with unreadable=skip"])
 
 
 def parse(argv: list[str]) -> dict[str, str]:
@@ -246,7 +240,8 @@ def parse(argv: list[str]) -> dict[str, str]:
             takes = ", ".join(f"{key}=" for key in (*OPTIONS[source], *EVERYWHERE[1:]))
             raise WrongUse(f"{key}= is not an option of source={source}; it takes {takes}")
     if "path" in OPTIONS[source] and not options.get("path"):
-        raise WrongUse(f"source={source} needs path=…, such as path=data/photos")
+        example = "pairs.csv" if source == "pairs" else "data/photos"
+        raise WrongUse(f"source={source} needs path=…, such as path={example}")
     return options
 
 
@@ -262,6 +257,8 @@ def choose(options: dict[str, str]) -> sources.Source:
     path = Path(options["path"])
     if kind == "folder":
         return sources.folder(path)
+    if kind == "pairs":
+        return photographs_of_pairs(path)
     if kind == "rec":
         return rec(path, options.get("decoder", "cpu"))
     if kind == "parquet":
@@ -304,12 +301,6 @@ def number(options: dict[str, str], key: str, default: int, *, least: int = 0, m
     if not (told.isascii() and told.isdigit() and len(told) < 20 and least <= int(told) <= most):
         raise WrongUse(f"{key}={told} must be a whole number from {least} to {most}, such as {key}={default}")
     return int(told)
-
-
-def cores() -> int:
-    if hasattr(os, "sched_getaffinity"):  # fewer if this process may use only some cores
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def whole(source: sources.Source, out: Path, *, held_out: str | None = None) -> dict[str, Any] | None:

@@ -237,6 +237,14 @@ def test_a_target_of_the_users_own_is_local_when_its_file_says_so(
     assert bootstrap.is_local("desk")
     assert not bootstrap.is_local("far")
     assert not bootstrap.is_local("nowhere")
+    (targets / "room.local.yaml").write_text("provider: local\n", encoding="utf-8")
+    own = tmp_path / "home" / "sniperface" / "targets"
+    own.mkdir(parents=True)
+    (own / "loft.yaml").write_text("provider: local\n", encoding="utf-8")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("APPDATA", str(tmp_path / "home"))
+    assert bootstrap.is_local("room")
+    assert bootstrap.is_local("loft")
     (targets / "thin.yaml").write_text("provider: ssh\npack: jpeg95  # lossy\n", encoding="utf-8")
     assert bootstrap.extras_for(["invoke", "deploy", "--on", "thin"]) == {"pack"}
     assert bootstrap.extras_for(["invoke", "deploy", "--on", "thin", "--pack", "none"]) == set()

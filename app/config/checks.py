@@ -2,78 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from app.config.schema import Config, HeadConfig, defaults
-
-HEADS = ["combined", "arcface", "cosface", "sphereface", "adaface", "magface", "curricularface"]
 
 
 def faults(config: Config) -> Iterator[str]:
     """Yield one message per invalid value; it names the key and a value that works."""
     train, data, backbone, recipe = config.train, config.data, config.backbone, config.recipe
-    mining, positives, head = config.mining, recipe.positives, recipe.head
+    mining, positives = config.mining, recipe.positives
     fraction = data.data_fraction
     if not (math.isfinite(fraction) and 0 < fraction <= 1):
         yield f"data.data_fraction={fraction:g} is not a fraction; give a number above 0 and up to 1, such as 0.1"
-    for key, name, choices in (
-        ("recipe.name", recipe.name, ["self_supervised", "supervised"]),
-        ("backbone.name", backbone.name, ["iresnet", "mobilefacenet", "vit"]),
-        ("backbone.fourier", backbone.fourier, ["none", "vit", "iresnet"]),
-        ("recipe.head.name", head.name, HEADS),
-        ("recipe.head.update", head.update, ["lazy", "dense"]),
-        ("train.optimizer.name", train.optimizer.name, ["sgd", "adamw"]),
-        ("train.lr_schedule.name", train.lr_schedule.name, ["cosine", "poly", "multistep"]),
-        ("train.precision", train.precision, ["auto", "fp32", "bf16", "fp16"]),
-        ("mining.features", mining.features, ["fresh", "bank"]),
-        ("mining.backend", mining.backend, ["auto", "faiss", "torch"]),
-        ("mining.placement", mining.placement, ["auto", "replicated", "ring"]),
-        ("mining.method", mining.method, ["overlap", "parity"]),
-        ("track", config.track, ["none", "wandb"]),
-    ):
-        if name not in choices:
-            yield f"{key}={name} is not known; {nearest(name, choices)}"
-    for key, number, least in (
-        ("train.epochs", train.epochs, 1),
-        ("train.batch.size", train.batch.size, 2),
-        ("train.batch.grad_accum_steps", train.batch.grad_accum_steps, 1),
-        ("train.seed", train.seed, 0),
-        ("train.eval.max_images", train.eval.max_images, 1),
-        ("train.max_nonfinite_steps", train.max_nonfinite_steps, 1),
-        ("train.log_every_steps", train.log_every_steps, 1),
-        ("train.checkpoint.every_epochs", train.checkpoint.every_epochs, 1),
-        ("train.checkpoint.keep", train.checkpoint.keep, 1),
-        ("train.eval.every_epochs", train.eval.every_epochs, 1),
-        ("train.eval.every_steps", train.eval.every_steps, 0),
-        ("train.eval.batch_size", train.eval.batch_size, 1),
-        ("data.block_size", data.block_size, 1),
-        ("backbone.width", backbone.width, 1),
-        ("backbone.embedding_dim", backbone.embedding_dim, 1),
-        ("backbone.image_size", backbone.image_size, 16),
-        ("backbone.patch_size", backbone.patch_size, 1),
-        ("recipe.moco.queue_size", recipe.moco.queue_size, 1),
-        ("recipe.moco.mask_most_similar", recipe.moco.mask_most_similar, 0),
-        ("mining.neighbours", mining.neighbours, 1),
-        ("mining.every_epochs", mining.every_epochs, 1),
-        ("mining.batch_size", mining.batch_size, 1),
-        ("mining.mutual_top", mining.mutual_top, 1),
-        ("mining.min_cluster", mining.min_cluster, 2),
-        ("mining.max_cluster", mining.max_cluster, mining.min_cluster),
-    ):
-        if number < least:
-            yield f"{key}={number} is too small; give at least {least}"
-    for key, value in (
-        ("train.optimizer.lr", train.optimizer.lr),
-        ("train.optimizer.clip_grad_norm", train.optimizer.clip_grad_norm),
-        ("recipe.moco.temperature", recipe.moco.temperature),
-        ("recipe.head.scale", head.scale),
-    ):
-        if not (math.isfinite(value) and value > 0):
-            yield f"{key}={value:g} must be a finite number above 0, such as {defaults()[key]}"
-    if not 0 <= recipe.moco.momentum < 1:
-        yield f"recipe.moco.momentum={recipe.moco.momentum:g} must be at least 0 and below 1, such as 0.999"
+    yield from _faults_of_keys(config)
+    if mining.max_cluster < mining.min_cluster:
+        yield f"mining.max_cluster={mining.max_cluster} is too small; give at least {mining.min_cluster}"
     if recipe.moco.mask_most_similar >= recipe.moco.queue_size:
         yield (
             f"recipe.moco.mask_most_similar={recipe.moco.mask_most_similar} leaves no negatives in a queue of "
@@ -83,30 +30,9 @@ def faults(config: Config) -> Iterator[str]:
     yield from _faults_of_head(config)
     if train.seed >= 2**63:
         yield f"train.seed={train.seed} is too large; give one below {2**63}"
-    for key, share in (
-        ("recipe.ema", recipe.ema),
-        ("backbone.drop_path", backbone.drop_path),
-        ("backbone.dropout", backbone.dropout),
-        ("train.optimizer.momentum", train.optimizer.momentum),
-    ):
-        if not 0 <= share < 1:
-            yield f"{key}={share:g} must be at least 0 and below 1, such as {defaults()[key]:g}"
-    if not 0 <= backbone.mask_ratio < 1:
-        yield f"backbone.mask_ratio={backbone.mask_ratio:g} must be at least 0 and below 1, such as 0.1"
-    augment = recipe.augment
-    for key, probability in (
-        *((f"recipe.augment.{name}", getattr(augment, name)) for name in ("flip", "jitter", "gray", "blur", "noise")),
-        *(
-            (f"recipe.augment.{name}", getattr(augment, name))
-            for name in ("hue", "jpeg", "cutout", "amplitude_mix", "amplitude_mix_alpha")
-        ),
-        *(("recipe.positives.probability", value) for value in positives.probability),
-        ("recipe.positives.min_same_image", positives.min_same_image),
-        *((f"mining.{name}", getattr(mining, name)) for name in ("min_recall", "min_coverage", "max_largest_share")),
-        *((f"mining.{name}", getattr(mining, name)) for name in ("max_churn", "min_overlap", "similarity")),
-    ):
-        if not 0 <= probability <= 1:
-            yield f"{key}={probability:g} is out of range; give a number from 0 to 1"
+    for value in positives.probability:
+        if not 0 <= value <= 1:
+            yield f"recipe.positives.probability={value:g} is out of range; give a number from 0 to 1"
     yield from _faults_of_ranges(config)
     if len(positives.epochs) != len(positives.probability):
         yield (
@@ -136,6 +62,36 @@ def faults(config: Config) -> Iterator[str]:
         yield "backbone mobilefacenet takes four layers and a width of 64, 128 or 256; give backbone=mobilefacenet"
 
 
+def _faults_of_keys(section: Any, prefix: str = "") -> Iterator[str]:
+    """Check each key of the schema by the rule in its metadata."""
+    for each in dataclasses.fields(section):
+        key, value, rule = f"{prefix}{each.name}", getattr(section, each.name), each.metadata
+        if dataclasses.is_dataclass(value):
+            yield from _faults_of_keys(value, f"{key}.")
+        elif rule and value is not None and (words := _fault(value, rule, each.default)):
+            yield f"{key}={value if 'choices' in rule or 'least' in rule else f'{value:g}'} {words}"
+
+
+def _fault(value: Any, rule: Mapping[str, Any], default: Any) -> str | None:
+    """Return what is wrong with a value, and one that works."""
+    such_as = rule.get("such_as", default)
+    if "choices" in rule and value not in rule["choices"]:
+        return f"is not known; {nearest(value, rule['choices'])}"
+    if "least" in rule and value < rule["least"]:
+        return f"is too small; give at least {rule['least']}"
+    if "above_zero" in rule and not (math.isfinite(value) and value > 0):
+        return f"must be a finite number above 0, such as {such_as}"
+    if "from_zero" in rule and not (math.isfinite(value) and value >= 0):
+        return f"must be a finite number from 0 on, such as {such_as or 0}"
+    if "below_one" in rule and not 0 <= value < 1:
+        return f"must be at least 0 and below 1, such as {such_as:g}"
+    if "probability" in rule and not 0 <= value <= 1:
+        return "is out of range; give a number from 0 to 1"
+    if "most" in rule and not 0 <= value <= rule["most"]:
+        return f"must be from 0 to {rule['most']:g}, such as {such_as:g}"
+    return None
+
+
 def _faults_of_ranges(config: Config) -> Iterator[str]:
     """Check the ranges of the augmentations."""
     augment = config.recipe.augment
@@ -154,30 +110,10 @@ def _faults_of_ranges(config: Config) -> Iterator[str]:
                 f"{key}={bounds} must be two numbers above 0 and up to {most:g}, the smaller first, "
                 f"such as {defaults()[key]}"
             )
-    for name, most in (
-        ("brightness", 1.0),
-        ("contrast", 1.0),
-        ("saturation", 1.0),
-        ("noise_std", 1.0),
-        ("rotation_deg", 180.0),
-    ):
-        if not 0 <= getattr(augment, name) <= most:
-            key = f"recipe.augment.{name}"
-            yield f"{key}={getattr(augment, name):g} must be from 0 to {most:g}, such as {defaults()[key]:g}"
 
 
 def _faults_of_schedule(config: Config) -> Iterator[str]:
-    o, schedule = config.train.optimizer, config.train.lr_schedule
-    for key, value in (
-        ("train.optimizer.weight_decay", o.weight_decay),
-        ("train.lr_schedule.final_lr", schedule.final_lr),
-        ("train.lr_schedule.power", schedule.power),
-        ("train.lr_schedule.gamma", schedule.gamma),
-        ("train.lr_schedule.warmup.epochs", schedule.warmup.epochs),
-        ("train.lr_schedule.warmup.start_lr", schedule.warmup.start_lr or 0.0),
-    ):
-        if not (math.isfinite(value) and value >= 0):
-            yield f"{key}={value:g} must be a finite number from 0 on, such as {defaults()[key] or 0}"
+    o = config.train.optimizer
     if o.name == "sgd" and o.nesterov and o.momentum == 0:
         yield "train.optimizer.momentum=0 does not work with Nesterov momentum; add train.optimizer.nesterov=false"
 
@@ -186,8 +122,6 @@ def _faults_of_head(config: Config) -> Iterator[str]:
     """Check the head; also refuse keys that it would ignore, as a silently ignored margin spoils an experiment."""
     recipe, head = config.recipe, config.recipe.head
     unset = HeadConfig()
-    if not 0 <= head.sample_rate <= 1:
-        yield f"recipe.head.sample_rate={head.sample_rate:g} must be from 0 to 1, such as 0.3"
     if head.filter_above is not None and not -1 <= head.filter_above <= 1:
         yield f"recipe.head.filter_above={head.filter_above:g} is not a cosine; give one such as 0.4, or null"
     m1, m2, m3 = head.margins if len(head.margins) == 3 else (0.0, 0.0, 0.0)

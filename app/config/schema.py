@@ -7,6 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+# The only lists of these names. The metadata of a key is the rule that app/config/checks.py applies to its value.
+BACKBONES = ("iresnet", "mobilefacenet", "vit")
+HEADS = ("combined", "arcface", "cosface", "sphereface", "adaface", "magface", "curricularface")
+RECIPES = ("self_supervised", "supervised")
+PROBABILITY, BELOW_ONE = {"probability": True}, {"below_one": True}
+ABOVE_ZERO, FROM_ZERO = {"above_zero": True}, {"from_zero": True}
 NO_ID = -1  # the pseudo-ID of an image without a cluster
 
 
@@ -19,7 +25,7 @@ class DataConfig:
     # Labels for recipe supervised, int32 [N]; -1 leaves an image out. null: the labels above. Pseudo-IDs work too.
     train_labels_path: str | None = None
     data_fraction: float = 1.0  # rounded to whole blocks; app/data/dataset.py chooses them
-    block_size: int = 8192  # rows per block, unless manifest.json sets it
+    block_size: int = field(default=8192, metadata={"least": 1})  # rows per block, unless manifest.json sets it
 
 
 @dataclass
@@ -27,53 +33,62 @@ class AugmentConfig:
     """Strengths of the random augmentations of a view; probabilities are per image."""
 
     crop_scale: list[float] = field(default_factory=lambda: [0.75, 1.0])  # share of the area: least, most
-    crop_ratio: list[float] = field(default_factory=lambda: [0.92, 1.08])
-    rotation_deg: float = 0.0
-    flip: float = 0.5
-    jitter: float = 0.8
-    brightness: float = 0.25
-    contrast: float = 0.25
-    saturation: float = 0.25
-    hue: float = 0.06  # as a share of a full turn
-    gray: float = 0.08
-    blur: float = 0.35
-    blur_sigma_px: list[float] = field(default_factory=lambda: [0.3, 1.5])
-    jpeg: float = 0.45
-    jpeg_quality: list[float] = field(default_factory=lambda: [40.0, 95.0])
-    noise: float = 0.2
-    noise_std: float = 0.05  # at most, for pixels in [-1, 1]
-    cutout: float = 0.2
+    crop_ratio: list[float] = field(default_factory=lambda: [0.92, 1.08])  # width / height of the crop: least, most
+    rotation_deg: float = field(default=0.0, metadata={"most": 180.0})  # at most, in both directions
+    flip: float = field(default=0.5, metadata=PROBABILITY)  # probability to mirror
+    # probability to change brightness, contrast, saturation and hue
+    jitter: float = field(default=0.8, metadata=PROBABILITY)
+    brightness: float = field(default=0.25, metadata={"most": 1.0})  # at most, as a share
+    contrast: float = field(default=0.25, metadata={"most": 1.0})  # at most, as a share
+    saturation: float = field(default=0.25, metadata={"most": 1.0})  # at most, as a share
+    hue: float = field(default=0.06, metadata=PROBABILITY)  # as a share of a full turn
+    gray: float = field(default=0.08, metadata=PROBABILITY)  # probability
+    blur: float = field(default=0.35, metadata=PROBABILITY)  # probability
+    blur_sigma_px: list[float] = field(default_factory=lambda: [0.3, 1.5])  # least, most
+    jpeg: float = field(default=0.45, metadata=PROBABILITY)  # probability to compress
+    jpeg_quality: list[float] = field(default_factory=lambda: [40.0, 95.0])  # least, most
+    noise: float = field(default=0.2, metadata=PROBABILITY)  # probability
+    noise_std: float = field(default=0.05, metadata={"most": 1.0})  # at most, for pixels in [-1, 1]
+    cutout: float = field(default=0.2, metadata=PROBABILITY)  # probability to blank a square
     cutout_side: list[float] = field(default_factory=lambda: [0.15, 0.35])  # share of the image's side: least, most
-    amplitude_mix: float = 0.0  # mix the low-frequency amplitudes with those of another image
-    amplitude_mix_alpha: float = 1.0  # largest share taken from the other image
+    # mix the low-frequency amplitudes with those of another image
+    amplitude_mix: float = field(default=0.0, metadata=PROBABILITY)
+    # largest share taken from the other image
+    amplitude_mix_alpha: float = field(default=1.0, metadata=PROBABILITY)
 
 
 @dataclass
 class BackboneConfig:
-    name: str = "iresnet"  # iresnet, mobilefacenet or vit
+    name: str = field(default="iresnet", metadata={"choices": BACKBONES})  # iresnet, mobilefacenet or vit
     layers: list[int] = field(default_factory=lambda: [3, 4, 14, 3])  # blocks per stage; vit has one stage
-    width: int = 64  # channels of the first stage; vit: token size
-    embedding_dim: int = 512
-    dropout: float = 0.0
-    image_size: int = 112  # side of the network's input; cropping resamples images to it
-    fourier: str = "none"  # learned gain on the image's spectrum: none, or the mask made for vit or iresnet
+    width: int = field(default=64, metadata={"least": 1})  # channels of the first stage; vit: token size
+    embedding_dim: int = field(default=512, metadata={"least": 1})  # size of the embedding
+    dropout: float = field(default=0.0, metadata=BELOW_ONE)  # probability before the embedding
+    # side of the network's input; cropping resamples images to it
+    image_size: int = field(default=112, metadata={"least": 16})
+    # learned gain on the image's spectrum: none, or the mask made for vit or iresnet
+    fourier: str = field(default="none", metadata={"choices": ("none", "vit", "iresnet")})
     gradient_checkpointing: bool = False  # a third more compute, but most activations need no memory
-    # only for vit
-    patch_size: int = 9
-    drop_path: float = 0.0  # probability to skip the last block; it rises from 0 at the first
-    mask_ratio: float = 0.0  # share of tokens left out in training
+    # only for vit:
+    patch_size: int = field(default=9, metadata={"least": 1})  # pixels
+    # probability to skip the last block; it rises from 0 at the first
+    drop_path: float = field(default=0.0, metadata=BELOW_ONE)
+    # share of tokens left out in training
+    mask_ratio: float = field(default=0.0, metadata={"below_one": True, "such_as": 0.1})
     parity_mask_ratio: bool = False  # as published: any mask_ratio above 0 means 0.1
 
 
 @dataclass
 class MocoConfig:
-    projection_hidden: int = 2048
-    projection_dim: int = 128
-    queue_size: int = 65536
-    momentum: float = 0.999
-    temperature: float = 0.05
+    projection_hidden: int = 2048  # width of the hidden layer between backbone and loss
+    projection_dim: int = 128  # size of the vectors that the loss compares
+    queue_size: int = field(default=65536, metadata={"least": 1})  # keys of earlier batches, the negatives
+    # of the momentum encoder, per step: its share of its own old weights
+    momentum: float = field(default=0.999, metadata=BELOW_ONE)
+    temperature: float = field(default=0.05, metadata=ABOVE_ZERO)  # divides the cosines
     margin: float = 0.15  # subtracted from the positive's cosine
-    mask_most_similar: int = 8  # most similar negatives per query left out: they may be the same person
+    # most similar negatives per query left out: they may be the same person
+    mask_most_similar: int = field(default=8, metadata={"least": 0})
     multi_positive: bool = False  # queue entries of the same pseudo-ID are positives instead of being masked
 
 
@@ -81,63 +96,75 @@ class MocoConfig:
 class PositiveMixConfig:
     """Probability by epoch that the positive is another image of the same pseudo-ID."""
 
-    epochs: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 35])
+    epochs: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 35])  # first epoch of each probability
+    # one for each entry of `epochs`
     probability: list[float] = field(default_factory=lambda: [0.0, 0.3, 0.6, 0.85, 0.9])
-    min_same_image: float = 0.15  # least probability of two views of one image, in every epoch
+    # least probability of two views of one image, in every epoch
+    min_same_image: float = field(default=0.15, metadata=PROBABILITY)
 
 
 @dataclass
 class MiningConfig:
     """Mining of pseudo-IDs: embed, search nearest neighbours, cluster, check the result."""
 
-    start_epoch: int = 2
-    every_epochs: int = 2
-    features: str = "fresh"  # fresh: embed every image again; bank: reuse the momentum encoder's training embeddings
-    batch_size: int = 512  # images per process and batch
+    start_epoch: int = 2  # the first epoch that begins with mining
+    every_epochs: int = field(default=2, metadata={"least": 1})  # epochs between two refreshes
+    # fresh: embed every image again; bank: reuse the momentum encoder's training embeddings
+    features: str = field(default="fresh", metadata={"choices": ("fresh", "bank")})
+    batch_size: int = field(default=512, metadata={"least": 1})  # images per process and batch
     flip_sum: bool = False  # add the embedding of the mirrored image: twice the work, fewer false neighbours
-    # search
-    neighbours: int = 32
-    backend: str = "auto"  # auto, faiss or torch
+    # the search:
+    neighbours: int = field(default=32, metadata={"least": 1})  # per image
+    backend: str = field(default="auto", metadata={"choices": ("auto", "faiss", "torch")})  # auto, faiss or torch
     # replicated: every process holds all embeddings; ring: processes pass them around; auto: whichever fits
-    placement: str = "auto"
-    min_recall: float = 0.999  # of a sample's neighbours against brute force; a lower recall ends the run
-    # clusters
-    method: str = "overlap"  # or parity: connected components of mutual neighbours above a fixed similarity
-    min_overlap: float = 0.25  # overlap: share of common neighbours; give 0.2 for 20 neighbours or fewer
+    placement: str = field(default="auto", metadata={"choices": ("auto", "replicated", "ring")})
+    # of a sample's neighbours against brute force; a lower recall ends the run
+    min_recall: float = field(default=0.999, metadata=PROBABILITY)
+    # clusters:
+    # or parity: connected components of mutual neighbours above a fixed similarity
+    method: str = field(default="overlap", metadata={"choices": ("overlap", "parity")})
+    # overlap: share of common neighbours; give 0.2 for 20 neighbours or fewer
+    min_overlap: float = field(default=0.25, metadata=PROBABILITY)
     false_edges_per_image: float = 0.05  # overlap: expected number above the floor of the nearest neighbour
-    mutual_top: int = 5  # parity: each image is among the other's first `mutual_top` neighbours
-    similarity: float = 0.6  # parity: least cosine of an edge
-    min_cluster: int = 2
+    # parity: each image is among the other's first `mutual_top` neighbours
+    mutual_top: int = field(default=5, metadata={"least": 1})
+    similarity: float = field(default=0.6, metadata=PROBABILITY)  # parity: least cosine of an edge
+    min_cluster: int = field(default=2, metadata={"least": 2})  # images; the others get no pseudo-ID
     max_cluster: int = 1000  # larger clusters are split
-    # gate: a labelling that breaks one of these limits is rejected, and the old one stays
-    # Share of images with a pseudo-ID; overlap also requires twice false_edges_per_image. 0 accepts any share.
-    min_coverage: float = 0.02
-    max_largest_share: float = 0.2  # share of all images in the largest cluster
-    max_churn: float = 0.95  # share of images with a pseudo-ID that lose or change it
+    # the gate; labels that break one of these limits are rejected, and the old ones stay:
+    # share of images with a pseudo-ID; overlap also needs twice false_edges_per_image; 0 accepts any share
+    min_coverage: float = field(default=0.02, metadata=PROBABILITY)
+    # share of all images in the largest cluster
+    max_largest_share: float = field(default=0.2, metadata=PROBABILITY)
+    # share of images with a pseudo-ID that lose or change it
+    max_churn: float = field(default=0.95, metadata=PROBABILITY)
 
 
 @dataclass
 class HeadConfig:
     """The margin loss on the angle between an embedding and its class centre."""
 
-    name: str = "arcface"  # combined, arcface, cosface, sphereface, adaface, magface or curricularface
-    scale: float = 64.0  # of the logits
+    # combined, arcface, cosface, sphereface, adaface, magface or curricularface
+    name: str = field(default="arcface", metadata={"choices": HEADS})
+    scale: float = field(default=64.0, metadata=ABOVE_ZERO)  # of the logits
     margin: float | None = None  # null: the head's published margin; magface: the margin at the smallest norm
     margins: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.0])  # combined: cos(m1 * angle + m2) - m3
     # arcface, combined, sphereface: leave the margin out of the gradient, as published since 2022
     straight_through: bool = True
     filter_above: float | None = None  # ignore other classes above this cosine: they may be the same person
     # Share of class centres per step (Partial FC); always includes the batch's classes. 0: those alone.
-    sample_rate: float = 1.0
-    update: str = "lazy"  # lazy: centres not sampled stay; dense: weight decay and momentum move them, as published
+    sample_rate: float = field(default=1.0, metadata={"most": 1.0, "such_as": 0.3})
+    # lazy: centres not sampled stay; dense: weight decay and momentum move them, as published
+    update: str = field(default="lazy", metadata={"choices": ("lazy", "dense")})
     warm_start: bool = False  # train.warm_start also loads the centres of labels that both runs share
 
 
 @dataclass
 class RecipeConfig:
-    name: str = "self_supervised"  # or supervised
+    name: str = field(default="self_supervised", metadata={"choices": RECIPES})  # or supervised
     head: HeadConfig = field(default_factory=HeadConfig)
-    ema: float = 0.0  # supervised: evaluate a running mean of the weights with this decay; 0: the weights themselves
+    # supervised: evaluate a running mean of the weights with this decay; 0: the weights themselves
+    ema: float = field(default=0.0, metadata=BELOW_ONE)
     moco: MocoConfig = field(default_factory=MocoConfig)
     positives: PositiveMixConfig = field(default_factory=PositiveMixConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -145,57 +172,65 @@ class RecipeConfig:
 
 @dataclass
 class BatchConfig:
-    size: int = 128  # images per process
-    grad_accum_steps: int = 1
+    size: int = field(default=128, metadata={"least": 2})  # images per process
+    grad_accum_steps: int = field(default=1, metadata={"least": 1})  # batches per step of the optimizer
     parity_sum: bool = False  # add accumulated losses instead of averaging: not one large batch, but as published
 
 
 @dataclass
 class OptimizerConfig:
-    name: str = "sgd"
-    lr: float = 0.03
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
+    name: str = field(default="sgd", metadata={"choices": ("sgd", "adamw")})  # or adamw
+    lr: float = field(default=0.03, metadata=ABOVE_ZERO)  # at the end of the warm-up
+    momentum: float = field(default=0.9, metadata=BELOW_ONE)  # sgd
+    nesterov: bool = True  # sgd
+    weight_decay: float = field(default=5e-4, metadata=FROM_ZERO)  # not of biases, BN and PReLU
     decay_all: bool = False  # weight decay also for biases, BN and PReLU, as in the published margin recipes
-    clip_grad_norm: float = 5.0
+    # largest norm of the gradient; a larger one is scaled down
+    clip_grad_norm: float = field(default=5.0, metadata=ABOVE_ZERO)
 
 
 @dataclass
 class WarmupConfig:
-    epochs: float = 2.0
-    start_lr: float | None = None  # null: no warm-up, the base rate from the start
+    epochs: float = field(default=2.0, metadata=FROM_ZERO)  # from start_lr to the base rate, in equal steps
+    # null: no warm-up, the base rate from the start
+    start_lr: float | None = field(default=None, metadata=FROM_ZERO)
 
 
 @dataclass
 class LrScheduleConfig:
-    name: str = "cosine"
+    # cosine, poly or multistep
+    name: str = field(default="cosine", metadata={"choices": ("cosine", "poly", "multistep")})
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
-    final_lr: float = 0.0
+    final_lr: float = field(default=0.0, metadata=FROM_ZERO)  # for cosine and poly
     milestones: list[int] = field(default_factory=lambda: [20, 40, 60])  # epochs, for multistep
-    gamma: float = 0.5  # for multistep
-    power: float = 1.0  # for poly
+    gamma: float = field(default=0.5, metadata=FROM_ZERO)  # for multistep
+    power: float = field(default=1.0, metadata=FROM_ZERO)  # for poly
 
 
 @dataclass
 class CheckpointConfig:
-    every_epochs: int = 1
-    keep: int = 10
+    every_epochs: int = field(default=1, metadata={"least": 1})  # also at the end
+    # the newest ones that stay; the best of each measure stays too
+    keep: int = field(default=10, metadata={"least": 1})
 
 
 @dataclass
 class EvalConfig:
-    every_epochs: int = 5  # also at the end
-    every_steps: int = 0  # extra evaluations of `sets` every so many steps; 0: only with the epochs
+    every_epochs: int = field(default=5, metadata={"least": 1})  # also at the end
+    # extra evaluations of `sets` every so many steps; 0: only with the epochs
+    every_steps: int = field(default=0, metadata={"least": 0})
     sets: list[str] = field(default_factory=list)  # lfw.bin,pairs.csv, …: the kinds that app.evaluate reads
-    batch_size: int = 256
-    max_images: int = 2000  # held-out images used; the number of pairs grows with its square
+    # images of `sets` that are not square: crop takes the middle; squash and pad take all
+    fit: str = field(default="crop", metadata={"choices": ("crop", "squash", "pad")})
+    batch_size: int = field(default=256, metadata={"least": 1})  # images per process and batch
+    # held-out images used; the number of pairs grows with its square
+    max_images: int = field(default=2000, metadata={"least": 1})
 
 
 @dataclass
 class TrainConfig:
-    epochs: int = 75
-    seed: int = 2048
+    epochs: int = field(default=75, metadata={"least": 1})  # of the whole run, also of one that resumes
+    seed: int = field(default=2048, metadata={"least": 0})  # of weights, order of images and augmentations
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     lr_schedule: LrScheduleConfig = field(default_factory=LrScheduleConfig)
@@ -203,12 +238,13 @@ class TrainConfig:
     warm_start: str | None = None  # checkpoint or published weights: start a new run with that backbone
     # auto, fp32, bf16 or fp16. auto: bf16 on GPUs from compute capability 8.0 on, fp16 on older ones, fp32 on a CPU.
     # The run folder's config.yaml records the choice.
-    precision: str = "auto"
+    precision: str = field(default="auto", metadata={"choices": ("auto", "fp32", "bf16", "fp16")})
     tf32: bool = True  # fp32 products on a GPU use a 10-bit mantissa
-    channels_last: bool = True
+    channels_last: bool = True  # memory layout of convolutions; on GPUs faster with 16 bits
     compile: bool = False  # torch.compile: minutes at the start, faster steps on a GPU; the image has its dependencies
-    max_nonfinite_steps: int = 10  # in a row; each is skipped, and the last one ends the run
-    log_every_steps: int = 10
+    # in a row; each is skipped, and the last one ends the run
+    max_nonfinite_steps: int = field(default=10, metadata={"least": 1})
+    log_every_steps: int = field(default=10, metadata={"least": 1})  # a line of the log and an event of metrics.jsonl
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
@@ -227,8 +263,8 @@ class PlanConfig:
 
 @dataclass
 class WandbConfig:
-    project: str = "sniperface"
-    entity: str | None = None
+    project: str = "sniperface"  # where runs appear
+    entity: str | None = None  # null: your account's default
 
 
 @dataclass
@@ -241,7 +277,7 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
-    track: str = "none"
+    track: str = field(default="none", metadata={"choices": ("none", "wandb")})  # or wandb
 
     def model(self) -> dict[str, Any]:
         """Settings that a checkpoint must match to be loaded: they decide the shapes of its tensors."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,11 +123,10 @@ def _not_measured(images: ImageSet) -> str:
     return f"{images.name}: TAR n/a at FAR {rates}; in brackets how many pairs of two people it needs"
 
 
-def write(path: Path, rows: Sequence[Row], sets: Sequence[ImageSet], *, flip: bool, world_size: int) -> None:
-    """Write eval.json: all numbers of all weights files, and a description of the sets."""
+def write(path: Path, rows: Sequence[Row], sets: Sequence[ImageSet], how: Mapping[str, Any]) -> None:
+    """Write eval.json: how it was measured, all numbers of all weights files, and a description of the sets."""
     document = {
-        "flip": flip,
-        "world_size": world_size,
+        **how,
         "sets": {
             images.name: {
                 "path": images.path,

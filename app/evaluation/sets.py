@@ -2,7 +2,8 @@
 
 NAME.bin               verification pairs in insightface's format (LFW, CFP-FP, AgeDB-30, CALFW, CPLFW, …)
 NAME.csv               img1,img2,label: paths relative to the file; 1 for one person, 0 for two; optional header
-DIR with images.npy    and pairs.npy (int [P, 3]: image, image, 1 or 0), or labels.npy (int [N]: all pairs)
+DIR with images.npy    and pairs.npy (int [P, 3]: image, image, 1 or 0), or labels.npy (int [N]: all pairs);
+                       `app.prepare source=pairs` makes one from photographs and a CSV
 DIR with meta/         IJB-B or IJB-C as published (app/evaluation/ijb.py)
 
 Letters: N images, P pairs.
@@ -10,10 +11,8 @@ Letters: N images, P pairs.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from app.config import Config
 from app.data.dataset import open_configured, open_images, open_labels, open_npy
+from app.data.sources.pairs import read_pairs
 from app.data.sources.photograph import UNREADABLE, decode_face, load_face
 from app.errors import WrongUse
 from app.evaluation.ijb import open_ijb
@@ -32,17 +32,19 @@ from app.evaluation.verification import FOLDS, enough
 from app.runtime.checkpoint import sha256
 
 MOST_PEOPLE_IMAGES = 5000  # they make 12.5 million pairs; sorting more takes minutes
-YES, NO = {"1", "true", "same"}, {"0", "false", "different", "-1"}
 
 
-def open_set(path: Path) -> ImageSet:
-    """Open the set at `path`. Raises WrongUse if it is missing, damaged, of no known kind, or too small to measure."""
+def open_set(path: Path, fit: str = "crop") -> ImageSet:
+    """Open the set at `path`; `fit` says how images that are not square become 112 x 112, see FITS.
+
+    Raises WrongUse if the set is missing, damaged, of no known kind, or too small to measure.
+    """
     if not path.exists():
         raise WrongUse(f"there is no set {path}; give one such as lfw.bin, pairs.csv or a folder with images.npy")
     if path.suffix == ".bin":
-        return open_bin(path)
+        return open_bin(path, fit)
     if path.suffix == ".csv":
-        return open_csv(path)
+        return open_csv(path, fit)
     if path.is_dir() and (path / "meta").is_dir():
         return open_ijb(path)
     if (path / "images.npy").is_file() or path.name == "images.npy":
@@ -52,7 +54,7 @@ def open_set(path: Path) -> ImageSet:
     )
 
 
-def open_bin(path: Path) -> ImageSet:
+def open_bin(path: Path, fit: str) -> ImageSet:
     encoded, same = read_bin(path)
     # A photograph can be in many pairs; decode and embed it once.
     number: dict[bytes, int] = {}
@@ -61,7 +63,7 @@ def open_bin(path: Path) -> ImageSet:
 
     def read(row: int) -> NDArray[np.uint8]:
         try:
-            return decode_face(io.BytesIO(distinct[row]))
+            return decode_face(io.BytesIO(distinct[row]), fit)
         except UNREADABLE as error:
             where = int(np.argmax(places == row))
             raise WrongUse(f"image {where} of {path} is not readable; copy the file again") from error
@@ -70,47 +72,13 @@ def open_bin(path: Path) -> ImageSet:
     return ImageSet(path.stem, str(path), sha256(path), len(distinct), read, protocol)
 
 
-def open_csv(path: Path) -> ImageSet:
+def open_csv(path: Path, fit: str) -> ImageSet:
     """Open the pairs of a CSV file. Missing image files are reported here, with their row, before any is decoded."""
-    number: dict[Path, int] = {}
-    pairs: list[tuple[int, int, bool]] = []
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            for row in reader:
-                if not any(map(str.strip, row)) or (reader.line_num == 1 and _is_header(row, path.parent)):
-                    continue
-                left, right, same = _read_row(row, f"row {reader.line_num} of {path}")
-                for name in (left, right):
-                    image = path.parent / name
-                    if image not in number and not image.is_file():
-                        raise WrongUse(
-                            f"row {reader.line_num} of {path} names {name}, and there is no file {image}; "
-                            f"give paths relative to {path.parent}"
-                        )
-                    number.setdefault(image, len(number))
-                pairs.append((number[path.parent / left], number[path.parent / right], same))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise WrongUse(f"{path} is not CSV text in UTF-8; save it as lines of img1,img2,label") from error
-    if not pairs:
-        raise WrongUse(f"{path} has no pairs; give lines of img1,img2,label such as a/1.jpg,a/2.jpg,1")
-    files = list(number)
-    left_rows, right_rows, same_list = zip(*pairs, strict=True)
-    protocol = _pair_list(np.array(left_rows), np.array(right_rows), np.array(same_list, np.bool_), path)
-    return ImageSet(path.stem, str(path), sha256(path), len(files), lambda row: load_face(files[row]), protocol)
-
-
-def _is_header(row: Sequence[str], folder: Path) -> bool:
-    if any((folder / name.strip()).is_file() for name in row[:2]):
-        return False
-    return len(row) >= 3 and row[2].strip().lower() not in YES | NO and not row[2].strip().lstrip("-").isdigit()
-
-
-def _read_row(row: Sequence[str], where: str) -> tuple[str, str, bool]:
-    fields = [field.strip() for field in row]
-    if len(fields) < 3 or fields[2].lower() not in YES | NO:
-        raise WrongUse(f"{where} is {','.join(row)!r}; it must be img1,img2,label with the label 1 or 0")
-    return fields[0], fields[1], fields[2].lower() in YES
+    told = read_pairs(path)
+    protocol = _pair_list(told.pairs[:, 0], told.pairs[:, 1], told.pairs[:, 2] == 1, path)
+    return ImageSet(
+        path.stem, str(path), sha256(path), len(told.files), lambda row: load_face(told.files[row], fit), protocol
+    )
 
 
 def open_arrays(folder: Path) -> ImageSet:

@@ -25,7 +25,7 @@ class NamedSets:
 
     def __init__(self, config: Config, embedder: nn.Module, here: World) -> None:
         self.config, self.embedder, self.here = config, embedder, here
-        self.sets = [open_set(Path(path)) for path in config.train.eval.sets]
+        self.sets = [open_set(Path(path), config.train.eval.fit) for path in config.train.eval.sets]
         self.decoded: dict[str, Faces] = {}  # kept in memory, or streamed
         self.measured_step = 0
 

@@ -57,10 +57,17 @@ def compare(
 
 def apart(found: NDArray[Any], wanted: NDArray[Any]) -> tuple[float, float]:
     """Largest difference of a component and least cosine of a row of embeddings [N, D]; NaN if undefined."""
+    with np.errstate(invalid="ignore"):  # for infinite values
+        difference = np.abs(found.astype(np.float64) - wanted.astype(np.float64))
+    return float(difference.max()), float(cosines(found, wanted).min())
+
+
+def cosines(found: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.float64]:
+    """The cosine of each row of embeddings [N, D]; NaN if undefined."""
     a, b = found.astype(np.float64), wanted.astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):  # for infinite values and rows of zeros
-        cosine = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-        return float(np.abs(a - b).max()), float(cosine.min())
+        result: NDArray[np.float64] = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return result
 
 
 def pixels(images: NDArray[np.uint8], *, inside: bool) -> NDArray[np.float32]:

@@ -46,6 +46,13 @@ class Session:
         except Exception as error:  # as above
             raise CannotRun(first_line(error)) from error
 
+    def largest(self, x: NDArray[np.float32]) -> float:
+        """Return the largest absolute value of all outputs for images [N, 3, H, W]. Raises CannotRun."""
+        try:
+            return max(float(np.abs(out).max(initial=0)) for out in self._session.run(None, {self._input: x}))
+        except Exception as error:  # as above
+            raise CannotRun(first_line(error)) from error
+
     def ms_an_image(self, x: NDArray[np.float32], repeats: int) -> float:
         """Median time in ms of a batch of one image [1, 3, H, W]."""
         self.run(x)  # warm-up: the first call allocates memory

@@ -267,14 +267,31 @@ def newest(folder: RunFolder) -> Path | None:
 def prune(folder: RunFolder, keep: int, spare: Path) -> None:
     """Remove all but the `keep` newest checkpoints, JSON first: a half-removed one no longer counts as a checkpoint.
 
-    `spare`, the one just written, always stays: after resuming from an earlier checkpoint, later ones may exist.
+    The most accurate one of each measure stays: `fetch-checkpoint --which best` must find it at the end of a long run.
+    `spare`, the one just written, stays too: after resuming from an earlier checkpoint, later ones may exist.
     """
     described = sorted(folder.checkpoints.glob("*.json"), key=lambda file: _step(file))
+    stay = {spare.stem, *most_accurate({file.stem: _described(file) for file in described})}
     for file in described[:-keep]:
-        if file.stem == spare.stem:
+        if file.stem in stay:
             continue
         file.unlink()
         file.with_suffix(".pt").unlink(missing_ok=True)
+
+
+def most_accurate(notes: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """The names of the checkpoints that are best on the held-out people or on a set; the earliest of equal ones.
+
+    `notes`: by name, the JSON of each checkpoint, oldest first.
+    """
+    best: dict[str | None, tuple[float, str]] = {}
+    for name, note in notes.items():
+        measured = note.get("eval") or {}
+        for of, values in [(None, measured), *measured.get("sets", {}).items()]:
+            accuracy = values.get("accuracy")
+            if accuracy is not None and (of not in best or accuracy > best[of][0]):
+                best[of] = (accuracy, name)
+    return {name for _, name in best.values()}
 
 
 def estimated_bytes(

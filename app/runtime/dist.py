@@ -227,6 +227,10 @@ def gather_rows(local: Tensor, here: World) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
+# Its name since torch 2.13; the old one warns there.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
 @torch.no_grad()
 def gather_packed(parts: Sequence[Tensor], here: World) -> Callable[[], list[Tensor]]:
     """Start to gather tensors [n, …], n equal on all ranks; the returned function waits and gives [W * n, …] each.
@@ -238,7 +242,7 @@ def gather_packed(parts: Sequence[Tensor], here: World) -> Callable[[], list[Ten
     rows = [part.contiguous().view(len(part), -1).view(torch.uint8) for part in parts]
     packed = torch.cat(rows, 1)  # [n, bytes]
     whole = packed.new_empty(here.size * len(packed), packed.shape[1])
-    work = dist.all_gather_into_tensor(whole, packed, async_op=True)
+    work = _all_gather(whole, packed, async_op=True)
 
     def wait() -> list[Tensor]:
         work.wait()

@@ -13,12 +13,15 @@ from typing import Any
 
 from deploy.errors import DeployError
 from deploy.pod.base.folder import FINAL_STATES, read_json
+from deploy.pod.base.limits import Limits
+from deploy.pod.watchdog.ceilings import Seen, reached
 from deploy.runs import records as runs
 from deploy.runs.records import Record
 from deploy.runs.session import Reach, is_launching
 from deploy.specs.machine import Machine, Volume
 from deploy.specs.plan import slug
 from deploy.specs.settings import RunPod, Settings, load
+from deploy.specs.targets import every as files_of_targets
 
 COLUMNS = (
     "machine", "volume", "target", "gpu", "gb", "usd_per_hour", "usd_per_month", "hours", "usd", "run", "state", "note",
@@ -46,16 +49,6 @@ class Bill:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """Limits of a machine as the laptop set them. None: no limit, or none that is known."""
-
-    max_hours: float | None = None
-    max_usd: float | None = None  # of all machines of a run together
-    idle_min: float | None = None
-    nodes: int = 1  # machines of a run
 
 
 def priced(project: Path, at: Reach) -> list[tuple[Machine, Bill]]:
@@ -89,14 +82,15 @@ def targets(project: Path) -> Iterator[Reach]:
         yield Reach(settings)
 
 
-def ceilings(project: Path, target: str | None, on_it: Iterable[Record]) -> Ceilings:
-    """Limits of a machine, from the plans of its runs and its target's file.
+def limits_of(project: Path, bill: Bill, on_it: Iterable[Record]) -> Limits:
+    """Limits of a machine, from the plans of its runs and its target's file, at the provider's price.
 
-    The laxest value counts: a file that was edited later must not end what runs.
+    The laxest value counts: a file that was edited later must not end what runs. Nothing is reserved for a checkpoint
+    and a copy: the machine's guard ends it before these limits.
     """
     plans = [read_json(Path(runs.home(project / "runs", record.run_id).plan)) for record in on_it]
     told: list[Mapping[str, Any]] = [plan["limits"] for plan in plans if plan.get("limits")]
-    in_file = [vars(settings.target) for settings in _targets(project) if settings.target.name == target]
+    in_file = [vars(settings.target) for settings in _targets(project) if settings.target.name == bill.target]
     nodes = min((int(each.get("nodes", 1)) for each in plans or in_file), default=1)
     told += in_file
 
@@ -104,25 +98,24 @@ def ceilings(project: Path, target: str | None, on_it: Iterable[Record]) -> Ceil
         values = [each.get(name) for each in told]
         return max((float("inf") if value is None else float(value) for value in values), default=float("inf"))
 
-    known = {name: laxest(name) for name in ("max_hours", "max_usd", "idle_min")}
-    return Ceilings(**{name: value for name, value in known.items() if value < float("inf")}, nodes=nodes)
+    known: dict[str, Any] = {name: laxest(name) for name in ("max_hours", "max_usd", "idle_min")}
+    known = {name: value for name, value in known.items() if value < float("inf")}
+    rate = 0.0 if bill.usd is None else bill.usd_per_hour * nodes
+    return Limits(**known, usd_per_hour=rate, grace_s=0, sync_limit_s=0)
 
 
-def past_ceiling(bill: Bill, allowed: Ceilings) -> str | None:
-    """Why this machine should be gone already; None within its limits."""
+def past_ceiling(bill: Bill, limits: Limits, *, slack_min: float = 0.0) -> str | None:
+    """Why this machine should have been gone `slack_min` minutes ago; None within its limits."""
     if bill.hours is None:
         return None
-    if allowed.max_usd is not None and bill.usd is not None and bill.usd * allowed.nodes > allowed.max_usd:
-        return f"past max_usd: {allowed.max_usd:g}"
-    if allowed.max_hours is not None and bill.hours > allowed.max_hours:
-        return f"past max_hours: {allowed.max_hours:g}"
-    return None
+    ceiling = reached(limits, Seen(paid_s=bill.hours * 3600 - slack_min * 60))
+    return f"past {ceiling.cause}: {getattr(limits, ceiling.cause):g}" if ceiling else None
 
 
 def _targets(project: Path) -> Iterator[Settings]:
-    for file in sorted((project / "conf" / "deploy").glob("*.yaml")):
+    for name in sorted({file.name for file in files_of_targets(project)}):
         try:
-            yield load(project, file.stem)
+            yield load(project, name)
         except DeployError:
             continue
 
@@ -151,14 +144,14 @@ def _bill(at: Reach, machine: Machine, records: Iterable[Record], now: float) ->
     )
     notes = [
         "stopped, and its disk is kept" if machine.is_stopped else None,
-        past_ceiling(bill, ceilings(at.settings.project, bill.target, on_it)),
+        past_ceiling(bill, limits_of(at.settings.project, bill, on_it)),
         None if living else "it has no run" if record else "this laptop has no record of it",
     ]
     return replace(bill, note="; ".join(filter(None, notes)) or None)
 
 
 def _stored(volume: Volume, mounted_by: Sequence[str]) -> Bill:
-    nobody = None if mounted_by else "no target of conf/deploy names it"
+    nobody = None if mounted_by else "no target names it"
     return Bill(
         machine=None,
         volume=f"{volume.name} ({volume.id}, {volume.place})",

@@ -21,6 +21,7 @@ from deploy.border.documents import (
     document,
     event,
     frame,
+    least_gain,
     progress,
     read_document,
     read_events,
@@ -28,6 +29,7 @@ from deploy.border.documents import (
     standing,
     status,
 )
+from deploy.border.history import History, Setting, read_history, read_settings
 from deploy.border.pages import REPORT_BEGINS, is_report
 from deploy.border.places import CHECKPOINT, PICTURE, RESULT, Name, Place, chosen, place
 from deploy.border.values import (
@@ -66,9 +68,11 @@ __all__ = [
     "RESULT",
     "RESULTS_MOST",
     "Frame",
+    "History",
     "Name",
     "Newest",
     "Place",
+    "Setting",
     "Status",
     "address",
     "checkpoint_note",
@@ -82,6 +86,7 @@ __all__ = [
     "heard",
     "interface",
     "is_report",
+    "least_gain",
     "mapping",
     "names",
     "number",
@@ -90,6 +95,8 @@ __all__ = [
     "progress",
     "read_document",
     "read_events",
+    "read_history",
+    "read_settings",
     "restorable",
     "sha256",
     "size",

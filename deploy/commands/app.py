@@ -62,9 +62,18 @@ def prepare(
             words += [f"out={there}", *(f"{key}={file}" for key, file in given.items())]
             for line in shell.stream([machine.python, "-m", "app.prepare", *words, *more], cwd=folder):
                 screen.say(line)
-            screen.say(f"train on it with: {command(f'train --on {target} --data machine:{there}')}")
+            use = f"evaluate --on {target} --sets" if source == "pairs" else f"train --on {target} --data"
+            screen.say(f"use it with: {command(f'{use} machine:{there}')}")
             screen.document({"target": target, "data": f"machine:{there}"})
     return 0
+
+
+def data(project: Path, path: str | None, screen: Screen, *, verify: bool) -> int:
+    """Print what a data set of this computer contains, with app.data. Returns the exit code."""
+    place = Path(path).absolute() if path else project / "data" / "orl"
+    words = [f"data={place}", *(["verify=true"] if verify else [])]
+    words += ["json=true"] if screen.as_json else []
+    return LocalShell().foreground([sys.executable, "-m", "app.data", *words], cwd=project, env=_flags(flags.DATA))
 
 
 def mine(
@@ -89,10 +98,12 @@ def evaluate(
     *,
     weights: str | None,
     sets: str | None,
+    fit: str | None,
     out: str | None,
     overrides: Sequence[str],
 ) -> int:
     """Evaluate checkpoints of a run, or any files of weights, with app.evaluate. Returns the exit code."""
+    overrides = [*([f"fit={fit}"] if fit else []), *overrides]
     if weights is not None:
         words = [f"weights={_from_here(project, weights)}"]
         words += [*([f"sets={_from_here(project, sets)}"] if sets else []), *overrides]
@@ -205,12 +216,14 @@ def _bring_set(reached: Reached, text: str) -> PurePath:
     if text.startswith(ON_THE_MACHINE):
         return reached.machine.path(text[len(ON_THE_MACHINE) :])
     file = Path(text).absolute()
+    file = file / "images.npy" if (file / "images.npy").is_file() else file
     if not file.is_file():
         raise WrongUse(f"--sets {text}: no such file on this computer; write machine:/path for a file on the machine")
     if file.suffix not in (".bin", ".npy"):
         raise WrongUse(
-            f"--sets {text} names other files, which are not uploaded with it: copy them to the machine, and give "
-            f"{ON_THE_MACHINE}/path/{file.name}"
+            f"--sets {text} names other files, which are not uploaded with it: make an images.npy of it by "
+            f"`{command(f'prepare --source pairs --path {file.name}')}` and give that, or copy all to the machine and "
+            f"give {ON_THE_MACHINE}/path/{file.name}"
         )
     there = reached.folder.path.parent.parent / "sets" / file.parent.name / file.name
     for beside in [file, *([] if file.suffix == ".bin" else _beside(file))]:
@@ -220,4 +233,5 @@ def _bring_set(reached: Reached, text: str) -> PurePath:
 
 def _beside(images: Path) -> list[Path]:
     """The files that belong to an images.npy, if they exist."""
-    return [path for path in (images.with_name("labels.npy"), images.with_name("manifest.json")) if path.exists()]
+    found = [images.with_name(name) for name in ("pairs.npy", "labels.npy", "manifest.json")]
+    return [path for path in found if path.exists()]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import PureWindowsPath
 
 from deploy.errors import DeployError, bootstrap_command, command
 from deploy.runs.session import Reach
@@ -14,6 +16,7 @@ from deploy.specs.estimate import plural
 from deploy.specs.machine import Machine
 from deploy.specs.plan import family_name
 from deploy.specs.settings import Settings, Target
+from deploy.specs.trial import Finding
 from deploy.steps.resolve import app_config
 from deploy.workspace import devices
 from deploy.workspace.code import look
@@ -21,6 +24,10 @@ from deploy.workspace.devices import Devices
 from deploy.workspace.environment import settle
 
 MIN_FREE_GIB = 5
+# The longest path in .venv has 195 characters on Windows: licences in torch 2.13. With a separator and the final NUL
+# of Windows' limit, 63 are left for the folder of the project.
+LONGEST_PROJECT = 63
+SHORT_FOLDER = r"C:\src\face"
 MISSING = {
     "git": ("problem", "not installed on the machine: code cannot be copied to it", "apt-get install git, there"),
     "tmux": ("warning", "not installed on the machine: `attach` cannot work", "apt-get install tmux, there"),
@@ -28,26 +35,15 @@ MISSING = {
 APP_PACKAGES = ("torch", "numpy", "scipy", "faiss", "wandb")
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Result of one check. `level`: ok, warning (works, with less) or problem (train will fail)."""
-
-    what: str
-    level: str
-    found: str
-    fix: str | None = None
-
-    def __post_init__(self) -> None:
-        assert self.level == "ok" or self.fix, f"{self.what}: a {self.level} needs a fix"
-
-
 def examine(at: Reach) -> list[Finding]:
     """Check this computer and, for a remote target, its provider and its machine."""
     settings = at.settings
     of_laptop = [_python, _config, _git, _disk, _terminal]
+    if sys.platform == "win32":
+        of_laptop.append(_folder)
     if settings.is_local:
         return [check(settings) for check in (*of_laptop[:1], _packages, *of_laptop[1:3], _tmux, _gpu, *of_laptop[3:])]
-    return [*(check(settings) for check in (*of_laptop, _ssh)), *_machine(at)]
+    return [*(check(settings) for check in (*of_laptop, _ssh)), *_account(at), *machine(at)]
 
 
 def _ssh(_: Settings) -> Finding:
@@ -57,25 +53,34 @@ def _ssh(_: Settings) -> Finding:
     return Finding("ssh", "warning", "not installed: `attach` cannot work, and large files are slow", fix)
 
 
-def _machine(at: Reach) -> list[Finding]:
+def _account(at: Reach) -> list[Finding]:
+    """Report what the provider's account allows, if machines are rented there. `machine` reports its errors."""
+    try:
+        trial = at.provider.trial()
+        return trial.account() if trial else []
+    except DeployError:
+        return []
+
+
+def machine(at: Reach) -> list[Finding]:
     """Check the provider, and the machine if it exists. Provisions nothing."""
     target, provider = at.settings.target.name, at.settings.target.provider
-    file = f"conf/deploy/{target}.yaml"
+    file = at.settings.where
     try:
         machines = [each for each in at.provider.list() if each.name.startswith(family_name(at.settings))]
-        machine = machines[0] if machines else at.machine(family_name(at.settings).rstrip("-"))
+        found = machines[0] if machines else at.machine(family_name(at.settings).rstrip("-"))
     except DeployError as error:
         fix = error.next_command or f"check the account and its keys, and {file}"
         return [Finding(f"provider {provider}", "problem", error.message, fix)]
-    if machine is None:
+    if found is None:
         return [Finding("machine", "ok", f"no machine yet; create one with: {command(f'deploy --on {target}')}")]
-    shell = at.shell(machine)
+    shell = at.shell(found)
     try:
-        machine = settle(machine, shell, at.settings.project)
+        found = settle(found, shell, at.settings.project)
         hardware = shell.hardware()
-        gpu = _gpu_there(at.settings, machine, shell)
+        gpu = _gpu_there(at.settings, found, shell)
         missing = [program for program in ("git", "tmux") if shell.which(program) is None]
-        free_gib = shell.free_bytes(at.settings.stage_to or machine.root) / (1 << 30)
+        free_gib = shell.free_bytes(at.settings.stage_to or found.root) / (1 << 30)
     except DeployError as error:
         wrong = (
             f"set host, user and key in {file}"
@@ -83,9 +88,9 @@ def _machine(at: Reach) -> list[Finding]:
             else f"release it: {command(f'down --on {target}')}"
         )
         return [Finding("machine", "problem", error.message, error.next_command or wrong)]
-    findings = [Finding("machine", "ok", f"{machine.name}: {hardware.cores} cores"), gpu]
+    findings = [Finding("machine", "ok", f"{found.name}: {hardware.cores} cores"), gpu]
     findings += [Finding(name, *MISSING[name]) for name in missing]
-    where = at.settings.stage_to or machine.root
+    where = at.settings.stage_to or found.root
     room = None if free_gib > 1 else f"remove files there, or set another root in {file}"
     return [*findings, Finding("room", "warning" if room else "ok", f"{free_gib:.1f} GiB free in {where}", room)]
 
@@ -162,9 +167,45 @@ def _disk(settings: Settings) -> Finding:
     place = settings.root if settings.is_local else settings.project
     free_gib = LocalShell().free_bytes(place) / (1 << 30)
     if free_gib < MIN_FREE_GIB:
-        fix = f"remove old runs, or set another root in conf/deploy/{settings.target.name}.yaml"
+        fix = f"remove old runs, or set another root in {settings.where}"
         return Finding("disk", "warning", f"{free_gib:.1f} GiB free in {place}", fix)
     return Finding("disk", "ok", f"{free_gib:.0f} GiB free in {place}")
+
+
+def _folder(settings: Settings) -> Finding:
+    synced = [os.environ.get(name, "") for name in ("OneDrive", "OneDriveCommercial", "OneDriveConsumer")]
+    return folder_finding(PureWindowsPath(settings.project), synced, long_paths=_allows_long_paths())
+
+
+def folder_finding(project: PureWindowsPath, synced: Sequence[str], *, long_paths: bool) -> Finding:
+    """PURE: report a folder of Windows that is synchronised, or too long for the files below it.
+
+    `synced`: folders that OneDrive synchronises; empty texts count for nothing.
+    """
+    for text in filter(None, synced):
+        if project.is_relative_to(PureWindowsPath(text)):
+            words = f"{project} is in OneDrive, which locks files and uploads .venv and checkpoints"
+            return Finding("folder", "warning", words, f"move the project, for example to {SHORT_FOLDER}")
+    length = len(str(project))
+    if length > LONGEST_PROJECT and not long_paths:
+        words = f"its path has {length} characters; above {LONGEST_PROJECT}, files of torch exceed 260"
+        return Finding(
+            "folder", "warning", words, f"move it, for example to {SHORT_FOLDER}, or enable LongPathsEnabled"
+        )
+    return Finding("folder", "ok", str(project))
+
+
+def _allows_long_paths() -> bool:
+    """Whether Windows is set up for paths over 260 characters."""
+    if sys.platform != "win32":
+        return True
+    import winreg
+
+    try:
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"SYSTEM\CurrentControlSet\Control\FileSystem") as key:
+            return bool(winreg.QueryValueEx(key, "LongPathsEnabled")[0])
+    except OSError:
+        return False
 
 
 def _terminal(_: Settings) -> Finding:

@@ -16,6 +16,7 @@ from deploy.runs.session import Reach
 from deploy.shell import LocalShell, Shell
 from deploy.shell.entry import install
 from deploy.shell.ssh import SshShell
+from deploy.specs.machine import Machine
 from deploy.specs.plan import family_name
 from deploy.ui.screen import Screen
 
@@ -30,6 +31,7 @@ class Door:
     name: str
     shell: Shell
     folder: PurePath
+    machine: Machine
 
 
 def ssh(project: Path, target: str, run_id: str | None) -> int:
@@ -56,7 +58,7 @@ def _door(project: Path, target: str, run_id: str | None) -> Iterator[Door]:
     """The machine of a run or, if the target has no run yet, the machine that `deploy` prepared."""
     if run_id is None and not runs.every(project / "runs", target):
         with reach.target(project, target) as at:
-            yield _of_target(at)
+            yield door_of_target(at)
         return
     with reach.run(project, target, run_id) as reached:
         record = reached.record
@@ -65,17 +67,18 @@ def _door(project: Path, target: str, run_id: str | None) -> Iterator[Door]:
             raise StepFailed(
                 f"the machine of run {record.run_id} no longer exists; downloaded results are in {reached.home.path}"
             )
-        yield Door(record.run_id, reached.shell, reached.machine.path(record.run_dir))
+        yield Door(record.run_id, reached.shell, reached.machine.path(record.run_dir), reached.machine)
 
 
-def _of_target(at: Reach) -> Door:
+def door_of_target(at: Reach) -> Door:
+    """The machine of a target, in its root. Raises StepFailed if there is none now, and WrongUse for this computer."""
     _refuse_local(at)
     name = at.settings.target.name
     found = [each for each in at.provider.list() if each.name.startswith(family_name(at.settings))]
     machine = found[0] if found else at.machine(family_name(at.settings).rstrip("-"))
     if machine is None:
         raise StepFailed(f"target '{name}' has no machine now", next_command=command(f"deploy --on {name}"))
-    return Door(name, at.shell(machine), machine.root)
+    return Door(name, at.shell(machine), machine.root, machine)
 
 
 def _refuse_local(at: Reach) -> None:

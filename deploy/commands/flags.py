@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from deploy.errors import WrongUse, command, unknown
-from deploy.specs.flags import Flag
+from deploy.specs.flags import REST, WORDS, Flag
 
 # May come before a command, with a value. Only Invoke knows the second kind: where it looks for this project.
 BEFORE = ("--list-format", "-F")
@@ -21,6 +21,7 @@ SEARCH_ROOT = ("--search-root", "-r")
 HELP, LIST, VERSION = ("--help", "-h"), ("--list", "-l"), ("--version", "-V")
 ASKS = (*HELP, *LIST, *VERSION)
 COMPLETION_SCRIPT = "--print-completion-script"
+REST_BEGINS = "--"
 COMPLETION = ("--complete", COMPLETION_SCRIPT)  # these end without running a command
 # What users may type -> the flag they mean. Similarity of spelling does not find these.
 MEANT = {"--dry": "--dry-run", "-R": "--dry-run", "-n": "--dry-run", "--follow": "--watch", "-f": "--follow"}
@@ -42,6 +43,28 @@ def check(words: Sequence[str], commands: Commands) -> bool:
     if rest is None:
         return True
     return bool(rest) and _command(rest[0], rest[1:], commands)
+
+
+def gathered(words: Sequence[str], commands: Commands) -> tuple[list[str], list[str]]:
+    """Split a checked command line into the words that Invoke parses, and those that a command takes without a flag."""
+    start = len(words) - len(_before(words, commands) or ())
+    kind = _takes_words(commands[words[start]]) if start < len(words) else ""
+    if kind == REST:
+        end = words.index(REST_BEGINS) if REST_BEGINS in words else len(words)
+        return list(words[:end]), list(words[end + 1 :])
+    parsed, own, waiting = list(words[: start + 1]), [], False
+    flags = {flag.typed: flag for flag in commands[words[start]]} if kind else {}
+    for word in words[start + 1 :]:
+        if kind and not waiting and not word.startswith("-"):
+            own.append(word)
+            continue
+        waiting = not waiting and word in flags and flags[word].value is not None
+        parsed.append(word)
+    return parsed, own
+
+
+def _takes_words(flags: Sequence[Flag]) -> str:
+    return next((flag.words for flag in flags if flag.words), "")
 
 
 def without_search_root(words: Sequence[str]) -> list[str]:
@@ -81,6 +104,7 @@ def _before(words: Sequence[str], commands: Commands) -> Sequence[str] | None:
 
 def _command(name: str, words: Sequence[str], commands: Commands) -> bool:
     flags = _known(name, commands)
+    kind = _takes_words(commands[name])
     seen: set[str] = set()
     waiting = ""
     version = False
@@ -91,9 +115,17 @@ def _command(name: str, words: Sequence[str], commands: Commands) -> bool:
             waiting = ""
         elif flag in ASKS and not equals:
             version = version or flag in VERSION
+        elif word == REST_BEGINS and kind == REST:
+            return version
         elif not word.startswith("-"):
+            if kind == WORDS:
+                continue
+            if kind == REST:
+                raise WrongUse(f"'{word}' is not a flag of {name}: write -- before the command, {name} -- {word}")
             if word not in commands:
                 raise _stray(name, word, flags)
+            if _takes_words(commands[word]):
+                raise WrongUse(f"{word} cannot follow another command: give {command(word)} alone")
             return _command(word, words[index + 1 :], commands) or version
         elif flag not in flags:
             _refuse(flag, name, flags)
@@ -111,7 +143,7 @@ def _known(name: str, commands: Commands) -> Mapping[str, Flag]:
     """The command's flags, as they are typed."""
     if name not in commands:
         raise unknown("command", name, commands)
-    return {flag.typed: flag for flag in commands[name]}
+    return {flag.typed: flag for flag in commands[name] if not flag.words}
 
 
 def _once(name: str, flag: Flag, seen: set[str]) -> None:
@@ -150,7 +182,7 @@ def _refuse(flag: str, name: str, right: Iterable[str]) -> NoReturn:
 
 
 def _all_flags(commands: Commands) -> set[str]:
-    return {*BEFORE, *LIST, *(flag.typed for flags in commands.values() for flag in flags)}
+    return {*BEFORE, *LIST, *(flag.typed for flags in commands.values() for flag in flags if not flag.words)}
 
 
 def version(project: Path) -> str:

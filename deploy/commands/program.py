@@ -71,15 +71,16 @@ class Command(Task):  # type: ignore[type-arg]
         self.flags = tuple(flags)
         self.group = group
         self.examples = tuple(examples)
+        self.words: list[str] = []  # of the command line, for the flag with `words`
 
     def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:  # noqa: ARG002 - Invoke's
-        return [_argument(flag) for flag in self.flags]
+        return [_argument(flag) for flag in self.flags if not flag.words]
 
     def __call__(self, context: Context, **typed: Any) -> None:
         if context.config.run.dry:
             raise Exit("error: Invoke's own dry-run setting is not supported: use train --dry-run", code=2)
-        given = {flag.parameter: typed[_argument(flag).name or ""] for flag in self.flags}
-        with telling(JSON in self.flags and given.pop(JSON.parameter)) as screen:
+        given = {flag.parameter: self.words if flag.words else typed[_argument(flag).name or ""] for flag in self.flags}
+        with telling(JSON in self.flags and bool(given.pop(JSON.parameter))) as screen:
             answer = self.body(screen, **given)
             code = answer if isinstance(answer, int) else 0
             if not isinstance(answer, int | None):
@@ -88,9 +89,11 @@ class Command(Task):  # type: ignore[type-arg]
             raise Exit(code=code)
 
 
-def task(*flags: Flag, group: str, examples: Sequence[str] = ()) -> Callable[[Callable[..., Any]], Command]:
+def task(
+    *flags: Flag, group: str, examples: Sequence[str] = (), name: str = ""
+) -> Callable[[Callable[..., Any]], Command]:
     """Make a command of a function, which is named like it. `group` is its heading in the list of commands."""
-    return lambda body: Command(body, body.__name__.replace("_", "-"), flags, group, examples)
+    return lambda body: Command(body, name or body.__name__.replace("_", "-"), flags, group, examples)
 
 
 class CommandLine(Program):
@@ -114,10 +117,15 @@ class CommandLine(Program):
         words = self.argv[1:]
         try:
             with telling("--json" in words):
-                asks_version = command_line.check(words, {name: each.flags for name, each in self.commands.items()})
-                if asks_version:
+                flags = {name: each.flags for name, each in self.commands.items()}
+                if command_line.check(words, flags):
                     print(command_line.version(self.project))
                     return
+                if words and words[0].partition("=")[0] not in command_line.COMPLETION:
+                    words, own = command_line.gathered(words, flags)
+                    self.argv = [self.argv[0], *words]
+                    for each in self.commands.values():
+                        each.words = own
                 try:
                     self._read()
                 except ParseError as error:  # what the check lets through, and the parser does not
@@ -177,7 +185,7 @@ class CommandLine(Program):
     def print_task_help(self, name: str) -> None:
         """Print what one command does, its flags by group, and examples."""
         asked = self.commands[name]
-        print(f"Usage: {command(name)}{' [flags]' if asked.flags else ''}\n")
+        print(f"Usage: {command(name)}{_usage(asked.flags)}\n")
         print(f"{asked.__doc__}\n")
         for group in dict.fromkeys(flag.group for flag in asked.flags):
             print(f"{group}:\n")
@@ -186,6 +194,12 @@ class CommandLine(Program):
         if asked.examples:
             print("Examples:\n")
             print("\n".join(f"  {command(example)}" for example in asked.examples), end="\n\n")
+
+
+def _usage(flags: Sequence[Flag]) -> str:
+    words = [flag for flag in flags if flag.words]
+    shown = ["[flags]"] if len(flags) > len(words) else []
+    return "".join(f" {each}" for each in [*shown, *(flag.typed for flag in words)])
 
 
 def _argument(flag: Flag) -> Argument:

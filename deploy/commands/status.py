@@ -6,16 +6,15 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from deploy.billing import bills as money
 from deploy.billing.reaper import reap
-from deploy.commands import doctor
 from deploy.errors import BadAnswer, DeployError, NoAccount, StepFailed, WrongUse, command, unknown
 from deploy.pod.base.folder import FINAL_STATES
+from deploy.pod.base.retry import FOLLOW_PATIENCE_S
 from deploy.runs import documents as answers
 from deploy.runs import job
 from deploy.runs import records as runs
@@ -31,15 +30,18 @@ from deploy.ui.screen import Screen
 AGAIN_EVERY_S = 2
 LIST_LIMIT_S = 20.0  # `runs` waits this long for the machine of each target
 # The columns of `runs`.
-COLUMNS = ("run_id", "target", "state", "created", "fraction", "accuracy", "seconds", "spend_usd", "backbone", "reason")
+COLUMNS = (
+    *("run_id", "target", "state", "created", "name", "fraction", "accuracy", "seconds", "spend_usd", "backbone"),
+    "reason",
+)
 # What `runs --sort` knows -> the value of a row. -1 is less than each.
 SORTED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "started": lambda row: row["created"],
     "accuracy": lambda row: -1 if row["accuracy"] is None else row["accuracy"],
     "cost": lambda row: row["spend_usd"],
+    "fraction": lambda row: row["fraction"],
     "time": lambda row: -1 if row["seconds"] is None else row["seconds"],
 }
-PATIENCE_S = 3600  # the laptop may sleep; the job runs on without it
 
 
 def status(project: Path, target: str, run_id: str | None, screen: Screen, *, watch: bool) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def logs(project: Path, target: str, run_id: str | None, screen: Screen, *, foll
 def _logs(project: Path, target: str, run_id: str | None, screen: Screen, *, follow: bool) -> None:
     with reach.run(project, target, run_id, partial(reap, screen=screen)) as reached:
         if follow:
-            reached.shell.patience_s = PATIENCE_S
+            reached.shell.patience_s = FOLLOW_PATIENCE_S
             reached.shell.on_loss = screen.complain
         own = (text for text, _ in job.follow(reached.shell, reached.folder))
         for text in nodes.logs(reached, screen) if reached.record.others else own:
@@ -175,9 +177,3 @@ def bills(project: Path, screen: Screen) -> list[dict[str, Any]]:
                 continue
             screen.complain(f"{at.settings.target.provider} could not list everything that it bills ({error.message})")
     return [bill.to_json() for bill in sorted(found, key=lambda bill: not bill.orphan)]
-
-
-def examine(project: Path, target: str) -> list[dict[str, Any]]:
-    """Check the setup, and suggest fixes."""
-    with reach.target(project, target) as at:
-        return [asdict(finding) for finding in doctor.examine(at)]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from deploy import border
 from deploy.billing.reaper import reap
-from deploy.errors import DeployError, StepFailed, WrongUse, command
+from deploy.errors import DeployError, StepFailed, command
 from deploy.pod.base.addresses import hide
 from deploy.pod.base.folder import RunFolder
+from deploy.pod.base.retry import FOLLOW_PATIENCE_S
 from deploy.runs import documents as answers
 from deploy.runs import job
 from deploy.runs import records as runs
@@ -24,11 +25,10 @@ from deploy.steps import download as home
 from deploy.steps import nodes
 from deploy.steps import resolve as facts
 from deploy.steps import restore as saved
+from deploy.steps.consent import agree, warn_of_balance
 from deploy.steps.provision import acquired_all, bring_own_files, pack_images, ready_all, refuse_too_much
 from deploy.ui.screen import Screen
 from deploy.workspace import code
-
-FOLLOW_PATIENCE_S = 3600  # the laptop may sleep; the job runs on without it
 
 
 def deploy(
@@ -77,6 +77,7 @@ def train(
             looked_up = facts.gather(at, checked)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
             screen.plan(plan, with_command=True)
+            warn_of_balance(at, plan, screen)
             refuse_too_much(plan, looked_up)
             return dict(hide(plan.to_json()))
         with reach.launching(at.settings) as note:
@@ -90,7 +91,8 @@ def train(
             screen.plan(plan)
             refuse_too_much(plan, looked_up)
             code.prove(project)  # before the run is recorded, so that a refusal leaves no failed run behind
-            _agree(plan, at.settings.target.confirm_usd, screen, yes=yes)
+            warn_of_balance(at, plan, screen)
+            _agree(plan, at, screen, yes=yes)
             pack_images(at.settings, checked, screen)
             record, since = _start(at, plan, checked, looked_up, screen, keep=keep)
         screen.say(f"run {record.run_id} is {record.state}")
@@ -163,7 +165,7 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
     taken = {**watch.taken, **({"training": record.seconds} if record.seconds else {})}
     record = runs.update(reached.settings.runs, record, phases=taken)
     document = answers.of_run(record, reached.events(), checkpoint, home.report(reached))
-    screen.result(document)
+    screen.result(document, border.least_gain(Path(reached.home.verification)))
     screen.compared(runs.compared(reached.settings.runs, record))
     if record.state != "succeeded":
         screen.document(document)
@@ -173,13 +175,10 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
     return document
 
 
-def _agree(plan: Plan, confirm_usd: float, screen: Screen, *, yes: bool) -> None:
+def _agree(plan: Plan, at: Reach, screen: Screen, *, yes: bool) -> None:
     """Ask the user before a run that may cost more than `confirm_usd`, unless `yes`. Raises WrongUse on a refusal."""
-    if not plan.usd_per_hour or yes or (plan.expected_usd is not None and plan.expected_usd <= confirm_usd):
+    if not plan.usd_per_hour:
         return
     cost = f"about ${plan.expected_usd:.2f}" if plan.expected_usd is not None else "its duration is not known yet"
     words = f"this run costs ${plan.usd_per_hour:.2f} an hour, {cost}"
-    if not sys.stdin.isatty():
-        raise WrongUse(f"{words}: give --yes to agree, or set confirm_usd in conf/deploy/{plan.target}.yaml")
-    if not screen.ask(f"{words}. Continue?"):
-        raise WrongUse("nothing was started")
+    agree(words, plan.expected_usd, at.settings, screen, yes=yes)

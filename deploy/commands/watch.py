@@ -11,7 +11,12 @@ from deploy.billing.reaper import reap
 from deploy.billing.teardown import stop_run
 from deploy.commands.train import train
 from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse
+from deploy.pod.base.checkpoints import age
 from deploy.pod.base.folder import FINAL_STATES
+from deploy.pod.base.limits import Limits
+from deploy.pod.base.retry import ELSEWHERE_PAUSES_S, endless
+from deploy.pod.watchdog.ceilings import Seen
+from deploy.pod.watchdog.ceilings import reached as reached_limit
 from deploy.runs import checkpoints
 from deploy.runs import documents as answers
 from deploy.runs import records as runs
@@ -29,7 +34,6 @@ EVERY_S = 2
 # Each poll asks the provider for the machine. RunPod grants an account 60 calls a minute; we limit ourselves to 15.
 ASKED_EVERY_S = {"runpod": 5}
 CEILING_S = 900.0  # time for a run at max_usd to end and to be downloaded
-PAUSES_S = (15, 30, 60, 120, 300)
 
 
 def fetch_checkpoint(
@@ -82,10 +86,11 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
         if words not in ("", said):
             screen.say(words)
         said = words
-        if max_usd is not None and record.state not in FINAL_STATES and record.spend_usd >= max_usd:
+        spent = reached_limit(Limits(max_usd=max_usd), Seen(spend_usd=record.spend_usd))
+        if spent and record.state not in FINAL_STATES:
             screen.say(f"this run has cost ${record.spend_usd:.2f} and reached max_usd {max_usd:g}")
             record = _end_at_ceiling(project, record, screen)
-        if record.state == "lost" and max_usd is not None and record.spend_usd >= max_usd:
+        if spent and record.state == "lost":
             words = f"it has cost ${record.spend_usd:.2f} and reached max_usd {max_usd:g}: it is not continued"
             screen.say(f"{answers.how_it_is(record)}; {words}")
             return answers.row(record)
@@ -101,7 +106,7 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
 
 def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
     """Start the next attempt. If no machine is available or no copy is readable, retry with growing pauses."""
-    pauses = iter(PAUSES_S)
+    pauses_s = endless(ELSEWHERE_PAUSES_S)
     while True:
         try:
             again = Request(target=record.target, resume="auto", run=record.run_id)
@@ -111,7 +116,7 @@ def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
             # An attempt that never ran does not change the run: it stays lost and does not become failed.
             now = runs.get(project / "runs", record.run_id, record.target)
             runs.update(project / "runs", now, state="lost", reason=error.message)
-            pause = next(pauses, PAUSES_S[-1])
+            pause = next(pauses_s)
             screen.say(f"{error.message}; trying again in {pause} s")
             time.sleep(pause)
 
@@ -143,7 +148,7 @@ def _keep_home_current(reached: Reached, screen: Screen) -> Record:
     if reached.machine is not None:
         found = checkpoints.whole(reached.shell, reached.folder)
         at_home = home.newest_checkpoint(reached)
-        if found and (at_home is None or checkpoints.age(found[-1]) > checkpoints.age(at_home)):
+        if found and (at_home is None or age(found[-1]) > age(at_home)):
             try:
                 about = home.bring_checkpoint(reached, found[-1], None, screen)
                 screen.say(f"{about['path']} (epoch {about['epoch']}, step {about['step']})")

@@ -92,6 +92,9 @@ class DockerProvider:
     def card(self) -> Card | None:
         return None
 
+    def trial(self) -> None:
+        """Return None: no machine is rented."""
+
     def list(self) -> list[Machine]:
         return [self._machine(container) for container in self._containers()]
 

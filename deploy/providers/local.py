@@ -29,7 +29,7 @@ class LocalProvider:
         except OSError as error:
             raise NoMachine(
                 f"the folder {root} of target '{self.settings.target.name}' cannot be written: {error.strerror}",
-                next_command=f"set another root in conf/deploy/{self.settings.target.name}.yaml",
+                next_command=f"set another root in {self.settings.where}",
             ) from error
         return self._machine(spec.name, root)
 
@@ -42,6 +42,9 @@ class LocalProvider:
 
     def card(self) -> Card | None:
         return None
+
+    def trial(self) -> None:
+        """Return None: no machine is rented."""
 
     def list(self) -> list[Machine]:
         """Return nothing: this computer costs nothing, so it cannot be an orphan."""

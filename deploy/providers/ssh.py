@@ -31,6 +31,9 @@ class SshProvider:
     def card(self) -> Card | None:
         return None
 
+    def trial(self) -> None:
+        """Return None: no machine is rented."""
+
     def list(self) -> list[Machine]:
         """Return nothing: no host costs anything here, so none can be an orphan."""
         return []

@@ -10,6 +10,7 @@ from typing import Any
 
 from deploy import border
 from deploy.errors import BadAnswer, WrongUse, command
+from deploy.pod.base.checkpoints import age
 from deploy.pod.base.folder import RunFolder
 from deploy.shell import LocalShell, Shell
 
@@ -40,11 +41,6 @@ def whole(shell: Shell, folder: RunFolder) -> list[dict[str, Any]]:
     if wrong and not notes:
         raise wrong[0]
     return sorted(notes, key=age)
-
-
-def age(note: Mapping[str, Any]) -> tuple[int, bool, int]:
-    """How far training had come, as a key to compare checkpoints of one run."""
-    return int(note["epoch"]), bool(note.get("epoch_complete", True)), int(note["step"])
 
 
 def choose(notes: list[dict[str, Any]], which: str, run_id: str) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from deploy.runs.job import Status
 from deploy.runs.records import UNFINISHED, Record
 from deploy.specs.estimate import Compared
 
+Document = dict[str, Any]
 Events = Sequence[Mapping[str, Any]]
 ROW = (
     *("run_id", "target", "state", "attempt", "created", "fraction", "backbone", "seconds", "commit", "reason"),
-    "spend_usd",
+    *("spend_usd", "name"),
 )
 NODE = ("node", "machine", "state", "heartbeat_age_s", "reason")
 

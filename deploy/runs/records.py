@@ -40,6 +40,7 @@ class Record:
     session: str | None = None  # how the supervisor runs: tmux or detached
     others: Mapping[str, str] = field(default_factory=dict)  # other machines, in order of rank -> the run's folder
     spend: Mapping[str, float] | None = None  # machine -> dollars, as last seen
+    name: str | None = None  # that the user gave
 
     @property
     def machines(self) -> tuple[str, ...]:
@@ -66,6 +67,7 @@ def create(runs: Path, plan: Plan) -> Record:
         run_dir=plan.run_dir,
         machine=plan.machine,
         spend=read_json(Path(home(runs, plan.run_id).run)).get("spend"),
+        name=plan.request.name,
     )
     folder = home(runs, plan.run_id)
     write_json(Path(folder.plan), plan.to_json())
@@ -122,8 +124,11 @@ def every(runs: Path, target: str | None = None) -> list[Record]:
     return sorted(records, key=lambda record: (record.created, record.run_id), reverse=True)
 
 
-def get(runs: Path, run_id: str | None, target: str) -> Record:
-    """The run with this id or beginning of an id; without one, the newest of the target. Raises WrongUse."""
+def get(runs: Path, run_id: str | None, target: str, typed: str = "--run") -> Record:
+    """The run with this id or beginning of an id; without one, the newest of the target. Raises WrongUse.
+
+    `typed`: the flag that gave the id, for messages.
+    """
     if run_id is None:
         newest = every(runs, target)
         if not newest:
@@ -135,7 +140,7 @@ def get(runs: Path, run_id: str | None, target: str) -> Record:
         return records.get(run_id) or matching[0]
     if matching:
         names = ", ".join(record.run_id for record in matching[:5]) + (", …" if len(matching) > 5 else "")
-        raise WrongUse(f"--run {run_id} matches {len(matching)} runs: {names}; give more characters")
+        raise WrongUse(f"{typed} {run_id} matches {len(matching)} runs: {names}; give more characters")
     raise (
         unknown("run", run_id, list(records)[:10])
         if records
@@ -179,7 +184,7 @@ def _read_all(runs: Path) -> Iterator[Record]:
 def _record(values: Mapping[str, Any]) -> Record:
     """Parse a record. Raises TypeError or BadAnswer if it is invalid."""
     record, what = Record(**values), "run.json"
-    if not all(isinstance(getattr(record, key), str) for key in WORDS):
+    if not all(isinstance(getattr(record, key), str) for key in WORDS) or not isinstance(record.name, str | None):
         raise TypeError
     border.whole(record.attempt, what)
     border.number(record.fraction, what)

@@ -6,10 +6,10 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from deploy.errors import CannotTrain, NoMachine, WrongUse, command, unknown
+from deploy.errors import CannotTrain, NoMachine, StepFailed, WrongUse, command
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder, private_folder
 from deploy.pod.base.lock import Busy, Lock, is_held, read_holder
 from deploy.providers import PROVIDERS
@@ -23,20 +23,22 @@ from deploy.specs.settings import Settings, load
 from deploy.workspace import devices, environment
 from deploy.workspace.devices import Devices
 
+Prepared = tuple[Machine, PurePath]  # a settled machine with code and environment, and the folder of the code
+
 
 class Reach:
     """One target during one command. Each machine is looked up once and connected once."""
 
     def __init__(self, settings: Settings) -> None:
-        name = settings.target.provider
-        if name not in PROVIDERS:
-            raise unknown(f"provider in conf/deploy/{settings.target.name}.yaml", name, PROVIDERS)
         self.settings = settings
         if settings.notes.is_dir():  # an older version, or a user, may have made it readable by others
             private_folder(settings.notes)
-        self.provider: Provider = PROVIDERS[name](settings)
+        self.provider: Provider = PROVIDERS[settings.target.provider](settings)
         self.given_up: set[str] = set()  # machines whose guard could not release them
         self.devices: dict[str, Devices] = {}  # of machines that were checked when they were acquired
+        # Makes the environment on a machine that lacks it, while the provider can still try another machine.
+        self.prepare: Callable[[Machine], Prepared] | None = None
+        self.prepared: dict[str, Prepared] = {}
         self.limit_s: float | None = None  # time for each machine to answer; None: each call has its own limit
         self._machines: dict[str, Machine | None] = {}
         self._shells: dict[str, Shell] = {}
@@ -59,7 +61,8 @@ class Reach:
     def _check(self, machine: Machine) -> None:
         """Check that the environment can use the GPUs that are paid for. Raises CannotTrain, or NoMachine.
 
-        Where the environment is yet to be made, the driver is asked; `provision.ready` asks torch later.
+        Where the environment is yet to be made, the driver is asked first. Then `prepare` makes it, and torch is asked;
+        without `prepare`, `provision.ready` asks torch later.
         """
         self.forget(machine.name)  # cached data may belong to an earlier machine that was released
         self._machines[machine.name] = machine
@@ -68,19 +71,36 @@ class Reach:
             shell = self.shell(machine)
             settled = environment.settle(machine, shell, self.settings.project)
             has_torch = environment.is_ready(settled, shell, self.settings.project)
-            found = devices.ask(shell, settled.python) if has_torch else devices.ask_driver(shell)
-            judge = devices.fault if has_torch else devices.driver_fault
-            fault = judge(found, device, promised=machine.gpus)
-            if fault:
-                raise CannotTrain(fault, next_command=devices.advice(self.settings.target.name))
+            if not has_torch:
+                self._refuse(devices.driver_fault(devices.ask_driver(shell), device, machine.gpus))
+                if self.prepare is not None:
+                    self.prepared[machine.name] = self.prepare(machine)
+                    settled, has_torch = self.prepared[machine.name][0], True
+            if has_torch:
+                found = self._ask_torch(shell, settled)
+                self._refuse(devices.fault(found, device, promised=machine.gpus))
+                self.devices[machine.name] = found
         except LinkLost as lost:
             self.forget(machine.name)
             raise NoMachine(lost.message, evidence=lost.evidence) from lost
         except BaseException:
             self.forget(machine.name)
             raise
-        if has_torch:
-            self.devices[machine.name] = found
+
+    def _ask_torch(self, shell: Shell, machine: Machine) -> Devices:
+        """Ask torch for the GPUs. In an environment that was just made, no answer is a fault of the host."""
+        try:
+            return devices.ask(shell, machine.python)
+        except LinkLost:
+            raise
+        except StepFailed as failed:
+            if machine.name not in self.prepared:
+                raise
+            raise CannotTrain(failed.message, evidence=failed.evidence) from failed
+
+    def _refuse(self, fault: str | None) -> None:
+        if fault:
+            raise CannotTrain(fault, next_command=devices.advice(self.settings.target.name))
 
     def machine(self, name: str) -> Machine | None:
         """The machine of this name; None if it is gone."""
@@ -101,6 +121,7 @@ class Reach:
         """Close the connection to a released machine; `machine` returns None for it from now on."""
         self._machines[name] = None
         self.devices.pop(name, None)
+        self.prepared.pop(name, None)
         shell = self._shells.pop(name, None)
         if shell is not None:
             shell.close()

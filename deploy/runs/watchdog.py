@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
@@ -13,6 +12,7 @@ from deploy import border
 from deploy.errors import BadAnswer
 from deploy.pod.base.checkpoints import FETCHED
 from deploy.pod.base.folder import LOST_AFTER_S, Root, RunFolder
+from deploy.pod.base.limits import CEILINGS
 from deploy.pod.watchdog.daemon import FOR_BOOT
 from deploy.shell import Shell
 from deploy.specs.machine import Machine, node_of
@@ -23,7 +23,6 @@ WANDB_SECRETS = ("WANDB_API_KEY",)
 S3_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 KEPT_SECRETS = ("RUNPOD_API_KEY",)  # stays on the laptop; no machine gets it
 IDENTIFIERS = ("AWS_ACCESS_KEY_ID",)  # a name, worthless without its key
-CEILINGS = ("max_hours", "max_usd", "idle_min", "stall_min")
 
 
 def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, nodes: int = 1) -> str | None:
@@ -44,7 +43,7 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
         machine.root / "environments",
         *([settings.stage_to] if settings.stage_to else []),
     ]
-    told = {**asdict(limits), "machine": machine.name, "watch": [str(path) for path in growing], "code": str(code)}
+    told = {**limits.to_json(), "machine": machine.name, "watch": [str(path) for path in growing], "code": str(code)}
     if machine.group:
         told |= {"group": machine.group, "node": node_of(machine.name)}
     if volume := volume_path(settings):

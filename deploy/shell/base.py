@@ -71,8 +71,11 @@ class Shell:
         """Yield the output of a command line by line while it runs; returns its exit code."""
         raise NotImplementedError
 
-    def terminal(self, argv: Sequence[str]) -> list[str]:
-        """Return what to run on the laptop so that a command on the machine gets this terminal."""
+    def terminal(self, argv: Sequence[str], *, interactive: bool = True) -> list[str]:
+        """Return what to run on the laptop so that a command on the machine gets this terminal.
+
+        Without `interactive` it gets pipes instead, which change no byte.
+        """
         raise NotImplementedError
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 from deploy.errors import StepFailed
+from deploy.pod.base.retry import LANE_PAUSES_S
 from deploy.shell.link import Link, LinkLost, NoAgent, Pending
 from deploy.shell.ssh import SshShell
 
@@ -27,8 +28,6 @@ HANDSHAKES_AT_A_TIME = 8  # sshd starts to refuse at ten connections that are no
 # where the transfer would wait for the helpers' last requests.
 HELPERS = 1 if sys.platform == "win32" else 4
 IN_FLIGHT = 4  # requests per lane: more than a window holds, so that a lane never idles between answers
-TRIES = 4
-PAUSE_S = 0.3
 GOODBYE_S = 5.0
 
 T = TypeVar("T")
@@ -200,7 +199,7 @@ class Lanes(Generic[T]):
 
     def _open(self) -> Link | None:
         """Return a link for a lane; None if the other lanes must do without it."""
-        for attempt in range(TRIES):
+        for attempt, pause_s in enumerate(LANE_PAUSES_S):
             if self._over:
                 return None
             try:
@@ -212,7 +211,7 @@ class Lanes(Generic[T]):
                 with self._coming_back:
                     self.shell.call("clock")  # reconnects for up to `patience_s`, or raises the reason
                 with self._changed:
-                    self._changed.wait_for(lambda: self._over, PAUSE_S * (attempt + 1))
+                    self._changed.wait_for(lambda: self._over, pause_s)
                 continue
             with self._changed:
                 self._links.add(link)

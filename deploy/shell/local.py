@@ -26,7 +26,7 @@ class LocalShell(Shell):
         except FileNotFoundError as error:
             raise StepFailed(f"{argv[0]} was not found") from error
 
-    def terminal(self, argv: Sequence[str]) -> list[str]:
+    def terminal(self, argv: Sequence[str], *, interactive: bool = True) -> list[str]:  # noqa: ARG002 - the same here
         return list(argv)
 
     def foreground(

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import NoMachine, StepFailed
+from deploy.pod.base import retry
 from deploy.shell import native
 from deploy.shell.base import Shell
 from deploy.shell.connect import ChannelStream, broken, connect, disconnect
@@ -22,12 +23,6 @@ if TYPE_CHECKING:
     from deploy.shell.connect import Connection
 
 FIRST_CONNECT_S = 15.0
-FIRST_PATIENCE_S = 10.0
-# Short at first, to reconnect within three seconds of the network's return; then longer, because a busy machine may
-# need the time.
-CONNECT_AGAIN_S = (2.0, 2.0, 3.0, 5.0, 10.0)
-PAUSES_S = (0.1, 0.2, 0.5, 1.0)
-PATIENCE_S = 60.0
 FIND_EVERY_S = 10.0  # a request to the provider uses one of its few calls per minute
 MOST_TRIES = 20  # ends the retries of a request that breaks the connection each time
 
@@ -51,7 +46,7 @@ class SshShell(Shell):
         self.notes = notes
         self.find = find
         self.ask = ask  # confirms an unknown host key; None: ask at the terminal
-        self.patience_s = PATIENCE_S
+        self.patience_s = retry.CONNECT_PATIENCE_S
         self._was_there = False
         self.on_loss: Callable[[str], None] = lambda _: None  # called when the connection breaks and when it is back
         self.reconnects = 0
@@ -84,8 +79,8 @@ class SshShell(Shell):
     def is_loss(self, failed: StepFailed) -> bool:
         return isinstance(failed, LinkLost) and not isinstance(failed, Misbehaves | NoAnswer)
 
-    def terminal(self, argv: Sequence[str]) -> list[str]:
-        return native.command(self.config(), self.machine, argv, terminal=True)
+    def terminal(self, argv: Sequence[str], *, interactive: bool = True) -> list[str]:
+        return native.command(self.config(), self.machine, argv, terminal=interactive)
 
     def config(self) -> Path:
         """Write an ssh_config for the system's ssh. It trusts the host key that this connection has checked."""
@@ -188,18 +183,17 @@ class SshShell(Shell):
                 raise lost
             self.close()
             self.on_loss(f"connection lost ({lost.message}); trying again")
-            # A machine that was never reached is more likely the wrong one than one with a short outage.
-            patience_s = self.patience_s if self._was_there else min(self.patience_s, FIRST_PATIENCE_S)
+            patience_s = self.patience_s if self._was_there else min(self.patience_s, retry.FIRST_PATIENCE_S)
             limit_s = min(time.monotonic() + patience_s, self.give_up_at)
             look_again = time.monotonic() + 1  # at first, its address is most likely unchanged
-            tries = 0
+            limits_s, pauses_s = retry.endless(retry.CONNECT_LIMITS_S), retry.endless(retry.CONNECT_PAUSES_S)
             while True:
                 if self.find is not None and time.monotonic() > look_again:
                     look_again = time.monotonic() + FIND_EVERY_S
                     self._look_up(lost)
                 self.reconnects += 1
                 try:
-                    self._connection = self._connect(CONNECT_AGAIN_S[min(tries, len(CONNECT_AGAIN_S) - 1)])
+                    self._connection = self._connect(next(limits_s))
                     self.link()
                     self.on_loss("connected again")
                     return
@@ -208,8 +202,7 @@ class SshShell(Shell):
                     self.close()
                 if time.monotonic() > limit_s:
                     raise lost
-                time.sleep(PAUSES_S[min(tries, len(PAUSES_S) - 1)])
-                tries += 1
+                time.sleep(next(pauses_s))
 
     def _look_up(self, lost: LinkLost) -> None:
         assert self.find is not None

@@ -8,8 +8,9 @@ from typing import Any
 
 # Headings of flags in the help.
 WHERE, WHAT, HOW, OUTPUT = "Where", "What runs", "How it starts", "Output"
-PHOTOGRAPHS, PARQUET, RECORDS, DRAWN = "Of folder", "Of parquet", "Of rec", "Of synthetic"
+PHOTOGRAPHS, PARQUET, RECORDS, DRAWN = "Of folder and pairs", "Of parquet", "Of rec", "Of synthetic"
 
+WORDS, REST = "words", "rest"  # kinds of words without a flag
 FLAG, PARSED_BY = "flag", "parsed_by"  # in the metadata of a dataclass's field
 
 
@@ -19,7 +20,8 @@ class Flag:
 
     `value`: what follows the flag, as the help names it; None: the flag is a switch. `default`: the text that is used
     if the flag is not given. `group`: its heading in the help. `parameter`: the parameter that gets it (default: the
-    name with underscores).
+    name with underscores). `words`: not a flag but the words of the command line that belong to none: all of them
+    (WORDS), or those after `--` (REST).
     """
 
     name: str
@@ -29,13 +31,14 @@ class Flag:
     repeats: bool = False
     group: str = "Flags"
     parameter: str = ""
+    words: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parameter", self.parameter or self.name.replace("-", "_"))
 
     @property
     def typed(self) -> str:
-        return f"--{self.name}"
+        return self.name if self.words else f"--{self.name}"
 
 
 def flagged(default: Any, flag: Flag, parsed_by: Any = None) -> Any:
@@ -65,7 +68,7 @@ def out(help: str) -> Flag:
     return Flag("out", help, "PATH")
 
 
-ON = on("target: the name of a file in conf/deploy (default: local)")
+ON = on("target: a file in conf/deploy, or of your own; `target list` names all (default: local)")
 RUN = run("run id, or the beginning of it (default: the newest run of the target)")
 JSON = Flag("json", "print one JSON document on stdout; messages go to stderr", group=OUTPUT)
 PACK = Flag(
@@ -77,9 +80,11 @@ PACK = Flag(
 NODES = Flag("nodes", "machines for one run (default: the target's nodes, else 1)", "N", group=WHERE)
 WHICH = Flag("which", "latest, best, or a number: the epoch", "WHICH", "latest")
 
+YES = Flag("yes", "accept the cost without a question", group=HOW)
+
 TRAIN = (
     Flag("detach", "do not follow the job", group=HOW),
-    Flag("yes", "accept the cost without a question", group=HOW),
+    YES,
     Flag("keep", "if it fails before the job runs, keep a machine that was created for it", group=HOW),
     Flag("dry-run", "print the plan and end; change nothing", group=HOW),
     JSON,
@@ -88,7 +93,11 @@ DEPLOY = (ON, NODES, PACK, JSON)
 ATTACH = (ON, RUN, Flag("write", "send keyboard input to the job (default: read-only)"))
 LOGS = (ON, RUN, Flag("follow", "follow the log until the job ends"))
 STATUS = (ON, RUN, JSON, Flag("watch", "repeat every two seconds until the run is over"))
-RUNS = (Flag("sort", "largest first: started (default), accuracy, cost or time", "BY"), JSON)
+RUNS = (Flag("sort", "largest first: started (default), accuracy, cost, fraction or time", "BY"), JSON)
+COMPARE = (
+    Flag("RUN RUN...", "two runs or more: run ids, or the beginnings of them", words=WORDS, parameter="names"),
+    JSON,
+)
 WATCH = (
     ON,
     RUN,
@@ -112,16 +121,40 @@ FETCH_CHECKPOINT = (
     Flag("watch", "also download every newer one until the run is over"),
     JSON,
 )
+EXEC = (
+    ON,
+    RUN,
+    Flag("-- CMD...", "the command, and its own flags", words=REST, parameter="words"),
+)
+TARGET = (
+    Flag(
+        "add ssh|list|schema",
+        "add ssh: test a host and write a target of your own; list: all targets (default); schema: for editors",
+        words=WORDS,
+        parameter="words",
+    ),
+    Flag("host", "with add: a name, an address, or an alias in your ssh configuration", "HOST"),
+    Flag("name", "with add: the name of the target (default: the name of the host)", "NAME"),
+    Flag("user", "with add: (default: from your ssh configuration)", "USER"),
+    Flag("port", "with add: (default: from your ssh configuration, else 22)", "PORT"),
+    Flag("key", "with add: file of a private key (default: agent, usual keys)", "FILE"),
+    Flag("fingerprint", "with add: SHA256:…, pins the host's key (default: known_hosts, else you are asked)", "HASH"),
+    Flag("root", "with add: folder there for code, environments and runs (default: ~/sniperface)", "PATH"),
+    JSON,
+)
 PREPARE = (
     ON,
     Flag(
         "source",
-        "orl, folder (one sub-folder a person), array (an .npy that exists), parquet, rec or synthetic",
+        "orl, folder (one sub-folder a person), pairs (a .csv of img1,img2,label), array (an .npy that exists), "
+        "parquet, rec or synthetic",
         "SOURCE",
         "orl",
     ),
     Flag(
-        "path", "the folder, the .npy file, the .parquet file or a folder of them, the .rec file or its folder", "PATH"
+        "path",
+        "the folder, the .csv, the .npy file, the .parquet file or a folder of them, the .rec file or its folder",
+        "PATH",
     ),
     Flag("labels", "labels.npy of an array", "PATH"),
     out("output: a folder, or a path ending in .npy (default: data/<name>)"),
@@ -171,6 +204,11 @@ PREPARE = (
     Flag("workers", "processes that make the images (default: one a core); the result is the same", "N"),
     JSON,
 )
+DATA = (
+    Flag("data", "images.npy of a prepared data set, or its folder (default: data/orl of the project)", "PATH"),
+    Flag("verify", "also hash all images, and compare them with the manifest"),
+    JSON,
+)
 MINE = (
     ON,
     RUN,
@@ -188,6 +226,7 @@ EVALUATE = (
         "verification sets, separated by commas: .bin, .csv or images.npy (default: the held-out people)",
         "FILES",
     ),
+    Flag("fit", "how to scale photographs of a .csv that are not square: crop (default), squash or pad", "HOW"),
     out("folder for the results (default: runs/<run>/evaluation)"),
     overrides("key=value of the configuration, such as --set backbone=iresnet50; repeatable"),
 )
@@ -222,5 +261,15 @@ PUSH = (
         "image", "name in the registry, such as me/sniperface (default: the target's)", "NAME", parameter="repository"
     ),
     *BUILD_ARGUMENTS,
+)
+DOCTOR = (
+    ON,
+    Flag(
+        "rent",
+        "rent the cheapest machine that fits for minutes, let it end itself, and report what the account allows",
+        group=WHAT,
+    ),
+    YES,
+    JSON,
 )
 BENCH = (Flag("quick", "smaller sizes, less certain numbers"),)

@@ -6,9 +6,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from deploy.errors import WrongUse
+
+if TYPE_CHECKING:
+    from deploy.specs.trial import Trial
 
 # HOST: a name, an alias in the SSH configuration, IPv4 or IPv6. USER: also Windows' domain\\user.
 HOST = re.compile(r"[A-Za-z0-9_:\[][A-Za-z0-9_.:%+\]-]{0,254}")
@@ -53,6 +56,7 @@ class MachineSpec:
     root: PurePath
     node: int = 0  # index of this machine in the run
     nodes: int = 1
+    data_bytes: int = 0  # of the images that it may have to store on its own disk
 
     def fits(self, name: str) -> bool:
         """Return whether a machine of this name belongs to the family and has the same node index."""
@@ -164,6 +168,9 @@ class Provider(Protocol):
 
     def card(self) -> Card | None:
         """Return the GPUs of what `acquire` would request first; None where only the machine knows them."""
+
+    def trial(self) -> Trial | None:
+        """Return what `doctor` asks and, with --rent, rents for a moment; None where nothing is rented."""
 
     def list(self) -> list[Machine]:
         """List all machines of this project that the provider knows, of any target and run."""

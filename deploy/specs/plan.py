@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from deploy.pod.base.folder import RunFolder
+from deploy.pod.base.limits import OF_TARGET, Limits
 from deploy.pod.job.restarts import resuming
 from deploy.specs import memory
 from deploy.specs.estimate import Measured, Phase, kind_of, predict, training_minutes
@@ -67,22 +68,6 @@ class Continuation:
     run_id: str
     attempt: int
     resume: str
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of a run and the action at its end. Read by the supervisor and by the machine's guard."""
-
-    max_restarts: int
-    max_hours: float | None
-    max_usd: float | None
-    idle_min: float | None
-    stall_min: float | None
-    sync_to: str | None
-    on_end: str
-    paid_since: float | None  # Unix seconds; None where nothing is paid
-    usd_per_hour: float
-    release: str  # how the machine can be released from inside: "none" or "runpod"
 
 
 @dataclass(frozen=True)
@@ -166,7 +151,8 @@ class Plan:
     image: PodImage | None = None  # of a pod; None elsewhere
 
     def to_json(self) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=sorted))
+        told = {**dataclasses.asdict(self), "limits": self.limits.to_json()}
+        value: dict[str, Any] = json.loads(json.dumps(told, default=sorted))
         return value
 
 
@@ -248,18 +234,11 @@ def going_on(plan: Plan) -> Plan:
 
 def limits_of(settings: Settings, machine: Machine | None, nodes: int = 1) -> Limits:
     """Return the limits of a run. Each of several machines enforces the cost limit of all of them together."""
-    target = settings.target
     return Limits(
-        max_restarts=target.max_restarts,
-        max_hours=target.max_hours,
-        max_usd=target.max_usd,
-        idle_min=target.idle_min,
-        stall_min=target.stall_min,
-        sync_to=target.sync_to,
-        on_end=target.on_end,
+        **{name: getattr(settings.target, name) for name in OF_TARGET},
         paid_since=machine.created if machine else None,
         usd_per_hour=machine.usd_per_hour * nodes if machine else 0.0,
-        release="runpod" if target.provider == "runpod" else "none",
+        release="runpod" if settings.target.provider == "runpod" else "none",
     )
 
 
@@ -307,7 +286,7 @@ def _identity(request: Request, facts: Facts) -> tuple[str, int]:
     if facts.continues:
         return facts.continues.run_id, facts.continues.attempt
     stamp = facts.now.strftime("%Y%m%d-%H%M%S")
-    return f"{facts.data.name}{fraction_mark(request.fraction)}-{stamp}-{facts.token}", 1
+    return f"{request.name or facts.data.name}{fraction_mark(request.fraction)}-{stamp}-{facts.token}", 1
 
 
 def _resume(request: Request, run_dir: PurePath) -> str:

@@ -26,6 +26,7 @@ KEYS_WITH_FLAGS = {
     "recipe": "recipe",
 }
 KEYS_DECIDED_HERE = ("run.dir", "run.commit")
+NAME_CHARACTERS = 32
 ASKED_ANEW = {"target", "run", "env", "queue"}  # never compared with the run that is continued
 NOTHING = {"data": ("null", ""), "labels": ("null", ""), "resume": ("",)}  # texts that mean the default
 ENV_DECIDED_HERE = ("PATH", "PYTHONUTF8", "PYTHONIOENCODING", "PYTHONUNBUFFERED", "RANK", "LOCAL_RANK", "WORLD_SIZE")
@@ -62,6 +63,17 @@ def parse_env(assignments: Sequence[str]) -> tuple[str, ...]:
             raise WrongUse(f"--env {name} has a NUL byte, which no variable can hold")
         found[name] = value
     return tuple(f"{name}={value}" for name, value in found.items())
+
+
+def parse_name(text: str) -> str:
+    """Validate the name of a run: it becomes the beginning of its id, of folders and of machines' names."""
+    if re.fullmatch(rf"[a-z0-9](_?[a-z0-9]){{0,{NAME_CHARACTERS - 1}}}", text) and len(text) <= NAME_CHARACTERS:
+        return text
+    near = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:NAME_CHARACTERS].rstrip("_") or "lr_03"
+    raise WrongUse(
+        f"--name {text} is not a name: give up to {NAME_CHARACTERS} lower-case letters, digits and single "
+        f"underscores, such as {near}"
+    )
 
 
 def parse_nodes(text: str) -> int:
@@ -130,6 +142,11 @@ class Request:
     )
     pack: str = flagged("none", PACK, lambda text: pack_kind(text, PACK.typed))  # upload format of the laptop's images
     nodes: int | None = flagged(None, NODES, parse_nodes)  # None: the target's value
+    name: str | None = flagged(  # None: the name of the data
+        None,
+        Flag("name", "name of the run; its id begins with it (default: the name of the data)", "NAME", group=WHAT),
+        parse_name,
+    )
     queue: bool = flagged(
         False,
         Flag("queue", "if another run is on the machine, wait there for its end; the data stays cached", group=HOW),

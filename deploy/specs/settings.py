@@ -1,4 +1,4 @@
-"""Settings: conf/deploy/<target>.yaml, then environment, then flags, as frozen values. The later source wins."""
+"""Settings: a target's file, then environment, then flags, as frozen values. The later source wins."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from typing import Any
 
 from deploy.border.text_files import NotText, read_text
 from deploy.errors import WrongUse, unknown
+from deploy.pod.base.limits import ON_END
+from deploy.specs import targets
 
 ENVIRONMENT_PREFIX = "SNIPERFACE_"  # each key of a target's file has a variable: SNIPERFACE_STAGE_TO, ...
 TMUX_SOCKET = "SNIPERFACE_TMUX_SOCKET"
@@ -30,11 +32,11 @@ class Local:
 class Ssh:
     """An existing host. `host` may be an alias in the user's SSH configuration, gateways included."""
 
-    host: str = ""
+    host: str = ""  # name, address, or an alias of ~/.ssh/config
     hosts: tuple[str, ...] = ()  # replaces `host` for runs on several machines: each a name, or user@name:port
-    port: int | None = None
-    user: str | None = None
-    key: str | None = None
+    port: int | None = None  # None: as in ~/.ssh/config, else 22
+    user: str | None = None  # None: as in ~/.ssh/config, else your name here
+    key: str | None = None  # private key file; None: the agent, then the default keys
     fingerprint: str | None = None  # "SHA256:...", as `ssh-keygen -lf` prints it: pins the host key
     python: str = "auto"  # of the training environment; auto: the image's, or a venv created once per lock file
 
@@ -48,10 +50,10 @@ class Docker:
     ssh_host: str | None = None  # host that exposes the container's SSH port; None: the engine's host
     key: str | None = None  # None: a key of this project's own, made once
     gpus: str = "auto"  # auto: all GPUs of the engine; none; all; or a number
-    shm_gib: float = 2.0
+    shm_gib: float = 2.0  # size of /dev/shm
     cpus: float | None = None  # None: all CPUs of the engine
-    memory_gib: float | None = None
-    network: str | None = None
+    memory_gib: float | None = None  # None: all memory of the engine
+    network: str | None = None  # None: Docker's default bridge
     volumes: tuple[str, ...] = ()  # host:container, as `docker run -v` takes them
 
 
@@ -64,15 +66,15 @@ class RunPod:
         None  # None: RunPod's own; name or name:tag of any other. Without a tag: as `invoke push` puts it
     )
     api: str = "v2"  # v2: REST; sdk: the runpod package's GraphQL
-    gpu_count: int = 1
+    gpu_count: int = 1  # GPUs per machine
     data_centers: tuple[str, ...] = ()  # empty: any
     cloud: str = "SECURE"  # or COMMUNITY
     max_usd_per_hour: float | None = None  # for one whole machine; with several machines, for each
     min_cuda: str | None = None  # of the host's driver; None: the image's CUDA version
     min_memory_gib: float | None = None  # a machine with less is released after boot
-    disk_gib: int = 40
+    disk_gib: int | None = None  # container disk, lost when the pod ends; None: 40, or more if the images need it
     volume: str | None = None  # id of a network volume, mounted at volume_path
-    volume_path: str = "/workspace"
+    volume_path: str = "/workspace"  # mount point of the volume
     registry: str | None = None  # id of registry credentials stored at RunPod
     key: str | None = None  # None: a key of this project's own, made once
     wait_min: float = 20.0  # until a machine answers, including the image pull
@@ -85,7 +87,7 @@ CHOICES = {
     "api": ("v2", "sdk"),
     "cloud": ("SECURE", "COMMUNITY"),
     "device": ("auto", "cuda", "cpu"),
-    "on_end": ("keep", "stop", "terminate"),
+    "on_end": ON_END,
     "on_lost_node": ("end", "go_on"),
     "trust": (None, "own", "rented"),
 }
@@ -97,9 +99,9 @@ class Target:
 
     name: str
     provider: str
-    root: str
-    data: str | None = None
-    stage_to: str | None = None
+    root: str  # the project's folder on the machine: code, environments, live run folders
+    data: str | None = None  # images.npy here, machine:/path/images.npy there, or https://...; None: the ORL try-out
+    stage_to: str | None = None  # folder in RAM for the images, such as /dev/shm; None: read in place
     processes: int | None = None  # per machine; None: decided from its GPUs and cores
     device: str = "auto"  # auto: the GPUs, or the CPU if there are none; cuda: GPUs only; cpu: the CPU
     nodes: int = 1  # machines per run
@@ -111,7 +113,7 @@ class Target:
     allow_files: tuple[str, ...] = ()  # code files that look like credentials and are uploaded anyway
     max_restarts: int = 3  # of a job that crashes, each from a newer checkpoint than the one before
     max_hours: float | None = None  # ceilings, counted from the start of billing
-    max_usd: float | None = None
+    max_usd: float | None = None  # the same in US dollars, of all machines of the run
     idle_min: float | None = None  # minutes without a job
     stall_min: float | None = None  # minutes of a job without a new step while its GPUs are idle
     pack: str | None = None  # upload format of the laptop's images: none, lossless, or jpeg50 to jpeg100 (lossy)
@@ -126,6 +128,12 @@ class Settings:
     project: Path
     target: Target
     tmux_socket: str = "sniperface"
+    file: str = ""  # of the target, for messages
+
+    @property
+    def where(self) -> str:
+        """The target's file, for messages."""
+        return self.file or f"conf/deploy/{self.target.name}.yaml"
 
     @property
     def is_local(self) -> bool:
@@ -160,11 +168,15 @@ class Settings:
 
 def load(project: Path, target: str, environment: Mapping[str, str] = os.environ) -> Settings:
     """Load the settings of one target. Raises WrongUse for an unknown target, key or value, with the valid ones."""
-    files = {path.stem: path for path in sorted((project / "conf" / "deploy").glob("*.yaml"))}
-    if target not in files:
-        raise (unknown("target", target, files) if files else WrongUse(f"{project}/conf/deploy has no target files"))
-    where = f"conf/deploy/{files[target].name}"
-    values = read_yaml(files[target], where)
+    file = targets.find(project, target, environment)
+    return parse(project, target, read_yaml(file.path, file.where), file.where, environment)
+
+
+def parse(
+    project: Path, target: str, values: dict[str, Any], where: str, environment: Mapping[str, str] = os.environ
+) -> Settings:
+    """Check the keys and values of the target's file `where`; the environment overrides them. Raises WrongUse."""
+    values = dict(values)
     provider = environment.get("SNIPERFACE_PROVIDER") or values.get("provider")
     if not provider:
         raise WrongUse(f"{where} lacks the key 'provider', such as provider: local")
@@ -188,7 +200,8 @@ def load(project: Path, target: str, environment: Mapping[str, str] = os.environ
         its_own["data_centers"] = tuple(name.upper() for name in its_own["data_centers"])
     options = OPTIONS[provider](**its_own)
     _check(where, told, options)
-    return Settings(project, Target(name=target, options=options, **told), environment.get(TMUX_SOCKET) or "sniperface")
+    socket = environment.get(TMUX_SOCKET) or "sniperface"
+    return Settings(project, Target(name=target, options=options, **told), socket, where)
 
 
 def key_file(settings: Settings, text: str) -> Path:

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from deploy.errors import DeployError
+from deploy.pod.base.checkpoints import age
 from deploy.pod.base.folder import RunFolder
+from deploy.pod.base.retry import OTHERS_PATIENCE_S
 from deploy.runs import checkpoints, job
 from deploy.runs import documents as answers
 from deploy.runs.records import Record
@@ -18,8 +20,6 @@ from deploy.specs.plan import GRACE_S
 from deploy.steps import download as home
 from deploy.steps.provision import Ready
 from deploy.ui.screen import Screen
-
-PATIENCE_S = 20  # time to reconnect to a machine other than rank 0's
 
 
 def start(at: Reach, made: Sequence[Ready]) -> str:
@@ -53,7 +53,7 @@ def gather_checkpoints(at: Reach, record: Record, screen: Screen) -> None:
         theirs, known = (checkpoints.whole(each.shell, each.folder)[-1:] for each in (other, first))
         at_home = home.newest_checkpoint(first)
         known += [at_home] if at_home else []
-        if theirs and all(checkpoints.age(theirs[0]) > checkpoints.age(each) for each in known):
+        if theirs and all(age(theirs[0]) > age(each) for each in known):
             home.bring_record(other)
             home.bring_checkpoint(other, theirs[0], None, screen)
 
@@ -66,7 +66,7 @@ def look(reached: Reached, seen: job.Status | None) -> Iterator[dict[str, Any]]:
         its = None
         if name in there:
             with contextlib.suppress(LinkLost):
-                there[name].shell.patience_s = PATIENCE_S
+                there[name].shell.patience_s = OTHERS_PATIENCE_S
                 its = job.look(there[name].shell, there[name].folder)
         yield answers.of_node(number, name, its)
 
@@ -75,7 +75,7 @@ def logs(reached: Reached, screen: Screen) -> Iterator[str]:
     """Yield the lines of all logs as they grow, until rank 0 has ended. Reports a lost machine once, and drops it."""
     first, *others = (job.NodeLines(each.shell, each.folder, n) for n, each in enumerate([reached, *reached.others()]))
     for other in others:
-        other.tail.shell.patience_s = PATIENCE_S
+        other.tail.shell.patience_s = OTHERS_PATIENCE_S
     while True:
         status = job.look(reached.shell, reached.folder)
         is_over = status is None or status.final
@@ -100,7 +100,7 @@ def end_others(reached: Reached, screen: Screen) -> None:
     for rank, name in enumerate(reached.record.others, start=1):
         try:
             for other in reached.others(name):
-                other.shell.patience_s = PATIENCE_S
+                other.shell.patience_s = OTHERS_PATIENCE_S
                 if reached.record.state != "failed":  # then the others end by themselves, a moment later
                     job.wait_for_end(other.shell, other.folder, GRACE_S)
                 job.end(other.shell, other.folder, GRACE_S)

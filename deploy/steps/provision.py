@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from deploy.errors import NoMachine, WrongUse, command
 from deploy.pod.base.folder import RunFolder
 from deploy.runs import watchdog as guard
-from deploy.runs.session import Reach
+from deploy.runs.session import Prepared, Reach
 from deploy.shell import LinkLost, Shell, transfer
 from deploy.specs import memory
 from deploy.specs.estimate import Stopwatch
@@ -56,7 +56,21 @@ def ready_all(
             screen.say(f"machine {number + 1} of {len(machines)}")
         known = at.devices.get(machine.name)
         shell = at.shell(machine)
-        made.append(ready(at.settings, machine, shell, checked, facts, screen, watch, known=known, trains=trains))
+        prepared = at.prepared.get(machine.name)
+        made.append(
+            ready(
+                at.settings,
+                machine,
+                shell,
+                checked,
+                facts,
+                screen,
+                watch,
+                known=known,
+                prepared=prepared,
+                trains=trains,
+            )
+        )
     if len(made) == 1:
         return made
     places = meet([(each.machine, at.shell(each.machine)) for each in made])
@@ -78,13 +92,14 @@ def ready(
     watch: Stopwatch | None = None,
     *,
     known: Devices | None = None,
+    prepared: Prepared | None = None,
     trains: bool = True,
 ) -> Ready:
-    """Put environment, code and data on the machine, each only if it is missing."""
+    """Put environment, code and data on the machine, each only if it is missing. `prepared`: code and environment."""
     watch = watch or Stopwatch()
     with watch.phase("code"):
         nodes = checked.request.nodes or settings.target.nodes
-        machine, folder = ready_code(settings, machine, shell, screen, nodes)
+        machine, folder = prepared or ready_code(settings, machine, shell, screen, nodes)
         if not machine.is_here:
             hardware = devices.seen(shell, settings, machine.python, folder, known=known, promised=machine.gpus)
             facts = replace(facts, hardware=hardware)
@@ -150,20 +165,35 @@ def acquired_all(
     """Acquire as many machines as the plan needs, each with `acquired`."""
     with contextlib.ExitStack() as stack:
         yield [
-            stack.enter_context(acquired(at, plan.machine, screen, watch, keep=keep, node=node, nodes=plan.nodes))
+            stack.enter_context(acquired(at, plan.machine, screen, watch, keep=keep, node=node, plan=plan))
             for node in range(plan.nodes)
         ]
 
 
+def disk_bytes(plan: Plan) -> int:
+    """Return the bytes of the images that a machine may store on its disk, because RAM may have no room for them."""
+    return 0 if plan.data.where == "machine" else plan.data.bytes
+
+
 @contextlib.contextmanager
 def acquired(
-    at: Reach, name: str, screen: Screen, watch: Stopwatch, *, keep: bool = False, node: int = 0, nodes: int = 1
+    at: Reach,
+    name: str,
+    screen: Screen,
+    watch: Stopwatch,
+    *,
+    keep: bool = False,
+    node: int = 0,
+    plan: Plan | None = None,
 ) -> Iterator[Machine]:
     """Acquire a machine of the target. If the work on it fails, a machine that was made for it is released."""
     check_code(at.settings)  # before it costs anything
     name = node_name(name, node)
     with watch.phase("machine"):
-        spec = MachineSpec(name, family_name(at.settings), at.settings.root, node, nodes)
+        nodes, data_bytes = (plan.nodes, disk_bytes(plan)) if plan else (1, 0)
+        spec = MachineSpec(name, family_name(at.settings), at.settings.root, node, nodes, data_bytes)
+        if plan and not keep:  # with --keep, a machine that fails is not replaced by another one
+            at.prepare = lambda found: ready_code(at.settings, found, at.shell(found), screen, plan.nodes)
         machine = at.acquire(spec, screen.say)
     try:
         yield machine
@@ -205,7 +235,7 @@ def greet(settings: Settings, machine: Machine, shell: Shell, screen: Screen) ->
     except OSError as error:
         raise NoMachine(
             f"the folder {machine.root} of target '{settings.target.name}' cannot be written: {error.strerror}",
-            next_command=f"set another root in conf/deploy/{settings.target.name}.yaml",
+            next_command=f"set another root in {settings.where}",
         ) from error
     if not machine.is_here:
         screen.say(f"machine: {machine.name}")

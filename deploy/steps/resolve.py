@@ -119,7 +119,7 @@ def _check_nodes(settings: Settings, request: Request) -> None:
     if isinstance(options, Ssh) and nodes > max(1, len(options.hosts)):
         raise WrongUse(
             f"--nodes {nodes}: target '{name}' names {max(1, len(options.hosts))} host: list as many in "
-            f"conf/deploy/{name}.yaml, such as hosts: [gpu-1, gpu-2]"
+            f"{settings.where}, such as hosts: [gpu-1, gpu-2]"
         )
     if nodes > 1 and request.queue:
         raise WrongUse("--queue is for runs on one machine: leave it out, or give --nodes 1")
@@ -149,7 +149,7 @@ def check_code(settings: Settings) -> tuple[str, ...]:
     if suspicious and settings.is_rented:
         raise WrongUse(
             f"{suspicious[0]} looks like a credential and would travel to a rented machine: remove it from the "
-            f"repository, or name it in conf/deploy/{settings.target.name}.yaml: allow_files: [{suspicious[0]}]"
+            f"repository, or name it in {settings.where}: allow_files: [{suspicious[0]}]"
         )
     return suspicious
 
@@ -259,7 +259,7 @@ def _pack(settings: Settings, request: Request, origin: Origin, *, again: bool) 
         }
         words = f"is for images of this computer that are sent to another, and these {places[origin.where]}"
         if by_file:
-            return packing.NONE, f"pack: {kind} of conf/deploy/{settings.target.name}.yaml {words}: not packed"
+            return packing.NONE, f"pack: {kind} of {settings.where} {words}: not packed"
         raise WrongUse(f"--pack {kind} {words}: leave it out")
     packing.check_possible(kind)
     return kind, None
@@ -383,6 +383,8 @@ def _contradictions(request: Request, earlier: Request) -> Iterator[str]:
         yield f"--labels {request.labels}"
     if "pack" in request.given and request.pack != earlier.pack:
         yield f"--pack {request.pack}"
+    if "name" in request.given and request.name != earlier.name:
+        yield f"--name {request.name}"
     if "recipe" in request.given and request.recipe != earlier.recipe:
         yield f"--recipe {request.recipe}"
     if "data" in request.given and request.data != earlier.data and not _is_same_file(request.data, earlier.data):

@@ -16,6 +16,7 @@ from typing import Any
 from deploy import border
 from deploy.errors import BadAnswer, StepFailed, WrongUse, command
 from deploy.pod.base import metrics
+from deploy.pod.base.checkpoints import age
 from deploy.pod.base.folder import RunFolder
 from deploy.pod.base.redact import Redactor
 from deploy.runs import checkpoints
@@ -265,7 +266,7 @@ class _Bringing:
 
 
 def _newest_first(found: dict[str, list[Note]]) -> Iterator[tuple[str, Note]]:
-    every = [(checkpoints.age(note), NEARNESS.index(where), where, note) for where in found for note in found[where]]
+    every = [(age(note), NEARNESS.index(where), where, note) for where in found for note in found[where]]
     for _, _, where, note in sorted(every, key=lambda each: each[:2], reverse=True):
         yield where, note
 

@@ -14,6 +14,7 @@ from deploy.errors import DeployError
 from deploy.pod.base.text import visible, visible_log
 from deploy.specs.estimate import Compared, duration
 from deploy.specs.plan import Plan
+from deploy.ui.compare_table import run_rows, setting_rows
 from deploy.ui.plan_table import compared_rows, plan_rows
 from deploy.ui.status_table import IN_A_LINE, epoch_of, status_rows
 
@@ -125,6 +126,19 @@ class Screen:
             title, list(map(_words_of, known)), [[_spoken(key, thing[key]) for key in known] for thing in things]
         )
 
+    def comparison(self, document: Mapping[str, Any]) -> None:
+        """Print runs side by side, then the settings in which they differ."""
+        if self.as_json:
+            return
+        compared, settings = document["runs"], document["settings"]
+        encoding = (getattr(self.console.file, "encoding", None) or "ascii").lower()
+        columns = [run["run_id"] for run in compared]
+        self.table("Runs", ["what", *columns], run_rows(compared, ascii_only=not encoding.startswith("utf")))
+        if settings:
+            self.table("Settings that differ", ["setting", *columns], setting_rows(compared, settings))
+        elif sum(run["config"] for run in compared) > 1:
+            self.say("the settings do not differ")
+
     def status_line(self, answer: Mapping[str, Any]) -> None:
         rows = dict(status_rows(answer))
         self.say("  ".join(f"{what} {rows[what]}" for what in IN_A_LINE if what in rows))
@@ -145,12 +159,12 @@ class Screen:
                 "Expected and taken", ["part", "expected", "taken", "expected cost", "cost"], compared_rows(parts)
             )
 
-    def result(self, document: Mapping[str, Any]) -> None:
-        """Print the results of a run, from the document that scripts get."""
+    def result(self, document: Mapping[str, Any], least_gain: float | None = None) -> None:
+        """Print the results of a run, from the document that scripts get. `least_gain`: as of `verdict`."""
         rows = [(what, row["accuracy"], row["rank1"]) for what, row in document["eval"].items() if row]
         if rows:
             self.table("Held-out people: 10-fold verification", ["embedding", "accuracy", "rank-1"], rows)
-            if told := verdict(document["eval"]):
+            if told := verdict(document["eval"], least_gain):
                 self.say(told)
         if found := document["pseudo_ids"]:
             purity = "not measured" if found["purity"] is None else f"{found['purity']:.3f}"
@@ -175,10 +189,11 @@ class Screen:
         return Copying(self.console, title)
 
 
-def verdict(measured: Mapping[str, Mapping[str, float] | None]) -> str | None:
+def verdict(measured: Mapping[str, Mapping[str, float] | None], least_gain: float | None = None) -> str | None:
     """One sentence that compares the trained network's accuracy with the untrained one's and that of raw pixels.
 
-    None if one of the two networks was not measured.
+    `least_gain`: the lower end of the interval of the difference between the networks, if it is known. Returns None if
+    one of the two networks was not measured.
     """
     trained, untrained, pixels = (measured.get(name) for name in ("trained", "untrained", "pixels"))
     if not trained or not untrained:
@@ -187,6 +202,9 @@ def verdict(measured: Mapping[str, Mapping[str, float] | None]) -> str | None:
     reached = f"{trained['accuracy']:.1%}"
     if gain <= 0:
         return f"{reached}: no better than the untrained network ({untrained['accuracy']:.1%}); train for more epochs"
+    if least_gain is not None and least_gain <= 0:
+        chance = f"the difference of {100 * gain:+.1f} points may be chance"
+        return f"{reached}: not better than the untrained network: {chance}"
     told = f"{reached}: {100 * gain:.1f} points above the untrained network"
     if pixels and trained["accuracy"] <= pixels["accuracy"]:
         return f"{told}, and no better than raw pixels ({pixels['accuracy']:.1%})"

@@ -132,8 +132,8 @@ def driver_fault(devices: Devices, device: str, promised: int | None) -> str | N
 def advice(target: str) -> str:
     """Return the advice for a fault if no other machine is tried."""
     return (
-        f"set device: cpu in conf/deploy/{target}.yaml to train on the CPU; or repair the driver there, or name the "
-        "GPUs that work in CUDA_VISIBLE_DEVICES"
+        f"set device: cpu in the file of target '{target}' to train on the CPU; or repair the driver there, or name "
+        "the GPUs that work in CUDA_VISIBLE_DEVICES"
     )
 
 

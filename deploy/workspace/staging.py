@@ -111,7 +111,7 @@ def stage(
     if size is not None and not there:
         raise WrongUse(
             f"{destination} already exists, but this project did not stage it: remove it, or set another stage_to in "
-            f"conf/deploy/{plan.target}.yaml"
+            f"the file of target '{plan.target}'"
         )
     if size is not None and plan.queue:
         raise WrongUse(

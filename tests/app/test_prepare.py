@@ -88,7 +88,7 @@ def test_held_out_images_fill_whole_blocks(tmp_path: Path) -> None:
     ("words", "answer"),
     [
         (["sorce=orl"], "source=…"),
-        (["source=olr", "out=a.npy"], "orl, folder, array"),
+        (["source=olr", "out=a.npy"], "orl, folder, pairs, array"),
         (["source=orl", "out=a.txt"], ".npy"),
         (["source=orl"], ".npy"),
         (["source=folder", "out=a.npy"], "path="),

@@ -144,7 +144,7 @@ def test_xnorm_is_a_mean_over_distinct_images(alone: World) -> None:
     assert abs(lengths[pairs].mean() - xnorm) > 1e-3 * xnorm
 
 
-@row("images in a list of pairs that are not 112 x 112")
+@row("images in a list of pairs that are not square")
 def test_the_middle_square_is_taken_where_the_published_code_squashes(tmp_path: Path) -> None:
     pixels = np.zeros((112, 224, 3), np.uint8)
     pixels[:, 56:168] = 200  # the middle square, between black sides
@@ -153,6 +153,7 @@ def test_the_middle_square_is_taken_where_the_published_code_squashes(tmp_path: 
     ours = load_face(tmp_path / "wide.png")
     assert (ours == 200).all()
     assert (published[:, :20] == 0).all()
+    assert np.array_equal(load_face(tmp_path / "wide.png", "squash"), published)
 
 
 @row("gradients between GPUs")

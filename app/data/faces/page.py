@@ -62,19 +62,17 @@ def write_page(path: Path, title: str, told: Passport, images: NDArray[np.uint8]
         _section(finding, WHY.get(finding, ""), groups, told.rows, images, root)
         for finding, groups in told.findings.items()
     ]
-    parts.append(_people(told.rows))
+    if "people" in summary:
+        parts.append(_people(told.rows))
     write_text(path, "\n".join(parts) + "\n")
 
 
 def _counts(summary: dict[str, Any]) -> str:
-    spread, side = summary["images_a_person"], summary["shorter_side_px"]
-    lines = {
-        "photographs": summary["photographs"],
-        "images": summary["images"],
-        "people": summary["people"],
-        "images a person": "{least} to {most}, median {median}".format_map(spread),
-        "shorter side": "{least} to {most} pixels, median {median}".format_map(side),
-    }
+    lines = {"photographs": summary["photographs"], "images": summary["images"]}
+    if "people" in summary:
+        lines["people"] = summary["people"]
+        lines["images a person"] = "{least} to {most}, median {median}".format_map(summary["images_a_person"])
+    lines["shorter side"] = "{least} to {most} pixels, median {median}".format_map(summary["shorter_side_px"])
     lines |= {f"left out: {reason}": count for reason, count in summary["left_out"].items()}
     lines |= {title: count for title, count in summary["found"].items() if title != "left out"}
     rows = "".join(f"<tr><td>{_text(str(k))}<td class=n>{_text(str(v))}" for k, v in lines.items())

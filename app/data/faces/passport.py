@@ -28,7 +28,10 @@ LOW_SCORE = 0.97  # of a face: below, a look is worth it
 
 @dataclass(frozen=True)
 class Row:
-    """A photograph that came in: its name and person, what was found, its place in the data set or why it has none."""
+    """A photograph that came in: its name and person, what was found, its place in the data set or why it has none.
+
+    `person` is empty for photographs without people.
+    """
 
     name: str
     person: str
@@ -49,18 +52,21 @@ class Passport:
         """Counts for the manifest. A finding counts its photographs; duplicates count those beyond the first."""
         kept = Counter(row.person for row in self.rows if row.image is not None)
         sides = sorted(min(row.examined.width, row.examined.height) for row in self.rows)
-        return {
-            "photographs": len(self.rows),
-            "images": kept.total(),
+        of_people = {
             "people": len(kept),
             "images_a_person": {
                 "least": min(kept.values(), default=0),
                 "median": int(np.median([*kept.values()])) if kept else 0,
                 "most": max(kept.values(), default=0),
             },
+            "people_without_images": len({row.person for row in self.rows} - {*kept}),
+        }
+        return {
+            "photographs": len(self.rows),
+            "images": kept.total(),
+            **(of_people if any(row.person for row in self.rows) else {}),
             "shorter_side_px": {"least": sides[0], "median": sides[len(sides) // 2], "most": sides[-1]},
             "left_out": dict(Counter(row.left_out for row in self.rows if row.left_out)),
-            "people_without_images": len({row.person for row in self.rows} - {*kept}),
             "found": {
                 title: sum(len(group) - (title == DUPLICATES) for group in groups)
                 for title, groups in self.findings.items()
@@ -92,7 +98,7 @@ def passport(
         "left out": [[place] for place, row in enumerate(rows) if row.left_out],
         OTHER_PEOPLE: across,
         DUPLICATES: groups,
-        "people of one image": [[place] for place in kept if counts[rows[place].person] == 1],
+        "people of one image": [[place] for place in kept if rows[place].person and counts[rows[place].person] == 1],
         "low face score": [[place] for place in weak if rows[place].examined.score < LOW_SCORE],
         "several faces": those(lambda each: each.faces > 1),
         "kept without a face": those(lambda each: each.searched and each.points is None),

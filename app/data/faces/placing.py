@@ -16,7 +16,7 @@ from app.data.faces.align import cut
 from app.data.faces.examine import Examined, Look
 from app.data.faces.landmarks import Points, read_landmarks
 from app.data.sources.photograph import FITS, load_face, photograph, readable
-from app.data.sources.source import Source, content_of
+from app.data.sources.source import Source, content_of, name_in
 from app.errors import WrongUse
 
 ALIGN = {
@@ -111,9 +111,9 @@ class Placing:
 
 
 def names(source: Source) -> list[str]:
-    """The photographs of a source, relative to its folder."""
+    """The photographs of a source, relative to its folder; a list of pairs may also name others."""
     assert source.root is not None
-    return [file.relative_to(source.root).as_posix() for file in source.files]
+    return [name_in(source.root, file) for file in source.files]
 
 
 def placed(source: Source, points: Sequence[Points | None], fit: str) -> Source:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from app.data.dataset import open_images
 from app.data.faces.examine import Examined
 from app.data.faces.landmarks import Points, quoted, write_landmarks
@@ -17,7 +19,7 @@ from app.data.faces.placing import Placing, names
 from app.data.sources.source import Source
 from app.files import atomic
 
-PAGE, LEFT_OUT, LANDMARKS, PEOPLE = "passport.html", "left_out.csv", "landmarks.csv", "people.csv"
+PAGE, LEFT_OUT, LANDMARKS, PEOPLE, PAIRS = "passport.html", "left_out.csv", "landmarks.csv", "people.csv", "pairs.npy"
 Facts = dict[str, Any]
 
 
@@ -32,14 +34,14 @@ class Told:
     placing: Placing
 
     def write(self, out: Path) -> Facts:
-        """Write the passport and its lists beside the images; return the manifest's new entries."""
-        assert self.source.labels is not None
+        """Write the passport, its lists and pairs.npy beside the images; return the manifest's new entries."""
         assert self.source.root is not None
-        called, labels = names(self.source), self.source.labels.tolist()
+        called, labels = names(self.source), self.source.labels
+        people = [""] * len(called) if labels is None else [self.source.people[label] for label in labels.tolist()]
         rows, image = [], 0
-        for row, (name, label) in enumerate(zip(called, labels, strict=True)):
+        for row, (name, person) in enumerate(zip(called, people, strict=True)):
             why = self.left.get(row, "")
-            rows.append(Row(name, self.source.people[label], self.examined[row], None if why else image, why))
+            rows.append(Row(name, person, self.examined[row], None if why else image, why))
             image += not why
         images = open_images(out)
         judged = passport(rows, images)
@@ -53,11 +55,20 @@ class Told:
         if self.placing.look.for_faces:
             found = {name: its for name, its in zip(called, self.points, strict=True) if its is not None}
             write_landmarks(out.with_name(LANDMARKS), found)
-        kept = Counter(row.person for row in rows if row.image is not None)
-        with atomic(out.with_name(PEOPLE)) as file:
-            lines = [f"{label},{quoted(person)},{kept[person]}" for label, person in enumerate(self.source.people)]
-            file.write("\n".join(["label,person,images", *lines, ""]).encode("utf-8", "surrogateescape"))
-        return {"passport": judged.summary}
+        if self.source.people:
+            kept = Counter(row.person for row in rows if row.image is not None)
+            with atomic(out.with_name(PEOPLE)) as file:
+                lines = [f"{label},{quoted(person)},{kept[person]}" for label, person in enumerate(self.source.people)]
+                file.write("\n".join(["label,person,images", *lines, ""]).encode("utf-8", "surrogateescape"))
+        return {"passport": judged.summary, **self._pairs(out)}
+
+    def _pairs(self, out: Path) -> Facts:
+        if self.source.pairs is None:
+            return {}
+        pairs, facts = self.source.pairs.without(self.left)
+        with atomic(out.with_name(PAIRS)) as file:
+            np.save(file, pairs)
+        return {"pairs": facts}
 
 
 def summary(manifest: dict[str, Any], placing: Placing, out: Path) -> list[str]:
@@ -77,7 +88,11 @@ def summary(manifest: dict[str, Any], placing: Placing, out: Path) -> list[str]:
         del found["not square"]
     if found:
         lines.append("found: " + ", ".join(f"{title} ({number})" for title, number in found.items()))
-    return [*lines, f"{out.with_name(PAGE)} shows them"] if lines else []
+    lines += [f"{out.with_name(PAGE)} shows them"] if lines else []
+    if pairs := manifest.get("pairs"):
+        lost = f"; {pairs['left_out']} left out with their photographs" if pairs["left_out"] else ""
+        lines.append(f"{pairs['count']} pairs, {pairs['of_one_person']} of one person{lost}")
+    return lines
 
 
 def none_left(source: Source, placing: Placing, left: dict[int, str]) -> str:

@@ -30,6 +30,8 @@ TURNS = {  # values of that tag; 1 is upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+HEAD_BYTES = 12
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 SIDEWAYS = (5, 6, 7, 8)  # values that exchange width and height
 FITS = {
     "crop": "the largest centred square",
@@ -54,7 +56,7 @@ def readable(file: Path) -> Iterator[None]:
     """Turn the decoders' errors into WrongUse with the name of the file."""
     try:
         yield
-    except UnknownScale as error:
+    except (UnknownScale, NeedsHeif) as error:
         raise WrongUse(f"{file} {error}") from error
     except UNREADABLE as error:
         raise WrongUse(f"{file} is not a readable image; remove it or save it again as .png or .jpg") from error
@@ -64,10 +66,30 @@ class UnknownScale(ValueError):
     """Pixels are 32-bit integers or floats, and the file does not define which value is white."""
 
 
+class NeedsHeif(ValueError):
+    """The image is HEIC, which Pillow does not decode, and its plugin pillow-heif is not installed."""
+
+
+def is_heif(head: bytes) -> bool:
+    """Whether a file's first 12 bytes are those of HEIC or HEIF; AVIF, which Pillow decodes, has others."""
+    return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
+
+
+def _with_plugin(head: bytes) -> None:
+    """Register Pillow's plugin if the file needs it. Raises NeedsHeif if it is not installed."""
+    if not is_heif(head):
+        return
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise NeedsHeif("is a HEIC photograph; run `pip install pillow-heif` to read it, or save it as .jpg") from error
+    pillow_heif.register_heif_opener()  # does nothing if it is registered
+
+
 def decode_face(file: Path | IO[bytes] | bytes, fit: str = "crop") -> NDArray[np.uint8]:
     """Decode an image file to upright uint8 [112, 112, 3] RGB, resampled; `fit` is a key of FITS.
 
-    Raises one of UNREADABLE; the message of UnknownScale, one of them, suggests a fix.
+    Raises one of UNREADABLE; the messages of UnknownScale and NeedsHeif, two of them, suggest a fix.
     """
     if not isinstance(file, bytes):
         file = file.read_bytes() if isinstance(file, Path) else file.read()
@@ -77,6 +99,7 @@ def decode_face(file: Path | IO[bytes] | bytes, fit: str = "crop") -> NDArray[np
 
 def photograph(file: bytes) -> Image.Image:
     """Decode an image file to upright 8-bit RGB in its own size. Raises one of UNREADABLE."""
+    _with_plugin(file[:HEAD_BYTES])
     with warnings.catch_warnings():  # Pillow warns about damaged metadata, and names one of its own files
         if EXIF in file:
             warnings.simplefilter("ignore")
@@ -89,8 +112,11 @@ def outline(file: Path) -> tuple[tuple[int, int], bool]:
 
     Raises one of UNREADABLE.
     """
-    with warnings.catch_warnings(), Image.open(file) as image:
+    with file.open("rb") as opened, warnings.catch_warnings():
+        _with_plugin(opened.read(HEAD_BYTES))
+        opened.seek(0)
         warnings.simplefilter("ignore")
+        image = Image.open(opened)
         orientation = _orientation(image)
         width, height = image.size
         return ((height, width) if orientation in SIDEWAYS else (width, height)), orientation in TURNS

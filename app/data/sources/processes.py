@@ -44,3 +44,9 @@ def _follow(alive: Any) -> None:  # one end of a Pipe; its class differs between
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # fewer if this process may use only some cores
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

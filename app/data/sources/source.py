@@ -14,17 +14,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.data.dataset import open_images, open_labels
-from app.data.sources.photograph import load_faces
+from app.data.sources.photograph import HEAD_BYTES, is_heif, load_faces
 from app.errors import WrongUse
 
+if TYPE_CHECKING:
+    from app.data.sources.pairs import Pairs
+
 IMAGE_SUFFIXES = {
-    ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif",
+    ".tiff", ".webp",
 }  # fmt: skip
 # The first bytes of JPEG, PNG, GIF, BMP and RIFF (WebP), to recognise images without a suffix.
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"RIFF")
@@ -44,7 +48,7 @@ class Source:
     its unchanged blocks when other images change. `left_out` has one sentence per group of skipped files.
 
     `files` are the rows' image files, below `root`, and `people` the names of their labels, where a source has them:
-    such photographs can be aligned and have a passport.
+    such photographs can be aligned and have a passport. `pairs` is the list of pairs that names the files instead.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Source:
     root: Path | None = None
     files: Sequence[Path] = ()
     people: Sequence[str] = ()
+    pairs: Pairs | None = None
 
     def without(self, rows: Sequence[int]) -> Source:
         """Return this source without these rows, given in ascending order."""
@@ -170,7 +175,8 @@ def _is_image(file: Path) -> bool:
     if file.suffix:
         return file.suffix.lower() in IMAGE_SUFFIXES
     with file.open("rb") as opened:
-        return opened.read(8).startswith(SIGNATURES)
+        head = opened.read(HEAD_BYTES)
+    return head.startswith(SIGNATURES) or is_heif(head)
 
 
 def _refuse_other_trees(path: Path, people: Sequence[_Person]) -> None:
@@ -242,9 +248,14 @@ def fingerprint(files: Sequence[Path], folder: Path) -> str:
     told = hashlib.sha256()
     for file in files:
         stat = file.stat()
-        name = file.relative_to(folder).as_posix()
+        name = name_in(folder, file)
         told.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode("utf-8", "surrogateescape"))
     return told.hexdigest()
+
+
+def name_in(folder: Path, file: Path) -> str:
+    """The name of a file relative to a folder; a file elsewhere keeps its path."""
+    return (file.relative_to(folder) if file.is_relative_to(folder) else file).as_posix()
 
 
 def content_of(file: Path) -> str:

@@ -25,10 +25,11 @@ from app.data.dataset import IMAGE_SHAPE
 from app.data.sources.processes import processes
 from app.data.sources.source import Source
 from app.errors import WrongUse
-from app.files import claim, replace, settle
+from app.files import atomic, claim, replace, settle
 
 ROW_BYTES = int(np.prod(IMAGE_SHAPE))
 PIECE_ROWS = 256  # rows decoded at once; limits the memory of a process for any block size
+SHOWN = 20  # unreadable images listed on the terminal
 
 Decode = Callable[[Any], NDArray[np.uint8]]
 Progress = Callable[[int], None]  # takes the number of new images
@@ -47,6 +48,19 @@ class Unreadable(WrongUse):
     def __init__(self, bad: Sequence[BadImage]) -> None:
         self.bad = sorted(bad)
         super().__init__("\n".join(image.sentence for image in self.bad))
+
+    def listed(self, out: Path) -> str:
+        """Message with the first SHOWN images; with more than SHOWN, also the path of a file beside `out` with all."""
+        bad = self.bad
+        if len(bad) == 1:
+            return f"{bad[0].sentence}, or leave it out with unreadable=skip"
+        lines = [image.sentence for image in bad[:SHOWN]]
+        if len(bad) > SHOWN:
+            listing = out.with_name("unreadable.txt")
+            with atomic(listing) as file:
+                file.write("".join(f"{image.sentence}\n" for image in bad).encode())
+            lines.append(f"and {len(bad) - SHOWN} more; {listing} lists all of them")
+        return "\n".join([*lines, f"{len(bad)} images cannot be read; leave them out with unreadable=skip"])
 
 
 Written = tuple[str, list[BadImage]]  # sha256 of a block, and its bad images

@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from deploy.pod.base.addresses import Forbidden, open_address, request, shown
+from deploy.pod.base.retry import DOWNLOAD_PAUSES_S
 
 CHUNK_BYTES = 1 << 20  # stays in the CPU cache from reading to hashing and writing
 CLOUD_CHUNK_BYTES = 8 << 20  # one request of fsspec
 SILENCE_S = 20
-PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)  # between retries, then fails; received bytes start over
 FINAL = {400, 401, 403, 404, 405, 410, 416}  # a retry would not help
 
 
@@ -70,9 +70,9 @@ class Http:
             except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
                 words = self._words(error)
                 failures = 1 if length < before else failures + 1
-                if failures > len(PAUSES_S):
+                if failures > len(DOWNLOAD_PAUSES_S):
                     raise CopyFailed(f"{self.name} cannot be read from byte {offset}: {words}") from error
-                if self.over.wait(PAUSES_S[failures - 1]):
+                if self.over.wait(DOWNLOAD_PAUSES_S[failures - 1]):
                     raise CopyFailed(f"{self.name}: broken off") from error
                 continue
             if length:
@@ -134,7 +134,7 @@ class Cloud:
             offset, length = offset + len(data), length - len(data)
 
     def _range(self, start: int, end: int) -> bytes:
-        for pause_s in (*PAUSES_S, None):
+        for pause_s in (*DOWNLOAD_PAUSES_S, None):
             try:
                 data: bytes = self.system.cat_file(self.path, start=start, end=end)
                 return data

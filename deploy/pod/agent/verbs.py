@@ -85,12 +85,20 @@ def end_awaited() -> None:
 
 def spawn(argv: Sequence[str], cwd: str) -> int:
     """Start a process that outlives this one and its terminal; returns its pid."""
-    options: dict[str, Any] = {"start_new_session": True}
+    null = subprocess.DEVNULL
+    ways: list[dict[str, Any]] = [{"start_new_session": True}]
     if sys.platform == "win32":
         # A hidden console: without one, every child would open a window.
-        options = {"creationflags": subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP}
-    null = subprocess.DEVNULL
-    process = subprocess.Popen(list(argv), cwd=cwd, stdin=null, stdout=null, stderr=null, **options)
+        flags = subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP
+        # OpenSSH's server and some terminals end all processes of their job object with the session.
+        ways = [{"creationflags": flags | subprocess.CREATE_BREAKAWAY_FROM_JOB}, {"creationflags": flags}]
+    while True:
+        try:
+            process = subprocess.Popen(list(argv), cwd=cwd, stdin=null, stdout=null, stderr=null, **ways.pop(0))
+            break
+        except PermissionError:  # the job object allows no breakaway
+            if not ways:
+                raise
     process.returncode = 0  # it may outlive this process; keeps Popen's destructor from warning
     return process.pid
 

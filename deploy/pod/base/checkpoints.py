@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def described(folder: RunFolder) -> list[dict[str, Any]]:
                 note = read_json(Path(folder.checkpoints / name))
                 if isinstance(note.get("step"), int) and _size(folder, note) == note.get("bytes", -1):
                     notes.append(note)
-    return sorted(notes, key=_age, reverse=True)
+    return sorted(notes, key=age, reverse=True)
 
 
 def newest(folder: RunFolder, tick: Callable[[], None] = lambda: None) -> dict[str, Any] | None:
@@ -56,8 +56,8 @@ def has_copy(folder: RunFolder, note: dict[str, Any], *marks: str) -> bool:
     return any(each.get("sha256") == note["sha256"] for each in told)
 
 
-def _age(note: dict[str, Any]) -> tuple[int, bool, int]:
-    """Sort key; the same order as on the laptop (deploy/runs/checkpoints.py).
+def age(note: Mapping[str, Any]) -> tuple[int, bool, int]:
+    """Return how far training had come, as a key to sort the checkpoints of one run. Laptop and machine use this one.
 
     A stop between two epochs leaves two checkpoints of the same step. If laptop and machine picked different ones, the
     uncopied one would keep the machine alive forever.

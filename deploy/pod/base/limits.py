@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-ON_END = ("keep", "stop", "terminate")
+ON_END = ("keep", "stop", "terminate")  # the first is the default
 RELEASES = ("none", "runpod")
 SHARE_FOR_THE_END = 0.05
+CEILINGS = ("max_hours", "max_usd", "idle_min", "stall_min")
+OF_TARGET = ("max_restarts", *CEILINGS, "sync_to", "on_end")  # keys of conf/deploy/<target>.yaml
+DECIDED = (*OF_TARGET, "paid_since", "usd_per_hour", "release")  # what the laptop decides for each run
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Limits:
     sync_to: str | None = None
     on_end: str = "keep"
     paid_since: float | None = None
-    usd_per_hour: float = 0.0
+    usd_per_hour: float = 0.0  # of all machines of the run together
     release: str = "none"
     # Used only by the guard:
     grace_s: float = 60.0  # for the last checkpoint; a larger value in the run's plan wins
@@ -56,6 +59,10 @@ class Limits:
         """The earlier of `hard_s` and max_hours, in paid seconds."""
         times = [self.hard_s, None if self.max_hours is None else self.max_hours * 3600]
         return min((each for each in times if each is not None), default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the limits as plan.json and guard.json hold them. The guard has its own values of the others."""
+        return {name: getattr(self, name) for name in DECIDED}
 
 
 def parse(values: Mapping[str, Any]) -> Limits:

@@ -1,4 +1,4 @@
-"""PURE: decide which limit a machine has reached, from its limits and its measured times."""
+"""PURE: decide which limit a machine or a run has reached. The machine's guard and the laptop both ask here."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from deploy.pod.base.limits import Limits
 
 @dataclass(frozen=True)
 class Seen:
-    """Measured times in seconds of the monotonic clock."""
+    """Measured times in seconds, on the machine of its monotonic clock, and measured cost."""
 
     paid_s: float | None = None  # None if the machine is not billed
+    spend_usd: float | None = None  # of a run over all its attempts; None if only `paid_s` tells the cost
     job_s: float | None = None  # None without a job
     idle_s: float | None = None  # None while a job runs or waits
     stall_s: float | None = None  # None without a job that has started
@@ -28,6 +29,8 @@ def reached(limits: Limits, seen: Seen) -> Ceiling | None:
     hours = limits.max_hours
     if seen.paid_s is not None and limits.hard_s is not None and seen.paid_s >= limits.hard_s:
         return Ceiling("max_usd", _money(limits, seen.paid_s))
+    if seen.spend_usd is not None and limits.max_usd is not None and seen.spend_usd >= limits.max_usd:
+        return Ceiling("max_usd", f"max_usd {limits.max_usd:g} reached: ${seen.spend_usd:.2f} spent")
     if hours is not None and (seen.paid_s if seen.paid_s is not None else seen.job_s or 0.0) >= hours * 3600:
         since = "the machine has been paid for" if seen.paid_s is not None else "the job has run"
         return Ceiling("max_hours", f"max_hours {hours:g} reached: {since} for that long")

@@ -27,7 +27,7 @@ from typing import Any
 from deploy.pod.base import redact
 from deploy.pod.base.clock import Clock, Jumps
 from deploy.pod.base.folder import HEARTBEAT_S, Root, RunFolder, read_json, tell_json, write_bytes
-from deploy.pod.base.limits import Limits, parse
+from deploy.pod.base.limits import CEILINGS, Limits, parse
 from deploy.pod.base.lock import Busy, Lock
 from deploy.pod.base.paid_time import Meter
 from deploy.pod.base.redact import Redactor
@@ -40,7 +40,7 @@ KEEPS_WORDS = 20
 CODE = Path(__file__).resolve().parents[3]
 FOR_BOOT = Path("/run/sniperface/guard")  # in our image: init.py restarts the guard from this file if it was killed
 IN_WORDS = ("decision", "decisions", "copies", "last_copy", "limits")  # redacted: others' text is in it
-ARMED = ("max_hours", "max_usd", "idle_min", "stall_min", "sync_to", "on_end", "usd_per_hour", "release")
+ARMED = (*CEILINGS, "sync_to", "on_end", "usd_per_hour", "release")
 
 
 def main(argv: list[str], clock: Clock | None = None) -> int:

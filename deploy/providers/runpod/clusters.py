@@ -11,11 +11,11 @@ import functools
 from collections.abc import Callable, Sequence
 
 from deploy.errors import NoMachine, WrongUse, command
+from deploy.pod.base.retry import RUNPOD_POLLS_S, endless
 from deploy.providers.runpod.api import ApiError, Cluster, ClusterApi, Gone, Pod, Wanted
 from deploy.providers.runpod.create import Making
 from deploy.providers.runpod.identity import Identity
 from deploy.providers.runpod.messages import could_not_give_back
-from deploy.providers.runpod.ratelimit import polls
 from deploy.providers.runpod.readiness import Boot, Unfit
 from deploy.providers.runpod.retry import Asking, of_family
 from deploy.specs.machine import Machine, MachineSpec, node_name, node_of
@@ -63,7 +63,7 @@ class Clusters:
             else:
                 self.chosen = cluster.id
                 return machine
-        machine = self.making.new(self, spec.name, spec.nodes)
+        machine = self.making.new(self, spec)
         self.chosen = machine.group or ""
         return machine
 
@@ -148,7 +148,7 @@ class Clusters:
         Raises Unfit when the cluster vanished or a pod ended, NoMachine after wait_min.
         """
         clock = self.asking.clock
-        began, waits = clock.now(), polls()
+        began, waits = clock.now(), endless(RUNPOD_POLLS_S)
         while True:
             try:
                 pods = self.asking.ask(lambda: self.api.members(cluster.id), bills=True)
@@ -200,7 +200,7 @@ class Clusters:
 
 def refuse(settings: Settings, options: RunPod, nodes: int) -> None:
     """Raise WrongUse for options that clusters do not support, before any request is sent."""
-    where, alone = f"conf/deploy/{settings.target.name}.yaml", "a run on several machines uses an Instant Cluster"
+    where, alone = settings.where, "a run on several machines uses an Instant Cluster"
     wrong = {
         "which api: sdk does not support: set api: v2": options.api != "v2",
         "which has at most 250 machines: set nodes: 250 or fewer": nodes > MOST_NODES,

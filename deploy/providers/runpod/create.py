@@ -6,6 +6,7 @@ because the same things may go wrong.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -19,10 +20,26 @@ from deploy.providers.runpod.readiness import Unfit
 from deploy.providers.runpod.retry import Asking, Named, of_family
 from deploy.providers.runpod.start import start_of
 from deploy.providers.ssh_key import project_key
-from deploy.specs.machine import Machine
+from deploy.specs.machine import Machine, MachineSpec
+from deploy.specs.pod_image import image_of
 from deploy.specs.settings import RunPod, Settings
 
 T = TypeVar("T", bound=Named)
+
+
+DISK_GIB = 40  # at least; small images have room in it
+DISK_BESIDE_GIB = 30  # for environment, code and checkpoints beside large images
+
+
+def disk_gib(options: RunPod, root: str, data_bytes: int) -> int:
+    """PURE: return the GiB of a pod's disk. /dev/shm may have no room for the images, and its size cannot be requested.
+
+    They need no room on the pod's disk if the root is on a network volume.
+    """
+    if options.disk_gib is not None:
+        return options.disk_gib
+    own = 0 if image_of(options, root).is_kept else math.ceil(data_bytes / (1 << 30))
+    return max(DISK_GIB, own + DISK_BESIDE_GIB)
 
 
 class Kind(Protocol[T]):
@@ -49,7 +66,8 @@ class Making:
     options: RunPod
     asking: Asking
 
-    def new(self, kind: Kind[T], name: str, nodes: int = 1) -> Machine:
+    def new(self, kind: Kind[T], spec: MachineSpec) -> Machine:
+        name, nodes, disk = spec.name, spec.nodes, disk_gib(self.options, self.settings.target.root, spec.data_bytes)
         target, chosen = self.settings.target.name, self.choose(kind.product)
         refusals, twins = [*chosen.refusals], False
         public_key = public_line(project_key(self.settings)[1])
@@ -60,7 +78,7 @@ class Making:
             notes.intend(name, kind=kind.word, target=target, candidate=str(candidate), asked=asked)
             several = f"{nodes} x " if nodes > 1 else ""
             say(f"requesting {several}{candidate}, {nodes * candidate.usd_per_hour:.2f} USD an hour")
-            wanted = self._wanted(name, nodes, candidate, public_key)
+            wanted = self._wanted(name, nodes, candidate, public_key, disk)
             try:
                 made, was_unclear = self.asking.create(lambda: kind.create(wanted), lambda: _named(kind, name))  # noqa: B023 - called at once
             except (Refused, Forbidden) as error:
@@ -152,7 +170,7 @@ class Making:
             raise Unfit(f"it costs {pod.usd_per_hour:.2f} USD an hour, more than max_usd_per_hour: {ceiling:g}")
 
     def choose(self, product: str) -> Chosen:
-        options, where, api = self.options, f"conf/deploy/{self.settings.target.name}.yaml", self.asking.api
+        options, where, api = self.options, self.settings.where, self.asking.api
         center = None
         if options.volume:
             volume = options.volume
@@ -172,7 +190,7 @@ class Making:
             if each.id != but:
                 kind.end(each)
 
-    def _wanted(self, name: str, nodes: int, candidate: Candidate, public_key: str) -> Wanted:
+    def _wanted(self, name: str, nodes: int, candidate: Candidate, public_key: str, disk: int) -> Wanted:
         options, start = self.options, start_of(self.options, self.settings.project)
         return Wanted(
             name=name,
@@ -183,7 +201,7 @@ class Making:
             cloud=options.cloud,
             data_center=candidate.data_center,
             min_cuda=self.min_cuda,
-            disk_gib=options.disk_gib,
+            disk_gib=disk,
             volume=options.volume,
             volume_path=options.volume_path,
             registry=options.registry,

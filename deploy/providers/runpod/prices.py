@@ -10,6 +10,7 @@ HOURS_A_MONTH = 730
 STANDARD, STANDARD_ABOVE = 0.07, 0.05  # of a network volume: up to STANDARD_GB, and above it
 STANDARD_GB = 1000
 HIGH_PERFORMANCE = 0.14
+RUNNING_DISK = 0.10  # of a running pod's container disk
 STOPPED_DISK = 0.20  # of a stopped pod's own volume; its container disk is deleted, so it is free
 
 
@@ -23,3 +24,8 @@ def network_volume(gb: int, kind: str | None) -> float:
 def stopped_disk(gb: int) -> float:
     """Return US dollars an hour."""
     return gb * STOPPED_DISK / HOURS_A_MONTH
+
+
+def running_disk(gb: int) -> float:
+    """Return US dollars an hour. It is not documented whether a pod's price contains it."""
+    return gb * RUNNING_DISK / HOURS_A_MONTH

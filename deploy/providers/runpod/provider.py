@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from deploy.errors import CannotTrain
+from deploy.pod.base.retry import RUNPOD_POLLS_S, endless
 from deploy.providers.runpod import clusters, events, key, prices
 from deploy.providers.runpod.api import Api, Gone, LogLine, Pod, Wanted
 from deploy.providers.runpod.cache import Notes
@@ -18,7 +20,7 @@ from deploy.providers.runpod.clusters import Clusters
 from deploy.providers.runpod.create import Making
 from deploy.providers.runpod.identity import Identity
 from deploy.providers.runpod.messages import in_words
-from deploy.providers.runpod.ratelimit import Clock, Limits, Pace, polls
+from deploy.providers.runpod.ratelimit import Clock, Limits, Pace
 from deploy.providers.runpod.readiness import Boot, Unfit
 from deploy.providers.runpod.retry import Asking, of_family
 from deploy.providers.ssh_key import project_key
@@ -28,6 +30,7 @@ from deploy.specs.settings import RunPod, Settings
 
 if TYPE_CHECKING:
     from deploy.providers.runpod.rest import RestApi
+    from deploy.providers.runpod.trial import RunPodTrial
 
 PYTHON = "auto"  # as the machine says: that of our image, or of the environment that is made there
 
@@ -65,7 +68,7 @@ class RunPodProvider:
                 except Unfit as unfit:
                     if not self._making.give_back_unused(self._pods, pod, unfit):
                         self.say(f"leaving {pod} unchanged: {unfit.why}")
-            return self._making.new(self._pods, spec.name)
+            return self._making.new(self._pods, spec)
 
     def find(self, name: str) -> Machine | None:
         """Find a machine by name, with its current address: the port changes at each restart."""
@@ -93,6 +96,12 @@ class RunPodProvider:
         if first is None or not first.memory_gib:
             return None
         return Card(first.gpu, self.options.gpu_count, int(first.memory_gib * (1 << 30)))
+
+    def trial(self) -> RunPodTrial:
+        from deploy.providers.runpod.trial import RunPodTrial
+
+        make = functools.partial(RunPodProvider, clock=self.clock, limits=self.limits)
+        return RunPodTrial(self.settings, self._rest, self._asking, make)
 
     def list(self) -> list[Machine]:
         """List the project's machines, also stopped ones: their disks bill. Without an address, the host is empty."""
@@ -140,7 +149,7 @@ class RunPodProvider:
 
         Empty with `api: sdk`, which has no log.
         """
-        waits = polls()
+        waits = endless(RUNPOD_POLLS_S)
 
         def stream(cursor: str | None) -> Iterator[LogLine]:
             return self._asking.ask(lambda: self._api.log(machine.id, None, cursor, 5000, live=follow))
@@ -252,7 +261,7 @@ class RunPodProvider:
         self.say(text)
 
     def _words(self) -> contextlib.AbstractContextManager[None]:
-        return in_words(f"conf/deploy/{self.settings.target.name}.yaml")
+        return in_words(self.settings.where)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from deploy.providers.runpod.api import TooMany
@@ -77,17 +76,6 @@ class Pace:
         over = len(self._calls) + calls - self.per_minute
         room = self._calls[over - 1] + MINUTE_S - now if over > 0 else 0.0
         return max(room, self._hold_until - now)
-
-
-def polls() -> Iterator[float]:
-    """Yield the seconds between polls of a pod: a warm one is ready at once, an image pull takes minutes."""
-    yield from (2, 2, 2, 5, 5, 5, 5)
-    yield from itertools.repeat(10)
-
-
-def backoff() -> Iterator[float]:
-    yield from (1, 2, 4, 8, 16)
-    yield from itertools.repeat(30)
 
 
 def answers_ssh(host: str, port: int, limit_s: float) -> bool:

@@ -26,6 +26,7 @@ from deploy.providers.runpod.api import (
     KINDS,
     ApiError,
     Cluster,
+    Forbidden,
     LogLine,
     NetworkVolume,
     Offer,
@@ -37,6 +38,9 @@ from deploy.providers.runpod.api import (
 )
 from deploy.providers.runpod.key import Key
 from deploy.providers.runpod.ratelimit import Limits, Pace
+from deploy.specs.trial import Funds
+
+FUNDS = "query { myself { clientBalance currentSpendPerHr spendLimit } }"
 
 
 class RestApi:
@@ -50,6 +54,7 @@ class RestApi:
         self.key = key
         self.pace = pace
         self.limits = limits
+        self.policy = ""  # the limit of calls, as the newest answer names it
         self._session = requests.Session()
         self._session.auth = _Bearer(key)  # an object, because ~/.netrc overrides a header
 
@@ -115,6 +120,24 @@ class RestApi:
             connection.sock.settimeout(self.limits.live_idle_s if live else self.limits.log_idle_s)
         return _log_lines(answer, None if live else self.limits.log_s)
 
+    def funds(self) -> Funds:
+        """Ask GraphQL for the money of the account, which v2 does not report."""
+        told = self._json("POST", "/graphql", body={"query": FUNDS})
+        mine = (told.get("data") or {}).get("myself") or {}
+        if mine.get("clientBalance") is None:
+            reasons = [str(each.get("message", each)) for each in told.get("errors") or [{}] if isinstance(each, dict)]
+            raise Forbidden(self.key.mask("; ".join(filter(None, reasons)) or "GraphQL reports no balance"))
+        limit = mine.get("spendLimit")
+        try:
+            numbers = float(mine["clientBalance"]), float(mine.get("currentSpendPerHr") or 0)
+            return Funds(*numbers, None if limit is None else float(limit))
+        except (TypeError, ValueError):
+            raise Unclear("GraphQL reports a balance that is no number") from None
+
+    def specification(self) -> dict[str, Any]:
+        """Return the OpenAPI document of this server. Raises Gone if it publishes none."""
+        return self._json("GET", "/v2/openapi.json")
+
     def _json(self, method: str, path: str, **about: Any) -> dict[str, Any]:
         answer = self._send(method, path, **about)
         try:
@@ -150,6 +173,7 @@ class RestApi:
         if answer is None:  # raised outside `except`, because the cause holds the request and its headers
             raise lost
         self._listen_to(answer.headers.get("RateLimit", ""))
+        self.policy = answer.headers.get("RateLimit-Policy") or self.policy
         if answer.status_code >= 300:
             with answer:
                 raise _refusal(answer, f"{method} {path}", self.key)

@@ -11,6 +11,7 @@ import base64
 import functools
 import io
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,15 +49,16 @@ def start_of(options: RunPod, project: Path) -> Start:
 @functools.cache
 def command() -> str:
     """Return the start command: it writes archive and script, and runs the script."""
-    parts = {"start.zip": _archive(), "start.sh": _text(SCRIPT)}
+    parts = {"start.zip": archive_of(FILES), "start.sh": _text(SCRIPT)}
     written = [f"echo {base64.b64encode(data).decode()} | base64 -d >{THERE}/{name}" for name, data in parts.items()]
     return f"bash -c '{'; '.join([f'mkdir -p {THERE}', *written])}; exec bash {THERE}/start.sh {THERE}/start.zip'"
 
 
-def _archive() -> bytes:
+def archive_of(files: Mapping[str, str]) -> bytes:
+    """Return a zip file of name there -> file of this project. The same files make the same bytes."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for name, file in FILES.items():
+        for name, file in files.items():
             archive.writestr(zipfile.ZipInfo(name, OLDEST), _text(file), zipfile.ZIP_DEFLATED, 9)
     return made.getvalue()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -10,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from app.config import CONF, load, own_words, read_command_line
+from app.config import CONF, load, own_words, read_command_line, schema
+from app.config.checks import faults
 from app.errors import WrongUse
+from app.models import BACKBONES
+from app.models.heads import HEADS
+from app.recipes import RECIPES
 from tests.app.config.published import PUBLISHED
 
 GROUPS = ("recipe", "backbone", "data", "experiment")
@@ -26,6 +31,22 @@ CHOICES = [
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_file_in_conf_composes(group: str, choice: str) -> None:
     assert load([f"{group}={choice}"])
+
+
+def test_the_schema_names_what_there_is() -> None:
+    assert set(schema.HEADS) == set(HEADS)
+    assert set(schema.BACKBONES) == set(BACKBONES)
+    assert set(schema.RECIPES) == set(RECIPES)
+
+
+def test_each_rule_of_the_schema_is_known_and_fits_its_default() -> None:
+    """A misspelled rule would never be applied."""
+    known = {"choices", "least", "above_zero", "from_zero", "below_one", "probability", "most", "such_as"}
+    parts = [part for part in vars(schema).values() if dataclasses.is_dataclass(part)]
+    rules = [each.metadata for part in parts for each in dataclasses.fields(part) if each.metadata]
+    assert len(rules) > 50
+    assert {name for rule in rules for name in rule} == known
+    assert list(faults(schema.Config())) == []
 
 
 def test_the_keys_that_users_type_work() -> None:

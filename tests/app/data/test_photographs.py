@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -126,19 +127,59 @@ def test_a_folder_is_taken_as_people_have_it_and_what_is_left_out_is_told(
         tmp_path / "in",
         {
             "ada/1.jpg": jpeg, "ada/2.JFIF": jpeg, "ada/._1.jpg": b"\0\5\x16\7 a Mac's", "ada/.DS_Store": b"x",
-            "ada/notes.txt": b"x", "ada/3.heic": b"x", "ada/4.heic": b"x",
+            "ada/notes.txt": b"x", "ada/3.mov": b"x", "ada/4.mov": b"x",
             "bob/scan": encoded("PNG", 1), "bob/moving.gif": encoded("GIF", 1), "bob/plain": b"just text",
             "empty/Thumbs.db": b"x", ".ipynb_checkpoints/1.jpg": jpeg, "loose.jpg": jpeg,
         },
     )  # fmt: skip
     assert run(tmp_path) == 0
     said = capsys.readouterr().err
-    assert "5 files left out: 2 .heic, 1 .txt, 1 no suffix, 1 .db" in said
+    assert "5 files left out: 2 .mov, 1 .txt, 1 no suffix, 1 .db" in said
     assert "1 sub-folder without images: empty" in said
     assert "1 image left out: not in a sub-folder" in said
     assert np.load(tmp_path / "out" / "labels.npy").tolist() == [0, 0, 1, 1]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert len(manifest["left_out"]) == 3
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"  # the start of a photograph of an iPhone
+PLUGIN = f"""
+import io
+from PIL import Image
+
+def opener(file, name):
+    file.seek({len(HEIC)})
+    return Image.open(io.BytesIO(file.read()))
+
+def register_heif_opener():
+    Image.register_open("HEIF", opener, lambda head: head[4:12] == b"ftypheic")
+"""
+
+
+def test_heic_is_read_by_the_plugin_and_without_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The stand-in for pillow-heif takes the rest of the file as a PNG."""
+    photograph = HEIC + encoded("PNG", 1)
+    tree(tmp_path / "in", {"ada/1.jpg": encoded("JPEG"), "ada/2.heic": photograph, "bob/no suffix": photograph})
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert run(tmp_path) == 2
+    said = capsys.readouterr().err
+    assert "2.heic is a HEIC photograph; run `pip install pillow-heif` to read it, or save it as .jpg" in said
+    assert "2 images cannot be read" in said
+    monkeypatch.delitem(sys.modules, "pillow_heif")
+    (tmp_path / "plugin").mkdir()
+    (tmp_path / "plugin" / "pillow_heif.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path / "plugin")
+    monkeypatch.setattr(Image, "ID", [*Image.ID])
+    monkeypatch.setattr(Image, "OPEN", {**Image.OPEN})
+    assert run(tmp_path) == 0
+    images = np.load(tmp_path / "out" / "images.npy")
+    wanted = decode_face(encoded("PNG", 1))
+    assert len(images) == 3
+    assert np.array_equal(images[1], wanted)
+    assert np.array_equal(images[2], wanted)
+    del sys.modules["pillow_heif"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from app.config import load
 from app.data.dataset import read_manifest
 from app.errors import WrongUse
 from app.files import atomic, claim, make_folder, write_json
-from app.runtime.checkpoint import newest, read_tensors
+from app.runtime.checkpoint import newest, prune, read_tensors
 from app.runtime.folder import RunFolder
 
 PROJECT = Path(__file__).parents[3]
@@ -107,3 +107,25 @@ def test_damaged_files_of_others_are_passed_over_or_refused_in_a_sentence(tmp_pa
     folder.config.write_text("a: [1\nb: }")
     with pytest.raises(WrongUse, match="not the configuration of a run"):
         load([], base=folder.config)
+
+
+def test_the_best_of_each_measure_outlives_newer_checkpoints(tmp_path: Path) -> None:
+    """Of six checkpoints with keep=2: the newest two, the best on held-out people, and the best on each set."""
+    folder = RunFolder(tmp_path)
+    folder.checkpoints.mkdir()
+    measured = [
+        {"accuracy": 0.7},
+        {"accuracy": 0.9, "sets": {"lfw": {"accuracy": 0.8}}},
+        {"accuracy": 0.9, "sets": {"lfw": {"accuracy": 0.85}, "cfp": {"accuracy": None}}},
+        None,
+        {"sets": {"cfp": {"accuracy": 0.6}}},
+        None,
+    ]
+    for epoch, found in enumerate(measured):
+        note = folder.checkpoints / f"epoch_{epoch:03d}.json"
+        write_json(note, {"step": epoch, "eval": found})
+        note.with_suffix(".pt").touch()
+        prune(folder, keep=2, spare=note.with_suffix(".pt"))
+    left = ["epoch_001", "epoch_002", "epoch_004", "epoch_005"]
+    assert sorted(p.stem for p in folder.checkpoints.glob("*.pt")) == left
+    assert sorted(p.stem for p in folder.checkpoints.glob("*.json")) == left

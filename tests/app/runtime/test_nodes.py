@@ -105,7 +105,8 @@ def test_machines_without_a_common_disk_train_lose_one_and_go_on_from_what_rank_
     assert sorted(file.name for file in stale.iterdir()) == ["epoch_900.json", "epoch_900.pt"]
     said = log(disks[1])
     assert said.count("has rank 1 of 2; rank 0 on machine 0 (") == 2
-    assert "done after" in said.splitlines()[-1]
+    # torchrun may add a warning of its own: by then the machine of the meeting place may have left.
+    assert "done after" in [line for line in said.splitlines() if "torch/distributed/elastic" not in line][-1]
     assert "epoch 0 (1/" not in said
 
     more = f"train.epochs={EPOCHS + 1}"

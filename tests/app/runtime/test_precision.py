@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from app.config import AugmentConfig, load
-from app.config.checks import HEADS
+from app.config.schema import HEADS
 from app.data.augment import Augment
 from app.data.dataset import chances
 from app.models.moco import Queue, contrastive_loss

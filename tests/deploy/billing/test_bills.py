@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
+from deploy.billing.bills import Bill, limits_of, past_ceiling
 from deploy.pod.base.folder import write_json
+from deploy.pod.base.limits import Limits
 from deploy.providers.runpod import prices
 from deploy.runs.records import Record
 from deploy.specs.plan import slug
@@ -20,6 +22,10 @@ from tests.support.emulators.runpod import KEY, Emulator
 from tests.support.emulators.runpod_state import Pod
 
 FACES = {"name": "faces", "size": 200, "dataCenter": "EU-RO-1", "type": "STANDARD"}
+BILL = Bill(
+    machine="m", volume=None, target="runpod", gpu=None, gb=None, usd_per_hour=2.0, usd_per_month=None, hours=5.0,
+    usd=10.0, run=None, state=None, orphan=True, note=None,
+)  # fmt: skip
 FAST = {"name": "somebody's", "size": 100, "dataCenter": "US-KS-2", "type": "HIGH_PERFORMANCE"}
 
 
@@ -74,7 +80,7 @@ def test_volumes_bill_beside_machines(project: Project, emulator: Emulator, api:
     assert (mine["machine"], mine["orphan"], mine["hours"], mine["usd"]) == (None, False, None, None)
     strange = next(each for each in orphans if each["volume"])
     assert strange["orphan"]
-    assert strange["note"].startswith("no target of conf/deploy names it")
+    assert strange["note"].startswith("no target names it")
     assert strange["usd_per_month"] == (14.0 if api == "v2" else 7.0)
     assert ("twice as much for a fast volume" in strange["note"]) is (api == "sdk")
     machine = next(each for each in orphans if each["machine"])
@@ -167,3 +173,36 @@ def test_the_list_of_volumes_is_in_the_contract(emulator: Emulator, project: Pro
     asked = {(each.what, each.status) for each in emulator.exchanges}
     assert {("GET /v2/pods", 200), ("GET /v2/network-volumes", 200)} <= asked
     assert {status for _, status in asked} == {200}
+
+
+def test_which_ceiling_a_machine_is_past() -> None:
+    """Laptop and guard ask the same function. Here nothing is reserved, and a machine of unknown age is within all."""
+    hard = Limits(max_usd=10, usd_per_hour=2, grace_s=0, sync_limit_s=0)
+    for limits, hours, slack_min, past in (
+        (hard, 5.0, 0, "past max_usd: 10"),
+        (hard, 4.999, 0, None),
+        (hard, 5.0, 15, None),
+        (hard, 5.25, 15, "past max_usd: 10"),
+        (hard, None, 0, None),
+        (replace(hard, usd_per_hour=4), 2.5, 0, "past max_usd: 10"),  # two machines
+        (replace(hard, usd_per_hour=0), 1e6, 0, None),  # stopped: its cost is unknown
+        (replace(hard, max_usd=None, max_hours=3), 3.0, 0, "past max_hours: 3"),
+        (replace(hard, max_hours=3), 5.0, 0, "past max_usd: 10"),
+        (replace(hard, max_hours=3), 4.0, 0, "past max_hours: 3"),
+        (Limits(idle_min=1, stall_min=1), 1e6, 0, None),
+    ):
+        assert past_ceiling(replace(BILL, hours=hours), limits, slack_min=slack_min) == past, (limits, hours)
+
+
+def test_the_laxest_limit_counts(project: Project) -> None:
+    """Plans of the machine's runs and the target's file. No limit in one of them is no limit."""
+    target(project, max_usd=3, max_hours=2, idle_min=5)
+    run = Record("a", "runpod", "runpod", "running", 1, "2026", None, 1.0, "x", "/x/a", "m")
+    told = {"max_usd": 4, "max_hours": 1, "idle_min": None}
+    write_json(project.path / "runs" / "a" / "plan.json", {"nodes": 2, "limits": told})
+    unreserved = Limits(usd_per_hour=4, grace_s=0, sync_limit_s=0)
+    assert limits_of(project.path, BILL, [run]) == replace(unreserved, max_usd=4, max_hours=2)
+    stopped = replace(BILL, usd=None)
+    assert limits_of(project.path, stopped, []) == replace(
+        unreserved, usd_per_hour=0, max_usd=3, max_hours=2, idle_min=5
+    )

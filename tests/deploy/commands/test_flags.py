@@ -90,6 +90,19 @@ def spelt(flag: str) -> list[list[str]]:
     return [[flag], [f"{flag}=x"]]
 
 
+def test_words_without_a_flag_reach_their_command_unchanged() -> None:
+    """They are split from the words that Invoke parses, which would take some of them for flags."""
+    assert flags.gathered(["exec", "--on", "ssh", "--", "a", "--on", "--", "-x"], known()) == (
+        ["exec", "--on", "ssh"], ["a", "--on", "--", "-x"],
+    )  # fmt: skip
+    assert flags.gathered(["compare", "a", "--json", "b"], known()) == (["compare", "--json"], ["a", "b"])
+    assert flags.gathered(["target", "add", "ssh", "--host", "add", "--port=2"], known()) == (
+        ["target", "--host", "add", "--port=2"], ["add", "ssh"],
+    )  # fmt: skip
+    words = ["-F", "json", "train", "--name", "compare", "runs"]
+    assert flags.gathered(words, known()) == (words, [])
+
+
 def test_right_command_lines_reach_their_command() -> None:
     """Control for the test above: a correct command line starts the command that it names."""
     right = [
@@ -100,6 +113,9 @@ def test_right_command_lines_reach_their_command() -> None:
         ["build", "--pip-options=--no-deps"],
         ["--search-root", str(PROJECT), "runs", "--json"],
         ["fetch-checkpoint", "--which", "3"],
+        ["compare", "--json", "one", "ps"],
+        ["exec", "--on", "ssh", "--", "train", "--dry", "--on", "x", "--", "--run"],
+        ["train", "--name", "compare"],
     ]
     for words, started, code, said in told(right):
         assert (started, code) == ([next(word for word in words if word in known())], 0), (words, said)
@@ -257,7 +273,17 @@ WRONG = {
     "ps --on runpod": "unknown flag --on of ps",
     "export --which": "--which needs a value",
     "prepare --identites 5": "did you mean --identities?",
-    "runs --sort size": "there are: accuracy, cost, started, time",
+    "runs --sort size": "there are: accuracy, cost, fraction, started, time",
+    "compare": "compare needs two runs or more",
+    "compare one --json": "compare needs two runs or more",
+    "compare --sort time a b": "unknown flag --sort of compare",
+    "ps compare": "compare cannot follow another command",
+    "train --name Lr-0.1": "lower-case letters, digits and single underscores, such as lr_0_1",
+    "train --name -": "--name needs a value",
+    "exec": "exec needs a command after --",
+    "exec --on local --": "exec needs a command after --",
+    "exec nvidia-smi": "write -- before the command, exec -- nvidia-smi",
+    "exec --onn ssh -- x": "unknown flag --onn of exec",
     "bench fast": "'fast' is not a flag of bench",
 }
 

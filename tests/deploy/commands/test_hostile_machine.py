@@ -26,13 +26,15 @@ from hypothesis import strategies as st
 from deploy import border, providers
 from deploy.billing import teardown as releasing
 from deploy.commands import app as apps
+from deploy.commands import rental
 from deploy.commands import status as looking
 from deploy.commands import stop as ending
 from deploy.commands import watch as watching
 from deploy.errors import DeployError
 from deploy.pod.agent.frames import LINE_BYTES
+from deploy.pod.base import retry
 from deploy.pod.base.folder import read_json, write_json
-from deploy.shell import base, link, ssh
+from deploy.shell import base, link
 from deploy.ui.screen import Screen
 from deploy.workspace import devices
 from tests.deploy.conftest import SOURCE
@@ -49,7 +51,7 @@ COMMANDS: dict[str, Callable[[Path, Screen], object]] = {
     "watch": lambda at, screen: watching.watch(at, "bad", RUN, screen, max_usd=0.5),
     "stop": lambda at, screen: ending.stop(at, "bad", RUN, screen),
     "ps": lambda at, screen: screen.rows("Bills", looking.bills(at, screen), ("machine", "usd", "note")),
-    "doctor": lambda at, screen: screen.rows("Doctor", looking.examine(at, "bad"), ("what", "found")),
+    "doctor": lambda at, screen: rental.doctor(at, "bad", screen, rent=False, yes=False),
     "down": lambda at, screen: down(at, screen, anyway=False),
     "down --anyway": lambda at, screen: down(at, screen, anyway=True),
 }
@@ -81,7 +83,7 @@ def laptop(machine: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (base, "RUN_S", 3.0), (devices, "PROBE_S", 3.0), (link, "ANSWER_S", 1.5),
         (link, "LONG_ANSWER_S", 1.5), (link, "LINES_SILENCE_S", 3.0),
         (link, "GREETING_LIMIT_S", 5.0),
-        (ssh, "PATIENCE_S", 1.0), (ssh, "FIRST_PATIENCE_S", 1.0), (releasing, "ANYWAY_S", 4.0),
+        (retry, "CONNECT_PATIENCE_S", 1.0), (retry, "FIRST_PATIENCE_S", 1.0), (releasing, "ANYWAY_S", 4.0),
         (releasing, "STOP_SLACK_S", 0.5), (looking, "LIST_LIMIT_S", 5.0), (watching, "CEILING_S", 5.0),
         (watching, "EVERY_S", 0.05),
     ):  # fmt: skip

@@ -83,7 +83,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def web(data: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(sources, "PAUSES_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(sources, "DOWNLOAD_PAUSES_S", (0.01, 0.01, 0.01))
     with Web(data) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield server

@@ -618,6 +618,10 @@ def test_which_ceiling_is_reached() -> None:
     assert reached(limits, Seen(paid_s=2 * HOUR_S - 301, job_s=1.0, stall_s=1199.0)) is None
     assert reached(Limits(), Seen(paid_s=1e9, job_s=1e9, idle_s=1e9, stall_s=1e9)) is None
     assert reached(Limits(max_usd=1, usd_per_hour=0), Seen(paid_s=1e9)) is None  # the machine costs nothing
+    for spend_usd, cause in ((0.999, None), (1.0, "max_usd")):  # of all attempts of a run, as the laptop adds it up
+        spent = reached(Limits(max_usd=1), Seen(spend_usd=spend_usd))
+        assert (spent and spent.cause) == cause
+    assert reached(Limits(), Seen(spend_usd=1e9)) is None
 
 
 def test_limits_are_read_with_care() -> None:

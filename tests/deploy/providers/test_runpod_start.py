@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from deploy.providers.runpod import start
+from deploy.providers.runpod.create import disk_gib
 from deploy.providers.runpod.start import start_of
 from deploy.specs.pod_image import STOCK, image_of, is_ours
 from deploy.specs.settings import RunPod, load
@@ -132,3 +134,23 @@ def test_the_shipped_target_needs_no_registry() -> None:
 )
 def test_the_environment_is_kept_where_the_root_is_on_the_volume(volume: str | None, root: str, kept: bool) -> None:
     assert image_of(RunPod(volume=volume), root).is_kept is kept
+
+
+@pytest.mark.parametrize(
+    ("options", "gib", "disk"),
+    [
+        (RunPod(), 0, 40),
+        (RunPod(), 5, 40),
+        (RunPod(), 40.2, 71),
+        (RunPod(disk_gib=20), 40.2, 20),  # the user's word
+        (RunPod(volume="vol1"), 40.2, 40),  # the images are on the volume
+    ],
+)
+def test_the_disk_has_room_for_the_images(options: RunPod, gib: float, disk: int) -> None:
+    assert disk_gib(options, "/workspace/sniperface", int(gib * (1 << 30))) == disk
+
+
+def test_a_run_with_large_images_requests_a_larger_disk(both: Rig) -> None:
+    spec = dataclasses.replace(both.spec(), data_bytes=43 * 10**9)
+    assert of(both, both.provider().acquire(spec).name).disk == 71
+    assert of(both, both.acquire("r2").name).disk == 71  # the same pod

@@ -8,7 +8,8 @@ import pytest
 
 from deploy import border
 from deploy.errors import BadAnswer, WrongUse
-from deploy.runs.checkpoints import age, choose
+from deploy.pod.base.checkpoints import age
+from deploy.runs.checkpoints import choose
 
 
 def note(epoch: int, step: int, *, whole: bool = True, accuracy: float | None = None) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from deploy.errors import WrongUse
+from deploy.pod.base.limits import Limits, parse
 from deploy.specs.estimate import NAMES, Measured, Phase
 from deploy.specs.machine import Card, Hardware, Machine
-from deploy.specs.plan import CodeFacts, Continuation, DataFacts, Facts, Limits, Plan, make
+from deploy.specs.plan import CodeFacts, Continuation, DataFacts, Facts, Plan, make
 from deploy.specs.request import Request, hydra_override, parse_request
 from deploy.specs.settings import Settings, Ssh, Target
 from deploy.ui.plan_table import plan_rows
@@ -99,7 +100,7 @@ def test_the_whole_plan() -> None:
         queue=False,
         grace_s=60,
         join_s=180,
-        limits=Limits(3, None, None, None, None, None, "keep", None, 0.0, "none"),
+        limits=Limits(max_restarts=3),
         usd_per_hour=0.0,
         phases=tuple(
             Phase(name, 60.0 if name == "training" else None, 0.0 if name == "training" else None) for name in NAMES
@@ -149,7 +150,13 @@ def test_a_plan_tells_a_machine_to_be_had_from_one_that_is_not_asked_yet(rented:
 def test_a_plan_is_json() -> None:
     """The plan is written to the run folder, where the supervisor reads it."""
     plan = make(SETTINGS, parse_request(target="local", fraction="0.5"), FACTS, tryout=True)
-    assert json.loads(json.dumps(plan.to_json()))["request"]["given"] == ["fraction"]
+    told = json.loads(json.dumps(plan.to_json()))
+    assert told["request"]["given"] == ["fraction"]
+    assert told["limits"] == {
+        "max_restarts": 3, "max_hours": None, "max_usd": None, "idle_min": None, "stall_min": None, "sync_to": None,
+        "on_end": "keep", "paid_since": None, "usd_per_hour": 0.0, "release": "none",
+    }  # fmt: skip
+    assert parse(told["limits"]) == plan.limits
 
 
 def test_labels_to_learn_are_read_where_they_are_or_beside_staged_images() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from deploy.errors import WrongUse
-from deploy.specs.settings import RunPod, Ssh, Target, load
+from deploy.providers import PROVIDERS
+from deploy.specs.settings import CHOICES, OPTIONS, RunPod, Ssh, Target, load
 
 
 @pytest.fixture
@@ -88,3 +90,11 @@ def test_a_wrong_name_or_value_is_answered_with_right_ones(
     assert [word for word in words if word not in caught.value.message] == []
     assert "\n" not in caught.value.message
     assert caught.value.exit_code == 2
+
+
+def test_each_provider_has_settings_and_each_settings_a_provider() -> None:
+    assert set(OPTIONS) == set(PROVIDERS)
+    for key, values in CHOICES.items():
+        for kind in (Target, *OPTIONS.values()):
+            default = next((each.default for each in dataclasses.fields(kind) if each.name == key), values[0])
+            assert default == values[0], key

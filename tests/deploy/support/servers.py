@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,13 +94,18 @@ def openssh(folder: Path, port: int | None = None, more: str = "") -> Iterator[S
 
 
 @contextlib.contextmanager
-def asyncssh_server(folder: Path) -> Iterator[Server]:
-    """Start asyncssh's server in its own process."""
+def asyncssh_server(
+    folder: Path, env: Mapping[str, str] | None = None, public_key: str | None = None
+) -> Iterator[Server]:
+    """Start asyncssh's server in its own process. Its sessions have `env`; `public_key` replaces a new pair's."""
     public = make_key(folder / "host_key")
     make_key(folder / "id")
+    if public_key:
+        (folder / "id.pub").write_text(f"{public_key}\n")
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.deploy.support.asyncssh_server", str(folder)],
         cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
+        env=None if env is None else {**os.environ, **env},
     )  # fmt: skip
     try:
         assert process.stdout

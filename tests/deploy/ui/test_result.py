@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy import border
 from deploy.errors import WrongUse
 from deploy.pod.base.folder import write_json
 from deploy.runs import records as runs
@@ -30,6 +31,28 @@ def test_the_accuracy_is_judged(
 ) -> None:
     measured = {"pixels": pixels, "untrained": untrained, "trained": trained}
     assert verdict({name: value and {"accuracy": value, "rank1": 1.0} for name, value in measured.items()}) == told
+
+
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [
+        ({"of": {"trained": {"gain": {"untrained": {"low": 0.01}}}}}, "93.4%: 3.3 points above the untrained network"),
+        (
+            {"of": {"trained": {"gain": {"untrained": {"low": -0.002}}}}},
+            "93.4%: not better than the untrained network: the difference of +3.3 points may be chance",
+        ),
+        ({"of": {"trained": {"gain": {"untrained": {"low": None}}}}}, "93.4%: 3.3 points above the untrained network"),
+        ({"of": {"trained": {"gain": {"untrained": {"low": "-1"}}}}}, "93.4%: 3.3 points above the untrained network"),
+        ({"of": [1]}, "93.4%: 3.3 points above the untrained network"),
+        (None, "93.4%: 3.3 points above the untrained network"),
+    ],
+)
+def test_the_last_line_says_what_the_report_says(known: object, told: str, tmp_path: Path) -> None:
+    """A difference that may be chance is named as such; a file that does not fit tells nothing."""
+    if known is not None:
+        write_json(tmp_path / "verification.json", known)
+    measured = {"untrained": {"accuracy": 0.901}, "trained": {"accuracy": 0.934}}
+    assert verdict(measured, border.least_gain(tmp_path / "verification.json")) == told
 
 
 def test_an_ambiguous_id_lists_the_runs_that_it_may_mean(tmp_path: Path) -> None:

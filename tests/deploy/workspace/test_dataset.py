@@ -296,6 +296,28 @@ def test_images_leave_room_in_shm_for_what_gpus_exchange(
     assert ("besides the space that NCCL needs" in place.words) == (not staged)
 
 
+@pytest.mark.parametrize("name", ["images.npy.part", "images.npy"])
+@pytest.mark.parametrize(("short_bytes", "staged"), [(0, True), (1, False)])
+def test_an_earlier_copy_counts_as_free_room(
+    images: Path, tmp_path: Path, name: str, short_bytes: int, staged: bool
+) -> None:
+    """An interrupted copy fills a tight disk itself. The next attempt must not be refused for those bytes."""
+    dataset, earlier = data.find(here(images), 8192), tmp_path / "shm" / name
+    earlier.parent.mkdir()
+    earlier.write_bytes(bytes(ROW))
+
+    class Tight(LocalShell):
+        def free_bytes(self, path: PurePath) -> int:  # noqa: ARG002 - a machine whose disk is nearly full
+            return data.facts(dataset, 1.0).bytes - ROW - short_bytes
+
+        def in_ram(self, path: PurePath) -> bool:  # noqa: ARG002 - the memory of this computer does not matter here
+            return False
+
+    settings = Settings(tmp_path, Target("local", "local", str(tmp_path), stage_to=str(tmp_path / "shm")))
+    place = to_ram.choose_place(Tight(), settings, tmp_path, dataset, 1.0)
+    assert (place.path == earlier.with_name("images.npy")) == staged
+
+
 def test_classes_are_counted_as_the_app_counts_them(images: Path) -> None:
     """Only the training images of a fraction count; a negative label is not a class."""
     labels = images.with_name("own.npy")

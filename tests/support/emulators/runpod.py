@@ -102,6 +102,7 @@ class Emulator:
         self.holds_streams = True  # as RunPod does: a log stream never ends, it only falls silent
         self.cut_log_after: list[int] = []  # numbers of lines, for the next streams
         self.keys = {KEY, POD_KEY}
+        self.pod_key_may = ".*"  # a pattern for Exchange.what: other requests with the key of a pod are refused
         self.closing = threading.Event()
         self._down = False
         self._server = ThreadingHTTPServer((host, port), _handler(self))
@@ -193,6 +194,9 @@ class Emulator:
         if recent > PER_MINUTE:
             status, body = runpod_rest.problem(429, "rate limit exceeded for the minute window")
             return status, {**problem, **headers, "Retry-After": "60"}, json.dumps(body).encode()
+        if key == POD_KEY and not re.search(self.pod_key_may, exchange.what):
+            status, body = runpod_rest.problem(403, "this key may not do that")
+            return status, {**problem, **headers}, json.dumps(body).encode()
         if exchange.path == "/graphql":
             status, body = runpod_graphql.answer(self.account, exchange.body)
             return status, {"Content-Type": "application/json"}, json.dumps(body).encode()

@@ -33,7 +33,8 @@ SCHEMA = build_schema(
       allowedCudaVersions: [String] dataCenterId: String dockerArgs: String containerDiskInGb: Int ports: String
       volumeMountPath: String env: [EnvironmentVariableInput] networkVolumeId: String
     }
-    type User { id: String pubKey: String networkVolumes: [NetworkVolume] pods: [Pod] }
+    type User { clientBalance: Float currentSpendPerHr: Float spendLimit: Int
+      id: String pubKey: String networkVolumes: [NetworkVolume] pods: [Pod] }
     type NetworkVolume { id: String name: String size: Int dataCenterId: String }
     type Pod {
       id: String containerDiskInGb: Int costPerHr: Float desiredStatus: String dockerArgs: String dockerId: String
@@ -74,7 +75,12 @@ class Root:
             for id, each in self.account.volumes.items()
         ]
         pods = [self._as_fields(pod) for pod in self.account.all()]
-        return {"id": "user", "pubKey": "", "networkVolumes": volumes, "pods": pods}
+        money = {
+            "clientBalance": self.account.balance_usd,
+            "currentSpendPerHr": sum(pod.usd_per_hour for pod in self.account.all() if not pod.stopped),
+            "spendLimit": self.account.spend_limit_usd_per_hour,
+        }
+        return {**money, "id": "user", "pubKey": "", "networkVolumes": volumes, "pods": pods}
 
     def pod(self, _info: Any, input: dict[str, Any]) -> dict[str, Any] | None:
         try:

@@ -47,6 +47,8 @@ def problem(status: int, detail: str) -> tuple[int, dict[str, Any]]:
 def _answer(
     account: Account, method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str], body: bytes
 ) -> tuple[int, Any]:
+    if (method, path) == ("GET", contract.SPECIFICATION_PATH):
+        return 200, contract.SPECIFICATION if account.specification is None else account.specification
     if not contract.knows(method, path):
         raise Refusal(404, f"no such route: {method} {path}")
     try:

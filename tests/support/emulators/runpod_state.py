@@ -134,6 +134,9 @@ class Account:
         self.oddities: list[Mapping[str, Any]] = []  # fields of the next pods
         self.cluster_oddities: list[Mapping[str, Any]] = []  # fields of the next clusters
         self.runtime_null_s = 0.0
+        self.balance_usd = 25.0
+        self.spend_limit_usd_per_hour = 80
+        self.specification: Mapping[str, Any] | None = None  # that the server publishes; None: the one in this folder
         self.lock = threading.RLock()
         self._numbers = itertools.count(1)
 
@@ -170,6 +173,8 @@ class Account:
             hosts = [cuda for cuda in kind.hosts if takes(cuda)]
             if not centers or not hosts or gpu_count > kind.max_count:
                 raise Refusal(400, NO_ROOM)
+            if self.balance_usd < kind.usd_per_hour * gpu_count * nodes:
+                raise Refusal(402, "the balance is below an hour of this machine")
             about = {
                 "name": name, "image": image, "gpu": gpu, "gpu_count": gpu_count, "cloud": cloud,
                 "data_center": centers[0], "disk": disk, "ports": list(ports), "registry": registry,

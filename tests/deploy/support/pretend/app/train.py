@@ -40,7 +40,8 @@ def main() -> int:
         leak()
     epoch, step = resume(folder, values)
     if RANK == 0:
-        (folder / "config.yaml").write_text("resolved: true\n", encoding="utf-8")
+        settings = "".join(f"{key}: {json.dumps(value)}\n" for key, value in values.items())
+        (folder / "config.yaml").write_text(f"resolved: true\n{settings}", encoding="utf-8")
     tell(
         folder, "start", epoch, step,
         world_size=int(os.environ["WORLD_SIZE"]), epochs=values["train.epochs"], steps_per_epoch=values["train.steps"],

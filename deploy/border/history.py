@@ -1,0 +1,104 @@
+"""Read what a run leaves for comparison: its settings and its curves. Code on a machine has written both files."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.border.documents import EVENT_BYTES, FILE_BYTES, event
+from deploy.border.values import cut
+from deploy.pod.base.text import visible
+
+EPOCHS_MOST = 10_000
+SPEEDS_KEPT = 1000
+SETTINGS_MOST = 2000
+SETTING_CHARACTERS = 200
+
+Setting = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class History:
+    """Curves of a run: a value per epoch, in order of epochs. `images_per_s`: the median of the newest steps."""
+
+    loss: tuple[tuple[int, float], ...]
+    accuracy: tuple[tuple[int, float], ...]  # on held-out people
+    images_per_s: float | None
+
+
+def read_history(path: Path) -> History:
+    """Read the curves from a metrics.jsonl on the laptop. A missing file has none. Invalid lines are left out.
+
+    Of an epoch that was trained twice, because the run was continued, the later value counts.
+    """
+    loss: dict[int, float] = {}
+    accuracy: dict[int, float] = {}
+    speeds: deque[float] = deque(maxlen=SPEEDS_KEPT)
+    try:
+        with open(path, "rb") as file:
+            while line := file.readline(EVENT_BYTES + 2):
+                told = event(line) or {}
+                kind, epoch = told.get("event"), told.get("epoch")
+                if kind == "step" and told.get("images_per_s") is not None:
+                    speeds.append(float(told["images_per_s"]))
+                if isinstance(epoch, int) and kind == "epoch" and told.get("loss") is not None:
+                    _keep(loss, epoch, told["loss"])
+                if isinstance(epoch, int) and kind == "eval" and told.get("what") == "trained":
+                    _keep(accuracy, epoch, told["accuracy"])
+    except OSError:
+        pass
+    speed = round(statistics.median(speeds), 1) if speeds else None
+    return History(tuple(sorted(loss.items())), tuple(sorted(accuracy.items())), speed)
+
+
+def read_settings(path: Path) -> dict[str, Setting] | None:
+    """Read a run's config.yaml on the laptop as dotted keys and values. A list is text.
+
+    Returns None for a file that is missing, invalid, or larger than any configuration of ours.
+    """
+    import yaml
+
+    try:
+        with open(path, "rb") as file:
+            data = file.read(FILE_BYTES["config.yaml"] + 1)
+        if len(data) > FILE_BYTES["config.yaml"]:
+            return None
+        values = yaml.safe_load(data)
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
+        return None
+    found: dict[str, Setting] = {}
+    waiting = [("", values)]
+    seen = 0
+    while waiting:
+        key, value = waiting.pop()
+        seen += 1
+        if max(seen, len(waiting)) > SETTINGS_MOST:  # references inside the file can make a small one endless
+            return None
+        if isinstance(value, dict):
+            waiting += [(_inside(key, name), each) for name, each in list(value.items())[:SETTINGS_MOST]]
+        else:
+            found[key] = _setting(value)
+    return found if isinstance(values, dict) else None
+
+
+def _keep(curve: dict[int, float], epoch: int, value: float) -> None:
+    if epoch in curve or len(curve) < EPOCHS_MOST:
+        curve[epoch] = float(value)
+
+
+def _inside(key: str, name: Any) -> str:
+    own = cut(visible(str(name)[:SETTING_CHARACTERS], newlines=False), 80)
+    return f"{key[:SETTING_CHARACTERS]}.{own}" if key else own
+
+
+def _setting(value: Any) -> Setting:
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int) and abs(value) < 1 << 53:
+        return value
+    if isinstance(value, list):
+        value = ", ".join(str(each) for each in value[:20] if not isinstance(each, list | dict))
+    return cut(visible(str(value)[: SETTING_CHARACTERS + 1], newlines=False), SETTING_CHARACTERS)

@@ -1,0 +1,30 @@
+"""Compare runs: settings that differ, accuracy, curves, speed and cost, from the copies on this laptop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deploy.errors import WrongUse, command
+from deploy.runs import comparison
+from deploy.runs import records as runs
+from deploy.ui.screen import Screen
+
+
+def compare(project: Path, names: Sequence[str], screen: Screen) -> dict[str, Any]:
+    """Compare the named runs, in the order given. Raises WrongUse for fewer than two different runs."""
+    if len(names) < 2:
+        raise WrongUse("compare needs two runs or more, such as compare RUN RUN", next_command=command("runs"))
+    book = project / "runs"
+    records = [runs.get(book, name, "", typed="compare") for name in names]
+    for place, record in enumerate(records):
+        if record in records[:place]:
+            raise WrongUse(f"compare names run {record.run_id} twice: give two different runs")
+    document = comparison.document([comparison.read(book, record) for record in records])
+    screen.comparison(document)
+    for row in document["runs"]:
+        if not row["config"]:
+            fetch = command(f"fetch-checkpoint --run {row['run_id']}")
+            screen.complain(f"the settings of {row['run_id']} are not on this laptop; download them with: {fetch}")
+    return document

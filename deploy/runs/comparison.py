@@ -1,0 +1,87 @@
+"""Compare runs by what is on this laptop: no machine is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy import border
+from deploy.border import History, Setting
+from deploy.pod.base.folder import read_json
+from deploy.runs import records as runs
+from deploy.runs.documents import Document
+from deploy.runs.records import Record
+
+# Differ between any two runs, and say nothing about them.
+NO_SETTINGS = ("run.dir",)
+UNSET = "(not set)"
+
+
+@dataclass(frozen=True)
+class Side:
+    """A run, with what was downloaded of it. `settings` is None if its config.yaml was not."""
+
+    record: Record
+    history: History
+    settings: Mapping[str, Setting] | None
+    plan: Mapping[str, Any]
+
+
+def read(book: Path, record: Record) -> Side:
+    """Read a run's files in the folder of runs."""
+    folder = runs.home(book, record.run_id)
+    return Side(
+        record,
+        border.read_history(Path(folder.metrics)),
+        border.read_settings(Path(folder.config)),
+        read_json(Path(folder.plan)),
+    )
+
+
+def document(sides: Sequence[Side]) -> Document:
+    """The answer of `compare`: a row for each run, and the settings in which they differ."""
+    return {"runs": [_row(side) for side in sides], "settings": differing(sides)}
+
+
+def differing(sides: Sequence[Side]) -> dict[str, dict[str, Setting]]:
+    """Settings with more than one value: key -> run id -> value, for the runs whose configuration is known."""
+    known = {side.record.run_id: side.settings for side in sides if side.settings is not None}
+    keys = dict.fromkeys(key for settings in known.values() for key in sorted(settings))
+    values = {
+        key: {run: settings.get(key, UNSET) for run, settings in known.items()}
+        for key in keys
+        if key not in NO_SETTINGS
+    }
+    return {key: told for key, told in sorted(values.items()) if len({repr(value) for value in told.values()}) > 1}
+
+
+def _row(side: Side) -> Document:
+    record, history = side.record, side.history
+    best = max(history.accuracy, key=lambda point: point[1], default=None)
+    return {
+        "run_id": record.run_id,
+        "name": record.name,
+        "target": record.target,
+        "state": record.state,
+        "created": record.created,
+        "fraction": record.fraction,
+        "trained_on": _machine(side.plan),
+        "best_accuracy": best[1] if best else None,
+        "best_epoch": best[0] if best else None,
+        "last_loss": history.loss[-1][1] if history.loss else None,
+        "images_per_s": history.images_per_s,
+        "seconds": record.seconds,
+        "spend_usd": record.spend_usd,
+        "accuracy": [list(point) for point in history.accuracy],
+        "loss": [list(point) for point in history.loss],
+        "config": side.settings is not None,
+    }
+
+
+def _machine(plan: Mapping[str, Any]) -> str | None:
+    """The hardware in words, such as 2 x NVIDIA A40; None if the plan does not know it."""
+    gpus, gpu, cores, nodes = (plan.get(key) for key in ("gpus", "gpu", "cores", "nodes"))
+    each = f"{gpus} x {gpu}" if gpus and gpu else f"{cores} cores" if cores else None
+    return f"{nodes} machines of {each}" if each and isinstance(nodes, int) and nodes > 1 else each

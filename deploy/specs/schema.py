@@ -1,0 +1,72 @@
+"""The JSON schema of a target's file, for editors, made from the dataclasses that the file fills."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from dataclasses import MISSING, fields
+from typing import Any
+
+from deploy.specs.settings import CHOICES, OPTIONS, Target
+
+FILE = "target.schema.json"
+FIRST_LINE = f"# yaml-language-server: $schema={FILE}"  # editors read it
+
+
+def target_schema() -> dict[str, Any]:
+    """The schema of a target's file. Which keys are allowed depends on the provider."""
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "A target of Sniperface",
+        "type": "object",
+        "required": ["provider", "root"],
+        "properties": {"provider": {"enum": list(OPTIONS), "description": "who makes the machine"}},
+        "allOf": [_of_provider(name, options) for name, options in OPTIONS.items()],
+    }
+
+
+def _of_provider(name: str, options: type) -> dict[str, Any]:
+    keys = {**_keys(Target), **_keys(options)}
+    del keys["name"], keys["options"]
+    keys["provider"] = {"const": name}
+    return {
+        "if": {"properties": {"provider": {"const": name}}, "required": ["provider"]},
+        "then": {"properties": keys, "additionalProperties": False},
+    }
+
+
+def _keys(kind: type) -> dict[str, Any]:
+    hints, told = typing.get_type_hints(kind), _comments(kind)
+    found = {}
+    for each in fields(kind):
+        key = _value(each.name, hints[each.name])
+        if each.name in told:
+            key["description"] = told[each.name]
+        if each.default is not MISSING:
+            key["default"] = list(each.default) if isinstance(each.default, tuple) else each.default
+        found[each.name] = key
+    return found
+
+
+def _value(key: str, kind: Any) -> dict[str, Any]:
+    if key in CHOICES:
+        return {"enum": list(CHOICES[key])}
+    optional = isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
+    wanted = next(each for each in typing.get_args(kind) if each is not type(None)) if optional else kind
+    if typing.get_origin(wanted) is tuple:
+        return {"type": ["array", "string", "null"], "items": {"type": ["string", "number"]}}
+    number = {int: ["integer"], float: ["number"]}.get(wanted)
+    names = number or ["string", "number"]
+    value: dict[str, Any] = {"type": [*names, *(["null"] if optional else [])]}
+    if number:
+        value["exclusiveMinimum"] = 0
+    if key == "processes":
+        return {"anyOf": [value, {"const": "auto"}]}
+    return value
+
+
+def _comments(kind: type) -> dict[str, str]:
+    """The comment beside each field."""
+    return dict(re.findall(r"^    (\w+): [^#\n]*#\s+(.+)$", inspect.getsource(kind), re.MULTILINE))

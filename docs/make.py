@@ -1,0 +1,176 @@
+"""Write the reference pages from the code: commands.md, settings.md and targets.md.
+
+    python bootstrap.py python docs/make.py
+
+The meaning of a setting is the comment beside its field. A comment that ends with a colon is a heading.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import sys
+import tokenize
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+DOCS = Path(__file__).resolve().parent
+PROJECT = DOCS.parent
+MADE = "<!-- Made by docs/make.py. Change the code, then run it again. -->\n"
+
+
+class Setting(NamedTuple):
+    name: str
+    heading: str  # of this setting and those below it; empty: none
+    meaning: str
+
+
+def settings(file: Path) -> dict[str, list[Setting]]:
+    """Return the fields of each class in a file, with the comments beside and above them."""
+    text = file.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    comments = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type == tokenize.COMMENT
+    }
+
+    def setting(node: ast.AnnAssign) -> Setting:
+        above = node.lineno - 1
+        while above in comments and lines[above - 1].lstrip().startswith("#"):
+            above -= 1
+        said = [comments[line] for line in range(above + 1, (node.end_lineno or node.lineno) + 1) if line in comments]
+        heading = said.pop(0) if said and said[0].endswith(":") else ""
+        return Setting(ast.unparse(node.target), heading.rstrip(":"), " ".join(said))
+
+    return {
+        each.name: [setting(node) for node in each.body if isinstance(node, ast.AnnAssign)]
+        for each in ast.parse(text).body
+        if isinstance(each, ast.ClassDef)
+    }
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    head = list(head)
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
+    yield ""
+
+
+def code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def commands() -> Iterator[str]:
+    """The page of the commands, from the flags that `--help` shows."""
+    import tasks
+
+    menu = tasks.COMMAND_LINE.commands
+    yield "# Commands\n"
+    yield MADE
+    yield "`invoke COMMAND --help` prints the same. How to start a command: [command-line.md](command-line.md).\n"
+    for group in dict.fromkeys(each.group for each in menu.values()):
+        yield f"## {group}\n"
+        for name, each in menu.items():
+            if each.group != group:
+                continue
+            yield f"### `invoke {name}`\n"
+            yield f"{each.__doc__}\n"
+            if each.examples:
+                yield "```"
+                yield from (f"invoke {example}" for example in each.examples)
+                yield "```\n"
+            yield from table(
+                ("flag", "meaning"),
+                ((code(" ".join(filter(None, [flag.typed, flag.value]))), flag.help) for flag in each.flags),
+            )
+
+
+def keys(kind: type, told: dict[str, list[Setting]], prefix: str = "") -> Iterator[str]:
+    """The tables of a dataclass and of those inside, with the full key of each setting."""
+    example = kind()
+    inner = [each.name for each in fields(kind) if is_dataclass(getattr(example, each.name))]
+    rows: list[tuple[str, str, str]] = []
+    for each in told[kind.__name__]:
+        if each.name in inner:
+            continue
+        if each.heading:
+            rows.append(("", "", f"**{each.heading}**"))
+        rows.append((code(prefix + each.name), code(json.dumps(getattr(example, each.name))), each.meaning))
+    if rows:
+        yield f"## `{prefix.rstrip('.')}`\n" if prefix else "## No group\n"
+        if kind.__doc__ and not kind.__doc__.startswith(f"{kind.__name__}("):
+            yield f"{kind.__doc__}\n"
+        yield from table(("key", "default", "meaning"), rows)
+    for name in inner:
+        yield from keys(type(getattr(example, name)), told, f"{prefix}{name}.")
+
+
+def training() -> Iterator[str]:
+    """The page of the configuration of the app, from its schema."""
+    from app.config.compose import groups
+    from app.config.schema import Config
+
+    yield "# Settings of the training\n"
+    yield MADE
+    yield "`invoke train --set KEY=VALUE` sets them, and `python -m app.train KEY=VALUE` too."
+    yield "`python -m app.train --cfg job` prints the result.\n"
+    yield "A group is a key as well:"
+    yield "`--set experiment=sniperface` takes the values of `conf/experiment/sniperface.yaml`.\n"
+    yield from table(
+        ("group", "names"), ((code(group), ", ".join(map(code, names))) for group, names in groups().items())
+    )
+    yield from keys(Config, settings(PROJECT / "app" / "config" / "schema.py"))
+
+
+def targets() -> Iterator[str]:
+    """The page of the keys of conf/deploy, from the dataclasses that they fill."""
+    from deploy.specs import settings as declared
+
+    told = settings(PROJECT / "deploy" / "specs" / "settings.py")
+
+    def rows(kind: type[Any]) -> Iterator[tuple[str, str, str]]:
+        for each in told[kind.__name__]:
+            if each.name in ("name", "provider", "options"):
+                continue
+            default = next(one.default for one in fields(kind) if one.name == each.name)
+            shown = {"()": "[]", "None": "null"}.get(str(default), str(default))
+            yield (
+                code(each.name),
+                code(shown if isinstance(default, (str, int, float, tuple, type(None))) else ""),
+                each.meaning,
+            )
+
+    yield "# Targets\n"
+    yield MADE
+    yield "A target is a file in `conf/deploy`: `--on NAME` uses `conf/deploy/NAME.yaml`. Its keys are those of every"
+    yield "target and those of its `provider`. Each key has an environment variable that wins over the file, such as"
+    yield f"`{declared.ENVIRONMENT_PREFIX}STAGE_TO` for `stage_to`. How to use each kind: [machines.md](machines.md).\n"
+    yield "## Every target\n"
+    yield from table(
+        ("key", "default", "meaning"),
+        [("`provider`", "", ", ".join(map(code, declared.OPTIONS))), *rows(declared.Target)],
+    )
+    for provider, kind in declared.OPTIONS.items():
+        yield f"## `provider: {provider}`\n"
+        yield f"{kind.__doc__}\n"
+        if made := list(rows(kind)):
+            yield from table(("key", "default", "meaning"), made)
+
+
+PAGES = {"commands.md": commands, "settings.md": training, "targets.md": targets}
+
+
+def page(name: str) -> str:
+    return "\n".join(PAGES[name]()).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(PROJECT))
+    for name in PAGES:
+        (DOCS / name).write_text(page(name), encoding="utf-8", newline="\n")

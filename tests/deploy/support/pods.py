@@ -1,0 +1,54 @@
+"""An emulated pod that is a process: a real SSH server with the pod's variables, without Docker."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+from pathlib import Path
+
+from tests.deploy.support.servers import Server, asyncssh_server
+from tests.support.emulators.runpod import POD_KEY
+from tests.support.emulators.runpod_pods import Line, stamp
+from tests.support.emulators.runpod_state import Pod
+
+
+class ProcessPod:
+    """Serves SSH for the requested key. Its end kills its processes, as at RunPod."""
+
+    numbers = itertools.count()
+
+    def __init__(self, pod: Pod, folder: Path, url: str) -> None:
+        self.pod = pod
+        self.folder = folder / f"{pod.id}-{next(self.numbers)}"
+        self.bin = self.folder / "bin"
+        self.bin.mkdir(parents=True)
+        (self.bin / "python3").symlink_to(sys.executable)
+        self.env = {
+            "HOME": str(self.folder), "RUNPOD_POD_ID": pod.id, "RUNPOD_API_KEY": POD_KEY, "RUNPOD_API_BASE_URL": url,
+            "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}", **pod.env,
+        }  # fmt: skip
+        self._start()
+
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self.server.port
+
+    def log(self) -> list[Line]:
+        at = stamp(self.pod.started)
+        return [
+            (at, f"sniperface host key: {self.server.host_key}"),
+            (at, "sniperface hardware: gpus=1 memory_gib=62.0"),
+        ]
+
+    def restart(self) -> None:
+        self.close()
+        self._start()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def _start(self) -> None:
+        self._stack = contextlib.ExitStack()
+        made = asyncssh_server(self.folder, self.env, self.pod.env["PUBLIC_KEY"])
+        self.server: Server = self._stack.enter_context(made)

@@ -1,0 +1,94 @@
+"""Check the documents: generated pages match the code, links lead somewhere, quoted messages exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).parents[1]
+DOCS = PROJECT / "docs"
+LONGEST_README = 120
+PAGES = sorted(path.relative_to(PROJECT).as_posix() for path in [*PROJECT.glob("*.md"), *DOCS.glob("*.md")])
+
+
+@cache
+def maker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make", DOCS / "make.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def text(name: str) -> str:
+    return (PROJECT / name).read_text(encoding="utf-8")
+
+
+def anchors(page: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub and MkDocs make them."""
+    outside_code = re.sub(r"^```.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", outside_code, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", ["commands.md", "settings.md", "targets.md"])
+def test_a_generated_page_is_what_the_code_says(name: str) -> None:
+    assert text(f"docs/{name}") == maker().page(name), "run: python bootstrap.py python docs/make.py"
+
+
+@pytest.mark.parametrize("name", ["settings.md", "targets.md"])
+def test_each_setting_has_its_meaning(name: str) -> None:
+    rows = [line for line in text(f"docs/{name}").splitlines() if line.startswith("| `")]
+    assert len(rows) > 50
+    assert [row for row in rows if row.split(" | ")[-1].strip(" |") == ""] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_each_link_leads_to_a_file_and_a_heading(name: str) -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=PROJECT, capture_output=True, check=True
+    )
+    files = set(tracked.stdout.decode().splitlines())
+    folders = {parent.as_posix() for file in files for parent in Path(file).parents}
+    for link in re.findall(r"\]\(([^)\s]+)\)", text(name)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        leads_to = (PROJECT / name).parent.joinpath(path).resolve() if path else PROJECT / name
+        place = leads_to.relative_to(PROJECT).as_posix()
+        assert place in files | folders, f"{name} links to {link}"
+        assert not anchor or anchor in anchors(text(place)), f"{name} links to {link}"
+
+
+def test_the_site_has_every_page_once() -> None:
+    listed = re.findall(r"[\w-]+\.md", str(yaml.safe_load(text("mkdocs.yml"))["nav"]))
+    assert sorted(listed) == sorted(path.name for path in DOCS.glob("*.md"))
+
+
+def test_the_readme_is_short_and_begins_with_a_picture() -> None:
+    lines = text("README.md").splitlines()
+    assert len(lines) <= LONGEST_README
+    assert any(line.startswith("![") for line in lines[:10])
+
+
+def test_the_messages_of_troubleshooting_are_in_the_code() -> None:
+    """Each part of a heading between `...` stands in one source file."""
+    code = [text(name) for name in source_files()]
+    told = re.findall(r"^## `(.+)`$", text("docs/troubleshooting.md"), re.MULTILINE)
+    assert len(told) >= 10
+    for message in told:
+        parts = [part.strip() for part in message.split("...") if part.strip()]
+        assert any(all(part in file for part in parts) for file in code), message
+
+
+def source_files() -> list[str]:
+    found = subprocess.run(["git", "ls-files", "*.py"], cwd=PROJECT, capture_output=True, check=True)
+    return [name for name in found.stdout.decode().splitlines() if not name.startswith(("tests/", "benchmarks/"))]

@@ -1,0 +1,5 @@
+"""The project of tests/deploy, for the steps of a newcomer."""
+
+from tests.deploy.conftest import project
+
+__all__ = ["project"]
