@@ -71,7 +71,8 @@ def find_pseudo_ids(
         floors = np.array(from_main(floors.tolist(), here), np.float32)
         floor = float(floors[0])
         clusters = _without_copies(shard, listed, config, here, floors, poll)
-    distinct = float((originals(listed, here, floor=1 - SAME) == np.arange(len(previous))).mean())
+    copies = np.count_nonzero(originals(listed, here, floor=1 - SAME) != np.arange(len(previous)))
+    distinct = 1 - copies / max(len(previous), 1)
     found = keep_ids(previous, number(clusters, config.min_cluster, config.max_cluster))
     report = judge(
         found,
@@ -105,7 +106,7 @@ def _without_copies(
     """
     original = originals(listed, here, float(floors[0]))
     copy = original != np.arange(len(original))
-    if copy.mean() >= MANY_COPIES:
+    if copy.any() and copy.mean() >= MANY_COPIES:
         own = first_row(len(original), here) + np.arange(len(shard))
         keep = torch.from_numpy(~copy[own]).to(shard.device)
         # A row of zeros has no neighbours and is in no list.
