@@ -237,6 +237,19 @@ def ps(screen: Screen) -> None:
 
 
 @task(
+    *flags.OFFERS,
+    group=MACHINES,
+    examples=("offers", "offers --on runpod --set backbone=iresnet50 --set train.batch.size=256"),
+)
+def offers(screen: Screen, **request: Any) -> None:
+    """List the GPUs that can be rented now: price an hour, memory, and whether this training fits."""
+    from deploy.commands import offers as offering
+    from deploy.specs.request import parse_request
+
+    screen.rows("Offers", offering.offers(PROJECT, parse_request(**request)), offering.COLUMNS)
+
+
+@task(
     *flags.DOWN,
     group=MACHINES,
     examples=(

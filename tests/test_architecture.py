@@ -160,6 +160,7 @@ LAPTOP_TASKS = {
     "exec",
     "fetch-checkpoint",
     "logs",
+    "offers",
     "ps",
     "push",
     "runs",

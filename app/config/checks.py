@@ -26,13 +26,12 @@ def faults(config: Config) -> Iterator[str]:
             f"recipe.moco.mask_most_similar={recipe.moco.mask_most_similar} leaves no negatives in a queue of "
             f"{recipe.moco.queue_size}; give at most {recipe.moco.queue_size - 1}"
         )
-    yield from _faults_of_schedule(config)
+    sgd = train.optimizer
+    if sgd.name == "sgd" and sgd.nesterov and sgd.momentum == 0:
+        yield "train.optimizer.momentum=0 does not work with Nesterov momentum; add train.optimizer.nesterov=false"
     yield from _faults_of_head(config)
     if train.seed >= 2**63:
         yield f"train.seed={train.seed} is too large; give one below {2**63}"
-    for value in positives.probability:
-        if not 0 <= value <= 1:
-            yield f"recipe.positives.probability={value:g} is out of range; give a number from 0 to 1"
     yield from _faults_of_ranges(config)
     if len(positives.epochs) != len(positives.probability):
         yield (
@@ -65,11 +64,12 @@ def faults(config: Config) -> Iterator[str]:
 def _faults_of_keys(section: Any, prefix: str = "") -> Iterator[str]:
     """Check each key of the schema by the rule in its metadata."""
     for each in dataclasses.fields(section):
-        key, value, rule = f"{prefix}{each.name}", getattr(section, each.name), each.metadata
-        if dataclasses.is_dataclass(value):
-            yield from _faults_of_keys(value, f"{key}.")
-        elif rule and value is not None and (words := _fault(value, rule, each.default)):
-            yield f"{key}={value if 'choices' in rule or 'least' in rule else f'{value:g}'} {words}"
+        key, set_to, rule = f"{prefix}{each.name}", getattr(section, each.name), each.metadata
+        if dataclasses.is_dataclass(set_to):
+            yield from _faults_of_keys(set_to, f"{key}.")
+        for value in set_to if isinstance(set_to, list) else [set_to]:
+            if rule and value is not None and (words := _fault(value, rule, each.default)):
+                yield f"{key}={value if 'choices' in rule or 'least' in rule else f'{value:g}'} {words}"
 
 
 def _fault(value: Any, rule: Mapping[str, Any], default: Any) -> str | None:
@@ -110,12 +110,6 @@ def _faults_of_ranges(config: Config) -> Iterator[str]:
                 f"{key}={bounds} must be two numbers above 0 and up to {most:g}, the smaller first, "
                 f"such as {defaults()[key]}"
             )
-
-
-def _faults_of_schedule(config: Config) -> Iterator[str]:
-    o = config.train.optimizer
-    if o.name == "sgd" and o.nesterov and o.momentum == 0:
-        yield "train.optimizer.momentum=0 does not work with Nesterov momentum; add train.optimizer.nesterov=false"
 
 
 def _faults_of_head(config: Config) -> Iterator[str]:

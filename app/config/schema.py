@@ -98,7 +98,7 @@ class PositiveMixConfig:
 
     epochs: list[int] = field(default_factory=lambda: [0, 5, 10, 20, 35])  # first epoch of each probability
     # one for each entry of `epochs`
-    probability: list[float] = field(default_factory=lambda: [0.0, 0.3, 0.6, 0.85, 0.9])
+    probability: list[float] = field(default_factory=lambda: [0.0, 0.3, 0.6, 0.85, 0.9], metadata=PROBABILITY)
     # least probability of two views of one image, in every epoch
     min_same_image: float = field(default=0.15, metadata=PROBABILITY)
 

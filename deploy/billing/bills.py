@@ -29,23 +29,23 @@ COLUMNS = (
 HOURS_A_MONTH = 730
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bill:
     """Cost of one machine or one volume (the other is None), with its run or its targets."""
 
-    machine: str | None
-    volume: str | None
-    target: str | None  # of a volume: all targets that mount it, separated by commas
-    gpu: str | None
-    gb: int | None  # of a volume
+    machine: str | None = None
+    volume: str | None = None
+    target: str | None = None  # of a volume: all targets that mount it, separated by commas
+    gpu: str | None = None
+    gb: int | None = None  # of a volume
     usd_per_hour: float
-    usd_per_month: float | None  # of a volume
-    hours: float | None  # since its creation; None if the provider does not report it
-    usd: float | None  # so far
-    run: str | None
-    state: str | None  # of that run, as last seen from this laptop
+    usd_per_month: float | None = None  # of a volume
+    hours: float | None = None  # since its creation; None if the provider does not report it
+    usd: float | None = None  # so far
+    run: str | None = None
+    state: str | None = None  # of that run, as last seen from this laptop
     orphan: bool  # machine: no live run of this laptop is on it; volume: no target of this project mounts it
-    note: str | None
+    note: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -129,18 +129,14 @@ def _bill(at: Reach, machine: Machine, records: Iterable[Record], now: float) ->
     usd = None if hours is None or machine.is_stopped else round(hours * machine.usd_per_hour, 2)
     bill = Bill(
         machine=machine.name,
-        volume=None,
         target=record.target if record else _target_of(at, machine),
         gpu=machine.gpu,
-        gb=None,
         usd_per_hour=round(machine.usd_per_hour, 4),
-        usd_per_month=None,
         hours=hours,
         usd=usd,
         run=record.run_id if record else None,
         state=record.state if record else None,
         orphan=not living,
-        note=None,
     )
     notes = [
         "stopped, and its disk is kept" if machine.is_stopped else None,
@@ -153,17 +149,11 @@ def _bill(at: Reach, machine: Machine, records: Iterable[Record], now: float) ->
 def _stored(volume: Volume, mounted_by: Sequence[str]) -> Bill:
     nobody = None if mounted_by else "no target names it"
     return Bill(
-        machine=None,
         volume=f"{volume.name} ({volume.id}, {volume.place})",
         target=", ".join(mounted_by) or None,
-        gpu=None,
         gb=volume.gb,
         usd_per_hour=round(volume.usd_per_month / HOURS_A_MONTH, 4),
         usd_per_month=volume.usd_per_month,
-        hours=None,
-        usd=None,
-        run=None,
-        state=None,
         orphan=not mounted_by,
         note="; ".join(filter(None, [nobody, volume.note])) or None,
     )

@@ -99,11 +99,10 @@ class _Overdue:
                 bring_all_home(own, self.machine, self.screen, anyway=False)
                 # Ask again: the download may have taken a while.
                 case = replace(case, after=_ask(*self._there(own)) or case.report)
-            elif told.act == "revive":
-                there, shell, root = self._there(own)
-                guard.revive(own.settings, there, shell, root.path)
-                return told.words
-            elif told.act == "leave":
+            elif told.act in ("leave", "revive"):
+                if told.act == "revive":
+                    there, shell, root = self._there(own)
+                    guard.revive(own.settings, there, shell, root.path)
                 return told.words
             else:
                 if told.act == "end":

@@ -63,7 +63,7 @@ def _here(words: Sequence[str], folder: Path, python: PurePath, env: Mapping[str
 def _there(
     shell: Shell, words: Sequence[str], folder: PurePath, python: str, env: Mapping[str, str], project: Path
 ) -> int:
-    programs = str(PurePath(type(folder)(python)).parent)
+    programs = str(type(folder)(python).parent)  # of the machine's path type: a Windows laptop must keep its slashes
     variables = [f"{name}={value}" for name, value in env.items()]
     argv = ["sh", "-c", IN_PLACE, "sh", str(folder), programs, *variables, *words]
     is_watched = sys.stdin.isatty() and sys.stdout.isatty()

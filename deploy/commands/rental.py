@@ -84,7 +84,8 @@ def _rented(at: Reach, trial: Trial, screen: Screen) -> Iterator[Machine]:
     try:
         yield machine
     finally:
-        screen.say(f"releasing {machine.name}")
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            screen.say(f"releasing {machine.name}")
         trial.release(machine)
         at.forget(machine.name)
 

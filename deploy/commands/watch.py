@@ -15,8 +15,7 @@ from deploy.pod.base.checkpoints import age
 from deploy.pod.base.folder import FINAL_STATES
 from deploy.pod.base.limits import Limits
 from deploy.pod.base.retry import ELSEWHERE_PAUSES_S, endless
-from deploy.pod.watchdog.ceilings import Seen
-from deploy.pod.watchdog.ceilings import reached as reached_limit
+from deploy.pod.watchdog import ceilings
 from deploy.runs import checkpoints
 from deploy.runs import documents as answers
 from deploy.runs import records as runs
@@ -86,7 +85,7 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
         if words not in ("", said):
             screen.say(words)
         said = words
-        spent = reached_limit(Limits(max_usd=max_usd), Seen(spend_usd=record.spend_usd))
+        spent = ceilings.reached(Limits(max_usd=max_usd), ceilings.Seen(spend_usd=record.spend_usd))
         if spent and record.state not in FINAL_STATES:
             screen.say(f"this run has cost ${record.spend_usd:.2f} and reached max_usd {max_usd:g}")
             record = _end_at_ceiling(project, record, screen)

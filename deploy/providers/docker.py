@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from deploy.errors import NoMachine, StepFailed, WrongUse, command
 from deploy.providers import image
 from deploy.providers.ssh_key import project_key
-from deploy.specs.machine import Address, Card, Machine, MachineSpec, Volume
+from deploy.specs.machine import Address, Card, Machine, MachineSpec, Rental, Volume
 from deploy.specs.plan import slug
 from deploy.specs.settings import Docker, Settings
 
@@ -90,6 +90,9 @@ class DockerProvider:
         return 0.0
 
     def card(self) -> Card | None:
+        return None
+
+    def offers(self) -> Sequence[Rental] | None:
         return None
 
     def trial(self) -> None:

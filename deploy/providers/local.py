@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 from deploy.errors import NoMachine
-from deploy.specs.machine import Card, Machine, MachineSpec, Volume
+from deploy.specs.machine import Card, Machine, MachineSpec, Rental, Volume
 from deploy.specs.settings import Settings
 
 
@@ -41,6 +41,9 @@ class LocalProvider:
         return 0.0
 
     def card(self) -> Card | None:
+        return None
+
+    def offers(self) -> Sequence[Rental] | None:
         return None
 
     def trial(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from deploy.shell.ssh_config import parts
-from deploy.specs.machine import Address, Card, Machine, MachineSpec, Volume, node_name, node_of
+from deploy.specs.machine import Address, Card, Machine, MachineSpec, Rental, Volume, node_name, node_of
 from deploy.specs.settings import Settings, Ssh, key_file
 
 
@@ -29,6 +29,9 @@ class SshProvider:
         return 0.0
 
     def card(self) -> Card | None:
+        return None
+
+    def offers(self) -> Sequence[Rental] | None:
         return None
 
     def trial(self) -> None:

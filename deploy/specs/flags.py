@@ -121,6 +121,13 @@ FETCH_CHECKPOINT = (
     Flag("watch", "also download every newer one until the run is over"),
     JSON,
 )
+OFFERS = (
+    on("target whose provider is asked (default: runpod)", "runpod"),
+    Flag("data", "images.npy to train on (default: the target's, else the ORL try-out)", "PATH", group=WHAT),
+    Flag("recipe", "name of a file in conf/recipe (default: the configuration's)", "RECIPE", group=WHAT),
+    overrides("key=value of the configuration, such as --set backbone=iresnet50; repeatable", WHAT),
+    JSON,
+)
 EXEC = (
     ON,
     RUN,

@@ -137,6 +137,19 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Rental:
+    """A machine that a provider offers. `why_not`: why this target would not rent it; empty if it would."""
+
+    gpu: str
+    count: int
+    memory_gib: float | None  # of one GPU; None where not known
+    usd_per_hour: float  # of the whole machine
+    data_centers: tuple[str, ...]  # with stock; empty where not known
+    in_target: bool  # whether the target's file names the GPU
+    why_not: str
+
+
+@dataclass(frozen=True)
 class Place:
     """One of several machines that train one run. Addresses are IPv4, those that the machines use among themselves."""
 
@@ -168,6 +181,9 @@ class Provider(Protocol):
 
     def card(self) -> Card | None:
         """Return the GPUs of what `acquire` would request first; None where only the machine knows them."""
+
+    def offers(self) -> Sequence[Rental] | None:
+        """Return what the provider offers now, of any GPU; None if it rents nothing."""
 
     def trial(self) -> Trial | None:
         """Return what `doctor` asks and, with --rent, rents for a moment; None where nothing is rented."""

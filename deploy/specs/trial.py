@@ -45,7 +45,7 @@ class Offer:
 
     words: str
     usd_per_hour: float
-    most_min: float  # minutes after which it ends, even if this computer dies
+    most_min: float  # minutes after which it ends, even if this computer dies once the machine has started
 
     @property
     def most_usd(self) -> float:

@@ -85,6 +85,14 @@ def parse(values: Mapping[str, Any]) -> Limits:
     return limits
 
 
+def parse_for_job(values: Mapping[str, Any]) -> Limits:
+    """Parse as `parse` does. Invalid limits count as no limits: the guard reports them, and the job still starts."""
+    try:
+        return parse(values)
+    except ValueError:
+        return Limits()
+
+
 def _number(name: str, value: Any) -> float:
     try:
         number = float(value)

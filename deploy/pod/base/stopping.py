@@ -52,6 +52,8 @@ def ask_to_expire(folder: RunFolder, reason: str) -> None:
     """Write the guard's stop request. It replaces a user's, because it also contains the reason."""
     request: dict[str, Any] = {"expired": reason}
     if read_json(Path(folder.stop_request)) != request:
-        with contextlib.suppress(OSError):
-            Path(folder.stop_request).touch()  # on a full disk an empty request still fits
+        try:
             write_json(Path(folder.stop_request), request)
+        except OSError:
+            with contextlib.suppress(OSError):
+                Path(folder.stop_request).touch()  # on a full disk an empty request still fits

@@ -24,7 +24,7 @@ from deploy.pod.base import processes, redact
 from deploy.pod.base import queue as turns
 from deploy.pod.base.clock import Clock
 from deploy.pod.base.folder import Root, RunFolder, read_json, tell_json
-from deploy.pod.base.limits import Limits, parse
+from deploy.pod.base.limits import parse_for_job
 from deploy.pod.base.lock import Busy, Lock, is_held
 from deploy.pod.base.redact import Redactor
 from deploy.pod.base.stopping import Stops
@@ -67,7 +67,7 @@ class Supervisor:
         self.root = Root(Path(plan["busy_lock"]).parent)
         self.secrets = secrets
         self.clock = clock
-        self.limits = _limits(plan)
+        self.limits = parse_for_job(plan.get("limits") or {})
         self.grace_s = float(plan["grace_s"])
         self.hidden = [*secrets.values(), *redact.of_environment({**os.environ, **plan["env"]})]
         self.status = StatusFile(folder, plan, self.limits, Redactor(self.hidden), clock)
@@ -322,14 +322,6 @@ class Supervisor:
         text = log.read()
         if text:
             self.echo(text)
-
-
-def _limits(plan: dict[str, Any]) -> Limits:
-    """Parse the plan's limits. Invalid ones count as no limits: the guard reports them, and the job still starts."""
-    try:
-        return parse(plan.get("limits") or {})
-    except ValueError:
-        return Limits()
 
 
 def _refuse(folder: RunFolder, plan: dict[str, Any], busy: Busy) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 from deploy.pod.base import queue as turns
 from deploy.pod.base.folder import LOST_AFTER_S, Root, read_json
-from deploy.pod.base.limits import Limits, parse
+from deploy.pod.base.limits import parse_for_job
 from deploy.pod.base.lock import is_held, read_holder
 from deploy.pod.watchdog.shutdown import only_copies
 
@@ -40,15 +40,8 @@ def standing(root: Root) -> dict[str, Any]:
         "guarded": is_held(Path(root.guard_lock)) and heart_age_s <= LOST_AFTER_S,
         "state": said.get("state"),
         "decision": said.get("decision"),
-        "only_copies": only_copies(root, _limits(root)),
+        "only_copies": only_copies(root, parse_for_job(read_json(Path(root.guard)))),
     }
-
-
-def _limits(root: Root) -> Limits:
-    try:
-        return parse(read_json(Path(root.guard)))
-    except ValueError:
-        return Limits()
 
 
 if __name__ == "__main__":

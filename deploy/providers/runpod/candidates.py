@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deploy.providers.runpod.api import Offer
+from deploy.specs.machine import Rental
 from deploy.specs.settings import RunPod
 
 
@@ -56,6 +57,25 @@ def choose(options: RunPod, offers: Sequence[Offer], data_center: str | None) ->
             else:
                 chosen.append(Candidate(gpu, center, price, offer.memory_gib))
     return Chosen(chosen, refused)
+
+
+def rentals(options: RunPod, offers: Sequence[Offer], data_center: str | None) -> list[Rental]:
+    """List the whole catalogue, each GPU with the reason why this target would not rent it, if there is one."""
+    by_id = {offer.gpu: offer for offer in offers}
+    wanted = [data_center] if data_center else options.data_centers
+    found = []
+    for gpu in dict.fromkeys([*options.gpus, *by_id]):
+        offer = by_id.get(gpu)
+        if offer is None:
+            continue
+        stock = offer.data_centers or {}
+        centers = tuple(sorted(name for name, has in stock.items() if has and (not wanted or name in wanted)))
+        why = _why_not(options, gpu, offer, by_id)
+        if not why and offer.data_centers is not None and not centers:
+            why = f"no stock in {', '.join(wanted)}" if wanted else "no stock"
+        price = offer.usd_per_gpu_hour * options.gpu_count
+        found.append(Rental(gpu, options.gpu_count, offer.memory_gib, price, centers, gpu in options.gpus, why))
+    return found
 
 
 def _hint(center: str, offers: Sequence[Offer]) -> str:

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from deploy.errors import DeployError, NoMachine, WrongUse, command
 from deploy.providers import image
-from deploy.providers.runpod.api import ApiError, Forbidden, Gone, Pod, Refused, Unclear, Unreachable, Wanted
+from deploy.providers.runpod.api import ApiError, Forbidden, Gone, Offer, Pod, Refused, Unclear, Unreachable, Wanted
 from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, choose
 from deploy.providers.runpod.messages import cannot_pull, first_words, no_candidate, public_line, unlike_room
 from deploy.providers.runpod.readiness import Unfit
@@ -73,7 +73,11 @@ class Making:
         public_key = public_line(project_key(self.settings)[1])
         notes, say = self.asking.notes, self.asking.say
         bad_image: Unfit | None = None
+        until = self.asking.clock.now() + self.asking.limits.candidates_s
         for candidate in chosen.candidates:
+            if self.asking.clock.now() > until:
+                refusals.append(Refusal(str(candidate), "not requested: the time for it is over"))
+                continue
             asked = self.asking.clock.time()
             notes.intend(name, kind=kind.word, target=target, candidate=str(candidate), asked=asked)
             several = f"{nodes} x " if nodes > 1 else ""
@@ -170,6 +174,10 @@ class Making:
             raise Unfit(f"it costs {pod.usd_per_hour:.2f} USD an hour, more than max_usd_per_hour: {ceiling:g}")
 
     def choose(self, product: str) -> Chosen:
+        return choose(self.options, *self.catalogue(product))
+
+    def catalogue(self, product: str) -> tuple[Sequence[Offer], str | None]:
+        """Return the offers, and the data centre of the target's volume, if it has one. Raises WrongUse."""
         options, where, api = self.options, self.settings.where, self.asking.api
         center = None
         if options.volume:
@@ -183,7 +191,7 @@ class Making:
             if options.data_centers and center not in options.data_centers:
                 raise WrongUse(f"the volume '{volume}' is in {center}, which is not in data_centers in {where}")
         asked = options.gpus, options.gpu_count, options.cloud, self.min_cuda, product
-        return choose(options, self.asking.ask(lambda: api.offers(*asked)), center)
+        return self.asking.ask(lambda: api.offers(*asked)), center
 
     def _end_all(self, kind: Kind[T], name: str, but: str = "") -> None:
         for each in of_family(kind.all(bills=True), name, exactly=True):

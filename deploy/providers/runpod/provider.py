@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from deploy.pod.base.retry import RUNPOD_POLLS_S, endless
 from deploy.providers.runpod import clusters, events, key, prices
 from deploy.providers.runpod.api import Api, Gone, LogLine, Pod, Wanted
 from deploy.providers.runpod.cache import Notes
-from deploy.providers.runpod.candidates import Candidate
+from deploy.providers.runpod.candidates import Candidate, rentals
 from deploy.providers.runpod.clusters import Clusters
 from deploy.providers.runpod.create import Making
 from deploy.providers.runpod.identity import Identity
@@ -24,7 +23,7 @@ from deploy.providers.runpod.ratelimit import Clock, Limits, Pace
 from deploy.providers.runpod.readiness import Boot, Unfit
 from deploy.providers.runpod.retry import Asking, of_family
 from deploy.providers.ssh_key import project_key
-from deploy.specs.machine import HOST, USER, Address, Card, Machine, MachineSpec, Volume
+from deploy.specs.machine import HOST, USER, Address, Card, Machine, MachineSpec, Rental, Volume
 from deploy.specs.plan import slug
 from deploy.specs.settings import RunPod, Settings
 
@@ -97,11 +96,18 @@ class RunPodProvider:
             return None
         return Card(first.gpu, self.options.gpu_count, int(first.memory_gib * (1 << 30)))
 
+    def offers(self) -> Sequence[Rental]:
+        """List the catalogue for single machines. With `api: sdk`, only the target's own GPUs."""
+        with self._words():
+            return rentals(self.options, *self._making.catalogue(self._pods.product))
+
     def trial(self) -> RunPodTrial:
         from deploy.providers.runpod.trial import RunPodTrial
 
-        make = functools.partial(RunPodProvider, clock=self.clock, limits=self.limits)
-        return RunPodTrial(self.settings, self._rest, self._asking, make)
+        return RunPodTrial(self.settings, self._rest, self._asking, self._with)
+
+    def _with(self, settings: Settings, candidates_s: float) -> RunPodProvider:
+        return RunPodProvider(settings, clock=self.clock, limits=replace(self.limits, candidates_s=candidates_s))
 
     def list(self) -> list[Machine]:
         """List the project's machines, also stopped ones: their disks bill. Without an address, the host is empty."""
@@ -258,7 +264,8 @@ class RunPodProvider:
         return Notes(self.settings.notes)
 
     def _tell(self, text: str) -> None:
-        self.say(text)
+        with contextlib.suppress(OSError):  # a closed terminal must not prevent a release
+            self.say(text)
 
     def _words(self) -> contextlib.AbstractContextManager[None]:
         return in_words(self.settings.where)

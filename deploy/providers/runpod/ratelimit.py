@@ -27,6 +27,7 @@ class Limits:
     live_idle_s: float = 60.0  # as log_idle_s, for a log that is followed live
     patience_s: float = 90.0  # of retries to create or release something, while the API does not answer
     look_s: float = 20.0  # the same for requests that only read
+    candidates_s: float = float("inf")  # after which no further candidate is requested
     unreachable_s: float = 3.0  # the same without a connection, before anything was created
 
 

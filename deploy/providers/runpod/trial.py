@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from deploy.providers.runpod.provider import RunPodProvider
 
 MOST_GPUS = 5  # GPU types that are tried, the cheapest first
-WAIT_MIN = 10.0  # until the pod answers; a target's shorter wait_min counts
+CANDIDATES_MIN = 5.0  # after which no further candidate is requested
+WAIT_MIN = 10.0  # until a pod answers; a target's shorter wait_min counts
 UNATTENDED_MIN = 5.0  # after which the pod ends itself if this computer dies; a target's shorter one counts
-LOOK_MIN = 3.0  # for the questions to a pod that answers
+LOOK_MIN = 6.0  # for the questions to a pod that answers
+HANGS_MIN = 3.0  # until the pod's SSH server notices that a connection is dead
 DISK_GIB = 20
 BILLING = "add credit at https://console.runpod.io/user/billing"
 # Fields of a request that we send, and fields that may come: schema -> names.
@@ -60,9 +62,7 @@ PROBE = (*image.BOOT, "deploy/pod/watchdog/rights.py", *(f"{each}/__init__.py" f
 class RunPodTrial:
     """Implements `deploy.specs.trial.Trial`. The pod has no volume, so nothing of the user's is touched."""
 
-    def __init__(
-        self, settings: Settings, rest: RestApi, asking: Asking, make: Callable[[Settings], RunPodProvider]
-    ) -> None:
+    def __init__(self, settings: Settings, rest: RestApi, asking: Asking, make: Callable[..., RunPodProvider]) -> None:
         assert isinstance(settings.target.options, RunPod)
         self.settings = settings
         self.options = settings.target.options
@@ -94,7 +94,7 @@ class RunPodTrial:
 
     def offer(self) -> Offer:
         first = self._candidates()[0]
-        most_min = self._wait_min + LOOK_MIN + self._unattended_min
+        most_min = CANDIDATES_MIN + self._wait_min + LOOK_MIN + HANGS_MIN + self._unattended_min
         return Offer(str(first), first.usd_per_hour, most_min)
 
     # What costs money
@@ -111,7 +111,8 @@ class RunPodTrial:
             wait_min=self._wait_min,
             unattended_min=self._unattended_min,
         )
-        provider = self.make(replace(self.settings, target=replace(self.settings.target, options=options)))
+        settings = replace(self.settings, target=replace(self.settings.target, options=options))
+        provider = self.make(settings, candidates_s=CANDIDATES_MIN * 60)
         provider.say, provider.check = self.say, self.check
         self._provider, self._requested = provider, self.asking.clock.now()
         # No name of a target has two underscores, so no run takes this pod for its own.

@@ -22,10 +22,7 @@ from tests.support.emulators.runpod import KEY, Emulator
 from tests.support.emulators.runpod_state import Pod
 
 FACES = {"name": "faces", "size": 200, "dataCenter": "EU-RO-1", "type": "STANDARD"}
-BILL = Bill(
-    machine="m", volume=None, target="runpod", gpu=None, gb=None, usd_per_hour=2.0, usd_per_month=None, hours=5.0,
-    usd=10.0, run=None, state=None, orphan=True, note=None,
-)  # fmt: skip
+BILL = Bill(machine="m", target="runpod", usd_per_hour=2.0, hours=5.0, usd=10.0, orphan=True)
 FAST = {"name": "somebody's", "size": 100, "dataCenter": "US-KS-2", "type": "HIGH_PERFORMANCE"}
 
 

@@ -153,7 +153,7 @@ def test_what_is_another_laptops_is_left_alone(rented: Rented, tmp_path: Path) -
     The laptop that started the run downloads the checkpoint and releases the machine.
     """
     rented.target(max_hours=10)
-    run_id = rented.train("--set", "train.step_s=0.3", "--set", "train.epochs=12")
+    run_id = rented.train("--set", "train.step_s=1.5", "--set", "train.epochs=12")
     other = Project(tmp_path / "other" / rented.project.path.name, rented.project.socket, env=rented.project.env)
     shutil.copytree(rented.project.path, other.path)
     shutil.rmtree(other.path / "runs")

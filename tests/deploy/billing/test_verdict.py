@@ -13,10 +13,7 @@ from deploy.errors import command
 from deploy.pod.base.limits import Limits
 
 # 2 USD an hour: max_usd is spent after 20 hours, and the hard line is 15 minutes later.
-BILL = Bill(
-    machine="m", volume=None, target="runpod", gpu=None, gb=None, usd_per_hour=2.0, usd_per_month=None, hours=1.0,
-    usd=2.0, run="a", state="running", orphan=False, note=None,
-)  # fmt: skip
+BILL = Bill(machine="m", target="runpod", usd_per_hour=2.0, hours=1.0, usd=2.0, run="a", orphan=False)
 LIMITS = Limits(max_hours=10, max_usd=40, idle_min=5, usd_per_hour=2, grace_s=0, sync_limit_s=0)
 CASE = Case(BILL, LIMITS, has_record=True, unheard_s=0.0)
 IDLE: dict[str, Any] = {"at_work": [], "guarded": False, "state": None, "decision": None, "only_copies": {}}

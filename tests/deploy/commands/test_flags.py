@@ -284,6 +284,8 @@ WRONG = {
     "exec --on local --": "exec needs a command after --",
     "exec nvidia-smi": "write -- before the command, exec -- nvidia-smi",
     "exec --onn ssh -- x": "unknown flag --onn of exec",
+    "offers --on ssh": "target 'ssh' rents no machines",
+    "offers --sort price": "unknown flag --sort of offers",
     "bench fast": "'fast' is not a flag of bench",
 }
 

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from deploy.commands import doctor, rental
-from deploy.errors import DeployError
+from deploy.errors import DeployError, WrongUse
 from deploy.runs.session import Reach
+from deploy.specs.settings import load
 from deploy.specs.trial import Finding, Funds, Offer, low_balance, refusal
 from deploy.ui.screen import Screen
-from tests.deploy.conftest import Project, wait_until
-from tests.deploy.support.pods import ProcessPod
+from tests.deploy.conftest import SOURCE, Project, wait_until
+from tests.deploy.support.pods import PATIENT, ProcessPod
 from tests.support.emulators.rig import Rig, rig
 from tests.support.emulators.runpod import KEY, Emulator
 
@@ -59,7 +60,7 @@ def real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     pods = with_one_gpu(tmp_path / "pods", lambda: made[0].emulator.url)
     for each in rig("v2", tmp_path, monkeypatch, pods=pods):
         made.append(each)
-        yield each
+        yield each.with_limits(**PATIENT)
 
 
 def try_out(rig: Rig, *, yes: bool = True, **target: Any) -> dict[str, Finding]:
@@ -101,7 +102,7 @@ def test_the_trial_reports_what_the_account_allows_and_leaves_nothing(
     assert told["host key in the log of the pod"].level == "ok"
     assert told["limit of API calls"].found == '"minute";q=60;w=60'
     printed = capsys.readouterr().out
-    assert "at most 0.08 USD for 18 minutes" in printed
+    assert "at most 0.13 USD for 29 minutes" in printed
     assert f"- {ENDS}: yes" in printed
 
 
@@ -160,7 +161,7 @@ def test_a_cost_above_confirm_usd_needs_consent(v2: Rig) -> None:
     """Without a terminal, --yes is the consent; the message has the price and the most that it can cost."""
     told = failure(v2, yes=False, confirm_usd=0.01)
     assert told.startswith("WrongUse: renting NVIDIA RTX A4500")
-    assert "0.25 USD an hour, at most 0.08 USD for 18 minutes: give --yes" in told
+    assert "0.25 USD an hour, at most 0.13 USD for 29 minutes: give --yes" in told
     assert v2.creations == 0
 
 
@@ -189,6 +190,35 @@ def test_a_failure_at_any_step_releases_the_pod(v2: Rig, fault: str) -> None:
     assert bool(v2.emulator.account.ended) == (fault not in ("no room", "no money"))
 
 
+@pytest.mark.parametrize("publishes", ["nothing", "address"])
+def test_a_closed_terminal_does_not_prevent_the_release(
+    v2: Rig, monkeypatch: pytest.MonkeyPatch, publishes: str
+) -> None:
+    """Each message fails once a pod exists: while it starts, and while it is asked."""
+    v2.emulator.next_pod(publishes=publishes)
+    say = Screen.say
+
+    def closed(screen: Screen, text: str) -> None:
+        if v2.emulator.account.pods:
+            raise BrokenPipeError(32, "Broken pipe")
+        say(screen, text)
+
+    monkeypatch.setattr(Screen, "say", closed)
+    with pytest.raises((DeployError, OSError)):
+        try_out(v2)
+    assert (v2.emulator.names, v2.intents()) == ([], [])
+    assert v2.emulator.account.ended
+
+
+def test_bad_hosts_do_not_make_the_trial_longer(v2: Rig) -> None:
+    """Silent hosts cost three minutes each; after five minutes no further one is requested."""
+    for _ in range(9):
+        v2.emulator.next_pod(has_container=False)
+    assert failure(v2).startswith("NoMachine: RunPod has no machine")
+    assert v2.creations == 2
+    assert v2.emulator.names == []
+
+
 def test_ctrl_c_releases_the_pod(v2: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also once the pod answers, before and during the login."""
 
@@ -214,9 +244,11 @@ def test_a_laptop_that_ends_in_the_middle_releases_the_pod(project: Project, acc
     assert len(account.account.ended) == 1
 
 
-def test_a_target_that_rents_nothing_is_wrong_use(project: Project) -> None:
-    assert "target 'local' rents nothing" in project.invoke("doctor", "--rent", code=2).stderr
-    assert "--yes accepts the cost of --rent" in project.invoke("doctor", "--yes", code=2).stderr
+def test_a_target_that_rents_nothing_is_wrong_use() -> None:
+    with Reach(load(SOURCE, "local", {})) as at, pytest.raises(WrongUse, match="target 'local' rents nothing"):
+        rental.try_out(at, Screen(), yes=True)
+    with pytest.raises(WrongUse, match="--yes accepts the cost of --rent"):
+        rental.doctor(SOURCE, "local", Screen(), rent=False, yes=True)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from deploy.errors import NoMachine
 from deploy.runs.session import Prepared, Reach
 from deploy.specs.machine import Machine
-from tests.deploy.support.pods import ProcessPod
+from tests.deploy.support.pods import PATIENT, ProcessPod
 from tests.support.emulators.rig import Rig, rig
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: the pod's programs start with /bin/sh")
@@ -59,7 +59,8 @@ def pods(tmp_path: Path) -> Pods:
 
 @pytest.fixture
 def stock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pods: Pods) -> Iterator[Rig]:
-    yield from rig("v2", tmp_path, monkeypatch, pods=pods)
+    for each in rig("v2", tmp_path, monkeypatch, pods=pods):
+        yield each.with_limits(**PATIENT)
 
 
 def reach(stock: Rig, pods: Pods, **options: Any) -> Reach:

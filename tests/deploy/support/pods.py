@@ -13,6 +13,9 @@ from tests.support.emulators.runpod import POD_KEY
 from tests.support.emulators.runpod_pods import Line, stamp
 from tests.support.emulators.runpod_state import Pod
 
+# Limits for a computer under load: the answer to a creation waits until the process serves SSH.
+PATIENT = {"request_s": 60.0, "connect_s": 30.0, "probe_s": 30.0}
+
 
 class ProcessPod:
     """Serves SSH for the requested key. Its end kills its processes, as at RunPod."""

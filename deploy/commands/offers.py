@@ -1,0 +1,78 @@
+"""List the GPUs that a target's provider offers now, with price, memory, and whether this training fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deploy.errors import NoMachine, WrongUse, command
+from deploy.runs import session as reach
+from deploy.specs import memory
+from deploy.specs.machine import Card, Rental
+from deploy.specs.plan import DataFacts
+from deploy.specs.request import Request
+from deploy.specs.settings import Target
+from deploy.steps import resolve as facts
+
+COLUMNS = ("gpu", "gpus", "memory_gib", "needed_gib", "usd_per_hour", "fits", "in_target", "data_centers", "note")
+
+
+def offers(project: Path, request: Request) -> list[dict[str, Any]]:
+    """GPUs that can be rented now, those that fit first, then by price. Also those that the target names, with why not.
+
+    `fits` is None where the memory of this training is not known. Raises WrongUse for a target that rents nothing.
+    """
+    with reach.target(project, request.target) as at:
+        rentals = at.provider.offers()
+        if rentals is None:
+            name = at.settings.target.name
+            raise WrongUse(
+                f"target '{name}' rents no machines, so it has no offers: give --on with one that does, such as runpod"
+            )
+        found = [each for each in rentals if not each.why_not or each.in_target]
+        if not found:
+            raise NoMachine("the provider offers nothing now", next_command=command(f"offers --on {request.target}"))
+        looked_up = facts.gather(at, facts.check(at, request))
+        rows = [judged(at.settings.target, each, looked_up.config, looked_up.memory, looked_up.data) for each in found]
+    return sorted(rows, key=lambda row: (row["note"] is not None, row["fits"] is False, row["usd_per_hour"]))
+
+
+def judged(
+    target: Target, rental: Rental, config: Mapping[str, Any], table: Mapping[str, Any], data: DataFacts
+) -> dict[str, Any]:
+    """One offer as a row, with the memory that a step of this configuration needs. `table`: conf/memory.json."""
+    need = _need(target, rental, config, table, data)
+    notes = [rental.why_not, _what_fits(need.fits) if need and need.is_too_much else ""]
+    return {
+        "gpu": rental.gpu,
+        "gpus": rental.count,
+        "memory_gib": rental.memory_gib,
+        "needed_gib": round(need.needed_bytes / memory.GIB, 1) if need and need.needed_bytes else None,
+        "usd_per_hour": round(rental.usd_per_hour, 4),
+        "fits": not need.is_too_much if need and need.needed_bytes else None,
+        "in_target": rental.in_target,
+        "data_centers": _some(rental.data_centers),
+        "note": "; ".join(filter(None, notes)) or None,
+    }
+
+
+def _need(
+    target: Target, rental: Rental, config: Mapping[str, Any], table: Mapping[str, Any], data: DataFacts
+) -> memory.Need | None:
+    if not rental.memory_gib:
+        return None
+    card = Card(rental.gpu, rental.count, int(rental.memory_gib * memory.GIB))
+    gpus = memory.Gpus(None, card, target.device, target.nodes, target.processes)
+    precision = gpus.precision(str(config["train"].get("precision", "fp32")))
+    return gpus.need(config, table, precision, data.rows, data.classes)
+
+
+def _what_fits(fits: tuple[int, int] | None) -> str:
+    if fits is None:
+        return "too little memory"
+    return f"too little memory: fits with train.batch.size={fits[0]} train.batch.grad_accum_steps={fits[1]}"
+
+
+def _some(places: Sequence[str]) -> str | None:
+    return ", ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "") or None
