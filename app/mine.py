@@ -1,11 +1,14 @@
 """Mine pseudo-IDs with a trained backbone: python -m app.mine checkpoint=PATH [out=DIR] [key=value …]
+or from an array: python -m app.mine embeddings=FILE.npy [labels=FILE.npy] out=DIR [mining.key=value …]
 
     checkpoint=PATH      a checkpoint of a run; the settings are those of the run's config.yaml
+    embeddings=FILE.npy  float [N, D], one row an image; rows are scaled to length 1
+    labels=FILE.npy      integers [N]: the person of each image; they affect only metrics
     out=DIR              where the results go (default: mining/<name of the checkpoint> in the run's folder)
     key=value            changes a setting, such as data.binary_cache_path=… or mining.method=parity
 
-Writes pseudo_ids.npy (int32 [N], -1: none), report.json, and a contact sheet, clusters.png. Under torchrun the
-processes share the work. The same command continues an interrupted call where it stopped.
+Writes pseudo_ids.npy (int32 [N], -1: none), report.json, and with checkpoint= a contact sheet, clusters.png. Under
+torchrun the processes share the work. The same command continues an interrupted call where it stopped.
 """
 
 from __future__ import annotations
@@ -15,17 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from app.config import NO_ID, Config, load, own_words
 from app.data.dataset import Dataset, open_configured
 from app.errors import WrongUse
 from app.files import atomic, make_folder, write_json
+from app.mining.gate import bcubed_f, pair_precision
 from app.mining.knn import refuse_without_faiss
 from app.mining.refresh import Interlude, embed_share, refresh
 from app.models import build_backbone
 from app.runtime import dist
 from app.runtime.command import answer
-from app.runtime.dist import ALONE, World
+from app.runtime.dist import ALONE, World, share
 from app.runtime.folder import RunFolder
 from app.runtime.precision import settle
 from app.runtime.stop import Stop
@@ -36,6 +43,9 @@ def main(argv: list[str]) -> int:
     stop = Stop().listen()
 
     def work() -> tuple[str, int]:
+        if any(word.startswith("embeddings=") for word in argv):
+            with dist.world() as here, stop.at_once(here):
+                return mine_array(argv, here), 0
         with stop.at_once(ALONE):
             path, out, overrides = decide(argv)
             config = load(overrides, base=RunFolder(path.parent.parent).config)
@@ -79,6 +89,57 @@ def mine(path: Path, out: Path, config: Config, data: Dataset, here: World, stop
             np.save(file, ids.astype(np.int32))
         write_json(out / "report.json", {"checkpoint": path.name, "dataset_id": data.dataset_id, **report})
     return sentence(report, out)
+
+
+def mine_array(argv: list[str], here: World) -> str:
+    """Write the pseudo-IDs of an array of embeddings; return a sentence. Raises WrongUse, SearchInexact."""
+    from app.mining.pseudo_ids import find_pseudo_ids  # its SciPy and numba take a second that --help need not
+
+    own, overrides = own_words(argv, ("embeddings", "labels", "out"))
+    if not own.get("out"):
+        raise WrongUse("out=… is missing; give a folder for the results such as out=mining")
+    embeddings = load_array(own["embeddings"], "embeddings", 2, "f")
+    labels = load_array(own["labels"], "labels", 1, "iu") if own.get("labels") else None
+    if labels is not None and len(labels) != len(embeddings):
+        raise WrongUse(f"labels= has {len(labels)} rows and embeddings= has {len(embeddings)}; give one label a row")
+    config, out = load(overrides).mining, Path(own["out"]).absolute()
+    refuse_without_faiss(config.backend)
+    make_folder(out, "out")
+    shard = F.normalize(torch.from_numpy(np.array(share(embeddings, here), np.float32)), dim=1).to(here.device)
+    truth = None if labels is None else np.unique(labels, return_inverse=True)[1].astype(np.int32)
+    ids, judged = find_pseudo_ids(shard, np.full(len(embeddings), NO_ID, np.int64), truth, config, here, seed=0)
+    report = judged.as_dict()
+    if truth is not None:
+        report |= {"bcubed_f": bcubed_f(ids, truth), "precision": pair_precision(ids, truth)}
+    if here.is_main:
+        with atomic(out / "pseudo_ids.npy") as file:
+            np.save(file, ids.astype(np.int32))
+        write_json(out / "report.json", report)
+    return sentence(report, out) + agreement(report)
+
+
+def load_array(name: str, word: str, dimensions: int, kinds: str) -> NDArray[Any]:
+    """Return the array in the file `name`, memory-mapped. Raises WrongUse if it does not fit the argument `word`."""
+    wanted = f"{word}= must be a .npy file of {'floats [N, D]' if dimensions == 2 else 'integers [N]'}"
+    try:
+        array = np.load(name, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise WrongUse(f"{name} cannot be read ({error}); {wanted}") from None
+    if not isinstance(array, np.ndarray):
+        raise WrongUse(f"{name} holds several arrays; {wanted}")
+    if array.ndim != dimensions or array.dtype.kind not in kinds:
+        raise WrongUse(f"{name} holds {array.dtype} of shape {list(array.shape)}; {wanted}")
+    return array
+
+
+def agreement(report: dict[str, Any]) -> str:
+    """Return the end of the sentence: the largest cluster and, with labels, the agreement with them."""
+    if "bcubed_f" not in report:
+        return f", largest {report['largest']}"
+    return (
+        f", largest {report['largest']}, pairwise F {report['pair_f']:.3f} (precision {report['precision']:.3f}), "
+        f"BCubed F {report['bcubed_f']:.3f}"
+    )
 
 
 def sentence(report: dict[str, Any], out: Path) -> str:

@@ -69,7 +69,7 @@ def planted_lists(n: int, seed: int) -> Lists:
 
 
 def ours(lists: Lists) -> NDArray[np.int64]:
-    raw = by_overlap(*lists, ALONE, floor=FLOOR, min_overlap=CONFIG.min_overlap, max_size=CONFIG.max_cluster, seed=0)
+    raw = by_overlap(*lists, ALONE, floor=FLOOR, min_overlap=CONFIG.min_overlap, max_size=CONFIG.max_cluster)
     return number(raw, CONFIG.min_cluster, CONFIG.max_cluster)
 
 
@@ -77,9 +77,9 @@ def kept_graph(lists: Lists) -> sparse.csr_array:
     """Return the edges that ours keeps of the lists, in scipy's format."""
     ids, cosine = lists
     n = len(ids)
-    weight = np.empty(ids.shape, np.uint16)
+    weight = np.zeros(ids.shape, np.uint16)
     degree = (cosine >= FLOOR).sum(1).astype(np.int32)
-    weigh(ids, degree, cosine, 0, np.zeros(n, np.int32), CONFIG.min_overlap, weight)
+    weigh(ids, degree, (degree == K), cosine, 0, np.zeros(n, np.int32), CONFIG.min_overlap, 0, weight)
     row, place = np.nonzero(weight)
     print(f"{n} images, {(cosine >= FLOOR).mean():.0%} of the entries above the floor, {len(row)} edges kept")
     return sparse.csr_array((np.ones(len(row), np.float32), (row, ids[row, place])), shape=(n, n))

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from a
 from _claims import Claim, quick, report
 
 from app.config import MiningConfig
-from app.mining.cluster import by_overlap, number, propagate, similarity_floor
+from app.mining.cluster import by_overlap, number, propagate, similarity_floors
 from app.mining.gate import pair_f
 from app.mining.graph import FULL
 from app.mining.knn import nearest
@@ -107,7 +107,8 @@ def main() -> int:
     x, labels = planted(n, 0)
     largest = int(np.bincount(labels).max())
     ids, cosine = nearest(x, np.arange(n), config.neighbours, threads=torch.get_num_threads(), backend="auto")
-    floor = similarity_floor(x[:2048], n, config.false_edges_per_image)
+    floors = similarity_floors(x[:2048], n, config.neighbours, config.false_edges_per_image)
+    floor = float(floors[0])
     print(f"{n} images, {labels.max() + 1 - n // 20} people, the largest of {largest}, floor {floor:.3f}")
 
     def measured(name: str, clusters: Ids, truth: NDArray[np.int32] = labels) -> float:
@@ -116,9 +117,7 @@ def main() -> int:
         return f
 
     def overlap(ids: NDArray[np.int32], cosine: Floats) -> Ids:
-        raw = by_overlap(
-            ids, cosine, ALONE, floor=floor, min_overlap=config.min_overlap, max_size=config.max_cluster, seed=0
-        )
+        raw = by_overlap(ids, cosine, ALONE, floor=floors, min_overlap=config.min_overlap, max_size=config.max_cluster)
         return number(raw, config.min_cluster, config.max_cluster)
 
     found = overlap(ids, cosine)

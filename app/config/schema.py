@@ -125,14 +125,15 @@ class MiningConfig:
     method: str = field(default="overlap", metadata={"choices": ("overlap", "parity")})
     # overlap: share of common neighbours; give 0.2 for 20 neighbours or fewer
     min_overlap: float = field(default=0.25, metadata=PROBABILITY)
-    false_edges_per_image: float = 0.05  # overlap: expected number at the similarity floor, estimated from the data
+    false_edges_per_image: float = 0.05  # overlap: expected number above the floor of the nearest neighbour
     # parity: each image is among the other's first `mutual_top` neighbours
     mutual_top: int = field(default=5, metadata={"least": 1})
     similarity: float = field(default=0.6, metadata=PROBABILITY)  # parity: least cosine of an edge
     min_cluster: int = field(default=2, metadata={"least": 2})  # images; the others get no pseudo-ID
     max_cluster: int = 1000  # larger clusters are split
     # the gate; labels that break one of these limits are rejected, and the old ones stay:
-    min_coverage: float = field(default=0.02, metadata=PROBABILITY)  # share of images with a pseudo-ID
+    # share of images with a pseudo-ID; overlap also needs twice false_edges_per_image; 0 accepts any share
+    min_coverage: float = field(default=0.02, metadata=PROBABILITY)
     # share of all images in the largest cluster
     max_largest_share: float = field(default=0.2, metadata=PROBABILITY)
     # share of images with a pseudo-ID that lose or change it

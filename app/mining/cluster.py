@@ -13,21 +13,26 @@ Letters: N images, n of this process (its contiguous share), k neighbours, E edg
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.optimize import brentq
 from scipy.sparse.csgraph import connected_components
-from scipy.special import ndtri
+from scipy.special import gammaincinv, stdtrit
 
 from app.config import NO_ID
-from app.mining.graph import join, sweep, weigh
+from app.mining.graph import count_named, join, sweep, weigh
 from app.runtime.dist import World, any_rank, gather_rows
 from app.runtime.stop import Poll, undisturbed
 
 SWEEPS = 50
 TIGHTER = [(0.08, 0.05), (0.16, 0.1)]  # for oversize clusters: share of the way from the floor to 1, added overlap
 ROWS_A_ROUND = 2**16  # rows of a rank between two polls: less than a second
+RARER = 7  # r neighbours at the floor of rank r are r**RARER times less probable by chance than one at the first floor
+CROWD = 3  # times k: an image in more lists than this resembles everybody, as blurry images do
 CUT = 4  # times the limit; a larger cluster that does not split is no person
 STEP = 0.05  # added to the similarity by by_components, as CDP does (Zhan et al. 2018)
 FloatArray = NDArray[np.float32]
@@ -35,22 +40,42 @@ IntArray = NDArray[np.int32]
 IdArray = NDArray[np.int64]
 
 
-def similarity_floor(sample: FloatArray, count: int, false_edges_per_image: float) -> float:
-    """Return the cosine above which an image has `false_edges_per_image` chance neighbours among `count` images.
+def similarity_floors(sample: FloatArray, count: int, k: int, false_edges_per_image: float) -> FloatArray:
+    """Return for each rank of a list the cosine [k] that its neighbour needs, for an image among `count`.
 
-    `sample` [S, D] are unit embeddings of randomly chosen images. Cosines of random pairs are bounded and skewed, but
-    their Fisher transform (artanh) is close to normal. The sample contains true pairs, which would raise a quantile
-    taken from its far tail. So the normal is fitted to the body (median and lower quartile) and the floor is read from
-    the upper tail of the fit. Returns 1 for fewer than two images, which have no pair.
+    An image has `false_edges_per_image` chance neighbours above the first floor. Later floors are lower, because
+    many chance neighbours at once are rarer (RARER). So an image with many neighbours above chance keeps those of a
+    moderate cosine, and an image without any keeps none. A single floor fails one of the two.
+
+    `sample` [S, D] are unit embeddings of randomly chosen images, without copies. Returns 1 for fewer than two images,
+    which have no pair.
     """
     cosine = (sample @ sample.T)[np.triu_indices(len(sample), k=1)]
     if not len(cosine):
-        return 1.0
-    lower, median = np.arctanh(np.clip(np.quantile(cosine, [0.25, 0.5]), -0.9999, 0.9999))
-    sigma = (median - lower) / ndtri(0.75)
-    tail = min(0.5, false_edges_per_image / max(count - 1, 1))
+        return np.ones(k, np.float32)
+    rank = np.arange(1, k + 1)
+    # The expected number of neighbours [k] with which a Poisson variable reaches `rank` with the wanted probability.
+    expected = gammaincinv(rank, -np.expm1(-false_edges_per_image) / rank ** float(RARER))
+    tail = np.minimum(0.5, np.maximum.accumulate(expected) / max(count - 1, 1))
     # Below a cosine of 0 two images have nothing in common, however few images there are.
-    return max(0.0, float(np.tanh(median - sigma * ndtri(tail))))
+    return np.maximum(0, upper_quantile(cosine, tail)).astype(np.float32)
+
+
+def upper_quantile(cosine: FloatArray, tail: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the cosines that random pairs exceed with the probabilities `tail` (at most 0.5), from sampled cosines.
+
+    The upper end of the sample contains true pairs, so the tail is extrapolated from the median and the lower quartile.
+    The model is a uniform distribution on a sphere of unknown dimension, shifted on the scale of artanh. In few
+    dimensions its tail is heavier than that of a normal distribution, which is its limit in many dimensions.
+    """
+    lower, median = np.arctanh(np.clip(np.quantile(cosine, [0.25, 0.5]), -0.9999, 0.9999))
+    width = np.sinh(median - lower)
+
+    def excess(freedom: float) -> float:
+        return float(stdtrit(freedom, 0.75) / np.sqrt(freedom) - width)
+
+    freedom = brentq(excess, 1, 1e12) if excess(1) > 0 > excess(1e12) else (1.0 if excess(1) <= 0 else 1e12)
+    return np.tanh(median - np.arcsinh(stdtrit(freedom, tail) / np.sqrt(freedom)))
 
 
 def by_overlap(
@@ -58,40 +83,59 @@ def by_overlap(
     cosine: FloatArray,
     here: World,
     *,
-    floor: float,
+    floor: float | FloatArray,
     min_overlap: float,
     max_size: int,
-    seed: int,
     poll: Poll = undisturbed,
 ) -> IdArray:
     """Return labels [N] of all images from each process's lists [n, k]; an image without edges keeps its own label.
 
-    Entries below `floor` are ignored. Mutual edges weigh double. One-way edges count too: a full list may have no room
-    for an image, which happens to most images of a person with more than k. Counting only mutual edges splits such
-    people (benchmarks/clusters.py measures both).
+    `floor` is one number, or [k]: falling, one for each rank. Entries above its first number count at once. Mutual
+    edges weigh double. One-way edges count too: a full list may have no room for an image, which happens to most images
+    of a person with more than k. Counting only mutual edges splits such people (benchmarks/clusters.py measures both).
+
+    The longer lists, up to the last entry that reaches the floor of its rank, add edges on more evidence. The edge must
+    be mutual, and the images it shares must be a share of `min_overlap` of a full list. Otherwise a small person whose
+    centre is close to that of a large one joins it: an image is then close by chance to many images of the large one.
+
+    If all entries of a list reach the first floor, the person likely has more than k images. `weigh` then accepts
+    less overlap, unless too many lists contain the image.
 
     A cluster larger than `max_size` is clustered again, a few times, with a higher floor and overlap; this separates
     people joined by mistake. What stays together is cut into pieces (`_cut`). If it is too large to be one person it is
     left whole, and `number` drops it.
     """
     lists = gather(ids, here)  # [N, k]
-    n, first = len(lists), first_row(len(lists), here)
+    (n, k), first = lists.shape, first_row(len(lists), here)
     labels, oversize = np.zeros(n, np.int32), np.ones(n, np.bool_)
     weight = np.empty(ids.shape, np.uint16)
     for attempt, (higher, more) in enumerate([(0.0, 0.0), *TIGHTER]):
-        near = np.count_nonzero(cosine >= floor + (1 - floor) * higher, axis=1)
-        degree = gather(near.astype(np.int32), here)
+        least = np.asarray(floor + (1 - np.asarray(floor)) * higher, np.float32)
+        sure, longer = (gather(list_lengths(cosine, each), here) for each in (least.max(), least))
+        full = gather((cosine >= least.max()).all(axis=1).astype(np.uint8), here) > 0
         group = np.where(oversize, labels, np.int32(-1))
+        large = full & (count_named(lists, sure) <= CROWD * k)
+        overlap = min_overlap + more
+        passes = [(sure, 0)] + [(longer, math.ceil(overlap * (k + 1)))] * bool((longer > sure).any())
+        weight[:] = 0
         for part in pieces_of(len(lists), here):
-            weigh(lists, degree, cosine[part], first + part.start, group, min_overlap + more, weight[part])
+            for degree, common in passes:
+                weigh(lists, degree, large, cosine[part], first + part.start, group, overlap, common, weight[part])
             poll()
-        again = propagate(lists, degree, weight, seed + attempt, here, poll)
+        again = propagate(lists, longer, weight, attempt, here, poll)
         labels = _by_smallest_member(np.where(oversize, again, labels))
         sizes = np.bincount(labels, minlength=n)[labels]
         oversize = sizes > max_size
         if not oversize.any():
             return labels.astype(np.int64)
     return _cut(ids, weight, labels, oversize & (sizes <= CUT * max_size), max_size, here).astype(np.int64)
+
+
+def list_lengths(cosine: FloatArray, floor: float | FloatArray) -> IntArray:
+    """Return how many entries of each list [n, k] count: up to the last one that reaches `floor` (a number or [k])."""
+    reached = cosine >= floor
+    k = cosine.shape[1]
+    return np.where(reached.any(axis=1), k - np.argmax(reached[:, ::-1], axis=1), 0).astype(np.int32)
 
 
 def _cut(

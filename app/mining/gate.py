@@ -5,6 +5,7 @@ Letters: N images mined.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from app.config import NO_ID, MiningConfig
 
 IdArray = NDArray[np.int64]
+MIN_SPREAD = 1.5  # effective rank; embeddings that are all equal have 0, on one line 1
+MIN_DISTINCT = 0.01  # share of images that are no copy of another; 16 points among 6,000 images are a collapse
+EQUAL = 1e-10  # mean squared distance to the mean; less is rounding
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Report:
     floor: float  # least cosine of two neighbours
     recall: float  # of the search, on a sample
     unusable: int  # images whose embedding is zero or not finite
+    left_out: int  # images of clusters over max_cluster that were too large to cut
     accepted: bool
     why: str
 
@@ -50,21 +55,37 @@ def judge(
     recall: float = 1.0,
     unusable: int = 0,
     cosine: float | None = None,
+    spread: float = math.inf,
+    distinct: float = 1.0,
+    by_chance: float = 0.0,
+    left_out: int = 0,
 ) -> Report:
     """Measure the labelling `found` [N] and decide whether it may replace `previous` [N].
 
     Both are NO_ID where an image has no pseudo-ID, and share one numbering (`keep_ids`). Labels [N] affect only
-    metrics.
+    metrics. `spread` is the effective rank of a sample of the embeddings (`effective_rank`), `distinct` the share of
+    images that are no copies, `by_chance` the share of images that chance neighbours alone may cover. `min_coverage` 0
+    accepts any coverage.
     """
     labelled = found != NO_ID
     sizes = np.unique(found[labelled], return_counts=True)[1]
-    coverage, largest, turned = float(labelled.mean()), int(sizes.max(initial=0)), churn(previous, found)
+    coverage = float(labelled.mean()) if len(found) else 0.0
+    largest, turned = int(sizes.max(initial=0)), churn(previous, found)
+    # Each limit is written as "not within", so that NaN fails it.
     why = ""
-    if coverage < config.min_coverage:
+    if not len(found):
+        why = "there are no images to mine"
+    elif not spread >= MIN_SPREAD:
+        why = f"the embeddings have an effective rank of {spread:.1f}; the minimum is {MIN_SPREAD}"
+    elif not distinct >= MIN_DISTINCT:
+        why = f"only {distinct:.1%} of the embeddings are no copies of another; the minimum is {MIN_DISTINCT:.0%}"
+    elif not coverage >= config.min_coverage:
         why = f"only {coverage:.1%} of the images are in a cluster; the minimum is {config.min_coverage:.1%}"
-    elif largest > config.max_largest_share * len(found):
+    elif config.min_coverage and not coverage > by_chance:
+        why = f"only {coverage:.1%} of the images are in a cluster; chance alone may put {by_chance:.1%} into one"
+    elif not largest <= config.max_largest_share * len(found):
         why = f"one cluster holds {largest} of {len(found)} images; the maximum is {config.max_largest_share:.0%}"
-    elif turned is not None and turned > config.max_churn:
+    elif turned is not None and not turned <= config.max_churn:
         why = f"{turned:.1%} of the images that had a pseudo-ID would lose it; the maximum is {config.max_churn:.1%}"
     return Report(
         count=len(sizes),
@@ -80,6 +101,7 @@ def judge(
         floor=floor,
         recall=recall,
         unusable=unusable,
+        left_out=left_out,
         accepted=not why,
         why=why,
     )
@@ -107,6 +129,17 @@ def keep_ids(previous: IdArray, found: IdArray) -> IdArray:
     unnamed = unnamed[np.argsort(first[unnamed])]
     name[unnamed] = previous.max(initial=NO_ID) + 1 + np.arange(len(unnamed))
     return name[index]
+
+
+def effective_rank(sample: NDArray[np.float32]) -> float:
+    """Return the effective rank of embeddings [S, D]: 0 if all are equal, D if they vary equally in all directions.
+
+    It is the participation ratio of the variances. Rows that are not finite give NaN.
+    """
+    centred = sample.astype(np.float64) - sample.mean(0, dtype=np.float64) if len(sample) else np.zeros((0, 1))
+    gram = centred.T @ centred if len(sample) > sample.shape[1] else centred @ centred.T
+    total = float(np.trace(gram))
+    return total**2 / float((gram**2).sum()) if not total <= EQUAL * len(sample) else 0.0
 
 
 def churn(previous: IdArray, found: IdArray) -> float | None:
@@ -144,6 +177,30 @@ def pair_f(pseudo_ids: IdArray, labels: NDArray[np.int32]) -> float:
     right = _pairs(cluster * (person.max(initial=0) + 1) + person[has])
     wanted_and_found = _pairs(cluster) + _pairs(person)
     return 2 * right / wanted_and_found if wanted_and_found else 1.0
+
+
+def pair_precision(pseudo_ids: IdArray, labels: NDArray[np.int32]) -> float:
+    """Return the share of pairs with one pseudo-ID that show one person; 1 if there is no such pair."""
+    has = pseudo_ids != NO_ID
+    cluster = np.unique(pseudo_ids[has], return_inverse=True)[1]
+    person = np.unique(labels, return_inverse=True)[1]
+    found = _pairs(cluster)
+    return _pairs(cluster * (person.max(initial=0) + 1) + person[has]) / found if found else 1.0
+
+
+def bcubed_f(pseudo_ids: IdArray, labels: NDArray[np.int32]) -> float:
+    """Return BCubed F (Bagga and Baldwin 1998); an image without a pseudo-ID is its own cluster. 1 for no images."""
+    alone = pseudo_ids == NO_ID
+    ids = np.where(alone, pseudo_ids.max(initial=NO_ID) + 1 + np.cumsum(alone), pseudo_ids)
+    cluster = np.unique(ids, return_inverse=True)[1]
+    person = np.unique(labels, return_inverse=True)[1]
+    if not len(ids):
+        return 1.0
+    both = np.unique(cluster * (person.max() + 1) + person, return_inverse=True)[1]
+    common = np.bincount(both)[both]
+    precision = (common / np.bincount(cluster)[cluster]).mean()
+    recall = (common / np.bincount(person)[person]).mean()
+    return float(2 * precision * recall / (precision + recall))
 
 
 def _pairs(names: IdArray) -> int:

@@ -1,4 +1,4 @@
-"""Three graph loops that numpy cannot express, compiled by numba. Only this module imports numba.
+"""Graph loops that numpy cannot express, compiled by numba. Only this module imports numba.
 
 They work on the neighbour lists [N, k] as the search returns them, without a copy sorted by column or a sparse matrix.
 At 1.2 million images and 32 neighbours that takes 150 MB instead of gigabytes. Sums are of integers, so neither their
@@ -23,19 +23,29 @@ _GOLDEN, _MIX_A, _MIX_B = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE
 def weigh(
     ids: NDArray[np.int32],
     degree: NDArray[np.int32],
+    large: NDArray[np.bool_],
     cosine: NDArray[np.float32],
     first: int,
     group: NDArray[np.int32],
     min_overlap: float,
+    min_common: int,
     weight: NDArray[np.uint16],
 ) -> None:
-    """Fill `weight` [n, k] of the edges from this process's rows to the images in their lists; 0: no edge.
+    """Raise `weight` [n, k] to that of the edges from this process's rows to the images in their lists; 0: no edge.
 
     ids [N, k]: all lists, most similar first, of which the first `degree` [N] entries count; cosine [n, k] of the own
-    rows; group [N]: edges stay inside a group, images of a negative group have none.
+    rows; large [N]: the image likely shows a person of more than k images; group [N]: edges stay inside a group, images
+    of a negative group have none.
 
     Overlap is the share of entries that two lists, each with its own image, have in common: common / either. The weight
     is cosine times overlap, halved where only one of the two lists contains the other image.
+
+    An edge needs an overlap of `min_overlap`, with one exception. The lists of two images of a person with m > k images
+    share only about k / m of their entries, although every entry is right. So two `large` images need only be mutual
+    neighbours.
+
+    With `min_common` above 0 an edge must also be mutual, and the two lists, each with its own image, must have that
+    many entries in common.
     """
     n, k = weight.shape
     slots = 4
@@ -44,7 +54,6 @@ def weigh(
     table = np.empty(slots, np.int32)  # an open hash table: the list of one image
     for row in range(n):
         i = first + row
-        weight[row] = 0
         if group[i] < 0 or degree[i] == 0:
             continue
         table[:] = -1
@@ -68,9 +77,20 @@ def weigh(
                     at = (at + 1) & (slots - 1)
                 common += table[at] == other
             overlap = common / (degree[i] + degree[j] + 2 - common)
-            if overlap >= min_overlap:
+            proven = overlap >= min_overlap and (min_common <= 0 or (mutual and common >= min_common))
+            if proven or (mutual and large[i] and large[j]):
                 scale = FULL if mutual else FULL // 2
-                weight[row, s] = min(max(int(scale * overlap * cosine[row, s]), 0), FULL)
+                weight[row, s] = max(weight[row, s], min(int(scale * overlap * cosine[row, s]), FULL))
+
+
+@njit(cache=True, nogil=True)
+def count_named(ids: NDArray[np.int32], degree: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return how many lists contain each image [N]; of `ids` [N, k] the first `degree` [N] entries count."""
+    named = np.zeros(len(ids), np.int32)
+    for i in range(len(ids)):
+        for s in range(degree[i]):
+            named[ids[i, s]] += 1
+    return named
 
 
 @njit(cache=True, nogil=True)

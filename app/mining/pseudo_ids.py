@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.config import NO_ID, MiningConfig
-from app.mining.cluster import by_components, by_overlap, first_row, gather, number, similarity_floor
-from app.mining.gate import Report, judge, keep_ids
+from app.mining.cluster import by_components, by_overlap, first_row, gather, number, similarity_floors
+from app.mining.gate import Report, effective_rank, judge, keep_ids
 from app.mining.knn import SearchInexact, neighbours, recall, sample_rows
 from app.mining.lists import NONE, Neighbours
 from app.runtime.dist import World, from_main
@@ -20,6 +20,9 @@ from app.runtime.stop import Poll, undisturbed
 
 FLOOR_SAMPLE, RECALL_SAMPLE = 2048, 256  # images
 COPY = 0.96  # share of the way from the similarity floor to 1: cosine .98 where the floor is .5
+SAME_DIGITS = 4  # of a coordinate; two embeddings of one image may differ in the last bits
+SAME = 2e-6  # least distance from cosine 1 of images that differ: fp32 rounds a cosine by less
+SEED = 0  # of all draws: clusters depend on the embeddings alone, so no epoch changes them by its number
 MANY_COPIES = 0.01  # share of all images; fewer copies do not fill the lists of others
 
 
@@ -37,7 +40,8 @@ def find_pseudo_ids(
 
     `shard` holds unit embeddings. The results are the same on every rank, and for every number of ranks. `previous` [N]
     are the current ones; a cluster that mostly stays keeps its number. The report decides whether the new ones may be
-    used; labels [N] affect only metrics. Raises SearchInexact, and Interrupted through `poll`.
+    used; labels [N] affect only metrics. `seed` selects the images on which the search is checked, and changes no
+    pseudo-ID. Raises SearchInexact, and Interrupted through `poll`.
     """
     listed = _listed(shard, config, here, poll)
     found_share = recall(listed, shard, here, sample=RECALL_SAMPLE, seed=seed)
@@ -47,6 +51,9 @@ def find_pseudo_ids(
             f"the search found {found_share:.2%} of the true neighbours in a sample; mining.min_recall is "
             f"{config.min_recall:.2%}: give mining.backend=faiss, which is exact"
         )
+    # All ranks use rank 0's numbers: CPUs of several kinds may round the last bit of a product differently.
+    sample = different(sample_rows(shard, here, FLOOR_SAMPLE, SEED))
+    spread = from_main(effective_rank(sample), here)
     if config.method == "parity":
         floor = config.similarity
         clusters = by_components(
@@ -59,10 +66,13 @@ def find_pseudo_ids(
             poll=poll,
         )
     else:
-        sample = sample_rows(shard, here, FLOOR_SAMPLE, seed)
-        # All ranks use rank 0's floor: CPUs of several kinds may round the last bit of a product differently.
-        floor = from_main(similarity_floor(sample, len(previous), config.false_edges_per_image), here)
-        clusters = _without_copies(shard, listed, config, here, floor, seed, poll)
+        width = listed.cosine.shape[1]
+        floors = similarity_floors(sample, len(previous), width, config.false_edges_per_image)
+        floors = np.array(from_main(floors.tolist(), here), np.float32)
+        floor = float(floors[0])
+        clusters = _without_copies(shard, listed, config, here, floors, poll)
+    copies = np.count_nonzero(originals(listed, here, floor=1 - SAME) != np.arange(len(previous)))
+    distinct = 1 - copies / max(len(previous), 1)
     found = keep_ids(previous, number(clusters, config.min_cluster, config.max_cluster))
     report = judge(
         found,
@@ -73,6 +83,10 @@ def find_pseudo_ids(
         recall=found_share,
         unusable=listed.unusable,
         cosine=mean_cosine(found, listed, here),
+        spread=spread,
+        distinct=distinct,
+        by_chance=chance_coverage(config),
+        left_out=int((np.bincount(clusters)[clusters] > config.max_cluster).sum()),
     )
     return found, report
 
@@ -83,16 +97,16 @@ def _listed(shard: Tensor, config: MiningConfig, here: World, poll: Poll) -> Nei
 
 
 def _without_copies(
-    shard: Tensor, listed: Neighbours, config: MiningConfig, here: World, floor: float, seed: int, poll: Poll
+    shard: Tensor, listed: Neighbours, config: MiningConfig, here: World, floors: NDArray[np.float32], poll: Poll
 ) -> NDArray[np.int64]:
     """Return clusters [N] by overlap, in which near-copies of an image join its cluster.
 
     Where copies are many, as in video frames, they would fill an image's list. Then the search runs again with one
     image of each group of copies.
     """
-    original = originals(listed, here, floor)
+    original = originals(listed, here, float(floors[0]))
     copy = original != np.arange(len(original))
-    if copy.mean() >= MANY_COPIES:
+    if copy.any() and copy.mean() >= MANY_COPIES:
         own = first_row(len(original), here) + np.arange(len(shard))
         keep = torch.from_numpy(~copy[own]).to(shard.device)
         # A row of zeros has no neighbours and is in no list.
@@ -103,15 +117,26 @@ def _without_copies(
         listed.ids,
         listed.cosine,
         here,
-        floor=floor,
+        floor=floors,
         min_overlap=config.min_overlap,
         max_size=config.max_cluster,
-        seed=seed,
         poll=poll,
     )
     together = np.where(copy, clusters[original], clusters)
     full = np.bincount(together)[together] > config.max_cluster
     return np.where(copy & full, clusters, together)
+
+
+def chance_coverage(config: MiningConfig) -> float:
+    """Return the share of images that chance neighbours may cover; each false edge covers two. 0 if it could be all."""
+    share = 2 * config.false_edges_per_image if config.method == "overlap" else 1.0
+    return share if share < 1 else 0.0
+
+
+def different(sample: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the rows of `sample` [S, D] without exact copies, because pairs of copies are no random pairs."""
+    first = np.unique(sample.round(SAME_DIGITS), axis=0, return_index=True)[1]
+    return sample[np.sort(first)]
 
 
 def originals(listed: Neighbours, here: World, floor: float) -> NDArray[np.int32]:

@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from app import mine
+from app.mining.gate import bcubed_f, pair_f
 from app.runtime.dist import World
+from tests.app.support.planted import planted
 from tests.app.support.training import PROJECT, run
 
 
@@ -81,3 +83,38 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(
     said = capsys.readouterr().err
     assert answer in said
     assert said.count("\n") == 1
+
+
+def test_embeddings_of_anybody_are_clustered_and_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bank, labels = planted([30] * 20 + [1] * 50, 64, 0.6)
+    np.save(tmp_path / "x.npy", 3 * bank)  # rows need not have length 1
+    np.save(tmp_path / "y.npy", labels.astype(np.int64) + 2**40)
+    words = [f"embeddings={tmp_path / 'x.npy'}", f"labels={tmp_path / 'y.npy'}", f"out={tmp_path / 'out'}"]
+    assert mine.main(words) == 0
+    ids = np.load(tmp_path / "out" / "pseudo_ids.npy").astype(np.int64)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["pair_f"] == pair_f(ids, labels) > 0.95
+    assert report["bcubed_f"] == bcubed_f(ids, labels) > 0.95
+    assert report["floor"] < 1
+    assert f"BCubed F {report['bcubed_f']:.3f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("embeddings=x.npy", "out=… is missing"),
+        ("embeddings=none.npy out=o", "cannot be read"),
+        ("embeddings=y.npy out=o", "floats [N, D]"),
+        ("embeddings=x.npy labels=x.npy out=o", "integers [N]"),
+        ("embeddings=x.npy labels=y.npy out=o", "4 rows"),
+    ],
+)
+def test_wrong_arrays_get_a_sentence_and_leave_nothing(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.eye(5, dtype=np.float32))
+    np.save("y.npy", np.arange(4))
+    assert mine.main(words.split()) == 2
+    assert said in capsys.readouterr().err
+    assert not Path("o").exists()

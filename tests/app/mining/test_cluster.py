@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from app.config import NO_ID
-from app.mining.cluster import by_components, by_overlap, number, propagate, similarity_floor
+from app.mining.cluster import by_components, by_overlap, list_lengths, number, propagate, similarity_floors
 from app.mining.gate import pair_f
-from app.mining.graph import FULL, join, sweep, weigh
+from app.mining.graph import FULL, count_named, join, sweep, weigh
 from app.runtime.dist import World
 from tests.app.support.planted import Lists, largest, lists_of, planted, unit
 
@@ -18,8 +18,8 @@ ALONE = World(0, 1, torch.device("cpu"))
 MANY = 2**63
 
 
-def overlap_ids(lists: Lists, floor: float, max_size: int = 1000, seed: int = 0) -> NDArray[np.int64]:
-    labels = by_overlap(*lists, ALONE, floor=floor, min_overlap=0.25, max_size=max_size, seed=seed)
+def overlap_ids(lists: Lists, floor: float | NDArray[np.float32], max_size: int = 1000) -> NDArray[np.int64]:
+    labels = by_overlap(*lists, ALONE, floor=floor, min_overlap=0.25, max_size=max_size)
     return number(labels, 2, max_size)
 
 
@@ -28,15 +28,16 @@ def component_ids(lists: Lists, similarity: float, max_size: int = 1000) -> NDAr
     return number(labels, 2, max_size)
 
 
-def find(bank: NDArray[np.float32], k: int = 20, max_size: int = 1000, seed: int = 0) -> NDArray[np.int64]:
-    floor = similarity_floor(bank[:2048], len(bank), 0.05)
-    return overlap_ids(lists_of(bank, k), floor, max_size, seed)
+def find(bank: NDArray[np.float32], k: int = 20, max_size: int = 1000) -> NDArray[np.int64]:
+    return overlap_ids(lists_of(bank, k), similarity_floors(bank[:2048], len(bank), k, 0.05), max_size)
 
 
 # Compiled loops.
 
 
-def naive_weights(lists: Lists, degree: np.ndarray, group: np.ndarray, min_overlap: float) -> np.ndarray:
+def naive_weights(
+    lists: Lists, degree: np.ndarray, large: np.ndarray, group: np.ndarray, min_overlap: float, min_common: int = 0
+) -> np.ndarray:
     ids, cosine = lists
     near = [set(ids[i, : degree[i]].tolist()) | {i} for i in range(len(ids))]
     weight = np.zeros(ids.shape, np.uint16)
@@ -44,7 +45,10 @@ def naive_weights(lists: Lists, degree: np.ndarray, group: np.ndarray, min_overl
         for s in range(degree[i]):
             j = ids[i, s]
             overlap = len(near[i] & near[j]) / len(near[i] | near[j])
-            if group[i] >= 0 and group[i] == group[j] and overlap >= min_overlap:
+            shared = len(near[i] & near[j])
+            enough = overlap >= min_overlap and (not min_common or (i in near[j] and shared >= min_common))
+            enough |= large[i] and large[j] and i in near[j]
+            if group[i] >= 0 and group[i] == group[j] and enough:
                 scale = FULL if i in near[j] else FULL // 2
                 weight[i, s] = min(int(scale * overlap * cosine[i, s]), FULL)
     return weight
@@ -83,22 +87,50 @@ def degree(lists: Lists) -> NDArray[np.int32]:
 def test_weights_are_those_of_naive_sets(lists: Lists, degree: NDArray[np.int32]) -> None:
     n = len(degree)
     for group in (np.zeros(n, np.int32), (np.arange(n) % 3 - 1).astype(np.int32)):
-        weight = np.full(lists[0].shape, 7, np.uint16)
-        weigh(lists[0], degree, lists[1], 0, group, 0.2, weight)
-        assert np.array_equal(weight, naive_weights(lists, degree, group, 0.2))
-        assert weight.any()
+        for large in (np.zeros(n, np.bool_), np.arange(n) % 4 > 0):
+            for common in (0, 6):
+                weight = np.zeros(lists[0].shape, np.uint16)
+                weigh(lists[0], degree, large, lists[1], 0, group, 0.2, common, weight)
+                assert np.array_equal(weight, naive_weights(lists, degree, large, group, 0.2, common))
+                assert weight.any()
+                assert common == 0 or not np.array_equal(weight, naive_weights(lists, degree, large, group, 0.2))
+
+
+def test_weights_of_longer_lists_only_raise_weights(lists: Lists, degree: NDArray[np.int32]) -> None:
+    group, large = np.zeros(len(degree), np.int32), np.zeros(len(degree), np.bool_)
+    weight = np.zeros(lists[0].shape, np.uint16)
+    shorter = degree // 2
+    for length in (shorter, degree):
+        weigh(lists[0], length, large, lists[1], 0, group, 0.2, 0, weight)
+    each = [naive_weights(lists, length, large, group, 0.2) for length in (shorter, degree)]
+    assert np.array_equal(weight, np.maximum(*each))
+    assert (each[0] > each[1]).any()
+
+
+def test_images_are_counted_in_the_lists_that_name_them(lists: Lists, degree: NDArray[np.int32]) -> None:
+    named = [sum(i in row[:d] for row, d in zip(lists[0], degree, strict=True)) for i in range(len(degree))]
+    assert count_named(lists[0], degree).tolist() == named
 
 
 def test_a_share_of_the_rows_gets_the_same_weights(lists: Lists, degree: NDArray[np.int32]) -> None:
-    group = np.zeros(len(degree), np.int32)
-    part = np.empty((30, 12), np.uint16)
-    weigh(lists[0], degree, lists[1][50:80], 50, group, 0.2, part)
-    assert np.array_equal(part, naive_weights(lists, degree, group, 0.2)[50:80])
+    group, large = np.zeros(len(degree), np.int32), np.arange(len(degree)) % 2 > 0
+    part = np.zeros((30, 12), np.uint16)
+    weigh(lists[0], degree, large, lists[1][50:80], 50, group, 0.2, 0, part)
+    assert np.array_equal(part, naive_weights(lists, degree, large, group, 0.2)[50:80])
+
+
+@pytest.mark.parametrize("size", [60, 200, 300])
+def test_a_person_with_many_more_images_than_a_list_holds_stays_whole(size: int) -> None:
+    """Lists cut at k share about k / size of their entries, far below any fixed overlap."""
+    bank, labels = planted([size] * 4 + [3] * 100, 256, 0.8, seed=3)
+    found = find(bank, k=32)
+    assert pair_f(found, labels) > 0.95
 
 
 def test_propagation_is_that_of_naive_sweeps(lists: Lists, degree: NDArray[np.int32]) -> None:
     """Propagation skips rows without changed neighbours, and gives the same labels as without skipping."""
-    ids, weight = lists[0], naive_weights(lists, degree, np.zeros(len(degree), np.int32), 0.2)
+    nothing = np.zeros(len(degree), np.int32)
+    ids, weight = lists[0], naive_weights(lists, degree, nothing > 0, nothing, 0.2)
     labels = np.arange(len(ids), dtype=np.int32)
     for sweep_number in range(50):
         labels = naive_sweep(ids, degree, weight, labels, 5, sweep_number)
@@ -154,7 +186,7 @@ def test_a_cone_of_blurry_images_does_not_become_one_person() -> None:
     bank, labels = planted([10] * 100, 64, 0.8)
     direction = unit(np.random.default_rng(3).normal(size=(1, 64)))
     lists = lists_of(np.concatenate([bank, unit(0.5 * bank[:100] + 0.5 * direction)]))
-    f = pair_f(overlap_ids(lists, similarity_floor(bank, len(bank), 0.05))[:1000], labels)
+    f = pair_f(overlap_ids(lists, similarity_floors(bank, len(bank), 20, 0.05))[:1000], labels)
     assert f > 0.95
     assert f > max(pair_f(component_ids(lists, similarity)[:1000], labels) for similarity in np.arange(0.3, 0.9, 0.05))
 
@@ -217,13 +249,41 @@ def test_fewer_images_than_neighbours_are_clustered_too(count: int) -> None:
         assert method(lists, 0.5).tolist() == ([0] * count if count > 1 else [NO_ID] * count)
 
 
-def test_the_floor_lets_through_about_as_many_chance_neighbours_as_asked() -> None:
-    bank, _ = planted([1] * 3000, 32, 0.0)
-    floor = similarity_floor(bank[:2048], 3000, 1.0)
+@pytest.mark.parametrize("dim", [4, 8, 32, 256])
+def test_the_floors_let_through_about_as_many_chance_neighbours_as_asked(dim: int) -> None:
+    """Later floors let more through, as long lists by chance are rarer; in few dimensions, too."""
+    expected = [0.05, 0.05, 0.0518, 0.0937]
+    bank, _ = planted([1] * 3000, dim, 0.0)
     cosine = bank @ bank.T
     np.fill_diagonal(cosine, -1)
-    assert (cosine >= floor).sum(1).mean() == pytest.approx(1.0, rel=0.5)
+    passed = [(cosine >= floor).sum(1).mean() for floor in similarity_floors(bank[:2048], 3000, 4, 0.05)]
+    assert passed == pytest.approx(expected, rel=0.35)
+
+
+def test_floors_fall_from_rank_to_rank_and_stay_cosines() -> None:
+    for bank in (planted([5] * 100, 32, 0.8)[0], np.tile(np.eye(1, 8, dtype=np.float32), (9, 1))):
+        floors = similarity_floors(bank, len(bank), 32, 0.05)
+        assert (np.diff(floors) <= 0).all()
+        assert (floors >= 0).all()
+        assert (floors <= 1).all()
 
 
 def test_without_a_pair_to_measure_nothing_is_alike() -> None:
-    assert similarity_floor(np.empty((0, 8), np.float32), 10, 0.05) == 1.0
+    assert similarity_floors(np.empty((0, 8), np.float32), 10, 3, 0.05).tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("cosines", "length"),
+    [
+        ([0.9, 0.2, 0.1], 1),
+        ([0.7, 0.65, 0.1], 2),
+        ([0.7, 0.5, 0.1], 0),
+        ([0.7, 0.5, 0.45], 3),
+        ([-np.inf] * 3, 0),
+    ],
+)
+def test_a_list_counts_as_far_as_the_last_entry_that_reaches_the_floor_of_its_rank(
+    cosines: list[float], length: int
+) -> None:
+    floors = np.float32([0.8, 0.6, 0.4])
+    assert list_lengths(np.float32([cosines]), floors).tolist() == [length]

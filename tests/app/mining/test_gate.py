@@ -14,7 +14,7 @@ from PIL import Image
 
 from app.config import NO_ID, MiningConfig
 from app.mining.contact_sheet import contact_sheet
-from app.mining.gate import churn, histogram, judge, keep_ids, pair_f, purity
+from app.mining.gate import bcubed_f, churn, effective_rank, histogram, judge, keep_ids, pair_f, pair_precision, purity
 
 NEW = np.full(100, NO_ID)
 
@@ -53,6 +53,7 @@ def test_the_report_counts_and_can_be_written_as_json() -> None:
         "floor": 0.5,
         "recall": 0.9999,
         "unusable": 1,
+        "left_out": 0,
         "accepted": True,
         "why": "",
     }
@@ -160,3 +161,33 @@ def test_a_sheet_without_clusters_says_so(tmp_path: Path) -> None:
     contact_sheet(tmp_path / "a.png", np.zeros((3, 112, 112, 3), np.uint8), np.arange(3), np.full(3, NO_ID), 0)
     with Image.open(tmp_path / "a.png") as sheet:
         assert np.asarray(sheet).min() < 100  # dark text
+
+
+def test_a_collapse_is_refused_and_nan_fails_every_guard() -> None:
+    good, config = np.arange(100) // 5, MiningConfig()
+    for changes, word in (({"spread": np.nan}, "rank"), ({"spread": 1.0}, "rank"), ({"distinct": np.nan}, "copies")):
+        verdict = judge(good, NEW, None, config, floor=0.5, **changes)
+        assert not verdict.accepted
+        assert word in verdict.why
+    empty = judge(NEW[:0], NEW[:0], None, config, floor=0.5)
+    assert (empty.accepted, empty.coverage) == (False, 0.0)
+    assert judge(good, NEW, None, config, floor=0.5, spread=5.0).accepted
+
+
+def test_effective_rank_counts_directions() -> None:
+    rng = np.random.default_rng(0)
+    equal = np.tile(np.float32([0.6, 0.8]), (50, 1))
+    assert effective_rank(equal) == 0
+    assert effective_rank(equal[:0]) == 0
+    line = equal + rng.normal(size=(50, 1)).astype(np.float32)
+    assert effective_rank(line) == pytest.approx(1, abs=1e-3)
+    assert effective_rank(rng.normal(size=(4000, 8)).astype(np.float32)) == pytest.approx(8, rel=0.05)
+    assert not effective_rank(equal * np.nan) >= 0
+
+
+def test_bcubed_and_precision_by_hand() -> None:
+    found, labels = np.array([0, 0, 0, NO_ID]), np.array([5, 5, 7, 7], np.int32)
+    assert pair_precision(found, labels) == pytest.approx(1 / 3)
+    precision, recall = (2 / 3 + 2 / 3 + 1 / 3 + 1) / 4, (1 + 1 + 1 / 2 + 1 / 2) / 4
+    assert bcubed_f(found, labels) == pytest.approx(2 * precision * recall / (precision + recall))
+    assert bcubed_f(found[:0], labels[:0]) == pair_precision(found[:0], labels[:0]) == 1.0

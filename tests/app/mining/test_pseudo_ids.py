@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from app.config import NO_ID, MiningConfig
-from app.mining.gate import Report, pair_f
+from app.mining.gate import Report, pair_f, pair_precision
 from app.mining.pseudo_ids import SearchInexact, find_pseudo_ids
 from app.runtime.dist import World
 from tests.app.support.planted import largest, planted
@@ -30,6 +30,11 @@ def find(bank: NDArray[np.float32], labels: NDArray[np.int32] | None = None, **c
     nothing = np.full(len(bank), NO_ID, np.int64)
     alone = World(0, 1, torch.device("cpu"))
     return find_pseudo_ids(torch.from_numpy(bank), nothing, labels, replace(CONFIG, **changes), alone, seed=0)
+
+
+def find_default(bank: NDArray[np.float32]) -> Found:
+    alone = World(0, 1, torch.device("cpu"))
+    return find_pseudo_ids(torch.from_numpy(bank), np.full(len(bank), NO_ID), None, MiningConfig(), alone, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +87,58 @@ def test_next_to_no_images_are_next_to_no_clusters(count: int) -> None:
     found, report = find(np.eye(count, 8, dtype=np.float32))
     assert (found == NO_ID).all()
     assert not report.accepted
+
+
+@pytest.mark.parametrize("points", [1, 16])
+def test_embeddings_that_collapsed_to_few_points_are_refused(points: int) -> None:
+    few = np.random.default_rng(0).normal(size=(points, 32)).astype(np.float32)
+    bank = np.tile(few / np.linalg.norm(few, axis=1, keepdims=True), (3000 // points, 1))
+    _, report = find(bank, max_cluster=1000)
+    assert not report.accepted
+
+
+@pytest.mark.parametrize(("images", "least"), [(64, 0.95), (128, 0.95), (200, 0.95), (468, 0.85)])
+def test_people_of_any_size_stay_whole_at_the_default_settings(images: int, least: float) -> None:
+    """Also those with many more images than a list holds, whose lists have little in common.
+
+    Of 468 images some are in over CROWD times k lists, as blurry ones are, and stay out.
+    """
+    rng = np.random.default_rng(images)
+    labels = np.concatenate([np.repeat(np.arange(8), images), 8 + np.arange(300)]).astype(np.int32)
+    centres = rng.normal(size=(308, 256))
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    bank = (centres[labels] + 0.8 * rng.normal(size=(len(labels), 256)) / 16).astype(np.float32)
+    found, report = find_default(bank / np.linalg.norm(bank, axis=1, keepdims=True))
+    assert pair_f(found, labels) >= least
+    assert pair_precision(found, labels) >= 0.99
+    assert report.accepted
+
+
+def test_an_image_1500_times_over_does_not_lose_the_clusters() -> None:
+    """Pairs of copies must not pass for random pairs, from which the floors are read."""
+    bank, labels = planted([30] * 20 + [1] * 50, 64, 0.6)
+    found, report = find_default(np.concatenate([bank, np.repeat(bank[:1], 1500, axis=0)]))
+    assert report.accepted
+    assert pair_f(found[: len(bank)], labels) >= 0.95
+
+
+@pytest.mark.parametrize("dim", [3, 8, 256])
+def test_noise_is_refused(dim: int) -> None:
+    _, report = find_default(planted([1] * 3000, dim, 0.0)[0])
+    assert not report.accepted, report
+
+
+def test_embeddings_without_a_number_are_refused() -> None:
+    _, report = find_default(np.full((500, 16), np.nan, np.float32))
+    assert not report.accepted
+    assert report.unusable == 500
+
+
+def test_clusters_do_not_depend_on_the_seed(people: tuple[NDArray, NDArray]) -> None:
+    bank, nothing = torch.from_numpy(people[0]), np.full(len(people[0]), NO_ID, np.int64)
+    alone = World(0, 1, torch.device("cpu"))
+    one, other = (find_pseudo_ids(bank, nothing, None, CONFIG, alone, seed=seed)[0] for seed in (0, 1))
+    assert np.array_equal(one, other)
 
 
 RANKS = """

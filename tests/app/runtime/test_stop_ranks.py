@@ -44,10 +44,10 @@ with dist.world() as here:
             cosine = np.sort(rng.random((n, k), np.float32))[:, ::-1].copy()
             small = lists[:50] % 100, cosine[:50]
             # The first call compiles its loops, on a machine where they are new.
-            by_overlap(*small, here, floor=0, min_overlap=0, max_size=9, seed=0)
+            by_overlap(*small, here, floor=0, min_overlap=0, max_size=9)
             say("began")
-            for seed in range(100):
-                by_overlap(lists, cosine, here, floor=0, min_overlap=0, max_size=10**6, seed=seed, poll=poll)
+            for _ in range(100):
+                by_overlap(lists, cosine, here, floor=0, min_overlap=0, max_size=10**6, poll=poll)
         say("done")
     except Interrupted:
         say("left")

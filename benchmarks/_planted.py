@@ -1,0 +1,109 @@
+"""Generate synthetic identities of many kinds, to judge clusters. Even seeds are for tuning, odd seeds for results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int32]
+NOISE = {"easy": 0.82, "medium": 1.15, "hard": 1.45}  # length of the noise on a unit centre: cosine .60, .43, .32
+
+
+def unit(x: Floats) -> Floats:
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+def normal(rng: np.random.Generator, count: int, dim: int) -> Floats:
+    """Return rows of length about 1."""
+    return rng.normal(size=(count, dim)).astype(np.float32) / np.float32(np.sqrt(dim))
+
+
+def _owners(sizes: Ints, n: int) -> Ints:
+    """Return the person of each image [n] from more people than needed; the last one is cut short."""
+    return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)[:n]
+
+
+def equal(_: np.random.Generator, n: int) -> Ints:
+    return _owners(np.full(n, 60), n)
+
+
+def pairs(rng: np.random.Generator, n: int) -> Ints:
+    return _owners(rng.integers(2, 4, n), n)
+
+
+def long_tail(rng: np.random.Generator, n: int) -> Ints:
+    return _owners(np.minimum(2 + rng.pareto(1.1, n) * 4, n // 35).astype(np.int32), n)
+
+
+def singletons(rng: np.random.Generator, n: int) -> Ints:
+    alone = int(0.6 * n)
+    rest = long_tail(rng, n - alone)
+    return np.concatenate([rest, rest.max() + 1 + np.arange(alone, dtype=np.int32)])
+
+
+def giants(rng: np.random.Generator, n: int) -> Ints:
+    big = np.repeat(np.arange(4, dtype=np.int32), int(0.08 * n))
+    return np.concatenate([big, 4 + long_tail(rng, n - len(big))])
+
+
+SIZES: dict[str, Callable[[np.random.Generator, int], Ints]] = {
+    "equal": equal,
+    "pairs": pairs,
+    "long_tail": long_tail,
+    "singletons": singletons,
+    "giants": giants,
+    "twins": long_tail,
+    "bursts": long_tail,
+    "anisotropic": long_tail,
+    "cone": long_tail,
+    "low_dim": long_tail,
+    "everything": singletons,
+    "low_rank": long_tail,
+}
+KINDS = tuple(SIZES)
+
+
+def make(kind: str, n: int, level: str, dim: int, seed: int) -> tuple[Floats, Ints]:
+    """Return unit embeddings [n, dim], in random order, and the person of each, of one of KINDS at a level of NOISE."""
+    rng = np.random.default_rng([seed, KINDS.index(kind), list(NOISE).index(level), n, dim])
+    labels = SIZES[kind](rng, n)
+    space = 14 if kind == "low_dim" else dim
+    centres = unit(normal(rng, labels.max() + 1, space))
+    if kind == "low_rank":  # people differ in few directions; the noise has all
+        centres = unit(normal(rng, len(centres), 14) @ np.linalg.qr(rng.normal(size=(dim, 14)))[0].astype(np.float32).T)
+    if kind in ("twins", "everything"):  # a fifth of the people look like the one before them
+        twin = 1 + 2 * np.flatnonzero(rng.random((len(centres) - 1) // 2) < 0.4)
+        centres[twin] = unit(centres[twin - 1] + 0.55 * normal(rng, len(twin), space))
+    noise = normal(rng, n, space)
+    if kind in ("anisotropic", "everything"):  # pose and light: a third of the noise in twelve shared axes
+        axes = np.linalg.qr(rng.normal(size=(space, 12)))[0].astype(np.float32)
+        noise = np.sqrt(2 / 3) * noise + np.sqrt(1 / 3 / 12) * rng.normal(size=(n, 12)).astype(np.float32) @ axes.T
+    scale = np.full((n, 1), NOISE[level], np.float32)
+    if kind in ("cone", "everything"):
+        scale *= np.minimum(rng.lognormal(0, 0.3, (n, 1)), 2.5)
+    x = unit(centres[labels] + scale * noise)
+    if kind in ("bursts", "everything"):  # half of the images are frames of another image of the same person
+        order = np.argsort(labels, kind="stable")
+        before = np.maximum(np.arange(n) - rng.integers(1, 12, n), 0)
+        frame = (rng.random(n) < 0.5) & (labels[order] == labels[order[before]])
+        x[order[frame]] = unit(x[order[before[frame]]] + 0.1 * normal(rng, int(frame.sum()), space))
+    if kind in ("cone", "everything"):  # blurry images drift to one direction and show nobody in particular
+        blurry = np.flatnonzero(rng.random(n) < 0.15)
+        direction = unit(normal(rng, 1, space))
+        x[blurry] = unit(direction + rng.uniform(0.4, 1.1, (len(blurry), 1)) * x[blurry])
+    if space < dim:
+        turn = np.linalg.qr(rng.normal(size=(dim, space)))[0].astype(np.float32)
+        x = unit(x @ turn.T)
+    shuffled = rng.permutation(n)
+    return np.ascontiguousarray(x[shuffled], np.float32), labels[shuffled]
+
+
+def of_sizes(sizes: list[int], noise: float, dim: int, seed: int) -> tuple[Floats, Ints]:
+    """Return unit embeddings [sum of sizes, dim], in random order, and the person of each: one person a size."""
+    rng = np.random.default_rng([seed, len(sizes), max(sizes)])
+    labels = rng.permutation(np.repeat(np.arange(len(sizes), dtype=np.int32), sizes))
+    centres = unit(rng.normal(size=(len(sizes), dim)))
+    return unit(centres[labels] + noise * unit(rng.normal(size=(len(labels), dim)))), labels
