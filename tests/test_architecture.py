@@ -405,6 +405,39 @@ def test_the_menu_shows_itself_without_torch() -> None:
     assert "train" in done.stdout
 
 
+def named_in(body: list[ast.stmt]) -> Iterator[str]:
+    """The names that the top level of a module defines or imports, also below `if`, `try` and `with`."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            yield from (alias.asname or alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.Assign | ast.AnnAssign | ast.If | ast.Try | ast.With | ast.For):
+            yield from (each.id for each in ast.walk(node) if isinstance(each, ast.Name))
+            for part in ("body", "orelse", "finalbody"):
+                yield from named_in(getattr(node, part, None) or [])
+
+
+def test_every_name_that_is_imported_exists() -> None:
+    """Also inside functions that run only on a GPU, in a slow test or in a benchmark: type checks skip these files."""
+    under = sources("app", "deploy", "benchmarks", "tests")
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in under}
+    names: dict[str, set[str]] = {}
+    for path, tree in trees.items():
+        names.setdefault(name_of(path), set()).update(named_in(tree.body))
+        above, _, name = name_of(path).rpartition(".")
+        names.setdefault(above, set()).add(name)
+    missing = [
+        f"{path.relative_to(PROJECT)}:{node.lineno} {node.module}.{alias.name}"
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module in names
+        for alias in node.names
+        if alias.name not in names[node.module]
+    ]
+    assert missing == []
+
+
 def menu() -> dict[str, object]:
     """All commands, by the name that a user types."""
     if not sources("tasks.py"):

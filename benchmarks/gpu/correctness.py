@@ -154,8 +154,7 @@ def infonce(
 
 def heads(rig: Rig) -> Records:
     """Loss and gradient of every margin head over all and over sampled classes, against the CPU."""
-    from app.config.checks import HEADS
-    from app.config.schema import HeadConfig, OptimizerConfig
+    from app.config.schema import HEADS, HeadConfig, OptimizerConfig
     from app.models.partial_fc import PartialFC
     from app.runtime.dist import World
 
