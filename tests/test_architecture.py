@@ -421,7 +421,7 @@ def named_in(body: list[ast.stmt]) -> Iterator[str]:
 def test_every_name_that_is_imported_exists() -> None:
     """Also inside functions that run only on a GPU, in a slow test or in a benchmark: type checks skip these files."""
     under = sources("app", "deploy", "benchmarks", "tests")
-    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in under}
+    trees = {path: tree_of(path) for path in under}
     names: dict[str, set[str]] = {}
     for path, tree in trees.items():
         names.setdefault(name_of(path), set()).update(named_in(tree.body))
