@@ -29,6 +29,7 @@ MALFORMED = (
     *(pickle.UnpicklingError, struct.error, EOFError, MemoryError, OverflowError, RecursionError),
     *(ArithmeticError, AttributeError, AssertionError, LookupError, TypeError, ValueError),
 )
+FRAME_BYTES = 9  # of the operation FRAME and its length
 MOST_KEPT = 1 << 22  # objects of a file that others in it can refer to
 KINDS = "biufS"  # booleans, numbers and bytes; no objects, no structures
 
@@ -57,7 +58,7 @@ def read_bin(path: Path) -> tuple[list[bytes], NDArray[np.bool_]]:
 def _unpickle(path: Path) -> Any:
     data = path.read_bytes()
     try:
-        _check_numbers(data)
+        _check_operations(data)
         return _Restricted(io.BytesIO(data), encoding="bytes").load()
     except _Refused as refused:
         raise WrongUse(
@@ -68,14 +69,26 @@ def _unpickle(path: Path) -> Any:
         raise WrongUse(f"{path} is not a complete pickle ({len(data):,} bytes); copy it again") from error
 
 
-def _check_numbers(data: bytes) -> None:
-    """Refuse what makes the unpickler take memory before it looks: lengths past the end, and places far apart.
+def _check_operations(data: bytes) -> None:
+    """Refuse what the unpickler would obey before it looks: lengths past the end, places far apart, false frames.
 
-    It keeps what it has read in a table as long as the largest place that is named: one number could cost 64 GiB.
+    It keeps what it has read in a table as long as the largest place that is named: one number could cost 64 GiB. It
+    also reads a frame at once. A frame that ends inside an operation, or holds another frame, makes it go on elsewhere,
+    with operations that nothing has checked.
     """
-    for operation, argument, _ in pickletools.genops(data):
+    frame_end, after = 0, 0  # 0: outside of a frame
+    for operation, argument, where in pickletools.genops(data):
+        at = where or 0
+        if frame_end and at >= frame_end:
+            _check(at == frame_end)
+            frame_end = 0
         is_place = operation.name.endswith("PUT")
         _check(not is_place or (isinstance(argument, int) and argument < MOST_KEPT))
+        if operation.name == "FRAME":
+            _check(not frame_end and isinstance(argument, int))
+            frame_end = at + FRAME_BYTES + int(argument or 0)
+        after = at + 1  # of the last operation, STOP
+    _check(frame_end in (0, after))
 
 
 class _Refused(Exception):

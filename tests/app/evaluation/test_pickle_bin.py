@@ -181,3 +181,14 @@ def test_a_number_in_a_small_file_takes_no_memory(hostile: bytes, tmp_path: Path
     with pytest.raises(WrongUse, match="is not a complete pickle"):
         read_bin(tmp_path / "a.bin")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+@pytest.mark.parametrize("length", [3, 12, 40], ids=["ends inside", "holds another", "past the end"])
+def test_a_frame_that_hides_operations_is_refused(length: int, tmp_path: Path) -> None:
+    """A wrong length makes the unpickler drop bytes. Here it would take the size of a bytes object for an operation."""
+    size = ord("N")  # as an operation: None
+    content = b"C" + bytes([size]) + b"." * size + b"."
+    inner = b"\x95" + struct.pack("<Q", len(content) - 1) + content
+    (tmp_path / "x.bin").write_bytes(b"\x80\x04\x95" + struct.pack("<Q", length) + b"N0" + inner)
+    with pytest.raises(WrongUse, match="is not a complete pickle"):
+        read_bin(tmp_path / "x.bin")
