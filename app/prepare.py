@@ -51,6 +51,7 @@ from app.data.dataset import IMAGE_SHAPE, open_images, read_manifest
 from app.data.faces.examine import examine
 from app.data.faces.placing import ALIGN, NOT_FOUND, SEVERAL, UNREADABLE, Placing, placed
 from app.data.faces.told import PAGE, Facts, Told, none_left, summary
+from app.data.options import failed, parse_options
 from app.data.progress import Bar
 from app.data.sources import source as sources
 from app.data.sources import writer
@@ -59,7 +60,7 @@ from app.data.sources.photograph import FITS
 from app.data.sources.processes import cores
 from app.data.sources.recordio import rec
 from app.data.synthetic.source import synthetic
-from app.errors import EXIT_WRONG_USE, WrongUse, framed
+from app.errors import EXIT_WRONG_USE, WrongUse
 from app.files import atomic, make_folder, one_at_a_time, write_json
 
 PLACED = ("align", "fit", "landmarks", "min_face", "min_score_pct", "not_found", "several")
@@ -125,13 +126,6 @@ def main(argv: list[str]) -> int:
         print(f"{out}: {manifest['rows']} images, data set {manifest['dataset_id']}")
         print("".join(f"{line}\n" for line in summary(manifest, placing, out)), end="")
     return 0
-
-
-def failed(message: str, code: int, argv: list[str]) -> int:
-    print(framed(message), file=sys.stderr)
-    if "json=true" in argv:
-        print(json.dumps({"error": message, "exit_code": code}))
-    return code
 
 
 def document(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -216,16 +210,8 @@ def make_photographs(
 
 def parse(argv: list[str]) -> dict[str, str]:
     """Parse key=value words. Raises WrongUse, with a key that fits, for a key that is unknown or of another source."""
-    options = {}
-    known = sorted({*EVERYWHERE, *(key for keys in OPTIONS.values() for key in keys)})
-    for word in argv:
-        key, equals, value = word.partition("=")
-        if key not in known or not equals:
-            near = difflib.get_close_matches(key, known, n=1) or ["source"]
-            raise WrongUse(f"{word!r} is not an option of prepare; did you mean {near[0]}=…?")
-        if key in options:
-            raise WrongUse(f"{key}= is given twice; give it once")
-        options[key] = value
+    known = {*EVERYWHERE, *(key for keys in OPTIONS.values() for key in keys)}
+    options = parse_options(argv, known, "prepare", "source")
     for key, known_values in CHOICES.items():
         if options.get(key) not in (None, *known_values):
             raise WrongUse(f"{key}={options[key]} is not known; give {key}={'|'.join(known_values)}, or leave it out")

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
+
+from tests.support.scripts import load_script
 
 PROJECT = Path(__file__).parents[1]
 DOCS = PROJECT / "docs"
 LONGEST_README = 120
 PAGES = sorted(path.relative_to(PROJECT).as_posix() for path in [*PROJECT.glob("*.md"), *DOCS.glob("*.md")])
-
-
-@cache
-def maker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make", DOCS / "make.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def text(name: str) -> str:
@@ -41,7 +30,8 @@ def anchors(page: str) -> set[str]:
 
 @pytest.mark.parametrize("name", ["commands.md", "settings.md", "targets.md"])
 def test_a_generated_page_is_what_the_code_says(name: str) -> None:
-    assert text(f"docs/{name}") == maker().page(name), "run: python bootstrap.py python docs/make.py"
+    page = load_script(DOCS / "make.py").page(name)
+    assert text(f"docs/{name}") == page, "run: python bootstrap.py python docs/make.py"
 
 
 @pytest.mark.parametrize("name", ["settings.md", "targets.md"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +11,8 @@ import pytest
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.support.scripts import load_script
 
 PROJECT = Path(__file__).parents[1]
 FOLDER = PROJECT / "requirements"
@@ -24,12 +25,7 @@ BLOCK = re.compile(
 @pytest.fixture(scope="module")
 def update() -> ModuleType:
     """The script that makes the lists."""
-    spec = importlib.util.spec_from_file_location("update", FOLDER / "update.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(FOLDER / "update.py")
 
 
 def blocks(name: str) -> list[tuple[str, str, str]]:

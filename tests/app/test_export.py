@@ -79,11 +79,16 @@ def network(config: BackboneConfig) -> nn.Module:
     return settled(net, config.image_size)
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "backbone.pt"
+def save_weights(folder: Path) -> Path:
+    """Save the weights of the network IRESNET; returns the file."""
+    path = folder / "backbone.pt"
     torch.save(network(IRESNET).state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

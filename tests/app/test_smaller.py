@@ -18,14 +18,12 @@ from app.onnx.network import OnnxNetwork
 from app.runtime.checkpoint import sha256
 from tests.app.conftest import faces
 from tests.app.evaluation.test_sets import write_arrays
-from tests.app.test_export import IRESNET, NETWORKS, WEIGHTS_OF_IRESNET, network
+from tests.app.test_export import NETWORKS, WEIGHTS_OF_IRESNET, network, save_weights
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "backbone.pt"
-    torch.save(network(IRESNET).state_dict(), path)
-    return path
+    return save_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,8 @@ from tests.support.forks import forks
 
 if TYPE_CHECKING:
     from tests.deploy.support.supervised import Supervised
-
-if TYPE_CHECKING:
     from tests.support.emulators.rig import Rig
+    from tests.support.emulators.runpod import Emulator
 
 SOURCE = Path(__file__).parents[2]
 PRETEND = Path(__file__).parent / "support" / "pretend"
@@ -225,3 +224,16 @@ def sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boot_s: float) -> Itera
     from tests.support.emulators.rig import rig
 
     yield from rig("sdk", tmp_path, monkeypatch, boot_s=boot_s)
+
+
+@pytest.fixture
+def emulator(project: Project) -> Iterator[Emulator]:
+    """The RunPod account that the project's commands reach."""
+    from tests.support.emulators.rig import breaches
+    from tests.support.emulators.runpod import KEY, Emulator
+
+    made = Emulator()
+    project.env |= {"RUNPOD_API_BASE_URL": made.url, "RUNPOD_API_KEY": KEY, "HOME": str(project.path / "home")}
+    yield made
+    made.close()
+    assert breaches(made) == []

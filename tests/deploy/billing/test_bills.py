@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,23 +16,12 @@ from deploy.providers.runpod import prices
 from deploy.runs.records import Record
 from deploy.specs.plan import slug
 from tests.deploy.conftest import Project
-from tests.support.emulators.rig import breaches
-from tests.support.emulators.runpod import KEY, Emulator
+from tests.support.emulators.runpod import Emulator
 from tests.support.emulators.runpod_state import Pod
 
 FACES = {"name": "faces", "size": 200, "dataCenter": "EU-RO-1", "type": "STANDARD"}
 BILL = Bill(machine="m", target="runpod", usd_per_hour=2.0, hours=5.0, usd=10.0, orphan=True)
 FAST = {"name": "somebody's", "size": 100, "dataCenter": "US-KS-2", "type": "HIGH_PERFORMANCE"}
-
-
-@pytest.fixture
-def emulator(project: Project) -> Iterator[Emulator]:
-    """The RunPod account of the project's target `runpod`."""
-    made = Emulator()
-    project.env |= {"RUNPOD_API_BASE_URL": made.url, "RUNPOD_API_KEY": KEY, "HOME": str(project.path / "home")}
-    yield made
-    made.close()
-    assert breaches(made) == []
 
 
 def target(project: Project, name: str = "runpod", **values: object) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from deploy.commands.offers import judged
@@ -14,20 +12,10 @@ from deploy.specs.plan import DataFacts
 from deploy.specs.settings import RunPod, Target
 from tests.deploy.conftest import Project
 from tests.deploy.specs.test_memory import CONFIG, TABLE
-from tests.support.emulators.rig import breaches
-from tests.support.emulators.runpod import KEY, Emulator
+from tests.support.emulators.runpod import Emulator
 
 POD = Target("runpod", "runpod", "/workspace/x")
 IMAGES = DataFacts("faces", "/faces/images.npy", 1000, 1000, 1 << 20, None)
-
-
-@pytest.fixture
-def emulator(project: Project) -> Iterator[Emulator]:
-    made = Emulator()
-    project.env |= {"RUNPOD_API_BASE_URL": made.url, "RUNPOD_API_KEY": KEY, "HOME": str(project.path / "home")}
-    yield made
-    made.close()
-    assert breaches(made) == []
 
 
 def test_what_is_in_stock_is_listed_by_price(project: Project, emulator: Emulator) -> None:
