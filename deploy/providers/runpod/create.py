@@ -117,8 +117,8 @@ class Making:
             self._end_all(kind, name)
         notes.done_with(name)
         if bad_image:
-            raise cannot_pull(target, start_of(self.options, self.settings.project).image, bad_image.why)
-        raise no_candidate(target, refusals, kind.word if nodes > 1 else "machine")
+            raise cannot_pull(self.settings, start_of(self.options, self.settings.project).image, bad_image.why)
+        raise no_candidate(self.settings, refusals, kind.word if nodes > 1 else "machine")
 
     def _handed_out(self, kind: Kind[T], made: T, name: str, *, may_have_twins: bool) -> Machine:
         """Return the machine once it is ready. It bills already: a failure releases it, or names it in the error."""

@@ -20,6 +20,7 @@ from deploy.providers.runpod.api import (
 )
 from deploy.providers.runpod.candidates import Refusal
 from deploy.providers.runpod.key import WHERE_TO_GET
+from deploy.specs.settings import Settings
 
 # RunPod has no error code for missing capacity: these are its texts, as users reported them.
 ROOM = re.compile(
@@ -33,9 +34,9 @@ def unlike_room(error: ApiError) -> bool:
     return isinstance(error, Refused) and not ROOM.search(str(error))
 
 
-def no_candidate(target: str, refusals: Sequence[Refusal], what: str = "machine") -> NoMachine:
+def no_candidate(settings: Settings, refusals: Sequence[Refusal], what: str = "machine") -> NoMachine:
     """Build the error when every candidate was refused. A broken rule fails every candidate, missing capacity one."""
-    where = f"conf/deploy/{target}.yaml"
+    target, where = settings.target.name, settings.where
     asked = [refusal for refusal in refusals if refusal.by_rule]
     if asked and len(asked) == len(refusals):
         message = f"RunPod refused every candidate of target '{target}'; the request may be wrong: {asked[-1].why}"
@@ -48,11 +49,11 @@ def no_candidate(target: str, refusals: Sequence[Refusal], what: str = "machine"
     return NoMachine(message, evidence=[str(refusal) for refusal in refusals], next_command=following)
 
 
-def cannot_pull(target: str, image: str, why: str) -> NoMachine:
+def cannot_pull(settings: Settings, image: str, why: str) -> NoMachine:
     """Build the error for an image that cannot be pulled. Other candidates would have to pull the same image."""
     return NoMachine(
         f"RunPod cannot pull the image {image}: {why}",
-        next_command=f"set another image: in conf/deploy/{target}.yaml, or registry: for a private one",
+        next_command=f"set another image: in {settings.where}, or registry: for a private one",
     )
 
 

@@ -71,7 +71,6 @@ class RunPodTrial:
         self.make = make
         self.say: Callable[[str], None] = lambda _: None
         self.check: Callable[[Machine], None] = lambda _: None
-        self._where = f"conf/deploy/{settings.target.name}.yaml"
         self._chosen: list[Candidate] = []
         self._funds_error = ""
         self._requested = 0.0
@@ -80,7 +79,7 @@ class RunPodTrial:
     # What costs nothing
 
     def funds(self) -> Funds | None:
-        with in_words(self._where):
+        with in_words(self.settings.where):
             try:
                 return self.asking.ask(self.rest.funds, self.asking.limits.look_s)
             except WrongKey:
@@ -121,7 +120,7 @@ class RunPodTrial:
 
     def placed(self, machine: Machine) -> list[Finding]:
         seconds = self.asking.clock.now() - self._requested
-        with in_words(self._where):
+        with in_words(self.settings.where):
             pod = self.asking.pod(machine.id)
         assert machine.address
         found = [
@@ -162,7 +161,7 @@ class RunPodTrial:
     def is_gone(self, machine: Machine, limit_s: float) -> bool:
         clock = self.asking.clock
         until, waits = clock.now() + limit_s, endless(RUNPOD_POLLS_S)
-        with in_words(self._where):
+        with in_words(self.settings.where):
             while True:
                 try:
                     if not self.asking.pod(machine.id).is_alive:
@@ -196,13 +195,13 @@ class RunPodTrial:
         """List the cheapest NVIDIA GPUs of the whole catalogue within the target's limits. Raises NoMachine."""
         if not self._chosen:
             options = self.options
-            with in_words(self._where):
+            with in_words(self.settings.where):
                 offers = self.asking.ask(lambda: self.rest.offers((), 1, options.cloud, self._min_cuda))
             by_price = sorted(offers, key=lambda each: (each.usd_per_gpu_hour, each.gpu))
             gpus = tuple(each.gpu for each in by_price if each.gpu.startswith("NVIDIA") and each.usd_per_gpu_hour > 0)
             chosen = choose(replace(options, gpus=gpus, gpu_count=1), offers, None)
             if not chosen.candidates:
-                raise no_candidate(self.settings.target.name, chosen.refusals)
+                raise no_candidate(self.settings, chosen.refusals)
             kept = list(dict.fromkeys(each.gpu for each in chosen.candidates))[:MOST_GPUS]
             self._chosen = [each for each in chosen.candidates if each.gpu in kept]
         return self._chosen
