@@ -109,7 +109,7 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
 
     program = shutil.which("docker-registry")
     if not program:
-        pytest.skip("needs Docker: and docker-registry")
+        pytest.skip("needs docker-registry: install it, and start Docker")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
