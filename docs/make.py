@@ -1,56 +1,27 @@
-"""Write the reference pages from the code: commands.md, settings.md and targets.md.
+"""Write from the code what documents it: commands.md, settings.md, targets.md, and the schema of targets for editors.
 
     python bootstrap.py python docs/make.py
 
-The meaning of a setting is the comment beside its field. A comment that ends with a colon is a heading.
+The meaning of a setting is the comment beside its field, see deploy/specs/comments.py.
 """
 
 from __future__ import annotations
 
-import ast
-import io
 import json
 import sys
-import tokenize
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
+
+from deploy.specs.comments import Setting, settings_of
+from deploy.specs.schema import FILE, target_schema
 
 DOCS = Path(__file__).resolve().parent
 PROJECT = DOCS.parent
 MADE = "<!-- Made by docs/make.py. Change the code, then run it again. -->\n"
-
-
-class Setting(NamedTuple):
-    name: str
-    heading: str  # of this setting and those below it; empty: none
-    meaning: str
-
-
-def settings(file: Path) -> dict[str, list[Setting]]:
-    """Return the fields of each class in a file, with the comments beside and above them."""
-    text = file.read_text(encoding="utf-8")
-    lines = text.splitlines()
-    comments = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(text).readline)
-        if token.type == tokenize.COMMENT
-    }
-
-    def setting(node: ast.AnnAssign) -> Setting:
-        above = node.lineno - 1
-        while above in comments and lines[above - 1].lstrip().startswith("#"):
-            above -= 1
-        said = [comments[line] for line in range(above + 1, (node.end_lineno or node.lineno) + 1) if line in comments]
-        heading = said.pop(0) if said and said[0].endswith(":") else ""
-        return Setting(ast.unparse(node.target), heading.rstrip(":"), " ".join(said))
-
-    return {
-        each.name: [setting(node) for node in each.body if isinstance(node, ast.AnnAssign)]
-        for each in ast.parse(text).body
-        if isinstance(each, ast.ClassDef)
-    }
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
@@ -91,7 +62,7 @@ def commands() -> Iterator[str]:
             )
 
 
-def keys(kind: type, told: dict[str, list[Setting]], prefix: str = "") -> Iterator[str]:
+def keys(kind: type, told: Mapping[str, Sequence[Setting]], prefix: str = "") -> Iterator[str]:
     """The tables of a dataclass and of those inside, with the full key of each setting."""
     example = kind()
     inner = [each.name for each in fields(kind) if is_dataclass(getattr(example, each.name))]
@@ -125,14 +96,14 @@ def training() -> Iterator[str]:
     yield from table(
         ("group", "names"), ((code(group), ", ".join(map(code, names))) for group, names in groups().items())
     )
-    yield from keys(Config, settings(PROJECT / "app" / "config" / "schema.py"))
+    yield from keys(Config, settings_of(PROJECT / "app" / "config" / "schema.py"))
 
 
 def targets() -> Iterator[str]:
     """The page of the keys of conf/deploy, from the dataclasses that they fill."""
     from deploy.specs import settings as declared
 
-    told = settings(PROJECT / "deploy" / "specs" / "settings.py")
+    told = settings_of(PROJECT / "deploy" / "specs" / "settings.py")
 
     def rows(kind: type[Any]) -> Iterator[tuple[str, str, str]]:
         for each in told[kind.__name__]:
@@ -171,6 +142,7 @@ def page(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(PROJECT))
     for name in PAGES:
         (DOCS / name).write_text(page(name), encoding="utf-8", newline="\n")
+    schema = json.dumps(target_schema(), indent=1) + "\n"
+    (PROJECT / "conf" / "deploy" / FILE).write_text(schema, encoding="utf-8", newline="\n")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import re
 import types
 import typing
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
+from deploy.specs.comments import settings_of
 from deploy.specs.settings import CHOICES, OPTIONS, Target
 
 FILE = "target.schema.json"
@@ -38,11 +39,12 @@ def _of_provider(name: str, options: type) -> dict[str, Any]:
 
 
 def _keys(kind: type) -> dict[str, Any]:
-    hints, told = typing.get_type_hints(kind), _comments(kind)
+    hints = typing.get_type_hints(kind)
+    told = {each.name: each.meaning for each in settings_of(Path(inspect.getfile(kind)))[kind.__name__]}
     found = {}
     for each in fields(kind):
         key = _value(each.name, hints[each.name])
-        if each.name in told:
+        if told[each.name]:
             key["description"] = told[each.name]
         if each.default is not MISSING:
             key["default"] = list(each.default) if isinstance(each.default, tuple) else each.default
@@ -65,8 +67,3 @@ def _value(key: str, kind: Any) -> dict[str, Any]:
     if key == "processes":
         return {"anyOf": [value, {"const": "auto"}]}
     return value
-
-
-def _comments(kind: type) -> dict[str, str]:
-    """The comment beside each field."""
-    return dict(re.findall(r"^    (\w+): [^#\n]*#\s+(.+)$", inspect.getsource(kind), re.MULTILINE))
