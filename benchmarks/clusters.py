@@ -118,7 +118,7 @@ def main() -> int:
 
     def overlap(ids: NDArray[np.int32], cosine: Floats) -> Ids:
         raw = by_overlap(ids, cosine, ALONE, floor=floors, min_overlap=config.min_overlap, max_size=config.max_cluster)
-        return number(raw, config.min_cluster, config.max_cluster)
+        return number(raw.labels, config.min_cluster, config.max_cluster)
 
     found = overlap(ids, cosine)
     ours = measured("ours", found)

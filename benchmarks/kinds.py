@@ -50,7 +50,7 @@ def one_floor(x: Floats, ids: Ints, cosine: Floats, config: MiningConfig) -> Ids
     floor = float(similarity_floors(x[:2048], len(x), 1, config.false_edges_per_image)[0])
     with patch("app.mining.cluster.CROWD", -1):  # every image is in too many lists
         raw = by_overlap(ids, cosine, ALONE, floor=floor, min_overlap=config.min_overlap, max_size=config.max_cluster)
-    return number(raw, config.min_cluster, config.max_cluster)
+    return number(raw.labels, config.min_cluster, config.max_cluster)
 
 
 def dbscan(ids: Ints, cosine: Floats) -> Iterator[Ids]:

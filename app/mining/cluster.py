@@ -14,6 +14,7 @@ Letters: N images, n of this process (its contiguous share), k neighbours, E edg
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,10 +35,18 @@ ROWS_A_ROUND = 2**16  # rows of a rank between two polls: less than a second
 RARER = 7  # r neighbours at the floor of rank r are r**RARER times less probable by chance than one at the first floor
 CROWD = 3  # times k: an image in more lists than this resembles everybody, as blurry images do
 CUT = 4  # times the limit; a larger cluster that does not split is no person
+RESOLVED = 2e-6  # least distance of a cosine from 1; fp32 rounds one by less
 STEP = 0.05  # added to the similarity by by_components, as CDP does (Zhan et al. 2018)
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
 IdArray = NDArray[np.int64]
+
+
+class Clusters(NamedTuple):
+    """Labels [N] of all images, and how many images are of clusters over the limit that were cut into pieces."""
+
+    labels: IdArray
+    cut: int
 
 
 def similarity_floors(sample: FloatArray, count: int, k: int, false_edges_per_image: float) -> FloatArray:
@@ -68,7 +77,8 @@ def upper_quantile(cosine: FloatArray, tail: NDArray[np.float64]) -> NDArray[np.
     The model is a uniform distribution on a sphere of unknown dimension, shifted on the scale of artanh. In few
     dimensions its tail is heavier than that of a normal distribution, which is its limit in many dimensions.
     """
-    lower, median = np.arctanh(np.clip(np.quantile(cosine, [0.25, 0.5]), -0.9999, 0.9999))
+    quartiles = np.quantile(cosine.astype(np.float64), [0.25, 0.5])
+    lower, median = np.arctanh(np.clip(quartiles, RESOLVED - 1, 1 - RESOLVED))
     width = np.sinh(median - lower)
 
     def excess(freedom: float) -> float:
@@ -87,8 +97,8 @@ def by_overlap(
     min_overlap: float,
     max_size: int,
     poll: Poll = undisturbed,
-) -> IdArray:
-    """Return labels [N] of all images from each process's lists [n, k]; an image without edges keeps its own label.
+) -> Clusters:
+    """Cluster all images from each process's lists [n, k]; an image without edges keeps its own label.
 
     `floor` is one number, or [k]: falling, one for each rank. Entries above its first number count at once. Mutual
     edges weigh double. One-way edges count too: a full list may have no room for an image, which happens to most images
@@ -127,8 +137,10 @@ def by_overlap(
         sizes = np.bincount(labels, minlength=n)[labels]
         oversize = sizes > max_size
         if not oversize.any():
-            return labels.astype(np.int64)
-    return _cut(ids, weight, labels, oversize & (sizes <= CUT * max_size), max_size, here).astype(np.int64)
+            return Clusters(labels.astype(np.int64), 0)
+    chosen = oversize & (sizes <= CUT * max_size)
+    pieces = _cut(ids, weight, labels, chosen, max_size, here)
+    return Clusters(pieces.astype(np.int64), int(np.count_nonzero(chosen)))
 
 
 def list_lengths(cosine: FloatArray, floor: float | FloatArray) -> IntArray:
@@ -197,8 +209,8 @@ def by_components(
     similarity: float,
     max_size: int,
     poll: Poll = undisturbed,
-) -> IdArray:
-    """Return labels [N]: connected components of similar images that are in each other's first `mutual_top`.
+) -> Clusters:
+    """Return the connected components of similar images that are in each other's first `mutual_top`.
 
     A component many times larger than `max_size` is a chain of people: its similarity threshold is raised step by step.
     Components still larger than `max_size` are cut. The most similar images stay together, so almost no image is lost.
@@ -222,7 +234,8 @@ def by_components(
         labels = _components(pairs, n)
         poll()
     # A component within the limit comes out unchanged.
-    return join(pairs[np.argsort(-alike, kind="stable")].astype(np.int32), n, max_size).astype(np.int64)
+    pieces = join(pairs[np.argsort(-alike, kind="stable")].astype(np.int32), n, max_size)
+    return Clusters(pieces.astype(np.int64), int(np.count_nonzero(np.bincount(labels, minlength=n)[labels] > max_size)))
 
 
 def number(labels: IdArray, min_size: int, max_size: int) -> IdArray:

@@ -5,6 +5,8 @@ Letters: N images mined.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,52 +16,122 @@ from PIL import Image, ImageDraw, ImageFont
 from app.config import NO_ID
 from app.data.dataset import Rows
 from app.files import atomic
+from app.mining.gate import Report
 
-FACE, GAP, ROW_GAP, MARGIN = 56, 2, 8, 16  # pixels
+FACE, GAP, ROW_GAP, MARGIN, FRAME = 56, 2, 8, 16, 3  # pixels
 FACES = 12  # faces per cluster
-CAPTION, TITLE = 108, 34  # pixels: width beside a row, height above a group
+CAPTION, TITLE, LINE = 108, 34, 18  # pixels: width beside a row, height above a group, height of a line of text
 LARGEST, RANDOM, SMALLEST = 5, 10, 3  # clusters
-PAPER, INK, FAINT = (250, 250, 248), (32, 33, 36), (128, 130, 134)
+WIDTH = 2 * MARGIN + CAPTION + FACES * (FACE + GAP) - GAP
+LETTERS = 110  # of a line of small text
+PAPER, INK, FAINT, ALARM = (250, 250, 248), (32, 33, 36), (128, 130, 134), (200, 30, 30)
+IdArray = NDArray[np.int64]
 
 
-def contact_sheet(path: Path, images: NDArray[np.uint8], rows: Rows, pseudo_ids: NDArray[np.int64], seed: int) -> None:
-    """Write a PNG with a row of faces for each of a few clusters: the largest, random ones, the smallest.
+@dataclass(frozen=True)
+class Row:
+    """One row of faces."""
 
-    images [M, 112, 112, 3]; rows [N]: the images that were mined; pseudo_ids [N], NO_ID: none. Reads only the images
-    that it shows.
+    cluster: int
+    remark: str = ""  # why it is shown
+
+
+def contact_sheet(
+    path: Path,
+    images: NDArray[np.uint8],
+    rows: Rows,
+    pseudo_ids: IdArray,
+    seed: int,
+    *,
+    report: Report | None = None,
+    labels: NDArray[np.int32] | None = None,
+) -> None:
+    """Write a PNG with a row of faces for each of a few clusters: the doubtful, the largest, random, the smallest ones.
+
+    images [M, 112, 112, 3]; rows [N]: the images that were mined; pseudo_ids [N], NO_ID: none. With `report` the sheet
+    has a head and the doubtful clusters. With labels [N] a frame marks each image of another person than most of its
+    cluster. Reads only the images that it shows.
     """
     rng = np.random.default_rng(seed)
-    groups = _sample(pseudo_ids, rng)
-    heights = [TITLE + len(ids) * (FACE + ROW_GAP) for ids in groups.values()]
-    width = 2 * MARGIN + CAPTION + FACES * (FACE + GAP) - GAP
-    sheet = Image.new("RGB", (width, MARGIN + max(sum(heights), TITLE)), PAPER)
+    groups = _sample(pseudo_ids, report, rng)
+    head = _head(report, marked=labels is not None)
+    height = len(head) * LINE + sum(TITLE + len(chosen) * (FACE + ROW_GAP) for chosen in groups.values())
+    sheet = Image.new("RGB", (WIDTH, MARGIN + max(height, TITLE)), PAPER)
     draw, plain, small = ImageDraw.Draw(sheet), ImageFont.load_default(14), ImageFont.load_default(11)
-    if not groups:
-        draw.text((MARGIN, MARGIN), "no clusters", INK, plain)
     top = MARGIN // 2
-    for title, ids in groups.items():
+    for words, colour in head:
+        draw.text((MARGIN, top + LINE // 2), words, colour, small, anchor="lm")
+        top += LINE
+    if not groups:
+        draw.text((MARGIN, top + LINE // 2), "no clusters", INK, plain, anchor="lm")
+    for title, chosen in groups.items():
         draw.text((MARGIN, top + TITLE // 2), title, INK, plain, anchor="lm")
         top += TITLE
-        for cluster in ids:
-            members = np.flatnonzero(pseudo_ids == cluster)
+        for row in chosen:
+            members = np.flatnonzero(pseudo_ids == row.cluster)
             shown = np.sort(rng.choice(members, min(FACES, len(members)), replace=False))
             some = f"{len(shown)} of " if len(shown) < len(members) else ""
-            draw.text((MARGIN, top + FACE // 2 - 9), f"id {cluster}", INK, plain, anchor="lm")
-            draw.text((MARGIN, top + FACE // 2 + 9), f"{some}{len(members)} images", FAINT, small, anchor="lm")
+            lines = [f"id {row.cluster}", f"{some}{len(members)} images", *([row.remark] if row.remark else [])]
+            for number, words in enumerate(lines):
+                at = top + FACE // 2 + 18 * number - 9 * (len(lines) - 1)
+                draw.text((MARGIN, at), words, FAINT if number else INK, small if number else plain, anchor="lm")
             for place, member in enumerate(shown):
                 face = Image.fromarray(np.asarray(images[rows[member]])).resize((FACE, FACE), Image.Resampling.LANCZOS)
-                sheet.paste(face, (MARGIN + CAPTION + place * (FACE + GAP), top))
+                corner = (MARGIN + CAPTION + place * (FACE + GAP), top)
+                sheet.paste(face, corner)
+                if labels is not None and labels[member] != _commonest(labels[members]):
+                    opposite = (corner[0] + FACE - 1, corner[1] + FACE - 1)
+                    draw.rectangle((corner, opposite), outline=ALARM, width=FRAME)
             top += FACE + ROW_GAP
     with atomic(path) as file:
         sheet.save(file, "PNG")
 
 
-def _sample(pseudo_ids: NDArray[np.int64], rng: np.random.Generator) -> dict[str, NDArray[np.int64]]:
-    """Return the clusters to show, by title. No cluster appears twice and no title is empty."""
+def _head(report: Report | None, *, marked: bool) -> list[tuple[str, tuple[int, int, int]]]:
+    """Return the lines above the rows, each with its colour."""
+    if report is None:
+        return []
+    purity = "" if report.purity is None else f", purity {report.purity:.1%}"
+    lines = [
+        (f"{report.count} pseudo-IDs, {report.coverage:.1%} of the images{purity}, floor {report.floor:.2f}", INK),
+        ("accepted", INK) if report.accepted else (f"REJECTED: {report.why}"[:LETTERS], ALARM),
+    ]
+    if marked:
+        lines.append(("red frame: by its label another person than most of the cluster", FAINT))
+    return lines
+
+
+def _commonest(labels: NDArray[np.int32]) -> int:
+    names, counts = np.unique(labels, return_counts=True)
+    return int(names[counts.argmax()])
+
+
+def _sample(pseudo_ids: IdArray, report: Report | None, rng: np.random.Generator) -> dict[str, Sequence[Row]]:
+    """Return the rows to show, by title. No cluster appears twice and no title is empty."""
     ids, sizes = np.unique(pseudo_ids[pseudo_ids != NO_ID], return_counts=True)
+    loose, alike = _doubtful(report)
+    doubtful = [row.cluster for row in (*loose, *alike)]
     by_size = ids[np.lexsort((ids, -sizes))]
+    by_size = by_size[~np.isin(by_size, doubtful)]
     largest, rest = by_size[:LARGEST], by_size[LARGEST:]
     smallest, rest = rest[max(len(rest) - SMALLEST, 0) :], rest[: max(len(rest) - SMALLEST, 0)]
     some = np.sort(rng.choice(rest, min(RANDOM, len(rest)), replace=False))
-    groups = {"largest clusters": largest, "random clusters": some, "smallest clusters": smallest}
-    return {title: chosen for title, chosen in groups.items() if len(chosen)}
+    groups = {
+        "may show several people: least similar images": loose,
+        "may show one person: clusters that resemble each other": alike,
+        "largest clusters": [Row(int(each)) for each in largest],
+        "random clusters": [Row(int(each)) for each in some],
+        "smallest clusters": [Row(int(each)) for each in smallest],
+    }
+    return {title: chosen for title, chosen in groups.items() if chosen}
+
+
+def _doubtful(report: Report | None) -> tuple[list[Row], list[Row]]:
+    """Return the rows of clusters that may show several people, and of pairs that may show one, without repetition."""
+    if report is None:
+        return [], []
+    pairs = [tuple(map(int, name.split())) for name in report.alike]
+    alike = [Row(one, f"like id {other}") for pair in pairs for one, other in (pair, pair[::-1])]
+    shown = {row.cluster for row in alike}
+    loose = [Row(int(name), f"cosine {cosine:.2f}") for name, cosine in report.loose.items() if int(name) not in shown]
+    return loose, alike

@@ -37,7 +37,10 @@ class Report:
     floor: float  # least cosine of two neighbours
     recall: float  # of the search, on a sample
     unusable: int  # images whose embedding is zero or not finite
+    cut: int  # images of clusters over max_cluster that were cut into pieces
     left_out: int  # images of clusters over max_cluster that were too large to cut
+    loose: dict[str, float]  # clusters that may show several people: mean cosine of two images, by pseudo-ID
+    alike: dict[str, float]  # pairs of clusters that may show one person: share of images that list the other's
     accepted: bool
     why: str
 
@@ -58,7 +61,10 @@ def judge(
     spread: float = math.inf,
     distinct: float = 1.0,
     by_chance: float = 0.0,
+    cut: int = 0,
     left_out: int = 0,
+    loose: dict[str, float] | None = None,
+    alike: dict[str, float] | None = None,
 ) -> Report:
     """Measure the labelling `found` [N] and decide whether it may replace `previous` [N].
 
@@ -101,7 +107,10 @@ def judge(
         floor=floor,
         recall=recall,
         unusable=unusable,
+        cut=cut,
         left_out=left_out,
+        loose=loose or {},
+        alike=alike or {},
         accepted=not why,
         why=why,
     )

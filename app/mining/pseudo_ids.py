@@ -11,17 +11,27 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.config import NO_ID, MiningConfig
-from app.mining.cluster import by_components, by_overlap, first_row, gather, number, similarity_floors
+from app.mining.cluster import (
+    RESOLVED,
+    Clusters,
+    by_components,
+    by_overlap,
+    first_row,
+    gather,
+    number,
+    similarity_floors,
+)
+from app.mining.doubt import doubts
 from app.mining.gate import Report, effective_rank, judge, keep_ids
 from app.mining.knn import SearchInexact, neighbours, recall, sample_rows
-from app.mining.lists import NONE, Neighbours
-from app.runtime.dist import World, from_main
+from app.mining.lists import NONE, Neighbours, usable
+from app.runtime.dist import World, any_rank, from_main
 from app.runtime.stop import Poll, undisturbed
 
 FLOOR_SAMPLE, RECALL_SAMPLE = 2048, 256  # images
 COPY = 0.96  # share of the way from the similarity floor to 1: cosine .98 where the floor is .5
 SAME_DIGITS = 4  # of a coordinate; two embeddings of one image may differ in the last bits
-SAME = 2e-6  # least distance from cosine 1 of images that differ: fp32 rounds a cosine by less
+UNIT = 0.01  # largest difference of an embedding's length from 1: 16 bits round by less
 SEED = 0  # of all draws: clusters depend on the embeddings alone, so no epoch changes them by its number
 MANY_COPIES = 0.01  # share of all images; fewer copies do not fill the lists of others
 
@@ -38,11 +48,16 @@ def find_pseudo_ids(
 ) -> tuple[NDArray[np.int64], Report]:
     """Return pseudo-IDs [N] (NO_ID: none) of all ranks' images and a report, from this rank's `shard` [n, D].
 
-    `shard` holds unit embeddings. The results are the same on every rank, and for every number of ranks. `previous` [N]
-    are the current ones; a cluster that mostly stays keeps its number. The report decides whether the new ones may be
-    used; labels [N] affect only metrics. `seed` selects the images on which the search is checked, and changes no
-    pseudo-ID. Raises SearchInexact, and Interrupted through `poll`.
+    `shard` holds unit embeddings; a row without a direction (zero, NaN) gets no pseudo-ID. The results are the same on
+    every rank, and for every number of ranks. `previous` [N] are the current ones; a cluster that mostly stays keeps
+    its number. The report decides whether the new ones may be used; labels [N] affect only metrics. `seed` selects the
+    images on which the search is checked, and changes no pseudo-ID. Raises SearchInexact, ValueError for rows of
+    another length than 1, and Interrupted through `poll`.
     """
+    length = torch.linalg.vector_norm(shard, dim=1)
+    wrong = usable(shard) & ((length - 1).abs() > UNIT)
+    if any_rank(bool(wrong.any()), here):
+        raise ValueError("embeddings must have length 1; scale each row, as torch.nn.functional.normalize does")
     listed = _listed(shard, config, here, poll)
     found_share = recall(listed, shard, here, sample=RECALL_SAMPLE, seed=seed)
     poll()
@@ -71,9 +86,10 @@ def find_pseudo_ids(
         floors = np.array(from_main(floors.tolist(), here), np.float32)
         floor = float(floors[0])
         clusters = _without_copies(shard, listed, config, here, floors, poll)
-    copies = np.count_nonzero(originals(listed, here, floor=1 - SAME) != np.arange(len(previous)))
+    copies = np.count_nonzero(originals(listed, here, floor=1 - RESOLVED) != np.arange(len(previous)))
     distinct = 1 - copies / max(len(previous), 1)
-    found = keep_ids(previous, number(clusters, config.min_cluster, config.max_cluster))
+    found = keep_ids(previous, number(clusters.labels, config.min_cluster, config.max_cluster))
+    doubtful = doubts(found, shard, listed, here)
     report = judge(
         found,
         previous,
@@ -86,7 +102,10 @@ def find_pseudo_ids(
         spread=spread,
         distinct=distinct,
         by_chance=chance_coverage(config),
-        left_out=int((np.bincount(clusters)[clusters] > config.max_cluster).sum()),
+        cut=clusters.cut,
+        left_out=int((np.bincount(clusters.labels)[clusters.labels] > config.max_cluster).sum()),
+        loose={str(name): cosine for name, cosine in doubtful.loose.items()},
+        alike={f"{one} {other}": share for (one, other), share in doubtful.alike.items()},
     )
     return found, report
 
@@ -98,8 +117,8 @@ def _listed(shard: Tensor, config: MiningConfig, here: World, poll: Poll) -> Nei
 
 def _without_copies(
     shard: Tensor, listed: Neighbours, config: MiningConfig, here: World, floors: NDArray[np.float32], poll: Poll
-) -> NDArray[np.int64]:
-    """Return clusters [N] by overlap, in which near-copies of an image join its cluster.
+) -> Clusters:
+    """Return clusters by overlap, in which near-copies of an image join its cluster.
 
     Where copies are many, as in video frames, they would fill an image's list. Then the search runs again with one
     image of each group of copies.
@@ -113,7 +132,7 @@ def _without_copies(
         listed = _listed(shard.where(keep[:, None], 0), config, here, poll)
     else:
         copy[:] = False
-    clusters = by_overlap(
+    clusters, cut = by_overlap(
         listed.ids,
         listed.cosine,
         here,
@@ -124,7 +143,7 @@ def _without_copies(
     )
     together = np.where(copy, clusters[original], clusters)
     full = np.bincount(together)[together] > config.max_cluster
-    return np.where(copy & full, clusters, together)
+    return Clusters(np.where(copy & full, clusters, together), cut)
 
 
 def chance_coverage(config: MiningConfig) -> float:

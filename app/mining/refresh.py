@@ -99,7 +99,7 @@ def refresh(
     interlude.poll(here)
     if here.is_main:
         sheet.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(sheet, data.images, rows, found, seed)
+        contact_sheet(sheet, data.images, rows, found, seed, report=report, labels=labels)
     ids = np.full(len(data.images), NO_ID, np.int64)
     ids[rows] = found
     return ids, {**report.as_dict(), "seconds": time.monotonic() - started}

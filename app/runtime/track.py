@@ -116,7 +116,11 @@ class Console:
     def _mining(self, r: dict[str, Any]) -> str:
         purity = "" if r["purity"] is None else f", purity {r['purity']:.1%}"
         verdict = "taken" if r["accepted"] else f"rejected, the old ones remain in use: {r['why']}"
-        return f"{r['count']} pseudo-IDs, coverage {r['coverage']:.1%}{purity}, {r['seconds']:.1f} s: {verdict}"
+        large = r["cut"] + r["left_out"]
+        cut = (
+            f"; {large} images were in clusters above mining.max_cluster, which were split or dropped" if large else ""
+        )
+        return f"{r['count']} pseudo-IDs, coverage {r['coverage']:.1%}{purity}, {r['seconds']:.1f} s: {verdict}{cut}"
 
     def _eval(self, r: dict[str, Any]) -> str:
         if "rank1" not in r:

@@ -19,12 +19,12 @@ MANY = 2**63
 
 
 def overlap_ids(lists: Lists, floor: float | NDArray[np.float32], max_size: int = 1000) -> NDArray[np.int64]:
-    labels = by_overlap(*lists, ALONE, floor=floor, min_overlap=0.25, max_size=max_size)
+    labels = by_overlap(*lists, ALONE, floor=floor, min_overlap=0.25, max_size=max_size).labels
     return number(labels, 2, max_size)
 
 
 def component_ids(lists: Lists, similarity: float, max_size: int = 1000) -> NDArray[np.int64]:
-    labels = by_components(*lists, ALONE, mutual_top=5, similarity=similarity, max_size=max_size)
+    labels = by_components(*lists, ALONE, mutual_top=5, similarity=similarity, max_size=max_size).labels
     return number(labels, 2, max_size)
 
 

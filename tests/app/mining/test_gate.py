@@ -53,7 +53,10 @@ def test_the_report_counts_and_can_be_written_as_json() -> None:
         "floor": 0.5,
         "recall": 0.9999,
         "unusable": 1,
+        "cut": 0,
         "left_out": 0,
+        "loose": {},
+        "alike": {},
         "accepted": True,
         "why": "",
     }
@@ -155,6 +158,26 @@ def test_the_sheet_shows_faces_and_reads_only_those(tmp_path: Path) -> None:
     assert (pixels == 0).all(2).sum() == 18 * 8 * 56 * 56  # 18 clusters of 8 dark faces each, none of the bright ones
     contact_sheet(tmp_path / "b.png", images, rows, pseudo_ids, 0)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_the_sheet_begins_with_the_doubtful_clusters_and_frames_other_people(tmp_path: Path) -> None:
+    images = np.full((60, 112, 112, 3), 128, np.uint8)
+    ids, labels = np.arange(60) // 10, (np.arange(60) // 10).astype(np.int32)
+    labels[3] = labels[57] = 9
+    report = judge(ids, np.full(60, NO_ID), labels, MiningConfig(), floor=0.5, loose={"5": 0.1}, alike={"1 2": 0.7})
+    contact_sheet(tmp_path / "a.png", images, np.arange(60), ids, 0, report=report, labels=labels)
+    with Image.open(tmp_path / "a.png") as sheet:
+        pixels = np.asarray(sheet).astype(int)
+    edge = 56**2 - (56 - 2 * 3) ** 2
+    framed = (pixels == (200, 30, 30)).all(2)
+    assert framed.sum() == 2 * edge
+    assert framed[: 16 + 3 * 18 + 34 + 56].sum() == edge  # one in the first row, the most doubtful cluster
+    assert (pixels == 128).all(2).sum() == 60 * 56 * 56 - 2 * edge  # no cluster is shown twice
+
+    refused = judge(ids, np.full(60, NO_ID), labels, MiningConfig(max_largest_share=0.1), floor=0.5)
+    contact_sheet(tmp_path / "b.png", images, np.arange(60), ids, 0, report=refused)
+    with Image.open(tmp_path / "b.png") as sheet:
+        assert (np.asarray(sheet)[:60] == (200, 30, 30)).all(2).any()  # the reason, in red
 
 
 def test_a_sheet_without_clusters_says_so(tmp_path: Path) -> None:

@@ -16,10 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from app.config import NO_ID, MiningConfig
+from app.mining.doubt import doubts
 from app.mining.gate import Report, pair_f, pair_precision
+from app.mining.knn import neighbours
+from app.mining.lists import Neighbours
 from app.mining.pseudo_ids import SearchInexact, find_pseudo_ids
 from app.runtime.dist import World
-from tests.app.support.planted import largest, planted
+from tests.app.support.planted import largest, lists_of, planted
 
 PROJECT = Path(__file__).parents[3]
 CONFIG = MiningConfig(neighbours=16, min_overlap=0.2, backend="faiss", max_cluster=50)
@@ -139,6 +142,47 @@ def test_clusters_do_not_depend_on_the_seed(people: tuple[NDArray, NDArray]) -> 
     alone = World(0, 1, torch.device("cpu"))
     one, other = (find_pseudo_ids(bank, nothing, None, CONFIG, alone, seed=seed)[0] for seed in (0, 1))
     assert np.array_equal(one, other)
+
+
+def test_joined_and_split_people_are_named_as_doubtful() -> None:
+    bank, labels = planted([12] * 30, 64, 0.5)
+    found = labels.astype(np.int64)
+    found[np.flatnonzero(labels == 4)[:5]] = 40  # one person, two pseudo-IDs
+    found[labels == 9] = 8  # two people, one pseudo-ID
+    alone = World(0, 1, torch.device("cpu"))
+    shard = torch.from_numpy(bank)
+    doubtful = doubts(found, shard, neighbours(shard, 16, alone, backend="faiss", placement="replicated"), alone)
+    assert next(iter(doubtful.loose)) == 8
+    assert len(doubtful.loose) == 3
+    assert next(iter(doubtful.alike)) in ((4, 40), (40, 4))
+    cosine = bank[found == 8] @ bank[found == 8].T
+    assert doubtful.loose[8] == pytest.approx(cosine[~np.eye(24, dtype=bool)].mean(), abs=1e-3)
+    assert doubts(np.full(360, NO_ID), shard, Neighbours(*lists_of(bank, 4)), alone).loose == {}
+
+
+def test_the_report_counts_what_the_largest_size_cuts(people: tuple[NDArray, NDArray]) -> None:
+    bank, labels = people
+    for method in ("overlap", "parity"):
+        whole, cut = (find(bank, labels, max_cluster=size, method=method)[1] for size in (100, 30))
+        assert whole.cut == 0
+        assert cut.cut >= 72
+        assert cut.largest <= 30
+
+
+def test_people_are_found_in_a_narrow_cone() -> None:
+    """All cosines are above 0.9999, and people still differ from each other."""
+    bank, labels = planted([20] * 20, 64, 0.5)
+    narrow = np.eye(1, 64, dtype=np.float32) * 100 + bank
+    narrow /= np.linalg.norm(narrow, axis=1, keepdims=True)
+    assert (narrow @ narrow.T).min() > 0.9997
+    found, report = find_default(narrow)
+    assert pair_f(found, labels) > 0.95
+    assert report.floor > 0.9999
+
+
+def test_rows_of_another_length_are_refused(people: tuple[NDArray, NDArray]) -> None:
+    with pytest.raises(ValueError, match="length 1"):
+        find(3 * people[0])
 
 
 RANKS = """
