@@ -14,7 +14,7 @@ Letters: N images, n of this process (its contiguous share), k neighbours, E edg
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ RARER = 7  # r neighbours at the floor of rank r are r**RARER times less probabl
 CROWD = 3  # times k: an image in more lists than this resembles everybody, as blurry images do
 CUT = 4  # times the limit; a larger cluster that does not split is no person
 RESOLVED = 2e-6  # least distance of a cosine from 1; fp32 rounds one by less
+EVIDENCE = 8  # images of a cluster that strangers hardly form
+WHOLE = 0.75  # share of a cluster; one that holds as much of another finds it
 STEP = 0.05  # added to the similarity by by_components, as CDP does (Zhan et al. 2018)
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int32]
@@ -43,10 +45,10 @@ IdArray = NDArray[np.int64]
 
 
 class Clusters(NamedTuple):
-    """Labels [N] of all images, and how many images are of clusters over the limit that were cut into pieces."""
+    """A cluster of each image, equal on all ranks."""
 
-    labels: IdArray
-    cut: int
+    labels: IdArray  # [N]
+    cut: NDArray[np.bool_]  # [N]: images of clusters over the limit, which were cut into pieces
 
 
 def similarity_floors(sample: FloatArray, count: int, k: int, false_edges_per_image: float) -> FloatArray:
@@ -137,10 +139,10 @@ def by_overlap(
         sizes = np.bincount(labels, minlength=n)[labels]
         oversize = sizes > max_size
         if not oversize.any():
-            return Clusters(labels.astype(np.int64), 0)
+            return Clusters(labels.astype(np.int64), np.zeros(n, np.bool_))
     chosen = oversize & (sizes <= CUT * max_size)
     pieces = _cut(ids, weight, labels, chosen, max_size, here)
-    return Clusters(pieces.astype(np.int64), int(np.count_nonzero(chosen)))
+    return Clusters(pieces.astype(np.int64), chosen)
 
 
 def list_lengths(cosine: FloatArray, floor: float | FloatArray) -> IntArray:
@@ -235,7 +237,25 @@ def by_components(
         poll()
     # A component within the limit comes out unchanged.
     pieces = join(pairs[np.argsort(-alike, kind="stable")].astype(np.int32), n, max_size)
-    return Clusters(pieces.astype(np.int64), int(np.count_nonzero(np.bincount(labels, minlength=n)[labels] > max_size)))
+    return Clusters(pieces.astype(np.int64), np.bincount(labels, minlength=n)[labels] > max_size)
+
+
+def with_looser(strict: Clusters, loose: Clusters, max_size: int) -> Clusters:
+    """Return `strict` with those clusters of a lower floor, `loose`, that it fails to find.
+
+    A loose cluster counts if it has EVIDENCE images, of which no strict cluster holds the share WHOLE. The floor that
+    keeps strangers apart in pairs is too high where people differ in few directions: their images are then alone or
+    in pieces. At a low floor strangers form pairs, but rarely a large group whose images share their neighbours.
+    """
+    n = len(strict.labels)
+    size = np.bincount(loose.labels, minlength=n)
+    pairs, count = np.unique(loose.labels * n + strict.labels, return_counts=True)
+    largest = np.zeros(n, np.int64)
+    np.maximum.at(largest, pairs // max(n, 1), count)
+    taken = ((size >= EVIDENCE) & (size <= max_size) & (largest < WHOLE * size))[loose.labels]
+    return Clusters(
+        _by_smallest_member(np.where(taken, n + loose.labels, strict.labels)), np.where(taken, loose.cut, strict.cut)
+    )
 
 
 def number(labels: IdArray, min_size: int, max_size: int) -> IdArray:
@@ -265,8 +285,8 @@ def _components(pairs: IdArray, n: int) -> IntArray:
     return connected_components(graph, directed=False)[1]
 
 
-def _by_smallest_member(labels: IntArray) -> IntArray:
+def _by_smallest_member(labels: NDArray[Any]) -> NDArray[Any]:
     """Rename each label to the smallest image that carries it, so that no label names an image of another cluster."""
-    smallest = np.full(len(labels), len(labels), np.int32)
-    np.minimum.at(smallest, labels, np.arange(len(labels), dtype=np.int32))
+    smallest = np.full(labels.max(initial=-1) + 1, len(labels), labels.dtype)
+    np.minimum.at(smallest, labels, np.arange(len(labels), dtype=labels.dtype))
     return smallest[labels]

@@ -60,6 +60,7 @@ def judge(
     cosine: float | None = None,
     spread: float = math.inf,
     distinct: float = 1.0,
+    sure: float | None = None,
     by_chance: float = 0.0,
     cut: int = 0,
     left_out: int = 0,
@@ -70,12 +71,13 @@ def judge(
 
     Both are NO_ID where an image has no pseudo-ID, and share one numbering (`keep_ids`). Labels [N] affect only
     metrics. `spread` is the effective rank of a sample of the embeddings (`effective_rank`), `distinct` the share of
-    images that are no copies, `by_chance` the share of images that chance neighbours alone may cover. `min_coverage` 0
-    accepts any coverage.
+    images that are no copies, `sure` the share in clusters above the first floor (default: the coverage), `by_chance`
+    the share that chance neighbours alone may put there. `min_coverage` 0 accepts any coverage.
     """
     labelled = found != NO_ID
     sizes = np.unique(found[labelled], return_counts=True)[1]
     coverage = float(labelled.mean()) if len(found) else 0.0
+    sure = coverage if sure is None else sure
     largest, turned = int(sizes.max(initial=0)), churn(previous, found)
     # Each limit is written as "not within", so that NaN fails it.
     why = ""
@@ -87,8 +89,8 @@ def judge(
         why = f"only {distinct:.1%} of the embeddings are no copies of another; the minimum is {MIN_DISTINCT:.0%}"
     elif not coverage >= config.min_coverage:
         why = f"only {coverage:.1%} of the images are in a cluster; the minimum is {config.min_coverage:.1%}"
-    elif config.min_coverage and not coverage > by_chance:
-        why = f"only {coverage:.1%} of the images are in a cluster; chance alone may put {by_chance:.1%} into one"
+    elif config.min_coverage and not sure > by_chance:
+        why = f"only {sure:.1%} of the images are certainly in a cluster; chance may put {by_chance:.1%} into one"
     elif not largest <= config.max_largest_share * len(found):
         why = f"one cluster holds {largest} of {len(found)} images; the maximum is {config.max_largest_share:.0%}"
     elif turned is not None and not turned <= config.max_churn:

@@ -20,6 +20,7 @@ from app.mining.cluster import (
     gather,
     number,
     similarity_floors,
+    with_looser,
 )
 from app.mining.doubt import doubts
 from app.mining.gate import Report, effective_rank, judge, keep_ids
@@ -32,6 +33,8 @@ FLOOR_SAMPLE, RECALL_SAMPLE = 2048, 256  # images
 COPY = 0.96  # share of the way from the similarity floor to 1: cosine .98 where the floor is .5
 SAME_DIGITS = 4  # of a coordinate; two embeddings of one image may differ in the last bits
 UNIT = 0.01  # largest difference of an embedding's length from 1: 16 bits round by less
+LOOSE_FALSE_EDGES = 5.0  # of an image, at the floor of a second look for people whom the first floor keeps apart
+LOOSE_SHARE = 0.005  # of all images; fewer false edges in a small set
 SEED = 0  # of all draws: clusters depend on the embeddings alone, so no epoch changes them by its number
 MANY_COPIES = 0.01  # share of all images; fewer copies do not fill the lists of others
 
@@ -69,25 +72,10 @@ def find_pseudo_ids(
     # All ranks use rank 0's numbers: CPUs of several kinds may round the last bit of a product differently.
     sample = different(sample_rows(shard, here, FLOOR_SAMPLE, SEED))
     spread = from_main(effective_rank(sample), here)
-    if config.method == "parity":
-        floor = config.similarity
-        clusters = by_components(
-            listed.ids,
-            listed.cosine,
-            here,
-            mutual_top=config.mutual_top,
-            similarity=floor,
-            max_size=config.max_cluster,
-            poll=poll,
-        )
-    else:
-        width = listed.cosine.shape[1]
-        floors = similarity_floors(sample, len(previous), width, config.false_edges_per_image)
-        floors = np.array(from_main(floors.tolist(), here), np.float32)
-        floor = float(floors[0])
-        clusters = _without_copies(shard, listed, config, here, floors, poll)
+    strict, clusters, floor = _clusters(shard, listed, sample, config, here, poll)
     copies = np.count_nonzero(originals(listed, here, floor=1 - RESOLVED) != np.arange(len(previous)))
     distinct = 1 - copies / max(len(previous), 1)
+    sure = number(strict.labels, config.min_cluster, config.max_cluster) != NO_ID
     found = keep_ids(previous, number(clusters.labels, config.min_cluster, config.max_cluster))
     doubtful = doubts(found, shard, listed, here)
     report = judge(
@@ -101,13 +89,44 @@ def find_pseudo_ids(
         cosine=mean_cosine(found, listed, here),
         spread=spread,
         distinct=distinct,
+        sure=float(sure.mean()) if len(sure) else 0.0,
         by_chance=chance_coverage(config),
-        cut=clusters.cut,
+        cut=int(np.count_nonzero(clusters.cut)),
         left_out=int((np.bincount(clusters.labels)[clusters.labels] > config.max_cluster).sum()),
         loose={str(name): cosine for name, cosine in doubtful.loose.items()},
         alike={f"{one} {other}": share for (one, other), share in doubtful.alike.items()},
     )
     return found, report
+
+
+def _clusters(
+    shard: Tensor, listed: Neighbours, sample: NDArray[np.float32], config: MiningConfig, here: World, poll: Poll
+) -> tuple[Clusters, Clusters, float]:
+    """Return the clusters above the first floor, those of `config.method`, and the first floor.
+
+    `sample` [S, D] are embeddings of random images without copies.
+    """
+    if config.method == "parity":
+        found = by_components(
+            listed.ids,
+            listed.cosine,
+            here,
+            mutual_top=config.mutual_top,
+            similarity=config.similarity,
+            max_size=config.max_cluster,
+            poll=poll,
+        )
+        return found, found, config.similarity
+    count, width = len(gather(listed.ids[:, :0], here)), listed.cosine.shape[1]
+    more = max(config.false_edges_per_image, min(LOOSE_FALSE_EDGES, LOOSE_SHARE * count))
+    first, second = (
+        np.array(from_main(similarity_floors(sample, count, width, expected).tolist(), here), np.float32)
+        for expected in (config.false_edges_per_image, more)
+    )
+    floor = float(first[0])
+    original, listed = _without_copies(shard, listed, config, here, floor, poll)
+    strict, loose = (_by_overlap(listed, floors, original, config, here, poll) for floors in (first, second))
+    return strict, with_looser(strict, loose, config.max_cluster), floor
 
 
 def _listed(shard: Tensor, config: MiningConfig, here: World, poll: Poll) -> Neighbours:
@@ -116,23 +135,34 @@ def _listed(shard: Tensor, config: MiningConfig, here: World, poll: Poll) -> Nei
 
 
 def _without_copies(
-    shard: Tensor, listed: Neighbours, config: MiningConfig, here: World, floors: NDArray[np.float32], poll: Poll
-) -> Clusters:
-    """Return clusters by overlap, in which near-copies of an image join its cluster.
+    shard: Tensor, listed: Neighbours, config: MiningConfig, here: World, floor: float, poll: Poll
+) -> tuple[NDArray[np.int32], Neighbours]:
+    """Return for each of N images the one it is a near-copy of, else itself, and the lists to cluster.
 
     Where copies are many, as in video frames, they would fill an image's list. Then the search runs again with one
-    image of each group of copies.
+    image of each group of copies. Otherwise no image counts as a copy.
     """
-    original = originals(listed, here, float(floors[0]))
-    copy = original != np.arange(len(original))
-    if copy.any() and copy.mean() >= MANY_COPIES:
-        own = first_row(len(original), here) + np.arange(len(shard))
-        keep = torch.from_numpy(~copy[own]).to(shard.device)
-        # A row of zeros has no neighbours and is in no list.
-        listed = _listed(shard.where(keep[:, None], 0), config, here, poll)
-    else:
-        copy[:] = False
-    clusters, cut = by_overlap(
+    original = originals(listed, here, floor)
+    everyone = np.arange(len(original), dtype=np.int32)
+    copy = original != everyone
+    if not copy.any() or copy.mean() < MANY_COPIES:
+        return everyone, listed
+    own = first_row(len(original), here) + np.arange(len(shard))
+    keep = torch.from_numpy(~copy[own]).to(shard.device)
+    # A row of zeros has no neighbours and is in no list.
+    return original, _listed(shard.where(keep[:, None], 0), config, here, poll)
+
+
+def _by_overlap(
+    listed: Neighbours,
+    floors: NDArray[np.float32],
+    original: NDArray[np.int32],
+    config: MiningConfig,
+    here: World,
+    poll: Poll,
+) -> Clusters:
+    """Cluster by overlap above `floors` [k]. A near-copy of an image (`original` [N]) joins its cluster if it fits."""
+    labels, cut = by_overlap(
         listed.ids,
         listed.cosine,
         here,
@@ -141,9 +171,10 @@ def _without_copies(
         max_size=config.max_cluster,
         poll=poll,
     )
-    together = np.where(copy, clusters[original], clusters)
+    copy = original != np.arange(len(original))
+    together = labels[original]
     full = np.bincount(together)[together] > config.max_cluster
-    return Clusters(np.where(copy & full, clusters, together), cut)
+    return Clusters(np.where(copy & full, labels, together), cut)
 
 
 def chance_coverage(config: MiningConfig) -> float:
