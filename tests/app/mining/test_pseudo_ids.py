@@ -16,13 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from app.config import NO_ID, MiningConfig
+from app.mining.cluster import Clusters, with_looser
 from app.mining.doubt import doubts
 from app.mining.gate import Report, pair_f, pair_precision
 from app.mining.knn import neighbours
 from app.mining.lists import Neighbours
 from app.mining.pseudo_ids import SearchInexact, find_pseudo_ids
 from app.runtime.dist import World
-from tests.app.support.planted import largest, lists_of, planted
+from tests.app.support.planted import largest, lists_of, planted, unit
 
 PROJECT = Path(__file__).parents[3]
 CONFIG = MiningConfig(neighbours=16, min_overlap=0.2, backend="faiss", max_cluster=50)
@@ -167,6 +168,40 @@ def test_the_report_counts_what_the_largest_size_cuts(people: tuple[NDArray, NDA
         assert whole.cut == 0
         assert cut.cut >= 72
         assert cut.largest <= 30
+
+
+def test_people_that_differ_in_few_directions_are_found_and_noise_is_not() -> None:
+    """Strangers are then as similar as two images of one person, so the first floor leaves most images alone."""
+    rng = np.random.default_rng(3)
+    labels = rng.permutation(np.repeat(np.arange(100, dtype=np.int32), 12))
+    basis = np.linalg.qr(rng.normal(size=(128, 14)))[0]
+    centres = unit(rng.normal(size=(100, 14))) @ basis.T
+    bank = unit(centres[labels] + 1.15 * unit(rng.normal(size=(1200, 128)))).astype(np.float32)
+    found, report = find_default(bank)
+    assert report.accepted
+    assert pair_f(found, labels) > 0.9
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.mining.cluster.EVIDENCE", len(bank))
+        assert pair_f(find_default(bank)[0], labels) < 0.5
+
+    for directions in (8, 64):
+        noise = unit(rng.normal(size=(1200, directions))).astype(np.float32)
+        assert not find_default(noise)[1].accepted
+
+
+def test_a_looser_cluster_counts_if_it_is_large_and_no_strict_one_holds_most_of_it() -> None:
+    def clusters(*sizes: int) -> Clusters:
+        first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        return Clusters(np.repeat(first, sizes), np.zeros(sum(sizes), bool))
+
+    strict = clusters(6, 2, 1, 1, 5, 5, 1, 2, 4)
+    loose = clusters(10, 10, 7)
+    merged = with_looser(strict, loose, 100)
+    assert np.bincount(merged.labels)[np.unique(merged.labels)].tolist() == [10, 10, 1, 2, 4]
+    assert with_looser(clusters(8, 1, 1), clusters(10), 100).labels.tolist() == [0] * 8 + [8, 9]
+    assert np.array_equal(with_looser(strict, loose, 9).labels, strict.labels)  # over the largest size
+    nothing = clusters(1)
+    assert with_looser(nothing, nothing, 9).labels.tolist() == [0]
 
 
 def test_people_are_found_in_a_narrow_cone() -> None:
