@@ -157,7 +157,7 @@ def breaches(emulator: Emulator) -> list[str]:
     for each in emulator.exchanges:
         if not each.path.startswith("/v2/") or each.path == contract.SPECIFICATION_PATH:
             continue
-        body = contract.problems_of_body(each.method, each.path, _json(each.body))
+        body = contract.problems_of_body(each.method, each.path, _json(each.body), emulator.account.specification)
         query = contract.problems_of_query(each.method, each.path, each.query, each.headers)
         answer = []
         if each.status and not each.fault:
