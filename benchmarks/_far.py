@@ -46,9 +46,7 @@ class Far:
 
 
 @contextmanager
-def far(
-    *, round_trip_s: float = ROUND_TRIP_S, bytes_per_s: float = 0.0, commit: str | None = None
-) -> Iterator[Far]:
+def far(*, round_trip_s: float = ROUND_TRIP_S, bytes_per_s: float = 0.0, commit: str | None = None) -> Iterator[Far]:
     """Set up the project and the server; at the end remove all files and kill what still runs on the server.
 
     `bytes_per_s`: 0 for unlimited bandwidth. `commit`: this commit of the project, instead of the working tree.

@@ -15,7 +15,8 @@ from deploy.shell import LinkLost, Shell, transfer
 from deploy.specs import memory
 from deploy.specs.estimate import Stopwatch
 from deploy.specs.machine import Machine, MachineSpec, node_name
-from deploy.specs.plan import TRAIN_LABELS, Facts, Plan, family_name, make
+from deploy.specs.names import family_name
+from deploy.specs.plan import TRAIN_LABELS, Facts, Plan, make
 from deploy.specs.settings import Settings
 from deploy.steps.rendezvous import meet
 from deploy.steps.resolve import Checked, check_code, job_secrets

@@ -23,7 +23,7 @@ from deploy.providers.runpod.retry import Asking
 from deploy.providers.runpod.specification import GPU_SCHEMA, MEMORY_FIELD, fields_of
 from deploy.providers.runpod.start import archive_of
 from deploy.specs.machine import Machine, MachineSpec
-from deploy.specs.plan import family_name
+from deploy.specs.names import family_name
 from deploy.specs.settings import RunPod, Settings
 from deploy.specs.trial import OK, PROBLEM, WARNING, Finding, Funds, Offer
 
