@@ -102,23 +102,17 @@ def test_collectives_of_three_processes_with_unequal_shares() -> None:
 
 
 class OfTorch211:
-    """The arguments of DistributedDataParallel in torch 2.11."""
+    """DistributedDataParallel with the argument of torch 2.11."""
 
-    def __init__(
-        self, module: nn.Module, device_ids: object = None, gradient_as_bucket_view: bool = False,
-        broadcast_buffers: bool = True,
-    ) -> None:  # fmt: skip
-        self.syncs = broadcast_buffers
+    def __init__(self, module: nn.Module, *, broadcast_buffers: bool = True, **more: object) -> None:
+        self.module, self.more, self.syncs = module, more, broadcast_buffers
 
 
 class OfTorch213:
-    """The arguments of DistributedDataParallel in torch 2.13."""
+    """DistributedDataParallel with the argument of torch 2.13."""
 
-    def __init__(
-        self, module: nn.Module, device_ids: object = None, gradient_as_bucket_view: bool = False,
-        forward_sync_buffers: bool = True,
-    ) -> None:  # fmt: skip
-        self.syncs = forward_sync_buffers
+    def __init__(self, module: nn.Module, *, forward_sync_buffers: bool = True, **more: object) -> None:
+        self.module, self.more, self.syncs = module, more, forward_sync_buffers
 
 
 @pytest.mark.parametrize("wrapper", [OfTorch211, OfTorch213])
