@@ -35,6 +35,11 @@ def project_prefix(settings: Settings) -> str:
     return f"sniperface-{project_word(settings.project.name)}-"
 
 
+def listed_prefixes(settings: Settings) -> tuple[str, ...]:
+    """Return what names of this project's machines begin with, also of those that an older version named in full."""
+    return project_prefix(settings), f"sniperface-{slug(settings.project.name)}-"
+
+
 def family_name(settings: Settings) -> str:
     """Return the prefix of the names of all machines of this project and target."""
     return f"{project_prefix(settings)}{target_word(settings.target.name)}-"

@@ -14,7 +14,7 @@ from deploy.pod.base.folder import write_json
 from deploy.pod.base.limits import Limits
 from deploy.providers.runpod import prices
 from deploy.runs.records import Record
-from deploy.specs.names import project_word
+from deploy.specs.names import project_word, slug
 from tests.deploy.conftest import Project
 from tests.support.emulators.runpod import Emulator
 from tests.support.emulators.runpod_state import Pod
@@ -54,11 +54,12 @@ def test_volumes_bill_beside_machines(project: Project, emulator: Emulator, api:
     target(project, api=api, volume="vol1")
     target(project, "evening", api=api, volume="vol1")
     emulator.account.volumes |= {"vol1": FACES, "vol2": FAST}
-    pod(emulator, f"sniperface-{project_word(project.path.name)}-runpod-r1")
-    pod(emulator, "somebody-elses")
+    of_older_version = f"sniperface-{slug(project.path.name)}-runpod-r0"
+    for name in (f"sniperface-{project_word(project.path.name)}-runpod-r1", of_older_version, "somebody-elses"):
+        pod(emulator, name)
     *orphans, mine = bills(project)
     assert sorted(each["machine"] or each["volume"] for each in orphans) == [
-        "sniperface-it_s99c88-runpod-r1", "somebody's (vol2, US-KS-2)"
+        "sniperface-it_s99c88-runpod-r1", of_older_version, "somebody's (vol2, US-KS-2)"
     ]  # fmt: skip
     assert (mine["volume"], mine["target"], mine["gb"]) == ("faces (vol1, EU-RO-1)", "evening, runpod", 200)
     assert (mine["usd_per_month"], mine["usd_per_hour"]) == (14.0, 0.0192)
