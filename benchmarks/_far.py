@@ -46,19 +46,15 @@ class Far:
 
 
 @contextmanager
-def far(*, round_trip_s: float = ROUND_TRIP_S, bytes_per_s: float = 0.0) -> Iterator[Far]:
+def far(*, round_trip_s: float = ROUND_TRIP_S, bytes_per_s: float = 0.0, commit: str | None = None) -> Iterator[Far]:
     """Set up the project and the server; at the end remove all files and kill what still runs on the server.
 
-    `bytes_per_s`: 0 for unlimited bandwidth.
+    `bytes_per_s`: 0 for unlimited bandwidth. `commit`: this commit of the project, instead of the working tree.
     """
     with tempfile.TemporaryDirectory(prefix="sniperface-far-") as text:
         folder = Path(text)
         project, root = folder / "project", folder / "far" / "root"
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, check=True).stdout
-        for name in filter(None, listed.decode().split("\0")):
-            (project / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(PROJECT / name, project / name)
-        subprocess.run(["git", "init", "--quiet"], cwd=project, check=True)
+        _copy_project(project, commit)
         with openssh(folder / "server") as server, proxy(server.port, round_trip_s / 2, bytes_per_s) as line:
             target = {
                 "provider": "ssh", "host": "127.0.0.1", "port": line.port, "user": "root", "key": str(server.key),
@@ -66,7 +62,7 @@ def far(*, round_trip_s: float = ROUND_TRIP_S, bytes_per_s: float = 0.0) -> Iter
                 "stage_to": str(folder / "ram"), "python": sys.executable,
             }  # fmt: skip
             (project / "conf" / "deploy" / "far.yaml").write_text(json.dumps(target), encoding="utf-8")
-            environment = {**os.environ, "SNIPERFACE_TMUX_SOCKET": f"sniperface-far-{os.getpid()}"}
+            environment = {**os.environ, "SNIPERFACE_TMUX_SOCKET": f"sniperface-far-{folder.name[-8:]}"}
             try:
                 yield Far(project, root, server.machine(port=line.port), server.key, environment)
             finally:
@@ -76,3 +72,19 @@ def far(*, round_trip_s: float = ROUND_TRIP_S, bytes_per_s: float = 0.0) -> Iter
                         processes.kill_tree(told["pid"])
                 socket = environment["SNIPERFACE_TMUX_SOCKET"]
                 subprocess.run(["tmux", "-L", socket, "kill-server"], check=False, capture_output=True)
+
+
+def _copy_project(project: Path, commit: str | None) -> None:
+    """Copy the project's files, of the working tree or of a commit, into a new repository with one commit."""
+    if commit:
+        project.mkdir()
+        packed = subprocess.run(["git", "archive", commit], cwd=PROJECT, capture_output=True, check=True).stdout
+        subprocess.run(["tar", "-x"], cwd=project, input=packed, check=True)
+    else:
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, check=True).stdout
+        for name in filter(None, listed.decode().split("\0")):
+            (project / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / name, project / name)
+    author = ("-c", "user.name=Sniperface", "-c", "user.email=bench@localhost")
+    for words in (("init", "--quiet"), ("add", "--all"), (*author, "commit", "--quiet", "-m", "A copy")):
+        subprocess.run(["git", *words], cwd=project, check=True)

@@ -1,16 +1,21 @@
 """A second run on a warm machine 100 ms away, with its data in RAM: time from `invoke train` to a running torchrun.
 
 The budget is 5 s and three round trips. No other runner is known to publish this time.
+
+    python benchmarks/warm_rerun.py [--quick] [--against COMMIT] [--rounds 8] [--round-trip 0.02]
+
+With --against, the working tree and an earlier commit run in turn, and nothing is written: what a change costs.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
 from pathlib import Path
 
-from _claims import Claim, quick, report
+from _claims import Claim, in_turn, report
 from _far import ROUND_TRIP_S, Far, far
 
 BUDGET_S = 5 + 3 * ROUND_TRIP_S
@@ -18,14 +23,31 @@ SMALL = ("backbone.layers=[1,1]", "backbone.width=8", "backbone.image_size=32", 
 
 
 def main() -> int:
-    is_quick = quick()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one run; writes no results file")
+    parser.add_argument("--against", metavar="COMMIT", help="compare with this commit")
+    parser.add_argument("--rounds", type=int, default=8, help="pairs of a comparison")
+    parser.add_argument("--round-trip", type=float, default=0.02, help="seconds to the machine in a comparison")
+    told = parser.parse_args()
+    if told.against:
+        return compare(told.against, told.rounds, told.round_trip)
     with far() as there:
         there.invoke("deploy")
-        taken = [start(there) for _ in range(1 if is_quick else 7)]
+        taken = [start(there) for _ in range(1 if told.quick else 7)]
     ours = statistics.median(taken)
     print(f"each: {', '.join(f'{seconds:.2f} s' for seconds in taken)}")
     claim = Claim("warm machine: train to torchrun", ours, BUDGET_S, "s, against the budget", BUDGET_S / ours, 1.0)
-    return report("warm_rerun", [claim], is_quick=is_quick)
+    return report("warm_rerun", [claim], is_quick=told.quick)
+
+
+def compare(commit: str, rounds: int, round_trip_s: float) -> int:
+    """Print the times of the working tree and of a commit, in pairs."""
+    with far(round_trip_s=round_trip_s) as new, far(round_trip_s=round_trip_s, commit=commit) as old:
+        for there in (new, old):
+            there.invoke("deploy")
+        ours, theirs, ratio = in_turn(lambda: start(new), lambda: start(old), rounds)
+    print(f"working tree {ours:.2f} s, {commit} {theirs:.2f} s, median of {rounds} ratios {ratio:.3f}")
+    return 0
 
 
 def start(there: Far) -> float:

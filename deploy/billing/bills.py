@@ -19,7 +19,7 @@ from deploy.runs import records as runs
 from deploy.runs.records import Record
 from deploy.runs.session import Reach, is_launching
 from deploy.specs.machine import Machine, Volume
-from deploy.specs.plan import slug
+from deploy.specs.names import target_word
 from deploy.specs.settings import RunPod, Settings, load
 from deploy.specs.targets import every as files_of_targets
 
@@ -172,7 +172,7 @@ def _target_of(at: Reach, machine: Machine) -> str:
     if len(words) < 4:
         return at.settings.target.name
     names = [each.target.name for each in _targets(at.settings.project)]
-    return next((name for name in names if slug(name) == words[2]), words[2])
+    return next((name for name in names if target_word(name) == words[2]), words[2])
 
 
 def an_hour(usd_per_hour: float) -> str:

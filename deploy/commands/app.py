@@ -18,7 +18,7 @@ from deploy.runs.session import Reached
 from deploy.shell import LocalShell, transfer
 from deploy.specs import flags
 from deploy.specs.estimate import Stopwatch
-from deploy.specs.plan import family_name, slug
+from deploy.specs.names import family_name, slug
 from deploy.steps.provision import acquired, ready_code
 from deploy.ui.screen import Screen
 from deploy.workspace.sources import ON_THE_MACHINE

@@ -14,7 +14,7 @@ from deploy.runs.session import Reach
 from deploy.shell import LocalShell, Shell
 from deploy.specs.estimate import plural
 from deploy.specs.machine import Machine
-from deploy.specs.plan import family_name
+from deploy.specs.names import family_name
 from deploy.specs.settings import Settings, Target
 from deploy.specs.trial import Finding
 from deploy.steps.resolve import app_config

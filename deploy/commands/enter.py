@@ -17,7 +17,7 @@ from deploy.shell import LocalShell, Shell
 from deploy.shell.entry import install
 from deploy.shell.ssh import SshShell
 from deploy.specs.machine import Machine
-from deploy.specs.plan import family_name
+from deploy.specs.names import family_name
 from deploy.ui.screen import Screen
 
 # Start a login shell in a folder, or in the home folder if that is gone. No other interpreter parses these words.

@@ -16,7 +16,7 @@ from deploy.runs import records as runs
 from deploy.runs import session as reach
 from deploy.runs.session import Reach
 from deploy.specs.machine import Machine
-from deploy.specs.plan import family_name
+from deploy.specs.names import family_name
 from deploy.specs.settings import load
 from deploy.steps import download as home
 from deploy.ui.screen import Screen

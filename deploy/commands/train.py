@@ -28,7 +28,6 @@ from deploy.steps import restore as saved
 from deploy.steps.consent import agree, warn_of_balance
 from deploy.steps.provision import acquired_all, bring_own_files, pack_images, ready_all, refuse_too_much
 from deploy.ui.screen import Screen
-from deploy.workspace import code
 
 
 def deploy(
@@ -46,7 +45,7 @@ def deploy(
             pack_images(at.settings, checked, screen)
             looked_up = facts.gather(at, checked)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
-            code.prove(project)
+            at.snapshot = facts.prove_code(at.settings)
             watch = Stopwatch()
             with acquired_all(at, plan, screen, watch) as machines:
                 made = ready_all(at, machines, checked, looked_up, screen, watch, trains=False)[0]
@@ -90,7 +89,7 @@ def train(
             note(plan.run_id)
             screen.plan(plan)
             refuse_too_much(plan, looked_up)
-            code.prove(project)  # before the run is recorded, so that a refusal leaves no failed run behind
+            at.snapshot = facts.prove_code(at.settings)  # before the run is recorded: a refusal leaves no failed run
             warn_of_balance(at, plan, screen)
             _agree(plan, at, screen, yes=yes)
             pack_images(at.settings, checked, screen)

@@ -15,7 +15,7 @@ from deploy.errors import NoMachine, StepFailed, WrongUse, command
 from deploy.providers import image
 from deploy.providers.ssh_key import project_key
 from deploy.specs.machine import Address, Card, Machine, MachineSpec, Rental, Volume
-from deploy.specs.plan import slug
+from deploy.specs.names import slug
 from deploy.specs.settings import Docker, Settings
 
 if TYPE_CHECKING:

@@ -35,6 +35,7 @@ class Reach:
             private_folder(settings.notes)
         self.provider: Provider = PROVIDERS[settings.target.provider](settings)
         self.given_up: set[str] = set()  # machines whose guard could not release them
+        self.snapshot: str | None = None  # of the code, once it is checked: all machines of the command get this one
         self.devices: dict[str, Devices] = {}  # of machines that were checked when they were acquired
         # Makes the environment on a machine that lacks it, while the provider can still try another machine.
         self.prepare: Callable[[Machine], Prepared] | None = None

@@ -19,8 +19,16 @@ __all__ = [
     "Misbehaves",
     "Result",
     "Shell",
+    "load_ssh",
     "open_shell",
 ]
+
+
+def load_ssh() -> None:
+    """Import what an SSH connection needs, a quarter of a second, while something else is waited for."""
+    from deploy.shell import connect
+
+    connect.load()
 
 
 def open_shell(machine: Machine, notes: Path, find: Callable[[], Machine | None] | None = None) -> Shell:

@@ -34,6 +34,11 @@ WINDOW_BYTES = 16 << 20  # in flight to the laptop; Paramiko's 2 MiB limit a str
 WINDOWS_BUFFER_BYTES = 32 << 20
 
 
+def load() -> None:
+    """Import Fabric, with Paramiko, ahead of the first connection."""
+    import fabric  # noqa: F401
+
+
 def broken() -> tuple[type[Exception], ...]:
     """Return the exceptions that Paramiko raises for a broken connection."""
     import paramiko

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +17,7 @@ from deploy.specs import memory
 from deploy.specs.estimate import Measured, Phase, kind_of, predict, training_minutes
 from deploy.specs.machine import Card, Hardware, Machine, Place
 from deploy.specs.memory import Need
+from deploy.specs.names import machine_name
 from deploy.specs.pod_image import PodImage, image_of
 from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
 from deploy.specs.settings import RunPod, Settings
@@ -240,25 +240,6 @@ def limits_of(settings: Settings, machine: Machine | None, nodes: int = 1) -> Li
         usd_per_hour=machine.usd_per_hour * nodes if machine else 0.0,
         release="runpod" if settings.target.provider == "runpod" else "none",
     )
-
-
-def family_name(settings: Settings) -> str:
-    """Return the prefix of the names of all machines of this project and target."""
-    return f"sniperface-{slug(settings.project.name)}-{slug(settings.target.name)}-"
-
-
-def machine_name(settings: Settings, run_id: str, attempt: int) -> str:
-    """Return a name that holds project, target and run, so that orphans are found without local files.
-
-    Each attempt has its own name: a machine with this name was created for this attempt and holds nothing yet that
-    could be lost.
-    """
-    return family_name(settings) + run_id + (f"-{attempt}" if attempt > 1 else "")
-
-
-def slug(name: str) -> str:
-    """Convert a name for folders and sessions: lower-case ASCII letters, digits and single underscores."""
-    return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_").lower() or "data"
 
 
 def fraction_mark(fraction: float) -> str:

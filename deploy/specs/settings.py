@@ -71,7 +71,7 @@ class RunPod:
     cloud: str = "SECURE"  # or COMMUNITY
     max_usd_per_hour: float | None = None  # for one whole machine; with several machines, for each
     min_cuda: str | None = None  # of the host's driver; None: the image's CUDA version
-    min_memory_gib: float | None = None  # a machine with less is released after boot
+    min_memory_gib: float | None = None  # requested if the live API can; a machine with less is released after boot
     disk_gib: int | None = None  # container disk, lost when the pod ends; None: 40, or more if the images need it
     volume: str | None = None  # id of a network volume, mounted at volume_path
     volume_path: str = "/workspace"  # mount point of the volume

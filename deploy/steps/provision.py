@@ -15,7 +15,8 @@ from deploy.shell import LinkLost, Shell, transfer
 from deploy.specs import memory
 from deploy.specs.estimate import Stopwatch
 from deploy.specs.machine import Machine, MachineSpec, node_name
-from deploy.specs.plan import TRAIN_LABELS, Facts, Plan, family_name, make
+from deploy.specs.names import family_name
+from deploy.specs.plan import TRAIN_LABELS, Facts, Plan, make
 from deploy.specs.settings import Settings
 from deploy.steps.rendezvous import meet
 from deploy.steps.resolve import Checked, check_code, job_secrets
@@ -68,6 +69,7 @@ def ready_all(
                 watch,
                 known=known,
                 prepared=prepared,
+                snapshot=at.snapshot,
                 trains=trains,
             )
         )
@@ -93,13 +95,17 @@ def ready(
     *,
     known: Devices | None = None,
     prepared: Prepared | None = None,
+    snapshot: str | None = None,
     trains: bool = True,
 ) -> Ready:
-    """Put environment, code and data on the machine, each only if it is missing. `prepared`: code and environment."""
+    """Put environment, code and data on the machine, each only if it is missing.
+
+    `prepared`: code and environment. `snapshot`: the code, if it is checked already.
+    """
     watch = watch or Stopwatch()
     with watch.phase("code"):
         nodes = checked.request.nodes or settings.target.nodes
-        machine, folder = prepared or ready_code(settings, machine, shell, screen, nodes)
+        machine, folder = prepared or ready_code(settings, machine, shell, screen, nodes, snapshot)
         if not machine.is_here:
             hardware = devices.seen(shell, settings, machine.python, folder, known=known, promised=machine.gpus)
             facts = replace(facts, hardware=hardware)
@@ -187,13 +193,14 @@ def acquired(
     plan: Plan | None = None,
 ) -> Iterator[Machine]:
     """Acquire a machine of the target. If the work on it fails, a machine that was made for it is released."""
-    check_code(at.settings)  # before it costs anything
+    if at.snapshot is None:
+        check_code(at.settings)  # before it costs anything
     name = node_name(name, node)
     with watch.phase("machine"):
         nodes, data_bytes = (plan.nodes, disk_bytes(plan)) if plan else (1, 0)
         spec = MachineSpec(name, family_name(at.settings), at.settings.root, node, nodes, data_bytes)
         if plan and not keep:  # with --keep, a machine that fails is not replaced by another one
-            at.prepare = lambda found: ready_code(at.settings, found, at.shell(found), screen, plan.nodes)
+            at.prepare = lambda found: ready_code(at.settings, found, at.shell(found), screen, plan.nodes, at.snapshot)
         machine = at.acquire(spec, screen.say)
     try:
         yield machine
@@ -208,13 +215,17 @@ def acquired(
 
 
 def ready_code(
-    settings: Settings, machine: Machine, shell: Shell, screen: Screen, nodes: int = 1
+    settings: Settings, machine: Machine, shell: Shell, screen: Screen, nodes: int = 1, tree: str | None = None
 ) -> tuple[Machine, PurePath]:
-    """Upload the code, start the guard and make the environment. Returns the settled machine and its code folder."""
+    """Upload the code, start the guard and make the environment. Returns the settled machine and its code folder.
+
+    `tree`: the snapshot of the code, if it is checked already.
+    """
     machine = greet(settings, machine, shell, screen)
     about = settings.target
     secrets = guard.named_secrets(settings)
-    snapshot = code.place(settings.project, shell, machine.root, about.large_files, about.allow_files, secrets)
+    names = (about.large_files, about.allow_files)
+    snapshot = code.place(settings.project, shell, machine.root, *names, secrets, tree=tree)
     folder = machine.root / "code" / snapshot
     screen.say(f"code: {folder}")
     armed = guard.arm(settings, machine, shell, folder, nodes)

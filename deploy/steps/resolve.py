@@ -20,7 +20,7 @@ from deploy.runs import checkpoints
 from deploy.runs import records as runs
 from deploy.runs import watchdog as guard
 from deploy.runs.session import Reach, Reached
-from deploy.shell import LocalShell
+from deploy.shell import LocalShell, load_ssh
 from deploy.specs import memory
 from deploy.specs.estimate import NEWEST, Measured, kind_of
 from deploy.specs.machine import Card
@@ -81,6 +81,8 @@ def check(reach: Reach, request: Request) -> Checked:
             raise WrongUse(f"--labels {request.labels} is not a file: give an int32 .npy with a label for each image")
     with ThreadPoolExecutor(1) as beside:  # the configuration is read by another process, which takes as long
         judged = beside.submit(check_code, settings)
+        if not settings.is_local:
+            beside.submit(load_ssh)
         config, words = _configuration(settings, request, origin)
     origin, tryout = _images(settings, origin, config)
     dataset = None
@@ -145,7 +147,22 @@ def check_code(settings: Settings) -> tuple[str, ...]:
     """
     about = settings.target
     secrets = guard.named_secrets(settings)
-    suspicious = code.check(settings.project, about.allow_files, secrets, about.large_files)
+    return _judged(settings, code.check(settings.project, about.allow_files, secrets, about.large_files))
+
+
+def prove_code(settings: Settings) -> str | None:
+    """Check the code as `check_code` does, and take the snapshot that every machine of the command gets.
+
+    Returns its id; None without git. Raises WrongUse also for a file that would arrive changed.
+    """
+    about = settings.target
+    secrets = guard.named_secrets(settings)
+    suspicious, tree = code.prove(settings.project, about.allow_files, secrets, about.large_files)
+    _judged(settings, suspicious)
+    return tree
+
+
+def _judged(settings: Settings, suspicious: tuple[str, ...]) -> tuple[str, ...]:
     if suspicious and settings.is_rented:
         raise WrongUse(
             f"{suspicious[0]} looks like a credential and would travel to a rented machine: remove it from the "

@@ -78,10 +78,19 @@ def _checked(
     return leaks.refuse(found, set(map(os.fsdecode, listed.tracked)), allowed), listed
 
 
-def prove(project: Path) -> None:
-    """Take the snapshot without sending it. Raises WrongUse for a file that would arrive changed."""
-    if is_repository(project):
-        Snapshots(project).take()
+def prove(
+    project: Path,
+    allowed: tuple[str, ...] = (),
+    secrets: Mapping[str, str] | None = None,
+    large_files: tuple[str, ...] = (),
+) -> tuple[tuple[str, ...], str | None]:
+    """Check the files as `check` does, and take the snapshot without sending it.
+
+    Returns the tracked files to warn about, and the snapshot's id; None without git. Raises WrongUse for a file that
+    would arrive changed.
+    """
+    warned, listed = _checked(project, allowed, secrets or {}, large_files)
+    return warned, Snapshots(project).take(listed) if listed else None
 
 
 def place(
@@ -91,20 +100,21 @@ def place(
     large_files: tuple[str, ...] = (),
     allowed: tuple[str, ...] = (),
     secrets: Mapping[str, str] | None = None,
+    *,
+    tree: str | None = None,
 ) -> str:
     """Upload a snapshot of the code to `<root>/code/<id>` unless the machine has it. Returns the id.
 
     Only what the machine lacks is sent: a bundle based on the newest snapshot that both sides have. `large_files`,
-    `allowed` and `secrets` are those of `check`.
+    `allowed` and `secrets` are those of `check`. `tree`: a snapshot that `prove` took, which saves checking again.
     """
-    _, listed = _checked(project, allowed, secrets or {}, large_files)
+    if tree is None:
+        _, tree = prove(project, allowed, secrets, large_files)
     shelf = str(root / "code")
-    if listed:
-        snapshots = Snapshots(project)
-        tree = snapshots.take(listed)
+    if tree:
         is_there, commits = _state(shell, shelf, tree)
         if not is_there:
-            _send(shell, shelf, tree, "bundle", snapshots.bundle(tree, commits))
+            _send(shell, shelf, tree, "bundle", Snapshots(project).bundle(tree, commits))
         return tree
     snapshot, archive = _copy(project)
     if not _state(shell, shelf, snapshot)[0]:

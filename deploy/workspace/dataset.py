@@ -16,7 +16,8 @@ from typing import Any
 from deploy.errors import WrongUse, command
 from deploy.shell import LocalShell
 from deploy.shell.transfer import Piece
-from deploy.specs.plan import DataFacts, slug
+from deploy.specs.names import slug
+from deploy.specs.plan import DataFacts
 from deploy.workspace.compression import NONE, Packing
 from deploy.workspace.sources import HERE, Files, Origin, Place
 

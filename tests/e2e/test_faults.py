@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from deploy.specs.plan import slug
+from deploy.specs.names import slug
 from tests.e2e.clones import SMALL, Clone, copy_of, events, make_clone, wait_for
 from tests.e2e.test_machines import log_of
 from tests.support.faults import Fault

@@ -26,6 +26,7 @@ class Wanted:
     cloud: str = "SECURE"
     data_center: str | None = None
     min_cuda: str | None = None
+    min_memory_gib: float | None = None  # of the machine; requested if the live API can, and checked after the start
     disk_gib: int = 40
     volume: str | None = None
     volume_path: str = "/workspace"

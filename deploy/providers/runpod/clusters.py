@@ -78,8 +78,8 @@ class Clusters:
                 return next((pod for pod in mine if pod.is_alive), None)
         return None
 
-    def named(self, begin: str, pods: Sequence[Pod]) -> list[tuple[Pod, str]]:
-        """List the pods of clusters whose name starts with `begin`, each with its machine name.
+    def named(self, begin: tuple[str, ...], pods: Sequence[Pod]) -> list[tuple[Pod, str]]:
+        """List the pods of clusters whose name starts with one of `begin`, each with its machine name.
 
         A cluster without pods is listed as one placeholder pod.
         """

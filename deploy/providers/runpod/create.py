@@ -209,6 +209,7 @@ class Making:
             cloud=options.cloud,
             data_center=candidate.data_center,
             min_cuda=self.min_cuda,
+            min_memory_gib=options.min_memory_gib,
             disk_gib=disk,
             volume=options.volume,
             volume_path=options.volume_path,

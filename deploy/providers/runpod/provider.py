@@ -24,7 +24,7 @@ from deploy.providers.runpod.readiness import Boot, Unfit
 from deploy.providers.runpod.retry import Asking, of_family
 from deploy.providers.ssh_key import project_key
 from deploy.specs.machine import HOST, USER, Address, Card, Machine, MachineSpec, Rental, Volume
-from deploy.specs.plan import slug
+from deploy.specs.names import listed_prefixes
 from deploy.specs.settings import RunPod, Settings
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class RunPodProvider:
 
     def list(self) -> list[Machine]:
         """List the project's machines, also stopped ones: their disks bill. Without an address, the host is empty."""
-        mine = f"sniperface-{slug(self.settings.project.name)}-"
+        mine = listed_prefixes(self.settings)
         with self._words():
             pods = self._asking.pods(self.limits.look_s)
             named = [(pod, pod.name) for pod in _alone(pods) if pod.name.startswith(mine)]

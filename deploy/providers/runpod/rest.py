@@ -7,6 +7,7 @@ client uses it too, so both work or fail in the same networks.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -38,6 +39,7 @@ from deploy.providers.runpod.api import (
 )
 from deploy.providers.runpod.key import Key
 from deploy.providers.runpod.ratelimit import Limits, Pace
+from deploy.providers.runpod.specification import GPU_SCHEMA, MEMORY_FIELD, fields_of
 from deploy.specs.trial import Funds
 
 FUNDS = "query { myself { clientBalance currentSpendPerHr spendLimit } }"
@@ -55,11 +57,24 @@ class RestApi:
         self.pace = pace
         self.limits = limits
         self.policy = ""  # the limit of calls, as the newest answer names it
+        self._has_memory_field: bool | None = None  # None: not asked yet
         self._session = requests.Session()
         self._session.auth = _Bearer(key)  # an object, because ~/.netrc overrides a header
 
     def create(self, wanted: Wanted) -> Pod:
-        return _pod(self._json("POST", "/v2/pods", body=body_of(wanted)))
+        body = body_of(wanted)
+        if wanted.min_memory_gib and self._takes_memory():
+            body["gpu"] = {**body["gpu"], MEMORY_FIELD: math.ceil(wanted.min_memory_gib / wanted.gpu_count)}
+        return _pod(self._json("POST", "/v2/pods", body=body))
+
+    def _takes_memory(self) -> bool:
+        """Return whether the live specification has the field for memory. v2 refuses fields that it does not know."""
+        if self._has_memory_field is None:
+            try:
+                self._has_memory_field = MEMORY_FIELD in fields_of(self.specification(), GPU_SCHEMA)
+            except ApiError:  # no specification there: the memory is checked after the start alone
+                self._has_memory_field = False
+        return self._has_memory_field
 
     def get(self, pod_id: str) -> Pod:
         return _pod(self._json("GET", f"/v2/pods/{_safe(pod_id)}"))

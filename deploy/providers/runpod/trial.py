@@ -20,9 +20,10 @@ from deploy.providers.runpod.candidates import Candidate, choose
 from deploy.providers.runpod.messages import in_words, no_candidate
 from deploy.providers.runpod.rest import RestApi
 from deploy.providers.runpod.retry import Asking
+from deploy.providers.runpod.specification import GPU_SCHEMA, MEMORY_FIELD, fields_of
 from deploy.providers.runpod.start import archive_of
 from deploy.specs.machine import Machine, MachineSpec
-from deploy.specs.plan import family_name
+from deploy.specs.names import family_name
 from deploy.specs.settings import RunPod, Settings
 from deploy.specs.trial import OK, PROBLEM, WARNING, Finding, Funds, Offer
 
@@ -51,9 +52,9 @@ SENT = {
         "mounts",
         "registry",
     ),
-    "CreateGpuConfig": ("id", "count", "minCudaVersion"),
+    GPU_SCHEMA: ("id", "count", "minCudaVersion"),
 }
-HOPED_FOR = ("minRamPerGpu", "minVcpuCountPerGpu")
+HOPED_FOR = (MEMORY_FIELD, "minVcpuCountPerGpu")
 # Python finds no package in a zip file without its __init__.py.
 PACKAGES = ("deploy", "deploy/pod", "deploy/pod/base", "deploy/pod/watchdog")
 PROBE = (*image.BOOT, "deploy/pod/watchdog/rights.py", *(f"{each}/__init__.py" for each in PACKAGES))
@@ -231,7 +232,7 @@ class RunPodTrial:
         except ApiError as error:
             return [Finding(what, OK, f"not compared: {error}"), *self._calls()]
         missing = [name for schema, names in SENT.items() for name in names if name not in fields_of(told, schema)]
-        hoped = {name: name in fields_of(told, "CreateGpuConfig") for name in HOPED_FOR}
+        hoped = {name: name in fields_of(told, GPU_SCHEMA) for name in HOPED_FOR}
         memory = ", ".join(f"{name}: {'yes' if has else 'no'}" for name, has in hoped.items())
         found = Finding(what, OK, "all that are sent")
         if missing:
@@ -260,22 +261,3 @@ class RunPodTrial:
         if words == "other" and more > 0:
             return Finding("price", WARNING, f"higher than listed: {figures}", f"look at {command('ps')}")
         return Finding("price", OK, f"{'differs from the list' if words == 'other' else words}: {figures}")
-
-
-def fields_of(specification: Mapping[str, Any], schema: str) -> set[str]:
-    """Return the fields of a schema of an OpenAPI document, those of `allOf` and `$ref` included."""
-    schemas = (specification.get("components") or {}).get("schemas") or {}
-    found: set[str] = set()
-    seen: set[str] = set()
-    left: list[Any] = [{"$ref": f"#/{schema}"}]
-    while left:
-        each = left.pop()
-        if not isinstance(each, dict):
-            continue
-        name = str(each.get("$ref", "")).rpartition("/")[2]
-        if name and name not in seen:
-            seen.add(name)
-            left.append(schemas.get(name))
-        found |= set(each.get("properties") or {})
-        left += [part for key in ("allOf", "anyOf", "oneOf") for part in each.get(key) or []]
-    return found

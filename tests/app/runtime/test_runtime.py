@@ -9,14 +9,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from app.config import LrScheduleConfig, WarmupConfig, load
 from app.runtime.checkpoint import TrainState
 from app.runtime.clock import clock
-from app.runtime.dist import World
+from app.runtime.dist import World, data_parallel
 from app.runtime.folder import RunFolder
 from app.runtime.schedule import by_epoch, learning_rate
 from app.runtime.track import end_last_line, tracker
@@ -97,6 +99,29 @@ def test_collectives_of_three_processes_with_unequal_shares() -> None:
     outputs = [process.communicate(timeout=120)[0] for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0, 0], outputs
     assert all(output.endswith("fine\n") for output in outputs)
+
+
+class OfTorch211:
+    """DistributedDataParallel with the argument of torch 2.11."""
+
+    def __init__(self, module: nn.Module, *, broadcast_buffers: bool = True, **more: object) -> None:
+        self.module, self.more, self.syncs = module, more, broadcast_buffers
+
+
+class OfTorch213:
+    """DistributedDataParallel with the argument of torch 2.13."""
+
+    def __init__(self, module: nn.Module, *, forward_sync_buffers: bool = True, **more: object) -> None:
+        self.module, self.more, self.syncs = module, more, forward_sync_buffers
+
+
+@pytest.mark.parametrize("wrapper", [OfTorch211, OfTorch213])
+def test_each_torch_is_told_not_to_synchronise_buffers(monkeypatch: pytest.MonkeyPatch, wrapper: type) -> None:
+    """`average_buffers` does it, once an update. torch renamed the argument after 2.11."""
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", wrapper)
+    made: Any = data_parallel(nn.Linear(2, 2), World(0, 2, torch.device("cpu")))
+    assert isinstance(made, wrapper)
+    assert made.syncs is False
 
 
 def test_only_rank_0_records(tmp_path: Path) -> None:

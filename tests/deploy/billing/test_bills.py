@@ -14,7 +14,7 @@ from deploy.pod.base.folder import write_json
 from deploy.pod.base.limits import Limits
 from deploy.providers.runpod import prices
 from deploy.runs.records import Record
-from deploy.specs.plan import slug
+from deploy.specs.names import project_word, slug
 from tests.deploy.conftest import Project
 from tests.support.emulators.runpod import Emulator
 from tests.support.emulators.runpod_state import Pod
@@ -54,11 +54,12 @@ def test_volumes_bill_beside_machines(project: Project, emulator: Emulator, api:
     target(project, api=api, volume="vol1")
     target(project, "evening", api=api, volume="vol1")
     emulator.account.volumes |= {"vol1": FACES, "vol2": FAST}
-    pod(emulator, f"sniperface-{slug(project.path.name)}-runpod-r1")
-    pod(emulator, "somebody-elses")
+    of_older_version = f"sniperface-{slug(project.path.name)}-runpod-r0"
+    for name in (f"sniperface-{project_word(project.path.name)}-runpod-r1", of_older_version, "somebody-elses"):
+        pod(emulator, name)
     *orphans, mine = bills(project)
     assert sorted(each["machine"] or each["volume"] for each in orphans) == [
-        "sniperface-it_s_a_faces_f_lder_home_x_a_b-runpod-r1", "somebody's (vol2, US-KS-2)"
+        "sniperface-it_s99c88-runpod-r1", of_older_version, "somebody's (vol2, US-KS-2)"
     ]  # fmt: skip
     assert (mine["volume"], mine["target"], mine["gb"]) == ("faces (vol1, EU-RO-1)", "evening, runpod", 200)
     assert (mine["usd_per_month"], mine["usd_per_hour"]) == (14.0, 0.0192)
@@ -78,7 +79,7 @@ def test_volumes_bill_beside_machines(project: Project, emulator: Emulator, api:
 def test_a_stopped_pod_bills_for_its_disk(project: Project, emulator: Emulator, api: str) -> None:
     """The GPUs of a stopped pod cost nothing. Its cost so far is unknown: no API reports when it was stopped."""
     target(project, api=api)
-    family = f"sniperface-{slug(project.path.name)}-runpod"
+    family = f"sniperface-{project_word(project.path.name)}-runpod"
     pod(emulator, f"{family}-r1", stopped=True, mounts={"persistent": {"size": 100, "path": "/workspace"}})
     pod(emulator, f"{family}-r2", stopped=True)
     with_disk, without = bills(project)
@@ -92,7 +93,7 @@ def test_a_stopped_pod_bills_for_its_disk(project: Project, emulator: Emulator, 
 def test_max_usd_is_of_all_machines_of_a_run(project: Project, emulator: Emulator) -> None:
     """Two machines that each cost two thirds of max_usd are past it together. The guard of each computes the same."""
     target(project)
-    first = f"sniperface-{slug(project.path.name)}-runpod-a"
+    first = f"sniperface-{project_word(project.path.name)}-runpod-a"
     pods = [pod(emulator, name, hours=3) for name in (first, f"{first}-node1")]
     run = Record(
         "a", "runpod", "runpod", "running", 1, "2026", None, 1.0, "x", "/x/a", first, others={pods[1].name: ""}
@@ -111,7 +112,7 @@ def test_an_account_that_two_targets_share_bills_once(project: Project, emulator
     target(project, "a", api="sdk")
     target(project, "b", api="v2")
     (project.path / "conf" / "deploy" / "runpod.yaml").unlink()
-    pod(emulator, f"sniperface-{slug(project.path.name)}-b-r1", hours=2)
+    pod(emulator, f"sniperface-{project_word(project.path.name)}-b-r1", hours=2)
     (machine,) = bills(project)
     assert (machine["hours"], machine["target"]) == (pytest.approx(2, abs=0.01), "b")
 

@@ -110,7 +110,10 @@ def test_one_that_its_guard_could_not_release_goes_with_the_next_command(rented:
     done = rented.project.invoke("status", "--on", "runpod", "--json")
     assert json.loads(done.stdout)["state"] == "succeeded"
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"released sniperface-{rented.project.path.name}-runpod-{run_id} after $0.00: ")
+    name, _, rest = line.removeprefix("released ").partition(" ")
+    assert name.startswith("sniperface-")
+    assert name.endswith(run_id[-len("20261129-030349-de35") :])
+    assert rest.startswith("after $0.00: ")
     assert line.endswith("its guard could not release it; epoch_002.pt downloaded first")
     assert rented.names == []
     assert rented.home(run_id) == ["epoch_002.pt"]

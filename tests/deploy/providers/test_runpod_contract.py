@@ -7,6 +7,7 @@ where it contradicts itself.
 
 from __future__ import annotations
 
+import copy
 import json
 import signal
 import subprocess
@@ -65,8 +66,27 @@ def test_a_whole_life_of_a_pod_is_in_the_contract(v2: Rig) -> None:
         ("GET /v2/pods", 200), ("GET /v2/pods", 401), ("GET /v2/network-volumes/{id}", 200),
         ("GET /v2/catalog/gpus", 200), ("POST /v2/pods", 201), ("GET /v2/pods/{id}/logs", 200),
         ("DELETE /v2/pods/{id}", 204), ("DELETE /v2/pods/{id}", 404), ("GET /v2/clusters", 200),
+        ("GET /v2/openapi.json", 200),
     }  # fmt: skip
     assert breaches(v2.emulator) == []
+
+
+def test_memory_is_requested_once_the_live_specification_has_the_field(v2: Rig) -> None:
+    """v2 refuses unknown fields, so the request has none that the live specification lacks. Memory is then checked."""
+
+    def gpu_of_request(**options: Any) -> dict[str, Any]:
+        v2.provider().release(v2.acquire(gpu_count=2, **options))
+        [sent] = [each.body for each in v2.emulator.exchanges if each.what == "POST /v2/pods"][-1:]
+        gpu: dict[str, Any] = json.loads(sent)["gpu"]
+        return gpu
+
+    assert set(gpu_of_request(min_memory_gib=40)) == {"id", "count"}
+    newer = copy.deepcopy(contract.SPECIFICATION)
+    about_gpu = newer["components"]["schemas"]["CreateGpuConfig"]["allOf"][1]
+    about_gpu["properties"]["minRamPerGpu"] = {"type": "integer", "minimum": 1}
+    v2.emulator.account.specification = newer
+    assert gpu_of_request(min_memory_gib=40.5)["minRamPerGpu"] == 21
+    assert "minRamPerGpu" not in gpu_of_request()
 
 
 def test_a_whole_life_of_a_cluster_is_in_the_contract(v2: Rig) -> None:

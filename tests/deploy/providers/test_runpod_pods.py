@@ -13,7 +13,7 @@ import pytest
 from deploy.providers.runpod import RunPodProvider
 from deploy.shell import open_shell
 from deploy.specs.machine import Machine, MachineSpec, node_name
-from deploy.specs.plan import slug
+from deploy.specs.names import project_word
 from deploy.specs.settings import RunPod, Settings, Target
 from tests.support.emulators.rig import breaches
 from tests.support.emulators.runpod import KEY, Emulator
@@ -63,7 +63,7 @@ def test_a_pod_from_its_creation_to_its_end(emulator: Emulator, api: str, tmp_pa
     options = RunPod(gpus=("NVIDIA RTX A4500",), image="me/sniperface:1", api=api, min_memory_gib=0.5, wait_min=2)
     settings = Settings(tmp_path, Target("runpod", "runpod", "/workspace/sniperface", options=options))
     provider = RunPodProvider(settings)
-    family = f"sniperface-{slug(tmp_path.name)}-runpod-"
+    family = f"sniperface-{project_word(tmp_path.name)}-runpod-"
     spec = MachineSpec(f"{family}r1", family, PurePosixPath("/workspace/sniperface"))
 
     machine = provider.acquire(spec)
@@ -95,7 +95,7 @@ def test_a_cluster_from_its_creation_to_its_end(emulator: Emulator, tmp_path: Pa
     options = RunPod(gpus=("NVIDIA RTX A4500",), image="me/sniperface:1", min_memory_gib=0.5, wait_min=2)
     settings = Settings(tmp_path, Target("runpod", "runpod", "/workspace/sniperface", options=options))
     provider = RunPodProvider(settings)
-    family = f"sniperface-{slug(tmp_path.name)}-runpod-"
+    family = f"sniperface-{project_word(tmp_path.name)}-runpod-"
     root = PurePosixPath("/workspace/sniperface")
     specs = [MachineSpec(node_name(f"{family}r1", node), family, root, node, 2) for node in range(2)]
 

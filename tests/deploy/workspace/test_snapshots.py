@@ -172,6 +172,19 @@ def test_a_guard_against_lost_line_ends_is_the_users_own(tree: Path, machine: Pa
     assert (arrived(tree, machine) / "run.sh").read_bytes() == b"#!/bin/sh\nx\n"
 
 
+def test_what_was_proven_travels_whatever_is_saved_afterwards(tree: Path, machine: Path) -> None:
+    """All machines of a command get the code that was checked, without a second check."""
+    (tree / "conf.yaml").write_text("a: 3\n")
+    _, proven = code.prove(tree)
+    (tree / "conf.yaml").write_text("a: 4\n")
+    (tree / "id_rsa").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n")
+    assert code.place(tree, LocalShell(), machine, tree=proven) == proven
+    assert (machine / "code" / str(proven) / "conf.yaml").read_text() == "a: 3\n"
+    assert not (machine / "code" / str(proven) / "id_rsa").exists()
+    with pytest.raises(WrongUse, match="id_rsa"):
+        code.prove(tree)
+
+
 def test_a_binary_file_that_is_called_text_is_refused(tree: Path) -> None:
     """git would convert the bytes 13 10 in it as a line end."""
     (tree / ".gitattributes").write_text("* text eol=lf\n")

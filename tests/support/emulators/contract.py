@@ -37,12 +37,12 @@ def is_date_time(value: object) -> bool:
     )
 
 
-def problems_of_body(method: str, path: str, body: Any) -> list[str]:
-    """The problems that v2 would list under `errors` in a 422 answer."""
+def problems_of_body(method: str, path: str, body: Any, newer: Mapping[str, Any] | None = None) -> list[str]:
+    """The problems that v2 would list under `errors` in a 422 answer. `newer`: a specification with other schemas."""
     about = _operation(method, path).get("requestBody")
     if about is None:
         return [] if body is None else ["$: a body where none is expected"]
-    return _errors(about["content"]["application/json"]["schema"], body)
+    return _errors(about["content"]["application/json"]["schema"], body, newer)
 
 
 def problems_of_query(method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str]) -> list[str]:
@@ -120,14 +120,15 @@ def _typed(schema: dict[str, Any], text: str) -> Any:
     return {"true": True, "false": False}.get(text, text) if kind == "boolean" else text
 
 
-def _errors(schema: dict[str, Any], value: Any) -> list[str]:
-    validator = _validator(json.dumps(_absolute(schema)))
+def _errors(schema: dict[str, Any], value: Any, newer: Mapping[str, Any] | None = None) -> list[str]:
+    validator = _validator(json.dumps(_absolute(schema)), json.dumps(newer) if newer and "paths" in newer else "")
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(value)]
 
 
 @cache
-def _validator(schema: str) -> Draft202012Validator:
-    registry = Registry().with_resource("urn:runpod", Resource(SPECIFICATION, DRAFT202012))
+def _validator(schema: str, newer: str) -> Draft202012Validator:
+    resource = Resource(json.loads(newer) if newer else SPECIFICATION, DRAFT202012)
+    registry = Registry().with_resource("urn:runpod", resource)
     return Draft202012Validator(json.loads(schema), registry=registry, format_checker=FORMATS)
 
 

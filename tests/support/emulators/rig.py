@@ -17,7 +17,7 @@ from deploy.providers.runpod import RunPodProvider
 from deploy.providers.runpod.ratelimit import Limits
 from deploy.runs.session import Reach
 from deploy.specs.machine import Machine, MachineSpec, node_name
-from deploy.specs.plan import slug
+from deploy.specs.names import project_word
 from deploy.specs.settings import RunPod, Settings, Target
 from tests.support.emulators import contract
 from tests.support.emulators.clock import MovedClock
@@ -45,7 +45,7 @@ class Rig:
         return provider
 
     def spec(self, run: str = "r1", node: int = 0, nodes: int = 1) -> MachineSpec:
-        family = f"sniperface-{slug(self.project.name)}-runpod"
+        family = f"sniperface-{project_word(self.project.name)}-runpod"
         return MachineSpec(node_name(f"{family}-{run}", node), family, PurePosixPath(ROOT), node, nodes)
 
     def acquire(self, run: str = "r1", **options: Any) -> Machine:
@@ -157,7 +157,7 @@ def breaches(emulator: Emulator) -> list[str]:
     for each in emulator.exchanges:
         if not each.path.startswith("/v2/") or each.path == contract.SPECIFICATION_PATH:
             continue
-        body = contract.problems_of_body(each.method, each.path, _json(each.body))
+        body = contract.problems_of_body(each.method, each.path, _json(each.body), emulator.account.specification)
         query = contract.problems_of_query(each.method, each.path, each.query, each.headers)
         answer = []
         if each.status and not each.fault:

@@ -55,7 +55,8 @@ def _answer(
         told = json.loads(body) if body else None
     except ValueError:
         raise Refusal(400, "invalid JSON") from None
-    errors = contract.problems_of_body(method, path, told) + contract.problems_of_query(method, path, query, headers)
+    errors = contract.problems_of_body(method, path, told, account.specification)
+    errors += contract.problems_of_query(method, path, query, headers)
     if errors:
         raise Invalid(errors)
     name = contract.parameters_of_path(path).get("id", "")
