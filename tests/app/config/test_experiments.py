@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.config import CONF, NO_ID, Config, load
+from app.config import CONF, NO_ID, Config
 from app.config.schema import leaves
 from app.mining.gate import pair_f
 from app.mining.pseudo_ids import find_pseudo_ids
