@@ -215,8 +215,9 @@ def imported(node: ast.AST, path: Path) -> list[str]:
     return []
 
 
-def imports(path: Path) -> set[str]:
-    return {name for node in ast.walk(tree_of(path)) for name in imported(node, path)}
+@cache
+def imports(path: Path) -> frozenset[str]:
+    return frozenset(name for node in ast.walk(tree_of(path)) for name in imported(node, path))
 
 
 def imports_at_start(path: Path) -> set[str]:

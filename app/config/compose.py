@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,12 @@ def load(overrides: Sequence[str], *, base: Path | None = None) -> Config:
     """
     # Imported here so that processes that need only the dataclasses do not load Hydra.
     from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    ConfigStore.instance().store(name="schema", node=Config)
+    _store_schema()
     overrides = [in_our_words(word) for word in overrides]
     try:
         with initialize_config_dir(str(CONF), version_base="1.3", job_name="sniperface"):
@@ -61,6 +61,14 @@ def load(overrides: Sequence[str], *, base: Path | None = None) -> Config:
     for fault in faults(config):
         raise WrongUse(fault)
     return config
+
+
+@cache
+def _store_schema() -> None:
+    """Register the schema with Hydra, once: a sweep and the tests compose many configurations in one process."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Config)
 
 
 def _saved(path: Path) -> Any:

@@ -3,10 +3,14 @@
 torch creates SGD's momentum buffers in the first step. The fused kernel leaves them uninitialised if the fp16 scaler
 skips that step, and the next step writes them into the weights. A buffer of zeros gives the same first step:
 0 * momentum + gradient.
+
+torch hides methods of its optimizers from its compiler, and loads the compiler for that. This takes as long as loading
+torch, in each process, and no optimizer is compiled here: so the methods run without these wrappers.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -14,12 +18,19 @@ import torch
 from app.config.schema import OptimizerConfig
 
 
+def unhidden(kind: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """Return the class with methods that do not load torch's compiler; they do the same to the bit."""
+    hidden = ("add_param_group", "load_state_dict", "state_dict", "step", "zero_grad")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in hidden}
+    return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(methods["step"])})
+
+
 def build_optimizer(config: OptimizerConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     """Build the configured optimizer over parameter groups; its first step may be skipped safely."""
     rates = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}  # one pass over the weights
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, **rates)
-    optimizer = torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, **rates)
+        return unhidden(torch.optim.AdamW)(groups, **rates)
+    optimizer = unhidden(torch.optim.SGD)(groups, momentum=config.momentum, nesterov=config.nesterov, **rates)
     fill_momentum(optimizer)
     return optimizer
 

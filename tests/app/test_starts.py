@@ -54,9 +54,12 @@ def test_a_command_starts_with_only_what_it_needs(command: str) -> None:
 
 
 def test_training_and_mining_need_no_faiss(small_data: Path, tmp_path: Path) -> None:
-    """A whole run with refreshes of the pseudo-IDs, in a Python where FAISS cannot be imported."""
+    """A whole run with refreshes of the pseudo-IDs, in a Python where FAISS cannot be imported.
+
+    Neither does it load torch's compiler, which takes as long as loading torch.
+    """
     words = [*TINY, f"data.binary_cache_path={small_data}", f"run.dir={tmp_path / 'run'}"]
-    done = start("app.train", {"faiss", "wandb"}, *words)
+    done = start("app.train", {"faiss", "wandb", "torch._dynamo"}, *words)
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [e["recall"] for e in events if e["event"] == "mining"]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+
+from app.config import Config, load
 
 ARC, COS = (1.0, 0.5, 0.0), (1.0, 0.0, 0.4)
 DATA = {  # people, images
@@ -39,6 +42,12 @@ NETWORKS = {  # published name -> family, layers, width, drop path, mask ratio
     "vit_h of CatFace": ("vit", [48], 1024, 0.1, 0.1),
 }
 RECOMPUTED = {"r2060", "vit_b", "vit_b_dp005_mask_005", "vit_l", "vit_l_dp005_mask_005", "vit_h", "vit_h of CatFace"}
+
+
+@cache
+def configured(experiment: str) -> Config:
+    """The experiment's settings; composing them takes a tenth of a second, and many tests read them. Read only."""
+    return load([f"experiment={experiment}"])
 
 
 @dataclass(frozen=True)

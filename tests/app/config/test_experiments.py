@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from app.config import CONF, NO_ID, Config, load
+from app.config import CONF, NO_ID, Config
 from app.config.schema import leaves
 from app.mining.gate import pair_f
 from app.mining.pseudo_ids import find_pseudo_ids
 from app.runtime.dist import ALONE
-from tests.app.config.published import PUBLISHED
+from tests.app.config.published import PUBLISHED, configured
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ EXPERIMENTS = {  # the project's own; test_published_experiments.py checks the o
     "tryout": Named(300, 30, (10, 10), 1, 10),
     "tryout_supervised": Named(300, 30, (10, 10), 1, 10),
 }
-SELF_SUPERVISED = [name for name in EXPERIMENTS if load([f"experiment={name}"]).recipe.name == "self_supervised"]
+SELF_SUPERVISED = [name for name in EXPERIMENTS if configured(name).recipe.name == "self_supervised"]
 
 USERS = {  # settings of the users of `sniperface`, except their clustering (mining.method=parity)
     "recipe.moco": {"momentum": 0.999, "temperature": 0.05, "margin": 0.15, "queue_size": 65536, "projection_dim": 128},
@@ -49,10 +49,6 @@ USERS = {  # settings of the users of `sniperface`, except their clustering (min
     "train.lr_schedule.warmup": {"epochs": 2, "start_lr": 0.003},
     "train.checkpoint.keep": 10,
 }
-
-
-def configured(name: str) -> Config:
-    return load([f"experiment={name}"])
 
 
 def update_size(name: str) -> int:

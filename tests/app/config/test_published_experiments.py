@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 
 import pytest
 import yaml
 
-from app.config import CONF, Config, load
+from app.config import CONF, load
 from app.config.peers import BACKBONES, in_our_words
-from tests.app.config.published import ARCFACE_TORCH, CATFACE, DATA, NETWORKS, PUBLISHED, RECOMPUTED
-
-
-@functools.cache
-def configured(name: str) -> Config:
-    return load([f"experiment={name}"])
+from tests.app.config.published import ARCFACE_TORCH, CATFACE, DATA, NETWORKS, PUBLISHED, RECOMPUTED, configured
 
 
 def test_all_42_of_arcface_torch_and_19_of_catface_exist() -> None:

@@ -48,6 +48,20 @@ def test_sgd_equals_torchs_own_bit_for_bit(momentum: float, nesterov: bool, fuse
     assert len(state_of(mine)) == (6 if momentum else 0)
 
 
+def test_adamw_equals_torchs_own_bit_for_bit() -> None:
+    ours, theirs = network(), network()
+    options = {"lr": 0.1, "weight_decay": 5e-4}
+    mine = build_optimizer(OptimizerConfig(name="adamw", **options), [{"params": list(ours.parameters())}])
+    reference = torch.optim.AdamW(theirs.parameters(), fused=True, **options)
+    for step in range(3):
+        for model, optimizer in ((ours, mine), (theirs, reference)):
+            optimizer.zero_grad()
+            gradients(model, step)
+            optimizer.step()
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)), step
+    assert mine.state_dict()["param_groups"] == reference.state_dict()["param_groups"]
+
+
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_first_step_that_is_skipped_leaves_state_as_if_it_had_not_been(name: str) -> None:
     """Freed memory may hold NaN, which must not get into the buffers."""

@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ import pytest
 import torch
 
 from app import prepare, train
-from app.config import Config, load
+from app.config import Config
 from app.data.sources.source import Source
 from app.runtime.folder import RunFolder
 from benchmarks.gpu.small import BATCH, EXPERIMENTS, command_line
-from tests.app.config.published import NETWORKS, PUBLISHED, Published
+from tests.app.config.published import NETWORKS, PUBLISHED, Published, configured
 from tests.app.conftest import faces
 from tests.app.shadow.tensor_cores import TensorCores
 from tests.app.support.training import PROJECT, events
@@ -56,9 +55,9 @@ class Case:
     precision: str
     more: tuple[str, ...] = ()  # words of the command line
 
-    @cached_property
+    @property
     def config(self) -> Config:
-        return load([f"experiment={self.experiment}"])
+        return configured(self.experiment)
 
     @property
     def updates(self) -> int:
@@ -81,7 +80,7 @@ def cases(ranks: int) -> list[Any]:
     for experiment in EXPERIMENTS:
         if experiment != THE_PROJECTS and (experiment in ONE_GPU) != (ranks == 1):
             continue
-        for precision in PRECISIONS[load([f"experiment={experiment}"]).train.precision]:
+        for precision in PRECISIONS[configured(experiment).train.precision]:
             case = Case(experiment, precision)
             in_each = ranks == 1 and (not case.takes_long or experiment == THE_PROJECTS)
             if precision == MOST_FRAGILE or in_each:
