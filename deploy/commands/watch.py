@@ -30,8 +30,6 @@ from deploy.steps.restore import NothingReadable
 from deploy.ui.screen import Screen
 
 EVERY_S = 2
-# Each poll asks the provider for the machine. RunPod grants an account 60 calls a minute; we limit ourselves to 15.
-ASKED_EVERY_S = {"runpod": 5}
 CEILING_S = 900.0  # time for a run at max_usd to end and to be downloaded
 
 
@@ -69,7 +67,8 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
     from the provider's price and this computer's clock. Machines that do not stop then are released.
     """
     record = runs.get(project / "runs", run_id, target)
-    max_usd = max_usd or load(project, record.target).target.max_usd
+    about = load(project, record.target).target
+    max_usd = max_usd or about.max_usd
     said = ""
     while True:
         words = ""
@@ -100,7 +99,7 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
             screen.say(answers.how_it_is(record))
             return answers.row(record)
         else:
-            time.sleep(ASKED_EVERY_S.get(record.provider, EVERY_S))
+            time.sleep(about.options.poll_s or EVERY_S)
 
 
 def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:

@@ -8,6 +8,7 @@ from deploy.pod.base.addresses import shown
 from deploy.specs.estimate import Compared, Phase, duration, plural
 from deploy.specs.plan import CodeFacts, Plan
 from deploy.specs.pod_image import DOWNLOAD_GB
+from deploy.specs.settings import OPTIONS
 
 NAMES_SHOWN = 5
 
@@ -72,7 +73,7 @@ def _travelling(code: CodeFacts) -> list[tuple[str, str]]:
 
 
 def _secrets(plan: Plan) -> list[tuple[str, str]]:
-    if plan.provider == "local":
+    if OPTIONS[plan.provider].is_local:
         return []
     whose = "a rented machine" if plan.rented else "the machine"
     return [("secrets", f"{whose} receives {', '.join(plan.secrets) or 'none'}")]

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from deploy.errors import CannotTrain
-from deploy.pod.base.retry import RUNPOD_POLLS_S, endless
+from deploy.pod.base.retry import MACHINE_POLLS_S, endless
 from deploy.providers.runpod import clusters, events, key, prices
 from deploy.providers.runpod.api import Api, Gone, LogLine, Pod, Wanted
 from deploy.providers.runpod.cache import Notes
@@ -155,7 +155,7 @@ class RunPodProvider:
 
         Empty with `api: sdk`, which has no log.
         """
-        waits = endless(RUNPOD_POLLS_S)
+        waits = endless(MACHINE_POLLS_S)
 
         def stream(cursor: str | None) -> Iterator[LogLine]:
             return self._asking.ask(lambda: self._api.log(machine.id, None, cursor, 5000, live=follow))
