@@ -51,6 +51,11 @@ class Options:
         return None
 
     @property
+    def hosts_shown(self) -> str | None:
+        """The hosts that the keys name, for the list of targets; None if the provider makes the machines."""
+        return None
+
+    @property
     def account(self) -> str | None:
         """What tells two accounts of one provider apart; None if this computer has one."""
         return None

@@ -58,6 +58,10 @@ class Ssh(Options):
     def missing(self) -> str | None:
         return None if self.host or self.hosts else "'host', such as host: gpu-box.example.org"
 
+    @property
+    def hosts_shown(self) -> str | None:
+        return self.host or ", ".join(self.hosts) or None
+
     def refuse_nodes(self, nodes: int, target: str, where: str) -> None:
         hosts = max(1, len(self.hosts))
         if nodes > hosts:
@@ -153,6 +157,7 @@ OPTIONS = Registry(
         "ssh": "deploy.specs.settings:Ssh",
         "docker": "deploy.specs.settings:Docker",
         "runpod": "deploy.specs.settings:RunPod",
+        "lambda": "deploy.providers.lambda_cloud:LambdaCloud",
     }
 )
 CHOICES: dict[str, tuple[str | None, ...]] = {
