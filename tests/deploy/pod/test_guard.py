@@ -495,7 +495,7 @@ def test_a_machine_that_is_nobodys_to_give_back_stays(guarded: Guarded, make: Ma
 def test_a_machine_that_only_the_laptop_can_release_says_so(guarded: Guarded, make: Make) -> None:
     """It has no key of the account. The guard ends the job, and its state lets the laptop download and release it."""
     run = make("one").start(OBEDIENT).begun()
-    guarded.allow(max_hours=0.0005, release="laptop").start()
+    guarded.allow(max_hours=0.0005, release="laptop", paid_since=time.time()).start()
     assert run.end()[1]["state"] == "expired"
     guarded.until("stuck")
     assert "it still costs $2.00 an hour" in guarded.words

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 
+from deploy.billing.teardown import release_idle
 from deploy.errors import BadAnswer, CannotTrain, DeployError, NoAccount, NoMachine, StepFailed, WrongUse
+from deploy.pod.base import retry
+from deploy.pod.base.folder import write_json
 from deploy.providers.lambda_cloud import LambdaCloud, LambdaProvider
+from deploy.runs import records as runs
 from deploy.runs import watchdog
+from deploy.runs.records import Record
 from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.plan import slug
 from deploy.specs.settings import Settings, Target
+from deploy.ui.screen import Screen
 from tests.support.emulators.clock import MovedClock
 from tests.support.emulators.lambda_cloud import KEY, REGIONS, Emulator, Refusal
 
@@ -322,6 +328,32 @@ def test_the_quota_of_the_account_is_a_refusal(rig: Rig) -> None:
     rig.emulator.refusals = [Refusal(400, "global/quota-exceeded", "Quota exceeded.")]
     rig.acquire()
     assert rig.launches[0] != rig.launches[1]
+
+
+def record_of(rig: Rig, run_id: str, state: str, machine: str) -> Record:
+    """A run on a machine, as this laptop has noted it."""
+    made = Record(run_id, "lambda", "lambda", state, 1, "2026-01-01T00:00:00", None, 1.0, "iresnet18", "/r", machine)
+    write_json(Path(runs.home(rig.project / "runs", run_id).run), asdict(made))
+    return made
+
+
+@pytest.mark.parametrize(("state", "says"), [("running", "run other is on it"), ("succeeded", "it still bills")])
+def test_watch_keeps_a_machine_that_is_needed(
+    rig: Rig, state: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another run lives on it, or it does not answer, so that its results are not here: its greeting is all it says."""
+    target = f"provider: lambda\nroot: ~/s\nport: {rig.emulator.ssh_port}\n"
+    (rig.project / "conf" / "deploy").mkdir(parents=True)
+    (rig.project / "conf" / "deploy" / "lambda.yaml").write_text(target, encoding="utf-8")
+    monkeypatch.setattr(retry, "FIRST_PATIENCE_S", 0.1)
+    monkeypatch.setattr(retry, "CONNECT_LIMITS_S", (0.5,))
+    machine = rig.acquire()
+    record = record_of(rig, "one", "succeeded", machine.name)
+    record_of(rig, "other", state, machine.name)
+    release_idle(rig.project, record, Screen())
+    printed = capsys.readouterr()
+    assert says in printed.out + printed.err
+    assert rig.emulator.names == [machine.name]
 
 
 def test_the_target_cannot_have_several_machines_nor_a_trial(rig: Rig) -> None:
