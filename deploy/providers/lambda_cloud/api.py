@@ -27,9 +27,8 @@ from requests.auth import AuthBase
 
 from deploy import border
 from deploy.errors import BadAnswer, NoAccount, WrongUse
-from deploy.providers.runpod import network
-from deploy.providers.runpod.key import Key
-from deploy.providers.runpod.ratelimit import Clock
+from deploy.providers import network
+from deploy.providers.rented import Clock, Key
 from deploy.specs.machine import HOST
 
 BASE_URL_VARIABLE, BASE_URL = "LAMBDA_API_BASE_URL", "https://cloud.lambda.ai"

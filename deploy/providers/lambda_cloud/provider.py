@@ -27,9 +27,8 @@ from deploy.providers.lambda_cloud.api import (
     load_key,
 )
 from deploy.providers.lambda_cloud.options import LambdaCloud
-from deploy.providers.runpod.messages import public_line
-from deploy.providers.runpod.ratelimit import Clock, answers_ssh
-from deploy.providers.ssh_key import project_key
+from deploy.providers.rented import Clock, answers_ssh
+from deploy.providers.ssh_key import project_key, public_line
 from deploy.specs.machine import Address, Card, Machine, MachineSpec, Rental, Volume
 from deploy.specs.plan import slug
 from deploy.specs.settings import Settings

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from deploy.errors import NoMachine
 from deploy.pod.base.retry import MACHINE_POLLS_S, endless
+from deploy.providers.rented import Clock, answers_ssh
 from deploy.providers.runpod import events, signs
 from deploy.providers.runpod.api import ApiError, Conflict, Forbidden, Gone, LogLine, Pod, Refused
 from deploy.providers.runpod.identity import Identity, read
-from deploy.providers.runpod.ratelimit import Clock, answers_ssh
 from deploy.providers.runpod.retry import Asking
 from deploy.providers.runpod.signs import Signs
 

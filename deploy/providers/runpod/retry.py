@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from deploy.pod.base.retry import API_PAUSES_S, endless
+from deploy.providers.rented import Clock
 from deploy.providers.runpod.api import Api, ApiError, Conflict, Gone, Pod, TooMany, Unclear, Unreachable
 from deploy.providers.runpod.cache import Notes
 from deploy.providers.runpod.messages import could_not_give_back
-from deploy.providers.runpod.ratelimit import Clock, Limits
+from deploy.providers.runpod.ratelimit import Limits
 
 T = TypeVar("T")
 
