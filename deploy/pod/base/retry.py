@@ -23,16 +23,8 @@ LANE_PAUSES_S = (0.3, 0.6, 0.9, 1.2)  # a connection of a copy, then fails
 DOWNLOAD_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 
 API_PAUSES_S = (1, 2, 4, 8, 16, 30)  # a call of a provider's API
-MACHINE_POLLS_S = (
-    2,
-    2,
-    2,
-    5,
-    5,
-    5,
-    5,
-    10,
-)  # of a new machine: a warm one is ready at once, an image pull takes minutes
+# A new machine: a warm one is ready at once, an image pull takes minutes.
+MACHINE_POLLS_S = (2, 2, 2, 5, 5, 5, 5, 10)
 ELSEWHERE_PAUSES_S = (15, 30, 60, 120, 300)  # another machine for a run that was lost
 
 
