@@ -6,9 +6,9 @@ guard has ended the work.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.support.emulators.lambda_cloud import KEY, Emulator, ProcessVm
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(os.name == "nt", reason="needs POSIX: the machine's programs start with /bin/sh"),
+    pytest.mark.skipif(sys.platform != "linux", reason="needs the address 127.0.0.2: run it on Linux"),
 ]
 WORDS = ("--on", "lambda", "--yes", *(word for setting in SMALL for word in ("--set", setting)))
 

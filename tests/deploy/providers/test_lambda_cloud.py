@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -25,7 +25,7 @@ from deploy.ui.screen import Screen
 from tests.support.emulators.clock import MovedClock
 from tests.support.emulators.lambda_cloud import KEY, REGIONS, Emulator, Refusal
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs 127.0.0.2: Linux, or macOS with that address")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs the address 127.0.0.2: run it on Linux")
 
 
 @dataclass
