@@ -11,7 +11,7 @@ Facts from its specification (https://cloud.lambda.ai/api/v1/openapi.json, https
   request has no idempotency key. A name has at most 64 characters, so the machine's full name is in a tag.
 - An instance is booting, active, unhealthy, terminating, terminated or preempted. `ip` appears while it boots. Neither
   its creation time nor a host key is reported: the first is in a tag of ours, the second is pinned at the first login.
-- Machines have no time limit, and cannot be stopped. Shutting one down from inside does not end its bill.
+- Machines have no time limit, and cannot be stopped: a bill ends when the machine is terminated.
 """
 
 from __future__ import annotations

@@ -37,9 +37,8 @@ class LambdaCloud(Options):
         return PodImage(self.image_family or "Lambda Stack", has_environment=False, is_kept=False)
 
     def refuse_nodes(self, nodes: int, target: str, where: str) -> None:
-        del where
         if nodes > 1:
             raise WrongUse(
-                f"--nodes {nodes}: the machines of target '{target}' cannot reach each other: give --nodes 1, and a "
-                "gpu_count such as 8 in its file"
+                f"--nodes {nodes}: a run on target '{target}' has one machine: give --nodes 1, and set gpu_count: 8 in "
+                f"{where} for eight GPUs"
             )

@@ -40,7 +40,7 @@ LOOK_S = 20.0  # of retries of calls that only read
 PATIENCE_S = 90.0  # the same for calls that end a machine, or look for one that may exist
 ADDRESS_S = 60.0
 PROBE_S = 5.0
-ARM = re.compile(r"\bG[HB]\d{3}\b")  # GPUs with an Arm CPU; the training environment is locked for x86-64
+ARM = re.compile(r"\bG[HB]\d{3}\b")  # GPUs with an Arm CPU; the training environment was tested on x86-64 alone
 CONSOLE = "https://cloud.lambda.ai/instances"
 
 

@@ -357,7 +357,7 @@ def test_watch_keeps_a_machine_that_is_needed(
 
 
 def test_the_target_cannot_have_several_machines_nor_a_trial(rig: Rig) -> None:
-    with pytest.raises(WrongUse, match="cannot reach each other"):
+    with pytest.raises(WrongUse, match="has one machine: give --nodes 1"):
         LambdaCloud().refuse_nodes(2, "lambda", "conf/deploy/lambda.yaml")
     LambdaCloud().refuse_nodes(1, "lambda", "conf/deploy/lambda.yaml")
     with pytest.raises(WrongUse, match="no key to end itself"):
