@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from a
 
 from _claims import Claim, quick, report
 
+from deploy.providers.rented import answers_ssh
 from deploy.providers.runpod import key
 from deploy.providers.runpod.api import TooMany, Wanted
-from deploy.providers.runpod.ratelimit import Limits, Pace, answers_ssh
+from deploy.providers.runpod.ratelimit import Limits, Pace
 from deploy.providers.runpod.rest import RestApi
 from tests.support.emulators.clock import MovedClock
 from tests.support.emulators.rig import Rig

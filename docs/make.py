@@ -7,6 +7,7 @@ The meaning of a setting is the comment beside its field, see deploy/specs/comme
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -103,10 +104,8 @@ def targets() -> Iterator[str]:
     """The page of the keys of conf/deploy, from the dataclasses that they fill."""
     from deploy.specs import settings as declared
 
-    told = settings_of(PROJECT / "deploy" / "specs" / "settings.py")
-
     def rows(kind: type[Any]) -> Iterator[tuple[str, str, str]]:
-        for each in told[kind.__name__]:
+        for each in settings_of(Path(inspect.getfile(kind)))[kind.__name__]:
             if each.name in ("name", "provider", "options"):
                 continue
             default = next(one.default for one in fields(kind) if one.name == each.name)

@@ -89,7 +89,7 @@ DOORS = {
     "pillow_heif": {"app/data/sources/photograph.py"},  # if it is installed
     "pyarrow": {"app/data/sources/parquet.py"},
     "rich": {"deploy/ui/screen.py"},
-    "requests": {"deploy/providers/runpod/rest.py"},
+    "requests": {"deploy/providers/runpod/rest.py", "deploy/providers/lambda_cloud/api.py"},
     "runpod": {"deploy/providers/runpod/sdk.py"},
     "torch.distributed": {"app/runtime/dist.py"},
     "simplejpeg": {"app/data/sources/decode.py", "app/packing/packed.py"},
@@ -110,6 +110,25 @@ PARSES = {
     "deploy/providers/runpod/rest.py": "RunPod's answers, into Pod and Cluster",
     "deploy/specs/settings.py": "the user's own conf/deploy",
 }
+# The only files outside deploy/providers that name a provider that rents machines. All others ask the target's options,
+# see deploy/specs/options.py.
+NAMES_A_PROVIDER = {
+    "tasks.py": "shipped targets, in examples of commands",
+    "deploy/commands/offers.py": "a shipped target, as an example in a message",
+    "deploy/commands/rental.py": "a shipped target, as an example in a message",
+    "deploy/specs/flags.py": "shipped targets, in examples and as defaults of --on",
+    "deploy/specs/settings.py": "the registry, and the keys of the providers that were first",
+    "deploy/specs/pod_image.py": "RunPod's own image, which the plan shows",
+    "deploy/workspace/leaks.py": "the form of an API key, among those of other services",
+    "deploy/pod/base/limits.py": "a way in which a machine releases itself, as guard.json names it",
+    "deploy/pod/watchdog/release.py": "that way, which runs on the machine and cannot import deploy/providers",
+    "deploy/pod/watchdog/rights.py": "the same, without a change, for doctor --rent",
+    "deploy/pod/agent/rendezvous.py": "a variable of a machine in a cluster",
+    "deploy/pod/image/init.py": "an image that it starts in",
+}
+ASKS_WHICH_PROVIDER = re.compile(
+    r"isinstance\([\w.]*options\b|[\w.]*\bprovider (==|!=) |provider in \(|getattr\([\w.]*\.options, "
+)
 # The only files that write to the terminal.
 PRINTS = {
     "deploy/providers/sbom.py": "the text of what lists an image's packages, which runs in the image",
@@ -336,6 +355,20 @@ def test_what_a_machine_says_comes_in_by_the_border(what: str, doors: dict[str, 
         path.relative_to(PROJECT).as_posix() for path in laptop if re.search(what, path.read_text(encoding="utf-8"))
     }
     assert found == set(doors)
+
+
+def test_only_the_provider_knows_itself() -> None:
+    """A new provider is a file or a folder in deploy/providers, a target and a line of the registry."""
+    others = [
+        path for path in sources("deploy", "tasks.py", "bootstrap.py", "sniperface.py") if "providers" not in path.parts
+    ]
+    texts = {path.relative_to(PROJECT).as_posix(): path.read_text(encoding="utf-8") for path in others}
+    named = {file for file, text in texts.items() if re.search(r"runpod|lambda_?cloud|lambda_api", text, re.IGNORECASE)}
+    assert named == set(NAMES_A_PROVIDER)
+    asking = [
+        f"{file}: {found.group()}" for file, text in texts.items() for found in ASKS_WHICH_PROVIDER.finditer(text)
+    ]
+    assert not asking
 
 
 def test_process_groups_are_made_in_one_place() -> None:

@@ -20,7 +20,7 @@ from deploy.runs.records import Record
 from deploy.runs.session import Reach, is_launching
 from deploy.specs.machine import Machine, Volume
 from deploy.specs.names import target_word
-from deploy.specs.settings import RunPod, Settings, load
+from deploy.specs.settings import Settings, load
 from deploy.specs.targets import every as files_of_targets
 
 COLUMNS = (
@@ -65,18 +65,17 @@ def stored(project: Path, at: Reach) -> list[Bill]:
     """
     mounted: dict[str, list[str]] = {}
     for settings in _targets(project):
-        options = settings.target.options
-        if isinstance(options, RunPod) and options.volume:
-            mounted.setdefault(options.volume, []).append(settings.target.name)
+        mount = settings.target.options.mount
+        if mount:
+            mounted.setdefault(mount.id, []).append(settings.target.name)
     return [_stored(volume, mounted.get(volume.id, [])) for volume in at.provider.volumes()]
 
 
 def targets(project: Path) -> Iterator[Reach]:
     """One target for each provider and account. Targets whose file cannot be loaded are skipped."""
     chosen: dict[tuple[str, str | None], Settings] = {}
-    # Last: RunPod's own package, which reports neither the creation time nor the kind of volume.
-    for settings in sorted(_targets(project), key=lambda each: getattr(each.target.options, "api", None) == "sdk"):
-        account = (settings.target.provider, getattr(settings.target.options, "docker_host", None))
+    for settings in sorted(_targets(project), key=lambda each: each.target.options.reports_less):
+        account = (settings.target.provider, settings.target.options.account)
         chosen.setdefault(account, settings)
     for settings in chosen.values():
         yield Reach(settings)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
+from deploy.billing.bills import lives
 from deploy.errors import DeployError, StepFailed, command
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, Root, RunFolder
 from deploy.runs import checkpoints, job
 from deploy.runs import records as runs
 from deploy.runs.records import Record
-from deploy.runs.session import Reach, Reached
+from deploy.runs.session import Reach, Reached, target
 from deploy.shell import LocalShell
 from deploy.specs.machine import Machine
 from deploy.specs.plan import GRACE_S
@@ -79,6 +81,31 @@ def _bring_each(at: Reach, machine: Machine, screen: Screen, *, anyway: bool) ->
                     next_command=command(f"down --run {record.run_id} --anyway"),
                 ) from error
             screen.say(f"the results of run {record.run_id} could not be downloaded and are lost ({error})")
+
+
+def release_idle(project: Path, record: Record, screen: Screen) -> None:
+    """Release the machines of a run that is over, after what only they have is downloaded.
+
+    Keeps a machine with another live run, and one whose results cannot be downloaded. Prints why.
+    """
+    with target(project, record.target) as at:
+        others = [each for each in runs.every(at.settings.runs) if each.run_id != record.run_id]
+        for name in record.machines:
+            machine = at.machine(name)
+            if machine is None or not machine.usd_per_hour:
+                continue
+            busy = next((each.run_id for each in others if name in each.machines and lives(at, each)), None)
+            if busy := busy or run_of_another_laptop(at, machine):
+                screen.say(f"kept {name}: run {busy} is on it")
+                continue
+            try:
+                bring_all_home(at, machine, screen, anyway=False)
+                at.provider.release(machine)
+            except DeployError as error:
+                screen.complain(f"{error.message}; it still bills: {error.next_command or command('down')}")
+                continue
+            at.forget(name)
+            screen.say(f"released {name}: it cannot release itself")
 
 
 def run_of_another_laptop(at: Reach, machine: Machine) -> str | None:

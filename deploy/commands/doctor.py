@@ -82,11 +82,7 @@ def machine(at: Reach) -> list[Finding]:
         missing = [program for program in ("git", "tmux") if shell.which(program) is None]
         free_gib = shell.free_bytes(at.settings.stage_to or found.root) / (1 << 30)
     except DeployError as error:
-        wrong = (
-            f"set host, user and key in {file}"
-            if provider == "ssh"
-            else f"release it: {command(f'down --on {target}')}"
-        )
+        wrong = at.settings.target.options.silent_fix(target, file)
         return [Finding("machine", "problem", error.message, error.next_command or wrong)]
     findings = [Finding("machine", "ok", f"{found.name}: {hardware.cores} cores"), gpu]
     findings += [Finding(name, *MISSING[name]) for name in missing]

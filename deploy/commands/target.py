@@ -104,9 +104,7 @@ def _row(project: Path, file: targets.TargetFile) -> dict[str, Any]:
         told = load(project, file.name).target
     except DeployError as error:
         return {**row, "problem": error.message}
-    options = told.options
-    host = getattr(options, "host", None) or ", ".join(getattr(options, "hosts", ())) or None
-    return {**row, "provider": told.provider, "machine": host, "problem": None}
+    return {**row, "provider": told.provider, "machine": told.options.hosts_shown, "problem": None}
 
 
 def _name_of(host: str) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from deploy.billing.reaper import reap
-from deploy.billing.teardown import stop_run
+from deploy.billing.teardown import release_idle, stop_run
 from deploy.commands.train import train
 from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse
 from deploy.pod.base.checkpoints import age
 from deploy.pod.base.folder import FINAL_STATES
-from deploy.pod.base.limits import Limits
+from deploy.pod.base.limits import LAPTOP, Limits
 from deploy.pod.base.retry import ELSEWHERE_PAUSES_S, endless
 from deploy.pod.watchdog import ceilings
 from deploy.runs import checkpoints
@@ -30,8 +30,6 @@ from deploy.steps.restore import NothingReadable
 from deploy.ui.screen import Screen
 
 EVERY_S = 2
-# Each poll asks the provider for the machine. RunPod grants an account 60 calls a minute; we limit ourselves to 15.
-ASKED_EVERY_S = {"runpod": 5}
 CEILING_S = 900.0  # time for a run at max_usd to end and to be downloaded
 
 
@@ -66,10 +64,12 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
     """Stay with a run until it is over: download its newest checkpoint, and replace a machine that vanishes.
 
     Stops the run once its machines have cost `max_usd` (None: the target's) over all attempts. The cost is computed
-    from the provider's price and this computer's clock. Machines that do not stop then are released.
+    from the provider's price and this computer's clock. Machines that do not stop then are released. At the end of the
+    run, a machine that cannot release itself is released, unless another run is on it.
     """
     record = runs.get(project / "runs", run_id, target)
-    max_usd = max_usd or load(project, record.target).target.max_usd
+    about = load(project, record.target).target
+    max_usd = max_usd or about.max_usd
     said = ""
     while True:
         words = ""
@@ -98,9 +98,11 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
             record = _go_on_elsewhere(project, record, screen)
         elif record.state in FINAL_STATES:
             screen.say(answers.how_it_is(record))
+            if about.options.release == LAPTOP:
+                release_idle(project, record, screen)
             return answers.row(record)
         else:
-            time.sleep(ASKED_EVERY_S.get(record.provider, EVERY_S))
+            time.sleep(about.options.poll_s or EVERY_S)
 
 
 def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:

@@ -1,40 +1,18 @@
-"""Table of the providers, one line each. A provider's module is imported on first use."""
+"""Table of the providers. Their registry is OPTIONS in deploy/specs/settings.py; each is imported on first use."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from deploy.specs.machine import Provider
-from deploy.specs.settings import Settings
+from deploy.specs.options import load_class
+from deploy.specs.settings import OPTIONS, Settings
 
 
-def _local(settings: Settings) -> Provider:
-    from deploy.providers.local import LocalProvider
-
-    return LocalProvider(settings)
-
-
-def _ssh(settings: Settings) -> Provider:
-    from deploy.providers.ssh import SshProvider
-
-    return SshProvider(settings)
+def _make(name: str, settings: Settings) -> Provider:
+    made: Provider = load_class(OPTIONS[name].provider)(settings)
+    return made
 
 
-def _docker(settings: Settings) -> Provider:
-    from deploy.providers.docker import DockerProvider
-
-    return DockerProvider(settings)
-
-
-def _runpod(settings: Settings) -> Provider:
-    from deploy.providers.runpod import RunPodProvider
-
-    return RunPodProvider(settings)
-
-
-PROVIDERS: dict[str, Callable[[Settings], Provider]] = {
-    "docker": _docker,
-    "local": _local,
-    "runpod": _runpod,
-    "ssh": _ssh,
-}
+PROVIDERS: dict[str, Callable[[Settings], Provider]] = {name: functools.partial(_make, name) for name in OPTIONS}

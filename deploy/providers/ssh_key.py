@@ -75,6 +75,17 @@ def sid_of(text: str) -> str | None:
     return found[1] if found else None
 
 
+def public_line(text: str) -> str:
+    """Return the key without its comment: a CR or a quote there would break authorized_keys or a query.
+
+    Raises WrongUse for a text that is no public key.
+    """
+    found = re.match(r"((?:ssh|ecdsa|sk)-[\w@.-]+)\s+([A-Za-z0-9+/]+=*)(?:\s|$)", text.strip())
+    if not found:
+        raise WrongUse("the public key of this project is not in OpenSSH format, such as: ssh-ed25519 AAAA…")
+    return f"{found[1]} {found[2]}"
+
+
 def _public_line(path: Path) -> str:
     """Read the public line from the .pub file beside the key, else derive it from the key.
 

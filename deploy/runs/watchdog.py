@@ -17,11 +17,10 @@ from deploy.pod.watchdog.daemon import FOR_BOOT
 from deploy.shell import Shell
 from deploy.specs.machine import Machine, node_of
 from deploy.specs.plan import limits_of
-from deploy.specs.settings import RunPod, Settings
+from deploy.specs.settings import OPTIONS, Settings
 
 WANDB_SECRETS = ("WANDB_API_KEY",)
 S3_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-KEPT_SECRETS = ("RUNPOD_API_KEY",)  # stays on the laptop; no machine gets it
 IDENTIFIERS = ("AWS_ACCESS_KEY_ID",)  # a name, worthless without its key
 
 
@@ -34,7 +33,7 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
     limits = limits_of(settings, machine, nodes)
     armed = {name: getattr(limits, name) for name in CEILINGS if getattr(limits, name) is not None}
     if not armed and not limits.sync_to:
-        if limits.release != "none":
+        if limits.releases_itself:
             shell.write(machine.path(FOR_BOOT.as_posix()), b"{}")  # ends the switch of deploy/pod/image/unattended.py
         return None
     root = Root(machine.root)
@@ -59,8 +58,8 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
 
 def volume_path(settings: Settings) -> str | None:
     """Mount path of the provider's volume, whose files outlive the machine; None without a volume."""
-    options = settings.target.options
-    return options.volume_path if isinstance(options, RunPod) and options.volume else None
+    mount = settings.target.options.mount
+    return mount.path if mount else None
 
 
 def greet(settings: Settings, machine: Machine, shell: Shell, root: PurePath) -> str | None:
@@ -134,7 +133,8 @@ def job_secrets(settings: Settings, *, track: str, data: str) -> dict[str, str]:
 
 def named_secrets(settings: Settings) -> dict[str, str]:
     """All secrets that a run may get or that stay on the laptop. None may appear in code or in a command line."""
-    held = _held(settings, (*WANDB_SECRETS, *S3_SECRETS, *KEPT_SECRETS))
+    kept = [name for kind in OPTIONS.values() for name in kind.account_keys]
+    held = _held(settings, (*WANDB_SECRETS, *S3_SECRETS, *kept))
     return {name: value for name, value in held.items() if name not in IDENTIFIERS or name in settings.target.secrets}
 
 

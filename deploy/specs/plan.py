@@ -18,9 +18,9 @@ from deploy.specs.estimate import Measured, Phase, kind_of, predict, training_mi
 from deploy.specs.machine import Card, Hardware, Machine, Place
 from deploy.specs.memory import Need
 from deploy.specs.names import machine_name
-from deploy.specs.pod_image import PodImage, image_of
+from deploy.specs.pod_image import PodImage
 from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
-from deploy.specs.settings import RunPod, Settings
+from deploy.specs.settings import Settings
 
 GRACE_S = 60  # for the checkpoint, between stop request and kill
 NO_COMMIT = "none"
@@ -223,7 +223,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         request=request,
         secrets=facts.secrets,
         rented=settings.is_rented,
-        image=image_of(options, str(root)) if isinstance(options, RunPod) else None,
+        image=options.image_of(str(root)),
     )
 
 
@@ -238,7 +238,7 @@ def limits_of(settings: Settings, machine: Machine | None, nodes: int = 1) -> Li
         **{name: getattr(settings.target, name) for name in OF_TARGET},
         paid_since=machine.created if machine else None,
         usd_per_hour=machine.usd_per_hour * nodes if machine else 0.0,
-        release="runpod" if settings.target.provider == "runpod" else "none",
+        release=settings.target.options.release,
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from deploy.specs.settings import RunPod
+if TYPE_CHECKING:
+    from deploy.specs.settings import RunPod
 
 # RunPod's own image for PyTorch, as its API's documentation names it: SSH server, git, Python 3.12 with venv. Its torch
 # is not used: the project's lock file has another one.

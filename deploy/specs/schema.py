@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from deploy.specs.comments import settings_of
+from deploy.specs.options import Options
 from deploy.specs.settings import CHOICES, OPTIONS, Target
 
 FILE = "target.schema.json"
@@ -28,7 +30,7 @@ def target_schema() -> dict[str, Any]:
     }
 
 
-def _of_provider(name: str, options: type) -> dict[str, Any]:
+def _of_provider(name: str, options: type[Options]) -> dict[str, Any]:
     keys = {**_keys(Target), **_keys(options)}
     del keys["name"], keys["options"]
     keys["provider"] = {"const": name}
@@ -43,7 +45,7 @@ def _keys(kind: type) -> dict[str, Any]:
     told = {each.name: each.meaning for each in settings_of(Path(inspect.getfile(kind)))[kind.__name__]}
     found = {}
     for each in fields(kind):
-        key = _value(each.name, hints[each.name])
+        key = _value(each.name, hints[each.name], getattr(kind, "choices", {}))
         if told[each.name]:
             key["description"] = told[each.name]
         if each.default is not MISSING:
@@ -52,9 +54,10 @@ def _keys(kind: type) -> dict[str, Any]:
     return found
 
 
-def _value(key: str, kind: Any) -> dict[str, Any]:
-    if key in CHOICES:
-        return {"enum": list(CHOICES[key])}
+def _value(key: str, kind: Any, of_provider: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    choices = {**CHOICES, **of_provider}
+    if key in choices:
+        return {"enum": list(choices[key])}
     optional = isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
     wanted = next(each for each in typing.get_args(kind) if each is not type(None)) if optional else kind
     if typing.get_origin(wanted) is tuple:

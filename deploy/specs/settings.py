@@ -16,20 +16,32 @@ from typing import Any
 
 from deploy.border.text_files import NotText, read_text
 from deploy.errors import WrongUse, unknown
-from deploy.pod.base.limits import ON_END
+from deploy.pod.base.limits import ON_END, RUNPOD
 from deploy.specs import targets
+from deploy.specs.options import Mount, Options, Registry
+from deploy.specs.pod_image import PodImage, image_of
 
 ENVIRONMENT_PREFIX = "SNIPERFACE_"  # each key of a target's file has a variable: SNIPERFACE_STAGE_TO, ...
 TMUX_SOCKET = "SNIPERFACE_TMUX_SOCKET"
 
 
 @dataclass(frozen=True)
-class Local:
+class Local(Options):
     """This computer. It has no options."""
+
+    provider = "deploy.providers.local:LocalProvider"
+    is_local = True
+
+    def refuse_nodes(self, nodes: int, target: str, where: str) -> None:
+        del where
+        if nodes > 1:
+            raise WrongUse(
+                f"--nodes {nodes}: target '{target}' is this computer, which is one machine: give --on another"
+            )
 
 
 @dataclass(frozen=True)
-class Ssh:
+class Ssh(Options):
     """An existing host. `host` may be an alias in the user's SSH configuration, gateways included."""
 
     host: str = ""  # name, address, or an alias of ~/.ssh/config
@@ -40,9 +52,31 @@ class Ssh:
     fingerprint: str | None = None  # "SHA256:...", as `ssh-keygen -lf` prints it: pins the host key
     python: str = "auto"  # of the training environment; auto: the image's, or a venv created once per lock file
 
+    provider = "deploy.providers.ssh:SshProvider"
+
+    @property
+    def missing(self) -> str | None:
+        return None if self.host or self.hosts else "'host', such as host: gpu-box.example.org"
+
+    @property
+    def hosts_shown(self) -> str | None:
+        return self.host or ", ".join(self.hosts) or None
+
+    def refuse_nodes(self, nodes: int, target: str, where: str) -> None:
+        hosts = max(1, len(self.hosts))
+        if nodes > hosts:
+            raise WrongUse(
+                f"--nodes {nodes}: target '{target}' names {hosts} host: list as many in {where}, such as "
+                "hosts: [gpu-1, gpu-2]"
+            )
+
+    def silent_fix(self, target: str, where: str) -> str:
+        del target
+        return f"set host, user and key in {where}"
+
 
 @dataclass(frozen=True)
-class Docker:
+class Docker(Options):
     """A container of our image on the local engine or on the engine at `docker_host`."""
 
     image: str | None = None  # None: the image that `invoke build` makes of this project
@@ -56,9 +90,15 @@ class Docker:
     network: str | None = None  # None: Docker's default bridge
     volumes: tuple[str, ...] = ()  # host:container, as `docker run -v` takes them
 
+    provider = "deploy.providers.docker:DockerProvider"
+
+    @property
+    def account(self) -> str | None:
+        return self.docker_host
+
 
 @dataclass(frozen=True)
-class RunPod:
+class RunPod(Options):
     """A pod. GPU types are tried in the given order, each in every data centre."""
 
     gpus: tuple[str, ...] = ()  # RunPod's names: "NVIDIA RTX A4500"
@@ -80,12 +120,47 @@ class RunPod:
     wait_min: float = 20.0  # until a machine answers, including the image pull
     unattended_min: float = 15.0  # a new machine without a login and a guard for so long releases itself
 
+    provider = "deploy.providers.runpod:RunPodProvider"
+    choices = {"api": ("v2", "sdk"), "cloud": ("SECURE", "COMMUNITY")}  # noqa: RUF012 - a dataclass field if annotated
+    is_rented = True
+    release = RUNPOD
+    poll_s = 5  # an account has 60 calls a minute; we limit ourselves to 15
+    account_keys = ("RUNPOD_API_KEY",)
 
-Options = Local | Ssh | Docker | RunPod
-OPTIONS: dict[str, type[Options]] = {"local": Local, "ssh": Ssh, "docker": Docker, "runpod": RunPod}
-CHOICES = {
-    "api": ("v2", "sdk"),
-    "cloud": ("SECURE", "COMMUNITY"),
+    @classmethod
+    def normalised(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the names of data centres in upper case: for others the API finds no machine."""
+        centers = {"data_centers": tuple(name.upper() for name in values.get("data_centers", ()))}
+        return {**values, **centers}
+
+    @property
+    def missing(self) -> str | None:
+        return None if self.gpus else "'gpus', such as gpus: [NVIDIA RTX A4500, NVIDIA A40]"
+
+    @property
+    def mount(self) -> Mount | None:
+        return Mount(self.volume, self.volume_path) if self.volume else None
+
+    @property
+    def reports_less(self) -> bool:
+        """RunPod's own package reports neither the creation time nor the kind of volume."""
+        return self.api == "sdk"
+
+    def image_of(self, root: str) -> PodImage | None:
+        return image_of(self, root)
+
+
+# The registry of providers: name in a target's file -> its keys and facts, imported on first use.
+OPTIONS = Registry(
+    {
+        "local": "deploy.specs.settings:Local",
+        "ssh": "deploy.specs.settings:Ssh",
+        "docker": "deploy.specs.settings:Docker",
+        "runpod": "deploy.specs.settings:RunPod",
+        "lambda": "deploy.providers.lambda_cloud:LambdaCloud",
+    }
+)
+CHOICES: dict[str, tuple[str | None, ...]] = {
     "device": ("auto", "cuda", "cpu"),
     "on_end": ON_END,
     "on_lost_node": ("end", "go_on"),
@@ -107,7 +182,7 @@ class Target:
     nodes: int = 1  # machines per run
     join_min: float = 3.0  # how long each machine waits for the others, at the start and after a restart
     on_lost_node: str = "end"  # or go_on: continue on the remaining machines from the newest checkpoint
-    trust: str | None = None  # own or rented: who owns the machine; None: rented for runpod, else own
+    trust: str | None = None  # own or rented: who owns the machine; None: rented if the provider rents it out
     secrets: tuple[str, ...] = ()  # further environment variables of this computer that remote runs get
     large_files: tuple[str, ...] = ()  # code files over 50 MB that are uploaded anyway
     allow_files: tuple[str, ...] = ()  # code files that look like credentials and are uploaded anyway
@@ -137,13 +212,12 @@ class Settings:
 
     @property
     def is_local(self) -> bool:
-        return isinstance(self.target.options, Local)
+        return self.target.options.is_local
 
     @property
     def is_rented(self) -> bool:
         """Whether the machine belongs to someone else."""
-        trust = self.target.trust or ("rented" if isinstance(self.target.options, RunPod) else "own")
-        return trust == "rented"
+        return self.target.options.is_rented if self.target.trust is None else self.target.trust == "rented"
 
     @property
     def root(self) -> PurePath:
@@ -196,9 +270,7 @@ def parse(
         values["processes"] = None
     told = {key: _value(where, key, values[key], kind) for key, kind in of_target.items() if key in values}
     its_own = {key: _value(where, key, values[key], kind) for key, kind in of_options.items() if key in values}
-    if "data_centers" in its_own:  # RunPod's names are upper-case; for others the API finds no machine
-        its_own["data_centers"] = tuple(name.upper() for name in its_own["data_centers"])
-    options = OPTIONS[provider](**its_own)
+    options = OPTIONS[provider](**OPTIONS[provider].normalised(its_own))
     _check(where, told, options)
     socket = environment.get(TMUX_SOCKET) or "sniperface"
     return Settings(project, Target(name=target, options=options, **told), socket, where)
@@ -272,15 +344,13 @@ def _value(where: str, key: str, value: Any, kind: Any) -> Any:
 
 
 def _check(where: str, told: Mapping[str, Any], options: Options) -> None:
-    for key, right in CHOICES.items():
+    for key, right in {**CHOICES, **options.choices}.items():
         value = told.get(key, getattr(options, key, right[0]))
         if value not in right:
             raise unknown(f"{key} in {where}", str(value), [each for each in right if each])
-    if isinstance(options, Ssh) and not options.host and not options.hosts:
-        raise WrongUse(f"{where} lacks the key 'host', such as host: gpu-box.example.org")
-    if isinstance(options, RunPod) and not options.gpus:
-        raise WrongUse(f"{where} lacks the key 'gpus', such as gpus: [NVIDIA RTX A4500, NVIDIA A40]")
-    remote = not isinstance(options, Local)
+    if options.missing:
+        raise WrongUse(f"{where} lacks the key {options.missing}")
+    remote = not options.is_local
     if told.get("pack"):
         pack_kind(told["pack"], f"pack: in {where}:")
     for key in ("root", "stage_to"):

@@ -93,7 +93,7 @@ RIGHTS, RELEASE = "deploy.pod.watchdog.rights", "deploy.pod.watchdog.release"
 def refusal(offer: Offer, funds: Funds | None, max_usd: float | None) -> str | None:
     """PURE: return why the account or the user's limit forbids a trial; None if it may be rented.
 
-    RunPod starts a machine only with credit for an hour of it.
+    A provider may start a machine only with credit for an hour of it.
     """
     price = f"{offer.usd_per_hour:.2f} USD an hour"
     if max_usd is not None and offer.most_usd > max_usd:

@@ -23,7 +23,7 @@ def warn_of_balance(at: Reach, plan: Plan, screen: Screen) -> None:
         return
     hours = None if plan.expected_minutes is None else plan.expected_minutes / 60
     target = at.settings.target
-    is_copied = bool(target.sync_to or getattr(target.options, "volume", None))
+    is_copied = bool(target.sync_to or target.options.mount)
     if funds and (words := low_balance(funds, plan.usd_per_hour, hours, is_copied=is_copied)):
         screen.say(f"warning: {words}")
 

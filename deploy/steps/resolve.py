@@ -26,7 +26,7 @@ from deploy.specs.estimate import NEWEST, Measured, kind_of
 from deploy.specs.machine import Card
 from deploy.specs.plan import Continuation, DataFacts, Facts
 from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
-from deploy.specs.settings import Local, Settings, Ssh
+from deploy.specs.settings import Settings
 from deploy.workspace import code, devices
 from deploy.workspace import compression as packing
 from deploy.workspace import dataset as data
@@ -115,14 +115,8 @@ def resume_notes(
 
 def _check_nodes(settings: Settings, request: Request) -> None:
     """Raise WrongUse for more machines than the target's file allows."""
-    nodes, name, options = request.nodes or settings.target.nodes, settings.target.name, settings.target.options
-    if nodes > 1 and isinstance(options, Local):
-        raise WrongUse(f"--nodes {nodes}: target '{name}' is this computer, which is one machine: give --on another")
-    if isinstance(options, Ssh) and nodes > max(1, len(options.hosts)):
-        raise WrongUse(
-            f"--nodes {nodes}: target '{name}' names {max(1, len(options.hosts))} host: list as many in "
-            f"{settings.where}, such as hosts: [gpu-1, gpu-2]"
-        )
+    nodes = request.nodes or settings.target.nodes
+    settings.target.options.refuse_nodes(nodes, settings.target.name, settings.where)
     if nodes > 1 and request.queue:
         raise WrongUse("--queue is for runs on one machine: leave it out, or give --nodes 1")
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deploy.pod.base.addresses import shown
+from deploy.pod.base.limits import LAPTOP
 from deploy.specs.estimate import Compared, Phase, duration, plural
 from deploy.specs.plan import CodeFacts, Plan
 from deploy.specs.pod_image import DOWNLOAD_GB
+from deploy.specs.settings import OPTIONS
 
 NAMES_SHOWN = 5
 
@@ -38,6 +40,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("expected minutes", f"{minutes} ({plan.expected_from})"),
         *_parts(plan),
         ("expected dollars", _dollars(plan)),
+        *_release(plan),
     ]
 
 
@@ -72,10 +75,18 @@ def _travelling(code: CodeFacts) -> list[tuple[str, str]]:
 
 
 def _secrets(plan: Plan) -> list[tuple[str, str]]:
-    if plan.provider == "local":
+    if OPTIONS[plan.provider].is_local:
         return []
     whose = "a rented machine" if plan.rented else "the machine"
     return [("secrets", f"{whose} receives {', '.join(plan.secrets) or 'none'}")]
+
+
+def _release(plan: Plan) -> list[tuple[str, str]]:
+    """Who releases the machine, if it cannot do so itself."""
+    if plan.limits.release != LAPTOP:
+        return []
+    hands = "keep `invoke watch` running, or end it with `invoke down`"
+    return [("release", f"this machine cannot end itself: it bills until a command on this computer does; {hands}")]
 
 
 def _some(names: Sequence[str]) -> str:

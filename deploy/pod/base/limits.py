@@ -7,7 +7,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 ON_END = ("keep", "stop", "terminate")  # the first is the default
-RELEASES = ("none", "runpod")
+# Who releases a machine. `none`: nobody, it is not billed. `laptop`: the next command there, as the machine has no key
+# for it. Otherwise the way in which the machine releases itself: deploy/pod/watchdog/release.py.
+NONE, LAPTOP, RUNPOD = "none", "laptop", "runpod"
+RELEASES = (NONE, LAPTOP, RUNPOD)
 SHARE_FOR_THE_END = 0.05
 CEILINGS = ("max_hours", "max_usd", "idle_min", "stall_min")
 OF_TARGET = ("max_restarts", *CEILINGS, "sync_to", "on_end")  # keys of conf/deploy/<target>.yaml
@@ -29,7 +32,7 @@ class Limits:
     on_end: str = "keep"
     paid_since: float | None = None
     usd_per_hour: float = 0.0  # of all machines of the run together
-    release: str = "none"
+    release: str = NONE
     # Used only by the guard:
     grace_s: float = 60.0  # for the last checkpoint; a larger value in the run's plan wins
     sync_limit_s: float = 600.0  # for the final sync of one run
@@ -39,6 +42,10 @@ class Limits:
     retry_s: float = 60.0  # between two attempts to release the machine
     group: str | None = None  # id of the machine's cluster, which can only be released as a whole
     node: int = 0  # index of the machine in its cluster
+
+    @property
+    def releases_itself(self) -> bool:
+        return self.release not in (NONE, LAPTOP)
 
     @property
     def usd_s(self) -> float | None:

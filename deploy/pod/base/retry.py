@@ -22,8 +22,9 @@ LANE_PAUSES_S = (0.3, 0.6, 0.9, 1.2)  # a connection of a copy, then fails
 # A range of a data set, then fails; received bytes start over.
 DOWNLOAD_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 
-RUNPOD_PAUSES_S = (1, 2, 4, 8, 16, 30)  # a call of RunPod's API
-RUNPOD_POLLS_S = (2, 2, 2, 5, 5, 5, 5, 10)  # of a pod: a warm one is ready at once, an image pull takes minutes
+API_PAUSES_S = (1, 2, 4, 8, 16, 30)  # a call of a provider's API
+# A new machine: a warm one is ready at once, an image pull takes minutes.
+MACHINE_POLLS_S = (2, 2, 2, 5, 5, 5, 5, 10)
 ELSEWHERE_PAUSES_S = (15, 30, 60, 120, 300)  # another machine for a run that was lost
 
 

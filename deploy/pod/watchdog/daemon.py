@@ -27,7 +27,7 @@ from typing import Any
 from deploy.pod.base import redact
 from deploy.pod.base.clock import Clock, Jumps
 from deploy.pod.base.folder import HEARTBEAT_S, Root, RunFolder, read_json, tell_json, write_bytes
-from deploy.pod.base.limits import CEILINGS, Limits, parse
+from deploy.pod.base.limits import CEILINGS, NONE, Limits, parse
 from deploy.pod.base.lock import Busy, Lock
 from deploy.pod.base.paid_time import Meter
 from deploy.pod.base.redact import Redactor
@@ -172,8 +172,12 @@ class Guard:
         copies = "; ".join(self.status.get("copies") or [])
         why = f"{ceiling.reason}; {copies}" if copies else ceiling.reason
         self.again_at = self.clock.monotonic() + limits.retry_s
-        if limits.release == "none":
+        if limits.release == NONE:
             self.decide("ended", f"{why}; nothing to release: this machine is not rented", only_copies=only)
+            return
+        if not limits.releases_itself:
+            hands = "this machine has no key to release itself, so the next command on your computer does"
+            self.decide("stuck", f"{why}; its job has ended; it still costs {price}: {hands}", only_copies=only)
             return
         if limits.group and limits.node and not self._is_spent():
             until = f"or once max_usd {limits.max_usd:g} is spent" if limits.max_usd else "with no max_usd to end it"

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 from deploy.errors import NoMachine, WrongUse, command
-from deploy.pod.base.retry import RUNPOD_POLLS_S, endless
+from deploy.pod.base.retry import MACHINE_POLLS_S, endless
 from deploy.providers.runpod.api import ApiError, Cluster, ClusterApi, Gone, Pod, Wanted
 from deploy.providers.runpod.create import Making
 from deploy.providers.runpod.identity import Identity
@@ -148,7 +148,7 @@ class Clusters:
         Raises Unfit when the cluster vanished or a pod ended, NoMachine after wait_min.
         """
         clock = self.asking.clock
-        began, waits = clock.now(), endless(RUNPOD_POLLS_S)
+        began, waits = clock.now(), endless(MACHINE_POLLS_S)
         while True:
             try:
                 pods = self.asking.ask(lambda: self.api.members(cluster.id), bills=True)

@@ -15,11 +15,11 @@ from deploy.errors import DeployError, NoMachine, WrongUse, command
 from deploy.providers import image
 from deploy.providers.runpod.api import ApiError, Forbidden, Gone, Offer, Pod, Refused, Unclear, Unreachable, Wanted
 from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, choose
-from deploy.providers.runpod.messages import cannot_pull, first_words, no_candidate, public_line, unlike_room
+from deploy.providers.runpod.messages import cannot_pull, first_words, no_candidate, unlike_room
 from deploy.providers.runpod.readiness import Unfit
 from deploy.providers.runpod.retry import Asking, Named, of_family
 from deploy.providers.runpod.start import start_of
-from deploy.providers.ssh_key import project_key
+from deploy.providers.ssh_key import project_key, public_line
 from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.pod_image import image_of
 from deploy.specs.settings import RunPod, Settings

@@ -9,31 +9,11 @@ from pathlib import Path
 
 from deploy.border.text_files import read_text
 from deploy.errors import NoAccount, WrongUse
+from deploy.providers.rented import Key
 
 VARIABLE = "RUNPOD_API_KEY"
 FILE = Path("~/.runpod/config.toml")  # `runpod config` writes it: [default] api_key = "..."
 WHERE_TO_GET = "make one at https://console.runpod.io/user/settings (read and write for pods), then set RUNPOD_API_KEY"
-
-
-class Key:
-    """The API key. It never appears in prints, logs or tracebacks."""
-
-    __slots__ = ("_text",)
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __repr__(self) -> str:
-        return "Key(***)"
-
-    __str__ = __repr__
-
-    def reveal(self) -> str:
-        return self._text
-
-    def mask(self, text: str) -> str:
-        """Replace the key, if present, in a text from outside."""
-        return text.replace(self._text, "***")
 
 
 def load(environment: Mapping[str, str] = os.environ) -> Key:

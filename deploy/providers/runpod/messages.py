@@ -68,17 +68,6 @@ def first_words(why: str, evidence: Sequence[str]) -> str:
     return f"{why}: {evidence[-1]}" if evidence else why
 
 
-def public_line(text: str) -> str:
-    """Return the key without its comment: a CR or a quote there would break authorized_keys or a query.
-
-    Raises WrongUse for a text that is no public key.
-    """
-    found = re.match(r"((?:ssh|ecdsa|sk)-[\w@.-]+)\s+([A-Za-z0-9+/]+=*)(?:\s|$)", text.strip())
-    if not found:
-        raise WrongUse("the public key of this project is not in OpenSSH format, such as: ssh-ed25519 AAAA…")
-    return f"{found[1]} {found[2]}"
-
-
 @contextlib.contextmanager
 def in_words(where: str) -> Iterator[None]:
     """Translate RunPod's errors into errors that tell the user what to do."""

@@ -10,7 +10,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from deploy.errors import CannotTrain
-from deploy.pod.base.retry import RUNPOD_POLLS_S, endless
+from deploy.pod.base.retry import MACHINE_POLLS_S, endless
+from deploy.providers.rented import Clock
 from deploy.providers.runpod import clusters, events, key, prices
 from deploy.providers.runpod.api import Api, Gone, LogLine, Pod, Wanted
 from deploy.providers.runpod.cache import Notes
@@ -19,7 +20,7 @@ from deploy.providers.runpod.clusters import Clusters
 from deploy.providers.runpod.create import Making
 from deploy.providers.runpod.identity import Identity
 from deploy.providers.runpod.messages import in_words
-from deploy.providers.runpod.ratelimit import Clock, Limits, Pace
+from deploy.providers.runpod.ratelimit import Limits, Pace
 from deploy.providers.runpod.readiness import Boot, Unfit
 from deploy.providers.runpod.retry import Asking, of_family
 from deploy.providers.ssh_key import project_key
@@ -155,7 +156,7 @@ class RunPodProvider:
 
         Empty with `api: sdk`, which has no log.
         """
-        waits = endless(RUNPOD_POLLS_S)
+        waits = endless(MACHINE_POLLS_S)
 
         def stream(cursor: str | None) -> Iterator[LogLine]:
             return self._asking.ask(lambda: self._api.log(machine.id, None, cursor, 5000, live=follow))

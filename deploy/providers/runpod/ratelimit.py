@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from deploy.providers.rented import Clock
 from deploy.providers.runpod.api import TooMany
 
 MINUTE_S = 60.0
@@ -29,18 +28,6 @@ class Limits:
     look_s: float = 20.0  # the same for requests that only read
     candidates_s: float = float("inf")  # after which no further candidate is requested
     unreachable_s: float = 3.0  # the same without a connection, before anything was created
-
-
-class Clock:
-    def now(self) -> float:
-        return time.monotonic()
-
-    def time(self) -> float:
-        """Unix seconds."""
-        return time.time()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
 
 
 class Pace:
@@ -77,21 +64,3 @@ class Pace:
         over = len(self._calls) + calls - self.per_minute
         room = self._calls[over - 1] + MINUTE_S - now if over > 0 else 0.0
         return max(room, self._hold_until - now)
-
-
-def answers_ssh(host: str, port: int, limit_s: float) -> bool:
-    """Return whether an SSH server sends its banner. A RUNNING pod may be minutes away from that."""
-    try:
-        with socket.create_connection((host, port), timeout=limit_s) as connection:
-            connection.settimeout(limit_s)
-            heard = b""
-            while len(heard) < 4096:  # a server may send other lines before its banner
-                part = connection.recv(256)
-                heard += part
-                if any(line.startswith(b"SSH-") for line in heard.splitlines()):
-                    return True
-                if not part:
-                    return False
-    except OSError:
-        pass
-    return False

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deploy.errors import NoMachine
-from deploy.pod.base.retry import RUNPOD_POLLS_S, endless
+from deploy.pod.base.retry import MACHINE_POLLS_S, endless
+from deploy.providers.rented import Clock, answers_ssh
 from deploy.providers.runpod import events, signs
 from deploy.providers.runpod.api import ApiError, Conflict, Forbidden, Gone, LogLine, Pod, Refused
 from deploy.providers.runpod.identity import Identity, read
-from deploy.providers.runpod.ratelimit import Clock, answers_ssh
 from deploy.providers.runpod.retry import Asking
 from deploy.providers.runpod.signs import Signs
 
@@ -89,7 +89,7 @@ class Boot:
         clock = self.asking.clock
         wait = _Wait(clock, clock.now(), clock.now() + FIRST_LOOK_S)
         until = clock.now() + self.wait_min * 60
-        waits = endless(RUNPOD_POLLS_S)
+        waits = endless(MACHINE_POLLS_S)
         while True:
             self._refuse_unfit(pod)
             refuse(pod)
@@ -119,7 +119,7 @@ class Boot:
     def addressed(self, pod: Pod) -> Pod:
         """Wait for the pod's current address. Raises Gone when the pod is gone, NoMachine without an address."""
         until = self.asking.clock.now() + ADDRESS_S
-        waits = endless(RUNPOD_POLLS_S)
+        waits = endless(MACHINE_POLLS_S)
         while not (pod.host and pod.port):
             wait_s = next(waits)
             if not pod.is_alive or self.asking.clock.now() + wait_s > until:

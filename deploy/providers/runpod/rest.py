@@ -20,7 +20,9 @@ from urllib.parse import quote
 import requests
 from requests.auth import AuthBase
 
-from deploy.providers.runpod import events, network
+from deploy.providers import network
+from deploy.providers.rented import Key
+from deploy.providers.runpod import events
 from deploy.providers.runpod.api import (
     BASE_URL,
     BASE_URL_VARIABLE,
@@ -37,7 +39,6 @@ from deploy.providers.runpod.api import (
     Unreachable,
     Wanted,
 )
-from deploy.providers.runpod.key import Key
 from deploy.providers.runpod.ratelimit import Limits, Pace
 from deploy.providers.runpod.specification import GPU_SCHEMA, MEMORY_FIELD, fields_of
 from deploy.specs.trial import Funds

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from deploy.pod.base.retry import RUNPOD_PAUSES_S, endless
+from deploy.pod.base.retry import API_PAUSES_S, endless
+from deploy.providers.rented import Clock
 from deploy.providers.runpod.api import Api, ApiError, Conflict, Gone, Pod, TooMany, Unclear, Unreachable
 from deploy.providers.runpod.cache import Notes
 from deploy.providers.runpod.messages import could_not_give_back
-from deploy.providers.runpod.ratelimit import Clock, Limits
+from deploy.providers.runpod.ratelimit import Limits
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ class Asking:
         `bills`: the call concerns something that was created, so it also waits for a lost network.
         """
         began, patience_s = self.clock.now(), self.limits.patience_s if patience_s is None else patience_s
-        waits = endless(RUNPOD_PAUSES_S)
+        waits = endless(API_PAUSES_S)
         while True:
             try:
                 return call()
@@ -72,7 +73,7 @@ class Asking:
 
         Names are not unique, and there is no idempotency key: after no answer, `look` searches for it before a retry.
         """
-        waits, began = endless(RUNPOD_PAUSES_S), self.clock.now()
+        waits, began = endless(API_PAUSES_S), self.clock.now()
         unclear: Unclear | None = None
         while True:
             try:
@@ -91,7 +92,7 @@ class Asking:
 
     def terminate(self, pod_id: str, what: str) -> None:
         """End a pod. A pod that is gone is success; one between two states (Conflict) is retried. Raises StepFailed."""
-        waits, until = endless(RUNPOD_PAUSES_S), self.clock.now() + self.limits.look_s
+        waits, until = endless(API_PAUSES_S), self.clock.now() + self.limits.look_s
         try:
             while True:
                 try:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from deploy.errors import WrongUse
-from deploy.providers.runpod import network
+from deploy.providers import network
+from deploy.providers.rented import Key
 from deploy.providers.runpod.api import (
     ApiError,
     BadRequest,
@@ -32,7 +33,6 @@ from deploy.providers.runpod.api import (
     Wanted,
     WrongKey,
 )
-from deploy.providers.runpod.key import Key
 from deploy.providers.runpod.ratelimit import Pace
 
 # GraphQL always answers 200: only the text of an error shows what failed.

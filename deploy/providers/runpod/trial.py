@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from deploy.errors import NoMachine, command
-from deploy.pod.base.retry import RUNPOD_POLLS_S, endless
+from deploy.pod.base.retry import MACHINE_POLLS_S, endless
 from deploy.providers import image
 from deploy.providers.runpod import prices
 from deploy.providers.runpod.api import ApiError, Gone, Pod, WrongKey
@@ -161,7 +161,7 @@ class RunPodTrial:
 
     def is_gone(self, machine: Machine, limit_s: float) -> bool:
         clock = self.asking.clock
-        until, waits = clock.now() + limit_s, endless(RUNPOD_POLLS_S)
+        until, waits = clock.now() + limit_s, endless(MACHINE_POLLS_S)
         with in_words(self.settings.where):
             while True:
                 try:

@@ -492,6 +492,17 @@ def test_a_machine_that_is_nobodys_to_give_back_stays(guarded: Guarded, make: Ma
     guarded.until("guarding")  # max_hours starts anew with the next job
 
 
+def test_a_machine_that_only_the_laptop_can_release_says_so(guarded: Guarded, make: Make) -> None:
+    """It has no key of the account. The guard ends the job, and its state lets the laptop download and release it."""
+    run = make("one").start(OBEDIENT).begun()
+    guarded.allow(max_hours=0.0005, release="laptop", paid_since=time.time()).start()
+    assert run.end()[1]["state"] == "expired"
+    guarded.until("stuck")
+    assert "it still costs $2.00 an hour" in guarded.words
+    assert "the next command on your computer does" in guarded.words
+    assert guarded.api.calls == []
+
+
 def test_secrets_for_the_copies_are_read_once(guarded: Guarded) -> None:
     guarded.allow().start()
     write_json(Path(guarded.root.guard_secrets), {"AWS_SECRET_ACCESS_KEY": "never-to-be-seen"})

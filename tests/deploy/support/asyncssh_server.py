@@ -1,4 +1,4 @@
-"""python -m tests.deploy.support.asyncssh_server FOLDER: run asyncssh's server in a process; prints its port."""
+"""python -m tests.deploy.support.asyncssh_server FOLDER [HOST PORT]: run asyncssh's server; prints its port."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ async def handle(process: asyncssh.SSHServerProcess[bytes]) -> None:
     process.exit(code)
 
 
-async def serve(folder: Path) -> None:
+async def serve(folder: Path, host: str, port: int) -> None:
     server = await asyncssh.listen(
-        "127.0.0.1", 0, server_host_keys=[str(folder / "host_key")], authorized_client_keys=str(folder / "id.pub"),
+        host, port, server_host_keys=[str(folder / "host_key")], authorized_client_keys=str(folder / "id.pub"),
         process_factory=handle, encoding=None,
     )  # fmt: skip
     print(server.get_port(), flush=True)
@@ -36,4 +36,4 @@ async def serve(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1])))
+    asyncio.run(serve(Path(sys.argv[1]), *((sys.argv[2], int(sys.argv[3])) if sys.argv[2:] else ("127.0.0.1", 0))))

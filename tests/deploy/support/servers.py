@@ -95,15 +95,18 @@ def openssh(folder: Path, port: int | None = None, more: str = "") -> Iterator[S
 
 @contextlib.contextmanager
 def asyncssh_server(
-    folder: Path, env: Mapping[str, str] | None = None, public_key: str | None = None
+    folder: Path, env: Mapping[str, str] | None = None, public_key: str | None = None, at: tuple[str, int] | None = None
 ) -> Iterator[Server]:
-    """Start asyncssh's server in its own process. Its sessions have `env`; `public_key` replaces a new pair's."""
+    """Start asyncssh's server in its own process. Its sessions have `env`; `public_key` replaces a new pair's.
+
+    `at`: address and port; None: a free port of 127.0.0.1.
+    """
     public = make_key(folder / "host_key")
     make_key(folder / "id")
     if public_key:
         (folder / "id.pub").write_text(f"{public_key}\n")
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.deploy.support.asyncssh_server", str(folder)],
+        [sys.executable, "-m", "tests.deploy.support.asyncssh_server", str(folder), *map(str, at or ())],
         cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
         env=None if env is None else {**os.environ, **env},
     )  # fmt: skip

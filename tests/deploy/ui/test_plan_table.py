@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deploy.providers.lambda_cloud import LambdaCloud
 from deploy.specs.plan import make
 from deploy.specs.request import Request
 from deploy.specs.settings import RunPod, Target
@@ -38,4 +39,16 @@ def test_the_plan_names_the_image_and_what_its_environment_takes(
 
 
 def test_other_targets_have_no_image() -> None:
-    assert "image" not in dict(plan_rows(make(SETTINGS, Request(), FACTS, tryout=True)))
+    rows = dict(plan_rows(make(SETTINGS, Request(), FACTS, tryout=True)))
+    assert "image" not in rows
+    assert "release" not in rows
+
+
+def test_the_plan_says_that_a_machine_cannot_end_itself() -> None:
+    target = Target("lambda", "lambda", "~/sniperface", options=LambdaCloud())
+    facts = dataclasses.replace(FACTS, hardware=None)
+    plan = make(dataclasses.replace(SETTINGS, target=target), Request(), facts, tryout=True)
+    rows = dict(plan_rows(plan))
+    assert plan.limits.release == "laptop"
+    assert "cannot end itself: it bills until a command on this computer does" in rows["release"]
+    assert rows["image"] == "Lambda Stack, without the training environment"

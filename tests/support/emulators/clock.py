@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from deploy.providers.runpod.ratelimit import Clock
+from deploy.providers.rented import Clock
 
 START = 1_780_000_000.0  # a day in 2026
 

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from deploy.pod.watchdog.release import BASE_URL_VARIABLE
-from deploy.providers.runpod.ratelimit import Clock
+from deploy.providers.rented import Clock
 from tests.support.emulators import contract, runpod_graphql, runpod_rest
 from tests.support.emulators.runpod_pods import (
     Container,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from deploy.providers.runpod.ratelimit import Clock
+    from deploy.providers.rented import Clock
     from tests.support.emulators.runpod_state import Pod
 
 LABEL = "sniperface.emulator"

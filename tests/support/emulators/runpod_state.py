@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deploy.providers.runpod.ratelimit import Clock
+from deploy.providers.rented import Clock
 from tests.support.emulators.runpod_pods import Machine, Maker, Network
 
 NO_ROOM = "There are no longer any instances available with the requested specifications. Please refresh and try again."

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from deploy.errors import NoMachine
-from deploy.providers.runpod import network
+from deploy.providers import network
 from tests.deploy.conftest import Project
 from tests.support.emulators.rig import Rig
 

@@ -1,0 +1,389 @@
+"""Provider for Lambda Cloud. Machines are found by the name in their tag, in the account's list alone."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TypeVar
+
+from deploy.errors import CannotTrain, DeployError, NoMachine, StepFailed, WrongUse, command
+from deploy.pod.base.retry import API_PAUSES_S, MACHINE_POLLS_S, endless
+from deploy.providers.lambda_cloud.api import (
+    DUPLICATE,
+    INACTIVE,
+    KEY_VARIABLE,
+    NO_CAPACITY,
+    TAG_CHARACTERS,
+    WHERE_TO_GET,
+    ApiError,
+    Instance,
+    InstanceType,
+    LambdaApi,
+    NeverSent,
+    load_key,
+)
+from deploy.providers.lambda_cloud.options import LambdaCloud
+from deploy.providers.rented import Clock, answers_ssh
+from deploy.providers.ssh_key import project_key, public_line
+from deploy.specs.machine import Address, Card, Machine, MachineSpec, Rental, Volume
+from deploy.specs.names import slug
+from deploy.specs.settings import Settings
+from deploy.specs.trial import Trial
+
+T = TypeVar("T")
+PYTHON = "auto"  # of the environment that is made there
+LOOK_S = 20.0  # of retries of calls that only read
+PATIENCE_S = 90.0  # the same for calls that end a machine, or look for one that may exist
+ADDRESS_S = 60.0
+PROBE_S = 5.0
+ARM = re.compile(r"\bG[HB]\d{3}\b")  # GPUs with an Arm CPU; the training environment was tested on x86-64 alone
+CONSOLE = "https://cloud.lambda.ai/instances"
+
+
+class Unfit(Exception):
+    """A machine does not match the request, or will never answer."""
+
+
+class LambdaProvider:
+    """Provide virtual machines of Lambda Cloud. `say` receives progress messages."""
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+        if not isinstance(settings.target.options, LambdaCloud):
+            raise TypeError(f"not a target on Lambda Cloud: {settings.target.name}")
+        self.settings = settings
+        self.options = settings.target.options
+        self.clock = clock or Clock()
+        self.say: Callable[[str], None] = lambda _: None
+        self.check: Callable[[Machine], None] = lambda _: None
+
+    def acquire(self, spec: MachineSpec) -> Machine:
+        if len(spec.name) > TAG_CHARACTERS:
+            raise WrongUse(
+                f"the machine's name {spec.name} has more than {TAG_CHARACTERS} characters: give a shorter name"
+            )
+        with self._words():
+            mine = [each for each in self._instances() if each.is_alive and spec.fits(each.name)]
+            for found in sorted(mine, key=lambda each: (each.status != "active", each.created or 0.0)):
+                self.say(f"found existing {found}, named {found.name}")
+                try:
+                    return self._ready(found)
+                except Unfit as unfit:
+                    self.say(f"leaving {found} unchanged: {unfit}")
+            return self._new(spec)
+
+    def find(self, name: str) -> Machine | None:
+        """Find a machine by name. Raises NoMachine if it has no address yet."""
+        with self._words():
+            until, waits = self.clock.now() + ADDRESS_S, endless(MACHINE_POLLS_S)
+            while True:
+                found = next((each for each in self._instances() if each.is_alive and each.name == name), None)
+                if found is None or found.host:
+                    return self._machine(found) if found else None
+                wait_s = next(waits)
+                if self.clock.now() + wait_s > until:
+                    raise NoMachine(f"{found}, {name}, is {found.status} and has no address")
+                self.clock.sleep(wait_s)
+
+    def price(self) -> float | None:
+        return self._candidates[0][0].usd_per_hour if self._candidates else None
+
+    def card(self) -> Card | None:
+        first = self._candidates[0][0] if self._candidates else None
+        if first is None or not first.memory_gib:
+            return None
+        return Card(first.gpu, first.gpus, int(first.memory_gib * (1 << 30)))
+
+    def offers(self) -> Sequence[Rental]:
+        with self._words():
+            return [
+                Rental(each.name, each.gpus, each.memory_gib, each.usd_per_hour, self._regions(each),
+                       each.name in self.options.instance_types, self._why_not(each))
+                for each in self._types
+            ]  # fmt: skip
+
+    def trial(self) -> Trial | None:
+        """Raises WrongUse: a trial finds out whether a machine ends itself, and here none can."""
+        raise WrongUse(
+            "Lambda Cloud gives a machine no key to end itself, so there is nothing for --rent to try",
+            next_command=command(f"doctor --on {self.settings.target.name}"),
+        )
+
+    def list(self) -> list[Machine]:
+        mine = f"sniperface-{slug(self.settings.project.name)}-"
+        with self._words():
+            return [self._machine(each) for each in self._instances() if each.is_alive and each.name.startswith(mine)]
+
+    def volumes(self) -> Sequence[Volume]:
+        """Return nothing: file systems of the account are not used."""
+        return ()
+
+    def release(self, machine: Machine) -> None:
+        with self._words():
+            ids = [machine.id] if machine.id else [each.id for each in self._instances() if each.name == machine.name]
+            for id in ids:
+                self._end(id, machine.name)
+
+    def log(self, machine: Machine) -> Iterator[str]:
+        """Yield nothing: the API has no console log."""
+        del machine
+        return iter(())
+
+    # Creation
+
+    def _new(self, spec: MachineSpec) -> Machine:
+        refusals = [
+            f"{each.name}: {why}" for each in self._types if (why := self._why_not(each)) and self._is_named(each)
+        ]
+        key_name = self._key_name() if self._candidates else ""
+        for kind, region in self._candidates:
+            self.say(f"requesting {kind.name} in {region}, {kind.usd_per_hour:.2f} USD an hour")
+            try:
+                made = self._launch(spec.name, kind, region, key_name)
+            except ApiError as error:
+                if not error.has_no_room:
+                    raise
+                refusals.append(f"{kind.name} in {region}: {'no capacity' if error.code == NO_CAPACITY else error}")
+                continue
+            try:
+                return self._ready(made, is_new=True)
+            except Unfit as unfit:
+                self.say(f"releasing {made}: {unfit}")
+                self._end(made.id, spec.name)
+                refusals.append(f"{kind.name} in {region}: {unfit}")
+            except BaseException as error:  # it bills already
+                self.say(f"releasing {made}")
+                try:
+                    self._end(made.id, spec.name)
+                except DeployError as left:
+                    raise NoMachine(f"{error or 'interrupted'}; and {left}", next_command=left.next_command) from error
+                raise
+        name, where = self.settings.target.name, self.settings.where
+        raise NoMachine(
+            f"Lambda Cloud has no machine for target '{name}' now",
+            evidence=refusals or ["no instance type fits the target"],
+            next_command=f"{command(f'offers --on {name}')}   (then name other instance_types or regions in {where})",
+        )
+
+    def _launch(self, name: str, kind: InstanceType, region: str, key_name: str) -> Instance:
+        """Launch one machine. After no answer, look for it by its name: a second request could make a second one."""
+        try:
+            waits, until = endless(API_PAUSES_S), self.clock.now() + PATIENCE_S
+            while True:
+                try:
+                    id = self._api.launch(name, kind.name, region, key_name, self.options.image_family)
+                    break
+                except ApiError as error:
+                    wait_s = max(next(waits), error.after_s)
+                    if error.status != 429 or self.clock.now() + wait_s > until:  # a 429 was not carried out
+                        raise
+                    self.clock.sleep(wait_s)
+            return Instance(id, name, "booting", kind, region, created=self.clock.time())
+        except NeverSent:
+            raise
+        except ApiError as error:
+            if not error.is_unclear:
+                raise
+            found = self._appearing(name)
+            if found is None:
+                raise NoMachine(
+                    f"Lambda Cloud did not confirm that it started {name}, which may exist and bill: {error}",
+                    next_command=f"{command('ps')}   (shows it), or look at {CONSOLE}",
+                ) from error
+            return found
+        except BaseException:  # Ctrl-C during the request
+            self.say(f"checking whether {name} was started, to release it")
+            found = self._appearing(name)
+            if found:
+                self._end(found.id, name)
+            raise
+
+    def _appearing(self, name: str) -> Instance | None:
+        """Look for a machine of this name until a request that was carried out must show in the list."""
+        until, waits = self.clock.now() + LOOK_S, endless(MACHINE_POLLS_S)
+        while True:
+            found = next((each for each in self._instances(PATIENCE_S) if each.is_alive and each.name == name), None)
+            wait_s = next(waits)
+            if found or self.clock.now() + wait_s > until:
+                return found
+            self.clock.sleep(wait_s)
+
+    def _ready(self, made: Instance, *, is_new: bool = False) -> Machine:
+        """Wait until it answers by SSH, and check it. Raises Unfit if it does not match, NoMachine if it is late."""
+        until, waits, began = self.clock.now() + self.options.wait_min * 60, endless(MACHINE_POLLS_S), self.clock.now()
+        while True:
+            if not made.is_alive or made.status == "unhealthy":
+                raise Unfit(f"it is {made.status}")
+            self._refuse_dear(made.type)
+            if made.status == "active" and made.host and answers_ssh(made.host, self.options.port, PROBE_S):
+                break
+            wait_s = next(waits)
+            if self.clock.now() + wait_s > until:
+                raise NoMachine(
+                    f"{made}, {made.name}, did not answer within wait_min: {self.options.wait_min:g} "
+                    f"(it is {made.status})",
+                    next_command=f"set a longer wait_min in {self.settings.where}",
+                )
+            self.say(f"{made} is {made.status}: waiting for its SSH server, {self.clock.now() - began:.0f} s")
+            self.clock.sleep(wait_s)
+            try:
+                seen = self._ask(lambda: self._api.instance(made.id), max(LOOK_S, until - self.clock.now()))  # noqa: B023
+            except ApiError as error:
+                if error.is_gone:
+                    raise Unfit("it vanished while it started") from error
+                raise
+            made = seen if seen.created or not is_new else replace(seen, created=made.created)
+        machine = self._machine(made)
+        try:
+            self.check(machine)
+        except CannotTrain as error:
+            raise Unfit(error.message) from error
+        return machine
+
+    def _end(self, id: str, name: str) -> None:
+        """Terminate a machine. One that is gone is success. Raises StepFailed."""
+        try:
+            self._ask(lambda: self._api.terminate(id), PATIENCE_S)
+        except ApiError as error:
+            if not error.is_gone:
+                raise StepFailed(
+                    f"machine {id}, {name}, could not be released and still bills: {error}",
+                    next_command=f"terminate it at {CONSOLE}",
+                ) from error
+
+    def _key_name(self) -> str:
+        """Return the name under which the account has this project's public key; add the key if it is new."""
+        line = public_line(project_key(self.settings)[1])
+        found = self._ask(self._api.key_names).get(line)
+        if found:
+            return found
+        name = f"sniperface-{hashlib.sha256(line.encode()).hexdigest()[:12]}"
+        try:
+            self._api.add_key(name, line)
+        except ApiError as error:  # of another command at the same time, or without an answer
+            if error.code != DUPLICATE and not error.is_passing:
+                raise
+            found = self._ask(self._api.key_names).get(line)
+            if not found:
+                raise
+            return found
+        return name
+
+    # Choice
+
+    @cached_property
+    def _types(self) -> Sequence[InstanceType]:
+        return self._ask(self._api.types)
+
+    @cached_property
+    def _candidates(self) -> Sequence[tuple[InstanceType, str]]:
+        """Choose the machines to request: in the user's order, or the cheapest first; each in each region."""
+        with self._words():
+            fits = [each for each in self._types if not self._why_not(each)]
+        named = self.options.instance_types
+        order: Callable[[InstanceType], object] = (
+            (lambda each: named.index(each.name)) if named else (lambda each: (each.usd_per_hour, each.name))
+        )
+        return [(each, region) for each in sorted(fits, key=order) for region in self._regions(each)]  # type: ignore[arg-type]
+
+    def _is_named(self, kind: InstanceType) -> bool:
+        return not self.options.instance_types or kind.name in self.options.instance_types
+
+    def _regions(self, kind: InstanceType) -> tuple[str, ...]:
+        """The regions with capacity, in the user's order if there is one."""
+        wanted = self.options.regions
+        return tuple(each for each in wanted if each in kind.regions) if wanted else kind.regions
+
+    def _why_not(self, kind: InstanceType) -> str:
+        """Why the target would not rent this type; empty if it would."""
+        options = self.options
+        if not self._is_named(kind):
+            return "not in instance_types"
+        if ARM.search(kind.gpu) and not options.instance_types:
+            return "its CPU is Arm; name it in instance_types to try it"
+        if kind.gpus != options.gpu_count:
+            return f"{kind.gpus} GPUs, not gpu_count: {options.gpu_count}"
+        if options.min_gpu_memory_gib and (kind.memory_gib or 0.0) < options.min_gpu_memory_gib:
+            return f"less memory than min_gpu_memory_gib: {options.min_gpu_memory_gib:g}"
+        if options.max_usd_per_hour is not None and kind.usd_per_hour > options.max_usd_per_hour + 1e-9:
+            return f"{kind.usd_per_hour:.2f} USD an hour, more than max_usd_per_hour: {options.max_usd_per_hour:g}"
+        if not self._regions(kind):
+            return f"no capacity in {', '.join(options.regions)}" if options.regions else "no capacity"
+        return ""
+
+    def _refuse_dear(self, kind: InstanceType) -> None:
+        ceiling = self.options.max_usd_per_hour
+        if ceiling is not None and kind.usd_per_hour > ceiling + 1e-9:
+            raise Unfit(f"it costs {kind.usd_per_hour:.2f} USD an hour, more than max_usd_per_hour: {ceiling:g}")
+
+    # Calls
+
+    def _machine(self, made: Instance) -> Machine:
+        return Machine(
+            name=made.name,
+            provider="lambda",
+            root=self.settings.root,
+            python=PYTHON,
+            usd_per_hour=made.type.usd_per_hour,
+            address=Address(
+                made.host or "",
+                self.options.port,
+                self.options.user,
+                str(project_key(self.settings)[0]),
+                first_use=True,
+            ),
+            id=made.id,
+            created=made.created,
+            gpu=made.type.gpu,
+            gpus=made.type.gpus,
+        )
+
+    def _instances(self, patience_s: float = LOOK_S) -> Sequence[Instance]:
+        return self._ask(self._api.instances, patience_s)
+
+    def _ask(self, call: Callable[[], T], patience_s: float = LOOK_S) -> T:
+        """Retry a call that is safe to repeat. Raises the last ApiError after `patience_s`."""
+        until, waits = self.clock.now() + patience_s, endless(API_PAUSES_S)
+        while True:
+            try:
+                return call()
+            except ApiError as error:
+                wait_s = max(next(waits), error.after_s)
+                if not error.is_passing or self.clock.now() + wait_s > until:
+                    raise
+                with contextlib.suppress(OSError):  # a closed terminal must not prevent a release
+                    self.say(f"{error}; trying again in {wait_s:.0f} s")
+                self.clock.sleep(wait_s)
+
+    @cached_property
+    def _api(self) -> LambdaApi:
+        return LambdaApi(load_key(), self.clock)
+
+    @contextlib.contextmanager
+    def _words(self) -> Iterator[None]:
+        """Translate errors of the API into errors that tell the user what to do."""
+        try:
+            yield
+        except ApiError as error:
+            raise self._in_words(error) from error
+
+    def _in_words(self, error: ApiError) -> DeployError:
+        if error.status == 401:
+            return WrongUse(
+                f"Lambda Cloud does not accept the API key in {KEY_VARIABLE}: {error}", next_command=WHERE_TO_GET
+            )
+        if error.code == INACTIVE:
+            return NoMachine(
+                f"Lambda Cloud: the account is inactive: {error}", next_command="look at https://cloud.lambda.ai"
+            )
+        if error.status == 403:
+            return WrongUse(f"the API key has no permission for this: {error}", next_command=WHERE_TO_GET)
+        if error.status == 0:
+            fix = "check that this computer is online, and check HTTPS_PROXY and LAMBDA_API_BASE_URL"
+            return NoMachine(f"Lambda Cloud cannot be reached: {error}", next_command=fix)
+        if error.is_passing:
+            return NoMachine(f"Lambda Cloud's API does not answer: {error}")
+        return StepFailed(f"Lambda Cloud: {error}", next_command=f"look at {self.settings.where}")
