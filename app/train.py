@@ -222,7 +222,7 @@ def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track:
         if here.is_main:
             checkpoint.refuse_without_room(folder, recipe.modules, optimizer)
     images = len(data.images) if checkpoint.of_data(recipe.modules) else None
-    facts = facts_of(config, **identity(data), images=images, ranks=here.size)
+    facts = facts_of(config, **identity(data), **recipe.facts(), images=images, ranks=here.size)
     return Training(config, data, folder, here, track, stop, recipe, optimizer, scaler, meter, sets, started, facts)
 
 

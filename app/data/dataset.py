@@ -119,7 +119,7 @@ def with_classes(data: Dataset, config: DataConfig) -> Dataset:
     labels = data.labels if source is None else open_labels(Path(source), len(data.images))
     if labels is None:
         raise WrongUse(
-            f"there is no labels.npy beside {config.binary_cache_path}, and recipe supervised needs labels; "
+            f"there is no labels.npy beside {config.binary_cache_path}, and a margin head needs labels; "
             "give data.train_labels_path=FILE.npy"
         )
     labels = np.asarray(labels)
@@ -128,7 +128,7 @@ def with_classes(data: Dataset, config: DataConfig) -> Dataset:
     if len(values) < 2:
         raise WrongUse(
             f"{source or 'labels.npy'} gives the {len(data.train_rows)} training images {len(values)} classes; "
-            "recipe supervised needs at least 2"
+            "a margin head needs at least 2"
         )
     classes = np.full(len(data.images), NO_ID, np.int64)
     classes[rows] = numbers

@@ -92,6 +92,9 @@ class Recipe(Protocol):
         Raises WrongUse, on all ranks, for tables of another shape.
         """
 
+    def facts(self) -> dict[str, Any]:
+        """Return facts for checkpoints that only the recipe knows, see app/runtime/resume.py; the same on every rank."""
+
     def health(self) -> dict[str, Any]:
         """Report whether the embeddings still differ between images; `collapsed` means they do not."""
 

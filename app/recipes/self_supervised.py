@@ -191,6 +191,9 @@ class SelfSupervised:
     def take_tables(self, tables: dict[str, Tensor]) -> None:
         """There are none."""
 
+    def facts(self) -> dict[str, Any]:
+        return {}
+
     def health(self) -> dict[str, Any]:
         """The spread of the keys in the queue; see app/models/collapse.py."""
         return spread(self.queue.keys[self.queue.rows != EMPTY])

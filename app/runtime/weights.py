@@ -97,6 +97,11 @@ def _equal(some: list[Tensor | None], others: list[Tensor | None]) -> bool:
     )
 
 
+def has_fourier(saved: Mapping[str, Tensor]) -> bool:
+    """Whether a file, under any prefix, has the gain of a Fourier layer."""
+    return any(name == GAIN or name.endswith(f".{GAIN}") for name in saved)
+
+
 def refuse_fourier(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Raise WrongUse if only one side has a Fourier layer. Files of published weights do not record its mask."""
     if GAIN in saved and GAIN not in wanted:
