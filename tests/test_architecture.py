@@ -93,6 +93,7 @@ DOORS = {
     "runpod": {"deploy/providers/runpod/sdk.py"},
     "torch.distributed": {"app/runtime/dist.py"},
     "simplejpeg": {"app/data/sources/decode.py", "app/packing/packed.py"},
+    "tensorboardX": {"app/runtime/tensorboard.py"},
     "tomli": {"deploy/providers/runpod/key.py"},
     "tqdm": {"app/data/progress.py"},
     "wandb": {"app/runtime/track.py"},
@@ -359,7 +360,8 @@ def test_process_groups_are_made_in_one_place() -> None:
         (
             ("app",),
             {"faiss", "hydra", "jinja2", "joblib", "matplotlib", "numba", "numpy", "nvidia", "omegaconf", "onnx"}
-            | {"onnxruntime", "PIL", "pillow_heif", "pyarrow", "scipy", "simplejpeg", "torch", "tqdm", "wandb", "yaml"},
+            | {"onnxruntime", "PIL", "pillow_heif", "pyarrow", "scipy", "simplejpeg", "tensorboardX", "torch", "tqdm"}
+            | {"wandb", "yaml"},
         ),
         (("bootstrap.py", "sniperface.py"), set()),
     ],
