@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +43,9 @@ class Distill(Supervised):
 
     def to_train(self) -> nn.Module:
         return Student(self.backbone, self.projection)
+
+    def foreign(self, path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:  # noqa: ARG002
+        return None  # it has no teacher
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the distance to the teacher's embeddings and of the margin loss, if there is a head."""

@@ -23,6 +23,7 @@ from app.models.collapse import spread
 from app.models.distillation import NoHead
 from app.models.partial_fc import PartialFC
 from app.recipes.recipe import Batch, RunningAverages, decay_groups, first_views, half_precision
+from app.runtime.arcface_torch import converted
 from app.runtime.dist import World, buffers_from_main, data_parallel, gradients_meet, together
 from app.runtime.weights import load_backbone, load_centres
 
@@ -86,6 +87,13 @@ class Supervised:
             centres, labels = load_centres(path, self.here)
             place = torch.searchsorted(labels, self.labels).clamp(max=len(labels) - 1)
             self.head.take_centres(centres, torch.where(labels[place] == self.labels, place, -1))
+
+    def foreign(self, path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Return a checkpoint of arcface_torch, to be continued with its centres and optimizer state."""
+        copies = {"embedder": self.embedder}
+        if self.average is not None:
+            copies |= {"backbone": self.backbone, "average.network": self.average.network}
+        return converted(path, self.modules, self.backbone, copies, optimizer)
 
     def calibrate(self, *, backbone: bool = True) -> None:
         if not backbone:  # only the backbone has BN
