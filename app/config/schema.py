@@ -286,6 +286,7 @@ class PlanConfig:
 class WandbConfig:
     project: str = "sniperface"  # where runs appear
     entity: str | None = None  # null: your account's default
+    artifacts: bool = False  # upload each checkpoint, with its JSON, as a version of the artifact RUN-checkpoint
 
 
 @dataclass

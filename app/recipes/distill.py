@@ -27,7 +27,7 @@ class Distill(Supervised):
         if own != wanted and not config.recipe.distill.projection:
             raise WrongUse(
                 f"the teacher's embeddings have {wanted} numbers and the student's {own}; "
-                f"give backbone.embedding_dim={wanted}, or recipe.distill.projection=true to learn a matrix to that size"
+                f"give backbone.embedding_dim={wanted}, or recipe.distill.projection=true to learn a matrix"
             )
         torch.manual_seed(config.train.seed)  # the same start on every rank
         self.projection: nn.Module = nn.Identity()

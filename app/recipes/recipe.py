@@ -99,7 +99,7 @@ class Recipe(Protocol):
         """
 
     def facts(self) -> dict[str, Any]:
-        """Return facts for checkpoints that only the recipe knows, see app/runtime/resume.py; the same on every rank."""
+        """Return facts for checkpoints that only the recipe knows, see app/runtime/resume.py. Equal on every rank."""
 
     def health(self) -> dict[str, Any]:
         """Report whether the embeddings still differ between images; `collapsed` means they do not."""

@@ -90,9 +90,7 @@ class Supervised:
 
     def foreign(self, path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
         """Return a checkpoint of arcface_torch, to be continued with its centres and optimizer state."""
-        copies = {"embedder": self.embedder}
-        if self.average is not None:
-            copies |= {"backbone": self.backbone, "average.network": self.average.network}
+        copies = ["embedder", *(["backbone", "average.network"] if self.average is not None else [])]
         return converted(path, self.modules, self.backbone, copies, optimizer)
 
     def calibrate(self, *, backbone: bool = True) -> None:

@@ -8,7 +8,7 @@ Letters: C classes, D embedding size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ MOMENTS = {"sgd": {"momentum_buffer": "momentum"}, "adamw": {"exp_avg": "exp_avg
 
 
 def converted(
-    path: Path, modules: nn.Module, backbone: nn.Module, copies: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer
+    path: Path, modules: nn.Module, backbone: nn.Module, copies: Sequence[str], optimizer: torch.optim.Optimizer
 ) -> dict[str, Any] | None:
     """Return the files beside `path` as one of our checkpoints, with a note of what was taken; None for other files.
 
-    `copies`: the parts of `modules` that hold the backbone's weights. Raises WrongUse for files that do not belong
-    together or have another backbone. The optimizer's state is taken if it is of the same kind and its sizes fit.
+    `copies`: names of the parts of `modules` that hold the backbone's weights. The optimizer's state is taken if it is
+    of the same kind and its sizes fit. Raises WrongUse for files that do not belong together or of another backbone.
     """
     content = read_tensors(path, in_place=True)
     if not isinstance(content, dict) or not content.keys() >= THEIRS:
@@ -59,7 +59,8 @@ def converted(
         "optimizer": {"state": moments, "param_groups": optimizer.state_dict()["param_groups"]},
         "scaler": {},
         "facts": {},
-        "note": f"continues arcface_torch's {path.name}: took backbone, {of_centres}, {taken}; its settings are unknown",
+        "note": f"continues arcface_torch's {path.name}: took backbone, {of_centres}, {taken}; "
+        "its settings are unknown",
     }
 
 

@@ -157,6 +157,7 @@ class Wandb:
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
         self.run: Any = None
+        self.folder, self.keeps_artifacts = folder, config.wandb.artifacts
         try:
             import wandb
 
@@ -180,6 +181,8 @@ class Wandb:
             return
         try:
             self.run.log(dict(numbers(record)), step=record["step"])
+            if record["event"] == "checkpoint" and self.keeps_artifacts:
+                self._keep(record)
         except Exception as error:
             self._give_up(error)
 
@@ -189,6 +192,17 @@ class Wandb:
                 self.run.finish()
             except Exception as error:
                 self._give_up(error)
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        """Add a checkpoint as a version of the run's artifact. W&B copies the files, so they may be pruned."""
+        import wandb
+
+        path = self.folder.checkpoints / record["file"]
+        about = {key: record[key] for key in ("epoch", "step", "sha256")}
+        artifact = wandb.Artifact(f"{self.folder.path.name}-checkpoint", type="model", metadata=about)
+        for file in (path, path.with_suffix(".json")):
+            artifact.add_file(str(file))
+        self.run.log_artifact(artifact, aliases=["latest", path.stem])
 
     def _give_up(self, error: Exception) -> None:
         # No error of a tracker (network, quota, version) may cost hours of training.
