@@ -224,7 +224,9 @@ def head_of(config: Mapping[str, Any], extent: Extent) -> HeadMemory:
 def learns_classes(config: Mapping[str, Any]) -> bool:
     """Whether a resolved configuration has a margin head over classes. app/config/schema.py has the same rule."""
     recipe = config["recipe"]
-    return recipe["name"] == "supervised" or (recipe["name"] == "distill" and recipe["distill"]["head_weight"] > 0)
+    if recipe["name"] == "distill":
+        return float(recipe["distill"]["head_weight"]) > 0
+    return str(recipe["name"]) == "supervised"
 
 
 def centre_bytes(optimizer: str | None, width: int) -> int:
