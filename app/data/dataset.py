@@ -159,7 +159,9 @@ def open_labels(path: Path, count: int) -> NDArray[np.int32]:
         raise WrongUse(f"{path} has {len(labels)} labels for {count} images; it must have {count}")
     bounds = np.iinfo(np.int32)
     if len(labels) and not bounds.min <= labels.min() <= labels.max() <= bounds.max:
-        raise WrongUse(f"{path} has the label {labels.max()}, too large for int32; number the people from 0 on")
+        large = labels.max() > bounds.max
+        which = f"{labels.max()}, too large" if large else f"{labels.min()}, too small"
+        raise WrongUse(f"{path} has the label {which} for int32; number the people from 0 on")
     return np.asarray(labels, dtype=np.int32)
 
 
