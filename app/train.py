@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,7 @@ def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track:
         if here.is_main:
             checkpoint.refuse_without_room(folder, recipe.modules, optimizer)
     images = len(data.images) if checkpoint.of_data(recipe.modules) else None
-    facts = facts_of(config, **identity(data), images=images, ranks=here.size)
+    facts = facts_of(config, **identity(data), **recipe.facts(), images=images, ranks=here.size)
     return Training(config, data, folder, here, track, stop, recipe, optimizer, scaler, meter, sets, started, facts)
 
 
@@ -232,7 +233,8 @@ def begin(t: Training) -> None:
     resumed_from, in_this_folder = dist.from_main(to_resume(settings.resume, t.folder, t.here), t.here)
     if resumed_from is not None:
         own = in_this_folder and settings.resume == "auto"
-        found = checkpoint.examine(resumed_from, recipe.modules, t.facts, t.here, own=own)
+        foreign = partial(recipe.foreign, optimizer=t.optimizer)
+        found = checkpoint.examine(resumed_from, recipe.modules, t.facts, t.here, own=own, foreign=foreign)
     with dist.together(t.here):
         if t.here.is_main:  # only now: config.yaml describes the checkpoints in the folder
             save_resolved(t.config, t.folder.config)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from app.config.schema import Config, HeadConfig, defaults
+from app.config.schema import Config, DistillConfig, HeadConfig, defaults
 
 
 def faults(config: Config) -> Iterator[str]:
@@ -30,6 +30,7 @@ def faults(config: Config) -> Iterator[str]:
     if sgd.name == "sgd" and sgd.nesterov and sgd.momentum == 0:
         yield "train.optimizer.momentum=0 does not work with Nesterov momentum; add train.optimizer.nesterov=false"
     yield from _faults_of_head(config)
+    yield from _faults_of_distillation(config)
     if train.seed >= 2**63:
         yield f"train.seed={train.seed} is too large; give one below {2**63}"
     yield from _faults_of_ranges(config)
@@ -55,8 +56,8 @@ def faults(config: Config) -> Iterator[str]:
         yield f"backbone.layers={backbone.layers} must be one to four numbers from 1 on, such as [3, 4, 14, 3]"
     if backbone.name == "vit" and backbone.layers and backbone.layers[0] < 1:
         yield f"backbone.layers={backbone.layers} must be a number from 1 on, such as [12]"
-    if config.data.train_labels_path and recipe.name != "supervised":
-        yield "data.train_labels_path is for recipe supervised; give recipe=supervised, or leave it out"
+    if config.data.train_labels_path and not config.has_head:
+        yield f"data.train_labels_path is for recipe supervised; give {_for_a_head(config)}, or leave it out"
     if backbone.name == "mobilefacenet" and (backbone.width % 64 or len(backbone.layers) != 4):
         yield "backbone mobilefacenet takes four layers and a width of 64, 128 or 256; give backbone=mobilefacenet"
 
@@ -131,10 +132,32 @@ def _faults_of_head(config: Config) -> Iterator[str]:
         yield f"recipe.head.margins applies to head combined, not to {head.name}; give recipe.head.name=combined"
     if head.name == "combined" and head.margin is not None:
         yield "recipe.head.margin does not apply to head combined; give recipe.head.margins"
-    if recipe.name != "supervised" and (head != unset or recipe.ema):
+    if recipe.name == "self_supervised" and (head != unset or recipe.ema):
         yield "recipe.head and recipe.ema apply only to recipe supervised; give recipe=supervised, or leave them out"
+    if recipe.name == "distill" and head != unset and not config.has_head:
+        yield f"recipe.head has no effect without labels; give {_for_a_head(config)}, or leave it out"
     if head.warm_start and config.train.warm_start is None:
         yield "recipe.head.warm_start=true needs train.warm_start=PATH, a checkpoint of recipe supervised"
+
+
+def _for_a_head(config: Config) -> str:
+    return "recipe.distill.head_weight=1" if config.recipe.name == "distill" else "recipe=supervised"
+
+
+def _faults_of_distillation(config: Config) -> Iterator[str]:
+    """Check recipe distill; its keys are refused for other recipes, which would ignore them."""
+    distill = config.recipe.distill
+    if config.recipe.name != "distill":
+        if distill != DistillConfig():
+            yield "recipe.distill applies only to recipe distill; give recipe=distill, or leave it out"
+        return
+    if distill.teacher is None:
+        yield (
+            "recipe.distill.teacher is not set; give the network to learn from, such as "
+            "recipe.distill.teacher=runs/RUN/checkpoints/epoch_014.pt"
+        )
+    if distill.fourier != "none" and distill.backbone is None:
+        yield "recipe.distill.fourier is for published weights; give recipe.distill.backbone, or leave it out"
 
 
 def nearest(name: str, choices: Sequence[str]) -> str:

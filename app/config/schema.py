@@ -9,8 +9,10 @@ from typing import Any
 
 # The only lists of these names. The metadata of a key is the rule that app/config/checks.py applies to its value.
 BACKBONES = ("iresnet", "mobilefacenet", "vit")
+FOURIER = ("none", "vit", "iresnet")
 HEADS = ("combined", "arcface", "cosface", "sphereface", "adaface", "magface", "curricularface")
-RECIPES = ("self_supervised", "supervised")
+RECIPES = ("self_supervised", "supervised", "distill")
+DISTILLATIONS = ("cosine", "l2")
 PROBABILITY, BELOW_ONE = {"probability": True}, {"below_one": True}
 ABOVE_ZERO, FROM_ZERO = {"above_zero": True}, {"from_zero": True}
 NO_ID = -1  # the pseudo-ID of an image without a cluster
@@ -22,7 +24,7 @@ class DataConfig:
 
     binary_cache_path: str | None = None  # images.npy, uint8 [N, 112, 112, 3] RGB
     labels_path: str | None = None  # null: labels.npy beside the images, if it exists
-    # Labels for recipe supervised, int32 [N]; -1 leaves an image out. null: the labels above. Pseudo-IDs work too.
+    # Labels to learn, int32 [N]; -1 leaves an image out. null: the labels above. Pseudo-IDs work too.
     train_labels_path: str | None = None
     data_fraction: float = 1.0  # rounded to whole blocks; app/data/dataset.py chooses them
     block_size: int = field(default=8192, metadata={"least": 1})  # rows per block, unless manifest.json sets it
@@ -67,7 +69,7 @@ class BackboneConfig:
     # side of the network's input; cropping resamples images to it
     image_size: int = field(default=112, metadata={"least": 16})
     # learned gain on the image's spectrum: none, or the mask made for vit or iresnet
-    fourier: str = field(default="none", metadata={"choices": ("none", "vit", "iresnet")})
+    fourier: str = field(default="none", metadata={"choices": FOURIER})
     gradient_checkpointing: bool = False  # a third more compute, but most activations need no memory
     # only for vit:
     patch_size: int = field(default=9, metadata={"least": 1})  # pixels
@@ -160,11 +162,30 @@ class HeadConfig:
 
 
 @dataclass
+class DistillConfig:
+    """Recipe distill: the embeddings follow those of a larger, frozen network, the teacher."""
+
+    # a checkpoint of a run, published weights, or an ONNX file (which runs on the CPU); on the machine that trains
+    teacher: str | None = None
+    backbone: str | None = None  # of published weights: a name of conf/backbone; null: the teacher's config.yaml tells
+    # of published weights: as backbone.fourier
+    fourier: str = field(default="none", metadata={"choices": FOURIER})
+    # between unit embeddings: cosine is 1 - cosine; l2 is the squared distance, twice that
+    loss: str = field(default="cosine", metadata={"choices": DISTILLATIONS})
+    weight: float = field(default=1.0, metadata=ABOVE_ZERO)  # of this loss
+    # of the margin loss of recipe.head, which needs labels; 0: the teacher alone, without labels
+    head_weight: float = field(default=0.0, metadata=FROM_ZERO)
+    projection: bool = False  # learn a matrix to the teacher's embedding size, if the sizes differ
+
+
+@dataclass
 class RecipeConfig:
-    name: str = field(default="self_supervised", metadata={"choices": RECIPES})  # or supervised
+    # self_supervised, supervised or distill
+    name: str = field(default="self_supervised", metadata={"choices": RECIPES})
     head: HeadConfig = field(default_factory=HeadConfig)
-    # supervised: evaluate a running mean of the weights with this decay; 0: the weights themselves
+    # supervised, distill: evaluate a running mean of the weights with this decay; 0: the weights themselves
     ema: float = field(default=0.0, metadata=BELOW_ONE)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     moco: MocoConfig = field(default_factory=MocoConfig)
     positives: PositiveMixConfig = field(default_factory=PositiveMixConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -265,6 +286,7 @@ class PlanConfig:
 class WandbConfig:
     project: str = "sniperface"  # where runs appear
     entity: str | None = None  # null: your account's default
+    artifacts: bool = False  # upload each checkpoint, with its JSON, as a version of the artifact RUN-checkpoint
 
 
 @dataclass
@@ -277,18 +299,26 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
-    track: str = field(default="none", metadata={"choices": ("none", "wandb")})  # or wandb
+    # none, wandb or tensorboard (event files in the run's folder tensorboard/)
+    track: str = field(default="none", metadata={"choices": ("none", "wandb", "tensorboard")})
+
+    @property
+    def has_head(self) -> bool:
+        """Whether labels are learnt, with a margin head."""
+        recipe = self.recipe
+        return recipe.name == "supervised" or (recipe.name == "distill" and recipe.distill.head_weight > 0)
 
     def model(self) -> dict[str, Any]:
         """Settings that a checkpoint must match to be loaded: they decide the shapes of its tensors."""
-        moco = self.recipe.moco
-        if self.recipe.name == "supervised":
-            backbone = dataclasses.asdict(self.backbone)
+        moco, distill = self.recipe.moco, self.recipe.distill
+        if self.recipe.name != "self_supervised":
+            apart = {"with_head": self.has_head, "matrix": distill.projection}
             return {
-                "recipe": "supervised",
-                "backbone": backbone,
-                "head": self.recipe.head.name,
+                "recipe": self.recipe.name,
+                "backbone": dataclasses.asdict(self.backbone),
+                "head": self.recipe.head.name if self.has_head else None,
                 "ema": self.recipe.ema > 0,
+                **(apart if self.recipe.name == "distill" else {}),
             }
         return {
             "recipe": self.recipe.name,

@@ -119,7 +119,7 @@ def with_classes(data: Dataset, config: DataConfig) -> Dataset:
     labels = data.labels if source is None else open_labels(Path(source), len(data.images))
     if labels is None:
         raise WrongUse(
-            f"there is no labels.npy beside {config.binary_cache_path}, and recipe supervised needs labels; "
+            f"there is no labels.npy beside {config.binary_cache_path}, and a margin head needs labels; "
             "give data.train_labels_path=FILE.npy"
         )
     labels = np.asarray(labels)
@@ -128,7 +128,7 @@ def with_classes(data: Dataset, config: DataConfig) -> Dataset:
     if len(values) < 2:
         raise WrongUse(
             f"{source or 'labels.npy'} gives the {len(data.train_rows)} training images {len(values)} classes; "
-            "recipe supervised needs at least 2"
+            "a margin head needs at least 2"
         )
     classes = np.full(len(data.images), NO_ID, np.int64)
     classes[rows] = numbers
@@ -159,7 +159,9 @@ def open_labels(path: Path, count: int) -> NDArray[np.int32]:
         raise WrongUse(f"{path} has {len(labels)} labels for {count} images; it must have {count}")
     bounds = np.iinfo(np.int32)
     if len(labels) and not bounds.min <= labels.min() <= labels.max() <= bounds.max:
-        raise WrongUse(f"{path} has the label {labels.max()}, too large for int32; number the people from 0 on")
+        large = labels.max() > bounds.max
+        which = f"{labels.max()}, too large" if large else f"{labels.min()}, too small"
+        raise WrongUse(f"{path} has the label {which} for int32; number the people from 0 on")
     return np.asarray(labels, dtype=np.int32)
 
 

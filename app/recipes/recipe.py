@@ -52,6 +52,12 @@ class Recipe(Protocol):
     def warm_start(self, path: Path) -> None:
         """Load the backbone from this file, which rank 0 reads. Raises WrongUse if it does not fit."""
 
+    def foreign(self, path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Return another trainer's checkpoint in our form, see app/runtime/arcface_torch.py, or None if it is none.
+
+        Called on rank 0. Raises WrongUse if it does not fit.
+        """
+
     def calibrate(self, *, backbone: bool = True) -> None:
         """Set BN's running averages to the statistics of some training images, the same on every rank.
 
@@ -91,6 +97,9 @@ class Recipe(Protocol):
 
         Raises WrongUse, on all ranks, for tables of another shape.
         """
+
+    def facts(self) -> dict[str, Any]:
+        """Return facts for checkpoints that only the recipe knows, see app/runtime/resume.py. Equal on every rank."""
 
     def health(self) -> dict[str, Any]:
         """Report whether the embeddings still differ between images; `collapsed` means they do not."""

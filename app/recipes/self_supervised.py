@@ -89,6 +89,9 @@ class SelfSupervised:
     def warm_start(self, path: Path) -> None:
         load_backbone(path, self.encoder.backbone, self.momentum.encoder.backbone, new_fourier=True, here=self.here)
 
+    def foreign(self, path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:  # noqa: ARG002
+        return None
+
     def calibrate(self, *, backbone: bool = True) -> None:
         views = first_views(self.data, self.augment, self.config.train.seed, self.here.device)
         calibrate(self.encoder, views, only=None if backbone else self.encoder.projection)
@@ -190,6 +193,9 @@ class SelfSupervised:
 
     def take_tables(self, tables: dict[str, Tensor]) -> None:
         """There are none."""
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     def health(self) -> dict[str, Any]:
         """The spread of the keys in the queue; see app/models/collapse.py."""

@@ -20,8 +20,10 @@ from app.models import build_backbone
 from app.models.average import Average
 from app.models.batch_norm import calibrate
 from app.models.collapse import spread
+from app.models.distillation import NoHead
 from app.models.partial_fc import PartialFC
 from app.recipes.recipe import Batch, RunningAverages, decay_groups, first_views, half_precision
+from app.runtime.arcface_torch import converted
 from app.runtime.dist import World, buffers_from_main, data_parallel, gradients_meet, together
 from app.runtime.weights import load_backbone, load_centres
 
@@ -30,24 +32,26 @@ class Supervised:
     """Learn the classes of `data`. Evaluation uses the network itself, or the running mean of its weights."""
 
     def __init__(self, config: Config, data: Dataset, here: World) -> None:
-        assert data.classes is not None, "training_data gives them"
-        assert data.class_labels is not None
         self.config, self.data, self.here = config, data, here
-        self.classes = data.classes
-        self.labels = torch.from_numpy(data.class_labels)  # [C] the value of each class in labels.npy
+        # Without classes, which only recipe distill allows, there is no head.
+        self.classes = np.zeros(len(data.images), np.int64) if data.classes is None else data.classes
+        values = np.zeros(0, np.int64) if data.class_labels is None else data.class_labels
+        self.labels = torch.from_numpy(values)  # [C] the value of each class in labels.npy
         torch.manual_seed(config.train.seed)  # the same start on every rank
         backbone = build_backbone(config.backbone)
         if config.train.channels_last:
             backbone = backbone.to(memory_format=torch.channels_last)
         self.backbone = backbone.to(here.device)
-        self.head = PartialFC(
-            int(data.classes.max()) + 1,
-            config.backbone.embedding_dim,
-            config.recipe.head,
-            config.train.optimizer,
-            here,
-            seed=config.train.seed,
-        ).to(here.device)
+        self.head: PartialFC | NoHead = NoHead()
+        if len(values):
+            self.head = PartialFC(
+                len(values),
+                config.backbone.embedding_dim,
+                config.recipe.head,
+                config.train.optimizer,
+                here,
+                seed=config.train.seed,
+            ).to(here.device)
         # Every other command looks for the name `embedder` in a checkpoint.
         self.modules = nn.ModuleDict({"embedder": self.backbone, "head": self.head})
         self.embedder = self.backbone
@@ -59,7 +63,8 @@ class Supervised:
                 {"backbone": self.backbone, "embedder": self.embedder, "average": self.average, "head": self.head}
             )
         self.augment = Augment(config.recipe.augment, config.backbone.image_size)
-        self.parallel = data_parallel(torch.compile(self.backbone) if config.train.compile else self.backbone, here)
+        self.trained = self.to_train()
+        self.parallel = data_parallel(torch.compile(self.trained) if config.train.compile else self.trained, here)
         self.averages = RunningAverages(self.backbone)
         self.last = torch.zeros(0, config.backbone.embedding_dim)  # the last batch's embeddings
 
@@ -67,9 +72,13 @@ class Supervised:
     def training_data(config: Config) -> Dataset:
         return with_classes(open_configured(config.data), config.data)
 
+    def to_train(self) -> nn.Module:
+        """Return the network that the optimizer trains."""
+        return self.backbone
+
     def param_groups(self) -> list[dict[str, Any]]:
-        """Return the backbone's parameters; the head updates its class centres itself, a sampled part at a time."""
-        return decay_groups(self.backbone, decay_all=self.config.train.optimizer.decay_all)
+        """Return the network's parameters; the head updates its class centres itself, a sampled part at a time."""
+        return decay_groups(self.trained, decay_all=self.config.train.optimizer.decay_all)
 
     def warm_start(self, path: Path) -> None:
         mean = [] if self.average is None else [self.average.network]
@@ -78,6 +87,11 @@ class Supervised:
             centres, labels = load_centres(path, self.here)
             place = torch.searchsorted(labels, self.labels).clamp(max=len(labels) - 1)
             self.head.take_centres(centres, torch.where(labels[place] == self.labels, place, -1))
+
+    def foreign(self, path: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Return a checkpoint of arcface_torch, to be continued with its centres and optimizer state."""
+        copies = ["embedder", *(["backbone", "average.network"] if self.average is not None else [])]
+        return converted(path, self.modules, self.backbone, copies, optimizer)
 
     def calibrate(self, *, backbone: bool = True) -> None:
         if not backbone:  # only the backbone has BN
@@ -131,6 +145,9 @@ class Supervised:
                     "path as train.warm_start, not train.resume"
                 )
         self.head.take_tables({name: table for name, table in tables.items() if name != "labels"})
+
+    def facts(self) -> dict[str, Any]:
+        return {}
 
     def health(self) -> dict[str, Any]:
         """The spread of the last batch's embeddings; see app/models/collapse.py."""

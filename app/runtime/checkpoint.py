@@ -12,7 +12,7 @@ import json
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,17 +112,31 @@ class Resumable:
     verdict: Verdict
 
 
-def examine(path: Path, modules: nn.Module, facts: Facts, here: World, *, own: bool) -> Resumable:
+def examine(
+    path: Path,
+    modules: nn.Module,
+    facts: Facts,
+    here: World,
+    *,
+    own: bool,
+    foreign: Callable[[Path], dict[str, Any] | None] = lambda _: None,
+) -> Resumable:
     """Read and check a checkpoint on rank 0, before anything changes. Raises WrongUse on all ranks.
 
-    Other machines do not need the file; a file of that name there is ignored. `own`: see `resume.judge`.
+    Other machines do not need the file; a file of that name there is ignored. `own`: see `resume.judge`. `foreign`
+    returns another trainer's checkpoint in our form, with a `note`, or None for a file of ours.
     """
     content = verdict = None
     with together(here):
         if here.is_main:
-            content = read(path, in_place=True)
-            saved, state = recorded(content, _described(path.with_suffix(".json"))), content["state"]
+            theirs = foreign(path) if path.is_file() else None
+            content = theirs or read(path, in_place=True)
+            # Others record no settings: those of this run count as unchanged.
+            saved = facts if theirs else recorded(content, _described(path.with_suffix(".json")))
+            state = content["state"]
             verdict = judge(path.name, saved, facts, epoch=state["epoch"], seen=state["seen"], own=own)
+            if "note" in content:
+                verdict = replace(verdict, notes=(content.pop("note"), *verdict.notes))
             if verdict.other_data:
                 wanted = modules.state_dict()
                 content["modules"] |= {name: wanted[name].cpu() for name in of_data(modules) if name in wanted}
@@ -195,7 +209,7 @@ def read(path: Path, *, in_place: bool = False) -> dict[str, Any]:
     content = read_tensors(path, in_place=in_place)
     if isinstance(content, dict) and "state_dict_backbone" in content:
         raise WrongUse(
-            f"{path} is a full checkpoint of arcface_torch, which cannot be resumed here; "
+            f"{path} is a full checkpoint of arcface_torch, which recipe=supervised resumes; "
             f"train.warm_start={path} takes its backbone, and recipe.head.warm_start=true its class centres"
         )
     if not isinstance(content, dict) or not {"state", "modules", "optimizer", "scaler"} <= content.keys():

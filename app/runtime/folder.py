@@ -48,6 +48,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def tensorboard(self) -> Path:
+        """Event files for TensorBoard, with track=tensorboard."""
+        return self.path / "tensorboard"
+
+    @property
     def mining(self) -> Path:
         """Contact sheets of the pseudo-IDs, and partial results of an embedding pass in progress."""
         return self.path / "mining"

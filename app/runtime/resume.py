@@ -43,6 +43,9 @@ RULES = (
     Rule("backbone", "backbone", REFUSED, REFUSED),
     Rule("projection", "recipe.moco.projection_hidden and projection_dim", REFUSED, REFUSED),
     Rule("queue_size", "recipe.moco.queue_size", REFUSED, REFUSED),
+    Rule("with_head", "recipe.distill.head_weight above 0", REFUSED, REFUSED),
+    Rule("matrix", "recipe.distill.projection", REFUSED, REFUSED),
+    Rule("teacher", "the file of recipe.distill.teacher", REFUSED, REFUSED),
     Rule("head", "recipe.head.name", REFUSED, REFUSED),
     Rule("ema", "recipe.ema above 0", REFUSED, REFUSED),
     Rule("classes", "the set of labels", REFUSED, REFUSED),
@@ -62,7 +65,7 @@ RULES = (
     Rule("gradient_checkpointing", "backbone.gradient_checkpointing", EXACT, EXACT),
 )
 
-UNFORESEEN = ("images", "rows", "classes", "labels", "ranks")  # known only on the run's machine
+UNFORESEEN = ("images", "rows", "classes", "labels", "ranks", "teacher")  # known only on the run's machine
 
 # These backbone options change neither tensor shapes nor the output in evaluation.
 REGULARISATION = ("dropout", "drop_path", "mask_ratio", "parity_mask_ratio")
@@ -78,13 +81,21 @@ class Verdict:
 
 
 def facts_of(
-    config: Config, *, data: str, images: int | None, rows: int, classes: str | None, labels: str | None, ranks: int
+    config: Config,
+    *,
+    data: str,
+    images: int | None,
+    rows: int,
+    classes: str | None,
+    labels: str | None,
+    ranks: int,
+    teacher: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The facts that a checkpoint records, for comparison with a later run.
 
     `data` names the data set, `images` counts the rows of its file (None if no state is stored per row), `rows` counts
     the training images. `classes` is a digest of the set of labels, `labels` a digest of the label of each image; both
-    are None if no labels are learnt.
+    are None if no labels are learnt. `teacher` holds the name and the sha256 of the file of recipe distill.
     """
     settings, model = config.train, config.model()
     return {
@@ -94,6 +105,9 @@ def facts_of(
         "queue_size": model.get("queue_size"),
         "head": model.get("head"),
         "ema": model.get("ema"),
+        "with_head": model.get("with_head"),
+        "matrix": model.get("matrix"),
+        "teacher": teacher,
         "classes": classes,
         "labels": labels,
         "data": data,
@@ -174,7 +188,7 @@ def judge(file: str, saved: Facts, here: Facts, *, epoch: int, seen: int, own: b
         if not finished:
             raise WrongUse(f"{file}: {epoch} epochs are done already; give train.epochs={epoch + 1} or more")
         notes.append(f"all {epoch} epochs are done already; train.epochs={epoch + 1} or more continues the run")
-    unknown = [rule.key for rule in RULES if rule.name in here and rule.name not in saved]
+    unknown = [rule.key for rule in RULES if here.get(rule.name) is not None and rule.name not in saved]
     if unknown:
         notes.append(f"{file} does not record {', '.join(unknown)}: taken as unchanged")
     return Verdict(tuple(notes), other_data=any(rule.name == "data" for rule in differing))
@@ -187,7 +201,9 @@ def differences(saved: Facts, here: Facts) -> Iterator[Rule]:
         if rule.name not in saved or rule.name not in here or (rule.name == "rows" and explained):
             continue
         same = saved[rule.name] == here[rule.name]
-        if isinstance(here[rule.name], dict):  # older versions lack some keys
+        if rule.name == "teacher":  # under any name
+            same = _sha256_of(saved["teacher"]) == _sha256_of(here["teacher"])
+        elif isinstance(here[rule.name], dict):  # older versions lack some keys
             same = not _changed(saved[rule.name], here[rule.name])
         if rule.name == "data":
             same = same and not _other_rows(saved, here)
@@ -208,6 +224,16 @@ def _changed(saved: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     return [key for key in here if key in saved and saved[key] != here[key]]
 
 
+def _sha256_of(teacher: Any) -> Any:
+    return teacher.get("sha256") if isinstance(teacher, dict) else teacher
+
+
+def _teacher(told: Any) -> str:
+    if not isinstance(told, dict):
+        return "no teacher"
+    return f"the teacher {told.get('file')} (sha256 {str(told.get('sha256'))[:12]})"
+
+
 def _other_rows(saved: Facts, here: Facts) -> bool:
     """Whether row numbers stored by the recipe may mean other images: the file's number of rows differs."""
     counts = saved.get("images"), here.get("images")
@@ -225,6 +251,10 @@ def _misfit(file: str, name: str, old: Any, new: Any) -> str:
     elif name == "projection":
         given = f"recipe.moco.projection_hidden={old[0]} recipe.moco.projection_dim={old[1]}"
         now = f"{new[0]} and {new[1]}"
+    elif name == "with_head":
+        given, now = ("recipe.distill.head_weight=1", "0") if old else ("recipe.distill.head_weight=0", "above 0")
+    elif name == "teacher":
+        given, now = _teacher(old), _teacher(new)
     elif name == "ema":
         given, now = ("recipe.ema=0.999", "0") if old else ("recipe.ema=0", "a mean of its weights")
     else:

@@ -10,6 +10,7 @@ from app.runtime import checkpoint, weights
 from app.runtime.dist import World
 from app.runtime.finite import NotFinite
 from app.runtime.folder import RunFolder
+from app.runtime.tensorboard import refuse_without
 
 
 def refuse_unfit_files(config: Config, here: World) -> None:
@@ -19,13 +20,16 @@ def refuse_unfit_files(config: Config, here: World) -> None:
     """
     if not here.is_main:
         return
-    resume, warm_start = config.train.resume, config.train.warm_start
-    for key, path in (("train.resume", resume), ("train.warm_start", warm_start)):
-        if path in (None, "none", "auto"):
+    if config.track == "tensorboard":
+        refuse_without()
+    resume, warm_start, teacher = config.train.resume, config.train.warm_start, config.recipe.distill.teacher
+    for key, path in (("train.resume", resume), ("train.warm_start", warm_start), ("recipe.distill.teacher", teacher)):
+        if path is None or (key == "train.resume" and path in ("none", "auto")):
             continue
         if not Path(path).is_file():
             raise WrongUse(f"{key}={path} is not a file; give one such as runs/RUN/checkpoints/epoch_014.pt")
-        checkpoint.read_tensors(Path(path), in_place=True)
+        if not (key == "recipe.distill.teacher" and path.endswith(".onnx")):
+            checkpoint.read_tensors(Path(path), in_place=True)
     if warm_start is not None:
         try:
             weights.refuse_nan_weights(Path(warm_start), weights.read_backbone(Path(warm_start)))

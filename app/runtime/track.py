@@ -1,4 +1,4 @@
-"""Record the events of a run: a JSON line in metrics.jsonl, a line on the console and, if configured, W&B.
+"""Record the events of a run: a line in metrics.jsonl, one on the console and, if configured, W&B or TensorBoard.
 
 The only module that imports wandb. Only rank 0 records. The other ranks have a tracker that does nothing, except the
 first rank on each further machine: it prints where rank 0 is, and how the run ends.
@@ -16,6 +16,7 @@ from app.runtime.checkpoint import TrainState
 from app.runtime.clock import clock
 from app.runtime.dist import World
 from app.runtime.folder import RunFolder
+from app.runtime.tensorboard import TensorBoard, numbers
 
 
 class Sink(Protocol):
@@ -45,6 +46,8 @@ def tracker(config: Config, folder: RunFolder, here: World) -> Tracker:
     sinks: list[Sink] = [JsonLines(folder), Console(config.train.epochs)]
     if config.track == "wandb":
         sinks.append(Wandb(config, folder))
+    if config.track == "tensorboard":
+        sinks.append(TensorBoard(folder))
     return Tracker(sinks)
 
 
@@ -158,6 +161,7 @@ class Wandb:
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
         self.run: Any = None
+        self.folder, self.keeps_artifacts = folder, config.wandb.artifacts
         try:
             import wandb
 
@@ -180,8 +184,9 @@ class Wandb:
         if self.run is None:
             return
         try:
-            values = {f"{record['event']}/{key}": value for key, value in record.items() if _is_number(value)}
-            self.run.log(values, step=record["step"])
+            self.run.log(dict(numbers(record)), step=record["step"])
+            if record["event"] == "checkpoint" and self.keeps_artifacts:
+                self._keep(record)
         except Exception as error:
             self._give_up(error)
 
@@ -191,6 +196,17 @@ class Wandb:
                 self.run.finish()
             except Exception as error:
                 self._give_up(error)
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        """Add a checkpoint as a version of the run's artifact. W&B copies the files, so they may be pruned."""
+        import wandb
+
+        path = self.folder.checkpoints / record["file"]
+        about = {key: record[key] for key in ("epoch", "step", "sha256")}
+        artifact = wandb.Artifact(f"{self.folder.path.name}-checkpoint", type="model", metadata=about)
+        for file in (path, path.with_suffix(".json")):
+            artifact.add_file(str(file))
+        self.run.log_artifact(artifact, aliases=["latest", path.stem])
 
     def _give_up(self, error: Exception) -> None:
         # No error of a tracker (network, quota, version) may cost hours of training.
@@ -205,10 +221,6 @@ def _netrc_has_key() -> bool:
         return netrc.netrc().authenticators("api.wandb.ai") is not None
     except (OSError, netrc.NetrcParseError):
         return False
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def loss(record: dict[str, Any]) -> str:

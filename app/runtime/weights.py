@@ -97,6 +97,11 @@ def _equal(some: list[Tensor | None], others: list[Tensor | None]) -> bool:
     )
 
 
+def has_fourier(saved: Mapping[str, Tensor]) -> bool:
+    """Whether a file, under any prefix, has the gain of a Fourier layer."""
+    return any(name == GAIN or name.endswith(f".{GAIN}") for name in saved)
+
+
 def refuse_fourier(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Raise WrongUse if only one side has a Fourier layer. Files of published weights do not record its mask."""
     if GAIN in saved and GAIN not in wanted:
@@ -142,17 +147,25 @@ def read_centres(path: Path) -> tuple[Tensor, Tensor]:
     return tables["weight"], tables["labels"]
 
 
+def their_files(path: Path) -> list[Path]:
+    """The files of all GPUs beside `path`, in rank order. Raises WrongUse if one is missing."""
+    if not THEIR_FILE.fullmatch(path.name):
+        return [path]
+    ranks = [int(match[1]) for file in path.parent.iterdir() if (match := THEIR_FILE.fullmatch(file.name))]
+    files = [path.with_name(f"checkpoint_gpu_{rank}.pt") for rank in range(max(ranks) + 1)]
+    missing = next((file.name for file in files if not file.is_file()), None)
+    if missing:
+        raise WrongUse(f"{missing} is missing beside {path}; copy the files of all GPUs")
+    return files
+
+
 def their_parts(path: Path) -> list[Tensor]:
     """Centres of each GPU, in rank order, from the files of arcface_torch beside `path`.
 
     Raises WrongUse if a file is missing, is of another step, or has another share of the classes than its rank.
     """
-    numbered = {int(match[1]): file for file in path.parent.iterdir() if (match := THEIR_FILE.fullmatch(file.name))}
-    files = [numbered.get(rank) for rank in range(max(numbered) + 1)] if THEIR_FILE.fullmatch(path.name) else [path]
     parts, step = [], None
-    for rank, file in enumerate(files):
-        if file is None:
-            raise WrongUse(f"checkpoint_gpu_{rank}.pt is missing beside {path}; copy the files of all GPUs")
+    for file in their_files(path):
         content = read_tensors(file, in_place=True)
         part = content.get(THEIR_CENTRES, {}).get("weight") if isinstance(content, dict) else None
         if not isinstance(part, Tensor) or part.ndim != 2:

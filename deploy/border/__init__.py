@@ -31,7 +31,7 @@ from deploy.border.documents import (
 )
 from deploy.border.history import History, Setting, read_history, read_settings
 from deploy.border.pages import REPORT_BEGINS, is_report
-from deploy.border.places import CHECKPOINT, PICTURE, RESULT, Name, Place, chosen, place
+from deploy.border.places import CHECKPOINT, CURVES, PICTURE, RESULT, Name, Place, chosen, place
 from deploy.border.values import (
     LISTED_MOST,
     REASON_CHARACTERS,
@@ -55,6 +55,7 @@ from deploy.border.values import (
 
 __all__ = [
     "CHECKPOINT",
+    "CURVES",
     "DOCUMENT_BYTES",
     "EVENT_BYTES",
     "EVENT_VALUES",

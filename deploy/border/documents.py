@@ -31,6 +31,7 @@ FILE_BYTES = {
     "report.html": 4 << 20,
     "verification.json": 4 << 20,
     "picture": 16 << 20,
+    "curves": 256 << 20,
     "result": 16 * GIB,
     "checkpoint": 64 * GIB,
 }

@@ -197,15 +197,16 @@ class HeadMemory:
 
 
 def head_of(config: Mapping[str, Any], extent: Extent) -> HeadMemory:
-    """Return the memory of class centres, optimizer state, gradients and logits of recipe supervised.
+    """Return the memory of class centres, optimizer state, gradients and logits of a margin head.
 
     app/models/partial_fc.py has these tensors: tables for a rank's share of the classes, a copy and a gradient of the
     sampled centres, and arrays [images of all ranks, sampled centres].
     """
-    if config["recipe"]["name"] != "supervised":
-        return HeadMemory()
+    teacher = "the teacher" if config["recipe"]["name"] == "distill" else ""
+    if not learns_classes(config):
+        return HeadMemory(why=f"not counting {teacher}" if teacher else "")
     if extent.classes is None or extent.ranks is None:
-        return HeadMemory(why="not counting the classes of the head")
+        return HeadMemory(why=f"not counting the classes of the head{teacher and f' and {teacher}'}")
     width, rate = int(config["backbone"]["embedding_dim"]), float(config["recipe"]["head"]["sample_rate"])
     images, shard = int(config["train"]["batch"]["size"]) * extent.ranks, -(-extent.classes // extent.ranks)
     compared = shard
@@ -216,7 +217,16 @@ def head_of(config: Mapping[str, Any], extent: Extent) -> HeadMemory:
     copies = 2 if rate < 1 else 1  # a gradient, and a copy of the sampled centres
     luck = extent.classes * (FP32 + 1) if rate < 1 else 0
     fixed = shard * centre_bytes(config["train"].get("optimizer", {}).get("name"), width)
-    return HeadMemory(fixed + copies * compared * width * FP32 + luck, HEAD_KEPT * extent.ranks * compared * FP32)
+    why = f"not counting {teacher}" if teacher else ""
+    return HeadMemory(fixed + copies * compared * width * FP32 + luck, HEAD_KEPT * extent.ranks * compared * FP32, why)
+
+
+def learns_classes(config: Mapping[str, Any]) -> bool:
+    """Whether a resolved configuration has a margin head over classes. app/config/schema.py has the same rule."""
+    recipe = config["recipe"]
+    if recipe["name"] == "distill":
+        return float(recipe["distill"]["head_weight"]) > 0
+    return str(recipe["name"]) == "supervised"
 
 
 def centre_bytes(optimizer: str | None, width: int) -> int:

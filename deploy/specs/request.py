@@ -14,7 +14,8 @@ from deploy.specs.flags import HOW, NODES, ON, PACK, PARSED_BY, WHAT, WHERE, Fla
 from deploy.specs.settings import pack_kind
 
 TRYOUT = "experiment=tryout"
-TRYOUTS = {"supervised": "experiment=tryout_supervised"}  # of recipes with their own try-out
+# of recipes with their own try-out
+TRYOUTS = {"supervised": "experiment=tryout_supervised", "distill": "experiment=tryout_distill"}
 DATA_KEY = "data.binary_cache_path"
 LABELS_KEY = "data.train_labels_path"
 # The launcher sets these keys by a flag or decides them itself. --set still accepts those with a flag.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 from deploy import border
@@ -30,12 +31,8 @@ def bring(reached: Reached, screen: Screen) -> dict[str, Any] | None:
     if not border.is_report(Path(reached.home.report)):
         Path(reached.home.report).unlink(missing_ok=True)
         screen.complain(f"{reached.shell.name}: report.html of run {reached.record.run_id} is no report: removed")
-    with _one_at_a_time(reached.settings):
-        pictures = [name for name in reached.shell.listdir(reached.folder.mining) if name.endswith(".png")]
-        for each in pictures[: border.RESULTS_MOST]:
-            name = Name(each, f"{reached.shell.name}: mining of run {reached.record.run_id}", like=border.PICTURE)
-            there, to = reached.folder.mining / name, place(Path(reached.home.path), "mining", name)
-            transfer.fetch(reached.shell, there, to, most_bytes=border.FILE_BYTES["picture"])
+    bring_folder(reached, reached.folder.mining, lambda name: name.endswith(".png"), border.PICTURE, "picture")
+    bring_folder(reached, reached.folder.tensorboard, lambda name: ".tfevents." in name, border.CURVES, "curves")
     whole = checkpoints.whole(reached.shell, reached.folder)
     return bring_checkpoint(reached, whole[-1], None, screen) if whole else None
 
@@ -52,6 +49,18 @@ def bring_files(reached: Reached, names: Sequence[str], below: Sequence[str] = (
             if reached.shell.size(reached.folder.path / name) is not None:
                 to = place(Path(reached.home.path), *below, name)
                 transfer.fetch(reached.shell, reached.folder.path / name, to, most_bytes=border.FILE_BYTES[name])
+
+
+def bring_folder(
+    reached: Reached, folder: PurePath, wanted: Callable[[str], bool], like: re.Pattern[str], kind: str
+) -> None:
+    """Download the wanted files of a subfolder of the run. Raises BadAnswer if the name of one is not `like` it."""
+    with _one_at_a_time(reached.settings):
+        found = list(filter(wanted, reached.shell.listdir(folder)))
+        for each in found[: border.RESULTS_MOST]:
+            name = Name(each, f"{reached.shell.name}: {folder.name} of run {reached.record.run_id}", like=like)
+            to = place(Path(reached.home.path), folder.name, name)
+            transfer.fetch(reached.shell, folder / name, to, most_bytes=border.FILE_BYTES[kind])
 
 
 def bring_checkpoint(reached: Reached, about: dict[str, Any], to: str | None, screen: Screen) -> dict[str, Any]:

@@ -206,8 +206,7 @@ def _data_facts(settings: Settings, checked: Checked) -> DataFacts:
     fraction, labels = checked.request.fraction, checked.request.labels
     if checked.dataset is not None:
         packed = data.packing_of(settings.notes, checked.dataset, fraction, checked.request.pack)
-        learns = checked.config["recipe"]["name"] == "supervised"
-        classes = data.count_classes(checked.dataset, fraction) if learns else None
+        classes = data.count_classes(checked.dataset, fraction) if memory.learns_classes(checked.config) else None
         return replace(data.facts(checked.dataset, fraction, packed), classes=classes)
     if checked.tryout:
         assert isinstance(checked.images.path, PurePath)

@@ -23,6 +23,7 @@ OPTIONAL = {
     "pyarrow",
     "scipy",
     "simplejpeg",
+    "tensorboardX",
     "tqdm",
     "wandb",
 }

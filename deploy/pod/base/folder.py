@@ -37,6 +37,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.latest = self.checkpoints / "latest"
         self.mining = path / "mining"
+        self.tensorboard = path / "tensorboard"
         self.stop_request = path / "stop.request"
         self.resume_from = path / "resume_from"
         self.ended = path / "ended.json"  # why the guard ended the run; written before the guard acts

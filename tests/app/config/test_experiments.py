@@ -34,6 +34,7 @@ EXPERIMENTS = {  # the project's own; test_published_experiments.py checks the o
     "sniperface": Named(1_219_995, 109_999, (5, 72), 3, 1_589),
     "tryout": Named(300, 30, (10, 10), 1, 10),
     "tryout_supervised": Named(300, 30, (10, 10), 1, 10),
+    "tryout_distill": Named(300, 30, (10, 10), 1, 10),
 }
 SELF_SUPERVISED = [name for name in EXPERIMENTS if configured(name).recipe.name == "self_supervised"]
 

@@ -63,6 +63,10 @@ def test_labels_of_another_length_or_kind_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", np.zeros(5, np.int32))
     with pytest.raises(WrongUse, match="5 labels for 4 images"):
         opened(path)
+    for value, said in ((2**40, "too large"), (-(2**40), f"{-(2**40)}, too small")):
+        np.save(tmp_path / "labels.npy", np.array([0, 1, 2, value]))
+        with pytest.raises(WrongUse, match=f"{said} for int32"):
+            opened(path)
     np.save(tmp_path / "labels.npy", np.zeros(4, np.float32))
     with pytest.raises(WrongUse, match="int32"):
         opened(path)

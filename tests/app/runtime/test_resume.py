@@ -35,6 +35,9 @@ OTHER: dict[str, dict[str, Any]] = {
     "backbone": {"backbone": {**BASE["backbone"], "width": 16}},
     "projection": {"projection": [64, 16]},
     "queue_size": {"queue_size": 48},
+    "with_head": {"with_head": True},
+    "matrix": {"matrix": True},
+    "teacher": {"teacher": {"file": "r100.pt", "sha256": "0" * 64}},
     "head": {"head": "magface"},
     "ema": {"ema": True},
     "classes": {"classes": "others"},
@@ -100,6 +103,13 @@ def test_the_sentences_name_what_works() -> None:
     assert "give backbone.width=8, or" in refusal(BASE, {**BASE, **OTHER["backbone"]})
     assert "give recipe.head.name=arcface, or" in refusal(HEAD, {**HEAD, "head": "magface"})
     assert "give data.data_fraction=1, or a checkpoint of a whole epoch" in refusal(BASE, {**BASE, "fraction": 0.1})
+    taught = {**HEAD, "recipe": "distill", "with_head": True, "matrix": False, "teacher": {"file": "a", "sha256": "1"}}
+    assert "give recipe.distill.head_weight=1, or" in refusal(taught, {**taught, "with_head": False})
+    assert "give recipe.distill.projection=false, or" in refusal(taught, {**taught, "matrix": True})
+    other = {**taught, "teacher": {"file": "a", "sha256": "2"}}
+    assert "made with the teacher a (sha256 1), here it is the teacher a (sha256 2)" in refusal(taught, other)
+    renamed = {**taught, "teacher": {"file": "b", "sha256": "1"}}
+    assert judge("e.pt", taught, renamed, epoch=0, seen=8, own=False).notes == ()
     assert "give data set one, or" in refusal(BASE, {**BASE, "data": "two"})
     assert "needs a file of 40 images" in refusal(BASE, {**BASE, "images": 41})
     assert "give recipe.moco.projection_hidden=32 recipe.moco.projection_dim=16, or" in refusal(

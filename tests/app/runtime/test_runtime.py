@@ -207,6 +207,50 @@ def test_what_wandb_writes_offline_holds_no_secret(tmp_path: Path) -> None:
     assert not any(value in done.stdout + done.stderr for value in planted.values())
 
 
+WANDB_TWICE = """
+import sys, torch
+from pathlib import Path
+from app.config import load
+from app.runtime.checkpoint import TrainState
+from app.runtime.dist import World
+from app.runtime.folder import RunFolder
+from app.runtime.track import tracker
+folder = RunFolder(Path("run"))
+for number in (0, 1):  # the second resumes in the same folder
+    track = tracker(load(["track=wandb", "wandb.artifacts=true"]), folder, World(0, 1, torch.device("cpu")))
+    folder.checkpoints.mkdir(exist_ok=True)
+    name = f"epoch_00{number}.pt"
+    for file in (folder.checkpoints / name, folder.checkpoints / f"epoch_00{number}.json"):
+        file.write_text(f"weights of {file.name}")
+    state = TrainState(number, 0, number + 5)
+    track.event("eval", state, what="sets/lfw", accuracy=0.5, measure="10-fold", rank1=0.1)
+    track.event("checkpoint", state, file=name, sha256="0" * 64, bytes=7)
+    track.close()
+"""
+
+
+@pytest.mark.slow
+def test_wandb_keeps_checkpoints_as_artifacts_and_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
+    environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(PROJECT), "WANDB_MODE": "offline"}
+    done = subprocess.run(
+        [sys.executable, "-c", WANDB_TWICE], cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "stopped logging" not in done.stdout
+    files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 2
+    assert {file.name for file in files} == {"run-run.wandb"}, "both under the id `run`"
+    told = b"".join(file.read_bytes() for file in files)
+    for name in (b"run-checkpoint", b"epoch_000.pt", b"epoch_000.json", b"epoch_001.pt", b"eval/sets/lfw/accuracy"):
+        assert name in told
+    staged = [
+        path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes() == b"weights of epoch_001.pt"
+    ]
+    assert len(staged) > 1, "a copy waits for the upload"
+
+
 LEAVE = """
 import atexit
 from app.runtime import dist

@@ -130,7 +130,7 @@ def test_every_kind_of_training_that_is_published_is_among_them() -> None:
     tried = set().union(*(kinds(PUBLISHED[name]) for name in EXPERIMENTS if name in PUBLISHED))
     assert {kind for row in PUBLISHED.values() for kind in kinds(row)} == tried
     own = {path.stem for path in (PROJECT / "conf" / "experiment").glob("*.yaml")} - PUBLISHED.keys()
-    assert own <= set(EXPERIMENTS)
+    assert own - {"tryout_distill"} <= set(EXPERIMENTS)  # needs a teacher: tests/app/recipes/test_distill.py
 
 
 @pytest.mark.parametrize("case", cases(ranks=1))

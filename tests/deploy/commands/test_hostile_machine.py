@@ -176,6 +176,21 @@ def test_pictures_and_results_write_nothing_outside_their_run(
     assert command == "stop" or "the file name" in shown
 
 
+def test_event_files_of_tensorboard_come_home_and_nothing_else_of_their_folder(
+    machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = Path(machine.run.path) / "tensorboard"
+    there.mkdir()
+    for name in ("events.out.tfevents.1764384000.gpu-box.71.0", "events.out.tfevents.1764384900.gpu-box.90.40", "x.sh"):
+        (there / name).write_bytes(name.encode())
+    machine.status(state="stopped", ended=2.0)
+    outcome("stop", laptop, capsys)
+    home = laptop / "runs" / RUN / "tensorboard"
+    assert {each.name: each.read_bytes() for each in home.iterdir()} == {
+        each.name: each.read_bytes() for each in there.glob("events.*")
+    }
+
+
 @pytest.mark.parametrize("begins", [border.REPORT_BEGINS, b"<script>", border.REPORT_BEGINS[:-1] + b" ", b""])
 def test_only_a_page_that_forbids_scripts_stays_on_the_laptop(
     machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str], begins: bytes

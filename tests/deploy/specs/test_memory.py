@@ -174,3 +174,18 @@ def test_the_shipped_figures_are_found_by_shape() -> None:
         need = memory.of_step({**CONFIG, "backbone": backbone}, found, "bf16", None)
         alone = memory.of_step({**CONFIG, "backbone": backbone}, {name: figures}, "bf16", None)
         assert need.needed_bytes == pytest.approx(alone.needed_bytes, rel=0.25)  # masks differ within one shape
+
+
+def test_distillation_says_that_the_teacher_is_not_counted() -> None:
+    distill = {"name": "distill", "distill": {"head_weight": 0.0}, "head": {"sample_rate": 1.0}}
+    alone = memory.of_step(config(recipe=distill), TABLE, "bf16", None)
+    assert alone.why == "not counting the teacher"
+    assert not memory.learns_classes(config(recipe=distill))
+    both = config(recipe={**distill, "distill": {"head_weight": 0.5}})
+    assert memory.learns_classes(both)
+    assert memory.of_step(both, TABLE, "bf16", None).why == "not counting the classes of the head and the teacher"
+    extent = memory.Extent(classes=90_000, ranks=1)
+    counted = memory.of_step(both, TABLE, "bf16", None, extent)
+    margin = memory.of_step(config(recipe={**distill, "name": "supervised"}), TABLE, "bf16", None, extent)
+    assert counted.needed_bytes == margin.needed_bytes
+    assert counted.why == "not counting the teacher"
