@@ -1,0 +1,28 @@
+"""The deepest networks take their first steps in the precisions that a GPU has; see test_experiments.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from app import train
+from tests.app.shadow.cases import Case, assert_finite, tensors
+from tests.app.shadow.tensor_cores import TensorCores
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("backbone", ["iresnet100", "iresnet200"])
+def test_the_deepest_networks_give_finite_keys(backbone: str, precision: str, data: Path, tmp_path: Path) -> None:
+    """If BN does not normalise, 100 and 200 layers overflow even fp32. The keys are those in the queue."""
+    words = (f"backbone={backbone}", "train.batch.grad_accum_steps=1", "data.data_fraction=0.17")
+    # In fp32 the overflow needs the channels of the full width; in fp16 it does not.
+    case = Case("sniperface", precision, words, full_width=precision == "fp32")
+    with TensorCores():
+        assert train.main(case.words(data, tmp_path / "run", epochs=1)) == 0
+    found = tensors(tmp_path / "run", epoch=0)
+    assert_finite(found)
+    (keys,) = [tensor for name, tensor in found.items() if name.endswith("queue.keys")]
+    assert torch.allclose(keys.norm(dim=1)[:4], torch.ones(4), atol=0.01)  # one batch at least was pushed
