@@ -16,13 +16,13 @@ from markupsafe import Markup
 
 from deploy.border import cut
 from deploy.pod.base.text import visible
-from deploy.specs.estimate import Compared, duration
+from deploy.specs.estimate import Compared, duration, plural
 from deploy.ui.compare_table import run_rows, setting_rows
 from deploy.ui.plan_table import compared_rows
-from deploy.ui.status_table import status_rows
+from deploy.ui.status_table import epoch_of
 from deploy.ui.web.charts import chart
 
-TEXT_CHARACTERS = 2000
+TEXT_CHARACTERS = 20_000  # more than the log and the longest line of a chart have
 GIB = 1 << 30
 Document = Mapping[str, Any]
 
@@ -79,22 +79,26 @@ def of_machines(document: Document) -> str:
 
 def tiles(document: Document) -> list[tuple[str, str, str]]:
     """The numbers of a run that matter most: label, value, remark."""
-    told = dict(status_rows({**document, "reason": None, "heartbeat_age_s": None}))
-    remarks = {"accuracy": "on held-out people"}
-    found = [
-        (what, told[what].removesuffix(" on held-out people").removesuffix(" images a second"), remarks.get(what, ""))
-        for what in ("progress", "accuracy", "loss", "speed", "time left")
-        if what in told
-    ]
-    found = [(what, value, "images a second" if what == "speed" else remark) for what, value, remark in found]
+    epoch, epochs, step = document["epoch"], int(document["epochs"] or 0), document["step"]
+    found: list[tuple[str, str, str]] = []
+    if epoch is not None:
+        at_step = "" if step is None else f"step {step}"
+        is_done = epochs and epoch >= epochs
+        found.append(("progress", plural(epochs, "epoch") if is_done else epoch_of(int(epoch), epochs), at_step))
+    if document["accuracy"] is not None:
+        found.append(("accuracy", f"{document['accuracy']:.1%}", "on held-out people"))
+    if document["loss"] is not None:
+        found.append(("loss", f"{document['loss']:.3f}", ""))
+    if document["images_per_s"] is not None and document["is_live"]:
+        found.append(("speed", f"{document['images_per_s']:.0f}", "images a second"))
+    if document["seconds_left"] is not None:
+        found.append(("time left", duration(document["seconds_left"]), ""))
     if document["seconds"] is not None:
         found.append(("time", duration(document["seconds"]), ""))
-    gpus = document["gpus"]
-    if gpus:
+    if gpus := document["gpus"]:
         busy = sum(gpu["busy_pct"] for gpu in gpus) / len(gpus)
         used, every = (sum(gpu[key] for gpu in gpus) / GIB for key in ("used_bytes", "all_bytes"))
-        what = "GPU" if len(gpus) == 1 else f"{len(gpus)} GPUs"
-        found.append((what, f"{busy:.0f}% busy", f"{used:.1f} of {every:.1f} GiB"))
+        found.append((plural(len(gpus), "GPU"), f"{busy:.0f}% busy", f"{used:.1f} of {every:.1f} GiB"))
     limit = document["limit_usd"]
     if document["spend_usd"] or limit is not None:
         found.append(("cost", f"${document['spend_usd']:.2f}", "no limit" if limit is None else f"of ${limit:.2f}"))
