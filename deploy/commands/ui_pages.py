@@ -1,4 +1,4 @@
-"""What the page of all runs shows: documents of runs, comparisons, bills and targets; and its one action, to stop a run.
+"""What the page of all runs shows: runs, comparisons, bills and targets; and its one action, to stop a run.
 
 Nothing here waits for a machine or a provider: they are asked in threads, and the documents say when.
 """
@@ -105,7 +105,12 @@ class Pages:
         if sort in looking.SORTED:
             rows.sort(key=looking.SORTED[sort], reverse=True)
         sorts = list(looking.SORTED)
-        return {"rows": rows, "broken": broken[:BROKEN_MOST], "sort": sort if sort in sorts else sorts[0], "sorts": sorts}
+        return {
+            "rows": rows,
+            "broken": broken[:BROKEN_MOST],
+            "sort": sort if sort in sorts else sorts[0],
+            "sorts": sorts,
+        }
 
     def run(self, run_id: str) -> Document:
         """One run: state, numbers, curves and log. Raises WrongUse for an unknown run or a folder without a record."""
@@ -210,14 +215,22 @@ class Pages:
 
     def _row(self, record: Record, look: Look) -> Document:
         row = answers.row(record)
-        texts = {key: border.cut(str(row[key]), WORDS_CHARACTERS) for key in ("created", "state", "target", "name", "reason")
-                 if row[key] is not None}
+        texts = {
+            key: border.cut(str(row[key]), WORDS_CHARACTERS)
+            for key in ("created", "state", "target", "name", "reason")
+            if row[key] is not None
+        }
         is_live = record.state not in FINAL_STATES
-        return {**row, **texts, "accuracy": self._accuracy(record), "is_live": is_live,
-                "problem": look.problem if is_live else None}
+        return {
+            **row,
+            **texts,
+            "accuracy": self._accuracy(record),
+            "is_live": is_live,
+            "problem": look.problem if is_live else None,
+        }
 
     def _accuracy(self, record: Record) -> float | None:
-        """The newest held-out accuracy, as far as this computer knows. A file that has not changed is not read again."""
+        """The newest held-out accuracy, as far as this computer knows. Reads no unchanged file again."""
         folder = self.live.here(record) or runs.home(self.live.book, record.run_id)
         path = Path(folder.metrics)
         try:
@@ -278,5 +291,3 @@ def _is_whole(plan: Mapping[str, Any]) -> bool:
 
 def _words(error: Exception) -> str:
     return error.message if isinstance(error, DeployError) else f"{type(error).__name__}: {error}"
-
-

@@ -198,7 +198,7 @@ def record_in(folder: Path) -> Record | str:
         return _record(values)
     except BadAnswer as error:
         return f"its run.json does not fit: {error.message}"
-    except TypeError:
+    except (AttributeError, TypeError, ValueError):
         return "its run.json does not fit: another version or a person wrote it"
 
 
@@ -212,5 +212,5 @@ def _record(values: Mapping[str, Any]) -> Record:
     border.dollars(record.spend or {}, what)
     border.strings(dict(record.others), what)
     for value in (record.seconds, *(record.phases or {}).values()):
-        border.number(value or 0, what)
+        border.number(0 if value is None else value, what)
     return record

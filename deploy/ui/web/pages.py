@@ -24,6 +24,7 @@ from deploy.ui.web.charts import chart
 
 TEXT_CHARACTERS = 20_000  # more than the log and the longest line of a chart have
 GIB = 1 << 30
+REFRESHED = "Dotted: new pseudo-IDs. The loss before is not comparable with the loss after."
 Document = Mapping[str, Any]
 
 
@@ -50,7 +51,7 @@ def of_run(document: Document) -> str:
         form=_short,
         across="step",
         marks=curves["refreshes"],
-        note="Dotted: new pseudo-IDs. The loss before is not comparable with the loss after." if curves["refreshes"] else "",
+        note=REFRESHED if curves["refreshes"] else "",
     )
     accuracy = chart(
         "Accuracy on held-out people", [("accuracy", curves["accuracy"])], form="{:.1%}".format, across="step"
@@ -137,4 +138,3 @@ def _environment() -> Environment:
     )
     made.filters.update(clock=_clock, duration=duration, short=_short)
     return made
-

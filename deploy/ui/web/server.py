@@ -6,7 +6,6 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qs, quote
@@ -18,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from deploy.errors import DeployError, WrongUse
+from deploy.errors import DeployError, StepFailed, WrongUse
 from deploy.ui.web import pages
 from deploy.ui.web.guard import REPORT_POLICY, Guard, form_key, same
 
@@ -108,7 +107,7 @@ class _Site:
 
     async def compare(self, request: Request) -> Response:
         names = request.query_params.getlist("run")
-        inside = await run_in_threadpool(lambda: pages.of_comparison(self.source.compare(names)))
+        inside = await run_in_threadpool(_whole, lambda: pages.of_comparison(self.source.compare(names)))
         return HTMLResponse(pages.frame("Compare", inside, live=False, here="runs"))
 
     async def report(self, request: Request) -> Response:
@@ -147,7 +146,7 @@ class _Site:
         """A page or, for its script, the stream of its newer versions."""
         if EVENTS in request.headers.get("accept", ""):
             return StreamingResponse(self._versions(body), media_type=EVENTS)
-        inside = await run_in_threadpool(body)
+        inside = await run_in_threadpool(_whole, body)
         return HTMLResponse(pages.frame(title, inside, live=True, here=here))
 
     async def _versions(self, body: Callable[[], str]) -> AsyncIterator[str]:
@@ -155,7 +154,7 @@ class _Site:
         sent, quiet_s = None, 0.0
         while not self.is_ending():
             try:
-                found = await run_in_threadpool(body)
+                found = await run_in_threadpool(_whole, body)
             except DeployError as error:  # such as a run whose folder was deleted meanwhile
                 found = pages.body("problem", words=error.message)
             if found != sent:
@@ -168,11 +167,21 @@ class _Site:
             quiet_s += EVERY_S
 
 
+def _whole(body: Callable[[], str]) -> str:
+    """Make a page's body. Whatever else is wrong with the files of a run is one sentence on its page alone."""
+    try:
+        return body()
+    except DeployError:
+        raise
+    except Exception as error:
+        raise StepFailed(f"this page cannot be shown ({type(error).__name__}: {error})") from error
+
+
 async def _static(request: Request) -> Response:
     name = request.path_params["name"]
     if name not in STATIC:
         return await _missing(request)
-    content = await run_in_threadpool(partial((Path(__file__).parent / "static" / name).read_bytes))
+    content = await run_in_threadpool((Path(__file__).parent / "static" / name).read_bytes)
     return Response(content, media_type=STATIC[name])
 
 
