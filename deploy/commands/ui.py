@@ -62,6 +62,7 @@ def _listening(port: int) -> Iterator[socket.socket]:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HERE, port))
+            listener.listen()  # now, so that the printed address answers at once
         except OSError as error:
             raise WrongUse(
                 f"--port {port} cannot be used ({error.strerror}): give another, or none for a free one",

@@ -35,7 +35,8 @@ def chart(
         return None
     left, right = min(point[0] for point in every), max(point[0] for point in every)
     low, high = min(point[1] for point in every), max(point[1] for point in every)
-    room = (high - low) * 0.06 or abs(high) * 0.01 or 0.5
+    most = max(abs(low), abs(high))
+    room = max((high - low) * 0.06, 1e-6) if high - low > most * 1e-4 else most * 0.01 or 0.5
     low, high = low - room, high + room
     wide = (right - left) or 1.0
 
@@ -88,4 +89,4 @@ def ticks(low: float, high: float) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]

@@ -192,9 +192,9 @@ def test_whatever_the_files_of_a_run_say_its_page_shows_it_as_text(site: Site) -
         assert "<script>document" not in text, path
         assert "&lt;script&gt;document" in text, path
         assert not re.search(r"\son\w+=|\sstyle=", text)
-    text = site.text("/runs/odd")
-    assert "of $5.00" in text
-    assert "\\x1b[2J" in text
+    assert "of $5.00" in site.text("/runs/odd")
+    shutil.copy(folder / "train.log", site.run("fine", events))
+    assert "\\x1b[2J" in site.text("/runs/fine")
     write_json(folder / "plan.json", {"limits": 3, "phases": 3})
     assert "polyline" not in site.text("/runs/odd/stop")
 
