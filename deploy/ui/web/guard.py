@@ -77,7 +77,7 @@ class Guard:
             there = "/" + scope["raw_path"].decode("latin-1").lstrip("/\\") + query
             return 303, "", {"location": there, "set-cookie": f"{self.cookie}={self.token}; Path=/; {COOKIE}"}
         if not same(_cookie(headers.get("cookie", ""), self.cookie), self.token):
-            return 403, "open the address that `sniperface ui` printed: it contains the key of this start", {}
+            return 403, "open the address that sniperface ui printed: it contains the key of this start", {}
         if scope["method"] == "POST" and not self.is_own(headers):
             return 403, "this request is not from the page itself: open the page, and use its button", {}
         return 200, "", {}

@@ -263,6 +263,7 @@ def event(answer: http.client.HTTPResponse) -> str:
     return str(json.loads(line.removeprefix("data: "))["html"])
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_with_a_page_open_and_a_run_can_be_stopped(project: Project) -> None:
     """The command as a user starts it: a live run is seen and stopped in the page, as `stop` does it."""
     run_id = project.json("train", "--detach", "--set", "train.epochs=1000", "--set", "train.step_s=0.05")["run_id"]
