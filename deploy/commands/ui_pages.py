@@ -40,10 +40,7 @@ class Told(Screen):
     """A screen that keeps what a command says, for the page. Progress is not kept."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-
-        super().__init__(as_json=True)
-        self.console = Console(file=io.StringIO(), highlight=False)
+        super().__init__(as_json=True, out=io.StringIO())
         self.messages: list[str] = []
 
     def say(self, text: str) -> None:

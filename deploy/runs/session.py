@@ -119,8 +119,9 @@ class Reach:
 
     def renew(self) -> None:
         """Give each connected machine `limit_s` again, for another round of questions."""
-        for shell in self._shells.values() if self.limit_s is not None else ():
-            shell.give_up_at = time.monotonic() + self.limit_s
+        if self.limit_s is not None:
+            for shell in self._shells.values():
+                shell.give_up_at = time.monotonic() + self.limit_s
 
     def forget(self, name: str) -> None:
         """Close the connection to a released machine; `machine` returns None for it from now on."""

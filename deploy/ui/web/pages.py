@@ -24,6 +24,8 @@ from deploy.ui.web.charts import chart
 
 TEXT_CHARACTERS = 20_000  # more than the log and the longest line of a chart have
 GIB = 1 << 30
+NO_ANSWER = "The machine did not answer, so this may be old"
+UNUSABLE = "Folders that are no usable run"
 REFRESHED = "Dotted: new pseudo-IDs. The loss before is not comparable with the loss after."
 Document = Mapping[str, Any]
 
@@ -136,5 +138,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
+    made.globals.update(no_answer=NO_ANSWER, unusable=UNUSABLE)
     made.filters.update(clock=_clock, duration=duration, short=_short)
     return made

@@ -53,7 +53,7 @@ def server_of(source: Source, listener: socket.socket, token: str) -> uvicorn.Se
     """The server of a bound socket, not started yet."""
     site = _Site(source, token)
     config = uvicorn.Config(
-        Guard(site.application(), token, listener.getsockname()[1]),  # type: ignore[arg-type] # plain ASGI
+        Guard(site.application(), token, listener.getsockname()[1]),
         loop="asyncio",
         http="h11",
         ws="none",
