@@ -44,8 +44,8 @@ class Follower(Protocol):
 class Screen:
     """Prints messages, tables and documents. Control characters are shown as text, so that terminals ignore them.
 
-    With `as_json` messages go to stderr, and stdout gets exactly one document. `out` takes both
-    instead of the terminal.
+    With `as_json` messages go to stderr, and stdout gets exactly one document. `out` takes
+    messages and tables instead of the terminal.
     """
 
     def __init__(self, as_json: bool = False, out: TextIO | None = None) -> None:
