@@ -59,9 +59,14 @@ class Tab:
         return told["result"].get("value")
 
     def wait_for(self, script: str, limit_s: float = 20) -> Any:
-        """Poll an expression until it is true."""
+        """Poll an expression until it is true. While one page replaces another, it may fail: that is not yet true."""
         until = time.monotonic() + under_load(limit_s)
-        while not (found := self.run(script)):
+        while True:
+            found = None
+            with contextlib.suppress(AssertionError):
+                found = self.run(script)
+            if found:
+                break
             assert time.monotonic() < until, f"not true: {script}\n{self.run('document.body.innerText')}"
             time.sleep(0.05)
         return found
