@@ -108,6 +108,7 @@ MODULES = {
 EXTRAS = {"mypy": {"app", "dev"}, "pytest": {"app", "dev"}, "ruff": {"dev"}}  # mypy reads numpy's types
 # Invoke tasks that run a command of app/ on the target. On this computer they need the extra 'app'.
 APP_TASKS = {"bench", "data", "deploy", "evaluate", "export", "mine", "prepare", "train"}
+UI_TASKS = {"ui"}  # serve a page
 PACK_TASKS = {"deploy", "train"}  # may upload images packed, and pack them here
 
 
@@ -131,6 +132,8 @@ def extras_for(command: list[str]) -> set[str]:
     if MODULES.get(name) in ("invoke", "deploy"):
         only_asks = {"-h", "--help", "-l", "--list", "-V", "--version"}.intersection(arguments)
         task = next((word for word in arguments if not word.startswith("-")), "")
+        if task in UI_TASKS and not only_asks:
+            return {"ui"}
         if task not in APP_TASKS or only_asks:
             return set()
         target = value_of(("--on", "-o"), arguments)

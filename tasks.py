@@ -142,6 +142,14 @@ def compare(screen: Screen, names: list[str]) -> Document:
     return comparing.compare(PROJECT, names, screen)
 
 
+@task(*flags.UI, group=RUNS, examples=("ui", "ui --port 8601"))
+def ui(screen: Screen, port: str | None) -> int:
+    """Show all runs in the browser, live: curves, logs, comparisons, machines. Only this computer can open it."""
+    from deploy.commands import ui as page
+
+    return page.ui(PROJECT, port, screen)
+
+
 @task(flags.ON, flags.RUN, flags.JSON, group=RUNS, examples=("stop --on ssh",))
 def stop(screen: Screen, target: str, run_id: str | None) -> Document:
     """End a run with a checkpoint; `invoke train --resume auto` continues it."""

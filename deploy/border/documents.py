@@ -20,6 +20,7 @@ GIB = 1 << 30
 DOCUMENT_BYTES = 256 << 10  # status.json, a checkpoint's JSON, guard.json
 EVENT_BYTES = 8 << 10  # one line of metrics.jsonl
 EVENT_VALUES = 256  # in one event, nested ones included
+GPUS_MOST = 64  # of one machine
 RESULTS_MOST = 200  # files that one command downloads
 RESERVE_BYTES = 256 << 20  # free space on the laptop's disk that downloads never use
 # Size limit of one file, by kind.
@@ -84,6 +85,15 @@ def least_gain(verification: Path) -> float | None:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """How busy one GPU of a machine is."""
+
+    busy_pct: float
+    used_bytes: int
+    all_bytes: int
+
+
+@dataclass(frozen=True)
 class Status:
     """The fields of a run's status.json, each within its bounds."""
 
@@ -98,6 +108,7 @@ class Status:
     started: float | None
     ended: float | None
     exit_code: int | None
+    gpus: tuple[Gpu, ...] = ()
 
 
 def status(said: Mapping[str, Any], what: str) -> Status:
@@ -120,7 +131,22 @@ def status(said: Mapping[str, Any], what: str) -> Status:
         started=some("started", number, 0, 1e11),
         ended=some("ended", number, 0, 1e11),
         exit_code=some("exit_code", whole, -(1 << 32), 1 << 32),
+        gpus=_gpus(said.get("gpus"), what),
     )
+
+
+def _gpus(said: object, what: str) -> tuple[Gpu, ...]:
+    """The GPUs that were measured. Nothing depends on them, so an invalid one is left out."""
+    found = []
+    for each in said[:GPUS_MOST] if isinstance(said, list) else []:
+        try:
+            told = mapping(each, what)
+            busy_pct = number(told.get("utilization_pct"), what, 0, 100)
+            used, every = (size(told.get(key), what, 1 << 50) for key in ("memory_used_bytes", "memory_bytes"))
+        except BadAnswer:
+            continue
+        found.append(Gpu(busy_pct, used, every))
+    return tuple(found)
 
 
 def checkpoint_note(data: bytes | Mapping[str, Any], what: str) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Status:
     started: float | None = None
     ended: float | None = None
     exit_code: int | None = None
+    gpus: tuple[border.Gpu, ...] = ()
 
     @property
     def final(self) -> bool:
@@ -143,6 +144,7 @@ def look(shell: Shell, folder: RunFolder) -> Status | None:
         started=said.started,
         ended=said.ended,
         exit_code=said.exit_code,
+        gpus=said.gpus,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -172,13 +173,33 @@ def compared(runs: Path, record: Record) -> tuple[Compared, ...]:
     return compare(plan["phases"], {**(record.phases or {}), **training}, plan.get("usd_per_hour"))
 
 
+def each_folder(runs: Path) -> Iterator[tuple[str, Record | str]]:
+    """Every folder of a run: its name and its record or, if that cannot be read, the reason in one sentence."""
+    for folder in sorted(runs.iterdir()) if runs.is_dir() else ():
+        if folder.is_dir():
+            yield folder.name, record_in(folder)
+
+
 def _read_all(runs: Path) -> Iterator[Record]:
-    for file in sorted(runs.glob("*/run.json")) if runs.is_dir() else ():
-        values = read_json(file)
-        try:
-            yield _record(values)
-        except (TypeError, BadAnswer):  # written by another version or by hand: skip it
-            continue
+    for _, record in each_folder(runs):
+        if isinstance(record, Record):  # else: written by another version or by hand
+            yield record
+
+
+def record_in(folder: Path) -> Record | str:
+    """The record in a run's folder or, if it cannot be read, the reason in one sentence."""
+    file = Path(RunFolder(folder).run)
+    if not os.path.isfile(file):  # Path.is_file raises where the folder is forbidden
+        return "it has no run.json: no command of this project started it here"
+    values = read_json(file)
+    if not values:
+        return "its run.json is damaged or cannot be read"
+    try:
+        return _record(values)
+    except BadAnswer as error:
+        return f"its run.json does not fit: {error.message}"
+    except (AttributeError, TypeError, ValueError):
+        return "its run.json does not fit: another version or a person wrote it"
 
 
 def _record(values: Mapping[str, Any]) -> Record:
@@ -191,5 +212,5 @@ def _record(values: Mapping[str, Any]) -> Record:
     border.dollars(record.spend or {}, what)
     border.strings(dict(record.others), what)
     for value in (record.seconds, *(record.phases or {}).values()):
-        border.number(value or 0, what)
+        border.number(0 if value is None else value, what)
     return record

@@ -118,6 +118,12 @@ class Reach:
                 self._shells[name].give_up_at = time.monotonic() + self.limit_s
         return self._shells[machine.name]
 
+    def renew(self) -> None:
+        """Give each connected machine `limit_s` again, for another round of questions."""
+        if self.limit_s is not None:
+            for shell in self._shells.values():
+                shell.give_up_at = time.monotonic() + self.limit_s
+
     def forget(self, name: str) -> None:
         """Close the connection to a released machine; `machine` returns None for it from now on."""
         self._machines[name] = None

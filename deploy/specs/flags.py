@@ -98,6 +98,7 @@ COMPARE = (
     Flag("RUN RUN...", "two runs or more: run ids, or the beginnings of them", words=WORDS, parameter="names"),
     JSON,
 )
+UI = (Flag("port", "port on this computer, 1024 to 65535 (default: a free one)", "PORT"),)
 WATCH = (
     ON,
     RUN,

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from deploy.border import cut
 from deploy.errors import DeployError
@@ -44,10 +44,11 @@ class Follower(Protocol):
 class Screen:
     """Prints messages, tables and documents. Control characters are shown as text, so that terminals ignore them.
 
-    With `as_json` messages go to stderr, and stdout gets exactly one document.
+    With `as_json` messages go to stderr, and stdout gets exactly one document. `out` takes
+    messages and tables instead of the terminal.
     """
 
-    def __init__(self, as_json: bool = False) -> None:
+    def __init__(self, as_json: bool = False, out: TextIO | None = None) -> None:
         from rich.console import Console
 
         self.as_json = as_json
@@ -56,7 +57,7 @@ class Screen:
             # A name that the terminal cannot encode must not end a command.
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
-        self.console: Console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+        self.console: Console = Console(stderr=as_json, file=out, highlight=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         self.console.print(visible(text), markup=False)
