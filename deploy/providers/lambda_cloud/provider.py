@@ -30,7 +30,7 @@ from deploy.providers.lambda_cloud.options import LambdaCloud
 from deploy.providers.rented import Clock, answers_ssh
 from deploy.providers.ssh_key import project_key, public_line
 from deploy.specs.machine import Address, Card, Machine, MachineSpec, Rental, Volume
-from deploy.specs.names import slug
+from deploy.specs.names import listed_prefixes
 from deploy.specs.settings import Settings
 from deploy.specs.trial import Trial
 
@@ -113,7 +113,7 @@ class LambdaProvider:
         )
 
     def list(self) -> list[Machine]:
-        mine = f"sniperface-{slug(self.settings.project.name)}-"
+        mine = listed_prefixes(self.settings)
         with self._words():
             return [self._machine(each) for each in self._instances() if each.is_alive and each.name.startswith(mine)]
 

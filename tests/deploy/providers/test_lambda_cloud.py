@@ -19,7 +19,7 @@ from deploy.runs import records as runs
 from deploy.runs import watchdog
 from deploy.runs.records import Record
 from deploy.specs.machine import Machine, MachineSpec
-from deploy.specs.plan import slug
+from deploy.specs.names import slug
 from deploy.specs.settings import Settings, Target
 from deploy.ui.screen import Screen
 from tests.support.emulators.clock import MovedClock
