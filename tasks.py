@@ -142,6 +142,22 @@ def compare(screen: Screen, names: list[str]) -> Document:
     return comparing.compare(PROJECT, names, screen)
 
 
+@task(*flags.NOTE, group=RUNS, examples=('note lr_03 "half the rate, 48 epochs"',))
+def note(screen: Screen, words: list[str]) -> Document:
+    """Keep a note on a run. `runs`, `status` and `compare` show it."""
+    from deploy.commands import note as noting
+
+    return noting.note(PROJECT, words, screen)
+
+
+@task(*flags.REMOVE, group=RUNS, examples=("rm lr_03", "rm lr_03 lr_1 --yes"))
+def rm(screen: Screen, names: list[str], yes: bool) -> list[Document]:
+    """Delete runs that are over from this laptop, after a question. Other machines keep what they have."""
+    from deploy.commands import remove
+
+    return remove.remove(PROJECT, names, screen, yes=yes)
+
+
 @task(flags.ON, flags.RUN, flags.JSON, group=RUNS, examples=("stop --on ssh",))
 def stop(screen: Screen, target: str, run_id: str | None) -> Document:
     """End a run with a checkpoint; `invoke train --resume auto` continues it."""

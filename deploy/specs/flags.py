@@ -98,6 +98,20 @@ COMPARE = (
     Flag("RUN RUN...", "two runs or more: run ids, or the beginnings of them", words=WORDS, parameter="names"),
     JSON,
 )
+NOTE = (
+    Flag(
+        "RUN [TEXT]",
+        'run id, or the beginning of it, then the note in quotes; "" removes the note, no text shows it',
+        words=WORDS,
+        parameter="words",
+    ),
+    JSON,
+)
+REMOVE = (
+    Flag("RUN...", "runs that are over: run ids, or the beginnings of them", words=WORDS, parameter="names"),
+    replace(YES, help="delete without a question", group=Flag.group),
+    JSON,
+)
 WATCH = (
     ON,
     RUN,
