@@ -26,6 +26,7 @@ from deploy.steps import nodes
 from deploy.steps import resolve as facts
 from deploy.steps import restore as saved
 from deploy.steps.consent import agree, warn_of_balance
+from deploy.steps.notify import run_notify_command
 from deploy.steps.provision import acquired_all, bring_own_files, pack_images, ready_all, refuse_too_much
 from deploy.ui.screen import Screen
 from deploy.workspace import code
@@ -167,6 +168,7 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
     document = answers.of_run(record, reached.events(), checkpoint, home.report(reached))
     screen.result(document, border.least_gain(Path(reached.home.verification)))
     screen.compared(runs.compared(reached.settings.runs, record))
+    run_notify_command(reached.settings, record, screen)
     if record.state != "succeeded":
         screen.document(document)
         seen = record.state == "stopped" or screen.shows_the_log

@@ -26,6 +26,7 @@ from deploy.shell import LinkLost, MachineGone
 from deploy.specs.request import Request
 from deploy.specs.settings import load
 from deploy.steps import download as home
+from deploy.steps.notify import run_notify_command
 from deploy.steps.restore import NothingReadable
 from deploy.ui.screen import Screen
 
@@ -92,12 +93,14 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
         if spent and record.state == "lost":
             words = f"it has cost ${record.spend_usd:.2f} and reached max_usd {max_usd:g}: it is not continued"
             screen.say(f"{answers.how_it_is(record)}; {words}")
+            run_notify_command(load(project, record.target), record, screen)
             return answers.row(record, note=notes.read(project / "runs", record.run_id))
         if record.state == "lost":
             screen.say(f"{answers.how_it_is(record)}; continuing on another machine")
             record = _go_on_elsewhere(project, record, screen)
         elif record.state in FINAL_STATES:
             screen.say(answers.how_it_is(record))
+            run_notify_command(load(project, record.target), record, screen)
             return answers.row(record, note=notes.read(project / "runs", record.run_id))
         else:
             time.sleep(ASKED_EVERY_S.get(record.provider, EVERY_S))

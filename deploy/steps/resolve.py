@@ -180,7 +180,7 @@ def gather(reach: Reach, checked: Checked) -> Facts:
 def _secret_names(settings: Settings, checked: Checked) -> tuple[str, ...]:
     if settings.is_local:
         return ()
-    return tuple(sorted({*guard.own_secrets(settings), *job_secrets(settings, checked)}))
+    return tuple(sorted({*guard.own_secrets(settings), *guard.webhook(settings), *job_secrets(settings, checked)}))
 
 
 def job_secrets(settings: Settings, checked: Checked) -> dict[str, str]:
