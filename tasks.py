@@ -252,6 +252,14 @@ def ps(screen: Screen) -> None:
     screen.rows("Machines and volumes", looking.bills(PROJECT, screen), COLUMNS)
 
 
+@task(*flags.COST, group=MACHINES, examples=("cost", "cost --days 7 --json"))
+def cost(screen: Screen, days: str) -> Document:
+    """Show what runs have cost, by day and target, as far as this laptop recorded it."""
+    from deploy.commands import cost as costs
+
+    return costs.cost(PROJECT, days, screen)
+
+
 @task(
     *flags.OFFERS,
     group=MACHINES,

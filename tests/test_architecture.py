@@ -155,6 +155,7 @@ LAPTOP_TASKS = {
     "attach",
     "build",
     "compare",
+    "cost",
     "doctor",
     "down",
     "exec",

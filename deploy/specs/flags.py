@@ -135,6 +135,7 @@ FETCH_CHECKPOINT = (
     Flag("watch", "also download every newer one until the run is over"),
     JSON,
 )
+COST = (Flag("days", "how many days, today included (default: 30)", "N", "30"), JSON)
 OFFERS = (
     on("target whose provider is asked (default: runpod)", "runpod"),
     Flag("data", "images.npy to train on (default: the target's, else the ORL try-out)", "PATH", group=WHAT),
