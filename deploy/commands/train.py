@@ -26,6 +26,7 @@ from deploy.steps import nodes
 from deploy.steps import resolve as facts
 from deploy.steps import restore as saved
 from deploy.steps.consent import agree, warn_of_balance
+from deploy.steps.look import look_at_host
 from deploy.steps.notify import run_notify_command
 from deploy.steps.provision import acquired_all, bring_own_files, pack_images, ready_all, refuse_too_much
 from deploy.ui.screen import Screen
@@ -75,7 +76,7 @@ def train(
         if checked.note:
             screen.say(checked.note)
         if dry_run:
-            looked_up = facts.gather(at, checked)
+            looked_up = look_at_host(at, facts.gather(at, checked), screen)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
             screen.plan(plan, with_command=True)
             warn_of_balance(at, plan, screen)
