@@ -19,6 +19,7 @@ from deploy.runs import session as reach
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
 from deploy.shell import LocalShell, Shell
+from deploy.specs import targets
 from deploy.specs.estimate import plural
 from deploy.ui.screen import Screen
 
@@ -57,7 +58,9 @@ def remove(project: Path, names: Sequence[str], screen: Screen, *, yes: bool) ->
     records = {(record := runs.get(project / "runs", name, "", typed="rm")).run_id: record for name in names}
     doomed = [_examine(project, record) for record in records.values()]
     for each in doomed:
-        screen.say(f"{each.record.run_id} ({each.record.state}): {plural(each.files, 'file')}, {_mb(each.size_bytes)}")
+        screen.say(
+            f"{each.record.run_id} ({each.record.state}): {plural(each.files, 'file')}, {_size(each.size_bytes)}"
+        )
         if each.only:
             more = f" and {len(each.only) - SHOWN} more" if len(each.only) > SHOWN else ""
             screen.say(f"  checkpoints that exist nowhere else: {', '.join(each.only[:SHOWN])}{more}")
@@ -67,14 +70,18 @@ def remove(project: Path, names: Sequence[str], screen: Screen, *, yes: bool) ->
     for each in doomed:
         for folder in each.folders:
             _delete(folder)
-        screen.say(f"deleted {each.record.run_id}: {_mb(each.size_bytes)} freed")
+        screen.say(f"deleted {each.record.run_id}: {_size(each.size_bytes)} freed")
     return [each.to_json() for each in doomed]
 
 
 def _examine(project: Path, record: Record) -> Doomed:
     """Find what is deleted with a run. Raises WrongUse for a run that must be kept."""
     home = place(project / "runs", record.run_id, what="run.json").path
-    local = checkpoints_of(LocalShell(), RunFolder(home))
+    local = _checkpoints_of(LocalShell(), RunFolder(home))
+    if not _costs(project, record) and record.state in FINAL_STATES and not _has_target(project, record):
+        found = list(_files(home))
+        size, stays = sum(file.lstat().st_size for file in found), f"target '{record.target}' no longer exists"
+        return Doomed(record, (home,), len(found), size, tuple(sorted(local.values())), stays)
     with reach.target(project, record.target) as at:
         at.limit_s = LIMIT_S
         _refuse_billed(at, record)
@@ -95,14 +102,23 @@ def _examine(project: Path, record: Record) -> Doomed:
     return Doomed(record, folders, len(found), size, tuple(sorted(set(only.values()))), "; ".join(stays) or None)
 
 
+def _costs(project: Path, record: Record) -> bool:
+    """Whether a machine of the run has cost money or was planned to."""
+    plan = read_json(Path(runs.home(project / "runs", record.run_id).plan))
+    return bool(plan.get("usd_per_hour") or record.spend_usd)
+
+
+def _has_target(project: Path, record: Record) -> bool:
+    return any(file.name == record.target for file in targets.every(project))
+
+
 def _refuse_billed(at: Reach, record: Record) -> None:
     """Raise WrongUse if a machine of the run costs money, or if nobody can tell and one has cost money."""
     for name in record.machines:
         try:
             machine = at.machine(name)
         except DeployError as error:
-            plan = read_json(Path(runs.home(at.settings.runs, record.run_id).plan))
-            if plan.get("usd_per_hour") or record.spend_usd:
+            if _costs(at.settings.project, record):
                 words = f"run {record.run_id} is kept, because its machine {name} may still cost money"
                 raise WrongUse(f"{words}: {error.message}", next_command=command("ps")) from error
             continue
@@ -124,7 +140,7 @@ def _ask(at: Reach, record: Record) -> tuple[Mapping[str, str], Record, str | No
         record, _ = at.look(record)
         machine = at.machine(record.machine)
         if record.state in FINAL_STATES and machine is not None:
-            there = checkpoints_of(at.shell(machine), RunFolder(machine.path(record.run_dir)))
+            there = _checkpoints_of(at.shell(machine), RunFolder(machine.path(record.run_dir)))
     except (DeployError, OSError) as error:
         why_not = error.message if isinstance(error, DeployError) else str(error)
     if record.state not in FINAL_STATES:
@@ -136,7 +152,7 @@ def _ask(at: Reach, record: Record) -> tuple[Mapping[str, str], Record, str | No
     return there, record, why_not
 
 
-def checkpoints_of(shell: Shell, folder: RunFolder) -> dict[str, str]:
+def _checkpoints_of(shell: Shell, folder: RunFolder) -> dict[str, str]:
     """SHA-256 -> file of the whole checkpoints in a run's folder. Damaged ones are left out."""
     try:
         return {str(note["sha256"]): str(note["file"]) for note in checkpoints.whole(shell, folder)}
@@ -147,7 +163,7 @@ def checkpoints_of(shell: Shell, folder: RunFolder) -> dict[str, str]:
 def _agree(doomed: Sequence[Doomed], screen: Screen, *, yes: bool) -> None:
     if yes:
         return
-    words = f"this deletes {plural(len(doomed), 'run')} and frees {_mb(sum(each.size_bytes for each in doomed))}"
+    words = f"this deletes {plural(len(doomed), 'run')} and frees {_size(sum(each.size_bytes for each in doomed))}"
     if not sys.stdin.isatty():
         raise WrongUse(f"{words}: give --yes to agree")
     if not screen.ask(f"{words}. Continue?"):
@@ -164,7 +180,7 @@ def _files(folder: Path) -> Iterator[Path]:
 def _delete(folder: Path) -> None:
     """Delete a run's folder. It vanishes at once from all lists, even if this is interrupted. Links are not followed.
 
-    Raises WrongUse if the folder of what is being deleted is a link, OSError if a program has a file open (Windows).
+    Raises WrongUse if the folder for deleted runs is a link, OSError if a program has a file open (Windows).
     """
     trash = folder.parent / TRASH
     if trash.is_symlink():
@@ -176,5 +192,5 @@ def _delete(folder: Path) -> None:
     shutil.rmtree(trash)
 
 
-def _mb(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:.1f} MB"
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"

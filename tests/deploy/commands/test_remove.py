@@ -96,6 +96,15 @@ def test_a_run_whose_machine_costs_money_is_kept(project: Project, emulator: Emu
     assert not kept.parent.exists()
 
 
+def test_a_run_of_a_target_that_is_gone_is_deleted_unless_it_cost_money(project: Project) -> None:
+    free, paid = _record(project, "free", "free", target="gone"), _record(project, "paid", "paid", target="gone")
+    told = json.loads(paid.read_text(encoding="utf-8"))
+    paid.write_text(json.dumps({**told, "spend": {"localhost": 0.5}}), encoding="utf-8")
+    assert "target 'gone' no longer exists" in project.invoke("rm", "free", "--yes").stdout
+    assert "unknown target 'gone'" in project.invoke("rm", "paid", "--yes", code=2).stderr
+    assert (free.exists(), paid.exists()) == (False, True)
+
+
 def test_an_id_that_leads_out_of_the_runs_deletes_nothing(project: Project) -> None:
     _record(project, "../deploy", "sent")
     assert "the file name '../deploy' has a separator" in project.invoke("rm", "../deploy", "--yes", code=1).stderr
