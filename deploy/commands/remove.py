@@ -79,9 +79,8 @@ def _examine(project: Path, record: Record) -> Doomed:
     home = place(project / "runs", record.run_id, what="run.json").path
     local = _checkpoints_of(LocalShell(), RunFolder(home))
     if not _costs(project, record) and record.state in FINAL_STATES and not _has_target(project, record):
-        found = list(_files(home))
-        size, stays = sum(file.lstat().st_size for file in found), f"target '{record.target}' no longer exists"
-        return Doomed(record, (home,), len(found), size, tuple(sorted(local.values())), stays)
+        lost = tuple(sorted(local.values()))
+        return _doomed(record, (home,), lost, [f"target '{record.target}' no longer exists"])
     with reach.target(project, record.target) as at:
         at.limit_s = LIMIT_S
         _refuse_billed(at, record)
@@ -97,9 +96,13 @@ def _examine(project: Path, record: Record) -> Doomed:
         stays.append(f"also on {record.machine}, which keeps them: {plural(len(there), 'checkpoint')}")
     stays += [f"{record.machine} could not be asked for its checkpoints ({why_not})"] if why_not else []
     stays += [f"copies that its machine made stay in {sync_to}"] if sync_to else []
+    return _doomed(record, folders, tuple(sorted(set(only.values()))), stays)
+
+
+def _doomed(record: Record, folders: tuple[Path, ...], only: tuple[str, ...], stays: Sequence[str]) -> Doomed:
     found = [file for folder in folders for file in _files(folder)]
     size = sum(file.lstat().st_size for file in found)
-    return Doomed(record, folders, len(found), size, tuple(sorted(set(only.values()))), "; ".join(stays) or None)
+    return Doomed(record, folders, len(found), size, only, "; ".join(stays) or None)
 
 
 def _costs(project: Path, record: Record) -> bool:
