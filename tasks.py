@@ -150,6 +150,22 @@ def ui(screen: Screen, port: str | None) -> int:
     return page.ui(PROJECT, port, screen)
 
 
+@task(*flags.NOTE, group=RUNS, examples=('note lr_03 "half the rate, 48 epochs"',))
+def note(screen: Screen, words: list[str]) -> Document:
+    """Keep a note on a run. `runs`, `status` and `compare` show it."""
+    from deploy.commands import note as noting
+
+    return noting.note(PROJECT, words, screen)
+
+
+@task(*flags.REMOVE, group=RUNS, examples=("rm lr_03", "rm lr_03 lr_1 --yes"))
+def rm(screen: Screen, names: list[str], yes: bool) -> list[Document]:
+    """Delete runs that are over from this laptop, after a question. Other machines keep what they have."""
+    from deploy.commands import remove
+
+    return remove.remove(PROJECT, names, screen, yes=yes)
+
+
 @task(flags.ON, flags.RUN, flags.JSON, group=RUNS, examples=("stop --on ssh",))
 def stop(screen: Screen, target: str, run_id: str | None) -> Document:
     """End a run with a checkpoint; `invoke train --resume auto` continues it."""
@@ -242,6 +258,14 @@ def ps(screen: Screen) -> None:
     from deploy.commands import status as looking
 
     screen.rows("Machines and volumes", looking.bills(PROJECT, screen), COLUMNS)
+
+
+@task(*flags.COST, group=MACHINES, examples=("cost", "cost --days 7 --json"))
+def cost(screen: Screen, days: str) -> Document:
+    """Show what runs have cost, by day and target, as far as this laptop recorded it."""
+    from deploy.commands import cost as costs
+
+    return costs.cost(PROJECT, days, screen)
 
 
 @task(

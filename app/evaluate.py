@@ -35,7 +35,7 @@ from app.evaluation.embedding import batch_size_for, embed_all, own_rows
 from app.evaluation.image_set import Faces, ImageSet, Streamed, decode
 from app.evaluation.report import Row
 from app.evaluation.sets import held_out, open_set
-from app.files import make_folder
+from app.files import make_folder, shown
 from app.models import build_backbone
 from app.runtime import checkpoint, dist
 from app.runtime.command import answer
@@ -239,7 +239,8 @@ def measure_all(request: Request, out: Path, done: list[ImageSet], here: World, 
             picture_of(images, report.best_first(list(rows.values()), done), out)
             settings = {"flip": request.flip, "fit": request.fit, "world_size": here.size}
             report.write(out / "eval.json", list(rows.values()), done, settings)
-    return "\n".join([*faults.values(), report.table(list(rows.values()), done), str(out)]), int(bool(faults))
+    table = report.table(list(rows.values()), done)
+    return "\n".join([*faults.values(), table, f"report: {shown(out / 'eval.json')}"]), int(bool(faults))
 
 
 def faults_of(weights: dict[Path, Config]) -> dict[Path, str]:
@@ -277,7 +278,7 @@ def measure(
     finite = bool(np.isfinite(embeddings).all())
     row.outcomes[images.name] = images.protocol.judge(embeddings, here) if finite else None
     row.lengths[images.name] = length
-    tell(f"{images.name}: {row.file} measured in {time.monotonic() - started:.1f} s", here)
+    tell(f"{images.name}: {row.short} measured in {time.monotonic() - started:.1f} s", here)
 
 
 def picture_of(images: ImageSet, rows: Sequence[Row], out: Path) -> None:
@@ -288,11 +289,18 @@ def picture_of(images: ImageSet, rows: Sequence[Row], out: Path) -> None:
 
 
 def short_names(files: Sequence[Path]) -> dict[Path, str]:
-    """Short unique names: run and file; outside a run the file's name; the whole path where those clash."""
-    short = {
-        file: f"{file.absolute().parent.parent.name}/{file.stem}" if file.parent.name == "checkpoints" else file.name
-        for file in files
-    }
+    """Short unique names: run and checkpoint; of one run, the checkpoint; outside a run, the file's name.
+
+    The whole path where those clash.
+    """
+    runs = {file.absolute().parent.parent if file.parent.name == "checkpoints" else None for file in files}
+
+    def name_of(file: Path) -> str:
+        if file.parent.name != "checkpoints":
+            return file.name
+        return file.stem if len(runs) == 1 else f"{file.absolute().parent.parent.name}/{file.stem}"
+
+    short = {file: name_of(file) for file in files}
     count = Counter(short.values())
     return {file: name if count[name] == 1 else str(file) for file, name in short.items()}
 

@@ -44,6 +44,7 @@ from app.evaluation.image_set import ImageSet
 from app.evaluation.sets import open_set
 from app.evaluation.side_by_side import Figures, side_by_side
 from app.files import atomic, make_folder, write_json
+from app.files import shown as in_short
 from app.models import build_backbone
 from app.onnx import rules
 from app.onnx.compare import LEAST_COSINE, MOST_DIFFERENCE, Agreement, compare
@@ -138,7 +139,7 @@ def export_weights(own: dict[str, str], overrides: list[str]) -> str:
     make_folder(out.parent, "out", of=out)
     with atomic(out, sum(tensor.nbytes for tensor in state.values()), "the weights") as file:
         torch.save(state, file)
-    return f"{out}: {len(state)} tensors of {path.name}, for load_state_dict of the published code"
+    return f"{in_short(out)}: {len(state)} tensors of {path.name}, for load_state_dict of the published code"
 
 
 def decide(own: dict[str, str], overrides: list[str]) -> Request:
@@ -289,7 +290,8 @@ def export(request: Request) -> str:
     verdicts = rules.judge(request.out)
     of_rules = {"rules": {verdict.rule: verdict.passed for verdict in verdicts if verdict.passed is not None}}
     write_json(request.out.with_suffix(".json"), {**description(request, model, agreement), **of_rules})
-    return f"{request.out}: {measured} on {agreement.images} images of {request.images_of}\n{lines(verdicts)}"
+    compared = f"{agreement.images} images of {in_short(Path(request.images_of))}"
+    return f"{in_short(request.out)}: {measured} on {compared}\n{lines(verdicts)}"
 
 
 def export_smaller(request: Request, how: Smaller, fp32: bytes, agreement: Agreement) -> str:
@@ -320,7 +322,8 @@ def export_smaller(request: Request, how: Smaller, fp32: bytes, agreement: Agree
     write_json(request.out.with_suffix(".json"), about)
     times = ", ".join(f"{name} {time_ms:.1f}" for name, time_ms in found.ms_an_image.items())
     told = [
-        f"{request.out}: {how.precision}, {measured}, on {found.images} images of {request.images_of}",
+        f"{in_short(request.out)}: {how.precision}, {measured}, on {found.images} images of "
+        f"{in_short(Path(request.images_of))}",
         f"size: {len(model) / 2**20:.1f} MiB; fp32 has {len(fp32) / 2**20:.1f}",
         f"time of one image on this CPU in ms: {times}",
         *(

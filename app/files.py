@@ -19,6 +19,14 @@ ON_WINDOWS = os.name == "nt"
 RENAME_S = 5.0
 
 
+def shown(path: Path) -> str:
+    """A path for messages: relative to the current folder if it is below that, with / as separator."""
+    try:
+        return path.absolute().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return str(path)
+
+
 def claim(file: IO[bytes], size_bytes: int, what: str) -> None:
     """Reserve `size_bytes` for an open file. Raises WrongUse, with the bytes needed and free, if there is no room.
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from app.config import NO_ID, Config, load, own_words
 from app.data.dataset import Dataset, open_configured
 from app.errors import WrongUse
-from app.files import atomic, make_folder, write_json
+from app.files import atomic, make_folder, shown, write_json
 from app.mining.gate import bcubed_f, pair_precision
 from app.mining.knn import refuse_without_faiss
 from app.mining.refresh import Interlude, embed_share, refresh
@@ -145,7 +145,7 @@ def agreement(report: dict[str, Any]) -> str:
 def sentence(report: dict[str, Any], out: Path) -> str:
     purity = "" if report["purity"] is None else f", purity {report['purity']:.1%}"
     warning = "" if report["accepted"] else f"; training would reject them: {report['why']}"
-    return f"{out}: {report['count']} pseudo-IDs, coverage {report['coverage']:.1%}{purity}{warning}"
+    return f"{shown(out)}: {report['count']} pseudo-IDs, coverage {report['coverage']:.1%}{purity}{warning}"
 
 
 def tell(done: int, total: int) -> None:

@@ -19,7 +19,7 @@ class Row:
     """Results of one weights file. `outcomes` is by set name; None: the embeddings were not finite."""
 
     file: Path
-    short: str  # a short unique name for plots
+    short: str  # a short unique name for tables and plots
     sha256: str
     config: dict[str, Any]
     outcomes: dict[str, Outcome | None] = field(default_factory=dict)
@@ -66,7 +66,7 @@ def table(rows: Sequence[Row], sets: Sequence[ImageSet]) -> str:
     lines = [headings]
     for row in best_first(rows, sets):
         means = [_per_cent(row.mean(measure, sets)) for measure in shared]
-        lines.append([str(row.file), *means, *(_cell(row, images.name) for images in sets)])
+        lines.append([row.short, *means, *(_cell(row, images.name) for images in sets)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     too_few = [_not_measured(images) for images in sets if images.protocol.too_few()]
@@ -77,7 +77,7 @@ def _what(images: ImageSet, rows: Sequence[Row]) -> str:
     outcome = next((row.outcomes[images.name] for row in rows if row.outcomes.get(images.name)), None)
     if outcome is None or outcome.headline != "accuracy":
         return images.protocol.measure
-    beside = ", rank-1" if "rank1" in outcome.numbers else " (threshold tuned on the test pairs)"
+    beside = "" if "rank1" in outcome.numbers else " (threshold tuned on the test pairs)"
     return f"{images.protocol.measure}{beside}"
 
 
@@ -90,14 +90,14 @@ def _cell(row: Row, name: str) -> str:
     numbers = outcome.numbers
     if outcome.headline != "accuracy":
         return _per_cent(numbers[outcome.headline])
-    beside = "rank1" if "rank1" in numbers else "accuracy_tuned_on_test"
-    shown = _per_cent(numbers[beside])
-    spread = f"{_per_cent(numbers['accuracy'])} ± {_per_cent(numbers['accuracy_std'])}"
-    return f"{spread}, {shown}" if beside == "rank1" else f"{spread} ({shown})"
+    spread = f"{_per_cent(numbers['accuracy'])} ± {_per_cent(numbers['accuracy_std']).removesuffix(' %')}"
+    if "rank1" in numbers:
+        return f"{spread}  rank-1 {_per_cent(numbers['rank1'])}"
+    return f"{spread} ({_per_cent(numbers['accuracy_tuned_on_test'])})"
 
 
 def _per_cent(number: float | None) -> str:
-    return "-" if number is None or not math.isfinite(number) else f"{number:.2%}"
+    return "-" if number is None or not math.isfinite(number) else f"{100 * number:.2f} %"
 
 
 CHOSEN_FOR = {"ten_folds": "mean of the ten folds"}

@@ -16,7 +16,7 @@ from deploy.errors import BadAnswer, DeployError, NoAccount, StepFailed, WrongUs
 from deploy.pod.base.folder import FINAL_STATES
 from deploy.pod.base.retry import FOLLOW_PATIENCE_S
 from deploy.runs import documents as answers
-from deploy.runs import job
+from deploy.runs import job, notes
 from deploy.runs import records as runs
 from deploy.runs import session as reach
 from deploy.runs.records import Record
@@ -32,7 +32,7 @@ LIST_LIMIT_S = 20.0  # `runs` waits this long for the machine of each target
 # The columns of `runs`.
 COLUMNS = (
     *("run_id", "target", "state", "created", "name", "fraction", "accuracy", "seconds", "spend_usd", "backbone"),
-    "reason",
+    *("note", "reason"),
 )
 # What `runs --sort` knows -> the value of a row. -1 is less than each.
 SORTED: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -50,7 +50,8 @@ def status(project: Path, target: str, run_id: str | None, screen: Screen, *, wa
         while True:
             reached, seen = reached.look()
             parts = runs.compared(reached.settings.runs, reached.record)
-            answer = answers.of_status(reached.record, seen, reached.events(), parts, home.report(reached))
+            note = notes.read(reached.settings.runs, reached.record.run_id)
+            answer = answers.of_status(reached.record, seen, reached.events(), parts, home.report(reached), note)
             if reached.record.others:
                 answer["nodes"] = list(nodes.look(reached, seen))
             if not watch or reached.record.state in FINAL_STATES:
@@ -92,7 +93,7 @@ def list_runs(project: Path, sort: str | None = None) -> list[dict[str, Any]]:
                 unreadable = f"the machine's answer is not readable: {error.message}"
             except (DeployError, OSError):  # gone, or unreachable now: keep the state last seen
                 pass
-            row = answers.row(record, _downloaded(project, record))
+            row = answers.row(record, _downloaded(project, record), notes.read(project / "runs", record.run_id))
             if record.state == "lost" and record.target in targets:
                 row["reason"] = f"{record.reason}; saved: {_saved(targets[record.target], record)}"
             listed.append({**row, "reason": unreadable} if unreadable else row)

@@ -26,6 +26,8 @@ from deploy.steps import nodes
 from deploy.steps import resolve as facts
 from deploy.steps import restore as saved
 from deploy.steps.consent import agree, warn_of_balance
+from deploy.steps.look import look_at_host
+from deploy.steps.notify import run_notify_command
 from deploy.steps.provision import acquired_all, bring_own_files, pack_images, ready_all, refuse_too_much
 from deploy.ui.screen import Screen
 
@@ -73,7 +75,7 @@ def train(
         if checked.note:
             screen.say(checked.note)
         if dry_run:
-            looked_up = facts.gather(at, checked)
+            looked_up = look_at_host(at, facts.gather(at, checked), screen)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
             screen.plan(plan, with_command=True)
             warn_of_balance(at, plan, screen)
@@ -166,6 +168,7 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
     document = answers.of_run(record, reached.events(), checkpoint, home.report(reached))
     screen.result(document, border.least_gain(Path(reached.home.verification)))
     screen.compared(runs.compared(reached.settings.runs, record))
+    run_notify_command(reached.settings, record, screen)
     if record.state != "succeeded":
         screen.document(document)
         seen = record.state == "stopped" or screen.shows_the_log

@@ -16,7 +16,7 @@ from deploy.pod.base.folder import FINAL_STATES
 from deploy.pod.base.limits import LAPTOP, Limits
 from deploy.pod.base.retry import ELSEWHERE_PAUSES_S, endless
 from deploy.pod.watchdog import ceilings
-from deploy.runs import checkpoints
+from deploy.runs import checkpoints, notes
 from deploy.runs import documents as answers
 from deploy.runs import records as runs
 from deploy.runs import session as reach
@@ -26,6 +26,7 @@ from deploy.shell import LinkLost, MachineGone
 from deploy.specs.request import Request
 from deploy.specs.settings import load
 from deploy.steps import download as home
+from deploy.steps.notify import run_notify_command
 from deploy.steps.restore import NothingReadable
 from deploy.ui.screen import Screen
 
@@ -92,15 +93,17 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
         if spent and record.state == "lost":
             words = f"it has cost ${record.spend_usd:.2f} and reached max_usd {max_usd:g}: it is not continued"
             screen.say(f"{answers.how_it_is(record)}; {words}")
-            return answers.row(record)
+            run_notify_command(load(project, record.target), record, screen)
+            return answers.row(record, note=notes.read(project / "runs", record.run_id))
         if record.state == "lost":
             screen.say(f"{answers.how_it_is(record)}; continuing on another machine")
             record = _go_on_elsewhere(project, record, screen)
         elif record.state in FINAL_STATES:
             screen.say(answers.how_it_is(record))
+            run_notify_command(load(project, record.target), record, screen)
             if about.options.release == LAPTOP:
                 release_idle(project, record, screen)
-            return answers.row(record)
+            return answers.row(record, note=notes.read(project / "runs", record.run_id))
         else:
             time.sleep(about.options.poll_s or EVERY_S)
 

@@ -92,6 +92,9 @@ class DockerProvider:
     def card(self) -> Card | None:
         return None
 
+    def image(self) -> str:
+        return self.options.image or image.newest(self.client, self.settings.project) or ""
+
     def offers(self) -> Sequence[Rental] | None:
         return None
 
@@ -142,7 +145,7 @@ class DockerProvider:
                 f"network: {self.options.network} gives target '{self.settings.target.name}' no SSH port of its own: "
                 "remove network, or name a bridge network, such as network: bridge"
             )
-        name = self.options.image or image.newest(self.client, self.settings.project)
+        name = self.image()
         if not name:
             raise NoMachine(
                 "the Docker engine has no image of this environment yet: build it once",

@@ -43,6 +43,9 @@ class LocalProvider:
     def card(self) -> Card | None:
         return None
 
+    def image(self) -> None:
+        """Return None: the machine exists."""
+
     def offers(self) -> Sequence[Rental] | None:
         return None
 

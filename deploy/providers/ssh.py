@@ -31,6 +31,9 @@ class SshProvider:
     def card(self) -> Card | None:
         return None
 
+    def image(self) -> None:
+        """Return None: the machine exists."""
+
     def offers(self) -> Sequence[Rental] | None:
         return None
 

@@ -10,6 +10,7 @@ from typing import Any
 from deploy import border
 from deploy.border import History, Setting
 from deploy.pod.base.folder import read_json
+from deploy.runs import notes
 from deploy.runs import records as runs
 from deploy.runs.documents import Document
 from deploy.runs.records import Record
@@ -27,6 +28,7 @@ class Side:
     history: History
     settings: Mapping[str, Setting] | None
     plan: Mapping[str, Any]
+    note: str | None
 
 
 def read(book: Path, record: Record) -> Side:
@@ -37,6 +39,7 @@ def read(book: Path, record: Record) -> Side:
         border.read_history(Path(folder.metrics)),
         border.read_settings(Path(folder.config)),
         read_json(Path(folder.plan)),
+        notes.read(book, record.run_id),
     )
 
 
@@ -63,6 +66,7 @@ def _row(side: Side) -> Document:
     return {
         "run_id": record.run_id,
         "name": record.name,
+        "note": side.note,
         "target": record.target,
         "state": record.state,
         "created": record.created,

@@ -48,7 +48,12 @@ def _pseudo_ids(mined: Events) -> dict[str, Any] | None:
 
 
 def of_status(
-    record: Record, seen: Status | None, events: Events, phases: Sequence[Compared] = (), report: str | None = None
+    record: Record,
+    seen: Status | None,
+    events: Events,
+    phases: Sequence[Compared] = (),
+    report: str | None = None,
+    note: str | None = None,
 ) -> dict[str, Any]:
     """The answer of `status`: the machine's report, the app's estimate of the time left, and the run's phases.
 
@@ -69,6 +74,7 @@ def of_status(
         "spend_usd": record.spend_usd,
         "reason": record.reason,
         "report": report,
+        "note": note,
         "phases": [asdict(phase) for phase in phases],
         "epochs": newest(events, "start", "epochs"),
         "loss": newest(events, "step", "loss"),
@@ -92,9 +98,10 @@ def how_it_is(record: Record) -> str:
     return f"run {record.run_id} {record.state}" + (f": {record.reason}" if record.reason else "")
 
 
-def row(record: Record, events: Events = ()) -> dict[str, Any]:
+def row(record: Record, events: Events = (), note: str | None = None) -> dict[str, Any]:
     """A run in the list of `runs`. Its held-out accuracy is from the events that were downloaded."""
-    return {**{key: getattr(record, key) for key in ROW}, "accuracy": newest(events, "trained", "accuracy")}
+    own = {key: getattr(record, key) for key in ROW}
+    return {**own, "accuracy": newest(events, "trained", "accuracy"), "note": note}
 
 
 def newest(events: Events, kind: str, key: str) -> float | None:

@@ -13,6 +13,7 @@ from deploy.errors import BadAnswer
 from deploy.pod.base.checkpoints import FETCHED
 from deploy.pod.base.folder import LOST_AFTER_S, Root, RunFolder
 from deploy.pod.base.limits import CEILINGS
+from deploy.pod.base.notify import WEBHOOK
 from deploy.pod.watchdog.daemon import FOR_BOOT
 from deploy.shell import Shell
 from deploy.specs.machine import Machine, node_of
@@ -47,8 +48,9 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
         told |= {"group": machine.group, "node": node_of(machine.name)}
     if volume := volume_path(settings):
         told["volume_path"] = volume
-    secrets = own_secrets(settings)
-    if secrets and limits.sync_to:
+    if settings.target.notify:
+        told["notify_pct"] = settings.target.notify_pct
+    if secrets := _of_guard(settings, copies=bool(limits.sync_to)):
         write_secrets(shell, root.guard_secrets, secrets)
     shell.write(root.guard, json.dumps(told, indent=1).encode("utf-8"))
     _start(machine, shell, machine.root, code)
@@ -86,11 +88,11 @@ def revive(settings: Settings, machine: Machine, shell: Shell, root: PurePath) -
     lives = now - border.number(said.get("heartbeat", 0.0), f"{what}, heartbeat", 0, 1e11) <= LOST_AFTER_S
     state = None if said.get("state") is None else border.text(said["state"], f"{what}, state", 20)
     has = border.names(said.get("secrets", []), f"{what}, secrets")
-    if lives and (not settings.target.sync_to or set(own_secrets(settings)) <= set(has)):
+    if lives and set(_of_guard(settings, copies=bool(settings.target.sync_to))) <= set(has):
         return state
     told, _ = heard(shell, Root(root).guard)
-    if told.get("sync_to") and own_secrets(settings):
-        write_secrets(shell, Root(root).guard_secrets, own_secrets(settings))
+    if secrets := _of_guard(settings, copies=bool(told.get("sync_to"))):
+        write_secrets(shell, Root(root).guard_secrets, secrets)
     if not lives and told.get("code"):
         code = border.path_text(told["code"], f"{shell.name}: {Root(root).guard.name}, code")
         _start(machine, shell, root, machine.path(code))
@@ -125,6 +127,15 @@ def own_secrets(settings: Settings) -> dict[str, str]:
     return _held(settings, S3_SECRETS if is_s3(settings.target.sync_to) else ())
 
 
+def webhook(settings: Settings) -> dict[str, str]:
+    """The address to notify, as a secret of the supervisor and the guard. The job does not get it."""
+    return {WEBHOOK: settings.target.notify} if settings.target.notify else {}
+
+
+def _of_guard(settings: Settings, *, copies: bool) -> dict[str, str]:
+    return {**(own_secrets(settings) if copies else {}), **webhook(settings)}
+
+
 def job_secrets(settings: Settings, *, track: str, data: str) -> dict[str, str]:
     """Secrets of the job: the W&B key if it is used, S3 keys if the images are there, and what `secrets` names."""
     needed = [*(WANDB_SECRETS if track == "wandb" else ()), *(S3_SECRETS if is_s3(data) else ())]
@@ -134,7 +145,7 @@ def job_secrets(settings: Settings, *, track: str, data: str) -> dict[str, str]:
 def named_secrets(settings: Settings) -> dict[str, str]:
     """All secrets that a run may get or that stay on the laptop. None may appear in code or in a command line."""
     kept = [name for kind in OPTIONS.values() for name in kind.account_keys]
-    held = _held(settings, (*WANDB_SECRETS, *S3_SECRETS, *kept))
+    held = {**_held(settings, (*WANDB_SECRETS, *S3_SECRETS, *kept)), **webhook(settings)}
     return {name: value for name, value in held.items() if name not in IDENTIFIERS or name in settings.target.secrets}
 
 

@@ -99,6 +99,20 @@ COMPARE = (
     JSON,
 )
 UI = (Flag("port", "port on this computer, 1024 to 65535 (default: a free one)", "PORT"),)
+NOTE = (
+    Flag(
+        "RUN [TEXT]",
+        'run id, or the beginning of it, then the note in quotes; "" removes the note, no text shows it',
+        words=WORDS,
+        parameter="words",
+    ),
+    JSON,
+)
+REMOVE = (
+    Flag("RUN...", "runs that are over: run ids, or the beginnings of them", words=WORDS, parameter="names"),
+    replace(YES, help="delete without a question", group=Flag.group),
+    JSON,
+)
 WATCH = (
     ON,
     RUN,
@@ -122,6 +136,7 @@ FETCH_CHECKPOINT = (
     Flag("watch", "also download every newer one until the run is over"),
     JSON,
 )
+COST = (Flag("days", "how many days, today included (default: 30)", "N", "30"), JSON)
 OFFERS = (
     on("target whose provider is asked (default: runpod)", "runpod"),
     Flag("data", "images.npy to train on (default: the target's, else the ORL try-out)", "PATH", group=WHAT),

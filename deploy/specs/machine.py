@@ -182,6 +182,9 @@ class Provider(Protocol):
     def card(self) -> Card | None:
         """Return the GPUs of what `acquire` would request first; None where only the machine knows them."""
 
+    def image(self) -> str | None:
+        """Return the image that `acquire` would create a machine from; "" if it must be made first; None: no image."""
+
     def offers(self) -> Sequence[Rental] | None:
         """Return what the provider offers now, of any GPU; None if it rents nothing."""
 

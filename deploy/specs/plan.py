@@ -94,6 +94,7 @@ class Facts:
     snapshot: str | None = None
     data_path: PurePath | None = None  # where training reads the images, once free space is known
     place: Place | None = None  # of this machine, after the rendezvous of several machines
+    image: str | None = None  # see Provider.image
     card: Card | None = None  # GPUs that the provider would rent first; for plans made before the machine is reached
     memory: Mapping[str, Any] = field(default_factory=dict)  # conf/memory.json: figures per backbone
     secrets: tuple[str, ...] = ()  # names of environment variables of this computer that the machine gets
@@ -149,6 +150,7 @@ class Plan:
     secrets: tuple[str, ...] = ()
     rented: bool = False
     image: PodImage | None = None  # of a pod; None elsewhere
+    container_image: str | None = None  # "" if there is none yet; None: no container, or the engine did not answer
 
     def to_json(self) -> dict[str, Any]:
         told = {**dataclasses.asdict(self), "limits": self.limits.to_json()}
@@ -224,6 +226,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         secrets=facts.secrets,
         rented=settings.is_rented,
         image=options.image_of(str(root)),
+        container_image=facts.image,
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from deploy.border.text_files import NotText, read_text
 from deploy.errors import WrongUse, unknown
 from deploy.pod.base.limits import ON_END, RUNPOD
+from deploy.pod.base.notify import why_not
 from deploy.specs import targets
 from deploy.specs.options import Mount, Options, Registry
 from deploy.specs.pod_image import PodImage, image_of
@@ -160,6 +161,7 @@ OPTIONS = Registry(
         "lambda": "deploy.providers.lambda_cloud:LambdaCloud",
     }
 )
+PERSONAL = ("notify", "notify_pct", "notify_command")  # keys that a person's settings.yaml may have
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "device": ("auto", "cuda", "cpu"),
     "on_end": ON_END,
@@ -195,6 +197,11 @@ class Target:
     sync_to: str | None = None  # target of the newest checkpoint before a machine is released: a path on it, or a URL
     confirm_usd: float = 1.0  # a run that may cost more needs confirmation
     on_end: str = "keep"  # or stop, or terminate: action for a machine whose work is done
+    notify: str | None = (
+        None  # webhook (https) that the machine tells how a run ends; a secret, never in a tracked file
+    )
+    notify_pct: float = 80.0  # share of max_usd in percent at which the webhook is told too
+    notify_command: str | None = None  # shell command on this computer, once `train` or `watch` sees the end of a run
     options: Options = field(default_factory=Local)
 
 
@@ -243,7 +250,11 @@ class Settings:
 def load(project: Path, target: str, environment: Mapping[str, str] = os.environ) -> Settings:
     """Load the settings of one target. Raises WrongUse for an unknown target, key or value, with the valid ones."""
     file = targets.find(project, target, environment)
-    return parse(project, target, read_yaml(file.path, file.where), file.where, environment)
+    values = read_yaml(file.path, file.where)
+    own = targets.personal_folder(environment).parent / "settings.yaml"
+    if values.get("notify") and file.kind == targets.SHIPPED:
+        raise WrongUse(f"notify in {file.where} is a secret in a file that git tracks: move it to {targets.shown(own)}")
+    return parse(project, target, {**_personal(own), **values}, file.where, environment)
 
 
 def parse(
@@ -274,6 +285,15 @@ def parse(
     _check(where, told, options)
     socket = environment.get(TMUX_SOCKET) or "sniperface"
     return Settings(project, Target(name=target, options=options, **told), socket, where)
+
+
+def _personal(path: Path) -> dict[str, Any]:
+    """A person's settings for all targets; {} without a file. Raises WrongUse for a key that is none of them."""
+    values = read_yaml(path, targets.shown(path)) if path.is_file() else {}
+    for key in values:
+        if key not in PERSONAL:
+            raise unknown(f"key in {targets.shown(path)}", key, PERSONAL)
+    return values
 
 
 def key_file(settings: Settings, text: str) -> Path:
@@ -350,6 +370,11 @@ def _check(where: str, told: Mapping[str, Any], options: Options) -> None:
             raise unknown(f"{key} in {where}", str(value), [each for each in right if each])
     if options.missing:
         raise WrongUse(f"{where} lacks the key {options.missing}")
+    if told.get("notify") and (reason := why_not(told["notify"])):
+        words = "give the https address of a webhook, or http to this machine"
+        raise WrongUse(f"notify in {where} or in your settings.yaml is not a webhook, {reason}: {words}")
+    if told.get("notify_pct", 1) > 100:
+        raise WrongUse(f"notify_pct in {where} must be a percentage up to 100, such as 80")
     remote = not options.is_local
     if told.get("pack"):
         pack_kind(told["pack"], f"pack: in {where}:")

@@ -256,7 +256,7 @@ def greet(settings: Settings, machine: Machine, shell: Shell, screen: Screen) ->
 def bring_own_files(settings: Settings, shell: Shell, machine: Machine, checked: Checked, plan: Plan) -> None:
     """Upload to the run folder: the user's checkpoint and its JSON, labels of images stored elsewhere, secrets."""
     folder = RunFolder(machine.path(plan.run_dir))
-    secrets = {} if machine.is_here else job_secrets(settings, checked)
+    secrets = {**({} if machine.is_here else job_secrets(settings, checked)), **guard.webhook(settings)}
     if secrets:
         guard.write_secrets(shell, folder.secrets, secrets)
     if checked.request.resume not in ("none", "auto"):

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from deploy.errors import DeployError, StepFailed, WrongUse, bootstrap_command
 from deploy.pod.base.addresses import shown
@@ -23,7 +23,6 @@ from deploy.runs.session import Reach, Reached
 from deploy.shell import LocalShell, load_ssh
 from deploy.specs import memory
 from deploy.specs.estimate import NEWEST, Measured, kind_of
-from deploy.specs.machine import Card
 from deploy.specs.plan import Continuation, DataFacts, Facts
 from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
 from deploy.specs.settings import Settings
@@ -36,6 +35,8 @@ from deploy.workspace.sources import Origin
 # The app's programs that the laptop calls need seconds; the limit allows for a machine under load.
 APP_LIMIT_S = 120
 MEASURED_MOST = 20  # earlier runs to use, on machines of any kind
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _judged(settings: Settings, suspicious: tuple[str, ...]) -> tuple[str, ...]:
 def gather(reach: Reach, checked: Checked) -> Facts:
     """Look up everything that can be known before a machine is provisioned. This computer counts as provisioned."""
     settings = reach.settings
-    price = _price(reach)
+    price = _known(reach.provider.price)
     return Facts(
         now=datetime.now(),
         token=secrets.token_hex(2),
@@ -182,7 +183,9 @@ def gather(reach: Reach, checked: Checked) -> Facts:
         phases=[record.phases for record in _newest(settings) if record.phases],
         usd_per_hour=price,
         continues=checked.continues,
-        card=None if price is None else _card(reach),  # a provider that did not answer is not asked again
+        image=_known(reach.provider.image),
+        # A provider that did not answer is not asked again.
+        card=None if price is None else _known(reach.provider.card),
         memory=memory.read(settings.project),
         secrets=_secret_names(settings, checked),
     )
@@ -191,7 +194,7 @@ def gather(reach: Reach, checked: Checked) -> Facts:
 def _secret_names(settings: Settings, checked: Checked) -> tuple[str, ...]:
     if settings.is_local:
         return ()
-    return tuple(sorted({*guard.own_secrets(settings), *job_secrets(settings, checked)}))
+    return tuple(sorted({*guard.own_secrets(settings), *guard.webhook(settings), *job_secrets(settings, checked)}))
 
 
 def job_secrets(settings: Settings, checked: Checked) -> dict[str, str]:
@@ -281,17 +284,11 @@ def _newest(settings: Settings) -> list[runs.Record]:
     return succeeded[:NEWEST]
 
 
-def _price(reach: Reach) -> float | None:
+def _known(ask: Callable[[], T]) -> T | None:
+    """The provider's answer; None without a key or an answer: provisioning reports what it means for the run."""
     try:
-        return reach.provider.price()
-    except DeployError:  # no key or no answer: provisioning reports what it means for the run
-        return None
-
-
-def _card(reach: Reach) -> Card | None:
-    try:
-        return reach.provider.card()
-    except DeployError:  # as for the price
+        return ask()
+    except DeployError:
         return None
 
 

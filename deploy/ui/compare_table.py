@@ -19,6 +19,7 @@ def run_rows(runs: Sequence[Mapping[str, Any]], *, ascii_only: bool) -> Rows:
     marks = ASCII if ascii_only else BLOCKS
     told: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
         "name": lambda run: run["name"],
+        "note": lambda run: run["note"],
         "target": lambda run: run["target"],
         "state": lambda run: run["state"],
         "started": lambda run: run["created"][:16].replace("T", " "),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from deploy.errors import command
 from deploy.pod.base.addresses import shown
 from deploy.pod.base.limits import LAPTOP
 from deploy.specs.estimate import Compared, Phase, duration, plural
@@ -47,7 +48,9 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
 def _environment(plan: Plan) -> list[tuple[str, str]]:
     """The image of a pod, and what making the environment there takes. No pod has been timed yet."""
     if plan.image is None:
-        return []
+        if plan.container_image is None:
+            return []
+        return [("image", plan.container_image or f"none yet of this environment: {command('build')} makes it")]
     if plan.image.has_environment:
         return [("image", f"{plan.image.name}, with the training environment")]
     once = "kept on the volume" if plan.image.is_kept else "again on each new machine, because no volume keeps it"

@@ -37,6 +37,8 @@ def status_rows(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("heartbeat", f"{duration(answer['heartbeat_age_s'])} ago"))
     if answer["spend_usd"]:
         rows.append(("cost", f"${answer['spend_usd']:.2f}"))
+    if answer["note"]:
+        rows.append(("note", answer["note"]))
     return rows
 
 

@@ -208,9 +208,12 @@ def test_a_table_a_document_and_pictures_are_left(
     assert heading.endswith("IJBC: TAR at FAR 1e-1")
     assert [line.split(":")[0] for line in too_few] == ["lfw", "pairs", "IJBC"]
     assert too_few[-1].startswith("IJBC: TAR n/a at FAR 1e-6 (1,000,000), 1e-5 (100,000), 1e-4 (10,000), 1e-3 (1,000)")
-    assert (first.split()[0], second.split()[0], where) == (best["file"], other["file"], str(tmp_path))
+    assert where == f"report: {tmp_path / 'eval.json'}"
+    shorts = evaluate.short_names([Path(best["file"]), Path(other["file"])])
+    assert [first.split()[0], second.split()[0]] == list(shorts.values())
     assert (
-        f"{numbers['accuracy']:.2%} ± {numbers['accuracy_std']:.2%} ({numbers['accuracy_tuned_on_test']:.2%})" in first
+        f"{100 * numbers['accuracy']:.2f} % ± {100 * numbers['accuracy_std']:.2f} "
+        f"({100 * numbers['accuracy_tuned_on_test']:.2f} %)" in first
     )
     threshold = numbers["thresholds"]["ten_folds"]
     assert threshold["cosine"] == pytest.approx(1 - threshold["squared_distance"] / 2)
@@ -296,6 +299,10 @@ def test_sets_of_one_name_and_runs_of_one_name_are_told_apart(place: Path, tmp_p
     assert len({images.name for images in again}) == 4
     files = [Path(f"{folder}/run/checkpoints/epoch_000.pt") for folder in ("a", "b")]
     assert set(evaluate.short_names(files).values()) == {str(file) for file in files}
+    of_one_run = [Path(f"r/checkpoints/epoch_00{number}.pt") for number in (0, 1)]
+    assert list(evaluate.short_names(of_one_run).values()) == ["epoch_000", "epoch_001"]
+    mixed = [*of_one_run, Path("published.pt")]
+    assert list(evaluate.short_names(mixed).values()) == ["r/epoch_000", "r/epoch_001", "published.pt"]
 
 
 def test_embeddings_are_sums_over_both_views_and_not_normalised(alone: World) -> None:

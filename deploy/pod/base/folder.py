@@ -28,6 +28,7 @@ class RunFolder:
         self.path = path
         self.plan = path / "plan.json"
         self.run = path / "run.json"
+        self.note = path / "note.txt"
         self.config = path / "config.yaml"
         self.log = path / "train.log"
         self.status = path / "status.json"

@@ -42,6 +42,7 @@ class Limits:
     retry_s: float = 60.0  # between two attempts to release the machine
     group: str | None = None  # id of the machine's cluster, which can only be released as a whole
     node: int = 0  # index of the machine in its cluster
+    notify_pct: float | None = None  # the share of max_usd at which the webhook is told
 
     @property
     def releases_itself(self) -> bool:

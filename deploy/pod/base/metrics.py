@@ -17,6 +17,7 @@ class MetricsTail:
         self.offset = path.stat().st_size if path.exists() else 0
         self.position: dict[str, Any] = {}
         self.end: dict[str, Any] = {}
+        self.accuracy: float | None = None  # of the newest evaluation on held-out people
 
     def begin(self) -> None:
         self.read()
@@ -40,6 +41,9 @@ class MetricsTail:
                 self.position[key] = event[key]
         if event.get("event") == "end":
             self.end = event
+        measured = event.get("accuracy")
+        if event.get("what") == "trained" and isinstance(measured, (int, float)):
+            self.accuracy = float(measured)
 
 
 def up_to(told: bytes, note: Mapping[str, Any]) -> tuple[bytes, bool]:

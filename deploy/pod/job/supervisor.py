@@ -26,6 +26,7 @@ from deploy.pod.base.clock import Clock
 from deploy.pod.base.folder import Root, RunFolder, read_json, tell_json
 from deploy.pod.base.limits import parse_for_job
 from deploy.pod.base.lock import Busy, Lock, is_held
+from deploy.pod.base.notify import WEBHOOK, Notifier
 from deploy.pod.base.redact import Redactor
 from deploy.pod.base.stopping import Stops
 from deploy.pod.job import redacting_log as sieve
@@ -56,6 +57,7 @@ def main(argv: list[str], clock: Clock | None = None) -> int:
         return _refuse(folder, plan, busy)
     finally:
         supervisor.status.gauges.gpus.close()
+        supervisor.notify()  # after the lock is free: the next job and the guard must not wait for a webhook
 
 
 class Supervisor:
@@ -70,6 +72,7 @@ class Supervisor:
         self.limits = parse_for_job(plan.get("limits") or {})
         self.grace_s = float(plan["grace_s"])
         self.hidden = [*secrets.values(), *redact.of_environment({**os.environ, **plan["env"]})]
+        self.notifier = Notifier(secrets.pop(WEBHOOK, None))  # the job does not get it
         self.status = StatusFile(folder, plan, self.limits, Redactor(self.hidden), clock)
         self.sieve: subprocess.Popen[bytes] | None = None
         self.stops = Stops(folder)
@@ -318,6 +321,15 @@ class Supervisor:
         self.stops.done()
         return 0 if state in ("succeeded", "stopped", "expired") else 1
 
+    def notify(self) -> None:
+        """Tell the webhook how the run ended. A failure is a line in the log."""
+        if self.is_follower or self.status.values["ended"] is None:
+            return
+        self.notifier.tell(Redactor(self.hidden)(_how_it_ended(self.plan, self.status)))
+        if failure := self.notifier.wait():
+            with contextlib.suppress(OSError), open(self.folder.log, "ab") as log:
+                log.write(f"notification not delivered: {failure}\n".encode())
+
     def _echo(self, log: IO[bytes]) -> None:
         text = log.read()
         if text:
@@ -333,6 +345,20 @@ def _refuse(folder: RunFolder, plan: dict[str, Any], busy: Busy) -> int:
         status = {"run_id": plan["run_id"], "state": "failed", "attempt": plan["attempt"], "reason": reason}
         tell_json(Path(folder.status), {**status, "pid": os.getpid(), "heartbeat": now, "ended": now}, durable=True)
     return 2
+
+
+def _how_it_ended(plan: dict[str, Any], status: StatusFile) -> str:
+    """The end of a run in one line."""
+    told = status.values
+    facts = [str(told["reason"])] if told["reason"] else []
+    if status.metrics.accuracy is not None:
+        facts.append(f"accuracy {status.metrics.accuracy:.1%}")
+    minutes, seconds = divmod(max(0, round(told["ended"] - told["started"])), 60)
+    facts.append(f"{minutes} min {seconds} s" if minutes else f"{seconds} s")
+    if told["spend_usd"]:
+        facts.append(f"${told['spend_usd']:.2f}")
+    on = f" on {plan['target']}" if plan.get("target") else ""
+    return f"run {told['run_id']} {told['state']}{on}: {', '.join(facts)}"
 
 
 def _how(exit_code: int) -> str:

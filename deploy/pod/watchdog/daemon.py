@@ -29,6 +29,7 @@ from deploy.pod.base.clock import Clock, Jumps
 from deploy.pod.base.folder import HEARTBEAT_S, Root, RunFolder, read_json, tell_json, write_bytes
 from deploy.pod.base.limits import CEILINGS, NONE, Limits, parse
 from deploy.pod.base.lock import Busy, Lock
+from deploy.pod.base.notify import WEBHOOK, Notifier
 from deploy.pod.base.paid_time import Meter
 from deploy.pod.base.redact import Redactor
 from deploy.pod.watchdog.activity import SIGNS_EVERY_S, Activity
@@ -38,6 +39,7 @@ from deploy.pod.watchdog.shutdown import Goodbye, newest_run, run_folders
 
 KEEPS_WORDS = 20
 CODE = Path(__file__).resolve().parents[3]
+NOTIFY_S = 5.0  # how long a release waits for a message about it; not at all once max_usd is reached
 FOR_BOOT = Path("/run/sniperface/guard")  # in our image: init.py restarts the guard from this file if it was killed
 IN_WORDS = ("decision", "decisions", "copies", "last_copy", "limits")  # redacted: others' text is in it
 ARMED = (*CEILINGS, "sync_to", "on_end", "usd_per_hour", "release")
@@ -71,6 +73,8 @@ class Guard:
         self.goodbye = Goodbye(root, self.activity, clock, self.beat)
         self.redact = Redactor(redact.of_environment(environment()))
         self.jumps = Jumps(clock)
+        self.notifier = Notifier()
+        self.notified: set[str] = set()  # what was told since the guard was armed
         self.ceiling: Ceiling | None = None  # the limit that the guard has acted on
         self.again_at = 0.0  # when to try the release again
         self.told_to_end = False
@@ -83,13 +87,16 @@ class Guard:
             "heartbeat": clock.wall(),
             "decision": None,
             "decisions": [],
-            "secrets": [],  # names of the secrets that it has for the sync
+            "secrets": [],  # names of the secrets that it has for the sync and the webhook
+            "told_spend": None,  # the limit of which it was told that its share is spent
         }
 
     def run(self) -> int:
         self._listen_to_signals()
         self.meter = Meter(self.limits, self.clock)
-        known = read_json(Path(self.root.guard_status)).get("meter")
+        before = read_json(Path(self.root.guard_status))
+        known = before.get("meter")
+        self.status["told_spend"] = before.get("told_spend")
         self._read_limits(known if isinstance(known, dict) else None)
         self.decide("guarding", "armed")
         while not self.told_to_end:
@@ -107,12 +114,14 @@ class Guard:
         self._read_secrets()
         self.activity.look(self.limits.watch, min(SIGNS_EVERY_S, (self.limits.idle_min or 1.0) * 6))
         self._end_orphan()
+        self._tell_spend()
         ceiling = reached(self.limits, self.activity.seen(self.meter.paid_s))
         if ceiling is None and self.ceiling and self.ceiling.cause == "stall_min" and not self.activity.is_busy:
             ceiling = self.ceiling  # the stalled job has ended; its machine is still released
         if ceiling is None:
             if self.ceiling is not None:
                 self.ceiling = None
+                self.notified.clear()
                 self.decide("guarding", "no limit is reached now")
             self.goodbye.keep_copies(self.limits)
         else:
@@ -141,6 +150,7 @@ class Guard:
         """Write the reason, stop the jobs, then make the final sync."""
         self.ceiling, self.again_at = ceiling, 0.0
         self.decide("ending", f"{ceiling.reason}: ending the job")
+        self._notify(ceiling.cause, f"{ceiling.reason}: its work ends now")
         running = self.activity.folder or newest_run(self.root)
         record = {
             "cause": ceiling.cause,
@@ -189,10 +199,13 @@ class Guard:
             until = f"until max_usd {limits.max_usd:g} is reached" if limits.max_usd else "with no max_usd to end it"
             kept = f"kept because the only copy of {_some(only)} is here; costs {price}, {until}"
             self.decide("kept", f"{why}; {kept}", only_copies=only)
+            self._notify("kept", kept)
             return
         action = "stop" if stops else "terminate"
         lost = f", and with it the only copy of {_some(only)}" if only and action == "terminate" else ""
         self.decide("releasing", f"{why}; {action}{lost}", only_copies=only)
+        if ceiling.cause != "max_usd":
+            self.notifier.wait(NOTIFY_S)
         outcome = self.goodbye.release(action, limits.group)
         if outcome.done:
             self.decide("released", f"{why}; {outcome.words}")
@@ -200,7 +213,26 @@ class Guard:
             visible = f"the machine could not be released; its job has ended; it still costs {price}"
             again = f"tried again every {limits.retry_s:g} s"
             self.decide("stuck", f"{why}; {visible}: {outcome.words}; {again}")
+            self._notify("stuck", visible)
         self.again_at = self.clock.monotonic() + limits.retry_s
+
+    def _tell_spend(self) -> None:
+        """Tell once that the share notify_pct of max_usd is spent, also across restarts of the guard."""
+        limits, spent = self.limits, self.meter.spend_usd
+        if not limits.notify_pct or not limits.max_usd or spent < limits.notify_pct / 100 * limits.max_usd:
+            return
+        limit = f"{limits.notify_pct:g} % of max_usd {limits.max_usd:g} on {limits.machine}"
+        if self.notifier.address and self.status["told_spend"] != limit:
+            self.status["told_spend"] = limit
+            self._write(durable=True)  # before it is told, so that a guard that replaces this one is silent
+            self._notify(limit, f"${spent:.2f} spent, {spent / limits.max_usd:.0%} of max_usd {limits.max_usd:g}")
+
+    def _notify(self, what: str, words: str) -> None:
+        """Tell the webhook once, in the background. Of several machines, the first one does."""
+        if what not in self.notified and not self.limits.node:
+            self.notified.add(what)
+            on = f" (run {self.activity.job.get('run_id')})" if self.activity.job else ""
+            self.notifier.tell(self.redact(f"{self.limits.machine}{on}: {words}"))
 
     def _end_orphan(self) -> None:
         """Kill a job whose supervisor died more than `grace_s` ago; it had that time for a checkpoint."""
@@ -255,9 +287,10 @@ class Guard:
     def _read_secrets(self) -> None:
         if Path(self.root.guard_secrets).exists():
             self.goodbye.secrets.update(redact.take(Path(self.root.guard_secrets)))
-            known = [*redact.of_environment(environment()), *self.goodbye.secrets.values()]
-            self.redact = Redactor(known)
-            self.status["secrets"] = sorted(self.goodbye.secrets)
+            self.notifier.address = self.goodbye.secrets.pop(WEBHOOK, self.notifier.address)
+            own = {**self.goodbye.secrets, **({WEBHOOK: self.notifier.address} if self.notifier.address else {})}
+            self.redact = Redactor([*redact.of_environment(environment()), *own.values()])
+            self.status["secrets"] = sorted(own)
 
     def _write(self, durable: bool) -> None:
         self._told_at = self.clock.monotonic()
@@ -271,6 +304,7 @@ class Guard:
             waiting=[each.get("run_id") for each in self.activity.waiting],
             last_copy=self.goodbye.last_copy,
             meter=self.meter.note(),
+            notify=self.notifier.failure,
         )
         told = {name: self.redact(self.status[name]) for name in IN_WORDS if name in self.status}
         tell_json(Path(self.root.guard_status), {**self.status, **told}, durable)

@@ -26,6 +26,7 @@ from deploy.providers.runpod.retry import Asking, of_family
 from deploy.providers.ssh_key import project_key
 from deploy.specs.machine import HOST, USER, Address, Card, Machine, MachineSpec, Rental, Volume
 from deploy.specs.names import listed_prefixes
+from deploy.specs.pod_image import name_of
 from deploy.specs.settings import RunPod, Settings
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ class RunPodProvider:
         if first is None or not first.memory_gib:
             return None
         return Card(first.gpu, self.options.gpu_count, int(first.memory_gib * (1 << 30)))
+
+    def image(self) -> str:
+        return name_of(self.options)
 
     def offers(self) -> Sequence[Rental]:
         """List the catalogue for single machines. With `api: sdk`, only the target's own GPUs."""

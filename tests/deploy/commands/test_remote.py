@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -144,6 +145,21 @@ def test_images_may_lie_on_the_machine(box: Box, tmp_path: Path) -> None:
     failed = box.invoke("train", "--data", "machine:/nowhere/images.npy", code=2)
     assert "on the machine there is no file /nowhere/images.npy" in failed.stderr
     assert "absolute path" in box.invoke("train", "--data", "machine:images.npy", code=2).stderr
+
+
+def test_a_dry_run_looks_at_a_host_that_costs_nothing(box: Box) -> None:
+    """The plan tells its cores, and changes nothing there. A host that does not answer is named, and the plan shown."""
+    before = sorted(str(path) for path in box.root.rglob("*"))
+    plan = box.json("train", "--dry-run")
+    assert plan["cores"] > 0
+    assert "looked at when the run starts" not in box.invoke("train", "--dry-run").stdout
+    assert sorted(str(path) for path in box.root.rglob("*")) == before
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and does not listen
+        box.target(port=nobody.getsockname()[1])
+        said = box.invoke("train", "--dry-run").stdout
+    assert "warning: target 'box' could not be looked at: " in said
+    assert "looked at when the run starts" in said
 
 
 class Ranges(http.server.SimpleHTTPRequestHandler):

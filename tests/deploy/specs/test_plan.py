@@ -147,6 +147,17 @@ def test_a_plan_tells_a_machine_to_be_had_from_one_that_is_not_asked_yet(rented:
     assert rows["code"] == "commit 1234567 plus 1 changed file"
 
 
+@pytest.mark.parametrize(
+    ("image", "row"),
+    [(None, None), ("sniperface:cpu-0123", "sniperface:cpu-0123"), ("", "none yet of this environment")],
+)
+def test_a_plan_names_the_image_of_a_container(image: str | None, row: str | None) -> None:
+    plan = make(SETTINGS, Request(), dataclasses.replace(FACTS, image=image), tryout=True)
+    told = dict(plan_rows(plan)).get("image")
+    assert (told is None) == (row is None)
+    assert row is None or str(told).startswith(row)
+
+
 def test_a_plan_is_json() -> None:
     """The plan is written to the run folder, where the supervisor reads it."""
     plan = make(SETTINGS, parse_request(target="local", fraction="0.5"), FACTS, tryout=True)

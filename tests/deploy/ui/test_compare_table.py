@@ -9,7 +9,8 @@ from deploy.ui.compare_table import ASCII, BLOCKS, CURVE_CHARACTERS, run_rows, s
 
 def run(name: str, **facts: Any) -> dict[str, Any]:
     return {
-        "run_id": name, "name": None, "target": "local", "state": "succeeded", "created": "2026-11-28T10:11:12",
+        "run_id": name, "name": None, "note": None, "target": "local", "state": "succeeded",
+        "created": "2026-11-28T10:11:12",
         "fraction": 1.0, "trained_on": None, "best_accuracy": None, "best_epoch": None, "images_per_s": None,
         "seconds": None, "spend_usd": 0.0, "accuracy": [], "loss": [], **facts,
     }  # fmt: skip

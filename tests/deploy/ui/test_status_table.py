@@ -13,7 +13,7 @@ from deploy.ui.status_table import epoch_of, status_rows
 ANSWER: dict[str, Any] = {
     "target": "ssh", "state": "running", "attempt": 1, "epoch": 14, "step": 350, "images_per_s": 812.4,
     "seconds_left": 90.0, "heartbeat_age_s": 2.0, "spend_usd": 0.0, "reason": None, "epochs": 40,
-    "loss": 5.1902, "accuracy": 0.8812,
+    "loss": 5.1902, "accuracy": 0.8812, "note": None,
 }  # fmt: skip
 
 
