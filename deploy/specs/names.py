@@ -1,6 +1,6 @@
 """PURE: names of machines, sniperface-<project>-<target>-<run>, so that orphans are found without local files.
 
-RunPod's specification has no limit for names; another client found that 60 letters work. So a name has at most 60.
+Providers rarely document a limit for names; 60 letters are known to work. So a name has at most 60.
 """
 
 from __future__ import annotations
