@@ -11,7 +11,7 @@ import pytest
 
 from deploy.errors import WrongUse
 from deploy.runs import notes
-from deploy.specs.plan import slug
+from deploy.specs.names import slug
 from tests.deploy.billing.test_bills import pod, target
 from tests.deploy.conftest import Project, wait_until
 from tests.support.emulators.runpod import KEY, Emulator
