@@ -14,7 +14,6 @@ from app.errors import WrongUse
 from app.mining.refresh import PRECISION
 from app.models import build_backbone
 from app.models.embedder import Embedder
-from app.onnx.network import OnnxNetwork
 from app.recipes.recipe import Batch
 from app.runtime import checkpoint
 from app.runtime.dist import World, from_main, together
@@ -54,6 +53,8 @@ class Teacher:
     def _network(self, config: Config, here: World) -> tuple[nn.Module, int, int]:
         """Build the network and load its weights. Returns it with its input side and embedding size."""
         if self.path.suffix == ".onnx":
+            from app.onnx.network import OnnxNetwork  # needs the package onnx, which other runs start without
+
             with together(here):
                 onnx = OnnxNetwork(self.path)
             return onnx, SIDE, onnx.embedding_dim
