@@ -97,6 +97,9 @@ class LambdaProvider:
             return None
         return Card(first.gpu, first.gpus, int(first.memory_gib * (1 << 30)))
 
+    def image(self) -> str:
+        return self.options.image_of(str(self.settings.root)).name
+
     def offers(self) -> Sequence[Rental]:
         with self._words():
             return [

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from pathlib import Path
 
 import pytest
 
 from deploy.errors import WrongUse
 from deploy.providers import PROVIDERS
+from deploy.specs.machine import Provider
+from deploy.specs.options import load_class
 from deploy.specs.settings import CHOICES, OPTIONS, RunPod, Ssh, Target, load
 
 
@@ -90,6 +93,18 @@ def test_a_wrong_name_or_value_is_answered_with_right_ones(
     assert [word for word in words if word not in caught.value.message] == []
     assert "\n" not in caught.value.message
     assert caught.value.exit_code == 2
+
+
+def test_each_provider_keeps_the_whole_contract() -> None:
+    """No type check sees it: providers are loaded by name."""
+    methods = {name: method for name, method in vars(Provider).items() if inspect.isfunction(method) and name[0] != "_"}
+    assert "acquire" in methods
+    for kind in OPTIONS.values():
+        provider = load_class(kind.provider)
+        for name, method in methods.items():
+            own = inspect.signature(getattr(provider, name)).parameters
+            needed = [each for each, about in own.items() if about.default is about.empty]
+            assert needed == list(inspect.signature(method).parameters), f"{kind.provider}.{name}"
 
 
 def test_each_provider_has_settings_and_each_settings_a_provider() -> None:
