@@ -24,6 +24,7 @@ import pytest
 from deploy.pod.base import processes
 from deploy.pod.base.folder import read_json
 from deploy.shell.host_keys import fingerprint
+from deploy.specs.names import project_word
 from tests.deploy.conftest import Project, wait_until
 from tests.deploy.support.pretend.app.prepare import make as prepare
 from tests.deploy.support.servers import SSHD, Server, asyncssh_server, openssh
@@ -415,7 +416,7 @@ def test_a_machine_is_guarded_before_anything_takes_long(box: Box) -> None:
     said = box.invoke("train", "--detach", "--set", "train.step_s=0.3", "--set", "train.epochs=4").stdout
     assert "guarded: idle_min 0.2" in said
     guard = json.loads((box.root / "guard.json").read_text())
-    assert (guard["idle_min"], guard["machine"]) == (0.2, "sniperface-it_s_a_faces_f_lder_home_x_a_b-box")
+    assert (guard["idle_min"], guard["machine"]) == (0.2, f"sniperface-{project_word(box.project.path.name)}-box")
     run = next((box.root / "runs").iterdir())
     wait_until(lambda: not (run / "secrets.env").exists())
     wait_until(lambda: json.loads((run / "status.json").read_text())["state"] == "succeeded", 60)
