@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
+from typing import Any
 
 
 class Key:
@@ -21,6 +22,11 @@ class Key:
 
     def reveal(self) -> str:
         return self._text
+
+    def sign(self, request: Any) -> Any:
+        """Add the key to a prepared request; this is the `auth` of a session of the package requests."""
+        request.headers["Authorization"] = f"Bearer {self._text}"
+        return request
 
     def mask(self, text: str) -> str:
         """Replace the key, if present, in a text from outside."""

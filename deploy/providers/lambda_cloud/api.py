@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import requests
-from requests.auth import AuthBase
 
 from deploy import border
 from deploy.errors import BadAnswer, NoAccount, WrongUse
@@ -129,7 +128,7 @@ class LambdaApi:
         self.clock = clock
         self._free_at = {"call": 0.0, "launch": 0.0}  # monotonic seconds
         self._session = requests.Session()
-        self._session.auth = _Bearer(key)  # an object, because ~/.netrc overrides a header
+        self._session.auth = key.sign  # not a header, because ~/.netrc overrides one
 
     def types(self) -> list[InstanceType]:
         found = border.mapping(self._call("GET", "instance-types"), "Lambda: instance-types")
@@ -221,15 +220,6 @@ class LambdaApi:
         self._free_at["call"] = now + CALL_EVERY_S
         if kind == "launch":
             self._free_at["launch"] = now + LAUNCH_EVERY_S
-
-
-class _Bearer(AuthBase):
-    def __init__(self, key: Key) -> None:
-        self.key = key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self.key.reveal()}"
-        return request
 
 
 def _list(value: object, what: str) -> Sequence[Any]:

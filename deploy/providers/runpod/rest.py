@@ -18,7 +18,6 @@ from typing import Any
 from urllib.parse import quote
 
 import requests
-from requests.auth import AuthBase
 
 from deploy.providers import network
 from deploy.providers.rented import Key
@@ -60,7 +59,7 @@ class RestApi:
         self.policy = ""  # the limit of calls, as the newest answer names it
         self._has_memory_field: bool | None = None  # None: not asked yet
         self._session = requests.Session()
-        self._session.auth = _Bearer(key)  # an object, because ~/.netrc overrides a header
+        self._session.auth = key.sign  # not a header, because ~/.netrc overrides one
 
     def create(self, wanted: Wanted) -> Pod:
         body = body_of(wanted)
@@ -200,15 +199,6 @@ class RestApi:
         for left, seconds in re.findall(r"r=(\d+);\s*t=(\d+)", rate_limit):
             if int(left) == 0:
                 self.pace.hold(int(seconds))
-
-
-class _Bearer(AuthBase):
-    def __init__(self, key: Key) -> None:
-        self.key = key
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self.key.reveal()}"
-        return request
 
 
 def _log_lines(answer: requests.Response, limit_s: float | None) -> Iterator[LogLine]:
