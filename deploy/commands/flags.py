@@ -175,7 +175,13 @@ def _stray(name: str, word: str, flags: Mapping[str, Flag]) -> WrongUse:
 def _refuse(flag: str, name: str, right: Iterable[str]) -> NoReturn:
     choices = sorted({*right, "--help", "--version"})
     meant = MEANT.get(flag)
-    near = [meant] if meant in choices else difflib.get_close_matches(flag, choices, n=1, cutoff=0.0)
+    harmless = [each for each in choices if each != "--yes"]  # a distant guess must not agree to anything
+    near = (
+        [meant]
+        if meant in choices
+        else difflib.get_close_matches(flag, choices, n=1, cutoff=0.7)
+        or difflib.get_close_matches(flag, harmless, n=1, cutoff=0.0)
+    )
     of = f" of {name}" if name else " before a command"
     see = command(f"{name} --help" if name else "--list")
     raise WrongUse(f"unknown flag {flag}{of}: did you mean {near[0]}? All of them: {see}")

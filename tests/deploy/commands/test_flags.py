@@ -266,6 +266,8 @@ WRONG = {
     "status --on ../conf": "../conf",
     "status --follow": "did you mean --watch?",
     "logs -f": "did you mean --follow?",
+    "rm lr_03 --dry": "did you mean --version?",  # not --yes, which would delete
+    "rm lr_03 --ye": "did you mean --yes?",
     "logs --json": "unknown flag --json of logs",
     "watch --max-usd free": "--max-usd free is not an amount of money",
     "watch --max-usd -1": "--max-usd -1 is not an amount of money",
