@@ -55,8 +55,11 @@ def request(address: str, headers: Mapping[str, str]) -> urllib.request.Request:
     return made
 
 
-def open_address(wanted: urllib.request.Request, timeout_s: float) -> Any:
-    """Open an http or https address; no other scheme. Raises urllib.error.URLError or ValueError."""
+def open_address(wanted: urllib.request.Request, timeout_s: float, *, redirects: bool = True) -> Any:
+    """Open an http or https address; no other scheme. Raises urllib.error.URLError or ValueError.
+
+    Without `redirects`, one is an HTTPError.
+    """
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -64,7 +67,7 @@ def open_address(wanted: urllib.request.Request, timeout_s: float) -> Any:
         urllib.request.HTTPHandler,
         urllib.request.HTTPSHandler,
         urllib.request.HTTPDefaultErrorHandler,
-        Redirects,
+        *((Redirects,) if redirects else ()),
         urllib.request.HTTPErrorProcessor,
     ):
         opener.add_handler(handler())

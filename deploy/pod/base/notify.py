@@ -12,7 +12,6 @@ import json
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -99,17 +98,8 @@ def _post(address: str, body: bytes) -> tuple[str | None, bool]:
     """Make one attempt. Returns why it failed (None: accepted), and whether another one may help."""
     wanted = addresses.request(address, {"Content-Type": "application/json", "User-Agent": "sniperface"})
     wanted.data = body
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPErrorProcessor,
-    ):
-        opener.add_handler(handler())
     try:
-        with opener.open(wanted, timeout=ATTEMPT_S):
+        with addresses.open_address(wanted, ATTEMPT_S, redirects=False):
             return None, False
     except urllib.error.HTTPError as error:
         with error:
