@@ -120,8 +120,8 @@ def network_of(weights: Path, overrides: Sequence[str]) -> Embeds:
 
         onnx = OnnxNetwork(weights)
         return Embeds(onnx, SIDE, onnx.embedding_dim, load(overrides).train.eval.batch_size)
-    run = RunFolder(weights.absolute().parent.parent)
-    if weights.parent.name == "checkpoints" and run.config.is_file():
+    run = RunFolder.with_weights(weights)
+    if run is not None:
         config = load(overrides, base=run.config)
     elif any(word.startswith("backbone=") for word in overrides):
         config = load(overrides)

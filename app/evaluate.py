@@ -116,8 +116,8 @@ def with_configs(files: Sequence[Path], overrides: Sequence[str]) -> dict[Path, 
     """The configuration of each file of weights: its run's config.yaml or, outside a run, the overrides."""
     onnx = {file: config_of_onnx(file) for file in files if file.suffix == ".onnx"}
     files = [file for file in files if file not in onnx]
-    runs = {file: RunFolder(file.absolute().parent.parent) for file in files}
-    bare = [file for file in files if file.parent.name != "checkpoints" or not runs[file].config.is_file()]
+    runs = {file: run for file in files if (run := RunFolder.with_weights(file)) is not None}
+    bare = [file for file in files if file not in runs]
     names_backbone = any(word.startswith("backbone=") for word in overrides)
     if bare and not names_backbone:
         raise WrongUse(
@@ -125,7 +125,7 @@ def with_configs(files: Sequence[Path], overrides: Sequence[str]) -> dict[Path, 
         )
     # With published weights among the files, backbone overrides apply to those alone.
     for_runs = [word for word in overrides if not (bare and word.startswith("backbone"))]
-    of_run = {run.path: load(for_runs, base=run.config) for file, run in runs.items() if file not in bare}
+    of_run = {run.path: load(for_runs, base=run.config) for run in runs.values()}
     of_bare = load(overrides) if bare else Config()
     return {**{file: of_bare if file in bare else of_run[runs[file].path] for file in files}, **onnx}
 

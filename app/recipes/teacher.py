@@ -83,9 +83,9 @@ def backbone_of(path: Path, config: Config) -> BackboneConfig:
 
     Raises WrongUse if neither tells.
     """
-    distill, run = config.recipe.distill, RunFolder(path.absolute().parent.parent)
+    distill, run = config.recipe.distill, RunFolder.with_weights(path)
     if distill.backbone is None:
-        if path.parent.name != "checkpoints" or not run.config.is_file():
+        if run is None:
             raise WrongUse(
                 f"{KEY}.teacher={path} is not in a run's folder, so its backbone is unknown; "
                 f"add one such as {KEY}.backbone=iresnet50"

@@ -10,6 +10,12 @@ from pathlib import Path
 class RunFolder:
     path: Path
 
+    @classmethod
+    def with_weights(cls, file: Path) -> RunFolder | None:
+        """Return the run that a checkpoint lies in; None for a file that is not among a run's checkpoints."""
+        run = cls(file.absolute().parent.parent)
+        return run if file.absolute().parent == run.checkpoints and run.config.is_file() else None
+
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
