@@ -75,11 +75,12 @@ def contact_sheet(
             for number, words in enumerate(lines):
                 at = top + FACE // 2 + 18 * number - 9 * (len(lines) - 1)
                 draw.text((MARGIN, at), words, FAINT if number else INK, small if number else plain, anchor="lm")
+            person = None if labels is None else _commonest(labels[members])
             for place, member in enumerate(shown):
                 face = Image.fromarray(np.asarray(images[rows[member]])).resize((FACE, FACE), Image.Resampling.LANCZOS)
                 corner = (MARGIN + CAPTION + place * (FACE + GAP), top)
                 sheet.paste(face, corner)
-                if labels is not None and labels[member] != _commonest(labels[members]):
+                if labels is not None and labels[member] != person:
                     opposite = (corner[0] + FACE - 1, corner[1] + FACE - 1)
                     draw.rectangle((corner, opposite), outline=ALARM, width=FRAME)
             top += FACE + ROW_GAP
