@@ -197,9 +197,7 @@ class Target:
     sync_to: str | None = None  # target of the newest checkpoint before a machine is released: a path on it, or a URL
     confirm_usd: float = 1.0  # a run that may cost more needs confirmation
     on_end: str = "keep"  # or stop, or terminate: action for a machine whose work is done
-    notify: str | None = (
-        None  # webhook (https) that the machine tells how a run ends; a secret, never in a tracked file
-    )
+    notify: str | None = None  # secret: webhook (https) that the machine tells how a run ends; in no tracked file
     notify_pct: float = 80.0  # share of max_usd in percent at which the webhook is told too
     notify_command: str | None = None  # shell command on this computer, once `train` or `watch` sees the end of a run
     options: Options = field(default_factory=Local)
