@@ -37,6 +37,8 @@ HEADERS = {
     "x-frame-options": "DENY",
 }
 KEY = "token"  # in the address that is printed
+COOKIE = "HttpOnly; SameSite=Strict"
+SAME = "same-origin"
 
 
 class Guard:
@@ -86,10 +88,6 @@ class Guard:
         """Whether a browser says that our own page sends this request. Old browsers say nothing."""
         origins = [f"http://{host}" for host in self.hosts]
         return headers.get("origin", origins[0]) in origins and headers.get("sec-fetch-site", SAME) == SAME
-
-
-COOKIE = "HttpOnly; SameSite=Strict"
-SAME = "same-origin"
 
 
 def form_key(token: str) -> str:
