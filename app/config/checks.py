@@ -41,7 +41,7 @@ def faults(config: Config) -> Iterator[str]:
         )
     if mining.features == "bank" and mining.start_epoch == 0:
         yield "mining.features=bank is empty before epoch 0; give mining.start_epoch=1 or mining.features=fresh"
-    vit_alone = {"drop_path": 0, "mask_ratio": 0, "parity_mask_ratio": False}
+    vit_alone = {"drop_path": 0, "mask_ratio": 0, "parity_mask_ratio": False, "attention_precision": "fp32"}
     for name, unset in vit_alone.items():
         if backbone.name != "vit" and getattr(backbone, name) != unset:
             yield f"backbone.{name} applies only to backbone vit; leave it out, or give backbone=vit_t"

@@ -10,6 +10,7 @@ from typing import Any
 # The only lists of these names. The metadata of a key is the rule that app/config/checks.py applies to its value.
 BACKBONES = ("iresnet", "mobilefacenet", "vit")
 FOURIER = ("none", "vit", "iresnet")
+ATTENTIONS = ("fp32", "auto")
 HEADS = ("combined", "arcface", "cosface", "sphereface", "adaface", "magface", "curricularface")
 RECIPES = ("self_supervised", "supervised", "distill")
 DISTILLATIONS = ("cosine", "l2")
@@ -78,6 +79,8 @@ class BackboneConfig:
     # share of tokens left out in training
     mask_ratio: float = field(default=0.0, metadata={"below_one": True, "such_as": 0.1})
     parity_mask_ratio: bool = False  # as published: any mask_ratio above 0 means 0.1
+    # of queries, keys and values: fp32, as published, or auto, the precision of training
+    attention_precision: str = field(default="fp32", metadata={"choices": ATTENTIONS})
 
 
 @dataclass

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 BACKBONES = {"iresnet": IResNet, "mobilefacenet": MobileFaceNet, "vit": VisionTransformer}
-VIT_ALONE = ("patch_size", "drop_path", "mask_ratio", "parity_mask_ratio")
+VIT_ALONE = ("patch_size", "drop_path", "mask_ratio", "parity_mask_ratio", "attention_precision")
 
 
 def build_backbone(config: BackboneConfig) -> nn.Module:

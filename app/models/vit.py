@@ -31,10 +31,14 @@ PARITY_MASK_RATIO = 0.1  # the published code used this for any mask ratio above
 
 
 class Attention(nn.Module):
-    """Self-attention of 8 heads: [B, n, D] -> the same."""
+    """Self-attention of 8 heads: [B, n, D] -> the same.
 
-    def __init__(self, width: int, dropout: float) -> None:
+    `precision` of queries, keys and values: fp32, as published, or auto, which leaves it to autocast.
+    """
+
+    def __init__(self, width: int, dropout: float, precision: str) -> None:
         super().__init__()
+        self.precision = precision
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.proj = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
@@ -42,10 +46,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, n, width = x.shape
         qkv = self.qkv(x).view(b, n, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)  # [3, B, heads, n, D / heads]
-        # At least 32 bits, as published. Products of queries and keys grow while a large network trains; 16 bits
-        # overflow or round them. An error in the exponent of a softmax becomes an equal relative error in every weight.
-        with torch.autocast(x.device.type, enabled=False):
-            q, k, v = qkv.to(torch.promote_types(qkv.dtype, torch.float32)).unbind(0)
+        # Products of queries and keys grow while a large network trains; 16 bits overflow or round them. An error in
+        # the exponent of a softmax becomes an equal relative error in every weight.
+        if self.precision == "fp32":  # at least
+            qkv = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
+        q, k, v = qkv.unbind(0)
+        with torch.autocast(x.device.type, enabled=False):  # all three have the precision that is wanted
             x = F.scaled_dot_product_attention(q, k, v)
         return self.dropout(self.proj(x.transpose(1, 2).reshape(b, n, width)))
 
@@ -83,10 +89,10 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each after a norm and with a shortcut: [B, n, D] -> the same."""
 
-    def __init__(self, width: int, dropout: float, drop_path: float) -> None:
+    def __init__(self, width: int, dropout: float, drop_path: float, attention_precision: str) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, dropout)
+        self.attn = Attention(width, dropout, attention_precision)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = Mlp(width, dropout)
         self.drop_path = DropPath(drop_path)
@@ -114,6 +120,7 @@ class VisionTransformer(nn.Module):
     last block is dropped for an image; it rises linearly from 0 at the first. `mask_ratio` of the tokens are dropped
     while training; with `parity_mask_ratio` any ratio above 0 means 0.1, as in the published code.
     `gradient_checkpointing` computes each block a second time in the backward pass instead of keeping its activations.
+    `attention_precision` is fp32, or auto for that of autocast.
     """
 
     def __init__(
@@ -130,6 +137,7 @@ class VisionTransformer(nn.Module):
         parity_mask_ratio: bool = False,
         fourier: str = "none",
         gradient_checkpointing: bool = False,
+        attention_precision: str = "fp32",
     ) -> None:
         super().__init__()
         (depth,) = layers
@@ -145,7 +153,9 @@ class VisionTransformer(nn.Module):
         self.mask_token.requires_grad = self.mask_ratio > 0
         self.dropout = nn.Dropout(dropout)
         steps = max(1, depth - 1)
-        self.blocks = nn.ModuleList(Block(width, dropout, drop_path * i / steps) for i in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, dropout, drop_path * i / steps, attention_precision) for i in range(depth)
+        )
         self.norm = nn.LayerNorm(width)
         self.feature = nn.Sequential(
             nn.Linear(tokens * width, width, bias=False),

@@ -60,15 +60,15 @@ RULES = (
     Rule("accumulate", "train.batch.grad_accum_steps", SAID, SAID),
     Rule("ranks", "the number of processes", SAID, SAID),
     Rule("precision", "train.precision", SAID, SAID),
-    Rule("regularisation", "backbone.dropout, drop_path and mask_ratio", SAID, SAID),
+    Rule("regularisation", "backbone.dropout, drop_path, mask_ratio and attention_precision", SAID, SAID),
     Rule("epochs", "train.epochs", SAID, SAID),
     Rule("gradient_checkpointing", "backbone.gradient_checkpointing", EXACT, EXACT),
 )
 
 UNFORESEEN = ("images", "rows", "classes", "labels", "ranks", "teacher")  # known only on the run's machine
 
-# These backbone options change neither tensor shapes nor the output in evaluation.
-REGULARISATION = ("dropout", "drop_path", "mask_ratio", "parity_mask_ratio")
+# These backbone options change neither tensor shapes nor, up to rounding, the output in evaluation.
+REGULARISATION = ("dropout", "drop_path", "mask_ratio", "parity_mask_ratio", "attention_precision")
 WITHOUT_EFFECT = ("gradient_checkpointing",)
 
 

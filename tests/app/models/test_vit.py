@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -276,7 +277,7 @@ def test_computing_twice_keeps_less(name: str) -> None:
 def test_attention_is_exact_to_32_bits_for_16_bit_queries_and_keys() -> None:
     """Late in training products are large: 16 bits would round away the differences that decide the attention."""
     torch.manual_seed(0)
-    attention = Attention(64, 0.0)
+    attention = Attention(64, 0.0, "fp32")
     nn.init.normal_(attention.qkv.weight, std=1.5)
     seen: list[Tensor] = []
     attention.qkv.register_forward_hook(lambda _, __, out: seen.append(out))
@@ -291,6 +292,25 @@ def test_attention_is_exact_to_32_bits_for_16_bit_queries_and_keys() -> None:
     assert products.abs().max() > 100
     expected = (products.softmax(3) @ values).transpose(1, 2).reshape(2, 12, 64)
     assert torch.allclose(attended.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 5e-3), (torch.float16, 1e-3)])
+def test_attention_in_the_precision_of_training_stays_within_its_rounding(dtype: torch.dtype, bound: float) -> None:
+    torch.manual_seed(0)
+    network = small(attention_precision="auto").eval()
+    network_64 = copy.deepcopy(network).double()
+    attended = set[torch.dtype]()
+    for block in network.blocks:
+        block.attn.proj.register_forward_hook(lambda _, args, __: attended.add(args[0].dtype))
+    with torch.no_grad(), torch.autocast("cpu", dtype):
+        found = network(images())
+    with torch.no_grad():
+        expected = network_64(images().double())
+    assert attended == {dtype}
+    assert float((found.double() - expected).norm() / expected.norm()) < bound
+    with_fp32 = small().eval()
+    with_fp32.load_state_dict(network.state_dict())
+    assert torch.equal(network(images()), with_fp32(images()))  # without autocast the key changes nothing
 
 
 def test_autocast_reaches_the_blocks_and_neither_end() -> None:
