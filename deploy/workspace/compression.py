@@ -22,7 +22,8 @@ from deploy import border
 from deploy.errors import StepFailed, WrongUse, bootstrap_command
 from deploy.pod.base.folder import read_json
 from deploy.shell import LocalShell, Shell
-from deploy.shell.transfer import Piece, Progress, send_pieces
+from deploy.shell.ranges import Piece, Progress
+from deploy.shell.transfer import send_pieces
 from deploy.specs.machine import Machine
 
 NONE, LOSSLESS = "none", "lossless"

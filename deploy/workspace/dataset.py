@@ -15,7 +15,7 @@ from typing import Any
 
 from deploy.errors import WrongUse, command
 from deploy.shell import LocalShell
-from deploy.shell.transfer import Piece
+from deploy.shell.ranges import Piece
 from deploy.specs.names import slug
 from deploy.specs.plan import DataFacts
 from deploy.workspace.compression import NONE, Packing

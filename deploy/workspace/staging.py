@@ -12,7 +12,8 @@ from typing import Any
 from deploy import border
 from deploy.errors import BadAnswer, StepFailed, WrongUse
 from deploy.shell import LocalShell, Shell
-from deploy.shell.transfer import Progress, send_pieces
+from deploy.shell.ranges import Progress
+from deploy.shell.transfer import send_pieces
 from deploy.specs.machine import Machine
 from deploy.specs.plan import TRAIN_LABELS, Plan, disk_folder, staged_path, wanted_path
 from deploy.specs.settings import Settings

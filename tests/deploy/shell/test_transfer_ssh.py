@@ -17,8 +17,9 @@ from deploy.errors import StepFailed
 from deploy.shell import lanes, transfer
 from deploy.shell import link as links
 from deploy.shell.lanes import Lanes, count_for
+from deploy.shell.ranges import Piece
 from deploy.shell.ssh import SshShell
-from deploy.shell.transfer import Piece, send_pieces
+from deploy.shell.transfer import send_pieces
 from tests.deploy.conftest import HOSTILE_NAMES
 from tests.deploy.support.proxy import Proxy, proxy
 from tests.deploy.support.servers import SSHD, Server, asyncssh_server, openssh

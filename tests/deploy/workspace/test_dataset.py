@@ -16,7 +16,7 @@ import pytest
 
 from deploy.errors import StepFailed, WrongUse
 from deploy.shell import LocalShell
-from deploy.shell.transfer import no_progress
+from deploy.shell.ranges import no_progress
 from deploy.specs.machine import Machine
 from deploy.specs.plan import Plan, make
 from deploy.specs.request import Request
