@@ -101,9 +101,10 @@ ASKS_FOR_CUDA = (
     "import importlib.metadata, sys; "
     "sys.exit(not any(each.startswith(('cuda', 'nvidia')) for each in importlib.metadata.requires('torch') or ()))"
 )
-# Started as `python -m NAME`: the first line of a script in .venv/bin cannot hold every path (quotes).
+# Started as `python -m NAME`: the first line of a script in .venv/bin cannot hold every path (quotes). Invoke itself
+# would answer --help and --version before it reads our tasks.
 MODULES = {
-    "inv": "invoke", "invoke": "invoke", "sniperface": "deploy", "mypy": "mypy", "pytest": "pytest", "ruff": "ruff",
+    "inv": "deploy", "invoke": "deploy", "sniperface": "deploy", "mypy": "mypy", "pytest": "pytest", "ruff": "ruff",
 }  # fmt: skip
 EXTRAS = {"mypy": {"app", "dev"}, "pytest": {"app", "dev"}, "ruff": {"dev"}}  # mypy reads numpy's types
 # Invoke tasks that run a command of app/ on the target. On this computer they need the extra 'app'.
@@ -129,7 +130,7 @@ def main(command: list[str]) -> int:
 def extras_for(command: list[str]) -> set[str]:
     """Return the optional dependencies of a command: 'app' (with torch) only if the app itself runs here."""
     name, arguments = Path(command[0]).stem, command[1:]
-    if MODULES.get(name) in ("invoke", "deploy"):
+    if MODULES.get(name) == "deploy":
         only_asks = {"-h", "--help", "-l", "--list", "-V", "--version"}.intersection(arguments)
         task = next((word for word in arguments if not word.startswith("-")), "")
         if task in UI_TASKS and not only_asks:

@@ -72,6 +72,10 @@ import json, os, sys
 print(json.dumps({"argv": sys.argv[1:], "cwd": os.getcwd(), "python": sys.executable, "path": os.environ["PATH"]}))
 sys.exit(int(os.environ.get("EXIT_CODE", "0")))
 """
+RUNS_INVOKE = """\
+import runpy
+runpy.run_module("invoke", run_name="__main__", alter_sys=True)
+"""
 
 
 def make_source(folder: Path, version: str) -> None:
@@ -132,6 +136,8 @@ class Project:
         self.environment: dict[str, str] = {}
         shutil.copy(BOOTSTRAP, folder)
         (folder / "constraints.txt").write_text(CONSTRAINTS, encoding="utf-8")
+        (folder / "deploy").mkdir()
+        (folder / "deploy" / "__main__.py").write_text(RUNS_INVOKE, encoding="utf-8")
         if wheels:
             write_lists(folder, wheels)
 
@@ -407,7 +413,7 @@ def test_a_second_call_needs_neither_network_nor_time(ready: Project) -> None:
 
 def test_the_project_folder_stays_clean(ready: Project) -> None:
     names = {path.name for path in ready.folder.iterdir()}
-    assert names == {"bootstrap.py", "requirements", "constraints.txt", ".venv", ".bootstrap.lock"}
+    assert names == {"bootstrap.py", "requirements", "constraints.txt", ".venv", ".bootstrap.lock", "deploy"}
 
 
 def test_extras_are_added_when_a_command_needs_them(ready: Project) -> None:

@@ -61,7 +61,9 @@ def about(path: Path, *, verify: bool = False) -> About:
 def images_at(path: Path) -> Path:
     """The images.npy that `path` means. Raises WrongUse, with the data sets below a folder that has several."""
     if not path.exists():
-        raise WrongUse(f"there is no file {path}; give an images.npy or its folder, such as data=data/orl")
+        raise WrongUse(
+            f"there is no file {path}; `invoke prepare` makes one, or give an images.npy or its folder as data=…"
+        )
     if not path.is_dir():
         return path
     if (path / "images.npy").is_file():

@@ -73,7 +73,7 @@ def test_images_without_manifest_and_labels(tmp_path: Path, capsys: pytest.Captu
     ("words", "sentence"),
     [
         ([], "data= is missing; give an images.npy or its folder"),
-        (["data=nowhere"], "there is no file nowhere"),
+        (["data=nowhere"], "there is no file nowhere; `invoke prepare` makes one"),
         (["data=."], "give data= with a data set below it: "),
         (["data=.."], "`invoke prepare` makes one"),
         (["data=set", "verify=yes"], "verify=yes is neither true nor false"),
