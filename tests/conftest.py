@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Generator, Iterator
 
 import hypothesis
@@ -18,6 +20,10 @@ hypothesis.settings.load_profile("patient")
 os.environ.pop("SNIPERFACE_INVOKE", None)
 # The tests run hundreds of commands: without bytecode files each would compile everything again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+# A shell starts background processes with SIGINT ignored, and so would every command that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Reasons for a skip that CI accepts; .ci/run must install everything else.
 NOT_IN_CI = (
@@ -48,9 +54,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist may be missing
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Start more processes than cores: a fast test waits a third of its time, a slow one half."""
-    cores = os.cpu_count() or 1
-    return 2 * cores if config.option.markexpr == "slow" else cores + 1
+    """Start two processes a core: tests of commands and machines wait two thirds of their time."""
+    del config
+    return 2 * (os.cpu_count() or 1)
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from deploy.steps import download as home
 from deploy.steps import nodes
 from deploy.steps import resolve as facts
 from deploy.steps import restore as saved
+from deploy.steps.code_check import prove_code
 from deploy.steps.consent import agree, warn_of_balance
 from deploy.steps.look import look_at_host
 from deploy.steps.notify import run_notify_command
@@ -47,7 +48,7 @@ def deploy(
             pack_images(at.settings, checked, screen)
             looked_up = facts.gather(at, checked)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
-            at.snapshot = facts.prove_code(at.settings)
+            at.snapshot = prove_code(at.settings)
             watch = Stopwatch()
             with acquired_all(at, plan, screen, watch) as machines:
                 made = ready_all(at, machines, checked, looked_up, screen, watch, trains=False)[0]
@@ -91,7 +92,7 @@ def train(
             note(plan.run_id)
             screen.plan(plan)
             refuse_too_much(plan, looked_up)
-            at.snapshot = facts.prove_code(at.settings)  # before the run is recorded: a refusal leaves no failed run
+            at.snapshot = prove_code(at.settings)  # before the run is recorded: a refusal leaves no failed run
             warn_of_balance(at, plan, screen)
             _agree(plan, at, screen, yes=yes)
             pack_images(at.settings, checked, screen)

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 
 from deploy.errors import NoMachine
-from deploy.specs.machine import Card, Machine, MachineSpec, Rental, Volume
-from deploy.specs.settings import Settings
+from deploy.providers.existing import Existing
+from deploy.specs.machine import Machine, MachineSpec
 
 
-class LocalProvider:
+class LocalProvider(Existing):
     """Provide this computer. `acquire` creates the root folder and tests write access; `release` does nothing."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.say: Callable[[str], None] = lambda _: None
-        self.check: Callable[[Machine], None] = lambda _: None  # unused: checked later, once there is an environment
 
     def acquire(self, spec: MachineSpec) -> Machine:
         root = Path(spec.root)
@@ -36,34 +30,6 @@ class LocalProvider:
     def find(self, name: str) -> Machine | None:
         root = self.settings.root
         return self._machine(name, root) if Path(root).is_dir() else None
-
-    def price(self) -> float | None:
-        return 0.0
-
-    def card(self) -> Card | None:
-        return None
-
-    def image(self) -> None:
-        """Return None: the machine exists."""
-
-    def offers(self) -> Sequence[Rental] | None:
-        return None
-
-    def trial(self) -> None:
-        """Return None: no machine is rented."""
-
-    def list(self) -> list[Machine]:
-        """Return nothing: this computer costs nothing, so it cannot be an orphan."""
-        return []
-
-    def volumes(self) -> Sequence[Volume]:
-        return ()
-
-    def release(self, machine: Machine) -> None:
-        """Do nothing: this computer stays."""
-
-    def log(self, machine: Machine) -> Iterator[str]:  # noqa: ARG002 - part of the Provider protocol
-        return iter(())
 
     def _machine(self, name: str, root: PurePath) -> Machine:
         return Machine(name=name, provider="local", root=root, python=sys.executable)

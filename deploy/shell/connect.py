@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import select
 import socket
 import sys
 import threading
@@ -145,11 +146,23 @@ def _agent(way: Way) -> Iterator[None]:
 
 
 def _proxy(command: str) -> Any:
-    """Start a ProxyCommand. Paramiko's `close` kills it by pid, which fails if it has ended."""
+    """Start a ProxyCommand.
+
+    Paramiko's `close` kills it by pid, which fails if it has ended. Its `recv` keeps a core busy until its timeout
+    when the command has ended.
+    """
     import paramiko
 
     proxy = paramiko.ProxyCommand(command)
+    output = proxy.process.stdout.fileno()
+
+    def recv(size: int) -> bytes:
+        if not select.select([output], [], [], proxy.timeout)[0]:
+            raise TimeoutError
+        return os.read(output, size)
+
     proxy.close = proxy.process.kill
+    proxy.recv = recv
     return proxy
 
 

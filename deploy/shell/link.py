@@ -334,12 +334,15 @@ class Link:
         if body_bytes > pending.most_bytes:
             raise Misspoken(f"{body_bytes} bytes in an answer to {pending.verb}")
         body = exactly(self._read_into, body_bytes)
+        if not frame.more:  # only now: a connection that breaks inside the body ends the wait for it
+            with self._lock:
+                self._pending.pop(frame.number, None)
         self.round_trip_s = min(self.round_trip_s, time.monotonic() - pending.sent)
         pending.put(frame.head, body)
 
     def _awaited(self, number: int, more: bool) -> Pending:
         with self._lock:
-            pending = self._pending.get(number) if more else self._pending.pop(number, None)
+            pending = self._pending.get(number)
         if pending is None:
             raise Ended("closed") if self.broken else Misspoken("an answer without a request")
         if more and pending.verb != "lines":

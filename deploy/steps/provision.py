@@ -18,8 +18,9 @@ from deploy.specs.machine import Machine, MachineSpec, node_name
 from deploy.specs.names import family_name
 from deploy.specs.plan import TRAIN_LABELS, Facts, Plan, make
 from deploy.specs.settings import Settings
+from deploy.steps.code_check import check_code
 from deploy.steps.rendezvous import meet
-from deploy.steps.resolve import Checked, check_code, job_secrets
+from deploy.steps.resolve import Checked, job_secrets
 from deploy.ui.plan_table import gpus_of
 from deploy.ui.screen import Screen
 from deploy.workspace import code, devices, environment, staging

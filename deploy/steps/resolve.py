@@ -26,6 +26,7 @@ from deploy.specs.estimate import NEWEST, Measured, kind_of
 from deploy.specs.plan import Continuation, DataFacts, Facts
 from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
 from deploy.specs.settings import Settings
+from deploy.steps.code_check import check_code
 from deploy.workspace import code, devices
 from deploy.workspace import compression as packing
 from deploy.workspace import dataset as data
@@ -133,37 +134,6 @@ def _refuse_secrets(settings: Settings, request: Request) -> None:
                     f"{flag} {key} holds the value of {name}: leave it out, and read {name} from the environment "
                     "of the run"
                 )
-
-
-def check_code(settings: Settings) -> tuple[str, ...]:
-    """Raise WrongUse for code that holds credentials or cannot be uploaded completely.
-
-    Returns tracked files that look like credentials, for a warning. A rented machine gets none: there they are refused.
-    """
-    about = settings.target
-    secrets = guard.named_secrets(settings)
-    return _judged(settings, code.check(settings.project, about.allow_files, secrets, about.large_files))
-
-
-def prove_code(settings: Settings) -> str | None:
-    """Check the code as `check_code` does, and take the snapshot that every machine of the command gets.
-
-    Returns its id; None without git. Raises WrongUse also for a file that would arrive changed.
-    """
-    about = settings.target
-    secrets = guard.named_secrets(settings)
-    suspicious, tree = code.prove(settings.project, about.allow_files, secrets, about.large_files)
-    _judged(settings, suspicious)
-    return tree
-
-
-def _judged(settings: Settings, suspicious: tuple[str, ...]) -> tuple[str, ...]:
-    if suspicious and settings.is_rented:
-        raise WrongUse(
-            f"{suspicious[0]} looks like a credential and would travel to a rented machine: remove it from the "
-            f"repository, or name it in {settings.where}: allow_files: [{suspicious[0]}]"
-        )
-    return suspicious
 
 
 def gather(reach: Reach, checked: Checked) -> Facts:

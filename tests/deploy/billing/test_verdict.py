@@ -17,7 +17,7 @@ BILL = Bill(machine="m", target="runpod", usd_per_hour=2.0, hours=1.0, usd=2.0, 
 LIMITS = Limits(max_hours=10, max_usd=40, idle_min=5, usd_per_hour=2, grace_s=0, sync_limit_s=0)
 CASE = Case(BILL, LIMITS, has_record=True, unheard_s=0.0)
 IDLE: dict[str, Any] = {"at_work": [], "guarded": False, "state": None, "decision": None, "only_copies": {}}
-BUSY = {**IDLE, "at_work": ["a"]}
+BUSY = {**IDLE, "at_work": ["a", "b"]}
 KEEPER = {**IDLE, "only_copies": {"a": "epoch_002.pt"}}
 LOST = f"what was not downloaded before is lost, see {command('runs')}"
 LATE = "past max_hours: 10"
@@ -50,6 +50,7 @@ def test_when_a_machine_is_asked(hours: float | None, case: dict[str, Any], act:
     [
         (True, True, 20.1, 5.0, "ask"),
         (True, True, 20.0, 5.0, "leave"),  # idle_min, and the time that the guard has for its work
+        (True, True, 1.0, 5.0, "leave"),
         (True, False, 20.1, 5.0, "leave"),
         (False, True, 20.1, 5.0, "leave"),
         (True, True, 1e9, None, "leave"),

@@ -141,6 +141,27 @@ def test_silence_is_noticed_while_a_pipe_is_full(monkeypatch: pytest.MonkeyPatch
         made.submit("write", path="never", data=bytes(4 << 20)).result()
 
 
+# Answers its first request with 10 of 100 bytes, and ends.
+BREAKS_OFF = """
+import sys
+from deploy.pod.agent.frames import GREETING, LENGTHS, pack
+said, heard = sys.stdout.buffer, sys.stdin.buffer
+said.write(GREETING)
+said.flush()
+heard.read(int(heard.readline()))
+heard.read(sum(LENGTHS.unpack(heard.read(LENGTHS.size))))
+said.write(pack({"id": 0, "bytes": True}, bytes(100)) + bytes(10))
+"""
+
+
+def test_a_connection_that_breaks_inside_an_answer_ends_the_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait ends with the connection, not with the time limit of the answer."""
+    monkeypatch.setenv("PYTHONPATH", str(SOURCE))
+    made = Link(ProcessStream([sys.executable, "-c", BREAKS_OFF]))
+    with pytest.raises(LinkLost, match="ended after 10 of 100 bytes"):
+        made.submit("read", path="any").result()
+
+
 def test_a_long_answer_is_no_silence(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
     """The agent sends heartbeats while it works."""
     monkeypatch.setattr(links, "SILENCE_S", 3.0)

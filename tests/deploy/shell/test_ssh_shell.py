@@ -602,7 +602,33 @@ def test_no_key_at_all_is_said_at_once(server: Server, open_shell: Callable[...,
 
 def test_what_a_proxy_command_said_is_told(server: Server, home: Path, open_shell: Callable[..., SshShell]) -> None:
     (home / ".ssh" / "config").write_text("Host *\n  ProxyCommand sh -c 'echo no tunnel to %h >&2; exit 1'\n")
+    began = time.process_time()
     assert "no tunnel to 127.0.0.1" in sentence(open_shell(server.machine()), LinkLost)
+    assert time.process_time() - began < 2.0  # no core is busy until a time limit
+
+
+# Connects standard input and output to an address.
+TUNNEL = """
+import os, socket, sys, threading
+sock = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+def back():
+    while data := sock.recv(1 << 16):
+        os.write(1, data)
+threading.Thread(target=back, daemon=True).start()
+while data := os.read(0, 1 << 16):
+    sock.sendall(data)
+"""
+
+
+def test_a_proxy_command_carries_the_connection(
+    server: Server, home: Path, tmp_path: Path, open_shell: Callable[..., SshShell]
+) -> None:
+    (tmp_path / "tunnel.py").write_text(TUNNEL)
+    command = f"{sys.executable} {tmp_path / 'tunnel.py'} %h %p"
+    (home / ".ssh" / "config").write_text(f"Host *\n  ProxyCommand {command}\n")
+    shell, data = open_shell(server.machine()), os.urandom(1 << 20)
+    shell.write(tmp_path / "there", data)
+    assert shell.read(tmp_path / "there") == data
 
 
 def test_the_advice_about_a_changed_host_key_works(

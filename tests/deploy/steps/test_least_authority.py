@@ -9,7 +9,7 @@ import pytest
 from deploy.errors import WrongUse
 from deploy.runs import watchdog as guard
 from deploy.specs.settings import Settings, load
-from deploy.steps.resolve import check_code
+from deploy.steps.code_check import check_code
 from tests.deploy.conftest import Project, git
 
 ALL = {

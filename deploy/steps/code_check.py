@@ -1,0 +1,39 @@
+"""Check the code before it is uploaded: no credentials in it, and every file arrives as it is here."""
+
+from __future__ import annotations
+
+from deploy.errors import WrongUse
+from deploy.runs import watchdog as guard
+from deploy.specs.settings import Settings
+from deploy.workspace import code
+
+
+def check_code(settings: Settings) -> tuple[str, ...]:
+    """Raise WrongUse for code that holds credentials or cannot be uploaded completely.
+
+    Returns tracked files that look like credentials, for a warning. A rented machine gets none: there they are refused.
+    """
+    about = settings.target
+    secrets = guard.named_secrets(settings)
+    return _judged(settings, code.check(settings.project, about.allow_files, secrets, about.large_files))
+
+
+def prove_code(settings: Settings) -> str | None:
+    """Check the code as `check_code` does, and take the snapshot that every machine of the command gets.
+
+    Returns its id; None without git. Raises WrongUse also for a file that would arrive changed.
+    """
+    about = settings.target
+    secrets = guard.named_secrets(settings)
+    suspicious, tree = code.prove(settings.project, about.allow_files, secrets, about.large_files)
+    _judged(settings, suspicious)
+    return tree
+
+
+def _judged(settings: Settings, suspicious: tuple[str, ...]) -> tuple[str, ...]:
+    if suspicious and settings.is_rented:
+        raise WrongUse(
+            f"{suspicious[0]} looks like a credential and would travel to a rented machine: remove it from the "
+            f"repository, or name it in {settings.where}: allow_files: [{suspicious[0]}]"
+        )
+    return suspicious
