@@ -230,6 +230,7 @@ def mine(screen: Screen, target: str, run_id: str | None, which: str, out: str |
     examples=(
         "evaluate --sets lfw.bin,pairs.csv",
         "evaluate --weights 'runs/*/checkpoints/*.pt'",
+        "evaluate --gallery data/gallery --probes data/probes",
     ),
 )
 def evaluate(screen: Screen, target: str, run_id: str | None, which: str | None, **options: Any) -> int:

@@ -3,15 +3,22 @@
     weights=PATTERN,…    checkpoints of runs, files of published weights (these need backbone=NAME), or ONNX files
     sets=PATH,…          what to measure on: .bin, .csv, a folder of arrays, IJB-B or IJB-C (app/evaluation/sets.py says
                          how each looks); left out: the held-out people of each run's own data set
+    gallery=DIR          identification (1:N): people to find, a sub-folder of aligned images each, or what
+                         `app.prepare source=folder align=auto` made of photographs
+    probes=DIR           images to search in the gallery, made the same way; people match by the names of their folders.
+                         Left out: half of the people of gallery= are enrolled with one image each, and all other
+                         images are probes, by a fixed choice
     out=DIR              where the results go (default: evaluation/<time>)
     flip=false           embed each image alone, without the embedding of its mirror image
     fit=squash|pad       photographs of a .csv that are not square: all of the image; default: crop, its middle square.
                          squash is what testarcface.py does; `app.prepare source=pairs align=auto` finds the faces
     key=value            changes a setting, such as backbone=iresnet50 or train.eval.batch_size=64
 
-Prints a table, best weights first, and writes eval.json and a plot of the ROC curves of each set. Accuracy is the
+Prints a table, best weights first, and writes eval.json and a plot of the curves of each set. Accuracy is the
 mean of ten folds, each with the threshold tuned on the other nine. Some papers publish the accuracy with a threshold
-tuned on the test pairs; it is reported beside the first, under that name. Under torchrun the processes share the work.
+tuned on the test pairs; it is reported beside the first, under that name. Identification gives ranks 1, 5 and 10 (CMC),
+and TPIR (DIR) at FPIR (FAR) 1e-3, 1e-2 and 1e-1 with thresholds, where enough probes show people outside the gallery;
+app/evaluation/identification.py defines them. Under torchrun the processes share the work.
 """
 
 from __future__ import annotations
@@ -32,6 +39,7 @@ from app.data.sources.photograph import FITS
 from app.errors import Failed, WrongUse
 from app.evaluation import curve, report
 from app.evaluation.embedding import batch_size_for, embed_all, own_rows
+from app.evaluation.gallery import open_gallery
 from app.evaluation.image_set import Faces, ImageSet, Streamed, decode
 from app.evaluation.report import Row
 from app.evaluation.sets import held_out, open_set
@@ -45,7 +53,7 @@ from app.runtime.folder import RunFolder
 from app.runtime.stop import Interrupted, Stop
 from app.runtime.weights import load_backbone
 
-OWN_WORDS = ("weights", "sets", "out", "flip", "fit")
+OWN_WORDS = ("weights", "sets", "gallery", "probes", "out", "flip", "fit")
 
 
 @dataclass(frozen=True)
@@ -91,9 +99,16 @@ def decide(argv: Sequence[str]) -> Request:
     if folder is not None:
         raise WrongUse(f"weights={folder} is a folder; give the files in it, such as weights='{folder}/*.pt'")
     weights = with_configs(files, overrides)
-    sets, measured_on = choose_sets(given.get("sets"), weights, fit)
+    if given.get("probes") and not given.get("gallery"):
+        raise WrongUse(f"probes={given['probes']} needs a gallery to be searched in; add gallery=DIR")
+    searched = [open_gallery(Path(gallery), probes_of(given), fit)] if (gallery := given.get("gallery")) else []
+    sets, measured_on = choose_sets(given.get("sets"), weights, fit, searched)
     out = Path(given.get("out") or f"evaluation/{time.strftime('%Y%m%d-%H%M%S')}")
     return Request(weights, sets, measured_on, out.absolute(), given.get("flip") != "false", fit)
+
+
+def probes_of(given: dict[str, str]) -> Path | None:
+    return Path(given["probes"]) if given.get("probes") else None
 
 
 def matching(key: str, patterns: str) -> list[Path]:
@@ -151,11 +166,12 @@ def network_of(file: Path, config: Config) -> nn.Module:
 
 
 def choose_sets(
-    patterns: str | None, weights: dict[Path, Config], fit: str
+    patterns: str | None, weights: dict[Path, Config], fit: str, searched: Sequence[ImageSet]
 ) -> tuple[dict[str, ImageSet], dict[Path, list[str]]]:
     """The sets by name, and for each file of weights the names of the sets it is measured on. Raises WrongUse."""
-    if patterns is not None:
-        opened = [open_set(path, fit) for path in matching("sets", patterns)]
+    if patterns is not None or searched:
+        paths = [] if patterns is None else matching("sets", patterns)
+        opened = [*(open_set(path, fit) for path in paths), *searched]
         sets = {images.name: images for images in with_unlike_names(opened)}
         return sets, {file: list(sets) for file in weights}
     of_data: dict[tuple[object, ...], ImageSet] = {}
@@ -224,6 +240,8 @@ def measure_all(request: Request, out: Path, done: list[ImageSet], here: World, 
         decoded = decode(images, own_rows(images.count, batch_size, here), here, stop.asked.is_set)
         stop.leave_together(here)
         how = "read again for each file of weights" if isinstance(decoded, Streamed) else "decoded"
+        for note in images.notes:
+            tell(f"{images.name}: {note}", here)
         tell(f"{images.name}: {images.count:,} images, {how} ({time.monotonic() - started:.1f} s)", here)
         for file, row in rows.items():
             if images.name not in request.measured_on[file]:
@@ -283,9 +301,12 @@ def measure(
 
 def picture_of(images: ImageSet, rows: Sequence[Row], out: Path) -> None:
     outcomes = {row.short: row.outcomes.get(images.name) for row in rows}
-    curves = {name: (outcome.far, outcome.tar) for name, outcome in outcomes.items() if outcome is not None}
-    if curves:
-        curve.draw(out / f"roc_{images.name}.png", f"{images.name}: {images.protocol.pairs:,} pairs", curves)
+    shown = {name: outcome for name, outcome in outcomes.items() if outcome is not None and len(outcome.far)}
+    if shown:
+        axes = next(iter(shown.values())).axes
+        title = f"{images.name}: {images.protocol.pairs:,} pairs"
+        curves = {name: (outcome.far, outcome.tar) for name, outcome in shown.items()}
+        curve.draw(out / f"{axes.file}_{images.name}.png", title, curves, axes)
 
 
 def short_names(files: Sequence[Path]) -> dict[Path, str]:

@@ -114,7 +114,8 @@ def run(config: Config, data: Dataset, here: World, stop: Stop, *, number: int |
         return 1
     except (NotFinite, SearchInexact) as error:
         last_good = dist.from_main(checkpoint.newest(folder) if here.is_main else None, here)
-        message = f"{error}; the last good checkpoint is {last_good.name if last_good else 'none yet'}"
+        good = f"the last good checkpoint is {last_good.name}" if last_good else "there is no checkpoint yet"
+        message = f"{error}; {good}"
         track.event("end", TrainState(), reason="failed", message=message, seconds=0.0)
         return 1
     finally:

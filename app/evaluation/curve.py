@@ -1,4 +1,4 @@
-"""Draw ROC curves: the true accept rate at each false accept rate."""
+"""Draw ROC curves, or the rates of identification: a true rate at each false rate."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from app.evaluation.measures import Numbers
+from app.evaluation.protocols import ROC, Axes
 from app.files import atomic
 
 WIDTH, HEIGHT = 760, 560  # pixels
@@ -22,7 +23,7 @@ DASH = 12  # points per dash where curves coincide
 TOGETHER = 2  # curves closer than this many pixels coincide
 
 
-def draw(path: Path, title: str, curves: Mapping[str, tuple[Numbers, Numbers]]) -> None:
+def draw(path: Path, title: str, curves: Mapping[str, tuple[Numbers, Numbers]], axes: Axes = ROC) -> None:
     """Write a PNG of the first six curves (far [Q], tar [Q]) by name. The far axis is logarithmic."""
     shown = dict(list(curves.items())[: len(COLOURS)])
     lowest = min(float(far[far > 0].min()) for far, _ in shown.values())
@@ -32,7 +33,7 @@ def draw(path: Path, title: str, curves: Mapping[str, tuple[Numbers, Numbers]]) 
     _axes(pen, decades)
     _lines(pen, [_places(far, tar, decades) for far, tar in shown.values()])
     picture = picture.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
-    _words(ImageDraw.Draw(picture), title, list(shown), decades, len(curves) - len(shown))
+    _words(ImageDraw.Draw(picture), title, list(shown), decades, len(curves) - len(shown), axes)
     with atomic(path) as file:
         picture.save(file, "PNG")
 
@@ -84,7 +85,7 @@ def _coincide(one: Sequence[tuple[float, float]], other: Sequence[tuple[float, f
     return all(abs(a[1] - b[1]) < TOGETHER * FINE for a, b in zip(one, other, strict=True))
 
 
-def _words(pen: ImageDraw.ImageDraw, title: str, names: list[str], decades: int, left_out: int) -> None:
+def _words(pen: ImageDraw.ImageDraw, title: str, names: list[str], decades: int, left_out: int, axes: Axes) -> None:
     plain, small = ImageFont.load_default(15), ImageFont.load_default(12)
     pen.text((LEFT, 22), title, INK, plain, anchor="lm")
     for power in range(decades + 1):
@@ -92,8 +93,8 @@ def _words(pen: ImageDraw.ImageDraw, title: str, names: list[str], decades: int,
         pen.text((_x(10.0**-power, decades), _y(0) + 8), label, INK, small, anchor="mt")
     for tenth in range(0, 11, 2):
         pen.text((LEFT - 8, _y(tenth / 10)), f"{tenth * 10} %", INK, small, anchor="rm")
-    pen.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 16), "false accept rate", INK, small, anchor="mm")
-    pen.text((LEFT, TOP - 8), "true accept rate", INK, small, anchor="ls")
+    pen.text(((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 16), axes.x, INK, small, anchor="mm")
+    pen.text((LEFT, TOP - 8), axes.y, INK, small, anchor="ls")
     lines = [*names, *([f"and {left_out} more, not drawn"] if left_out else [])]
     for number, line in enumerate(lines):
         y = _y(0) - 16 - 18 * (len(lines) - 1 - number)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -37,15 +37,27 @@ RANKS = (1, 5, 20)
 PAIRS_AT_ONCE = 16384
 
 
+class Axes(NamedTuple):
+    """What a curve shows: the prefix of its file's name, and the words on its axes."""
+
+    file: str
+    x: str
+    y: str
+
+
+ROC = Axes("roc", "false accept rate", "true accept rate")
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """Results: numbers by name (None: too few pairs), the name of the ranking one, ROC curve, thresholds by purpose."""
+    """Results: numbers by name (None: too few pairs), the name of the ranking one, a curve, thresholds by purpose."""
 
     numbers: Mapping[str, float | None]
     headline: str
     far: Numbers
     tar: Numbers
     thresholds: Thresholds = field(default_factory=dict)
+    axes: Axes = ROC  # of the curve, which is empty if the set gives none
 
 
 class SetProtocol(Protocol):
@@ -57,8 +69,11 @@ class SetProtocol(Protocol):
     def measure(self) -> str:
         """The name of the ranking number; only numbers of the same name are averaged."""
 
+    def facts(self) -> dict[str, Any]:
+        """How many pairs, people and images are compared, for eval.json."""
+
     def too_few(self) -> dict[str, int]:
-        """Numbers that these pairs are too few for, with the pairs of two people each needs."""
+        """Numbers that this set is too small for, with the pairs of two people, or probes, that each needs."""
 
     def judge(self, embeddings: Embeddings, here: World) -> Outcome | None:
         """Evaluate finite, unnormalised embeddings [N, D]; returns None on all but the main process."""
@@ -80,6 +95,9 @@ class PairList:
     @property
     def measure(self) -> str:
         return "10-fold accuracy"
+
+    def facts(self) -> dict[str, Any]:
+        return {"pairs": self.pairs}
 
     def too_few(self) -> dict[str, int]:
         # A fold's threshold is computed from the other nine.
@@ -125,6 +143,9 @@ class People:
     @property
     def measure(self) -> str:
         return "balanced 10-fold accuracy"
+
+    def facts(self) -> dict[str, Any]:
+        return {"pairs": self.pairs}
 
     def too_few(self) -> dict[str, int]:
         return {}
@@ -176,6 +197,9 @@ class Templates:
         """The published TAR at FAR 1e-4; with fewer pairs, at the lowest higher FAR they suffice for, else the AUC."""
         names = [rate_name(far) for far in FARS if far >= IJB_MAIN_FAR]
         return next((name for name in names if name not in self.too_few()), "auc")
+
+    def facts(self) -> dict[str, Any]:
+        return {"pairs": self.pairs}
 
     def too_few(self) -> dict[str, int]:
         impostors = int((~self.same).sum())

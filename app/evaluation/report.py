@@ -88,12 +88,30 @@ def _cell(row: Row, name: str) -> str:
     if outcome is None:
         return "not finite"
     numbers = outcome.numbers
+    if "rank1" in numbers and outcome.headline == "rank1":
+        return _ranks_and_rates(numbers)
     if outcome.headline != "accuracy":
         return _per_cent(numbers[outcome.headline])
     spread = f"{_per_cent(numbers['accuracy'])} ± {_per_cent(numbers['accuracy_std']).removesuffix(' %')}"
     if "rank1" in numbers:
         return f"{spread}  rank-1 {_per_cent(numbers['rank1'])}"
     return f"{spread} ({_per_cent(numbers['accuracy_tuned_on_test'])})"
+
+
+def _ranks_and_rates(numbers: Mapping[str, float | None]) -> str:
+    """The cell of an identification: rank 1, the other ranks, and TPIR at each FPIR that was measured."""
+    others = [name for name in numbers if name.startswith("rank") and name != "rank1"]
+    ranks = [f"rank-{name[4:]} {_per_cent(numbers[name])}" for name in others]
+    rates = [f"{_per_cent(numbers[name])} at FPIR {name[len(TPIR) :]}" for name in numbers if _measured(numbers, name)]
+    told = f"; TPIR {', '.join(rates)}" if rates else ""
+    return f"{_per_cent(numbers['rank1'])}, {', '.join(ranks)}{told}"
+
+
+TAR, TPIR = "tar_at_far_", "tpir_at_fpir_"  # prefixes of the names of rates
+
+
+def _measured(numbers: Mapping[str, float | None], name: str) -> bool:
+    return name.startswith(TPIR) and numbers[name] is not None
 
 
 def _per_cent(number: float | None) -> str:
@@ -111,16 +129,34 @@ def _thresholds(row: Row, sets: Sequence[ImageSet]) -> list[str]:
         chosen = outcome.thresholds if outcome else {}
         rates = [name for name in chosen if name.startswith("far_")]
         names = [name for name in chosen if name == "ten_folds"] + rates[:1]
+        names += [name for name in chosen if name.startswith("fpir_")]
         if names:
-            told = "; ".join(f"{chosen[name]} ({CHOSEN_FOR.get(name) or f'FAR {name[4:]}'})" for name in names)
+            told = "; ".join(f"{chosen[name]} ({CHOSEN_FOR.get(name) or _rate(name)})" for name in names)
             lines.append(f"{images.name}: thresholds of {row.short}: {told}")
     return lines
 
 
+def _rate(name: str) -> str:
+    """FAR 1e-4 for far_1e-4."""
+    kind, _, rate = name.partition("_")
+    return f"{kind.upper()} {rate}"
+
+
 def _not_measured(images: ImageSet) -> str:
     needed = images.protocol.too_few()
-    rates = ", ".join(f"{name.removeprefix('tar_at_far_')} ({count:,})" for name, count in needed.items())
-    return f"{images.name}: TAR n/a at FAR {rates}; in brackets how many pairs of two people it needs"
+    searched = any(name.startswith(TPIR) for name in needed)
+    prefix, what, of = (TPIR, "TPIR n/a at FPIR", PROBES) if searched else (TAR, "TAR n/a at FAR", PAIRS)
+    rates = ", ".join(f"{name.removeprefix(prefix)} ({count:,})" for name, count in needed.items())
+    return f"{images.name}: {what} {rates}; in brackets how many {of} it needs"
+
+
+PAIRS, PROBES = "pairs of two people", "probes of people outside the gallery"
+
+
+def _needed(images: ImageSet) -> dict[str, Any]:
+    needed = images.protocol.too_few()
+    searched = "gallery_people" in images.protocol.facts()
+    return {"probes_of_other_people_needed" if searched else "pairs_of_two_people_needed": needed}
 
 
 def write(path: Path, rows: Sequence[Row], sets: Sequence[ImageSet], how: Mapping[str, Any]) -> None:
@@ -132,9 +168,9 @@ def write(path: Path, rows: Sequence[Row], sets: Sequence[ImageSet], how: Mappin
                 "path": images.path,
                 "sha256": images.sha256,
                 "images": images.count,
-                "pairs": images.protocol.pairs,
+                **images.protocol.facts(),
                 "measure": images.protocol.measure,
-                "pairs_of_two_people_needed": images.protocol.too_few(),
+                **_needed(images),
             }
             for images in sets
         },

@@ -4,6 +4,8 @@ NAME.bin               verification pairs in insightface's format (LFW, CFP-FP, 
 NAME.csv               img1,img2,label: paths relative to the file; 1 for one person, 0 for two; optional header
 DIR with images.npy    and pairs.npy (int [P, 3]: image, image, 1 or 0), or labels.npy (int [N]: all pairs);
                        `app.prepare source=pairs` makes one from photographs and a CSV
+DIR with gallery/      and probes/: identification (1:N). Each holds a sub-folder of aligned images per person, or what
+                       `app.prepare source=folder` made (app/evaluation/gallery.py)
 DIR with meta/         IJB-B or IJB-C as published (app/evaluation/ijb.py)
 
 Letters: N images, P pairs.
@@ -23,6 +25,7 @@ from app.data.dataset import open_configured, open_images, open_labels, open_npy
 from app.data.sources.pairs import read_pairs
 from app.data.sources.photograph import UNREADABLE, decode_face, load_face
 from app.errors import WrongUse
+from app.evaluation.gallery import GALLERY, PROBES, is_gallery, open_gallery
 from app.evaluation.ijb import open_ijb
 from app.evaluation.image_set import ImageSet
 from app.evaluation.measures import folds_of
@@ -47,10 +50,13 @@ def open_set(path: Path, fit: str = "crop") -> ImageSet:
         return open_csv(path, fit)
     if path.is_dir() and (path / "meta").is_dir():
         return open_ijb(path)
+    if is_gallery(path):
+        return open_gallery(path / GALLERY, path / PROBES, fit)
     if (path / "images.npy").is_file() or path.name == "images.npy":
         return open_arrays(path if path.is_dir() else path.parent)
     raise WrongUse(
-        f"{path} is not a verification set; give a .bin, a .csv, a folder with images.npy, or one of IJB-B or IJB-C"
+        f"{path} is not a verification set; give a .bin, a .csv, a folder with images.npy, one with gallery/ and "
+        "probes/, or one of IJB-B or IJB-C"
     )
 
 

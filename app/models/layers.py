@@ -35,8 +35,10 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         # The same rule as torch's: one of the two in channels_last is enough.
-        if _pays(x, self.weight) and (
-            x.is_contiguous(memory_format=LAST) or self.weight.is_contiguous(memory_format=LAST)
+        if (
+            _pays(x, self.weight)
+            and (x.is_contiguous(memory_format=LAST) or self.weight.is_contiguous(memory_format=LAST))
+            and not onednn_is_fast(x.dtype, self.in_channels, torch.backends.cpu.get_cpu_capability())
         ):
             return _Conv3x3.apply(x.contiguous(memory_format=LAST), self.weight, self.stride[0])
         return super().forward(x)
@@ -70,6 +72,14 @@ class PReLU(nn.PReLU):
         if _pays(x, self.weight) and x.is_contiguous(memory_format=LAST):
             return _PReLU.apply(x, self.weight)
         return super().forward(x)
+
+
+def onednn_is_fast(dtype: torch.dtype, channels_in: int, capability: str) -> bool:
+    """Whether oneDNN's weight gradient of a 3x3 convolution is the faster one, on a CPU of this `capability` of torch.
+
+    It is with AVX-512, in 32 bits. With less channels than a vector it has a bug for other convolutions; see Conv1x1.
+    """
+    return capability.startswith("AVX512") and dtype == torch.float32 and channels_in >= VECTOR
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:

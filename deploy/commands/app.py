@@ -98,6 +98,8 @@ def evaluate(
     *,
     weights: str | None,
     sets: str | None,
+    gallery: str | None,
+    probes: str | None,
     fit: str | None,
     out: str | None,
     overrides: Sequence[str],
@@ -106,7 +108,8 @@ def evaluate(
     overrides = [*([f"fit={fit}"] if fit else []), *overrides]
     if weights is not None:
         words = [f"weights={_from_here(project, weights)}"]
-        words += [*([f"sets={_from_here(project, sets)}"] if sets else []), *overrides]
+        places = {"sets": sets, "gallery": gallery, "probes": probes}
+        words += [*(f"{key}={_from_here(project, place)}" for key, place in places.items() if place), *overrides]
         words += [f"out={Path(out).absolute()}"] if out else []
         return LocalShell().foreground(
             [sys.executable, "-m", "app.evaluate", *words], cwd=project, env=_flags(flags.EVALUATE)
@@ -115,6 +118,8 @@ def evaluate(
         checkpoint = _checkpoint(reached, which or "latest")
         chosen = reached.folder.checkpoints / (checkpoint["file"] if which else "*.pt")
         named = [f"sets={','.join(_bring_sets(reached, sets))}"] if sets else []
+        searched = {"gallery": gallery, "probes": probes}
+        named += [f"{key}={_bring_people(reached, key, place)}" for key, place in searched.items() if place]
         own = Path(reached.home.path) / "evaluation"
         place = Path(out).absolute() if out else own
         return _app(reached, "app.evaluate", [f"weights={chosen}", *named, *overrides], place, screen)
@@ -239,7 +244,27 @@ def _bring_set(reached: Reached, text: str) -> PurePath:
     return there
 
 
+def _bring_people(reached: Reached, key: str, text: str) -> str:
+    """The path of a gallery or of probes on the run's machine. A prepared folder on this laptop is uploaded once."""
+    if reached.machine is None or reached.machine.is_here:
+        return _from_here(reached.settings.project, text)
+    if text.startswith(ON_THE_MACHINE):
+        return str(reached.machine.path(text[len(ON_THE_MACHINE) :]))
+    file = Path(text).absolute()
+    file = file if file.suffix == ".npy" else file / "images.npy"
+    if not file.is_file():
+        raise WrongUse(
+            f"--{key} {text} has no images.npy on this computer; make one by "
+            f"`{command(f'prepare --source folder --align auto --path {Path(text).name}')}` and give its folder, or "
+            f"write {ON_THE_MACHINE}/path for a folder on the machine"
+        )
+    there = reached.folder.path.parent.parent / "sets" / key / file.parent.name / file.name
+    for beside in [file, *_beside(file)]:
+        transfer.push(reached.shell, beside, there.with_name(beside.name))
+    return str(there)
+
+
 def _beside(images: Path) -> list[Path]:
     """The files that belong to an images.npy, if they exist."""
-    found = [images.with_name(name) for name in ("pairs.npy", "labels.npy", "manifest.json")]
+    found = [images.with_name(name) for name in ("pairs.npy", "labels.npy", "people.csv", "manifest.json")]
     return [path for path in found if path.exists()]

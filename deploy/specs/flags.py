@@ -249,6 +249,8 @@ EVALUATE = (
         "verification sets, separated by commas: .bin, .csv or images.npy (default: the held-out people)",
         "FILES",
     ),
+    Flag("gallery", "identification: a sub-folder of aligned images per person, or a prepared folder", "DIR"),
+    Flag("probes", "images to search in --gallery, made the same way (default: --gallery is split)", "DIR"),
     Flag("fit", "how to scale photographs of a .csv that are not square: crop (default), squash or pad", "HOW"),
     out("folder for the results (default: runs/<run>/evaluation)"),
     overrides("key=value of the configuration, such as --set backbone=iresnet50; repeatable"),

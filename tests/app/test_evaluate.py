@@ -21,6 +21,7 @@ from torch import nn
 
 from app import evaluate, export
 from app.config import Config, load, save_resolved
+from app.data.augment import to_float
 from app.evaluation import image_set
 from app.evaluation.embedding import embed_all, own_rows
 from app.evaluation.image_set import ImageSet, Streamed, decode
@@ -174,6 +175,24 @@ def words(place: Path, *sets: str) -> list[str]:
         f"weights={place}/runs/*/checkpoints/*.pt",
         *([f"sets={','.join(str(place / s) for s in sets)}"] if sets else []),
     ]
+
+
+def test_without_flip_each_image_is_embedded_alone(place: Path, tmp_path: Path) -> None:
+    """The bare numbers of the published script. XNorm shows it: the mean length of the embeddings alone."""
+    weights = place / "runs" / "one" / "checkpoints" / "epoch_000.pt"
+    config = load([], base=place / "runs" / "one" / "config.yaml")
+    network = network_of(config, 1).eval()
+    x = to_float(torch.from_numpy(np.load(place / "people" / "images.npy")), config.backbone.image_size)
+    with torch.no_grad():
+        alone, mirrored = network(x), network(x.flip(3))
+    expected = {"false": alone.norm(dim=1).mean(), "true": torch.cat([alone, mirrored]).norm(dim=1).mean()}
+    for flip, xnorm in expected.items():
+        words = [f"weights={weights}", f"sets={place / 'people'}", f"out={tmp_path / flip}", f"flip={flip}"]
+        assert evaluate.main(words) == 0
+        document = json.loads((tmp_path / flip / "eval.json").read_text())
+        assert document["flip"] is (flip == "true")
+        assert document["weights"][0]["sets"]["people"]["xnorm"] == pytest.approx(float(xnorm), rel=1e-4)
+    assert abs(expected["true"] / expected["false"] - 1) > 1e-3
 
 
 def test_a_table_a_document_and_pictures_are_left(

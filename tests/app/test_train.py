@@ -177,7 +177,24 @@ def test_a_loss_that_stays_not_finite_ends_the_run_and_names_the_last_checkpoint
     assert (seen[-1]["event"], seen[-1]["reason"]) == ("end", "failed")
     assert "3 times in a row" in seen[-1]["message"]
     assert "train.optimizer.lr" in seen[-1]["message"]
-    assert "none yet" in seen[-1]["message"]
+    assert seen[-1]["message"].endswith("; there is no checkpoint yet")
+
+
+def test_an_epoch_without_a_step_is_a_failure_and_leaves_no_checkpoint(small_data: Path, tmp_path: Path) -> None:
+    """In fp16 the first updates are skipped until the scale fits; an epoch of three may be over before that."""
+    words = [*TINY, "recipe=supervised", f"data.binary_cache_path={small_data}", f"run.dir={tmp_path}"]
+    # With this scale of the head, gradients overflow at every scale of the loss that three updates reach.
+    assert train.main([*words, "train.precision=fp16", "train.batch.size=12", "recipe.head.scale=1e6"]) == 1
+    seen = events(tmp_path)
+    skipped = [e for e in seen if e["event"] == "skipped"]
+    assert len(skipped) == 3
+    assert {e["step"] for e in seen} == {0}  # neither the schedule nor the count of steps moves
+    end = seen[-1]
+    assert (end["event"], end["reason"]) == ("end", "failed")
+    assert "no step of epoch 0 was taken" in end["message"]
+    assert "continue with train.precision=fp32, or a lower train.optimizer.lr than" in end["message"]
+    assert end["message"].endswith("; there is no checkpoint yet")
+    assert not [*(tmp_path / "checkpoints").glob("*.pt")]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ TURNS = {  # values of that tag; 1 is upright
 HEAD_BYTES = 12
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 SIDEWAYS = (5, 6, 7, 8)  # values that exchange width and height
+PAPER = (255, 255, 255, 255)  # behind transparent pixels
 FITS = {
     "crop": "the largest centred square",
     "squash": "the whole image, its sides scaled separately",
@@ -101,8 +102,7 @@ def photograph(file: bytes) -> Image.Image:
     """Decode an image file to upright 8-bit RGB in its own size. Raises one of UNREADABLE."""
     _with_plugin(file[:HEAD_BYTES])
     with warnings.catch_warnings():  # Pillow warns about damaged metadata, and names one of its own files
-        if EXIF in file:
-            warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(file)) as image:
             return _eight_bits(_upright(image), image.format)
 
@@ -155,7 +155,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
     """Convert to 8-bit RGB. Raises UnknownScale if the file does not define white."""
-    if image.mode == "RGB":
+    if image.mode == "RGB" and not image.has_transparency_data:
         image.load()
         return image
     # Pillow's own conversion clips 16 bits: all values above 255 become white. Pillow opens a 16-bit PGM in mode I.
@@ -167,4 +167,6 @@ def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
         raise UnknownScale(
             f"has {kind} for pixels, and their white level is unknown; save it with 8 or 16 bits, as .png"
         )
+    if image.has_transparency_data:  # its hidden colours are arbitrary; a viewer shows the paper
+        return Image.alpha_composite(Image.new("RGBA", image.size, PAPER), image.convert("RGBA")).convert("RGB")
     return image.convert("RGB")

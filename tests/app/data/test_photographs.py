@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import sys
+import warnings
 import zlib
 from pathlib import Path
 
@@ -290,3 +291,54 @@ def test_an_archive_of_arrays_is_named_as_one(tmp_path: Path, capsys: pytest.Cap
     words = ["source=array", f"path={tmp_path / 'images.npy'}", f"out={tmp_path / 'out' / 'images.npy'}"]
     assert prepare.main(words) == 2
     assert "archive of arrays" in capsys.readouterr().err
+
+
+def transparent(mode: str) -> bytes:
+    """A PNG whose left half is transparent over (200, 10, 20), or grey 77; the right half shows that colour."""
+    file = io.BytesIO()
+    hidden = 77 if mode.startswith("L") else (200, 10, 20)
+    if mode in ("RGBA", "LA"):
+        image = Image.new(mode, (SIDE, SIDE), (*(hidden if isinstance(hidden, tuple) else (hidden,)), 255))
+        image.paste((*(hidden if isinstance(hidden, tuple) else (hidden,)), 0), (0, 0, SIDE // 2, SIDE))
+        image.save(file, "PNG")
+        return file.getvalue()
+    palette = Image.new("P", (SIDE, SIDE), 1)
+    palette.putpalette([*(200, 10, 20), *(200, 10, 20)])
+    palette.paste(0, (0, 0, SIDE // 2, SIDE))
+    palette.save(file, "PNG", transparency=0 if mode == "P" else bytes([0, 255]))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "P of bytes"])
+def test_transparent_pixels_are_white_and_their_hidden_colour_does_not_show(mode: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Pillow warns about palettes, with a path of its own on the console
+        image = decode_face(transparent(mode))
+    assert np.array_equal(np.unique(image[:, : SIDE // 2]), [255])
+    shown = [77, 77, 77] if mode == "LA" else [200, 10, 20]
+    assert np.array_equal(np.unique(image[:, SIDE // 2 :].reshape(-1, 3), axis=0), [shown])
+
+
+def test_half_transparent_pixels_are_mixed_with_white_and_opaque_ones_are_unchanged() -> None:
+    pixels = np.dstack([picture(), np.full((SIDE, SIDE), 255, np.uint8)])
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    assert np.array_equal(decode_face(file.getvalue()), picture())
+    pixels[..., 3] = 51  # a fifth
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    mixed = 0.2 * picture().astype(float) + 0.8 * 255
+    assert np.abs(decode_face(file.getvalue()) - mixed).max() <= 1
+
+
+def test_people_of_a_folder_keep_their_names(tmp_path: Path) -> None:
+    """A sub-folder without images gets no label. The names lie beside the labels, also without align=."""
+    for person, count in (("Ana", 2), ("Empty", 0), ("Zoë, “B”", 1)):
+        (tmp_path / "people" / person).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(picture(number)).save(tmp_path / "people" / person / f"{number}.png")
+    out = tmp_path / "out" / "images.npy"
+    assert prepare.main(["source=folder", f"path={tmp_path / 'people'}", f"out={out}"]) == 0
+    told = out.with_name("people.csv").read_text(encoding="utf-8").splitlines()
+    assert told == ["label,person,images", "0,Ana,2", '1,"Zoë, “B”",1']
+    assert np.load(out.with_name("labels.npy")).tolist() == [0, 0, 1]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from app.models import iresnet18, layers, mobilefacenet
-from app.models.layers import Conv1x1, Conv3x3, PReLU
+from app.models.layers import Conv1x1, Conv3x3, PReLU, onednn_is_fast
 
 LAST = torch.channels_last
 SMALL = {"embedding_dim": 16, "image_size": 32}
@@ -116,10 +116,11 @@ def test_a_network_trains_in_32_bits_as_exactly_as_the_default_layout(
     assert fast < max(2 * plain, 1e-5)
 
 
-def test_the_same_seed_gives_the_same_bytes() -> None:
+@pytest.mark.parametrize("width", [8, 16])
+def test_the_same_seed_gives_the_same_bytes(width: int) -> None:
     def trained() -> list[bytes]:
         torch.manual_seed(3)
-        network = iresnet18(width=8, **SMALL).to(memory_format=LAST)
+        network = iresnet18(width=width, **SMALL).to(memory_format=LAST)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
         for _ in range(3):
             network(torch.randn(5, 3, 32, 32)).square().mean().backward()
@@ -155,6 +156,42 @@ def test_where_no_gradient_of_ours_pays_the_layer_is_that_of_torch(layer: nn.Mod
     assert not own_gradient(copy.deepcopy(layer).bfloat16()(x.bfloat16()))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "channels", "capability", "fast"),
+    [
+        (torch.float32, 64, "AVX512", True),
+        (torch.float32, 16, "AVX512", True),
+        (torch.float32, 3, "AVX512", False),  # fewer channels than a vector
+        (torch.float64, 64, "AVX512", False),  # oneDNN computes in 32 bits and below
+        (torch.float32, 64, "AVX2", False),
+        (torch.float32, 64, "DEFAULT", False),
+        (torch.float32, 64, "NO AVX", False),
+    ],
+)
+def test_onednn_computes_weight_gradients_where_it_is_fast(
+    dtype: torch.dtype, channels: int, capability: str, fast: bool
+) -> None:
+    assert onednn_is_fast(dtype, channels, capability) is fast
+
+
+@pytest.mark.parametrize("capability", ["AVX512", "AVX2"])
+def test_a_convolution_has_the_same_gradients_on_any_cpu(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to rounding, whichever of the two computes them: in 32 bits, against 64 bits."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    torch.manual_seed(0)
+    for stride in (1, 2):
+        layer = Conv3x3(16, 24, stride).to(memory_format=LAST)
+        x = torch.randn(3, 16, 15, 13).to(memory_format=LAST).requires_grad_()
+        y = layer(x)
+        assert own_gradient(y) == (capability == "AVX2")
+        grad = torch.randn_like(y)
+        found = torch.autograd.grad(y, (x, layer.weight), grad)
+        x64, weight64 = x.detach().double().requires_grad_(), layer.weight.detach().double().requires_grad_()
+        y64 = F.conv2d(x64, weight64, None, stride, 1)
+        for a, b in zip(found, torch.autograd.grad(y64, (x64, weight64), grad.double()), strict=True):
+            assert relative_error(a.double(), b) < 1e-6
+
+
 def test_gradients_of_gradients_are_refused() -> None:
     layer = PReLU(3)
     x = torch.randn(2, 3, 4, 4).to(memory_format=LAST).requires_grad_()
@@ -163,9 +200,10 @@ def test_gradients_of_gradients_are_refused() -> None:
         grad.sum().backward()
 
 
-def test_weight_gradients_have_the_layout_of_their_weight() -> None:
+@pytest.mark.parametrize("width", [8, 16])
+def test_weight_gradients_have_the_layout_of_their_weight(width: int) -> None:
     """With another layout the optimizer and DDP would copy each gradient at every step."""
-    network = iresnet18(width=8, **SMALL).to(memory_format=LAST)
+    network = iresnet18(width=width, **SMALL).to(memory_format=LAST)
     network(torch.randn(2, 3, 32, 32)).sum().backward()
     for name, parameter in network.named_parameters():
         if parameter.grad is not None:

@@ -347,6 +347,18 @@ def test_the_apps_other_commands_run_where_the_run_is(box: Box, tmp_path: Path) 
     box.json("train")
     said = box.invoke("evaluate").stdout
     assert "downloaded: " in said
+    for side in ("gallery", "probes"):  # of the same name, and yet two places on the machine
+        (tmp_path / side / "photos").mkdir(parents=True)
+        for name in ("images.npy", "labels.npy", "people.csv"):
+            (tmp_path / side / "photos" / name).write_text(f"{side}'s {name}")
+    sides = [f"--{side}={tmp_path / side / 'photos'}" for side in ("gallery", "probes")]
+    told = dict(word.split("=", 1) for word in json.loads(box.invoke("evaluate", *sides).stdout.splitlines()[0]))
+    for side in ("gallery", "probes"):
+        assert not told[side].startswith(str(tmp_path / side))
+        for name in ("images.npy", "labels.npy", "people.csv"):
+            assert Path(told[side]).with_name(name).read_text() == f"{side}'s {name}"
+    bare = box.invoke("evaluate", "--gallery", str(tmp_path), code=2).stderr
+    assert "has no images.npy on this computer; make one by" in bare
     there = box.invoke("prepare", "--source", "orl", "--out", str(tmp_path / "volume/orl")).stdout
     assert f"--data machine:{tmp_path}/volume/orl/images.npy" in there
     assert (tmp_path / "volume/orl/images.npy").is_file()
