@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.config import Config
-from app.data.dataset import open_configured, open_images, open_labels, open_npy
+from app.data.dataset import ENCODED, open_configured, open_images, open_labels, open_npy
 from app.data.sources.pairs import read_pairs
 from app.data.sources.photograph import UNREADABLE, decode_face, load_face
 from app.errors import WrongUse
@@ -31,6 +31,7 @@ from app.evaluation.protocols import PairList, People, SetProtocol
 from app.evaluation.verification import FOLDS, enough
 from app.runtime.checkpoint import sha256
 
+ARRAYS = ("images.npy", f"images{ENCODED[0]}")
 MOST_PEOPLE_IMAGES = 5000  # they make 12.5 million pairs; sorting more takes minutes
 
 
@@ -47,7 +48,7 @@ def open_set(path: Path, fit: str = "crop") -> ImageSet:
         return open_csv(path, fit)
     if path.is_dir() and (path / "meta").is_dir():
         return open_ijb(path)
-    if (path / "images.npy").is_file() or path.name == "images.npy":
+    if path.name in ARRAYS or any((path / name).is_file() for name in ARRAYS):
         return open_arrays(path if path.is_dir() else path.parent)
     raise WrongUse(
         f"{path} is not a verification set; give a .bin, a .csv, a folder with images.npy, or one of IJB-B or IJB-C"
@@ -82,7 +83,8 @@ def open_csv(path: Path, fit: str) -> ImageSet:
 
 
 def open_arrays(folder: Path) -> ImageSet:
-    images = open_images(folder / "images.npy")
+    file = folder / next((name for name in ARRAYS if (folder / name).is_file()), ARRAYS[0])
+    images = open_images(file)
     pairs, labels = folder / "pairs.npy", folder / "labels.npy"
     protocol: SetProtocol
     if pairs.is_file():
@@ -91,7 +93,7 @@ def open_arrays(folder: Path) -> ImageSet:
         asked, protocol = labels, _people(open_labels(labels, len(images)), folder)
     else:
         raise WrongUse(f"{folder} has no pairs or labels for its images; put pairs.npy or labels.npy beside images.npy")
-    digest = hashlib.sha256((sha256(folder / "images.npy") + sha256(asked)).encode()).hexdigest()
+    digest = hashlib.sha256((sha256(file) + sha256(asked)).encode()).hexdigest()
     return ImageSet(folder.name, str(folder), digest, len(images), lambda row: images[row], protocol)
 
 
