@@ -11,7 +11,6 @@ its lengths and of its pixels. A later call verifies them and makes only the oth
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shutil
 from collections import deque
@@ -24,11 +23,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from app.data.dataset import SIDE
 from app.data.encoded import OFFSETS, decode_stored
-from app.data.sources.photograph import UNREADABLE
+from app.data.sources.photograph import UNREADABLE, kind, png
 from app.data.sources.processes import processes
 from app.data.sources.source import Source
 from app.data.sources.writer import (
@@ -238,19 +236,10 @@ def as_wanted(data: bytes, image: NDArray[np.uint8]) -> bool:
     if not data or len(data) > ROW_BYTES:
         return False
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            if opened.format not in KEPT or opened.size != (SIDE, SIDE):
-                return False
-        return bool(np.array_equal(decode_stored(data), image))
+        file_format, size = kind(data)
+        return file_format in KEPT and size == (SIDE, SIDE) and np.array_equal(decode_stored(data), image)
     except UNREADABLE:
         return False
-
-
-def png(image: NDArray[np.uint8]) -> bytes:
-    """Encode [112, 112, 3] RGB without loss."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
 
 
 def _sha256(lengths: NDArray[np.int64]) -> str:

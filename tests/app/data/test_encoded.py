@@ -17,7 +17,8 @@ from app.data.about import about
 from app.data.dataset import open_dataset, open_images
 from app.data.encoded import EncodedImages, decoding_threads
 from app.data.loader import feed
-from app.data.sources.encoded_writer import folder_of, png
+from app.data.sources.encoded_writer import folder_of
+from app.data.sources.photograph import png
 from app.data.sources.recordio import image_record
 from app.errors import WrongUse
 from app.runtime.dist import World

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from deploy.workspace.dataset import header_bytes
+from deploy.workspace.npy import header_bytes
 from tests.deploy.conftest import Project, end_tmux, wait_until
 from tests.deploy.support.pretend.app.prepare import make as prepare
 from tests.support.faults import Fault
