@@ -1,0 +1,160 @@
+"""images.jpegs against images.npy: bytes, seconds of staging, and images a second on one core. No GPU is used.
+
+The images are ORL's photographs in twenty tints, as JPEG files of quality 95; once also as ORL's own, which become PNG.
+Training from images.npy copies rows, and from images.jpegs it decodes them, both into a batch buffer. The other peer is
+a plain torch DataLoader that decodes the same files with Pillow in its own process, without the cost of workers.
+
+Rates of one core are CPU time, of which a busy machine changes little. Staging and threads are wall time. Every pair
+runs in turn, and the figures are medians and the median of the ratios. The last claims hold the rate of one core
+against what a GPU takes: the ratio is images that one core decodes for each image that the GPU trains on.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
+
+from _claims import Claim, core_seconds, in_turn, quick, report, seconds
+from rec_read import photographs
+
+from app.data.dataset import open_images
+from app.data.encoded import EncodedImages, decode_stored, read_into
+from app.data.sources.source import Source, orl
+from app.prepare import prepare
+
+PROJECT = Path(__file__).parents[1]
+RAM = Path("/dev/shm")  # noqa: S108 - where the product stages data
+BATCH = 256
+GPUS = {"an A4500": 650, "an H100": 3000}  # images/s of training
+
+
+class Files(Dataset):
+    """Decode image files as most training scripts do."""
+
+    def __init__(self, files: list[bytes]) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        return torch.from_numpy(np.array(Image.open(io.BytesIO(self.files[row])).convert("RGB")))
+
+
+def source_of(files: list[bytes]) -> Source:
+    return Source(
+        "photographs",
+        len(files),
+        lambda start, stop: files[start:stop],
+        None,
+        decode=lambda some: np.stack([decode_stored(file) for file in some]),
+        stored=lambda some: some,
+    )
+
+
+def order_of(images: Path, part: Path) -> Path:
+    """Write the order that a deploy gives to the machine for all blocks of a data set."""
+    manifest = json.loads(images.with_name("manifest.json").read_text())
+    rows, pieces = manifest["block_rows"], []
+    if images.suffix == ".jpegs":
+        offsets = np.load(images.with_name("offsets.npy"))
+        edges = [int(offsets[min(at, len(offsets) - 1)]) for at in range(0, len(offsets) - 1 + rows, rows)]
+    else:
+        edges = [128 + min(at, manifest["rows"]) * 112 * 112 * 3 for at in range(0, manifest["rows"] + rows, rows)]
+    for block, sha256 in enumerate(manifest["blocks"]):
+        size = edges[block + 1] - edges[block]
+        pieces.append({"name": f"block {block}", "offset": edges[block], "bytes": size, "sha256": sha256})
+    header = images.read_bytes()[: edges[0]]
+    order = {"source": str(images), "part": str(part), "header": base64.b64encode(header).decode(), "pieces": pieces}
+    path = images.with_name("order.json")
+    path.write_text(json.dumps(order))
+    return path
+
+
+def staged_in(order: Path) -> float:
+    """Seconds of a copy into RAM, hashed, as a deploy runs it on the machine."""
+    told = json.loads(order.read_text())
+    Path(told["part"]).unlink(missing_ok=True)
+    argv = [sys.executable, "-m", "deploy.pod.agent.files", str(order)]
+    return seconds(lambda: subprocess.run(argv, cwd=PROJECT, check=True, stdout=subprocess.DEVNULL))
+
+
+def main() -> int:
+    is_quick = quick()
+    tints, rounds = (1, 2) if is_quick else (20, 9)
+    files, claims = photographs(tints), list[Claim]()
+    with tempfile.TemporaryDirectory(dir=PROJECT) as disk, tempfile.TemporaryDirectory(dir=RAM) as memory:
+        plain, encoded = Path(disk) / "plain" / "images.npy", Path(disk) / "encoded" / "images.jpegs"
+        own, own_png = Path(disk) / "orl" / "images.npy", Path(disk) / "orl_png" / "images.jpegs"
+        for out in (plain, encoded):
+            prepare(source_of(files), out)
+        for out in (own, own_png):
+            prepare(replace(orl(), held_out=0), out)
+        pixels, images = open_images(plain), open_images(encoded)
+        assert isinstance(images, EncodedImages)
+        assert hashlib.sha256(images[:].data).digest() == hashlib.sha256(np.ascontiguousarray(pixels).data).digest()
+        for name, large, small, at_least in (
+            ("KiB an image, JPEG of quality 95", plain, encoded, 3.0),
+            ("KiB an image, ORL as PNG", own, own_png, 1.5),
+        ):
+            a, b = (file.stat().st_size / len(open_images(file)) / 1024 for file in (small, large))
+            claims.append(Claim(name, a, b, "KiB", b / a, at_least))
+
+        orders = [order_of(file, Path(memory) / file.name) for file in (encoded, plain)]
+        a, b, ratio = in_turn(lambda: staged_in(orders[0]), lambda: staged_in(orders[1]), rounds)
+        claims.append(Claim(f"staging {len(files):,} images into RAM", a, b, "s", 1 / ratio, 1.5))
+
+        batches = np.array_split(np.random.default_rng(0).permutation(len(files)), max(1, len(files) // BATCH))
+        buffer = np.empty((BATCH * 2, 112, 112, 3), np.uint8)
+
+        def read(of: Any) -> None:
+            for rows in batches:
+                read_into(of, rows, buffer[: len(rows)])
+
+        def with_threads(count: int) -> None:
+            images.__dict__["_threads"] = ThreadPoolExecutor(count)
+            read(images)
+            images.__dict__.pop("_threads").shutdown()
+
+        def loader() -> None:
+            for _ in DataLoader(Files(files), BATCH, shuffle=True):
+                pass
+
+        def rate(work: Any) -> float:
+            return len(files) / core_seconds(work)
+
+        a, b, ratio = in_turn(lambda: rate(lambda: with_threads(1)), lambda: rate(loader), rounds)
+        claims.append(Claim("one core, peer a DataLoader that decodes", a, b, "images/s", ratio, 1.5))
+        decoded = a
+        a, b, ratio = in_turn(lambda: rate(lambda: with_threads(1)), lambda: rate(lambda: read(pixels)), rounds)
+        claims.append(Claim("one core, peer rows of images.npy", a, b, "images/s", ratio, 0.01))
+        two, one, ratio = in_turn(
+            lambda: len(files) / seconds(lambda: with_threads(2)),
+            lambda: len(files) / seconds(lambda: with_threads(1)),
+            rounds,
+        )
+        claims.append(Claim("two threads, peer one (wall time)", two, one, "images/s", ratio, 1.2))
+        for gpu, takes in GPUS.items():
+            print(f"{gpu} at {takes:,} images/s keeps {takes / decoded:.2f} cores busy with decoding")
+            claims.append(Claim(f"one core, peer {gpu}", decoded, float(takes), "images/s", decoded / takes, 1.0))
+    return report("encoded", claims, is_quick=is_quick)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
