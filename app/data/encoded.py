@@ -12,7 +12,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from app.data.dataset import ENCODED, IMAGE_SHAPE, SIDE, open_npy
 from app.data.sources.decode import fast_jpeg
-from app.data.sources.photograph import EXIF, UNREADABLE, photograph
+from app.data.sources.photograph import EXIF, UNREADABLE, kind, photograph
 from app.data.sources.processes import cores
 from app.errors import WrongUse
 
@@ -76,6 +76,7 @@ class EncodedImages:
             self._decode(rows, out)
             return
         done = [self._threads.submit(self._decode, rows[at : at + PART_ROWS], out[at : at + PART_ROWS]) for at in parts]
+        wait(done)  # all of them: after an error no thread may still write into `out`
         for each in done:
             each.result()
 
@@ -124,10 +125,10 @@ def decode_stored(data: bytes) -> NDArray[np.uint8]:
     fast = None if EXIF in data else fast_jpeg(data, SIDE)
     if fast is not None:
         return fast
-    image = photograph(data)
-    if image.size != (SIDE, SIDE):
-        raise OtherSize(f"{image.width}x{image.height}")
-    return np.asarray(image)
+    _, (width, height) = kind(data)  # before decoding, which a large image makes slow
+    if (width, height) != (SIDE, SIDE):
+        raise OtherSize(f"{width}x{height}")
+    return np.asarray(photograph(data))
 
 
 def open_encoded(path: Path) -> EncodedImages:
