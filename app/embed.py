@@ -100,7 +100,7 @@ def matching(patterns: str) -> list[Path]:
         found += files
     arrays = [path for path in found if path.suffix in (".npy", *ENCODED)]
     if arrays and len(found) > 1:
-        raise WrongUse(f"images={arrays[0]} and others are given; give it alone, or photographs")
+        raise WrongUse(f"images={arrays[0]} and others are given; give one {arrays[0].suffix} alone, or photographs")
     return found
 
 

@@ -371,6 +371,16 @@ def test_deploy_is_idempotent(project: Project) -> None:
     assert first == {**second, "machine": first["machine"]}
 
 
+def test_prepare_names_the_file_by_what_it_holds(project: Project) -> None:
+    """--encoded writes images.jpegs into the folder. An output of the other kind is refused."""
+    project.invoke("prepare", "--out", "files", "--encoded")
+    assert [file.name for file in (project.path / "files").glob("images.*")] == ["images.jpegs"]
+    for words in (["--encoded", "--out", "a/images.npy"], ["--out", "a/images.jpegs"]):
+        refused = project.invoke("prepare", *words, code=2).stderr
+        assert f"--out {words[-1]} does not fit" in refused
+        assert not (project.path / "a").exists()
+
+
 def test_images_are_kept_for_measuring(project: Project) -> None:
     """`prepare` passes its flags to the app."""
     project.invoke("prepare", "--out", "mine", "--held-out", "5")
