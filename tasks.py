@@ -200,12 +200,12 @@ def fetch_checkpoint(
         "prepare --source synthetic --identities 2000 --per-identity 20",
     ),
 )
-def prepare(screen: Screen, target: str, source: str, out: str | None, **options: str | None) -> int:
+def prepare(screen: Screen, target: str, source: str, out: str | None, encoded: bool, **options: str | None) -> int:
     """Make images.npy, labels.npy and manifest.json from photographs or drawn faces. Resumes after an interruption."""
     from deploy.commands import app
 
     files = {name: options.pop(name) for name in ("path", "labels", "landmarks")}
-    return app.prepare(PROJECT, target, screen, source=source, files=files, out=out, options=options)
+    return app.prepare(PROJECT, target, screen, source=source, files=files, out=out, options=options, encoded=encoded)
 
 
 @task(*flags.DATA, group=MODELS, examples=("data --data data/photos --verify",))

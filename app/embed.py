@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from app.config import load, own_words
-from app.data.dataset import SIDE, open_images
+from app.data.dataset import ENCODED, SIDE, open_images
 from app.data.sources.photograph import FITS, load_faces
 from app.errors import Failed, WrongUse
 from app.evaluation.embedding import batch_size_for, embed_all
@@ -98,15 +98,15 @@ def matching(patterns: str) -> list[Path]:
         if not files:
             raise WrongUse(f"images={pattern} matches no file; give images.npy, or photographs such as 'faces/*.jpg'")
         found += files
-    arrays = [path for path in found if path.suffix == ".npy"]
+    arrays = [path for path in found if path.suffix in (".npy", *ENCODED)]
     if arrays and len(found) > 1:
-        raise WrongUse(f"images={arrays[0]} and others are given; give one .npy alone, or photographs")
+        raise WrongUse(f"images={arrays[0]} and others are given; give one {arrays[0].suffix} alone, or photographs")
     return found
 
 
 def chunks(files: list[Path], fit: str) -> Iterator[NDArray[np.uint8]]:
     """Yield images [n, 112, 112, 3] of a prepared array or of photographs."""
-    if files[0].suffix == ".npy":
+    if files[0].suffix in (".npy", *ENCODED):
         array = open_images(files[0])
         yield from (np.array(array[start : start + CHUNK]) for start in range(0, len(array), CHUNK))
         return

@@ -29,6 +29,8 @@ Photographs of source=folder and source=pairs of any size become 112 x 112 in on
 
 They also get passport.html with everything suspect in pictures, left_out.csv, people.csv for a folder and, with
 align=, landmarks.csv, which landmarks= reads. `json=true` prints one JSON document.
+`out=DIR/images.jpegs` writes image files instead of pixels, with offsets.npy: a JPEG, WebP or PNG of 112 x 112 as it
+came, all others as PNG. Training decodes them to the same pixels; photographs take a third of the room or less.
 `workers=N` processes convert the images (default: one per core); their number does not change the result.
 Memory stays bounded: images are written piece by piece. The same command continues an interrupted or killed call.
 """
@@ -47,14 +49,14 @@ from typing import Any
 
 import numpy as np
 
-from app.data.dataset import IMAGE_SHAPE, open_images, read_manifest
+from app.data.dataset import ENCODED, IMAGE_SHAPE, open_images, read_manifest
 from app.data.faces.examine import examine
 from app.data.faces.placing import ALIGN, NOT_FOUND, SEVERAL, UNREADABLE, Placing, placed
 from app.data.faces.told import PAGE, Facts, Told, none_left, summary
 from app.data.options import failed, parse_options
 from app.data.progress import Bar
+from app.data.sources import encoded_writer, writer
 from app.data.sources import source as sources
-from app.data.sources import writer
 from app.data.sources.pairs import photographs_of_pairs
 from app.data.sources.photograph import FITS
 from app.data.sources.processes import cores
@@ -219,8 +221,11 @@ def parse(argv: list[str]) -> dict[str, str]:
     if source not in OPTIONS:
         hint = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(source, OPTIONS, n=1))
         raise WrongUse(f"source={source} is not known; {hint}choose from {', '.join(OPTIONS)}")
-    if Path(options.get("out", "")).suffix != ".npy":
-        raise WrongUse(f"out={options.get('out', '')} must end in .npy, such as out=data/faces/images.npy")
+    if Path(options.get("out", "")).suffix not in (".npy", ENCODED[0]):
+        raise WrongUse(
+            f"out={options.get('out', '')} must end in .npy or {ENCODED[0]}, such as out=data/faces/images.npy or "
+            f"out=data/faces/images{ENCODED[0]}"
+        )
     for key in options:
         if key not in (*EVERYWHERE, *OPTIONS[source]):
             takes = ", ".join(f"{key}=" for key in (*OPTIONS[source], *EVERYWHERE[1:]))
@@ -294,6 +299,11 @@ def whole(source: sources.Source, out: Path, *, held_out: str | None = None) -> 
 
     Other data at `out` is never overwritten. Raises WrongUse for it.
     """
+    other = next(
+        out.with_name(name) for name in ("images.npy", f"images{ENCODED[0]}") if Path(name).suffix != out.suffix
+    )
+    if other.is_file():
+        raise WrongUse(f"{other} is there, with its own manifest.json and labels.npy; give out= in another folder")
     if not out.is_file():
         return None
     manifest = out.with_name("manifest.json")
@@ -344,16 +354,21 @@ def prepare(
     block_rows, held_out_rows = layout(source, held_out)
     make_folder(out.parent, "out", of=out)
     with one_at_a_time(out):
-        blocks = writer.write_images(source, out, block_rows, workers=workers, progress=progress)
+        if out.suffix == ENCODED[0]:
+            made = encoded_writer.write_encoded(source, out, block_rows, workers=workers, progress=progress)
+            blocks, pixels = [each.sha256 for each in made], [each.pixels_sha256 for each in made]
+        else:
+            blocks = pixels = writer.write_images(source, out, block_rows, workers=workers, progress=progress)
         labels_sha256 = None
         if source.labels is not None:
             with atomic(out.with_name("labels.npy")) as file:
                 np.save(file, source.labels)
             labels_sha256 = hashlib.sha256(out.with_name("labels.npy").read_bytes()).hexdigest()
         manifest = {
-            "dataset_id": hashlib.sha256("".join(blocks).encode()).hexdigest()[:16],
+            "dataset_id": hashlib.sha256("".join(pixels).encode()).hexdigest()[:16],
             "name": source.name,
             "rows": source.count,
+            **({"format": "encoded"} if out.suffix == ENCODED[0] else {}),
             "dtype": "uint8",
             "shape": [source.count, *IMAGE_SHAPE],
             "block_rows": block_rows,
@@ -369,6 +384,7 @@ def prepare(
         }
         write_json(out.with_name("manifest.json"), manifest)
         writer.finish(out)
+        encoded_writer.finish(out)
         return manifest
 
 

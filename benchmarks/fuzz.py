@@ -24,6 +24,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,24 +90,29 @@ def make_photographs(at: Path) -> None:
             (at / str(person) / f"{number}.png").write_bytes(png(3 * person + number))
 
 
-def make_dataset(at: Path) -> None:
-    """Make a data set as `prepare` does: images.npy, labels.npy, manifest.json."""
+def make_dataset(at: Path, name: str = "images.npy") -> None:
+    """Make a data set as `prepare` does: images.npy or images.jpegs and offsets.npy, labels.npy, manifest.json."""
     make_photographs(at / "photographs")
-    argv = ["source=folder", f"path={at / 'photographs'}", f"out={at / 'a' / 'images.npy'}", "held_out=2", "workers=1"]
+    argv = ["source=folder", f"path={at / 'photographs'}", f"out={at / 'a' / name}", "held_out=2", "workers=1"]
     with contextlib.redirect_stdout(io.StringIO()):
         assert prepare.main(argv) == 0
     shutil.rmtree(at / "photographs")
 
 
-def read_dataset(at: Path) -> None:
+def read_dataset(at: Path, name: str = "images.npy") -> None:
     """Read with the trainer's code and with the laptop's, which finds the parts of a fraction on its own."""
-    images = at / "a" / "images.npy"
+    images = at / "a" / name
     read = dataset.open_dataset(images, labels_path=None, fraction=0.5, block_rows=8192)
     assert read.images[read.train_rows].dtype == "uint8"
     found = laptop.find(Origin(HERE, images, LocalShell()), 8192)
     laptop.facts(found, 0.5)
     laptop.pieces_of(found, laptop.kept_blocks(found, 0.5))
     laptop.count_classes(found, 0.5)
+
+
+def read_directly(path: Path) -> None:
+    read = dataset.open_dataset(path, labels_path=None, fraction=0.5, block_rows=2)
+    assert read.images[read.train_rows].dtype == "uint8"
 
 
 def make_table(at: Path) -> None:
@@ -117,6 +123,8 @@ KINDS = {
     "rec": Kind(make_rec, lambda at: read_source(rec(at / "train.rec"))),
     "parquet": Kind(make_table, lambda at: read_source(parquet(at / "a.parquet")), memory_bytes=PAGE_BYTES),
     "dataset": Kind(make_dataset, read_dataset),
+    "encoded": Kind(partial(make_dataset, name="images.jpegs"), partial(read_dataset, name="images.jpegs")),
+    "rec as it lies": Kind(make_rec, lambda at: read_directly(at / "train.rec")),
     "folder": Kind(make_photographs, lambda at: read_source(folder(at))),
     "ijb": Kind(lambda at: write_ijb(at / "IJBC"), lambda at: read_set(at / "IJBC")),
     "bin": Kind(lambda at: write_bin(at / "a.bin"), lambda at: read_set(at / "a.bin")),

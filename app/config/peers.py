@@ -15,7 +15,7 @@ BACKBONES = {  # their name -> our file in conf/backbone
 }
 KEYS = {  # of their configurations
     "network": "backbone=iresnet50",
-    "rec": "data.binary_cache_path=images.npy, which python -m app.prepare source=rec writes",
+    "rec": "data.binary_cache_path=faces/train.rec",
     "margin_list": "'recipe.head.margins=[1.0,0.5,0.0]'",
     "sample_rate": "recipe.head.sample_rate=0.3",
     "interclass_filtering_threshold": "recipe.head.filter_above=0.4",

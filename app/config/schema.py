@@ -23,7 +23,7 @@ NO_ID = -1  # the pseudo-ID of an image without a cluster
 class DataConfig:
     """The location of the images and the selection to train on."""
 
-    binary_cache_path: str | None = None  # images.npy, uint8 [N, 112, 112, 3] RGB
+    binary_cache_path: str | None = None  # images.npy, images.jpegs or a .rec; docs/photographs.md
     labels_path: str | None = None  # null: labels.npy beside the images, if it exists
     # Labels to learn, int32 [N]; -1 leaves an image out. null: the labels above. Pseudo-IDs work too.
     train_labels_path: str | None = None

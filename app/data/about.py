@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.dataset import Dataset, Rows, digest, identity, open_dataset, open_images, open_npy, read_manifest
+from app.data.dataset import (
+    ENCODED,
+    Dataset,
+    Rows,
+    digest,
+    identity,
+    open_dataset,
+    open_images,
+    open_npy,
+    read_manifest,
+)
+from app.data.encoded import Images, stored_bytes
 from app.errors import WrongUse
 
 PAGE, PAIRS = "passport.html", "pairs.npy"  # beside images.npy, if prepare wrote them
@@ -66,8 +77,9 @@ def images_at(path: Path) -> Path:
         )
     if not path.is_dir():
         return path
-    if (path / "images.npy").is_file():
-        return path / "images.npy"
+    for name in ("images.npy", f"images{ENCODED[0]}"):
+        if (path / name).is_file():
+            return path / name
     below = sorted(file.parent for file in path.glob("*/images.npy"))
     if below:
         more = f" and {len(below) - LISTED} more" if len(below) > LISTED else ""
@@ -124,7 +136,7 @@ def labels_fault(path: Path, manifest: About) -> list[str]:
     return []
 
 
-def image_faults(path: Path, images: NDArray[np.uint8], manifest: About) -> list[str]:
+def image_faults(path: Path, images: Images, manifest: About) -> list[str]:
     """One sentence if images [N, 112, 112, 3] differ from the manifest's blocks. Raises WrongUse without them."""
     wanted, rows = manifest.get("blocks"), manifest.get("block_rows")
     if not wanted or not rows:
@@ -135,7 +147,7 @@ def image_faults(path: Path, images: NDArray[np.uint8], manifest: About) -> list
     bad = [
         block
         for block, start in enumerate(starts)
-        if hashlib.sha256(np.ascontiguousarray(images[start : start + rows]).data).hexdigest() != wanted[block]
+        if hashlib.sha256(stored_bytes(images, start, min(start + rows, len(images)))).hexdigest() != wanted[block]
     ]
     if not bad:
         return []

@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,12 @@ from app.config import NO_ID, DataConfig
 from app.errors import WrongUse
 from app.runtime.foreign import what_it_is
 
+if TYPE_CHECKING:
+    from app.data.encoded import Images
+
 SIDE = 112
 IMAGE_SHAPE = (SIDE, SIDE, 3)
+ENCODED = (".jpegs", ".rec")  # suffixes of files whose images are decoded on the way: app/data/encoded.py
 SAMPLED = 64  # images hashed to identify a data set without a manifest
 
 Rows = NDArray[np.int64]
@@ -29,7 +33,7 @@ Rows = NDArray[np.int64]
 class Dataset:
     """Images with their labels and row selections. `images` is memory-mapped, never copied as a whole."""
 
-    images: NDArray[np.uint8]  # [N, 112, 112, 3] RGB
+    images: Images  # [N, 112, 112, 3] RGB
     labels: NDArray[np.int32] | None  # [N]
     train_rows: Rows  # ascending
     held_out_rows: Rows  # ascending; never trained on
@@ -58,9 +62,7 @@ def open_dataset(path: Path, *, labels_path: Path | None, fraction: float, block
     """
     images = open_images(path)
     manifest = read_manifest(path, len(images))
-    if labels_path is None and path.with_name("labels.npy").exists():
-        labels_path = path.with_name("labels.npy")
-    labels = None if labels_path is None else open_labels(labels_path, len(images))
+    labels = labels_of(path, images, labels_path)
     held_out = manifest.get("held_out_rows", 0)
     train_count = len(images) - held_out
     if train_count < 2:
@@ -86,6 +88,15 @@ def open_dataset(path: Path, *, labels_path: Path | None, fraction: float, block
     )
 
 
+def labels_of(path: Path, images: Images, labels_path: Path | None) -> NDArray[np.int32] | None:
+    """The labels [N] in `labels_path`, in the .rec at `path`, or in the labels.npy beside `path`. Raises WrongUse."""
+    if labels_path is None and path.suffix == ".rec":
+        return getattr(images, "labels", None)  # a labels.npy beside a .rec may belong to prepared images
+    if labels_path is None and path.with_name("labels.npy").exists():
+        labels_path = path.with_name("labels.npy")
+    return None if labels_path is None else open_labels(labels_path, len(images))
+
+
 def identity(data: Dataset) -> dict[str, Any]:
     """Identify the data in a checkpoint: name, number of training images, digests of classes and labels.
 
@@ -99,7 +110,7 @@ def identity(data: Dataset) -> dict[str, Any]:
     return {"data": name, "rows": len(data.train_rows), "classes": classes, "labels": labels}
 
 
-def fingerprint(images: NDArray[np.uint8]) -> str:
+def fingerprint(images: Images) -> str:
     """Hash the number of images [N, 112, 112, 3] and up to `SAMPLED` evenly spaced ones."""
     rows = np.unique(np.linspace(0, len(images) - 1, SAMPLED).round().astype(np.int64))
     return digest(np.append(images[rows].reshape(-1), np.frombuffer(str(len(images)).encode(), np.uint8)))
@@ -135,8 +146,12 @@ def with_classes(data: Dataset, config: DataConfig) -> Dataset:
     return replace(data, train_rows=rows, classes=classes, class_labels=values.astype(np.int64))
 
 
-def open_images(path: Path) -> NDArray[np.uint8]:
-    """Map images.npy read-only. Raises WrongUse if its type, shape or order is wrong."""
+def open_images(path: Path) -> Images:
+    """Map images.npy, images.jpegs or a .rec read-only. Raises WrongUse if its type, shape or order is wrong."""
+    if path.suffix in ENCODED:
+        from app.data.encoded import open_encoded  # it needs this file
+
+        return open_encoded(path)
     array = open_npy(path, "`invoke prepare` makes one, or give data.binary_cache_path=PATH")
     wanted = "it must be uint8 of shape [N, 112, 112, 3], as `invoke prepare --source folder --path DIR` makes it"
     if array.dtype != np.uint8:
@@ -187,7 +202,7 @@ def open_npy(path: Path, instead: str) -> NDArray[Any]:
 def read_manifest(path: Path, count: int) -> dict[str, Any]:
     """Read the manifest beside images.npy; {} if there is none. Raises WrongUse if it does not match the images."""
     file = path.with_name("manifest.json")
-    if not file.is_file():
+    if path.suffix == ".rec" or not file.is_file():  # beside a .rec it is of another file
         return {}
     try:
         manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -199,6 +214,8 @@ def read_manifest(path: Path, count: int) -> dict[str, Any]:
         raise WrongUse(f"{file} is not an image manifest; run `invoke prepare` again, or remove it") from error
     if not fits:
         raise WrongUse(f"{file} has numbers that are out of range; run `invoke prepare` again, or remove it")
+    if (manifest.get("format") == "encoded") != (path.suffix == ENCODED[0]):
+        raise WrongUse(f"{file} is not of {path.name} but of another file; move one of them to another folder")
     if rows != count:
         raise WrongUse(f"{file} lists {manifest['rows']} rows, {path.name} has {count}; run `invoke prepare` again")
     return manifest

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from app.config import NO_ID
 from app.data.dataset import Rows
+from app.data.encoded import Images
 from app.files import atomic
 from app.mining.gate import Report
 
@@ -38,7 +39,7 @@ class Row:
 
 def contact_sheet(
     path: Path,
-    images: NDArray[np.uint8],
+    images: Images,
     rows: Rows,
     pseudo_ids: IdArray,
     seed: int,

@@ -21,6 +21,7 @@ from deploy.specs.estimate import Stopwatch
 from deploy.specs.names import family_name, slug
 from deploy.steps.provision import acquired, ready_code
 from deploy.ui.screen import Screen
+from deploy.workspace.encoded import IMAGES
 from deploy.workspace.sources import ON_THE_MACHINE
 
 FLAGS = "SNIPERFACE_FLAGS"  # app/errors.py reads it
@@ -35,12 +36,16 @@ def prepare(
     files: Mapping[str, str | None],
     out: str | None,
     options: Mapping[str, str | None],
+    encoded: bool = False,
 ) -> int:
     """Make a data set with app.prepare, here or on a target's machine. Returns the exit code.
 
     `files` are options that name files and folders: `path`, `labels`, `landmarks`. For a machine, all paths are paths
-    on it. `options` are passed on unchanged.
+    on it. `options` are passed on unchanged. `encoded`: keep image files instead of pixels.
     """
+    file_name = f"images{IMAGES[encoded]}"
+    if out and Path(out).suffix in IMAGES and Path(out).suffix != IMAGES[encoded]:
+        raise WrongUse(f"--out {out} does not fit: give {file_name}, its folder, or {'no ' * encoded}--encoded")
     path, given = files.get("path"), {key: file for key, file in files.items() if file}
     name = slug(Path(path).stem) if path and source != "orl" else source
     words = [f"source={source}"]
@@ -48,7 +53,7 @@ def prepare(
     with reach.target(project, target) as at:
         if at.settings.is_local:
             place = Path(out).absolute() if out else project / "data" / name
-            place = place if place.suffix == ".npy" else place / "images.npy"
+            place = place if place.suffix in IMAGES else place / file_name
             words += [f"out={place}"]
             words += [f"{key}={Path(file).absolute()}" for key, file in given.items()]
             as_json = ["json=true"] if screen.as_json else []
@@ -58,7 +63,7 @@ def prepare(
             shell = at.shell(machine)
             machine, folder = ready_code(at.settings, machine, shell, screen)
             there = machine.path(out) if out else machine.root / "data" / name
-            there = there if there.suffix == ".npy" else there / "images.npy"
+            there = there if there.suffix in IMAGES else there / file_name
             words += [f"out={there}", *(f"{key}={file}" for key, file in given.items())]
             for line in shell.stream([machine.python, "-m", "app.prepare", *words, *more], cwd=folder):
                 screen.say(line)
@@ -229,10 +234,10 @@ def _bring_set(reached: Reached, text: str) -> PurePath:
     if text.startswith(ON_THE_MACHINE):
         return reached.machine.path(text[len(ON_THE_MACHINE) :])
     file = Path(text).absolute()
-    file = file / "images.npy" if (file / "images.npy").is_file() else file
+    file = next((file / f"images{end}" for end in IMAGES if (file / f"images{end}").is_file()), file)
     if not file.is_file():
         raise WrongUse(f"--sets {text}: no such file on this computer; write machine:/path for a file on the machine")
-    if file.suffix not in (".bin", ".npy"):
+    if file.suffix not in (".bin", *IMAGES):
         raise WrongUse(
             f"--sets {text} names other files, which are not uploaded with it: make an images.npy of it by "
             f"`{command(f'prepare --source pairs --path {file.name}')}` and give that, or copy all to the machine and "
@@ -265,6 +270,6 @@ def _bring_people(reached: Reached, key: str, text: str) -> str:
 
 
 def _beside(images: Path) -> list[Path]:
-    """The files that belong to an images.npy, if they exist."""
-    found = [images.with_name(name) for name in ("pairs.npy", "labels.npy", "people.csv", "manifest.json")]
+    """The files that belong to an images.npy or images.jpegs, if they exist."""
+    found = [images.with_name(name) for name in ("pairs.npy", "labels.npy", "people.csv", "manifest.json", "offsets.npy")]
     return [path for path in found if path.exists()]

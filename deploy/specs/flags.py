@@ -139,7 +139,12 @@ FETCH_CHECKPOINT = (
 COST = (Flag("days", "how many days, today included (default: 30)", "N", "30"), JSON)
 OFFERS = (
     on("target whose provider is asked (default: runpod)", "runpod"),
-    Flag("data", "images.npy to train on (default: the target's, else the ORL try-out)", "PATH", group=WHAT),
+    Flag(
+        "data",
+        "images.npy or images.jpegs to train on (default: the target's, else the ORL try-out)",
+        "PATH",
+        group=WHAT,
+    ),
     Flag("recipe", "name of a file in conf/recipe (default: the configuration's)", "RECIPE", group=WHAT),
     overrides("key=value of the configuration, such as --set backbone=iresnet50; repeatable", WHAT),
     JSON,
@@ -180,7 +185,8 @@ PREPARE = (
         "PATH",
     ),
     Flag("labels", "labels.npy of an array", "PATH"),
-    out("output: a folder, or a path ending in .npy (default: data/<name>)"),
+    Flag("encoded", "keep image files instead of pixels: images.jpegs, a third of the size or less of photographs"),
+    out("output: a folder, or a path ending in .npy, with --encoded in .jpegs (default: data/<name>)"),
     Flag("image-column", "the column of image files (default: one with a usual name)", "NAME", group=PARQUET),
     Flag("label-column", "the column of identities (default: one with a usual name)", "NAME", group=PARQUET),
     Flag("split", "which split of a folder that holds several, such as train", "NAME", group=PARQUET),
@@ -228,7 +234,11 @@ PREPARE = (
     JSON,
 )
 DATA = (
-    Flag("data", "images.npy of a prepared data set, or its folder (default: data/orl of the project)", "PATH"),
+    Flag(
+        "data",
+        "images.npy or images.jpegs of a prepared data set, or its folder (default: data/orl of the project)",
+        "PATH",
+    ),
     Flag("verify", "also hash all images, and compare them with the manifest"),
     JSON,
 )

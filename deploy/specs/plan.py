@@ -59,6 +59,7 @@ class DataFacts:
     packed: str | None = None  # upload format: `lossless`, or lossy such as `jpeg95`
     packed_bytes: int | None = None  # None: not packed yet
     classes: int | None = None  # that recipe supervised learns; None where not counted
+    file_name: str = "images.npy"  # where it is staged
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,7 @@ def disk_folder(root: PurePath, data: DataFacts) -> PurePath:
 
 def staged_path(folder: PurePath, data: DataFacts, fraction: float) -> PurePath:
     """Return the path in a staging folder. A fraction has its own subfolder."""
-    return (folder if fraction == 1 else folder / f"{data.name}{fraction_mark(fraction)}") / "images.npy"
+    return (folder if fraction == 1 else folder / f"{data.name}{fraction_mark(fraction)}") / data.file_name
 
 
 def _identity(request: Request, facts: Facts) -> tuple[str, int]:

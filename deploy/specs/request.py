@@ -113,7 +113,7 @@ class Request:
         None,
         Flag(
             "data",
-            "an images.npy, or the folder it is in (default: the target's, else the ORL try-out)",
+            "images.npy, images.jpegs, or the folder it is in (default: the target's, else the ORL try-out)",
             "PATH",
             group=WHAT,
         ),

@@ -91,7 +91,8 @@ def check(reach: Reach, request: Request) -> Checked:
     if origin.is_known and not (tryout and origin.files and origin.files.size(origin.path) is None):
         dataset = _find_data(settings, request, origin, config)
         data.facts(dataset, request.fraction)
-    pack, in_vain = _pack(settings, request, origin, again=continues is not None)
+    encoded = dataset is not None and dataset.offsets is not None
+    pack, in_vain = _pack(settings, request, origin, again=continues is not None, encoded=encoded)
     request, own = replace(request, pack=pack), bool(last)
     if request.resume not in ("none", "auto"):
         last = [found for found in [checkpoints.check_usable(Path(request.resume))] if found]
@@ -224,7 +225,9 @@ def _images(settings: Settings, origin: Origin | None, config: Mapping[str, Any]
     return Origin(origins.MACHINE, settings.root / "data" / "orl" / "images.npy", None), True
 
 
-def _pack(settings: Settings, request: Request, origin: Origin, *, again: bool) -> tuple[str, str | None]:
+def _pack(
+    settings: Settings, request: Request, origin: Origin, *, again: bool, encoded: bool = False
+) -> tuple[str, str | None]:
     """How images are packed for upload, and a note if the target's `pack` does not apply.
 
     The flag decides or, where images can be packed at all, the target's file. A continued run (`again`) keeps its
@@ -234,6 +237,11 @@ def _pack(settings: Settings, request: Request, origin: Origin, *, again: bool) 
     kind = settings.target.pack or packing.NONE if by_file else request.pack
     if kind == packing.NONE:
         return kind, None
+    if encoded:
+        words = "is for pixels, and images.jpegs has image files, which are small already"
+        if by_file:
+            return packing.NONE, f"pack: {kind} of {settings.where} {words}: not packed"
+        raise WrongUse(f"--pack {kind} {words}: leave it out")
     if origin.where != origins.HERE or settings.is_local:
         places = {
             origins.HERE: "stay here",

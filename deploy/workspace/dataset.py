@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import array
-import ast
 import hashlib
 import json
 import math
@@ -18,14 +17,16 @@ from deploy.shell import LocalShell
 from deploy.shell.ranges import Piece
 from deploy.specs.names import slug
 from deploy.specs.plan import DataFacts
+from deploy.workspace import encoded
 from deploy.workspace.compression import NONE, Packing
+from deploy.workspace.npy import Header, header_bytes, read_header
 from deploy.workspace.sources import HERE, Files, Origin, Place
 
+NAME = "images.npy"
 SIDE = 112
 ROW_BYTES = SIDE * SIDE * 3
 GIB = 1 << 30
 INTEGERS = {"i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q"}  # array typecodes
-HEADER_BYTES = 64 << 10  # limit of an array's .npy header
 PREPARE = "prepare --source folder --path DIR"
 
 # What `app.prepare source=orl` makes, for a plan that must change nothing.
@@ -35,18 +36,8 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Header:
-    """Header of a .npy file."""
-
-    dtype: str
-    fortran_order: bool
-    shape: tuple[int, ...]
-    data_offset: int
-
-
-@dataclass(frozen=True)
 class Dataset:
-    """A checked images.npy, with the values of its manifest, or defaults if there is none.
+    """A checked images.npy or images.jpegs, with the values of its manifest, or defaults if there is none.
 
     `labels` are at the same origin as the images; `train_labels` is a file on the laptop.
     """
@@ -62,6 +53,7 @@ class Dataset:
     manifest: dict[str, Any]
     where: str
     files: Files
+    offsets: encoded.Offsets | None = None  # of image files; None: pixels
 
     @property
     def train_rows(self) -> int:
@@ -69,22 +61,32 @@ class Dataset:
 
     @property
     def bytes(self) -> int:
-        return self.data_offset + self.rows * ROW_BYTES
+        return self.data_offset + self.bytes_of(0, self.rows)
+
+    def place_of(self, row: int) -> int:
+        """The byte at which a row begins; for the number of rows, the byte at which the last one ends."""
+        return self.data_offset + (row * ROW_BYTES if self.offsets is None else self.offsets[row])
+
+    def bytes_of(self, start: int, stop: int) -> int:
+        return self.place_of(stop) - self.place_of(start)
 
 
 def find(origin: Origin, block_rows: int, labels: Place | None = None, train_labels: Path | None = None) -> Dataset:
-    """Check an images.npy, its manifest and its labels. Raises WrongUse with the fault and the fix.
+    """Check an images.npy or images.jpegs, its manifest and its labels. Raises WrongUse with the fault and the fix.
 
     `block_rows`: the app's block size, used if no manifest has one. `labels`: labels that are not beside the images.
     `train_labels`: labels to learn instead of them.
     """
     assert origin.files is not None, "the machine is reached before its files are looked at"
     path, files = origin.path, origin.files
-    if not path.name.endswith(".npy"):
-        path = path / "images.npy"
-    header = _check_images(path, files)
-    rows = header.shape[0]
-    manifest = _read_manifest(path.with_name("manifest.json"), rows, files)
+    path, offsets = _file_of(path, files), None
+    if path.name.endswith(encoded.SUFFIX):
+        offsets = encoded.read_offsets(path, files)
+        rows, data_offset = len(offsets) - 1, 0
+    else:
+        header = _check_images(path, files)
+        rows, data_offset = header.shape[0], header.data_offset
+    manifest = _read_manifest(path.with_name("manifest.json"), rows, files, encodes=offsets is not None)
     if labels is None and files.size(path.with_name("labels.npy")) is not None:
         labels = path.with_name("labels.npy")
     if labels is not None:
@@ -97,12 +99,13 @@ def find(origin: Origin, block_rows: int, labels: Place | None = None, train_lab
         rows=rows,
         held_out_rows=int(manifest.get("held_out_rows", 0)),
         block_rows=int(manifest.get("block_rows", block_rows)),
-        data_offset=header.data_offset,
+        data_offset=data_offset,
         labels=labels,
         train_labels=train_labels,
         manifest=manifest,
         where=origin.where,
         files=files,
+        offsets=offsets,
     )
 
 
@@ -122,13 +125,14 @@ def facts(dataset: Dataset, fraction: float, packing: Packing | None = None) -> 
         path=str(dataset.path),
         rows=dataset.rows,
         train_rows=rows,
-        bytes=128 + (rows + dataset.held_out_rows) * ROW_BYTES,
+        bytes=bytes_to_stage(dataset, kept_blocks(dataset, fraction)),
         dataset_id=marked(dataset.manifest.get("dataset_id"), packing),
         labels=str(dataset.labels) if dataset.labels not in (None, dataset.path.with_name("labels.npy")) else None,
         train_labels=None if dataset.train_labels is None else str(dataset.train_labels),
         where=dataset.where,
         packed=packing.kind if packing else None,
         packed_bytes=packing.bytes if packing else None,
+        file_name=NAME if dataset.offsets is None else encoded.NAME,
     )
 
 
@@ -200,33 +204,13 @@ def dataset_id(blocks: list[str]) -> str:
     return hashlib.sha256("".join(blocks).encode()).hexdigest()[:16]
 
 
-def read_header(path: Place, files: Files | None = None) -> Header:
-    """Read the header of a .npy file. Raises ValueError if it is not one."""
-    reader: Files = files or LocalShell()
-    start = reader.read(path, 0, HEADER_BYTES)
-    if start[:6] != b"\x93NUMPY":
-        raise ValueError("not a .npy file")
-    length_bytes = 2 if start[6:7] == b"\x01" else 4
-    length = int.from_bytes(start[8 : 8 + length_bytes], "little")
-    text = start[8 + length_bytes : 8 + length_bytes + length]
-    if len(text) < length:
-        raise ValueError("truncated")
-    try:
-        values = ast.literal_eval(text.decode("latin-1"))
-        dtype, order, shape = values["descr"], values["fortran_order"], values["shape"]
-    except (SyntaxError, KeyError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError("invalid .npy header") from error
-    numbers = isinstance(shape, tuple) and all(type(each) is int and 0 <= each < 1 << 63 for each in shape)
-    if not (isinstance(dtype, str) and isinstance(order, bool) and numbers):
-        raise ValueError("its header does not describe an array of numbers")
-    return Header(dtype, order, shape, 8 + length_bytes + length)
-
-
-def header_bytes(dtype: str, shape: tuple[int, ...]) -> bytes:
-    """Return a .npy header (format 1.0), padded to a multiple of 64 bytes."""
-    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape!r}, }}"
-    text += " " * (-(10 + len(text) + 1) % 64) + "\n"
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode("latin-1")
+def _file_of(path: Place, files: Files) -> Place:
+    """Return the file of images that --data means: itself, or the one in the folder."""
+    if path.name.endswith((".npy", encoded.SUFFIX)):
+        return path
+    if path.name.endswith(".rec"):
+        raise WrongUse(f"{path} must be converted once: `{command('prepare --source rec --path DIR --encoded')}`")
+    return path / (encoded.NAME if files.size(path / NAME) is None and files.size(path / encoded.NAME) else NAME)
 
 
 def _check_images(path: Place, files: Files) -> Header:
@@ -276,7 +260,7 @@ def _spoken(dtype: str) -> str:
     return f"{kinds[kind]}{8 * int(size)}" if kind in kinds and size.isdecimal() else f"dtype {dtype}"
 
 
-def _read_manifest(path: Place, rows: int, files: Files) -> dict[str, Any]:
+def _read_manifest(path: Place, rows: int, files: Files, *, encodes: bool) -> dict[str, Any]:
     try:
         text = files.read(path)
     except FileNotFoundError:
@@ -292,7 +276,8 @@ def _read_manifest(path: Place, rows: int, files: Files) -> dict[str, Any]:
         fits = fits and 0 < float((manifest.get("selection") or {"fraction": 1})["fraction"]) <= 1
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
         raise WrongUse(f"{path} cannot be used: remove it, or make the data again (`{command(PREPARE)}`)") from error
-    if told != rows or not fits:
+    of_other = (manifest.get("format") == "encoded") != encodes
+    if told != rows or not fits or of_other:
         raise WrongUse(f"{path} does not match the images (lists {told} rows, they have {rows}): make the data again")
     return manifest
 
@@ -311,10 +296,23 @@ def count_blocks(dataset: Dataset) -> int:
 
 
 def rows_of(dataset: Dataset, block: int) -> int:
-    return min((block + 1) * dataset.block_rows, dataset.rows) - block * dataset.block_rows
+    start, stop = range_of(dataset, block)
+    return stop - start
+
+
+def range_of(dataset: Dataset, block: int) -> tuple[int, int]:
+    """Return the first row of a block, and the row after its last."""
+    return block * dataset.block_rows, min((block + 1) * dataset.block_rows, dataset.rows)
+
+
+def bytes_to_stage(dataset: Dataset, blocks: list[int]) -> int:
+    """Return the size of a staged file with these blocks."""
+    return len(staged_header(dataset, blocks)) + sum(dataset.bytes_of(*range_of(dataset, each)) for each in blocks)
 
 
 def staged_header(dataset: Dataset, blocks: list[int]) -> bytes:
+    if dataset.offsets is not None:
+        return b""
     return header_bytes("|u1", (sum(rows_of(dataset, block) for block in blocks), SIDE, SIDE, 3))
 
 
@@ -331,8 +329,8 @@ def pieces_of(dataset: Dataset, blocks: list[int]) -> list[Piece]:
         pieces.append(
             Piece(
                 name=f"block {block} (rows {block * dataset.block_rows} onwards)",
-                offset=dataset.data_offset + block * dataset.block_rows * ROW_BYTES,
-                bytes=rows_of(dataset, block) * ROW_BYTES,
+                offset=dataset.place_of(range_of(dataset, block)[0]),
+                bytes=dataset.bytes_of(*range_of(dataset, block)),
                 place=place,
                 sha256=known[block],
             )

@@ -17,24 +17,26 @@ from deploy.shell.transfer import send_pieces
 from deploy.specs.machine import Machine
 from deploy.specs.plan import TRAIN_LABELS, Plan, disk_folder, staged_path, wanted_path
 from deploy.specs.settings import Settings
+from deploy.workspace import encoded
 from deploy.workspace.compression import Packing, packed_file
 from deploy.workspace.dataset import (
     GIB,
-    ROW_BYTES,
+    NAME,
     SIDE,
     Dataset,
+    bytes_to_stage,
     count_blocks,
     dataset_id,
     facts,
-    header_bytes,
     kept_blocks,
     marked,
     modified_ns,
     pieces_of,
-    read_header,
+    range_of,
     rows_of,
     staged_header,
 )
+from deploy.workspace.npy import header_bytes, read_header
 from deploy.workspace.sources import HERE, Files, Place
 
 MEMORY_FOR_TRAINING_BYTES = 4 << 30
@@ -62,7 +64,7 @@ def choose_place(
     wanted = wanted_path(settings, root, about, fraction)
     if str(wanted) == about.path:
         return Staged(wanted, f"read in place from {wanted}")
-    needed = _staged_bytes(dataset, kept_blocks(dataset, fraction))
+    needed = bytes_to_stage(dataset, kept_blocks(dataset, fraction))
     kept_free = SHM_FOR_NCCL_BYTES if gpus > 1 and PurePosixPath(wanted).is_relative_to(SHM) else 0
     lacking = _lacks_room(shell, wanted, needed, kept_free)
     if lacking is None:
@@ -105,21 +107,23 @@ def stage(
     if dataset.train_labels is not None:  # small, and may differ from those of the previous run
         own = _labels_of(LocalShell(), dataset, dataset.train_labels, blocks)
         shell.write(destination.with_name(TRAIN_LABELS), own)
-    if size is not None and there and _same(there, manifest) and size == _staged_bytes(dataset, blocks):
+    if size is not None and there and _same(there, manifest) and size == bytes_to_stage(dataset, blocks):
         if packing:
             shell.remove(packed_file(machine).parent)  # of a call that was interrupted before its last step
         return f"already there: {destination}"
-    if size is not None and not there:
+    others = [each for each in _same_place(destination) if shell.size(each) is not None]
+    if others and not there:
         raise WrongUse(
-            f"{destination} already exists, but this project did not stage it: remove it, or set another stage_to in "
+            f"{others[0]} already exists, but this project did not stage it: remove it, or set another stage_to in "
             f"the file of target '{plan.target}'"
         )
-    if size is not None and plan.queue:
+    if others and plan.queue:
         raise WrongUse(
-            f"{destination} holds other images, which the runs on this machine use: wait until they end, or use a "
+            f"{others[0]} holds other images, which the runs on this machine use: wait until they end, or use a "
             "target with another stage_to"
         )
-    shell.remove(destination)  # another data set: it takes the space of this one
+    for each in (*others, destination.with_name(encoded.OFFSETS)):
+        shell.remove(each)  # another data set: it takes the space of this one
     if packing:
         _reserve(shell, dataset, blocks, destination)
         hashes = packing.send(shell, machine, code, _part(destination), progress)
@@ -129,6 +133,9 @@ def stage(
         hashes = send_pieces(shell, Path(str(dataset.path)), _part(destination), pieces, progress)
     else:
         hashes = _copy(shell, machine, code, dataset, blocks, destination, progress)
+    if dataset.offsets is not None:
+        ranges = [range_of(dataset, block) for block in blocks]
+        encoded.write_offsets(shell, destination.with_name(encoded.OFFSETS), dataset.offsets, ranges)
     if dataset.labels is not None:
         labels = _labels_of(dataset.files, dataset, dataset.labels, blocks)
         shell.write(destination.with_name("labels.npy"), labels)
@@ -146,11 +153,7 @@ def stage(
     if packing:
         shell.remove(packed_file(machine).parent)
     sent = f", sent {packing.words}" if packing else ""
-    return f"staged {_staged_bytes(dataset, blocks) / GIB:.2f} GiB into {destination}{sent}"
-
-
-def _staged_bytes(dataset: Dataset, blocks: list[int]) -> int:
-    return len(staged_header(dataset, blocks)) + sum(rows_of(dataset, b) for b in blocks) * ROW_BYTES
+    return f"staged {bytes_to_stage(dataset, blocks) / GIB:.2f} GiB into {destination}{sent}"
 
 
 def _staged_manifest(
@@ -170,6 +173,7 @@ def _staged_manifest(
         "dataset_id": None,
         "name": dataset.name,
         "rows": rows,
+        **({} if dataset.offsets is None else {"format": "encoded"}),
         "dtype": "uint8",
         "shape": [rows, SIDE, SIDE, 3],
         "block_rows": dataset.block_rows,
@@ -197,6 +201,11 @@ def _same(there: dict[str, Any], wanted: dict[str, Any]) -> bool:
     return all(there.get(key) == wanted[key] for key in (*keys, "packed"))
 
 
+def _same_place(destination: PurePath) -> tuple[PurePath, PurePath]:
+    """Return the files of images that use the manifest in a folder: pixels, or image files."""
+    return destination.with_name(NAME), destination.with_name(encoded.NAME)
+
+
 def _part(destination: PurePath) -> PurePath:
     return destination.with_name(destination.name + ".part")
 
@@ -207,7 +216,7 @@ def _lacks_room(shell: Shell, destination: PurePath, needed: int, kept_free: int
     Files in RAM count against the machine's memory, and training needs some too.
     """
     folder = destination.parent
-    own = (shell.size(_part(destination)) or 0) + (shell.size(destination) or 0)
+    own = sum(shell.size(each) or 0 for each in (_part(destination), *_same_place(destination)))
     free = shell.free_bytes(folder) + own - kept_free
     if needed > free:
         for_nccl = " besides the space that NCCL needs" if kept_free else ""
@@ -224,11 +233,11 @@ def _reserve(shell: Shell, dataset: Dataset, blocks: list[int], destination: Pur
     """Reserve space for the whole file on another machine, before the first byte."""
     part = _part(destination)
     try:
-        shell.truncate(part, _staged_bytes(dataset, blocks))
+        shell.truncate(part, bytes_to_stage(dataset, blocks))
         shell.write_at(part, 0, staged_header(dataset, blocks))
     except OSError as error:
         raise StepFailed(
-            f"{destination.parent} has no room for {_staged_bytes(dataset, blocks) / GIB:.2f} GiB: {error.strerror}"
+            f"{destination.parent} has no room for {bytes_to_stage(dataset, blocks) / GIB:.2f} GiB: {error.strerror}"
         ) from error
 
 

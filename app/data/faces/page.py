@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from app.data.dataset import SIDE
+from app.data.encoded import Images
 from app.data.faces.passport import DUPLICATES, OTHER_PEOPLE, Passport, Row
 from app.data.sources.photograph import UNREADABLE, fitted, photograph
 from app.files import write_text
@@ -49,7 +49,7 @@ figcaption { font-size: 11px; line-height: 1.2; color: #5f6368; overflow-wrap: a
 """
 
 
-def write_page(path: Path, title: str, told: Passport, images: NDArray[np.uint8], root: Path) -> None:
+def write_page(path: Path, title: str, told: Passport, images: Images, root: Path) -> None:
     """Write the page. images [N, 112, 112, 3]; photographs that were left out are read again from `root`."""
     summary = told.summary
     parts = [
@@ -89,7 +89,7 @@ def _section(
     why: str,
     groups: Sequence[Sequence[int]],
     rows: Sequence[Row],
-    images: NDArray[np.uint8],
+    images: Images,
     root: Path,
 ) -> str:
     figures, shown = [], 0
@@ -105,7 +105,7 @@ def _section(
     return f"<h2>{_text(title)} ({of})</h2>{note}<div class=sheet>{''.join(figures)}</div>"
 
 
-def _figure(row: Row, images: NDArray[np.uint8], root: Path) -> str:
+def _figure(row: Row, images: Images, root: Path) -> str:
     if row.image is not None:
         picture = _data(Image.fromarray(images[row.image]))
     else:

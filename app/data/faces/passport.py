@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.data.dataset import SIDE
+from app.data.encoded import Images
 from app.data.faces.examine import Examined
 
 GREY = 3.0  # mean difference of the colours, in levels, below which an image is grey
@@ -77,9 +78,7 @@ class Passport:
 DUPLICATES, OTHER_PEOPLE = "duplicates", "the same picture of two people"
 
 
-def passport(
-    rows: Sequence[Row], images: NDArray[np.uint8], progress: Callable[[int], object] = lambda _: None
-) -> Passport:
+def passport(rows: Sequence[Row], images: Images, progress: Callable[[int], object] = lambda _: None) -> Passport:
     """Judge the rows and their images [N, 112, 112, 3]."""
     row_of = {row.image: place for place, row in enumerate(rows) if row.image is not None}
     hashes, grey = _hashes(images, progress)
@@ -110,9 +109,7 @@ def passport(
     return Passport(rows, {title: groups for title, groups in found.items() if groups})
 
 
-def _hashes(
-    images: NDArray[np.uint8], progress: Callable[[int], object]
-) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+def _hashes(images: Images, progress: Callable[[int], object]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """The difference hash (64 bits: is a pixel brighter than its left neighbour) and greyness of each image."""
     hashes, grey = np.empty(len(images), np.uint64), np.empty(len(images), np.bool_)
     for image in range(len(images)):
@@ -127,7 +124,7 @@ def _hashes(
     return hashes, grey
 
 
-def duplicates(images: NDArray[np.uint8], hashes: NDArray[np.uint64]) -> list[list[int]]:
+def duplicates(images: Images, hashes: NDArray[np.uint64]) -> list[list[int]]:
     """Groups of images that show the same picture, up to compression and small changes, in ascending order."""
     group_of = dict[int, int]()
 

@@ -16,7 +16,7 @@ from app.data.faces.align import cut
 from app.data.faces.examine import Examined, Look
 from app.data.faces.landmarks import Points, read_landmarks
 from app.data.sources.photograph import FITS, load_face, photograph, readable
-from app.data.sources.source import Source, content_of, name_in
+from app.data.sources.source import Source, content_of, contents, name_in
 from app.errors import WrongUse
 
 ALIGN = {
@@ -119,13 +119,19 @@ def names(source: Source) -> list[str]:
 def placed(source: Source, points: Sequence[Points | None], fit: str) -> Source:
     """The source whose images are cut out by their points, or scaled where there are none."""
     items = [Item(file, its) for file, its in zip(source.files, points, strict=True)]
-    return replace(source, read=lambda start, stop: items[start:stop], decode=partial(load_placed, fit=fit))
+    return replace(
+        source, read=lambda start, stop: items[start:stop], decode=partial(load_placed, fit=fit), stored=contents_of
+    )
 
 
 def load_placed(items: Sequence[Item], fit: str) -> NDArray[np.uint8]:
     """Decode and place photographs: uint8 [n, 112, 112, 3] RGB. Raises WrongUse naming the file."""
     assert fit in FITS
     return np.stack([_load_one(item, fit) for item in items])
+
+
+def contents_of(items: Sequence[Item]) -> list[bytes]:
+    return contents([item.file for item in items])
 
 
 def _load_one(item: Item, fit: str) -> NDArray[np.uint8]:

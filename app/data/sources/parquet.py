@@ -79,6 +79,7 @@ def parquet(
         decode=decode,
         labels=_labels(files, label_column),
         made_of=f"{fingerprint(files, path if path.is_dir() else path.parent)} {image_column} {label_column}",
+        stored=stored_files,
     )
 
 
@@ -112,6 +113,10 @@ def _first(splits: Sequence[str]) -> str:
 def decode(rows: Sequence[Stored]) -> NDArray[np.uint8]:
     """Decode stored images to uint8 [n, 112, 112, 3] RGB. Raises WrongUse naming the row."""
     return np.stack([_decode(row) for row in rows])
+
+
+def stored_files(rows: Sequence[Stored]) -> list[bytes]:
+    return [row.data or b"" for row in rows]
 
 
 def _decode(stored: Stored) -> NDArray[np.uint8]:

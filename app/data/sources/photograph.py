@@ -107,6 +107,19 @@ def photograph(file: bytes) -> Image.Image:
             return _eight_bits(_upright(image), image.format)
 
 
+def kind(file: bytes) -> tuple[str | None, tuple[int, int]]:
+    """Return Pillow's name of an image file's format, and its width and height as stored. Raises one of UNREADABLE."""
+    with Image.open(io.BytesIO(file)) as image:
+        return image.format, image.size
+
+
+def png(image: NDArray[np.uint8]) -> bytes:
+    """Encode [height, width, 3] RGB without loss."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
 def outline(file: Path) -> tuple[tuple[int, int], bool]:
     """Return an image file's upright width and height, and whether EXIF turns it, from its header alone.
 

@@ -85,6 +85,7 @@ def rec(path: Path, decoder: str = "cpu") -> Source:
         labels=classes,
         made_of=f"{fingerprint([file, *read_too], file.parent)} {decoder}",
         left_out=left_out,
+        stored=partial(stored_in_records, file),
     )
 
 
@@ -95,6 +96,12 @@ def decode_records(file: Path, starts: Sequence[int]) -> NDArray[np.uint8]:
     for place, start in enumerate(starts):
         images[place] = _face(file, start, records.image(start))
     return images
+
+
+def stored_in_records(file: Path, starts: Sequence[int]) -> list[bytes]:
+    """The image files of the records that start at those bytes."""
+    records = Records(file)
+    return [records.image(start) for start in starts]
 
 
 def decode_with_dali(file: Path, starts: Sequence[int]) -> NDArray[np.uint8]:

@@ -49,6 +49,8 @@ class Source:
 
     `files` are the rows' image files, below `root`, and `people` the names of their labels, where a source has them:
     such photographs can be aligned and have a passport. `pairs` is the list of pairs that names the files instead.
+
+    `stored` returns the image files of a slice of `read`'s result, where a source has them. It must be picklable.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Source:
     files: Sequence[Path] = ()
     people: Sequence[str] = ()
     pairs: Pairs | None = None
+    stored: Callable[[Any], Sequence[bytes]] | None = None
 
     def without(self, rows: Sequence[int]) -> Source:
         """Return this source without these rows, given in ascending order."""
@@ -144,7 +147,12 @@ def folder(path: Path) -> Source:
         root=path,
         files=[file for _, file in files],
         people=[person.folder.name for person in found],
+        stored=contents,
     )
+
+
+def contents(files: Sequence[Path]) -> list[bytes]:
+    return [file.read_bytes() for file in files]
 
 
 class _Person(NamedTuple):

@@ -251,7 +251,7 @@ def write_block(path: Path, offset: int, first_row: int, rows: Sequence[Any], de
             try:
                 images = np.ascontiguousarray(decode(piece))
             except WrongUse:
-                bad += _bad_images(first_row + start, piece, decode)
+                bad += bad_images(first_row + start, piece, decode)
                 continue
             assert images.dtype == np.uint8
             assert images.shape == (len(piece), *IMAGE_SHAPE)
@@ -261,7 +261,7 @@ def write_block(path: Path, offset: int, first_row: int, rows: Sequence[Any], de
     return sha256.hexdigest(), bad
 
 
-def _bad_images(first_row: int, rows: Sequence[Any], decode: Decode) -> list[BadImage]:
+def bad_images(first_row: int, rows: Sequence[Any], decode: Decode) -> list[BadImage]:
     """Decode the rows one by one and return those that fail."""
     bad = []
     for place in range(len(rows)):

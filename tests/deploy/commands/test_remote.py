@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import http.server
 import json
 import os
@@ -19,8 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from app.data.sources.source import Source
+from app.prepare import prepare as app_prepare
 from deploy.pod.base import processes
 from deploy.pod.base.folder import read_json
 from deploy.shell.host_keys import fingerprint
@@ -133,6 +137,44 @@ def test_a_file_of_the_laptop_is_staged_by_block(box: Box, tmp_path: Path) -> No
     assert (box.ram / "images.npy").read_bytes()[-1000:] == images.read_bytes()[-1000:]
     assert not list(box.ram.rglob("*.part"))
     assert "already there" in box.invoke("train", "--data", str(images)).stdout
+
+
+def test_image_files_of_the_laptop_are_staged_by_block(box: Box, tmp_path: Path) -> None:
+    """As pixels. Files that do not fit end with one sentence before anything is sent."""
+    images = tmp_path / "faces" / "images.jpegs"
+    prepare_files(images, rows=400)
+    plan = box.json("train", "--dry-run", "--data", str(images), "--fraction", "0.1")
+    assert box.json("train", "--data", str(images), "--fraction", "0.1")["state"] == "succeeded"
+    staged = next(box.ram.glob("*-f0.1/images.jpegs"))
+    assert plan["data"]["bytes"] == staged.stat().st_size < images.stat().st_size / 2
+    offsets = np.load(staged.with_name("offsets.npy"))
+    assert (offsets[0], offsets[-1]) == (0, staged.stat().st_size)
+    assert box.json("train", "--data", str(images.parent))["state"] == "succeeded"
+    assert (box.ram / "images.jpegs").read_bytes() == images.read_bytes()
+    assert (box.ram / "offsets.npy").read_bytes() == images.with_name("offsets.npy").read_bytes()
+    assert not list(box.ram.rglob("*.part"))
+    assert "already there" in box.invoke("train", "--data", str(images)).stdout
+    assert (
+        "small already: leave it out" in box.invoke("train", "--data", str(images), "--pack", "lossless", code=2).stderr
+    )
+    images.write_bytes(images.read_bytes()[:-1])
+    assert "is truncated" in box.invoke("train", "--data", str(images), code=2).stderr
+
+
+def prepare_files(images: Path, rows: int) -> None:
+    """Files of other lengths for each row. The pretended training does not decode them."""
+    files = [hashlib.sha256(str(row).encode()).digest() * (3 + row % 5) for row in range(rows)]
+    source = Source(
+        "faces",
+        rows,
+        lambda start, stop: range(start, stop),
+        None,
+        decode=lambda some: np.broadcast_to(np.uint8(some.start % 256), (len(some), 112, 112, 3)),
+        held_out=rows // 4,
+        block_rows=10,
+        stored=lambda some: [files[row] for row in some],
+    )
+    app_prepare(source, images)
 
 
 def test_images_may_lie_on_the_machine(box: Box, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from deploy.workspace.dataset import header_bytes
+from deploy.workspace.npy import header_bytes
 from tests.deploy.conftest import Project, end_tmux, wait_until
 from tests.deploy.support.pretend.app.prepare import make as prepare
 from tests.support.faults import Fault
@@ -369,6 +369,16 @@ def test_deploy_is_idempotent(project: Project) -> None:
     """The second call finds that everything exists."""
     first, second = project.json("deploy"), project.json("deploy")
     assert first == {**second, "machine": first["machine"]}
+
+
+def test_prepare_names_the_file_by_what_it_holds(project: Project) -> None:
+    """--encoded writes images.jpegs into the folder. An output of the other kind is refused."""
+    project.invoke("prepare", "--out", "files", "--encoded")
+    assert [file.name for file in (project.path / "files").glob("images.*")] == ["images.jpegs"]
+    for words in (["--encoded", "--out", "a/images.npy"], ["--out", "a/images.jpegs"]):
+        refused = project.invoke("prepare", *words, code=2).stderr
+        assert f"--out {words[-1]} does not fit" in refused
+        assert not (project.path / "a").exists()
 
 
 def test_images_are_kept_for_measuring(project: Project) -> None:

@@ -22,6 +22,7 @@ from deploy.specs.plan import Plan, make
 from deploy.specs.request import Request
 from deploy.specs.settings import Settings, Target
 from deploy.workspace import dataset as data
+from deploy.workspace import npy
 from deploy.workspace import staging as to_ram
 from deploy.workspace.sources import HERE, Origin
 from tests.deploy.conftest import HOSTILE_NAMES, SOURCE
@@ -41,7 +42,7 @@ def images(tmp_path: Path) -> Path:
 
 def write(path: Path, dtype: str, shape: tuple[int, ...], content: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data.header_bytes(dtype, shape) + bytes(content))
+    path.write_bytes(npy.header_bytes(dtype, shape) + bytes(content))
     return path
 
 
@@ -56,7 +57,7 @@ def test_numpy_headers_of_every_version_are_read(tmp_path: Path) -> None:
     text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (3, 112, 112, 3), }\n"
     path = tmp_path / "a.npy"
     path.write_bytes(b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text)
-    assert data.read_header(path) == data.Header("|u1", False, (3, 112, 112, 3), 12 + len(text))
+    assert npy.read_header(path) == npy.Header("|u1", False, (3, 112, 112, 3), 12 + len(text))
 
 
 @pytest.mark.parametrize(
@@ -180,14 +181,14 @@ def test_labels_to_learn_travel_with_the_part_that_is_staged(staging: Staging, t
     for told in (1, 2):
         own = tmp_path / f"pseudo_ids_{told}.npy"
         own.write_bytes(
-            data.header_bytes("<i4", (40,)) + b"".join((told * row).to_bytes(4, "little") for row in range(40))
+            npy.header_bytes("<i4", (40,)) + b"".join((told * row).to_bytes(4, "little") for row in range(40))
         )
         dataset, plan = data.find(here(staging.images), 8192, train_labels=own), staging.plan(0.5)
         to_ram.stage(staging.shell, staging.machine, PurePath(SOURCE), plan, dataset, no_progress)
         staged = staging.folder / "orl-f0.5" / "train_labels.npy"
         chosen = data.choose_blocks(30, 5, 0.5)
         rows = [*(row for block in chosen for row in range(block * 5, block * 5 + 5)), *range(30, 40)]
-        header = data.read_header(staged)
+        header = npy.read_header(staged)
         assert header.shape == (len(rows),)
         assert staged.read_bytes()[header.data_offset :] == b"".join((told * row).to_bytes(4, "little") for row in rows)
     with pytest.raises(WrongUse, match=r"data\.train_labels_path an int32"):
@@ -326,7 +327,7 @@ def test_classes_are_counted_as_the_app_counts_them(images: Path) -> None:
         values = array.array(kind, [row // 3 - 1 for row in range(count)])
         if code[0] != "<":
             values.byteswap()
-        labels.write_bytes(data.header_bytes(code, (count,)) + values.tobytes())
+        labels.write_bytes(npy.header_bytes(code, (count,)) + values.tobytes())
         dataset = data.find(here(images), 8192, train_labels=labels)
         assert data.count_classes(dataset, 1.0) == len({row // 3 - 1 for row in range(30)} - {-1})
         blocks = data.choose_blocks(30, 5, 0.4)
