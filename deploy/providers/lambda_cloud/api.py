@@ -260,7 +260,7 @@ def _instance(value: object) -> Instance:
     id = _id(said.get("id"))
     what = f"Lambda: instance {id}"
     tags = {}
-    for each in said.get("tags") or []:
+    for each in _list(said.get("tags") or [], f"{what}, tags"):
         if isinstance(each, dict) and each.get("key") in (NAME_TAG, CREATED_TAG):
             tags[each["key"]] = border.text(each.get("value"), f"{what}, tag {each['key']}", TAG_CHARACTERS)
     created, host = tags.get(CREATED_TAG, ""), said.get("ip")

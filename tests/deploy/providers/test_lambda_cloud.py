@@ -317,6 +317,18 @@ def test_a_machine_with_a_wrong_address_can_still_be_released(rig: Rig) -> None:
     assert rig.emulator.names == []
 
 
+@pytest.mark.parametrize("tags", [5, True, "text", {"key": "value"}])
+def test_tags_that_are_no_list_are_one_sentence(rig: Rig, tags: Any) -> None:
+    machine = rig.acquire()
+    told = rig.emulator._told(rig.emulator.instances[machine.id])
+    rig.emulator.answers = {"instances": [{**told, "tags": tags}]}
+    with pytest.raises(BadAnswer, match="tags is no list"):
+        rig.provider().list()
+    rig.emulator.answers = {}
+    rig.provider().release(machine)
+    assert rig.emulator.names == []
+
+
 def test_machines_of_others_are_left_alone(rig: Rig) -> None:
     kind = rig.emulator.types["gpu_1x_a10"].told("gpu_1x_a10")
     foreign = {"id": "f1", "status": "active", "instance_type": kind, "region": {"name": next(iter(REGIONS))}}
