@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         with stop.at_once(ALONE):
             path, out, overrides = decide(argv)
             config = load(overrides, base=RunFolder(path.parent.parent).config)
-            refuse_without_faiss(config.mining.backend)
+            refuse_without_faiss(config.mining.backend, config.mining.search)
             data = open_configured(config.data)
             make_folder(out, "out")
         with dist.world() as here, stop.at_once(here):
@@ -103,7 +103,7 @@ def mine_array(argv: list[str], here: World) -> str:
     if labels is not None and len(labels) != len(embeddings):
         raise WrongUse(f"labels= has {len(labels)} rows and embeddings= has {len(embeddings)}; give one label a row")
     config, out = load(overrides).mining, Path(own["out"]).absolute()
-    refuse_without_faiss(config.backend)
+    refuse_without_faiss(config.backend, config.search)
     make_folder(out, "out")
     shard = F.normalize(torch.from_numpy(np.array(share(embeddings, here), np.float32)), dim=1).to(here.device)
     truth = None if labels is None else np.unique(labels, return_inverse=True)[1].astype(np.int32)

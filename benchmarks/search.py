@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from a
 from _claims import Claim, in_turn, quick, report, seconds
 
 from app.mining.candidates import HalfPrecision
-from app.mining.knn import choose_backend, nearest, neighbours, recall, search
+from app.mining.knn import choose_backend, nearest, neighbours, search
+from app.mining.sample import recall
 from app.runtime.dist import World
 
 DIM, K = 512, 32

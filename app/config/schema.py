@@ -121,9 +121,11 @@ class MiningConfig:
     # the search:
     neighbours: int = field(default=32, metadata={"least": 1})  # per image
     backend: str = field(default="auto", metadata={"choices": ("auto", "faiss", "torch")})  # auto, faiss or torch
+    # exact: compare all pairs; ivf: compare within near cells, by FAISS; auto: exact up to 5 million images
+    search: str = field(default="auto", metadata={"choices": ("auto", "exact", "ivf")})
     # replicated: every process holds all embeddings; ring: processes pass them around; auto: whichever fits
     placement: str = field(default="auto", metadata={"choices": ("auto", "replicated", "ring")})
-    # of a sample's neighbours against brute force; a lower recall ends the run
+    # of a sample's neighbours against brute force; a lower recall ends the run. ivf: of those that clustering reads
     min_recall: float = field(default=0.999, metadata=PROBABILITY)
     # clusters:
     # or parity: connected components of mutual neighbours above a fixed similarity

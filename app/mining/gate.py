@@ -35,7 +35,8 @@ class Report:
     pair_f: float | None
     cosine: float | None  # mean over pairs of neighbours in one cluster; None: no such pairs
     floor: float  # least cosine of two neighbours
-    recall: float  # of the search, on a sample
+    search: str  # exact, or how many cells were read
+    recall: float  # of the search, on a sample; within cells of the neighbours that clustering reads
     unusable: int  # images whose embedding is zero or not finite
     cut: int  # images of clusters over max_cluster that were cut into pieces
     left_out: int  # images of clusters over max_cluster that were too large to cut
@@ -55,6 +56,7 @@ def judge(
     config: MiningConfig,
     *,
     floor: float,
+    search: str = "exact",
     recall: float = 1.0,
     unusable: int = 0,
     cosine: float | None = None,
@@ -107,6 +109,7 @@ def judge(
         pair_f=None if labels is None else pair_f(found, labels),
         cosine=cosine,
         floor=floor,
+        search=search,
         recall=recall,
         unusable=unusable,
         cut=cut,

@@ -32,9 +32,9 @@ from app.runtime.stop import Poll, undisturbed
 SPARE = 8  # candidates above k + 1 in fp32; rows with ties at the end are few and cost a second search
 PAIRS_AT_ONCE = 2**22
 BYTES_AT_ONCE = 2**28
-SCORES_AT_ONCE = 2**26
 PRODUCTS_A_ROUND = {"cpu": 2**35, "cuda": 2**42}  # multiplications between two polls: less than a second
 NO_FAISS = "mining.backend=faiss needs the package faiss-cpu or faiss-gpu; install one, or give mining.backend=auto"
+NO_IVF = "mining.search=ivf needs the package faiss-cpu or faiss-gpu; install one, or give mining.search=auto"
 
 
 class SearchInexact(Failed):
@@ -59,10 +59,12 @@ def faiss_module() -> ModuleType:
     return module
 
 
-def refuse_without_faiss(backend: str) -> None:
-    """Check at the start of a run that `mining.backend` is installed, before hours of work. Raises WrongUse if not."""
+def refuse_without_faiss(backend: str, how: str = "exact") -> None:
+    """Check before hours of work that `mining.backend` and `mining.search` (`how`) can run. Raises WrongUse if not."""
     if backend == "faiss":
         faiss_module()
+    if how == "ivf" and installed_faiss() is None:
+        raise WrongUse(NO_IVF)
 
 
 class Faiss:
@@ -259,74 +261,6 @@ def products(queries: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
     arrays = (result, queries, bank, rows)
     faiss.fvec_inner_products_by_idx(*(faiss.swig_ptr(array.numpy()) for array in arrays), bank.shape[1], *rows.shape)
     return result
-
-
-def sum_before(count: int, here: World) -> int:
-    """Return the sum of the counts of the ranks before this one: the id of this rank's first row."""
-    counts = gather_rows(torch.tensor([count], device=here.device), here)
-    return int(counts[: here.rank].sum())
-
-
-def sample_rows(shard: Tensor, here: World, count: int, seed: int) -> NDArray[np.float32]:
-    """Return embeddings [<=count, D] of a random sample of all ranks' usable images, in their order.
-
-    The same on every rank, and for any number of ranks.
-    """
-    return draw(shard, here, count, seed)[1].cpu().numpy()
-
-
-def draw(shard: Tensor, here: World, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw up to `count` usable images of all ranks; return ids [s], ascending, and embeddings [s, D]."""
-    good = gather_rows(usable(shard).to(torch.uint8), here).nonzero().flatten().cpu().numpy()
-    drawn = np.random.default_rng(seed).choice(good, min(count, len(good)), replace=False)
-    ids = torch.from_numpy(np.sort(drawn)).to(shard.device)
-    return ids, gather_rows(shard[owned(ids, shard, here)[1]], here)
-
-
-def owned(ids: Tensor, shard: Tensor, here: World) -> tuple[Tensor, Tensor]:
-    """Return which ids are rows of this rank's shard (bool, of their shape), and the numbers of those rows [*]."""
-    first = sum_before(len(shard), here)
-    mine = (ids >= first) & (ids < first + len(shard))
-    return mine, ids[mine] - first
-
-
-def recall(found: Neighbours, shard: Tensor, here: World, *, sample: int, seed: int) -> float:
-    """Return the share of the true neighbours of a sample that are in their lists, against brute force in fp32.
-
-    Every rank compares the sample with its own shard [n, D]. A neighbour is correct if it is as near as the last true
-    one, so ties count. The image itself and repeated entries do not count. The same on every rank.
-    """
-    k = found.ids.shape[1]
-    with full_precision(shard.device):
-        ids, rows = draw(shard, here, sample, seed)
-        own, places = owned(ids, shard, here)
-        lists = gather_rows(torch.from_numpy(found.ids).to(shard.device)[places].long(), here)  # [s, k]
-        in_shard, rows_named = owned(lists, shard, here)
-        named = torch.full(lists.shape, -torch.inf, device=shard.device)  # cosines of the listed neighbours
-        named[in_shard] = (rows.repeat_interleave(in_shard.sum(1), 0) * shard[rows_named]).sum(1)
-        named = over_ranks(named, here).amax(0)
-        best = torch.full((len(ids), k), -torch.inf, device=shard.device)
-        places_of_own = torch.full((len(ids),), NONE, device=shard.device).masked_scatter(own, places)
-        good = usable(shard)
-        for part in torch.arange(len(ids), device=shard.device).split(max(1, SCORES_AT_ONCE // max(1, len(shard)))):
-            scores = (rows[part] @ shard.T).masked_fill(~good, -torch.inf)
-            mine = own[part]
-            scores[mine, places_of_own[part][mine]] = -torch.inf
-            top = min(k, len(shard))
-            best[part, :top] = scores.topk(top, dim=1).values
-        best = over_ranks(best, here).transpose(0, 1).flatten(1).topk(k, dim=1).values  # [s, k]
-    exists = best.isfinite()
-    last = best.masked_fill(~exists, torch.inf).amin(1, keepdim=True)
-    repeated = torch.zeros_like(exists)
-    in_order, order = lists.sort(dim=1)
-    repeated.scatter_(1, order[:, 1:], in_order[:, 1:] == in_order[:, :-1])
-    right = (named >= last - 2 * FP32_ERROR) & (lists != ids[:, None]) & ~repeated
-    return float(right.sum() / exists.sum()) if exists.any() else 1.0
-
-
-def over_ranks(values: Tensor, here: World) -> Tensor:
-    """Stack every rank's tensor of one shape [s, k] into [R, s, k]."""
-    return gather_rows(values[None], here)
 
 
 class SelfTestFailed(Failed):

@@ -24,8 +24,10 @@ from app.mining.cluster import (
 )
 from app.mining.doubt import doubts
 from app.mining.gate import Report, effective_rank, judge, keep_ids
-from app.mining.knn import SearchInexact, neighbours, recall, sample_rows
+from app.mining.knn import SearchInexact
 from app.mining.lists import NONE, Neighbours, usable
+from app.mining.sample import recall, sample_rows
+from app.mining.search import searched
 from app.runtime.dist import World, any_rank, from_main
 from app.runtime.stop import Poll, undisturbed
 
@@ -61,18 +63,22 @@ def find_pseudo_ids(
     wrong = usable(shard) & ((length - 1).abs() > UNIT)
     if any_rank(bool(wrong.any()), here):
         raise ValueError("embeddings must have length 1; scale each row, as torch.nn.functional.normalize does")
-    listed = _listed(shard, config, here, poll)
-    found_share = recall(listed, shard, here, sample=RECALL_SAMPLE, seed=seed)
-    poll()
-    if found_share < config.min_recall:
-        raise SearchInexact(
-            f"the search found {found_share:.2%} of the true neighbours in a sample; mining.min_recall is "
-            f"{config.min_recall:.2%}: give mining.backend=faiss, which is exact"
-        )
     # All ranks use rank 0's numbers: CPUs of several kinds may round the last bit of a product differently.
     sample = different(sample_rows(shard, here, FLOOR_SAMPLE, SEED))
+    first, second = _floors(sample, len(previous), config, here)
+    listed, how = searched(shard, config, first, here, poll)
+    read = None if how == "exact" else first
+    found_share = recall(listed, shard, here, sample=RECALL_SAMPLE, seed=seed, floors=read)
+    poll()
+    if not found_share >= config.min_recall:
+        raise SearchInexact(
+            f"the search found {found_share:.2%} of the true neighbours in a sample; mining.min_recall is "
+            f"{config.min_recall:.2%}: give mining.{'backend=faiss' if how == 'exact' else 'search=exact'}, "
+            "which is exact"
+        )
     spread = from_main(effective_rank(sample), here)
-    strict, clusters, floor = _clusters(shard, listed, sample, config, here, poll)
+    strict, clusters = _clusters(shard, listed, first, second, config, here, poll)
+    floor = config.similarity if config.method == "parity" else float(first[0])
     copies = np.count_nonzero(originals(listed, here, floor=1 - RESOLVED) != np.arange(len(previous)))
     distinct = 1 - copies / max(len(previous), 1)
     sure = number(strict.labels, config.min_cluster, config.max_cluster) != NO_ID
@@ -85,6 +91,7 @@ def find_pseudo_ids(
         config,
         floor=floor,
         recall=found_share,
+        search=how,
         unusable=listed.unusable,
         cosine=mean_cosine(found, listed, here),
         spread=spread,
@@ -99,13 +106,31 @@ def find_pseudo_ids(
     return found, report
 
 
-def _clusters(
-    shard: Tensor, listed: Neighbours, sample: NDArray[np.float32], config: MiningConfig, here: World, poll: Poll
-) -> tuple[Clusters, Clusters, float]:
-    """Return the clusters above the first floor, those of `config.method`, and the first floor.
+def _floors(
+    sample: NDArray[np.float32], count: int, config: MiningConfig, here: World
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the two floors [k] of the lists of `count` images; `sample` [S, D]: random ones, without copies."""
+    if config.method == "parity":
+        floors = np.full(config.neighbours, config.similarity, np.float32)
+        return floors, floors
+    more = max(config.false_edges_per_image, min(LOOSE_FALSE_EDGES, LOOSE_SHARE * count))
+    first, second = (
+        np.array(from_main(similarity_floors(sample, count, config.neighbours, expected).tolist(), here), np.float32)
+        for expected in (config.false_edges_per_image, more)
+    )
+    return first, second
 
-    `sample` [S, D] are embeddings of random images without copies.
-    """
+
+def _clusters(
+    shard: Tensor,
+    listed: Neighbours,
+    first: NDArray[np.float32],
+    second: NDArray[np.float32],
+    config: MiningConfig,
+    here: World,
+    poll: Poll,
+) -> tuple[Clusters, Clusters]:
+    """Return the clusters above the floors `first` [k], and those of `config.method`."""
     if config.method == "parity":
         found = by_components(
             listed.ids,
@@ -116,33 +141,21 @@ def _clusters(
             max_size=config.max_cluster,
             poll=poll,
         )
-        return found, found, config.similarity
-    count, width = len(gather(listed.ids[:, :0], here)), listed.cosine.shape[1]
-    more = max(config.false_edges_per_image, min(LOOSE_FALSE_EDGES, LOOSE_SHARE * count))
-    first, second = (
-        np.array(from_main(similarity_floors(sample, count, width, expected).tolist(), here), np.float32)
-        for expected in (config.false_edges_per_image, more)
-    )
-    floor = float(first[0])
-    original, listed = _without_copies(shard, listed, config, here, floor, poll)
+        return found, found
+    original, listed = _without_copies(shard, listed, config, here, first, poll)
     strict, loose = (_by_overlap(listed, floors, original, config, here, poll) for floors in (first, second))
-    return strict, with_looser(strict, loose, config.max_cluster), floor
-
-
-def _listed(shard: Tensor, config: MiningConfig, here: World, poll: Poll) -> Neighbours:
-    """Find the neighbours of this rank's embeddings with the configured settings."""
-    return neighbours(shard, config.neighbours, here, backend=config.backend, placement=config.placement, poll=poll)
+    return strict, with_looser(strict, loose, config.max_cluster)
 
 
 def _without_copies(
-    shard: Tensor, listed: Neighbours, config: MiningConfig, here: World, floor: float, poll: Poll
+    shard: Tensor, listed: Neighbours, config: MiningConfig, here: World, floors: NDArray[np.float32], poll: Poll
 ) -> tuple[NDArray[np.int32], Neighbours]:
     """Return for each of N images the one it is a near-copy of, else itself, and the lists to cluster.
 
     Where copies are many, as in video frames, they would fill an image's list. Then the search runs again with one
     image of each group of copies. Otherwise no image counts as a copy.
     """
-    original = originals(listed, here, floor)
+    original = originals(listed, here, float(floors[0]))
     everyone = np.arange(len(original), dtype=np.int32)
     copy = original != everyone
     if not copy.any() or copy.mean() < MANY_COPIES:
@@ -150,7 +163,7 @@ def _without_copies(
     own = first_row(len(original), here) + np.arange(len(shard))
     keep = torch.from_numpy(~copy[own]).to(shard.device)
     # A row of zeros has no neighbours and is in no list.
-    return original, _listed(shard.where(keep[:, None], 0), config, here, poll)
+    return original, searched(shard.where(keep[:, None], 0), config, floors, here, poll)[0]
 
 
 def _by_overlap(

@@ -80,7 +80,7 @@ class SelfSupervised:
 
     @staticmethod
     def training_data(config: Config) -> Dataset:
-        refuse_without_faiss(config.mining.backend)
+        refuse_without_faiss(config.mining.backend, config.mining.search)
         return open_configured(config.data)
 
     def param_groups(self) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.mining.knn import NO_FAISS
+from app.mining.knn import NO_FAISS, NO_IVF
 from tests.app.support.ranks import PROJECT
 from tests.app.support.training import TINY
 
@@ -67,11 +67,18 @@ def test_training_and_mining_need_no_faiss(small_data: Path, tmp_path: Path) -> 
     assert events[-1]["reason"] == "done"
 
 
-@pytest.mark.parametrize("command", ["app.train", "app.mine"])
+@pytest.mark.parametrize(
+    ("command", "setting", "refusal"),
+    [
+        ("app.train", "mining.backend=faiss", NO_FAISS),
+        ("app.mine", "mining.backend=faiss", NO_FAISS),
+        ("app.mine", "mining.search=ivf", NO_IVF),
+    ],
+)
 def test_asking_for_faiss_where_it_is_missing_is_refused_before_any_work(
-    command: str, small_data: Path, tmp_path: Path
+    command: str, setting: str, refusal: str, small_data: Path, tmp_path: Path
 ) -> None:
-    words = [f"data.binary_cache_path={small_data}", "mining.backend=faiss"]
+    words = [f"data.binary_cache_path={small_data}", setting]
     if command == "app.mine":
         checkpoint = tmp_path / "run" / "checkpoints" / "epoch_000.pt"
         checkpoint.parent.mkdir(parents=True)
@@ -81,5 +88,5 @@ def test_asking_for_faiss_where_it_is_missing_is_refused_before_any_work(
     else:
         words += [*TINY, f"run.dir={tmp_path / 'out'}"]
     done = start(command, {"faiss"}, *words)
-    assert (done.returncode, done.stderr) == (2, f"{NO_FAISS}\n")
+    assert (done.returncode, done.stderr) == (2, f"{refusal}\n")
     assert not (tmp_path / "out").exists()

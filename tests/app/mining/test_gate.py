@@ -51,6 +51,7 @@ def test_the_report_counts_and_can_be_written_as_json() -> None:
         "pair_f": pytest.approx(2 * 8 / (10 + 12)),
         "cosine": None,
         "floor": 0.5,
+        "search": "exact",
         "recall": 0.9999,
         "unusable": 1,
         "cut": 0,

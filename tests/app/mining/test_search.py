@@ -25,10 +25,9 @@ from app.mining.knn import (
     choose_backend,
     nearest,
     neighbours,
-    recall,
-    sample_rows,
     self_test,
 )
+from app.mining.sample import recall, sample_rows
 from app.runtime.dist import World
 from tests.app.support.ranks import PROJECT, run_ranks
 
@@ -239,7 +238,8 @@ RANK = """
 import sys
 import numpy as np, torch
 from app.mining import ring
-from app.mining.knn import neighbours, recall, sample_rows
+from app.mining.knn import neighbours
+from app.mining.sample import recall, sample_rows
 from app.runtime import dist
 torch.set_num_threads(1)
 folder = sys.argv[1]
