@@ -78,7 +78,7 @@ def find_pseudo_ids(
         )
     spread = from_main(effective_rank(sample), here)
     strict, clusters = _clusters(shard, listed, first, second, config, here, poll)
-    floor = float(first[0])
+    floor = config.similarity if config.method == "parity" else float(first[0])
     copies = np.count_nonzero(originals(listed, here, floor=1 - RESOLVED) != np.arange(len(previous)))
     distinct = 1 - copies / max(len(previous), 1)
     sure = number(strict.labels, config.min_cluster, config.max_cluster) != NO_ID
