@@ -1,9 +1,9 @@
 """Neighbour search within cells (`mining.search=ivf`) among 500,000 embeddings of 256 numbers, against exact search.
 
 People are synthetic: 40 images each on average, at the easy level of `_planted.py` (mutual cosine 0.6). At the medium
-one (0.43) the 32 cells that a search reads at most held 97.4 % of the neighbours at 200,000. The time within cells is that of the
-whole search: k-means, cells of all images, the choice of the number of cells, and the lists. Exact search is our own.
-It is measured on a sample of the queries, before and after, and scaled to all of them: each takes the same time.
+one (0.43) the 32 cells that a search reads at most held 97.4 % of the neighbours of 200,000. The time within cells is
+that of the whole search: k-means, cells of all images, the choice of the number of cells, and the lists. Exact search
+is our own, measured on a sample of the queries, before and after, and scaled to all: each takes the same time.
 
 The claim of ten times is meant for a million images, where it has not been measured. The advantage grows with N.
 Time is that of the cores, on one thread, because other processes share the machine. Recall is that of all 32

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SIDE = 112
 IMAGE_SHAPE = (SIDE, SIDE, 3)
 ENCODED = (".jpegs", ".rec")  # suffixes of files whose images are decoded on the way: app/data/encoded.py
+ARRAYS = ("images.npy", f"images{ENCODED[0]}")  # the names of the images of a prepared data set
 SAMPLED = 64  # images hashed to identify a data set without a manifest
 
 Rows = NDArray[np.int64]
@@ -146,6 +147,11 @@ def with_classes(data: Dataset, config: DataConfig) -> Dataset:
     return replace(data, train_rows=rows, classes=classes, class_labels=values.astype(np.int64))
 
 
+def array_in(folder: Path) -> Path | None:
+    """Return the images of a prepared data set in `folder`; None if there are none."""
+    return next((folder / name for name in ARRAYS if (folder / name).is_file()), None)
+
+
 def open_images(path: Path) -> Images:
     """Map images.npy, images.jpegs or a .rec read-only. Raises WrongUse if its type, shape or order is wrong."""
     if path.suffix in ENCODED:
@@ -257,7 +263,7 @@ def chances(place: int, count: int, *, seed: int, epoch: int) -> NDArray[np.floa
 
 def _of_folder(path: Path) -> str:
     """Advice for a folder given instead of images.npy."""
-    if (path / "images.npy").is_file():
-        return f"give the file in it: {path / 'images.npy'}"
+    if file := array_in(path):
+        return f"give the file in it: {file}"
     source = "rec" if (path / "train.rec").is_file() else "folder"
     return f"convert it once: python -m app.prepare source={source} path={path} out=images.npy"

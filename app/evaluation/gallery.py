@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.dataset import open_images, open_labels
+from app.data.dataset import ARRAYS, array_in, open_images, open_labels
 from app.data.sources.photograph import load_face
 from app.data.sources.source import content_of, folder
 from app.errors import WrongUse
@@ -121,7 +121,7 @@ def split(person: NDArray[np.int64], seed: int = SPLIT_SEED) -> Answers | None:
 def _open(path: Path, fit: str) -> Side:
     if not path.exists():
         raise WrongUse(f"there is no {path}; give a folder with one sub-folder of images for each person")
-    if path.name == "images.npy" or (path / "images.npy").is_file():
+    if path.name in ARRAYS or array_in(path):
         return _prepared(path if path.is_dir() else path.parent)
     if not path.is_dir():
         raise WrongUse(f"{path} is not a folder of people; give one, or a prepared folder with images.npy")
@@ -136,7 +136,8 @@ def _open(path: Path, fit: str) -> Side:
 
 
 def _prepared(place: Path) -> Side:
-    images = open_images(place / "images.npy")
+    file = array_in(place) or place / ARRAYS[0]
+    images = open_images(file)
     if not (place / "labels.npy").is_file():
         raise WrongUse(f"{place} has no labels.npy, so its people are unknown; prepare it from a folder of people")
     labels = open_labels(place / "labels.npy", len(images))
@@ -147,7 +148,7 @@ def _prepared(place: Path) -> Side:
     if missing:
         raise WrongUse(f"{place / PEOPLE} has no line for the label {missing[0]}; prepare the folder again")
     people = [named.get(label, str(label)) for label in labels.tolist()]
-    told = sha256(place / "images.npy") + sha256(place / "labels.npy")
+    told = sha256(file) + sha256(place / "labels.npy")
     digest = hashlib.sha256(told.encode()).hexdigest()
     return Side(place, people, bool(named), lambda row: images[row], digest)
 

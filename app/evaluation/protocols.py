@@ -249,11 +249,12 @@ def pool(features: Embeddings, template: NDArray[np.int64], media: NDArray[np.in
 def rank_k(cosine: Embeddings, labels: NDArray[np.int32], ranks: Sequence[int]) -> list[float]:
     """For each k, the share of images [N] with an image of the same person among the k most similar other images.
 
-    cosine [N, N]. People with one image are no queries, but they stay in the gallery.
+    cosine [N, N]. People with one image are no queries, but they stay in the gallery. Equal scores count against the
+    network, so that one with equal embeddings finds nobody.
     """
     same = labels[:, None] == labels[None, :]
     np.fill_diagonal(same, False)
     best = np.where(same, cosine, -np.inf).max(axis=1)
-    before = ((cosine > best[:, None]) & (labels[:, None] != labels[None, :])).sum(axis=1)
+    before = ((cosine >= best[:, None]) & (labels[:, None] != labels[None, :])).sum(axis=1)
     before = before[same.any(axis=1)]
     return [float((before < k).mean()) for k in ranks]

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.config import Config
-from app.data.dataset import ENCODED, open_configured, open_images, open_labels, open_npy
+from app.data.dataset import ARRAYS, array_in, open_configured, open_images, open_labels, open_npy
 from app.data.sources.pairs import read_pairs
 from app.data.sources.photograph import UNREADABLE, decode_face, load_face
 from app.errors import WrongUse
@@ -34,7 +34,6 @@ from app.evaluation.protocols import PairList, People, SetProtocol
 from app.evaluation.verification import FOLDS, enough
 from app.runtime.checkpoint import sha256
 
-ARRAYS = ("images.npy", f"images{ENCODED[0]}")
 MOST_PEOPLE_IMAGES = 5000  # they make 12.5 million pairs; sorting more takes minutes
 
 
@@ -53,7 +52,7 @@ def open_set(path: Path, fit: str = "crop") -> ImageSet:
         return open_ijb(path)
     if is_gallery(path):
         return open_gallery(path / GALLERY, path / PROBES, fit)
-    if path.name in ARRAYS or any((path / name).is_file() for name in ARRAYS):
+    if path.name in ARRAYS or array_in(path):
         return open_arrays(path if path.is_dir() else path.parent)
     raise WrongUse(
         f"{path} is not a verification set; give a .bin, a .csv, a folder with images.npy, one with gallery/ and "
@@ -89,7 +88,7 @@ def open_csv(path: Path, fit: str) -> ImageSet:
 
 
 def open_arrays(folder: Path) -> ImageSet:
-    file = folder / next((name for name in ARRAYS if (folder / name).is_file()), ARRAYS[0])
+    file = array_in(folder) or folder / ARRAYS[0]
     images = open_images(file)
     pairs, labels = folder / "pairs.npy", folder / "labels.npy"
     protocol: SetProtocol

@@ -234,7 +234,7 @@ def _bring_set(reached: Reached, text: str) -> PurePath:
     if text.startswith(ON_THE_MACHINE):
         return reached.machine.path(text[len(ON_THE_MACHINE) :])
     file = Path(text).absolute()
-    file = next((file / f"images{end}" for end in IMAGES if (file / f"images{end}").is_file()), file)
+    file = _images_in(file) or file
     if not file.is_file():
         raise WrongUse(f"--sets {text}: no such file on this computer; write machine:/path for a file on the machine")
     if file.suffix not in (".bin", *IMAGES):
@@ -256,7 +256,7 @@ def _bring_people(reached: Reached, key: str, text: str) -> str:
     if text.startswith(ON_THE_MACHINE):
         return str(reached.machine.path(text[len(ON_THE_MACHINE) :]))
     file = Path(text).absolute()
-    file = file if file.suffix == ".npy" else file / "images.npy"
+    file = file if file.suffix in IMAGES else _images_in(file) or file / "images.npy"
     if not file.is_file():
         raise WrongUse(
             f"--{key} {text} has no images.npy on this computer; make one by "
@@ -269,7 +269,11 @@ def _bring_people(reached: Reached, key: str, text: str) -> str:
     return str(there)
 
 
+def _images_in(folder: Path) -> Path | None:
+    return next((folder / f"images{end}" for end in IMAGES if (folder / f"images{end}").is_file()), None)
+
+
 def _beside(images: Path) -> list[Path]:
     """The files that belong to an images.npy or images.jpegs, if they exist."""
-    found = [images.with_name(name) for name in ("pairs.npy", "labels.npy", "people.csv", "manifest.json", "offsets.npy")]
-    return [path for path in found if path.exists()]
+    names = ("pairs.npy", "labels.npy", "people.csv", "manifest.json", "offsets.npy")
+    return [path for name in names if (path := images.with_name(name)).exists()]
