@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from app.data.augment import to_float
 from app.data.dataset import Rows
+from app.data.shards import Images, take
 
 AHEAD = 2  # batches copied in advance
 ALIGNED = 16  # bytes: the alignment of each tensor in a parcel
@@ -49,7 +49,7 @@ class Parcel:
 Part = tuple[torch.dtype, tuple[int, ...], int, int]  # a tensor in a parcel: dtype, shape, offset, size in bytes
 
 
-def feed(images: NDArray[np.uint8], batches: Iterable[Rows], device: torch.device) -> Iterator[tuple[Rows, Tensor]]:
+def feed(images: Images, batches: Iterable[Rows], device: torch.device) -> Iterator[tuple[Rows, Tensor]]:
     """Yield each array of rows [B] with its images, a uint8 tensor [B, S, S, 3] on `device`.
 
     On the CPU the tensor is a view of a reused buffer: finish with it before requesting the next one.
@@ -58,7 +58,7 @@ def feed(images: NDArray[np.uint8], batches: Iterable[Rows], device: torch.devic
         yield parcel.asked.rows, parcel.images
 
 
-def parcels(images: NDArray[np.uint8], batches: Iterable[Asked], device: torch.device) -> Iterator[Parcel]:
+def parcels(images: Images, batches: Iterable[Asked], device: torch.device) -> Iterator[Parcel]:
     """Yield the requested batches in order; each is prepared and sent in advance."""
     sender = Sender(images, device)
     with ThreadPoolExecutor(1, thread_name_prefix="feed") as thread:
@@ -88,7 +88,7 @@ class Sent:
 class Sender:
     """Fill one buffer per slot (pinned for a GPU) and send it. `send` runs in the feed's thread, `receive` does not."""
 
-    def __init__(self, images: NDArray[np.uint8], device: torch.device) -> None:
+    def __init__(self, images: Images, device: torch.device) -> None:
         self.images, self.device = images, device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.buffers = [torch.empty(0, dtype=torch.uint8)] * (AHEAD + 1)
@@ -104,8 +104,7 @@ class Sender:
         *places, pixels = unpack(parcel, parts)
         for place, tensor in zip(places, tensors, strict=True):
             place.copy_(tensor)
-        # mode="clip" writes directly into `out`; the default mode goes through a temporary array.
-        np.take(self.images, asked.rows, axis=0, out=pixels.numpy(), mode="clip")
+        take(self.images, asked.rows, pixels.numpy())
         if self.stream is None:
             return Sent(asked, parcel, parts, rest, None)
         with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
@@ -150,9 +149,7 @@ def unpack(parcel: Tensor, parts: Iterable[Part]) -> list[Tensor]:
     return [parcel[start : start + size].view(dtype).view(shape) for dtype, shape, start, size in parts]
 
 
-def plain_views(
-    images: NDArray[np.uint8], rows: Rows, image_size: int, batch_size: int, device: torch.device
-) -> Iterator[Tensor]:
+def plain_views(images: Images, rows: Rows, image_size: int, batch_size: int, device: torch.device) -> Iterator[Tensor]:
     """Yield the images in order without augmentation, as network input: batches [<=B, 3, T, T]."""
     batches = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
     for _, batch in feed(images, batches, device):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from app.data.shards import Images
 from app.evaluation import measures
 from app.evaluation.measures import Numbers
 from app.evaluation.verification import Pairs
@@ -125,7 +126,7 @@ def _interval(value: float, whole: Numbers, drawn: Numbers) -> tuple[float | Non
     return value + float(low), value + float(high)
 
 
-def hardest(scored: Scored, pairs: Pairs, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> dict[str, Any]:
+def hardest(scored: Scored, pairs: Pairs, images: Images, rows: NDArray[np.int64]) -> dict[str, Any]:
     """The most similar pairs of two people and the least similar pairs of one, with pictures; each image at most once.
 
     images [M, 112, 112, 3]; rows: the images that `pairs` number.
@@ -173,7 +174,7 @@ def document(
     of: Mapping[str, Scored],
     pairs: Pairs,
     labels: NDArray[np.int32],
-    images: NDArray[np.uint8],
+    images: Images,
     rows: NDArray[np.int64],
     *,
     epoch: int,
