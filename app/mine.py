@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from app.config import NO_ID, Config, load, own_words
 from app.data.dataset import Dataset, open_configured
-from app.data.shards import divide
+from app.data.divide import divide
 from app.errors import WrongUse
 from app.files import atomic, make_folder, shown, write_json
 from app.mining.gate import bcubed_f, pair_precision

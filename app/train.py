@@ -22,8 +22,8 @@ import torch
 
 from app.config import Config, read_command_line, save_resolved
 from app.data.dataset import Dataset, identity
+from app.data.divide import divide
 from app.data.same_data import refuse_others
-from app.data.shards import divide
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.evaluation.evaluator import Meter
 from app.evaluation.while_training import NamedSets, SetNumbers

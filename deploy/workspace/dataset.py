@@ -18,6 +18,7 @@ from deploy.shell import LocalShell
 from deploy.shell.transfer import Piece
 from deploy.specs.names import slug
 from deploy.specs.plan import DataFacts
+from deploy.specs.shards import WHOLE, Shard
 from deploy.workspace.compression import NONE, Packing
 from deploy.workspace.sources import HERE, Files, Origin, Place
 
@@ -85,6 +86,8 @@ def find(origin: Origin, block_rows: int, labels: Place | None = None, train_lab
     header = _check_images(path, files)
     rows = header.shape[0]
     manifest = _read_manifest(path.with_name("manifest.json"), rows, files)
+    if manifest.get("shard"):
+        raise WrongUse(f"{path} holds one shard of its data set: give --data the whole file")
     if labels is None and files.size(path.with_name("labels.npy")) is not None:
         labels = path.with_name("labels.npy")
     if labels is not None:
@@ -106,8 +109,17 @@ def find(origin: Origin, block_rows: int, labels: Place | None = None, train_lab
     )
 
 
-def facts(dataset: Dataset, fraction: float, packing: Packing | None = None) -> DataFacts:
-    """Return the facts for the plan about the used part of a data set. Raises WrongUse if it holds another fraction."""
+def facts(
+    dataset: Dataset,
+    fraction: float,
+    packing: Packing | None = None,
+    shard: Shard = WHOLE,
+    of_shard: list[int] | None = None,
+) -> DataFacts:
+    """Return the facts for the plan about the used part of a data set. Raises WrongUse if it holds another fraction.
+
+    `of_shard`: the blocks in the file of `shard`, if that is not the whole.
+    """
     selection = dataset.manifest.get("selection")
     if selection and selection["fraction"] != fraction:
         raise WrongUse(
@@ -117,18 +129,22 @@ def facts(dataset: Dataset, fraction: float, packing: Packing | None = None) -> 
     part = 1.0 if selection else fraction
     blocks = choose_blocks(dataset.train_rows, dataset.block_rows, part)
     rows = sum(min((b + 1) * dataset.block_rows, dataset.train_rows) - b * dataset.block_rows for b in blocks)
+    staged_rows = rows + dataset.held_out_rows
+    if of_shard is not None:
+        staged_rows = sum(rows_of(dataset, block) for block in of_shard)
     return DataFacts(
         name=dataset.name,
         path=str(dataset.path),
         rows=dataset.rows,
         train_rows=rows,
-        bytes=128 + (rows + dataset.held_out_rows) * ROW_BYTES,
+        bytes=128 + staged_rows * ROW_BYTES,
         dataset_id=marked(dataset.manifest.get("dataset_id"), packing),
         labels=str(dataset.labels) if dataset.labels not in (None, dataset.path.with_name("labels.npy")) else None,
         train_labels=None if dataset.train_labels is None else str(dataset.train_labels),
         where=dataset.where,
         packed=packing.kind if packing else None,
         packed_bytes=packing.bytes if packing else None,
+        shard=shard,
     )
 
 
@@ -163,11 +179,16 @@ def marked(dataset_id: str | None, packing: Packing | None) -> str | None:
     return f"{dataset_id}{packing.mark}" if dataset_id and packing else dataset_id
 
 
-def packing_of(notes: Path, dataset: Dataset, fraction: float, kind: str) -> Packing | None:
-    """Return the packing of the blocks of a fraction; None if not packed. `notes`: the laptop's own folder."""
+def packing_of(
+    notes: Path, dataset: Dataset, fraction: float, kind: str, blocks: list[int] | None = None
+) -> Packing | None:
+    """Return the packing of the blocks of a fraction, or of `blocks` of it; None if not packed.
+
+    `notes`: the laptop's own folder.
+    """
     if kind == NONE:
         return None
-    blocks = kept_blocks(dataset, fraction)
+    blocks = kept_blocks(dataset, fraction) if blocks is None else blocks
     source = f"{dataset.path} {dataset.bytes} {modified_ns(dataset)}"  # identifies images without a manifest
     name = dataset.manifest.get("dataset_id") or hashlib.sha256(source.encode()).hexdigest()[:16]
     pieces = dict(zip(blocks, pieces_of(dataset, blocks), strict=True))

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from app.config import NO_ID, load
 from app.data.dataset import Dataset, chances, choose_blocks, epoch_order, open_configured, open_dataset
+from app.data.divide import divide
 from app.data.loader import feed
-from app.data.shards import Part, Shard, divide, file_blocks, file_rows, settle
+from app.data.shards import Part, Shard, file_blocks, file_rows, settle
 from app.errors import WrongUse
 from tests.app.support.shards import write_shard
 

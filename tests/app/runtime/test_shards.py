@@ -28,7 +28,7 @@ import torch
 from app.config import load
 from app.data.dataset import open_configured
 from app.data.same_data import refuse_others
-from app.data.shards import divide
+from app.data.divide import divide
 from app.errors import WrongUse
 from app.mining.exchange import exchanged
 from app.mining.refresh import Interlude, embed_share, refresh
