@@ -209,6 +209,12 @@ def test_two_hosts_get_each_their_shard_of_the_images(two_hosts: Clone, tmp_path
     again = two_hosts.json("train", "--on", "pair", *words)
     assert again["state"] == "succeeded"
     assert staged() == before
+    packed = two_hosts.json("train", "--on", "pair", *words, "--fraction", "0.5", "--pack", "jpeg95")
+    assert packed["state"] == "succeeded"
+    for name in ("one", "other"):
+        (file,) = (tmp_path / name / "faces" / "data").rglob("*-f0.5-shard*of2/manifest.json")
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        assert (manifest["rows"], manifest["packed"], manifest["selection"]["fraction"]) == (24, "jpeg95", 0.5)
     target.write_text(json.dumps({**about, "on_lost_node": "go_on"}), encoding="utf-8")
     assert "on_lost_node: go_on" in two_hosts.invoke("train", "--on", "pair", *words, code=2)
 

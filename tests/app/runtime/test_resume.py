@@ -393,9 +393,10 @@ def asked(
     note: Any,
     *words: str,
     data: str | None = "one",
+    **more: object,
 ) -> tuple[int, str]:
     """The exit code of app.resumable, and what it says."""
-    question = json.dumps({"note": note, "data": data, "own": False})
+    question = json.dumps({"note": note, "data": data, "own": False, **more})
     monkeypatch.setattr("sys.stdin", io.StringIO(question))
     monkeypatch.setattr("sys.argv", ["app.resumable", *TINY, *words])
     code = resumable.main()
@@ -438,6 +439,10 @@ def test_what_the_laptop_cannot_know_is_left_to_training(
     assert asked(monkeypatch, capsys, note_of(others, mid=True), "data.shards=by_node") == (0, '{"notes": []}')
     code, said = asked(monkeypatch, capsys, note_of(others, mid=True))  # with data.shards=whole it knows the shards
     assert (code, "needs data.shards=by_node with 2 machines" in said) == (2, True)
+    divided, by_node = note_of({**BASE, "shards": 2}, mid=True), "data.shards=by_node"
+    assert asked(monkeypatch, capsys, divided, by_node, machines=2) == (0, '{"notes": []}')
+    code, said = asked(monkeypatch, capsys, divided, by_node, machines=3)
+    assert (code, "this run has data.shards=by_node with 3 machines" in said) == (2, True)
     assert asked(monkeypatch, capsys, note_of({**BASE, "data": "two"}, mid=True), data=None) == (0, '{"notes": []}')
     later = asked(monkeypatch, capsys, note_of({**BASE, "precision": "fp16"}, mid=True), "train.precision=auto")
     assert later == (0, '{"notes": []}')
