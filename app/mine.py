@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from app.config import NO_ID, Config, load, own_words
 from app.data.dataset import Dataset, open_configured
+from app.data.divide import divide
 from app.errors import WrongUse
 from app.files import atomic, make_folder, shown, write_json
 from app.mining.gate import bcubed_f, pair_precision
@@ -75,6 +76,7 @@ def decide(argv: list[str]) -> tuple[Path, Path, list[str]]:
 
 def mine(path: Path, out: Path, config: Config, data: Dataset, here: World, stop: Stop) -> str:
     """Write the pseudo-IDs of `data` to `out`; returns the text to print."""
+    data = divide(data, config.data, here)
     config.train.precision = settle(config.train.precision, here)
     backbone = build_backbone(config.backbone).to(here.device)
     load_backbone(path, backbone)

@@ -22,6 +22,7 @@ import torch
 
 from app.config import Config, read_command_line, save_resolved
 from app.data.dataset import Dataset, identity
+from app.data.divide import divide
 from app.data.same_data import refuse_others
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.evaluation.evaluator import Meter
@@ -85,6 +86,7 @@ def what_is_asked(argv: list[str], here: World) -> tuple[str | None, list[tuple[
         for config in asked.jobs:
             refuse_unfit_files(config, here)
     refuse_others([data for _, data in runs], here)
+    runs = [(config, divide(data, config.data, here)) for config, data in runs]
     with dist.together(here):  # nothing is written before the checks: make the folder, on each disk
         for config in asked.jobs if here.first_of_machine else ():
             if config.run.dir is not None:
@@ -262,6 +264,7 @@ def begin(t: Training) -> None:
         train_rows=t.rows,
         dataset_id=t.data.dataset_id,
         fraction=t.data.fraction,
+        shards=1 if t.data.shard is None else t.data.shard.of,
         resumed_from=resumed_from.name if resumed_from else None,
         notes=[*(found.verdict.notes if found else ()), *unmeasured(t)],
     )

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from app import prepare
 from app.config import load
 from app.data import dataset as app_data
+from app.data import shards as app_shards
 from app.data.sources.source import Source
 from app.report import page
 from app.runtime.folder import RunFolder as AppFolder
 from deploy import border
 from deploy.pod.base.folder import RunFolder as DeployFolder
 from deploy.shell import LocalShell
+from deploy.specs import shards
 from deploy.specs.request import hydra_override
 from deploy.workspace import dataset as deploy_data
 from deploy.workspace.sources import HERE, Origin
@@ -29,6 +31,43 @@ from tests.deploy.workspace.test_dataset import Staging
 @given(rows=st.integers(1, 5000), block=st.integers(1, 400), fraction=st.floats(0.0005, 1))
 def test_a_fraction_means_the_same_blocks_on_both_sides(rows: int, block: int, fraction: float) -> None:
     assert app_data.choose_blocks(rows, block, fraction) == deploy_data.choose_blocks(rows, block, fraction)
+
+
+@given(
+    rows=st.integers(1, 900),
+    held=st.integers(0, 300),
+    block=st.integers(1, 90),
+    of=st.integers(1, 9),
+    n=st.integers(0, 8),
+)
+def test_a_shard_means_the_same_blocks_on_both_sides(rows: int, held: int, block: int, of: int, n: int) -> None:
+    held, n = min(held, rows - 1), n % of
+    theirs = shards.file_blocks(rows, held, block, shards.Shard(n, of))
+    assert app_shards.file_blocks(rows, held, block, n, of) == theirs
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_the_shards_that_the_laptop_stages_are_what_the_app_reads(
+    prepared: Path, tmp_path: Path, fraction: float
+) -> None:
+    options = {"labels_path": None, "fraction": fraction, "block_rows": 8192}
+    whole = app_data.open_dataset(prepared, **options)
+    read = np.zeros(len(whole.train_rows), np.int64)
+    for number in (0, 1):
+        staging = Staging(prepared, tmp_path / "ram", tmp_path / "root", shards.Shard(number, 2))
+        assert "staged" in (staging.run(fraction) or "")
+        assert "already there" in (staging.run(fraction) or "")
+        path = Path(staging.plan(fraction).data_path)
+        staged = app_data.open_dataset(path, **options)
+        assert staged.part == app_shards.Part(number, 2)
+        assert staged.dataset_id == whole.dataset_id
+        assert path.stat().st_size < prepared.stat().st_size * 0.8
+        own = np.isin(np.arange(len(read)) // 3 % 2, number)  # blocks of 3
+        assert np.array_equal(staged.images[staged.train_rows[own]], whole.images[whole.train_rows[own]])
+        assert np.array_equal(staged.images[staged.held_out_rows], whole.images[whole.held_out_rows])
+        assert np.array_equal(staged.labels[staged.train_rows], whole.labels[whole.train_rows])
+        read += own
+    assert (read == 1).all()
 
 
 def test_a_run_folder_has_the_same_names_on_both_sides() -> None:

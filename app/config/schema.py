@@ -14,6 +14,7 @@ ATTENTIONS = ("fp32", "auto")
 HEADS = ("combined", "arcface", "cosface", "sphereface", "adaface", "magface", "curricularface")
 RECIPES = ("self_supervised", "supervised", "distill")
 DISTILLATIONS = ("cosine", "l2")
+SHARDS = ("whole", "by_node")
 PROBABILITY, BELOW_ONE = {"probability": True}, {"below_one": True}
 ABOVE_ZERO, FROM_ZERO = {"above_zero": True}, {"from_zero": True}
 NO_ID = -1  # the pseudo-ID of an image without a cluster
@@ -29,6 +30,8 @@ class DataConfig:
     train_labels_path: str | None = None
     data_fraction: float = 1.0  # rounded to whole blocks; app/data/dataset.py chooses them
     block_size: int = field(default=8192, metadata={"least": 1})  # rows per block, unless manifest.json sets it
+    # whole: every machine reads all images; by_node: each of several machines only its own share of the blocks
+    shards: str = field(default="whole", metadata={"choices": SHARDS})
 
 
 @dataclass

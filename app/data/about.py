@@ -23,7 +23,8 @@ from app.data.dataset import (
     open_npy,
     read_manifest,
 )
-from app.data.encoded import Images, stored_bytes
+from app.data.encoded import stored_bytes
+from app.data.shards import Images
 from app.errors import WrongUse
 
 PAGE, PAIRS = "passport.html", "pairs.npy"  # beside images.npy, if prepare wrote them

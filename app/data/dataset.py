@@ -9,17 +9,15 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.config import NO_ID, DataConfig
+from app.data.shards import BY_NODE, Images, LocalImages, Part, Shard, file_blocks, file_rows
 from app.errors import WrongUse
 from app.runtime.foreign import what_it_is
-
-if TYPE_CHECKING:
-    from app.data.encoded import Images
 
 SIDE = 112
 IMAGE_SHAPE = (SIDE, SIDE, 3)
@@ -42,18 +40,33 @@ class Dataset:
     fraction: float
     classes: NDArray[np.int64] | None = None  # [N] targets of recipe supervised: 0 … C - 1; NO_ID: left out
     class_labels: NDArray[np.int64] | None = None  # [C] the label of each class, ascending
+    blocks: tuple[int, ...] = ()  # those to train on, ascending, numbered by `block_rows` of the N rows
+    block_rows: int = 1
+    part: Part | None = None  # which shard the file holds; None: it holds all N images
+    shard: Shard | None = None  # what this machine reads; None: all training images
+
+    @property
+    def own_rows(self) -> Rows:
+        """The training images that this machine reads, ascending."""
+        return self.train_rows if self.shard is None else self.shard.own(self.train_rows)
 
 
 def open_configured(config: DataConfig) -> Dataset:
     """Open the configured data set and choose the rows of its fraction. Raises WrongUse."""
     if config.binary_cache_path is None:
         raise WrongUse("data.binary_cache_path is not set; give the path of an images.npy, such as data/orl/images.npy")
-    return open_dataset(
+    data = open_dataset(
         Path(config.binary_cache_path),
         labels_path=Path(config.labels_path) if config.labels_path else None,
         fraction=config.data_fraction,
         block_rows=config.block_size,
     )
+    if data.part is not None and config.shards != BY_NODE:
+        raise WrongUse(
+            f"{config.binary_cache_path} holds shard {data.part.number} of {data.part.of} of its data set; "
+            "give data.shards=by_node, or the whole file"
+        )
+    return data
 
 
 def open_dataset(path: Path, *, labels_path: Path | None, fraction: float, block_rows: int) -> Dataset:
@@ -61,19 +74,22 @@ def open_dataset(path: Path, *, labels_path: Path | None, fraction: float, block
 
     Raises WrongUse with the file and its expected content if they do not match.
     """
-    images = open_images(path)
+    images: Images = open_images(path)
     manifest = read_manifest(path, len(images))
+    held_out, block_rows = manifest.get("held_out_rows", 0), manifest.get("block_rows", block_rows)
+    part, selection = None, manifest.get("selection")
+    if shard := manifest.get("shard"):
+        part, selection = Part(shard["number"], shard["of"]), selection or {"fraction": 1.0}
+        blocks_there = file_blocks(shard["rows"], held_out, block_rows, part.number, part.of)
+        images = LocalImages(images, blocks_there, block_rows, shard["rows"])
     labels = labels_of(path, images, labels_path)
-    held_out = manifest.get("held_out_rows", 0)
     train_count = len(images) - held_out
     if train_count < 2:
         raise WrongUse(f"{path} has {train_count} rows to train on; give a file with at least 2 more than held out")
-    selection = manifest.get("selection")
     if selection is None:
-        blocks = choose_blocks(train_count, manifest.get("block_rows", block_rows), fraction)
-        rows = rows_of_blocks(blocks, manifest.get("block_rows", block_rows), train_count)
+        blocks = choose_blocks(train_count, block_rows, fraction)
     elif selection["fraction"] == fraction:
-        rows = np.arange(train_count)  # the file holds only the selected blocks
+        blocks = [*range(-(-train_count // block_rows))]  # the file holds only the selected blocks
     else:
         raise WrongUse(
             f"{path} holds the fraction {selection['fraction']:g} of its data set, not {fraction:g}; "
@@ -82,10 +98,13 @@ def open_dataset(path: Path, *, labels_path: Path | None, fraction: float, block
     return Dataset(
         images=images,
         labels=labels,
-        train_rows=rows,
+        train_rows=rows_of_blocks(blocks, block_rows, train_count),
         held_out_rows=np.arange(train_count, len(images)),
         dataset_id=(selection or {}).get("of", manifest.get("dataset_id")),
         fraction=fraction,
+        blocks=tuple(blocks),
+        block_rows=block_rows,
+        part=part,
     )
 
 
@@ -99,7 +118,7 @@ def labels_of(path: Path, images: Images, labels_path: Path | None) -> NDArray[n
 
 
 def identity(data: Dataset) -> dict[str, Any]:
-    """Identify the data in a checkpoint: name, number of training images, digests of classes and labels.
+    """Identify the data in a checkpoint: name, number of training images, shards, digests of classes and labels.
 
     A data set without a manifest is named by a hash of some images. A partly staged data set keeps its name.
     """
@@ -108,7 +127,8 @@ def identity(data: Dataset) -> dict[str, Any]:
         classes = digest(data.class_labels)
         labels = digest(data.class_labels[data.classes[data.train_rows]])
     name = data.dataset_id or f"without manifest {fingerprint(data.images)}"
-    return {"data": name, "rows": len(data.train_rows), "classes": classes, "labels": labels}
+    shards = 1 if data.shard is None else data.shard.of
+    return {"data": name, "rows": len(data.train_rows), "shards": shards, "classes": classes, "labels": labels}
 
 
 def fingerprint(images: Images) -> str:
@@ -216,6 +236,7 @@ def read_manifest(path: Path, count: int) -> dict[str, Any]:
         rows, block_rows, held_out = manifest["rows"], manifest.get("block_rows", 1), manifest.get("held_out_rows", 0)
         fits = all(type(each) is int for each in (rows, block_rows, held_out))
         fits = fits and 0 <= held_out <= rows and block_rows >= 1 and 0 < float(selection["fraction"]) <= 1
+        fits = fits and _shard_fits(manifest.get("shard"), rows, held_out, block_rows)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WrongUse(f"{file} is not an image manifest; run `invoke prepare` again, or remove it") from error
     if not fits:
@@ -243,22 +264,33 @@ def rows_of_blocks(blocks: list[int], block_rows: int, train_rows: int) -> Rows:
     return np.concatenate([np.arange(b * block_rows, min((b + 1) * block_rows, train_rows)) for b in blocks])
 
 
-def epoch_order(rows: Rows, *, seed: int, epoch: int) -> Rows:
-    """Shuffle the rows of one epoch; each occurs once.
+def epoch_order(rows: Rows, *, seed: int, epoch: int, shard: int = 0) -> Rows:
+    """Shuffle the rows of one epoch, of a shard if the data is divided; each occurs once.
 
-    The order depends only on the seed and the epoch. So a resumed run visits the same images in the same order, even
-    with another world size.
+    The order depends only on the seed, the epoch and the shard. So a resumed run visits the same images in the same
+    order, even with another number of processes per machine.
     """
-    return np.random.default_rng([seed, epoch]).permutation(rows)
+    return np.random.default_rng([seed, epoch, *([shard] if shard else [])]).permutation(rows)
 
 
-def chances(place: int, count: int, *, seed: int, epoch: int) -> NDArray[np.float64]:
+def chances(place: int, count: int, *, seed: int, epoch: int, shard: int = 0) -> NDArray[np.float64]:
     """Draw random numbers [count, 2] in [0, 1) for the positions `place`, `place` + 1, … of an epoch's order.
 
     Philox is counter-based (Salmon et al. 2011), so a position gets the same numbers in every process.
     """
-    counter = np.random.Philox(key=np.array([seed, epoch], np.uint64), counter=place)
+    counter = np.random.Philox(
+        key=np.array([seed, epoch], np.uint64), counter=np.array([place, shard, 0, 0], np.uint64)
+    )
     return np.random.Generator(counter).random((count, 4))[:, :2]  # one counter step yields four numbers
+
+
+def _shard_fits(shard: dict[str, Any] | None, rows: int, held_out: int, block_rows: int) -> bool:
+    """Whether the numbers of a shard describe a file of `rows` images."""
+    if shard is None:
+        return True
+    number, of, whole = (shard[key] for key in ("number", "of", "rows"))
+    fits = all(type(each) is int for each in (number, of, whole)) and 0 <= number < of and held_out <= whole
+    return fits and file_rows(whole, held_out, block_rows, number, of) == rows
 
 
 def _of_folder(path: Path) -> str:

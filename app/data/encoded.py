@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.dataset import ENCODED, IMAGE_SHAPE, SIDE, open_npy
+from app.data.shards import Images, LocalImages
 from app.data.sources.decode import fast_jpeg
 from app.data.sources.photograph import EXIF, UNREADABLE, kind, photograph
 from app.data.sources.processes import cores
@@ -94,9 +95,6 @@ class EncodedImages:
         return ThreadPoolExecutor(decoding_threads(cores(), os.environ), thread_name_prefix="decode")
 
 
-Images = NDArray[np.uint8] | EncodedImages
-
-
 def decoding_threads(cores: int, environment: Any) -> int:
     """The threads of one process: its share of the machine's cores. torchrun tells the processes of a machine."""
     told = environment.get("LOCAL_WORLD_SIZE", "1")
@@ -105,11 +103,14 @@ def decoding_threads(cores: int, environment: Any) -> int:
 
 def read_into(images: Images, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
     """Copy or decode rows [B] of images [N, S, S, 3] into `out` [B, S, S, 3]."""
+    if isinstance(images, LocalImages):
+        images, rows = images.images, images.local(rows)
     if isinstance(images, EncodedImages):
         images.read_into(rows, out)
     else:
+        source: Any = images
         # mode="clip" writes directly into `out`; the default mode goes through a temporary array.
-        np.take(images, rows, axis=0, out=out, mode="clip")
+        np.take(source, rows, axis=0, out=out, mode="clip")
 
 
 def stored_bytes(images: Images, start: int, stop: int) -> Any:

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from app.data.augment import to_float
 from app.data.dataset import Rows
-from app.data.encoded import Images, read_into
+from app.data.encoded import read_into
+from app.data.shards import Images
 
 AHEAD = 2  # batches copied in advance
 ALIGNED = 16  # bytes: the alignment of each tensor in a parcel

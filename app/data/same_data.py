@@ -43,9 +43,12 @@ def refuse_others(data: Sequence[Dataset], here: World) -> None:
 
 def what_it_is(data: Dataset) -> dict[str, Any]:
     """Properties that must be equal on all machines, by the name for messages; the simplest come first."""
-    some = np.linspace(0, len(data.images) - 1, LOOKED_AT).astype(np.int64)
+    # The files of shards have only the held-out images in common.
+    common = np.arange(len(data.images)) if data.part is None else data.held_out_rows
+    some = common[np.linspace(0, len(common) - 1, LOOKED_AT).astype(np.int64)] if len(common) else common
     return {
         "data set": data.dataset_id,
+        "rows per block": data.block_rows,
         "images": len(data.images),
         "fraction": data.fraction,
         "images to train on": len(data.train_rows),

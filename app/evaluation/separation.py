@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.encoded import Images
+from app.data.shards import Images
 from app.evaluation import measures
 from app.evaluation.measures import Numbers
 from app.evaluation.verification import Pairs

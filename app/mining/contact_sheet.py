@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from app.config import NO_ID
 from app.data.dataset import Rows
-from app.data.encoded import Images
+from app.data.shards import Images
 from app.files import atomic
 from app.mining.gate import Report
 
@@ -46,16 +46,17 @@ def contact_sheet(
     *,
     report: Report | None = None,
     labels: NDArray[np.int32] | None = None,
+    there: NDArray[np.bool_] | None = None,
 ) -> None:
     """Write a PNG with a row of faces for each of a few clusters: the doubtful, the largest, random, the smallest ones.
 
     images [M, 112, 112, 3]; rows [N]: the images that were mined; pseudo_ids [N], NO_ID: none. With `report` the sheet
     has a head and the doubtful clusters. With labels [N] a frame marks each image of another person than most of its
-    cluster. Reads only the images that it shows.
+    cluster. Reads only the images that it shows. `there` [N]: the images that this machine has; only they are shown.
     """
     rng = np.random.default_rng(seed)
     groups = _sample(pseudo_ids, report, rng)
-    head = _head(report, marked=labels is not None)
+    head = _head(report, marked=labels is not None, partial=there is not None)
     height = len(head) * LINE + sum(TITLE + len(chosen) * (FACE + ROW_GAP) for chosen in groups.values())
     sheet = Image.new("RGB", (WIDTH, MARGIN + max(height, TITLE)), PAPER)
     draw, plain, small = ImageDraw.Draw(sheet), ImageFont.load_default(14), ImageFont.load_default(11)
@@ -70,7 +71,8 @@ def contact_sheet(
         top += TITLE
         for row in chosen:
             members = np.flatnonzero(pseudo_ids == row.cluster)
-            shown = np.sort(rng.choice(members, min(FACES, len(members)), replace=False))
+            near = members if there is None else members[there[members]]
+            shown = np.sort(rng.choice(near, min(FACES, len(near)), replace=False))
             some = f"{len(shown)} of " if len(shown) < len(members) else ""
             lines = [f"id {row.cluster}", f"{some}{len(members)} images", *([row.remark] if row.remark else [])]
             for number, words in enumerate(lines):
@@ -89,7 +91,7 @@ def contact_sheet(
         sheet.save(file, "PNG")
 
 
-def _head(report: Report | None, *, marked: bool) -> list[tuple[str, tuple[int, int, int]]]:
+def _head(report: Report | None, *, marked: bool, partial: bool) -> list[tuple[str, tuple[int, int, int]]]:
     """Return the lines above the rows, each with its colour."""
     if report is None:
         return []
@@ -100,6 +102,8 @@ def _head(report: Report | None, *, marked: bool) -> list[tuple[str, tuple[int, 
     ]
     if marked:
         lines.append(("red frame: by its label another person than most of the cluster", FAINT))
+    if partial:
+        lines.append(("images of the other machines are not shown", FAINT))
     return lines
 
 

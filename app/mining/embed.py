@@ -8,14 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from app.data.dataset import Rows
 from app.data.loader import plain_views
+from app.data.shards import Images, Shard
 from app.mining.kept import Chunks, Kept
 from app.models.embedder import Embedder
 from app.runtime.dist import World, any_rank, share
@@ -28,7 +27,7 @@ CHUNK_ROWS = 8192  # images; an interruption loses or waits for one chunk at mos
 @torch.no_grad()
 def embed(
     embedder: Embedder,
-    images: NDArray[np.uint8],
+    images: Images,
     rows: Rows,
     here: World,
     *,
@@ -38,8 +37,11 @@ def embed(
     progress: Callable[[int, int], None] | None = None,
     interrupted: Callable[[], bool] | None = None,
     chunk_rows: int = CHUNK_ROWS,
+    shard: Shard | None = None,
 ) -> Tensor:
     """Return unit embeddings [n, D] of this rank's share of `rows` [N] of `images` [*, S, S, 3].
+
+    With `shard` it is the share of `shard.places(rows)`, of images that this machine reads.
 
     They are fp32 on `here.device`. After each chunk all ranks agree whether to continue; a rank with fewer chunks, or
     none, takes part. If `interrupted` is true on one rank, all raise Interrupted. With `kept`, a pass that is expected
@@ -49,19 +51,22 @@ def embed(
     """
     if here.device.type == "cpu":
         batch_size = min(batch_size, CPU_BATCH)
-    own = share(rows, here)
+    sizes, own = None, share(rows, here)
+    if shard is not None:
+        places = shard.places(rows)
+        sizes, own = [len(each) for each in places], rows[places[here.rank]]
     result = torch.empty(len(own), embedding_dim, device=here.device)
     begins = None
     if kept is not None:
         # The batch size may change between two attempts (a GPU ran out of memory). The data and the other settings may
         # not.
         settings = [here.size, len(images), embedder.image_size, embedding_dim, embedder.flip, chunk_rows]
+        settings += [] if shard is None else shard.of_rank
         digest = hashlib.sha256(rows.tobytes()).hexdigest()
         begins = kept.open(f"{settings} {embedder.precision} {here.device.type} {digest}")
     with Chunks(begins, here.rank, len(own)) as chunks:
-        # No rank has more rows than rank 0. All ranks count the chunks of its share, so that all synchronise after
-        # each.
-        for start in range(0, -(-len(rows) // here.size), chunk_rows):
+        # All ranks count the chunks of the largest share, so that all synchronise after each.
+        for start in range(0, max(sizes) if sizes else -(-len(rows) // here.size), chunk_rows):
             part, z = own[start : start + chunk_rows], result[start : start + chunk_rows]
             whole = chunks.read(start, z)
             if not whole:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from app.config import NO_ID, Config
 from app.data.dataset import Dataset
 from app.mining.embed import embed
+from app.mining.exchange import exchanged
 from app.mining.kept import Kept
 from app.models.embedder import Embedder
 from app.runtime.checkpoint import weights_digest
@@ -44,7 +45,9 @@ class Interlude:
 
 
 def embed_share(embedder: nn.Module, config: Config, data: Dataset, here: World, interlude: Interlude) -> Tensor:
-    """Return unit embeddings [n, D] of this rank's share of the training images. Raises Interrupted.
+    """Return unit embeddings [n, D] of this rank's contiguous share of the training images. Raises Interrupted.
+
+    With shards each machine embeds its own images, and the embeddings are then exchanged.
 
     A long pass stores its finished chunks until it is complete: a later call with the same weights resumes there.
     """
@@ -62,7 +65,10 @@ def embed_share(embedder: nn.Module, config: Config, data: Dataset, here: World,
             progress=interlude.progress,
             interrupted=interlude.interrupted,
             chunk_rows=CHUNK_ROWS[here.device.type],
+            shard=data.shard,
         )
+        if data.shard is not None:
+            shard = exchanged(shard, data.shard.places(data.train_rows), here)
     if here.first_of_machine:  # on each machine, as disks may not be shared
         kept.clear()
     return shard
@@ -99,7 +105,8 @@ def refresh(
     interlude.poll(here)
     if here.is_main:
         sheet.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(sheet, data.images, rows, found, seed, report=report, labels=labels)
+        there = None if data.part is None or data.shard is None else np.isin(rows, data.own_rows, assume_unique=True)
+        contact_sheet(sheet, data.images, rows, found, seed, report=report, labels=labels, there=there)
     ids = np.full(len(data.images), NO_ID, np.int64)
     ids[rows] = found
     return ids, {**report.as_dict(), "seconds": time.monotonic() - started}

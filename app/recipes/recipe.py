@@ -123,8 +123,9 @@ def arrived(parcel: Parcel, *, last: bool) -> Batch:
 
 
 def first_views(data: Dataset, augment: Augment, seed: int, device: torch.device) -> Iterator[Tensor]:
-    """Yield views [B, 3, S, S] of training images spread evenly over the data, the same on every rank."""
-    rows = data.train_rows[np.linspace(0, len(data.train_rows) - 1, batch_norm.IMAGES).astype(np.int64)]
+    """Yield views [B, 3, S, S] of this machine's training images, spread evenly over them."""
+    own = data.own_rows
+    rows = own[np.linspace(0, len(own) - 1, batch_norm.IMAGES).astype(np.int64)]
     for number, some in enumerate(np.split(rows, batch_norm.IMAGES // batch_norm.BATCH)):
         images = torch.from_numpy(np.ascontiguousarray(data.images[some])).to(device)
         yield augment(images, Generator().manual_seed(seed + number))

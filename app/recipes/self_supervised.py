@@ -105,7 +105,9 @@ class SelfSupervised:
         report = self._refresh(epoch, interlude) if due and interlude is not None else None
         wanted = by_epoch(positives.epochs, positives.probability, epoch)
         self.other_probability = min(wanted, 1 - positives.min_same_image)
-        self.positives = Positives(self.pseudo_ids.ids.cpu().numpy())
+        ids = self.pseudo_ids.ids.cpu().numpy()
+        # A machine can only show its own images: the positive of an image is one of them.
+        self.positives = Positives(ids if self.data.shard is None else self.data.shard.only_own(ids))
         return report
 
     def _refresh(self, epoch: int, interlude: Interlude) -> dict[str, Any]:

@@ -28,20 +28,30 @@ def batches(config: Config, recipe: Recipe, data: Dataset, state: TrainState, he
     The order of an epoch is split into pieces of `batch.size`, dealt to the ranks in turn. The randomness of a piece
     depends only on the seed and its place in that order, not on the rank. So a resumed run, with more or fewer
     processes too, continues with the same images, partners and augmentations.
+
+    With shards each machine has an order of its own images, split among its processes in the same way. An epoch takes
+    equally many images of each machine. So a machine with fewer starts its order again, and one with more leaves some
+    out of this epoch.
     """
     size, accumulate = config.train.batch.size, config.train.batch.grad_accum_steps
     seed, epoch = config.train.seed, state.epoch
-    order = epoch_order(data.train_rows, seed=seed, epoch=epoch)
-    world_size = size * here.size
-    end = state.seen + -(-(len(order) - state.seen) // (world_size * accumulate)) * world_size * accumulate
-    places = range(state.seen + here.rank * size, end, world_size)
+    shard, machines, processes, own = 0, 1, here.size, here.rank
+    if data.shard is not None:
+        shard, machines, own = data.shard.number, data.shard.of, data.shard.place_of(here.rank)
+        processes = here.size // machines
+    order = epoch_order(data.own_rows, seed=seed, epoch=epoch, shard=shard)
+    an_update = size * here.size * accumulate
+    end = state.seen + -(-(len(data.train_rows) - state.seen) // an_update) * an_update
+    # Places in the order of this machine. Each update takes equally many images of every machine.
+    places = range(state.seen // machines + own * size, end // machines, size * processes)
 
     def asked() -> Iterator[Asked]:
         for place in places:
             # The last update of an epoch is padded from the beginning of its order.
             piece = np.take(order, np.arange(place, place + size), mode="wrap")
-            rows = recipe.pick(piece, chances(place, size, seed=seed, epoch=epoch))
-            drawn = np.random.SeedSequence([seed, epoch, place]).generate_state(1, np.uint64)
+            rows = recipe.pick(piece, chances(place, size, seed=seed, epoch=epoch, shard=shard))
+            entropy = [seed, epoch, place, *([shard] if shard else [])]
+            drawn = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
             yield wanted(recipe, rows, seed=int(drawn[0] >> 1))
 
     for number, parcel in enumerate(parcels(data.images, asked(), here.device), start=1):

@@ -347,6 +347,16 @@ def _pieces(rows: Tensor) -> Iterable[Tensor]:
     return rows.split(max(1, 2**26 // a_row)) if len(rows) else ()
 
 
+@torch.no_grad()
+def swap_rows(outgoing: Sequence[Tensor], sizes: Sequence[int], here: World) -> Tensor:
+    """Send rows [n_r, …] to each rank r, and return [sum sizes, …]: `sizes[r]` rows from each rank r, in rank order."""
+    if here.size == 1:
+        return outgoing[0]
+    result = outgoing[0].new_empty((sum(sizes), *outgoing[0].shape[1:]))
+    dist.all_to_all_single(result, torch.cat(list(outgoing)), list(sizes), [len(rows) for rows in outgoing])
+    return result
+
+
 def pass_on(outgoing: Tensor, incoming: Tensor, here: World) -> Callable[[], None]:
     """Start sending `outgoing` to the next rank and receiving `incoming` from the previous one, in a ring.
 

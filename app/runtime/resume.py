@@ -55,6 +55,7 @@ RULES = (
     Rule("fraction", "data.data_fraction", REFUSED, SAID),
     Rule("labels", "which image has which label", REFUSED, SAID),
     Rule("rows", "the number of training images", REFUSED, SAID),
+    Rule("shards", "data.shards and the number of shards", REFUSED, SAID),
     Rule("seed", "train.seed", REFUSED, SAID),
     Rule("batch", "train.batch.size", SAID, SAID),
     Rule("accumulate", "train.batch.grad_accum_steps", SAID, SAID),
@@ -65,7 +66,7 @@ RULES = (
     Rule("gradient_checkpointing", "backbone.gradient_checkpointing", EXACT, EXACT),
 )
 
-UNFORESEEN = ("images", "rows", "classes", "labels", "ranks", "teacher")  # known only on the run's machine
+UNFORESEEN = ("images", "rows", "shards", "classes", "labels", "ranks", "teacher")  # known only on the run's machine
 
 # These backbone options change neither tensor shapes nor, up to rounding, the output in evaluation.
 REGULARISATION = ("dropout", "drop_path", "mask_ratio", "parity_mask_ratio", "attention_precision")
@@ -89,13 +90,15 @@ def facts_of(
     classes: str | None,
     labels: str | None,
     ranks: int,
+    shards: int = 1,
     teacher: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The facts that a checkpoint records, for comparison with a later run.
 
     `data` names the data set, `images` counts the rows of its file (None if no state is stored per row), `rows` counts
-    the training images. `classes` is a digest of the set of labels, `labels` a digest of the label of each image; both
-    are None if no labels are learnt. `teacher` holds the name and the sha256 of the file of recipe distill.
+    the training images. `shards` is the number of machines that divide them, 1 if each reads all. `classes` is a digest
+    of the set of labels, `labels` a digest of the label of each image; both are None if no labels are learnt. `teacher`
+    holds the name and the sha256 of the file of recipe distill.
     """
     settings, model = config.train, config.model()
     return {
@@ -114,6 +117,7 @@ def facts_of(
         "images": images,
         "fraction": config.data.data_fraction,
         "rows": rows,
+        "shards": shards,
         "seed": settings.seed,
         "batch": settings.batch.size,
         "accumulate": settings.batch.grad_accum_steps,
@@ -125,13 +129,17 @@ def facts_of(
     }
 
 
-def foreseen(config: Config, data: str | None) -> dict[str, Any]:
+def foreseen(config: Config, data: str | None, machines: int | None = None) -> dict[str, Any]:
     """The facts of a run before it starts, without those that only its machine knows.
 
-    `data` is the data set's id, None if it is unknown.
+    `data` is the data set's id, `machines` their number; None if it is unknown.
     """
-    facts = facts_of(config, data=data or "", images=None, rows=0, classes=None, labels=None, ranks=0)
+    shards = 1 if config.data.shards == "whole" else machines
+    facts = facts_of(
+        config, data=data or "", images=None, rows=0, classes=None, labels=None, ranks=0, shards=shards or 1
+    )
     later = {*UNFORESEEN, *(["data"] if data is None else []), *(["precision"] if facts["precision"] == "auto" else [])}
+    later -= {"shards"} if shards else set()
     return {name: value for name, value in facts.items() if name not in later}
 
 
@@ -140,20 +148,20 @@ def recorded(content: Mapping[str, Any], note: Mapping[str, Any]) -> dict[str, A
     groups = content["optimizer"]["param_groups"]
     told: dict[str, Any] = {"optimizer": "adamw" if "betas" in groups[0] else "sgd", "decay_all": len(groups) == 1}
     facts = content["facts"] if isinstance(content.get("facts"), dict) else told_by({**note, "facts": None})
-    return {**facts, **told}
+    return {"shards": 1, **facts, **told}  # an older version reads all images on each machine
 
 
 def told_by(note: Mapping[str, Any]) -> dict[str, Any]:
     """The facts in the JSON beside a checkpoint; older versions store some of them under other names."""
     if isinstance(note.get("facts"), dict):
-        return dict(note["facts"])
+        return {"shards": 1, **note["facts"]}
     model = note.get("model") if isinstance(note.get("model"), dict) else {}
     assert model is not None
     told = {name: model[name] for name in ("recipe", "projection", "queue_size", "head", "ema") if name in model}
     if isinstance(model.get("backbone"), dict):
         told |= _parts_of(model["backbone"])
     names = {"data": "dataset_id", "fraction": "fraction", "ranks": "world_size"}
-    return told | {name: note[key] for name, key in names.items() if note.get(key) is not None}
+    return {"shards": 1} | told | {name: note[key] for name, key in names.items() if note.get(key) is not None}
 
 
 def same_kind(saved: Facts, here: Facts) -> dict[str, Any]:
@@ -281,6 +289,8 @@ def _named(rule: Rule, saved: Facts, here: Facts) -> tuple[str, str]:
         return f"a file of {saved['images']} images", f"one of {here['images']}"
     if rule.name == "labels":
         return "the labels it was trained with", "others"
+    if rule.name == "shards":
+        return _shards(old), _shards(new)
     if rule.name == "rows":
         return f"its {old} training images", f"{new}"
     return f"{rule.key}={_word(old)}", _word(new)
@@ -297,7 +307,13 @@ def _note(rule: Rule, saved: Facts, here: Facts) -> str:
         return f"continues with other data ({now}, was {was}){anew}"
     if rule.name == "labels":
         return "continues with other labels"
+    if rule.name == "shards":
+        return f"{_shards(new)}, was {_shards(old)}"
     return f"{rule.key} {_word(new)}, was {_word(old)}"
+
+
+def _shards(count: Any) -> str:
+    return "data.shards=whole" if count == 1 else f"data.shards=by_node with {count} machines"
 
 
 def _word(value: Any) -> str:

@@ -21,6 +21,7 @@ from deploy.specs.names import machine_name
 from deploy.specs.pod_image import PodImage
 from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
 from deploy.specs.settings import Settings
+from deploy.specs.shards import WHOLE, Shard
 
 GRACE_S = 60  # for the checkpoint, between stop request and kill
 NO_COMMIT = "none"
@@ -60,6 +61,7 @@ class DataFacts:
     packed_bytes: int | None = None  # None: not packed yet
     classes: int | None = None  # that recipe supervised learns; None where not counted
     file_name: str = "images.npy"  # where it is staged
+    shard: Shard = WHOLE  # that the machine gets; `bytes` are those of its file
 
 
 @dataclass(frozen=True)
@@ -263,8 +265,9 @@ def disk_folder(root: PurePath, data: DataFacts) -> PurePath:
 
 
 def staged_path(folder: PurePath, data: DataFacts, fraction: float) -> PurePath:
-    """Return the path in a staging folder. A fraction has its own subfolder."""
-    return (folder if fraction == 1 else folder / f"{data.name}{fraction_mark(fraction)}") / data.file_name
+    """Return the path in a staging folder. A fraction and a shard have their own subfolder."""
+    mark = fraction_mark(fraction) + data.shard.mark
+    return (folder / f"{data.name}{mark}" if mark else folder) / data.file_name
 
 
 def _identity(request: Request, facts: Facts) -> tuple[str, int]:

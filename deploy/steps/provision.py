@@ -12,12 +12,13 @@ from deploy.pod.base.folder import RunFolder
 from deploy.runs import watchdog as guard
 from deploy.runs.session import Prepared, Reach
 from deploy.shell import LinkLost, Shell, transfer
-from deploy.specs import memory
+from deploy.specs import memory, shards
 from deploy.specs.estimate import Stopwatch
 from deploy.specs.machine import Machine, MachineSpec, node_name
 from deploy.specs.names import family_name
 from deploy.specs.plan import TRAIN_LABELS, Facts, Plan, make
 from deploy.specs.settings import Settings
+from deploy.specs.shards import WHOLE
 from deploy.steps.code_check import check_code
 from deploy.steps.rendezvous import meet
 from deploy.steps.resolve import Checked, job_secrets
@@ -26,6 +27,7 @@ from deploy.ui.screen import Screen
 from deploy.workspace import code, devices, environment, staging
 from deploy.workspace import dataset as data
 from deploy.workspace.devices import Devices
+from deploy.workspace.shards import Dealing, refuse_undividable, staged_blocks
 from deploy.workspace.sources import Origin
 
 
@@ -53,6 +55,7 @@ def ready_all(
     `trains`: they are prepared for the request's own training, so its steps must fit into their GPU memory.
     """
     made = []
+    dealing = Dealing(shards.count(checked.config, len(machines)))
     for number, machine in enumerate(machines):
         if len(machines) > 1:
             screen.say(f"machine {number + 1} of {len(machines)}")
@@ -72,6 +75,8 @@ def ready_all(
                 prepared=prepared,
                 snapshot=at.snapshot,
                 trains=trains,
+                node=number,
+                dealing=dealing,
             )
         )
     if len(made) == 1:
@@ -98,10 +103,12 @@ def ready(
     prepared: Prepared | None = None,
     snapshot: str | None = None,
     trains: bool = True,
+    node: int = 0,
+    dealing: Dealing | None = None,
 ) -> Ready:
     """Put environment, code and data on the machine, each only if it is missing.
 
-    `prepared`: code and environment. `snapshot`: the code, if it is checked already.
+    `prepared`: code and environment. `snapshot`: the code, if it is checked already. `node`: the number of the machine.
     """
     watch = watch or Stopwatch()
     with watch.phase("code"):
@@ -113,7 +120,7 @@ def ready(
             if trains:
                 refuse_too_much(make(settings, checked.request, facts, tryout=checked.tryout), facts)
     with watch.phase("data"):
-        return _ready_data(settings, machine, shell, folder, checked, facts, screen)
+        return _ready_data(settings, machine, shell, folder, checked, facts, screen, node, dealing or Dealing(1))
 
 
 def _ready_data(
@@ -124,18 +131,26 @@ def _ready_data(
     checked: Checked,
     facts: Facts,
     screen: Screen,
+    node: int,
+    dealing: Dealing,
 ) -> Ready:
     dataset = checked.dataset or _found_there(machine, shell, checked, facts, folder, screen)
     gpus = facts.hardware.gpus if facts.hardware else 0
-    place = staging.choose_place(shell, settings, machine.root, dataset, checked.request.fraction, gpus=gpus)
+    fraction, pack, shard = checked.request.fraction, checked.request.pack, WHOLE
     pack_images(settings, checked, screen)  # in case the packed files were deleted
-    packing = data.packing_of(settings.notes, dataset, checked.request.fraction, checked.request.pack)
+    if dealing.of > 1:
+        refuse_undividable(dataset, fraction, dealing.of)
+        asked = (shell, settings, machine.root, dataset, fraction, pack)
+        shard = dealing.choose(node, lambda each: staging.is_there(*asked, each))
+    blocks = staged_blocks(dataset, fraction, shard)
+    place = staging.choose_place(shell, settings, machine.root, dataset, fraction, gpus=gpus, shard=shard)
+    packing = data.packing_of(settings.notes, dataset, fraction, pack, blocks)
     facts = replace(
         facts,
         python=machine.python,
         machine=machine,
         snapshot=folder.name,
-        data=data.facts(dataset, checked.request.fraction, packing),
+        data=data.facts(dataset, fraction, packing, shard, blocks if shard != WHOLE else None),
         data_path=place.path,
     )
     plan = make(settings, checked.request, facts, tryout=checked.tryout)

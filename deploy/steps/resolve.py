@@ -21,16 +21,18 @@ from deploy.runs import records as runs
 from deploy.runs import watchdog as guard
 from deploy.runs.session import Reach, Reached
 from deploy.shell import LocalShell, load_ssh
-from deploy.specs import memory
+from deploy.specs import memory, shards
 from deploy.specs.estimate import NEWEST, Measured, kind_of
 from deploy.specs.plan import Continuation, DataFacts, Facts
 from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
 from deploy.specs.settings import Settings
+from deploy.specs.shards import WHOLE, Shard
 from deploy.steps.code_check import check_code
 from deploy.workspace import code, devices
 from deploy.workspace import compression as packing
 from deploy.workspace import dataset as data
 from deploy.workspace import sources as origins
+from deploy.workspace.shards import refuse_undividable, staged_blocks
 from deploy.workspace.sources import Origin
 
 # The app's programs that the laptop calls need seconds; the limit allows for a machine under load.
@@ -87,30 +89,46 @@ def check(reach: Reach, request: Request) -> Checked:
             beside.submit(load_ssh)
         config, words = _configuration(settings, request, origin)
     origin, tryout = _images(settings, origin, config)
+    of = shards.count(config, request.nodes or settings.target.nodes)
+    if of > 1 and settings.target.on_lost_node == "go_on":
+        raise WrongUse(
+            f"on_lost_node: go_on of {settings.where} does not work with data.shards=by_node, because the images of a "
+            "lost machine are lost too: set on_lost_node: end, or give --set data.shards=whole"
+        )
     dataset = None
     if origin.is_known and not (tryout and origin.files and origin.files.size(origin.path) is None):
         dataset = _find_data(settings, request, origin, config)
         data.facts(dataset, request.fraction)
+        refuse_undividable(dataset, request.fraction, of)
     encoded = dataset is not None and dataset.offsets is not None
     pack, in_vain = _pack(settings, request, origin, again=continues is not None, encoded=encoded)
     request, own = replace(request, pack=pack), bool(last)
     if request.resume not in ("none", "auto"):
         last = [found for found in [checkpoints.check_usable(Path(request.resume))] if found]
     known_id = None if dataset is None else data.known_id(settings.notes, dataset, request.fraction, pack)
-    notes = [text for each in last for text in resume_notes(settings.project, words, each, known_id, own=own)]
+    nodes = request.nodes or settings.target.nodes
+    notes = [
+        text for each in last for text in resume_notes(settings.project, words, each, known_id, own=own, machines=nodes)
+    ]
     note = "; ".join(filter(None, (note, in_vain, *notes))) or None
     return Checked(request, config, tryout, origin, dataset, continues, note, judged.result())
 
 
 def resume_notes(
-    project: Path, words: Sequence[str], checkpoint: Mapping[str, Any], dataset_id: str | None, *, own: bool
+    project: Path,
+    words: Sequence[str],
+    checkpoint: Mapping[str, Any],
+    dataset_id: str | None,
+    *,
+    own: bool,
+    machines: int = 1,
 ) -> list[str]:
     """Ask the app whether the configuration `words` can continue from a checkpoint, by its JSON. Returns its notes.
 
     `own`: it is the newest checkpoint of the continued run. The job checks again, with facts that only its machine
     knows. Raises WrongUse with the app's message.
     """
-    question = {"note": checkpoint, "data": dataset_id, "own": own}
+    question = {"note": checkpoint, "data": dataset_id, "own": own, "machines": machines}
     answer = app(project, "app.resumable", words, stdin=json.dumps(question).encode("utf-8"))
     notes: list[str] = json.loads(answer)["notes"]
     return notes
@@ -178,15 +196,18 @@ def job_secrets(settings: Settings, checked: Checked) -> dict[str, str]:
 
 def _data_facts(settings: Settings, checked: Checked) -> DataFacts:
     fraction, labels = checked.request.fraction, checked.request.labels
+    shard = Shard(0, shards.count(checked.config, checked.request.nodes or settings.target.nodes))
     if checked.dataset is not None:
-        packed = data.packing_of(settings.notes, checked.dataset, fraction, checked.request.pack)
         classes = data.count_classes(checked.dataset, fraction) if memory.learns_classes(checked.config) else None
-        return replace(data.facts(checked.dataset, fraction, packed), classes=classes)
+        blocks = staged_blocks(checked.dataset, fraction, shard)
+        packed = data.packing_of(settings.notes, checked.dataset, fraction, checked.request.pack, blocks)
+        its = blocks if shard != WHOLE else None
+        return replace(data.facts(checked.dataset, fraction, packed, shard, its), classes=classes)
     if checked.tryout:
         assert isinstance(checked.images.path, PurePath)
         about = data.orl_facts(checked.images.path, fraction, checked.images.where)
-        return replace(about, train_labels=labels)
-    return data.unseen_facts(checked.images, labels)
+        return replace(about, train_labels=labels, shard=shard)
+    return replace(data.unseen_facts(checked.images, labels), shard=shard)
 
 
 def _beside(settings: Settings, request: Request) -> Path:

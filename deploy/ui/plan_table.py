@@ -30,6 +30,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         *_travelling(plan.code),
         *_secrets(plan),
         ("data", f"{data.name}: {_images(plan)}, {where}"),
+        *([("shards", _shards(plan))] if plan.data.shard.of > 1 else []),
         *([("sent", _packed(plan))] if data.packed else []),
         *([] if data.ready or not data.rows else [("", "will be prepared from the ORL photographs")]),
         ("fraction", f"{plan.fraction:g}"),
@@ -134,6 +135,11 @@ def _images(plan: Plan) -> str:
     if not plan.data.rows:
         return f"checked in place ({shown(plan.data.path)})"
     return f"{plan.data.rows} images, {plan.data.train_rows} to train on"
+
+
+def _shards(plan: Plan) -> str:
+    size = f": {_mib(plan.data.bytes)} at most" if plan.data.bytes else ""
+    return f"each of {plan.data.shard.of} machines reads its own part of the images{size}"
 
 
 def _packed(plan: Plan) -> str:

@@ -17,6 +17,7 @@ from deploy.shell import LocalShell
 from deploy.shell.ranges import Piece
 from deploy.specs.names import slug
 from deploy.specs.plan import DataFacts
+from deploy.specs.shards import WHOLE, Shard
 from deploy.workspace import encoded
 from deploy.workspace.compression import NONE, Packing
 from deploy.workspace.npy import Header, header_bytes, read_header
@@ -87,6 +88,8 @@ def find(origin: Origin, block_rows: int, labels: Place | None = None, train_lab
         header = _check_images(path, files)
         rows, data_offset = header.shape[0], header.data_offset
     manifest = _read_manifest(path.with_name("manifest.json"), rows, files, encodes=offsets is not None)
+    if manifest.get("shard"):
+        raise WrongUse(f"{path} holds one shard of its data set: give --data the whole file")
     if labels is None and files.size(path.with_name("labels.npy")) is not None:
         labels = path.with_name("labels.npy")
     if labels is not None:
@@ -109,8 +112,17 @@ def find(origin: Origin, block_rows: int, labels: Place | None = None, train_lab
     )
 
 
-def facts(dataset: Dataset, fraction: float, packing: Packing | None = None) -> DataFacts:
-    """Return the facts for the plan about the used part of a data set. Raises WrongUse if it holds another fraction."""
+def facts(
+    dataset: Dataset,
+    fraction: float,
+    packing: Packing | None = None,
+    shard: Shard = WHOLE,
+    of_shard: list[int] | None = None,
+) -> DataFacts:
+    """Return the facts for the plan about the used part of a data set. Raises WrongUse if it holds another fraction.
+
+    `of_shard`: the blocks in the file of `shard`, if that is not the whole.
+    """
     selection = dataset.manifest.get("selection")
     if selection and selection["fraction"] != fraction:
         raise WrongUse(
@@ -125,7 +137,7 @@ def facts(dataset: Dataset, fraction: float, packing: Packing | None = None) -> 
         path=str(dataset.path),
         rows=dataset.rows,
         train_rows=rows,
-        bytes=bytes_to_stage(dataset, kept_blocks(dataset, fraction)),
+        bytes=bytes_to_stage(dataset, kept_blocks(dataset, fraction) if of_shard is None else of_shard),
         dataset_id=marked(dataset.manifest.get("dataset_id"), packing),
         labels=str(dataset.labels) if dataset.labels not in (None, dataset.path.with_name("labels.npy")) else None,
         train_labels=None if dataset.train_labels is None else str(dataset.train_labels),
@@ -133,6 +145,7 @@ def facts(dataset: Dataset, fraction: float, packing: Packing | None = None) -> 
         packed=packing.kind if packing else None,
         packed_bytes=packing.bytes if packing else None,
         file_name=NAME if dataset.offsets is None else encoded.NAME,
+        shard=shard,
     )
 
 
@@ -167,11 +180,16 @@ def marked(dataset_id: str | None, packing: Packing | None) -> str | None:
     return f"{dataset_id}{packing.mark}" if dataset_id and packing else dataset_id
 
 
-def packing_of(notes: Path, dataset: Dataset, fraction: float, kind: str) -> Packing | None:
-    """Return the packing of the blocks of a fraction; None if not packed. `notes`: the laptop's own folder."""
+def packing_of(
+    notes: Path, dataset: Dataset, fraction: float, kind: str, blocks: list[int] | None = None
+) -> Packing | None:
+    """Return the packing of the blocks of a fraction, or of `blocks` of it; None if not packed.
+
+    `notes`: the laptop's own folder.
+    """
     if kind == NONE:
         return None
-    blocks = kept_blocks(dataset, fraction)
+    blocks = kept_blocks(dataset, fraction) if blocks is None else blocks
     source = f"{dataset.path} {dataset.bytes} {modified_ns(dataset)}"  # identifies images without a manifest
     name = dataset.manifest.get("dataset_id") or hashlib.sha256(source.encode()).hexdigest()[:16]
     pieces = dict(zip(blocks, pieces_of(dataset, blocks), strict=True))

@@ -17,6 +17,7 @@ from deploy.shell.transfer import send_pieces
 from deploy.specs.machine import Machine
 from deploy.specs.plan import TRAIN_LABELS, Plan, disk_folder, staged_path, wanted_path
 from deploy.specs.settings import Settings
+from deploy.specs.shards import WHOLE, Shard
 from deploy.workspace import encoded
 from deploy.workspace.compression import Packing, packed_file
 from deploy.workspace.dataset import (
@@ -31,12 +32,14 @@ from deploy.workspace.dataset import (
     kept_blocks,
     marked,
     modified_ns,
+    packing_of,
     pieces_of,
     range_of,
     rows_of,
     staged_header,
 )
 from deploy.workspace.npy import header_bytes, read_header
+from deploy.workspace.shards import staged_blocks
 from deploy.workspace.sources import HERE, Files, Place
 
 MEMORY_FOR_TRAINING_BYTES = 4 << 30
@@ -54,17 +57,25 @@ class Staged:
 
 
 def choose_place(
-    shell: Shell, settings: Settings, root: PurePath, dataset: Dataset, fraction: float, *, gpus: int = 0
+    shell: Shell,
+    settings: Settings,
+    root: PurePath,
+    dataset: Dataset,
+    fraction: float,
+    *,
+    gpus: int = 0,
+    shard: Shard = WHOLE,
 ) -> Staged:
     """Choose where the images fit: in RAM as requested, else on disk. Changes nothing.
 
     `gpus`: of the machine; several of them need space in /dev/shm too. Raises StepFailed if the images fit nowhere.
     """
-    about = facts(dataset, fraction)
+    blocks = staged_blocks(dataset, fraction, shard)
+    about = facts(dataset, fraction, shard=shard)
     wanted = wanted_path(settings, root, about, fraction)
     if str(wanted) == about.path:
         return Staged(wanted, f"read in place from {wanted}")
-    needed = bytes_to_stage(dataset, kept_blocks(dataset, fraction))
+    needed = bytes_to_stage(dataset, blocks)
     kept_free = SHM_FOR_NCCL_BYTES if gpus > 1 and PurePosixPath(wanted).is_relative_to(SHM) else 0
     lacking = _lacks_room(shell, wanted, needed, kept_free)
     if lacking is None:
@@ -100,12 +111,13 @@ def stage(
     if not plan.stage:
         return None
     destination = machine.path(plan.data_path)
-    blocks = kept_blocks(dataset, plan.fraction)
-    manifest = _staged_manifest(dataset, blocks, plan.fraction, packing)
+    shard, selected = plan.data.shard, kept_blocks(dataset, plan.fraction)
+    blocks = staged_blocks(dataset, plan.fraction, shard)
+    manifest = _staged_manifest(dataset, blocks, plan.fraction, packing, shard)
     there = _manifest_there(shell, destination)
     size = shell.size(destination)
     if dataset.train_labels is not None:  # small, and may differ from those of the previous run
-        own = _labels_of(LocalShell(), dataset, dataset.train_labels, blocks)
+        own = _labels_of(LocalShell(), dataset, dataset.train_labels, selected)
         shell.write(destination.with_name(TRAIN_LABELS), own)
     if size is not None and there and _same(there, manifest) and size == bytes_to_stage(dataset, blocks):
         if packing:
@@ -137,14 +149,14 @@ def stage(
         ranges = [range_of(dataset, block) for block in blocks]
         encoded.write_offsets(shell, destination.with_name(encoded.OFFSETS), dataset.offsets, ranges)
     if dataset.labels is not None:
-        labels = _labels_of(dataset.files, dataset, dataset.labels, blocks)
+        labels = _labels_of(dataset.files, dataset, dataset.labels, selected)
         shell.write(destination.with_name("labels.npy"), labels)
     else:
         shell.remove(destination.with_name("labels.npy"))
     originals = packing.hashes("original_sha256") if packing else hashes
     of = marked(dataset.manifest.get("dataset_id") or dataset_id(originals), packing)
     of_part = dataset_id(hashes) + (f"-{manifest['packed']}" if manifest["packed"] else "")
-    manifest |= {"blocks": hashes, "dataset_id": of if len(blocks) == count_blocks(dataset) else of_part}
+    manifest |= {"blocks": hashes, "dataset_id": of if len(selected) == count_blocks(dataset) else of_part}
     if manifest["selection"]:
         manifest["selection"] = {**manifest["selection"], "of": of}
     # Before the rename: an interruption in between leaves a manifest without images, which is staged again.
@@ -156,19 +168,36 @@ def stage(
     return f"staged {bytes_to_stage(dataset, blocks) / GIB:.2f} GiB into {destination}{sent}"
 
 
+def is_there(
+    shell: Shell, settings: Settings, root: PurePath, dataset: Dataset, fraction: float, packing: str, shard: Shard
+) -> bool:
+    """Return whether a machine already has the file of a shard, in RAM or on its disk. `packing`: how it is sent."""
+    blocks, about = staged_blocks(dataset, fraction, shard), facts(dataset, fraction, shard=shard)
+    packed = packing_of(settings.notes, dataset, fraction, packing, blocks)
+    wanted = _staged_manifest(dataset, blocks, fraction, packed, shard)
+    places = {wanted_path(settings, root, about, fraction), staged_path(disk_folder(root, about), about, fraction)}
+    return any(
+        shell.size(path) == bytes_to_stage(dataset, blocks) and _same(_manifest_there(shell, path), wanted)
+        for path in places
+    )
+
+
 def _staged_manifest(
-    dataset: Dataset, blocks: list[int], fraction: float, packing: Packing | None = None
+    dataset: Dataset, blocks: list[int], fraction: float, packing: Packing | None = None, shard: Shard = WHOLE
 ) -> dict[str, Any]:
     """Return the staged file's own manifest. Its `source` shows a changed file if there is no manifest to compare.
 
-    Lossy images have their own block hashes. Their manifest keeps `packed`, also when a copy of them is staged again.
+    `blocks` are those of `shard`. Lossy images have their own block hashes. Their manifest keeps `packed`, also when a
+    copy of them is staged again.
     """
     rows = sum(rows_of(dataset, block) for block in blocks)
     known: list[str] = dataset.manifest.get("blocks", [])
     own = packing.hashes("unpacked_sha256") if packing else []
-    selection = dataset.manifest.get("selection")
+    selection, selected = dataset.manifest.get("selection"), kept_blocks(dataset, fraction)
     if selection is None and fraction < 1:
-        selection = {"of": dataset.manifest.get("dataset_id"), "fraction": fraction, "blocks": blocks}
+        selection = {"of": dataset.manifest.get("dataset_id"), "fraction": fraction, "blocks": selected}
+    whole_rows = sum(rows_of(dataset, block) for block in selected)
+    part = {"number": shard.number, "of": shard.of, "rows": whole_rows} if shard.of > 1 else None
     return {
         "dataset_id": None,
         "name": dataset.name,
@@ -182,6 +211,7 @@ def _staged_manifest(
         "held_out_rows": dataset.held_out_rows,
         "labels_sha256": None,
         "selection": selection,
+        **({"shard": part} if part else {}),
         "source": {"path": str(dataset.path), "bytes": dataset.bytes, "modified_ns": modified_ns(dataset)},
     }
 
@@ -198,7 +228,7 @@ def _manifest_there(shell: Shell, destination: PurePath) -> dict[str, Any]:
 def _same(there: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Return whether the staged file is the wanted one: by block hashes if they are known, else by its source."""
     keys = ("rows", "block_rows", "held_out_rows", "blocks" if wanted["blocks"] else "source")
-    return all(there.get(key) == wanted[key] for key in (*keys, "packed"))
+    return all(there.get(key) == wanted.get(key) for key in (*keys, "packed", "shard"))
 
 
 def _same_place(destination: PurePath) -> tuple[PurePath, PurePath]:

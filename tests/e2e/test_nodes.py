@@ -13,9 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from app.data.sources.source import Source
+from app.prepare import prepare
 from deploy.pod.base import processes
+from tests.app.conftest import faces
 from tests.deploy.support.servers import SSHD, openssh
 from tests.e2e.clones import SMALL, Clone, events, make_clone, wait_for
 from tests.e2e.test_machines import image_of_ours
@@ -172,6 +176,47 @@ def test_two_hosts_of_a_list_train_one_run(two_hosts: Clone, tmp_path: Path) -> 
     assert (home / "nodes" / "1" / "train.log").read_bytes() == (there[1] / "train.log").read_bytes()
     assert "rank 1 of 2; rank 0 on" in (home / "nodes" / "1" / "train.log").read_text()
     assert "names 2 host" in two_hosts.invoke("train", "--on", "pair", "--nodes", "3", code=2)
+
+
+@needs_linux
+def test_two_hosts_get_each_their_shard_of_the_images(two_hosts: Clone, tmp_path: Path) -> None:
+    """Each host stages its part only. A second call stages nothing, also with the hosts in another order."""
+    images = tmp_path / "data" / "images.npy"
+    content, labels = faces(people=12, each=4), np.repeat(np.arange(12, dtype=np.int32), 4)
+    source = Source("faces", 48, lambda a, b: content[a:b], labels, held_out=16, block_rows=4)
+    prepare(source, images)
+    words = ["--data", str(images), *WORDS[:-2], "--set", "train.epochs=2", "--set", "data.shards=by_node"]
+    done = two_hosts.json("train", "--on", "pair", *words)
+    assert (done["state"], done["checkpoint"]["epoch"]) == ("succeeded", 1)
+    home = two_hosts.path / "runs" / done["run_id"]
+    assert [event["shards"] for event in events(home) if event["event"] == "start"] == [2]
+    row = 112 * 112 * 3
+    assert json.loads((home / "plan.json").read_text(encoding="utf-8"))["data"]["bytes"] == 128 + 32 * row
+
+    def staged() -> dict[str, tuple[int, int, int]]:
+        found = {}
+        for name in ("one", "other"):
+            (file,) = (tmp_path / name / "faces" / "data").rglob("images.npy")
+            manifest = json.loads(file.with_name("manifest.json").read_text(encoding="utf-8"))
+            found[name] = (manifest["shard"]["number"], file.stat().st_size, file.stat().st_mtime_ns)
+        return found
+
+    before = staged()
+    assert [(number, size) for number, size, _ in before.values()] == [(0, 128 + 32 * row), (1, 128 + 32 * row)]
+    target = two_hosts.path / "conf" / "deploy" / "pair.yaml"
+    about = json.loads(target.read_text(encoding="utf-8"))
+    target.write_text(json.dumps({**about, "hosts": about["hosts"][::-1]}), encoding="utf-8")
+    again = two_hosts.json("train", "--on", "pair", *words)
+    assert again["state"] == "succeeded"
+    assert staged() == before
+    packed = two_hosts.json("train", "--on", "pair", *words, "--fraction", "0.5", "--pack", "jpeg95")
+    assert packed["state"] == "succeeded"
+    for name in ("one", "other"):
+        (file,) = (tmp_path / name / "faces" / "data").rglob("*-f0.5-shard*of2/manifest.json")
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        assert (manifest["rows"], manifest["packed"], manifest["selection"]["fraction"]) == (24, "jpeg95", 0.5)
+    target.write_text(json.dumps({**about, "on_lost_node": "go_on"}), encoding="utf-8")
+    assert "on_lost_node: go_on" in two_hosts.invoke("train", "--on", "pair", *words, code=2)
 
 
 def test_a_run_goes_on_with_the_machines_that_are_left(clone: Clone, our_image: str) -> None:

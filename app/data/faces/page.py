@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from app.data.dataset import SIDE
-from app.data.encoded import Images
 from app.data.faces.passport import DUPLICATES, OTHER_PEOPLE, Passport, Row
+from app.data.shards import Images
 from app.data.sources.photograph import UNREADABLE, fitted, photograph
 from app.files import write_text
 

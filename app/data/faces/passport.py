@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.data.dataset import SIDE
-from app.data.encoded import Images
 from app.data.faces.examine import Examined
+from app.data.shards import Images
 
 GREY = 3.0  # mean difference of the colours, in levels, below which an image is grey
 ALIKE_BITS = 3  # of 64: hashes that differ by no more are compared by their pixels

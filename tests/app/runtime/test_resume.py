@@ -47,6 +47,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "fraction": {"fraction": 0.5},
     "labels": {"labels": "others"},
     "rows": {"rows": 16},
+    "shards": {"shards": 2},
     "seed": {"seed": 7},
     "batch": {"batch": 4},
     "accumulate": {"accumulate": 2},
@@ -111,6 +112,11 @@ def test_the_sentences_name_what_works() -> None:
     renamed = {**taught, "teacher": {"file": "b", "sha256": "1"}}
     assert judge("e.pt", taught, renamed, epoch=0, seen=8, own=False).notes == ()
     assert "give data set one, or" in refusal(BASE, {**BASE, "data": "two"})
+    assert (
+        "needs data.shards=whole, and this run has data.shards=by_node with 2 machines; give data.shards=whole, or"
+        in (refusal(BASE, {**BASE, "shards": 2}))
+    )
+    assert "give data.shards=by_node with 2 machines, or" in refusal({**BASE, "shards": 2}, {**BASE, "shards": 3})
     assert "needs a file of 40 images" in refusal(BASE, {**BASE, "images": 41})
     assert "give recipe.moco.projection_hidden=32 recipe.moco.projection_dim=16, or" in refusal(
         BASE, {**BASE, "projection": [1, 2]}
@@ -150,7 +156,7 @@ def test_an_older_checkpoint_tells_what_it_can() -> None:
     assert "does not record" in verdict.notes[0]
     assert "train.precision" in verdict.notes[0]
     bare = recorded({"optimizer": {"param_groups": [{"betas": (0.9, 0.999)}]}}, {})
-    assert bare == {"optimizer": "adamw", "decay_all": True}
+    assert bare == {"optimizer": "adamw", "decay_all": True, "shards": 1}
 
 
 def test_the_page_shows_the_contract() -> None:
@@ -387,9 +393,10 @@ def asked(
     note: Any,
     *words: str,
     data: str | None = "one",
+    **more: object,
 ) -> tuple[int, str]:
     """The exit code of app.resumable, and what it says."""
-    question = json.dumps({"note": note, "data": data, "own": False})
+    question = json.dumps({"note": note, "data": data, "own": False, **more})
     monkeypatch.setattr("sys.stdin", io.StringIO(question))
     monkeypatch.setattr("sys.argv", ["app.resumable", *TINY, *words])
     code = resumable.main()
@@ -429,7 +436,13 @@ def test_what_the_laptop_cannot_know_is_left_to_training(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     others = {**BASE, **{name: OTHER[name][name] for name in OTHER if name in UNFORESEEN}, "images": 1}
-    assert asked(monkeypatch, capsys, note_of(others, mid=True)) == (0, '{"notes": []}')
+    assert asked(monkeypatch, capsys, note_of(others, mid=True), "data.shards=by_node") == (0, '{"notes": []}')
+    code, said = asked(monkeypatch, capsys, note_of(others, mid=True))  # with data.shards=whole it knows the shards
+    assert (code, "needs data.shards=by_node with 2 machines" in said) == (2, True)
+    divided, by_node = note_of({**BASE, "shards": 2}, mid=True), "data.shards=by_node"
+    assert asked(monkeypatch, capsys, divided, by_node, machines=2) == (0, '{"notes": []}')
+    code, said = asked(monkeypatch, capsys, divided, by_node, machines=3)
+    assert (code, "this run has data.shards=by_node with 3 machines" in said) == (2, True)
     assert asked(monkeypatch, capsys, note_of({**BASE, "data": "two"}, mid=True), data=None) == (0, '{"notes": []}')
     later = asked(monkeypatch, capsys, note_of({**BASE, "precision": "fp16"}, mid=True), "train.precision=auto")
     assert later == (0, '{"notes": []}')

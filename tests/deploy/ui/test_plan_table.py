@@ -11,6 +11,7 @@ from deploy.providers.lambda_cloud import LambdaCloud
 from deploy.specs.plan import make
 from deploy.specs.request import Request
 from deploy.specs.settings import RunPod, Target
+from deploy.specs.shards import Shard
 from deploy.ui.plan_table import plan_rows
 from tests.deploy.specs.test_plan import FACTS, SETTINGS
 
@@ -35,6 +36,7 @@ def test_the_plan_names_the_image_and_what_its_environment_takes(
     facts = dataclasses.replace(FACTS, hardware=None, phases=phases)
     plan = make(dataclasses.replace(SETTINGS, target=target), Request(), facts, tryout=True)
     rows = dict(plan_rows(plan))
+    assert "shards" not in rows
     assert (rows["image"], rows.get("environment")) == (image, environment)
 
 
@@ -52,3 +54,9 @@ def test_the_plan_says_that_a_machine_cannot_end_itself() -> None:
     assert plan.limits.release == "laptop"
     assert "cannot end itself: it bills until a command on this computer does" in rows["release"]
     assert rows["image"] == "Lambda Stack, without the training environment"
+
+
+def test_the_plan_tells_what_each_machine_gets_of_divided_images() -> None:
+    divided = dataclasses.replace(FACTS, data=dataclasses.replace(FACTS.data, shard=Shard(0, 4), bytes=3 << 20))
+    rows = dict(plan_rows(make(SETTINGS, Request(), divided, tryout=False)))
+    assert rows["shards"] == "each of 4 machines reads its own part of the images: 3.0 MiB at most"

@@ -21,6 +21,7 @@ from deploy.specs.machine import Machine
 from deploy.specs.plan import Plan, make
 from deploy.specs.request import Request
 from deploy.specs.settings import Settings, Target
+from deploy.specs.shards import WHOLE, Shard
 from deploy.workspace import dataset as data
 from deploy.workspace import npy
 from deploy.workspace import staging as to_ram
@@ -124,8 +125,8 @@ def here(path: Path) -> Origin:
 class Staging:
     """Stage `images` in a folder, as `deploy` does."""
 
-    def __init__(self, images: Path, folder: Path, root: Path) -> None:
-        self.images = images
+    def __init__(self, images: Path, folder: Path, root: Path, shard: Shard = WHOLE) -> None:
+        self.images, self.shard = images, shard
         self.folder = folder
         self.machine = Machine("m", "local", root, sys.executable)
         self.shell = LocalShell()
@@ -133,8 +134,10 @@ class Staging:
     def plan(self, fraction: float) -> Plan:
         dataset = data.find(here(self.images), 8192)
         settings = Settings(self.folder, Target("local", "local", str(self.machine.root), stage_to=str(self.folder)))
-        self.place = to_ram.choose_place(self.shell, settings, self.machine.root, dataset, fraction)
-        facts = dataclasses.replace(FACTS, data=data.facts(dataset, fraction), data_path=self.place.path)
+        self.place = to_ram.choose_place(self.shell, settings, self.machine.root, dataset, fraction, shard=self.shard)
+        facts = dataclasses.replace(
+            FACTS, data=data.facts(dataset, fraction, shard=self.shard), data_path=self.place.path
+        )
         return make(settings, Request(fraction=fraction), facts, tryout=False)
 
     def run(self, fraction: float = 1.0) -> str | None:
