@@ -104,7 +104,7 @@ def decoding_threads(cores: int, environment: Any) -> int:
 def read_into(images: Images, rows: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
     """Copy or decode rows [B] of images [N, S, S, 3] into `out` [B, S, S, 3]."""
     if isinstance(images, LocalImages):
-        images, rows = images.images, images.local(rows)
+        rows, images = images.local(rows), images.images
     if isinstance(images, EncodedImages):
         images.read_into(rows, out)
     else:

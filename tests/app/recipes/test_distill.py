@@ -75,7 +75,8 @@ def test_the_student_comes_nearer_to_the_teacher_on_held_out_faces(
     untrained = embeddings(first.backbone.eval(), student_config, held_out)
     before_it, after = ((each * wanted).sum(1) for each in (untrained, trained))
     assert float(after.mean()) > float(before_it.mean()) + 0.2, "the people of these images were in no batch"
-    assert float((after > before_it).float().mean()) > 0.9
+    gain = after - before_it
+    assert float(gain.mean()) > 4 * float(gain.std()) / len(gain) ** 0.5, "not the luck of a few images"
     steps = [e for e in seen if e["event"] == "step"]
     assert steps[-1]["teacher_cosine"] > steps[0]["teacher_cosine"] + 0.2
     assert steps[-1]["distillation"] == pytest.approx(1 - steps[-1]["teacher_cosine"], abs=1e-5)
