@@ -345,9 +345,11 @@ def install_torch(lock: IO[bytes]) -> bool:
     """Install torch, and what its build for CUDA needs if it is that build."""
     if os.environ.get("SNIPERFACE_TORCH") == "unverified":
         return pip(["--constraint=constraints.txt", "torch"], lock)
-    return pip([*HASHED, "--requirement=requirements/torch.txt"], lock) and (
-        not needs_cuda() or pip([*HASHED, "--requirement=requirements/cuda.txt"], lock)
-    )
+    torch = [*HASHED, "--requirement=requirements/torch.txt"]
+    # A build in a folder of PIP_FIND_LINKS first: pip prefers a file whose link has a hash, so the index's CUDA build.
+    if not pip(["--no-index", *torch], lock, may_fail=True) and not pip(torch, lock):
+        return False
+    return not needs_cuda() or pip([*HASHED, "--requirement=requirements/cuda.txt"], lock)
 
 
 def needs_cuda() -> bool:
@@ -357,7 +359,8 @@ def needs_cuda() -> bool:
     return subprocess.run([str(PYTHON), "-c", ASKS_FOR_CUDA], check=False).returncode == 0
 
 
-def pip(arguments: list[str], lock: IO[bytes]) -> bool:
+def pip(arguments: list[str], lock: IO[bytes], *, may_fail: bool = False) -> bool:
+    """Install something; return whether that worked. A failure is shown unless it `may_fail`."""
     import subprocess
 
     command = [str(PYTHON), "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
@@ -384,7 +387,7 @@ def pip(arguments: list[str], lock: IO[bytes]) -> bool:
                 say(f"  downloading {large.group(1)} ({large.group(2)} MB)")
             elif line.startswith("Installing collected packages") and line.count(",") > 1:
                 say(f"  unpacking {line.count(',') + 1} packages")
-    if process.returncode != 0:
+    if process.returncode != 0 and not may_fail:
         show_end(lines)
         say(f"pip failed (exit code {process.returncode}), its last lines are above; {why_pip_failed(lines)}")
     return process.returncode == 0

@@ -509,6 +509,27 @@ def test_torch_has_its_hashes_and_what_its_build_for_cuda_needs(tmp_path: Path, 
     assert project.has("nvidiax")
 
 
+@pytest.mark.slow
+def test_a_build_of_torch_in_a_folder_comes_before_that_of_the_index(tmp_path: Path, wheels: Path) -> None:
+    """pip alone prefers the index: its links have hashes, and so it would download a build for CUDA."""
+    index = tmp_path / "index" / "torch"
+    index.mkdir(parents=True)
+    make_wheel(index, "torch", "1", {"torch/__init__.py": ""}, needs="Requires-Dist: nvidiax\n")
+    wheel = index / "torch-1-py3-none-any.whl"
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    (index / "index.html").write_text(f'<a href="{wheel.name}#sha256={digest}">{wheel.name}</a>', encoding="utf-8")
+    project = Project(tmp_path / "project", wheels)
+    file = project.folder / "requirements" / "torch.txt"
+    file.write_text(f"{file.read_text(encoding='utf-8').rstrip()} \\\n    --hash=sha256:{digest}\n", encoding="utf-8")
+    project.environment = {"PIP_NO_INDEX": "0", "PIP_INDEX_URL": index.parent.as_uri()}
+    done = project.run("pytest")
+    assert done.returncode == 0, done.stderr
+    assert project.has("torch")
+    assert not project.has("nvidiax"), "it would have been installed for the build of the index"
+    told = "import importlib.metadata as m; print(m.requires('torch'))"
+    assert project.run("python", "-c", told).stdout.strip() == "None"
+
+
 def test_of_two_at_once_one_installs(ready: Project) -> None:
     (ready.folder / "constraints.txt").write_text(CONSTRAINTS + "# a new day\n", encoding="utf-8")
     calls = [ready.start("invoke", str(index)) for index in range(2)]

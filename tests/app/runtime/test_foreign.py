@@ -77,7 +77,7 @@ def test_a_folder_or_a_rec_in_place_of_images_says_how_to_make_them(tmp_path: Pa
     (tmp_path / "people").mkdir()
     for name, words in (
         ("rec", "app.prepare source=rec path="),
-        ("rec/train.rec", "app.prepare source=rec path="),
+        ("rec/train.rec", "damaged or not a .rec file, copy it again"),
         ("people", "app.prepare source=folder path="),
         ("made", "give the file in it: .*images.npy"),
     ):
