@@ -13,9 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,7 @@ from numpy.typing import NDArray
 from app.data.dataset import SIDE
 from app.data.encoded import OFFSETS, decode_stored
 from app.data.sources.photograph import UNREADABLE, kind, png
-from app.data.sources.processes import processes
+from app.data.sources.processes import in_order
 from app.data.sources.source import Source
 from app.data.sources.writer import (
     PIECE_ROWS,
@@ -180,27 +178,12 @@ class UnfinishedEncoded:
 def _make(
     source: Source, unfinished: UnfinishedEncoded, blocks: list[int], workers: int
 ) -> Generator[tuple[int, tuple[Made, list[BadImage]]]]:
-    """Make the blocks in order. At most workers + 1 of them are read ahead."""
-
     def task(block: int) -> tuple[Path, Path, int, Sequence[Any], Decode, Stored | None]:
         start = block * unfinished.of.block_rows
         rows = source.read(start, start + unfinished.of.rows_of(block))
         return unfinished.bytes(block), unfinished.lengths(block), start, rows, source.decode, source.stored
 
-    workers = min(workers, len(blocks))
-    if workers <= 1:
-        for block in blocks:
-            yield block, write_block(*task(block))
-        return
-    waiting: deque[tuple[int, Future[tuple[Made, list[BadImage]]]]] = deque()
-    with processes(workers) as pool:
-        for block in blocks:
-            waiting.append((block, pool.submit(write_block, *task(block))))
-            if len(waiting) > workers:
-                number, future = waiting.popleft()
-                yield number, future.result()
-        for number, future in waiting:
-            yield number, future.result()
+    return in_order(blocks, task, write_block, workers)
 
 
 def write_block(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -31,6 +34,29 @@ def processes(workers: int) -> Iterator[ProcessPoolExecutor]:
         lifeline.close()
         pool.shutdown(cancel_futures=True)
         alive.close()
+
+
+def in_order(
+    jobs: Sequence[int], task: Callable[[int], tuple[Any, ...]], work: Callable[..., T], workers: int
+) -> Generator[tuple[int, T]]:
+    """Yield each job with the result of `work(*task(job))`, in order, from `workers` processes.
+
+    This process calls `task`. At most workers + 1 jobs are ahead. Raises what `work` raises.
+    """
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        for job in jobs:
+            yield job, work(*task(job))
+        return
+    waiting: deque[tuple[int, Future[T]]] = deque()
+    with processes(workers) as pool:
+        for job in jobs:
+            waiting.append((job, pool.submit(work, *task(job))))
+            if len(waiting) > workers:
+                number, future = waiting.popleft()
+                yield number, future.result()
+        for number, future in waiting:
+            yield number, future.result()
 
 
 def _follow(alive: Any) -> None:  # one end of a Pipe; its class differs between systems

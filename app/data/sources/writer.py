@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.dataset import IMAGE_SHAPE
-from app.data.sources.processes import processes
+from app.data.sources.processes import in_order
 from app.data.sources.source import Source
 from app.errors import WrongUse
 from app.files import atomic, claim, replace, settle
@@ -216,27 +214,12 @@ class Unfinished:
 
 
 def _make(source: Source, unfinished: Unfinished, blocks: list[int], workers: int) -> Generator[tuple[int, Written]]:
-    """Make the blocks in order. At most workers + 1 of them are read ahead."""
-
     def task(block: int) -> tuple[Path, int, int, Sequence[Any], Decode]:
         start = block * unfinished.block_rows
         rows = source.read(start, start + unfinished.rows_of(block))
         return unfinished.path, unfinished.offset(block), start, rows, source.decode
 
-    workers = min(workers, len(blocks))
-    if workers <= 1:
-        for block in blocks:
-            yield block, write_block(*task(block))
-        return
-    waiting: deque[tuple[int, Future[Written]]] = deque()
-    with processes(workers) as pool:
-        for block in blocks:
-            waiting.append((block, pool.submit(write_block, *task(block))))
-            if len(waiting) > workers:
-                number, future = waiting.popleft()
-                yield number, future.result()
-        for number, future in waiting:
-            yield number, future.result()
+    return in_order(blocks, task, write_block, workers)
 
 
 def write_block(path: Path, offset: int, first_row: int, rows: Sequence[Any], decode: Decode) -> Written:
