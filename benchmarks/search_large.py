@@ -6,7 +6,8 @@ that of the whole search: k-means, cells of all images, the choice of the number
 is our own, measured on a sample of the queries, before and after, and scaled to all: each takes the same time.
 
 The advantage grows with N: it was 9.8 times at 500,000. Time is that of the cores, on one thread, because other
-processes may share the machine. Recall is that of all 32 neighbours, on a sample against brute force. No GPU is measured.
+processes may share the machine. Recall is that of all 32 neighbours, on a sample against brute force. No GPU is
+measured.
 """
 
 from __future__ import annotations
