@@ -150,7 +150,7 @@ def _ready_data(
         python=machine.python,
         machine=machine,
         snapshot=folder.name,
-        data=data.facts(dataset, fraction, packing, shard, blocks if shard != WHOLE else None),
+        data=data.facts(dataset, fraction, packing, shard, blocks),
         data_path=place.path,
     )
     plan = make(settings, checked.request, facts, tryout=checked.tryout)

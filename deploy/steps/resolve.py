@@ -26,7 +26,7 @@ from deploy.specs.estimate import NEWEST, Measured, kind_of
 from deploy.specs.plan import Continuation, DataFacts, Facts
 from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
 from deploy.specs.settings import Settings
-from deploy.specs.shards import WHOLE, Shard
+from deploy.specs.shards import Shard
 from deploy.steps.code_check import check_code
 from deploy.workspace import code, devices
 from deploy.workspace import compression as packing
@@ -201,8 +201,7 @@ def _data_facts(settings: Settings, checked: Checked) -> DataFacts:
         classes = data.count_classes(checked.dataset, fraction) if memory.learns_classes(checked.config) else None
         blocks = staged_blocks(checked.dataset, fraction, shard)
         packed = data.packing_of(settings.notes, checked.dataset, fraction, checked.request.pack, blocks)
-        its = blocks if shard != WHOLE else None
-        return replace(data.facts(checked.dataset, fraction, packed, shard, its), classes=classes)
+        return replace(data.facts(checked.dataset, fraction, packed, shard, blocks), classes=classes)
     if checked.tryout:
         assert isinstance(checked.images.path, PurePath)
         about = data.orl_facts(checked.images.path, fraction, checked.images.where)

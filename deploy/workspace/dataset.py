@@ -117,11 +117,11 @@ def facts(
     fraction: float,
     packing: Packing | None = None,
     shard: Shard = WHOLE,
-    of_shard: list[int] | None = None,
+    blocks: list[int] | None = None,
 ) -> DataFacts:
     """Return the facts for the plan about the used part of a data set. Raises WrongUse if it holds another fraction.
 
-    `of_shard`: the blocks in the file of `shard`, if that is not the whole.
+    `blocks`: those in the staged file of `shard`; None: all of the fraction.
     """
     selection = dataset.manifest.get("selection")
     if selection and selection["fraction"] != fraction:
@@ -130,14 +130,14 @@ def facts(
             f"give --fraction {selection['fraction']:g}, or --data with the whole file"
         )
     part = 1.0 if selection else fraction
-    blocks = choose_blocks(dataset.train_rows, dataset.block_rows, part)
-    rows = sum(min((b + 1) * dataset.block_rows, dataset.train_rows) - b * dataset.block_rows for b in blocks)
+    chosen = choose_blocks(dataset.train_rows, dataset.block_rows, part)
+    rows = sum(min((b + 1) * dataset.block_rows, dataset.train_rows) - b * dataset.block_rows for b in chosen)
     return DataFacts(
         name=dataset.name,
         path=str(dataset.path),
         rows=dataset.rows,
         train_rows=rows,
-        bytes=bytes_to_stage(dataset, kept_blocks(dataset, fraction) if of_shard is None else of_shard),
+        bytes=bytes_to_stage(dataset, kept_blocks(dataset, fraction) if blocks is None else blocks),
         dataset_id=marked(dataset.manifest.get("dataset_id"), packing),
         labels=str(dataset.labels) if dataset.labels not in (None, dataset.path.with_name("labels.npy")) else None,
         train_labels=None if dataset.train_labels is None else str(dataset.train_labels),

@@ -71,7 +71,7 @@ def choose_place(
     `gpus`: of the machine; several of them need space in /dev/shm too. Raises StepFailed if the images fit nowhere.
     """
     blocks = staged_blocks(dataset, fraction, shard)
-    about = facts(dataset, fraction, shard=shard)
+    about = facts(dataset, fraction, shard=shard, blocks=blocks)
     wanted = wanted_path(settings, root, about, fraction)
     if str(wanted) == about.path:
         return Staged(wanted, f"read in place from {wanted}")
