@@ -49,7 +49,7 @@ from typing import Any
 
 import numpy as np
 
-from app.data.dataset import ENCODED, IMAGE_SHAPE, open_images, read_manifest
+from app.data.dataset import ARRAYS, ENCODED, IMAGE_SHAPE, open_images, read_manifest
 from app.data.faces.examine import examine
 from app.data.faces.placing import ALIGN, NOT_FOUND, SEVERAL, UNREADABLE, Placing, placed
 from app.data.faces.told import PAGE, Facts, Told, none_left, summary
@@ -299,9 +299,7 @@ def whole(source: sources.Source, out: Path, *, held_out: str | None = None) -> 
 
     Other data at `out` is never overwritten. Raises WrongUse for it.
     """
-    other = next(
-        out.with_name(name) for name in ("images.npy", f"images{ENCODED[0]}") if Path(name).suffix != out.suffix
-    )
+    other = next(out.with_name(name) for name in ARRAYS if Path(name).suffix != out.suffix)
     if other.is_file():
         raise WrongUse(f"{other} is there, with its own manifest.json and labels.npy; give out= in another folder")
     if not out.is_file():

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.dataset import (
-    ENCODED,
     Dataset,
     Rows,
+    array_in,
     digest,
     identity,
     open_dataset,
@@ -78,9 +78,8 @@ def images_at(path: Path) -> Path:
         )
     if not path.is_dir():
         return path
-    for name in ("images.npy", f"images{ENCODED[0]}"):
-        if (path / name).is_file():
-            return path / name
+    if file := array_in(path):
+        return file
     below = sorted(file.parent for file in path.glob("*/images.npy"))
     if below:
         more = f" and {len(below) - LISTED} more" if len(below) > LISTED else ""

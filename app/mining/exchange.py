@@ -27,7 +27,8 @@ def exchanged(z: Tensor, places: Sequence[Places], here: World, *, most_bytes: i
     """
     count = sum(map(len, places))
     bounds = bounds_of(count, here)
-    cuts = np.array([np.searchsorted(each, bounds) for each in places])  # [W, W + 1] what goes from whom to whom
+    # [W, W + 1] where the part of each sender for each receiver begins
+    cuts = np.array([np.searchsorted(each, bounds) for each in places])
     first, end = bounds[here.rank], bounds[here.rank + 1]
     result = z.new_empty(int(end - first), z.shape[1])
     rows = max(1, most_bytes // (here.size * z.shape[1] * z.element_size()))  # to each process
