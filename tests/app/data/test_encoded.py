@@ -17,6 +17,7 @@ from app.data.about import about
 from app.data.dataset import open_dataset, open_images
 from app.data.encoded import EncodedImages, decoding_threads
 from app.data.loader import feed
+from app.data.shards import file_blocks
 from app.data.sources.encoded_writer import folder_of
 from app.data.sources.photograph import png
 from app.data.sources.recordio import image_record
@@ -126,6 +127,28 @@ def test_the_feed_gives_the_same_batches(both: tuple[Path, Path]) -> None:
     batches = [np.random.default_rng(seed).permutation(PEOPLE * EACH)[:17] for seed in range(9)]
     for rows, images in feed(open_images(both[1]), batches, torch.device("cpu")):
         assert np.array_equal(images.numpy(), open_images(both[0])[rows])
+
+
+def test_a_shard_of_image_files_is_read_by_the_rows_of_the_whole(both: tuple[Path, Path], tmp_path: Path) -> None:
+    """As `data.shards=by_node` stages them: blocks of bytes, with offsets of their own."""
+    pixels, jpegs = both
+    manifest = json.loads(jpegs.with_name("manifest.json").read_text())
+    count, held_out, block_rows = (manifest[key] for key in ("rows", "held_out_rows", "block_rows"))
+    blocks = file_blocks(count, held_out, block_rows, 1, 2)
+    there = np.concatenate([np.arange(each * block_rows, min((each + 1) * block_rows, count)) for each in blocks])
+    offsets, stored = np.load(jpegs.with_name("offsets.npy")), jpegs.read_bytes()
+    files = [stored[offsets[row] : offsets[row + 1]] for row in there]
+    (tmp_path / "images.jpegs").write_bytes(b"".join(files))
+    np.save(tmp_path / "offsets.npy", np.cumsum([0, *map(len, files)]))
+    told = {**manifest, "rows": len(there), "shard": {"number": 1, "of": 2, "rows": count}}
+    (tmp_path / "manifest.json").write_text(json.dumps(told))
+    data = open_dataset(tmp_path / "images.jpegs", labels_path=None, fraction=1.0, block_rows=1)
+    assert len(data.images) == count
+    [(_, batch)] = feed(data.images, [there[::-1]], torch.device("cpu"))
+    assert np.array_equal(batch.numpy(), np.load(pixels)[there[::-1]])
+    [other, *_] = set(range(count)) - set(there.tolist())
+    with pytest.raises(IndexError, match=f"image {other} is on another machine"):
+        data.images[np.array([other])]
 
 
 @pytest.mark.parametrize("words", [[], ["recipe=supervised"]], ids=["self_supervised", "supervised"])
