@@ -183,7 +183,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         target=settings.target.name,
         provider=settings.target.provider,
         machine=facts.machine.name if facts.machine else machine_name(settings, run_id, attempt),
-        created=facts.now.isoformat(timespec="seconds"),
+        created=facts.now.isoformat(timespec="milliseconds"),
         root=str(root),
         run_dir=str(run_dir),
         busy_lock=str(root / "busy.lock"),

@@ -54,7 +54,7 @@ def test_the_whole_plan() -> None:
         target="local",
         provider="local",
         machine="sniperface-faces_more-local-orl-20261121-203045-3f2a",
-        created="2026-11-21T20:30:45",
+        created="2026-11-21T20:30:45.000",
         root=root,
         run_dir=RUN,
         busy_lock=f"{root}/busy.lock",
