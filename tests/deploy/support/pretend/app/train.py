@@ -110,7 +110,8 @@ def save(folder: Path, values: dict, stem: str, epoch: int, step: int, *, whole:
     path.parent.mkdir(exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     with zipfile.ZipFile(part, "w") as archive:
-        archive.writestr("weights", f"{epoch} {step}")
+        # The run's name makes the files of two runs differ; without a date of 2 s steps, that never depends on time.
+        archive.writestr(zipfile.ZipInfo("weights"), f"{folder.name} {epoch} {step}")
     os.replace(part, path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     about = {
