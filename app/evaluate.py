@@ -4,7 +4,8 @@
     sets=PATH,…          what to measure on: .bin, .csv, a folder of arrays, IJB-B or IJB-C (app/evaluation/sets.py says
                          how each looks); left out: the held-out people of each run's own data set
     gallery=DIR          identification (1:N): people to find, a sub-folder of aligned images each, or what
-                         `app.prepare source=folder align=auto` made of photographs
+                         `app.prepare source=folder align=auto` made of photographs. Of IJB-B and IJB-C the folder with
+                         meta/, which lists galleries and probes
     probes=DIR           images to search in the gallery, made the same way; people match by the names of their folders.
                          Left out: half of the people of gallery= are enrolled with one image each, and all other
                          images are probes, by a fixed choice

@@ -16,6 +16,7 @@ from app.data.sources.photograph import load_face
 from app.data.sources.source import content_of, folder
 from app.errors import WrongUse
 from app.evaluation.identification import Identification
+from app.evaluation.ijb import is_ijb, open_ijb_search
 from app.evaluation.image_set import ImageSet
 from app.evaluation.measures import Answers
 from app.runtime.checkpoint import sha256
@@ -46,8 +47,14 @@ def is_gallery(path: Path) -> bool:
 def open_gallery(gallery: Path, probes: Path | None, fit: str = "crop") -> ImageSet:
     """Open a set for identification. Without `probes` the people of `gallery` are split by a fixed rule, see `split`.
 
+    IJB-B and IJB-C have lists of galleries and probes of their own.
+
     Raises WrongUse if an image set is missing or if no probe shows a person of the gallery.
     """
+    if is_ijb(gallery):
+        if probes is not None:
+            raise WrongUse(f"{gallery} has its own lists of galleries and probes; leave probes={probes} out")
+        return open_ijb_search(gallery)
     if probes is None:
         return _of_one(_open(gallery, fit))
     if gallery.resolve() == probes.resolve():

@@ -6,14 +6,15 @@ Letters: N images, D embedding size, G people of the gallery, M probes of these 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from app.evaluation.measures import Answers, Numbers
-from app.evaluation.protocols import Axes, Outcome
+from app.evaluation.protocols import Axes, Outcome, Pooled
 from app.evaluation.threshold import Threshold, impostors_needed
 from app.evaluation.verification import Embeddings
 from app.runtime.dist import World
@@ -68,26 +69,82 @@ class Identification:
         }
 
     def too_few(self) -> dict[str, int]:
-        strangers = int((~self.mated).sum())
-        needed = {rate_name(fpir): impostors_needed(fpir) for fpir in FPIRS}
-        return {name: count for name, count in needed.items() if strangers < count}
+        return too_few(int((~self.mated).sum()))
 
     def judge(self, embeddings: Embeddings, here: World) -> Outcome | None:
         if not here.is_main:
             return None
         found = search(embeddings, self.person, self.in_gallery)
-        numbers: dict[str, float | None] = {f"rank{k}": float((found.rank <= k).mean()) for k in RANKS}
-        if not len(found.of_strangers):
-            rates = dict.fromkeys(map(rate_name, FPIRS))
-            return Outcome({**numbers, **rates}, "rank1", np.empty(0), np.empty(0), {}, AXES)
-        thresholds, fpir, tpir = curve(found)
-        chosen: dict[str, Threshold] = {}
-        for wanted in FPIRS:
-            name, place = rate_name(wanted), lowest_at(fpir, wanted)
-            numbers[name] = None if name in self.too_few() else float(tpir[place])
-            if numbers[name] is not None and math.isfinite(thresholds[place]):
-                chosen[f"fpir_1e{round(math.log10(wanted))}"] = Threshold(float(thresholds[place]))
-        return Outcome(numbers, "rank1", fpir, tpir, chosen, AXES)
+        return measured(found, [found])
+
+
+class Listed(NamedTuple):
+    """Templates of a gallery or of probes: positions in the ascending templates, and the person of each."""
+
+    position: NDArray[np.int64]
+    person: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TemplateSearch:
+    """Probe templates in the galleries of IJB-B or IJB-C, each template of several images: their 1:N protocol.
+
+    Ranks are of the search in all galleries together, where each probe has its person (closed set). TPIR and FPIR are
+    of the search in each gallery alone, where the people of the other ones are strangers (open set): the mean over the
+    galleries (Maze et al. 2018).
+    """
+
+    pooled: Pooled
+    galleries: tuple[Listed, ...]
+    probes: Listed
+
+    @property
+    def mated(self) -> Answers:
+        """Which probes show a person of any gallery."""
+        return np.isin(self.probes.person, np.concatenate([gallery.person for gallery in self.galleries]))
+
+    @property
+    def strangers(self) -> list[int]:
+        """Of each gallery, the number of probes of other people."""
+        return [int((~np.isin(self.probes.person, gallery.person)).sum()) for gallery in self.galleries]
+
+    @property
+    def people(self) -> int:
+        return sum(len(np.unique(gallery.person)) for gallery in self.galleries)
+
+    @property
+    def pairs(self) -> int:
+        """The number of comparisons: each probe with each person of a gallery."""
+        return len(self.probes.person) * self.people
+
+    @property
+    def measure(self) -> str:
+        return "rank-1 identification"
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "pairs": self.pairs,
+            "galleries": len(self.galleries),
+            "gallery_people": self.people,
+            "gallery_templates": sum(len(gallery.person) for gallery in self.galleries),
+            "probes_of_gallery_people": int(self.mated.sum()),
+            "probes_of_other_people": min(self.strangers),
+        }
+
+    def too_few(self) -> dict[str, int]:
+        return too_few(min(self.strangers))
+
+    def judge(self, embeddings: Embeddings, here: World) -> Outcome | None:
+        if not here.is_main:
+            return None
+        features = self.pooled.features(embeddings)
+        each = [self._search(features, [gallery]) for gallery in self.galleries]
+        return measured(self._search(features, self.galleries), each)
+
+    def _search(self, features: Embeddings, galleries: Sequence[Listed]) -> Found:
+        """Search for the probes in these galleries together; features [T, D] of all templates."""
+        positions, people = (np.concatenate(parts) for parts in zip(*galleries, self.probes, strict=True))
+        return search(features[positions], people, np.arange(len(people)) < len(people) - len(self.probes.person))
 
 
 @dataclass(frozen=True)
@@ -97,6 +154,43 @@ class Found:
     rank: NDArray[np.int64]  # [M] 1: the probe's person is the most similar
     of_mates: Numbers  # [M] the score of the probe's person
     of_strangers: Numbers  # [O] the highest score of a probe of another person
+
+
+def too_few(strangers: int) -> dict[str, int]:
+    """The rates that this number of probes of other people cannot show, each with the number that it needs."""
+    needed = {rate_name(fpir): impostors_needed(fpir) for fpir in FPIRS}
+    return {name: count for name, count in needed.items() if strangers < count}
+
+
+def measured(closed: Found, opened: Sequence[Found]) -> Outcome:
+    """Ranks of one search, TPIR as the mean over searches.
+
+    A threshold is the highest of the searches, which keeps the FPIR in each. The curve is of all searches together.
+    """
+    numbers: dict[str, float | None] = {f"rank{k}": float((closed.rank <= k).mean()) for k in RANKS}
+    fewest = min(len(found.of_strangers) for found in opened)
+    if not fewest or not all(len(found.rank) for found in opened):
+        rates = dict.fromkeys(map(rate_name, FPIRS))
+        return Outcome({**numbers, **rates}, "rank1", np.empty(0), np.empty(0), {}, AXES)
+    curves = [curve(found) for found in opened]
+    chosen: dict[str, Threshold] = {}
+    for wanted in FPIRS:
+        name = rate_name(wanted)
+        if name in too_few(fewest):
+            numbers[name] = None
+            continue
+        at = [(thresholds[place := lowest_at(fpir, wanted)], tpir[place]) for thresholds, fpir, tpir in curves]
+        numbers[name] = float(np.mean([rate for _, rate in at]))
+        highest = max(threshold for threshold, _ in at)
+        if math.isfinite(highest):
+            chosen[f"fpir_1e{round(math.log10(wanted))}"] = Threshold(float(highest))
+    _, fpir, tpir = curve(together(opened))
+    return Outcome(numbers, "rank1", fpir, tpir, chosen, AXES)
+
+
+def together(found: Sequence[Found]) -> Found:
+    """Several searches as one."""
+    return Found(*(np.concatenate([getattr(each, part.name) for each in found]) for part in fields(Found)))
 
 
 def rate_name(fpir: float) -> str:

@@ -174,12 +174,28 @@ class People:
 
 
 @dataclass(frozen=True)
-class Templates:
-    """Pairs of templates, each of several images and video frames: the 1:1 protocol of IJB-B and IJB-C."""
+class Pooled:
+    """How the images of IJB-B and IJB-C form templates."""
 
     template: NDArray[np.int64]  # [N] template of each image
     media: NDArray[np.int64]  # [N] photograph or video of each image
     detector_score: NDArray[np.float32]  # [N]
+
+    @property
+    def templates(self) -> NDArray[np.int64]:
+        """The numbers of the templates [T], ascending."""
+        return np.unique(self.template)
+
+    def features(self, embeddings: Embeddings) -> Embeddings:
+        """Pool unnormalised embeddings [N, D], weighted by the detector's score, to the ascending templates [T, D]."""
+        return pool(embeddings * self.detector_score[:, None], self.template, self.media)
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Pairs of templates, each of several images and video frames: the 1:1 protocol of IJB-B and IJB-C."""
+
+    pooled: Pooled
     left: NDArray[np.int64]  # [P] positions in the ascending templates
     right: NDArray[np.int64]  # [P]
     same: Answers  # [P]
@@ -207,8 +223,7 @@ class Templates:
         return {name: count for name, count in needed.items() if impostors < count}
 
     def judge(self, embeddings: Embeddings, here: World) -> Outcome | None:
-        weighted = embeddings * self.detector_score[:, None]
-        score = -squared_distances(pool(weighted, self.template, self.media), self.left, self.right, here)
+        score = -squared_distances(self.pooled.features(embeddings), self.left, self.right, here)
         if not here.is_main:
             return None
         far, tar = measures.roc(score, self.same)

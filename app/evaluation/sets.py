@@ -6,7 +6,7 @@ DIR with images.npy    and pairs.npy (int [P, 3]: image, image, 1 or 0), or labe
                        `app.prepare source=pairs` makes one from photographs and a CSV
 DIR with gallery/      and probes/: identification (1:N). Each holds a sub-folder of aligned images per person, or what
                        `app.prepare source=folder` made (app/evaluation/gallery.py)
-DIR with meta/         IJB-B or IJB-C as published (app/evaluation/ijb.py)
+DIR with meta/         IJB-B or IJB-C as published: the pairs (1:1). As gallery=DIR, the search (app/evaluation/ijb.py)
 
 Letters: N images, P pairs.
 """
@@ -26,7 +26,7 @@ from app.data.sources.pairs import read_pairs
 from app.data.sources.photograph import UNREADABLE, decode_face, load_face
 from app.errors import WrongUse
 from app.evaluation.gallery import GALLERY, PROBES, is_gallery, open_gallery
-from app.evaluation.ijb import open_ijb
+from app.evaluation.ijb import is_ijb, open_ijb
 from app.evaluation.image_set import ImageSet
 from app.evaluation.measures import folds_of
 from app.evaluation.pickle_bin import read_bin
@@ -48,7 +48,7 @@ def open_set(path: Path, fit: str = "crop") -> ImageSet:
         return open_bin(path, fit)
     if path.suffix == ".csv":
         return open_csv(path, fit)
-    if path.is_dir() and (path / "meta").is_dir():
+    if is_ijb(path):
         return open_ijb(path)
     if is_gallery(path):
         return open_gallery(path / GALLERY, path / PROBES, fit)

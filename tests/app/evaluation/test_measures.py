@@ -14,7 +14,7 @@ from scipy.interpolate import interp1d
 from app.errors import WrongUse
 from app.evaluation import measures
 from app.evaluation.curve import COLOURS, FINE, TOGETHER, _groups, draw
-from app.evaluation.protocols import PairList, Templates, pool, rank_k, squared_distances
+from app.evaluation.protocols import PairList, Pooled, Templates, pool, rank_k, squared_distances
 from app.evaluation.verification import rank1
 from app.runtime.dist import World
 
@@ -157,7 +157,7 @@ def test_template_pairs_weigh_images_by_the_detectors_score(alone: World) -> Non
     x = (np.repeat(rng.normal(size=(15, 6)), 8, axis=0) + rng.normal(size=(120, 6))).astype(np.float32)
     left, right = rng.integers(0, 30, (2, 300))
     same = left // 2 == right // 2
-    outcome = Templates(template, media, weight, left, right, same).judge(x, alone)
+    outcome = Templates(Pooled(template, media, weight), left, right, same).judge(x, alone)
     assert outcome is not None
     pooled = reference_templates(x * weight[:, None], template, media)
     unit = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
@@ -174,7 +174,7 @@ def test_a_rate_that_the_pairs_cannot_show_is_not_measured(alone: World) -> None
     for impostors, headline, shown in ((9, "auc", []), (100, "tar_at_far_1e-2", [1, 2]), (10_000, None, [1, 2, 3, 4])):
         left, right = rng.integers(0, 40, (2, impostors + 30))
         same = np.arange(impostors + 30) < 30
-        protocol = Templates(image, image, np.ones(40, np.float32), left, right, same)
+        protocol = Templates(Pooled(image, image, np.ones(40, np.float32)), left, right, same)
         outcome = protocol.judge(x, alone)
         assert outcome is not None
         assert [n for n in range(1, 7) if outcome.numbers[f"tar_at_far_1e-{n}"] is not None] == shown

@@ -17,6 +17,7 @@ from app.evaluation.protocols import PairList, People, Templates
 from app.evaluation.sets import open_set
 from app.runtime.dist import World
 from tests.app.conftest import faces
+from tests.app.support.ijb import write_ijb
 
 PEOPLE, EACH = 6, 4
 FACES = faces(PEOPLE, EACH)
@@ -49,26 +50,6 @@ def write_arrays(folder: Path, asked: str) -> Path:
     np.save(folder / "images.npy", FACES)
     content = {"pairs.npy": np.array(PAIRS), "labels.npy": np.repeat(np.arange(PEOPLE), EACH)}
     np.save(folder / asked, content[asked])
-    return folder
-
-
-def write_ijb(folder: Path) -> Path:
-    """Write an IJB folder: templates of two images, with faces turned and doubled in size inside larger pictures."""
-    for part in ("meta", "loose_crop"):
-        (folder / part).mkdir(parents=True)
-    to_picture = np.array([[0.0, -2.0, 300.0], [2.0, 0.0, 40.0]])  # a quarter turn, twice the size, a shift
-    points = TEMPLATE @ to_picture[:, :2].T + to_picture[:, 2]
-    located, members = [], []
-    for number, face in enumerate(FACES):
-        picture = Image.new("RGB", (420, 360))
-        large = Image.fromarray(face).resize((224, 224), Image.Resampling.NEAREST).transpose(Image.Transpose.ROTATE_270)
-        picture.paste(large, (300 - 224, 40))
-        picture.save(folder / "loose_crop" / f"{number + 1}.png")
-        located.append(f"{number + 1}.png {' '.join(f'{v:.4f}' for v in points.ravel())} 0.{90 + number % 10}")
-        members.append(f"{number + 1}.png {number // 2 + 1} {number}")
-    pairs = [f"{a} {b} {int((a - 1) // 2 == (b - 1) // 2)}" for a in range(1, 13) for b in range(a + 1, 13)]
-    for name, lines in (("face_tid_mid", members), ("name_5pts_score", located), ("template_pair_label", pairs)):
-        (folder / "meta" / f"ijbc_{name}.txt").write_text("\n".join(lines) + "\n")
     return folder
 
 
@@ -111,11 +92,11 @@ def test_labels_ask_for_all_pairs(tmp_path: Path) -> None:
 
 
 def test_ijb_faces_are_cut_out_upright(tmp_path: Path) -> None:
-    images = open_set(write_ijb(tmp_path / "IJBC"))
+    images = open_set(write_ijb(tmp_path / "IJBC", FACES))
     assert (images.name, images.count, images.protocol.pairs) == ("IJBC", 24, 66)
     assert isinstance(images.protocol, Templates)
-    assert images.protocol.template.tolist() == [n // 2 + 1 for n in range(24)]
-    assert images.protocol.detector_score[:2] == pytest.approx([0.90, 0.91])
+    assert images.protocol.pooled.template.tolist() == [n // 2 + 1 for n in range(24)]
+    assert images.protocol.pooled.detector_score[:2] == pytest.approx([0.90, 0.91])
     assert (images.protocol.left[0], images.protocol.right[0]) == (0, 1)
     # The landmarks put doubled pixels half a pixel away from their centres.
     apart = np.abs(all_of(images).astype(int) - FACES)[:, 2:-2, 2:-2]
@@ -210,7 +191,7 @@ def test_what_is_no_set_is_told(tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_with_ijb_is_told(tmp_path: Path) -> None:
-    folder = write_ijb(tmp_path / "IJBC")
+    folder = write_ijb(tmp_path / "IJBC", FACES)
     for name, old, new, sentence in (
         ("face_tid_mid", "2.png 1 1\n", "", "do not list the same images"),
         ("face_tid_mid", "2.png 1 1\n", "2.png 1\n", "line 2 of .* has 2 words"),
@@ -234,7 +215,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     files, same = pickle.loads(write_bin(tmp_path / "a.bin").read_bytes())  # noqa: S301 - our own
     files[5] = files[5][:40]
     (tmp_path / "a.bin").write_bytes(pickle.dumps((files, same)))
-    folder = write_ijb(tmp_path / "IJBC")
+    folder = write_ijb(tmp_path / "IJBC", FACES)
     (folder / "loose_crop" / "7.png").unlink()
     csv_set = open_set(write_csv(tmp_path / "pairs.csv"))
     (tmp_path / "faces" / "1.png").write_bytes(b"no image")
