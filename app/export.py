@@ -8,8 +8,10 @@
     precision=fp16|int8  a smaller file, with the measured difference to fp32: about half or a quarter of the size.
                          fp16 has weights of 16 bits; most CPUs compute its layers in fp32, and so does the measurement
     min_cosine=0.98      mean cosine to fp32 that it needs to be written (default: fp16 0.999, int8 0.98)
-    calibration=FILE     images.npy from which int8 takes the range of its numbers (default: as check_images)
-    sets=lfw.bin,…       also measure fp32 and the smaller file on these sets, as app.evaluate does
+    calibration=FILE     images.npy from which int8 takes the range of its numbers (default: those the run trained on,
+                         else as check_images)
+    sets=lfw.bin,…       measure fp32 and the smaller file on these sets, as app.evaluate does; left out: on up to 400
+                         images of the run's held-out people, if its data set is here
     normalise=inside     the file takes pixels from 0 to 255; outside: the caller gives (pixel - 127.5) / 127.5
     check_images=FILE    images.npy to compare on (default: the run's own, else the ORL photographs)
     evaluation=FILE      an eval.json that has these weights: their accuracy and thresholds go into model.json
@@ -37,16 +39,15 @@ import torch
 from numpy.typing import NDArray
 
 from app.config import BackboneConfig, Config, load, own_words
-from app.data.dataset import SIDE, open_images
-from app.data.sources import source as sources
+from app.data.dataset import SIDE
 from app.errors import Failed, WrongUse
 from app.evaluation.image_set import ImageSet
-from app.evaluation.sets import open_set
 from app.evaluation.side_by_side import Figures, side_by_side
 from app.files import atomic, make_folder, write_json
 from app.files import shown as in_short
 from app.models import build_backbone
 from app.onnx import rules
+from app.onnx.chosen import LEAST_CALIBRATION_IMAGES, faces, sets_of, trained_on
 from app.onnx.compare import LEAST_COSINE, MOST_DIFFERENCE, Agreement, compare
 from app.onnx.make import BATCH, HALF_RANGE, INPUT, OPSETS, OUTPUT, to_onnx
 from app.onnx.network import OnnxNetwork
@@ -64,8 +65,6 @@ OWN_WORDS = (
     *("checkpoint", "weights", "out", "opset", "normalise", "check_images", "evaluation", "check"),
     *(SMALLER_WORDS := ("precision", "min_cosine", "calibration", "sets")),
 )
-COMPARED_IMAGES = 32
-CALIBRATION_IMAGES, LEAST_CALIBRATION_IMAGES = 128, 16
 
 
 class Differs(Failed):
@@ -183,13 +182,15 @@ def decide_smaller(own: dict[str, str], precision: str, opset: int, config: Conf
         min_cosine = math.nan
     if not 0 <= min_cosine <= 1:
         raise WrongUse(f"min_cosine={told} is not a cosine; give a number from 0 to 1, such as min_cosine=0.98")
-    sets = [open_set(Path(name)) for name in own.get("sets", "").split(",") if name]
+    sets = sets_of(own.get("sets"), config)
     if precision == "fp16":
         if "calibration" in own:
             raise WrongUse("calibration= applies only to precision=int8; leave it out")
         return Smaller(precision, min_cosine, np.empty((0, SIDE, SIDE, 3), np.uint8), "", sets)
     given = own.get("calibration", own.get("check_images"))
-    images, images_of = faces(given, config.data.binary_cache_path, between=True)
+    images, images_of = trained_on(config) if given is None else (None, "")
+    if images is None:
+        images, images_of = faces(given, config.data.binary_cache_path, between=True)
     if len(images) < LEAST_CALIBRATION_IMAGES:
         raise WrongUse(
             f"{images_of} has {len(images)} images for calibration besides those that are compared, and int8 needs "
@@ -241,34 +242,6 @@ def describes(file: Path, name: str) -> bool:
     except ValueError:
         return False
     return isinstance(content, dict) and content.get("file") == name
-
-
-def faces(given: str | None, of_run: str | None, *, between: bool = False) -> tuple[NDArray[np.uint8], str]:
-    """Evenly spaced real images [n, 112, 112, 3] of a data set, and its name; or images `between` those.
-
-    Raises WrongUse.
-    """
-    choice = calibration_rows if between else evenly
-    if given or (of_run and Path(of_run).is_file()):
-        path = Path(given or of_run or "")
-        images = open_images(path)
-        return images[choice(len(images))], str(path)
-    try:
-        orl = sources.orl()
-    except WrongUse as error:
-        raise WrongUse("there are no images to compare on; give check_images=PATH of an images.npy") from error
-    files = orl.read(0, orl.count)
-    return orl.decode([files[row] for row in choice(orl.count)]), orl.name
-
-
-def evenly(count: int, wanted: int = COMPARED_IMAGES) -> NDArray[np.int64]:
-    return np.unique(np.linspace(0, count - 1, wanted).round().astype(np.int64))
-
-
-def calibration_rows(count: int) -> NDArray[np.int64]:
-    """Evenly spaced rows without those of `evenly`, so that a comparison sees other images than the calibration."""
-    rest = np.setdiff1d(np.arange(count), evenly(count))
-    return rest[evenly(len(rest), CALIBRATION_IMAGES)] if len(rest) else rest
 
 
 def export(request: Request) -> str:

@@ -12,12 +12,16 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from app import export
-from app.onnx import make, smaller
+from app import export, prepare
+from app.config import load
+from app.data.dataset import open_dataset
+from app.onnx import chosen, make, smaller
 from app.onnx.network import OnnxNetwork
 from app.runtime.checkpoint import sha256
+from app.runtime.dist import World
 from tests.app.conftest import faces
 from tests.app.evaluation.test_sets import write_arrays
+from tests.app.support.training import run as run_training
 from tests.app.test_export import NETWORKS, WEIGHTS_OF_IRESNET, network, save_weights
 
 
@@ -88,9 +92,39 @@ def test_a_smaller_file_is_written_with_what_it_costs(
 
 def test_calibration_sees_other_images_than_the_comparison() -> None:
     for count in (40, 60, 400, 5000):
-        assert not set(export.calibration_rows(count)) & set(export.evenly(count))
-    assert len(export.calibration_rows(5000)) == export.CALIBRATION_IMAGES
-    assert len(export.calibration_rows(20)) == 0
+        assert not set(chosen.calibration_rows(count)) & set(chosen.evenly(count))
+    assert len(chosen.calibration_rows(5000)) == chosen.CALIBRATION_IMAGES
+    assert len(chosen.calibration_rows(20)) == 0
+
+
+def test_a_runs_checkpoint_is_measured_on_its_held_out_people(
+    tmp_path: Path, alone: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """int8 is calibrated on images that the run trained on, so the held-out people are new to it."""
+    data_of_run = tmp_path / "drawn" / "images.npy"
+    drawn = ["source=synthetic", "identities=20", "per_identity=4", "held_out=5", f"out={data_of_run}"]
+    assert prepare.main(drawn) == 0
+    run_training(data_of_run, tmp_path, alone, "train.epochs=1")
+    path = tmp_path / "checkpoints" / "epoch_000.pt"
+    assert export.main([f"checkpoint={path}", f"out={tmp_path / 'm.onnx'}", "precision=int8", "min_cosine=0.5"]) == 0
+    told = json.loads((tmp_path / "m.json").read_text())
+    [(name, figures)] = told["sets"].items()
+    assert name == f"{data_of_run.parent.name}-held-out"
+    assert f"{name}: balanced 10-fold accuracy fp32 {figures['fp32']:.2%}, int8" in capsys.readouterr().out
+    config = load([], base=tmp_path / "config.yaml")
+    taken, of = chosen.trained_on(config)
+    assert taken is not None
+    assert (of, told["calibration"]["images"]) == (str(data_of_run), len(taken))
+    data = open_dataset(data_of_run, labels_path=None, fraction=1.0, block_rows=config.data.block_size)
+    held_out = {image.tobytes() for image in data.images[data.held_out_rows]}
+    assert held_out
+    assert not held_out & {image.tobytes() for image in taken}
+
+
+def test_without_the_data_set_of_the_run_nothing_is_measured(small_data: Path) -> None:
+    elsewhere = load([f"data.binary_cache_path={small_data.parent / 'gone' / 'images.npy'}"])
+    assert chosen.trained_on(elsewhere) == (None, "")
+    assert chosen.sets_of(None, elsewhere) == []
 
 
 @pytest.mark.parametrize("name", ["iresnet, 64 pixels", "iresnet, fourier", "vit", "vit, fourier", "mobilefacenet"])
