@@ -95,6 +95,13 @@ class Machine:
     def is_here(self) -> bool:
         return self.address is None
 
+    @property
+    def can_be_reached(self) -> bool:
+        """Whether this is all that a connection needs. If not, `Provider.find` may know more than `list`."""
+        address = self.address
+        has_address = address is not None and bool(address.host and address.port)
+        return has_address and not self.is_stopped and bool(address and (address.host_keys or address.first_use))
+
     def path(self, text: str) -> PurePath:
         """Make a path of the machine's type, so that a Windows laptop does not convert its slashes."""
         return type(self.root)(text)
@@ -134,6 +141,15 @@ class Card:
     name: str
     count: int
     memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Image:
+    """The image that a new machine starts. Without the environment, pip makes it there, in the root of the target."""
+
+    name: str  # empty if it must be made first
+    has_environment: bool | None = None  # None: the provider's images are made with it
+    is_kept: bool = False  # the root is on a network volume, so that the next machine finds the environment
 
 
 @dataclass(frozen=True)
@@ -182,8 +198,8 @@ class Provider(Protocol):
     def card(self) -> Card | None:
         """Return the GPUs of what `acquire` would request first; None where only the machine knows them."""
 
-    def image(self) -> str | None:
-        """Return the image that `acquire` would create a machine from; "" if it must be made first; None: no image."""
+    def image(self) -> Image | None:
+        """Return the image that `acquire` would create a machine from; None if it creates none."""
 
     def offers(self) -> Sequence[Rental] | None:
         """Return what the provider offers now, of any GPU; None if it rents nothing."""
