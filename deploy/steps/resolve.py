@@ -159,6 +159,7 @@ def gather(reach: Reach, checked: Checked) -> Facts:
     """Look up everything that can be known before a machine is provisioned. This computer counts as provisioned."""
     settings = reach.settings
     price = _known(reach.provider.price)
+    succeeded = [each for each in reach.situation.of(settings.target.name) if each.state == "succeeded"]
     return Facts(
         now=datetime.now(),
         token=secrets.token_hex(2),
@@ -168,8 +169,8 @@ def gather(reach: Reach, checked: Checked) -> Facts:
         config=checked.config,
         hardware=devices.here(LocalShell(), settings) if settings.is_local else None,
         windows=sys.platform == "win32" and settings.is_local,
-        measured=_measured(settings, checked.config, checked.request.nodes or settings.target.nodes),
-        phases=[record.phases for record in _newest(settings) if record.phases],
+        measured=_measured(settings, succeeded, checked.config, checked.request.nodes or settings.target.nodes),
+        phases=[record.phases for record in succeeded[:NEWEST] if record.phases],
         usd_per_hour=price,
         continues=checked.continues,
         image=_known(reach.provider.image),
@@ -276,12 +277,6 @@ def _pack(
     return kind, None
 
 
-def _newest(settings: Settings) -> list[runs.Record]:
-    """The newest runs on this target that succeeded."""
-    succeeded = [each for each in runs.every(settings.runs, settings.target.name) if each.state == "succeeded"]
-    return succeeded[:NEWEST]
-
-
 def _known(ask: Callable[[], T]) -> T | None:
     """The provider's answer; None without a key or an answer: provisioning reports what it means for the run."""
     try:
@@ -290,14 +285,16 @@ def _known(ask: Callable[[], T]) -> T | None:
         return None
 
 
-def _measured(settings: Settings, config: Mapping[str, Any], nodes: int) -> list[Measured]:
-    """Measurements of successful runs with the same recipe, backbone and number of machines, newest first."""
+def _measured(
+    settings: Settings, succeeded: Sequence[runs.Record], config: Mapping[str, Any], nodes: int
+) -> list[Measured]:
+    """Measurements of those runs with the same recipe, backbone and number of machines, newest first."""
     wanted = (config["recipe"]["name"], config["backbone"], nodes)
     found: list[Measured] = []
-    for record in runs.every(settings.runs, settings.target.name):
+    for record in succeeded:
         plan = read_json(Path(runs.home(settings.runs, record.run_id).plan))
         same = (plan.get("recipe"), plan.get("backbone"), plan.get("nodes", 1)) == wanted
-        if same and record.state == "succeeded" and len(found) < MEASURED_MOST:
+        if same and len(found) < MEASURED_MOST:
             kind = kind_of(plan.get("gpu"), plan.get("gpus"), plan.get("cores"))
             found += _measure(runs.events(settings.runs, record.run_id), record.seconds or 0, kind)
     return found

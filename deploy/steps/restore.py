@@ -87,7 +87,7 @@ def of(settings: Settings, record: Record, reached: Reached | None = None) -> Sa
 
 def refuse_to_forget(at: Reach, request: Request) -> None:
     """Raise WrongUse for a new run after a lost one, unless --resume is given: most likely the user means to resume."""
-    newest = runs.every(at.settings.runs, at.settings.target.name)[:1]
+    newest = at.situation.of(at.settings.target.name)[:1]
     if request.resume != "none" or "resume" in request.given or not newest:
         return
     record, _ = at.look(newest[0])
