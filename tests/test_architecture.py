@@ -121,7 +121,6 @@ NAMES_A_PROVIDER = {
     "deploy/commands/rental.py": "a shipped target, as an example in a message",
     "deploy/specs/flags.py": "shipped targets, in examples and as defaults of --on",
     "deploy/specs/settings.py": "the registry, and the keys of the providers that were first",
-    "deploy/specs/pod_image.py": "RunPod's own image, which the plan shows",
     "deploy/workspace/leaks.py": "the form of an API key, among those of other services",
     "deploy/pod/base/limits.py": "a way in which a machine releases itself, as guard.json names it",
     "deploy/pod/watchdog/release.py": "that way, which runs on the machine and cannot import deploy/providers",

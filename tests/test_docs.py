@@ -41,6 +41,19 @@ def test_each_setting_has_its_meaning(name: str) -> None:
     assert [row for row in rows if row.split(" | ")[-1].strip(" |") == ""] == []
 
 
+def test_each_change_begins_where_the_page_says() -> None:
+    """A name is a definition, or a key or a value that the file sets or reads."""
+    table = text("docs/architecture.md").partition("<!-- changes -->\n")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| (.+) \| `(.+)` \| `(.+)` \|$", table, re.MULTILINE)
+    assert len(rows) == 28
+    wrong = [
+        f"{change}: {file} has no {name}"
+        for change, name, file in rows
+        if not re.search(rf"(?:def |class |^|[.\"']){re.escape(name)}(?:\b|[\"'])", text(file), re.MULTILINE)
+    ]
+    assert wrong == []
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_each_link_leads_to_a_file_and_a_heading(name: str) -> None:
     tracked = subprocess.run(

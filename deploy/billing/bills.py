@@ -11,17 +11,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deploy.errors import DeployError
 from deploy.pod.base.folder import FINAL_STATES, read_json
 from deploy.pod.base.limits import Limits
 from deploy.pod.watchdog.ceilings import Seen, reached
 from deploy.runs import records as runs
 from deploy.runs.records import Record
 from deploy.runs.session import Reach, is_launching
+from deploy.runs.situation import Situation
 from deploy.specs.machine import Machine, Volume
 from deploy.specs.names import target_word
-from deploy.specs.settings import Settings, load
-from deploy.specs.targets import every as files_of_targets
+from deploy.specs.settings import Settings
 
 COLUMNS = (
     "machine", "volume", "target", "gpu", "gb", "usd_per_hour", "usd_per_month", "hours", "usd", "run", "state", "note",
@@ -51,45 +50,54 @@ class Bill:
         return asdict(self)
 
 
-def priced(project: Path, at: Reach) -> list[tuple[Machine, Bill]]:
+@dataclass(frozen=True)
+class Priced:
+    """A machine with its bill, its runs and the limits of those."""
+
+    machine: Machine
+    bill: Bill
+    runs: Sequence[Record]
+    limits: Limits
+
+
+def priced(at: Reach) -> list[Priced]:
     """List the machines that the target's provider reports, orphans first. Local files only add the runs."""
-    records = runs.every(project / "runs")
-    found = [(machine, _bill(at, machine, records, time.time())) for machine in at.provider.list()]
-    return sorted(found, key=lambda pair: (not pair[1].orphan, pair[1].machine))
+    found = [_priced(at, machine, time.time()) for machine in at.machines()]
+    return sorted(found, key=lambda each: (not each.bill.orphan, each.machine.name))
 
 
-def stored(project: Path, at: Reach) -> list[Bill]:
+def stored(at: Reach) -> list[Bill]:
     """List all volumes of the provider's account, each with the targets of this project that mount it.
 
     A volume without a target may belong to another project.
     """
     mounted: dict[str, list[str]] = {}
-    for settings in _targets(project):
+    for settings in at.situation.targets:
         mount = settings.target.options.mount
         if mount:
             mounted.setdefault(mount.id, []).append(settings.target.name)
     return [_stored(volume, mounted.get(volume.id, [])) for volume in at.provider.volumes()]
 
 
-def targets(project: Path) -> Iterator[Reach]:
+def targets(situation: Situation) -> Iterator[Reach]:
     """One target for each provider and account. Targets whose file cannot be loaded are skipped."""
     chosen: dict[tuple[str, str | None], Settings] = {}
-    for settings in sorted(_targets(project), key=lambda each: each.target.options.reports_less):
+    for settings in sorted(situation.targets, key=lambda each: each.target.options.reports_less):
         account = (settings.target.provider, settings.target.options.account)
         chosen.setdefault(account, settings)
     for settings in chosen.values():
-        yield Reach(settings)
+        yield Reach(settings, situation)
 
 
-def limits_of(project: Path, bill: Bill, on_it: Iterable[Record]) -> Limits:
+def limits_of(situation: Situation, bill: Bill, on_it: Iterable[Record]) -> Limits:
     """Limits of a machine, from the plans of its runs and its target's file, at the provider's price.
 
     The laxest value counts: a file that was edited later must not end what runs. Nothing is reserved for a checkpoint
     and a copy: the machine's guard ends it before these limits.
     """
-    plans = [read_json(Path(runs.home(project / "runs", record.run_id).plan)) for record in on_it]
+    plans = [read_json(Path(runs.home(situation.project / "runs", record.run_id).plan)) for record in on_it]
     told: list[Mapping[str, Any]] = [plan["limits"] for plan in plans if plan.get("limits")]
-    in_file = [vars(settings.target) for settings in _targets(project) if settings.target.name == bill.target]
+    in_file = [vars(settings.target) for settings in situation.targets if settings.target.name == bill.target]
     nodes = min((int(each.get("nodes", 1)) for each in plans or in_file), default=1)
     told += in_file
 
@@ -111,16 +119,8 @@ def past_ceiling(bill: Bill, limits: Limits, *, slack_min: float = 0.0) -> str |
     return f"past {ceiling.cause}: {getattr(limits, ceiling.cause):g}" if ceiling else None
 
 
-def _targets(project: Path) -> Iterator[Settings]:
-    for name in sorted({file.name for file in files_of_targets(project)}):
-        try:
-            yield load(project, name)
-        except DeployError:
-            continue
-
-
-def _bill(at: Reach, machine: Machine, records: Iterable[Record], now: float) -> Bill:
-    on_it = [record for record in records if machine.name in record.machines]
+def _priced(at: Reach, machine: Machine, now: float) -> Priced:
+    on_it = [record for record in at.situation.records if machine.name in record.machines]
     living = [record for record in on_it if lives(at, record)]
     record = next(iter([*living, *on_it]), None)
     hours = round((now - machine.created) / 3600, 3) if machine.created else None
@@ -137,12 +137,13 @@ def _bill(at: Reach, machine: Machine, records: Iterable[Record], now: float) ->
         state=record.state if record else None,
         orphan=not living,
     )
+    limits = limits_of(at.situation, bill, on_it)
     notes = [
         "stopped, and its disk is kept" if machine.is_stopped else None,
-        past_ceiling(bill, limits_of(at.settings.project, bill, on_it)),
+        past_ceiling(bill, limits),
         None if living else "it has no run" if record else "this laptop has no record of it",
     ]
-    return replace(bill, note="; ".join(filter(None, notes)) or None)
+    return Priced(machine, replace(bill, note="; ".join(filter(None, notes)) or None), on_it, limits)
 
 
 def _stored(volume: Volume, mounted_by: Sequence[str]) -> Bill:
@@ -170,7 +171,7 @@ def _target_of(at: Reach, machine: Machine) -> str:
     words = machine.name.split("-")
     if len(words) < 4:
         return at.settings.target.name
-    names = [each.target.name for each in _targets(at.settings.project)]
+    names = [each.target.name for each in at.situation.targets]
     return next((name for name in names if target_word(name) == words[2]), words[2])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from deploy import border
 from deploy.billing import bills as money
-from deploy.billing.bills import Bill, an_hour
+from deploy.billing.bills import Bill, Priced, an_hour
 from deploy.billing.teardown import bring_all_home, is_home
 from deploy.billing.verdict import Case, verdict
 from deploy.errors import BadAnswer, DeployError, command
@@ -39,14 +39,15 @@ def reap(at: Reach, given_up: str | None = None, *, screen: Screen) -> None:
     has given up. An error here never ends the command.
     """
     try:
-        found = money.priced(at.settings.project, at)
+        found = money.priced(at)
     except DeployError:  # `ps` reports an account that does not answer
         return
-    for machine, bill in found:
+    for each in found:
+        machine, bill = each.machine, each.bill
         if not bill.usd_per_hour or given_up not in (None, machine.name):
             continue
         try:
-            note = _Overdue(at, machine, bill, screen).look_after(surely=given_up is not None)
+            note = _Overdue(at, each, screen).look_after(surely=given_up is not None)
         except Exception as error:  # of any kind: the machine is not trusted
             note = f"{bill.note or 'it has to be checked'}, and {error}"
         if note:
@@ -59,18 +60,25 @@ class _Overdue:
     """One machine that costs money, as one command sees it."""
 
     at: Reach
-    machine: Machine
-    bill: Bill
+    seen: Priced
     screen: Screen
+
+    @property
+    def machine(self) -> Machine:
+        return self.seen.machine
+
+    @property
+    def bill(self) -> Bill:
+        return self.seen.bill
 
     def look_after(self, *, surely: bool) -> str | None:
         """Release or revive the machine if due. Returns a note to print; None for no note, or after a release."""
-        on_it = [each for each in runs.every(self.at.settings.runs) if self.machine.name in each.machines]
+        on_it = self.seen.runs
         files = [Path(runs.home(self.at.settings.runs, each.run_id).run) for each in on_it]
         heard = max([self.machine.created or 0.0, *(file.stat().st_mtime for file in files if file.exists())])
         case = Case(
             bill=self.bill,
-            limits=money.limits_of(self.at.settings.project, self.bill, on_it),
+            limits=self.seen.limits,
             has_record=bool(on_it),
             unheard_s=time.time() - heard,
             is_stopped=self.machine.is_stopped,
@@ -81,7 +89,7 @@ class _Overdue:
         with ExitStack() as stack:
             own = self.at
             if self.bill.target != own.settings.target.name:
-                own = stack.enter_context(reach.target(own.settings.project, str(self.bill.target)))
+                own = stack.enter_context(reach.target(own.settings.project, str(self.bill.target), own.situation))
             case = replace(case, is_launching=reach.is_launching(own.settings))
             try:
                 return self._carry_out(own, case)

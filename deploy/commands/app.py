@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -122,9 +122,10 @@ def evaluate(
     with reach.run(project, target, run_id) as reached:
         checkpoint = _checkpoint(reached, which or "latest")
         chosen = reached.folder.checkpoints / (checkpoint["file"] if which else "*.pt")
-        named = [f"sets={','.join(_bring_sets(reached, sets))}"] if sets else []
+        each_set = [_bring(reached, "sets", each.strip(), _set_file) for each in sets.split(",")] if sets else []
+        named = [f"sets={','.join(each_set)}"] if sets else []
         searched = {"gallery": gallery, "probes": probes}
-        named += [f"{key}={_bring_people(reached, key, place)}" for key, place in searched.items() if place]
+        named += [f"{key}={_bring(reached, key, place, _people_file)}" for key, place in searched.items() if place]
         own = Path(reached.home.path) / "evaluation"
         place = Path(out).absolute() if out else own
         return _app(reached, "app.evaluate", [f"weights={chosen}", *named, *overrides], place, screen)
@@ -216,45 +217,42 @@ def _flags(of_command: Sequence[flags.Flag]) -> dict[str, str]:
     return {FLAGS: " ".join(flag.name.replace("-", "_") for flag in of_command)}
 
 
-def _bring_sets(reached: Reached, sets: str) -> list[str]:
-    """Paths of verification sets on the run's machine. Files on this laptop are uploaded once."""
-    if reached.machine is None or reached.machine.is_here:
-        return _from_here(reached.settings.project, sets).split(",")
-    return [str(_bring_set(reached, text.strip())) for text in sets.split(",")]
-
-
 def _from_here(project: Path, files: str) -> str:
     """Files, separated by commas, for the app, which runs in the project's folder."""
     here = Path.cwd()
     return files if here == project else ",".join(str(here / each.strip()) for each in files.split(",") if each.strip())
 
 
-def _bring_set(reached: Reached, text: str) -> PurePath:
-    assert reached.machine is not None
-    if text.startswith(ON_THE_MACHINE):
-        return reached.machine.path(text[len(ON_THE_MACHINE) :])
-    file = Path(text).absolute()
-    file = _images_in(file) or file
-    if not file.is_file():
-        raise WrongUse(f"--sets {text}: no such file on this computer; write machine:/path for a file on the machine")
-    if file.suffix not in (".bin", *IMAGES):
-        raise WrongUse(
-            f"--sets {text} names other files, which are not uploaded with it: make an images.npy of it by "
-            f"`{command(f'prepare --source pairs --path {file.name}')}` and give that, or copy all to the machine and "
-            f"give {ON_THE_MACHINE}/path/{file.name}"
-        )
-    there = reached.folder.path.parent.parent / "sets" / file.parent.name / file.name
-    for beside in [file, *([] if file.suffix == ".bin" else _beside(file))]:
-        transfer.push(reached.shell, beside, there.with_name(beside.name))
-    return there
-
-
-def _bring_people(reached: Reached, key: str, text: str) -> str:
-    """The path of a gallery or of probes on the run's machine. A prepared folder on this laptop is uploaded once."""
+def _bring(reached: Reached, key: str, text: str, file_of: Callable[[str, str], Path]) -> str:
+    """The path on the run's machine of a file that `key` names. One on this laptop is uploaded once."""
     if reached.machine is None or reached.machine.is_here:
         return _from_here(reached.settings.project, text)
     if text.startswith(ON_THE_MACHINE):
         return str(reached.machine.path(text[len(ON_THE_MACHINE) :]))
+    file = file_of(key, text)
+    kind = [] if key == "sets" else [key]
+    there = reached.folder.path.parent.parent.joinpath("sets", *kind, file.parent.name, file.name)
+    for beside in [file, *(_beside(file) if file.suffix in IMAGES else [])]:
+        transfer.push(reached.shell, beside, there.with_name(beside.name))
+    return str(there)
+
+
+def _set_file(key: str, text: str) -> Path:
+    file = Path(text).absolute()
+    file = _images_in(file) or file
+    if not file.is_file():
+        raise WrongUse(f"--{key} {text}: no such file on this computer; write machine:/path for a file on the machine")
+    if file.suffix not in (".bin", *IMAGES):
+        raise WrongUse(
+            f"--{key} {text} names other files, which are not uploaded with it: make an images.npy of it by "
+            f"`{command(f'prepare --source pairs --path {file.name}')}` and give that, or copy all to the machine and "
+            f"give {ON_THE_MACHINE}/path/{file.name}"
+        )
+    return file
+
+
+def _people_file(key: str, text: str) -> Path:
+    """The images of a gallery or of probes."""
     file = Path(text).absolute()
     file = file if file.suffix in IMAGES else _images_in(file) or file / "images.npy"
     if not file.is_file():
@@ -263,10 +261,7 @@ def _bring_people(reached: Reached, key: str, text: str) -> str:
             f"`{command(f'prepare --source folder --align auto --path {Path(text).name}')}` and give its folder, or "
             f"write {ON_THE_MACHINE}/path for a folder on the machine"
         )
-    there = reached.folder.path.parent.parent / "sets" / key / file.parent.name / file.name
-    for beside in [file, *_beside(file)]:
-        transfer.push(reached.shell, beside, there.with_name(beside.name))
-    return str(there)
+    return file
 
 
 def _images_in(folder: Path) -> Path | None:

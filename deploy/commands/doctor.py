@@ -14,7 +14,6 @@ from deploy.runs.session import Reach
 from deploy.shell import LocalShell, Shell
 from deploy.specs.estimate import plural
 from deploy.specs.machine import Machine
-from deploy.specs.names import family_name
 from deploy.specs.settings import Settings, Target
 from deploy.specs.trial import Finding
 from deploy.steps.resolve import app_config
@@ -67,8 +66,7 @@ def machine(at: Reach) -> list[Finding]:
     target, provider = at.settings.target.name, at.settings.target.provider
     file = at.settings.where
     try:
-        machines = [each for each in at.provider.list() if each.name.startswith(family_name(at.settings))]
-        found = machines[0] if machines else at.machine(family_name(at.settings).rstrip("-"))
+        found = at.machine_of_target()
     except DeployError as error:
         fix = error.next_command or f"check the account and its keys, and {file}"
         return [Finding(f"provider {provider}", "problem", error.message, fix)]

@@ -17,7 +17,6 @@ from deploy.shell import LocalShell, Shell
 from deploy.shell.entry import install
 from deploy.shell.ssh import SshShell
 from deploy.specs.machine import Machine
-from deploy.specs.names import family_name
 from deploy.ui.screen import Screen
 
 # Start a login shell in a folder, or in the home folder if that is gone. No other interpreter parses these words.
@@ -74,8 +73,7 @@ def door_of_target(at: Reach) -> Door:
     """The machine of a target, in its root. Raises StepFailed if there is none now, and WrongUse for this computer."""
     _refuse_local(at)
     name = at.settings.target.name
-    found = [each for each in at.provider.list() if each.name.startswith(family_name(at.settings))]
-    machine = found[0] if found else at.machine(family_name(at.settings).rstrip("-"))
+    machine = at.machine_of_target()
     if machine is None:
         raise StepFailed(f"target '{name}' has no machine now", next_command=command(f"deploy --on {name}"))
     return Door(name, at.shell(machine), machine.root, machine)

@@ -21,6 +21,7 @@ from deploy.runs import records as runs
 from deploy.runs import session as reach
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
+from deploy.runs.situation import Situation
 from deploy.shell import LinkLost, LocalShell, Misbehaves
 from deploy.steps import download as home
 from deploy.steps import nodes
@@ -169,12 +170,12 @@ def bills(project: Path, screen: Screen) -> list[dict[str, Any]]:
     and was never used needs no account.
     """
     found: list[money.Bill] = []
-    for at in money.targets(project):
+    for at in money.targets(Situation(project)):
         try:
-            found += [bill for _, bill in money.priced(project, at)]
-            found += money.stored(project, at)
+            found += [each.bill for each in money.priced(at)]
+            found += money.stored(at)
         except DeployError as error:
-            if isinstance(error, NoAccount) and not runs.every(at.settings.runs, at.settings.target.name):
+            if isinstance(error, NoAccount) and not at.situation.of(at.settings.target.name):
                 continue
             screen.complain(f"{at.settings.target.provider} could not list everything that it bills ({error.message})")
     return [bill.to_json() for bill in sorted(found, key=lambda bill: not bill.orphan)]

@@ -15,7 +15,7 @@ from deploy.runs import documents as answers
 from deploy.runs import records as runs
 from deploy.runs import session as reach
 from deploy.runs.session import Reach
-from deploy.specs.machine import Machine
+from deploy.runs.situation import Situation
 from deploy.specs.names import family_name
 from deploy.specs.settings import load
 from deploy.steps import download as home
@@ -56,11 +56,14 @@ def down(
     """
     gone: list[dict[str, Any]] = []
     failures: list[DeployError] = []
-    record = runs.get(project / "runs", run_id, target) if run_id else None
+    situation = Situation(project)
+    record = runs.choose(situation.records, run_id, target) if run_id else None
+    named = record.target if record else target
     wide = every or orphans
-    for at in money.targets(project) if wide else [Reach(load(project, record.target if record else target))]:
+    for at in money.targets(situation) if wide else [Reach(load(project, named), situation)]:
         with at:
-            for machine, bill in _there(project, at, screen, quiet=wide):
+            for each in _there(at, screen, quiet=wide):
+                machine, bill = each.machine, each.bill
                 is_of_target = wide or machine.name.startswith(family_name(at.settings))
                 is_meant = (bill.orphan or not orphans) and (record is None or machine.name in record.machines)
                 if is_of_target and is_meant:
@@ -84,15 +87,15 @@ def down(
         raise failures[0]
     if not gone:
         if not wide:
-            _refuse_living(project, record.target if record else target)
+            _refuse_living(project, named, situation)
         screen.say("there is nothing to release")
     return gone
 
 
-def _refuse_living(project: Path, target: str) -> None:
+def _refuse_living(project: Path, target: str, situation: Situation) -> None:
     """Raise WrongUse for a run that goes on where no machine was rented: the user meant to end something."""
-    with Reach(load(project, target)) as at:
-        for record in runs.every(project / "runs", target):
+    with Reach(load(project, target), situation) as at:
+        for record in situation.of(target):
             if money.lives(at, record):
                 record, _ = at.look(record)
             if record.state in LIVE_STATES:
@@ -103,9 +106,9 @@ def _refuse_living(project: Path, target: str) -> None:
                 )
 
 
-def _there(project: Path, at: Reach, screen: Screen, *, quiet: bool) -> list[tuple[Machine, money.Bill]]:
+def _there(at: Reach, screen: Screen, *, quiet: bool) -> list[money.Priced]:
     try:
-        return money.priced(project, at)
+        return money.priced(at)
     except DeployError as error:
         if not quiet:
             raise

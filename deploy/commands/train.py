@@ -18,6 +18,7 @@ from deploy.runs import records as runs
 from deploy.runs import session as reach
 from deploy.runs.records import Record
 from deploy.runs.session import Reach, Reached
+from deploy.runs.situation import Situation
 from deploy.specs.estimate import Stopwatch
 from deploy.specs.plan import Facts, Plan, going_on, make
 from deploy.specs.request import Request, parse_request
@@ -83,9 +84,11 @@ def train(
             refuse_too_much(plan, looked_up)
             return dict(hide(plan.to_json()))
         with reach.launching(at.settings) as note:
+            at.situation = Situation(project)  # as it is now that no other command starts a run here
             if not request.queue:
                 at.refuse_second()
-            saved.refuse_to_forget(at, request)
+            if request.resume == "none" and "resume" not in request.given:
+                saved.refuse_to_forget(at)
             checked = facts.prepare_orl(at, checked, screen.say)
             looked_up = facts.gather(at, checked)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)

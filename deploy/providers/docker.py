@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from deploy.errors import NoMachine, StepFailed, WrongUse, command
 from deploy.providers import image
 from deploy.providers.ssh_key import project_key
-from deploy.specs.machine import Address, Card, Machine, MachineSpec, Rental, Volume
+from deploy.specs.machine import Address, Card, Image, Machine, MachineSpec, Rental, Volume
 from deploy.specs.names import slug
 from deploy.specs.settings import Docker, Settings
 
@@ -92,8 +92,8 @@ class DockerProvider:
     def card(self) -> Card | None:
         return None
 
-    def image(self) -> str:
-        return self.options.image or image.newest(self.client, self.settings.project) or ""
+    def image(self) -> Image:
+        return Image(self.options.image or image.newest(self.client, self.settings.project) or "")
 
     def offers(self) -> Sequence[Rental] | None:
         return None
@@ -145,7 +145,7 @@ class DockerProvider:
                 f"network: {self.options.network} gives target '{self.settings.target.name}' no SSH port of its own: "
                 "remove network, or name a bridge network, such as network: bridge"
             )
-        name = self.image()
+        name = self.image().name
         if not name:
             raise NoMachine(
                 "the Docker engine has no image of this environment yet: build it once",

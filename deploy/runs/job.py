@@ -14,7 +14,8 @@ from typing import Any
 
 from deploy import border
 from deploy.errors import BadAnswer, StepFailed, WrongUse, command
-from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, LOST_AFTER_S, RunFolder
+from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder
+from deploy.pod.base.limits import LOST_AFTER_S
 from deploy.shell import EVIDENCE_LINES, Shell
 from deploy.specs.machine import Machine
 from deploy.specs.plan import Plan

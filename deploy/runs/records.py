@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -126,16 +126,21 @@ def every(runs: Path, target: str | None = None) -> list[Record]:
 
 
 def get(runs: Path, run_id: str | None, target: str, typed: str = "--run") -> Record:
-    """The run with this id or beginning of an id; without one, the newest of the target. Raises WrongUse.
+    """Read the records and choose one. Raises WrongUse."""
+    return choose(every(runs), run_id, target, typed)
+
+
+def choose(newest: Sequence[Record], run_id: str | None, target: str, typed: str = "--run") -> Record:
+    """PURE: the run with this id or beginning of an id; without one, the newest of the target. Raises WrongUse.
 
     `typed`: the flag that gave the id, for messages.
     """
     if run_id is None:
-        newest = every(runs, target)
-        if not newest:
+        found = next((record for record in newest if record.target == target), None)
+        if found is None:
             raise WrongUse(f"there is no run on target '{target}' yet", next_command=command(f"train --on {target}"))
-        return newest[0]
-    records = {record.run_id: record for record in every(runs)}
+        return found
+    records = {record.run_id: record for record in newest}
     matching = [record for name, record in records.items() if name.startswith(run_id)]
     if run_id in records or len(matching) == 1:
         return records.get(run_id) or matching[0]

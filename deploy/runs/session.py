@@ -17,8 +17,11 @@ from deploy.runs import job
 from deploy.runs import records as runs
 from deploy.runs import watchdog as guard
 from deploy.runs.records import Record
+from deploy.runs.situation import Situation
 from deploy.shell import LinkLost, LocalShell, Shell, open_shell
-from deploy.specs.machine import Machine, MachineSpec, Provider
+from deploy.specs.machine import Machine, MachineSpec
+from deploy.specs.names import family_name
+from deploy.specs.provider import Provider
 from deploy.specs.settings import Settings, load
 from deploy.workspace import devices, environment
 from deploy.workspace.devices import Devices
@@ -29,8 +32,9 @@ Prepared = tuple[Machine, PurePath]  # a settled machine with code and environme
 class Reach:
     """One target during one command. Each machine is looked up once and connected once."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, situation: Situation | None = None) -> None:
         self.settings = settings
+        self.situation = situation or Situation(settings.project)
         if settings.notes.is_dir():  # an older version, or a user, may have made it readable by others
             private_folder(settings.notes)
         self.provider: Provider = PROVIDERS[settings.target.provider](settings)
@@ -41,6 +45,7 @@ class Reach:
         self.prepare: Callable[[Machine], Prepared] | None = None
         self.prepared: dict[str, Prepared] = {}
         self.limit_s: float | None = None  # time for each machine to answer; None: each call has its own limit
+        self._listed: dict[str, Machine] = {}
         self._machines: dict[str, Machine | None] = {}
         self._shells: dict[str, Shell] = {}
 
@@ -103,10 +108,23 @@ class Reach:
         if fault:
             raise CannotTrain(fault, next_command=devices.advice(self.settings.target.name))
 
+    def machines(self) -> list[Machine]:
+        """List all machines of this project. `machine` then asks the provider only for what the list leaves out."""
+        found = self.provider.list()
+        self._listed = {machine.name: machine for machine in found}
+        return found
+
+    def machine_of_target(self) -> Machine | None:
+        """The first machine of the target, with or without a run; None if there is none now."""
+        family = family_name(self.settings)
+        names = (machine.name for machine in self.machines() if machine.name.startswith(family))
+        return self.machine(next(names, family.rstrip("-")))
+
     def machine(self, name: str) -> Machine | None:
         """The machine of this name; None if it is gone."""
         if name not in self._machines:
-            self._machines[name] = self.provider.find(name)
+            listed = self._listed.get(name)
+            self._machines[name] = listed if listed and listed.can_be_reached else self.provider.find(name)
         return self._machines[name]
 
     def shell(self, machine: Machine) -> Shell:
@@ -159,20 +177,22 @@ class Reach:
         machine = self.machine(record.machine)
         record = self._charge(record, machine) if machine else record
         seen = job.look(self.shell(machine), RunFolder(machine.path(record.run_dir))) if machine else None
-        book = self.settings.runs
         if seen and seen.attempt == record.attempt:
             seconds = round(seen.ended - seen.started, 1) if seen.ended and seen.started else None
             record = self._charge(record, machine, seen) if machine else record
-            return runs.update(book, record, state=seen.state, reason=seen.reason, seconds=seconds), seen
+            return self._update(record, state=seen.state, reason=seen.reason, seconds=seconds), seen
         if record.state in FINAL_STATES:
             return record, None
         if record.state in runs.STARTING:
             if is_launching(self.settings, record.run_id):
                 return record, None
             reason = "the command that started it ended before the job ran"
-            return runs.update(book, record, state="failed", reason=reason), None
+            return self._update(record, state="failed", reason=reason), None
         gone = "its folder on the machine is gone" if machine else f"its machine {record.machine} is gone"
-        return runs.update(book, record, state="lost", reason=gone), None
+        return self._update(record, state="lost", reason=gone), None
+
+    def _update(self, record: Record, **changes: Any) -> Record:
+        return self.situation.note(runs.update(self.settings.runs, record, **changes))
 
     def _charge(self, record: Record, machine: Machine, seen: job.Status | None = None) -> Record:
         """Record what its machines have cost by now. `seen`: the status of rank 0, if it was read."""
@@ -181,7 +201,7 @@ class Reach:
         usd_per_hour = machine.usd_per_hour * len(record.machines)
         told = seen.spend_usd if seen else 0.0
         usd = runs.credible_usd(told, usd_per_hour=usd_per_hour, hours=hours, lives=lives)
-        return runs.spent(self.settings.runs, record, {record.machine: usd})
+        return self.situation.note(runs.spent(self.settings.runs, record, {record.machine: usd}))
 
     def unfinished(self, run_id: str | None = None) -> Reached | None:
         """The target's newest run that is stopped, failed, lost or expired, or the named one.
@@ -190,7 +210,7 @@ class Reach:
         """
         name = self.settings.target.name
         if run_id is not None:
-            record = runs.get(self.settings.runs, run_id, name)
+            record = runs.choose(self.situation.records, run_id, name)
             if record.target == name:
                 record, _ = self.look(record)
             if record.target != name or record.state not in runs.UNFINISHED:
@@ -200,7 +220,7 @@ class Reach:
                     next_command=command("runs"),
                 )
             return self.run(record)
-        for record in runs.every(self.settings.runs, name):
+        for record in self.situation.of(name):
             record, _ = self.look(record)
             if record.state in runs.UNFINISHED:
                 return self.run(record)
@@ -209,7 +229,7 @@ class Reach:
     def refuse_second(self) -> None:
         """Raise WrongUse if a run is live on the target: a target runs one job at a time."""
         name = self.settings.target.name
-        for record in runs.every(self.settings.runs, name):
+        for record in self.situation.of(name):
             if record.state not in FINAL_STATES or record.state == "lost":  # a lost run may be reachable again
                 record, _ = self.look(record)
             if record.state not in FINAL_STATES:
@@ -259,9 +279,9 @@ LookAfter = Callable[[Reach, str | None], None]
 
 
 @contextlib.contextmanager
-def target(project: Path, name: str) -> Iterator[Reach]:
+def target(project: Path, name: str, situation: Situation | None = None) -> Iterator[Reach]:
     """Open a target for the duration of a command."""
-    with Reach(load(project, name)) as reach:
+    with Reach(load(project, name), situation) as reach:
         yield reach
 
 
@@ -272,15 +292,16 @@ def run(project: Path, target_name: str, run_id: str | None, look_after: LookAft
     `look_after` is called with the target before the machine is asked about the run. It is called again, with the
     machine's name, if the guard there has given up: the machine may be gone afterwards.
     """
-    record = runs.get(project / "runs", run_id, load(project, target_name).target.name)
-    with target(project, record.target) as reach:
+    settings, situation = load(project, target_name), Situation(project)
+    record = runs.choose(situation.records, run_id, settings.target.name)
+    with Reach(settings if record.target == settings.target.name else load(project, record.target), situation) as reach:
         if look_after:
             look_after(reach, None)
-            record = runs.get(project / "runs", record.run_id, record.target)
+            record = runs.choose(situation.records, record.run_id, record.target)
         reached = reach.run(record)
         if look_after and record.machine in reach.given_up:
             look_after(reach, record.machine)
-            reached = reach.run(runs.get(project / "runs", record.run_id, record.target))
+            reached = reach.run(runs.choose(situation.records, record.run_id, record.target))
         yield reached
 
 

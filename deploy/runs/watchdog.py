@@ -11,8 +11,8 @@ from typing import Any
 from deploy import border
 from deploy.errors import BadAnswer
 from deploy.pod.base.checkpoints import FETCHED
-from deploy.pod.base.folder import LOST_AFTER_S, Root, RunFolder
-from deploy.pod.base.limits import CEILINGS
+from deploy.pod.base.folder import Root, RunFolder
+from deploy.pod.base.limits import CEILINGS, LOST_AFTER_S
 from deploy.pod.base.notify import WEBHOOK
 from deploy.pod.watchdog.daemon import FOR_BOOT
 from deploy.shell import Shell

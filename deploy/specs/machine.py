@@ -1,17 +1,12 @@
-"""A machine as plain data, and the interface that every provider implements."""
+"""A machine as plain data, and what a provider says of machines, images and storage."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Protocol
 
 from deploy.errors import WrongUse
-
-if TYPE_CHECKING:
-    from deploy.specs.trial import Trial
 
 # HOST: a name, an alias in the SSH configuration, IPv4 or IPv6. USER: also Windows' domain\\user.
 HOST = re.compile(r"[A-Za-z0-9_:\[][A-Za-z0-9_.:%+\]-]{0,254}")
@@ -95,6 +90,13 @@ class Machine:
     def is_here(self) -> bool:
         return self.address is None
 
+    @property
+    def can_be_reached(self) -> bool:
+        """Whether this is all that a connection needs. If not, `Provider.find` may know more than `list`."""
+        address = self.address
+        has_address = address is not None and bool(address.host and address.port)
+        return has_address and not self.is_stopped and bool(address and (address.host_keys or address.first_use))
+
     def path(self, text: str) -> PurePath:
         """Make a path of the machine's type, so that a Windows laptop does not convert its slashes."""
         return type(self.root)(text)
@@ -137,6 +139,15 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Image:
+    """The image that a new machine starts. Without the environment, pip makes it there, in the root of the target."""
+
+    name: str  # empty if it must be made first
+    has_environment: bool | None = None  # None: the provider's images are made with it
+    is_kept: bool = False  # the root is on a network volume, so that the next machine finds the environment
+
+
+@dataclass(frozen=True)
 class Rental:
     """A machine that a provider offers. `why_not`: why this target would not rent it; empty if it would."""
 
@@ -158,46 +169,3 @@ class Place:
     interface: str  # network interface to the other machines; empty where not known
     host: str  # address of rank 0, the rendezvous host
     port: int
-
-
-class Provider(Protocol):
-    """Creates, finds and releases machines of one kind.
-
-    `find` returns None for an unknown name. `release` of a machine that is gone succeeds. `say` gets messages about
-    waiting. `acquire` calls `check` with each machine, new or found, before it returns it. `check` raises NoMachine for
-    a machine that cannot train; a new machine is then released.
-    """
-
-    say: Callable[[str], None]
-    check: Callable[[Machine], None]
-
-    def acquire(self, spec: MachineSpec) -> Machine:
-        """Return an existing machine of the family, or create `spec.name`. Raises NoMachine if neither works."""
-
-    def find(self, name: str) -> Machine | None: ...
-
-    def price(self) -> float | None:
-        """Return US dollars per hour of what `acquire` would request first. 0: free. None: nothing is available."""
-
-    def card(self) -> Card | None:
-        """Return the GPUs of what `acquire` would request first; None where only the machine knows them."""
-
-    def image(self) -> str | None:
-        """Return the image that `acquire` would create a machine from; "" if it must be made first; None: no image."""
-
-    def offers(self) -> Sequence[Rental] | None:
-        """Return what the provider offers now, of any GPU; None if it rents nothing."""
-
-    def trial(self) -> Trial | None:
-        """Return what `doctor` asks and, with --rent, rents for a moment; None where nothing is rented."""
-
-    def list(self) -> list[Machine]:
-        """List all machines of this project that the provider knows, of any target and run."""
-
-    def volumes(self) -> Sequence[Volume]:
-        """List all billed volumes of the account, whoever created them. Empty if storage is not billed separately."""
-
-    def release(self, machine: Machine) -> None: ...
-
-    def log(self, machine: Machine) -> Iterator[str]:
-        """Yield the console output of a machine, even while SSH is down. Empty where there is no console log."""

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 from deploy.errors import command
 from deploy.pod.base.limits import NONE
-from deploy.specs.pod_image import PodImage
 
 
 @dataclass(frozen=True)
@@ -64,11 +63,6 @@ class Options:
     def reports_less(self) -> bool:
         """Whether another target of the same account tells more about its machines."""
         return False
-
-    def image_of(self, root: str) -> PodImage | None:
-        """The image that a new machine starts, for the plan; None if that says nothing about the environment."""
-        del root
-        return None
 
     def refuse_nodes(self, nodes: int, target: str, where: str) -> None:
         """Raise WrongUse if a run cannot have so many machines. `where`: the target's file."""

@@ -15,10 +15,9 @@ from deploy.pod.base.limits import OF_TARGET, Limits
 from deploy.pod.job.restarts import resuming
 from deploy.specs import memory
 from deploy.specs.estimate import Measured, Phase, kind_of, predict, training_minutes
-from deploy.specs.machine import Card, Hardware, Machine, Place
+from deploy.specs.machine import Card, Hardware, Image, Machine, Place
 from deploy.specs.memory import Need
 from deploy.specs.names import machine_name
-from deploy.specs.pod_image import PodImage
 from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
 from deploy.specs.settings import Settings
 from deploy.specs.shards import WHOLE, Shard
@@ -97,7 +96,7 @@ class Facts:
     snapshot: str | None = None
     data_path: PurePath | None = None  # where training reads the images, once free space is known
     place: Place | None = None  # of this machine, after the rendezvous of several machines
-    image: str | None = None  # see Provider.image
+    image: Image | None = None  # see Provider.image
     card: Card | None = None  # GPUs that the provider would rent first; for plans made before the machine is reached
     memory: Mapping[str, Any] = field(default_factory=dict)  # conf/memory.json: figures per backbone
     secrets: tuple[str, ...] = ()  # names of environment variables of this computer that the machine gets
@@ -152,7 +151,7 @@ class Plan:
     request: Request
     secrets: tuple[str, ...] = ()
     rented: bool = False
-    image: PodImage | None = None  # of a pod; None elsewhere
+    image: Image | None = None  # where it decides who makes the environment
     container_image: str | None = None  # "" if there is none yet; None: no container, or the engine did not answer
 
     def to_json(self) -> dict[str, Any]:
@@ -163,10 +162,10 @@ class Plan:
 
 def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) -> Plan:
     """Make the plan of one attempt of a run."""
-    root, options = facts.machine.root if facts.machine else settings.root, settings.target.options
-    run_id, attempt = _identity(request, facts)
+    root = facts.machine.root if facts.machine else settings.root
+    run_id, attempt = _identity(request.name or facts.data.name, request.fraction, facts)
     run_dir = root / "runs" / run_id
-    resume = facts.continues.resume if facts.continues else _resume(request, run_dir)
+    resume = facts.continues.resume if facts.continues else _resume(request.resume, run_dir)
     processes = _processes(settings, facts.hardware)
     nodes = request.nodes or settings.target.nodes
     gpus = memory.Gpus(facts.hardware, facts.card, settings.target.device, nodes, settings.target.processes)
@@ -228,8 +227,8 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         request=request,
         secrets=facts.secrets,
         rented=settings.is_rented,
-        image=options.image_of(str(root)),
-        container_image=facts.image,
+        image=facts.image if facts.image and facts.image.has_environment is not None else None,
+        container_image=facts.image.name if facts.image else None,
     )
 
 
@@ -270,18 +269,18 @@ def staged_path(folder: PurePath, data: DataFacts, fraction: float) -> PurePath:
     return (folder / f"{data.name}{mark}" if mark else folder) / data.file_name
 
 
-def _identity(request: Request, facts: Facts) -> tuple[str, int]:
+def _identity(name: str, fraction: float, facts: Facts) -> tuple[str, int]:
     if facts.continues:
         return facts.continues.run_id, facts.continues.attempt
     stamp = facts.now.strftime("%Y%m%d-%H%M%S")
-    return f"{request.name or facts.data.name}{fraction_mark(request.fraction)}-{stamp}-{facts.token}", 1
+    return f"{name}{fraction_mark(fraction)}-{stamp}-{facts.token}", 1
 
 
-def _resume(request: Request, run_dir: PurePath) -> str:
+def _resume(told: str, run_dir: PurePath) -> str:
     """Return the checkpoint to resume from. A named one is copied to the run folder, which then explains the run."""
-    if request.resume in ("none", "auto"):
+    if told in ("none", "auto"):
         return "none"
-    return str(RunFolder(run_dir).resume_from / PurePath(request.resume).name)
+    return str(RunFolder(run_dir).resume_from / PurePath(told).name)
 
 
 def _processes(settings: Settings, hardware: Hardware | None) -> int | None:

@@ -20,7 +20,6 @@ from deploy.pod.base.limits import ON_END, RUNPOD
 from deploy.pod.base.notify import why_not
 from deploy.specs import targets
 from deploy.specs.options import Mount, Options, Registry
-from deploy.specs.pod_image import PodImage, image_of
 
 ENVIRONMENT_PREFIX = "SNIPERFACE_"  # each key of a target's file has a variable: SNIPERFACE_STAGE_TO, ...
 TMUX_SOCKET = "SNIPERFACE_TMUX_SOCKET"
@@ -146,9 +145,6 @@ class RunPod(Options):
     def reports_less(self) -> bool:
         """RunPod's own package reports neither the creation time nor the kind of volume."""
         return self.api == "sdk"
-
-    def image_of(self, root: str) -> PodImage | None:
-        return image_of(self, root)
 
 
 # The registry of providers: name in a target's file -> its keys and facts, imported on first use.

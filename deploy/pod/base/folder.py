@@ -12,8 +12,6 @@ from typing import IO, Any
 
 FINAL_STATES = ("succeeded", "failed", "stopped", "expired", "lost")
 LIVE_STATES = ("planned", "running", "restarting")  # the supervisor is alive; "planned": it waits in the queue
-HEARTBEAT_S = 2.0
-LOST_AFTER_S = 8.0
 ON_WINDOWS = os.name == "nt"
 RENAME_S = 5.0  # how long a rename is retried on Windows while another process has the file open
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.pod.base.clock import Clock, Jumps
-from deploy.pod.base.folder import HEARTBEAT_S, Root, RunFolder, read_json, tell_json
-from deploy.pod.base.limits import Limits
+from deploy.pod.base.folder import Root, RunFolder, read_json, tell_json
+from deploy.pod.base.limits import HEARTBEAT_S, Limits
 from deploy.pod.base.metrics import MetricsTail
 from deploy.pod.base.paid_time import Meter
 from deploy.pod.base.redact import Redactor

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.pod.base import queue as turns
-from deploy.pod.base.folder import LOST_AFTER_S, Root, read_json
-from deploy.pod.base.limits import parse_for_job
+from deploy.pod.base.folder import Root, read_json
+from deploy.pod.base.limits import LOST_AFTER_S, parse_for_job
 from deploy.pod.base.lock import is_held, read_holder
 from deploy.pod.watchdog.shutdown import only_copies
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from deploy.errors import WrongUse
 from deploy.pod.base.limits import LAPTOP
 from deploy.specs.options import Options
-from deploy.specs.pod_image import PodImage
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,6 @@ class LambdaCloud(Options):
     release = LAPTOP
     poll_s = 10
     account_keys = ("LAMBDA_API_KEY",)
-
-    def image_of(self, root: str) -> PodImage:
-        """No image of Lambda's has the training environment, and nothing of a machine outlives it."""
-        del root
-        return PodImage(self.image_family or "Lambda Stack", has_environment=False, is_kept=False)
 
     def refuse_nodes(self, nodes: int, target: str, where: str) -> None:
         if nodes > 1:

@@ -29,7 +29,7 @@ from deploy.providers.lambda_cloud.api import (
 from deploy.providers.lambda_cloud.options import LambdaCloud
 from deploy.providers.rented import Clock, answers_ssh
 from deploy.providers.ssh_key import project_key, public_line
-from deploy.specs.machine import Address, Card, Machine, MachineSpec, Rental, Volume
+from deploy.specs.machine import Address, Card, Image, Machine, MachineSpec, Rental, Volume
 from deploy.specs.names import listed_prefixes
 from deploy.specs.settings import Settings
 from deploy.specs.trial import Trial
@@ -97,8 +97,9 @@ class LambdaProvider:
             return None
         return Card(first.gpu, first.gpus, int(first.memory_gib * (1 << 30)))
 
-    def image(self) -> str:
-        return self.options.image_of(str(self.settings.root)).name
+    def image(self) -> Image:
+        """No image of Lambda's has the training environment, and nothing of a machine outlives it."""
+        return Image(self.options.image_family or "Lambda Stack", has_environment=False)
 
     def offers(self) -> Sequence[Rental]:
         with self._words():

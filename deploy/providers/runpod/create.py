@@ -18,10 +18,9 @@ from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, choos
 from deploy.providers.runpod.messages import cannot_pull, first_words, no_candidate, unlike_room
 from deploy.providers.runpod.readiness import Unfit
 from deploy.providers.runpod.retry import Asking, Named, of_family
-from deploy.providers.runpod.start import start_of
+from deploy.providers.runpod.start import image_of, start_of
 from deploy.providers.ssh_key import project_key, public_line
 from deploy.specs.machine import Machine, MachineSpec
-from deploy.specs.pod_image import image_of
 from deploy.specs.settings import RunPod, Settings
 
 T = TypeVar("T", bound=Named)

@@ -13,9 +13,9 @@ from deploy.errors import CannotTrain
 from deploy.pod.base.retry import MACHINE_POLLS_S, endless
 from deploy.providers.rented import Clock
 from deploy.providers.runpod import clusters, events, key, prices
-from deploy.providers.runpod.api import Api, Gone, LogLine, Pod, Wanted
+from deploy.providers.runpod.api import Api, Gone, LogLine, Offer, Pod, Wanted
 from deploy.providers.runpod.cache import Notes
-from deploy.providers.runpod.candidates import Candidate, rentals
+from deploy.providers.runpod.candidates import Candidate, choose, rentals
 from deploy.providers.runpod.clusters import Clusters
 from deploy.providers.runpod.create import Making
 from deploy.providers.runpod.identity import Identity
@@ -23,10 +23,10 @@ from deploy.providers.runpod.messages import in_words
 from deploy.providers.runpod.ratelimit import Limits, Pace
 from deploy.providers.runpod.readiness import Boot, Unfit
 from deploy.providers.runpod.retry import Asking, of_family
+from deploy.providers.runpod.start import image_of
 from deploy.providers.ssh_key import project_key
-from deploy.specs.machine import HOST, USER, Address, Card, Machine, MachineSpec, Rental, Volume
+from deploy.specs.machine import HOST, USER, Address, Card, Image, Machine, MachineSpec, Rental, Volume
 from deploy.specs.names import listed_prefixes
-from deploy.specs.pod_image import name_of
 from deploy.specs.settings import RunPod, Settings
 
 if TYPE_CHECKING:
@@ -98,13 +98,12 @@ class RunPodProvider:
             return None
         return Card(first.gpu, self.options.gpu_count, int(first.memory_gib * (1 << 30)))
 
-    def image(self) -> str:
-        return name_of(self.options)
+    def image(self) -> Image:
+        return image_of(self.options, str(self.settings.root))
 
     def offers(self) -> Sequence[Rental]:
         """List the catalogue for single machines. With `api: sdk`, only the target's own GPUs."""
-        with self._words():
-            return rentals(self.options, *self._making.catalogue(self._pods.product))
+        return rentals(self.options, *self._catalogue)
 
     def trial(self) -> RunPodTrial:
         from deploy.providers.runpod.trial import RunPodTrial
@@ -121,7 +120,7 @@ class RunPodProvider:
             pods = self._asking.pods(self.limits.look_s)
             named = [(pod, pod.name) for pod in _alone(pods) if pod.name.startswith(mine)]
             named += self._clusters.named(mine, pods) if self._has_clusters else []
-        return [self._machine(pod, self._notes.identity(pod), name) for pod, name in named]
+        return [self._machine(pod, self._noted(pod), name) for pod, name in named]
 
     def volumes(self) -> Sequence[Volume]:
         """List the volumes of the whole account. This project creates none, so a name does not show the owner."""
@@ -184,7 +183,12 @@ class RunPodProvider:
             raise Unfit(error.message, error.evidence) from error
         return machine
 
-    def _machine(self, pod: Pod, identity: Identity, name: str = "") -> Machine:
+    def _noted(self, pod: Pod) -> Identity | None:
+        """Return what is known of its log without a request; None if the log must be read first."""
+        known = self._notes.identity(pod)
+        return known if known.host_keys or not self._api.has_log else None
+
+    def _machine(self, pod: Pod, identity: Identity | None, name: str = "") -> Machine:
         private = project_key(self.settings)[0]
         return Machine(
             name=name or pod.name,
@@ -197,8 +201,8 @@ class RunPodProvider:
                 pod.port,
                 _fitting(USER, pod.user),
                 str(private),
-                identity.host_keys,
-                first_use=not identity.host_keys,
+                identity.host_keys if identity else (),
+                first_use=identity is not None and not identity.host_keys,
             ),
             id=pod.id,
             created=self._created(pod),
@@ -234,11 +238,15 @@ class RunPodProvider:
     def _pace(self) -> Pace:
         return Pace(self.clock, self.limits.calls_per_minute, self._tell)
 
-    @cached_property
+    @property
     def _candidates(self) -> Sequence[Candidate]:
-        """Choose the candidates from the catalogue, once. Used for plans only."""
+        return choose(self.options, *self._catalogue).candidates
+
+    @cached_property
+    def _catalogue(self) -> tuple[Sequence[Offer], str | None]:
+        """The catalogue and the data centre of the volume, for plans and offers. A creation asks for the stock anew."""
         with self._words():
-            return self._making.choose(self._pods.product).candidates
+            return self._making.catalogue(self._pods.product)
 
     @property
     def _has_clusters(self) -> bool:

@@ -10,15 +10,20 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.providers import image
-from deploy.specs.pod_image import is_ours, name_of
+from deploy.specs.machine import Image
 from deploy.specs.settings import RunPod
 
+# RunPod's own image for PyTorch, as its API's documentation names it: SSH server, git, Python 3.12 with venv. Its torch
+# is not used: the project's lock file has another one.
+STOCK = "runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404"
+PUSHED_TAG = re.compile(r":(cuda|cpu)-[0-9a-f]{12}(@|$)")  # as deploy/providers/image.py makes it
 CODE = Path(__file__).resolve().parents[3]
 SCRIPT = "deploy/pod/image/start.sh"
 # Name in the archive -> file here: the same tree as in our image.
@@ -39,11 +44,22 @@ class Start:
 
 def start_of(options: RunPod, project: Path) -> Start:
     """Return the image with its tag, and the start command. A name without a tag gets the environment's tag."""
-    name = name_of(options)
+    name = options.image or STOCK
     if is_ours(name):
-        has_tag = ":" in name.rpartition("/")[2] or "@" in name
-        return Start(name if has_tag else f"{name}:{image.tag(project)}", "")
+        return Start(name if _has_tag(name) else f"{name}:{image.tag(project)}", "")
     return Start(name, command())
+
+
+def image_of(options: RunPod, root: str) -> Image:
+    """Return the image without a tag of the environment, and who makes the environment."""
+    name = options.image or STOCK
+    on_volume = options.volume is not None and f"{root}/".startswith(f"{options.volume_path.rstrip('/')}/")
+    return Image(name, is_ours(name), on_volume)
+
+
+def is_ours(name: str) -> bool:
+    """Whether `invoke push` made the image: it has no tag of the user's, or one of a pushed environment."""
+    return not _has_tag(name) or bool(PUSHED_TAG.search(name))
 
 
 @functools.cache
@@ -61,6 +77,10 @@ def archive_of(files: Mapping[str, str]) -> bytes:
         for name, file in files.items():
             archive.writestr(zipfile.ZipInfo(name, OLDEST), _text(file), zipfile.ZIP_DEFLATED, 9)
     return made.getvalue()
+
+
+def _has_tag(name: str) -> bool:
+    return ":" in name.rpartition("/")[2] or "@" in name
 
 
 def _text(name: str) -> bytes:

@@ -14,6 +14,7 @@ from deploy.pod.base.folder import write_json
 from deploy.pod.base.limits import Limits
 from deploy.providers.runpod import prices
 from deploy.runs.records import Record
+from deploy.runs.situation import Situation
 from deploy.specs.names import project_word, slug
 from tests.deploy.conftest import Project
 from tests.support.emulators.runpod import Emulator
@@ -187,8 +188,8 @@ def test_the_laxest_limit_counts(project: Project) -> None:
     told = {"max_usd": 4, "max_hours": 1, "idle_min": None}
     write_json(project.path / "runs" / "a" / "plan.json", {"nodes": 2, "limits": told})
     unreserved = Limits(usd_per_hour=4, grace_s=0, sync_limit_s=0)
-    assert limits_of(project.path, BILL, [run]) == replace(unreserved, max_usd=4, max_hours=2)
+    assert limits_of(Situation(project.path), BILL, [run]) == replace(unreserved, max_usd=4, max_hours=2)
     stopped = replace(BILL, usd=None)
-    assert limits_of(project.path, stopped, []) == replace(
+    assert limits_of(Situation(project.path), stopped, []) == replace(
         unreserved, usd_per_hour=0, max_usd=3, max_hours=2, idle_min=5
     )

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from deploy.pod.base.clock import Clock
-from deploy.pod.base.folder import HEARTBEAT_S, RunFolder, read_json, write_json
-from deploy.pod.base.limits import Limits
+from deploy.pod.base.folder import RunFolder, read_json, write_json
+from deploy.pod.base.limits import HEARTBEAT_S, Limits
 from deploy.pod.base.redact import MASK, Redactor
 from deploy.pod.job import gpu_metrics as gauges
 from deploy.pod.job import restarts

@@ -17,8 +17,7 @@ import pytest
 
 from deploy.providers.runpod import start
 from deploy.providers.runpod.create import disk_gib
-from deploy.providers.runpod.start import start_of
-from deploy.specs.pod_image import STOCK, image_of, is_ours
+from deploy.providers.runpod.start import STOCK, image_of, is_ours, start_of
 from deploy.specs.settings import RunPod, load
 from tests.deploy.conftest import SOURCE
 from tests.support.emulators import contract

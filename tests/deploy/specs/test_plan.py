@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from deploy.errors import WrongUse
 from deploy.pod.base.limits import Limits, parse
 from deploy.specs.estimate import NAMES, Measured, Phase
-from deploy.specs.machine import Card, Hardware, Machine
+from deploy.specs.machine import Card, Hardware, Image, Machine
 from deploy.specs.plan import CodeFacts, Continuation, DataFacts, Facts, Plan, make
 from deploy.specs.request import Request, hydra_override, parse_request
 from deploy.specs.settings import Settings, Ssh, Target
@@ -152,7 +152,9 @@ def test_a_plan_tells_a_machine_to_be_had_from_one_that_is_not_asked_yet(rented:
     [(None, None), ("sniperface:cpu-0123", "sniperface:cpu-0123"), ("", "none yet of this environment")],
 )
 def test_a_plan_names_the_image_of_a_container(image: str | None, row: str | None) -> None:
-    plan = make(SETTINGS, Request(), dataclasses.replace(FACTS, image=image), tryout=True)
+    plan = make(
+        SETTINGS, Request(), dataclasses.replace(FACTS, image=None if image is None else Image(image)), tryout=True
+    )
     told = dict(plan_rows(plan)).get("image")
     assert (told is None) == (row is None)
     assert row is None or str(told).startswith(row)

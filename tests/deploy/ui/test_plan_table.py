@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from deploy.providers.lambda_cloud import LambdaCloud
+from deploy.providers.lambda_cloud import LambdaCloud, LambdaProvider
+from deploy.providers.runpod.start import image_of
 from deploy.specs.plan import make
 from deploy.specs.request import Request
 from deploy.specs.settings import RunPod, Target
@@ -32,8 +33,9 @@ ONCE = "made on the machine, kept on the volume: about 3 GB of packages to downl
 def test_the_plan_names_the_image_and_what_its_environment_takes(
     options: dict[str, Any], phases: tuple[dict[str, float], ...], image: str, environment: str | None
 ) -> None:
-    target = Target("runpod", "runpod", "/workspace/sniperface", options=RunPod(gpus=("NVIDIA A40",), **options))
-    facts = dataclasses.replace(FACTS, hardware=None, phases=phases)
+    pods = RunPod(gpus=("NVIDIA A40",), **options)
+    target = Target("runpod", "runpod", "/workspace/sniperface", options=pods)
+    facts = dataclasses.replace(FACTS, hardware=None, phases=phases, image=image_of(pods, target.root))
     plan = make(dataclasses.replace(SETTINGS, target=target), Request(), facts, tryout=True)
     rows = dict(plan_rows(plan))
     assert "shards" not in rows
@@ -48,8 +50,9 @@ def test_other_targets_have_no_image() -> None:
 
 def test_the_plan_says_that_a_machine_cannot_end_itself() -> None:
     target = Target("lambda", "lambda", "~/sniperface", options=LambdaCloud())
-    facts = dataclasses.replace(FACTS, hardware=None)
-    plan = make(dataclasses.replace(SETTINGS, target=target), Request(), facts, tryout=True)
+    settings = dataclasses.replace(SETTINGS, target=target)
+    facts = dataclasses.replace(FACTS, hardware=None, image=LambdaProvider(settings).image())
+    plan = make(settings, Request(), facts, tryout=True)
     rows = dict(plan_rows(plan))
     assert plan.limits.release == "laptop"
     assert "cannot end itself: it bills until a command on this computer does" in rows["release"]

@@ -98,7 +98,7 @@ def listed(rig: Rig) -> list[dict[str, Any]]:
     provider = rig.provider()
     at = Reach(provider.settings)
     at.provider = provider
-    return [bill.to_json() for _, bill in priced(rig.project, at)]
+    return [each.bill.to_json() for each in priced(at)]
 
 
 def of(rig: Rig, name: str) -> Any:
