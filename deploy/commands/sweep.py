@@ -34,6 +34,7 @@ from deploy.ui import sweep_table as tables
 from deploy.ui.screen import Screen
 
 CHECKS_AT_ONCE = 4
+CENT = 0.005  # is shown as $0.01
 COMPARED_MOST = 5  # columns of `compare` that still fit
 
 
@@ -199,7 +200,6 @@ class _Runs:
         """Start one combination and, unless detached, follow it to its end."""
         checked = self.planned.checked[place]
         with reach.target(self.project, checked.request.target) as at:
-            reap(at, screen=self.screen)
             with reach.launching(at.settings) as note:
                 if not checked.request.queue:
                     at.refuse_second()
@@ -230,21 +230,21 @@ class _Runs:
         if self.ended:
             self.screen.say(f"\nthe sweep ends: {self.ended}" + (f"; {not_run}" if missing else ""))
         self.screen.table("\nSweep", tables.result_columns(combos, told["runs"]), tables.result_rows(told["runs"]))
-        if told["cost_usd"]:
+        if told["cost_usd"] >= CENT:
             self.screen.say(f"cost: ${told['cost_usd']:.2f}; no time of a machine is counted twice")
-        self.screen.commands(list(_next(told)))
+        self.screen.commands(list(_next(told, is_paid=self.planned.plans[0].usd_per_hour != 0)))
         self.screen.document(told)
         if self.interrupted:
             raise KeyboardInterrupt
         if self.failures:
-            failed = f"{len(self.failures)} of {plural(len(records), 'run')} failed"
-            end = DeployError(f"{failed}; {not_run}" if self.ended and missing else failed)
+            failed = f"{len(self.failures)} of {plural(len(records), 'run')} did not succeed"
+            end = DeployError(f"{failed}; {not_run}" if missing else failed)
             end.exit_code = self.failures[-1].exit_code if self.ended else StepFailed.exit_code
             raise end
         return told
 
 
-def _next(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _next(told: Mapping[str, Any], *, is_paid: bool) -> Iterator[tuple[str, str]]:
     """Commands that make sense after a sweep, each with its purpose."""
     on = "" if told["target"] == "local" else f" --on {told['target']}"
     over = [run["run_id"] for run in told["runs"] if run["state"] in FINAL_STATES]
@@ -254,6 +254,8 @@ def _next(told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "fetch its best checkpoint", command(f"fetch-checkpoint{on} --run {told['best']} --which best")
     if 2 <= len(over) <= COMPARED_MOST:
         yield "compare curves", command(f"compare {' '.join(over)}")
+    if is_paid and over:
+        yield "release the machine", command(f"down{on}")
 
 
 def _done(plan: Plan, done: Mapping[str, Record]) -> Record | None:

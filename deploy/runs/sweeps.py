@@ -55,7 +55,7 @@ def document(
     points = [comparison.best_point(side, measure) if side else None for side in sides]
     best = max((point[1] for point in points if point), default=None)
     first = next((place for place, point in enumerate(points) if point and point[1] == best), None)
-    rows = [
+    rows: list[Document] = [
         {
             "name": combination.name,
             "settings": dict(combination.settings),
