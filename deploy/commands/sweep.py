@@ -24,6 +24,7 @@ from deploy.specs.estimate import plural
 from deploy.specs.plan import Facts, Plan, make
 from deploy.specs.request import Request
 from deploy.specs.sweep import Combination, combinations, end_of_sweep, identity, refuse_same, total
+from deploy.steps import download as home
 from deploy.steps import resolve as facts
 from deploy.steps import restore as saved
 from deploy.steps.code_check import prove_code
@@ -85,6 +86,7 @@ def sweep(
             planned = _plan(at, combos, checked, facts.gather(at, checked[0]))
             planned = replace(planned, snapshot=prove_code(at.settings))
             done = {} if _all_anew(first) else sweeps.earlier(at, planned.plans, planned.snapshot)
+            _bring_home(at, done, screen)
             _show(planned, done, at, screen)
             _agree(planned, done, at, screen, yes=yes)
     return _Runs(project, planned, done, screen, keep=keep, detach=detach).run()
@@ -111,6 +113,15 @@ def _plan(at: Reach, combos: Sequence[Combination], checked: Sequence[facts.Chec
         plans.append(make(at.settings, each.request, own, tryout=each.tryout))
         refuse_too_much(plans[-1], own)
     return Sweep(combos, checked, plans, looked_up)
+
+
+def _bring_home(at: Reach, done: Mapping[str, Record], screen: Screen) -> None:
+    """Download the results of earlier runs that nobody followed to their end: the table needs them."""
+    for record in done.values():
+        if record.state == "succeeded" and not sweeps.is_home(at.settings.runs, record):
+            reached = at.run(record)
+            if reached.machine is not None:
+                home.bring(reached, screen)
 
 
 def _show(planned: Sweep, done: dict[str, Record], at: Reach, screen: Screen) -> None:

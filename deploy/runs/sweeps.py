@@ -39,6 +39,11 @@ def earlier(at: Reach, plans: Sequence[Plan], snapshot: str | None, *, look: boo
     return found
 
 
+def is_home(book: Path, record: Record) -> bool:
+    """Whether the events of a run were downloaded up to its end."""
+    return any(event.get("event") == "end" for event in runs.events(book, record.run_id))
+
+
 def document(
     book: Path,
     target: str,

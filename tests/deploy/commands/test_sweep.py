@@ -153,7 +153,7 @@ def test_a_stopped_run_ends_the_sweep(project: Project) -> None:
 
 
 def test_detached_runs_wait_in_the_queue_of_the_machine(project: Project) -> None:
-    """The command ends at once. What waits or is done is not queued again."""
+    """The command ends at once. What waits or is done is not queued again. Later, the sweep has the results."""
     words = ("train", *LR, "--detach", "--set", "train.step_s=0.1", "--set", "train.epochs=10")
     told = project.json(*words)
     assert [run["state"] in ("running", "planned") for run in told["runs"]] == [True, True]
@@ -162,10 +162,11 @@ def test_detached_runs_wait_in_the_queue_of_the_machine(project: Project) -> Non
     wait_until(
         lambda: {project.json("status", "--run", run["run_id"])["state"] for run in told["runs"]} == {"succeeded"}
     )
-    done = project.json(*words)
-    assert [(run["run_id"], run["state"]) for run in done["runs"]] == [
-        (run["run_id"], "succeeded") for run in told["runs"]
-    ]
+    done = project.json(*words[:-5], "--set", "train.step_s=0.1", "--set", "train.epochs=10")
+    assert [run["run_id"] for run in done["runs"]] == [run["run_id"] for run in told["runs"]]
+    assert [(run["state"], round(run["accuracy"], 2)) for run in done["runs"]] == [
+        ("succeeded", 0.83), ("succeeded", 0.9),
+    ]  # fmt: skip
 
 
 def test_all_runs_train_with_the_code_that_was_there_at_the_start(project: Project) -> None:
