@@ -81,7 +81,7 @@ def sweep(
             note("of a sweep")
             if not first.queue:
                 at.refuse_second()
-            saved.refuse_to_forget(at, first)
+            _refuse_to_forget(at, first, checked, screen)
             checked = [facts.prepare_orl(at, each, screen.say) for each in checked]
             planned = _plan(at, combos, checked, facts.gather(at, checked[0]))
             planned = replace(planned, snapshot=prove_code(at.settings))
@@ -113,6 +113,19 @@ def _plan(at: Reach, combos: Sequence[Combination], checked: Sequence[facts.Chec
         plans.append(make(at.settings, each.request, own, tryout=each.tryout))
         refuse_too_much(plans[-1], own)
     return Sweep(combos, checked, plans, looked_up)
+
+
+def _refuse_to_forget(at: Reach, request: Request, checked: Sequence[facts.Checked], screen: Screen) -> None:
+    """Refuse a new run after a lost one as `train` does, unless the lost run is of this sweep: that is typed again."""
+    newest = next(iter(runs.every(at.settings.runs, at.settings.target.name)), None)
+    if newest is None or sweeps.mark(at.settings.runs, newest) not in {each.request.combination for each in checked}:
+        saved.refuse_to_forget(at, request)
+        return
+    record, _ = at.look(newest)
+    if record.state == "lost":
+        screen.say(
+            f"{answers.how_it_is(record)}; to continue it instead: {answers.resume(record)} --run {newest.run_id}"
+        )
 
 
 def _bring_home(at: Reach, done: Mapping[str, Record], screen: Screen) -> None:

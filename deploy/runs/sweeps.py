@@ -25,9 +25,9 @@ def earlier(at: Reach, plans: Sequence[Plan], snapshot: str | None, *, look: boo
     wanted = {plan.request.combination: plan for plan in plans}
     found: dict[str, Record] = {}
     for record in runs.every(at.settings.runs, at.settings.target.name) if snapshot else ():
-        told = read_json(Path(runs.home(at.settings.runs, record.run_id).plan))
-        mark = _part(told, "request").get("combination")
-        plan = wanted.get(mark) if isinstance(mark, str) and mark not in found else None
+        told = _plan(at.settings.runs, record)
+        identity = mark(at.settings.runs, record)
+        plan = wanted.get(identity) if identity and identity not in found else None
         if plan is None or told.get("snapshot") != snapshot:
             continue
         if (plan.data.dataset_id or "") != (_part(told, "data").get("dataset_id") or ""):
@@ -35,8 +35,18 @@ def earlier(at: Reach, plans: Sequence[Plan], snapshot: str | None, *, look: boo
         if look and record.state not in FINAL_STATES:
             record, _ = at.look(record)
         if record.state == "succeeded" or record.state in LIVE_STATES:
-            found[str(mark)] = record
+            found[str(identity)] = record
     return found
+
+
+def mark(book: Path, record: Record) -> str | None:
+    """The identity of the combination that a run is of; None if it is of no sweep."""
+    told = _part(_plan(book, record), "request").get("combination")
+    return told if isinstance(told, str) else None
+
+
+def _plan(book: Path, record: Record) -> Mapping[str, Any]:
+    return read_json(Path(runs.home(book, record.run_id).plan))
 
 
 def is_home(book: Path, record: Record) -> bool:

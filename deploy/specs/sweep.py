@@ -64,7 +64,10 @@ def combinations(sweeps: Sequence[str], typed: Mapping[str, Any]) -> list[Combin
 
 def _combination(name: str, row: Settings, typed: Mapping[str, Any]) -> Combination:
     overrides = [*(typed.get("overrides") or ()), *(f"{key}={value}" for key, value in row)]
-    request = parse_request(**{**typed, "name": name, "overrides": overrides})
+    try:
+        request = parse_request(**{**typed, "name": name, "overrides": overrides})
+    except WrongUse as error:  # the other flags are right, so it is one of the swept values
+        raise WrongUse(f"--sweep {' '.join(f'{key}={value}' for key, value in row)}: {error.message}") from error
     if request.resume == "auto":
         raise WrongUse("--resume auto continues one run, and --sweep starts new ones: give one of them")
     return Combination(name, row, request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -167,6 +168,23 @@ def test_detached_runs_wait_in_the_queue_of_the_machine(project: Project) -> Non
     assert [(run["state"], round(run["accuracy"], 2)) for run in done["runs"]] == [
         ("succeeded", 0.83), ("succeeded", 0.9),
     ]  # fmt: skip
+
+
+def test_a_sweep_after_a_lost_run_of_its_own_runs_what_is_left(project: Project) -> None:
+    """The lost run is named with the command that continues it. `train` alone refuses to forget it."""
+    told = project.json("train", *LR)["runs"]
+    lost = told[1]["run_id"]
+    shutil.rmtree(project.path / ".sniperface" / "local" / "runs" / lost)
+    file = project.path / "runs" / lost / "run.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "state": "running"}), encoding="utf-8")
+    refused = project.invoke("train", code=2).stderr
+    assert f"run {lost} was lost" in refused
+    assert f"run {lost} was lost" in project.invoke("train", "--sweep", "train.epochs=1,2", code=2).stderr
+    done = project.invoke("train", *LR, "--json")
+    assert f"to continue it instead: invoke train --resume auto --run {lost}" in done.stderr
+    again = json.loads(done.stdout)["runs"]
+    assert again[0]["run_id"] == told[0]["run_id"]
+    assert (again[1]["run_id"] != lost, again[1]["state"]) == (True, "succeeded")
 
 
 def test_all_runs_train_with_the_code_that_was_there_at_the_start(project: Project) -> None:
