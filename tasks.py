@@ -51,13 +51,19 @@ def deploy(screen: Screen, target: str, nodes: str | None, pack: str | None) -> 
         "train --on runpod --dry-run",
         "train --name lr_03 --set train.optimizer.lr=0.03",
         "train --resume auto --set train.epochs=48",
+        "train --sweep train.optimizer.lr=0.03,0.1",
     ),
 )
-def train(screen: Screen, detach: bool, dry_run: bool, keep: bool, yes: bool, **request: Any) -> Document:
+def train(
+    screen: Screen, sweeps: list[str], detach: bool, dry_run: bool, keep: bool, yes: bool, **request: Any
+) -> Document:
     """Deploy what is missing, start the job, follow it and download the checkpoint. Ctrl-C leaves the job running."""
+    from deploy.commands import sweep as several
     from deploy.commands import train as launch
     from deploy.specs.request import parse_request
 
+    if sweeps:
+        return several.sweep(PROJECT, sweeps, request, screen, detach=detach, dry_run=dry_run, keep=keep, yes=yes)
     asked = parse_request(**request)
     return launch.train(PROJECT, asked, screen, detach=detach, dry_run=dry_run, keep=keep, yes=yes)
 

@@ -169,7 +169,8 @@ def _refuse_unknown_names(overrides: Sequence[str], *, several: bool = False) ->
         name = override.key_or_group
         if override.is_sweep_override():
             if not several:
-                raise WrongUse(f"{word} names several values; add --multirun to run them one after the other")
+                how = "add --multirun, or give them to invoke train by --sweep"
+                raise WrongUse(f"{word} names several values; to run them one after the other, {how}")
             if name in keys or name in known:
                 continue
         value = None if override.is_sweep_override() else override.value()

@@ -46,6 +46,22 @@ def history(records: Iterable[Record], since: date) -> list[dict[str, Any]]:
     return [_row(day, target, found) for (day, target), found in sorted(rows.items(), key=_newest_first)]
 
 
+def by_run(records: Iterable[Record]) -> dict[str, float]:
+    """Dollars of each run: its machines' paid time since the run before it on them ended, or since their creation.
+
+    `records` must hold all runs on these machines. So no time of a machine is counted twice.
+    """
+    before: dict[str, float] = {}
+    found: dict[str, float] = {}
+    for record in sorted(records, key=lambda each: each.created):
+        usd = 0.0
+        for name, paid in (record.spend or {}).items():
+            usd += max(0.0, paid - before.get(name, 0.0))
+            before[name] = max(paid, before.get(name, 0.0))
+        found[record.run_id] = round(usd, 4)
+    return found
+
+
 def _newest_first(item: tuple[tuple[date, str], list[_Machine]]) -> tuple[int, str]:
     (day, target), _ = item
     return -day.toordinal(), target

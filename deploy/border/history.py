@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,23 @@ from deploy.pod.base.text import visible
 
 EPOCHS_MOST = 10_000
 SPEEDS_KEPT = 1000
+SETS_MOST = 20
+OF_SET = "sets/"  # begins the name of an evaluation on a set
 SETTINGS_MOST = 2000
 SETTING_CHARACTERS = 200
 
 Setting = str | int | float | bool | None
+Curve = tuple[tuple[int, float], ...]  # epoch, value
 
 
 @dataclass(frozen=True)
 class History:
     """Curves of a run: a value per epoch, in order of epochs. `images_per_s`: the median of the newest steps."""
 
-    loss: tuple[tuple[int, float], ...]
-    accuracy: tuple[tuple[int, float], ...]  # on held-out people
+    loss: Curve
+    accuracy: Curve  # on held-out people
     images_per_s: float | None
+    sets: Mapping[str, Curve] = field(default_factory=dict)  # accuracy by name of a set of train.eval.sets
 
 
 def read_history(path: Path) -> History:
@@ -36,6 +41,7 @@ def read_history(path: Path) -> History:
     """
     loss: dict[int, float] = {}
     accuracy: dict[int, float] = {}
+    sets: dict[str, dict[int, float]] = {}
     speeds: deque[float] = deque(maxlen=SPEEDS_KEPT)
     try:
         with open(path, "rb") as file:
@@ -48,10 +54,14 @@ def read_history(path: Path) -> History:
                     _keep(loss, epoch, told["loss"])
                 if isinstance(epoch, int) and kind == "eval" and told.get("what") == "trained":
                     _keep(accuracy, epoch, told["accuracy"])
+                if isinstance(epoch, int) and kind == "eval" and str(told.get("what")).startswith(OF_SET):
+                    name = _inside("", str(told["what"]).removeprefix(OF_SET))
+                    if name in sets or len(sets) < SETS_MOST:
+                        _keep(sets.setdefault(name, {}), epoch, told["accuracy"])
     except OSError:
         pass
     speed = round(statistics.median(speeds), 1) if speeds else None
-    return History(tuple(sorted(loss.items())), tuple(sorted(accuracy.items())), speed)
+    return History(_curve(loss), _curve(accuracy), speed, {name: _curve(values) for name, values in sets.items()})
 
 
 def read_settings(path: Path) -> dict[str, Setting] | None:
@@ -82,6 +92,10 @@ def read_settings(path: Path) -> dict[str, Setting] | None:
         else:
             found[key] = _setting(value)
     return found if isinstance(values, dict) else None
+
+
+def _curve(values: Mapping[int, float]) -> Curve:
+    return tuple(sorted(values.items()))
 
 
 def _keep(curve: dict[int, float], epoch: int, value: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +99,28 @@ def train(
             warn_of_balance(at, plan, screen)
             _agree(plan, at, screen, yes=yes)
             pack_images(at.settings, checked, screen)
-            record, since = _start(at, plan, checked, looked_up, screen, keep=keep)
+            record, since = start(at, plan, checked, looked_up, screen, keep=keep)
         screen.say(f"run {record.run_id} is {record.state}")
         screen.commands(answers.next_commands(record))
         if detach:
             return answers.of_run(record, [], None)
-        return _follow(at.run(record), since, screen)
+        outcome = follow(at.run(record), since, screen)
+    if outcome.failure:
+        screen.document(outcome.document)
+        raise outcome.failure
+    return outcome.document
 
 
-def _start(
+@dataclass(frozen=True)
+class Outcome:
+    """A run that this command started. `failure` is None too for a run that continues without this command."""
+
+    record: Record
+    document: dict[str, Any]
+    failure: StepFailed | None = None
+
+
+def start(
     at: Reach, plan: Plan, checked: facts.Checked, looked_up: Facts, screen: Screen, *, keep: bool
 ) -> tuple[Record, job.Position]:
     """Record the run, prepare its machines and start the supervisor. On failure, release machines made for the run."""
@@ -145,11 +158,8 @@ def _start(
         raise
 
 
-def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, Any]:
-    """Follow the job to its end and download the results. Neither Ctrl-C nor a lost connection affects the job.
-
-    Raises StepFailed if the run ends without success.
-    """
+def follow(reached: Reached, since: job.Position, screen: Screen) -> Outcome:
+    """Follow the job to its end and download the results. Neither Ctrl-C nor a lost connection affects the job."""
     reached.shell.patience_s = FOLLOW_PATIENCE_S
     reached.shell.on_loss = screen.say
     try:
@@ -160,7 +170,7 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
         reached, _ = reached.look()
         screen.say(f"\ndetached: run {reached.record.run_id} continues")
         screen.commands(answers.next_commands(reached.record))
-        return answers.of_run(reached.record, reached.events(), None)
+        return Outcome(reached.record, answers.of_run(reached.record, reached.events(), None))
     reached, _ = reached.look()
     record = reached.record
     watch = Stopwatch(record.phases)
@@ -173,12 +183,12 @@ def _follow(reached: Reached, since: job.Position, screen: Screen) -> dict[str, 
     screen.result(document, border.least_gain(Path(reached.home.verification)))
     screen.compared(runs.compared(reached.settings.runs, record))
     run_notify_command(reached.settings, record, screen)
-    if record.state != "succeeded":
-        screen.document(document)
-        seen = record.state == "stopped" or screen.shows_the_log
-        evidence = [] if seen else job.last_lines(reached.shell, reached.folder)
-        raise StepFailed(answers.how_it_is(record), evidence=evidence, next_command=answers.resume(record))
-    return document
+    if record.state == "succeeded":
+        return Outcome(record, document)
+    seen = record.state == "stopped" or screen.shows_the_log
+    evidence = [] if seen else job.last_lines(reached.shell, reached.folder)
+    words = answers.how_it_is(record)
+    return Outcome(record, document, StepFailed(words, evidence=evidence, next_command=answers.resume(record)))
 
 
 def _agree(plan: Plan, at: Reach, screen: Screen, *, yes: bool) -> None:

@@ -18,6 +18,7 @@ from deploy.runs.records import Record
 # Differ between any two runs, and say nothing about them.
 NO_SETTINGS = ("run.dir",)
 UNSET = "(not set)"
+HELD_OUT = "held-out people"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,22 @@ def differing(sides: Sequence[Side]) -> dict[str, dict[str, Setting]]:
         if key not in NO_SETTINGS
     }
     return {key: told for key, told in sorted(values.items()) if len({repr(value) for value in told.values()}) > 1}
+
+
+def measure_of(sides: Sequence[Side]) -> str | None:
+    """What ranks these runs, as `--which best` ranks checkpoints: held-out people or else the first set; None: nothing.
+
+    One measure for all: a run without it cannot be the best.
+    """
+    if any(side.history.accuracy for side in sides):
+        return HELD_OUT
+    return next((name for side in sides for name in side.history.sets), None)
+
+
+def best_point(side: Side, measure: str | None) -> tuple[int, float] | None:
+    """The epoch and the accuracy at which a run was best; None if it was not measured so."""
+    curve = side.history.accuracy if measure == HELD_OUT else side.history.sets.get(measure or "", ())
+    return max(curve, key=lambda point: point[1], default=None)
 
 
 def _row(side: Side) -> Document:

@@ -82,7 +82,16 @@ WHICH = Flag("which", "latest, best, or a number: the epoch", "WHICH", "latest")
 
 YES = Flag("yes", "accept the cost without a question", group=HOW)
 
+SWEEP = Flag(
+    "sweep",
+    "KEY=VALUE,VALUE…: a run for each value, one after the other; given twice, a run for each combination",
+    "KEY=A,B",
+    repeats=True,
+    group=WHAT,
+    parameter="sweeps",
+)
 TRAIN = (
+    SWEEP,
     Flag("detach", "do not follow the job", group=HOW),
     YES,
     Flag("keep", "if it fails before the job runs, keep a machine that was created for it", group=HOW),

@@ -154,6 +154,7 @@ class Request:
         Flag("queue", "if another run is on the machine, wait there for its end; the data stays cached", group=HOW),
     )
     given: frozenset[str] = frozenset()  # fields that the user set, to compare with a run that is continued
+    combination: str | None = None  # of a sweep: what identifies it, see deploy/specs/sweep.py
 
 
 def parse_request(**typed: Any) -> Request:

@@ -19,14 +19,15 @@ from deploy.pod.base.redact import SHORTEST
 from deploy.runs import checkpoints
 from deploy.runs import records as runs
 from deploy.runs import watchdog as guard
-from deploy.runs.session import Reach, Reached
+from deploy.runs.session import Reach
 from deploy.shell import LocalShell, load_ssh
 from deploy.specs import memory, shards
 from deploy.specs.estimate import NEWEST, Measured, kind_of
 from deploy.specs.plan import Continuation, DataFacts, Facts
-from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, contradictions, hydra_override, user_overrides
+from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
 from deploy.specs.settings import Settings
 from deploy.specs.shards import Shard
+from deploy.steps import continuing
 from deploy.steps.code_check import check_code
 from deploy.workspace import code, devices
 from deploy.workspace import compression as packing
@@ -56,8 +57,11 @@ class Checked:
     suspicious: tuple[str, ...]  # tracked files that look like credentials, for a warning
 
 
-def check(reach: Reach, request: Request) -> Checked:
-    """Check a request. Raises WrongUse for the first thing that cannot work."""
+def check(reach: Reach, request: Request, suspicious: tuple[str, ...] | None = None) -> Checked:
+    """Check a request. Raises WrongUse for the first thing that cannot work.
+
+    `suspicious`: of an earlier check in the same command. The code is not checked again then.
+    """
     settings = reach.settings
     _refuse_secrets(settings, overrides=request.overrides, env=request.env)
     note = continues = None
@@ -71,7 +75,7 @@ def check(reach: Reach, request: Request) -> Checked:
                 "leave --resume out to start a new run"
             )
         last = checkpoints.whole(found.shell, found.folder)[-1:]
-        request, continues = _continue(found, request, from_its_own=bool(last))
+        request, continues = continuing.carry_on(found, request, from_its_own=bool(last))
         note = f"continuing run {found.record.run_id} ({found.record.state}), attempt {continues.attempt}"
     elif request.resume != "none":
         request = replace(request, resume=str(Path(request.resume).absolute()))
@@ -85,7 +89,7 @@ def check(reach: Reach, request: Request) -> Checked:
         if not Path(str(request.labels)).is_file():
             raise WrongUse(f"--labels {request.labels} is not a file: give an int32 .npy with a label for each image")
     with ThreadPoolExecutor(1) as beside:  # the configuration is read by another process, which takes as long
-        judged = beside.submit(check_code, settings)
+        judged = beside.submit(check_code, settings) if suspicious is None else None
         if not settings.is_local:
             beside.submit(load_ssh)
         config, words = _configuration(settings, request, origin)
@@ -112,7 +116,9 @@ def check(reach: Reach, request: Request) -> Checked:
         text for each in last for text in resume_notes(settings.project, words, each, known_id, own=own, machines=nodes)
     ]
     note = "; ".join(filter(None, (note, in_vain, *notes))) or None
-    return Checked(request, config, tryout, origin, dataset, continues, note, judged.result())
+    return Checked(
+        request, config, tryout, origin, dataset, continues, note, judged.result() if judged else suspicious or ()
+    )
 
 
 def resume_notes(
@@ -177,6 +183,23 @@ def gather(reach: Reach, checked: Checked) -> Facts:
         # A provider that did not answer is not asked again.
         card=None if price is None else _known(reach.provider.card),
         memory=memory.read(settings.project),
+        secrets=_secret_names(settings, checked),
+    )
+
+
+def gather_again(settings: Settings, checked: Checked, facts: Facts) -> Facts:
+    """The facts of another request to the same target: `facts`, with what may differ looked up. No provider is asked.
+
+    The code stays the same, so that all runs of a command train with it.
+    """
+    return replace(
+        facts,
+        now=datetime.now(),
+        token=secrets.token_hex(2),
+        data=_data_facts(settings, checked),
+        config=checked.config,
+        measured=_measured(settings, checked.config, checked.request.nodes or settings.target.nodes),
+        phases=[record.phases for record in _newest(settings) if record.phases],
         secrets=_secret_names(settings, checked),
     )
 
@@ -316,12 +339,14 @@ def _find_data(project: Path, typed: str | None, origin: Origin, config: Mapping
 
 def prepare_orl(reach: Reach, checked: Checked, say: Callable[[str], None]) -> Checked:
     """Prepare the try-out's photographs on this computer, once. Returns the request with its data in place."""
-    if checked.dataset is not None or not checked.images.is_known:
+    images = checked.images
+    if checked.dataset is not None or not images.is_known:
         return checked
-    say(f"preparing the ORL photographs (only once): {checked.images.path}")
-    app(reach.settings.project, "app.prepare", ["source=orl", f"out={checked.images.path}"])
-    project, labels = reach.settings.project, checked.request.labels
-    return replace(checked, dataset=_find_data(project, labels, checked.images, checked.config["data"]))
+    project = reach.settings.project
+    if not images.files or images.files.size(images.path) is None:  # else: for an earlier request of this command
+        say(f"preparing the ORL photographs (only once): {images.path}")
+        app(project, "app.prepare", ["source=orl", f"out={images.path}"])
+    return replace(checked, dataset=_find_data(project, checked.request.labels, images, checked.config["data"]))
 
 
 def app_config(project: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -350,21 +375,3 @@ def app(project: Path, module: str, argv: Sequence[str], *, stdin: bytes = b"") 
             next_command=bootstrap_command() if missing else None,
         )
     return result.text
-
-
-def _continue(found: Reached, request: Request, *, from_its_own: bool) -> tuple[Request, Continuation]:
-    """The earlier run's own request, for the next attempt. Raises WrongUse for a flag that contradicts it."""
-    record = found.record
-    plan = runs.plan_of(found.settings.runs, record)
-    lists = {key: tuple(plan["request"].get(key, ())) for key in ("overrides", "env")}
-    told = {**plan["request"], **lists, "given": frozenset()}
-    more = {"nodes": request.nodes} if "nodes" in request.given else {}  # it may continue on more machines, or fewer
-    earlier = Request(**{**told, "resume": "auto", **more})
-    for flag in contradictions(request, earlier):
-        raise WrongUse(
-            f"{flag} contradicts run {record.run_id}, which --resume auto would continue: leave it out, or start a "
-            "new run with --resume none"
-        )
-    # A run that began from the user's checkpoint, and has none of its own yet, begins from that one again.
-    resume = "auto" if from_its_own or plan["resume"] == "none" else str(plan["resume"])
-    return earlier, Continuation(record.run_id, record.attempt + 1, resume)

@@ -86,11 +86,15 @@ class Screen:
 
     def error(self, error: DeployError) -> None:
         """Print one message: what failed, the last lines of evidence, the next command to type."""
+        self.failure(error)
+        self.document({"error": error.message, "exit_code": error.exit_code, "next": error.next_command})
+
+    def failure(self, error: DeployError) -> None:
+        """Print the message of an error after which the command goes on, without a document."""
         lines = [f"error: {cut(visible(error.message), MESSAGE_CHARACTERS)}"]
         lines += [f"  | {cut(visible(line, newlines=False), EVIDENCE_CHARACTERS)}" for line in error.evidence]
         lines += [f"next: {error.next_command}"] if error.next_command else []
         print("\n".join(lines), file=sys.stderr, flush=True)
-        self.document({"error": error.message, "exit_code": error.exit_code, "next": error.next_command})
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Print a table on a terminal; elsewhere aligned lines without wrapping, for logs and pipes."""

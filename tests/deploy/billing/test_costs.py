@@ -6,7 +6,7 @@ import json
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from deploy.billing.costs import history
+from deploy.billing.costs import by_run, history
 from deploy.runs.records import Record
 from tests.deploy.conftest import Project
 
@@ -37,6 +37,20 @@ def test_a_machine_counts_once_however_many_runs_it_had() -> None:
         {"day": "2026-11-27", "target": "runpod", "runs": 3, "machines": 1, "spend_usd": 5.0, "still_running": 0},
     ]
     assert [row["day"] for row in history(records, date(2026, 11, 28))] == ["2026-11-28", "2026-11-28"]
+
+
+def test_the_cost_of_a_run_is_its_own_share_of_a_machines_time() -> None:
+    """Time before a run, since the one before it ended, is its own. The shares add up to the cost of the machines."""
+    records = [
+        record("b", "2026-11-27T11:00:00", "m1", 1.5),
+        record("a", "2026-11-27T09:00:00", "m1", 1.0),
+        record("c", "2026-11-27T12:00:00", "m2", 0.5, spend={"m2": 0.5, "m1": 1.75}),
+        record("d", "2026-11-27T13:00:00", "m1", 1.6),
+        record("e", "2026-11-27T14:00:00", "box", 0.0, spend=None),
+    ]
+    found = by_run(records)
+    assert found == {"a": 1.0, "b": 0.5, "c": 0.75, "d": 0.0, "e": 0.0}
+    assert sum(found.values()) == sum(row["spend_usd"] for row in history(records, date(2026, 11, 1)))
 
 
 def test_cost_as_a_user_types_it(project: Project) -> None:

@@ -32,6 +32,18 @@ def test_curves_are_read_by_epoch(tmp_path: Path) -> None:
     assert read_history(tmp_path / "none") == History((), (), None)
 
 
+def test_sets_have_curves_of_their_own(tmp_path: Path) -> None:
+    """Their number is bounded, and their names are safe to show."""
+    told = [{"event": "eval", "epoch": epoch, "what": "sets/lfw", "accuracy": 0.5 + epoch / 4} for epoch in (1, 0, 2)]
+    told += [{"event": "eval", "epoch": 0, "what": f"sets/x\x1b{number}", "accuracy": 0.5} for number in range(99)]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("\n".join(map(json.dumps, told)), encoding="utf-8")
+    sets = read_history(file).sets
+    assert sets["lfw"] == ((0, 0.5), (1, 0.75), (2, 1.0))
+    assert len(sets) == 20
+    assert "\x1b" not in "".join(sets)
+
+
 def test_settings_are_flat_and_safe_to_show(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(

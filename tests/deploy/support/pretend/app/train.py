@@ -68,7 +68,8 @@ def main() -> int:
         tell(folder, "epoch", epoch, step, loss=1 / step, seconds=0.1)
         save(folder, values, f"epoch_{epoch:03}", epoch, step, whole=True)
         epoch += 1
-    tell(folder, "eval", epoch - 1, step, what="trained", accuracy=0.9, accuracy_std=0.01, rank1=0.99)
+    accuracy = 0.9 - abs(0.1 - values["train.optimizer.lr"])
+    tell(folder, "eval", epoch - 1, step, what="trained", accuracy=accuracy, accuracy_std=0.01, rank1=0.99)
     tell(folder, "end", epoch - 1, step, reason="done", message="", seconds=1.0)
     if RANK == 0:
         if find_spec("deploy") is None:  # started in this folder, and not in a project's

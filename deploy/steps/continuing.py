@@ -1,0 +1,27 @@
+"""Continue an earlier run: its own request again, and a refusal of flags that contradict it."""
+
+from __future__ import annotations
+
+from deploy.errors import WrongUse
+from deploy.runs import records as runs
+from deploy.runs.session import Reached
+from deploy.specs.plan import Continuation
+from deploy.specs.request import Request, contradictions
+
+
+def carry_on(found: Reached, request: Request, *, from_its_own: bool) -> tuple[Request, Continuation]:
+    """The earlier run's own request, for the next attempt. Raises WrongUse for a flag that contradicts it."""
+    record = found.record
+    plan = runs.plan_of(found.settings.runs, record)
+    lists = {key: tuple(plan["request"].get(key, ())) for key in ("overrides", "env")}
+    told = {**plan["request"], **lists, "given": frozenset()}
+    more = {"nodes": request.nodes} if "nodes" in request.given else {}  # it may continue on more machines, or fewer
+    earlier = Request(**{**told, "resume": "auto", **more})
+    for flag in contradictions(request, earlier):
+        raise WrongUse(
+            f"{flag} contradicts run {record.run_id}, which --resume auto would continue: leave it out, or start a "
+            "new run with --resume none"
+        )
+    # A run that began from the user's checkpoint, and has none of its own yet, begins from that one again.
+    resume = "auto" if from_its_own or plan["resume"] == "none" else str(plan["resume"])
+    return earlier, Continuation(record.run_id, record.attempt + 1, resume)
