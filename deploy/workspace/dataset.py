@@ -14,13 +14,14 @@ from typing import Any
 
 from deploy.errors import WrongUse, command
 from deploy.shell import LocalShell
+from deploy.shell.base import CHUNK_BYTES
 from deploy.shell.ranges import Piece
 from deploy.specs.names import slug
 from deploy.specs.plan import DataFacts
 from deploy.specs.shards import WHOLE, Shard
 from deploy.workspace import encoded
 from deploy.workspace.compression import NONE, Packing
-from deploy.workspace.npy import Header, header_bytes, read_header
+from deploy.workspace.npy import HEADER_BYTES, Header, header_bytes, read_header
 from deploy.workspace.sources import HERE, Files, Origin, Place
 
 NAME = "images.npy"
@@ -81,6 +82,7 @@ def find(origin: Origin, block_rows: int, labels: Place | None = None, train_lab
     assert origin.files is not None, "the machine is reached before its files are looked at"
     path, files = origin.path, origin.files
     path, offsets = _file_of(path, files), None
+    files = files.ahead(_beginnings(path, labels))
     if path.name.endswith(encoded.SUFFIX):
         offsets = encoded.read_offsets(path, files)
         rows, data_offset = len(offsets) - 1, 0
@@ -107,7 +109,7 @@ def find(origin: Origin, block_rows: int, labels: Place | None = None, train_lab
         train_labels=train_labels,
         manifest=manifest,
         where=origin.where,
-        files=files,
+        files=origin.files,
         offsets=offsets,
     )
 
@@ -220,6 +222,13 @@ def choose_blocks(train_rows: int, block_rows: int, fraction: float) -> list[int
 
 def dataset_id(blocks: list[str]) -> str:
     return hashlib.sha256("".join(blocks).encode()).hexdigest()[:16]
+
+
+def _beginnings(path: Place, labels: Place | None) -> dict[Place, int]:
+    """Return the files that `find` reads, with the number of bytes that it reads first."""
+    images = path.with_name(encoded.OFFSETS) if path.name.endswith(encoded.SUFFIX) else path
+    headers = {images: HEADER_BYTES, labels or path.with_name("labels.npy"): HEADER_BYTES}
+    return {path: 0, **headers, path.with_name("manifest.json"): CHUNK_BYTES}
 
 
 def _file_of(path: Place, files: Files) -> Place:

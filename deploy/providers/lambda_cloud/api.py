@@ -22,8 +22,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import requests
-
 from deploy import border
 from deploy.errors import BadAnswer, NoAccount, WrongUse
 from deploy.providers import network
@@ -127,6 +125,8 @@ class LambdaApi:
         self.key = key
         self.clock = clock
         self._free_at = {"call": 0.0, "launch": 0.0}  # monotonic seconds
+        import requests  # here: it takes a tenth of a second, and commands on other targets do not need it
+
         self._session = requests.Session()
         self._session.auth = key.sign  # not a header, because ~/.netrc overrides one
 
