@@ -170,6 +170,7 @@ def bills(project: Path, screen: Screen) -> list[dict[str, Any]]:
     """
     found: list[money.Bill] = []
     for at in money.targets(project):
+        at.provider.say = screen.complain
         try:
             found += [bill for _, bill in money.priced(project, at)]
             found += money.stored(project, at)

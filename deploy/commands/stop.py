@@ -104,6 +104,7 @@ def _refuse_living(project: Path, target: str) -> None:
 
 
 def _there(project: Path, at: Reach, screen: Screen, *, quiet: bool) -> list[tuple[Machine, money.Bill]]:
+    at.provider.say = screen.complain
     try:
         return money.priced(project, at)
     except DeployError as error:

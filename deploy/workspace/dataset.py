@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import hashlib
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -12,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from deploy.errors import WrongUse, command
+from deploy import border
+from deploy.errors import BadAnswer, WrongUse, command
 from deploy.shell import LocalShell
 from deploy.shell.base import CHUNK_BYTES
 from deploy.shell.ranges import Piece
@@ -295,13 +295,16 @@ def _read_manifest(path: Place, rows: int, files: Files, *, encodes: bool) -> di
     except OSError as error:
         raise WrongUse(f"{path} cannot be read: {error.strerror or error}") from error
     try:
-        manifest: dict[str, Any] = json.loads(text)
-        told, block_rows, held_out = (manifest[key] for key in ("rows", "block_rows", "held_out_rows"))
-        fits = all(type(each) is int for each in (told, block_rows, held_out))
-        fits = fits and len(manifest["blocks"]) == -(-told // block_rows) and 0 <= held_out < told
+        manifest = border.document(text, "the manifest", CHUNK_BYTES)
+        told, block_rows, held_out = (
+            border.whole(manifest[key], key) for key in ("rows", "block_rows", "held_out_rows")
+        )
+        fits = len(manifest["blocks"]) == -(-told // block_rows) and 0 <= held_out < told
         fits = fits and all(isinstance(each, str) for each in manifest["blocks"])
         fits = fits and 0 < float((manifest.get("selection") or {"fraction": 1})["fraction"]) <= 1
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
+        if manifest.get("dataset_id") is not None:  # it names a folder of this computer
+            border.identifier(manifest["dataset_id"], "dataset_id")
+    except (BadAnswer, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise WrongUse(f"{path} cannot be used: remove it, or make the data again (`{command(PREPARE)}`)") from error
     of_other = (manifest.get("format") == "encoded") != encodes
     if told != rows or not fits or of_other:

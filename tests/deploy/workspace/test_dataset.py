@@ -104,6 +104,15 @@ def test_labels_of_another_length_are_refused(images: Path) -> None:
         data.find(here(images), 8192)
 
 
+@pytest.mark.parametrize("name", ["../../outside", "a/b", "C:x", "", 5, ["x"], "x" * 100])
+def test_an_id_that_is_no_plain_name_is_refused(images: Path, name: object) -> None:
+    """It names the folder of packed images on this computer, and a stranger may have written the manifest."""
+    path = images.with_name("manifest.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dataset_id": name}))
+    with pytest.raises(WrongUse, match="cannot be used"):
+        data.find(here(images), 8192)
+
+
 def test_a_manifest_of_other_images_is_refused(images: Path) -> None:
     """The manifest's hashes would verify other images."""
     manifest = json.loads(images.with_name("manifest.json").read_text())
