@@ -63,6 +63,7 @@ def far(*, round_trip_s: float = ROUND_TRIP_S, bytes_per_s: float = 0.0, commit:
             }  # fmt: skip
             (project / "conf" / "deploy" / "far.yaml").write_text(json.dumps(target), encoding="utf-8")
             environment = {**os.environ, "SNIPERFACE_TMUX_SOCKET": f"sniperface-far-{folder.name[-8:]}"}
+            environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else each command compiles the whole project again
             try:
                 yield Far(project, root, server.machine(port=line.port), server.key, environment)
             finally:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import statistics
 import time
 from pathlib import Path
@@ -46,7 +47,9 @@ def compare(commit: str, rounds: int, round_trip_s: float) -> int:
         for there in (new, old):
             there.invoke("deploy")
         ours, theirs, ratio = in_turn(lambda: start(new), lambda: start(old), rounds)
+        cpu = [statistics.median(cpu_s(there) for _ in range(3)) for there in (new, old)]
     print(f"working tree {ours:.2f} s, {commit} {theirs:.2f} s, median of {rounds} ratios {ratio:.3f}")
+    print(f"CPU time of the command: working tree {cpu[0]:.2f} s, {commit} {cpu[1]:.2f} s")
     return 0
 
 
@@ -58,6 +61,15 @@ def start(there: Far) -> float:
     status = json.loads(Path(there.root / "runs" / run_id / "status.json").read_text())
     there.invoke("stop")
     return float(status["job_started"]) - typed
+
+
+def cpu_s(there: Far) -> float:
+    """Return the CPU time of `invoke train` on the laptop, with the processes that it starts, and stop the run."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    there.invoke("train", "--detach", *(word for setting in SMALL for word in ("--set", setting)))
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    there.invoke("stop")
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 if __name__ == "__main__":

@@ -105,7 +105,6 @@ DOORS = {
 PARSES = {
     "deploy/border/history.py": "a run's config.yaml, for comparison",
     "deploy/border/documents.py": "what a machine, a provider or a stranger's file says",
-    "deploy/workspace/dataset.py": "manifest.json beside the images, with a sentence for what does not fit",
     "deploy/steps/resolve.py": "the output of this project's own app.config and app.resumable",
     "deploy/specs/plan.py": "its own words, on their way to plan.json",
     "deploy/providers/runpod/events.py": "an event of RunPod's log stream, into a LogLine",

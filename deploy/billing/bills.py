@@ -125,7 +125,7 @@ def _priced(at: Reach, machine: Machine, now: float) -> Priced:
     record = next(iter([*living, *on_it]), None)
     hours = round((now - machine.created) / 3600, 3) if machine.created else None
     # The cost of a stopped machine is unknown: providers do not report when it was stopped.
-    usd = None if hours is None or machine.is_stopped else round(hours * machine.usd_per_hour, 2)
+    usd = None if hours is None or machine.is_stopped or machine.fault else round(hours * machine.usd_per_hour, 2)
     bill = Bill(
         machine=machine.name,
         target=record.target if record else _target_of(at, machine),
@@ -139,6 +139,7 @@ def _priced(at: Reach, machine: Machine, now: float) -> Priced:
     )
     limits = limits_of(at.situation, bill, on_it)
     notes = [
+        f"its price is not known: {machine.fault}" if machine.fault else None,
         "stopped, and its disk is kept" if machine.is_stopped else None,
         past_ceiling(bill, limits),
         None if living else "it has no run" if record else "this laptop has no record of it",

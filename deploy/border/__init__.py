@@ -30,6 +30,7 @@ from deploy.border.documents import (
     standing,
     status,
 )
+from deploy.border.entries import Unreadable, entries, fitting, identifier
 from deploy.border.history import History, Setting, read_history, read_settings
 from deploy.border.pages import REPORT_BEGINS, is_report
 from deploy.border.places import CHECKPOINT, CURVES, PICTURE, RESULT, Name, Place, chosen, place
@@ -77,16 +78,20 @@ __all__ = [
     "Place",
     "Setting",
     "Status",
+    "Unreadable",
     "address",
     "checkpoint_note",
     "chosen",
     "cut",
     "document",
     "dollars",
+    "entries",
     "event",
+    "fitting",
     "frame",
     "hashes",
     "heard",
+    "identifier",
     "interface",
     "is_report",
     "least_gain",

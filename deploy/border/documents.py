@@ -19,6 +19,8 @@ from deploy.pod.base.text import visible
 GIB = 1 << 30
 DOCUMENT_BYTES = 256 << 10  # status.json, a checkpoint's JSON, guard.json
 EVENT_BYTES = 8 << 10  # one line of metrics.jsonl
+VALUES_MOST = 250_000  # in one document: a value takes up to thirty times its bytes in memory
+DEPTH_MOST = 32
 EVENT_VALUES = 256  # in one event, nested ones included
 GPUS_MOST = 64  # of one machine
 RESULTS_MOST = 200  # files that one command downloads
@@ -50,13 +52,31 @@ def document(data: bytes | str, what: str, most: int = DOCUMENT_BYTES) -> dict[s
     """Parse a small file or answer as a JSON object. NaN and Infinity become None. Raises BadAnswer."""
     if len(data) > most:
         raise BadAnswer(f"{what} has more than {most} bytes")
+    opened, more = (_occurrences(data, marks) for marks in ("[{", ","))
+    if opened + more > VALUES_MOST:
+        raise BadAnswer(f"{what} has more than {VALUES_MOST} values")
     try:
         value = json.loads(data, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
         raise BadAnswer(f"{what} is not a JSON object") from error
     if not isinstance(value, dict):
         raise BadAnswer(f"{what} is not a JSON object")
+    if opened > DEPTH_MOST and _is_deep(value):
+        raise BadAnswer(f"{what} has values more than {DEPTH_MOST} levels deep")
     return value
+
+
+def _occurrences(data: bytes | str, marks: str) -> int:
+    return sum(data.count(mark) if isinstance(data, str) else data.count(mark.encode()) for mark in marks)
+
+
+def _is_deep(value: object) -> bool:
+    """Return whether lists and objects are nested so deep that code which walks through them could fail."""
+    level = [value]
+    for _ in range(DEPTH_MOST):
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [each for one in inner for each in one if isinstance(each, dict | list)]
+    return bool(level)
 
 
 def read_document(path: Path, most: int = DOCUMENT_BYTES) -> dict[str, Any]:

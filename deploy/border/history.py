@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.border.documents import EVENT_BYTES, FILE_BYTES, event
+from deploy.border.documents import EVENT_BYTES, event
 from deploy.border.values import cut
 from deploy.pod.base.text import visible
 
@@ -18,6 +18,7 @@ SPEEDS_KEPT = 1000
 SETS_MOST = 20
 OF_SET = "sets/"  # begins the name of an evaluation on a set
 SETTINGS_MOST = 2000
+SETTINGS_BYTES = 128 << 10  # of a config.yaml; parsed, it takes 300 times as much memory
 SETTING_CHARACTERS = 200
 
 Setting = str | int | float | bool | None
@@ -73,11 +74,20 @@ def read_settings(path: Path) -> dict[str, Setting] | None:
 
     try:
         with open(path, "rb") as file:
-            data = file.read(FILE_BYTES["config.yaml"] + 1)
-        if len(data) > FILE_BYTES["config.yaml"]:
+            data = file.read(SETTINGS_BYTES + 1)
+        if len(data) > SETTINGS_BYTES:
             return None
         values = yaml.safe_load(data)
-    except (OSError, yaml.YAMLError, ValueError, RecursionError):
+    except (
+        OSError,
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        LookupError,
+        RecursionError,
+    ):
         return None
     found: dict[str, Setting] = {}
     waiting = [("", values)]
@@ -104,7 +114,7 @@ def _keep(curve: dict[int, float], epoch: int, value: float) -> None:
 
 
 def _inside(key: str, name: Any) -> str:
-    own = cut(visible(str(name)[:SETTING_CHARACTERS], newlines=False), 80)
+    own = cut(visible(_words(name)[:SETTING_CHARACTERS], newlines=False), 80)
     return f"{key[:SETTING_CHARACTERS]}.{own}" if key else own
 
 
@@ -114,5 +124,12 @@ def _setting(value: Any) -> Setting:
     if isinstance(value, int) and abs(value) < 1 << 53:
         return value
     if isinstance(value, list):
-        value = ", ".join(str(each) for each in value[:20] if not isinstance(each, list | dict))
-    return cut(visible(str(value)[: SETTING_CHARACTERS + 1], newlines=False), SETTING_CHARACTERS)
+        value = ", ".join(_words(each) for each in value[:20] if not isinstance(each, list | dict))
+    return cut(visible(_words(value)[: SETTING_CHARACTERS + 1], newlines=False), SETTING_CHARACTERS)
+
+
+def _words(value: Any) -> str:
+    try:
+        return str(value)
+    except ValueError:  # Python refuses to write a huge number
+        return "a huge number" if isinstance(value, int) else f"a {type(value).__name__}"

@@ -142,4 +142,8 @@ def shown(value: object) -> str:
     """Format a value for an error message: short, and safe on a terminal."""
     if isinstance(value, int) and abs(value) > 1 << 64:
         return "a huge number"
-    return cut(visible(repr(value)[:200], newlines=False), 80)
+    try:
+        words = repr(value)[:200]
+    except (ValueError, RecursionError):  # a huge number inside, or very deep
+        words = f"a {type(value).__name__}"
+    return cut(visible(words, newlines=False), 80)

@@ -171,6 +171,7 @@ def bills(project: Path, screen: Screen) -> list[dict[str, Any]]:
     """
     found: list[money.Bill] = []
     for at in money.targets(Situation(project)):
+        at.provider.say = screen.complain
         try:
             found += [each.bill for each in money.priced(at)]
             found += money.stored(at)

@@ -107,6 +107,7 @@ def _refuse_living(project: Path, target: str, situation: Situation) -> None:
 
 
 def _there(at: Reach, screen: Screen, *, quiet: bool) -> list[money.Priced]:
+    at.provider.say = screen.complain
     try:
         return money.priced(at)
     except DeployError as error:

@@ -11,7 +11,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from deploy.errors import NoMachine, StepFailed, WrongUse, command
+from deploy import border
+from deploy.errors import BadAnswer, NoMachine, StepFailed, WrongUse, command
 from deploy.providers import image
 from deploy.providers.ssh_key import project_key
 from deploy.specs.machine import Address, Card, Image, Machine, MachineSpec, Rental, Volume
@@ -102,7 +103,7 @@ class DockerProvider:
         """Return None: no machine is rented."""
 
     def list(self) -> list[Machine]:
-        return [self._machine(container) for container in self._containers()]
+        return [self._listed(container) for container in self._containers()]
 
     def volumes(self) -> Sequence[Volume]:
         """Return nothing: Docker volumes cost nothing but disk space."""
@@ -281,6 +282,17 @@ class DockerProvider:
             created=_seconds(container.attrs["Created"]),
             is_stopped=container.status not in ("running", "restarting"),
         )
+
+    def _listed(self, container: Container) -> Machine:
+        """Describe a container; one whose description does not fit keeps its name and id, and says why."""
+        try:
+            with border.fitting(f"Docker: container {str(container.id)[:12]}"):
+                return self._machine(container)
+        except BadAnswer as error:
+            about = container.attrs
+            name = str(about.get("Name") or "").lstrip("/") or str(container.id)
+            root = PurePosixPath(str(self.settings.root))
+            return Machine(name, "docker", root, PYTHON, address=Address(""), id=str(container.id), fault=error.message)
 
     def _remove(self, container: Container) -> None:
         """Remove a container and its anonymous volumes. It is stopped first, so that a job can write a checkpoint."""

@@ -68,13 +68,21 @@ def start(shell: Shell, machine: Machine, plan: Plan, socket: str) -> str:
     """Start the supervisor and wait until it answers. Returns how it runs: "tmux" or "detached"."""
     folder = RunFolder(machine.path(plan.run_dir))
     code = machine.path(plan.cwd)
-    shell.remove(folder.stop_request)
-    shell.remove(folder.status)
-    shell.write(folder.plan, (json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+    told = (json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+    *_, tmux, environment = shell.calls(
+        [
+            ("remove", {"path": str(folder.stop_request)}),
+            ("remove", {"path": str(folder.status)}),
+            ("write", {"path": str(folder.plan), "data": told, "private": False}),
+            ("which", {"program": "tmux"}),
+            ("environment", {}),
+        ]
+    )
     argv = [machine.python, "-m", "deploy.pod.supervisor", str(folder.path)]
     how = "detached"
-    if shell.which("tmux"):
-        shell.run(_tmux_start(socket, session_name(plan.run_id), argv, code, shell.environment()))
+    if tmux:
+        names = border.strings(environment, f"{shell.name}: its answer to environment")
+        shell.run(_tmux_start(socket, session_name(plan.run_id), argv, code, names))
         how = "tmux"
     else:
         shell.spawn(argv, cwd=code)
@@ -123,13 +131,14 @@ def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan) -> None:
 
 def look(shell: Shell, folder: RunFolder) -> Status | None:
     """The job's status now; None before its supervisor has written one."""
-    # Clock before status: if the connection breaks in between, an old status must not be compared with a later time.
-    now = shell.clock()
-    told = _read_json(shell, folder.status)
+    read = {"path": str(folder.status), "offset": 0, "limit": border.DOCUMENT_BYTES + 1}
+    # Clock before status: an old status must not be compared with a later time.
+    clock, data = shell.attempts([("clock", {}), ("read", read)])
+    told = {} if isinstance(data, OSError) else _document(data, shell, folder.status)
     if "state" not in told:
         return None
     said = border.status(told, f"{shell.name}: status.json of run {folder.run_id}")
-    age = max(0.0, now - said.heartbeat)
+    age = max(0.0, border.number(clock, f"{shell.name}: its clock", 0, 1e11) - said.heartbeat)
     state, reason = said.state, said.reason
     if state in LIVE_STATES and age > LOST_AFTER_S:
         state, reason = "lost", f"no heartbeat for {age:.0f} s: the supervisor or its machine has died"
@@ -150,7 +159,8 @@ def look(shell: Shell, folder: RunFolder) -> Status | None:
 
 
 def position(shell: Shell, folder: RunFolder) -> Position:
-    return Position(shell.size(folder.log) or 0, shell.size(folder.metrics) or 0)
+    log_bytes, metrics_bytes = shell.sizes(folder.log, folder.metrics)
+    return Position(log_bytes or 0, metrics_bytes or 0)
 
 
 def attach_argv(shell: Shell, socket: str, folder: RunFolder, *, write: bool) -> list[str]:
@@ -289,8 +299,8 @@ def last_lines(shell: Shell, folder: RunFolder) -> list[str]:
     return [line for line in text.splitlines() if line.strip()][-EVIDENCE_LINES:]
 
 
-def _read_json(shell: Shell, path: PurePath) -> dict[str, Any]:
+def _document(data: bytes, shell: Shell, path: PurePath) -> dict[str, Any]:
     try:
-        return border.document(shell.read(path, limit=border.DOCUMENT_BYTES + 1), f"{shell.name}: {path.name}")
-    except (OSError, BadAnswer):  # missing, or half written on a full disk
+        return border.document(data, f"{shell.name}: {path.name}")
+    except BadAnswer:  # half written on a full disk
         return {}

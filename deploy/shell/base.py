@@ -22,6 +22,8 @@ RUN_S = 60.0  # default timeout of a command
 MOST_LOSSES = 20  # lost connections, while one command is restarted each time
 HASHED_AT_ONCE = 8192  # ranges per request: their answer fits into one message
 
+Request = tuple[str, dict[str, Any]]  # a verb and its arguments
+
 
 @dataclass(frozen=True)
 class Result:
@@ -45,6 +47,15 @@ class Result:
         return last_lines(self.stderr or self.stdout)
 
 
+@dataclass(frozen=True)
+class Room:
+    """How much fits into a folder of the machine."""
+
+    free_bytes: int
+    own_bytes: int  # in files that will be replaced
+    in_ram: bool  # a file there uses memory instead of disk
+
+
 class Shell:
     """Commands and files of a machine. Paths are the machine's. Every command has a timeout; none goes through a shell.
 
@@ -63,9 +74,17 @@ class Shell:
         """
         raise NotImplementedError
 
-    def calls(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
+    def calls(self, requests: Sequence[Request]) -> list[Any]:
         """Run several verbs in order in one round trip, each like `call` with `again`. Raises the first error."""
-        return [self.call(verb, **arguments) for verb, arguments in requests]
+        answers = self.attempts(requests)
+        for answer in answers:
+            if isinstance(answer, OSError):
+                raise answer
+        return answers
+
+    def attempts(self, requests: Sequence[Request]) -> list[Any]:
+        """Run several verbs like `calls`, but all of them: the OSError of a verb is its answer."""
+        return [attempt(lambda: self.call(verb, **arguments)) for verb, arguments in requests]  # noqa: B023 - called at once
 
     def lines(self, argv: Sequence[str], cwd: PurePath | None) -> Generator[bytes, None, int]:
         """Yield the output of a command line by line while it runs; returns its exit code."""
@@ -176,10 +195,7 @@ class Shell:
         Raises FileNotFoundError if it is missing.
         """
         limit = CHUNK_BYTES if limit is None else limit
-        data = self.call("read", path=str(path), offset=offset, limit=limit)
-        if not isinstance(data, bytes) or len(data) > limit:
-            raise BadAnswer(f"{self._answer('read')} is not at most {limit} bytes")
-        return data
+        return self._data(self.call("read", path=str(path), offset=offset, limit=limit), limit)
 
     def write(self, path: PurePath, data: bytes, *, private: bool = False) -> None:
         """Replace a whole file atomically. `private`: only its owner may read it."""
@@ -207,8 +223,15 @@ class Shell:
             return True
 
     def size(self, path: PurePath) -> int | None:
-        size = self.call("size", path=str(path))
-        return None if size is None else border.size(size, self._answer("size"))
+        return self.sizes(path)[0]
+
+    def sizes(self, *paths: PurePath) -> list[int | None]:
+        """Return the size of each file in one round trip; None for a missing one."""
+        return [self._size(told) for told in self.calls([("size", {"path": str(path)}) for path in paths])]
+
+    def ahead(self, beginnings: Mapping[Any, int]) -> Ahead:
+        """Read sizes of files and their first bytes, as many as `beginnings` says, in one round trip."""
+        return Ahead(self, beginnings)
 
     def sha256(self, path: PurePath) -> str:
         return border.sha256(self.call("sha256", path=str(path)), self._answer("sha256"))
@@ -233,9 +256,13 @@ class Shell:
     def free_bytes(self, path: PurePath) -> int:
         return border.size(self.call("free_bytes", path=str(path)), self._answer("free_bytes"), 1 << 62)
 
-    def in_ram(self, path: PurePath) -> bool:
-        """Return whether a file there would use memory instead of disk."""
-        return self.call("in_ram", path=str(path)) is True
+    def room(self, folder: PurePath, *files: PurePath) -> Room:
+        """Return how much fits into a folder, in one round trip. `files`: their space counts in `own_bytes`."""
+        place = {"path": str(folder)}
+        asked = [("size", {"path": str(file)}) for file in files]
+        *sizes, free, in_ram = self.calls([*asked, ("free_bytes", place), ("in_ram", place)])
+        own_bytes = sum(self._size(told) or 0 for told in sizes)
+        return Room(border.size(free, self._answer("free_bytes"), 1 << 62), own_bytes, in_ram is True)
 
     def memory_used_bytes(self) -> int:
         """Return the bytes that already count against the machine's memory limit."""
@@ -245,9 +272,59 @@ class Shell:
         """Return the machine's time in Unix seconds, for comparison with heartbeats."""
         return border.number(self.call("clock"), self._answer("clock"), 0, 1e11)
 
+    def _size(self, told: Any) -> int | None:
+        return None if told is None else border.size(told, self._answer("size"))
+
+    def _data(self, told: Any, limit: int) -> bytes:
+        if not isinstance(told, bytes) or len(told) > limit:
+            raise BadAnswer(f"{self._answer('read')} is not at most {limit} bytes")
+        return told
+
     def _answer(self, verb: str) -> str:
         """Return the name of an answer for error messages."""
         return f"{self.name}: its answer to {verb}"
+
+
+class Ahead:
+    """Sizes and first bytes of files, as they were when this was made. It asks the shell for everything else."""
+
+    def __init__(self, shell: Shell, beginnings: Mapping[Any, int]) -> None:
+        self.shell = shell
+        self.beginnings = dict(beginnings)
+        asked: list[Request] = [("size", {"path": str(path)}) for path in beginnings]
+        asked += [("read", {"path": str(path), "offset": 0, "limit": limit}) for path, limit in beginnings.items()]
+        told = shell.attempts(asked)
+        self._sizes = dict(zip(beginnings, told, strict=False))
+        self._data = dict(zip(beginnings, told[len(beginnings) :], strict=True))
+
+    def read(self, path: Any, offset: int = 0, limit: int | None = None) -> bytes:
+        """Read like a shell."""
+        limit = CHUNK_BYTES if limit is None else limit
+        if offset or self.beginnings.get(path) != limit:
+            return self.shell.read(path, offset, limit)
+        return self.shell._data(_or_raise(self._data[path]), limit)
+
+    def size(self, path: Any) -> int | None:
+        if path not in self._sizes:
+            return self.shell.size(path)
+        return self.shell._size(_or_raise(self._sizes[path]))
+
+    def ahead(self, beginnings: Mapping[Any, int]) -> Ahead:
+        return Ahead(self.shell, beginnings)
+
+
+def attempt(ask: Callable[[], Any]) -> Any:
+    """Return the answer to `ask`, or its OSError."""
+    try:
+        return ask()
+    except OSError as error:
+        return error
+
+
+def _or_raise(answer: Any) -> Any:
+    if isinstance(answer, OSError):
+        raise answer
+    return answer
 
 
 def _whole_lines(pieces: Generator[bytes, None, Any]) -> Generator[str, None, Any]:

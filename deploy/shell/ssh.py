@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deploy.errors import NoMachine, StepFailed
 from deploy.pod.base import retry
 from deploy.shell import native
-from deploy.shell.base import Shell
+from deploy.shell.base import Request, Shell, attempt
 from deploy.shell.connect import ChannelStream, broken, connect, disconnect
 from deploy.shell.entry import entry_of
 from deploy.shell.host_keys import HostKeys
@@ -59,8 +59,11 @@ class SshShell(Shell):
         once = None if again else verb
         return self._persist(lambda link: [link.submit(verb, **arguments)], once)[0]
 
-    def calls(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
-        return self._persist(lambda link: [link.submit(verb, **arguments) for verb, arguments in requests], None)
+    def attempts(self, requests: Sequence[Request]) -> list[Any]:
+        def ask(link: Link) -> list[Pending]:
+            return [link.submit(verb, **arguments) for verb, arguments in requests]
+
+        return self._persist(ask, None, attempt)
 
     def lines(self, argv: Sequence[str], cwd: PurePath | None) -> Generator[bytes, None, int]:
         link = self._link_or_wait()
@@ -138,13 +141,18 @@ class SshShell(Shell):
         if connection is not None:
             disconnect(connection)
 
-    def _persist(self, ask: Callable[[Link], list[Pending]], once: str | None) -> list[Any]:
+    def _persist(
+        self,
+        ask: Callable[[Link], list[Pending]],
+        once: str | None,
+        take: Callable[[Callable[[], Any]], Any] = lambda result: result(),
+    ) -> list[Any]:
         """Return the answers to the requests of `ask`, with retries on new connections. `once`: a verb not to retry."""
         began = time.monotonic()
         for tries in range(1, MOST_TRIES + 1):
             link = self._link_or_wait()
             try:
-                return [pending.result() for pending in ask(link)]
+                return [take(pending.result) for pending in ask(link)]
             except LinkLost as lost:
                 if once:
                     words = f"{lost.message}; it is not known whether '{once}' was carried out"

@@ -85,6 +85,7 @@ class Machine:
     gpus: int | None = None  # GPUs paid for; None where only the machine knows
     is_stopped: bool = False  # computes nothing; `usd_per_hour` is then the price of its disk
     group: str | None = None  # the provider's id of the group that it is part of and released with; None: no group
+    fault: str | None = None  # why the provider's entry about it cannot be read; its price is then unknown
 
     @property
     def is_here(self) -> bool:

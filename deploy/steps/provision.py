@@ -255,8 +255,8 @@ def greet(settings: Settings, machine: Machine, shell: Shell, screen: Screen) ->
     """Check that a machine answers and that its root is writable. Raises NoMachine."""
     try:
         machine = environment.settle(machine, shell, settings.project)
-        shell.write(machine.root / ".write-test", b"")
-        shell.remove(machine.root / ".write-test")
+        test = {"path": str(machine.root / ".write-test")}
+        shell.calls([("write", {**test, "data": b"", "private": False}), ("remove", test)])
     except LinkLost as lost:
         raise NoMachine(lost.message, evidence=lost.evidence) from lost
     except OSError as error:

@@ -165,7 +165,7 @@ def gather(reach: Reach, checked: Checked) -> Facts:
     """Look up everything that can be known before a machine is provisioned. This computer counts as provisioned."""
     settings = reach.settings
     price = _known(reach.provider.price)
-    succeeded = [each for each in reach.situation.of(settings.target.name) if each.state == "succeeded"]
+    succeeded = _succeeded(reach.situation.of(settings.target.name))
     return Facts(
         now=datetime.now(),
         token=secrets.token_hex(2),
@@ -192,16 +192,21 @@ def gather_again(settings: Settings, checked: Checked, facts: Facts) -> Facts:
 
     The code stays the same, so that all runs of a command train with it.
     """
+    succeeded = _succeeded(runs.every(settings.runs, settings.target.name))  # with those of this command
     return replace(
         facts,
         now=datetime.now(),
         token=secrets.token_hex(2),
         data=_data_facts(settings, checked),
         config=checked.config,
-        measured=_measured(settings, checked.config, checked.request.nodes or settings.target.nodes),
-        phases=[record.phases for record in _newest(settings) if record.phases],
+        measured=_measured(settings, succeeded, checked.config, checked.request.nodes or settings.target.nodes),
+        phases=[record.phases for record in succeeded[:NEWEST] if record.phases],
         secrets=_secret_names(settings, checked),
     )
+
+
+def _succeeded(records: Sequence[runs.Record]) -> list[runs.Record]:
+    return [each for each in records if each.state == "succeeded"]
 
 
 def _secret_names(settings: Settings, checked: Checked) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import hashlib
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -12,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from deploy.errors import WrongUse, command
+from deploy import border
+from deploy.errors import BadAnswer, WrongUse, command
 from deploy.shell import LocalShell
+from deploy.shell.base import CHUNK_BYTES
 from deploy.shell.ranges import Piece
 from deploy.specs.names import slug
 from deploy.specs.plan import DataFacts
 from deploy.specs.shards import WHOLE, Shard
 from deploy.workspace import encoded
 from deploy.workspace.compression import NONE, Packing
-from deploy.workspace.npy import Header, header_bytes, read_header
+from deploy.workspace.npy import HEADER_BYTES, Header, header_bytes, read_header
 from deploy.workspace.sources import HERE, Files, Origin, Place
 
 NAME = "images.npy"
@@ -81,6 +82,7 @@ def find(origin: Origin, block_rows: int, labels: Place | None = None, train_lab
     assert origin.files is not None, "the machine is reached before its files are looked at"
     path, files = origin.path, origin.files
     path, offsets = _file_of(path, files), None
+    files = files.ahead(_beginnings(path, labels))
     if path.name.endswith(encoded.SUFFIX):
         offsets = encoded.read_offsets(path, files)
         rows, data_offset = len(offsets) - 1, 0
@@ -107,7 +109,7 @@ def find(origin: Origin, block_rows: int, labels: Place | None = None, train_lab
         train_labels=train_labels,
         manifest=manifest,
         where=origin.where,
-        files=files,
+        files=origin.files,
         offsets=offsets,
     )
 
@@ -222,6 +224,13 @@ def dataset_id(blocks: list[str]) -> str:
     return hashlib.sha256("".join(blocks).encode()).hexdigest()[:16]
 
 
+def _beginnings(path: Place, labels: Place | None) -> dict[Place, int]:
+    """Return the files that `find` reads, with the number of bytes that it reads first."""
+    images = path.with_name(encoded.OFFSETS) if path.name.endswith(encoded.SUFFIX) else path
+    headers = {images: HEADER_BYTES, labels or path.with_name("labels.npy"): HEADER_BYTES}
+    return {path: 0, **headers, path.with_name("manifest.json"): CHUNK_BYTES}
+
+
 def _file_of(path: Place, files: Files) -> Place:
     """Return the file of images that --data means: itself, or the one in the folder."""
     if path.name.endswith((".npy", encoded.SUFFIX)):
@@ -286,13 +295,16 @@ def _read_manifest(path: Place, rows: int, files: Files, *, encodes: bool) -> di
     except OSError as error:
         raise WrongUse(f"{path} cannot be read: {error.strerror or error}") from error
     try:
-        manifest: dict[str, Any] = json.loads(text)
-        told, block_rows, held_out = (manifest[key] for key in ("rows", "block_rows", "held_out_rows"))
-        fits = all(type(each) is int for each in (told, block_rows, held_out))
-        fits = fits and len(manifest["blocks"]) == -(-told // block_rows) and 0 <= held_out < told
+        manifest = border.document(text, "the manifest", CHUNK_BYTES)
+        told, block_rows, held_out = (
+            border.whole(manifest[key], key) for key in ("rows", "block_rows", "held_out_rows")
+        )
+        fits = len(manifest["blocks"]) == -(-told // block_rows) and 0 <= held_out < told
         fits = fits and all(isinstance(each, str) for each in manifest["blocks"])
         fits = fits and 0 < float((manifest.get("selection") or {"fraction": 1})["fraction"]) <= 1
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
+        if manifest.get("dataset_id") is not None:  # it names a folder of this computer
+            border.identifier(manifest["dataset_id"], "dataset_id")
+    except (BadAnswer, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise WrongUse(f"{path} cannot be used: remove it, or make the data again (`{command(PREPARE)}`)") from error
     of_other = (manifest.get("format") == "encoded") != encodes
     if told != rows or not fits or of_other:

@@ -71,7 +71,7 @@ def parse(text: str) -> Devices | None:
         listed = told["listed"]
         words = {key: _text(told[key]) for key in ("visible", "torch", "cuda", "driver", "why")}
         return Devices(gpus, None if listed is None else int(listed), **words)
-    except (BadAnswer, ValueError, KeyError, TypeError, IndexError):
+    except (BadAnswer, ValueError, KeyError, TypeError, IndexError, OverflowError):
         return None
 
 

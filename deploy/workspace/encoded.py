@@ -20,6 +20,7 @@ NAME = f"images{SUFFIX}"
 IMAGES = (".npy", SUFFIX)  # of a prepared data set: pixels, or image files
 OFFSETS = "offsets.npy"
 ITEM_BYTES = 8
+IMAGES_MOST = 100_000_000  # their offsets take 800 MB of memory here
 PREPARE = "prepare --source folder --path DIR --encoded"
 
 Offsets = Sequence[int]  # [rows + 1]
@@ -36,6 +37,8 @@ def read_offsets(path: Place, files: Files) -> Offsets:
         count = header.shape[0] if len(header.shape) == 1 else 0
         if header.dtype != "<i8" or count < 2:
             raise ValueError(f"it holds {header.dtype} of shape {list(header.shape)}, not int64 [N + 1]")
+        if count > IMAGES_MOST + 1:
+            raise ValueError(f"it lists {count - 1} images, more than {IMAGES_MOST}")
         offsets = _values(file, files, header.data_offset, count)
     except (ValueError, OSError) as error:
         raise WrongUse(f"{file} is not a complete file of offsets ({error}): {again}") from error

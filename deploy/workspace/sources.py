@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import urllib.error
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Protocol
@@ -75,6 +76,9 @@ class Files(Protocol):
 
     def size(self, path: Any) -> int | None: ...
 
+    def ahead(self, beginnings: Mapping[Any, int]) -> Files:
+        """Return the same files, with sizes and first bytes of some perhaps read already."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -136,6 +140,9 @@ class UrlFiles:
             raise OSError(error.code, f"the server answered {error.code} {error.reason}", url) from error
         except urllib.error.URLError as error:
             raise OSError(None, f"the server cannot be reached: {error.reason}", url) from error
+
+    def ahead(self, beginnings: Mapping[Any, int]) -> UrlFiles:  # noqa: ARG002 - a server answers one request at a time
+        return self
 
     def size(self, path: Any) -> int | None:
         url = str(path)

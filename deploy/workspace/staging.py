@@ -114,8 +114,7 @@ def stage(
     shard, selected = plan.data.shard, kept_blocks(dataset, plan.fraction)
     blocks = staged_blocks(dataset, plan.fraction, shard)
     manifest = _staged_manifest(dataset, blocks, plan.fraction, packing, shard)
-    there = _manifest_there(shell, destination)
-    size = shell.size(destination)
+    there, size = _manifest_there(shell, destination)
     if dataset.train_labels is not None:  # small, and may differ from those of the previous run
         own = _labels_of(LocalShell(), dataset, dataset.train_labels, selected)
         shell.write(destination.with_name(TRAIN_LABELS), own)
@@ -176,10 +175,8 @@ def is_there(
     packed = packing_of(settings.notes, dataset, fraction, packing, blocks)
     wanted = _staged_manifest(dataset, blocks, fraction, packed, shard)
     places = {wanted_path(settings, root, about, fraction), staged_path(disk_folder(root, about), about, fraction)}
-    return any(
-        shell.size(path) == bytes_to_stage(dataset, blocks) and _same(_manifest_there(shell, path), wanted)
-        for path in places
-    )
+    found = (_manifest_there(shell, path) for path in places)
+    return any(size == bytes_to_stage(dataset, blocks) and _same(manifest, wanted) for manifest, size in found)
 
 
 def _staged_manifest(
@@ -216,13 +213,16 @@ def _staged_manifest(
     }
 
 
-def _manifest_there(shell: Shell, destination: PurePath) -> dict[str, Any]:
+def _manifest_there(shell: Shell, destination: PurePath) -> tuple[dict[str, Any], int | None]:
+    """Return the manifest beside a staged file, {} without one of ours, and the size of the file."""
+    path = destination.with_name("manifest.json")
+    files = shell.ahead({path: MANIFEST_BYTES + 1, destination: 0})
     try:
-        data = shell.read(destination.with_name("manifest.json"), limit=MANIFEST_BYTES + 1)
+        data = files.read(path, limit=MANIFEST_BYTES + 1)
         value = border.document(data, f"{shell.name}: manifest.json", MANIFEST_BYTES)
     except (OSError, BadAnswer):
-        return {}
-    return value if "source" in value else {}
+        value = {}
+    return value if "source" in value else {}, files.size(destination)
 
 
 def _same(there: dict[str, Any], wanted: dict[str, Any]) -> bool:
@@ -246,14 +246,14 @@ def _lacks_room(shell: Shell, destination: PurePath, needed: int, kept_free: int
     Files in RAM count against the machine's memory, and training needs some too.
     """
     folder = destination.parent
-    own = sum(shell.size(each) or 0 for each in (_part(destination), *_same_place(destination)))
-    free = shell.free_bytes(folder) + own - kept_free
+    room = shell.room(folder, _part(destination), *_same_place(destination))
+    free = room.free_bytes + room.own_bytes - kept_free
     if needed > free:
         for_nccl = " besides the space that NCCL needs" if kept_free else ""
         return f"{folder} has {max(0, free) / GIB:.2f} GiB free{for_nccl} and the images need {needed / GIB:.2f} GiB"
-    limit = shell.hardware().memory_bytes if shell.in_ram(folder) else None
+    limit = shell.hardware().memory_bytes if room.in_ram else None
     if limit is not None:
-        left = limit - shell.memory_used_bytes() + own - min(MEMORY_FOR_TRAINING_BYTES, limit // 4)
+        left = limit - shell.memory_used_bytes() + room.own_bytes - min(MEMORY_FOR_TRAINING_BYTES, limit // 4)
         if needed > left:
             return f"{left / GIB:.2f} GiB of memory are available and the images need {needed / GIB:.2f} GiB"
     return None

@@ -22,8 +22,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import requests
-
 from deploy import border
 from deploy.errors import BadAnswer, NoAccount, WrongUse
 from deploy.providers import network
@@ -100,6 +98,7 @@ class Instance:
     region: str
     host: str | None = None
     created: float | None = None  # Unix seconds
+    fault: str | None = None  # why its entry in the list cannot be read; then only id and name may be known
 
     @property
     def is_alive(self) -> bool:
@@ -127,6 +126,8 @@ class LambdaApi:
         self.key = key
         self.clock = clock
         self._free_at = {"call": 0.0, "launch": 0.0}  # monotonic seconds
+        import requests  # here: it takes a tenth of a second, and commands on other targets do not need it
+
         self._session = requests.Session()
         self._session.auth = key.sign  # not a header, because ~/.netrc overrides one
 
@@ -136,7 +137,8 @@ class LambdaApi:
                 for name, each in found.items()]  # fmt: skip
 
     def instances(self) -> list[Instance]:
-        return [_instance(each) for each in _list(self._call("GET", "instances"), "Lambda: instances")]
+        """List all machines. One that does not fit keeps its id and its name, and says why."""
+        return border.entries(self._call("GET", "instances"), "Lambda: instances", _instance, _unreadable, _name)
 
     def instance(self, id: str) -> Instance:
         return _instance(self._call("GET", f"instances/{id}"))
@@ -253,6 +255,17 @@ def _type(value: object, what: str, regions: tuple[str, ...] = ()) -> InstanceTy
         memory_gib=float(memory[1]) if memory else None,
         regions=regions,
     )
+
+
+def _unreadable(each: border.Unreadable) -> Instance:
+    return Instance(each.id, each.name, "unreadable", InstanceType("unknown", "", 0, 0.0, None), "", fault=each.why)
+
+
+def _name(value: Any) -> object:
+    """Return the name of an instance that does not fit: in our tag, else the one that the account shows."""
+    tags = value.get("tags")
+    told = [each.get("value") for each in tags if each.get("key") == NAME_TAG] if isinstance(tags, list) else []
+    return told[0] if told else value.get("name")
 
 
 def _instance(value: object) -> Instance:

@@ -59,6 +59,7 @@ class LambdaProvider:
         self.clock = clock or Clock()
         self.say: Callable[[str], None] = lambda _: None
         self.check: Callable[[Machine], None] = lambda _: None
+        self._reported: set[str] = set()  # entries that cannot be read
 
     def acquire(self, spec: MachineSpec) -> Machine:
         if len(spec.name) > TAG_CHARACTERS:
@@ -66,7 +67,15 @@ class LambdaProvider:
                 f"the machine's name {spec.name} has more than {TAG_CHARACTERS} characters: give a shorter name"
             )
         with self._words():
-            mine = [each for each in self._instances() if each.is_alive and spec.fits(each.name)]
+            found_all = self._instances()
+            for each in found_all:
+                if each.fault and each.name.startswith(spec.family):
+                    raise NoMachine(
+                        f"{each.name} exists, and its entry cannot be read ({each.fault}): no second machine is "
+                        "requested",
+                        next_command=f"{command('down')}   (releases it)",
+                    )
+            mine = [each for each in found_all if each.is_alive and spec.fits(each.name)]
             for found in sorted(mine, key=lambda each: (each.status != "active", each.created or 0.0)):
                 self.say(f"found existing {found}, named {found.name}")
                 try:
@@ -81,6 +90,8 @@ class LambdaProvider:
             until, waits = self.clock.now() + ADDRESS_S, endless(MACHINE_POLLS_S)
             while True:
                 found = next((each for each in self._instances() if each.is_alive and each.name == name), None)
+                if found is not None and found.fault:
+                    raise NoMachine(f"{name} cannot be used: {found.fault}")
                 if found is None or found.host:
                     return self._machine(found) if found else None
                 wait_s = next(waits)
@@ -250,6 +261,8 @@ class LambdaProvider:
     def _end(self, id: str, name: str) -> None:
         """Terminate a machine. One that is gone is success. Raises StepFailed."""
         try:
+            if not id:
+                raise ApiError("its entry has no id")
             self._ask(lambda: self._api.terminate(id), PATIENCE_S)
         except ApiError as error:
             if not error.is_gone:
@@ -343,10 +356,17 @@ class LambdaProvider:
             created=made.created,
             gpu=made.type.gpu,
             gpus=made.type.gpus,
+            fault=made.fault,
         )
 
     def _instances(self, patience_s: float = LOOK_S) -> Sequence[Instance]:
-        return self._ask(self._api.instances, patience_s)
+        found = self._ask(self._api.instances, patience_s)
+        for each in found:
+            if each.fault and each.fault not in self._reported:
+                self._reported.add(each.fault)
+                with contextlib.suppress(OSError):
+                    self.say(f"{each.fault}: it may bill")
+        return [each for each in found if each.name or not each.fault]
 
     def _ask(self, call: Callable[[], T], patience_s: float = LOOK_S) -> T:
         """Retry a call that is safe to repeat. Raises the last ApiError after `patience_s`."""

@@ -11,6 +11,7 @@ from deploy.pod.image.unattended import MINUTES
 BASE_URL_VARIABLE = "RUNPOD_API_BASE_URL"  # RunPod's own package reads it too; tests point it at their server
 BASE_URL = "https://api.runpod.io"
 # Statuses of pods that will not start by waiting. Any other status, even an unknown one, counts as alive.
+UNREADABLE = "UNREADABLE"  # ours: an entry that does not fit, and that may bill
 ENDED = frozenset({"EXITED", "ERROR", "TERMINATED", "DEAD"})
 
 
@@ -63,6 +64,7 @@ class Pod:
     cluster: str | None = None  # id of its cluster
     rank: int | None = None  # in its cluster; None until it is assigned
     cuda: str | None = None  # newest version that its host's driver supports; None: the API does not report it
+    fault: str | None = None  # why its entry in a list cannot be read; then only id, name and cluster may be known
 
     @property
     def is_alive(self) -> bool:
@@ -90,6 +92,7 @@ class Cluster:
     running: int = 0  # number of pods that are RUNNING
     data_center: str | None = None
     created: float | None = None  # Unix seconds
+    fault: str | None = None  # as in Pod
 
     @property
     def is_alive(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from deploy.errors import NoMachine, WrongUse, command
 from deploy.pod.base.retry import MACHINE_POLLS_S, endless
@@ -17,7 +18,7 @@ from deploy.providers.runpod.create import Making
 from deploy.providers.runpod.identity import Identity
 from deploy.providers.runpod.messages import could_not_give_back
 from deploy.providers.runpod.readiness import Boot, Unfit
-from deploy.providers.runpod.retry import Asking, of_family
+from deploy.providers.runpod.retry import Asking, of_family, refuse_unreadable
 from deploy.specs.machine import Machine, MachineSpec, node_name, node_of
 from deploy.specs.settings import RunPod, Settings
 
@@ -48,6 +49,7 @@ class Clusters:
         and can train. The other nodes come from the same cluster, without a second training check.
         """
         found = self.all()
+        refuse_unreadable(found, spec.family)
         if spec.node:
             return self._other_node(spec, found)
         self.asking.notes.tidy({each.name for each in found}, self.asking.clock.time(), self.word)
@@ -88,6 +90,7 @@ class Clusters:
         for cluster in clusters:
             if cluster.name.startswith(begin):
                 mine = [pod for pod in pods if pod.cluster == cluster.id] or [_nothing_yet(cluster)]
+                mine = [replace(pod, fault=pod.fault or cluster.fault) for pod in mine]
                 found += [(pod, node_name(cluster.name, rank)) for rank, pod in _ranked(mine)]
         # A pod whose cluster is gone is listed under its own name.
         known = {each.id for each in clusters}
@@ -112,7 +115,7 @@ class Clusters:
         return self.api.create_cluster(wanted)
 
     def all(self, patience_s: float | None = None, *, bills: bool = False) -> list[Cluster]:
-        return self.asking.ask(self.api.clusters, patience_s, bills=bills)
+        return self.asking.told(self.asking.ask(self.api.clusters, patience_s, bills=bills))
 
     def ready(self, made: Cluster) -> Machine:
         return self._whole(made, self.making.refuse_other)
@@ -122,6 +125,8 @@ class Clusters:
 
     def end_by_id(self, cluster_id: str, what: str) -> None:
         """End a cluster; one that is gone counts as ended. Raises StepFailed on failure."""
+        if not cluster_id:
+            raise could_not_give_back(what, ApiError("RunPod's list has no id of it"), "clusters")
         try:
             self.asking.ask(lambda: self.api.end_cluster(cluster_id), bills=True)
         except Gone:

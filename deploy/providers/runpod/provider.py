@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from deploy.errors import CannotTrain
+from deploy.errors import CannotTrain, NoMachine
 from deploy.pod.base.retry import MACHINE_POLLS_S, endless
 from deploy.providers.rented import Clock
 from deploy.providers.runpod import clusters, events, key, prices
@@ -22,7 +22,7 @@ from deploy.providers.runpod.identity import Identity
 from deploy.providers.runpod.messages import in_words
 from deploy.providers.runpod.ratelimit import Limits, Pace
 from deploy.providers.runpod.readiness import Boot, Unfit
-from deploy.providers.runpod.retry import Asking, of_family
+from deploy.providers.runpod.retry import Asking, of_family, refuse_unreadable
 from deploy.providers.runpod.start import image_of
 from deploy.providers.ssh_key import project_key
 from deploy.specs.machine import HOST, USER, Address, Card, Image, Machine, MachineSpec, Rental, Volume
@@ -61,6 +61,7 @@ class RunPodProvider:
                 clusters.refuse(self.settings, self.options, spec.nodes)
                 return self._clusters.acquire(spec)
             pods = self._pods.all()
+            refuse_unreadable(pods, spec.family)
             self._notes.tidy({pod.name for pod in pods}, self.clock.time())
             for pod in of_family(pods, spec.family):
                 self.say(f"found existing {pod}, named {pod.name}")
@@ -80,6 +81,8 @@ class RunPodProvider:
                 pod = self._clusters.find(name, pods)
             if pod is None:
                 return None
+            if pod.fault:
+                raise NoMachine(f"{name} cannot be used: {pod.fault}")
             try:
                 pod = self._boot.addressed(pod)
             except Gone:
@@ -210,6 +213,7 @@ class RunPodProvider:
             gpus=pod.gpu_count or self.options.gpu_count,
             is_stopped=pod.is_stopped,
             group=pod.cluster,
+            fault=pod.fault,
         )
 
     def _created(self, pod: Pod) -> float | None:

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import requests
 
+from deploy import border
 from deploy.providers import network
 from deploy.providers.rented import Key
 from deploy.providers.runpod import events
@@ -26,6 +27,7 @@ from deploy.providers.runpod.api import (
     BASE_URL,
     BASE_URL_VARIABLE,
     KINDS,
+    UNREADABLE,
     ApiError,
     Cluster,
     Forbidden,
@@ -42,6 +44,7 @@ from deploy.providers.runpod.ratelimit import Limits, Pace
 from deploy.providers.runpod.specification import GPU_SCHEMA, MEMORY_FIELD, fields_of
 from deploy.specs.trial import Funds
 
+MOST_USD_PER_HOUR = 100_000.0  # a higher price is a wrong answer
 FUNDS = "query { myself { clientBalance currentSpendPerHr spendLimit } }"
 
 
@@ -81,7 +84,7 @@ class RestApi:
 
     def pods(self) -> list[Pod]:
         found = self._json("GET", "/v2/pods", query={"includeClusterPods": "true"})
-        return [_pod(each) for each in found["pods"]]
+        return _listed_pods(found)
 
     def terminate(self, pod_id: str) -> None:
         self._send("DELETE", f"/v2/pods/{_safe(pod_id)}", urgent=True)
@@ -90,14 +93,15 @@ class RestApi:
         return _cluster(self._json("POST", "/v2/clusters", body=body_of_cluster(wanted)))
 
     def clusters(self) -> list[Cluster]:
-        return [_cluster(each) for each in self._json("GET", "/v2/clusters")["clusters"]]
+        found = self._json("GET", "/v2/clusters").get("clusters")
+        return border.entries(found, "RunPod's list of clusters", _cluster, _unreadable_cluster)
 
     def cluster(self, cluster_id: str) -> Cluster:
         return _cluster(self._json("GET", f"/v2/clusters/{_safe(cluster_id)}"))
 
     def members(self, cluster_id: str) -> list[Pod]:
-        found = self._json("GET", f"/v2/clusters/{_safe(cluster_id)}/pods")["pods"]
-        return [replace(_pod(each), cluster=cluster_id) for each in found]
+        found = _listed_pods(self._json("GET", f"/v2/clusters/{_safe(cluster_id)}/pods"))
+        return [replace(each, cluster=cluster_id) for each in found]
 
     def end_cluster(self, cluster_id: str) -> None:
         self._send("DELETE", f"/v2/clusters/{_safe(cluster_id)}", urgent=True)
@@ -111,17 +115,22 @@ class RestApi:
         found = self._json(
             "GET", "/v2/catalog/gpus", query={**asked, **({"minCudaVersion": min_cuda} if min_cuda else {})}
         )
-        return [_offer(each, cloud.lower()) for each in found["gpus"]]
+        with border.fitting("RunPod's catalogue of GPUs"):
+            return [_offer(each, cloud.lower()) for each in found["gpus"]]
 
     def data_center_of(self, volume: str) -> str:
-        return str(self._json("GET", f"/v2/network-volumes/{_safe(volume)}")["dataCenter"])
+        found = self._json("GET", f"/v2/network-volumes/{_safe(volume)}")
+        return border.text(found.get("dataCenter"), f"RunPod: volume {volume}, dataCenter", 100)
 
     def volumes(self) -> list[NetworkVolume]:
-        found = self._json("GET", "/v2/network-volumes")["networkVolumes"]
-        return [
-            NetworkVolume(str(each["id"]), str(each["name"]), int(each["size"]), str(each["dataCenter"]), each["type"])
-            for each in found
-        ]
+        found = self._json("GET", "/v2/network-volumes")
+        with border.fitting("RunPod's list of network volumes"):
+            return [
+                NetworkVolume(
+                    str(each["id"]), str(each["name"]), int(each["size"]), str(each["dataCenter"]), each["type"]
+                )
+                for each in found["networkVolumes"]
+            ]
 
     def log(
         self, pod_id: str, since: str | None, cursor: str | None, tail: int, *, live: bool = False
@@ -146,7 +155,7 @@ class RestApi:
         try:
             numbers = float(mine["clientBalance"]), float(mine.get("currentSpendPerHr") or 0)
             return Funds(*numbers, None if limit is None else float(limit))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise Unclear("GraphQL reports a balance that is no number") from None
 
     def specification(self) -> dict[str, Any]:
@@ -157,7 +166,7 @@ class RestApi:
         answer = self._send(method, path, **about)
         try:
             values = answer.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Unclear(f"{method} {path}: {answer.status_code} without JSON") from None
         if not isinstance(values, dict):
             raise Unclear(f"{method} {path}: {answer.status_code} with unexpected JSON")
@@ -257,44 +266,78 @@ def _container(wanted: Wanted) -> dict[str, Any]:
     return body
 
 
-def _pod(values: Mapping[str, Any]) -> Pod:
-    """Convert a Pod of the API's specification. v2 does not report a machine's memory."""
-    gpu, runtime = values.get("gpu") or {}, values.get("runtime") or {}
-    gpus, cluster = runtime.get("gpus"), values.get("cluster") or {}
-    direct = (values.get("ssh") or {}).get("direct") or _ssh_port(runtime.get("ports") or [])
+def _listed_pods(found: Mapping[str, Any]) -> list[Pod]:
+    """Convert a list of pods. One that does not fit keeps its id, its name and its cluster, and says why."""
+
+    def instead(each: border.Unreadable) -> Pod:
+        return Pod(each.id, each.name, UNREADABLE, fault=each.why, cluster=clusters.get(each.id))
+
+    pods = found.get("pods")
+    told = [each for each in pods if isinstance(each, dict)] if isinstance(pods, list) else []
+    groups = {str(each.get("id")): each["cluster"] for each in told if isinstance(each.get("cluster"), dict)}
+    clusters = {id: group["id"] for id, group in groups.items() if isinstance(group.get("id"), str)}
+    return border.entries(pods, "RunPod's list of pods", _pod, instead)
+
+
+def _unreadable_cluster(each: border.Unreadable) -> Cluster:
+    return Cluster(each.id, each.name, 0, "", fault=each.why)
+
+
+def _pod(values: Any) -> Pod:
+    """Convert a Pod of the API's specification. v2 does not report a machine's memory. Raises BadAnswer."""
+    said = border.mapping(values, "RunPod: a pod")
+    id = border.identifier(said.get("id"), "RunPod: the id of a pod")
+    what = f"RunPod: pod {id}"
+
+    def part(key: str, of: Mapping[str, Any] = said) -> dict[str, Any]:
+        return border.mapping(of.get(key) or {}, f"{what}, {key}")
+
+    def some(key: str, check: Any, *bounds: float, of: Mapping[str, Any] = said) -> Any:
+        return None if of.get(key) is None else check(of[key], f"{what}, {key}", *bounds)
+
+    gpu, runtime, cluster = part("gpu"), part("runtime"), part("cluster")
+    gpus, ports = runtime.get("gpus"), runtime.get("ports") or []
+    with border.fitting(f"{what}, runtime"):
+        direct = part("direct", part("ssh")) or _ssh_port(ports)
+        gpus_seen = None if gpus is None else len(gpus)
     return Pod(
-        id=str(values["id"]),
-        name=str(values["name"]),
-        status=str(values["status"]),
-        usd_per_hour=float(values.get("cost") or 0),
-        gpu=gpu.get("id"),
-        gpu_count=gpu.get("count") if gpu else 0,
-        gpus_seen=None if gpus is None else len(gpus),
-        data_center=values.get("dataCenterId"),
-        host=direct.get("host"),
-        port=direct.get("port"),
-        user=direct.get("username") or "root",
-        created=unix_time(values.get("createdAt")),
-        started=values.get("startedAt"),
-        up_s=float(runtime.get("uptime") or 0) if values.get("runtime") else None,
-        volume_gb=int(((values.get("mounts") or {}).get("persistent") or {}).get("size") or 0),
-        cluster=cluster.get("id"),
-        rank=cluster.get("rank"),
-        cuda=values.get("cudaVersion"),
+        id=id,
+        name=border.text(said.get("name"), f"{what}, name", 200),
+        status=border.text(said.get("status"), f"{what}, status", 40),
+        usd_per_hour=some("cost", border.number, 0, MOST_USD_PER_HOUR) or 0.0,
+        gpu=some("id", border.text, 100, of=gpu),
+        gpu_count=some("count", border.whole, 0, 1024, of=gpu) if gpu else 0,
+        gpus_seen=gpus_seen,
+        data_center=some("dataCenterId", border.text, 100),
+        host=some("host", border.text, 253, of=direct),
+        port=some("port", border.whole, 0, 65535, of=direct),
+        user=some("username", border.text, 100, of=direct) or "root",
+        created=unix_time(some("createdAt", border.text, 100)),
+        started=some("startedAt", border.text, 100),
+        up_s=(some("uptime", border.number, of=runtime) or 0.0) if runtime else None,
+        volume_gb=some("size", border.size, of=part("persistent", part("mounts"))) or 0,
+        cluster=some("id", border.identifier, of=cluster),
+        rank=some("rank", border.whole, 0, 10_000, of=cluster),
+        cuda=some("cudaVersion", border.text, 40),
     )
 
 
-def _cluster(values: Mapping[str, Any]) -> Cluster:
-    compute = values["compute"]
+def _cluster(values: Any) -> Cluster:
+    """Convert a Cluster of the API's specification. Raises BadAnswer."""
+    said = border.mapping(values, "RunPod: a cluster")
+    id = border.identifier(said.get("id"), "RunPod: the id of a cluster")
+    what = f"RunPod: cluster {id}"
+    compute = border.mapping(said.get("compute"), f"{what}, compute")
+    by_status = border.mapping(border.mapping(said.get("pods"), f"{what}, pods").get("byStatus"), f"{what}, byStatus")
     return Cluster(
-        id=str(values["id"]),
-        name=str(values["name"]),
-        nodes=int(compute["podCount"]),
-        gpu=str(compute["gpuTypeId"]),
-        type=str(values["type"]),
-        running=int(values["pods"]["byStatus"].get("RUNNING", 0)),
-        data_center=values.get("dataCenterId"),
-        created=unix_time(values.get("createdAt")),
+        id=id,
+        name=border.text(said.get("name"), f"{what}, name", 200),
+        nodes=border.whole(compute.get("podCount"), f"{what}, podCount", 0, 10_000),
+        gpu=border.text(compute.get("gpuTypeId"), f"{what}, gpuTypeId", 100),
+        type=border.text(said.get("type"), f"{what}, type", 40),
+        running=border.whole(by_status.get("RUNNING", 0), f"{what}, RUNNING", 0, 10_000),
+        data_center=border.text(said.get("dataCenterId") or "", f"{what}, dataCenterId", 100) or None,
+        created=unix_time(border.text(said.get("createdAt") or "", f"{what}, createdAt", 100)),
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from deploy.errors import NoMachine, command
 from deploy.pod.base.retry import API_PAUSES_S, endless
 from deploy.providers.rented import Clock
-from deploy.providers.runpod.api import Api, ApiError, Conflict, Gone, Pod, TooMany, Unclear, Unreachable
+from deploy.providers.runpod.api import Api, ApiError, Cluster, Conflict, Gone, Pod, TooMany, Unclear, Unreachable
 from deploy.providers.runpod.cache import Notes
 from deploy.providers.runpod.messages import could_not_give_back
 from deploy.providers.runpod.ratelimit import Limits
@@ -37,6 +38,7 @@ class Named(Protocol):
 
 
 N = TypeVar("N", bound=Named)
+F = TypeVar("F", Pod, Cluster)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Asking:
     limits: Limits
     notes: Notes
     say: Callable[[str], None]
+    _reported: set[str] = field(default_factory=set)
 
     def ask(self, call: Callable[[], T], patience_s: float | None = None, *, bills: bool = False) -> T:
         """Retry a call that is safe to repeat. Raises the last error after `patience_s`.
@@ -63,7 +66,15 @@ class Asking:
                 self._wait(error, next(waits), began + limit_s)
 
     def pods(self, patience_s: float | None = None, *, bills: bool = False) -> list[Pod]:
-        return self.ask(self.api.pods, patience_s, bills=bills)
+        return self.told(self.ask(self.api.pods, patience_s, bills=bills))
+
+    def told(self, found: list[F]) -> list[F]:
+        """Report entries of a list that cannot be read, each once. Those with a name stay in the list."""
+        for each in found:
+            if each.fault and each.fault not in self._reported:
+                self._reported.add(each.fault)
+                self.say(f"{each.fault}: it may bill")
+        return [each for each in found if each.name or not each.fault]
 
     def pod(self, pod_id: str, patience_s: float | None = None) -> Pod:
         return self.ask(lambda: self.api.get(pod_id), patience_s, bills=True)
@@ -92,6 +103,8 @@ class Asking:
 
     def terminate(self, pod_id: str, what: str) -> None:
         """End a pod. A pod that is gone is success; one between two states (Conflict) is retried. Raises StepFailed."""
+        if not pod_id:
+            raise could_not_give_back(what, ApiError("RunPod's list has no id of it"))
         waits, until = endless(API_PAUSES_S), self.clock.now() + self.limits.look_s
         try:
             while True:
@@ -122,6 +135,16 @@ class Asking:
             raise error
         self.say(f"{error}; trying again in {wait_s:.0f} s")
         self.clock.sleep(wait_s)
+
+
+def refuse_unreadable(found: Sequence[F], family: str) -> None:
+    """Raise NoMachine if an entry of a family cannot be read: it may be a machine to reuse, and it may bill."""
+    for each in found:
+        if each.fault and each.name.startswith(family):
+            raise NoMachine(
+                f"{each.name} exists, and its entry cannot be read ({each.fault}): no second machine is requested",
+                next_command=f"{command('down')}   (releases it)",
+            )
 
 
 def of_family(found: Sequence[N], family: str, *, exactly: bool = False) -> list[N]:

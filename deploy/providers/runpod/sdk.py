@@ -13,10 +13,12 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from deploy import border
 from deploy.errors import WrongUse
 from deploy.providers import network
 from deploy.providers.rented import Key
 from deploy.providers.runpod.api import (
+    UNREADABLE,
     ApiError,
     BadRequest,
     Forbidden,
@@ -93,10 +95,12 @@ class SdkApi:
         values = self._call(lambda sdk: sdk.get_pod(pod_id, api_key=self.key.reveal()))
         if values is None:
             raise Gone(f"pod {pod_id} not found")
-        return self._pod(values)
+        with border.fitting(f"RunPod: pod {pod_id}"):
+            return self._pod(values)
 
     def pods(self) -> list[Pod]:
-        return [self._pod(each) for each in self._call(lambda sdk: sdk.get_pods(api_key=self.key.reveal()))]
+        found = self._call(lambda sdk: sdk.get_pods(api_key=self.key.reveal()))
+        return border.entries(found, "RunPod's list of pods", self._pod, _unreadable)
 
     def terminate(self, pod_id: str) -> None:
         refuse_unsafe({"id": pod_id})
@@ -153,10 +157,10 @@ class SdkApi:
         ssh: dict[str, Any] = next((each for each in ports if each["privatePort"] == 22 and each.get("isIpPublic")), {})
         status = str(values["desiredStatus"])
         return Pod(
-            id=str(values["id"]),
-            name=str(values["name"]),
+            id=border.identifier(values["id"], "RunPod: the id of a pod"),
+            name=border.text(values["name"], f"RunPod: pod {values['id']}, name", 200),
             status="STARTING" if status == "RUNNING" and runtime is None else status,
-            usd_per_hour=float(values.get("costPerHr") or 0),
+            usd_per_hour=border.number(values.get("costPerHr") or 0, f"RunPod: pod {values['id']}, costPerHr", 0, 1e5),
             gpu=(values.get("machine") or {}).get("gpuDisplayName"),
             gpu_count=values.get("gpuCount"),
             memory_gib=values.get("memoryInGb") or None,
@@ -186,6 +190,10 @@ class SdkApi:
         except ValueError as error:  # no such GPU
             problem = Gone(self.key.mask(str(error)))
         raise problem  # raised outside `except`, because the cause holds the request and the answer
+
+
+def _unreadable(each: border.Unreadable) -> Pod:
+    return Pod(each.id, each.name, UNREADABLE, fault=each.why)
 
 
 def refuse_unsafe(values: dict[str, Any]) -> None:

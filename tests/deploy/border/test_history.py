@@ -83,3 +83,16 @@ def test_a_huge_or_missing_file_has_no_settings(tmp_path: Path) -> None:
     assert read_settings(file) is None
     file.write_bytes(b"a: " + b"1" * FILE_BYTES["config.yaml"])
     assert read_settings(file) is None
+
+
+def test_a_configuration_larger_than_any_of_ours_is_not_parsed(tmp_path: Path) -> None:
+    """Parsed, 1 MiB of YAML takes 300 MiB of memory and several seconds."""
+    (tmp_path / "config.yaml").write_text("a: [" + "0," * (1 << 19) + "0]")
+    assert read_settings(tmp_path / "config.yaml") is None
+
+
+def test_a_huge_number_is_shown_in_words(tmp_path: Path) -> None:
+    """Python refuses to write it in decimals."""
+    huge = f"0x{'f' * 6000}"
+    (tmp_path / "config.yaml").write_text(f"a: {huge}\n? {huge}\n: [{huge}, 1]\n")
+    assert read_settings(tmp_path / "config.yaml") == {"a": "a huge number", "a huge number": "a huge number, 1"}

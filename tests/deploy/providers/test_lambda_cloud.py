@@ -289,8 +289,6 @@ def test_calls_keep_the_pace_of_the_api(rig: Rig) -> None:
     ("path", "answer", "says"),
     [
         ("instances", {"a": 1}, "no list"),
-        ("instances", [{"id": "../../x"}], "the id of a machine"),
-        ("instances", ["x"], "instead of an object"),
         ("instance-types", {"t\x1b[2J": {"regions_with_capacity_available": []}}, "instead of an object"),
         ("instance-types", {"t": {"instance_type": {}, "regions_with_capacity_available": "x"}}, "no list"),
         ("instance-operations/launch", {"instance_ids": []}, "0 machines instead of one"),
@@ -317,15 +315,33 @@ def test_a_machine_with_a_wrong_address_can_still_be_released(rig: Rig) -> None:
     assert rig.emulator.names == []
 
 
-@pytest.mark.parametrize("tags", [5, True, "text", {"key": "value"}])
-def test_tags_that_are_no_list_are_one_sentence(rig: Rig, tags: Any) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"tags": 5}, "tags is no list"),
+        ({"tags": "text"}, "tags is no list"),
+        ({"tags": {"key": "value"}}, "tags is no list"),
+        ({"status": None}, "status is None"),
+        ({"region": "x"}, "region is 'x'"),
+        ({"instance_type": {}}, "specs is None"),
+    ],
+    ids=str,
+)
+def test_a_machine_with_one_wrong_field_is_listed_and_released(rig: Rig, wrong: dict[str, Any], field: str) -> None:
+    """It hides no other, no second one is rented in its place, and it is not used."""
     machine = rig.acquire()
     told = rig.emulator._told(rig.emulator.instances[machine.id])
-    rig.emulator.answers = {"instances": [{**told, "tags": tags}]}
-    with pytest.raises(BadAnswer, match="tags is no list"):
-        rig.provider().list()
+    other = {**told, "id": "other1", "tags": [], "name": f"{rig.spec('r2').name}"}
+    rig.emulator.answers = {"instances": [{**told, "name": machine.name, **wrong}, other]}
+    bad, good = rig.provider().list()
+    assert (bad.name, bad.id, good.fault) == (machine.name, machine.id, None)
+    assert f"Lambda: instance {machine.id}, " in str(bad.fault)
+    assert field in str(bad.fault)
+    with pytest.raises(NoMachine, match="cannot be used"):
+        rig.provider().find(machine.name)
+    assert "no second machine is requested" in failure(rig, NoMachine).message
     rig.emulator.answers = {}
-    rig.provider().release(machine)
+    rig.provider().release(bad)
     assert rig.emulator.names == []
 
 

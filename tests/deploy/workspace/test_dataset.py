@@ -10,12 +10,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 import pytest
 
 from deploy.errors import StepFailed, WrongUse
 from deploy.shell import LocalShell
+from deploy.shell.base import Room
 from deploy.shell.ranges import no_progress
 from deploy.specs.machine import Machine
 from deploy.specs.plan import Plan, make
@@ -99,6 +101,15 @@ def test_labels_of_another_length_are_refused(images: Path) -> None:
     """The error has both numbers."""
     write(images.with_name("labels.npy"), "<i4", (39,), 39 * 4)
     with pytest.raises(WrongUse, match="39 labels for 40 images"):
+        data.find(here(images), 8192)
+
+
+@pytest.mark.parametrize("name", ["../../outside", "a/b", "C:x", "", 5, ["x"], "x" * 100])
+def test_an_id_that_is_no_plain_name_is_refused(images: Path, name: object) -> None:
+    """It names the folder of packed images on this computer, and a stranger may have written the manifest."""
+    path = images.with_name("manifest.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dataset_id": name}))
+    with pytest.raises(WrongUse, match="cannot be used"):
         data.find(here(images), 8192)
 
 
@@ -288,11 +299,10 @@ def test_images_leave_room_in_shm_for_what_gpus_exchange(
     dataset = data.find(here(images), 8192)
 
     class Tight(LocalShell):
-        def free_bytes(self, path: PurePath) -> int:  # noqa: ARG002 - a machine whose /dev/shm is nearly full
-            return data.facts(dataset, 1.0).bytes + spare_bytes
-
-        def in_ram(self, path: PurePath) -> bool:  # noqa: ARG002 - the memory of this computer does not matter here
-            return False
+        def room(self, folder: PurePath, *files: PurePath) -> Room:
+            """A machine whose /dev/shm is nearly full. The memory of this computer does not matter here."""
+            free_bytes = data.facts(dataset, 1.0).bytes + spare_bytes
+            return replace(super().room(folder, *files), free_bytes=free_bytes, in_ram=False)
 
     settings = Settings(tmp_path, Target("local", "local", str(tmp_path), stage_to="/dev/shm/sniperface_test"))
     place = to_ram.choose_place(Tight(), settings, tmp_path, dataset, 1.0, gpus=gpus)
@@ -311,11 +321,10 @@ def test_an_earlier_copy_counts_as_free_room(
     earlier.write_bytes(bytes(ROW))
 
     class Tight(LocalShell):
-        def free_bytes(self, path: PurePath) -> int:  # noqa: ARG002 - a machine whose disk is nearly full
-            return data.facts(dataset, 1.0).bytes - ROW - short_bytes
-
-        def in_ram(self, path: PurePath) -> bool:  # noqa: ARG002 - the memory of this computer does not matter here
-            return False
+        def room(self, folder: PurePath, *files: PurePath) -> Room:
+            """A machine whose disk is nearly full. The memory of this computer does not matter here."""
+            free_bytes = data.facts(dataset, 1.0).bytes - ROW - short_bytes
+            return replace(super().room(folder, *files), free_bytes=free_bytes, in_ram=False)
 
     settings = Settings(tmp_path, Target("local", "local", str(tmp_path), stage_to=str(tmp_path / "shm")))
     place = to_ram.choose_place(Tight(), settings, tmp_path, dataset, 1.0)
@@ -343,8 +352,8 @@ def test_room_that_vanishes_is_a_message_too(images: Path, tiny_disk: Path, tmp_
     """Another program may fill the disk after the check. Staging reserves the room first, and fails with a message."""
 
     class Optimist(LocalShell):
-        def free_bytes(self, path: PurePath) -> int:  # noqa: ARG002 - the real one looks
-            return 1 << 40
+        def room(self, folder: PurePath, *files: PurePath) -> Room:
+            return replace(super().room(folder, *files), free_bytes=1 << 40)
 
     staging = Staging(images, tiny_disk, tmp_path / "root")
     staging.shell = Optimist()

@@ -284,3 +284,12 @@ def test_a_search_that_fails_on_the_card_is_a_note_with_the_way_that_is_left(
     )
     argv = [sys.executable, "-c", ask, str(tmp_path), str(devices.PROBE.parents[3])]
     assert LocalShell().run(argv).text.strip() == said
+
+
+@pytest.mark.parametrize(
+    "field", ['"listed": 1e999', '"gpus": [{"name": "a", "capability": [8, 6], "memory_bytes": 1e999}]']
+)
+def test_an_infinite_number_is_no_answer(field: str) -> None:
+    rest = '"gpus": [], "listed": 0, "visible": null, "torch": null, "cuda": null, "driver": null, "why": null'
+    assert devices.parse(f"{{{rest}}}") is not None
+    assert devices.parse(f"{{{rest}, {field}}}") is None
