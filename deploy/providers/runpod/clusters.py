@@ -114,8 +114,8 @@ class Clusters:
     def all(self, patience_s: float | None = None, *, bills: bool = False) -> list[Cluster]:
         return self.asking.ask(self.api.clusters, patience_s, bills=bills)
 
-    def ready(self, made: Cluster) -> Machine:
-        return self._whole(made, self.making.refuse_other)
+    def ready(self, made: Cluster, *, is_last: bool) -> Machine:
+        return self._whole(made, self.making.refuse_other, is_last=is_last)
 
     def end(self, made: Cluster) -> None:
         self.end_by_id(made.id, f"{made}, {made.name},")
@@ -132,11 +132,11 @@ class Clusters:
 
     # An existing cluster
 
-    def _whole(self, cluster: Cluster, refuse: Callable[[Pod], None]) -> Machine:
+    def _whole(self, cluster: Cluster, refuse: Callable[[Pod], None], *, is_last: bool = True) -> Machine:
         """Wait until every machine answers by SSH and matches the request. Returns the first one."""
         first: Machine | None = None
         for rank, pod in enumerate(self._members(cluster)):
-            ready, identity = self.boot.ready(pod, refuse)
+            ready, identity = self.boot.ready(pod, refuse, is_last=is_last)
             machine = self.fit(self.machine(ready, identity, node_name(cluster.name, rank)))
             first = first or machine
         assert first is not None  # `_members` returns `cluster.nodes` pods

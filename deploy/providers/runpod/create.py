@@ -54,8 +54,11 @@ class Kind(Protocol[T]):
     def all(self, *, bills: bool = False) -> Sequence[T]:
         """List them. `bills`: one was requested, so the call waits for a lost network."""
 
-    def ready(self, made: T) -> Machine:
-        """Wait until it answers and matches the request. Raises Unfit if it does not, or never will."""
+    def ready(self, made: T, *, is_last: bool) -> Machine:
+        """Wait until it answers and matches the request. Raises Unfit if it does not, or never will.
+
+        `is_last`: no other candidate is left to try.
+        """
 
     def end(self, made: T) -> None: ...
 
@@ -105,7 +108,9 @@ class Making:
                 raise
             twins = twins or was_unclear
             try:
-                return self._handed_out(kind, made, name, may_have_twins=twins)
+                return self._handed_out(
+                    kind, made, name, may_have_twins=twins, is_last=candidate is chosen.candidates[-1]
+                )
             except Unfit as unfit:
                 say(f"releasing {made}: {unfit.why}")
                 kind.end(made)
@@ -120,13 +125,13 @@ class Making:
             raise cannot_pull(self.settings, start_of(self.options, self.settings.project).image, bad_image.why)
         raise no_candidate(self.settings, refusals, kind.word if nodes > 1 else "machine")
 
-    def _handed_out(self, kind: Kind[T], made: T, name: str, *, may_have_twins: bool) -> Machine:
+    def _handed_out(self, kind: Kind[T], made: T, name: str, *, may_have_twins: bool, is_last: bool) -> Machine:
         """Return the machine once it is ready. It bills already: a failure releases it, or names it in the error."""
         notes, now = self.asking.notes, self.asking.clock.time()
         note = {"kind": kind.word, "target": self.settings.target.name, kind.word: made.id, "made": now}
         try:
             notes.intend(name, **note)
-            machine = kind.ready(made)
+            machine = kind.ready(made, is_last=is_last)
             if may_have_twins:
                 self._end_all(kind, name, but=made.id)
             notes.intend(name, **note, handed_out=True)

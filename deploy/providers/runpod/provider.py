@@ -294,8 +294,8 @@ class _Pods:
     def all(self, *, bills: bool = False) -> list[Pod]:
         return _alone(self.asking.pods(bills=bills))
 
-    def ready(self, made: Pod) -> Machine:
-        pod, identity = self.boot.ready(made, self.making.refuse_other)
+    def ready(self, made: Pod, *, is_last: bool) -> Machine:
+        pod, identity = self.boot.ready(made, self.making.refuse_other, is_last=is_last)
         return self.fit(self.machine(pod, identity))
 
     def end(self, made: Pod) -> None:
