@@ -51,7 +51,8 @@ def _environment(plan: Plan) -> list[tuple[str, str]]:
     if plan.image is None:
         if plan.container_image is None:
             return []
-        return [("image", plan.container_image or f"none yet of this environment: {command('build')} makes it")]
+        build = command(f"build --on {plan.target}")
+        return [("image", plan.container_image or f"none yet of this environment: {build} makes it")]
     if plan.image.has_environment:
         return [("image", f"{plan.image.name}, with the training environment")]
     once = "kept on the volume" if plan.image.is_kept else "again on each new machine, because no volume keeps it"
