@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from deploy import border
-from deploy.errors import BadAnswer, StepFailed, WrongUse, command
+from deploy.errors import BadAnswer, StepFailed, WrongUse, command, quoted
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, LOST_AFTER_S, RunFolder
 from deploy.shell import EVIDENCE_LINES, Shell
 from deploy.specs.machine import Machine
@@ -117,7 +117,7 @@ def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan, machine: Ma
     where = f"in {plan.cwd}" + ("" if machine.is_here else ", on the machine")
     raise StepFailed(
         "the supervisor did not answer after its start",
-        next_command=f'"{machine.python}" -m deploy.pod.supervisor "{folder.path}"   ({where})',
+        next_command=f"{quoted(machine.python)} -m deploy.pod.supervisor {quoted(folder.path)}   ({where})",
     )
 
 

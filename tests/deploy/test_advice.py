@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 
 import pytest
 
 import tasks
 from deploy.commands import flags
+from deploy.errors import quoted
 from tests.deploy.support import advice
 
 COMMANDS = {name: command.flags for name, command in tasks.COMMAND_LINE.commands.items()}
@@ -47,3 +50,11 @@ def test_a_printed_command_names_its_target(each: advice.Printed) -> None:
     if each.where in WITHOUT_TARGET or each.words.startswith(OF_NO_TARGET):
         return
     assert re.search(r" --(on|run) ", each.words), each
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX: a shell of another kind is on Windows")
+@pytest.mark.parametrize("path", ["/a/b", '/it\'s "x" $HOME `id`; {a,b}=%#*\n', "", "-x"])
+def test_a_printed_path_reaches_a_program_unchanged(path: str) -> None:
+    done = subprocess.run(["sh", "-c", f"printf %s {quoted(path)}"], capture_output=True, text=True, check=True)
+    assert done.stdout == path
+    assert quoted("C:\\My files", windows=True) == '"C:\\My files"'
