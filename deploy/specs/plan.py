@@ -153,6 +153,7 @@ class Plan:
     secrets: tuple[str, ...] = ()
     rented: bool = False
     image: PodImage | None = None  # of a pod; None elsewhere
+    spot: bool = False  # the provider may end the machine at any moment
     container_image: str | None = None  # "" if there is none yet; None: no container, or the engine did not answer
 
     def to_json(self) -> dict[str, Any]:
@@ -229,6 +230,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         secrets=facts.secrets,
         rented=settings.is_rented,
         image=options.image_of(str(root)),
+        spot=options.is_preemptible,
         container_image=facts.image,
     )
 

@@ -115,7 +115,8 @@ def _dollars(plan: Plan) -> str:
     if plan.usd_per_hour == 0:
         return "0.00"
     rate = "an unknown price" if plan.usd_per_hour is None else f"${plan.usd_per_hour:.2f}"
-    return f"{'unknown' if plan.expected_usd is None else f'{plan.expected_usd:.2f}'}, at {rate} an hour"
+    spot = " (spot)" if plan.spot else ""
+    return f"{'unknown' if plan.expected_usd is None else f'{plan.expected_usd:.2f}'}, at {rate} an hour{spot}"
 
 
 def _hardware(plan: Plan) -> str:

@@ -207,6 +207,7 @@ def refuse(settings: Settings, options: RunPod, nodes: int) -> None:
         "which gets no registry credentials: make the image public, and remove registry": bool(options.registry),
         "which does not exist in the COMMUNITY cloud: set cloud: SECURE": options.cloud != "SECURE",
         "which cannot be requested by CUDA version: remove min_cuda": bool(options.min_cuda),
+        "which cannot be a spot request: set spot: false": options.spot,
         "which cannot be stopped, only terminated: set on_end: keep, or terminate": settings.target.on_end == "stop",
     }
     for words, is_so in wrong.items():

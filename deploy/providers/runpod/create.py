@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 from deploy.errors import DeployError, NoMachine, WrongUse, command
 from deploy.providers import image
 from deploy.providers.runpod.api import ApiError, Forbidden, Gone, Offer, Pod, Refused, Unclear, Unreachable, Wanted
-from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, choose
+from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, at_spot, choose
 from deploy.providers.runpod.messages import cannot_pull, first_words, no_candidate, unlike_room
 from deploy.providers.runpod.readiness import Unfit
 from deploy.providers.runpod.retry import Asking, Named, of_family
@@ -84,7 +84,8 @@ class Making:
             asked = self.asking.clock.time()
             notes.intend(name, kind=kind.word, target=target, candidate=str(candidate), asked=asked)
             several = f"{nodes} x " if nodes > 1 else ""
-            say(f"requesting {several}{candidate}, {nodes * candidate.usd_per_hour:.2f} USD an hour")
+            spot = "a spot pod: " if self.options.spot else ""
+            say(f"requesting {spot}{several}{candidate}, {nodes * candidate.usd_per_hour:.2f} USD an hour")
             wanted = self._wanted(name, nodes, candidate, public_key, disk)
             try:
                 made, was_unclear = self.asking.create(lambda: kind.create(wanted), lambda: _named(kind, name))  # noqa: B023 - called at once
@@ -196,7 +197,10 @@ class Making:
             if options.data_centers and center not in options.data_centers:
                 raise WrongUse(f"the volume '{volume}' is in {center}, which is not in data_centers in {where}")
         asked = options.gpus, options.gpu_count, options.cloud, self.min_cuda, product
-        return self.asking.ask(lambda: api.offers(*asked)), center
+        offers = self.asking.ask(lambda: api.offers(*asked))
+        if options.spot:
+            offers = at_spot(offers, self.asking.ask(lambda: api.spot_prices(options.gpu_count, options.cloud)))
+        return offers, center
 
     def _end_all(self, kind: Kind[T], name: str, but: str = "") -> None:
         for each in of_family(kind.all(bills=True), name, exactly=True):
@@ -221,6 +225,7 @@ class Making:
             registry=options.registry,
             nodes=nodes,
             args=start.args,
+            bid_usd_per_gpu_hour=candidate.usd_per_hour / options.gpu_count if options.spot else None,
             unattended_min=options.unattended_min if nodes == 1 else None,  # no pod of a cluster ends alone
         )
 

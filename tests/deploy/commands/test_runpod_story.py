@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from deploy.pod.base.folder import read_json
 from tests.deploy.conftest import Project, wait_until
 from tests.deploy.support.pods import ProcessPod
 from tests.support.emulators.rig import breaches
 from tests.support.emulators.runpod import KEY, Emulator
+from tests.support.faults import Fault
 from tests.support.load import under_load
 
 pytestmark = pytest.mark.skipif(
@@ -63,3 +65,40 @@ def test_a_run_on_a_pod_is_trained_brought_home_and_given_back_in_a_minute(proje
     assert account.names == []
     wait_until(lambda: project.json("ps") == [])
     assert time.monotonic() - began < under_load(60)
+
+
+@pytest.mark.slow
+def test_a_run_on_a_spot_pod_that_is_stopped_goes_on_on_another(
+    project: Project, account: Emulator, fault: Fault
+) -> None:
+    """`watch` has its newest checkpoint and continues the run. The plan has the spot price, and a warning."""
+    root = read_json(project.path / "conf" / "deploy" / "far.yaml")["root"]
+    target(project, root=root, spot=True)
+    words = ("train", "--on", "far", "--yes", "--set", "train.step_s=0.5", "--set", "train.epochs=8")
+    said = project.invoke(*words, "--dry-run").stdout
+    assert "at $0.20 an hour (spot)" in said
+    assert "a spot machine may be stopped at any moment; checkpoints on it are lost then" in said
+    project.invoke(*words, "--detach")
+    [run] = project.json("runs")
+    watching = project.start("watch", "--on", "far")
+    at_home = project.path / "runs" / run["run_id"] / "checkpoints"
+    wait_until(lambda: list(at_home.glob("epoch_*.json")), under_load(60))
+    [first] = account.names
+    fault.strikes()
+    account.preempt(first)
+    fault.told(lambda: is_over(project.json("status", "--on", "far")))
+    said, errors = watching.communicate(timeout=under_load(120))
+    assert (watching.returncode, "Traceback" in errors) == (0, False), (said, errors)
+    assert "continuing on another machine" in said
+    done = project.json("status", "--on", "far")
+    assert (done["state"], done["attempt"], done["epoch"]) == ("succeeded", 2, 7)
+    [second] = account.names
+    assert second != first
+    assert account.pod(second).spot
+    fault.machines(project.json("ps"), account.names)
+    fault.checkpoints(at_home.parent)
+
+
+def is_over(status: dict[str, Any]) -> bool:
+    """Whether the first attempt is known to be over. `watch` may have begun the next one."""
+    return status["state"] == "lost" or status["attempt"] == 2

@@ -32,7 +32,7 @@ class Advice:
     """One error with a next command: texts with ANY for what is known only at run time."""
 
     where: str
-    message: str
+    messages: tuple[str, ...]  # it prints one of them
     following: str
 
     @property
@@ -42,22 +42,24 @@ class Advice:
         return first not in ("set", "look", "terminate", "add", "check", "raise", "create", "make", "get")
 
     def is_printed_by(self, message: str, following: str) -> bool:
-        return bool(self._message.fullmatch(message) and self._following.fullmatch(following))
+        return any(each.fullmatch(message) for each in self._messages) and bool(self._following.fullmatch(following))
 
     @cached_property
-    def _message(self) -> re.Pattern[str]:
-        return _pattern(self.message)
+    def _messages(self) -> list[re.Pattern[str]]:
+        return [_pattern(message) for message in self.messages]
 
     @cached_property
     def _following(self) -> re.Pattern[str]:
         return _pattern(self.following)
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.following.replace(ANY, '…')} <- {self.message.replace(ANY, '…')[:60]}"
+        return f"{self.where}: {self.following.replace(ANY, '…')} <- {self.messages[0].replace(ANY, '…')[:60]}"
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    return re.compile(".*".join(re.escape(part) for part in text.split(ANY)), re.DOTALL)
+    """A pattern of what a text may become. A command for the target `local` names no target."""
+    parts = [".*".join(map(re.escape, part.split(ANY))) for part in text.split(f" --on {ANY}")]
+    return re.compile("( --on .*)?".join(parts), re.DOTALL)
 
 
 def printed() -> list[Printed]:
@@ -78,9 +80,9 @@ def advices() -> list[Advice]:
             for keyword in call.keywords:
                 is_none = isinstance(keyword.value, ast.Constant) and keyword.value.value is None
                 if keyword.arg == "next_command" and not is_none:
-                    message = file.text(call.args[0], call) if call.args else ANY
+                    messages = tuple(file.texts(call.args[0], call)) if call.args else (ANY,)
                     texts = [text for text in file.texts(keyword.value, call) if text != "None"]
-                    found += [Advice(where, message, text) for text in texts]
+                    found += [Advice(where, messages, text) for text in texts]
     return found
 
 
@@ -100,9 +102,6 @@ class _File:
             if isinstance(node, ast.Call):
                 function = self._function(node)
                 yield f"{self.name}:{function.name if function else ''}", node
-
-    def text(self, node: ast.expr, at: ast.AST) -> str:
-        return self.texts(node, at)[0]
 
     def texts(self, node: ast.expr, at: ast.AST) -> list[str]:
         """The texts that an expression may have. A name stands for what its function or module assigns to it."""
