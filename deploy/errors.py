@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 
 from deploy.pod.base.addresses import hide
@@ -78,6 +79,11 @@ def bootstrap_command() -> str:
 def command(words: str) -> str:
     """`invoke …` as this user types it. bootstrap.py sets SNIPERFACE_INVOKE if it started the command."""
     return f"{os.environ.get('SNIPERFACE_INVOKE') or 'invoke'} {words}"
+
+
+def quoted(path: object, *, windows: bool = os.name == "nt") -> str:
+    """A path as a shell of this computer reads it: in a printed command it must neither fall apart nor be expanded."""
+    return f'"{path}"' if windows else shlex.quote(str(path))
 
 
 def unknown(kind: str, wrong: str, right: Iterable[str]) -> WrongUse:

@@ -102,7 +102,8 @@ def release_idle(project: Path, record: Record, screen: Screen) -> None:
                 bring_all_home(at, machine, screen, anyway=False)
                 at.provider.release(machine)
             except DeployError as error:
-                screen.complain(f"{error.message}; it still bills: {error.next_command or command('down')}")
+                end = error.next_command or command(f"down --run {record.run_id}")
+                screen.complain(f"{error.message}; it still bills: {end}")
                 continue
             at.forget(name)
             screen.say(f"released {name}: it cannot release itself")

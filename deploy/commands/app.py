@@ -67,8 +67,8 @@ def prepare(
             words += [f"out={there}", *(f"{key}={file}" for key, file in given.items())]
             for line in shell.stream([machine.python, "-m", "app.prepare", *words, *more], cwd=folder):
                 screen.say(line)
-            use = f"evaluate --on {target} --sets" if source == "pairs" else f"train --on {target} --data"
-            screen.say(f"use it with: {command(f'{use} machine:{there}')}")
+            flag = f"evaluate --on {target} --sets" if source == "pairs" else f"train --on {target} --data"
+            screen.say("use it with: " + command(flag + f" machine:{there}"))
             screen.document({"target": target, "data": f"machine:{there}"})
     return 0
 

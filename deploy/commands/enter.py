@@ -37,7 +37,8 @@ def ssh(project: Path, target: str, run_id: str | None) -> int:
     """Open a shell on the machine in this terminal; returns its exit code. Raises WrongUse without a terminal."""
     with _door(project, target, run_id) as door:
         if not sys.stdin.isatty():
-            raise WrongUse("ssh needs a terminal", next_command=command("ssh-config") + "   (for other programs)")
+            entry = command("ssh-config" + (f" --run {run_id}" if run_id else f" --on {target}"))
+            raise WrongUse("ssh needs a terminal", next_command=f"{entry}   (for other programs)")
         argv = ["sh", "-c", LOGIN, "sh", str(door.folder)]
         return LocalShell().foreground(door.shell.terminal(argv), cwd=project)
 

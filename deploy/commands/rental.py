@@ -70,7 +70,7 @@ def try_out(at: Reach, screen: Screen, *, yes: bool) -> list[Finding]:
         with _rented(at, trial, screen) as machine:
             findings += trial.placed(machine)
             _look(at, trial, machine, findings)
-        findings.append(_spent(trial, funds.balance_usd if funds else None))
+        findings.append(_spent(trial, funds.balance_usd if funds else None, name))
     finally:
         if findings:
             screen.say("\n".join(["seen on the machine:", *(f"- {each.what}: {each.found}" for each in findings)]))
@@ -105,7 +105,7 @@ def _look(at: Reach, trial: Trial, machine: Machine, findings: list[Finding]) ->
         findings += trial.rights(border.document(said, "the machine's answer about its rights"))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise BadAnswer("the machine's answer about its rights has an unexpected format") from error
-    findings.append(_ends_itself(shell, trial, machine, str(archive)))
+    findings.append(_ends_itself(shell, trial, machine, str(archive), at.settings.target.name))
 
 
 def _hardware(shell: Shell, root: PurePath) -> Finding:
@@ -126,7 +126,7 @@ def _driver(at: Reach, shell: Shell, machine: Machine) -> Finding:
     return Finding("GPUs by nvidia-smi", OK, f"{found.listed or 'unknown'}, driver {found.driver or 'unknown'}")
 
 
-def _ends_itself(shell: Shell, trial: Trial, machine: Machine, archive: str) -> Finding:
+def _ends_itself(shell: Shell, trial: Trial, machine: Machine, archive: str, target: str) -> Finding:
     """Let the machine release itself, and look whether it is gone. Its connection may break before its answer."""
     argv = ["env", f"PYTHONPATH={archive}", "python3", "-m", RELEASE]
     told = ""
@@ -135,18 +135,18 @@ def _ends_itself(shell: Shell, trial: Trial, machine: Machine, archive: str) -> 
             told = line.removeprefix("sniperface release: ")
     except StepFailed as failed:
         told = told or failed.message
-    fix = "keep this computer on while a machine bills, and end it with: " + command("down")
+    fix = "keep this computer on while a machine bills, and end it with: " + command(f"down --on {target}")
     if not trial.is_gone(machine, GONE_S):
         return Finding(ENDS, PROBLEM, f"no: {told}", fix)
     return Finding(ENDS, OK, f"yes ({told})" if told else "yes")
 
 
-def _spent(trial: Trial, before_usd: float | None) -> Finding:
+def _spent(trial: Trial, before_usd: float | None, target: str) -> Finding:
     """Compare the balance before and after. Bills may come minutes later."""
     try:
         after = trial.funds()
     except DeployError as error:
-        return Finding("balance afterwards", WARNING, error.message, command("doctor"))
+        return Finding("balance afterwards", WARNING, error.message, command(f"doctor --on {target}"))
     if after is None or before_usd is None:
         return Finding("balance afterwards", OK, "unknown")
     return Finding(

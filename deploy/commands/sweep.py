@@ -20,6 +20,7 @@ from deploy.runs import session as reach
 from deploy.runs import sweeps
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
+from deploy.runs.situation import Situation
 from deploy.specs.estimate import plural
 from deploy.specs.plan import Facts, Plan, make
 from deploy.specs.request import Request
@@ -78,10 +79,12 @@ def sweep(
             _show(planned, done, at, screen)
             return _of_plans(planned, done)
         with reach.launching(at.settings) as note:
+            at.situation = Situation(project)  # as it is now that no other command starts a run here
             note("of a sweep")
             if not first.queue:
                 at.refuse_second()
-            _refuse_to_forget(at, first, checked, screen)
+            if not _all_anew(first):
+                _refuse_to_forget(at, checked, screen)
             checked = [facts.prepare_orl(at, each, screen.say) for each in checked]
             planned = _plan(at, combos, checked, facts.gather(at, checked[0]))
             planned = replace(planned, snapshot=prove_code(at.settings))
@@ -115,11 +118,11 @@ def _plan(at: Reach, combos: Sequence[Combination], checked: Sequence[facts.Chec
     return Sweep(combos, checked, plans, looked_up)
 
 
-def _refuse_to_forget(at: Reach, request: Request, checked: Sequence[facts.Checked], screen: Screen) -> None:
+def _refuse_to_forget(at: Reach, checked: Sequence[facts.Checked], screen: Screen) -> None:
     """Refuse a new run after a lost one as `train` does, unless the lost run is of this sweep: that is typed again."""
-    newest = next(iter(runs.every(at.settings.runs, at.settings.target.name)), None)
+    newest = next(iter(at.situation.of(at.settings.target.name)), None)
     if newest is None or sweeps.mark(at.settings.runs, newest) not in {each.request.combination for each in checked}:
-        saved.refuse_to_forget(at, request)
+        saved.refuse_to_forget(at)
         return
     record, _ = at.look(newest)
     if record.state == "lost":

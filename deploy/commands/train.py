@@ -27,7 +27,7 @@ from deploy.steps import nodes
 from deploy.steps import resolve as facts
 from deploy.steps import restore as saved
 from deploy.steps.code_check import prove_code
-from deploy.steps.consent import agree, warn_of_balance
+from deploy.steps.consent import agree, warn_of_balance, warn_of_preemption
 from deploy.steps.look import look_at_host
 from deploy.steps.notify import run_notify_command
 from deploy.steps.provision import acquired_all, bring_own_files, pack_images, ready_all, refuse_too_much
@@ -81,6 +81,7 @@ def train(
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
             screen.plan(plan, with_command=True)
             warn_of_balance(at, plan, screen)
+            warn_of_preemption(at.settings, screen)
             refuse_too_much(plan, looked_up)
             return dict(hide(plan.to_json()))
         with reach.launching(at.settings) as note:
@@ -97,6 +98,7 @@ def train(
             refuse_too_much(plan, looked_up)
             at.snapshot = prove_code(at.settings)  # before the run is recorded: a refusal leaves no failed run
             warn_of_balance(at, plan, screen)
+            warn_of_preemption(at.settings, screen)
             _agree(plan, at, screen, yes=yes)
             pack_images(at.settings, checked, screen)
             record, since = start(at, plan, checked, looked_up, screen, keep=keep)

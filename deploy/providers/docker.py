@@ -179,7 +179,9 @@ class DockerProvider:
         except ImageNotFound as error:
             raise NoMachine(
                 f"the Docker engine has no image {name}: pull or build it first",
-                next_command=f"docker pull {name}" if self.options.image else command("build"),
+                next_command=(
+                    f"docker pull {name}" if self.options.image else command(f"build --on {self.settings.target.name}")
+                ),
             ) from error
         except APIError as error:
             raise _refused(f"the container {spec.name} could not be created", error) from error

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 
 from deploy.border.text_files import NotText, read_text
-from deploy.errors import StepFailed, WrongUse
+from deploy.errors import StepFailed, WrongUse, quoted
 from deploy.pod.base import folder
 from deploy.shell import LocalShell
 from deploy.specs.settings import Settings, key_file
@@ -104,7 +104,7 @@ def _public_line(path: Path) -> str:
     except (ValueError, TypeError) as error:
         raise WrongUse(
             f"the key {path} is not an OpenSSH private key without a passphrase, and has no {path.name}.pub beside it",
-            next_command=f'ssh-keygen -y -f "{path}" > "{path}.pub"',
+            next_command=f"ssh-keygen -y -f {quoted(path)} > {quoted(f'{path}.pub')}",
         ) from error
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
     return f"{public} {COMMENT}"

@@ -83,9 +83,10 @@ def check_usable(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         raise WrongUse(f"--resume {path}: no such file; give auto, none or the path of a .pt checkpoint")
     note = border.read_document(path.with_suffix(".json"))
-    broken = WrongUse(
-        f"{path} is not a complete checkpoint: fetch it again ({command('fetch-checkpoint')}), or give another one"
-    )
+    of_run = path.absolute().parent.name == "checkpoints"
+    again = command(f"fetch-checkpoint --run {path.absolute().parents[1].name}") if of_run else ""
+    fetch = f"fetch it again ({again}), or " if again else ""
+    broken = WrongUse(f"{path} is not a complete checkpoint: {fetch}give another one")
     if note and note.get("sha256") != LocalShell().sha256(path):
         raise broken
     try:

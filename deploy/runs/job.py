@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import json
 import re
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from deploy import border
-from deploy.errors import BadAnswer, StepFailed, WrongUse, command
+from deploy.errors import BadAnswer, StepFailed, WrongUse, command, quoted
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder
 from deploy.pod.base.limits import LOST_AFTER_S
 from deploy.shell import EVIDENCE_LINES, Shell
@@ -86,7 +85,7 @@ def start(shell: Shell, machine: Machine, plan: Plan, socket: str) -> str:
         how = "tmux"
     else:
         shell.spawn(argv, cwd=code)
-    _wait_until_started(shell, folder, plan)
+    _wait_until_started(shell, folder, plan, machine)
     return how
 
 
@@ -113,19 +112,21 @@ def _tmux_start(socket: str, session: str, argv: list[str], cwd: PurePath, env: 
     return ["tmux", "-L", socket, "-f", "/dev/null", "start-server", ";", *settings, ";", *session_of]
 
 
-def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan) -> None:
+def _wait_until_started(shell: Shell, folder: RunFolder, plan: Plan, machine: Machine) -> None:
     """Wait for this attempt's status, longer than a job of an earlier attempt may take to end. Raises StepFailed."""
     deadline = time.monotonic() + START_LIMIT_S + plan.grace_s
     while time.monotonic() < deadline:
         status = look(shell, folder)
         if status and status.attempt == plan.attempt:
             if status.state == "failed" and status.started is None:
-                raise WrongUse(f"{status.reason}: wait for it, or stop it", next_command=command("stop"))
+                stop = command(f"stop --on {plan.target}")
+                raise WrongUse(f"{status.reason}: wait for it, or stop it", next_command=stop)
             return
         time.sleep(POLL_S / 3)
+    where = f"in {plan.cwd}" + ("" if machine.is_here else ", on the machine")
     raise StepFailed(
         "the supervisor did not answer after its start",
-        next_command=f'"{sys.executable}" -m deploy.pod.supervisor "{folder.path}"   (in {plan.cwd})',
+        next_command=f"{quoted(machine.python)} -m deploy.pod.supervisor {quoted(folder.path)}   ({where})",
     )
 
 
@@ -170,7 +171,7 @@ def attach_argv(shell: Shell, socket: str, folder: RunFolder, *, write: bool) ->
         raise StepFailed(
             "tmux is not installed on the machine, so the job has no terminal to attach to; install it "
             "(Debian, Ubuntu: apt-get install tmux; macOS: brew install tmux; Windows: inside WSL only)",
-            next_command=command("logs --follow"),
+            next_command=command(f"logs --follow --run {run_id}"),
         )
     target = f"={session_name(run_id)}"
     if not shell.run(["tmux", "-L", socket, "has-session", "-t", target], check=False):

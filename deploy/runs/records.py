@@ -164,7 +164,7 @@ def plan_of(runs: Path, record: Record) -> dict[str, Any]:
     if not plan:
         raise WrongUse(
             f"run {record.run_id} cannot be continued: its plan.json is missing",
-            next_command=command("train --resume none"),
+            next_command=command(f"train --resume none --on {record.target}"),
         )
     return plan
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.errors import WrongUse
+from deploy.errors import WrongUse, quoted
 from deploy.shell.host_keys import HostKeys, name_of
 from deploy.shell.link import BOOTSTRAP, LinkLost, last_lines
 from deploy.shell.ssh_config import MOST_JUMPS, Way, parts, way_to
@@ -252,7 +252,7 @@ def _open(connection: Connection, address: Address, host_keys: HostKeys, timeout
     except paramiko.PasswordRequiredException as error:
         raise WrongUse(
             f"the key for {where()} has a passphrase: add it to your SSH agent first",
-            next_command=f'ssh-add "{address.key}"' if address.key else "ssh-add",
+            next_command=f"ssh-add {quoted(address.key)}" if address.key else "ssh-add",
         ) from error
     except paramiko.AuthenticationException as error:
         with_key = f"the key {address.key}" if address.key else "every key of the SSH agent and of ~/.ssh"

@@ -85,7 +85,7 @@ class HostKeys:
         else:
             known, advice = "the known key", f'ssh-keygen -R "{host}"'
             if _lines(self.seen, self.alias):
-                advice += f' and remove "{self.seen}", if you know that the machine was reinstalled'
+                advice += f"   (and remove {self.seen}, if you know that the machine was reinstalled)"
         return StepFailed(
             f"{host} has another host key ({fingerprint(found.asbytes())}) than {known}: the machine was "
             "reinstalled, or the connection is intercepted; nothing was sent to it",

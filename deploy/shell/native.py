@@ -28,6 +28,17 @@ CIPHERS = "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@opens
 CONNECT_S = 15
 PIPE_BYTES = 1 << 20
 SAYS_LAST_S = 1.0  # a process ends shortly after its output
+# What a user's file may set for his own logins: it would run another program than ours, or none. Older versions of ssh
+# do not know each keyword; whether the user's file is valid was asked before, with his own IgnoreUnknown.
+PLAIN = {
+    "IgnoreUnknown": "*",
+    "RemoteCommand": "none",
+    "SessionType": "default",
+    "StdinNull": "no",
+    "ForkAfterAuthentication": "no",
+    "PermitLocalCommand": "no",
+    "Tunnel": "no",
+}
 OWN_ERROR = 255  # exit code of ssh itself; any other is the command's
 
 
@@ -63,7 +74,8 @@ def config_of(machine: Machine, host_keys: HostKeys, user: str, home: PurePath) 
         "ClearAllForwardings": "yes",
         "LogLevel": "ERROR",
     }
-    lines = [f"Host {address.host}"]
+    lines = [f"{key} {value}" for key, value in PLAIN.items()]
+    lines += [f"Host {address.host}"]
     lines += [f"  {key} {value}" for key, value in own.items() if value is not None]
     # For gateways as well: no multiplexing, and the host keys that were accepted for them.
     lines += ["Host *", "  ControlMaster no", "  ControlPath none", f"  Include {quoted(home / '.ssh' / 'config')}"]

@@ -55,6 +55,11 @@ class Options:
         return None
 
     @property
+    def is_preemptible(self) -> bool:
+        """Whether the provider may end a machine at any moment."""
+        return False
+
+    @property
     def account(self) -> str | None:
         """What tells two accounts of one provider apart; None if this computer has one."""
         return None

@@ -152,6 +152,7 @@ class Plan:
     secrets: tuple[str, ...] = ()
     rented: bool = False
     image: Image | None = None  # where it decides who makes the environment
+    spot: bool = False  # the provider may end the machine at any moment
     container_image: str | None = None  # "" if there is none yet; None: no container, or the engine did not answer
 
     def to_json(self) -> dict[str, Any]:
@@ -228,6 +229,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         secrets=facts.secrets,
         rented=settings.is_rented,
         image=facts.image if facts.image and facts.image.has_environment is not None else None,
+        spot=settings.target.options.is_preemptible,
         container_image=facts.image.name if facts.image else None,
     )
 

@@ -58,6 +58,8 @@ def _value(key: str, kind: Any, of_provider: Mapping[str, Sequence[str]]) -> dic
     choices = {**CHOICES, **of_provider}
     if key in choices:
         return {"enum": list(choices[key])}
+    if kind is bool:
+        return {"type": "boolean"}
     optional = isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
     wanted = next(each for each in typing.get_args(kind) if each is not type(None)) if optional else kind
     if typing.get_origin(wanted) is tuple:

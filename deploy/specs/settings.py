@@ -109,6 +109,7 @@ class RunPod(Options):
     gpu_count: int = 1  # GPUs per machine
     data_centers: tuple[str, ...] = ()  # empty: any
     cloud: str = "SECURE"  # or COMMUNITY
+    spot: bool = False  # a spot pod, at the lowest bid: cheaper, but RunPod may stop it at any moment
     max_usd_per_hour: float | None = None  # for one whole machine; with several machines, for each
     min_cuda: str | None = None  # of the host's driver; None: the image's CUDA version
     min_memory_gib: float | None = None  # requested if the live API can; a machine with less is released after boot
@@ -140,6 +141,10 @@ class RunPod(Options):
     @property
     def mount(self) -> Mount | None:
         return Mount(self.volume, self.volume_path) if self.volume else None
+
+    @property
+    def is_preemptible(self) -> bool:
+        return self.spot
 
     @property
     def reports_less(self) -> bool:
@@ -343,6 +348,10 @@ def _value(where: str, key: str, value: Any, kind: Any) -> Any:
     if typing.get_origin(wanted) is tuple:
         several = value if isinstance(value, list) else str(value).split(",")
         return tuple(str(each).strip() for each in several if str(each).strip())
+    if wanted is bool:
+        if str(value).lower() not in ("true", "false"):
+            raise WrongUse(f"{key} in {where} must be true or false, not {value}")
+        return str(value).lower() == "true"
     if wanted is str and not isinstance(value, (dict, list)):
         return "" if value is None else str(value)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from deploy.errors import DeployError, WrongUse
+from deploy.errors import DeployError, WrongUse, command
 from deploy.runs.session import Reach
 from deploy.specs.plan import Plan
 from deploy.specs.settings import Settings
@@ -26,6 +26,16 @@ def warn_of_balance(at: Reach, plan: Plan, screen: Screen) -> None:
     is_copied = bool(target.sync_to or target.options.mount)
     if funds and (words := low_balance(funds, plan.usd_per_hour, hours, is_copied=is_copied)):
         screen.say(f"warning: {words}")
+
+
+def warn_of_preemption(settings: Settings, screen: Screen) -> None:
+    """Print a warning if the provider may end the machine, with what keeps the checkpoints and continues the run."""
+    target = settings.target
+    if not target.options.is_preemptible:
+        return
+    kept = "" if target.sync_to or target.options.mount else "; checkpoints on it are lost then: set volume or sync_to"
+    goes_on = f"{command(f'watch --on {target.name}')} downloads them and continues the run on another machine"
+    screen.say(f"warning: a spot machine may be stopped at any moment{kept}; {goes_on}")
 
 
 def agree(words: str, usd: float | None, settings: Settings, screen: Screen, *, yes: bool) -> None:

@@ -226,7 +226,8 @@ def acquired(
             if not machine.is_here:
                 screen.say(f"released {machine.name}, which was created for this command; --keep keeps it")
         elif not machine.is_here and machine.usd_per_hour:
-            screen.say(f"{machine.name} still costs ${machine.usd_per_hour:.2f} an hour: {command('down')}")
+            down = command(f"down --on {at.settings.target.name}")
+            screen.say(f"{machine.name} still costs ${machine.usd_per_hour:.2f} an hour: {down}")
         raise
 
 

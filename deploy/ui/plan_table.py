@@ -53,7 +53,8 @@ def _environment(plan: Plan) -> list[tuple[str, str]]:
     if plan.image is None:
         if plan.container_image is None:
             return []
-        return [("image", plan.container_image or f"none yet of this environment: {command('build')} makes it")]
+        build = command(f"build --on {plan.target}")
+        return [("image", plan.container_image or f"none yet of this environment: {build} makes it")]
     if plan.image.has_environment:
         return [("image", f"{plan.image.name}, with the training environment")]
     once = "kept on the volume" if plan.image.is_kept else "again on each new machine, because no volume keeps it"
@@ -116,7 +117,8 @@ def _dollars(plan: Plan) -> str:
     if plan.usd_per_hour == 0:
         return "0.00"
     rate = "an unknown price" if plan.usd_per_hour is None else f"${plan.usd_per_hour:.2f}"
-    return f"{'unknown' if plan.expected_usd is None else f'{plan.expected_usd:.2f}'}, at {rate} an hour"
+    spot = " (spot)" if plan.spot else ""
+    return f"{'unknown' if plan.expected_usd is None else f'{plan.expected_usd:.2f}'}, at {rate} an hour{spot}"
 
 
 def _hardware(plan: Plan) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.errors import StepFailed, WrongUse
+from deploy.errors import StepFailed, WrongUse, quoted
 from deploy.shell import LocalShell, Result
 
 # Output of runs is never code, whatever the ignore file of a fresh repository lists.
@@ -163,7 +163,7 @@ def is_repository(project: Path) -> bool:
         raise WrongUse(
             f"git does not trust {project}, because it belongs to another user",
             evidence=inside.complaint,
-            next_command=f'git config --global --add safe.directory "{project.as_posix()}"',
+            next_command=f"git config --global --add safe.directory {quoted(project.as_posix())}",
         )
     if inside.text.strip() != "true":
         return False

@@ -34,6 +34,7 @@ class Wanted:
     registry: str | None = None
     nodes: int = 1  # number of pods; more than one is a cluster
     args: str = ""  # start command; empty: the image's own
+    bid_usd_per_gpu_hour: float | None = None  # for a spot pod; None: a pod that RunPod does not interrupt
     unattended_min: float | None = None  # minutes without login and guard after which the pod releases itself
 
     @property
@@ -117,6 +118,7 @@ class Offer:
     has_stock: bool | None = None  # None: the API does not report it
     data_centers: Mapping[str, bool] | None = None  # id -> has stock; None: the API does not report it
     memory_gib: float | None = None  # of one GPU
+    why_not: str = ""  # why it cannot be rented, beyond the stock
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,9 @@ class Api(Protocol):
         self, gpus: Sequence[str], count: int, cloud: str, min_cuda: str | None, product: str = "POD"
     ) -> list[Offer]:
         """Return the catalogue, at least for these GPUs. The stock depends on the product."""
+
+    def spot_prices(self, count: int, cloud: str) -> Mapping[str, float]:
+        """Return GPU -> US dollars an hour for one GPU of a spot pod with `count` of them."""
 
     def data_center_of(self, volume: str) -> str: ...
 

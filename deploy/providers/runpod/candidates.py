@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from deploy.providers.runpod.api import Offer
 from deploy.specs.machine import Rental
@@ -36,6 +36,15 @@ class Refusal:
 class Chosen:
     candidates: Sequence[Candidate]
     refusals: Sequence[Refusal]
+
+
+def at_spot(offers: Sequence[Offer], prices: Mapping[str, float]) -> list[Offer]:
+    """Return the offers at spot prices. One without such a price cannot be rented so."""
+    without = "RunPod has no spot price for it now"
+    return [
+        replace(each, usd_per_gpu_hour=prices[each.gpu]) if each.gpu in prices else replace(each, why_not=without)
+        for each in offers
+    ]
 
 
 def choose(options: RunPod, offers: Sequence[Offer], data_center: str | None) -> Chosen:
@@ -89,6 +98,8 @@ def _why_not(options: RunPod, gpu: str, offer: Offer | None, known: dict[str, Of
     if offer is None:
         near = difflib.get_close_matches(gpu, known, n=1, cutoff=0.5)
         return "RunPod has no GPU of this name" + (f", did you mean '{near[0]}'?" if near else "")
+    if offer.why_not:
+        return offer.why_not
     if offer.max_count == 0:
         return f"not offered in the {options.cloud} cloud"
     if offer.max_count < options.gpu_count:

@@ -117,8 +117,8 @@ class Clusters:
     def all(self, patience_s: float | None = None, *, bills: bool = False) -> list[Cluster]:
         return self.asking.told(self.asking.ask(self.api.clusters, patience_s, bills=bills))
 
-    def ready(self, made: Cluster) -> Machine:
-        return self._whole(made, self.making.refuse_other)
+    def ready(self, made: Cluster, *, is_last: bool) -> Machine:
+        return self._whole(made, self.making.refuse_other, is_last=is_last)
 
     def end(self, made: Cluster) -> None:
         self.end_by_id(made.id, f"{made}, {made.name},")
@@ -137,11 +137,11 @@ class Clusters:
 
     # An existing cluster
 
-    def _whole(self, cluster: Cluster, refuse: Callable[[Pod], None]) -> Machine:
+    def _whole(self, cluster: Cluster, refuse: Callable[[Pod], None], *, is_last: bool = True) -> Machine:
         """Wait until every machine answers by SSH and matches the request. Returns the first one."""
         first: Machine | None = None
         for rank, pod in enumerate(self._members(cluster)):
-            ready, identity = self.boot.ready(pod, refuse)
+            ready, identity = self.boot.ready(pod, refuse, is_last=is_last)
             machine = self.fit(self.machine(ready, identity, node_name(cluster.name, rank)))
             first = first or machine
         assert first is not None  # `_members` returns `cluster.nodes` pods
@@ -212,6 +212,7 @@ def refuse(settings: Settings, options: RunPod, nodes: int) -> None:
         "which gets no registry credentials: make the image public, and remove registry": bool(options.registry),
         "which does not exist in the COMMUNITY cloud: set cloud: SECURE": options.cloud != "SECURE",
         "which cannot be requested by CUDA version: remove min_cuda": bool(options.min_cuda),
+        "which cannot be a spot request: set spot: false": options.spot,
         "which cannot be stopped, only terminated: set on_end: keep, or terminate": settings.target.on_end == "stop",
     }
     for words, is_so in wrong.items():

@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 from deploy.errors import DeployError, NoMachine, WrongUse, command
 from deploy.providers import image
 from deploy.providers.runpod.api import ApiError, Forbidden, Gone, Offer, Pod, Refused, Unclear, Unreachable, Wanted
-from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, choose
+from deploy.providers.runpod.candidates import Candidate, Chosen, Refusal, at_spot, choose
 from deploy.providers.runpod.messages import cannot_pull, first_words, no_candidate, unlike_room
 from deploy.providers.runpod.readiness import Unfit
 from deploy.providers.runpod.retry import Asking, Named, of_family
@@ -53,8 +53,11 @@ class Kind(Protocol[T]):
     def all(self, *, bills: bool = False) -> Sequence[T]:
         """List them. `bills`: one was requested, so the call waits for a lost network."""
 
-    def ready(self, made: T) -> Machine:
-        """Wait until it answers and matches the request. Raises Unfit if it does not, or never will."""
+    def ready(self, made: T, *, is_last: bool) -> Machine:
+        """Wait until it answers and matches the request. Raises Unfit if it does not, or never will.
+
+        `is_last`: no other candidate is left to try.
+        """
 
     def end(self, made: T) -> None: ...
 
@@ -80,7 +83,8 @@ class Making:
             asked = self.asking.clock.time()
             notes.intend(name, kind=kind.word, target=target, candidate=str(candidate), asked=asked)
             several = f"{nodes} x " if nodes > 1 else ""
-            say(f"requesting {several}{candidate}, {nodes * candidate.usd_per_hour:.2f} USD an hour")
+            spot = "a spot pod: " if self.options.spot else ""
+            say(f"requesting {spot}{several}{candidate}, {nodes * candidate.usd_per_hour:.2f} USD an hour")
             wanted = self._wanted(name, nodes, candidate, public_key, disk)
             try:
                 made, was_unclear = self.asking.create(lambda: kind.create(wanted), lambda: _named(kind, name))  # noqa: B023 - called at once
@@ -104,7 +108,9 @@ class Making:
                 raise
             twins = twins or was_unclear
             try:
-                return self._handed_out(kind, made, name, may_have_twins=twins)
+                return self._handed_out(
+                    kind, made, name, may_have_twins=twins, is_last=candidate is chosen.candidates[-1]
+                )
             except Unfit as unfit:
                 say(f"releasing {made}: {unfit.why}")
                 kind.end(made)
@@ -119,13 +125,13 @@ class Making:
             raise cannot_pull(self.settings, start_of(self.options, self.settings.project).image, bad_image.why)
         raise no_candidate(self.settings, refusals, kind.word if nodes > 1 else "machine")
 
-    def _handed_out(self, kind: Kind[T], made: T, name: str, *, may_have_twins: bool) -> Machine:
+    def _handed_out(self, kind: Kind[T], made: T, name: str, *, may_have_twins: bool, is_last: bool) -> Machine:
         """Return the machine once it is ready. It bills already: a failure releases it, or names it in the error."""
         notes, now = self.asking.notes, self.asking.clock.time()
         note = {"kind": kind.word, "target": self.settings.target.name, kind.word: made.id, "made": now}
         try:
             notes.intend(name, **note)
-            machine = kind.ready(made)
+            machine = kind.ready(made, is_last=is_last)
             if may_have_twins:
                 self._end_all(kind, name, but=made.id)
             notes.intend(name, **note, handed_out=True)
@@ -190,7 +196,10 @@ class Making:
             if options.data_centers and center not in options.data_centers:
                 raise WrongUse(f"the volume '{volume}' is in {center}, which is not in data_centers in {where}")
         asked = options.gpus, options.gpu_count, options.cloud, self.min_cuda, product
-        return self.asking.ask(lambda: api.offers(*asked)), center
+        offers = self.asking.ask(lambda: api.offers(*asked))
+        if options.spot:
+            offers = at_spot(offers, self.asking.ask(lambda: api.spot_prices(options.gpu_count, options.cloud)))
+        return offers, center
 
     def _end_all(self, kind: Kind[T], name: str, but: str = "") -> None:
         for each in of_family(kind.all(bills=True), name, exactly=True):
@@ -215,6 +224,7 @@ class Making:
             registry=options.registry,
             nodes=nodes,
             args=start.args,
+            bid_usd_per_gpu_hour=candidate.usd_per_hour / options.gpu_count if options.spot else None,
             unattended_min=options.unattended_min if nodes == 1 else None,  # no pod of a cluster ends alone
         )
 

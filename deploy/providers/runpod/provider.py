@@ -63,6 +63,7 @@ class RunPodProvider:
             pods = self._pods.all()
             refuse_unreadable(pods, spec.family)
             self._notes.tidy({pod.name for pod in pods}, self.clock.time())
+            self._end_preempted(pods, spec.family)
             for pod in of_family(pods, spec.family):
                 self.say(f"found existing {pod}, named {pod.name}")
                 try:
@@ -71,6 +72,13 @@ class RunPodProvider:
                     if not self._making.give_back_unused(self._pods, pod, unfit):
                         self.say(f"leaving {pod} unchanged: {unfit.why}")
             return self._making.new(self._pods, spec)
+
+    def _end_preempted(self, pods: Sequence[Pod], family: str) -> None:
+        """Remove the family's spot pods that RunPod stopped: their disk is deleted, and they never start again."""
+        for pod in pods if self.options.spot else ():
+            if pod.is_stopped and pod.name.startswith(family) and not pod.volume_gb:
+                self.say(f"removing {pod}, named {pod.name}, which RunPod has stopped")
+                self._pods.end(pod)
 
     def find(self, name: str) -> Machine | None:
         """Find a machine by name, with its current address: the port changes at each restart."""
@@ -306,8 +314,8 @@ class _Pods:
     def all(self, *, bills: bool = False) -> list[Pod]:
         return _alone(self.asking.pods(bills=bills))
 
-    def ready(self, made: Pod) -> Machine:
-        pod, identity = self.boot.ready(made, self.making.refuse_other)
+    def ready(self, made: Pod, *, is_last: bool) -> Machine:
+        pod, identity = self.boot.ready(made, self.making.refuse_other, is_last=is_last)
         return self.fit(self.machine(pod, identity))
 
     def end(self, made: Pod) -> None:

@@ -18,7 +18,10 @@ FIRST_LOOK_S = 4.0  # before the first read of the log of a pod that does not an
 LOOK_S = 20.0  # between two reads
 LOOK_PATIENCE_S = 10.0
 NO_ADDRESS_S = 20.0  # limit for a running container without a published SSH port
-SILENT_S = 180.0  # limit for a RUNNING pod without output from its host or container
+# Limits for a RUNNING pod without output from its host or container. RUNNING means that the container is healthy, and a
+# host reports the creation of the container before it pulls the image. Log lines may be late all the same, so the last
+# candidate gets the longer limit: without another one, a wrong refusal would leave the user without a machine.
+SILENT_S, SILENT_LAST_S = 20.0, 180.0
 ADDRESS_S = 60.0  # limit for the address, which is unknown for a moment after a restart
 SECOND_LOOK_S = 10.0
 LOG_WAITS_S = (2.0, 5.0)  # a log may lag behind its pod
@@ -41,6 +44,7 @@ class _Wait:
     clock: Clock
     began: float
     look_at: float
+    silent_s: float  # limit
     heard: Signs | None = None  # None: the log could not be read yet, so silence means nothing
     silent_since: float | None = None
     without_address_since: float | None = None
@@ -81,13 +85,16 @@ class Boot:
     min_memory_gib: float | None
     min_cuda: str | None = None
 
-    def ready(self, pod: Pod, refuse: Callable[[Pod], None] = lambda _: None) -> tuple[Pod, Identity]:
+    def ready(
+        self, pod: Pod, refuse: Callable[[Pod], None] = lambda _: None, *, is_last: bool = True
+    ) -> tuple[Pod, Identity]:
         """Wait until the pod's SSH server answers and the pod matches the request. Raises Unfit, or NoMachine.
 
-        Each state of the pod is checked, by `refuse` too; the first one before any wait.
+        Each state of the pod is checked, by `refuse` too; the first one before any wait. `is_last`: no other candidate
+        is left to try.
         """
         clock = self.asking.clock
-        wait = _Wait(clock, clock.now(), clock.now() + FIRST_LOOK_S)
+        wait = _Wait(clock, clock.now(), clock.now() + FIRST_LOOK_S, SILENT_LAST_S if is_last else SILENT_S)
         until = clock.now() + self.wait_min * 60
         waits = endless(MACHINE_POLLS_S)
         while True:
@@ -196,7 +203,7 @@ class Boot:
         now = self.asking.clock.now()
         if wait.without_address_since is not None and now - wait.without_address_since >= NO_ADDRESS_S:
             raise Unfit("its container runs, but its SSH port has no public address")
-        if wait.silent_since is not None and now - wait.silent_since >= SILENT_S:
+        if wait.silent_since is not None and now - wait.silent_since >= wait.silent_s:
             raise Unfit("it is RUNNING, but its log is empty")
 
     def _refuse_unfit(self, pod: Pod, identity: Identity | None = None) -> None:

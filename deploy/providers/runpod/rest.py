@@ -22,7 +22,7 @@ import requests
 from deploy import border
 from deploy.providers import network
 from deploy.providers.rented import Key
-from deploy.providers.runpod import events
+from deploy.providers.runpod import events, graphql
 from deploy.providers.runpod.api import (
     BASE_URL,
     BASE_URL_VARIABLE,
@@ -65,10 +65,27 @@ class RestApi:
         self._session.auth = key.sign  # not a header, because ~/.netrc overrides one
 
     def create(self, wanted: Wanted) -> Pod:
+        if wanted.bid_usd_per_gpu_hour is not None:
+            return self._rent_spot(wanted)
         body = body_of(wanted)
         if wanted.min_memory_gib and self._takes_memory():
             body["gpu"] = {**body["gpu"], MEMORY_FIELD: math.ceil(wanted.min_memory_gib / wanted.gpu_count)}
         return _pod(self._json("POST", "/v2/pods", body=body))
+
+    def _rent_spot(self, wanted: Wanted) -> Pod:
+        made = self._graphql(graphql.body_of_spot(wanted)).get("podRentInterruptable")
+        if not isinstance(made, dict) or not made.get("id"):
+            raise Unclear("RunPod's answer contains no pod")
+        return Pod(id=str(made["id"]), name=wanted.name, status="PROVISIONING", gpu=wanted.gpu)
+
+    def spot_prices(self, count: int, cloud: str) -> dict[str, float]:
+        return graphql.spot_prices(self._graphql(graphql.body_of_prices(count, cloud)), cloud)
+
+    def _graphql(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            return graphql.data_of(self._json("POST", "/graphql", body=body))
+        except ApiError as error:
+            raise type(error)(self.key.mask(error.detail)) from None
 
     def _takes_memory(self) -> bool:
         """Return whether the live specification has the field for memory. v2 refuses fields that it does not know."""

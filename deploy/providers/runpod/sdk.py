@@ -20,36 +20,18 @@ from deploy.providers.rented import Key
 from deploy.providers.runpod.api import (
     UNREADABLE,
     ApiError,
-    BadRequest,
-    Forbidden,
     Gone,
     LogLine,
     NetworkVolume,
-    NoBalance,
     Offer,
     Pod,
-    Refused,
-    TooMany,
     Unclear,
     Unreachable,
     Wanted,
     WrongKey,
 )
+from deploy.providers.runpod.graphql import error_of, versions_from
 from deploy.providers.runpod.ratelimit import Pace
-
-# GraphQL always answers 200: only the text of an error shows what failed.
-SENTENCES: Sequence[tuple[str, type[ApiError]]] = (
-    (r"too many requests|rate limit", TooMany),
-    (r"something went wrong|internal server error|timed? ?out|try again later", Unclear),
-    (r"balance|insufficient funds|add (more )?funds|spend(ing)? limit", NoBalance),
-    (r"pod .*not found|not found.* pod|pod does not exist", Gone),
-    (r"forbidden|not authori[sz]ed|no access|access denied", Forbidden),
-    (
-        r"syntax error|cannot query field|is not defined by|unknown argument|expected (value|type)|required type",
-        BadRequest,
-    ),
-)
-NEWEST_CUDA = (13, 9)
 
 
 class SdkApi:
@@ -128,6 +110,10 @@ class SdkApi:
             found.append(Offer(gpu, float(price), most, memory_gib=float(values.get("memoryInGb") or 0) or None))
         return found
 
+    def spot_prices(self, count: int, cloud: str) -> dict[str, float]:
+        del count, cloud
+        raise WrongUse("api: sdk does not support spot: true", next_command="set api: v2")
+
     def data_center_of(self, volume: str) -> str:
         for each in self.volumes():
             if each.id == volume:
@@ -182,7 +168,7 @@ class SdkApi:
         except AuthenticationError:
             problem = WrongKey("RunPod does not know the API key")
         except QueryError as error:
-            problem = _sorted(self.key.mask(str(error.message)))
+            problem = error_of(self.key.mask(str(error.message)))
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             # No network, an HTML page, or JSON without the field: the package checks no status but 401.
             kind = Unreachable if network.was_never_sent(error) else Unclear
@@ -207,19 +193,7 @@ def refuse_unsafe(values: dict[str, Any]) -> None:
                 )
 
 
-def versions_from(floor: str) -> list[str]:
-    """List every version from `floor` to NEWEST_CUDA, a future one: the package accepts only an exact list."""
-    major, minor = (int(part) for part in f"{floor}.0".split(".")[:2])
-    pairs = ((a, b) for a in range(major, NEWEST_CUDA[0] + 1) for b in range(10))
-    return [f"{a}.{b}" for a, b in pairs if (major, minor) <= (a, b) <= NEWEST_CUDA]
-
-
 def _lost(error: Exception) -> str:
     """Describe why there is no usable answer. Some errors of `requests` are JSON errors, not network errors."""
     is_text = isinstance(error, ValueError | KeyError | TypeError)
     return f"the answer has an unexpected format ({type(error).__name__})" if is_text else network.in_words(error)
-
-
-def _sorted(sentence: str) -> ApiError:
-    kind = next((kind for words, kind in SENTENCES if re.search(words, sentence, re.IGNORECASE)), Refused)
-    return kind(sentence)

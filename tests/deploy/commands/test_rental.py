@@ -211,9 +211,10 @@ def test_a_closed_terminal_does_not_prevent_the_release(
 
 
 def test_bad_hosts_do_not_make_the_trial_longer(v2: Rig) -> None:
-    """Silent hosts cost three minutes each; after five minutes no further one is requested."""
+    """Hosts that pull for three minutes and then fail: after five minutes no further one is requested."""
     for _ in range(9):
-        v2.emulator.next_pod(has_container=False)
+        pulls = (1.0, "create container me/x"), (180.0, "failed to register layer: no space left on device")
+        v2.emulator.next_pod(has_container=False, system=pulls)
     assert failure(v2).startswith("NoMachine: RunPod has no machine")
     assert v2.creations == 2
     assert v2.emulator.names == []

@@ -171,6 +171,45 @@ def test_the_systems_ssh_goes_the_same_way(shell: SshShell) -> None:
     link.close()
 
 
+@needs_sshd
+@pytest.mark.parametrize(
+    "line",
+    [
+        "RemoteCommand tmux new -A -s mine\n  RequestTTY force",  # a usual way to a session of one's own
+        "SessionType none\n  StdinNull yes\n  ForkAfterAuthentication yes",
+        "PermitLocalCommand yes\n  LocalCommand touch {mark}",
+        "IgnoreUnknown UseKeychain\n  UseKeychain yes\n  AddKeysToAgent yes",  # macOS; other ssh do not know the first
+        "ControlMaster auto\n  ControlPath ~/.ssh/%C\n  ControlPersist 600",
+        "LogLevel DEBUG3\n  VisualHostKey yes",
+        "SendEnv *\n  SetEnv LANG=xx\n  Compression yes",
+        "Match final all\n  Port 1",
+        "LocalForward 1 127.0.0.1:1\n  ExitOnForwardFailure yes\n  Tunnel yes",
+        "CanonicalizeHostname yes\n  CanonicalDomains example.org\n  HashKnownHosts yes",
+    ],
+    ids=lambda line: line.split(" ")[0],
+)
+def test_what_is_meant_for_a_users_own_logins_changes_nothing(
+    server: Server, home: Path, tmp_path: Path, open_shell: Callable[..., SshShell], line: str
+) -> None:
+    """Both SSH clients read the user's configuration, which may start a program or a tunnel at each login."""
+    config = home / ".ssh" / "config"
+    config.write_text("Host *\n  " + line.replace("{mark}", str(tmp_path / "mark")) + "\n", encoding="utf-8")
+    shell = open_shell(server.machine())
+    assert shell.run(["printf", "ü"]).text == "ü"
+    done = subprocess.run(
+        [*shell.terminal(["printf", "%s|", "a b"])],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.stdout.decode().replace("\r", ""), done.returncode) == ("a b|", 0), done.stderr
+    link = shell.native_link()
+    assert link.submit("clock").result() > 0
+    link.close()
+    assert not (tmp_path / "mark").exists()
+
+
 # Cut connections.
 
 

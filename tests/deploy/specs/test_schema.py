@@ -53,5 +53,7 @@ def fits(value: object, rule: dict[str, object]) -> bool:
         return value == rule["const"]
     if "enum" in rule:
         return value in rule["enum"]  # type: ignore[operator]
-    kind = {str: "string", int: "integer", float: "number", list: "array", type(None): "null"}[type(value)]
+    kind = {bool: "boolean", str: "string", int: "integer", float: "number", list: "array", type(None): "null"}[
+        type(value)
+    ]
     return kind in rule["type"] or (kind == "integer" and "number" in rule["type"])  # type: ignore[operator]

@@ -12,7 +12,7 @@ from deploy.errors import WrongUse
 from deploy.providers import PROVIDERS
 from deploy.specs.options import load_class
 from deploy.specs.provider import Provider
-from deploy.specs.settings import CHOICES, OPTIONS, RunPod, Ssh, Target, load
+from deploy.specs.settings import CHOICES, OPTIONS, RunPod, Ssh, Target, load, parse
 
 
 @pytest.fixture
@@ -113,3 +113,13 @@ def test_each_provider_has_settings_and_each_settings_a_provider() -> None:
         for kind in (Target, *OPTIONS.values()):
             default = next((each.default for each in dataclasses.fields(kind) if each.name == key), values[0])
             assert default == values[0], key
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("False", False), ("maybe", None), ("1", None)])
+def test_a_key_may_be_true_or_false(tmp_path: Path, text: str, value: bool | None) -> None:
+    told = {"provider": "runpod", "root": "/r", "gpus": ["NVIDIA A40"], "spot": text}
+    if value is None:
+        with pytest.raises(WrongUse, match=f"spot in there must be true or false, not {text}"):
+            parse(tmp_path, "far", told, "there", {})
+        return
+    assert parse(tmp_path, "far", told, "there", {}).target.options.is_preemptible is value

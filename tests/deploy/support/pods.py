@@ -6,8 +6,10 @@ import contextlib
 import itertools
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from deploy.pod.base import processes
 from tests.deploy.support.servers import Server, asyncssh_server
 from tests.support.emulators.runpod import POD_KEY
 from tests.support.emulators.runpod_pods import Line, stamp
@@ -22,7 +24,8 @@ class ProcessPod:
 
     numbers = itertools.count()
 
-    def __init__(self, pod: Pod, folder: Path, url: str) -> None:
+    def __init__(self, pod: Pod, folder: Path, url: str, env: Mapping[str, str] | None = None) -> None:
+        """`env`: further variables of the pod, such as those of an image."""
         self.pod = pod
         self.folder = folder / f"{pod.id}-{next(self.numbers)}"
         self.bin = self.folder / "bin"
@@ -30,7 +33,7 @@ class ProcessPod:
         (self.bin / "python3").symlink_to(sys.executable)
         self.env = {
             "HOME": str(self.folder), "RUNPOD_POD_ID": pod.id, "RUNPOD_API_KEY": POD_KEY, "RUNPOD_API_BASE_URL": url,
-            "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}", **pod.env,
+            "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}", **(env or {}), **pod.env,
         }  # fmt: skip
         self._start()
 
@@ -50,6 +53,17 @@ class ProcessPod:
 
     def close(self) -> None:
         self._stack.close()
+        for pid in self._left():
+            processes.kill_tree(pid)
+
+    def _left(self) -> list[int]:
+        """Processes of the pod that left the server's tree, such as its guard and tmux. Linux only."""
+        mark, found = f"HOME={self.folder}\0".encode(), []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):  # it has ended
+                if mark in path.read_bytes():
+                    found.append(int(path.parent.name))
+        return found
 
     def _start(self) -> None:
         self._stack = contextlib.ExitStack()

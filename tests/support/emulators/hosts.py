@@ -16,6 +16,7 @@ class Host:
     oddities: Mapping[str, Any]
     says: str
     everywhere: bool = False  # the image is at fault, so no other host is tried
+    last_s: float = 30.0  # limit for the refusal if no other candidate is left
 
 
 def _never_starts(line: str) -> dict[str, Any]:
@@ -51,6 +52,7 @@ HOSTS = {
     ),
     "no ports": Host({"publishes": "nothing"}, "its SSH port has no public address"),
     "no public address": Host({"publishes": "no ip"}, "its SSH port has no public address"),
+    "silent": Host({"has_container": False}, "it is RUNNING, but its log is empty", last_s=210.0),
     "driver of an older CUDA": Host({"cuda": "12.4", "boot_s": 600.0}, "its driver supports CUDA 12.4 at most"),
     "another data centre": Host({"data_center": "US-TX-3", "boot_s": 600.0}, "it is in US-TX-3"),
     "another GPU": Host({"gpu": "NVIDIA GeForce RTX 3070", "boot_s": 600.0}, "it has NVIDIA GeForce RTX 3070"),

@@ -60,7 +60,10 @@ class Rig:
     def creations(self) -> int:
         """The number of requests for a pod, successful or not."""
         counts = self.emulator.counts()
-        return counts["POST /v2/pods"] + counts["POST /graphql podFindAndDeployOnDemand"]
+        return sum(
+            counts[f"POST {each}"]
+            for each in ("/v2/pods", "/graphql podFindAndDeployOnDemand", "/graphql podRentInterruptable")
+        )
 
     def on(self, verb: str) -> str:
         """A pattern for Emulator.fail that matches the requests of a verb."""

@@ -146,6 +146,9 @@ class Emulator:
         """Set appears_after_s (in lists), ranks_after_s, vanishes_after_s, data_center, type of the next cluster."""
         self.account.cluster_oddities.append(oddities)
 
+    def preempt(self, name: str) -> None:
+        self.account.preempt(self.pod(name))
+
     def restart(self, name: str) -> None:
         self.account.restart(self.pod(name))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from graphql import GraphQLError, build_schema, graphql_sync
 
-from tests.support.emulators.runpod_state import Account, Pod, Refusal
+from tests.support.emulators.runpod_state import NO_ROOM, Account, Pod, Refusal
 
 SCHEMA = build_schema(
     """
@@ -20,18 +20,31 @@ SCHEMA = build_schema(
     }
     type Mutation {
       podFindAndDeployOnDemand(input: PodFindAndDeployOnDemandInput): Pod
+      podRentInterruptable(input: PodRentInterruptableInput!): Pod
       podTerminate(input: PodTerminateInput!): Void
     }
     input PodFilter { podId: String! }
     input PodTerminateInput { podId: String! }
     input GpuTypeFilter { id: String }
-    input GpuLowestPriceInput { gpuCount: Int }
+    input GpuLowestPriceInput {
+      countryCode: String dataCenterId: String gpuCount: Int includeAiApi: Boolean minDisk: Int minDownload: Int
+      minMemoryInGb: Int minUpload: Int minVcpuCount: Int secureCloud: Boolean supportPublicIp: Boolean totalDisk: Int
+      cudaVersion: String allowedCudaVersions: [String]
+    }
     input EnvironmentVariableInput { key: String! value: String! }
     input PodFindAndDeployOnDemandInput {
       name: String imageName: String cloudType: CloudTypeEnum startSsh: Boolean gpuTypeId: String
       supportPublicIp: Boolean gpuCount: Int volumeInGb: Int minVcpuCount: Int minMemoryInGb: Int
       allowedCudaVersions: [String] dataCenterId: String dockerArgs: String containerDiskInGb: Int ports: String
       volumeMountPath: String env: [EnvironmentVariableInput] networkVolumeId: String
+    }
+    input PodRentInterruptableInput {
+      bidPerGpu: Float cloudType: CloudTypeEnum containerDiskInGb: Int countryCode: String dockerArgs: String
+      env: [EnvironmentVariableInput] gpuCount: Int gpuTypeId: String imageName: String minDisk: Int minDownload: Int
+      minMemoryInGb: Int minUpload: Int minVcpuCount: Int name: String networkVolumeId: String port: Int ports: String
+      startJupyter: Boolean startSsh: Boolean stopAfter: String supportPublicIp: Boolean templateId: String
+      terminateAfter: String volumeInGb: Int volumeKey: String volumeMountPath: String dataCenterId: String
+      cudaVersion: String allowedCudaVersions: [String]
     }
     type User { clientBalance: Float currentSpendPerHr: Float spendLimit: Int
       id: String pubKey: String networkVolumes: [NetworkVolume] pods: [Pod] }
@@ -57,8 +70,8 @@ SCHEMA = build_schema(
 
 
 def answer(account: Account, body: bytes) -> tuple[int, Any]:
-    query = json.loads(body)["query"]
-    result = graphql_sync(SCHEMA, query, Root(account))
+    told = json.loads(body)
+    result = graphql_sync(SCHEMA, told["query"], Root(account), variable_values=told.get("variables"))
     is_malformed = result.data is None and any(error.path is None for error in result.errors or [])
     return 400 if is_malformed else 200, result.formatted
 
@@ -95,11 +108,24 @@ class Root:
                 "id": gpu.id, "displayName": gpu.id, "manufacturer": "Nvidia", "memoryInGb": gpu.memory_gib,
                 "maxGpuCount": gpu.max_count, "secureCloud": True, "communityCloud": False,
                 "securePrice": gpu.usd_per_hour, "communityPrice": 0,
-                "lowestPrice": {"uninterruptablePrice": gpu.usd_per_hour if gpu.stock else None},
+                "secureSpotPrice": gpu.spot_usd_per_hour, "communitySpotPrice": None,
+                "lowestPrice": {
+                    "uninterruptablePrice": gpu.usd_per_hour if gpu.stock else None,
+                    "minimumBidPrice": gpu.spot_usd_per_hour if gpu.stock else None,
+                },
             }
             for gpu in self.account.gpus.values()
             if wanted in (None, gpu.id)
         ]  # fmt: skip
+
+    def podRentInterruptable(self, info: Any, input: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
+        kind = self.account.gpus.get(input["gpuTypeId"])
+        if kind and input["bidPerGpu"] < (kind.spot_usd_per_hour or float("inf")):
+            raise GraphQLError(NO_ROOM)
+        made = self.podFindAndDeployOnDemand(info, input)
+        pod = self.account.find(made["id"])
+        pod.spot, pod.usd_per_hour = True, input["bidPerGpu"] * input["gpuCount"]
+        return self._as_fields(pod)
 
     def podFindAndDeployOnDemand(self, _info: Any, input: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
         try:
@@ -141,7 +167,8 @@ class Root:
         return {
             "id": pod.id, "name": pod.name, "imageName": pod.image, "costPerHr": pod.usd_per_hour,
             "desiredStatus": "RUNNING" if status in ("PROVISIONING", "STARTING") else status,
-            "gpuCount": 0 if pod.zero_gpus else pod.gpu_count, "memoryInGb": pod.memory_gib, "podType": "RESERVED",
+            "gpuCount": 0 if pod.zero_gpus else pod.gpu_count, "memoryInGb": pod.memory_gib,
+            "podType": "INTERRUPTABLE" if pod.spot else "RESERVED",
             "env": [f"{key}={value}" for key, value in pod.env.items()], "machineId": "machine",
             "containerDiskInGb": pod.disk, "volumeInGb": pod.mounts.get("persistent", {}).get("size", 0),
             "ports": ",".join(pod.ports), "volumeMountPath": "",

@@ -28,16 +28,17 @@ class Gpu:
     memory_gib: int
     max_count: int = 8
     stock: dict[str, str] = field(default_factory=dict)  # data centre -> LOW, MEDIUM, HIGH
+    spot_usd_per_hour: float | None = None  # lowest accepted bid for one GPU
     hosts: tuple[str, ...] = ("12.8", "13.0")  # newest CUDA of each host's driver; the first that fits is used
 
 
 def catalogue() -> dict[str, Gpu]:
     """GPU types with RunPod's names; prices and stock are invented."""
     gpus = [
-        Gpu("NVIDIA RTX A4500", 0.25, 20, 4, {"EU-RO-1": "HIGH", "US-KS-2": "LOW"}),
+        Gpu("NVIDIA RTX A4500", 0.25, 20, 4, {"EU-RO-1": "HIGH", "US-KS-2": "LOW"}, 0.12),
         Gpu("NVIDIA RTX A5000", 0.27, 24, 8, {"EU-RO-1": "MEDIUM", "US-TX-3": "HIGH"}),
-        Gpu("NVIDIA A40", 0.40, 48, 8, {"EU-SE-1": "HIGH", "US-KS-2": "HIGH"}),
-        Gpu("NVIDIA H100 80GB HBM3", 2.69, 80, 8, {"US-KS-2": "LOW"}, ("13.0",)),
+        Gpu("NVIDIA A40", 0.40, 48, 8, {"EU-SE-1": "HIGH", "US-KS-2": "HIGH"}, 0.20),
+        Gpu("NVIDIA H100 80GB HBM3", 2.69, 80, 8, {"US-KS-2": "LOW"}, None, ("13.0",)),
         Gpu("NVIDIA GeForce RTX 3070", 0.13, 8, 2, {}),
     ]
     return {gpu.id: gpu for gpu in gpus}
@@ -76,6 +77,7 @@ class Pod:
     has_container: bool = True  # False: RUNNING, but nothing ever runs
     publishes: str = "address"  # for port 22: "address", "no ip", or "nothing"
     stopped: bool = False
+    spot: bool = False
     cluster: Cluster | None = None
     rank: int = 0  # in the cluster
 
@@ -260,6 +262,14 @@ class Account:
         pod.booted, pod.stopped = self.clock.time(), False
         if pod.machine:
             pod.machine.restart()
+
+    def preempt(self, pod: Pod) -> None:
+        """Stop a spot pod, as for a higher bid: its processes end, and its disk is deleted. It does not start again."""
+        if not pod.spot:
+            raise ValueError(f"{pod.name} is no spot pod")
+        pod.stopped = True
+        if pod.machine:
+            pod.machine.close()
 
     def each_machine(self, act: Callable[[Machine], None]) -> None:
         for pod in [*self.pods.values(), *self.ended]:

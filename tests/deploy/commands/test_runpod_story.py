@@ -1,0 +1,104 @@
+"""The commands on a rented pod without Docker: RunPod is emulated, and its pods are processes behind real SSH servers.
+
+Provision, login, code, environment check, data, training by the supervisor, the guard, download and release are real.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.pod.base.folder import read_json
+from tests.deploy.conftest import Project, wait_until
+from tests.deploy.support.pods import ProcessPod
+from tests.support.emulators.rig import breaches
+from tests.support.emulators.runpod import KEY, Emulator
+from tests.support.faults import Fault
+from tests.support.load import under_load
+
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="needs /proc, to end the processes of a pod: run on Linux"
+)
+
+
+@pytest.fixture
+def account(project: Project, tmp_path: Path) -> Iterator[Emulator]:
+    """The account that the project's target `far` rents from."""
+
+    def made(pod: Any) -> ProcessPod:
+        return ProcessPod(pod, tmp_path / "pods", emulator.url, {"SNIPERFACE_PYTHON": sys.executable})
+
+    emulator = Emulator(pods=made)
+    target(project, root=str(tmp_path / "there"))
+    project.env |= {"RUNPOD_API_BASE_URL": emulator.url, "RUNPOD_API_KEY": KEY, "no_proxy": "*"}
+    yield emulator
+    emulator.close()
+    assert breaches(emulator) == []
+
+
+def target(project: Project, **values: object) -> None:
+    told = {
+        "provider": "runpod", "image": "me/x:cuda-0123456789ab", "min_cuda": "12.4", "gpus": ["NVIDIA A40"],
+        "device": "cpu", "processes": 2, "max_usd": 5, "idle_min": 20, **values,
+    }  # fmt: skip
+    (project.path / "conf" / "deploy" / "far.yaml").write_text(json.dumps(told), encoding="utf-8")  # JSON is YAML
+
+
+def test_a_run_on_a_pod_is_trained_brought_home_and_given_back_in_a_minute(project: Project, account: Emulator) -> None:
+    """From one command to a finished job and its checkpoint, then `ps` and `down`."""
+    began = time.monotonic()
+    done = project.json("train", "--on", "far", "--fraction", "0.5", "--yes")
+    assert (done["state"], done["fraction"], done["checkpoint"]["epoch"]) == ("succeeded", 0.5, 2)
+    assert Path(done["checkpoint"]["path"]).is_file()
+    [bill] = project.json("ps")
+    assert bill["target"] == "far"
+    assert len(account.names) == 1
+    assert project.json("status", "--on", "far")["state"] == "succeeded"
+    assert "grüße" in project.invoke("logs", "--on", "far").stdout
+    project.invoke("down", "--on", "far")
+    assert account.names == []
+    wait_until(lambda: project.json("ps") == [])
+    assert time.monotonic() - began < under_load(60)
+
+
+@pytest.mark.slow
+def test_a_run_on_a_spot_pod_that_is_stopped_goes_on_on_another(
+    project: Project, account: Emulator, fault: Fault
+) -> None:
+    """`watch` has its newest checkpoint and continues the run. The plan has the spot price, and a warning."""
+    root = read_json(project.path / "conf" / "deploy" / "far.yaml")["root"]
+    target(project, root=root, spot=True)
+    words = ("train", "--on", "far", "--yes", "--set", "train.step_s=0.5", "--set", "train.epochs=8")
+    said = project.invoke(*words, "--dry-run").stdout
+    assert "at $0.20 an hour (spot)" in said
+    assert "a spot machine may be stopped at any moment; checkpoints on it are lost then" in said
+    project.invoke(*words, "--detach")
+    [run] = project.json("runs")
+    watching = project.start("watch", "--on", "far")
+    at_home = project.path / "runs" / run["run_id"] / "checkpoints"
+    wait_until(lambda: list(at_home.glob("epoch_*.json")), under_load(60))
+    [first] = account.names
+    fault.strikes()
+    account.preempt(first)
+    fault.told(lambda: is_over(project.json("status", "--on", "far")))
+    said, errors = watching.communicate(timeout=under_load(120))
+    assert (watching.returncode, "Traceback" in errors) == (0, False), (said, errors)
+    assert "continuing on another machine" in said
+    done = project.json("status", "--on", "far")
+    assert (done["state"], done["attempt"], done["epoch"]) == ("succeeded", 2, 7)
+    [second] = account.names
+    assert second != first
+    assert account.pod(second).spot
+    fault.machines(project.json("ps"), account.names)
+    fault.checkpoints(at_home.parent)
+
+
+def is_over(status: dict[str, Any]) -> bool:
+    """Whether the first attempt is known to be over. `watch` may have begun the next one."""
+    return status["state"] == "lost" or status["attempt"] == 2

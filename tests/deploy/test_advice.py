@@ -1,0 +1,60 @@
+"""Every command that the launcher prints can be typed, on the target in question, and helps."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+
+import pytest
+
+import tasks
+from deploy.commands import flags
+from deploy.errors import quoted
+from tests.deploy.support import advice
+
+COMMANDS = {name: command.flags for name, command in tasks.COMMAND_LINE.commands.items()}
+# Functions that print names or examples of commands: test_flags.py and test_docs.py try these.
+NAMES = (
+    "flags.py:_refuse",
+    "flags.py:_stray",
+    "flags.py:_command",
+    "program.py:print_help",
+    "program.py:print_task_help",
+)
+PRINTED = [each for each in advice.printed() if not each.where.endswith((*NAMES, "ssh.py:terminal"))]
+# Commands for all targets, and those that run here whatever the target is.
+OF_NO_TARGET = ("runs", "ps", "prepare", "push", "ui", "down --orphans")
+# Functions whose commands need no target, each with the reason.
+WITHOUT_TARGET = {
+    "deploy/runs/records.py:get": "a run that nobody started has no target",
+    "deploy/commands/status.py:status": "a beginning that is compared, and not printed",
+}
+
+
+def words_of(text: str) -> list[str]:
+    return text.replace(advice.ANY, "X").split()
+
+
+@pytest.mark.parametrize("each", PRINTED, ids=str)
+def test_a_printed_command_is_one(each: advice.Printed) -> None:
+    """The command line accepts it: the command exists and has these flags."""
+    if each.words.startswith(advice.ANY):
+        pytest.fail(f"{each}: the command's name is not in the source")
+    flags.check(words_of(each.words), COMMANDS)
+
+
+@pytest.mark.parametrize("each", PRINTED, ids=str)
+def test_a_printed_command_names_its_target(each: advice.Printed) -> None:
+    """Without --on or --run a command acts on the target `local`, and would not touch the machine in question."""
+    if each.where in WITHOUT_TARGET or each.words.startswith(OF_NO_TARGET):
+        return
+    assert re.search(r" --(on|run) ", each.words), each
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX: a shell of another kind is on Windows")
+@pytest.mark.parametrize("path", ["/a/b", '/it\'s "x" $HOME `id`; {a,b}=%#*\n', "", "-x"])
+def test_a_printed_path_reaches_a_program_unchanged(path: str) -> None:
+    done = subprocess.run(["sh", "-c", f"printf %s {quoted(path)}"], capture_output=True, text=True, check=True)
+    assert done.stdout == path
+    assert quoted("C:\\My files", windows=True) == '"C:\\My files"'
