@@ -49,7 +49,9 @@ FILES = (
     "requirements/build.txt",
     "requirements/cuda.txt",
     "requirements/gpu.txt",
+    "requirements/s3.txt",
     "requirements/torch.txt",
+    "requirements/wandb.txt",
 )
 BASE = re.compile(r"^ARG BASE_IMAGE=(\S+)", re.MULTILINE)
 BASE_NAME, BASE_DIGEST = "org.opencontainers.image.base.name", "org.opencontainers.image.base.digest"  # labels
