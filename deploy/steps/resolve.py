@@ -241,7 +241,12 @@ def _configuration(settings: Settings, request: Request, origin: Origin | None) 
     words = [*user_overrides(request, tryout=not origin), *decided]
     if origin:
         words.append(hydra_override(DATA_KEY, str(origin.path)))
-    config = app_config(settings.project, words)
+    try:
+        config = app_config(settings.project, words)
+    except WrongUse as error:  # of a key that was typed as a flag
+        if request.recipe and error.message.startswith(f"recipe={request.recipe} "):
+            raise WrongUse(f"--{error.message.replace('=', ' ', 1)}") from error
+        raise
     if not origin and config["data"].get("binary_cache_path"):
         words = [*user_overrides(request, tryout=False), *decided]
         config = app_config(settings.project, words)

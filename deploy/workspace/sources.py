@@ -102,6 +102,8 @@ def parse(text: str, project: Path, *, local: bool) -> Origin:
             raise WrongUse(
                 f"--data {shown(text)} is not supported: give an https:// or s3:// address, or a path without file://"
             )
+        if not re.match("[^:]+://[^/?#]", text):
+            raise WrongUse(f"--data {text} names no host: give an address such as https://host/faces/images.npy")
         return Origin(URL, Url(text).normal, UrlFiles())
     if text.startswith(ON_THE_MACHINE):
         path = text[len(ON_THE_MACHINE) :]
