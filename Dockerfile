@@ -33,7 +33,7 @@ ARG FAISS=faiss-gpu
 ARG PIP_OPTIONS=""
 ENV PATH=/opt/sniperface/bin:${PATH} VIRTUAL_ENV=/opt/sniperface
 COPY constraints.txt requirements/app.txt requirements/build.txt requirements/cuda.txt \
-    requirements/gpu.txt requirements/torch.txt /opt/sniperface/
+    requirements/gpu.txt requirements/s3.txt requirements/torch.txt requirements/wandb.txt /opt/sniperface/
 RUN cd /opt/sniperface \
     && sed -i 's/\r$//' *.txt \
     && python3 -m venv . \
@@ -42,6 +42,8 @@ RUN cd /opt/sniperface \
     && hashed() { pip_install --require-hashes --no-deps --no-build-isolation --use-pep517 --requirement "$1"; } \
     && hashed build.txt \
     && hashed app.txt \
+    && hashed s3.txt \
+    && hashed wandb.txt \
     && if [ "${FAISS}" = faiss-cpu ]; then pip_install --constraint constraints.txt torch; \
         else python -m pip uninstall --yes faiss-cpu && hashed gpu.txt && hashed torch.txt && hashed cuda.txt; fi
 

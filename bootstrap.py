@@ -106,7 +106,7 @@ ASKS_FOR_CUDA = (
 MODULES = {
     "inv": "deploy", "invoke": "deploy", "sniperface": "deploy", "mypy": "mypy", "pytest": "pytest", "ruff": "ruff",
 }  # fmt: skip
-EXTRAS = {"mypy": {"app", "dev"}, "pytest": {"app", "dev"}, "ruff": {"dev"}}  # mypy reads numpy's types
+EXTRAS = {"mypy": {"app", "dev"}, "pytest": {"app", "dev", "s3", "wandb"}, "ruff": {"dev"}}  # mypy reads numpy's types
 # Invoke tasks that run a command of app/ on the target. On this computer they need the extra 'app'.
 APP_TASKS = {"bench", "data", "deploy", "evaluate", "export", "mine", "prepare", "train"}
 UI_TASKS = {"ui"}  # serve a page
@@ -139,11 +139,14 @@ def extras_for(command: list[str]) -> set[str]:
             return set()
         target = value_of(("--on", "-o"), arguments)
         target = "local" if target is None else target
+        of_s3 = {"s3"} if uses_s3(target, arguments) else set()
         if is_local(target):
-            return {"app"}
-        return {"pack"} if task in PACK_TASKS and packs(target, arguments) else set()
+            return {"app"} | of_s3 | ({"wandb"} if tracks_by_wandb(arguments) else set())
+        return of_s3 | ({"pack"} if task in PACK_TASKS and packs(target, arguments) else set())
     if name.startswith("python"):
-        return {"app"} if any(word.startswith(("app.", "benchmarks")) for word in arguments) else set()
+        if not any(word.startswith(("app.", "benchmarks")) for word in arguments):
+            return set()
+        return {"app", "wandb"} if tracks_by_wandb(arguments) else {"app"}
     return EXTRAS.get(name, set())
 
 
@@ -165,6 +168,17 @@ def packs(target: str, arguments: list[str]) -> bool:
     """Return whether images are uploaded packed: by the flag, the environment, or the target's file."""
     told = value_of(("--pack",), arguments) or os.environ.get("SNIPERFACE_PACK") or key_of(target, "pack")
     return told not in (None, "none", "null")
+
+
+def tracks_by_wandb(arguments: list[str]) -> bool:
+    """Return whether W&B records the run. A machine has its package in any case, this computer on request."""
+    return any(re.fullmatch(r"(--set=)?track=[\"']?wandb[\"']?", word) for word in arguments)
+
+
+def uses_s3(target: str, arguments: list[str]) -> bool:
+    """Return whether images or copies are in S3: by the flag or the target's file."""
+    places = (value_of(("--data",), arguments), key_of(target, "data"), key_of(target, "sync_to"))
+    return any(re.match("s3a?(:|$)", place or "") for place in places)
 
 
 def key_of(target: str, key: str) -> str | None:
@@ -349,7 +363,19 @@ def install_torch(lock: IO[bytes]) -> bool:
     # A build in a folder of PIP_FIND_LINKS first: pip prefers a file whose link has a hash, so the index's CUDA build.
     if not pip(["--no-index", *torch], lock, may_fail=True) and not pip(torch, lock):
         return False
-    return not needs_cuda() or pip([*HASHED, "--requirement=requirements/cuda.txt"], lock)
+    if not needs_cuda():
+        return True
+    if not has_gpu():
+        say(
+            "  this build of PyTorch needs gigabytes of CUDA libraries, and this computer has no NVIDIA GPU: to get the"
+        )
+        say("  for the build for CPUs, press Ctrl-C and follow README.md, section Two commands")
+    return pip([*HASHED, "--requirement=requirements/cuda.txt"], lock)
+
+
+def has_gpu() -> bool:
+    """Whether an NVIDIA driver is loaded, here or below Windows' subsystem for Linux."""
+    return any(map(os.path.exists, ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg")))
 
 
 def needs_cuda() -> bool:

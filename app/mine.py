@@ -126,7 +126,8 @@ def load_array(name: str, word: str, dimensions: int, kinds: str) -> NDArray[Any
     try:
         array = np.load(name, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise WrongUse(f"{name} cannot be read ({error}); {wanted}") from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a complete .npy file"
+        raise WrongUse(f"{name} cannot be read ({why}); {wanted}") from None
     if not isinstance(array, np.ndarray):
         raise WrongUse(f"{name} holds several arrays; {wanted}")
     if array.ndim != dimensions or array.dtype.kind not in kinds:

@@ -22,7 +22,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
 CONSTRAINTS = PROJECT / "constraints.txt"
-EXTRAS = ("app", "dev", "gpu", "pack", "ui")  # of pyproject.toml; `laptop` is what is needed without any
+EXTRAS = ("app", "dev", "gpu", "pack", "s3", "ui", "wandb")  # of pyproject.toml; `laptop` is what is needed without any
 BUILD = ("setuptools",)  # builds the few packages that are published as source alone
 CUDA = re.compile(r"(triton|cuda-[a-z-]+|nvidia-(?!.*-cu12$)[a-z0-9-]+)")  # what torch's build for CUDA brings
 # Builds that are not on PyPI. torch 2.13.0+cpu for Python 3.11, Linux, x86_64:
@@ -44,7 +44,9 @@ WHAT = {
     "gpu": "FAISS for GPUs, in the place of faiss-cpu.",
     "laptop": "What the laptop needs.",
     "pack": "What the laptop needs to pack images.",
+    "s3": "What addresses of S3 need.",
     "ui": "What the page of all runs needs.",
+    "wandb": "What track=wandb needs.",
     "torch": "torch: its builds on PyPI, and others whose hashes are known.",
 }
 

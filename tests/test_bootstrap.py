@@ -49,6 +49,8 @@ LISTS = {
     "torch": ["torch==1"],
     "cuda": ["nvidiax==1"],
     "dev": ["pytest==1", "needed==1"],
+    "s3": ["needed==1"],
+    "wandb": ["needed==1"],
 }
 
 BACKEND = """\
@@ -221,7 +223,16 @@ def bootstrap() -> ModuleType:
         ("invoke", set()),
         ("invoke status --json", set()),
         ("invoke fetch-checkpoint", set()),
-        ("pytest -k train", {"app", "dev"}),
+        ("pytest -k train", {"app", "dev", "s3", "wandb"}),
+        ("invoke train --set track=wandb", {"app", "wandb"}),
+        ("invoke train --set=track=wandb --on local", {"app", "wandb"}),
+        ("invoke train --set track=tensorboard", {"app"}),
+        ("invoke train --set soundtrack=wandb", {"app"}),
+        ("invoke train --on ssh --set track=wandb", set()),
+        ("python -m app.train track=wandb", {"app", "wandb"}),
+        ("invoke train --data s3://bucket/images.npy", {"app", "s3"}),
+        ("invoke train --on ssh --data=s3a://bucket/images.npy", {"s3"}),
+        ("invoke train --on ssh --data https://host/s3://x", set()),
         ("ruff check .", {"dev"}),
         ("mypy --platform win32", {"app", "dev"}),
         ("sniperface train", {"app"}),
@@ -422,7 +433,7 @@ def test_extras_are_added_when_a_command_needs_them(ready: Project) -> None:
     assert not ready.has("torch")
     added = ready.run("pytest")
     assert added.returncode == 0, added.stderr
-    assert "with app and dev" in added.stderr
+    assert "with app and dev and s3 and wandb" in added.stderr
     steps = [line for line in added.stderr.splitlines() if re.match(r"bootstrap: +(step|done)", line)]
     assert [line for line in steps if "step" in line][-1] == "bootstrap: step 3 of 3: PyTorch"
     assert re.fullmatch(r"bootstrap:   done in \d+ s", steps[-1])

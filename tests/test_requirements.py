@@ -16,7 +16,7 @@ from tests.support.scripts import load_script
 
 PROJECT = Path(__file__).parents[1]
 FOLDER = PROJECT / "requirements"
-LISTS = ("app", "build", "cuda", "dev", "gpu", "laptop", "pack", "torch", "ui")
+LISTS = ("app", "build", "cuda", "dev", "gpu", "laptop", "pack", "s3", "torch", "ui", "wandb")
 BLOCK = re.compile(
     r"([a-z0-9-]+)==([^\s;]+)(?: ; ([^\\\n]+?))? \\\n((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)", re.MULTILINE
 )
@@ -58,7 +58,7 @@ def test_each_list_begins_with_what_pyproject_asks_for(update: ModuleType) -> No
         assert names - {package for package, _, _ in blocks(name)} == ({"torch"} if name == "app" else set())
 
 
-@pytest.mark.parametrize("name", ["app", "dev", "laptop", "pack", "ui"])
+@pytest.mark.parametrize("name", ["app", "dev", "laptop", "pack", "s3", "ui", "wandb"])
 def test_each_list_is_complete(name: str, update: ModuleType) -> None:
     """The metadata of the installed packages shows it: pip installs a list without resolving dependencies."""
     here = {package: version for package, version, marker in blocks(name) if not marker or Marker(marker).evaluate()}
@@ -101,5 +101,5 @@ def test_libraries_for_cuda_are_listed_for_linux_alone(update: ModuleType) -> No
 def test_whoever_installs_lets_pip_check_hashes(place: str) -> None:
     text = (PROJECT / place).read_text(encoding="utf-8")
     assert "--require-hashes" in text
-    for name in ("app", "build", "cuda", "torch"):
+    for name in ("app", "build", "cuda", "s3", "torch", "wandb"):
         assert re.search(rf"\b{name}\b", text)

@@ -169,4 +169,4 @@ def nearest(name: str, choices: Sequence[str]) -> str:
         return f"did you mean {close[0]}?"
     if len(choices) <= 12:
         return f"choose from {', '.join(choices)}"
-    return "`python -m app.train --help` lists all of them"
+    return f"`python -m app.train --help` lists all of them, such as {choices[0]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from app.config import Config
@@ -11,6 +12,11 @@ from app.runtime.dist import World
 from app.runtime.finite import NotFinite
 from app.runtime.folder import RunFolder
 from app.runtime.tensorboard import refuse_without
+
+NO_WANDB = (
+    "track=wandb needs the package wandb, which is not installed here: "
+    "`python bootstrap.py invoke train --set track=wandb` installs it, or give track=none"
+)
 
 
 def refuse_unfit_files(config: Config, here: World) -> None:
@@ -22,6 +28,8 @@ def refuse_unfit_files(config: Config, here: World) -> None:
         return
     if config.track == "tensorboard":
         refuse_without()
+    if config.track == "wandb" and importlib.util.find_spec("wandb") is None:
+        raise WrongUse(NO_WANDB)
     resume, warm_start, teacher = config.train.resume, config.train.warm_start, config.recipe.distill.teacher
     for key, path in (("train.resume", resume), ("train.warm_start", warm_start), ("recipe.distill.teacher", teacher)):
         if path is None or (key == "train.resume" and path in ("none", "auto")):

@@ -31,7 +31,7 @@ MISSING = {
     "git": ("problem", "not installed on the machine: code cannot be copied to it", "apt-get install git, there"),
     "tmux": ("warning", "not installed on the machine: `attach` cannot work", "apt-get install tmux, there"),
 }
-APP_PACKAGES = ("torch", "numpy", "scipy", "faiss", "wandb")
+APP_PACKAGES = ("torch", "numpy", "scipy", "faiss")
 
 
 def examine(at: Reach) -> list[Finding]:

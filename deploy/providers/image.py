@@ -49,7 +49,9 @@ FILES = (
     "requirements/build.txt",
     "requirements/cuda.txt",
     "requirements/gpu.txt",
+    "requirements/s3.txt",
     "requirements/torch.txt",
+    "requirements/wandb.txt",
 )
 BASE = re.compile(r"^ARG BASE_IMAGE=(\S+)", re.MULTILINE)
 BASE_NAME, BASE_DIGEST = "org.opencontainers.image.base.name", "org.opencontainers.image.base.digest"  # labels
@@ -97,6 +99,8 @@ def cuda(project: Path) -> str | None:
 
 def arguments(cpu: bool = False, base: str | None = None, pip_options: str | None = None) -> dict[str, str]:
     """Return the build arguments. The Dockerfile's defaults apply to all others."""
+    if base is not None and not base.strip():
+        raise WrongUse("--base is empty: give an image such as ubuntu:24.04, or leave it out")
     told = dict(CPU) if cpu else {}
     told |= {"BASE_IMAGE": base} if base else {}
     return told | ({"PIP_OPTIONS": pip_options} if pip_options else {})

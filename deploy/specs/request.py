@@ -186,6 +186,8 @@ def _with_overrides(values: dict[str, Any]) -> dict[str, Any]:
         key, equals, value = override.partition("=")
         if not equals and not key.startswith("~"):
             raise WrongUse(f"--set {override} has no '=': write --set key=value, such as --set train.epochs=5")
+        if not key.strip("+~"):
+            raise WrongUse(f"--set {override} names no key: write --set key=value, such as --set train.epochs=5")
         if key in KEYS_DECIDED_HERE:
             raise WrongUse(f"--set {key} is decided by the launcher: leave it out")
         flag = KEYS_WITH_FLAGS.get(key)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
@@ -93,6 +94,7 @@ def check(reach: Reach, request: Request, suspicious: tuple[str, ...] | None = N
         if not settings.is_local:
             beside.submit(load_ssh)
         config, words = _configuration(settings, request, origin)
+    _refuse_missing_packages(settings, config)
     origin, tryout = _images(settings, origin, config)
     of = shards.count(config, request.nodes or settings.target.nodes)
     if of > 1 and settings.target.on_lost_node == "go_on":
@@ -146,6 +148,21 @@ def _check_nodes(settings: Settings, nodes: int, *, queue: bool) -> None:
     settings.target.options.refuse_nodes(nodes, settings.target.name, settings.where)
     if nodes > 1 and queue:
         raise WrongUse("--queue is for runs on one machine: leave it out, or give --nodes 1")
+
+
+def _refuse_missing_packages(settings: Settings, config: Mapping[str, Any]) -> None:
+    """Raise WrongUse for a run here that needs packages which bootstrap.py installs on request only.
+
+    Other machines have them: they are part of the image and of the environment that is made there.
+    """
+    if not settings.is_local:
+        return
+    by_bootstrap = f"which is not installed here: `{bootstrap_command()} --set track=wandb` installs it"
+    if config.get("track") == "wandb" and find_spec("wandb") is None:
+        raise WrongUse(f"track=wandb needs the package wandb, {by_bootstrap}, or give --set track=none")
+    copies = settings.target.sync_to
+    if guard.is_s3(copies) and find_spec("s3fs") is None:
+        raise WrongUse(origins.NO_S3.format(what=f"sync_to: {copies} of {settings.where}"))
 
 
 def _refuse_secrets(settings: Settings, **words_of: Sequence[str]) -> None:
@@ -248,7 +265,12 @@ def _configuration(settings: Settings, request: Request, origin: Origin | None) 
     words = [*user_overrides(request, tryout=not origin), *decided]
     if origin:
         words.append(hydra_override(DATA_KEY, str(origin.path)))
-    config = app_config(settings.project, words)
+    try:
+        config = app_config(settings.project, words)
+    except WrongUse as error:  # of a key that was typed as a flag
+        if request.recipe and error.message.startswith(f"recipe={request.recipe} "):
+            raise WrongUse(f"--{error.message.replace('=', ' ', 1)}") from error
+        raise
     if not origin and config["data"].get("binary_cache_path"):
         words = [*user_overrides(request, tryout=False), *decided]
         config = app_config(settings.project, words)

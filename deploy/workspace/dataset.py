@@ -237,6 +237,8 @@ def _file_of(path: Place, files: Files) -> Place:
         return path
     if path.name.endswith(".rec"):
         raise WrongUse(f"{path} must be converted once: `{command('prepare --source rec --path DIR --encoded')}`")
+    if isinstance(path, Path) and path.is_file():
+        raise WrongUse(f"--data {path} is no file of images: give an images.npy or its folder, such as data/orl")
     return path / (encoded.NAME if files.size(path / NAME) is None and files.size(path / encoded.NAME) else NAME)
 
 

@@ -62,7 +62,7 @@ def _is_made_there(machine: Machine, project: Path) -> bool:
 def _folder(root: PurePath, project: Path) -> PurePath:
     """Return the folder of the environment: one for each state of the files that define it."""
     digest = hashlib.sha256()
-    for name in ("build", "app", "torch", "cuda"):
+    for name in ("build", "app", "s3", "wandb", "torch", "cuda"):
         file = project / "requirements" / f"{name}.txt"
         digest.update(file.read_bytes().replace(b"\r\n", b"\n") if file.exists() else b"")
     return root / "environments" / digest.hexdigest()[:12]

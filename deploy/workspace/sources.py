@@ -66,6 +66,12 @@ class Url:
         return Url(f"{path}{mark}{query}")
 
 
+# What installs it: bootstrap.py sees the address in the command.
+NO_S3 = (
+    "{what} needs the package s3fs, which is not installed here: `python bootstrap.py invoke train --data "
+    "s3://BUCKET/images.npy` installs it, or give an https:// address"
+)
+
 Place = PurePath | Url
 
 
@@ -100,6 +106,8 @@ def parse(text: str, project: Path, *, local: bool) -> Origin:
             raise WrongUse(
                 f"--data {shown(text)} is not supported: give an https:// or s3:// address, or a path without file://"
             )
+        if not re.match("[^:]+://[^/?#]", text):
+            raise WrongUse(f"--data {text} names no host: give an address such as https://host/faces/images.npy")
         return Origin(URL, Url(text).normal, UrlFiles())
     if text.startswith(ON_THE_MACHINE):
         path = text[len(ON_THE_MACHINE) :]
@@ -121,10 +129,7 @@ class UrlFiles:
             return b""
         url = str(path)
         if not url.startswith(("http://", "https://")):
-            with _fsspec(url).open(url, "rb") as file:
-                file.seek(offset)
-                data: bytes = file.read(limit)
-                return data
+            return _read_by_fsspec(url, offset, limit)
         try:
             with open_address(request(url, {"Range": f"bytes={offset}-{offset + limit - 1}"}), LIMIT_S) as answer:
                 if answer.status != 206 and (offset or limit < (1 << 20)):
@@ -148,7 +153,7 @@ class UrlFiles:
         url = str(path)
         try:
             if not url.startswith(("http://", "https://")):
-                return int(_fsspec(url).size(url))
+                return _size_by_fsspec(url)
             return _size(url)
         except urllib.error.HTTPError as error:  # the server answers, but has no such file
             error.close()
@@ -175,13 +180,51 @@ def _size(url: str) -> int:
         return int(whole or answer.headers["Content-Length"])
 
 
+def _read_by_fsspec(url: str, offset: int, limit: int) -> bytes:
+    files = _fsspec(url)
+    try:
+        with files.open(url, "rb") as file:
+            file.seek(offset)
+            data: bytes = file.read(limit)
+            return data
+    except OSError:
+        raise
+    except Exception as error:  # each cloud has errors of its own, such as missing credentials
+        raise _unread(url, error) from error
+
+
+def _size_by_fsspec(url: str) -> int | None:
+    files = _fsspec(url)
+    try:
+        return int(files.size(url))
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        raise _unread(url, error) from error
+
+
+def _unread(url: str, error: Exception) -> WrongUse:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return WrongUse(
+        f"--data {shown(url)} cannot be read from here ({words}): check the address, and the credentials in the "
+        "environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    )
+
+
 def _fsspec(url: str) -> Any:
+    scheme = url.split("://", 1)[0]
     try:
         import fsspec
-    except ImportError as error:
-        scheme = url.split("://", 1)[0]
+
+        return fsspec.url_to_fs(url)[0]
+    except ImportError as error:  # fsspec imports the package of a scheme at its first use
+        if scheme.lower() in ("s3", "s3a"):
+            raise WrongUse(NO_S3.format(what=f"--data {shown(url)}")) from error
         raise WrongUse(
-            f"{url} needs the package fsspec (for s3, s3fs too), which is not installed here: pip install fsspec s3fs, "
-            f"or give an https:// address instead of {scheme}://"
+            f"--data {shown(url)} needs the package fsspec and the package that it uses for {scheme}://, which are not "
+            f"both installed here: install them with pip, or give an https:// address"
         ) from error
-    return fsspec.url_to_fs(url)[0]
+    except ValueError as error:
+        raise WrongUse(
+            f"--data {shown(url)}: there is no way to read {scheme}:// addresses: give an https:// or s3:// address"
+        ) from error

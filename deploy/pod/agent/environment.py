@@ -55,7 +55,7 @@ def _make(folder: Path, code: Path, python: str) -> int:
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
     pip += ["--disable-pip-version-check"]
     pip += ["--require-hashes", "--no-deps", "--no-build-isolation", "--use-pep517", "--requirement"]
-    for wanted in ("build", "app", "torch", "cuda"):
+    for wanted in ("build", "app", "s3", "wandb", "torch", "cuda"):
         if wanted == "cuda" and subprocess.run([pip[0], "-c", ASKS_FOR_CUDA], check=False).returncode:
             continue
         if _run([*pip, f"requirements/{wanted}.txt"], code):

@@ -16,11 +16,13 @@ import torch
 from torch import nn
 
 from app.config import LrScheduleConfig, WarmupConfig, load
+from app.errors import WrongUse
 from app.runtime.checkpoint import TrainState
 from app.runtime.clock import clock
 from app.runtime.dist import World, data_parallel
 from app.runtime.folder import RunFolder
 from app.runtime.schedule import by_epoch, learning_rate
+from app.runtime.start import refuse_unfit_files
 from app.runtime.track import end_last_line, tracker
 
 PROJECT = Path(__file__).parents[3]
@@ -146,6 +148,12 @@ def test_half_a_line_of_a_killed_run_does_not_swallow_the_next_event(tmp_path: P
 
 def test_clock() -> None:
     assert [clock(s) for s in (5, 75, 3700)] == ["0:05", "1:15", "1:01:40"]
+
+
+def test_wandb_without_its_package_is_refused_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(WrongUse, match=r"`python bootstrap\.py invoke train --set track=wandb` installs it"):
+        refuse_unfit_files(load(["track=wandb"]), World(0, 1, torch.device("cpu")))
 
 
 WANDB = """

@@ -16,7 +16,7 @@ from tests.support.images.engine import check_docker, docker, exists
 STOCK = "sniperface-test-stock"
 LABEL = "sniperface.test"
 PROJECT = Path(__file__).parents[3]
-LISTS = ("requirements/build.txt", "requirements/app.txt", "requirements/torch.txt")
+LISTS = tuple(f"requirements/{name}.txt" for name in ("build", "app", "s3", "wandb", "torch"))
 # Like RunPod's own start command, it serves SSH for the keys in PUBLIC_KEY. Our pods replace it.
 DOCKERFILE = """\
 FROM {base}
@@ -25,7 +25,7 @@ RUN apt-get update \\
         git openssh-server python3 python3-venv tmux \\
     && rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_*
 COPY *.txt /lists/
-RUN python3 -m venv /fetch && for list in build app torch; do \\
+RUN python3 -m venv /fetch && for list in build app s3 wandb torch; do \\
         /fetch/bin/pip download --quiet --no-cache-dir --no-deps --require-hashes --dest {wheels} \\
             --requirement /lists/$list.txt || exit 1; done \\
     && rm -rf /fetch /lists && printf 'no-index = true\\nno-compile = true\\n' >>/etc/pip.conf
