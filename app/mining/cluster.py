@@ -5,8 +5,9 @@ people. The default method, `by_overlap`, is label propagation (Raghavan et al. 
 weighted by similarity times shared-neighbour overlap (Jarvis and Patrick 1973). `by_components` is the older method,
 kept for comparison: it connects mutual neighbours above a fixed similarity.
 
-Each process works on its own rows and the results are exchanged. Labels are the same on every rank and for any number
-of processes: sums are of integers, and coin flips are hashes of the image.
+Each process keeps the lists of its own rows, and requests those of their neighbours piece by piece. A process holds
+arrays [N] of all images, but never all lists. Labels are the same on every rank and for any number of processes: sums
+are of integers, and coin flips are hashes of the image.
 
 Letters: N images, n of this process (its contiguous share), k neighbours, E edges.
 """
@@ -26,7 +27,8 @@ from scipy.special import gammaincinv, stdtrit
 
 from app.config import NO_ID
 from app.mining.graph import count_named, join, sweep, weigh
-from app.runtime.dist import World, any_rank, gather_rows
+from app.mining.partition import Lists, dealt
+from app.runtime.dist import World, any_rank, gather_rows, least, total
 from app.runtime.stop import Poll, undisturbed
 
 SWEEPS = 50
@@ -117,8 +119,8 @@ def by_overlap(
     people joined by mistake. What stays together is cut into pieces (`_cut`). If it is too large to be one person it is
     left whole, and `number` drops it.
     """
-    lists = gather(ids, here)  # [N, k]
-    (n, k), first = lists.shape, first_row(len(lists), here)
+    n, k = len(gather(ids[:, :0], here)), ids.shape[1]
+    lists, first = Lists(ids, n, here), first_row(n, here)
     labels, oversize = np.zeros(n, np.int32), np.ones(n, np.bool_)
     weight = np.empty(ids.shape, np.uint16)
     for attempt, (higher, more) in enumerate([(0.0, 0.0), *TIGHTER]):
@@ -126,15 +128,17 @@ def by_overlap(
         sure, longer = (gather(list_lengths(cosine, each), here) for each in (least.max(), least))
         full = gather((cosine >= least.max()).all(axis=1).astype(np.uint8), here) > 0
         group = np.where(oversize, labels, np.int32(-1))
-        large = full & (count_named(lists, sure) <= CROWD * k)
+        named = total(torch.from_numpy(count_named(ids, sure[first:], n)), here).numpy()
+        large = full & (named <= CROWD * k)
         overlap = min_overlap + more
         passes = [(sure, 0)] + [(longer, math.ceil(overlap * (k + 1)))] * bool((longer > sure).any())
         weight[:] = 0
-        for part in pieces_of(len(lists), here):
+        for part in pieces_of(n, here):
+            own, near = (ids[part], cosine[part], first + part.start), lists.near(part, longer, group)
             for degree, common in passes:
-                weigh(lists, degree, large, cosine[part], first + part.start, group, overlap, common, weight[part])
+                weigh(*own, *near, degree, large, group, overlap, common, weight[part])
             poll()
-        again = propagate(lists, longer, weight, attempt, here, poll)
+        again = propagate(ids, longer, weight, attempt, here, poll)
         labels = _by_smallest_member(np.where(oversize, again, labels))
         sizes = np.bincount(labels, minlength=n)[labels]
         oversize = sizes > max_size
@@ -161,11 +165,17 @@ def _cut(
     person of 72 images falls apart loses most of them.
     """
     first = first_row(len(labels), here)
-    row, place = np.nonzero(weight)
-    edges = np.stack([row + first, ids[row, place]], axis=1).astype(np.int32)
-    inside = chosen[edges[:, 0]] & (labels[edges[:, 0]] == labels[edges[:, 1]])
-    edges, strength = gather(edges[inside], here), gather(weight[row, place][inside].astype(np.int32), here)
-    pieces = join(edges[np.argsort(-strength, kind="stable")], len(labels), limit)
+    rows = np.flatnonzero(chosen[first : first + len(ids)])
+    row, at = np.nonzero(weight[rows])
+    row = rows[row]
+    one, other = (row + first).astype(np.int32), ids[row, at]
+    inside = labels[one] == labels[other]
+    edges = np.stack([one, other, weight[row, at].astype(np.int32)], axis=1)[inside]
+    # Each cluster is cut by one process.
+    edges = dealt(edges, labels[edges[:, 0]] % here.size, here)
+    edges = np.ascontiguousarray(edges[np.argsort(-edges[:, 2], kind="stable"), :2])
+    pieces = join(edges, len(labels), limit)
+    pieces = least(torch.from_numpy(pieces), here).numpy()  # an image's number, or a smaller one of its piece
     return _by_smallest_member(np.where(chosen, pieces, labels))
 
 
@@ -178,22 +188,25 @@ def pieces_of(count: int, here: World) -> list[slice]:
 
 
 def propagate(
-    lists: IntArray,
+    ids: IntArray,
     degree: IntArray,
     weight: NDArray[np.uint16],
     seed: int,
     here: World,
     poll: Poll = undisturbed,
 ) -> IntArray:
-    """Propagate labels over lists [N, k] with weights [n, k] of the own rows; return labels [N], equal on all ranks."""
-    first = first_row(len(lists), here)
-    labels = np.arange(len(lists), dtype=np.int32)
-    changed = np.zeros(len(lists), np.bool_)
+    """Propagate labels over the own lists [n, k] with their weights; return labels [N], equal on all ranks.
+
+    Of the lists the first `degree` [N] entries count.
+    """
+    first = first_row(len(degree), here)
+    labels = np.arange(len(degree), dtype=np.int32)
+    changed = np.zeros(len(degree), np.bool_)
     pending = weight.any(axis=1)
     new = np.empty(len(weight), np.int32)
     for number in range(SWEEPS):
         poll()
-        waiting = sweep(lists, degree, weight, first, labels, changed, pending, seed, number, new)
+        waiting = sweep(ids, degree, weight, first, labels, changed, pending, seed, number, new)
         after = gather(new, here)
         np.not_equal(after, labels, out=changed)
         labels = after.copy()
@@ -220,12 +233,15 @@ def by_components(
     n = len(gather(ids[:, :0], here))
     top, alike = ids[:, :mutual_top], cosine[:, :mutual_top]
     row, place = np.nonzero(alike >= similarity)
-    pairs = np.stack([row + first_row(n, here), top[row, place]], axis=1).astype(np.int64)
-    pairs, alike = gather(pairs, here), gather(alike[row, place], here)  # [2E, 2], [2E]: of all ranks
-    key = pairs.min(1) * n + pairs.max(1)
-    order = np.argsort(key, kind="stable")
-    twice = np.flatnonzero(key[order][1:] == key[order][:-1])  # mutual pairs
-    pairs, alike = pairs[order[twice]], np.minimum(alike[order[twice]], alike[order[twice + 1]])
+    one, other = (row + first_row(n, here)).astype(np.int32), top[row, place]
+    entries = np.stack([np.minimum(one, other), np.maximum(one, other), alike[row, place].view(np.int32)], axis=1)
+    entries = dealt(entries, entries[:, 0] % here.size, here)  # the two entries of a mutual pair meet
+    entries = entries[_order(entries, n)]
+    twice = np.flatnonzero((entries[1:, :2] == entries[:-1, :2]).all(axis=1))
+    pairs, alike = entries[twice, :2], entries[:, 2].copy().view(np.float32)
+    pairs, alike = gather(pairs, here), gather(np.minimum(alike[twice], alike[twice + 1]), here)  # [E, 2], [E]
+    order = _order(pairs, n)
+    pairs, alike = pairs[order], alike[order]
 
     labels = _components(pairs, n)
     poll()
@@ -236,7 +252,7 @@ def by_components(
         labels = _components(pairs, n)
         poll()
     # A component within the limit comes out unchanged.
-    pieces = join(pairs[np.argsort(-alike, kind="stable")].astype(np.int32), n, max_size)
+    pieces = join(pairs[np.argsort(-alike, kind="stable")], n, max_size)
     return Clusters(pieces.astype(np.int64), np.bincount(labels, minlength=n)[labels] > max_size)
 
 
@@ -280,7 +296,12 @@ def first_row(n: int, here: World) -> int:
     return sum(len(part) for part in np.array_split(np.empty(n, np.bool_), here.size)[: here.rank])
 
 
-def _components(pairs: IdArray, n: int) -> IntArray:
+def _order(pairs: IntArray, n: int) -> IdArray:
+    """Return the order of pairs [E, 2 or more] of images by the first, then the second."""
+    return np.argsort(pairs[:, 0].astype(np.int64) * n + pairs[:, 1], kind="stable")
+
+
+def _components(pairs: IntArray, n: int) -> IntArray:
     graph = sparse.coo_array((np.ones(len(pairs), np.bool_), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
     return connected_components(graph, directed=False)[1]
 

@@ -1,11 +1,11 @@
 """Graph loops that numpy cannot express, compiled by numba. Only this module imports numba.
 
-They work on the neighbour lists [N, k] as the search returns them, without a copy sorted by column or a sparse matrix.
+They work on the neighbour lists [n, k] as the search returns them, without a copy sorted by column or a sparse matrix.
 At 1.2 million images and 32 neighbours that takes 150 MB instead of gigabytes. Sums are of integers, so neither their
 order nor the number of processes changes a result. Compiled code is cached on disk; the first call on a machine
 compiles.
 
-Letters: N images, n rows of this process (contiguous, from `first`), k neighbours.
+Letters: N images, n rows of this process (contiguous, from `first`), k neighbours, m lists at hand.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ _GOLDEN, _MIX_A, _MIX_B = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE
 @njit(cache=True, nogil=True)
 def weigh(
     ids: NDArray[np.int32],
-    degree: NDArray[np.int32],
-    large: NDArray[np.bool_],
     cosine: NDArray[np.float32],
     first: int,
+    lists: NDArray[np.int32],
+    place: NDArray[np.int32],
+    degree: NDArray[np.int32],
+    large: NDArray[np.bool_],
     group: NDArray[np.int32],
     min_overlap: float,
     min_common: int,
@@ -33,9 +35,9 @@ def weigh(
 ) -> None:
     """Raise `weight` [n, k] to that of the edges from this process's rows to the images in their lists; 0: no edge.
 
-    ids [N, k]: all lists, most similar first, of which the first `degree` [N] entries count; cosine [n, k] of the own
-    rows; large [N]: the image likely shows a person of more than k images; group [N]: edges stay inside a group, images
-    of a negative group have none.
+    ids [n, k]: the own lists, most similar first, and their cosines; lists [m, k]: those of the images in them;
+    `place` [N]: the row there of an image's list. The first `degree` [N] entries count. large [N]: the image likely
+    shows a person of more than k images; group [N]: edges stay inside a group, images of a negative group have none.
 
     Overlap is the share of entries that two lists, each with its own image, have in common: common / either. The weight
     is cosine times overlap, halved where only one of the two lists contains the other image.
@@ -59,18 +61,19 @@ def weigh(
         table[:] = -1
         table[i & (slots - 1)] = i
         for s in range(degree[i]):
-            at = ids[i, s] & (slots - 1)
+            at = ids[row, s] & (slots - 1)
             while table[at] >= 0:
                 at = (at + 1) & (slots - 1)
-            table[at] = ids[i, s]
+            table[at] = ids[row, s]
         for s in range(degree[i]):
-            j = ids[i, s]
+            j = ids[row, s]
             if group[j] != group[i]:
                 continue
+            listed = place[j]
             common = 1  # j itself: it is in i's list
             mutual = False
             for t in range(degree[j]):
-                other = ids[j, t]
+                other = lists[listed, t]
                 mutual |= other == i
                 at = other & (slots - 1)
                 while table[at] >= 0 and table[at] != other:
@@ -84,9 +87,9 @@ def weigh(
 
 
 @njit(cache=True, nogil=True)
-def count_named(ids: NDArray[np.int32], degree: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return how many lists contain each image [N]; of `ids` [N, k] the first `degree` [N] entries count."""
-    named = np.zeros(len(ids), np.int32)
+def count_named(ids: NDArray[np.int32], degree: NDArray[np.int32], count: int) -> NDArray[np.int32]:
+    """Return how many lists contain each of `count` images; of `ids` [n, k] the first `degree` [n] entries count."""
+    named = np.zeros(count, np.int32)
     for i in range(len(ids)):
         for s in range(degree[i]):
             named[ids[i, s]] += 1
@@ -108,6 +111,8 @@ def sweep(
 ) -> int:
     """Run one sweep of label propagation: fill `new` [n] from `labels` [N]; return how many rows are still pending.
 
+    ids [n, k]: the own lists, of which the first `degree` [N] entries count, with their weights [n, k].
+
     A row becomes pending when a neighbour changed in the last sweep (`changed` [N]; `pending` [n] keeps the state). A
     pending row is updated with probability 1/2, so that two neighbours do not swap labels forever. The coin is a hash
     of seed, sweep and image. The label with the greatest summed weight wins; ties go to the smallest label.
@@ -122,7 +127,7 @@ def sweep(
         new[row] = labels[i]
         if not pending[row]:
             for s in range(degree[i]):
-                if weight[row, s] > 0 and changed[ids[i, s]]:
+                if weight[row, s] > 0 and changed[ids[row, s]]:
                     pending[row] = True
                     break
             if not pending[row]:
@@ -138,7 +143,7 @@ def sweep(
         for s in range(degree[i]):
             if weight[row, s] == 0:
                 continue
-            label = labels[ids[i, s]]
+            label = labels[ids[row, s]]
             at = 0
             while at < found and names[at] != label:
                 at += 1

@@ -279,6 +279,11 @@ def greatest(value: Tensor, here: World) -> Tensor:
     return _reduced(value, dist.ReduceOp.MAX, here)
 
 
+def least(value: Tensor, here: World) -> Tensor:
+    """The elementwise minimum over ranks of a tensor with the same shape on all of them. No gradient."""
+    return _reduced(value, dist.ReduceOp.MIN, here)
+
+
 def _reduced(value: Tensor, how: Any, here: World) -> Tensor:
     if here.size == 1:
         return value.detach()

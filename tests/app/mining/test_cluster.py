@@ -54,6 +54,12 @@ def naive_weights(
     return weight
 
 
+def held(lists: Lists) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return the lists as a process holds them that has all, in another order than that of the images."""
+    place = np.random.default_rng(0).permutation(len(lists[0])).astype(np.int32)
+    return lists[0][np.argsort(place)], place
+
+
 def naive_sweep(
     ids: np.ndarray, degree: np.ndarray, weight: np.ndarray, labels: np.ndarray, seed: int, number: int
 ) -> np.ndarray:
@@ -90,7 +96,7 @@ def test_weights_are_those_of_naive_sets(lists: Lists, degree: NDArray[np.int32]
         for large in (np.zeros(n, np.bool_), np.arange(n) % 4 > 0):
             for common in (0, 6):
                 weight = np.zeros(lists[0].shape, np.uint16)
-                weigh(lists[0], degree, large, lists[1], 0, group, 0.2, common, weight)
+                weigh(*lists, 0, *held(lists), degree, large, group, 0.2, common, weight)
                 assert np.array_equal(weight, naive_weights(lists, degree, large, group, 0.2, common))
                 assert weight.any()
                 assert common == 0 or not np.array_equal(weight, naive_weights(lists, degree, large, group, 0.2))
@@ -101,7 +107,7 @@ def test_weights_of_longer_lists_only_raise_weights(lists: Lists, degree: NDArra
     weight = np.zeros(lists[0].shape, np.uint16)
     shorter = degree // 2
     for length in (shorter, degree):
-        weigh(lists[0], length, large, lists[1], 0, group, 0.2, 0, weight)
+        weigh(*lists, 0, *held(lists), length, large, group, 0.2, 0, weight)
     each = [naive_weights(lists, length, large, group, 0.2) for length in (shorter, degree)]
     assert np.array_equal(weight, np.maximum(*each))
     assert (each[0] > each[1]).any()
@@ -109,13 +115,13 @@ def test_weights_of_longer_lists_only_raise_weights(lists: Lists, degree: NDArra
 
 def test_images_are_counted_in_the_lists_that_name_them(lists: Lists, degree: NDArray[np.int32]) -> None:
     named = [sum(i in row[:d] for row, d in zip(lists[0], degree, strict=True)) for i in range(len(degree))]
-    assert count_named(lists[0], degree).tolist() == named
+    assert count_named(lists[0], degree, len(degree)).tolist() == named
 
 
 def test_a_share_of_the_rows_gets_the_same_weights(lists: Lists, degree: NDArray[np.int32]) -> None:
     group, large = np.zeros(len(degree), np.int32), np.arange(len(degree)) % 2 > 0
     part = np.zeros((30, 12), np.uint16)
-    weigh(lists[0], degree, large, lists[1][50:80], 50, group, 0.2, 0, part)
+    weigh(lists[0][50:80], lists[1][50:80], 50, *held(lists), degree, large, group, 0.2, 0, part)
     assert np.array_equal(part, naive_weights(lists, degree, large, group, 0.2)[50:80])
 
 

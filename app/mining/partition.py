@@ -1,0 +1,75 @@
+"""Divide the neighbour lists among processes: each holds those of its own images, and requests others piece by piece.
+
+All processes must call each function equally often.
+
+Letters: N images, n of this process (its contiguous share), k neighbours, m lists at hand, E edges, W processes.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app.mining.exchange import bounds_of
+from app.runtime.dist import World, gather_rows, swap_rows
+
+IntArray = NDArray[np.int32]
+
+
+class Lists:
+    """The lists of `count` images, of which this process holds its own: `ids` [n, k], those of the images from `first`.
+
+    With one process nothing is copied.
+    """
+
+    def __init__(self, ids: IntArray, count: int, here: World) -> None:
+        self.ids, self.count, self.here = ids, count, here
+        self.first = int(bounds_of(count, here)[here.rank])
+        self.place = np.arange(count, dtype=np.int32)
+
+    def near(self, part: slice, degree: IntArray, group: IntArray) -> tuple[IntArray, IntArray]:
+        """Return lists [m, k] that include those near the own images `part`, and the row [N] there of an image's list.
+
+        Near are the images of the same `group` [N] among the first `degree` [N] entries; a negative group has none. The
+        row of an image whose list is absent has no meaning. Both arrays are valid until the next call.
+        """
+        if self.here.size == 1:
+            return self.ids, self.place
+        own = slice(self.first + part.start, self.first + part.stop)
+        counts = (np.arange(self.ids.shape[1]) < degree[own, None]) & (group[own, None] >= 0)
+        counts &= group[self.ids[part]] == group[own, None]
+        wanted = np.unique(self.ids[part][counts])
+        self.place[wanted] = np.arange(len(wanted), dtype=np.int32)
+        return requested(wanted, self.ids, self.count, self.here), self.place
+
+
+def requested(wanted: IntArray, rows: IntArray, count: int, here: World) -> IntArray:
+    """Return the rows [m, k] of the images `wanted` [m], ascending, of `count`, from the processes that hold them.
+
+    `rows` [n, k] are those of this process.
+    """
+    bounds = bounds_of(count, here)
+    cuts = np.searchsorted(wanted, bounds)
+    sizes = np.diff(cuts)
+    others = sizes_for(sizes, here)
+    named = swap_rows([torch.from_numpy(wanted[a:b]) for a, b in pairwise(cuts)], others, here).numpy()
+    answers = np.split(named - bounds[here.rank], np.cumsum(others)[:-1])
+    return swap_rows([torch.from_numpy(rows[each]) for each in answers], sizes.tolist(), here).numpy()
+
+
+def dealt(rows: IntArray, owner: NDArray[np.integer], here: World) -> IntArray:
+    """Send each of the rows [E, *] to the process `owner` [E]; return those for this one, by rank, then in order."""
+    if here.size == 1:
+        return rows
+    outgoing = [torch.from_numpy(rows[owner == rank]) for rank in range(here.size)]
+    sizes = np.array([len(each) for each in outgoing])
+    return swap_rows(outgoing, sizes_for(sizes, here), here).numpy()
+
+
+def sizes_for(sizes: NDArray[np.int64], here: World) -> list[int]:
+    """Return how many rows each process sends to this one; `sizes` [W]: how many this one sends to each."""
+    whole = gather_rows(torch.from_numpy(sizes[None]), here)  # [W, W]
+    return [int(size) for size in whole[:, here.rank]]

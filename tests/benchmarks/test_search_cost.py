@@ -1,0 +1,27 @@
+"""The table of costs in docs/trainer.md is what benchmarks/search_cost.py computes."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import search_cost
+
+
+def test_the_page_has_the_table_of_the_script() -> None:
+    assert search_cost.tables_of(search_cost.PAGE.read_text(encoding="utf-8")) == [search_cost.table()], (
+        "run: python benchmarks/search_cost.py --write"
+    )
+
+
+def test_all_pairs_are_two_operations_for_each_number_of_a_pair() -> None:
+    assert search_cost.operations(1000, "all pairs") == 2 * 1000 * 1000 * 512
+    # 24 images a cell, of which 8 train the centres, twice
+    assert search_cost.operations(2400, "cells") == pytest.approx(2 * 100 * (2400 + 2 * 800) * 512)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.087, "0.087 s"), (59.4, "59 s"), (61, "1 min"), (4682, "78 min"), (9266, "2.6 h"), (11_600_000, "130 days")],
+)
+def test_a_duration_has_two_digits_and_a_unit_that_suits(seconds: float, text: str) -> None:
+    assert search_cost.spoken(seconds) == text
