@@ -87,7 +87,7 @@ class Project:
     def invoke(self, *argv: str, code: int = 0, limit_s: float = 90) -> subprocess.CompletedProcess[str]:
         server = forks()
         if server is not None and server.can_run(self.environment):
-            done = server.run(argv, self.path, self.environment, limit_s)
+            done = server.run(["-m", "invoke", *argv], self.path, self.environment, limit_s)
         else:
             done = subprocess.run(
                 [sys.executable, "-m", "invoke", *argv],
