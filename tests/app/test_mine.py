@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from app.mining.gate import bcubed_f, pair_f
 from app.runtime.dist import World
 from tests.app.support.planted import planted
 from tests.app.support.training import PROJECT, run
+from tests.support.forks import run_training
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +54,9 @@ def test_settings_can_be_changed_and_the_outcome_put_elsewhere(trained: Path, tm
 @pytest.mark.slow
 def test_three_processes_find_what_one_finds(trained: Path, tmp_path: Path) -> None:
     assert mine.main([f"checkpoint={trained}", f"out={tmp_path / 'one'}"]) == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "-m", "app.mine"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", "-m", "app.mine"]
     words = [f"checkpoint={trained}", f"out={tmp_path / 'three'}"]
-    done = subprocess.run([*command, *words], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    done = run_training([*command, *words], PROJECT, {**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("pseudo-IDs") == 1
     one, three = (np.load(tmp_path / name / "pseudo_ids.npy") for name in ("one", "three"))

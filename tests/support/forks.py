@@ -1,18 +1,17 @@
-"""Run `invoke` commands in forked processes that have Invoke and other packages loaded already.
+"""Run Python commands in forked processes that have loaded large packages already.
 
-Loading packages takes most of a command's time, and the tests run hundreds of commands. So a server loads them once and
-forks for each command. It loads no code of this project: each command loads that from the folder it runs in. Each
-has its own arguments, environment, streams and exit code.
+Loading packages takes most of a command's time: for `invoke` half a second, with torch two seconds or more. The tests
+run hundreds of commands. So servers (tests/support/fork_server.py) load the packages once and fork for each command.
+Forks of one server have the same hash seed. So some tests start torchrun itself: tests/e2e, and those of signals.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
-import gc
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -20,25 +19,75 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any
 
+PROJECT = Path(__file__).parents[2]
 # Packages that commands import and that keep no state between commands.
-PACKAGES = ("docker", "invoke.main", "omegaconf", "paramiko", "requests", "rich.console", "rich.table", "yaml")
+OF_INVOKE = ("docker", "invoke.main", "omegaconf", "paramiko", "requests", "rich.console", "rich.table", "yaml")
+# DistributedDataParallel loads torch._dynamo.
+OF_TRAINING = (
+    "torch", "torch._dynamo", "torch.distributed.launcher.api", "faiss", "hydra.compose",
+    "hydra.grammar.gen.OverrideLexer", "numba.typed", "numpy", "omegaconf", "PIL.Image", "scipy.optimize",
+    "scipy.sparse.csgraph", "simplejpeg", "yaml",
+)  # fmt: skip
+# Python and libraries read variables with these prefixes only when they are loaded.
+READ_AT_START = ("PYTHON", "LD_", "MKL_", "NUMBA_", "OMP_")
+
+
+class Process:
+    """A forked command: what the tests use of subprocess.Popen."""
+
+    def __init__(self, line: socket.socket, args: Sequence[str], stdin: IO[bytes] | None) -> None:
+        self.args, self.stdin, self.returncode = list(args), stdin, None
+        self._line = line
+        self._answer = line.makefile("r")
+        self.pid = int(self._answer.readline())
+
+    def poll(self) -> int | None:
+        self._listen(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code. Raises subprocess.TimeoutExpired."""
+        self._listen(timeout)
+        if self.returncode is None:
+            assert timeout is not None
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.stdin:
+            self.stdin.close()
+        self.wait()
+
+    def _listen(self, timeout: float | None) -> None:
+        if self.returncode is None and select.select([self._line], [], [], timeout)[0]:
+            self.returncode: int | None = int(self._answer.readline())
+            self._answer.close()
+            self._line.close()
 
 
 class Forks:
-    """Client of the fork server, which starts at first use and ends with the tests."""
+    """Client of a fork server, which starts at first use and ends with the tests."""
 
-    def __init__(self) -> None:
+    def __init__(self, packages: Sequence[str], **environment: str) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="forks-")
         self.address = str(Path(self.folder.name, "socket"))
-        self.environment = {key: value for key, value in os.environ.items() if key.startswith("PYTHON")}
-        self.environment["PYTHONUTF8"] = "1"
-        command = [sys.executable, "-m", "tests.support.forks", self.address]
+        self.environment = _read_at_start({**os.environ, **environment})
+        command = [sys.executable, "-m", "tests.support.fork_server", self.address, *packages]
         self.process = subprocess.Popen(
-            command, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            env={**os.environ, **self.environment},
-        )  # fmt: skip
+            command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **environment}
+        )
         assert self.process.stdout
         assert self.process.stdout.readline() == b"ready\n"
         atexit.register(self.close)
@@ -49,94 +98,82 @@ class Forks:
         self.folder.cleanup()
 
     def can_run(self, environment: Mapping[str, str]) -> bool:
-        """Whether the PYTHON* variables equal the server's: Python reads them only at startup."""
-        return {key: value for key, value in environment.items() if key.startswith("PYTHON")} == self.environment
+        """Whether the variables that count only at start equal the server's."""
+        return _read_at_start(environment) == self.environment
+
+    def start(
+        self, argv: Sequence[str], cwd: Path, environment: Mapping[str, str], *,
+        stdin: int | None = None, stdout: IO[Any], stderr: IO[Any],
+    ) -> Process:  # fmt: skip
+        """Start `python *argv`. `stdin` may be subprocess.PIPE; without it, there is no input."""
+        read, write = os.pipe() if stdin == subprocess.PIPE else (os.open(os.devnull, os.O_RDONLY), None)
+        line = socket.socket(socket.AF_UNIX)
+        try:
+            line.connect(self.address)
+            order = json.dumps({"argv": [*map(str, argv)], "cwd": str(cwd), "env": dict(environment)}).encode()
+            socket.send_fds(line, [len(order).to_bytes(4, "big")], [read, stdout.fileno(), stderr.fileno()])
+            line.sendall(order)
+        finally:
+            os.close(read)
+        return Process(line, argv, None if write is None else open(write, "wb", buffering=0))
 
     def run(
         self, argv: Sequence[str], cwd: Path, environment: Mapping[str, str], limit_s: float
     ) -> subprocess.CompletedProcess[str]:
-        """Run `invoke` with these arguments. Raises subprocess.TimeoutExpired, as subprocess.run does."""
+        """Run `python *argv`. Raises subprocess.TimeoutExpired, as subprocess.run does."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            with socket.socket(socket.AF_UNIX) as line:
-                line.settimeout(limit_s)
-                line.connect(self.address)
-                order = json.dumps({"argv": list(argv), "cwd": str(cwd), "env": dict(environment)}).encode()
-                socket.send_fds(line, [len(order).to_bytes(4, "big")], [out.fileno(), err.fileno()])
-                line.sendall(order)
-                answer = line.makefile("r")
-                pid = int(answer.readline())
-                try:
-                    code = int(answer.readline())
-                except TimeoutError as error:
-                    os.kill(pid, signal.SIGKILL)
-                    raise subprocess.TimeoutExpired(list(argv), limit_s, _text(out), _text(err)) from error
-            return subprocess.CompletedProcess(["invoke", *argv], code, _text(out), _text(err))
+            process = self.start(argv, cwd, environment, stdout=out, stderr=err)
+            try:
+                code = process.wait(limit_s)
+            except subprocess.TimeoutExpired as error:
+                process.kill()
+                process.wait()
+                raise subprocess.TimeoutExpired([*argv], limit_s, _text(out), _text(err)) from error
+            return subprocess.CompletedProcess([*argv], code, _text(out), _text(err))
 
 
 @functools.cache
 def forks() -> Forks | None:
-    """The client; None on Windows, which cannot fork."""
-    return Forks() if hasattr(os, "fork") else None
+    """The client for commands of `invoke`; None on Windows, which cannot fork."""
+    return Forks(OF_INVOKE, PYTHONUTF8="1") if hasattr(os, "fork") else None
+
+
+@functools.cache
+def training_forks() -> Forks | None:
+    """The client for commands of the app; None where torch does not survive a fork."""
+    return Forks(OF_TRAINING, OMP_NUM_THREADS="1") if sys.platform == "linux" else None
+
+
+def start_training(
+    argv: Sequence[str], cwd: Path, environment: Mapping[str, str], *, stdin: int | None = None, output: IO[Any]
+) -> Process | subprocess.Popen[bytes]:
+    """Start `python *argv` with torch loaded, if possible. Both its streams go to `output`."""
+    server = training_forks()
+    if server is not None and server.can_run(environment):
+        return server.start(argv, cwd, environment, stdin=stdin, stdout=output, stderr=output)
+    return subprocess.Popen(
+        [sys.executable, *argv], cwd=cwd, env=environment,
+        stdin=subprocess.DEVNULL if stdin is None else stdin, stdout=output, stderr=output,
+    )  # fmt: skip
+
+
+def run_training(
+    argv: Sequence[str], cwd: Path, environment: Mapping[str, str], limit_s: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run `python *argv` with torch loaded, if possible. Raises subprocess.TimeoutExpired."""
+    server = training_forks()
+    if server is not None and server.can_run(environment):
+        return server.run(argv, cwd, environment, limit_s)
+    return subprocess.run(
+        [sys.executable, *argv], cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=limit_s, check=False,
+    )  # fmt: skip
+
+
+def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in environment.items() if key.startswith(READ_AT_START)}
 
 
 def _text(file: Any) -> str:
     file.seek(0)
     return str(file.read().decode("utf-8").replace("\r\n", "\n"))
-
-
-def serve(address: str) -> None:
-    """Serve until killed. Forks a process per request, which waits for the command, so the server never waits."""
-    for package in PACKAGES:
-        __import__(package)
-    gc.collect()
-    gc.freeze()  # else each command spends a third of its time on freeing these packages when it ends
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the exit codes of these processes are not needed
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(address)
-        listening.listen(16)
-        print("ready", flush=True)
-        while True:
-            line, _ = listening.accept()
-            if os.fork() == 0:
-                listening.close()
-                _wait(line)
-            line.close()
-
-
-def _wait(line: socket.socket) -> NoReturn:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    head, fds, _, _ = socket.recv_fds(line, 4, 2)
-    with line.makefile("rb") as reader:
-        order = json.loads(reader.read(int.from_bytes(head, "big")))
-    pid = os.fork()
-    if pid == 0:
-        line.close()
-        _command(order, fds)
-    line.sendall(b"%d\n" % pid)
-    _, status = os.waitpid(pid, 0)
-    with contextlib.suppress(OSError):  # the client may be gone
-        line.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
-    os._exit(0)
-
-
-def _command(order: Mapping[str, Any], fds: Sequence[int]) -> NoReturn:
-    """Run as `python -m invoke` would."""
-    out, err = fds
-    os.dup2(out, 1)
-    os.dup2(err, 2)
-    os.close(out)
-    os.close(err)
-    os.chdir(order["cwd"])
-    os.environ.clear()
-    os.environ.update(order["env"])
-    import invoke
-    from invoke.main import program
-
-    sys.path[0] = os.getcwd()
-    sys.argv = [str(Path(invoke.__file__).with_name("__main__.py")), *order["argv"]]
-    program.run()  # raises SystemExit on failure
-    sys.exit(0)
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1])

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +20,8 @@ from app.mining.lists import Neighbours
 from app.mining.pseudo_ids import SearchInexact, find_pseudo_ids
 from app.runtime.dist import World
 from tests.app.support.planted import largest, lists_of, planted, unit
+from tests.app.support.ranks import free_port, run_ranks
 
-PROJECT = Path(__file__).parents[3]
 CONFIG = MiningConfig(neighbours=16, min_overlap=0.2, backend="faiss", max_cluster=50)
 Found = tuple[NDArray[np.int64], Report]
 
@@ -241,13 +237,8 @@ for size, port in ((3, ports[0]), (2, ports[1])):
                     found, report = find_pseudo_ids(shard, previous[:rows], None, config, here, seed=0)
                     np.save(folder / f"{method}_{rows}_{size}_{here.rank}.npy", found)
                     (folder / f"{method}_{rows}_{size}_{here.rank}.json").write_text(json.dumps(report.as_dict()))
+print("fine")
 """
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 @pytest.mark.slow
@@ -259,19 +250,7 @@ def test_two_and_three_processes_find_what_one_finds_bit_by_bit(tmp_path: Path) 
     np.save(tmp_path / "bank.npy", bank)
     np.save(tmp_path / "previous.npy", previous)
     ports = [free_port(), free_port()]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANKS, str(tmp_path), *ports],
-            cwd=PROJECT,
-            env={**os.environ, "RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(3)
-    ]
-    outputs = [process.communicate(timeout=240)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0, 0], outputs
+    run_ranks(RANKS, 3, str(tmp_path), *ports)
     alone = World(0, 1, torch.device("cpu"))
     for method in ("overlap", "parity"):
         config = replace(CONFIG, method=method)

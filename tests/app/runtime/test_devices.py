@@ -18,6 +18,7 @@ from app.runtime import compiler, devices, fit
 from app.runtime.precision import resolve
 from tests.app.support.ranks import run_ranks
 from tests.app.support.training import PROJECT, TINY
+from tests.support.forks import run_training
 
 
 @pytest.mark.parametrize(
@@ -94,9 +95,9 @@ def test_a_number_of_gpus_that_is_none_is_refused() -> None:
 
 
 def train(data: Path, folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "app.train", *TINY, f"data.binary_cache_path={data}", f"run.dir={folder}", *words]
+    argv = ["-m", "app.train", *TINY, f"data.binary_cache_path={data}", f"run.dir={folder}", *words]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **env}
-    return subprocess.run(argv, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    return run_training(argv, PROJECT, environment)
 
 
 def test_a_run_planned_on_gpus_never_trains_on_a_cpu(small_data: Path, tmp_path: Path) -> None:

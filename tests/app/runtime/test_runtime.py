@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from app.runtime.folder import RunFolder
 from app.runtime.schedule import by_epoch, learning_rate
 from app.runtime.start import refuse_unfit_files
 from app.runtime.track import end_last_line, tracker
+from tests.app.support.ranks import run_ranks
 
 PROJECT = Path(__file__).parents[3]
 
@@ -77,30 +77,7 @@ print("fine")
 
 
 def test_collectives_of_three_processes_with_unequal_shares() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", COLLECTIVES],
-            cwd=PROJECT,
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "WORLD_SIZE": "3",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-                "OMP_NUM_THREADS": "1",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(3)
-    ]
-    outputs = [process.communicate(timeout=120)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0, 0], outputs
-    assert all(output.endswith("fine\n") for output in outputs)
+    run_ranks(COLLECTIVES, 3)
 
 
 class OfTorch211:

@@ -21,6 +21,7 @@ from app.runtime.dist import World
 from app.runtime.stop import Interrupted, Stop
 from tests.app.conftest import faces
 from tests.app.support.training import PROJECT, events, wait_for
+from tests.support.forks import Process, start_training
 from tests.support.load import under_load
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGTERM ends a process at once on Windows")
@@ -34,12 +35,16 @@ FEW_STEPS = [
 
 
 @contextmanager
-def started(log: Path, module: str, *words: str, processes: int = 1) -> Iterator[subprocess.Popen]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", module, *words]
+def started(log: Path, module: str, *words: str, processes: int = 1) -> Iterator[Process | subprocess.Popen]:
+    """Start a command: as a fork with torch loaded, or, with several processes, as a user does, under torchrun."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("wb") as output:
-        job = subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=output, stderr=output)
+        if processes > 1:
+            torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+            command = [*torchrun, "-m", module, *words]
+            job = subprocess.Popen(command, cwd=PROJECT, env=environment, stdout=output, stderr=output)
+        else:
+            job = start_training(["-m", module, *words], PROJECT, environment, output=output)
         try:
             yield job
         finally:
@@ -47,7 +52,7 @@ def started(log: Path, module: str, *words: str, processes: int = 1) -> Iterator
             job.wait()
 
 
-def ends_soon(job: subprocess.Popen, limit_s: float = LIMIT_S) -> None:
+def ends_soon(job: Process | subprocess.Popen, limit_s: float = LIMIT_S) -> None:
     """Send SIGTERM to the job and check that it ends in time."""
     asked_at = time.monotonic()
     job.send_signal(signal.SIGTERM)

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
+
+from tests.support.forks import start_training
 
 PROJECT = Path(__file__).parents[3]
 
 
 def run_ranks(code: str, size: int, *arguments: str) -> None:
     """Run Python code as the `size` ranks of a process group. Fails with their output if one fails."""
+    common = {**os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(size)]
+        ranks = [
+            start_training(
+                ["-c", code, *arguments], PROJECT, {**common, "RANK": str(rank), "OMP_NUM_THREADS": "1"}, output=file
+            )
+            for rank, file in enumerate(files)
+        ]
+        codes = [rank.wait(240) for rank in ranks]
+        outputs = []
+        for file in files:
+            file.seek(0)
+            outputs.append(file.read().decode())
+    assert codes == [0] * size, outputs
+    assert all(output.endswith("fine\n") for output in outputs)
+
+
+def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {**os.environ, "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
-            cwd=PROJECT,
-            env={**common, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    outputs = [process.communicate(timeout=180)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0] * size, outputs
-    assert all(output.endswith("fine\n") for output in outputs)
+        return str(probe.getsockname()[1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from app.runtime.dist import World
 from app.runtime.folder import RunFolder
 from app.runtime.stop import Stop
 from app.runtime.track import JsonLines, Tracker
+from tests.support.forks import Process, start_training
 
 PROJECT = Path(__file__).parents[3]
 TINY = [
@@ -82,21 +82,19 @@ def assert_equal_bits(a: Path, b: Path) -> None:
 @contextmanager
 def launch(
     data: Path, folder: Path, *words: str, processes: int = 2, where: Sequence[str] = (), log: Path | None = None
-) -> Iterator[subprocess.Popen]:
+) -> Iterator[Process | subprocess.Popen]:
     """Start torchrun and hold its standard input open, as the supervisor does; leaving the block ends all processes.
 
     `where`: torchrun's rendezvous flags (default: this computer only). `log`: the file for its output.
     """
     command = [
-        sys.executable, "-m", "torch.distributed.run", *(where or ["--standalone"]), f"--nproc-per-node={processes}",
+        "-m", "torch.distributed.run", *(where or ["--standalone"]), f"--nproc-per-node={processes}",
         "-m", "app.train", *TINY, "train.batch.size=4", f"data.binary_cache_path={data}", f"run.dir={folder}", *words,
     ]  # fmt: skip
     environment = {**os.environ, "SNIPERFACE_SUPERVISED": "1", "OMP_NUM_THREADS": "1"}
     with (
         (log or folder.with_suffix(".log")).open("ab") as output,
-        subprocess.Popen(
-            command, cwd=PROJECT, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output
-        ) as job,
+        start_training(command, PROJECT, environment, stdin=subprocess.PIPE, output=output) as job,
     ):
         try:
             yield job
@@ -104,7 +102,7 @@ def launch(
             job.kill()  # the ranks then stop at the end of their input
 
 
-def wait_for(condition: Callable[[], bool], job: subprocess.Popen, limit_s: float = 90) -> None:
+def wait_for(condition: Callable[[], bool], job: Process | subprocess.Popen, limit_s: float = 90) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
         assert job.poll() is None, f"the job ended with {job.returncode}"

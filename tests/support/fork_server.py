@@ -1,0 +1,194 @@
+"""Server that has packages loaded and forks for each Python command; tests/support/forks.py starts and asks it.
+
+It loads no code of this project: each command loads that from the folder it runs in. Each command has its own
+arguments, environment, streams and exit code.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import io
+import json
+import os
+import random
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+TORCHRUN = ["-m", "torch.distributed.run"]
+
+
+def serve(address: str, packages: Sequence[str]) -> None:
+    """Serve until the client ends. Forks a process per request, which waits for the command: the server never waits."""
+    for package in packages:
+        __import__(package)
+    if "numba" in sys.modules:
+        sys.modules["numba"].njit("int64(int64)")(lambda x: x)  # the first function loads what all need
+    tasks = Path("/proc/self/task")
+    assert not tasks.exists() or len(list(tasks.iterdir())) == 1, "a package started a thread, which no fork would have"
+    gc.collect()
+    gc.freeze()  # else each command spends a third of its time on freeing these packages when it ends
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the exit codes of these processes are not needed
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(address)
+        listening.listen(16)
+        print("ready", flush=True)
+        while True:
+            readable, _, _ = select.select([listening, sys.stdin], [], [])
+            if listening not in readable:
+                return  # the client closed its end, or died
+            line, _ = listening.accept()
+            if os.fork() == 0:
+                listening.close()
+                _wait(line)
+            line.close()
+
+
+def _wait(line: socket.socket) -> NoReturn:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    head, fds, _, _ = socket.recv_fds(line, 4, 3)
+    with line.makefile("rb") as reader:
+        order = json.loads(reader.read(int.from_bytes(head, "big")))
+    pid = os.fork()
+    if pid == 0:
+        line.close()
+        for stream, fd in enumerate(fds):
+            os.dup2(fd, stream)
+            os.close(fd)
+        os.chdir(order["cwd"])
+        if order["argv"][:2] == TORCHRUN:
+            _fork_ranks(order["argv"])
+        run_python(order["argv"], order["env"])
+    for fd in fds:
+        os.close(fd)
+    with contextlib.suppress(OSError):  # the client may be gone
+        line.sendall(b"%d\n" % pid)
+    _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(OSError):
+        line.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+    os._exit(0)
+
+
+def run_python(argv: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
+    """Run as `python *argv` would: `[-u] -m MODULE …`, `[-u] -c CODE …` or `[-u] SCRIPT …`.
+
+    At the end Python would free every loaded package, which takes longer than a short command. Here threads end, exit
+    functions run and streams are flushed, as in Python, but memory is left to the system.
+    """
+    os.environ.clear()
+    os.environ.update(environment)
+    random.seed()  # else all forks draw the same numbers
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    code = _exit_code(argv)
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            code = 120  # as Python says it
+    os._exit(code)
+
+
+def _exit_code(argv: Sequence[str]) -> int:
+    """Run the code, and return what Python would return to the system. Prints an exception that nobody caught."""
+    try:
+        _run_main(argv)
+    except SystemExit as asked:
+        if asked.code is None or isinstance(asked.code, int):
+            return (asked.code or 0) & 0xFF
+        print(asked.code, file=sys.stderr)
+        return 1
+    except BaseException as error:
+        frames = error.__traceback__
+        while frames is not None and frames.tb_frame.f_code.co_filename in (__file__, "<frozen runpy>"):
+            frames = frames.tb_next
+        sys.excepthook(type(error), error.with_traceback(frames), frames)
+        if isinstance(error, KeyboardInterrupt):  # then the signal ends Python
+            sys.stderr.flush()
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        return 1
+    return 0
+
+
+def _run_main(argv: Sequence[str]) -> None:
+    first, *rest = argv
+    if first == "-u":
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            raw = io.FileIO(number, "w", closefd=False)
+            setattr(sys, name, io.TextIOWrapper(raw, encoding="utf-8", write_through=True))
+        first, *rest = rest
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    if first == "-m":
+        sys.path[0] = os.getcwd()
+        sys.argv = ["-m", *rest[1:]]
+        runpy._run_module_as_main(rest[0])  # type: ignore[attr-defined]  # what `python -m` calls
+    elif first == "-c":
+        sys.path[0] = ""
+        sys.argv = ["-c", *rest[1:]]
+        exec(compile(rest[0], "<string>", "exec"), main.__dict__)  # noqa: S102 - the code is a test's
+    else:
+        sys.path[0] = str(Path(first).resolve().parent)
+        sys.argv = [first, *rest]
+        main.__dict__["__file__"] = first
+        exec(compile(Path(first).read_bytes(), first, "exec"), main.__dict__)  # noqa: S102 - the same
+
+
+def _fork_ranks(argv: Sequence[str]) -> None:
+    """Fork the ranks of torchrun before it runs, while it has no threads. Each waits for torchrun to start it.
+
+    They are children of torchrun's process, as usual, in sessions of their own. If torchrun starts more processes than
+    it was told at first, the others load everything again.
+    """
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+    from torch.distributed.elastic.rendezvous import dynamic_rendezvous
+
+    # Only its log names the method. It searches all loaded modules for it, which takes half a second in all.
+    dynamic_rendezvous.get_method_name = lambda depth=2: "rendezvous"  # noqa: ARG005
+
+    given = next((word for word in argv if word.startswith("--nproc-per-node=")), "=1")
+    waiting: list[tuple[int, int]] = []
+    for _ in range(int(given.split("=")[1])):
+        read, write = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            for other in (write, *(end for _, end in waiting)):
+                os.close(other)
+            with open(read, "rb") as orders:
+                told = orders.read()
+            if not told:
+                os._exit(0)  # torchrun ended before it started this rank
+            os.setsid()
+            order = json.loads(told)
+            run_python(order["argv"], order["env"])
+        os.close(read)
+        waiting.append((pid, write))
+
+    class ForkedRank(subprocess.Popen):  # type: ignore[type-arg]
+        def _execute_child(self, args: Any, executable: Any, *rest: Any) -> None:
+            environment = rest[4]
+            if not waiting or args[0] != sys.executable:
+                super()._execute_child(args, executable, *rest)  # type: ignore[misc]
+                return
+            self.pid, write = waiting.pop(0)
+            self._child_created = True
+            with open(write, "wb") as orders:
+                orders.write(json.dumps({"argv": args[1:], "env": environment}).encode())
+
+    subprocess_handler.Popen = ForkedRank
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], sys.argv[2:])
