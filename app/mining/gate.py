@@ -38,6 +38,7 @@ class Report:
     search: str  # exact, or how many cells were read
     recall: float  # of the search, on a sample; within cells of the neighbours that clustering reads
     unusable: int  # images whose embedding is zero or not finite
+    shared: int  # directions that images of different people share, and that were removed
     cut: int  # images of clusters over max_cluster that were cut into pieces
     left_out: int  # images of clusters over max_cluster that were too large to cut
     loose: dict[str, float]  # clusters that may show several people: mean cosine of two images, by pseudo-ID
@@ -64,6 +65,7 @@ def judge(
     distinct: float = 1.0,
     sure: float | None = None,
     by_chance: float = 0.0,
+    shared: int = 0,
     cut: int = 0,
     left_out: int = 0,
     loose: dict[str, float] | None = None,
@@ -112,6 +114,7 @@ def judge(
         search=search,
         recall=recall,
         unusable=unusable,
+        shared=shared,
         cut=cut,
         left_out=left_out,
         loose=loose or {},

@@ -28,6 +28,7 @@ from app.mining.knn import SearchInexact
 from app.mining.lists import NONE, Neighbours, usable
 from app.mining.sample import recall, sample_rows
 from app.mining.search import searched
+from app.mining.shared_direction import shared_direction, without
 from app.runtime.dist import World, any_rank, from_main
 from app.runtime.stop import Poll, undisturbed
 
@@ -38,6 +39,7 @@ UNIT = 0.01  # largest difference of an embedding's length from 1: 16 bits round
 LOOSE_FALSE_EDGES = 5.0  # of an image, at the second floor, for people that the first floor splits
 LOOSE_SHARE = 0.005  # of all images; fewer false edges in a small set
 SEED = 0  # of all draws: clusters depend on the embeddings alone, so no epoch changes them by its number
+MOST_SHARED = 4  # directions; each costs another search
 MANY_COPIES = 0.01  # share of all images; fewer copies do not fill the lists of others
 
 
@@ -63,21 +65,33 @@ def find_pseudo_ids(
     wrong = usable(shard) & ((length - 1).abs() > UNIT)
     if any_rank(bool(wrong.any()), here):
         raise ValueError("embeddings must have length 1; scale each row, as torch.nn.functional.normalize does")
-    # All ranks use rank 0's numbers: CPUs of several kinds may round the last bit of a product differently.
     sample = different(sample_rows(shard, here, FLOOR_SAMPLE, SEED))
-    first, second = _floors(sample, len(previous), config, here)
-    listed, how = searched(shard, config, first, here, poll)
-    read = None if how == "exact" else first
-    found_share = recall(listed, shard, here, sample=RECALL_SAMPLE, seed=seed, floors=read)
-    poll()
-    if not found_share >= config.min_recall:
-        raise SearchInexact(
-            f"the search found {found_share:.2%} of the true neighbours in a sample; mining.min_recall is "
-            f"{config.min_recall:.2%}: give mining.{'backend=faiss' if how == 'exact' else 'search=exact'}, "
-            "which is exact"
-        )
     spread = from_main(effective_rank(sample), here)
-    strict, clusters = _clusters(shard, listed, first, second, config, here, poll)
+    for removed in range(MOST_SHARED + 1):
+        # All ranks use rank 0's numbers: CPUs of several kinds may round the last bit of a product differently.
+        first, second = _floors(sample, len(previous), config, here)
+        listed, how = searched(shard, config, first, here, poll)
+        found_share = recall(
+            listed, shard, here, sample=RECALL_SAMPLE, seed=seed, floors=None if how == "exact" else first
+        )
+        poll()
+        _refuse_below(config.min_recall, found_share, how)
+        original, kept = _without_copies(shard, listed, config, here, first, poll)
+        strict = _clusters(kept, first, original, config, here, poll)
+        if config.method == "parity" or removed == MOST_SHARED:
+            break
+        apart = shard.where(_are_originals(original, shard, here)[:, None], 0)
+        near = gather(kept.cosine[:, 0] >= first[0], here)
+        direction = shared_direction(strict.labels, apart, near, sample, config.false_edges_per_image, here)
+        poll()
+        if direction is None:
+            break
+        shard = without(shard, direction)
+        sample = different(sample_rows(shard, here, FLOOR_SAMPLE, SEED))
+    clusters = strict
+    if config.method == "overlap":
+        loose = _clusters(kept, second, original, config, here, poll)
+        clusters = with_looser(strict, loose, config.max_cluster)
     floor = config.similarity if config.method == "parity" else float(first[0])
     copies = np.count_nonzero(originals(listed, here, floor=1 - RESOLVED) != np.arange(len(previous)))
     distinct = 1 - copies / max(len(previous), 1)
@@ -98,6 +112,7 @@ def find_pseudo_ids(
         distinct=distinct,
         sure=float(sure.mean()) if len(sure) else 0.0,
         by_chance=chance_coverage(config),
+        shared=removed,
         cut=int(np.count_nonzero(clusters.cut)),
         left_out=int((np.bincount(clusters.labels)[clusters.labels] > config.max_cluster).sum()),
         loose={str(name): cosine for name, cosine in doubtful.loose.items()},
@@ -121,30 +136,13 @@ def _floors(
     return first, second
 
 
-def _clusters(
-    shard: Tensor,
-    listed: Neighbours,
-    first: NDArray[np.float32],
-    second: NDArray[np.float32],
-    config: MiningConfig,
-    here: World,
-    poll: Poll,
-) -> tuple[Clusters, Clusters]:
-    """Return the clusters above the floors `first` [k], and those of `config.method`."""
-    if config.method == "parity":
-        found = by_components(
-            listed.ids,
-            listed.cosine,
-            here,
-            mutual_top=config.mutual_top,
-            similarity=config.similarity,
-            max_size=config.max_cluster,
-            poll=poll,
+def _refuse_below(least: float, share: float, how: str) -> None:
+    """Raise SearchInexact if the `share` of true neighbours that the search found is below `least`."""
+    if not share >= least:
+        raise SearchInexact(
+            f"the search found {share:.2%} of the true neighbours in a sample; mining.min_recall is "
+            f"{least:.2%}: give mining.{'backend=faiss' if how == 'exact' else 'search=exact'}, which is exact"
         )
-        return found, found
-    original, listed = _without_copies(shard, listed, config, here, first, poll)
-    strict, loose = (_by_overlap(listed, floors, original, config, here, poll) for floors in (first, second))
-    return strict, with_looser(strict, loose, config.max_cluster)
 
 
 def _without_copies(
@@ -155,18 +153,25 @@ def _without_copies(
     Where copies are many, as in video frames, they would fill an image's list. Then the search runs again with one
     image of each group of copies. Otherwise no image counts as a copy.
     """
+    everyone = np.arange(len(gather(listed.ids[:, :0], here)), dtype=np.int32)
+    if config.method == "parity":
+        return everyone, listed
     original = originals(listed, here, float(floors[0]))
-    everyone = np.arange(len(original), dtype=np.int32)
     copy = original != everyone
     if not copy.any() or copy.mean() < MANY_COPIES:
         return everyone, listed
-    own = first_row(len(original), here) + np.arange(len(shard))
-    keep = torch.from_numpy(~copy[own]).to(shard.device)
     # A row of zeros has no neighbours and is in no list.
-    return original, searched(shard.where(keep[:, None], 0), config, floors, here, poll)[0]
+    apart = shard.where(_are_originals(original, shard, here)[:, None], 0)
+    return original, searched(apart, config, floors, here, poll)[0]
 
 
-def _by_overlap(
+def _are_originals(original: NDArray[np.int32], shard: Tensor, here: World) -> Tensor:
+    """Return which rows of this rank's `shard` [n, D] are near-copies of no other image: [n] bool."""
+    own = first_row(len(original), here) + np.arange(len(shard))
+    return torch.from_numpy(original[own] == own).to(shard.device)
+
+
+def _clusters(
     listed: Neighbours,
     floors: NDArray[np.float32],
     original: NDArray[np.int32],
@@ -174,7 +179,20 @@ def _by_overlap(
     here: World,
     poll: Poll,
 ) -> Clusters:
-    """Cluster by overlap above `floors` [k]. A near-copy of an image (`original` [N]) joins its cluster if it fits."""
+    """Cluster by `config.method`, by overlap above `floors` [k].
+
+    A near-copy of an image (`original` [N]) joins its cluster if it fits.
+    """
+    if config.method == "parity":
+        return by_components(
+            listed.ids,
+            listed.cosine,
+            here,
+            mutual_top=config.mutual_top,
+            similarity=config.similarity,
+            max_size=config.max_cluster,
+            poll=poll,
+        )
     labels, cut = by_overlap(
         listed.ids,
         listed.cosine,

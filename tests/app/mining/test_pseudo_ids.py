@@ -19,7 +19,7 @@ from app.mining.knn import neighbours
 from app.mining.lists import Neighbours
 from app.mining.pseudo_ids import SearchInexact, find_pseudo_ids
 from app.runtime.dist import World
-from tests.app.support.planted import largest, lists_of, planted, unit
+from tests.app.support.planted import blurred, largest, lists_of, planted, unit
 from tests.app.support.ranks import free_port, run_ranks
 
 CONFIG = MiningConfig(neighbours=16, min_overlap=0.2, backend="faiss", max_cluster=50)
@@ -246,6 +246,7 @@ def test_two_and_three_processes_find_what_one_finds_bit_by_bit(tmp_path: Path) 
     """The results are equal also if a process has no rows, and if clusters exceed the limit."""
     bank, labels = planted([72] * 4 + [5] * 60 + [1] * 50, 64, 0.7)
     bank = np.concatenate([bank, bank[:20]])  # copies, so that the search runs twice
+    bank[100:200] = blurred(bank[100:200])
     previous = np.concatenate([labels, labels[:20]]).astype(np.int64)
     np.save(tmp_path / "bank.npy", bank)
     np.save(tmp_path / "previous.npy", previous)
@@ -262,3 +263,4 @@ def test_two_and_three_processes_find_what_one_finds_bit_by_bit(tmp_path: Path) 
                 assert np.array_equal(np.load(f"{name}.npy"), found), name
                 assert json.loads(Path(f"{name}.json").read_text()) == report.as_dict(), name
             assert rows == 2 or largest(found) > 30
+            assert report.shared == (method == "overlap" and rows > 2)

@@ -23,6 +23,12 @@ def planted(sizes: list[int], dim: int, spread: float, seed: int = 0) -> tuple[N
     return unit(centres[labels] + spread * rng.normal(size=(len(labels), dim))), labels
 
 
+def blurred(rows: np.ndarray, share: float = 0.75) -> NDArray[np.float32]:
+    """Rows [*, D] drifted to one direction, as embeddings of blurry images do; `share` of the original remains."""
+    direction = unit(np.random.default_rng(0).normal(size=(1, rows.shape[1])))
+    return unit(direction + share * rows)
+
+
 def lists_of(bank: NDArray[np.float32], k: int = 20) -> Lists:
     """Ids and cosines [N, k] of the k nearest other rows of `bank` [N, D], for each row."""
     cosine = bank @ bank.T
