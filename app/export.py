@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,13 @@ from app.config import BackboneConfig, Config, load, own_words
 from app.data.dataset import SIDE
 from app.errors import Failed, WrongUse
 from app.evaluation.image_set import ImageSet
+from app.evaluation.sets import held_out, open_set
 from app.evaluation.side_by_side import Figures, side_by_side
 from app.files import atomic, make_folder, write_json
 from app.files import shown as in_short
 from app.models import build_backbone
 from app.onnx import rules
-from app.onnx.chosen import LEAST_CALIBRATION_IMAGES, faces, sets_of, trained_on
+from app.onnx.chosen import LEAST_CALIBRATION_IMAGES, faces, trained_on
 from app.onnx.compare import LEAST_COSINE, MOST_DIFFERENCE, Agreement, compare
 from app.onnx.make import BATCH, HALF_RANGE, INPUT, OPSETS, OUTPUT, to_onnx
 from app.onnx.network import OnnxNetwork
@@ -65,6 +66,7 @@ OWN_WORDS = (
     *("checkpoint", "weights", "out", "opset", "normalise", "check_images", "evaluation", "check"),
     *(SMALLER_WORDS := ("precision", "min_cosine", "calibration", "sets")),
 )
+HELD_OUT_IMAGES = 400  # each is embedded by both files, so more would make the export of a large network slow
 
 
 class Differs(Failed):
@@ -197,6 +199,17 @@ def decide_smaller(own: dict[str, str], precision: str, opset: int, config: Conf
             f"{LEAST_CALIBRATION_IMAGES}; give calibration=FILE with more, such as an images.npy of 200 images"
         )
     return Smaller(precision, min_cosine, images, images_of, sets)
+
+
+def sets_of(given: str | None, config: Config) -> list[ImageSet]:
+    """The named sets; without any, the held-out people of the run's own data set, if it is here. Raises WrongUse."""
+    if given is not None:
+        return [open_set(Path(name)) for name in given.split(",") if name]
+    few = replace(config.train.eval, max_images=min(config.train.eval.max_images, HELD_OUT_IMAGES))
+    try:
+        return [held_out(replace(config, train=replace(config.train, eval=few)))]
+    except WrongUse:
+        return []
 
 
 def source(own: dict[str, str], overrides: list[str]) -> tuple[Path, Config]:

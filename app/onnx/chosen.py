@@ -1,11 +1,10 @@
-"""The images that an exported file is compared on, calibrated with and measured on.
+"""The images that an exported file is compared on and calibrated with.
 
 Letters: n images.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +14,9 @@ from app.config import Config
 from app.data.dataset import open_configured, open_images
 from app.data.sources import source as sources
 from app.errors import WrongUse
-from app.evaluation.image_set import ImageSet
-from app.evaluation.sets import held_out, open_set
 
 COMPARED_IMAGES = 32
 CALIBRATION_IMAGES, LEAST_CALIBRATION_IMAGES = 128, 16
-HELD_OUT_IMAGES = 400  # each is embedded by both files, so more would make the export of a large network slow
 
 
 def faces(given: str | None, of_run: str | None, *, between: bool = False) -> tuple[NDArray[np.uint8], str]:
@@ -61,14 +57,3 @@ def calibration_rows(count: int) -> NDArray[np.int64]:
     """Evenly spaced rows without those of `evenly`, so that a comparison sees other images than the calibration."""
     rest = np.setdiff1d(np.arange(count), evenly(count))
     return rest[evenly(len(rest), CALIBRATION_IMAGES)] if len(rest) else rest
-
-
-def sets_of(given: str | None, config: Config) -> list[ImageSet]:
-    """The named sets; without any, the held-out people of the run's own data set, if it is here. Raises WrongUse."""
-    if given is not None:
-        return [open_set(Path(name)) for name in given.split(",") if name]
-    few = replace(config.train.eval, max_images=min(config.train.eval.max_images, HELD_OUT_IMAGES))
-    try:
-        return [held_out(replace(config, train=replace(config.train, eval=few)))]
-    except WrongUse:
-        return []

@@ -124,7 +124,7 @@ def test_a_runs_checkpoint_is_measured_on_its_held_out_people(
 def test_without_the_data_set_of_the_run_nothing_is_measured(small_data: Path) -> None:
     elsewhere = load([f"data.binary_cache_path={small_data.parent / 'gone' / 'images.npy'}"])
     assert chosen.trained_on(elsewhere) == (None, "")
-    assert chosen.sets_of(None, elsewhere) == []
+    assert export.sets_of(None, elsewhere) == []
 
 
 @pytest.mark.parametrize("name", ["iresnet, 64 pixels", "iresnet, fourier", "vit", "vit, fourier", "mobilefacenet"])
