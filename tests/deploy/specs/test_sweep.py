@@ -67,7 +67,7 @@ def test_keys_with_a_flag_are_swept_as_their_flag() -> None:
         "supervised",
         "distill",
     ]
-    with pytest.raises(WrongUse, match="--sweep data.data_fraction=2: --fraction 2 is not a share"):
+    with pytest.raises(WrongUse, match=r"--sweep data\.data_fraction=2: --fraction 2 is not a share"):
         combinations(["data.data_fraction=0.1,2"], {})
 
 
