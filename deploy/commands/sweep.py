@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,7 @@ from deploy.ui import sweep_table as tables
 from deploy.ui.screen import Screen
 
 CHECKS_AT_ONCE = 4
+WAITED_FOR = 8  # more combinations take long enough to be told
 CENT = 0.005  # is shown as $0.01
 COMPARED_MOST = 5  # columns of `compare` that still fit
 
@@ -97,6 +99,8 @@ def sweep(
 
 def _check(at: Reach, combos: Sequence[Combination], screen: Screen) -> list[facts.Checked]:
     """Check every combination as `train` does. Raises WrongUse for the first that cannot work."""
+    if len(combos) > WAITED_FOR:
+        screen.say(f"checking {len(combos)} combinations")
     first = facts.check(at, combos[0].request)
     with ThreadPoolExecutor(CHECKS_AT_ONCE) as several:  # each waits for a process that resolves its configuration
         others = several.map(lambda each: facts.check(at, each.request, first.suspicious), combos[1:])
@@ -110,9 +114,12 @@ def _check(at: Reach, combos: Sequence[Combination], screen: Screen) -> list[fac
 
 
 def _plan(at: Reach, combos: Sequence[Combination], checked: Sequence[facts.Checked], looked_up: Facts) -> Sweep:
-    plans = []
+    plans: list[Plan] = []
+    alike: dict[str, Facts] = {}
     for each in checked:
-        own = facts.gather_again(at.settings, each, looked_up)
+        kind = json.dumps([each.config["recipe"]["name"], each.config["backbone"], each.request.nodes])
+        own = facts.gather_again(at.settings, each, looked_up, alike.get(kind))
+        alike[kind] = own
         plans.append(make(at.settings, each.request, own, tryout=each.tryout))
         refuse_too_much(plans[-1], own)
     return Sweep(combos, checked, plans, looked_up)

@@ -204,20 +204,22 @@ def gather(reach: Reach, checked: Checked) -> Facts:
     )
 
 
-def gather_again(settings: Settings, checked: Checked, facts: Facts) -> Facts:
+def gather_again(settings: Settings, checked: Checked, facts: Facts, like: Facts | None = None) -> Facts:
     """The facts of another request to the same target: `facts`, with what may differ looked up. No provider is asked.
 
-    The code stays the same, so that all runs of a command train with it.
+    The code stays the same, so that all runs of a command train with it. `like`: facts that were just looked up for the
+    same recipe, backbone and machines: the same earlier runs count.
     """
     succeeded = _succeeded(runs.every(settings.runs, settings.target.name))  # with those of this command
+    nodes = checked.request.nodes or settings.target.nodes
     return replace(
         facts,
         now=datetime.now(),
         token=secrets.token_hex(2),
         data=_data_facts(settings, checked),
         config=checked.config,
-        measured=_measured(settings, succeeded, checked.config, checked.request.nodes or settings.target.nodes),
-        phases=[record.phases for record in succeeded[:NEWEST] if record.phases],
+        measured=like.measured if like else _measured(settings, succeeded, checked.config, nodes),
+        phases=like.phases if like else [record.phases for record in succeeded[:NEWEST] if record.phases],
         secrets=_secret_names(settings, checked),
     )
 
