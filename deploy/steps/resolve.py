@@ -210,7 +210,7 @@ def gather_again(settings: Settings, checked: Checked, facts: Facts, like: Facts
     The code stays the same, so that all runs of a command train with it. `like`: facts that were just looked up for the
     same recipe, backbone and machines: the same earlier runs count.
     """
-    succeeded = _succeeded(runs.every(settings.runs, settings.target.name))  # with those of this command
+    succeeded = [] if like else _succeeded(runs.every(settings.runs, settings.target.name))  # with this command's own
     nodes = checked.request.nodes or settings.target.nodes
     return replace(
         facts,
