@@ -60,7 +60,8 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", [".env", "sub/.env.local", ".netrc", "_netrc", "id_ed25519", "credentials",
                                   "credentials.json", "server.pem",
-                                  ".envrc", ".pgpass", "kubeconfig", "a.p12", "a.pfx", "tls.key", "ID_RSA"])  # fmt: skip
+                                  ".envrc", ".pgpass", "kubeconfig", "a.p12", "a.pfx", "tls.key",
+                                  "ID_RSA"])  # fmt: skip
 def test_a_file_with_the_name_of_credentials_is_refused_and_can_be_allowed(
     tree: Path, tmp_path: Path, name: str
 ) -> None:
