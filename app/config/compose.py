@@ -17,7 +17,8 @@ from app.config.schema import Config, defaults
 from app.errors import WrongUse
 from app.files import write_text
 
-SAVED_BYTES = 1 << 20  # of a config.yaml
+SAVED_BYTES = 128 << 10  # of a config.yaml
+SAVED_VALUES = 5000  # in it; ours have some hundred, and OmegaConf takes minutes for hundreds of thousands
 HARMLESS = ("backbone.gradient_checkpointing",)  # changes time and memory, not the network's output
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -86,6 +87,8 @@ def _saved(path: Path) -> Any:
         raise WrongUse(f"{path} is not the configuration of a run; copy it again from the original run") from error
     if not isinstance(values, dict):
         raise WrongUse(f"{path} is not the configuration of a run; copy it again from the original run")
+    if not _is_small(values):
+        raise WrongUse(f"{path} has more values, or larger numbers, than the configuration of a run")
     if (found := _interpolation(values)) is not None:
         raise WrongUse(f"{path} holds the interpolation {found[:80]!r}; put the value itself there")
     return OmegaConf.create(values)
@@ -112,6 +115,18 @@ def _interpolation(value: Any) -> str | None:
         value = [*value.keys(), *value.values()]
     inner = value if isinstance(value, list) else []
     return next((found for each in inner if (found := _interpolation(each)) is not None), None)
+
+
+def _is_small(value: Any) -> bool:
+    """Return whether there are at most SAVED_VALUES values, and no integer of more than 64 bits."""
+    waiting, seen = [value], 0
+    while waiting and seen <= SAVED_VALUES:
+        seen += 1
+        each = waiting.pop()
+        if isinstance(each, int) and abs(each) >= 1 << 64:
+            return False
+        waiting += [*each.keys(), *each.values()] if isinstance(each, dict) else each if isinstance(each, list) else []
+    return seen <= SAVED_VALUES
 
 
 def save_resolved(config: Config, path: Path) -> None:

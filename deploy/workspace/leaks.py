@@ -18,8 +18,13 @@ NAMES = (
     ".env",
     ".env.*",
     "*.env",
+    ".envrc",
     ".netrc",
     "_netrc",
+    ".pgpass",
+    ".htpasswd",
+    ".dockercfg",
+    "kubeconfig",
     ".pypirc",
     ".npmrc",
     ".git-credentials",
@@ -37,6 +42,7 @@ NAMES = (
     "*.key",
     "*.ppk",
     "*.kdbx",
+    "*.jks",
 )
 HARMLESS = (".env.example", ".env.sample", ".env.template")
 # Description, strings of which one always occurs (fast to find), and the full pattern.
@@ -44,9 +50,12 @@ CONTENTS: tuple[tuple[str, tuple[bytes, ...], bytes], ...] = (
     (
         "a private key",
         (b"PRIVATE KEY-----",),
-        rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----\s+(?:[A-Za-z-]+: [^\n]+\s+)*[A-Za-z0-9+/]{40}",
+        rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----(?:\s|\\[nr])+(?:[A-Za-z-]+: [^\n]+\s+)*[A-Za-z0-9+/]{40}",
     ),
     ("an AWS access key", (b"AKIA", b"ASIA"), rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
+    ("a GitLab token", (b"glpat-",), rb"\bglpat-[A-Za-z0-9_-]{20,}"),
+    ("a Google API key", (b"AIza",), rb"\bAIza[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])"),
+    ("a Slack token", (b"xox",), rb"\bxox[abeprs]-[A-Za-z0-9-]{20,}"),
     (
         "a GitHub token",
         (b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_"),
@@ -106,6 +115,7 @@ def _state(path: Path) -> object:
 
 
 def judge(name: str, content: bytes, secrets: Mapping[str, str]) -> Leak | None:
+    content = content.replace(b"\0", b"")  # UTF-16, as `>` in Windows PowerShell writes it
     for variable, value in secrets.items():
         if len(value) >= SHORTEST and value.encode() in content:
             return Leak(name, f"holds the value of {variable}", certain=True)

@@ -26,16 +26,20 @@ from hypothesis import strategies as st
 from deploy import border, providers
 from deploy.billing import teardown as releasing
 from deploy.commands import app as apps
-from deploy.commands import rental
+from deploy.commands import compare, cost, enter, note, remove, rental, ui_pages
 from deploy.commands import status as looking
 from deploy.commands import stop as ending
+from deploy.commands import train as launch
 from deploy.commands import watch as watching
 from deploy.errors import DeployError
+from deploy.pod.agent import agent
 from deploy.pod.agent.frames import LINE_BYTES
 from deploy.pod.base import retry
 from deploy.pod.base.folder import read_json, write_json
 from deploy.shell import base, link
+from deploy.specs.request import parse_request
 from deploy.ui.screen import Screen
+from deploy.ui.web import pages
 from deploy.workspace import devices
 from tests.deploy.conftest import SOURCE
 from tests.deploy.support.hostile import ESCAPE, GOOD, RUN, SILENCE, Hostile, Priced, Say, hostile_machine, make_laptop
@@ -53,6 +57,15 @@ COMMANDS: dict[str, Callable[[Path, Screen], object]] = {
     "stop": lambda at, screen: ending.stop(at, "bad", RUN, screen),
     "ps": lambda at, screen: screen.rows("Bills", looking.bills(at, screen), ("machine", "usd", "note")),
     "doctor": lambda at, screen: rental.doctor(at, "bad", screen, rent=False, yes=False),
+    "evaluate": lambda at, screen: evaluate(at, screen),
+    "train --dry-run": lambda at, screen: launch.train(at, parse_request(target="bad"), screen, dry_run=True),
+    "deploy": lambda at, screen: launch.deploy(at, "bad", screen),
+    "ssh-config": lambda at, screen: enter.ssh_config(at, "bad", RUN, screen),
+    "rm": lambda at, screen: remove.remove(at, [RUN], screen, yes=True),  # refused: its machine costs money
+    "note": lambda at, screen: note.note(at, [RUN], screen),
+    "cost": lambda at, screen: cost.cost(at, "30", screen),
+    "compare": lambda at, screen: compare_all(at, screen),
+    "ui": lambda at, screen: open_pages(at, screen),
     "down": lambda at, screen: down(at, screen, anyway=False),
     "down --anyway": lambda at, screen: down(at, screen, anyway=True),
 }
@@ -65,6 +78,26 @@ def with_some_fast(cases: Iterable[Any], fast: Container[int]) -> list[Any]:
 
 def down(at: Path, screen: Screen, *, anyway: bool) -> object:
     return ending.down(at, "bad", None, screen, every=False, orphans=False, anyway=anyway)
+
+
+def evaluate(at: Path, screen: Screen) -> object:
+    nothing: dict[str, Any] = dict.fromkeys(("weights", "sets", "gallery", "probes", "fit", "out"))
+    return apps.evaluate(at, "bad", RUN, "latest", screen, overrides=[], **nothing)
+
+
+def compare_all(at: Path, screen: Screen) -> None:
+    """Compare what the machine left on the laptop, once it has been downloaded."""
+    watching.fetch_checkpoint(at, "bad", RUN, "latest", None, screen)
+    compare.compare(at, [RUN, GOOD], screen)
+
+
+def open_pages(at: Path, screen: Screen) -> None:
+    """Render the pages of `ui` once the machine has been asked. The screen gets the HTML."""
+    shown = ui_pages.Pages(at)
+    shown.run(RUN)
+    asker = shown.live.asker("bad")
+    with asker.asking:
+        screen.raw(pages.of_run(shown.run(RUN)) + pages.of_runs(shown.runs("")))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +155,9 @@ def outcome(command: str, laptop: Path, capsys: pytest.CaptureFixture[str]) -> s
 
 def test_an_honest_machine_is_served(machine: Hostile, laptop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Control: the commands work with an honest machine."""
-    for command in ("status", "logs", "fetch-checkpoint", "mine", "ps", "runs"):
+    # `rm` is refused and `deploy` needs images; the others end the run.
+    refused = {"rm", "deploy", "doctor", "down", "down --anyway", "stop", "watch"}
+    for command in COMMANDS.keys() - refused:
         shown = outcome(command, laptop, capsys)
         assert "error" not in shown, (command, shown)
     assert (laptop / "runs" / RUN / "checkpoints" / "epoch_000.pt").read_bytes() == b"weights"
@@ -403,14 +438,21 @@ LIES = st.one_of(
     st.binary(max_size=40).map(lambda raw: Say(raw=raw + b"\0" * 8)),
     st.sampled_from([ATTACKS[name](None) for name in ATTACKS if "endless" not in name]),  # type: ignore[arg-type]
 )
-VERBS = st.sampled_from(["clock", "size", "read", "listdir", "hashes", "run", "lines", "write", "hardware", "which"])
+VERBS = st.sampled_from(sorted(agent.VERBS))
 KEYS = st.sampled_from(["state", "attempt", "heartbeat", "spend_usd", "reason", "started", "ended", "file", "sha256"])
-FILES = st.sampled_from(["status.json", "checkpoints/epoch_000.json", "metrics.jsonl", "config.yaml", "train.log"])
+FILES = st.sampled_from(
+    [
+        "status.json", "checkpoints/epoch_000.json", "metrics.jsonl", "config.yaml", "train.log", "verification.json",
+        "report.html", "mining/clusters.png", "tensorboard/events.out.tfevents.1", "results/epoch_000/report.json",
+        "../../guard.json", "../../guard-status.json",
+    ]
+)  # fmt: skip
 
 
 def attack(machine: Hostile, lies: dict[str, Say | None], file: str, told: dict[str, Any]) -> None:
     machine.honest()
     place = Path(machine.run.path / file)
+    place.parent.mkdir(exist_ok=True)
     place.write_text(json.dumps({**read_json(place), **told}) + "\n")
     machine.lies |= {verb: (lambda _, said=said: said) for verb, said in lies.items()}  # type: ignore[misc]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -35,6 +36,9 @@ def private_keys() -> dict[str, bytes]:
 TOKENS = {
     "an AWS access key": "AKIA" + "IOSFODNN7EXAMPLE",
     "a GitHub token": "ghp_" + "a1B2" * 9,
+    "a GitLab token": "glpat-" + "aB3_" * 5,
+    "a Google API key": "AIza" + "aB3_-" * 7,
+    "a Slack token": "xoxb-" + "1234-" * 5,
     "a Hugging Face token": "hf_" + "aB3" * 11 + "x",
     "an API key that begins with sk-": "sk-" + "proj-aB3_" * 5,
     "a RunPod API key": "rpa_" + "A1B2C3" * 7,
@@ -55,7 +59,9 @@ def tree(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", [".env", "sub/.env.local", ".netrc", "_netrc", "id_ed25519", "credentials",
-                                  "credentials.json", "server.pem", "a.p12", "a.pfx", "tls.key", "ID_RSA"])  # fmt: skip
+                                  "credentials.json", "server.pem",
+                                  ".envrc", ".pgpass", "kubeconfig", "a.p12", "a.pfx", "tls.key",
+                                  "ID_RSA"])  # fmt: skip
 def test_a_file_with_the_name_of_credentials_is_refused_and_can_be_allowed(
     tree: Path, tmp_path: Path, name: str
 ) -> None:
@@ -79,6 +85,21 @@ def test_a_private_key_is_found_whatever_its_name(form: str) -> None:
         assert b"BEGIN ENCRYPTED PRIVATE KEY" in key
     assert leak == leaks.Leak("notes.txt", "holds a private key")
     assert leaks.judge("notes.txt", key.replace(b"\n", b"\r\n"), {}) == leak
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_a_credential_that_powershell_wrote_is_found(encoding: str) -> None:
+    """`echo $env:WANDB_API_KEY > key.txt` in Windows PowerShell writes UTF-16."""
+    held = "WANDB_API_KEY: " + TOKENS["a RunPod API key"]
+    assert leaks.judge("key.txt", held.encode(encoding), {}) == leaks.Leak("key.txt", "holds a RunPod API key")
+    value = leaks.judge("key.txt", "x 0123456789abcdef0123 y".encode(encoding), {"MINE": "0123456789abcdef0123"})
+    assert value == leaks.Leak("key.txt", "holds the value of MINE", certain=True)
+
+
+def test_a_private_key_inside_json_is_found() -> None:
+    """A service account's file has the key with its line ends escaped, under any name."""
+    text = json.dumps({"type": "service_account", "private_key": private_keys()["pkcs8"].decode()})
+    assert leaks.judge("project-1234.json", text.encode(), {}) == leaks.Leak("project-1234.json", "holds a private key")
 
 
 @pytest.mark.parametrize("what", TOKENS)
