@@ -46,6 +46,11 @@ class Options:
         return None
 
     @property
+    def wrong(self) -> str | None:
+        """What is wrong with a value of the keys, and one that works; None if nothing is."""
+        return None
+
+    @property
     def mount(self) -> Mount | None:
         """The account's storage that each machine mounts."""
         return None

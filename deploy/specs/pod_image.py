@@ -15,6 +15,10 @@ STOCK = "runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404"
 # What pip downloads for the environment: the sum of the locked files for Linux on x86-64 and Python 3.12, as
 # `uv pip compile --format pylock.toml` lists their sizes.
 DOWNLOAD_GB = 3.0
+# A name as the Distribution specification has it: registry, path in lower case, tag, digest.
+_REGISTRY = r"(?:[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+(?::\d+)?|[A-Za-z0-9-]+:\d+|localhost)/"
+_PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+NAME = re.compile(rf"(?:{_REGISTRY})?{_PART}(?:/{_PART})*(?::\w[\w.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?", re.ASCII)
 PUSHED_TAG = re.compile(r":(cuda|cpu)-[0-9a-f]{12}(@|$)")  # as deploy/providers/image.py makes it
 
 
