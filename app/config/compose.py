@@ -5,6 +5,7 @@ Only Hydra's compose API is used, so no process of a distributed run creates Hyd
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -21,6 +22,7 @@ SAVED_BYTES = 128 << 10  # of a config.yaml
 SAVED_VALUES = 5000  # in it; ours have some hundred, and OmegaConf takes minutes for hundreds of thousands
 HARMLESS = ("backbone.gradient_checkpointing",)  # changes time and memory, not the network's output
 CONF = Path(__file__).parents[2] / "conf"
+MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def groups() -> dict[str, list[str]]:
@@ -41,6 +43,7 @@ def load(overrides: Sequence[str], *, base: Path | None = None) -> Config:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     _store_schema()
     overrides = [in_our_words(word) for word in overrides]
@@ -56,12 +59,30 @@ def load(overrides: Sequence[str], *, base: Path | None = None) -> Config:
                         raise WrongUse(f"{override.input_line} cannot change what was trained; leave it out")
                     OmegaConf.update(composed, override.key_or_group, override.value())
             config = OmegaConf.to_object(composed)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise WrongUse(_one_sentence(error, overrides)) from error
+    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise WrongUse(_unreadable_file(error) or _one_sentence(error, overrides)) from error
     assert isinstance(config, Config)
     for fault in faults(config):
         raise WrongUse(fault)
     return config
+
+
+def _unreadable_file(error: Exception) -> str:
+    """Name a configuration file that an editor or PowerShell saved in a way that Hydra cannot read; "" without one.
+
+    A byte order mark hides the first line, `# @package _global_`, so only a failed composition looks for it.
+    """
+    for path in sorted(CONF.rglob("*.yaml")):
+        name, data = path.relative_to(CONF.parent).as_posix(), path.read_bytes()
+        try:
+            is_text = not data.startswith(MARKS) and "\0" not in data.decode("utf-8")
+        except UnicodeDecodeError:
+            is_text = False
+        if not is_text and path.parent.name != "deploy":
+            return f"{name} is not UTF-8 without a byte order mark: save it as such, in an editor or with PowerShell 7"
+    mark = getattr(error, "problem_mark", None)
+    where = f"{mark.name}, line {mark.line + 1}" if mark else ""
+    return f"{where} is not valid YAML: {getattr(error, 'problem', '')}" if where else ""
 
 
 @cache

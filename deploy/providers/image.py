@@ -22,6 +22,7 @@ from deploy.errors import NoMachine, StepFailed, WrongUse, command
 from deploy.pod.base.folder import private_folder, write_json
 from deploy.providers import sbom
 from deploy.shell import LocalShell
+from deploy.specs.options import IMAGE_NAME
 from deploy.specs.settings import Docker, Settings, load
 
 if TYPE_CHECKING:
@@ -234,9 +235,9 @@ def push(project: Path, target: str, repository: str | None, say: Say, told: Map
 
 def in_registry(project: Path, repository: str, told: Mapping[str, str] | None = None) -> str:
     """Return the name that other machines pull: `repository`, with the environment's tag if it has none."""
-    # A colon before a slash belongs to a registry's port.
-    if not re.fullmatch(r"[a-z0-9][\w.-]*(:\d+)?(/[a-z0-9][\w.-]*)*(:[\w][\w.-]*)?", repository):
+    if not IMAGE_NAME.fullmatch(repository) or "@" in repository:
         raise WrongUse(f"'{repository}' is not an image name: give one such as me/sniperface or me/sniperface:cuda")
+    # A colon before a slash belongs to a registry's port.
     return repository if ":" in repository.split("/")[-1] else f"{repository}:{tag(project, told)}"
 
 

@@ -56,6 +56,7 @@ class Position:
 
 
 BEGINNING = Position(0, 0)
+TMUX_BYTES = 15_000  # of one variable; a message of tmux has at most 16 KiB
 
 
 def session_name(run_id: str) -> str:
@@ -93,10 +94,12 @@ def _tmux_start(socket: str, session: str, argv: list[str], cwd: PurePath, env: 
     """The command that starts a session on a private tmux server, without the user's tmux settings.
 
     The session gets this command's environment, not the server's. The command line holds only names of variables;
-    their values, which may be keys, go through tmux's own socket.
+    their values, which may be keys, go through tmux's own socket. It drops a large value, and removes a named variable
+    without a value. So a large one is not named: the server has it, which starts with the first session.
     """
     own = {"TERM", "TMUX", "TMUX_PANE", "PWD", "OLDPWD", "SHLVL", "_"}
-    names = sorted(name for name in env if re.fullmatch(r"[A-Za-z_]\w*", name) and name not in own)
+    fit = (name for name, value in env.items() if len(f"{name}={value}".encode()) <= TMUX_BYTES)
+    names = sorted(name for name in fit if re.fullmatch(r"[A-Za-z_]\w*", name) and name not in own)
     settings = [
         "set-option",
         "-g",

@@ -7,12 +7,20 @@ provider without the thing. Nothing outside deploy/providers asks which provider
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from deploy.errors import command
 from deploy.pod.base.limits import NONE
+
+# A name as the Distribution specification has it: registry, path in lower case, tag, digest.
+_REGISTRY = r"(?:[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+(?::\d+)?|[A-Za-z0-9-]+:\d+|localhost)/"
+_PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
+IMAGE_NAME = re.compile(
+    rf"(?:{_REGISTRY})?{_PART}(?:/{_PART})*(?::\w[\w.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?", re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,11 @@ class Options:
     @property
     def missing(self) -> str | None:
         """A key that must be given and is not, with an example; None if nothing is missing."""
+        return None
+
+    @property
+    def wrong(self) -> str | None:
+        """What is wrong with a value of the keys, and one that works; None if nothing is."""
         return None
 
     @property

@@ -19,7 +19,7 @@ from deploy.errors import WrongUse, unknown
 from deploy.pod.base.limits import ON_END, RUNPOD
 from deploy.pod.base.notify import why_not
 from deploy.specs import targets
-from deploy.specs.options import Mount, Options, Registry
+from deploy.specs.options import IMAGE_NAME, Mount, Options, Registry
 
 ENVIRONMENT_PREFIX = "SNIPERFACE_"  # each key of a target's file has a variable: SNIPERFACE_STAGE_TO, ...
 TMUX_SOCKET = "SNIPERFACE_TMUX_SOCKET"
@@ -137,6 +137,11 @@ class RunPod(Options):
     @property
     def missing(self) -> str | None:
         return None if self.gpus else "'gpus', such as gpus: [NVIDIA RTX A4500, NVIDIA A40]"
+
+    @property
+    def wrong(self) -> str | None:
+        is_name = not self.image or IMAGE_NAME.fullmatch(self.image)
+        return None if is_name else f"image: {self.image!r} is not an image name: give one such as me/sniperface:1"
 
     @property
     def mount(self) -> Mount | None:
@@ -373,6 +378,8 @@ def _check(where: str, told: Mapping[str, Any], options: Options) -> None:
             raise unknown(f"{key} in {where}", str(value), [each for each in right if each])
     if options.missing:
         raise WrongUse(f"{where} lacks the key {options.missing}")
+    if options.wrong:
+        raise WrongUse(f"{where}: {options.wrong}")
     if told.get("notify") and (reason := why_not(told["notify"])):
         words = "give the https address of a webhook, or http to this machine"
         raise WrongUse(f"notify in {where} or in your settings.yaml is not a webhook, {reason}: {words}")

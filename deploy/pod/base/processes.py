@@ -76,7 +76,7 @@ def cpu_s(pid: int) -> float | None:
 def kill_tree(pid: int, keep_root: bool = False, spare: Collection[int] = ()) -> None:
     """Kill `pid` and its descendants at once. Does not fail if they have already ended.
 
-    Not covered: with `keep_root` on Windows, the children are not killed; they end when their standard input closes.
+    Not covered: with `keep_root` on Windows, the children are not killed; job_object.py does that.
     """
     if sys.platform == "win32":
         if keep_root:

@@ -24,6 +24,7 @@ from deploy.pod.base import processes, redact
 from deploy.pod.base import queue as turns
 from deploy.pod.base.clock import Clock
 from deploy.pod.base.folder import Root, RunFolder, read_json, tell_json
+from deploy.pod.base.job_object import JobObject
 from deploy.pod.base.limits import parse_for_job
 from deploy.pod.base.lock import Busy, Lock, is_held
 from deploy.pod.base.notify import WEBHOOK, Notifier
@@ -75,6 +76,7 @@ class Supervisor:
         self.notifier = Notifier(secrets.pop(WEBHOOK, None))  # the job does not get it
         self.status = StatusFile(folder, plan, self.limits, Redactor(self.hidden), clock)
         self.sieve: subprocess.Popen[bytes] | None = None
+        self.group = JobObject()  # of the processes of one attempt, on Windows
         self.stops = Stops(folder)
         self.stop_deadline: float | None = None
         self.killed = False
@@ -203,6 +205,7 @@ class Supervisor:
         finally:
             if self.sieve and self.sieve.stdin:
                 self.sieve.stdin.close()  # the job holds the pipe now
+        self.group.hold(getattr(job, "_handle", 0))  # torchrun takes a second before it starts the first rank
         lock.write({**lock.holder, "job_pid": job.pid})
         self.ran = not self.place
         self.status.tell(state="running", job_pid=job.pid, job_started=self.clock.wall(), reason=None)
@@ -243,13 +246,14 @@ class Supervisor:
             self.status.beat()
             time.sleep(POLL_S)
         processes.kill_tree(os.getpid(), keep_root=True, spare=self._not_the_jobs())
+        self.group.end()
         processes.reap()
         self._wait(SIEVE_LIMIT_S, lambda: self.sieve is None or self.sieve.poll() is not None)
         self._echo(echo)
 
     def _others(self) -> bool:
         """Whether any process of the job is alive."""
-        return bool(processes.descendants(os.getpid(), spare=self._not_the_jobs()))
+        return bool(processes.descendants(os.getpid(), spare=self._not_the_jobs())) or self.group.count() > 0
 
     def _not_the_jobs(self) -> set[int]:
         """Pids that do not belong to the job: nvidia-smi, the masking process, and a guard that was started here."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from app.config import CONF, load, own_words, read_command_line, schema
+from app.config import CONF, compose, load, own_words, read_command_line, schema
 from app.config.checks import faults
 from app.errors import WrongUse
 from app.models import BACKBONES
@@ -19,6 +21,7 @@ from app.models.heads import HEADS
 from app.recipes import RECIPES
 from tests.app.config.published import PUBLISHED
 
+EXPERIMENT = "# @package _global_\ntrain:\n  epochs: 3\n"
 GROUPS = ("recipe", "backbone", "data", "experiment")
 CHOICES = [
     (group, file.stem)
@@ -207,3 +210,32 @@ def test_a_wrong_use_of_them_is_answered_with_the_right_one(words: list[str], an
     with pytest.raises(WrongUse, match=answer) as error:
         read_command_line(words, "")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (codecs.BOM_UTF16_LE + EXPERIMENT.encode("utf-16-le"), "is not UTF-8 without a byte order mark"),
+        (codecs.BOM_UTF16_BE + EXPERIMENT.encode("utf-16-be"), "is not UTF-8 without a byte order mark"),
+        (EXPERIMENT.encode("utf-16-le"), "is not UTF-8 without a byte order mark"),
+        (EXPERIMENT.encode("utf-8-sig"), "is not UTF-8 without a byte order mark"),
+        (b"# gr\xf6\xdfe\n" + EXPERIMENT.encode(), "is not UTF-8 without a byte order mark"),
+        (EXPERIMENT.replace("  ", "\t").encode(), "line 3 is not valid YAML: found character"),
+    ],
+)
+def test_a_file_that_an_editor_spoiled_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, says: str
+) -> None:
+    """PowerShell 5 writes UTF-16 by `>`. A byte order mark hides the line that says where the values belong."""
+    shutil.copytree(CONF, tmp_path / "conf")
+    monkeypatch.setattr(compose, "CONF", tmp_path / "conf")
+    file = tmp_path / "conf" / "experiment" / "mine.yaml"
+    file.write_bytes(EXPERIMENT.encode().replace(b"\n", b"\r\n"))
+    assert load(["experiment=mine"]).train.epochs == 3
+    file.write_bytes(data)
+    with pytest.raises(WrongUse) as caught:
+        load(["experiment=mine"])
+    told = str(caught.value)
+    assert "conf/experiment/mine.yaml" in told.replace("\\", "/")
+    assert says in told
+    assert "\n" not in told

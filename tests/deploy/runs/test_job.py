@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
 from pathlib import Path, PurePath
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.pod.base.folder import RunFolder
-from deploy.runs.job import Events, Tail, follow, position, session_name
+from deploy.runs.job import Events, Tail, _tmux_start, follow, position, session_name
 from deploy.shell import LocalShell
+from tests.deploy.conftest import end_tmux, wait_until
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux: apt-get install tmux")
+@pytest.mark.parametrize("size", [100, 14_990, 15_100, 60_000])
+def test_a_job_has_the_variables_of_its_machine_whatever_their_size(tmp_path: Path, size: int) -> None:
+    """tmux passes no value of 16 KiB or more. One that is not printable comes the same way as a large one."""
+    socket, out = f"sniperface-test-{uuid.uuid4().hex[:8]}", tmp_path / "out"
+    script = tmp_path / "tells.py"
+    script.write_text(
+        "import json, os, sys\n"
+        "told = {name: os.environ.get(name) for name in ('BIG', 'ODD')}\n"
+        "open(sys.argv[1] + '.new', 'w').write(json.dumps(told))\n"
+        "os.replace(sys.argv[1] + '.new', sys.argv[1])\n"
+    )
+    env = {**os.environ, "BIG": "x" * size, "ODD": "grüße\nof two lines"}
+    shown = {name: value for name, value in env.items() if name != "ODD"}  # as the machine's agent tells them
+    argv = _tmux_start(socket, "s", [sys.executable, str(script), str(out)], tmp_path, shown)
+    try:
+        subprocess.run(argv, env=env, check=True)
+        wait_until(out.exists)
+    finally:
+        end_tmux(socket)
+    told = json.loads(out.read_text())
+    assert (len(told["BIG"]), told["ODD"]) == (size, env["ODD"])
 
 
 class Growing(LocalShell):

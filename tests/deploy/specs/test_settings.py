@@ -123,3 +123,40 @@ def test_a_key_may_be_true_or_false(tmp_path: Path, text: str, value: bool | Non
             parse(tmp_path, "far", told, "there", {})
         return
     assert parse(tmp_path, "far", told, "there", {}).target.options.is_preemptible is value
+
+
+@pytest.mark.parametrize(
+    ("image", "is_name"),
+    [
+        ("me/sniperface", True),
+        ("runpod/pytorch:1.0.2-cu1281-torch280-ubuntu2404", True),
+        ("ghcr.io/a-b/c_d.e__f:1", True),
+        ("host:5000/a/b:1", True),
+        ("localhost/a", True),
+        (f"quay.io/a/b@sha256:{'a1' * 32}", True),
+        (f"a/b:tag@sha256:{'a1' * 32}", True),
+        ('me/sniper"face', False),
+        ("me/sniper\nface", False),
+        ("me/sniperface\n", False),
+        ("me/$X", False),
+        ("Me/Face", False),
+        ("me//x", False),
+        ("me/x:bad tag", False),
+        ("me/x:", False),
+        ("a b", False),
+        ("-x", False),
+        ("/x", False),
+        ("https://ghcr.io/a/b", False),
+        ("me/größe", False),
+        ("a/b@sha256:1", False),
+    ],
+)
+def test_a_pods_image_has_a_name_that_a_registry_can_have(tmp_path: Path, image: str, is_name: bool) -> None:
+    """A pod with another one would be paid for until its host had tried to pull it."""
+    told = {"provider": "runpod", "root": "/r", "gpus": ["NVIDIA A40"], "image": image}
+    if is_name:
+        parse(tmp_path, "far", told, "there", {})
+        return
+    with pytest.raises(WrongUse, match="is not an image name: give one such as me/sniperface:1") as caught:
+        parse(tmp_path, "far", told, "there", {})
+    assert "\n" not in caught.value.message
