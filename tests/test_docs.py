@@ -95,3 +95,17 @@ def test_the_messages_of_troubleshooting_are_in_the_code() -> None:
 def source_files() -> list[str]:
     found = subprocess.run(["git", "ls-files", "*.py"], cwd=PROJECT, capture_output=True, check=True)
     return [name for name in found.stdout.decode().splitlines() if not name.startswith(("tests/", "benchmarks/"))]
+
+
+def test_the_recorded_terminal_runs_the_commands_of_the_readme() -> None:
+    """docs/record.py draws it: small, for light and dark pages, without a path of the machine that recorded it."""
+    recorded = (PROJECT / "docs/pictures/terminal.svg").read_text(encoding="utf-8")
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert "(docs/pictures/terminal.svg)" in readme
+    commands = re.findall(r"<title>A terminal: (.+?)</title>", recorded)[0].split(", then ")
+    assert commands[0] in readme
+    assert all(each.startswith("python bootstrap.py invoke ") for each in commands)
+    assert len(recorded) <= 300_000
+    assert "prefers-color-scheme:dark" in recorded
+    assert not re.search(r"/(home|root|work|tmp|Users)/", recorded)
+    assert "points above the untrained network" in recorded

@@ -71,7 +71,8 @@ def machine(at: Reach) -> list[Finding]:
         fix = error.next_command or f"check the account and its keys, and {file}"
         return [Finding(f"provider {provider}", "problem", error.message, fix)]
     if found is None:
-        return [Finding("machine", "ok", f"no machine yet; create one with: {command(f'deploy --on {target}')}")]
+        create = f"no machine yet; create one with: {command(f'deploy --on {target}')}"
+        return [Finding("machine", "ok", create), *_image(at)]
     shell = at.shell(found)
     try:
         found = settle(found, shell, at.settings.project)
@@ -87,6 +88,22 @@ def machine(at: Reach) -> list[Finding]:
     where = at.settings.stage_to or found.root
     room = None if free_gib > 1 else f"remove files there, or set another root in {file}"
     return [*findings, Finding("room", "warning" if room else "ok", f"{free_gib:.1f} GiB free in {where}", room)]
+
+
+def _image(at: Reach) -> list[Finding]:
+    """Report the image that the machine would be made from, if it is made from one."""
+    try:
+        name = at.provider.image()
+    except DeployError as error:
+        return [
+            Finding("image", "problem", error.message, error.next_command or f"check image: in {at.settings.where}")
+        ]
+    if name is None:
+        return []
+    if name:
+        return [Finding("image", "ok", name)]
+    build = command(f"build --on {at.settings.target.name}")
+    return [Finding("image", "problem", "the image of this project is not built yet", build)]
 
 
 def _python(_: Settings) -> Finding:

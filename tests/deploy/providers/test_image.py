@@ -1,4 +1,4 @@
-"""The image's tag and names, and the messages of `invoke build` and `invoke push`. No engine is needed."""
+"""The image's tag and names, and the messages of `invoke build`, `invoke push` and `invoke doctor`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from deploy.commands import doctor
 from deploy.errors import NoMachine, StepFailed, WrongUse
 from deploy.providers import image
+from deploy.runs import session as reach
+from tests.support.images.engine import NoDocker, check_docker
 
 SOURCE = Path(__file__).parents[3]
 
@@ -141,3 +144,23 @@ def test_a_refused_push_says_where_to_log_in() -> None:
 )
 def test_a_failed_build_names_its_cause(line: str, cause: str) -> None:
     assert cause in image.why_not_built(["#5 [2/9] RUN x", line, "------"])
+
+
+def test_doctor_reports_whether_the_image_of_a_container_exists(checkout: Path) -> None:
+    """Nobody has built this checkout's image. An image that the target names is reported as it is."""
+    try:
+        check_docker()
+    except NoDocker as missing:
+        pytest.skip(str(missing))
+    edit(checkout / "requirements" / "app.txt", "faiss-cpu==", "faiss-cpu===")
+    file = checkout / "conf" / "deploy" / "docker.yaml"
+    with reach.target(checkout, "docker") as at:
+        found = {each.what: each for each in doctor.machine(at)}
+        at.provider._client.close()  # type: ignore[attr-defined]
+    assert (found["image"].level, found["image"].found) == ("problem", "the image of this project is not built yet")
+    assert str(found["image"].fix).endswith("build --on docker")
+    file.write_text("provider: docker\nroot: /w\nimage: me/sniperface\n", encoding="utf-8")
+    with reach.target(checkout, "docker") as at:
+        found = {each.what: each for each in doctor.machine(at)}
+        at.provider._client.close()  # type: ignore[attr-defined]
+    assert (found["image"].level, found["image"].found) == ("ok", "me/sniperface")
