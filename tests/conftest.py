@@ -33,12 +33,17 @@ NOT_IN_CI = (
 NO_ENGINE = "SNIPERFACE_NO_ENGINE"
 
 
+# These take minutes each, in one process. If one started late, the other processes would wait for its end.
+LONGEST = (
+    "tests/e2e", "tests/deploy/commands/test_remote", "tests/test_bootstrap", "tests/deploy/commands/test_story",
+    "tests/deploy/commands/test_hostile_machine", "tests/deploy/pod/test_guard.",
+)  # fmt: skip
 PASSED = pytest.StashKey[bool]()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run slow tests last; with several processes run tests/e2e, the longest, first to balance them.
+    """Run slow tests last; with several processes run the longest files first to balance them.
 
     Mark tests that inject a fault, that is, take the fixture `fault`: `-m fault` selects them.
     """
@@ -47,9 +52,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "fault" in getattr(item, "fixturenames", ()) and "fault" not in parameters:
             item.add_marker("fault")
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: not item.nodeid.startswith("tests/e2e"))
+        items.sort(key=lambda item: _place(item.nodeid))
     else:
         items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def _place(name: str) -> int:
+    """Where a test comes among the longest ones; all others come after them."""
+    return next((place for place, start in enumerate(LONGEST) if name.startswith(start)), len(LONGEST))
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist may be missing

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST
+
 PROJECT = Path(__file__).parents[1]
 SKIPS = """\
 import pytest
@@ -54,6 +56,11 @@ def test_in_ci_a_skip_for_want_of_something_installable_is_a_failure(tmp_path: P
     assert "1 xfailed" in out
     assert ("should have installed it: needs tmux" in out) == bool(ci)
     assert out.index("test_fast PASSED") < out.index("test_slow PASSED")
+
+
+@pytest.mark.parametrize("start", LONGEST)
+def test_what_starts_first_exists(start: str) -> None:
+    assert list(PROJECT.glob(f"{start}*"))
 
 
 def test_in_ci_a_whole_file_may_not_be_skipped_either(tmp_path: Path) -> None:

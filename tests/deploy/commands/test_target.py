@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import tasks
+from deploy.pod.base import retry
 from deploy.shell.host_keys import fingerprint
 from deploy.specs.schema import FILE
 from tests.deploy.support.servers import SSHD, asyncssh_server, openssh
@@ -59,8 +60,11 @@ def test_a_wrong_value_is_one_sentence_and_writes_nothing(
     assert not home.exists()
 
 
-def test_a_host_that_works_becomes_a_target(home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_host_that_works_becomes_a_target(
+    home: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The host is tested with its key first. A wrong port writes nothing, and says what failed."""
+    monkeypatch.setattr(retry, "FIRST_PATIENCE_S", 1.0)
     with (openssh if SSHD else asyncssh_server)(tmp_path / "server") as server:
         pinned = fingerprint(base64.b64decode(server.host_key.split()[1]))
         words = ("target", "add", "ssh", "--host", "127.0.0.1", "--name", "own-box", "--key", str(server.key))
