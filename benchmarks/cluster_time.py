@@ -28,12 +28,11 @@ from scipy.sparse.csgraph import connected_components
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
-from _claims import Claim, in_turn, quick, report, seconds
-
 from app.config import MiningConfig
 from app.mining.cluster import by_overlap, number
 from app.mining.graph import weigh
 from app.runtime.dist import World
+from benchmarks._claims import Claim, in_turn, quick, report, seconds
 
 K, FLOOR = 32, 0.45
 ALONE = World(0, 1, torch.device("cpu"))

@@ -20,8 +20,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from app.mining.ivf import ROWS_A_CELL, TRAINED_A_CELL, TRAINING_ROUNDS
+from benchmarks._pages import DOCS, as_table, write_table
 
-PAGE = Path(__file__).parents[1] / "docs" / "trainer.md"
+PAGE, HEAD = DOCS / "trainer.md", ("images", "search")
 RATES = Path(__file__).parent / "results" / "search_large.json"
 DIM, FLOPS = 512, 395e12  # numbers an image; operations a second of one GPU
 IMAGES, GPUS = {"1.2 million": 1.2e6, "10 million": 10e6, "42.5 million": 42.5e6}, (1, 3, 8, 16)
@@ -55,27 +56,19 @@ def spoken(seconds: float) -> str:
 
 
 def table() -> str:
-    head = ["images", "search", "1 core", *(f"{count} GPU{'s' * (count > 1)}" for count in GPUS)]
+    head = [*HEAD, "1 core", *(f"{count} GPU{'s' * (count > 1)}" for count in GPUS)]
     rows = [
         [name, search, spoken(core_seconds(images, search))]
         + [spoken(operations(images, search) / FLOPS / count) for count in GPUS]
         for name, images in IMAGES.items()
         for search in ("all pairs", "cells")
     ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, *rows]).replace("\n", f"\n|{'---|' * len(head)}\n", 1)
-
-
-def tables_of(page: str) -> list[str]:
-    """Return the tables of a page that begin as this one does."""
-    return re.findall(r"^\| images \| search \|.*(?:\n\|.*)+", page, re.MULTILINE)
+    return as_table(head, rows)
 
 
 def main() -> int:
     if sys.argv[1:] == ["--write"]:
-        page = PAGE.read_text(encoding="utf-8")
-        for old in tables_of(page):
-            page = page.replace(old, table())
-        PAGE.write_text(page, encoding="utf-8")
+        write_table(PAGE, HEAD, table())
     else:
         print(table())
     return 0
