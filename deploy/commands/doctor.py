@@ -93,15 +93,15 @@ def machine(at: Reach) -> list[Finding]:
 def _image(at: Reach) -> list[Finding]:
     """Report the image that the machine would be made from, if it is made from one."""
     try:
-        name = at.provider.image()
+        image = at.provider.image()
     except DeployError as error:
         return [
             Finding("image", "problem", error.message, error.next_command or f"check image: in {at.settings.where}")
         ]
-    if name is None:
+    if image is None:
         return []
-    if name:
-        return [Finding("image", "ok", name)]
+    if image.name:
+        return [Finding("image", "ok", image.name)]
     build = command(f"build --on {at.settings.target.name}")
     return [Finding("image", "problem", "the image of this project is not built yet", build)]
 
