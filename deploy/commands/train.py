@@ -87,7 +87,8 @@ def train(
             at.situation = Situation(project)  # as it is now that no other command starts a run here
             if not request.queue:
                 at.refuse_second()
-            saved.refuse_to_forget(at, request)
+            if request.resume == "none" and "resume" not in request.given:
+                saved.refuse_to_forget(at)
             checked = facts.prepare_orl(at, checked, screen.say)
             looked_up = facts.gather(at, checked)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)

@@ -163,9 +163,9 @@ class Plan:
 def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) -> Plan:
     """Make the plan of one attempt of a run."""
     root = facts.machine.root if facts.machine else settings.root
-    run_id, attempt = _identity(request, facts)
+    run_id, attempt = _identity(request.name or facts.data.name, request.fraction, facts)
     run_dir = root / "runs" / run_id
-    resume = facts.continues.resume if facts.continues else _resume(request, run_dir)
+    resume = facts.continues.resume if facts.continues else _resume(request.resume, run_dir)
     processes = _processes(settings, facts.hardware)
     nodes = request.nodes or settings.target.nodes
     gpus = memory.Gpus(facts.hardware, facts.card, settings.target.device, nodes, settings.target.processes)
@@ -269,18 +269,18 @@ def staged_path(folder: PurePath, data: DataFacts, fraction: float) -> PurePath:
     return (folder / f"{data.name}{mark}" if mark else folder) / data.file_name
 
 
-def _identity(request: Request, facts: Facts) -> tuple[str, int]:
+def _identity(name: str, fraction: float, facts: Facts) -> tuple[str, int]:
     if facts.continues:
         return facts.continues.run_id, facts.continues.attempt
     stamp = facts.now.strftime("%Y%m%d-%H%M%S")
-    return f"{request.name or facts.data.name}{fraction_mark(request.fraction)}-{stamp}-{facts.token}", 1
+    return f"{name}{fraction_mark(fraction)}-{stamp}-{facts.token}", 1
 
 
-def _resume(request: Request, run_dir: PurePath) -> str:
+def _resume(told: str, run_dir: PurePath) -> str:
     """Return the checkpoint to resume from. A named one is copied to the run folder, which then explains the run."""
-    if request.resume in ("none", "auto"):
+    if told in ("none", "auto"):
         return "none"
-    return str(RunFolder(run_dir).resume_from / PurePath(request.resume).name)
+    return str(RunFolder(run_dir).resume_from / PurePath(told).name)
 
 
 def _processes(settings: Settings, hardware: Hardware | None) -> int | None:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from deploy.errors import WrongUse
@@ -192,6 +193,18 @@ def _with_overrides(values: dict[str, Any]) -> dict[str, Any]:
         elif values.setdefault(flag, _unquote(value)) != _unquote(value):
             raise WrongUse(f"--{flag} {values[flag]} and --set {override} differ: give one of them")
     return {**values, "overrides": others} if others else values
+
+
+def contradictions(request: Request, earlier: Request) -> list[str]:
+    """Flags of a request that contradict the run that it would continue, as typed."""
+    found = []
+    for name in ("fraction", "labels", "pack", "name", "recipe", "data"):
+        told, was = getattr(request, name), getattr(earlier, name)
+        is_same_file = name == "data" and str(Path(told or "").absolute()) == was
+        if name in request.given and told != was and not is_same_file:
+            found.append(f"--{name} {told:g}" if isinstance(told, float) else f"--{name} {told}")
+    found += [f"--env {item}" for item in request.env if item not in earlier.env]
+    return [*found, *(f"--set {item}" for item in request.overrides if item not in earlier.overrides)]
 
 
 def parse_dollars(text: str | None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -24,7 +24,7 @@ from deploy.shell import LocalShell, load_ssh
 from deploy.specs import memory, shards
 from deploy.specs.estimate import NEWEST, Measured, kind_of
 from deploy.specs.plan import Continuation, DataFacts, Facts
-from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
+from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, contradictions, hydra_override, user_overrides
 from deploy.specs.settings import Settings
 from deploy.specs.shards import Shard
 from deploy.steps.code_check import check_code
@@ -59,10 +59,10 @@ class Checked:
 def check(reach: Reach, request: Request) -> Checked:
     """Check a request. Raises WrongUse for the first thing that cannot work."""
     settings = reach.settings
-    _refuse_secrets(settings, request)
+    _refuse_secrets(settings, overrides=request.overrides, env=request.env)
     note = continues = None
     last: list[dict[str, Any]] = []  # the checkpoint that an unfinished run continues from, if any
-    _check_nodes(settings, request)
+    _check_nodes(settings, request.nodes or settings.target.nodes, queue=request.queue)
     if request.resume == "auto":
         found = reach.unfinished(request.run)
         if found is None:
@@ -76,7 +76,8 @@ def check(reach: Reach, request: Request) -> Checked:
     elif request.resume != "none":
         request = replace(request, resume=str(Path(request.resume).absolute()))
     text = request.data or settings.target.data
-    origin = origins.parse(text, _beside(settings, request), local=settings.is_local) if text else None
+    base = Path.cwd() if request.data else settings.project  # a path in the target's file is the project's
+    origin = origins.parse(text, base, local=settings.is_local) if text else None
     if request.data and origin:
         request = replace(request, data=str(origin.path) if origin.where == origins.HERE else request.data)
     if request.labels:
@@ -97,7 +98,7 @@ def check(reach: Reach, request: Request) -> Checked:
         )
     dataset = None
     if origin.is_known and not (tryout and origin.files and origin.files.size(origin.path) is None):
-        dataset = _find_data(settings, request, origin, config)
+        dataset = _find_data(settings.project, request.labels, origin, config["data"])
         data.facts(dataset, request.fraction)
         refuse_undividable(dataset, request.fraction, of)
     encoded = dataset is not None and dataset.offsets is not None
@@ -134,17 +135,16 @@ def resume_notes(
     return notes
 
 
-def _check_nodes(settings: Settings, request: Request) -> None:
+def _check_nodes(settings: Settings, nodes: int, *, queue: bool) -> None:
     """Raise WrongUse for more machines than the target's file allows."""
-    nodes = request.nodes or settings.target.nodes
     settings.target.options.refuse_nodes(nodes, settings.target.name, settings.where)
-    if nodes > 1 and request.queue:
+    if nodes > 1 and queue:
         raise WrongUse("--queue is for runs on one machine: leave it out, or give --nodes 1")
 
 
-def _refuse_secrets(settings: Settings, request: Request) -> None:
+def _refuse_secrets(settings: Settings, **words_of: Sequence[str]) -> None:
     """Raise WrongUse for a secret in --set or --env: all users of a machine see command lines, and plans are kept."""
-    words = [*(("--set", each) for each in request.overrides), *(("--env", each) for each in request.env)]
+    words = [("--set" if name == "overrides" else "--env", each) for name in words_of for each in words_of[name]]
     for name, value in guard.named_secrets(settings).items():
         for flag, word in words:
             if len(value) >= SHORTEST and value in word:
@@ -208,11 +208,6 @@ def _data_facts(settings: Settings, checked: Checked) -> DataFacts:
         about = data.orl_facts(checked.images.path, fraction, checked.images.where)
         return replace(about, train_labels=labels, shard=shard)
     return replace(data.unseen_facts(checked.images, labels), shard=shard)
-
-
-def _beside(settings: Settings, request: Request) -> Path:
-    """Base of relative paths: the working directory for a typed path, the project for one in the target's file."""
-    return Path.cwd() if request.data else settings.project
 
 
 def _configuration(settings: Settings, request: Request, origin: Origin | None) -> tuple[dict[str, Any], Sequence[str]]:
@@ -312,15 +307,11 @@ def _measure(events: Sequence[Mapping[str, Any]], seconds: float, kind: str) -> 
         return []
 
 
-def _find_data(settings: Settings, request: Request, origin: Origin, config: Mapping[str, Any]) -> data.Dataset:
-    labels = config["data"].get("labels_path")
-    own = request.labels or config["data"].get("train_labels_path")
-    return data.find(
-        origin,
-        int(config["data"].get("block_size", 8192)),
-        settings.project / labels if labels else None,
-        settings.project / own if own else None,
-    )
+def _find_data(project: Path, typed: str | None, origin: Origin, config: Mapping[str, Any]) -> data.Dataset:
+    """Find images and labels. `typed`: labels to learn, instead of those of the configuration's section `data`."""
+    labels, own = config.get("labels_path"), typed or config.get("train_labels_path")
+    rows = int(config.get("block_size", 8192))
+    return data.find(origin, rows, project / labels if labels else None, project / own if own else None)
 
 
 def prepare_orl(reach: Reach, checked: Checked, say: Callable[[str], None]) -> Checked:
@@ -329,7 +320,8 @@ def prepare_orl(reach: Reach, checked: Checked, say: Callable[[str], None]) -> C
         return checked
     say(f"preparing the ORL photographs (only once): {checked.images.path}")
     app(reach.settings.project, "app.prepare", ["source=orl", f"out={checked.images.path}"])
-    return replace(checked, dataset=_find_data(reach.settings, checked.request, checked.images, checked.config))
+    project, labels = reach.settings.project, checked.request.labels
+    return replace(checked, dataset=_find_data(project, labels, checked.images, checked.config["data"]))
 
 
 def app_config(project: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -368,7 +360,7 @@ def _continue(found: Reached, request: Request, *, from_its_own: bool) -> tuple[
     told = {**plan["request"], **lists, "given": frozenset()}
     more = {"nodes": request.nodes} if "nodes" in request.given else {}  # it may continue on more machines, or fewer
     earlier = Request(**{**told, "resume": "auto", **more})
-    for flag in _contradictions(request, earlier):
+    for flag in contradictions(request, earlier):
         raise WrongUse(
             f"{flag} contradicts run {record.run_id}, which --resume auto would continue: leave it out, or start a "
             "new run with --resume none"
@@ -376,24 +368,3 @@ def _continue(found: Reached, request: Request, *, from_its_own: bool) -> tuple[
     # A run that began from the user's checkpoint, and has none of its own yet, begins from that one again.
     resume = "auto" if from_its_own or plan["resume"] == "none" else str(plan["resume"])
     return earlier, Continuation(record.run_id, record.attempt + 1, resume)
-
-
-def _contradictions(request: Request, earlier: Request) -> Iterator[str]:
-    if "fraction" in request.given and request.fraction != earlier.fraction:
-        yield f"--fraction {request.fraction:g}"
-    if "labels" in request.given and request.labels != earlier.labels:
-        yield f"--labels {request.labels}"
-    if "pack" in request.given and request.pack != earlier.pack:
-        yield f"--pack {request.pack}"
-    if "name" in request.given and request.name != earlier.name:
-        yield f"--name {request.name}"
-    if "recipe" in request.given and request.recipe != earlier.recipe:
-        yield f"--recipe {request.recipe}"
-    if "data" in request.given and request.data != earlier.data and not _is_same_file(request.data, earlier.data):
-        yield f"--data {request.data}"
-    yield from (f"--env {item}" for item in request.env if item not in earlier.env)
-    yield from (f"--set {item}" for item in request.overrides if item not in earlier.overrides)
-
-
-def _is_same_file(one: str | None, other: str | None) -> bool:
-    return str(Path(one or "").absolute()) == other

@@ -27,7 +27,6 @@ from deploy.runs.session import Reach, Reached
 from deploy.shell import LinkLost, LocalShell, MachineGone, Shell, transfer
 from deploy.specs.machine import Machine
 from deploy.specs.plan import Plan
-from deploy.specs.request import Request
 from deploy.specs.settings import Settings
 from deploy.ui.screen import Screen
 
@@ -85,10 +84,10 @@ def of(settings: Settings, record: Record, reached: Reached | None = None) -> Sa
     return Saved(on_machine[-1] if on_machine else None, at_home[-1] if at_home else None, kept)
 
 
-def refuse_to_forget(at: Reach, request: Request) -> None:
-    """Raise WrongUse for a new run after a lost one, unless --resume is given: most likely the user means to resume."""
+def refuse_to_forget(at: Reach) -> None:
+    """Raise WrongUse if the newest run is lost: without --resume, the user most likely means to resume."""
     newest = at.situation.of(at.settings.target.name)[:1]
-    if request.resume != "none" or "resume" in request.given or not newest:
+    if not newest:
         return
     record, _ = at.look(newest[0])
     if record.state == "lost":
