@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from app.errors import Failed, WrongUse
-from app.mining.candidates import FP32_ERROR, Candidates, FullPrecision, HalfPrecision, full_precision, surpassed
+from app.mining.candidates import Candidates, FullPrecision, HalfPrecision, full_precision, surpassed
 from app.mining.lists import NONE, Neighbours, nothing, ranked, usable
 from app.mining.ring import blocks
 from app.runtime.dist import World, gather_rows
@@ -261,39 +261,3 @@ def products(queries: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
     arrays = (result, queries, bank, rows)
     faiss.fvec_inner_products_by_idx(*(faiss.swig_ptr(array.numpy()) for array in arrays), bank.shape[1], *rows.shape)
     return result
-
-
-class SelfTestFailed(Failed):
-    """The search that mining would use here does not work. The message is one sentence."""
-
-
-def self_test(device: torch.device | str) -> str:
-    """Search a few thousand vectors on `device`; return one line that lists the backends with correct results.
-
-    Tests the backend of `mining.backend=auto` and, on a GPU, FAISS where its GPU build is installed. FAISS is optional
-    there: if it fails, the line reports it. Raises SelfTestFailed where the first backend fails.
-    """
-    where = torch.device(device)
-    first = choose_backend("auto", where)
-    said = _searched_right(first, where)
-    if said is not None:
-        raise SelfTestFailed(f"the search by {first} on {where} {said}")
-    faiss = installed_faiss()
-    if where.type != "cuda" or faiss is None or not faiss.get_num_gpus():
-        return f"{first} on {where}"
-    said = _searched_right("faiss", where)
-    return f"{first} on {where}, " + ("faiss-gpu" if said is None else f"but mining.backend=faiss {said}")
-
-
-def _searched_right(backend: str, device: torch.device) -> str | None:
-    """Return None if a backend finds the same neighbours as float64; else what is wrong with it."""
-    alone = World(0, 1, device)
-    vectors = torch.nn.functional.normalize(torch.randn(3000, 128, generator=torch.Generator().manual_seed(0)))
-    cosine = (vectors.double() @ vectors.T.double()).fill_diagonal_(-torch.inf)
-    try:
-        found = neighbours(vectors.to(device), 16, alone, backend=backend, placement="auto")
-    except (RuntimeError, AssertionError) as error:  # FAISS also raises RuntimeError for a missing kernel
-        return f"fails: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
-    right = np.allclose(found.cosine, cosine.topk(16).values.numpy(), atol=FP32_ERROR)
-    named = cosine.numpy()[np.arange(3000)[:, None], found.ids]
-    return None if right and np.allclose(named, found.cosine, atol=FP32_ERROR) else "finds wrong neighbours"

@@ -180,13 +180,6 @@ def share(rows: NDArray[Any], here: World) -> NDArray[Any]:
 
 
 @torch.no_grad()
-def average_buffers(module: nn.Module, here: World) -> None:
-    """Set the floating-point buffers (BN statistics) of all ranks to their mean, so that the copies stay equal."""
-    if here.size > 1:
-        put_averages(module, mean(averages_of(module), here))  # one message instead of dozens
-
-
-@torch.no_grad()
 def buffers_from_main(module: nn.Module, here: World) -> None:
     """Copy the floating-point buffers (BN statistics) of rank 0 to all ranks, bit for bit."""
     if here.size > 1:
@@ -431,7 +424,7 @@ def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def data_parallel(module: nn.Module, here: World) -> nn.Module:
-    """Average the module's gradients over ranks; with one rank, return it unchanged. For buffers: `average_buffers`."""
+    """Average the module's gradients over ranks; with one rank, return it unchanged. The recipe averages buffers."""
     if here.size == 1:
         return module
     devices = [here.device.index] if here.device.type == "cuda" else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,18 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from app.mining import knn, ring
+from app.mining import ring
 from app.mining.candidates import REDUCED_SUMS, full_precision, greatest, members_of_buckets
 from app.mining.knn import (
     BACKENDS,
     NO_FAISS,
     NONE,
     Neighbours,
-    SelfTestFailed,
     choose_backend,
     nearest,
     neighbours,
-    self_test,
 )
 from app.mining.sample import recall, sample_rows
 from app.runtime.dist import World
@@ -325,7 +322,6 @@ assert knn.choose_backend("auto", ALONE.device) == "torch"
 bank = people([5] * 100, 24, 1.0)
 bank[7], bank[3] = bank[4], 0
 check(find(bank, 12, "auto"), bank, 12)
-assert knn.self_test("cpu") == "torch on cpu"
 try:
     find(bank, 12, "faiss")
     raise SystemExit("searched without FAISS")
@@ -341,18 +337,3 @@ def test_without_faiss_auto_searches_with_torch_and_says_so_and_faiss_is_refused
     assert set(done.stderr.splitlines()) == {
         "faiss is not installed; torch searches the neighbours instead, which is slower on this CPU"
     }
-
-
-def test_the_self_test_names_what_searches_and_raises_when_it_answers_wrongly(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert self_test("cpu") == f"{choose_backend('auto', torch.device('cpu'))} on cpu"
-    right = knn.neighbours
-
-    def shifted(*given: Any, **options: Any) -> Neighbours:
-        found = right(*given, **options)
-        return Neighbours((found.ids + 1) % 3000, found.cosine)
-
-    monkeypatch.setattr(knn, "neighbours", shifted)
-    with pytest.raises(SelfTestFailed, match=r"finds wrong neighbours$"):
-        self_test("cpu")

@@ -68,7 +68,7 @@ with dist.world() as here:
     assert sum(shares, []) == list(range(7))
     bn = torch.nn.BatchNorm1d(2)
     bn.running_mean.fill_(here.rank)
-    dist.average_buffers(bn, here)
+    dist.put_averages(bn, dist.mean(dist.averages_of(bn), here))
     assert bn.running_mean.tolist() == [1.0, 1.0]
 print("fine")
 """
@@ -117,7 +117,7 @@ class OfTorch213:
 
 @pytest.mark.parametrize("wrapper", [OfTorch211, OfTorch213])
 def test_each_torch_is_told_not_to_synchronise_buffers(monkeypatch: pytest.MonkeyPatch, wrapper: type) -> None:
-    """`average_buffers` does it, once an update. torch renamed the argument after 2.11."""
+    """The recipe averages them, once an update. torch renamed the argument after 2.11."""
     monkeypatch.setattr(nn.parallel, "DistributedDataParallel", wrapper)
     made: Any = data_parallel(nn.Linear(2, 2), World(0, 2, torch.device("cpu")))
     assert isinstance(made, wrapper)
