@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import torch
 from app.runtime import checkpoint
 from app.runtime.folder import RunFolder
 from tests.app.recipes.test_supervised import SUPERVISED, tables
+from tests.app.support.agents import start_agents
 from tests.app.support.ranks import run_ranks
 from tests.app.support.training import assert_equal_bits, events, launch, wait_for
 
@@ -34,31 +34,6 @@ EPOCHS = 40  # of 4 steps each: long enough to kill an agent during the run
 WORDS = [*SUPERVISED, f"train.epochs={EPOCHS}", f"train.eval.every_epochs={EPOCHS}", "train.checkpoint.every_epochs=4"]
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
-
-
-def start(
-    stack: ExitStack, data: Sequence[Path], disks: Sequence[Path], *words: str
-) -> tuple[subprocess.Popen, subprocess.Popen]:
-    """Start both agents, each with its data and its disk. They meet at a port of the first one."""
-    port = free_port()
-    agents = []
-    for node, (path, disk) in enumerate(zip(data, disks, strict=True)):
-        meeting = [
-            "--nnodes=2", "--max-restarts=0", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}",
-            "--rdzv-id=faces", "--rdzv-conf=join_timeout=60,last_call_timeout=1,timeout=60",
-            f"--local-addr=127.0.0.{1 + node}",
-        ]  # fmt: skip
-        disk.mkdir(parents=True, exist_ok=True)
-        job = launch(path, disk / "run", *WORDS, *words, processes=1, where=meeting, log=disk / "train.log")
-        agents.append(stack.enter_context(job))
-    return agents[0], agents[1]
-
-
 def log(disk: Path) -> str:
     return (disk / "train.log").read_text()
 
@@ -69,13 +44,13 @@ def test_machines_without_a_common_disk_train_lose_one_and_go_on_from_what_rank_
     """If an agent dies, both resume and end with the bits of an undisturbed run; then one resumes alone."""
     both, whole, disks = [small_data] * 2, tmp_path / "whole", [tmp_path / "a", tmp_path / "b"]
     with ExitStack() as stack:
-        agents = start(stack, both, [whole / "a", whole / "b"])
+        agents = start_agents(stack, both, [whole / "a", whole / "b"], *WORDS)
         assert [agent.wait(LIMIT_S) for agent in agents] == [0, 0]
     final = f"epoch_{EPOCHS - 1:03d}"
     own = tmp_path / "a" / "run"
 
     with ExitStack() as stack:
-        first, second = start(stack, both, disks)
+        first, second = start_agents(stack, both, disks, *WORDS)
         wait_for(lambda: (own / "checkpoints" / "latest").exists(), first)
         kill_tree(second.pid)
         began = time.monotonic()
@@ -92,7 +67,7 @@ def test_machines_without_a_common_disk_train_lose_one_and_go_on_from_what_rank_
     described = json.loads((whole / "a" / "run" / "checkpoints" / f"{final}.json").read_text())
     (stale / "epoch_900.json").write_text(json.dumps({**described, "step": 9000, "epoch": 900}))
     with ExitStack() as stack:
-        agents = start(stack, both, disks, "train.resume=auto")
+        agents = start_agents(stack, both, disks, *WORDS, "train.resume=auto")
         assert [agent.wait(LIMIT_S) for agent in agents] == [0, 0]
     resumed = [e for e in events(own) if e["event"] == "start"][-1]
     assert (resumed["resumed_from"], resumed["world_size"]) == (newest.name, 2)
@@ -120,7 +95,7 @@ def test_machines_without_a_common_disk_train_lose_one_and_go_on_from_what_rank_
 def test_what_one_machine_lacks_ends_all_with_one_sentence(small_data: Path, tmp_path: Path) -> None:
     missing, disks = tmp_path / "images.npy", [tmp_path / "a", tmp_path / "b"]
     with ExitStack() as stack:
-        agents = start(stack, [small_data, missing], disks)
+        agents = start_agents(stack, [small_data, missing], disks, *WORDS)
         assert all(agent.wait(LIMIT_S) != 0 for agent in agents)
     for disk in disks:
         said = [line for line in log(disk).splitlines() if str(missing) in line]

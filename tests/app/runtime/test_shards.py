@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.app.runtime.test_nodes import LIMIT_S, free_port, log
+from tests.app.runtime.test_nodes import LIMIT_S, log
+from tests.app.support.agents import start_agents
 from tests.app.support.ranks import run_ranks
 from tests.app.support.shards import write_shard
-from tests.app.support.training import assert_equal_bits, events, launch, wait_for
+from tests.app.support.training import assert_equal_bits, events, wait_for
 
 pytestmark = pytest.mark.slow
 MINE = ["data.shards=by_node", "train.epochs=3", "mining.min_coverage=0"]
@@ -136,34 +137,22 @@ def test_four_processes_on_two_machines_read_each_their_shard_and_mine_together(
 def test_a_run_on_two_shards_repeats_and_resumes_bit_for_bit(small_data: Path, tmp_path: Path) -> None:
     """The first run is not disturbed, the second is stopped in the middle of an epoch and resumes."""
     data = [write_shard(small_data, tmp_path / f"shard {number}", number, 2) for number in (0, 1)]
-
-    def agents(stack: ExitStack, disks: list[Path], *words: str) -> list:
-        port, started = free_port(), []
-        for node, (path, disk) in enumerate(zip(data, disks, strict=True)):
-            meeting = [
-                "--nnodes=2", "--max-restarts=0", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}",
-                "--rdzv-id=faces", "--rdzv-conf=join_timeout=60,last_call_timeout=1,timeout=60",
-                f"--local-addr=127.0.0.{1 + node}",
-            ]  # fmt: skip
-            disk.mkdir(parents=True, exist_ok=True)
-            job = launch(path, disk / "run", *MINE, *words, processes=1, where=meeting, log=disk / "train.log")
-            started.append(stack.enter_context(job))
-        return started
-
     runs = {name: [tmp_path / name / "a", tmp_path / name / "b"] for name in ("whole", "again", "stopped")}
     for name in ("whole", "again"):
         with ExitStack() as stack:
-            assert [agent.wait(LIMIT_S) for agent in agents(stack, runs[name])] == [0, 0], log(runs[name][0])
+            agents = start_agents(stack, data, runs[name], *MINE)
+            assert [agent.wait(LIMIT_S) for agent in agents] == [0, 0], log(runs[name][0])
     own = runs["stopped"][0] / "run"
     with ExitStack() as stack:
-        both = agents(stack, runs["stopped"])
+        both = start_agents(stack, data, runs["stopped"], *MINE)
         metrics = own / "metrics.jsonl"
         wait_for(lambda: metrics.exists() and '"step": 5,' in metrics.read_text(), both[0])
         for agent in both:
             agent.stdin.close()  # as the supervisor asks to stop
         assert both[0].wait(LIMIT_S) == 0, log(runs["stopped"][0])
     with ExitStack() as stack:
-        assert [agent.wait(LIMIT_S) for agent in agents(stack, runs["stopped"], "train.resume=auto")] == [0, 0]
+        agents = start_agents(stack, data, runs["stopped"], *MINE, "train.resume=auto")
+        assert [agent.wait(LIMIT_S) for agent in agents] == [0, 0]
     starts = [event for event in events(own) if event["event"] == "start"]
     assert [event["shards"] for event in starts] == [2, 2]
     assert starts[1]["resumed_from"] is not None
