@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-from deploy.specs.machine import Provider
 from deploy.specs.options import load_class
+from deploy.specs.provider import Provider
 from deploy.specs.settings import OPTIONS, Settings
 
 

@@ -19,8 +19,9 @@ from deploy.runs import watchdog as guard
 from deploy.runs.records import Record
 from deploy.runs.situation import Situation
 from deploy.shell import LinkLost, LocalShell, Shell, open_shell
-from deploy.specs.machine import Machine, MachineSpec, Provider
+from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.names import family_name
+from deploy.specs.provider import Provider
 from deploy.specs.settings import Settings, load
 from deploy.workspace import devices, environment
 from deploy.workspace.devices import Devices

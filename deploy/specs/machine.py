@@ -1,17 +1,12 @@
-"""A machine as plain data, and the interface that every provider implements."""
+"""A machine as plain data, and what a provider says of machines, images and storage."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Protocol
 
 from deploy.errors import WrongUse
-
-if TYPE_CHECKING:
-    from deploy.specs.trial import Trial
 
 # HOST: a name, an alias in the SSH configuration, IPv4 or IPv6. USER: also Windows' domain\\user.
 HOST = re.compile(r"[A-Za-z0-9_:\[][A-Za-z0-9_.:%+\]-]{0,254}")
@@ -174,46 +169,3 @@ class Place:
     interface: str  # network interface to the other machines; empty where not known
     host: str  # address of rank 0, the rendezvous host
     port: int
-
-
-class Provider(Protocol):
-    """Creates, finds and releases machines of one kind.
-
-    `find` returns None for an unknown name. `release` of a machine that is gone succeeds. `say` gets messages about
-    waiting. `acquire` calls `check` with each machine, new or found, before it returns it. `check` raises NoMachine for
-    a machine that cannot train; a new machine is then released.
-    """
-
-    say: Callable[[str], None]
-    check: Callable[[Machine], None]
-
-    def acquire(self, spec: MachineSpec) -> Machine:
-        """Return an existing machine of the family, or create `spec.name`. Raises NoMachine if neither works."""
-
-    def find(self, name: str) -> Machine | None: ...
-
-    def price(self) -> float | None:
-        """Return US dollars per hour of what `acquire` would request first. 0: free. None: nothing is available."""
-
-    def card(self) -> Card | None:
-        """Return the GPUs of what `acquire` would request first; None where only the machine knows them."""
-
-    def image(self) -> Image | None:
-        """Return the image that `acquire` would create a machine from; None if it creates none."""
-
-    def offers(self) -> Sequence[Rental] | None:
-        """Return what the provider offers now, of any GPU; None if it rents nothing."""
-
-    def trial(self) -> Trial | None:
-        """Return what `doctor` asks and, with --rent, rents for a moment; None where nothing is rented."""
-
-    def list(self) -> list[Machine]:
-        """List all machines of this project that the provider knows, of any target and run."""
-
-    def volumes(self) -> Sequence[Volume]:
-        """List all billed volumes of the account, whoever created them. Empty if storage is not billed separately."""
-
-    def release(self, machine: Machine) -> None: ...
-
-    def log(self, machine: Machine) -> Iterator[str]:
-        """Yield the console output of a machine, even while SSH is down. Empty where there is no console log."""

@@ -10,8 +10,8 @@ import pytest
 
 from deploy.errors import WrongUse
 from deploy.providers import PROVIDERS
-from deploy.specs.machine import Provider
 from deploy.specs.options import load_class
+from deploy.specs.provider import Provider
 from deploy.specs.settings import CHOICES, OPTIONS, RunPod, Ssh, Target, load
 
 
