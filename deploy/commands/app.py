@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -81,19 +82,6 @@ def data(project: Path, path: str | None, screen: Screen, *, verify: bool) -> in
     return LocalShell().foreground([sys.executable, "-m", "app.data", *words], cwd=project, env=_flags(flags.DATA))
 
 
-def mine(
-    project: Path,
-    target: str,
-    run_id: str | None,
-    which: str,
-    out: str | None,
-    overrides: Sequence[str],
-    screen: Screen,
-) -> int:
-    """Compute pseudo-IDs of a run's data from one of its checkpoints, with app.mine. Returns the exit code."""
-    return _of_checkpoint(project, target, run_id, which, out, overrides, screen, "app.mine", "mining/{stem}")
-
-
 def evaluate(
     project: Path,
     target: str,
@@ -131,7 +119,7 @@ def evaluate(
         return _app(reached, "app.evaluate", [f"weights={chosen}", *named, *overrides], place, screen)
 
 
-def export(
+def of_checkpoint(
     project: Path,
     target: str,
     run_id: str | None,
@@ -139,19 +127,7 @@ def export(
     out: str | None,
     overrides: Sequence[str],
     screen: Screen,
-) -> int:
-    """Write a checkpoint as ONNX with app.export. Returns the exit code."""
-    return _of_checkpoint(project, target, run_id, which, out, overrides, screen, "app.export", "{stem}.onnx")
-
-
-def _of_checkpoint(
-    project: Path,
-    target: str,
-    run_id: str | None,
-    which: str,
-    out: str | None,
-    overrides: Sequence[str],
-    screen: Screen,
+    *,
     module: str,
     place: str,
 ) -> int:
@@ -164,6 +140,11 @@ def _of_checkpoint(
         own = Path(reached.home.path) / place.format(stem=PurePath(file).stem)
         words = [f"checkpoint={reached.folder.checkpoints / file}", *overrides]
         return _app(reached, module, words, Path(out).absolute() if out else own, screen)
+
+
+# Pseudo-IDs of a run's data, and the checkpoint as ONNX.
+mine = partial(of_checkpoint, module="app.mine", place="mining/{stem}")
+export = partial(of_checkpoint, module="app.export", place="{stem}.onnx")
 
 
 def bench(project: Path, *, quick: bool) -> int:

@@ -17,7 +17,8 @@ def compare(project: Path, names: Sequence[str], screen: Screen) -> dict[str, An
     if len(names) < 2:
         raise WrongUse("compare needs two runs or more, such as compare RUN RUN", next_command=command("runs"))
     book = project / "runs"
-    records = [runs.get(book, name, "", typed="compare") for name in names]
+    known = runs.every(book)
+    records = [runs.choose(known, name, "", typed="compare") for name in names]
     for place, record in enumerate(records):
         if record in records[:place]:
             raise WrongUse(f"compare names run {record.run_id} twice: give two different runs")

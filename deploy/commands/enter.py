@@ -10,9 +10,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from deploy.errors import StepFailed, WrongUse, command
-from deploy.runs import records as runs
 from deploy.runs import session as reach
 from deploy.runs.session import Reach
+from deploy.runs.situation import Situation
 from deploy.shell import LocalShell, Shell
 from deploy.shell.entry import install
 from deploy.shell.ssh import SshShell
@@ -55,11 +55,12 @@ def ssh_config(project: Path, target: str, run_id: str | None, screen: Screen) -
 @contextlib.contextmanager
 def _door(project: Path, target: str, run_id: str | None) -> Iterator[Door]:
     """The machine of a run or, if the target has no run yet, the machine that `deploy` prepared."""
-    if run_id is None and not runs.every(project / "runs", target):
-        with reach.target(project, target) as at:
+    situation = Situation(project)
+    if run_id is None and not situation.of(target):
+        with reach.target(project, target, situation) as at:
             yield door_of_target(at)
         return
-    with reach.run(project, target, run_id) as reached:
+    with reach.run(project, target, run_id, situation=situation) as reached:
         record = reached.record
         _refuse_local(reached.reach)
         if reached.machine is None:

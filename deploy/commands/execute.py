@@ -11,6 +11,7 @@ from deploy.commands.enter import door_of_target
 from deploy.errors import StepFailed, WrongUse
 from deploy.runs import records as runs
 from deploy.runs import session as reach
+from deploy.runs.situation import Situation
 from deploy.shell import LocalShell, Shell
 from deploy.ui.screen import Screen
 from deploy.workspace.environment import settle
@@ -28,13 +29,14 @@ def execute(project: Path, target: str, run_id: str | None, words: Sequence[str]
     """
     if not words:
         raise WrongUse("exec needs a command after --, such as exec -- nvidia-smi")
-    if run_id is None and not runs.every(project / "runs", target):
-        with reach.target(project, target) as at:
+    situation = Situation(project)
+    if run_id is None and not situation.of(target):
+        with reach.target(project, target, situation) as at:
             if at.settings.is_local:
                 return _here(words, project, PurePath(sys.executable), {}, screen)
             door = door_of_target(at)
             return _there(door.shell, words, door.folder, settle(door.machine, door.shell, project).python, {}, project)
-    with reach.run(project, target, run_id) as reached:
+    with reach.run(project, target, run_id, situation=situation) as reached:
         plan = runs.plan_of(reached.settings.runs, reached.record)
         if reached.machine is None:
             raise StepFailed(

@@ -55,7 +55,8 @@ def remove(project: Path, names: Sequence[str], screen: Screen, *, yes: bool) ->
     """
     if not names:
         raise WrongUse("rm needs a run, such as rm RUN", next_command=command("runs"))
-    records = {(record := runs.get(project / "runs", name, "", typed="rm")).run_id: record for name in names}
+    known = runs.every(project / "runs")
+    records = {(record := runs.choose(known, name, "", typed="rm")).run_id: record for name in names}
     doomed = [_examine(project, record) for record in records.values()]
     for each in doomed:
         screen.say(

@@ -286,13 +286,19 @@ def target(project: Path, name: str, situation: Situation | None = None) -> Iter
 
 
 @contextlib.contextmanager
-def run(project: Path, target_name: str, run_id: str | None, look_after: LookAfter | None = None) -> Iterator[Reached]:
+def run(
+    project: Path,
+    target_name: str,
+    run_id: str | None,
+    look_after: LookAfter | None = None,
+    situation: Situation | None = None,
+) -> Iterator[Reached]:
     """Open the named run, or the newest of the target. A named run determines its target by itself.
 
     `look_after` is called with the target before the machine is asked about the run. It is called again, with the
     machine's name, if the guard there has given up: the machine may be gone afterwards.
     """
-    settings, situation = load(project, target_name), Situation(project)
+    settings, situation = load(project, target_name), situation or Situation(project)
     record = runs.choose(situation.records, run_id, settings.target.name)
     with Reach(settings if record.target == settings.target.name else load(project, record.target), situation) as reach:
         if look_after:

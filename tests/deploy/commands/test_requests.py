@@ -61,6 +61,7 @@ AGAINST_A_POD: list[tuple[tuple[str, ...], dict[str, int], int]] = [
     ),
     (("status",), LIST, 1),
     (("logs",), LIST, 1),
+    (("exec", "--", "true"), {"GET /v2/pods": 1}, 1),
     (("runs",), {"GET /v2/pods": 1}, 1),
     (("ps",), {**LIST, "GET /v2/network-volumes": 1}, 1),
     (("offers",), {"GET /v2/catalog/gpus": 1}, 1),
