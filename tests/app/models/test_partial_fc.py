@@ -17,7 +17,8 @@ from torch import Tensor
 
 from app.config.schema import HeadConfig, OptimizerConfig
 from app.errors import WrongUse
-from app.models.partial_fc import INIT_ROWS, NOBODY, PartialFC, at, columns, compacted, initial, places, share_of
+from app.models.centres import INIT_ROWS, NOBODY, initial
+from app.models.partial_fc import PartialFC, at, columns, compacted, places, share_of
 from app.runtime import dist
 from app.runtime.dist import World
 from tests.app.support.ranks import run_ranks

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from app.config import Config, load
+from app.models.centres import NOBODY
 from app.models.moco import FeatureBank, Queue
-from app.models.partial_fc import NOBODY, PartialFC
+from app.models.partial_fc import PartialFC
 from app.recipes import RECIPES
 from app.recipes.recipe import Recipe
 from app.runtime.dist import World
