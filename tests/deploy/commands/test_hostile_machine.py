@@ -438,7 +438,8 @@ LIES = st.one_of(
     st.binary(max_size=40).map(lambda raw: Say(raw=raw + b"\0" * 8)),
     st.sampled_from([ATTACKS[name](None) for name in ATTACKS if "endless" not in name]),  # type: ignore[arg-type]
 )
-VERBS = st.sampled_from(sorted(agent.VERBS))
+ASKED = ["clock", "size", "read", "listdir", "hashes", "run", "lines", "write", "hardware", "which"]  # by most commands
+VERBS = st.sampled_from(ASKED) | st.sampled_from(sorted(agent.VERBS))
 KEYS = st.sampled_from(["state", "attempt", "heartbeat", "spend_usd", "reason", "started", "ended", "file", "sha256"])
 FILES = st.sampled_from(
     [
