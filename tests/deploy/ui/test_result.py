@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from deploy import border
-from deploy.errors import WrongUse
+from deploy.errors import StepFailed, WrongUse
 from deploy.pod.base.folder import write_json
 from deploy.runs import records as runs
 from deploy.runs.records import Record
-from deploy.ui.screen import verdict
+from deploy.ui.screen import Screen, verdict
 
 
 @pytest.mark.parametrize(
@@ -63,3 +63,12 @@ def test_an_ambiguous_id_lists_the_runs_that_it_may_mean(tmp_path: Path) -> None
     assert runs.get(tmp_path, "orl-2", "local").run_id == "orl-2-cc"
     with pytest.raises(WrongUse, match=r"orl-1 matches 2 runs: orl-1-a[ab], orl-1-a[ab]; give more characters"):
         runs.get(tmp_path, "orl-1", "local")
+
+
+def test_evidence_without_a_line_end_does_not_fill_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A login script may print anything."""
+    Screen().error(StepFailed("no answer", evidence=["x" * 65536, "a\x1b[2J"]))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "error: no answer"
+    assert 100 < len(lines[1]) < 300
+    assert lines[2] == "  | a\\x1b[2J"
