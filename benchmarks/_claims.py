@@ -32,8 +32,13 @@ class Claim:
         return self.ratio >= self.at_least
 
     def record(self) -> dict[str, object]:
-        """Return the claim as JSON, rounded to four digits; more exceed the accuracy of a measurement."""
+        """Return the claim as JSON, rounded to four digits; more exceed the accuracy of a measurement.
+
+        A ratio that four digits would round to one that holds keeps its digits.
+        """
         values = {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in asdict(self).items()}
+        if (values["ratio"] >= self.at_least) != self.holds:
+            values["ratio"] = self.ratio
         return {**values, "holds": self.holds}
 
 
