@@ -252,6 +252,7 @@ class Bars:
         self.task = self.progress.add_task(LOADING, total=None, speed="", left="")
         self.epochs = 0
         self.accuracy = ""  # of the newest evaluation
+        self.newest: Mapping[str, Any] | None = None  # the newest step
 
     def __enter__(self) -> Bars:
         self.progress.start()
@@ -277,6 +278,8 @@ class Bars:
                 if event.get("what") == "trained":
                     with contextlib.suppress(KeyError, TypeError, ValueError):
                         self.accuracy = f" accuracy {event['accuracy']:.1%}"
+                        if self.newest:
+                            self._step(self.newest)
                 words = sentence(event)
                 if words:
                     self.progress.console.print(visible(words), markup=False)
@@ -289,6 +292,7 @@ class Bars:
             speed=f"{event['images_per_s']:.0f} img/s",
             left=f"{duration(event.get('seconds_left'))} left",
         )
+        self.newest = event
 
 
 class Copying:
