@@ -9,7 +9,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -79,11 +79,8 @@ def quick() -> bool:
     return bool(parser.parse_args().quick)
 
 
-def report(name: str, claims: list[Claim], *, is_quick: bool, more: Mapping[str, object] | None = None) -> int:
-    """Print the table, write the JSON (not for a quick run), and return the exit code: 1 when a claim fails.
-
-    `more` is written beside the claims: the measurements from which they follow.
-    """
+def report(name: str, claims: list[Claim], *, is_quick: bool) -> int:
+    """Print the table, write the JSON (not for a quick run), and return the exit code: 1 when a claim fails."""
     print(f"{'claim':44} {'ours':>12} {'peer':>12}  {'ratio':>6}  {'wanted':>6}")
     for claim in claims:
         verdict = "holds" if claim.holds else "FAILS"
@@ -93,7 +90,7 @@ def report(name: str, claims: list[Claim], *, is_quick: bool, more: Mapping[str,
         )
     if not is_quick:
         RESULTS.mkdir(exist_ok=True)
-        record = {"machine": machine(), "claims": [claim.record() for claim in claims], **(more or {})}
+        record = {"machine": machine(), "claims": [claim.record() for claim in claims]}
         (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0 if all(claim.holds for claim in claims) else 1
 

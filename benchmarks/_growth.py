@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._claims import RESULTS
+from benchmarks._claims import RESULTS, machine
 from benchmarks._pages import DOCS, as_table, write_table
 
 PICTURE, HEAD = "pictures/growth.svg", ("growth of",)
+SECONDS = RESULTS / "growth_seconds.json"  # the measurements; growth.json has the claims
 Series = dict[str, list[float]]
 
 
@@ -47,18 +48,28 @@ def draw(sizes: list[int], series: Series, machine: str, into: Path) -> None:
         figure.savefig(into, format="svg", metadata={"Date": None}, facecolor="white")
 
 
-def table(record: dict[str, Any]) -> str:
+def table(known: dict[str, Any]) -> str:
     """Return the table of docs/trainer.md: seconds at the ends, the exponent, and its spread."""
-    sizes, rows = record["images"], []
-    for name, seconds in record["core_seconds"].items():
+    sizes, rows = known["images"], []
+    for name, seconds in known["core_seconds"].items():
         exponent, between = fitted(sizes, seconds)
         spread = f"{min(between):.2f} to {max(between):.2f}"
         rows.append([name, f"{seconds[0]:.2g} s", f"{float(f'{seconds[-1]:.3g}'):g} s", f"{exponent:.2f}", spread])
     return as_table([*HEAD, *(f"{n:,} images" for n in (sizes[0], sizes[-1])), "exponent", "between sizes"], rows)
 
 
+def record(sizes: list[int], series: Series) -> None:
+    """Write the measurements."""
+    content = {"machine": machine(), "images": sizes, "core_seconds": rounded(series)}
+    SECONDS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
 def publish() -> None:
     """Draw the plot and write the table, from the committed results."""
-    record = json.loads((RESULTS / "growth.json").read_text(encoding="utf-8"))
-    draw(record["images"], record["core_seconds"], f"one core of {record['machine']['cpu']}", DOCS / PICTURE)
-    write_table(DOCS / "trainer.md", HEAD, table(record))
+    known = json.loads(SECONDS.read_text(encoding="utf-8"))
+    draw(known["images"], known["core_seconds"], f"one core of {known['machine']['cpu']}", DOCS / PICTURE)
+    write_table(DOCS / "trainer.md", HEAD, table(known))
+
+
+def rounded(series: Series) -> Series:
+    return {name: [float(f"{each:.4g}") for each in seconds] for name, seconds in series.items()}

@@ -4,7 +4,7 @@ An exponent of 1 means twice the time for twice the images. It is fitted to the 
 other processes may share the machine; one thread computes. The spread is that of the exponents between neighbouring
 sizes. Each size is measured several times in turn, and the least time counts. No GPU is measured.
 
-    python benchmarks/growth.py            measure; write results/growth.json, the plot and the table in docs/
+    python benchmarks/growth.py            measure; write both results, the plot and the table in docs/
     python benchmarks/growth.py --draw     draw the plot and write the table again from the committed results
 
 search       exact search of 32 neighbours among synthetic people, 64 numbers each: 2,048 queries, scaled to all images
@@ -48,7 +48,7 @@ from app.recipes.self_supervised import PseudoIds
 from app.runtime import checkpoint
 from app.runtime.folder import RunFolder
 from benchmarks._claims import Claim, core_seconds, report
-from benchmarks._growth import Series, fitted, publish
+from benchmarks._growth import fitted, publish, record
 from benchmarks._planted import NOISE, normal, unit
 from benchmarks.cluster_time import K, ours, planted_lists
 from deploy.pod.agent import files
@@ -153,14 +153,11 @@ def main() -> int:
     sizes = QUICK if asked.quick else SIZES
     series = {name: measured(name, sizes) for name in KINDS}
     claims = [claim(name, sizes, seconds) for name, seconds in series.items()]
-    code = report("growth", claims, is_quick=asked.quick, more={"images": sizes, "core_seconds": rounded(series)})
+    code = report("growth", claims, is_quick=asked.quick)
     if not asked.quick:
+        record(sizes, series)
         publish()
     return code
-
-
-def rounded(series: Series) -> Series:
-    return {name: [float(f"{each:.4g}") for each in seconds] for name, seconds in series.items()}
 
 
 if __name__ == "__main__":

@@ -36,8 +36,9 @@ def weigh(
     """Raise `weight` [n, k] to that of the edges from this process's rows to the images in their lists; 0: no edge.
 
     ids [n, k]: the own lists, most similar first, and their cosines; lists [m, k]: those of the images in them;
-    `place` [N]: the row there of an image's list. The first `degree` [N] entries count. large [N]: the image likely
-    shows a person of more than k images; group [N]: edges stay inside a group, images of a negative group have none.
+    `place` [N]: the row there of an image's list, or empty where that is the image's number. The first `degree` [N]
+    entries count. large [N]: the image likely shows a person of more than k images; group [N]: edges stay inside a
+    group, images of a negative group have none.
 
     Overlap is the share of entries that two lists, each with its own image, have in common: common / either. The weight
     is cosine times overlap, halved where only one of the two lists contains the other image.
@@ -69,7 +70,7 @@ def weigh(
             j = ids[row, s]
             if group[j] != group[i]:
                 continue
-            listed = place[j]
+            listed = place[j] if len(place) else j
             common = 1  # j itself: it is in i's list
             mutual = False
             for t in range(degree[j]):
@@ -84,6 +85,27 @@ def weigh(
             if proven or (mutual and large[i] and large[j]):
                 scale = FULL if mutual else FULL // 2
                 weight[row, s] = max(weight[row, s], min(int(scale * overlap * cosine[row, s]), FULL))
+
+
+@njit(cache=True, nogil=True)
+def mark_near(
+    ids: NDArray[np.int32],
+    first: int,
+    degree: NDArray[np.int32],
+    group: NDArray[np.int32],
+    marked: NDArray[np.bool_],
+) -> None:
+    """Mark the images [N] that may have an edge from the lists `ids` [n, k] of the images from `first`, as in `weigh`.
+
+    They are those of the same `group` [N] among the first `degree` [N] entries.
+    """
+    for row in range(len(ids)):
+        i = first + row
+        if group[i] < 0:
+            continue
+        for s in range(degree[i]):
+            if group[ids[row, s]] == group[i]:
+                marked[ids[row, s]] = True
 
 
 @njit(cache=True, nogil=True)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from app.mining.exchange import bounds_of
+from app.mining.graph import mark_near
 from app.runtime.dist import World, gather_rows, swap_rows
 
 IntArray = NDArray[np.int32]
@@ -28,20 +29,21 @@ class Lists:
     def __init__(self, ids: IntArray, count: int, here: World) -> None:
         self.ids, self.count, self.here = ids, count, here
         self.first = int(bounds_of(count, here)[here.rank])
-        self.place = np.arange(count, dtype=np.int32)
+        self.place = np.zeros(count if here.size > 1 else 0, np.int32)
 
     def near(self, part: slice, degree: IntArray, group: IntArray) -> tuple[IntArray, IntArray]:
         """Return lists [m, k] that include those near the own images `part`, and the row [N] there of an image's list.
+
+        With one process that row is the image's number, and the second array is empty.
 
         Near are the images of the same `group` [N] among the first `degree` [N] entries; a negative group has none. The
         row of an image whose list is absent has no meaning. Both arrays are valid until the next call.
         """
         if self.here.size == 1:
             return self.ids, self.place
-        own = slice(self.first + part.start, self.first + part.stop)
-        counts = (np.arange(self.ids.shape[1]) < degree[own, None]) & (group[own, None] >= 0)
-        counts &= group[self.ids[part]] == group[own, None]
-        wanted = np.unique(self.ids[part][counts])
+        marked = np.zeros(self.count, np.bool_)
+        mark_near(self.ids[part], self.first + part.start, degree, group, marked)
+        wanted = np.flatnonzero(marked).astype(np.int32)
         self.place[wanted] = np.arange(len(wanted), dtype=np.int32)
         return requested(wanted, self.ids, self.count, self.here), self.place
 

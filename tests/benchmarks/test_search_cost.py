@@ -1,16 +1,16 @@
-"""The table of costs in docs/trainer.md is what benchmarks/search_cost.py computes."""
+"""The table of costs in docs/trainer.md is what benchmarks/_search_cost.py computes."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks import search_cost
+from benchmarks import _search_cost as search_cost
 from benchmarks._pages import tables_of
 
 
 def test_the_page_has_the_table_of_the_script() -> None:
     page = search_cost.PAGE.read_text(encoding="utf-8")
-    assert tables_of(page, search_cost.HEAD) == [search_cost.table()], "run: python benchmarks/search_cost.py --write"
+    assert tables_of(page, search_cost.HEAD) == [search_cost.table()], "run: python benchmarks/_search_cost.py --write"
 
 
 def test_all_pairs_are_two_operations_for_each_number_of_a_pair() -> None:

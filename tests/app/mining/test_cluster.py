@@ -97,6 +97,9 @@ def test_weights_are_those_of_naive_sets(lists: Lists, degree: NDArray[np.int32]
             for common in (0, 6):
                 weight = np.zeros(lists[0].shape, np.uint16)
                 weigh(*lists, 0, *held(lists), degree, large, group, 0.2, common, weight)
+                same = np.zeros_like(weight)
+                weigh(*lists, 0, lists[0], np.empty(0, np.int32), degree, large, group, 0.2, common, same)
+                assert np.array_equal(same, weight)
                 assert np.array_equal(weight, naive_weights(lists, degree, large, group, 0.2, common))
                 assert weight.any()
                 assert common == 0 or not np.array_equal(weight, naive_weights(lists, degree, large, group, 0.2))

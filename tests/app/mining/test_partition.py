@@ -17,7 +17,7 @@ def test_one_process_copies_nothing() -> None:
     ids = np.arange(12, dtype=np.int32).reshape(4, 3)
     own, place = Lists(ids, 4, ALONE).near(slice(1, 2), np.full(4, 3, np.int32), np.zeros(4, np.int32))
     assert own is ids
-    assert place.tolist() == [0, 1, 2, 3]
+    assert len(place) == 0, "an image's list is in its own row"
     assert dealt(ids, ids[:, 0] % 1, ALONE) is ids
 
 

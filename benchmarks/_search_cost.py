@@ -1,7 +1,7 @@
 """The table of docs/trainer.md: how long the search of one mining takes, by arithmetic.
 
-    python benchmarks/search_cost.py           print the table
-    python benchmarks/search_cost.py --write   write it into docs/trainer.md
+    python benchmarks/_search_cost.py           print the table
+    python benchmarks/_search_cost.py --write   write it into docs/trainer.md
 
 GPUs: the matrix products, 512 numbers an image, at half of the rate that NVIDIA states for an H200 in 16 bits without
 sparsity. No GPU was measured, and reading the images of the cells is not included.
