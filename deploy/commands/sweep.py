@@ -256,9 +256,9 @@ class _Runs:
 
     def _tell(self, records: Sequence[Record | None]) -> dict[str, Any]:
         """Print the table and the document. Raises if a run failed, or if not all were run."""
-        combos, book, target = self.planned.combinations, self.project / "runs", self.planned.plans[0].target
+        combos, book, plan = self.planned.combinations, self.project / "runs", self.planned.plans[0]
         usd = costs.by_run(runs.every(book))
-        told = sweeps.document(book, target, list(zip(combos, records, strict=True)), usd, self.ended)
+        told = sweeps.document(book, plan.target, list(zip(combos, records, strict=True)), usd, self.ended)
         missing = sum(record is None for record in records)
         not_run = f"{missing} of {plural(len(records), 'run')} {'was' if missing == 1 else 'were'} not started"
         if self.ended:
@@ -266,7 +266,7 @@ class _Runs:
         self.screen.table("\nSweep", tables.result_columns(combos, told["runs"]), tables.result_rows(told["runs"]))
         if told["cost_usd"] >= CENT:
             self.screen.say(f"cost: ${told['cost_usd']:.2f}; no time of a machine is counted twice")
-        self.screen.commands(list(_next(told, is_paid=self.planned.plans[0].usd_per_hour != 0)))
+        self.screen.commands(list(_next(told, plan, is_paid=plan.usd_per_hour != 0)))
         self.screen.document(told)
         if self.interrupted:
             raise KeyboardInterrupt
@@ -278,18 +278,20 @@ class _Runs:
         return told
 
 
-def _next(told: Mapping[str, Any], *, is_paid: bool) -> Iterator[tuple[str, str]]:
-    """Commands that make sense after a sweep, each with its purpose."""
-    on = "" if told["target"] == "local" else f" --on {told['target']}"
+def _next(told: Mapping[str, Any], plan: Plan, *, is_paid: bool) -> Iterator[tuple[str, str]]:
+    """Commands that make sense after a sweep, each with its purpose. `plan`: of any of its runs."""
     over = [run["run_id"] for run in told["runs"] if run["state"] in FINAL_STATES]
     if any(run["state"] in LIVE_STATES for run in told["runs"]):
-        yield "see a run", command(f"status{on} --run RUN")
+        yield "see a run", command(f"status{answers.on(plan)} --run RUN")
     if told["best"]:
-        yield "fetch its best checkpoint", command(f"fetch-checkpoint{on} --run {told['best']} --which best")
+        yield (
+            "fetch its best checkpoint",
+            command(f"fetch-checkpoint{answers.on(plan)} --run {told['best']} --which best"),
+        )
     if 2 <= len(over) <= COMPARED_MOST:
         yield "compare curves", command(f"compare {' '.join(over)}")
     if is_paid and over:
-        yield "release the machine", command(f"down{on}")
+        yield "release the machine", command(f"down{answers.on(plan)}")
 
 
 def _done(plan: Plan, done: Mapping[str, Record]) -> Record | None:

@@ -11,6 +11,7 @@ from deploy.pod.base.folder import FINAL_STATES
 from deploy.runs.job import Status
 from deploy.runs.records import UNFINISHED, Record
 from deploy.specs.estimate import Compared
+from deploy.specs.plan import Plan
 
 Document = dict[str, Any]
 Events = Sequence[Mapping[str, Any]]
@@ -137,8 +138,8 @@ def resume(record: Record) -> str:
     return command("train --resume auto" + on(record))
 
 
-def on(record: Record) -> str:
-    return "" if record.target == "local" else f" --on {record.target}"
+def on(run: Record | Plan) -> str:
+    return "" if run.target == "local" else f" --on {run.target}"
 
 
 def _some(values: Mapping[str, Any] | None, *keys: str) -> dict[str, Any] | None:

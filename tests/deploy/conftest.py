@@ -49,8 +49,9 @@ def wait_until(condition: Callable[[], Any], limit_s: float = 30) -> Any:
 class SoonAfter(LocalShell):
     """LocalShell with a clock that is ten seconds ahead."""
 
-    def clock(self) -> float:
-        return super().clock() + 10
+    def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
+        answer = super().call(verb, again=again, **arguments)
+        return answer + 10 if verb == "clock" else answer
 
 
 class CutAfterReading(LocalShell):
@@ -58,13 +59,11 @@ class CutAfterReading(LocalShell):
 
     waited_s = 0.0
 
-    def read(self, *args: Any, **kwargs: Any) -> bytes:
-        data = super().read(*args, **kwargs)
-        self.waited_s = 60.0
-        return data
-
-    def clock(self) -> float:
-        return super().clock() + self.waited_s
+    def call(self, verb: str, *, again: bool = True, **arguments: Any) -> Any:
+        answer = super().call(verb, again=again, **arguments)
+        if verb == "read":
+            self.waited_s = 60.0
+        return answer + self.waited_s if verb == "clock" else answer
 
 
 def git(folder: Path, *argv: str) -> str:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -32,7 +32,8 @@ def processes(workers: int) -> Iterator[ProcessPoolExecutor]:
         raise OSError("a worker was killed, probably because memory ran out; try again with workers=1") from error
     finally:
         lifeline.close()
-        pool.shutdown(cancel_futures=True)
+        with suppress(RuntimeError):  # an interrupt at the pool's start leaves a thread that cannot be joined
+            pool.shutdown(cancel_futures=True)
         alive.close()
 
 

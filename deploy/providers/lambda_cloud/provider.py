@@ -73,7 +73,7 @@ class LambdaProvider:
                     raise NoMachine(
                         f"{each.name} exists, and its entry cannot be read ({each.fault}): no second machine is "
                         "requested",
-                        next_command=f"{command('down')}   (releases it)",
+                        next_command=f"{command(f'down --on {self.settings.target.name}')}   (releases it)",
                     )
             mine = [each for each in found_all if each.is_alive and spec.fits(each.name)]
             for found in sorted(mine, key=lambda each: (each.status != "active", each.created or 0.0)):

@@ -49,7 +49,7 @@ class Clusters:
         and can train. The other nodes come from the same cluster, without a second training check.
         """
         found = self.all()
-        refuse_unreadable(found, spec.family)
+        refuse_unreadable(found, spec.family, self.making.settings.target.name)
         if spec.node:
             return self._other_node(spec, found)
         self.asking.notes.tidy({each.name for each in found}, self.asking.clock.time(), self.word)

@@ -61,7 +61,7 @@ class RunPodProvider:
                 clusters.refuse(self.settings, self.options, spec.nodes)
                 return self._clusters.acquire(spec)
             pods = self._pods.all()
-            refuse_unreadable(pods, spec.family)
+            refuse_unreadable(pods, spec.family, self.settings.target.name)
             self._notes.tidy({pod.name for pod in pods}, self.clock.time())
             self._end_preempted(pods, spec.family)
             for pod in of_family(pods, spec.family):

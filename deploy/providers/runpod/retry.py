@@ -137,13 +137,13 @@ class Asking:
         self.clock.sleep(wait_s)
 
 
-def refuse_unreadable(found: Sequence[F], family: str) -> None:
+def refuse_unreadable(found: Sequence[F], family: str, target: str) -> None:
     """Raise NoMachine if an entry of a family cannot be read: it may be a machine to reuse, and it may bill."""
     for each in found:
         if each.fault and each.name.startswith(family):
             raise NoMachine(
                 f"{each.name} exists, and its entry cannot be read ({each.fault}): no second machine is requested",
-                next_command=f"{command('down')}   (releases it)",
+                next_command=f"{command(f'down --on {target}')}   (releases it)",
             )
 
 

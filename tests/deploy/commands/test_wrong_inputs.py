@@ -34,7 +34,7 @@ WRONG = {
     "train --set =5": "--set =5 names no key: write --set key=value",
     "train --set data.data_fraction=2": "2 is not a share of the data",
     "train --resume nosuch.pt": "nosuch.pt: no such file; give auto, none or the path of a .pt checkpoint",
-    "train --resume tasks.py": "tasks.py is not a complete checkpoint: fetch it again",
+    "train --resume tasks.py": "tasks.py is not a complete checkpoint: give another one",
     "train --resume auto": "--resume auto: target 'local' has no run that was stopped",
     "train --resume auto --run ID": "ID",
     "train --nodes 2": "--nodes 2: target 'local' is this computer, which is one machine: give --on another",

@@ -165,7 +165,7 @@ def test_an_unreadable_cluster_is_listed_and_released(account: Account, laptop: 
 def test_what_is_no_list_is_one_sentence(account: Account, laptop: Path, pods: Any) -> None:
     account.told["/v2/pods"] = {"pods": pods}
     with pytest.raises(StepFailed, match="RunPod's list of pods is no list"):
-        bills.priced(laptop, Reach(provider(laptop).settings))
+        bills.priced(Reach(provider(laptop).settings))
 
 
 @pytest.mark.parametrize("about", [{}, {"Config": {}}, {"NetworkSettings": 5, "Config": {"Labels": {}}}], ids=str)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse
+from deploy.errors import DeployError, NoMachine, StepFailed, WrongUse, quoted
 from deploy.shell import link as links
 from deploy.shell import native
 from deploy.shell.host_keys import HostKeys
@@ -410,7 +410,7 @@ def test_what_keeps_a_key_out(server: Server, open_shell: Callable[..., SshShell
     shell.patience_s = 0.5
     with pytest.raises(WrongUse, match="has a passphrase") as caught:
         shell.clock()
-    assert caught.value.next_command == f'ssh-add "{locked}"'
+    assert caught.value.next_command == f"ssh-add {quoted(str(locked))}"
 
 
 def test_what_keeps_from_getting_there(server: Server, open_shell: Callable[..., SshShell]) -> None:
