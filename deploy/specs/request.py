@@ -11,7 +11,8 @@ from typing import Any
 
 from deploy.errors import WrongUse
 from deploy.pod.base.redact import SECRET_NAME
-from deploy.specs.flags import HOW, NODES, ON, PACK, PARSED_BY, WHAT, WHERE, Flag, flagged, overrides
+from deploy.specs.flags import GPUS, HOW, NODES, ON, PACK, PARSED_BY, SPOT, WHAT, WHERE, Flag, flagged, overrides
+from deploy.specs.gpus import parse_gpus
 from deploy.specs.settings import pack_kind
 
 TRYOUT = "experiment=tryout"
@@ -144,6 +145,8 @@ class Request:
     )
     pack: str = flagged("none", PACK, lambda text: pack_kind(text, PACK.typed))  # upload format of the laptop's images
     nodes: int | None = flagged(None, NODES, parse_nodes)  # None: the target's value
+    gpus: tuple[str, ...] = flagged((), GPUS, parse_gpus)  # NAME or NAME:COUNT; (): the target's
+    spot: bool = flagged(False, SPOT)  # False: the target's value
     name: str | None = flagged(  # None: the name of the data
         None,
         Flag("name", "name of the run; its id begins with it (default: the name of the data)", "NAME", group=WHAT),

@@ -13,9 +13,10 @@ def carry_on(found: Reached, request: Request, *, from_its_own: bool) -> tuple[R
     """The earlier run's own request, for the next attempt. Raises WrongUse for a flag that contradicts it."""
     record = found.record
     plan = runs.plan_of(found.settings.runs, record)
-    lists = {key: tuple(plan["request"].get(key, ())) for key in ("overrides", "env")}
+    lists = {key: tuple(plan["request"].get(key, ())) for key in ("overrides", "env", "gpus")}
     told = {**plan["request"], **lists, "given": frozenset()}
-    more = {"nodes": request.nodes} if "nodes" in request.given else {}  # it may continue on more machines, or fewer
+    # It may continue on more machines, or fewer, and on other ones.
+    more = {name: getattr(request, name) for name in ("nodes", "gpus", "spot") if name in request.given}
     earlier = Request(**{**told, "resume": "auto", **more})
     for flag in contradictions(request, earlier):
         raise WrongUse(
