@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from deploy.pod.base.folder import read_json
 from tests.deploy.commands.test_runpod_story import target
 from tests.deploy.conftest import Project, wait_until
 from tests.deploy.support.pods import ProcessPod
 from tests.support.emulators.rig import breaches
 from tests.support.emulators.runpod import KEY, Emulator
 from tests.support.load import under_load
+
+needs_linux = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="needs /proc, to end the processes of a pod: run on Linux"
+)
 
 
 @pytest.mark.parametrize(
@@ -65,11 +71,9 @@ def test_offers_lists_only_these_gpus(project: Project) -> None:
     ]
 
 
-@pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="needs /proc, for the processes of a pod: run on Linux"
-)
-def test_a_run_that_is_continued_rents_the_same_again(project: Project, tmp_path: Path) -> None:
-    """`deploy` and `train` rent what the flags say, not another machine beside it; a lost run's flags are its own."""
+@pytest.fixture
+def account(project: Project, tmp_path: Path) -> Iterator[Emulator]:
+    """The account that target `far` rents from. Its pods are processes behind real SSH servers."""
 
     def made(pod: object) -> ProcessPod:
         return ProcessPod(pod, tmp_path / "pods", emulator.url, {"SNIPERFACE_PYTHON": sys.executable})
@@ -77,17 +81,35 @@ def test_a_run_that_is_continued_rents_the_same_again(project: Project, tmp_path
     emulator = Emulator(pods=made)
     target(project, root=str(tmp_path / "there"))
     project.env |= {"RUNPOD_API_BASE_URL": emulator.url, "RUNPOD_API_KEY": KEY, "no_proxy": "*"}
+    yield emulator
+    emulator.close()
+    assert breaches(emulator) == []
+
+
+@needs_linux
+def test_a_run_that_is_continued_rents_the_same_again(project: Project, account: Emulator) -> None:
+    """No second machine is rented beside one with other GPUs. A lost run's flags are part of its request."""
     words = ("train", "--on", "far", "--gpus", "A4500:2", "--set", "train.step_s=0.5", "--set", "train.epochs=50")
     project.invoke(*words, "--yes", "--detach")
-    [pod] = emulator.account.all()
+    [pod] = account.account.all()
     assert (pod.gpu, pod.gpu_count) == ("NVIDIA RTX A4500", 2)
     other = project.invoke("deploy", "--on", "far", "--gpus", "A40:2", code=2)
     assert "the machine of target 'far' has 2 x NVIDIA RTX A4500: leave --gpus out" in " ".join(other.stderr.split())
-    emulator.account.terminate(pod.id)
+    assert account.account.all() == [pod]
+    account.account.terminate(pod.id)
     wait_until(lambda: project.json("status", "--on", "far")["state"] == "lost", under_load(30))
     plan = project.json("train", "--on", "far", "--resume", "auto", "--dry-run")
     assert (plan["attempt"], plan["rents"], plan["usd_per_hour"]) == (2, [["NVIDIA RTX A4500"], 2], 0.5)
     plan = project.json("train", "--on", "far", "--resume", "auto", "--gpus", "A40", "--spot", "--dry-run")
     assert (plan["request"]["gpus"], plan["rents"], plan["spot"]) == (["A40"], [["NVIDIA A40"], 1], True)
-    emulator.close()
-    assert breaches(emulator) == []
+
+
+@needs_linux
+def test_all_runs_of_a_sweep_are_on_these_gpus(project: Project, account: Emulator) -> None:
+    words = ("train", "--on", "far", "--gpus", "A4500", "--spot", "--sweep", "train.epochs=1,2", "--yes")
+    told = project.json(*words)
+    assert [run["state"] for run in told["runs"]] == ["succeeded", "succeeded"]
+    [pod] = account.account.all()
+    assert (pod.gpu, pod.spot) == ("NVIDIA RTX A4500", True)
+    plans = [project.path / "runs" / run["run_id"] / "plan.json" for run in told["runs"]]
+    assert [read_json(plan)["rents"] for plan in plans] == [[["NVIDIA RTX A4500"], 1]] * 2
