@@ -34,11 +34,11 @@ RUNS, MACHINES, MODELS, PROJECT_ITSELF = "Runs", "Machines and money", "Data and
         "deploy --on runpod --pack jpeg95",
     ),
 )
-def deploy(screen: Screen, target: str, nodes: str | None, pack: str | None, gpus: list[str], spot: bool) -> Document:
+def deploy(screen: Screen, target: str, nodes: str | None, pack: str | None, **rented: Any) -> Document:
     """Make a target ready: machine, environment, code and data. A second call does only what is missing."""
     from deploy.commands import train as launch
 
-    return launch.deploy(PROJECT, target, screen, pack=pack, several=nodes, gpus=gpus, spot=spot)
+    return launch.deploy(PROJECT, target, screen, pack=pack, several=nodes, **rented)
 
 
 @task(

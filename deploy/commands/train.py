@@ -39,7 +39,7 @@ def deploy(
 ) -> dict[str, Any]:
     """Make a target ready: machine, environment, code, data. A second call does only what is missing.
 
-    `rented`: gpus and spot, as typed.
+    `rented`: gpus, spot and no_spot, as typed.
     """
     with reach.target(project, target) as at:
         reap(at, screen=screen)

@@ -48,7 +48,7 @@ class Reach:
         self.prepare: Callable[[Machine], Prepared] | None = None
         self.prepared: dict[str, Prepared] = {}
         self.limit_s: float | None = None  # time for each machine to answer; None: each call has its own limit
-        self._asked: tuple[tuple[str, ...], bool] = ((), False)  # --gpus and --spot that the settings have
+        self._asked: tuple[tuple[str, ...], bool, bool] = ((), False, False)  # for renting, that the settings have
         self._listed: dict[str, Machine] = {}
         self._machines: dict[str, Machine | None] = {}
         self._shells: dict[str, Shell] = {}
@@ -66,11 +66,12 @@ class Reach:
         Names are looked up in the provider's catalogue. Raises WrongUse for what the target or the provider has not,
         and if the target's machine has other GPUs. `at_any_price`: only to look, so neither price nor machine matters.
         """
-        if self._asked == (request.gpus, request.spot):
+        asked = request.gpus, request.spot, request.no_spot
+        if self._asked == asked:
             return
         target, keys = self.settings.target, self.settings.target.options.renting
         gpus.refuse_other_targets(request.gpus, request.spot, keys, target.name)
-        said = {gpus.SPOT: "true"} if request.spot else {}
+        said = {gpus.SPOT: str(request.spot)} if request.spot or (request.no_spot and gpus.SPOT in keys) else {}
         if count := gpus.count_of(request.gpus):
             said[gpus.GPU_COUNT] = str(count)
         self._renting(said)
@@ -87,7 +88,7 @@ class Reach:
             self._renting({**said, gpus.GPUS: ",".join(choice.names), gpus.GPU_COUNT: str(choice.count)})
             if not at_any_price:
                 self._refuse_other_gpus(request, choice)
-        self._asked = request.gpus, request.spot
+        self._asked = asked
 
     def _renting(self, said: Mapping[str, str]) -> None:
         """Load the target with these values of what a command can say about renting; see Options.renting."""

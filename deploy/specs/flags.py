@@ -89,6 +89,7 @@ GPUS = Flag(
 SPOT = Flag(
     "spot", "rent a spot machine: cheaper, but the provider may stop it (default: the target's spot)", group=WHERE
 )
+NO_SPOT = Flag("no-spot", "rent no spot machine, although the target or the continued run says so", group=WHERE)
 WHICH = Flag("which", "latest, best, or a number: the epoch", "WHICH", "latest")
 
 YES = Flag("yes", "accept the cost without a question", group=HOW)
@@ -109,7 +110,7 @@ TRAIN = (
     Flag("dry-run", "print the plan and end; change nothing", group=HOW),
     JSON,
 )
-DEPLOY = (ON, GPUS, SPOT, NODES, PACK, JSON)
+DEPLOY = (ON, GPUS, SPOT, NO_SPOT, NODES, PACK, JSON)
 ATTACH = (ON, RUN, Flag("write", "send keyboard input to the job (default: read-only)"))
 LOGS = (ON, RUN, Flag("follow", "follow the log until the job ends"))
 STATUS = (ON, RUN, JSON, Flag("watch", "repeat every two seconds until the run is over"))

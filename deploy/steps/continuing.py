@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from deploy.errors import WrongUse
 from deploy.runs import records as runs
 from deploy.runs.session import Reached
@@ -16,7 +18,9 @@ def carry_on(found: Reached, request: Request, *, from_its_own: bool) -> tuple[R
     lists = {key: tuple(plan["request"].get(key, ())) for key in ("overrides", "env", "gpus")}
     told = {**plan["request"], **lists, "given": frozenset()}
     # It may continue on more machines, or fewer, and on other ones.
-    more = {name: getattr(request, name) for name in ("nodes", "gpus", "spot") if name in request.given}
+    more: dict[str, Any] = {name: getattr(request, name) for name in ("nodes", "gpus") if name in request.given}
+    if request.spot or request.no_spot:
+        more |= {"spot": request.spot, "no_spot": request.no_spot}
     earlier = Request(**{**told, "resume": "auto", **more})
     for flag in contradictions(request, earlier):
         raise WrongUse(

@@ -48,6 +48,7 @@ WRONG = {
     "offers --on local --gpus A40": "--gpus A40: target 'local' rents no GPUs: leave it out, or give --on",
     "deploy --on docker --gpus 2": "--gpus 2: target 'docker' rents no GPUs",
     "train --spot": "--spot: target 'local' rents no spot machines: leave it out, or give --on",
+    "train --on runpod --spot --no-spot": "--spot and --no-spot contradict each other: give one of them",
     "train --on lambda --spot": "--spot: target 'lambda' rents no spot machines",
 }
 
@@ -100,6 +101,11 @@ def test_a_run_that_is_continued_rents_the_same_again(project: Project, account:
     wait_until(lambda: project.json("status", "--on", "far")["state"] == "lost", under_load(30))
     plan = project.json("train", "--on", "far", "--resume", "auto", "--dry-run")
     assert (plan["attempt"], plan["rents"], plan["usd_per_hour"]) == (2, [["NVIDIA RTX A4500"], 2], 0.5)
+    root = read_json(project.path / "conf" / "deploy" / "far.yaml")["root"]
+    target(project, root=root, spot=True)
+    plan = project.json("train", "--on", "far", "--resume", "auto", "--gpus", "A40", "--no-spot", "--dry-run")
+    assert (plan["spot"], plan["usd_per_hour"]) == (False, 0.4)
+    target(project, root=root)
     plan = project.json("train", "--on", "far", "--resume", "auto", "--gpus", "A40", "--spot", "--dry-run")
     assert (plan["request"]["gpus"], plan["rents"], plan["spot"]) == (["A40"], [["NVIDIA A40"], 1], True)
 
