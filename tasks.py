@@ -34,11 +34,11 @@ RUNS, MACHINES, MODELS, PROJECT_ITSELF = "Runs", "Machines and money", "Data and
         "deploy --on runpod --pack jpeg95",
     ),
 )
-def deploy(screen: Screen, target: str, nodes: str | None, pack: str | None) -> Document:
+def deploy(screen: Screen, target: str, nodes: str | None, pack: str | None, **rented: Any) -> Document:
     """Make a target ready: machine, environment, code and data. A second call does only what is missing."""
     from deploy.commands import train as launch
 
-    return launch.deploy(PROJECT, target, screen, pack=pack, several=nodes)
+    return launch.deploy(PROJECT, target, screen, pack=pack, several=nodes, **rented)
 
 
 @task(
@@ -48,7 +48,7 @@ def deploy(screen: Screen, target: str, nodes: str | None, pack: str | None) -> 
     examples=(
         "train",
         "train --on ssh --data faces/images.npy --fraction 0.01",
-        "train --on runpod --dry-run",
+        "train --on runpod --gpus A100:2 --dry-run",
         "train --name lr_03 --set train.optimizer.lr=0.03",
         "train --resume auto --set train.epochs=48",
         "train --sweep train.optimizer.lr=0.03,0.1",
@@ -278,7 +278,11 @@ def cost(screen: Screen, days: str) -> Document:
 @task(
     *flags.OFFERS,
     group=MACHINES,
-    examples=("offers", "offers --on runpod --set backbone=iresnet50 --set train.batch.size=256"),
+    examples=(
+        "offers",
+        "offers --gpus A100:2",
+        "offers --set backbone=iresnet50 --set train.batch.size=256",
+    ),
 )
 def offers(screen: Screen, **request: Any) -> None:
     """List the GPUs that can be rented now: price an hour, memory, and whether this training fits."""

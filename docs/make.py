@@ -120,7 +120,8 @@ def targets() -> Iterator[str]:
     yield MADE
     yield "A target is a file in `conf/deploy`: `--on NAME` uses `conf/deploy/NAME.yaml`. Its keys are those of every"
     yield "target and those of its `provider`. Each key has an environment variable that wins over the file, such as"
-    yield f"`{declared.ENVIRONMENT_PREFIX}STAGE_TO` for `stage_to`. How to use each kind: [machines.md](machines.md).\n"
+    yield f"`{declared.ENVIRONMENT_PREFIX}STAGE_TO` for `stage_to`. `--gpus` and `--spot` win over both."
+    yield "How to use each kind: [machines.md](machines.md).\n"
     yield "## Every target\n"
     yield from table(
         ("key", "default", "meaning"),

@@ -24,13 +24,14 @@ def offers(project: Path, request: Request) -> list[dict[str, Any]]:
     `fits` is None where the memory of this training is not known. Raises WrongUse for a target that rents nothing.
     """
     with reach.target(project, request.target) as at:
+        at.rent(request, at_any_price=True)
         rentals = at.provider.offers()
         if rentals is None:
             name = at.settings.target.name
             raise WrongUse(
                 f"target '{name}' rents no machines, so it has no offers: give --on with one that does, such as runpod"
             )
-        found = [each for each in rentals if not each.why_not or each.in_target]
+        found = [each for each in rentals if each.in_target or not (each.why_not or request.gpus)]
         if not found:
             raise NoMachine("the provider offers nothing now", next_command=command(f"offers --on {request.target}"))
         looked_up = facts.gather(at, facts.check(at, request))

@@ -237,6 +237,7 @@ class _Runs:
             with reach.launching(at.settings) as note:
                 if not checked.request.queue:
                     at.refuse_second()
+                at.rent(checked.request)
                 own = facts.gather_again(at.settings, checked, self.planned.facts)
                 plan = make(at.settings, checked.request, own, tryout=checked.tryout)
                 note(plan.run_id)

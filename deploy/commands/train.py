@@ -35,12 +35,15 @@ from deploy.ui.screen import Screen
 
 
 def deploy(
-    project: Path, target: str, screen: Screen, *, pack: str | None = None, several: str | None = None
+    project: Path, target: str, screen: Screen, *, pack: str | None = None, several: str | None = None, **rented: Any
 ) -> dict[str, Any]:
-    """Make a target ready: machine, environment, code, data. A second call does only what is missing."""
+    """Make a target ready: machine, environment, code, data. A second call does only what is missing.
+
+    `rented`: gpus, spot and no_spot, as typed.
+    """
     with reach.target(project, target) as at:
         reap(at, screen=screen)
-        checked = facts.check(at, parse_request(target=target, pack=pack, nodes=several))
+        checked = facts.check(at, parse_request(target=target, pack=pack, nodes=several, **rented))
         if checked.note:
             screen.say(checked.note)
         with reach.launching(at.settings) as note:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -19,10 +20,12 @@ from deploy.runs import watchdog as guard
 from deploy.runs.records import Record
 from deploy.runs.situation import Situation
 from deploy.shell import LinkLost, LocalShell, Shell, open_shell
+from deploy.specs import gpus
 from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.names import family_name
 from deploy.specs.provider import Provider
-from deploy.specs.settings import Settings, load
+from deploy.specs.request import Request
+from deploy.specs.settings import ENVIRONMENT_PREFIX, Settings, load
 from deploy.workspace import devices, environment
 from deploy.workspace.devices import Devices
 
@@ -45,6 +48,7 @@ class Reach:
         self.prepare: Callable[[Machine], Prepared] | None = None
         self.prepared: dict[str, Prepared] = {}
         self.limit_s: float | None = None  # time for each machine to answer; None: each call has its own limit
+        self._asked: tuple[tuple[str, ...], bool, bool] = ((), False, False)  # for renting, that the settings have
         self._listed: dict[str, Machine] = {}
         self._machines: dict[str, Machine | None] = {}
         self._shells: dict[str, Shell] = {}
@@ -55,6 +59,56 @@ class Reach:
     def __exit__(self, *_: object) -> None:
         for shell in self._shells.values():
             shell.close()
+
+    def rent(self, request: Request, *, at_any_price: bool = False) -> None:
+        """Let --gpus and --spot of a request win over the target's keys, as variables of the environment do.
+
+        Names are looked up in the provider's catalogue. Raises WrongUse for what the target or the provider has not,
+        and if the target's machine has other GPUs. `at_any_price`: only to look, so neither price nor machine matters.
+        """
+        asked = request.gpus, request.spot, request.no_spot
+        if self._asked == asked:
+            return
+        target, keys = self.settings.target, self.settings.target.options.renting
+        gpus.refuse_other_targets(request.gpus, request.spot, keys, target.name)
+        said = {gpus.SPOT: str(request.spot)} if request.spot or (request.no_spot and gpus.SPOT in keys) else {}
+        if count := gpus.count_of(request.gpus):
+            said[gpus.GPU_COUNT] = str(count)
+        self._renting(said)
+        if request.gpus:
+            options = self.settings.target.options
+            choice = gpus.choose(
+                request.gpus,
+                self.provider.offers() or (),
+                options.rents[1] if options.rents else 1,
+                None if at_any_price else getattr(options, "max_usd_per_hour", None),
+                target.name,
+                self.settings.where,
+            )
+            self._renting({**said, gpus.GPUS: ",".join(choice.names), gpus.GPU_COUNT: str(choice.count)})
+            if not at_any_price:
+                self._refuse_other_gpus(request, choice)
+        self._asked = asked
+
+    def _renting(self, said: Mapping[str, str]) -> None:
+        """Load the target with these values of what a command can say about renting; see Options.renting."""
+        keys = self.settings.target.options.renting
+        variables = {ENVIRONMENT_PREFIX + keys[name].upper(): value for name, value in said.items()}
+        self.settings = load(self.settings.project, self.settings.target.name, {**os.environ, **variables})
+        self.provider = PROVIDERS[self.settings.target.provider](self.settings)
+
+    def _refuse_other_gpus(self, request: Request, choice: gpus.Choice) -> None:
+        """Raise WrongUse if the target has a machine with other GPUs: it would be used, or a second one would bill."""
+        for machine in self.machines():
+            is_left = machine.is_stopped and self.settings.target.options.is_preemptible  # is removed for a new one
+            if is_left or not machine.gpu or not machine.name.startswith(family_name(self.settings)):
+                continue
+            if machine.gpus != choice.count or not gpus.is_among(machine.gpu, choice):
+                raise WrongUse(
+                    f"{gpus.typed(request.gpus)}: the machine of target '{self.settings.target.name}' has "
+                    f"{machine.gpus} x {machine.gpu}: leave --gpus out to use it, or release it first",
+                    next_command=command(f"down --on {self.settings.target.name}"),
+                )
 
     def acquire(self, spec: MachineSpec, say: Callable[[str], None]) -> Machine:
         """Return a machine of the target; provision one if there is none. Reports progress through `say`."""

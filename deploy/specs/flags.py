@@ -78,6 +78,18 @@ PACK = Flag(
     group=WHAT,
 )
 NODES = Flag("nodes", "machines for one run (default: the target's nodes, else 1)", "N", group=WHERE)
+GPUS = Flag(
+    "gpus",
+    "the GPUs to rent, such as A100:2, by names or words of names in `offers`; several names, with commas or repeated, "
+    "are tried in order (default: the target's)",
+    "NAME[:COUNT]",
+    repeats=True,
+    group=WHERE,
+)
+SPOT = Flag(
+    "spot", "rent a spot machine: cheaper, but the provider may stop it (default: the target's spot)", group=WHERE
+)
+NO_SPOT = Flag("no-spot", "rent no spot machine, although the target or the continued run says so", group=WHERE)
 WHICH = Flag("which", "latest, best, or a number: the epoch", "WHICH", "latest")
 
 YES = Flag("yes", "accept the cost without a question", group=HOW)
@@ -98,7 +110,7 @@ TRAIN = (
     Flag("dry-run", "print the plan and end; change nothing", group=HOW),
     JSON,
 )
-DEPLOY = (ON, NODES, PACK, JSON)
+DEPLOY = (ON, GPUS, SPOT, NO_SPOT, NODES, PACK, JSON)
 ATTACH = (ON, RUN, Flag("write", "send keyboard input to the job (default: read-only)"))
 LOGS = (ON, RUN, Flag("follow", "follow the log until the job ends"))
 STATUS = (ON, RUN, JSON, Flag("watch", "repeat every two seconds until the run is over"))
@@ -148,6 +160,7 @@ FETCH_CHECKPOINT = (
 COST = (Flag("days", "how many days, today included (default: 30)", "N", "30"), JSON)
 OFFERS = (
     on("target whose provider is asked (default: runpod)", "runpod"),
+    replace(GPUS, help="only these GPUs, at any price, such as A100:2 (default: all)"),
     Flag(
         "data",
         "images.npy or images.jpegs to train on (default: the target's, else the ORL try-out)",

@@ -157,8 +157,10 @@ class Rental:
     memory_gib: float | None  # of one GPU; None where not known
     usd_per_hour: float  # of the whole machine
     data_centers: tuple[str, ...]  # with stock; empty where not known
-    in_target: bool  # whether the target's file names the GPU
+    in_target: bool  # whether the target names the GPU
     why_not: str
+    title: str = ""  # another name of the GPU
+    counts: tuple[int, ...] = ()  # numbers of GPUs that a machine of this kind can have
 
 
 @dataclass(frozen=True)

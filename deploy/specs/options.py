@@ -42,6 +42,8 @@ class Options:
     poll_s: ClassVar[float | None] = None  # pause of `watch` between two calls of the provider; None: its own
     account_keys: ClassVar[tuple[str, ...]] = ()  # variables with keys of the account, which never leave this computer
 
+    renting: ClassVar[Mapping[str, str]] = {}  # gpus, gpu_count, spot: the keys for what --gpus and --spot say
+
     @classmethod
     def normalised(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keys' values as the provider spells them."""
@@ -66,6 +68,13 @@ class Options:
     def hosts_shown(self) -> str | None:
         """The hosts that the keys name, for the list of targets; None if the provider makes the machines."""
         return None
+
+    @property
+    def rents(self) -> tuple[tuple[str, ...], int] | None:
+        """The GPUs or types of machines that are tried, and the number of GPUs of each; None: no choice of them."""
+        if "gpus" not in self.renting:
+            return None
+        return getattr(self, self.renting["gpus"]), getattr(self, self.renting["gpu_count"])
 
     @property
     def is_preemptible(self) -> bool:

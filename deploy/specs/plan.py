@@ -153,6 +153,7 @@ class Plan:
     rented: bool = False
     image: Image | None = None  # where it decides who makes the environment
     spot: bool = False  # the provider may end the machine at any moment
+    rents: tuple[tuple[str, ...], int] | None = None  # GPUs that are tried, and how many of each; see Options.rents
     container_image: str | None = None  # "" if there is none yet; None: no container, or the engine did not answer
 
     def to_json(self) -> dict[str, Any]:
@@ -230,6 +231,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
         rented=settings.is_rented,
         image=facts.image if facts.image and facts.image.has_environment is not None else None,
         spot=settings.target.options.is_preemptible,
+        rents=settings.target.options.rents,
         container_image=facts.image.name if facts.image else None,
     )
 

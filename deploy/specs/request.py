@@ -11,7 +11,22 @@ from typing import Any
 
 from deploy.errors import WrongUse
 from deploy.pod.base.redact import SECRET_NAME
-from deploy.specs.flags import HOW, NODES, ON, PACK, PARSED_BY, WHAT, WHERE, Flag, flagged, overrides
+from deploy.specs.flags import (
+    GPUS,
+    HOW,
+    NO_SPOT,
+    NODES,
+    ON,
+    PACK,
+    PARSED_BY,
+    SPOT,
+    WHAT,
+    WHERE,
+    Flag,
+    flagged,
+    overrides,
+)
+from deploy.specs.gpus import parse_gpus
 from deploy.specs.settings import pack_kind
 
 TRYOUT = "experiment=tryout"
@@ -144,6 +159,9 @@ class Request:
     )
     pack: str = flagged("none", PACK, lambda text: pack_kind(text, PACK.typed))  # upload format of the laptop's images
     nodes: int | None = flagged(None, NODES, parse_nodes)  # None: the target's value
+    gpus: tuple[str, ...] = flagged((), GPUS, parse_gpus)  # NAME or NAME:COUNT; (): the target's
+    spot: bool = flagged(False, SPOT)  # False, and no_spot too: the target's value
+    no_spot: bool = flagged(False, NO_SPOT)
     name: str | None = flagged(  # None: the name of the data
         None,
         Flag("name", "name of the run; its id begins with it (default: the name of the data)", "NAME", group=WHAT),
@@ -166,6 +184,8 @@ def parse_request(**typed: Any) -> Request:
     values = _with_overrides(values)
     if "run" in values and values.get("resume") != "auto":
         raise WrongUse(f"--run {values['run']} continues an earlier run: add --resume auto")
+    if "spot" in values and "no_spot" in values:
+        raise WrongUse("--spot and --no-spot contradict each other: give one of them")
     given = frozenset(values) - ASKED_ANEW
     for name in ("data", "labels", "resume"):
         if values.get(name) in NOTHING[name]:

@@ -124,6 +124,7 @@ class RunPod(Options):
     provider = "deploy.providers.runpod:RunPodProvider"
     choices = {"api": ("v2", "sdk"), "cloud": ("SECURE", "COMMUNITY")}  # noqa: RUF012 - a dataclass field if annotated
     is_rented = True
+    renting = {"gpus": "gpus", "gpu_count": "gpu_count", "spot": "spot"}  # noqa: RUF012 - a dataclass field if annotated
     release = RUNPOD
     poll_s = 5  # an account has 60 calls a minute; we limit ourselves to 15
     account_keys = ("RUNPOD_API_KEY",)

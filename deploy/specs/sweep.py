@@ -19,7 +19,7 @@ MOST_RUNS = 64
 EXAMPLE = "train.optimizer.lr=0.03,0.1"
 OPENS, CLOSES, QUOTES = "([{", ")]}", "'\""
 FUNCTIONS = re.compile(r"(range|interval|choice|glob|shuffle|sort|tag)\(")  # of Hydra's sweeps
-NOT_COMPARED = {"given", "queue", "name", "combination"}  # they do not change what a run trains
+NOT_COMPARED = {"given", "queue", "name", "combination", "spot", "no_spot"}  # they do not change what a run trains
 Settings = tuple[tuple[str, str], ...]  # key and value of each swept setting, as typed
 
 

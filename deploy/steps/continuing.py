@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from deploy.errors import WrongUse
 from deploy.runs import records as runs
 from deploy.runs.session import Reached
@@ -13,9 +15,12 @@ def carry_on(found: Reached, request: Request, *, from_its_own: bool) -> tuple[R
     """The earlier run's own request, for the next attempt. Raises WrongUse for a flag that contradicts it."""
     record = found.record
     plan = runs.plan_of(found.settings.runs, record)
-    lists = {key: tuple(plan["request"].get(key, ())) for key in ("overrides", "env")}
+    lists = {key: tuple(plan["request"].get(key, ())) for key in ("overrides", "env", "gpus")}
     told = {**plan["request"], **lists, "given": frozenset()}
-    more = {"nodes": request.nodes} if "nodes" in request.given else {}  # it may continue on more machines, or fewer
+    # It may continue on more machines, or fewer, and on other ones.
+    more: dict[str, Any] = {name: getattr(request, name) for name in ("nodes", "gpus") if name in request.given}
+    if request.spot or request.no_spot:
+        more |= {"spot": request.spot, "no_spot": request.no_spot}
     earlier = Request(**{**told, "resume": "auto", **more})
     for flag in contradictions(request, earlier):
         raise WrongUse(

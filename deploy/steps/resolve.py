@@ -59,7 +59,7 @@ class Checked:
 
 
 def check(reach: Reach, request: Request, suspicious: tuple[str, ...] | None = None) -> Checked:
-    """Check a request. Raises WrongUse for the first thing that cannot work.
+    """Check a request. Raises WrongUse for the first thing that cannot work. `reach` then rents what it asks for.
 
     `suspicious`: of an earlier check in the same command. The code is not checked again then.
     """
@@ -80,6 +80,8 @@ def check(reach: Reach, request: Request, suspicious: tuple[str, ...] | None = N
         note = f"continuing run {found.record.run_id} ({found.record.state}), attempt {continues.attempt}"
     elif request.resume != "none":
         request = replace(request, resume=str(Path(request.resume).absolute()))
+    reach.rent(request)
+    settings = reach.settings
     text = request.data or settings.target.data
     base = Path.cwd() if request.data else settings.project  # a path in the target's file is the project's
     origin = origins.parse(text, base, local=settings.is_local) if text else None

@@ -8,6 +8,7 @@ from deploy.errors import command
 from deploy.pod.base.addresses import shown
 from deploy.pod.base.limits import LAPTOP
 from deploy.specs.estimate import Compared, Phase, duration, plural
+from deploy.specs.gpus import typed
 from deploy.specs.plan import CodeFacts, Plan
 from deploy.specs.settings import OPTIONS
 
@@ -27,6 +28,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     minutes = "unknown" if plan.expected_minutes is None else f"about {plan.expected_minutes:.1f}"
     return [
         ("where", f"target {plan.target}: {_hardware(plan)}; {plan.root}"),
+        *_rents(plan),
         *_environment(plan),
         ("code", code + changed),
         *_travelling(plan.code),
@@ -46,6 +48,15 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("expected dollars", _dollars(plan)),
         *_release(plan),
     ]
+
+
+def _rents(plan: Plan) -> list[tuple[str, str]]:
+    """The GPUs that --gpus asks for, by the catalogue's names."""
+    if not plan.rents or not plan.request.gpus:
+        return []
+    names, count = plan.rents
+    then = ", else ".join(names)
+    return [("rents", f"{count} x {then} ({typed(plan.request.gpus)})")]
 
 
 def _environment(plan: Plan) -> list[tuple[str, str]]:

@@ -26,6 +26,7 @@ class LambdaCloud(Options):
 
     provider = "deploy.providers.lambda_cloud:LambdaProvider"
     is_rented = True
+    renting = {"gpus": "instance_types", "gpu_count": "gpu_count"}  # noqa: RUF012 - a dataclass field if annotated
     release = LAPTOP
     poll_s = 10
     account_keys = ("LAMBDA_API_KEY",)

@@ -116,7 +116,7 @@ class LambdaProvider:
         with self._words():
             return [
                 Rental(each.name, each.gpus, each.memory_gib, each.usd_per_hour, self._regions(each),
-                       each.name in self.options.instance_types, self._why_not(each))
+                       each.name in self.options.instance_types, self._why_not(each), each.gpu, (each.gpus,))
                 for each in self._types
             ]  # fmt: skip
 

@@ -119,6 +119,7 @@ class Offer:
     data_centers: Mapping[str, bool] | None = None  # id -> has stock; None: the API does not report it
     memory_gib: float | None = None  # of one GPU
     why_not: str = ""  # why it cannot be rented, beyond the stock
+    title: str = ""  # a shorter name, as RunPod's pages show it
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,9 @@ def rentals(options: RunPod, offers: Sequence[Offer], data_center: str | None) -
         if not why and offer.data_centers is not None and not centers:
             why = f"no stock in {', '.join(wanted)}" if wanted else "no stock"
         price = offer.usd_per_gpu_hour * options.gpu_count
-        found.append(Rental(gpu, options.gpu_count, offer.memory_gib, price, centers, gpu in options.gpus, why))
+        counts = tuple(range(1, offer.max_count + 1))
+        named = gpu in options.gpus
+        found.append(Rental(gpu, options.gpu_count, offer.memory_gib, price, centers, named, why, offer.title, counts))
     return found
 
 

@@ -375,6 +375,7 @@ def _offer(values: Mapping[str, Any], cloud: str) -> Offer:
         has_stock=None if stock is None else stock != "NONE",
         data_centers=centers or None,
         memory_gib=float(values["memory"]) if values.get("memory") else None,
+        title=str(values.get("name") or ""),
     )
 
 

@@ -68,13 +68,14 @@ def test_a_run_on_a_pod_is_trained_brought_home_and_given_back_in_a_minute(proje
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--gpus", "A40", "--spot")], ids=["by file", "by flags"])
 def test_a_run_on_a_spot_pod_that_is_stopped_goes_on_on_another(
-    project: Project, account: Emulator, fault: Fault
+    project: Project, account: Emulator, fault: Fault, flags: tuple[str, ...]
 ) -> None:
     """`watch` has its newest checkpoint and continues the run. The plan has the spot price, and a warning."""
     root = read_json(project.path / "conf" / "deploy" / "far.yaml")["root"]
-    target(project, root=root, spot=True)
-    words = ("train", "--on", "far", "--yes", "--set", "train.step_s=0.5", "--set", "train.epochs=8")
+    target(project, root=root, **({"gpus": ["NVIDIA RTX A5000"]} if flags else {"spot": True}))
+    words = ("train", "--on", "far", *flags, "--yes", "--set", "train.step_s=0.5", "--set", "train.epochs=8")
     said = project.invoke(*words, "--dry-run").stdout
     assert "at $0.20 an hour (spot)" in said
     assert "a spot machine may be stopped at any moment; checkpoints on it are lost then" in said
@@ -94,7 +95,7 @@ def test_a_run_on_a_spot_pod_that_is_stopped_goes_on_on_another(
     assert (done["state"], done["attempt"], done["epoch"]) == ("succeeded", 2, 7)
     [second] = account.names
     assert second != first
-    assert account.pod(second).spot
+    assert (account.pod(second).spot, account.pod(second).gpu) == (True, "NVIDIA A40")
     fault.machines(project.json("ps"), account.names)
     fault.checkpoints(at_home.parent)
 

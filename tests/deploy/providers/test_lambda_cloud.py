@@ -18,6 +18,7 @@ from deploy.providers.lambda_cloud import LambdaCloud, LambdaProvider
 from deploy.runs import records as runs
 from deploy.runs import watchdog
 from deploy.runs.records import Record
+from deploy.specs.gpus import Choice, choose, is_among
 from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.names import slug
 from deploy.specs.settings import Settings, Target
@@ -390,3 +391,12 @@ def test_the_target_cannot_have_several_machines_nor_a_trial(rig: Rig) -> None:
     LambdaCloud().refuse_nodes(1, "lambda", "conf/deploy/lambda.yaml")
     with pytest.raises(WrongUse, match="no key to end itself"):
         rig.provider().trial()
+
+
+def test_words_of_a_gpu_name_its_types_of_machines(rig: Rig) -> None:
+    """As `--gpus` does: the catalogue's names are chosen, and a machine reports a GPU that is one of them."""
+    chosen = choose(("A10",), rig.provider().offers(), 1, None, "lambda", "lambda.yaml")
+    assert chosen == Choice(("gpu_1x_a10",), 1, ("A10 (24 GB PCIe)",))
+    machine = rig.acquire(instance_types=chosen.names, gpu_count=chosen.count)
+    assert machine.gpu is not None
+    assert (is_among(machine.gpu, chosen), machine.gpus) == (True, chosen.count)
