@@ -177,8 +177,9 @@ def choose_sets(
         return sets, {file: list(sets) for file in weights}
     of_data: dict[tuple[object, ...], ImageSet] = {}
     keys = {
-        file: (c.data.binary_cache_path, c.data.labels_path, c.data.data_fraction, c.train.eval.max_images)
+        file: (c.data.binary_cache_path, c.data.labels_path, c.data.data_fraction, of.max_images, of.validation)
         for file, c in weights.items()
+        for of in [c.train.eval]
     }
     for file, config in weights.items():
         if config.data.binary_cache_path is None:

@@ -40,7 +40,7 @@ from app.runtime.checkpoint import sha256
 from app.runtime.dist import World
 from app.runtime.stop import Stop
 from tests.app.conftest import faces
-from tests.app.evaluation.test_sets import encoded, write_arrays, write_csv, write_ijb
+from tests.app.evaluation.test_sets import FACES, encoded, write_arrays, write_csv, write_ijb
 from tests.app.support.ranks import run_ranks
 
 SMALL = ["backbone.layers=[1,1]", "backbone.width=8", "backbone.image_size=32", "backbone.embedding_dim=32"]
@@ -166,7 +166,7 @@ def place(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_pairs(folder / "lfw.bin")
     write_csv(folder / "pairs.csv")
     write_arrays(folder / "people", "labels.npy")
-    write_ijb(folder / "IJBC")
+    write_ijb(folder / "IJBC", FACES)
     return folder
 
 
