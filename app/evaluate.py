@@ -142,7 +142,8 @@ def with_configs(files: Sequence[Path], overrides: Sequence[str]) -> dict[Path, 
     # With published weights among the files, backbone overrides apply to those alone.
     for_runs = [word for word in overrides if not (bare and word.startswith("backbone"))]
     of_run = {run.path: load(for_runs, base=run.config) for run in runs.values()}
-    of_bare = load(overrides) if bare else Config()
+    # Of their held-out people, none chose published weights.
+    of_bare = load(["train.eval.validation=none", *overrides]) if bare else Config()
     return {**{file: of_bare if file in bare else of_run[runs[file].path] for file in files}, **onnx}
 
 
@@ -177,8 +178,9 @@ def choose_sets(
         return sets, {file: list(sets) for file in weights}
     of_data: dict[tuple[object, ...], ImageSet] = {}
     keys = {
-        file: (c.data.binary_cache_path, c.data.labels_path, c.data.data_fraction, c.train.eval.max_images)
+        file: (c.data.binary_cache_path, c.data.labels_path, c.data.data_fraction, of.max_images, of.validation)
         for file, c in weights.items()
+        for of in [c.train.eval]
     }
     for file, config in weights.items():
         if config.data.binary_cache_path is None:

@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -205,9 +205,8 @@ def sets_of(given: str | None, config: Config) -> list[ImageSet]:
     """The named sets; without any, the held-out people of the run's own data set, if it is here. Raises WrongUse."""
     if given is not None:
         return [open_set(Path(name)) for name in given.split(",") if name]
-    few = replace(config.train.eval, max_images=min(config.train.eval.max_images, HELD_OUT_IMAGES))
     try:
-        return [held_out(replace(config, train=replace(config.train, eval=few)))]
+        return [held_out(config, most=HELD_OUT_IMAGES)]
     except WrongUse:
         return []
 

@@ -26,6 +26,7 @@ from app.data.divide import divide
 from app.data.same_data import refuse_others
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.evaluation.evaluator import Meter
+from app.evaluation.validation import NONE, held_out_people
 from app.evaluation.while_training import NamedSets, SetNumbers
 from app.files import make_folder
 from app.mining.knn import SearchInexact
@@ -85,6 +86,8 @@ def what_is_asked(argv: list[str], here: World) -> tuple[str | None, list[tuple[
         runs = [(config, RECIPES[config.recipe.name].training_data(config)) for config in asked.jobs]
         for config in asked.jobs:
             refuse_unfit_files(config, here)
+        for config, data in runs:
+            held_out_people(data, config.train.eval)  # refuses a share that does not fit
     refuse_others([data for _, data in runs], here)
     runs = [(config, divide(data, config.data, here)) for config, data in runs]
     with dist.together(here):  # nothing is written before the checks: make the folder, on each disk
@@ -226,7 +229,8 @@ def set_up(config: Config, data: Dataset, folder: RunFolder, here: World, track:
         if here.is_main:
             checkpoint.refuse_without_room(folder, recipe.modules, optimizer)
     images = len(data.images) if checkpoint.of_data(recipe.modules) else None
-    facts = facts_of(config, **identity(data), **recipe.facts(), images=images, ranks=here.size)
+    validation = NONE if meter.people.validation is None else settings.eval.validation
+    facts = facts_of(config, **identity(data), **recipe.facts(), images=images, ranks=here.size, validation=validation)
     return Training(config, data, folder, here, track, stop, recipe, optimizer, scaler, meter, sets, started, facts)
 
 
@@ -266,7 +270,7 @@ def begin(t: Training) -> None:
         fraction=t.data.fraction,
         shards=1 if t.data.shard is None else t.data.shard.of,
         resumed_from=resumed_from.name if resumed_from else None,
-        notes=[*(found.verdict.notes if found else ()), *unmeasured(t)],
+        notes=[*(found.verdict.notes if found else ()), *who_chooses(t), *unmeasured(t)],
     )
     for what, baseline in untrained:
         t.track.event("eval", t.state, what=what, **baseline)
@@ -349,6 +353,14 @@ def end_epoch(t: Training, pace: Pace, seconds: float) -> dict[str, Any] | None:
     of_sets = measure_sets(t) if due else {}
     state.epoch, state.seen, t.taken_this_epoch = done, 0, 0
     return {**(measured or {}), **({"sets": of_sets} if of_sets else {})} or None
+
+
+def who_chooses(t: Training) -> list[str]:
+    """A note if held-out people choose the checkpoint, else []."""
+    if t.meter.validation_pairs is None:
+        return []
+    choose, left = t.meter.people.people()
+    return [f"{choose} held-out people choose the best checkpoint, the result is of {left} others"]
 
 
 def unmeasured(t: Training) -> list[str]:

@@ -44,7 +44,8 @@ from deploy.workspace import dataset as laptop
 from deploy.workspace.sources import HERE, Origin
 from tests.app.data.test_parquet import png, save
 from tests.app.data.test_recordio import insightface, write
-from tests.app.evaluation.test_sets import write_arrays, write_bin, write_csv, write_ijb
+from tests.app.evaluation.test_sets import FACES, write_arrays, write_bin, write_csv
+from tests.app.support.ijb import write_ijb
 
 LIMIT_S = 20.0
 MEMORY_BYTES = 512 << 20  # above the reader's memory before its first file
@@ -126,7 +127,7 @@ KINDS = {
     "encoded": Kind(partial(make_dataset, name="images.jpegs"), partial(read_dataset, name="images.jpegs")),
     "rec as it lies": Kind(make_rec, lambda at: read_directly(at / "train.rec")),
     "folder": Kind(make_photographs, lambda at: read_source(folder(at))),
-    "ijb": Kind(lambda at: write_ijb(at / "IJBC"), lambda at: read_set(at / "IJBC")),
+    "ijb": Kind(lambda at: write_ijb(at / "IJBC", FACES), lambda at: read_set(at / "IJBC")),
     "bin": Kind(lambda at: write_bin(at / "a.bin"), lambda at: read_set(at / "a.bin")),
     "csv": Kind(lambda at: write_csv(at / "pairs.csv"), lambda at: read_set(at / "pairs.csv"), "pairs.csv"),
     "pairs": Kind(lambda at: write_arrays(at / "a", "pairs.npy"), lambda at: read_set(at / "a")),

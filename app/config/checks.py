@@ -70,7 +70,7 @@ def _faults_of_keys(section: Any, prefix: str = "") -> Iterator[str]:
             yield from _faults_of_keys(set_to, f"{key}.")
         for value in set_to if isinstance(set_to, list) else [set_to]:
             if rule and value is not None and (words := _fault(value, rule, each.default)):
-                yield f"{key}={value if 'choices' in rule or 'least' in rule else f'{value:g}'} {words}"
+                yield f"{key}={value if isinstance(value, str) or 'least' in rule else f'{value:g}'} {words}"
 
 
 def _fault(value: Any, rule: Mapping[str, Any], default: Any) -> str | None:
@@ -78,6 +78,8 @@ def _fault(value: Any, rule: Mapping[str, Any], default: Any) -> str | None:
     such_as = rule.get("such_as", default)
     if "choices" in rule and value not in rule["choices"]:
         return f"is not known; {nearest(value, rule['choices'])}"
+    if "share_or" in rule and value not in rule["share_or"] and not _is_share(value):
+        return f"is not known; give {', '.join(rule['share_or'])}, or a number above 0 and below 1, such as {such_as:g}"
     if "least" in rule and value < rule["least"]:
         return f"is too small; give at least {rule['least']}"
     if "above_zero" in rule and not (math.isfinite(value) and value > 0):
@@ -91,6 +93,14 @@ def _fault(value: Any, rule: Mapping[str, Any], default: Any) -> str | None:
     if "most" in rule and not 0 <= value <= rule["most"]:
         return f"must be from 0 to {rule['most']:g}, such as {such_as:g}"
     return None
+
+
+def _is_share(value: str) -> bool:
+    """Whether a text is a number above 0 and below 1."""
+    try:
+        return 0 < float(value) < 1
+    except ValueError:
+        return False
 
 
 def _faults_of_ranges(config: Config) -> Iterator[str]:

@@ -20,6 +20,8 @@ from app.files import write_text
 
 SAVED_BYTES = 128 << 10  # of a config.yaml
 SAVED_VALUES = 5000  # in it; ours have some hundred, and OmegaConf takes minutes for hundreds of thousands
+# What a key means that the config.yaml of an older version lacks, where this is not its default.
+BEFORE = {"train": {"eval": {"validation": "none"}}}
 HARMLESS = ("backbone.gradient_checkpointing",)  # changes time and memory, not the network's output
 CONF = Path(__file__).parents[2] / "conf"
 MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -52,7 +54,7 @@ def load(overrides: Sequence[str], *, base: Path | None = None) -> Config:
             _refuse_unknown_names(overrides)
             composed: Any = compose("config", [] if base else list(overrides))
             if base is not None:
-                composed = OmegaConf.merge(OmegaConf.structured(Config), _saved(base))
+                composed = OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(BEFORE), _saved(base))
                 for override in OverridesParser.create().parse_overrides(list(overrides)):
                     of_network = override.key_or_group.startswith("backbone.")
                     if override.key_or_group in groups() or (of_network and override.key_or_group not in HARMLESS):

@@ -12,6 +12,7 @@ from torch import nn
 from app.config import Config
 from app.data.dataset import Dataset
 from app.evaluation.separation import Scored, document
+from app.evaluation.validation import held_out_people
 from app.evaluation.verification import (
     Embeddings,
     accuracy_over_folds,
@@ -20,6 +21,7 @@ from app.evaluation.verification import (
     fold_thresholds,
     pair_scores,
     rank1,
+    verification_accuracy,
 )
 from app.files import write_json
 from app.mining.embed import embed
@@ -31,16 +33,22 @@ Measured = dict[str, float]
 
 
 class Meter:
-    """Measure a network on held-out people; returns nothing if labels are missing or give too few pairs."""
+    """Measure a network on held-out people; returns nothing if labels are missing or give too few pairs.
+
+    All of them are embedded together. Then the people of the result are measured, and those who choose the checkpoint.
+    Raises WrongUse for a `train.eval.validation` that does not fit the data.
+    """
 
     def __init__(
         self, config: Config, data: Dataset, embedder: nn.Module, here: World, interrupted: Callable[[], bool]
     ) -> None:
         self.interrupted = interrupted  # whether this process was asked to stop
         self.config, self.data, self.embedder, self.here = config, data, embedder, here
-        self.rows = data.held_out_rows[: config.train.eval.max_images]
-        self.labels = None if data.labels is None else data.labels[self.rows]
-        self.pairs = None
+        self.people = held_out_people(data, config.train.eval)
+        self.rows, labels, validation = self.people.rows, self.people.labels, self.people.validation
+        self.labels = None if labels is None else labels[self.people.result]
+        self.pairs = None  # of the people of the result
+        self.validation_pairs = None if labels is None or validation is None else all_pairs(labels[validation])
         self.scored: dict[str, Scored] = {}  # the newest scores by embedding, on the main process
         if self.labels is not None and enough(self.labels):
             self.pairs = all_pairs(self.labels)
@@ -59,6 +67,8 @@ class Meter:
 
     def measure(self, what: str = "trained") -> Measured | None:
         """Return 10-fold accuracy and rank-1 of flip-summed embeddings, or None; every rank embeds its share.
+
+        If people choose the checkpoint, their accuracy is `validation_accuracy`.
 
         Raises NotFinite and Interrupted, on all ranks.
         """
@@ -85,8 +95,9 @@ class Meter:
             return
         assert self.pairs is not None
         assert self.labels is not None
+        rows = self.rows[self.people.result]
         try:
-            about = document(self.scored, self.pairs, self.labels, self.data.images, self.rows, epoch=epoch, step=step)
+            about = document(self.scored, self.pairs, self.labels, self.data.images, rows, epoch=epoch, step=step)
             write_json(path, about)
         except Exception as error:
             print(f"{path.name} was not written ({type(error).__name__}: {error}); training continues", flush=True)
@@ -94,12 +105,19 @@ class Meter:
     def _score(self, embeddings: Embeddings, what: str) -> Measured:
         assert self.pairs is not None
         assert self.labels is not None
+        of_all = embeddings
+        if self.people.validation is not None:
+            embeddings = of_all[self.people.result]
         score = pair_scores(embeddings, self.pairs)
         thresholds = fold_thresholds(score, self.pairs)
         accuracy, std = accuracy_over_folds(score, self.pairs, thresholds)
         if self.here.is_main:
             self.scored[what] = Scored(score, accuracy, float(np.mean(thresholds)))
-        return {"accuracy": accuracy, "accuracy_std": std, "rank1": rank1(embeddings, self.labels)}
+        measured = {"accuracy": accuracy, "accuracy_std": std, "rank1": rank1(embeddings, self.labels)}
+        if self.validation_pairs is not None:
+            chosen_by = of_all[self.people.validation]
+            measured["validation_accuracy"] = verification_accuracy(chosen_by, self.validation_pairs)[0]
+        return measured
 
 
 def pixels(data: Dataset, rows: NDArray[np.int64]) -> Embeddings:

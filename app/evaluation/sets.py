@@ -31,6 +31,7 @@ from app.evaluation.image_set import ImageSet
 from app.evaluation.measures import folds_of
 from app.evaluation.pickle_bin import read_bin
 from app.evaluation.protocols import PairList, People, SetProtocol
+from app.evaluation.validation import held_out_people
 from app.evaluation.verification import FOLDS, enough
 from app.runtime.checkpoint import sha256
 
@@ -133,14 +134,23 @@ def _people(labels: NDArray[np.int32], where: Path) -> People:
     return People(labels)
 
 
-def held_out(config: Config) -> ImageSet:
-    """The held-out people of a run's data set, measured as during training. Raises WrongUse if there are none."""
+def held_out(config: Config, most: int | None = None) -> ImageSet:
+    """The held-out people of a run's data set that its result is of, measured as during training.
+
+    `most`: only the first so many of their images. Raises WrongUse if there are none.
+    """
     data = open_configured(config.data)
     path = Path(str(config.data.binary_cache_path))
-    rows = data.held_out_rows[: config.train.eval.max_images]
+    people = held_out_people(data, config.train.eval)
+    rows = people.rows[people.result][:most]
     if data.labels is None or len(rows) == 0:
         raise WrongUse(f"{path} has no labelled people held out; name sets to measure on, such as sets=lfw.bin")
     protocol = _people(data.labels[rows], path)
     digest = hashlib.sha256(data.images[rows].tobytes() + data.labels[rows].tobytes()).hexdigest()
     name = f"{path.resolve().parent.name}-held-out"
-    return ImageSet(name, str(path), digest, len(rows), lambda row: data.images[rows[row]], protocol)
+    notes: tuple[str, ...] = ()
+    if people.validation is not None:
+        name += "-result"
+        chose, left = people.people()
+        notes = (f"the people of the result, {left} of {chose + left}; the others chose the best checkpoint",)
+    return ImageSet(name, str(path), digest, len(rows), lambda row: data.images[rows[row]], protocol, notes)

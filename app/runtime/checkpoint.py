@@ -296,13 +296,16 @@ def prune(folder: RunFolder, keep: int, spare: Path) -> None:
 def most_accurate(notes: Mapping[str, Mapping[str, Any]]) -> set[str]:
     """The names of the checkpoints that are best on the held-out people or on a set; the earliest of equal ones.
 
+    If there are people who choose the checkpoint, they alone do, not the people of the result.
+
     `notes`: by name, the JSON of each checkpoint, oldest first.
     """
     best: dict[str | None, tuple[float, str]] = {}
+    divided = any((note.get("eval") or {}).get("validation_accuracy") is not None for note in notes.values())
     for name, note in notes.items():
         measured = note.get("eval") or {}
         for of, values in [(None, measured), *measured.get("sets", {}).items()]:
-            accuracy = values.get("accuracy")
+            accuracy = values.get("validation_accuracy" if divided and of is None else "accuracy")
             if accuracy is not None and (of not in best or accuracy > best[of][0]):
                 best[of] = (accuracy, name)
     return {name for _, name in best.values()}

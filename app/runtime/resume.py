@@ -62,11 +62,16 @@ RULES = (
     Rule("ranks", "the number of processes", SAID, SAID),
     Rule("precision", "train.precision", SAID, SAID),
     Rule("regularisation", "backbone.dropout, drop_path, mask_ratio and attention_precision", SAID, SAID),
+    Rule("validation", "train.eval.validation", SAID, SAID),
     Rule("epochs", "train.epochs", SAID, SAID),
     Rule("gradient_checkpointing", "backbone.gradient_checkpointing", EXACT, EXACT),
 )
 
-UNFORESEEN = ("images", "rows", "shards", "classes", "labels", "ranks", "teacher")  # known only on the run's machine
+# Known only on the run's machine.
+UNFORESEEN = ("images", "rows", "shards", "classes", "labels", "ranks", "teacher", "validation")
+
+# What an older version did: each machine read all images, and no people were set apart to choose the checkpoint.
+OLDER = {"shards": 1, "validation": "none"}
 
 # These backbone options change neither tensor shapes nor, up to rounding, the output in evaluation.
 REGULARISATION = ("dropout", "drop_path", "mask_ratio", "parity_mask_ratio", "attention_precision")
@@ -91,6 +96,7 @@ def facts_of(
     labels: str | None,
     ranks: int,
     shards: int = 1,
+    validation: str = "none",
     teacher: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The facts that a checkpoint records, for comparison with a later run.
@@ -98,7 +104,8 @@ def facts_of(
     `data` names the data set, `images` counts the rows of its file (None if no state is stored per row), `rows` counts
     the training images. `shards` is the number of machines that divide them, 1 if each reads all. `classes` is a digest
     of the set of labels, `labels` a digest of the label of each image; both are None if no labels are learnt. `teacher`
-    holds the name and the sha256 of the file of recipe distill.
+    holds the name and the sha256 of the file of recipe distill. `validation` is `none` unless held-out people choose
+    the checkpoint, else the setting.
     """
     settings, model = config.train, config.model()
     return {
@@ -125,6 +132,7 @@ def facts_of(
         "precision": settings.precision,
         "optimizer": settings.optimizer.name,
         "decay_all": settings.optimizer.decay_all,
+        "validation": validation,
         "epochs": settings.epochs,
     }
 
@@ -148,20 +156,20 @@ def recorded(content: Mapping[str, Any], note: Mapping[str, Any]) -> dict[str, A
     groups = content["optimizer"]["param_groups"]
     told: dict[str, Any] = {"optimizer": "adamw" if "betas" in groups[0] else "sgd", "decay_all": len(groups) == 1}
     facts = content["facts"] if isinstance(content.get("facts"), dict) else told_by({**note, "facts": None})
-    return {"shards": 1, **facts, **told}  # an older version reads all images on each machine
+    return {**OLDER, **facts, **told}
 
 
 def told_by(note: Mapping[str, Any]) -> dict[str, Any]:
     """The facts in the JSON beside a checkpoint; older versions store some of them under other names."""
     if isinstance(note.get("facts"), dict):
-        return {"shards": 1, **note["facts"]}
+        return {**OLDER, **note["facts"]}
     model = note.get("model") if isinstance(note.get("model"), dict) else {}
     assert model is not None
     told = {name: model[name] for name in ("recipe", "projection", "queue_size", "head", "ema") if name in model}
     if isinstance(model.get("backbone"), dict):
         told |= _parts_of(model["backbone"])
     names = {"data": "dataset_id", "fraction": "fraction", "ranks": "world_size"}
-    return {"shards": 1} | told | {name: note[key] for name, key in names.items() if note.get(key) is not None}
+    return OLDER | told | {name: note[key] for name, key in names.items() if note.get(key) is not None}
 
 
 def same_kind(saved: Facts, here: Facts) -> dict[str, Any]:

@@ -131,7 +131,8 @@ class Console:
         if "rank1" not in r:
             accuracy = "not measured" if r["accuracy"] is None else f"{r['accuracy']:.2%}"
             return f"{r['what'].removeprefix('sets/')}: {r['measure']} {accuracy}"
-        return f"held-out faces, {r['what']}: accuracy {r['accuracy']:.2%}, rank-1 {r['rank1']:.2%}"
+        validation = "" if "validation_accuracy" not in r else f", validation people {r['validation_accuracy']:.2%}"
+        return f"held-out faces, {r['what']}: accuracy {r['accuracy']:.2%}, rank-1 {r['rank1']:.2%}{validation}"
 
     def _checkpoint(self, r: dict[str, Any]) -> str:
         return f"checkpoint {r['file']} ({r['bytes'] / 2**20:.1f} MiB)"

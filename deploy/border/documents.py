@@ -42,7 +42,9 @@ FILE_BYTES = {
 _NUMBERS = {
     "time", "epoch", "step", "epochs", "steps_per_epoch", "seconds", "seconds_left", "images_per_s", "loss", "done",
     "total", "train_rows", "world_size", "in_a_row", "count", "coverage", "purity", "accuracy", "rank1",
+    "validation_accuracy",
 }  # fmt: skip
+_SHARES = {"validation_accuracy"}  # from 0 to 1
 _WORDS = {"event", "what", "name", "file", "sha256", "resumed_from"}
 # Fields without which an event of this kind cannot be displayed.
 _NEEDED = {"mining": ("count", "coverage"), "eval": ("what", "accuracy"), "step": ("step",)}
@@ -188,6 +190,8 @@ def checkpoint_note(data: bytes | Mapping[str, Any], what: str) -> dict[str, Any
     measured = note.get("eval") or {}
     if measured.get("accuracy") is not None:
         number(measured["accuracy"], f"{what}, eval.accuracy")
+    if measured.get("validation_accuracy") is not None:
+        number(measured["validation_accuracy"], f"{what}, eval.validation_accuracy", 0, 1)
     _check_sets(measured.get("sets", {}), what)
     return note
 
@@ -216,6 +220,8 @@ def event(line: str | bytes) -> dict[str, Any] | None:
             continue
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
         if (key in _NUMBERS and not is_number) or (key in _WORDS and not isinstance(value, str)):
+            return None
+        if key in _SHARES and not 0 <= value <= 1:
             return None
     needed = _NEEDED.get(str(found.get("event")), ())
     return None if any(found.get(key) is None for key in needed) else found

@@ -30,9 +30,10 @@ class History:
     """Curves of a run: a value per epoch, in order of epochs. `images_per_s`: the median of the newest steps."""
 
     loss: Curve
-    accuracy: Curve  # on held-out people
+    accuracy: Curve  # on the held-out people of the result
     images_per_s: float | None
     sets: Mapping[str, Curve] = field(default_factory=dict)  # accuracy by name of a set of train.eval.sets
+    validation: Curve = ()  # accuracy on the held-out people who choose the checkpoint; empty if there are none
 
 
 def read_history(path: Path) -> History:
@@ -42,6 +43,7 @@ def read_history(path: Path) -> History:
     """
     loss: dict[int, float] = {}
     accuracy: dict[int, float] = {}
+    validation: dict[int, float] = {}
     sets: dict[str, dict[int, float]] = {}
     speeds: deque[float] = deque(maxlen=SPEEDS_KEPT)
     try:
@@ -55,6 +57,8 @@ def read_history(path: Path) -> History:
                     _keep(loss, epoch, told["loss"])
                 if isinstance(epoch, int) and kind == "eval" and told.get("what") == "trained":
                     _keep(accuracy, epoch, told["accuracy"])
+                    if told.get("validation_accuracy") is not None:
+                        _keep(validation, epoch, told["validation_accuracy"])
                 if isinstance(epoch, int) and kind == "eval" and str(told.get("what")).startswith(OF_SET):
                     name = _inside("", str(told["what"]).removeprefix(OF_SET))
                     if name in sets or len(sets) < SETS_MOST:
@@ -62,7 +66,8 @@ def read_history(path: Path) -> History:
     except OSError:
         pass
     speed = round(statistics.median(speeds), 1) if speeds else None
-    return History(_curve(loss), _curve(accuracy), speed, {name: _curve(values) for name, values in sets.items()})
+    of_sets = {name: _curve(values) for name, values in sets.items()}
+    return History(_curve(loss), _curve(accuracy), speed, of_sets, _curve(validation))
 
 
 def read_settings(path: Path) -> dict[str, Setting] | None:

@@ -108,7 +108,7 @@ def evaluate(
             [sys.executable, "-m", "app.evaluate", *words], cwd=project, env=_flags(flags.EVALUATE)
         )
     with reach.run(project, target, run_id) as reached:
-        checkpoint = _checkpoint(reached, which or "latest")
+        checkpoint = _checkpoint(reached, which or "latest", screen)
         chosen = reached.folder.checkpoints / (checkpoint["file"] if which else "*.pt")
         each_set = [_bring(reached, "sets", each.strip(), _set_file) for each in sets.split(",")] if sets else []
         named = [f"sets={','.join(each_set)}"] if sets else []
@@ -136,7 +136,7 @@ def of_checkpoint(
     Without `out` the results go to `place` in the run's folder; {stem} is the checkpoint's name without suffix.
     """
     with reach.run(project, target, run_id) as reached:
-        file = _checkpoint(reached, which)["file"]
+        file = _checkpoint(reached, which, screen)["file"]
         own = Path(reached.home.path) / place.format(stem=PurePath(file).stem)
         words = [f"checkpoint={reached.folder.checkpoints / file}", *overrides]
         return _app(reached, module, words, Path(out).absolute() if out else own, screen)
@@ -159,9 +159,13 @@ def bench(project: Path, *, quick: bool) -> int:
     return 1 if any(codes) else 0
 
 
-def _checkpoint(reached: Reached, which: str) -> dict[str, Any]:
-    """The JSON of the checkpoint that `which` selects."""
-    return checkpoints.choose(checkpoints.whole(reached.shell, reached.folder), which, reached.record.run_id)
+def _checkpoint(reached: Reached, which: str, screen: Screen) -> dict[str, Any]:
+    """The JSON of the checkpoint that `which` selects. Prints by which measure it is the best."""
+    found, run_id = checkpoints.whole(reached.shell, reached.folder), reached.record.run_id
+    chosen = checkpoints.choose(found, which, run_id)
+    if by := checkpoints.chosen_by(found, which, run_id):
+        screen.say(f"{chosen['file']}: {by}")
+    return chosen
 
 
 def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen: Screen) -> int:

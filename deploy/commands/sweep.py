@@ -15,10 +15,10 @@ from deploy.commands.train import Outcome, follow, start
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.pod.base.addresses import hide
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES
+from deploy.runs import checkpoints, sweeps
 from deploy.runs import documents as answers
 from deploy.runs import records as runs
 from deploy.runs import session as reach
-from deploy.runs import sweeps
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
 from deploy.runs.situation import Situation
@@ -265,6 +265,8 @@ class _Runs:
         if self.ended:
             self.screen.say(f"\nthe sweep ends: {self.ended}" + (f"; {not_run}" if missing else ""))
         self.screen.table("\nSweep", tables.result_columns(combos, told["runs"]), tables.result_rows(told["runs"]))
+        if told["best"]:
+            self.screen.say(f"best by {checkpoints.named(told['measure'])}")
         if told["cost_usd"] >= CENT:
             self.screen.say(f"cost: ${told['cost_usd']:.2f}; no time of a machine is counted twice")
         self.screen.commands(list(_next(told, plan, is_paid=plan.usd_per_hour != 0)))

@@ -54,8 +54,10 @@ def fetch_checkpoint(
                     brought = home.bring_checkpoint(reached, about, to, screen)
                     if not to:  # log and metrics too: one day this copy may be all that is left
                         home.bring_record(reached)
+                    chosen_by = checkpoints.chosen_by(found, which, reached.record.run_id)
+                    brought = {**brought, "chosen_by": chosen_by}
                     words = f"epoch {brought['epoch']}, step {brought['step']}, SHA-256 verified"
-                    screen.say(f"{brought['path']} ({words})")
+                    screen.say(f"{brought['path']} ({words})" + (f": {chosen_by}" if chosen_by else ""))
             if over or not watch:
                 return answers.of_checkpoint(brought)
             time.sleep(EVERY_S)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from deploy.pod.base.checkpoints import age
 from deploy.pod.base.folder import RunFolder
 from deploy.shell import LocalShell, Shell
 
+VALIDATION, HELD_OUT = "validation people", "held-out people"  # the measures of `--which best`, or a set's name
 NOTE = re.compile(r"epoch_[A-Za-z0-9_-]{1,60}\.json")
 
 
@@ -49,8 +49,8 @@ def choose(notes: list[dict[str, Any]], which: str, run_id: str) -> dict[str, An
         raise WrongUse(f"run {run_id} has no complete checkpoint yet", next_command=command(f"status --run {run_id}"))
     if which == "latest":
         return notes[-1]
-    if which == "best" or which.startswith("best:"):
-        return _best(notes, which.partition(":")[2] or None, run_id)
+    if _is_best(which):
+        return _best(notes, which.partition(":")[2] or None, run_id)[0]
     if not re.fullmatch(r"\d+", which):
         raise WrongUse(f"--which {which} is not known: give latest, best or the number of an epoch, such as 0")
     of_epoch = [note for note in notes if note["epoch"] == int(which)]
@@ -60,21 +60,45 @@ def choose(notes: list[dict[str, Any]], which: str, run_id: str) -> dict[str, An
     return of_epoch[-1]
 
 
-def _best(notes: list[dict[str, Any]], of_set: str | None, run_id: str) -> dict[str, Any]:
-    """The most accurate on a named set; without a name, on the held-out people or else on the first set."""
+def chosen_by(notes: list[dict[str, Any]], which: str, run_id: str) -> str | None:
+    """By which measure `choose` selects a checkpoint, in one phrase; None if it selects by age or number."""
+    return _best(notes, which.partition(":")[2] or None, run_id)[1] if _is_best(which) else None
+
+
+def named(measure: str) -> str:
+    """A measure in words, after `best by`."""
+    words = {VALIDATION: VALIDATION, HELD_OUT: f"the {HELD_OUT} that the result is also reported on"}
+    return words.get(measure, f"the set {measure}")
+
+
+def _is_best(which: str) -> bool:
+    return which == "best" or which.startswith("best:")
+
+
+def _best(notes: list[dict[str, Any]], of_set: str | None, run_id: str) -> tuple[dict[str, Any], str]:
+    """The most accurate on a named set, and the measure in one phrase.
+
+    Without a name, the validation people choose; without them the held-out people of the result; or else the first set.
+    """
     sets = list(dict.fromkeys(name for note in notes for name in (note.get("eval") or {}).get("sets", {})))
     if of_set is not None and of_set not in sets:
         known = f"give best:{sets[0]}" if sets else "it was evaluated on none: give --which best or latest"
         raise WrongUse(f"run {run_id} was not evaluated on a set {of_set}: {known}")
 
-    def accuracy(note: Mapping[str, Any], name: str | None) -> float | None:
-        measured = note.get("eval") or {}
-        return (measured if name is None else measured.get("sets", {}).get(name, {})).get("accuracy")
+    def rated(key: str, name: str | None) -> list[tuple[float, dict[str, Any]]]:
+        measured = [(note, note.get("eval") or {}) for note in notes]
+        of = [(note, each if name is None else each.get("sets", {}).get(name, {})) for note, each in measured]
+        return [(float(each[key]), note) for note, each in of if each.get(key) is not None]
 
-    for name in [of_set] if of_set is not None else [None, *sets]:
-        rated = [(float(value), note) for note in notes if (value := accuracy(note, name)) is not None]
-        if rated:
-            return max(rated, key=lambda each: each[0])[1]
+    measures: list[tuple[str, str | None, str]] = [("accuracy", name, named(name)) for name in sets]
+    if of_set is None:
+        measures = [("validation_accuracy", None, named(VALIDATION)), ("accuracy", None, named(HELD_OUT)), *measures]
+    else:
+        measures = [measure for measure in measures if measure[1] == of_set]
+    for key, name, by in measures:
+        if found := rated(key, name):
+            accuracy, note = max(found, key=lambda each: each[0])
+            return note, f"best by {by} ({accuracy:.1%})"
     raise WrongUse(f"no checkpoint of run {run_id} was evaluated: give --which latest")
 
 

@@ -12,13 +12,13 @@ from deploy.border import History, Setting
 from deploy.pod.base.folder import read_json
 from deploy.runs import notes
 from deploy.runs import records as runs
+from deploy.runs.checkpoints import HELD_OUT, VALIDATION
 from deploy.runs.documents import Document
 from deploy.runs.records import Record
 
 # Differ between any two runs, and say nothing about them.
 NO_SETTINGS = ("run.dir",)
 UNSET = "(not set)"
-HELD_OUT = "held-out people"
 
 
 @dataclass(frozen=True)
@@ -62,24 +62,41 @@ def differing(sides: Sequence[Side]) -> dict[str, dict[str, Setting]]:
 
 
 def measure_of(sides: Sequence[Side]) -> str | None:
-    """What ranks these runs, as `--which best` ranks checkpoints: held-out people or else the first set; None: nothing.
+    """What ranks these runs, as `--which best` ranks checkpoints; None: nothing.
 
-    One measure for all: a run without it cannot be the best.
+    Validation people, held-out people or else the first set: one measure for all. A run without it cannot be the best.
     """
+    if any(side.history.validation for side in sides):
+        return VALIDATION
     if any(side.history.accuracy for side in sides):
         return HELD_OUT
     return next((name for side in sides for name in side.history.sets), None)
 
 
-def best_point(side: Side, measure: str | None) -> tuple[int, float] | None:
-    """The epoch and the accuracy at which a run was best; None if it was not measured so."""
-    curve = side.history.accuracy if measure == HELD_OUT else side.history.sets.get(measure or "", ())
-    return max(curve, key=lambda point: point[1], default=None)
+@dataclass(frozen=True)
+class Best:
+    """The best epoch of a run. `rating` chose it; `accuracy` is the result there, of others if people were divided."""
+
+    epoch: int
+    rating: float
+    accuracy: float | None
+
+
+def best_point(side: Side, measure: str | None) -> Best | None:
+    """The best epoch of a run by a measure; None if it was not measured so."""
+    history = side.history
+    curves = {VALIDATION: history.validation, HELD_OUT: history.accuracy}
+    curve = curves[measure] if measure in curves else history.sets.get(measure or "", ())
+    if not curve:
+        return None
+    epoch, rating = max(curve, key=lambda point: point[1])
+    return Best(epoch, rating, dict(history.accuracy).get(epoch) if measure == VALIDATION else rating)
 
 
 def _row(side: Side) -> Document:
     record, history = side.record, side.history
-    best = max(history.accuracy, key=lambda point: point[1], default=None)
+    measure = VALIDATION if history.validation else HELD_OUT
+    best = best_point(side, measure)
     return {
         "run_id": record.run_id,
         "name": record.name,
@@ -89,8 +106,9 @@ def _row(side: Side) -> Document:
         "created": record.created,
         "fraction": record.fraction,
         "trained_on": _machine(side.plan),
-        "best_accuracy": best[1] if best else None,
-        "best_epoch": best[0] if best else None,
+        "best_accuracy": best.accuracy if best else None,
+        "best_epoch": best.epoch if best else None,
+        "best_by": measure if best else None,
         "last_loss": history.loss[-1][1] if history.loss else None,
         "images_per_s": history.images_per_s,
         "seconds": record.seconds,

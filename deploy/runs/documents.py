@@ -90,8 +90,8 @@ def of_node(number: int, machine: str, seen: Status | None) -> dict[str, Any]:
 
 
 def of_checkpoint(about: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer of `fetch-checkpoint`."""
-    return {key: about.get(key) for key in ("path", "sha256", "epoch", "step", "fraction")}
+    """The answer of `fetch-checkpoint`. `chosen_by`: the measure of `--which best`, in one phrase."""
+    return {key: about.get(key) for key in ("path", "sha256", "epoch", "step", "fraction", "chosen_by")}
 
 
 def how_it_is(record: Record) -> str:

@@ -68,8 +68,8 @@ def document(
     sides = [None if record is None else comparison.read(book, record) for _, record in ran]
     measure = comparison.measure_of([side for side in sides if side])
     points = [comparison.best_point(side, measure) if side else None for side in sides]
-    best = max((point[1] for point in points if point), default=None)
-    first = next((place for place, point in enumerate(points) if point and point[1] == best), None)
+    best = max((point.rating for point in points if point), default=None)
+    first = next((place for place, point in enumerate(points) if point and point.rating == best), None)
     rows: list[Document] = [
         {
             "name": combination.name,
@@ -77,8 +77,9 @@ def document(
             "run_id": record.run_id if record else None,
             "state": record.state if record else None,
             "reason": record.reason if record else None,
-            "accuracy": point[1] if point else None,
-            "epoch": point[0] if point else None,
+            "accuracy": point.accuracy if point else None,
+            "epoch": point.epoch if point else None,
+            "rating": point.rating if point else None,
             "seconds": record.seconds if record else None,
             "cost_usd": usd.get(record.run_id) if record else None,
             "best": place == first,

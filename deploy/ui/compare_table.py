@@ -26,6 +26,7 @@ def run_rows(runs: Sequence[Mapping[str, Any]], *, ascii_only: bool) -> Rows:
         "fraction": lambda run: f"{run['fraction']:g}",
         "trained on": lambda run: run["trained_on"],
         "best accuracy": lambda run: _best(run["best_accuracy"], run["best_epoch"]),
+        "best by": lambda run: run.get("best_by"),
         "accuracy": lambda run: _curve(run["accuracy"], _range(runs, "accuracy"), marks, "{:.1%}"),
         "loss": lambda run: _curve(run["loss"], _range(runs, "loss"), marks, "{:.3f}"),
         "images a second": lambda run: None if run["images_per_s"] is None else f"{run['images_per_s']:.0f}",

@@ -361,7 +361,9 @@ def _words(event: Mapping[str, Any]) -> str | None:
         return f"mining: {event['count']} pseudo-IDs, coverage {event['coverage']:.2f}{purity}{taken}"
     if kind == "eval":
         rank1 = f", rank-1 {event['rank1']:.4f}" if "rank1" in event else ""
-        return f"{event['what'].removeprefix('sets/')}: accuracy {event['accuracy']:.4f}{rank1}"
+        validation = event.get("validation_accuracy")
+        chooses = "" if validation is None else f", validation people {validation:.4f}"
+        return f"{event['what'].removeprefix('sets/')}: accuracy {event['accuracy']:.4f}{rank1}{chooses}"
     if kind == "checkpoint":
         return f"checkpoint {event.get('name') or event['file']}"
     return None

@@ -45,7 +45,7 @@ def test_the_schema_names_what_there_is() -> None:
 
 def test_each_rule_of_the_schema_is_known_and_fits_its_default() -> None:
     """A misspelled rule would never be applied."""
-    known = {"choices", "least", "above_zero", "from_zero", "below_one", "probability", "most", "such_as"}
+    known = {"choices", "least", "above_zero", "from_zero", "below_one", "probability", "most", "such_as", "share_or"}
     parts = [part for part in vars(schema).values() if dataclasses.is_dataclass(part)]
     rules = [each.metadata for part in parts for each in dataclasses.fields(part) if each.metadata]
     assert len(rules) > 50

@@ -14,7 +14,7 @@ from app.config import load
 from app.data.dataset import read_manifest
 from app.errors import WrongUse
 from app.files import atomic, claim, make_folder, write_json
-from app.runtime.checkpoint import newest, prune, read_tensors
+from app.runtime.checkpoint import most_accurate, newest, prune, read_tensors
 from app.runtime.folder import RunFolder
 
 PROJECT = Path(__file__).parents[3]
@@ -129,3 +129,23 @@ def test_the_best_of_each_measure_outlives_newer_checkpoints(tmp_path: Path) -> 
     left = ["epoch_001", "epoch_002", "epoch_004", "epoch_005"]
     assert sorted(p.stem for p in folder.checkpoints.glob("*.pt")) == left
     assert sorted(p.stem for p in folder.checkpoints.glob("*.json")) == left
+
+
+@pytest.mark.parametrize(
+    ("measured", "best"),
+    [
+        ([(0.9, 0.6), (0.8, 0.7), (0.7, 0.7)], {"b"}),  # the earliest of equal ones
+        ([(0.9, None), (0.8, 0.7), (0.7, 0.6)], {"b"}),  # the run was continued by a version that divides the people
+        ([(0.9, None), (0.95, None)], {"b"}),
+        ([(None, None), (None, None)], set()),
+    ],
+)
+def test_validation_people_alone_choose_what_outlives(
+    measured: list[tuple[float | None, float | None]], best: set[str]
+) -> None:
+    keys = ("accuracy", "validation_accuracy")
+    notes = {
+        name: {"eval": {key: value for key, value in zip(keys, each, strict=True) if value is not None}}
+        for name, each in zip("abc", measured, strict=False)
+    }
+    assert most_accurate(notes) == best

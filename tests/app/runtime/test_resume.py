@@ -54,6 +54,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "ranks": {"ranks": 3},
     "precision": {"precision": "fp16"},
     "regularisation": {"regularisation": {**BASE["regularisation"], "dropout": 0.5}},
+    "validation": {"validation": "auto"},
     "epochs": {"epochs": 9},
     "gradient_checkpointing": {"gradient_checkpointing": {"gradient_checkpointing": True}},
 }

@@ -95,6 +95,8 @@ def test_a_reason_is_shown_and_not_obeyed() -> None:
         ("file", "../../../deploy/errors.py"), ("file", "/etc/cron.d/x"), ("file", "epoch_1.py"), ("file", None),
         ("file", "epoch_1.pt:x"), ("epoch", "1"), ("step", 1.5), ("sha256", "../.."), ("sha256", 5), ("bytes", -1),
         ("bytes", 1 << 50), ("fraction", float("nan")), ("fraction", 2), ("eval", []), ("eval", {"accuracy": "x"}),
+        ("eval", {"validation_accuracy": "x"}), ("eval", {"validation_accuracy": 1.5}),
+        ("eval", {"validation_accuracy": True}),
         ("model", "x"), ("epoch_complete", "yes"),
     ],
 )  # fmt: skip

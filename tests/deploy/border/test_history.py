@@ -32,6 +32,22 @@ def test_curves_are_read_by_epoch(tmp_path: Path) -> None:
     assert read_history(tmp_path / "none") == History((), (), None)
 
 
+def test_validation_people_have_a_curve_of_their_own(tmp_path: Path) -> None:
+    """An evaluation whose number is no share counts as invalid."""
+    told = [
+        {"event": "eval", "epoch": epoch, "what": what, "accuracy": 0.5, "validation_accuracy": value}
+        for epoch, what, value in [
+            (0, "untrained", 0.9), (0, "trained", 0.6), (1, "trained", None), (2, "trained", 1.01), (3, "trained", "x"),
+            (4, "trained", -0.1), (5, "trained", 1),
+        ]
+    ]  # fmt: skip
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("\n".join(map(json.dumps, told)), encoding="utf-8")
+    found = read_history(file)
+    assert found.validation == ((0, 0.6), (5, 1.0))
+    assert found.accuracy == ((0, 0.5), (1, 0.5), (5, 0.5))
+
+
 def test_sets_have_curves_of_their_own(tmp_path: Path) -> None:
     """Their number is bounded, and their names are safe to show."""
     told = [{"event": "eval", "epoch": epoch, "what": "sets/lfw", "accuracy": 0.5 + epoch / 4} for epoch in (1, 0, 2)]

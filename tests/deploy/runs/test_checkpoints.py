@@ -9,7 +9,7 @@ import pytest
 from deploy import border
 from deploy.errors import BadAnswer, WrongUse
 from deploy.pod.base.checkpoints import age
-from deploy.runs.checkpoints import choose
+from deploy.runs.checkpoints import choose, chosen_by
 
 
 def note(epoch: int, step: int, *, whole: bool = True, accuracy: float | None = None) -> dict[str, Any]:
@@ -64,6 +64,33 @@ def test_without_people_held_out_the_first_set_chooses() -> None:
     assert choose(notes, "best", "r")["epoch"] == 0
     with pytest.raises(WrongUse, match="not evaluated on a set agedb: give best:lfw"):
         choose(notes, "best:agedb", "r")
+
+
+DIVIDED = [
+    {"epoch": 0, "eval": {"accuracy": 0.95, "validation_accuracy": 0.8, "sets": {"lfw": {"accuracy": 0.99}}}},
+    {"epoch": 1, "eval": {"accuracy": 0.9, "validation_accuracy": 0.881, "sets": {"lfw": {"accuracy": 0.9}}}},
+    {"epoch": 2, "eval": None},
+]
+CONTINUED = [{"epoch": 0, "eval": {"accuracy": 0.99}}, *DIVIDED[1:]]
+
+
+@pytest.mark.parametrize(
+    ("notes", "which", "epoch", "words"),
+    [
+        (DIVIDED, "best", 1, "best by validation people (88.1%)"),
+        (CONTINUED, "best", 1, "best by validation people (88.1%)"),
+        (MEASURED, "best", 1, "best by the held-out people that the result is also reported on (90.0%)"),
+        (DIVIDED, "best:lfw", 0, "best by the set lfw (99.0%)"),
+        ([{"epoch": 0, "eval": {"sets": {"lfw": {"accuracy": 0.95}}}}], "best", 0, "best by the set lfw (95.0%)"),
+        (DIVIDED, "latest", 2, None),
+        (DIVIDED, "1", 1, None),
+    ],
+)
+def test_the_best_is_chosen_by_validation_people_and_says_so(
+    notes: list[dict[str, Any]], which: str, epoch: int, words: str | None
+) -> None:
+    assert choose(notes, which, "r")["epoch"] == epoch
+    assert chosen_by(notes, which, "r") == words
 
 
 @pytest.mark.parametrize("sets", [[], {"lfw": 1}, {"lfw": {"accuracy": "high"}}])

@@ -57,6 +57,31 @@ def test_one_measure_ranks_all_runs(
     assert (told["cost_usd"], told["runs"][1]["cost_usd"]) == (0.5, None)
 
 
+def test_validation_people_rank_and_the_accuracy_is_of_the_others(tmp_path: Path) -> None:
+    """The best run and epoch are those that validation people choose, whatever the result's people say."""
+    of_runs = [[(0, 0.90, 0.80), (1, 0.85, 0.82)], [(0, 0.99, 0.60), (1, 0.70, 0.81)], []]
+    found = []
+    for place, evals in enumerate(of_runs):
+        found.append(written(tmp_path, f"run-{place}", []))
+        lines = [
+            {"event": "eval", "what": TRAINED, "epoch": epoch, "accuracy": value, "validation_accuracy": validation}
+            for epoch, value, validation in evals
+        ]
+        file = tmp_path / f"run-{place}" / "metrics.jsonl"
+        file.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    combos = combinations(["a.b=1,2,3"], {})
+    told = sweeps.document(tmp_path, "local", list(zip(combos, found, strict=True)), {}, None)
+    assert (told["measure"], told["best"]) == (comparison.VALIDATION, "run-0")
+    rows = [(row["epoch"], row["accuracy"], row["rating"], row["best"]) for row in told["runs"]]
+    assert rows == [(1, 0.85, 0.82, True), (1, 0.70, 0.81, False), (None, None, None, False)]
+    compared = comparison.document([comparison.read(tmp_path, each) for each in found])["runs"]
+    assert [(row["best_epoch"], row["best_accuracy"], row["best_by"]) for row in compared] == [
+        (1, 0.85, comparison.VALIDATION),
+        (1, 0.70, comparison.VALIDATION),
+        (None, None, None),
+    ]
+
+
 def test_a_run_that_was_not_started_has_a_row(tmp_path: Path) -> None:
     combos = combinations(["a.b=1,2"], {})
     first = written(tmp_path, "run-0", [(TRAINED, 0, 0.9)])
