@@ -291,7 +291,7 @@ class Shell:
 
     def free_images(self, stage_to: PurePath, folders: Sequence[str] | None = None) -> list[StagedImages]:
         """Remove the user's images that nothing uses, in `folders` or everywhere. Returns all that there were."""
-        asked = {"stage_to": str(stage_to), "folders": None if folders is None else list(folders)}
+        asked: dict[str, Any] = {"stage_to": str(stage_to), "folders": None if folders is None else list(folders)}
         told = border.staged_images(self.call("free_images", **asked), self._answer("free_images"))
         return [StagedImages(*each) for each in told]
 
