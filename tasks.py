@@ -301,7 +301,10 @@ def offers(screen: Screen, **request: Any) -> None:
     ),
 )
 def down(screen: Screen, target: str, run_id: str | None, every: bool, orphans: bool, anyway: bool) -> list[Document]:
-    """Release machines, so that they cost nothing. Runs end with a checkpoint, and their results are downloaded."""
+    """Release machines, so that they cost nothing. Runs end with a checkpoint, and their results are downloaded.
+
+    A host that was not rented stays: images that you staged in its RAM are removed.
+    """
     from deploy.commands import stop as ending
 
     return ending.down(PROJECT, target, run_id, screen, every=every, orphans=orphans, anyway=anyway)

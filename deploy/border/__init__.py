@@ -50,8 +50,10 @@ from deploy.border.values import (
     sha256,
     size,
     snapshot_state,
+    staged_images,
     strings,
     text,
+    user_name,
     whole,
 )
 
@@ -109,9 +111,11 @@ __all__ = [
     "sha256",
     "size",
     "snapshot_state",
+    "staged_images",
     "standing",
     "status",
     "strings",
     "text",
+    "user_name",
     "whole",
 ]

@@ -13,6 +13,7 @@ from deploy.pod.base.text import visible
 
 REASON_CHARACTERS = 1000
 LISTED_MOST = 10_000  # names in one folder of a machine
+_USER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -71,6 +72,25 @@ def names(value: object, what: str) -> list[str]:
     if not isinstance(value, list) or len(value) > LISTED_MOST or not all(isinstance(each, str) for each in value):
         raise BadAnswer(f"{what} is {shown(value)} instead of at most {LISTED_MOST} names")
     return [each for each in value if len(each) <= 255]
+
+
+def user_name(value: object, what: str) -> str:
+    """Check the name of a machine's user, which becomes part of a folder's name."""
+    if not isinstance(value, str) or not _USER.fullmatch(value):
+        raise BadAnswer(f"{what} is {shown(value)} instead of the name of a user")
+    return value
+
+
+def staged_images(value: object, what: str) -> list[tuple[str, int, str]]:
+    """Check a list of [folder, bytes, use] about staged images."""
+    if not isinstance(value, list) or len(value) > LISTED_MOST:
+        raise BadAnswer(f"{what} is {shown(value)} instead of a list of images")
+    found = []
+    for each in value:
+        if not isinstance(each, list | tuple) or len(each) != 3:
+            raise BadAnswer(f"{what} has {shown(each)} instead of a folder, its bytes and its use")
+        found.append((path_text(each[0], what), size(each[1], what, 1 << 62), text(each[2], what, 20)))
+    return found
 
 
 def mapping(value: object, what: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.billing import bills as money
+from deploy.billing.hosts import free_ram
 from deploy.billing.reaper import reap
 from deploy.billing.teardown import bring_all_home, run_of_another_laptop, stop_run
 from deploy.errors import DeployError, WrongUse, command
@@ -52,7 +53,8 @@ def down(
     """Release machines. A run on one ends with a checkpoint first, and its results are downloaded.
 
     A machine with a live run of another laptop is kept, unless `anyway`. A machine whose results cannot be downloaded
-    is kept too, but the others are released: the first such failure is raised at the end.
+    is kept too, but the others are released: the first such failure is raised at the end. A host that nobody rented
+    stays: what this user staged in its RAM is freed.
     """
     gone: list[dict[str, Any]] = []
     failures: list[DeployError] = []
@@ -87,23 +89,33 @@ def down(
         raise failures[0]
     if not gone:
         if not wide:
-            _refuse_living(project, named, situation)
-        screen.say("there is nothing to release")
+            gone = _free_host(project, named, situation, screen, anyway=anyway)
+        if not gone:
+            screen.say("there is nothing to release")
     return gone
 
 
-def _refuse_living(project: Path, target: str, situation: Situation) -> None:
-    """Raise WrongUse for a run that goes on where no machine was rented: the user meant to end something."""
+def _free_host(
+    project: Path, target: str, situation: Situation, screen: Screen, *, anyway: bool
+) -> list[dict[str, Any]]:
+    """Free the RAM of hosts that nobody rented, unless a run lives there."""
     with Reach(load(project, target), situation) as at:
-        for record in situation.of(target):
-            if money.lives(at, record):
-                record, _ = at.look(record)
-            if record.state in LIVE_STATES:
-                raise WrongUse(
-                    f"run {record.run_id} is {record.state} on target '{target}', whose machine was not rented: "
-                    "there is nothing to release",
-                    next_command=command("stop" + answers.on(record)),
-                )
+        _refuse_living(at)
+        return free_ram(at, screen, anyway=anyway)
+
+
+def _refuse_living(at: Reach) -> None:
+    """Raise WrongUse for a run that goes on where no machine was rented: the user meant to end something."""
+    target = at.settings.target.name
+    for record in at.situation.of(target):
+        if money.lives(at, record):
+            record, _ = at.look(record)
+        if record.state in LIVE_STATES:
+            raise WrongUse(
+                f"run {record.run_id} is {record.state} on target '{target}', whose machine was not rented: "
+                "there is nothing to release",
+                next_command=command("stop" + answers.on(record)),
+            )
 
 
 def _there(at: Reach, screen: Screen, *, quiet: bool) -> list[money.Priced]:

@@ -19,6 +19,7 @@ from deploy.shell import Shell
 from deploy.specs.machine import Machine, node_of
 from deploy.specs.plan import limits_of
 from deploy.specs.settings import OPTIONS, Settings
+from deploy.specs.staged import own_folder
 
 WANDB_SECRETS = ("WANDB_API_KEY",)
 S3_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -41,7 +42,7 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
     growing = [
         machine.root / "data",
         machine.root / "environments",
-        *([settings.stage_to] if settings.stage_to else []),
+        *_staging_folders(settings, shell),
     ]
     told = {**limits.to_json(), "machine": machine.name, "watch": [str(path) for path in growing], "code": str(code)}
     if machine.group:
@@ -56,6 +57,13 @@ def arm(settings: Settings, machine: Machine, shell: Shell, code: PurePath, node
     _start(machine, shell, machine.root, code)
     copies = [f"copies to {limits.sync_to}"] if limits.sync_to else []
     return ", ".join([*(f"{name} {value:g}" for name, value in armed.items()), *copies])
+
+
+def _staging_folders(settings: Settings, shell: Shell) -> list[PurePath]:
+    """The folder whose growth shows that images arrive: not those of a host's other users."""
+    if settings.stage_to is None:
+        return []
+    return [own_folder(settings.stage_to, shell.user()) if settings.shares_ram else settings.stage_to]
 
 
 def volume_path(settings: Settings) -> str | None:

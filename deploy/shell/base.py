@@ -56,6 +56,15 @@ class Room:
     in_ram: bool  # a file there uses memory instead of disk
 
 
+@dataclass(frozen=True)
+class StagedImages:
+    """Images of one folder. `use`: why they cannot be removed now, such as `open`; empty if they can."""
+
+    folder: str
+    bytes: int
+    use: str
+
+
 class Shell:
     """Commands and files of a machine. Paths are the machine's. Every command has a timeout; none goes through a shell.
 
@@ -263,6 +272,28 @@ class Shell:
         *sizes, free, in_ram = self.calls([*asked, ("free_bytes", place), ("in_ram", place)])
         own_bytes = sum(self._size(told) or 0 for told in sizes)
         return Room(border.size(free, self._answer("free_bytes"), 1 << 62), own_bytes, in_ram is True)
+
+    def user(self) -> str:
+        """Return the user's name on the machine, as a part of a folder's name."""
+        return border.user_name(self.call("user"), self._answer("user"))
+
+    def claim_ram(self, stage_to: PurePath) -> str:
+        """Make the user's own folder in a staging folder that others use too. Returns the user's name.
+
+        Raises OSError if something of another user, or a link, has its name.
+        """
+        return border.user_name(self.call("claim_ram", stage_to=str(stage_to)), self._answer("claim_ram"))
+
+    def staged_images(self, stage_to: PurePath) -> list[StagedImages]:
+        """List the user's images in a staging folder that others use too, oldest first."""
+        told = border.staged_images(self.call("staged_images", stage_to=str(stage_to)), self._answer("staged_images"))
+        return [StagedImages(*each) for each in told]
+
+    def free_images(self, stage_to: PurePath, folders: Sequence[str] | None = None) -> list[StagedImages]:
+        """Remove the user's images that nothing uses, in `folders` or everywhere. Returns all that there were."""
+        asked: dict[str, Any] = {"stage_to": str(stage_to), "folders": None if folders is None else list(folders)}
+        told = border.staged_images(self.call("free_images", **asked), self._answer("free_images"))
+        return [StagedImages(*each) for each in told]
 
     def memory_used_bytes(self) -> int:
         """Return the bytes that already count against the machine's memory limit."""

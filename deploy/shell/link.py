@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from deploy import border
 from deploy.errors import BadAnswer, StepFailed
-from deploy.pod.agent import agent, frames, rendezvous, snapshots, verbs
+from deploy.pod.agent import agent, frames, ram, rendezvous, snapshots, verbs
 from deploy.pod.agent.agent import WITH_BODY
 from deploy.pod.agent.frames import BODY_BYTES, GREETING, LINE_BYTES, Ended, Misspoken, exactly, lengths, pack
 from deploy.pod.base import folder, processes
@@ -28,7 +28,7 @@ ANSWER_S = 60.0
 LONG_ANSWER_S = 600.0  # for verbs that work on whole files or folders
 LONG = {
     "hashes", "sha256", "replace", "truncate", "remove", "place_snapshot", "snapshot_state", "open_rendezvous",
-    "reach_rendezvous", "hardware",
+    "reach_rendezvous", "hardware", "free_images",
 }  # fmt: skip
 SLOWEST_BYTES_PER_S = 16 << 10  # for a body on its way to the machine
 LINES_SILENCE_S = 3600.0  # between two lines of a command whose output is streamed, such as mining
@@ -84,7 +84,7 @@ class Stream(Protocol):
 def program() -> bytes:
     """Return the agent and all its modules as source text for a bare Python, after a line with its length."""
     parts = {"deploy": "", "deploy.pod": "", "deploy.pod.base": "", "deploy.pod.agent": ""}
-    for module in (frames, folder, processes, verbs, snapshots, rendezvous, agent):
+    for module in (frames, folder, processes, verbs, ram, snapshots, rendezvous, agent):
         parts[module.__name__] = Path(str(module.__file__)).read_text(encoding="utf-8")
     text = f"""
 import sys, types

@@ -37,6 +37,7 @@ class Options:
     provider: ClassVar[str]  # "module:Class" of its Provider, imported on first use
     choices: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # key -> its values; the first is the default
     is_local: ClassVar[bool] = False  # the machine is this computer
+    is_shared: ClassVar[bool] = False  # the machine exists anyway, and other users may be on it
     is_rented: ClassVar[bool] = False  # the machine belongs to someone else, unless the target says `trust: own`
     release: ClassVar[str] = NONE  # who releases a machine when its guard has ended the work: see pod/base/limits.py
     poll_s: ClassVar[float | None] = None  # pause of `watch` between two calls of the provider; None: its own

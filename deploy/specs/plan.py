@@ -21,6 +21,7 @@ from deploy.specs.names import machine_name
 from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
 from deploy.specs.settings import Settings
 from deploy.specs.shards import WHOLE, Shard
+from deploy.specs.staged import fraction_mark, wanted_path
 
 GRACE_S = 60  # for the checkpoint, between stop request and kill
 NO_COMMIT = "none"
@@ -60,6 +61,7 @@ class DataFacts:
     packed_bytes: int | None = None  # None: not packed yet
     classes: int | None = None  # that recipe supervised learns; None where not counted
     file_name: str = "images.npy"  # where it is staged
+    staged_as: str = ""  # its folder's name on a host that others use too: name and id, or a mark of the source
     shard: Shard = WHOLE  # that the machine gets; `bytes` are those of its file
 
 
@@ -94,6 +96,7 @@ class Facts:
     continues: Continuation | None = None
     machine: Machine | None = None
     snapshot: str | None = None
+    user: str | None = None  # on the machine; None where not known yet
     data_path: PurePath | None = None  # where training reads the images, once free space is known
     place: Place | None = None  # of this machine, after the rendezvous of several machines
     image: Image | None = None  # see Provider.image
@@ -172,7 +175,7 @@ def make(settings: Settings, request: Request, facts: Facts, *, tryout: bool) ->
     nodes = request.nodes or settings.target.nodes
     gpus = memory.Gpus(facts.hardware, facts.card, settings.target.device, nodes, settings.target.processes)
     precision = gpus.precision(str(facts.config["train"].get("precision", "fp32")))
-    data_path = facts.data_path or wanted_path(settings, root, facts.data, request.fraction)
+    data_path = facts.data_path or wanted_path(settings, root, facts.data, request.fraction, facts.user)
     snapshot = facts.snapshot or facts.code.tree
     overrides = user_overrides(request, tryout=tryout)
     minutes, source = _minutes(facts, processes, nodes)
@@ -249,28 +252,6 @@ def limits_of(settings: Settings, machine: Machine | None, nodes: int = 1) -> Li
         usd_per_hour=machine.usd_per_hour * nodes if machine else 0.0,
         release=settings.target.options.release,
     )
-
-
-def fraction_mark(fraction: float) -> str:
-    return "" if fraction == 1 else f"-f{fraction:g}"
-
-
-def wanted_path(settings: Settings, root: PurePath, data: DataFacts, fraction: float) -> PurePath:
-    """Return where training reads if space allows: in place, in the staging folder, or else on the machine's disk."""
-    if settings.stage_to is None and (settings.is_local or data.where == "machine"):
-        return type(root)(data.path)
-    return staged_path(settings.stage_to or disk_folder(root, data), data, fraction)
-
-
-def disk_folder(root: PurePath, data: DataFacts) -> PurePath:
-    """Return the folder on the machine's disk for staged images that do not fit into RAM."""
-    return root / "data" / data.name
-
-
-def staged_path(folder: PurePath, data: DataFacts, fraction: float) -> PurePath:
-    """Return the path in a staging folder. A fraction and a shard have their own subfolder."""
-    mark = fraction_mark(fraction) + data.shard.mark
-    return (folder / f"{data.name}{mark}" if mark else folder) / data.file_name
 
 
 def _identity(name: str, fraction: float, facts: Facts) -> tuple[str, int]:

@@ -53,6 +53,7 @@ class Ssh(Options):
     python: str = "auto"  # of the training environment; auto: the image's, or a venv created once per lock file
 
     provider = "deploy.providers.ssh:SshProvider"
+    is_shared = True
 
     @property
     def missing(self) -> str | None:
@@ -230,6 +231,11 @@ class Settings:
     def is_rented(self) -> bool:
         """Whether the machine belongs to someone else."""
         return self.target.options.is_rented if self.target.trust is None else self.target.trust == "rented"
+
+    @property
+    def shares_ram(self) -> bool:
+        """Whether other users may stage images on the machine. A rented machine belongs to the run alone."""
+        return self.target.options.is_shared and not self.is_rented
 
     @property
     def root(self) -> PurePath:

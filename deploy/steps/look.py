@@ -33,7 +33,9 @@ def look_at_host(at: Reach, facts: Facts, screen: Screen) -> Facts:
         found = devices.ask(shell, settled.python) if is_ready else devices.ask_driver(shell)
         if is_ready and (why := devices.fault(found, settings.target.device)):
             screen.say(f"warning: this run would not start: {why}")
-        return replace(facts, hardware=devices.combine(shell.hardware(), found, settings.target.device))
+        user = shell.user() if settings.shares_ram else None
+        hardware = devices.combine(shell.hardware(), found, settings.target.device)
+        return replace(facts, hardware=hardware, user=user)
     except (DeployError, OSError) as error:
         screen.say(f"warning: target '{settings.target.name}' could not be looked at: {error}")
         return facts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePath
 
 from deploy.errors import NoMachine, WrongUse, command
@@ -143,8 +144,9 @@ def _ready_data(
         asked = (shell, settings, machine.root, dataset, fraction, pack)
         shard = dealing.choose(node, lambda each: staging.is_there(*asked, each))
     blocks = staged_blocks(dataset, fraction, shard)
-    place = staging.choose_place(shell, settings, machine.root, dataset, fraction, gpus=gpus, shard=shard)
     packing = data.packing_of(settings.notes, dataset, fraction, pack, blocks)
+    there = (shell, settings, machine.root)
+    place = staging.choose_place(*there, dataset, fraction, gpus=gpus, shard=shard, packing=packing)
     facts = replace(
         facts,
         python=machine.python,
@@ -157,7 +159,8 @@ def _ready_data(
     if not machine.is_here:
         screen.say(f"hardware: {gpus_of(plan)}, {plan.cores} cores, so {plan.processes} processes")
     with screen.copying("staging") as progress:
-        staged = staging.stage(shell, machine, folder, plan, dataset, progress, packing)
+        make_room = partial(staging.free, shell, settings, place)
+        staged = staging.stage(shell, machine, folder, plan, dataset, progress, packing, make_room)
     screen.say(f"data: {staged or place.words}")
     return Ready(machine, plan, facts)
 

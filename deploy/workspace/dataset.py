@@ -147,6 +147,7 @@ def facts(
         packed=packing.kind if packing else None,
         packed_bytes=packing.bytes if packing else None,
         file_name=NAME if dataset.offsets is None else encoded.NAME,
+        staged_as=f"{dataset.name}-{marked(dataset.manifest.get('dataset_id') or source_mark(dataset), packing)}",
         shard=shard,
     )
 
@@ -192,10 +193,15 @@ def packing_of(
     if kind == NONE:
         return None
     blocks = kept_blocks(dataset, fraction) if blocks is None else blocks
-    source = f"{dataset.path} {dataset.bytes} {modified_ns(dataset)}"  # identifies images without a manifest
-    name = dataset.manifest.get("dataset_id") or hashlib.sha256(source.encode()).hexdigest()[:16]
+    name = dataset.manifest.get("dataset_id") or source_mark(dataset)
     pieces = dict(zip(blocks, pieces_of(dataset, blocks), strict=True))
     return Packing(kind, Path(str(dataset.path)), notes / "packed" / str(name) / kind, (SIDE, SIDE, 3), pieces)
+
+
+def source_mark(dataset: Dataset) -> str:
+    """Return a mark that identifies images without a manifest: of their path, size and time."""
+    source = f"{dataset.path} {dataset.bytes} {modified_ns(dataset)}"
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 def unseen_facts(origin: Origin, train_labels: str | None) -> DataFacts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
@@ -15,9 +16,10 @@ from deploy.shell import LocalShell, Shell
 from deploy.shell.ranges import Progress
 from deploy.shell.transfer import send_pieces
 from deploy.specs.machine import Machine
-from deploy.specs.plan import TRAIN_LABELS, Plan, disk_folder, staged_path, wanted_path
+from deploy.specs.plan import TRAIN_LABELS, Plan
 from deploy.specs.settings import Settings
 from deploy.specs.shards import WHOLE, Shard
+from deploy.specs.staged import disk_folder, staged_path, wanted_path
 from deploy.workspace import encoded
 from deploy.workspace.compression import Packing, packed_file
 from deploy.workspace.dataset import (
@@ -54,6 +56,7 @@ class Staged:
 
     path: PurePath
     words: str
+    replaces: tuple[str, ...] = ()  # folders of other images of this user, which no run uses: RAM is too little for all
 
 
 def choose_place(
@@ -65,14 +68,17 @@ def choose_place(
     *,
     gpus: int = 0,
     shard: Shard = WHOLE,
+    packing: Packing | None = None,
 ) -> Staged:
-    """Choose where the images fit: in RAM as requested, else on disk. Changes nothing.
+    """Choose where the images fit: in RAM as requested, else on disk. Changes no images.
 
-    `gpus`: of the machine; several of them need space in /dev/shm too. Raises StepFailed if the images fit nowhere.
+    On a host that others use too, the user's own folder is made. `gpus`: of the machine; several of them need space in
+    /dev/shm too. Raises StepFailed if the images fit nowhere, and WrongUse for a folder that cannot be made.
     """
     blocks = staged_blocks(dataset, fraction, shard)
-    about = facts(dataset, fraction, shard=shard, blocks=blocks)
-    wanted = wanted_path(settings, root, about, fraction)
+    about = facts(dataset, fraction, packing, shard, blocks)
+    user = _claim(shell, settings)
+    wanted = wanted_path(settings, root, about, fraction, user)
     if str(wanted) == about.path:
         return Staged(wanted, f"read in place from {wanted}")
     needed = bytes_to_stage(dataset, blocks)
@@ -80,6 +86,8 @@ def choose_place(
     lacking = _lacks_room(shell, wanted, needed, kept_free)
     if lacking is None:
         return Staged(wanted, f"staged into {wanted}")
+    if user and (replaces := _replaceable(shell, settings, wanted, needed, kept_free)):
+        return Staged(wanted, f"staged into {wanted}, in the place of {', '.join(replaces)}", tuple(replaces))
     if dataset.where == "machine" or (dataset.where == HERE and settings.is_local):
         return Staged(type(root)(about.path), f"{lacking}: they are read from disk instead, {about.path}")
     on_disk = staged_path(disk_folder(root, about), about, fraction)
@@ -93,6 +101,39 @@ def choose_place(
     raise StepFailed(f"{lacking}, and {root} has too little room too: {advice}")
 
 
+def _claim(shell: Shell, settings: Settings) -> str | None:
+    """Make the user's own folder where others stage too, before anything in it is read. Returns the user's name."""
+    if settings.stage_to is None or not settings.shares_ram:
+        return None
+    try:
+        return shell.claim_ram(settings.stage_to)
+    except OSError as error:
+        raise WrongUse(
+            f"{error.filename} cannot hold the images: {error.strerror}. Remove it, or set another stage_to in "
+            f"{settings.where}, or stage_to: null"
+        ) from error
+
+
+def _replaceable(shell: Shell, settings: Settings, wanted: PurePath, needed: int, kept_free: int) -> list[str]:
+    """Return the folders of other images, oldest first, without which the images fit into RAM; [] if they do not."""
+    assert settings.stage_to is not None
+    chosen: list[str] = []
+    freed = 0
+    for each in shell.staged_images(settings.stage_to):
+        if not each.use and each.folder != str(wanted.parent):
+            chosen.append(each.folder)
+            freed += each.bytes
+            if _lacks_room(shell, wanted, needed, kept_free, freed) is None:
+                return chosen
+    return []
+
+
+def free(shell: Shell, settings: Settings, place: Staged) -> None:
+    """Remove the other images that a place replaces. Those that a run has begun to use meanwhile stay."""
+    if place.replaces and settings.stage_to is not None:
+        shell.free_images(settings.stage_to, place.replaces)
+
+
 def stage(
     shell: Shell,
     machine: Machine,
@@ -101,8 +142,11 @@ def stage(
     dataset: Dataset,
     progress: Progress,
     packing: Packing | None = None,
+    free: Callable[[], None] = lambda: None,
 ) -> str | None:
     """Stage the images where the plan reads them. Returns a description, or None if they are read in place.
+
+    `free`: makes room, if the images are not there already.
 
     Space is reserved before the first byte, every block is verified against the manifest, an interrupted copy resumes,
     and the file gets its name only when it is complete. Images on the laptop are uploaded, perhaps packed. Images on
@@ -133,6 +177,7 @@ def stage(
             f"{others[0]} holds other images, which the runs on this machine use: wait until they end, or use a "
             "target with another stage_to"
         )
+    free()
     for each in (*others, destination.with_name(encoded.OFFSETS)):
         shell.remove(each)  # another data set: it takes the space of this one
     if packing:
@@ -171,10 +216,15 @@ def is_there(
     shell: Shell, settings: Settings, root: PurePath, dataset: Dataset, fraction: float, packing: str, shard: Shard
 ) -> bool:
     """Return whether a machine already has the file of a shard, in RAM or on its disk. `packing`: how it is sent."""
-    blocks, about = staged_blocks(dataset, fraction, shard), facts(dataset, fraction, shard=shard)
+    blocks = staged_blocks(dataset, fraction, shard)
     packed = packing_of(settings.notes, dataset, fraction, packing, blocks)
+    about = facts(dataset, fraction, packed, shard)
     wanted = _staged_manifest(dataset, blocks, fraction, packed, shard)
-    places = {wanted_path(settings, root, about, fraction), staged_path(disk_folder(root, about), about, fraction)}
+    user = shell.user() if settings.shares_ram else None
+    places = {
+        wanted_path(settings, root, about, fraction, user),
+        staged_path(disk_folder(root, about), about, fraction),
+    }
     found = (_manifest_there(shell, path) for path in places)
     return any(size == bytes_to_stage(dataset, blocks) and _same(manifest, wanted) for manifest, size in found)
 
@@ -240,20 +290,25 @@ def _part(destination: PurePath) -> PurePath:
     return destination.with_name(destination.name + ".part")
 
 
-def _lacks_room(shell: Shell, destination: PurePath, needed: int, kept_free: int = 0) -> str | None:
+def _lacks_room(
+    shell: Shell, destination: PurePath, needed: int, kept_free: int = 0, freed_in_ram: int = 0
+) -> str | None:
     """Return why `needed` bytes do not fit at `destination`, or None. An earlier copy there counts as free space.
+
+    `freed_in_ram`: bytes of other files there that may be removed, if they are in RAM.
 
     Files in RAM count against the machine's memory, and training needs some too.
     """
     folder = destination.parent
     room = shell.room(folder, _part(destination), *_same_place(destination))
-    free = room.free_bytes + room.own_bytes - kept_free
+    own_bytes = room.own_bytes + (freed_in_ram if room.in_ram else 0)
+    free = room.free_bytes + own_bytes - kept_free
     if needed > free:
         for_nccl = " besides the space that NCCL needs" if kept_free else ""
         return f"{folder} has {max(0, free) / GIB:.2f} GiB free{for_nccl} and the images need {needed / GIB:.2f} GiB"
     limit = shell.hardware().memory_bytes if room.in_ram else None
     if limit is not None:
-        left = limit - shell.memory_used_bytes() + room.own_bytes - min(MEMORY_FOR_TRAINING_BYTES, limit // 4)
+        left = limit - shell.memory_used_bytes() + own_bytes - min(MEMORY_FOR_TRAINING_BYTES, limit // 4)
         if needed > left:
             return f"{left / GIB:.2f} GiB of memory are available and the images need {needed / GIB:.2f} GiB"
     return None

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any, cast
 
-from deploy.pod.agent import rendezvous, snapshots, verbs
+from deploy.pod.agent import ram, rendezvous, snapshots, verbs
 from deploy.pod.agent.frames import GREETING, Ended, pack, unpack
 
 BEAT_S = 2.0
@@ -46,6 +46,10 @@ VERBS: dict[str, Callable[..., Any]] = {
         verbs.free_bytes,
         verbs.in_ram,
         verbs.clock,
+        ram.user,
+        ram.claim_ram,
+        ram.staged_images,
+        ram.free_images,
         snapshots.snapshot_state,
         snapshots.place_snapshot,
         rendezvous.open_rendezvous,

@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,7 +52,7 @@ def main(argv: list[str], clock: Clock | None = None) -> int:
     processes.adopt_orphans()
     supervisor = Supervisor(folder, plan, secrets, clock or Clock())
     try:
-        with supervisor.turn() as lock:
+        with _images_in_use(plan), supervisor.turn() as lock:
             return supervisor.run(lock) if lock else supervisor.leave_the_queue()
     except Busy as busy:
         return _refuse(folder, plan, busy)
@@ -338,6 +338,16 @@ class Supervisor:
         text = log.read()
         if text:
             self.echo(text)
+
+
+@contextlib.contextmanager
+def _images_in_use(plan: dict[str, Any]) -> Iterator[None]:
+    """Keep staged images open from the queue to the last restart: pod/agent/ram.py sees that they are needed."""
+    with contextlib.ExitStack() as stack:
+        if os.name == "posix" and plan.get("stage"):
+            with contextlib.suppress(OSError):
+                stack.enter_context(open(plan["data_path"], "rb"))
+        yield
 
 
 def _refuse(folder: RunFolder, plan: dict[str, Any], busy: Busy) -> int:

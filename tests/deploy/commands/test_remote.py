@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import getpass
 import hashlib
 import http.server
 import json
@@ -53,6 +54,11 @@ class Box:
 
     def json(self, *words: str, code: int = 0) -> Any:
         return json.loads(self.invoke(*words, "--json", code=code).stdout)
+
+    def staged(self, name: str = "images.npy") -> Path:
+        """The newest staged file of this name, in the RAM folder of the user who logs in."""
+        found = self.ram.glob(f"sniperface-{getpass.getuser()}/*/{name}")
+        return max(found, key=lambda path: path.stat().st_mtime_ns)
 
     def target(self, **values: object) -> None:
         told = {
@@ -128,13 +134,13 @@ def test_a_file_of_the_laptop_is_staged_by_block(box: Box, tmp_path: Path) -> No
     prepare(images, rows=400)
     done = box.json("train", "--data", str(images), "--fraction", "0.1")
     assert done["state"] == "succeeded"
-    staged = next(box.ram.glob("*-f0.1/images.npy"))
+    staged = next(box.ram.rglob("*-f0.1/images.npy"))
     about = json.loads(staged.with_name("manifest.json").read_text())
     assert about["selection"]["fraction"] == 0.1
     assert staged.stat().st_size < images.stat().st_size / 2
     whole = box.json("train", "--data", str(images))
     assert whole["state"] == "succeeded"
-    assert (box.ram / "images.npy").read_bytes()[-1000:] == images.read_bytes()[-1000:]
+    assert box.staged().read_bytes()[-1000:] == images.read_bytes()[-1000:]
     assert not list(box.ram.rglob("*.part"))
     assert "already there" in box.invoke("train", "--data", str(images)).stdout
 
@@ -145,13 +151,13 @@ def test_image_files_of_the_laptop_are_staged_by_block(box: Box, tmp_path: Path)
     prepare_files(images, rows=400)
     plan = box.json("train", "--dry-run", "--data", str(images), "--fraction", "0.1")
     assert box.json("train", "--data", str(images), "--fraction", "0.1")["state"] == "succeeded"
-    staged = next(box.ram.glob("*-f0.1/images.jpegs"))
+    staged = next(box.ram.rglob("*-f0.1/images.jpegs"))
     assert plan["data"]["bytes"] == staged.stat().st_size < images.stat().st_size / 2
     offsets = np.load(staged.with_name("offsets.npy"))
     assert (offsets[0], offsets[-1]) == (0, staged.stat().st_size)
     assert box.json("train", "--data", str(images.parent))["state"] == "succeeded"
-    assert (box.ram / "images.jpegs").read_bytes() == images.read_bytes()
-    assert (box.ram / "offsets.npy").read_bytes() == images.with_name("offsets.npy").read_bytes()
+    assert box.staged("images.jpegs").read_bytes() == images.read_bytes()
+    assert box.staged("offsets.npy").read_bytes() == images.with_name("offsets.npy").read_bytes()
     assert not list(box.ram.rglob("*.part"))
     assert "already there" in box.invoke("train", "--data", str(images)).stdout
     assert (
@@ -184,7 +190,7 @@ def test_images_may_lie_on_the_machine(box: Box, tmp_path: Path) -> None:
     plan = box.json("train", "--dry-run", "--data", f"machine:{images}")
     assert (plan["data"]["where"], plan["data"]["ready"]) == ("machine", False)
     assert box.json("train", "--data", f"machine:{images}")["state"] == "succeeded"
-    assert (box.ram / "images.npy").stat().st_size == images.stat().st_size
+    assert box.staged().stat().st_size == images.stat().st_size
     failed = box.invoke("train", "--data", "machine:/nowhere/images.npy", code=2)
     assert "on the machine there is no file /nowhere/images.npy" in failed.stderr
     assert "absolute path" in box.invoke("train", "--data", "machine:images.npy", code=2).stderr
@@ -240,7 +246,7 @@ def address(tmp_path: Path) -> Iterator[str]:
 def test_images_may_lie_at_an_address(box: Box, address: str, tmp_path: Path) -> None:
     """The machine downloads the images itself. A wrong address ends the command with the reason."""
     assert box.json("train", "--data", address)["state"] == "succeeded"
-    assert (box.ram / "images.npy").stat().st_size == (tmp_path / "bucket/faces/images.npy").stat().st_size
+    assert box.staged().stat().st_size == (tmp_path / "bucket/faces/images.npy").stat().st_size
     wrong = box.invoke("train", "--data", address.replace("faces", "nothing"), code=2)
     assert "there is no file http://" in wrong.stderr
     nobody = box.invoke("train", "--data", "http://127.0.0.1:9/faces/images.npy", code=2)
@@ -313,7 +319,28 @@ def test_a_run_is_stopped_and_goes_on(box: Box) -> None:
     assert f"run {run_id} is running on target 'box', whose machine was not rented" in refused
     assert "invoke stop --on box" in refused
     box.invoke("stop")
+    assert "the host was not rented and stays" in box.invoke("down").stdout
     assert "there is nothing to release" in box.invoke("down").stdout
+
+
+def test_down_frees_what_was_staged_on_a_host_that_stays(box: Box, tmp_path: Path) -> None:
+    """It says how much and where. Images of a run that lives there stay, and `stop` is named."""
+    images = tmp_path / "faces" / "images.npy"
+    prepare(images, rows=400)
+    run_id = box.json("train", "--data", str(images), "--detach", *SLOW_STEPS)["run_id"]
+    wait_until(lambda: box.json("status")["step"])
+    assert f"run {run_id} is running" in box.invoke("down", code=2).stderr
+    folder = box.staged().parent
+    box.invoke("stop")
+    assert folder.is_dir()
+    with box.staged().open("rb"):  # as a command of another computer would have it
+        kept = box.invoke("down")
+    assert f"kept 0.01 GiB in {folder} on 127.0.0.1: a process uses them" in kept.stderr
+    told = box.json("down")
+    assert told == [
+        {"target": "box", "host": "127.0.0.1", "freed_gib": 0.014, "freed": [str(folder)], "kept": []}
+    ]  # fmt: skip
+    assert list(box.ram.iterdir()) == []
 
 
 def test_stop_downloads_the_newest_checkpoint_of_a_run_that_is_over(box: Box) -> None:

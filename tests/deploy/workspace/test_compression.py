@@ -86,7 +86,7 @@ def test_lossless_arrives_to_the_bit(any_box: Box, images: Path) -> None:
     """The staged images equal an upload without packing, so a later call without the flag uploads nothing."""
     said = deploy(any_box, images, "--pack", "lossless")
     assert "packed as lossless (nothing is lost)" in said
-    staged = any_box.ram / "images.npy"
+    staged = any_box.staged()
     assert staged.read_bytes()[-ROWS * ROW :] == images.read_bytes()[-ROWS * ROW :]
     assert manifest(staged)["dataset_id"] == manifest(images)["dataset_id"]
     assert manifest(staged)["packed"] is None
@@ -95,12 +95,12 @@ def test_lossless_arrives_to_the_bit(any_box: Box, images: Path) -> None:
 
 
 def test_what_is_lossy_is_another_data_set(box: Box, images: Path) -> None:
-    """A lossy copy has another id, manifest and blocks than the original. A change between the two stages again."""
+    """A lossy copy has another id, manifest and blocks than the original, and a folder of its own."""
     said = deploy(box, images, "--pack", "jpeg95")
     assert "packed as jpeg95 (lossy: another data set than the original)" in said
     assert "train on it with" in said
     assert "--pack jpeg95" in said.split("train on it with")[1]
-    staged = box.ram / "images.npy"
+    staged = box.staged()
     about, error = manifest(staged), pixels(staged).astype(float) - pixels(images)
     assert 0 < np.abs(error).max() <= 40
     assert 10 * np.log10(255**2 / (error**2).mean()) > 33
@@ -117,8 +117,8 @@ def test_what_is_lossy_is_another_data_set(box: Box, images: Path) -> None:
     assert "already there" in again
     assert "packed as" not in again
     assert "staged" in deploy(box, images)
-    assert np.array_equal(pixels(staged), pixels(images))
-    assert "staged" in deploy(box, images, "--pack", "jpeg95")
+    assert np.array_equal(pixels(box.staged()), pixels(images))
+    assert "already there" in deploy(box, images, "--pack", "jpeg95")
     assert not np.array_equal(pixels(staged), pixels(images))
     assert {path: path.stat().st_mtime_ns for path in cached(box, "jpeg95")} == packed
     assert not (box.root / "packed").exists()
@@ -128,15 +128,16 @@ def test_without_a_manifest_it_is_told_apart_as_well(box: Box, tmp_path: Path) -
     """Path, size, time and packing format identify a data set. Changed images are packed and staged again."""
     images = prepare(tmp_path / "bare" / "images.npy", manifest=False)
     deploy(box, images, "--pack", "jpeg80")
-    staged = box.ram / "images.npy"
+    staged = box.staged()
     lossy = pixels(staged)
     assert manifest(staged)["dataset_id"].endswith("-jpeg80")
     assert "already there" in deploy(box, images, "--pack", "jpeg80")
     assert "staged" in deploy(box, images)
-    assert not np.array_equal(pixels(staged), lossy)
+    assert not np.array_equal(pixels(box.staged()), lossy)
     prepare(images, rows=ROWS + 1, manifest=False)
     assert "staged" in deploy(box, images, "--pack", "jpeg80")
-    assert len(pixels(staged)) == ROWS + 1
+    assert len(pixels(box.staged())) == ROWS + 1
+    assert np.array_equal(pixels(staged), lossy)  # each has a folder of its own
 
 
 def test_a_fraction_packs_its_blocks_and_no_others(box: Box, images: Path) -> None:
@@ -151,7 +152,7 @@ def test_a_fraction_packs_its_blocks_and_no_others(box: Box, images: Path) -> No
     assert done["state"] == "succeeded"
     chosen = [*data.choose_blocks(ROWS - HELD_OUT, BLOCK_ROWS, 0.5), 6, 7]
     assert [int(path.stem) for path in cached(box, "jpeg95")] == chosen
-    told = manifest(next(box.ram.glob("*-f0.5/images.npy")))
+    told = manifest(next(box.ram.rglob("*-f0.5/images.npy")))
     assert told["selection"]["of"] == f"{manifest(images)['dataset_id']}-jpeg95"
     assert told["dataset_id"].endswith("-jpeg95")
     home = box.project.path / "runs" / done["run_id"]
@@ -163,7 +164,7 @@ def test_a_fraction_packs_its_blocks_and_no_others(box: Box, images: Path) -> No
     box.json("train", "--data", str(images))
     assert len(cached(box, "jpeg95")) == ROWS // BLOCK_ROWS
     box.json("train", "--data", str(images), "--pack", "none")
-    assert np.array_equal(pixels(box.ram / "images.npy"), pixels(images))
+    assert np.array_equal(pixels(box.staged()), pixels(images))
 
 
 @pytest.mark.slow
@@ -179,16 +180,16 @@ def test_a_cut_in_the_middle_moves_only_the_rest(box: Box, tmp_path: Path) -> No
         first.communicate()
         sent = sum(path.stat().st_size for path in cached(box, "jpeg95"))
         assert sent > 4e6
-        assert not (box.ram / "images.npy").exists()
+        assert not list(box.ram.rglob("images.npy"))
         packed = {path: path.stat().st_mtime_ns for path in cached(box, "jpeg95")}
         before = line.counters()["up"]
         deploy_again = box.invoke("deploy", "--pack", "jpeg95").stdout
         assert "staged" in deploy_again
         assert line.counters()["up"] - before < sent - 1e6
     assert {path: path.stat().st_mtime_ns for path in cached(box, "jpeg95")} == packed
-    staged = box.ram / "images.npy"
+    staged = box.staged()
     assert hashlib.sha256(pixels(staged)[-BLOCK_ROWS:].tobytes()).hexdigest() == manifest(staged)["blocks"][-1]
-    assert not list(box.ram.glob("*.part"))
+    assert not list(box.ram.rglob("*.part"))
     assert not (box.root / "packed").exists()
 
 
@@ -203,7 +204,7 @@ def test_a_packed_block_that_was_spoiled_is_refused_with_its_name(box: Box, imag
     failed = deploy(box, images, "--pack", "jpeg95", code=1)
     assert "packed block 3 (rows 15 onwards)" in failed
     assert f"remove {spoiled.parent}" in failed
-    assert not (box.ram / "images.npy").exists()
+    assert not list(box.ram.rglob("images.npy"))
     shutil.rmtree(spoiled.parent)
     assert "staged" in deploy(box, images, "--pack", "jpeg95")
 
@@ -228,7 +229,7 @@ def test_a_run_that_goes_on_keeps_its_way(box: Box, images: Path) -> None:
     assert f"--pack none contradicts run {run}" in refused
     on = box.invoke("train", "--resume", "auto", "--detach").stdout
     assert "already there" in on
-    assert manifest(box.ram / "images.npy")["packed"] == "jpeg95"
+    assert manifest(box.staged())["packed"] == "jpeg95"
     box.invoke("stop")
 
 
@@ -294,7 +295,7 @@ def test_the_real_app_reads_what_was_sent(box: Box, tmp_path: Path) -> None:
     app_prepare.prepare(orl(), images)
     deploy(box, images, "--pack", "jpeg95")
     options = {"labels_path": None, "fraction": 1.0, "block_rows": 8192}
-    there, here = open_dataset(box.ram / "images.npy", **options), open_dataset(images, **options)
+    there, here = open_dataset(box.staged(), **options), open_dataset(images, **options)
     assert there.dataset_id == f"{here.dataset_id}-jpeg95"
     assert np.array_equal(there.train_rows, here.train_rows)
     assert np.array_equal(there.labels, here.labels)
@@ -308,7 +309,7 @@ def test_the_real_app_reads_what_was_sent(box: Box, tmp_path: Path) -> None:
 def test_a_lossy_copy_stays_one(box: Box, images: Path, tmp_path: Path) -> None:
     """An upload of a lossy copy without packing keeps its id and its mark."""
     deploy(box, images, "--pack", "jpeg95")
-    staged = box.ram / "images.npy"
+    staged = box.staged()
     mine = tmp_path / "copy" / "images.npy"
     mine.parent.mkdir()
     for name in ("images.npy", "manifest.json"):
