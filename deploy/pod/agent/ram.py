@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ OPEN, COPYING = "open", "copying"  # why images are in use; "" if they are not
 
 def user() -> str:
     """Return the name of this process's user, or its number if the name cannot be part of a file's name."""
-    if os.name != "posix":
+    if sys.platform == "win32":
         return re.sub(r"[^A-Za-z0-9._-]", "_", os.environ.get("USERNAME", "")) or "user"
     import pwd
 
@@ -66,7 +67,7 @@ def claim_ram(stage_to: str) -> str:
         raise OSError(errno.ENOTDIR, f"it is {what}, not a folder", str(place))
     if not _is_own(found):
         raise PermissionError(errno.EACCES, "it belongs to another user", str(place))
-    if os.name == "posix" and found.st_mode & 0o077:
+    if sys.platform != "win32" and found.st_mode & 0o077:
         os.chmod(place, 0o700)
     return user()
 
@@ -83,7 +84,7 @@ def staged_images(stage_to: str) -> list[list[Any]]:
         files = [(path, about) for path in _files(folder) if (about := _own_file(path))]
         fresh = any(path.name.endswith(".part") and now - about.st_mtime < COPYING_S for path, about in files)
         is_open = any((about.st_dev, about.st_ino) in open_files for _, about in files)
-        size = sum(about.st_size if os.name != "posix" else about.st_blocks * 512 for _, about in files)
+        size = sum(_bytes_on_disk(about) for _, about in files)
         newest = max((about.st_mtime for _, about in files), default=0.0)
         found.append((newest, [str(folder), size, OPEN if is_open else COPYING if fresh else ""]))
     return [told for _, told in sorted(found)]
@@ -170,13 +171,21 @@ def _own_file(path: Path) -> os.stat_result | None:
     return found if stat.S_ISREG(found.st_mode) and _is_own(found) else None
 
 
+def _bytes_on_disk(found: os.stat_result) -> int:
+    if sys.platform == "win32":
+        return found.st_size
+    return found.st_blocks * 512
+
+
 def _is_own(found: os.stat_result) -> bool:
-    return os.name != "posix" or found.st_uid == os.geteuid()
+    return sys.platform == "win32" or found.st_uid == os.geteuid()
 
 
 def _open_files() -> set[tuple[int, int]]:
     """Return device and inode of the files that processes of this user have open or mapped. Needs Linux's /proc."""
     found: set[tuple[int, int]] = set()
+    if sys.platform == "win32":
+        return found
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             for link in os.scandir(process / "fd"):
