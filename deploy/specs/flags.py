@@ -149,7 +149,7 @@ FETCH_CHECKPOINT = (
     RUN,
     Flag(
         "which",
-        "latest (default), best on held-out people, best:SET by one of train.eval.sets, or an epoch",
+        "latest (default), best by validation people or else the held-out ones, best:SET, or an epoch",
         "WHICH",
         "latest",
     ),
