@@ -147,10 +147,18 @@ def memory_bytes() -> int | None:
 
 
 def memory_used_bytes() -> int:
-    """Return the memory that already counts against the cgroup's limit, including files in RAM; 0 if unknown."""
+    """Return the memory that already counts against the cgroup's limit, including files in RAM; 0 if unknown.
+
+    Pages of files on disk do not count: the system gives them up when memory is short.
+    """
     used = _cgroup("memory.current", "memory/memory.usage_in_bytes").strip()
-    cache = re.search(r"^(?:total_)?inactive_file (\d+)", _cgroup("memory.stat", "memory/memory.stat"), re.M)
-    return max(0, int(used) - int(cache[1] if cache else 0)) if used.isdigit() else 0
+    return max(0, int(used) - cached_bytes(_cgroup("memory.stat", "memory/memory.stat"))) if used.isdigit() else 0
+
+
+def cached_bytes(stat: str) -> int:
+    """PURE: the pages of files on disk in a cgroup's memory.stat, of version 2 or 1. Files in RAM are not part of them."""
+    of = dict(re.findall(r"^(\w+) (\d+)$", stat, re.M))
+    return sum(int(of.get(f"total_{name}", of.get(name, 0))) for name in ("active_file", "inactive_file"))
 
 
 def read(path: str, offset: int = 0, limit: int | None = None) -> bytes:

@@ -157,7 +157,7 @@ def test_an_older_checkpoint_tells_what_it_can() -> None:
     assert "does not record" in verdict.notes[0]
     assert "train.precision" in verdict.notes[0]
     bare = recorded({"optimizer": {"param_groups": [{"betas": (0.9, 0.999)}]}}, {})
-    assert bare == {"optimizer": "adamw", "decay_all": True, "shards": 1}
+    assert bare == {"optimizer": "adamw", "decay_all": True, "shards": 1, "validation": "none"}
 
 
 def test_the_page_shows_the_contract() -> None:

@@ -138,6 +138,7 @@ def test_unused_images_make_room_on_a_full_ram_disk(tiny: Path, tmp_path: Path, 
         assert (place.replaces, place.path.is_relative_to(tiny)) == ((), False)
         assert ram.free_images(str(tiny))[0][2] == ram.OPEN
         assert (old / "images.npy").exists()
+    assert [use for _, _, use in ram.staged_images(str(tiny))] == [""]
     place = choose(tiny, tmp_path)
     assert place.replaces == (str(old),)
     assert (old / "images.npy").exists()  # nothing is removed before the images are copied
