@@ -130,8 +130,8 @@ def test_the_laptop_knows_what_the_app_will_make_of_the_photographs(tmp_path: Pa
     prepare.main(["source=orl", f"out={out}"])
     known = deploy_data.orl_facts(out, 0.3)
     found = deploy_data.facts(deploy_data.find(Origin(HERE, out, LocalShell()), 8192), 0.3)
-    of_prepared = {"ready": True, "dataset_id": found.dataset_id, "staged_as": found.staged_as}
-    assert dataclasses.replace(known, **of_prepared) == found
+    prepared = dataclasses.replace(known, ready=True, dataset_id=found.dataset_id, staged_as=found.staged_as)
+    assert prepared == found
 
 
 @settings(max_examples=15)

@@ -156,9 +156,9 @@ def memory_used_bytes() -> int:
 
 
 def cached_bytes(stat: str) -> int:
-    """PURE: the pages of files on disk in a cgroup's memory.stat, of version 2 or 1. Files in RAM are not part of them."""
-    of = dict(re.findall(r"^(\w+) (\d+)$", stat, re.M))
-    return sum(int(of.get(f"total_{name}", of.get(name, 0))) for name in ("active_file", "inactive_file"))
+    """PURE: the cached pages of files on disk in a cgroup's memory.stat, of version 2 or 1."""
+    of: dict[str, str] = dict(re.findall(r"^(\w+) (\d+)$", stat, re.M))
+    return sum(int(of.get(f"total_{name}") or of.get(name) or 0) for name in ("active_file", "inactive_file"))
 
 
 def read(path: str, offset: int = 0, limit: int | None = None) -> bytes:
