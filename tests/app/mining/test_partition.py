@@ -69,7 +69,7 @@ from app.mining import cluster, pseudo_ids
 from app.runtime import dist
 from tests.app.support.planted import planted
 
-cluster.ROWS_A_ROUND = 100  # small pieces, as of few lists among many
+cluster.ROWS_A_ROUND = 50  # small pieces, as of few lists among many
 pseudo_ids.FLOOR_SAMPLE, pseudo_ids.RECALL_SAMPLE = 64, 16
 received = []
 
