@@ -42,6 +42,13 @@ ELSEWHERE = {
     "deploy/providers/runpod/create.py:new": (
         "deploy/providers/test_runpod_faults.py::test_a_creation_that_stays_unclear_is_named_and_found_later"
     ),
+    "deploy/providers/runpod/retry.py:refuse_unreadable": (
+        "deploy/providers/test_unreadable.py::test_an_unreadable_pod_is_in_ps_and_down_releases_it"
+    ),
+    "deploy/providers/lambda_cloud/provider.py:acquire": (
+        "deploy/providers/test_lambda_cloud.py::test_a_machine_with_one_wrong_field_is_listed_and_released"
+    ),
+    "deploy/specs/gpus.py:choose": "deploy/commands/test_gpus.py::test_offers_lists_only_these_gpus",
 }
 # Place -> why no test types it. `test_advice.py` checks that the command line accepts each.
 NOT_TYPED = {
@@ -61,6 +68,8 @@ NOT_TYPED = {
     "deploy/providers/lambda_cloud/provider.py:trial": "`doctor` of Lambda Cloud is tried in test_lambda_cloud.py",
     "deploy/billing/teardown.py:stop_run": "no known fault lets a supervisor ignore the request and report on",
     "deploy/runs/job.py:_wait_until_started": "no known fault keeps a supervisor from answering",
+    "deploy/runs/session.py:_refuse_other_gpus": "`down` of a rented machine is typed for other advice below",
+    "deploy/billing/hosts.py:free_ram": "a second command would have to start a run at that moment",
     "deploy/runs/session.py:unfinished": "only `watch` gives a run here, and it has seen that the run is lost",
 }
 

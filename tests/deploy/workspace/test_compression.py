@@ -180,7 +180,7 @@ def test_a_cut_in_the_middle_moves_only_the_rest(box: Box, tmp_path: Path) -> No
         first.communicate()
         sent = sum(path.stat().st_size for path in cached(box, "jpeg95"))
         assert sent > 4e6
-        assert not list(box.ram.rglob("images.npy"))
+        assert not [each for each in box.ram.rglob("images.npy") if not each.parent.name.startswith("orl-")]
         packed = {path: path.stat().st_mtime_ns for path in cached(box, "jpeg95")}
         before = line.counters()["up"]
         deploy_again = box.invoke("deploy", "--pack", "jpeg95").stdout
