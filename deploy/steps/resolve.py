@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 from deploy.errors import DeployError, StepFailed, WrongUse, bootstrap_command
 from deploy.pod.base.addresses import shown
-from deploy.pod.base.folder import read_json
 from deploy.pod.base.redact import SHORTEST
 from deploy.runs import checkpoints
 from deploy.runs import records as runs
@@ -23,13 +22,14 @@ from deploy.runs import watchdog as guard
 from deploy.runs.session import Reach
 from deploy.shell import LocalShell, load_ssh
 from deploy.specs import memory, shards
-from deploy.specs.estimate import NEWEST, Measured, kind_of
+from deploy.specs.estimate import NEWEST
 from deploy.specs.plan import Continuation, DataFacts, Facts
 from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
 from deploy.specs.settings import Settings
 from deploy.specs.shards import Shard
 from deploy.steps import continuing
 from deploy.steps.code_check import check_code
+from deploy.steps.measured import measured_in, succeeded_of
 from deploy.workspace import code, devices
 from deploy.workspace import compression as packing
 from deploy.workspace import dataset as data
@@ -39,7 +39,6 @@ from deploy.workspace.sources import Origin
 
 # The app's programs that the laptop calls need seconds; the limit allows for a machine under load.
 APP_LIMIT_S = 120
-MEASURED_MOST = 20  # earlier runs to use, on machines of any kind
 
 T = TypeVar("T")
 
@@ -184,7 +183,7 @@ def gather(reach: Reach, checked: Checked) -> Facts:
     """Look up everything that can be known before a machine is provisioned. This computer counts as provisioned."""
     settings = reach.settings
     price = _known(reach.provider.price)
-    succeeded = _succeeded(reach.situation.of(settings.target.name))
+    succeeded = succeeded_of(reach.situation.of(settings.target.name))
     return Facts(
         now=datetime.now(),
         token=secrets.token_hex(2),
@@ -194,7 +193,7 @@ def gather(reach: Reach, checked: Checked) -> Facts:
         config=checked.config,
         hardware=devices.here(LocalShell(), settings) if settings.is_local else None,
         windows=sys.platform == "win32" and settings.is_local,
-        measured=_measured(settings, succeeded, checked.config, checked.request.nodes or settings.target.nodes),
+        measured=measured_in(settings.runs, succeeded, checked.config, checked.request.nodes or settings.target.nodes),
         phases=[record.phases for record in succeeded[:NEWEST] if record.phases],
         usd_per_hour=price,
         continues=checked.continues,
@@ -212,7 +211,7 @@ def gather_again(settings: Settings, checked: Checked, facts: Facts, like: Facts
     The code stays the same, so that all runs of a command train with it. `like`: facts that were just looked up for the
     same recipe, backbone and machines: the same earlier runs count.
     """
-    succeeded = [] if like else _succeeded(runs.every(settings.runs, settings.target.name))  # with this command's own
+    succeeded = [] if like else succeeded_of(runs.every(settings.runs, settings.target.name))  # with this command's own
     nodes = checked.request.nodes or settings.target.nodes
     return replace(
         facts,
@@ -220,14 +219,10 @@ def gather_again(settings: Settings, checked: Checked, facts: Facts, like: Facts
         token=secrets.token_hex(2),
         data=_data_facts(settings, checked),
         config=checked.config,
-        measured=like.measured if like else _measured(settings, succeeded, checked.config, nodes),
+        measured=like.measured if like else measured_in(settings.runs, succeeded, checked.config, nodes),
         phases=like.phases if like else [record.phases for record in succeeded[:NEWEST] if record.phases],
         secrets=_secret_names(settings, checked),
     )
-
-
-def _succeeded(records: Sequence[runs.Record]) -> list[runs.Record]:
-    return [each for each in records if each.state == "succeeded"]
 
 
 def _secret_names(settings: Settings, checked: Checked) -> tuple[str, ...]:
@@ -332,33 +327,6 @@ def _known(ask: Callable[[], T]) -> T | None:
         return ask()
     except DeployError:
         return None
-
-
-def _measured(
-    settings: Settings, succeeded: Sequence[runs.Record], config: Mapping[str, Any], nodes: int
-) -> list[Measured]:
-    """Measurements of those runs with the same recipe, backbone and number of machines, newest first."""
-    wanted = (config["recipe"]["name"], config["backbone"], nodes)
-    found: list[Measured] = []
-    for record in succeeded:
-        plan = read_json(Path(runs.home(settings.runs, record.run_id).plan))
-        same = (plan.get("recipe"), plan.get("backbone"), plan.get("nodes", 1)) == wanted
-        if same and len(found) < MEASURED_MOST:
-            kind = kind_of(plan.get("gpu"), plan.get("gpus"), plan.get("cores"))
-            found += _measure(runs.events(settings.runs, record.run_id), record.seconds or 0, kind)
-    return found
-
-
-def _measure(events: Sequence[Mapping[str, Any]], seconds: float, kind: str) -> list[Measured]:
-    """Measure a run from its last start to its end: of a continued run, only the last attempt."""
-    try:
-        start = next(event for event in reversed(events) if event.get("event") == "start")
-        end = next(event for event in reversed(events) if event.get("event") == "end")
-        images = (end["step"] - start["step"]) / start["steps_per_epoch"] * start["train_rows"]
-        around_s = max(0.0, seconds - end["seconds"])
-        return [Measured(images / end["seconds"], around_s, kind)] if images > 0 else []
-    except (StopIteration, KeyError, TypeError, ZeroDivisionError):  # written by another version: no measurement
-        return []
 
 
 def _find_data(project: Path, typed: str | None, origin: Origin, config: Mapping[str, Any]) -> data.Dataset:
