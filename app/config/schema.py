@@ -252,8 +252,8 @@ class EvalConfig:
     # images of `sets` that are not square: crop takes the middle; squash and pad take all
     fit: str = field(default="crop", metadata={"choices": ("crop", "squash", "pad")})
     batch_size: int = field(default=256, metadata={"least": 1})  # images per process and batch
-    # who chooses the best checkpoint. auto: half of the held-out people, whom the result then leaves out, if there are
-    # at least 20; none: the people of the result; or a share of the people, such as 0.5
+    # who chooses the best checkpoint. auto: half of the held-out people if there are at least 20, and the result is of
+    # the others; none: the people of the result; or a share of the people, such as 0.5
     validation: str = field(default="auto", metadata={"share_or": ("auto", "none"), "such_as": 0.5})
     # held-out images used; the number of pairs grows with its square
     max_images: int = field(default=2000, metadata={"least": 1})

@@ -1,4 +1,4 @@
-"""Divide the held-out people: those who choose the best checkpoint, and those whom the result is reported on.
+"""Divide the held-out people: those who choose the best checkpoint, and the people of the reported result.
 
 A checkpoint that is chosen by the people of the result looks better than it is: it is the luckiest of several.
 
