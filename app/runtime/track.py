@@ -177,7 +177,7 @@ class Wandb:
                 resume="allow",
                 dir=str(folder.path),
                 config=config.as_dict(),
-                mode=os.environ.get("WANDB_MODE") or ("online" if has_key else "offline"),  # type: ignore[arg-type]
+                mode=os.environ.get("WANDB_MODE") or ("online" if has_key else "offline"),
                 settings=wandb.Settings(console="off", silent=True, init_timeout=60),
             )
         except Exception as error:
