@@ -47,7 +47,8 @@ def no_candidate(settings: Settings, refusals: Sequence[Refusal], what: str = "m
         following = f"{command(f'deploy --on {target}')}   (later, or with more gpus or data_centers in {where})"
     why = [refusal.why for refusal in refusals]
     if any(CLOSED_PORT in each for each in why):
-        following = f"allow TCP to high ports in this network's firewall, then: {command(f'deploy --on {target}')}"
+        again = command(f"deploy --on {target}")
+        following = f"check that this network's firewall allows TCP to high ports, then: {again}"
     elif any(EMPTY_LOG in each for each in why):
         following = f"{command(f'deploy --on {target}')}   (again; silent_s: 180 in {where} waits longer for a log)"
     if any("max_usd_per_hour" in each for each in why):
