@@ -109,7 +109,6 @@ PARSES = {
     "deploy/specs/plan.py": "its own words, on their way to plan.json",
     "deploy/providers/runpod/events.py": "an event of RunPod's log stream, into a LogLine",
     "deploy/providers/runpod/cache.py": "its own notes",
-    "deploy/providers/runpod/rest.py": "RunPod's answers, into Pod and Cluster",
     "deploy/specs/settings.py": "the user's own conf/deploy",
 }
 # The only files outside deploy/providers that name a provider that rents machines. All others ask the target's options,

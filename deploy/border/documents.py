@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,15 +50,20 @@ _WORDS = {"event", "what", "name", "file", "sha256", "resumed_from"}
 _NEEDED = {"mining": ("count", "coverage"), "eval": ("what", "accuracy"), "step": ("step",)}
 
 
-def document(data: bytes | str, what: str, most: int = DOCUMENT_BYTES) -> dict[str, Any]:
-    """Parse a small file or answer as a JSON object. NaN and Infinity become None. Raises BadAnswer."""
+def document(
+    data: bytes | str, what: str, most: int = DOCUMENT_BYTES, *, odd: Callable[[str], Any] = lambda _: None
+) -> dict[str, Any]:
+    """Parse a small file or answer as a JSON object. Raises BadAnswer.
+
+    `odd` converts the words NaN and Infinity: to None, or with `float` to numbers that no check of the border accepts.
+    """
     if len(data) > most:
         raise BadAnswer(f"{what} has more than {most} bytes")
     opened, more = (_occurrences(data, marks) for marks in ("[{", ","))
     if opened + more > VALUES_MOST:
         raise BadAnswer(f"{what} has more than {VALUES_MOST} values")
     try:
-        value = json.loads(data, parse_constant=lambda _: None)
+        value = json.loads(data, parse_constant=odd)
     except (ValueError, RecursionError) as error:
         raise BadAnswer(f"{what} is not a JSON object") from error
     if not isinstance(value, dict):

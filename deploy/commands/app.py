@@ -137,7 +137,8 @@ def of_checkpoint(
     """
     with reach.run(project, target, run_id) as reached:
         file = _checkpoint(reached, which, screen)["file"]
-        own = Path(reached.home.path) / place.format(stem=PurePath(file).stem)
+        below = place.format(stem=PurePath(file).stem).split("/")
+        own = border.place(Path(reached.home.path), *below, what=reached.shell.name).path
         words = [f"checkpoint={reached.folder.checkpoints / file}", *overrides]
         return _app(reached, module, words, Path(out).absolute() if out else own, screen)
 

@@ -35,6 +35,7 @@ from deploy.specs.settings import Settings
 from deploy.specs.trial import Trial
 
 T = TypeVar("T")
+F = TypeVar("F", Instance, InstanceType)
 PYTHON = "auto"  # of the environment that is made there
 LOOK_S = 20.0  # of retries of calls that only read
 PATIENCE_S = 90.0  # the same for calls that end a machine, or look for one that may exist
@@ -116,7 +117,8 @@ class LambdaProvider:
         with self._words():
             return [
                 Rental(each.name, each.gpus, each.memory_gib, each.usd_per_hour, self._regions(each),
-                       each.name in self.options.instance_types, self._why_not(each), each.gpu, (each.gpus,))
+                       each.name in self.options.instance_types, self._why_not(each), each.gpu,
+                       () if each.fault else (each.gpus,))
                 for each in self._types
             ]  # fmt: skip
 
@@ -293,7 +295,7 @@ class LambdaProvider:
 
     @cached_property
     def _types(self) -> Sequence[InstanceType]:
-        return self._ask(self._api.types)
+        return self._readable(self._ask(self._api.types), "it is not offered")
 
     @cached_property
     def _candidates(self) -> Sequence[tuple[InstanceType, str]]:
@@ -319,6 +321,8 @@ class LambdaProvider:
         options = self.options
         if not self._is_named(kind):
             return "not in instance_types"
+        if kind.fault:
+            return f"its entry in the catalogue cannot be read: {kind.fault}"
         if ARM.search(kind.gpu) and not options.instance_types:
             return "its CPU is Arm; name it in instance_types to try it"
         if kind.gpus != options.gpu_count:
@@ -360,12 +364,15 @@ class LambdaProvider:
         )
 
     def _instances(self, patience_s: float = LOOK_S) -> Sequence[Instance]:
-        found = self._ask(self._api.instances, patience_s)
+        return self._readable(self._ask(self._api.instances, patience_s), "it may bill")
+
+    def _readable(self, found: Sequence[F], so: str) -> Sequence[F]:
+        """Report entries of a list that cannot be read, each once. Those with a name stay in the list."""
         for each in found:
             if each.fault and each.fault not in self._reported:
                 self._reported.add(each.fault)
                 with contextlib.suppress(OSError):
-                    self.say(f"{each.fault}: it may bill")
+                    self.say(f"{each.fault}: {so}")
         return [each for each in found if each.name or not each.fault]
 
     def _ask(self, call: Callable[[], T], patience_s: float = LOOK_S) -> T:

@@ -196,7 +196,7 @@ class Making:
             if options.data_centers and center not in options.data_centers:
                 raise WrongUse(f"the volume '{volume}' is in {center}, which is not in data_centers in {where}")
         asked = options.gpus, options.gpu_count, options.cloud, self.min_cuda, product
-        offers = self.asking.ask(lambda: api.offers(*asked))
+        offers = self.asking.told(self.asking.ask(lambda: api.offers(*asked)), "it is not offered")
         if options.spot:
             offers = at_spot(offers, self.asking.ask(lambda: api.spot_prices(options.gpu_count, options.cloud)))
         return offers, center

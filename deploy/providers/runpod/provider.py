@@ -136,7 +136,7 @@ class RunPodProvider:
     def volumes(self) -> Sequence[Volume]:
         """List the volumes of the whole account. This project creates none, so a name does not show the owner."""
         with self._words():
-            found = self._asking.ask(self._api.volumes, self.limits.look_s)
+            found = self._asking.told(self._asking.ask(self._api.volumes, self.limits.look_s))
         return [
             Volume(
                 each.id,
@@ -145,6 +145,7 @@ class RunPodProvider:
                 prices.network_volume(each.gb, each.kind),
                 each.data_center,
                 None if each.kind else "twice as much for a fast volume; api: sdk does not report its kind",
+                each.fault,
             )
             for each in found
         ]
