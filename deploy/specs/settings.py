@@ -120,6 +120,7 @@ class RunPod(Options):
     registry: str | None = None  # id of registry credentials stored at RunPod
     key: str | None = None  # None: a key of this project's own, made once
     wait_min: float = 20.0  # until a machine answers, including the image pull
+    silent_s: float = 20.0  # a new pod whose log stays empty for so long, in an unchanged status, is released
     unattended_min: float = 15.0  # a new machine without a login and a guard for so long releases itself
 
     provider = "deploy.providers.runpod:RunPodProvider"

@@ -17,6 +17,7 @@ from deploy.specs.plan import Plan
 from deploy.ui.compare_table import run_rows, setting_rows
 from deploy.ui.plan_table import compared_rows, plan_rows
 from deploy.ui.status_table import IN_A_LINE, epoch_of, status_rows
+from deploy.ui.waiting import LastLine
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,18 +59,24 @@ class Screen:
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         self.console: Console = Console(stderr=as_json, file=out, highlight=False, soft_wrap=True)
+        self.last_line = LastLine(self.console)
 
     def say(self, text: str) -> None:
-        self.console.print(visible(text), markup=False)
+        """Print a message. On a terminal, news of a wait replaces the last message if that reports a wait, too."""
+        text = visible(text)
+        self.last_line.before(text)
+        self.console.print(text, markup=False)
 
     def raw(self, text: str) -> None:
         """Print another program's output as plain text: control characters are shown, colours are removed."""
+        self.last_line.leave()
         for start in range(0, len(text), RAW_CHARACTERS):  # escapes become four times as long
             self.console.file.write(visible_log(text[start : start + RAW_CHARACTERS]))
         self.console.file.flush()
 
     def complain(self, text: str) -> None:
         """Print a message to stderr, apart from the log or document on stdout."""
+        self.last_line.leave()
         print(visible(text), file=sys.stderr, flush=True)
 
     def commands(self, commands: Sequence[tuple[str, str]]) -> None:
@@ -91,6 +98,7 @@ class Screen:
 
     def failure(self, error: DeployError) -> None:
         """Print the message of an error after which the command goes on, without a document."""
+        self.last_line.leave()
         lines = [f"error: {cut(visible(error.message), MESSAGE_CHARACTERS)}"]
         lines += [f"  | {cut(visible(line, newlines=False), EVIDENCE_CHARACTERS)}" for line in error.evidence]
         lines += [f"next: {error.next_command}"] if error.next_command else []
@@ -154,6 +162,7 @@ class Screen:
 
     def ask(self, question: str) -> bool:
         """Ask the person at the terminal a yes-or-no question."""
+        self.last_line.leave()
         print(f"{visible(question)} [yes/no] ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 

@@ -10,7 +10,7 @@ import pytest
 
 import tasks
 from deploy.commands import flags
-from deploy.errors import quoted
+from deploy.errors import bootstrap_command, command, quoted
 from tests.deploy.support import advice
 
 COMMANDS = {name: command.flags for name, command in tasks.COMMAND_LINE.commands.items()}
@@ -50,6 +50,33 @@ def test_a_printed_command_names_its_target(each: advice.Printed) -> None:
     if each.where in WITHOUT_TARGET or each.words.startswith(OF_NO_TARGET):
         return
     assert re.search(r" --(on|run) ", each.words), each
+
+
+@pytest.mark.parametrize(
+    ("environment", "status", "packages"),
+    [
+        ({}, "invoke status", "python bootstrap.py invoke train"),
+        ({"UV": "/bin/uv"}, "invoke status", "python bootstrap.py invoke train"),  # a variable of the user's own
+        (
+            {"UV": "/bin/uv", "UV_RUN_RECURSION_DEPTH": "1"},
+            "uv run invoke status",
+            "uv run --extra app invoke train",
+        ),
+        (
+            {"SNIPERFACE_INVOKE": "py -3.11 bootstrap.py invoke", "UV": "/bin/uv", "UV_RUN_RECURSION_DEPTH": "1"},
+            "py -3.11 bootstrap.py invoke status",
+            "py -3.11 bootstrap.py invoke train",
+        ),
+    ],
+)
+def test_a_printed_command_begins_as_the_user_began(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], status: str, packages: str
+) -> None:
+    for name in ("UV", "UV_RUN_RECURSION_DEPTH", "SNIPERFACE_INVOKE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert (command("status"), bootstrap_command()) == (status, packages)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX: a shell of another kind is on Windows")

@@ -117,8 +117,12 @@ class LambdaProvider:
         with self._words():
             return [
                 Rental(each.name, each.gpus, each.memory_gib, each.usd_per_hour, self._regions(each),
+<<<<<<< HEAD
                        each.name in self.options.instance_types, self._why_not(each), each.gpu,
                        () if each.fault else (each.gpus,))
+=======
+                       each.name in self.options.instance_types, self._why_unfit(each), each.gpu, (each.gpus,))
+>>>>>>> contact
                 for each in self._types
             ]  # fmt: skip
 
@@ -318,9 +322,11 @@ class LambdaProvider:
 
     def _why_not(self, kind: InstanceType) -> str:
         """Why the target would not rent this type; empty if it would."""
+        return self._why_unfit(kind) if self._is_named(kind) else "not in instance_types"
+
+    def _why_unfit(self, kind: InstanceType) -> str:
+        """Why this type does not fit the target or cannot be had now, whether or not the target names it."""
         options = self.options
-        if not self._is_named(kind):
-            return "not in instance_types"
         if kind.fault:
             return f"its entry in the catalogue cannot be read: {kind.fault}"
         if ARM.search(kind.gpu) and not options.instance_types:

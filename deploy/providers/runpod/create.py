@@ -53,11 +53,8 @@ class Kind(Protocol[T]):
     def all(self, *, bills: bool = False) -> Sequence[T]:
         """List them. `bills`: one was requested, so the call waits for a lost network."""
 
-    def ready(self, made: T, *, is_last: bool) -> Machine:
-        """Wait until it answers and matches the request. Raises Unfit if it does not, or never will.
-
-        `is_last`: no other candidate is left to try.
-        """
+    def ready(self, made: T) -> Machine:
+        """Wait until a new one answers and matches the request. Raises Unfit if it does not, or never will."""
 
     def end(self, made: T) -> None: ...
 
@@ -108,9 +105,7 @@ class Making:
                 raise
             twins = twins or was_unclear
             try:
-                return self._handed_out(
-                    kind, made, name, may_have_twins=twins, is_last=candidate is chosen.candidates[-1]
-                )
+                return self._handed_out(kind, made, name, may_have_twins=twins)
             except Unfit as unfit:
                 say(f"releasing {made}: {unfit.why}")
                 kind.end(made)
@@ -125,13 +120,13 @@ class Making:
             raise cannot_pull(self.settings, start_of(self.options, self.settings.project).image, bad_image.why)
         raise no_candidate(self.settings, refusals, kind.word if nodes > 1 else "machine")
 
-    def _handed_out(self, kind: Kind[T], made: T, name: str, *, may_have_twins: bool, is_last: bool) -> Machine:
+    def _handed_out(self, kind: Kind[T], made: T, name: str, *, may_have_twins: bool) -> Machine:
         """Return the machine once it is ready. It bills already: a failure releases it, or names it in the error."""
         notes, now = self.asking.notes, self.asking.clock.time()
         note = {"kind": kind.word, "target": self.settings.target.name, kind.word: made.id, "made": now}
         try:
             notes.intend(name, **note)
-            machine = kind.ready(made, is_last=is_last)
+            machine = kind.ready(made)
             if may_have_twins:
                 self._end_all(kind, name, but=made.id)
             notes.intend(name, **note, handed_out=True)
@@ -149,13 +144,17 @@ class Making:
             notes.done_with(name)
             raise
 
+    def is_unused(self, kind: Kind[T], made: T) -> bool:
+        """Return whether this computer requested it, and no command has received it yet."""
+        intent = self.asking.notes.intended(made.name)
+        return intent.get(kind.word) == made.id and not intent.get("handed_out")
+
     def give_back_unused(self, kind: Kind[T], made: T, unfit: Unfit) -> bool:
         """Release a pod or cluster that was never in use. Returns whether it was released.
 
         One that was in use is never ended here, whatever the settings.
         """
-        intent = self.asking.notes.intended(made.name)
-        if intent.get(kind.word) != made.id or intent.get("handed_out"):
+        if not self.is_unused(kind, made):
             return False
         self.asking.say(f"releasing {made}: {unfit.why}")
         kind.end(made)

@@ -67,7 +67,8 @@ class RunPodProvider:
             for pod in of_family(pods, spec.family):
                 self.say(f"found existing {pod}, named {pod.name}")
                 try:
-                    return self._fit(self._machine(*self._boot.ready(pod)))
+                    is_unused = self._making.is_unused(self._pods, pod)
+                    return self._fit(self._machine(*self._boot.ready(pod, is_unused=is_unused)))
                 except Unfit as unfit:
                     if not self._making.give_back_unused(self._pods, pod, unfit):
                         self.say(f"leaving {pod} unchanged: {unfit.why}")
@@ -283,7 +284,8 @@ class RunPodProvider:
 
     @cached_property
     def _boot(self) -> Boot:
-        return Boot(self._asking, self.options.wait_min, self.options.min_memory_gib, self._making.min_cuda)
+        options = self.options
+        return Boot(self._asking, options.wait_min, options.min_memory_gib, self._making.min_cuda, options.silent_s)
 
     @cached_property
     def _notes(self) -> Notes:
@@ -315,8 +317,8 @@ class _Pods:
     def all(self, *, bills: bool = False) -> list[Pod]:
         return _alone(self.asking.pods(bills=bills))
 
-    def ready(self, made: Pod, *, is_last: bool) -> Machine:
-        pod, identity = self.boot.ready(made, self.making.refuse_other, is_last=is_last)
+    def ready(self, made: Pod) -> Machine:
+        pod, identity = self.boot.ready(made, self.making.refuse_other, is_unused=True)
         return self.fit(self.machine(pod, identity))
 
     def end(self, made: Pod) -> None:

@@ -338,6 +338,39 @@ def test_a_completion_script_names_our_command(shell: str, capfd: pytest.Capture
     assert "_complete_sniperface" in out
 
 
+@pytest.mark.parametrize("name", ["it's a pröject", "moved"])
+def test_the_installed_script_runs_its_clone_from_any_folder(tmp_path: Path, name: str) -> None:
+    """As by `pipx install .` and `uv tool install .`: the installer records the clone."""
+    project = tmp_path / name
+    for folder in ("deploy", "conf"):
+        (project / folder).mkdir(parents=True)
+    for file in ("pyproject.toml", "sniperface.py", "LICENSE"):
+        shutil.copy(PROJECT / file, project)
+    (project / "tasks.py").touch()
+    (project / "bootstrap.py").write_text(
+        "def main(words):\n    print(__file__, *words)\n    return 3\n", encoding="utf-8"
+    )
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--target", str(tmp_path / "tool"), str(project)], cwd=tmp_path, check=True)
+    if name == "moved":
+        project.rename(tmp_path / "elsewhere")
+    script = tmp_path / "tool" / "bin" / "sniperface"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "tool"), "PYTHONUTF8": "1"}
+    done = subprocess.run(
+        [sys.executable, script, "status"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    if name == "moved":
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{project}, which sniperface was installed from, is none any more" in done.stderr
+    else:
+        assert (done.returncode, done.stdout) == (3, f"{project / 'bootstrap.py'} sniperface status\n")
+
+
 def test_the_script_runs_from_a_folder_inside_the_project(tmp_path: Path) -> None:
     """The installed script finds the project above the current folder. Outside a project it ends with one sentence."""
     installed = shutil.copy(PROJECT / "sniperface.py", tmp_path)

@@ -139,8 +139,8 @@ class Emulator:
         """Set fields of the next pod.
 
         Any of: zero_gpus, memory_gib, ends, vanishes_after_s, appears_after_s (in lists), usd_per_hour, boot_s, locked,
-        bad_start, system, has_container, publishes. For a placement that differs from the request: cuda, data_center,
-        gpu, gpu_count. `tests.support.emulators.hosts` has complete hosts.
+        bad_start, system, stays, is_closed, has_container, publishes. For a placement that differs from the request:
+        cuda, data_center, gpu, gpu_count. `tests.support.emulators.hosts` has complete hosts.
         """
         self.account.oddities.append(oddities)
 
