@@ -100,8 +100,8 @@ def chooses(facts: Facts) -> str:
     best = max(rated, key=lambda each: each["validation_accuracy"])
     return (
         "Other held-out people choose the best checkpoint (--which best), train.eval.validation. Their accuracy "
-        f"is best after epoch {text(best.get('epoch'))}, with {best['validation_accuracy']:.1%}; that of the people of the "
-        f"result is then {best['accuracy']:.1%}."
+        f"is best after epoch {text(best.get('epoch'))}, with {best['validation_accuracy']:.1%}; that of the people of "
+        f"the result is then {best['accuracy']:.1%}."
     )
 
 
