@@ -95,22 +95,6 @@ def read_document(path: Path, most: int = DOCUMENT_BYTES) -> dict[str, Any]:
         return {}
 
 
-def least_gain(verification: Path) -> float | None:
-    """The lower end of the 95 % interval of the accuracy gained over the untrained network, -1 to 1; None: not known.
-
-    `verification`: a run's verification.json, which a machine may have written.
-    """
-    found: Any = read_document(verification, FILE_BYTES["verification.json"])
-    for key in ("of", "trained", "gain", "untrained", "low"):
-        if not isinstance(found, dict):
-            return None
-        found = found.get(key)
-    try:
-        return number(found, f"{verification}, low", -1, 1)
-    except BadAnswer:
-        return None
-
-
 @dataclass(frozen=True)
 class Gpu:
     """How busy one GPU of a machine is."""

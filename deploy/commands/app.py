@@ -21,6 +21,7 @@ from deploy.specs import flags
 from deploy.specs.estimate import Stopwatch
 from deploy.specs.names import family_name, slug
 from deploy.steps.provision import acquired, ready_code
+from deploy.ui.paths import near
 from deploy.ui.screen import Screen
 from deploy.workspace.encoded import IMAGES
 from deploy.workspace.sources import ON_THE_MACHINE
@@ -186,16 +187,8 @@ def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen:
         what, listed = f"{reached.shell.name}: the results", reached.shell.listdir(there)[: border.RESULTS_MOST]
         for name in [Name(each, what, like=border.RESULT) for each in listed]:
             transfer.fetch(reached.shell, there / name, Place(out, (name,)), most_bytes=most)
-    screen.say(f"downloaded: {_shown(out)}")
+    screen.say(f"downloaded: {near(out)}")
     return 0
-
-
-def _shown(path: Path) -> str:
-    """A path for messages: relative to the current folder if it is below that."""
-    try:
-        return path.relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return str(path)
 
 
 def _flags(of_command: Sequence[flags.Flag]) -> dict[str, str]:

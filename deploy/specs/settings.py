@@ -365,7 +365,10 @@ def _value(where: str, key: str, value: Any, kind: Any) -> Any:
         if str(value).lower() not in ("true", "false"):
             raise WrongUse(f"{key} in {where} must be true or false, not {value}")
         return str(value).lower() == "true"
-    if wanted is str and not isinstance(value, (dict, list)):
+    if wanted is str:
+        if isinstance(value, dict | list):  # not shown: it may hold a secret
+            kinds = "a list" if isinstance(value, list) else "keys and values"
+            raise WrongUse(f"{key} in {where} must be one text, such as {key}: 'text', not {kinds}")
         return "" if value is None else str(value)
     try:
         number = wanted(str(value))
@@ -391,6 +394,8 @@ def _check(where: str, told: Mapping[str, Any], options: Options) -> None:
     if told.get("notify") and (reason := why_not(told["notify"])):
         words = "give the https address of a webhook, or http to this machine"
         raise WrongUse(f"notify in {where} or in your settings.yaml is not a webhook, {reason}: {words}")
+    if "\0" in (told.get("notify_command") or ""):
+        raise WrongUse(f"notify_command in {where} has a NUL character: give a shell command, such as notify-send done")
     if told.get("notify_pct", 1) > 100:
         raise WrongUse(f"notify_pct in {where} must be a percentage up to 100, such as 80")
     remote = not options.is_local

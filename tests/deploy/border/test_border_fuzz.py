@@ -258,7 +258,7 @@ def test_bytes_are_a_value_or_one_sentence(name: str) -> None:
     tried()
 
 
-@pytest.mark.parametrize("parse", [border.read_settings, border.read_history, border.read_events, border.least_gain])
+@pytest.mark.parametrize("parse", [border.read_settings, border.read_history, border.read_events, border.verdict])
 def test_files_of_a_run_are_read_whatever_they_hold(parse: Callable[[Path], object], tmp_path: Path) -> None:
     path = tmp_path / "file"
     hard = st.sampled_from(
