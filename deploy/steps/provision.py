@@ -245,7 +245,7 @@ def ready_code(
     about = settings.target
     secrets = guard.named_secrets(settings)
     names = (about.large_files, about.allow_files)
-    snapshot = code.place(settings.project, shell, machine.root, *names, secrets, tree=tree)
+    snapshot = code.place(settings.project, shell, machine.root, *names, secrets, tree=tree, excluded_by=about.exclude)
     folder = machine.root / "code" / snapshot
     screen.say(f"code: {folder}")
     armed = guard.arm(settings, machine, shell, folder, nodes)
