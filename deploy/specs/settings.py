@@ -142,6 +142,8 @@ class RunPod(Options):
 
     @property
     def wrong(self) -> str | None:
+        if self.spot and self.api == "sdk":
+            return "api: sdk rents no spot pods: set api: v2, or leave spot: true and --spot out"
         is_name = not self.image or IMAGE_NAME.fullmatch(self.image)
         return None if is_name else f"image: {self.image!r} is not an image name: give one such as me/sniperface:1"
 
@@ -152,6 +154,10 @@ class RunPod(Options):
     @property
     def is_preemptible(self) -> bool:
         return self.spot
+
+    @property
+    def lists_all_gpus(self) -> bool:
+        return self.api != "sdk"
 
     @property
     def reports_less(self) -> bool:
