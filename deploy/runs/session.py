@@ -77,9 +77,12 @@ class Reach:
         self._renting(said)
         if request.gpus:
             options = self.settings.target.options
+            rentals = self.provider.offers() or ()
+            if not options.lists_all_gpus:
+                gpus.refuse_unlisted(request.gpus, rentals, self.settings.where)
             choice = gpus.choose(
                 request.gpus,
-                self.provider.offers() or (),
+                rentals,
                 options.rents[1] if options.rents else 1,
                 None if at_any_price else getattr(options, "max_usd_per_hour", None),
                 target.name,

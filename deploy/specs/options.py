@@ -78,6 +78,11 @@ class Options:
         return getattr(self, self.renting["gpus"]), getattr(self, self.renting["gpu_count"])
 
     @property
+    def lists_all_gpus(self) -> bool:
+        """Whether the provider's offers are its whole catalogue, not only the GPUs that the keys name."""
+        return True
+
+    @property
     def is_preemptible(self) -> bool:
         """Whether the provider may end a machine at any moment."""
         return False

@@ -143,6 +143,8 @@ class RunPod(Options):
 
     @property
     def wrong(self) -> str | None:
+        if self.spot and self.api == "sdk":
+            return "api: sdk rents no spot pods: set api: v2, or leave spot: true and --spot out"
         is_name = not self.image or IMAGE_NAME.fullmatch(self.image)
         return None if is_name else f"image: {self.image!r} is not an image name: give one such as me/sniperface:1"
 
@@ -153,6 +155,10 @@ class RunPod(Options):
     @property
     def is_preemptible(self) -> bool:
         return self.spot
+
+    @property
+    def lists_all_gpus(self) -> bool:
+        return self.api != "sdk"
 
     @property
     def reports_less(self) -> bool:
@@ -197,6 +203,7 @@ class Target:
     secrets: tuple[str, ...] = ()  # further environment variables of this computer that remote runs get
     large_files: tuple[str, ...] = ()  # code files over 50 MB that are uploaded anyway
     allow_files: tuple[str, ...] = ()  # code files that look like credentials and are uploaded anyway
+    exclude: tuple[str, ...] = ()  # patterns, as in .gitignore, of code files that are not uploaded
     max_restarts: int = 3  # of a job that crashes, each from a newer checkpoint than the one before
     max_hours: float | None = None  # ceilings, counted from the start of billing
     max_usd: float | None = None  # the same in US dollars, of all machines of the run
@@ -360,6 +367,8 @@ def _value(where: str, key: str, value: Any, kind: Any) -> Any:
     wanted = next(each for each in typing.get_args(kind) if each is not type(None)) if optional else kind
     if typing.get_origin(wanted) is tuple:
         several = value if isinstance(value, list) else str(value).split(",")
+        if isinstance(value, dict) or any(isinstance(each, (dict, list)) for each in several):
+            raise WrongUse(f"{key} in {where} must be a list of words, such as {key}: [one, two], not {value}")
         return tuple(str(each).strip() for each in several if str(each).strip())
     if wanted is bool:
         if str(value).lower() not in ("true", "false"):
