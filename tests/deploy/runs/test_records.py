@@ -89,7 +89,7 @@ def test_phases_are_compared_when_a_run_is_over(rented: Rented) -> None:
     record = rented.record(seconds=20.0)
     assert runs.compared(rented.settings.runs, record) == ()
     assert runs.compared(rented.settings.runs, replace(record, state="running")) == ()
-    with pytest.raises(WrongUse, match="its plan.json is missing") as error:
+    with pytest.raises(WrongUse, match=r"its plan\.json is missing") as error:
         runs.plan_of(rented.settings.runs, record)
     assert error.value.next_command == command("train --resume none --on rented")
     rented.plan(**plan)
