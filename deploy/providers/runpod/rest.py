@@ -40,6 +40,7 @@ from deploy.providers.runpod.api import (
     Unreachable,
     Wanted,
 )
+from deploy.providers.runpod.bodies import body_of, body_of_cluster
 from deploy.providers.runpod.ratelimit import Limits, Pace
 from deploy.providers.runpod.specification import GPU_SCHEMA, MEMORY_FIELD, fields_of
 from deploy.specs.trial import Funds
@@ -242,45 +243,6 @@ def _log_lines(answer: requests.Response, limit_s: float | None) -> Iterator[Log
             yield from events.parse(chunks())
         except OSError:  # silence or a cut: both end this stream
             return
-
-
-def body_of(wanted: Wanted) -> dict[str, Any]:
-    """Build a pod request from set options only: v2 refuses unknown fields. Without `gpu.count` nothing matches."""
-    gpu = {"id": wanted.gpu, "count": wanted.gpu_count}
-    body = {
-        **_container(wanted),
-        "gpu": {**gpu, "minCudaVersion": wanted.min_cuda} if wanted.min_cuda else gpu,
-        "cloud": wanted.cloud,
-    }
-    if wanted.registry:
-        body["registry"] = wanted.registry
-    return body
-
-
-def body_of_cluster(wanted: Wanted) -> dict[str, Any]:
-    """Build a cluster request. It has no cloud, no minimum CUDA version and no registry credentials."""
-    return {
-        **_container(wanted),
-        "type": "TRAINING",
-        "compute": {"gpuTypeId": wanted.gpu, "gpuCountPerPod": wanted.gpu_count, "podCount": wanted.nodes},
-    }
-
-
-def _container(wanted: Wanted) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "name": wanted.name,
-        "image": wanted.image,
-        "disk": wanted.disk_gib,
-        "ports": ["22/tcp"],
-        "env": wanted.env,
-    }
-    if wanted.args:
-        body["args"] = wanted.args
-    if wanted.data_center:
-        body["dataCenterIds"] = [wanted.data_center]
-    if wanted.volume:
-        body["mounts"] = {"network": [{"volumeId": wanted.volume, "path": wanted.volume_path}]}
-    return body
 
 
 def _listed_pods(found: Mapping[str, Any]) -> list[Pod]:
