@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from deploy.specs.schema import FILE, FIRST_LINE, target_schema
-from deploy.specs.settings import OPTIONS, Target, read_yaml
+from deploy.specs.settings import OPTIONS, Target
+from deploy.specs.values import read_yaml
 
 TARGETS = Path(__file__).parents[3] / "conf" / "deploy"
 
