@@ -129,7 +129,10 @@ EXAMPLES = {"weights": "'runs/*/checkpoints/*.pt'", "sets": "lfw.bin"}
 
 
 def with_configs(files: Sequence[Path], overrides: Sequence[str]) -> dict[Path, Config]:
-    """The configuration of each file of weights: its run's config.yaml or, outside a run, the overrides."""
+    """The configuration of each file of weights: its run's config.yaml or, outside a run, the overrides.
+
+    Raises WrongUse without both.
+    """
     onnx = {file: config_of_onnx(file) for file in files if file.suffix == ".onnx"}
     files = [file for file in files if file not in onnx]
     runs = {file: run for file in files if (run := RunFolder.with_weights(file)) is not None}
@@ -211,6 +214,7 @@ def evaluate(request: Request, here: World, stop: Stop) -> tuple[str, int]:
     """Measure all weights on all sets, set by set, so that images are decoded once if they fit in memory.
 
     Returns the text to print and the exit code: 1 if weights or embeddings are not finite.
+    Raises Stopped after a request to stop.
     """
     out = dist.from_main(request.out, here)  # the default name is the time, which may differ between processes
     done: list[ImageSet] = []

@@ -137,6 +137,7 @@ class Supervised:
         return {**tables, "labels": self.labels} if tables else {}
 
     def take_tables(self, tables: dict[str, Tensor]) -> None:
+        """Give the head its tables. Raises WrongUse if the checkpoint has as many labels, and they differ."""
         labels = tables.get("labels")
         with together(self.here):
             if labels is not None and len(labels) == len(self.labels) and not torch.equal(labels, self.labels):

@@ -28,6 +28,7 @@ class Local(Options):
     is_local = True
 
     def refuse_nodes(self, nodes: int, target: str, where: str) -> None:
+        """Raise WrongUse for more than one machine."""
         del where
         if nodes > 1:
             raise WrongUse(
@@ -59,6 +60,7 @@ class Ssh(Options):
         return self.host or ", ".join(self.hosts) or None
 
     def refuse_nodes(self, nodes: int, target: str, where: str) -> None:
+        """Raise WrongUse for more machines than hosts."""
         hosts = max(1, len(self.hosts))
         if nodes > hosts:
             raise WrongUse(

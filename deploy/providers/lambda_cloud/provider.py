@@ -61,6 +61,7 @@ class LambdaProvider:
         self._reported: set[str] = set()  # entries that cannot be read
 
     def acquire(self, spec: MachineSpec) -> Machine:
+        """Find a machine of the family that is ready, or launch one. Raises WrongUse for a long name, and NoMachine."""
         if len(spec.name) > TAG_CHARACTERS:
             raise WrongUse(
                 f"the machine's name {spec.name} has more than {TAG_CHARACTERS} characters: give a shorter name"

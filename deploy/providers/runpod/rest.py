@@ -163,7 +163,10 @@ class RestApi:
         return _log_lines(answer, None if live else self.limits.log_s)
 
     def funds(self) -> Funds:
-        """Ask GraphQL for the money of the account, which v2 does not report."""
+        """Ask GraphQL for the money of the account, which v2 does not report.
+
+        Raises Forbidden without a balance, Unclear for one that is no number.
+        """
         told = self._json("POST", "/graphql", body={"query": FUNDS})
         mine = (told.get("data") or {}).get("myself") or {}
         if mine.get("clientBalance") is None:
