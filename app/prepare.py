@@ -59,8 +59,8 @@ from app.data.sources import encoded_writer, writer
 from app.data.sources import source as sources
 from app.data.sources.pairs import photographs_of_pairs
 from app.data.sources.photograph import FITS
-from app.data.sources.processes import cores
 from app.data.sources.recordio import rec
+from app.data.sources.worker_pool import cores
 from app.data.synthetic.source import synthetic
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.files import atomic, make_folder, one_at_a_time, write_json

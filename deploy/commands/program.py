@@ -22,7 +22,7 @@ from invoke.parser.argument import Argument
 from invoke.program import Program
 from invoke.tasks import Task
 
-from deploy.commands import flags as command_line
+from deploy.commands import command_line
 from deploy.errors import DeployError, StepFailed, WrongUse, command, unknown
 from deploy.specs.flags import JSON, Flag
 

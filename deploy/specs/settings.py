@@ -14,7 +14,7 @@ from deploy.pod.base.limits import ON_END, RUNPOD
 from deploy.pod.base.notify import why_not
 from deploy.specs import targets
 from deploy.specs.options import IMAGE_NAME, Mount, Options, Registry
-from deploy.specs.values import converted, read_yaml, types_of
+from deploy.specs.settings_file import converted, read_yaml, types_of
 
 ENVIRONMENT_PREFIX = "SNIPERFACE_"  # each key of a target's file has a variable: SNIPERFACE_STAGE_TO, ...
 TMUX_SOCKET = "SNIPERFACE_TMUX_SOCKET"
