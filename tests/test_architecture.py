@@ -40,7 +40,7 @@ POD = [
 ]
 MACHINE = [
     "app.train",
-    "app.embed app.evaluate app.export app.mine app.packing app.prepare app.resumable app.size",
+    "app.embed app.evaluate app.export app.mine app.packing app.prepare app.resumable app.set_up app.size",
     "app.report",
     "app.recipes",
     "app.evaluation",
