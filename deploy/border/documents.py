@@ -226,6 +226,7 @@ class Frame:
 
 
 def frame(data: bytes) -> Frame:
+    """Validate the head of a message. Raises BadAnswer."""
     head = document(data, "a message", HEAD_BYTES)
     number, more = head.get("id"), head.get("more", False)
     if "id" in head:
@@ -236,7 +237,7 @@ def frame(data: bytes) -> Frame:
 
 
 def standing(data: bytes, what: str) -> dict[str, Any]:
-    """Validate the state that a machine reports: the fields of deploy/pod/watchdog/report.py."""
+    """Validate the state that a machine reports: the fields of deploy/pod/watchdog/report.py. Raises BadAnswer."""
     said = document(data, what)
     if not isinstance(said.get("guarded"), bool):
         raise BadAnswer(f"{what}, guarded is {shown(said.get('guarded'))} instead of true or false")
@@ -253,7 +254,7 @@ def standing(data: bytes, what: str) -> dict[str, Any]:
 def restorable(data: str, what: str) -> dict[str, Any]:
     """Validate the output of deploy/pod/backup/restore.py, which may come from a bucket that others write to.
 
-    Invalid checkpoint notes are reported in `damaged`.
+    Invalid checkpoint notes are reported in `damaged`. Raises BadAnswer for any other fault.
     """
     said = document(data, what, 1 << 20)
     notes = said.get("checkpoints")

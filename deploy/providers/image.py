@@ -75,7 +75,10 @@ Say = Callable[[str], None]
 
 
 def environment(project: Path) -> str:
-    """Return the hash of the files that define the environment. CRLF line endings do not change it."""
+    """Return the hash of the files that define the environment. CRLF line endings do not change it.
+
+    Raises WrongUse for a missing file.
+    """
     digest = hashlib.sha256()
     for name in FILES:
         try:
@@ -97,7 +100,10 @@ def cuda(project: Path) -> str | None:
 
 
 def arguments(cpu: bool = False, base: str | None = None, pip_options: str | None = None) -> dict[str, str]:
-    """Return the build arguments. The Dockerfile's defaults apply to all others."""
+    """Return the build arguments. The Dockerfile's defaults apply to all others.
+
+    Raises WrongUse for a `base` that is no image name.
+    """
     told = dict(CPU) if cpu else {}
     if base is not None:
         base_image.parse(base)
@@ -117,7 +123,10 @@ def tag(project: Path, told: Mapping[str, str] | None = None) -> str:
 
 
 def build(project: Path, target: str, say: Say, told: Mapping[str, str] | None = None) -> str:
-    """Build the image of this environment unless the target's engine has it. Returns its name and tag."""
+    """Build the image of this environment unless the target's engine has it. Returns its name and tag.
+
+    Raises WrongUse without the docker command, StepFailed if the build fails.
+    """
     told = told or {}
     host = _docker_host(load(project, target))
     reference = f"{NAME}:{tag(project, told)}"
@@ -186,7 +195,10 @@ def _list_packages(client: DockerClient, project: Path, reference: str, say: Say
 
 
 def push(project: Path, target: str, repository: str | None, say: Say, told: Mapping[str, str] | None = None) -> str:
-    """Push the image of this environment to a registry; build it first if missing. Returns its full name there."""
+    """Push the image of this environment to a registry; build it first if missing. Returns its full name there.
+
+    Raises WrongUse without a repository, StepFailed if the registry refuses.
+    """
     from docker.errors import DockerException
 
     settings = load(project, target)
@@ -214,7 +226,10 @@ def push(project: Path, target: str, repository: str | None, say: Say, told: Map
 
 
 def in_registry(project: Path, repository: str, told: Mapping[str, str] | None = None) -> str:
-    """Return the name that other machines pull: `repository`, with the environment's tag if it has none."""
+    """Return the name that other machines pull: `repository`, with the environment's tag if it has none.
+
+    Raises WrongUse for another text.
+    """
     if not IMAGE_NAME.fullmatch(repository) or "@" in repository:
         raise WrongUse(f"'{repository}' is not an image name: give one such as me/sniperface or me/sniperface:cuda")
     # A colon before a slash belongs to a registry's port.
@@ -279,6 +294,7 @@ class Progress:
         self.told_pct = 0
 
     def take(self, event: Mapping[str, Any]) -> None:
+        """Show one event of the push. Raises StepFailed if it is an error."""
         if "error" in event:
             raise StepFailed(str(event["error"]))
         layer, status = str(event.get("id", "")), str(event.get("status", ""))

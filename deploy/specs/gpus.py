@@ -25,7 +25,10 @@ class Choice:
 
 
 def parse_gpus(texts: Sequence[str]) -> tuple[str, ...]:
-    """Validate `NAME[:COUNT]` texts, each perhaps several with commas. Returns each alternative with the one count."""
+    """Validate `NAME[:COUNT]` texts, each perhaps several with commas. Returns each alternative with the one count.
+
+    Raises WrongUse.
+    """
     names: dict[str, None] = {}
     counts: dict[str, None] = {}
     for text in ",".join(texts).split(","):

@@ -156,6 +156,7 @@ def repository_path(project: Path, name: str) -> Path:
 
 
 def is_repository(project: Path) -> bool:
+    """Whether the folder is in a git repository. Raises WrongUse if git does not trust it."""
     if LocalShell().which("git") is None:
         return False
     inside = git(project, "rev-parse", "--is-inside-work-tree", check=False)

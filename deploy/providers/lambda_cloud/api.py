@@ -149,7 +149,7 @@ class LambdaApi:
         return _instance(self._call("GET", f"instances/{id}"))
 
     def launch(self, name: str, type: str, region: str, key_name: str, image_family: str | None) -> str:
-        """Start one machine and return its id."""
+        """Start one machine and return its id. Raises BadAnswer if it is not one."""
         tags = {NAME_TAG: name, CREATED_TAG: f"{self.clock.time():.0f}"}
         body: dict[str, Any] = {
             "region_name": region,

@@ -82,7 +82,10 @@ class RunPodProvider:
                 self._pods.end(pod)
 
     def find(self, name: str) -> Machine | None:
-        """Find a machine by name, with its current address: the port changes at each restart."""
+        """Find a machine by name, with its current address: the port changes at each restart.
+
+        Raises NoMachine if its entry cannot be read.
+        """
         with self._words():
             pods = self._asking.pods(self.limits.look_s)
             pod = next(iter(of_family(_alone(pods), name, exactly=True)), None)

@@ -39,6 +39,7 @@ from deploy.providers.runpod.api import (
     Unreachable,
     Wanted,
 )
+from deploy.providers.runpod.bodies import body_of, body_of_cluster
 from deploy.providers.runpod.ratelimit import Limits, Pace
 from deploy.providers.runpod.specification import GPU_SCHEMA, MEMORY_FIELD, fields_of
 from deploy.specs.trial import Funds
@@ -150,7 +151,10 @@ class RestApi:
         return _log_lines(answer, None if live else self.limits.log_s)
 
     def funds(self) -> Funds:
-        """Ask GraphQL for the money of the account, which v2 does not report."""
+        """Ask GraphQL for the money of the account, which v2 does not report.
+
+        Raises Forbidden without a balance, Unclear for one that is no number.
+        """
         try:
             found = answers.funds(self._json("POST", "/graphql", body={"query": FUNDS}))
         except BadAnswer as error:
@@ -238,45 +242,6 @@ def _body(answer: requests.Response) -> bytes:
         if len(data) > ANSWER_BYTES:
             break
     return bytes(data)
-
-
-def body_of(wanted: Wanted) -> dict[str, Any]:
-    """Build a pod request from set options only: v2 refuses unknown fields. Without `gpu.count` nothing matches."""
-    gpu = {"id": wanted.gpu, "count": wanted.gpu_count}
-    body = {
-        **_container(wanted),
-        "gpu": {**gpu, "minCudaVersion": wanted.min_cuda} if wanted.min_cuda else gpu,
-        "cloud": wanted.cloud,
-    }
-    if wanted.registry:
-        body["registry"] = wanted.registry
-    return body
-
-
-def body_of_cluster(wanted: Wanted) -> dict[str, Any]:
-    """Build a cluster request. It has no cloud, no minimum CUDA version and no registry credentials."""
-    return {
-        **_container(wanted),
-        "type": "TRAINING",
-        "compute": {"gpuTypeId": wanted.gpu, "gpuCountPerPod": wanted.gpu_count, "podCount": wanted.nodes},
-    }
-
-
-def _container(wanted: Wanted) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "name": wanted.name,
-        "image": wanted.image,
-        "disk": wanted.disk_gib,
-        "ports": ["22/tcp"],
-        "env": wanted.env,
-    }
-    if wanted.args:
-        body["args"] = wanted.args
-    if wanted.data_center:
-        body["dataCenterIds"] = [wanted.data_center]
-    if wanted.volume:
-        body["mounts"] = {"network": [{"volumeId": wanted.volume, "path": wanted.volume_path}]}
-    return body
 
 
 def _refusal(answer: requests.Response, what: str, key: Key) -> ApiError:

@@ -46,6 +46,7 @@ class SdkApi:
         self.pace = pace
 
     def create(self, wanted: Wanted) -> Pod:
+        """Create a pod. Raises WrongUse for options that only v2 has, Unclear for an answer without a pod."""
         if wanted.registry:
             raise WrongUse("api: sdk does not support registry credentials", next_command="set api: v2")
         values = {
@@ -72,6 +73,7 @@ class SdkApi:
         return answers.created(made, wanted)
 
     def get(self, pod_id: str) -> Pod:
+        """Return a pod. Raises Gone if it does not exist."""
         refuse_unsafe({"id": pod_id})
         values = self._call(lambda sdk: sdk.get_pod(pod_id, api_key=self.key.reveal()))
         if values is None:
@@ -84,6 +86,7 @@ class SdkApi:
         return border.entries(found, "RunPod's list of pods", self._pod, _unreadable)
 
     def terminate(self, pod_id: str) -> None:
+        """End a pod, and look whether it has ended. Raises Unclear if not."""
         refuse_unsafe({"id": pod_id})
         self._call(lambda sdk: sdk.terminate_pod(pod_id), urgent=True)
         # terminate_pod ignores its answer: a refusal without GraphQL errors, such as a 429, would pass for success.
@@ -111,10 +114,12 @@ class SdkApi:
         return found
 
     def spot_prices(self, count: int, cloud: str) -> dict[str, float]:
+        """Raise WrongUse: this API has no spot pods."""
         del count, cloud
         raise WrongUse("api: sdk does not support spot: true", next_command="set api: v2")
 
     def data_center_of(self, volume: str) -> str:
+        """Return the data centre of a network volume. Raises Gone if it does not exist."""
         for each in self.volumes():
             if each.id == volume and each.fault:
                 raise BadAnswer(each.fault)
