@@ -56,7 +56,7 @@ MACHINE = [
 # The only files that may import an external package.
 DOORS = {
     "cryptography": {"deploy/providers/ssh_key.py"},
-    "docker": {"deploy/providers/image.py", "deploy/providers/docker.py"},
+    "docker": {"deploy/providers/image.py", "deploy/providers/base_image.py", "deploy/providers/docker.py"},
     "fabric": {"deploy/shell/connect.py", "deploy/shell/ssh.py"},
     "faiss": {"app/mining/knn.py"},
     # if an address needs it and it is installed
@@ -88,7 +88,7 @@ DOORS = {
     },
     "pillow_heif": {"app/data/sources/photograph.py"},  # if it is installed
     "pyarrow": {"app/data/sources/parquet.py"},
-    "rich": {"deploy/ui/screen.py"},
+    "rich": {"deploy/ui/screen.py", "deploy/ui/gauges.py", "deploy/ui/progress.py", "deploy/ui/waiting.py"},
     "requests": {"deploy/providers/runpod/rest.py", "deploy/providers/lambda_cloud/api.py"},
     "runpod": {"deploy/providers/runpod/sdk.py"},
     "starlette": {"deploy/ui/web/server.py"},
@@ -133,6 +133,9 @@ ASKS_WHICH_PROVIDER = re.compile(
 PRINTS = {
     "deploy/providers/sbom.py": "the text of what lists an image's packages, which runs in the image",
     "deploy/ui/screen.py": "the screen, which shows escapes and does not obey them",
+    "deploy/ui/progress.py": "the bar, through the same",
+    "deploy/ui/gauges.py": "asks for the console's encoding only",
+    "deploy/ui/waiting.py": "asks for the terminal's width only",
     "deploy/shell/link.py": "the text of the agent, which runs on the machine",
     "deploy/shell/host_keys.py": "a question about a host of the user's own configuration",
     "deploy/commands/program.py": "help, version, and that it was interrupted or ended by a signal",

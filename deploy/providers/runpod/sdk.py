@@ -119,7 +119,10 @@ class SdkApi:
         raise WrongUse("api: sdk does not support spot: true", next_command="set api: v2")
 
     def data_center_of(self, volume: str) -> str:
-        """Return the data centre of a network volume. Raises Gone if it does not exist."""
+        """Return the data centre of a network volume.
+
+        Raises Gone if it does not exist, BadAnswer if its entry cannot be read.
+        """
         for each in self.volumes():
             if each.id == volume and each.fault:
                 raise BadAnswer(each.fault)
