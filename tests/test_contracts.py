@@ -17,6 +17,9 @@ from app.data import dataset as app_data
 from app.data import shards as app_shards
 from app.data.sources.source import Source
 from app.report import page
+from app.report.__main__ import make
+from app.report.facts import read
+from app.report.verdict import sentence
 from app.runtime.folder import RunFolder as AppFolder
 from deploy import border
 from deploy.pod.base.folder import RunFolder as DeployFolder
@@ -85,6 +88,16 @@ def test_both_installers_ask_alike_whether_torch_needs_cuda() -> None:
 
 def test_the_laptop_takes_the_reports_that_the_app_writes() -> None:
     assert page.BEGIN.encode() == border.REPORT_BEGINS
+
+
+def test_the_launcher_prints_the_verdict_of_the_report(tmp_path: Path) -> None:
+    """The sentence is made in one place, whatever a machine calls its sets."""
+    measured = {"event": "eval", "what": "sets/<b> \"x\" & 'y'", "accuracy": 0.9, "step": 1}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(measured) + "\n")
+    facts = read(AppFolder(tmp_path))
+    make(AppFolder(tmp_path))
+    assert sentence(facts).count("<b> \"x\" & 'y'") == 1
+    assert border.verdict(tmp_path / "report.html") == sentence(facts)
     assert border.FILE_BYTES["report.html"] >= page.BYTES_MOST
 
 

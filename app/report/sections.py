@@ -9,7 +9,7 @@ from app.report import charts, verdict
 from app.report.charts import Axis, Chart, Line
 from app.report.facts import Event, Facts, mapping, number, numbers, text
 from app.report.pictures import jpeg
-from app.runtime.clock import clock
+from app.runtime.durations import clock
 
 EMBEDDINGS = {
     "trained": ("trained network", charts.TRAINED),
@@ -33,6 +33,7 @@ def of(facts: Facts) -> dict[str, Any]:
         "histograms": histograms(facts),
         "hardest": hardest(facts),
         "people": {key: number(facts.verification.get(key)) for key in ("images", "people", "resamples")},
+        "chooses": verdict.chooses(facts),
         "sets": sets(facts),
         "clusters": clusters(facts),
         "phases": phases(facts),
@@ -156,6 +157,10 @@ def accuracy(facts: Facts) -> dict[str, Any] | None:
             legend.append((f"{what} dash", EMBEDDINGS[what][0]))
     if not x:
         return None
+    x_choosing, y_choosing = _points(facts, facts.measured("trained"), "validation_accuracy", ended=True)
+    if _known(y_choosing):
+        lines.append(Line(x_choosing, y_choosing, charts.OTHER, dots=True))
+        legend.append(("other", "trained network, people who choose the checkpoint"))
     chart = Chart("Held-out accuracy by epoch", Axis("epochs trained", whole=True, least=0), Axis(pct=True), lines)
     note = "10-fold verification accuracy on people that were not trained on; chance is 50%."
     return {"title": "Held-out accuracy", "svg": charts.draw(chart), "legend": legend, "note": note}

@@ -86,6 +86,25 @@ def sentence(facts: Facts) -> str:
     return f"{began}No accuracy was measured, so nothing shows whether the network has learned."
 
 
+def chooses(facts: Facts) -> str:
+    """Which people choose the best checkpoint, and what they chose by now; "" if no held-out people were measured."""
+    trained = facts.measured("trained")
+    if not trained:
+        return ""
+    rated = [each for each in trained if number(each.get("validation_accuracy")) is not None]
+    if not rated:
+        return (
+            "The same people choose the best checkpoint (--which best): its accuracy is that of the luckiest of "
+            "several. train.eval.validation=0.5 lets others choose."
+        )
+    best = max(rated, key=lambda each: each["validation_accuracy"])
+    return (
+        "Other held-out people choose the best checkpoint (--which best), train.eval.validation. Their accuracy "
+        f"is best after epoch {text(best.get('epoch'))}, with {best['validation_accuracy']:.1%}; that of the people of "
+        f"the result is then {best['accuracy']:.1%}."
+    )
+
+
 def _ending(facts: Facts) -> str:
     epochs = number(facts.last("start").get("epochs"))
     done = len(facts.events["epoch"])

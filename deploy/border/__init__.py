@@ -22,7 +22,6 @@ from deploy.border.documents import (
     document,
     event,
     frame,
-    least_gain,
     progress,
     read_document,
     read_events,
@@ -31,8 +30,8 @@ from deploy.border.documents import (
     status,
 )
 from deploy.border.entries import Unreadable, entries, fitting, identifier
-from deploy.border.history import History, Setting, read_history, read_settings
-from deploy.border.pages import REPORT_BEGINS, is_report
+from deploy.border.history import History, Setting, loss_curve, read_history, read_settings
+from deploy.border.pages import REPORT_BEGINS, is_report, verdict
 from deploy.border.places import CHECKPOINT, CURVES, PICTURE, RESULT, Name, Place, chosen, place
 from deploy.border.values import (
     LISTED_MOST,
@@ -96,7 +95,7 @@ __all__ = [
     "identifier",
     "interface",
     "is_report",
-    "least_gain",
+    "loss_curve",
     "mapping",
     "names",
     "number",
@@ -117,5 +116,6 @@ __all__ = [
     "strings",
     "text",
     "user_name",
+    "verdict",
     "whole",
 ]

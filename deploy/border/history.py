@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,23 @@ def read_history(path: Path) -> History:
     speed = round(statistics.median(speeds), 1) if speeds else None
     of_sets = {name: _curve(values) for name, values in sets.items()}
     return History(_curve(loss), _curve(accuracy), speed, of_sets, _curve(validation))
+
+
+def loss_curve(events: Iterable[Mapping[str, Any]], kind: str) -> list[float | None]:
+    """The losses of events of this kind, and None where pseudo-IDs were refreshed. A repeated step replaces the first.
+
+    `events`: in their order, as `event` returns them.
+    """
+    found: list[tuple[float, float | None]] = []
+    for told in events:
+        step, is_refresh = told.get("step"), told.get("event") == "mining" and told.get("accepted", True)
+        if step is None or not (is_refresh or (told.get("event") == kind and told.get("loss") is not None)):
+            continue
+        kept = step if is_refresh else step - 1  # a refresh comes after the step that it names
+        while found and found[-1][0] > kept:
+            found.pop()
+        found.append((step, None if is_refresh else told["loss"]))
+    return [value for _, value in found]
 
 
 def read_settings(path: Path) -> dict[str, Setting] | None:

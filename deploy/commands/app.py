@@ -21,6 +21,7 @@ from deploy.specs import flags
 from deploy.specs.estimate import Stopwatch
 from deploy.specs.names import family_name, slug
 from deploy.steps.provision import acquired, ready_code
+from deploy.ui.paths import near
 from deploy.ui.screen import Screen
 from deploy.workspace.encoded import IMAGES
 from deploy.workspace.sources import ON_THE_MACHINE
@@ -43,6 +44,7 @@ def prepare(
 
     `files` are options that name files and folders: `path`, `labels`, `landmarks`. For a machine, all paths are paths
     on it. `options` are passed on unchanged. `encoded`: keep image files instead of pixels.
+    Raises WrongUse for an `out` that does not fit.
     """
     file_name = f"images{IMAGES[encoded]}"
     if out and Path(out).suffix in IMAGES and Path(out).suffix != IMAGES[encoded]:
@@ -137,7 +139,8 @@ def of_checkpoint(
     """
     with reach.run(project, target, run_id) as reached:
         file = _checkpoint(reached, which, screen)["file"]
-        own = Path(reached.home.path) / place.format(stem=PurePath(file).stem)
+        below = place.format(stem=PurePath(file).stem).split("/")
+        own = border.place(Path(reached.home.path), *below, what=reached.shell.name).path
         words = [f"checkpoint={reached.folder.checkpoints / file}", *overrides]
         return _app(reached, module, words, Path(out).absolute() if out else own, screen)
 
@@ -148,7 +151,7 @@ export = partial(of_checkpoint, module="app.export", place="{stem}.onnx")
 
 
 def bench(project: Path, *, quick: bool) -> int:
-    """Run every benchmark. Returns 1 if a claim does not hold."""
+    """Run every benchmark. Returns 1 if a claim does not hold. Raises WrongUse without benchmarks."""
     scripts = sorted(file for file in (project / "benchmarks").glob("*.py") if not file.name.startswith("_"))
     if not scripts:
         raise WrongUse(f"there is no benchmark in {project / 'benchmarks'}")
@@ -185,16 +188,8 @@ def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen:
         what, listed = f"{reached.shell.name}: the results", reached.shell.listdir(there)[: border.RESULTS_MOST]
         for name in [Name(each, what, like=border.RESULT) for each in listed]:
             transfer.fetch(reached.shell, there / name, Place(out, (name,)), most_bytes=most)
-    screen.say(f"downloaded: {_shown(out)}")
+    screen.say(f"downloaded: {near(out)}")
     return 0
-
-
-def _shown(path: Path) -> str:
-    """A path for messages: relative to the current folder if it is below that."""
-    try:
-        return path.relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return str(path)
 
 
 def _flags(of_command: Sequence[flags.Flag]) -> dict[str, str]:

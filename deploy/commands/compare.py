@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deploy.billing import costs
 from deploy.errors import WrongUse, command
 from deploy.runs import comparison
 from deploy.runs import records as runs
@@ -22,7 +23,8 @@ def compare(project: Path, names: Sequence[str], screen: Screen) -> dict[str, An
     for place, record in enumerate(records):
         if record in records[:place]:
             raise WrongUse(f"compare names run {record.run_id} twice: give two different runs")
-    document = comparison.document([comparison.read(book, record) for record in records])
+    usd = costs.by_run(known)
+    document = comparison.document([comparison.read(book, record) for record in records], usd)
     screen.comparison(document)
     for row in document["runs"]:
         if not row["config"]:

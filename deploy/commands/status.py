@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.billing import bills as money
+from deploy.billing import costs
 from deploy.billing.reaper import reap
 from deploy.errors import BadAnswer, DeployError, NoAccount, StepFailed, WrongUse, command, unknown
 from deploy.pod.base.folder import FINAL_STATES
@@ -32,14 +33,14 @@ AGAIN_EVERY_S = 2
 LIST_LIMIT_S = 20.0  # `runs` waits this long for the machine of each target
 # The columns of `runs`.
 COLUMNS = (
-    *("run_id", "target", "state", "created", "name", "fraction", "accuracy", "seconds", "spend_usd", "backbone"),
+    *("run_id", "target", "state", "created", "name", "fraction", "accuracy", "seconds", "run_usd", "backbone"),
     *("note", "reason"),
 )
 # What `runs --sort` knows -> the value of a row. -1 is less than each.
 SORTED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "started": lambda row: row["created"],
     "accuracy": lambda row: -1 if row["accuracy"] is None else row["accuracy"],
-    "cost": lambda row: row["spend_usd"],
+    "cost": lambda row: row["run_usd"],
     "fraction": lambda row: row["fraction"],
     "time": lambda row: -1 if row["seconds"] is None else row["seconds"],
 }
@@ -52,7 +53,16 @@ def status(project: Path, target: str, run_id: str | None, screen: Screen, *, wa
             reached, seen = reached.look()
             parts = runs.compared(reached.settings.runs, reached.record)
             note = notes.read(reached.settings.runs, reached.record.run_id)
-            answer = answers.of_status(reached.record, seen, reached.events(), parts, home.report(reached), note)
+            answer = answers.of_status(
+                reached.record,
+                seen,
+                reached.events(),
+                parts,
+                home.report(reached),
+                note,
+                runs.limit_usd(reached.settings.runs, reached.record.run_id),
+                costs.by_run(reached.reach.situation.records)[reached.record.run_id],
+            )
             if reached.record.others:
                 answer["nodes"] = list(nodes.look(reached, seen))
             if not watch or reached.record.state in FINAL_STATES:
@@ -98,6 +108,8 @@ def list_runs(project: Path, sort: str | None = None) -> list[dict[str, Any]]:
             if record.state == "lost" and record.target in targets:
                 row["reason"] = f"{record.reason}; saved: {_saved(targets[record.target], record)}"
             listed.append({**row, "reason": unreadable} if unreadable else row)
+    usd = costs.by_run(runs.every(project / "runs"))  # as they are after the look
+    listed = [{**row, "run_usd": usd.get(row["run_id"], 0.0)} for row in listed]
     return sorted(listed, key=SORTED[sort], reverse=True) if sort else listed
 
 
@@ -148,7 +160,10 @@ def _logs(project: Path, target: str, run_id: str | None, screen: Screen, *, fol
 
 
 def attach(project: Path, target: str, run_id: str | None, *, write: bool) -> int:
-    """Connect this terminal to the live session until the user leaves it. Returns tmux's exit code."""
+    """Connect this terminal to the live session until the user leaves it. Returns tmux's exit code.
+
+    Raises StepFailed for a run without tmux, WrongUse without a terminal.
+    """
     with reach.run(project, target, run_id) as reached:
         run_id, instead = reached.record.run_id, command(f"logs --follow --run {reached.record.run_id}")
         if reached.record.session == "detached":

@@ -20,11 +20,15 @@ from deploy.runs.situation import Situation
 from deploy.specs.names import family_name
 from deploy.specs.settings import load
 from deploy.steps import download as home
+from deploy.ui.paths import near
 from deploy.ui.screen import Screen
 
 
 def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict[str, Any]:
-    """Ask the job to write a checkpoint and end, wait for both, and download the results."""
+    """Ask the job to write a checkpoint and end, wait for both, and download the results.
+
+    Raises WrongUse while a command is still starting the run.
+    """
     with reach.run(project, target, run_id, partial(reap, screen=screen)) as reached:
         reached, _ = reached.look()
         record = reached.record
@@ -40,11 +44,15 @@ def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict
             home.bring(reached, screen)
         checkpoint = home.newest_checkpoint(reached)
         if checkpoint:
-            screen.say(f"checkpoint: {checkpoint['path']} (epoch {checkpoint['epoch']}, step {checkpoint['step']})")
-        if report := home.report(reached):
-            screen.say(f"report: {report}")
+            where = f"(epoch {checkpoint['epoch']}, step {checkpoint['step']})"
+            screen.say(f"checkpoint: {near(checkpoint['path'])} {where}")
+        report, verdict = home.report(reached), home.verdict(reached)
+        if report:
+            screen.say(f"report: {near(report)}")
+        if verdict:
+            screen.say(verdict)
         screen.commands(answers.next_commands(record))
-        return answers.of_run(record, reached.events(), checkpoint, report)
+        return answers.of_run(record, reached.events(), checkpoint, report, verdict)
 
 
 def down(

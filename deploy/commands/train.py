@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deploy import border
 from deploy.billing.reaper import reap
 from deploy.errors import DeployError, StepFailed, command
 from deploy.pod.base.addresses import hide
@@ -168,8 +167,13 @@ def follow(reached: Reached, since: job.Position, screen: Screen) -> Outcome:
     reached.shell.patience_s = FOLLOW_PATIENCE_S
     reached.shell.on_loss = screen.say
     try:
-        with screen.follower() as follower:
-            for text, events in job.follow(reached.shell, reached.folder, since):
+        record = reached.record
+        with screen.follower(runs.limit_usd(reached.settings.runs, record.run_id)) as follower:
+
+            def measured(seen: job.Status) -> None:
+                follower.gauges(seen.gpus, runs.cost_now(record, seen.spend_usd))
+
+            for text, events in job.follow(reached.shell, reached.folder, since, measured):
                 follower.update(text, events)
     except KeyboardInterrupt:
         reached, _ = reached.look()
@@ -184,10 +188,12 @@ def follow(reached: Reached, since: job.Position, screen: Screen) -> Outcome:
         nodes.end_others(reached, screen)
     taken = {**watch.taken, **({"training": record.seconds} if record.seconds else {})}
     record = runs.update(reached.settings.runs, record, phases=taken)
-    document = answers.of_run(record, reached.events(), checkpoint, home.report(reached))
-    screen.result(document, border.least_gain(Path(reached.home.verification)))
+    document = answers.of_run(record, reached.events(), checkpoint, home.report(reached), home.verdict(reached))
+    screen.result(document)
     screen.compared(runs.compared(reached.settings.runs, record))
     run_notify_command(reached.settings, record, screen)
+    if document["verdict"]:
+        screen.say(document["verdict"])
     if record.state == "succeeded":
         return Outcome(record, document)
     seen = record.state == "stopped" or screen.shows_the_log

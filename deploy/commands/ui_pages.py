@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy import border
+from deploy.billing import costs
 from deploy.border import Name
 from deploy.commands import compare as comparing
 from deploy.commands import status as looking
@@ -90,7 +91,7 @@ class Pages:
 
     def runs(self, sort: str) -> Document:
         """All runs, newest first or largest first by `sort`, and the folders that hold no usable record."""
-        rows, broken = [], []
+        rows, broken, shown = [], [], []
         for name, record in runs.each_folder(self.live.book):
             wrong = record if isinstance(record, str) else _misnamed(name, record)
             if isinstance(record, str) or wrong:
@@ -98,6 +99,9 @@ class Pages:
                 continue
             look = self.live.want(record)
             rows.append(self._row(record, look))
+            shown.append(record)
+        usd = costs.by_run(shown)
+        rows = [{**row, "run_usd": usd[row["run_id"]]} for row in rows]
         rows.sort(key=lambda row: (row["created"], row["run_id"]), reverse=True)
         if sort in looking.SORTED:
             rows.sort(key=looking.SORTED[sort], reverse=True)
@@ -125,7 +129,7 @@ class Pages:
             "phases": told["phases"],
             "asked_at": look.at,
             "gpus": [asdict(gpu) for gpu in look.status.gpus] if look.status else [],
-            "limit_usd": _limit_usd(plan),
+            "limit_usd": runs.limit_usd(self.live.book, run_id),
             "curves": {"loss": story.loss, "accuracy": story.accuracy, "refreshes": story.refreshes},
             "log": story.log,
             "report": self._report(record) is not None,
@@ -155,7 +159,10 @@ class Pages:
         threading.Thread(target=self._ask_for_bills, name="ask for bills", daemon=True).start()
 
     def report(self, run_id: str) -> bytes:
-        """The report of a run. Raises WrongUse if there is none, or if it is not one of ours."""
+        """The report of a run. Raises WrongUse if there is none, or if it is not one of ours.
+
+        Raises StepFailed if it cannot be read.
+        """
         path = self._report(self._record(run_id))
         try:
             if path is None or not border.is_report(path):
@@ -262,14 +269,6 @@ def _misnamed(name: str, record: Record) -> str | None:
     except BadAnswer as error:
         return error.message
     return None if record.run_id == name else "its run.json is of another run: the folder was copied or renamed"
-
-
-def _limit_usd(plan: Mapping[str, Any]) -> float | None:
-    limits = plan.get("limits")
-    try:
-        return border.number(limits["max_usd"], "max_usd", 0) if isinstance(limits, dict) else None
-    except (BadAnswer, KeyError):
-        return None
 
 
 def _is_whole(plan: Mapping[str, Any]) -> bool:

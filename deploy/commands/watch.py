@@ -28,6 +28,7 @@ from deploy.specs.settings import load
 from deploy.steps import download as home
 from deploy.steps.notify import run_notify_command
 from deploy.steps.restore import NothingReadable
+from deploy.ui.paths import near
 from deploy.ui.screen import Screen
 
 EVERY_S = 2
@@ -57,7 +58,7 @@ def fetch_checkpoint(
                     chosen_by = checkpoints.chosen_by(found, which, reached.record.run_id)
                     brought = {**brought, "chosen_by": chosen_by}
                     words = f"epoch {brought['epoch']}, step {brought['step']}, SHA-256 verified"
-                    screen.say(f"{brought['path']} ({words})" + (f": {chosen_by}" if chosen_by else ""))
+                    screen.say(f"{near(brought['path'])} ({words})" + (f": {chosen_by}" if chosen_by else ""))
             if over or not watch:
                 return answers.of_checkpoint(brought)
             time.sleep(EVERY_S)
@@ -157,7 +158,7 @@ def _keep_home_current(reached: Reached, screen: Screen) -> Record:
         if found and (at_home is None or age(found[-1]) > age(at_home)):
             try:
                 about = home.bring_checkpoint(reached, found[-1], None, screen)
-                screen.say(f"{about['path']} (epoch {about['epoch']}, step {about['step']})")
+                screen.say(f"{near(about['path'])} (epoch {about['epoch']}, step {about['step']})")
             except WrongUse as error:  # it would replace a better one, which is no reason to stop watching
                 raise StepFailed(error.message) from error
         home.bring_record(reached)

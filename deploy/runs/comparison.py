@@ -44,9 +44,13 @@ def read(book: Path, record: Record) -> Side:
     )
 
 
-def document(sides: Sequence[Side]) -> Document:
-    """The answer of `compare`: a row for each run, and the settings in which they differ."""
-    return {"runs": [_row(side) for side in sides], "settings": differing(sides)}
+def document(sides: Sequence[Side], usd: Mapping[str, float] | None = None) -> Document:
+    """The answer of `compare`: a row for each run, and the settings in which they differ.
+
+    `usd`: dollars of each run, without what its machine had cost before.
+    """
+    rows = [{**_row(side), "run_usd": (usd or {}).get(side.record.run_id)} for side in sides]
+    return {"runs": rows, "settings": differing(sides)}
 
 
 def differing(sides: Sequence[Side]) -> dict[str, dict[str, Setting]]:

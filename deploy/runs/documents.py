@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from deploy.border import loss_curve
 from deploy.errors import command
 from deploy.pod.base.folder import FINAL_STATES
 from deploy.runs.job import Status
@@ -23,9 +24,13 @@ NODE = ("node", "machine", "state", "heartbeat_age_s", "reason")
 
 
 def of_run(
-    record: Record, events: Events, checkpoint: Mapping[str, Any] | None, report: str | None = None
+    record: Record,
+    events: Events,
+    checkpoint: Mapping[str, Any] | None,
+    report: str | None = None,
+    verdict: str | None = None,
 ) -> dict[str, Any]:
-    """The answer of `train` and `stop`. `report`: its path on this computer."""
+    """The answer of `train` and `stop`. `report`: its path on this computer; `verdict`: its sentence."""
     measured = {event.get("what"): event for event in events if event.get("event") == "eval"}
     return {
         "run_id": record.run_id,
@@ -36,6 +41,7 @@ def of_run(
         "eval": {what: _some(measured.get(what), "accuracy", "rank1") for what in ("pixels", "untrained", "trained")},
         "pseudo_ids": _pseudo_ids([event for event in events if event.get("event") == "mining"]),
         "report": report,
+        "verdict": verdict,
         "reason": record.reason,
     }
 
@@ -55,10 +61,13 @@ def of_status(
     phases: Sequence[Compared] = (),
     report: str | None = None,
     note: str | None = None,
+    limit_usd: float | None = None,
+    run_usd: float | None = None,
 ) -> dict[str, Any]:
     """The answer of `status`: the machine's report, the app's estimate of the time left, and the run's phases.
 
-    `phases`: expected and actual time and cost of a run that is over.
+    `phases`: expected and actual time and cost of a run that is over. `spend_usd` is what its machines have cost,
+    `run_usd` what of it was not already paid when the run began.
     """
     began = (seen and seen.started) or 0  # estimates of an earlier attempt do not count
     reckoned = [event for event in events if event.get("seconds_left") is not None and event.get("time", 0) >= began]
@@ -80,6 +89,10 @@ def of_status(
         "epochs": newest(events, "start", "epochs"),
         "loss": newest(events, "step", "loss"),
         "accuracy": newest(events, "trained", "accuracy"),
+        "loss_curve": loss_curve(events, "epoch"),
+        "gpus": [asdict(gpu) for gpu in seen.gpus] if seen else [],
+        "limit_usd": limit_usd,
+        "run_usd": run_usd,
     }
 
 

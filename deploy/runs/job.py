@@ -7,7 +7,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -254,14 +254,21 @@ def all_events(shell: Shell, path: PurePath) -> list[dict[str, Any]]:
             return kept.events()
 
 
-def follow(shell: Shell, folder: RunFolder, since: Position = BEGINNING) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Yield new log text and new events until the job has ended.
+def follow(
+    shell: Shell,
+    folder: RunFolder,
+    since: Position = BEGINNING,
+    on_status: Callable[[Status], None] = lambda _: None,
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Yield new log text and new events until the job has ended. `on_status` is called with each status that was read.
 
     Each round reads the status first, so that the last lines are not missed.
     """
     log, events = Tail(shell, folder.log, since.log_bytes), Events(shell, folder.metrics, since.metrics_bytes)
     while True:
         status = look(shell, folder)
+        if status is not None:
+            on_status(status)
         yield log.read(), events.read()
         while log.is_behind or events.tail.is_behind:
             yield log.read() if log.is_behind else "", events.read() if events.tail.is_behind else []

@@ -84,6 +84,22 @@ def update(runs: Path, record: Record, **changes: Any) -> Record:
     return changed
 
 
+def limit_usd(runs: Path, run_id: str) -> float | None:
+    """The run's max_usd, in dollars; None without one, or if its plan.json does not fit."""
+    limits = border.read_document(Path(home(runs, run_id).plan)).get("limits")
+    try:
+        return border.number(limits["max_usd"], "max_usd", 0) if isinstance(limits, dict) else None
+    except (BadAnswer, KeyError):
+        return None
+
+
+def cost_now(record: Record, told_usd: float) -> float:
+    """Dollars of all machines and attempts. `told_usd`: of the machine of rank 0, as its supervisor told just now."""
+    before = record.spend or {}
+    recorded = before.get(record.machine, 0.0)
+    return sum(before.values()) - recorded + max(recorded, told_usd * len(record.machines))
+
+
 def credible_usd(told: float, *, usd_per_hour: float, hours: float, lives: bool) -> float:
     """Cost of a machine in dollars. Its own figure, `told`, counts only up to the laptop's price times hours.
 
@@ -160,6 +176,7 @@ def events(runs: Path, run_id: str) -> list[dict[str, Any]]:
 
 
 def plan_of(runs: Path, record: Record) -> dict[str, Any]:
+    """Read a run's plan.json. Raises WrongUse without one."""
     plan = read_json(Path(home(runs, record.run_id).plan))
     if not plan:
         raise WrongUse(

@@ -90,6 +90,12 @@ def report(reached: Reached) -> str | None:
     return next((str(folder.report) for folder in folders if Path(folder.report).is_file()), None)
 
 
+def verdict(reached: Reached) -> str | None:
+    """The sentence of the run's report; None without a report."""
+    path = report(reached)
+    return border.verdict(Path(path)) if path else None
+
+
 @contextlib.contextmanager
 def _one_at_a_time(settings: Settings) -> Iterator[None]:
     """Lock downloads of a target: a following `train`, and `stop` in another terminal, may download the same run."""

@@ -23,6 +23,7 @@ from deploy.specs.shards import WHOLE
 from deploy.steps.code_check import check_code
 from deploy.steps.rendezvous import meet
 from deploy.steps.resolve import Checked, job_secrets
+from deploy.ui.paths import near
 from deploy.ui.plan_table import gpus_of
 from deploy.ui.screen import Screen
 from deploy.workspace import code, devices, environment, staging
@@ -161,7 +162,8 @@ def _ready_data(
     with screen.copying("staging") as progress:
         make_room = partial(staging.free, shell, settings, place)
         staged = staging.stage(shell, machine, folder, plan, dataset, progress, packing, make_room)
-    screen.say(f"data: {staged or place.words}")
+    words = staged or place.words
+    screen.say(f"data: {words.replace(str(place.path), near(place.path)) if machine.is_here else words}")
     return Ready(machine, plan, facts)
 
 
@@ -245,9 +247,9 @@ def ready_code(
     about = settings.target
     secrets = guard.named_secrets(settings)
     names = (about.large_files, about.allow_files)
-    snapshot = code.place(settings.project, shell, machine.root, *names, secrets, tree=tree)
+    snapshot = code.place(settings.project, shell, machine.root, *names, secrets, tree=tree, excluded_by=about.exclude)
     folder = machine.root / "code" / snapshot
-    screen.say(f"code: {folder}")
+    screen.say(f"code: {near(folder) if machine.is_here else folder}")
     armed = guard.arm(settings, machine, shell, folder, nodes)
     if armed:
         screen.say(f"guarded: {armed}")

@@ -6,17 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from deploy.specs.estimate import duration
-
-CURVE_CHARACTERS = 24
-BLOCKS, ASCII = "▁▂▃▄▅▆▇█", "_.-=+*#@"
+from deploy.ui.gauges import cost_words, sparkline
 
 Rows = list[tuple[str, ...]]
 Point = Sequence[float]  # epoch, value
 
 
-def run_rows(runs: Sequence[Mapping[str, Any]], *, ascii_only: bool) -> Rows:
-    """A row for each fact. A row in which nothing is known of any run is left out."""
-    marks = ASCII if ascii_only else BLOCKS
+def run_rows(runs: Sequence[Mapping[str, Any]], marks: str) -> Rows:
+    """A row for each fact. A row in which nothing is known of any run is left out. `marks`: to draw curves with."""
     told: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
         "name": lambda run: run["name"],
         "note": lambda run: run["note"],
@@ -31,7 +28,7 @@ def run_rows(runs: Sequence[Mapping[str, Any]], *, ascii_only: bool) -> Rows:
         "loss": lambda run: _curve(run["loss"], _range(runs, "loss"), marks, "{:.3f}"),
         "images a second": lambda run: None if run["images_per_s"] is None else f"{run['images_per_s']:.0f}",
         "time": lambda run: None if run["seconds"] is None else duration(run["seconds"]),
-        "cost": lambda run: f"${run['spend_usd']:.2f}" if run["spend_usd"] else None,
+        "cost": lambda run: cost_words(run["run_usd"], None),
     }
     cells = {what: [tell(run) for run in runs] for what, tell in told.items()}
     return [(what, *(cell or "-" for cell in row)) for what, row in cells.items() if any(row)]
@@ -43,16 +40,6 @@ def setting_rows(runs: Sequence[Mapping[str, Any]], settings: Mapping[str, Mappi
         (key, *(_value(values[run["run_id"]]) if run["run_id"] in values else "?" for run in runs))
         for key, values in settings.items()
     ]
-
-
-def sparkline(values: Sequence[float], least: float, most: float, marks: str) -> str:
-    """Draw values between `least` and `most`, a character each; of a long curve, evenly spaced ones, ends included."""
-    if len(values) > CURVE_CHARACTERS:
-        step = (len(values) - 1) / (CURVE_CHARACTERS - 1)
-        values = [values[round(place * step)] for place in range(CURVE_CHARACTERS)]
-    height = (most - least) or 1.0
-    top = len(marks) - 1
-    return "".join(marks[min(top, max(0, round((value - least) / height * top)))] for value in values)
 
 
 def _curve(points: Sequence[Point], bounds: tuple[float, float], marks: str, form: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -10,14 +9,17 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from deploy.border import cut
+from deploy.border import Gpu, cut
 from deploy.errors import DeployError
 from deploy.pod.base.text import visible, visible_log
 from deploy.specs.estimate import Compared, duration
 from deploy.specs.plan import Plan
 from deploy.ui.compare_table import run_rows, setting_rows
+from deploy.ui.gauges import marks
+from deploy.ui.paths import near
 from deploy.ui.plan_table import compared_rows, plan_rows
-from deploy.ui.status_table import IN_A_LINE, epoch_of, status_rows
+from deploy.ui.progress import LOADING, Bars
+from deploy.ui.status_table import IN_A_LINE, status_rows
 from deploy.ui.waiting import LastLine
 
 if TYPE_CHECKING:
@@ -26,9 +28,15 @@ if TYPE_CHECKING:
 MESSAGE_CHARACTERS = 4000
 RAW_CHARACTERS = 1 << 20
 EVIDENCE_CHARACTERS = 200  # per line
-LABELS = {"seconds": "time", "seconds_left": "time left", "created": "started", "spend_usd": "cost", "run_id": "run"}
-SPOKEN = {"accuracy": "{:.1%}", "spend_usd": "${:.2f}"}
-LOADING = "starting: loading PyTorch"
+LABELS = {
+    "seconds": "time",
+    "seconds_left": "time left",
+    "created": "started",
+    "spend_usd": "cost",
+    "run_usd": "cost",
+    "run_id": "run",
+}
+SPOKEN = {"accuracy": "{:.1%}", "spend_usd": "${:.2f}", "run_usd": "${:.2f}"}
 
 
 class Follower(Protocol):
@@ -41,6 +49,8 @@ class Follower(Protocol):
     ) -> None: ...
 
     def update(self, text: str, events: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def gauges(self, gpus: Sequence[Gpu], spend_usd: float) -> None: ...
 
 
 class Screen:
@@ -144,7 +154,7 @@ class Screen:
     def status(self, answer: Mapping[str, Any]) -> None:
         """Print how a run is doing, a row each."""
         if not self.as_json:
-            self.table(f"Run {answer['run_id']}", ["what", "value"], status_rows(answer))
+            self.table(f"Run {answer['run_id']}", ["what", "value"], status_rows(answer, marks(self.console)))
 
     def rows(self, title: str, things: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
         """Print several things of one kind, a row each. People see the given columns; the document holds all."""
@@ -162,16 +172,15 @@ class Screen:
         if self.as_json:
             return
         compared, settings = document["runs"], document["settings"]
-        encoding = (getattr(self.console.file, "encoding", None) or "ascii").lower()
         columns = [run["run_id"] for run in compared]
-        self.table("Runs", ["what", *columns], run_rows(compared, ascii_only=not encoding.startswith("utf")))
+        self.table("Runs", ["what", *columns], run_rows(compared, marks(self.console)))
         if settings:
             self.table("Settings that differ", ["setting", *columns], setting_rows(compared, settings))
         elif sum(run["config"] for run in compared) > 1:
             self.say("the settings do not differ")
 
     def status_line(self, answer: Mapping[str, Any]) -> None:
-        rows = dict(status_rows(answer))
+        rows = dict(status_rows(answer, marks(self.console)))
         self.say("  ".join(f"{what} {rows[what]}" for what in IN_A_LINE if what in rows))
 
     def plan(self, plan: Plan, *, with_command: bool = False) -> None:
@@ -191,21 +200,19 @@ class Screen:
                 "Expected and taken", ["part", "expected", "taken", "expected cost", "cost"], compared_rows(parts)
             )
 
-    def result(self, document: Mapping[str, Any], least_gain: float | None = None) -> None:
-        """Print the results of a run, from the document that scripts get. `least_gain`: as of `verdict`."""
+    def result(self, document: Mapping[str, Any]) -> None:
+        """Print the results of a run, from the document that scripts get."""
         rows = [(what, row["accuracy"], row["rank1"]) for what, row in document["eval"].items() if row]
         if rows:
             self.table("Held-out people: 10-fold verification", ["embedding", "accuracy", "rank-1"], rows)
-            if told := verdict(document["eval"], least_gain):
-                self.say(told)
         if found := document["pseudo_ids"]:
             purity = "not measured" if found["purity"] is None else f"{found['purity']:.3f}"
             none = " (every labelling was refused: the log says why)" if not found["count"] else ""
             self.say(f"pseudo-IDs: {found['count']}, coverage {found['coverage']:.3f}, purity {purity}{none}")
         if document["checkpoint"]:
-            self.say(f"checkpoint: {document['checkpoint']['path']}")
+            self.say(f"checkpoint: {near(document['checkpoint']['path'])}")
         if document["report"]:
-            self.say(f"report: {document['report']}")
+            self.say(f"report: {near(document['report'])}")
         if document["seconds"] is not None:
             self.say(f"time: {duration(document['seconds'])}")
 
@@ -214,33 +221,12 @@ class Screen:
         """Whether a followed job shows its own log lines: there is no terminal to draw progress on."""
         return not self.console.is_terminal
 
-    def follower(self) -> Follower:
-        return Lines(self) if self.shows_the_log else Bars(self.console)
+    def follower(self, limit_usd: float | None = None) -> Follower:
+        """Show a job that is followed. `limit_usd`: shown beside its cost."""
+        return Lines(self) if self.shows_the_log else Bars(self.console, limit_usd)
 
     def copying(self, title: str) -> Copying:
         return Copying(self.console, title)
-
-
-def verdict(measured: Mapping[str, Mapping[str, float] | None], least_gain: float | None = None) -> str | None:
-    """One sentence that compares the trained network's accuracy with the untrained one's and that of raw pixels.
-
-    `least_gain`: the lower end of the interval of the difference between the networks, if it is known. Returns None if
-    one of the two networks was not measured.
-    """
-    trained, untrained, pixels = (measured.get(name) for name in ("trained", "untrained", "pixels"))
-    if not trained or not untrained:
-        return None
-    gain = trained["accuracy"] - untrained["accuracy"]
-    reached = f"{trained['accuracy']:.1%}"
-    if gain <= 0:
-        return f"{reached}: no better than the untrained network ({untrained['accuracy']:.1%}); train for more epochs"
-    if least_gain is not None and least_gain <= 0:
-        chance = f"the difference of {100 * gain:+.1f} points may be chance"
-        return f"{reached}: not better than the untrained network: {chance}"
-    told = f"{reached}: {100 * gain:.1f} points above the untrained network"
-    if pixels and trained["accuracy"] <= pixels["accuracy"]:
-        return f"{told}, and no better than raw pixels ({pixels['accuracy']:.1%})"
-    return told
 
 
 class Lines:
@@ -259,67 +245,8 @@ class Lines:
     def update(self, text: str, events: Sequence[Mapping[str, Any]]) -> None:  # noqa: ARG002 - the log contains them
         self.screen.raw(text)
 
-
-class Bars:
-    """Shows a progress bar over the whole run with img/s and time left; events scroll by above it."""
-
-    def __init__(self, console: Console) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        # ASCII except for the bar, which rich draws in ASCII too if the terminal's encoding requires it.
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TextColumn("{task.fields[speed]}"),
-            TextColumn("{task.fields[left]}"),
-            console=console,
-            refresh_per_second=4,
-        )
-        self.task = self.progress.add_task(LOADING, total=None, speed="", left="")
-        self.epochs = 0
-        self.accuracy = ""  # of the newest evaluation
-        self.newest: Mapping[str, Any] | None = None  # the newest step
-
-    def __enter__(self) -> Bars:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def update(self, text: str, events: Sequence[Mapping[str, Any]]) -> None:  # noqa: ARG002 - the events contain it
-        for event in events:
-            kind = event.get("event")
-            if kind == "start":
-                self.epochs = int(event.get("epochs", 0))
-                steps = self.epochs * int(event.get("steps_per_epoch", 0))
-                self.progress.update(self.task, total=steps or None, description="training")
-            elif kind == "embedding":
-                with contextlib.suppress(KeyError, TypeError, ValueError):
-                    self.progress.update(self.task, description=_embedding(event))
-            elif kind == "step":
-                with contextlib.suppress(KeyError, TypeError, ValueError):
-                    self._step(event)
-            else:
-                if event.get("what") == "trained":
-                    with contextlib.suppress(KeyError, TypeError, ValueError):
-                        self.accuracy = f" accuracy {event['accuracy']:.1%}"
-                        if self.newest:
-                            self._step(self.newest)
-                words = sentence(event)
-                if words:
-                    self.progress.console.print(visible(words), markup=False)
-
-    def _step(self, event: Mapping[str, Any]) -> None:
-        self.progress.update(
-            self.task,
-            completed=int(event["step"]),
-            description=f"{epoch_of(int(event['epoch']), self.epochs)} loss {event['loss']:.3f}{self.accuracy}",
-            speed=f"{event['images_per_s']:.0f} img/s",
-            left=f"{duration(event.get('seconds_left'))} left",
-        )
-        self.newest = event
+    def gauges(self, gpus: Sequence[Gpu], spend_usd: float) -> None:
+        """Show nothing: a log has no place for what changes."""
 
 
 class Copying:
@@ -359,54 +286,13 @@ class Copying:
         self.progress.update(self.task, completed=done_bytes, total=all_bytes)
 
 
-def sentence(event: Mapping[str, Any]) -> str | None:
-    """One event of metrics.jsonl as a sentence; None for an event that needs none."""
-    try:
-        return _words(event)
-    except (KeyError, TypeError, ValueError):
-        # A display error must not end the following: the code on the machine may be older or newer than this.
-        return str(event.get("event"))
-
-
-def _words(event: Mapping[str, Any]) -> str | None:
-    kind = event.get("event")
-    if kind == "start":
-        resumed = f", resumed from {event['resumed_from']}" if event.get("resumed_from") else ""
-        return (
-            f"{event['train_rows']} images, {event['epochs']} epochs of {event['steps_per_epoch']} steps, "
-            f"{event['world_size']} processes{resumed}"
-        )
-    if kind == "skipped":
-        return f"step {event['step']} skipped: not finite ({event['in_a_row']} in a row)"
-    if kind == "epoch":
-        loss = "none" if event["loss"] is None else f"{event['loss']:.3f}"
-        warning = "; THE EMBEDDINGS COLLAPSE" if event.get("collapsed") else ""
-        return f"epoch {event['epoch']} done: loss {loss}, {duration(event['seconds'])}{warning}"
-    if kind == "mining":
-        purity = "" if event.get("purity") is None else f", purity {event['purity']:.2f}"
-        taken = "" if event.get("accepted", True) else " (not used)"
-        return f"mining: {event['count']} pseudo-IDs, coverage {event['coverage']:.2f}{purity}{taken}"
-    if kind == "eval":
-        rank1 = f", rank-1 {event['rank1']:.4f}" if "rank1" in event else ""
-        validation = event.get("validation_accuracy")
-        chooses = "" if validation is None else f", validation people {validation:.4f}"
-        return f"{event['what'].removeprefix('sets/')}: accuracy {event['accuracy']:.4f}{rank1}{chooses}"
-    if kind == "checkpoint":
-        return f"checkpoint {event.get('name') or event['file']}"
-    return None
-
-
-def _embedding(event: Mapping[str, Any]) -> str:
-    return f"embedding {event['done'] / event['total']:.0%}"
-
-
 def _words_of(key: str) -> str:
     """A document's key as a label. Seconds are shown as minutes and hours, so they are labelled as time."""
     return LABELS.get(key, key.replace("_", " "))
 
 
 def _spoken(key: str, value: Any) -> str:
-    if value is None or (key == "spend_usd" and not value):
+    if value is None or (key in ("spend_usd", "run_usd") and not value):
         return "-"
     if key == "created":
         return str(value)[:16].replace("T", " ")  # to the minute

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deploy.border import Gpu
 from deploy.pod.base.folder import FINAL_STATES
 from deploy.specs.estimate import duration, plural
+from deploy.ui.gauges import ASCII, cost_words, gpu_words, loss_line
 
-IN_A_LINE = ("state", "progress", "loss", "accuracy", "speed", "time left", "heartbeat")
+IN_A_LINE = ("state", "progress", "loss", "accuracy", "GPU", "cost", "speed", "time left", "heartbeat")
+CENT = 0.01
 
 
 def epoch_of(epoch: int, epochs: int) -> str:
@@ -16,8 +19,8 @@ def epoch_of(epoch: int, epochs: int) -> str:
     return f"epoch {epoch} ({epoch + 1}/{epochs})" if epochs else f"epoch {epoch}"
 
 
-def status_rows(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The answer of `status` in words."""
+def status_rows(answer: Mapping[str, Any], marks: str = ASCII) -> list[tuple[str, str]]:
+    """The answer of `status` in words. `marks`: to draw the loss with."""
     is_over = answer["state"] in FINAL_STATES
     state = answer["state"] + (f": {answer['reason']}" if answer["reason"] else "")
     rows = [("target", answer["target"]), ("state", state)]
@@ -26,7 +29,8 @@ def status_rows(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
     if answer["epoch"] is not None:
         rows.append(("progress", _progress(int(answer["epoch"]), answer["epochs"] or 0, answer["step"])))
     if answer["loss"] is not None:
-        rows.append(("loss", f"{answer['loss']:.3f}"))
+        curve = loss_line(answer.get("loss_curve") or (), marks)
+        rows.append(("loss", f"{answer['loss']:.3f}" + (f"  by epoch {curve}" if curve else "")))
     if answer["accuracy"] is not None:
         rows.append(("accuracy", f"{answer['accuracy']:.1%} on held-out people"))
     if answer["images_per_s"] is not None and not is_over:
@@ -35,8 +39,10 @@ def status_rows(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("time left", duration(answer["seconds_left"])))
     if answer["heartbeat_age_s"] is not None and not is_over:
         rows.append(("heartbeat", f"{duration(answer['heartbeat_age_s'])} ago"))
-    if answer["spend_usd"]:
-        rows.append(("cost", f"${answer['spend_usd']:.2f}"))
+    if (busy := gpu_words([Gpu(**each) for each in answer.get("gpus") or ()])) and not is_over:
+        rows.append(("GPU", busy))
+    if cost := _cost(answer):
+        rows.append(("cost", cost))
     if answer["note"]:
         rows.append(("note", answer["note"]))
     return rows
@@ -45,3 +51,15 @@ def status_rows(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _progress(epoch: int, epochs: int, step: Any) -> str:
     done = f"all {plural(epochs, 'epoch')} done" if epochs and epoch >= epochs else epoch_of(epoch, epochs)
     return done + (f", step {step}" if step is not None else "")
+
+
+def _cost(answer: Mapping[str, Any]) -> str | None:
+    """The cost of the run and, where its machine also cost what was before the run, that of the machine, which counts.
+
+    The limit is one of the machine: it ends the run.
+    """
+    machines, own = answer["spend_usd"], answer.get("run_usd")
+    limit = None if answer["state"] in FINAL_STATES else answer.get("limit_usd")
+    if own is None or machines - own < CENT:
+        return cost_words(machines, limit)
+    return f"${own:.2f}; the machine since it was rented: {cost_words(machines, limit)}"

@@ -9,22 +9,22 @@ import subprocess
 import pytest
 
 import tasks
-from deploy.commands import flags
+from deploy.commands import command_line
 from deploy.errors import bootstrap_command, command, quoted
 from tests.deploy.support import advice
 
 COMMANDS = {name: command.flags for name, command in tasks.COMMAND_LINE.commands.items()}
-# Functions that print names or examples of commands: test_flags.py and test_docs.py try these.
+# Functions that print names or examples of commands: test_command_line.py and test_docs.py try these.
 NAMES = (
-    "flags.py:_refuse",
-    "flags.py:_stray",
-    "flags.py:_command",
+    "command_line.py:_refuse",
+    "command_line.py:_stray",
+    "command_line.py:_command",
     "program.py:print_help",
     "program.py:print_task_help",
 )
 PRINTED = [each for each in advice.printed() if not each.where.endswith((*NAMES, "ssh.py:terminal"))]
 # Commands for all targets, and those that run here whatever the target is.
-OF_NO_TARGET = ("runs", "compare", "ps", "prepare", "push", "ui", "target list", "down --orphans")
+OF_NO_TARGET = ("runs", "compare", "ps", "prepare", "build", "push", "ui", "target list", "down --orphans")
 # Functions whose commands need no target, each with the reason.
 WITHOUT_TARGET = {
     "deploy/runs/records.py:choose": "a run that nobody started has no target",
@@ -41,7 +41,7 @@ def test_a_printed_command_is_one(each: advice.Printed) -> None:
     """The command line accepts it: the command exists and has these flags."""
     if each.words.startswith(advice.ANY):
         pytest.fail(f"{each}: the command's name is not in the source")
-    flags.check(words_of(each.words), COMMANDS)
+    command_line.check(words_of(each.words), COMMANDS)
 
 
 @pytest.mark.parametrize("each", PRINTED, ids=str)

@@ -66,6 +66,7 @@ class Making:
     asking: Asking
 
     def new(self, kind: Kind[T], spec: MachineSpec) -> Machine:
+        """Create a machine of the first candidate that has room and fits. Raises NoMachine."""
         name, nodes, disk = spec.name, spec.nodes, disk_gib(self.options, self.settings.target.root, spec.data_bytes)
         target, chosen = self.settings.target.name, self.choose(kind.product)
         refusals, twins = [*chosen.refusals], False
@@ -173,6 +174,7 @@ class Making:
             raise Unfit(f"it has {pod.gpu_count} GPUs, fewer than gpu_count: {options.gpu_count}")
 
     def refuse_dear(self, pod: Pod) -> None:
+        """Raise Unfit for a pod that costs more than max_usd_per_hour."""
         ceiling = self.options.max_usd_per_hour
         if ceiling is not None and pod.usd_per_hour > ceiling + 1e-9:
             raise Unfit(f"it costs {pod.usd_per_hour:.2f} USD an hour, more than max_usd_per_hour: {ceiling:g}")
@@ -195,7 +197,7 @@ class Making:
             if options.data_centers and center not in options.data_centers:
                 raise WrongUse(f"the volume '{volume}' is in {center}, which is not in data_centers in {where}")
         asked = options.gpus, options.gpu_count, options.cloud, self.min_cuda, product
-        offers = self.asking.ask(lambda: api.offers(*asked))
+        offers = self.asking.told(self.asking.ask(lambda: api.offers(*asked)), "it is not offered")
         if options.spot:
             offers = at_spot(offers, self.asking.ask(lambda: api.spot_prices(options.gpu_count, options.cloud)))
         return offers, center

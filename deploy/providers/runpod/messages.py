@@ -77,7 +77,7 @@ def first_words(why: str, evidence: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def in_words(where: str) -> Iterator[None]:
-    """Translate RunPod's errors into errors that tell the user what to do."""
+    """Translate RunPod's errors into errors that tell the user what to do. Raises WrongUse, NoMachine or StepFailed."""
     try:
         yield
     except WrongKey as error:

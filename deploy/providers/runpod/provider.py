@@ -82,7 +82,10 @@ class RunPodProvider:
                 self._pods.end(pod)
 
     def find(self, name: str) -> Machine | None:
-        """Find a machine by name, with its current address: the port changes at each restart."""
+        """Find a machine by name, with its current address: the port changes at each restart.
+
+        Raises NoMachine if its entry cannot be read.
+        """
         with self._words():
             pods = self._asking.pods(self.limits.look_s)
             pod = next(iter(of_family(_alone(pods), name, exactly=True)), None)
@@ -137,7 +140,7 @@ class RunPodProvider:
     def volumes(self) -> Sequence[Volume]:
         """List the volumes of the whole account. This project creates none, so a name does not show the owner."""
         with self._words():
-            found = self._asking.ask(self._api.volumes, self.limits.look_s)
+            found = self._asking.told(self._asking.ask(self._api.volumes, self.limits.look_s))
         return [
             Volume(
                 each.id,
@@ -146,6 +149,7 @@ class RunPodProvider:
                 prices.network_volume(each.gb, each.kind),
                 each.data_center,
                 None if each.kind else "twice as much for a fast volume; api: sdk does not report its kind",
+                each.fault,
             )
             for each in found
         ]

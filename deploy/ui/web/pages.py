@@ -18,6 +18,7 @@ from deploy.border import cut
 from deploy.pod.base.text import visible
 from deploy.specs.estimate import Compared, duration, plural
 from deploy.ui.compare_table import run_rows, setting_rows
+from deploy.ui.gauges import BLOCKS
 from deploy.ui.plan_table import compared_rows
 from deploy.ui.status_table import epoch_of
 from deploy.ui.web.charts import chart
@@ -70,7 +71,7 @@ def of_comparison(document: Document) -> str:
     loss = chart(
         "Loss", lines["loss"], form=_short, across="epoch", note="Comparable only between runs of the same loss."
     )
-    rows = [row for row in run_rows(runs, ascii_only=False) if row[0] not in ("accuracy", "loss")]
+    rows = [row for row in run_rows(runs, BLOCKS) if row[0] not in ("accuracy", "loss")]
     settings = setting_rows(runs, document["settings"])
     charts = [each for each in (accuracy, loss) if each]
     return body("compare", runs=runs, rows=rows, settings=settings, charts=charts, messages=document["messages"])

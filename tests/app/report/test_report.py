@@ -281,3 +281,20 @@ def test_a_report_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     assert told.startswith("no report: ")
     assert "\n" not in told
     assert leave(folder, limit_s=0.01).startswith("no report: it was not ready after 0 s")
+
+
+def test_the_report_says_which_people_chose_the_checkpoint(tmp_path: Path) -> None:
+    """The result of a checkpoint that the same people chose is that of the luckiest of several."""
+    known = {"of": {"trained": {"curve": {"far": [0.1, 1.0], "tar": [0.5, 1.0]}}}, "step": 8, "people": 5, "images": 50}
+    measured = [
+        {**accuracy("trained", 0.85, 4, 0), "validation_accuracy": 0.91},
+        {**accuracy("trained", 0.88, 8, 1), "validation_accuracy": 0.90},
+    ]
+    divided = harmless(render(read(of := folder_of(tmp_path / "a", START, *measured, verification=known)), of)).text
+    assert "Other held-out people choose the best checkpoint (--which best), train.eval.validation." in divided
+    assert "best after epoch 0, with 91.0%; that of the people of the result is then 85.0%." in divided
+    assert "people who choose the checkpoint" in divided
+    plain = [{key: each[key] for key in each if key != "validation_accuracy"} for each in measured]
+    same = harmless(render(read(of := folder_of(tmp_path / "b", START, *plain, verification=known)), of)).text
+    assert "The same people choose the best checkpoint (--which best)" in same
+    assert "people who choose the checkpoint" not in same

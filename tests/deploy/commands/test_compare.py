@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
+from deploy.pod.base.folder import read_json, write_json
 from tests.deploy.conftest import Project
 
 
@@ -25,6 +27,14 @@ def test_named_runs_are_compared_without_any_machine(project: Project) -> None:
     assert "90.0% (epoch 2)" in shown
     assert "train.steps" in shown[shown.index("Settings that differ") :]
     assert {run["name"] for run in project.json("runs", "--sort", "fraction")} == {"one", "two"}
+
+    for run, usd in ((one, 1.0), (two, 1.5)):  # one after the other, on one warm machine
+        record = project.path / "runs" / run / "run.json"
+        write_json(record, {**read_json(record), "spend": {"box": usd}})
+    assert [run["run_usd"] for run in project.json("compare", "one", "two")["runs"]] == [1.0, 0.5]
+    assert re.search(r"cost +\$1\.00 +\$0\.50\n", project.invoke("compare", "one", "two").stdout)
+    listed = project.json("runs", "--sort", "cost")
+    assert [(run["run_id"], run["run_usd"], run["spend_usd"]) for run in listed] == [(one, 1.0, 1.0), (two, 0.5, 1.5)]
 
     (project.path / "runs" / one / "config.yaml").unlink()
     half = project.invoke("compare", "one", "two")

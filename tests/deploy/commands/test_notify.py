@@ -56,6 +56,59 @@ def test_an_address_that_may_leak_is_refused_without_being_shown(folder: Path) -
     assert SECRET not in f"{tracked.value} {plain.value}"
 
 
+NO_ADDRESS = "is not a webhook, it is no address: give the https address of a webhook, or http to this machine"
+NO_HTTPS = "is not a webhook, it does not begin with https://: give the https address"
+PERCENT = "notify_pct in conf/deploy/box.local.yaml must be a number above 0, such as 1.5, not"
+# A line of a target's file -> what its message says: the key, and a value that works.
+WRONG = {
+    f"notify: {SECRET}": NO_ADDRESS,
+    "notify: 5": NO_ADDRESS,
+    "notify: true": NO_ADDRESS,
+    f"notify: hooks.example.org/{SECRET}": NO_ADDRESS,
+    "notify: https://": NO_ADDRESS,
+    f"notify: 'https://hooks.example.org/{SECRET} x'": NO_ADDRESS,
+    f'notify: "https://hooks.example.org/{SECRET}\\e[2J"': NO_ADDRESS,
+    f"notify: https://hooks.example.org:99999/{SECRET}": NO_ADDRESS,
+    f"notify: 'https://[::1/{SECRET}'": NO_ADDRESS,
+    f"notify: ftp://hooks.example.org/{SECRET}": NO_HTTPS,
+    f"notify: http://hooks.example.org/{SECRET}": NO_HTTPS,
+    f"notify: [https://hooks.example.org/{SECRET}]": "notify in conf/deploy/box.local.yaml must be one text",
+    f"notify: {{url: https://hooks.example.org/{SECRET}}}": "notify in conf/deploy/box.local.yaml must be one text",
+    f"notify_command: [echo, {SECRET}]": "notify_command in conf/deploy/box.local.yaml must be one text",
+    'notify_command: "echo \\0"': "notify_command in conf/deploy/box.local.yaml has a NUL character",
+    "notify_pct: 0": PERCENT,
+    "notify_pct: -5": PERCENT,
+    "notify_pct: 101": "notify_pct in conf/deploy/box.local.yaml must be a percentage up to 100, such as 80",
+    "notify_pct: .nan": PERCENT,
+    "notify_pct: 80%": PERCENT,
+    "notify_pct: true": PERCENT,
+    "notify_pct: [80]": PERCENT,
+    "notify_pct:": PERCENT,
+    "notifi: x": "unknown key in conf/deploy/box.local.yaml 'notifi': did you mean 'notify'",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_wrong_notify_is_one_sentence_without_the_secret(folder: Path, line: str) -> None:
+    file = folder / "conf" / "deploy" / "box.local.yaml"
+    (folder / "conf" / "deploy" / "box.yaml").unlink()
+    file.write_text(f"provider: local\nroot: .sniperface/box\n{line}\n", encoding="utf-8")
+    with pytest.raises(WrongUse) as wrong:
+        load(folder, "box", {"XDG_CONFIG_HOME": str(folder / "config"), "APPDATA": str(folder / "config")})
+    assert WRONG[line] in wrong.value.message
+    assert wrong.value.exit_code == 2
+    assert SECRET not in wrong.value.message
+    assert "\n" not in wrong.value.message
+
+
+def test_a_wrong_notify_ends_train_before_anything_is_written(project: Project) -> None:
+    project.env["SNIPERFACE_NOTIFY"] = f"http://hooks.example.org/{SECRET}"
+    told = project.invoke("train", code=2).stderr
+    assert NO_HTTPS in told
+    assert SECRET not in told
+    assert not (project.path / "runs").exists()
+
+
 def test_a_run_tells_the_webhook_and_the_laptops_command(project: Project, hooks: Callable[..., Hook]) -> None:
     hook = hooks()
     said = project.path.parent / "said"

@@ -75,7 +75,9 @@ def test_plain_words_where_there_is_no_terminal(project: Project) -> None:
     first = project.invoke("train")
     assert "trained    0.9       0.99" in first.stdout
     assert "checkpoint: " in first.stdout
-    assert re.search(r"^report: .*report\.html$", first.stdout, re.MULTILINE)
+    assert re.search(r"^report: runs/orl-[^/]*/report\.html$", first.stdout, re.MULTILINE)
+    assert re.search(r"^checkpoint: runs/orl-[^/]*/checkpoints/epoch_002\.pt$", first.stdout, re.MULTILINE)
+    assert first.stdout.splitlines()[-1] == '88.5% of "people" & no more.'
     assert first.stdout.count("rank 0 step 9\n") == 1
     assert "measured: earlier runs" in project.invoke("train", "--dry-run").stdout
     assert (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from deploy.ui.compare_table import ASCII, BLOCKS, CURVE_CHARACTERS, run_rows, setting_rows, sparkline
+from deploy.ui.compare_table import run_rows, setting_rows
+from deploy.ui.gauges import ASCII, BLOCKS, CURVE_CHARACTERS, sparkline
 
 
 def run(name: str, **facts: Any) -> dict[str, Any]:
@@ -12,7 +13,7 @@ def run(name: str, **facts: Any) -> dict[str, Any]:
         "run_id": name, "name": None, "note": None, "target": "local", "state": "succeeded",
         "created": "2026-11-28T10:11:12",
         "fraction": 1.0, "trained_on": None, "best_accuracy": None, "best_epoch": None, "images_per_s": None,
-        "seconds": None, "spend_usd": 0.0, "accuracy": [], "loss": [], **facts,
+        "seconds": None, "run_usd": 0.0, "accuracy": [], "loss": [], **facts,
     }  # fmt: skip
 
 
@@ -28,8 +29,8 @@ def test_a_sparkline_keeps_the_ends_and_the_scale() -> None:
 def test_runs_are_side_by_side_on_one_scale() -> None:
     """A fact that no run has takes no row. A fact of one run is a dash for the other."""
     one = run("a", loss=[[0, 4.0], [1, 2.0]], best_accuracy=0.915, best_epoch=7, accuracy=[[7, 0.915]])
-    other = run("b", loss=[[0, 3.0], [1, 3.0]], spend_usd=1.5, seconds=65)
-    rows = {what: cells for what, *cells in run_rows([one, other], ascii_only=True)}
+    other = run("b", loss=[[0, 3.0], [1, 3.0]], run_usd=1.5, seconds=65)
+    rows = {what: cells for what, *cells in run_rows([one, other], ASCII)}
     assert rows["loss"] == ["4.000 @_ 2.000", "3.000 ++ 3.000"]
     assert rows["best accuracy"] == ["91.5% (epoch 7)", "-"]
     assert rows["accuracy"] == ["91.5%", "-"]

@@ -1,4 +1,4 @@
-"""The verdict about a finished run, and the lookup of a run by its id."""
+"""The results of a finished run and its verdict, and the lookup of a run by its id."""
 
 from __future__ import annotations
 
@@ -12,47 +12,54 @@ from deploy.errors import StepFailed, WrongUse
 from deploy.pod.base.folder import write_json
 from deploy.runs import records as runs
 from deploy.runs.records import Record
-from deploy.ui.screen import Screen, verdict
+from deploy.ui.paths import near
+from deploy.ui.screen import Screen
 
 
-@pytest.mark.parametrize(
-    ("pixels", "untrained", "trained", "told"),
-    [
-        (0.83, 0.843, 0.885, "88.5%: 4.2 points above the untrained network"),
-        (0.90, 0.843, 0.885, "88.5%: 4.2 points above the untrained network, and no better than raw pixels (90.0%)"),
-        (0.83, 0.843, 0.829, "82.9%: no better than the untrained network (84.3%); train for more epochs"),
-        (None, 0.5, 0.5, "50.0%: no better than the untrained network (50.0%); train for more epochs"),
-        (0.83, None, 0.885, None),  # a network that overflows before its first step is not measured
-        (0.83, 0.843, None, None),
-    ],
-)
-def test_the_accuracy_is_judged(
-    pixels: float | None, untrained: float | None, trained: float | None, told: str | None
+def test_a_path_is_relative_to_where_the_user_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 80 columns, the absolute path of a checkpoint takes two lines."""
+    report = tmp_path / "runs" / "r" / "report.html"
+    monkeypatch.chdir(tmp_path)
+    assert near(report) == near(str(report)) == "runs/r/report.html"
+    (tmp_path / "docs").mkdir()
+    monkeypatch.chdir(tmp_path / "docs")
+    assert near(report) == str(report)
+
+
+def test_the_results_name_their_files_as_readme_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    measured = {"pixels": pixels, "untrained": untrained, "trained": trained}
-    assert verdict({name: value and {"accuracy": value, "rank1": 1.0} for name, value in measured.items()}) == told
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "r"
+    checkpoint = {"path": str(folder / "checkpoints" / "epoch_023.pt")}
+    document = {"eval": {}, "pseudo_ids": None, "checkpoint": checkpoint, "seconds": 61.0}
+    Screen().result({**document, "report": str(folder / "report.html")})
+    told = ["checkpoint: runs/r/checkpoints/epoch_023.pt", "report: runs/r/report.html", "time: 1:01"]
+    assert capsys.readouterr().out.splitlines() == told
+
+
+BEGINS = border.REPORT_BEGINS.decode()
 
 
 @pytest.mark.parametrize(
-    ("known", "told"),
+    ("page", "told"),
     [
-        ({"of": {"trained": {"gain": {"untrained": {"low": 0.01}}}}}, "93.4%: 3.3 points above the untrained network"),
-        (
-            {"of": {"trained": {"gain": {"untrained": {"low": -0.002}}}}},
-            "93.4%: not better than the untrained network: the difference of +3.3 points may be chance",
-        ),
-        ({"of": {"trained": {"gain": {"untrained": {"low": None}}}}}, "93.4%: 3.3 points above the untrained network"),
-        ({"of": {"trained": {"gain": {"untrained": {"low": "-1"}}}}}, "93.4%: 3.3 points above the untrained network"),
-        ({"of": [1]}, "93.4%: 3.3 points above the untrained network"),
-        (None, "93.4%: 3.3 points above the untrained network"),
+        (f'{BEGINS}<meta name="description" content="95% &lt;b&gt; &#34;x&#34; &amp; y.">\n<p>', '95% <b> "x" & y.'),
+        (f'{BEGINS}<meta name="description" content="a\x1b[2Jb&#10;c">\n', "a\\x1b[2Jb\\nc"),
+        (f'{BEGINS}<meta name="description" content="{"x" * 2000}">\n', "x" * 996 + " ..."),
+        (f'{BEGINS}<meta name="description" content="{"x" * 9000}">\n', None),
+        (f"{BEGINS}<title>made by an earlier version</title>", None),
+        (f'{BEGINS}<p><meta name="description" content="x">\n', None),  # not where the report has it
+        ('<meta name="description" content="x">\n', None),
+        ("", None),
+        (None, None),
     ],
 )
-def test_the_last_line_says_what_the_report_says(known: object, told: str, tmp_path: Path) -> None:
-    """A difference that may be chance is named as such; a file that does not fit tells nothing."""
-    if known is not None:
-        write_json(tmp_path / "verification.json", known)
-    measured = {"untrained": {"accuracy": 0.901}, "trained": {"accuracy": 0.934}}
-    assert verdict(measured, border.least_gain(tmp_path / "verification.json")) == told
+def test_the_verdict_is_the_sentence_of_the_report(page: str | None, told: str | None, tmp_path: Path) -> None:
+    """A machine wrote the page: what is printed is one short line without control characters."""
+    if page is not None:
+        (tmp_path / "report.html").write_text(page, encoding="utf-8", newline="\n")
+    assert border.verdict(tmp_path / "report.html") == told
 
 
 def test_an_ambiguous_id_lists_the_runs_that_it_may_mean(tmp_path: Path) -> None:

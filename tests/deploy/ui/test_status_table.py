@@ -64,3 +64,25 @@ def test_a_number_of_an_event_is_a_number() -> None:
     events = [{"event": "step", "loss": 5.19}, {"event": "step", "loss": "<b>"}, {"event": "step", "loss": True}]
     assert newest(events, "step", "loss") == 5.19
     assert newest(events, "trained", "accuracy") is None
+
+
+def test_gpus_cost_and_the_loss_by_epoch_are_shown() -> None:
+    """The machine reports them since long; nobody showed them."""
+    gpus = [{"busy_pct": 97.0, "used_bytes": 61 << 30, "all_bytes": 80 << 30}]
+    told = {"gpus": gpus, "loss_curve": [6.0, 5.0, None, 7.1], "spend_usd": 0.42, "run_usd": 0.42, "limit_usd": 5.0}
+    rows = dict(status_rows({**ANSWER, **told}))
+    assert (rows["loss"], rows["GPU"], rows["cost"]) == (
+        "5.190  by epoch =_|@",
+        "GPU 97% busy, 61/80 GiB",
+        "$0.42 of $5.00",
+    )
+    assert list(rows)[3:7] == ["loss", "accuracy", "speed", "time left"]
+    over = dict(status_rows({**ANSWER, **told, "state": "succeeded"}))
+    assert "GPU" not in over
+    assert over["cost"] == "$0.42"
+
+
+def test_a_run_on_a_warm_machine_tells_its_own_cost_beside_that_of_the_machine() -> None:
+    """The limit counts what the machine has cost since it was rented, by other runs too."""
+    told = {**ANSWER, "spend_usd": 1.2, "run_usd": 0.3, "limit_usd": 5.0}
+    assert dict(status_rows(told))["cost"] == "$0.30; the machine since it was rented: $1.20 of $5.00"

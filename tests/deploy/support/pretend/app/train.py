@@ -18,6 +18,9 @@ RANK = int(os.environ["RANK"])
 STOP = threading.Event()
 
 
+DESCRIPTION = b'<meta name="description" content="88.5% of &#34;people&#34; &amp; no more.">\n'
+
+
 def main() -> int:
     values = load(sys.argv[1:])
     folder = Path(values["run.dir"])
@@ -76,7 +79,7 @@ def main() -> int:
             sys.path.append(str(Path(__file__).resolve().parents[5]))
         from deploy.border import REPORT_BEGINS
 
-        (folder / "report.html").write_bytes(REPORT_BEGINS + b"<title>report</title>")
+        (folder / "report.html").write_bytes(REPORT_BEGINS + DESCRIPTION + b"<title>report</title>")
     return 0
 
 

@@ -16,17 +16,17 @@ import pytest
 from invoke.main import program
 
 import tasks
-from deploy.commands import flags
+from deploy.commands import command_line
 from deploy.commands.program import SHELLS
 from deploy.errors import WrongUse
 from deploy.specs.flags import JSON
 
 PROJECT = Path(tasks.__file__).parent
 CORE = [*program.initial_context.flags, *program.initial_context.flags.aliases]  # Invoke's, long and short
-ANSWERED = {*flags.ASKS, *flags.BEFORE, *flags.COMPLETION}  # flags of Invoke that have a use here
+ANSWERED = {*command_line.ASKS, *command_line.BEFORE, *command_line.COMPLETION}  # flags of Invoke that have a use here
 
 
-def known() -> flags.Commands:
+def known() -> command_line.Commands:
     return {name: command.flags for name, command in tasks.COMMAND_LINE.commands.items()}
 
 
@@ -71,7 +71,7 @@ def test_no_core_flag_of_invoke_passes_at_any_command() -> None:
             for words in spelt(flag):
                 for line in ([name, *words], [*words, name]):
                     with pytest.raises(WrongUse, match=re.escape(flag)):
-                        flags.check(line, commands)
+                        command_line.check(line, commands)
                     tried += 1
     assert tried > 1200
 
@@ -79,7 +79,7 @@ def test_no_core_flag_of_invoke_passes_at_any_command() -> None:
 def test_invoke_itself_starts_nothing_for_a_core_flag() -> None:
     """Invoke's own loader and parser start nothing either, here for `train`, which may rent a machine."""
     after = [["train", flag] for flag in CORE if flag not in {each.typed for each in known()["train"]}]
-    before = [[flag, "train"] for flag in CORE if flag not in (*flags.BEFORE, *flags.SEARCH_ROOT)]
+    before = [[flag, "train"] for flag in CORE if flag not in (*command_line.BEFORE, *command_line.SEARCH_ROOT)]
     for words, started, code, said in told(after + before):
         assert started == [], (words, said)
         if not ANSWERED & set(words) and code != 1:
@@ -92,15 +92,15 @@ def spelt(flag: str) -> list[list[str]]:
 
 def test_words_without_a_flag_reach_their_command_unchanged() -> None:
     """They are split from the words that Invoke parses, which would take some of them for flags."""
-    assert flags.gathered(["exec", "--on", "ssh", "--", "a", "--on", "--", "-x"], known()) == (
+    assert command_line.gathered(["exec", "--on", "ssh", "--", "a", "--on", "--", "-x"], known()) == (
         ["exec", "--on", "ssh"], ["a", "--on", "--", "-x"],
     )  # fmt: skip
-    assert flags.gathered(["compare", "a", "--json", "b"], known()) == (["compare", "--json"], ["a", "b"])
-    assert flags.gathered(["target", "add", "ssh", "--host", "add", "--port=2"], known()) == (
+    assert command_line.gathered(["compare", "a", "--json", "b"], known()) == (["compare", "--json"], ["a", "b"])
+    assert command_line.gathered(["target", "add", "ssh", "--host", "add", "--port=2"], known()) == (
         ["target", "--host", "add", "--port=2"], ["add", "ssh"],
     )  # fmt: skip
     words = ["-F", "json", "train", "--name", "compare", "runs"]
-    assert flags.gathered(words, known()) == (words, [])
+    assert command_line.gathered(words, known()) == (words, [])
 
 
 def test_right_command_lines_reach_their_command() -> None:
@@ -149,21 +149,21 @@ def test_right_command_lines_reach_their_command() -> None:
 )
 def test_a_wrong_word_is_one_sentence_with_a_right_one(line: str, names: str) -> None:
     with pytest.raises(WrongUse) as refused:
-        flags.check(line.split(), known())
+        command_line.check(line.split(), known())
     assert names in refused.value.message
     assert refused.value.exit_code == 2
 
 
 @pytest.mark.parametrize("line", ["train --version", "train --detach -V", "-V", "status --json --version"])
 def test_the_version_is_asked_for_wherever_it_stands(line: str) -> None:
-    assert flags.check(line.split(), known())
+    assert command_line.check(line.split(), known())
 
 
 @pytest.mark.parametrize(
     "line", ["", "--list", "--help", "--help train", "train --help", "-l", "--complete -- inv tr", "deploy runs"]
 )
 def test_questions_to_invoke_pass(line: str) -> None:
-    assert not flags.check(line.split(), known())
+    assert not command_line.check(line.split(), known())
 
 
 START = {
@@ -217,7 +217,7 @@ def test_examples_in_the_help_are_right() -> None:
     for name, command in tasks.COMMAND_LINE.commands.items():
         for example in command.examples:
             assert example.split()[0] == name
-            assert not flags.check(shlex.split(example), known())
+            assert not command_line.check(shlex.split(example), known())
 
 
 def answer(line: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
