@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from deploy.errors import WrongUse, command, unknown
 from deploy.specs.flags import REST, WORDS, Flag
+from deploy.specs.settings import OPTIONS
 
 # May come before a command, with a value. Only Invoke knows the second kind: where it looks for this project.
 BEFORE = ("--list-format", "-F")
@@ -168,6 +169,8 @@ def _missing(flag: str, more: str = "") -> WrongUse:
 
 def _stray(name: str, word: str, flags: Mapping[str, Flag]) -> WrongUse:
     near = difflib.get_close_matches(f"--{word}", flags, n=1, cutoff=0.6)
+    if "--on" in flags and word in [*OPTIONS]:  # a shipped target is named after its provider
+        near = [f"--on {word}"]
     hint = f"did you mean {near[0]}?" if near else f"see {command(f'{name} --help')}"
     return WrongUse(f"'{word}' is not a flag of {name}: {hint}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -69,13 +70,30 @@ class Screen:
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         self.console: Console = Console(stderr=as_json, file=out, highlight=False, soft_wrap=True)
-        self.last_line = LastLine(self.console)
+        self.last_line = LastLine()
 
     def say(self, text: str) -> None:
         """Print a message. On a terminal, news of a wait replaces the last message if that reports a wait, too."""
+        from rich.control import Control
+        from rich.segment import ControlType
+
         text = visible(text)
-        self.last_line.before(text)
+        for _ in range(self.last_line.replaced_by(text, self._rows_of)):
+            self.console.control(
+                Control(ControlType.CARRIAGE_RETURN, (ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2))
+            )
         self.console.print(text, markup=False)
+
+    def _rows_of(self, text: str) -> int:
+        from rich.cells import cell_len
+
+        if not self.console.is_terminal:
+            return 0
+        try:  # the terminal's own width: the console's is what COLUMNS says
+            width = os.get_terminal_size(self.console.file.fileno()).columns
+        except (OSError, ValueError):
+            width = self.console.width
+        return -(-cell_len(text) // max(1, width))
 
     def raw(self, text: str) -> None:
         """Print another program's output as plain text: control characters are shown, colours are removed."""

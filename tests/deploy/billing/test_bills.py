@@ -86,7 +86,7 @@ def test_a_stopped_pod_bills_for_its_disk(project: Project, emulator: Emulator, 
     with_disk, without = bills(project)
     assert (with_disk["usd_per_hour"], without["usd_per_hour"]) == (0.0274, 0.0)
     assert with_disk["usd"] is without["usd"] is None
-    assert with_disk["note"] == "stopped, and its disk is kept; this laptop has no record of it"
+    assert with_disk["note"] == "stopped, and its disk is kept; no run of this laptop is on it"
     said = project.invoke("logs", "--on", "runpod", code=2).stderr  # without a run, the command ends here
     assert "there is no run" in said
 

@@ -289,6 +289,7 @@ WRONG = {
     "offers --on ssh": "target 'ssh' rents no machines",
     "offers --sort price": "unknown flag --sort of offers",
     "bench fast": "'fast' is not a flag of bench",
+    "deploy runpod": "'runpod' is not a flag of deploy: did you mean --on runpod?",
 }
 
 
