@@ -72,6 +72,10 @@ class Screen:
     def say(self, text: str) -> None:
         self.console.print(visible(text), markup=False)
 
+    def paragraph(self, text: str) -> None:
+        """Print a long sentence: on a terminal, lines end between words."""
+        self.console.print(visible(text), markup=False, soft_wrap=not self.console.is_terminal)
+
     def raw(self, text: str) -> None:
         """Print another program's output as plain text: control characters are shown, colours are removed."""
         for start in range(0, len(text), RAW_CHARACTERS):  # escapes become four times as long
