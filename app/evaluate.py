@@ -38,11 +38,11 @@ from torch import nn
 from app.config import BackboneConfig, Config, load, own_words
 from app.data.sources.photograph import FITS
 from app.errors import Failed, WrongUse
-from app.evaluation import curve, report
+from app.evaluation import curve, results
 from app.evaluation.embedding import batch_size_for, embed_all, own_rows
 from app.evaluation.gallery import open_gallery
 from app.evaluation.image_set import Faces, ImageSet, Streamed, decode
-from app.evaluation.report import Row
+from app.evaluation.results import Row
 from app.evaluation.sets import held_out, open_set
 from app.files import make_folder, shown
 from app.models import build_backbone
@@ -129,7 +129,10 @@ EXAMPLES = {"weights": "'runs/*/checkpoints/*.pt'", "sets": "lfw.bin"}
 
 
 def with_configs(files: Sequence[Path], overrides: Sequence[str]) -> dict[Path, Config]:
-    """The configuration of each file of weights: its run's config.yaml or, outside a run, the overrides."""
+    """The configuration of each file of weights: its run's config.yaml or, outside a run, the overrides.
+
+    Raises WrongUse without both.
+    """
     onnx = {file: config_of_onnx(file) for file in files if file.suffix == ".onnx"}
     files = [file for file in files if file not in onnx]
     runs = {file: run for file in files if (run := RunFolder.with_weights(file)) is not None}
@@ -211,6 +214,7 @@ def evaluate(request: Request, here: World, stop: Stop) -> tuple[str, int]:
     """Measure all weights on all sets, set by set, so that images are decoded once if they fit in memory.
 
     Returns the text to print and the exit code: 1 if weights or embeddings are not finite.
+    Raises Stopped after a request to stop.
     """
     out = dist.from_main(request.out, here)  # the default name is the time, which may differ between processes
     done: list[ImageSet] = []
@@ -257,10 +261,10 @@ def measure_all(request: Request, out: Path, done: list[ImageSet], here: World, 
                 faults[file] = f"{file}: its embeddings of {images.name} are not finite"
         done.append(images)
         if here.is_main:
-            picture_of(images, report.best_first(list(rows.values()), done), out)
+            picture_of(images, results.best_first(list(rows.values()), done), out)
             settings = {"flip": request.flip, "fit": request.fit, "world_size": here.size}
-            report.write(out / "eval.json", list(rows.values()), done, settings)
-    table = report.table(list(rows.values()), done)
+            results.write(out / "eval.json", list(rows.values()), done, settings)
+    table = results.table(list(rows.values()), done)
     return "\n".join([*faults.values(), table, f"report: {shown(out / 'eval.json')}"]), int(bool(faults))
 
 

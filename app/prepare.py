@@ -59,8 +59,8 @@ from app.data.sources import encoded_writer, writer
 from app.data.sources import source as sources
 from app.data.sources.pairs import photographs_of_pairs
 from app.data.sources.photograph import FITS
-from app.data.sources.processes import cores
 from app.data.sources.recordio import rec
+from app.data.sources.worker_pool import cores
 from app.data.synthetic.source import synthetic
 from app.errors import EXIT_WRONG_USE, WrongUse
 from app.files import atomic, make_folder, one_at_a_time, write_json
@@ -164,7 +164,10 @@ def retelling(bad: Sequence[writer.BadImage]) -> None:
 def make_photographs(
     source: sources.Source, out: Path, options: dict[str, str], workers: int, placing: Placing
 ) -> dict[str, Any]:
-    """Examine all photographs, convert those that become images, and write the passport."""
+    """Examine all photographs, convert those that become images, and write the passport.
+
+    Raises Unreadable for images that cannot be read, unless they are skipped, and WrongUse if none is left.
+    """
     make_folder(out.parent, "out", of=out)
     notes = out.with_name(f".{out.name}.faces.part")
     with one_at_a_time(notes), Bar(total=source.count, what="photographs examined") as bar:
@@ -285,6 +288,7 @@ def how_to_place(options: dict[str, str], source: sources.Source) -> Placing:
 
 
 def number(options: dict[str, str], key: str, default: int, *, least: int = 0, most: int = 2**31 - 1) -> int:
+    """Read a whole number from the options. Raises WrongUse if it is none, or out of bounds."""
     told = options.get(key)
     if told is None:
         return default

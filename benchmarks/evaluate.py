@@ -40,7 +40,7 @@ from app.evaluation.embedding import batch_size_for, own_rows
 from app.evaluation.image_set import decode
 from app.evaluation.measures import accuracy_10_fold
 from app.evaluation.pickle_bin import read_bin
-from app.evaluation.report import Row
+from app.evaluation.results import Row
 from app.evaluation.sets import open_set
 from app.models import build_backbone
 from app.runtime.dist import World

@@ -2,7 +2,8 @@
 
 `python bootstrap.py pytest -m fault` runs the same tests; tests/support/faults.py defines what they share. There is no
 peer: each claim compares a measurement with its limit. docs/failures.md begins with these figures and lists what
-breaks. --quick runs only the tests without containers.
+breaks. unfit_hosts.py adds the time until each unusable host of RunPod is refused. --quick runs only the tests without
+containers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import unfit_hosts
 from _claims import RESULTS, Claim, quick, report
 
 PROJECT = Path(__file__).parents[1]
@@ -36,7 +38,8 @@ def main() -> int:
         told = "" if line["truth_s"] is None else f"truth after {line['truth_s']:.1f} s"
         print(f"{'survived' if line['survived'] else 'FAILED':8} {line['faults']:2} {line['test']}  {told}")
     code = report("failures", claims(lines), is_quick=is_quick)
-    return code or tests.returncode
+    refused = report("unfit_hosts", unfit_hosts.claims(), is_quick=is_quick)
+    return code or refused or tests.returncode
 
 
 def claims(lines: Sequence[dict[str, Any]]) -> list[Claim]:

@@ -72,13 +72,20 @@ def _secrets() -> list[str]:
 
 
 def bootstrap_command() -> str:
-    """The command that installs the training packages: bootstrap.py, as this user calls it."""
-    return f"{os.environ.get('SNIPERFACE_INVOKE') or 'python bootstrap.py invoke'} train"
+    """The command that installs the training packages: bootstrap.py, or uv, as this user calls it."""
+    otherwise = "uv run --extra app invoke" if _is_uv_run() else "python bootstrap.py invoke"
+    return f"{os.environ.get('SNIPERFACE_INVOKE') or otherwise} train"
 
 
 def command(words: str) -> str:
     """`invoke …` as this user types it. bootstrap.py sets SNIPERFACE_INVOKE if it started the command."""
-    return f"{os.environ.get('SNIPERFACE_INVOKE') or 'invoke'} {words}"
+    otherwise = "uv run invoke" if _is_uv_run() else "invoke"
+    return f"{os.environ.get('SNIPERFACE_INVOKE') or otherwise} {words}"
+
+
+def _is_uv_run() -> bool:
+    """Whether `uv run` started this command: its environment is not activated in the user's terminal."""
+    return bool(os.environ.get("UV") and os.environ.get("UV_RUN_RECURSION_DEPTH"))
 
 
 def quoted(path: object, *, windows: bool = os.name == "nt") -> str:

@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # lets the script run from any folder
 
 from deploy.specs.comments import Setting, settings_of
-from deploy.specs.schema import FILE, target_schema
+from deploy.specs.target_schema import FILE, target_schema
 
 DOCS = Path(__file__).resolve().parent
 PROJECT = DOCS.parent

@@ -40,7 +40,7 @@ POD = [
 ]
 MACHINE = [
     "app.train",
-    "app.embed app.evaluate app.export app.mine app.packing app.prepare app.resumable app.size",
+    "app.embed app.evaluate app.export app.mine app.packing app.prepare app.resumable app.set_up app.size",
     "app.report",
     "app.recipes",
     "app.evaluation",
@@ -56,7 +56,7 @@ MACHINE = [
 # The only files that may import an external package.
 DOORS = {
     "cryptography": {"deploy/providers/ssh_key.py"},
-    "docker": {"deploy/providers/image.py", "deploy/providers/docker.py"},
+    "docker": {"deploy/providers/image.py", "deploy/providers/base_image.py", "deploy/providers/docker.py"},
     "fabric": {"deploy/shell/connect.py", "deploy/shell/ssh.py"},
     "faiss": {"app/mining/knn.py"},
     # if an address needs it and it is installed
@@ -71,7 +71,7 @@ DOORS = {
     "joblib": {"app/data/faces/networks.py"},  # the format of the detector's weights
     "onnx": {"app/onnx/make.py", "app/onnx/rules.py", "app/onnx/smaller.py", "app/data/faces/networks.py"},
     "onnxruntime": {"app/onnx/session.py", "app/onnx/smaller.py", "app/data/faces/networks.py"},
-    "omegaconf": {"app/config/compose.py", "deploy/specs/settings.py"},
+    "omegaconf": {"app/config/compose.py", "deploy/specs/settings_file.py"},
     "paramiko": {"deploy/shell/connect.py", "deploy/shell/host_keys.py"},
     "PIL": {
         "app/packing/packed.py",
@@ -79,7 +79,7 @@ DOORS = {
         "app/data/sources/photograph.py",
         "app/data/faces/align.py",
         "app/data/faces/detect.py",
-        "app/data/faces/page.py",
+        "app/data/faces/passport_page.py",
         "app/data/faces/passport.py",
         "app/evaluation/curve.py",
         "app/evaluation/separation.py",
@@ -88,7 +88,7 @@ DOORS = {
     },
     "pillow_heif": {"app/data/sources/photograph.py"},  # if it is installed
     "pyarrow": {"app/data/sources/parquet.py"},
-    "rich": {"deploy/ui/screen.py", "deploy/ui/progress.py"},
+    "rich": {"deploy/ui/screen.py", "deploy/ui/progress.py", "deploy/ui/waiting.py"},
     "requests": {"deploy/providers/runpod/rest.py", "deploy/providers/lambda_cloud/api.py"},
     "runpod": {"deploy/providers/runpod/sdk.py"},
     "starlette": {"deploy/ui/web/server.py"},
@@ -99,7 +99,7 @@ DOORS = {
     "tqdm": {"app/data/progress.py"},
     "uvicorn": {"deploy/ui/web/server.py"},
     "wandb": {"app/runtime/track.py"},
-    "yaml": {"app/config/compose.py", "deploy/border/history.py", "deploy/specs/settings.py"},
+    "yaml": {"app/config/compose.py", "deploy/border/history.py", "deploy/specs/settings_file.py"},
 }
 # The only laptop files that parse JSON or YAML, and what each reads. deploy/border parses what machines send.
 PARSES = {
@@ -109,8 +109,7 @@ PARSES = {
     "deploy/specs/plan.py": "its own words, on their way to plan.json",
     "deploy/providers/runpod/events.py": "an event of RunPod's log stream, into a LogLine",
     "deploy/providers/runpod/cache.py": "its own notes",
-    "deploy/providers/runpod/rest.py": "RunPod's answers, into Pod and Cluster",
-    "deploy/specs/settings.py": "the user's own conf/deploy",
+    "deploy/specs/settings_file.py": "the user's own conf/deploy",
 }
 # The only files outside deploy/providers that name a provider that rents machines. All others ask the target's options,
 # see deploy/specs/options.py.
@@ -134,7 +133,8 @@ ASKS_WHICH_PROVIDER = re.compile(
 PRINTS = {
     "deploy/providers/sbom.py": "the text of what lists an image's packages, which runs in the image",
     "deploy/ui/screen.py": "the screen, which shows escapes and does not obey them",
-    "deploy/ui/progress.py": "the bar of a followed job, which shows escapes as the screen does",
+    "deploy/ui/progress.py": "the bar, through the same",
+    "deploy/ui/waiting.py": "asks for the terminal's width only",
     "deploy/shell/link.py": "the text of the agent, which runs on the machine",
     "deploy/shell/host_keys.py": "a question about a host of the user's own configuration",
     "deploy/commands/program.py": "help, version, and that it was interrupted or ended by a signal",

@@ -8,6 +8,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+from tests.support.emulators.hosts import HOSTS
+
 PROJECT = Path(__file__).parents[1]
 DOCUMENT = (PROJECT / "docs" / "failures.md").read_text(encoding="utf-8")
 
@@ -56,5 +58,11 @@ def test_the_figures_are_the_measured_ones() -> None:
     claims = json.loads((results / "failures.json").read_text(encoding="utf-8"))["claims"]
     rows = [f"| {each['name']} | {each['ours']:g} | {each['peer']:g} {each['unit']} |" for each in claims]
     assert [row for row in rows if row not in DOCUMENT] == []
+    hosts = json.loads((results / "unfit_hosts.json").read_text(encoding="utf-8"))["claims"]
+    section = DOCUMENT.partition("## Unusable hosts")[2]
+    shown = re.findall(r"^\| ([^|]+) \| [^|]+ \| ([\d.]+) s \|$", section, re.MULTILINE)
+    assert shown == [(each["name"], f"{each['ours']:g}") for each in hosts]
+    assert {each["name"] for each in hosts} == set(HOSTS)
+    assert all(each["holds"] for each in hosts)
     overhead = json.loads((results / "supervisor_overhead.json").read_text(encoding="utf-8"))["claims"][0]
     assert (claims[-1]["ours"], claims[-1]["holds"]) == (overhead["ours"], True)

@@ -113,7 +113,10 @@ def people_of(data: Dataset) -> About:
 
 
 def pairs_of(path: Path, manifest: About) -> About | None:
-    """The counts of pairs.npy beside the images; `left_out` is known only from the manifest."""
+    """The counts of pairs.npy beside the images; `left_out` is known only from the manifest.
+
+    Raises WrongUse for another shape.
+    """
     file = path.with_name(PAIRS)
     if not file.is_file():
         return None

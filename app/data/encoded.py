@@ -24,7 +24,7 @@ from app.data.dataset import ENCODED, IMAGE_SHAPE, SIDE, open_npy
 from app.data.shards import Images, LocalImages
 from app.data.sources.decode import fast_jpeg
 from app.data.sources.photograph import EXIF, UNREADABLE, kind, photograph
-from app.data.sources.processes import cores
+from app.data.sources.worker_pool import cores
 from app.errors import WrongUse
 
 OFFSETS = "offsets.npy"  # beside images.jpegs

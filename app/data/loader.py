@@ -60,7 +60,10 @@ def feed(images: Images, batches: Iterable[Rows], device: torch.device) -> Itera
 
 
 def parcels(images: Images, batches: Iterable[Asked], device: torch.device) -> Iterator[Parcel]:
-    """Yield the requested batches in order; each is prepared and sent in advance."""
+    """Yield the requested batches in order; each is prepared and sent in advance.
+
+    Raises IndexError for rows that the images do not have.
+    """
     sender = Sender(images, device)
     with ThreadPoolExecutor(1, thread_name_prefix="feed") as thread:
         waiting: deque[Future[Sent]] = deque()

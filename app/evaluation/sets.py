@@ -89,6 +89,7 @@ def open_csv(path: Path, fit: str) -> ImageSet:
 
 
 def open_arrays(folder: Path) -> ImageSet:
+    """Open images.npy or images.jpegs of a folder, with its pairs or labels. Raises WrongUse without either."""
     file = array_in(folder) or folder / ARRAYS[0]
     images = open_images(file)
     pairs, labels = folder / "pairs.npy", folder / "labels.npy"

@@ -15,7 +15,8 @@ from app.models.distillation import Student, distillation_loss
 from app.recipes.recipe import Batch, half_precision
 from app.recipes.supervised import Supervised
 from app.recipes.teacher import Teacher
-from app.runtime.dist import World, gradients_meet
+from app.runtime.data_parallel import gradients_meet
+from app.runtime.dist import World
 
 
 class Distill(Supervised):

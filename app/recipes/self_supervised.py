@@ -23,7 +23,8 @@ from app.models.batch_norm import calibrate
 from app.models.collapse import spread
 from app.models.moco import EMPTY, Encoder, FeatureBank, MomentumEncoder, Queue, contrastive_loss
 from app.recipes.recipe import Batch, RunningAverages, decay_groups, first_views, half_precision
-from app.runtime.dist import World, buffers_from_main, data_parallel, gather_packed, gradients_meet, share
+from app.runtime.data_parallel import data_parallel, gradients_meet
+from app.runtime.dist import World, buffers_from_main, gather_packed, share
 from app.runtime.schedule import by_epoch
 from app.runtime.weights import load_backbone
 

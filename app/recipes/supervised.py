@@ -24,7 +24,8 @@ from app.models.distillation import NoHead
 from app.models.partial_fc import PartialFC
 from app.recipes.recipe import Batch, RunningAverages, decay_groups, first_views, half_precision
 from app.runtime.arcface_torch import converted
-from app.runtime.dist import World, buffers_from_main, data_parallel, gradients_meet, together
+from app.runtime.data_parallel import data_parallel, gradients_meet
+from app.runtime.dist import World, buffers_from_main, together
 from app.runtime.weights import load_backbone, load_centres
 
 
@@ -136,6 +137,7 @@ class Supervised:
         return {**tables, "labels": self.labels} if tables else {}
 
     def take_tables(self, tables: dict[str, Tensor]) -> None:
+        """Give the head its tables. Raises WrongUse if the checkpoint has as many labels, and they differ."""
         labels = tables.get("labels")
         with together(self.here):
             if labels is not None and len(labels) == len(self.labels) and not torch.equal(labels, self.labels):

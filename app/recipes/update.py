@@ -58,6 +58,27 @@ def batches(config: Config, recipe: Recipe, data: Dataset, state: TrainState, he
         yield arrived(parcel, last=number % accumulate == 0)
 
 
+class Late:
+    """An asynchronous copy of numbers from the device to the host."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self.there: torch.cuda.Event | None = None
+        if numbers.device.type == "cuda":
+            self.numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self.numbers.copy_(numbers, non_blocking=True)
+            self.there = torch.cuda.Event()
+            self.there.record()
+        else:
+            self.numbers = numbers.clone()
+
+    def read(self) -> list[float]:
+        """The numbers; waits until the device has copied them."""
+        if self.there is not None:
+            self.there.synchronize()
+        values: list[float] = self.numbers.tolist()
+        return values
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The outcome of an update, the same on all ranks."""
@@ -72,7 +93,7 @@ class Update:
     """A launched update; its numbers are still on the device."""
 
     metrics: dict[str, Tensor]  # means over its micro-batches
-    numbers: dist.Late
+    numbers: Late
     images: int = 0  # of all ranks, from this epoch's order
 
     def verdict(self) -> Verdict:
@@ -122,4 +143,4 @@ def update(
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     recipe.after_step(lr, grad_scale, taken=1 - told[0])
-    return Update(sums, dist.Late(torch.cat([told, scaler.scale(one)[None]])))
+    return Update(sums, Late(torch.cat([told, scaler.scale(one)[None]])))

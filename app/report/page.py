@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from app.report import sections
 from app.report.facts import Facts
 from app.report.pictures import sheets
-from app.runtime.clock import clock
+from app.runtime.durations import clock
 from app.runtime.folder import RunFolder
 
 BYTES_MOST = 3 << 20

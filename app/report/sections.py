@@ -9,7 +9,7 @@ from app.report import charts, verdict
 from app.report.charts import Axis, Chart, Line
 from app.report.facts import Event, Facts, mapping, number, numbers, text
 from app.report.pictures import jpeg
-from app.runtime.clock import clock
+from app.runtime.durations import clock
 
 EMBEDDINGS = {
     "trained": ("trained network", charts.TRAINED),

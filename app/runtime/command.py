@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
 from app.config import manual
 from app.errors import EXIT_FAILED, EXIT_WRONG_USE, Failed, WrongUse, framed
-from app.runtime.dist import is_first
 
 
 def answer(argv: list[str], usage: str, work: Callable[[], tuple[str, int]]) -> int:
@@ -22,6 +22,6 @@ def answer(argv: list[str], usage: str, work: Callable[[], tuple[str, int]]) -> 
         told, exit_code, where = framed(str(error)), EXIT_WRONG_USE, sys.stderr
     except Failed as error:
         told, exit_code, where = framed(str(error)), EXIT_FAILED, sys.stderr
-    if is_first():  # all processes end alike; one prints
+    if os.environ.get("RANK", "0") == "0":  # all processes end alike; one prints, whether or not it is in a group
         print(told, file=where)
     return exit_code

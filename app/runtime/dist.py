@@ -6,13 +6,12 @@ Each function also works with one process and no group, so callers need no speci
 from __future__ import annotations
 
 import atexit
-import inspect
 import os
 import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -57,11 +56,6 @@ class World:
 
 
 ALONE = World(0, 1, torch.device("cpu"))
-
-
-def is_first() -> bool:
-    """Whether this process prints. Also works before and after the group exists."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
@@ -144,34 +138,9 @@ def together(here: World) -> Iterator[None]:
         raise WrongUse(f"{sentences[rank]}" if everywhere else f"{here.machines[rank]}: {sentences[rank]}")
 
 
-class Late:
-    """An asynchronous copy of numbers from the device to the host."""
-
-    def __init__(self, numbers: Tensor) -> None:
-        self.there: torch.cuda.Event | None = None
-        if numbers.device.type == "cuda":
-            self.numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-            self.numbers.copy_(numbers, non_blocking=True)
-            self.there = torch.cuda.Event()
-            self.there.record()
-        else:
-            self.numbers = numbers.clone()
-
-    def read(self) -> list[float]:
-        """The numbers; waits until the device has copied them."""
-        if self.there is not None:
-            self.there.synchronize()
-        values: list[float] = self.numbers.tolist()
-        return values
-
-
 def mean(value: Tensor, here: World) -> Tensor:
     """The mean over ranks of a tensor with the same shape on all of them."""
-    if here.size == 1:
-        return value
-    total = value.detach().clone()
-    dist.all_reduce(total)
-    return total / here.size
+    return value if here.size == 1 else total(value, here) / here.size
 
 
 def share(rows: NDArray[Any], here: World) -> NDArray[Any]:
@@ -426,25 +395,3 @@ def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, list):
         return [_each_tensor(item, change) for item in value]
     return value
-
-
-def data_parallel(module: nn.Module, here: World) -> nn.Module:
-    """Average the module's gradients over ranks; with one rank, return it unchanged. The recipe averages buffers."""
-    if here.size == 1:
-        return module
-    devices = [here.device.index] if here.device.type == "cuda" else None
-    wrapper = nn.parallel.DistributedDataParallel
-    # torch renamed this argument after 2.11.
-    names = inspect.signature(wrapper.__init__).parameters
-    sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-    return wrapper(module, device_ids=devices, gradient_as_bucket_view=True, **{sync: False})
-
-
-def gradients_meet(module: nn.Module, *, now: bool) -> AbstractContextManager[None]:
-    """Context of a forward pass: whether its backward pass averages gradients over ranks.
-
-    Only the last micro-batch of an update needs it; the others just accumulate.
-    """
-    if now or not isinstance(module, nn.parallel.DistributedDataParallel):
-        return nullcontext()
-    return module.no_sync()

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from app.config import Config
 from app.runtime.checkpoint import TrainState
-from app.runtime.clock import clock
 from app.runtime.dist import World
+from app.runtime.durations import clock
 from app.runtime.folder import RunFolder
 from app.runtime.tensorboard import TensorBoard, numbers
 

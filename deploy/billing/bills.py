@@ -149,14 +149,16 @@ def _priced(at: Reach, machine: Machine, now: float) -> Priced:
 
 def _stored(volume: Volume, mounted_by: Sequence[str]) -> Bill:
     nobody = None if mounted_by else "no target names it"
+    about = ", ".join(filter(None, [volume.id, volume.place])) or "no id"
+    price = f"its price is not known: {volume.fault}" if volume.fault else volume.note
     return Bill(
-        volume=f"{volume.name} ({volume.id}, {volume.place})",
+        volume=f"{volume.name} ({about})",
         target=", ".join(mounted_by) or None,
-        gb=volume.gb,
+        gb=None if volume.fault else volume.gb,
         usd_per_hour=round(volume.usd_per_month / HOURS_A_MONTH, 4),
-        usd_per_month=volume.usd_per_month,
+        usd_per_month=None if volume.fault else volume.usd_per_month,
         orphan=not mounted_by,
-        note="; ".join(filter(None, [nobody, volume.note])) or None,
+        note="; ".join(filter(None, [nobody, price])) or None,
     )
 
 

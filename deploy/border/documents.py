@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,15 +50,20 @@ _WORDS = {"event", "what", "name", "file", "sha256", "resumed_from"}
 _NEEDED = {"mining": ("count", "coverage"), "eval": ("what", "accuracy"), "step": ("step",)}
 
 
-def document(data: bytes | str, what: str, most: int = DOCUMENT_BYTES) -> dict[str, Any]:
-    """Parse a small file or answer as a JSON object. NaN and Infinity become None. Raises BadAnswer."""
+def document(
+    data: bytes | str, what: str, most: int = DOCUMENT_BYTES, *, odd: Callable[[str], Any] = lambda _: None
+) -> dict[str, Any]:
+    """Parse a small file or answer as a JSON object. Raises BadAnswer.
+
+    `odd` converts the words NaN and Infinity: to None, or with `float` to numbers that no check of the border accepts.
+    """
     if len(data) > most:
         raise BadAnswer(f"{what} has more than {most} bytes")
     opened, more = (_occurrences(data, marks) for marks in ("[{", ","))
     if opened + more > VALUES_MOST:
         raise BadAnswer(f"{what} has more than {VALUES_MOST} values")
     try:
-        value = json.loads(data, parse_constant=lambda _: None)
+        value = json.loads(data, parse_constant=odd)
     except (ValueError, RecursionError) as error:
         raise BadAnswer(f"{what} is not a JSON object") from error
     if not isinstance(value, dict):
@@ -221,6 +226,7 @@ class Frame:
 
 
 def frame(data: bytes) -> Frame:
+    """Validate the head of a message. Raises BadAnswer."""
     head = document(data, "a message", HEAD_BYTES)
     number, more = head.get("id"), head.get("more", False)
     if "id" in head:
@@ -231,7 +237,7 @@ def frame(data: bytes) -> Frame:
 
 
 def standing(data: bytes, what: str) -> dict[str, Any]:
-    """Validate the state that a machine reports: the fields of deploy/pod/watchdog/report.py."""
+    """Validate the state that a machine reports: the fields of deploy/pod/watchdog/report.py. Raises BadAnswer."""
     said = document(data, what)
     if not isinstance(said.get("guarded"), bool):
         raise BadAnswer(f"{what}, guarded is {shown(said.get('guarded'))} instead of true or false")
@@ -248,7 +254,7 @@ def standing(data: bytes, what: str) -> dict[str, Any]:
 def restorable(data: str, what: str) -> dict[str, Any]:
     """Validate the output of deploy/pod/backup/restore.py, which may come from a bucket that others write to.
 
-    Invalid checkpoint notes are reported in `damaged`.
+    Invalid checkpoint notes are reported in `damaged`. Raises BadAnswer for any other fault.
     """
     said = document(data, what, 1 << 20)
     notes = said.get("checkpoints")

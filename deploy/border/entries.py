@@ -60,7 +60,10 @@ def fitting(what: str) -> Iterator[None]:
 
 
 def identifier(value: object, what: str) -> str:
-    """Check the id of a machine or a group of machines. It becomes part of addresses and of file names."""
+    """Check the id of a machine or a group of machines. It becomes part of addresses and of file names.
+
+    Raises BadAnswer for any other value.
+    """
     if not isinstance(value, str) or not _ID.fullmatch(value):
         raise BadAnswer(f"{what} is {shown(value)} instead of letters, digits, - and _")
     return value

@@ -19,7 +19,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def whole(value: object, what: str, least: int = 0, most: int = 1 << 53) -> int:
-    """Check a whole number within bounds."""
+    """Check a whole number within bounds. Raises BadAnswer for any other value."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise BadAnswer(f"{what} is {shown(value)} instead of a whole number from {least} to {most}")
     return value
@@ -31,7 +31,7 @@ def size(value: object, what: str, most: int = 1 << 53) -> int:
 
 
 def number(value: object, what: str, least: float = -1e308, most: float = 1e308) -> float:
-    """Check a finite number within bounds."""
+    """Check a finite number within bounds. Raises BadAnswer for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadAnswer(f"{what} is {shown(value)} instead of a number")
     try:
@@ -44,21 +44,24 @@ def number(value: object, what: str, least: float = -1e308, most: float = 1e308)
 
 
 def text(value: object, what: str, most: int = REASON_CHARACTERS) -> str:
-    """Return a text as one line that is safe to display, cut to `most` characters."""
+    """Return a text as one line that is safe to display, cut to `most` characters.
+
+    Raises BadAnswer if it is no text.
+    """
     if not isinstance(value, str):
         raise BadAnswer(f"{what} is {shown(value)} instead of text")
     return cut(visible(value[: most + 1], newlines=False), most)
 
 
 def path_text(value: object, what: str) -> str:
-    """Check a path on the machine that the laptop will send back to it."""
+    """Check a path on the machine that the laptop will send back to it. Raises BadAnswer for any other value."""
     if not isinstance(value, str) or not 0 < len(value) <= 4096 or not value.isprintable():
         raise BadAnswer(f"{what} is {shown(value)} instead of a path")
     return value
 
 
 def sha256(value: object, what: str) -> str:
-    """Check a SHA-256 of 64 hexadecimal digits."""
+    """Check a SHA-256 of 64 hexadecimal digits. Raises BadAnswer for any other value."""
     if not isinstance(value, str) or not _SHA256.fullmatch(value):
         raise BadAnswer(f"{what} is {shown(value)} instead of a SHA-256")
     return value
@@ -67,7 +70,7 @@ def sha256(value: object, what: str) -> str:
 def names(value: object, what: str) -> list[str]:
     """Check the names in a folder of the machine. Drops names over 255 characters.
 
-    A name that becomes a file on the laptop needs a further check: see Name.
+    A name that becomes a file on the laptop needs a further check: see Name. Raises BadAnswer for any other value.
     """
     if not isinstance(value, list) or len(value) > LISTED_MOST or not all(isinstance(each, str) for each in value):
         raise BadAnswer(f"{what} is {shown(value)} instead of at most {LISTED_MOST} names")
@@ -75,14 +78,17 @@ def names(value: object, what: str) -> list[str]:
 
 
 def user_name(value: object, what: str) -> str:
-    """Check the name of a machine's user, which becomes part of a folder's name."""
+    """Check the name of a machine's user, which becomes part of a folder's name.
+
+    Raises BadAnswer for any other value.
+    """
     if not isinstance(value, str) or not _USER.fullmatch(value):
         raise BadAnswer(f"{what} is {shown(value)} instead of the name of a user")
     return value
 
 
 def staged_images(value: object, what: str) -> list[tuple[str, int, str]]:
-    """Check a list of [folder, bytes, use] about staged images."""
+    """Check a list of [folder, bytes, use] about staged images. Raises BadAnswer for any other value."""
     if not isinstance(value, list) or len(value) > LISTED_MOST:
         raise BadAnswer(f"{what} is {shown(value)} instead of a list of images")
     found = []
@@ -94,14 +100,17 @@ def staged_images(value: object, what: str) -> list[tuple[str, int, str]]:
 
 
 def mapping(value: object, what: str) -> dict[str, Any]:
-    """Check a JSON object."""
+    """Check a JSON object. Raises BadAnswer for any other value."""
     if not isinstance(value, dict):
         raise BadAnswer(f"{what} is {shown(value)} instead of an object")
     return value
 
 
 def hashes(value: object, count: int, what: str, holes: bool = False) -> list[str]:
-    """Check a list of `count` hashes. With `holes`, '' stands for a range without bytes."""
+    """Check a list of `count` hashes. With `holes`, '' stands for a range without bytes.
+
+    Raises BadAnswer for any other value.
+    """
     if not isinstance(value, list) or len(value) != count:
         raise BadAnswer(f"{what} is {shown(value)} instead of {count} hashes")
     return [each if holes and each == "" else sha256(each, what) for each in value]
@@ -113,7 +122,10 @@ def cut(words: str, most: int) -> str:
 
 
 def snapshot_state(value: object, what: str) -> tuple[bool, list[str]]:
-    """Check whether a code snapshot is on the machine, and the commits there. They go into git command lines."""
+    """Check whether a code snapshot is on the machine, and the commits there. They go into git command lines.
+
+    Raises BadAnswer for any other value.
+    """
     said = mapping(value, what)
     commits = names(said.get("commits"), what)
     if not isinstance(said.get("there"), bool) or not all(_COMMIT.fullmatch(each) for each in commits):
@@ -122,7 +134,7 @@ def snapshot_state(value: object, what: str) -> tuple[bool, list[str]]:
 
 
 def address(value: object, what: str) -> str:
-    """Check an IPv4 address."""
+    """Check an IPv4 address. Raises BadAnswer for any other value."""
     try:
         return str(IPv4Address(value if isinstance(value, str) else ""))
     except ValueError:
@@ -130,28 +142,34 @@ def address(value: object, what: str) -> str:
 
 
 def interface(value: object, what: str) -> str:
-    """Check the name of a network interface. Empty: unknown."""
+    """Check the name of a network interface. Empty: unknown. Raises BadAnswer for any other value."""
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_.:@-]{0,15}", value):
         raise BadAnswer(f"{what} is {shown(value)} instead of a network interface")
     return value
 
 
 def heard(value: object, what: str) -> list[tuple[str, str, str]]:
-    """Check how a machine reaches another one: the other's address, its own address, the interface."""
+    """Check how a machine reaches another one: the other's address, its own address, the interface.
+
+    Raises BadAnswer for any other value.
+    """
     if not isinstance(value, list) or not all(isinstance(each, list) and len(each) == 3 for each in value):
         raise BadAnswer(f"{what} is {shown(value)} instead of routes to another machine")
     return [(address(each[0], what), address(each[1], what), interface(each[2], what)) for each in value]
 
 
 def strings(value: object, what: str) -> dict[str, str]:
-    """Check an object whose values are all text."""
+    """Check an object whose values are all text. Raises BadAnswer for any other value."""
     if not isinstance(value, dict) or not all(isinstance(each, str) for pair in value.items() for each in pair):
         raise BadAnswer(f"{what} is {shown(value)} instead of names and values")
     return value
 
 
 def dollars(value: object, what: str, machines: Sequence[str] = ()) -> dict[str, float]:
-    """Check the cost of machines, in dollars by name. `machines`, if given, selects the names to keep."""
+    """Check the cost of machines, in dollars by name. `machines`, if given, selects the names to keep.
+
+    Raises BadAnswer for any other value.
+    """
     if not isinstance(value, dict) or len(value) > 1000:
         raise BadAnswer(f"{what} is {shown(value)} instead of dollars per machine")
     told = {str(name): number(usd, f"{what}, {text(name, what)}", 0, 100_000) for name, usd in value.items()}

@@ -44,6 +44,7 @@ def prepare(
 
     `files` are options that name files and folders: `path`, `labels`, `landmarks`. For a machine, all paths are paths
     on it. `options` are passed on unchanged. `encoded`: keep image files instead of pixels.
+    Raises WrongUse for an `out` that does not fit.
     """
     file_name = f"images{IMAGES[encoded]}"
     if out and Path(out).suffix in IMAGES and Path(out).suffix != IMAGES[encoded]:
@@ -138,7 +139,8 @@ def of_checkpoint(
     """
     with reach.run(project, target, run_id) as reached:
         file = _checkpoint(reached, which, screen)["file"]
-        own = Path(reached.home.path) / place.format(stem=PurePath(file).stem)
+        below = place.format(stem=PurePath(file).stem).split("/")
+        own = border.place(Path(reached.home.path), *below, what=reached.shell.name).path
         words = [f"checkpoint={reached.folder.checkpoints / file}", *overrides]
         return _app(reached, module, words, Path(out).absolute() if out else own, screen)
 
@@ -149,7 +151,7 @@ export = partial(of_checkpoint, module="app.export", place="{stem}.onnx")
 
 
 def bench(project: Path, *, quick: bool) -> int:
-    """Run every benchmark. Returns 1 if a claim does not hold."""
+    """Run every benchmark. Returns 1 if a claim does not hold. Raises WrongUse without benchmarks."""
     scripts = sorted(file for file in (project / "benchmarks").glob("*.py") if not file.name.startswith("_"))
     if not scripts:
         raise WrongUse(f"there is no benchmark in {project / 'benchmarks'}")

@@ -26,6 +26,7 @@ def execute(project: Path, target: str, run_id: str | None, words: Sequence[str]
     """Run the words after `--` where the run is, or on the target's machine if it has no run. Returns the exit code.
 
     Output, input and exit code are those of the command. Raises WrongUse without a command.
+    Raises StepFailed if the run's machine is gone.
     """
     if not words:
         raise WrongUse("exec needs a command after --, such as exec -- nvidia-smi")

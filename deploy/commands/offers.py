@@ -22,6 +22,7 @@ def offers(project: Path, request: Request) -> list[dict[str, Any]]:
     """GPUs that can be rented now, those that fit first, then by price. Also those that the target names, with why not.
 
     `fits` is None where the memory of this training is not known. Raises WrongUse for a target that rents nothing.
+    Raises NoMachine if nothing is offered.
     """
     with reach.target(project, request.target) as at:
         at.rent(request, at_any_price=True)

@@ -22,7 +22,7 @@ from invoke.parser.argument import Argument
 from invoke.program import Program
 from invoke.tasks import Task
 
-from deploy.commands import flags as command_line
+from deploy.commands import command_line
 from deploy.errors import DeployError, StepFailed, WrongUse, command, unknown
 from deploy.specs.flags import JSON, Flag
 
@@ -35,7 +35,7 @@ SHELLS = ("bash", "fish", "zsh")
 
 @contextlib.contextmanager
 def telling(as_json: bool = False) -> Iterator[Screen]:
-    """Turn our errors into one message and their exit code, without a traceback."""
+    """Turn our errors into one message and their exit code, without a traceback. Raises Exit with that code."""
     from deploy.commands.signals import Ended, ended_in_order
     from deploy.ui.screen import Screen
 
@@ -112,7 +112,7 @@ class CommandLine(Program):
             sys.exit(0)
 
     def run(self, argv: list[str] | None = None, exit: bool = True) -> None:
-        """Run a command line. Wrong words end the process with one sentence and exit code 2."""
+        """Run a command line. Wrong words raise WrongUse, which ends the process with one sentence and exit code 2."""
         self.normalize_argv(argv)
         words = self.argv[1:]
         try:

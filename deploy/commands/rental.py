@@ -32,7 +32,7 @@ ENDS = "the machine ends itself"
 
 
 def doctor(project: Path, target: str, screen: Screen, *, rent: bool, yes: bool) -> int:
-    """Print the findings. Returns 1 if one of them is a problem."""
+    """Print the findings. Returns 1 if one of them is a problem. Raises WrongUse for `yes` without `rent`."""
     if yes and not rent:
         raise WrongUse("--yes accepts the cost of --rent: give both, or none")
     with reach.target(project, target) as at:
@@ -49,7 +49,10 @@ def doctor(project: Path, target: str, screen: Screen, *, rent: bool, yes: bool)
 
 
 def try_out(at: Reach, screen: Screen, *, yes: bool) -> list[Finding]:
-    """Rent a machine, look at it, let it end itself. Prints what was found, also before an error is raised."""
+    """Rent a machine, look at it, let it end itself. Prints what was found, also before an error is raised.
+
+    Raises WrongUse for a target that rents nothing, NoMachine if the price or the balance does not allow it.
+    """
     name = at.settings.target.name
     trial = at.provider.trial()
     if trial is None:

@@ -160,7 +160,10 @@ def _logs(project: Path, target: str, run_id: str | None, screen: Screen, *, fol
 
 
 def attach(project: Path, target: str, run_id: str | None, *, write: bool) -> int:
-    """Connect this terminal to the live session until the user leaves it. Returns tmux's exit code."""
+    """Connect this terminal to the live session until the user leaves it. Returns tmux's exit code.
+
+    Raises StepFailed for a run without tmux, WrongUse without a terminal.
+    """
     with reach.run(project, target, run_id) as reached:
         run_id, instead = reached.record.run_id, command(f"logs --follow --run {reached.record.run_id}")
         if reached.record.session == "detached":

@@ -25,7 +25,10 @@ from deploy.ui.screen import Screen
 
 
 def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict[str, Any]:
-    """Ask the job to write a checkpoint and end, wait for both, and download the results."""
+    """Ask the job to write a checkpoint and end, wait for both, and download the results.
+
+    Raises WrongUse while a command is still starting the run.
+    """
     with reach.run(project, target, run_id, partial(reap, screen=screen)) as reached:
         reached, _ = reached.look()
         record = reached.record

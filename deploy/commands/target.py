@@ -15,8 +15,8 @@ from deploy.pod.base.folder import write_json
 from deploy.runs.session import Reach
 from deploy.specs import targets
 from deploy.specs.machine import Address
-from deploy.specs.schema import FILE, FIRST_LINE, target_schema
 from deploy.specs.settings import TMUX_SOCKET, load, parse
+from deploy.specs.target_schema import FILE, FIRST_LINE, target_schema
 from deploy.ui.screen import Screen
 
 ACTIONS = ("add", "list", "schema")

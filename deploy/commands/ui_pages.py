@@ -159,7 +159,10 @@ class Pages:
         threading.Thread(target=self._ask_for_bills, name="ask for bills", daemon=True).start()
 
     def report(self, run_id: str) -> bytes:
-        """The report of a run. Raises WrongUse if there is none, or if it is not one of ours."""
+        """The report of a run. Raises WrongUse if there is none, or if it is not one of ours.
+
+        Raises StepFailed if it cannot be read.
+        """
         path = self._report(self._record(run_id))
         try:
             if path is None or not border.is_report(path):

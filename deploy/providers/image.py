@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.errors import NoMachine, StepFailed, WrongUse, command
 from deploy.pod.base.folder import private_folder, write_json
-from deploy.providers import sbom
+from deploy.providers import base_image, sbom
 from deploy.shell import LocalShell
 from deploy.specs.options import IMAGE_NAME
 from deploy.specs.settings import Docker, Settings, load
@@ -54,8 +54,6 @@ FILES = (
     "requirements/torch.txt",
     "requirements/wandb.txt",
 )
-BASE = re.compile(r"^ARG BASE_IMAGE=(\S+)", re.MULTILINE)
-BASE_NAME, BASE_DIGEST = "org.opencontainers.image.base.name", "org.opencontainers.image.base.digest"  # labels
 BASE_CUDA = re.compile(r"^ARG BASE_IMAGE=nvidia/cuda:(\d+\.\d+)", re.MULTILINE)
 CPU = {"BASE_IMAGE": "ubuntu:24.04", "FAISS": "faiss-cpu"}
 LINES_OF_CAUSE = 40
@@ -77,7 +75,10 @@ Say = Callable[[str], None]
 
 
 def environment(project: Path) -> str:
-    """Return the hash of the files that define the environment. CRLF line endings do not change it."""
+    """Return the hash of the files that define the environment. CRLF line endings do not change it.
+
+    Raises WrongUse for a missing file.
+    """
     digest = hashlib.sha256()
     for name in FILES:
         try:
@@ -99,11 +100,14 @@ def cuda(project: Path) -> str | None:
 
 
 def arguments(cpu: bool = False, base: str | None = None, pip_options: str | None = None) -> dict[str, str]:
-    """Return the build arguments. The Dockerfile's defaults apply to all others."""
-    if base is not None and not base.strip():
-        raise WrongUse("--base is empty: give an image such as ubuntu:24.04, or leave it out")
+    """Return the build arguments. The Dockerfile's defaults apply to all others.
+
+    Raises WrongUse for a `base` that is no image name.
+    """
     told = dict(CPU) if cpu else {}
-    told |= {"BASE_IMAGE": base} if base else {}
+    if base is not None:
+        base_image.parse(base)
+        told["BASE_IMAGE"] = base.strip()
     return told | ({"PIP_OPTIONS": pip_options} if pip_options else {})
 
 
@@ -119,7 +123,10 @@ def tag(project: Path, told: Mapping[str, str] | None = None) -> str:
 
 
 def build(project: Path, target: str, say: Say, told: Mapping[str, str] | None = None) -> str:
-    """Build the image of this environment unless the target's engine has it. Returns its name and tag."""
+    """Build the image of this environment unless the target's engine has it. Returns its name and tag.
+
+    Raises WrongUse without the docker command, StepFailed if the build fails.
+    """
     told = told or {}
     host = _docker_host(load(project, target))
     reference = f"{NAME}:{tag(project, told)}"
@@ -132,12 +139,15 @@ def build(project: Path, target: str, say: Say, told: Mapping[str, str] | None =
     with contextlib.closing(engine(host)) as client:
         if client.images.list(reference):
             say(f"image {reference} already exists; skipping the build")
+            base_image.look(client, client.images.get(reference).labels, say)
         else:
             say(f"building image {reference}; the first build downloads gigabytes of packages")
+            base = base_image.resolve(client, base_image.wanted(project, told), say)
+            say(f"base image: {base}")
             argv = [program, *(["--host", host] if host else []), "build", "--tag", reference]
-            for name, value in {ENVIRONMENT: environment(project), **_base_labels(client, project, told)}.items():
+            for name, value in {ENVIRONMENT: environment(project), **base.labels}.items():
                 argv += ["--label", f"{name}={value}"]
-            for name, value in told.items():
+            for name, value in {**told, "BASE_IMAGE": base.reference}.items():
                 argv += ["--build-arg", f"{name}={value}"]
             shown: collections.deque[str] = collections.deque(maxlen=LINES_OF_CAUSE)
             try:
@@ -159,27 +169,6 @@ def why_not_built(lines: Iterable[str]) -> str:
     return next(causes, "Docker's last lines, above, have the cause")
 
 
-def _base_labels(client: DockerClient, project: Path, told: Mapping[str, str]) -> dict[str, str]:
-    """Return labels for the base image: its name, and its digest in the registry.
-
-    Pulls the base first when the engine lacks it. A base that is in no registry or cannot be pulled gets no digest;
-    the build then reports the problem.
-    """
-    from docker.errors import DockerException, ImageNotFound
-
-    default = BASE.search((project / "Dockerfile").read_text(encoding="utf-8"))
-    name = told.get("BASE_IMAGE") or (default[1] if default else "")
-    digests: list[str] = []
-    with contextlib.suppress(DockerException, OSError):
-        try:
-            found = client.images.get(name)
-        except ImageNotFound:
-            client.images.pull(name)
-            found = client.images.get(name)
-        digests = found.attrs.get("RepoDigests") or []
-    return {BASE_NAME: name, **({BASE_DIGEST: digests[0].rpartition("@")[2]} if digests else {})}
-
-
 def _list_packages(client: DockerClient, project: Path, reference: str, say: Say) -> None:
     """Write the package list of an image, once per image. Raises StepFailed."""
     from docker.errors import DockerException
@@ -199,14 +188,17 @@ def _list_packages(client: DockerClient, project: Path, reference: str, say: Say
             lister.remove(force=True)
     except (DockerException, OSError) as error:
         raise StepFailed(f"the packages of the image {reference} cannot be listed", evidence=[str(error)]) from error
-    base = "@".join(made.labels[name] for name in (BASE_NAME, BASE_DIGEST) if name in made.labels)
+    base = str(base_image.of_labels(made.labels) or "")
     private_folder(project / ".sniperface")
     write_json(path, sbom.document(listing.decode(), reference, str(made.id), base))
     say(f"package list of the image: {path.relative_to(project)} (CycloneDX)")
 
 
 def push(project: Path, target: str, repository: str | None, say: Say, told: Mapping[str, str] | None = None) -> str:
-    """Push the image of this environment to a registry; build it first if missing. Returns its full name there."""
+    """Push the image of this environment to a registry; build it first if missing. Returns its full name there.
+
+    Raises WrongUse without a repository, StepFailed if the registry refuses.
+    """
     from docker.errors import DockerException
 
     settings = load(project, target)
@@ -234,7 +226,10 @@ def push(project: Path, target: str, repository: str | None, say: Say, told: Map
 
 
 def in_registry(project: Path, repository: str, told: Mapping[str, str] | None = None) -> str:
-    """Return the name that other machines pull: `repository`, with the environment's tag if it has none."""
+    """Return the name that other machines pull: `repository`, with the environment's tag if it has none.
+
+    Raises WrongUse for another text.
+    """
     if not IMAGE_NAME.fullmatch(repository) or "@" in repository:
         raise WrongUse(f"'{repository}' is not an image name: give one such as me/sniperface or me/sniperface:cuda")
     # A colon before a slash belongs to a registry's port.
@@ -299,6 +294,7 @@ class Progress:
         self.told_pct = 0
 
     def take(self, event: Mapping[str, Any]) -> None:
+        """Show one event of the push. Raises StepFailed if it is an error."""
         if "error" in event:
             raise StepFailed(str(event["error"]))
         layer, status = str(event.get("id", "")), str(event.get("status", ""))

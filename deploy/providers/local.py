@@ -14,6 +14,7 @@ class LocalProvider(Existing):
     """Provide this computer. `acquire` creates the root folder and tests write access; `release` does nothing."""
 
     def acquire(self, spec: MachineSpec) -> Machine:
+        """Return this computer. Raises NoMachine if the root cannot be written."""
         root = Path(spec.root)
         try:
             root.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,10 @@ def whole(shell: Shell, folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def choose(notes: list[dict[str, Any]], which: str, run_id: str) -> dict[str, Any]:
-    """The checkpoint that `--which latest|best|best:SET|N` selects. N is an epoch, counted from 0 as in file names."""
+    """The checkpoint that `--which latest|best|best:SET|N` selects. N is an epoch, counted from 0 as in file names.
+
+    Raises WrongUse if there is none.
+    """
     if not notes:
         raise WrongUse(f"run {run_id} has no complete checkpoint yet", next_command=command(f"status --run {run_id}"))
     if which == "latest":

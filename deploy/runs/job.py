@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
 from deploy import border
-from deploy.errors import BadAnswer, StepFailed, WrongUse, command, quoted
+from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse, command, quoted
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder
 from deploy.pod.base.limits import LOST_AFTER_S
 from deploy.shell import EVIDENCE_LINES, Shell
@@ -56,7 +57,7 @@ class Position:
 
 
 BEGINNING = Position(0, 0)
-TMUX_BYTES = 15_000  # of one variable; a message of tmux has at most 16 KiB
+TO_START_PYTHON = "PATH LD_LIBRARY_PATH"
 
 
 def session_name(run_id: str) -> str:
@@ -69,48 +70,37 @@ def start(shell: Shell, machine: Machine, plan: Plan, socket: str) -> str:
     folder = RunFolder(machine.path(plan.run_dir))
     code = machine.path(plan.cwd)
     told = (json.dumps(plan.to_json(), indent=1, ensure_ascii=False) + "\n").encode("utf-8")
-    *_, tmux, environment = shell.calls(
+    *_, has_tmux = shell.calls(
         [
             ("remove", {"path": str(folder.stop_request)}),
             ("remove", {"path": str(folder.status)}),
             ("write", {"path": str(folder.plan), "data": told, "private": False}),
-            ("which", {"program": "tmux"}),
-            ("environment", {}),
+            ("environment_for", {"program": "tmux", "path": str(folder.environment)}),
         ]
     )
     argv = [machine.python, "-m", "deploy.pod.supervisor", str(folder.path)]
-    how = "detached"
-    if tmux:
-        names = border.strings(environment, f"{shell.name}: its answer to environment")
-        shell.run(_tmux_start(socket, session_name(plan.run_id), argv, code, names))
-        how = "tmux"
-    else:
+    if has_tmux is not True:
         shell.spawn(argv, cwd=code)
-    _wait_until_started(shell, folder, plan, machine)
-    return how
+        _wait_until_started(shell, folder, plan, machine)
+        return "detached"
+    try:
+        shell.run(_tmux_start(socket, session_name(plan.run_id), argv, code))
+        _wait_until_started(shell, folder, plan, machine)
+    except BaseException:
+        with contextlib.suppress(OSError, DeployError):
+            shell.remove(folder.environment)
+        raise
+    return "tmux"
 
 
-def _tmux_start(socket: str, session: str, argv: list[str], cwd: PurePath, env: Mapping[str, str]) -> list[str]:
+def _tmux_start(socket: str, session: str, argv: list[str], cwd: PurePath) -> list[str]:
     """The command that starts a session on a private tmux server, without the user's tmux settings.
 
-    The session gets this command's environment, not the server's. The command line holds only names of variables;
-    their values, which may be keys, go through tmux's own socket. It drops a large value, and removes a named variable
-    without a value. So a large one is not named: the server has it, which starts with the first session.
+    The session gets the server's environment, and from this command only what starts Python. The supervisor takes the
+    rest from a private file: tmux drops large values, and a command line would show them.
     """
-    own = {"TERM", "TMUX", "TMUX_PANE", "PWD", "OLDPWD", "SHLVL", "_"}
-    fit = (name for name, value in env.items() if len(f"{name}={value}".encode()) <= TMUX_BYTES)
-    names = sorted(name for name in fit if re.fullmatch(r"[A-Za-z_]\w*", name) and name not in own)
-    settings = [
-        "set-option",
-        "-g",
-        "update-environment",
-        " ".join(names),
-        ";",
-        "set-option",
-        "-g",
-        "history-limit",
-        "50000",
-    ]
+    settings = ["set-option", "-g", "update-environment", TO_START_PYTHON]
+    settings += [";", "set-option", "-g", "history-limit", "50000"]
     session_of = ["new-session", "-d", "-s", session, "-x", "160", "-y", "50", "-c", str(cwd), "--", *argv]
     return ["tmux", "-L", socket, "-f", "/dev/null", "start-server", ";", *settings, ";", *session_of]
 

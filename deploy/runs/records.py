@@ -176,6 +176,7 @@ def events(runs: Path, run_id: str) -> list[dict[str, Any]]:
 
 
 def plan_of(runs: Path, record: Record) -> dict[str, Any]:
+    """Read a run's plan.json. Raises WrongUse without one."""
     plan = read_json(Path(home(runs, record.run_id).plan))
     if not plan:
         raise WrongUse(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.names import family_name
 from deploy.specs.provider import Provider
 from deploy.specs.request import Request
-from deploy.specs.settings import ENVIRONMENT_PREFIX, Settings, load
+from deploy.specs.settings import Settings, load
 from deploy.workspace import devices, environment
 from deploy.workspace.devices import Devices
 
@@ -36,7 +35,7 @@ class Reach:
     """One target during one command. Each machine is looked up once and connected once."""
 
     def __init__(self, settings: Settings, situation: Situation | None = None) -> None:
-        self.settings = settings
+        self.settings = self._own = settings  # _own: without what a request says about renting
         self.situation = situation or Situation(settings.project)
         if settings.notes.is_dir():  # an older version, or a user, may have made it readable by others
             private_folder(settings.notes)
@@ -61,7 +60,7 @@ class Reach:
             shell.close()
 
     def rent(self, request: Request, *, at_any_price: bool = False) -> None:
-        """Let --gpus and --spot of a request win over the target's keys, as variables of the environment do.
+        """Let --gpus and --spot of a request win over the target's keys and over variables of the environment.
 
         Names are looked up in the provider's catalogue. Raises WrongUse for what the target or the provider has not,
         and if the target's machine has other GPUs. `at_any_price`: only to look, so neither price nor machine matters.
@@ -71,31 +70,35 @@ class Reach:
             return
         target, keys = self.settings.target, self.settings.target.options.renting
         gpus.refuse_other_targets(request.gpus, request.spot, keys, target.name)
-        said = {gpus.SPOT: str(request.spot)} if request.spot or (request.no_spot and gpus.SPOT in keys) else {}
+        said: dict[str, object] = (
+            {gpus.SPOT: request.spot} if request.spot or (request.no_spot and gpus.SPOT in keys) else {}
+        )
         if count := gpus.count_of(request.gpus):
-            said[gpus.GPU_COUNT] = str(count)
+            said[gpus.GPU_COUNT] = count
         self._renting(said)
         if request.gpus:
             options = self.settings.target.options
+            rentals = self.provider.offers() or ()
+            if not options.lists_all_gpus:
+                gpus.refuse_unlisted(request.gpus, rentals, self.settings.where)
             choice = gpus.choose(
                 request.gpus,
-                self.provider.offers() or (),
+                rentals,
                 options.rents[1] if options.rents else 1,
                 None if at_any_price else getattr(options, "max_usd_per_hour", None),
                 target.name,
                 self.settings.where,
             )
-            self._renting({**said, gpus.GPUS: ",".join(choice.names), gpus.GPU_COUNT: str(choice.count)})
+            self._renting({**said, gpus.GPUS: choice.names, gpus.GPU_COUNT: choice.count})
             if not at_any_price:
                 self._refuse_other_gpus(request, choice)
         self._asked = asked
 
-    def _renting(self, said: Mapping[str, str]) -> None:
-        """Load the target with these values of what a command can say about renting; see Options.renting."""
-        keys = self.settings.target.options.renting
-        variables = {ENVIRONMENT_PREFIX + keys[name].upper(): value for name, value in said.items()}
-        self.settings = load(self.settings.project, self.settings.target.name, {**os.environ, **variables})
-        self.provider = PROVIDERS[self.settings.target.provider](self.settings)
+    def _renting(self, said: Mapping[str, object]) -> None:
+        """Use the target with these values of what a command can say about renting; see Options.renting."""
+        target = self._own.target
+        self.settings = replace(self._own, target=replace(target, options=target.options.renting_as(said)))
+        self.provider = PROVIDERS[target.provider](self.settings)
 
     def _refuse_other_gpus(self, request: Request, choice: gpus.Choice) -> None:
         """Raise WrongUse if the target has a machine with other GPUs: it would be used, or a second one would bill."""

@@ -197,6 +197,7 @@ class ChannelStream:
         return len(data)
 
     def write(self, data: bytes | memoryview) -> None:
+        """Send all bytes. Raises OSError if the connection breaks."""
         try:
             self.channel.sendall(data)
         except broken() as error:

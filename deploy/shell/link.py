@@ -350,7 +350,10 @@ class Link:
         return pending
 
     def value_of(self, verb: str, head: dict[str, Any], body: bytes) -> Any:
-        """Return the value of an answer in the form of its verb, or raise the error that the verb raised."""
+        """Return the value of an answer in the form of its verb.
+
+        Raises OSError and verbs.Overdue as the verb did, and Misbehaves for an answer in another form.
+        """
         if "error" in head:
             told = head["error"]
             if not isinstance(told, dict) or not isinstance(told.get("errno", ""), int | None):

@@ -21,6 +21,7 @@ class LocalShell(Shell):
         return VERBS[verb](**arguments)
 
     def lines(self, argv: Sequence[str], cwd: PurePath | None) -> Generator[bytes, None, int]:
+        """As in Shell. Raises StepFailed if there is no such program."""
         try:
             return (yield from verbs.lines(argv, None if cwd is None else str(cwd)))
         except FileNotFoundError as error:

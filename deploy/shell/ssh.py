@@ -66,6 +66,7 @@ class SshShell(Shell):
         return self._persist(ask, None, attempt)
 
     def lines(self, argv: Sequence[str], cwd: PurePath | None) -> Generator[bytes, None, int]:
+        """As in Shell. Raises StepFailed if there is no such program."""
         link = self._link_or_wait()
         is_over = False
         try:

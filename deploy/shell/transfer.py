@@ -99,7 +99,7 @@ def push(
     sha256: str | None = None,
     progress: Progress = no_progress,
 ) -> None:
-    """Upload a file. Otherwise as `fetch`."""
+    """Upload a file. Otherwise as `fetch`. Raises StepFailed if the file changes, or if it does not match `sha256`."""
     here = LocalShell()
     if isinstance(shell, LocalShell):
         _copy_here(here, source, shell, destination, sha256=sha256, progress=progress)

@@ -304,7 +304,9 @@ DOWN = (
 )
 BUILD_ARGUMENTS = (
     Flag("cpu", "for machines without a GPU; --pip-options should then name PyTorch's CPU packages"),
-    Flag("base", "image to build on (default: the Dockerfile's, NVIDIA's for CUDA)", "IMAGE"),
+    Flag(
+        "base", "image to build on, NAME:TAG or NAME@sha256:… (default: the Dockerfile's, NVIDIA's for CUDA)", "IMAGE"
+    ),
     Flag(
         "pip-options",
         "options for pip inside the build, such as another index; they stay readable in the image",

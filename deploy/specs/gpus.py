@@ -25,7 +25,10 @@ class Choice:
 
 
 def parse_gpus(texts: Sequence[str]) -> tuple[str, ...]:
-    """Validate `NAME[:COUNT]` texts, each perhaps several with commas. Returns each alternative with the one count."""
+    """Validate `NAME[:COUNT]` texts, each perhaps several with commas. Returns each alternative with the one count.
+
+    Raises WrongUse.
+    """
     names: dict[str, None] = {}
     counts: dict[str, None] = {}
     for text in ",".join(texts).split(","):
@@ -69,6 +72,16 @@ def refuse_other_targets(gpus: Sequence[str], spot: bool, keys: Mapping[str, str
         raise WrongUse(f"{typed(gpus)}: target '{target}' rents no GPUs: {instead}")
     if spot and SPOT not in keys:
         raise WrongUse(f"--spot: target '{target}' rents no spot machines: {instead}")
+
+
+def refuse_unlisted(gpus: Sequence[str], rentals: Sequence[Rental], where: str) -> None:
+    """Raise WrongUse for a name that may exist, but that this client of the provider does not list."""
+    for name in names_of(gpus):
+        if not fitting(name, rentals):
+            listed = ", ".join(each.gpu for each in rentals) or "none"
+            raise WrongUse(
+                f"--gpus {name}: api: sdk knows only the GPUs of gpus: in {where} ({listed}): add it, or set api: v2"
+            )
 
 
 def choose(
@@ -135,6 +148,8 @@ def _unknown(name: str, rentals: Sequence[Rental]) -> str:
     known = {each.casefold(): rental.gpu for rental in rentals for each in (rental.title, rental.gpu) if each}
     near = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=0.5)
     hint = f", did you mean --gpus {quoted(known[near[0]])}?" if near else ""
+    if not near and COUNT.fullmatch(name) and rentals:
+        hint = f": give a name, and the number after a colon, such as --gpus {quoted(f'{rentals[0].gpu}:{name}')}"
     return f"--gpus {name}: the provider has no GPU of this name{hint}"
 
 

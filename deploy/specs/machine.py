@@ -113,6 +113,7 @@ class Volume:
     usd_per_month: float
     place: str  # data centre
     note: str | None = None  # what is uncertain about the price
+    fault: str | None = None  # why the provider's entry cannot be read; then only id and name may be known
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from deploy.errors import command
@@ -76,6 +76,16 @@ class Options:
         if "gpus" not in self.renting:
             return None
         return getattr(self, self.renting["gpus"]), getattr(self, self.renting["gpu_count"])
+
+    def renting_as(self, said: Mapping[str, object]) -> Options:
+        """Return the keys with these values of what a command can say about renting, by the words of `renting`."""
+        changes: dict[str, Any] = {self.renting[word]: value for word, value in said.items()}
+        return replace(self, **changes)  # type: ignore[type-var]  # each provider's keys are a dataclass
+
+    @property
+    def lists_all_gpus(self) -> bool:
+        """Whether the provider's offers are its whole catalogue, not only the GPUs that the keys name."""
+        return True
 
     @property
     def is_preemptible(self) -> bool:

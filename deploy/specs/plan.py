@@ -41,6 +41,8 @@ class CodeFacts:
     untracked: tuple[str, ...] = ()  # files that are uploaded although git does not track them
     suspicious: tuple[str, ...] = ()  # tracked files that look like credentials
     left_out: tuple[str, ...] = ()  # not uploaded, although a user may expect it
+    excluded_files: int | None = None  # by `exclude:` of the target; None: it has no patterns
+    excluded_bytes: int = 0
 
 
 @dataclass(frozen=True)

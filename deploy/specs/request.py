@@ -50,6 +50,7 @@ ENV_DECIDED_HERE = ("PATH", "PYTHONUTF8", "PYTHONIOENCODING", "PYTHONUNBUFFERED"
 
 
 def parse_fraction(text: str) -> float:
+    """Validate a share of the data. Raises WrongUse."""
     try:
         fraction = float(text)
     except ValueError:
@@ -83,7 +84,10 @@ def parse_env(assignments: Sequence[str]) -> tuple[str, ...]:
 
 
 def parse_name(text: str) -> str:
-    """Validate the name of a run: it becomes the beginning of its id, of folders and of machines' names."""
+    """Validate the name of a run: it becomes the beginning of its id, of folders and of machines' names.
+
+    Raises WrongUse.
+    """
     if re.fullmatch(rf"[a-z0-9](_?[a-z0-9]){{0,{NAME_CHARACTERS - 1}}}", text) and len(text) <= NAME_CHARACTERS:
         return text
     near = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:NAME_CHARACTERS].rstrip("_") or "lr_03"
@@ -94,6 +98,7 @@ def parse_name(text: str) -> str:
 
 
 def parse_nodes(text: str) -> int:
+    """Validate a number of machines. Raises WrongUse."""
     if not text.isdecimal() or int(text) < 1:
         raise WrongUse(f"--nodes {text} is not a number of machines: give a whole number from 1, such as 2")
     return int(text)
@@ -231,6 +236,7 @@ def contradictions(request: Request, earlier: Request) -> list[str]:
 
 
 def parse_dollars(text: str | None) -> float | None:
+    """Validate an amount of money. Raises WrongUse."""
     if text is None:
         return None
     try:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import io
 import os
 import re
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from deploy.border.text_files import NotText, read_text
 from deploy.errors import WrongUse, unknown
 from deploy.pod.base.limits import ON_END, RUNPOD
 from deploy.pod.base.notify import why_not
 from deploy.specs import targets
 from deploy.specs.options import IMAGE_NAME, Mount, Options, Registry
+from deploy.specs.settings_file import converted, read_yaml, types_of
 
 ENVIRONMENT_PREFIX = "SNIPERFACE_"  # each key of a target's file has a variable: SNIPERFACE_STAGE_TO, ...
 TMUX_SOCKET = "SNIPERFACE_TMUX_SOCKET"
@@ -33,6 +28,7 @@ class Local(Options):
     is_local = True
 
     def refuse_nodes(self, nodes: int, target: str, where: str) -> None:
+        """Raise WrongUse for more than one machine."""
         del where
         if nodes > 1:
             raise WrongUse(
@@ -64,6 +60,7 @@ class Ssh(Options):
         return self.host or ", ".join(self.hosts) or None
 
     def refuse_nodes(self, nodes: int, target: str, where: str) -> None:
+        """Raise WrongUse for more machines than hosts."""
         hosts = max(1, len(self.hosts))
         if nodes > hosts:
             raise WrongUse(
@@ -120,6 +117,7 @@ class RunPod(Options):
     registry: str | None = None  # id of registry credentials stored at RunPod
     key: str | None = None  # None: a key of this project's own, made once
     wait_min: float = 20.0  # until a machine answers, including the image pull
+    silent_s: float = 20.0  # a new pod whose log stays empty for so long, in an unchanged status, is released
     unattended_min: float = 15.0  # a new machine without a login and a guard for so long releases itself
 
     provider = "deploy.providers.runpod:RunPodProvider"
@@ -142,6 +140,8 @@ class RunPod(Options):
 
     @property
     def wrong(self) -> str | None:
+        if self.spot and self.api == "sdk":
+            return "api: sdk rents no spot pods: set api: v2, or leave spot: true and --spot out"
         is_name = not self.image or IMAGE_NAME.fullmatch(self.image)
         return None if is_name else f"image: {self.image!r} is not an image name: give one such as me/sniperface:1"
 
@@ -152,6 +152,10 @@ class RunPod(Options):
     @property
     def is_preemptible(self) -> bool:
         return self.spot
+
+    @property
+    def lists_all_gpus(self) -> bool:
+        return self.api != "sdk"
 
     @property
     def reports_less(self) -> bool:
@@ -196,6 +200,7 @@ class Target:
     secrets: tuple[str, ...] = ()  # further environment variables of this computer that remote runs get
     large_files: tuple[str, ...] = ()  # code files over 50 MB that are uploaded anyway
     allow_files: tuple[str, ...] = ()  # code files that look like credentials and are uploaded anyway
+    exclude: tuple[str, ...] = ()  # patterns, as in .gitignore, of code files that are not uploaded
     max_restarts: int = 3  # of a job that crashes, each from a newer checkpoint than the one before
     max_hours: float | None = None  # ceilings, counted from the start of billing
     max_usd: float | None = None  # the same in US dollars, of all machines of the run
@@ -278,7 +283,7 @@ def parse(
         raise WrongUse(f"{where} lacks the key 'provider', such as provider: local")
     if provider not in OPTIONS:
         raise unknown(f"provider in {where}", str(provider), OPTIONS)
-    of_target, of_options = _keys(Target), _keys(OPTIONS[provider])
+    of_target, of_options = types_of(Target), types_of(OPTIONS[provider])
     del of_target["name"], of_target["options"]
     for key in values:
         if key not in of_target | of_options:
@@ -290,8 +295,8 @@ def parse(
         raise WrongUse(f"{where} lacks the key 'root', a folder on the machine, such as root: .sniperface/{target}")
     if values.get("processes") == "auto":
         values["processes"] = None
-    told = {key: _value(where, key, values[key], kind) for key, kind in of_target.items() if key in values}
-    its_own = {key: _value(where, key, values[key], kind) for key, kind in of_options.items() if key in values}
+    told = {key: converted(where, key, values[key], kind) for key, kind in of_target.items() if key in values}
+    its_own = {key: converted(where, key, values[key], kind) for key, kind in of_options.items() if key in values}
     options = OPTIONS[provider](**OPTIONS[provider].normalised(its_own))
     _check(where, told, options)
     socket = environment.get(TMUX_SOCKET) or "sniperface"
@@ -318,67 +323,6 @@ def pack_kind(text: str, key: str) -> str:
     if re.fullmatch("none|lossless|jpeg(100|[5-9][0-9])", text):
         return text
     raise WrongUse(f"{key} {text} is not a packing format: give none, lossless, or jpeg50 to jpeg100, such as jpeg95")
-
-
-def read_yaml(path: Path, where: str) -> dict[str, Any]:
-    """Read the keys and values of a YAML file. Raises WrongUse that names the file `where`."""
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    text = ""
-    try:
-        text = read_text(path)
-        values = copy.deepcopy(_parse(text))
-    except (OmegaConfBaseException, YAMLError, NotText, OSError) as error:
-        quoted = re.search(r'"[A-Za-z]:\\', text)
-        hint = ": write a Windows path without quotes, or with / for each \\" if quoted else ""
-        raise WrongUse(f"{where} cannot be read: {str(error).splitlines()[0]}{hint}") from error
-    if not isinstance(values, dict):
-        raise WrongUse(f"{where} must hold keys and values, such as provider: local")
-    return {str(key): value for key, value in values.items()}
-
-
-@functools.cache
-def _parse(text: str) -> Any:
-    """Parse a YAML document. Cached: `ps` reads the file of each target several times."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
-
-
-def _keys(kind: type) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
-    return {each.name: hints[each.name] for each in fields(kind)}
-
-
-def _value(where: str, key: str, value: Any, kind: Any) -> Any:
-    """Convert a value from the file or the environment to the type of its key."""
-    optional = isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
-    if value is None and (optional or typing.get_origin(kind) is tuple):
-        return None if optional else ()
-    wanted = next(each for each in typing.get_args(kind) if each is not type(None)) if optional else kind
-    if typing.get_origin(wanted) is tuple:
-        several = value if isinstance(value, list) else str(value).split(",")
-        return tuple(str(each).strip() for each in several if str(each).strip())
-    if wanted is bool:
-        if str(value).lower() not in ("true", "false"):
-            raise WrongUse(f"{key} in {where} must be true or false, not {value}")
-        return str(value).lower() == "true"
-    if wanted is str:
-        if isinstance(value, dict | list):  # not shown: it may hold a secret
-            kinds = "a list" if isinstance(value, list) else "keys and values"
-            raise WrongUse(f"{key} in {where} must be one text, such as {key}: 'text', not {kinds}")
-        return "" if value is None else str(value)
-    try:
-        number = wanted(str(value))
-    except ValueError:
-        number = 0
-    if isinstance(value, bool) or not 0 < number < float("inf"):
-        example = {"processes": "auto or a whole number from 1, such as 2", "port": "a port, such as 22"}.get(
-            key, "a whole number from 1, such as 1" if wanted is int else "a number above 0, such as 1.5"
-        )
-        raise WrongUse(f"{key} in {where} must be {example}, not {value}")
-    return number
 
 
 def _check(where: str, told: Mapping[str, Any], options: Options) -> None:

@@ -15,7 +15,8 @@ def check_code(settings: Settings) -> tuple[str, ...]:
     """
     about = settings.target
     secrets = guard.named_secrets(settings)
-    return _judged(settings, code.check(settings.project, about.allow_files, secrets, about.large_files))
+    names = (about.large_files, about.exclude)
+    return _judged(settings, code.check(settings.project, about.allow_files, secrets, *names))
 
 
 def prove_code(settings: Settings) -> str | None:
@@ -25,7 +26,7 @@ def prove_code(settings: Settings) -> str | None:
     """
     about = settings.target
     secrets = guard.named_secrets(settings)
-    suspicious, tree = code.prove(settings.project, about.allow_files, secrets, about.large_files)
+    suspicious, tree = code.prove(settings.project, about.allow_files, secrets, about.large_files, about.exclude)
     _judged(settings, suspicious)
     return tree
 
@@ -33,7 +34,7 @@ def prove_code(settings: Settings) -> str | None:
 def _judged(settings: Settings, suspicious: tuple[str, ...]) -> tuple[str, ...]:
     if suspicious and settings.is_rented:
         raise WrongUse(
-            f"{suspicious[0]} looks like a credential and would travel to a rented machine: remove it from the "
-            f"repository, or name it in {settings.where}: allow_files: [{suspicious[0]}]"
+            f"{suspicious[0]} looks like a credential and would travel to a rented machine: keep it here with "
+            f"exclude: [{suspicious[0]}] in {settings.where}, or upload it anyway with allow_files: [{suspicious[0]}]"
         )
     return suspicious

@@ -247,7 +247,7 @@ def ready_code(
     about = settings.target
     secrets = guard.named_secrets(settings)
     names = (about.large_files, about.allow_files)
-    snapshot = code.place(settings.project, shell, machine.root, *names, secrets, tree=tree)
+    snapshot = code.place(settings.project, shell, machine.root, *names, secrets, tree=tree, excluded_by=about.exclude)
     folder = machine.root / "code" / snapshot
     screen.say(f"code: {near(folder) if machine.is_here else folder}")
     armed = guard.arm(settings, machine, shell, folder, nodes)

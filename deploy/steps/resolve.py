@@ -188,7 +188,7 @@ def gather(reach: Reach, checked: Checked) -> Facts:
         now=datetime.now(),
         token=secrets.token_hex(2),
         python=sys.executable if settings.is_local else "python",
-        code=replace(code.look(settings.project), suspicious=checked.suspicious),
+        code=replace(code.look(settings.project, settings.target.exclude), suspicious=checked.suspicious),
         data=_data_facts(settings, checked),
         config=checked.config,
         hardware=devices.here(LocalShell(), settings) if settings.is_local else None,

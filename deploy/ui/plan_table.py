@@ -84,6 +84,8 @@ def _travelling(code: CodeFacts) -> list[tuple[str, str]]:
         reason = "a sparse checkout without them" if code.kind == "git" else "no git repository"
         many = plural(len(code.left_out), "file or folder", "files or folders")
         rows.append(("left out", f"{many} ({reason}): {_some(code.left_out)}"))
+    if code.excluded_files is not None:
+        rows.append(("excluded", f"{plural(code.excluded_files, 'file')}, {_bytes(code.excluded_bytes)}, by exclude"))
     if code.untracked:
         many = plural(len(code.untracked), "file is", "files are")
         rows.append(("untracked", f"{many} uploaded that git does not track: {_some(code.untracked)}"))
@@ -163,6 +165,10 @@ def _packed(plan: Plan) -> str:
     if data.packed_bytes is None:
         return f"packed as {data.packed} ({loss}), before a machine is requested"
     return f"packed as {data.packed} ({loss}): {_mib(data.packed_bytes)} instead of {_mib(data.bytes)}"
+
+
+def _bytes(count: int) -> str:
+    return _mib(count) if count >= 1 << 20 else plural(count, "byte")
 
 
 def _mib(count: int) -> str:

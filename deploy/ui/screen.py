@@ -19,6 +19,7 @@ from deploy.ui.paths import near
 from deploy.ui.plan_table import compared_rows, plan_rows
 from deploy.ui.progress import LOADING, Bars
 from deploy.ui.status_table import IN_A_LINE, status_rows
+from deploy.ui.waiting import LastLine
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,9 +69,13 @@ class Screen:
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         self.console: Console = Console(stderr=as_json, file=out, highlight=False, soft_wrap=True)
+        self.last_line = LastLine(self.console)
 
     def say(self, text: str) -> None:
-        self.console.print(visible(text), markup=False)
+        """Print a message. On a terminal, news of a wait replaces the last message if that reports a wait, too."""
+        text = visible(text)
+        self.last_line.before(text)
+        self.console.print(text, markup=False)
 
     def paragraph(self, text: str) -> None:
         """Print a long sentence: on a terminal, lines end between words."""
@@ -78,12 +83,14 @@ class Screen:
 
     def raw(self, text: str) -> None:
         """Print another program's output as plain text: control characters are shown, colours are removed."""
+        self.last_line.leave()
         for start in range(0, len(text), RAW_CHARACTERS):  # escapes become four times as long
             self.console.file.write(visible_log(text[start : start + RAW_CHARACTERS]))
         self.console.file.flush()
 
     def complain(self, text: str) -> None:
         """Print a message to stderr, apart from the log or document on stdout."""
+        self.last_line.leave()
         print(visible(text), file=sys.stderr, flush=True)
 
     def commands(self, commands: Sequence[tuple[str, str]]) -> None:
@@ -105,6 +112,7 @@ class Screen:
 
     def failure(self, error: DeployError) -> None:
         """Print the message of an error after which the command goes on, without a document."""
+        self.last_line.leave()
         lines = [f"error: {cut(visible(error.message), MESSAGE_CHARACTERS)}"]
         lines += [f"  | {cut(visible(line, newlines=False), EVIDENCE_CHARACTERS)}" for line in error.evidence]
         lines += [f"next: {error.next_command}"] if error.next_command else []
@@ -167,6 +175,7 @@ class Screen:
 
     def ask(self, question: str) -> bool:
         """Ask the person at the terminal a yes-or-no question."""
+        self.last_line.leave()
         print(f"{visible(question)} [yes/no] ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 

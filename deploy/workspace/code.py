@@ -8,14 +8,15 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from deploy import border
-from deploy.errors import StepFailed
+from deploy.errors import StepFailed, WrongUse
 from deploy.shell import Shell
 from deploy.specs.plan import CodeFacts
-from deploy.workspace import leaks, worktree
+from deploy.workspace import exclude, leaks, worktree
 from deploy.workspace.snapshots import Snapshots
 from deploy.workspace.worktree import FOR_SNAPSHOTS, Listing, excluded, git, is_repository, on_disk
 
@@ -25,21 +26,39 @@ CODE_WITHOUT_GIT = (
 )
 
 
-def look(project: Path) -> CodeFacts:
-    """Return the commit and the number of changed files. Writes nothing, not even git's index."""
+def look(project: Path, excluded_by: tuple[str, ...] = ()) -> CodeFacts:
+    """Return the commit and the number of changed files. Writes nothing, not even git's index.
+
+    `excluded_by`: patterns of files that are not uploaded.
+    """
     if not is_repository(project):
+        _refuse_without_git(excluded_by)
         return CodeFacts(kind="copy", commit=None, changed_files=0, tree=None, left_out=_left_out(project))
     head = git(project, "rev-parse", "--verify", "--quiet", "HEAD", check=False)
     commit = head.text.strip() if head else None
-    listed = worktree.listing(project)
+    listed = exclude.listing(project, excluded_by)
+    out = frozenset(listed.excluded)
     absent = {name for name in listed.hidden if not on_disk(project, name)}  # of a sparse checkout
     lines = filter(None, _status(project, listed).split(b"\0"))
-    states = [(line[:2], line[3:].removeprefix(listed.prefix)) for line in lines]
+    states = [(line[:2], name) for line in lines if (name := line[3:].removeprefix(listed.prefix)) not in out]
     changed = sum(name not in absent for _, name in states)
     untracked = tuple(sorted(os.fsdecode(name) for state, name in states if state == b"??"))
-    tree = git(project, "rev-parse", "HEAD:./").text.strip() if commit and not changed and not absent else None
+    is_head = commit and not changed and not absent and not out
+    tree = git(project, "rev-parse", "HEAD:./").text.strip() if is_head else None
     left_out = tuple(sorted(map(os.fsdecode, absent)))
-    return CodeFacts("git", commit, changed_files=changed, tree=tree, untracked=untracked, left_out=left_out)
+    facts = CodeFacts("git", commit, changed_files=changed, tree=tree, untracked=untracked, left_out=left_out)
+    if not excluded_by:
+        return facts
+    files, total = exclude.size(project, listed)
+    return replace(facts, excluded_files=files, excluded_bytes=total)
+
+
+def _refuse_without_git(excluded_by: tuple[str, ...]) -> None:
+    if excluded_by:
+        raise WrongUse(
+            "exclude in the target's file needs git, and this folder is no git repository: make one with "
+            "`git init`, or remove exclude"
+        )
 
 
 def _status(project: Path, listed: Listing) -> bytes:
@@ -54,25 +73,34 @@ def _status(project: Path, listed: Listing) -> bytes:
 
 
 def check(
-    project: Path, allowed: tuple[str, ...], secrets: Mapping[str, str], large_files: tuple[str, ...] = ()
+    project: Path,
+    allowed: tuple[str, ...],
+    secrets: Mapping[str, str],
+    large_files: tuple[str, ...] = (),
+    excluded_by: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
     """Refuse files that must not or cannot be uploaded, before anything is recorded or paid for.
 
     Returns tracked files to warn about. `allowed`: names or patterns of files that look like credentials and are
     uploaded anyway. `large_files`: names of files over 50 MB that are uploaded anyway. `secrets`: names and values that
-    a run may get.
+    a run may get. `excluded_by`: patterns of files that are not uploaded.
     """
-    return _checked(project, allowed, secrets, large_files)[0]
+    return _checked(project, allowed, secrets, large_files, excluded_by)[0]
 
 
 def _checked(
-    project: Path, allowed: tuple[str, ...], secrets: Mapping[str, str], large_files: tuple[str, ...]
+    project: Path,
+    allowed: tuple[str, ...],
+    secrets: Mapping[str, str],
+    large_files: tuple[str, ...],
+    excluded_by: tuple[str, ...],
 ) -> tuple[tuple[str, ...], Listing | None]:
     """Return the tracked files to warn about, and the listing of files to upload; None without git."""
     if not is_repository(project):
+        _refuse_without_git(excluded_by)
         names = [file.relative_to(project).as_posix() for file in _code_files(project)]
         return leaks.refuse(leaks.find(project, names, secrets), set(), allowed), None
-    listed = worktree.listing(project)
+    listed = exclude.listing(project, excluded_by)
     worktree.refuse(project, listed, large_files)
     found = leaks.find(project, map(os.fsdecode, listed.names), secrets)
     return leaks.refuse(found, set(map(os.fsdecode, listed.tracked)), allowed), listed
@@ -83,14 +111,15 @@ def prove(
     allowed: tuple[str, ...] = (),
     secrets: Mapping[str, str] | None = None,
     large_files: tuple[str, ...] = (),
+    excluded_by: tuple[str, ...] = (),
 ) -> tuple[tuple[str, ...], str | None]:
     """Check the files as `check` does, and take the snapshot without sending it.
 
     Returns the tracked files to warn about, and the snapshot's id; None without git. Raises WrongUse for a file that
     would arrive changed.
     """
-    warned, listed = _checked(project, allowed, secrets or {}, large_files)
-    return warned, Snapshots(project).take(listed) if listed else None
+    warned, listed = _checked(project, allowed, secrets or {}, large_files, excluded_by)
+    return warned, Snapshots(project, excluded_by).take(listed) if listed else None
 
 
 def place(
@@ -102,14 +131,16 @@ def place(
     secrets: Mapping[str, str] | None = None,
     *,
     tree: str | None = None,
+    excluded_by: tuple[str, ...] = (),
 ) -> str:
     """Upload a snapshot of the code to `<root>/code/<id>` unless the machine has it. Returns the id.
 
     Only what the machine lacks is sent: a bundle based on the newest snapshot that both sides have. `large_files`,
-    `allowed` and `secrets` are those of `check`. `tree`: a snapshot that `prove` took, which saves checking again.
+    `allowed`, `secrets` and `excluded_by` are those of `check`. `tree`: a snapshot that `prove` took, which saves
+    checking again.
     """
     if tree is None:
-        _, tree = prove(project, allowed, secrets, large_files)
+        _, tree = prove(project, allowed, secrets, large_files, excluded_by)
     shelf = str(root / "code")
     if tree:
         is_there, commits = _state(shell, shelf, tree)

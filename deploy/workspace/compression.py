@@ -84,7 +84,7 @@ class Packing:
         return f"as {self.kind} ({loss}){size}"
 
     def make(self, project: Path, progress: Progress) -> None:
-        """Pack the missing blocks, on all cores."""
+        """Pack the missing blocks, on all cores. Raises StepFailed if the disk does not keep them."""
         blocks = [
             {
                 "name": self.blocks[number].name,
@@ -114,6 +114,7 @@ class Packing:
         """Upload the blocks and unpack them into `part`, which already has its full size.
 
         Packed blocks are on the machine's disk, not in RAM. Returns the SHA-256 of each unpacked block.
+        Raises StepFailed without room there.
         """
         pieces: list[Piece] = []
         for number, piece in self.blocks.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deploy.errors import WrongUse
 from deploy.shell import Result
-from deploy.workspace import worktree
+from deploy.workspace import exclude, worktree
 from deploy.workspace.worktree import FOR_SNAPSHOTS, Listing, git, joined, on_disk, path_of
 
 # A fixed author: a commit needs one, and the user may have configured none.
@@ -35,8 +35,9 @@ class Snapshots:
     change.
     """
 
-    def __init__(self, project: Path) -> None:
+    def __init__(self, project: Path, excluded: Sequence[str] = ()) -> None:
         self.project = project
+        self.excluded = excluded  # patterns
         self.format = worktree.object_format(project)
         self.store = project / ".sniperface" / ("code.git" if self.format == "sha1" else f"code-{self.format}.git")
         self.objects = {"GIT_OBJECT_DIRECTORY": str(self.store / "objects")}
@@ -56,7 +57,7 @@ class Snapshots:
         """
         different: dict[str, str] = {}
         for attempt in range(TRIES):
-            listed = listed if listed and not attempt else worktree.listing(self.project)
+            listed = listed if listed and not attempt else exclude.listing(self.project, self.excluded)
             without = worktree.without_filters(self.project, listed.names)
             options = [*FOR_SNAPSHOTS, *without]
             # The user's index saves reading what has not changed. If it is wrong, the comparison shows it.
@@ -87,6 +88,15 @@ class Snapshots:
             index, users = Path(scratch) / "index", worktree.repository_path(self.project, "index")
             if users.exists() and not fresh:
                 shutil.copy2(users, index)  # keeps the mtime, by which git knows which entries are too recent to trust
+                if listed.excluded:
+                    forget = ("update-index", "--force-remove", "-z", "--stdin")
+                    git(
+                        self.project,
+                        *options,
+                        *forget,
+                        env={"GIT_INDEX_FILE": str(index)},
+                        stdin=joined(listed.excluded),
+                    )
             else:
                 worktree.fresh_index(self.project, listed, index, self.objects)
             own = {**self.objects, "GIT_INDEX_FILE": str(index)}

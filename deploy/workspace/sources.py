@@ -100,7 +100,10 @@ class Origin:
 
 
 def parse(text: str, project: Path, *, local: bool) -> Origin:
-    """Parse --data: `machine:/path` is on the machine, `https://…` a URL, everything else is local."""
+    """Parse --data: `machine:/path` is on the machine, `https://…` a URL, everything else is local.
+
+    Raises WrongUse for other addresses and paths.
+    """
     if "://" in text:
         if text.lower().startswith(NEVER):
             raise WrongUse(
@@ -123,7 +126,10 @@ class UrlFiles:
     """Read ranges over HTTP; other schemes through fsspec, if it is installed."""
 
     def read(self, path: Any, offset: int = 0, limit: int | None = None) -> bytes:
-        """Read like a Shell: at most `limit` or CHUNK_BYTES, however much the server sends."""
+        """Read like a Shell: at most `limit` or CHUNK_BYTES, however much the server sends.
+
+        Raises WrongUse without range requests, OSError otherwise.
+        """
         limit = CHUNK_BYTES if limit is None else limit
         if limit == 0:
             return b""
@@ -150,6 +156,7 @@ class UrlFiles:
         return self
 
     def size(self, path: Any) -> int | None:
+        """Return the size of a file, None if there is none or it is not known. Raises WrongUse without a connection."""
         url = str(path)
         try:
             if not url.startswith(("http://", "https://")):

@@ -151,6 +151,7 @@ def stage(
     Space is reserved before the first byte, every block is verified against the manifest, an interrupted copy resumes,
     and the file gets its name only when it is complete. Images on the laptop are uploaded, perhaps packed. Images on
     the machine or at a URL are copied by the machine itself (`pod/agent/files.py`).
+    Raises WrongUse for images of others in their place.
     """
     if not plan.stage:
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ class Listing:
     nested: tuple[bytes, ...]  # untracked folders with their own repository
     prefix: bytes  # path of the project in its repository, with a trailing slash, or empty
     entries: tuple[bytes, ...]  # of the user's index, as `update-index --index-info` reads them
+    excluded: tuple[bytes, ...] = ()  # names that `exclude:` leaves out of all the others
 
 
 def listing(project: Path) -> Listing:
@@ -85,8 +85,8 @@ def refuse(project: Path, listed: Listing, large_files: Sequence[str]) -> None:
     """Raise WrongUse for the first entry that cannot be uploaded, or is too large to upload with every run."""
     for name in map(os.fsdecode, listed.submodules):
         raise WrongUse(
-            f"{name} is a git submodule, and submodules are not uploaded: add its files to this repository, "
-            f"or remove it (git rm --cached {shlex.quote(name)}) and list it in .gitignore"
+            f"{name} is a git submodule, and submodules are not uploaded: add its files to this repository, or list "
+            f"it in the target's file if the run does not need it: exclude: [{name}/]"
         )
     for folder in (os.fsdecode(nested).rstrip("/") for nested in listed.nested):
         raise WrongUse(
@@ -103,8 +103,8 @@ def _refuse_large(project: Path, listed: Listing, meant: Sequence[str]) -> None:
     for name, size in sizes.items():
         if size > LARGE_FILE_BYTES and name not in meant:
             raise WrongUse(
-                f"{name} has {size >> 20} MiB and would be uploaded with the code: list it in .gitignore, or, to "
-                f"upload it anyway, list it in the target's file: large_files: [{name}]"
+                f"{name} has {size >> 20} MiB and would be uploaded with the code: list it in .gitignore, or "
+                f"in the target's file: exclude: [{name}] keeps it here, large_files: [{name}] uploads it"
             )
     tracked = set(map(os.fsdecode, listed.tracked))
     untracked = {name: size for name, size in sizes.items() if name not in tracked and name not in meant}
@@ -156,6 +156,7 @@ def repository_path(project: Path, name: str) -> Path:
 
 
 def is_repository(project: Path) -> bool:
+    """Whether the folder is in a git repository. Raises WrongUse if git does not trust it."""
     if LocalShell().which("git") is None:
         return False
     inside = git(project, "rev-parse", "--is-inside-work-tree", check=False)

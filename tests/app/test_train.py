@@ -32,7 +32,17 @@ from app.runtime.dist import World
 from app.runtime.folder import RunFolder
 from app.runtime.stop import Stop
 from app.runtime.track import JsonLines, Tracker
-from tests.app.support.training import TINY, assert_equal_bits, events, launch, reached, run, tensors, wait_for
+from tests.app.support.training import (
+    TINY,
+    assert_equal_bits,
+    events,
+    launch,
+    reached,
+    run,
+    tensors,
+    train_by_changing_processes,
+    wait_for,
+)
 from tests.support.load import under_load
 
 
@@ -451,17 +461,9 @@ def test_what_users_type_works_and_the_number_of_processes_may_change(small_data
     folder = tmp_path / "run"
     words = [
         "train.batch.grad_accum_steps=1", "train.optimizer.lr=0.03", "train.lr_schedule.warmup.start_lr=0.003",
-        "data.data_fraction=1.0", "train.epochs=3", "recipe.moco.queue_size=160", "train.resume=auto",
+        "data.data_fraction=1.0", "train.epochs=3", "recipe.moco.queue_size=160",
     ]  # fmt: skip
-    for processes, last_step in ((2, 2), (1, 5), (3, None)):
-        with launch(small_data, folder, *words, processes=processes) as job:
-            if last_step is not None:
-                wait_for(reached(folder, last_step), job)
-                job.stdin.close()
-            assert job.wait(90) == 0
-    starts = [e for e in events(folder) if e["event"] == "start"]
-    assert [e["world_size"] for e in starts] == [2, 1, 3]
-    assert events(folder)[-1]["reason"] == "done"
+    train_by_changing_processes(small_data, folder, *words, stop_at=(2, 5))
     rows = tensors(folder / "checkpoints" / "epoch_002.pt")["queue.rows"]  # in epoch 0 a positive is the same image
     order = epoch_order(np.arange(32), seed=load([]).train.seed, epoch=0)
     assert rows[:32].tolist() == order.tolist()

@@ -9,22 +9,22 @@ import subprocess
 import pytest
 
 import tasks
-from deploy.commands import flags
-from deploy.errors import quoted
+from deploy.commands import command_line
+from deploy.errors import bootstrap_command, command, quoted
 from tests.deploy.support import advice
 
 COMMANDS = {name: command.flags for name, command in tasks.COMMAND_LINE.commands.items()}
-# Functions that print names or examples of commands: test_flags.py and test_docs.py try these.
+# Functions that print names or examples of commands: test_command_line.py and test_docs.py try these.
 NAMES = (
-    "flags.py:_refuse",
-    "flags.py:_stray",
-    "flags.py:_command",
+    "command_line.py:_refuse",
+    "command_line.py:_stray",
+    "command_line.py:_command",
     "program.py:print_help",
     "program.py:print_task_help",
 )
 PRINTED = [each for each in advice.printed() if not each.where.endswith((*NAMES, "ssh.py:terminal"))]
 # Commands for all targets, and those that run here whatever the target is.
-OF_NO_TARGET = ("runs", "compare", "ps", "prepare", "push", "ui", "target list", "down --orphans")
+OF_NO_TARGET = ("runs", "compare", "ps", "prepare", "build", "push", "ui", "target list", "down --orphans")
 # Functions whose commands need no target, each with the reason.
 WITHOUT_TARGET = {
     "deploy/runs/records.py:choose": "a run that nobody started has no target",
@@ -41,7 +41,7 @@ def test_a_printed_command_is_one(each: advice.Printed) -> None:
     """The command line accepts it: the command exists and has these flags."""
     if each.words.startswith(advice.ANY):
         pytest.fail(f"{each}: the command's name is not in the source")
-    flags.check(words_of(each.words), COMMANDS)
+    command_line.check(words_of(each.words), COMMANDS)
 
 
 @pytest.mark.parametrize("each", PRINTED, ids=str)
@@ -50,6 +50,33 @@ def test_a_printed_command_names_its_target(each: advice.Printed) -> None:
     if each.where in WITHOUT_TARGET or each.words.startswith(OF_NO_TARGET):
         return
     assert re.search(r" --(on|run) ", each.words), each
+
+
+@pytest.mark.parametrize(
+    ("environment", "status", "packages"),
+    [
+        ({}, "invoke status", "python bootstrap.py invoke train"),
+        ({"UV": "/bin/uv"}, "invoke status", "python bootstrap.py invoke train"),  # a variable of the user's own
+        (
+            {"UV": "/bin/uv", "UV_RUN_RECURSION_DEPTH": "1"},
+            "uv run invoke status",
+            "uv run --extra app invoke train",
+        ),
+        (
+            {"SNIPERFACE_INVOKE": "py -3.11 bootstrap.py invoke", "UV": "/bin/uv", "UV_RUN_RECURSION_DEPTH": "1"},
+            "py -3.11 bootstrap.py invoke status",
+            "py -3.11 bootstrap.py invoke train",
+        ),
+    ],
+)
+def test_a_printed_command_begins_as_the_user_began(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], status: str, packages: str
+) -> None:
+    for name in ("UV", "UV_RUN_RECURSION_DEPTH", "SNIPERFACE_INVOKE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert (command("status"), bootstrap_command()) == (status, packages)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX: a shell of another kind is on Windows")

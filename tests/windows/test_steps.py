@@ -32,7 +32,7 @@ def test_a_step_shows_what_the_script_says(
 
 
 def test_the_script_has_steps() -> None:
-    assert len(ROW.findall(STEPS)) == 5
+    assert len(ROW.findall(STEPS)) == 11
 
 
 @pytest.mark.parametrize(

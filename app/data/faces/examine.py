@@ -18,7 +18,7 @@ from typing import NamedTuple
 from app.data.dataset import SIDE
 from app.data.faces.landmarks import Points
 from app.data.sources.photograph import UNREADABLE, outline, photograph, readable
-from app.data.sources.processes import processes
+from app.data.sources.worker_pool import processes
 from app.errors import WrongUse
 
 PIECE = 8  # photographs a task

@@ -13,8 +13,8 @@ import numpy as np
 from app.data.dataset import open_images
 from app.data.faces.examine import Examined
 from app.data.faces.landmarks import Points, quoted, write_landmarks
-from app.data.faces.page import write_page
 from app.data.faces.passport import Row, passport
+from app.data.faces.passport_page import write_page
 from app.data.faces.placing import Placing, names
 from app.data.sources.source import Source
 from app.files import atomic

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from app.data.dataset import SIDE
 from app.data.encoded import OFFSETS, decode_stored
 from app.data.sources.photograph import UNREADABLE, kind, png
-from app.data.sources.processes import in_order
 from app.data.sources.source import Source
+from app.data.sources.worker_pool import in_order
 from app.data.sources.writer import (
     PIECE_ROWS,
     ROW_BYTES,

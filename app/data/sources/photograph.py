@@ -54,7 +54,7 @@ def load_face(file: Path, fit: str = "crop") -> NDArray[np.uint8]:
 
 @contextmanager
 def readable(file: Path) -> Iterator[None]:
-    """Turn the decoders' errors into WrongUse with the name of the file."""
+    """Turn the decoders' errors into one with the name of the file. Raises WrongUse."""
     try:
         yield
     except (UnknownScale, NeedsHeif) as error:

@@ -145,7 +145,10 @@ class Records:
         return np.array(starts, np.int64)
 
     def indexed(self, index: Path) -> NDArray[np.int64]:
-        """Read the starts of records [R] from an index and check each record; return them in ascending order."""
+        """Read the starts of records [R] from an index and check each record; return them in ascending order.
+
+        Raises WrongUse if it names no record, or one twice.
+        """
         starts = np.sort(_offsets(index))
         if not len(starts):
             raise WrongUse(f"{index} names no record of {self.path.name}; copy both again")

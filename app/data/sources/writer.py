@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.dataset import IMAGE_SHAPE
-from app.data.sources.processes import in_order
 from app.data.sources.source import Source
+from app.data.sources.worker_pool import in_order
 from app.errors import WrongUse
 from app.files import atomic, claim, replace, settle
 

@@ -30,6 +30,7 @@ VERBS: dict[str, Callable[..., Any]] = {
         verbs.spawn,
         verbs.which,
         verbs.environment,
+        verbs.environment_for,
         verbs.expand,
         verbs.hardware,
         verbs.memory_used_bytes,

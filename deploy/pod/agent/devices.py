@@ -97,7 +97,10 @@ def usable() -> dict[str, Any]:
 
 
 def attempt(torch: Any, index: int) -> None:
-    """Run one of torch's kernels, which exist only for architectures that torch was built for. Raises on failure."""
+    """Run one of torch's kernels, which exist only for architectures that torch was built for. Raises on failure.
+
+    Raises RuntimeError for a wrong sum.
+    """
     with contextlib.suppress(torch.OutOfMemoryError):  # another job fills the memory; a queued run starts later
         if float((torch.arange(4.0, device=f"cuda:{index}") * 2).sum()) != 12.0:
             raise RuntimeError("a sum is wrong")

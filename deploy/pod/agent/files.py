@@ -108,6 +108,7 @@ class Copying:
         source.over = self.over
 
     def piece(self, piece: dict[str, Any], place: int) -> str:
+        """Copy one range, and return its SHA-256. Raises CopyFailed if the manifest has another one."""
         wanted: str | None = piece["sha256"]
         if self.resumed and wanted:
             there = verbs.hashes(str(self.part), [[place, piece["bytes"]]], holes=True)[0]

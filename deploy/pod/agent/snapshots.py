@@ -43,7 +43,10 @@ def snapshot_state(shelf: str, snapshot: str) -> dict[str, Any]:
 
 
 def place_snapshot(shelf: str, snapshot: str, kind: str, data: bytes) -> None:
-    """Unpack a snapshot atomically from a git bundle (`kind` "bundle") or a tar archive ("tar")."""
+    """Unpack a snapshot atomically from a git bundle (`kind` "bundle") or a tar archive ("tar").
+
+    Raises SnapshotFailed.
+    """
     folder = Path(shelf)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder) as scratch:

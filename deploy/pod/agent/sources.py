@@ -37,7 +37,10 @@ class File:
         self.name = path
 
     def read(self, offset: int, length: int) -> Iterator[memoryview]:
-        """Yield the bytes of a range in pieces, each valid until the next; fewer bytes if the file ends."""
+        """Yield the bytes of a range in pieces, each valid until the next; fewer bytes if the file ends.
+
+        Raises CopyFailed.
+        """
         view = memoryview(bytearray(min(CHUNK_BYTES, length)))
         try:
             with open(self.path, "rb", buffering=0) as file:
@@ -60,6 +63,7 @@ class Http:
         self.over = threading.Event()
 
     def read(self, offset: int, length: int) -> Iterator[memoryview]:
+        """Yield the bytes of a range in pieces, over as many connections as it takes. Raises CopyFailed."""
         failures = 0
         while length:
             before = length

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -110,6 +111,14 @@ def which(program: str) -> str | None:
 def environment() -> dict[str, str]:
     """Return the environment that a command gets here, without values that are not text."""
     return {name: value for name, value in os.environ.items() if value.isprintable() or value.isascii()}
+
+
+def environment_for(program: str, path: str) -> bool:
+    """Return whether a program is installed. If so, write this process's environment to a private file for it."""
+    if which(program) is None:
+        return False
+    write(path, json.dumps(dict(os.environ)).encode("ascii"), private=True)  # \udcXX for bytes that are not text
+    return True
 
 
 def expand(path: str) -> str:

@@ -49,6 +49,7 @@ class Bounded(io.RawIOBase):
         self.name = name
 
     def write(self, data: Any) -> int:
+        """Write, and count. Raises NotRestored past the expected size."""
         self.left -= len(data)
         if self.left < 0:
             raise NotRestored(f"{self.name} has more bytes than expected")

@@ -82,6 +82,7 @@ class Redirects(urllib.request.HTTPRedirectHandler):
     """Follow a redirect unless `why_not` returns a reason."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        """Follow a redirect. Raises Forbidden if its address may not be asked."""
         reason = why_not(req.full_url, newurl)
         if reason:
             fp.close()

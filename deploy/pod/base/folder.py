@@ -41,6 +41,7 @@ class RunFolder:
         self.resume_from = path / "resume_from"
         self.ended = path / "ended.json"  # why the guard ended the run; written before the guard acts
         self.secrets = path / "secrets.env"  # exists only until the supervisor has read it
+        self.environment = path / "environment.env"  # the same: what the supervisor gets that tmux starts
 
     @property
     def run_id(self) -> str:

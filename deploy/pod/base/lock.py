@@ -39,6 +39,7 @@ class Lock:
         self._file: IO[bytes] | None = None
 
     def acquire(self) -> Lock:
+        """Take the lock. Raises Busy, with its holder, if another process has it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = open(self.path, "a+b", opener=_private)  # noqa: SIM115 - held open for as long as the lock is
         for look in range(10):
@@ -69,12 +70,16 @@ class Lock:
         self.release()
 
     def fileno(self) -> int:
+        """Return the descriptor of the open file. Raises ValueError if the lock is not held."""
         if self._file is None:
             raise ValueError(f"{self.path} is not held")
         return self._file.fileno()
 
     def write(self, holder: dict[str, Any]) -> None:
-        """Replace the holder in place: a new file of this name would be a different lock."""
+        """Replace the holder in place: a new file of this name would be a different lock.
+
+        Raises ValueError if it is not held.
+        """
         if self._file is None:
             raise ValueError(f"{self.path} is not held")
         self._file.seek(0)

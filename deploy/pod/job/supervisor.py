@@ -38,6 +38,7 @@ from deploy.pod.job.tee import Echo
 POLL_S = 0.2
 GUARD_EVERY_S = 5.0
 SIEVE_LIMIT_S = 10.0  # for the last output of a job that has ended
+OF_TERMINAL = {"TERM", "TMUX", "TMUX_PANE", "PWD", "OLDPWD", "SHLVL", "_"}
 CODE = Path(__file__).resolve().parents[3]
 RESULT_OF_END = {"done": "succeeded", "stopped": "stopped", "wrong_use": "failed", "failed": "failed"}
 
@@ -48,6 +49,7 @@ def main(argv: list[str], clock: Clock | None = None) -> int:
     if not plan:
         print(f"{folder.plan} is missing or incomplete", file=sys.stderr)
         return 2
+    take_environment(Path(folder.environment))
     secrets = redact.take(Path(folder.secrets))
     processes.adopt_orphans()
     supervisor = Supervisor(folder, plan, secrets, clock or Clock())
@@ -59,6 +61,18 @@ def main(argv: list[str], clock: Clock | None = None) -> int:
     finally:
         supervisor.status.gauges.gpus.close()
         supervisor.notify()  # after the lock is free: the next job and the guard must not wait for a webhook
+
+
+def take_environment(path: Path) -> None:
+    """Replace this process's environment by the one in a file, if there is one, and delete the file.
+
+    A tmux server keeps the environment of its first session, and passes at most 16 KiB of a variable to a later one.
+    """
+    values = redact.take(path)
+    if values:
+        of_terminal = {name: os.environ[name] for name in OF_TERMINAL & os.environ.keys()}
+        os.environ.clear()
+        os.environ.update({name: value for name, value in values.items() if name not in OF_TERMINAL} | of_terminal)
 
 
 class Supervisor:

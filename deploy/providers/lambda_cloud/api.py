@@ -85,6 +85,7 @@ class InstanceType:
     usd_per_hour: float  # of the whole machine
     memory_gib: float | None  # of one GPU; None where its description has none
     regions: tuple[str, ...] = ()  # with capacity
+    fault: str | None = None  # why its entry in the catalogue cannot be read; then only the name is known
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,13 @@ class LambdaApi:
         self._session.auth = key.sign  # not a header, because ~/.netrc overrides one
 
     def types(self) -> list[InstanceType]:
+        """List the catalogue. A type that does not fit keeps its name, and says why."""
         found = border.mapping(self._call("GET", "instance-types"), "Lambda: instance-types")
-        return [_type_with_regions(each, f"Lambda: instance type {border.text(name, 'name', 80)}")
-                for name, each in found.items()]  # fmt: skip
+
+        def instead(each: border.Unreadable) -> InstanceType:
+            return InstanceType(each.name, "", 0, 0.0, None, fault=each.why)
+
+        return border.entries(list(found.items()), "Lambda: instance-types", _named_type, instead, lambda pair: pair[0])
 
     def instances(self) -> list[Instance]:
         """List all machines. One that does not fit keeps its id and its name, and says why."""
@@ -144,7 +149,7 @@ class LambdaApi:
         return _instance(self._call("GET", f"instances/{id}"))
 
     def launch(self, name: str, type: str, region: str, key_name: str, image_family: str | None) -> str:
-        """Start one machine and return its id."""
+        """Start one machine and return its id. Raises BadAnswer if it is not one."""
         tags = {NAME_TAG: name, CREATED_TAG: f"{self.clock.time():.0f}"}
         body: dict[str, Any] = {
             "region_name": region,
@@ -165,12 +170,14 @@ class LambdaApi:
         self._call("POST", "instance-operations/terminate", {"instance_ids": [id]}, urgent=True)
 
     def key_names(self) -> dict[str, str]:
-        """Return public key (type and base64) -> its name in the account."""
-        told = [
-            border.mapping(each, "Lambda: ssh-keys") for each in _list(self._call("GET", "ssh-keys"), "Lambda: keys")
-        ]
-        found = {" ".join(str(each.get("public_key", "")).split()[:2]): each.get("name") for each in told}
-        return {line: name for line, name in found.items() if isinstance(name, str)}
+        """Return public key (type and base64) -> its name in the account. Skips entries that do not fit."""
+        told = _list(self._call("GET", "ssh-keys"), "Lambda: keys")
+        found: dict[str, str] = {}
+        for each in told:
+            line, name = (each.get("public_key"), each.get("name")) if isinstance(each, dict) else (None, None)
+            if isinstance(line, str) and isinstance(name, str) and len(line) + len(name) < 10_000:
+                found[" ".join(line.split()[:2])] = name
+        return found
 
     def add_key(self, name: str, public_key: str) -> None:
         self._call("POST", "ssh-keys", {"name": name, "public_key": public_key})
@@ -234,6 +241,10 @@ def _id(value: object) -> str:
     if not isinstance(value, str) or not _ID.fullmatch(value):
         raise BadAnswer("Lambda: the id of a machine is not made of letters, digits, - and _")
     return value
+
+
+def _named_type(pair: tuple[str, Any]) -> InstanceType:
+    return _type_with_regions(pair[1], f"Lambda: instance type {border.text(pair[0], 'name', 80)}")
 
 
 def _type_with_regions(value: object, what: str) -> InstanceType:

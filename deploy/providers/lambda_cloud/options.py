@@ -32,6 +32,7 @@ class LambdaCloud(Options):
     account_keys = ("LAMBDA_API_KEY",)
 
     def refuse_nodes(self, nodes: int, target: str, where: str) -> None:
+        """Raise WrongUse for more than one machine."""
         if nodes > 1:
             raise WrongUse(
                 f"--nodes {nodes}: a run on target '{target}' has one machine: give --nodes 1, and set gpu_count: 8 in "

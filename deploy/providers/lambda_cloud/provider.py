@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import TypeVar
 
 from deploy.errors import CannotTrain, DeployError, NoMachine, StepFailed, WrongUse, command
 from deploy.pod.base.retry import API_PAUSES_S, MACHINE_POLLS_S, endless
+from deploy.providers.lambda_cloud import candidates
 from deploy.providers.lambda_cloud.api import (
     DUPLICATE,
     INACTIVE,
@@ -35,12 +35,12 @@ from deploy.specs.settings import Settings
 from deploy.specs.trial import Trial
 
 T = TypeVar("T")
+F = TypeVar("F", Instance, InstanceType)
 PYTHON = "auto"  # of the environment that is made there
 LOOK_S = 20.0  # of retries of calls that only read
 PATIENCE_S = 90.0  # the same for calls that end a machine, or look for one that may exist
 ADDRESS_S = 60.0
 PROBE_S = 5.0
-ARM = re.compile(r"\bG[HB]\d{3}\b")  # GPUs with an Arm CPU; the training environment was tested on x86-64 alone
 CONSOLE = "https://cloud.lambda.ai/instances"
 
 
@@ -62,6 +62,7 @@ class LambdaProvider:
         self._reported: set[str] = set()  # entries that cannot be read
 
     def acquire(self, spec: MachineSpec) -> Machine:
+        """Find a machine of the family that is ready, or launch one. Raises WrongUse for a long name, and NoMachine."""
         if len(spec.name) > TAG_CHARACTERS:
             raise WrongUse(
                 f"the machine's name {spec.name} has more than {TAG_CHARACTERS} characters: give a shorter name"
@@ -114,11 +115,7 @@ class LambdaProvider:
 
     def offers(self) -> Sequence[Rental]:
         with self._words():
-            return [
-                Rental(each.name, each.gpus, each.memory_gib, each.usd_per_hour, self._regions(each),
-                       each.name in self.options.instance_types, self._why_not(each), each.gpu, (each.gpus,))
-                for each in self._types
-            ]  # fmt: skip
+            return candidates.rentals(self.options, self._types)
 
     def trial(self) -> Trial | None:
         """Raises WrongUse: a trial finds out whether a machine ends itself, and here none can."""
@@ -150,9 +147,7 @@ class LambdaProvider:
     # Creation
 
     def _new(self, spec: MachineSpec) -> Machine:
-        refusals = [
-            f"{each.name}: {why}" for each in self._types if (why := self._why_not(each)) and self._is_named(each)
-        ]
+        refusals = candidates.refusals(self.options, self._types)
         key_name = self._key_name() if self._candidates else ""
         for kind, region in self._candidates:
             self.say(f"requesting {kind.name} in {region}, {kind.usd_per_hour:.2f} USD an hour")
@@ -293,48 +288,17 @@ class LambdaProvider:
 
     @cached_property
     def _types(self) -> Sequence[InstanceType]:
-        return self._ask(self._api.types)
+        return self._readable(self._ask(self._api.types), "it is not offered")
 
     @cached_property
     def _candidates(self) -> Sequence[tuple[InstanceType, str]]:
-        """Choose the machines to request: in the user's order, or the cheapest first; each in each region."""
+        """The machines to request, in this order."""
         with self._words():
-            fits = [each for each in self._types if not self._why_not(each)]
-        named = self.options.instance_types
-        order: Callable[[InstanceType], object] = (
-            (lambda each: named.index(each.name)) if named else (lambda each: (each.usd_per_hour, each.name))
-        )
-        return [(each, region) for each in sorted(fits, key=order) for region in self._regions(each)]  # type: ignore[arg-type]
-
-    def _is_named(self, kind: InstanceType) -> bool:
-        return not self.options.instance_types or kind.name in self.options.instance_types
-
-    def _regions(self, kind: InstanceType) -> tuple[str, ...]:
-        """The regions with capacity, in the user's order if there is one."""
-        wanted = self.options.regions
-        return tuple(each for each in wanted if each in kind.regions) if wanted else kind.regions
-
-    def _why_not(self, kind: InstanceType) -> str:
-        """Why the target would not rent this type; empty if it would."""
-        options = self.options
-        if not self._is_named(kind):
-            return "not in instance_types"
-        if ARM.search(kind.gpu) and not options.instance_types:
-            return "its CPU is Arm; name it in instance_types to try it"
-        if kind.gpus != options.gpu_count:
-            return f"{kind.gpus} GPUs, not gpu_count: {options.gpu_count}"
-        if options.min_gpu_memory_gib and (kind.memory_gib or 0.0) < options.min_gpu_memory_gib:
-            return f"less memory than min_gpu_memory_gib: {options.min_gpu_memory_gib:g}"
-        if options.max_usd_per_hour is not None and kind.usd_per_hour > options.max_usd_per_hour + 1e-9:
-            return f"{kind.usd_per_hour:.2f} USD an hour, more than max_usd_per_hour: {options.max_usd_per_hour:g}"
-        if not self._regions(kind):
-            return f"no capacity in {', '.join(options.regions)}" if options.regions else "no capacity"
-        return ""
+            return candidates.choose(self.options, self._types)
 
     def _refuse_dear(self, kind: InstanceType) -> None:
-        ceiling = self.options.max_usd_per_hour
-        if ceiling is not None and kind.usd_per_hour > ceiling + 1e-9:
-            raise Unfit(f"it costs {kind.usd_per_hour:.2f} USD an hour, more than max_usd_per_hour: {ceiling:g}")
+        if dear := candidates.too_dear(self.options, kind):
+            raise Unfit(f"it costs {dear}")
 
     # Calls
 
@@ -360,12 +324,15 @@ class LambdaProvider:
         )
 
     def _instances(self, patience_s: float = LOOK_S) -> Sequence[Instance]:
-        found = self._ask(self._api.instances, patience_s)
+        return self._readable(self._ask(self._api.instances, patience_s), "it may bill")
+
+    def _readable(self, found: Sequence[F], so: str) -> Sequence[F]:
+        """Report entries of a list that cannot be read, each once. Those with a name stay in the list."""
         for each in found:
             if each.fault and each.fault not in self._reported:
                 self._reported.add(each.fault)
                 with contextlib.suppress(OSError):
-                    self.say(f"{each.fault}: it may bill")
+                    self.say(f"{each.fault}: {so}")
         return [each for each in found if each.name or not each.fault]
 
     def _ask(self, call: Callable[[], T], patience_s: float = LOOK_S) -> T:

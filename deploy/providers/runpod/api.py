@@ -120,6 +120,11 @@ class Offer:
     memory_gib: float | None = None  # of one GPU
     why_not: str = ""  # why it cannot be rented, beyond the stock
     title: str = ""  # a shorter name, as RunPod's pages show it
+    fault: str | None = None  # why its entry in the catalogue cannot be read; then only the name is known
+
+    @property
+    def name(self) -> str:
+        return self.gpu
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ class NetworkVolume:
     gb: int
     data_center: str
     kind: str | None = None  # STANDARD or HIGH_PERFORMANCE; None: the API does not report it
+    fault: str | None = None  # why its entry in the list cannot be read; then only id and name may be known
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,9 @@ def at_spot(offers: Sequence[Offer], prices: Mapping[str, float]) -> list[Offer]
     """Return the offers at spot prices. One without such a price cannot be rented so."""
     without = "RunPod has no spot price for it now"
     return [
-        replace(each, usd_per_gpu_hour=prices[each.gpu]) if each.gpu in prices else replace(each, why_not=without)
+        replace(each, usd_per_gpu_hour=prices[each.gpu])
+        if each.gpu in prices
+        else replace(each, why_not=each.why_not or without)
         for each in offers
     ]
 

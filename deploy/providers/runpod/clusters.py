@@ -59,7 +59,7 @@ class Clusters:
                 continue
             self.asking.say(f"found existing {cluster}, named {cluster.name}")
             try:
-                machine = self._whole(cluster, lambda _: None)
+                machine = self._whole(cluster, lambda _: None, is_unused=self.making.is_unused(self, cluster))
             except Unfit as unfit:
                 self._give_back_or_refuse(cluster, unfit)
             else:
@@ -117,8 +117,8 @@ class Clusters:
     def all(self, patience_s: float | None = None, *, bills: bool = False) -> list[Cluster]:
         return self.asking.told(self.asking.ask(self.api.clusters, patience_s, bills=bills))
 
-    def ready(self, made: Cluster, *, is_last: bool) -> Machine:
-        return self._whole(made, self.making.refuse_other, is_last=is_last)
+    def ready(self, made: Cluster) -> Machine:
+        return self._whole(made, self.making.refuse_other, is_unused=True)
 
     def end(self, made: Cluster) -> None:
         self.end_by_id(made.id, f"{made}, {made.name},")
@@ -137,11 +137,11 @@ class Clusters:
 
     # An existing cluster
 
-    def _whole(self, cluster: Cluster, refuse: Callable[[Pod], None], *, is_last: bool = True) -> Machine:
+    def _whole(self, cluster: Cluster, refuse: Callable[[Pod], None], *, is_unused: bool) -> Machine:
         """Wait until every machine answers by SSH and matches the request. Returns the first one."""
         first: Machine | None = None
         for rank, pod in enumerate(self._members(cluster)):
-            ready, identity = self.boot.ready(pod, refuse, is_last=is_last)
+            ready, identity = self.boot.ready(pod, refuse, is_unused=is_unused)
             machine = self.fit(self.machine(ready, identity, node_name(cluster.name, rank)))
             first = first or machine
         assert first is not None  # `_members` returns `cluster.nodes` pods

@@ -53,11 +53,8 @@ class Kind(Protocol[T]):
     def all(self, *, bills: bool = False) -> Sequence[T]:
         """List them. `bills`: one was requested, so the call waits for a lost network."""
 
-    def ready(self, made: T, *, is_last: bool) -> Machine:
-        """Wait until it answers and matches the request. Raises Unfit if it does not, or never will.
-
-        `is_last`: no other candidate is left to try.
-        """
+    def ready(self, made: T) -> Machine:
+        """Wait until a new one answers and matches the request. Raises Unfit if it does not, or never will."""
 
     def end(self, made: T) -> None: ...
 
@@ -69,6 +66,7 @@ class Making:
     asking: Asking
 
     def new(self, kind: Kind[T], spec: MachineSpec) -> Machine:
+        """Create a machine of the first candidate that has room and fits. Raises NoMachine."""
         name, nodes, disk = spec.name, spec.nodes, disk_gib(self.options, self.settings.target.root, spec.data_bytes)
         target, chosen = self.settings.target.name, self.choose(kind.product)
         refusals, twins = [*chosen.refusals], False
@@ -108,9 +106,7 @@ class Making:
                 raise
             twins = twins or was_unclear
             try:
-                return self._handed_out(
-                    kind, made, name, may_have_twins=twins, is_last=candidate is chosen.candidates[-1]
-                )
+                return self._handed_out(kind, made, name, may_have_twins=twins)
             except Unfit as unfit:
                 say(f"releasing {made}: {unfit.why}")
                 kind.end(made)
@@ -125,13 +121,13 @@ class Making:
             raise cannot_pull(self.settings, start_of(self.options, self.settings.project).image, bad_image.why)
         raise no_candidate(self.settings, refusals, kind.word if nodes > 1 else "machine")
 
-    def _handed_out(self, kind: Kind[T], made: T, name: str, *, may_have_twins: bool, is_last: bool) -> Machine:
+    def _handed_out(self, kind: Kind[T], made: T, name: str, *, may_have_twins: bool) -> Machine:
         """Return the machine once it is ready. It bills already: a failure releases it, or names it in the error."""
         notes, now = self.asking.notes, self.asking.clock.time()
         note = {"kind": kind.word, "target": self.settings.target.name, kind.word: made.id, "made": now}
         try:
             notes.intend(name, **note)
-            machine = kind.ready(made, is_last=is_last)
+            machine = kind.ready(made)
             if may_have_twins:
                 self._end_all(kind, name, but=made.id)
             notes.intend(name, **note, handed_out=True)
@@ -149,13 +145,17 @@ class Making:
             notes.done_with(name)
             raise
 
+    def is_unused(self, kind: Kind[T], made: T) -> bool:
+        """Return whether this computer requested it, and no command has received it yet."""
+        intent = self.asking.notes.intended(made.name)
+        return intent.get(kind.word) == made.id and not intent.get("handed_out")
+
     def give_back_unused(self, kind: Kind[T], made: T, unfit: Unfit) -> bool:
         """Release a pod or cluster that was never in use. Returns whether it was released.
 
         One that was in use is never ended here, whatever the settings.
         """
-        intent = self.asking.notes.intended(made.name)
-        if intent.get(kind.word) != made.id or intent.get("handed_out"):
+        if not self.is_unused(kind, made):
             return False
         self.asking.say(f"releasing {made}: {unfit.why}")
         kind.end(made)
@@ -174,6 +174,7 @@ class Making:
             raise Unfit(f"it has {pod.gpu_count} GPUs, fewer than gpu_count: {options.gpu_count}")
 
     def refuse_dear(self, pod: Pod) -> None:
+        """Raise Unfit for a pod that costs more than max_usd_per_hour."""
         ceiling = self.options.max_usd_per_hour
         if ceiling is not None and pod.usd_per_hour > ceiling + 1e-9:
             raise Unfit(f"it costs {pod.usd_per_hour:.2f} USD an hour, more than max_usd_per_hour: {ceiling:g}")
@@ -196,7 +197,7 @@ class Making:
             if options.data_centers and center not in options.data_centers:
                 raise WrongUse(f"the volume '{volume}' is in {center}, which is not in data_centers in {where}")
         asked = options.gpus, options.gpu_count, options.cloud, self.min_cuda, product
-        offers = self.asking.ask(lambda: api.offers(*asked))
+        offers = self.asking.told(self.asking.ask(lambda: api.offers(*asked)), "it is not offered")
         if options.spot:
             offers = at_spot(offers, self.asking.ask(lambda: api.spot_prices(options.gpu_count, options.cloud)))
         return offers, center

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deploy import border
 from deploy.errors import WrongUse
 from deploy.providers.runpod.api import (
     ApiError,
@@ -62,13 +63,19 @@ def body_of_prices(count: int, cloud: str) -> dict[str, Any]:
 
 
 def spot_prices(data: Mapping[str, Any], cloud: str) -> dict[str, float]:
-    """Return GPU -> US dollars an hour and GPU: the lowest accepted bid now, else the spot price of the list."""
-    found = {}
-    for each in data.get("gpuTypes") or []:
-        bid = (each.get("lowestPrice") or {}).get("minimumBidPrice") or each.get(f"{cloud.lower()}SpotPrice")
-        if bid:
-            found[str(each["id"])] = float(bid)
-    return found
+    """Return GPU -> US dollars an hour and GPU: the lowest accepted bid now, else the spot price of the list.
+
+    A price that does not fit is left out, so that its GPU cannot be rented.
+    """
+
+    def priced(each: Any) -> tuple[str, float]:
+        bid = (each.get("lowestPrice") or {}).get("minimumBidPrice") or each.get(f"{cloud.lower()}SpotPrice") or 0
+        gpu = border.text(each["id"], "RunPod: the id of a GPU", 100)
+        return gpu, border.number(bid, f"RunPod: GPU {gpu}, spot price", 0, 1e5)
+
+    listed = data.get("gpuTypes")
+    found = border.entries(listed or [], "RunPod's spot prices", priced, lambda _: ("", 0.0), lambda each: each["id"])
+    return {gpu: price for gpu, price in found if price > 0}
 
 
 def body_of_spot(wanted: Wanted) -> dict[str, Any]:
@@ -99,8 +106,9 @@ def body_of_spot(wanted: Wanted) -> dict[str, Any]:
 
 def data_of(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the data of an answer. Raises the ApiError that its error text means."""
-    errors = [str(each.get("message", each)) for each in answer.get("errors") or [] if isinstance(each, dict)]
-    data = answer.get("data")
+    told, data = answer.get("errors"), answer.get("data")
+    listed = [each for each in told[:5] if isinstance(each, dict)] if isinstance(told, list) else []
+    errors = [border.cut(str(each.get("message", each)), 300) for each in listed]
     if errors or not isinstance(data, dict):
         raise error_of("; ".join(errors) or "something went wrong: GraphQL answers without data")
     return data

@@ -17,6 +17,7 @@ WHERE_TO_GET = "make one at https://console.runpod.io/user/settings (read and wr
 
 
 def load(environment: Mapping[str, str] = os.environ) -> Key:
+    """Read the API key from the environment or RunPod's file. Raises NoAccount without one, WrongUse for a bad one."""
     told, where = environment.get(VARIABLE, "").strip(), VARIABLE
     if not told:
         told, where = _of_file(FILE.expanduser()), str(FILE)

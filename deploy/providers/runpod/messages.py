@@ -20,6 +20,7 @@ from deploy.providers.runpod.api import (
 )
 from deploy.providers.runpod.candidates import Refusal
 from deploy.providers.runpod.key import WHERE_TO_GET
+from deploy.providers.runpod.signs import CLOSED_PORT, EMPTY_LOG
 from deploy.specs.settings import Settings
 
 # RunPod has no error code for missing capacity: these are its texts, as users reported them.
@@ -44,7 +45,13 @@ def no_candidate(settings: Settings, refusals: Sequence[Refusal], what: str = "m
     else:
         message = f"RunPod has no {what} for target '{target}' now"
         following = f"{command(f'deploy --on {target}')}   (later, or with more gpus or data_centers in {where})"
-    if any("max_usd_per_hour" in refusal.why for refusal in refusals):
+    why = [refusal.why for refusal in refusals]
+    if any(CLOSED_PORT in each for each in why):
+        again = command(f"deploy --on {target}")
+        following = f"check that this network's firewall allows TCP to high ports, then: {again}"
+    elif any(EMPTY_LOG in each for each in why):
+        following = f"{command(f'deploy --on {target}')}   (again; silent_s: 180 in {where} waits longer for a log)"
+    if any("max_usd_per_hour" in each for each in why):
         following = f"raise max_usd_per_hour or name other gpus in {where}, then: {command(f'deploy --on {target}')}"
     return NoMachine(message, evidence=[str(refusal) for refusal in refusals], next_command=following)
 
@@ -70,7 +77,7 @@ def first_words(why: str, evidence: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def in_words(where: str) -> Iterator[None]:
-    """Translate RunPod's errors into errors that tell the user what to do."""
+    """Translate RunPod's errors into errors that tell the user what to do. Raises WrongUse, NoMachine or StepFailed."""
     try:
         yield
     except WrongKey as error:

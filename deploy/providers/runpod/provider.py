@@ -67,7 +67,8 @@ class RunPodProvider:
             for pod in of_family(pods, spec.family):
                 self.say(f"found existing {pod}, named {pod.name}")
                 try:
-                    return self._fit(self._machine(*self._boot.ready(pod)))
+                    is_unused = self._making.is_unused(self._pods, pod)
+                    return self._fit(self._machine(*self._boot.ready(pod, is_unused=is_unused)))
                 except Unfit as unfit:
                     if not self._making.give_back_unused(self._pods, pod, unfit):
                         self.say(f"leaving {pod} unchanged: {unfit.why}")
@@ -81,7 +82,10 @@ class RunPodProvider:
                 self._pods.end(pod)
 
     def find(self, name: str) -> Machine | None:
-        """Find a machine by name, with its current address: the port changes at each restart."""
+        """Find a machine by name, with its current address: the port changes at each restart.
+
+        Raises NoMachine if its entry cannot be read.
+        """
         with self._words():
             pods = self._asking.pods(self.limits.look_s)
             pod = next(iter(of_family(_alone(pods), name, exactly=True)), None)
@@ -136,7 +140,7 @@ class RunPodProvider:
     def volumes(self) -> Sequence[Volume]:
         """List the volumes of the whole account. This project creates none, so a name does not show the owner."""
         with self._words():
-            found = self._asking.ask(self._api.volumes, self.limits.look_s)
+            found = self._asking.told(self._asking.ask(self._api.volumes, self.limits.look_s))
         return [
             Volume(
                 each.id,
@@ -145,6 +149,7 @@ class RunPodProvider:
                 prices.network_volume(each.gb, each.kind),
                 each.data_center,
                 None if each.kind else "twice as much for a fast volume; api: sdk does not report its kind",
+                each.fault,
             )
             for each in found
         ]
@@ -282,7 +287,8 @@ class RunPodProvider:
 
     @cached_property
     def _boot(self) -> Boot:
-        return Boot(self._asking, self.options.wait_min, self.options.min_memory_gib, self._making.min_cuda)
+        options = self.options
+        return Boot(self._asking, options.wait_min, options.min_memory_gib, self._making.min_cuda, options.silent_s)
 
     @cached_property
     def _notes(self) -> Notes:
@@ -314,8 +320,8 @@ class _Pods:
     def all(self, *, bills: bool = False) -> list[Pod]:
         return _alone(self.asking.pods(bills=bills))
 
-    def ready(self, made: Pod, *, is_last: bool) -> Machine:
-        pod, identity = self.boot.ready(made, self.making.refuse_other, is_last=is_last)
+    def ready(self, made: Pod) -> Machine:
+        pod, identity = self.boot.ready(made, self.making.refuse_other, is_unused=True)
         return self.fit(self.machine(pod, identity))
 
     def end(self, made: Pod) -> None:

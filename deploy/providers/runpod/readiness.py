@@ -12,16 +12,14 @@ from deploy.providers.runpod import events, signs
 from deploy.providers.runpod.api import ApiError, Conflict, Forbidden, Gone, LogLine, Pod, Refused
 from deploy.providers.runpod.identity import Identity, read
 from deploy.providers.runpod.retry import Asking
-from deploy.providers.runpod.signs import Signs
+from deploy.providers.runpod.signs import CLOSED_PORT, EMPTY_LOG, Signs
 
 FIRST_LOOK_S = 4.0  # before the first read of the log of a pod that does not answer yet
 LOOK_S = 20.0  # between two reads
 LOOK_PATIENCE_S = 10.0
 NO_ADDRESS_S = 20.0  # limit for a running container without a published SSH port
-# Limits for a RUNNING pod without output from its host or container. RUNNING means that the container is healthy, and a
-# host reports the creation of the container before it pulls the image. Log lines may be late all the same, so the last
-# candidate gets the longer limit: without another one, a wrong refusal would leave the user without a machine.
-SILENT_S, SILENT_LAST_S = 20.0, 180.0
+CLOSED_S = 20.0  # limit for an SSH port that does not answer although the container reports that its server is ready
+SILENT_USED_S = 180.0  # least silent_s for a pod that was in use: a wrong refusal leaves it billing beside a second one
 ADDRESS_S = 60.0  # limit for the address, which is unknown for a moment after a restart
 SECOND_LOOK_S = 10.0
 LOG_WAITS_S = (2.0, 5.0)  # a log may lag behind its pod
@@ -39,15 +37,21 @@ class Unfit(Exception):
 
 @dataclass
 class _Wait:
-    """State of the wait for a pod: since when something is missing, and the last signs from its log."""
+    """State of the wait for a pod: since when something is missing, and the last signs from its log.
+
+    A host reports the creation of the container before it pulls the image, so an empty log means that nothing happens.
+    A change of the pod's status is a sign of progress, too.
+    """
 
     clock: Clock
     began: float
     look_at: float
     silent_s: float  # limit
     heard: Signs | None = None  # None: the log could not be read yet, so silence means nothing
+    status: str = ""
     silent_since: float | None = None
     without_address_since: float | None = None
+    closed_since: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -56,17 +60,25 @@ class _Wait:
     def see(self, pod: Pod) -> None:
         now = self.clock.now()
         runs = pod.status == "RUNNING"
-        missing = runs and pod.up_s is not None and not (pod.host and pod.port)
+        has_address = bool(pod.host and pod.port)
+        missing = runs and pod.up_s is not None and not has_address
         self.without_address_since = (self.without_address_since or now) if missing else None
-        is_silent = runs and self.heard is not None and not self.heard.last
-        self.silent_since = (self.silent_since or now) if is_silent else None
+        is_silent = self.heard is not None and not self.heard.last
+        has_changed, self.status = pod.status != self.status, pod.status
+        self.silent_since = (now if has_changed else self.silent_since or now) if is_silent else None
+        is_closed = runs and has_address and self.heard is not None and self.heard.is_ready
+        self.closed_since = (self.closed_since or now) if is_closed else None
 
     def is_due(self) -> bool:
-        """Return whether to read the log now; if so, schedule the next read."""
-        if self.clock.now() < self.look_at:
+        """Return whether to read the log now; if so, schedule the next read. A refusal needs a fresh log."""
+        if self.clock.now() < self.look_at and not self.is_silent:
             return False
         self.look_at = self.clock.now() + LOOK_S
         return True
+
+    @property
+    def is_silent(self) -> bool:
+        return self.silent_since is not None and self.clock.now() - self.silent_since >= self.silent_s
 
     def words(self, pod: Pod) -> str:
         state = f"{pod} is {pod.status}"
@@ -84,17 +96,19 @@ class Boot:
     wait_min: float
     min_memory_gib: float | None
     min_cuda: str | None = None
+    silent_s: float = 20.0
 
     def ready(
-        self, pod: Pod, refuse: Callable[[Pod], None] = lambda _: None, *, is_last: bool = True
+        self, pod: Pod, refuse: Callable[[Pod], None] = lambda _: None, *, is_unused: bool = False
     ) -> tuple[Pod, Identity]:
         """Wait until the pod's SSH server answers and the pod matches the request. Raises Unfit, or NoMachine.
 
-        Each state of the pod is checked, by `refuse` too; the first one before any wait. `is_last`: no other candidate
-        is left to try.
+        Each state of the pod is checked, by `refuse` too; the first one before any wait. `is_unused`: the pod is new,
+        so a refusal releases it.
         """
         clock = self.asking.clock
-        wait = _Wait(clock, clock.now(), clock.now() + FIRST_LOOK_S, SILENT_LAST_S if is_last else SILENT_S)
+        silent_s = self.silent_s if is_unused else max(self.silent_s, SILENT_USED_S)
+        wait = _Wait(clock, clock.now(), clock.now() + FIRST_LOOK_S, silent_s)
         until = clock.now() + self.wait_min * 60
         waits = endless(MACHINE_POLLS_S)
         while True:
@@ -203,8 +217,10 @@ class Boot:
         now = self.asking.clock.now()
         if wait.without_address_since is not None and now - wait.without_address_since >= NO_ADDRESS_S:
             raise Unfit("its container runs, but its SSH port has no public address")
-        if wait.silent_since is not None and now - wait.silent_since >= wait.silent_s:
-            raise Unfit("it is RUNNING, but its log is empty")
+        if wait.is_silent:
+            raise Unfit(f"it is {wait.status}, {EMPTY_LOG}")
+        if wait.closed_since is not None and now - wait.closed_since >= CLOSED_S:
+            raise Unfit(f"its SSH server is ready, but its port {CLOSED_PORT}")
 
     def _refuse_unfit(self, pod: Pod, identity: Identity | None = None) -> None:
         if not pod.is_alive:

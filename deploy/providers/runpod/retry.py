@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 from deploy.errors import NoMachine, command
 from deploy.pod.base.retry import API_PAUSES_S, endless
 from deploy.providers.rented import Clock
-from deploy.providers.runpod.api import Api, ApiError, Cluster, Conflict, Gone, Pod, TooMany, Unclear, Unreachable
+from deploy.providers.runpod.api import Api, ApiError, Conflict, Gone, Pod, TooMany, Unclear, Unreachable
 from deploy.providers.runpod.cache import Notes
 from deploy.providers.runpod.messages import could_not_give_back
 from deploy.providers.runpod.ratelimit import Limits
@@ -37,8 +37,18 @@ class Named(Protocol):
     def is_alive(self) -> bool: ...
 
 
+class Listed(Protocol):
+    """An entry of a list. `fault`: why it cannot be read."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fault(self) -> str | None: ...
+
+
 N = TypeVar("N", bound=Named)
-F = TypeVar("F", Pod, Cluster)
+F = TypeVar("F", bound=Listed)
 
 
 @dataclass(frozen=True)
@@ -68,12 +78,12 @@ class Asking:
     def pods(self, patience_s: float | None = None, *, bills: bool = False) -> list[Pod]:
         return self.told(self.ask(self.api.pods, patience_s, bills=bills))
 
-    def told(self, found: list[F]) -> list[F]:
+    def told(self, found: Sequence[F], so: str = "it may bill") -> list[F]:
         """Report entries of a list that cannot be read, each once. Those with a name stay in the list."""
         for each in found:
             if each.fault and each.fault not in self._reported:
                 self._reported.add(each.fault)
-                self.say(f"{each.fault}: it may bill")
+                self.say(f"{each.fault}: {so}")
         return [each for each in found if each.name or not each.fault]
 
     def pod(self, pod_id: str, patience_s: float | None = None) -> Pod:

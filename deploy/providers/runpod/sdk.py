@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from deploy import border
-from deploy.errors import WrongUse
+from deploy.errors import BadAnswer, WrongUse
 from deploy.providers import network
 from deploy.providers.rented import Key
+from deploy.providers.runpod import answers
 from deploy.providers.runpod.api import (
     UNREADABLE,
     ApiError,
@@ -45,6 +46,7 @@ class SdkApi:
         self.pace = pace
 
     def create(self, wanted: Wanted) -> Pod:
+        """Create a pod. Raises WrongUse for options that only v2 has, Unclear for an answer without a pod."""
         if wanted.registry:
             raise WrongUse("api: sdk does not support registry credentials", next_command="set api: v2")
         values = {
@@ -68,11 +70,10 @@ class SdkApi:
             ),
             calls=2,
         )
-        if not made:
-            raise Unclear("RunPod's answer contains no pod")
-        return Pod(id=str(made["id"]), name=wanted.name, status="PROVISIONING", gpu=wanted.gpu)
+        return answers.created(made, wanted)
 
     def get(self, pod_id: str) -> Pod:
+        """Return a pod. Raises Gone if it does not exist."""
         refuse_unsafe({"id": pod_id})
         values = self._call(lambda sdk: sdk.get_pod(pod_id, api_key=self.key.reveal()))
         if values is None:
@@ -85,6 +86,7 @@ class SdkApi:
         return border.entries(found, "RunPod's list of pods", self._pod, _unreadable)
 
     def terminate(self, pod_id: str) -> None:
+        """End a pod, and look whether it has ended. Raises Unclear if not."""
         refuse_unsafe({"id": pod_id})
         self._call(lambda sdk: sdk.terminate_pod(pod_id), urgent=True)
         # terminate_pod ignores its answer: a refusal without GraphQL errors, such as a 429, would pass for success.
@@ -104,18 +106,26 @@ class SdkApi:
                 values = self._gpu(gpu, count)
             except Gone:
                 continue
-            offered = values.get(f"{cloud.lower()}Cloud")
-            price = values.get(f"{cloud.lower()}Price") or 0
-            most = int(values.get("maxGpuCount") or 0) if offered else 0
-            found.append(Offer(gpu, float(price), most, memory_gib=float(values.get("memoryInGb") or 0) or None))
+            try:
+                with border.fitting(f"RunPod: GPU {gpu}"):
+                    found.append(_offer(gpu, values, cloud.lower()))
+            except BadAnswer as error:
+                found.append(answers.unreadable_offer(gpu, error.message))
         return found
 
     def spot_prices(self, count: int, cloud: str) -> dict[str, float]:
+        """Raise WrongUse: this API has no spot pods."""
         del count, cloud
         raise WrongUse("api: sdk does not support spot: true", next_command="set api: v2")
 
     def data_center_of(self, volume: str) -> str:
+        """Return the data centre of a network volume.
+
+        Raises Gone if it does not exist, BadAnswer if its entry cannot be read.
+        """
         for each in self.volumes():
+            if each.id == volume and each.fault:
+                raise BadAnswer(each.fault)
             if each.id == volume:
                 return each.data_center
         raise Gone(f"network volume {volume} not found")
@@ -123,10 +133,7 @@ class SdkApi:
     def volumes(self) -> list[NetworkVolume]:
         """List the network volumes. Their kind, which decides the price, is not reported."""
         found = self._call(lambda sdk: sdk.get_user(api_key=self.key.reveal())["networkVolumes"]) or []
-        return [
-            NetworkVolume(str(each["id"]), str(each["name"]), int(each["size"]), str(each["dataCenterId"]))
-            for each in found
-        ]
+        return answers.listed_volumes(found, "dataCenterId")
 
     def log(
         self, pod_id: str, since: str | None, cursor: str | None, tail: int, *, live: bool = False
@@ -141,19 +148,25 @@ class SdkApi:
         runtime = values.get("runtime")
         ports = (runtime or {}).get("ports") or []
         ssh: dict[str, Any] = next((each for each in ports if each["privatePort"] == 22 and each.get("isIpPublic")), {})
-        status = str(values["desiredStatus"])
+        status = border.text(values["desiredStatus"], "RunPod: the status of a pod", 40)
+        id = border.identifier(values["id"], "RunPod: the id of a pod")
+        what = f"RunPod: pod {id}"
+
+        def some(key: str, check: Any, *bounds: float, of: dict[str, Any] = values) -> Any:
+            return None if of.get(key) is None else check(of[key], f"{what}, {key}", *bounds)
+
         return Pod(
-            id=border.identifier(values["id"], "RunPod: the id of a pod"),
-            name=border.text(values["name"], f"RunPod: pod {values['id']}, name", 200),
+            id=id,
+            name=border.text(values["name"], f"{what}, name", 200),
             status="STARTING" if status == "RUNNING" and runtime is None else status,
-            usd_per_hour=border.number(values.get("costPerHr") or 0, f"RunPod: pod {values['id']}, costPerHr", 0, 1e5),
-            gpu=(values.get("machine") or {}).get("gpuDisplayName"),
-            gpu_count=values.get("gpuCount"),
-            memory_gib=values.get("memoryInGb") or None,
-            host=ssh.get("ip"),
-            port=ssh.get("publicPort"),
-            up_s=values.get("uptimeSeconds"),
-            volume_gb=int(values.get("volumeInGb") or 0),
+            usd_per_hour=some("costPerHr", border.number, 0, answers.MOST_USD_PER_HOUR) or 0.0,
+            gpu=some("gpuDisplayName", border.text, 100, of=values.get("machine") or {}),
+            gpu_count=some("gpuCount", border.whole, 0, 1024),
+            memory_gib=some("memoryInGb", border.number, 0, 1e6) or None,
+            host=some("ip", border.text, 253, of=ssh),
+            port=some("publicPort", border.whole, 0, 65535, of=ssh),
+            up_s=some("uptimeSeconds", border.number, -1e11, 1e11),
+            volume_gb=int(some("volumeInGb", border.number, 0, 1e9) or 0),
         )
 
     def _call(self, ask: Callable[[Any], Any], *, calls: int = 1, urgent: bool = False) -> Any:
@@ -176,6 +189,17 @@ class SdkApi:
         except ValueError as error:  # no such GPU
             problem = Gone(self.key.mask(str(error)))
         raise problem  # raised outside `except`, because the cause holds the request and the answer
+
+
+def _offer(gpu: str, values: dict[str, Any], cloud: str) -> Offer:
+    what = f"RunPod: GPU {gpu}"
+    most = border.whole(values.get("maxGpuCount") or 0, f"{what}, maxGpuCount", 0, 1024)
+    return Offer(
+        gpu,
+        border.number(values.get(f"{cloud}Price") or 0, f"{what}, {cloud}Price", 0, answers.MOST_USD_PER_HOUR),
+        most if values.get(f"{cloud}Cloud") else 0,
+        memory_gib=border.number(values.get("memoryInGb") or 0, f"{what}, memoryInGb", 0, 1e6) or None,
+    )
 
 
 def _unreadable(each: border.Unreadable) -> Pod:

@@ -11,6 +11,8 @@ from deploy.providers.runpod.api import LogLine
 from deploy.providers.runpod.identity import READY
 
 WORDS = 200  # characters of a line that is displayed
+# Parts of the reasons for a refusal; messages.py gives each its advice.
+EMPTY_LOG, CLOSED_PORT = "but its log is empty", "does not answer this computer"
 # Faults of this host: its driver, its disk, its address's pull limit at a registry. Another host may work.
 HOST = re.compile(
     r"toomanyrequests|rate limit|requirement error|unsatisfied condition|nvidia-container-cli|"
@@ -35,16 +37,17 @@ class Signs:
     fault: str = ""
     everywhere: bool = False
     last: str = ""  # the newest line from any source: a sign of life
+    is_ready: bool = False  # the SSH server of the newest boot listens
 
 
 def read(lines: Iterable[LogLine]) -> Signs:
     """Read the signs in a log. Only the host's lines name a fault; a ready line of our image clears earlier ones."""
-    fault, everywhere, last = "", False, ""
+    fault, everywhere, last, is_ready = "", False, "", False
     for line in lines:
         last = visible(line.text[:WORDS], newlines=False)
         if line.source == "container" and line.text.startswith(READY):
-            fault, everywhere = "", False
+            fault, everywhere, is_ready = "", False, True
         elif line.source == "system" and (HOST.search(line.text) or IMAGE.search(line.text)):
             fault = last
             everywhere = bool(IMAGE.search(line.text)) and not PULL_LIMIT.search(line.text)
-    return Signs(fault, everywhere, last)
+    return Signs(fault, everywhere, last, is_ready)

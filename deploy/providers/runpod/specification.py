@@ -11,7 +11,9 @@ MEMORY_FIELD = "minRamPerGpu"  # in other clients' requests, but not in the spec
 
 def fields_of(specification: Mapping[str, Any], schema: str) -> set[str]:
     """Return the fields of a schema of an OpenAPI document, those of `allOf` and `$ref` included."""
-    schemas = (specification.get("components") or {}).get("schemas") or {}
+    components = specification.get("components")
+    schemas = components.get("schemas") if isinstance(components, dict) else None
+    schemas = schemas if isinstance(schemas, dict) else {}
     found: set[str] = set()
     seen: set[str] = set()
     left: list[Any] = [{"$ref": f"#/{schema}"}]
@@ -23,6 +25,8 @@ def fields_of(specification: Mapping[str, Any], schema: str) -> set[str]:
         if name and name not in seen:
             seen.add(name)
             left.append(schemas.get(name))
-        found |= set(each.get("properties") or {})
-        left += [part for key in ("allOf", "anyOf", "oneOf") for part in each.get(key) or []]
+        properties = each.get("properties")
+        found |= set(properties) if isinstance(properties, dict) else set()
+        parts = [each[key] for key in ("allOf", "anyOf", "oneOf") if isinstance(each.get(key), list)]
+        left += [part for several in parts for part in several]
     return found

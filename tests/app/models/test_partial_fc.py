@@ -20,6 +20,7 @@ from app.errors import WrongUse
 from app.models.centres import INIT_ROWS, NOBODY, initial
 from app.models.partial_fc import PartialFC, at, columns, compacted, places, share_of
 from app.runtime import dist
+from app.runtime.data_parallel import data_parallel, gradients_meet
 from app.runtime.dist import World
 from tests.app.support.ranks import run_ranks
 
@@ -467,7 +468,7 @@ def trained(name: str, here: World) -> dict[str, Tensor]:
     torch.manual_seed(1)
     backbone = torch.nn.Linear(6, 8)
     # DistributedDataParallel takes seconds to load, so three processes average the gradients themselves.
-    parallel = dist.data_parallel(backbone, here) if here.size == 2 else backbone
+    parallel = data_parallel(backbone, here) if here.size == 2 else backbone
     layer = make(classes, 8, optimizer, here, **head)
     losses = []
     for step in range(STEPS):
@@ -476,7 +477,7 @@ def trained(name: str, here: World) -> dict[str, Tensor]:
             images = 20 * torch.randn(IMAGES, 6, generator=generator)
             labels = torch.randint(0, classes, (IMAGES,), generator=generator)
             own = slice(here.rank * IMAGES // here.size, (here.rank + 1) * IMAGES // here.size)
-            with dist.gradients_meet(parallel, now=micro == ACCUMULATE - 1):
+            with gradients_meet(parallel, now=micro == ACCUMULATE - 1):
                 loss, metrics = layer(parallel(images[own]), labels[own])
             (loss / ACCUMULATE * 8).backward()
             losses += [loss.detach(), *metrics.values()]

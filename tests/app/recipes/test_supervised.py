@@ -20,7 +20,7 @@ from app.runtime.dist import World
 from app.runtime.optimizer import build_optimizer
 from app.runtime.weights import load_backbone
 from app.train import main
-from tests.app.support.training import TINY, assert_equal_bits, events, launch, reached, run, wait_for
+from tests.app.support.training import TINY, assert_equal_bits, run, train_by_changing_processes
 
 SUPERVISED = ["recipe=supervised", "recipe.head.scale=16", "recipe.head.margin=0.2", "train.epochs=3"]
 
@@ -256,14 +256,6 @@ def test_data_without_labels_is_refused(small_data: Path, tmp_path: Path, capsys
 def test_the_number_of_processes_may_change(small_data: Path, tmp_path: Path) -> None:
     """2, then 1, then 3 processes train; each process holds another part of the centres."""
     folder = tmp_path / "run"
-    words = [*SUPERVISED, "recipe.head.sample_rate=0.5", "train.resume=auto"]
-    for processes, last_step in ((2, 5), (1, 14), (3, None)):
-        with launch(small_data, folder, *words, processes=processes) as job:
-            if last_step is not None:
-                wait_for(reached(folder, last_step), job)
-                job.stdin.close()
-            assert job.wait(90) == 0
-    starts = [e for e in events(folder) if e["event"] == "start"]
-    assert [e["world_size"] for e in starts] == [2, 1, 3]
-    assert events(folder)[-1]["reason"] == "done"
+    words = [*SUPERVISED, "recipe.head.sample_rate=0.5"]
+    train_by_changing_processes(small_data, folder, *words, stop_at=(5, 14))
     assert tables(folder)["weight"].shape == (8, 32)

@@ -17,8 +17,9 @@ from torch import nn
 from app.config import LrScheduleConfig, WarmupConfig, load
 from app.errors import WrongUse
 from app.runtime.checkpoint import TrainState
-from app.runtime.clock import clock
-from app.runtime.dist import World, data_parallel
+from app.runtime.data_parallel import data_parallel
+from app.runtime.dist import World
+from app.runtime.durations import clock
 from app.runtime.folder import RunFolder
 from app.runtime.schedule import by_epoch, learning_rate
 from app.runtime.start import refuse_unfit_files

@@ -19,8 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from app.config import load
 from app.recipes import RECIPES, Batch, Recipe, SelfSupervised
-from app.recipes.update import batches, update
-from app.runtime import dist
+from app.recipes.update import Late, batches, update
 from app.runtime.checkpoint import TrainState
 from app.runtime.dist import World
 from app.runtime.optimizer import build_optimizer
@@ -225,7 +224,7 @@ def test_the_verdict_is_read_once_a_step_and_one_step_late(
 
         return wrapped
 
-    monkeypatch.setattr(dist.Late, "read", noted("read", dist.Late.read))
+    monkeypatch.setattr(Late, "read", noted("read", Late.read))
     monkeypatch.setattr(train, "update", noted("update", train.update))
     run(small_data, tmp_path, alone, "train.epochs=1", "train.batch.size=4", "train.log_every_steps=4")
     assert order == ["update", *["update", "read"] * 3, "read", *["update"], *["update", "read"] * 3, "read"]

@@ -113,3 +113,16 @@ def wait_for(condition: Callable[[], bool], job: Process | subprocess.Popen, lim
 def reached(folder: Path, step: int) -> Callable[[], bool]:
     metrics = folder / "metrics.jsonl"
     return lambda: metrics.exists() and f'"step": {step},' in metrics.read_text()
+
+
+def train_by_changing_processes(data: Path, folder: Path, *words: str, stop_at: tuple[int, int]) -> None:
+    """Train one run by 2, then 1, then 3 processes, the first two stopped after a step, and check that it is done."""
+    for processes, last_step in ((2, stop_at[0]), (1, stop_at[1]), (3, None)):
+        with launch(data, folder, *words, "train.resume=auto", processes=processes) as job:
+            if last_step is not None:
+                wait_for(reached(folder, last_step), job)
+                assert job.stdin
+                job.stdin.close()
+            assert job.wait(90) == 0
+    assert [each["world_size"] for each in events(folder) if each["event"] == "start"] == [2, 1, 3]
+    assert events(folder)[-1]["reason"] == "done"

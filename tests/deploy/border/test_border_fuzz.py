@@ -20,7 +20,7 @@ from deploy import border
 from deploy.errors import BadAnswer, WrongUse
 from deploy.pod.agent.frames import Ended, Misspoken, lengths
 from deploy.providers.lambda_cloud import api as lambda_api
-from deploy.providers.runpod import events, identity, rest
+from deploy.providers.runpod import answers, events, graphql, identity, specification
 from deploy.shell import LocalShell
 from deploy.shell.base import Request
 from deploy.workspace import dataset, devices, encoded
@@ -56,6 +56,10 @@ CLUSTER = {"id": "c", "name": "n", "type": "TRAINING", "compute": {"podCount": 2
 CLUSTER |= {"pods": {"byStatus": {"RUNNING": 1}}, "createdAt": "2026-01-01T00:00:00Z", "dataCenterId": "EU"}
 OFFER = {"id": "A40", "price": {"secure": 0.5}, "maxCount": {"secure": 8}, "memory": 48, "availability": "HIGH"}
 OFFER |= {"dataCenters": [{"id": "EU", "availability": "NONE"}]}
+VOLUME = {"id": "v1", "name": "n", "size": 5, "dataCenter": "EU", "type": "STANDARD"}
+MONEY = {"data": {"myself": {"clientBalance": 1.5, "currentSpendPerHr": 0.5, "spendLimit": 80}}, "errors": [{}]}
+SPOT = {"gpuTypes": [{"id": "A40", "secureSpotPrice": 0.5, "lowestPrice": {"minimumBidPrice": 0.25}}]}
+SCHEMA = {"components": {"schemas": {"A": {"properties": {"x": {}}, "allOf": [{"$ref": "#/B"}]}}}}
 KIND = {"name": "gpu_1x_a10", "gpu_description": "A10 (24 GB PCIe)", "price_cents_per_hour": 75, "specs": {"gpus": 1}}
 INSTANCE = {
     "id": "i1",
@@ -148,10 +152,15 @@ PARSERS: dict[str, tuple[Any, Callable[[Any], object]]] = {
     "dollars": ({"m": 0.5}, lambda value: border.dollars(value, WHAT)),
     "identifier": ("p1", lambda value: border.identifier(value, WHAT)),
     "cut": ("words", lambda value: border.cut(str(value), 20)),
-    "RunPod: a pod": (POD, rest._pod),
-    "RunPod: pods": ({"pods": [POD]}, lambda value: rest._listed_pods(border.mapping(value, WHAT))),
-    "RunPod: a cluster": (CLUSTER, _entries(rest._cluster)),
-    "RunPod: an offer": (OFFER, _entries(lambda value: rest._offer(value, "secure"))),
+    "RunPod: a pod": (POD, answers.pod),
+    "RunPod: pods": ({"pods": [POD]}, lambda value: answers.listed_pods(border.mapping(value, WHAT))),
+    "RunPod: a cluster": (CLUSTER, _entries(answers.cluster)),
+    "RunPod: an offer": (OFFER, _entries(lambda value: answers.offer(value, "secure"))),
+    "RunPod: offers": ([OFFER], lambda value: answers.listed_offers(value, "secure")),
+    "RunPod: volumes": ([VOLUME], lambda value: answers.listed_volumes(value, "dataCenter")),
+    "RunPod: money": (MONEY, lambda value: answers.funds(border.mapping(value, WHAT))),
+    "RunPod: spot": (SPOT, lambda value: graphql.spot_prices(border.mapping(value, WHAT), "SECURE")),
+    "RunPod: fields": (SCHEMA, lambda value: specification.fields_of(border.mapping(value, WHAT), "A")),
     "RunPod: log": (["x"], of_bytes(lambda data: identity.read(events.parse([data, b"\n\n"])))),
     "Lambda: an instance": (INSTANCE, _entries(lambda_api._instance)),
     "Lambda: a name": (INSTANCE, lambda value: border.entries([value], WHAT, int, lambda each: each, lambda_api._name)),  # type: ignore[arg-type, return-value]

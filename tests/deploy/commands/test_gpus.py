@@ -11,9 +11,8 @@ import pytest
 from deploy.pod.base.folder import read_json
 from tests.deploy.commands.test_runpod_story import target
 from tests.deploy.conftest import Project, wait_until
-from tests.deploy.support.pods import ProcessPod
-from tests.support.emulators.rig import breaches
-from tests.support.emulators.runpod import KEY, Emulator
+from tests.deploy.support.pods import account_of
+from tests.support.emulators.runpod import Emulator
 from tests.support.load import under_load
 
 needs_linux = pytest.mark.skipif(
@@ -44,6 +43,7 @@ WRONG = {
     "train --on runpod --gpus A40:9": "--gpus A40:9: NVIDIA A40: the largest machine has 8: give --gpus A40:8",
     "train --on runpod --gpus A40:4": "--gpus A40:4 costs 1.60 USD an hour or more, above max_usd_per_hour: 1 in conf",
     "deploy --on runpod --gpus H100:x": "--gpus H100:x has no number of GPUs after the colon",
+    "offers --gpus 2": "--gpus 2: the provider has no GPU of this name: give a name, and the number after a colon",
     "offers --gpus A40:0": "give a whole number from 1, such as --gpus A40:2",
     "offers --on local --gpus A40": "--gpus A40: target 'local' rents no GPUs: leave it out, or give --on",
     "deploy --on docker --gpus 2": "--gpus 2: target 'docker' rents no GPUs",
@@ -51,6 +51,37 @@ WRONG = {
     "train --on runpod --spot --no-spot": "--spot and --no-spot contradict each other: give one of them",
     "train --on lambda --spot": "--spot: target 'lambda' rents no spot machines",
 }
+
+
+WRONG_BY_SDK = {
+    "train --on runpod --spot --dry-run": "api: sdk rents no spot pods: set api: v2, or leave spot: true and",
+    "deploy --on runpod --gpus A40:2 --spot": "api: sdk rents no spot pods",
+    "train --on runpod --spot --sweep train.epochs=1,2 --yes": "api: sdk rents no spot pods",
+    "train --on runpod --gpus H100": "--gpus H100: api: sdk knows only the GPUs of gpus: in conf/deploy/runpod.yaml",
+    "offers --gpus 2": "(NVIDIA RTX A4500, NVIDIA RTX A5000, NVIDIA A40): add it, or set api: v2",
+    "train --on runpod --gpus A40:9": "the largest machine has 8: give --gpus A40:8",
+    "train --on runpod --gpus A40:4": "--gpus A40:4 costs 1.60 USD an hour or more, above max_usd_per_hour: 1",
+}
+
+
+@pytest.mark.parametrize("line", WRONG_BY_SDK)
+def test_the_package_of_runpod_refuses_what_it_cannot(project: Project, emulator: Emulator, line: str) -> None:
+    """Before a run is recorded or the plan is shown."""
+    project.env["SNIPERFACE_API"] = "sdk"
+    done = project.invoke(*line.split(), code=2)
+    assert WRONG_BY_SDK[line] in " ".join(done.stderr.split())
+    assert done.stdout == ""
+    assert emulator.account.pods == {}
+    assert not list((project.path / "runs").glob("*"))
+
+
+def test_the_package_of_runpod_rents_the_gpus_of_the_file(project: Project, emulator: Emulator) -> None:
+    project.env["SNIPERFACE_API"] = "sdk"
+    plan = project.json("train", "--on", "runpod", "--gpus", "A4500:2", "--dry-run")
+    assert (plan["rents"], plan["usd_per_hour"]) == ([["NVIDIA RTX A4500"], 2], 0.5)
+    rows = project.json("offers", "--gpus", "A40:2")
+    assert [(row["gpu"], row["gpus"], row["usd_per_hour"]) for row in rows] == [("NVIDIA A40", 2, 0.8)]
+    assert emulator.account.pods == {}
 
 
 @pytest.mark.parametrize("line", WRONG)
@@ -75,16 +106,9 @@ def test_offers_lists_only_these_gpus(project: Project) -> None:
 @pytest.fixture
 def account(project: Project, tmp_path: Path) -> Iterator[Emulator]:
     """The account that target `far` rents from. Its pods are processes behind real SSH servers."""
-
-    def made(pod: object) -> ProcessPod:
-        return ProcessPod(pod, tmp_path / "pods", emulator.url, {"SNIPERFACE_PYTHON": sys.executable})
-
-    emulator = Emulator(pods=made)
     target(project, root=str(tmp_path / "there"))
-    project.env |= {"RUNPOD_API_BASE_URL": emulator.url, "RUNPOD_API_KEY": KEY, "no_proxy": "*"}
-    yield emulator
-    emulator.close()
-    assert breaches(emulator) == []
+    with account_of(project.env, tmp_path / "pods") as emulator:
+        yield emulator
 
 
 @needs_linux

@@ -19,6 +19,8 @@ from tests.deploy.commands.test_runpod_story import account  # noqa: F401 - a fi
 from tests.deploy.conftest import SOURCE, Project, end_tmux, wait_until
 from tests.deploy.support import advice
 from tests.deploy.support.servers import SSHD, openssh
+from tests.support.emulators import lambda_cloud
+from tests.support.emulators.hosts import HOSTS
 from tests.support.emulators.runpod import Emulator
 
 PLACES = advice.advices()
@@ -63,12 +65,8 @@ NOT_TYPED = {
     "deploy/providers/docker.py:_when_it_answers": "a container without an SSH server takes minutes to be given up",
     "deploy/providers/docker.py:answers": "the container is removed; its last lines are in the message",
     "deploy/providers/runpod/clusters.py:_give_back_or_refuse": "an emulated cluster has no machines to log in to",
-    "deploy/providers/lambda_cloud/provider.py:_new": "`offers` of Lambda Cloud is tried in test_lambda_cloud.py",
-    "deploy/providers/lambda_cloud/provider.py:_launch": "`ps` of Lambda Cloud is tried in tests/e2e",
-    "deploy/providers/lambda_cloud/provider.py:trial": "`doctor` of Lambda Cloud is tried in test_lambda_cloud.py",
     "deploy/billing/teardown.py:stop_run": "no known fault lets a supervisor ignore the request and report on",
     "deploy/runs/job.py:_wait_until_started": "no known fault keeps a supervisor from answering",
-    "deploy/runs/session.py:_refuse_other_gpus": "`down` of a rented machine is typed for other advice below",
     "deploy/billing/hosts.py:free_ram": "a second command would have to start a run at that moment",
     "deploy/runs/session.py:unfinished": "only `watch` gives a run here, and it has seen that the run is lost",
 }
@@ -278,6 +276,38 @@ def test_a_pod(project: Project, account: Emulator, tmp_path: Path) -> None:  # 
     see = advised(project, "rm", run["run_id"], "--yes")
     account.down(False)
     typed(project, see)
+
+
+def test_a_pod_that_says_nothing(project: Project, account: Emulator) -> None:  # noqa: F811
+    """The advice is to try again, or to wait longer for a log that is late."""
+    project.env["SNIPERFACE_SILENT_S"] = "1"
+    account.next_pod(**HOSTS["silent"].oddities)
+    words = advised(project, "deploy", "--on", "far", code=3)
+    assert account.names == []
+    typed(project, words)
+    assert len(account.names) == 1
+    other = advised(project, "train", "--on", "far", "--gpus", "RTX A4500")
+    typed(project, other)
+    assert account.names == []
+
+
+def test_a_machine_of_lambda_cloud(project: Project, tmp_path: Path) -> None:
+    emulator = lambda_cloud.Emulator()
+    project.env |= {"LAMBDA_API_BASE_URL": emulator.url, "LAMBDA_API_KEY": lambda_cloud.KEY, "no_proxy": "*"}
+    project.env["HOME"] = str(tmp_path)
+    file = project.path / "conf" / "deploy" / "lam.yaml"
+    try:
+        file.write_text("provider: lambda\nroot: ~/s\ninstance_types: [gpu_1x_nothing]\nmax_usd: 5\n", encoding="utf-8")
+        offers = advised(project, "deploy", "--on", "lam", code=3)
+        assert "gpu_1x_a10" in typed(project, offers)
+        looked = advised(project, "doctor", "--on", "lam", "--rent")
+        assert looked == ["invoke", "doctor", "--on", "lam"]
+        assert "lam" in typed(project, looked)
+        file.write_text("provider: lambda\nroot: ~/s\ninstance_types: [gpu_1x_a10]\nmax_usd: 5\n", encoding="utf-8")
+        emulator.faults = [("cut", "launch$")]
+        typed(project, advised(project, "deploy", "--on", "lam", code=3))
+    finally:
+        emulator.close()
 
 
 def test_a_pod_that_was_lost(project: Project, account: Emulator) -> None:  # noqa: F811

@@ -16,9 +16,8 @@ import pytest
 
 from deploy.pod.base.folder import read_json
 from tests.deploy.conftest import Project, wait_until
-from tests.deploy.support.pods import ProcessPod
-from tests.support.emulators.rig import breaches
-from tests.support.emulators.runpod import KEY, Emulator
+from tests.deploy.support.pods import account_of
+from tests.support.emulators.runpod import Emulator
 from tests.support.faults import Fault
 from tests.support.load import under_load
 
@@ -30,16 +29,9 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def account(project: Project, tmp_path: Path) -> Iterator[Emulator]:
     """The account that the project's target `far` rents from."""
-
-    def made(pod: Any) -> ProcessPod:
-        return ProcessPod(pod, tmp_path / "pods", emulator.url, {"SNIPERFACE_PYTHON": sys.executable})
-
-    emulator = Emulator(pods=made)
     target(project, root=str(tmp_path / "there"))
-    project.env |= {"RUNPOD_API_BASE_URL": emulator.url, "RUNPOD_API_KEY": KEY, "no_proxy": "*"}
-    yield emulator
-    emulator.close()
-    assert breaches(emulator) == []
+    with account_of(project.env, tmp_path / "pods") as emulator:
+        yield emulator
 
 
 def target(project: Project, **values: object) -> None:

@@ -11,7 +11,7 @@ import pytest
 import tasks
 from deploy.pod.base import retry
 from deploy.shell.host_keys import fingerprint
-from deploy.specs.schema import FILE
+from deploy.specs.target_schema import FILE
 from tests.deploy.support.servers import SSHD, asyncssh_server, openssh
 
 WRONG = {

@@ -1,6 +1,6 @@
 """Wrong values of every command end in one sentence and exit code 2, and nothing is written.
 
-Wrong words (commands and flags) are in test_flags.py, wrong values of the app's own commands in
+Wrong words (commands and flags) are in test_command_line.py, wrong values of the app's own commands in
 tests/app/test_wrong_inputs.py.
 """
 
@@ -145,6 +145,6 @@ def files(folder: Path) -> dict[str, int]:
 
 
 def test_every_command_has_a_wrong_input() -> None:
-    """`runs`, `ps` and `bench` take no value of their own that could be wrong: test_flags.py has their words."""
+    """`runs`, `ps` and `bench` take no value of their own that could be wrong: test_command_line.py has their words."""
     assert {line.split()[0] for line in WRONG} == {*tasks.COMMAND_LINE.commands} - {"runs", "ps", "bench", "data"}
     assert len(WRONG) >= 72

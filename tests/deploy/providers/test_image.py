@@ -9,7 +9,7 @@ import pytest
 
 from deploy.commands import doctor
 from deploy.errors import NoMachine, StepFailed, WrongUse
-from deploy.providers import image
+from deploy.providers import base_image, image
 from deploy.runs import session as reach
 from tests.support.images.engine import NoDocker, check_docker
 
@@ -83,6 +83,49 @@ def test_a_name_without_a_tag_gets_the_environments(checkout: Path, given: str, 
 def test_what_is_no_name_of_an_image_is_refused(checkout: Path) -> None:
     with pytest.raises(WrongUse, match="is not an image name: give one such as me/sniperface"):
         image.in_registry(checkout, "Me/Sniper Face")
+
+
+DIGEST = f"sha256:{'0a' * 32}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "starts_from", "name"),
+    [
+        ("ubuntu:24.04", "ubuntu:24.04", "ubuntu:24.04"),
+        (" ubuntu:24.04 ", "ubuntu:24.04", "ubuntu:24.04"),
+        (f"ubuntu@{DIGEST}", f"ubuntu@{DIGEST}", "ubuntu"),
+        (f"ubuntu:24.04@{DIGEST}", f"ubuntu@{DIGEST}", "ubuntu:24.04"),
+        (f"localhost:5000/a/b:1@{DIGEST}", f"localhost:5000/a/b@{DIGEST}", "localhost:5000/a/b:1"),
+    ],
+)
+def test_a_base_is_a_tag_or_a_digest(typed: str, starts_from: str, name: str) -> None:
+    base = base_image.parse(typed)
+    assert (base.reference, base.labels[base_image.NAME]) == (starts_from, name)
+    assert base.labels.get(base_image.DIGEST) == (DIGEST if "@" in typed else None)
+    assert base_image.of_labels(base.labels) == base
+
+
+@pytest.mark.parametrize("typed", ["", " ", f"@{DIGEST}", "ubuntu@", "ubuntu@sha256:12", f"ubuntu@{DIGEST.upper()}"])
+def test_a_base_that_is_neither_names_a_value_that_works(typed: str) -> None:
+    with pytest.raises(WrongUse, match=r"--base .*such as \S+"):
+        image.arguments(base=typed)
+
+
+@pytest.mark.parametrize(
+    ("name", "listed", "found"),
+    [
+        ("a/b:1", [f"c/d@sha256:{'1' * 64}", f"a/b@{DIGEST}"], DIGEST),
+        ("docker.io/library/ubuntu:24.04", [f"ubuntu@{DIGEST}"], DIGEST),
+        ("docker.io/nvidia/cuda:13", [f"nvidia/cuda@{DIGEST}"], DIGEST),
+        ("localhost:5000/b", [f"localhost:5000/b@{DIGEST}"], DIGEST),
+        ("a/b:1", [f"c/d@{DIGEST}"], None),
+        ("a/b:1", [], None),
+    ],
+)
+def test_a_digest_belongs_to_the_name_under_which_it_was_pulled(
+    name: str, listed: list[str], found: str | None
+) -> None:
+    assert base_image.digest_of(listed, name) == found
 
 
 def test_building_without_the_docker_command_says_what_to_install(

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import http.client
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -15,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.errors import StepFailed
+from deploy.errors import StepFailed, WrongUse
 from deploy.pod.base.folder import read_json
-from deploy.providers import image
+from deploy.providers import base_image, image
 from tests.deploy.conftest import wait_until
 from tests.support import images
 from tests.support.images.engine import docker, docker_program
@@ -43,7 +44,7 @@ def test_an_image_is_built_once_and_then_found(builder: dict[str, str]) -> None:
     try:
         assert image.build(images.PROJECT, "docker", said.append, told) == reference
         packages = {each["name"]: each for each in read_json(listed)["components"]}
-        base = docker("inspect", "--format", f'{{{{index .Config.Labels "{image.BASE_NAME}"}}}}', reference)
+        base = docker("inspect", "--format", f'{{{{index .Config.Labels "{base_image.NAME}"}}}}', reference)
     finally:
         docker("rmi", "--no-prune", reference)
         listed.unlink(missing_ok=True)
@@ -54,43 +55,127 @@ def test_an_image_is_built_once_and_then_found(builder: dict[str, str]) -> None:
     assert packages["openssh-server"]["purl"].startswith("pkg:deb/")
     assert len(packages) > 200
     assert base == builder["BASE_IMAGE"]
+    assert any("made on this engine" in line for line in said)  # the substitute for the base is in no registry
 
 
-def test_the_base_is_recorded_by_the_digest_of_its_registry(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The engine does not have the base, so it is pulled. A Dockerfile of three lines replaces ours."""
+@dataclass
+class Bases:
+    """Base images in a registry, and a checkout whose Dockerfile has three lines."""
+
+    name: str
+    checkout: Path
+    said: list[str]
+    made: list[str]
+
+    def push(self, content: str) -> str:
+        """Push a base image of one file under the tag, which moves it. Returns its digest. The engine keeps none."""
+        (self.checkout.parent / "file").write_text(content)
+        tar = subprocess.run(["tar", "-C", self.checkout.parent, "-c", "file"], check=True, capture_output=True).stdout
+        docker("import", "-", self.name, stdin=tar)
+        told = docker("push", self.name)
+        docker("rmi", self.name)
+        return re.findall("sha256:[0-9a-f]{64}", told)[-1]
+
+    def pull(self, digest: str) -> None:
+        """Give the engine an older copy under the tag."""
+        docker("pull", f"{self.repository}@{digest}")
+        docker("tag", f"{self.repository}@{digest}", self.name)
+
+    @property
+    def repository(self) -> str:
+        return self.name.rpartition(":")[0]
+
+    def build(self, base: str, **more: str) -> tuple[dict[str, str], str]:
+        """Build; return the labels, and the layer of the base that it has."""
+        told = {**image.arguments(base=base), **more}
+        reference = f"{image.NAME}:{image.tag(self.checkout, told)}"
+        self.said.clear()
+        with pytest.raises(StepFailed, match="cannot be listed"):  # it has no Python
+            image.build(self.checkout, "docker", self.said.append, told)
+        self.made.append(reference)
+        labels = json.loads(docker("inspect", "--format", "{{json .Config.Labels}}", reference))
+        return labels, json.loads(docker("inspect", "--format", "{{json .RootFS.Layers}}", reference))[0]
+
+
+@pytest.fixture(params=["1", "0"], ids=["buildkit", "classic"])
+def bases(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Bases]:
     config = {"auths": {registry.address: {"auth": login()}}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("DOCKER_BUILDKIT", request.param)
     monkeypatch.setenv("PATH", str(Path(docker_program()).parent), prepend=":")
-    base = f"{registry.address}/me/base:1"
-    (tmp_path / "file").write_bytes(b"x" * 1000)
-    tar = subprocess.run(["tar", "-C", tmp_path, "-c", "file"], check=True, capture_output=True).stdout
-    docker("import", "-", base, stdin=tar)
-    pushed = docker("push", base)
-    docker("rmi", base)
     checkout = tmp_path / "checkout"
     for name in (*image.FILES, "conf/deploy/docker.yaml"):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(images.PROJECT / name, checkout / name)
     (checkout / "Dockerfile").write_text("ARG BASE_IMAGE\nFROM ${BASE_IMAGE}\nENV MADE=here\n")
-    told = image.arguments(base=base)
-    reference = f"{image.NAME}:{image.tag(checkout, told)}"
-    try:
-        with pytest.raises(StepFailed, match="cannot be listed"):  # it has no Python
-            image.build(checkout, "docker", print, told)
-        labels = json.loads(docker("inspect", "--format", "{{json .Config.Labels}}", reference))
-    finally:
-        docker("rmi", reference, base)
-    assert labels[image.BASE_NAME] == base
-    assert labels[image.BASE_DIGEST] in pushed  # as the registry reported it
-    assert labels[image.BASE_DIGEST].startswith("sha256:")
+    made = Bases(f"{registry.address}/me/base:1", checkout, [], [])
+    yield made
+    left = docker("images", "--no-trunc", "--format", "{{.ID}}", made.repository).split()
+    for each in dict.fromkeys([*made.made, *left]):
+        with contextlib.suppress(RuntimeError):
+            docker("rmi", "--force", each)
+
+
+def layer(digest_of: str) -> str:
+    return str(json.loads(docker("inspect", "--format", "{{json .RootFS.Layers}}", digest_of))[0])
+
+
+def test_a_tag_is_resolved_to_a_digest_and_the_build_starts_from_it(bases: Bases) -> None:
+    """The engine has no copy, so the registry is asked, with the login of this computer."""
+    digest = bases.push("one")
+    labels, of_image = bases.build(bases.name)
+    assert (labels[base_image.NAME], labels[base_image.DIGEST]) == (bases.name, digest)
+    assert of_image == layer(f"{bases.repository}@{digest}")
+    assert f"pulling {bases.repository}@{digest}" in bases.said
+    assert f"base image: {bases.name}@{digest}" in bases.said
+    assert not docker("images", "--quiet", bases.name)  # what was built from is the digest, not the tag
+
+
+def test_a_moved_tag_is_told_and_changes_nothing_unasked(bases: Bases) -> None:
+    """At the next build, and when the image exists already. The printed command builds on the new bytes."""
+    old = bases.push("one")
+    bases.pull(old)
+    old_labels, old_layer = bases.build(bases.name)
+    assert not [said for said in bases.said if "was moved" in said]
+    docker("rmi", bases.name)
+    new = bases.push("two")
+    bases.pull(old)
+    for more in ({"PIP_OPTIONS": "--any"}, {}):
+        labels, of_image = bases.build(bases.name, **more)
+        assert (labels[base_image.DIGEST], of_image) == (old, old_layer)
+        [told] = [said for said in bases.said if "was moved" in said]
+        assert f"this image is on {old}, the registry now has {new}" in told
+        assert f"build --base {bases.repository}@{new}" in told
+    labels, of_image = bases.build(f"{bases.repository}@{new}")
+    assert (labels[base_image.NAME], labels[base_image.DIGEST]) == (bases.repository, new)
+    assert of_image == layer(f"{bases.repository}@{new}") != old_layer
+    assert old_labels[base_image.DIGEST] == old
+
+
+def test_a_copy_on_the_engine_needs_no_registry(bases: Bases, registry: Registry) -> None:
+    digest = bases.push("one")
+    bases.pull(digest)
+    registry.process.terminate()
+    registry.process.wait()
+    labels, of_image = bases.build(bases.name)
+    assert labels[base_image.DIGEST] == digest
+    assert of_image == layer(bases.name)
+
+
+def test_a_digest_that_the_registry_lacks_is_one_sentence(bases: Bases) -> None:
+    bases.push("one")
+    told = image.arguments(base=f"{bases.repository}@sha256:{'0' * 64}")
+    with pytest.raises(WrongUse, match=r"there is no base image .* in its registry: check --base"):
+        image.build(bases.checkout, "docker", bases.said.append, told)
 
 
 @dataclass
 class Registry:
     address: str
+    process: subprocess.Popen[bytes]
 
     def tags(self) -> list[str]:
         with contextlib.closing(http.client.HTTPConnection(self.address, timeout=10)) as connection:
@@ -125,7 +210,7 @@ def registry(tmp_path: Path) -> Iterator[Registry]:
     with log, subprocess.Popen([program, "serve", tmp_path / "registry.json"], stdout=log, stderr=log) as process:
         try:
             wait_until(lambda: b"listening on" in (tmp_path / "registry.log").read_bytes())
-            yield Registry(address)
+            yield Registry(address, process)
         finally:
             process.terminate()
 

@@ -290,11 +290,10 @@ def test_calls_keep_the_pace_of_the_api(rig: Rig) -> None:
     ("path", "answer", "says"),
     [
         ("instances", {"a": 1}, "no list"),
-        ("instance-types", {"t\x1b[2J": {"regions_with_capacity_available": []}}, "instead of an object"),
-        ("instance-types", {"t": {"instance_type": {}, "regions_with_capacity_available": "x"}}, "no list"),
+        ("instance-types", [{"t": {}}], "instead of an object"),
         ("instance-operations/launch", {"instance_ids": []}, "0 machines instead of one"),
         ("instance-operations/launch", {"instance_ids": ["a/b"]}, "the id of a machine"),
-        ("ssh-keys", [1], "instead of an object"),
+        ("ssh-keys", {"a": 1}, "no list"),
     ],
 )
 def test_a_hostile_answer_is_one_sentence_and_leaves_no_machine(rig: Rig, path: str, answer: Any, says: str) -> None:
@@ -344,6 +343,44 @@ def test_a_machine_with_one_wrong_field_is_listed_and_released(rig: Rig, wrong: 
     rig.emulator.answers = {}
     rig.provider().release(bad)
     assert rig.emulator.names == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None, 5, [], {}, {"instance_type": None}, {"regions_with_capacity_available": 5},
+        {"regions_with_capacity_available": [5]}, {"regions_with_capacity_available": [{"name": ["x"]}]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_type_with_one_wrong_field_is_passed_over(rig: Rig, wrong: Any) -> None:
+    """The next type that fits is rented, and `offers` and a refusal say why the first one is not."""
+    told = {name: rig.emulator._offered(name) for name in rig.emulator.types}
+    told["gpu_1x_a10"] = {**told["gpu_1x_a10"], **wrong} if isinstance(wrong, dict) and wrong else wrong
+    rig.emulator.answers = {"instance-types": told}
+    provider = rig.provider()
+    bad, good = (next(each for each in provider.offers() if each.gpu == f"gpu_1x_{name}") for name in ("a10", "a100"))
+    assert bad.why_not.startswith("its entry in the catalogue cannot be read: Lambda: instance type gpu_1x_a10")
+    assert (bad.counts, good.why_not) == ((), "")
+    assert provider.acquire(rig.spec()).gpu == "A100 (40 GB PCIe)"
+    assert len([said for said in rig.said if said.endswith(": it is not offered")]) == 1
+    error = failure(rig, NoMachine, instance_types=("gpu_1x_a10",), max_usd_per_hour=0.1) if wrong == 5 else None
+    assert error is None or any("cannot be read" in line for line in error.evidence)
+
+
+@pytest.mark.parametrize("price", [None, "75", -1, 1.5, 10**400])
+def test_a_price_that_does_not_fit_is_no_bargain(rig: Rig, price: Any) -> None:
+    told = {name: rig.emulator._offered(name) for name in rig.emulator.types}
+    told["gpu_1x_a10"]["instance_type"]["price_cents_per_hour"] = price
+    rig.emulator.answers = {"instance-types": told}
+    assert rig.acquire().usd_per_hour == 1.29
+
+
+@pytest.mark.parametrize("entry", [None, 5, [], {}, {"name": 5, "public_key": "x"}, {"name": "n", "public_key": [1]}])
+def test_a_malformed_key_of_the_account_is_skipped(rig: Rig, entry: Any) -> None:
+    rig.emulator.answers = {"ssh-keys": [entry, *rig.emulator.keys]}
+    rig.acquire()
+    assert rig.emulator.count("POST ssh-keys") == 1
 
 
 def test_machines_of_others_are_left_alone(rig: Rig) -> None:

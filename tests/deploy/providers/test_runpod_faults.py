@@ -173,7 +173,7 @@ def test_one_that_does_not_answer_in_time_goes_back_with_its_last_words(v2: Rig)
     v2.emulator.ssh_late_s = 9999
     with pytest.raises(NoMachine, match="did not answer within wait_min: 2") as caught:
         v2.acquire(wait_min=2)
-    assert caught.value.evidence[0] == "booting"
+    assert "booting" in caught.value.evidence
     assert v2.emulator.names == []
     assert 100 < v2.clock.now() <= 120
 
@@ -183,7 +183,7 @@ def test_a_bad_start_is_not_waited_for(v2: Rig) -> None:
     v2.emulator.next_pod(bad_start="PUBLIC_KEY is not set")
     with pytest.raises(NoMachine, match="failed to start: PUBLIC_KEY is not set") as caught:
         v2.acquire()
-    assert caught.value.evidence[:2] == ("booting", "sniperface bad start: PUBLIC_KEY is not set")
+    assert caught.value.evidence[1:3] == ("booting", "sniperface bad start: PUBLIC_KEY is not set")
     assert v2.emulator.names == []
     assert v2.clock.now() < 60
     assert v2.creations == 1

@@ -92,7 +92,7 @@ def test_what_does_not_go_with_spot_is_wrong_use_and_costs_nothing(both: Rig) ->
         ({"data": None, "errors": [{"message": "Unauthorized: access denied"}]}, "no permission"),
         ({"data": {"gpuTypes": None}}, "no spot price"),
         ({"data": {"gpuTypes": [{"id": "NVIDIA A40", "lowestPrice": None, "secureSpotPrice": None}]}}, "no spot price"),
-        ([], "unexpected JSON"),
+        ([], "not a JSON object"),
     ],
 )
 def test_an_odd_answer_is_one_sentence(v2: Rig, monkeypatch: pytest.MonkeyPatch, answer: Any, says: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploy.pod.agent import verbs
 from deploy.pod.base.folder import RunFolder
 from deploy.runs.job import Events, Tail, _tmux_start, follow, position, session_name
 from deploy.shell import LocalShell
@@ -21,27 +22,52 @@ from tests.deploy.conftest import end_tmux, wait_until
 
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux: apt-get install tmux")
-@pytest.mark.parametrize("size", [100, 14_990, 15_100, 60_000])
-def test_a_job_has_the_variables_of_its_machine_whatever_their_size(tmp_path: Path, size: int) -> None:
-    """tmux passes no value of 16 KiB or more. One that is not printable comes the same way as a large one."""
-    socket, out = f"sniperface-test-{uuid.uuid4().hex[:8]}", tmp_path / "out"
+def test_each_session_of_a_living_server_has_its_own_variables(tmp_path: Path) -> None:
+    """tmux passes at most 16 KiB of a variable, and its server keeps those of its first session.
+
+    The second run waits behind the first, so its session starts while that server lives.
+    """
+    socket = f"sniperface-test-{uuid.uuid4().hex[:8]}"
     script = tmp_path / "tells.py"
     script.write_text(
-        "import json, os, sys\n"
-        "told = {name: os.environ.get(name) for name in ('BIG', 'ODD')}\n"
-        "open(sys.argv[1] + '.new', 'w').write(json.dumps(told))\n"
+        "import json, os, sys, threading\n"
+        "from pathlib import Path\n"
+        "from deploy.pod.job.supervisor import take_environment\n"
+        "take_environment(Path(sys.argv[1] + '.env'))\n"
+        "Path(sys.argv[1] + '.new').write_text(json.dumps(dict(os.environ)))\n"
         "os.replace(sys.argv[1] + '.new', sys.argv[1])\n"
+        "threading.Event().wait()\n"  # the session lives until the server ends
     )
-    env = {**os.environ, "BIG": "x" * size, "ODD": "grüße\nof two lines"}
-    shown = {name: value for name, value in env.items() if name != "ODD"}  # as the machine's agent tells them
-    argv = _tmux_start(socket, "s", [sys.executable, str(script), str(out)], tmp_path, shown)
+    code = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    first = {**code, "BIG": "x" * 60_000, "ODD": "grüße\nof two lines", "TMUX": "another,1,1", "GONE": "first"}
+    second = {**code, "BIG": "y" * 15_100, "ODD": "bytes \udcff", "NEW": "z" * 20_000}
+    told = []
     try:
-        subprocess.run(argv, env=env, check=True)
-        wait_until(out.exists)
+        for number, env in enumerate((first, second)):
+            out = tmp_path / str(number)
+            save = (
+                f"import sys; from deploy.pod.agent import verbs; verbs.environment_for('tmux', {str(out) + '.env'!r})"
+            )
+            subprocess.run([sys.executable, "-c", save], env=env, check=True)
+            assert Path(f"{out}.env").stat().st_mode & 0o777 == 0o600
+            argv = _tmux_start(socket, f"s{number}", [sys.executable, str(script), str(out)], tmp_path)
+            assert "x" * 100 not in " ".join(argv)
+            subprocess.run(argv, env=env, check=True)
+            wait_until(out.exists)
+            assert not Path(f"{out}.env").exists()
+            told.append(json.loads(out.read_text()))
     finally:
         end_tmux(socket)
-    told = json.loads(out.read_text())
-    assert (len(told["BIG"]), told["ODD"]) == (size, env["ODD"])
+    of_terminal = {"TERM", "TMUX", "TMUX_PANE", "PWD", "OLDPWD", "SHLVL", "_"}
+    for env, got in zip((first, second), told, strict=True):
+        assert got["TMUX"] != "another,1,1"
+        wanted = {name: value for name, value in env.items() if name not in of_terminal}
+        assert {name: value for name, value in got.items() if name not in of_terminal} == wanted
+
+
+def test_a_machine_without_tmux_gets_no_file(tmp_path: Path) -> None:
+    assert verbs.environment_for("no-such-program", str(tmp_path / "x")) is False
+    assert list(tmp_path.iterdir()) == []
 
 
 class Growing(LocalShell):

@@ -125,6 +125,22 @@ def test_a_key_may_be_true_or_false(tmp_path: Path, text: str, value: bool | Non
     assert parse(tmp_path, "far", told, "there", {}).target.options.is_preemptible is value
 
 
+@pytest.mark.parametrize("name", ["runpod", "lambda"])
+def test_what_a_command_says_about_renting_is_what_the_keys_would_say(name: str) -> None:
+    """--gpus and --spot give the same target as the variables of the keys that they stand for."""
+    project = Path(__file__).parents[3]
+    options = load(project, name, {}).target.options
+    said = {"gpus": ("NVIDIA A40", "NVIDIA L4"), "gpu_count": 2, "spot": True}
+    said = {word: value for word, value in said.items() if word in options.renting}
+    words = {"gpus": "NVIDIA A40,NVIDIA L4", "gpu_count": "2", "spot": "true"}
+    variables = {f"SNIPERFACE_{key.upper()}": words[word] for word, key in options.renting.items()}
+    renting = options.renting_as(said)
+    assert renting == load(project, name, variables).target.options
+    assert renting != options
+    assert renting.rents == (("NVIDIA A40", "NVIDIA L4"), 2)
+    assert options.renting_as({}) == options
+
+
 @pytest.mark.parametrize(
     ("image", "is_name"),
     [

@@ -6,12 +6,13 @@ import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from deploy.pod.base import processes
 from tests.deploy.support.servers import Server, asyncssh_server
-from tests.support.emulators.runpod import POD_KEY
+from tests.support.emulators.rig import breaches
+from tests.support.emulators.runpod import KEY, POD_KEY, Emulator
 from tests.support.emulators.runpod_pods import Line, stamp
 from tests.support.emulators.runpod_state import Pod
 
@@ -69,3 +70,17 @@ class ProcessPod:
         self._stack = contextlib.ExitStack()
         made = asyncssh_server(self.folder, self.env, self.pod.env["PUBLIC_KEY"])
         self.server: Server = self._stack.enter_context(made)
+
+
+@contextlib.contextmanager
+def account_of(variables: dict[str, str], folder: Path) -> Iterator[Emulator]:
+    """An emulated account whose pods are processes in `folder`, and which `variables` of a project then name."""
+
+    def made(pod: Pod) -> ProcessPod:
+        return ProcessPod(pod, folder, emulator.url, {"SNIPERFACE_PYTHON": sys.executable})
+
+    emulator = Emulator(pods=made)
+    variables |= {"RUNPOD_API_BASE_URL": emulator.url, "RUNPOD_API_KEY": KEY, "no_proxy": "*"}
+    yield emulator
+    emulator.close()
+    assert breaches(emulator) == []

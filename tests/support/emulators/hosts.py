@@ -16,12 +16,15 @@ class Host:
     oddities: Mapping[str, Any]
     says: str
     everywhere: bool = False  # the image is at fault, so no other host is tried
-    last_s: float = 30.0  # limit for the refusal if no other candidate is left
 
 
 def _never_starts(line: str) -> dict[str, Any]:
     """A host that pulls, fails and retries for ever, while RunPod reports RUNNING."""
     return {"has_container": False, "boot_s": 1.0, "system": (*PULLING, (6.0, line), (16.0, line), (26.0, line))}
+
+
+def _stuck(status: str) -> dict[str, Any]:
+    return {"stays": status, "has_container": False, "system": ()}
 
 
 # Lines from user reports; names and ids in them are invented.
@@ -52,7 +55,10 @@ HOSTS = {
     ),
     "no ports": Host({"publishes": "nothing"}, "its SSH port has no public address"),
     "no public address": Host({"publishes": "no ip"}, "its SSH port has no public address"),
-    "silent": Host({"has_container": False}, "it is RUNNING, but its log is empty", last_s=210.0),
+    "silent": Host({"has_container": False, "system": ()}, "it is RUNNING, but its log is empty"),
+    "never allocated": Host(_stuck("PROVISIONING"), "it is PROVISIONING, but its log is empty"),
+    "never starts": Host(_stuck("STARTING"), "it is STARTING, but its log is empty"),
+    "closed port": Host({"is_closed": True}, "its SSH server is ready, but its port does not answer this computer"),
     "driver of an older CUDA": Host({"cuda": "12.4", "boot_s": 600.0}, "its driver supports CUDA 12.4 at most"),
     "another data centre": Host({"data_center": "US-TX-3", "boot_s": 600.0}, "it is in US-TX-3"),
     "another GPU": Host({"gpu": "NVIDIA GeForce RTX 3070", "boot_s": 600.0}, "it has NVIDIA GeForce RTX 3070"),

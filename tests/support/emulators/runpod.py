@@ -96,6 +96,8 @@ class Emulator:
         self.account = Account(self.clock, makers[pods] if isinstance(pods, str) else pods, boot_s, networks)
         self.exchanges: list[Exchange] = []
         self.faults: list[Fault] = []
+        # What changes the JSON of an answer on its way: a pattern for Exchange.what, and a function.
+        self.spoilt: list[tuple[str, Callable[[Any], Any]]] = []
         self.ssh_late_s = 0.0
         self.prints_keys = True
         self.numbered_events = False  # event ids as in the specification's example, not its text
@@ -137,8 +139,8 @@ class Emulator:
         """Set fields of the next pod.
 
         Any of: zero_gpus, memory_gib, ends, vanishes_after_s, appears_after_s (in lists), usd_per_hour, boot_s, locked,
-        bad_start, system, has_container, publishes. For a placement that differs from the request: cuda, data_center,
-        gpu, gpu_count. `tests.support.emulators.hosts` has complete hosts.
+        bad_start, system, stays, is_closed, has_container, publishes. For a placement that differs from the request:
+        cuda, data_center, gpu, gpu_count. `tests.support.emulators.hosts` has complete hosts.
         """
         self.account.oddities.append(oddities)
 
@@ -218,6 +220,14 @@ class Emulator:
                 return fault
         return None
 
+    def sent(self, exchange: Exchange) -> bytes:
+        """The body of an answer as it is sent."""
+        body = exchange.answer
+        for on, change in self.spoilt:
+            if re.search(on, exchange.what) and body:
+                body = json.dumps(change(json.loads(body))).encode()
+        return body
+
     def lines(self, pod_id: str) -> list[tuple[str, str, str]]:
         """Log lines as time, text and source: those of host and container, by time."""
         pod = self.account.find(pod_id)
@@ -289,6 +299,7 @@ def _handler(emulator: Emulator) -> type[BaseHTTPRequestHandler]:
 
         def _send(self, exchange: Exchange, status: int, headers: dict[str, str], body: bytes) -> None:
             exchange.status, exchange.answer_headers, exchange.answer = status, headers, body
+            body = emulator.sent(exchange)
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)

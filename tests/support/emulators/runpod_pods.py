@@ -120,7 +120,16 @@ class Greeter:
         keys = [(at, f"sniperface host key: {self.host_key()} root@{self.pod.id}")] if self.with_keys else []
         hardware = (at, f"sniperface hardware: gpus={gpus} memory_gib={self.pod.memory_gib}")
         bad = [(at, f"sniperface bad start: {self.pod.bad_start}")] if self.pod.bad_start else []
-        return [(at, "booting"), *bad, *keys, *([hardware] if self.with_keys else []), *self.printed]
+        ready = [(stamp(self._listens), "sniperface ready: sshd started (1)")] if self.with_keys and self._is_up else []
+        return [(at, "booting"), *bad, *keys, *([hardware] if self.with_keys else []), *ready, *self.printed]
+
+    @property
+    def _listens(self) -> float:
+        return self.pod.started + self.late_s
+
+    @property
+    def _is_up(self) -> bool:
+        return self.clock.time() >= self._listens and not self.pod.bad_start
 
     def restart(self) -> None:
         self.close()
@@ -145,7 +154,7 @@ class Greeter:
             except OSError:
                 return
             with connection, contextlib.suppress(OSError):
-                if self.clock.time() >= self.pod.started + self.late_s and not self.pod.bad_start:
+                if self._is_up and not self.pod.is_closed:
                     connection.sendall(b"SSH-2.0-emulated\r\n")
 
 

@@ -73,7 +73,9 @@ class Pod:
     runtime_null_s: float = 0.0
     locked: bool = False
     bad_start: str = ""  # reason, as our image prints it
-    system: tuple[tuple[float, str], ...] = ()  # log lines of the host, with seconds since boot
+    system: tuple[tuple[float, str], ...] = ((1.0, "create pod network"),)  # host's log lines, seconds since boot
+    stays: str = ""  # a status that it never leaves
+    is_closed: bool = False  # its SSH server listens, but no connection gets through
     has_container: bool = True  # False: RUNNING, but nothing ever runs
     publishes: str = "address"  # for port 22: "address", "no ip", or "nothing"
     stopped: bool = False
@@ -84,6 +86,8 @@ class Pod:
     def status(self, now: float) -> str:
         if self.stopped:
             return "EXITED"
+        if self.stays:
+            return self.stays
         if now < self.booted + self.boot_s * 0.2:
             return "PROVISIONING"
         if now < self.started:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 def processes(workers: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of processes that end at once when this process fails, is interrupted, or is killed.
 
-    They are spawned, not forked, so that they behave the same on every system.
+    They are spawned, not forked, so that they behave the same on every system. Raises OSError if a worker was killed.
     """
     context = get_context("spawn")
     alive, lifeline = context.Pipe(duplex=False)

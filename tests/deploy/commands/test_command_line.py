@@ -16,17 +16,17 @@ import pytest
 from invoke.main import program
 
 import tasks
-from deploy.commands import flags
+from deploy.commands import command_line
 from deploy.commands.program import SHELLS
 from deploy.errors import WrongUse
 from deploy.specs.flags import JSON
 
 PROJECT = Path(tasks.__file__).parent
 CORE = [*program.initial_context.flags, *program.initial_context.flags.aliases]  # Invoke's, long and short
-ANSWERED = {*flags.ASKS, *flags.BEFORE, *flags.COMPLETION}  # flags of Invoke that have a use here
+ANSWERED = {*command_line.ASKS, *command_line.BEFORE, *command_line.COMPLETION}  # flags of Invoke that have a use here
 
 
-def known() -> flags.Commands:
+def known() -> command_line.Commands:
     return {name: command.flags for name, command in tasks.COMMAND_LINE.commands.items()}
 
 
@@ -71,7 +71,7 @@ def test_no_core_flag_of_invoke_passes_at_any_command() -> None:
             for words in spelt(flag):
                 for line in ([name, *words], [*words, name]):
                     with pytest.raises(WrongUse, match=re.escape(flag)):
-                        flags.check(line, commands)
+                        command_line.check(line, commands)
                     tried += 1
     assert tried > 1200
 
@@ -79,7 +79,7 @@ def test_no_core_flag_of_invoke_passes_at_any_command() -> None:
 def test_invoke_itself_starts_nothing_for_a_core_flag() -> None:
     """Invoke's own loader and parser start nothing either, here for `train`, which may rent a machine."""
     after = [["train", flag] for flag in CORE if flag not in {each.typed for each in known()["train"]}]
-    before = [[flag, "train"] for flag in CORE if flag not in (*flags.BEFORE, *flags.SEARCH_ROOT)]
+    before = [[flag, "train"] for flag in CORE if flag not in (*command_line.BEFORE, *command_line.SEARCH_ROOT)]
     for words, started, code, said in told(after + before):
         assert started == [], (words, said)
         if not ANSWERED & set(words) and code != 1:
@@ -92,15 +92,15 @@ def spelt(flag: str) -> list[list[str]]:
 
 def test_words_without_a_flag_reach_their_command_unchanged() -> None:
     """They are split from the words that Invoke parses, which would take some of them for flags."""
-    assert flags.gathered(["exec", "--on", "ssh", "--", "a", "--on", "--", "-x"], known()) == (
+    assert command_line.gathered(["exec", "--on", "ssh", "--", "a", "--on", "--", "-x"], known()) == (
         ["exec", "--on", "ssh"], ["a", "--on", "--", "-x"],
     )  # fmt: skip
-    assert flags.gathered(["compare", "a", "--json", "b"], known()) == (["compare", "--json"], ["a", "b"])
-    assert flags.gathered(["target", "add", "ssh", "--host", "add", "--port=2"], known()) == (
+    assert command_line.gathered(["compare", "a", "--json", "b"], known()) == (["compare", "--json"], ["a", "b"])
+    assert command_line.gathered(["target", "add", "ssh", "--host", "add", "--port=2"], known()) == (
         ["target", "--host", "add", "--port=2"], ["add", "ssh"],
     )  # fmt: skip
     words = ["-F", "json", "train", "--name", "compare", "runs"]
-    assert flags.gathered(words, known()) == (words, [])
+    assert command_line.gathered(words, known()) == (words, [])
 
 
 def test_right_command_lines_reach_their_command() -> None:
@@ -149,21 +149,21 @@ def test_right_command_lines_reach_their_command() -> None:
 )
 def test_a_wrong_word_is_one_sentence_with_a_right_one(line: str, names: str) -> None:
     with pytest.raises(WrongUse) as refused:
-        flags.check(line.split(), known())
+        command_line.check(line.split(), known())
     assert names in refused.value.message
     assert refused.value.exit_code == 2
 
 
 @pytest.mark.parametrize("line", ["train --version", "train --detach -V", "-V", "status --json --version"])
 def test_the_version_is_asked_for_wherever_it_stands(line: str) -> None:
-    assert flags.check(line.split(), known())
+    assert command_line.check(line.split(), known())
 
 
 @pytest.mark.parametrize(
     "line", ["", "--list", "--help", "--help train", "train --help", "-l", "--complete -- inv tr", "deploy runs"]
 )
 def test_questions_to_invoke_pass(line: str) -> None:
-    assert not flags.check(line.split(), known())
+    assert not command_line.check(line.split(), known())
 
 
 START = {
@@ -217,7 +217,7 @@ def test_examples_in_the_help_are_right() -> None:
     for name, command in tasks.COMMAND_LINE.commands.items():
         for example in command.examples:
             assert example.split()[0] == name
-            assert not flags.check(shlex.split(example), known())
+            assert not command_line.check(shlex.split(example), known())
 
 
 def answer(line: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -336,6 +336,39 @@ def test_a_completion_script_names_our_command(shell: str, capfd: pytest.Capture
     code, out, _ = answer(f"--print-completion-script {shell}", capfd)
     assert code == 0
     assert "_complete_sniperface" in out
+
+
+@pytest.mark.parametrize("name", ["it's a pröject", "moved"])
+def test_the_installed_script_runs_its_clone_from_any_folder(tmp_path: Path, name: str) -> None:
+    """As by `pipx install .` and `uv tool install .`: the installer records the clone."""
+    project = tmp_path / name
+    for folder in ("deploy", "conf"):
+        (project / folder).mkdir(parents=True)
+    for file in ("pyproject.toml", "sniperface.py", "LICENSE"):
+        shutil.copy(PROJECT / file, project)
+    (project / "tasks.py").touch()
+    (project / "bootstrap.py").write_text(
+        "def main(words):\n    print(__file__, *words)\n    return 3\n", encoding="utf-8"
+    )
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--target", str(tmp_path / "tool"), str(project)], cwd=tmp_path, check=True)
+    if name == "moved":
+        project.rename(tmp_path / "elsewhere")
+    script = tmp_path / "tool" / "bin" / "sniperface"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "tool"), "PYTHONUTF8": "1"}
+    done = subprocess.run(
+        [sys.executable, script, "status"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+    if name == "moved":
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{project}, which sniperface was installed from, is none any more" in done.stderr
+    else:
+        assert (done.returncode, done.stdout) == (3, f"{project / 'bootstrap.py'} sniperface status\n")
 
 
 def test_the_script_runs_from_a_folder_inside_the_project(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.specs.schema import FILE, FIRST_LINE, target_schema
-from deploy.specs.settings import OPTIONS, Target, read_yaml
+from deploy.specs.settings import OPTIONS, Target
+from deploy.specs.settings_file import read_yaml
+from deploy.specs.target_schema import FILE, FIRST_LINE, target_schema
 
 TARGETS = Path(__file__).parents[3] / "conf" / "deploy"
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from app.data.sources.processes import processes
+from app.data.sources.worker_pool import processes
 
 
 def test_an_interrupt_while_the_pool_starts_is_not_hidden() -> None:

@@ -1,0 +1,80 @@
+"""Read the keys and values of a settings file, and convert each value to the type of its key."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import re
+import types
+import typing
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from deploy.border.text_files import NotText, read_text
+from deploy.errors import WrongUse
+
+
+def read_yaml(path: Path, where: str) -> dict[str, Any]:
+    """Read the keys and values of a YAML file. Raises WrongUse that names the file `where`."""
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    text = ""
+    try:
+        text = read_text(path)
+        values = copy.deepcopy(_parse(text))
+    except (OmegaConfBaseException, YAMLError, NotText, OSError) as error:
+        quoted = re.search(r'"[A-Za-z]:\\', text)
+        hint = ": write a Windows path without quotes, or with / for each \\" if quoted else ""
+        raise WrongUse(f"{where} cannot be read: {str(error).splitlines()[0]}{hint}") from error
+    if not isinstance(values, dict):
+        raise WrongUse(f"{where} must hold keys and values, such as provider: local")
+    return {str(key): value for key, value in values.items()}
+
+
+@functools.cache
+def _parse(text: str) -> Any:
+    """Parse a YAML document. Cached: `ps` reads the file of each target several times."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=True)
+
+
+def types_of(kind: type) -> dict[str, Any]:
+    """Return the keys of a dataclass, and the type of each."""
+    hints = typing.get_type_hints(kind)
+    return {each.name: hints[each.name] for each in fields(kind)}
+
+
+def converted(where: str, key: str, value: Any, kind: Any) -> Any:
+    """Convert a value of the file `where` or the environment to the type of its key. Raises WrongUse."""
+    optional = isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
+    if value is None and (optional or typing.get_origin(kind) is tuple):
+        return None if optional else ()
+    wanted = next(each for each in typing.get_args(kind) if each is not type(None)) if optional else kind
+    if typing.get_origin(wanted) is tuple:
+        several = value if isinstance(value, list) else str(value).split(",")
+        if isinstance(value, dict) or any(isinstance(each, (dict, list)) for each in several):
+            raise WrongUse(f"{key} in {where} must be a list of words, such as {key}: [one, two], not {value}")
+        return tuple(str(each).strip() for each in several if str(each).strip())
+    if wanted is bool:
+        if str(value).lower() not in ("true", "false"):
+            raise WrongUse(f"{key} in {where} must be true or false, not {value}")
+        return str(value).lower() == "true"
+    if wanted is str:
+        if isinstance(value, dict | list):  # not shown: it may hold a secret
+            kinds = "a list" if isinstance(value, list) else "keys and values"
+            raise WrongUse(f"{key} in {where} must be one text, such as {key}: 'text', not {kinds}")
+        return "" if value is None else str(value)
+    try:
+        number = wanted(str(value))
+    except ValueError:
+        number = 0
+    if isinstance(value, bool) or not 0 < number < float("inf"):
+        example = {"processes": "auto or a whole number from 1, such as 2", "port": "a port, such as 22"}.get(
+            key, "a whole number from 1, such as 1" if wanted is int else "a number above 0, such as 1.5"
+        )
+        raise WrongUse(f"{key} in {where} must be {example}, not {value}")
+    return number

@@ -1,0 +1,120 @@
+"""The bill of one machine and one volume, from what the provider reports and the records of this laptop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.billing import bills
+from deploy.billing.bills import an_hour, limits_of, lives, priced, stored
+from deploy.runs.session import launching
+from deploy.specs.machine import Volume
+from tests.deploy.support.rented import Near, Rented
+
+NOW = 1_000_000.0
+
+
+@pytest.fixture
+def rented(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rented:
+    monkeypatch.setattr(bills.time, "time", lambda: NOW)
+    return Rented(tmp_path)
+
+
+def bill(rented: Rented) -> dict[str, Any]:
+    with Near(rented.settings, rented.account) as at:
+        (found,) = priced(at)
+    return found.bill.to_json()
+
+
+@pytest.mark.parametrize(
+    ("about", "hours", "usd", "usd_per_hour", "note"),
+    [
+        ({}, 1.235, 2.47, 2.0, None),  # 4444.5 s
+        ({"usd_per_hour": 0.123456}, 1.235, 0.15, 0.1235, None),
+        ({"created": None}, None, None, 2.0, None),
+        ({"is_stopped": True}, 1.235, None, 2.0, "stopped, and its disk is kept"),
+        ({"fault": "no price"}, 1.235, None, 2.0, "its price is not known: no price"),
+    ],
+)
+def test_time_and_cost(
+    rented: Rented, about: dict[str, Any], hours: float | None, usd: float | None, usd_per_hour: float, note: str | None
+) -> None:
+    rented.machine(**{"created": NOW - 4444.5, **about})
+    rented.record(state="running")
+    told = bill(rented)
+    assert (told["hours"], told["usd"], told["usd_per_hour"], told["note"]) == (hours, usd, usd_per_hour, note)
+    assert (told["run"], told["state"], told["orphan"], told["target"]) == ("a", "running", False, "rented")
+
+
+def test_a_live_run_names_the_machine_before_an_ended_one(rented: Rented) -> None:
+    rented.machine()
+    rented.record("z", state="succeeded")
+    assert (bill(rented)["run"], bill(rented)["orphan"], bill(rented)["note"]) == ("z", True, "it has no run")
+    rented.record("b", state="running")
+    assert (bill(rented)["run"], bill(rented)["orphan"], bill(rented)["note"]) == ("b", False, None)
+
+
+def test_orphans_come_first_then_names(rented: Rented) -> None:
+    for name in ("a", "z", "y"):
+        rented.machine(name)
+    rented.record("run", machine="a", state="running")
+    with Near(rented.settings, rented.account) as at:
+        assert [each.machine.name for each in priced(at)] == ["y", "z", "a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("m", "rented"), ("a-b-far", "rented"), ("sniperface-p-far-r1", "far"), ("sniperface-p-rented-r1", "rented")],
+)
+def test_the_target_is_in_the_name_of_a_machine(rented: Rented, name: str, expected: str) -> None:
+    rented.machine(name)
+    assert (bill(rented)["target"], bill(rented)["note"]) == (expected, "this laptop has no record of it")
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [("running", True), ("restarting", True), ("preparing", False), ("acquiring", False), ("lost", False)],
+)
+def test_which_run_lives(rented: Rented, state: str, expected: bool) -> None:
+    record = rented.record(state=state)
+    with Near(rented.settings, rented.account) as at:
+        assert lives(at, record) is expected
+
+
+def test_a_run_that_a_command_starts_lives(rented: Rented) -> None:
+    record = rented.record(state="preparing")
+    with Near(rented.settings, rented.account) as at, launching(rented.settings) as note:
+        assert not lives(at, record)
+        note("a")
+        assert lives(at, record)
+
+
+def test_of_several_plans_the_laxest_limit_and_the_fewest_machines_count(rented: Rented) -> None:
+    rented.machine(created=NOW - 3600)
+    for run_id, nodes, hours in (("a", 2, 3), ("b", 4, 5)):
+        rented.record(run_id)
+        rented.plan(run_id, nodes=nodes, limits={"max_hours": hours})
+    with Near(rented.settings, rented.account) as at:
+        (found,) = priced(at)
+        assert (found.limits.max_hours, found.limits.usd_per_hour) == (5, 4.0)
+        assert limits_of(at.situation, found.bill, []).usd_per_hour == 2.0
+        assert limits_of(at.situation, found.bill, []).max_hours is None
+
+
+def test_a_volume_that_no_target_names(rented: Rented) -> None:
+    rented.account.stored = (Volume("v1", "faces", 100, 7.3, "EU", "about"), Volume("v2", "all", 1, 0.07, "US"))
+    with Near(rented.settings, rented.account) as at:
+        first, second = (each.to_json() for each in stored(at))
+    told = (first["volume"], first["gb"], first["usd_per_month"], first["usd_per_hour"], first["orphan"], first["note"])
+    assert told == ("faces (v1, EU)", 100, 7.3, 0.01, True, "no target names it; about")
+    assert (second["usd_per_hour"], second["note"], second["target"]) == (0.0001, "no target names it", None)
+
+
+@pytest.mark.parametrize(
+    ("usd", "words"),
+    [(0.01, "$0.01 an hour"), (0.0099, "$0.0099 an hour"), (2, "$2.00 an hour"), (0, "$0.0000 an hour")],
+)
+def test_a_price_in_words(usd: float, words: str) -> None:
+    assert an_hour(usd) == words

@@ -1,0 +1,102 @@
+"""Parts of a log: evidence for a message, and the lines of several machines."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.errors import StepFailed, command
+from deploy.pod.base.folder import RunFolder, write_json
+from deploy.runs import job
+from deploy.runs.documents import how_it_is, newest, next_commands, of_status
+from deploy.runs.job import NodeLines, Status, last_lines
+from deploy.shell import EVIDENCE_LINES, LocalShell
+from tests.deploy.support.rented import Rented
+
+
+def test_evidence_is_the_last_lines_that_say_something(tmp_path: Path) -> None:
+    folder, shell = RunFolder(tmp_path), LocalShell()
+    assert last_lines(shell, folder) == []
+    Path(folder.log).write_bytes(b"")
+    assert last_lines(shell, folder) == []
+    Path(folder.log).write_bytes(b"x")
+    assert last_lines(shell, folder) == ["x"]
+    lines = [f"line {number}" for number in range(2000)]
+    Path(folder.log).write_bytes("\n \n".join(lines).encode() + b"\xff\n")
+    assert last_lines(shell, folder) == [*lines[-EVIDENCE_LINES:-1], "line 1999\ufffd"]
+
+
+def test_a_line_of_a_machine_is_held_back_until_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path)
+    lines = NodeLines(LocalShell(), folder, 3)
+    log = Path(folder.log)
+    log.write_text("one\ntwo", encoding="utf-8")
+    assert lines.read() == "3| one\n"
+    assert lines.read() == ""
+    assert lines.read(to_the_end=True) == "3| two\n"
+    assert lines.read(to_the_end=True) == ""
+    monkeypatch.setattr(job, "PIECE_BYTES", 4)
+    with log.open("a", encoding="utf-8") as more:
+        more.write("12345")
+    assert lines.read() == "3| 12345\n"  # a line without end does not grow for ever
+
+
+def test_the_terminal_of_a_run_that_has_none(tmp_path: Path) -> None:
+    """A job runs on without its terminal; one that has ended has only a log."""
+    shell, folder = LocalShell(), RunFolder(tmp_path / "a")
+    if not shell.which("tmux"):
+        pytest.skip("needs tmux: apt-get install tmux")
+    for state, words, then in (
+        ("running", "runs without a terminal", "logs --follow --run a"),
+        ("succeeded", "it has ended", "logs --run a"),
+        (None, "it has ended", "logs --run a"),
+    ):
+        Path(folder.path).mkdir(exist_ok=True)
+        if state:
+            write_json(Path(folder.status), {"state": state, "attempt": 1, "heartbeat": time.time()})
+        else:
+            Path(folder.status).unlink()
+        with pytest.raises(StepFailed, match=words) as failed:
+            job.attach_argv(shell, "sniperface-test-none", folder, write=False)
+        assert failed.value.next_command == command(then)
+
+
+def test_only_estimates_of_this_attempt_count(tmp_path: Path) -> None:
+    record = Rented(tmp_path).record(state="running")
+    events = [
+        {"seconds_left": 9, "time": 99.0},
+        {"seconds_left": 8, "time": 100.0},
+        {"seconds_left": None, "time": 200},
+    ]
+    seen = Status("running", 1, started=100.0)
+    assert of_status(record, seen, events)["seconds_left"] == 8
+    assert of_status(record, seen, events[:1])["seconds_left"] is None
+    assert of_status(record, None, events[:1])["seconds_left"] == 9
+    assert of_status(Rented(tmp_path).record(), seen, events)["seconds_left"] is None
+
+
+@pytest.mark.parametrize(
+    ("state", "about", "first"),
+    [
+        ("running", {"session": "tmux"}, "attach --on rented"),
+        ("running", {}, "logs --follow --on rented"),
+        ("stopped", {}, "train --resume auto --on rented"),
+        ("succeeded", {}, "fetch-checkpoint --on rented --run a"),
+        ("succeeded", {"target": "local"}, "evaluate --run a"),
+    ],
+)
+def test_what_a_user_may_do_next(tmp_path: Path, state: str, about: dict[str, Any], first: str) -> None:
+    assert next_commands(Rented(tmp_path).record(state=state, **about))[0][1] == command(first)
+
+
+def test_the_newest_number_is_taken(tmp_path: Path) -> None:
+    events = [
+        {"event": "step", "loss": 2.0}, {"event": "step", "loss": 1.0}, {"event": "step", "loss": True},
+        {"event": "step", "loss": "low"}, {"event": "other", "loss": 5.0},
+    ]  # fmt: skip
+    assert (newest(events, "step", "loss"), newest(events, "start", "loss")) == (1.0, None)
+    assert how_it_is(Rented(tmp_path).record()) == "run a succeeded"
+    assert how_it_is(Rented(tmp_path).record(reason="done")) == "run a succeeded: done"

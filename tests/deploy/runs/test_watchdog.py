@@ -1,0 +1,146 @@
+"""The guard of a machine, as the laptop starts and restarts it: what is written there, and what is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.pod.base.folder import write_json
+from deploy.pod.base.limits import LOST_AFTER_S
+from deploy.runs import watchdog
+from deploy.specs.machine import Machine
+from tests.deploy.support.rented import Noting, Rented
+
+HOOK = "https://example.org/hook"
+
+
+@pytest.fixture
+def rented(tmp_path: Path) -> Rented:
+    return Rented(tmp_path)
+
+
+def armed(rented: Rented, machine: Machine) -> tuple[str | None, dict[str, Any], list[list[str]]]:
+    """What is said, what guard.json has, and what was started."""
+    shell = Noting()
+    said = watchdog.arm(rented.settings, machine, shell, Path("/code"), 2)
+    file = Path(machine.root) / "guard.json"
+    return said, json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}, shell.spawned
+
+
+def test_limits_arm_a_guard(rented: Rented) -> None:
+    rented.options = {"max_hours": 3.0, "max_usd": 10.0, "sync_to": "/copies"}
+    machine = rented.machine()
+    said, told, started = armed(rented, machine)
+    assert said == "max_hours 3, max_usd 10, copies to /copies"
+    assert (told["max_hours"], told["machine"], told["code"]) == (3.0, "m", "/code")
+    assert told["watch"] == [str(machine.root / "data"), str(machine.root / "environments")]
+    assert ("group" in told, "node" in told, "volume_path" in told, "notify_pct" in told) == (False,) * 4
+    assert started == [["python3", "-m", "deploy.pod.guard", str(machine.root)]]
+
+
+def test_copies_alone_arm_a_guard(rented: Rented) -> None:
+    rented.options = {"sync_to": "/copies"}
+    said, told, started = armed(rented, rented.machine(address=None, group="g"))
+    assert (said, told["group"], told["node"]) == ("copies to /copies", "g", 0)
+    assert started[0][0] == sys.executable  # this computer has no other Python for it
+
+
+def test_without_limits_there_is_no_guard(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "FOR_BOOT", rented.project / "boot")  # of a machine that could end itself
+    assert armed(rented, rented.machine()) == (None, {}, [])
+    assert not (rented.project / "boot").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a system with file modes")
+def test_secrets_can_be_read_by_their_owner_only(rented: Rented) -> None:
+    rented.options = {"max_hours": 3.0, "notify": HOOK, "notify_pct": (50,)}
+    machine = rented.machine()
+    _, told, _ = armed(rented, machine)
+    assert told["notify_pct"] == [50]
+    assert HOOK not in json.dumps(told)
+    (file,) = [each for each in Path(machine.root).iterdir() if HOOK in each.read_text(encoding="utf-8")]
+    assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("status", "restarted", "state"),
+    [
+        ({"age_s": 0, "state": "armed"}, False, "armed"),
+        ({"age_s": LOST_AFTER_S + 30, "state": "armed"}, True, "armed"),
+        (None, True, None),
+        ({"age_s": 0, "state": "stuck"}, False, "stuck"),
+    ],
+)
+def test_a_guard_whose_heartbeat_stopped_is_started_again(
+    rented: Rented, status: dict[str, Any] | None, restarted: bool, state: str | None
+) -> None:
+    """Contact resets the idle time, but not of a machine that should be gone, nor of one that costs nothing."""
+    rented.options = {"max_hours": 3.0}
+    for machine in (rented.machine(), rented.machine("free", usd_per_hour=0.0)):
+        rented.guarded(machine.name)
+        root = Path(machine.root)
+        if status:
+            told = {"heartbeat": time.time() - status["age_s"], "state": status["state"], "secrets": []}
+            write_json(root / "guard-status.json", told)
+        shell = Noting()
+        assert watchdog.greet(rented.settings, machine, shell, root) == state
+        assert bool(shell.spawned) is restarted
+        is_noted = machine.name == "m" and state != "stuck"
+        assert Path(watchdog.Root(root).contact).exists() is is_noted
+
+
+def test_without_limits_no_guard_is_looked_for(rented: Rented) -> None:
+    machine, shell = rented.machine(), Noting()
+    rented.guarded(state="stuck")
+    assert watchdog.greet(rented.settings, machine, shell, Path(machine.root)) is None
+    assert shell.spawned == []
+
+
+def test_a_living_guard_gets_the_secrets_that_it_lacks(rented: Rented) -> None:
+    rented.options = {"max_hours": 3.0, "notify": HOOK}
+    machine, shell = rented.machine(), Noting()
+    rented.guarded()
+    root = Path(machine.root)
+    secrets = Path(watchdog.Root(root).guard_secrets)
+    for has, written in (([watchdog.WEBHOOK], False), ([], True)):
+        write_json(root / "guard-status.json", {"heartbeat": time.time(), "state": "armed", "secrets": has})
+        assert watchdog.revive(rented.settings, machine, shell, root) == "armed"
+        assert secrets.exists() is written
+    assert shell.spawned == []
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_a_file_that_cannot_be_read_is_empty(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "guard.json"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    assert watchdog.heard(Noting(), file) == ({}, float("inf"))
+
+
+def test_which_secrets_a_job_and_the_copies_get(rented: Rented, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", *watchdog.S3_SECRETS, "OWN", "EMPTY"):
+        monkeypatch.setenv(name, "" if name == "EMPTY" else f"the {name}")
+    rented.options = {"secrets": ("OWN", "EMPTY", "UNSET")}
+
+    def names(secrets: dict[str, str]) -> set[str]:
+        assert all(value == f"the {name}" for name, value in secrets.items())
+        return set(secrets)
+
+    s3 = set(watchdog.S3_SECRETS)
+    assert names(watchdog.job_secrets(rented.settings, track="none", data="/x")) == {"OWN"}
+    assert names(watchdog.job_secrets(rented.settings, track="wandb", data="/x")) == {"OWN", "WANDB_API_KEY"}
+    assert names(watchdog.job_secrets(rented.settings, track="none", data="S3://x")) == {"OWN", *s3}
+    assert names(watchdog.own_secrets(rented.settings)) == {"OWN"}
+    assert "AWS_ACCESS_KEY_ID" not in watchdog.named_secrets(rented.settings)
+    assert {"AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "OWN"} <= set(watchdog.named_secrets(rented.settings))
+    rented.options = {"sync_to": "s3://bucket/x", "secrets": ("AWS_ACCESS_KEY_ID",)}
+    assert names(watchdog.own_secrets(rented.settings)) == s3
+    assert "AWS_ACCESS_KEY_ID" in watchdog.named_secrets(rented.settings)
+    assert [watchdog.is_s3(place) for place in ("s3a://x", "gs://x", None)] == [True, False, False]
