@@ -88,7 +88,7 @@ DOORS = {
     },
     "pillow_heif": {"app/data/sources/photograph.py"},  # if it is installed
     "pyarrow": {"app/data/sources/parquet.py"},
-    "rich": {"deploy/ui/screen.py", "deploy/ui/gauges.py", "deploy/ui/progress.py"},
+    "rich": {"deploy/ui/screen.py", "deploy/ui/progress.py"},
     "requests": {"deploy/providers/runpod/rest.py", "deploy/providers/lambda_cloud/api.py"},
     "runpod": {"deploy/providers/runpod/sdk.py"},
     "starlette": {"deploy/ui/web/server.py"},
@@ -134,7 +134,6 @@ PRINTS = {
     "deploy/providers/sbom.py": "the text of what lists an image's packages, which runs in the image",
     "deploy/ui/screen.py": "the screen, which shows escapes and does not obey them",
     "deploy/ui/progress.py": "the bar, through the same",
-    "deploy/ui/gauges.py": "asks for the console's encoding only",
     "deploy/shell/link.py": "the text of the agent, which runs on the machine",
     "deploy/shell/host_keys.py": "a question about a host of the user's own configuration",
     "deploy/commands/program.py": "help, version, and that it was interrupted or ended by a signal",

@@ -18,7 +18,13 @@ def leave(folder: RunFolder, *, limit_s: float = LIMIT_S) -> str:
     argv = [sys.executable, "-m", "app.report", str(folder.path.absolute())]
     try:
         done = subprocess.run(
-            argv, cwd=CODE, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=False
+            argv,
+            cwd=CODE,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=limit_s,
+            check=False,
+            start_new_session=True,  # torchrun ends the process groups of its ranks as soon as one rank fails
         )
         why = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] if done.returncode else []
     except subprocess.TimeoutExpired:

@@ -28,6 +28,7 @@ def of(facts: Facts) -> dict[str, Any]:
         "verdict": verdict.sentence(facts),
         "tiles": tiles(facts),
         "warnings": warnings(facts),
+        "notes": notes(facts),
         "curves": [chart for chart in (loss(facts), accuracy(facts), rate(facts)) if chart],
         "separation": separation(facts),
         "histograms": histograms(facts),
@@ -84,9 +85,13 @@ def warnings(facts: Facts) -> list[str]:
     if refused:
         why = text(refused[-1].get("why"))
         found.append(f"{_count(len(refused), 'refresh', 'refreshes')} of the pseudo-IDs refused. The newest: {why}")
-    notes = facts.last("start").get("notes")
-    found += [text(note) for note in notes[:20] if isinstance(note, str)] if isinstance(notes, list) else []
     return found
+
+
+def notes(facts: Facts) -> list[str]:
+    """What the start of the run noted, such as who chooses the checkpoint: nothing is wrong there."""
+    told = facts.last("start").get("notes")
+    return [text(note) for note in told[:20] if isinstance(note, str)] if isinstance(told, list) else []
 
 
 def _count(number_of: int, one: str, many: str) -> str:

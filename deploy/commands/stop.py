@@ -50,7 +50,7 @@ def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict
         if report:
             screen.say(f"report: {near(report)}")
         if verdict:
-            screen.say(verdict)
+            screen.paragraph(verdict)
         screen.commands(answers.next_commands(record))
         return answers.of_run(record, reached.events(), checkpoint, report, verdict)
 

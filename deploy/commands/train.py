@@ -193,7 +193,7 @@ def follow(reached: Reached, since: job.Position, screen: Screen) -> Outcome:
     screen.compared(runs.compared(reached.settings.runs, record))
     run_notify_command(reached.settings, record, screen)
     if document["verdict"]:
-        screen.say(document["verdict"])
+        screen.paragraph(document["verdict"])
     if record.state == "succeeded":
         return Outcome(record, document)
     seen = record.state == "stopped" or screen.shows_the_log

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from deploy.border import Gpu
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 GIB = 1 << 30
 BLOCKS, ASCII = "▁▂▃▄▅▆▇█", "_.-=+*#@"
@@ -19,10 +15,10 @@ REFRESH_EVERY = 4  # at most every so many characters of a curve are REFRESH; an
 Curve = Sequence[float | None]  # None: a refresh
 
 
-def marks(console: Console) -> str:
-    """The characters of a curve, lowest first, that this terminal can show."""
-    encoding = getattr(console.file, "encoding", None) or "ascii"
-    return BLOCKS if encoding.lower().startswith("utf") and not console.legacy_windows else ASCII
+def marks(stream: object, *, legacy_windows: bool) -> str:
+    """The characters of a curve, lowest first, that can be shown on a stream: a Windows console may lack blocks."""
+    encoding = getattr(stream, "encoding", None) or "ascii"
+    return BLOCKS if encoding.lower().startswith("utf") and not legacy_windows else ASCII
 
 
 def sparkline(values: Sequence[float], least: float, most: float, marks: str, width: int = CURVE_CHARACTERS) -> str:

@@ -102,7 +102,9 @@ class Bars:
     def _parts(self) -> list[str | None]:
         if self.loss is None:
             return [None, self.accuracy, self.gpus, self.cost]
-        curve = gauges.loss_line(loss_curve(self.drawn, "step"), gauges.marks(self.console))
+        curve = gauges.loss_line(
+            loss_curve(self.drawn, "step"), gauges.marks(self.console.file, legacy_windows=self.console.legacy_windows)
+        )
         return [f"{self.loss} {curve}".rstrip(), self.accuracy, self.gpus, self.cost]
 
 

@@ -95,6 +95,10 @@ class Screen:
             width = self.console.width
         return -(-cell_len(text) // max(1, width))
 
+    def paragraph(self, text: str) -> None:
+        """Print a long sentence: on a terminal, lines end between words."""
+        self.console.print(visible(text), markup=False, soft_wrap=not self.console.is_terminal)
+
     def raw(self, text: str) -> None:
         """Print another program's output as plain text: control characters are shown, colours are removed."""
         self.last_line.leave()
@@ -154,7 +158,7 @@ class Screen:
     def status(self, answer: Mapping[str, Any]) -> None:
         """Print how a run is doing, a row each."""
         if not self.as_json:
-            self.table(f"Run {answer['run_id']}", ["what", "value"], status_rows(answer, marks(self.console)))
+            self.table(f"Run {answer['run_id']}", ["what", "value"], status_rows(answer, self._marks()))
 
     def rows(self, title: str, things: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
         """Print several things of one kind, a row each. People see the given columns; the document holds all."""
@@ -173,14 +177,14 @@ class Screen:
             return
         compared, settings = document["runs"], document["settings"]
         columns = [run["run_id"] for run in compared]
-        self.table("Runs", ["what", *columns], run_rows(compared, marks(self.console)))
+        self.table("Runs", ["what", *columns], run_rows(compared, self._marks()))
         if settings:
             self.table("Settings that differ", ["setting", *columns], setting_rows(compared, settings))
         elif sum(run["config"] for run in compared) > 1:
             self.say("the settings do not differ")
 
     def status_line(self, answer: Mapping[str, Any]) -> None:
-        rows = dict(status_rows(answer, marks(self.console)))
+        rows = dict(status_rows(answer, self._marks()))
         self.say("  ".join(f"{what} {rows[what]}" for what in IN_A_LINE if what in rows))
 
     def plan(self, plan: Plan, *, with_command: bool = False) -> None:
@@ -215,6 +219,9 @@ class Screen:
             self.say(f"report: {near(document['report'])}")
         if document["seconds"] is not None:
             self.say(f"time: {duration(document['seconds'])}")
+
+    def _marks(self) -> str:
+        return marks(self.console.file, legacy_windows=self.console.legacy_windows)
 
     @property
     def shows_the_log(self) -> bool:

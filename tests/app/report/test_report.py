@@ -7,6 +7,8 @@ import contextlib
 import io
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -298,3 +300,47 @@ def test_the_report_says_which_people_chose_the_checkpoint(tmp_path: Path) -> No
     same = harmless(render(read(of := folder_of(tmp_path / "b", START, *plain, verification=known)), of)).text
     assert "The same people choose the best checkpoint (--which best)" in same
     assert "people who choose the checkpoint" not in same
+
+
+ENDED = """
+import os, signal, subprocess, sys, threading
+from pathlib import Path
+from app.report.leave import leave
+from app.runtime.folder import RunFolder
+signal.signal(signal.SIGTERM, lambda *_: None)  # as a rank, which writes a checkpoint before it ends
+told = []
+making = threading.Thread(target=lambda: told.append(leave(RunFolder(Path(sys.argv[1])))))
+making.start()
+def makes():
+    own = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    pids = " ".join(each.read_text() for each in own).split()
+    return any(b"app.report" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
+while making.is_alive() and not makes():
+    pass
+os.killpg(0, signal.SIGTERM)
+making.join()
+print(told[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: torchrun of several ranks runs there")
+def test_a_rank_that_is_told_to_end_still_leaves_its_report(tmp_path: Path) -> None:
+    """If one rank fails, torchrun sends SIGTERM to the groups of the others: rank 0 is making the report then."""
+    folder = folder_of(tmp_path / "r", START, {"event": "end", "reason": "failed", "message": "m", "seconds": 1.0})
+    done = subprocess.run(
+        [sys.executable, "-c", ENDED, str(folder.path)],
+        cwd=Path(page.__file__).parents[2],
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        check=False,
+    )
+    assert (done.stdout, done.returncode) == (f"report: {folder.report}\n", 0), done.stderr
+    assert "The run failed after 0 of 2 epochs: m." in folder.report.read_text(encoding="utf-8")
+
+
+def test_a_note_about_the_start_is_no_warning(tmp_path: Path) -> None:
+    note = "5 held-out people choose the best checkpoint, the result is of 5 others"
+    found = harmless(render(read(of := folder_of(tmp_path / "r", {**START, "notes": [note, 5]})), of))
+    assert f"{note}." in found.text
+    assert not [tag for tag, attributes in found.tags if attributes.get("class") == "warn"]

@@ -128,3 +128,11 @@ def test_measured_things_have_names_of_their_own() -> None:
     record = {"event": "eval", "time": 1.0, "step": 3, "epoch": 0, "what": "untrained", "rank1": 0.5, "ok": True}
     assert dict(numbers(record)) == {"eval/untrained/epoch": 0, "eval/untrained/rank1": 0.5}
     assert dict(numbers({**record, "what": "trained"})) == {"eval/epoch": 0, "eval/rank1": 0.5}
+
+
+def test_the_accuracy_of_the_people_who_choose_has_a_curve_of_its_own() -> None:
+    """W&B gets the same names. Baselines are apart from the trained network."""
+    measured = {"event": "eval", "time": 1.0, "epoch": 1, "step": 10, "accuracy": 0.8, "validation_accuracy": 0.7}
+    names = [name for name, _ in numbers({**measured, "what": "trained"})]
+    assert names == ["eval/epoch", "eval/accuracy", "eval/validation_accuracy"]
+    assert dict(numbers({**measured, "what": "pixels"}))["eval/pixels/validation_accuracy"] == 0.7

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
 
 from deploy.border import Gpu, loss_curve
-from deploy.ui.gauges import ASCII, BLOCKS, GIB, cost_words, gpu_words, lines_of, loss_line
+from deploy.ui.gauges import ASCII, BLOCKS, GIB, cost_words, gpu_words, lines_of, loss_line, marks
 
 
 def step(number: Any, loss: Any) -> dict[str, Any]:
@@ -72,6 +73,13 @@ def test_a_curve_is_never_wider_than_its_place(width: int, every: int) -> None:
 def test_gpus_in_words(gpus: list[Gpu], words: str | None) -> None:
     """An idle GPU beside a busy one is seen."""
     assert gpu_words(gpus) == words
+
+
+def test_curves_are_ascii_where_blocks_cannot_be_shown() -> None:
+    utf8, page = (io.TextIOWrapper(io.BytesIO(), encoding=name) for name in ("utf-8", "cp1252"))
+    assert marks(utf8, legacy_windows=False) == BLOCKS
+    assert marks(utf8, legacy_windows=True) == marks(page, legacy_windows=False) == ASCII
+    assert marks(io.StringIO(), legacy_windows=False) == ASCII  # its encoding is not known
 
 
 def test_cost_in_words() -> None:
