@@ -111,3 +111,11 @@ def test_the_recorded_terminal_runs_the_commands_of_the_readme() -> None:
     assert "prefers-color-scheme:dark" in recorded
     assert not re.search(r"/(home|root|work|tmp|Users)/", recorded)
     assert "points above the untrained network" in recorded
+
+
+def test_the_photographs_of_the_tutorial_are_no_code() -> None:
+    """Anything that git does not ignore is uploaded with the code, to rented machines too."""
+    named = set(re.findall(r"--path (\S+)", text("docs/tutorial.md")))
+    assert named == {"photos"}
+    ignored = subprocess.run(["git", "check-ignore", *(f"{name}/anna/1.jpg" for name in named)], cwd=PROJECT)
+    assert ignored.returncode == 0
