@@ -69,6 +69,8 @@ def test_each_link_leads_to_a_file_and_a_heading(name: str) -> None:
         place = leads_to.relative_to(PROJECT).as_posix()
         assert place in files | folders, f"{name} links to {link}"
         assert not anchor or anchor in anchors(text(place)), f"{name} links to {link}"
+        # `mkdocs build --strict` fails at a link that leaves the folder of the site.
+        assert not name.startswith("docs/") or place.startswith("docs/"), f"{name} links out of the site: {link}"
 
 
 def test_the_site_has_every_page_once() -> None:
@@ -109,3 +111,11 @@ def test_the_recorded_terminal_runs_the_commands_of_the_readme() -> None:
     assert "prefers-color-scheme:dark" in recorded
     assert not re.search(r"/(home|root|work|tmp|Users)/", recorded)
     assert "points above the untrained network" in recorded
+
+
+def test_the_photographs_of_the_tutorial_are_no_code() -> None:
+    """Anything that git does not ignore is uploaded with the code, to rented machines too."""
+    named = set(re.findall(r"--path (\S+)", text("docs/tutorial.md")))
+    assert named == {"photos"}
+    ignored = subprocess.run(["git", "check-ignore", *(f"{name}/anna/1.jpg" for name in named)], cwd=PROJECT)
+    assert ignored.returncode == 0

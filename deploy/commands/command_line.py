@@ -26,6 +26,8 @@ REST_BEGINS = "--"
 COMPLETION = ("--complete", COMPLETION_SCRIPT)  # these end without running a command
 # What users may type -> the flag they mean. Similarity of spelling does not find these.
 MEANT = {"--dry": "--dry-run", "-R": "--dry-run", "-n": "--dry-run", "--follow": "--watch", "-f": "--follow"}
+# Their commands answer an empty value with one that fits.
+SAY_WHAT_FITS = ("--base", "--gpus", "--host", "--name")
 
 
 Commands = Mapping[str, Sequence[Flag]]
@@ -110,9 +112,10 @@ def _command(name: str, words: Sequence[str], commands: Commands) -> bool:
     waiting = ""
     version = False
     for index, word in enumerate(words):
-        flag, equals, _ = word.partition("=")
+        flag, equals, value = word.partition("=")
         if waiting:
             _value(waiting, word, flags)
+            _refuse_empty(waiting, word)
             waiting = ""
         elif flag in ASKS and not equals:
             version = version or flag in VERSION
@@ -134,6 +137,8 @@ def _command(name: str, words: Sequence[str], commands: Commands) -> bool:
             _once(flag, flags[flag], seen)
             if equals and not flags[flag].value:
                 raise WrongUse(f"{flag} takes no value: write {flag} alone, or leave it out")
+            if equals:
+                _refuse_empty(flag, value)
             waiting = flag if flags[flag].value and not equals else ""
     if waiting:
         raise _missing(waiting)
@@ -161,6 +166,12 @@ def _value(flag: str, word: str, flags: Mapping[str, Flag]) -> None:
     if not is_flag and (" " in word or re.fullmatch(r"-\d+(\.\d+)?", word)):
         return
     raise _missing(flag, f"; a value that begins with - is written {flag}={word}")
+
+
+def _refuse_empty(flag: str, value: str) -> None:
+    """Raise WrongUse for "", as an unset variable of a shell gives it: it would count as a flag that is left out."""
+    if not value.strip() and flag not in SAY_WHAT_FITS:
+        raise WrongUse(f"{flag} is empty: give a value, or leave {flag} out")
 
 
 def _missing(flag: str, more: str = "") -> WrongUse:

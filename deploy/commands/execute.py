@@ -28,7 +28,7 @@ def execute(project: Path, target: str, run_id: str | None, words: Sequence[str]
     Output, input and exit code are those of the command. Raises WrongUse without a command.
     Raises StepFailed if the run's machine is gone.
     """
-    if not words:
+    if not words or not words[0].strip():
         raise WrongUse("exec needs a command after --, such as exec -- nvidia-smi")
     situation = Situation(project)
     if run_id is None and not situation.of(target):

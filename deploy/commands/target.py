@@ -59,7 +59,7 @@ def add_ssh(project: Path, screen: Screen, given: Mapping[str, str]) -> dict[str
     Raises WrongUse for a wrong value, and StepFailed with what failed in the test.
     """
     values: dict[str, Any] = {"provider": "ssh", **{key: value for key, value in given.items() if key != "name"}}
-    if "host" not in values:
+    if not values.get("host"):
         raise WrongUse("target add ssh needs --host, such as target add ssh --host gpu-box.example.org")
     name = given.get("name") or _name_of(values["host"])
     targets.check_name(name, "--name" if "name" in given else "--host")

@@ -80,7 +80,10 @@ class Snapshots:
         parent = ["-p", base] if base else []
         commit = self._git("commit-tree", *parent, "-m", f"snapshot {tree}", tree, env=NOBODY).text.strip()
         self._git("update-ref", ref, commit)
-        return self._git("bundle", "create", "--quiet", "-", ref, *([f"^{base}"] if base else [])).stdout
+        with tempfile.TemporaryDirectory(prefix=".making-", dir=self.store) as scratch:
+            file = Path(scratch) / "bundle"  # output of a program is limited to a few MiB, a snapshot is not
+            self._git("bundle", "create", "--quiet", str(file), ref, *([f"^{base}"] if base else []))
+            return file.read_bytes()
 
     def _write(self, listed: Listing, options: Sequence[str], *, fresh: bool) -> str:
         """Write a tree of the listed files. `fresh`: with an index that holds only names and modes."""

@@ -250,7 +250,7 @@ WRONG = {
     "train --set run.dir=x": "--set run.dir is decided by the launcher",
     "train --fraction 1.5": "--fraction 1.5 is not a share of the data",
     "train --fraction nan": "--fraction nan is not a share of the data",
-    "train --fraction=": "--fraction  is not a share of the data",
+    "train --fraction=": "--fraction is empty: give a value, or leave --fraction out",
     "train --fraction 0.1 --set data.data_fraction=0.2": "differ: give one of them",
     "train --nodes two": "--nodes two is not a number of machines",
     "train --nodes 0": "--nodes 0 is not a number of machines",

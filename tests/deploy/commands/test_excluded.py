@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,3 +76,11 @@ def test_a_wrong_pattern_ends_in_one_sentence(project: Project, told: str, named
         assert named in said
         assert len(said.strip().splitlines()) == 1
     assert not (project.path / "runs").exists() or not list((project.path / "runs").glob("*/run.json"))
+
+
+def test_more_than_one_message_travels_to_a_host(box: Box) -> None:
+    """A snapshot of 17 MiB that do not shrink: one message to the machine has at most 8."""
+    content = random.Random(0).randbytes(17 << 20)
+    (box.project.path / "large.bin").write_bytes(content)
+    box.invoke("deploy")
+    assert [file.read_bytes() == content for file in box.root.glob("code/*/large.bin")] == [True]

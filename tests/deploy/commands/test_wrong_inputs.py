@@ -89,6 +89,32 @@ WRONG = {
     "target add ssh --host x --port 99999": "--port 99999 is not a port: give a number from 1 to 65535, such as 22",
     "target add ssh --host x --name ../x": "--name: '../x' is not a name of a target: give up to 32 lower-case letters",
     "target list now": "target list takes nothing else: leave out now",
+    # newer commands and flags
+    "train --sweep train.optimizer.lr": "has no 'key=': write --sweep key=value,value, such as --sweep",
+    "train --sweep train.optimizer.lr=": "has an empty value: write --sweep train.optimizer.lr=value,value",
+    "train --sweep train.epochs=[1,2": "has a bracket or a quote that does not end: end it",
+    "train --sweep recipe=self_supervised,moco": "--recipe moco is not known; choose from self_supervised, supervised",
+    "train --sweep data.data_fraction=0.1,2": "2 is not a share of the data: give a number above 0 and up to 1",
+    "train --sweep run.dir=/a,/b": "--sweep run.dir is not possible: it is no setting that differs between runs",
+    "train --gpus ''": "--gpus '' has an empty name: give names of GPUs, such as --gpus A100:2,A40:2",
+    "train --gpus :2 --on runpod": "--gpus ':2' has an empty name: give names of GPUs",
+    "train --spot=yes": "--spot takes no value: write --spot alone, or leave it out",
+    "offers --gpus A40:-1": "--gpus A40:-1 has no number of GPUs after the colon: give a whole number from 1",
+    "offers --on ''": "--on is empty: give a value, or leave --on out",
+    "exec ls": "'ls' is not a flag of exec: write -- before the command, exec -- ls",
+    "exec -- ''": "exec needs a command after --, such as exec -- nvidia-smi",
+    "ssh-config --on nowhere": "unknown target 'nowhere': there are: docker",
+    "target add ssh --host ''": "target add ssh needs --host, such as target add ssh --host",
+    "target add ssh --host gpu --user 'a b'": "user 'a b' has characters invalid in a user: give one such as root",
+    "target add ssh --host gpu --key /nosuch": "--key /nosuch: no such file; give a private key, such as",
+    "target add ssh --host gpu --root here": "--root here is not absolute: give a folder on the host",
+    "ui --port 8601.5": "--port 8601.5 is not a port for this: give a number from 1024 to 65535",
+    "mine --which best:nosuch": "was not evaluated on a set nosuch",
+    "export --which -1": "--which -1 is not known: give latest, best or the number of an epoch",
+    "export --out ''": "--out is empty: give a value, or leave --out out",
+    "evaluate --gallery ''": "--gallery is empty: give a value, or leave --gallery out",
+    "evaluate --sets=": "--sets is empty: give a value, or leave --sets out",
+    "logs --run ' '": "--run is empty: give a value, or leave --run out",
     # data and models
     "prepare --out x/images.npy --encoded": "--out x/images.npy does not fit: give images.jpegs, its folder, or no",
     "prepare --out x/images.jpegs": "--out x/images.jpegs does not fit: give images.npy, its folder, or --encoded",
@@ -147,4 +173,4 @@ def files(folder: Path) -> dict[str, int]:
 def test_every_command_has_a_wrong_input() -> None:
     """`runs`, `ps` and `bench` take no value of their own that could be wrong: test_command_line.py has their words."""
     assert {line.split()[0] for line in WRONG} == {*tasks.COMMAND_LINE.commands} - {"runs", "ps", "bench", "data"}
-    assert len(WRONG) >= 72
+    assert len(WRONG) >= 97

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import stat
 from pathlib import Path
 
@@ -183,6 +184,13 @@ def test_what_was_proven_travels_whatever_is_saved_afterwards(tree: Path, machin
     assert not (machine / "code" / str(proven) / "id_rsa").exists()
     with pytest.raises(WrongUse, match="id_rsa"):
         code.prove(tree)
+
+
+def test_a_snapshot_larger_than_what_a_program_may_print_travels(tree: Path, machine: Path) -> None:
+    """Photographs in the project's folder, which do not shrink; the limit is 8 MiB."""
+    content = random.Random(0).randbytes(9 << 20)
+    (tree / "large.bin").write_bytes(content)
+    assert (arrived(tree, machine) / "large.bin").read_bytes() == content
 
 
 def test_a_binary_file_that_is_called_text_is_refused(tree: Path) -> None:
