@@ -104,11 +104,11 @@ def test_of_several_plans_the_laxest_limit_and_the_fewest_machines_count(rented:
 
 
 def test_a_volume_that_no_target_names(rented: Rented) -> None:
-    rented.account.stored = (Volume("v1", "faces", 100, 7.3, "EU", "about"), Volume("v2", "all", 1, 0.07, "US"))
+    rented.account.stored = (Volume("v1", "faces", 100, 73.0, "EU", "about"), Volume("v2", "all", 1, 0.07, "US"))
     with Near(rented.settings, rented.account) as at:
         first, second = (each.to_json() for each in stored(at))
     told = (first["volume"], first["gb"], first["usd_per_month"], first["usd_per_hour"], first["orphan"], first["note"])
-    assert told == ("faces (v1, EU)", 100, 7.3, 0.01, True, "no target names it; about")
+    assert told == ("faces (v1, EU)", 100, 73.0, 0.1, True, "no target names it; about")
     assert (second["usd_per_hour"], second["note"], second["target"]) == (0.0001, "no target names it", None)
 
 

@@ -16,6 +16,9 @@ from deploy.runs.session import launching
 from deploy.ui.screen import Screen
 from tests.deploy.support.rented import Near, Rented
 
+# A rented machine is a Linux system; here it is a folder of this computer, with its python3.
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: run it on Linux or macOS")
+
 SEE = f"see {command('ps')}, release it with {command('down --orphans')}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from deploy.pod.base.folder import write_json
 from deploy.pod.base.limits import LOST_AFTER_S
 from deploy.ui.screen import Screen
 from tests.deploy.support.rented import Near, Rented
+
+# A rented machine is a Linux system; here it is a folder of this computer, with its python3.
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: run it on Linux or macOS")
 
 
 @pytest.fixture

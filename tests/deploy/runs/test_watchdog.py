@@ -18,6 +18,9 @@ from deploy.runs import watchdog
 from deploy.specs.machine import Machine
 from tests.deploy.support.rented import Noting, Rented
 
+# A rented machine is a Linux system; here it is a folder of this computer, with its python3.
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: run it on Linux or macOS")
+
 HOOK = "https://example.org/hook"
 
 
@@ -58,7 +61,6 @@ def test_without_limits_there_is_no_guard(rented: Rented, monkeypatch: pytest.Mo
     assert not (rented.project / "boot").exists()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a system with file modes")
 def test_secrets_can_be_read_by_their_owner_only(rented: Rented) -> None:
     rented.options = {"max_hours": 3.0, "notify": HOOK, "notify_pct": (50,)}
     machine = rented.machine()
