@@ -58,12 +58,12 @@ def train(
     screen: Screen, sweeps: list[str], detach: bool, dry_run: bool, keep: bool, yes: bool, **request: Any
 ) -> Document:
     """Deploy what is missing, start the job, follow it and download the checkpoint. Ctrl-C leaves the job running."""
-    from deploy.commands import sweep as several
+    from deploy.commands import sweep
     from deploy.commands import train as launch
     from deploy.specs.request import parse_request
 
     if sweeps:
-        return several.sweep(PROJECT, sweeps, request, screen, detach=detach, dry_run=dry_run, keep=keep, yes=yes)
+        return sweep.sweep(PROJECT, sweeps, request, screen, detach=detach, dry_run=dry_run, keep=keep, yes=yes)
     asked = parse_request(**request)
     return launch.train(PROJECT, asked, screen, detach=detach, dry_run=dry_run, keep=keep, yes=yes)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from app.config import Config
 from app.data.dataset import open_configured, open_images
-from app.data.sources import source as sources
+from app.data.sources import source
 from app.errors import WrongUse
 
 COMPARED_IMAGES = 32
@@ -30,7 +30,7 @@ def faces(given: str | None, of_run: str | None, *, between: bool = False) -> tu
         images = open_images(path)
         return images[choice(len(images))], str(path)
     try:
-        orl = sources.orl()
+        orl = source.orl()
     except WrongUse as error:
         raise WrongUse("there are no images to compare on; give check_images=PATH of an images.npy") from error
     files = orl.read(0, orl.count)

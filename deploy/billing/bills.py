@@ -14,7 +14,7 @@ from typing import Any
 from deploy.pod.base.folder import FINAL_STATES, read_json
 from deploy.pod.base.limits import Limits
 from deploy.pod.watchdog.ceilings import Seen, reached
-from deploy.runs import records as runs
+from deploy.runs import records
 from deploy.runs.records import Record
 from deploy.runs.session import Reach, is_launching
 from deploy.runs.situation import Situation
@@ -95,7 +95,7 @@ def limits_of(situation: Situation, bill: Bill, on_it: Iterable[Record]) -> Limi
     The laxest value counts: a file that was edited later must not end what runs. Nothing is reserved for a checkpoint
     and a copy: the machine's guard ends it before these limits.
     """
-    plans = [read_json(Path(runs.home(situation.project / "runs", record.run_id).plan)) for record in on_it]
+    plans = [read_json(Path(records.home(situation.project / "runs", record.run_id).plan)) for record in on_it]
     told: list[Mapping[str, Any]] = [plan["limits"] for plan in plans if plan.get("limits")]
     in_file = [vars(settings.target) for settings in situation.targets if settings.target.name == bill.target]
     nodes = min((int(each.get("nodes", 1)) for each in plans or in_file), default=1)
@@ -164,7 +164,7 @@ def _stored(volume: Volume, mounted_by: Sequence[str]) -> Bill:
 
 def lives(at: Reach, record: Record) -> bool:
     """Whether a run is alive. A run whose launching command died before the job started counts as dead."""
-    if record.state in runs.STARTING:
+    if record.state in records.STARTING:
         return is_launching(at.settings, record.run_id)
     return record.state not in FINAL_STATES
 

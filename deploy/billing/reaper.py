@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from deploy import border
-from deploy.billing import bills as money
+from deploy.billing import bills
 from deploy.billing.bills import Bill, Priced, an_hour
 from deploy.billing.teardown import bring_all_home, is_home
 from deploy.billing.verdict import Case, verdict
 from deploy.errors import BadAnswer, DeployError, command
 from deploy.pod.base.folder import Root
-from deploy.runs import records as runs
-from deploy.runs import session as reach
-from deploy.runs import watchdog as guard
+from deploy.runs import records, session, watchdog
 from deploy.runs.session import Reach
 from deploy.shell import LinkLost, Shell
 from deploy.specs.machine import Machine
@@ -39,7 +37,7 @@ def reap(at: Reach, given_up: str | None = None, *, screen: Screen) -> None:
     has given up. An error here never ends the command.
     """
     try:
-        found = money.priced(at)
+        found = bills.priced(at)
     except DeployError:  # `ps` reports an account that does not answer
         return
     for each in found:
@@ -74,7 +72,7 @@ class _Overdue:
     def look_after(self, *, surely: bool) -> str | None:
         """Release or revive the machine if due. Returns a note to print; None for no note, or after a release."""
         on_it = self.seen.runs
-        files = [Path(runs.home(self.at.settings.runs, each.run_id).run) for each in on_it]
+        files = [Path(records.home(self.at.settings.runs, each.run_id).run) for each in on_it]
         heard = max([self.machine.created or 0.0, *(file.stat().st_mtime for file in files if file.exists())])
         case = Case(
             bill=self.bill,
@@ -89,8 +87,8 @@ class _Overdue:
         with ExitStack() as stack:
             own = self.at
             if self.bill.target != own.settings.target.name:
-                own = stack.enter_context(reach.target(own.settings.project, str(self.bill.target), own.situation))
-            case = replace(case, is_launching=reach.is_launching(own.settings))
+                own = stack.enter_context(session.target(own.settings.project, str(self.bill.target), own.situation))
+            case = replace(case, is_launching=session.is_launching(own.settings))
             try:
                 return self._carry_out(own, case)
             except (LinkLost, BadAnswer, NoAnswer) as error:
@@ -110,7 +108,7 @@ class _Overdue:
             elif told.act in ("leave", "revive"):
                 if told.act == "revive":
                     there, shell, root = self._there(own)
-                    guard.revive(own.settings, there, shell, root.path)
+                    watchdog.revive(own.settings, there, shell, root.path)
                 return told.words
             else:
                 if told.act == "end":
@@ -135,7 +133,7 @@ class _Overdue:
 
 def _ask(machine: Machine, shell: Shell, root: Root) -> dict[str, Any] | None:
     """The machine's report (deploy/pod/watchdog/report.py); None if its guard.json names no code to make it."""
-    told, _ = guard.heard(shell, root.guard)
+    told, _ = watchdog.heard(shell, root.guard)
     if not told.get("code"):
         return None
     code = machine.path(border.path_text(told["code"], f"{shell.name}: {root.guard.name}, code"))

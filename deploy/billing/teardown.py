@@ -9,14 +9,13 @@ from pathlib import Path
 from deploy.billing.bills import lives
 from deploy.errors import DeployError, StepFailed, command
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, Root, RunFolder
-from deploy.runs import checkpoints, job
-from deploy.runs import records as runs
+from deploy.runs import checkpoints, job, records
 from deploy.runs.records import Record
 from deploy.runs.session import Reach, Reached, target
 from deploy.shell import LocalShell
 from deploy.specs.machine import Machine
 from deploy.specs.plan import GRACE_S
-from deploy.steps import download as home
+from deploy.steps import download
 from deploy.ui.screen import Screen
 
 STOP_SLACK_S = 30
@@ -26,7 +25,7 @@ ANYWAY_S = 45.0  # time limit for downloads with --anyway, which releases within
 def stop_run(reached: Reached, screen: Screen) -> Reached:
     """Ask the job to end. After the grace period its supervisor ends it. Raises StepFailed if it does not end."""
     run_id = reached.record.run_id
-    grace_s = float(runs.plan_of(reached.settings.runs, reached.record).get("grace_s", GRACE_S))
+    grace_s = float(records.plan_of(reached.settings.runs, reached.record).get("grace_s", GRACE_S))
     screen.say(f"asking run {run_id} to make a checkpoint and end (up to {grace_s:.0f} s)")
     job.request_stop(reached.shell, reached.folder)
     for other in reached.others():
@@ -61,8 +60,8 @@ def bring_all_home(at: Reach, machine: Machine, screen: Screen, *, anyway: bool)
 
 
 def _bring_each(at: Reach, machine: Machine, screen: Screen, *, anyway: bool) -> None:
-    for record in runs.every(at.settings.runs):
-        if machine.name not in record.machines or record.state in runs.STARTING:
+    for record in records.every(at.settings.runs):
+        if machine.name not in record.machines or record.state in records.STARTING:
             continue
         try:
             reached, _ = at.run(record).look()
@@ -72,7 +71,7 @@ def _bring_each(at: Reach, machine: Machine, screen: Screen, *, anyway: bool) ->
             if reached.machine is not None:
                 if reached.record.state not in FINAL_STATES:
                     reached = stop_run(reached, screen)
-                home.bring(reached, screen)
+                download.bring(reached, screen)
         except Exception as error:  # of any kind: the machine is not trusted, and must not block its release
             if not anyway:
                 raise StepFailed(
@@ -89,7 +88,7 @@ def release_idle(project: Path, record: Record, screen: Screen) -> None:
     Keeps a machine with another live run, and one whose results cannot be downloaded. Prints why.
     """
     with target(project, record.target) as at:
-        others = [each for each in runs.every(at.settings.runs) if each.run_id != record.run_id]
+        others = [each for each in records.every(at.settings.runs) if each.run_id != record.run_id]
         for name in record.machines:
             machine = at.machine(name)
             if machine is None or not machine.usd_per_hour:
@@ -114,7 +113,7 @@ def run_of_another_laptop(at: Reach, machine: Machine) -> str | None:
 
     Also None if the machine does not answer.
     """
-    known = {record.run_id for record in runs.every(at.settings.runs)}
+    known = {record.run_id for record in records.every(at.settings.runs)}
     try:
         there = at.machine(machine.name)
         if there is None or there.address is None or not there.address.host:
@@ -134,6 +133,6 @@ def is_home(at: Reach, record: Record) -> bool:
     """Whether an unreachable machine holds nothing more of a run: its end is on the laptop, or it never began."""
     if record.session is None:
         return True
-    whole = checkpoints.whole(LocalShell(), runs.home(at.settings.runs, record.run_id))
-    epochs = int(runs.plan_of(at.settings.runs, record)["epochs"])
+    whole = checkpoints.whole(LocalShell(), records.home(at.settings.runs, record.run_id))
+    epochs = int(records.plan_of(at.settings.runs, record)["epochs"])
     return record.state == "succeeded" and bool(whole) and int(whole[-1]["epoch"]) + 1 >= epochs

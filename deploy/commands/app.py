@@ -12,9 +12,7 @@ from typing import Any
 from deploy import border
 from deploy.border import Name, Place, chosen
 from deploy.errors import WrongUse, command
-from deploy.runs import checkpoints
-from deploy.runs import records as runs
-from deploy.runs import session as reach
+from deploy.runs import checkpoints, records, session
 from deploy.runs.session import Reached
 from deploy.shell import LocalShell, transfer
 from deploy.specs import flags
@@ -53,7 +51,7 @@ def prepare(
     name = slug(Path(path).stem) if path and source != "orl" else source
     words = [f"source={source}"]
     more = [f"{key}={value}" for key, value in options.items() if value is not None]
-    with reach.target(project, target) as at:
+    with session.target(project, target) as at:
         if at.settings.is_local:
             place = Path(out).absolute() if out else project / "data" / name
             place = place if place.suffix in IMAGES else place / file_name
@@ -109,7 +107,7 @@ def evaluate(
         return LocalShell().foreground(
             [sys.executable, "-m", "app.evaluate", *words], cwd=project, env=_flags(flags.EVALUATE)
         )
-    with reach.run(project, target, run_id) as reached:
+    with session.run(project, target, run_id) as reached:
         checkpoint = _checkpoint(reached, which or "latest", screen)
         chosen = reached.folder.checkpoints / (checkpoint["file"] if which else "*.pt")
         each_set = [_bring(reached, "sets", each.strip(), _set_file) for each in sets.split(",")] if sets else []
@@ -137,7 +135,7 @@ def of_checkpoint(
 
     Without `out` the results go to `place` in the run's folder; {stem} is the checkpoint's name without suffix.
     """
-    with reach.run(project, target, run_id) as reached:
+    with session.run(project, target, run_id) as reached:
         file = _checkpoint(reached, which, screen)["file"]
         below = place.format(stem=PurePath(file).stem).split("/")
         own = border.place(Path(reached.home.path), *below, what=reached.shell.name).path
@@ -176,7 +174,7 @@ def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen:
     if reached.machine is None or reached.machine.is_here:
         argv = [sys.executable, "-m", module, *words, f"out={out}"]
         return LocalShell().foreground(argv, cwd=reached.settings.project, env=_flags(flags.EVALUATE))
-    plan = runs.plan_of(reached.settings.runs, reached.record)
+    plan = records.plan_of(reached.settings.runs, reached.record)
     there = reached.folder.path / "results" / out.name
     argv = [plan["argv"][0], "-m", module, *words, f"out={there}"]
     for line in reached.shell.stream(argv, cwd=reached.machine.path(plan["cwd"])):

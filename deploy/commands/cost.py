@@ -9,7 +9,7 @@ from typing import Any
 
 from deploy.billing.costs import history
 from deploy.errors import WrongUse, command
-from deploy.runs import records as runs
+from deploy.runs import records
 from deploy.specs.estimate import plural
 from deploy.ui.screen import Screen
 
@@ -22,7 +22,7 @@ def cost(project: Path, days: str, screen: Screen) -> dict[str, Any]:
     if not re.fullmatch(r"\d{1,5}", days) or not 1 <= int(days) <= DAYS_MOST:
         raise WrongUse(f"--days {days} must be a whole number from 1 to {DAYS_MOST}, such as 30")
     since = date.today() - timedelta(days=int(days) - 1)
-    rows = history(runs.every(project / "runs"), since)
+    rows = history(records.every(project / "runs"), since)
     total = round(sum(row["spend_usd"] for row in rows), 4)
     span = plural(int(days), "day")
     if not rows:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from deploy.errors import StepFailed, WrongUse, command
-from deploy.runs import session as reach
+from deploy.runs import session
 from deploy.runs.session import Reach
 from deploy.runs.situation import Situation
 from deploy.shell import LocalShell, Shell
@@ -58,10 +58,10 @@ def _door(project: Path, target: str, run_id: str | None) -> Iterator[Door]:
     """The machine of a run or, if the target has no run yet, the machine that `deploy` prepared."""
     situation = Situation(project)
     if run_id is None and not situation.of(target):
-        with reach.target(project, target, situation) as at:
+        with session.target(project, target, situation) as at:
             yield door_of_target(at)
         return
-    with reach.run(project, target, run_id, situation=situation) as reached:
+    with session.run(project, target, run_id, situation=situation) as reached:
         record = reached.record
         _refuse_local(reached.reach)
         if reached.machine is None:

@@ -9,8 +9,7 @@ from pathlib import Path, PurePath
 
 from deploy.commands.enter import door_of_target
 from deploy.errors import StepFailed, WrongUse
-from deploy.runs import records as runs
-from deploy.runs import session as reach
+from deploy.runs import records, session
 from deploy.runs.situation import Situation
 from deploy.shell import LocalShell, Shell
 from deploy.ui.screen import Screen
@@ -32,13 +31,13 @@ def execute(project: Path, target: str, run_id: str | None, words: Sequence[str]
         raise WrongUse("exec needs a command after --, such as exec -- nvidia-smi")
     situation = Situation(project)
     if run_id is None and not situation.of(target):
-        with reach.target(project, target, situation) as at:
+        with session.target(project, target, situation) as at:
             if at.settings.is_local:
                 return _here(words, project, PurePath(sys.executable), {}, screen)
             door = door_of_target(at)
             return _there(door.shell, words, door.folder, settle(door.machine, door.shell, project).python, {}, project)
-    with reach.run(project, target, run_id, situation=situation) as reached:
-        plan = runs.plan_of(reached.settings.runs, reached.record)
+    with session.run(project, target, run_id, situation=situation) as reached:
+        plan = records.plan_of(reached.settings.runs, reached.record)
         if reached.machine is None:
             raise StepFailed(
                 f"the machine of run {reached.record.run_id} no longer exists; downloaded results are in "

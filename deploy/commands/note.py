@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import WrongUse, command
-from deploy.runs import notes
-from deploy.runs import records as runs
+from deploy.runs import notes, records
 from deploy.ui.screen import Screen
 
 
@@ -20,7 +19,7 @@ def note(project: Path, words: Sequence[str], screen: Screen) -> dict[str, Any]:
     if not words:
         raise WrongUse('note needs a run and a text, such as note RUN "lower rate"', next_command=command("runs"))
     book = project / "runs"
-    record = runs.get(book, words[0], "", typed="note")
+    record = records.get(book, words[0], "", typed="note")
     kept = notes.write(book, record.run_id, " ".join(words[1:])) if words[1:] else notes.read(book, record.run_id)
     screen.say(f"{record.run_id}: {kept or 'no note'}")
     return {"run_id": record.run_id, "note": kept}

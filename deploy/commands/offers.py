@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from deploy.errors import NoMachine, WrongUse, command
-from deploy.runs import session as reach
+from deploy.runs import session
 from deploy.specs import memory
 from deploy.specs.machine import Card, Rental
 from deploy.specs.plan import DataFacts
 from deploy.specs.request import Request
 from deploy.specs.settings import Target
-from deploy.steps import resolve as facts
+from deploy.steps import resolve
 
 COLUMNS = ("gpu", "gpus", "memory_gib", "needed_gib", "usd_per_hour", "fits", "in_target", "data_centers", "note")
 
@@ -24,7 +24,7 @@ def offers(project: Path, request: Request) -> list[dict[str, Any]]:
     `fits` is None where the memory of this training is not known. Raises WrongUse for a target that rents nothing.
     Raises NoMachine if nothing is offered.
     """
-    with reach.target(project, request.target) as at:
+    with session.target(project, request.target) as at:
         at.rent(request, at_any_price=True)
         rentals = at.provider.offers()
         if rentals is None:
@@ -35,7 +35,7 @@ def offers(project: Path, request: Request) -> list[dict[str, Any]]:
         found = [each for each in rentals if each.in_target or not (each.why_not or request.gpus)]
         if not found:
             raise NoMachine("the provider offers nothing now", next_command=command(f"offers --on {request.target}"))
-        looked_up = facts.gather(at, facts.check(at, request))
+        looked_up = resolve.gather(at, resolve.check(at, request))
         rows = [judged(at.settings.target, each, looked_up.config, looked_up.memory, looked_up.data) for each in found]
     return sorted(rows, key=lambda row: (row["note"] is not None, row["fits"] is False, row["usd_per_hour"]))
 

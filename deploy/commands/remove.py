@@ -13,9 +13,8 @@ from typing import Any
 from deploy.border import place
 from deploy.errors import BadAnswer, DeployError, WrongUse, command
 from deploy.pod.base.folder import FINAL_STATES, Root, RunFolder, read_json, replace
-from deploy.runs import checkpoints
+from deploy.runs import checkpoints, session
 from deploy.runs import records as runs
-from deploy.runs import session as reach
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
 from deploy.shell import LocalShell, Shell
@@ -82,7 +81,7 @@ def _examine(project: Path, record: Record) -> Doomed:
     if not _costs(project, record) and record.state in FINAL_STATES and not _has_target(project, record):
         lost = tuple(sorted(local.values()))
         return _doomed(record, (home,), lost, [f"target '{record.target}' no longer exists"])
-    with reach.target(project, record.target) as at:
+    with session.target(project, record.target) as at:
         at.limit_s = LIMIT_S
         _refuse_billed(at, record)
         there, record, why_not = _ask(at, record)

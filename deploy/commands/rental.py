@@ -15,7 +15,7 @@ from deploy import border
 from deploy.billing.reaper import reap
 from deploy.commands.doctor import examine
 from deploy.errors import BadAnswer, DeployError, NoMachine, StepFailed, WrongUse, command
-from deploy.runs import session as reach
+from deploy.runs import session
 from deploy.runs.session import Reach
 from deploy.shell import Shell
 from deploy.specs.machine import Machine
@@ -35,7 +35,7 @@ def doctor(project: Path, target: str, screen: Screen, *, rent: bool, yes: bool)
     """Print the findings. Returns 1 if one of them is a problem. Raises WrongUse for `yes` without `rent`."""
     if yes and not rent:
         raise WrongUse("--yes accepts the cost of --rent: give both, or none")
-    with reach.target(project, target) as at:
+    with session.target(project, target) as at:
         findings = examine(at)
         if rent:
             if not screen.as_json:

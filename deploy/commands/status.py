@@ -16,17 +16,12 @@ from deploy.billing.reaper import reap
 from deploy.errors import BadAnswer, DeployError, NoAccount, StepFailed, WrongUse, command, unknown
 from deploy.pod.base.folder import FINAL_STATES
 from deploy.pod.base.retry import FOLLOW_PATIENCE_S
-from deploy.runs import documents as answers
-from deploy.runs import job, notes
-from deploy.runs import records as runs
-from deploy.runs import session as reach
+from deploy.runs import documents, job, notes, records, session
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
 from deploy.runs.situation import Situation
 from deploy.shell import LinkLost, LocalShell, Misbehaves
-from deploy.steps import download as home
-from deploy.steps import nodes
-from deploy.steps import restore as saved
+from deploy.steps import download, nodes, restore
 from deploy.ui.screen import Screen
 
 AGAIN_EVERY_S = 2
@@ -48,19 +43,19 @@ SORTED: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 def status(project: Path, target: str, run_id: str | None, screen: Screen, *, watch: bool) -> dict[str, Any]:
     """Show one merged answer from machine, supervisor and app. With `watch`, repeat until the run is over."""
-    with reach.run(project, target, run_id, partial(reap, screen=screen)) as reached:
+    with session.run(project, target, run_id, partial(reap, screen=screen)) as reached:
         while True:
             reached, seen = reached.look()
-            parts = runs.compared(reached.settings.runs, reached.record)
+            parts = records.compared(reached.settings.runs, reached.record)
             note = notes.read(reached.settings.runs, reached.record.run_id)
-            answer = answers.of_status(
+            answer = documents.of_status(
                 reached.record,
                 seen,
                 reached.events(),
                 parts,
-                home.report(reached),
+                download.report(reached),
                 note,
-                runs.limit_usd(reached.settings.runs, reached.record.run_id),
+                records.limit_usd(reached.settings.runs, reached.record.run_id),
                 costs.by_run(reached.reach.situation.records)[reached.record.run_id],
             )
             if reached.record.others:
@@ -69,16 +64,16 @@ def status(project: Path, target: str, run_id: str | None, screen: Screen, *, wa
                 break
             screen.status_line(answer)
             time.sleep(AGAIN_EVERY_S)
-        what = saved.of(reached.settings, reached.record, reached) if reached.record.state == "lost" else None
+        what = restore.of(reached.settings, reached.record, reached) if reached.record.state == "lost" else None
         answer["saved"] = what.to_json() if what else None
         screen.status(answer)
         if "nodes" in answer and not screen.as_json:
-            screen.rows("Machines", answer["nodes"], answers.NODE)
+            screen.rows("Machines", answer["nodes"], documents.NODE)
         screen.compared(parts)
         if what:
             screen.say(f"saved: {what}")
         shown = command("status")
-        screen.commands([each for each in answers.next_commands(reached.record) if not each[1].startswith(shown)])
+        screen.commands([each for each in documents.next_commands(reached.record) if not each[1].startswith(shown)])
         return answer
 
 
@@ -92,23 +87,23 @@ def list_runs(project: Path, sort: str | None = None) -> list[dict[str, Any]]:
     listed = []
     with contextlib.ExitStack() as stack:
         targets: dict[str, Reach] = {}
-        for record in runs.every(project / "runs"):
+        for record in records.every(project / "runs"):
             unreadable = None
             try:
                 if record.state not in FINAL_STATES or record.state == "lost":
                     if record.target not in targets:
-                        targets[record.target] = stack.enter_context(reach.target(project, record.target))
+                        targets[record.target] = stack.enter_context(session.target(project, record.target))
                         targets[record.target].limit_s = LIST_LIMIT_S
                     record, _ = targets[record.target].look(record)
             except (BadAnswer, Misbehaves) as error:  # keep the state last seen
                 unreadable = f"the machine's answer is not readable: {error.message}"
             except (DeployError, OSError):  # gone, or unreachable now: keep the state last seen
                 pass
-            row = answers.row(record, _downloaded(project, record), notes.read(project / "runs", record.run_id))
+            row = documents.row(record, _downloaded(project, record), notes.read(project / "runs", record.run_id))
             if record.state == "lost" and record.target in targets:
                 row["reason"] = f"{record.reason}; saved: {_saved(targets[record.target], record)}"
             listed.append({**row, "reason": unreadable} if unreadable else row)
-    usd = costs.by_run(runs.every(project / "runs"))  # as they are after the look
+    usd = costs.by_run(records.every(project / "runs"))  # as they are after the look
     listed = [{**row, "run_usd": usd.get(row["run_id"], 0.0)} for row in listed]
     return sorted(listed, key=SORTED[sort], reverse=True) if sort else listed
 
@@ -116,14 +111,14 @@ def list_runs(project: Path, sort: str | None = None) -> list[dict[str, Any]]:
 def _downloaded(project: Path, record: Record) -> list[dict[str, Any]]:
     """The run's events as far as they are on this laptop."""
     try:
-        return job.all_events(LocalShell(), runs.home(project / "runs", record.run_id).metrics)
+        return job.all_events(LocalShell(), records.home(project / "runs", record.run_id).metrics)
     except (DeployError, OSError):
         return []
 
 
 def _saved(at: Reach, record: Record) -> str:
     try:
-        return str(saved.of(at.settings, record))
+        return str(restore.of(at.settings, record))
     except DeployError as error:
         return error.message
 
@@ -136,8 +131,8 @@ def logs(project: Path, target: str, run_id: str | None, screen: Screen, *, foll
     try:
         _logs(project, target, run_id, screen, follow=follow)
     except LinkLost as lost:
-        record = runs.get(project / "runs", run_id, target)
-        with reach.target(project, record.target) as at:
+        record = records.get(project / "runs", run_id, target)
+        with session.target(project, record.target) as at:
             machine = at.machine(record.machine)
             lines = list(at.provider.log(machine)) if machine else []
         if not lines:
@@ -148,7 +143,7 @@ def logs(project: Path, target: str, run_id: str | None, screen: Screen, *, foll
 
 
 def _logs(project: Path, target: str, run_id: str | None, screen: Screen, *, follow: bool) -> None:
-    with reach.run(project, target, run_id, partial(reap, screen=screen)) as reached:
+    with session.run(project, target, run_id, partial(reap, screen=screen)) as reached:
         if follow:
             reached.shell.patience_s = FOLLOW_PATIENCE_S
             reached.shell.on_loss = screen.complain
@@ -164,7 +159,7 @@ def attach(project: Path, target: str, run_id: str | None, *, write: bool) -> in
 
     Raises StepFailed for a run without tmux, WrongUse without a terminal.
     """
-    with reach.run(project, target, run_id) as reached:
+    with session.run(project, target, run_id) as reached:
         run_id, instead = reached.record.run_id, command(f"logs --follow --run {reached.record.run_id}")
         if reached.record.session == "detached":
             raise StepFailed(

@@ -6,20 +6,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deploy.billing import bills as money
+from deploy.billing import bills
 from deploy.billing.hosts import free_ram
 from deploy.billing.reaper import reap
 from deploy.billing.teardown import bring_all_home, run_of_another_laptop, stop_run
 from deploy.errors import DeployError, WrongUse, command
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES
-from deploy.runs import documents as answers
-from deploy.runs import records as runs
-from deploy.runs import session as reach
+from deploy.runs import documents, records, session
 from deploy.runs.session import Reach
 from deploy.runs.situation import Situation
 from deploy.specs.names import family_name
 from deploy.specs.settings import load
-from deploy.steps import download as home
+from deploy.steps import download
 from deploy.ui.paths import near
 from deploy.ui.screen import Screen
 
@@ -29,30 +27,30 @@ def stop(project: Path, target: str, run_id: str | None, screen: Screen) -> dict
 
     Raises WrongUse while a command is still starting the run.
     """
-    with reach.run(project, target, run_id, partial(reap, screen=screen)) as reached:
+    with session.run(project, target, run_id, partial(reap, screen=screen)) as reached:
         reached, _ = reached.look()
         record = reached.record
-        if record.state in runs.STARTING:
+        if record.state in records.STARTING:
             raise WrongUse(f"run {record.run_id} is still {record.state}: press Ctrl-C in the terminal that started it")
         if record.state in FINAL_STATES:
-            screen.say(f"{answers.how_it_is(record)} (it had already ended)")
+            screen.say(f"{documents.how_it_is(record)} (it had already ended)")
         else:
             reached = stop_run(reached, screen)
             record = reached.record
-            screen.say(answers.how_it_is(record))
+            screen.say(documents.how_it_is(record))
         if reached.machine is not None:  # also of a run that was over: its newest checkpoint may be there alone
-            home.bring(reached, screen)
-        checkpoint = home.newest_checkpoint(reached)
+            download.bring(reached, screen)
+        checkpoint = download.newest_checkpoint(reached)
         if checkpoint:
             where = f"(epoch {checkpoint['epoch']}, step {checkpoint['step']})"
             screen.say(f"checkpoint: {near(checkpoint['path'])} {where}")
-        report, verdict = home.report(reached), home.verdict(reached)
+        report, verdict = download.report(reached), download.verdict(reached)
         if report:
             screen.say(f"report: {near(report)}")
         if verdict:
             screen.paragraph(verdict)
-        screen.commands(answers.next_commands(record))
-        return answers.of_run(record, reached.events(), checkpoint, report, verdict)
+        screen.commands(documents.next_commands(record))
+        return documents.of_run(record, reached.events(), checkpoint, report, verdict)
 
 
 def down(
@@ -67,10 +65,10 @@ def down(
     gone: list[dict[str, Any]] = []
     failures: list[DeployError] = []
     situation = Situation(project)
-    record = runs.choose(situation.records, run_id, target) if run_id else None
+    record = records.choose(situation.records, run_id, target) if run_id else None
     named = record.target if record else target
     wide = every or orphans
-    for at in money.targets(situation) if wide else [Reach(load(project, named), situation)]:
+    for at in bills.targets(situation) if wide else [Reach(load(project, named), situation)]:
         with at:
             for each in _there(at, screen, quiet=wide):
                 machine, bill = each.machine, each.bill
@@ -116,20 +114,20 @@ def _refuse_living(at: Reach) -> None:
     """Raise WrongUse for a run that goes on where no machine was rented: the user meant to end something."""
     target = at.settings.target.name
     for record in at.situation.of(target):
-        if money.lives(at, record):
+        if bills.lives(at, record):
             record, _ = at.look(record)
         if record.state in LIVE_STATES:
             raise WrongUse(
                 f"run {record.run_id} is {record.state} on target '{target}', whose machine was not rented: "
                 "there is nothing to release",
-                next_command=command("stop" + answers.on(record)),
+                next_command=command("stop" + documents.on(record)),
             )
 
 
-def _there(at: Reach, screen: Screen, *, quiet: bool) -> list[money.Priced]:
+def _there(at: Reach, screen: Screen, *, quiet: bool) -> list[bills.Priced]:
     at.provider.say = screen.complain
     try:
-        return money.priced(at)
+        return bills.priced(at)
     except DeployError as error:
         if not quiet:
             raise

@@ -15,10 +15,8 @@ from deploy.commands.train import Outcome, follow, start
 from deploy.errors import DeployError, StepFailed, WrongUse, command
 from deploy.pod.base.addresses import hide
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES
-from deploy.runs import checkpoints, sweeps
-from deploy.runs import documents as answers
+from deploy.runs import checkpoints, documents, session, sweeps
 from deploy.runs import records as runs
-from deploy.runs import session as reach
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
 from deploy.runs.situation import Situation
@@ -26,14 +24,12 @@ from deploy.specs.estimate import plural
 from deploy.specs.plan import Facts, Plan, make
 from deploy.specs.request import Request
 from deploy.specs.sweep import Combination, combinations, end_of_sweep, identity, refuse_same, total
-from deploy.steps import download as home
-from deploy.steps import resolve as facts
-from deploy.steps import restore as saved
+from deploy.steps import download, resolve, restore
 from deploy.steps.code_check import prove_code
 from deploy.steps.consent import agree, warn_of_balance
 from deploy.steps.look import look_at_host
 from deploy.steps.provision import pack_images, refuse_too_much
-from deploy.ui import sweep_table as tables
+from deploy.ui import sweep_table
 from deploy.ui.screen import Screen
 
 CHECKS_AT_ONCE = 4
@@ -47,7 +43,7 @@ class Sweep:
     """All combinations, checked and planned. `snapshot`: the code that all of them train with; None: not taken."""
 
     combinations: Sequence[Combination]
-    checked: Sequence[facts.Checked]
+    checked: Sequence[resolve.Checked]
     plans: Sequence[Plan]
     facts: Facts
     snapshot: str | None = None
@@ -70,25 +66,25 @@ def sweep(
     """
     combos = combinations(texts, {**typed, "queue": typed.get("queue") or detach})
     first = combos[0].request
-    with reach.target(project, first.target) as at:
+    with session.target(project, first.target) as at:
         reap(at, screen=screen)
         _refuse_several_machines(at, first, detach=detach)
         checked = _check(at, combos, screen)
         if dry_run:
-            looked_up = look_at_host(at, facts.gather(at, checked[0]), screen)
+            looked_up = look_at_host(at, resolve.gather(at, checked[0]), screen)
             planned = _plan(at, combos, checked, looked_up)
             done = {} if _all_anew(first) else sweeps.earlier(at, planned.plans, looked_up.code.tree, look=False)
             _show(planned, done, at, screen)
             return _of_plans(planned, done)
-        with reach.launching(at.settings) as note:
+        with session.launching(at.settings) as note:
             at.situation = Situation(project)  # as it is now that no other command starts a run here
             note("of a sweep")
             if not first.queue:
                 at.refuse_second()
             if not _all_anew(first):
                 _refuse_to_forget(at, checked, screen)
-            checked = [facts.prepare_orl(at, each, screen.say) for each in checked]
-            planned = _plan(at, combos, checked, facts.gather(at, checked[0]))
+            checked = [resolve.prepare_orl(at, each, screen.say) for each in checked]
+            planned = _plan(at, combos, checked, resolve.gather(at, checked[0]))
             planned = replace(planned, snapshot=prove_code(at.settings))
             done = {} if _all_anew(first) else sweeps.earlier(at, planned.plans, planned.snapshot)
             _bring_home(at, done, screen)
@@ -97,13 +93,13 @@ def sweep(
     return _Runs(project, planned, done, screen, keep=keep, detach=detach).run()
 
 
-def _check(at: Reach, combos: Sequence[Combination], screen: Screen) -> list[facts.Checked]:
+def _check(at: Reach, combos: Sequence[Combination], screen: Screen) -> list[resolve.Checked]:
     """Check every combination as `train` does. Raises WrongUse for the first that cannot work."""
     if len(combos) > WAITED_FOR:
         screen.say(f"checking {len(combos)} combinations")
-    first = facts.check(at, combos[0].request)
+    first = resolve.check(at, combos[0].request)
     with ThreadPoolExecutor(CHECKS_AT_ONCE) as several:  # each waits for a process that resolves its configuration
-        others = several.map(lambda each: facts.check(at, each.request, first.suspicious), combos[1:])
+        others = several.map(lambda each: resolve.check(at, each.request, first.suspicious), combos[1:])
         checked = [first, *others]
     refuse_same(combos, [each.config for each in checked])
     for note in dict.fromkeys(each.note for each in checked if each.note):
@@ -113,28 +109,28 @@ def _check(at: Reach, combos: Sequence[Combination], screen: Screen) -> list[fac
     ]
 
 
-def _plan(at: Reach, combos: Sequence[Combination], checked: Sequence[facts.Checked], looked_up: Facts) -> Sweep:
+def _plan(at: Reach, combos: Sequence[Combination], checked: Sequence[resolve.Checked], looked_up: Facts) -> Sweep:
     plans: list[Plan] = []
     alike: dict[str, Facts] = {}
     for each in checked:
         kind = json.dumps([each.config["recipe"]["name"], each.config["backbone"], each.request.nodes])
-        own = facts.gather_again(at.settings, each, looked_up, alike.get(kind))
+        own = resolve.gather_again(at.settings, each, looked_up, alike.get(kind))
         alike[kind] = own
         plans.append(make(at.settings, each.request, own, tryout=each.tryout))
         refuse_too_much(plans[-1], own)
     return Sweep(combos, checked, plans, looked_up)
 
 
-def _refuse_to_forget(at: Reach, checked: Sequence[facts.Checked], screen: Screen) -> None:
+def _refuse_to_forget(at: Reach, checked: Sequence[resolve.Checked], screen: Screen) -> None:
     """Refuse a new run after a lost one as `train` does, unless the lost run is of this sweep: that is typed again."""
     newest = next(iter(at.situation.of(at.settings.target.name)), None)
     if newest is None or sweeps.mark(at.settings.runs, newest) not in {each.request.combination for each in checked}:
-        saved.refuse_to_forget(at)
+        restore.refuse_to_forget(at)
         return
     record, _ = at.look(newest)
     if record.state == "lost":
         screen.say(
-            f"{answers.how_it_is(record)}; to continue it instead: {answers.resume(record)} --run {newest.run_id}"
+            f"{documents.how_it_is(record)}; to continue it instead: {documents.resume(record)} --run {newest.run_id}"
         )
 
 
@@ -144,7 +140,7 @@ def _bring_home(at: Reach, done: Mapping[str, Record], screen: Screen) -> None:
         if record.state == "succeeded" and not sweeps.is_home(at.settings.runs, record):
             reached = at.run(record)
             if reached.machine is not None:
-                home.bring(reached, screen)
+                download.bring(reached, screen)
 
 
 def _show(planned: Sweep, done: dict[str, Record], at: Reach, screen: Screen) -> None:
@@ -152,12 +148,12 @@ def _show(planned: Sweep, done: dict[str, Record], at: Reach, screen: Screen) ->
     waiting = _waiting(planned, done)
     if waiting:
         title = f"Plan of a sweep of {plural(len(planned.plans), 'run')}, one after the other"
-        screen.table(title, ["what", "decided"], tables.plan_of_sweep(waiting, total(waiting)))
+        screen.table(title, ["what", "decided"], sweep_table.plan_of_sweep(waiting, total(waiting)))
         warn_of_balance(at, replace(waiting[0], expected_minutes=total(waiting).minutes), screen)
     was = {place: record for place, plan in enumerate(planned.plans) if (record := _done(plan, done))}
-    columns = ["run", *tables.run_columns(planned.combinations), "expected"]
+    columns = ["run", *sweep_table.run_columns(planned.combinations), "expected"]
     states = {place: f"{record.state}: {record.run_id}" for place, record in was.items()}
-    screen.table("Runs", columns, tables.planned_rows(planned.combinations, planned.plans, states))
+    screen.table("Runs", columns, sweep_table.planned_rows(planned.combinations, planned.plans, states))
     if was:
         screen.say(
             f"not started again: {len(was)} of {plural(len(planned.plans), 'run')}, done or alive with the same code, "
@@ -215,7 +211,7 @@ class _Runs:
             record, self.interrupted = self._newest(place), True
         if failure:
             if record and record.state in runs.UNFINISHED:  # it is not the newest one for long
-                failure.next_command = f"{answers.resume(record)} --run {record.run_id}"
+                failure.next_command = f"{documents.resume(record)} --run {record.run_id}"
             self.screen.failure(failure)
             repeated = bool(self.failures) and self.failures[-1].message == failure.message
             self.failures.append(failure)
@@ -233,12 +229,12 @@ class _Runs:
     def _start(self, place: int) -> Outcome:
         """Start one combination and, unless detached, follow it to its end."""
         checked = self.planned.checked[place]
-        with reach.target(self.project, checked.request.target) as at:
-            with reach.launching(at.settings) as note:
+        with session.target(self.project, checked.request.target) as at:
+            with session.launching(at.settings) as note:
                 if not checked.request.queue:
                     at.refuse_second()
                 at.rent(checked.request)
-                own = facts.gather_again(at.settings, checked, self.planned.facts)
+                own = resolve.gather_again(at.settings, checked, self.planned.facts)
                 plan = make(at.settings, checked.request, own, tryout=checked.tryout)
                 note(plan.run_id)
                 at.snapshot = self.planned.snapshot
@@ -246,7 +242,7 @@ class _Runs:
                 record, since = start(at, plan, checked, own, self.screen, keep=self.keep)
             self.screen.say(f"run {record.run_id} is {record.state}")
             if self.detach:
-                return Outcome(record, answers.of_run(record, [], None))
+                return Outcome(record, documents.of_run(record, [], None))
             return follow(at.run(record), since, self.screen)
 
     def _newest(self, place: int) -> Record | None:
@@ -264,7 +260,9 @@ class _Runs:
         not_run = f"{missing} of {plural(len(records), 'run')} {'was' if missing == 1 else 'were'} not started"
         if self.ended:
             self.screen.say(f"\nthe sweep ends: {self.ended}" + (f"; {not_run}" if missing else ""))
-        self.screen.table("\nSweep", tables.result_columns(combos, told["runs"]), tables.result_rows(told["runs"]))
+        self.screen.table(
+            "\nSweep", sweep_table.result_columns(combos, told["runs"]), sweep_table.result_rows(told["runs"])
+        )
         if told["best"]:
             self.screen.say(f"best by {checkpoints.named(told['measure'])}")
         if told["cost_usd"] >= CENT:
@@ -285,16 +283,16 @@ def _next(told: Mapping[str, Any], plan: Plan, *, is_paid: bool) -> Iterator[tup
     """Commands that make sense after a sweep, each with its purpose. `plan`: of any of its runs."""
     over = [run["run_id"] for run in told["runs"] if run["state"] in FINAL_STATES]
     if any(run["state"] in LIVE_STATES for run in told["runs"]):
-        yield "see a run", command(f"status{answers.on(plan)} --run RUN")
+        yield "see a run", command(f"status{documents.on(plan)} --run RUN")
     if told["best"]:
         yield (
             "fetch its best checkpoint",
-            command(f"fetch-checkpoint{answers.on(plan)} --run {told['best']} --which best"),
+            command(f"fetch-checkpoint{documents.on(plan)} --run {told['best']} --which best"),
         )
     if 2 <= len(over) <= COMPARED_MOST:
         yield "compare curves", command(f"compare {' '.join(over)}")
     if is_paid and over:
-        yield "release the machine", command(f"down{answers.on(plan)}")
+        yield "release the machine", command(f"down{documents.on(plan)}")
 
 
 def _done(plan: Plan, done: Mapping[str, Record]) -> Record | None:

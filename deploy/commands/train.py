@@ -11,9 +11,7 @@ from deploy.errors import DeployError, StepFailed, command
 from deploy.pod.base.addresses import hide
 from deploy.pod.base.folder import RunFolder
 from deploy.pod.base.retry import FOLLOW_PATIENCE_S
-from deploy.runs import documents as answers
-from deploy.runs import job
-from deploy.runs import records as runs
+from deploy.runs import documents, job, records
 from deploy.runs import session as reach
 from deploy.runs.records import Record
 from deploy.runs.session import Reach, Reached
@@ -21,10 +19,7 @@ from deploy.runs.situation import Situation
 from deploy.specs.estimate import Stopwatch
 from deploy.specs.plan import Facts, Plan, going_on, make
 from deploy.specs.request import Request, parse_request
-from deploy.steps import download as home
-from deploy.steps import nodes
-from deploy.steps import resolve as facts
-from deploy.steps import restore as saved
+from deploy.steps import download, nodes, resolve, restore
 from deploy.steps.code_check import prove_code
 from deploy.steps.consent import agree, warn_of_balance, warn_of_preemption
 from deploy.steps.look import look_at_host
@@ -42,14 +37,14 @@ def deploy(
     """
     with reach.target(project, target) as at:
         reap(at, screen=screen)
-        checked = facts.check(at, parse_request(target=target, pack=pack, nodes=several, **rented))
+        checked = resolve.check(at, parse_request(target=target, pack=pack, nodes=several, **rented))
         if checked.note:
             screen.say(checked.note)
         with reach.launching(at.settings) as note:
             note("deploy")
-            checked = facts.prepare_orl(at, checked, screen.say)
+            checked = resolve.prepare_orl(at, checked, screen.say)
             pack_images(at.settings, checked, screen)
-            looked_up = facts.gather(at, checked)
+            looked_up = resolve.gather(at, checked)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
             at.snapshot = prove_code(at.settings)
             watch = Stopwatch()
@@ -75,11 +70,11 @@ def train(
     """Check the request, plan, start the job, follow it, and download the results."""
     with reach.target(project, request.target) as at:
         reap(at, screen=screen)
-        checked = facts.check(at, request)
+        checked = resolve.check(at, request)
         if checked.note:
             screen.say(checked.note)
         if dry_run:
-            looked_up = look_at_host(at, facts.gather(at, checked), screen)
+            looked_up = look_at_host(at, resolve.gather(at, checked), screen)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
             screen.plan(plan, with_command=True)
             warn_of_balance(at, plan, screen)
@@ -91,9 +86,9 @@ def train(
             if not request.queue:
                 at.refuse_second()
             if request.resume == "none" and "resume" not in request.given:
-                saved.refuse_to_forget(at)
-            checked = facts.prepare_orl(at, checked, screen.say)
-            looked_up = facts.gather(at, checked)
+                restore.refuse_to_forget(at)
+            checked = resolve.prepare_orl(at, checked, screen.say)
+            looked_up = resolve.gather(at, checked)
             plan = make(at.settings, checked.request, looked_up, tryout=checked.tryout)
             note(plan.run_id)
             screen.plan(plan)
@@ -105,9 +100,9 @@ def train(
             pack_images(at.settings, checked, screen)
             record, since = start(at, plan, checked, looked_up, screen, keep=keep)
         screen.say(f"run {record.run_id} is {record.state}")
-        screen.commands(answers.next_commands(record))
+        screen.commands(documents.next_commands(record))
         if detach:
-            return answers.of_run(record, [], None)
+            return documents.of_run(record, [], None)
         outcome = follow(at.run(record), since, screen)
     if outcome.failure:
         screen.document(outcome.document)
@@ -125,40 +120,40 @@ class Outcome:
 
 
 def start(
-    at: Reach, plan: Plan, checked: facts.Checked, looked_up: Facts, screen: Screen, *, keep: bool
+    at: Reach, plan: Plan, checked: resolve.Checked, looked_up: Facts, screen: Screen, *, keep: bool
 ) -> tuple[Record, job.Position]:
     """Record the run, prepare its machines and start the supervisor. On failure, release machines made for the run."""
     book = at.settings.runs
-    record = runs.create(book, plan)
+    record = records.create(book, plan)
     watch = Stopwatch()
     try:
         with acquired_all(at, plan, screen, watch, keep=keep) as machines:
             first, *others = (machine.name for machine in machines)
             others_at = dict.fromkeys(others, plan.run_dir)
-            record = runs.update(book, record, state="preparing", machine=first, others=others_at)
+            record = records.update(book, record, state="preparing", machine=first, others=others_at)
             made = ready_all(at, machines, checked, looked_up, screen, watch)
             (machine, plan), shell = (made[0].machine, made[0].plan), at.shell(made[0].machine)
             for each in made:
                 bring_own_files(at.settings, at.shell(each.machine), each.machine, checked, each.plan)
-            runs.save_plan(book, plan)
+            records.save_plan(book, plan)
             others_at = {each.machine.name: each.plan.run_dir for each in made[1:]}
-            record = runs.update(book, record, machine=machine.name, run_dir=plan.run_dir, others=others_at)
+            record = records.update(book, record, machine=machine.name, run_dir=plan.run_dir, others=others_at)
             folder = RunFolder(machine.path(plan.run_dir))
             if plan.attempt > 1:
                 nodes.gather_checkpoints(at, record, screen)
-                restored = saved.restore(at.settings, machine, shell, plan, screen)
+                restored = restore.restore(at.settings, machine, shell, plan, screen)
                 made = [replace(each, plan=going_on(each.plan)) for each in made] if restored.note else made
-                runs.save_plan(book, made[0].plan)
-                record = runs.spent(book, record, restored.spend)
+                records.save_plan(book, made[0].plan)
+                record = records.spent(book, record, restored.spend)
                 screen.say("waiting for the earlier attempt to end, in case it is still writing its checkpoint")
             since = job.position(shell, folder)
             session = nodes.start(at, made)
             seen = job.look(shell, folder)
             state = seen.state if seen else "running"
-            return runs.update(book, record, state=state, session=session, phases=watch.taken), since
+            return records.update(book, record, state=state, session=session, phases=watch.taken), since
     except BaseException as error:
         reason = error.message if isinstance(error, DeployError) else str(error) or "interrupted before it ran"
-        runs.update(book, record, state="failed", reason=reason)
+        records.update(book, record, state="failed", reason=reason)
         raise
 
 
@@ -168,29 +163,31 @@ def follow(reached: Reached, since: job.Position, screen: Screen) -> Outcome:
     reached.shell.on_loss = screen.say
     try:
         record = reached.record
-        with screen.follower(runs.limit_usd(reached.settings.runs, record.run_id)) as follower:
+        with screen.follower(records.limit_usd(reached.settings.runs, record.run_id)) as follower:
 
             def measured(seen: job.Status) -> None:
-                follower.gauges(seen.gpus, runs.cost_now(record, seen.spend_usd))
+                follower.gauges(seen.gpus, records.cost_now(record, seen.spend_usd))
 
             for text, events in job.follow(reached.shell, reached.folder, since, measured):
                 follower.update(text, events)
     except KeyboardInterrupt:
         reached, _ = reached.look()
         screen.say(f"\ndetached: run {reached.record.run_id} continues")
-        screen.commands(answers.next_commands(reached.record))
-        return Outcome(reached.record, answers.of_run(reached.record, reached.events(), None))
+        screen.commands(documents.next_commands(reached.record))
+        return Outcome(reached.record, documents.of_run(reached.record, reached.events(), None))
     reached, _ = reached.look()
     record = reached.record
     watch = Stopwatch(record.phases)
     with watch.phase("home"):
-        checkpoint = home.bring(reached, screen)
+        checkpoint = download.bring(reached, screen)
         nodes.end_others(reached, screen)
     taken = {**watch.taken, **({"training": record.seconds} if record.seconds else {})}
-    record = runs.update(reached.settings.runs, record, phases=taken)
-    document = answers.of_run(record, reached.events(), checkpoint, home.report(reached), home.verdict(reached))
+    record = records.update(reached.settings.runs, record, phases=taken)
+    document = documents.of_run(
+        record, reached.events(), checkpoint, download.report(reached), download.verdict(reached)
+    )
     screen.result(document)
-    screen.compared(runs.compared(reached.settings.runs, record))
+    screen.compared(records.compared(reached.settings.runs, record))
     run_notify_command(reached.settings, record, screen)
     if document["verdict"]:
         screen.paragraph(document["verdict"])
@@ -198,8 +195,8 @@ def follow(reached: Reached, since: job.Position, screen: Screen) -> Outcome:
         return Outcome(record, document)
     seen = record.state == "stopped" or screen.shows_the_log
     evidence = [] if seen else job.last_lines(reached.shell, reached.folder)
-    words = answers.how_it_is(record)
-    return Outcome(record, document, StepFailed(words, evidence=evidence, next_command=answers.resume(record)))
+    words = documents.how_it_is(record)
+    return Outcome(record, document, StepFailed(words, evidence=evidence, next_command=documents.resume(record)))
 
 
 def _agree(plan: Plan, at: Reach, screen: Screen, *, yes: bool) -> None:

@@ -18,13 +18,11 @@ from deploy import border
 from deploy.billing import costs
 from deploy.border import Name
 from deploy.commands import compare as comparing
-from deploy.commands import status as looking
+from deploy.commands import status, target
 from deploy.commands import stop as ending
-from deploy.commands import target as targets
 from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse
 from deploy.pod.base.folder import FINAL_STATES, RunFolder
-from deploy.runs import documents as answers
-from deploy.runs import records as runs
+from deploy.runs import documents, records
 from deploy.runs.live import Live, Look
 from deploy.runs.records import Record
 from deploy.ui.screen import Screen
@@ -92,7 +90,7 @@ class Pages:
     def runs(self, sort: str) -> Document:
         """All runs, newest first or largest first by `sort`, and the folders that hold no usable record."""
         rows, broken, shown = [], [], []
-        for name, record in runs.each_folder(self.live.book):
+        for name, record in records.each_folder(self.live.book):
             wrong = record if isinstance(record, str) else _misnamed(name, record)
             if isinstance(record, str) or wrong:
                 broken.append({"name": border.cut(name, border.REASON_CHARACTERS), "why": wrong})
@@ -103,9 +101,9 @@ class Pages:
         usd = costs.by_run(shown)
         rows = [{**row, "run_usd": usd[row["run_id"]]} for row in rows]
         rows.sort(key=lambda row: (row["created"], row["run_id"]), reverse=True)
-        if sort in looking.SORTED:
-            rows.sort(key=looking.SORTED[sort], reverse=True)
-        sorts = list(looking.SORTED)
+        if sort in status.SORTED:
+            rows.sort(key=status.SORTED[sort], reverse=True)
+        sorts = list(status.SORTED)
         return {
             "rows": rows,
             "broken": broken[:BROKEN_MOST],
@@ -118,9 +116,9 @@ class Pages:
         record = self._record(run_id)
         look = self.live.want(record, whole=True)
         story = self.live.story(record)
-        plan = border.read_document(Path(runs.home(self.live.book, run_id).plan))
-        parts = runs.compared(self.live.book, record) if _is_whole(plan) else ()
-        told = answers.of_status(record, look.status, story.events, parts, None)
+        plan = border.read_document(Path(records.home(self.live.book, run_id).plan))
+        parts = records.compared(self.live.book, record) if _is_whole(plan) else ()
+        told = documents.of_status(record, look.status, story.events, parts, None)
         return {
             **self._row(record, look),
             **{key: told[key] for key in ("epoch", "epochs", "step", "images_per_s", "seconds_left", "loss")},
@@ -129,12 +127,12 @@ class Pages:
             "phases": told["phases"],
             "asked_at": look.at,
             "gpus": [asdict(gpu) for gpu in look.status.gpus] if look.status else [],
-            "limit_usd": runs.limit_usd(self.live.book, run_id),
+            "limit_usd": records.limit_usd(self.live.book, run_id),
             "curves": {"loss": story.loss, "accuracy": story.accuracy, "refreshes": story.refreshes},
             "log": story.log,
             "report": self._report(record) is not None,
             "ending": self._ending(run_id),
-            "commands": answers.next_commands(record),
+            "commands": documents.next_commands(record),
         }
 
     def compare(self, names: Sequence[str]) -> Document:
@@ -146,7 +144,7 @@ class Pages:
         """What costs money, as last answered, and the targets."""
         at, found = self._targets
         if time.monotonic() - at >= TARGETS_S:
-            found = targets.listed(self.project)
+            found = target.listed(self.project)
             self._targets = (time.monotonic(), found)
         return {"bills": asdict(self.bills), "targets": found}
 
@@ -197,7 +195,7 @@ class Pages:
         told = Told()
         rows: Sequence[Mapping[str, Any]] = ()
         try:
-            rows = looking.bills(self.project, told)
+            rows = status.bills(self.project, told)
         except Exception as error:  # of any kind: the page shows it, and can ask again
             told.complain(_words(error))
         self.bills = Asked(rows, tuple(told.messages), time.time())
@@ -210,7 +208,7 @@ class Pages:
             raise WrongUse(f"there is no run '{shown}' on this computer") from None
         if not os.path.isdir(folder):
             raise WrongUse(f"there is no run '{shown}' on this computer")
-        found = runs.record_in(folder)
+        found = records.record_in(folder)
         if isinstance(found, str):
             raise WrongUse(f"run '{shown}' cannot be shown: {found}")
         if wrong := _misnamed(run_id, found):
@@ -218,7 +216,7 @@ class Pages:
         return found
 
     def _row(self, record: Record, look: Look) -> Document:
-        row = answers.row(record)
+        row = documents.row(record)
         texts = {
             key: border.cut(str(row[key]), WORDS_CHARACTERS)
             for key in ("created", "state", "target", "name", "reason")
@@ -235,7 +233,7 @@ class Pages:
 
     def _accuracy(self, record: Record) -> float | None:
         """The newest held-out accuracy, as far as this computer knows. Reads no unchanged file again."""
-        folder = self.live.here(record) or runs.home(self.live.book, record.run_id)
+        folder = self.live.here(record) or records.home(self.live.book, record.run_id)
         path = Path(folder.metrics)
         try:
             told = path.stat()
@@ -244,7 +242,7 @@ class Pages:
         mark = (told.st_mtime_ns, told.st_size)
         known = self._accuracies.get(record.run_id)
         if known is None or known[0] != mark:
-            known = (mark, answers.newest(border.read_events(path), "trained", "accuracy"))
+            known = (mark, documents.newest(border.read_events(path), "trained", "accuracy"))
             self._accuracies[record.run_id] = known
         return known[1]
 

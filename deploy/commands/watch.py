@@ -16,16 +16,13 @@ from deploy.pod.base.folder import FINAL_STATES
 from deploy.pod.base.limits import LAPTOP, Limits
 from deploy.pod.base.retry import ELSEWHERE_PAUSES_S, endless
 from deploy.pod.watchdog import ceilings
-from deploy.runs import checkpoints, notes
-from deploy.runs import documents as answers
-from deploy.runs import records as runs
-from deploy.runs import session as reach
+from deploy.runs import checkpoints, documents, notes, records, session
 from deploy.runs.records import Record
 from deploy.runs.session import Reached
 from deploy.shell import LinkLost, MachineGone
 from deploy.specs.request import Request
 from deploy.specs.settings import load
-from deploy.steps import download as home
+from deploy.steps import download
 from deploy.steps.notify import run_notify_command
 from deploy.steps.restore import NothingReadable
 from deploy.ui.paths import near
@@ -42,7 +39,7 @@ def fetch_checkpoint(
 
     With `watch`, download every newer one as it appears, until the run is over.
     """
-    with reach.run(project, target, run_id, partial(reap, screen=screen)) as reached:
+    with session.run(project, target, run_id, partial(reap, screen=screen)) as reached:
         reached.shell.on_loss = screen.say
         brought: dict[str, Any] = {}
         while True:
@@ -52,15 +49,15 @@ def fetch_checkpoint(
             if found or over or not watch:
                 about = checkpoints.choose(found, which, reached.record.run_id)
                 if about["sha256"] != brought.get("sha256"):
-                    brought = home.bring_checkpoint(reached, about, to, screen)
+                    brought = download.bring_checkpoint(reached, about, to, screen)
                     if not to:  # log and metrics too: one day this copy may be all that is left
-                        home.bring_record(reached)
+                        download.bring_record(reached)
                     chosen_by = checkpoints.chosen_by(found, which, reached.record.run_id)
                     brought = {**brought, "chosen_by": chosen_by}
                     words = f"epoch {brought['epoch']}, step {brought['step']}, SHA-256 verified"
                     screen.say(f"{near(brought['path'])} ({words})" + (f": {chosen_by}" if chosen_by else ""))
             if over or not watch:
-                return answers.of_checkpoint(brought)
+                return documents.of_checkpoint(brought)
             time.sleep(EVERY_S)
 
 
@@ -71,21 +68,21 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
     from the provider's price and this computer's clock. Machines that do not stop then are released. At the end of the
     run, a machine that cannot release itself is released, unless another run is on it.
     """
-    record = runs.get(project / "runs", run_id, target)
+    record = records.get(project / "runs", run_id, target)
     about = load(project, record.target).target
     max_usd = max_usd or about.max_usd
     said = ""
     while True:
         words = ""
         try:
-            with reach.run(project, record.target, record.run_id) as reached:
+            with session.run(project, record.target, record.run_id) as reached:
                 record = _keep_home_current(reached, screen)
         except (NoMachine, StepFailed) as error:  # the next look finds out what that means for the run
             words = error.message
         except FileNotFoundError as error:  # a disk may vanish during a download
             words = f"{error.filename} no longer exists"
         if words:
-            record = runs.get(project / "runs", record.run_id, record.target)  # with its current cost
+            record = records.get(project / "runs", record.run_id, record.target)  # with its current cost
         if words not in ("", said):
             screen.say(words)
         said = words
@@ -95,18 +92,18 @@ def watch(project: Path, target: str, run_id: str | None, screen: Screen, *, max
             record = _end_at_ceiling(project, record, screen)
         if spent and record.state == "lost":
             words = f"it has cost ${record.spend_usd:.2f} and reached max_usd {max_usd:g}: it is not continued"
-            screen.say(f"{answers.how_it_is(record)}; {words}")
+            screen.say(f"{documents.how_it_is(record)}; {words}")
             run_notify_command(load(project, record.target), record, screen)
-            return answers.row(record, note=notes.read(project / "runs", record.run_id))
+            return documents.row(record, note=notes.read(project / "runs", record.run_id))
         if record.state == "lost":
-            screen.say(f"{answers.how_it_is(record)}; continuing on another machine")
+            screen.say(f"{documents.how_it_is(record)}; continuing on another machine")
             record = _go_on_elsewhere(project, record, screen)
         elif record.state in FINAL_STATES:
-            screen.say(answers.how_it_is(record))
+            screen.say(documents.how_it_is(record))
             run_notify_command(load(project, record.target), record, screen)
             if about.options.release == LAPTOP:
                 release_idle(project, record, screen)
-            return answers.row(record, note=notes.read(project / "runs", record.run_id))
+            return documents.row(record, note=notes.read(project / "runs", record.run_id))
         else:
             time.sleep(about.options.poll_s or EVERY_S)
 
@@ -118,11 +115,11 @@ def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
         try:
             again = Request(target=record.target, resume="auto", run=record.run_id)
             train(project, again, screen, detach=True, yes=True)
-            return runs.get(project / "runs", record.run_id, record.target)
+            return records.get(project / "runs", record.run_id, record.target)
         except (NoMachine, LinkLost, MachineGone, NothingReadable) as error:
             # An attempt that never ran does not change the run: it stays lost and does not become failed.
-            now = runs.get(project / "runs", record.run_id, record.target)
-            runs.update(project / "runs", now, state="lost", reason=error.message)
+            now = records.get(project / "runs", record.run_id, record.target)
+            records.update(project / "runs", now, state="lost", reason=error.message)
             pause = next(pauses_s)
             screen.say(f"{error.message}; trying again in {pause} s")
             time.sleep(pause)
@@ -131,14 +128,14 @@ def _go_on_elsewhere(project: Path, record: Record, screen: Screen) -> Record:
 def _end_at_ceiling(project: Path, record: Record, screen: Screen) -> Record:
     """Stop the run and download its results. If that fails or takes too long, release the machines that cost money."""
     try:
-        with reach.run(project, record.target, record.run_id) as reached:
+        with session.run(project, record.target, record.run_id) as reached:
             reached.shell.give_up_at = time.monotonic() + CEILING_S
             reached = stop_run(reached, screen)
-            home.bring(reached, screen)
+            download.bring(reached, screen)
             return reached.record
     except (DeployError, OSError) as error:
         screen.say(f"it could not be stopped ({error})")
-    with reach.target(project, record.target) as at:
+    with session.target(project, record.target) as at:
         for name in record.machines:
             machine = at.machine(name)
             if machine is not None and machine.usd_per_hour:
@@ -146,7 +143,7 @@ def _end_at_ceiling(project: Path, record: Record, screen: Screen) -> Record:
                 at.forget(name)
                 screen.say(f"released {name}: what was not downloaded before is lost")
     reason = "it reached max_usd and could not be stopped"
-    return runs.update(project / "runs", record, state="expired", reason=reason)
+    return records.update(project / "runs", record, state="expired", reason=reason)
 
 
 def _keep_home_current(reached: Reached, screen: Screen) -> Record:
@@ -154,14 +151,14 @@ def _keep_home_current(reached: Reached, screen: Screen) -> Record:
     reached, _ = reached.look()
     if reached.machine is not None:
         found = checkpoints.whole(reached.shell, reached.folder)
-        at_home = home.newest_checkpoint(reached)
+        at_home = download.newest_checkpoint(reached)
         if found and (at_home is None or age(found[-1]) > age(at_home)):
             try:
-                about = home.bring_checkpoint(reached, found[-1], None, screen)
+                about = download.bring_checkpoint(reached, found[-1], None, screen)
                 screen.say(f"{near(about['path'])} (epoch {about['epoch']}, step {about['step']})")
             except WrongUse as error:  # it would replace a better one, which is no reason to stop watching
                 raise StepFailed(error.message) from error
-        home.bring_record(reached)
+        download.bring_record(reached)
     if reached.record.state in FINAL_STATES and reached.machine is not None:
-        home.bring(reached, screen)
+        download.bring(reached, screen)
     return reached.record

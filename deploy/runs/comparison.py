@@ -10,8 +10,7 @@ from typing import Any
 from deploy import border
 from deploy.border import History, Setting
 from deploy.pod.base.folder import read_json
-from deploy.runs import notes
-from deploy.runs import records as runs
+from deploy.runs import notes, records
 from deploy.runs.checkpoints import HELD_OUT, VALIDATION
 from deploy.runs.documents import Document
 from deploy.runs.records import Record
@@ -34,7 +33,7 @@ class Side:
 
 def read(book: Path, record: Record) -> Side:
     """Read a run's files in the folder of runs."""
-    folder = runs.home(book, record.run_id)
+    folder = records.home(book, record.run_id)
     return Side(
         record,
         border.read_history(Path(folder.metrics)),

@@ -17,9 +17,7 @@ from pathlib import Path
 
 from deploy.errors import DeployError
 from deploy.pod.base.folder import FINAL_STATES, RunFolder
-from deploy.runs import job
-from deploy.runs import records as runs
-from deploy.runs import session as reach
+from deploy.runs import job, records, session
 from deploy.runs.feed import NOTHING, Feed, Story
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
@@ -144,7 +142,7 @@ class Asker:
     def _session(self) -> None:
         """Ask with one connection for SESSION_S."""
         until = time.monotonic() + SESSION_S
-        with reach.target(self.live.project, self.target) as at:
+        with session.target(self.live.project, self.target) as at:
             at.limit_s = LIMIT_S
             while self._is_wanted() and time.monotonic() < until:
                 every_s = HERE_EVERY_S
@@ -168,7 +166,7 @@ class Asker:
         return HERE_EVERY_S if machine is None or machine.is_here else AWAY_EVERY_S
 
     def _live_runs(self) -> list[Record]:
-        every = runs.every(self.live.book, self.target)
+        every = records.every(self.live.book, self.target)
         return [record for record in every if record.state not in FINAL_STATES]
 
     def _is_wanted(self) -> bool:

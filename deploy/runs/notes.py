@@ -11,7 +11,7 @@ from deploy import border
 from deploy.errors import WrongUse
 from deploy.pod.base.folder import open_shared, write_bytes
 from deploy.pod.base.text import visible
-from deploy.runs import records as runs
+from deploy.runs import records
 
 NOTE_CHARACTERS = 200
 NOTE_BYTES = 16 * NOTE_CHARACTERS  # as stored, with control characters as codes
@@ -20,7 +20,7 @@ NOTE_BYTES = 16 * NOTE_CHARACTERS  # as stored, with control characters as codes
 def read(book: Path, run_id: str) -> str | None:
     """The note of a run, safe to display; None without one."""
     try:
-        with open_shared(Path(runs.home(book, run_id).note)) as file:
+        with open_shared(Path(records.home(book, run_id).note)) as file:
             data = file.read(NOTE_BYTES)
     except OSError:
         return None

@@ -13,9 +13,7 @@ from deploy.errors import CannotTrain, NoMachine, StepFailed, WrongUse, command
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder, private_folder
 from deploy.pod.base.lock import Busy, Lock, is_held, read_holder
 from deploy.providers import PROVIDERS
-from deploy.runs import job
-from deploy.runs import records as runs
-from deploy.runs import watchdog as guard
+from deploy.runs import job, records, watchdog
 from deploy.runs.records import Record
 from deploy.runs.situation import Situation
 from deploy.shell import LinkLost, LocalShell, Shell, open_shell
@@ -215,10 +213,10 @@ class Reach:
             record = self._charge(record, machine)
             shell, folder = self.shell(machine), RunFolder(machine.path(record.run_dir))
             if shell.listdir(folder.path):
-                if guard.greet(self.settings, machine, shell, folder.path.parent.parent) == "stuck":
+                if watchdog.greet(self.settings, machine, shell, folder.path.parent.parent) == "stuck":
                     self.given_up.add(machine.name)
                 return Reached(self, record, shell, folder, machine)
-        return Reached(self, record, LocalShell(), runs.home(self.settings.runs, record.run_id), None)
+        return Reached(self, record, LocalShell(), records.home(self.settings.runs, record.run_id), None)
 
     def others(self, record: Record, *names: str) -> list[Reached]:
         """A run on the machines other than rank 0's, or on those of these names, without machines that are gone."""
@@ -240,7 +238,7 @@ class Reach:
             return self._update(record, state=seen.state, reason=seen.reason, seconds=seconds), seen
         if record.state in FINAL_STATES:
             return record, None
-        if record.state in runs.STARTING:
+        if record.state in records.STARTING:
             if is_launching(self.settings, record.run_id):
                 return record, None
             reason = "the command that started it ended before the job ran"
@@ -249,16 +247,16 @@ class Reach:
         return self._update(record, state="lost", reason=gone), None
 
     def _update(self, record: Record, **changes: Any) -> Record:
-        return self.situation.note(runs.update(self.settings.runs, record, **changes))
+        return self.situation.note(records.update(self.settings.runs, record, **changes))
 
     def _charge(self, record: Record, machine: Machine, seen: job.Status | None = None) -> Record:
         """Record what its machines have cost by now. `seen`: the status of rank 0, if it was read."""
         lives = seen.state in LIVE_STATES if seen else record.state not in FINAL_STATES
-        hours = runs.hours_since(record, machine.created, time.time())
+        hours = records.hours_since(record, machine.created, time.time())
         usd_per_hour = machine.usd_per_hour * len(record.machines)
         told = seen.spend_usd if seen else 0.0
-        usd = runs.credible_usd(told, usd_per_hour=usd_per_hour, hours=hours, lives=lives)
-        return self.situation.note(runs.spent(self.settings.runs, record, {record.machine: usd}))
+        usd = records.credible_usd(told, usd_per_hour=usd_per_hour, hours=hours, lives=lives)
+        return self.situation.note(records.spent(self.settings.runs, record, {record.machine: usd}))
 
     def unfinished(self, run_id: str | None = None) -> Reached | None:
         """The target's newest run that is stopped, failed, lost or expired, or the named one.
@@ -267,10 +265,10 @@ class Reach:
         """
         name = self.settings.target.name
         if run_id is not None:
-            record = runs.choose(self.situation.records, run_id, name)
+            record = records.choose(self.situation.records, run_id, name)
             if record.target == name:
                 record, _ = self.look(record)
-            if record.target != name or record.state not in runs.UNFINISHED:
+            if record.target != name or record.state not in records.UNFINISHED:
                 raise WrongUse(
                     f"run {record.run_id} is {record.state} on target '{record.target}': only a run of "
                     f"'{name}' that was stopped, failed, lost or expired can be resumed",
@@ -279,7 +277,7 @@ class Reach:
             return self.run(record)
         for record in self.situation.of(name):
             record, _ = self.look(record)
-            if record.state in runs.UNFINISHED:
+            if record.state in records.UNFINISHED:
                 return self.run(record)
         return None
 
@@ -313,7 +311,7 @@ class Reached:
     @property
     def home(self) -> RunFolder:
         """The run's folder on this laptop."""
-        return runs.home(self.settings.runs, self.record.run_id)
+        return records.home(self.settings.runs, self.record.run_id)
 
     def look(self) -> tuple[Reached, job.Status | None]:
         """The same run with its current state, and its status if it was read."""
@@ -356,15 +354,15 @@ def run(
     machine's name, if the guard there has given up: the machine may be gone afterwards.
     """
     settings, situation = load(project, target_name), situation or Situation(project)
-    record = runs.choose(situation.records, run_id, settings.target.name)
+    record = records.choose(situation.records, run_id, settings.target.name)
     with Reach(settings if record.target == settings.target.name else load(project, record.target), situation) as reach:
         if look_after:
             look_after(reach, None)
-            record = runs.choose(situation.records, record.run_id, record.target)
+            record = records.choose(situation.records, record.run_id, record.target)
         reached = reach.run(record)
         if look_after and record.machine in reach.given_up:
             look_after(reach, record.machine)
-            reached = reach.run(runs.choose(situation.records, record.run_id, record.target))
+            reached = reach.run(records.choose(situation.records, record.run_id, record.target))
         yield reached
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, read_json
-from deploy.runs import comparison
-from deploy.runs import records as runs
+from deploy.runs import comparison, records
 from deploy.runs.documents import Document
 from deploy.runs.records import Record
 from deploy.runs.session import Reach
@@ -24,7 +23,7 @@ def earlier(at: Reach, plans: Sequence[Plan], snapshot: str | None, *, look: boo
     """
     wanted = {plan.request.combination: plan for plan in plans}
     found: dict[str, Record] = {}
-    for record in runs.every(at.settings.runs, at.settings.target.name) if snapshot else ():
+    for record in records.every(at.settings.runs, at.settings.target.name) if snapshot else ():
         told = _plan(at.settings.runs, record)
         identity = mark(at.settings.runs, record)
         plan = wanted.get(identity) if identity and identity not in found else None
@@ -46,12 +45,12 @@ def mark(book: Path, record: Record) -> str | None:
 
 
 def _plan(book: Path, record: Record) -> Mapping[str, Any]:
-    return read_json(Path(runs.home(book, record.run_id).plan))
+    return read_json(Path(records.home(book, record.run_id).plan))
 
 
 def is_home(book: Path, record: Record) -> bool:
     """Whether the events of a run were downloaded up to its end."""
-    return any(event.get("event") == "end" for event in runs.events(book, record.run_id))
+    return any(event.get("event") == "end" for event in records.events(book, record.run_id))
 
 
 def document(

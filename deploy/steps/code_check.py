@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deploy.errors import WrongUse
-from deploy.runs import watchdog as guard
+from deploy.runs import watchdog
 from deploy.specs.settings import Settings
 from deploy.workspace import code
 
@@ -14,7 +14,7 @@ def check_code(settings: Settings) -> tuple[str, ...]:
     Returns tracked files that look like credentials, for a warning. A rented machine gets none: there they are refused.
     """
     about = settings.target
-    secrets = guard.named_secrets(settings)
+    secrets = watchdog.named_secrets(settings)
     names = (about.large_files, about.exclude)
     return _judged(settings, code.check(settings.project, about.allow_files, secrets, *names))
 
@@ -25,7 +25,7 @@ def prove_code(settings: Settings) -> str | None:
     Returns its id; None without git. Raises WrongUse also for a file that would arrive changed.
     """
     about = settings.target
-    secrets = guard.named_secrets(settings)
+    secrets = watchdog.named_secrets(settings)
     suspicious, tree = code.prove(settings.project, about.allow_files, secrets, about.large_files, about.exclude)
     _judged(settings, suspicious)
     return tree

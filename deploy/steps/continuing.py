@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deploy.errors import WrongUse
-from deploy.runs import records as runs
+from deploy.runs import records
 from deploy.runs.session import Reached
 from deploy.specs.plan import Continuation
 from deploy.specs.request import Request, contradictions
@@ -14,7 +14,7 @@ from deploy.specs.request import Request, contradictions
 def carry_on(found: Reached, request: Request, *, from_its_own: bool) -> tuple[Request, Continuation]:
     """The earlier run's own request, for the next attempt. Raises WrongUse for a flag that contradicts it."""
     record = found.record
-    plan = runs.plan_of(found.settings.runs, record)
+    plan = records.plan_of(found.settings.runs, record)
     lists = {key: tuple(plan["request"].get(key, ())) for key in ("overrides", "env", "gpus")}
     told = {**plan["request"], **lists, "given": frozenset()}
     # It may continue on more machines, or fewer, and on other ones.

@@ -13,8 +13,7 @@ from deploy import border
 from deploy.border import Name, Place, chosen, place
 from deploy.pod.base.folder import private_folder
 from deploy.pod.base.lock import Busy, Lock
-from deploy.runs import checkpoints
-from deploy.runs import watchdog as guard
+from deploy.runs import checkpoints, watchdog
 from deploy.runs.session import Reached
 from deploy.shell import LocalShell, transfer
 from deploy.specs.settings import Settings
@@ -73,7 +72,7 @@ def bring_checkpoint(reached: Reached, about: dict[str, Any], to: str | None, sc
     with _one_at_a_time(reached.settings), screen.copying(file) as progress:
         transfer.fetch_checkpoint(reached.shell, reached.folder.checkpoints / file, about, destination, progress)
     if reached.machine is not None and not reached.machine.is_here:
-        guard.note_fetched(reached.shell, reached.folder, about)
+        watchdog.note_fetched(reached.shell, reached.folder, about)
     return {**about, "path": str(destination.path)}
 
 

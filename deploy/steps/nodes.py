@@ -11,13 +11,12 @@ from deploy.errors import DeployError
 from deploy.pod.base.checkpoints import age
 from deploy.pod.base.folder import RunFolder
 from deploy.pod.base.retry import OTHERS_PATIENCE_S
-from deploy.runs import checkpoints, job
-from deploy.runs import documents as answers
+from deploy.runs import checkpoints, documents, job
 from deploy.runs.records import Record
 from deploy.runs.session import Reach, Reached
 from deploy.shell import LinkLost
 from deploy.specs.plan import GRACE_S
-from deploy.steps import download as home
+from deploy.steps import download
 from deploy.steps.provision import Ready
 from deploy.ui.screen import Screen
 
@@ -51,16 +50,16 @@ def gather_checkpoints(at: Reach, record: Record, screen: Screen) -> None:
     first = at.run(record)
     for other in at.others(record):  # even if the machine of rank 0 is new and has nothing of the run yet
         theirs, known = (checkpoints.whole(each.shell, each.folder)[-1:] for each in (other, first))
-        at_home = home.newest_checkpoint(first)
+        at_home = download.newest_checkpoint(first)
         known += [at_home] if at_home else []
         if theirs and all(age(theirs[0]) > age(each) for each in known):
-            home.bring_record(other)
-            home.bring_checkpoint(other, theirs[0], None, screen)
+            download.bring_record(other)
+            download.bring_checkpoint(other, theirs[0], None, screen)
 
 
 def look(reached: Reached, seen: job.Status | None) -> Iterator[dict[str, Any]]:
     """Yield the status of each machine, rank 0 first. One that is gone or does not answer counts as lost."""
-    yield answers.of_node(0, reached.record.machine, seen if reached.machine else None)
+    yield documents.of_node(0, reached.record.machine, seen if reached.machine else None)
     there = {each.record.machine: each for each in reached.others()}
     for number, name in enumerate(reached.record.others, start=1):
         its = None
@@ -68,7 +67,7 @@ def look(reached: Reached, seen: job.Status | None) -> Iterator[dict[str, Any]]:
             with contextlib.suppress(LinkLost):
                 there[name].shell.patience_s = OTHERS_PATIENCE_S
                 its = job.look(there[name].shell, there[name].folder)
-        yield answers.of_node(number, name, its)
+        yield documents.of_node(number, name, its)
 
 
 def logs(reached: Reached, screen: Screen) -> Iterator[str]:
@@ -104,6 +103,6 @@ def end_others(reached: Reached, screen: Screen) -> None:
                 if reached.record.state != "failed":  # then the others end by themselves, a moment later
                     job.wait_for_end(other.shell, other.folder, GRACE_S)
                 job.end(other.shell, other.folder, GRACE_S)
-                home.bring_files(other, ("train.log", "status.json"), below=("nodes", str(rank)))
+                download.bring_files(other, ("train.log", "status.json"), below=("nodes", str(rank)))
         except (DeployError, OSError) as error:
             screen.say(f"node {rank}, {name}, could not be asked how it ended: {error}")

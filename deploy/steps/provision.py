@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 
 from deploy.errors import NoMachine, WrongUse, command
 from deploy.pod.base.folder import RunFolder
-from deploy.runs import watchdog as guard
+from deploy.runs import watchdog
 from deploy.runs.session import Prepared, Reach
 from deploy.shell import LinkLost, Shell, transfer
 from deploy.specs import memory, shards
@@ -245,12 +245,12 @@ def ready_code(
     """
     machine = greet(settings, machine, shell, screen)
     about = settings.target
-    secrets = guard.named_secrets(settings)
+    secrets = watchdog.named_secrets(settings)
     names = (about.large_files, about.allow_files)
     snapshot = code.place(settings.project, shell, machine.root, *names, secrets, tree=tree, excluded_by=about.exclude)
     folder = machine.root / "code" / snapshot
     screen.say(f"code: {near(folder) if machine.is_here else folder}")
-    armed = guard.arm(settings, machine, shell, folder, nodes)
+    armed = watchdog.arm(settings, machine, shell, folder, nodes)
     if armed:
         screen.say(f"guarded: {armed}")
     environment.ensure(machine, shell, settings.project, folder, screen.say)
@@ -278,9 +278,9 @@ def greet(settings: Settings, machine: Machine, shell: Shell, screen: Screen) ->
 def bring_own_files(settings: Settings, shell: Shell, machine: Machine, checked: Checked, plan: Plan) -> None:
     """Upload to the run folder: the user's checkpoint and its JSON, labels of images stored elsewhere, secrets."""
     folder = RunFolder(machine.path(plan.run_dir))
-    secrets = {**({} if machine.is_here else job_secrets(settings, checked)), **guard.webhook(settings)}
+    secrets = {**({} if machine.is_here else job_secrets(settings, checked)), **watchdog.webhook(settings)}
     if secrets:
-        guard.write_secrets(shell, folder.secrets, secrets)
+        watchdog.write_secrets(shell, folder.secrets, secrets)
     if checked.request.resume not in ("none", "auto"):
         for file in (Path(checked.request.resume), Path(checked.request.resume).with_suffix(".json")):
             if file.exists():

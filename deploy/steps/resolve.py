@@ -16,9 +16,7 @@ from typing import Any, TypeVar
 from deploy.errors import DeployError, StepFailed, WrongUse, bootstrap_command
 from deploy.pod.base.addresses import shown
 from deploy.pod.base.redact import SHORTEST
-from deploy.runs import checkpoints
-from deploy.runs import records as runs
-from deploy.runs import watchdog as guard
+from deploy.runs import checkpoints, records, watchdog
 from deploy.runs.session import Reach
 from deploy.shell import LocalShell, load_ssh
 from deploy.specs import memory, shards
@@ -30,10 +28,8 @@ from deploy.specs.shards import Shard
 from deploy.steps import continuing
 from deploy.steps.code_check import check_code
 from deploy.steps.measured import measured_in, succeeded_of
-from deploy.workspace import code, devices
-from deploy.workspace import compression as packing
+from deploy.workspace import code, compression, devices, sources
 from deploy.workspace import dataset as data
-from deploy.workspace import sources as origins
 from deploy.workspace.shards import refuse_undividable, staged_blocks
 from deploy.workspace.sources import Origin
 
@@ -83,9 +79,9 @@ def check(reach: Reach, request: Request, suspicious: tuple[str, ...] | None = N
     settings = reach.settings
     text = request.data or settings.target.data
     base = Path.cwd() if request.data else settings.project  # a path in the target's file is the project's
-    origin = origins.parse(text, base, local=settings.is_local) if text else None
+    origin = sources.parse(text, base, local=settings.is_local) if text else None
     if request.data and origin:
-        request = replace(request, data=str(origin.path) if origin.where == origins.HERE else request.data)
+        request = replace(request, data=str(origin.path) if origin.where == sources.HERE else request.data)
     if request.labels:
         request = replace(request, labels=str(Path(request.labels).absolute()))
         if not Path(str(request.labels)).is_file():
@@ -162,14 +158,14 @@ def _refuse_missing_packages(settings: Settings, config: Mapping[str, Any]) -> N
     if config.get("track") == "wandb" and find_spec("wandb") is None:
         raise WrongUse(f"track=wandb needs the package wandb, {by_bootstrap}, or give --set track=none")
     copies = settings.target.sync_to
-    if guard.is_s3(copies) and find_spec("s3fs") is None:
-        raise WrongUse(origins.NO_S3.format(what=f"sync_to: {copies} of {settings.where}"))
+    if watchdog.is_s3(copies) and find_spec("s3fs") is None:
+        raise WrongUse(sources.NO_S3.format(what=f"sync_to: {copies} of {settings.where}"))
 
 
 def _refuse_secrets(settings: Settings, **words_of: Sequence[str]) -> None:
     """Raise WrongUse for a secret in --set or --env: all users of a machine see command lines, and plans are kept."""
     words = [("--set" if name == "overrides" else "--env", each) for name in words_of for each in words_of[name]]
-    for name, value in guard.named_secrets(settings).items():
+    for name, value in watchdog.named_secrets(settings).items():
         for flag, word in words:
             if len(value) >= SHORTEST and value in word:
                 key = word.partition("=")[0]
@@ -211,7 +207,9 @@ def gather_again(settings: Settings, checked: Checked, facts: Facts, like: Facts
     The code stays the same, so that all runs of a command train with it. `like`: facts that were just looked up for the
     same recipe, backbone and machines: the same earlier runs count.
     """
-    succeeded = [] if like else succeeded_of(runs.every(settings.runs, settings.target.name))  # with this command's own
+    succeeded = (
+        [] if like else succeeded_of(records.every(settings.runs, settings.target.name))
+    )  # with this command's own
     nodes = checked.request.nodes or settings.target.nodes
     return replace(
         facts,
@@ -228,7 +226,9 @@ def gather_again(settings: Settings, checked: Checked, facts: Facts, like: Facts
 def _secret_names(settings: Settings, checked: Checked) -> tuple[str, ...]:
     if settings.is_local:
         return ()
-    return tuple(sorted({*guard.own_secrets(settings), *guard.webhook(settings), *job_secrets(settings, checked)}))
+    return tuple(
+        sorted({*watchdog.own_secrets(settings), *watchdog.webhook(settings), *job_secrets(settings, checked)})
+    )
 
 
 def job_secrets(settings: Settings, checked: Checked) -> dict[str, str]:
@@ -236,7 +236,7 @@ def job_secrets(settings: Settings, checked: Checked) -> dict[str, str]:
     if settings.is_local:
         return {}
     track = str(checked.config.get("track", "none"))
-    return guard.job_secrets(settings, track=track, data=str(checked.images.path))
+    return watchdog.job_secrets(settings, track=track, data=str(checked.images.path))
 
 
 def _data_facts(settings: Settings, checked: Checked) -> DataFacts:
@@ -283,11 +283,11 @@ def _images(settings: Settings, origin: Origin | None, config: Mapping[str, Any]
         return origin, False
     if configured:
         there = not settings.is_local and str(configured).startswith("/")
-        text = f"{origins.ON_THE_MACHINE}{configured}" if there else configured
-        return origins.parse(text, settings.project, local=settings.is_local), False
+        text = f"{sources.ON_THE_MACHINE}{configured}" if there else configured
+        return sources.parse(text, settings.project, local=settings.is_local), False
     if settings.is_local:
-        return origins.parse("data/orl/images.npy", settings.project, local=True), True
-    return Origin(origins.MACHINE, settings.root / "data" / "orl" / "images.npy", None), True
+        return sources.parse("data/orl/images.npy", settings.project, local=True), True
+    return Origin(sources.MACHINE, settings.root / "data" / "orl" / "images.npy", None), True
 
 
 def _pack(
@@ -299,25 +299,25 @@ def _pack(
     earlier way: a lossy copy is another data set. Raises WrongUse if the flag does not apply.
     """
     by_file = "pack" not in request.given and not again
-    kind = settings.target.pack or packing.NONE if by_file else request.pack
-    if kind == packing.NONE:
+    kind = settings.target.pack or compression.NONE if by_file else request.pack
+    if kind == compression.NONE:
         return kind, None
     if encoded:
         words = "is for pixels, and images.jpegs has image files, which are small already"
         if by_file:
-            return packing.NONE, f"pack: {kind} of {settings.where} {words}: not packed"
+            return compression.NONE, f"pack: {kind} of {settings.where} {words}: not packed"
         raise WrongUse(f"--pack {kind} {words}: leave it out")
-    if origin.where != origins.HERE or settings.is_local:
+    if origin.where != sources.HERE or settings.is_local:
         places = {
-            origins.HERE: "stay here",
-            origins.MACHINE: "are on the machine",
-            origins.URL: f"are at {shown(str(origin.path))}",
+            sources.HERE: "stay here",
+            sources.MACHINE: "are on the machine",
+            sources.URL: f"are at {shown(str(origin.path))}",
         }
         words = f"is for images of this computer that are sent to another, and these {places[origin.where]}"
         if by_file:
-            return packing.NONE, f"pack: {kind} of {settings.where} {words}: not packed"
+            return compression.NONE, f"pack: {kind} of {settings.where} {words}: not packed"
         raise WrongUse(f"--pack {kind} {words}: leave it out")
-    packing.check_possible(kind)
+    compression.check_possible(kind)
     return kind, None
 
 

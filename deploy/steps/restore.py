@@ -19,9 +19,7 @@ from deploy.pod.base import metrics
 from deploy.pod.base.checkpoints import age
 from deploy.pod.base.folder import RunFolder
 from deploy.pod.base.redact import Redactor
-from deploy.runs import checkpoints
-from deploy.runs import records as runs
-from deploy.runs import watchdog as guard
+from deploy.runs import checkpoints, records, watchdog
 from deploy.runs.records import Record
 from deploy.runs.session import Reach, Reached
 from deploy.shell import LinkLost, LocalShell, MachineGone, Shell, transfer
@@ -79,7 +77,7 @@ class Restored:
 def of(settings: Settings, record: Record, reached: Reached | None = None) -> Saved:
     """Find what is saved of a run. `reached`: the run, if its machine may still be asked."""
     on_machine = checkpoints.whole(reached.shell, reached.folder) if reached and reached.machine else []
-    at_home = checkpoints.whole(LocalShell(), runs.home(settings.runs, record.run_id))
+    at_home = checkpoints.whole(LocalShell(), records.home(settings.runs, record.run_id))
     kept = f"{settings.target.sync_to.rstrip('/')}/{record.run_id}" if settings.target.sync_to else None
     return Saved(on_machine[-1] if on_machine else None, at_home[-1] if at_home else None, kept)
 
@@ -105,7 +103,7 @@ def restore(settings: Settings, machine: Machine, shell: Shell, plan: Plan, scre
     Damaged or unreadable copies are reported and skipped. Raises NothingReadable if unreadable copies may be all that
     is left: the user did not ask to start over.
     """
-    folder, home = RunFolder(machine.path(plan.run_dir)), runs.home(settings.runs, plan.run_id)
+    folder, home = RunFolder(machine.path(plan.run_dir)), records.home(settings.runs, plan.run_id)
     kept = Kept(settings, machine, shell, machine.path(plan.cwd), folder) if settings.target.sync_to else None
     seen = kept.look(screen) if kept else Seen()
     found = {
@@ -156,9 +154,9 @@ class Kept:
         self.code = code
         self.sync_to = str(settings.target.sync_to)
         # Sent over the connection, into the environment of that one process.
-        self.secrets = {} if machine.is_here else guard.own_secrets(settings)
-        self.redact = Redactor(guard.own_secrets(settings).values())
-        volume = guard.volume_path(settings)
+        self.secrets = {} if machine.is_here else watchdog.own_secrets(settings)
+        self.redact = Redactor(watchdog.own_secrets(settings).values())
+        volume = watchdog.volume_path(settings)
         words = ["--volume", volume] if volume else []
         self.argv = [machine.python, "-m", "deploy.pod.backup.restore", str(folder.path), self.sync_to, *words]
 
@@ -240,7 +238,7 @@ class _Bringing:
             transfer.push(self.shell, source, file, sha256=note["sha256"], progress=progress)
         self.shell.write(file.with_suffix(".json"), (json.dumps(note, indent=1) + "\n").encode("utf-8"))
         self.shell.write(self.folder.latest, note["file"].encode("utf-8"))
-        guard.note_fetched(self.shell, self.folder, note)
+        watchdog.note_fetched(self.shell, self.folder, note)
 
     def _record(self, note: Note) -> None:
         """Restore the longest log, and the events up to the checkpoint from the first place that has all of them."""

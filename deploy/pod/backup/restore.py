@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import IO, Any, cast
 
-from deploy.pod.backup import storage as places
+from deploy.pod.backup import storage
 from deploy.pod.base import metrics
 from deploy.pod.base.checkpoints import SYNCED
 from deploy.pod.base.folder import RunFolder, replace, tell_json, write_bytes
@@ -67,12 +67,12 @@ def main(argv: list[str]) -> int:
     folder = RunFolder(Path(asked.folder).absolute())
     Path(folder.path).mkdir(parents=True, exist_ok=True)
     try:
-        place = places.of(asked.sync_to, Path(folder.path), asked.volume)
+        place = storage.of(asked.sync_to, Path(folder.path), asked.volume)
         if asked.take:
             told = take(folder, place, asked.take, asked.sync_to)
         else:
             told = record(folder, place, json.load(sys.stdin)) if asked.record else look(folder, place)
-    except (NotRestored, places.NoPlace) as error:
+    except (NotRestored, storage.NoPlace) as error:
         print(error)
         return 1
     except Exception as error:  # storage libraries raise errors of any kind
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def look(folder: RunFolder, place: places.Place) -> dict[str, Any]:
+def look(folder: RunFolder, place: storage.Place) -> dict[str, Any]:
     """List the copy: checkpoints of full length, damaged ones, the log's length, and the cost of the run's machines.
 
     Reads only the JSON of the newest MOST_NOTES checkpoints, not the checkpoints themselves.
@@ -112,7 +112,7 @@ def look(folder: RunFolder, place: places.Place) -> dict[str, Any]:
     }
 
 
-def take(folder: RunFolder, place: places.Place, file: str, sync_to: str) -> dict[str, Any]:
+def take(folder: RunFolder, place: storage.Place, file: str, sync_to: str) -> dict[str, Any]:
     """Download one checkpoint, verify it, and write file, JSON and `latest` in this order. Returns its JSON.
 
     The JSON comes last, so an incomplete checkpoint does not count. Raises NotRestored.
@@ -146,7 +146,7 @@ def take(folder: RunFolder, place: places.Place, file: str, sync_to: str) -> dic
     return note
 
 
-def record(folder: RunFolder, place: places.Place, note: dict[str, Any]) -> dict[str, Any]:
+def record(folder: RunFolder, place: storage.Place, note: dict[str, Any]) -> dict[str, Any]:
     """Restore log, and metrics up to the checkpoint that the run resumes from.
 
     Returns the log's length and whether the metrics reach that checkpoint.
@@ -187,7 +187,7 @@ def _describes(note: dict[str, Any], file: str) -> bool:
     return numbers and is_named and isinstance(note.get("sha256"), str)
 
 
-def _json(place: places.Place, name: str) -> dict[str, Any]:
+def _json(place: storage.Place, name: str) -> dict[str, Any]:
     """Read a JSON object; {} if it is missing, too long or invalid. Other read errors are raised."""
     try:
         text = _read(place, name, NOTE_BYTES)
@@ -199,7 +199,7 @@ def _json(place: places.Place, name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _read(place: places.Place, name: str, most: int = TOLD_BYTES) -> bytes:
+def _read(place: storage.Place, name: str, most: int = TOLD_BYTES) -> bytes:
     target = io.BytesIO()
     place.get(name, cast("IO[bytes]", Bounded(target, most, name)))
     return target.getvalue()

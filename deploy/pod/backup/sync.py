@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deploy.pod.backup import storage as places
+from deploy.pod.backup import storage
 from deploy.pod.base.checkpoints import SYNCED, newest
 from deploy.pod.base.folder import RunFolder, read_json, tell_json
 
@@ -33,9 +33,9 @@ def main(argv: list[str]) -> int:
     if sys.platform != "win32":
         os.nice(10)  # a running job has priority
     try:
-        place = places.of(argv[2], Path(folder.path), argv[3] if len(argv) > 3 else None)
+        place = storage.of(argv[2], Path(folder.path), argv[3] if len(argv) > 3 else None)
         told = sync(folder, place, argv[2])
-    except (SyncFailed, places.NoPlace) as error:
+    except (SyncFailed, storage.NoPlace) as error:
         print(error)
         return 1
     except Exception as error:  # storage libraries raise errors of any kind
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def sync(folder: RunFolder, place: places.Place, sync_to: str) -> dict[str, Any]:
+def sync(folder: RunFolder, place: storage.Place, sync_to: str) -> dict[str, Any]:
     """Copy a run's small files, log and newest checkpoint. Returns what was copied.
 
     Small files come first, because they explain how the run ended. A checkpoint's JSON comes after it, so the copy is
@@ -84,7 +84,7 @@ def top(folder: RunFolder) -> str:
     return f"{folder.run_id}/rank-{rank}" if rank else folder.run_id
 
 
-def _put_checkpoint(place: places.Place, folder: RunFolder, note: dict[str, Any], sync_to: str) -> list[str]:
+def _put_checkpoint(place: storage.Place, folder: RunFolder, note: dict[str, Any], sync_to: str) -> list[str]:
     file = note["file"]
     about = f"{Path(file).stem}.json"
     above = f"{top(folder)}/{folder.checkpoints.name}"
@@ -99,7 +99,7 @@ def _put_checkpoint(place: places.Place, folder: RunFolder, note: dict[str, Any]
     return [f"{above}/{name}" for name in (file, about, folder.latest.name)]
 
 
-def _remove_what_the_run_removed(place: places.Place, folder: RunFolder, above: str) -> None:
+def _remove_what_the_run_removed(place: storage.Place, folder: RunFolder, above: str) -> None:
     """Remove copies of checkpoints that the run has deleted. Touches only files that the sync copied."""
     for mark in Path(folder.checkpoints).glob(f"*{SYNCED}"):
         file = mark.name[: -len(SYNCED)]
@@ -109,7 +109,7 @@ def _remove_what_the_run_removed(place: places.Place, folder: RunFolder, above: 
             mark.unlink()
 
 
-def _put_log(place: places.Place, folder: RunFolder) -> str:
+def _put_log(place: storage.Place, folder: RunFolder) -> str:
     """Copy the log; above LOG_BYTES, copy only its end, named `.tail` because byte offsets would be wrong in it.
 
     The beginning then stays as it was last copied: `restore` joins both where they overlap.
@@ -121,7 +121,7 @@ def _put_log(place: places.Place, folder: RunFolder) -> str:
     return _put(place, data, f"{top(folder)}/{folder.log.name}{'' if size <= LOG_BYTES else '.tail'}")
 
 
-def _put(place: places.Place, data: bytes, name: str) -> str:
+def _put(place: storage.Place, data: bytes, name: str) -> str:
     """Copy bytes that were read from a file and verify the copy; returns its name."""
     _verify(place.put(io.BytesIO(data), name), hashlib.sha256(data).hexdigest(), name)
     return name

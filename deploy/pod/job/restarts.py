@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from deploy.pod.base import checkpoints as whole
+from deploy.pod.base import checkpoints
 from deploy.pod.base.clock import Clock
 from deploy.pod.base.folder import RunFolder
 
@@ -48,11 +48,11 @@ class FromCheckpoint:
         self.newest: dict[str, Any] | None = None  # newest complete checkpoint at the last start or crash
 
     def begin(self) -> None:
-        self.newest = whole.newest(self.folder, self.tick)
+        self.newest = checkpoints.newest(self.folder, self.tick)
 
     def refusal(self, crash: Crash) -> str | None:
         before = self.newest["step"] if self.newest else -1
-        self.newest = whole.newest(self.folder, self.tick)
+        self.newest = checkpoints.newest(self.folder, self.tick)
         return refusal(crash.exit_code, crash.ending, crash.restarts, self.most, before, self.newest)
 
     def words(self) -> str:

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from deploy.pod.agent import verbs
-from deploy.pod.base import processes, redact
-from deploy.pod.base import queue as turns
+from deploy.pod.base import processes, queue, redact
 from deploy.pod.base.clock import Clock
 from deploy.pod.base.folder import Root, RunFolder, read_json, tell_json
 from deploy.pod.base.job_object import JobObject
@@ -30,8 +29,7 @@ from deploy.pod.base.lock import Busy, Lock, is_held
 from deploy.pod.base.notify import WEBHOOK, Notifier
 from deploy.pod.base.redact import Redactor
 from deploy.pod.base.stopping import Stops
-from deploy.pod.job import redacting_log as sieve
-from deploy.pod.job import restarts
+from deploy.pod.job import redacting_log, restarts
 from deploy.pod.job.status import StatusFile
 from deploy.pod.job.tee import Echo
 
@@ -120,11 +118,11 @@ class Supervisor:
         """
         holder = {"run_id": self.plan["run_id"], "attempt": self.plan["attempt"], "pid": os.getpid()}
         if not self.plan.get("queue"):
-            waiting = turns.waiting(self.root)
+            waiting = queue.waiting(self.root)
             if waiting:
                 raise Busy(waiting[0])
             return self._machine_lock(holder)
-        lock = self._wait_for_turn(turns.Ticket(self.root, holder), holder)
+        lock = self._wait_for_turn(queue.Ticket(self.root, holder), holder)
         return lock if lock is not None else contextlib.nullcontext()
 
     def run(self, lock: Lock) -> int:
@@ -160,7 +158,7 @@ class Supervisor:
         state, reason = self._stopped("stopped while it waited for its turn")
         return self._finish(state, None, reason)
 
-    def _wait_for_turn(self, ticket: turns.Ticket, holder: dict[str, Any]) -> Lock | None:
+    def _wait_for_turn(self, ticket: queue.Ticket, holder: dict[str, Any]) -> Lock | None:
         self.status.tell(state="planned")
         try:
             while not self.stops.asked:
@@ -205,7 +203,7 @@ class Supervisor:
             options["creationflags"] = subprocess.CREATE_NEW_PROCESS_GROUP
         else:
             options.update(start_new_session=True, pass_fds=(lock.fileno(),))
-        self.sieve = sieve.before(Path(self.folder.log), self.hidden)
+        self.sieve = redacting_log.before(Path(self.folder.log), self.hidden)
         try:
             job = subprocess.Popen(
                 argv,

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.pod.base import processes
-from deploy.pod.base import queue as turns
+from deploy.pod.base import processes, queue
 from deploy.pod.base.clock import Clock
 from deploy.pod.base.folder import Root, RunFolder, read_json
 from deploy.pod.base.lock import is_held, read_holder
@@ -50,7 +49,7 @@ class Activity:
     def look(self, watch: Sequence[str], signs_every_s: float = SIGNS_EVERY_S) -> None:
         now = self.clock.monotonic()
         before = _identity(self.job)
-        self.waiting = turns.waiting(self.root)
+        self.waiting = queue.waiting(self.root)
         self.job = read_holder(Path(self.root.busy_lock)) if is_held(Path(self.root.busy_lock)) else None
         if _identity(self.job) != before:
             self._job_at = self._computed_at = now

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deploy.pod.base import queue as turns
+from deploy.pod.base import queue
 from deploy.pod.base.folder import Root, read_json
 from deploy.pod.base.limits import LOST_AFTER_S, parse_for_job
 from deploy.pod.base.lock import is_held, read_holder
@@ -36,7 +36,7 @@ def standing(root: Root) -> dict[str, Any]:
     busy = [read_holder(Path(root.busy_lock))] if is_held(Path(root.busy_lock)) else []
     heart_age_s = time.time() - float(said.get("heartbeat") or 0)
     return {
-        "at_work": [str(each.get("run_id", "of another command")) for each in [*busy, *turns.waiting(root)]],
+        "at_work": [str(each.get("run_id", "of another command")) for each in [*busy, *queue.waiting(root)]],
         "guarded": is_held(Path(root.guard_lock)) and heart_age_s <= LOST_AFTER_S,
         "state": said.get("state"),
         "decision": said.get("decision"),

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deploy.pod.agent import verbs
-from deploy.pod.backup import storage as places
-from deploy.pod.base import checkpoints as whole
-from deploy.pod.base import processes
+from deploy.pod.backup import storage
+from deploy.pod.base import checkpoints, processes
 from deploy.pod.base.clock import Clock
 from deploy.pod.base.folder import FINAL_STATES, Root, RunFolder, read_json, tell_json
 from deploy.pod.base.limits import Limits
@@ -30,7 +29,7 @@ from deploy.pod.watchdog.ceilings import Ceiling
 from deploy.pod.watchdog.release import Outcome
 
 CODE = Path(__file__).resolve().parents[3]
-COPIES = (whole.FETCHED, whole.SYNCED)
+COPIES = (checkpoints.FETCHED, checkpoints.SYNCED)
 LOOK_EVERY_S = 5.0  # how often to look for a new checkpoint to copy
 COPY_EVERY_S = 30.0  # at most one copy in this time
 COPY_AGAIN_S = 300.0  # after a failed copy
@@ -90,8 +89,8 @@ class Goodbye:
         if folder is None or not limits.sync_to or self.clock.monotonic() < self._copy_at or self._copies():
             return
         self._copy_at = self.clock.monotonic() + LOOK_EVERY_S
-        newest = whole.described(folder)[:1]
-        if newest and not self._is_copied(folder, newest[0], whole.SYNCED):
+        newest = checkpoints.described(folder)[:1]
+        if newest and not self._is_copied(folder, newest[0], checkpoints.SYNCED):
             self._copy_at = self.clock.monotonic() + COPY_EVERY_S
             copier = threading.Thread(target=self._note_copy, args=(folder, limits), name="copies", daemon=True)
             if _can_start(copier):
@@ -107,7 +106,7 @@ class Goodbye:
             self._copy_at = self.clock.monotonic() + COPY_AGAIN_S
 
     def _is_copied(self, folder: RunFolder, note: dict[str, Any], *marks: str) -> bool:
-        return note.get("sha256") in self.copied or whole.has_copy(folder, note, *marks)
+        return note.get("sha256") in self.copied or checkpoints.has_copy(folder, note, *marks)
 
     def copy(self, folders: list[RunFolder], limits: Limits, until_s: float | None) -> list[str]:
         """Make the final sync of each run; returns a line per run. `until_s`: monotonic time when max_usd is spent."""
@@ -201,12 +200,12 @@ def only_copies(
 
     Empty if the root is below `volume_path`, which outlives the machine.
     """
-    known = is_copied or (lambda folder, note: whole.has_copy(folder, note, *COPIES))
+    known = is_copied or (lambda folder, note: checkpoints.has_copy(folder, note, *COPIES))
     found: dict[str, str] = {}
-    if places.is_below(Path(root.path), limits.volume_path):
+    if storage.is_below(Path(root.path), limits.volume_path):
         return found
     for folder in run_folders(root):
-        for note in whole.described(folder)[:1]:
+        for note in checkpoints.described(folder)[:1]:
             if not known(folder, note):
                 found[folder.run_id] = note["file"]
     return found

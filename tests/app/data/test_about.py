@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from app import prepare
-from app.data import __main__ as command
+from app.data import __main__
 from app.data.about import about
 from app.data.sources.source import Source
 from tests.app.conftest import faces
@@ -26,7 +26,7 @@ def prepared(tmp_path: Path) -> Path:
 
 
 def test_people_split_and_identity(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main([f"data={prepared.parent}", "json=true"]) == 0
+    assert __main__.main([f"data={prepared.parent}", "json=true"]) == 0
     told = json.loads(capsys.readouterr().out)
     manifest = json.loads(prepared.with_name("manifest.json").read_text())
     assert (told["path"], told["data"]) == (str(prepared), manifest["dataset_id"])
@@ -36,7 +36,7 @@ def test_people_split_and_identity(prepared: Path, capsys: pytest.CaptureFixture
     assert told["training"] == {"images": 21, "people": 6}
     assert told["held_out"] == {"images": 3, "people": 2}
     assert told["people_in_both"] == 1
-    assert command.main([f"data={prepared}", "verify=true"]) == 0
+    assert __main__.main([f"data={prepared}", "verify=true"]) == 0
     said = capsys.readouterr().out
     assert "3 images of 2 people; 1 of these people are trained on too" in said
     assert "all images are what prepare wrote" in said
@@ -47,11 +47,11 @@ def test_a_changed_image_and_changed_labels_are_found(prepared: Path, capsys: py
     images = np.lib.format.open_memmap(prepared, "r+")
     images[10, 0, 0, 0] ^= 1
     images.flush()
-    assert command.main([f"data={prepared}"]) == 0  # not hashed
-    assert command.main([f"data={prepared}", "verify=true"]) == 1
+    assert __main__.main([f"data={prepared}"]) == 0  # not hashed
+    assert __main__.main([f"data={prepared}", "verify=true"]) == 1
     assert "rows 9 to 11 differ" in capsys.readouterr().err
     np.save(prepared.with_name("labels.npy"), LABELS[::-1])
-    assert command.main([f"data={prepared}"]) == 1
+    assert __main__.main([f"data={prepared}"]) == 1
     assert "labels.npy is not what prepare wrote" in capsys.readouterr().err
     assert about(prepared)["labels"] != identity
     prepared.with_name("labels.npy").unlink()
@@ -61,11 +61,11 @@ def test_a_changed_image_and_changed_labels_are_found(prepared: Path, capsys: py
 
 def test_images_without_manifest_and_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "images.npy", faces(people=2, each=2))
-    assert command.main([f"data={tmp_path}"]) == 0
+    assert __main__.main([f"data={tmp_path}"]) == 0
     said = capsys.readouterr().out
     assert "no labels" in said
     assert "without manifest" in said
-    assert command.main([f"data={tmp_path}", "verify=true"]) == 2
+    assert __main__.main([f"data={tmp_path}", "verify=true"]) == 2
     assert "leave verify=true out" in capsys.readouterr().err
 
 
@@ -88,7 +88,7 @@ def test_a_wrong_path_is_one_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(prepared.parents[1])
-    assert command.main([*words, "json=true"]) == 2
+    assert __main__.main([*words, "json=true"]) == 2
     out, err = capsys.readouterr()
     assert sentence in err
     assert err.count("\n") == 1

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from app import prepare
-from app.data.faces import examine as examining
+from app.data.faces import examine
 from app.data.faces.align import TEMPLATE, cut, similarity
 from app.data.faces.landmarks import COLUMNS, read_landmarks
 from app.data.faces.passport import Row, passport
@@ -127,19 +127,19 @@ def test_an_interrupted_search_continues(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     searched: list[str] = []
-    search = examining.examine_one
+    search = examine.examine_one
 
-    def stopped(file: Path, look: examining.Look) -> examining.Examined:
+    def stopped(file: Path, look: examine.Look) -> examine.Examined:
         if len(searched) == 3:
             raise KeyboardInterrupt
         searched.append(file.name)
         return search(file, look)
 
-    monkeypatch.setattr(examining, "PIECE", 1)
-    monkeypatch.setattr(examining, "examine_one", stopped)
+    monkeypatch.setattr(examine, "PIECE", 1)
+    monkeypatch.setattr(examine, "examine_one", stopped)
     assert run(folder, "align=auto", "workers=1")[0] == 130
     assert "run the same command" in capsys.readouterr().err
-    monkeypatch.setattr(examining, "examine_one", lambda file, look: searched.append(file.name) or search(file, look))
+    monkeypatch.setattr(examine, "examine_one", lambda file, look: searched.append(file.name) or search(file, look))
     assert run(folder, "align=auto", "workers=1")[0] == 0
     assert searched == ["corner.png", "done.png", "sky.png", "tiny.png", "corner.png"]
 
@@ -247,7 +247,7 @@ def test_suspects_are_found() -> None:
     again = np.clip(base[0].astype(int) + rng.integers(-3, 4, base[0].shape), 0, 255).astype(np.uint8)
     grey = np.repeat(base[4][..., :1], 3, axis=2)
     images = np.stack([base[0], base[1], again, base[2], base[3], grey])
-    plain = examining.Examined(112, 112)
+    plain = examine.Examined(112, 112)
     rows = [
         Row("a/1", "a", plain, 0),
         Row("a/2", "a", plain._replace(width=300), 1),

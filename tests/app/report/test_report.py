@@ -20,8 +20,7 @@ from PIL import Image
 from app import train
 from app.errors import EXIT_WRONG_USE
 from app.files import write_json
-from app.report import __main__ as command
-from app.report import page
+from app.report import __main__, page
 from app.report.facts import read
 from app.report.leave import leave
 from app.report.page import BEGIN, BYTES_MOST, render
@@ -265,11 +264,11 @@ def test_only_a_jpeg_is_taken_for_one() -> None:
 def test_the_command_writes_the_page_or_says_one_sentence(
     trained: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.main([str(trained.path)]) == 0
+    assert __main__.main([str(trained.path)]) == 0
     assert capsys.readouterr().out.strip() == str(trained.report)
     harmless(trained.report.read_text(encoding="utf-8"))
     for words in ([], ["a", "b"], [str(tmp_path / "none")], [str(tmp_path)], [str(trained.metrics)]):
-        assert command.main(words) == EXIT_WRONG_USE
+        assert __main__.main(words) == EXIT_WRONG_USE
         told = capsys.readouterr().err
         assert told.count("\n") == 1
         assert "runs/RUN" in told

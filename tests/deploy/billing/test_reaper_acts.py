@@ -11,7 +11,7 @@ import pytest
 
 from deploy.billing.reaper import reap
 from deploy.errors import NoMachine, command
-from deploy.runs import records as runs
+from deploy.runs import records
 from deploy.runs.session import launching
 from deploy.ui.screen import Screen
 from tests.deploy.support.rented import Near, Rented
@@ -164,7 +164,7 @@ def test_a_run_that_was_heard_of_lately_is_not_asked_for(rented: Rented, capsys:
     rented.guarded()
     assert said(rented, capsys) == f"m costs $2.00 an hour: it has no run; {SEE}"
     long_ago = 1_000_000_000
-    run = Path(runs.home(rented.settings.runs, "a").run)
+    run = Path(records.home(rented.settings.runs, "a").run)
     os.utime(run, (long_ago, long_ago))
     assert (
         said(rented, capsys) == f"m costs $2.00 an hour: it has no run; its guard had died and was started again; {SEE}"

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from deploy import border
 from deploy.errors import BadAnswer, WrongUse
 from deploy.pod.agent.frames import Ended, Misspoken, lengths
-from deploy.providers.lambda_cloud import api as lambda_api
+from deploy.providers.lambda_cloud import api
 from deploy.providers.runpod import answers, events, graphql, identity, specification
 from deploy.shell import LocalShell
 from deploy.shell.base import Request
@@ -162,9 +162,9 @@ PARSERS: dict[str, tuple[Any, Callable[[Any], object]]] = {
     "RunPod: spot": (SPOT, lambda value: graphql.spot_prices(border.mapping(value, WHAT), "SECURE")),
     "RunPod: fields": (SCHEMA, lambda value: specification.fields_of(border.mapping(value, WHAT), "A")),
     "RunPod: log": (["x"], of_bytes(lambda data: identity.read(events.parse([data, b"\n\n"])))),
-    "Lambda: an instance": (INSTANCE, _entries(lambda_api._instance)),
-    "Lambda: a name": (INSTANCE, lambda value: border.entries([value], WHAT, int, lambda each: each, lambda_api._name)),  # type: ignore[arg-type, return-value]
-    "Lambda: a type": (TYPE, lambda value: lambda_api._type_with_regions(value, WHAT)),
+    "Lambda: an instance": (INSTANCE, _entries(api._instance)),
+    "Lambda: a name": (INSTANCE, lambda value: border.entries([value], WHAT, int, lambda each: each, api._name)),  # type: ignore[arg-type, return-value]
+    "Lambda: a type": (TYPE, lambda value: api._type_with_regions(value, WHAT)),
     "manifest": (MANIFEST, of_bytes(lambda data: dataset._read_manifest(PurePath("m"), 4, Files(data), encodes=False))),
     "hardware": ({"gpus": 1, "cores": 2, "memory_bytes": 5, "shm_bytes": None}, lambda value: Said(value).hardware()),
     "room": (5, lambda value: Said(value).room(PurePath("/x"), PurePath("/y"))),

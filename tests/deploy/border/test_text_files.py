@@ -13,7 +13,7 @@ import pytest
 from deploy.border.text_files import NotText, read_text
 from deploy.errors import WrongUse
 from deploy.pod.base import folder
-from deploy.providers import ssh_key as keys
+from deploy.providers import ssh_key
 from deploy.providers.runpod import key
 from deploy.shell.host_keys import _lines
 from deploy.specs.settings import load
@@ -65,7 +65,7 @@ def test_a_public_key_and_an_api_key_written_by_powershell_are_read(
     private.write_bytes(b"encrypted, so that only the file beside it tells")
     line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ me@desk"
     (tmp_path / "id.pub").write_bytes(codecs.BOM_UTF16_LE + f"{line}\r\n".encode("utf-16-le"))
-    assert keys._public_line(private) == line
+    assert ssh_key._public_line(private) == line
     config = tmp_path / "config.toml"
     config.write_bytes(codecs.BOM_UTF16_LE + '[default]\r\napi_key = "abc"\r\n'.encode("utf-16-le"))
     monkeypatch.setattr(key, "FILE", config)
@@ -128,7 +128,7 @@ def test_a_folder_is_never_renamed_over_another(tmp_path: Path, monkeypatch: pyt
 
 def test_files_are_renamed_by_the_helpers_only() -> None:
     """`app` and `deploy` have one helper each. bootstrap.py renames by itself, because it imports neither."""
-    project = Path(keys.__file__).parents[2]
+    project = Path(ssh_key.__file__).parents[2]
     told = subprocess.run(
         ["git", "grep", "-lE", r"os\.(replace|rename)\(|\b(beside|part|temporary|new)\.(replace|rename)\(", "--",
          "deploy", "app", "bootstrap.py", "tasks.py"],

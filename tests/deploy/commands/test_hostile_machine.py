@@ -24,13 +24,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deploy import border, providers
-from deploy.billing import teardown as releasing
-from deploy.commands import app as apps
-from deploy.commands import compare, cost, enter, note, remove, rental, ui_pages
-from deploy.commands import status as looking
-from deploy.commands import stop as ending
-from deploy.commands import train as launch
-from deploy.commands import watch as watching
+from deploy.billing import teardown
+from deploy.commands import app, compare, cost, enter, note, remove, rental, status, stop, train, ui_pages, watch
 from deploy.errors import DeployError
 from deploy.pod.agent import agent
 from deploy.pod.agent.frames import LINE_BYTES
@@ -48,18 +43,18 @@ from tests.support.load import under_load
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX: asyncssh serves files of this computer")
 NAME = "sniperface-laptop-bad-r"
 COMMANDS: dict[str, Callable[[Path, Screen], object]] = {
-    "status": lambda at, screen: looking.status(at, "bad", RUN, screen, watch=False),
-    "runs": lambda at, screen: screen.rows("Runs", looking.list_runs(at), ("run_id", "state", "reason")),
-    "logs": lambda at, screen: looking.logs(at, "bad", RUN, screen, follow=False),
-    "fetch-checkpoint": lambda at, screen: watching.fetch_checkpoint(at, "bad", RUN, "latest", None, screen),
-    "mine": lambda at, screen: apps.mine(at, "bad", RUN, "latest", None, [], screen),
-    "watch": lambda at, screen: watching.watch(at, "bad", RUN, screen, max_usd=0.5),
-    "stop": lambda at, screen: ending.stop(at, "bad", RUN, screen),
-    "ps": lambda at, screen: screen.rows("Bills", looking.bills(at, screen), ("machine", "usd", "note")),
+    "status": lambda at, screen: status.status(at, "bad", RUN, screen, watch=False),
+    "runs": lambda at, screen: screen.rows("Runs", status.list_runs(at), ("run_id", "state", "reason")),
+    "logs": lambda at, screen: status.logs(at, "bad", RUN, screen, follow=False),
+    "fetch-checkpoint": lambda at, screen: watch.fetch_checkpoint(at, "bad", RUN, "latest", None, screen),
+    "mine": lambda at, screen: app.mine(at, "bad", RUN, "latest", None, [], screen),
+    "watch": lambda at, screen: watch.watch(at, "bad", RUN, screen, max_usd=0.5),
+    "stop": lambda at, screen: stop.stop(at, "bad", RUN, screen),
+    "ps": lambda at, screen: screen.rows("Bills", status.bills(at, screen), ("machine", "usd", "note")),
     "doctor": lambda at, screen: rental.doctor(at, "bad", screen, rent=False, yes=False),
     "evaluate": lambda at, screen: evaluate(at, screen),
-    "train --dry-run": lambda at, screen: launch.train(at, parse_request(target="bad"), screen, dry_run=True),
-    "deploy": lambda at, screen: launch.deploy(at, "bad", screen),
+    "train --dry-run": lambda at, screen: train.train(at, parse_request(target="bad"), screen, dry_run=True),
+    "deploy": lambda at, screen: train.deploy(at, "bad", screen),
     "ssh-config": lambda at, screen: enter.ssh_config(at, "bad", RUN, screen),
     "rm": lambda at, screen: remove.remove(at, [RUN], screen, yes=True),  # refused: its machine costs money
     "note": lambda at, screen: note.note(at, [RUN], screen),
@@ -77,17 +72,17 @@ def with_some_fast(cases: Iterable[Any], fast: Container[int]) -> list[Any]:
 
 
 def down(at: Path, screen: Screen, *, anyway: bool) -> object:
-    return ending.down(at, "bad", None, screen, every=False, orphans=False, anyway=anyway)
+    return stop.down(at, "bad", None, screen, every=False, orphans=False, anyway=anyway)
 
 
 def evaluate(at: Path, screen: Screen) -> object:
     nothing: dict[str, Any] = dict.fromkeys(("weights", "sets", "gallery", "probes", "fit", "out"))
-    return apps.evaluate(at, "bad", RUN, "latest", screen, overrides=[], **nothing)
+    return app.evaluate(at, "bad", RUN, "latest", screen, overrides=[], **nothing)
 
 
 def compare_all(at: Path, screen: Screen) -> None:
     """Compare what the machine left on the laptop, once it has been downloaded."""
-    watching.fetch_checkpoint(at, "bad", RUN, "latest", None, screen)
+    watch.fetch_checkpoint(at, "bad", RUN, "latest", None, screen)
     compare.compare(at, [RUN, GOOD], screen)
 
 
@@ -117,9 +112,9 @@ def laptop(machine: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         (base, "RUN_S", 3.0), (devices, "PROBE_S", 3.0), (link, "ANSWER_S", 1.5),
         (link, "LONG_ANSWER_S", 1.5), (link, "LINES_SILENCE_S", 3.0),
         (link, "GREETING_LIMIT_S", 5.0),
-        (retry, "CONNECT_PATIENCE_S", 1.0), (retry, "FIRST_PATIENCE_S", 1.0), (releasing, "ANYWAY_S", 4.0),
-        (releasing, "STOP_SLACK_S", 0.5), (looking, "LIST_LIMIT_S", 5.0), (watching, "CEILING_S", 5.0),
-        (watching, "EVERY_S", 0.05),
+        (retry, "CONNECT_PATIENCE_S", 1.0), (retry, "FIRST_PATIENCE_S", 1.0), (teardown, "ANYWAY_S", 4.0),
+        (teardown, "STOP_SLACK_S", 0.5), (status, "LIST_LIMIT_S", 5.0), (watch, "CEILING_S", 5.0),
+        (watch, "EVERY_S", 0.05),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
     return make_laptop(tmp_path / "laptop", machine)

@@ -15,7 +15,7 @@ import pytest
 from deploy.errors import WrongUse
 from deploy.pod.agent.sources import CopyFailed, open_source
 from deploy.pod.base.addresses import hide, shown, why_not
-from deploy.workspace import sources as origins
+from deploy.workspace import sources
 from deploy.workspace.sources import Url, UrlFiles
 
 BODY = bytes(range(256)) * 8
@@ -73,7 +73,7 @@ def site() -> Iterator[Site]:
 
 def test_a_signature_goes_with_every_file_of_the_data_set(site: Site) -> None:
     """In the address of each file, the file's name comes before the query."""
-    origin = origins.parse(f"{site.url}/faces/?sig=SECRET#token", Path("x"), local=False)
+    origin = sources.parse(f"{site.url}/faces/?sig=SECRET#token", Path("x"), local=False)
     assert isinstance(origin.path, Url)
     images = origin.path / "images.npy"
     files = UrlFiles()
@@ -176,7 +176,7 @@ def test_a_server_that_sends_more_than_was_asked_for_is_cut(site: Site) -> None:
 @pytest.mark.parametrize("text", ["file:///etc/passwd", "ftp://host/images.npy", "FILE:///x"])
 def test_other_schemes_are_refused(text: str) -> None:
     with pytest.raises(WrongUse, match="https://"):
-        origins.parse(text, Path("x"), local=False)
+        sources.parse(text, Path("x"), local=False)
 
 
 @pytest.mark.parametrize(

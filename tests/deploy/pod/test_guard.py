@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from deploy.pod.backup import storage as places
-from deploy.pod.backup import sync
+from deploy.pod.backup import storage, sync
 from deploy.pod.base import processes
 from deploy.pod.base.clock import Clock
 from deploy.pod.base.folder import Root, RunFolder, read_json, write_json
@@ -378,11 +377,11 @@ def test_a_copy_that_is_not_right_is_no_copy(tmp_path: Path, make: Make) -> None
     """The sync copies the previous checkpoint if the newest is damaged. It fails if the storage loses bytes."""
     run = make("one")
     run.start(SAVE + 'save(1); save(2); save(3, broken=True); tell(event="end", reason="done")').end()
-    place = places.Folder(tmp_path / "there")
+    place = storage.Folder(tmp_path / "there")
     assert sync.sync(run.folder, place, "there")["checkpoint"] == "epoch_002.pt"
     assert (run.path / "checkpoints" / "epoch_002.pt.synced").exists()
 
-    class Lossy(places.Folder):
+    class Lossy(storage.Folder):
         def put(self, source: Any, name: str) -> str:
             super().put(source, name)
             return "0" * 64
@@ -401,7 +400,7 @@ def test_a_copy_keeps_no_more_than_the_run_does(tmp_path: Path, make: Make) -> N
     checkpoints = tmp_path / "there" / "one" / "checkpoints"
     checkpoints.mkdir(parents=True)
     (checkpoints / "epoch_000.pt").write_bytes(b"of somebody else")
-    place = places.Folder(tmp_path / "there")
+    place = storage.Folder(tmp_path / "there")
     sync.sync(run.folder, place, "there")
     for name in ("epoch_001.json", "epoch_001.pt"):
         (run.path / "checkpoints" / name).unlink()
@@ -430,7 +429,7 @@ def test_a_long_log_is_copied_from_its_end(tmp_path: Path, make: Make) -> None:
     """The copy has another name, because byte offsets of the whole log are wrong in it."""
     run = make("one")
     run.start(TELL + 'sys.stdout.write("x" * (5 << 20)); print("last words"); tell(event="end", reason="done")').end()
-    sync.sync(run.folder, places.Folder(tmp_path / "there"), "there")
+    sync.sync(run.folder, storage.Folder(tmp_path / "there"), "there")
     tail = (tmp_path / "there" / "one" / "train.log.tail").read_bytes()
     assert (len(tail), tail[-11:]) == (sync.LOG_BYTES, b"last words\n")
 

@@ -103,11 +103,11 @@ def test_an_environment_without_secrets_needs_no_sieve(make: Make, monkeypatch: 
 
 def test_a_full_disk_takes_words_and_not_the_job(tmp_path: Path) -> None:
     """Output that /dev/full rejects is dropped."""
-    from deploy.pod.job import redacting_log as sieve
+    from deploy.pod.job import redacting_log
 
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full: run on Linux")
-    process = sieve.before(Path("/dev/full"), [SECRET])
+    process = redacting_log.before(Path("/dev/full"), [SECRET])
     assert process is not None
     assert process.stdin is not None
     process.stdin.write(b"x" * (1 << 20))

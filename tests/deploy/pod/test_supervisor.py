@@ -16,7 +16,7 @@ import pytest
 from deploy.pod.base import processes
 from deploy.pod.base.folder import write_json
 from deploy.pod.base.lock import Busy, Lock, is_held, read_holder
-from deploy.runs import job as jobs
+from deploy.runs import job
 from tests.deploy.conftest import SOURCE, CutAfterReading, SoonAfter, wait_until
 from tests.deploy.support.supervised import DEAF, GOOD, OBEDIENT, TELL, Supervised
 
@@ -143,7 +143,7 @@ def test_a_killed_supervisor_is_lost_and_its_job_ends(make: Callable[..., Superv
         lambda: '"stopped"' in Path(run.folder.metrics).read_text() if Path(run.folder.metrics).exists() else None
     )
     assert run.status["state"] == "running"  # the last status it wrote
-    lost = jobs.look(SoonAfter(), run.folder)
+    lost = job.look(SoonAfter(), run.folder)
     assert lost
     assert (lost.state, "no heartbeat" in (lost.reason or "")) == ("lost", True)
 
@@ -151,7 +151,7 @@ def test_a_killed_supervisor_is_lost_and_its_job_ends(make: Callable[..., Superv
 def test_a_line_that_breaks_while_it_is_asked_makes_nobody_look_lost(make: Callable[..., Supervised]) -> None:
     """A broken connection is not a stopped heartbeat: a command that follows the log would exit without a message."""
     run = make().start(OBEDIENT).begun()
-    seen = jobs.look(CutAfterReading(), run.folder)
+    seen = job.look(CutAfterReading(), run.folder)
     assert seen
     assert seen.state == "running"
     ask_by_file(run)

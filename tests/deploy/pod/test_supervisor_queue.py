@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.pod.base import queue as turns
+from deploy.pod.base import queue
 from deploy.pod.base.folder import write_json
-from deploy.runs import job as jobs
+from deploy.runs import job
 from tests.deploy.conftest import SoonAfter, wait_until
 from tests.deploy.support.supervised import GOOD, OBEDIENT, TELL, Supervised
 
@@ -27,7 +27,7 @@ def test_runs_go_one_after_the_other_in_the_order_of_their_arrival(make: Make) -
     expected += ["waiting for run c (place 3 in the queue)"]
     for run, words in zip(others, expected, strict=True):
         wait_until(lambda run=run, words=words: run.status["reason"] == words)
-    assert [each["run_id"] for each in turns.waiting(first.root)] == ["b", "c", "a"]
+    assert [each["run_id"] for each in queue.waiting(first.root)] == ["b", "c", "a"]
     heartbeat = others[-1].status["heartbeat"]
     wait_until(lambda: others[-1].status["heartbeat"] > heartbeat)
     assert not others[0].log
@@ -35,7 +35,7 @@ def test_runs_go_one_after_the_other_in_the_order_of_their_arrival(make: Make) -
     for run in others:
         assert run.end()[1]["state"] == "succeeded"
     assert (first.path.parent / "order").read_text().split() == ["b", "c", "a"]
-    assert turns.waiting(first.root) == []
+    assert queue.waiting(first.root) == []
 
 
 def test_a_free_machine_is_not_waited_for(make: Make) -> None:
@@ -67,7 +67,7 @@ def test_a_dead_waiter_is_passed_over(make: Make) -> None:
     second.process.kill()
     second.process.wait()
     wait_until(lambda: third.status["reason"] == "waiting for run first")
-    lost = jobs.look(SoonAfter(), second.folder)
+    lost = job.look(SoonAfter(), second.folder)
     assert lost is not None
     assert lost.state == "lost"
     first.stop()

@@ -18,8 +18,7 @@ from deploy.pod.base.clock import Clock
 from deploy.pod.base.folder import RunFolder, read_json, write_json
 from deploy.pod.base.limits import HEARTBEAT_S, Limits
 from deploy.pod.base.redact import MASK, Redactor
-from deploy.pod.job import gpu_metrics as gauges
-from deploy.pod.job import restarts
+from deploy.pod.job import gpu_metrics, restarts
 from deploy.pod.job.status import StatusFile
 from tests.deploy.conftest import PRETEND, wait_until
 from tests.deploy.support.supervised import SAVE, TELL, TRAINING, Supervised
@@ -191,7 +190,7 @@ def test_a_graphics_driver_that_hangs_is_waited_for_by_nobody(tmp_path: Path, mo
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     now = [0.0]
-    watch = gauges.GpuWatch(Clock(monotonic=lambda: now[0]))
+    watch = gpu_metrics.GpuWatch(Clock(monotonic=lambda: now[0]))
     try:
         if os.name != "nt":
             assert wait_until(watch.read)[0]["utilization_pct"] == 5
@@ -213,9 +212,9 @@ def test_words_that_come_only_at_the_end_are_waited_for(tmp_path: Path, monkeypa
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     now = [0.0]
-    watch = gauges.GpuWatch(Clock(monotonic=lambda: now[0]))
+    watch = gpu_metrics.GpuWatch(Clock(monotonic=lambda: now[0]))
     assert watch.read() is None
-    now[0] = gauges.GPU_SILENT_S + 1
+    now[0] = gpu_metrics.GPU_SILENT_S + 1
     assert wait_until(watch.read)[0]["utilization_pct"] == 5
     assert watch.process is not None
     assert watch.process.wait(10) == 0

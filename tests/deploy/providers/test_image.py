@@ -10,7 +10,7 @@ import pytest
 from deploy.commands import doctor
 from deploy.errors import NoMachine, StepFailed, WrongUse
 from deploy.providers import base_image, image
-from deploy.runs import session as reach
+from deploy.runs import session
 from tests.support.images.engine import NoDocker, check_docker
 
 SOURCE = Path(__file__).parents[3]
@@ -197,13 +197,13 @@ def test_doctor_reports_whether_the_image_of_a_container_exists(checkout: Path) 
         pytest.skip(str(missing))
     edit(checkout / "requirements" / "app.txt", "faiss-cpu==", "faiss-cpu===")
     file = checkout / "conf" / "deploy" / "docker.yaml"
-    with reach.target(checkout, "docker") as at:
+    with session.target(checkout, "docker") as at:
         found = {each.what: each for each in doctor.machine(at)}
         at.provider._client.close()  # type: ignore[attr-defined]
     assert (found["image"].level, found["image"].found) == ("problem", "the image of this project is not built yet")
     assert str(found["image"].fix).endswith("build --on docker")
     file.write_text("provider: docker\nroot: /w\nimage: me/sniperface\n", encoding="utf-8")
-    with reach.target(checkout, "docker") as at:
+    with session.target(checkout, "docker") as at:
         found = {each.what: each for each in doctor.machine(at)}
         at.provider._client.close()  # type: ignore[attr-defined]
     assert (found["image"].level, found["image"].found) == ("ok", "me/sniperface")

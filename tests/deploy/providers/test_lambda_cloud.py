@@ -15,8 +15,7 @@ from deploy.errors import BadAnswer, CannotTrain, DeployError, NoAccount, NoMach
 from deploy.pod.base import retry
 from deploy.pod.base.folder import write_json
 from deploy.providers.lambda_cloud import LambdaCloud, LambdaProvider
-from deploy.runs import records as runs
-from deploy.runs import watchdog
+from deploy.runs import records, watchdog
 from deploy.runs.records import Record
 from deploy.specs.gpus import Choice, choose, is_among
 from deploy.specs.machine import Machine, MachineSpec
@@ -399,7 +398,7 @@ def test_the_quota_of_the_account_is_a_refusal(rig: Rig) -> None:
 def record_of(rig: Rig, run_id: str, state: str, machine: str) -> Record:
     """A run on a machine, as this laptop has noted it."""
     made = Record(run_id, "lambda", "lambda", state, 1, "2026-01-01T00:00:00", None, 1.0, "iresnet18", "/r", machine)
-    write_json(Path(runs.home(rig.project / "runs", run_id).run), asdict(made))
+    write_json(Path(records.home(rig.project / "runs", run_id).run), asdict(made))
     return made
 
 

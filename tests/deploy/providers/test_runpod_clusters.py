@@ -14,7 +14,7 @@ from deploy.errors import NoMachine, StepFailed, WrongUse
 from deploy.pod.base import processes
 from deploy.pod.base.folder import Root, read_json
 from deploy.pod.base.limits import parse
-from deploy.runs import watchdog as guard
+from deploy.runs import watchdog
 from deploy.shell import LocalShell
 from deploy.specs.machine import Machine, node_name
 from deploy.specs.settings import RunPod, Settings, Target
@@ -419,7 +419,7 @@ def test_a_machines_guard_is_told_its_cluster(v2: Rig, tmp_path: Path) -> None:
     told = []
     for machine in machines:
         root = Root(tmp_path / machine.name)
-        guard.arm(settings, dataclasses.replace(machine, root=root.path), LocalShell(), SOURCE)
+        watchdog.arm(settings, dataclasses.replace(machine, root=root.path), LocalShell(), SOURCE)
         status = wait_until(lambda root=root: read_json(Path(root.guard_status)))  # type: ignore[misc]
         processes.kill_tree(status["pid"])
         limits = parse(read_json(Path(root.guard)))

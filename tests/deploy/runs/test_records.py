@@ -10,7 +10,7 @@ import pytest
 
 from deploy.errors import WrongUse, command
 from deploy.pod.base.folder import write_json
-from deploy.runs import records as runs
+from deploy.runs import records
 from deploy.runs.session import is_launching, launching
 from tests.deploy.support.rented import Rented
 
@@ -23,29 +23,29 @@ def rented(tmp_path: Path) -> Rented:
 def test_a_run_is_meant_by_its_id_or_by_a_beginning_that_no_other_has(rented: Rented) -> None:
     newest = [rented.record(name) for name in ("orl-1", "orl-12", "far-2")]
     newest[2] = replace(newest[2], target="far")
-    assert runs.choose(newest, "orl-1", "rented").run_id == "orl-1"  # also the beginning of another one
-    assert runs.choose(newest, "f", "rented").run_id == "far-2"
-    assert runs.choose(newest, None, "far").run_id == "far-2"
-    assert runs.choose(newest, None, "rented").run_id == "orl-1"
+    assert records.choose(newest, "orl-1", "rented").run_id == "orl-1"  # also the beginning of another one
+    assert records.choose(newest, "f", "rented").run_id == "far-2"
+    assert records.choose(newest, None, "far").run_id == "far-2"
+    assert records.choose(newest, None, "rented").run_id == "orl-1"
     with pytest.raises(WrongUse, match="--run orl matches 2 runs: orl-1, orl-12; give more characters"):
-        runs.choose(newest, "orl", "rented")
+        records.choose(newest, "orl", "rented")
     with pytest.raises(WrongUse, match="unknown run 'nobody'"):
-        runs.choose(newest, "nobody", "rented")
+        records.choose(newest, "nobody", "rented")
 
 
 @pytest.mark.parametrize(("count", "words"), [(5, "r0, r1, r2, r3, r4;"), (6, "r0, r1, r2, r3, r4, …;")])
 def test_at_most_five_runs_are_named(rented: Rented, count: int, words: str) -> None:
     with pytest.raises(WrongUse) as error:
-        runs.choose([rented.record(f"r{number}") for number in range(count)], "r", "rented", "--of")
+        records.choose([rented.record(f"r{number}") for number in range(count)], "r", "rented", "--of")
     assert f"--of r matches {count} runs: {words}" in str(error.value)
 
 
 def test_without_a_run_the_next_command_starts_one() -> None:
     with pytest.raises(WrongUse, match="there is no run on target 'far' yet") as error:
-        runs.choose([], None, "far")
+        records.choose([], None, "far")
     assert error.value.next_command == command("train --on far")
     with pytest.raises(WrongUse, match="none has been started yet") as error:
-        runs.choose([], "a", "far")
+        records.choose([], "a", "far")
     assert error.value.next_command == command("train")
 
 
@@ -63,38 +63,38 @@ def test_without_a_run_the_next_command_starts_one() -> None:
 def test_what_a_machine_says_of_its_cost_counts_up_to_its_price(
     told: float, usd_per_hour: float, hours: float, lives: bool, usd: float
 ) -> None:
-    assert runs.credible_usd(told, usd_per_hour=usd_per_hour, hours=hours, lives=lives) == usd
+    assert records.credible_usd(told, usd_per_hour=usd_per_hour, hours=hours, lives=lives) == usd
 
 
 def test_paid_hours_begin_with_the_machine_or_else_with_the_run(rented: Rented) -> None:
     record = rented.record()
     began = datetime.fromisoformat(record.created).timestamp()
-    assert runs.hours_since(record, 1000.0, 1000.0 + 5400) == 1.5
-    assert runs.hours_since(record, None, began + 7200) == 2.0
-    assert runs.hours_since(record, 1000.0, 0.0) == 0.0
-    assert runs.hours_since(replace(record, created="some day"), None, began) == 0.0
+    assert records.hours_since(record, 1000.0, 1000.0 + 5400) == 1.5
+    assert records.hours_since(record, None, began + 7200) == 2.0
+    assert records.hours_since(record, 1000.0, 0.0) == 0.0
+    assert records.hours_since(replace(record, created="some day"), None, began) == 0.0
 
 
 def test_a_recorded_cost_never_decreases(rented: Rented) -> None:
     record = rented.record(spend={"m": 1.00006, "n": 2.0}, others={"n": "/n"})
     assert (record.spend_usd, record.machines) == (3.0001, ("m", "n"))
-    told = runs.spent(rented.settings.runs, record, {"m": 0.5, "n": 2.5, "o": 0.0})
+    told = records.spent(rented.settings.runs, record, {"m": 0.5, "n": 2.5, "o": 0.0})
     assert told.spend == {"m": 1.00006, "n": 2.5}
-    assert runs.spent(rented.settings.runs, told, {"n": 2.5}) is told
-    assert runs.get(rented.settings.runs, "a", "rented") == told
+    assert records.spent(rented.settings.runs, told, {"n": 2.5}) is told
+    assert records.get(rented.settings.runs, "a", "rented") == told
 
 
 def test_phases_are_compared_when_a_run_is_over(rented: Rented) -> None:
     plan = {"phases": [{"name": "training", "seconds": 10.0, "source": "x"}], "usd_per_hour": 3.6}
     record = rented.record(seconds=20.0)
-    assert runs.compared(rented.settings.runs, record) == ()
-    assert runs.compared(rented.settings.runs, replace(record, state="running")) == ()
+    assert records.compared(rented.settings.runs, record) == ()
+    assert records.compared(rented.settings.runs, replace(record, state="running")) == ()
     with pytest.raises(WrongUse, match=r"its plan\.json is missing") as error:
-        runs.plan_of(rented.settings.runs, record)
+        records.plan_of(rented.settings.runs, record)
     assert error.value.next_command == command("train --resume none --on rented")
     rented.plan(**plan)
-    assert runs.plan_of(rented.settings.runs, record)["usd_per_hour"] == 3.6
-    assert runs.compared(rented.settings.runs, replace(record, state="running")) == ()
+    assert records.plan_of(rented.settings.runs, record)["usd_per_hour"] == 3.6
+    assert records.compared(rented.settings.runs, replace(record, state="running")) == ()
 
 
 def test_a_record_that_cannot_be_read_has_a_reason(rented: Rented) -> None:
@@ -107,14 +107,14 @@ def test_a_record_that_cannot_be_read_has_a_reason(rented: Rented) -> None:
     write_json(book / "f" / "run.json", {**vars(rented.record("f")), "phases": {"data": "long"}})
     (book / "g").mkdir()
     (book / "file").write_text("", encoding="utf-8")
-    told = {name: record if isinstance(record, str) else "" for name, record in runs.each_folder(book)}
+    told = {name: record if isinstance(record, str) else "" for name, record in records.each_folder(book)}
     assert list(told) == ["a", "b", "c", "d", "e", "f", "g"]
     assert (told["a"], told["b"]) == ("", "")
     assert "damaged" in told["c"]
     assert all("does not fit" in told[name] for name in "def")
     assert "has no run.json" in told["g"]
-    assert [each.run_id for each in runs.every(book)] == ["b", "a"]
-    assert [each.run_id for each in runs.every(book, "far")] == ["b"]
+    assert [each.run_id for each in records.every(book)] == ["b", "a"]
+    assert [each.run_id for each in records.every(book, "far")] == ["b"]
 
 
 def test_a_run_is_being_started_only_while_its_command_lives(rented: Rented) -> None:

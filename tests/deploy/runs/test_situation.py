@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deploy.pod.base.folder import write_json
-from deploy.runs import records as runs
+from deploy.runs import records
 from deploy.runs.records import Record
 from deploy.runs.situation import Situation
 from deploy.specs.machine import Address, Machine
@@ -30,16 +30,16 @@ def situation(tmp_path: Path) -> Situation:
 
 def test_a_change_of_this_command_is_known_without_another_read(situation: Situation) -> None:
     assert [each.run_id for each in situation.records] == ["c", "b", "a"]
-    changed = runs.update(situation.project / "runs", situation.records[0], state="stopped")
+    changed = records.update(situation.project / "runs", situation.records[0], state="stopped")
     assert situation.note(changed) is changed
     assert [(each.run_id, each.state) for each in situation.of("far")] == [("c", "stopped"), ("a", "running")]
-    runs.update(situation.project / "runs", situation.records[2], state="failed")  # by another command
+    records.update(situation.project / "runs", situation.records[2], state="failed")  # by another command
     assert [each.state for each in situation.of("far")] == ["stopped", "running"]
     assert [each.state for each in Situation(situation.project).of("far")] == ["stopped", "failed"]
 
 
 def test_a_change_before_the_first_read_is_read(situation: Situation) -> None:
-    runs.update(situation.project / "runs", record("a", "far", "2026-01-01"), state="lost")
+    records.update(situation.project / "runs", record("a", "far", "2026-01-01"), state="lost")
     situation.note(record("a", "far", "2026-01-01"))
     assert situation.records[-1].state == "lost"
 

@@ -14,8 +14,7 @@ import pytest
 
 from deploy.border import chosen
 from deploy.errors import StepFailed
-from deploy.shell import lanes, transfer
-from deploy.shell import link as links
+from deploy.shell import lanes, link, transfer
 from deploy.shell.lanes import Lanes, count_for
 from deploy.shell.ranges import Piece
 from deploy.shell.ssh import SshShell
@@ -43,7 +42,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def line(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setattr(links, "SILENCE_S", 2.5)
+    monkeypatch.setattr(link, "SILENCE_S", 2.5)
     with proxy(server.port) as made:
         yield made
 
@@ -258,7 +257,7 @@ def test_without_the_systems_ssh(
         raise FileNotFoundError("ssh")
 
     def refused() -> None:
-        raise links.LinkLost("refused")
+        raise link.LinkLost("refused")
 
     for way in ways:
         monkeypatch.setattr(shell, way, no_ssh if way == "native_link" else refused)

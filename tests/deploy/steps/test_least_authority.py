@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import WrongUse
-from deploy.runs import watchdog as guard
+from deploy.runs import watchdog
 from deploy.specs.settings import Settings, load
 from deploy.steps.code_check import check_code
 from tests.deploy.conftest import Project, git
@@ -20,7 +20,7 @@ ALL = {
     "MY_TOKEN": "token-value",
 }
 S3 = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
-PROJECT = Path(guard.__file__).parents[2]
+PROJECT = Path(watchdog.__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +41,8 @@ def target(folder: Path, *lines: str, provider: str = "runpod") -> Settings:
 @pytest.mark.parametrize("name", ["runpod", "ssh", "docker"])
 def test_a_target_as_shipped_gives_nothing(name: str) -> None:
     settings = load(PROJECT, name, {})
-    assert guard.own_secrets(settings) == {}
-    assert guard.job_secrets(settings, track="none", data="machine:/x") == {}
+    assert watchdog.own_secrets(settings) == {}
+    assert watchdog.job_secrets(settings, track="none", data="machine:/x") == {}
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def test_secrets_go_by_need(
     tmp_path: Path, lines: list[str], track: str, data: str, job: list[str], keeper: list[str]
 ) -> None:
     settings = target(tmp_path, *lines)
-    assert sorted(guard.job_secrets(settings, track=track, data=data)) == job
-    assert sorted(guard.own_secrets(settings)) == keeper
+    assert sorted(watchdog.job_secrets(settings, track=track, data=data)) == job
+    assert sorted(watchdog.own_secrets(settings)) == keeper
 
 
 @pytest.mark.parametrize(

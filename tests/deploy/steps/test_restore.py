@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 
-from deploy.pod.backup import restore, sync
-from deploy.pod.backup import storage as places
+from deploy.pod.backup import restore, storage, sync
 from deploy.pod.base import metrics, processes
 from deploy.pod.base.folder import RunFolder, read_json, write_json
-from deploy.runs import records as runs
+from deploy.runs import records
 from deploy.shell import LocalShell
 from deploy.specs.machine import Machine
 from deploy.specs.settings import Settings, Target
@@ -57,7 +56,7 @@ def kept(make: Make, sync_to: str, script: str) -> Supervised:
     """Return a finished run whose copy is in `sync_to`."""
     run = make("one")
     run.start(SAVE + script + '; tell(event="end", reason="done")').end()
-    sync.sync(run.folder, places.of(sync_to, run.path, sync_to if "://" not in sync_to else None), sync_to)
+    sync.sync(run.folder, storage.of(sync_to, run.path, sync_to if "://" not in sync_to else None), sync_to)
     return run
 
 
@@ -81,7 +80,7 @@ def test_a_copy_comes_back_as_it_was(make: Make, sync_to: str, tmp_path: Path) -
 def test_what_is_not_whole_is_never_put_in_place(make: Make, sync_to: str, tmp_path: Path) -> None:
     """Other bytes, too few bytes or an invalid JSON give one sentence each, and no file."""
     kept(make, sync_to, "save(1)")
-    place = places.of(sync_to, tmp_path, str(tmp_path))
+    place = storage.of(sync_to, tmp_path, str(tmp_path))
     place.put(io.BytesIO(b"weights 9"), "one/checkpoints/epoch_001.pt")
     place.put(io.BytesIO(b"cut sho"), "one/checkpoints/epoch_002.pt")
     note = {"file": "epoch_002.pt", "epoch": 2, "step": 2, "sha256": "0" * 64, "bytes": 9}
@@ -124,7 +123,7 @@ def test_a_volume_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
 def test_of_several_machines_each_has_its_own_copy(make: Make, tmp_path: Path) -> None:
     """Log and status of another machine do not replace those of rank 0, which has the checkpoint."""
     first, second = make("one", tmp_path / "first"), make("one", tmp_path / "second")
-    place = places.Folder(tmp_path / "volume")
+    place = storage.Folder(tmp_path / "volume")
     first.start(SAVE + 'save(1); print("rank 0"); tell(event="end", reason="done")').end()
     second.start(TELL + 'print("rank 1"); tell(event="end", reason="done")').end()
     for machine, rank in ((first, 0), (second, 1)):
@@ -181,7 +180,7 @@ def test_a_log_is_joined_where_beginning_and_end_meet() -> None:
 
 def test_a_long_log_comes_back_whole(make: Make, tmp_path: Path) -> None:
     """The sync copied the log whole while it was short, then only its end."""
-    run, place = make("one"), places.Folder(tmp_path / "volume")
+    run, place = make("one"), storage.Folder(tmp_path / "volume")
     run.start(SAVE + 'save(1); print("first words"); tell(event="end", reason="done")').end()
     sync.sync(run.folder, place, "volume")
     with open(run.folder.log, "ab") as log:
@@ -203,7 +202,7 @@ def test_metrics_are_read_after_the_choice_of_a_checkpoint(make: Make, tmp_path:
     run = make("one")
     run.start(SAVE + 'save(1); tell(event="end", reason="done")').end()
 
-    class Late(places.Folder):
+    class Late(storage.Folder):
         """Storage whose first upload lasts until the run has made another checkpoint."""
 
         def put(self, source: Any, name: str) -> str:
@@ -434,11 +433,11 @@ def test_a_running_run_is_stopped_at_what_it_may_cost(box: Box) -> None:
 
 def test_what_a_machine_has_cost_is_counted_once(tmp_path: Path) -> None:
     """Each report of a machine is its total so far. Machines add up, and a lower report is ignored."""
-    record = runs.Record("r", "x", "x", "running", 1, "2026-01-01", None, 1.0, "iresnet", "/r", "m")
+    record = records.Record("r", "x", "x", "running", 1, "2026-01-01", None, 1.0, "iresnet", "/r", "m")
     for told in ({"a": 1.0}, {"a": 2.5}, {"b": 0.5}, {"a": 0.0}, {}):
-        record = runs.spent(tmp_path, record, told)
+        record = records.spent(tmp_path, record, told)
     assert (record.spend, record.spend_usd) == ({"a": 2.5, "b": 0.5}, 3.0)
-    assert runs.every(tmp_path)[0].spend_usd == 3.0
+    assert records.every(tmp_path)[0].spend_usd == 3.0
 
 
 @pytest.mark.slow  # a watch pauses for a quarter of a minute
@@ -475,7 +474,7 @@ def test_a_machine_that_cannot_be_had_at_first_is_asked_for_again(box: Box, tmp_
     ids=["climbs", "no number", "negative", "no hash", "huge", "another name"],
 )  # fmt: skip
 def test_a_note_that_others_wrote_is_passed_over(tmp_path: Path, note: dict[str, Any]) -> None:
-    place = places.of(f"file://{tmp_path.as_posix()}/bucket", tmp_path, None)
+    place = storage.of(f"file://{tmp_path.as_posix()}/bucket", tmp_path, None)
     good = {"file": "epoch_001.pt", "epoch": 1, "step": 1, "sha256": "0" * 64, "bytes": 7}
     place.put(io.BytesIO(b"weights"), "one/checkpoints/epoch_001.pt")
     place.put(io.BytesIO(json.dumps({**good, **note}).encode()), "one/checkpoints/epoch_001.json")
@@ -485,7 +484,7 @@ def test_a_note_that_others_wrote_is_passed_over(tmp_path: Path, note: dict[str,
 
 def test_a_file_that_others_made_longer_takes_no_room(tmp_path: Path) -> None:
     """No more bytes of a checkpoint are written than its JSON says. An invalid name is refused."""
-    place = places.of(f"file://{tmp_path.as_posix()}/bucket", tmp_path, None)
+    place = storage.of(f"file://{tmp_path.as_posix()}/bucket", tmp_path, None)
     note = {"file": "epoch_001.pt", "epoch": 1, "step": 1, "sha256": "0" * 64, "bytes": 7}
     place.put(io.BytesIO(b"x" * (20 << 20)), "one/checkpoints/epoch_001.pt")
     place.put(io.BytesIO(json.dumps(note).encode()), "one/checkpoints/epoch_001.json")

@@ -10,7 +10,7 @@ import pytest
 from deploy import border
 from deploy.errors import StepFailed, WrongUse
 from deploy.pod.base.folder import write_json
-from deploy.runs import records as runs
+from deploy.runs import records
 from deploy.runs.records import Record
 from deploy.ui.paths import near
 from deploy.ui.screen import Screen
@@ -66,10 +66,10 @@ def test_an_ambiguous_id_lists_the_runs_that_it_may_mean(tmp_path: Path) -> None
     for run_id in ("orl-1-aa", "orl-1-ab", "orl-2-cc"):
         record = Record(run_id, "local", "local", "failed", 1, "2026-01-01", None, 1.0, "iresnet", "/r", "m")
         (tmp_path / run_id).mkdir()
-        write_json(Path(runs.home(tmp_path, run_id).run), asdict(record))
-    assert runs.get(tmp_path, "orl-2", "local").run_id == "orl-2-cc"
+        write_json(Path(records.home(tmp_path, run_id).run), asdict(record))
+    assert records.get(tmp_path, "orl-2", "local").run_id == "orl-2-cc"
     with pytest.raises(WrongUse, match=r"orl-1 matches 2 runs: orl-1-a[ab], orl-1-a[ab]; give more characters"):
-        runs.get(tmp_path, "orl-1", "local")
+        records.get(tmp_path, "orl-1", "local")
 
 
 def test_evidence_without_a_line_end_does_not_fill_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

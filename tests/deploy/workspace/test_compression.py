@@ -16,8 +16,7 @@ import pytest
 from deploy.errors import WrongUse
 from deploy.shell import LocalShell
 from deploy.specs.request import parse_request
-from deploy.workspace import compression as packing
-from deploy.workspace import dataset as data
+from deploy.workspace import compression, dataset
 from deploy.workspace.sources import HERE, Origin
 from tests.deploy.commands.test_remote import SLOW_STEPS, Box, any_box, box
 from tests.deploy.conftest import SOURCE, Project, wait_until
@@ -26,7 +25,7 @@ from tests.deploy.support.proxy import proxy
 
 __all__ = ["any_box", "box"]  # fixtures
 
-ROW = data.ROW_BYTES
+ROW = dataset.ROW_BYTES
 ROWS, BLOCK_ROWS, HELD_OUT = 40, 5, 10
 
 
@@ -50,7 +49,7 @@ def prepare(path: Path, rows: int = ROWS, *, noise: int = 12, manifest: bool = T
     path.write_bytes(header("|u1", images.shape) + images.tobytes())
     blocks = [hashlib.sha256(images[at : at + BLOCK_ROWS].tobytes()).hexdigest() for at in range(0, rows, BLOCK_ROWS)]
     about = {
-        "dataset_id": data.dataset_id(blocks), "name": "faces", "rows": rows, "block_rows": BLOCK_ROWS,
+        "dataset_id": dataset.dataset_id(blocks), "name": "faces", "rows": rows, "block_rows": BLOCK_ROWS,
         "blocks": blocks, "held_out_rows": HELD_OUT, "selection": None,
     }  # fmt: skip
     if manifest:
@@ -150,7 +149,7 @@ def test_a_fraction_packs_its_blocks_and_no_others(box: Box, images: Path) -> No
     assert not cached(box, "jpeg95")
     done = box.json("train", "--data", str(images), "--fraction", "0.5")
     assert done["state"] == "succeeded"
-    chosen = [*data.choose_blocks(ROWS - HELD_OUT, BLOCK_ROWS, 0.5), 6, 7]
+    chosen = [*dataset.choose_blocks(ROWS - HELD_OUT, BLOCK_ROWS, 0.5), 6, 7]
     assert [int(path.stem) for path in cached(box, "jpeg95")] == chosen
     told = manifest(next(box.ram.rglob("*-f0.5/images.npy")))
     assert told["selection"]["of"] == f"{manifest(images)['dataset_id']}-jpeg95"
@@ -277,7 +276,7 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(
         WrongUse, match=r"pillow and simplejpeg, not installed here: start the command with `python bootstrap\.py"
     ):
-        packing.check_possible("jpeg95")
+        compression.check_possible("jpeg95")
 
 
 def test_the_real_app_reads_what_was_sent(box: Box, tmp_path: Path) -> None:
@@ -318,8 +317,8 @@ def test_a_lossy_copy_stays_one(box: Box, images: Path, tmp_path: Path) -> None:
     deploy(box, mine)
     assert manifest(staged)["dataset_id"] == manifest(mine)["dataset_id"]
     assert manifest(staged)["packed"] == "jpeg95"
-    found = data.find(Origin(HERE, mine, LocalShell()), 8192)
-    assert data.facts(found, 1.0).dataset_id == f"{manifest(images)['dataset_id']}-jpeg95"
+    found = dataset.find(Origin(HERE, mine, LocalShell()), 8192)
+    assert dataset.facts(found, 1.0).dataset_id == f"{manifest(images)['dataset_id']}-jpeg95"
 
 
 def test_a_machine_without_room_for_the_packed_file_says_so(box: Box, images: Path) -> None:

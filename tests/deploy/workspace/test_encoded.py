@@ -14,8 +14,7 @@ from app import prepare
 from app.data.dataset import open_dataset
 from app.data.sources.source import Source
 from deploy.errors import StepFailed, WrongUse
-from deploy.workspace import dataset as data
-from deploy.workspace import encoded
+from deploy.workspace import dataset, encoded
 from tests.app.data.test_recordio import jpeg
 from tests.deploy.workspace.test_dataset import Staging, here
 
@@ -57,8 +56,8 @@ def staging(images: Path, tmp_path: Path) -> Staging:
 
 
 def test_the_file_and_its_folder_mean_the_same(images: Path) -> None:
-    found = data.find(here(images), 8192)
-    assert data.find(here(images.parent), 8192).path == images
+    found = dataset.find(here(images), 8192)
+    assert dataset.find(here(images.parent), 8192).path == images
     assert (found.rows, found.train_rows, found.block_rows) == (ROWS, ROWS - HELD_OUT, BLOCK_ROWS)
     assert found.bytes == images.stat().st_size
     assert found.labels == images.with_name("labels.npy")
@@ -72,7 +71,7 @@ def test_a_plan_states_the_bytes_that_are_staged_and_the_app_reads_the_same_rows
     staging.run(fraction)
     staged = Path(plan.data_path)
     assert staged.name == "images.jpegs"
-    assert data.facts(data.find(here(staging.images), 1), fraction).bytes == staged.stat().st_size
+    assert dataset.facts(dataset.find(here(staging.images), 1), fraction).bytes == staged.stat().st_size
     options = {"labels_path": None, "fraction": fraction, "block_rows": 1}
     whole, part = open_dataset(staging.images, **options), open_dataset(staged, **options)
     assert part.dataset_id == whole.dataset_id
@@ -164,7 +163,7 @@ def test_wrong_files_are_named_with_what_would_work(
 ) -> None:
     change(images)
     with pytest.raises(WrongUse) as caught:
-        data.find(here(images), 8192)
+        dataset.find(here(images), 8192)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -185,7 +184,7 @@ def manifest(images: Path, **changed: object) -> None:
 
 def test_a_rec_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:
     with pytest.raises(WrongUse, match=r"train\.rec must be converted once.*prepare --source rec"):
-        data.find(here(tmp_path / "train.rec"), 8192)
+        dataset.find(here(tmp_path / "train.rec"), 8192)
 
 
 def test_offsets_of_ranges_are_moved_to_the_start(tmp_path: Path) -> None:

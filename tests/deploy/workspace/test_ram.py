@@ -16,8 +16,7 @@ from deploy.errors import WrongUse
 from deploy.pod.agent import ram
 from deploy.shell import LocalShell
 from deploy.specs.settings import Settings, Ssh, Target
-from deploy.workspace import dataset as data
-from deploy.workspace import staging
+from deploy.workspace import dataset, staging
 from deploy.workspace.sources import HERE, Origin
 from tests.deploy.support.pretend.app.prepare import make as prepare
 
@@ -43,7 +42,7 @@ def settings_of(folder: Path, **values: object) -> Settings:
 def choose(folder: Path, tmp_path: Path, rows: int = 40, **values: object) -> staging.Staged:
     images = tmp_path / f"faces{rows}" / "images.npy"
     prepare(images, rows=rows)
-    found = data.find(Origin(HERE, images, LocalShell()), 8192)
+    found = dataset.find(Origin(HERE, images, LocalShell()), 8192)
     settings = settings_of(folder, **values)
     return staging.choose_place(LocalShell(), settings, settings.root, found, 1.0)
 

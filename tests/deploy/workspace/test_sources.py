@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy.errors import WrongUse
-from deploy.runs import session as reach
+from deploy.runs import session
 from deploy.specs.request import parse_request
 from deploy.steps.resolve import check
 from deploy.workspace.sources import UrlFiles
@@ -102,5 +102,5 @@ def test_an_address_that_answers_with_an_error_of_its_own_is_one_sentence() -> N
 def test_wandb_without_its_package_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """On this computer only: other machines have it."""
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with reach.target(PROJECT, "local") as at, pytest.raises(WrongUse, match=r"invoke train --set track=wandb` inst"):
+    with session.target(PROJECT, "local") as at, pytest.raises(WrongUse, match=r"invoke train --set track=wandb` inst"):
         check(at, parse_request(target="local", overrides=("track=wandb",)))
