@@ -139,7 +139,7 @@ def by_overlap(
                 weigh(*own, *near, degree, large, group, overlap, common, weight[part])
             poll()
         again = propagate(ids, longer, weight, attempt, here, poll)
-        labels = _by_smallest_member(np.where(oversize, again, labels))
+        labels = by_smallest_member(np.where(oversize, again, labels))
         sizes = np.bincount(labels, minlength=n)[labels]
         oversize = sizes > max_size
         if not oversize.any():
@@ -176,7 +176,7 @@ def _cut(
     edges = np.ascontiguousarray(edges[np.argsort(-edges[:, 2], kind="stable"), :2])
     pieces = join(edges, len(labels), limit)
     pieces = least(torch.from_numpy(pieces), here).numpy()  # an image's number, or a smaller one of its piece
-    return _by_smallest_member(np.where(chosen, pieces, labels))
+    return by_smallest_member(np.where(chosen, pieces, labels))
 
 
 def pieces_of(count: int, here: World) -> list[slice]:
@@ -270,7 +270,7 @@ def with_looser(strict: Clusters, loose: Clusters, max_size: int) -> Clusters:
     np.maximum.at(largest, pairs // max(n, 1), count)
     taken = ((size >= EVIDENCE) & (size <= max_size) & (largest < WHOLE * size))[loose.labels]
     return Clusters(
-        _by_smallest_member(np.where(taken, n + loose.labels, strict.labels)), np.where(taken, loose.cut, strict.cut)
+        by_smallest_member(np.where(taken, n + loose.labels, strict.labels)), np.where(taken, loose.cut, strict.cut)
     )
 
 
@@ -306,7 +306,7 @@ def _components(pairs: IntArray, n: int) -> IntArray:
     return connected_components(graph, directed=False)[1]
 
 
-def _by_smallest_member(labels: NDArray[Any]) -> NDArray[Any]:
+def by_smallest_member(labels: NDArray[Any]) -> NDArray[Any]:
     """Rename each label to the smallest image that carries it, so that no label names an image of another cluster."""
     smallest = np.full(labels.max(initial=-1) + 1, len(labels), labels.dtype)
     np.minimum.at(smallest, labels, np.arange(len(labels), dtype=labels.dtype))

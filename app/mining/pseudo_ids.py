@@ -26,6 +26,7 @@ from app.mining.doubt import doubts
 from app.mining.gate import Report, effective_rank, judge, keep_ids
 from app.mining.knn import SearchInexact
 from app.mining.lists import NONE, Neighbours, usable
+from app.mining.look_alikes import apart
 from app.mining.sample import recall, sample_rows
 from app.mining.search import searched
 from app.mining.shared_direction import shared_direction, without
@@ -80,9 +81,9 @@ def find_pseudo_ids(
         strict = _clusters(kept, first, original, config, here, poll)
         if config.method == "parity" or removed == MOST_SHARED:
             break
-        apart = shard.where(_are_originals(original, shard, here)[:, None], 0)
+        distinct_rows = shard.where(_are_originals(original, shard, here)[:, None], 0)
         near = gather(kept.cosine[:, 0] >= first[0], here)
-        direction = shared_direction(strict.labels, apart, near, sample, config.false_edges_per_image, here)
+        direction = shared_direction(strict.labels, distinct_rows, near, sample, config.false_edges_per_image, here)
         poll()
         if direction is None:
             break
@@ -92,6 +93,7 @@ def find_pseudo_ids(
     if config.method == "overlap":
         loose = _clusters(kept, second, original, config, here, poll)
         clusters = with_looser(strict, loose, config.max_cluster)
+        clusters = clusters._replace(labels=apart(clusters.labels, shard, original, here, poll))
     floor = config.similarity if config.method == "parity" else float(first[0])
     copies = np.count_nonzero(originals(listed, here, floor=1 - RESOLVED) != np.arange(len(previous)))
     distinct = 1 - copies / max(len(previous), 1)

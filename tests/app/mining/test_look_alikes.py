@@ -1,0 +1,155 @@
+"""Two people who look alike are separated; one person whose images have halves is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from app.config import NO_ID, MiningConfig
+from app.mining.gate import pair_f, pair_precision
+from app.mining.look_alikes import ABOVE, Limit, Null, apart, halves, limit_of, split
+from app.mining.pseudo_ids import find_pseudo_ids
+from app.runtime.dist import World
+from tests.app.support.planted import unit
+from tests.app.support.ranks import free_port, run_ranks
+
+ALONE = World(0, 1, torch.device("cpu"))
+DIM = 128
+Floats = NDArray[np.float32]
+NO_CHANCE = Null(sizes=[4], mean=[-9.0], spread=[1.0], scatter=0.5, scatter_spread=0.1)
+
+
+def people(count: int, images: int, rng: np.random.Generator) -> tuple[Floats, NDArray[np.int64], Floats]:
+    """Return the centres of people [count * images, DIM], the person of each image, and noise of length about 0.8."""
+    owner = np.repeat(np.arange(count), images)
+    noise = 0.8 * rng.normal(size=(len(owner), DIM)) / DIM**0.5
+    return unit(rng.normal(size=(count, DIM)))[owner], owner, noise.astype(np.float32)
+
+
+def twins(couples: int, others: int, images: int) -> tuple[Floats, NDArray[np.int64]]:
+    """Return embeddings and the person of each: couples of people of cosine 0.88, then others."""
+    rng = np.random.default_rng(0)
+    centre, owner, noise = people(2 * couples + others, images, rng)
+    second = (owner % 2 == 1) & (owner < 2 * couples)
+    apart_by = 0.55 * unit(rng.normal(size=(couples, DIM)))[owner[second] // 2]
+    centre[second] = unit(centre[np.flatnonzero(second) - images] + apart_by)
+    return unit(centre + noise), owner
+
+
+def separated(bank: Floats, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    return apart(labels, torch.from_numpy(bank), np.arange(len(bank), dtype=np.int32), ALONE)
+
+
+def test_people_who_look_alike_are_separated_and_the_others_stay_whole() -> None:
+    bank, owner = twins(4, 40, 20)
+    joined = np.where(owner < 8, owner // 2 * 2, owner)
+    first = np.unique(joined, return_index=True)[1][np.unique(joined, return_inverse=True)[1]]
+    found = separated(bank, first)
+    assert pair_precision(first, owner.astype(np.int32)) < 0.9
+    assert pair_f(found, owner.astype(np.int32)) > 0.99
+    assert np.array_equal(found[owner >= 8], first[owner >= 8])
+
+
+def test_mining_finds_people_who_look_alike() -> None:
+    bank, owner = twins(4, 40, 20)
+    nothing = np.full(len(bank), NO_ID, np.int64)
+    found, _ = find_pseudo_ids(torch.from_numpy(bank), nothing, None, MiningConfig(), ALONE, seed=0)
+    assert pair_f(found, owner.astype(np.int32)) > 0.99
+
+
+def test_people_stay_whole_where_each_has_two_halves() -> None:
+    rng = np.random.default_rng(1)
+    centre, owner, noise = people(60, 20, rng)
+    sessions = 0.5 * unit(rng.normal(size=(60, DIM)))
+    bank = unit(centre + noise + np.where(rng.random((len(owner), 1)) < 0.5, 1, -1) * sessions[owner])
+    first = owner * 20
+    assert np.array_equal(separated(bank, first), first)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 8])
+def test_a_few_images_stay_as_they_are(count: int) -> None:
+    bank = unit(np.random.default_rng(0).normal(size=(count, 16)))
+    labels = np.zeros(count, np.int64)
+    assert np.array_equal(separated(bank, labels), labels)
+
+
+def test_images_that_are_all_equal_and_rows_without_a_direction_stay_as_they_are() -> None:
+    bank = np.zeros((40, 16), np.float32)
+    bank[:20, 0] = 1
+    labels = np.repeat([0, 20], 20)
+    assert np.array_equal(separated(bank, labels), labels)
+
+
+def test_a_near_copy_follows_its_image() -> None:
+    bank, owner = twins(4, 40, 20)
+    joined = np.where(owner < 8, owner // 2 * 2, owner) * 20
+    original = np.arange(len(bank), dtype=np.int32)
+    original[[39, 59]] = 20, 41
+    found = apart(joined, torch.from_numpy(bank), original, ALONE)
+    assert found[39] == found[20] != found[0]
+    assert found[59] == found[41]
+
+
+def test_the_halves_of_a_group_are_found_whatever_the_order() -> None:
+    rng = np.random.default_rng(0)
+    group = rng.normal(size=(10, 32)) * 0.1 + 1
+    group[:4, 0] += 3
+    order = rng.permutation(10)
+    found = halves(np.stack([group, group[order]]))
+    assert {tuple(found.one[0]), tuple(~found.one[0])} >= {tuple(np.arange(10) < 4)}
+    assert np.array_equal(found.one[0][order], found.one[1]) or np.array_equal(found.one[0][order], ~found.one[1])
+    assert found.measure[0] == pytest.approx(found.measure[1])
+
+
+@pytest.mark.parametrize(("noise", "pieces"), [(0.7, 2), (0.05, 1)])
+def test_a_half_that_is_tighter_than_a_person_does_not_count(noise: float, pieces: int) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(20, 64)) * 0.7 / 8
+    images[:, 0] += 1
+    images[10:, 1:] *= noise / 0.7
+    images[10:, 1] += 2
+    only_first = Limit([np.log(10.0), np.log(20.0)], [99.0, 0.0])
+    assert len(split(images, NO_CHANCE, only_first)) == pieces
+
+
+def test_the_limit_is_that_of_clusters_of_the_same_size() -> None:
+    size = np.repeat([8, 80], 64)
+    normal = np.random.default_rng(0).normal(size=128)
+    limit = limit_of(np.where(size == 80, 5 + normal, normal - 1), size)
+    assert limit.of(8) == pytest.approx(ABOVE, abs=1)
+    assert limit.of(80) == pytest.approx(5 + ABOVE, abs=1.5)
+
+
+RANKS = """
+import os, pathlib, sys
+import numpy as np, torch
+from app.mining import look_alikes
+from app.runtime import dist
+folder = pathlib.Path(sys.argv[1])
+look_alikes.ROWS_AT_ONCE = 128
+with dist.world() as here:
+    bank, labels, original = (np.load(folder / f"{name}.npy") for name in ("bank", "labels", "original"))
+    found = look_alikes.apart(labels, torch.from_numpy(dist.share(bank, here)), original, here)
+    np.save(folder / f"found_{here.rank}.npy", found)
+print("fine")
+"""
+
+
+@pytest.mark.slow
+def test_three_processes_separate_as_one_does(tmp_path: Path) -> None:
+    bank, owner = twins(4, 40, 20)
+    mixed = np.random.default_rng(0).permutation(len(bank))
+    joined = np.where(owner < 8, owner // 2 * 2, owner)[mixed]
+    labels = np.unique(joined, return_index=True)[1][np.unique(joined, return_inverse=True)[1]]
+    original = np.arange(len(bank), dtype=np.int32)
+    for name, array in (("bank", bank[mixed]), ("labels", labels), ("original", original)):
+        np.save(tmp_path / f"{name}.npy", array)
+    run_ranks(RANKS, 3, str(tmp_path), free_port())
+    found = separated(bank[mixed], labels)
+    assert not np.array_equal(found, labels)
+    for rank in range(3):
+        assert np.array_equal(np.load(tmp_path / f"found_{rank}.npy"), found)
