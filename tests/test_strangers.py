@@ -22,6 +22,7 @@ RIGHT = {
     "deploy/commands/execute.py: Path(folder)": "plan.json, which this computer wrote",
     "deploy/commands/execute.py: PurePath(python)": "plan.json, which this computer wrote",
     "deploy/specs/request.py: Path(told or '')": "a flag that the user typed",
+    "deploy/ui/paths.py: Path(path)": "the text of a message, never opened",
     "deploy/steps/resolve.py: project / labels": "the output of this project's own app.config",
     "deploy/steps/resolve.py: project / own": "the output of this project's own app.config",
 }
@@ -43,6 +44,7 @@ WRITES = {
     "deploy/shell/transfer.py": "a border.Place, and no path",
     "deploy/steps/download.py": "the name of a target",
     "deploy/workspace/compression.py": "a temporary folder",
+    "deploy/workspace/exclude.py": "a temporary folder",
     "deploy/workspace/snapshots.py": "fixed names",
 }
 WRITING = re.compile(

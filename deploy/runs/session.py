@@ -93,9 +93,15 @@ class Reach:
         self._asked = asked
 
     def _renting(self, said: Mapping[str, object]) -> None:
-        """Use the target with these values of what a command can say about renting; see Options.renting."""
+        """Use the target with these values of what a command can say about renting; see Options.renting.
+
+        Raises WrongUse for values that do not go together.
+        """
         target = self._own.target
-        self.settings = replace(self._own, target=replace(target, options=target.options.renting_as(said)))
+        options = target.options.renting_as(said)
+        if options.wrong:
+            raise WrongUse(f"{self._own.where}: {options.wrong}")
+        self.settings = replace(self._own, target=replace(target, options=options))
         self.provider = PROVIDERS[target.provider](self.settings)
 
     def _refuse_other_gpus(self, request: Request, choice: gpus.Choice) -> None:

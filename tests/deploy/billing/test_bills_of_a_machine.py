@@ -70,7 +70,7 @@ def test_orphans_come_first_then_names(rented: Rented) -> None:
 )
 def test_the_target_is_in_the_name_of_a_machine(rented: Rented, name: str, expected: str) -> None:
     rented.machine(name)
-    assert (bill(rented)["target"], bill(rented)["note"]) == (expected, "this laptop has no record of it")
+    assert (bill(rented)["target"], bill(rented)["note"]) == (expected, "no run of this laptop is on it")
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_what_costs_nothing_is_not_mentioned(rented: Rented, capsys: pytest.Capt
     rented.machine(hours=11, usd_per_hour=0.0)
     rented.machine("other", hours=0.5)
     for given_up in (None, "other"):
-        assert said(rented, capsys, given_up).startswith("other costs $2.00 an hour: this laptop has no record of it; ")
+        assert said(rented, capsys, given_up).startswith("other costs $2.00 an hour: no run of this laptop is on it; ")
     assert said(rented, capsys, given_up="m") == ""
 
 
