@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -172,7 +173,7 @@ class RestApi:
         with self._send(method, path, **about) as answer:
             try:
                 said = f"{what}: the answer {answer.status_code}"
-                return border.document(_body(answer), said, ANSWER_BYTES, odd=float)
+                return border.document(_body(answer, self.limits.request_s), said, ANSWER_BYTES, odd=float)
             except BadAnswer as error:
                 raise Unclear(error.message) from None
             except OSError as error:  # the connection broke while the answer came
@@ -193,11 +194,12 @@ class RestApi:
         self.pace.take(urgent=urgent)
         answer, lost = None, Unclear("")
         try:
-            answer = self._session.request(
-                method, self.base + path, params=query, json=body, headers=headers, stream=True,
+            asked = partial(
+                self._session.request, method, self.base + path, params=query, json=body, headers=headers, stream=True,
                 timeout=(min(self.limits.connect_s, self.limits.request_s), self.limits.request_s),
                 allow_redirects=False,
             )  # fmt: skip
+            answer = network.within(2 * self.limits.request_s, asked)
         except OSError as error:  # covers every network error of requests
             kind = Unreachable if network.was_never_sent(error) else Unclear
             lost = kind(f"{method} {path} at {self.base}: {self.key.mask(network.in_words(error))}")
@@ -207,7 +209,7 @@ class RestApi:
         self.policy = answer.headers.get("RateLimit-Policy") or self.policy
         if answer.status_code >= 300:
             with answer:
-                raise _refusal(answer, f"{method} {path}", self.key)
+                raise _refusal(answer, f"{method} {path}", self.key, self.limits.request_s)
         return answer
 
     def _listen_to(self, rate_limit: str) -> None:
@@ -234,19 +236,27 @@ def _log_lines(answer: requests.Response, limit_s: float | None) -> Iterator[Log
             return
 
 
-def _body(answer: requests.Response) -> bytes:
+def _body(answer: requests.Response, limit_s: float) -> bytes:
     """Read the body of an answer. One byte over ANSWER_BYTES ends it, so that its reader refuses it."""
-    data = bytearray()
-    for chunk in answer.iter_content(1 << 16):
-        data += chunk
-        if len(data) > ANSWER_BYTES:
-            break
-    return bytes(data)
 
+    def read() -> bytes:
+        data = bytearray()
+        for chunk in answer.iter_content(1 << 16):
+            data += chunk
+            if len(data) > ANSWER_BYTES:
+                break
+        return bytes(data)
 
-def _refusal(answer: requests.Response, what: str, key: Key) -> ApiError:
     try:
-        problem = border.document(_body(answer), what, ANSWER_BYTES)
+        return network.within(2 * limit_s, read)
+    except TimeoutError:
+        answer.raw.shutdown()  # wakes the reader: until then, closing the answer would wait for it
+        raise
+
+
+def _refusal(answer: requests.Response, what: str, key: Key, limit_s: float) -> ApiError:
+    try:
+        problem = border.document(_body(answer, limit_s), what, ANSWER_BYTES)
         if "detail" not in problem:
             raise BadAnswer(what)
         told = problem["detail"]
