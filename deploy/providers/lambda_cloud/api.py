@@ -126,6 +126,7 @@ class LambdaApi:
         self.base = (environment.get(BASE_URL_VARIABLE) or BASE_URL).rstrip("/")
         self.key = key
         self.clock = clock
+        self.answer_s = ANSWER_S  # for each read of an answer; twice as long for the whole
         self._free_at = {"call": 0.0, "launch": 0.0}  # monotonic seconds
         import requests  # here: it takes a tenth of a second, and commands on other targets do not need it
 
@@ -185,17 +186,10 @@ class LambdaApi:
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, urgent: bool = False) -> Any:
         self._keep_pace("launch" if path.endswith("/launch") else "call", urgent=urgent)
         what, lost = f"{method} {path}", None
-        data, status, headers = b"", 0, {}
+        data, status = b"", 0
+        headers: dict[str, str] = {}
         try:
-            with self._session.request(
-                method, f"{self.base}/api/v1/{path}", json=body, timeout=(CONNECT_S, ANSWER_S), allow_redirects=False,
-                stream=True,
-            ) as answer:  # fmt: skip
-                status, headers = answer.status_code, dict(answer.headers)
-                for chunk in answer.iter_content(1 << 16):
-                    data += chunk
-                    if len(data) > ANSWER_BYTES:
-                        raise BadAnswer(f"Lambda: {what} answers with more than {ANSWER_BYTES} bytes")
+            data, status, headers = network.within(2 * self.answer_s, lambda: self._ask(method, path, body))
         except OSError as error:  # covers every network error of requests
             kind = NeverSent if network.was_never_sent(error) else ApiError
             lost = kind(f"{what} at {self.base}: {self.key.mask(network.in_words(error))}")
@@ -207,6 +201,19 @@ class LambdaApi:
         if "data" not in said:
             raise BadAnswer(f"Lambda: {what} answers without data")
         return said["data"]
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> tuple[bytes, int, dict[str, str]]:
+        """Return the body of the answer, its status and its headers."""
+        data = b""
+        with self._session.request(
+            method, f"{self.base}/api/v1/{path}", json=body, timeout=(CONNECT_S, self.answer_s), allow_redirects=False,
+            stream=True,
+        ) as answer:  # fmt: skip
+            for chunk in answer.iter_content(1 << 16):
+                data += chunk
+                if len(data) > ANSWER_BYTES:
+                    raise BadAnswer(f"Lambda: {method} {path} answers with more than {ANSWER_BYTES} bytes")
+            return data, answer.status_code, dict(answer.headers)
 
     def _refusal(self, data: bytes, status: int, headers: Mapping[str, str], what: str) -> ApiError:
         try:

@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -101,7 +102,7 @@ class RestApi:
         return answers.listed_pods(found)
 
     def terminate(self, pod_id: str) -> None:
-        self._send("DELETE", f"/v2/pods/{_safe(pod_id)}", urgent=True)
+        self._send("DELETE", f"/v2/pods/{_safe(pod_id)}", urgent=True).close()
 
     def create_cluster(self, wanted: Wanted) -> Cluster:
         return answers.cluster(self._json("POST", "/v2/clusters", body=body_of_cluster(wanted)))
@@ -117,7 +118,7 @@ class RestApi:
         return [replace(each, cluster=cluster_id) for each in found]
 
     def end_cluster(self, cluster_id: str) -> None:
-        self._send("DELETE", f"/v2/clusters/{_safe(cluster_id)}", urgent=True)
+        self._send("DELETE", f"/v2/clusters/{_safe(cluster_id)}", urgent=True).close()
 
     def offers(
         self, gpus: Sequence[str], count: int, cloud: str, min_cuda: str | None, product: str = "POD"
@@ -165,14 +166,14 @@ class RestApi:
 
     def _json(self, method: str, path: str, **about: Any) -> dict[str, Any]:
         what = f"{method} {path}"
-        with self._send(method, path, **about) as answer:
-            try:
-                said = f"{what}: the answer {answer.status_code}"
-                return border.document(_body(answer), said, ANSWER_BYTES, odd=float)
-            except BadAnswer as error:
-                raise Unclear(error.message) from None
-            except OSError as error:  # the connection broke while the answer came
-                why = self.key.mask(network.in_words(error))
+        answer = self._send(method, path, **about)
+        try:
+            said = f"{what}: the answer {answer.status_code}"
+            return border.document(_body(answer, self.limits.request_s), said, ANSWER_BYTES, odd=float)
+        except BadAnswer as error:
+            raise Unclear(error.message) from None
+        except OSError as error:  # the connection broke while the answer came
+            why = self.key.mask(network.in_words(error))
         raise Unclear(f"{what} at {self.base}: {why}")  # outside `except`: the cause holds the request
 
     def _send(
@@ -189,11 +190,12 @@ class RestApi:
         self.pace.take(urgent=urgent)
         answer, lost = None, Unclear("")
         try:
-            answer = self._session.request(
-                method, self.base + path, params=query, json=body, headers=headers, stream=True,
+            asked = partial(
+                self._session.request, method, self.base + path, params=query, json=body, headers=headers, stream=True,
                 timeout=(min(self.limits.connect_s, self.limits.request_s), self.limits.request_s),
                 allow_redirects=False,
             )  # fmt: skip
+            answer = network.within(2 * self.limits.request_s, asked)
         except OSError as error:  # covers every network error of requests
             kind = Unreachable if network.was_never_sent(error) else Unclear
             lost = kind(f"{method} {path} at {self.base}: {self.key.mask(network.in_words(error))}")
@@ -202,8 +204,7 @@ class RestApi:
         self._listen_to(answer.headers.get("RateLimit", ""))
         self.policy = answer.headers.get("RateLimit-Policy") or self.policy
         if answer.status_code >= 300:
-            with answer:
-                raise _refusal(answer, f"{method} {path}", self.key)
+            raise _refusal(answer, f"{method} {path}", self.key, self.limits.request_s)
         return answer
 
     def _listen_to(self, rate_limit: str) -> None:
@@ -230,14 +231,19 @@ def _log_lines(answer: requests.Response, limit_s: float | None) -> Iterator[Log
             return
 
 
-def _body(answer: requests.Response) -> bytes:
-    """Read the body of an answer. One byte over ANSWER_BYTES ends it, so that its reader refuses it."""
-    data = bytearray()
-    for chunk in answer.iter_content(1 << 16):
-        data += chunk
-        if len(data) > ANSWER_BYTES:
-            break
-    return bytes(data)
+def _body(answer: requests.Response, limit_s: float) -> bytes:
+    """Read the body of an answer, and close it. One byte over ANSWER_BYTES ends it, so that its reader refuses it."""
+
+    def read() -> bytes:
+        data = bytearray()
+        with answer:  # here: to close it elsewhere would wait for this read
+            for chunk in answer.iter_content(1 << 16):
+                data += chunk
+                if len(data) > ANSWER_BYTES:
+                    break
+        return bytes(data)
+
+    return network.within(2 * limit_s, read)
 
 
 def body_of(wanted: Wanted) -> dict[str, Any]:
@@ -279,9 +285,9 @@ def _container(wanted: Wanted) -> dict[str, Any]:
     return body
 
 
-def _refusal(answer: requests.Response, what: str, key: Key) -> ApiError:
+def _refusal(answer: requests.Response, what: str, key: Key, limit_s: float) -> ApiError:
     try:
-        problem = border.document(_body(answer), what, ANSWER_BYTES)
+        problem = border.document(_body(answer, limit_s), what, ANSWER_BYTES)
         if "detail" not in problem:
             raise BadAnswer(what)
         told = problem["detail"]
