@@ -20,10 +20,9 @@ def visible(text: str, *, newlines: bool = True) -> str:
 
     Tabs stay; newlines stay if `newlines` is true.
     """
-    if text.isascii():
-        plain = not text.encode("ascii").translate(None, _PLAIN_LINES if newlines else _PLAIN)
-    else:
-        plain = (text.replace("\n", "").replace("\t", "") if newlines else text).isprintable()
+    # What is neither plain ASCII nor a line end is little of a log, so this is the fastest way to look for it.
+    rest = text.encode("utf-8", "surrogatepass").translate(None, _PLAIN_LINES if newlines else _PLAIN)
+    plain = not rest or rest.decode("utf-8", "surrogatepass").isprintable()
     if plain:
         return text
     return text.translate(_CODES if newlines else _LINE_CODES)  # re.sub would take 60 bytes for each match
