@@ -56,7 +56,7 @@ MACHINE = [
 # The only files that may import an external package.
 DOORS = {
     "cryptography": {"deploy/providers/ssh_key.py"},
-    "docker": {"deploy/providers/image.py", "deploy/providers/docker.py"},
+    "docker": {"deploy/providers/base_image.py", "deploy/providers/docker.py", "deploy/providers/image.py"},
     "fabric": {"deploy/shell/connect.py", "deploy/shell/ssh.py"},
     "faiss": {"app/mining/knn.py"},
     # if an address needs it and it is installed
