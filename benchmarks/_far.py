@@ -35,6 +35,7 @@ class Far:
     root: Path
     machine: Machine
     key: Path
+    port: int  # of its SSH server, without the delay
     environment: dict[str, str]
 
     def invoke(self, *words: str) -> Any:
@@ -65,7 +66,7 @@ def far(*, round_trip_s: float = ROUND_TRIP_S, bytes_per_s: float = 0.0, commit:
             environment = {**os.environ, "SNIPERFACE_TMUX_SOCKET": f"sniperface-far-{folder.name[-8:]}"}
             environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else each command compiles the whole project again
             try:
-                yield Far(project, root, server.machine(port=line.port), server.key, environment)
+                yield Far(project, root, server.machine(port=line.port), server.key, server.port, environment)
             finally:
                 for status in (root / "runs").glob("*/status.json"):
                     told = json.loads(status.read_text())

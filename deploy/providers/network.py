@@ -25,7 +25,7 @@ WORDS = {
 def within(limit_s: float, work: Callable[[], T]) -> T:
     """Return the result of some work with a connection. Raises TimeoutError after the limit, and abandons the work.
 
-    The timeout of a socket is for each read, so a server that sends a byte now and then would never be late.
+    A timeout of a socket is for each read, so a server that sends a byte now and then would never be late.
     """
     found: list[Any] = []
     failed: list[BaseException] = []

@@ -103,7 +103,7 @@ class RestApi:
         return answers.listed_pods(found)
 
     def terminate(self, pod_id: str) -> None:
-        self._send("DELETE", f"/v2/pods/{_safe(pod_id)}", urgent=True)
+        self._send("DELETE", f"/v2/pods/{_safe(pod_id)}", urgent=True).close()
 
     def create_cluster(self, wanted: Wanted) -> Cluster:
         return answers.cluster(self._json("POST", "/v2/clusters", body=body_of_cluster(wanted)))
@@ -119,7 +119,7 @@ class RestApi:
         return [replace(each, cluster=cluster_id) for each in found]
 
     def end_cluster(self, cluster_id: str) -> None:
-        self._send("DELETE", f"/v2/clusters/{_safe(cluster_id)}", urgent=True)
+        self._send("DELETE", f"/v2/clusters/{_safe(cluster_id)}", urgent=True).close()
 
     def offers(
         self, gpus: Sequence[str], count: int, cloud: str, min_cuda: str | None, product: str = "POD"
@@ -170,14 +170,14 @@ class RestApi:
 
     def _json(self, method: str, path: str, **about: Any) -> dict[str, Any]:
         what = f"{method} {path}"
-        with self._send(method, path, **about) as answer:
-            try:
-                said = f"{what}: the answer {answer.status_code}"
-                return border.document(_body(answer, self.limits.request_s), said, ANSWER_BYTES, odd=float)
-            except BadAnswer as error:
-                raise Unclear(error.message) from None
-            except OSError as error:  # the connection broke while the answer came
-                why = self.key.mask(network.in_words(error))
+        answer = self._send(method, path, **about)
+        try:
+            said = f"{what}: the answer {answer.status_code}"
+            return border.document(_body(answer, self.limits.request_s), said, ANSWER_BYTES, odd=float)
+        except BadAnswer as error:
+            raise Unclear(error.message) from None
+        except OSError as error:  # the connection broke while the answer came
+            why = self.key.mask(network.in_words(error))
         raise Unclear(f"{what} at {self.base}: {why}")  # outside `except`: the cause holds the request
 
     def _send(
@@ -208,8 +208,7 @@ class RestApi:
         self._listen_to(answer.headers.get("RateLimit", ""))
         self.policy = answer.headers.get("RateLimit-Policy") or self.policy
         if answer.status_code >= 300:
-            with answer:
-                raise _refusal(answer, f"{method} {path}", self.key, self.limits.request_s)
+            raise _refusal(answer, f"{method} {path}", self.key, self.limits.request_s)
         return answer
 
     def _listen_to(self, rate_limit: str) -> None:
@@ -237,21 +236,18 @@ def _log_lines(answer: requests.Response, limit_s: float | None) -> Iterator[Log
 
 
 def _body(answer: requests.Response, limit_s: float) -> bytes:
-    """Read the body of an answer. One byte over ANSWER_BYTES ends it, so that its reader refuses it."""
+    """Read the body of an answer, and close it. One byte over ANSWER_BYTES ends it, so that its reader refuses it."""
 
     def read() -> bytes:
         data = bytearray()
-        for chunk in answer.iter_content(1 << 16):
-            data += chunk
-            if len(data) > ANSWER_BYTES:
-                break
+        with answer:  # here: to close it elsewhere would wait for this read
+            for chunk in answer.iter_content(1 << 16):
+                data += chunk
+                if len(data) > ANSWER_BYTES:
+                    break
         return bytes(data)
 
-    try:
-        return network.within(2 * limit_s, read)
-    except TimeoutError:
-        answer.raw.shutdown()  # wakes the reader: until then, closing the answer would wait for it
-        raise
+    return network.within(2 * limit_s, read)
 
 
 def _refusal(answer: requests.Response, what: str, key: Key, limit_s: float) -> ApiError:
