@@ -84,7 +84,7 @@ def list_runs(project: Path, sort: str | None = None) -> list[dict[str, Any]]:
     """
     if sort is not None and sort not in SORTED:
         raise unknown("--sort", sort, SORTED)
-    listed = []
+    listed, seen = [], []
     with contextlib.ExitStack() as stack:
         targets: dict[str, Reach] = {}
         for record in records.every(project / "runs"):
@@ -99,12 +99,13 @@ def list_runs(project: Path, sort: str | None = None) -> list[dict[str, Any]]:
                 unreadable = f"the machine's answer is not readable: {error.message}"
             except (DeployError, OSError):  # gone, or unreachable now: keep the state last seen
                 pass
+            seen.append(record)
             row = documents.row(record, _downloaded(project, record), notes.read(project / "runs", record.run_id))
             if record.state == "lost" and record.target in targets:
                 row["reason"] = f"{record.reason}; saved: {_saved(targets[record.target], record)}"
             listed.append({**row, "reason": unreadable} if unreadable else row)
-    usd = costs.by_run(records.every(project / "runs"))  # as they are after the look
-    listed = [{**row, "run_usd": usd.get(row["run_id"], 0.0)} for row in listed]
+    usd = costs.by_run(seen)
+    listed = [{**row, "run_usd": usd[row["run_id"]]} for row in listed]
     return sorted(listed, key=SORTED[sort], reverse=True) if sort else listed
 
 
