@@ -37,7 +37,6 @@ NO_ENGINE = "SNIPERFACE_NO_ENGINE"
 LONGEST = (
     "tests/e2e", "tests/deploy/commands/test_remote", "tests/test_bootstrap", "tests/deploy/commands/test_story",
     "tests/deploy/commands/test_hostile_machine", "tests/deploy/pod/test_guard.",
-    "tests/deploy/pod/test_image_machine", "tests/app/shadow/test_deepest",
 )  # fmt: skip
 PASSED = pytest.StashKey[bool]()
 
