@@ -9,8 +9,8 @@ from typing import Any
 from deploy.errors import NoMachine, WrongUse, command
 from deploy.runs import session
 from deploy.specs import memory
+from deploy.specs.facts import DataFacts
 from deploy.specs.machine import Card, Rental
-from deploy.specs.plan import DataFacts
 from deploy.specs.request import Request
 from deploy.specs.settings import Target
 from deploy.steps import resolve

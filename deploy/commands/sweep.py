@@ -21,7 +21,8 @@ from deploy.runs.records import Record
 from deploy.runs.session import Reach
 from deploy.runs.situation import Situation
 from deploy.specs.estimate import plural
-from deploy.specs.plan import Facts, Plan, make
+from deploy.specs.facts import Facts
+from deploy.specs.plan import Plan, make
 from deploy.specs.request import Request
 from deploy.specs.sweep import Combination, combinations, end_of_sweep, identity, refuse_same, total
 from deploy.steps import download, resolve, restore

@@ -17,7 +17,8 @@ from deploy.runs.records import Record
 from deploy.runs.session import Reach, Reached
 from deploy.runs.situation import Situation
 from deploy.specs.estimate import Stopwatch
-from deploy.specs.plan import Facts, Plan, going_on, make
+from deploy.specs.facts import Facts
+from deploy.specs.plan import Plan, going_on, make
 from deploy.specs.request import Request, parse_request
 from deploy.steps import download, nodes, resolve, restore
 from deploy.steps.code_check import prove_code

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import TYPE_CHECKING
 
+from deploy.specs.facts import DataFacts
 from deploy.specs.settings import Settings
-
-if TYPE_CHECKING:
-    from deploy.specs.plan import DataFacts
 
 UNKNOWN_USER = "<user>"  # in a plan that is made before the host is reached
 

@@ -7,7 +7,7 @@ from typing import Any
 from deploy.errors import WrongUse
 from deploy.runs import records
 from deploy.runs.session import Reached
-from deploy.specs.plan import Continuation
+from deploy.specs.facts import Continuation
 from deploy.specs.request import Request, contradictions
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from deploy.errors import DeployError
 from deploy.runs.session import Reach
+from deploy.specs.facts import Facts
 from deploy.specs.names import machine_name
-from deploy.specs.plan import Facts
 from deploy.ui.screen import Screen
 from deploy.workspace import devices, environment
 

@@ -15,9 +15,10 @@ from deploy.runs.session import Prepared, Reach
 from deploy.shell import LinkLost, Shell, transfer
 from deploy.specs import memory, shards
 from deploy.specs.estimate import Stopwatch
+from deploy.specs.facts import Facts
 from deploy.specs.machine import Machine, MachineSpec, node_name
 from deploy.specs.names import family_name
-from deploy.specs.plan import TRAIN_LABELS, Facts, Plan, make
+from deploy.specs.plan import TRAIN_LABELS, Plan, make
 from deploy.specs.settings import Settings
 from deploy.specs.shards import WHOLE
 from deploy.steps.code_check import check_code

@@ -21,7 +21,7 @@ from deploy.runs.session import Reach
 from deploy.shell import LocalShell, load_ssh
 from deploy.specs import memory, shards
 from deploy.specs.estimate import NEWEST
-from deploy.specs.plan import Continuation, DataFacts, Facts
+from deploy.specs.facts import Continuation, DataFacts, Facts
 from deploy.specs.request import DATA_KEY, LABELS_KEY, Request, hydra_override, user_overrides
 from deploy.specs.settings import Settings
 from deploy.specs.shards import Shard

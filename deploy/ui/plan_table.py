@@ -8,8 +8,9 @@ from deploy.errors import command
 from deploy.pod.base.addresses import shown
 from deploy.pod.base.limits import LAPTOP
 from deploy.specs.estimate import Compared, Phase, duration, plural
+from deploy.specs.facts import CodeFacts
 from deploy.specs.gpus import typed
-from deploy.specs.plan import CodeFacts, Plan
+from deploy.specs.plan import Plan
 from deploy.specs.settings import OPTIONS
 
 NAMES_SHOWN = 5

@@ -15,7 +15,7 @@ from typing import Any
 from deploy import border
 from deploy.errors import StepFailed, WrongUse
 from deploy.shell import Shell
-from deploy.specs.plan import CodeFacts
+from deploy.specs.facts import CodeFacts
 from deploy.workspace import exclude, leaks, worktree
 from deploy.workspace.snapshots import Snapshots
 from deploy.workspace.worktree import FOR_SNAPSHOTS, Listing, excluded, git, is_repository, on_disk

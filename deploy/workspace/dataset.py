@@ -16,8 +16,8 @@ from deploy.errors import BadAnswer, WrongUse, command
 from deploy.shell import LocalShell
 from deploy.shell.base import CHUNK_BYTES
 from deploy.shell.ranges import Piece
+from deploy.specs.facts import DataFacts
 from deploy.specs.names import slug
-from deploy.specs.plan import DataFacts
 from deploy.specs.shards import WHOLE, Shard
 from deploy.workspace import encoded
 from deploy.workspace.compression import NONE, Packing

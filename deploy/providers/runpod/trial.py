@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deploy.errors import NoMachine, command
 from deploy.pod.base.retry import MACHINE_POLLS_S, endless
@@ -24,11 +24,9 @@ from deploy.providers.runpod.specification import GPU_SCHEMA, MEMORY_FIELD, fiel
 from deploy.providers.runpod.start import archive_of
 from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.names import family_name
+from deploy.specs.provider import Provider
 from deploy.specs.settings import RunPod, Settings
 from deploy.specs.trial import OK, PROBLEM, WARNING, Finding, Funds, Offer
-
-if TYPE_CHECKING:
-    from deploy.providers.runpod.provider import RunPodProvider
 
 MOST_GPUS = 5  # GPU types that are tried, the cheapest first
 CANDIDATES_MIN = 5.0  # after which no further candidate is requested
@@ -63,7 +61,7 @@ PROBE = (*image.BOOT, "deploy/pod/watchdog/rights.py", *(f"{each}/__init__.py" f
 class RunPodTrial:
     """Implements `deploy.specs.trial.Trial`. The pod has no volume, so nothing of the user's is touched."""
 
-    def __init__(self, settings: Settings, rest: RestApi, asking: Asking, make: Callable[..., RunPodProvider]) -> None:
+    def __init__(self, settings: Settings, rest: RestApi, asking: Asking, make: Callable[..., Provider]) -> None:
         assert isinstance(settings.target.options, RunPod)
         self.settings = settings
         self.options = settings.target.options
@@ -75,7 +73,7 @@ class RunPodTrial:
         self._chosen: list[Candidate] = []
         self._funds_error = ""
         self._requested = 0.0
-        self._provider: RunPodProvider | None = None
+        self._provider: Provider | None = None
 
     # What costs nothing
 

@@ -7,8 +7,8 @@ import pytest
 from deploy.commands.offers import judged
 from deploy.providers.runpod.api import Offer
 from deploy.providers.runpod.candidates import rentals
+from deploy.specs.facts import DataFacts
 from deploy.specs.machine import Rental
-from deploy.specs.plan import DataFacts
 from deploy.specs.settings import RunPod, Target
 from tests.deploy.conftest import Project
 from tests.deploy.specs.test_memory import CONFIG, TABLE

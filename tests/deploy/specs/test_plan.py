@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 from deploy.errors import WrongUse
 from deploy.pod.base.limits import Limits, parse
 from deploy.specs.estimate import NAMES, Measured, Phase
+from deploy.specs.facts import CodeFacts, Continuation, DataFacts, Facts
 from deploy.specs.machine import Card, Hardware, Image, Machine
-from deploy.specs.plan import CodeFacts, Continuation, DataFacts, Facts, Plan, make
+from deploy.specs.plan import Plan, make
 from deploy.specs.request import Request, hydra_override, parse_request
 from deploy.specs.settings import Settings, Ssh, Target
 from deploy.ui.plan_table import plan_rows
