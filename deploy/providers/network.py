@@ -1,4 +1,4 @@
-"""Describe network errors for users, detect requests that were never sent, and end those that take too long."""
+"""Describe network errors for users, and detect requests that were never sent. Pure functions, no I/O."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import errno
 import os
 import re
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
 
-T = TypeVar("T")
 # Class names, because the libraries below `requests` raise their own errors and keep the reason inside.
 NEVER_SENT = ("NewConnectionError", "NameResolutionError", "ConnectTimeout", "ConnectTimeoutError", "SSLError")
 WORDS = {
@@ -20,33 +17,6 @@ WORDS = {
     errno.ETIMEDOUT: "the connection timed out",
     errno.ECONNRESET: "the connection was cut",
 }
-
-
-def within(limit_s: float, work: Callable[[], T]) -> T:
-    """Return the result of some work with a connection. Raises TimeoutError after the limit, and abandons the work.
-
-    A timeout of a socket is for each read, so a server that sends a byte now and then would never be late.
-    """
-    found: list[Any] = []
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            found.append(work())
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run, daemon=True, name="request")
-    thread.start()
-    left_s = limit_s
-    while thread.is_alive() and left_s > 0:
-        thread.join(min(left_s, 0.5))  # on Windows, Ctrl-C cannot interrupt a longer wait
-        left_s -= 0.5
-    if failed:
-        raise failed[0]
-    if not found:
-        raise TimeoutError("the answer did not end in time")
-    return found[0]  # type: ignore[no-any-return]
 
 
 def in_words(error: BaseException) -> str:

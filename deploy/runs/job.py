@@ -17,6 +17,7 @@ from deploy.errors import BadAnswer, DeployError, StepFailed, WrongUse, command,
 from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES, RunFolder
 from deploy.pod.base.limits import LOST_AFTER_S
 from deploy.shell import EVIDENCE_LINES, Shell
+from deploy.shell.background import Work
 from deploy.specs.machine import Machine
 from deploy.specs.plan import Plan
 
@@ -207,26 +208,35 @@ class Tail:
     1. Every byte is returned once, in order; `offset` is where the next read begins.
     2. A character cut by the end of the file is held back until its remaining bytes are written.
     3. Invalid UTF-8 becomes U+FFFD. 4. A file that does not exist yet counts as empty.
+    5. With `reads_ahead`, the piece after a full one is on its way while the caller works on that one.
     """
 
     shell: Shell
     path: PurePath
     offset: int = 0
     most: int = PIECE_BYTES  # per request
+    reads_ahead: bool = False
     is_behind: bool = False  # the last read was full: there may be more
+    next_piece: Callable[[], bytes] | None = None
     decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
     )
 
     def read(self) -> str:
         """The new text, from at most `most` bytes; empty if there is none now."""
+        piece, self.next_piece = self.next_piece or self._piece, None
         try:
-            data = self.shell.read(self.path, self.offset, self.most)
+            data = piece()
         except (FileNotFoundError, NotADirectoryError):
             return ""
         self.offset += len(data)
         self.is_behind = len(data) == self.most
+        if self.is_behind and self.reads_ahead:
+            self.next_piece = Work(self._piece).result
         return self.decoder.decode(data)
+
+    def _piece(self) -> bytes:
+        return self.shell.read(self.path, self.offset, self.most)
 
 
 class Events:
@@ -264,7 +274,10 @@ def follow(
 
     Each round reads the status first, so that the last lines are not missed.
     """
-    log, events = Tail(shell, folder.log, since.log_bytes), Events(shell, folder.metrics, since.metrics_bytes)
+    log, events = (
+        Tail(shell, folder.log, since.log_bytes, reads_ahead=True),
+        Events(shell, folder.metrics, since.metrics_bytes),
+    )
     while True:
         status = look(shell, folder)
         if status is not None:

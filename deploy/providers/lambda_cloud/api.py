@@ -26,6 +26,7 @@ from deploy import border
 from deploy.errors import BadAnswer, NoAccount, WrongUse
 from deploy.providers import network
 from deploy.providers.rented import Clock, Key
+from deploy.shell.background import Work
 from deploy.specs.machine import HOST
 
 BASE_URL_VARIABLE, BASE_URL = "LAMBDA_API_BASE_URL", "https://cloud.lambda.ai"
@@ -189,7 +190,7 @@ class LambdaApi:
         data, status = b"", 0
         headers: dict[str, str] = {}
         try:
-            data, status, headers = network.within(2 * self.answer_s, lambda: self._ask(method, path, body))
+            data, status, headers = Work(lambda: self._ask(method, path, body)).result(2 * self.answer_s)
         except OSError as error:  # covers every network error of requests
             kind = NeverSent if network.was_never_sent(error) else ApiError
             lost = kind(f"{what} at {self.base}: {self.key.mask(network.in_words(error))}")

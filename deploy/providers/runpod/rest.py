@@ -43,6 +43,7 @@ from deploy.providers.runpod.api import (
 from deploy.providers.runpod.bodies import body_of, body_of_cluster
 from deploy.providers.runpod.ratelimit import Limits, Pace
 from deploy.providers.runpod.specification import GPU_SCHEMA, MEMORY_FIELD, fields_of
+from deploy.shell.background import Work
 from deploy.specs.trial import Funds
 
 ANSWER_BYTES = 8 << 20
@@ -199,7 +200,7 @@ class RestApi:
                 timeout=(min(self.limits.connect_s, self.limits.request_s), self.limits.request_s),
                 allow_redirects=False,
             )  # fmt: skip
-            answer = network.within(2 * self.limits.request_s, asked)
+            answer = Work(asked).result(2 * self.limits.request_s)
         except OSError as error:  # covers every network error of requests
             kind = Unreachable if network.was_never_sent(error) else Unclear
             lost = kind(f"{method} {path} at {self.base}: {self.key.mask(network.in_words(error))}")
@@ -247,7 +248,7 @@ def _body(answer: requests.Response, limit_s: float) -> bytes:
                     break
         return bytes(data)
 
-    return network.within(2 * limit_s, read)
+    return Work(read).result(2 * limit_s)
 
 
 def _refusal(answer: requests.Response, what: str, key: Key, limit_s: float) -> ApiError:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import uuid
 from pathlib import Path, PurePath
 
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploy.errors import StepFailed
 from deploy.pod.agent import verbs
 from deploy.pod.base.folder import RunFolder
 from deploy.runs.job import Events, Tail, _tmux_start, follow, position, session_name
@@ -87,6 +89,53 @@ def test_text_comes_whole_however_it_is_cut(text: str, cuts: list[int]) -> None:
     content = text.encode("utf-8", errors="replace")
     tail = Tail(Growing(content, sorted(min(cut, len(content)) for cut in cuts)), Path("log"))
     assert "".join(tail.read() for _ in range(len(cuts) + 1)) == content.decode("utf-8")
+
+
+class Asked(LocalShell):
+    """Notes where each piece begins that is read."""
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+        self.changed = threading.Condition()
+
+    def read(self, path: PurePath, offset: int = 0, limit: int | None = None) -> bytes:
+        with self.changed:
+            self.offsets.append(offset)
+            self.changed.notify_all()
+        return super().read(path, offset, limit)
+
+
+@pytest.mark.parametrize("size", [0, 3, 4, 8, 11])
+def test_the_piece_after_a_full_one_is_read_meanwhile(tmp_path: Path, size: int) -> None:
+    """Nothing is read twice or left out, and after a piece that was not full nothing is asked for."""
+    log = tmp_path / "train.log"
+    log.write_bytes(bytes(range(97, 97 + size)))
+    shell = Asked()
+    tail = Tail(shell, log, most=4, reads_ahead=True)
+    text = tail.read()
+    if tail.is_behind:
+        with shell.changed:
+            assert shell.changed.wait_for(lambda: shell.offsets == [0, 4], timeout=30)
+    while tail.is_behind:
+        text += tail.read()
+    assert text.encode() == log.read_bytes()
+    assert shell.offsets == [*range(0, size + 1, 4)]
+
+
+def test_a_failure_of_the_piece_on_its_way_is_raised_by_the_next_read(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    log.write_bytes(b"abcd")
+
+    class Lost(LocalShell):
+        def read(self, path: PurePath, offset: int = 0, limit: int | None = None) -> bytes:
+            if offset:
+                raise StepFailed("the machine cannot be reached")
+            return super().read(path, offset, limit)
+
+    tail = Tail(Lost(), log, most=4, reads_ahead=True)
+    assert tail.read() == "abcd"
+    with pytest.raises(StepFailed, match="cannot be reached"):
+        tail.read()
 
 
 def test_a_log_that_is_not_there_yet_is_empty(tmp_path: Path) -> None:
