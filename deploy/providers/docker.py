@@ -340,11 +340,12 @@ def _log(container: Container) -> str:
     """Read the first READY_S of the log since the last start. The whole log grows with every SSH connection."""
     from docker.errors import APIError
 
-    started = _seconds(container.attrs["State"]["StartedAt"])
+    started, ended = (_seconds(container.attrs["State"][each]) for each in ("StartedAt", "FinishedAt"))
     if started <= 0:  # never started
         return ""
+    since = ended if ended > 0 else None  # not `started`: the engine may note it after the container's first lines
     try:
-        return str(container.logs(since=started, until=started + READY_S).decode("utf-8", errors="replace"))
+        return str(container.logs(since=since, until=started + READY_S).decode("utf-8", errors="replace"))
     except APIError:  # just removed, or its log driver keeps no readable log
         return ""
 

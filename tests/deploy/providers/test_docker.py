@@ -11,13 +11,14 @@ import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 
 import pytest
 
 from deploy.errors import NoMachine, WrongUse, command
 from deploy.providers import image
-from deploy.providers.docker import DockerProvider
+from deploy.providers.docker import DockerProvider, _log
 from deploy.specs.machine import Machine, MachineSpec
 from deploy.specs.settings import Docker, Settings, Target
 from tests.support import images
@@ -95,6 +96,18 @@ def test_a_stopped_one_is_started_again_with_its_files_and_its_host_key(
         machine.address and machine.address.host_keys,
     )
     assert ssh(again, "cat /workspace/note", tmp_path) == "kept"
+
+
+def test_lines_from_before_the_noted_start_count(provider: DockerProvider) -> None:
+    """A busy engine notes the start of a container up to some milliseconds after its first lines."""
+    machine = provider.acquire(spec(provider, "r1"))
+    container = provider.client.containers.get(machine.name)
+    container.restart()
+    provider.acquire(spec(provider, "r2"))
+    container.reload()
+    noted = datetime.now(timezone.utc).isoformat().replace("+00:00", "000Z")  # later than all lines so far
+    container.attrs["State"]["StartedAt"] = noted
+    assert _log(container).count("host key: ") == 1, "of this start, and of no earlier one"
 
 
 def test_one_that_is_still_starting_is_not_there_yet(provider: DockerProvider) -> None:
