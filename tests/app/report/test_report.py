@@ -310,10 +310,10 @@ signal.signal(signal.SIGTERM, lambda *_: None)  # as a rank, which writes a chec
 told = []
 making = threading.Thread(target=lambda: told.append(leave(RunFolder(Path(sys.argv[1])))))
 making.start()
-def makes():
+def makes():  # before exec, a child has this script's own command line
     own = Path(f"/proc/{os.getpid()}/task").glob("*/children")
     pids = " ".join(each.read_text() for each in own).split()
-    return any(b"app.report" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
+    return any(b"-m\\0app.report" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
 while making.is_alive() and not makes():
     pass
 os.killpg(0, signal.SIGTERM)
