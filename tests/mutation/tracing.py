@@ -1,4 +1,4 @@
-"""Notes which lines of the mutated folders a process runs, for whom: the test that the run has named in a file.
+"""Notes which lines of the mutated folders a process runs, and for which test: a file of the run names it.
 
 Imported by every Python process that a test starts, before anything else: standard library only. A command that a test
 runs in a copy of the project counts as well; a process that is killed does not.

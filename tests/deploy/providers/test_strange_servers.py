@@ -45,9 +45,9 @@ class Server:
         self.url = f"http://127.0.0.1:{self.http.server_port}"
 
 
-def drip(to: BaseHTTPRequestHandler, over: threading.Event) -> None:
+def drip(to: BaseHTTPRequestHandler, over: threading.Event, status: int = 200) -> None:
     """A blank of the body at a time, each earlier than the timeout of a read."""
-    to.send_response(200)
+    to.send_response(status)
     to.send_header("Content-Length", "100000")
     to.end_headers()
     while not over.wait(LATE_S / 10):
@@ -61,11 +61,7 @@ def drip_headers(to: BaseHTTPRequestHandler, over: threading.Event) -> None:
 
 
 def drip_refusal(to: BaseHTTPRequestHandler, over: threading.Event) -> None:
-    to.send_response(403)
-    to.send_header("Content-Length", "100000")
-    to.end_headers()
-    while not over.wait(LATE_S / 10):
-        to.wfile.write(b" ")
+    drip(to, over, status=403)
 
 
 @functools.cache
