@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from app.data.dataset import SIDE
+from app.data.arrays import SIDE
 from app.data.sources.decode import fast_jpeg
 from app.errors import WrongUse
 
@@ -67,6 +67,10 @@ class UnknownScale(ValueError):
     """Pixels are 32-bit integers or floats, and the file does not define which value is white."""
 
 
+class OtherSize(ValueError):
+    """An image is not 112 x 112; the message has its size."""
+
+
 class NeedsHeif(ValueError):
     """The image is HEIC, which Pillow does not decode, and its plugin pillow-heif is not installed."""
 
@@ -96,6 +100,17 @@ def decode_face(file: Path | IO[bytes] | bytes, fit: str = "crop") -> NDArray[np
         file = file.read_bytes() if isinstance(file, Path) else file.read()
     fast = None if EXIF in file else fast_jpeg(file, SIDE)
     return np.asarray(fitted(photograph(file), fit)) if fast is None else fast
+
+
+def decode_stored(data: bytes) -> NDArray[np.uint8]:
+    """Decode an image file of 112 x 112 to [112, 112, 3] RGB. Raises OtherSize, or one of UNREADABLE."""
+    fast = None if EXIF in data else fast_jpeg(data, SIDE)
+    if fast is not None:
+        return fast
+    _, (width, height) = kind(data)  # before decoding, which a large image makes slow
+    if (width, height) != (SIDE, SIDE):
+        raise OtherSize(f"{width}x{height}")
+    return np.asarray(photograph(data))
 
 
 def photograph(file: bytes) -> Image.Image:

@@ -1,8 +1,8 @@
-"""Sources of uint8 RGB faces: the ORL photographs, a folder, an existing array.
+"""Sources of uint8 RGB faces: the ORL photographs, a folder, a list of pairs.
 
 A source knows its number of images before it decodes the first, so the writer can reserve disk space. It reads and
 decodes any range of rows, so blocks are made independently and never all held in memory. No torch here: data is
-prepared on laptops too. More sources: parquet.py, recordio.py, ../synthetic.
+prepared on laptops too. More sources: parquet.py, recordio.py, ../synthetic, ../array_source.py.
 """
 
 from __future__ import annotations
@@ -12,19 +12,15 @@ import importlib.metadata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.dataset import open_images, open_labels
+from app.data.sources.pairs import Pairs, read_pairs
 from app.data.sources.photograph import HEAD_BYTES, is_heif, load_faces
 from app.errors import WrongUse
-
-if TYPE_CHECKING:
-    from app.data.sources.pairs import Pairs
 
 IMAGE_SUFFIXES = {
     ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif",
@@ -151,6 +147,24 @@ def folder(path: Path) -> Source:
     )
 
 
+def photographs_of_pairs(path: Path) -> Source:
+    """The photographs of a list of pairs, each once, without labels. Raises WrongUse."""
+    pairs = read_pairs(path)
+    files, root = pairs.files, path.parent
+    return Source(
+        name=path.stem,
+        count=len(files),
+        read=lambda start, stop: files[start:stop],
+        decode=load_faces,
+        labels=None,
+        made_of=f"{fingerprint(files, root)} {content_of(path)}",
+        made_of_rows=lambda start, stop: fingerprint(files[start:stop], root),
+        root=root,
+        files=files,
+        pairs=pairs,
+    )
+
+
 def contents(files: Sequence[Path]) -> list[bytes]:
     return [file.read_bytes() for file in files]
 
@@ -229,23 +243,6 @@ def _left_out(people: Sequence[_Person], at_the_top: Sequence[Path]) -> tuple[st
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def array(path: Path, labels: Path | None) -> Source:
-    """An existing images.npy, with an optional file of labels."""
-    images = open_images(path)
-    return Source(
-        name=path.resolve().parent.name if path.name == "images.npy" else path.stem,
-        count=len(images),
-        read=range,
-        decode=partial(rows_of_array, path),
-        labels=None if labels is None else open_labels(labels, len(images)),
-        made_of=" ".join([fingerprint([path], path.parent), *([] if labels is None else [content_of(labels)])]),
-    )
-
-
-def rows_of_array(path: Path, rows: range) -> NDArray[np.uint8]:
-    return open_images(path)[rows.start : rows.stop]
 
 
 def fingerprint(files: Sequence[Path], folder: Path) -> str:
