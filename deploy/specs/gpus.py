@@ -65,6 +65,25 @@ def typed(gpus: Sequence[str]) -> str:
     return f"--gpus {','.join(gpus)}"
 
 
+@dataclass(frozen=True)
+class Renting:
+    """What a command says about renting, as validated. Without a word, the target's file decides."""
+
+    gpus: tuple[str, ...] = ()  # NAME or NAME:COUNT
+    spot: bool = False
+    no_spot: bool = False
+
+    def said(self, keys: Mapping[str, str], target: str) -> dict[str, object]:
+        """What needs no catalogue, by the words of Options.renting. `keys`: those of the target.
+
+        Raises WrongUse for a target that does not rent so.
+        """
+        refuse_other_targets(self.gpus, self.spot, keys, target)
+        spot = {SPOT: self.spot} if self.spot or (self.no_spot and SPOT in keys) else {}
+        count = count_of(self.gpus)
+        return {**spot, GPU_COUNT: count} if count else {**spot}
+
+
 def refuse_other_targets(gpus: Sequence[str], spot: bool, keys: Mapping[str, str], target: str) -> None:
     """Raise WrongUse for a target that does not rent so. `keys`: see Options.renting."""
     instead = f"leave it out, or give --on with one that does; {command('target list')} names all"

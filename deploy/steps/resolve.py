@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from deploy.errors import DeployError, StepFailed, WrongUse, bootstrap_command
 from deploy.pod.base.addresses import shown
 from deploy.pod.base.redact import SHORTEST
-from deploy.runs import checkpoints, records, watchdog
+from deploy.runs import records, watchdog
 from deploy.runs.session import Reach
 from deploy.shell import LocalShell, load_ssh
 from deploy.specs import memory, shards
@@ -60,26 +60,12 @@ def check(reach: Reach, request: Request, suspicious: tuple[str, ...] | None = N
     """
     settings = reach.settings
     _refuse_secrets(settings, overrides=request.overrides, env=request.env)
-    note = continues = None
-    last: list[dict[str, Any]] = []  # the checkpoint that an unfinished run continues from, if any
     _check_nodes(settings, request.nodes or settings.target.nodes, queue=request.queue)
-    if request.resume == "auto":
-        found = reach.unfinished(request.run)
-        if found is None:
-            raise WrongUse(
-                f"--resume auto: target '{settings.target.name}' has no run that was stopped, failed, lost or expired; "
-                "leave --resume out to start a new run"
-            )
-        last = checkpoints.whole(found.shell, found.folder)[-1:]
-        request, continues = continuing.carry_on(found, request, from_its_own=bool(last))
-        note = f"continuing run {found.record.run_id} ({found.record.state}), attempt {continues.attempt}"
-    elif request.resume != "none":
-        request = replace(request, resume=str(Path(request.resume).absolute()))
-    reach.rent(request)
+    start = continuing.start_of(reach, request)
+    request = start.request
+    reach.rent(request.renting)
     settings = reach.settings
-    text = request.data or settings.target.data
-    base = Path.cwd() if request.data else settings.project  # a path in the target's file is the project's
-    origin = sources.parse(text, base, local=settings.is_local) if text else None
+    origin = _named_images(settings, request.data)
     if request.data and origin:
         request = replace(request, data=str(origin.path) if origin.where == sources.HERE else request.data)
     if request.labels:
@@ -93,7 +79,8 @@ def check(reach: Reach, request: Request, suspicious: tuple[str, ...] | None = N
         config, words = _configuration(settings, request, origin)
     _refuse_missing_packages(settings, config)
     origin, tryout = _images(settings, origin, config)
-    of = shards.count(config, request.nodes or settings.target.nodes)
+    nodes = request.nodes or settings.target.nodes
+    of = shards.count(config, nodes)
     if of > 1 and settings.target.on_lost_node == "go_on":
         raise WrongUse(
             f"on_lost_node: go_on of {settings.where} does not work with data.shards=by_node, because the images of a "
@@ -105,18 +92,15 @@ def check(reach: Reach, request: Request, suspicious: tuple[str, ...] | None = N
         data.facts(dataset, request.fraction)
         refuse_undividable(dataset, request.fraction, of)
     encoded = dataset is not None and dataset.offsets is not None
-    pack, in_vain = _pack(settings, request, origin, again=continues is not None, encoded=encoded)
-    request, own = replace(request, pack=pack), bool(last)
-    if request.resume not in ("none", "auto"):
-        last = [found for found in [checkpoints.check_usable(Path(request.resume))] if found]
-    known_id = None if dataset is None else data.known_id(settings.notes, dataset, request.fraction, pack)
-    nodes = request.nodes or settings.target.nodes
-    notes = [
-        text for each in last for text in resume_notes(settings.project, words, each, known_id, own=own, machines=nodes)
-    ]
-    note = "; ".join(filter(None, (note, in_vain, *notes))) or None
+    pack, in_vain = _pack(settings, request, origin, again=start.continues is not None, encoded=encoded)
+    request = replace(request, pack=pack)
+    notes = []
+    if start.checkpoint is not None:
+        known_id = None if dataset is None else data.known_id(settings.notes, dataset, request.fraction, pack)
+        notes = resume_notes(settings.project, words, start.checkpoint, known_id, own=start.is_own, machines=nodes)
+    note = "; ".join(filter(None, (start.note, in_vain, *notes))) or None
     return Checked(
-        request, config, tryout, origin, dataset, continues, note, judged.result() if judged else suspicious or ()
+        request, config, tryout, origin, dataset, start.continues, note, judged.result() if judged else suspicious or ()
     )
 
 
@@ -274,6 +258,13 @@ def _configuration(settings: Settings, request: Request, origin: Origin | None) 
         words = [*user_overrides(request, tryout=False), *decided]
         config = app_config(settings.project, words)
     return config, words
+
+
+def _named_images(settings: Settings, typed: str | None) -> Origin | None:
+    """Where the images of --data or of the target's file are; None without either."""
+    text = typed or settings.target.data
+    base = Path.cwd() if typed else settings.project  # a path in the target's file is the project's
+    return sources.parse(text, base, local=settings.is_local) if text else None
 
 
 def _images(settings: Settings, origin: Origin | None, config: Mapping[str, Any]) -> tuple[Origin, bool]:

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 
 from deploy.errors import WrongUse
-from deploy.specs.gpus import Choice, choose, count_of, fitting, is_among, names_of, parse_gpus, refuse_other_targets
+from deploy.specs.gpus import (
+    Choice,
+    Renting,
+    choose,
+    count_of,
+    fitting,
+    is_among,
+    names_of,
+    parse_gpus,
+    refuse_other_targets,
+)
 from deploy.specs.machine import Rental
 from deploy.specs.request import parse_request
 
@@ -176,3 +186,21 @@ def test_a_target_that_does_not_rent_so_is_named() -> None:
         refuse_other_targets(("A10",), True, keys, "lambda")
     with pytest.raises(WrongUse, match=r"^--gpus A10:2: target 'ssh' rents no GPUs: leave it out, or give --on"):
         refuse_other_targets(("A10:2",), True, {}, "ssh")
+
+
+SPOTS = {"gpus": "gpus", "gpu_count": "gpu_count", "spot": "spot"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "keys", "said"),
+    [
+        (Renting(), SPOTS, {}),
+        (Renting(spot=True), SPOTS, {"spot": True}),
+        (Renting(no_spot=True), SPOTS, {"spot": False}),
+        (Renting(no_spot=True), {}, {}),  # a target without spot machines rents none anyway
+        (Renting(("A100", "A40")), SPOTS, {}),  # names need the catalogue
+        (Renting(("A100:2", "A40:2"), spot=True), SPOTS, {"gpu_count": 2, "spot": True}),
+    ],
+)
+def test_what_a_command_says_about_renting_wins(asked: Renting, keys: dict[str, str], said: dict[str, object]) -> None:
+    assert asked.said(keys, "runpod") == said
