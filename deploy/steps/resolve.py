@@ -14,7 +14,6 @@ from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from deploy.errors import DeployError, StepFailed, WrongUse, bootstrap_command
-from deploy.pod.base.addresses import shown
 from deploy.pod.base.redact import SHORTEST
 from deploy.runs import records, watchdog
 from deploy.runs.session import Reach
@@ -65,7 +64,7 @@ def check(reach: Reach, request: Request, suspicious: tuple[str, ...] | None = N
     request = start.request
     reach.rent(request.renting)
     settings = reach.settings
-    origin = _named_images(settings, request.data)
+    origin = sources.named(settings, request.data)
     if request.data and origin:
         request = replace(request, data=str(origin.path) if origin.where == sources.HERE else request.data)
     if request.labels:
@@ -78,7 +77,7 @@ def check(reach: Reach, request: Request, suspicious: tuple[str, ...] | None = N
             beside.submit(load_ssh)
         config, words = _configuration(settings, request, origin)
     _refuse_missing_packages(settings, config)
-    origin, tryout = _images(settings, origin, config)
+    origin, tryout = sources.configured(settings, origin, config)
     nodes = request.nodes or settings.target.nodes
     of = shards.count(config, nodes)
     if of > 1 and settings.target.on_lost_node == "go_on":
@@ -89,10 +88,11 @@ def check(reach: Reach, request: Request, suspicious: tuple[str, ...] | None = N
     dataset = None
     if origin.is_known and not (tryout and origin.files and origin.files.size(origin.path) is None):
         dataset = _find_data(settings.project, request.labels, origin, config["data"])
-        data.facts(dataset, request.fraction)
+        data.refuse_other_fraction(dataset, request.fraction)
         refuse_undividable(dataset, request.fraction, of)
     encoded = dataset is not None and dataset.offsets is not None
-    pack, in_vain = _pack(settings, request, origin, again=start.continues is not None, encoded=encoded)
+    by_file = "pack" not in request.given and start.continues is None  # a lossy copy is another data set
+    pack, in_vain = compression.chosen_kind(settings, None if by_file else request.pack, origin, encoded=encoded)
     request = replace(request, pack=pack)
     notes = []
     if start.checkpoint is not None:
@@ -258,58 +258,6 @@ def _configuration(settings: Settings, request: Request, origin: Origin | None) 
         words = [*user_overrides(request, tryout=False), *decided]
         config = app_config(settings.project, words)
     return config, words
-
-
-def _named_images(settings: Settings, typed: str | None) -> Origin | None:
-    """Where the images of --data or of the target's file are; None without either."""
-    text = typed or settings.target.data
-    base = Path.cwd() if typed else settings.project  # a path in the target's file is the project's
-    return sources.parse(text, base, local=settings.is_local) if text else None
-
-
-def _images(settings: Settings, origin: Origin | None, config: Mapping[str, Any]) -> tuple[Origin, bool]:
-    """Where the images are, and whether they are the try-out's, which are used if nothing else is configured."""
-    configured = config["data"].get("binary_cache_path")
-    if origin:
-        return origin, False
-    if configured:
-        there = not settings.is_local and str(configured).startswith("/")
-        text = f"{sources.ON_THE_MACHINE}{configured}" if there else configured
-        return sources.parse(text, settings.project, local=settings.is_local), False
-    if settings.is_local:
-        return sources.parse("data/orl/images.npy", settings.project, local=True), True
-    return Origin(sources.MACHINE, settings.root / "data" / "orl" / "images.npy", None), True
-
-
-def _pack(
-    settings: Settings, request: Request, origin: Origin, *, again: bool, encoded: bool = False
-) -> tuple[str, str | None]:
-    """How images are packed for upload, and a note if the target's `pack` does not apply.
-
-    The flag decides or, where images can be packed at all, the target's file. A continued run (`again`) keeps its
-    earlier way: a lossy copy is another data set. Raises WrongUse if the flag does not apply.
-    """
-    by_file = "pack" not in request.given and not again
-    kind = settings.target.pack or compression.NONE if by_file else request.pack
-    if kind == compression.NONE:
-        return kind, None
-    if encoded:
-        words = "is for pixels, and images.jpegs has image files, which are small already"
-        if by_file:
-            return compression.NONE, f"pack: {kind} of {settings.where} {words}: not packed"
-        raise WrongUse(f"--pack {kind} {words}: leave it out")
-    if origin.where != sources.HERE or settings.is_local:
-        places = {
-            sources.HERE: "stay here",
-            sources.MACHINE: "are on the machine",
-            sources.URL: f"are at {shown(str(origin.path))}",
-        }
-        words = f"is for images of this computer that are sent to another, and these {places[origin.where]}"
-        if by_file:
-            return compression.NONE, f"pack: {kind} of {settings.where} {words}: not packed"
-        raise WrongUse(f"--pack {kind} {words}: leave it out")
-    compression.check_possible(kind)
-    return kind, None
 
 
 def _known(ask: Callable[[], T]) -> T | None:
