@@ -174,7 +174,7 @@ def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen:
     if reached.machine is None or reached.machine.is_here:
         argv = [sys.executable, "-m", module, *words, f"out={out}"]
         return LocalShell().foreground(argv, cwd=reached.settings.project, env=_flags(flags.EVALUATE))
-    plan = reached.plan
+    plan = reached.read_plan()
     there = reached.folder.path / "results" / out.name
     argv = [plan["argv"][0], "-m", module, *words, f"out={there}"]
     for line in reached.shell.stream(argv, cwd=reached.machine.path(plan["cwd"])):

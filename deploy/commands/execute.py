@@ -37,7 +37,7 @@ def execute(project: Path, target: str, run_id: str | None, words: Sequence[str]
             door = door_of_target(at)
             return _there(door.shell, words, door.folder, settle(door.machine, door.shell, project).python, {}, project)
     with session.run(project, target, run_id, situation=situation) as reached:
-        plan = reached.plan
+        plan = reached.read_plan()
         if reached.machine is None:
             raise StepFailed(
                 f"the machine of run {reached.record.run_id} no longer exists; downloaded results are in "

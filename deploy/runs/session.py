@@ -313,8 +313,7 @@ class Reached:
         """The run's folder on this laptop."""
         return records.home(self.settings.runs, self.record.run_id)
 
-    @property
-    def plan(self) -> dict[str, Any]:
+    def read_plan(self) -> dict[str, Any]:
         """The run's plan.json. Raises WrongUse without one."""
         return records.plan_of(self.settings.runs, self.record)
 

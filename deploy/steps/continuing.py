@@ -46,7 +46,7 @@ def start_of(reach: Reach, request: Request) -> Start:
 
 def carry_on(found: Reached, request: Request, *, from_its_own: bool) -> tuple[Request, Continuation]:
     """The earlier run's own request, for the next attempt. Raises WrongUse for a flag that contradicts it."""
-    record, plan = found.record, found.plan
+    record, plan = found.record, found.read_plan()
     lists = {key: tuple(plan["request"].get(key, ())) for key in ("overrides", "env", "gpus")}
     told = {**plan["request"], **lists, "given": frozenset()}
     # It may continue on more machines, or fewer, and on other ones.
