@@ -26,6 +26,7 @@ from deploy.specs.settings import Settings
 from deploy.specs.shards import Shard
 from deploy.steps import continuing
 from deploy.steps.code_check import check_code
+from deploy.steps.continuing import Start
 from deploy.steps.measured import measured_in, succeeded_of
 from deploy.workspace import code, compression, devices, sources
 from deploy.workspace import dataset as data
@@ -61,6 +62,11 @@ def check(reach: Reach, request: Request, suspicious: tuple[str, ...] | None = N
     _refuse_secrets(settings, overrides=request.overrides, env=request.env)
     _check_nodes(settings, request.nodes or settings.target.nodes, queue=request.queue)
     start = continuing.start_of(reach, request)
+    return _check_start(reach, start, suspicious)
+
+
+def _check_start(reach: Reach, start: Start, suspicious: tuple[str, ...] | None) -> Checked:
+    """Check the request of a start, which may be an earlier run's, against code, configuration and data."""
     request = start.request
     reach.rent(request.renting)
     settings = reach.settings
