@@ -17,6 +17,12 @@ from app.data.arrays import SIDE
 from app.data.sources.decode import fast_jpeg
 from app.errors import WrongUse
 
+IMAGE_SUFFIXES = {
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif",
+    ".tiff", ".webp",
+}  # fmt: skip
+# The first bytes of JPEG, PNG, GIF, BMP and RIFF (WebP), to recognise images without a suffix.
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"RIFF")
 # Errors of the decoders for broken files; Pillow raises SyntaxError for a broken PNG.
 UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError)
 EXIF = b"Exif\0\0"  # start of a JPEG's metadata, which may contain the camera's orientation
@@ -78,6 +84,15 @@ class NeedsHeif(ValueError):
 def is_heif(head: bytes) -> bool:
     """Whether a file's first 12 bytes are those of HEIC or HEIF; AVIF, which Pillow decodes, has others."""
     return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
+
+
+def is_image(file: Path) -> bool:
+    """Recognise an image by its suffix or, without a suffix, by its first bytes."""
+    if file.suffix:
+        return file.suffix.lower() in IMAGE_SUFFIXES
+    with file.open("rb") as opened:
+        head = opened.read(HEAD_BYTES)
+    return head.startswith(SIGNATURES) or is_heif(head)
 
 
 def _with_plugin(head: bytes) -> None:

@@ -19,15 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.sources.pairs import Pairs, read_pairs
-from app.data.sources.photograph import HEAD_BYTES, is_heif, load_faces
+from app.data.sources.photograph import is_image, load_faces
 from app.errors import WrongUse
-
-IMAGE_SUFFIXES = {
-    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif",
-    ".tiff", ".webp",
-}  # fmt: skip
-# The first bytes of JPEG, PNG, GIF, BMP and RIFF (WebP), to recognise images without a suffix.
-SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"RIFF")
 
 
 @dataclass(frozen=True)
@@ -181,7 +174,7 @@ class _Person(NamedTuple):
 def _person(folder: Path) -> _Person:
     entries = _visible(folder)
     files = [entry for entry in entries if not entry.is_dir()]
-    images = [file for file in files if _is_image(file)]
+    images = [file for file in files if is_image(file)]
     return _Person(
         folder, images, [file for file in files if file not in {*images}], [e for e in entries if e.is_dir()]
     )
@@ -192,18 +185,9 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def _is_image(file: Path) -> bool:
-    """Recognise an image by its suffix or, without a suffix, by its first bytes."""
-    if file.suffix:
-        return file.suffix.lower() in IMAGE_SUFFIXES
-    with file.open("rb") as opened:
-        head = opened.read(HEAD_BYTES)
-    return head.startswith(SIGNATURES) or is_heif(head)
-
-
 def _refuse_other_trees(path: Path, people: Sequence[_Person]) -> None:
     """Raise WrongUse for images two levels deep, or if no sub-folder has images; the message gives their place."""
-    deeper = next((inner for p in people for inner in p.folders if any(map(_is_image, _files(inner)))), None)
+    deeper = next((inner for p in people for inner in p.folders if any(map(is_image, _files(inner)))), None)
     if deeper is not None:
         raise WrongUse(
             f"{deeper} holds images two levels below {path}; give path={deeper.parent}, or move each person's images "
@@ -211,7 +195,7 @@ def _refuse_other_trees(path: Path, people: Sequence[_Person]) -> None:
         )
     if any(person.images for person in people):
         return
-    if any(map(_is_image, _files(path))):
+    if any(map(is_image, _files(path))):
         raise WrongUse(
             f"the images in {path} are not in sub-folders; make one sub-folder for each person and move them there"
         )
@@ -235,7 +219,7 @@ def _left_out(people: Sequence[_Person], at_the_top: Sequence[Path]) -> tuple[st
     if empty:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         told.append(f"{_count(len(empty), 'sub-folder')} without images: {', '.join(empty[:3])}{more}")
-    loose = sum(map(_is_image, at_the_top))
+    loose = sum(map(is_image, at_the_top))
     if loose:
         told.append(f"{_count(loose, 'image')} left out: not in a sub-folder")
     return tuple(told)
