@@ -363,3 +363,5 @@ def bench(_: Screen, quick: bool) -> int:
 
 COMMAND_LINE = CommandLine(PROJECT, {each.name: each for each in list(globals().values()) if isinstance(each, Command)})
 COMMAND_LINE.take_over()
+if __name__ == "__main__":
+    COMMAND_LINE.start(sys.argv[1:])

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from app.config import load, own_words
-from app.data.dataset import ENCODED, SIDE, open_images
+from app.data.arrays import ENCODED, SIDE
+from app.data.dataset import open_images
 from app.data.sources.photograph import FITS, load_faces
 from app.errors import Failed, WrongUse
 from app.evaluation.embedding import batch_size_for, embed_all

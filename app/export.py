@@ -39,7 +39,7 @@ import torch
 from numpy.typing import NDArray
 
 from app.config import BackboneConfig, Config, load, own_words
-from app.data.dataset import SIDE
+from app.data.arrays import SIDE
 from app.errors import Failed, WrongUse
 from app.evaluation.image_set import ImageSet
 from app.evaluation.sets import held_out, open_set

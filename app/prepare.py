@@ -49,7 +49,9 @@ from typing import Any
 
 import numpy as np
 
-from app.data.dataset import ARRAYS, ENCODED, IMAGE_SHAPE, open_images, read_manifest
+from app.data.array_source import array
+from app.data.arrays import ARRAYS, ENCODED, IMAGE_SHAPE
+from app.data.dataset import open_images, read_manifest
 from app.data.faces.examine import examine
 from app.data.faces.placing import ALIGN, NOT_FOUND, SEVERAL, UNREADABLE, Placing, placed
 from app.data.faces.told import PAGE, Facts, Told, none_left, summary
@@ -57,7 +59,6 @@ from app.data.options import failed, parse_options
 from app.data.progress import Bar
 from app.data.sources import encoded_writer, writer
 from app.data.sources import source as sources
-from app.data.sources.pairs import photographs_of_pairs
 from app.data.sources.photograph import FITS
 from app.data.sources.recordio import rec
 from app.data.sources.worker_pool import cores
@@ -252,7 +253,7 @@ def choose(options: dict[str, str]) -> sources.Source:
     if kind == "folder":
         return sources.folder(path)
     if kind == "pairs":
-        return photographs_of_pairs(path)
+        return sources.photographs_of_pairs(path)
     if kind == "rec":
         return rec(path, options.get("decoder", "cpu"))
     if kind == "parquet":
@@ -260,7 +261,7 @@ def choose(options: dict[str, str]) -> sources.Source:
         from app.data.sources.parquet import parquet
 
         return parquet(path, options.get("image_column"), options.get("label_column"), options.get("split"))
-    return sources.array(path, Path(options["labels"]) if "labels" in options else None)
+    return array(path, Path(options["labels"]) if "labels" in options else None)
 
 
 def how_to_place(options: dict[str, str], source: sources.Source) -> Placing:

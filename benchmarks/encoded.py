@@ -35,8 +35,9 @@ from _claims import Claim, core_seconds, in_turn, quick, report, seconds
 from rec_read import photographs
 
 from app.data.dataset import open_images
-from app.data.encoded import EncodedImages, decode_stored, read_into
+from app.data.encoded import EncodedImages, read_into
 from app.data.sources import decode
+from app.data.sources.photograph import decode_stored
 from app.data.sources.source import Source, orl
 from app.prepare import prepare
 

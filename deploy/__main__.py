@@ -1,16 +1,5 @@
-"""Run the command line: `python -m deploy`, in the project's folder."""
+"""Run the command line: `python -m deploy` starts tasks.py of the current folder, as `invoke` does."""
 
-from __future__ import annotations
+import runpy
 
-import os
-import sys
-
-from tasks import COMMAND_LINE
-
-# The script `sniperface` sets it: the folder that relative paths on the command line start from.
-STARTED_IN = "SNIPERFACE_STARTED_IN"
-
-if folder := os.environ.pop(STARTED_IN, None):
-    os.chdir(folder)
-os.environ.setdefault("SNIPERFACE_INVOKE", "python -m deploy")
-COMMAND_LINE.run(["sniperface", *sys.argv[1:]])
+runpy.run_module("tasks", run_name="__main__")

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -286,6 +288,34 @@ def test_imports_go_downwards_only(top: str, order: list[str]) -> None:
             if there is not None and there != here and rooms[there] <= rooms[here]:
                 wrong.append(f"{name_of(path)} imports {module}")
     assert not wrong, "\n".join(sorted(set(wrong)))
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """A circle of these arrows, from the first of its names to the first again; [] if there is none."""
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
+
+
+def test_no_folder_holds_a_circle() -> None:
+    """In each folder, the arrows between its files and folders have one direction, imports inside functions included.
+
+    A package's own `__init__` counts as a file of it, which only others import.
+    """
+    files = {name_of(path): path for path in sources("app", "deploy", "tasks.py", "bootstrap.py", "sniperface.py")}
+    rooms: dict[str, dict[str, set[str]]] = {}
+    for name, path in files.items():
+        for other in (imports(path) & set(files)) - {name}:
+            here, there = name.split("."), other.split(".")
+            shared = len([*takewhile(lambda pair: pair[0] == pair[1], zip(here, there, strict=False))])
+            if shared < min(len(here), len(there)):
+                folder = rooms.setdefault(".".join(here[:shared]), {})
+                folder.setdefault(here[shared], set()).add(there[shared])
+    circles = [" -> ".join(f"{folder}.{name}".strip(".") for name in circle(rooms[folder])) for folder in rooms]
+    assert len(rooms) > 20
+    assert not any(circles), "\n".join(filter(None, circles))
 
 
 def test_the_two_halves_never_meet() -> None:

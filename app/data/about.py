@@ -12,17 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.dataset import (
-    Dataset,
-    Rows,
-    array_in,
-    digest,
-    identity,
-    open_dataset,
-    open_images,
-    open_npy,
-    read_manifest,
-)
+from app.data.arrays import array_in, open_npy
+from app.data.dataset import Dataset, Rows, digest, identity, open_dataset, open_images, read_manifest
 from app.data.encoded import stored_bytes
 from app.data.shards import Images
 from app.errors import WrongUse

@@ -20,21 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.dataset import ENCODED, IMAGE_SHAPE, SIDE, open_npy
+from app.data.arrays import ENCODED, IMAGE_SHAPE, OFFSETS, SIDE, open_npy
 from app.data.shards import Images, LocalImages
-from app.data.sources.decode import fast_jpeg
-from app.data.sources.photograph import EXIF, UNREADABLE, kind, photograph
+from app.data.sources.photograph import UNREADABLE, OtherSize, decode_stored
+from app.data.sources.recordio import Records, rec
 from app.data.sources.worker_pool import cores
 from app.errors import WrongUse
 
-OFFSETS = "offsets.npy"  # beside images.jpegs
 CHECKED = 64  # images of a .rec decoded when it is opened
 PART_ROWS = 8  # images that a thread decodes before it takes more
 CHUNK = 1 << 20  # offsets compared at once
-
-
-class OtherSize(ValueError):
-    """An image is not 112 x 112; the message has its size."""
 
 
 class EncodedImages:
@@ -121,17 +116,6 @@ def stored_bytes(images: Images, start: int, stop: int) -> Any:
     return np.ascontiguousarray(images[start:stop]).data
 
 
-def decode_stored(data: bytes) -> NDArray[np.uint8]:
-    """Decode an image file of 112 x 112 to [112, 112, 3] RGB. Raises OtherSize, or one of UNREADABLE."""
-    fast = None if EXIF in data else fast_jpeg(data, SIDE)
-    if fast is not None:
-        return fast
-    _, (width, height) = kind(data)  # before decoding, which a large image makes slow
-    if (width, height) != (SIDE, SIDE):
-        raise OtherSize(f"{width}x{height}")
-    return np.asarray(photograph(data))
-
-
 def open_encoded(path: Path) -> EncodedImages:
     """Open images.jpegs or a .rec. Raises WrongUse with the fault and the fix."""
     return _open_rec(path) if path.suffix == ".rec" else _open_jpegs(path)
@@ -179,8 +163,6 @@ def open_offsets(path: Path) -> NDArray[np.int64]:
 
 
 def _open_rec(path: Path) -> EncodedImages:
-    from app.data.sources.recordio import Records, rec
-
     source = rec(path)
     for sentence in source.left_out:
         raise WrongUse(sentence)  # an index with gaps: training would silently lack images

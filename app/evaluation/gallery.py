@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.dataset import ARRAYS, array_in, open_images, open_labels
+from app.data.arrays import ARRAYS, array_in, open_labels
+from app.data.dataset import open_images
 from app.data.sources.photograph import load_face
 from app.data.sources.source import content_of, folder
 from app.errors import WrongUse

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.data.dataset import IMAGE_SHAPE, Rows
+from app.data.arrays import IMAGE_SHAPE
+from app.data.dataset import Rows
 from app.errors import WrongUse
 from app.evaluation.protocols import SetProtocol
 from app.runtime.dist import World, gather_rows

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.config import Config
-from app.data.dataset import ARRAYS, array_in, open_configured, open_images, open_labels, open_npy
+from app.data.arrays import ARRAYS, array_in, open_labels, open_npy
+from app.data.dataset import open_configured, open_images
 from app.data.sources.pairs import read_pairs
 from app.data.sources.photograph import UNREADABLE, decode_face, load_face
 from app.errors import WrongUse

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from app.data.dataset import SIDE
+from app.data.arrays import SIDE
 from app.errors import WrongUse
 
 INPUT, OUTPUT, BATCH = "input", "embedding", "N"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from app.data.dataset import SIDE
+from app.data.arrays import SIDE
 from app.errors import WrongUse
 from app.onnx import rules
 from app.onnx.make import HALF_RANGE

@@ -19,7 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from app.data.dataset import SIDE
+from app.data.arrays import SIDE
 from app.errors import WrongUse
 from app.onnx.session import CannotRun, Session, first_line
 

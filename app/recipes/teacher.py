@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from app.config import BackboneConfig, Config, load
+from app.data.arrays import SIDE
 from app.data.augment import Augment
-from app.data.dataset import SIDE
 from app.errors import WrongUse
 from app.mining.refresh import PRECISION
 from app.models import build_backbone

@@ -25,7 +25,7 @@ ANYWAY_S = 45.0  # time limit for downloads with --anyway, which releases within
 def stop_run(reached: Reached, screen: Screen) -> Reached:
     """Ask the job to end. After the grace period its supervisor ends it. Raises StepFailed if it does not end."""
     run_id = reached.record.run_id
-    grace_s = float(records.plan_of(reached.settings.runs, reached.record).get("grace_s", GRACE_S))
+    grace_s = float(reached.read_plan().get("grace_s", GRACE_S))
     screen.say(f"asking run {run_id} to make a checkpoint and end (up to {grace_s:.0f} s)")
     job.request_stop(reached.shell, reached.folder)
     for other in reached.others():

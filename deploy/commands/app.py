@@ -12,7 +12,7 @@ from typing import Any
 from deploy import border
 from deploy.border import Name, Place, chosen
 from deploy.errors import WrongUse, command
-from deploy.runs import checkpoints, records, session
+from deploy.runs import checkpoints, session
 from deploy.runs.session import Reached
 from deploy.shell import LocalShell, transfer
 from deploy.specs import flags
@@ -174,7 +174,7 @@ def _app(reached: Reached, module: str, words: Sequence[str], out: Path, screen:
     if reached.machine is None or reached.machine.is_here:
         argv = [sys.executable, "-m", module, *words, f"out={out}"]
         return LocalShell().foreground(argv, cwd=reached.settings.project, env=_flags(flags.EVALUATE))
-    plan = records.plan_of(reached.settings.runs, reached.record)
+    plan = reached.read_plan()
     there = reached.folder.path / "results" / out.name
     argv = [plan["argv"][0], "-m", module, *words, f"out={there}"]
     for line in reached.shell.stream(argv, cwd=reached.machine.path(plan["cwd"])):

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 
 from deploy.commands.enter import door_of_target
 from deploy.errors import StepFailed, WrongUse
-from deploy.runs import records, session
+from deploy.runs import session
 from deploy.runs.situation import Situation
 from deploy.shell import LocalShell, Shell
 from deploy.ui.screen import Screen
@@ -37,7 +37,7 @@ def execute(project: Path, target: str, run_id: str | None, words: Sequence[str]
             door = door_of_target(at)
             return _there(door.shell, words, door.folder, settle(door.machine, door.shell, project).python, {}, project)
     with session.run(project, target, run_id, situation=situation) as reached:
-        plan = records.plan_of(reached.settings.runs, reached.record)
+        plan = reached.read_plan()
         if reached.machine is None:
             raise StepFailed(
                 f"the machine of run {reached.record.run_id} no longer exists; downloaded results are in "

@@ -25,7 +25,7 @@ def offers(project: Path, request: Request) -> list[dict[str, Any]]:
     Raises NoMachine if nothing is offered.
     """
     with session.target(project, request.target) as at:
-        at.rent(request, at_any_price=True)
+        at.rent(request.renting, at_any_price=True)
         rentals = at.provider.offers()
         if rentals is None:
             name = at.settings.target.name

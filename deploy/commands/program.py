@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 
 SHELLS = ("bash", "fish", "zsh")
+# The script `sniperface` sets it: the folder that relative paths on the command line start from.
+STARTED_IN = "SNIPERFACE_STARTED_IN"
 
 
 @contextlib.contextmanager
@@ -110,6 +113,13 @@ class CommandLine(Program):
         if invoke.argv:
             self.run(["invoke", *command_line.without_search_root(invoke.argv[1:])])
             sys.exit(0)
+
+    def start(self, words: Sequence[str]) -> None:
+        """Run these words of a command line that Invoke has not started, and end the process."""
+        if folder := os.environ.pop(STARTED_IN, None):
+            os.chdir(folder)
+        os.environ.setdefault("SNIPERFACE_INVOKE", "python -m deploy")
+        self.run(["sniperface", *words])
 
     def run(self, argv: list[str] | None = None, exit: bool = True) -> None:
         """Run a command line. Wrong words raise WrongUse, which ends the process with one sentence and exit code 2."""

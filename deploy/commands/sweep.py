@@ -234,7 +234,7 @@ class _Runs:
             with session.launching(at.settings) as note:
                 if not checked.request.queue:
                     at.refuse_second()
-                at.rent(checked.request)
+                at.rent(checked.request.renting)
                 own = resolve.gather_again(at.settings, checked, self.planned.facts)
                 plan = make(at.settings, checked.request, own, tryout=checked.tryout)
                 note(plan.run_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,11 +17,11 @@ from deploy.runs import job, records, watchdog
 from deploy.runs.records import Record
 from deploy.runs.situation import Situation
 from deploy.shell import LinkLost, LocalShell, Shell, open_shell
-from deploy.specs import gpus
-from deploy.specs.machine import Machine, MachineSpec
+from deploy.specs.gpus import Renting, refuse_other_machine
+from deploy.specs.machine import Machine, MachineSpec, Rental
 from deploy.specs.names import family_name
+from deploy.specs.options import Options
 from deploy.specs.provider import Provider
-from deploy.specs.request import Request
 from deploy.specs.settings import Settings, load
 from deploy.workspace import devices, environment
 from deploy.workspace.devices import Devices
@@ -45,7 +45,7 @@ class Reach:
         self.prepare: Callable[[Machine], Prepared] | None = None
         self.prepared: dict[str, Prepared] = {}
         self.limit_s: float | None = None  # time for each machine to answer; None: each call has its own limit
-        self._asked: tuple[tuple[str, ...], bool, bool] = ((), False, False)  # for renting, that the settings have
+        self._asked = Renting()  # that the settings have
         self._listed: dict[str, Machine] = {}
         self._machines: dict[str, Machine | None] = {}
         self._shells: dict[str, Shell] = {}
@@ -57,65 +57,32 @@ class Reach:
         for shell in self._shells.values():
             shell.close()
 
-    def rent(self, request: Request, *, at_any_price: bool = False) -> None:
-        """Let --gpus and --spot of a request win over the target's keys and over variables of the environment.
+    def rent(self, asked: Renting, *, at_any_price: bool = False) -> None:
+        """Let --gpus and --spot win over the target's keys and over variables of the environment.
 
         Names are looked up in the provider's catalogue. Raises WrongUse for what the target or the provider has not,
         and if the target's machine has other GPUs. `at_any_price`: only to look, so neither price nor machine matters.
         """
-        asked = request.gpus, request.spot, request.no_spot
         if self._asked == asked:
             return
-        target, keys = self.settings.target, self.settings.target.options.renting
-        gpus.refuse_other_targets(request.gpus, request.spot, keys, target.name)
-        said: dict[str, object] = (
-            {gpus.SPOT: request.spot} if request.spot or (request.no_spot and gpus.SPOT in keys) else {}
-        )
-        if count := gpus.count_of(request.gpus):
-            said[gpus.GPU_COUNT] = count
-        self._renting(said)
-        if request.gpus:
-            options = self.settings.target.options
-            rentals = self.provider.offers() or ()
-            if not options.lists_all_gpus:
-                gpus.refuse_unlisted(request.gpus, rentals, self.settings.where)
-            choice = gpus.choose(
-                request.gpus,
-                rentals,
-                options.rents[1] if options.rents else 1,
-                None if at_any_price else getattr(options, "max_usd_per_hour", None),
-                target.name,
-                self.settings.where,
-            )
-            self._renting({**said, gpus.GPUS: choice.names, gpus.GPU_COUNT: choice.count})
-            if not at_any_price:
-                self._refuse_other_gpus(request, choice)
+        own, where = self._own.target, self._own.where
+        options, choice = asked.applied(own.options, own.name, where, self._offers, at_any_price=at_any_price)
+        self._rent_by(options)
+        if choice is not None and not at_any_price:
+            family = family_name(self.settings)
+            used = [machine for machine in self.machines() if machine.name.startswith(family)]
+            # A stopped machine that the provider may end at any moment is removed for a new one.
+            used = [machine for machine in used if not (machine.is_stopped and options.is_preemptible)]
+            refuse_other_machine(asked, choice, used, own.name)
         self._asked = asked
 
-    def _renting(self, said: Mapping[str, object]) -> None:
-        """Use the target with these values of what a command can say about renting; see Options.renting.
+    def _rent_by(self, options: Options) -> None:
+        self.settings = replace(self._own, target=replace(self._own.target, options=options))
+        self.provider = PROVIDERS[self._own.target.provider](self.settings)
 
-        Raises WrongUse for values that do not go together.
-        """
-        target = self._own.target
-        options = target.options.renting_as(said)
-        if options.wrong:
-            raise WrongUse(f"{self._own.where}: {options.wrong}")
-        self.settings = replace(self._own, target=replace(target, options=options))
-        self.provider = PROVIDERS[target.provider](self.settings)
-
-    def _refuse_other_gpus(self, request: Request, choice: gpus.Choice) -> None:
-        """Raise WrongUse if the target has a machine with other GPUs: it would be used, or a second one would bill."""
-        for machine in self.machines():
-            is_left = machine.is_stopped and self.settings.target.options.is_preemptible  # is removed for a new one
-            if is_left or not machine.gpu or not machine.name.startswith(family_name(self.settings)):
-                continue
-            if machine.gpus != choice.count or not gpus.is_among(machine.gpu, choice):
-                raise WrongUse(
-                    f"{gpus.typed(request.gpus)}: the machine of target '{self.settings.target.name}' has "
-                    f"{machine.gpus} x {machine.gpu}: leave --gpus out to use it, or release it first",
-                    next_command=command(f"down --on {self.settings.target.name}"),
-                )
+    def _offers(self, options: Options) -> Sequence[Rental]:
+        self._rent_by(options)
+        return self.provider.offers() or ()
 
     def acquire(self, spec: MachineSpec, say: Callable[[str], None]) -> Machine:
         """Return a machine of the target; provision one if there is none. Reports progress through `say`."""
@@ -319,6 +286,10 @@ class Reached:
         """The run's folder on this laptop."""
         return records.home(self.settings.runs, self.record.run_id)
 
+    def read_plan(self) -> dict[str, Any]:
+        """The run's plan.json. Raises WrongUse without one."""
+        return records.plan_of(self.settings.runs, self.record)
+
     def look(self) -> tuple[Reached, job.Status | None]:
         """The same run with its current state, and its status if it was read."""
         record, seen = self.reach.look(self.record)
@@ -342,7 +313,8 @@ LookAfter = Callable[[Reach, str | None], None]
 @contextlib.contextmanager
 def target(project: Path, name: str, situation: Situation | None = None) -> Iterator[Reach]:
     """Open a target for the duration of a command."""
-    with Reach(load(project, name), situation) as reach:
+    settings = load(project, name)
+    with Reach(settings, situation) as reach:
         yield reach
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deploy.errors import WrongUse, command
-from deploy.specs.machine import Rental
+from deploy.specs.machine import Machine, Rental
+from deploy.specs.options import Options
 
 COUNT = re.compile(r"[1-9][0-9]{0,3}")
 GPUS, GPU_COUNT, SPOT = "gpus", "gpu_count", "spot"  # what a command can say; see Options.renting
@@ -63,6 +64,71 @@ def count_of(gpus: Sequence[str]) -> int | None:
 
 def typed(gpus: Sequence[str]) -> str:
     return f"--gpus {','.join(gpus)}"
+
+
+@dataclass(frozen=True)
+class Renting:
+    """What a command says about renting, as validated. Without a word, the target's file decides."""
+
+    gpus: tuple[str, ...] = ()  # NAME or NAME:COUNT
+    spot: bool = False
+    no_spot: bool = False
+
+    def applied(
+        self,
+        own: Options,
+        target: str,
+        where: str,
+        catalogue: Callable[[Options], Sequence[Rental]],
+        *,
+        at_any_price: bool = False,
+    ) -> tuple[Options, Choice | None]:
+        """Return the target's keys with what this says, and the GPUs that are chosen; None: the target's own.
+
+        `own`: the keys of the target's file, `where`. `catalogue`: what the provider offers with these keys.
+        `at_any_price`: the target's max_usd_per_hour does not count. Raises WrongUse for what the target or the
+        provider has not, and for values that do not go together.
+        """
+        said = self.said(own.renting, target)
+        options = _checked(own.renting_as(said), where)
+        if not self.gpus:
+            return options, None
+        rentals = catalogue(options)
+        if not options.lists_all_gpus:
+            refuse_unlisted(self.gpus, rentals, where)
+        ceiling = None if at_any_price else getattr(options, "max_usd_per_hour", None)
+        choice = choose(self.gpus, rentals, options.rents[1] if options.rents else 1, ceiling, target, where)
+        return _checked(own.renting_as({**said, GPUS: choice.names, GPU_COUNT: choice.count}), where), choice
+
+    def said(self, keys: Mapping[str, str], target: str) -> dict[str, object]:
+        """What needs no catalogue, by the words of Options.renting. `keys`: those of the target.
+
+        Raises WrongUse for a target that does not rent so.
+        """
+        refuse_other_targets(self.gpus, self.spot, keys, target)
+        spot = {SPOT: self.spot} if self.spot or (self.no_spot and SPOT in keys) else {}
+        count = count_of(self.gpus)
+        return {**spot, GPU_COUNT: count} if count else {**spot}
+
+
+def _checked(options: Options, where: str) -> Options:
+    if options.wrong:
+        raise WrongUse(f"{where}: {options.wrong}")
+    return options
+
+
+def refuse_other_machine(asked: Renting, choice: Choice, machines: Sequence[Machine], target: str) -> None:
+    """Raise WrongUse if the target has a machine with other GPUs: it would be used, or a second one would bill.
+
+    `machines`: those of the target that a run would use.
+    """
+    for machine in machines:
+        if machine.gpu and (machine.gpus != choice.count or not is_among(machine.gpu, choice)):
+            raise WrongUse(
+                f"{typed(asked.gpus)}: the machine of target '{target}' has {machine.gpus} x {machine.gpu}: "
+                "leave --gpus out to use it, or release it first",
+                next_command=command(f"down --on {target}"),
+            )
 
 
 def refuse_other_targets(gpus: Sequence[str], spot: bool, keys: Mapping[str, str], target: str) -> None:

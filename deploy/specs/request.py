@@ -26,7 +26,7 @@ from deploy.specs.flags import (
     flagged,
     overrides,
 )
-from deploy.specs.gpus import parse_gpus
+from deploy.specs.gpus import Renting, parse_gpus
 from deploy.specs.settings import pack_kind
 
 TRYOUT = "experiment=tryout"
@@ -178,6 +178,10 @@ class Request:
     )
     given: frozenset[str] = frozenset()  # fields that the user set, to compare with a run that is continued
     combination: str | None = None  # of a sweep: what identifies it, see deploy/specs/sweep.py
+
+    @property
+    def renting(self) -> Renting:
+        return Renting(self.gpus, self.spot, self.no_spot)
 
 
 def parse_request(**typed: Any) -> Request:

@@ -14,9 +14,8 @@ from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from deploy.errors import DeployError, StepFailed, WrongUse, bootstrap_command
-from deploy.pod.base.addresses import shown
 from deploy.pod.base.redact import SHORTEST
-from deploy.runs import checkpoints, records, watchdog
+from deploy.runs import records, watchdog
 from deploy.runs.session import Reach
 from deploy.shell import LocalShell, load_ssh
 from deploy.specs import memory, shards
@@ -27,6 +26,7 @@ from deploy.specs.settings import Settings
 from deploy.specs.shards import Shard
 from deploy.steps import continuing
 from deploy.steps.code_check import check_code
+from deploy.steps.continuing import Start
 from deploy.steps.measured import measured_in, succeeded_of
 from deploy.workspace import code, compression, devices, sources
 from deploy.workspace import dataset as data
@@ -60,26 +60,17 @@ def check(reach: Reach, request: Request, suspicious: tuple[str, ...] | None = N
     """
     settings = reach.settings
     _refuse_secrets(settings, overrides=request.overrides, env=request.env)
-    note = continues = None
-    last: list[dict[str, Any]] = []  # the checkpoint that an unfinished run continues from, if any
     _check_nodes(settings, request.nodes or settings.target.nodes, queue=request.queue)
-    if request.resume == "auto":
-        found = reach.unfinished(request.run)
-        if found is None:
-            raise WrongUse(
-                f"--resume auto: target '{settings.target.name}' has no run that was stopped, failed, lost or expired; "
-                "leave --resume out to start a new run"
-            )
-        last = checkpoints.whole(found.shell, found.folder)[-1:]
-        request, continues = continuing.carry_on(found, request, from_its_own=bool(last))
-        note = f"continuing run {found.record.run_id} ({found.record.state}), attempt {continues.attempt}"
-    elif request.resume != "none":
-        request = replace(request, resume=str(Path(request.resume).absolute()))
-    reach.rent(request)
+    start = continuing.start_of(reach, request)
+    return _check_start(reach, start, suspicious)
+
+
+def _check_start(reach: Reach, start: Start, suspicious: tuple[str, ...] | None) -> Checked:
+    """Check the request of a start, which may be an earlier run's, against code, configuration and data."""
+    request = start.request
+    reach.rent(request.renting)
     settings = reach.settings
-    text = request.data or settings.target.data
-    base = Path.cwd() if request.data else settings.project  # a path in the target's file is the project's
-    origin = sources.parse(text, base, local=settings.is_local) if text else None
+    origin = sources.named(settings, request.data)
     if request.data and origin:
         request = replace(request, data=str(origin.path) if origin.where == sources.HERE else request.data)
     if request.labels:
@@ -92,8 +83,9 @@ def check(reach: Reach, request: Request, suspicious: tuple[str, ...] | None = N
             beside.submit(load_ssh)
         config, words = _configuration(settings, request, origin)
     _refuse_missing_packages(settings, config)
-    origin, tryout = _images(settings, origin, config)
-    of = shards.count(config, request.nodes or settings.target.nodes)
+    origin, tryout = sources.configured(settings, origin, config)
+    nodes = request.nodes or settings.target.nodes
+    of = shards.count(config, nodes)
     if of > 1 and settings.target.on_lost_node == "go_on":
         raise WrongUse(
             f"on_lost_node: go_on of {settings.where} does not work with data.shards=by_node, because the images of a "
@@ -102,21 +94,19 @@ def check(reach: Reach, request: Request, suspicious: tuple[str, ...] | None = N
     dataset = None
     if origin.is_known and not (tryout and origin.files and origin.files.size(origin.path) is None):
         dataset = _find_data(settings.project, request.labels, origin, config["data"])
-        data.facts(dataset, request.fraction)
+        data.refuse_other_fraction(dataset, request.fraction)
         refuse_undividable(dataset, request.fraction, of)
     encoded = dataset is not None and dataset.offsets is not None
-    pack, in_vain = _pack(settings, request, origin, again=continues is not None, encoded=encoded)
-    request, own = replace(request, pack=pack), bool(last)
-    if request.resume not in ("none", "auto"):
-        last = [found for found in [checkpoints.check_usable(Path(request.resume))] if found]
-    known_id = None if dataset is None else data.known_id(settings.notes, dataset, request.fraction, pack)
-    nodes = request.nodes or settings.target.nodes
-    notes = [
-        text for each in last for text in resume_notes(settings.project, words, each, known_id, own=own, machines=nodes)
-    ]
-    note = "; ".join(filter(None, (note, in_vain, *notes))) or None
+    by_file = "pack" not in request.given and start.continues is None  # a lossy copy is another data set
+    pack, in_vain = compression.chosen_kind(settings, None if by_file else request.pack, origin, encoded=encoded)
+    request = replace(request, pack=pack)
+    notes = []
+    if start.checkpoint is not None:
+        known_id = None if dataset is None else data.known_id(settings.notes, dataset, request.fraction, pack)
+        notes = resume_notes(settings.project, words, start.checkpoint, known_id, own=start.is_own, machines=nodes)
+    note = "; ".join(filter(None, (start.note, in_vain, *notes))) or None
     return Checked(
-        request, config, tryout, origin, dataset, continues, note, judged.result() if judged else suspicious or ()
+        request, config, tryout, origin, dataset, start.continues, note, judged.result() if judged else suspicious or ()
     )
 
 
@@ -274,51 +264,6 @@ def _configuration(settings: Settings, request: Request, origin: Origin | None) 
         words = [*user_overrides(request, tryout=False), *decided]
         config = app_config(settings.project, words)
     return config, words
-
-
-def _images(settings: Settings, origin: Origin | None, config: Mapping[str, Any]) -> tuple[Origin, bool]:
-    """Where the images are, and whether they are the try-out's, which are used if nothing else is configured."""
-    configured = config["data"].get("binary_cache_path")
-    if origin:
-        return origin, False
-    if configured:
-        there = not settings.is_local and str(configured).startswith("/")
-        text = f"{sources.ON_THE_MACHINE}{configured}" if there else configured
-        return sources.parse(text, settings.project, local=settings.is_local), False
-    if settings.is_local:
-        return sources.parse("data/orl/images.npy", settings.project, local=True), True
-    return Origin(sources.MACHINE, settings.root / "data" / "orl" / "images.npy", None), True
-
-
-def _pack(
-    settings: Settings, request: Request, origin: Origin, *, again: bool, encoded: bool = False
-) -> tuple[str, str | None]:
-    """How images are packed for upload, and a note if the target's `pack` does not apply.
-
-    The flag decides or, where images can be packed at all, the target's file. A continued run (`again`) keeps its
-    earlier way: a lossy copy is another data set. Raises WrongUse if the flag does not apply.
-    """
-    by_file = "pack" not in request.given and not again
-    kind = settings.target.pack or compression.NONE if by_file else request.pack
-    if kind == compression.NONE:
-        return kind, None
-    if encoded:
-        words = "is for pixels, and images.jpegs has image files, which are small already"
-        if by_file:
-            return compression.NONE, f"pack: {kind} of {settings.where} {words}: not packed"
-        raise WrongUse(f"--pack {kind} {words}: leave it out")
-    if origin.where != sources.HERE or settings.is_local:
-        places = {
-            sources.HERE: "stay here",
-            sources.MACHINE: "are on the machine",
-            sources.URL: f"are at {shown(str(origin.path))}",
-        }
-        words = f"is for images of this computer that are sent to another, and these {places[origin.where]}"
-        if by_file:
-            return compression.NONE, f"pack: {kind} of {settings.where} {words}: not packed"
-        raise WrongUse(f"--pack {kind} {words}: leave it out")
-    compression.check_possible(kind)
-    return kind, None
 
 
 def _known(ask: Callable[[], T]) -> T | None:

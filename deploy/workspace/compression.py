@@ -20,11 +20,14 @@ from typing import Any
 
 from deploy import border
 from deploy.errors import StepFailed, WrongUse, bootstrap_command
+from deploy.pod.base.addresses import shown
 from deploy.pod.base.folder import read_json
 from deploy.shell import LocalShell, Shell
 from deploy.shell.ranges import Piece, Progress
 from deploy.shell.transfer import send_pieces
 from deploy.specs.machine import Machine
+from deploy.specs.settings import Settings
+from deploy.workspace.sources import HERE, MACHINE, URL, Origin
 
 NONE, LOSSLESS = "none", "lossless"
 NEEDED = {"numpy": "numpy", "PIL": "pillow", "simplejpeg": "simplejpeg"}  # module and package
@@ -39,6 +42,30 @@ def check_possible(kind: str) -> None:
             f"--pack {kind} needs {' and '.join(missing)}, not installed here: start the command with "
             f"`{bootstrap_command()} …`, which installs them"
         )
+
+
+def chosen_kind(
+    settings: Settings, typed: str | None, origin: Origin, *, encoded: bool = False
+) -> tuple[str, str | None]:
+    """How images are packed for upload, and a note if the target's `pack` does not apply.
+
+    `typed`: by --pack; None: the target's file decides, where images can be packed at all. Raises WrongUse if --pack
+    does not apply.
+    """
+    kind = settings.target.pack or NONE if typed is None else typed
+    if kind == NONE:
+        return kind, None
+    if encoded:
+        words = "is for pixels, and images.jpegs has image files, which are small already"
+    elif origin.where != HERE or settings.is_local:
+        places = {HERE: "stay here", MACHINE: "are on the machine", URL: f"are at {shown(str(origin.path))}"}
+        words = f"is for images of this computer that are sent to another, and these {places[origin.where]}"
+    else:
+        check_possible(kind)
+        return kind, None
+    if typed is None:
+        return NONE, f"pack: {kind} of {settings.where} {words}: not packed"
+    raise WrongUse(f"--pack {kind} {words}: leave it out")
 
 
 @dataclass(frozen=True)

@@ -125,14 +125,8 @@ def facts(
 
     `blocks`: those in the staged file of `shard`; None: all of the fraction.
     """
-    selection = dataset.manifest.get("selection")
-    if selection and selection["fraction"] != fraction:
-        raise WrongUse(
-            f"{dataset.path} holds the fraction {selection['fraction']:g} of its data set: "
-            f"give --fraction {selection['fraction']:g}, or --data with the whole file"
-        )
-    part = 1.0 if selection else fraction
-    chosen = choose_blocks(dataset.train_rows, dataset.block_rows, part)
+    refuse_other_fraction(dataset, fraction)
+    chosen = chosen_blocks(dataset, fraction)
     rows = sum(min((b + 1) * dataset.block_rows, dataset.train_rows) - b * dataset.block_rows for b in chosen)
     return DataFacts(
         name=dataset.name,
@@ -152,6 +146,16 @@ def facts(
     )
 
 
+def refuse_other_fraction(dataset: Dataset, fraction: float) -> None:
+    """Raise WrongUse for a file that holds another fraction of its data set."""
+    selection = dataset.manifest.get("selection")
+    if selection and selection["fraction"] != fraction:
+        raise WrongUse(
+            f"{dataset.path} holds the fraction {selection['fraction']:g} of its data set: "
+            f"give --fraction {selection['fraction']:g}, or --data with the whole file"
+        )
+
+
 def count_classes(dataset: Dataset, fraction: float) -> int | None:
     """Count the distinct labels from 0 on in the training images of a fraction; None if they are not on this laptop."""
     path = dataset.train_labels or (dataset.labels if dataset.where == HERE else None)
@@ -162,9 +166,8 @@ def count_classes(dataset: Dataset, fraction: float) -> int | None:
     values.frombytes(LocalShell().read(Path(str(path)), header.data_offset, dataset.train_rows * values.itemsize))
     if header.dtype[0] in "<>" and (header.dtype[0] == "<") != (sys.byteorder == "little"):
         values.byteswap()
-    part = 1.0 if dataset.manifest.get("selection") else fraction
     found: set[int] = set()
-    for block in choose_blocks(dataset.train_rows, dataset.block_rows, part):
+    for block in chosen_blocks(dataset, fraction):
         found.update(values[block * dataset.block_rows : (block + 1) * dataset.block_rows])
     return sum(label >= 0 for label in found)
 
@@ -224,6 +227,12 @@ def choose_blocks(train_rows: int, block_rows: int, fraction: float) -> list[int
     count = -(-train_rows // block_rows)
     order = sorted(range(count), key=lambda block: hashlib.sha256(f"sniperface:{block}".encode()).hexdigest())
     return sorted(order[: max(1, math.floor(fraction * count + 0.5))])
+
+
+def chosen_blocks(dataset: Dataset, fraction: float) -> list[int]:
+    """Return the training blocks of a fraction; all of them if the file holds only chosen ones."""
+    part = 1.0 if dataset.manifest.get("selection") else fraction
+    return choose_blocks(dataset.train_rows, dataset.block_rows, part)
 
 
 def dataset_id(blocks: list[str]) -> str:
@@ -325,8 +334,7 @@ def kept_blocks(dataset: Dataset, fraction: float) -> list[int]:
     if dataset.manifest.get("selection") or fraction == 1:
         return list(range(count_blocks(dataset)))
     held_out = range(dataset.train_rows // dataset.block_rows, -(-dataset.rows // dataset.block_rows))
-    chosen = choose_blocks(dataset.train_rows, dataset.block_rows, fraction)
-    return sorted({*chosen, *(held_out if dataset.held_out_rows else [])})
+    return sorted({*chosen_blocks(dataset, fraction), *(held_out if dataset.held_out_rows else [])})
 
 
 def count_blocks(dataset: Dataset) -> int:

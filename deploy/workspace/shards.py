@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from deploy.errors import WrongUse, command
 from deploy.specs.shards import Shard, file_blocks, preferred
-from deploy.workspace.dataset import Dataset, choose_blocks, kept_blocks, rows_of
+from deploy.workspace.dataset import Dataset, chosen_blocks, kept_blocks, rows_of
 
 
 @dataclass
@@ -46,8 +46,7 @@ def refuse_undividable(dataset: Dataset, fraction: float, of: int) -> None:
             f"data.shards=by_node needs a manifest.json beside {dataset.path}, as `{command('prepare')}` makes it: "
             "make the data again, or give --set data.shards=whole"
         )
-    part = 1.0 if dataset.manifest.get("selection") else fraction
-    blocks: Sequence[int] = choose_blocks(dataset.train_rows, dataset.block_rows, part)
+    blocks = chosen_blocks(dataset, fraction)
     if len(blocks) < of:
         raise WrongUse(
             f"data.shards=by_node deals whole blocks, and {dataset.path} has {len(blocks)} of them to train on for "

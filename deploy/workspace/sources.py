@@ -13,6 +13,7 @@ from deploy.errors import WrongUse
 from deploy.pod.base.addresses import open_address, request, shown
 from deploy.shell import LocalShell
 from deploy.shell.base import CHUNK_BYTES
+from deploy.specs.settings import Settings
 
 ON_THE_MACHINE = "machine:"
 HERE, MACHINE, URL = "here", "machine", "url"
@@ -120,6 +121,29 @@ def parse(text: str, project: Path, *, local: bool) -> Origin:
             )
         return Origin(HERE, project / path, LocalShell()) if local else Origin(MACHINE, PurePosixPath(path), None)
     return Origin(HERE, (project / Path(text).expanduser()).absolute(), LocalShell())
+
+
+def named(settings: Settings, typed: str | None) -> Origin | None:
+    """Where the images of --data or of the target's file are; None without either. Raises WrongUse, see `parse`."""
+    text = typed or settings.target.data
+    base = Path.cwd() if typed else settings.project  # a path in the target's file is the project's
+    return parse(text, base, local=settings.is_local) if text else None
+
+
+def configured(settings: Settings, origin: Origin | None, config: Mapping[str, Any]) -> tuple[Origin, bool]:
+    """Where the images are, and whether they are the try-out's, which are used if nothing else is configured.
+
+    `origin`: as `named` found it.
+    """
+    path = config["data"].get("binary_cache_path")
+    if origin:
+        return origin, False
+    if path:
+        there = not settings.is_local and str(path).startswith("/")
+        return parse(f"{ON_THE_MACHINE}{path}" if there else path, settings.project, local=settings.is_local), False
+    if settings.is_local:
+        return parse("data/orl/images.npy", settings.project, local=True), True
+    return Origin(MACHINE, settings.root / "data" / "orl" / "images.npy", None), True
 
 
 class UrlFiles:

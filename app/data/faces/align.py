@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.data.dataset import SIDE
+from app.data.arrays import SIDE
 
 # x, y in pixels: left eye, right eye, tip of the nose, left and right corner of the mouth
 TEMPLATE = np.array(

@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from app.data.dataset import SIDE
+from app.data.arrays import SIDE
 from app.data.faces.landmarks import Points
 from app.data.sources.photograph import UNREADABLE, outline, photograph, readable
 from app.data.sources.worker_pool import processes

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.data.dataset import SIDE
+from app.data.arrays import SIDE
 from app.data.faces.examine import Examined
 from app.data.shards import Images
 

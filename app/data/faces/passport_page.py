@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from app.data.dataset import SIDE
+from app.data.arrays import SIDE
 from app.data.faces.passport import DUPLICATES, OTHER_PEOPLE, Passport, Row
 from app.data.shards import Images
 from app.data.sources.photograph import UNREADABLE, fitted, photograph

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.dataset import SIDE
+from app.data.arrays import SIDE
 from app.data.faces.align import cut
 from app.data.faces.examine import Examined, Look
 from app.data.faces.landmarks import Points, read_landmarks

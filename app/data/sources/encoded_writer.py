@@ -22,9 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.dataset import SIDE
-from app.data.encoded import OFFSETS, decode_stored
-from app.data.sources.photograph import UNREADABLE, kind, png
+from app.data.arrays import OFFSETS, SIDE
+from app.data.sources.photograph import UNREADABLE, decode_stored, kind, png
 from app.data.sources.source import Source
 from app.data.sources.worker_pool import in_order
 from app.data.sources.writer import (

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.sources.photograph import load_faces
-from app.data.sources.source import Source, content_of, fingerprint
 from app.errors import WrongUse
 
 YES, NO = {"1", "true", "same"}, {"0", "false", "different", "-1"}
@@ -99,21 +97,3 @@ def _read_row(row: Sequence[str], where: str) -> tuple[str, str, bool]:
     if len(fields) < 3 or fields[2].lower() not in YES | NO:
         raise WrongUse(f"{where} is {','.join(row)!r}; it must be img1,img2,label with the label 1 or 0")
     return fields[0], fields[1], fields[2].lower() in YES
-
-
-def photographs_of_pairs(path: Path) -> Source:
-    """The photographs of a list of pairs, each once, without labels. Raises WrongUse."""
-    pairs = read_pairs(path)
-    files, root = pairs.files, path.parent
-    return Source(
-        name=path.stem,
-        count=len(files),
-        read=lambda start, stop: files[start:stop],
-        decode=load_faces,
-        labels=None,
-        made_of=f"{fingerprint(files, root)} {content_of(path)}",
-        made_of_rows=lambda start, stop: fingerprint(files[start:stop], root),
-        root=root,
-        files=files,
-        pairs=pairs,
-    )

@@ -13,10 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from app.data.dataset import SIDE
+from app.data.arrays import SIDE
 from app.data.sources.decode import fast_jpeg
 from app.errors import WrongUse
 
+IMAGE_SUFFIXES = {
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif",
+    ".tiff", ".webp",
+}  # fmt: skip
+# The first bytes of JPEG, PNG, GIF, BMP and RIFF (WebP), to recognise images without a suffix.
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"RIFF")
 # Errors of the decoders for broken files; Pillow raises SyntaxError for a broken PNG.
 UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError)
 EXIF = b"Exif\0\0"  # start of a JPEG's metadata, which may contain the camera's orientation
@@ -67,6 +73,10 @@ class UnknownScale(ValueError):
     """Pixels are 32-bit integers or floats, and the file does not define which value is white."""
 
 
+class OtherSize(ValueError):
+    """An image is not 112 x 112; the message has its size."""
+
+
 class NeedsHeif(ValueError):
     """The image is HEIC, which Pillow does not decode, and its plugin pillow-heif is not installed."""
 
@@ -74,6 +84,15 @@ class NeedsHeif(ValueError):
 def is_heif(head: bytes) -> bool:
     """Whether a file's first 12 bytes are those of HEIC or HEIF; AVIF, which Pillow decodes, has others."""
     return head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS
+
+
+def is_image(file: Path) -> bool:
+    """Recognise an image by its suffix or, without a suffix, by its first bytes."""
+    if file.suffix:
+        return file.suffix.lower() in IMAGE_SUFFIXES
+    with file.open("rb") as opened:
+        head = opened.read(HEAD_BYTES)
+    return head.startswith(SIGNATURES) or is_heif(head)
 
 
 def _with_plugin(head: bytes) -> None:
@@ -96,6 +115,17 @@ def decode_face(file: Path | IO[bytes] | bytes, fit: str = "crop") -> NDArray[np
         file = file.read_bytes() if isinstance(file, Path) else file.read()
     fast = None if EXIF in file else fast_jpeg(file, SIDE)
     return np.asarray(fitted(photograph(file), fit)) if fast is None else fast
+
+
+def decode_stored(data: bytes) -> NDArray[np.uint8]:
+    """Decode an image file of 112 x 112 to [112, 112, 3] RGB. Raises OtherSize, or one of UNREADABLE."""
+    fast = None if EXIF in data else fast_jpeg(data, SIDE)
+    if fast is not None:
+        return fast
+    _, (width, height) = kind(data)  # before decoding, which a large image makes slow
+    if (width, height) != (SIDE, SIDE):
+        raise OtherSize(f"{width}x{height}")
+    return np.asarray(photograph(data))
 
 
 def photograph(file: bytes) -> Image.Image:

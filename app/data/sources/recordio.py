@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.dataset import IMAGE_SHAPE
+from app.data.arrays import IMAGE_SHAPE
 from app.data.sources import decode
 from app.data.sources.photograph import UNREADABLE, decode_face
 from app.data.sources.source import Source, fingerprint

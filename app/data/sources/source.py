@@ -1,8 +1,8 @@
-"""Sources of uint8 RGB faces: the ORL photographs, a folder, an existing array.
+"""Sources of uint8 RGB faces: the ORL photographs, a folder, a list of pairs.
 
 A source knows its number of images before it decodes the first, so the writer can reserve disk space. It reads and
 decodes any range of rows, so blocks are made independently and never all held in memory. No torch here: data is
-prepared on laptops too. More sources: parquet.py, recordio.py, ../synthetic.
+prepared on laptops too. More sources: parquet.py, recordio.py, ../synthetic, ../array_source.py.
 """
 
 from __future__ import annotations
@@ -12,26 +12,15 @@ import importlib.metadata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.dataset import open_images, open_labels
-from app.data.sources.photograph import HEAD_BYTES, is_heif, load_faces
+from app.data.sources.pairs import Pairs, read_pairs
+from app.data.sources.photograph import is_image, load_faces
 from app.errors import WrongUse
-
-if TYPE_CHECKING:
-    from app.data.sources.pairs import Pairs
-
-IMAGE_SUFFIXES = {
-    ".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif",
-    ".tiff", ".webp",
-}  # fmt: skip
-# The first bytes of JPEG, PNG, GIF, BMP and RIFF (WebP), to recognise images without a suffix.
-SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"BM", b"RIFF")
 
 
 @dataclass(frozen=True)
@@ -151,6 +140,24 @@ def folder(path: Path) -> Source:
     )
 
 
+def photographs_of_pairs(path: Path) -> Source:
+    """The photographs of a list of pairs, each once, without labels. Raises WrongUse."""
+    pairs = read_pairs(path)
+    files, root = pairs.files, path.parent
+    return Source(
+        name=path.stem,
+        count=len(files),
+        read=lambda start, stop: files[start:stop],
+        decode=load_faces,
+        labels=None,
+        made_of=f"{fingerprint(files, root)} {content_of(path)}",
+        made_of_rows=lambda start, stop: fingerprint(files[start:stop], root),
+        root=root,
+        files=files,
+        pairs=pairs,
+    )
+
+
 def contents(files: Sequence[Path]) -> list[bytes]:
     return [file.read_bytes() for file in files]
 
@@ -167,7 +174,7 @@ class _Person(NamedTuple):
 def _person(folder: Path) -> _Person:
     entries = _visible(folder)
     files = [entry for entry in entries if not entry.is_dir()]
-    images = [file for file in files if _is_image(file)]
+    images = [file for file in files if is_image(file)]
     return _Person(
         folder, images, [file for file in files if file not in {*images}], [e for e in entries if e.is_dir()]
     )
@@ -178,18 +185,9 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
-def _is_image(file: Path) -> bool:
-    """Recognise an image by its suffix or, without a suffix, by its first bytes."""
-    if file.suffix:
-        return file.suffix.lower() in IMAGE_SUFFIXES
-    with file.open("rb") as opened:
-        head = opened.read(HEAD_BYTES)
-    return head.startswith(SIGNATURES) or is_heif(head)
-
-
 def _refuse_other_trees(path: Path, people: Sequence[_Person]) -> None:
     """Raise WrongUse for images two levels deep, or if no sub-folder has images; the message gives their place."""
-    deeper = next((inner for p in people for inner in p.folders if any(map(_is_image, _files(inner)))), None)
+    deeper = next((inner for p in people for inner in p.folders if any(map(is_image, _files(inner)))), None)
     if deeper is not None:
         raise WrongUse(
             f"{deeper} holds images two levels below {path}; give path={deeper.parent}, or move each person's images "
@@ -197,7 +195,7 @@ def _refuse_other_trees(path: Path, people: Sequence[_Person]) -> None:
         )
     if any(person.images for person in people):
         return
-    if any(map(_is_image, _files(path))):
+    if any(map(is_image, _files(path))):
         raise WrongUse(
             f"the images in {path} are not in sub-folders; make one sub-folder for each person and move them there"
         )
@@ -221,7 +219,7 @@ def _left_out(people: Sequence[_Person], at_the_top: Sequence[Path]) -> tuple[st
     if empty:
         more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
         told.append(f"{_count(len(empty), 'sub-folder')} without images: {', '.join(empty[:3])}{more}")
-    loose = sum(map(_is_image, at_the_top))
+    loose = sum(map(is_image, at_the_top))
     if loose:
         told.append(f"{_count(loose, 'image')} left out: not in a sub-folder")
     return tuple(told)
@@ -229,23 +227,6 @@ def _left_out(people: Sequence[_Person], at_the_top: Sequence[Path]) -> tuple[st
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def array(path: Path, labels: Path | None) -> Source:
-    """An existing images.npy, with an optional file of labels."""
-    images = open_images(path)
-    return Source(
-        name=path.resolve().parent.name if path.name == "images.npy" else path.stem,
-        count=len(images),
-        read=range,
-        decode=partial(rows_of_array, path),
-        labels=None if labels is None else open_labels(labels, len(images)),
-        made_of=" ".join([fingerprint([path], path.parent), *([] if labels is None else [content_of(labels)])]),
-    )
-
-
-def rows_of_array(path: Path, rows: range) -> NDArray[np.uint8]:
-    return open_images(path)[rows.start : rows.stop]
 
 
 def fingerprint(files: Sequence[Path], folder: Path) -> str:

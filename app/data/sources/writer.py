@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.dataset import IMAGE_SHAPE
+from app.data.arrays import IMAGE_SHAPE
 from app.data.sources.source import Source
 from app.data.sources.worker_pool import in_order
 from app.errors import WrongUse

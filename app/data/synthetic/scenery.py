@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.dataset import SIDE as S
+from app.data.arrays import SIDE as S
 from app.data.synthetic.paint import Floats, step, tone, upsampling
 from app.data.synthetic.person import SKIN
 

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from app.data.dataset import IMAGE_SHAPE
+from app.data.arrays import IMAGE_SHAPE
 from app.data.sources.source import Source
 from app.data.synthetic.person import draw_person
 from app.data.synthetic.portrait import photograph

@@ -30,6 +30,7 @@ from deploy.pod.base.notify import WEBHOOK, Notifier
 from deploy.pod.base.redact import Redactor
 from deploy.pod.base.stopping import Stops
 from deploy.pod.job import redacting_log, restarts
+from deploy.pod.job.ending import Ending, how, judge, stopped
 from deploy.pod.job.status import StatusFile
 from deploy.pod.job.tee import Echo
 
@@ -38,7 +39,6 @@ GUARD_EVERY_S = 5.0
 SIEVE_LIMIT_S = 10.0  # for the last output of a job that has ended
 OF_TERMINAL = {"TERM", "TMUX", "TMUX_PANE", "PWD", "OLDPWD", "SHLVL", "_"}
 CODE = Path(__file__).resolve().parents[3]
-RESULT_OF_END = {"done": "succeeded", "stopped": "stopped", "wrong_use": "failed", "failed": "failed"}
 
 
 def main(argv: list[str], clock: Clock | None = None) -> int:
@@ -150,12 +150,12 @@ class Supervisor:
                     reason = f"{reason}; {why_not}" if why_not else reason
                     return self._finish("failed", job.returncode, reason, evidence)
                 if not self._pause(f"{reason}; {self.rule.words()}", evidence):
-                    state, reason = self._stopped("stopped before it was started again")
+                    state, reason = stopped(self.stops.expired, "stopped before it was started again")
                     return self._finish(state, job.returncode, reason)
                 argv = restarts.resuming(argv)
 
     def leave_the_queue(self) -> int:
-        state, reason = self._stopped("stopped while it waited for its turn")
+        state, reason = stopped(self.stops.expired, "stopped while it waited for its turn")
         return self._finish(state, None, reason)
 
     def _wait_for_turn(self, ticket: queue.Ticket, holder: dict[str, Any]) -> Lock | None:
@@ -250,7 +250,7 @@ class Supervisor:
         """End ranks that outlive torchrun: close the pipe, wait for their checkpoint, then kill them."""
         _close(job)
         if job.returncode and not self.stops.asked:
-            self.status.tell(reason=f"the job {_how(job.returncode)}; waiting for its remaining processes")
+            self.status.tell(reason=f"the job {how(job.returncode)}; waiting for its remaining processes")
         deadline = self.clock.monotonic() + (0 if self.killed else self.grace_s)
         while self._others() and self.clock.monotonic() < deadline and not self.stops.at_once:
             processes.reap()
@@ -291,29 +291,21 @@ class Supervisor:
     def _judge(self, exit_code: int) -> tuple[str, str | None]:
         """Return final state and reason, from the exit code and the job's last event."""
         self.status.metrics.read()
-        end = self.status.metrics.end
-        ending, said = end.get("reason"), end.get("message") or None
-        if self.killed:
-            by_force = f"ended by force: it did not stop within {self.grace_s:g} s"
-            state, why = self._stopped(None)
-            return state, f"{why}; {by_force}" if why else by_force
-        if exit_code != 0 and not self.ran:
-            return "failed", f"the {self.plan['nodes']} machines of this run did not all join"
-        if exit_code == 0 and self.is_follower:
-            return self._stopped("stopped") if self.stops.asked else ("succeeded", None)
-        if exit_code != 0:
-            return "failed", said if said and ending in restarts.NOT_A_CRASH else f"the job {_how(exit_code)}"
-        if ending:
-            state = RESULT_OF_END.get(ending, "failed")
-            return self._stopped(said) if state == "stopped" else (state, said)
-        if self.stop_deadline is not None:
-            return self._stopped("stopped before training began")
-        return "failed", "the job exited with code 0 but did not report its end"
-
-    def _stopped(self, said: str | None) -> tuple[str, str | None]:
-        """Return state and reason of a stopped run: "expired" if the guard stopped it, else "stopped"."""
-        expired = self.stops.expired
-        return ("expired", expired) if expired else ("stopped", said)
+        last = self.status.metrics.end
+        return judge(
+            Ending(
+                exit_code,
+                event=last.get("reason"),
+                message=last.get("message") or None,
+                ran=self.ran,
+                nodes=int(self.plan.get("nodes", 1)),
+                is_follower=self.is_follower,
+                stop_asked=self.stops.asked,
+                stop_passed_on=self.stop_deadline is not None,
+                expired=self.stops.expired,
+                killed_after_s=self.grace_s if self.killed else None,
+            )
+        )
 
     def _pause(self, reason: str, evidence: list[str] | None) -> bool:
         """Wait before a restart. Returns False if the run was stopped meanwhile."""
@@ -385,10 +377,6 @@ def _how_it_ended(plan: dict[str, Any], status: StatusFile) -> str:
         facts.append(f"${told['spend_usd']:.2f}")
     on = f" on {plan['target']}" if plan.get("target") else ""
     return f"run {told['run_id']} {told['state']}{on}: {', '.join(facts)}"
-
-
-def _how(exit_code: int) -> str:
-    return f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code}"
 
 
 def _close(job: subprocess.Popen[bytes]) -> None:

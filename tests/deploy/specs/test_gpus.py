@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
+
 import pytest
 
 from deploy.errors import WrongUse
-from deploy.specs.gpus import Choice, choose, count_of, fitting, is_among, names_of, parse_gpus, refuse_other_targets
-from deploy.specs.machine import Rental
+from deploy.specs.gpus import (
+    Choice,
+    Renting,
+    choose,
+    count_of,
+    fitting,
+    is_among,
+    names_of,
+    parse_gpus,
+    refuse_other_machine,
+    refuse_other_targets,
+)
+from deploy.specs.machine import Machine, Rental
 from deploy.specs.request import parse_request
 
 
@@ -176,3 +189,41 @@ def test_a_target_that_does_not_rent_so_is_named() -> None:
         refuse_other_targets(("A10",), True, keys, "lambda")
     with pytest.raises(WrongUse, match=r"^--gpus A10:2: target 'ssh' rents no GPUs: leave it out, or give --on"):
         refuse_other_targets(("A10:2",), True, {}, "ssh")
+
+
+SPOTS = {"gpus": "gpus", "gpu_count": "gpu_count", "spot": "spot"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "keys", "said"),
+    [
+        (Renting(), SPOTS, {}),
+        (Renting(spot=True), SPOTS, {"spot": True}),
+        (Renting(no_spot=True), SPOTS, {"spot": False}),
+        (Renting(no_spot=True), {}, {}),  # a target without spot machines rents none anyway
+        (Renting(("A100", "A40")), SPOTS, {}),  # names need the catalogue
+        (Renting(("A100:2", "A40:2"), spot=True), SPOTS, {"gpu_count": 2, "spot": True}),
+    ],
+)
+def test_what_a_command_says_about_renting_wins(asked: Renting, keys: dict[str, str], said: dict[str, object]) -> None:
+    assert asked.said(keys, "runpod") == said
+
+
+@pytest.mark.parametrize(
+    ("gpu", "count", "is_right"),
+    [
+        ("NVIDIA A40", 2, True),
+        (None, None, True),  # only the machine knows
+        ("NVIDIA A40", 1, False),
+        ("NVIDIA A100-SXM4-80GB", 2, False),
+    ],
+)
+def test_a_machine_with_other_gpus_is_in_the_way(gpu: str | None, count: int | None, is_right: bool) -> None:
+    machine = Machine("sniperface-pods-1", "runpod", PurePosixPath("/workspace"), "python", gpu=gpu, gpus=count)
+    asked, choice = Renting(("A40:2",)), Choice(("NVIDIA A40",), 2)
+    refuse_other_machine(asked, choice, [], "pods")
+    if is_right:
+        refuse_other_machine(asked, choice, [machine], "pods")
+        return
+    with pytest.raises(WrongUse, match=f"^--gpus A40:2: the machine of target 'pods' has {count} x {gpu}: leave"):
+        refuse_other_machine(asked, choice, [machine], "pods")

@@ -27,7 +27,7 @@ def files_of(numbers: range) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from app.data.encoded import decode_stored
+    from app.data.sources.photograph import decode_stored
 
     source = Source(
         "photos",
