@@ -297,7 +297,7 @@ def test_what_an_evaluation_measured_lies_beside_the_file(
         assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("fourier", "suffix"), [("none", "pt"), ("none", "pth"), ("iresnet", "pt")])
+@pytest.mark.parametrize(("fourier", "suffix"), [("none", "pt"), ("none", "pth"), ("iresnet", "pt"), ("vit", "pt")])
 def test_weights_go_back_to_the_published_code(fourier: str, suffix: str, tmp_path: Path) -> None:
     """Loading the exported file gives the same weights, and its gain has the fork's order of colours."""
     config = replace(IRESNET, fourier=fourier)
