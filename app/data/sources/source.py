@@ -90,13 +90,15 @@ class Source:
             # A range without a gap keeps its fingerprint.
             return told if len(wanted) == wanted[-1] + 1 - wanted[0] else f"{told} without {wanted}"
 
+        # Earlier versions wrote "without" for both. Where rows have no origin of their own, labels may be wrong there.
+        lacks = "without rows" if self.made_of_rows is None else "without"
         return replace(
             self,
             count=len(kept),
             read=read,
             labels=None if self.labels is None else self.labels[kept],
             held_out=int((kept >= self.count - self.held_out).sum()),
-            made_of=f"{self.made_of} without {hashlib.sha256(','.join(map(str, rows)).encode()).hexdigest()}",
+            made_of=f"{self.made_of} {lacks} {hashlib.sha256(','.join(map(str, rows)).encode()).hexdigest()}",
             made_of_rows=made_of_rows,
             files=[self.files[row] for row in kept.tolist()] if self.files else (),
         )

@@ -117,6 +117,20 @@ def test_an_image_that_is_left_out_moves_no_other_to_its_label(source: Any, form
     assert np.array_equal(np.load(out.with_name("labels.npy")), labels - (labels > 0) * (source is as_parquet))
 
 
+def test_a_data_set_whose_labels_an_earlier_version_may_have_mixed_up_is_not_taken_for_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out" / "images.npy"
+    words = [*as_rec(tmp_path / "in"), f"out={out}", "unreadable=skip"]
+    assert prepare.main(words) == 0
+    assert prepare.main(words) == 0
+    assert "already exists\n" in capsys.readouterr().out
+    manifest = out.with_name("manifest.json")
+    manifest.write_text(manifest.read_text().replace(" without rows ", " without "))
+    assert prepare.main(words) == 2
+    assert "already exists, with other or older images" in capsys.readouterr().err
+
+
 def test_more_processes_and_pieces_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = {}
     for workers, piece in ((1, 4096), (1, 3), (2, 4)):
