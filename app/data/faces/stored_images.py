@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.data.dataset import SIDE, open_images
-from app.data.faces import passport as judge
+from app.data.faces import passport
 from app.data.faces.examine import Examined
 from app.data.faces.passport import Passport, Row
 from app.data.faces.passport_page import LISTED, write_page
@@ -56,7 +56,7 @@ def seen(source: Source, out: Path, *, workers: int = 1, progress: Callable[[int
 
 
 def _look(out: Path, start: int, stop: int, stored: Any, items: Sequence[Any]) -> Seen:
-    hashes, grey = judge.look(open_images(out), range(start, stop))
+    hashes, grey = passport.look(open_images(out), range(start, stop))
     sizes, turned = np.zeros((stop - start, 2), np.int32), np.zeros(stop - start, np.bool_)
     for place, file in enumerate(stored(items) if stored else ()):
         sizes[place], turned[place] = photograph.outline(file)
@@ -112,31 +112,31 @@ def passport_of(source: Source, without: Sequence[int], out: Path, about: Seen) 
     known = labels[row_of] >= 0
     images = np.bincount(place[known], minlength=len(people))
     alone = known & (images[np.where(known, place, 0)] == 1) if len(people) else known
-    groups = [row_of[group].tolist() for group in judge.duplicates(open_images(out), about.hashes)]
+    groups = [row_of[group].tolist() for group in passport.duplicates(open_images(out), about.hashes)]
     least, most = about.sizes.min(1), about.sizes.max(1)
 
     def rows(of_images: NDArray[np.bool_]) -> NDArray[np.int64]:
         return row_of[np.flatnonzero(of_images)][:, None]
 
-    found: dict[str, judge.Groups] = {
-        judge.LEFT_OUT: np.asarray(without, np.int64)[:, None],
-        judge.OTHER_PEOPLE: [group for group in groups if len({*labels[group].tolist()} - {-1}) > 1],
-        judge.DUPLICATES: groups,
-        judge.ONE_IMAGE: rows(alone),
-        judge.SMALL: rows((least > 0) & (least < SIDE)),
-        judge.NOT_SQUARE: rows(least != most),
-        judge.GREYS: rows(about.grey),
-        judge.TURNED: rows(about.turned),
+    found: dict[str, passport.Groups] = {
+        passport.LEFT_OUT: np.asarray(without, np.int64)[:, None],
+        passport.OTHER_PEOPLE: [group for group in groups if len({*labels[group].tolist()} - {-1}) > 1],
+        passport.DUPLICATES: groups,
+        passport.ONE_IMAGE: rows(alone),
+        passport.SMALL: rows((least > 0) & (least < SIDE)),
+        passport.NOT_SQUARE: rows(least != most),
+        passport.GREYS: rows(about.grey),
+        passport.TURNED: rows(about.turned),
     }
     found = {title: groups for title, groups in found.items() if len(groups)}
     told = StoredRows(source, image, about)
     summary = {
         "rows": source.count,
         "images": len(row_of),
-        **(judge.of_people(images[images > 0], int((images == 0).sum())) if len(people) else {}),
-        **({"shorter_side_px": judge.spread(np.sort(least))} if least.any() else {}),
+        **(passport.of_people(images[images > 0], int((images == 0).sum())) if len(people) else {}),
+        **({"shorter_side_px": passport.spread(np.sort(least))} if least.any() else {}),
         "left_out": {UNREADABLE: len(without)} if len(without) else {},
-        "found": judge.counted(found),
+        "found": passport.counted(found),
     }
     order = np.lexsort((people, images - came))[:LISTED]
     of_people = [(told.person(int(people[i])), int(came[i]), int(images[i])) for i in order.tolist()]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from app import prepare
-from app.data import __main__ as told
+from app.data import __main__
 from app.data.dataset import open_images
 from app.data.faces import stored_images
 from app.data.sources.photograph import decode_face
@@ -93,7 +93,7 @@ def test_a_file_of_images_has_a_passport(
     assert "row 4 · unreadable" in page
     across = page.split("the same picture of two people (2)")[1].split("<h2>")[0]
     assert [name in across for name in (">row 1<", ">row 5<", ">row 0<", ">row 3<")] == [True, True, False, False]
-    assert told.main([f"data={out.parent}", "json=true"]) == 0
+    assert __main__.main([f"data={out.parent}", "json=true"]) == 0
     about = json.loads(capsys.readouterr().out)
     assert about["suspects"] == {title: count for title, count in FOUND.items() if title != "left out"}
     assert about["left_out"] == {"unreadable": 1}
