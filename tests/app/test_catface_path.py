@@ -96,7 +96,7 @@ def call(module: str, *words: str) -> int:
 def test_from_a_tree_of_photographs_to_a_table_an_onnx_file_and_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each command reads what the one before it wrote, so this is one test, of 8 s."""
+    """Each command reads what the one before it wrote, so this is one test, of 6 s."""
     monkeypatch.chdir(tmp_path)
     photographs(tmp_path / "cats", tmp_path / "plain")
     write_pairs(tmp_path / "cats", tmp_path / "pairs.csv")

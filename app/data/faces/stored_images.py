@@ -8,6 +8,7 @@ Letters: N rows of the source, K images of the data set, those rows that can be 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -59,7 +60,8 @@ def _look(out: Path, start: int, stop: int, stored: Any, items: Sequence[Any]) -
     hashes, grey = passport.look(open_images(out), range(start, stop))
     sizes, turned = np.zeros((stop - start, 2), np.int32), np.zeros(stop - start, np.bool_)
     for place, file in enumerate(stored(items) if stored else ()):
-        sizes[place], turned[place] = photograph.outline(file)
+        with suppress(*photograph.UNREADABLE):  # another decoder, DALI, may have read it
+            sizes[place], turned[place] = photograph.outline(file)
     return Seen(hashes, grey, sizes, turned)
 
 
