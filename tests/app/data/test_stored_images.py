@@ -17,6 +17,8 @@ from app.data import __main__
 from app.data.dataset import open_images
 from app.data.faces import stored_images
 from app.data.sources.photograph import decode_face
+from app.evaluation.gallery import open_gallery
+from app.evaluation.identification import Identification
 from tests.app.data.test_photographs import HEIC, oriented_jpeg, picture
 from tests.app.data.test_recordio import image_record, write
 
@@ -179,3 +181,19 @@ def test_an_image_of_an_unknown_white_or_a_heic_says_what_to_do(
     said = capsys.readouterr().err
     assert "is a HEIC photograph; run `pip install pillow-heif` to read it" in said
     assert "has floating-point numbers for pixels" in said
+
+
+def test_people_of_parquet_files_are_found_among_each_other_by_name(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for side, names in (("gallery", ["zoë", "ana"]), ("probes", ["ana", "zoë", "bo", "ana"])):
+        table = pa.table({"image": [encoded(picture(n)) for n in range(len(names))], "name": names})
+        pq.write_table(table, tmp_path / f"{side}.parquet")
+        out = tmp_path / side / "images.npy"
+        assert prepare.main(["source=parquet", f"path={tmp_path / f'{side}.parquet'}", f"out={out}"]) == 0
+    protocol = open_gallery(tmp_path / "gallery", tmp_path / "probes").protocol
+    assert isinstance(protocol, Identification)
+    zoe, ana, *probes = protocol.person.tolist()
+    assert [*probes[:2], probes[3]] == [ana, zoe, ana]
+    assert probes[2] not in (zoe, ana)
