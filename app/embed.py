@@ -1,7 +1,8 @@
 """Embed images: python -m app.embed weights=FILE images=PATH,… out=embeddings.npy [key=value …]
 
     weights=FILE       a checkpoint of a run, a file of published weights (needs backbone=NAME), or an ONNX file
-    images=PATH,…      a prepared images.npy, or photographs of aligned faces: files or patterns, in this order
+    images=PATH,…      a prepared images.npy or its folder, or photographs of aligned faces: files or patterns, in
+                       this order
     out=FILE.npy       the embeddings, fp32 [N, D], a row an image, as the network gives them; a JSON beside the file
                        names weights, images and options
     flip=false         embed each image alone, without adding the embedding of its mirror image
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from app.config import load, own_words
-from app.data.arrays import ENCODED, SIDE
+from app.data.arrays import ENCODED, SIDE, array_in
 from app.data.dataset import open_images
 from app.data.sources.photograph import FITS, load_faces
 from app.errors import Failed, WrongUse
@@ -94,10 +95,13 @@ def matching(patterns: str) -> list[Path]:
     """Files of comma-separated names and patterns, in order. Raises WrongUse for one without a file."""
     found: list[Path] = []
     for pattern in filter(None, patterns.split(",")):
-        paths = [Path(pattern)] if Path(pattern).is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+        path = Path(pattern)
+        prepared = array_in(path) if path.is_dir() else path
+        paths = [prepared] if prepared and prepared.is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
         files = [path for path in paths if path.is_file()]
         if not files:
-            raise WrongUse(f"images={pattern} matches no file; give images.npy, or photographs such as 'faces/*.jpg'")
+            example = path / "*" / "*.jpg" if path.is_dir() else "faces/*.jpg"
+            raise WrongUse(f"images={pattern} matches no file; give images.npy, or photographs such as '{example}'")
         found += files
     arrays = [path for path in found if path.suffix in (".npy", *ENCODED)]
     if arrays and len(found) > 1:

@@ -32,5 +32,10 @@ def framed(sentence: str) -> str:
     if names is None:
         return sentence
     options = "|".join(map(re.escape, names.split()))
-    found = re.sub(rf"(?<![\w.])({options})=", lambda match: f"--{match[1].replace('_', '-')} ", sentence)
+    # Without a value, as in "align= has no effect", no space follows the flag.
+    found = re.sub(
+        rf"(?<![\w.])({options})=(?=([\w/.'\"…~*{{<-])?)",
+        lambda match: f"--{match[1].replace('_', '-')}" + (" " if match[2] else ""),
+        sentence,
+    )
     return f"error: {found}"

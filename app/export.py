@@ -117,12 +117,12 @@ def work(argv: list[str]) -> tuple[str, int]:
             raise WrongUse("check=… takes no other options; leave the other words out")
         verdicts = rules.judge(Path(own["check"]))
         return lines(verdicts), int(not kept(verdicts))
-    if Path(own.get("out") or "").suffix == ".pt":
+    if Path(own.get("out") or "").suffix in PLAIN:
         return export_weights(own, overrides), 0
     return export(decide(own, overrides)), 0
 
 
-PLAIN_WORDS = ("checkpoint", "weights", "out")
+PLAIN, PLAIN_WORDS = (".pt", ".pth"), ("checkpoint", "weights", "out")  # suffixes, and the words that apply
 
 
 def export_weights(own: dict[str, str], overrides: list[str]) -> str:

@@ -27,8 +27,8 @@ Photographs of source=folder and source=pairs of any size become 112 x 112 in on
     landmarks=FILE.csv   align by points from a file: name,x,y of left eye, right eye, nose, left and right mouth corner
     fit=crop|squash|pad  scale the middle square (the default), the whole with other proportions, or with black bars
 
-They also get passport.html with everything suspect in pictures, left_out.csv, people.csv for a folder and, with
-align=, landmarks.csv, which landmarks= reads. `json=true` prints one JSON document.
+All but orl and synthetic get passport.html with everything suspect in pictures, left_out.csv and, where people have
+names, people.csv; with align= also landmarks.csv, which landmarks= reads. `json=true` prints one JSON document.
 `out=DIR/images.jpegs` writes image files instead of pixels, with offsets.npy: a JPEG, WebP or PNG of 112 x 112 as it
 came, all others as PNG. Training decodes them to the same pixels; photographs take a third of the room or less.
 `workers=N` processes convert the images (default: one per core); their number does not change the result.
@@ -54,7 +54,8 @@ from app.data.arrays import ARRAYS, ENCODED, IMAGE_SHAPE
 from app.data.dataset import open_images, read_manifest
 from app.data.faces.examine import examine
 from app.data.faces.placing import ALIGN, NOT_FOUND, SEVERAL, UNREADABLE, Placing, placed
-from app.data.faces.told import PAGE, Facts, Told, none_left, summary
+from app.data.faces.stored_images import write_passport
+from app.data.faces.told import Facts, Told, document, none_left, summary
 from app.data.options import failed, parse_options
 from app.data.progress import Bar
 from app.data.sources import encoded_writer, writer
@@ -76,6 +77,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "rec": ("path", "decoder"),
     "synthetic": ("identities", "per_identity", "seed", "variation_pct"),
 }
+EXAMINED = ("array", "parquet", "rec")  # as photographs are; the others come with this project
 EVERYWHERE = ("source", "out", "held_out", "unreadable", "workers", "json")
 CHOICES: dict[str, Collection[str]] = {
     "unreadable": ("refuse", "skip"),
@@ -131,31 +133,35 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def document(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The answer of json=true: the manifest's facts without its lists of blocks and rows."""
-    kept = ("dataset_id", "name", "rows", "block_rows", "held_out_rows", "labels_sha256", "left_out")
-    added = ("passport", "pairs")
-    page = out.with_name(PAGE)
-    return {
-        "out": str(out),
-        **{key: manifest[key] for key in (*kept, *added) if key in manifest},
-        "page": str(page) if "passport" in manifest and page.is_file() else None,
-    }
-
-
 def make(source: sources.Source, out: Path, options: dict[str, str], workers: int) -> dict[str, Any]:
     """Convert with a progress bar. With unreadable=skip, convert again without the images that could not be read."""
-    held_out = options.get("held_out")
-    try:
-        with Bar(total=source.count) as bar:
-            return prepare(source, out, held_out=held_out, workers=workers, progress=bar.update)
-    except writer.Unreadable as error:
-        if options.get("unreadable") != "skip" or len(error.bad) == source.count:
-            raise
-        retelling(error.bad)
-        rest = source.without([image.row for image in error.bad])
-        with Bar(total=rest.count) as bar:
-            return prepare(rest, out, held_out=held_out, workers=workers, progress=bar.update, skipped=error.bad)
+    bad: Sequence[writer.BadImage] = ()
+    while True:
+        rows = [image.row for image in bad]
+        rest = source.without(rows) if rows else source
+
+        def examined(out: Path, rows: Sequence[int] = rows, rest: sources.Source = rest) -> Facts:
+            # DALI's one process leaves the other cores free.
+            several = cores() if options.get("decoder") == "dali" and source.count > FEW_ROWS else workers
+            with Bar(total=rest.count, what="images examined") as bar:
+                return write_passport(source, rows, out, workers=several, progress=bar.update)
+
+        try:
+            with Bar(total=rest.count) as bar:
+                return prepare(
+                    rest,
+                    out,
+                    held_out=options.get("held_out"),
+                    workers=workers,
+                    progress=bar.update,
+                    skipped=bad,
+                    passport=examined if options["source"] in EXAMINED else None,
+                )
+        except writer.Unreadable as error:
+            if options.get("unreadable") != "skip" or len(error.bad) == source.count or bad:
+                raise
+            bad = error.bad
+            retelling(bad)
 
 
 def retelling(bad: Sequence[writer.BadImage]) -> None:

@@ -1,9 +1,9 @@
 """Images a second in a training step of IResNet18 on this CPU: forward, backward, clipping and optimizer, in 32 bits.
 
 Ours is the network, memory layout and optimizer of app.train's defaults. The peer is the network as arcface_torch
-builds it, of torch's own layers in torch's default memory layout, with torch's SGD. Names of weights agree, so both
-start from the same weights. Both run in one process on one core, in turn, and the time is that of the core: other load
-on the machine affects both alike.
+builds it, of torch's own layers in torch's default memory layout, with torch's SGD. A better peer has the same memory
+layout as ours. Names of weights agree, so all start from the same weights. They run in one process on one core, in
+turn, and the time is that of the core: other load on the machine affects all alike.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ def main() -> int:
     is_quick = quick()
     rounds = 2 if is_quick else 9
     torch.set_num_threads(1)
-    claims = [claim(batch, rounds) for batch in ((4,) if is_quick else (8, 16))]
+    layouts = {"": torch.contiguous_format, ", a better peer": torch.channels_last}
+    batches = (4,) if is_quick else (8, 16)
+    claims = [claim(batch, rounds, peer, layout) for peer, layout in layouts.items() for batch in batches]
     return report("train_step", claims, is_quick=is_quick)
 
 
-def claim(batch: int, rounds: int) -> Claim:
+def claim(batch: int, rounds: int, which: str, of_peer: torch.memory_format) -> Claim:
     torch.manual_seed(0)
     config = load(["backbone=iresnet18"])
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
@@ -54,14 +56,16 @@ def claim(batch: int, rounds: int) -> Claim:
     network = build_backbone(config.backbone).train()
     plain = Peer().train()
     plain.load_state_dict(network.state_dict())
-    network = network.to(memory_format=layout)
+    network, plain = network.to(memory_format=layout), plain.to(memory_format=of_peer)
     o = config.train.optimizer
     rates = {"lr": 1e-3, "momentum": o.momentum, "nesterov": o.nesterov, "weight_decay": o.weight_decay}
     theirs = torch.optim.SGD(plain.parameters(), **rates)
     mine = build_optimizer(o, [{"params": list(network.parameters()), "lr": 1e-3}])
-    ours, peer = stepper(network, mine, images.to(memory_format=layout)), stepper(plain, theirs, images)
+    ours = stepper(network, mine, images.to(memory_format=layout))
+    peer = stepper(plain, theirs, images.to(memory_format=of_peer))
     fast, slow, ratio = in_turn(lambda: batch / core_seconds(ours), lambda: batch / core_seconds(peer), rounds)
-    return Claim(f"training step of IResNet18, batch {batch}, one core", fast, slow, "images/s", ratio, 1.1)
+    at_least = 1.1 if of_peer is torch.contiguous_format else 1.05
+    return Claim(f"training step of IResNet18, batch {batch}{which}, one core", fast, slow, "images/s", ratio, at_least)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,10 @@ def about(path: Path, *, verify: bool = False) -> About:
 
 
 def images_at(path: Path) -> Path:
-    """The images.npy that `path` means. Raises WrongUse, with the data sets below a folder that has several."""
+    """The images that `path` means: images.npy, images.jpegs or a .rec, or the one in that folder.
+
+    Raises WrongUse, with the data sets below a folder that has several.
+    """
     if not path.exists():
         raise WrongUse(
             f"there is no file {path}; `invoke prepare` makes one, or give an images.npy or its folder as data=…"
@@ -71,6 +74,8 @@ def images_at(path: Path) -> Path:
         return path
     if file := array_in(path):
         return file
+    if (path / "train.rec").is_file():
+        return path / "train.rec"
     below = sorted(file.parent for file in path.glob("*/images.npy"))
     if below:
         more = f" and {len(below) - LISTED} more" if len(below) > LISTED else ""
@@ -186,7 +191,7 @@ def in_words(told: About) -> list[str]:
         suspects = ", ".join(f"{title} ({count:,})" for title, count in told["suspects"].items())
         lines["suspects"] = suspects or "none"
     else:
-        lines["suspects"] = "not looked for: prepare does this for photographs (--source folder or pairs)"
+        lines["suspects"] = "not looked for: prepare does this for --source folder, pairs, array, parquet and rec"
     if told["page"]:
         lines["pictures"] = told["page"]
     if told["verified"] and not told["faults"]:

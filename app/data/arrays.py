@@ -64,5 +64,6 @@ def _of_folder(path: Path) -> str:
     """Advice for a folder given instead of images.npy."""
     if file := array_in(path):
         return f"give the file in it: {file}"
-    source = "rec" if (path / "train.rec").is_file() else "folder"
-    return f"convert it once: python -m app.prepare source={source} path={path} out=images.npy"
+    rec = path / "train.rec"
+    source, first = ("rec", f"give {rec}, or ") if rec.is_file() else ("folder", "")
+    return f"{first}convert it once: python -m app.prepare source={source} path={path} out=images.npy"

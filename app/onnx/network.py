@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +22,11 @@ from app.onnx.session import CannotRun, Session
 
 
 class OnnxNetwork(nn.Module):
-    """images [B, 3, S, S] in [-1, 1] -> embeddings [B, D]; on the CPU. Raises WrongUse if the file cannot run."""
+    """images [B, 3, S, S] in [-1, 1] -> embeddings [B, D]; on the CPU. Raises WrongUse if the file cannot run.
+
+    A file for a fixed number of images runs as often as it must, also one that only claims to take any number, as
+    arcface_torch's torch2onnx.py writes for some networks.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -29,6 +34,7 @@ class OnnxNetwork(nn.Module):
         try:
             self.session = Session(path)
             self.mean, self.std = normalisation_of(path)
+            self.at_once = self.session.batch
             self.embedding_dim = self._probe(path)
         except CannotRun as error:
             raise WrongUse(f"{path} cannot be run: {error}; check it with python -m app.export check={path}") from error
@@ -38,10 +44,28 @@ class OnnxNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = x.detach().float().cpu().numpy() * HALF_RANGE + HALF_RANGE
-        return torch.from_numpy(self.session.run((pixels - self.mean) / self.std)).float().to(x.device)
+        images = (pixels - self.mean) / self.std
+        if self.at_once is None:
+            return torch.from_numpy(self.session.run(images)).float().to(x.device)
+        found = []
+        for start in range(0, len(images), self.at_once):
+            piece = images[start : start + self.at_once]
+            missing = self.at_once - len(piece)
+            whole = np.concatenate([piece, *[piece[-1:]] * missing]) if missing else piece
+            found.append(self.session.run(whole)[: len(piece)])
+        return torch.from_numpy(np.concatenate(found)).float().to(x.device)
 
     def _probe(self, path: Path) -> int:
-        out = self(torch.zeros(2, 3, SIDE, SIDE))
+        """Return the size of the embeddings, and find out whether the file takes several images."""
+        try:
+            out = self(torch.zeros(2, 3, SIDE, SIDE))
+        except CannotRun:
+            if self.at_once is not None:
+                raise
+            out = torch.empty(0)
+        if self.at_once is None and (out.ndim != 2 or len(out) != 2):
+            self.at_once = 1
+            out = self(torch.zeros(2, 3, SIDE, SIDE))
         if out.ndim != 2 or len(out) != 2:
             shape = list(out.shape)
             raise WrongUse(

@@ -37,7 +37,10 @@ class Session:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no common base class
             raise CannotRun(first_line(error)) from error
-        self._input = self._session.get_inputs()[0].name
+        taken = self._session.get_inputs()[0]
+        self._input = taken.name
+        first = taken.shape[0] if taken.shape else None
+        self.batch: int | None = first if isinstance(first, int) else None  # of images; None: any number
 
     def run(self, x: NDArray[np.float32]) -> NDArray[Any]:
         """Return the first output for images [N, 3, H, W]. Raises CannotRun."""

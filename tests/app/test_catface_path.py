@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from app import evaluate, export, prepare, train
+from app import prepare
+from app.config import CONF
 from app.data.sources.source import orl
 from benchmarks._peer import Peer
 from tests.app.data.test_align import in_a_scene
@@ -23,11 +25,10 @@ from tests.app.data.test_photographs import STORED, oriented_jpeg
 
 PEOPLE, EACH = 8, 5
 LAYERS, WIDTH, DIM = (1, 1, 1, 1), 8, 32
-NETWORK = [
-    "backbone=r18", f"backbone.layers=[{','.join(map(str, LAYERS))}]", f"backbone.width={WIDTH}",
-    f"backbone.embedding_dim={DIM}",
+SHORT = [
+    f"backbone.layers=[{','.join(map(str, LAYERS))}]", f"backbone.width={WIDTH}", f"backbone.embedding_dim={DIM}",
+    "train.batch.size=8", "train.epochs=2", "train.lr_schedule.warmup.epochs=0", "run.report=false",
 ]  # fmt: skip
-SHORT = ["train.batch.size=8", "train.epochs=2", "train.lr_schedule.warmup.epochs=0", "run.report=false"]
 
 
 def photographs(root: Path, plain: Path) -> None:
@@ -70,64 +71,84 @@ def write_pairs(root: Path, path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+def documented() -> list[list[str]]:
+    """The words of the commands of the page, each beginning with the name of its module."""
+    page = (CONF.parent / "docs" / "from-arcface-torch.md").read_text(encoding="utf-8")
+    block = page.split("## The whole way")[1].split("```")[1]
+    lines = [shlex.split(line) for line in block.strip().splitlines()]
+    assert all(line[:2] == ["python", "-m"] for line in lines)
+    return [line[2:] for line in lines]
+
+
+# What is smaller here than on the page.
+LESS = {"held_out=100": "held_out=10", "epoch_019": "epoch_001"}
+
+
+def call(module: str, *words: str) -> int:
+    for whole, less in LESS.items():
+        words = tuple(word.replace(whole, less) for word in words)
+    exit_code: int = importlib.import_module(module).main([*words, *(SHORT if module == "app.train" else [])])
+    return exit_code
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("mtcnn") is None, reason="needs mtcnn: pip install mtcnn==1.0.0")
 def test_from_a_tree_of_photographs_to_a_table_an_onnx_file_and_back(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each command reads what the one before it wrote, so this is one test, of 8 s."""
+    """Each command reads what the one before it wrote, so this is one test, of 6 s."""
+    monkeypatch.chdir(tmp_path)
     photographs(tmp_path / "cats", tmp_path / "plain")
     write_pairs(tmp_path / "cats", tmp_path / "pairs.csv")
-    data, pairs, run = (tmp_path / name for name in ("data", "pairs", "run"))
+    prepare_cats, prepare_pairs, *rest = documented()
 
-    words = ["source=folder", "align=auto", f"path={tmp_path / 'cats'}", f"out={data / 'images.npy'}", "held_out=10"]
-    assert prepare.main(words) == 0
+    assert call(*prepare_cats) == 0
     told = capsys.readouterr()
     assert "8 files left out: 8 .db" in told.err
+    data = tmp_path / "data" / "cats"
     manifest = json.loads((data / "manifest.json").read_text())
     assert manifest["rows"] == PEOPLE * EACH
     assert manifest["passport"]["left_out"] == {"no face found": 1}
     assert np.load(data / "labels.npy").tolist() == np.repeat(np.arange(PEOPLE), EACH).tolist()
     # However the photographs came, the aligned faces are those of the plain portraits.
-    plain = tmp_path / "upright"
-    assert prepare.main([*words[:2], f"path={tmp_path / 'plain'}", f"out={plain / 'images.npy'}"]) == 0
-    faces = [np.load(each / "images.npy")[:, 20:100, 20:92].mean(3).reshape(40, -1) for each in (data, plain)]
+    words = ["source=folder", "align=auto", "path=plain", "out=upright/images.npy"]
+    assert prepare.main(words) == 0
+    faces = [np.load(each / "images.npy")[:, 20:100, 20:92].mean(3).reshape(40, -1) for each in (data, Path("upright"))]
     alike = [np.corrcoef(one, other)[0, 1] for one, other in zip(*faces, strict=True)]
     assert min(alike) > 0.8
-    words = ["source=pairs", "align=auto", f"path={tmp_path / 'pairs.csv'}", f"out={pairs / 'images.npy'}"]
-    assert prepare.main(words) == 0
+    assert call(*prepare_pairs) == 0
 
-    words = [*NETWORK, *SHORT, "recipe=supervised", f"data.binary_cache_path={data / 'images.npy'}", f"run.dir={run}"]
-    assert train.main([*words, f"train.eval.sets={pairs}"]) == 0
+    train, measure, to_onnx, back = rest
+    assert call(*train) == 0
     capsys.readouterr()
-
-    weights = run / "checkpoints" / "epoch_001.pt"
-    sets = [f"sets={pairs}", f"gallery={data}"]
-    assert evaluate.main([f"weights={weights}", *sets, f"out={tmp_path / 'evaluation'}"]) == 0
+    assert call(*measure) == 0
     table = capsys.readouterr().out
     assert "pairs: 10-fold accuracy" in table
-    assert "data-1N: rank-1 identification" in table
+    assert "cats-1N: rank-1 identification" in table
     assert "pairs: thresholds of epoch_001: cosine " in table
-    document = tmp_path / "evaluation" / "eval.json"
-    measured = json.loads(document.read_text())["weights"][0]["sets"]
+    both = json.loads(Path("evaluation/eval.json").read_text())["weights"]
+    (measured,) = (each["sets"] for each in both if each["file"].endswith("epoch_001.pt"))
     threshold = measured["pairs"]["thresholds"]["ten_folds"]
     assert threshold["squared_distance"] == pytest.approx(2 - 2 * threshold["cosine"])
+    events = [json.loads(line) for line in Path("runs/cats/metrics.jsonl").read_text().splitlines()]
+    while_training = [each for each in events if each["event"] == "eval" and each["what"] == "sets/pairs"]
+    assert while_training[-1]["accuracy"] == pytest.approx(measured["pairs"]["accuracy"], abs=1e-6)
 
-    onnx = tmp_path / "model.onnx"
-    assert export.main([f"checkpoint={weights}", f"out={onnx}", f"evaluation={document}"]) == 0
+    assert call(*to_onnx) == 0
+    onnx = Path("model.onnx")
     assert (
         json.loads(onnx.with_suffix(".json").read_text())["evaluation"]["pairs"]["thresholds"]
         == (measured["pairs"]["thresholds"])
     )
-    assert export.main([f"check={onnx}"]) == 0
-    assert evaluate.main([f"weights={onnx}", *sets, f"out={tmp_path / 'of onnx'}"]) == 0
-    of_onnx = json.loads((tmp_path / "of onnx" / "eval.json").read_text())["weights"][0]["sets"]
+    assert call("app.export", f"check={onnx}") == 0
+    sets = [word for word in measure if word.startswith(("sets=", "gallery="))]
+    assert call("app.evaluate", f"weights={onnx}", *sets, "out=of onnx") == 0
+    of_onnx = json.loads(Path("of onnx/eval.json").read_text())["weights"][0]["sets"]
     assert of_onnx["pairs"]["accuracy"] == pytest.approx(measured["pairs"]["accuracy"], abs=0.021)  # one pair of 48
 
-    back = tmp_path / "backbone.pt"
-    assert export.main([f"checkpoint={weights}", f"out={back}"]) == 0
+    assert call(*back) == 0
     peer = Peer(LAYERS, WIDTH, DIM).eval()
-    peer.load_state_dict(torch.load(back, weights_only=True))  # strict: every name and shape
+    peer.load_state_dict(torch.load("backbone.pt", weights_only=True))  # strict: every name and shape
     pixels = torch.from_numpy(np.load(data / "images.npy")[:8]).permute(0, 3, 1, 2).float()
     with torch.no_grad():
         theirs = peer(pixels / 127.5 - 1).numpy()

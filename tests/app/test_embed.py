@@ -47,9 +47,13 @@ def test_rows_are_the_embeddings_of_the_images(place: Path, tmp_path: Path, caps
     x = to_float(torch.from_numpy(np.load(place / "images.npy")), 48)
     with torch.no_grad():
         alone, mirrored = network(x).numpy(), network(x.flip(3)).numpy()
-    for words, expected in (([], alone + mirrored), (["flip=false"], alone)):
+    for words, expected, images in (
+        ([], alone + mirrored, place / "images.npy"),
+        (["flip=false"], alone, place / "images.npy"),
+        ([], alone + mirrored, place),  # the folder of a data set means its images
+    ):
         out = tmp_path / "new" / "embeddings.npy"
-        assert main(given(place, out, str(place / "images.npy"), *words)) == 0
+        assert main(given(place, out, str(images), *words)) == 0
         found = np.load(out)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -72,6 +76,7 @@ def test_photographs_come_in_the_order_given(place: Path, tmp_path: Path) -> Non
     ("words", "said"),
     [
         (["images=nothing/*.png"], "matches no file"),
+        (["images=PLACE/faces"], "faces/*/*.jpg'"),
         (["images=PLACE/images.npy,PLACE/faces/0.png"], "one .npy alone"),
         (["images=PLACE/weights.pt"], "weights.pt"),
         (["out=x.txt"], "ends in .npy"),

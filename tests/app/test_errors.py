@@ -15,6 +15,12 @@ from app.errors import FLAGS, framed
         ("held_out=x must be a number", "--held-out x must be a number"),
         ("give train.path=3 or mypath=4", "give train.path=3 or mypath=4"),
         ("the disk is full", "the disk is full"),
+        (
+            "path= is not an option; it takes source=, held_out=",
+            "--path is not an option; it takes --source, --held-out",
+        ),
+        ("leave out path=", "leave out --path"),
+        ("path=../x, held_out=-1, source='a b'", "--path ../x, --held-out -1, --source 'a b'"),
     ],
 )
 def test_options_are_named_as_the_flags_that_were_typed(told: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:

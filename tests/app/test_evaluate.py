@@ -9,9 +9,11 @@ import json
 import pickle
 import resource
 import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given
@@ -36,6 +38,7 @@ from app.evaluation.verification import (
     verification_accuracy,
 )
 from app.models import build_backbone
+from app.onnx.network import OnnxNetwork
 from app.runtime.checkpoint import sha256
 from app.runtime.dist import World
 from app.runtime.stop import Stop
@@ -275,6 +278,29 @@ def test_an_onnx_file_measures_as_the_weights_it_was_made_of(
     (tmp_path / "junk.onnx").write_bytes(b"junk")
     assert evaluate.main([f"weights={tmp_path}/junk.onnx", f"sets={place}/lfw.bin"]) == 2
     assert "junk.onnx cannot be run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("batch", ["1", "3", "any, it says"])
+def test_an_onnx_file_for_a_fixed_number_of_images_is_measured(batch: str, place: Path, tmp_path: Path) -> None:
+    """As torch.onnx.export writes without dynamic axes. "Any" is what arcface_torch notes in such a file."""
+    network = ["backbone=vit_t", "backbone.layers=[1]", "backbone.width=32", "backbone.embedding_dim=32"]
+    torch.manual_seed(0)
+    vit = build_backbone(load(network).backbone).eval()
+    torch.save(vit.state_dict(), tmp_path / "w.pt")
+    images, file = torch.zeros(int(batch) if batch.isdigit() else 1, 3, 112, 112), tmp_path / "m.onnx"
+    with warnings.catch_warnings():  # the exporter warns of itself, and of the constants that it traces
+        warnings.simplefilter("ignore")
+        torch.onnx.export(vit, (images,), file, input_names=["data"], opset_version=14, dynamo=False)
+    if not batch.isdigit():
+        model = onnx.load(file)
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "None"
+        onnx.save(model, file)
+    assert OnnxNetwork(file).at_once == len(images)
+    given = [f"weights={tmp_path}/m.onnx,{tmp_path}/w.pt", f"sets={place}/lfw.bin", *network, f"out={tmp_path}/out"]
+    assert evaluate.main(given) == 0
+    first, second = (row["sets"]["lfw"] for row in json.loads((tmp_path / "out" / "eval.json").read_text())["weights"])
+    assert first["accuracy"] == pytest.approx(second["accuracy"], abs=1e-6)
+    assert first["xnorm"] == pytest.approx(second["xnorm"], rel=1e-5)
 
 
 def test_published_weights_need_to_be_told_what_they_are(place: Path, tmp_path: Path) -> None:

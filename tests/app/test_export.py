@@ -297,8 +297,8 @@ def test_what_an_evaluation_measured_lies_beside_the_file(
         assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("fourier", ["none", "iresnet"])
-def test_weights_go_back_to_the_published_code(fourier: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fourier", "suffix"), [("none", "pt"), ("none", "pth"), ("iresnet", "pt"), ("vit", "pt")])
+def test_weights_go_back_to_the_published_code(fourier: str, suffix: str, tmp_path: Path) -> None:
     """Loading the exported file gives the same weights, and its gain has the fork's order of colours."""
     config = replace(IRESNET, fourier=fourier)
     net = network(config)
@@ -307,13 +307,13 @@ def test_weights_go_back_to_the_published_code(fourier: str, tmp_path: Path) -> 
         torch.nn.init.normal_(gain, 1, 0.3)
     torch.save(net.state_dict(), tmp_path / "ours.pt")
     words = [*WEIGHTS_OF_IRESNET, f"backbone.fourier={fourier}"]
-    assert export.main([f"weights={tmp_path}/ours.pt", *words, f"out={tmp_path}/theirs.pt"]) == 0
-    theirs = torch.load(tmp_path / "theirs.pt", weights_only=True)
+    assert export.main([f"weights={tmp_path}/ours.pt", *words, f"out={tmp_path}/theirs.{suffix}"]) == 0
+    theirs = torch.load(tmp_path / f"theirs.{suffix}", weights_only=True)
     assert published.SQUARES not in theirs
     if fourier != "none":
         assert torch.equal(theirs[published.GAIN][0], gain[2])  # the fork's plane c acts on colour (c - 1) mod 3
     back = build_backbone(config)
-    load_backbone(tmp_path / "theirs.pt", back)
+    load_backbone(tmp_path / f"theirs.{suffix}", back)
     assert all(torch.equal(value, back.state_dict()[name]) for name, value in net.state_dict().items())
     assert export.main([f"weights={tmp_path}/ours.pt", *words, f"out={tmp_path}/ours.pt"]) == 2
     assert export.main([f"weights={tmp_path}/ours.pt", *words, f"out={tmp_path}/x.pt", "opset=11"]) == 2
@@ -380,7 +380,7 @@ def test_a_file_that_differs_is_not_written(images: Path, tmp_path: Path, capsys
         (["checkpoint={weights}", "weights={weights}", "out=model.onnx"], "export needs checkpoint="),
         (["weights={weights}", "out=model.onnx"], "backbone=iresnet50"),
         (["weights={weights}", "backbone=iresnet18"], "out=model.onnx"),
-        (["weights={weights}", "backbone=iresnet18", "out=model.pth"], "out=model.onnx"),
+        (["weights={weights}", "backbone=iresnet18", "out=model.safetensors"], "out=model.onnx"),
         (["weights={weights}", "backbone=iresnet18", "out={images}/m.onnx", "opset=10"], "opset=11"),
         (["weights={weights}", "backbone=iresnet18", "out=/tmp/m.onnx", "opset=eleven"], "opset=11"),
         (["weights={weights}", "backbone=iresnet18", "out=/tmp/m.onnx", "normalise=yes"], "normalise=inside"),

@@ -42,7 +42,7 @@ WRONG = {
     "data data=text.txt": "text.txt is not a complete .npy file",
     "data data=empty": "empty has no images.npy; `invoke prepare` makes one",
     "data verify=now data=empty": "--verify now is neither true nor false; give --verify true",
-    "data": "--data  is missing; give an images.npy or its folder",
+    "data": "--data is missing; give an images.npy or its folder",
     "evaluate": "--weights … is missing; give files such as",
     "evaluate weights=nosuch.pt": "--weights nosuch.pt matches no file here",
     "evaluate weights=text.txt": "text.txt is not in a run's folder, so its backbone is unknown; add one such as",

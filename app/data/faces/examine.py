@@ -131,7 +131,7 @@ def examine_one(file: Path, look: Look) -> Examined:
 
 def _key(file: Path, look: Look) -> str:
     stat = file.stat()
-    told = f"{file.parent.name}/{file.name}\0{stat.st_size}\0{stat.st_mtime_ns}\0{look}"
+    told = f"{file.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}\0{look}"
     return hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ BANDS, BAND_BITS = 4, 16  # 64 bits with 3 errors have one of 4 bands without an
 CROWD = 512  # images with one band; more than these are compared only where their hashes are equal
 PIECE = 1024  # images between two reports of progress
 LOW_SCORE = 0.97  # of a face: below, a look is worth it
+Groups: TypeAlias = Sequence[Sequence[int]] | NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -43,45 +44,29 @@ class Row:
 
 @dataclass(frozen=True)
 class Passport:
-    """Rows of the folder, and findings by title: each a list of groups of rows, worst first."""
+    """Rows of a source, and findings by title: each a list of groups of rows, worst first.
+
+    `summary` has counts for the manifest. A finding counts its photographs; duplicates count those beyond the first.
+    `kept` are the rows that are images. `people` has name, rows and images, the people who lost most first.
+    """
 
     rows: Sequence[Row]
-    findings: dict[str, list[list[int]]] = field(default_factory=dict)
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """Counts for the manifest. A finding counts its photographs; duplicates count those beyond the first."""
-        kept = Counter(row.person for row in self.rows if row.image is not None)
-        sides = sorted(min(row.examined.width, row.examined.height) for row in self.rows)
-        of_people = {
-            "people": len(kept),
-            "images_a_person": {
-                "least": min(kept.values(), default=0),
-                "median": int(np.median([*kept.values()])) if kept else 0,
-                "most": max(kept.values(), default=0),
-            },
-            "people_without_images": len({row.person for row in self.rows} - {*kept}),
-        }
-        return {
-            "photographs": len(self.rows),
-            "images": kept.total(),
-            **(of_people if any(row.person for row in self.rows) else {}),
-            "shorter_side_px": {"least": sides[0], "median": sides[len(sides) // 2], "most": sides[-1]},
-            "left_out": dict(Counter(row.left_out for row in self.rows if row.left_out)),
-            "found": {
-                title: sum(len(group) - (title == DUPLICATES) for group in groups)
-                for title, groups in self.findings.items()
-            },
-        }
+    findings: dict[str, Groups]
+    summary: dict[str, Any]
+    kept: Sequence[int] | NDArray[np.int64]
+    people: Sequence[tuple[str, int, int]] = ()
+    what: str = "photographs"  # what the rows are; also the key of their number in `summary`
 
 
-DUPLICATES, OTHER_PEOPLE = "duplicates", "the same picture of two people"
+DUPLICATES, OTHER_PEOPLE, ONE_IMAGE = "duplicates", "the same picture of two people", "people of one image"
+SMALL, NOT_SQUARE, GREYS, TURNED = "smaller than 112 pixels", "not square", "grey", "turned upright by EXIF"
+LEFT_OUT = "left out"
 
 
 def passport(rows: Sequence[Row], images: Images, progress: Callable[[int], object] = lambda _: None) -> Passport:
     """Judge the rows and their images [N, 112, 112, 3]."""
     row_of = {row.image: place for place, row in enumerate(rows) if row.image is not None}
-    hashes, grey = _hashes(images, progress)
+    hashes, grey = look(images, range(len(images)), progress)
     counts = Counter(row.person for row in rows if row.image is not None)
     kept = [place for place, row in enumerate(rows) if row.image is not None]
 
@@ -93,34 +78,71 @@ def passport(rows: Sequence[Row], images: Images, progress: Callable[[int], obje
     weak = sorted(
         (place for place in kept if rows[place].examined.points), key=lambda place: rows[place].examined.score
     )
-    found = {
-        "left out": [[place] for place, row in enumerate(rows) if row.left_out],
+    found: dict[str, Groups] = {
+        LEFT_OUT: [[place] for place, row in enumerate(rows) if row.left_out],
         OTHER_PEOPLE: across,
         DUPLICATES: groups,
-        "people of one image": [[place] for place in kept if rows[place].person and counts[rows[place].person] == 1],
+        ONE_IMAGE: [[place] for place in kept if rows[place].person and counts[rows[place].person] == 1],
         "low face score": [[place] for place in weak if rows[place].examined.score < LOW_SCORE],
         "several faces": those(lambda each: each.faces > 1),
         "kept without a face": those(lambda each: each.searched and each.points is None),
-        "smaller than 112 pixels": those(lambda each: 0 < min(each.width, each.height) < SIDE),
-        "not square": those(lambda each: each.width != each.height and each.points is None),
-        "grey": [[row_of[int(image)]] for image in np.flatnonzero(grey)],
-        "turned upright by EXIF": those(lambda each: each.turned),
+        SMALL: those(lambda each: 0 < min(each.width, each.height) < SIDE),
+        NOT_SQUARE: those(lambda each: each.width != each.height and each.points is None),
+        GREYS: [[row_of[int(image)]] for image in np.flatnonzero(grey)],
+        TURNED: those(lambda each: each.turned),
     }
-    return Passport(rows, {title: groups for title, groups in found.items() if groups})
+    found = {title: groups for title, groups in found.items() if len(groups)}
+    came = Counter(row.person for row in rows)
+    sides = np.sort([min(row.examined.width, row.examined.height) for row in rows])
+    summary = {
+        "photographs": len(rows),
+        "images": len(kept),
+        **(of_people(np.array([*counts.values()]), len(came) - len(counts)) if any(came) else {}),
+        "shorter_side_px": spread(sides),
+        "left_out": dict(Counter(row.left_out for row in rows if row.left_out)),
+        "found": counted(found),
+    }
+    people = [(person, came[person], counts[person]) for person in came] if any(came) else []
+    people.sort(key=lambda each: (each[2] - each[1], each[0]))
+    return Passport(rows, found, summary, kept, people)
 
 
-def _hashes(images: Images, progress: Callable[[int], object]) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-    """The difference hash (64 bits: is a pixel brighter than its left neighbour) and greyness of each image."""
-    hashes, grey = np.empty(len(images), np.uint64), np.empty(len(images), np.bool_)
-    for image in range(len(images)):
+def spread(sizes: NDArray[Any]) -> dict[str, int]:
+    """The least, the median and the most of sorted numbers; 0 where there are none."""
+    if not len(sizes):
+        return {"least": 0, "median": 0, "most": 0}
+    return {"least": int(sizes[0]), "median": int(sizes[len(sizes) // 2]), "most": int(sizes[-1])}
+
+
+def of_people(images: NDArray[Any], without: int) -> dict[str, Any]:
+    """Counts of people, from the number of images of each, and of people who have none."""
+    median = int(np.median(images)) if len(images) else 0
+    return {
+        "people": len(images),
+        "images_a_person": {**spread(np.sort(images)), "median": median},
+        "people_without_images": without,
+    }
+
+
+def counted(found: dict[str, Groups]) -> dict[str, int]:
+    """The number of rows in each finding; of duplicates, those beyond the first."""
+    return {title: sum(len(group) - (title == DUPLICATES) for group in groups) for title, groups in found.items()}
+
+
+def look(
+    images: Images, rows: range, progress: Callable[[int], object] = lambda _: None
+) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """The difference hash (64 bits: is a pixel brighter than its left neighbour) and greyness of each of these rows."""
+    hashes, grey = np.empty(len(rows), np.uint64), np.empty(len(rows), np.bool_)
+    for place, image in enumerate(rows):
         pixels = images[image]
-        grey[image] = np.abs(pixels[..., 0].astype(np.int16) - pixels[..., 2]).mean() < GREY
+        grey[place] = np.abs(pixels[..., 0].astype(np.int16) - pixels[..., 2]).mean() < GREY
         small = Image.fromarray(pixels).convert("L").resize((9, 8), Image.Resampling.BOX)
         levels = np.asarray(small, np.int16)
-        hashes[image] = np.packbits(levels[:, 1:] > levels[:, :-1]).view(np.uint64)[0]
-        if image % PIECE == PIECE - 1:
+        hashes[place] = np.packbits(levels[:, 1:] > levels[:, :-1]).view(np.uint64)[0]
+        if place % PIECE == PIECE - 1:
             progress(PIECE)
-    progress(len(images) % PIECE)
+    progress(len(rows) % PIECE)
     return hashes, grey
 
 

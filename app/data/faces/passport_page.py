@@ -5,16 +5,17 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from app.data.arrays import SIDE
-from app.data.faces.passport import DUPLICATES, OTHER_PEOPLE, Passport, Row
+from app.data.faces.passport import DUPLICATES, OTHER_PEOPLE, Groups, Passport, Row
 from app.data.shards import Images
 from app.data.sources.photograph import UNREADABLE, fitted, photograph
 from app.files import write_text
@@ -25,7 +26,7 @@ SAMPLE = 40  # images of the data set, evenly spread
 QUALITY = 85  # of the JPEG pictures
 WHY = {
     "left out": "Not in the data set. left_out.csv lists all of them.",
-    OTHER_PEOPLE: "Two folders hold the same picture, so one of the two labels is wrong, or both are one person.",
+    OTHER_PEOPLE: "Two people have the same picture, so one of the two labels is wrong, or both are one person.",
     DUPLICATES: "The same picture several times. It counts as several images in training.",
     "people of one image": "Nothing else shows this person, so recipe supervised learns little from the image.",
     "low face score": "The detector is less sure of these faces; lowest first.",
@@ -49,48 +50,49 @@ figcaption { font-size: 11px; line-height: 1.2; color: #5f6368; overflow-wrap: a
 """
 
 
-def write_page(path: Path, title: str, told: Passport, images: Images, root: Path) -> None:
+def write_page(path: Path, title: str, told: Passport, images: Images, root: Path | None = None) -> None:
     """Write the page. images [N, 112, 112, 3]; photographs that were left out are read again from `root`."""
-    summary = told.summary
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{_text(title)}</title><style>{STYLE}</style>",
         f"<h1>{_text(title)}</h1>",
-        _counts(summary),
-        _section("a sample of the images", "", [[place] for place in _spread(told.rows)], told.rows, images, root),
+        _counts(told),
+        _section("a sample of the images", "", [[place] for place in _spread(told.kept)], told.rows, images, root),
     ]
     parts += [
         _section(finding, WHY.get(finding, ""), groups, told.rows, images, root)
         for finding, groups in told.findings.items()
     ]
-    if "people" in summary:
-        parts.append(_people(told.rows))
+    if told.people:
+        parts.append(_people(told))
     write_text(path, "\n".join(parts) + "\n")
 
 
-def _counts(summary: dict[str, Any]) -> str:
-    lines = {"photographs": summary["photographs"], "images": summary["images"]}
+def _counts(told: Passport) -> str:
+    summary = told.summary
+    lines: dict[str, Any] = {f"{told.what} that came in": summary[told.what], "images": summary["images"]}
     if "people" in summary:
         lines["people"] = summary["people"]
         lines["images a person"] = "{least} to {most}, median {median}".format_map(summary["images_a_person"])
-    lines["shorter side"] = "{least} to {most} pixels, median {median}".format_map(summary["shorter_side_px"])
+    if "shorter_side_px" in summary:
+        lines["shorter side"] = "{least} to {most} pixels, median {median}".format_map(summary["shorter_side_px"])
     lines |= {f"left out: {reason}": count for reason, count in summary["left_out"].items()}
     lines |= {title: count for title, count in summary["found"].items() if title != "left out"}
     rows = "".join(f"<tr><td>{_text(str(k))}<td class=n>{_text(str(v))}" for k, v in lines.items())
     return f"<table>{rows}</table>"
 
 
-def _spread(rows: Sequence[Row]) -> list[int]:
-    kept = [place for place, row in enumerate(rows) if row.image is not None]
-    return [kept[i] for i in np.unique(np.linspace(0, len(kept) - 1, min(SAMPLE, len(kept))).astype(int)).tolist()]
+def _spread(kept: Sequence[int] | NDArray[np.int64]) -> list[int]:
+    places = np.unique(np.linspace(0, len(kept) - 1, min(SAMPLE, len(kept))).astype(int))
+    return [int(kept[place]) for place in places.tolist()]
 
 
 def _section(
     title: str,
     why: str,
-    groups: Sequence[Sequence[int]],
+    groups: Groups,
     rows: Sequence[Row],
     images: Images,
-    root: Path,
+    root: Path | None,
 ) -> str:
     figures, shown = [], 0
     for group in groups:
@@ -105,29 +107,26 @@ def _section(
     return f"<h2>{_text(title)} ({of})</h2>{note}<div class=sheet>{''.join(figures)}</div>"
 
 
-def _figure(row: Row, images: Images, root: Path) -> str:
+def _figure(row: Row, images: Images, root: Path | None) -> str:
+    picture = ""
     if row.image is not None:
         picture = _data(Image.fromarray(images[row.image]))
-    else:
-        try:
+    elif root is not None:
+        with suppress(*UNREADABLE):
             picture = _data(fitted(photograph((root / row.name).read_bytes()), "pad"))
-        except UNREADABLE:
-            picture = ""
     about = f" · {row.left_out}" if row.left_out else ""
     score = f" · {row.examined.score:.2f}" if row.examined.points else ""
     image = f'<img width={SIDE} height={SIDE} alt="" src="{picture}">' if picture else "<div class=none></div>"
     return f"<figure>{image}<figcaption>{_text(row.name)}{_text(about)}{score}</figcaption></figure>"
 
 
-def _people(rows: Sequence[Row]) -> str:
-    came, kept = Counter(row.person for row in rows), Counter(row.person for row in rows if row.image is not None)
-    # Those who lost most come first.
-    order = sorted(came, key=lambda person: (kept[person] - came[person], person))
+def _people(told: Passport) -> str:
     lines = "".join(
-        f"<tr><td>{_text(person)}<td class=n>{came[person]}<td class=n>{kept[person]}" for person in order[:LISTED]
+        f"<tr><td>{_text(person)}<td class=n>{came}<td class=n>{kept}" for person, came, kept in told.people[:LISTED]
     )
-    of = f"{LISTED} of {len(order)}" if len(order) > LISTED else f"{len(order)}"
-    return f"<h2>people ({of})</h2><table><tr><th>person<th>photographs<th>images{lines}</table>"
+    count = told.summary["people"] + told.summary["people_without_images"]
+    of = f"{LISTED} of {count}" if count > LISTED else f"{count}"
+    return f"<h2>people ({of})</h2><table><tr><th>person<th>{told.what}<th>images{lines}</table>"
 
 
 def _data(image: Image.Image) -> str:

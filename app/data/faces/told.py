@@ -46,20 +46,13 @@ class Told:
         images = open_images(out)
         judged = passport(rows, images)
         write_page(out.with_name(PAGE), f"{self.source.name}: {image} images", judged, images, self.source.root)
-        if self.left:
-            with atomic(out.with_name(LEFT_OUT)) as file:
-                lines = ["file,reason", *(f"{quoted(called[row])},{self.left[row]}" for row in sorted(self.left)), ""]
-                file.write("\n".join(lines).encode("utf-8", "surrogateescape"))
-        else:
-            out.with_name(LEFT_OUT).unlink(missing_ok=True)
+        write_left_out(out, {called[row]: self.left[row] for row in sorted(self.left)})
         if self.placing.look.for_faces:
             found = {name: its for name, its in zip(called, self.points, strict=True) if its is not None}
             write_landmarks(out.with_name(LANDMARKS), found)
         if self.source.people:
             kept = Counter(row.person for row in rows if row.image is not None)
-            with atomic(out.with_name(PEOPLE)) as file:
-                lines = [f"{label},{quoted(person)},{kept[person]}" for label, person in enumerate(self.source.people)]
-                file.write("\n".join(["label,person,images", *lines, ""]).encode("utf-8", "surrogateescape"))
+            write_people(out, self.source.people, [kept[person] for person in self.source.people])
         return {"passport": judged.summary, **self._pairs(out)}
 
     def _pairs(self, out: Path) -> Facts:
@@ -71,20 +64,53 @@ class Told:
         return {"pairs": facts}
 
 
+def write_left_out(out: Path, why: Mapping[str, str]) -> None:
+    """Write left_out.csv: the reason for each row that is no image; without such rows remove an earlier one."""
+    if not why:
+        out.with_name(LEFT_OUT).unlink(missing_ok=True)
+        return
+    with atomic(out.with_name(LEFT_OUT)) as file:
+        lines = ["file,reason", *(f"{quoted(name)},{reason}" for name, reason in why.items()), ""]
+        file.write("\n".join(lines).encode("utf-8", "surrogateescape"))
+
+
+def write_people(out: Path, people: Sequence[str], images: Sequence[int]) -> None:
+    """Write people.csv: the name of each label, and its number of images."""
+    with atomic(out.with_name(PEOPLE)) as file:
+        told = enumerate(zip(people, images, strict=True))
+        lines = [f"{label},{quoted(person)},{count}" for label, (person, count) in told]
+        file.write("\n".join(["label,person,images", *lines, ""]).encode("utf-8", "surrogateescape"))
+
+
+def document(out: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """The answer of json=true: the manifest's facts without its lists of blocks and rows."""
+    kept = ("dataset_id", "name", "rows", "block_rows", "held_out_rows", "labels_sha256", "left_out")
+    added = ("passport", "pairs")
+    page = out.with_name(PAGE)
+    return {
+        "out": str(out),
+        **{key: manifest[key] for key in (*kept, *added) if key in manifest},
+        "page": str(page) if "passport" in manifest and page.is_file() else None,
+    }
+
+
 def summary(manifest: dict[str, Any], placing: Placing, out: Path) -> list[str]:
     """What the passport says, in lines for the terminal; none without a passport."""
     told = manifest.get("passport")
     if told is None:
         return []
-    lines, found, count = [], dict(told["found"]), told["photographs"]
+    lines, found = [], dict(told["found"])
+    what = "photographs" if "photographs" in told else "rows"
+    count = told[what]
     if told["left_out"]:
         reasons = ", ".join(f"{number} {reason}" for reason, number in told["left_out"].items())
         del found["left out"]
-        lines.append(f"{sum(told['left_out'].values())} of {count} photographs left out: {reasons}")
+        lines.append(f"{sum(told['left_out'].values())} of {count} {what} left out: {reasons}")
     odd = found.get("not square", 0)
     if odd and placing.fit == "crop":
-        hint = "" if placing.by_points else "; align=auto takes the face instead, fit=pad all of the image"
-        lines.append(f"{odd} of {count} photographs are not square: their middle is used{hint}")
+        choice = what == "photographs" and not placing.by_points
+        hint = "; align=auto takes the face instead, fit=pad all of the image" if choice else ""
+        lines.append(f"{odd} of {count} {what} are not square: their middle is used{hint}")
         del found["not square"]
     if found:
         lines.append("found: " + ", ".join(f"{title} ({number})" for title, number in found.items()))

@@ -42,6 +42,17 @@ def fast_jpeg(data: bytes, side: int) -> NDArray[np.uint8] | None:
         return None
 
 
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height of a JPEG as stored, from its header; None for any other file."""
+    if simplejpeg is None or not data.startswith(b"\xff\xd8"):
+        return None
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return width, height
+
+
 def need_dali() -> None:
     """Raise WrongUse if DALI is not installed; it is large, so it is an optional dependency."""
     if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:

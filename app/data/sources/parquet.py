@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from app.data.sources.photograph import UNREADABLE, decode_face
+from app.data.sources.photograph import UNREADABLE, decode_face, why_unreadable
 from app.data.sources.source import Source, fingerprint
 from app.errors import WrongUse
 
@@ -72,12 +72,14 @@ def parquet(
     assert label_column is not None
     if not sum(counts):
         raise WrongUse(f"{path} has no rows; give path=DIR with parquet files that hold images")
+    labels, people = _labels(files, label_column)
     return Source(
         name=path.resolve().stem,
         count=sum(counts),
         read=_Reader(files, counts, image_column),
         decode=decode,
-        labels=_labels(files, label_column),
+        labels=labels,
+        people=people,
         made_of=f"{fingerprint(files, path if path.is_dir() else path.parent)} {image_column} {label_column}",
         stored=stored_files,
     )
@@ -124,7 +126,8 @@ def _decode(stored: Stored) -> NDArray[np.uint8]:
         return decode_face(io.BytesIO(stored.data or b""))
     except UNREADABLE as error:
         what = "is not a readable image" if stored.data else "has no image bytes"
-        raise WrongUse(f"row {stored.row} of {stored.file} {what}; remove that row or export the file again") from error
+        why = why_unreadable(error, f"{what}; remove that row or export the file again")
+        raise WrongUse(f"row {stored.row} of {stored.file} {why}") from error
 
 
 class _Reader:
@@ -166,8 +169,8 @@ class _Reader:
                     row += len(batch)
 
 
-def _labels(files: list[Path], column: str) -> NDArray[np.int32]:
-    """Read the identities [N], numbered in order of appearance. Only this column is read."""
+def _labels(files: list[Path], column: str) -> tuple[NDArray[np.int32], list[str]]:
+    """Read the identities [N], numbered in order of appearance, and their names. Only this column is read."""
     numbers: dict[Any, int] = {UNKNOWN: UNKNOWN}
     labels = []
     for file in files:
@@ -191,7 +194,7 @@ def _labels(files: list[Path], column: str) -> NDArray[np.int32]:
                 raise WrongUse(
                     f"{file} has {row} rows, but its footer lists {opened.metadata.num_rows}; copy or download it again"
                 )
-    return np.concatenate(labels)
+    return np.concatenate(labels), [str(name) for name in numbers if name != UNKNOWN]
 
 
 def _opened(file: Path) -> Any:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from app.data.arrays import IMAGE_SHAPE
 from app.data.sources import decode
-from app.data.sources.photograph import UNREADABLE, decode_face
+from app.data.sources.photograph import UNREADABLE, decode_face, why_unreadable
 from app.data.sources.source import Source, fingerprint
 from app.errors import WrongUse
 
@@ -118,7 +118,8 @@ def _face(file: Path, start: int, stored: bytes) -> NDArray[np.uint8]:
     try:
         return decode_face(stored)
     except UNREADABLE as error:
-        raise WrongUse(f"the record at byte {start} of {file} holds no readable image; copy the file again") from error
+        why = why_unreadable(error, "holds no readable image; copy the file again")
+        raise WrongUse(f"the record at byte {start} of {file} {why}") from error
 
 
 class Records:

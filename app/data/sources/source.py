@@ -36,8 +36,8 @@ class Source:
     are equal only if it is. `made_of_rows(start, stop)` does so for a range of rows; it lets an unfinished file keep
     its unchanged blocks when other images change. `left_out` has one sentence per group of skipped files.
 
-    `files` are the rows' image files, below `root`, and `people` the names of their labels, where a source has them:
-    such photographs can be aligned and have a passport. `pairs` is the list of pairs that names the files instead.
+    `files` are the rows' image files, below `root`, where a source has them: such photographs can be aligned. `people`
+    are the names of the labels, where they are known. `pairs` is the list of pairs that names the files instead.
 
     `stored` returns the image files of a slice of `read`'s result, where a source has them. It must be picklable.
     """
@@ -58,6 +58,12 @@ class Source:
     pairs: Pairs | None = None
     stored: Callable[[Any], Sequence[bytes]] | None = None
 
+    def origin_of(self, start: int, stop: int) -> str:
+        """What rows start..stop are made of. Other rows have another origin, so their images never count as these."""
+        if self.made_of_rows is None:
+            return f"{self.made_of} rows {start} to {stop}"
+        return self.made_of_rows(start, stop)
+
     def without(self, rows: Sequence[int]) -> Source:
         """Return this source without these rows, given in ascending order."""
         kept = np.delete(np.arange(self.count), rows)
@@ -69,17 +75,19 @@ class Source:
 
         def made_of_rows(start: int, stop: int) -> str:
             wanted = kept[start:stop].tolist()
-            told = self.made_of if self.made_of_rows is None else self.made_of_rows(wanted[0], wanted[-1] + 1)
+            told = self.origin_of(wanted[0], wanted[-1] + 1)
             # A range without a gap keeps its fingerprint.
             return told if len(wanted) == wanted[-1] + 1 - wanted[0] else f"{told} without {wanted}"
 
+        # Earlier versions wrote "without" for both. Where rows have no origin of their own, labels may be wrong there.
+        lacks = "without rows" if self.made_of_rows is None else "without"
         return replace(
             self,
             count=len(kept),
             read=read,
             labels=None if self.labels is None else self.labels[kept],
             held_out=int((kept >= self.count - self.held_out).sum()),
-            made_of=f"{self.made_of} without {hashlib.sha256(','.join(map(str, rows)).encode()).hexdigest()}",
+            made_of=f"{self.made_of} {lacks} {hashlib.sha256(','.join(map(str, rows)).encode()).hexdigest()}",
             made_of_rows=made_of_rows,
             files=[self.files[row] for row in kept.tolist()] if self.files else (),
         )

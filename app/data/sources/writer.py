@@ -137,7 +137,7 @@ class Unfinished:
         """Hash the origin of a block's images, with the block's place and length."""
         start = block * self.block_rows
         stop = start + self.rows_of(block)
-        told = self.source.made_of if self.source.made_of_rows is None else self.source.made_of_rows(start, stop)
+        told = self.source.origin_of(start, stop)
         return hashlib.sha256(f"{told}\0{start}\0{stop}".encode()).hexdigest()
 
     def note(self, block: int, sha256: str) -> str:

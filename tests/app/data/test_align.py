@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -120,6 +121,18 @@ def test_a_folder_becomes_aligned_faces_and_a_passport(folder: Path, capsys: pyt
     assert "already exists" in capsys.readouterr().out
     assert run(folder, "align=all")[0] == 2
     assert "other or older images" in capsys.readouterr().err
+
+
+def test_photographs_that_differ_in_a_folder_above_are_examined_each(tmp_path: Path) -> None:
+    """Of one size and time, as an archive leaves them, and with the names that a list of pairs may have."""
+    files = [tmp_path / place / "all" / "1.ppm" for place in ("one", "two")]
+    for file, size in zip(files, ((30, 20), (20, 30)), strict=True):
+        file.parent.mkdir(parents=True)
+        Image.new("RGB", size).save(file)
+        os.utime(file, (1e9, 1e9))
+    assert files[0].stat().st_size == files[1].stat().st_size
+    found = examine.examine(files, examine.Look(), tmp_path / "notes")
+    assert [(each.width, each.height) for each in found] == [(30, 20), (20, 30)]
 
 
 @needs_mtcnn

@@ -17,7 +17,7 @@ from PIL import Image
 
 from app import prepare
 from app.data.sources import source as sources
-from app.data.sources.photograph import decode_face
+from app.data.sources.photograph import decode_face, outline
 
 SIDE = 112
 
@@ -69,6 +69,19 @@ def test_a_photograph_is_upright_however_the_camera_was_held(orientation: int, s
     assert np.abs(decoded.astype(int) - picture()).mean() < 8  # a wrong orientation gives 60 or more
 
 
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_size_and_turn_are_those_of_the_file_in_a_folder_and_in_a_container(
+    kind: str, orientation: int | None, tmp_path: Path
+) -> None:
+    wide = np.ascontiguousarray(picture()[:60])
+    data = encoded(kind, pixels=wide) if orientation is None or kind != "JPEG" else oriented_jpeg(wide, orientation)
+    (tmp_path / "a").write_bytes(data)
+    turned = kind == "JPEG" and orientation in (3, 6)
+    size = (60, SIDE) if turned and orientation == 6 else (SIDE, 60)
+    assert outline(tmp_path / "a") == outline(data) == (size, turned)
+
+
 def test_damaged_metadata_does_not_cost_the_image() -> None:
     good = oriented_jpeg(picture(), 1)
     for broken in (
@@ -114,9 +127,9 @@ def tree(folder: Path, files: dict[str, bytes]) -> None:
         (folder / name).write_bytes(content)
 
 
-def encoded(kind: str, seed: int = 0) -> bytes:
+def encoded(kind: str, seed: int = 0, *, pixels: NDArray[np.uint8] | None = None) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture(seed)).save(file, kind)
+    Image.fromarray(picture(seed) if pixels is None else pixels).save(file, kind)
     return file.getvalue()
 
 

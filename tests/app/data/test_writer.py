@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from app import prepare
 from app.data.sources.source import Source
-from app.data.sources.writer import PIECE_ROWS, ROW_BYTES
+from app.data.sources.writer import PIECE_ROWS, ROW_BYTES, Unreadable
 from app.data.synthetic.source import synthetic
 from app.errors import WrongUse
 
@@ -161,6 +161,25 @@ def test_a_call_that_ended_just_before_the_manifest_is_gone_on_with(tmp_path: Pa
     prepare.prepare(labelled, out, progress=made.append)
     assert made == [6]  # nothing was made again
     assert prepare.whole(labelled, out)
+
+
+@pytest.mark.parametrize("left_out", [[4], [0, 7], [12]])
+def test_images_behind_one_that_is_left_out_keep_their_rows(left_out: list[int], tmp_path: Path) -> None:
+    """The second attempt has blocks at the same places as the first, but with the images of other rows."""
+    good = numbered(13, 1)
+
+    def decode(rows: range) -> np.ndarray:
+        if {*rows} & {*left_out}:
+            raise WrongUse(f"row {rows[0]} is not readable")
+        return good.decode(rows)
+
+    source = Source("numbered", 13, good.read, np.arange(13, dtype=np.int32), decode, block_rows=1, made_of="one file")
+    out = tmp_path / "images.npy"
+    with pytest.raises(Unreadable):
+        prepare.prepare(source, out)
+    prepare.prepare(source.without(left_out), out)
+    rows = np.delete(np.arange(13), left_out)
+    assert np.load(out)[:, 0, 0, 0].tolist() == rows.tolist() == np.load(tmp_path / "labels.npy").tolist()
 
 
 def test_memory_is_bounded_whatever_the_size_of_a_block(tmp_path: Path) -> None:

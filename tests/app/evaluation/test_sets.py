@@ -17,6 +17,7 @@ from app.evaluation.protocols import PairList, People, Templates
 from app.evaluation.sets import open_set
 from app.runtime.dist import World
 from tests.app.conftest import faces
+from tests.app.data.test_photographs import STORED, oriented_jpeg
 from tests.app.support.ijb import write_ijb
 
 PEOPLE, EACH = 6, 4
@@ -82,6 +83,26 @@ def test_pairs_come_in_the_files_order_and_each_image_once(tmp_path: Path, kind:
     assert images.count == (24 if kind == "arrays" else len({i for a, b, _ in PAIRS for i in (a, b)}))
     assert images.name == path.stem
     assert len(images.sha256) == 64
+
+
+@pytest.mark.parametrize("kind", ["bin", "csv"])
+def test_photographs_of_a_set_are_upright_however_the_camera_was_held(kind: str, tmp_path: Path) -> None:
+    turned = [oriented_jpeg(np.ascontiguousarray(STORED[way](FACES[way])), way) for way in range(1, 9)]
+    same = [True, False] * 12
+    pairs = [(a, (a + step) % 8) for step in (1, 2, 3) for a in range(8)]
+    if kind == "bin":
+        path = tmp_path / "a.bin"
+        path.write_bytes(pickle.dumps(([turned[i] for pair in pairs for i in pair], same)))
+    else:
+        path = tmp_path / "a.csv"
+        for number, file in enumerate(turned):
+            (tmp_path / f"{number}.jpg").write_bytes(file)
+        path.write_text("".join(f"{a}.jpg,{b}.jpg,{int(s)}\n" for (a, b), s in zip(pairs, same, strict=True)))
+    read = all_of(open_set(path)).astype(int)
+    order = list(dict.fromkeys(i for pair in pairs for i in pair))
+    apart = [np.abs(face - FACES[1 + number]).mean() for face, number in zip(read, order, strict=True)]
+    wrong = np.abs(np.rot90(FACES[1]).astype(int) - FACES[1]).mean()
+    assert max(apart) < wrong / 3
 
 
 def test_labels_ask_for_all_pairs(tmp_path: Path) -> None:

@@ -42,6 +42,18 @@ def test_the_bar_ends_with_the_newest_accuracy() -> None:
     assert "trained: accuracy 0.8858, rank-1 0.9600" in told.getvalue()
 
 
+def test_a_set_that_is_measured_while_training_has_a_line_of_its_own() -> None:
+    told = io.StringIO()
+    with Bars(Console(file=told, force_terminal=True, width=110, highlight=False)) as bar:
+        bar.update(
+            "", [START, step(10, 6.017), {"event": "eval", "what": "trained", "accuracy": 0.8858, "rank1": 0.96}]
+        )
+        bar.update("", [{"event": "eval", "what": "sets/lfw", "accuracy": 0.9952, "measure": "10-fold accuracy"}])
+    assert "lfw: accuracy 0.9952" in told.getvalue()
+    assert "loss 6.017  accuracy 88.6%" in told.getvalue()  # the bar shows the held-out people
+    assert "99.5%" not in told.getvalue()
+
+
 STEPS = [step(2, 7.0, 0), step(5, 6.0, 0), step(7, 5.0), step(10, 4.0)]
 ACCURACY = {"event": "eval", "what": "trained", "accuracy": 0.8858, "rank1": 0.96}
 
