@@ -51,13 +51,17 @@ def planned_rows(combinations: Sequence[Combination], plans: Sequence[Plan], don
     ]
 
 
-def result_rows(runs: Sequence[Mapping[str, Any]]) -> Rows:
-    """A row for each run: its id, settings, accuracy, time, cost and state. Costs of free machines are left out."""
+def result_rows(runs: Sequence[Mapping[str, Any]], *, several: bool = False) -> Rows:
+    """A row for each run: its id, settings, accuracy, time, cost and state. Costs of free machines are left out.
+
+    `several`: with the target of each run.
+    """
     costs = any(run["cost_usd"] for run in runs)
     return [
         (
             run["run_id"] or run["name"],
             *run["settings"].values(),
+            *((run["target"] or "-",) if several else ()),
             _accuracy(run),
             "-" if run["seconds"] is None else duration(run["seconds"]),
             *((f"${run['cost_usd']:.2f}" if run["cost_usd"] else "-",) if costs else ()),
@@ -67,9 +71,13 @@ def result_rows(runs: Sequence[Mapping[str, Any]]) -> Rows:
     ]
 
 
-def result_columns(combinations: Sequence[Combination], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def result_columns(
+    combinations: Sequence[Combination], runs: Sequence[Mapping[str, Any]], *, several: bool = False
+) -> list[str]:
+    """The names of the columns of `result_rows`."""
     cost = ["cost"] if any(run["cost_usd"] for run in runs) else []
-    return ["run", *run_columns(combinations), "accuracy", "time", *cost, "state"]
+    on = ["on"] if several else []
+    return ["run", *run_columns(combinations), *on, "accuracy", "time", *cost, "state"]
 
 
 def _accuracy(run: Mapping[str, Any]) -> str:
