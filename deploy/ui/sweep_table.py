@@ -7,7 +7,7 @@ from typing import Any
 
 from deploy.specs.estimate import duration
 from deploy.specs.plan import Plan
-from deploy.specs.sweep import Combination, Total, limit_notes, short_keys
+from deploy.specs.sweep import Combination, Total, limit_notes, short_keys, total
 from deploy.ui.plan_table import plan_rows
 
 OF_ONE_RUN = ("expected minutes", "parts", "expected dollars")
@@ -31,6 +31,25 @@ def plan_of_sweep(plans: Sequence[Plan], all_together: Total) -> Rows:
         ("expected minutes", f"{minutes} for all runs ({sources})"),
         ("expected dollars", _dollars(plans[0], all_together)),
         *(("limits", note) for note in limit_notes(plans[0], all_together)),
+    ]
+
+
+def plan_of_targets(plans: Mapping[str, Sequence[Plan]]) -> Rows:
+    """The plan of a sweep on several targets, each with the plans of all runs: what holds for all, then each target."""
+    every = [plan for of_target in plans.values() for plan in of_target]
+    shared = [row for row in plan_of_sweep(every, Total(None, None)) if row[0] not in (*OF_ONE_RUN, "where", "limits")]
+    return [*shared, *(row for name, of_target in plans.items() for row in _of_target(name, of_target))]
+
+
+def _of_target(name: str, plans: Sequence[Plan]) -> Rows:
+    """Where a target's runs take place, what an hour costs, and how its limits hold for all runs on it."""
+    plan, minutes = plans[0], total(plans).minutes
+    where = dict(plan_rows(plan))["where"].partition(": ")[2]
+    rate = "an unknown price" if plan.usd_per_hour is None else f"${plan.usd_per_hour:.2f}"
+    all_runs = "" if minutes is None else f"; about {minutes:.1f} minutes if it made all runs"
+    return [
+        (f"on {name}", f"{where}; {rate} an hour{all_runs}"),
+        *((f"on {name}", note) for note in limit_notes(plan, Total(None, None))),
     ]
 
 
