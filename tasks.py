@@ -52,20 +52,25 @@ def deploy(screen: Screen, target: str, nodes: str | None, pack: str | None, **r
         "train --name lr_03 --set train.optimizer.lr=0.03",
         "train --resume auto --set train.epochs=48",
         "train --sweep train.optimizer.lr=0.03,0.1",
+        "train --sweep train.optimizer.lr=0.03,0.1 --on gpu1,gpu2",
     ),
 )
 def train(
     screen: Screen, sweeps: list[str], detach: bool, dry_run: bool, keep: bool, yes: bool, **request: Any
 ) -> Document:
     """Deploy what is missing, start the job, follow it and download the checkpoint. Ctrl-C leaves the job running."""
-    from deploy.commands import sweep
+    from deploy.commands import spread, sweep
     from deploy.commands import train as launch
     from deploy.specs.request import parse_request
+    from deploy.specs.sweep import targets_of
 
+    how = {"detach": detach, "dry_run": dry_run, "keep": keep, "yes": yes}
+    if sweeps and len(targets := targets_of(request["target"])) > 1:
+        return spread.spread(PROJECT, sweeps, targets, request, screen, **how)
     if sweeps:
-        return sweep.sweep(PROJECT, sweeps, request, screen, detach=detach, dry_run=dry_run, keep=keep, yes=yes)
+        return sweep.sweep(PROJECT, sweeps, request, screen, **how)
     asked = parse_request(**request)
-    return launch.train(PROJECT, asked, screen, detach=detach, dry_run=dry_run, keep=keep, yes=yes)
+    return launch.train(PROJECT, asked, screen, **how)
 
 
 @task(*flags.ATTACH, group=RUNS, examples=("attach --on ssh",))

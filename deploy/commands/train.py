@@ -176,6 +176,11 @@ def follow(reached: Reached, since: job.Position, screen: Screen) -> Outcome:
         screen.say(f"\ndetached: run {reached.record.run_id} continues")
         screen.commands(documents.next_commands(reached.record))
         return Outcome(reached.record, documents.of_run(reached.record, reached.events(), None))
+    return finish(reached, screen)
+
+
+def finish(reached: Reached, screen: Screen) -> Outcome:
+    """Download the results of a run whose job is over, and tell how it went."""
     reached, _ = reached.look()
     record = reached.record
     watch = Stopwatch(record.phases)

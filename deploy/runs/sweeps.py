@@ -73,6 +73,7 @@ def document(
         {
             "name": combination.name,
             "settings": dict(combination.settings),
+            "target": record.target if record else None,
             "run_id": record.run_id if record else None,
             "state": record.state if record else None,
             "reason": record.reason if record else None,

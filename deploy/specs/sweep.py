@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from deploy.specs.request import KEYS_DECIDED_HERE, KEYS_WITH_FLAGS, NAME_CHARAC
 
 MOST_RUNS = 64
 EXAMPLE = "train.optimizer.lr=0.03,0.1"
+EXAMPLE_TARGETS = "gpu1,gpu2"
 OPENS, CLOSES, QUOTES = "([{", ")]}", "'\""
 FUNCTIONS = re.compile(r"(range|interval|choice|glob|shuffle|sort|tag)\(")  # of Hydra's sweeps
 NOT_COMPARED = {"given", "queue", "name", "combination", "spot", "no_spot"}  # they do not change what a run trains
@@ -194,6 +195,19 @@ def _sum(values: Sequence[float | None]) -> float | None:
     return round(sum(known), 2) if len(known) == len(values) else None
 
 
+def dearest(plans: Mapping[str, Sequence[Plan]]) -> float | None:
+    """Dollars of all runs if each ran on the target where it costs most. None: not known of at least one.
+
+    `plans`: of each target, for the same runs in the same order.
+    """
+    return _sum([_most([plan.expected_usd for plan in of_run]) for of_run in zip(*plans.values(), strict=True)])
+
+
+def _most(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return max(known) if len(known) == len(values) else None
+
+
 def limit_notes(plan: Plan, all_together: Total) -> Iterator[str]:
     """Yield sentences: how the target's limits hold for a sweep, and whether one of them will end it."""
     limits, is_paid = plan.limits, plan.usd_per_hour != 0
@@ -214,6 +228,20 @@ def limit_notes(plan: Plan, all_together: Total) -> Iterator[str]:
 
 def _hours(all_together: Total) -> float | None:
     return None if all_together.minutes is None else all_together.minutes / 60
+
+
+def targets_of(typed: str | None) -> list[str]:
+    """Return the targets of `--on a,b`, between which a sweep is divided. Raises WrongUse for one given twice."""
+    names = [name.strip() for name in (typed or "").split(",")]
+    if len(names) > 1 and (wrong := [name for name in names if not name or names.count(name) > 1]):
+        told = f"target '{wrong[0]}' twice" if wrong[0] else "a target without a name"
+        raise WrongUse(f"--on {typed} has {told}: give each target once, such as --on {EXAMPLE_TARGETS}")
+    return names
+
+
+def next_place(target: str, left: Sequence[int], refused: Collection[tuple[str, int]]) -> int | None:
+    """Return the first place of `left` that a target can take. `refused`: targets and places that could not start."""
+    return next((place for place in left if (target, place) not in refused), None)
 
 
 def end_of_sweep(state: str | None, *, ran: bool, exit_code: int, repeated: bool) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from deploy.specs.estimate import duration
 from deploy.specs.plan import Plan
-from deploy.specs.sweep import Combination, Total, limit_notes, short_keys
+from deploy.specs.sweep import Combination, Total, limit_notes, short_keys, total
 from deploy.ui.plan_table import plan_rows
 
 OF_ONE_RUN = ("expected minutes", "parts", "expected dollars")
@@ -34,6 +34,25 @@ def plan_of_sweep(plans: Sequence[Plan], all_together: Total) -> Rows:
     ]
 
 
+def plan_of_targets(plans: Mapping[str, Sequence[Plan]]) -> Rows:
+    """The plan of a sweep on several targets, each with the plans of all runs: what holds for all, then each target."""
+    every = [plan for of_target in plans.values() for plan in of_target]
+    shared = [row for row in plan_of_sweep(every, Total(None, None)) if row[0] not in (*OF_ONE_RUN, "where", "limits")]
+    return [*shared, *(row for name, of_target in plans.items() for row in _of_target(name, of_target))]
+
+
+def _of_target(name: str, plans: Sequence[Plan]) -> Rows:
+    """Where a target's runs take place, what an hour costs, and how its limits hold for all runs on it."""
+    plan, minutes = plans[0], total(plans).minutes
+    where = dict(plan_rows(plan))["where"].partition(": ")[2]
+    rate = "an unknown price" if plan.usd_per_hour is None else f"${plan.usd_per_hour:.2f}"
+    all_runs = "" if minutes is None else f"; about {minutes:.1f} minutes if it made all runs"
+    return [
+        (f"on {name}", f"{where}; {rate} an hour{all_runs}"),
+        *((f"on {name}", note) for note in limit_notes(plan, Total(None, None))),
+    ]
+
+
 def run_columns(combinations: Sequence[Combination]) -> list[str]:
     """A column for each swept setting."""
     return short_keys([key for key, _ in combinations[0].settings])
@@ -51,13 +70,17 @@ def planned_rows(combinations: Sequence[Combination], plans: Sequence[Plan], don
     ]
 
 
-def result_rows(runs: Sequence[Mapping[str, Any]]) -> Rows:
-    """A row for each run: its id, settings, accuracy, time, cost and state. Costs of free machines are left out."""
+def result_rows(runs: Sequence[Mapping[str, Any]], *, several: bool = False) -> Rows:
+    """A row for each run: its id, settings, accuracy, time, cost and state. Costs of free machines are left out.
+
+    `several`: with the target of each run.
+    """
     costs = any(run["cost_usd"] for run in runs)
     return [
         (
             run["run_id"] or run["name"],
             *run["settings"].values(),
+            *((run["target"] or "-",) if several else ()),
             _accuracy(run),
             "-" if run["seconds"] is None else duration(run["seconds"]),
             *((f"${run['cost_usd']:.2f}" if run["cost_usd"] else "-",) if costs else ()),
@@ -67,9 +90,13 @@ def result_rows(runs: Sequence[Mapping[str, Any]]) -> Rows:
     ]
 
 
-def result_columns(combinations: Sequence[Combination], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def result_columns(
+    combinations: Sequence[Combination], runs: Sequence[Mapping[str, Any]], *, several: bool = False
+) -> list[str]:
+    """The names of the columns of `result_rows`."""
     cost = ["cost"] if any(run["cost_usd"] for run in runs) else []
-    return ["run", *run_columns(combinations), "accuracy", "time", *cost, "state"]
+    on = ["on"] if several else []
+    return ["run", *run_columns(combinations), *on, "accuracy", "time", *cost, "state"]
 
 
 def _accuracy(run: Mapping[str, Any]) -> str:

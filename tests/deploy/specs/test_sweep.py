@@ -19,8 +19,10 @@ from deploy.specs.sweep import (
     end_of_sweep,
     identity,
     limit_notes,
+    next_place,
     refuse_same,
     short_keys,
+    targets_of,
     total,
 )
 from tests.deploy.specs.test_plan import FACTS, SETTINGS
@@ -217,3 +219,32 @@ def test_no_state_lets_a_sweep_go_on_by_accident() -> None:
         each for each in (*FINAL_STATES, *LIVE_STATES) if not end_of_sweep(each, ran=True, exit_code=1, repeated=False)
     }
     assert going == {"succeeded", "failed"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "names"), [(None, [""]), ("local", ["local"]), ("gpu1,gpu2", ["gpu1", "gpu2"]), ("a , b", ["a", "b"])]
+)
+def test_targets_are_divided_by_commas(typed: str | None, names: list[str]) -> None:
+    assert targets_of(typed) == names
+
+
+@pytest.mark.parametrize(("typed", "words"), [("a,a", "target 'a' twice"), ("a,,b", "without a name")])
+def test_a_target_twice_or_without_a_name_is_refused(typed: str, words: str) -> None:
+    with pytest.raises(WrongUse, match=words):
+        targets_of(typed)
+
+
+@pytest.mark.parametrize(
+    ("target", "left", "refused", "place"),
+    [
+        ("a", [], set(), None),
+        ("a", [2, 0], set(), 2),
+        ("a", [2, 0], {("a", 2)}, 0),
+        ("a", [2, 0], {("b", 2)}, 2),
+        ("a", [2], {("a", 2)}, None),
+    ],
+)
+def test_a_target_takes_the_first_run_that_did_not_fail_to_start_on_it(
+    target: str, left: list[int], refused: set[tuple[str, int]], place: int | None
+) -> None:
+    assert next_place(target, left, refused) == place

@@ -1,0 +1,89 @@
+"""Tell how a sweep went: its table, its document, what can be typed next, and its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.billing import costs
+from deploy.errors import DeployError, StepFailed, command
+from deploy.pod.base.folder import FINAL_STATES, LIVE_STATES
+from deploy.runs import checkpoints, documents, sweeps
+from deploy.runs import records as runs
+from deploy.runs.records import Record
+from deploy.specs.estimate import plural
+from deploy.specs.plan import Plan
+from deploy.specs.sweep import Combination
+from deploy.ui import sweep_table
+from deploy.ui.screen import Screen
+
+CENT = 0.005  # is shown as $0.01
+COMPARED_MOST = 5  # columns of `compare` that still fit
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a sweep went. `records`: of each combination, None if it was not run. `why`: not all were run, if so."""
+
+    records: Sequence[Record | None]
+    failures: Sequence[DeployError] = ()
+    why: str | None = None
+    interrupted: bool = False
+
+
+def tell(
+    project: Path, combos: Sequence[Combination], plans: Sequence[Plan], ended: Ended, screen: Screen
+) -> dict[str, Any]:
+    """Print the table and return the document. Raises DeployError if a run failed, KeyboardInterrupt after Ctrl-C.
+
+    `plans`: any plan of each target, in the order of --on.
+    """
+    records, book = ended.records, project / "runs"
+    usd = costs.by_run(runs.every(book))
+    targets = ",".join(plan.target for plan in plans)
+    told = sweeps.document(book, targets, list(zip(combos, records, strict=True)), usd, ended.why)
+    missing = sum(record is None for record in records)
+    not_run = f"{missing} of {plural(len(records), 'run')} {'was' if missing == 1 else 'were'} not started"
+    if ended.why:
+        screen.say(f"\nthe sweep ends: {ended.why}" + (f"; {not_run}" if missing else ""))
+    screen.table(
+        "\nSweep",
+        sweep_table.result_columns(combos, told["runs"], several=len(plans) > 1),
+        sweep_table.result_rows(told["runs"], several=len(plans) > 1),
+    )
+    if told["best"]:
+        screen.say(f"best by {checkpoints.named(told['measure'])}")
+    if told["cost_usd"] >= CENT:
+        screen.say(f"cost: ${told['cost_usd']:.2f}; no time of a machine is counted twice")
+    screen.commands(list(_next(told, plans)))
+    screen.document(told)
+    if ended.interrupted:
+        raise KeyboardInterrupt
+    if ended.failures:
+        failed = f"{len(ended.failures)} of {plural(len(records), 'run')} did not succeed"
+        end = DeployError(f"{failed}; {not_run}" if missing else failed)
+        end.exit_code = ended.failures[-1].exit_code if ended.why else StepFailed.exit_code
+        raise end
+    return told
+
+
+def _next(told: Mapping[str, Any], plans: Sequence[Plan]) -> Iterator[tuple[str, str]]:
+    """Commands that make sense after a sweep, each with its purpose."""
+    on = {plan.target: documents.on(plan) for plan in plans}
+    over = [run["run_id"] for run in told["runs"] if run["state"] in FINAL_STATES]
+    for run in told["runs"]:
+        if run["state"] in LIVE_STATES:
+            yield "see a run", command(f"status{on[run['target']]} --run {'RUN' if len(plans) == 1 else run['run_id']}")
+            break
+    for run in told["runs"]:
+        if run["best"]:
+            words = f"fetch-checkpoint{on[run['target']]} --run {run['run_id']} --which best"
+            yield "fetch its best checkpoint", command(words)
+    if 2 <= len(over) <= COMPARED_MOST:
+        yield "compare curves", command(f"compare {' '.join(over)}")
+    used = {run["target"] for run in told["runs"] if run["state"] in FINAL_STATES}
+    for plan in plans:
+        if plan.usd_per_hour != 0 and plan.target in used:
+            yield "release the machine", command(f"down{on[plan.target]}")
