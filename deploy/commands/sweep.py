@@ -26,7 +26,7 @@ from deploy.specs.plan import Plan, make
 from deploy.specs.request import Request
 from deploy.specs.sweep import Combination, combinations, end_of_sweep, identity, refuse_same, total
 from deploy.steps import download, resolve, restore
-from deploy.steps.code_check import prove_code
+from deploy.steps.code_check import preview_code, prove_code
 from deploy.steps.consent import agree, warn_of_balance
 from deploy.steps.look import look_at_host
 from deploy.steps.provision import pack_images, refuse_too_much
@@ -74,7 +74,8 @@ def sweep(
         if dry_run:
             looked_up = look_at_host(at, resolve.gather(at, checked[0]), screen)
             planned = _plan(at, combos, checked, looked_up)
-            done = {} if _all_anew(first) else sweeps.earlier(at, planned.plans, looked_up.code.tree, look=False)
+            anew = _all_anew(first)
+            done = {} if anew else sweeps.earlier(at, planned.plans, preview_code(at.settings), look=False)
             _show(planned, done, at, screen)
             return _of_plans(planned, done)
         with session.launching(at.settings) as note:
