@@ -19,7 +19,7 @@ from deploy.specs.plan import Plan, make
 from deploy.specs.request import Request
 from deploy.specs.sweep import Combination, identity, refuse_same
 from deploy.steps import download, resolve, restore
-from deploy.steps.code_check import prove_code
+from deploy.steps.code_check import preview_code, prove_code
 from deploy.steps.look import look_at_host
 from deploy.steps.provision import pack_images, refuse_too_much
 from deploy.ui.screen import Screen
@@ -74,7 +74,7 @@ def look_ahead(
     looked_up = look_at_host(at, resolve.gather(at, checked[0]), screen)
     planned = plan_all(at, combos, checked, looked_up)
     is_anew = is_all_anew(combos[0].request)
-    return planned, {} if is_anew else sweeps.earlier(at, planned.plans, looked_up.code.tree, look=False)
+    return planned, {} if is_anew else sweeps.earlier(at, planned.plans, preview_code(at.settings), look=False)
 
 
 def plan_to_run(

@@ -122,6 +122,17 @@ def prove(
     return warned, Snapshots(project, excluded_by).take(listed) if listed else None
 
 
+def preview(project: Path, excluded_by: tuple[str, ...] = ()) -> str | None:
+    """Return the id that `prove` would return now; None without git. Writes nothing into the project.
+
+    Raises WrongUse for a file that would arrive changed.
+    """
+    if not is_repository(project):
+        return None
+    with tempfile.TemporaryDirectory(prefix="sniperface-") as scratch:
+        return Snapshots(project, excluded_by, Path(scratch) / "code.git").take()
+
+
 def place(
     project: Path,
     shell: Shell,

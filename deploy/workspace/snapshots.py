@@ -32,14 +32,15 @@ class Snapshots:
     """A bare repository beside the user's, with snapshots of the working tree as commits.
 
     New objects go there; existing ones are borrowed from the user's repository, whose index and working tree do not
-    change.
+    change. `store`: another folder for that repository.
     """
 
-    def __init__(self, project: Path, excluded: Sequence[str] = ()) -> None:
+    def __init__(self, project: Path, excluded: Sequence[str] = (), store: Path | None = None) -> None:
         self.project = project
         self.excluded = excluded  # patterns
         self.format = worktree.object_format(project)
-        self.store = project / ".sniperface" / ("code.git" if self.format == "sha1" else f"code-{self.format}.git")
+        name = "code.git" if self.format == "sha1" else f"code-{self.format}.git"
+        self.store = store or project / ".sniperface" / name
         self.objects = {"GIT_OBJECT_DIRECTORY": str(self.store / "objects")}
         if not (self.store / "objects").is_dir():
             hashed = [] if self.format == "sha1" else [f"--object-format={self.format}"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.conftest import Project, wait_until
+from tests.deploy.conftest import Project, git, wait_until
 from tests.deploy.support.pods import ProcessPod
 from tests.deploy.support.pretend.app.prepare import make as prepare
 from tests.support.emulators.runpod import KEY, Emulator
@@ -91,6 +91,55 @@ def test_a_dry_run_shows_one_plan_of_all_runs(project: Project) -> None:
     assert [run["done_by"] for run in told["runs"]] == [None, None]  # a run by hand is no run of a sweep
     assert told["expected_minutes"] == pytest.approx(sum(minutes))
     assert (min(minutes) > 0, told["expected_usd"], told["usd_per_hour"]) == (True, 0, 0)
+
+
+@pytest.mark.parametrize("state", ["clean", "excluded", "changed"])
+def test_a_dry_run_recognises_what_is_done(project: Project, state: str) -> None:
+    """Of committed code, of a target with `exclude:`, and of code that is not committed. No file changes."""
+    if state == "excluded":
+        target = project.path / "conf" / "deploy" / "local.yaml"
+        target.write_text(target.read_text(encoding="utf-8") + "\nexclude: [docs/]\n", encoding="utf-8")
+        (project.path / "docs").mkdir(exist_ok=True)
+        (project.path / "docs" / "extra.md").write_text("extra\n", encoding="utf-8")
+    if state != "clean":
+        (project.path / "app" / "extra.py").write_text("", encoding="utf-8")
+    if state == "excluded":
+        git(project.path, "add", "--all")
+        git(project.path, "commit", "--quiet", "-m", "with exclude")
+    done = [run["run_id"] for run in project.json("train", *LR)["runs"]]
+    before = project.files()
+    wider = project.json("train", "--sweep", "train.optimizer.lr=0.03,0.1,0.2", "--dry-run")
+    assert [run["done_by"] for run in wider["runs"]] == [*done, None]
+    assert project.files() == before
+    (project.path / "app" / "extra.py").write_text("# other code\n", encoding="utf-8")
+    assert [run["done_by"] for run in project.json("train", *LR, "--dry-run")["runs"]] == [None, None]
+
+
+@pytest.mark.slow
+def test_sweeps_on_two_targets_run_at_the_same_time(project: Project) -> None:
+    """Each has a table of its own, and no run of one is a run of the other. `compare` shows all of them."""
+    other = {"provider": "local", "root": str(project.path.parent / "other"), "device": "cpu"}
+    (project.path / "conf" / "deploy" / "other.yaml").write_text(json.dumps(other), encoding="utf-8")
+    prepare(project.path / "data" / "orl" / "images.npy")
+    step = ("--set", "train.step_s=0.2", "--set", "train.epochs=10", "--json")
+    first = project.start("train", *LR, *step)
+    second = project.start("train", "--on", "other", "--sweep", "train.optimizer.lr=0.2,0.4", *step)
+
+    def targets_at_work() -> set[str]:
+        return {run["target"] for run in project.json("runs") if run["state"] == "running"}
+
+    wait_until(lambda: targets_at_work() == {"local", "other"})
+    told = []
+    for process in (first, second):
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        told.append(json.loads(out))
+    assert [each["target"] for each in told] == ["local", "other"]
+    assert [[run["state"] for run in each["runs"]] for each in told] == [["succeeded", "succeeded"]] * 2
+    ids = [run["run_id"] for each in told for run in each["runs"]]
+    assert len(set(ids)) == 4
+    compared = project.invoke("compare", *ids).stdout
+    assert [run_id for run_id in ids if run_id not in compared] == []
 
 
 def test_a_failed_combination_is_told_and_the_next_one_runs(project: Project) -> None:

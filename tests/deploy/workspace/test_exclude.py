@@ -89,6 +89,25 @@ def test_changes_of_an_excluded_file_change_no_snapshot(tree: Path) -> None:
     assert code.prove(tree, excluded_by=("docs/", "tests/"))[1] != first
 
 
+@pytest.mark.parametrize("patterns", [(), ("docs/", "tests/")], ids=["all", "without-excluded"])
+def test_a_preview_is_the_id_of_the_snapshot_and_writes_nothing(tree: Path, patterns: tuple[str, ...]) -> None:
+    """Of a clean tree, and of one with changed, new and removed files."""
+    for change in (False, True):
+        if change:
+            (tree / "app" / "train.py").write_text("changed\n", encoding="utf-8")
+            (tree / "app" / "new.py").write_text("new\n", encoding="utf-8")
+            (tree / "conf" / "deploy" / "lab.yaml").unlink()
+        before = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
+        told = code.preview(tree, patterns)
+        assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
+        assert told == code.prove(tree, excluded_by=patterns)[1]
+
+
+def test_without_git_there_is_no_preview(tmp_path: Path) -> None:
+    fill(tmp_path)
+    assert code.preview(tmp_path) is None
+
+
 def test_without_patterns_the_snapshot_is_the_commit(tree: Path) -> None:
     shutil.rmtree(tree / "tests")
     assert code.look(tree).tree == placed_id(tree) == git(tree, "rev-parse", "HEAD^{tree}")
