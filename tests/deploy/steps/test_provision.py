@@ -176,7 +176,7 @@ def test_a_root_that_cannot_be_written_is_no_machine(tmp_path: Path, capsys: pyt
     provision.greet(rented.settings, rented.machine(address=None), Noting(), Screen())
     assert said(capsys) == ""
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(NoMachine, match="the folder .*file of target 'rented' cannot be written: ") as error:
+    with pytest.raises(NoMachine, match=r"the folder .*file of target 'rented' cannot be written: ") as error:
         provision.greet(rented.settings, replace(machine, root=tmp_path / "file"), Noting(), Screen())
     assert error.value.next_command == "set another root in conf/deploy/rented.yaml"
 
